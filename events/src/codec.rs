@@ -1,0 +1,246 @@
+//! Bytes to events and back. Old shapes are lifted to today's here, and nowhere else.
+//!
+//! A payload is `marker || salt || content`. Marker 0 says that the content is plain MessagePack; other markers are
+//! kept free for encryption. The content is a map of `data` (the event's fields) and `context`.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{AggregateId, Context, Fingerprint, OrgId, Salt};
+
+const PLAIN: u8 = 0;
+/// JSON itself is read to a depth of 128, and every level of it can cost two here.
+const MAX_DEPTH: usize = 300;
+
+/// Why bytes are not an event of ours. Every one of these is an answer, never a panic.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// Not MessagePack, or not of this shape.
+    #[error("cannot decode the {what}: {source}")]
+    Malformed {
+        /// Which part.
+        what: &'static str,
+        /// What the decoder says.
+        source: rmp_serde::decode::Error,
+    },
+    /// A value that has no MessagePack form.
+    #[error("cannot encode the event: {0}")]
+    Unencodable(#[from] rmp_serde::encode::Error),
+    /// Larger than the limit; both in bytes.
+    #[error("a commit of {size} bytes is over the limit of {limit}")]
+    TooLarge {
+        /// How large it is.
+        size: usize,
+        /// How large it may be.
+        limit: usize,
+    },
+    /// None, or more than the limit.
+    #[error("a commit has 1 to {limit} events, not {count}")]
+    EventCount {
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// Written by a newer program, or by no program of ours.
+    #[error("unknown {what} {value}: written by a newer version of orgstream?")]
+    Unknown {
+        /// Which part.
+        what: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// The content is not the content that the header commits to.
+    #[error("the payload does not match the header's commitment")]
+    CommitmentBroken,
+    /// The envelope and the subject (or two headers) name different orgs.
+    #[error("the envelope belongs to {envelope}, but it came for {expected}")]
+    ForeignOrg {
+        /// What the envelope says.
+        envelope: OrgId,
+        /// What the subject says.
+        expected: OrgId,
+    },
+    /// The envelope and the subject (or two headers) name different aggregates.
+    #[error("the envelope is about {envelope}, but it came for {expected}")]
+    ForeignAggregate {
+        /// What the envelope says.
+        envelope: Box<AggregateId>,
+        /// What the subject says.
+        expected: Box<AggregateId>,
+    },
+}
+
+#[derive(Serialize)]
+struct ContentRef<'a, T> {
+    data: &'a T,
+    context: &'a Context,
+}
+
+#[derive(Deserialize)]
+struct Content<T> {
+    data: T,
+    #[serde(default)]
+    context: Context,
+}
+
+/// Reads any MessagePack of ours, to a bounded depth. Lengths that the bytes claim are not trusted with memory.
+pub(crate) fn from_bytes<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, CodecError> {
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes);
+    decoder.set_max_depth(MAX_DEPTH);
+    T::deserialize(&mut decoder).map_err(|source| CodecError::Malformed { what, source })
+}
+
+pub(crate) fn encode_content<T: Serialize>(data: &T, context: &Context) -> Result<Vec<u8>, CodecError> {
+    Ok(rmp_serde::to_vec_named(&ContentRef { data, context })?)
+}
+
+pub(crate) fn decode_content<T: DeserializeOwned>(content: &[u8]) -> Result<(T, Context), CodecError> {
+    from_bytes::<Content<T>>("payload", content).map(|content| (content.data, content.context))
+}
+
+/// The payload bytes of `content`, and the commitment to it.
+pub(crate) fn seal_content(content: &[u8], salt: Salt) -> (Vec<u8>, Fingerprint) {
+    let mut payload = Vec::with_capacity(1 + salt.0.len() + content.len());
+    payload.push(PLAIN);
+    payload.extend_from_slice(&salt.0);
+    payload.extend_from_slice(content);
+    (payload, Fingerprint::of(&[&salt.0, content]))
+}
+
+/// The content inside `payload`, once it has been compared with its commitment.
+pub(crate) fn open_content(payload: &[u8], commitment: Fingerprint) -> Result<&[u8], CodecError> {
+    match payload.split_first() {
+        Some((&PLAIN, salted)) if Fingerprint::of(&[salted]) == commitment => {
+            salted.split_at_checked(32).map(|(_, content)| content).ok_or(CodecError::CommitmentBroken)
+        }
+        Some((&PLAIN, _)) | None => Err(CodecError::CommitmentBroken),
+        Some((marker, _)) => Err(CodecError::Unknown { what: "payload encoding", value: marker.to_string() }),
+    }
+}
+
+/// Declares the events of one aggregate: an enum, their permanent names and their schema versions.
+///
+/// `"name", 2 { 1 => OldShape }` says that version 2 is written today and that version 1 is still read, through
+/// `From<OldShape>`.
+macro_rules! event_enum {
+    (
+        $(#[$doc:meta])*
+        $name:ident {
+            $($variant:ident($body:ident) = $wire:literal, $schema:literal $({ $($old:literal => $old_body:ty),+ })?;)+
+        }
+    ) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum $name {
+            $(#[doc = concat!("`", $wire, "`")] $variant($body),)+
+        }
+
+        impl $name {
+            /// Every name that is written today, with its schema version.
+            pub(crate) const KNOWN: &'static [(&'static str, u16)] = &[$(($wire, $schema)),+];
+
+            /// The permanent name and the schema version of this event.
+            pub fn wire(&self) -> (&'static str, u16) {
+                match self {
+                    $(Self::$variant(_) => ($wire, $schema),)+
+                }
+            }
+
+            pub(crate) fn encode(&self, context: &$crate::Context) -> Result<Vec<u8>, $crate::CodecError> {
+                match self {
+                    $(Self::$variant(body) => $crate::codec::encode_content(body, context),)+
+                }
+            }
+
+            /// None when the name is not one of this aggregate's.
+            pub(crate) fn decode(
+                event_type: &str,
+                schema: u16,
+                content: &[u8],
+            ) -> Result<Option<(Self, $crate::Context)>, $crate::CodecError> {
+                match (event_type, schema) {
+                    $(
+                        ($wire, $schema) => $crate::codec::decode_content::<$body>(content)
+                            .map(|(body, context)| Some((Self::$variant(body), context))),
+                        $($(
+                            ($wire, $old) => $crate::codec::decode_content::<$old_body>(content)
+                                .map(|(body, context)| Some((Self::$variant(body.into()), context))),
+                        )+)?
+                        ($wire, other) => {
+                            Err($crate::CodecError::Unknown { what: concat!("schema of ", $wire), value: other.to_string() })
+                        }
+                    )+
+                    _ => Ok(None),
+                }
+            }
+
+            /// The event's fields as people and APIs read them.
+            pub(crate) fn to_json(&self) -> serde_json::Value {
+                match self {
+                    $(Self::$variant(body) => serde_json::to_value(body).unwrap_or_default(),)+
+                }
+            }
+        }
+    };
+}
+pub(crate) use event_enum;
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    struct Moved {
+        place: String,
+        floor: i32,
+    }
+
+    /// What version 1 of `desk.moved` looked like.
+    #[derive(Serialize, Deserialize)]
+    struct MovedV1 {
+        place: String,
+    }
+
+    impl From<MovedV1> for Moved {
+        fn from(old: MovedV1) -> Self {
+            Self { place: old.place, floor: 0 }
+        }
+    }
+
+    event_enum! {
+        DeskEvent {
+            Moved(Moved) = "desk.moved", 2 { 1 => MovedV1 };
+        }
+    }
+
+    #[test]
+    fn an_old_shape_is_lifted_to_todays() {
+        let old = encode_content(&MovedV1 { place: "Oslo".to_owned() }, &Context::default()).unwrap();
+        let (event, _) = DeskEvent::decode("desk.moved", 1, &old).unwrap().unwrap();
+        assert_eq!(event, DeskEvent::Moved(Moved { place: "Oslo".to_owned(), floor: 0 }));
+        assert_eq!(event.wire(), ("desk.moved", 2));
+        let new = event.encode(&Context::default()).unwrap();
+        assert_eq!(DeskEvent::decode("desk.moved", 2, &new).unwrap().unwrap().0, event);
+        assert_eq!(event.to_json(), serde_json::json!({"place": "Oslo", "floor": 0}));
+        assert_eq!(DeskEvent::KNOWN, [("desk.moved", 2)]);
+    }
+
+    #[test]
+    fn a_newer_shape_is_refused_by_name() {
+        let error = DeskEvent::decode("desk.moved", 3, &[]).unwrap_err().to_string();
+        assert!(error.contains("schema of desk.moved 3"), "{error}");
+        assert!(DeskEvent::decode("desk.sold", 1, &[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn another_content_breaks_the_commitment() {
+        let (mut payload, commitment) = seal_content(b"content", Salt([9; 32]));
+        assert_eq!(open_content(&payload, commitment).unwrap(), b"content");
+        *payload.last_mut().unwrap() ^= 1;
+        assert!(matches!(open_content(&payload, commitment), Err(CodecError::CommitmentBroken)));
+        payload[0] = 7;
+        assert!(matches!(open_content(&payload, commitment), Err(CodecError::Unknown { .. })));
+    }
+}

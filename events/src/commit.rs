@@ -1,0 +1,212 @@
+//! A commit: the events of one command on one aggregate, as one message.
+//!
+//! One message is stored whole or not at all, so a command's events are atomic by construction.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Actor, AggregateId, AggregateVersion, CodecError, CommandId, Context, CorrelationId, Event, EventId, EventSubject,
+    Fingerprint, Header, OrgId, Outcome, Salt, Timestamp,
+    codec::{from_bytes, open_content, seal_content},
+};
+
+/// The largest message, in bytes: a little under the server's own default of 1 MiB, headers included.
+pub const MAX_COMMIT_BYTES: usize = 1_000_000;
+/// The most events that one command may cause.
+pub const MAX_EVENTS_PER_COMMIT: usize = 1_000;
+const VERSION: u8 = 1;
+
+/// What a command decided, before it has bytes.
+#[derive(Debug, Clone)]
+pub struct CommitDraft {
+    /// The tenant.
+    pub org: OrgId,
+    /// What the events are about.
+    pub aggregate: AggregateId,
+    /// The aggregate's version before these events; 0 when they begin it.
+    pub version_before: u64,
+    /// The command.
+    pub command_id: CommandId,
+    /// The hash of the command's body, when it came under an idempotency key.
+    pub fingerprint: Option<Fingerprint>,
+    /// Who did it.
+    pub actor: Actor,
+    /// When it happened.
+    pub occurred_at: Timestamp,
+    /// When it was accepted.
+    pub recorded_at: Timestamp,
+    /// The event that caused the command, if one did.
+    pub causation_id: Option<EventId>,
+    /// What it belongs to; none begins something new.
+    pub correlation_id: Option<CorrelationId>,
+    /// The request, as the access log has it.
+    pub request_id: Option<String>,
+    /// The personal part of what is known of the request.
+    pub context: Context,
+    /// What happened.
+    pub events: Vec<Event>,
+}
+
+impl CommitDraft {
+    /// Gives the events their bytes; `salt` is called once for each.
+    pub fn seal(self, mut salt: impl FnMut() -> Salt) -> Result<Commit, CodecError> {
+        check_event_count(self.events.len())?;
+        let place = format!("{}.{}", self.org, self.aggregate);
+        let correlation_id = self.correlation_id.unwrap_or_else(|| CorrelationId::derive(self.command_id));
+        let mut sealed = Vec::with_capacity(self.events.len());
+        for (ordinal, event) in self.events.iter().enumerate() {
+            let (payload, payload_commit) = seal_content(&event.encode(&self.context)?, salt());
+            let (event_type, schema) = event.wire();
+            let header = Header {
+                v: VERSION,
+                org_id: self.org,
+                event_id: EventId::derive(self.command_id, &place, ordinal),
+                event_type: event_type.to_owned(),
+                schema,
+                aggregate: AggregateVersion {
+                    aggregate: self.aggregate.clone(),
+                    version: self.version_before + ordinal as u64 + 1,
+                },
+                occurred_at: self.occurred_at,
+                recorded_at: self.recorded_at,
+                actor: self.actor.clone(),
+                targets: event.targets(&self.aggregate),
+                outcome: Outcome::SUCCESS,
+                command_id: self.command_id,
+                causation_id: self.causation_id,
+                correlation_id,
+                request_id: self.request_id.clone(),
+                payload_commit,
+                payload_cipher_sha256: None,
+            };
+            sealed.push(SealedEvent { header: rmp_serde::to_vec_named(&header)?.into(), payload: payload.into() });
+        }
+        Ok(Commit {
+            v: VERSION,
+            org_id: self.org,
+            aggregate: self.aggregate,
+            command_id: self.command_id,
+            fingerprint: self.fingerprint,
+            events: sealed,
+        })
+    }
+}
+
+/// One message of the stream, decoded as far as its envelope.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    v: u8,
+    /// The tenant.
+    pub org_id: OrgId,
+    /// What the events are about.
+    pub aggregate: AggregateId,
+    /// The command.
+    pub command_id: CommandId,
+    /// The hash of the command's body, when it came under an idempotency key.
+    pub fingerprint: Option<Fingerprint>,
+    /// The events, in order.
+    pub events: Vec<SealedEvent>,
+}
+
+impl Commit {
+    /// The message's bytes.
+    pub fn encode(&self) -> Result<Bytes, CodecError> {
+        let bytes = rmp_serde::to_vec_named(self)?;
+        check_size(bytes.len())?;
+        Ok(bytes.into())
+    }
+
+    /// Reads a message; what it holds is opened by [`Commit::open`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        check_size(bytes.len())?;
+        let commit: Self = from_bytes("commit", bytes)?;
+        if commit.v != VERSION {
+            return Err(CodecError::Unknown { what: "commit version", value: commit.v.to_string() });
+        }
+        check_event_count(commit.events.len())?;
+        Ok(commit)
+    }
+
+    /// Opens the events of a commit that came on `subject`.
+    ///
+    /// A commit, or a header in it, that names another org or aggregate than the subject does is refused whole.
+    pub fn open(self, subject: &EventSubject) -> Result<OpenedCommit, CodecError> {
+        let belongs = |org: OrgId, aggregate: &AggregateId| {
+            if org != subject.org {
+                return Err(CodecError::ForeignOrg { envelope: org, expected: subject.org });
+            }
+            if *aggregate != subject.aggregate {
+                let (envelope, expected) = (Box::new(aggregate.clone()), Box::new(subject.aggregate.clone()));
+                return Err(CodecError::ForeignAggregate { envelope, expected });
+            }
+            Ok(())
+        };
+        belongs(self.org_id, &self.aggregate)?;
+        let mut events = Vec::with_capacity(self.events.len());
+        for sealed in self.events {
+            let opened = sealed.open()?;
+            belongs(opened.header.org_id, &opened.header.aggregate.aggregate)?;
+            events.push(opened);
+        }
+        Ok(OpenedCommit { command_id: self.command_id, fingerprint: self.fingerprint, events })
+    }
+}
+
+/// One event as it is stored for ever: two byte strings, the first committing to the second.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedEvent {
+    /// The header's bytes; the audit leaf is computed over exactly these.
+    pub header: Bytes,
+    /// The payload's bytes, beginning with how they are encoded.
+    pub payload: Bytes,
+}
+
+impl SealedEvent {
+    /// Decodes both parts and compares the payload with the header's commitment.
+    pub fn open(self) -> Result<OpenedEvent, CodecError> {
+        let header: Header = from_bytes("header", &self.header)?;
+        if header.v != VERSION {
+            return Err(CodecError::Unknown { what: "header version", value: header.v.to_string() });
+        }
+        let content = open_content(&self.payload, header.payload_commit)?;
+        let (event, context) = Event::decode(&header.event_type, header.schema, content)?;
+        Ok(OpenedEvent { header, event, context, sealed: self })
+    }
+}
+
+/// A commit with its events decoded, every one of them of the org and aggregate that the subject named.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OpenedCommit {
+    /// The command.
+    pub command_id: CommandId,
+    /// The hash of the command's body, when it came under an idempotency key.
+    pub fingerprint: Option<Fingerprint>,
+    /// The events, in order.
+    pub events: Vec<OpenedEvent>,
+}
+
+/// An event that can be read, beside the bytes it was read from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OpenedEvent {
+    /// Who, what, when.
+    pub header: Header,
+    /// What happened.
+    pub event: Event,
+    /// The personal part of what is known of the request.
+    pub context: Context,
+    /// The stored bytes.
+    pub sealed: SealedEvent,
+}
+
+fn check_size(size: usize) -> Result<(), CodecError> {
+    if size > MAX_COMMIT_BYTES { Err(CodecError::TooLarge { size, limit: MAX_COMMIT_BYTES }) } else { Ok(()) }
+}
+
+fn check_event_count(count: usize) -> Result<(), CodecError> {
+    if (1..=MAX_EVENTS_PER_COMMIT).contains(&count) {
+        Ok(())
+    } else {
+        Err(CodecError::EventCount { count, limit: MAX_EVENTS_PER_COMMIT })
+    }
+}

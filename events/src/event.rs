@@ -1,0 +1,102 @@
+//! All events there are, by aggregate.
+
+use serde_json::Value;
+
+use crate::{
+    AggregateId, ApiKeyEvent, CodecError, Context, KindEvent, MemberEvent, OrganizationEvent, ParkingEvent,
+    RecordEvent, Target,
+};
+
+/// One event. A consumer matches on it without `_`, so that a new event is a decision everywhere.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Of the organization itself.
+    Organization(OrganizationEvent),
+    /// Of its members.
+    Member(MemberEvent),
+    /// Of an API key.
+    ApiKey(ApiKeyEvent),
+    /// Of a record kind.
+    Kind(KindEvent),
+    /// Of a record.
+    Record(RecordEvent),
+    /// Of parked events.
+    Parking(ParkingEvent),
+}
+
+macro_rules! each {
+    ($self:expr, $event:ident => $body:expr) => {
+        match $self {
+            Event::Organization($event) => $body,
+            Event::Member($event) => $body,
+            Event::ApiKey($event) => $body,
+            Event::Kind($event) => $body,
+            Event::Record($event) => $body,
+            Event::Parking($event) => $body,
+        }
+    };
+}
+
+/// Every event that is written today: its permanent name and schema version, by aggregate.
+pub const KNOWN_EVENTS: &[&[(&str, u16)]] = &[
+    OrganizationEvent::KNOWN,
+    MemberEvent::KNOWN,
+    ApiKeyEvent::KNOWN,
+    KindEvent::KNOWN,
+    RecordEvent::KNOWN,
+    ParkingEvent::KNOWN,
+];
+
+impl Event {
+    /// The permanent name and the schema version.
+    pub fn wire(&self) -> (&'static str, u16) {
+        each!(self, event => event.wire())
+    }
+
+    /// The event's fields as people and APIs read them.
+    pub fn to_json(&self) -> Value {
+        each!(self, event => event.to_json())
+    }
+
+    pub(crate) fn encode(&self, context: &Context) -> Result<Vec<u8>, CodecError> {
+        each!(self, event => event.encode(context))
+    }
+
+    pub(crate) fn decode(event_type: &str, schema: u16, content: &[u8]) -> Result<(Self, Context), CodecError> {
+        macro_rules! try_each {
+            ($($variant:ident: $enum:ident),+) => {$(
+                if let Some((event, context)) = $enum::decode(event_type, schema, content)? {
+                    return Ok((Self::$variant(event), context));
+                }
+            )+};
+        }
+        try_each!(
+            Record: RecordEvent,
+            Organization: OrganizationEvent,
+            Member: MemberEvent,
+            ApiKey: ApiKeyEvent,
+            Kind: KindEvent,
+            Parking: ParkingEvent
+        );
+        Err(CodecError::Unknown { what: "event type", value: event_type.chars().take(80).collect() })
+    }
+
+    /// What the event was done to, as the header names it.
+    pub(crate) fn targets(&self, aggregate: &AggregateId) -> Vec<Target> {
+        let (target_type, id) = match self {
+            Self::Member(MemberEvent::Added(event)) => ("member", event.member_id.to_string()),
+            Self::Member(MemberEvent::RoleChanged(event)) => ("member", event.member_id.to_string()),
+            Self::Member(MemberEvent::Removed(event)) => ("member", event.member_id.to_string()),
+            Self::Parking(ParkingEvent::Retried(event)) => {
+                (event.aggregate.aggregate_type().name(), event.aggregate.id())
+            }
+            Self::Parking(ParkingEvent::Skipped(event)) => {
+                (event.aggregate.aggregate_type().name(), event.aggregate.id())
+            }
+            Self::Organization(_) | Self::ApiKey(_) | Self::Kind(_) | Self::Record(_) => {
+                (aggregate.aggregate_type().name(), aggregate.id())
+            }
+        };
+        vec![Target { target_type: target_type.to_owned(), id }]
+    }
+}

@@ -1,0 +1,245 @@
+//! One newtype per kind of id, all in TypeID form: `prefix_` and a UUID in 26 base32 characters.
+//!
+//! People and JSON see the text; MessagePack and PostgreSQL see the 16 bytes. An id with another prefix does not parse,
+//! so a member id can never be mistaken for an org id.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest, Sha256};
+use type_safe_id::{DynamicType, TypeSafeId};
+use uuid::Uuid;
+
+/// Why a text is not the id that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a {expected}_ id: it must be \"{expected}_\" and 26 base32 characters")]
+pub struct IdError {
+    expected: &'static str,
+    text: String,
+}
+
+/// Bytes for a fresh id: 48 bits of Unix milliseconds, then randomness (a version 7 UUID).
+fn v7(unix_ms: i64, random: [u8; 10]) -> Uuid {
+    uuid::Builder::from_unix_timestamp_millis(u64::try_from(unix_ms).unwrap_or_default(), &random).into_uuid()
+}
+
+/// An id that follows from `seed` and `parts` alone, so that a retried command makes the same one.
+///
+/// When the seed carries a time (version 7), so does the result, and ids keep sorting by age; otherwise it is a
+/// version 8 UUID, all hash.
+fn derived(prefix: &str, seed: Option<Uuid>, parts: &[&[u8]]) -> Uuid {
+    let mut hash = Sha256::new();
+    hash.update(prefix.as_bytes());
+    if let Some(seed) = seed {
+        hash.update(seed.as_bytes());
+    }
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    let (head, rest) = digest.split_at(16);
+    match seed.filter(|seed| seed.get_version_num() == 7) {
+        Some(seed) => {
+            let (seconds, nanos) = seed.get_timestamp().map_or((0, 0), |time| time.to_unix());
+            let ms = seconds.saturating_mul(1000) + u64::from(nanos / 1_000_000);
+            let mut random = [0; 10];
+            random.copy_from_slice(rest.split_at(10).0);
+            uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid()
+        }
+        None => {
+            let mut bytes = [0; 16];
+            bytes.copy_from_slice(head);
+            uuid::Builder::from_custom_bytes(bytes).into_uuid()
+        }
+    }
+}
+
+macro_rules! typed_ids {
+    ($($(#[$doc:meta])* $name:ident = $prefix:literal;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// The text before the underscore.
+            pub const PREFIX: &'static str = $prefix;
+
+            /// Wraps the stored form of an id.
+            pub const fn from_uuid(uuid: Uuid) -> Self {
+                Self(uuid)
+            }
+
+            /// The stored form: what PostgreSQL and MessagePack hold.
+            pub const fn uuid(self) -> Uuid {
+                self.0
+            }
+
+            /// A fresh id (UUID version 7) from the clock and the randomness of the caller.
+            pub fn fresh(unix_ms: i64, random: [u8; 10]) -> Self {
+                Self(v7(unix_ms, random))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                // The prefix is a constant of this file; an empty one would only lose the prefix.
+                match DynamicType::new($prefix) {
+                    Ok(prefix) => TypeSafeId::from_type_and_uuid(prefix, self.0).fmt(f),
+                    Err(_) => Err(fmt::Error),
+                }
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = IdError;
+
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                // Exactly one spelling per id: the parser below also reads the base32 letters that people confuse.
+                let id = (text.len() == $prefix.len() + 27 && text.starts_with($prefix))
+                    .then(|| text.parse::<TypeSafeId<DynamicType>>().ok())
+                    .flatten()
+                    .filter(|id| id.type_prefix() == $prefix)
+                    .map(|id| Self(id.uuid()));
+                id.filter(|id| id.to_string() == text).ok_or_else(|| IdError {
+                    expected: $prefix,
+                    text: text.chars().take(80).collect(),
+                })
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                if serializer.is_human_readable() {
+                    serializer.collect_str(self)
+                } else {
+                    self.0.serialize(serializer)
+                }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                if deserializer.is_human_readable() {
+                    let text = String::deserialize(deserializer)?;
+                    text.parse().map_err(serde::de::Error::custom)
+                } else {
+                    Uuid::deserialize(deserializer).map(Self)
+                }
+            }
+        }
+    )*};
+}
+
+typed_ids! {
+    /// An organization: the tenant, and the first part of every key, subject and cache entry.
+    OrgId = "org";
+    /// A login identity, across organizations. Never shown inside one: see [`MemberId`].
+    UserId = "usr";
+    /// A user's presence in one organization: what that organization's events and audit log name.
+    MemberId = "mem";
+    /// An API key. Not the secret, and not the public part of the token.
+    KeyId = "key";
+    /// A record of some kind, owned by one organization.
+    RecordId = "res";
+    /// One event, the same however often its command is retried.
+    EventId = "evt";
+    /// One command, the same for every retry under one idempotency key.
+    CommandId = "cmd";
+    /// What a chain of commands and events has in common.
+    CorrelationId = "cor";
+}
+
+/// The organization of the platform itself: record kinds and everything else that all organizations share.
+///
+/// It is an ordinary organization to the stream, the workers and the database, so global data needs no second path.
+pub const PLATFORM_ORG: OrgId = OrgId::from_uuid(Uuid::from_u128(0x0000_0000_0000_8000_8000_0000_0000_0001));
+
+impl CommandId {
+    /// The id of every command sent to `org` under the idempotency key `key`.
+    pub fn from_idempotency_key(org: OrgId, key: &str) -> Self {
+        Self(derived(Self::PREFIX, None, &[org.0.as_bytes(), key.as_bytes()]))
+    }
+}
+
+impl EventId {
+    /// The id of a command's event: by command, aggregate subject and place in the commit.
+    pub fn derive(command: CommandId, subject: &str, ordinal: usize) -> Self {
+        Self(derived(Self::PREFIX, Some(command.0), &[subject.as_bytes(), &(ordinal as u64).to_be_bytes()]))
+    }
+}
+
+impl CorrelationId {
+    /// The correlation of a command that continues no other.
+    pub fn derive(command: CommandId) -> Self {
+        Self(derived(Self::PREFIX, Some(command.0), &[]))
+    }
+}
+
+impl UserId {
+    /// A person as one issuer knows them: the same user whoever asks, with no table to look them up in.
+    pub fn from_login(issuer: &str, subject: &str) -> Self {
+        Self(derived(Self::PREFIX, None, &[issuer.as_bytes(), subject.as_bytes()]))
+    }
+}
+
+macro_rules! derived_from_command {
+    ($($name:ident),*) => {$(
+        impl $name {
+            /// The id that `command` gives to the thing it creates; a retry names the same thing.
+            pub fn derive(command: CommandId) -> Self {
+                Self(derived(Self::PREFIX, Some(command.0), &[]))
+            }
+        }
+    )*};
+}
+
+derived_from_command!(OrgId, MemberId, KeyId, RecordId);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_of_another_kind_does_not_parse() {
+        let org = OrgId::fresh(1_700_000_000_000, [7; 10]).to_string();
+        assert_eq!(org.parse::<OrgId>().unwrap().to_string(), org);
+        let error = org.parse::<MemberId>().unwrap_err().to_string();
+        assert!(error.contains("is not a mem_ id"), "{error}");
+    }
+
+    #[test]
+    fn an_id_has_one_spelling() {
+        let org = OrgId::fresh(1_700_000_000_000, [7; 10]).to_string();
+        assert!(org.to_uppercase().parse::<OrgId>().is_err());
+        assert!(format!("{org} ").parse::<OrgId>().is_err());
+        assert!("org_".parse::<OrgId>().is_err());
+    }
+
+    #[test]
+    fn derived_ids_keep_the_age_of_their_command_and_repeat() {
+        let command = CommandId::fresh(1_700_000_000_000, [1; 10]);
+        let record = RecordId::derive(command);
+        assert_eq!(record, RecordId::derive(command));
+        assert_eq!(record.uuid().get_version_num(), 7);
+        assert_eq!(record.uuid().as_bytes()[..6], command.uuid().as_bytes()[..6]);
+        let keyed = CommandId::from_idempotency_key(PLATFORM_ORG, "k");
+        assert_eq!(keyed.uuid().get_version_num(), 8);
+        assert_eq!(RecordId::derive(keyed).uuid().get_version_num(), 8);
+    }
+
+    #[test]
+    fn people_see_text_and_machines_see_bytes() {
+        let org = OrgId::fresh(1_700_000_000_000, [7; 10]);
+        assert_eq!(serde_json::to_string(&org).unwrap(), format!("\"{org}\""));
+        let bytes = rmp_serde::to_vec_named(&org).unwrap();
+        assert_eq!(bytes.len(), 18);
+        assert_eq!(rmp_serde::from_slice::<OrgId>(&bytes).unwrap(), org);
+    }
+}

@@ -1,0 +1,48 @@
+//! What happened, and nothing else: ids, events, the envelope around them, their bytes and their subjects.
+//!
+//! This crate is pure. It does no I/O, knows no clock and no randomness (both are arguments), and depends on neither
+//! NATS nor SQL. Everything that outlives a process, bytes and names, is decided here and only here.
+//!
+//! Start with [`Commit`]: one command's events as one message on one aggregate's [`EventSubject`].
+
+mod api_key;
+mod codec;
+mod commit;
+mod envelope;
+mod event;
+mod ids;
+mod kind;
+mod member;
+mod names;
+mod organization;
+mod parking;
+mod position;
+mod record;
+mod subject;
+mod timestamp;
+mod view;
+
+pub use api_key::{ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, KeyEnvironment};
+pub use codec::CodecError;
+pub use commit::{
+    Commit, CommitDraft, MAX_COMMIT_BYTES, MAX_EVENTS_PER_COMMIT, OpenedCommit, OpenedEvent, SealedEvent,
+};
+pub use envelope::{
+    Actor, ActorType, AggregateVersion, Auth, AuthMethod, Context, Fingerprint, Header, Outcome, OutcomeStatus, Salt,
+    Target,
+};
+pub use event::{Event, KNOWN_EVENTS};
+pub use ids::{CommandId, CorrelationId, EventId, IdError, KeyId, MemberId, OrgId, PLATFORM_ORG, RecordId, UserId};
+pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired, Visibility};
+pub use member::{MemberAdded, MemberEvent, MemberRemoved, MemberRoleChanged, Role};
+pub use names::{KeyPublicId, KindName, NameError, Slug};
+pub use organization::{
+    OrganizationCreated, OrganizationEvent, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
+    OrganizationSettingsChanged, OrganizationSuspended, TenantType,
+};
+pub use parking::{ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline};
+pub use position::Position;
+pub use record::{RecordArchived, RecordCreated, RecordEvent, RecordUpdated};
+pub use subject::{AggregateId, AggregateType, EventSubject, Shard, SubjectError};
+pub use timestamp::Timestamp;
+pub use view::EventView;

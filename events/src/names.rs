@@ -1,0 +1,109 @@
+//! Names that people choose and that end up in subjects and URLs. Each is parsed once, into its newtype.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text is not such a name. The message is meant for the person who typed it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a {what}: {rule}")]
+pub struct NameError {
+    what: &'static str,
+    rule: &'static str,
+    text: String,
+}
+
+macro_rules! names {
+    ($($(#[$doc:meta])* $name:ident: $what:literal, $rule:literal, $valid:expr;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+
+            fn try_from(text: String) -> Result<Self, NameError> {
+                let valid: fn(&[u8]) -> bool = $valid;
+                if valid(text.as_bytes()) {
+                    Ok(Self(text))
+                } else {
+                    Err(NameError { what: $what, rule: $rule, text: text.chars().take(80).collect() })
+                }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                text.to_owned().try_into()
+            }
+        }
+    )*};
+}
+
+names! {
+    /// The name of a record kind, for example `evaluation` or `yara_rule`.
+    KindName: "kind name", "1 to 63 of a-z, 0-9 and _, beginning with a letter", |text| {
+        text.len() <= 63
+            && text.first().is_some_and(u8::is_ascii_lowercase)
+            && text.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'_')
+    };
+    /// An organization's name in URLs. Unique over all organizations.
+    Slug: "slug", "2 to 63 of a-z, 0-9 and single hyphens, not at either end", |text| {
+        (2..=63).contains(&text.len())
+            && text.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+            && text.first() != Some(&b'-')
+            && text.last() != Some(&b'-')
+            && !text.windows(2).any(|pair| pair == b"--")
+            // An id is accepted wherever a slug is, so the two must never look alike.
+            && !text.starts_with(b"org_")
+    };
+    /// The part of an API key that names it: not secret, and enough to find the key's organization.
+    KeyPublicId: "key id", "12 of 0-9, A-Z and a-z", |text| {
+        text.len() == 12 && text.iter().all(u8::is_ascii_alphanumeric)
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slugs_are_url_safe() {
+        for good in ["acme", "a1", "acme-corp-2"] {
+            assert!(good.parse::<Slug>().is_ok(), "{good}");
+        }
+        for bad in ["", "a", "-acme", "acme-", "a--b", "Acme", "a.b", "a/b", "a_b", "ä1", &"a".repeat(64)] {
+            assert!(bad.parse::<Slug>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn kind_names_are_one_subject_token() {
+        assert!("yara_rule".parse::<KindName>().is_ok());
+        for bad in ["", "1st", "a.b", "a*", ">", "a b", "Kind"] {
+            assert!(bad.parse::<KindName>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Events of an organization.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Slug, codec::event_enum};
+
+event_enum! {
+    /// What happens to an organization as a whole.
+    OrganizationEvent {
+        Created(OrganizationCreated) = "organization.created", 1;
+        Renamed(OrganizationRenamed) = "organization.renamed", 1;
+        SettingsChanged(OrganizationSettingsChanged) = "organization.settings_changed", 1;
+        Suspended(OrganizationSuspended) = "organization.suspended", 1;
+        Resumed(OrganizationResumed) = "organization.resumed", 1;
+    }
+}
+
+/// What kind of tenant it is. All kinds are isolated alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TenantType {
+    /// One person's own.
+    Personal,
+    /// A company or another group of people.
+    Organization,
+    /// A team.
+    Team,
+    /// A workspace.
+    Workspace,
+}
+
+/// A new organization. Its creator is added as the owner in the same atomic append.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OrganizationCreated {
+    /// What people call it.
+    pub name: String,
+    /// Its name in URLs.
+    pub slug: Slug,
+    /// What kind of tenant.
+    pub tenant_type: TenantType,
+    /// Where its data lives.
+    pub region: String,
+}
+
+/// New names; the id never changes, and an old slug goes on leading here.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OrganizationRenamed {
+    /// What people call it from now on.
+    pub name: String,
+    /// Its name in URLs from now on.
+    pub slug: Slug,
+}
+
+/// All settings as they are from now on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OrganizationSettingsChanged {
+    /// The settings.
+    pub settings: OrganizationSettings,
+}
+
+/// What an organization decides about itself. A field that is missing has its default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OrganizationSettings {
+    /// The longest life of a new API key, in days; none means that keys need not expire.
+    pub api_key_max_days: Option<u32>,
+    /// Whether the keys that a member issued end when the member is removed.
+    pub revoke_keys_on_creator_exit: bool,
+    /// Whatever the customer wants to keep here.
+    pub custom_metadata: BTreeMap<String, String>,
+}
+
+/// Nobody but the platform may act in the organization any more.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OrganizationSuspended {
+    /// Why, in the operator's words.
+    pub reason: String,
+}
+
+/// Everything works again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OrganizationResumed {
+    /// Why, in the operator's words.
+    pub reason: String,
+}

@@ -1,0 +1,206 @@
+//! Subjects, written and parsed in this one place: `ev.<shard>.<org>.<aggregate>.<id>`.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{KeyId, KindName, OrgId, Pipeline, RecordId};
+
+/// One of the pooled streams. An org lives in exactly one at a time; which one is data, not arithmetic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Shard(pub u16);
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+macro_rules! aggregates {
+    ($($(#[$doc:meta])* $variant:ident($id:ty) = $name:literal;)*) => {
+        /// The kinds of aggregates, by their names in subjects and headers.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum AggregateType {
+            $($(#[$doc])* #[serde(rename = $name)] $variant,)*
+        }
+
+        impl AggregateType {
+            /// The name on the wire.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+        }
+
+        /// One aggregate of one org: the unit of ordering, of conflicts and of parking.
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "WireAggregateId", into = "WireAggregateId")]
+        pub enum AggregateId {
+            $($(#[$doc])* $variant($id),)*
+        }
+
+        impl AggregateId {
+            /// Which kind of aggregate this is.
+            pub fn aggregate_type(&self) -> AggregateType {
+                match self {
+                    $(Self::$variant(_) => AggregateType::$variant,)*
+                }
+            }
+
+            /// The id without its type, as subjects and headers have it.
+            pub fn id(&self) -> String {
+                match self {
+                    $(Self::$variant(id) => id.to_string(),)*
+                }
+            }
+
+            /// Reads the two parts that [`AggregateId::aggregate_type`] and [`AggregateId::id`] give.
+            pub fn parse(aggregate: &str, id: &str) -> Result<Self, SubjectError> {
+                match aggregate {
+                    $($name => id.parse().map(Self::$variant).map_err(|_| SubjectError::new(id, "a bad aggregate id")),)*
+                    _ => Err(SubjectError::new(aggregate, "an unknown aggregate")),
+                }
+            }
+        }
+    };
+}
+
+aggregates! {
+    /// The organization itself: name, settings, whether it is suspended.
+    Organization(OrgId) = "organization";
+    /// All members of an organization. One aggregate, because "never the last owner" is a rule over all of them.
+    Member(OrgId) = "member";
+    /// One API key.
+    ApiKey(KeyId) = "api_key";
+    /// One record kind (of the platform's own organization).
+    Kind(KindName) = "kind";
+    /// One record.
+    Record(RecordId) = "record";
+    /// What an operator decided about the parked events of one pipeline.
+    Parking(Pipeline) = "parking";
+}
+
+impl fmt::Display for AggregateId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.aggregate_type().name(), self.id())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireAggregateId {
+    #[serde(rename = "type")]
+    aggregate: String,
+    id: String,
+}
+
+impl From<AggregateId> for WireAggregateId {
+    fn from(aggregate: AggregateId) -> Self {
+        Self { aggregate: aggregate.aggregate_type().name().to_owned(), id: aggregate.id() }
+    }
+}
+
+impl TryFrom<WireAggregateId> for AggregateId {
+    type Error = SubjectError;
+
+    fn try_from(wire: WireAggregateId) -> Result<Self, SubjectError> {
+        Self::parse(&wire.aggregate, &wire.id)
+    }
+}
+
+/// Why a text is not one of our subjects.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is {problem}")]
+pub struct SubjectError {
+    text: String,
+    problem: &'static str,
+}
+
+impl SubjectError {
+    fn new(text: &str, problem: &'static str) -> Self {
+        Self { text: text.chars().take(120).collect(), problem }
+    }
+}
+
+/// Where the commits of one aggregate go.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct EventSubject {
+    /// The stream that holds the org.
+    pub shard: Shard,
+    /// The org, before anything else that could tell two aggregates apart.
+    pub org: OrgId,
+    /// The aggregate.
+    pub aggregate: AggregateId,
+}
+
+impl EventSubject {
+    /// Everything in one shard.
+    pub fn all_in_shard(shard: Shard) -> String {
+        format!("ev.{shard}.>")
+    }
+
+    /// Everything of one org.
+    pub fn all_of_org(shard: Shard, org: OrgId) -> String {
+        format!("ev.{shard}.{org}.>")
+    }
+
+    /// The shard and org of a subject, without looking at the aggregate: all that routing needs.
+    pub fn route(subject: &str) -> Result<(Shard, OrgId), SubjectError> {
+        let mut tokens = subject.split('.');
+        match (tokens.next(), tokens.next().map(str::parse), tokens.next().map(str::parse)) {
+            (Some("ev"), Some(Ok(shard)), Some(Ok(org))) => Ok((Shard(shard), org)),
+            _ => Err(SubjectError::new(subject, "not an event subject")),
+        }
+    }
+}
+
+impl fmt::Display for EventSubject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ev.{}.{}.{}", self.shard, self.org, self.aggregate)
+    }
+}
+
+impl FromStr for EventSubject {
+    type Err = SubjectError;
+
+    fn from_str(subject: &str) -> Result<Self, SubjectError> {
+        let (shard, org) = Self::route(subject)?;
+        let mut rest = subject.split('.').skip(3);
+        match (rest.next(), rest.next(), rest.next()) {
+            (Some(aggregate), Some(id), None) => Ok(Self { shard, org, aggregate: AggregateId::parse(aggregate, id)? }),
+            _ => Err(SubjectError::new(subject, "not an event subject")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CommandId;
+
+    #[test]
+    fn a_subject_reads_back() {
+        let command = CommandId::fresh(1_700_000_000_000, [3; 10]);
+        let org = OrgId::derive(command);
+        for aggregate in [
+            AggregateId::Organization(org),
+            AggregateId::Member(org),
+            AggregateId::ApiKey(KeyId::derive(command)),
+            AggregateId::Kind("yara_rule".parse().unwrap()),
+            AggregateId::Record(RecordId::derive(command)),
+            AggregateId::Parking(Pipeline::Audit),
+        ] {
+            let subject = EventSubject { shard: Shard(3), org, aggregate };
+            assert_eq!(subject.to_string().parse::<EventSubject>().unwrap(), subject);
+            assert_eq!(EventSubject::route(&subject.to_string()).unwrap(), (Shard(3), org));
+        }
+    }
+
+    #[test]
+    fn other_subjects_do_not_parse() {
+        for bad in ["", "ev", "ev.1", "ev.x.org_1.record.y", "ev.1.org_1.record", "cmd.1.a.b.c", "ev.1.a.b.c.d.e"] {
+            assert!(bad.parse::<EventSubject>().is_err(), "{bad}");
+        }
+    }
+}

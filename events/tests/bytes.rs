@@ -1,0 +1,286 @@
+//! The bytes that last: golden files for every event version, round trips, and hostile input.
+
+use std::{fs, path::PathBuf};
+
+use orgstream_events::{
+    Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, Auth, AuthMethod, CodecError, CommandId,
+    Commit, CommitDraft, Context, Event, EventSubject, Fingerprint, KNOWN_EVENTS, KeyEnvironment, KeyId, KindChanged,
+    KindDefinition, KindEvent, KindRegistered, KindRetired, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId,
+    MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent, OrganizationRenamed,
+    OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, ParkedEventsRetried,
+    ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordUpdated,
+    Role, Salt, Shard, TenantType, Timestamp, UserId, Visibility,
+};
+use proptest::prelude::*;
+use serde_json::json;
+
+fn command() -> CommandId {
+    CommandId::fresh(1_700_000_000_000, [5; 10])
+}
+
+fn org() -> OrgId {
+    OrgId::fresh(1_700_000_000_000, [1; 10])
+}
+
+fn member() -> MemberId {
+    MemberId::fresh(1_700_000_000_000, [2; 10])
+}
+
+/// One example of every event there is, with the aggregate it belongs to.
+fn examples() -> Vec<(AggregateId, Event)> {
+    let slug = |text: &str| text.parse().unwrap();
+    let kind = |text: &str| text.parse().unwrap();
+    let record = AggregateId::Record(RecordId::fresh(1_700_000_000_000, [3; 10]));
+    let key = AggregateId::ApiKey(KeyId::fresh(1_700_000_000_000, [4; 10]));
+    let definition = KindDefinition {
+        title: "Evaluation".to_owned(),
+        schema: json!({"type": "object", "required": ["score"]}),
+        visibility: Visibility::Private,
+        cost: 1,
+    };
+    let organization = |event| (AggregateId::Organization(org()), Event::Organization(event));
+    let member_event = |event| (AggregateId::Member(org()), Event::Member(event));
+    let kind_event = |event| (AggregateId::Kind(kind("evaluation")), Event::Kind(event));
+    vec![
+        organization(OrganizationEvent::Created(OrganizationCreated {
+            name: "Acme".to_owned(),
+            slug: slug("acme"),
+            tenant_type: TenantType::Organization,
+            region: "local".to_owned(),
+        })),
+        organization(OrganizationEvent::Renamed(OrganizationRenamed {
+            name: "Acme 2".to_owned(),
+            slug: slug("acme2"),
+        })),
+        organization(OrganizationEvent::SettingsChanged(OrganizationSettingsChanged {
+            settings: OrganizationSettings {
+                api_key_max_days: Some(90),
+                revoke_keys_on_creator_exit: true,
+                custom_metadata: [("crm".to_owned(), "42".to_owned())].into(),
+            },
+        })),
+        organization(OrganizationEvent::Suspended(OrganizationSuspended { reason: "unpaid".to_owned() })),
+        organization(OrganizationEvent::Resumed(OrganizationResumed { reason: "paid".to_owned() })),
+        member_event(MemberEvent::Added(MemberAdded {
+            member_id: member(),
+            user_id: UserId::from_login("https://issuer.example", "ann"),
+            email: "ann@acme.example".to_owned(),
+            role: Role::Owner,
+        })),
+        member_event(MemberEvent::RoleChanged(MemberRoleChanged {
+            member_id: member(),
+            from: Role::Admin,
+            to: Role::Viewer,
+        })),
+        member_event(MemberEvent::Removed(MemberRemoved { member_id: member() })),
+        (
+            key.clone(),
+            Event::ApiKey(ApiKeyEvent::Issued(ApiKeyIssued {
+                name: "ci".to_owned(),
+                public_id: "AbCdEf012345".parse().unwrap(),
+                secret_mac: Fingerprint([8; 32]),
+                last4: "Wxyz".to_owned(),
+                role: Role::Member,
+                environment: KeyEnvironment::Live,
+                expires_at: Some(Timestamp::from_unix_ms(1_800_000_000_000)),
+            })),
+        ),
+        (key, Event::ApiKey(ApiKeyEvent::Revoked(ApiKeyRevoked { reason: Some("leaked".to_owned()) }))),
+        kind_event(KindEvent::Registered(KindRegistered { definition: definition.clone() })),
+        kind_event(KindEvent::Changed(KindChanged { definition })),
+        kind_event(KindEvent::Retired(KindRetired {})),
+        (
+            record.clone(),
+            Event::Record(RecordEvent::Created(RecordCreated {
+                kind: kind("evaluation"),
+                kind_version: 1,
+                data: json!({"score": 0.5, "tags": ["a", null, -1]}),
+            })),
+        ),
+        (
+            record.clone(),
+            Event::Record(RecordEvent::Updated(RecordUpdated {
+                kind: kind("evaluation"),
+                kind_version: 2,
+                data: json!({"score": 1}),
+            })),
+        ),
+        (record.clone(), Event::Record(RecordEvent::Archived(RecordArchived { reason: None }))),
+        (
+            AggregateId::Parking(Pipeline::ReadModels),
+            Event::Parking(ParkingEvent::Retried(ParkedEventsRetried { aggregate: record.clone() })),
+        ),
+        (
+            AggregateId::Parking(Pipeline::ReadModels),
+            Event::Parking(ParkingEvent::Skipped(ParkedEventsSkipped {
+                aggregate: record,
+                seq: 7,
+                reason: "broken by hand".to_owned(),
+            })),
+        ),
+    ]
+}
+
+fn draft(aggregate: AggregateId, events: Vec<Event>) -> CommitDraft {
+    CommitDraft {
+        org: org(),
+        aggregate,
+        version_before: 2,
+        command_id: command(),
+        fingerprint: Some(Fingerprint([6; 32])),
+        actor: Actor {
+            actor_type: ActorType::ApiKey,
+            id: KeyId::fresh(1_700_000_000_000, [4; 10]).to_string(),
+            auth: Some(Auth { method: AuthMethod::ApiKey, key_id: Some("AbCdEf012345".to_owned()), session_id: None }),
+        },
+        occurred_at: Timestamp::from_unix_ms(1_700_000_000_001),
+        recorded_at: Timestamp::from_unix_ms(1_700_000_000_002),
+        causation_id: None,
+        correlation_id: None,
+        request_id: Some("req-1".to_owned()),
+        context: Context { ip: Some("192.0.2.1".to_owned()), user_agent: Some("curl/8".to_owned()) },
+        events,
+    }
+}
+
+fn subject(aggregate: AggregateId) -> EventSubject {
+    EventSubject { shard: Shard(3), org: org(), aggregate }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A golden file is written once, with `GOLDEN_WRITE=1`, and never edited: it is what is out there.
+#[test]
+fn every_event_has_its_golden_bytes() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut seen = Vec::new();
+    for (aggregate, event) in examples() {
+        let (name, schema) = event.wire();
+        seen.push((name, schema));
+        let commit = draft(aggregate.clone(), vec![event.clone()]).seal(|| Salt([9; 32])).unwrap();
+        let bytes = commit.encode().unwrap();
+        let file = folder.join(format!("{name}.v{schema}.hex"));
+        if std::env::var_os("GOLDEN_WRITE").is_some() && !file.exists() {
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(&file, hex(&bytes) + "\n").unwrap();
+        }
+        let golden = fs::read_to_string(&file).unwrap_or_else(|_| panic!("{name} v{schema} has no golden file"));
+        assert_eq!(hex(&bytes), golden.trim(), "{name} v{schema} changed its bytes: give it a new schema version");
+        let opened = Commit::decode(&bytes).unwrap().open(&subject(aggregate)).unwrap();
+        assert_eq!(opened.events[0].event, event);
+        assert_eq!(opened.events[0].header.aggregate.version, 3);
+    }
+    let known: Vec<_> = KNOWN_EVENTS.iter().flat_map(|events| events.iter().copied()).collect();
+    assert_eq!(seen, known, "an event without an example, or in another order");
+}
+
+#[test]
+fn a_commit_for_another_org_is_refused() {
+    let (aggregate, event) = examples().into_iter().find(|(_, event)| matches!(event, Event::Record(_))).unwrap();
+    let commit = draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
+    let mut foreign = subject(aggregate);
+    foreign.org = OrgId::fresh(1_700_000_000_000, [77; 10]);
+    assert!(matches!(commit.open(&foreign), Err(CodecError::ForeignOrg { .. })));
+}
+
+#[test]
+fn a_header_for_another_org_inside_an_honest_commit_is_refused() {
+    let (aggregate, event) = examples().into_iter().find(|(_, event)| matches!(event, Event::Record(_))).unwrap();
+    let mut lying = draft(aggregate.clone(), vec![event]);
+    lying.org = OrgId::fresh(1_700_000_000_000, [77; 10]);
+    let mut commit = lying.seal(|| Salt([9; 32])).unwrap();
+    commit.org_id = org();
+    assert!(matches!(commit.open(&subject(aggregate)), Err(CodecError::ForeignOrg { .. })));
+}
+
+#[test]
+fn a_changed_payload_is_refused() {
+    let (aggregate, event) = examples().remove(0);
+    let mut commit = draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
+    let mut payload = commit.events[0].payload.to_vec();
+    *payload.last_mut().unwrap() ^= 1;
+    commit.events[0].payload = payload.into();
+    assert!(matches!(commit.open(&subject(aggregate)), Err(CodecError::CommitmentBroken)));
+}
+
+#[test]
+fn a_commit_over_the_limit_says_the_limit() {
+    let aggregate = AggregateId::Record(RecordId::fresh(0, [3; 10]));
+    let event = Event::Record(RecordEvent::Created(RecordCreated {
+        kind: "evaluation".parse().unwrap(),
+        kind_version: 1,
+        data: json!("x".repeat(MAX_COMMIT_BYTES)),
+    }));
+    let commit = draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
+    let error = commit.encode().unwrap_err().to_string();
+    assert!(error.contains("limit of 1000000"), "{error}");
+    let error = draft(aggregate, Vec::new()).seal(|| Salt([9; 32])).unwrap_err().to_string();
+    assert!(error.contains("1 to 1000 events, not 0"), "{error}");
+}
+
+/// A length of four billion that is not there must cost an error, not four gigabytes.
+#[test]
+fn claimed_lengths_are_not_believed() {
+    for head in [[0xdd, 0xff, 0xff, 0xff, 0xff], [0xdf, 0xff, 0xff, 0xff, 0xff], [0xc6, 0xff, 0xff, 0xff, 0xff]] {
+        assert!(Commit::decode(&head).is_err());
+    }
+    assert!(Commit::decode(&[0x91; 100_000]).is_err(), "depth is bounded");
+}
+
+fn json_value() -> impl Strategy<Value = serde_json::Value> {
+    let leaf = prop_oneof![
+        Just(serde_json::Value::Null),
+        any::<bool>().prop_map(Into::into),
+        any::<i64>().prop_map(Into::into),
+        any::<u64>().prop_map(Into::into),
+        (-1e300..1e300).prop_map(|number: f64| json!(number)),
+        ".{0,20}".prop_map(Into::into),
+    ];
+    leaf.prop_recursive(5, 40, 6, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..6).prop_map(Into::into),
+            prop::collection::vec((".{0,8}", inner), 0..6)
+                .prop_map(|fields| serde_json::Value::Object(fields.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_record_reads_back_as_it_was_written(data in json_value(), version in 0_u64..u64::from(u32::MAX), salt: [u8; 32]) {
+        let aggregate = AggregateId::Record(RecordId::fresh(0, [3; 10]));
+        let event = Event::Record(RecordEvent::Created(RecordCreated {
+            kind: "evaluation".parse().unwrap(),
+            kind_version: 1,
+            data,
+        }));
+        let mut draft = draft(aggregate.clone(), vec![event.clone(), event.clone()]);
+        draft.version_before = version;
+        let bytes = draft.seal(|| Salt(salt)).unwrap().encode().unwrap();
+        let opened = Commit::decode(&bytes).unwrap().open(&subject(aggregate)).unwrap();
+        prop_assert_eq!(&opened.events[0].event, &event);
+        prop_assert_eq!(opened.events[1].header.aggregate.version, version + 2);
+        prop_assert_ne!(opened.events[0].header.event_id, opened.events[1].header.event_id);
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        let _ = Commit::decode(&bytes);
+    }
+
+    #[test]
+    fn damaged_bytes_never_panic(place: prop::sample::Index, value: u8, cut: prop::sample::Index, which: prop::sample::Index) {
+        let examples = examples();
+        let (aggregate, event) = which.get(&examples).clone();
+        let commit = draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
+        let mut bytes = commit.encode().unwrap().to_vec();
+        let place = place.index(bytes.len());
+        bytes[place] = value;
+        bytes.truncate(1 + cut.index(bytes.len()));
+        if let Ok(commit) = Commit::decode(&bytes) {
+            let _ = commit.open(&subject(aggregate));
+        }
+    }
+}
