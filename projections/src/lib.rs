@@ -1,1 +1,42 @@
-//! x
+//! Read models, the audit log and their queries, on PostgreSQL under forced row-level security.
+//!
+//! This is the only crate with SQL. One file is one table: its row, how events change it, and its queries. Nothing here
+//! reaches a table but through a transaction that is bound to one org ([`TenantTx`] to read, [`SliceTx`] to apply), and
+//! the only way to bind one is a [`BoundOrg`], which authentication and the stream give out.
+//!
+//! A row is a pure function of the events: dropping every read model and replaying gives the same rows.
+
+pub mod api_keys;
+pub mod audit;
+pub mod checkpoints;
+pub mod idempotency;
+pub mod kinds;
+pub mod members;
+pub mod organizations;
+pub mod parked;
+pub mod records;
+
+mod apply;
+mod catalogue;
+mod convert;
+mod database;
+mod error;
+mod migrate;
+mod ops;
+mod page;
+mod resolve;
+mod rewinds;
+mod slice;
+mod slugs;
+mod tenant;
+
+pub use apply::{Applied, apply, apply_audit, apply_read_models};
+pub use convert::CreatedBy;
+pub use database::{Database, DatabaseOptions, Finding};
+pub use error::DbError;
+pub use migrate::{MigrateError, migrate};
+pub use ops::{Lease, ShardMark};
+pub use page::{Listing, Page, Place, Placed};
+pub use rewinds::Rewind;
+pub use slice::{SliceStart, SliceTx, pipeline_version};
+pub use tenant::{BoundOrg, TenantTx};

@@ -1,1 +1,32 @@
-//! x
+//! The per-org log on JetStream: where an org's events live, appending to them, reading, replaying and following them.
+//!
+//! Nothing outside this crate talks to JetStream, and nothing in it knows SQL or HTTP. One commit is one message on
+//! `ev.<shard>.<org>.<aggregate>.<id>`; the subject's last sequence is what every append states and what orders an
+//! aggregate. Start with [`Log`]: a cheap handle, and every verb of the crate is a method on it, in the file of that
+//! name.
+
+mod api;
+mod append;
+mod claims;
+mod cursor;
+mod error;
+mod feed;
+mod log;
+mod message;
+mod placement;
+mod preflight;
+mod publish;
+mod queue;
+mod read;
+mod streams;
+mod tail;
+
+pub use append::{Appended, Expected};
+pub use cursor::Cursor;
+pub use error::{AppendError, ClaimError, CursorError, StreamError};
+pub use log::{Log, LogOptions, SyncMode};
+pub use message::{Message, StoredCommit};
+pub use placement::Placement;
+pub use preflight::{Finding, preflight};
+pub use read::{Chunk, Freshness, ReadLimit};
+pub use streams::ShardState;

@@ -1,1 +1,25 @@
-//! x
+//! From the stream to the tables, fairly: one org's burst never slows another.
+//!
+//! ```text
+//! shard cursor ──> scheduler (one task: lanes, virtual time) ──> slots (one short transaction each) ──> checkpoint
+//!      ^                 │ over budget: detach                          │ failure: back off, then park
+//!      └── lease         └──> refill from the log at the lane's pace    └──> acknowledged by the checkpoint alone
+//! ```
+//!
+//! [`Worker::run`] owns shards by lease, reads each owned shard once, and hands every commit to its org's lanes, one per
+//! pipeline. Lanes take turns by measured database time. A slice's rows and its checkpoint commit together, so a commit
+//! that is delivered twice has one effect.
+
+mod delivery;
+mod engine;
+mod lane;
+mod options;
+mod ownership;
+mod scheduler;
+mod shard;
+mod slice;
+mod worker;
+
+pub use engine::LaneLag;
+pub use options::WorkerOptions;
+pub use worker::{Worker, WorkerError, WorkerStatus};

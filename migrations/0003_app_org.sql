@@ -1,0 +1,17 @@
+-- The bound org, or an error: a forgotten binding must never look like an org without rows.
+--
+-- STABLE, never IMMUTABLE: an immutable function is folded into prepared statements, and the next org on the same
+-- connection is shown the rows of the one before. After a transaction the setting is '' rather than NULL.
+SET LOCAL ROLE app_owner;
+CREATE FUNCTION app.org() RETURNS uuid LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    bound text := pg_catalog.current_setting('app.org_id', true);
+BEGIN
+    IF bound IS NULL OR bound = '' THEN
+        RAISE EXCEPTION 'no org is bound' USING ERRCODE = '42501';
+    END IF;
+    RETURN bound::uuid;
+END $$;
+REVOKE ALL ON FUNCTION app.org() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION app.org() TO app_rw, app_ro, app_audit;
+RESET ROLE;

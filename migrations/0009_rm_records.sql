@@ -1,0 +1,31 @@
+-- Records, kept when they are archived. The indexes are the two ways to list them, newest first.
+--
+-- What changes in a record (content, status, version) is in no index, so that the room left in each page is enough for
+-- most changes and the indexes are left alone.
+SET LOCAL ROLE app_owner;
+CREATE TABLE rm.records (
+    org_id uuid NOT NULL,
+    id uuid NOT NULL,
+    kind text NOT NULL,
+    kind_version bigint NOT NULL,
+    data jsonb NOT NULL,
+    status text NOT NULL CHECK (status IN ('active', 'archived')),
+    created_by_type text NOT NULL,
+    created_by_id text NOT NULL,
+    version bigint NOT NULL,
+    created_at timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL,
+    seq bigint NOT NULL,
+    PRIMARY KEY (org_id, id)
+) WITH (fillfactor = 85);
+CREATE INDEX records_newest ON rm.records (org_id, created_at, id);
+CREATE INDEX records_newest_of_kind ON rm.records (org_id, kind, created_at, id);
+ALTER TABLE rm.records ENABLE ROW LEVEL SECURITY;
+ALTER TABLE rm.records FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON rm.records AS PERMISSIVE FOR ALL TO app_rw, app_ro
+    USING (org_id = (SELECT app.org())) WITH CHECK (org_id = (SELECT app.org()));
+CREATE POLICY floor ON rm.records AS RESTRICTIVE FOR ALL TO PUBLIC
+    USING (org_id = (SELECT app.org())) WITH CHECK (org_id = (SELECT app.org()));
+GRANT SELECT, INSERT, UPDATE, DELETE ON rm.records TO app_rw;
+GRANT SELECT ON rm.records TO app_ro;
+RESET ROLE;

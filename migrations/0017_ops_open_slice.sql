@@ -1,0 +1,63 @@
+-- Bind an org, check the lease and move the checkpoint in one round trip: what every slice begins with.
+--
+-- `state` is `open`, `moved` (the checkpoint is at `stored_seq`, not where the caller thought) or `fenced` (the shard
+-- has another owner). A caller that does not know the checkpoint gives NULL: right for an org that has none yet, and
+-- `moved` for every other. Only `open` has changed anything. The caller's rights apply, row-level security included.
+SET LOCAL ROLE app_owner;
+CREATE FUNCTION ops.open_slice(
+    slice_org uuid,
+    slice_pipeline text,
+    slice_version integer,
+    slice_shard integer,
+    slice_epoch bigint,
+    from_seq bigint,
+    to_seq bigint,
+    OUT state text,
+    OUT stored_seq bigint,
+    OUT parked boolean
+) LANGUAGE plpgsql VOLATILE SECURITY INVOKER AS $$
+BEGIN
+    IF to_seq < from_seq THEN
+        RAISE EXCEPTION 'a checkpoint does not go back' USING ERRCODE = '22023';
+    END IF;
+    PERFORM pg_catalog.set_config('app.org_id', slice_org::text, true);
+    stored_seq := 0;
+    parked := false;
+
+    PERFORM FROM ops.shard_leases AS lease WHERE lease.shard = slice_shard AND lease.epoch = slice_epoch;
+    IF NOT FOUND THEN
+        state := 'fenced';
+        RETURN;
+    END IF;
+
+    UPDATE ops.checkpoints AS checkpoint
+    SET seq = to_seq, epoch = slice_epoch, updated_at = pg_catalog.clock_timestamp()
+    WHERE checkpoint.org_id = slice_org AND checkpoint.pipeline = slice_pipeline
+        AND checkpoint.version = slice_version AND checkpoint.shard = slice_shard AND checkpoint.seq = from_seq;
+    IF NOT FOUND THEN
+        -- FOUND stays false when there is nothing to insert.
+        IF coalesce(from_seq, 0) = 0 THEN
+            INSERT INTO ops.checkpoints (org_id, pipeline, version, shard, seq, epoch, updated_at)
+            VALUES (slice_org, slice_pipeline, slice_version, slice_shard, to_seq, slice_epoch,
+                pg_catalog.clock_timestamp())
+            ON CONFLICT DO NOTHING;
+        END IF;
+        IF NOT FOUND THEN
+            state := 'moved';
+            SELECT checkpoint.seq INTO stored_seq FROM ops.checkpoints AS checkpoint
+            WHERE checkpoint.org_id = slice_org AND checkpoint.pipeline = slice_pipeline
+                AND checkpoint.version = slice_version AND checkpoint.shard = slice_shard;
+            stored_seq := coalesce(stored_seq, 0);
+            RETURN;
+        END IF;
+    END IF;
+
+    state := 'open';
+    stored_seq := to_seq;
+    parked := EXISTS (
+        SELECT FROM ops.parked AS waiting WHERE waiting.org_id = slice_org AND waiting.pipeline = slice_pipeline
+    );
+END $$;
+REVOKE ALL ON FUNCTION ops.open_slice FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION ops.open_slice TO app_rw;
+RESET ROLE;

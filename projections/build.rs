@@ -1,0 +1,5 @@
+//! Builds again when a migration appears: `sqlx::migrate!` by itself only watches the files it already knows.
+
+fn main() {
+    println!("cargo:rerun-if-changed=../migrations");
+}

@@ -1,0 +1,143 @@
+//! Events to rows. A slice is folded in memory to the last state of every row it touches, then written with one or two
+//! statements per table, whatever the number of events.
+
+use std::sync::Arc;
+
+use orgstream_events::{AggregateId, Event, Header, OpenedCommit, Pipeline};
+use time::OffsetDateTime;
+
+use crate::{
+    BoundOrg, Database, DbError, SliceTx, api_keys, audit, convert::to_bigint, idempotency, kinds, members,
+    organizations, records, slugs,
+};
+
+/// A commit, and where it stands in its stream.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// The stream sequence.
+    pub seq: u64,
+    /// The events; shared, because both pipelines apply them.
+    pub commit: Arc<OpenedCommit>,
+}
+
+/// What every row carries from the last event that changed it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stamp {
+    pub(crate) version: i64,
+    pub(crate) at: OffsetDateTime,
+    pub(crate) seq: i64,
+}
+
+impl Stamp {
+    fn new(header: &Header, seq: u64) -> Self {
+        Self { version: to_bigint(header.aggregate.version), at: header.recorded_at.to_datetime(), seq: to_bigint(seq) }
+    }
+}
+
+/// Applies `commits` to the tables of the pipeline that the slice was opened for.
+pub async fn apply(slice: &mut SliceTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
+    match slice.connection(org)?.1 {
+        Pipeline::ReadModels => apply_read_models(slice, org, commits).await,
+        Pipeline::Audit => apply_audit(slice, org, commits).await,
+    }
+}
+
+/// Applies `commits`, in stream order, to the tables behind the queries.
+pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
+    let connection = slice.connection_of(org, Pipeline::ReadModels)?;
+    let org = org.org().uuid();
+    let mut organizations = organizations::Fold::default();
+    let mut slugs = slugs::Fold::default();
+    let mut members = members::Fold::default();
+    let mut api_keys = api_keys::Fold::default();
+    let mut kinds = kinds::Fold::default();
+    let mut records = records::Fold::default();
+    for Applied { seq, commit } in commits {
+        for event in &commit.events {
+            let header = &event.header;
+            let stamp = Stamp::new(header, *seq);
+            match (&event.event, &header.aggregate.aggregate) {
+                (Event::Record(event), AggregateId::Record(id)) => records.apply(*id, event, &header.actor, stamp),
+                (Event::Organization(event), AggregateId::Organization(_)) => {
+                    organizations.apply(event, stamp);
+                    slugs.apply(event);
+                }
+                (Event::Member(event), AggregateId::Member(_)) => members.apply(event, stamp),
+                (Event::ApiKey(event), AggregateId::ApiKey(id)) => api_keys.apply(*id, event, &header.actor, stamp),
+                (Event::Kind(event), AggregateId::Kind(name)) => kinds.apply(name, event, stamp),
+                // What an operator decided about parked events is carried out by the worker; there is no row for it.
+                (Event::Parking(_), AggregateId::Parking(_)) => {}
+                (
+                    Event::Organization(_)
+                    | Event::Member(_)
+                    | Event::ApiKey(_)
+                    | Event::Kind(_)
+                    | Event::Record(_)
+                    | Event::Parking(_),
+                    aggregate,
+                ) => {
+                    let what = "an aggregate that has such an event";
+                    return Err(DbError::Unreadable { what, value: format!("{} of {aggregate}", header.event_type) });
+                }
+            }
+        }
+    }
+    organizations.write(connection, org).await?;
+    slugs.write(connection, org).await?;
+    members.write(connection, org).await?;
+    api_keys.write(connection, org).await?;
+    kinds.write(connection, org).await?;
+    records.write(connection, org).await?;
+    idempotency::write(connection, org, commits).await
+}
+
+/// Appends the events of `commits`, in stream order, to the audit log.
+pub async fn apply_audit(slice: &mut SliceTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
+    let connection = slice.connection_of(org, Pipeline::Audit)?;
+    audit::append(connection, org.org().uuid(), commits).await
+}
+
+impl Database {
+    /// Empties the org's read models and puts their checkpoint back to the beginning; the worker then replays.
+    ///
+    /// The audit log stays: it is not a read model.
+    pub async fn reset_read_models(&self, org: BoundOrg) -> Result<(), DbError> {
+        let mut transaction = self.begin_maintenance(org).await?;
+        let id = org.org().uuid();
+        let pipeline = Pipeline::ReadModels.name();
+        // The checkpoint first: from here on no slice of the org can commit, so none can add to what is deleted.
+        sqlx::query!("UPDATE ops.checkpoints SET seq = 0 WHERE org_id = $1 AND pipeline = $2", id, pipeline)
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query!(
+            "INSERT INTO ops.rewinds (shard, org, pipeline)
+            SELECT shard, org_id, pipeline FROM ops.checkpoints WHERE org_id = $1 AND pipeline = $2",
+            id,
+            pipeline,
+        )
+        .execute(&mut *transaction)
+        .await?;
+        sqlx::query!(
+            "WITH
+            organizations AS (DELETE FROM rm.organizations WHERE org_id = $1),
+            slugs AS (DELETE FROM rm.slugs WHERE org_id = $1),
+            members AS (DELETE FROM rm.members WHERE org_id = $1),
+            api_keys AS (DELETE FROM rm.api_keys WHERE org_id = $1),
+            kinds AS (DELETE FROM rm.kinds WHERE org_id = $1),
+            records AS (DELETE FROM rm.records WHERE org_id = $1),
+            idempotency AS (DELETE FROM ops.idempotency WHERE org_id = $1)
+            DELETE FROM ops.parked WHERE org_id = $1 AND pipeline = $2",
+            id,
+            pipeline,
+        )
+        .execute(&mut *transaction)
+        .await?;
+        Ok(transaction.commit().await?)
+    }
+}
+
+/// An UPDATE must have found every row that it was meant for.
+pub(crate) fn all_there(table: &'static str, expected: usize, changed: u64) -> Result<(), DbError> {
+    let expected = expected as u64;
+    if changed == expected { Ok(()) } else { Err(DbError::RowsMissing { table, expected, changed }) }
+}

@@ -1,0 +1,235 @@
+//! The audit log: every event of an org with its stored bytes, numbered without gaps, never changed.
+
+use orgstream_events::{ActorType, CodecError, EventId, EventView, Fingerprint, OpenedEvent, SealedEvent, Timestamp};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::{
+    Applied, DbError, Listing, Page, Placed, TenantTx,
+    convert::{column, fingerprint, from_bigint, to_bigint},
+};
+
+/// One event of the log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AuditEntry {
+    /// Its place in the org's log, counted from 0.
+    pub idx: u64,
+    /// Its id.
+    pub event_id: EventId,
+    /// The stream sequence of its commit.
+    pub seq: u64,
+    /// The stored bytes, which say everything else.
+    pub sealed: SealedEvent,
+    /// `SHA-256(0x00 || header)`, as it was computed when the event was appended.
+    pub leaf: [u8; 32],
+}
+
+impl AuditEntry {
+    /// The event as people and APIs read it.
+    pub fn view(&self) -> Result<EventView, CodecError> {
+        Ok(EventView::new(self.sealed.clone().open()?, self.seq, Some(self.idx)))
+    }
+}
+
+impl Placed for AuditEntry {
+    type Place = u64;
+
+    fn place(&self) -> u64 {
+        self.idx
+    }
+}
+
+/// Which events. What is None does not matter.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AuditFilter {
+    /// With this name: `record.created`.
+    pub action: Option<String>,
+    /// By this kind of actor.
+    pub actor_type: Option<ActorType>,
+    /// By this actor.
+    pub actor_id: Option<String>,
+    /// Done to this thing first of all.
+    pub target_id: Option<String>,
+    /// Recorded at this moment or later.
+    pub since: Option<Timestamp>,
+    /// Recorded before this moment.
+    pub until: Option<Timestamp>,
+}
+
+/// Numbers the events on from the org's last and appends them: one statement, whatever their number.
+pub(crate) async fn append(connection: &mut PgConnection, org: Uuid, commits: &[Applied]) -> Result<(), DbError> {
+    let events: Vec<(i64, i32, &OpenedEvent)> = commits
+        .iter()
+        .flat_map(|Applied { seq, commit }| (0..).zip(&commit.events).map(|(nth, event)| (to_bigint(*seq), nth, event)))
+        .collect();
+    if events.is_empty() {
+        return Ok(());
+    }
+    let leaves = column(&events, |(.., event)| leaf(&event.sealed.header));
+    sqlx::query!(
+        "WITH head AS (
+            INSERT INTO audit.heads AS head (org_id, next_idx) VALUES ($1, $2)
+            ON CONFLICT (org_id) DO UPDATE SET next_idx = head.next_idx + $2
+            RETURNING next_idx - $2 AS first_idx
+        )
+        INSERT INTO audit.events (org_id, idx, event_id, command_id, seq, ordinal, recorded_at, occurred_at, action,
+            actor_type, actor_id, target_type, target_id, header, payload, leaf)
+        SELECT $1, head.first_idx + event.place - 1, event.event_id, event.command_id, event.seq, event.ordinal,
+            event.recorded_at, event.occurred_at, event.action, event.actor_type, event.actor_id, event.target_type,
+            event.target_id, event.header, event.payload, event.leaf
+        FROM head, unnest($3::uuid[], $4::uuid[], $5::bigint[], $6::integer[], $7::timestamptz[], $8::timestamptz[],
+            $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bytea[], $15::bytea[], $16::bytea[])
+            WITH ORDINALITY AS event (event_id, command_id, seq, ordinal, recorded_at, occurred_at, action, actor_type,
+                actor_id, target_type, target_id, header, payload, leaf, place)",
+        org,
+        i64::try_from(events.len()).unwrap_or(i64::MAX),
+        &column(&events, |(.., event)| event.header.event_id.uuid()),
+        &column(&events, |(.., event)| event.header.command_id.uuid()),
+        &column(&events, |(seq, ..)| *seq),
+        &column(&events, |(_, nth, _)| *nth),
+        &column(&events, |(.., event)| event.header.recorded_at.to_datetime()),
+        &column(&events, |(.., event)| event.header.occurred_at.to_datetime()),
+        column(&events, |(.., event)| event.header.event_type.as_str()) as _,
+        column(&events, |(.., event)| event.header.actor.actor_type.name()) as _,
+        column(&events, |(.., event)| event.header.actor.id.as_str()) as _,
+        column(&events, |(.., event)| target(event).0) as _,
+        column(&events, |(.., event)| target(event).1) as _,
+        column(&events, |(.., event)| &*event.sealed.header) as _,
+        column(&events, |(.., event)| &*event.sealed.payload) as _,
+        column(&leaves, |leaf| leaf.as_slice()) as _,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The leaf of the org's Merkle tree (RFC 6962), over the stored bytes.
+pub fn leaf(header: &[u8]) -> [u8; 32] {
+    Fingerprint::of(&[&[0], header]).0
+}
+
+fn target(event: &OpenedEvent) -> (&str, &str) {
+    event.header.targets.first().map_or(("", ""), |target| (&target.target_type, &target.id))
+}
+
+struct Row {
+    idx: i64,
+    event_id: Uuid,
+    seq: i64,
+    header: Vec<u8>,
+    payload: Vec<u8>,
+    leaf: Vec<u8>,
+}
+
+impl TryFrom<Row> for AuditEntry {
+    type Error = DbError;
+
+    fn try_from(row: Row) -> Result<Self, DbError> {
+        Ok(Self {
+            idx: from_bigint(row.idx),
+            event_id: EventId::from_uuid(row.event_id),
+            seq: from_bigint(row.seq),
+            sealed: SealedEvent { header: row.header.into(), payload: row.payload.into() },
+            leaf: fingerprint("a leaf", row.leaf)?.0,
+        })
+    }
+}
+
+macro_rules! matching {
+    ($from:tt, $order:tt, $org:expr, $idx:expr, $rows:expr, $filter:expr) => {
+        sqlx::query_as!(
+            Row,
+            "SELECT idx, event_id, seq, header, payload, leaf FROM audit.events
+            WHERE org_id = $1
+                AND ($4::text IS NULL OR action = $4)
+                AND ($5::text IS NULL OR actor_type = $5)
+                AND ($6::text IS NULL OR actor_id = $6)
+                AND ($7::text IS NULL OR target_id = $7)
+                AND ($8::timestamptz IS NULL OR recorded_at >= $8)
+                AND ($9::timestamptz IS NULL OR recorded_at < $9)
+                AND "
+                + $from
+                + " ORDER BY "
+                + $order
+                + " LIMIT $3",
+            $org,
+            $idx,
+            $rows,
+            $filter.action.as_deref(),
+            $filter.actor_type.map(ActorType::name),
+            $filter.actor_id.as_deref(),
+            $filter.target_id.as_deref(),
+            $filter.since.map(Timestamp::to_datetime),
+            $filter.until.map(Timestamp::to_datetime),
+        )
+    };
+}
+
+/// The newest first.
+pub async fn list(
+    tx: &mut TenantTx,
+    filter: &AuditFilter,
+    page: &Page<u64>,
+    limit: u16,
+) -> Result<Listing<AuditEntry>, DbError> {
+    let (idx, to_older) = match *page {
+        Page::First => (i64::MAX, true),
+        Page::After(idx) => (to_bigint(idx), true),
+        Page::Before(idx) => (to_bigint(idx), false),
+    };
+    let org = tx.org().uuid();
+    let rows = i64::from(limit) + 1;
+    let rows = if to_older {
+        matching!("idx < $2", "idx DESC", org, idx, rows, filter).fetch_all(tx.connection()).await
+    } else {
+        matching!("idx > $2", "idx", org, idx, rows, filter).fetch_all(tx.connection()).await
+    }?;
+    Listing::new(rows, page, limit)
+}
+
+/// Up to `limit` events in the log's own order, from `idx` on.
+pub async fn from_idx(tx: &mut TenantTx, idx: u64, limit: u16) -> Result<Vec<AuditEntry>, DbError> {
+    let org = tx.org().uuid();
+    let rows = sqlx::query_as!(
+        Row,
+        "SELECT idx, event_id, seq, header, payload, leaf
+        FROM audit.events WHERE org_id = $1 AND idx >= $2 ORDER BY idx LIMIT $3",
+        org,
+        to_bigint(idx),
+        i64::from(limit),
+    );
+    rows.fetch_all(tx.connection()).await?.into_iter().map(AuditEntry::try_from).collect()
+}
+
+/// Up to `limit` events in the order of the stream, from the commit at `seq` on.
+pub async fn from_seq(tx: &mut TenantTx, seq: u64, limit: u16) -> Result<Vec<AuditEntry>, DbError> {
+    let org = tx.org().uuid();
+    let rows = sqlx::query_as!(
+        Row,
+        "SELECT idx, event_id, seq, header, payload, leaf
+        FROM audit.events WHERE org_id = $1 AND seq >= $2 ORDER BY seq, ordinal LIMIT $3",
+        org,
+        to_bigint(seq),
+        i64::from(limit),
+    );
+    rows.fetch_all(tx.connection()).await?.into_iter().map(AuditEntry::try_from).collect()
+}
+
+/// One event.
+pub async fn get(tx: &mut TenantTx, event: EventId) -> Result<Option<AuditEntry>, DbError> {
+    let org = tx.org().uuid();
+    let row = sqlx::query_as!(
+        Row,
+        "SELECT idx, event_id, seq, header, payload, leaf FROM audit.events WHERE org_id = $1 AND event_id = $2",
+        org,
+        event.uuid(),
+    );
+    row.fetch_optional(tx.connection()).await?.map(AuditEntry::try_from).transpose()
+}
+
+/// How many events the log has.
+pub async fn size(tx: &mut TenantTx) -> Result<u64, DbError> {
+    let org = tx.org().uuid();
+    let size = sqlx::query_scalar!("SELECT next_idx FROM audit.heads WHERE org_id = $1", org);
+    Ok(size.fetch_optional(tx.connection()).await?.map_or(0, from_bigint))
+}

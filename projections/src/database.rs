@@ -1,0 +1,223 @@
+//! The connections. The pools are private to this file: whoever wants rows asks for a bound transaction.
+
+use std::{fmt, time::Duration};
+
+use sqlx::{
+    AssertSqlSafe, PgPool, Postgres, SqlSafeStr, Transaction,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use crate::{BoundOrg, DbError, SliceTx, TenantTx, catalogue, migrate};
+
+const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+const WRITE: &str = "BEGIN";
+/// A slice takes milliseconds. What takes longer is stuck, and holds others up.
+const SLICE_SETTINGS: [(&str, &str); 7] = [
+    // Rows and checkpoint are lost together and replayed together, so a slice need not wait for the disk.
+    ("synchronous_commit", "off"),
+    ("statement_timeout", "15s"),
+    ("lock_timeout", "3s"),
+    ("idle_in_transaction_session_timeout", "15s"),
+    // Every statement of a slice goes by a primary key. A plan that was made while the tables were small, or before
+    // they had statistics, must not read them whole.
+    ("enable_seqscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+];
+const READ_SETTINGS: [(&str, &str); 5] = [
+    ("statement_timeout", "10s"),
+    ("idle_in_transaction_session_timeout", "15s"),
+    // Which index is right depends on which filters are given, and on how large the org is.
+    ("plan_cache_mode", "force_custom_plan"),
+    // Every listing has an index in its own order; without statistics the planner would rather collect and sort.
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+];
+/// Leases and marks have connections of their own: a lease must be renewed however busy the slices are.
+const OPS_CONNECTIONS: u32 = 2;
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where the database is, and how many connections it may be asked for.
+#[derive(Clone)]
+pub struct DatabaseOptions {
+    /// `postgres://host:port/database`. A user in it is taken for every pool, and preflight refuses one with too many
+    /// rights; without a user, each pool has the role that is made for it.
+    pub url: String,
+    /// The password of the roles, where the server asks for one.
+    pub password: Option<String>,
+    /// For slices: the most that are committed at the same time.
+    pub rw_connections: u32,
+    /// For queries.
+    pub ro_connections: u32,
+}
+
+impl fmt::Debug for DatabaseOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Neither the password nor the URL, which may hold another one.
+        f.debug_struct("DatabaseOptions")
+            .field("rw_connections", &self.rw_connections)
+            .field("ro_connections", &self.ro_connections)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One thing that is wrong, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What is wrong.
+    pub what: String,
+    /// What makes it right.
+    pub fix: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "what: {} fix: {}", self.what, self.fix)
+    }
+}
+
+/// A handle to the database; clones share their connections.
+#[derive(Debug, Clone)]
+pub struct Database {
+    slices: PgPool,
+    ops: PgPool,
+    ro: PgPool,
+}
+
+impl Database {
+    /// Connects, and fails if nobody answers.
+    pub async fn connect(options: &DatabaseOptions) -> Result<Self, DbError> {
+        let pool = |role: &str, settings: &[(&str, &str)], connections: u32| -> Result<PgPool, DbError> {
+            let mut connect: PgConnectOptions = options.url.parse()?;
+            if !names_a_user(&options.url) {
+                connect = connect.username(role);
+            }
+            if let Some(password) = &options.password {
+                connect = connect.password(password);
+            }
+            let connect = connect.application_name(&format!("orgstream {role}")).options(settings.iter().copied());
+            // Connections are not tried before use, which would cost a round trip each time; see `begin`.
+            Ok(PgPoolOptions::new()
+                .max_connections(connections.max(1))
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .test_before_acquire(false)
+                .connect_lazy_with(connect))
+        };
+        let database = Self {
+            slices: pool("app_rw", &SLICE_SETTINGS, options.rw_connections)?,
+            ops: pool("app_rw", &[], OPS_CONNECTIONS)?,
+            ro: pool("app_ro", &READ_SETTINGS, options.ro_connections)?,
+        };
+        drop(database.slices.acquire().await?);
+        drop(database.ro.acquire().await?);
+        Ok(database)
+    }
+
+    /// Closes every connection, and waits for the transactions that are under way.
+    pub async fn close(&self) {
+        self.slices.close().await;
+        self.ops.close().await;
+        self.ro.close().await;
+    }
+
+    /// Everything that must be put right before this database is used; nothing is the good answer.
+    pub async fn preflight(&self) -> Result<Vec<Finding>, DbError> {
+        let mut findings = Vec::new();
+        let mut connection = self.ro.acquire().await?;
+        findings.extend(catalogue::login(&mut connection).await?);
+        let mut connection = self.ops.acquire().await?;
+        findings.extend(catalogue::login(&mut connection).await?);
+        if !findings.is_empty() {
+            // Such a login breaks every other rule too; one line says it.
+            findings.dedup();
+            return Ok(findings);
+        }
+        // Without its tables the catalogue could only repeat the same thing in other words.
+        match migrate::pending(&mut connection).await? {
+            Some(pending) => Ok(vec![pending]),
+            None => catalogue::check(&mut connection).await,
+        }
+    }
+
+    /// Every table, role and view that breaks the rules of tenancy.
+    pub async fn catalogue(&self) -> Result<Vec<Finding>, DbError> {
+        let mut connection = self.ops.acquire().await?;
+        catalogue::check(&mut connection).await
+    }
+
+    /// A consistent, read-only view of one org's rows.
+    pub async fn read(&self, org: BoundOrg) -> Result<TenantTx, DbError> {
+        Ok(TenantTx::new(begin(&self.ro, READ, Some(org)).await?, org))
+    }
+
+    /// A transaction that slices of any number of orgs are opened in, one after the other.
+    pub async fn begin_slices(&self) -> Result<SliceTx, DbError> {
+        Ok(SliceTx::new(begin(&self.slices, WRITE, None).await?))
+    }
+
+    pub(crate) async fn begin_maintenance(&self, org: BoundOrg) -> Result<Transaction<'static, Postgres>, DbError> {
+        begin(&self.ops, WRITE, Some(org)).await
+    }
+
+    /// For the tables without tenant data, and for nothing else.
+    pub(crate) fn ops_pool(&self) -> &PgPool {
+        &self.ops
+    }
+
+    /// For the functions of `resolve`, and for nothing else.
+    pub(crate) fn resolver_pool(&self) -> &PgPool {
+        &self.ro
+    }
+}
+
+fn names_a_user(url: &str) -> bool {
+    let after_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = after_scheme.split(['/', '?']).next().unwrap_or_default();
+    authority.contains('@') || url.split(['?', '&']).skip(1).any(|option| option.starts_with("user="))
+}
+
+/// Begins a transaction and binds it, in one round trip.
+///
+/// A connection that died while it lay idle shows it only now, so each of the pool's may fail once.
+async fn begin(
+    pool: &PgPool,
+    statement: &str,
+    org: Option<BoundOrg>,
+) -> Result<Transaction<'static, Postgres>, DbError> {
+    let statement = match org {
+        // The only value is a UUID that this program formats: no text of anybody's gets here.
+        Some(org) => format!("{statement}; SELECT set_config('app.org_id', '{}', true)", org.org().uuid()),
+        None => statement.to_owned(),
+    };
+    let mut tries_left = pool.options().get_max_connections();
+    loop {
+        match pool.begin_with(AssertSqlSafe(statement.clone()).into_sql_str()).await {
+            Err(error) if tries_left > 0 && lost_while_idle(&error) => tries_left -= 1,
+            other => return Ok(other?),
+        }
+    }
+}
+
+fn lost_while_idle(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        // The server says goodbye before it closes a connection.
+        sqlx::Error::Database(goodbye) => goodbye.code().is_some_and(|code| code.starts_with("57P")),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_in_the_url_is_noticed() {
+        for with in ["postgres://me@h/d", "postgres://me:secret@h:1/d", "postgres:///d?host=/tmp&user=me"] {
+            assert!(names_a_user(with), "{with}");
+        }
+        for without in ["postgres://h/d", "postgres:///d?host=/tmp", "postgres://h:1/d?password=a@b"] {
+            assert!(!names_a_user(without), "{without}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Commands that came under an idempotency key: what each did, and the hash of its body.
+//!
+//! An aggregate recognizes a repeated command by its own history; this table notices the same key on another thing.
+
+use orgstream_events::{AggregateId, CommandId, Fingerprint};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::{
+    Applied, DbError, TenantTx,
+    convert::{column, fingerprint, from_bigint, to_bigint},
+};
+
+/// A command that was carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DoneCommand {
+    /// The command, which its org and key determine.
+    pub command_id: CommandId,
+    /// The hash of its body.
+    pub fingerprint: Fingerprint,
+    /// The stream sequence of its commit.
+    pub seq: u64,
+    /// What it was about.
+    pub aggregate: AggregateId,
+}
+
+/// A command that made several commits is remembered by the first of them.
+pub(crate) async fn write(connection: &mut PgConnection, org: Uuid, commits: &[Applied]) -> Result<(), DbError> {
+    let keyed: Vec<_> = commits
+        .iter()
+        .filter_map(|Applied { seq, commit }| {
+            let aggregate = &commit.events.first()?.header.aggregate.aggregate;
+            Some((commit.command_id, commit.fingerprint?, *seq, aggregate))
+        })
+        .collect();
+    if keyed.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        "INSERT INTO ops.idempotency (org_id, command_id, fingerprint, seq, aggregate_type, aggregate_id)
+        SELECT $1, done.* FROM unnest($2::uuid[], $3::bytea[], $4::bigint[], $5::text[], $6::text[]) AS done
+        ON CONFLICT (org_id, command_id) DO NOTHING",
+        org,
+        &column(&keyed, |(command, ..)| command.uuid()),
+        column(&keyed, |(_, fingerprint, ..)| fingerprint.0.as_slice()) as _,
+        &column(&keyed, |(_, _, seq, _)| to_bigint(*seq)),
+        column(&keyed, |(.., aggregate)| aggregate.aggregate_type().name()) as _,
+        &column(&keyed, |(.., aggregate)| aggregate.id()),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Those of `commands` that were carried out.
+pub async fn find(tx: &mut TenantTx, commands: &[CommandId]) -> Result<Vec<DoneCommand>, DbError> {
+    let org = tx.org().uuid();
+    let rows = sqlx::query!(
+        "SELECT command_id, fingerprint, seq, aggregate_type, aggregate_id
+        FROM ops.idempotency WHERE org_id = $1 AND command_id = ANY ($2)",
+        org,
+        &column(commands, |command| command.uuid()),
+    );
+    rows.fetch_all(tx.connection())
+        .await?
+        .into_iter()
+        .map(|row| {
+            Ok(DoneCommand {
+                command_id: CommandId::from_uuid(row.command_id),
+                fingerprint: fingerprint("a fingerprint", row.fingerprint)?,
+                seq: from_bigint(row.seq),
+                aggregate: AggregateId::parse(&row.aggregate_type, &row.aggregate_id)
+                    .map_err(|_| DbError::Unreadable { what: "an aggregate", value: row.aggregate_id })?,
+            })
+        })
+        .collect()
+}

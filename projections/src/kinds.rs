@@ -1,0 +1,194 @@
+//! Record kinds: rows of the platform's own org.
+
+use std::collections::BTreeMap;
+
+use orgstream_events::{KindDefinition, KindEvent, KindName, Timestamp};
+use serde_json::Value;
+use sqlx::{PgConnection, types::Json};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    DbError, TenantTx,
+    apply::{Stamp, all_there},
+    convert::{column, from_bigint, from_wire, parsed, wire_name},
+};
+
+/// A kind as it is now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kind {
+    /// Its name.
+    pub name: KindName,
+    /// What it is.
+    pub definition: KindDefinition,
+    /// True once no new records of it are taken.
+    pub retired: bool,
+    /// The aggregate's version: what records name as their kind's version.
+    pub version: u64,
+    /// When it was registered.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// The stream sequence of its last change.
+    pub seq: u64,
+}
+
+/// What a slice does to the rows: births, and the last state of everything that changed.
+#[derive(Default)]
+pub(crate) struct Fold<'a> {
+    births: BTreeMap<&'a KindName, OffsetDateTime>,
+    changes: BTreeMap<&'a KindName, Change<'a>>,
+}
+
+/// What is None stays as it is.
+struct Change<'a> {
+    definition: Option<&'a KindDefinition>,
+    status: Option<&'static str>,
+    stamp: Stamp,
+}
+
+impl<'a> Fold<'a> {
+    pub(crate) fn apply(&mut self, name: &'a KindName, event: &'a KindEvent, stamp: Stamp) {
+        let (definition, status) = match event {
+            KindEvent::Registered(event) => {
+                self.births.insert(name, stamp.at);
+                (Some(&event.definition), Some("active"))
+            }
+            KindEvent::Changed(event) => (Some(&event.definition), None),
+            KindEvent::Retired(_) => (None, Some("retired")),
+        };
+        let change = self.changes.entry(name).or_insert(Change { definition: None, status: None, stamp });
+        change.definition = definition.or(change.definition);
+        change.status = status.or(change.status);
+        change.stamp = stamp;
+    }
+
+    pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
+        let (born, changed): (Vec<_>, Vec<_>) =
+            self.changes.into_iter().partition(|(name, _)| self.births.contains_key(name));
+        if !changed.is_empty() {
+            let updated = sqlx::query!(
+                "UPDATE rm.kinds AS kind SET
+                    title = coalesce(change.title, kind.title),
+                    schema = coalesce(change.schema, kind.schema),
+                    visibility = coalesce(change.visibility, kind.visibility),
+                    cost = coalesce(change.cost, kind.cost),
+                    status = coalesce(change.status, kind.status),
+                    version = change.version,
+                    updated_at = change.updated_at,
+                    seq = change.seq
+                FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::text[], $6::bigint[], $7::text[], $8::bigint[],
+                    $9::timestamptz[], $10::bigint[])
+                    AS change (name, title, schema, visibility, cost, status, version, updated_at, seq)
+                WHERE kind.org_id = $1 AND kind.name = change.name",
+                org,
+                column(&changed, |(name, _)| name.as_str()) as _,
+                column(&changed, |(_, change)| change.definition.map(|kind| kind.title.as_str())) as _,
+                column(&changed, |(_, change)| change.definition.map(|kind| Json(&kind.schema))) as _,
+                column(&changed, |(_, change)| change.definition.map(|kind| wire_name(&kind.visibility))) as _,
+                column(&changed, |(_, change)| change.definition.map(|kind| i64::from(kind.cost))) as _,
+                column(&changed, |(_, change)| change.status) as _,
+                &column(&changed, |(_, change)| change.stamp.version),
+                &column(&changed, |(_, change)| change.stamp.at),
+                &column(&changed, |(_, change)| change.stamp.seq),
+            )
+            .execute(&mut *connection)
+            .await?;
+            all_there("rm.kinds", changed.len(), updated.rows_affected())?;
+        }
+        if !born.is_empty() {
+            let births: Vec<_> = self.births.into_values().collect();
+            sqlx::query!(
+                "INSERT INTO rm.kinds (org_id, name, title, schema, visibility, cost, status, version, created_at,
+                    updated_at, seq)
+                SELECT $1, born.* FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::text[], $6::bigint[], $7::text[],
+                    $8::bigint[], $9::timestamptz[], $10::timestamptz[], $11::bigint[]) AS born
+                ON CONFLICT (org_id, name) DO UPDATE SET
+                    title = excluded.title,
+                    schema = excluded.schema,
+                    visibility = excluded.visibility,
+                    cost = excluded.cost,
+                    status = excluded.status,
+                    version = excluded.version,
+                    created_at = excluded.created_at,
+                    updated_at = excluded.updated_at,
+                    seq = excluded.seq",
+                org,
+                column(&born, |(name, _)| name.as_str()) as _,
+                column(&born, |(_, change)| change.definition.map(|kind| kind.title.as_str())) as _,
+                column(&born, |(_, change)| change.definition.map(|kind| Json(&kind.schema))) as _,
+                column(&born, |(_, change)| change.definition.map(|kind| wire_name(&kind.visibility))) as _,
+                column(&born, |(_, change)| change.definition.map(|kind| i64::from(kind.cost))) as _,
+                column(&born, |(_, change)| change.status) as _,
+                &column(&born, |(_, change)| change.stamp.version),
+                &births,
+                &column(&born, |(_, change)| change.stamp.at),
+                &column(&born, |(_, change)| change.stamp.seq),
+            )
+            .execute(connection)
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+struct Row {
+    name: String,
+    title: String,
+    schema: Value,
+    visibility: String,
+    cost: i64,
+    retired: bool,
+    version: i64,
+    created_at: OffsetDateTime,
+    updated_at: OffsetDateTime,
+    seq: i64,
+}
+
+impl TryFrom<Row> for Kind {
+    type Error = DbError;
+
+    fn try_from(row: Row) -> Result<Self, DbError> {
+        Ok(Self {
+            name: parsed("a kind name", row.name)?,
+            definition: KindDefinition {
+                title: row.title,
+                schema: row.schema,
+                visibility: from_wire("a kind's visibility", row.visibility)?,
+                cost: u32::try_from(row.cost).unwrap_or(u32::MAX),
+            },
+            retired: row.retired,
+            version: from_bigint(row.version),
+            created_at: row.created_at.into(),
+            updated_at: row.updated_at.into(),
+            seq: from_bigint(row.seq),
+        })
+    }
+}
+
+/// All kinds, by name. There are few.
+pub async fn list(tx: &mut TenantTx) -> Result<Vec<Kind>, DbError> {
+    let org = tx.org().uuid();
+    let rows = sqlx::query_as!(
+        Row,
+        r#"SELECT name, title, schema, visibility, cost, status = 'retired' AS "retired!", version, created_at,
+            updated_at, seq
+        FROM rm.kinds WHERE org_id = $1 ORDER BY name"#,
+        org,
+    );
+    rows.fetch_all(tx.connection()).await?.into_iter().map(Kind::try_from).collect()
+}
+
+/// One kind.
+pub async fn get(tx: &mut TenantTx, name: &KindName) -> Result<Option<Kind>, DbError> {
+    let org = tx.org().uuid();
+    let row = sqlx::query_as!(
+        Row,
+        r#"SELECT name, title, schema, visibility, cost, status = 'retired' AS "retired!", version, created_at,
+            updated_at, seq
+        FROM rm.kinds WHERE org_id = $1 AND name = $2"#,
+        org,
+        name.as_str(),
+    );
+    row.fetch_optional(tx.connection()).await?.map(Kind::try_from).transpose()
+}

@@ -1,0 +1,212 @@
+//! Members: one row per person in an org, kept when they leave.
+
+use std::collections::BTreeMap;
+
+use orgstream_events::{MemberAdded, MemberEvent, MemberId, Role, Timestamp, UserId};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    DbError, Listing, Page, Place, Placed, TenantTx,
+    apply::{Stamp, all_there},
+    convert::{column, from_bigint, parsed},
+    page::newest_first,
+};
+
+/// A member as they are now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The person inside the org.
+    pub id: MemberId,
+    /// The person outside it; shown to nobody.
+    pub user_id: UserId,
+    /// Where to reach them.
+    pub email: String,
+    /// What they may do.
+    pub role: Role,
+    /// False once they left.
+    pub active: bool,
+    /// The roster's version at the member's last change.
+    pub version: u64,
+    /// When they joined.
+    pub created_at: Timestamp,
+    /// When something about them last changed.
+    pub updated_at: Timestamp,
+    /// The stream sequence of that change.
+    pub seq: u64,
+}
+
+impl Placed for Member {
+    type Place = Place;
+
+    fn place(&self) -> Place {
+        Place { created_at: self.created_at, id: self.id.uuid() }
+    }
+}
+
+/// What a slice does to the rows: births, and the last state of everything that changed.
+#[derive(Default)]
+pub(crate) struct Fold<'a> {
+    births: BTreeMap<MemberId, (&'a MemberAdded, OffsetDateTime)>,
+    changes: BTreeMap<MemberId, Change>,
+}
+
+/// What is None stays as it is.
+struct Change {
+    role: Option<Role>,
+    status: Option<&'static str>,
+    stamp: Stamp,
+}
+
+impl<'a> Fold<'a> {
+    pub(crate) fn apply(&mut self, event: &'a MemberEvent, stamp: Stamp) {
+        let (id, role, status) = match event {
+            MemberEvent::Added(event) => {
+                self.births.insert(event.member_id, (event, stamp.at));
+                (event.member_id, Some(event.role), Some("active"))
+            }
+            MemberEvent::RoleChanged(event) => (event.member_id, Some(event.to), None),
+            MemberEvent::Removed(event) => (event.member_id, None, Some("removed")),
+        };
+        let change = self.changes.entry(id).or_insert(Change { role: None, status: None, stamp });
+        change.role = role.or(change.role);
+        change.status = status.or(change.status);
+        change.stamp = stamp;
+    }
+
+    pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
+        let (born, changed): (Vec<_>, Vec<_>) =
+            self.changes.into_iter().partition(|(id, _)| self.births.contains_key(id));
+        // The older rows first: somebody may have been removed before the same login was added again.
+        if !changed.is_empty() {
+            let updated = sqlx::query!(
+                "UPDATE rm.members AS member SET
+                    role = coalesce(change.role, member.role),
+                    status = coalesce(change.status, member.status),
+                    version = change.version,
+                    updated_at = change.updated_at,
+                    seq = change.seq
+                FROM unnest($2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::timestamptz[], $7::bigint[])
+                    AS change (id, role, status, version, updated_at, seq)
+                WHERE member.org_id = $1 AND member.id = change.id",
+                org,
+                &column(&changed, |(id, _)| id.uuid()),
+                column(&changed, |(_, change)| change.role.map(Role::name)) as _,
+                column(&changed, |(_, change)| change.status) as _,
+                &column(&changed, |(_, change)| change.stamp.version),
+                &column(&changed, |(_, change)| change.stamp.at),
+                &column(&changed, |(_, change)| change.stamp.seq),
+            )
+            .execute(&mut *connection)
+            .await?;
+            all_there("rm.members", changed.len(), updated.rows_affected())?;
+        }
+        if !born.is_empty() {
+            let births: Vec<_> = self.births.values().collect();
+            sqlx::query!(
+                "INSERT INTO rm.members
+                    (org_id, id, user_id, email, role, status, version, created_at, updated_at, seq)
+                SELECT $1, born.* FROM unnest($2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::bigint[],
+                    $8::timestamptz[], $9::timestamptz[], $10::bigint[]) AS born
+                ON CONFLICT (org_id, id) DO UPDATE SET
+                    user_id = excluded.user_id,
+                    email = excluded.email,
+                    role = excluded.role,
+                    status = excluded.status,
+                    version = excluded.version,
+                    created_at = excluded.created_at,
+                    updated_at = excluded.updated_at,
+                    seq = excluded.seq",
+                org,
+                &column(&born, |(id, _)| id.uuid()),
+                &column(&births, |(added, _)| added.user_id.uuid()),
+                column(&births, |(added, _)| added.email.as_str()) as _,
+                column(&born, |(_, change)| change.role.map(Role::name)) as _,
+                column(&born, |(_, change)| change.status) as _,
+                &column(&born, |(_, change)| change.stamp.version),
+                &column(&births, |(_, at)| *at),
+                &column(&born, |(_, change)| change.stamp.at),
+                &column(&born, |(_, change)| change.stamp.seq),
+            )
+            .execute(connection)
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+struct Row {
+    id: Uuid,
+    user_id: Uuid,
+    email: String,
+    role: String,
+    active: bool,
+    version: i64,
+    created_at: OffsetDateTime,
+    updated_at: OffsetDateTime,
+    seq: i64,
+}
+
+impl TryFrom<Row> for Member {
+    type Error = DbError;
+
+    fn try_from(row: Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: MemberId::from_uuid(row.id),
+            user_id: UserId::from_uuid(row.user_id),
+            email: row.email,
+            role: parsed("a role", row.role)?,
+            active: row.active,
+            version: from_bigint(row.version),
+            created_at: row.created_at.into(),
+            updated_at: row.updated_at.into(),
+            seq: from_bigint(row.seq),
+        })
+    }
+}
+
+/// The active members; with `removed`, those who left as well.
+pub async fn list(
+    tx: &mut TenantTx,
+    removed: bool,
+    page: &Page<Place>,
+    limit: u16,
+) -> Result<Listing<Member>, DbError> {
+    let rows = newest_first!(
+        Row,
+        r#"SELECT id, user_id, email, role, status = 'active' AS "active!", version, created_at, updated_at, seq
+        FROM rm.members WHERE org_id = $1 AND ($5 OR status = 'active')"#,
+        tx,
+        page,
+        limit,
+        removed
+    )?;
+    Listing::new(rows, page, limit)
+}
+
+/// One member, active or not.
+pub async fn get(tx: &mut TenantTx, id: MemberId) -> Result<Option<Member>, DbError> {
+    let org = tx.org().uuid();
+    let row = sqlx::query_as!(
+        Row,
+        r#"SELECT id, user_id, email, role, status = 'active' AS "active!", version, created_at, updated_at, seq
+        FROM rm.members WHERE org_id = $1 AND id = $2"#,
+        org,
+        id.uuid(),
+    );
+    row.fetch_optional(tx.connection()).await?.map(Member::try_from).transpose()
+}
+
+/// The active membership of a login.
+pub async fn get_by_user(tx: &mut TenantTx, user: UserId) -> Result<Option<Member>, DbError> {
+    let org = tx.org().uuid();
+    let row = sqlx::query_as!(
+        Row,
+        r#"SELECT id, user_id, email, role, status = 'active' AS "active!", version, created_at, updated_at, seq
+        FROM rm.members WHERE org_id = $1 AND user_id = $2 AND status = 'active'"#,
+        org,
+        user.uuid(),
+    );
+    row.fetch_optional(tx.connection()).await?.map(Member::try_from).transpose()
+}

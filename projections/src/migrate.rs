@@ -1,0 +1,92 @@
+//! Bringing a database up to date. For the deploy login; the program itself only looks whether it was done.
+
+use std::{collections::HashMap, time::Duration};
+
+use sqlx::{
+    AssertSqlSafe, Connection, PgConnection,
+    migrate::{Migrate as _, Migrator},
+};
+
+use crate::{DbError, Finding};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
+const LOGIN_ROLES: [&str; 3] = ["app_rw", "app_ro", "app_audit"];
+
+/// Why a database could not be brought up to date.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// Not reachable, or the login may not do it.
+    #[error("the database refused: {0}")]
+    Database(#[from] sqlx::Error),
+    /// A migration failed, or does not agree with what was applied before.
+    #[error("a migration failed: {0}")]
+    Migration(#[from] sqlx::migrate::MigrateError),
+}
+
+/// Applies what is missing, as the login of `owner_url`, and gives the login roles their password if there is one.
+pub async fn migrate(owner_url: &str, app_password: Option<&str>) -> Result<(), MigrateError> {
+    let mut connection = PgConnection::connect(owner_url).await?;
+    // `run` would give a future that cannot be sent to another thread.
+    MIGRATIONS.run_direct(None, &mut connection, false).await?;
+    if let Some(password) = app_password {
+        for role in LOGIN_ROLES {
+            set_password(&mut connection, role, password).await?;
+        }
+    }
+    connection.close().await?;
+    Ok(())
+}
+
+/// Roles belong to the cluster, so another database's migration may be at the same one.
+async fn set_password(connection: &mut PgConnection, role: &str, password: &str) -> Result<(), sqlx::Error> {
+    // The statement takes no parameters; the server itself does the quoting.
+    let statement = sqlx::query_scalar!(
+        r#"SELECT format('ALTER ROLE %I PASSWORD %L', $1::text, $2::text) AS "sql!""#,
+        role,
+        password
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let mut tries_left = 10;
+    loop {
+        let changed = sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut *connection).await;
+        match changed {
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("XX000") && tries_left > 0 => {
+                tries_left -= 1;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            other => return other.map(|_| ()),
+        }
+    }
+}
+
+/// What `migrate` would have to do, if anything. Migrations of a newer program are no reason not to start.
+pub(crate) async fn pending(connection: &mut PgConnection) -> Result<Option<Finding>, DbError> {
+    let known = sqlx::query_scalar!(r#"SELECT to_regclass($1) IS NOT NULL AS "known!""#, &*MIGRATIONS.table_name)
+        .fetch_one(&mut *connection)
+        .await?;
+    let applied: HashMap<i64, _> = if known {
+        let applied = connection.list_applied_migrations(&MIGRATIONS.table_name).await;
+        let applied = applied.map_err(|error| sqlx::Error::Configuration(error.into()))?;
+        applied.into_iter().map(|migration| (migration.version, migration.checksum)).collect()
+    } else {
+        HashMap::new()
+    };
+    let missing = MIGRATIONS.iter().filter(|migration| !applied.contains_key(&migration.version)).count();
+    let other = MIGRATIONS
+        .iter()
+        .find(|migration| applied.get(&migration.version).is_some_and(|checksum| *checksum != migration.checksum));
+    Ok(if let Some(other) = other {
+        Some(Finding {
+            what: format!("migration {} was applied with another content", other.version),
+            fix: "use the database that belongs to this version, or the version that belongs to it".to_owned(),
+        })
+    } else if missing > 0 {
+        Some(Finding {
+            what: format!("{missing} database migrations are pending"),
+            fix: "run `orgstream migrate` with the login that owns the schema".to_owned(),
+        })
+    } else {
+        None
+    })
+}

@@ -1,0 +1,180 @@
+//! Who works on what: workers, the leases of shards and how far each shard has been worked off. No tenant data.
+
+use std::time::Duration;
+
+use orgstream_events::{OrgId, Pipeline, Shard, Timestamp};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    Database, DbError,
+    convert::{from_bigint, to_bigint},
+};
+
+/// A worker's right to a shard, until it expires or somebody takes it over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// The shard.
+    pub shard: Shard,
+    /// The worker; none once it was given back.
+    pub owner: Option<Uuid>,
+    /// Grows whenever the owner changes; what every slice is checked against.
+    pub epoch: u64,
+    /// When anybody may take it.
+    pub expires_at: Timestamp,
+}
+
+/// Where a cursor may start: everything up to it is done for every org that is not detached.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ShardMark {
+    /// The stream sequence.
+    pub seq: u64,
+    /// The lanes that are behind the mark and catch up from their own checkpoints.
+    pub detached: Vec<(OrgId, Pipeline)>,
+}
+
+impl Database {
+    /// Says that the worker lives. The first call makes it known.
+    pub async fn announce_worker(&self, worker: Uuid) -> Result<(), DbError> {
+        sqlx::query!("INSERT INTO ops.workers (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET seen_at = now()", worker)
+            .execute(self.ops_pool())
+            .await?;
+        Ok(())
+    }
+
+    /// Forgets the worker.
+    pub async fn retire_worker(&self, worker: Uuid) -> Result<(), DbError> {
+        sqlx::query!("DELETE FROM ops.workers WHERE id = $1", worker).execute(self.ops_pool()).await?;
+        Ok(())
+    }
+
+    /// The workers that said so `within` this time, in the order of their ids.
+    pub async fn live_workers(&self, within: Duration) -> Result<Vec<Uuid>, DbError> {
+        let live = sqlx::query_scalar!(
+            "SELECT id FROM ops.workers WHERE seen_at > now() - make_interval(secs => $1) ORDER BY id",
+            within.as_secs_f64(),
+        );
+        Ok(live.fetch_all(self.ops_pool()).await?)
+    }
+
+    /// Takes the shard for `ttl` if it is free, expired or the worker's own already; None when somebody else has it.
+    pub async fn acquire_lease(&self, shard: Shard, worker: Uuid, ttl: Duration) -> Result<Option<Lease>, DbError> {
+        let row = sqlx::query_as!(
+            LeaseRow,
+            "INSERT INTO ops.shard_leases AS lease (shard, owner, epoch, expires_at)
+            VALUES ($1, $2, 1, now() + make_interval(secs => $3))
+            ON CONFLICT (shard) DO UPDATE SET
+                owner = excluded.owner,
+                expires_at = excluded.expires_at,
+                epoch = lease.epoch + CASE WHEN lease.owner = excluded.owner THEN 0 ELSE 1 END
+            WHERE lease.owner IS NULL OR lease.owner = excluded.owner OR lease.expires_at <= now()
+            RETURNING shard, owner, epoch, expires_at",
+            i32::from(shard.0),
+            worker,
+            ttl.as_secs_f64(),
+        )
+        .fetch_optional(self.ops_pool())
+        .await?;
+        Ok(row.map(Into::into))
+    }
+
+    /// Prolongs every lease that the worker still has, and says which those are.
+    pub async fn renew_leases(&self, worker: Uuid, ttl: Duration) -> Result<Vec<Lease>, DbError> {
+        let rows = sqlx::query_as!(
+            LeaseRow,
+            "UPDATE ops.shard_leases SET expires_at = now() + make_interval(secs => $2)
+            WHERE owner = $1 RETURNING shard, owner, epoch, expires_at",
+            worker,
+            ttl.as_secs_f64(),
+        )
+        .fetch_all(self.ops_pool())
+        .await?;
+        Ok(rows.into_iter().map(Into::into).collect())
+    }
+
+    /// Gives the shard back, so that nobody has to wait for the lease to expire. False when it was not ours.
+    pub async fn release_lease(&self, shard: Shard, worker: Uuid, epoch: u64) -> Result<bool, DbError> {
+        let released = sqlx::query!(
+            "UPDATE ops.shard_leases SET owner = NULL, expires_at = now()
+            WHERE shard = $1 AND owner = $2 AND epoch = $3",
+            i32::from(shard.0),
+            worker,
+            to_bigint(epoch),
+        )
+        .execute(self.ops_pool())
+        .await?;
+        Ok(released.rows_affected() == 1)
+    }
+
+    /// All leases there are, by shard.
+    pub async fn leases(&self) -> Result<Vec<Lease>, DbError> {
+        let rows =
+            sqlx::query_as!(LeaseRow, "SELECT shard, owner, epoch, expires_at FROM ops.shard_leases ORDER BY shard")
+                .fetch_all(self.ops_pool())
+                .await?;
+        Ok(rows.into_iter().map(Into::into).collect())
+    }
+
+    /// How far the shard has been worked off; the beginning when nobody has yet.
+    pub async fn shard_mark(&self, shard: Shard) -> Result<ShardMark, DbError> {
+        let row = sqlx::query!(
+            "SELECT seq, detached_read_models, detached_audit FROM ops.shard_marks WHERE shard = $1",
+            i32::from(shard.0),
+        )
+        .fetch_optional(self.ops_pool())
+        .await?;
+        Ok(row.map_or_else(ShardMark::default, |row| {
+            let lanes = |orgs: Vec<Uuid>, pipeline| orgs.into_iter().map(move |org| (OrgId::from_uuid(org), pipeline));
+            ShardMark {
+                seq: from_bigint(row.seq),
+                detached: lanes(row.detached_read_models, Pipeline::ReadModels)
+                    .chain(lanes(row.detached_audit, Pipeline::Audit))
+                    .collect(),
+            }
+        }))
+    }
+
+    /// Stores how far the shard has been worked off. False when another epoch owns the shard: nothing has changed.
+    pub async fn set_shard_mark(&self, shard: Shard, epoch: u64, mark: &ShardMark) -> Result<bool, DbError> {
+        let detached = |wanted: Pipeline| -> Vec<Uuid> {
+            mark.detached.iter().filter(|(_, pipeline)| *pipeline == wanted).map(|(org, _)| org.uuid()).collect()
+        };
+        let stored = sqlx::query!(
+            "INSERT INTO ops.shard_marks (shard, seq, epoch, detached_read_models, detached_audit)
+            SELECT lease.shard, $3, lease.epoch, $4, $5 FROM ops.shard_leases AS lease
+            WHERE lease.shard = $1 AND lease.epoch = $2
+            ON CONFLICT (shard) DO UPDATE SET
+                seq = excluded.seq,
+                epoch = excluded.epoch,
+                detached_read_models = excluded.detached_read_models,
+                detached_audit = excluded.detached_audit,
+                updated_at = now()",
+            i32::from(shard.0),
+            to_bigint(epoch),
+            to_bigint(mark.seq),
+            &detached(Pipeline::ReadModels),
+            &detached(Pipeline::Audit),
+        )
+        .execute(self.ops_pool())
+        .await?;
+        Ok(stored.rows_affected() == 1)
+    }
+}
+
+struct LeaseRow {
+    shard: i32,
+    owner: Option<Uuid>,
+    epoch: i64,
+    expires_at: OffsetDateTime,
+}
+
+impl From<LeaseRow> for Lease {
+    fn from(row: LeaseRow) -> Self {
+        Self {
+            shard: Shard(u16::try_from(row.shard).unwrap_or(u16::MAX)),
+            owner: row.owner,
+            epoch: from_bigint(row.epoch),
+            expires_at: row.expires_at.into(),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Organizations: one row per org.
+
+use orgstream_events::{
+    OrgId, OrganizationCreated, OrganizationEvent, OrganizationSettings, Slug, TenantType, Timestamp,
+};
+use sqlx::{PgConnection, types::Json};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    DbError, TenantTx,
+    apply::{Stamp, all_there},
+    convert::{from_bigint, from_json, from_wire, parsed, wire_name},
+};
+
+/// An organization as it is now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Organization {
+    /// Which.
+    pub id: OrgId,
+    /// Its name in URLs.
+    pub slug: Slug,
+    /// What people call it.
+    pub name: String,
+    /// What kind of tenant.
+    pub tenant_type: TenantType,
+    /// Where its data lives.
+    pub region: String,
+    /// Why nobody may act in it, while nobody may.
+    pub suspended_reason: Option<String>,
+    /// What it decided about itself.
+    pub settings: OrganizationSettings,
+    /// The aggregate's version.
+    pub version: u64,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// The stream sequence of its last change.
+    pub seq: u64,
+}
+
+/// What a slice does to the row. What is None stays as it is.
+#[derive(Default)]
+pub(crate) struct Fold<'a> {
+    created: Option<(&'a OrganizationCreated, OffsetDateTime)>,
+    slug: Option<&'a Slug>,
+    name: Option<&'a str>,
+    suspended_reason: Option<Option<&'a str>>,
+    settings: Option<&'a OrganizationSettings>,
+    stamp: Option<Stamp>,
+}
+
+impl<'a> Fold<'a> {
+    pub(crate) fn apply(&mut self, event: &'a OrganizationEvent, stamp: Stamp) {
+        match event {
+            OrganizationEvent::Created(event) => {
+                *self = Self {
+                    created: Some((event, stamp.at)),
+                    slug: Some(&event.slug),
+                    name: Some(&event.name),
+                    ..Self::default()
+                };
+            }
+            OrganizationEvent::Renamed(event) => {
+                self.slug = Some(&event.slug);
+                self.name = Some(&event.name);
+            }
+            OrganizationEvent::SettingsChanged(event) => self.settings = Some(&event.settings),
+            OrganizationEvent::Suspended(event) => self.suspended_reason = Some(Some(&event.reason)),
+            OrganizationEvent::Resumed(_) => self.suspended_reason = Some(None),
+        }
+        self.stamp = Some(stamp);
+    }
+
+    pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
+        let Some(stamp) = self.stamp else { return Ok(()) };
+        let Some((created, created_at)) = self.created else {
+            let changed = sqlx::query!(
+                "UPDATE rm.organizations SET
+                    slug = coalesce($2, slug),
+                    name = coalesce($3, name),
+                    suspended_reason = CASE WHEN $4 THEN $5 ELSE suspended_reason END,
+                    settings = coalesce($6, settings),
+                    version = $7,
+                    updated_at = $8,
+                    seq = $9
+                WHERE org_id = $1",
+                org,
+                self.slug.map(Slug::as_str),
+                self.name,
+                self.suspended_reason.is_some(),
+                self.suspended_reason.flatten(),
+                self.settings.map(Json) as _,
+                stamp.version,
+                stamp.at,
+                stamp.seq,
+            )
+            .execute(connection)
+            .await?;
+            return all_there("rm.organizations", 1, changed.rows_affected());
+        };
+        let defaults = OrganizationSettings::default();
+        sqlx::query!(
+            "INSERT INTO rm.organizations
+                (org_id, slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at, seq)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+            ON CONFLICT (org_id) DO UPDATE SET
+                slug = excluded.slug,
+                name = excluded.name,
+                tenant_type = excluded.tenant_type,
+                region = excluded.region,
+                suspended_reason = excluded.suspended_reason,
+                settings = excluded.settings,
+                version = excluded.version,
+                created_at = excluded.created_at,
+                updated_at = excluded.updated_at,
+                seq = excluded.seq",
+            org,
+            self.slug.map(Slug::as_str),
+            self.name,
+            wire_name(&created.tenant_type),
+            created.region,
+            self.suspended_reason.flatten(),
+            Json(self.settings.unwrap_or(&defaults)) as _,
+            stamp.version,
+            created_at,
+            stamp.at,
+            stamp.seq,
+        )
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+}
+
+/// The bound org itself; None until its creation has been applied.
+pub async fn get(tx: &mut TenantTx) -> Result<Option<Organization>, DbError> {
+    let org = tx.org();
+    let row = sqlx::query!(
+        "SELECT slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at, seq
+        FROM rm.organizations WHERE org_id = $1",
+        org.uuid(),
+    )
+    .fetch_optional(tx.connection())
+    .await?;
+    row.map(|row| {
+        Ok(Organization {
+            id: org,
+            slug: parsed("a slug", row.slug)?,
+            name: row.name,
+            tenant_type: from_wire("a tenant type", row.tenant_type)?,
+            region: row.region,
+            suspended_reason: row.suspended_reason,
+            settings: from_json("an organization's settings", &row.settings)?,
+            version: from_bigint(row.version),
+            created_at: row.created_at.into(),
+            updated_at: row.updated_at.into(),
+            seq: from_bigint(row.seq),
+        })
+    })
+    .transpose()
+}

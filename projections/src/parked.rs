@@ -1,0 +1,243 @@
+//! Messages that a pipeline could not apply, and the later ones of the same aggregates that wait behind them.
+//!
+//! Unlike a read model this is not a function of the events: it says what went wrong here, and when.
+
+use std::collections::BTreeSet;
+
+use orgstream_events::{Pipeline, Timestamp};
+use time::OffsetDateTime;
+
+use crate::{
+    BoundOrg, DbError, SliceTx, TenantTx,
+    convert::{column, from_bigint, parsed, to_bigint},
+};
+
+/// Why a message is parked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParkedState {
+    /// It could not be applied.
+    Failed,
+    /// An earlier one of its aggregate could not.
+    Waiting,
+}
+
+impl ParkedState {
+    /// The name in the database and in APIs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Waiting => "waiting",
+        }
+    }
+}
+
+/// A message to be parked.
+#[derive(Debug, Clone, Copy)]
+pub struct Park<'a> {
+    /// The stream sequence.
+    pub seq: u64,
+    /// Its subject; the last two tokens name the aggregate.
+    pub subject: &'a str,
+    /// Its bytes.
+    pub message: &'a [u8],
+    /// Failed itself, or waiting.
+    pub state: ParkedState,
+    /// What went wrong, in one line; empty when waiting.
+    pub reason: &'a str,
+    /// How often it was tried; added to what is stored.
+    pub attempts: u32,
+}
+
+/// What is known of a parked message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parked {
+    /// By which pipeline.
+    pub pipeline: Pipeline,
+    /// The stream sequence.
+    pub seq: u64,
+    /// Its subject.
+    pub subject: String,
+    /// Failed itself, or waiting.
+    pub state: ParkedState,
+    /// What went wrong.
+    pub reason: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it was first parked.
+    pub parked_at: Timestamp,
+}
+
+impl Parked {
+    /// `<type>.<id>`; see [`aggregate_of`].
+    pub fn aggregate(&self) -> &str {
+        aggregate_of(&self.subject)
+    }
+}
+
+/// A parked message with its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParkedMessage {
+    /// What is known of it.
+    pub parked: Parked,
+    /// Its bytes.
+    pub message: Vec<u8>,
+}
+
+/// The aggregate of a subject as `<type>.<id>`, which is how an `AggregateId` shows itself. It need not be one that
+/// this version can read.
+pub fn aggregate_of(subject: &str) -> &str {
+    subject.splitn(4, '.').nth(3).unwrap_or_default()
+}
+
+fn type_and_id(subject: &str) -> (&str, &str) {
+    let aggregate = aggregate_of(subject);
+    aggregate.split_once('.').unwrap_or((aggregate, ""))
+}
+
+/// Parks messages in the open slice's pipeline. One that is parked already is brought up to date.
+pub async fn park(slice: &mut SliceTx, org: BoundOrg, messages: &[Park<'_>]) -> Result<(), DbError> {
+    let (connection, pipeline) = slice.connection(org)?;
+    // PostgreSQL has no text with a zero in it, and the reason may quote what could not be read.
+    let reasons = column(messages, |message| message.reason.replace('\0', " "));
+    sqlx::query!(
+        "INSERT INTO ops.parked AS parked
+            (org_id, pipeline, seq, aggregate_type, aggregate_id, subject, message, state, reason, attempts)
+        SELECT $1, $2, message.* FROM unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::text[],
+            $9::text[], $10::integer[]) AS message
+        ON CONFLICT (org_id, pipeline, seq) DO UPDATE SET
+            state = excluded.state,
+            reason = excluded.reason,
+            attempts = parked.attempts + excluded.attempts",
+        org.org().uuid(),
+        pipeline.name(),
+        &column(messages, |message| to_bigint(message.seq)),
+        column(messages, |message| type_and_id(message.subject).0) as _,
+        column(messages, |message| type_and_id(message.subject).1) as _,
+        column(messages, |message| message.subject) as _,
+        column(messages, |message| message.message) as _,
+        column(messages, |message| message.state.name()) as _,
+        &reasons,
+        &column(messages, |message| i32::try_from(message.attempts).unwrap_or(i32::MAX)),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The aggregates (`<type>.<id>`) that have parked messages in the open slice's pipeline.
+pub async fn aggregates(slice: &mut SliceTx, org: BoundOrg) -> Result<BTreeSet<String>, DbError> {
+    let (connection, pipeline) = slice.connection(org)?;
+    let aggregates = sqlx::query_scalar!(
+        r#"SELECT DISTINCT aggregate_type || '.' || aggregate_id AS "aggregate!"
+        FROM ops.parked WHERE org_id = $1 AND pipeline = $2"#,
+        org.org().uuid(),
+        pipeline.name(),
+    );
+    Ok(aggregates.fetch_all(connection).await?.into_iter().collect())
+}
+
+/// The first `limit` parked messages of one aggregate (`<type>.<id>`) in the open slice's pipeline, in stream order.
+pub async fn of_aggregate(
+    slice: &mut SliceTx,
+    org: BoundOrg,
+    aggregate: &str,
+    limit: u16,
+) -> Result<Vec<ParkedMessage>, DbError> {
+    let (connection, pipeline) = slice.connection(org)?;
+    let (aggregate_type, aggregate_id) = aggregate.split_once('.').unwrap_or((aggregate, ""));
+    let rows = sqlx::query!(
+        "SELECT pipeline, seq, subject, message, state, reason, attempts, parked_at FROM ops.parked
+        WHERE org_id = $1 AND pipeline = $2 AND aggregate_type = $3 AND aggregate_id = $4 ORDER BY seq LIMIT $5",
+        org.org().uuid(),
+        pipeline.name(),
+        aggregate_type,
+        aggregate_id,
+        i64::from(limit),
+    );
+    rows.fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(|row| {
+            let parked = Row {
+                pipeline: row.pipeline,
+                seq: row.seq,
+                subject: row.subject,
+                state: row.state,
+                reason: row.reason,
+                attempts: row.attempts,
+                parked_at: row.parked_at,
+            };
+            Ok(ParkedMessage { parked: parked.try_into()?, message: row.message })
+        })
+        .collect()
+}
+
+/// Takes messages out of the open slice's pipeline: they were applied, or given up. How many there were.
+pub async fn remove(slice: &mut SliceTx, org: BoundOrg, seqs: &[u64]) -> Result<u64, DbError> {
+    let (connection, pipeline) = slice.connection(org)?;
+    let removed = sqlx::query!(
+        "DELETE FROM ops.parked WHERE org_id = $1 AND pipeline = $2 AND seq = ANY ($3)",
+        org.org().uuid(),
+        pipeline.name(),
+        &column(seqs, |seq| to_bigint(*seq)),
+    );
+    Ok(removed.execute(connection).await?.rows_affected())
+}
+
+struct Row {
+    pipeline: String,
+    seq: i64,
+    subject: String,
+    state: String,
+    reason: String,
+    attempts: i32,
+    parked_at: OffsetDateTime,
+}
+
+impl TryFrom<Row> for Parked {
+    type Error = DbError;
+
+    fn try_from(row: Row) -> Result<Self, DbError> {
+        Ok(Self {
+            pipeline: parsed("a pipeline", row.pipeline)?,
+            seq: from_bigint(row.seq),
+            subject: row.subject,
+            state: match row.state.as_str() {
+                "failed" => ParkedState::Failed,
+                "waiting" => ParkedState::Waiting,
+                _ => return Err(DbError::Unreadable { what: "a parked state", value: row.state }),
+            },
+            reason: row.reason,
+            attempts: u32::try_from(row.attempts).unwrap_or_default(),
+            parked_at: row.parked_at.into(),
+        })
+    }
+}
+
+/// What is parked by any pipeline, in the order of pipelines and sequences, after the given place.
+pub async fn list(tx: &mut TenantTx, after: Option<(Pipeline, u64)>, limit: u16) -> Result<Vec<Parked>, DbError> {
+    let org = tx.org().uuid();
+    let (pipeline, seq) = after.map_or(("", 0), |(pipeline, seq)| (pipeline.name(), seq));
+    let rows = sqlx::query_as!(
+        Row,
+        "SELECT pipeline, seq, subject, state, reason, attempts, parked_at FROM ops.parked
+        WHERE org_id = $1 AND (pipeline, seq) > ($2, $3) ORDER BY pipeline, seq LIMIT $4",
+        org,
+        pipeline,
+        to_bigint(seq),
+        i64::from(limit),
+    );
+    rows.fetch_all(tx.connection()).await?.into_iter().map(Parked::try_from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_aggregate_of_a_subject_reads_like_an_aggregate_id() {
+        assert_eq!(aggregate_of("ev.3.org_1.record.res_2"), "record.res_2");
+        assert_eq!(type_and_id("ev.3.org_1.record.res_2"), ("record", "res_2"));
+        assert_eq!(aggregate_of("ev.3.org_1"), "");
+    }
+}

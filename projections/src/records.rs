@@ -1,0 +1,235 @@
+//! Records: one row each, kept when they are archived.
+
+use std::collections::BTreeMap;
+
+use orgstream_events::{Actor, KindName, RecordEvent, RecordId, Timestamp};
+use serde_json::Value;
+use sqlx::{PgConnection, types::Json};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    CreatedBy, DbError, Listing, Page, Place, Placed, TenantTx,
+    apply::{Stamp, all_there},
+    convert::{column, from_bigint, parsed, to_bigint},
+    page::newest_first,
+};
+
+/// A record as it is now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Which.
+    pub id: RecordId,
+    /// Of this kind.
+    pub kind: KindName,
+    /// Checked against this version of the kind.
+    pub kind_version: u64,
+    /// The content.
+    pub data: Value,
+    /// True once it is out of sight.
+    pub archived: bool,
+    /// Who created it.
+    pub created_by: CreatedBy,
+    /// The aggregate's version.
+    pub version: u64,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// The stream sequence of its last change.
+    pub seq: u64,
+}
+
+impl Placed for Record {
+    type Place = Place;
+
+    fn place(&self) -> Place {
+        Place { created_at: self.created_at, id: self.id.uuid() }
+    }
+}
+
+/// What a slice does to the rows: births, and the last state of everything that changed.
+#[derive(Default)]
+pub(crate) struct Fold<'a> {
+    births: BTreeMap<RecordId, Birth<'a>>,
+    changes: BTreeMap<RecordId, Change<'a>>,
+}
+
+struct Birth<'a> {
+    kind: &'a KindName,
+    by: &'a Actor,
+    at: OffsetDateTime,
+}
+
+/// What is None stays as it is.
+struct Change<'a> {
+    content: Option<(u64, &'a Value)>,
+    status: Option<&'static str>,
+    stamp: Stamp,
+}
+
+impl<'a> Fold<'a> {
+    pub(crate) fn apply(&mut self, id: RecordId, event: &'a RecordEvent, by: &'a Actor, stamp: Stamp) {
+        let (content, status) = match event {
+            RecordEvent::Created(event) => {
+                self.births.insert(id, Birth { kind: &event.kind, by, at: stamp.at });
+                (Some((event.kind_version, &event.data)), Some("active"))
+            }
+            RecordEvent::Updated(event) => (Some((event.kind_version, &event.data)), None),
+            RecordEvent::Archived(_) => (None, Some("archived")),
+        };
+        let change = self.changes.entry(id).or_insert(Change { content: None, status: None, stamp });
+        change.content = content.or(change.content);
+        change.status = status.or(change.status);
+        change.stamp = stamp;
+    }
+
+    pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
+        let (born, changed): (Vec<_>, Vec<_>) =
+            self.changes.into_iter().partition(|(id, _)| self.births.contains_key(id));
+        if !changed.is_empty() {
+            let updated = sqlx::query!(
+                "UPDATE rm.records AS record SET
+                    kind_version = coalesce(change.kind_version, record.kind_version),
+                    data = coalesce(change.data, record.data),
+                    status = coalesce(change.status, record.status),
+                    version = change.version,
+                    updated_at = change.updated_at,
+                    seq = change.seq
+                FROM unnest($2::uuid[], $3::bigint[], $4::jsonb[], $5::text[], $6::bigint[], $7::timestamptz[],
+                    $8::bigint[])
+                    AS change (id, kind_version, data, status, version, updated_at, seq)
+                WHERE record.org_id = $1 AND record.id = change.id",
+                org,
+                &column(&changed, |(id, _)| id.uuid()),
+                column(&changed, |(_, change)| change.content.map(|(version, _)| to_bigint(version))) as _,
+                column(&changed, |(_, change)| change.content.map(|(_, data)| Json(data))) as _,
+                column(&changed, |(_, change)| change.status) as _,
+                &column(&changed, |(_, change)| change.stamp.version),
+                &column(&changed, |(_, change)| change.stamp.at),
+                &column(&changed, |(_, change)| change.stamp.seq),
+            )
+            .execute(&mut *connection)
+            .await?;
+            all_there("rm.records", changed.len(), updated.rows_affected())?;
+        }
+        if !born.is_empty() {
+            let births: Vec<_> = self.births.into_values().collect();
+            sqlx::query!(
+                "INSERT INTO rm.records (org_id, id, kind, kind_version, data, status, created_by_type, created_by_id,
+                    version, created_at, updated_at, seq)
+                SELECT $1, born.* FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::jsonb[], $6::text[], $7::text[],
+                    $8::text[], $9::bigint[], $10::timestamptz[], $11::timestamptz[], $12::bigint[]) AS born
+                ON CONFLICT (org_id, id) DO UPDATE SET
+                    kind = excluded.kind,
+                    kind_version = excluded.kind_version,
+                    data = excluded.data,
+                    status = excluded.status,
+                    created_by_type = excluded.created_by_type,
+                    created_by_id = excluded.created_by_id,
+                    version = excluded.version,
+                    created_at = excluded.created_at,
+                    updated_at = excluded.updated_at,
+                    seq = excluded.seq",
+                org,
+                &column(&born, |(id, _)| id.uuid()),
+                column(&births, |birth| birth.kind.as_str()) as _,
+                column(&born, |(_, change)| change.content.map(|(version, _)| to_bigint(version))) as _,
+                column(&born, |(_, change)| change.content.map(|(_, data)| Json(data))) as _,
+                column(&born, |(_, change)| change.status) as _,
+                column(&births, |birth| birth.by.actor_type.name()) as _,
+                column(&births, |birth| birth.by.id.as_str()) as _,
+                &column(&born, |(_, change)| change.stamp.version),
+                &column(&births, |birth| birth.at),
+                &column(&born, |(_, change)| change.stamp.at),
+                &column(&born, |(_, change)| change.stamp.seq),
+            )
+            .execute(connection)
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+struct Row {
+    id: Uuid,
+    kind: String,
+    kind_version: i64,
+    data: Value,
+    archived: bool,
+    created_by_type: String,
+    created_by_id: String,
+    version: i64,
+    created_at: OffsetDateTime,
+    updated_at: OffsetDateTime,
+    seq: i64,
+}
+
+impl TryFrom<Row> for Record {
+    type Error = DbError;
+
+    fn try_from(row: Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: RecordId::from_uuid(row.id),
+            kind: parsed("a kind name", row.kind)?,
+            kind_version: from_bigint(row.kind_version),
+            data: row.data,
+            archived: row.archived,
+            created_by: CreatedBy::stored(row.created_by_type, row.created_by_id)?,
+            version: from_bigint(row.version),
+            created_at: row.created_at.into(),
+            updated_at: row.updated_at.into(),
+            seq: from_bigint(row.seq),
+        })
+    }
+}
+
+/// Records of one kind, or of all; archived ones only `with_archived`.
+pub async fn list(
+    tx: &mut TenantTx,
+    kind: Option<&KindName>,
+    with_archived: bool,
+    page: &Page<Place>,
+    limit: u16,
+) -> Result<Listing<Record>, DbError> {
+    // Two queries, because each has an index of its own.
+    let rows = if let Some(kind) = kind {
+        newest_first!(
+            Row,
+            r#"SELECT id, kind, kind_version, data, status = 'archived' AS "archived!", created_by_type, created_by_id,
+                version, created_at, updated_at, seq
+            FROM rm.records WHERE org_id = $1 AND ($5 OR status = 'active') AND kind = $6"#,
+            tx,
+            page,
+            limit,
+            with_archived,
+            kind.as_str()
+        )
+    } else {
+        newest_first!(
+            Row,
+            r#"SELECT id, kind, kind_version, data, status = 'archived' AS "archived!", created_by_type, created_by_id,
+                version, created_at, updated_at, seq
+            FROM rm.records WHERE org_id = $1 AND ($5 OR status = 'active')"#,
+            tx,
+            page,
+            limit,
+            with_archived
+        )
+    }?;
+    Listing::new(rows, page, limit)
+}
+
+/// One record, archived or not.
+pub async fn get(tx: &mut TenantTx, id: RecordId) -> Result<Option<Record>, DbError> {
+    let org = tx.org().uuid();
+    let row = sqlx::query_as!(
+        Row,
+        r#"SELECT id, kind, kind_version, data, status = 'archived' AS "archived!", created_by_type, created_by_id,
+            version, created_at, updated_at, seq
+        FROM rm.records WHERE org_id = $1 AND id = $2"#,
+        org,
+        id.uuid(),
+    );
+    row.fetch_optional(tx.connection()).await?.map(Record::try_from).transpose()
+}

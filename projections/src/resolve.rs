@@ -1,0 +1,25 @@
+//! The only questions that are asked before an org is known. Each answers with ids and nothing else.
+
+use orgstream_events::{KeyPublicId, OrgId, Slug, UserId};
+
+use crate::{Database, DbError};
+
+impl Database {
+    /// The org that has, or once had, this slug.
+    pub async fn org_of_slug(&self, slug: &Slug) -> Result<Option<OrgId>, DbError> {
+        let org = sqlx::query_scalar!("SELECT app.org_of_slug($1)", slug.as_str());
+        Ok(org.fetch_one(self.resolver_pool()).await?.map(OrgId::from_uuid))
+    }
+
+    /// The org that issued the key with this public id.
+    pub async fn org_of_key(&self, public_id: &KeyPublicId) -> Result<Option<OrgId>, DbError> {
+        let org = sqlx::query_scalar!("SELECT app.org_of_key($1)", public_id.as_str());
+        Ok(org.fetch_one(self.resolver_pool()).await?.map(OrgId::from_uuid))
+    }
+
+    /// The orgs that this person is an active member of, in the order of their ids.
+    pub async fn orgs_of_user(&self, user: UserId) -> Result<Vec<OrgId>, DbError> {
+        let orgs = sqlx::query_scalar!(r#"SELECT app.orgs_of_user($1) AS "org!""#, user.uuid());
+        Ok(orgs.fetch_all(self.resolver_pool()).await?.into_iter().map(OrgId::from_uuid).collect())
+    }
+}

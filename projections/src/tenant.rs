@@ -1,0 +1,69 @@
+//! Which org a transaction is for: a value one must be given, and the reading transaction that is bound to it.
+
+use orgstream_events::{EventSubject, OrgId, PLATFORM_ORG, SubjectError};
+use sqlx::{PgConnection, Postgres, Transaction};
+
+use crate::DbError;
+
+/// An org that somebody has proven, which is more than an [`OrgId`] that somebody has named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BoundOrg(OrgId);
+
+impl BoundOrg {
+    /// The org of a credential that was checked. For authentication alone.
+    pub const fn proven_by_credential(org: OrgId) -> Self {
+        Self(org)
+    }
+
+    /// The org of a subject that the stream delivered. For workers.
+    pub const fn proven_by_subject(subject: &EventSubject) -> Self {
+        Self(subject.org)
+    }
+
+    /// The same where the rest of the subject may be unreadable and the message is to be parked.
+    pub fn proven_by_route(subject: &str) -> Result<Self, SubjectError> {
+        EventSubject::route(subject).map(|(_, org)| Self(org))
+    }
+
+    /// The org that an operator names on the command line of the machine that holds the database's credentials.
+    pub const fn named_by_operator(org: OrgId) -> Self {
+        Self(org)
+    }
+
+    /// The platform's own org: what all orgs share.
+    pub const fn platform() -> Self {
+        Self(PLATFORM_ORG)
+    }
+
+    /// Which org.
+    pub const fn org(self) -> OrgId {
+        self.0
+    }
+}
+
+/// A consistent view of one org's rows, read-only. Dropping it ends it.
+#[derive(Debug)]
+pub struct TenantTx {
+    transaction: Transaction<'static, Postgres>,
+    org: OrgId,
+}
+
+impl TenantTx {
+    pub(crate) fn new(transaction: Transaction<'static, Postgres>, org: BoundOrg) -> Self {
+        Self { transaction, org: org.0 }
+    }
+
+    /// Which org.
+    pub fn org(&self) -> OrgId {
+        self.org
+    }
+
+    /// Ends it where the caller wants to know that it ended.
+    pub async fn finish(self) -> Result<(), DbError> {
+        Ok(self.transaction.commit().await?)
+    }
+
+    pub(crate) fn connection(&mut self) -> &mut PgConnection {
+        &mut self.transaction
+    }
+}

@@ -1,0 +1,70 @@
+//! Benchmarks that anyone can run. Each measures the raw limit of the machine in the same run, so that the ratio to it
+//! means something anywhere.
+
+mod append;
+mod load;
+mod project;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Subcommand;
+use serde::Serialize;
+
+/// Measure this machine against its raw limits.
+///
+/// A benchmark starts private servers in a temporary folder and removes them again.
+#[derive(Subcommand)]
+pub enum Job {
+    /// Appending: commands per second through the library, NATS and HTTP, against bare publishes of the same bytes.
+    Append(append::Args),
+    /// Projecting: events per second into read models and audit log, against bare inserts of the same rows.
+    Project(project::Args),
+}
+
+/// Runs the benchmark.
+pub(crate) async fn run(job: Job) -> anyhow::Result<()> {
+    match job {
+        Job::Append(args) => append::run(args).await,
+        Job::Project(args) => project::run(args).await,
+    }
+}
+
+/// The machine that the figures are from.
+#[derive(Debug, Serialize)]
+struct Machine {
+    cores: usize,
+    profile: &'static str,
+    version: &'static str,
+}
+
+impl Machine {
+    fn here() -> Self {
+        Self {
+            cores: std::thread::available_parallelism().map_or(1, Into::into),
+            profile: if cfg!(debug_assertions) { "debug" } else { "release" },
+            version: env!("CARGO_PKG_VERSION"),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Report<'a, R> {
+    machine: Machine,
+    rows: &'a [R],
+}
+
+/// Writes what was measured, if a file was asked for.
+fn write_json<R: Serialize>(file: Option<&PathBuf>, rows: &[R]) -> anyhow::Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let report = Report { machine: Machine::here(), rows };
+    let text = serde_json::to_vec_pretty(&report)?;
+    std::fs::write(file, text).with_context(|| format!("{} cannot be written", file.display()))
+}
+
+/// Figures of a build that was not optimized say little.
+fn warn_of_debug_build() {
+    if cfg!(debug_assertions) {
+        eprintln!("this is a debug build: for figures that count, run cargo run --release -- bench …");
+    }
+}

@@ -1,0 +1,104 @@
+//! The API as the client commands use it: one connection pool, one key, errors in the API's own words.
+
+use std::time::Duration;
+
+use anyhow::{anyhow, bail};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::config::ClientArgs;
+
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// A client of one API, with one key.
+#[derive(Clone)]
+pub(crate) struct Api {
+    http: reqwest::Client,
+    base: String,
+    key: String,
+}
+
+/// An error of the API, as it sends them.
+#[derive(Debug, Deserialize)]
+struct Problem {
+    code: String,
+    detail: String,
+    #[serde(default)]
+    errors: Vec<Field>,
+    request_id: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Field {
+    pointer: String,
+    detail: String,
+}
+
+impl Api {
+    pub(crate) fn new(args: &ClientArgs) -> anyhow::Result<Self> {
+        let http = reqwest::Client::builder().connect_timeout(CONNECT).build()?;
+        Ok(Self { http, base: args.url.trim_end_matches('/').to_owned(), key: args.api_key.clone() })
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.key)
+    }
+
+    /// The answer to `GET path`.
+    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        Ok(self.send(self.request(Method::GET, path)).await?.json().await?)
+    }
+
+    /// The answer to `POST path` with a JSON body.
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        Ok(self.send(self.request(Method::POST, path).json(body)).await?.json().await?)
+    }
+
+    /// The organization that commands are for when none is named: the one that the key belongs to.
+    pub(crate) async fn org(&self, named: Option<String>) -> anyhow::Result<String> {
+        if let Some(named) = named {
+            return Ok(named);
+        }
+        let me = self.get("/v1/me").await?;
+        match me.pointer("/org_id").and_then(Value::as_str) {
+            Some(org) => Ok(org.to_owned()),
+            None => bail!("this credential belongs to no single organization: name one with --org"),
+        }
+    }
+
+    /// Sends, and turns an error of the API into one for people.
+    pub(crate) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
+        let answer = request.send().await.map_err(|error| self.unreachable(error))?;
+        if answer.status().is_success() { Ok(answer) } else { Err(Self::problem(answer).await) }
+    }
+
+    /// Nobody answers.
+    pub(crate) fn unreachable(&self, error: reqwest::Error) -> anyhow::Error {
+        let base = &self.base;
+        anyhow::Error::new(error)
+            .context(format!("the API at {base} does not answer: is it running? (--url or ORGSTREAM_URL says where)"))
+    }
+
+    /// What the API says is wrong.
+    pub(crate) async fn problem(answer: Response) -> anyhow::Error {
+        let status = answer.status();
+        let problem: Problem = match answer.json().await {
+            Ok(problem) => problem,
+            Err(_) => return anyhow!("the API answered {status}"),
+        };
+        let mut text = format!("{} ({status}, {})", problem.detail, problem.code);
+        for field in &problem.errors {
+            text.push_str(&format!("\n  {}: {}", field.pointer, field.detail));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            text.push_str("\nGive a key in ORGSTREAM_API_KEY; `orgstream dev` writes the demo's to <data-dir>/demo.json.");
+        }
+        if status.is_server_error()
+            && let Some(id) = problem.request_id
+        {
+            text.push_str(&format!("\nThe server's log has it as request {id}."));
+        }
+        anyhow!(text)
+    }
+}

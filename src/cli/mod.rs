@@ -1,0 +1,81 @@
+//! The command line: one binary, one subcommand per job.
+//!
+//! Data goes to standard output and everything else to standard error, so that every command can stand in a pipe.
+
+mod check_config;
+mod client;
+mod dev;
+mod lag;
+mod migrate;
+mod park;
+mod publish;
+mod rebuild;
+mod replay;
+mod serve;
+mod table;
+mod work;
+
+use clap::{Parser, Subcommand};
+
+use crate::{bench, config::LogArgs, telemetry};
+
+/// An event-sourced backend for multi-tenant products: one stream of events per organization, fair workers,
+/// PostgreSQL read models under row-level security, an append-only audit log.
+///
+/// Start with `orgstream dev`: it needs nothing but the two server binaries and stops everything on Ctrl-C.
+#[derive(Parser)]
+#[command(name = "orgstream", version, max_term_width = 110, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Job,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Subcommand)]
+enum Job {
+    /// Run everything on this machine: private NATS and PostgreSQL, API, workers and a demo.
+    Dev(dev::Args),
+    /// Run the API: HTTP, and commands by NATS request.
+    Serve(serve::Args),
+    /// Run a worker: read the streams, build the read models and the audit log.
+    Work(work::Args),
+    /// Bring a database up to date, and give the program's logins their password.
+    Migrate(migrate::Args),
+    /// Look at NATS and PostgreSQL as `serve` and `work` do before they start, and say what is wrong.
+    CheckConfig(check_config::Args),
+    /// Send commands from an NDJSON file. Sending the same file again changes nothing.
+    Publish(publish::Args),
+    /// Print an organization's events, in order, as NDJSON.
+    Replay(replay::Args),
+    /// Show how far the projections are.
+    Lag(lag::Args),
+    /// See, retry or skip events that could not be applied.
+    #[command(subcommand)]
+    Park(park::Job),
+    /// Drop the read models of an organization, or of all, and build them again from the stream.
+    Rebuild(rebuild::Args),
+    /// Measure this machine against its raw limits.
+    #[command(subcommand)]
+    Bench(bench::Job),
+}
+
+impl Cli {
+    /// Does the job.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let _telemetry = telemetry::init(&self.log)?;
+        match self.command {
+            Job::Dev(args) => dev::run(args).await,
+            Job::Serve(args) => serve::run(args).await,
+            Job::Work(args) => work::run(args).await,
+            Job::Migrate(args) => migrate::run(args).await,
+            Job::CheckConfig(args) => check_config::run(args).await,
+            Job::Publish(args) => publish::run(args).await,
+            Job::Replay(args) => replay::run(args).await,
+            Job::Lag(args) => lag::run(args).await,
+            Job::Park(job) => park::run(job).await,
+            Job::Rebuild(args) => rebuild::run(args).await,
+            Job::Bench(job) => bench::run(job).await,
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! `orgstream replay`: an organization's events, in order, one JSON object per line.
+
+use std::pin::pin;
+
+use anyhow::Context;
+use futures_util::TryStreamExt;
+use reqwest::Method;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufWriter, stdout};
+use tokio_util::io::StreamReader;
+
+use super::client::Api;
+use crate::config::ClientArgs;
+
+/// Print an organization's events, in order, as NDJSON.
+///
+/// The output ends where the organization's log ended when the command began; `position` in the last line is what
+/// `--from` takes to go on from there.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The organization, by id or slug; by default the one that the key belongs to.
+    #[arg(long, value_name = "ORG")]
+    org: Option<String>,
+    /// Begin after this position (`<org>:<sequence>`) instead of at the beginning.
+    #[arg(long, value_name = "POSITION")]
+    from: Option<String>,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let api = Api::new(&args.client)?;
+    let org = api.org(args.org).await?;
+    let mut request = api.request(Method::GET, &format!("/v1/organizations/{org}/events"));
+    if let Some(from) = &args.from {
+        request = request.query(&[("from", from)]);
+    }
+    let answer = api.send(request).await?;
+    let body = answer.bytes_stream().map_err(std::io::Error::other);
+    let mut lines = pin!(StreamReader::new(body));
+    let mut out = BufWriter::new(stdout());
+    let (mut events, mut line) = (0_u64, Vec::new());
+    loop {
+        line.clear();
+        let read = lines.read_until(b'\n', &mut line).await.with_context(|| {
+            format!("the answer broke off after {events} events; go on with --from and the last position printed")
+        })?;
+        if read == 0 {
+            break;
+        }
+        out.write_all(&line).await?;
+        events += 1;
+    }
+    out.flush().await?;
+    eprintln!("{events} events of {org}");
+    Ok(())
+}

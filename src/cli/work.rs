@@ -1,0 +1,44 @@
+//! `orgstream work`: a worker process.
+
+use orgstream_workers::Worker;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{DatabaseArgs, NatsArgs, WorkArgs},
+    http::health,
+    node, telemetry,
+};
+
+/// Run a worker: read the streams, build the read models and the audit log.
+///
+/// Any number of workers share the work by leases; one that dies is replaced by the others within --lease-seconds.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    nats: NatsArgs,
+    #[command(flatten)]
+    database: DatabaseArgs,
+    #[command(flatten)]
+    work: WorkArgs,
+    /// Where /healthz, /readyz and /metrics are served.
+    #[arg(long, env = "ORGSTREAM_WORKER_HTTP", default_value = "127.0.0.1:8081", value_name = "ADDRESS")]
+    http: String,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let metrics = telemetry::metrics()?;
+    let log = node::open_log(&args.nats).await?;
+    let db = node::open_database(&args.database, args.work.slots).await?;
+    let worker = Worker::new(log.clone(), db.clone(), args.work.options());
+    let stop = CancellationToken::new();
+    let listener = tokio::net::TcpListener::bind(&args.http).await?;
+    tracing::info!(address = %listener.local_addr()?, "the worker answers /readyz and /metrics");
+    let probes = tokio::spawn(health::serve_worker(listener, log, db, worker.status(), metrics, stop.clone()));
+    let working = tokio::spawn(worker.run(stop.clone()));
+    node::asked_to_stop().await?;
+    tracing::info!("stopping");
+    stop.cancel();
+    working.await?;
+    probes.await??;
+    Ok(())
+}

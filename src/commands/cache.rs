@@ -1,0 +1,107 @@
+//! What a process remembers of aggregates, so that most commands need not read the stream before they append to it.
+//!
+//! Every key begins with the org. What is here may be behind; see `CommandHandler::execute` for why that is safe.
+
+use std::{collections::HashMap, sync::Arc};
+
+use orgstream_events::{AggregateId, CommandId, Event, Fingerprint, OrgId};
+use quick_cache::sync::Cache;
+use tokio::time::Instant;
+
+use super::{Aggregate, api_key::ApiKey, kind::Kind, member::Roster, organization::Organization, parking::Parking, record::Record};
+
+/// An aggregate as it was read from the stream.
+#[derive(Debug, Clone)]
+pub(super) struct Loaded<A> {
+    pub(super) state: A,
+    /// Events so far.
+    pub(super) version: u64,
+    /// The stream sequence of the last commit; 0 when there is none.
+    pub(super) seq: u64,
+    /// The commands that came under an idempotency key, and what was answered.
+    pub(super) commands: HashMap<CommandId, Earlier>,
+    pub(super) read_at: Instant,
+}
+
+/// A command that was carried out.
+#[derive(Debug, Clone)]
+pub(super) struct Earlier {
+    pub(super) fingerprint: Option<Fingerprint>,
+    pub(super) seq: u64,
+    pub(super) version: u64,
+    pub(super) events: Vec<String>,
+}
+
+impl<A: Default> Default for Loaded<A> {
+    fn default() -> Self {
+        Self { state: A::default(), version: 0, seq: 0, commands: HashMap::new(), read_at: Instant::now() }
+    }
+}
+
+impl<A: Aggregate> Loaded<A> {
+    /// Takes in one commit and says what its command is to be answered.
+    pub(super) fn take_in<'a>(
+        &mut self,
+        command: CommandId,
+        fingerprint: Option<Fingerprint>,
+        seq: u64,
+        events: impl Iterator<Item = &'a Event>,
+    ) -> Earlier {
+        let mut names = Vec::new();
+        for event in events {
+            self.version += 1;
+            names.push(event.wire().0.to_owned());
+            if let Some(event) = A::event_of(event) {
+                self.state.apply(event);
+            }
+        }
+        self.seq = seq;
+        let earlier = Earlier { fingerprint, seq, version: self.version, events: names };
+        if fingerprint.is_some() {
+            self.commands.insert(command, earlier.clone());
+        }
+        earlier
+    }
+}
+
+type Shelf<A> = Cache<(OrgId, AggregateId), Arc<Loaded<A>>>;
+
+/// One bounded shelf per kind of aggregate.
+pub(super) struct Caches {
+    organizations: Shelf<Organization>,
+    rosters: Shelf<Roster>,
+    api_keys: Shelf<ApiKey>,
+    kinds: Shelf<Kind>,
+    records: Shelf<Record>,
+    parking: Shelf<Parking>,
+}
+
+impl Default for Caches {
+    fn default() -> Self {
+        Self {
+            organizations: Cache::new(20_000),
+            rosters: Cache::new(2_000),
+            api_keys: Cache::new(10_000),
+            kinds: Cache::new(1_000),
+            records: Cache::new(100_000),
+            parking: Cache::new(1_000),
+        }
+    }
+}
+
+/// An aggregate that has a shelf.
+pub(super) trait Cached: Aggregate<Command: Clone> {
+    fn cache(caches: &Caches) -> &Shelf<Self>;
+}
+
+macro_rules! shelves {
+    ($($aggregate:ident: $shelf:ident),*) => {$(
+        impl Cached for $aggregate {
+            fn cache(caches: &Caches) -> &Shelf<Self> {
+                &caches.$shelf
+            }
+        }
+    )*};
+}
+
+shelves!(Organization: organizations, Roster: rosters, ApiKey: api_keys, Kind: kinds, Record: records, Parking: parking);

@@ -1,0 +1,610 @@
+//! From a command to a commit: load, decide, append, and on a conflict once more.
+//!
+//! HTTP and NATS both end here. Nothing in here reads a projection: what a decision needs comes from the stream, and
+//! the stream's own refusal of a stale expectation is what makes the decision safe.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use metrics::{counter, histogram};
+use orgstream_events::{
+    Actor, AggregateId, CodecError, CommandId, CommitDraft, Context, CorrelationId, EventId, Fingerprint, Event,
+    KindName, OrgId, PLATFORM_ORG, Position, Role, Salt, Slug, Timestamp, UserId,
+};
+use orgstream_stream::{AppendError, ClaimError, Freshness, Log, Placement, StreamError};
+use tokio::{sync::Mutex, time::Instant};
+
+use super::{
+    Command, CreateOrganization, Facts, FieldError, IssueApiKey, Rejection, RejectionKind,
+    api_key::{ApiKey, ApiKeyCommand},
+    cache::{Cached, Caches, Earlier, Loaded},
+    kind::{Kind, KindCommand},
+    member::{MemberCommand, Roster},
+    organization::{Organization, OrganizationCommand},
+    parking::{Parking, ParkingCommand},
+    record::{Record, RecordCommand},
+    schema::ValidatedKind,
+};
+use crate::auth::key::{KeyToken, Pepper};
+
+/// How far in the future a producer's clock may be.
+const CLOCK_SKEW: Duration = Duration::from_secs(300);
+/// How old a state may be that a command only looks at: whether the org is suspended, what the kind's schema is.
+const LOOK: Duration = Duration::from_secs(1);
+/// Writers to one aggregate take turns inside this process, so that only other processes can get in between.
+const TURNS: usize = 1_024;
+
+/// Who asks, and how the request came.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// The tenant, proven by whoever built this.
+    pub org: OrgId,
+    /// As the org's events will name them.
+    pub actor: Actor,
+    /// Their role there: nobody hands out more than they have.
+    pub role: Role,
+    /// The person behind them; only the maker of an organization needs to be one.
+    pub creator: Option<Creator>,
+    /// The personal part of what is known of the request.
+    pub context: Context,
+    /// The request, as the access log has it.
+    pub request_id: Option<String>,
+    /// The W3C trace context to continue.
+    pub trace: Option<String>,
+}
+
+/// The person who makes an organization, and becomes its owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Creator {
+    /// The login identity.
+    pub user: UserId,
+    /// The e-mail address that their issuer verified.
+    pub email: String,
+}
+
+/// A command with what came around it.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What is to be done.
+    pub command: Command,
+    /// Sent again under the same key, the command has no second effect and the same answer.
+    pub idempotency_key: Option<String>,
+    /// The version that the caller saw; another one refuses the command.
+    pub expected_version: Option<u64>,
+    /// When it happened, if that is not now.
+    pub occurred_at: Option<Timestamp>,
+    /// The event that made the caller send this.
+    pub causation_id: Option<EventId>,
+    /// What it belongs to.
+    pub correlation_id: Option<CorrelationId>,
+}
+
+impl From<Command> for Request {
+    fn from(command: Command) -> Self {
+        Self {
+            command,
+            idempotency_key: None,
+            expected_version: None,
+            occurred_at: None,
+            causation_id: None,
+            correlation_id: None,
+        }
+    }
+}
+
+/// What became of a command that was accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The command.
+    pub command_id: CommandId,
+    /// What it was about; the id of a new thing is in here.
+    pub aggregate: AggregateId,
+    /// The aggregate's version after it.
+    pub version: u64,
+    /// Where it stands in the org's stream.
+    pub position: Position,
+    /// The names of its events.
+    pub events: Vec<String>,
+    /// Whether it had been accepted before, and this is the same answer again.
+    pub replayed: bool,
+    /// The secret of a new API key; shown here and nowhere else.
+    pub token: Option<KeyToken>,
+}
+
+/// Why a command was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The rules say no.
+    #[error("{0}")]
+    Rejected(#[from] Rejection),
+    /// There is no such org.
+    #[error("there is no organization {0}")]
+    NoOrganization(OrgId),
+    /// The caller saw another version.
+    #[error("the version is {actual}, not {expected}: read it again and decide anew")]
+    VersionConflict {
+        /// What the caller saw.
+        expected: u64,
+        /// What it is.
+        actual: u64,
+    },
+    /// Others wrote to the same aggregate, twice in between.
+    #[error("others are writing to the same thing; try again")]
+    Contention,
+    /// The idempotency key belongs to another command.
+    #[error("this idempotency key was used for another command")]
+    KeyReused,
+    /// The events do not fit into a message.
+    #[error("{0}")]
+    TooLarge(CodecError),
+    /// The stream did not answer in time; the command may or may not be in it. Sent again under the same
+    /// idempotency key, it will have one effect.
+    #[error("the event log does not answer: {0}")]
+    Unavailable(String),
+    /// A fault of ours.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl From<StreamError> for CommandError {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Unavailable { .. } => Self::Unavailable(error.to_string()),
+            other => Self::Internal(other.to_string()),
+        }
+    }
+}
+
+impl From<AppendError> for CommandError {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::Conflict { .. } => Self::Contention,
+            AppendError::KeyReused { .. } => Self::KeyReused,
+            AppendError::Codec(error @ (CodecError::TooLarge { .. } | CodecError::EventCount { .. })) => {
+                Self::TooLarge(error)
+            }
+            AppendError::Unavailable { .. } => Self::Unavailable(error.to_string()),
+            other => Self::Internal(other.to_string()),
+        }
+    }
+}
+
+/// One command on its way: everything but what it is about.
+struct Attempt<'a> {
+    caller: &'a Caller,
+    request: &'a Request,
+    command_id: CommandId,
+    fingerprint: Option<Fingerprint>,
+    now: Timestamp,
+}
+
+impl Attempt<'_> {
+    fn facts(&self, org: OrgId) -> Facts {
+        Facts { now: self.now, command_id: self.command_id, org }
+    }
+
+    fn draft(&self, org: OrgId, aggregate: AggregateId, version: u64, events: Vec<Event>) -> CommitDraft {
+        CommitDraft {
+            org,
+            aggregate,
+            version_before: version,
+            command_id: self.command_id,
+            fingerprint: self.fingerprint,
+            actor: self.caller.actor.clone(),
+            occurred_at: self.request.occurred_at.unwrap_or(self.now),
+            recorded_at: self.now,
+            causation_id: self.request.causation_id,
+            correlation_id: self.request.correlation_id,
+            request_id: self.caller.request_id.clone(),
+            context: self.caller.context.clone(),
+            events,
+        }
+    }
+
+    /// The answer of an earlier success of the same command, if the aggregate's history has one.
+    fn earlier<A>(&self, org: OrgId, aggregate: &AggregateId, loaded: &Loaded<A>) -> Result<Option<Accepted>, CommandError> {
+        match loaded.commands.get(&self.command_id) {
+            Some(earlier) if earlier.fingerprint != self.fingerprint => Err(CommandError::KeyReused),
+            Some(earlier) => Ok(Some(self.accepted(org, aggregate, earlier.clone(), true))),
+            None => Ok(None),
+        }
+    }
+
+    fn accepted(&self, org: OrgId, aggregate: &AggregateId, done: Earlier, replayed: bool) -> Accepted {
+        Accepted {
+            command_id: self.command_id,
+            aggregate: aggregate.clone(),
+            version: done.version,
+            position: Position { org, seq: done.seq },
+            events: done.events,
+            replayed,
+            token: None,
+        }
+    }
+
+    /// The answer when everything already is as asked.
+    fn unchanged(&self, to: &Target<'_>, version: u64, seq: u64) -> Accepted {
+        let done = Earlier { fingerprint: self.fingerprint, seq, version, events: Vec::new() };
+        self.accepted(to.placement.org, &to.aggregate, done, false)
+    }
+}
+
+/// Takes commands. One per process; cheap to share behind an [`Arc`].
+pub struct CommandHandler {
+    log: Log,
+    pepper: Pepper,
+    region: String,
+    caches: Caches,
+    turns: Box<[Mutex<()>]>,
+    last_turn: Mutex<()>,
+    hasher: RandomState,
+}
+
+impl CommandHandler {
+    /// A handler that appends to `log`; `pepper` is what API key secrets are hashed with.
+    pub fn new(log: Log, pepper: Pepper, region: String) -> Self {
+        let turns = (0..TURNS).map(|_| Mutex::new(())).collect();
+        Self { log, pepper, region, caches: Caches::default(), turns, last_turn: Mutex::new(()), hasher: RandomState::new() }
+    }
+
+    /// Decides `request` for `caller` and appends what follows from it.
+    pub async fn handle(&self, caller: &Caller, request: Request) -> Result<Accepted, CommandError> {
+        let started = Instant::now();
+        let result = self.dispatch(caller, &request).await;
+        let outcome = match &result {
+            Ok(accepted) if accepted.replayed => "replayed",
+            Ok(_) => "accepted",
+            Err(CommandError::Unavailable(_) | CommandError::Internal(_)) => "failed",
+            Err(_) => "refused",
+        };
+        histogram!("orgstream_command_seconds", "outcome" => outcome).record(started.elapsed());
+        counter!("orgstream_commands_total", "command" => request.command.name(), "outcome" => outcome).increment(1);
+        result
+    }
+
+    async fn dispatch(&self, caller: &Caller, request: &Request) -> Result<Accepted, CommandError> {
+        let now = now();
+        if let Some(claimed) = request.occurred_at
+            && claimed.unix_ms() > now.unix_ms() + CLOCK_SKEW.as_millis() as i64
+        {
+            let detail = format!("{claimed} is more than 5 minutes ahead of this server's {now}: set the producer's clock");
+            let field = FieldError { pointer: "/occurred_at".to_owned(), code: "in_the_future".into(), detail };
+            return Err(Rejection::invalid(vec![field]).into());
+        }
+        let command_id = match &request.idempotency_key {
+            // A new organization has no scope of its own yet: its creator is one.
+            Some(key) if matches!(request.command, Command::CreateOrganization(_)) => {
+                CommandId::from_idempotency_key(PLATFORM_ORG, &format!("{}/{key}", caller.actor.id))
+            }
+            Some(key) => CommandId::from_idempotency_key(caller.org, key),
+            None => CommandId::fresh(now.unix_ms(), rand::random()),
+        };
+        let fingerprint = request.idempotency_key.as_ref().map(|_| fingerprint(&request.command)).transpose()?;
+        let attempt = Attempt { caller, request, command_id, fingerprint, now };
+        if let Command::CreateOrganization(command) = &request.command {
+            return self.create_organization(&attempt, command).await;
+        }
+        let org = caller.org;
+        let placement = self.placement(org).await?;
+        if org != PLATFORM_ORG {
+            self.check_active(&placement, &request.command).await?;
+        }
+        let facts = attempt.facts(org);
+        let to = Target { placement: &placement, aggregate: request.command.aggregate(&facts) };
+        let by = caller.role;
+        match request.command.clone() {
+            Command::CreateOrganization(_) => Err(CommandError::Internal("handled above".to_owned())),
+            Command::RenameOrganization(command) => {
+                if let Some(slug) = &command.slug {
+                    self.claim_slug(slug, org).await?;
+                }
+                self.execute::<Organization>(&attempt, &to, OrganizationCommand::Rename(command)).await
+            }
+            Command::ChangeSettings(command) => {
+                self.execute::<Organization>(&attempt, &to, OrganizationCommand::ChangeSettings(command)).await
+            }
+            Command::SuspendOrganization(command) => {
+                self.execute::<Organization>(&attempt, &to, OrganizationCommand::Suspend(command)).await
+            }
+            Command::ResumeOrganization(command) => {
+                self.execute::<Organization>(&attempt, &to, OrganizationCommand::Resume(command)).await
+            }
+            Command::AddMember(command) => {
+                self.execute::<Roster>(&attempt, &to, MemberCommand::Add { command, by }).await
+            }
+            Command::ChangeMemberRole(command) => {
+                self.execute::<Roster>(&attempt, &to, MemberCommand::ChangeRole { command, by }).await
+            }
+            Command::RemoveMember(command) => {
+                self.execute::<Roster>(&attempt, &to, MemberCommand::Remove { command, by }).await
+            }
+            Command::IssueApiKey(command) => self.issue_api_key(&attempt, &to, command).await,
+            Command::RevokeApiKey(command) => {
+                self.execute::<ApiKey>(&attempt, &to, ApiKeyCommand::Revoke(command)).await
+            }
+            Command::RegisterKind(command) => {
+                self.execute::<Kind>(&attempt, &to, KindCommand::Register(command)).await
+            }
+            Command::ChangeKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Change(command)).await,
+            Command::RetireKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Retire(command)).await,
+            Command::CreateRecord(command) => {
+                let kind = self.kind(&command.kind).await?;
+                self.execute::<Record>(&attempt, &to, RecordCommand::Create { command, kind }).await
+            }
+            Command::UpdateRecord(command) => {
+                // The record says of which kind it is; one that is not there is refused by its own rules.
+                let kind = match self.look::<Record>(&placement, &to.aggregate).await?.state.kind() {
+                    Some(name) => self.kind(name).await?,
+                    None => None,
+                };
+                self.execute::<Record>(&attempt, &to, RecordCommand::Update { command, kind }).await
+            }
+            Command::ArchiveRecord(command) => {
+                self.execute::<Record>(&attempt, &to, RecordCommand::Archive(command)).await
+            }
+            Command::RetryParked(command) => {
+                self.execute::<Parking>(&attempt, &to, ParkingCommand::Retry(command)).await
+            }
+            Command::SkipParked(command) => self.execute::<Parking>(&attempt, &to, ParkingCommand::Skip(command)).await,
+        }
+    }
+
+    /// Decides and appends, from what is remembered of the aggregate if anything is.
+    ///
+    /// What is remembered may be behind another process. An append that the stream accepts proves that it was not; a
+    /// refusal proves nothing until the aggregate was read again.
+    async fn execute<A: Cached>(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        command: A::Command,
+    ) -> Result<Accepted, CommandError> {
+        let Target { placement, aggregate } = to;
+        let org = placement.org;
+        let _turn = self.turn(org, aggregate).lock().await;
+        let remembered = A::cache(&self.caches).get(&(org, aggregate.clone()));
+        let mut certain = false;
+        let mut conflicts = 0;
+        let mut loaded = match remembered {
+            Some(loaded) => loaded,
+            // What a command creates under an id of its own is not there yet, unless the command was sent before.
+            None if attempt.request.command.creates_under_own_id() => Arc::default(),
+            None => {
+                certain = true;
+                self.load::<A>(placement, aggregate, Freshness::Leader).await?
+            }
+        };
+        loop {
+            let refusal = match self.decide(attempt, to, &loaded, command.clone()) {
+                Ok(Decided::Known(accepted)) => return Ok(accepted),
+                Ok(Decided::Events(events)) => {
+                    match self.append(attempt, to, &loaded, events).await {
+                        Ok(Some(accepted)) => return Ok(accepted),
+                        // Our own earlier success: the history knows the answer that was given.
+                        Ok(None) => CommandError::Contention,
+                        Err(CommandError::Contention) => {
+                            conflicts += 1;
+                            counter!("orgstream_append_conflicts_total").increment(1);
+                            CommandError::Contention
+                        }
+                        Err(error) => {
+                            A::cache(&self.caches).remove(&(org, aggregate.clone()));
+                            return Err(error);
+                        }
+                    }
+                }
+                Ok(Decided::Nothing) if certain => return Ok(attempt.unchanged(to, loaded.version, loaded.seq)),
+                Ok(Decided::Nothing) => CommandError::Contention,
+                Err(refusal) if certain => return Err(refusal),
+                Err(refusal) => refusal,
+            };
+            if conflicts > 1 {
+                return Err(refusal);
+            }
+            loaded = self.load::<A>(placement, aggregate, Freshness::Leader).await?;
+            certain = true;
+        }
+    }
+
+    fn decide<A: Cached>(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        loaded: &Loaded<A>,
+        command: A::Command,
+    ) -> Result<Decided, CommandError> {
+        let org = to.placement.org;
+        if let Some(accepted) = attempt.earlier(org, &to.aggregate, loaded)? {
+            return Ok(Decided::Known(accepted));
+        }
+        if let Some(expected) = attempt.request.expected_version
+            && expected != loaded.version
+        {
+            return Err(CommandError::VersionConflict { expected, actual: loaded.version });
+        }
+        let events = loaded.state.decide(command, &attempt.facts(org)).map_err(Into::into)?;
+        let events: Vec<Event> = events.into_iter().map(A::wrap).collect();
+        Ok(if events.is_empty() { Decided::Nothing } else { Decided::Events(events) })
+    }
+
+    /// None when the commit was there already.
+    async fn append<A: Cached>(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        loaded: &Arc<Loaded<A>>,
+        events: Vec<Event>,
+    ) -> Result<Option<Accepted>, CommandError> {
+        let org = to.placement.org;
+        let draft = attempt.draft(org, to.aggregate.clone(), loaded.version, events.clone());
+        let commit = draft.seal(salt).map_err(AppendError::from)?;
+        let trace = attempt.caller.trace.as_deref();
+        let appended = self.log.append(to.placement, &commit, loaded.seq, trace).await?;
+        if appended.replayed && attempt.fingerprint.is_some() {
+            return Ok(None);
+        }
+        let mut after = Loaded::clone(loaded);
+        let earlier = after.take_in(attempt.command_id, attempt.fingerprint, appended.seq, events.iter());
+        A::cache(&self.caches).insert((org, to.aggregate.clone()), Arc::new(after));
+        Ok(Some(attempt.accepted(org, &to.aggregate, earlier, false)))
+    }
+
+    /// A new organization and its owner: two aggregates, so an atomic batch, behind the claim on the slug.
+    async fn create_organization(
+        &self,
+        attempt: &Attempt<'_>,
+        command: &CreateOrganization,
+    ) -> Result<Accepted, CommandError> {
+        let Some(Creator { user, email }) = attempt.caller.creator.clone() else {
+            return Err(CommandError::Internal("an organization needs a person who makes it".to_owned()));
+        };
+        let org = OrgId::derive(attempt.command_id);
+        let facts = attempt.facts(org);
+        let create = OrganizationCommand::Create { command: command.clone(), region: self.region.clone() };
+        let created = self.first::<Organization>(create, &facts)?;
+        let founded = self.first::<Roster>(MemberCommand::Found { user_id: user, email }, &facts)?;
+        self.claim_slug(&command.slug, org).await?;
+        let placement = self.log.place(org).await?;
+        let aggregate = AggregateId::Organization(org);
+        let mut commits = Vec::with_capacity(2);
+        for (aggregate, events) in [(aggregate.clone(), created.clone()), (AggregateId::Member(org), founded)] {
+            commits.push((attempt.draft(org, aggregate, 0, events).seal(salt).map_err(AppendError::from)?, 0));
+        }
+        match self.log.append_together(&placement, &commits, attempt.caller.trace.as_deref()).await {
+            Ok(appended) if appended.iter().all(|one| !one.replayed) => {
+                // The position after which both are there: the member's is the later one.
+                let seq = appended.iter().map(|one| one.seq).max().unwrap_or_default();
+                let events = created.iter().map(|event| event.wire().0.to_owned()).collect();
+                let earlier = Earlier { fingerprint: attempt.fingerprint, seq, version: 1, events };
+                Ok(attempt.accepted(org, &aggregate, earlier, false))
+            }
+            Ok(_) | Err(AppendError::Conflict { .. }) => {
+                let loaded = self.load::<Organization>(&placement, &aggregate, Freshness::Leader).await?;
+                attempt.earlier(org, &aggregate, &loaded)?.ok_or(CommandError::Contention)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn first<A: Cached>(&self, command: A::Command, facts: &Facts) -> Result<Vec<Event>, CommandError> {
+        let events = A::default().decide(command, facts).map_err(Into::into)?;
+        Ok(events.into_iter().map(A::wrap).collect())
+    }
+
+    /// The token follows from the command, so that a retry is given the same one and nobody else can make it.
+    async fn issue_api_key(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        command: IssueApiKey,
+    ) -> Result<Accepted, CommandError> {
+        let organization = self.look::<Organization>(to.placement, &AggregateId::Organization(to.placement.org)).await?;
+        let max_days = organization.state.profile().and_then(|profile| profile.settings.api_key_max_days);
+        let token = KeyToken::generate(command.environment, self.pepper.derive(attempt.command_id.uuid().as_bytes()));
+        let issue = ApiKeyCommand::Issue { command, token: token.stored(&self.pepper), by: attempt.caller.role, max_days };
+        let accepted = self.execute::<ApiKey>(attempt, to, issue).await?;
+        Ok(Accepted { token: Some(token), ..accepted })
+    }
+
+    async fn placement(&self, org: OrgId) -> Result<Placement, CommandError> {
+        self.log.placement(org).await?.ok_or(CommandError::NoOrganization(org))
+    }
+
+    async fn check_active(&self, placement: &Placement, command: &Command) -> Result<(), CommandError> {
+        let aggregate = AggregateId::Organization(placement.org);
+        let organization = self.look::<Organization>(placement, &aggregate).await?;
+        match organization.state.must_be_active() {
+            Ok(_) => Ok(()),
+            // What the platform decides about an organization works while nothing else does.
+            Err(_) if organization.state.profile().is_some() && command.works_while_suspended() => Ok(()),
+            Err(error) => Err(Rejection::from(error).into()),
+        }
+    }
+
+    async fn claim_slug(&self, slug: &Slug, org: OrgId) -> Result<(), CommandError> {
+        match self.log.claim("slug", slug.as_str(), org).await {
+            Ok(()) => Ok(()),
+            Err(ClaimError::Taken { .. }) => {
+                let detail = format!("the slug {slug} belongs to another organization: choose another one");
+                Err(Rejection::new(RejectionKind::Conflict, "slug_taken", detail).into())
+            }
+            Err(ClaimError::Stream(error)) => Err(error.into()),
+        }
+    }
+
+    /// The kind, ready to check data against; none when it was never registered.
+    async fn kind(&self, name: &KindName) -> Result<Option<Arc<ValidatedKind>>, CommandError> {
+        let placement = self.placement(PLATFORM_ORG).await?;
+        let loaded = self.look::<Kind>(&placement, &AggregateId::Kind(name.clone())).await?;
+        Ok(loaded.state.validated())
+    }
+
+    /// The aggregate as it was at most a moment ago: for what a command only looks at.
+    async fn look<A: Cached>(&self, placement: &Placement, aggregate: &AggregateId) -> Result<Arc<Loaded<A>>, CommandError> {
+        match A::cache(&self.caches).get(&(placement.org, aggregate.clone())) {
+            Some(loaded) if loaded.read_at.elapsed() < LOOK => Ok(loaded),
+            _ => self.load::<A>(placement, aggregate, Freshness::Leader).await,
+        }
+    }
+
+    /// The aggregate as the stream has it, read on from where it was read before.
+    async fn load<A: Cached>(
+        &self,
+        placement: &Placement,
+        aggregate: &AggregateId,
+        freshness: Freshness,
+    ) -> Result<Arc<Loaded<A>>, CommandError> {
+        let key = (placement.org, aggregate.clone());
+        let cache = A::cache(&self.caches);
+        let mut loaded = cache.get(&key).map(|loaded| Loaded::clone(&loaded)).unwrap_or_default();
+        loaded.read_at = Instant::now();
+        for stored in self.log.load(placement, aggregate, loaded.seq, freshness).await? {
+            let commit = stored.commit;
+            let events = commit.events.iter().map(|opened| &opened.event);
+            loaded.take_in(commit.command_id, commit.fingerprint, stored.seq, events);
+        }
+        let loaded = Arc::new(loaded);
+        cache.insert(key, Arc::clone(&loaded));
+        Ok(loaded)
+    }
+
+    fn turn(&self, org: OrgId, aggregate: &AggregateId) -> &Mutex<()> {
+        let place = self.hasher.hash_one((org, aggregate)) as usize % TURNS;
+        self.turns.get(place).unwrap_or(&self.last_turn)
+    }
+}
+
+/// What a decision came to.
+enum Decided {
+    /// The command was carried out before.
+    Known(Accepted),
+    /// Everything is as asked already.
+    Nothing,
+    /// This happens.
+    Events(Vec<Event>),
+}
+
+/// What a command is about, and where that lives.
+struct Target<'a> {
+    placement: &'a Placement,
+    aggregate: AggregateId,
+}
+
+/// The hash of a command's body: what tells a repetition from another command under the same key.
+pub fn fingerprint(command: &Command) -> Result<Fingerprint, CommandError> {
+    let body = serde_json::to_vec(command).map_err(|error| CommandError::Internal(error.to_string()))?;
+    Ok(Fingerprint::of(&[&body]))
+}
+
+/// The wall clock, read here and nowhere deeper.
+pub fn now() -> Timestamp {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_unix_ms(i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX))
+}
+
+fn salt() -> Salt {
+    Salt(rand::random())
+}

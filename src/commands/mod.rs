@@ -1,0 +1,324 @@
+//! Intent: what a caller may ask for, and the pure decision whether it happens.
+//!
+//! One file is one aggregate, always in the same order: state, `apply`, commands, `decide`, errors, tests. Nothing in
+//! these files is async, reads a clock or draws randomness; the handler beside them does that for all of them.
+
+pub mod api_key;
+mod cache;
+pub mod handler;
+pub mod kind;
+pub mod member;
+pub mod openapi;
+pub mod organization;
+pub mod parking;
+mod properties;
+pub mod record;
+pub mod rejection;
+pub mod schema;
+mod text;
+
+use std::borrow::Cow;
+
+use orgstream_events::{AggregateId, AggregateType, CommandId, Event, KeyId, OrgId, PLATFORM_ORG, RecordId, Timestamp};
+use serde::{Deserialize, Serialize};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{RefOr, Schema},
+};
+
+pub use api_key::{IssueApiKey, RevokeApiKey};
+pub use kind::{ChangeKind, RegisterKind, RetireKind};
+pub use member::{AddMember, ChangeMemberRole, RemoveMember};
+pub use organization::{
+    ChangeSettings, CreateOrganization, RenameOrganization, ResumeOrganization, SuspendOrganization,
+};
+pub use parking::{RetryParked, SkipParked};
+pub use record::{ArchiveRecord, CreateRecord, UpdateRecord};
+pub use rejection::{FieldError, Rejection, RejectionKind};
+
+/// What `decide` may know besides the state and the command. There is nothing else: no I/O, no clock, no randomness.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts {
+    /// The time, read once for the whole command.
+    pub now: Timestamp,
+    /// The command; the ids of everything it creates follow from it.
+    pub command_id: CommandId,
+    /// The tenant.
+    pub org: OrgId,
+}
+
+/// A consistency boundary: the state that a decision needs, rebuilt from its own events and nothing else.
+pub trait Aggregate: Default + Clone + Send + Sync + 'static {
+    /// What can be asked of it, with everything that the handler found out beforehand.
+    type Command: Send;
+    /// What can happen to it.
+    type Event;
+    /// Why it refuses.
+    type Error: Into<Rejection>;
+    /// Its kind, as subjects have it.
+    const TYPE: AggregateType;
+
+    /// Takes in what happened. It cannot fail: it already happened.
+    fn apply(&mut self, event: &Self::Event);
+
+    /// Says what happens. No events mean that everything already is as asked, so that there is nothing to append.
+    fn decide(&self, command: Self::Command, facts: &Facts) -> Result<Vec<Self::Event>, Self::Error>;
+
+    /// The event among all events.
+    fn wrap(event: Self::Event) -> Event;
+
+    /// The event, if it is one of this aggregate's.
+    fn event_of(event: &Event) -> Option<&Self::Event>;
+
+    /// The state after `events`, oldest first. Events of other aggregates do not count.
+    fn replay<'a>(events: impl IntoIterator<Item = &'a Event>) -> Self {
+        let mut state = Self::default();
+        for event in events.into_iter().filter_map(Self::event_of) {
+            state.apply(event);
+        }
+        state
+    }
+}
+
+macro_rules! commands {
+    ($($(#[$doc:meta])* $command:ident = $name:literal;)*) => {
+        /// Everything that a producer can ask for: a JSON object whose `type` says which command it is.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "type")]
+        pub enum Command {
+            $($(#[$doc])* #[serde(rename = $name)] $command($command),)*
+        }
+
+        impl Command {
+            /// The name of every command.
+            pub const NAMES: &'static [&'static str] = &[$($name),*];
+
+            /// The command's name: its `type` on the wire.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$command(_) => $name,)*
+                }
+            }
+        }
+
+        $(impl From<$command> for Command {
+            fn from(command: $command) -> Self {
+                Self::$command(command)
+            }
+        })*
+
+        impl PartialSchema for Command {
+            fn schema() -> RefOr<Schema> {
+                openapi::one_of_commands([$(($name, <$command as PartialSchema>::schema())),*])
+            }
+        }
+
+        impl ToSchema for Command {
+            fn name() -> Cow<'static, str> {
+                Cow::Borrowed("Command")
+            }
+        }
+    };
+}
+
+commands! {
+    /// A new organization, owned by whoever asks.
+    CreateOrganization = "create_organization";
+    /// Another name or slug.
+    RenameOrganization = "rename_organization";
+    /// Other settings; what is not mentioned stays.
+    ChangeSettings = "change_settings";
+    /// Nobody but the platform may act in it any more.
+    SuspendOrganization = "suspend_organization";
+    /// Everything works again.
+    ResumeOrganization = "resume_organization";
+    /// One more person.
+    AddMember = "add_member";
+    /// More or fewer rights for one person.
+    ChangeMemberRole = "change_member_role";
+    /// One person less.
+    RemoveMember = "remove_member";
+    /// A new API key, shown once.
+    IssueApiKey = "issue_api_key";
+    /// No more calls with this key.
+    RevokeApiKey = "revoke_api_key";
+    /// A new kind of records, for all organizations.
+    RegisterKind = "register_kind";
+    /// Another definition of a kind; what is not mentioned stays.
+    ChangeKind = "change_kind";
+    /// No new records of this kind.
+    RetireKind = "retire_kind";
+    /// A new record.
+    CreateRecord = "create_record";
+    /// New content of a record, whole.
+    UpdateRecord = "update_record";
+    /// A record out of sight.
+    ArchiveRecord = "archive_record";
+    /// Apply parked events again.
+    RetryParked = "retry_parked";
+    /// Give up the first parked message of an aggregate.
+    SkipParked = "skip_parked";
+}
+
+impl Command {
+    /// What the command is about. What it creates gets an id that follows from the command, so a retry names the same
+    /// thing; the organization that [`CreateOrganization`] makes is `facts.org`.
+    pub fn aggregate(&self, facts: &Facts) -> AggregateId {
+        match self {
+            Self::CreateOrganization(_)
+            | Self::RenameOrganization(_)
+            | Self::ChangeSettings(_)
+            | Self::SuspendOrganization(_)
+            | Self::ResumeOrganization(_) => AggregateId::Organization(facts.org),
+            Self::AddMember(_) | Self::ChangeMemberRole(_) | Self::RemoveMember(_) => AggregateId::Member(facts.org),
+            Self::IssueApiKey(_) => AggregateId::ApiKey(KeyId::derive(facts.command_id)),
+            Self::RevokeApiKey(command) => AggregateId::ApiKey(command.id),
+            Self::RegisterKind(command) => AggregateId::Kind(command.kind.clone()),
+            Self::ChangeKind(command) => AggregateId::Kind(command.kind.clone()),
+            Self::RetireKind(command) => AggregateId::Kind(command.kind.clone()),
+            Self::CreateRecord(command) => {
+                AggregateId::Record(command.id.unwrap_or_else(|| RecordId::derive(facts.command_id)))
+            }
+            Self::UpdateRecord(command) => AggregateId::Record(command.id),
+            Self::ArchiveRecord(command) => AggregateId::Record(command.id),
+            Self::RetryParked(command) => AggregateId::Parking(command.pipeline),
+            Self::SkipParked(command) => AggregateId::Parking(command.pipeline),
+        }
+    }
+
+    /// Whether the command is about what all organizations share, and so only for [`PLATFORM_ORG`] and its operators.
+    pub fn is_global(&self) -> bool {
+        matches!(self, Self::RegisterKind(_) | Self::ChangeKind(_) | Self::RetireKind(_))
+    }
+
+    /// The tenant whose stream takes the events of this command when it was sent to `org`.
+    pub fn org(&self, org: OrgId) -> OrgId {
+        if self.is_global() { PLATFORM_ORG } else { org }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! The given / when / then of every aggregate's tests.
+
+    use super::*;
+
+    /// The facts of every test: the first second of 2024.
+    pub(crate) fn facts() -> Facts {
+        let now = Timestamp::from_unix_ms(1_704_067_200_000);
+        let org = OrgId::fresh(1_700_000_000_000, [1; 10]);
+        Facts { now, command_id: CommandId::fresh(now.unix_ms(), [2; 10]), org }
+    }
+
+    /// What is decided about `command` after `events`.
+    pub(crate) fn given<A: Aggregate>(events: &[A::Event]) -> Given<A> {
+        let mut state = A::default();
+        for event in events {
+            state.apply(event);
+        }
+        Given(state)
+    }
+
+    pub(crate) struct Given<A>(pub(crate) A);
+
+    impl<A: Aggregate> Given<A> {
+        pub(crate) fn when(&self, command: A::Command) -> Result<Vec<A::Event>, A::Error> {
+            self.0.decide(command, &facts())
+        }
+    }
+
+    /// The rejection that a refusal becomes.
+    pub(crate) fn rejection<T: std::fmt::Debug, E: Into<Rejection>>(result: Result<T, E>) -> Rejection {
+        match result {
+            Ok(events) => panic!("accepted: {events:?}"),
+            Err(error) => error.into(),
+        }
+    }
+
+    /// The pointers and codes of a refusal for its fields.
+    pub(crate) fn fields<T: std::fmt::Debug, E: Into<Rejection>>(result: Result<T, E>) -> Vec<(String, String)> {
+        let rejection = rejection(result);
+        assert_eq!(rejection.code, "validation_error", "{rejection}");
+        rejection.errors.into_iter().map(|error| (error.pointer, error.code.into_owned())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_command_reads_back_under_its_name() {
+        let command: Command =
+            serde_json::from_value(json!({"type": "create_record", "kind": "evaluation", "data": {"score": 1}}))
+                .unwrap();
+        assert_eq!(command.name(), "create_record");
+        let text = serde_json::to_string(&command).unwrap();
+        assert_eq!(serde_json::from_str::<Command>(&text).unwrap(), command);
+    }
+
+    #[test]
+    fn the_same_command_can_come_as_message_pack() {
+        let id = RecordId::derive(testing::facts().command_id);
+        let json = json!({"type": "update_record", "id": id, "data": {"big": u64::MAX, "small": -1, "half": 0.5}});
+        let bytes = rmp_serde::to_vec_named(&json).unwrap();
+        let command: Command = rmp_serde::from_slice(&bytes).unwrap();
+        assert_eq!(command, serde_json::from_value(json).unwrap());
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused_by_name() {
+        let error = serde_json::from_value::<Command>(json!({"type": "retire_kind", "kind": "model", "force": true}))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("unknown field `force`"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_command_is_refused_with_the_known_ones() {
+        let error = serde_json::from_value::<Command>(json!({"type": "drop_table"})).unwrap_err().to_string();
+        assert!(error.contains("unknown variant `drop_table`") && error.contains("`create_record`"), "{error}");
+    }
+
+    #[test]
+    fn an_id_of_another_kind_is_refused() {
+        let org = testing::facts().org;
+        let error = serde_json::from_value::<Command>(json!({"type": "archive_record", "id": org})).unwrap_err();
+        assert!(error.to_string().contains("is not a res_ id"), "{error}");
+    }
+
+    #[test]
+    fn what_a_command_creates_is_named_by_the_command() {
+        let facts = testing::facts();
+        let mut command = CreateRecord { kind: "model".parse().unwrap(), data: json!({}), id: None };
+        let derived = RecordId::derive(facts.command_id);
+        assert_eq!(Command::from(command.clone()).aggregate(&facts), AggregateId::Record(derived));
+        let chosen = RecordId::fresh(1, [9; 10]);
+        command.id = Some(chosen);
+        assert_eq!(Command::from(command).aggregate(&facts), AggregateId::Record(chosen));
+    }
+
+    #[test]
+    fn kinds_belong_to_the_platform_whoever_sends_them() {
+        let org = testing::facts().org;
+        let retire = Command::from(RetireKind { kind: "model".parse().unwrap() });
+        assert_eq!(retire.org(org), PLATFORM_ORG);
+        let archive = Command::from(ArchiveRecord { id: RecordId::fresh(1, [1; 10]), reason: None });
+        assert_eq!(archive.org(org), org);
+    }
+
+    #[test]
+    fn every_command_is_documented_with_its_type() {
+        let schema = serde_json::to_value(Command::schema()).unwrap();
+        let variants = schema["oneOf"].as_array().unwrap();
+        let names: Vec<_> = variants.iter().map(|variant| variant["properties"]["type"]["enum"][0].clone()).collect();
+        assert_eq!(names, Command::NAMES);
+        for variant in variants {
+            assert_eq!(variant["type"], "object");
+            assert_eq!(variant["required"][0], "type");
+            assert_eq!(variant["additionalProperties"], false);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! How commands are documented: the schemas that types of the pure `events` crate cannot carry themselves.
+
+use orgstream_events::{KeyEnvironment, Pipeline, Role, TenantType, Visibility};
+use serde::Serialize;
+use utoipa::openapi::{
+    Object, ObjectBuilder, OneOfBuilder, RefOr, Schema,
+    schema::{AdditionalProperties, Type},
+};
+
+/// One object per command, told apart by `type`.
+///
+/// The derived form would be `allOf` of the fields and of the type, which no value satisfies once unknown fields are
+/// refused; so the type becomes a field like the others.
+pub(super) fn one_of_commands<const N: usize>(commands: [(&str, RefOr<Schema>); N]) -> RefOr<Schema> {
+    let one_of = commands.into_iter().fold(OneOfBuilder::new(), |one_of, (name, schema)| {
+        let fields = match schema {
+            RefOr::T(Schema::Object(fields)) => fields,
+            // Commands are structs, and a struct is an object.
+            RefOr::T(_) | RefOr::Ref(_) => Object::default(),
+        };
+        let tag = ObjectBuilder::new().schema_type(Type::String).enum_values(Some([name]));
+        let mut command = ObjectBuilder::new()
+            .schema_type(Type::Object)
+            .title(Some(name))
+            .description(fields.description)
+            .property("type", tag)
+            .required("type")
+            .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(false)));
+        for (name, property) in fields.properties {
+            command = command.property(name, property);
+        }
+        for name in fields.required {
+            command = command.required(name);
+        }
+        one_of.item(command)
+    });
+    let description = "What a producer asks for; `type` says which command it is.";
+    one_of.description(Some(description)).into()
+}
+
+/// A role.
+pub fn role() -> Object {
+    names(&[Role::Owner, Role::Admin, Role::Member, Role::Viewer, Role::Auditor])
+}
+
+/// What a key is meant for.
+pub fn key_environment() -> Object {
+    names(&[KeyEnvironment::Live, KeyEnvironment::Test])
+}
+
+/// How far the platform's own records of a kind are seen.
+pub fn visibility() -> Object {
+    names(&[Visibility::DefaultOn, Visibility::OptIn, Visibility::Private])
+}
+
+/// What kind of tenant.
+pub fn tenant_type() -> Object {
+    names(&[TenantType::Personal, TenantType::Organization, TenantType::Team, TenantType::Workspace])
+}
+
+/// One of the pipelines.
+pub fn pipeline() -> Object {
+    names(&Pipeline::ALL)
+}
+
+/// An aggregate, as event headers name it.
+pub fn aggregate() -> Object {
+    let text = |example: &str| ObjectBuilder::new().schema_type(Type::String).examples([example]);
+    ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .property("type", text("record"))
+        .property("id", text("res_01h455vb4pex5vsknk084sn02q"))
+        .required("type")
+        .required("id")
+        .build()
+}
+
+fn names(values: &[impl Serialize]) -> Object {
+    let names = values.iter().filter_map(|value| serde_json::to_value(value).ok());
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_names_are_those_on_the_wire() {
+        let role = serde_json::to_value(role()).unwrap();
+        assert_eq!(role["enum"], serde_json::json!(["owner", "admin", "member", "viewer", "auditor"]));
+        assert_eq!(serde_json::to_value(visibility()).unwrap()["enum"][0], "default_on");
+    }
+}

@@ -1,0 +1,172 @@
+//! Settings, each read once: a flag, or the environment variable named in `--help`.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum};
+use orgstream_projections::DatabaseOptions;
+use orgstream_stream::{LogOptions, SyncMode};
+use orgstream_workers::WorkerOptions;
+use uuid::Uuid;
+
+/// Where the streams are.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "NATS")]
+pub struct NatsArgs {
+    /// The NATS server or cluster, with JetStream.
+    #[arg(long, env = "ORGSTREAM_NATS_URL", default_value = "nats://127.0.0.1:4222", value_name = "URL")]
+    pub nats_url: String,
+    /// A credentials file, when the server asks for one.
+    #[arg(long, env = "ORGSTREAM_NATS_CREDS", value_name = "FILE")]
+    pub nats_creds: Option<PathBuf>,
+    /// The server's monitoring address; with one replica, the only way to see that every write is synced to disk.
+    #[arg(long, env = "ORGSTREAM_NATS_MONITOR_URL", value_name = "URL")]
+    pub nats_monitor_url: Option<String>,
+    /// Copies of every stream: 1 on a single server with `sync_interval: always`, 3 on a cluster.
+    #[arg(long, env = "ORGSTREAM_REPLICAS", default_value_t = 1, value_name = "N")]
+    pub replicas: usize,
+    /// Pooled streams that organizations share. Fixed once the first organization exists.
+    #[arg(long, env = "ORGSTREAM_SHARDS", default_value_t = 16, value_name = "N")]
+    pub shards: u16,
+    /// The region that this installation is.
+    #[arg(long, env = "ORGSTREAM_REGION", default_value = "local", value_name = "NAME")]
+    pub region: String,
+    /// Start although a power failure can lose acknowledged commands. For trying things out.
+    #[arg(long, env = "ORGSTREAM_ALLOW_UNSAFE_SYNC")]
+    pub allow_unsafe_sync: bool,
+}
+
+impl NatsArgs {
+    /// The same, as the stream takes it.
+    pub fn log_options(&self, sync: SyncMode) -> LogOptions {
+        LogOptions {
+            url: self.nats_url.clone(),
+            creds: self.nats_creds.clone(),
+            shards: self.shards,
+            replicas: self.replicas,
+            region: self.region.clone(),
+            sync,
+            duplicate_window: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Where the tables are.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "PostgreSQL")]
+pub struct DatabaseArgs {
+    /// The database, without a user: the program logs in as `app_rw` and `app_ro`, which `orgstream migrate` makes.
+    #[arg(long, env = "ORGSTREAM_DATABASE_URL", default_value = "postgres://127.0.0.1:5432/orgstream", value_name = "URL")]
+    pub database_url: String,
+    /// The password of those logins.
+    #[arg(long, env = "ORGSTREAM_DATABASE_PASSWORD", hide_env_values = true, value_name = "TEXT")]
+    pub database_password: Option<String>,
+    /// Connections for reads; one worker uses `--slots` and a few more beside them.
+    #[arg(long, env = "ORGSTREAM_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "N")]
+    pub database_connections: u32,
+}
+
+impl DatabaseArgs {
+    /// The same, as the projections take it, with as many writing connections as a worker with `slots` needs.
+    pub fn options(&self, slots: usize) -> DatabaseOptions {
+        DatabaseOptions {
+            url: self.database_url.clone(),
+            password: self.database_password.clone(),
+            rw_connections: u32::try_from(slots).unwrap_or(u32::MAX).saturating_add(4),
+            ro_connections: self.database_connections,
+        }
+    }
+}
+
+/// What the API must know and nobody else may.
+#[derive(Clone, Args)]
+#[command(next_help_heading = "Secrets")]
+pub struct SecretArgs {
+    /// What API key secrets are hashed with. Losing it ends every key; at least 32 characters.
+    #[arg(long, env = "ORGSTREAM_PEPPER", hide_env_values = true, value_name = "TEXT")]
+    pub pepper: String,
+    /// The platform operator's bearer token; at least 32 characters. Without one there is no operator.
+    #[arg(long, env = "ORGSTREAM_PLATFORM_TOKEN", hide_env_values = true, value_name = "TEXT")]
+    pub platform_token: Option<String>,
+    /// The OpenID Connect issuer whose users may sign in.
+    #[arg(long, env = "ORGSTREAM_ISSUER_URL", value_name = "URL")]
+    pub issuer_url: Option<String>,
+    /// The audience that the issuer's tokens must name.
+    #[arg(long, env = "ORGSTREAM_AUDIENCE", default_value = "orgstream", value_name = "TEXT")]
+    pub audience: String,
+}
+
+/// How a worker works.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Worker")]
+pub struct WorkArgs {
+    /// This worker among the others; a new one by default. One that comes back under its old id need not wait for its
+    /// own leases to expire.
+    #[arg(long, env = "ORGSTREAM_WORKER_ID", value_name = "UUID")]
+    pub worker_id: Option<Uuid>,
+    /// Transactions at the same time.
+    #[arg(long, env = "ORGSTREAM_SLOTS", default_value_t = 4, value_name = "N")]
+    pub slots: usize,
+    /// Database time that a slice of one org aims for, in milliseconds.
+    #[arg(long, env = "ORGSTREAM_SLICE_MS", default_value_t = 4, value_name = "MS")]
+    pub slice_ms: u64,
+    /// Messages of one org in memory, in KiB, before the org reads the log at its own pace.
+    #[arg(long, env = "ORGSTREAM_LANE_KIB", default_value_t = 256, value_name = "KIB")]
+    pub lane_kib: usize,
+    /// Messages of all orgs in memory, in MiB.
+    #[arg(long, env = "ORGSTREAM_LANES_MIB", default_value_t = 64, value_name = "MIB")]
+    pub lanes_mib: usize,
+    /// How long a shard stays with a worker that no longer answers, in seconds.
+    #[arg(long, env = "ORGSTREAM_LEASE_SECONDS", default_value_t = 6, value_name = "S")]
+    pub lease_seconds: u64,
+}
+
+impl WorkArgs {
+    /// The same, as the workers take it.
+    pub fn options(&self) -> WorkerOptions {
+        let id = self.worker_id.unwrap_or_else(Uuid::now_v7);
+        WorkerOptions {
+            slots: self.slots.max(1),
+            slice: Duration::from_millis(self.slice_ms.max(1)),
+            lane_bytes: self.lane_kib.max(1) * 1024,
+            total_bytes: self.lanes_mib.max(1) * 1024 * 1024,
+            lease: Duration::from_secs(self.lease_seconds.max(1)),
+            ..WorkerOptions::new(id)
+        }
+    }
+}
+
+/// How the program talks about itself.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Logs")]
+pub struct LogArgs {
+    /// How logs look on standard error.
+    #[arg(long, env = "ORGSTREAM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, global = true)]
+    pub log_format: LogFormat,
+    /// What is logged, in `tracing` filter syntax, for example `info,orgstream_workers=debug`.
+    #[arg(long, env = "ORGSTREAM_LOG", default_value = "info", global = true, value_name = "FILTER")]
+    pub log: String,
+    /// Send traces to this OpenTelemetry collector (OTLP over HTTP).
+    #[arg(long, env = "ORGSTREAM_OTLP_URL", global = true, value_name = "URL")]
+    pub otlp_url: Option<String>,
+}
+
+/// How logs look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs: one JSON object per line.
+    Json,
+}
+
+/// Which API the client commands talk to, and as whom.
+#[derive(Clone, Args)]
+#[command(next_help_heading = "API")]
+pub struct ClientArgs {
+    /// The API.
+    #[arg(long, env = "ORGSTREAM_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    pub url: String,
+    /// An API key of the organization, or another bearer token. Better in the environment than on a command line.
+    #[arg(long, env = "ORGSTREAM_API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub api_key: String,
+}

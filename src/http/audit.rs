@@ -1,0 +1,86 @@
+//! The audit log: who did what, newest first, for those who may know.
+
+use std::sync::Arc;
+
+use axum::{extract::State, response::Response};
+use orgstream_events::{ActorType, EventId, EventView, Timestamp};
+use orgstream_projections::audit::{self, AuditEntry, AuditFilter};
+use serde::{Deserialize, Serialize};
+use utoipa::IntoParams;
+
+use super::{
+    App,
+    event_view::{EventSchema, shown},
+    extract::{Item, Query},
+    page::{Page, PageQuery},
+    wait::{AuditLog, OrgView},
+};
+use crate::problem::Problem;
+
+/// Which events.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct AuditQuery {
+    /// With this name.
+    #[param(example = "record.created")]
+    pub action: Option<String>,
+    /// By this actor: a member, key or operator id.
+    #[param(example = "key_01h455vb4pex5vsknk084sn02q")]
+    pub actor: Option<String>,
+    /// By this kind of actor: member, api_key, platform_operator, system or anonymous.
+    #[param(value_type = Option<String>, example = "api_key")]
+    pub actor_type: Option<ActorType>,
+    /// Done to this thing: the id of a record, member, key or organization.
+    #[param(example = "res_01h455vb4pex5vsknk084sn02q")]
+    pub target: Option<String>,
+    /// Recorded at this moment or later.
+    #[param(value_type = Option<String>, format = DateTime)]
+    pub since: Option<Timestamp>,
+    /// Recorded before this moment.
+    #[param(value_type = Option<String>, format = DateTime)]
+    pub until: Option<Timestamp>,
+}
+
+impl From<AuditQuery> for AuditFilter {
+    fn from(query: AuditQuery) -> Self {
+        let AuditQuery { action, actor, actor_type, target, since, until } = query;
+        Self { action, actor_type, actor_id: actor, target_id: target, since, until }
+    }
+}
+
+/// An entry as the API shows it.
+pub fn entry(entry: &AuditEntry) -> Result<EventView, Problem> {
+    entry.view().map(shown).map_err(|error| Problem::internal(&error))
+}
+
+/// List audit events
+///
+/// The newest first.
+#[utoipa::path(
+    get, path = "/v1/organizations/{org}/audit/events", operation_id = "list_audit_events", tag = "audit",
+    params(AuditQuery, PageQuery), responses((status = 200, description = "One page", body = Page<EventSchema>)),
+)]
+pub async fn list(
+    State(app): State<Arc<App>>,
+    mut org: OrgView<AuditLog>,
+    Query(query): Query<AuditQuery>,
+    Query(page): Query<PageQuery>,
+) -> Result<Response, Problem> {
+    let cursors = app.cursors.listing(org.access.org(), "audit_events", &query);
+    let part = cursors.read(page.cursor.as_deref())?;
+    let rows = audit::list(&mut org.view.tx, &query.into(), &part, page.limit()?).await?;
+    let Page { data, next_cursor, prev_cursor, has_more } = cursors.page(&part, rows, |row| entry(&row));
+    let data: Vec<EventView> = data.into_iter().collect::<Result<_, _>>()?;
+    Ok(org.view.listing(&Page { data, next_cursor, prev_cursor, has_more }))
+}
+
+/// Get an audit event
+#[utoipa::path(
+    get, path = "/v1/organizations/{org}/audit/events/{event}", operation_id = "get_audit_event", tag = "audit",
+    responses((status = 200, description = "The event", body = EventSchema)),
+)]
+pub async fn show(mut org: OrgView<AuditLog>, Item(id): Item<EventId>) -> Result<Response, Problem> {
+    let found = audit::get(&mut org.view.tx, id).await?.ok_or_else(Problem::not_found)?;
+    // An event never changes, so it has one version for ever.
+    Ok(org.view.one(1, &entry(&found)?))
+}

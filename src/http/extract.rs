@@ -1,0 +1,281 @@
+//! What handlers are handed: proof of who asks and in which org, ids, queries and bodies. Whatever is wrong with a
+//! request is said here, before a handler runs.
+
+use std::{fmt::Display, str::FromStr, sync::Arc};
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, MatchedPath, RawPathParams, Request as HttpRequest},
+    http::{HeaderMap, HeaderName, header, request::Parts},
+};
+use futures_util::StreamExt;
+use orgstream_projections::BoundOrg;
+use serde::de::DeserializeOwned;
+
+use super::{
+    App, conditional,
+    middleware::RequestInfo,
+    policy::{self, Policy, RoutePolicy},
+};
+use crate::{
+    auth::{Access, AuthError, Principal, authenticator::OrgName},
+    commands::{
+        Command,
+        handler::{Accepted, Request},
+    },
+    gateway::Origin,
+    problem::Problem,
+    submission::{self, Format, MAX_BODY},
+};
+
+/// How much of a body that is too large is still read, so that its sender gets to read the answer.
+const DRAIN: usize = 16 << 20;
+/// Headers that may say again which org is meant.
+const ORG_ASSERTIONS: [HeaderName; 2] = [HeaderName::from_static("x-tenant-id"), HeaderName::from_static("x-org-id")];
+
+/// A header is wrong.
+pub fn invalid_header(name: &str, rule: &str) -> Problem {
+    Problem::new(400, "invalid_header", "Invalid header", format!("{name}: {rule}"))
+}
+
+/// A parameter of the path or of the query is wrong.
+pub fn invalid_parameter(name: &str, rule: &str) -> Problem {
+    Problem::new(400, "invalid_parameter", "Invalid parameter", format!("{name}: {rule}"))
+}
+
+/// The text of a header that may come once.
+pub fn header_text(headers: &HeaderMap, name: HeaderName) -> Result<Option<&str>, Problem> {
+    let mut values = headers.get_all(&name).iter();
+    let first = values.next();
+    if values.next().is_some() {
+        return Err(invalid_header(name.as_str(), "must not come twice"));
+    }
+    let text = first.map(|value| value.to_str().map_err(|_| invalid_header(name.as_str(), "must be visible ASCII")));
+    text.transpose()
+}
+
+/// The route's own entry in the table.
+fn policy_of(parts: &Parts) -> Result<RoutePolicy, Problem> {
+    let path = parts.extensions.get::<MatchedPath>();
+    let found = path.and_then(|path| policy::of(&parts.method, path.as_str()));
+    found.ok_or_else(|| Problem::internal(&format!("{} {} has no policy", parts.method, parts.uri.path())))
+}
+
+/// What is known of the request besides what it says.
+pub fn info(parts: &Parts) -> RequestInfo {
+    parts.extensions.get::<RequestInfo>().cloned().unwrap_or_default()
+}
+
+/// The named parameters of the path.
+async fn path_params(parts: &mut Parts, app: &Arc<App>) -> Result<Vec<(String, String)>, Problem> {
+    let raw = RawPathParams::from_request_parts(parts, app).await;
+    let raw = raw.map_err(|error| invalid_parameter("path", &error.body_text()))?;
+    Ok(raw.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+}
+
+/// Somebody who proved who they are.
+pub struct SignedIn(pub Principal);
+
+impl FromRequestParts<Arc<App>> for SignedIn {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let policy = policy_of(parts)?.policy;
+        let authorization = header_text(&parts.headers, header::AUTHORIZATION)?;
+        let principal = app.auth.principal(authorization).await?;
+        match policy {
+            Policy::SignedIn | Policy::Org(_) | Policy::OrgCommands => Ok(Self(principal)),
+            Policy::Operator if principal == Principal::Operator => Ok(Self(principal)),
+            Policy::Operator => {
+                Err(Problem::new(403, "forbidden", "Not allowed", "only the platform's operator may do this"))
+            }
+            Policy::Public => Err(Problem::internal(&"a public route asks who is there")),
+        }
+    }
+}
+
+/// Somebody in the organization of the path, with the permission of the route.
+pub struct OrgAccess {
+    /// The proof.
+    pub access: Access,
+    /// Whose proof it is.
+    pub principal: Principal,
+}
+
+impl FromRequestParts<Arc<App>> for OrgAccess {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let SignedIn(principal) = SignedIn::from_request_parts(parts, app).await?;
+        let params = path_params(parts, app).await?;
+        let named = params.iter().find(|(name, _)| name == "org").map(|(_, value)| value.as_str());
+        let name = OrgName::parse(named.unwrap_or_default()).map_err(|rule| invalid_parameter("org", &rule))?;
+        let access = app.auth.access(&principal, &name).await?;
+        for header in ORG_ASSERTIONS {
+            if let Some(text) = header_text(&parts.headers, header.clone())? {
+                let asserted = match OrgName::parse(text) {
+                    Ok(OrgName::Id(org)) => Some(org),
+                    Ok(OrgName::Slug(slug)) => app.db.org_of_slug(&slug).await?,
+                    Err(rule) => return Err(invalid_header(header.as_str(), &rule)),
+                };
+                if asserted != Some(access.org()) {
+                    return Err(AuthError::TenantMismatch.into());
+                }
+            }
+        }
+        match policy_of(parts)?.policy {
+            Policy::Org(permission) => access.require(permission)?,
+            Policy::OrgCommands => {}
+            Policy::Public | Policy::SignedIn | Policy::Operator => {
+                return Err(Problem::internal(&"a route without an organization asks for one"));
+            }
+        }
+        info(parts).found(access.org());
+        if principal == Principal::Operator && app.log.placement(access.org()).await?.is_none() {
+            // An operator may act in every organization, but not in one that does not exist.
+            return Err(Problem::not_found());
+        }
+        Ok(Self { access, principal })
+    }
+}
+
+/// Somebody who sends commands, and what the headers say about them.
+pub struct Writer {
+    /// The proof.
+    pub access: Access,
+    /// How the request came.
+    pub origin: Origin,
+    /// Under which idempotency key.
+    pub key: Option<String>,
+    /// The version that the caller saw.
+    pub expected: Option<u64>,
+}
+
+impl Writer {
+    fn new(access: Access, parts: &Parts) -> Result<Self, Problem> {
+        let key = header_text(&parts.headers, HeaderName::from_static("idempotency-key"))?;
+        Ok(Self {
+            access,
+            origin: info(parts).origin(),
+            key: key.map(submission::idempotency_key).transpose()?,
+            expected: conditional::if_match(&parts.headers)?,
+        })
+    }
+
+    /// The command as it is sent on.
+    pub fn request(&self, command: impl Into<Command>) -> Request {
+        let command = command.into();
+        Request { idempotency_key: self.key.clone(), expected_version: self.expected, ..command.into() }
+    }
+
+    /// Carries out one command.
+    pub async fn submit(&self, app: &App, command: impl Into<Command>) -> Result<Accepted, Problem> {
+        app.gateway.submit(&self.access, &self.origin, self.request(command)).await
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Writer {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let OrgAccess { access, .. } = OrgAccess::from_request_parts(parts, app).await?;
+        Self::new(access, parts)
+    }
+}
+
+/// An operator who changes what all organizations share.
+pub struct PlatformWriter(pub Writer);
+
+impl FromRequestParts<Arc<App>> for PlatformWriter {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let SignedIn(principal) = SignedIn::from_request_parts(parts, app).await?;
+        let access = app.auth.platform(&principal)?;
+        Writer::new(access, parts).map(Self)
+    }
+}
+
+/// The last parameter of the path: the one thing that the request is about.
+pub struct Item<T>(pub T);
+
+impl<T> FromRequestParts<Arc<App>> for Item<T>
+where
+    T: FromStr + Send,
+    T::Err: Display,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let params = path_params(parts, app).await?;
+        let (name, text) = params.last().ok_or_else(|| Problem::internal(&"the path names no item"))?;
+        text.parse().map(Self).map_err(|error: T::Err| invalid_parameter(name, &error.to_string()))
+    }
+}
+
+/// The query. Parameters that the documentation does not know never get here.
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Problem> {
+        let query = axum::extract::Query::<T>::try_from_uri(&parts.uri);
+        query.map(|axum::extract::Query(query)| Self(query)).map_err(|error| {
+            let text = error.body_text();
+            invalid_parameter("query", text.rsplit_once("query string: ").map_or(text.as_str(), |(_, reason)| reason))
+        })
+    }
+}
+
+/// A JSON body of a known shape.
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: HttpRequest, _: &Arc<App>) -> Result<Self, Problem> {
+        let (format, bytes) = read_body(request).await?;
+        match format {
+            Format::Json => submission::parse_json(&bytes).map(Self),
+            Format::MessagePack => Err(unsupported("this route takes application/json")),
+        }
+    }
+}
+
+/// The body, not longer than the limit, and what its sender says it is.
+pub async fn read_body(request: HttpRequest) -> Result<(Format, Bytes), Problem> {
+    let (parts, body) = request.into_parts();
+    let content_type = header_text(&parts.headers, header::CONTENT_TYPE)?;
+    let format = match content_type {
+        None => Err(unsupported("send the header Content-Type: application/json")),
+        Some(text) => Format::from_content_type(text)
+            .ok_or_else(|| unsupported("send application/json, or application/msgpack where commands are taken")),
+    };
+    let announced = header_text(&parts.headers, header::CONTENT_LENGTH)?.and_then(|length| length.parse::<usize>().ok());
+    let too_large = || Problem::too_large(format!("the body is over the limit of {MAX_BODY} bytes (1 MiB)"));
+    if announced.is_some_and(|length| length > MAX_BODY) && parts.headers.contains_key(header::EXPECT) {
+        // The sender waits for a word before it sends the body, so there is nothing to read away.
+        return Err(too_large());
+    }
+    let mut body = body.into_data_stream();
+    let mut bytes = Vec::with_capacity(announced.unwrap_or_default().min(MAX_BODY));
+    let mut size = 0;
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|error| Problem::bad_request(format!("the body broke off: {error}")))?;
+        size += chunk.len();
+        if size <= MAX_BODY {
+            bytes.extend_from_slice(&chunk);
+        } else if size > DRAIN {
+            break;
+        }
+    }
+    if size > MAX_BODY { Err(too_large()) } else { Ok((format?, bytes.into())) }
+}
+
+fn unsupported(detail: &str) -> Problem {
+    Problem::new(415, "unsupported_media_type", "Unsupported media type", detail)
+}
+
+/// What all organizations share, for everybody to read.
+pub const PLATFORM: BoundOrg = BoundOrg::platform();

@@ -1,0 +1,225 @@
+//! Around every request: its id, its trace, its span, its metrics, its time limit, and the one place that writes errors.
+
+use std::{
+    any::Any,
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    body::Body,
+    extract::{ConnectInfo, MatchedPath, Request, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use futures_util::FutureExt;
+use metrics::histogram;
+use orgstream_events::{Context, OrgId};
+use tokio::time::timeout;
+use tracing::{Instrument, Span, field::Empty};
+use uuid::Uuid;
+
+use super::{extract::invalid_parameter, openapi, reply, wait};
+use crate::{gateway::Origin, problem::Problem, trace};
+
+/// How long an answer may take, beside what the caller said it would wait. Streams begin within it and go on beyond.
+const TIME_LIMIT: Duration = Duration::from_secs(30);
+const REQUEST_ID: &str = "x-request-id";
+/// The longest `User-Agent` that is written down.
+const MAX_USER_AGENT: usize = 256;
+
+/// What is known of a request besides what it says.
+#[derive(Debug, Clone, Default)]
+pub struct RequestInfo(Arc<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    id: String,
+    trace: Option<String>,
+    context: Context,
+    span: Option<Span>,
+    org: OnceLock<OrgId>,
+}
+
+impl RequestInfo {
+    /// How the request came, as commands carry it on.
+    pub fn origin(&self) -> Origin {
+        Origin {
+            context: self.0.context.clone(),
+            request_id: Some(self.0.id.clone()).filter(|id| !id.is_empty()),
+            trace: self.0.trace.clone(),
+        }
+    }
+
+    /// Notes the org, now that it is proven.
+    pub fn found(&self, org: OrgId) {
+        if self.0.org.set(org).is_ok()
+            && let Some(span) = &self.0.span
+        {
+            span.record("org.id", org.to_string());
+        }
+    }
+}
+
+/// The outermost layer.
+pub async fn observe(mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let matched = request.extensions().get::<MatchedPath>().cloned();
+    let route = matched.as_ref().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let headers = request.headers();
+    let id = request_id(headers);
+    let span = tracing::info_span!(
+        "request", http.method = %method, http.route = route, request_id = id, org.id = Empty, http.status = Empty
+    );
+    let trace = trace::join(&span, headers.get("traceparent").and_then(|value| value.to_str().ok()));
+    let limit = TIME_LIMIT + wait::patience(headers);
+    let known = Known {
+        id: id.clone(),
+        trace: Some(trace),
+        context: context(&request),
+        span: Some(span.clone()),
+        org: OnceLock::new(),
+    };
+    let info = RequestInfo(Arc::new(known));
+    request.extensions_mut().insert(info.clone());
+    let work = AssertUnwindSafe(next.run(request)).catch_unwind();
+    let mut response = match timeout(limit, work.instrument(span.clone())).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(panic)) => span.in_scope(|| panicked(panic.as_ref())).into_response(),
+        Err(_) => timed_out(limit).into_response(),
+    };
+    if let Some(problem) = response.extensions_mut().remove::<Arc<Problem>>() {
+        write_problem(&mut response, &problem, &info, &uri);
+    }
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    let (status, took) = (response.status(), started.elapsed());
+    span.record("http.status", status.as_u16());
+    span.in_scope(|| tracing::debug!(duration_ms = took.as_millis(), "answered"));
+    histogram!(
+        "orgstream_http_request_seconds",
+        "method" => method_label(&method), "route" => route, "status" => class(status),
+    )
+    .record(took);
+    response
+}
+
+/// Refuses query parameters that the documentation of the route does not know: a filter with a typing error in its
+/// name would otherwise quietly select everything.
+pub async fn known_parameters(request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>();
+    let known = path.and_then(|path| openapi::spec().query_parameters(request.method(), path.as_str()));
+    if let (Some(query), Some(known)) = (request.uri().query(), known) {
+        let names = query.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
+        let unknown = names.filter(|name| !name.is_empty()).find(|name| !known.iter().any(|known| known == name));
+        if let Some(name) = unknown {
+            let rule = match known {
+                [] => "this route takes no query parameters".to_owned(),
+                known => format!("no such query parameter here; there are: {}", known.join(", ")),
+            };
+            return invalid_parameter(&name.chars().take(80).collect::<String>(), &rule).into_response();
+        }
+    }
+    next.run(request).await
+}
+
+/// No route of ours.
+pub async fn no_route(_: State<Arc<super::App>>) -> Problem {
+    Problem::new(404, "not_found", "Not found", "There is no such route; GET /openapi.json lists them all.")
+}
+
+/// A route of ours, but not for this method.
+pub async fn no_method(parts: Parts) -> Problem {
+    let detail = format!("{} is not a method of this path; the header Allow names those that are", parts.method);
+    Problem::new(405, "method_not_allowed", "Method not allowed", detail)
+}
+
+fn write_problem(response: &mut Response, problem: &Problem, info: &RequestInfo, uri: &Uri) {
+    let mut problem = problem.clone();
+    problem.request_id = Some(info.0.id.clone());
+    // What a 404 says must not depend on whether the thing exists somewhere else.
+    if problem.status != 404 {
+        problem.instance = Some(uri.path().to_owned());
+        problem.org_id = info.0.org.get().copied();
+    }
+    *response.body_mut() = Body::from(reply::json_bytes(&problem).unwrap_or_default());
+    response.headers_mut().remove(header::CONTENT_LENGTH);
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Problem {
+    let words = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    Problem::internal(&format!("a handler panicked: {}", words.unwrap_or("without words")))
+}
+
+fn timed_out(limit: Duration) -> Problem {
+    Problem::unavailable(format!(
+        "no answer within {} seconds. If this was a command, it is not known whether it took effect: send it again with \
+         the same Idempotency-Key",
+        limit.as_secs()
+    ))
+}
+
+/// The caller's own id, if it can be one; otherwise a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).filter(|id| {
+        let safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(&byte);
+        (1..=128).contains(&id.len()) && id.bytes().all(safe)
+    });
+    given.map_or_else(|| format!("req_{}", Uuid::now_v7().simple()), str::to_owned)
+}
+
+fn context(request: &Request) -> Context {
+    let agent = request.headers().get(header::USER_AGENT).and_then(|value| value.to_str().ok());
+    let ip = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    Context {
+        ip: ip.map(|ConnectInfo(address)| address.ip().to_canonical().to_string()),
+        user_agent: agent.map(|agent| agent.chars().take(MAX_USER_AGENT).collect()),
+    }
+}
+
+/// Methods that callers make up must not make up time series.
+fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "DELETE" => "DELETE",
+        _ => "other",
+    }
+}
+
+fn class(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        0..=199 => "1xx",
+        200..=299 => "2xx",
+        300..=399 => "3xx",
+        400..=499 => "4xx",
+        _ => "5xx",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_keeps_its_own_id_if_it_is_one() {
+        let id_of = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(REQUEST_ID, HeaderValue::from_str(text).unwrap());
+            request_id(&headers)
+        };
+        assert_eq!(id_of("a1-b_2.c:3"), "a1-b_2.c:3");
+        for bad in ["", "a b", "a\tb", "<script>", &"x".repeat(129)] {
+            assert!(id_of(bad).starts_with("req_"), "{bad}");
+        }
+        assert_ne!(request_id(&HeaderMap::new()), request_id(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,198 @@
+//! The HTTP API: requests to commands and queries, and nothing that either of them decides.
+//!
+//! A request passes [`middleware`], then the extractors of its handler, which prove who asks and in which org as the
+//! table in [`policy`] demands it. A handler writes by way of the gateway and reads by way of a view that is bound to
+//! the proven org; there is no other way to either.
+
+pub mod api_keys;
+pub mod audit;
+pub mod commands;
+pub mod conditional;
+pub mod event_view;
+pub mod events;
+pub mod extract;
+pub mod health;
+pub mod kinds;
+pub mod lag;
+pub mod me;
+pub mod members;
+pub mod middleware;
+pub mod openapi;
+pub mod organizations;
+pub mod page;
+pub mod parking;
+pub mod policy;
+pub mod projections;
+pub mod records;
+pub mod reply;
+pub mod tail;
+pub mod wait;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Router, middleware::from_fn, serve::ListenerExt};
+use metrics_exporter_prometheus::PrometheusHandle;
+use orgstream_projections::Database;
+use orgstream_stream::Log;
+use orgstream_workers::{LaneLag, WorkerStatus};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    time::{interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{auth::Authenticator, gateway::Gateway};
+use health::Readiness;
+use page::CursorKey;
+
+/// How long requests that are under way may take to end when the server stops.
+const GRACE: Duration = Duration::from_secs(10);
+/// How often histograms are emptied into their buckets.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// What the API is made of.
+pub struct Parts {
+    /// The way in for commands.
+    pub gateway: Arc<Gateway>,
+    /// Who asks.
+    pub auth: Arc<Authenticator>,
+    /// The read models and the audit log.
+    pub db: Database,
+    /// The event log, for tails.
+    pub log: Log,
+    /// Signs cursors; the same for all servers behind one address.
+    pub cursor_key: [u8; 32],
+    /// What `/metrics` shows.
+    pub metrics: PrometheusHandle,
+    /// The worker of this process, if it has one.
+    pub worker: Option<WorkerWatch>,
+}
+
+/// A worker, as it can be watched from outside.
+#[derive(Clone)]
+pub struct WorkerWatch {
+    /// How it is doing.
+    pub status: watch::Receiver<WorkerStatus>,
+    /// Whose lanes are the furthest behind.
+    pub worst: watch::Receiver<Vec<LaneLag>>,
+}
+
+/// What every handler can reach.
+pub struct App {
+    /// The way in for commands.
+    pub gateway: Arc<Gateway>,
+    /// Who asks.
+    pub auth: Arc<Authenticator>,
+    /// The read models and the audit log.
+    pub db: Database,
+    /// The event log.
+    pub log: Log,
+    pub(crate) cursors: CursorKey,
+    pub(crate) metrics: PrometheusHandle,
+    pub(crate) worker: Option<WorkerWatch>,
+    pub(crate) readiness: Readiness,
+    /// Cancelled when the server stops: streams end, everything else is finished.
+    pub(crate) stopping: CancellationToken,
+}
+
+impl App {
+    /// Puts the parts together.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let Parts { gateway, auth, db, log, cursor_key, metrics, worker } = parts;
+        Arc::new(Self {
+            gateway,
+            auth,
+            db,
+            log,
+            cursors: CursorKey::new(cursor_key),
+            metrics,
+            worker,
+            readiness: Readiness::default(),
+            stopping: CancellationToken::new(),
+        })
+    }
+}
+
+/// Every route, with its documentation.
+fn documented() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(openapi::head())
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::metrics))
+        .routes(routes!(openapi::openapi_json))
+        .routes(routes!(me::who_am_i))
+        .routes(routes!(organizations::create))
+        .routes(routes!(organizations::show, organizations::rename))
+        .routes(routes!(organizations::change_settings))
+        .routes(routes!(organizations::suspend))
+        .routes(routes!(organizations::resume))
+        .routes(routes!(commands::submit))
+        .routes(routes!(members::list, members::add))
+        .routes(routes!(members::show, members::change_role, members::remove))
+        .routes(routes!(api_keys::list, api_keys::issue))
+        .routes(routes!(api_keys::show, api_keys::revoke))
+        .routes(routes!(records::list, records::create))
+        .routes(routes!(records::show, records::update, records::archive))
+        .routes(routes!(kinds::list, kinds::register))
+        .routes(routes!(kinds::show, kinds::change, kinds::retire))
+        .routes(routes!(audit::list))
+        .routes(routes!(audit::show))
+        .routes(routes!(events::replay))
+        .routes(routes!(tail::follow))
+        .routes(routes!(projections::list))
+        .routes(routes!(parking::list))
+        .routes(routes!(parking::retry))
+        .routes(routes!(parking::skip))
+        .routes(routes!(lag::worst))
+}
+
+/// The API.
+pub fn router(app: Arc<App>) -> Router {
+    let (router, _) = documented().split_for_parts();
+    router
+        .method_not_allowed_fallback(middleware::no_method)
+        .route_layer(from_fn(middleware::known_parameters))
+        .with_state(app.clone())
+        .merge(openapi::docs())
+        .fallback(middleware::no_route)
+        .with_state(app)
+        .layer(from_fn(middleware::observe))
+}
+
+/// Answers requests until `stop`, then ends streams, finishes what is under way and returns.
+pub async fn serve(listener: TcpListener, app: Arc<App>, stop: CancellationToken) -> std::io::Result<()> {
+    let stopping = app.stopping.clone();
+    let upkeep = tokio::spawn(keep_up(app.metrics.clone(), stop.clone()));
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "a connection waits to fill its packets");
+        }
+    });
+    let service = router(app).into_make_service_with_connect_info::<SocketAddr>();
+    let told = {
+        let stop = stop.clone();
+        async move {
+            stop.cancelled().await;
+            stopping.cancel();
+        }
+    };
+    let mut server = std::pin::pin!(axum::serve(listener, service).with_graceful_shutdown(told).into_future());
+    let served = tokio::select! {
+        served = &mut server => served,
+        () = stop.cancelled() => timeout(GRACE, server).await.unwrap_or_else(|_| {
+            tracing::warn!("some requests did not end in time");
+            Ok(())
+        }),
+    };
+    upkeep.abort();
+    served
+}
+
+async fn keep_up(metrics: PrometheusHandle, stop: CancellationToken) {
+    let mut ticks = interval(UPKEEP);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        metrics.run_upkeep();
+    }
+}

@@ -1,0 +1,189 @@
+//! Organizations: the tenant itself.
+
+use std::sync::Arc;
+
+use axum::{extract::State, http::request::Parts, response::Response};
+use orgstream_events::{OrgId, OrganizationSettings, Slug, TenantType, Timestamp};
+use orgstream_projections::organizations::{self, Organization};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    App,
+    extract::{Body, SignedIn, Writer, header_text, info},
+    reply,
+    wait::{OrgView, ReadModels},
+};
+use crate::{
+    commands::{
+        ChangeSettings, Command, CreateOrganization, RenameOrganization, ResumeOrganization, SuspendOrganization,
+        handler::Request, openapi,
+    },
+    gateway::AcceptedCommand,
+    problem::Problem,
+    submission::idempotency_key,
+};
+
+/// An organization.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct OrganizationView {
+    /// Its id, which never changes.
+    #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q")]
+    pub id: OrgId,
+    /// Its name in URLs.
+    #[schema(value_type = String, example = "acme")]
+    pub slug: Slug,
+    /// What people call it.
+    #[schema(example = "Acme Corp")]
+    pub name: String,
+    /// What kind of tenant.
+    #[schema(schema_with = openapi::tenant_type)]
+    pub tenant_type: TenantType,
+    /// Where its data lives.
+    #[schema(example = "local")]
+    pub region: String,
+    /// Why nobody but the platform may act in it; null while everybody may.
+    pub suspended_reason: Option<String>,
+    /// What it decided about itself.
+    #[schema(value_type = SettingsView)]
+    pub settings: OrganizationSettings,
+    /// The version that `If-Match` takes.
+    #[schema(example = 1)]
+    pub version: u64,
+    /// When it was created.
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    /// When it last changed.
+    #[schema(value_type = String, format = DateTime)]
+    pub updated_at: Timestamp,
+}
+
+/// What an organization decided about itself.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it documents a type of the events crate, which knows no OpenAPI")]
+pub struct SettingsView {
+    /// The longest life of a new API key, in days; null when keys need not expire.
+    api_key_max_days: Option<u32>,
+    /// Whether the keys that a member issued end when the member is removed.
+    revoke_keys_on_creator_exit: bool,
+    /// Your own notes.
+    custom_metadata: std::collections::HashMap<String, String>,
+}
+
+impl From<Organization> for OrganizationView {
+    fn from(organization: Organization) -> Self {
+        let Organization {
+            id,
+            slug,
+            name,
+            tenant_type,
+            region,
+            suspended_reason,
+            settings,
+            version,
+            created_at,
+            updated_at,
+            seq: _,
+        } = organization;
+        Self { id, slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at }
+    }
+}
+
+/// Why something is done.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Reason {
+    /// 1 to 500 characters; it stays in the audit log.
+    #[schema(max_length = 500, example = "unpaid since May")]
+    pub reason: String,
+}
+
+/// Create an organization
+///
+/// You become its owner. Only people can do this, no API keys; the e-mail address of your token must be verified.
+#[utoipa::path(
+    post, path = "/v1/organizations", operation_id = "create_organization", tag = "organizations",
+    request_body = CreateOrganization, responses((status = 201, description = "Created", body = AcceptedCommand)),
+)]
+pub async fn create(
+    State(app): State<Arc<App>>,
+    SignedIn(principal): SignedIn,
+    parts: Parts,
+    Body(command): Body<CreateOrganization>,
+) -> Result<Response, Problem> {
+    let key = header_text(&parts.headers, "idempotency-key".parse().map_err(|error| Problem::internal(&error))?)?;
+    let key = key.map(idempotency_key).transpose()?;
+    let request = Request { idempotency_key: key, ..Command::from(command).into() };
+    app.gateway.create_organization(&principal, &info(&parts).origin(), request).await.map(reply::created)
+}
+
+/// Get an organization
+#[utoipa::path(
+    get, path = "/v1/organizations/{org}", operation_id = "get_organization", tag = "organizations",
+    responses((status = 200, description = "The organization", body = OrganizationView)),
+)]
+pub async fn show(mut org: OrgView<ReadModels>) -> Result<Response, Problem> {
+    let found = organizations::get(&mut org.view.tx).await?.ok_or_else(Problem::not_found)?;
+    let view = OrganizationView::from(found);
+    Ok(org.view.one(view.version, &view))
+}
+
+/// Rename an organization
+///
+/// An old slug goes on leading here.
+#[utoipa::path(
+    patch, path = "/v1/organizations/{org}", operation_id = "rename_organization", tag = "organizations",
+    request_body = RenameOrganization, responses((status = 200, description = "Renamed", body = AcceptedCommand)),
+)]
+pub async fn rename(
+    State(app): State<Arc<App>>,
+    writer: Writer,
+    Body(command): Body<RenameOrganization>,
+) -> Result<Response, Problem> {
+    writer.submit(&app, command).await.map(reply::changed)
+}
+
+/// Change the settings of an organization
+///
+/// What is missing stays; `null` takes a setting away.
+#[utoipa::path(
+    patch, path = "/v1/organizations/{org}/settings", operation_id = "change_settings", tag = "organizations",
+    request_body = ChangeSettings, responses((status = 200, description = "Changed", body = AcceptedCommand)),
+)]
+pub async fn change_settings(
+    State(app): State<Arc<App>>,
+    writer: Writer,
+    Body(command): Body<ChangeSettings>,
+) -> Result<Response, Problem> {
+    writer.submit(&app, command).await.map(reply::changed)
+}
+
+/// Suspend an organization
+///
+/// Nobody but the platform may act in it until it is resumed. For platform operators.
+#[utoipa::path(
+    post, path = "/v1/organizations/{org}/suspend", operation_id = "suspend_organization", tag = "organizations",
+    request_body = Reason, responses((status = 200, description = "Suspended", body = AcceptedCommand)),
+)]
+pub async fn suspend(
+    State(app): State<Arc<App>>,
+    writer: Writer,
+    Body(Reason { reason }): Body<Reason>,
+) -> Result<Response, Problem> {
+    writer.submit(&app, SuspendOrganization { reason }).await.map(reply::changed)
+}
+
+/// Resume an organization
+///
+/// Ends a suspension. For platform operators.
+#[utoipa::path(
+    post, path = "/v1/organizations/{org}/resume", operation_id = "resume_organization", tag = "organizations",
+    request_body = Reason, responses((status = 200, description = "Resumed", body = AcceptedCommand)),
+)]
+pub async fn resume(
+    State(app): State<Arc<App>>,
+    writer: Writer,
+    Body(Reason { reason }): Body<Reason>,
+) -> Result<Response, Problem> {
+    writer.submit(&app, ResumeOrganization { reason }).await.map(reply::changed)
+}

@@ -1,0 +1,116 @@
+//! Every route there is, and who may use it: the one table that the extractors obey, the documentation quotes and a
+//! test compares with the router. A route that is missing here answers nobody.
+
+use std::{collections::HashMap, sync::LazyLock};
+
+use axum::http::Method;
+use orgstream_events::Pipeline;
+
+use crate::auth::Permission;
+
+/// Who may use a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// Everybody, without a credential.
+    Public,
+    /// Everybody who proves who they are.
+    SignedIn,
+    /// The platform's operators.
+    Operator,
+    /// Whoever has this permission in the organization of the path.
+    Org(Permission),
+    /// Whoever is in the organization of the path; every command then needs its own permission.
+    OrgCommands,
+}
+
+/// What a route does, as far as its headers go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Reads what a pipeline made: `Min-Position`, `Prefer`, `If-None-Match`, `Projection-Position`.
+    View(Pipeline),
+    /// Makes something new: `Idempotency-Key`, `Stream-Position`.
+    Create,
+    /// Changes something that is there: `If-Match` besides.
+    Change,
+    /// Commands, which say themselves what they do.
+    Commands,
+    /// Answers without any of these.
+    Plain,
+}
+
+/// One route.
+#[derive(Debug, Clone, Copy)]
+pub struct RoutePolicy {
+    /// The HTTP method.
+    pub method: &'static str,
+    /// The path as the router has it.
+    pub path: &'static str,
+    /// Who may use it.
+    pub policy: Policy,
+    /// What it does.
+    pub shape: Shape,
+}
+
+const READ: Shape = Shape::View(Pipeline::ReadModels);
+const AUDIT: Shape = Shape::View(Pipeline::Audit);
+
+const fn route(method: &'static str, path: &'static str, policy: Policy, shape: Shape) -> RoutePolicy {
+    RoutePolicy { method, path, policy, shape }
+}
+
+use Permission as P;
+use Policy::{Operator, Org, OrgCommands, Public, SignedIn};
+use Shape::{Change, Commands, Create, Plain};
+
+/// The table.
+pub const ROUTES: &[RoutePolicy] = &[
+    route("GET", "/healthz", Public, Plain),
+    route("GET", "/readyz", Public, Plain),
+    route("GET", "/metrics", Public, Plain),
+    route("GET", "/openapi.json", Public, Plain),
+    route("GET", "/v1/me", SignedIn, Plain),
+    route("GET", "/v1/kinds", Public, READ),
+    route("POST", "/v1/kinds", Operator, Create),
+    route("GET", "/v1/kinds/{kind}", Public, READ),
+    route("PATCH", "/v1/kinds/{kind}", Operator, Change),
+    route("DELETE", "/v1/kinds/{kind}", Operator, Change),
+    route("GET", "/v1/platform/lag", Operator, Plain),
+    route("POST", "/v1/organizations", SignedIn, Create),
+    route("GET", "/v1/organizations/{org}", Org(P::ReadOrganization), READ),
+    route("PATCH", "/v1/organizations/{org}", Org(P::ManageOrganization), Change),
+    route("PATCH", "/v1/organizations/{org}/settings", Org(P::ManageOrganization), Change),
+    route("POST", "/v1/organizations/{org}/suspend", Org(P::Suspend), Change),
+    route("POST", "/v1/organizations/{org}/resume", Org(P::Suspend), Change),
+    route("POST", "/v1/organizations/{org}/commands", OrgCommands, Commands),
+    route("GET", "/v1/organizations/{org}/members", Org(P::ReadMembers), READ),
+    route("POST", "/v1/organizations/{org}/members", Org(P::ManageMembers), Create),
+    route("GET", "/v1/organizations/{org}/members/{member}", Org(P::ReadMembers), READ),
+    route("PATCH", "/v1/organizations/{org}/members/{member}", Org(P::ManageMembers), Change),
+    route("DELETE", "/v1/organizations/{org}/members/{member}", Org(P::ManageMembers), Change),
+    route("GET", "/v1/organizations/{org}/api-keys", Org(P::ReadKeys), READ),
+    route("POST", "/v1/organizations/{org}/api-keys", Org(P::ManageKeys), Create),
+    route("GET", "/v1/organizations/{org}/api-keys/{key}", Org(P::ReadKeys), READ),
+    route("DELETE", "/v1/organizations/{org}/api-keys/{key}", Org(P::ManageKeys), Change),
+    route("GET", "/v1/organizations/{org}/records", Org(P::ReadRecords), READ),
+    route("POST", "/v1/organizations/{org}/records", Org(P::WriteRecords), Create),
+    route("GET", "/v1/organizations/{org}/records/{record}", Org(P::ReadRecords), READ),
+    route("PUT", "/v1/organizations/{org}/records/{record}", Org(P::WriteRecords), Change),
+    route("DELETE", "/v1/organizations/{org}/records/{record}", Org(P::WriteRecords), Change),
+    route("GET", "/v1/organizations/{org}/audit/events", Org(P::ReadAudit), AUDIT),
+    route("GET", "/v1/organizations/{org}/audit/events/{event}", Org(P::ReadAudit), AUDIT),
+    route("GET", "/v1/organizations/{org}/events", Org(P::ReadAudit), AUDIT),
+    route("GET", "/v1/organizations/{org}/events/stream", Org(P::ReadRecords), Plain),
+    route("GET", "/v1/organizations/{org}/projections", Org(P::ReadProjections), Plain),
+    route("GET", "/v1/organizations/{org}/parked", Org(P::ManageParking), Plain),
+    route("POST", "/v1/organizations/{org}/parked/retry", Org(P::ManageParking), Create),
+    route("POST", "/v1/organizations/{org}/parked/skip", Org(P::ManageParking), Create),
+];
+
+static BY_ROUTE: LazyLock<HashMap<(&str, &str), RoutePolicy>> =
+    LazyLock::new(|| ROUTES.iter().map(|route| ((route.method, route.path), *route)).collect());
+
+/// The entry of a route. A HEAD is a GET whose body nobody wants.
+pub fn of(method: &Method, path: &str) -> Option<RoutePolicy> {
+    let method = if *method == Method::HEAD { &Method::GET } else { method };
+    BY_ROUTE.get(&(method.as_str(), path)).copied()
+}

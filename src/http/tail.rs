@@ -1,0 +1,196 @@
+//! The tail: what happens in an org from now on, as server-sent events that resume where they broke off.
+//!
+//! It follows the event log itself, so it is ahead of every projection. Each reader costs the broker one plain
+//! subscription, and this process one chunk of messages.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use async_stream::stream;
+use axum::{
+    extract::State,
+    http::{HeaderName, header, request::Parts},
+    response::{
+        IntoResponse, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
+};
+use futures_util::{Stream, StreamExt};
+use metrics::gauge;
+use orgstream_events::{OrgId, Position};
+use orgstream_stream::{Message, StreamError};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use utoipa::IntoParams;
+
+use super::{
+    App,
+    event_view::{EventSchema, shown_to},
+    events::after,
+    extract::{OrgAccess, Query, header_text},
+};
+use crate::{
+    auth::{Access, AuthError, Permission, authenticator::OrgName},
+    problem::Problem,
+};
+
+/// How often it is asked again whether the reader may still read.
+const CHECK: Duration = Duration::from_secs(3);
+/// How often a quiet stream says that it is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How long a browser waits before it comes back.
+const RETRY: Duration = Duration::from_secs(2);
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// Where to begin.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct TailQuery {
+    /// Begin after this position (`<org>:<sequence>`, or the sequence alone); now without it. The header
+    /// `Last-Event-ID`, which browsers send when they come back, says the same and comes first.
+    #[param(example = "org_01h455vb4pex5vsknk084sn02q:17")]
+    pub from: Option<String>,
+}
+
+/// Follow events
+///
+/// Server-sent events: `data` is one event as JSON, `id` the position after which to resume. Whoever may read the audit
+/// log sees every event; others see the events of what they may read, without the request behind them. An event may come
+/// twice around a broken connection, told by its `event_id`. The stream ends (`event: closed`) when the credential no
+/// longer allows it or the server stops. A stored message that cannot be read is passed over as `event: unreadable`.
+#[utoipa::path(
+    get, path = "/v1/organizations/{org}/events/stream", operation_id = "follow_events", tag = "events",
+    params(TailQuery),
+    responses((status = 200, description = "Until one side closes", body = EventSchema, content_type = "text/event-stream")),
+)]
+pub async fn follow(
+    State(app): State<Arc<App>>,
+    org: OrgAccess,
+    Query(query): Query<TailQuery>,
+    parts: Parts,
+) -> Result<Response, Problem> {
+    let OrgAccess { access, .. } = org;
+    let placement = app.log.placement(access.org()).await?.ok_or_else(Problem::not_found)?;
+    let resume = after("Last-Event-ID", header_text(&parts.headers, LAST_EVENT_ID)?, access.org())?;
+    let from = after("from", query.from.as_deref(), access.org())?;
+    let after = match resume.or(from) {
+        Some(seq) => seq,
+        None => app.log.shard_state(placement.shard).await?.last_seq,
+    };
+    let authorization = header_text(&parts.headers, header::AUTHORIZATION)?.unwrap_or_default().to_owned();
+    let messages = app.log.tail(&placement, after.saturating_add(1));
+    let guard = Guard { app: app.clone(), authorization, org: access.org() };
+    let events = follow_messages(guard, access, messages);
+    let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
+    // A proxy that collects an answer before it passes it on would make a tail silent.
+    response.headers_mut().insert("x-accel-buffering", header::HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+/// Asks again and again whether the reader may still read.
+struct Guard {
+    app: Arc<App>,
+    authorization: String,
+    org: OrgId,
+}
+
+impl Guard {
+    /// The access as it is now, or why there is none. What cannot be checked at the moment changes nothing: the read
+    /// models may be away while the log goes on.
+    async fn check(&self) -> Result<Option<Access>, AuthError> {
+        let checked = async {
+            let principal = self.app.auth.principal(Some(&self.authorization)).await?;
+            let access = self.app.auth.access(&principal, &OrgName::Id(self.org)).await?;
+            access.require(Permission::ReadRecords).map(|()| access)
+        };
+        match checked.await {
+            Ok(access) => Ok(Some(access)),
+            Err(AuthError::Unavailable(_)) => Ok(None),
+            Err(lost) => Err(lost),
+        }
+    }
+}
+
+fn follow_messages(
+    guard: Guard,
+    mut access: Access,
+    messages: impl Stream<Item = Result<Message, StreamError>> + Send,
+) -> impl Stream<Item = Result<Event, Infallible>> + Send {
+    stream! {
+        let _counted = Counted::new();
+        let stopping = guard.app.stopping.clone();
+        let mut messages = std::pin::pin!(messages);
+        let mut checks = interval_at(Instant::now() + CHECK, CHECK);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        yield Ok(Event::default().retry(RETRY).comment("following"));
+        loop {
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => {
+                    yield Ok(closed("the server stops; come back"));
+                    break;
+                }
+                _ = checks.tick() => match guard.check().await {
+                    Ok(Some(now)) => access = now,
+                    Ok(None) => {}
+                    Err(lost) => {
+                        yield Ok(closed(&lost.to_string()));
+                        break;
+                    }
+                },
+                message = messages.next() => match message {
+                    Some(Ok(message)) => {
+                        for event in events_of(&access, &message, guard.org) {
+                            yield Ok(event);
+                        }
+                    }
+                    Some(Err(error)) => {
+                        tracing::error!(org.id = %guard.org, %error, "a tail cannot go on");
+                        yield Ok(closed("the event log cannot be read"));
+                        break;
+                    }
+                    None => break,
+                },
+            }
+        }
+    }
+}
+
+/// The events of one commit. Only the last carries the position: a reader that has it has all of them.
+fn events_of(access: &Access, message: &Message, org: OrgId) -> Vec<Event> {
+    let position = Position { org, seq: message.seq };
+    let stored = match message.open() {
+        Ok(stored) => stored,
+        Err(error) => {
+            tracing::warn!(org.id = %org, event.seq = message.seq, %error, "a tail passes over a message");
+            let data = json!({"position": position}).to_string();
+            return vec![Event::default().event("unreadable").id(position.to_string()).data(data)];
+        }
+    };
+    let shown = stored.commit.events.into_iter().filter_map(|event| shown_to(access, event, message.seq));
+    let mut texts: Vec<String> = shown.filter_map(|view| serde_json::to_string(&view).ok()).collect();
+    let last = texts.pop();
+    let mut events: Vec<Event> = texts.into_iter().map(|text| Event::default().data(text)).collect();
+    events.extend(last.map(|text| Event::default().id(position.to_string()).data(text)));
+    events
+}
+
+fn closed(reason: &str) -> Event {
+    Event::default().event("closed").data(json!({"reason": reason}).to_string())
+}
+
+/// One open tail.
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        gauge!("orgstream_http_tails").increment(1);
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        gauge!("orgstream_http_tails").decrement(1);
+    }
+}

@@ -1,0 +1,186 @@
+//! Reading what one wrote: `Min-Position` says how far the read models must be, `Prefer: wait=N` how long to wait.
+
+use std::{marker::PhantomData, sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    extract::FromRequestParts,
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+};
+use orgstream_events::{Pipeline, Position};
+use orgstream_projections::{BoundOrg, TenantTx, checkpoints};
+use serde::Serialize;
+
+use super::{
+    App, conditional,
+    extract::{OrgAccess, PLATFORM, header_text, invalid_header},
+    reply,
+};
+use crate::{auth::Access, problem::Problem};
+
+/// The longest that a read waits.
+pub const MAX_WAIT: Duration = Duration::from_secs(30);
+const MIN_POSITION: HeaderName = HeaderName::from_static("min-position");
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+
+/// How long the caller would wait: `Prefer: wait=N`, in seconds. Other preferences are not ours.
+pub fn patience(headers: &HeaderMap) -> Duration {
+    let preferences = headers.get_all(PREFER).into_iter().filter_map(|value| value.to_str().ok());
+    let wait = preferences
+        .flat_map(|value| value.split([',', ';']))
+        .filter_map(|preference| preference.trim().split_once('='))
+        .find(|(name, _)| name.trim().eq_ignore_ascii_case("wait"))
+        .and_then(|(_, seconds)| seconds.trim().trim_matches('"').parse().ok());
+    wait.map_or(Duration::ZERO, Duration::from_secs).min(MAX_WAIT)
+}
+
+/// The pipeline whose tables are read.
+pub trait Source: Send + Sync {
+    /// Which.
+    const PIPELINE: Pipeline;
+}
+
+/// The tables behind the queries.
+pub struct ReadModels;
+
+impl Source for ReadModels {
+    const PIPELINE: Pipeline = Pipeline::ReadModels;
+}
+
+/// The audit log.
+pub struct AuditLog;
+
+impl Source for AuditLog {
+    const PIPELINE: Pipeline = Pipeline::Audit;
+}
+
+/// A consistent view of one org's rows, at least as new as the caller asked for.
+pub struct View {
+    /// The rows.
+    pub tx: TenantTx,
+    /// How far they are.
+    pub position: Position,
+    known: Option<HeaderValue>,
+}
+
+impl View {
+    /// Waits as the headers say, and opens the view.
+    pub async fn open(app: &App, org: BoundOrg, pipeline: Pipeline, headers: &HeaderMap) -> Result<Self, Problem> {
+        let wanted = header_text(headers, MIN_POSITION)?.map(str::parse::<Position>);
+        let wanted = wanted.transpose().map_err(|rule| invalid_header("Min-Position", &rule))?;
+        if wanted.is_some_and(|wanted| wanted.org != org.org()) {
+            return Err(invalid_header("Min-Position", "this is a position of another organization"));
+        }
+        let wanted = wanted.map_or(0, |wanted| wanted.seq);
+        let known = headers.get(header::IF_NONE_MATCH).cloned();
+        let mut tx = app.db.read(org).await?;
+        let mut seq = checkpoints::position(&mut tx, pipeline).await?;
+        if seq < wanted {
+            drop(tx);
+            let patience = patience(headers);
+            if patience.is_zero() || !app.gateway.wait_for(org, pipeline, wanted, patience).await? {
+                return Err(lagging(pipeline, wanted, seq));
+            }
+            tx = app.db.read(org).await?;
+            seq = checkpoints::position(&mut tx, pipeline).await?;
+        }
+        Ok(Self { tx, position: Position { org: org.org(), seq }, known })
+    }
+
+    /// One thing at a version.
+    pub fn one(&self, version: u64, thing: &impl Serialize) -> Response {
+        self.answer(&conditional::version_tag(version), reply::json_bytes(thing))
+    }
+
+    /// A listing.
+    pub fn listing(&self, rows: &impl Serialize) -> Response {
+        let body = reply::json_bytes(rows);
+        let tag = body.as_ref().map(|body| conditional::body_tag(body)).unwrap_or_default();
+        self.answer(&tag, body)
+    }
+
+    /// The header that says how far the rows are.
+    pub fn position_header(&self) -> (HeaderName, HeaderValue) {
+        reply::position("projection-position", self.position)
+    }
+
+    fn answer(&self, tag: &str, body: Result<Vec<u8>, Problem>) -> Response {
+        let body = match body {
+            Ok(body) => body,
+            Err(problem) => return problem.into_response(),
+        };
+        let mut response = if conditional::is_known(self.known.as_ref(), tag) {
+            StatusCode::NOT_MODIFIED.into_response()
+        } else {
+            reply::json(StatusCode::OK, Body::from(body))
+        };
+        let (name, value) = self.position_header();
+        response.headers_mut().insert(name, value);
+        if let Ok(tag) = HeaderValue::from_str(tag) {
+            response.headers_mut().insert(header::ETAG, tag);
+        }
+        response
+    }
+}
+
+fn lagging(pipeline: Pipeline, wanted: u64, seq: u64) -> Problem {
+    let detail = format!(
+        "the {pipeline} pipeline is at {seq} and not yet at {wanted}: try again, or let the read wait with Prefer: wait=5"
+    );
+    let problem = Problem::new(503, "projection_lagging", "Not there yet", detail);
+    Problem { retry_after: Some(Duration::from_secs(1)), ..problem }
+}
+
+/// A view of the organization of the path.
+pub struct OrgView<S> {
+    /// Whose view it is.
+    pub access: Access,
+    /// The view.
+    pub view: View,
+    source: PhantomData<S>,
+}
+
+impl<S: Source> FromRequestParts<Arc<App>> for OrgView<S> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let OrgAccess { access, .. } = OrgAccess::from_request_parts(parts, app).await?;
+        let view = View::open(app, access.bound(), S::PIPELINE, &parts.headers).await?;
+        Ok(Self { access, view, source: PhantomData })
+    }
+}
+
+/// A view of what all organizations share.
+pub struct PlatformView(pub View);
+
+impl FromRequestParts<Arc<App>> for PlatformView {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        View::open(app, PLATFORM, Pipeline::ReadModels, &parts.headers).await.map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waits(text: &'static str) -> u64 {
+        let mut headers = HeaderMap::new();
+        headers.insert(PREFER, HeaderValue::from_static(text));
+        patience(&headers).as_secs()
+    }
+
+    #[test]
+    fn patience_is_read_from_prefer_and_bounded() {
+        assert_eq!(waits("wait=5"), 5);
+        assert_eq!(waits("respond-async, wait = 10"), 10);
+        assert_eq!(waits("Wait=3; foo=bar"), 3);
+        assert_eq!(waits("wait=600"), 30);
+        for none in ["wait", "wait=soon", "return=minimal", ""] {
+            assert_eq!(waits(none), 0, "{none}");
+        }
+        assert_eq!(patience(&HeaderMap::new()), Duration::ZERO);
+    }
+}

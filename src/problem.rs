@@ -1,0 +1,182 @@
+//! Every error as a caller sees it: RFC 9457 problem details with a stable code. HTTP and NATS share this one table.
+
+use std::time::Duration;
+
+use orgstream_events::{MAX_COMMIT_BYTES, OrgId};
+use orgstream_projections::DbError;
+use orgstream_stream::StreamError;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{
+    auth::AuthError,
+    commands::{FieldError, Rejection, handler::CommandError},
+};
+
+/// One error, `application/problem+json`.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct Problem {
+    /// A stable address for this kind of problem.
+    #[serde(rename = "type")]
+    #[schema(example = "https://orgstream.dev/problems/not_found")]
+    pub problem_type: String,
+    /// What kind of problem, for people.
+    pub title: &'static str,
+    /// The HTTP status.
+    #[schema(example = 404)]
+    pub status: u16,
+    /// What kind of problem, for programs; never changes.
+    #[schema(example = "not_found")]
+    pub code: &'static str,
+    /// What is wrong here and what to do about it.
+    pub detail: String,
+    /// The path that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// What to tell support.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// The organization, when it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub org_id: Option<OrgId>,
+    /// The fields that are wrong.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+    /// When to try again; sent as `Retry-After`.
+    #[serde(skip)]
+    pub retry_after: Option<Duration>,
+}
+
+impl Problem {
+    /// A problem of a known code.
+    pub fn new(status: u16, code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            problem_type: format!("https://orgstream.dev/problems/{code}"),
+            title,
+            status,
+            code,
+            detail: detail.into(),
+            instance: None,
+            request_id: None,
+            org_id: None,
+            errors: Vec::new(),
+            retry_after: None,
+        }
+    }
+
+    /// There is no such thing, or none for this caller: the same words either way.
+    pub fn not_found() -> Self {
+        Self::new(404, "not_found", "Not found", "There is no such thing here.")
+    }
+
+    /// The request cannot be read.
+    pub fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(400, "bad_request", "Bad request", detail)
+    }
+
+    /// The request can be read, but its values are wrong.
+    pub fn invalid(pointer: &str, code: &'static str, detail: impl Into<String>) -> Self {
+        let field = FieldError { pointer: pointer.to_owned(), code: code.into(), detail: detail.into() };
+        Rejection::invalid(vec![field]).into()
+    }
+
+    /// More bytes, or more items, than the limit that `detail` names.
+    pub fn too_large(detail: impl Into<String>) -> Self {
+        Self::new(413, "payload_too_large", "Too large", detail)
+    }
+
+    /// A fault of ours. What it was goes to the log, not to the caller.
+    pub fn internal(error: &dyn std::fmt::Display) -> Self {
+        tracing::error!(%error, "a request failed through a fault of ours");
+        Self::new(500, "internal", "Internal error", "Something went wrong on our side; the request id finds it in the log.")
+    }
+
+    /// Something that this program needs does not answer.
+    pub fn unavailable(detail: impl Into<String>) -> Self {
+        let problem = Self::new(503, "unavailable", "Temporarily unavailable", detail);
+        Self { retry_after: Some(Duration::from_secs(1)), ..problem }
+    }
+}
+
+impl From<Rejection> for Problem {
+    fn from(rejection: Rejection) -> Self {
+        let title = match rejection.kind.status() {
+            404 => "Not found",
+            403 => "Not allowed",
+            409 => "Conflict",
+            _ => "Not valid",
+        };
+        let problem = Self::new(rejection.kind.status(), rejection.code, title, rejection.detail);
+        Self { errors: rejection.errors, ..problem }
+    }
+}
+
+impl From<AuthError> for Problem {
+    fn from(error: AuthError) -> Self {
+        let detail = error.to_string();
+        match error {
+            AuthError::Unauthenticated(_) => Self::new(401, "unauthenticated", "Not signed in", detail),
+            AuthError::NotFound => Self::not_found(),
+            AuthError::Forbidden { .. } => Self::new(403, "forbidden", "Not allowed", detail),
+            AuthError::SessionOnly => Self::new(403, "session_only", "Not with an API key", detail),
+            AuthError::TenantMismatch => Self::new(403, "tenant_mismatch", "Another organization", detail),
+            AuthError::Unavailable(_) => {
+                tracing::warn!(error = detail, "a credential could not be checked");
+                Self::unavailable("The credential cannot be checked at the moment; try again.")
+            }
+        }
+    }
+}
+
+impl From<CommandError> for Problem {
+    fn from(error: CommandError) -> Self {
+        let detail = error.to_string();
+        match error {
+            CommandError::Rejected(rejection) => rejection.into(),
+            CommandError::NoOrganization(_) => Self::not_found(),
+            CommandError::VersionConflict { .. } => Self::new(412, "version_conflict", "Changed in the meantime", detail),
+            CommandError::Contention => {
+                let problem = Self::new(409, "contention", "Too many writers", detail);
+                Self { retry_after: Some(Duration::from_secs(1)), ..problem }
+            }
+            CommandError::KeyReused => {
+                Self::new(422, "idempotency_key_reused", "Idempotency key used before", detail)
+            }
+            CommandError::TooLarge(_) => {
+                Self::too_large(format!("{detail}; a command's events may have {MAX_COMMIT_BYTES} bytes together"))
+            }
+            CommandError::Unavailable(_) => {
+                tracing::warn!(error = detail, "a command could not be appended");
+                Self::unavailable(
+                    "The event log does not answer, so it is not known whether the command took effect. \
+                     Send it again with the same Idempotency-Key: it will have one effect.",
+                )
+            }
+            CommandError::Internal(_) => Self::internal(&detail),
+        }
+    }
+}
+
+impl From<DbError> for Problem {
+    fn from(error: DbError) -> Self {
+        if error.is_retryable() {
+            tracing::warn!(%error, "a query could not be answered");
+            Self::unavailable("The read models do not answer at the moment; try again.")
+        } else {
+            Self::internal(&error)
+        }
+    }
+}
+
+impl From<StreamError> for Problem {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Unavailable { .. } => {
+                tracing::warn!(%error, "the event log could not be read");
+                Self::unavailable("The event log does not answer at the moment; try again.")
+            }
+            other => Self::internal(&other),
+        }
+    }
+}

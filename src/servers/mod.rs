@@ -1,0 +1,16 @@
+//! Private servers: a nats-server and a PostgreSQL of our own, for `orgstream dev`, the tests and the benchmarks.
+//!
+//! Each is a child process on a loopback port, with everything it has in one folder. It keeps its data and its port
+//! over restarts, and it never outlives us: see [`process`] for how.
+
+mod account;
+mod error;
+mod folder;
+mod nats;
+mod postgres;
+mod process;
+mod tools;
+
+pub use error::ServerError;
+pub use nats::Nats;
+pub use postgres::{Postgres, PostgresOptions};

@@ -1,0 +1,357 @@
+//! What a producer sends: one command or many, as JSON or MessagePack, with or without an envelope around each.
+//!
+//! HTTP and NATS both read bodies here, so that the same bytes mean the same thing whichever way they come.
+
+use orgstream_events::{CorrelationId, EventId, Timestamp};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use crate::{
+    auth::Access,
+    commands::{
+        Command,
+        handler::{Accepted, Request},
+    },
+    gateway::{Gateway, MAX_BATCH, Origin},
+    problem::Problem,
+};
+
+/// The largest body, in bytes.
+pub const MAX_BODY: usize = 1 << 20;
+/// As deep as JSON is read; MessagePack counts every level twice.
+const MAX_DEPTH: usize = 256;
+
+/// How a body is encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// `application/json`.
+    Json,
+    /// `application/msgpack`: maps with field names, ids and times as text, exactly the JSON objects in other bytes.
+    MessagePack,
+}
+
+impl Format {
+    /// The format that a `Content-Type` names. Its parameters do not matter: both formats have one charset.
+    pub fn from_content_type(content_type: &str) -> Option<Self> {
+        let essence = content_type.split(';').next().unwrap_or_default().trim();
+        if essence.eq_ignore_ascii_case("application/json") {
+            Some(Self::Json)
+        } else if ["application/msgpack", "application/x-msgpack", "application/vnd.msgpack"]
+            .iter()
+            .any(|name| essence.eq_ignore_ascii_case(name))
+        {
+            Some(Self::MessagePack)
+        } else {
+            None
+        }
+    }
+}
+
+/// A command with what may be said around it.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CommandEnvelope {
+    /// What is to be done.
+    #[schema(value_type = Command)]
+    pub command: Value,
+    /// Sent again under the same key, the command has no second effect and the same answer. 1 to 255 visible
+    /// characters.
+    #[schema(example = "import-7/line-12")]
+    pub idempotency_key: Option<String>,
+    /// The version that you saw; any other refuses the command (`version_conflict`).
+    pub expected_version: Option<u64>,
+    /// When it happened, if that is not now. At most 5 minutes in the future.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub occurred_at: Option<Timestamp>,
+    /// The event that made you send this.
+    #[schema(value_type = Option<String>, example = "evt_01h455vb4pex5vsknk084sn02q")]
+    pub causation_id: Option<EventId>,
+    /// What it belongs to.
+    #[schema(value_type = Option<String>, example = "cor_01h455vb4pex5vsknk084sn02q")]
+    pub correlation_id: Option<CorrelationId>,
+}
+
+/// What a body asks for. A command that cannot be read is its own refusal; the others are carried out.
+#[derive(Debug)]
+pub enum Submission {
+    /// One command.
+    One(Box<Request>),
+    /// Several, each with its own outcome.
+    Many(Vec<Result<Request, Problem>>),
+}
+
+impl Submission {
+    /// Reads a body. `key` is the idempotency key that came beside it; of several commands each gets a part of it.
+    pub fn read(body: &[u8], format: Format, key: Option<&str>) -> Result<Self, Problem> {
+        match parse_value(body, format)? {
+            Value::Array(items) => Self::many(items, key).map(Self::Many),
+            one => {
+                let mut request = read_command(one)?;
+                match (key, &request.idempotency_key) {
+                    (Some(outside), Some(inside)) if outside != inside => {
+                        return Err(Problem::bad_request("the header Idempotency-Key and `idempotency_key` differ"));
+                    }
+                    (Some(outside), _) => request.idempotency_key = Some(outside.to_owned()),
+                    (None, _) => {}
+                }
+                Ok(Self::One(Box::new(request)))
+            }
+        }
+    }
+
+    fn many(items: Vec<Value>, key: Option<&str>) -> Result<Vec<Result<Request, Problem>>, Problem> {
+        if items.is_empty() {
+            return Err(Problem::bad_request("an array of commands must not be empty"));
+        }
+        if items.len() > MAX_BATCH {
+            let count = items.len();
+            return Err(Problem::too_large(format!("{count} commands are over the limit of {MAX_BATCH} in one request")));
+        }
+        let mut requests: Vec<Result<Request, Problem>> = items.into_iter().map(read_command).collect();
+        for (index, request) in requests.iter_mut().enumerate() {
+            if let Ok(request) = request
+                && request.idempotency_key.is_none()
+            {
+                let Some(key) = key else {
+                    return Err(Problem::new(
+                        400,
+                        "idempotency_key_missing",
+                        "Idempotency key missing",
+                        format!(
+                            "several commands at once need the header Idempotency-Key, or `idempotency_key` in each; \
+                             command {index} has none"
+                        ),
+                    ));
+                };
+                request.idempotency_key = Some(format!("{key}/{index}"));
+            }
+        }
+        Ok(requests)
+    }
+}
+
+/// Carries out those that could be read; every outcome is at the place of its command.
+pub async fn carry_out(
+    gateway: &Gateway,
+    access: &Access,
+    origin: &Origin,
+    requests: Vec<Result<Request, Problem>>,
+) -> Vec<Result<Accepted, Problem>> {
+    let mut readable = Vec::with_capacity(requests.len());
+    let mut outcomes: Vec<Option<Problem>> = Vec::with_capacity(requests.len());
+    for request in requests {
+        outcomes.push(match request {
+            Ok(request) => {
+                readable.push(request);
+                None
+            }
+            Err(problem) => Some(problem),
+        });
+    }
+    let mut carried_out = gateway.submit_all(access, origin, readable).await.into_iter();
+    outcomes
+        .into_iter()
+        .map(|refused| match refused {
+            Some(problem) => Err(problem),
+            None => carried_out.next().unwrap_or_else(|| Err(Problem::internal(&"a command was not answered"))),
+        })
+        .collect()
+}
+
+/// A key as people may choose it: 1 to 255 visible ASCII characters, bare or quoted.
+pub fn idempotency_key(text: &str) -> Result<String, Problem> {
+    let quoted = text.len() >= 2 && text.starts_with('"') && text.ends_with('"');
+    let key = if quoted { text.get(1..text.len() - 1).unwrap_or_default() } else { text };
+    // A structured-field string could escape quotes; a key that has any is more likely two keys gone wrong.
+    let visible = key.bytes().all(|byte| (0x21..=0x7e).contains(&byte) && byte != b'"' && byte != b'\\');
+    if visible && (1..=255).contains(&key.len()) {
+        Ok(key.to_owned())
+    } else {
+        let detail = "an idempotency key has 1 to 255 visible ASCII characters without quotes and backslashes";
+        Err(Problem::new(400, "invalid_header", "Invalid header", format!("Idempotency-Key: {detail}")))
+    }
+}
+
+fn read_command(value: Value) -> Result<Request, Problem> {
+    if value.get("command").is_none() {
+        let command: Command = from_value(value, "")?;
+        return Ok(command.into());
+    }
+    let envelope: CommandEnvelope = from_value(value, "")?;
+    let command: Command = from_value(envelope.command, "")?;
+    let key = envelope.idempotency_key.as_deref().map(idempotency_key).transpose()?;
+    Ok(Request {
+        idempotency_key: key,
+        expected_version: envelope.expected_version,
+        occurred_at: envelope.occurred_at,
+        causation_id: envelope.causation_id,
+        correlation_id: envelope.correlation_id,
+        ..command.into()
+    })
+}
+
+fn parse_value(body: &[u8], format: Format) -> Result<Value, Problem> {
+    match format {
+        Format::Json => parse_json(body),
+        Format::MessagePack => {
+            let mut decoder = rmp_serde::Deserializer::from_read_ref(body);
+            decoder.set_max_depth(MAX_DEPTH);
+            let value = Value::deserialize(&mut decoder);
+            value.map_err(|error| malformed(format!("the body is not MessagePack that has a JSON form: {error}")))
+        }
+    }
+}
+
+/// Reads JSON. What is no JSON is 400; what is JSON of another shape is 422, with a pointer.
+pub fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    if let Err(error) = std::str::from_utf8(body) {
+        return Err(malformed(format!("the body is not UTF-8: byte {} is wrong", error.valid_up_to() + 1)));
+    }
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Err(malformed("the body is empty: send JSON".to_owned()));
+    }
+    let mut decoder = serde_json::Deserializer::from_slice(body);
+    let value = serde_path_to_error::deserialize(&mut decoder).map_err(|error| {
+        if error.inner().is_data() {
+            return misshapen("", &error);
+        }
+        malformed(format!("the body is not JSON: {}", error.inner()))
+    })?;
+    decoder.end().map_err(|error| malformed(format!("the body is not JSON: {error}")))?;
+    Ok(value)
+}
+
+fn from_value<T: DeserializeOwned>(value: Value, base: &str) -> Result<T, Problem> {
+    serde_path_to_error::deserialize(value).map_err(|error| misshapen(base, &error))
+}
+
+fn malformed(detail: String) -> Problem {
+    Problem::new(400, "malformed_body", "Malformed body", detail)
+}
+
+fn misshapen(base: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
+    use serde_path_to_error::Segment;
+
+    let mut pointer = base.to_owned();
+    let step = |pointer: &mut String, name: &str| {
+        pointer.push('/');
+        pointer.push_str(&name.replace('~', "~0").replace('/', "~1"));
+    };
+    for segment in error.path() {
+        match segment {
+            Segment::Seq { index } => step(&mut pointer, &index.to_string()),
+            Segment::Map { key } => step(&mut pointer, key),
+            Segment::Enum { .. } | Segment::Unknown => {}
+        }
+    }
+    let message = error.inner().to_string();
+    // The decoder names the field only in its message.
+    let named = |prefix: &str| message.strip_prefix(prefix)?.split_once('`').map(|(name, _)| name);
+    let code = if let Some(name) = named("unknown field `") {
+        step(&mut pointer, name);
+        "unknown_field"
+    } else if let Some(name) = named("missing field `") {
+        step(&mut pointer, name);
+        "required"
+    } else if named("unknown variant `").is_some() {
+        "unknown_value"
+    } else {
+        "type"
+    };
+    Problem::invalid(&pointer, code, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(value: &Value, key: Option<&str>) -> Result<Submission, Problem> {
+        Submission::read(value.to_string().as_bytes(), Format::Json, key)
+    }
+
+    fn record() -> Value {
+        json!({"type": "create_record", "kind": "evaluation", "data": {"score": 1}})
+    }
+
+    #[test]
+    fn a_command_may_come_bare_or_in_an_envelope() {
+        let Submission::One(bare) = read(&record(), Some("k")).unwrap() else { panic!() };
+        assert_eq!(bare.idempotency_key.as_deref(), Some("k"));
+        let envelope = json!({"command": record(), "idempotency_key": "k", "expected_version": 3});
+        let Submission::One(wrapped) = read(&envelope, None).unwrap() else { panic!() };
+        assert_eq!((wrapped.idempotency_key.as_deref(), wrapped.expected_version), (Some("k"), Some(3)));
+        assert_eq!(wrapped.command, bare.command);
+        assert_eq!(read(&envelope, Some("other")).unwrap_err().code, "bad_request");
+    }
+
+    #[test]
+    fn many_commands_share_a_key_or_bring_their_own() {
+        let Submission::Many(items) = read(&json!([record(), record()]), Some("k")).unwrap() else { panic!() };
+        let keys: Vec<_> = items.into_iter().map(|item| item.unwrap().idempotency_key.unwrap()).collect();
+        assert_eq!(keys, ["k/0", "k/1"]);
+        assert_eq!(read(&json!([record()]), None).unwrap_err().code, "idempotency_key_missing");
+        assert!(read(&json!([{"command": record(), "idempotency_key": "mine"}]), None).is_ok());
+    }
+
+    #[test]
+    fn the_limit_is_named() {
+        let error = read(&Value::Array(vec![record(); 1_001]), Some("k")).unwrap_err();
+        assert_eq!((error.status, error.code), (413, "payload_too_large"));
+        assert!(error.detail.contains("1000"), "{}", error.detail);
+        assert_eq!(read(&json!([]), Some("k")).unwrap_err().status, 400);
+    }
+
+    #[test]
+    fn one_unreadable_command_does_not_stop_the_others() {
+        let Submission::Many(items) = read(&json!([{"type": "drop_table"}, record()]), Some("k")).unwrap() else { panic!() };
+        assert_eq!(items[0].as_ref().unwrap_err().errors[0].code, "unknown_value");
+        assert!(items[1].is_ok());
+    }
+
+    #[test]
+    fn faults_are_pointed_at() {
+        let mut unknown = record();
+        unknown["colour"] = json!("red");
+        let error = read(&unknown, None).unwrap_err();
+        assert_eq!((error.status, error.errors[0].pointer.as_str()), (422, "/colour"));
+        let error = read(&json!({"type": "create_record", "data": {}}), None).unwrap_err();
+        assert_eq!((error.errors[0].pointer.as_str(), error.errors[0].code.as_ref()), ("/kind", "required"));
+        let error = read(&json!({"command": record(), "occurred_at": "yesterday"}), None).unwrap_err();
+        assert_eq!(error.errors[0].pointer, "/occurred_at");
+    }
+
+    #[test]
+    fn what_is_no_json_is_a_bad_request_with_a_place() {
+        let error = Submission::read(b"{\"type\":\n oops}", Format::Json, None).unwrap_err();
+        assert_eq!((error.status, error.code), (400, "malformed_body"));
+        assert!(error.detail.contains("line 2 column 2"), "{}", error.detail);
+        let error = Submission::read(b"{\"a\":\"\xff\"}", Format::Json, None).unwrap_err();
+        assert!(error.detail.contains("byte 7"), "{}", error.detail);
+        assert_eq!(Submission::read(b"", Format::Json, None).unwrap_err().status, 400);
+        let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+        assert_eq!(Submission::read(deep.as_bytes(), Format::Json, None).unwrap_err().status, 400);
+    }
+
+    #[test]
+    fn message_pack_says_the_same_and_cannot_do_harm() {
+        let bytes = rmp_serde::to_vec_named(&record()).unwrap();
+        let Submission::One(packed) = Submission::read(&bytes, Format::MessagePack, None).unwrap() else { panic!() };
+        let Submission::One(json) = read(&record(), None).unwrap() else { panic!() };
+        assert_eq!(packed.command, json.command);
+        for hostile in [&[0xc1][..], &[0x91; 100_000], &[0xdd, 0xff, 0xff, 0xff, 0xff], &[0xdf, 0xff, 0xff, 0xff, 0xff], &[]] {
+            assert_eq!(Submission::read(hostile, Format::MessagePack, None).unwrap_err().status, 400);
+        }
+    }
+
+    #[test]
+    fn keys_come_bare_or_quoted() {
+        assert_eq!(idempotency_key("abc-1").unwrap(), "abc-1");
+        assert_eq!(idempotency_key("\"abc-1\"").unwrap(), "abc-1");
+        for bad in ["", "\"\"", "a b", "ä", "a\"b", "\"", &"x".repeat(256)] {
+            assert_eq!(idempotency_key(bad).unwrap_err().code, "invalid_header", "{bad}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Logs, traces and metrics of the running program.
+
+use std::io::IsTerminal;
+
+use anyhow::Context;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::config::{LogArgs, LogFormat};
+
+/// Keeps the exporters alive; flushes what is left when the program ends.
+pub struct Telemetry {
+    tracer: Option<SdkTracerProvider>,
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.tracer.take().map(|tracer| tracer.shutdown()) {
+            tracing::warn!(%error, "the last traces could not be sent");
+        }
+    }
+}
+
+/// Sets up logs on standard error and, if asked for, traces to a collector. Call once, inside the runtime.
+pub fn init(args: &LogArgs) -> anyhow::Result<Telemetry> {
+    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?} is not a filter", args.log))?;
+    let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let format = match args.log_format {
+        LogFormat::Text => text.with_ansi(std::io::stderr().is_terminal()).with_target(false).boxed(),
+        LogFormat::Json => text.json().flatten_event(true).boxed(),
+    };
+    let tracer = args.otlp_url.as_deref().map(tracer).transpose()?;
+    let traces = tracer.as_ref().map(|tracer| tracing_opentelemetry::layer().with_tracer(tracer.tracer("orgstream")));
+    opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
+    tracing_subscriber::registry().with(filter).with(format).with(traces).init();
+    Ok(Telemetry { tracer })
+}
+
+fn tracer(url: &str) -> anyhow::Result<SdkTracerProvider> {
+    let exporter = SpanExporter::builder()
+        .with_http()
+        .with_protocol(Protocol::HttpBinary)
+        .with_endpoint(url)
+        .build()
+        .with_context(|| format!("--otlp-url {url:?} cannot be used"))?;
+    let resource = Resource::builder().with_service_name("orgstream").build();
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+}
+
+/// Sets up the metrics registry; the handle renders what `/metrics` shows.
+pub fn metrics() -> anyhow::Result<PrometheusHandle> {
+    const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
+        .set_buckets(&[1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0])?
+        .install_recorder()
+        .context("the metrics registry is already set up")
+}

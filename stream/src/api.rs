@@ -1,0 +1,144 @@
+//! Requests to JetStream itself: one way to ask, one way to say what went wrong.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    message::StreamMessage,
+    response::Response,
+    stream::{DirectGetErrorKind, RawMessageErrorKind, Stream},
+};
+use orgstream_events::Shard;
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{Log, StreamError};
+
+/// JetStream's error codes that have a meaning here.
+pub(crate) mod code {
+    pub(crate) const NOT_AVAILABLE: u64 = 10008;
+    pub(crate) const NOT_LEADER: u64 = 10009;
+    pub(crate) const STREAM_NAME_IN_USE: u64 = 10058;
+    pub(crate) const STREAM_NOT_FOUND: u64 = 10059;
+    pub(crate) const WRONG_LAST_SEQUENCE: u64 = 10071;
+    pub(crate) const DUPLICATE_IN_PROCESS: u64 = 10158;
+    pub(crate) const SUBJECT_IN_PROCESS: u64 = 10164;
+    pub(crate) const TOO_MANY_REQUESTS: u64 = 10167;
+    pub(crate) const INCOMPLETE_BATCH: u64 = 10176;
+    pub(crate) const STREAM_OFFLINE: u64 = 10194;
+    pub(crate) const DUPLICATE_IN_BATCH: u64 = 10201;
+    pub(crate) const TOO_MANY_BATCHES: u64 = 10210;
+}
+
+/// Whether asking again can help: the server is starting, electing, or busy with the same subject.
+pub(crate) fn is_passing(http_code: u64, err_code: u64) -> bool {
+    http_code == 503
+        || matches!(
+            err_code,
+            code::NOT_AVAILABLE
+                | code::NOT_LEADER
+                | code::DUPLICATE_IN_PROCESS
+                | code::SUBJECT_IN_PROCESS
+                | code::TOO_MANY_REQUESTS
+                | code::INCOMPLETE_BATCH
+                | code::STREAM_OFFLINE
+                | code::TOO_MANY_BATCHES
+        )
+}
+
+/// How long to wait before try number `tries + 1`: from 10 ms, doubling, to half a second.
+pub(crate) fn backoff(tries: u32) -> Duration {
+    Duration::from_millis((10 << tries.min(6)).min(500))
+}
+
+pub(crate) fn unavailable(action: &'static str, reason: &dyn std::error::Error) -> StreamError {
+    // The client's own errors say little on their first line; the cause is behind it.
+    let mut text = reason.to_string();
+    if let Some(cause) = reason.source().map(ToString::to_string).filter(|cause| !text.contains(cause.as_str())) {
+        text = format!("{text}: {cause}");
+    }
+    StreamError::Unavailable { action, reason: text }
+}
+
+fn refused(action: &'static str, error: &async_nats::jetstream::Error) -> StreamError {
+    let code = error.error_code().0;
+    if is_passing(error.code() as u64, code) {
+        return StreamError::Unavailable { action, reason: error.to_string() };
+    }
+    StreamError::Refused { action, code, description: error.to_string() }
+}
+
+impl Log {
+    /// Asks `$JS.API.<subject>`.
+    pub(crate) async fn ask<T: DeserializeOwned>(
+        &self,
+        action: &'static str,
+        subject: String,
+        body: &(impl Serialize + ?Sized),
+    ) -> Result<T, StreamError> {
+        match self.inner.jetstream.request(subject, body).await {
+            Ok(Response::Ok(answer)) => Ok(answer),
+            Ok(Response::Err { error }) => Err(refused(action, &error)),
+            Err(error) => Err(unavailable(action, &error)),
+        }
+    }
+
+    pub(crate) fn stream_of(&self, shard: Shard) -> Result<&Stream<()>, StreamError> {
+        let unknown = || StreamError::UnknownShard { shard, shards: self.inner.options.shards };
+        self.inner.streams.get(usize::from(shard.0)).ok_or_else(unknown)
+    }
+}
+
+/// What the leader holds as the last message on `subject`: sees every acknowledged write.
+pub(crate) async fn last_on_leader(stream: &Stream<()>, subject: &str) -> Result<Option<StreamMessage>, StreamError> {
+    let answer = stream.raw_message_builder().last_by_subject(subject).send().await;
+    found("read the last message", answer)
+}
+
+/// The message with this sequence, from the leader.
+pub(crate) async fn get_on_leader(stream: &Stream<()>, seq: u64) -> Result<Option<StreamMessage>, StreamError> {
+    found("read a message", stream.raw_message_builder().sequence(seq).send().await)
+}
+
+/// The first message from `seq` on that matches `filter`, from the leader.
+pub(crate) async fn next_on_leader(
+    stream: &Stream<()>,
+    filter: &str,
+    seq: u64,
+) -> Result<Option<StreamMessage>, StreamError> {
+    let answer = stream.raw_message_builder().sequence(seq).next_by_subject(filter).send().await;
+    found("look for the next message", answer)
+}
+
+fn found(
+    action: &'static str,
+    answer: Result<StreamMessage, async_nats::jetstream::stream::RawMessageError>,
+) -> Result<Option<StreamMessage>, StreamError> {
+    match answer {
+        Ok(message) => Ok(Some(message)),
+        Err(error) => match error.kind() {
+            RawMessageErrorKind::NoMessageFound => Ok(None),
+            RawMessageErrorKind::JetStream(answer) => Err(refused(action, &answer)),
+            RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => Err(unavailable(action, &error)),
+        },
+    }
+}
+
+/// The last message on `subject`, from whichever replica answers.
+pub(crate) async fn last_on_any(stream: &Stream<()>, subject: &str) -> Result<Option<StreamMessage>, StreamError> {
+    direct("read the last message", stream.direct_get_last_for_subject(subject).await)
+}
+
+/// The message with this sequence, from whichever replica answers.
+pub(crate) async fn get_on_any(stream: &Stream<()>, seq: u64) -> Result<Option<StreamMessage>, StreamError> {
+    direct("read a message", stream.direct_get(seq).await)
+}
+
+fn direct(
+    action: &'static str,
+    answer: Result<StreamMessage, async_nats::jetstream::stream::DirectGetError>,
+) -> Result<Option<StreamMessage>, StreamError> {
+    match answer {
+        Ok(message) => Ok(Some(message)),
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unavailable(action, &error)),
+    }
+}

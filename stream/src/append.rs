@@ -1,0 +1,262 @@
+//! Append: one commit, or several of one org that stand or fall together.
+//!
+//! Every message states the last sequence it expects on its subject. That makes a blind retry safe, and tells a retry
+//! from a conflict: when the subject has moved on, its last message is either ours (an earlier try had arrived) or
+//! somebody else's.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{message::StreamMessage, stream::Stream};
+use orgstream_events::{CodecError, Commit, EventSubject};
+use tokio::time::Instant;
+
+use crate::{
+    AppendError, Log, Placement, StreamError,
+    api::{backoff, get_on_leader, last_on_leader},
+    publish::{Answer, Write},
+};
+
+/// How long an append is tried before its effect is called unknown.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The server takes 1,000; a command that spans aggregates needs two or three.
+const MAX_TOGETHER: usize = 100;
+
+/// The last sequence on the aggregate's subject, as the writer knows it; 0 says that there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expected(pub u64);
+
+impl From<u64> for Expected {
+    fn from(seq: u64) -> Self {
+        Self(seq)
+    }
+}
+
+/// Where a commit is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// Its sequence in the shard's stream.
+    pub seq: u64,
+    /// It was there already: an earlier try of ours had arrived.
+    pub replayed: bool,
+}
+
+impl Log {
+    /// Appends one commit if `expected` is still the last sequence on its subject.
+    ///
+    /// Safe to repeat: a commit that is there already is found and answered with `replayed`.
+    #[tracing::instrument(level = "debug", skip_all, fields(org.id = %placement.org, shard = %placement.shard))]
+    pub async fn append(
+        &self,
+        placement: &Placement,
+        commit: &Commit,
+        expected: impl Into<Expected>,
+        trace: Option<&str>,
+    ) -> Result<Appended, AppendError> {
+        let write = prepare(placement, commit, expected.into(), trace, None)?;
+        let started = Instant::now();
+        let result = self.append_one(placement, commit, write).await;
+        record(started, &result.as_ref().map(|appended| appended.replayed));
+        result
+    }
+
+    /// Appends commits to several aggregates of one org: all of them or none, each with the last sequence that it
+    /// expects on its own subject.
+    #[tracing::instrument(level = "debug", skip_all, fields(org.id = %placement.org, shard = %placement.shard))]
+    pub async fn append_together(
+        &self,
+        placement: &Placement,
+        commits: &[(Commit, u64)],
+        trace: Option<&str>,
+    ) -> Result<Vec<Appended>, AppendError> {
+        let started = Instant::now();
+        let result = self.append_all(placement, commits, trace).await;
+        record(started, &result.as_ref().map(|all| all.iter().any(|appended| appended.replayed)));
+        result
+    }
+
+    async fn append_one(&self, placement: &Placement, commit: &Commit, write: Write) -> Result<Appended, AppendError> {
+        let stream = self.stream_of(placement.shard).map_err(|error| AppendError::Invalid(error.to_string()))?;
+        let deadline = Instant::now() + DEADLINE;
+        let mut answer = match self.inner.queues.get(usize::from(placement.shard.0)) {
+            Some(queue) => within(deadline, queue.publish(write.clone())).await?,
+            None => within(deadline, self.inner.publisher.publish_in_turn(&write)).await?,
+        };
+        for tries in 0.. {
+            let reason = match decided(stream, answer, commit, &write.subject).await? {
+                Ok(appended) => return Ok(appended),
+                Err(reason) => reason,
+            };
+            pause(tries, deadline, reason).await?;
+            answer = within(deadline, self.inner.publisher.publish_in_turn(&write)).await?;
+        }
+        Err(AppendError::Unavailable { reason: "out of tries".to_owned() })
+    }
+
+    async fn append_all(
+        &self,
+        placement: &Placement,
+        commits: &[(Commit, u64)],
+        trace: Option<&str>,
+    ) -> Result<Vec<Appended>, AppendError> {
+        if commits.is_empty() || commits.len() > MAX_TOGETHER {
+            return Err(AppendError::Invalid(format!(
+                "1 to {MAX_TOGETHER} commits go together, not {}",
+                commits.len()
+            )));
+        }
+        let stream = self.stream_of(placement.shard).map_err(|error| AppendError::Invalid(error.to_string()))?;
+        let mut writes = Vec::with_capacity(commits.len());
+        for (ordinal, (commit, expected)) in commits.iter().enumerate() {
+            let ordinal = (commits.len() > 1).then_some(ordinal);
+            let write = prepare(placement, commit, Expected(*expected), trace, ordinal)?;
+            if writes.iter().any(|other: &Write| other.subject == write.subject) {
+                return Err(AppendError::Invalid(format!("{} appears twice", write.subject)));
+            }
+            writes.push(write);
+        }
+        let deadline = Instant::now() + DEADLINE;
+        let batch: Vec<&Write> = writes.iter().collect();
+        for tries in 0.. {
+            let reason = match within(deadline, self.inner.publisher.publish_batch(&batch)).await? {
+                Answer::Stored { seq } => {
+                    let first = (seq + 1).saturating_sub(writes.len() as u64);
+                    return Ok((first..=seq).map(|seq| Appended { seq, replayed: false }).collect());
+                }
+                Answer::Stale | Answer::Duplicate { .. } => match found_together(stream, commits, &writes).await? {
+                    Ok(appended) => return Ok(appended),
+                    Err(reason) => reason,
+                },
+                Answer::Unknown { reason } => reason,
+                Answer::Refused { code, description } => return Err(AppendError::Refused { code, description }),
+                Answer::TooLarge { size, limit } => return Err(CodecError::TooLarge { size, limit }.into()),
+            };
+            pause(tries, deadline, reason).await?;
+        }
+        Err(AppendError::Unavailable { reason: "out of tries".to_owned() })
+    }
+}
+
+fn prepare(
+    placement: &Placement,
+    commit: &Commit,
+    expected: Expected,
+    trace: Option<&str>,
+    ordinal: Option<usize>,
+) -> Result<Write, AppendError> {
+    if commit.org_id != placement.org {
+        let (commit, placement) = (commit.org_id, placement.org);
+        return Err(AppendError::Invalid(format!("a commit of {commit} for the placement of {placement}")));
+    }
+    let subject = EventSubject { shard: placement.shard, org: commit.org_id, aggregate: commit.aggregate.clone() };
+    let message_id = match ordinal {
+        Some(ordinal) => format!("{}/{ordinal}", commit.command_id),
+        None => commit.command_id.to_string(),
+    };
+    Ok(Write {
+        subject: subject.to_string(),
+        payload: commit.encode()?,
+        message_id: Some(message_id),
+        expected: expected.0,
+        trace: trace.map(str::to_owned),
+    })
+}
+
+/// What an answer means for the commit. The inner error is the reason to try again.
+async fn decided(
+    stream: &Stream<()>,
+    answer: Answer,
+    commit: &Commit,
+    subject: &str,
+) -> Result<Result<Appended, String>, AppendError> {
+    let stored = match answer {
+        Answer::Stored { seq } => return Ok(Ok(Appended { seq, replayed: false })),
+        Answer::Unknown { reason } => return Ok(Err(reason)),
+        Answer::Refused { code, description } => return Err(AppendError::Refused { code, description }),
+        Answer::TooLarge { size, limit } => return Err(CodecError::TooLarge { size, limit }.into()),
+        Answer::Stale => last_on_leader(stream, subject).await,
+        Answer::Duplicate { seq } => get_on_leader(stream, seq).await,
+    };
+    match stored {
+        Ok(stored) => ours(stored.as_ref(), commit, subject).map(Ok),
+        Err(error) => retry_or_refuse(error),
+    }
+}
+
+/// Whether `stored` is what an earlier try left behind.
+fn ours(stored: Option<&StreamMessage>, commit: &Commit, subject: &str) -> Result<Appended, AppendError> {
+    let conflict = || AppendError::Conflict { subject: subject.to_owned() };
+    let stored = stored.ok_or_else(conflict)?;
+    let found = Commit::decode(&stored.payload).map_err(|_| conflict())?;
+    if found.command_id != commit.command_id {
+        return Err(conflict());
+    }
+    // The same idempotency key, but for another aggregate, or with another body.
+    if stored.subject.as_str() != subject || found.fingerprint != commit.fingerprint {
+        return Err(AppendError::KeyReused { subject: stored.subject.to_string() });
+    }
+    Ok(Appended { seq: stored.sequence, replayed: true })
+}
+
+/// After a refused batch: were all of its commits stored by an earlier try?
+async fn found_together(
+    stream: &Stream<()>,
+    commits: &[(Commit, u64)],
+    writes: &[Write],
+) -> Result<Result<Vec<Appended>, String>, AppendError> {
+    let mut found = Vec::with_capacity(commits.len());
+    let mut moved_on = None;
+    for ((commit, expected), write) in commits.iter().zip(writes) {
+        let stored = match last_on_leader(stream, &write.subject).await {
+            Ok(stored) => stored,
+            Err(error) => return retry_or_refuse(error),
+        };
+        match ours(stored.as_ref(), commit, &write.subject) {
+            Ok(appended) => found.push(appended),
+            Err(error @ AppendError::KeyReused { .. }) => return Err(error),
+            Err(error) if stored.as_ref().map_or(0, |stored| stored.sequence) != *expected => return Err(error),
+            Err(error) => moved_on = Some(error),
+        }
+    }
+    match moved_on {
+        None => Ok(Ok(found)),
+        // Every expectation still holds, so it is a message id that the server has seen before.
+        Some(_) if found.is_empty() => Err(AppendError::KeyReused { subject: "another aggregate".to_owned() }),
+        Some(error) => Err(error),
+    }
+}
+
+fn retry_or_refuse<T>(error: StreamError) -> Result<Result<T, String>, AppendError> {
+    match error {
+        StreamError::Unavailable { reason, .. } => Ok(Err(reason)),
+        StreamError::Refused { code, description, .. } => Err(AppendError::Refused { code, description }),
+        error => Err(AppendError::Invalid(error.to_string())),
+    }
+}
+
+async fn within<T>(deadline: Instant, work: impl Future<Output = T>) -> Result<T, AppendError> {
+    let late = |_| AppendError::Unavailable { reason: "no answer in time".to_owned() };
+    tokio::time::timeout_at(deadline, work).await.map_err(late)
+}
+
+async fn pause(tries: u32, deadline: Instant, reason: String) -> Result<(), AppendError> {
+    let wait = backoff(tries);
+    if Instant::now() + wait >= deadline {
+        return Err(AppendError::Unavailable { reason });
+    }
+    metrics::counter!("orgstream_append_retries_total").increment(1);
+    tracing::debug!(reason, tries, "an append is tried again");
+    tokio::time::sleep(wait).await;
+    Ok(())
+}
+
+fn record(started: Instant, result: &Result<bool, &AppendError>) {
+    let outcome = match result {
+        Ok(false) => "stored",
+        Ok(true) => "replayed",
+        Err(AppendError::Conflict { .. }) => "conflict",
+        Err(AppendError::KeyReused { .. }) => "key_reused",
+        Err(AppendError::Unavailable { .. }) => "unavailable",
+        Err(AppendError::Codec(_) | AppendError::Refused { .. } | AppendError::Invalid(_)) => "refused",
+    };
+    metrics::histogram!("orgstream_append_seconds", "outcome" => outcome).record(started.elapsed().as_secs_f64());
+}

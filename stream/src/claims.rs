@@ -1,0 +1,92 @@
+//! Claims: what may belong to one org only (a slug, a user's personal org), one subject each, first come first served.
+
+use std::time::Duration;
+
+use orgstream_events::{OrgId, Timestamp};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::{ClaimError, Log, StreamError, api::last_on_leader, placement::system_write, publish::Write};
+
+/// An org is created moments after its claims. A claim this old whose org was never placed was left by a creation
+/// that died on the way.
+const ABANDONED_AFTER: Duration = Duration::from_mins(10);
+/// Lost races for one abandoned claim, before the caller may as well try again later.
+const TRIES: usize = 5;
+const MAX_TOKEN: usize = 200;
+
+#[derive(Serialize, Deserialize)]
+struct Claim {
+    org: OrgId,
+    at: Timestamp,
+}
+
+struct Found {
+    claim: Claim,
+    seq: u64,
+    stored_at: OffsetDateTime,
+}
+
+impl Log {
+    /// Claims `value` within `scope` for `org`. Claiming again what is one's own is a success.
+    pub async fn claim(&self, scope: &str, value: &str, org: OrgId) -> Result<(), ClaimError> {
+        let subject = subject(scope, value)?;
+        let claim = Claim { org, at: OffsetDateTime::now_utc().into() };
+        let payload = serde_json::to_vec(&claim).map_err(|error| StreamError::Invalid(error.to_string()))?;
+        let mut write = Write { payload: payload.into(), ..system_write(subject) };
+        for _ in 0..TRIES {
+            if self.write_system(&write).await? {
+                return Ok(());
+            }
+            let Some(found) = self.find_claim(&write.subject).await? else {
+                write.expected = 0;
+                continue;
+            };
+            if found.claim.org == org {
+                return Ok(());
+            }
+            if !self.is_abandoned(&found).await? {
+                return Err(ClaimError::Taken { by: found.claim.org });
+            }
+            tracing::info!(org.id = %org, abandoned_by = %found.claim.org, scope, "taking over an abandoned claim");
+            write.expected = found.seq;
+        }
+        let reason = "others keep claiming it".to_owned();
+        Err(StreamError::Unavailable { action: "claim", reason }.into())
+    }
+
+    /// Who has claimed `value` within `scope`.
+    pub async fn claimed_by(&self, scope: &str, value: &str) -> Result<Option<OrgId>, StreamError> {
+        Ok(self.find_claim(&subject(scope, value)?).await?.map(|found| found.claim.org))
+    }
+
+    async fn find_claim(&self, subject: &str) -> Result<Option<Found>, StreamError> {
+        let Some(message) = last_on_leader(&self.inner.system, subject).await? else {
+            return Ok(None);
+        };
+        let corrupt = |error: serde_json::Error| StreamError::Corrupt {
+            subject: subject.to_owned(),
+            seq: message.sequence,
+            reason: error.to_string(),
+        };
+        let claim = serde_json::from_slice(&message.payload).map_err(corrupt)?;
+        Ok(Some(Found { claim, seq: message.sequence, stored_at: message.time }))
+    }
+
+    async fn is_abandoned(&self, found: &Found) -> Result<bool, StreamError> {
+        let old = OffsetDateTime::now_utc() - found.stored_at > ABANDONED_AFTER;
+        Ok(old && self.placement(found.claim.org).await?.is_none())
+    }
+}
+
+fn subject(scope: &str, value: &str) -> Result<String, StreamError> {
+    let is_token = |text: &str| {
+        (1..=MAX_TOKEN).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    if is_token(scope) && is_token(value) {
+        Ok(format!("sys.claim.{scope}.{value}"))
+    } else {
+        Err(StreamError::Invalid(format!("{scope:?} {value:?} cannot be claimed: letters, digits, - and _ only")))
+    }
+}

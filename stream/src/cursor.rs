@@ -1,0 +1,141 @@
+//! The cursor: one shard, everything in it, in order, each message once.
+//!
+//! An ephemeral, unfiltered pull consumer without acknowledgements does the reading. It is never trusted with the
+//! position: that is the last sequence handed out, every message must be the next one, and when anything looks wrong
+//! the consumer is replaced by one that starts where the cursor stands.
+
+use std::fmt;
+
+use futures_util::future::BoxFuture;
+use orgstream_events::Shard;
+
+use crate::{
+    CursorError, Log, Message, StreamError,
+    api::backoff,
+    feed::{Fed, Feed},
+};
+
+/// Reads one shard from a place on.
+pub struct Cursor {
+    log: Log,
+    shard: Shard,
+    /// The last sequence handed out, or passed over with a [`CursorError::Gap`].
+    last: u64,
+    source: Source,
+    /// Attempts to begin a feed since one last gave a sign of life.
+    attempts: u32,
+    /// A gap was seen, and the feed after it is the second opinion.
+    doubted: bool,
+    /// What comes after a gap that was reported.
+    held: Option<Message>,
+    delivered: metrics::Counter,
+}
+
+/// Where the messages come from. A feed that is being made is kept here and not in a future of [`Cursor::next`], so
+/// that a caller who drops those often still gets one.
+enum Source {
+    Feed(Box<Feed>),
+    Beginning(BoxFuture<'static, Result<Feed, StreamError>>),
+}
+
+impl fmt::Debug for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cursor").field("shard", &self.shard).field("last", &self.last).finish_non_exhaustive()
+    }
+}
+
+impl Log {
+    /// A cursor over everything in `shard` after `after_seq` (exclusive; 0 reads from the start).
+    ///
+    /// Fails when the shard ends before `after_seq`: something was read from it that is not there any more.
+    pub async fn cursor(&self, shard: Shard, after_seq: u64) -> Result<Cursor, StreamError> {
+        let feed = Feed::begin(self, shard, after_seq).await?;
+        Ok(Cursor {
+            log: self.clone(),
+            shard,
+            last: after_seq,
+            source: Source::Feed(Box::new(feed)),
+            attempts: 0,
+            doubted: false,
+            held: None,
+            delivered: metrics::counter!("orgstream_cursor_messages_total"),
+        })
+    }
+}
+
+impl Cursor {
+    /// The next message. Waits for as long as it takes, through restarts of the server too; dropping the future loses
+    /// nothing, and after a [`CursorError::Gap`] the cursor goes on behind the gap.
+    pub async fn next(&mut self) -> Result<Message, CursorError> {
+        if let Some(message) = self.held.take() {
+            return Ok(self.hand_out(message));
+        }
+        loop {
+            let fed = match &mut self.source {
+                Source::Feed(feed) => feed.next().await,
+                Source::Beginning(beginning) => match beginning.await {
+                    Ok(feed) => {
+                        self.source = Source::Feed(Box::new(feed));
+                        continue;
+                    }
+                    Err(StreamError::Unavailable { reason, .. }) => {
+                        tracing::debug!(shard = %self.shard, reason, "the cursor waits for the log");
+                        self.begin_again();
+                        continue;
+                    }
+                    Err(error) => {
+                        self.begin_again();
+                        return Err(error.into());
+                    }
+                },
+            };
+            match fed {
+                Fed::Message(message) if message.seq == self.last + 1 => return Ok(self.hand_out(message)),
+                // Repeated by the server: it was handed out before.
+                Fed::Message(message) if message.seq <= self.last => {}
+                Fed::Message(_) if !self.doubted => {
+                    self.doubted = true;
+                    self.begin_again();
+                }
+                Fed::Message(message) => {
+                    let (shard, expected, found) = (self.shard, self.last + 1, message.seq);
+                    metrics::counter!("orgstream_cursor_gaps_total").increment(1);
+                    self.last = found - 1;
+                    self.held = Some(message);
+                    return Err(CursorError::Gap { shard, expected, found });
+                }
+                Fed::Alive => self.attempts = 0,
+                Fed::Over { reason } => {
+                    tracing::warn!(shard = %self.shard, after = self.last, reason, "the cursor begins again");
+                    self.begin_again();
+                }
+            }
+        }
+    }
+
+    /// The sequence after which [`Cursor::next`] goes on.
+    pub fn position(&self) -> u64 {
+        self.last
+    }
+
+    fn hand_out(&mut self, message: Message) -> Message {
+        self.last = message.seq;
+        self.doubted = false;
+        self.attempts = 0;
+        self.delivered.increment(1);
+        message
+    }
+
+    /// Replaces the feed: at once the first time, and ever more slowly while that does not help.
+    fn begin_again(&mut self) {
+        let wait = (self.attempts > 0).then(|| backoff(self.attempts));
+        self.attempts = self.attempts.saturating_add(1);
+        let (log, shard, last) = (self.log.clone(), self.shard, self.last);
+        self.source = Source::Beginning(Box::pin(async move {
+            if let Some(wait) = wait {
+                tokio::time::sleep(wait).await;
+            }
+            Feed::begin(&log, shard, last).await
+        }));
+    }
+}

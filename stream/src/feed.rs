@@ -1,0 +1,175 @@
+//! What feeds a cursor: one consumer on the server, from its creation until anything goes wrong with it.
+
+use std::time::Duration;
+
+use async_nats::{
+    Subscriber,
+    jetstream::consumer::{AckPolicy, Config, DeliverPolicy, Info},
+};
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use orgstream_events::Shard;
+use serde_json::json;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::{Log, Message, StreamError, api::unavailable, read::trace, streams};
+
+/// Messages asked for at once; when half of them have come, the next are asked for.
+const BATCH: usize = 2_000;
+/// With two requests open, a cursor's share of memory is twice this.
+const BATCH_BYTES: usize = 4 << 20;
+const EXPIRES: Duration = Duration::from_secs(30);
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// A consumer that nobody asks any more removes itself.
+const INACTIVE: Duration = Duration::from_secs(30);
+
+/// What a feed has to say.
+pub(crate) enum Fed {
+    Message(Message),
+    /// Nothing new, but the server is there.
+    Alive,
+    /// No more will come.
+    Over {
+        reason: String,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct Feed {
+    client: async_nats::Client,
+    shard: Shard,
+    messages: Subscriber,
+    inbox: String,
+    ask: String,
+    request: Bytes,
+    /// Asked for and not yet come.
+    open: usize,
+    losses: watch::Receiver<u64>,
+}
+
+impl Feed {
+    /// Makes a consumer that starts after `after`.
+    pub(crate) async fn begin(log: &Log, shard: Shard, after: u64) -> Result<Self, StreamError> {
+        let action = "begin a cursor";
+        let mut losses = log.inner.losses.clone();
+        losses.mark_unchanged();
+        let state = log.shard_state(shard).await?;
+        if state.last_seq < after {
+            return Err(StreamError::Behind { shard, last: state.last_seq, expected: after });
+        }
+        let stream = streams::name(shard);
+        let name = format!("cursor_{}", Uuid::now_v7().simple());
+        let config = Config {
+            name: Some(name.clone()),
+            description: Some("an orgstream worker reading its shard".to_owned()),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
+            ack_policy: AckPolicy::None,
+            memory_storage: true,
+            num_replicas: 1,
+            inactive_threshold: INACTIVE,
+            ..Config::default()
+        };
+        let body = json!({ "stream_name": stream, "config": config, "action": "create" });
+        let _: Info = log.ask(action, format!("CONSUMER.CREATE.{stream}.{name}"), &body).await?;
+        let request = json!({
+            "batch": BATCH,
+            "max_bytes": BATCH_BYTES,
+            "expires": u64::try_from(EXPIRES.as_nanos()).unwrap_or(u64::MAX),
+            "idle_heartbeat": u64::try_from(HEARTBEAT.as_nanos()).unwrap_or(u64::MAX),
+        });
+        let client = log.client().clone();
+        let inbox = client.new_inbox();
+        Ok(Self {
+            shard,
+            messages: client.subscribe(inbox.clone()).await.map_err(|error| unavailable(action, &error))?,
+            client,
+            inbox,
+            ask: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"),
+            request: request.to_string().into(),
+            open: 0,
+            losses,
+        })
+    }
+
+    /// Dropping the future loses nothing.
+    pub(crate) async fn next(&mut self) -> Fed {
+        let over = |reason: &str| Fed::Over { reason: reason.to_owned() };
+        if self.open <= BATCH / 2 {
+            let asked = self.client.publish_with_reply(self.ask.clone(), self.inbox.clone(), self.request.clone());
+            match tokio::time::timeout(HEARTBEAT, asked).await {
+                Ok(Ok(())) => self.open += BATCH,
+                Ok(Err(error)) => return Fed::Over { reason: error.to_string() },
+                Err(_) => return over("the connection takes no more"),
+            }
+        }
+        // Most messages are here already: no timer is set for those.
+        let message = if let Some(message) = self.messages.next().now_or_never() {
+            message
+        } else {
+            tokio::select! {
+                message = self.messages.next() => message,
+                _ = self.losses.changed() => return over("the connection was lost"),
+                () = tokio::time::sleep(2 * HEARTBEAT) => return over("the server has gone silent"),
+            }
+        };
+        match message {
+            Some(message) if message.status.is_none() => self.take(message),
+            Some(message) => self.heed(&message),
+            None => over("the connection is closed"),
+        }
+    }
+
+    fn take(&mut self, message: async_nats::Message) -> Fed {
+        self.open = self.open.saturating_sub(1);
+        let Some(seq) = message.reply.as_ref().and_then(|reply| stream_sequence(reply.as_str())) else {
+            return Fed::Over { reason: "a message without a sequence".to_owned() };
+        };
+        Fed::Message(Message {
+            shard: self.shard,
+            seq,
+            trace: message.headers.as_ref().and_then(trace),
+            subject: message.subject.into_string(),
+            // The payload is a window on the connection's read buffer, which one small message kept in a lane would
+            // hold in memory whole.
+            payload: Bytes::copy_from_slice(&message.payload),
+        })
+    }
+
+    /// What the server says about a request instead of sending messages.
+    fn heed(&mut self, message: &async_nats::Message) -> Fed {
+        let left = || message.headers.as_ref()?.get_last("Nats-Pending-Messages")?.as_str().parse::<usize>().ok();
+        match message.status.map(|status| status.as_u16()) {
+            Some(100) => Fed::Alive,
+            // A request that ran out of time or of bytes, and how many of its messages it still owes.
+            Some(408 | 409) if left().is_some() => {
+                self.open = self.open.saturating_sub(left().unwrap_or_default());
+                Fed::Alive
+            }
+            status => {
+                let text = message.description.as_deref().unwrap_or_default();
+                Fed::Over { reason: format!("the consumer ended: {} {text}", status.unwrap_or_default()) }
+            }
+        }
+    }
+}
+
+/// From `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`, or from the longer form
+/// that has a domain and an account before the stream.
+fn stream_sequence(reply: &str) -> Option<u64> {
+    let tokens = reply.split('.').count();
+    let place = if tokens <= 9 { 5 } else { 7 };
+    reply.strip_prefix("$JS.ACK.")?.split('.').nth(place - 2)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::stream_sequence;
+
+    #[test]
+    fn both_forms_of_an_ack_subject_have_a_sequence() {
+        assert_eq!(stream_sequence("$JS.ACK.EV_0.cursor.1.42.7.1700000000000000000.3"), Some(42));
+        assert_eq!(stream_sequence("$JS.ACK.hub.hash.EV_0.cursor.1.42.7.1700000000000000000.3.rand"), Some(42));
+        assert_eq!(stream_sequence("_INBOX.x"), None);
+    }
+}

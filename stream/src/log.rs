@@ -1,0 +1,140 @@
+//! The handle: one connection, and what every verb of the crate needs to know.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use async_nats::{
+    ConnectOptions, Event,
+    jetstream::{self, stream::Stream},
+};
+use orgstream_events::Shard;
+use tokio::sync::watch;
+
+use crate::{StreamError, api::unavailable, placement::PlacementCache, publish::Publisher, queue::Queue, streams};
+
+/// Requests that only read or administer are answered well within this, or the server is in trouble.
+const API_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where the log is and how it is kept.
+#[derive(Debug, Clone)]
+pub struct LogOptions {
+    /// `nats://host:port`, or several with commas.
+    pub url: String,
+    /// A NATS credentials file.
+    pub creds: Option<PathBuf>,
+    /// How many pooled streams there are. It cannot shrink.
+    pub shards: u16,
+    /// Copies of every message: 1, or 3 in a cluster.
+    pub replicas: usize,
+    /// What placements made here are labelled with.
+    pub region: String,
+    /// How appends travel.
+    pub sync: SyncMode,
+    /// How long the server remembers message ids. It only saves work: what makes a retry safe is the log itself.
+    pub duplicate_window: Duration,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self {
+            url: "nats://127.0.0.1:4222".to_owned(),
+            creds: None,
+            shards: 16,
+            replicas: 1,
+            region: "local".to_owned(),
+            sync: SyncMode::Durable,
+            duplicate_window: Duration::from_mins(2),
+        }
+    }
+}
+
+/// How appends travel to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncMode {
+    /// For a server that syncs every write: concurrent appends to a shard share atomic batches, and so share syncs.
+    Durable,
+    /// For a server that acknowledges before it syncs: every append is a publish of its own.
+    Relaxed,
+}
+
+/// The event log. Clones share one connection.
+#[derive(Debug, Clone)]
+pub struct Log {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) options: LogOptions,
+    pub(crate) jetstream: jetstream::Context,
+    pub(crate) streams: Vec<Stream<()>>,
+    pub(crate) system: Stream<()>,
+    pub(crate) publisher: Publisher,
+    /// One for each shard when appends share batches; none otherwise.
+    pub(crate) queues: Vec<Queue>,
+    pub(crate) placements: PlacementCache,
+    /// Counts lost connections: whoever waits for an answer from before can stop waiting.
+    pub(crate) losses: watch::Receiver<u64>,
+    client: async_nats::Client,
+}
+
+impl Log {
+    /// Connects; streams are not touched before [`Log::ensure_streams`].
+    pub async fn connect(options: &LogOptions) -> Result<Self, StreamError> {
+        if options.shards == 0 || options.replicas == 0 {
+            return Err(StreamError::Invalid("there must be at least one shard and one replica".to_owned()));
+        }
+        let (lost, losses) = watch::channel(0);
+        let lost = Arc::new(lost);
+        let mut connect = ConnectOptions::new()
+            .name("orgstream")
+            .connection_timeout(API_TIMEOUT)
+            .request_timeout(Some(API_TIMEOUT))
+            .ping_interval(Duration::from_secs(10))
+            .reconnect_delay_callback(|attempts| Duration::from_millis((25 * attempts as u64).min(1_000)))
+            .event_callback(move |event| {
+                let lost = Arc::clone(&lost);
+                async move {
+                    match event {
+                        Event::Disconnected => {
+                            tracing::warn!("the connection to NATS is lost; reconnecting");
+                            lost.send_modify(|count| *count += 1);
+                        }
+                        Event::Connected => tracing::info!("connected to NATS"),
+                        other => tracing::warn!(event = %other, "NATS connection"),
+                    }
+                }
+            });
+        if let Some(creds) = &options.creds {
+            let invalid = |error| StreamError::Invalid(format!("cannot read {}: {error}", creds.display()));
+            connect = connect.credentials_file(creds).await.map_err(invalid)?;
+        }
+        let servers: Vec<&str> = options.url.split(',').map(str::trim).collect();
+        let client = connect.connect(servers).await.map_err(|error| unavailable("connect", &error))?;
+        let jetstream = jetstream::new(client.clone());
+
+        let mut streams = Vec::with_capacity(options.shards.into());
+        for shard in (0..options.shards).map(Shard) {
+            streams.push(streams::handle(&jetstream, &streams::name(shard)).await?);
+        }
+        let system = streams::handle(&jetstream, streams::SYSTEM).await?;
+        let publisher = Publisher::new(client.clone(), losses.clone());
+        let queues = match options.sync {
+            SyncMode::Durable => streams.iter().map(|_| Queue::start(publisher.clone())).collect(),
+            SyncMode::Relaxed => Vec::new(),
+        };
+        let placements = PlacementCache::default();
+        let options = options.clone();
+        let inner = Inner { options, jetstream, streams, system, publisher, queues, placements, losses, client };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The connection, for core NATS only (request and reply, hints).
+    pub fn client(&self) -> &async_nats::Client {
+        &self.inner.client
+    }
+
+    /// Every shard there is.
+    pub fn shards(&self) -> impl Iterator<Item = Shard> + use<> {
+        (0..self.inner.options.shards).map(Shard)
+    }
+}

@@ -1,0 +1,164 @@
+//! The streams behind the shards: made so that they cannot lose history, and never changed behind an operator's back.
+
+use async_nats::jetstream::{
+    self,
+    stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType, Stream},
+};
+use orgstream_events::{EventSubject, PLATFORM_ORG, Shard};
+use serde_json::Value;
+
+use crate::{Finding, Log, StreamError, api::code, api::unavailable};
+
+/// The stream of claims and placements.
+pub(crate) const SYSTEM: &str = "SYS";
+/// A worker has one consumer per shard, and a takeover leaves the old one for half a minute. nats-server 2.15 would
+/// allow 1,000 in silence, which is far beyond what one stream can serve.
+const MAX_CONSUMERS: i32 = 256;
+
+/// How far a shard's stream reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardState {
+    /// Its first sequence; one past the last when it is empty.
+    pub first_seq: u64,
+    /// Its last sequence; 0 when nothing was ever written.
+    pub last_seq: u64,
+    /// How many messages it holds.
+    pub messages: u64,
+    /// How many bytes they take.
+    pub bytes: u64,
+}
+
+pub(crate) fn name(shard: Shard) -> String {
+    format!("EV_{shard}")
+}
+
+pub(crate) async fn handle(jetstream: &jetstream::Context, name: &str) -> Result<Stream<()>, StreamError> {
+    jetstream.get_stream_no_info(name).await.map_err(|error| unavailable("name a stream", &error))
+}
+
+impl Log {
+    /// Creates the streams that are missing and compares those that exist with what they must be.
+    ///
+    /// An existing stream is never changed here; every differing field is a finding.
+    pub async fn ensure_streams(&self) -> Result<Vec<Finding>, StreamError> {
+        let mut findings = Vec::new();
+        for config in self.configs() {
+            let info = match self.stream_info(&config.name).await? {
+                Some(info) => info,
+                None => self.create(&config).await?,
+            };
+            findings.extend(differences(&config, &info.config));
+        }
+        self.place(PLATFORM_ORG).await?;
+        Ok(findings)
+    }
+
+    /// Compares the streams that exist with what they must be, and creates none.
+    pub(crate) async fn compare_streams(&self) -> Result<Vec<Finding>, StreamError> {
+        let mut findings = Vec::new();
+        for config in self.configs() {
+            if let Some(info) = self.stream_info(&config.name).await? {
+                findings.extend(differences(&config, &info.config));
+            }
+        }
+        Ok(findings)
+    }
+
+    /// How far the shard's stream reaches, as its leader knows it.
+    pub async fn shard_state(&self, shard: Shard) -> Result<ShardState, StreamError> {
+        self.stream_of(shard)?;
+        let name = name(shard);
+        let info = self.stream_info(&name).await?.ok_or_else(|| StreamError::Refused {
+            action: "read the state of a shard",
+            code: code::STREAM_NOT_FOUND,
+            description: format!("there is no stream {name}"),
+        })?;
+        Ok(ShardState {
+            first_seq: info.state.first_sequence,
+            last_seq: info.state.last_sequence,
+            messages: info.state.messages,
+            bytes: info.state.bytes,
+        })
+    }
+
+    async fn stream_info(&self, name: &str) -> Result<Option<Info>, StreamError> {
+        match self.ask("read a stream's state", format!("STREAM.INFO.{name}"), &()).await {
+            Ok(info) => Ok(Some(info)),
+            Err(StreamError::Refused { code: code::STREAM_NOT_FOUND, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn create(&self, config: &Config) -> Result<Info, StreamError> {
+        let name = &config.name;
+        match self.ask("create a stream", format!("STREAM.CREATE.{name}"), config).await {
+            // Somebody with other ideas of its configuration was faster; the comparison will tell.
+            Err(error @ StreamError::Refused { code: code::STREAM_NAME_IN_USE, .. }) => {
+                self.stream_info(name).await?.ok_or(error)
+            }
+            created => {
+                tracing::info!(stream = %name, "created a stream");
+                created
+            }
+        }
+    }
+
+    fn configs(&self) -> impl Iterator<Item = Config> {
+        let of_shard = |shard| (name(shard), EventSubject::all_in_shard(shard));
+        let system = (SYSTEM.to_owned(), "sys.>".to_owned());
+        self.shards().map(of_shard).chain([system]).map(|(name, subject)| Config {
+            name,
+            subjects: vec![subject],
+            storage: StorageType::File,
+            retention: RetentionPolicy::Limits,
+            discard: DiscardPolicy::New,
+            // Purging stays possible: the deletion of an org is the one reason to.
+            deny_delete: true,
+            deny_purge: false,
+            max_messages: -1,
+            max_messages_per_subject: -1,
+            max_bytes: -1,
+            max_message_size: -1,
+            max_consumers: MAX_CONSUMERS,
+            num_replicas: self.inner.options.replicas,
+            duplicate_window: self.inner.options.duplicate_window,
+            allow_direct: true,
+            allow_atomic_publish: true,
+            ..Config::default()
+        })
+    }
+}
+
+/// One finding for each field that is not as it must be, under the name that the server's own tools use.
+fn differences(expected: &Config, actual: &Config) -> Vec<Finding> {
+    // What the server fills in by itself, and what an operator may choose without any harm to history.
+    const FREE: [&str; 5] = ["metadata", "description", "placement", "consumer_limits", "compression"];
+    let fields = |config: &Config| match serde_json::to_value(config) {
+        Ok(Value::Object(fields)) => fields,
+        _ => serde_json::Map::new(),
+    };
+    let (expected_fields, actual_fields) = (fields(expected), fields(actual));
+    let mut names: Vec<&String> = expected_fields.keys().chain(actual_fields.keys()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let show = |value: Option<&Value>| value.map_or_else(|| "unset".to_owned(), Value::to_string);
+    names
+        .into_iter()
+        .filter(|name| !FREE.contains(&name.as_str()))
+        .map(|name| (name, actual_fields.get(name), expected_fields.get(name)))
+        .filter(|(_, actual, expected)| actual != expected)
+        .map(|(name, actual, expected)| Finding {
+            what: format!(
+                "stream {}: {name} is {}, must be {}",
+                actual_name(actual_fields.get("name")),
+                show(actual),
+                show(expected)
+            ),
+            fix: format!("change {name} with `nats stream edit`; an existing stream is never changed by orgstream"),
+        })
+        .collect()
+}
+
+fn actual_name(name: Option<&Value>) -> &str {
+    name.and_then(Value::as_str).unwrap_or_default()
+}

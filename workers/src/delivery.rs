@@ -1,0 +1,49 @@
+//! A message on its way to the lanes of its org, decoded at most once.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
+
+use orgstream_events::{Commit, EventSubject, OpenedCommit};
+use orgstream_stream::Message;
+
+/// One message, shared by the lanes of both pipelines.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    pub(crate) message: Message,
+    pub(crate) arrived: Instant,
+    opened: OnceLock<Result<Arc<OpenedCommit>, String>>,
+}
+
+impl Delivery {
+    pub(crate) fn new(message: Message, arrived: Instant) -> Arc<Self> {
+        Arc::new(Self { message, arrived, opened: OnceLock::new() })
+    }
+
+    pub(crate) fn seq(&self) -> u64 {
+        self.message.seq
+    }
+
+    /// What the message costs in memory, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.message.payload.len() + self.message.subject.len() + size_of::<Self>()
+    }
+
+    /// The commit, or why there is none: bytes that are not ours, or an envelope that belongs to another org.
+    pub(crate) fn open(&self) -> Result<&Arc<OpenedCommit>, &str> {
+        let opened = self.opened.get_or_init(|| {
+            let subject: EventSubject = self.message.subject.parse().map_err(|error| format!("{error}"))?;
+            Commit::decode(&self.message.payload)
+                .and_then(|commit| commit.open(&subject))
+                .map(Arc::new)
+                .map_err(|error| error.to_string())
+        });
+        opened.as_ref().map_err(String::as_str)
+    }
+
+    /// The aggregate as the subject names it, `type.id`; the whole subject when it names none.
+    pub(crate) fn aggregate(&self) -> &str {
+        self.message.subject.splitn(4, '.').nth(3).unwrap_or(&self.message.subject)
+    }
+}

@@ -1,0 +1,232 @@
+//! The lane of one org in one pipeline: a short queue in order, or, over budget, only the place to go on from.
+
+use std::{collections::VecDeque, sync::Arc, time::Instant};
+
+use orgstream_events::{OrgId, Pipeline, Shard};
+
+use crate::delivery::Delivery;
+
+/// A lane's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct LaneKey {
+    pub(crate) shard: Shard,
+    pub(crate) org: OrgId,
+    pub(crate) pipeline: Pipeline,
+}
+
+/// Where a lane stands with the scheduler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LaneState {
+    /// Nothing to do, or waiting for a refill.
+    Idle,
+    /// Waiting for a slot.
+    Ready,
+    /// In a slot.
+    Running,
+    /// Waiting after a failure.
+    BackingOff,
+}
+
+/// The part of the stream that a detached lane has let pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Skipped {
+    /// Where the next refill begins.
+    pub(crate) next: u64,
+    /// The last message that the cursor let pass.
+    pub(crate) last: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(crate) state: LaneState,
+    /// Database time that this lane has had, in microseconds, on the scale of virtual time.
+    pub(crate) virtual_time: u64,
+    /// What the database has stored, as far as is known; none until the first slice.
+    pub(crate) checkpoint: Option<u64>,
+    /// Messages being applied right now.
+    pub(crate) in_slot: Vec<Arc<Delivery>>,
+    /// Set while the lane is detached.
+    pub(crate) skipped: Option<Skipped>,
+    /// Whether a refill is under way.
+    pub(crate) refilling: bool,
+    /// Refills in a row that brought nothing although something was skipped.
+    pub(crate) empty_refills: u32,
+    /// The tables were reset to here while a slice was in its slot.
+    pub(crate) rewind_to: Option<u64>,
+    /// Microseconds of database time per message, smoothed; none until the first slice.
+    pub(crate) cost: Option<f64>,
+    /// The most messages in the next slice; 1 after a failure, to find the message that fails.
+    pub(crate) step: usize,
+    /// Failures of the first message in a row.
+    pub(crate) attempts: u32,
+    /// Why the first message is to be parked in the next slice.
+    pub(crate) park_first: Option<String>,
+    queue: VecDeque<Arc<Delivery>>,
+    bytes: usize,
+    /// The last message that was queued; whatever comes at or below it is a repeat.
+    last_queued: u64,
+}
+
+impl Lane {
+    pub(crate) fn new(virtual_time: u64) -> Self {
+        Self {
+            state: LaneState::Idle,
+            virtual_time,
+            checkpoint: None,
+            in_slot: Vec::new(),
+            skipped: None,
+            refilling: false,
+            empty_refills: 0,
+            rewind_to: None,
+            cost: None,
+            step: usize::MAX,
+            attempts: 0,
+            park_first: None,
+            queue: VecDeque::new(),
+            bytes: 0,
+            last_queued: 0,
+        }
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Messages waiting, not counting those in a slot or skipped.
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether a message was seen before: queued, applied or stored.
+    pub(crate) fn knows(&self, seq: u64) -> bool {
+        seq <= self.last_queued || self.checkpoint.is_some_and(|stored| seq <= stored)
+    }
+
+    /// The oldest message that is not applied yet, in a slot or waiting.
+    pub(crate) fn oldest(&self) -> Option<&Arc<Delivery>> {
+        self.in_slot.first().or_else(|| self.queue.front())
+    }
+
+    /// Takes a message from the cursor, unless the lane is detached or must be, which leaves it to a refill.
+    /// Returns the bytes that it added.
+    pub(crate) fn offer(&mut self, delivery: &Arc<Delivery>, room: usize) -> usize {
+        let seq = delivery.seq();
+        if let Some(skipped) = &mut self.skipped {
+            skipped.last = skipped.last.max(seq);
+            return 0;
+        }
+        if self.knows(seq) {
+            return 0;
+        }
+        if self.bytes + delivery.bytes() > room && !self.queue.is_empty() {
+            self.skipped = Some(Skipped { next: seq, last: seq });
+            return 0;
+        }
+        self.push(Arc::clone(delivery))
+    }
+
+    /// Takes a message that a refill brought. Returns the bytes that it added.
+    pub(crate) fn refill(&mut self, delivery: Arc<Delivery>) -> usize {
+        let seq = delivery.seq();
+        if let Some(skipped) = &mut self.skipped {
+            skipped.next = skipped.next.max(seq + 1);
+            if skipped.next > skipped.last {
+                self.skipped = None;
+            }
+        }
+        if self.knows(seq) { 0 } else { self.push(delivery) }
+    }
+
+    fn push(&mut self, delivery: Arc<Delivery>) -> usize {
+        let bytes = delivery.bytes();
+        self.last_queued = delivery.seq();
+        self.bytes += bytes;
+        self.queue.push_back(delivery);
+        bytes
+    }
+
+    /// Moves up to `messages` from the queue into the slot.
+    pub(crate) fn take(&mut self, messages: usize) -> &[Arc<Delivery>] {
+        let count = messages.min(self.step).min(self.queue.len()).max(1);
+        self.in_slot.extend(self.queue.drain(..count.min(self.queue.len())));
+        &self.in_slot
+    }
+
+    /// The slice was applied. Returns the bytes that it freed.
+    pub(crate) fn applied(&mut self, seq: u64) -> usize {
+        self.checkpoint = Some(seq);
+        self.attempts = 0;
+        self.park_first = None;
+        self.step = self.step.saturating_mul(2);
+        let freed = self.in_slot.drain(..).map(|delivery| delivery.bytes()).sum();
+        self.bytes -= freed;
+        freed
+    }
+
+    /// The slice had no effect: its messages go back to the front.
+    pub(crate) fn give_back(&mut self) {
+        for delivery in self.in_slot.drain(..).rev() {
+            self.queue.push_front(delivery);
+        }
+    }
+
+    /// The database has another checkpoint than was thought. Returns the bytes that became free.
+    ///
+    /// Ahead: somebody else applied our messages, and they are dropped. Behind: the tables were reset, and everything
+    /// is read again from there. A stored 0 is always a reset, since a checkpoint begins with a first message.
+    pub(crate) fn moved(&mut self, stored: u64) -> usize {
+        self.give_back();
+        let before = self.bytes;
+        let behind = stored == 0 || self.checkpoint.is_some_and(|thought| stored < thought);
+        if behind {
+            self.rewind(stored);
+        } else {
+            self.checkpoint = Some(stored);
+            while self.queue.front().is_some_and(|delivery| delivery.seq() <= stored) {
+                if let Some(done) = self.queue.pop_front() {
+                    self.bytes -= done.bytes();
+                }
+            }
+            if let Some(skipped) = &mut self.skipped {
+                skipped.next = skipped.next.max(stored + 1);
+                if skipped.next > skipped.last {
+                    self.skipped = None;
+                }
+            }
+        }
+        before - self.bytes
+    }
+
+    /// Forgets the queue and reads everything after `stored` again from the log. Returns the bytes that became free.
+    pub(crate) fn rewind(&mut self, stored: u64) -> usize {
+        let skipped = self.skipped.map_or(0, |skipped| skipped.last);
+        // What was stored before may reach beyond what this lane has queued: another owner was further.
+        let last = skipped.max(self.last_queued).max(self.checkpoint.unwrap_or(0));
+        self.queue.clear();
+        self.checkpoint = Some(stored);
+        self.last_queued = stored;
+        if stored < last {
+            self.skipped = Some(Skipped { next: stored + 1, last });
+        }
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// A lane that begins detached: everything after `stored`, up to `last`, is to be read from the log.
+    pub(crate) fn resume(&mut self, stored: u64, last: u64) {
+        self.checkpoint = Some(stored);
+        self.last_queued = stored;
+        if stored < last {
+            self.skipped = Some(Skipped { next: stored + 1, last });
+        }
+    }
+
+    /// How long the oldest waiting message has been here.
+    pub(crate) fn age_ms(&self, now: Instant) -> u64 {
+        self.oldest().map_or(0, |delivery| now.saturating_duration_since(delivery.arrived).as_millis() as u64)
+    }
+}
