@@ -112,6 +112,11 @@ impl Gateway {
         Self { handler, db }
     }
 
+    /// The handler itself, for what the program does on its own account.
+    pub fn handler(&self) -> &CommandHandler {
+        &self.handler
+    }
+
     /// Carries out one command for somebody in an org.
     pub async fn submit(&self, access: &Access, origin: &Origin, request: Request) -> Result<Accepted, Problem> {
         self.submit_all(access, origin, vec![request]).await.pop().unwrap_or_else(|| Err(Problem::bad_request("no command")))

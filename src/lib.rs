@@ -5,9 +5,20 @@
 //! audit log (`orgstream_projections`), and queries read those (`http`). ARCHITECTURE.md is the map.
 
 pub mod auth;
+pub mod bench;
+pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod demo;
 pub mod gateway;
+pub mod http;
+pub mod issuer;
 pub mod kinds;
+pub mod node;
 pub mod problem;
+pub mod producers;
+pub mod servers;
+pub mod stack;
+pub mod submission;
 pub mod telemetry;
+pub mod trace;

@@ -2,21 +2,32 @@
 
 use std::{
     fmt::Display,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
-use orgstream_events::{Actor, ActorType, PLATFORM_ORG, Role};
+use metrics_exporter_prometheus::PrometheusHandle;
+use orgstream_events::{Actor, ActorType, Fingerprint, PLATFORM_ORG, Role};
 use orgstream_projections::Database;
 use orgstream_stream::{Log, SyncMode};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    auth::{Authenticator, key::Pepper, oidc::Oidc},
     commands::{
         Command,
         handler::{Caller, CommandError, CommandHandler, Request},
     },
-    config::{DatabaseArgs, NatsArgs},
+    config::{DatabaseArgs, NatsArgs, SecretArgs},
+    gateway::Gateway,
+    http,
     kinds::default_kinds,
+    producers,
 };
 
 /// How long servers that are still starting are waited for.
@@ -69,7 +80,7 @@ pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<
         trace: None,
     };
     for kind in default_kinds()? {
-        let name = kind.name.clone();
+        let name = kind.kind.clone();
         match handler.handle(&caller, Request::from(Command::RegisterKind(kind))).await {
             Ok(_) => {}
             // An operator may have changed it since, and that is what counts.
@@ -80,14 +91,85 @@ pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<
     Ok(())
 }
 
-/// Ends when the process is asked to: Ctrl-C or SIGTERM.
-pub async fn asked_to_stop() -> anyhow::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => interrupted?,
-        _ = terminate.recv() => {}
+/// Cancelled when the process is asked to stop, by Ctrl-C or SIGTERM. Asking a second time ends it at once.
+pub fn stop_when_asked() -> anyhow::Result<CancellationToken> {
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    let stop = CancellationToken::new();
+    let asked = stop.clone();
+    tokio::spawn(async move {
+        for time in 0..2 {
+            tokio::select! {
+                _ = interrupted.recv() => {}
+                _ = terminated.recv() => {}
+            }
+            if time == 0 {
+                tracing::info!("stopping; ask again to stop at once");
+                asked.cancel();
+            } else {
+                std::process::exit(130);
+            }
+        }
+    });
+    Ok(stop)
+}
+
+/// Listens, or says who should move.
+pub async fn listen(address: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{address} cannot be listened on: choose another with --http"))
+}
+
+/// The API of a process: HTTP, commands by NATS, and what both need.
+pub struct Api {
+    /// What HTTP serves.
+    pub app: Arc<http::App>,
+    /// The way in for commands of this process itself.
+    pub gateway: Arc<Gateway>,
+    auth: Arc<Authenticator>,
+    log: Log,
+}
+
+impl Api {
+    /// Puts the API together. `worker` is this process's own, if it has one.
+    pub fn new(
+        log: Log,
+        db: Database,
+        secrets: &SecretArgs,
+        region: &str,
+        metrics: PrometheusHandle,
+        worker: Option<http::WorkerWatch>,
+    ) -> anyhow::Result<Self> {
+        let pepper = Pepper::new(secrets.pepper.as_bytes()).context("the pepper (ORGSTREAM_PEPPER) is too short")?;
+        if secrets.platform_token.as_ref().is_some_and(|token| token.len() < 32) {
+            bail!("the platform token (ORGSTREAM_PLATFORM_TOKEN) must have at least 32 characters");
+        }
+        let oidc = secrets.issuer_url.clone().map(|issuer| Oidc::new(issuer, secrets.audience.clone())).transpose()?;
+        // Cursors are signed with a key of their own, so that neither can be used to make the other.
+        let cursor_key = Fingerprint::of(&[b"orgstream cursor", secrets.pepper.as_bytes()]).0;
+        let token = secrets.platform_token.as_deref();
+        let auth = Arc::new(Authenticator::new(db.clone(), pepper.clone(), token, oidc));
+        let handler = CommandHandler::new(log.clone(), pepper, region.to_owned());
+        let gateway = Arc::new(Gateway::new(handler, db.clone()));
+        let app = http::App::new(http::Parts {
+            gateway: Arc::clone(&gateway),
+            auth: Arc::clone(&auth),
+            db,
+            log: log.clone(),
+            cursor_key,
+            metrics,
+            worker,
+        });
+        Ok(Self { app, gateway, auth, log })
     }
-    Ok(())
+
+    /// Serves until `stop`, then finishes what has begun.
+    pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
+        register_default_kinds(self.gateway.handler()).await?;
+        let client = self.log.client().clone();
+        let producers = tokio::spawn(producers::serve(client, self.auth, self.gateway, stop.clone()));
+        http::serve(listener, self.app, stop).await?;
+        producers.await?
+    }
 }
 
 fn refuse(findings: &[impl Display]) -> anyhow::Result<()> {

@@ -1,6 +1,9 @@
 //! Logs, traces and metrics of the running program.
 
-use std::io::IsTerminal;
+use std::{
+    io::IsTerminal,
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::Context;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -48,6 +51,16 @@ fn tracer(url: &str) -> anyhow::Result<SdkTracerProvider> {
         .with_context(|| format!("--otlp-url {url:?} cannot be used"))?;
     let resource = Resource::builder().with_service_name("orgstream").build();
     Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+}
+
+/// The same registry however often it is asked for: for programs that start several stacks one after the other.
+pub fn metrics_once() -> anyhow::Result<PrometheusHandle> {
+    static ONCE: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
+    let mut held = ONCE.lock().unwrap_or_else(PoisonError::into_inner);
+    if held.is_none() {
+        *held = Some(metrics()?);
+    }
+    held.clone().context("there is a registry")
 }
 
 /// Sets up the metrics registry; the handle renders what `/metrics` shows.

@@ -95,14 +95,19 @@ impl<'a> Fold<'a> {
             self.changes.into_iter().partition(|(id, _)| self.births.contains_key(id));
         if !changed.is_empty() {
             let updated = sqlx::query!(
-                "UPDATE rm.api_keys AS key SET
-                    revoked_at = coalesce(change.revoked_at, key.revoked_at),
-                    version = change.version,
-                    updated_at = change.updated_at,
-                    seq = change.seq
+                "INSERT INTO rm.api_keys (org_id, id, name, public_id, secret_mac, last4, role, environment, expires_at,
+                    revoked_at, created_by_type, created_by_id, version, created_at, updated_at, seq)
+                SELECT $1, old.id, old.name, old.public_id, old.secret_mac, old.last4, old.role, old.environment,
+                    old.expires_at, coalesce(change.revoked_at, old.revoked_at), old.created_by_type, old.created_by_id,
+                    change.version, old.created_at, change.updated_at, change.seq
                 FROM unnest($2::uuid[], $3::timestamptz[], $4::bigint[], $5::timestamptz[], $6::bigint[])
                     AS change (id, revoked_at, version, updated_at, seq)
-                WHERE key.org_id = $1 AND key.id = change.id",
+                CROSS JOIN LATERAL (SELECT * FROM rm.api_keys WHERE org_id = $1 AND id = change.id LIMIT 1) AS old
+                ON CONFLICT (org_id, id) DO UPDATE SET
+                    revoked_at = excluded.revoked_at,
+                    version = excluded.version,
+                    updated_at = excluded.updated_at,
+                    seq = excluded.seq",
                 org,
                 &column(&changed, |(id, _)| id.uuid()),
                 column(&changed, |(_, change)| change.revoked_at) as _,

@@ -1,5 +1,10 @@
 //! Events to rows. A slice is folded in memory to the last state of every row it touches, then written with one or two
 //! statements per table, whatever the number of events.
+//!
+//! Rows that are born in the slice are inserted whole. Rows that only change are read, overlaid and upserted in one
+//! statement, and not with `UPDATE ... FROM`: a join leaves the planner free to read all rows of the org for a few, and
+//! with a cached plan or without statistics it does (measured: 350 rows/s in place of 30,000). A lateral subquery with a
+//! limit, and the conflict's index, can only be looked up row by row.
 
 use std::sync::Arc;
 
@@ -136,7 +141,7 @@ impl Database {
     }
 }
 
-/// An UPDATE must have found every row that it was meant for.
+/// A change must have found every row that it was meant for.
 pub(crate) fn all_there(table: &'static str, expected: usize, changed: u64) -> Result<(), DbError> {
     let expected = expected as u64;
     if changed == expected { Ok(()) } else { Err(DbError::RowsMissing { table, expected, changed }) }

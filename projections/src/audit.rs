@@ -96,7 +96,7 @@ pub(crate) async fn append(connection: &mut PgConnection, org: Uuid, commits: &[
         column(&events, |(.., event)| target(event).1) as _,
         column(&events, |(.., event)| &*event.sealed.header) as _,
         column(&events, |(.., event)| &*event.sealed.payload) as _,
-        column(&leaves, |leaf| leaf.as_slice()) as _,
+        column(&leaves, <[u8; 32]>::as_slice) as _,
     )
     .execute(connection)
     .await?;

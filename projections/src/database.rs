@@ -19,12 +19,12 @@ const SLICE_SETTINGS: [(&str, &str); 7] = [
     ("lock_timeout", "3s"),
     ("idle_in_transaction_session_timeout", "15s"),
     // Every statement of a slice goes by a primary key. A plan that was made while the tables were small, or before
-    // they had statistics, must not read them whole.
+    // they had statistics, must not read them whole; and a statement that runs for a millisecond is not compiled.
     ("enable_seqscan", "off"),
-    ("enable_hashjoin", "off"),
-    ("enable_mergejoin", "off"),
+    ("enable_bitmapscan", "off"),
+    ("jit", "off"),
 ];
-const READ_SETTINGS: [(&str, &str); 5] = [
+const READ_SETTINGS: [(&str, &str); 6] = [
     ("statement_timeout", "10s"),
     ("idle_in_transaction_session_timeout", "15s"),
     // Which index is right depends on which filters are given, and on how large the org is.
@@ -32,6 +32,7 @@ const READ_SETTINGS: [(&str, &str); 5] = [
     // Every listing has an index in its own order; without statistics the planner would rather collect and sort.
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
+    ("jit", "off"),
 ];
 /// Leases and marks have connections of their own: a lease must be renewed however busy the slices are.
 const OPS_CONNECTIONS: u32 = 2;

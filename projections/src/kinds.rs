@@ -68,19 +68,24 @@ impl<'a> Fold<'a> {
             self.changes.into_iter().partition(|(name, _)| self.births.contains_key(name));
         if !changed.is_empty() {
             let updated = sqlx::query!(
-                "UPDATE rm.kinds AS kind SET
-                    title = coalesce(change.title, kind.title),
-                    schema = coalesce(change.schema, kind.schema),
-                    visibility = coalesce(change.visibility, kind.visibility),
-                    cost = coalesce(change.cost, kind.cost),
-                    status = coalesce(change.status, kind.status),
-                    version = change.version,
-                    updated_at = change.updated_at,
-                    seq = change.seq
+                "INSERT INTO rm.kinds (org_id, name, title, schema, visibility, cost, status, version, created_at,
+                    updated_at, seq)
+                SELECT $1, old.name, coalesce(change.title, old.title), coalesce(change.schema, old.schema),
+                    coalesce(change.visibility, old.visibility), coalesce(change.cost, old.cost),
+                    coalesce(change.status, old.status), change.version, old.created_at, change.updated_at, change.seq
                 FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::text[], $6::bigint[], $7::text[], $8::bigint[],
                     $9::timestamptz[], $10::bigint[])
                     AS change (name, title, schema, visibility, cost, status, version, updated_at, seq)
-                WHERE kind.org_id = $1 AND kind.name = change.name",
+                CROSS JOIN LATERAL (SELECT * FROM rm.kinds WHERE org_id = $1 AND name = change.name LIMIT 1) AS old
+                ON CONFLICT (org_id, name) DO UPDATE SET
+                    title = excluded.title,
+                    schema = excluded.schema,
+                    visibility = excluded.visibility,
+                    cost = excluded.cost,
+                    status = excluded.status,
+                    version = excluded.version,
+                    updated_at = excluded.updated_at,
+                    seq = excluded.seq",
                 org,
                 column(&changed, |(name, _)| name.as_str()) as _,
                 column(&changed, |(_, change)| change.definition.map(|kind| kind.title.as_str())) as _,

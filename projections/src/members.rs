@@ -81,15 +81,19 @@ impl<'a> Fold<'a> {
         // The older rows first: somebody may have been removed before the same login was added again.
         if !changed.is_empty() {
             let updated = sqlx::query!(
-                "UPDATE rm.members AS member SET
-                    role = coalesce(change.role, member.role),
-                    status = coalesce(change.status, member.status),
-                    version = change.version,
-                    updated_at = change.updated_at,
-                    seq = change.seq
+                "INSERT INTO rm.members
+                    (org_id, id, user_id, email, role, status, version, created_at, updated_at, seq)
+                SELECT $1, old.id, old.user_id, old.email, coalesce(change.role, old.role),
+                    coalesce(change.status, old.status), change.version, old.created_at, change.updated_at, change.seq
                 FROM unnest($2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::timestamptz[], $7::bigint[])
                     AS change (id, role, status, version, updated_at, seq)
-                WHERE member.org_id = $1 AND member.id = change.id",
+                CROSS JOIN LATERAL (SELECT * FROM rm.members WHERE org_id = $1 AND id = change.id LIMIT 1) AS old
+                ON CONFLICT (org_id, id) DO UPDATE SET
+                    role = excluded.role,
+                    status = excluded.status,
+                    version = excluded.version,
+                    updated_at = excluded.updated_at,
+                    seq = excluded.seq",
                 org,
                 &column(&changed, |(id, _)| id.uuid()),
                 column(&changed, |(_, change)| change.role.map(Role::name)) as _,
@@ -209,4 +213,12 @@ pub async fn get_by_user(tx: &mut TenantTx, user: UserId) -> Result<Option<Membe
         user.uuid(),
     );
     row.fetch_optional(tx.connection()).await?.map(Member::try_from).transpose()
+}
+
+/// The version of the whole roster: of the last change to any member.
+pub async fn roster_version(tx: &mut TenantTx) -> Result<u64, DbError> {
+    let org = tx.org().uuid();
+    let version =
+        sqlx::query_scalar!(r#"SELECT coalesce(max(version), 0) AS "version!" FROM rm.members WHERE org_id = $1"#, org);
+    Ok(from_bigint(version.fetch_one(tx.connection()).await?))
 }

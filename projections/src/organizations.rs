@@ -46,9 +46,23 @@ pub(crate) struct Fold<'a> {
     created: Option<(&'a OrganizationCreated, OffsetDateTime)>,
     slug: Option<&'a Slug>,
     name: Option<&'a str>,
-    suspended_reason: Option<Option<&'a str>>,
+    suspension: Option<Suspension<'a>>,
     settings: Option<&'a OrganizationSettings>,
     stamp: Option<Stamp>,
+}
+
+enum Suspension<'a> {
+    Because(&'a str),
+    Over,
+}
+
+impl<'a> Suspension<'a> {
+    fn reason(&self) -> Option<&'a str> {
+        match self {
+            Self::Because(reason) => Some(reason),
+            Self::Over => None,
+        }
+    }
 }
 
 impl<'a> Fold<'a> {
@@ -67,8 +81,8 @@ impl<'a> Fold<'a> {
                 self.name = Some(&event.name);
             }
             OrganizationEvent::SettingsChanged(event) => self.settings = Some(&event.settings),
-            OrganizationEvent::Suspended(event) => self.suspended_reason = Some(Some(&event.reason)),
-            OrganizationEvent::Resumed(_) => self.suspended_reason = Some(None),
+            OrganizationEvent::Suspended(event) => self.suspension = Some(Suspension::Because(&event.reason)),
+            OrganizationEvent::Resumed(_) => self.suspension = Some(Suspension::Over),
         }
         self.stamp = Some(stamp);
     }
@@ -89,8 +103,8 @@ impl<'a> Fold<'a> {
                 org,
                 self.slug.map(Slug::as_str),
                 self.name,
-                self.suspended_reason.is_some(),
-                self.suspended_reason.flatten(),
+                self.suspension.is_some(),
+                self.suspension.as_ref().and_then(Suspension::reason),
                 self.settings.map(Json) as _,
                 stamp.version,
                 stamp.at,
@@ -121,7 +135,7 @@ impl<'a> Fold<'a> {
             self.name,
             wire_name(&created.tenant_type),
             created.region,
-            self.suspended_reason.flatten(),
+            self.suspension.as_ref().and_then(Suspension::reason),
             Json(self.settings.unwrap_or(&defaults)) as _,
             stamp.version,
             created_at,

@@ -89,17 +89,22 @@ impl<'a> Fold<'a> {
             self.changes.into_iter().partition(|(id, _)| self.births.contains_key(id));
         if !changed.is_empty() {
             let updated = sqlx::query!(
-                "UPDATE rm.records AS record SET
-                    kind_version = coalesce(change.kind_version, record.kind_version),
-                    data = coalesce(change.data, record.data),
-                    status = coalesce(change.status, record.status),
-                    version = change.version,
-                    updated_at = change.updated_at,
-                    seq = change.seq
+                "INSERT INTO rm.records (org_id, id, kind, kind_version, data, status, created_by_type, created_by_id,
+                    version, created_at, updated_at, seq)
+                SELECT $1, old.id, old.kind, coalesce(change.kind_version, old.kind_version),
+                    coalesce(change.data, old.data), coalesce(change.status, old.status), old.created_by_type,
+                    old.created_by_id, change.version, old.created_at, change.updated_at, change.seq
                 FROM unnest($2::uuid[], $3::bigint[], $4::jsonb[], $5::text[], $6::bigint[], $7::timestamptz[],
                     $8::bigint[])
                     AS change (id, kind_version, data, status, version, updated_at, seq)
-                WHERE record.org_id = $1 AND record.id = change.id",
+                CROSS JOIN LATERAL (SELECT * FROM rm.records WHERE org_id = $1 AND id = change.id LIMIT 1) AS old
+                ON CONFLICT (org_id, id) DO UPDATE SET
+                    kind_version = excluded.kind_version,
+                    data = excluded.data,
+                    status = excluded.status,
+                    version = excluded.version,
+                    updated_at = excluded.updated_at,
+                    seq = excluded.seq",
                 org,
                 &column(&changed, |(id, _)| id.uuid()),
                 column(&changed, |(_, change)| change.content.map(|(version, _)| to_bigint(version))) as _,

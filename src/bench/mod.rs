@@ -3,7 +3,8 @@
 
 mod append;
 mod load;
-mod project;
+//mod project;
+mod rig;
 
 use std::path::PathBuf;
 
@@ -15,18 +16,17 @@ use serde::Serialize;
 ///
 /// A benchmark starts private servers in a temporary folder and removes them again.
 #[derive(Subcommand)]
-pub enum Job {
+pub(crate) enum Job {
     /// Appending: commands per second through the library, NATS and HTTP, against bare publishes of the same bytes.
     Append(append::Args),
-    /// Projecting: events per second into read models and audit log, against bare inserts of the same rows.
-    Project(project::Args),
+
 }
 
 /// Runs the benchmark.
 pub(crate) async fn run(job: Job) -> anyhow::Result<()> {
     match job {
         Job::Append(args) => append::run(args).await,
-        Job::Project(args) => project::run(args).await,
+
     }
 }
 

@@ -3,7 +3,8 @@
 //! Data goes to standard output and everything else to standard error, so that every command can stand in a pipe.
 
 mod check_config;
-mod client;
+pub(crate) mod client;
+mod demo;
 mod dev;
 mod lag;
 mod migrate;
@@ -12,7 +13,7 @@ mod publish;
 mod rebuild;
 mod replay;
 mod serve;
-mod table;
+pub(crate) mod table;
 mod work;
 
 use clap::{Parser, Subcommand};
@@ -36,6 +37,8 @@ pub struct Cli {
 enum Job {
     /// Run everything on this machine: private NATS and PostgreSQL, API, workers and a demo.
     Dev(dev::Args),
+    /// Print the shell settings of a demo organization.
+    Demo(demo::Args),
     /// Run the API: HTTP, and commands by NATS request.
     Serve(serve::Args),
     /// Run a worker: read the streams, build the read models and the audit log.
@@ -66,6 +69,7 @@ impl Cli {
         let _telemetry = telemetry::init(&self.log)?;
         match self.command {
             Job::Dev(args) => dev::run(args).await,
+            Job::Demo(args) => demo::run(&args),
             Job::Serve(args) => serve::run(args).await,
             Job::Work(args) => work::run(args).await,
             Job::Migrate(args) => migrate::run(args).await,

@@ -4,6 +4,7 @@ use std::pin::pin;
 
 use anyhow::Context;
 use futures_util::TryStreamExt;
+use orgstream_events::Position;
 use reqwest::Method;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufWriter, stdout};
 use tokio_util::io::StreamReader;
@@ -22,7 +23,7 @@ pub(crate) struct Args {
     org: Option<String>,
     /// Begin after this position (`<org>:<sequence>`) instead of at the beginning.
     #[arg(long, value_name = "POSITION")]
-    from: Option<String>,
+    from: Option<Position>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -30,11 +31,9 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let api = Api::new(&args.client)?;
     let org = api.org(args.org).await?;
-    let mut request = api.request(Method::GET, &format!("/v1/organizations/{org}/events"));
-    if let Some(from) = &args.from {
-        request = request.query(&[("from", from)]);
-    }
-    let answer = api.send(request).await?;
+    // A position is an id, a colon and a number: nothing that a query would have to escape.
+    let from = args.from.map(|from| format!("?from={from}")).unwrap_or_default();
+    let answer = api.send(api.request(Method::GET, &format!("/v1/organizations/{org}/events{from}"))).await?;
     let body = answer.bytes_stream().map_err(std::io::Error::other);
     let mut lines = pin!(StreamReader::new(body));
     let mut out = BufWriter::new(stdout());

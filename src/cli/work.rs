@@ -1,7 +1,6 @@
 //! `orgstream work`: a worker process.
 
 use orgstream_workers::Worker;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{DatabaseArgs, NatsArgs, WorkArgs},
@@ -30,14 +29,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let log = node::open_log(&args.nats).await?;
     let db = node::open_database(&args.database, args.work.slots).await?;
     let worker = Worker::new(log.clone(), db.clone(), args.work.options());
-    let stop = CancellationToken::new();
-    let listener = tokio::net::TcpListener::bind(&args.http).await?;
+    let stop = node::stop_when_asked()?;
+    let listener = node::listen(&args.http).await?;
     tracing::info!(address = %listener.local_addr()?, "the worker answers /readyz and /metrics");
     let probes = tokio::spawn(health::serve_worker(listener, log, db, worker.status(), metrics, stop.clone()));
     let working = tokio::spawn(worker.run(stop.clone()));
-    node::asked_to_stop().await?;
-    tracing::info!("stopping");
-    stop.cancel();
     working.await?;
     probes.await??;
     Ok(())

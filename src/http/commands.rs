@@ -34,7 +34,7 @@ impl PartialSchema for CommandBody {
     fn schema() -> RefOr<Schema> {
         let reference = |name: &str| utoipa::openapi::Ref::from_schema_name(name);
         let one = OneOfBuilder::new().item(reference("Command")).item(reference("CommandEnvelope"));
-        let many = ArrayBuilder::new().items(one.clone()).min_items(Some(1)).max_items(Some(MAX_BATCH));
+        let many = ArrayBuilder::new().items(one).min_items(Some(1)).max_items(Some(MAX_BATCH));
         OneOfBuilder::new()
             .item(reference("Command"))
             .item(reference("CommandEnvelope"))

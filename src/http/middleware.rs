@@ -10,7 +10,7 @@ use std::{
 
 use axum::{
     body::Body,
-    extract::{ConnectInfo, MatchedPath, Request, State},
+    extract::{ConnectInfo, MatchedPath, Request},
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
@@ -129,7 +129,7 @@ pub async fn known_parameters(request: Request, next: Next) -> Response {
 }
 
 /// No route of ours.
-pub async fn no_route(_: State<Arc<super::App>>) -> Problem {
+pub async fn no_route() -> Problem {
     Problem::new(404, "not_found", "Not found", "There is no such route; GET /openapi.json lists them all.")
 }
 

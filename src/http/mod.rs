@@ -101,7 +101,9 @@ impl App {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Arc<Self> {
         let Parts { gateway, auth, db, log, cursor_key, metrics, worker } = parts;
+        let status = worker.as_ref().map(|worker| worker.status.clone());
         Arc::new(Self {
+            readiness: Readiness::new(log.clone(), db.clone(), status),
             gateway,
             auth,
             db,
@@ -109,7 +111,6 @@ impl App {
             cursors: CursorKey::new(cursor_key),
             metrics,
             worker,
-            readiness: Readiness::default(),
             stopping: CancellationToken::new(),
         })
     }
@@ -154,10 +155,9 @@ pub fn router(app: Arc<App>) -> Router {
     router
         .method_not_allowed_fallback(middleware::no_method)
         .route_layer(from_fn(middleware::known_parameters))
-        .with_state(app.clone())
+        .with_state(app)
         .merge(openapi::docs())
         .fallback(middleware::no_route)
-        .with_state(app)
         .layer(from_fn(middleware::observe))
 }
 

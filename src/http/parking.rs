@@ -6,7 +6,7 @@ use axum::{Json, extract::State, response::Response};
 use orgstream_events::{Pipeline, Timestamp};
 use orgstream_projections::{
     Page as Part,
-    parked::{self, Parked, ParkedState},
+    parked::{self, Parked},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -45,18 +45,13 @@ pub struct ParkedView {
     /// When it was first parked.
     #[schema(value_type = String, format = DateTime)]
     pub parked_at: Timestamp,
-    /// Its size in bytes.
-    pub bytes: usize,
 }
 
 impl From<Parked> for ParkedView {
     fn from(parked: Parked) -> Self {
-        let Parked { pipeline, seq, subject: _, aggregate, message, state, reason, attempts, parked_at } = parked;
-        let state = match state {
-            ParkedState::Failed => "failed",
-            ParkedState::Waiting => "waiting",
-        };
-        Self { pipeline, seq, aggregate, state, reason, attempts, parked_at, bytes: message.len() }
+        let aggregate = parked.aggregate().to_owned();
+        let Parked { pipeline, seq, subject: _, state, reason, attempts, parked_at } = parked;
+        Self { pipeline, seq, aggregate, state: state.name(), reason, attempts, parked_at }
     }
 }
 

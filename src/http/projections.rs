@@ -12,8 +12,8 @@ use utoipa::ToSchema;
 use super::{App, extract::OrgAccess};
 use crate::{commands::openapi, problem::Problem};
 
-/// Messages that are counted when a pipeline is behind. Counting all of a long backlog would be work for the log.
-const COUNTED: usize = 1_000;
+/// Messages that are counted at most. Counting all of a long backlog would be work for the log.
+const COUNTED: u16 = 1_000;
 
 /// How far one pipeline is.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -33,9 +33,9 @@ pub struct ProjectionView {
     /// When the first of them was recorded; null when nothing waits.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub behind_since: Option<Timestamp>,
-    /// Messages that could not be applied, and those that wait behind them.
+    /// Messages that could not be applied, and those that wait behind them; counted up to 1,000.
     #[schema(example = 0)]
-    pub parked: u64,
+    pub parked: usize,
     /// When something was last applied; null before the beginning.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub updated_at: Option<Timestamp>,
@@ -57,7 +57,7 @@ pub async fn list(State(app): State<Arc<App>>, org: OrgAccess) -> Result<Json<Pr
     let placement = app.log.placement(org.access.org()).await?.ok_or_else(Problem::not_found)?;
     let mut tx = app.db.read(org.access.bound()).await?;
     let checkpoints = checkpoints::all(&mut tx).await?;
-    let parked = parked::counts(&mut tx).await?;
+    let parked = parked::list(&mut tx, None, COUNTED).await?;
     drop(tx);
     let mut data = Vec::with_capacity(Pipeline::ALL.len());
     for pipeline in Pipeline::ALL {
@@ -75,7 +75,7 @@ pub async fn list(State(app): State<Arc<App>>, org: OrgAccess) -> Result<Json<Pr
             head: Position { org: placement.org, seq: backlog.head.max(seq) },
             behind: backlog.messages,
             behind_since: backlog.since,
-            parked: parked.iter().find(|(parked, _)| *parked == pipeline).map_or(0, |(_, count)| *count),
+            parked: parked.iter().filter(|parked| parked.pipeline == pipeline).count(),
             updated_at: checkpoint.map(|checkpoint| checkpoint.updated_at),
         });
     }
@@ -90,16 +90,16 @@ struct Backlog {
 }
 
 async fn backlog(app: &App, placement: &Placement, after: u64) -> Result<Backlog, Problem> {
-    let limit = ReadLimit { messages: COUNTED, bytes: 4 << 20 };
+    let limit = ReadLimit { messages: COUNTED.into(), bytes: 4 << 20 };
     let mut backlog = Backlog { head: after, ..Backlog::default() };
-    while backlog.messages < COUNTED {
+    while backlog.messages < COUNTED.into() {
         let chunk = app.log.read(placement.shard, placement.org, backlog.head + 1, limit).await?;
         if backlog.since.is_none() {
             let first = chunk.messages.first().and_then(|message| message.open().ok());
             backlog.since =
                 first.and_then(|stored| stored.commit.events.first().map(|event| event.header.recorded_at));
         }
-        backlog.messages = (backlog.messages + chunk.messages.len()).min(COUNTED);
+        backlog.messages = (backlog.messages + chunk.messages.len()).min(COUNTED.into());
         let Some(last) = chunk.messages.last() else { break };
         backlog.head = last.seq;
         if chunk.ended {

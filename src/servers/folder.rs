@@ -1,10 +1,10 @@
 //! A server's folder: one owner at a time, and the ports it had last time.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpListener},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -80,8 +80,25 @@ impl Folder {
     }
 }
 
+/// Listens on the loopback port that `dir` had last time; on another only when there was no last time.
+///
+/// For what is known to others by its address, so that a taken port is an error and not a new identity.
+pub fn stable_listener(dir: &Path) -> Result<TcpListener, ServerError> {
+    create(dir, 0o700)?;
+    let file = dir.join("port");
+    let stored = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse::<u16>().ok());
+    let listener = match stored {
+        Some(port) => TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+            .map_err(ServerError::io(format!("listen on port {port}, which {} is known by", dir.display())))?,
+        None => free().map_err(ServerError::io("find a free port on 127.0.0.1"))?,
+    };
+    let port = listener.local_addr().map_err(ServerError::io("find a free port on 127.0.0.1"))?.port();
+    write_private(&file, format!("{port}\n").as_bytes())?;
+    Ok(listener)
+}
+
 /// Writes a file that only its owner can read, whole or not at all.
-pub(super) fn write_private(path: &Path, content: &[u8]) -> Result<(), ServerError> {
+pub fn write_private(path: &Path, content: &[u8]) -> Result<(), ServerError> {
     let what = || ServerError::io(format!("write {}", path.display()));
     let draft = path.with_extension("new");
     let _ = fs::remove_file(&draft);
@@ -98,6 +115,8 @@ pub(super) fn create(path: &Path, mode: u32) -> Result<(), ServerError> {
     };
     let made = made.and_then(|()| match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        // Whatever the umask says: another account may have to pass.
+        Ok(()) => fs::set_permissions(path, Permissions::from_mode(mode)),
         other => other,
     });
     made.map_err(ServerError::io(format!("create {}", path.display())))

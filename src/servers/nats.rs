@@ -1,7 +1,6 @@
 //! A private nats-server with JetStream on disk.
 
 use std::{
-    fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     time::Duration,
@@ -23,7 +22,7 @@ use super::{
 
 const NAME: &str = "nats-server";
 /// A server with much in its streams reads it before it answers.
-const READY_TIME: Duration = Duration::from_secs(120);
+const READY_TIME: Duration = Duration::from_mins(2);
 const STOP_TIME: Duration = Duration::from_secs(20);
 /// How often a start is tried when somebody else took a port in between.
 const TRIES: usize = 4;
@@ -112,8 +111,6 @@ async fn launch(program: &Path, folder: &Folder, ports: [u16; 2], sync_always: b
     let config = folder.join("nats.conf");
     write_private(&config, configuration(&folder.join("jetstream"), ports, sync_always).as_bytes())?;
     let (log, children) = (folder.join("nats.log"), folder.join("children.json"));
-    // What is read after a failed start is of this start.
-    let _ = fs::remove_file(log.with_extension("log.1"));
     let spec = Spec {
         name: NAME,
         program,

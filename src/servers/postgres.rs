@@ -23,7 +23,7 @@ const NAME: &str = "PostgreSQL";
 const PROGRAM: &str = "postgres";
 const SUPERUSER: &str = "postgres";
 /// After a crash it replays its log before it answers.
-const READY_TIME: Duration = Duration::from_secs(180);
+const READY_TIME: Duration = Duration::from_mins(3);
 const STOP_TIME: Duration = Duration::from_secs(30);
 const ABORT_TIME: Duration = Duration::from_secs(10);
 const TRIES: usize = 4;
@@ -257,7 +257,7 @@ async fn home(folder: &Folder, account: Option<&Account>) -> Result<(PathBuf, bo
         return Ok((folder.path().to_owned(), false));
     };
     for base in ELSEWHERE.map(Path::new) {
-        if create(base, 0o711).is_err() || !account.reaches(base) {
+        if create(base, 0o711).is_err() || !is_ours_alone(base) || !account.reaches(base) {
             continue;
         }
         let place = base.join(name_of(folder.path()));
@@ -274,6 +274,12 @@ async fn home(folder: &Folder, account: Option<&Account>) -> Result<(PathBuf, bo
     }
     let problem = format!("the user {} cannot reach it; make every folder above it enterable (chmod o+x)", account.name);
     Err(ServerError::Folder { path: folder.path().to_owned(), problem })
+}
+
+/// Whether nobody but root can put anything into a folder. In /var/tmp anybody could have made it before us.
+fn is_ours_alone(folder: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::symlink_metadata(folder).is_ok_and(|found| found.is_dir() && found.uid() == 0 && found.mode() & 0o022 == 0)
 }
 
 /// A name for a path: short, and another one for every path.

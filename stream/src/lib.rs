@@ -9,6 +9,7 @@ mod api;
 mod append;
 mod claims;
 mod cursor;
+mod directory;
 mod error;
 mod feed;
 mod log;

@@ -41,7 +41,8 @@ impl Log {
     ) -> impl Stream<Item = Result<Message, StreamError>> + Send + use<> {
         let reader = Reader { log: self.clone(), shard: placement.shard, org: placement.org, next: from_seq.max(1) };
         let mut losses = self.inner.losses.clone();
-        losses.mark_unchanged();
+        // So the first look is at where the log ends: a position beyond that is an error at once.
+        losses.mark_changed();
         let follower = Follower { reader, hints: None, looks: 0, polled: None, losses };
         let chunks = stream::try_unfold(follower, |mut follower| async move {
             let messages = follower.more().await?;

@@ -1,0 +1,115 @@
+//! `orgstream dev`: everything on this machine, with nothing to install but two server binaries.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use uuid::Uuid;
+
+use crate::{
+    config::WorkArgs,
+    demo::{self, Demo, DemoFile},
+    node,
+    servers::write_private,
+    stack::{Stack, StackOptions},
+    telemetry,
+};
+
+/// Run everything on this machine: private NATS and PostgreSQL, API, workers and a demo.
+///
+/// The servers listen on free loopback ports and keep their data in --data-dir, so the next start goes on where this one
+/// ended, however it ended. Ctrl-C stops all of it. What a script needs to know is in <data-dir>/demo.json.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Where the data is; deleting the folder starts afresh.
+    #[arg(long, env = "ORGSTREAM_DATA_DIR", default_value = ".orgstream", value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Where the API listens.
+    #[arg(long, env = "ORGSTREAM_HTTP", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
+    http: String,
+    /// Do not make the demo organizations.
+    #[arg(long)]
+    no_demo: bool,
+    #[command(flatten)]
+    work: WorkArgs,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let stop = node::stop_when_asked()?;
+    let metrics = telemetry::metrics()?;
+    let dir = prepare(&args.data_dir)?;
+    let _lock = lock(&dir)?;
+    let steps = Steps::new();
+    let mut worker = args.work.options();
+    if args.work.worker_id.is_none() {
+        worker.id = Uuid::nil();
+    }
+    let options = StackOptions { http: args.http, worker: Some(worker), ..StackOptions::new(&dir) };
+    let mut stack = Stack::start(options, metrics, |step| steps.say(step)).await?;
+    let demo = if args.no_demo {
+        Demo::default()
+    } else {
+        steps.say("making the demo organizations");
+        let seeding = stop.run_until_cancelled(demo::seed(&stack.gateway, &stack.auth, &stack.issuer));
+        seeding.await.unwrap_or_else(|| Ok(Demo::default())).context("the demo could not be made")?
+    };
+    let file = DemoFile {
+        base_url: stack.base_url.clone(),
+        nats_url: stack.nats.url.clone(),
+        postgres_url: stack.owner_url.clone(),
+        issuer_url: stack.issuer.url().to_owned(),
+        platform_admin_token: stack.secrets.platform_token.clone(),
+        demo,
+    };
+    write_private(&dir.join(demo::FILE), &serde_json::to_vec_pretty(&file)?)?;
+    steps.done();
+    if !stop.is_cancelled() {
+        file.print_card(&args.data_dir);
+    }
+    stack.watch_over(&stop).await;
+    stack.stop().await?;
+    eprintln!("everything is stopped; the data is in {}", args.data_dir.display());
+    Ok(())
+}
+
+/// The data folder, made if it is not there, as an absolute path.
+fn prepare(dir: &Path) -> anyhow::Result<PathBuf> {
+    let refused = || format!("the data folder {} cannot be used: choose another with --data-dir", dir.display());
+    std::fs::create_dir_all(dir).with_context(refused)?;
+    dir.canonicalize().with_context(refused)
+}
+
+/// Holds the folder for this process. The lock ends with the process, however it ends.
+fn lock(dir: &Path) -> anyhow::Result<File> {
+    let file = File::create(dir.join("lock"))?;
+    if file.try_lock().is_err() {
+        bail!("another orgstream dev is using {}: stop it, or choose another folder with --data-dir", dir.display());
+    }
+    Ok(file)
+}
+
+/// What is being waited for, in one line on a terminal and in the log elsewhere.
+struct Steps(ProgressBar);
+
+impl Steps {
+    fn new() -> Self {
+        let bar = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self(bar)
+    }
+
+    fn say(&self, step: &'static str) {
+        self.0.set_message(step);
+    }
+
+    fn done(&self) {
+        self.0.finish_and_clear();
+    }
+}

@@ -1,0 +1,34 @@
+//! `orgstream serve`: an API process.
+
+use crate::{
+    config::{DatabaseArgs, NatsArgs, SecretArgs},
+    node, telemetry,
+};
+
+/// Run the API: HTTP, and commands by NATS request.
+///
+/// Any number of these processes may run behind one address; they share nothing but NATS and PostgreSQL. At least one
+/// `orgstream work` must run too.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Where to listen.
+    #[arg(long, env = "ORGSTREAM_HTTP", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
+    http: String,
+    #[command(flatten)]
+    nats: NatsArgs,
+    #[command(flatten)]
+    database: DatabaseArgs,
+    #[command(flatten)]
+    secrets: SecretArgs,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let metrics = telemetry::metrics()?;
+    let log = node::open_log(&args.nats).await?;
+    let db = node::open_database(&args.database, 1).await?;
+    let api = node::Api::new(log, db, &args.secrets, &args.nats.region, metrics, None)?;
+    let listener = node::listen(&args.http).await?;
+    tracing::info!(address = %listener.local_addr()?, "the API answers");
+    let stop = node::stop_when_asked()?;
+    api.run(listener, stop).await
+}

@@ -1,0 +1,343 @@
+//! The OpenAPI document: what handlers say about themselves, completed with what the policy table says of every route.
+
+use std::{collections::HashMap, sync::LazyLock};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    http::{Method, StatusCode},
+    response::Response,
+};
+use serde_json::{Map, Value, json};
+use utoipa::openapi::{ContactBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, ServerBuilder, tag::TagBuilder};
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use super::{
+    documented,
+    policy::{self, Policy, Shape},
+    reply,
+};
+
+/// The document, and what is read from it.
+pub struct Spec {
+    /// The document.
+    pub document: Value,
+    bytes: Bytes,
+    queries: HashMap<(String, String), Vec<String>>,
+}
+
+impl Spec {
+    /// The names of the query parameters of a route; none when there is no such route.
+    pub fn query_parameters(&self, method: &Method, path: &str) -> Option<&[String]> {
+        let method = if *method == Method::HEAD { "GET" } else { method.as_str() };
+        self.queries.get(&(method.to_owned(), path.to_owned())).map(Vec::as_slice)
+    }
+}
+
+/// The document of this program.
+pub fn spec() -> &'static Spec {
+    static SPEC: LazyLock<Spec> = LazyLock::new(|| {
+        let (_, document) = documented().split_for_parts();
+        let mut document = serde_json::to_value(&document).unwrap_or_default();
+        complete(&mut document);
+        let bytes = serde_json::to_vec(&document).unwrap_or_default().into();
+        let queries = operations(&document).map(|(method, path, operation)| ((method, path), queries(operation))).collect();
+        Spec { document, bytes, queries }
+    });
+    &SPEC
+}
+
+/// Every operation of a document: method, path, description.
+pub fn operations(document: &Value) -> impl Iterator<Item = (String, String, &Value)> {
+    let paths = document.get("paths").and_then(Value::as_object).into_iter().flatten();
+    paths.flat_map(|(path, item)| {
+        let operations = item.as_object().into_iter().flatten();
+        operations.map(move |(method, operation)| (method.to_uppercase(), path.clone(), operation))
+    })
+}
+
+fn queries(operation: &Value) -> Vec<String> {
+    let parameters = operation.get("parameters").and_then(Value::as_array).into_iter().flatten();
+    let queries = parameters.filter(|parameter| parameter.get("in") == Some(&json!("query")));
+    queries.filter_map(|parameter| parameter.get("name")?.as_str().map(str::to_owned)).collect()
+}
+
+/// What stands at the head of the document.
+pub fn head() -> OpenApi {
+    let tag = |name: &str, description: &str| TagBuilder::new().name(name).description(Some(description)).build();
+    OpenApiBuilder::new()
+        .info(
+            InfoBuilder::new()
+                .title("Orgstream")
+                .version(env!("CARGO_PKG_VERSION"))
+                .description(Some(include_str!("openapi.md")))
+                .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build()))
+                .contact(Some(ContactBuilder::new().name(Some("Orgstream")).build()))
+                .build(),
+        )
+        .servers(Some([ServerBuilder::new().url("/").build()]))
+        .tags(Some([
+            tag("commands", "What producers send: one command or a thousand."),
+            tag("records", "What organizations keep."),
+            tag("events", "The history of an organization: replay it, follow it."),
+            tag("audit", "Who did what."),
+            tag("organizations", "The tenant itself."),
+            tag("members", "Who is in an organization, and what they may do."),
+            tag("api keys", "Credentials of programs; each belongs to one organization."),
+            tag("kinds", "What records look like: the same for all organizations."),
+            tag("projections", "How far the read models and the audit log are."),
+            tag("parking", "Events that could not be applied. For operators."),
+            tag("me", "Who the caller is."),
+            tag("health", "Whether the program lives and can work."),
+        ]))
+        .build()
+}
+
+/// Get this document
+#[utoipa::path(
+    get, path = "/openapi.json", operation_id = "openapi", tag = "health",
+    responses((status = 200, description = "OpenAPI 3.1", body = Object)),
+)]
+pub async fn openapi_json() -> Response {
+    reply::json(StatusCode::OK, Body::from(spec().bytes.clone()))
+}
+
+/// The pages under `/docs`, from files inside the program.
+pub fn docs() -> Router {
+    SwaggerUi::new("/docs").config(Config::from("/openapi.json").persist_authorization(true)).into()
+}
+
+/// Adds to every operation what follows from its place in the table: parameters, headers, errors and who may use it.
+fn complete(document: &mut Value) {
+    if let Some(components) = document.pointer_mut("/components").and_then(Value::as_object_mut) {
+        for (section, entries) in [
+            ("parameters", parameters()),
+            ("headers", headers()),
+            ("responses", problems()),
+            ("securitySchemes", security_schemes()),
+        ] {
+            components.insert(section.to_owned(), entries);
+        }
+        if let Some(schemas) = components.get_mut("schemas").and_then(Value::as_object_mut) {
+            for (name, schema) in extra_schemas() {
+                schemas.entry(name).or_insert(schema);
+            }
+        }
+    }
+    let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) else { return };
+    for (path, item) in paths {
+        for (method, operation) in item.as_object_mut().into_iter().flatten() {
+            let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap_or_default();
+            if let (Some(route), Some(operation)) = (policy::of(&method, path), operation.as_object_mut()) {
+                complete_operation(operation, path, &method, route.policy, route.shape);
+            }
+        }
+    }
+}
+
+fn complete_operation(operation: &mut Map<String, Value>, path: &str, method: &Method, policy: Policy, shape: Shape) {
+    let has_body = operation.contains_key("requestBody");
+    let mut parameters: Vec<Value> = path_parameters(path);
+    if let Some(Value::Array(own)) = operation.remove("parameters") {
+        parameters.extend(own.into_iter().filter(|parameter| parameter.get("in") == Some(&json!("query"))));
+    }
+    let mut names = vec!["XRequestId", "Traceparent"];
+    let mut answers = vec!["XRequestId"];
+    let mut errors = vec!["400", "500", "503"];
+    let in_org = matches!(policy, Policy::Org(_) | Policy::OrgCommands);
+    if in_org {
+        names.push("XTenantId");
+    }
+    if policy != Policy::Public {
+        errors.extend(["401", "403"]);
+    }
+    if in_org || path.contains('{') {
+        errors.push("404");
+    }
+    match shape {
+        Shape::View(_) => {
+            names.extend(["MinPosition", "Prefer", "IfNoneMatch"]);
+            answers.extend(["ProjectionPosition", "ETag"]);
+        }
+        Shape::Create | Shape::Change | Shape::Commands => {
+            names.push("IdempotencyKey");
+            answers.extend(["StreamPosition", "ETag", "IdempotencyReplayed"]);
+            errors.extend(["409", "413", "422"]);
+            if shape != Shape::Create {
+                names.push("IfMatch");
+                errors.push("412");
+            }
+        }
+        Shape::Plain => {}
+    }
+    if has_body {
+        errors.push("415");
+    }
+    let reference = |section: &str, name: &str| json!({"$ref": format!("#/components/{section}/{name}")});
+    parameters.extend(names.into_iter().map(|name| reference("parameters", name)));
+    operation.insert("parameters".to_owned(), Value::Array(parameters));
+    let responses = operation.entry("responses").or_insert_with(|| json!({}));
+    if let Some(responses) = responses.as_object_mut() {
+        for response in responses.values_mut().filter_map(Value::as_object_mut) {
+            let own = response.entry("headers").or_insert_with(|| json!({}));
+            for name in &answers {
+                own.as_object_mut().map(|own| own.insert(header_name(name).to_owned(), reference("headers", name)));
+            }
+        }
+        let is_listing_or_thing = matches!(shape, Shape::View(_)) && !path.ends_with("/events");
+        if is_listing_or_thing || path.ends_with("/audit/events") {
+            responses.insert("304".to_owned(), json!({"description": "You have it already (`If-None-Match`)"}));
+        }
+        for status in errors {
+            responses.entry(status).or_insert_with(|| reference("responses", &format!("Problem{status}")));
+        }
+    }
+    let (security, permission) = match policy {
+        Policy::Public => (json!([]), None),
+        Policy::SignedIn => (json!([{"user": []}, {"api_key": []}, {"operator": []}]), None),
+        Policy::Operator => (json!([{"operator": []}]), None),
+        Policy::Org(permission) if permission.is_operators() && *method != Method::GET => {
+            (json!([{"operator": []}]), Some(permission.name()))
+        }
+        Policy::Org(permission) => (json!([{"api_key": []}, {"user": []}, {"operator": []}]), Some(permission.name())),
+        Policy::OrgCommands => (json!([{"api_key": []}, {"user": []}, {"operator": []}]), Some("each command's own")),
+    };
+    operation.insert("security".to_owned(), security);
+    if let Some(permission) = permission {
+        operation.insert("x-permission".to_owned(), json!(permission));
+    }
+}
+
+fn path_parameters(path: &str) -> Vec<Value> {
+    let names = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    names
+        .map(|name| {
+            let (description, example) = match name {
+                "org" => ("The organization, by id or slug", "acme"),
+                "member" => ("The member", "mem_01h455vb4pex5vsknk084sn02q"),
+                "key" => ("The key's id (not the token)", "key_01h455vb4pex5vsknk084sn02q"),
+                "record" => ("The record", "res_01h455vb4pex5vsknk084sn02q"),
+                "event" => ("The event", "evt_01h455vb4pex5vsknk084sn02q"),
+                "kind" => ("The kind", "evaluation"),
+                _ => ("", ""),
+            };
+            json!({
+                "name": name, "in": "path", "required": true, "description": description,
+                "schema": {"type": "string"}, "example": example,
+            })
+        })
+        .collect()
+}
+
+fn header_name(component: &str) -> &'static str {
+    match component {
+        "XRequestId" => "X-Request-Id",
+        "ProjectionPosition" => "Projection-Position",
+        "StreamPosition" => "Stream-Position",
+        "IdempotencyReplayed" => "Idempotency-Replayed",
+        _ => "ETag",
+    }
+}
+
+fn parameters() -> Value {
+    let header = |name: &str, description: &str, example: &str| {
+        json!({"name": name, "in": "header", "description": description, "schema": {"type": "string"}, "example": example})
+    };
+    json!({
+        "XRequestId": header("X-Request-Id", "Names the request in logs and audit; made up when it is missing.", "req-7"),
+        "Traceparent": header(
+            "traceparent",
+            "W3C trace context to continue.",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        ),
+        "XTenantId": header(
+            "X-Tenant-ID",
+            "Says again which organization is meant, by id or slug (`X-Org-Id` does the same). Another one than the \
+             path's is refused: `tenant_mismatch`.",
+            "acme",
+        ),
+        "IdempotencyKey": header(
+            "Idempotency-Key",
+            "1 to 255 visible characters, bare or quoted. The same command under the same key has one effect and the \
+             same answer; another command under it is refused: `idempotency_key_reused`.",
+            "import-7",
+        ),
+        "IfMatch": header(
+            "If-Match",
+            "The ETag of what you saw. If it has changed since, the command is refused: `version_conflict`.",
+            "\"3\"",
+        ),
+        "IfNoneMatch": header("If-None-Match", "The ETag of what you have. If it is the same still: 304.", "\"3\""),
+        "MinPosition": header(
+            "Min-Position",
+            "How far the read models must be: `Stream-Position` of a command.",
+            "org_01h455vb4pex5vsknk084sn02q:17",
+        ),
+        "Prefer": header("Prefer", "How long to wait for `Min-Position`, in seconds, at most 30; 0 without it.", "wait=5"),
+    })
+}
+
+fn headers() -> Value {
+    let header = |description: &str, example: &str| {
+        json!({"description": description, "schema": {"type": "string"}, "example": example})
+    };
+    json!({
+        "XRequestId": header("Names the request.", "req_0199f0c0"),
+        "StreamPosition": header("Where the command stands: what `Min-Position` takes.", "org_01h455vb4pex5vsknk084sn02q:17"),
+        "ProjectionPosition": header("How far what was read is.", "org_01h455vb4pex5vsknk084sn02q:17"),
+        "ETag": header("The version: what `If-Match` takes.", "\"3\""),
+        "IdempotencyReplayed": header("`true` when the command had been accepted before, under the same key.", "true"),
+        "RetryAfter": header("When to try again, in seconds.", "1"),
+    })
+}
+
+fn problems() -> Value {
+    let table = [
+        ("400", "Cannot be read: bad_request, malformed_body, invalid_header, invalid_parameter, idempotency_key_missing"),
+        ("401", "No valid credential: unauthenticated"),
+        ("403", "Not for this caller: forbidden, session_only, tenant_mismatch, org_suspended"),
+        ("404", "Not here, or not for this caller: not_found"),
+        ("409", "Not now: contention, or a rule of the thing itself"),
+        ("412", "Changed in the meantime: version_conflict"),
+        ("413", "Over a limit, which `detail` names: payload_too_large"),
+        ("415", "Another content type: unsupported_media_type"),
+        ("422", "Can be read, but is wrong: validation_error (`errors` names the fields), idempotency_key_reused"),
+        ("500", "A fault of ours: internal"),
+        ("503", "Try again later: unavailable, projection_lagging"),
+    ];
+    let one = |(status, description): (&str, &str)| {
+        let mut headers = json!({"X-Request-Id": {"$ref": "#/components/headers/XRequestId"}});
+        if matches!(status, "409" | "503")
+            && let Some(headers) = headers.as_object_mut()
+        {
+            headers.insert("Retry-After".to_owned(), json!({"$ref": "#/components/headers/RetryAfter"}));
+        }
+        let content = json!({"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}});
+        (format!("Problem{status}"), json!({"description": description, "headers": headers, "content": content}))
+    };
+    Value::Object(table.into_iter().map(one).collect())
+}
+
+fn security_schemes() -> Value {
+    let bearer = |description: &str| json!({"type": "http", "scheme": "bearer", "description": description});
+    json!({
+        "api_key": bearer("An API key of one organization: `os_live_…` or `os_test_…`"),
+        "user": bearer("A token (JWT) of the configured OpenID Connect issuer"),
+        "operator": bearer("The platform operator's token"),
+    })
+}
+
+/// Schemas that are named only by hand.
+fn extra_schemas() -> Vec<(String, Value)> {
+    use utoipa::{PartialSchema, ToSchema};
+
+    use super::event_view::EventSchema;
+    use crate::{commands::FieldError, problem::Problem};
+
+    let value = |schema| serde_json::to_value(schema).unwrap_or_default();
+    vec![
+        (Problem::name().into_owned(), value(Problem::schema())),
+        (FieldError::name().into_owned(), value(FieldError::schema())),
+        (EventSchema::name().into_owned(), value(EventSchema::schema())),
+    ]
+}

@@ -1,0 +1,144 @@
+//! Commands by NATS request: `cmd.<org>`, with the same bodies, answers and errors as HTTP.
+//!
+//! The credential is in the header `Authorization`, the encoding in `Content-Type`, the key in `Idempotency-Key`. The
+//! answer's header `Status` is what HTTP's status would be, and its body is what HTTP's body would be.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use async_nats::{Client, HeaderMap, Message};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use metrics::histogram;
+use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::{
+    auth::{Authenticator, authenticator::OrgName},
+    gateway::{AcceptedCommand, CommandOutcome, Gateway, Origin},
+    problem::Problem,
+    submission::{Format, MAX_BODY, Submission, carry_out, idempotency_key},
+    trace,
+};
+
+/// All API processes share the requests.
+const QUEUE: &str = "orgstream-api";
+/// Requests under way at the same time. When there are more, they wait in NATS' own bounded buffers.
+const AT_ONCE: usize = 512;
+
+/// Answers requests until `stop`, then those that have begun.
+pub async fn serve(
+    client: Client,
+    auth: Arc<Authenticator>,
+    gateway: Arc<Gateway>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let subscription = client.queue_subscribe("cmd.*", QUEUE.to_owned()).await;
+    let mut requests = subscription.context("commands by NATS cannot be subscribed to")?;
+    let room = Arc::new(Semaphore::new(AT_ONCE));
+    let mut under_way = JoinSet::new();
+    loop {
+        let request = tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = under_way.join_next() => continue,
+            request = requests.next() => request,
+        };
+        let Some(request) = request else { break };
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { break };
+        let (client, auth, gateway) = (client.clone(), Arc::clone(&auth), Arc::clone(&gateway));
+        under_way.spawn(async move {
+            answer(&client, &auth, &gateway, request).await;
+            drop(permit);
+        });
+    }
+    while under_way.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// What goes back.
+struct Answer {
+    status: u16,
+    body: serde_json::Result<Vec<u8>>,
+    replayed: bool,
+}
+
+impl From<Problem> for Answer {
+    fn from(problem: Problem) -> Self {
+        Self { status: problem.status, body: serde_json::to_vec(&problem), replayed: false }
+    }
+}
+
+async fn answer(client: &Client, auth: &Authenticator, gateway: &Gateway, request: Message) {
+    let Some(reply) = request.reply.clone() else {
+        tracing::warn!(subject = %request.subject, "a command without a reply subject was not carried out: use a request");
+        return;
+    };
+    let started = Instant::now();
+    let span = tracing::info_span!("nats command", org.name = org_name(&request), status = tracing::field::Empty);
+    let trace = trace::join(&span, header(&request, "traceparent"));
+    let answer = carry_out_request(auth, gateway, &request, trace).instrument(span.clone()).await;
+    let answer = answer.unwrap_or_else(Answer::from);
+    span.record("status", answer.status);
+    histogram!("orgstream_nats_request_seconds", "status" => answer.status.to_string()).record(started.elapsed());
+    let mut headers = HeaderMap::new();
+    headers.insert("Status", answer.status.to_string());
+    headers.insert("Content-Type", if answer.status < 400 { "application/json" } else { "application/problem+json" });
+    if answer.replayed {
+        headers.insert("Idempotency-Replayed", "true");
+    }
+    let body = match answer.body {
+        Ok(body) => Bytes::from(body),
+        Err(error) => {
+            tracing::error!(%error, "an answer has no JSON form");
+            return;
+        }
+    };
+    if let Err(error) = client.publish_with_headers(reply, headers, body).await {
+        tracing::warn!(%error, "an answer could not be sent");
+    }
+}
+
+async fn carry_out_request(
+    auth: &Authenticator,
+    gateway: &Gateway,
+    request: &Message,
+    trace: String,
+) -> Result<Answer, Problem> {
+    let principal = auth.principal(header(request, "Authorization")).await?;
+    let name = OrgName::parse(org_name(request)).map_err(Problem::bad_request)?;
+    let access = auth.access(&principal, &name).await?;
+    if request.payload.len() > MAX_BODY {
+        return Err(Problem::too_large(format!("the body may have {MAX_BODY} bytes")));
+    }
+    let content_type = header(request, "Content-Type").unwrap_or("application/json");
+    let format = Format::from_content_type(content_type).ok_or_else(|| {
+        let detail = format!("{content_type:?} is not understood: send application/json or application/msgpack");
+        Problem::new(415, "unsupported_media_type", "Unsupported media type", detail)
+    })?;
+    let key = header(request, "Idempotency-Key").map(idempotency_key).transpose()?;
+    let request_id = header(request, "X-Request-Id").map(str::to_owned);
+    let origin = Origin { request_id, trace: Some(trace), ..Origin::default() };
+    match Submission::read(&request.payload, format, key.as_deref())? {
+        Submission::One(command) => {
+            let accepted = AcceptedCommand::from(gateway.submit(&access, &origin, *command).await?);
+            Ok(Answer { status: 200, replayed: accepted.replayed, body: serde_json::to_vec(&accepted) })
+        }
+        Submission::Many(commands) => {
+            let outcomes = carry_out(gateway, &access, &origin, commands).await;
+            let outcomes: Vec<CommandOutcome> = outcomes.into_iter().map(CommandOutcome::from).collect();
+            Ok(Answer { status: 200, replayed: false, body: serde_json::to_vec(&outcomes) })
+        }
+    }
+}
+
+fn org_name(request: &Message) -> &str {
+    request.subject.as_str().strip_prefix("cmd.").unwrap_or_default()
+}
+
+fn header<'a>(request: &'a Message, name: &str) -> Option<&'a str> {
+    // NATS keeps the case of header names; HTTP clients do not care about it, and neither should these.
+    let headers = request.headers.as_ref()?;
+    let found = headers.iter().find(|(key, _)| key.to_string().eq_ignore_ascii_case(name));
+    found.and_then(|(_, values)| values.first()).map(|value| value.as_str())
+}

@@ -1,0 +1,496 @@
+//! Events to rows: what a slice does, that it does it once, and that a replay does it again.
+
+use std::{sync::Arc, time::Duration};
+
+use orgstream_events::{
+    Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, CommandId, CommitDraft, Context, Event,
+    EventSubject, Fingerprint, KeyEnvironment, KeyId, KindChanged, KindDefinition, KindEvent, KindRegistered,
+    KindRetired, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated,
+    OrganizationEvent, OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged,
+    OrganizationSuspended, Pipeline, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordUpdated, Role, Salt,
+    Shard, TenantType, Timestamp, UserId, Visibility,
+};
+use orgstream_projections::{
+    Applied, BoundOrg, Database, DbError, Page, Placed, ShardMark, SliceStart, api_keys, apply,
+    audit::{self, AuditFilter},
+    checkpoints, idempotency, kinds, members, organizations,
+    parked::{self, Park, ParkedState},
+    records,
+};
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use uuid::Uuid;
+
+use crate::support;
+
+const BIRTH: i64 = 1_700_000_000_000;
+const SHARD: Shard = Shard(3);
+const TTL: Duration = Duration::from_mins(1);
+
+/// One org's stream as it might have been, one commit at a time. Nothing in it is random.
+pub(crate) struct History {
+    pub(crate) org: OrgId,
+    number: u8,
+    pub(crate) commits: Vec<Applied>,
+}
+
+impl History {
+    pub(crate) fn new(number: u8) -> Self {
+        Self { org: OrgId::fresh(BIRTH, [number; 10]), number, commits: Vec::new() }
+    }
+
+    pub(crate) fn bound(&self) -> BoundOrg {
+        BoundOrg::proven_by_credential(self.org)
+    }
+
+    /// The id that the `nth` thing of the org has.
+    pub(crate) fn command(&self, nth: u8) -> CommandId {
+        CommandId::fresh(BIRTH + i64::from(nth), [nth, self.number, 0, 0, 0, 0, 0, 0, 0, 0])
+    }
+
+    pub(crate) fn record(&self, nth: u8) -> RecordId {
+        RecordId::derive(self.command(nth))
+    }
+
+    pub(crate) fn commit(&mut self, aggregate: AggregateId, version_before: u64, events: Vec<Event>) {
+        let seq = 10 + 3 * self.commits.len() as u64;
+        let at = Timestamp::from_unix_ms(BIRTH + i64::try_from(seq).unwrap());
+        let subject = EventSubject { shard: SHARD, org: self.org, aggregate: aggregate.clone() };
+        let nth = u8::try_from(self.commits.len()).unwrap();
+        let draft = CommitDraft {
+            org: self.org,
+            aggregate,
+            version_before,
+            command_id: self.command(nth),
+            fingerprint: nth.is_multiple_of(2).then(|| Fingerprint::of(&[&[nth]])),
+            actor: Actor { actor_type: ActorType::Member, id: format!("mem_{}", nth % 3), auth: None },
+            occurred_at: at,
+            recorded_at: at,
+            causation_id: None,
+            correlation_id: None,
+            request_id: None,
+            context: Context::default(),
+            events,
+        };
+        let commit = draft.seal(|| Salt([nth; 32])).unwrap().open(&subject).unwrap();
+        self.commits.push(Applied { seq, commit: Arc::new(commit) });
+    }
+
+    /// Every event there is at least once, so that every table has rows.
+    pub(crate) fn eventful(number: u8) -> Self {
+        let mut history = Self::new(number);
+        let org = history.org;
+        let slug = |text: &str| format!("{text}-{number}").parse().unwrap();
+        let about = |event| vec![Event::Organization(event)];
+        history.commit(
+            AggregateId::Organization(org),
+            0,
+            about(OrganizationEvent::Created(OrganizationCreated {
+                name: "Acme".to_owned(),
+                slug: slug("acme"),
+                tenant_type: TenantType::Team,
+                region: "local".to_owned(),
+            })),
+        );
+        let member = |nth| MemberId::fresh(BIRTH, [nth; 10]);
+        let user = |nth| UserId::fresh(BIRTH, [nth; 10]);
+        let added = |nth, who, role| {
+            let email = format!("{nth}@example.com");
+            Event::Member(MemberEvent::Added(MemberAdded { member_id: member(nth), user_id: user(who), email, role }))
+        };
+        history.commit(AggregateId::Member(org), 0, vec![added(1, 1, Role::Owner), added(2, 2, Role::Viewer)]);
+        for nth in 0..6 {
+            let id = history.record(nth);
+            let kind = if nth % 2 == 0 { "evaluation" } else { "trace" }.parse().unwrap();
+            let created = RecordCreated { kind, kind_version: 1, data: json!({ "n": nth, "none": null }) };
+            history.commit(AggregateId::Record(id), 0, vec![Event::Record(RecordEvent::Created(created))]);
+        }
+        let rename = OrganizationRenamed { name: "Ajax".to_owned(), slug: slug("ajax") };
+        let suspended = OrganizationSuspended { reason: "unpaid".to_owned() };
+        let resumed = OrganizationResumed { reason: "paid".to_owned() };
+        let settings = OrganizationSettings { api_key_max_days: Some(30), ..OrganizationSettings::default() };
+        history.commit(AggregateId::Organization(org), 1, about(OrganizationEvent::Renamed(rename)));
+        history.commit(AggregateId::Organization(org), 2, about(OrganizationEvent::Suspended(suspended)));
+        history.commit(AggregateId::Organization(org), 3, about(OrganizationEvent::Resumed(resumed)));
+        let changed = OrganizationEvent::SettingsChanged(OrganizationSettingsChanged { settings });
+        history.commit(AggregateId::Organization(org), 4, about(changed));
+
+        // The same login leaves and comes back as another member.
+        let role = MemberRoleChanged { member_id: member(2), from: Role::Viewer, to: Role::Admin };
+        history.commit(AggregateId::Member(org), 2, vec![Event::Member(MemberEvent::RoleChanged(role))]);
+        let left = MemberEvent::Removed(MemberRemoved { member_id: member(2) });
+        history.commit(AggregateId::Member(org), 3, vec![Event::Member(left), added(3, 2, Role::Member)]);
+
+        let key = KeyId::derive(history.command(100));
+        let issued = ApiKeyIssued {
+            name: "CI".to_owned(),
+            public_id: format!("key{number:09}").parse().unwrap(),
+            secret_mac: Fingerprint::of(&[b"secret"]),
+            last4: "wxyz".to_owned(),
+            role: Role::Member,
+            environment: KeyEnvironment::Live,
+            expires_at: Some(Timestamp::from_unix_ms(BIRTH * 2)),
+        };
+        let about = |event| vec![Event::ApiKey(event)];
+        history.commit(AggregateId::ApiKey(key), 0, about(ApiKeyEvent::Issued(issued)));
+        history.commit(AggregateId::ApiKey(key), 1, about(ApiKeyEvent::Revoked(ApiKeyRevoked { reason: None })));
+
+        let definition = |title: &str| KindDefinition {
+            title: title.to_owned(),
+            schema: json!({ "type": "object" }),
+            visibility: Visibility::OptIn,
+            cost: 2,
+        };
+        let kind = AggregateId::Kind("evaluation".parse().unwrap());
+        let about = |event| vec![Event::Kind(event)];
+        let registered = KindRegistered { definition: definition("Evaluations") };
+        history.commit(kind.clone(), 0, about(KindEvent::Registered(registered)));
+        let changed = KindChanged { definition: definition("Runs") };
+        history.commit(kind.clone(), 1, about(KindEvent::Changed(changed)));
+        history.commit(kind, 2, about(KindEvent::Retired(KindRetired {})));
+
+        let updated =
+            RecordUpdated { kind: "evaluation".parse().unwrap(), kind_version: 2, data: json!(["new", number]) };
+        let archived = RecordArchived { reason: None };
+        let about = |event| vec![Event::Record(event)];
+        history.commit(AggregateId::Record(history.record(0)), 1, about(RecordEvent::Updated(updated)));
+        history.commit(AggregateId::Record(history.record(1)), 1, about(RecordEvent::Archived(archived)));
+        history
+    }
+
+    /// Applies everything to one pipeline, in slices of `size` commits.
+    pub(crate) async fn apply(&self, db: &Database, pipeline: Pipeline, epoch: u64, size: usize) {
+        let mut from = None;
+        for slice in self.commits.chunks(size) {
+            let to = slice.last().unwrap().seq;
+            let mut tx = db.begin_slices().await.unwrap();
+            let start = tx.open(self.bound(), pipeline, SHARD, epoch, from, to).await.unwrap();
+            if let SliceStart::Moved { stored_seq: 0 } = start {
+                // The org was reset: its checkpoint is at the beginning.
+                let start = tx.open(self.bound(), pipeline, SHARD, epoch, Some(0), to).await.unwrap();
+                assert_eq!(start, SliceStart::Open { parked: false });
+            } else {
+                assert_eq!(start, SliceStart::Open { parked: false });
+            }
+            apply(&mut tx, self.bound(), slice).await.unwrap();
+            tx.commit().await.unwrap();
+            from = Some(to);
+        }
+    }
+}
+
+/// A worker's right to the shard that these tests use.
+pub(crate) async fn lease(db: &Database) -> u64 {
+    db.acquire_lease(SHARD, Uuid::max(), TTL).await.unwrap().unwrap().epoch
+}
+
+/// Every read-model row of every org, as text.
+async fn rows(owner_url: &str) -> Vec<String> {
+    let mut owner = PgConnection::connect(owner_url).await.unwrap();
+    let mut rows = Vec::new();
+    for table in
+        ["rm.organizations", "rm.slugs", "rm.members", "rm.api_keys", "rm.kinds", "rm.records", "ops.idempotency"]
+    {
+        let query = format!("SELECT '{table} ' || to_jsonb(r)::text FROM {table} AS r ORDER BY 1");
+        let found: Vec<String> = sqlx::query_scalar(AssertSqlSafe(query)).fetch_all(&mut owner).await.unwrap();
+        assert!(!found.is_empty(), "the history leaves {table} empty");
+        rows.extend(found);
+    }
+    rows
+}
+
+#[tokio::test]
+async fn a_replay_gives_the_same_rows_however_it_is_sliced() {
+    let database = support::database().await;
+    let db = &database.db;
+    let epoch = lease(db).await;
+    let (a, b) = (History::eventful(1), History::eventful(2));
+    a.apply(db, Pipeline::ReadModels, epoch, 1).await;
+    b.apply(db, Pipeline::ReadModels, epoch, 100).await;
+    let before = rows(&database.owner_url).await;
+
+    for size in [3, 100, 1] {
+        db.reset_read_models(a.bound()).await.unwrap();
+        let mut tx = db.read(a.bound()).await.unwrap();
+        assert_eq!(organizations::get(&mut tx).await.unwrap(), None);
+        assert_eq!(checkpoints::position(&mut tx, Pipeline::ReadModels).await.unwrap(), 0);
+        drop(tx);
+        a.apply(db, Pipeline::ReadModels, epoch, size).await;
+        assert_eq!(rows(&database.owner_url).await, before, "slices of {size}");
+    }
+}
+
+#[tokio::test]
+async fn the_rows_say_what_the_events_said() {
+    let database = support::database().await;
+    let db = &database.db;
+    let history = History::eventful(1);
+    history.apply(db, Pipeline::ReadModels, lease(db).await, 4).await;
+    let mut tx = db.read(history.bound()).await.unwrap();
+
+    let org = organizations::get(&mut tx).await.unwrap().unwrap();
+    assert_eq!((org.name.as_str(), org.slug.as_str(), org.version), ("Ajax", "ajax-1", 5));
+    assert_eq!((org.suspended_reason, org.settings.api_key_max_days), (None, Some(30)));
+
+    let active = members::list(&mut tx, false, &Page::First, 10).await.unwrap().rows;
+    let mut emails: Vec<_> = active.iter().map(|member| member.email.as_str()).collect();
+    emails.sort_unstable();
+    assert_eq!(emails, ["1@example.com", "3@example.com"]);
+    let all = members::list(&mut tx, true, &Page::First, 10).await.unwrap().rows;
+    let left = all.iter().find(|member| !member.active).unwrap();
+    assert_eq!(left.role, Role::Admin);
+    let back = members::get_by_user(&mut tx, left.user_id).await.unwrap().unwrap();
+    assert_eq!((back.role, back.email.as_str()), (Role::Member, "3@example.com"));
+    assert_eq!(members::get(&mut tx, left.id).await.unwrap().as_ref(), Some(left));
+
+    let keys = api_keys::list(&mut tx, &Page::First, 10).await.unwrap().rows;
+    assert_eq!(keys[0].revoked_at, Some(keys[0].updated_at));
+    assert_eq!(api_keys::get(&mut tx, keys[0].id).await.unwrap().as_ref(), Some(&keys[0]));
+    let by_name = api_keys::get_by_public_id(&mut tx, &keys[0].public_id).await.unwrap();
+    assert_eq!(by_name.as_ref(), Some(&keys[0]));
+
+    let kinds = kinds::list(&mut tx).await.unwrap();
+    assert_eq!((kinds[0].definition.title.as_str(), kinds[0].retired, kinds[0].version), ("Runs", true, 3));
+
+    let record = records::get(&mut tx, history.record(0)).await.unwrap().unwrap();
+    assert_eq!((record.data, record.kind_version, record.version), (json!(["new", 1]), 2, 2));
+    assert_eq!(record.created_by.id, "mem_2");
+    assert!(records::get(&mut tx, history.record(1)).await.unwrap().unwrap().archived);
+
+    let commands = [history.command(0), history.command(1), history.command(2)];
+    let mut done = idempotency::find(&mut tx, &commands).await.unwrap();
+    done.sort_by_key(|done| done.seq);
+    assert_eq!(done.iter().map(|done| done.command_id).collect::<Vec<_>>(), [commands[0], commands[2]]);
+    assert_eq!(done[0].aggregate, AggregateId::Organization(history.org));
+    assert_eq!(done[0].fingerprint, Fingerprint::of(&[&[0]]));
+}
+
+#[tokio::test]
+async fn pages_meet_in_both_directions() {
+    let database = support::database().await;
+    let db = &database.db;
+    let history = History::eventful(1);
+    history.apply(db, Pipeline::ReadModels, lease(db).await, 100).await;
+    let mut tx = db.read(history.bound()).await.unwrap();
+
+    let all = records::list(&mut tx, None, true, &Page::First, 10).await.unwrap();
+    assert_eq!((all.rows.len(), all.more), (6, false));
+    let first = records::list(&mut tx, None, true, &Page::First, 4).await.unwrap();
+    assert_eq!((&first.rows[..], first.more), (&all.rows[..4], true));
+    let rest = records::list(&mut tx, None, true, &Page::After(first.rows[3].place()), 4).await.unwrap();
+    assert_eq!((&rest.rows[..], rest.more), (&all.rows[4..], false));
+    let back = records::list(&mut tx, None, true, &Page::Before(rest.rows[0].place()), 3).await.unwrap();
+    assert_eq!((&back.rows[..], back.more), (&all.rows[1..4], true));
+
+    assert_eq!(records::list(&mut tx, None, false, &Page::First, 10).await.unwrap().rows.len(), 5);
+    let traces = records::list(&mut tx, Some(&"trace".parse().unwrap()), true, &Page::First, 10).await.unwrap();
+    assert_eq!(traces.rows.len(), 3);
+}
+
+#[tokio::test]
+async fn a_slice_is_applied_once() {
+    let database = support::database().await;
+    let db = &database.db;
+    let epoch = lease(db).await;
+    let history = History::eventful(1);
+    let org = history.bound();
+    let (first, second) = (history.commits[0].seq, history.commits[1].seq);
+    let pipeline = Pipeline::Audit;
+
+    // Dropped, not committed: nothing happened.
+    let mut tx = db.begin_slices().await.unwrap();
+    assert_eq!(tx.open(org, pipeline, SHARD, epoch, None, first).await.unwrap(), SliceStart::Open { parked: false });
+    apply(&mut tx, org, &history.commits[..1]).await.unwrap();
+    drop(tx);
+
+    let mut tx = db.begin_slices().await.unwrap();
+    assert_eq!(tx.open(org, pipeline, SHARD, epoch, Some(0), first).await.unwrap(), SliceStart::Open { parked: false });
+    apply(&mut tx, org, &history.commits[..1]).await.unwrap();
+    tx.commit().await.unwrap();
+
+    // Delivered again, or by somebody with an old idea of the checkpoint: moved, and closed to every write.
+    for from in [None, Some(0), Some(first - 1)] {
+        let mut tx = db.begin_slices().await.unwrap();
+        let moved = SliceStart::Moved { stored_seq: first };
+        assert_eq!(tx.open(org, pipeline, SHARD, epoch, from, first).await.unwrap(), moved);
+        let refused = apply(&mut tx, org, &history.commits[..1]).await.unwrap_err();
+        assert!(matches!(refused, DbError::NotOpen(_)), "{refused}");
+        tx.commit().await.unwrap();
+    }
+
+    // Under an epoch that is over: fenced.
+    let mut tx = db.begin_slices().await.unwrap();
+    let fenced = tx.open(org, pipeline, SHARD, epoch + 1, Some(first), second).await.unwrap();
+    assert_eq!(fenced, SliceStart::Fenced);
+    drop(tx);
+
+    let mut tx = db.read(org).await.unwrap();
+    assert_eq!(checkpoints::position(&mut tx, pipeline).await.unwrap(), first);
+    assert_eq!(audit::size(&mut tx).await.unwrap(), history.commits[0].commit.events.len() as u64);
+}
+
+#[tokio::test]
+async fn a_slice_takes_only_its_own_org_and_pipeline() {
+    let database = support::database().await;
+    let db = &database.db;
+    let epoch = lease(db).await;
+    let (a, b) = (History::eventful(1), History::eventful(2));
+    let mut tx = db.begin_slices().await.unwrap();
+    tx.open(a.bound(), Pipeline::ReadModels, SHARD, epoch, None, 10).await.unwrap();
+    assert!(matches!(apply(&mut tx, b.bound(), &b.commits[..1]).await, Err(DbError::NotOpen(_))));
+    let audit = orgstream_projections::apply_audit(&mut tx, a.bound(), &a.commits[..1]).await;
+    assert!(matches!(audit, Err(DbError::NotOpen(_))));
+}
+
+#[tokio::test]
+async fn a_change_of_nothing_is_an_error_and_undoes_its_slice() {
+    let database = support::database().await;
+    let db = &database.db;
+    let epoch = lease(db).await;
+    let history = History::eventful(1);
+    // The creation of everything was given up; its changes come.
+    for late in &history.commits[8..] {
+        let birth = late.commit.events.iter().any(|event| event.header.aggregate.version == 1);
+        let mut tx = db.begin_slices().await.unwrap();
+        tx.open(history.bound(), Pipeline::ReadModels, SHARD, epoch, None, late.seq).await.unwrap();
+        let applied = apply(&mut tx, history.bound(), std::slice::from_ref(late)).await;
+        assert_eq!(matches!(applied, Err(DbError::RowsMissing { .. })), !birth, "{applied:?}");
+    }
+    let mut tx = db.read(history.bound()).await.unwrap();
+    assert_eq!(checkpoints::all(&mut tx).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn the_audit_log_is_dense_and_keeps_the_bytes() {
+    let database = support::database().await;
+    let db = &database.db;
+    let epoch = lease(db).await;
+    let (a, b) = (History::eventful(1), History::eventful(2));
+    a.apply(db, Pipeline::Audit, epoch, 3).await;
+    b.apply(db, Pipeline::Audit, epoch, 100).await;
+    for history in [&a, &b] {
+        let events: Vec<_> = history.commits.iter().flat_map(|applied| &applied.commit.events).collect();
+        let mut tx = db.read(history.bound()).await.unwrap();
+        let log = audit::from_idx(&mut tx, 0, 1000).await.unwrap();
+        assert_eq!(log.len(), events.len());
+        for (nth, (entry, event)) in log.iter().zip(&events).enumerate() {
+            assert_eq!(entry.idx, nth as u64);
+            assert_eq!(entry.sealed, event.sealed);
+            assert_eq!(entry.leaf, audit::leaf(&event.sealed.header));
+            assert_eq!(entry.view().unwrap().header, event.header);
+        }
+        assert_eq!(audit::size(&mut tx).await.unwrap(), events.len() as u64);
+        assert_eq!(audit::get(&mut tx, log[5].event_id).await.unwrap().as_ref(), Some(&log[5]));
+        let seq = history.commits[4].seq;
+        let rest = audit::from_seq(&mut tx, seq, 1000).await.unwrap();
+        assert_eq!(rest, log.iter().filter(|entry| entry.seq >= seq).cloned().collect::<Vec<_>>());
+
+        let newest = audit::list(&mut tx, &AuditFilter::default(), &Page::First, 3).await.unwrap();
+        assert_eq!(newest.rows[0].idx, events.len() as u64 - 1);
+        let newer = audit::list(&mut tx, &AuditFilter::default(), &Page::Before(2), 2).await.unwrap();
+        assert_eq!(newer.rows.iter().map(Placed::place).collect::<Vec<_>>(), [4, 3]);
+        let filter = AuditFilter {
+            action: Some("record.created".to_owned()),
+            actor_type: Some(ActorType::Member),
+            actor_id: Some("mem_2".to_owned()),
+            since: Some(Timestamp::from_unix_ms(BIRTH)),
+            until: Some(Timestamp::from_unix_ms(BIRTH + 25)),
+            ..AuditFilter::default()
+        };
+        let found = audit::list(&mut tx, &filter, &Page::First, 10).await.unwrap();
+        assert_eq!(found.rows.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [16]);
+        let target = AuditFilter { target_id: Some(history.record(0).to_string()), ..AuditFilter::default() };
+        assert_eq!(audit::list(&mut tx, &target, &Page::First, 10).await.unwrap().rows.len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn parked_messages_wait_in_order_until_they_are_taken_out() {
+    let database = support::database().await;
+    let db = &database.db;
+    let epoch = lease(db).await;
+    let history = History::new(1);
+    let org = history.bound();
+    let subject = format!("ev.3.{}.record.{}", org.org(), history.record(1));
+    let other = format!("ev.3.{}.record.{}", org.org(), history.record(2));
+    let park = |seq, subject, state, reason| Park { seq, subject, message: &[1, 2], state, reason, attempts: 1 };
+
+    let mut tx = db.begin_slices().await.unwrap();
+    tx.open(org, Pipeline::ReadModels, SHARD, epoch, None, 30).await.unwrap();
+    let messages = [
+        park(20, &subject, ParkedState::Waiting, ""),
+        park(10, &subject, ParkedState::Failed, "cannot decode \0 the payload"),
+        park(15, &other, ParkedState::Failed, "no"),
+    ];
+    parked::park(&mut tx, org, &messages).await.unwrap();
+    tx.commit().await.unwrap();
+
+    // The next slice is told, and finds them.
+    let mut tx = db.begin_slices().await.unwrap();
+    let start = tx.open(org, Pipeline::ReadModels, SHARD, epoch, Some(30), 40).await.unwrap();
+    assert_eq!(start, SliceStart::Open { parked: true });
+    let aggregate = AggregateId::Record(history.record(1)).to_string();
+    assert!(parked::aggregates(&mut tx, org).await.unwrap().contains(&aggregate));
+    let waiting = parked::of_aggregate(&mut tx, org, &aggregate, 10).await.unwrap();
+    assert_eq!(waiting.iter().map(|message| message.parked.seq).collect::<Vec<_>>(), [10, 20]);
+    assert_eq!(waiting[0].message, [1, 2]);
+    assert_eq!(waiting[0].parked.reason, "cannot decode   the payload");
+
+    // Tried again in vain, then given up.
+    parked::park(&mut tx, org, &[park(10, &subject, ParkedState::Failed, "still")]).await.unwrap();
+    let waiting = parked::of_aggregate(&mut tx, org, &aggregate, 10).await.unwrap();
+    assert_eq!((waiting[0].parked.attempts, waiting[0].parked.reason.as_str()), (2, "still"));
+    assert_eq!(parked::remove(&mut tx, org, &[10, 20]).await.unwrap(), 2);
+    tx.commit().await.unwrap();
+
+    let mut tx = db.read(org).await.unwrap();
+    let left = parked::list(&mut tx, None, 10).await.unwrap();
+    assert_eq!(
+        left.iter().map(|parked| (parked.pipeline, parked.seq)).collect::<Vec<_>>(),
+        [(Pipeline::ReadModels, 15)]
+    );
+    assert_eq!(parked::list(&mut tx, Some((Pipeline::ReadModels, 15)), 10).await.unwrap(), []);
+    drop(tx);
+
+    // Another pipeline knows nothing of them.
+    let mut tx = db.begin_slices().await.unwrap();
+    let start = tx.open(org, Pipeline::Audit, SHARD, epoch, None, 40).await.unwrap();
+    assert_eq!(start, SliceStart::Open { parked: false });
+}
+
+#[tokio::test]
+async fn a_shard_has_one_owner_and_every_change_of_owner_a_new_epoch() {
+    let database = support::database().await;
+    let db = &database.db;
+    let (one, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    let lease = db.acquire_lease(SHARD, one, TTL).await.unwrap().unwrap();
+    assert_eq!(db.acquire_lease(SHARD, other, TTL).await.unwrap(), None);
+    assert_eq!(db.acquire_lease(SHARD, one, TTL).await.unwrap().unwrap().epoch, lease.epoch);
+    assert_eq!(db.renew_leases(one, TTL).await.unwrap().len(), 1);
+    assert_eq!(db.renew_leases(other, TTL).await.unwrap(), []);
+
+    let org = History::new(1).org;
+    let mark = ShardMark { seq: 7, detached: vec![(org, Pipeline::ReadModels), (org, Pipeline::Audit)] };
+    assert!(db.set_shard_mark(SHARD, lease.epoch, &mark).await.unwrap());
+    assert_eq!(db.shard_mark(SHARD).await.unwrap(), mark);
+
+    // Given back, and taken by another: what the first still has under way is refused.
+    assert!(db.release_lease(SHARD, one, lease.epoch).await.unwrap());
+    assert!(!db.release_lease(SHARD, one, lease.epoch).await.unwrap());
+    let next = db.acquire_lease(SHARD, other, Duration::ZERO).await.unwrap().unwrap();
+    assert!(next.epoch > lease.epoch);
+    assert!(!db.set_shard_mark(SHARD, lease.epoch, &ShardMark::default()).await.unwrap());
+    assert_eq!(db.shard_mark(SHARD).await.unwrap(), mark);
+
+    // Expired: anybody may have it.
+    let last = db.acquire_lease(SHARD, one, TTL).await.unwrap().unwrap();
+    assert!(last.epoch > next.epoch);
+    assert_eq!(db.leases().await.unwrap(), [last]);
+
+    db.announce_worker(one).await.unwrap();
+    db.announce_worker(one).await.unwrap();
+    db.announce_worker(other).await.unwrap();
+    assert_eq!(db.live_workers(TTL).await.unwrap(), [one, other]);
+    db.retire_worker(one).await.unwrap();
+    assert_eq!(db.live_workers(TTL).await.unwrap(), [other]);
+}

@@ -1,0 +1,401 @@
+//! The database alone keeps orgs apart: what a login of ours can do with any SQL it likes.
+//!
+//! The tables are asked of the catalogue, so a table that somebody adds is tested the day it appears.
+
+use orgstream_events::Pipeline;
+use orgstream_projections::{Database, DatabaseOptions, Page, checkpoints, parked, records};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Transaction};
+use uuid::Uuid;
+
+use crate::{
+    projections::{History, lease},
+    support,
+};
+
+const PRIVILEGE: &str = "42501";
+const DUPLICATE: &str = "23505";
+
+async fn connect(url: &str) -> PgConnection {
+    PgConnection::connect(url).await.unwrap()
+}
+
+/// Every table with an `org_id`.
+async fn tenant_tables(owner: &mut PgConnection) -> Vec<String> {
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT format('%I.%I', table_schema, table_name)::text FROM information_schema.columns
+        JOIN information_schema.tables USING (table_schema, table_name)
+        WHERE column_name = 'org_id' AND table_type = 'BASE TABLE' ORDER BY 1",
+    )
+    .fetch_all(owner)
+    .await
+    .unwrap();
+    assert!(tables.len() >= 11, "{tables:?}");
+    tables
+}
+
+async fn bind(connection: &mut PgConnection, org: Uuid) -> Transaction<'_, Postgres> {
+    let mut tx = connection.begin().await.unwrap();
+    let bind = sqlx::query("SELECT set_config('app.org_id', $1, true)").bind(org.to_string());
+    bind.execute(&mut *tx).await.unwrap();
+    tx
+}
+
+/// Runs one statement and says with which code it was refused, or how many rows it touched.
+async fn attempt(connection: &mut PgConnection, sql: &str) -> Result<u64, String> {
+    match sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await {
+        Ok(done) => Ok(done.rows_affected()),
+        Err(sqlx::Error::Database(error)) => Err(error.code().unwrap_or_default().into_owned()),
+        Err(other) => panic!("{sql}: {other}"),
+    }
+}
+
+/// Two orgs with rows in every table.
+async fn two_orgs(db: &Database) -> (History, History) {
+    let epoch = lease(db).await;
+    let (a, b) = (History::eventful(1), History::eventful(2));
+    for history in [&a, &b] {
+        for pipeline in Pipeline::ALL {
+            history.apply(db, pipeline, epoch, 100).await;
+        }
+        let last = history.commits.last().unwrap().seq;
+        let mut tx = db.begin_slices().await.unwrap();
+        let shard = orgstream_events::Shard(3);
+        tx.open(history.bound(), Pipeline::Audit, shard, epoch, Some(last), last + 1).await.unwrap();
+        let subject = format!("ev.3.{}.record.{}", history.org, history.record(1));
+        let state = parked::ParkedState::Failed;
+        let message = parked::Park { seq: last, subject: &subject, message: &[0], state, reason: "", attempts: 1 };
+        parked::park(&mut tx, history.bound(), &[message]).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+    (a, b)
+}
+
+// S1.2
+// S3.14
+#[tokio::test]
+async fn every_tenant_table_obeys_the_rules() {
+    let database = support::database().await;
+    assert_eq!(database.db.preflight().await.unwrap(), []);
+    let mut owner = connect(&database.owner_url).await;
+    for table in tenant_tables(&mut owner).await {
+        let insert = format!("INSERT INTO {table} (org_id) VALUES (NULL)");
+        assert_eq!(attempt(&mut owner, &insert).await, Err("23502".to_owned()), "{table} takes a row of no org");
+    }
+}
+
+#[tokio::test]
+async fn a_forgotten_rule_is_found() {
+    let database = support::database().await;
+    let mut owner = connect(&database.owner_url).await;
+    let mistakes = [
+        ("CREATE TABLE rm.forgotten (org_id uuid)", "rm.forgotten has row-level security off"),
+        ("CREATE TABLE rm.orgless (id uuid)", "rm.orgless has no column org_id"),
+        ("ALTER TABLE rm.records NO FORCE ROW LEVEL SECURITY", "rm.records does not bind its owner"),
+        ("DROP POLICY floor ON rm.kinds", "rm.kinds has no restrictive floor for everybody"),
+        ("DROP POLICY tenant ON rm.members", "rm.members has no permissive policy by app.org()"),
+        ("CREATE UNIQUE INDEX everyone ON rm.slugs (slug)", "rm.slugs: the unique index rm.everyone is not per org"),
+        (
+            "ALTER TABLE rm.api_keys ADD CONSTRAINT loose FOREIGN KEY (id) REFERENCES rm.records_of_all (id)",
+            "rm.api_keys: the foreign key loose may point into another org",
+        ),
+        ("GRANT TRUNCATE ON rm.records TO app_rw", "the role app_rw may TRUNCATE rm.records"),
+        ("GRANT DELETE ON audit.events TO app_rw", "the role app_rw may DELETE audit.events"),
+        ("ALTER TABLE audit.events DISABLE TRIGGER append_only", "audit.events may be changed"),
+        ("CREATE MATERIALIZED VIEW rm.stale AS SELECT 1", "rm.stale is a materialized view"),
+        ("CREATE VIEW rm.leak AS SELECT * FROM rm.records", "the view rm.leak reads with the rights of its owner"),
+        ("ALTER FUNCTION app.org() IMMUTABLE", "app.org() is missing or not STABLE"),
+        ("ALTER FUNCTION app.org_of_slug SET search_path = public", "runs with the rights of its owner"),
+        ("GRANT CREATE ON SCHEMA rm TO app_rw", "the role app_rw may create objects in the schema rm"),
+    ];
+    attempt(&mut owner, "CREATE TABLE rm.records_of_all (org_id uuid NOT NULL, id uuid PRIMARY KEY)").await.unwrap();
+    for (mistake, what) in mistakes {
+        attempt(&mut owner, mistake).await.unwrap();
+        let findings = database.db.catalogue().await.unwrap();
+        assert!(findings.iter().any(|finding| finding.what.contains(what)), "{mistake}: {findings:?}");
+    }
+    assert!(!database.db.preflight().await.unwrap().is_empty());
+}
+
+// S1.24
+// S3.16
+#[tokio::test]
+async fn unbound_queries_are_refused_even_on_empty_tables() {
+    let database = support::database().await;
+    let tables = tenant_tables(&mut connect(&database.owner_url).await).await;
+    for role in ["app_rw", "app_ro"] {
+        let mut connection = connect(&database.app_url(role)).await;
+        for table in &tables {
+            let read = attempt(&mut connection, &format!("SELECT * FROM {table}")).await;
+            assert_eq!(read, Err(PRIVILEGE.to_owned()), "{role} on {table}");
+        }
+        // After a bound transaction the setting is '' and no longer absent.
+        bind(&mut connection, Uuid::from_u128(1)).await.commit().await.unwrap();
+        for table in &tables {
+            let read = attempt(&mut connection, &format!("SELECT count(*) FROM {table}")).await;
+            assert_eq!(read, Err(PRIVILEGE.to_owned()), "{role} on {table}, after another org");
+        }
+    }
+}
+
+// S1.24
+// S3.7
+#[tokio::test]
+async fn bound_queries_see_and_touch_one_org() {
+    let database = support::database().await;
+    let (a, b) = two_orgs(&database.db).await;
+    let mut owner = connect(&database.owner_url).await;
+    for table in tenant_tables(&mut owner).await {
+        let all: i64 = sqlx::query_scalar(AssertSqlSafe(format!("SELECT count(*) FROM {table} WHERE org_id = $1")))
+            .bind(a.org.uuid())
+            .fetch_one(&mut owner)
+            .await
+            .unwrap();
+        assert!(all > 0, "{table} is empty, so nothing is tested");
+        for role in ["app_rw", "app_ro"] {
+            let mut connection = connect(&database.app_url(role)).await;
+            let mut tx = bind(&mut connection, a.org.uuid()).await;
+            let seen: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(format!("SELECT org_id FROM {table}")))
+                .fetch_all(&mut *tx)
+                .await
+                .unwrap();
+            assert_eq!(seen.len() as u64, all.unsigned_abs(), "{role} on {table}");
+            assert!(seen.iter().all(|org| *org == a.org.uuid()), "{role} on {table}");
+        }
+
+        let mut connection = connect(&database.app_url("app_rw")).await;
+        let mut tx = bind(&mut connection, a.org.uuid()).await;
+        let foreign = format!(
+            "INSERT INTO {table} SELECT (jsonb_populate_record(r, '{{\"org_id\": \"{}\"}}')).* FROM {table} AS r LIMIT 1",
+            b.org.uuid()
+        );
+        assert_eq!(attempt(&mut tx, &foreign).await, Err(PRIVILEGE.to_owned()), "a row tagged B into {table}");
+        drop(tx);
+        for change in ["UPDATE", "DELETE FROM"] {
+            let set = if change == "UPDATE" { "SET org_id = org_id" } else { "" };
+            let mut tx = bind(&mut connection, a.org.uuid()).await;
+            let changed = attempt(&mut tx, &format!("{change} {table} {set} WHERE org_id = '{}'", b.org.uuid())).await;
+            assert!(changed == Ok(0) || changed == Err(PRIVILEGE.to_owned()), "{change} {table}: {changed:?}");
+        }
+    }
+}
+
+/// A small generator, so that a failing seed can be run again.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+
+    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[usize::try_from(self.roll(from.len() as u64)).unwrap()]
+    }
+}
+
+// S1.24
+#[tokio::test]
+async fn one_reused_connection_never_shows_a_foreign_row() {
+    let database = support::database().await;
+    let (a, b) = two_orgs(&database.db).await;
+    let tables = tenant_tables(&mut connect(&database.owner_url).await).await;
+    let orgs = [a.org.uuid(), b.org.uuid(), Uuid::from_u128(7)];
+    let roles = ["app_rw", "app_ro"];
+    for (seed, plans) in [(1, "auto"), (2, "force_generic_plan"), (3, "force_custom_plan"), (4, "force_generic_plan")] {
+        let mut dice = Dice(0x9e37_79b9_7f4a_7c15 ^ seed);
+        let mut connection = connect(&database.app_url(dice.pick(&roles))).await;
+        attempt(&mut connection, &format!("SET plan_cache_mode = {plans}")).await.unwrap();
+        for step in 0..400 {
+            let bound = *dice.pick(&orgs);
+            let asked = *dice.pick(&orgs);
+            let table = dice.pick(&tables);
+            let place = format!("seed {seed} step {step}: {table} bound to {bound} asked for {asked}");
+            // The same few texts again and again, so that they are prepared once and run for every org.
+            let unscoped = format!("SELECT org_id FROM {table}");
+            let scoped = format!("SELECT org_id FROM {table} WHERE org_id = $1");
+            match dice.roll(5) {
+                0 => {
+                    let unbound: Result<Vec<Uuid>, _> =
+                        sqlx::query_scalar(AssertSqlSafe(unscoped)).fetch_all(&mut connection).await;
+                    assert!(unbound.is_err(), "{place}: unbound");
+                }
+                1 => {
+                    let mut tx = bind(&mut connection, bound).await;
+                    let rows: Vec<Uuid> =
+                        sqlx::query_scalar(AssertSqlSafe(scoped)).bind(asked).fetch_all(&mut *tx).await.unwrap();
+                    assert!(rows.iter().all(|org| *org == bound && *org == asked), "{place}");
+                    assert_eq!(rows.is_empty(), bound != asked || bound == orgs[2], "{place}");
+                    tx.commit().await.unwrap();
+                }
+                kind => {
+                    let mut tx = bind(&mut connection, bound).await;
+                    let rows: Vec<Uuid> =
+                        sqlx::query_scalar(AssertSqlSafe(unscoped.clone())).fetch_all(&mut *tx).await.unwrap();
+                    assert!(rows.iter().all(|org| *org == bound), "{place}");
+                    assert_eq!(rows.is_empty(), bound == orgs[2], "{place}");
+                    match kind {
+                        2 => tx.commit().await.unwrap(),
+                        3 => tx.rollback().await.unwrap(),
+                        _ => {
+                            // A transaction that fails in the middle, with the binding in it.
+                            assert!(attempt(&mut tx, "SELECT 1 / 0").await.is_err());
+                            drop(tx);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+// S1.24
+#[tokio::test]
+async fn one_pooled_connection_serves_orgs_in_turn() {
+    let database = support::database().await;
+    let (a, b) = two_orgs(&database.db).await;
+    let options =
+        DatabaseOptions { url: database.app_url("app_ro"), password: None, rw_connections: 1, ro_connections: 1 };
+    let db = Database::connect(&options).await.unwrap();
+    let mut dice = Dice(5);
+    for _ in 0..200 {
+        let (one, other) = if dice.roll(2) == 0 { (&a, &b) } else { (&b, &a) };
+        let mut tx = db.read(one.bound()).await.unwrap();
+        let rows = records::list(&mut tx, None, true, &Page::First, 100).await.unwrap().rows;
+        assert_eq!(rows.len(), 6);
+        assert!(rows.iter().all(|row| (0..6).any(|nth| row.id == one.record(nth))));
+        assert_eq!(records::get(&mut tx, other.record(2)).await.unwrap(), None);
+        assert!(checkpoints::position(&mut tx, Pipeline::Audit).await.unwrap() > 0);
+        if dice.roll(2) == 0 {
+            tx.finish().await.unwrap();
+        }
+    }
+}
+
+// S3.15
+#[tokio::test]
+async fn keys_are_per_org() {
+    let database = support::database().await;
+    let (a, b) = two_orgs(&database.db).await;
+    let mut connection = connect(&database.app_url("app_rw")).await;
+    let copy = |to: Uuid| {
+        format!(
+            "INSERT INTO rm.slugs VALUES ('{to}', 'shared');
+            INSERT INTO rm.kinds (org_id, name, title, schema, visibility, cost, status, version, created_at, updated_at, seq)
+            VALUES ('{to}', 'shared', '', '{{}}', 'private', 1, 'active', 1, now(), now(), 1)"
+        )
+    };
+    for org in [a.org.uuid(), b.org.uuid()] {
+        let mut tx = bind(&mut connection, org).await;
+        attempt(&mut tx, &copy(org)).await.unwrap();
+        tx.commit().await.unwrap();
+        let mut tx = bind(&mut connection, org).await;
+        assert_eq!(attempt(&mut tx, &copy(org)).await, Err(DUPLICATE.to_owned()));
+    }
+
+    // Both orgs have a record of one id, and each has its own.
+    let mut tx = bind(&mut connection, b.org.uuid()).await;
+    let steal = format!(
+        "INSERT INTO rm.records (org_id, id, kind, kind_version, data, status, created_by_type, created_by_id, version,
+            created_at, updated_at, seq)
+        VALUES ('{}', '{}', 'trace', 1, '\"of B\"', 'active', 'member', 'mem_b', 1, now(), now(), 1)",
+        b.org.uuid(),
+        a.record(0).uuid()
+    );
+    assert_eq!(attempt(&mut tx, &steal).await, Ok(1));
+    tx.commit().await.unwrap();
+    for (history, data) in [(&a, serde_json::json!(["new", 1])), (&b, serde_json::json!("of B"))] {
+        let mut tx = database.db.read(history.bound()).await.unwrap();
+        assert_eq!(records::get(&mut tx, a.record(0)).await.unwrap().unwrap().data, data);
+    }
+
+    // No foreign key can reach across: every one there is has the org in it.
+    let loose: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM pg_constraint AS f JOIN pg_attribute AS o ON o.attrelid = f.conrelid AND o.attname = 'org_id'
+        WHERE f.contype = 'f' AND NOT o.attnum = ANY (f.conkey)",
+    )
+    .fetch_one(&mut connection)
+    .await
+    .unwrap();
+    assert_eq!(loose, 0);
+}
+
+#[tokio::test]
+async fn the_logins_cannot_do_more_than_they_need() {
+    let database = support::database().await;
+    let (a, _) = two_orgs(&database.db).await;
+    let mut owner = connect(&database.owner_url).await;
+    for role in ["app_rw", "app_ro", "app_audit"] {
+        let mut connection = connect(&database.app_url(role)).await;
+        let mut statements = vec![
+            "SET ROLE app_owner".to_owned(),
+            "SET ROLE app_resolver".to_owned(),
+            "CREATE TABLE public.mine (id int)".to_owned(),
+            "CREATE TEMPORARY TABLE mine (id int)".to_owned(),
+            "UPDATE audit.events SET action = 'x'".to_owned(),
+            "DELETE FROM audit.events".to_owned(),
+        ];
+        for table in tenant_tables(&mut owner).await {
+            statements.push(format!("TRUNCATE {table}"));
+            statements.push(format!("ALTER TABLE {table} DISABLE ROW LEVEL SECURITY"));
+        }
+        for statement in statements {
+            let mut tx = bind(&mut connection, a.org.uuid()).await;
+            assert_eq!(attempt(&mut tx, &statement).await, Err(PRIVILEGE.to_owned()), "{role}: {statement}");
+        }
+    }
+    // Even its owner changes the audit log only on purpose.
+    for statement in ["UPDATE audit.events SET action = 'x'", "DELETE FROM audit.events", "TRUNCATE audit.events"] {
+        assert_eq!(attempt(&mut owner, statement).await, Err(PRIVILEGE.to_owned()), "{statement}");
+    }
+}
+
+#[tokio::test]
+async fn resolvers_answer_with_an_id_and_open_no_table() {
+    let database = support::database().await;
+    let (a, b) = two_orgs(&database.db).await;
+    let db = &database.db;
+    for slug in ["acme-1", "ajax-1"] {
+        assert_eq!(db.org_of_slug(&slug.parse().unwrap()).await.unwrap(), Some(a.org), "{slug}");
+    }
+    assert_eq!(db.org_of_slug(&"nobody".parse().unwrap()).await.unwrap(), None);
+    assert_eq!(db.org_of_key(&"key000000002".parse().unwrap()).await.unwrap(), Some(b.org));
+    let mut tx = db.read(a.bound()).await.unwrap();
+    let member = orgstream_projections::members::list(&mut tx, false, &Page::First, 1).await.unwrap().rows.remove(0);
+    drop(tx);
+    let mut orgs = [a.org, b.org];
+    orgs.sort();
+    assert_eq!(db.orgs_of_user(member.user_id).await.unwrap(), orgs);
+
+    // Two orgs with one key id: no answer is better than a guess.
+    let mut connection = connect(&database.app_url("app_rw")).await;
+    let mut tx = bind(&mut connection, a.org.uuid()).await;
+    attempt(&mut tx, "UPDATE rm.api_keys SET public_id = 'key000000002'").await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(db.org_of_key(&"key000000002".parse().unwrap()).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn preflight_refuses_a_login_above_the_policies() {
+    let database = support::database().await;
+    let options =
+        DatabaseOptions { url: database.owner_url.clone(), password: None, rw_connections: 1, ro_connections: 1 };
+    let findings = Database::connect(&options).await.unwrap().preflight().await.unwrap();
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    assert!(findings[0].what.contains("passes by row-level security"), "{findings:?}");
+}
+
+#[tokio::test]
+async fn preflight_refuses_pending_and_foreign_migrations() {
+    let database = support::database().await;
+    let mut owner = connect(&database.owner_url).await;
+    attempt(&mut owner, "UPDATE _sqlx_migrations SET checksum = 'x' WHERE version = 4").await.unwrap();
+    let findings = database.db.preflight().await.unwrap();
+    assert!(findings[0].what.contains("migration 4 was applied with another content"), "{findings:?}");
+    attempt(&mut owner, "DELETE FROM _sqlx_migrations WHERE version >= 4").await.unwrap();
+    let findings = database.db.preflight().await.unwrap();
+    assert!(findings[0].what.contains("migrations are pending"), "{findings:?}");
+    attempt(&mut owner, "DROP TABLE _sqlx_migrations").await.unwrap();
+    assert!(database.db.preflight().await.unwrap()[0].what.contains("migrations are pending"));
+}

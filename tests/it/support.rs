@@ -1,0 +1,158 @@
+//! Real servers for tests: a private nats-server each, and a fresh database each. All of it is gone when dropped.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
+
+use orgstream::servers::{self, Postgres, PostgresOptions, TEST_POSTGRES};
+use orgstream_projections::{Database, DatabaseOptions, migrate};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+/// The roles are the cluster's, so all tests that share one must agree.
+const APP_PASSWORD: &str = "the password of the tests";
+
+/// A folder that is removed when dropped.
+pub(crate) struct TempDir(PathBuf);
+
+impl TempDir {
+    pub(crate) fn new() -> Self {
+        let path = env::temp_dir().join(format!("orgstream-test-{}", unique()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Unique among the tests that run now: of this process, and of others.
+fn unique() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{}_{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A nats-server of this test alone.
+pub(crate) struct Nats {
+    pub(crate) url: String,
+    pub(crate) monitor_url: String,
+    server: servers::Nats,
+    _dir: TempDir,
+}
+
+impl Nats {
+    pub(crate) async fn start(sync_always: bool) -> Self {
+        let dir = TempDir::new();
+        let server = servers::Nats::start(dir.path(), sync_always).await.unwrap();
+        Self { url: server.url.clone(), monitor_url: server.monitor_url.clone(), server, _dir: dir }
+    }
+
+    /// Kills it as a crash would.
+    pub(crate) async fn kill9(&mut self) {
+        self.server.kill9().await;
+    }
+
+    /// Starts it again, on the same ports with the same data.
+    pub(crate) async fn restart(&mut self) {
+        self.server.restart().await.unwrap();
+    }
+}
+
+/// A migrated database of this test alone.
+pub(crate) struct TestDatabase {
+    /// As the program has it.
+    pub(crate) db: Database,
+    /// As the login that migrates.
+    pub(crate) owner_url: String,
+    options: DatabaseOptions,
+    // Last, so that the database is dropped when nobody uses it any more.
+    place: Place,
+}
+
+struct Place {
+    name: String,
+    superuser_url: String,
+    own: Option<(Postgres, TempDir)>,
+}
+
+impl TestDatabase {
+    /// The database as one of the program's roles, for what only raw SQL can show.
+    pub(crate) fn app_url(&self, role: &str) -> String {
+        self.options.url.replace("://", &format!("://{role}:{}@", APP_PASSWORD.replace(' ', "%20")))
+    }
+
+    /// How the program would be told of it.
+    pub(crate) fn options(&self) -> DatabaseOptions {
+        self.options.clone()
+    }
+
+    /// The cluster, when it is this test's own; see [`own_database`].
+    pub(crate) fn postgres(&mut self) -> &mut Postgres {
+        &mut self.place.own.as_mut().expect("a cluster of one's own: use own_database").0
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.own.is_some() {
+            return;
+        }
+        let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
+        let url = self.superuser_url.clone();
+        // The runtime of the test may be at its end, so the last statement has one of its own.
+        let dropped = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut connection = PgConnection::connect(&url).await?;
+                sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut connection).await?;
+                connection.close().await
+            })
+        });
+        if let Ok(Err(error)) = dropped.join() {
+            eprintln!("the database {} stays behind: {error}", self.name);
+        }
+    }
+}
+
+/// A fresh database, in the cluster that `./check` started if it did, else in one of its own.
+pub(crate) async fn database() -> TestDatabase {
+    match env::var(TEST_POSTGRES) {
+        Ok(superuser_url) => fresh(superuser_url, None).await,
+        Err(_) => own_database().await,
+    }
+}
+
+/// A fresh database in a cluster that the test may kill.
+pub(crate) async fn own_database() -> TestDatabase {
+    let dir = TempDir::new();
+    let options = PostgresOptions { without_fsync: true, ..PostgresOptions::default() };
+    let postgres = Postgres::start(dir.path(), options).await.unwrap();
+    fresh(postgres.superuser_url.clone(), Some((postgres, dir))).await
+}
+
+async fn fresh(superuser_url: String, own: Option<(Postgres, TempDir)>) -> TestDatabase {
+    let name = format!("test_{}", unique());
+    let mut connection = PgConnection::connect(&superuser_url).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    let (server, _) = superuser_url.rsplit_once('/').unwrap();
+    let owner_url = format!("{server}/{name}");
+    let (_, address) = server.rsplit_once('@').unwrap();
+    let url = format!("postgres://{address}/{name}");
+    let place = Place { name, superuser_url, own };
+    migrate(&owner_url, Some(APP_PASSWORD)).await.unwrap();
+    let options =
+        DatabaseOptions { url, password: Some(APP_PASSWORD.to_owned()), rw_connections: 8, ro_connections: 8 };
+    let db = Database::connect(&options).await.unwrap();
+    TestDatabase { db, owner_url, options, place }
+}
