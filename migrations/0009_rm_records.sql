@@ -1,5 +1,8 @@
 -- Records, kept when they are archived. The indexes are the two ways to list them, newest first.
 --
+-- They are listed in the order of the stream, by the sequence that created them, and not by (created_at, id): an index
+-- that ends in `id` looks to the planner like one to find a record by, and then reads all of the org for each.
+--
 -- What changes in a record (content, status, version) is in no index, so that the room left in each page is enough for
 -- most changes and the indexes are left alone.
 SET LOCAL ROLE app_owner;
@@ -14,12 +17,13 @@ CREATE TABLE rm.records (
     created_by_id text NOT NULL,
     version bigint NOT NULL,
     created_at timestamptz NOT NULL,
+    created_seq bigint NOT NULL,
     updated_at timestamptz NOT NULL,
     seq bigint NOT NULL,
     PRIMARY KEY (org_id, id)
 ) WITH (fillfactor = 85);
-CREATE INDEX records_newest ON rm.records (org_id, created_at, id);
-CREATE INDEX records_newest_of_kind ON rm.records (org_id, kind, created_at, id);
+CREATE INDEX records_newest ON rm.records (org_id, created_seq);
+CREATE INDEX records_newest_of_kind ON rm.records (org_id, kind, created_seq);
 ALTER TABLE rm.records ENABLE ROW LEVEL SECURITY;
 ALTER TABLE rm.records FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON rm.records AS PERMISSIVE FOR ALL TO app_rw, app_ro

@@ -55,7 +55,12 @@ impl NatsArgs {
 #[command(next_help_heading = "PostgreSQL")]
 pub struct DatabaseArgs {
     /// The database, without a user: the program logs in as `app_rw` and `app_ro`, which `orgstream migrate` makes.
-    #[arg(long, env = "ORGSTREAM_DATABASE_URL", default_value = "postgres://127.0.0.1:5432/orgstream", value_name = "URL")]
+    #[arg(
+        long,
+        env = "ORGSTREAM_DATABASE_URL",
+        default_value = "postgres://127.0.0.1:5432/orgstream",
+        value_name = "URL"
+    )]
     pub database_url: String,
     /// The password of those logins.
     #[arg(long, env = "ORGSTREAM_DATABASE_PASSWORD", hide_env_values = true, value_name = "TEXT")]
@@ -143,7 +148,7 @@ pub struct LogArgs {
     #[arg(long, env = "ORGSTREAM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, global = true)]
     pub log_format: LogFormat,
     /// What is logged, in `tracing` filter syntax, for example `info,orgstream_workers=debug`.
-    #[arg(long, env = "ORGSTREAM_LOG", default_value = "info", global = true, value_name = "FILTER")]
+    #[arg(long, env = "ORGSTREAM_LOG", default_value = "info,async_nats=warn,sqlx=warn", global = true, value_name = "FILTER")]
     pub log: String,
     /// Send traces to this OpenTelemetry collector (OTLP over HTTP).
     #[arg(long, env = "ORGSTREAM_OTLP_URL", global = true, value_name = "URL")]

@@ -90,7 +90,8 @@ pub async fn seed(gateway: &Gateway, auth: &Authenticator, issuer: &DevIssuer) -
             expires_at: None,
             expires_in_days: None,
         };
-        let issued = gateway.submit(&access, &Origin::default(), keyed(key.into(), "demo-key")).await.map_err(explained)?;
+        let issued =
+            gateway.submit(&access, &Origin::default(), keyed(key.into(), "demo-key")).await.map_err(explained)?;
         let token_text = issued.token.context("a new key has a token")?.reveal();
         for (number, data) in models().into_iter().enumerate() {
             let record = CreateRecord { kind: "model".parse()?, data, id: None };
@@ -104,11 +105,8 @@ pub async fn seed(gateway: &Gateway, auth: &Authenticator, issuer: &DevIssuer) -
 }
 
 async fn make_organization(gateway: &Gateway, owner: &Principal, slug: &str, name: &str) -> anyhow::Result<OrgId> {
-    let command = CreateOrganization {
-        name: name.to_owned(),
-        slug: slug.parse()?,
-        tenant_type: TenantType::Organization,
-    };
+    let command =
+        CreateOrganization { name: name.to_owned(), slug: slug.parse()?, tenant_type: TenantType::Organization };
     let request = keyed(command.into(), &format!("demo-{slug}"));
     let made: Accepted = gateway.create_organization(owner, &Origin::default(), request).await.map_err(explained)?;
     Ok(made.position.org)
@@ -150,7 +148,10 @@ impl DemoFile {
         println!("  more   {}: keys, tokens, server addresses", data_dir.join(FILE).display());
         if let Some(org) = self.demo.orgs.first() {
             println!("\nTry it:\n");
-            println!("  curl -s {url}/v1/organizations/{}/records -H 'Authorization: Bearer {}'", org.slug, org.api_key);
+            println!(
+                "  curl -s {url}/v1/organizations/{}/records -H 'Authorization: Bearer {}'",
+                org.slug, org.api_key
+            );
         }
         println!("\nCtrl-C stops everything; the data stays.\n");
     }

@@ -119,7 +119,10 @@ impl Gateway {
 
     /// Carries out one command for somebody in an org.
     pub async fn submit(&self, access: &Access, origin: &Origin, request: Request) -> Result<Accepted, Problem> {
-        self.submit_all(access, origin, vec![request]).await.pop().unwrap_or_else(|| Err(Problem::bad_request("no command")))
+        self.submit_all(access, origin, vec![request])
+            .await
+            .pop()
+            .unwrap_or_else(|| Err(Problem::bad_request("no command")))
     }
 
     /// Carries out the commands, each with its own outcome, in the order they came.
@@ -183,7 +186,11 @@ impl Gateway {
         let (user, email) = match principal {
             Principal::User { user, email: Some(email) } => (*user, email.clone()),
             Principal::User { email: None, .. } => {
-                return Err(Problem::invalid("", "email_not_verified", "your issuer has not verified your e-mail address"));
+                return Err(Problem::invalid(
+                    "",
+                    "email_not_verified",
+                    "your issuer has not verified your e-mail address",
+                ));
             }
             Principal::Key { .. } | Principal::Operator => return Err(AuthError::SessionOnly.into()),
         };
@@ -212,7 +219,13 @@ impl Gateway {
     }
 
     /// Waits until `position` can be seen in the read models; false when it takes longer than `patience`.
-    pub async fn wait_for(&self, org: BoundOrg, pipeline: Pipeline, seq: u64, patience: Duration) -> Result<bool, Problem> {
+    pub async fn wait_for(
+        &self,
+        org: BoundOrg,
+        pipeline: Pipeline,
+        seq: u64,
+        patience: Duration,
+    ) -> Result<bool, Problem> {
         let deadline = Instant::now() + patience;
         let mut pause = Duration::from_millis(2);
         loop {

@@ -21,4 +21,3 @@ pub mod servers;
 pub mod stack;
 pub mod submission;
 pub mod telemetry;
-pub mod trace;

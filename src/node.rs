@@ -116,7 +116,9 @@ pub fn stop_when_asked() -> anyhow::Result<CancellationToken> {
 
 /// Listens, or says who should move.
 pub async fn listen(address: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("{address} cannot be listened on: choose another with --http"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{address} cannot be listened on: choose another with --http"))
 }
 
 /// The API of a process: HTTP, commands by NATS, and what both need.

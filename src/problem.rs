@@ -89,7 +89,12 @@ impl Problem {
     /// A fault of ours. What it was goes to the log, not to the caller.
     pub fn internal(error: &dyn std::fmt::Display) -> Self {
         tracing::error!(%error, "a request failed through a fault of ours");
-        Self::new(500, "internal", "Internal error", "Something went wrong on our side; the request id finds it in the log.")
+        Self::new(
+            500,
+            "internal",
+            "Internal error",
+            "Something went wrong on our side; the request id finds it in the log.",
+        )
     }
 
     /// Something that this program needs does not answer.
@@ -135,14 +140,14 @@ impl From<CommandError> for Problem {
         match error {
             CommandError::Rejected(rejection) => rejection.into(),
             CommandError::NoOrganization(_) => Self::not_found(),
-            CommandError::VersionConflict { .. } => Self::new(412, "version_conflict", "Changed in the meantime", detail),
+            CommandError::VersionConflict { .. } => {
+                Self::new(412, "version_conflict", "Changed in the meantime", detail)
+            }
             CommandError::Contention => {
                 let problem = Self::new(409, "contention", "Too many writers", detail);
                 Self { retry_after: Some(Duration::from_secs(1)), ..problem }
             }
-            CommandError::KeyReused => {
-                Self::new(422, "idempotency_key_reused", "Idempotency key used before", detail)
-            }
+            CommandError::KeyReused => Self::new(422, "idempotency_key_reused", "Idempotency key used before", detail),
             CommandError::TooLarge(_) => {
                 Self::too_large(format!("{detail}; a command's events may have {MAX_COMMIT_BYTES} bytes together"))
             }

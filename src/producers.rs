@@ -10,6 +10,7 @@ use async_nats::{Client, HeaderMap, Message};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use metrics::histogram;
+use orgstream_stream::trace;
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -19,7 +20,6 @@ use crate::{
     gateway::{AcceptedCommand, CommandOutcome, Gateway, Origin},
     problem::Problem,
     submission::{Format, MAX_BODY, Submission, carry_out, idempotency_key},
-    trace,
 };
 
 /// All API processes share the requests.

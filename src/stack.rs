@@ -200,6 +200,13 @@ impl Stack {
         })
     }
 
+    /// Starts a worker beside what runs already, in place of the one that was stopped.
+    pub fn start_worker(&mut self, options: WorkerOptions) {
+        self.stop_worker = self.stop.child_token();
+        let worker = Worker::new(self.log.clone(), self.db.clone(), options);
+        self.worker = Some(tokio::spawn(worker.run(self.stop_worker.clone())));
+    }
+
     /// Stops the worker and leaves the rest as it is.
     pub async fn stop_worker(&mut self) {
         self.stop_worker.cancel();
@@ -253,10 +260,7 @@ impl Stack {
     }
 }
 
-fn start_issuer(
-    dir: &Path,
-    stop: CancellationToken,
-) -> anyhow::Result<(DevIssuer, JoinHandle<anyhow::Result<()>>)> {
+fn start_issuer(dir: &Path, stop: CancellationToken) -> anyhow::Result<(DevIssuer, JoinHandle<anyhow::Result<()>>)> {
     // The address is part of who its users are, so it must be the same at every start.
     let listener = stable_listener(dir)?;
     let url = format!("http://{}", listener.local_addr()?);

@@ -106,7 +106,9 @@ impl Submission {
         }
         if items.len() > MAX_BATCH {
             let count = items.len();
-            return Err(Problem::too_large(format!("{count} commands are over the limit of {MAX_BATCH} in one request")));
+            return Err(Problem::too_large(format!(
+                "{count} commands are over the limit of {MAX_BATCH} in one request"
+            )));
         }
         let mut requests: Vec<Result<Request, Problem>> = items.into_iter().map(read_command).collect();
         for (index, request) in requests.iter_mut().enumerate() {
@@ -306,7 +308,9 @@ mod tests {
 
     #[test]
     fn one_unreadable_command_does_not_stop_the_others() {
-        let Submission::Many(items) = read(&json!([{"type": "drop_table"}, record()]), Some("k")).unwrap() else { panic!() };
+        let Submission::Many(items) = read(&json!([{"type": "drop_table"}, record()]), Some("k")).unwrap() else {
+            panic!()
+        };
         assert_eq!(items[0].as_ref().unwrap_err().errors[0].code, "unknown_value");
         assert!(items[1].is_ok());
     }
@@ -321,6 +325,8 @@ mod tests {
         assert_eq!((error.errors[0].pointer.as_str(), error.errors[0].code.as_ref()), ("/kind", "required"));
         let error = read(&json!({"command": record(), "occurred_at": "yesterday"}), None).unwrap_err();
         assert_eq!(error.errors[0].pointer, "/occurred_at");
+        let error = parse_json::<CommandEnvelope>(br#"{"command": {}, "colour": "red"}"#).unwrap_err();
+        assert_eq!(error.errors[0].pointer, "/colour");
     }
 
     #[test]
@@ -341,7 +347,9 @@ mod tests {
         let Submission::One(packed) = Submission::read(&bytes, Format::MessagePack, None).unwrap() else { panic!() };
         let Submission::One(json) = read(&record(), None).unwrap() else { panic!() };
         assert_eq!(packed.command, json.command);
-        for hostile in [&[0xc1][..], &[0x91; 100_000], &[0xdd, 0xff, 0xff, 0xff, 0xff], &[0xdf, 0xff, 0xff, 0xff, 0xff], &[]] {
+        for hostile in
+            [&[0xc1][..], &[0x91; 100_000], &[0xdd, 0xff, 0xff, 0xff, 0xff], &[0xdf, 0xff, 0xff, 0xff, 0xff], &[]]
+        {
             assert_eq!(Submission::read(hostile, Format::MessagePack, None).unwrap_err().status, 400);
         }
     }

@@ -172,11 +172,7 @@ pub async fn list(
     page: &Page<u64>,
     limit: u16,
 ) -> Result<Listing<AuditEntry>, DbError> {
-    let (idx, to_older) = match *page {
-        Page::First => (i64::MAX, true),
-        Page::After(idx) => (to_bigint(idx), true),
-        Page::Before(idx) => (to_bigint(idx), false),
-    };
+    let (idx, to_older) = page.start();
     let org = tx.org().uuid();
     let rows = i64::from(limit) + 1;
     let rows = if to_older {

@@ -156,6 +156,11 @@ impl Database {
         Ok(SliceTx::new(begin(&self.slices, WRITE, None).await?))
     }
 
+    /// As a slice begins, but bound from the start: see `raw`.
+    pub(crate) async fn begin_raw(&self, org: BoundOrg) -> Result<Transaction<'static, Postgres>, DbError> {
+        begin(&self.slices, WRITE, Some(org)).await
+    }
+
     pub(crate) async fn begin_maintenance(&self, org: BoundOrg) -> Result<Transaction<'static, Postgres>, DbError> {
         begin(&self.ops, WRITE, Some(org)).await
     }

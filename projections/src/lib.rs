@@ -24,6 +24,7 @@ mod error;
 mod migrate;
 mod ops;
 mod page;
+mod raw;
 mod resolve;
 mod rewinds;
 mod slice;

@@ -4,7 +4,7 @@ use orgstream_events::Timestamp;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::DbError;
+use crate::{DbError, convert::to_bigint};
 
 /// Where a row stands in a listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +33,17 @@ impl Page<Place> {
             Self::First => (Timestamp::from_unix_ms(i64::MAX).to_datetime(), Uuid::max(), true),
             Self::After(place) => (place.created_at.to_datetime(), place.id, true),
             Self::Before(place) => (place.created_at.to_datetime(), place.id, false),
+        }
+    }
+}
+
+impl Page<u64> {
+    /// The number to start from, and whether the way leads to older rows.
+    pub(crate) fn start(&self) -> (i64, bool) {
+        match *self {
+            Self::First => (i64::MAX, true),
+            Self::After(number) => (to_bigint(number), true),
+            Self::Before(number) => (to_bigint(number), false),
         }
     }
 }

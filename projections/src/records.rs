@@ -9,10 +9,9 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    CreatedBy, DbError, Listing, Page, Place, Placed, TenantTx,
+    CreatedBy, DbError, Listing, Page, Placed, TenantTx,
     apply::{Stamp, all_there},
     convert::{column, from_bigint, parsed, to_bigint},
-    page::newest_first,
 };
 
 /// A record as it is now.
@@ -34,6 +33,8 @@ pub struct Record {
     pub version: u64,
     /// When it was created.
     pub created_at: Timestamp,
+    /// The stream sequence of its creation, by which records are listed.
+    pub created_seq: u64,
     /// When it last changed.
     pub updated_at: Timestamp,
     /// The stream sequence of its last change.
@@ -41,10 +42,10 @@ pub struct Record {
 }
 
 impl Placed for Record {
-    type Place = Place;
+    type Place = u64;
 
-    fn place(&self) -> Place {
-        Place { created_at: self.created_at, id: self.id.uuid() }
+    fn place(&self) -> u64 {
+        self.created_seq
     }
 }
 
@@ -59,6 +60,7 @@ struct Birth<'a> {
     kind: &'a KindName,
     by: &'a Actor,
     at: OffsetDateTime,
+    seq: i64,
 }
 
 /// What is None stays as it is.
@@ -72,7 +74,7 @@ impl<'a> Fold<'a> {
     pub(crate) fn apply(&mut self, id: RecordId, event: &'a RecordEvent, by: &'a Actor, stamp: Stamp) {
         let (content, status) = match event {
             RecordEvent::Created(event) => {
-                self.births.insert(id, Birth { kind: &event.kind, by, at: stamp.at });
+                self.births.insert(id, Birth { kind: &event.kind, by, at: stamp.at, seq: stamp.seq });
                 (Some((event.kind_version, &event.data)), Some("active"))
             }
             RecordEvent::Updated(event) => (Some((event.kind_version, &event.data)), None),
@@ -90,10 +92,11 @@ impl<'a> Fold<'a> {
         if !changed.is_empty() {
             let updated = sqlx::query!(
                 "INSERT INTO rm.records (org_id, id, kind, kind_version, data, status, created_by_type, created_by_id,
-                    version, created_at, updated_at, seq)
+                    version, created_at, created_seq, updated_at, seq)
                 SELECT $1, old.id, old.kind, coalesce(change.kind_version, old.kind_version),
                     coalesce(change.data, old.data), coalesce(change.status, old.status), old.created_by_type,
-                    old.created_by_id, change.version, old.created_at, change.updated_at, change.seq
+                    old.created_by_id, change.version, old.created_at, old.created_seq, change.updated_at,
+                    change.seq
                 FROM unnest($2::uuid[], $3::bigint[], $4::jsonb[], $5::text[], $6::bigint[], $7::timestamptz[],
                     $8::bigint[])
                     AS change (id, kind_version, data, status, version, updated_at, seq)
@@ -122,9 +125,9 @@ impl<'a> Fold<'a> {
             let births: Vec<_> = self.births.into_values().collect();
             sqlx::query!(
                 "INSERT INTO rm.records (org_id, id, kind, kind_version, data, status, created_by_type, created_by_id,
-                    version, created_at, updated_at, seq)
+                    version, created_at, created_seq, updated_at, seq)
                 SELECT $1, born.* FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::jsonb[], $6::text[], $7::text[],
-                    $8::text[], $9::bigint[], $10::timestamptz[], $11::timestamptz[], $12::bigint[]) AS born
+                    $8::text[], $9::bigint[], $10::timestamptz[], $11::bigint[], $12::timestamptz[], $13::bigint[]) AS born
                 ON CONFLICT (org_id, id) DO UPDATE SET
                     kind = excluded.kind,
                     kind_version = excluded.kind_version,
@@ -134,6 +137,7 @@ impl<'a> Fold<'a> {
                     created_by_id = excluded.created_by_id,
                     version = excluded.version,
                     created_at = excluded.created_at,
+                    created_seq = excluded.created_seq,
                     updated_at = excluded.updated_at,
                     seq = excluded.seq",
                 org,
@@ -146,6 +150,7 @@ impl<'a> Fold<'a> {
                 column(&births, |birth| birth.by.id.as_str()) as _,
                 &column(&born, |(_, change)| change.stamp.version),
                 &column(&births, |birth| birth.at),
+                &column(&births, |birth| birth.seq),
                 &column(&born, |(_, change)| change.stamp.at),
                 &column(&born, |(_, change)| change.stamp.seq),
             )
@@ -166,6 +171,7 @@ struct Row {
     created_by_id: String,
     version: i64,
     created_at: OffsetDateTime,
+    created_seq: i64,
     updated_at: OffsetDateTime,
     seq: i64,
 }
@@ -183,10 +189,37 @@ impl TryFrom<Row> for Record {
             created_by: CreatedBy::stored(row.created_by_type, row.created_by_id)?,
             version: from_bigint(row.version),
             created_at: row.created_at.into(),
+            created_seq: from_bigint(row.created_seq),
             updated_at: row.updated_at.into(),
             seq: from_bigint(row.seq),
         })
     }
+}
+
+/// Runs a listing in the direction of its page. The query ends in a condition; $1 to $4 are taken.
+macro_rules! newest_first {
+    ($query:tt, $tx:expr, $page:expr, $limit:expr, $with_archived:expr $(, $argument:expr)*) => {{
+        let org = $tx.org().uuid();
+        let (start, to_older) = $page.start();
+        let rows = i64::from($limit) + 1;
+        if to_older {
+            sqlx::query_as!(
+                Row,
+                $query + " AND ($4 OR status = 'active') AND created_seq < $2 ORDER BY created_seq DESC LIMIT $3",
+                org, start, rows, $with_archived $(, $argument)*
+            )
+            .fetch_all($tx.connection())
+            .await
+        } else {
+            sqlx::query_as!(
+                Row,
+                $query + " AND ($4 OR status = 'active') AND created_seq > $2 ORDER BY created_seq LIMIT $3",
+                org, start, rows, $with_archived $(, $argument)*
+            )
+            .fetch_all($tx.connection())
+            .await
+        }
+    }};
 }
 
 /// Records of one kind, or of all; archived ones only `with_archived`.
@@ -194,16 +227,15 @@ pub async fn list(
     tx: &mut TenantTx,
     kind: Option<&KindName>,
     with_archived: bool,
-    page: &Page<Place>,
+    page: &Page<u64>,
     limit: u16,
 ) -> Result<Listing<Record>, DbError> {
     // Two queries, because each has an index of its own.
     let rows = if let Some(kind) = kind {
         newest_first!(
-            Row,
             r#"SELECT id, kind, kind_version, data, status = 'archived' AS "archived!", created_by_type, created_by_id,
-                version, created_at, updated_at, seq
-            FROM rm.records WHERE org_id = $1 AND ($5 OR status = 'active') AND kind = $6"#,
+                version, created_at, created_seq, updated_at, seq
+            FROM rm.records WHERE org_id = $1 AND kind = $5"#,
             tx,
             page,
             limit,
@@ -212,10 +244,9 @@ pub async fn list(
         )
     } else {
         newest_first!(
-            Row,
             r#"SELECT id, kind, kind_version, data, status = 'archived' AS "archived!", created_by_type, created_by_id,
-                version, created_at, updated_at, seq
-            FROM rm.records WHERE org_id = $1 AND ($5 OR status = 'active')"#,
+                version, created_at, created_seq, updated_at, seq
+            FROM rm.records WHERE org_id = $1"#,
             tx,
             page,
             limit,
@@ -231,7 +262,7 @@ pub async fn get(tx: &mut TenantTx, id: RecordId) -> Result<Option<Record>, DbEr
     let row = sqlx::query_as!(
         Row,
         r#"SELECT id, kind, kind_version, data, status = 'archived' AS "archived!", created_by_type, created_by_id,
-            version, created_at, updated_at, seq
+            version, created_at, created_seq, updated_at, seq
         FROM rm.records WHERE org_id = $1 AND id = $2"#,
         org,
         id.uuid(),

@@ -212,8 +212,8 @@ async fn bench() {
             .collect();
         let at: Vec<_> = chunk.iter().map(|c| c.commit.events[0].header.recorded_at.to_datetime()).collect();
         let seqs: Vec<i64> = chunk.iter().map(|c| c.seq as i64).collect();
-        sqlx::query("INSERT INTO rm.raw (org_id, id, kind, kind_version, data, status, created_by_type, created_by_id, version, created_at, updated_at, seq) SELECT $1, * FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::jsonb[], $6::text[], $7::text[], $8::text[], $9::bigint[], $10::timestamptz[], $11::timestamptz[], $12::bigint[])")
-            .bind(o.uuid()).bind(&ids).bind(vec!["evaluation"; n]).bind(vec![1i64; n]).bind(&data).bind(vec!["active"; n]).bind(vec!["member"; n]).bind(vec!["mem_01h455vb4pex5vsknk084sn02q"; n]).bind(vec![1i64; n]).bind(&at).bind(&at).bind(&seqs)
+        sqlx::query("INSERT INTO rm.raw (org_id, id, kind, kind_version, data, status, created_by_type, created_by_id, version, created_at, created_seq, updated_at, seq) SELECT $1, * FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::jsonb[], $6::text[], $7::text[], $8::text[], $9::bigint[], $10::timestamptz[], $11::bigint[], $12::timestamptz[], $13::bigint[])")
+            .bind(o.uuid()).bind(&ids).bind(vec!["evaluation"; n]).bind(vec![1i64; n]).bind(&data).bind(vec!["active"; n]).bind(vec!["member"; n]).bind(vec!["mem_01h455vb4pex5vsknk084sn02q"; n]).bind(vec![1i64; n]).bind(&at).bind(&seqs).bind(&at).bind(&seqs)
             .execute(&mut *tx).await.unwrap();
         tx.commit().await.unwrap();
     }

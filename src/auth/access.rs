@@ -42,11 +42,9 @@ impl Principal {
                 id: "operator".to_owned(),
                 auth: auth(AuthMethod::PlatformToken, None),
             },
-            Self::User { user, .. } => Actor {
-                actor_type: ActorType::Anonymous,
-                id: user.to_string(),
-                auth: auth(AuthMethod::Oidc, None),
-            },
+            Self::User { user, .. } => {
+                Actor { actor_type: ActorType::Anonymous, id: user.to_string(), auth: auth(AuthMethod::Oidc, None) }
+            }
             Self::Key { id, public_id, .. } => Actor {
                 actor_type: ActorType::ApiKey,
                 id: id.to_string(),
@@ -73,11 +71,7 @@ enum Standing {
 impl Access {
     /// An operator in `org`: for the platform's own org everything, for a tenant only what runs the platform.
     pub(super) fn operator(org: OrgId) -> Self {
-        Self {
-            org: BoundOrg::proven_by_credential(org),
-            role: Standing::Operator,
-            actor: Principal::Operator.actor(),
-        }
+        Self { org: BoundOrg::proven_by_credential(org), role: Standing::Operator, actor: Principal::Operator.actor() }
     }
 
     /// A person in an org that they are a member of.

@@ -162,8 +162,10 @@ impl Authenticator {
     }
 
     async fn key(&self, text: &str) -> Result<Principal, AuthError> {
-        let refused = || AuthError::Unauthenticated("this API key is not valid: it is unknown, revoked or expired".to_owned());
-        let token: KeyToken = text.parse().map_err(|error: KeyTokenError| AuthError::Unauthenticated(error.to_string()))?;
+        let refused =
+            || AuthError::Unauthenticated("this API key is not valid: it is unknown, revoked or expired".to_owned());
+        let token: KeyToken =
+            text.parse().map_err(|error: KeyTokenError| AuthError::Unauthenticated(error.to_string()))?;
         let public_id = token.public_id().clone();
         let remembered = self.keys.get(&public_id).and_then(|key| key.fresh());
         let (org, key) = match remembered {

@@ -110,7 +110,8 @@ impl Oidc {
     }
 
     async fn fetch(&self) -> Result<JwkSet, OidcError> {
-        let unavailable = |error: reqwest::Error| OidcError::Unavailable(format!("the issuer does not answer: {error}"));
+        let unavailable =
+            |error: reqwest::Error| OidcError::Unavailable(format!("the issuer does not answer: {error}"));
         let url = format!("{}/.well-known/openid-configuration", self.issuer.trim_end_matches('/'));
         let found: Discovery =
             self.http.get(&url).send().await.map_err(unavailable)?.json().await.map_err(unavailable)?;

@@ -21,11 +21,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{load, rig::Rig, warn_of_debug_build, write_json};
-use crate::{
-    bench::load::Measured,
-    cli::table::table,
-    config::ClientArgs,
-};
+use crate::{bench::load::Measured, cli::table::table, config::ClientArgs};
 
 /// Commands in one bulk request, and publishes in one raw window.
 const BULK: u64 = 200;
@@ -111,7 +107,8 @@ fn row(sync: &str, mode: &'static str, path: &'static str, writers: usize, raw: 
 }
 
 fn print(rows: &[Row]) {
-    let mut table = table(&["sync", "mode", "writers", "path", "commands/s", "of raw", "p50 µs", "p99 µs"], &[2, 4, 5, 6, 7]);
+    let mut table =
+        table(&["sync", "mode", "writers", "path", "commands/s", "of raw", "p50 µs", "p99 µs"], &[2, 4, 5, 6, 7]);
     for row in rows {
         table.add_row([
             row.sync.clone(),
@@ -174,7 +171,13 @@ async fn raw(rig: &Rig, each: u64, writers: usize, time: Duration) -> anyhow::Re
 }
 
 /// Appends through the library: sealed, hashed and encoded as commands are.
-async fn library(log: Log, placement: Placement, each: u64, writers: usize, time: Duration) -> anyhow::Result<Measured> {
+async fn library(
+    log: Log,
+    placement: Placement,
+    each: u64,
+    writers: usize,
+    time: Duration,
+) -> anyhow::Result<Measured> {
     let shared = Arc::new((log, placement));
     load::drive(writers, time, move |number| {
         let shared = Arc::clone(&shared);

@@ -88,6 +88,7 @@ where
     }
     let elapsed = started.elapsed();
     times.sort_unstable();
-    let at = |share: f64| times.get(((times.len().saturating_sub(1)) as f64 * share) as usize).copied().unwrap_or_default();
+    let at =
+        |share: f64| times.get(((times.len().saturating_sub(1)) as f64 * share) as usize).copied().unwrap_or_default();
     Ok(Measured { rate: writes as f64 / elapsed.as_secs_f64(), p50: at(0.5), p99: at(0.99) })
 }

@@ -3,7 +3,7 @@
 
 mod append;
 mod load;
-//mod project;
+mod project;
 mod rig;
 
 use std::path::PathBuf;
@@ -19,14 +19,15 @@ use serde::Serialize;
 pub(crate) enum Job {
     /// Appending: commands per second through the library, NATS and HTTP, against bare publishes of the same bytes.
     Append(append::Args),
-
+    /// Projecting: events per second into read models and audit log, against bare inserts of the same rows.
+    Project(project::Args),
 }
 
 /// Runs the benchmark.
 pub(crate) async fn run(job: Job) -> anyhow::Result<()> {
     match job {
         Job::Append(args) => append::run(args).await,
-
+        Job::Project(args) => project::run(args).await,
     }
 }
 

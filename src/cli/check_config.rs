@@ -33,7 +33,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     if findings.is_empty() {
         return Ok(());
     }
-    bail!("{} found", if findings.len() == 1 { "one problem was".to_owned() } else { format!("{} problems were", findings.len()) })
+    bail!(
+        "{} found",
+        if findings.len() == 1 { "one problem was".to_owned() } else { format!("{} problems were", findings.len()) }
+    )
 }
 
 fn report<T: Display>(what: &str, found: anyhow::Result<Vec<T>>, findings: &mut Vec<String>) {

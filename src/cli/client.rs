@@ -92,7 +92,9 @@ impl Api {
             text.push_str(&format!("\n  {}: {}", field.pointer, field.detail));
         }
         if status == StatusCode::UNAUTHORIZED {
-            text.push_str("\nGive a key in ORGSTREAM_API_KEY; `orgstream dev` writes the demo's to <data-dir>/demo.json.");
+            text.push_str(
+                "\nGive a key in ORGSTREAM_API_KEY; `orgstream dev` writes the demo's to <data-dir>/demo.json.",
+            );
         }
         if status.is_server_error()
             && let Some(id) = problem.request_id

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args as ClapArgs;
 use serde_json::Value;
 
-use super::{client::Api, table::table};
+use super::{client::Api, table::rows_table};
 use crate::config::ClientArgs;
 
 /// Show how far the projections are.
@@ -42,7 +42,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         if args.json {
             println!("{answer}");
         } else {
-            print_rows(&answer);
+            print_rows(&answer, if args.all { LANES } else { PIPELINES });
         }
         if !args.watch {
             return Ok(());
@@ -51,23 +51,17 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// One line per row, one column per field, whatever the API has to say.
-fn print_rows(answer: &Value) {
+/// The columns of an organization's pipelines, and which of them are numbers.
+const PIPELINES: (&[&str], &[usize]) =
+    (&["pipeline", "behind", "parked", "behind_since", "position", "head", "updated_at"], &[1, 2]);
+/// The columns of the lanes that are behind.
+const LANES: (&[&str], &[usize]) = (&["org_id", "pipeline", "age_ms", "waiting", "detached"], &[2, 3]);
+
+fn print_rows(answer: &Value, (head, numbers): (&[&str], &[usize])) {
     let rows = answer.pointer("/data").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let Some(Value::Object(first)) = rows.first() else {
+    if rows.is_empty() {
         println!("nothing is behind");
         return;
-    };
-    let head: Vec<&str> = first.keys().map(String::as_str).collect();
-    let numbers: Vec<usize> =
-        first.values().enumerate().filter(|(_, value)| value.is_number()).map(|(place, _)| place).collect();
-    let mut table = table(&head, &numbers);
-    for row in rows {
-        table.add_row(head.iter().map(|name| match row.get(*name) {
-            None | Some(Value::Null) => "-".to_owned(),
-            Some(Value::String(text)) => text.clone(),
-            Some(other) => other.to_string(),
-        }));
     }
-    println!("{table}");
+    println!("{}", rows_table(rows, head, numbers));
 }

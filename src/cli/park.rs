@@ -4,7 +4,7 @@ use clap::Subcommand;
 use orgstream_events::Pipeline;
 use serde_json::{Value, json};
 
-use super::{client::Api, table::table};
+use super::{client::Api, table::rows_table};
 use crate::config::ClientArgs;
 
 /// See, retry or skip events that could not be applied.
@@ -112,13 +112,5 @@ fn print_parked(answer: &Value) {
         return;
     }
     let head = ["pipeline", "seq", "aggregate", "state", "attempts", "parked_at", "reason"];
-    let mut table = table(&head, &[1, 4]);
-    for row in rows {
-        table.add_row(head.iter().map(|name| match row.get(*name) {
-            None | Some(Value::Null) => "-".to_owned(),
-            Some(Value::String(text)) => text.clone(),
-            Some(other) => other.to_string(),
-        }));
-    }
-    println!("{table}");
+    println!("{}", rows_table(rows, &head, &[1, 4]));
 }

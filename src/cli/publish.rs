@@ -126,7 +126,9 @@ impl Publisher<'_> {
                     format!("the API answered {}", answer.status())
                 }
                 Ok(answer) => return Err(Api::problem(answer).await),
-                Err(error) if error.is_connect() && self.totals.position.is_none() => return Err(self.api.unreachable(error)),
+                Err(error) if error.is_connect() && self.totals.position.is_none() => {
+                    return Err(self.api.unreachable(error));
+                }
                 Err(error) => error.to_string(),
             };
             self.say(&format!("{problem}; trying again in {pause:?} ({attempt} of {TRIES})"));

@@ -73,7 +73,9 @@ async fn rebuild(log: &Log, db: &Database, org: OrgId) -> anyhow::Result<()> {
         if seq > reached {
             (reached, since) = (seq, tokio::time::Instant::now());
         } else if since.elapsed() > PATIENCE {
-            bail!("nothing has moved for {PATIENCE:?} at position {seq} of {head}: is a worker running? what does `orgstream park list` say?");
+            bail!(
+                "nothing has moved for {PATIENCE:?} at position {seq} of {head}: is a worker running? what does `orgstream park list` say?"
+            );
         }
         tokio::time::sleep(POLL).await;
     }

@@ -6,11 +6,15 @@ use anyhow::Context;
 use futures_util::TryStreamExt;
 use orgstream_events::Position;
 use reqwest::Method;
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufWriter, stdout};
 use tokio_util::io::StreamReader;
 
 use super::client::Api;
 use crate::config::ClientArgs;
+
+/// How long the audit log may take to catch up before the command gives up.
+const WAIT_SECONDS: u32 = 30;
 
 /// Print an organization's events, in order, as NDJSON.
 ///
@@ -33,7 +37,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let org = api.org(args.org).await?;
     // A position is an id, a colon and a number: nothing that a query would have to escape.
     let from = args.from.map(|from| format!("?from={from}")).unwrap_or_default();
-    let answer = api.send(api.request(Method::GET, &format!("/v1/organizations/{org}/events{from}"))).await?;
+    let mut request = api.request(Method::GET, &format!("/v1/organizations/{org}/events{from}"));
+    // What the stream has by now must be in the output, so the audit log is waited for.
+    let progress = api.get(&format!("/v1/organizations/{org}/projections")).await?;
+    if let Some(head) = progress.pointer("/data/0/head").and_then(Value::as_str) {
+        request = request.header("Min-Position", head).header("Prefer", format!("wait={WAIT_SECONDS}"));
+    }
+    let answer = api.send(request).await?;
     let body = answer.bytes_stream().map_err(std::io::Error::other);
     let mut lines = pin!(StreamReader::new(body));
     let mut out = BufWriter::new(stdout());

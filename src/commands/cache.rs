@@ -8,7 +8,10 @@ use orgstream_events::{AggregateId, CommandId, Event, Fingerprint, OrgId};
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
-use super::{Aggregate, api_key::ApiKey, kind::Kind, member::Roster, organization::Organization, parking::Parking, record::Record};
+use super::{
+    Aggregate, api_key::ApiKey, kind::Kind, member::Roster, organization::Organization, parking::Parking,
+    record::Record,
+};
 
 /// An aggregate as it was read from the stream.
 #[derive(Debug, Clone)]

@@ -11,8 +11,8 @@ use std::{
 
 use metrics::{counter, histogram};
 use orgstream_events::{
-    Actor, AggregateId, CodecError, CommandId, CommitDraft, Context, CorrelationId, EventId, Fingerprint, Event,
-    KindName, OrgId, PLATFORM_ORG, Position, Role, Salt, Slug, Timestamp, UserId,
+    Actor, ActorType, AggregateId, CodecError, CommandId, CommitDraft, Context, CorrelationId, Event, EventId,
+    Fingerprint, KindName, MemberId, OrgId, PLATFORM_ORG, Position, Role, Salt, Slug, Timestamp, UserId,
 };
 use orgstream_stream::{AppendError, ClaimError, Freshness, Log, Placement, StreamError};
 use tokio::{sync::Mutex, time::Instant};
@@ -205,7 +205,12 @@ impl Attempt<'_> {
     }
 
     /// The answer of an earlier success of the same command, if the aggregate's history has one.
-    fn earlier<A>(&self, org: OrgId, aggregate: &AggregateId, loaded: &Loaded<A>) -> Result<Option<Accepted>, CommandError> {
+    fn earlier<A>(
+        &self,
+        org: OrgId,
+        aggregate: &AggregateId,
+        loaded: &Loaded<A>,
+    ) -> Result<Option<Accepted>, CommandError> {
         match loaded.commands.get(&self.command_id) {
             Some(earlier) if earlier.fingerprint != self.fingerprint => Err(CommandError::KeyReused),
             Some(earlier) => Ok(Some(self.accepted(org, aggregate, earlier.clone(), true))),
@@ -247,7 +252,15 @@ impl CommandHandler {
     /// A handler that appends to `log`; `pepper` is what API key secrets are hashed with.
     pub fn new(log: Log, pepper: Pepper, region: String) -> Self {
         let turns = (0..TURNS).map(|_| Mutex::new(())).collect();
-        Self { log, pepper, region, caches: Caches::default(), turns, last_turn: Mutex::new(()), hasher: RandomState::new() }
+        Self {
+            log,
+            pepper,
+            region,
+            caches: Caches::default(),
+            turns,
+            last_turn: Mutex::new(()),
+            hasher: RandomState::new(),
+        }
     }
 
     /// Decides `request` for `caller` and appends what follows from it.
@@ -270,7 +283,8 @@ impl CommandHandler {
         if let Some(claimed) = request.occurred_at
             && claimed.unix_ms() > now.unix_ms() + CLOCK_SKEW.as_millis() as i64
         {
-            let detail = format!("{claimed} is more than 5 minutes ahead of this server's {now}: set the producer's clock");
+            let detail =
+                format!("{claimed} is more than 5 minutes ahead of this server's {now}: set the producer's clock");
             let field = FieldError { pointer: "/occurred_at".to_owned(), code: "in_the_future".into(), detail };
             return Err(Rejection::invalid(vec![field]).into());
         }
@@ -325,9 +339,7 @@ impl CommandHandler {
             Command::RevokeApiKey(command) => {
                 self.execute::<ApiKey>(&attempt, &to, ApiKeyCommand::Revoke(command)).await
             }
-            Command::RegisterKind(command) => {
-                self.execute::<Kind>(&attempt, &to, KindCommand::Register(command)).await
-            }
+            Command::RegisterKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Register(command)).await,
             Command::ChangeKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Change(command)).await,
             Command::RetireKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Retire(command)).await,
             Command::CreateRecord(command) => {
@@ -470,8 +482,12 @@ impl CommandHandler {
         let placement = self.log.place(org).await?;
         let aggregate = AggregateId::Organization(org);
         let mut commits = Vec::with_capacity(2);
+        // Inside the organization its maker is the member that they become; who they are outside stays outside.
+        let member = MemberId::derive(attempt.command_id).to_string();
+        let actor = Actor { actor_type: ActorType::Member, id: member, ..attempt.caller.actor.clone() };
         for (aggregate, events) in [(aggregate.clone(), created.clone()), (AggregateId::Member(org), founded)] {
-            commits.push((attempt.draft(org, aggregate, 0, events).seal(salt).map_err(AppendError::from)?, 0));
+            let draft = CommitDraft { actor: actor.clone(), ..attempt.draft(org, aggregate, 0, events) };
+            commits.push((draft.seal(salt).map_err(AppendError::from)?, 0));
         }
         match self.log.append_together(&placement, &commits, attempt.caller.trace.as_deref()).await {
             Ok(appended) if appended.iter().all(|one| !one.replayed) => {
@@ -501,10 +517,12 @@ impl CommandHandler {
         to: &Target<'_>,
         command: IssueApiKey,
     ) -> Result<Accepted, CommandError> {
-        let organization = self.look::<Organization>(to.placement, &AggregateId::Organization(to.placement.org)).await?;
+        let organization =
+            self.look::<Organization>(to.placement, &AggregateId::Organization(to.placement.org)).await?;
         let max_days = organization.state.profile().and_then(|profile| profile.settings.api_key_max_days);
         let token = KeyToken::generate(command.environment, self.pepper.derive(attempt.command_id.uuid().as_bytes()));
-        let issue = ApiKeyCommand::Issue { command, token: token.stored(&self.pepper), by: attempt.caller.role, max_days };
+        let issue =
+            ApiKeyCommand::Issue { command, token: token.stored(&self.pepper), by: attempt.caller.role, max_days };
         let accepted = self.execute::<ApiKey>(attempt, to, issue).await?;
         Ok(Accepted { token: Some(token), ..accepted })
     }
@@ -543,7 +561,11 @@ impl CommandHandler {
     }
 
     /// The aggregate as it was at most a moment ago: for what a command only looks at.
-    async fn look<A: Cached>(&self, placement: &Placement, aggregate: &AggregateId) -> Result<Arc<Loaded<A>>, CommandError> {
+    async fn look<A: Cached>(
+        &self,
+        placement: &Placement,
+        aggregate: &AggregateId,
+    ) -> Result<Arc<Loaded<A>>, CommandError> {
         match A::cache(&self.caches).get(&(placement.org, aggregate.clone())) {
             Some(loaded) if loaded.read_at.elapsed() < LOOK => Ok(loaded),
             _ => self.load::<A>(placement, aggregate, Freshness::Leader).await,

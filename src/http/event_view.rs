@@ -5,7 +5,7 @@ use orgstream_projections::CreatedBy;
 use serde::Serialize;
 use utoipa::{
     PartialSchema, ToSchema,
-    openapi::{Object, ObjectBuilder, RefOr, Ref, Schema, schema::Type},
+    openapi::{Object, ObjectBuilder, Ref, RefOr, Schema, schema::Type},
 };
 
 use crate::{
@@ -110,11 +110,22 @@ impl PartialSchema for EventSchema {
             .property("payload_cipher_sha256", nullable(text("")))
             .property("data", any_object("What happened, in the fields of its type"))
             .property("context", any_object("The request behind it: `ip`, `user_agent`"));
-        ["position", "org_id", "event_id", "type", "aggregate", "occurred_at", "recorded_at", "actor", "data", "context"]
-            .into_iter()
-            .fold(event, ObjectBuilder::required)
-            .description(Some("One event: who did what to which thing, and when."))
-            .into()
+        [
+            "position",
+            "org_id",
+            "event_id",
+            "type",
+            "aggregate",
+            "occurred_at",
+            "recorded_at",
+            "actor",
+            "data",
+            "context",
+        ]
+        .into_iter()
+        .fold(event, ObjectBuilder::required)
+        .description(Some("One event: who did what to which thing, and when."))
+        .into()
     }
 }
 

@@ -222,8 +222,11 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
     async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Problem> {
         let query = axum::extract::Query::<T>::try_from_uri(&parts.uri);
         query.map(|axum::extract::Query(query)| Self(query)).map_err(|error| {
+            // The decoder says `name: reason` behind words of its own.
             let text = error.body_text();
-            invalid_parameter("query", text.rsplit_once("query string: ").map_or(text.as_str(), |(_, reason)| reason))
+            let reason = text.rsplit_once("query string: ").map_or(text.as_str(), |(_, reason)| reason);
+            let (name, rule) = reason.split_once(": ").unwrap_or(("query", reason));
+            invalid_parameter(name, rule)
         })
     }
 }
@@ -252,7 +255,8 @@ pub async fn read_body(request: HttpRequest) -> Result<(Format, Bytes), Problem>
         Some(text) => Format::from_content_type(text)
             .ok_or_else(|| unsupported("send application/json, or application/msgpack where commands are taken")),
     };
-    let announced = header_text(&parts.headers, header::CONTENT_LENGTH)?.and_then(|length| length.parse::<usize>().ok());
+    let announced =
+        header_text(&parts.headers, header::CONTENT_LENGTH)?.and_then(|length| length.parse::<usize>().ok());
     let too_large = || Problem::too_large(format!("the body is over the limit of {MAX_BODY} bytes (1 MiB)"));
     if announced.is_some_and(|length| length > MAX_BODY) && parts.headers.contains_key(header::EXPECT) {
         // The sender waits for a word before it sends the body, so there is nothing to read away.

@@ -69,10 +69,7 @@ pub struct MembershipView {
     get, path = "/v1/me", operation_id = "who_am_i", tag = "me",
     responses((status = 200, description = "Whoever this credential belongs to", body = MeView)),
 )]
-pub async fn who_am_i(
-    State(app): State<Arc<App>>,
-    SignedIn(principal): SignedIn,
-) -> Result<Json<MeView>, Problem> {
+pub async fn who_am_i(State(app): State<Arc<App>>, SignedIn(principal): SignedIn) -> Result<Json<MeView>, Problem> {
     let (me, email, key_id, orgs) = match &principal {
         Principal::Operator => ("platform_operator", None, None, Vec::new()),
         Principal::Key { id, org, .. } => ("api_key", None, Some(*id), vec![*org]),

@@ -18,12 +18,13 @@ use axum::{
 use futures_util::FutureExt;
 use metrics::histogram;
 use orgstream_events::{Context, OrgId};
+use orgstream_stream::trace;
 use tokio::time::timeout;
 use tracing::{Instrument, Span, field::Empty};
 use uuid::Uuid;
 
 use super::{extract::invalid_parameter, openapi, reply, wait};
-use crate::{gateway::Origin, problem::Problem, trace};
+use crate::{gateway::Origin, problem::Problem};
 
 /// How long an answer may take, beside what the caller said it would wait. Streams begin within it and go on beyond.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -92,12 +93,18 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         Ok(Err(panic)) => span.in_scope(|| panicked(panic.as_ref())).into_response(),
         Err(_) => timed_out(limit).into_response(),
     };
+    if response.status() == StatusCode::NOT_FOUND && route.starts_with(openapi::DOCS) {
+        // The pages have words of their own for a page that is not there.
+        response = no_route().await.into_response();
+    }
     if let Some(problem) = response.extensions_mut().remove::<Arc<Problem>>() {
         write_problem(&mut response, &problem, &info, &uri);
     }
+    let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, id);
+        headers.insert(REQUEST_ID, id);
     }
+    headers.entry(header::CACHE_CONTROL).or_insert(reply::OWN);
     let (status, took) = (response.status(), started.elapsed());
     span.record("http.status", status.as_u16());
     span.in_scope(|| tracing::debug!(duration_ms = took.as_millis(), "answered"));

@@ -8,8 +8,11 @@ use axum::{
     http::{Method, StatusCode},
     response::Response,
 };
+use orgstream_events::Role;
 use serde_json::{Map, Value, json};
-use utoipa::openapi::{ContactBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, ServerBuilder, tag::TagBuilder};
+use utoipa::openapi::{
+    ContactBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, ServerBuilder, tag::TagBuilder,
+};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::{
@@ -17,6 +20,10 @@ use super::{
     policy::{self, Policy, Shape},
     reply,
 };
+
+const ROLES: [Role; 5] = [Role::Owner, Role::Admin, Role::Member, Role::Viewer, Role::Auditor];
+/// Where people read it.
+pub const DOCS: &str = "/docs";
 
 /// The document, and what is read from it.
 pub struct Spec {
@@ -41,7 +48,8 @@ pub fn spec() -> &'static Spec {
         let mut document = serde_json::to_value(&document).unwrap_or_default();
         complete(&mut document);
         let bytes = serde_json::to_vec(&document).unwrap_or_default().into();
-        let queries = operations(&document).map(|(method, path, operation)| ((method, path), queries(operation))).collect();
+        let queries =
+            operations(&document).map(|(method, path, operation)| ((method, path), queries(operation))).collect();
         Spec { document, bytes, queries }
     });
     &SPEC
@@ -104,7 +112,7 @@ pub async fn openapi_json() -> Response {
 
 /// The pages under `/docs`, from files inside the program.
 pub fn docs() -> Router {
-    SwaggerUi::new("/docs").config(Config::from("/openapi.json").persist_authorization(true)).into()
+    SwaggerUi::new(DOCS).config(Config::from("/openapi.json").persist_authorization(true)).into()
 }
 
 /// Adds to every operation what follows from its place in the table: parameters, headers, errors and who may use it.
@@ -129,13 +137,13 @@ fn complete(document: &mut Value) {
         for (method, operation) in item.as_object_mut().into_iter().flatten() {
             let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap_or_default();
             if let (Some(route), Some(operation)) = (policy::of(&method, path), operation.as_object_mut()) {
-                complete_operation(operation, path, &method, route.policy, route.shape);
+                complete_operation(operation, path, route.policy, route.shape);
             }
         }
     }
 }
 
-fn complete_operation(operation: &mut Map<String, Value>, path: &str, method: &Method, policy: Policy, shape: Shape) {
+fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Policy, shape: Shape) {
     let has_body = operation.contains_key("requestBody");
     let mut parameters: Vec<Value> = path_parameters(path);
     if let Some(Value::Array(own)) = operation.remove("parameters") {
@@ -168,6 +176,7 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, method: &M
                 errors.push("412");
             }
         }
+        Shape::Tail => names.push("LastEventId"),
         Shape::Plain => {}
     }
     if has_body {
@@ -192,19 +201,21 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, method: &M
             responses.entry(status).or_insert_with(|| reference("responses", &format!("Problem{status}")));
         }
     }
-    let (security, permission) = match policy {
-        Policy::Public => (json!([]), None),
-        Policy::SignedIn => (json!([{"user": []}, {"api_key": []}, {"operator": []}]), None),
-        Policy::Operator => (json!([{"operator": []}]), None),
-        Policy::Org(permission) if permission.is_operators() && *method != Method::GET => {
-            (json!([{"operator": []}]), Some(permission.name()))
+    let user_or_key = [json!({"api_key": []}), json!({"user": []})];
+    let operator = [json!({"operator": []})];
+    let security: Vec<Value> = match policy {
+        Policy::Public => Vec::new(),
+        Policy::Operator => operator.into(),
+        Policy::SignedIn | Policy::OrgCommands => user_or_key.into_iter().chain(operator).collect(),
+        Policy::Org(permission) => {
+            let has_roles = ROLES.into_iter().any(|role| permission.is_granted_to(role));
+            let operator = operator.into_iter().filter(|_| permission.is_operators());
+            user_or_key.into_iter().filter(|_| has_roles).chain(operator).collect()
         }
-        Policy::Org(permission) => (json!([{"api_key": []}, {"user": []}, {"operator": []}]), Some(permission.name())),
-        Policy::OrgCommands => (json!([{"api_key": []}, {"user": []}, {"operator": []}]), Some("each command's own")),
     };
-    operation.insert("security".to_owned(), security);
-    if let Some(permission) = permission {
-        operation.insert("x-permission".to_owned(), json!(permission));
+    operation.insert("security".to_owned(), Value::Array(security));
+    if let Policy::Org(permission) = policy {
+        operation.insert("x-permission".to_owned(), json!(permission.name()));
     }
 }
 
@@ -240,9 +251,7 @@ fn header_name(component: &str) -> &'static str {
 }
 
 fn parameters() -> Value {
-    let header = |name: &str, description: &str, example: &str| {
-        json!({"name": name, "in": "header", "description": description, "schema": {"type": "string"}, "example": example})
-    };
+    let header = |name: &str, description: &str, example: &str| json!({"name": name, "in": "header", "description": description, "schema": {"type": "string"}, "example": example});
     json!({
         "XRequestId": header("X-Request-Id", "Names the request in logs and audit; made up when it is missing.", "req-7"),
         "Traceparent": header(
@@ -273,14 +282,17 @@ fn parameters() -> Value {
             "How far the read models must be: `Stream-Position` of a command.",
             "org_01h455vb4pex5vsknk084sn02q:17",
         ),
+        "LastEventId": header(
+            "Last-Event-ID",
+            "The `id` of the last event that you have: the stream goes on after it.",
+            "org_01h455vb4pex5vsknk084sn02q:17",
+        ),
         "Prefer": header("Prefer", "How long to wait for `Min-Position`, in seconds, at most 30; 0 without it.", "wait=5"),
     })
 }
 
 fn headers() -> Value {
-    let header = |description: &str, example: &str| {
-        json!({"description": description, "schema": {"type": "string"}, "example": example})
-    };
+    let header = |description: &str, example: &str| json!({"description": description, "schema": {"type": "string"}, "example": example});
     json!({
         "XRequestId": header("Names the request.", "req_0199f0c0"),
         "StreamPosition": header("Where the command stands: what `Min-Position` takes.", "org_01h455vb4pex5vsknk084sn02q:17"),
@@ -293,7 +305,10 @@ fn headers() -> Value {
 
 fn problems() -> Value {
     let table = [
-        ("400", "Cannot be read: bad_request, malformed_body, invalid_header, invalid_parameter, idempotency_key_missing"),
+        (
+            "400",
+            "Cannot be read: bad_request, malformed_body, invalid_header, invalid_parameter, idempotency_key_missing",
+        ),
         ("401", "No valid credential: unauthenticated"),
         ("403", "Not for this caller: forbidden, session_only, tenant_mismatch, org_suspended"),
         ("404", "Not here, or not for this caller: not_found"),

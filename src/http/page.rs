@@ -135,7 +135,10 @@ impl Cursors<'_> {
             }
         };
         part().ok_or_else(|| {
-            invalid_parameter("cursor", "this is no cursor of this listing: cursors go with their organization and filters")
+            invalid_parameter(
+                "cursor",
+                "this is no cursor of this listing: cursors go with their organization and filters",
+            )
         })
     }
 
@@ -217,7 +220,10 @@ mod tests {
         let cursors = key.listing(org(1), "rows", &"kind");
         let place = Place { created_at: Timestamp::from_unix_ms(1_700_000_000_123), id: Uuid::from_u128(9) };
         assert_eq!(cursors.read(Some(&cursors.after(&place))).unwrap(), Part::After(place));
-        assert_eq!(cursors.read(Some(&cursors.after(&(Pipeline::Audit, 3)))).unwrap(), Part::After((Pipeline::Audit, 3)));
+        assert_eq!(
+            cursors.read(Some(&cursors.after(&(Pipeline::Audit, 3)))).unwrap(),
+            Part::After((Pipeline::Audit, 3))
+        );
         assert_eq!(cursors.read::<Place>(None).unwrap(), Part::First);
     }
 

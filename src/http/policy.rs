@@ -34,6 +34,8 @@ pub enum Shape {
     Change,
     /// Commands, which say themselves what they do.
     Commands,
+    /// Follows what happens: `Last-Event-ID`.
+    Tail,
     /// Answers without any of these.
     Plain,
 }
@@ -60,7 +62,7 @@ const fn route(method: &'static str, path: &'static str, policy: Policy, shape: 
 
 use Permission as P;
 use Policy::{Operator, Org, OrgCommands, Public, SignedIn};
-use Shape::{Change, Commands, Create, Plain};
+use Shape::{Change, Commands, Create, Plain, Tail};
 
 /// The table.
 pub const ROUTES: &[RoutePolicy] = &[
@@ -99,7 +101,7 @@ pub const ROUTES: &[RoutePolicy] = &[
     route("GET", "/v1/organizations/{org}/audit/events", Org(P::ReadAudit), AUDIT),
     route("GET", "/v1/organizations/{org}/audit/events/{event}", Org(P::ReadAudit), AUDIT),
     route("GET", "/v1/organizations/{org}/events", Org(P::ReadAudit), AUDIT),
-    route("GET", "/v1/organizations/{org}/events/stream", Org(P::ReadRecords), Plain),
+    route("GET", "/v1/organizations/{org}/events/stream", Org(P::ReadRecords), Tail),
     route("GET", "/v1/organizations/{org}/projections", Org(P::ReadProjections), Plain),
     route("GET", "/v1/organizations/{org}/parked", Org(P::ManageParking), Plain),
     route("POST", "/v1/organizations/{org}/parked/retry", Org(P::ManageParking), Create),

@@ -96,8 +96,7 @@ async fn backlog(app: &App, placement: &Placement, after: u64) -> Result<Backlog
         let chunk = app.log.read(placement.shard, placement.org, backlog.head + 1, limit).await?;
         if backlog.since.is_none() {
             let first = chunk.messages.first().and_then(|message| message.open().ok());
-            backlog.since =
-                first.and_then(|stored| stored.commit.events.first().map(|event| event.header.recorded_at));
+            backlog.since = first.and_then(|stored| stored.commit.events.first().map(|event| event.header.recorded_at));
         }
         backlog.messages = (backlog.messages + chunk.messages.len()).min(COUNTED.into());
         let Some(last) = chunk.messages.last() else { break };

@@ -21,6 +21,9 @@ pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed")
 /// Its only value.
 pub const TRUE: HeaderValue = HeaderValue::from_static("true");
 
+/// Answers are somebody's own, and true at the moment.
+pub const OWN: HeaderValue = HeaderValue::from_static("private, no-cache");
+
 /// The bytes of an answer.
 pub fn json_bytes(value: &impl Serialize) -> Result<Vec<u8>, Problem> {
     serde_json::to_vec(value).map_err(|error| Problem::internal(&error))
@@ -31,8 +34,6 @@ pub fn json(status: StatusCode, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, JSON);
-    // Everything is somebody's own.
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     response
 }
 
@@ -45,7 +46,8 @@ pub fn position(name: &'static str, position: Position) -> (HeaderName, HeaderVa
 /// A command made something new.
 pub fn created(accepted: Accepted) -> Response {
     let location = location(accepted.position.org, &accepted.aggregate);
-    self::accepted(StatusCode::CREATED, location, accepted, |command| command).unwrap_or_else(IntoResponse::into_response)
+    self::accepted(StatusCode::CREATED, location, accepted, |command| command)
+        .unwrap_or_else(IntoResponse::into_response)
 }
 
 /// A command changed something.
@@ -93,7 +95,8 @@ fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
 impl IntoResponse for Problem {
     /// The middleware writes the body, because only there it is known which request this is.
     fn into_response(self) -> Response {
-        let mut response = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR).into_response();
+        let mut response =
+            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, PROBLEM_JSON);
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

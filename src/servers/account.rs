@@ -27,14 +27,16 @@ impl Account {
         let found = ["postgres", "nobody"].into_iter().find_map(|name| Self::find(&users, name));
         found.map(Some).ok_or_else(|| ServerError::Folder {
             path: "/etc/passwd".into(),
-            problem: "neither the user postgres nor nobody is there, and PostgreSQL does not run as root: run orgstream \
+            problem:
+                "neither the user postgres nor nobody is there, and PostgreSQL does not run as root: run orgstream \
                       as an ordinary user, or create the user postgres"
-                .to_owned(),
+                    .to_owned(),
         })
     }
 
     fn find(users: &str, name: &str) -> Option<Self> {
-        let fields: Vec<_> = users.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|f| f.first() == Some(&name))?;
+        let fields: Vec<_> =
+            users.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|f| f.first() == Some(&name))?;
         let number = |at: usize| fields.get(at).and_then(|id| id.parse::<u32>().ok()).filter(|id| *id != 0);
         Some(Self { name: name.to_owned(), uid: number(2)?, gid: number(3)? })
     }
@@ -60,7 +62,8 @@ mod tests {
 
     #[test]
     fn an_account_is_read_by_its_name_and_never_root() {
-        let users = "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65533::/:/bin/false\npostgres2:x:7:7::/:\nevil:x:0:0::/:\n";
+        let users =
+            "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65533::/:/bin/false\npostgres2:x:7:7::/:\nevil:x:0:0::/:\n";
         let nobody = Account { name: "nobody".to_owned(), uid: 65_534, gid: 65_534 };
         assert_eq!(Account::find(users, "nobody"), Some(nobody));
         assert_eq!(Account::find(users, "postgres"), None);

@@ -42,12 +42,12 @@ pub struct Nats {
 }
 
 impl Nats {
-    /// Starts a server that keeps everything in `dir`/nats; returns when it answers.
+    /// Starts a server that keeps everything in `dir`, which is its own; returns when it answers.
     ///
     /// With `sync_always`, what it acknowledges is on disk. Without, a power failure can lose the last two minutes.
     pub async fn start(dir: &Path, sync_always: bool) -> Result<Self, ServerError> {
         let program = tools::nats_server().await?;
-        let folder = Folder::take(&dir.join("nats"))?;
+        let folder = Folder::take(dir)?;
         end_leftovers(&folder.join("children.json"), Signal::TERM, STOP_TIME).await?;
         let mut tries_left = TRIES;
         loop {
@@ -172,7 +172,12 @@ async fn answers([port, http]: [u16; 2]) -> Result<(), String> {
         connection.take(64 * 1024).read_to_string(&mut reply).await?;
         Ok::<_, std::io::Error>(reply)
     };
-    let reply = timeout(PATIENCE, health).await.map_err(|_| "its monitor is silent")?.map_err(|error| error.to_string())?;
+    let reply =
+        timeout(PATIENCE, health).await.map_err(|_| "its monitor is silent")?.map_err(|error| error.to_string())?;
     let status = reply.split_ascii_whitespace().nth(1);
-    if status == Some("200") { Ok(()) } else { Err(format!("it is not healthy: {}", reply.lines().last().unwrap_or_default())) }
+    if status == Some("200") {
+        Ok(())
+    } else {
+        Err(format!("it is not healthy: {}", reply.lines().last().unwrap_or_default()))
+    }
 }

@@ -33,7 +33,7 @@ const ELSEWHERE: [&str; 2] = ["/var/lib/orgstream", "/var/tmp/orgstream"];
 /// How the cluster is to be.
 #[derive(Debug, Clone, Copy)]
 pub struct PostgresOptions {
-    /// Never wait for the disk. A crash of the machine destroys the data: for tests only.
+    /// Never wait for the disk. A crash of the machine destroys the data, one of the program does not: for tests only.
     pub without_fsync: bool,
     /// Connections at the same time.
     pub max_connections: u16,
@@ -65,14 +65,14 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts a cluster that keeps everything in `dir`/postgres, and makes it first if there is none; returns when it
-    /// answers a query.
+    /// Starts a cluster that keeps everything in `dir`, which is its own, and makes it first if there is none; returns
+    /// when it answers a query.
     ///
     /// When we are root it runs as `postgres` or `nobody`. If that account cannot reach `dir`, the data is elsewhere:
     /// [`Postgres::data_dir`] says where, and so does the log.
     pub async fn start(dir: &Path, options: PostgresOptions) -> Result<Self, ServerError> {
         let account = Account::unprivileged()?;
-        let folder = Folder::take(&dir.join("postgres"))?;
+        let folder = Folder::take(dir)?;
         let (home, elsewhere) = home(&folder, account.as_ref()).await?;
         let data = home.join("data");
         let tools = tools::postgres(version_of(&data)).await?;
@@ -190,7 +190,8 @@ impl Postgres {
         let mut tries_left = TRIES;
         loop {
             tries_left -= 1;
-            let launched = launch(&self.folder, &self.data, &self.tools, account, self.options, port, &self.superuser_url);
+            let launched =
+                launch(&self.folder, &self.data, &self.tools, account, self.options, port, &self.superuser_url);
             match launched.await {
                 Ok(server) => {
                     self.server = server;
@@ -210,7 +211,8 @@ impl Postgres {
 
 /// Creates a database in the cluster of `superuser_url`, unless it is there.
 pub(super) async fn create_database(superuser_url: &str, name: &str) -> Result<(), ServerError> {
-    let plain = (1..=63).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    let plain = (1..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
     if !plain {
         let problem = "a database is named with 1 to 63 of a-z, 0-9 and _".to_owned();
         return Err(ServerError::Folder { path: name.into(), problem });
@@ -272,7 +274,8 @@ async fn home(folder: &Folder, account: Option<&Account>) -> Result<(PathBuf, bo
         );
         return Ok((place, true));
     }
-    let problem = format!("the user {} cannot reach it; make every folder above it enterable (chmod o+x)", account.name);
+    let problem =
+        format!("the user {} cannot reach it; make every folder above it enterable (chmod o+x)", account.name);
     Err(ServerError::Folder { path: folder.path().to_owned(), problem })
 }
 
@@ -435,7 +438,8 @@ fn settings(options: PostgresOptions, port: u16) -> Vec<String> {
         "log_parameter_max_length_on_error=0".to_owned(),
     ];
     if options.without_fsync {
-        settings.extend(["fsync=off", "full_page_writes=off", "synchronous_commit=off"].map(str::to_owned));
+        // What is committed is still handed to the kernel, so that a process that is killed loses nothing.
+        settings.push("fsync=off".to_owned());
     }
     settings
 }

@@ -67,7 +67,8 @@ pub(super) async fn postgres(data_of: Option<u32>) -> Result<PostgresTools, Serv
             found.push(PostgresTools { postgres, initdb, major });
         } else {
             let wanted = OLDEST_POSTGRES.to_string();
-            let error = ServerError::TooOld { server: "PostgreSQL", path: postgres, found: version, wanted, fix: FIX_POSTGRES };
+            let error =
+                ServerError::TooOld { server: "PostgreSQL", path: postgres, found: version, wanted, fix: FIX_POSTGRES };
             too_old = Some(error);
         }
     }
@@ -128,7 +129,10 @@ async fn version(program: &Path) -> Result<String, ServerError> {
 
 /// The numbers of the first thing in a text that looks like a version.
 fn numbers(text: &str) -> Vec<u32> {
-    let word = text.split_whitespace().map(|word| word.trim_start_matches('v')).find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+    let word = text
+        .split_whitespace()
+        .map(|word| word.trim_start_matches('v'))
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
     let parts = word.into_iter().flat_map(|word| word.split(|c: char| !c.is_ascii_digit()));
     parts.map_while(|part| part.parse().ok()).collect()
 }

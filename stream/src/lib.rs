@@ -21,6 +21,7 @@ mod queue;
 mod read;
 mod streams;
 mod tail;
+pub mod trace;
 
 pub use append::{Appended, Expected};
 pub use cursor::Cursor;

@@ -97,7 +97,7 @@ impl Log {
                 self.stream_info(name).await?.ok_or(error)
             }
             created => {
-                tracing::info!(stream = %name, "created a stream");
+                tracing::debug!(stream = %name, "created a stream");
                 created
             }
         }

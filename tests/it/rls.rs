@@ -298,8 +298,8 @@ async fn keys_are_per_org() {
     let mut tx = bind(&mut connection, b.org.uuid()).await;
     let steal = format!(
         "INSERT INTO rm.records (org_id, id, kind, kind_version, data, status, created_by_type, created_by_id, version,
-            created_at, updated_at, seq)
-        VALUES ('{}', '{}', 'trace', 1, '\"of B\"', 'active', 'member', 'mem_b', 1, now(), now(), 1)",
+            created_at, created_seq, updated_at, seq)
+        VALUES ('{}', '{}', 'trace', 1, '\"of B\"', 'active', 'member', 'mem_b', 1, now(), 1, now(), 1)",
         b.org.uuid(),
         a.record(0).uuid()
     );

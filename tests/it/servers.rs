@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use orgstream::servers::{Nats, Postgres, PostgresOptions, ServerError};
+use orgstream::servers::{Nats, Postgres, PostgresOptions, ServerError, run_with_postgres};
 use sqlx::{Connection, PgConnection};
 use tokio::time::{sleep, timeout};
 
@@ -62,12 +62,12 @@ async fn publish(nats: &Nats) -> u64 {
 #[tokio::test]
 async fn nats_keeps_its_data_and_port_over_a_stop() {
     let dir = TempDir::new();
-    let nats = Nats::start(dir.path(), false).await.unwrap();
+    let nats = Nats::start(&dir.path().join("nats"), false).await.unwrap();
     assert_eq!(publish(&nats).await, 1);
     let (url, pid) = (nats.url.clone(), nats.pid());
     nats.stop().await;
     assert!(!is_running(pid));
-    let nats = Nats::start(dir.path(), true).await.unwrap();
+    let nats = Nats::start(&dir.path().join("nats"), true).await.unwrap();
     assert_eq!(nats.url, url);
     assert_eq!(publish(&nats).await, 2);
 }
@@ -76,7 +76,7 @@ async fn nats_keeps_its_data_and_port_over_a_stop() {
 async fn nats_syncs_every_write_when_asked_to() {
     for (sync_always, expected) in [(true, "\"sync_always\": true"), (false, "\"sync_interval\"")] {
         let dir = TempDir::new();
-        let nats = Nats::start(dir.path(), sync_always).await.unwrap();
+        let nats = Nats::start(&dir.path().join("nats"), sync_always).await.unwrap();
         let reply = reqwest::get(format!("{}/jsz?config=true", nats.monitor_url)).await.unwrap().text().await.unwrap();
         assert!(reply.contains(expected), "{reply}");
     }
@@ -85,7 +85,7 @@ async fn nats_syncs_every_write_when_asked_to() {
 #[tokio::test]
 async fn nats_comes_back_after_a_kill() {
     let dir = TempDir::new();
-    let mut nats = Nats::start(dir.path(), true).await.unwrap();
+    let mut nats = Nats::start(&dir.path().join("nats"), true).await.unwrap();
     assert_eq!(publish(&nats).await, 1);
     let (url, pid) = (nats.url.clone(), nats.pid());
     nats.kill9().await;
@@ -99,12 +99,12 @@ async fn nats_comes_back_after_a_kill() {
 #[tokio::test]
 async fn postgres_keeps_its_data_and_port_over_a_stop() {
     let dir = TempDir::new();
-    let postgres = Postgres::start(dir.path(), FAST).await.unwrap();
+    let postgres = Postgres::start(&dir.path().join("postgres"), FAST).await.unwrap();
     execute(&postgres, "CREATE TABLE kept AS SELECT 1").await;
     let (url, pid) = (postgres.superuser_url.clone(), postgres.pid());
     postgres.stop().await;
     assert!(!is_running(pid));
-    let postgres = Postgres::start(dir.path(), FAST).await.unwrap();
+    let postgres = Postgres::start(&dir.path().join("postgres"), FAST).await.unwrap();
     assert_eq!(postgres.superuser_url, url);
     assert_eq!(count(&postgres).await, 1);
 }
@@ -112,7 +112,8 @@ async fn postgres_keeps_its_data_and_port_over_a_stop() {
 #[tokio::test]
 async fn postgres_comes_back_after_a_kill_in_the_middle_of_work() {
     let dir = TempDir::new();
-    let mut postgres = Postgres::start(dir.path(), PostgresOptions { without_fsync: false, ..FAST }).await.unwrap();
+    let mut postgres =
+        Postgres::start(&dir.path().join("postgres"), PostgresOptions { without_fsync: false, ..FAST }).await.unwrap();
     execute(&postgres, "CREATE TABLE kept AS SELECT 1").await;
     let url = postgres.superuser_url.clone();
     // A child that is busy does not look up to see that its postmaster is gone.
@@ -137,7 +138,7 @@ async fn postgres_comes_back_after_a_kill_in_the_middle_of_work() {
 #[tokio::test]
 async fn postgres_makes_databases_for_local_logins_only() {
     let dir = TempDir::new();
-    let postgres = Postgres::start(dir.path(), FAST).await.unwrap();
+    let postgres = Postgres::start(&dir.path().join("postgres"), FAST).await.unwrap();
     let url = postgres.create_database("orgstream").await.unwrap();
     assert_eq!(postgres.create_database("orgstream").await.unwrap(), url);
     PgConnection::connect(&url).await.unwrap();
@@ -152,18 +153,18 @@ async fn postgres_makes_databases_for_local_logins_only() {
 #[tokio::test]
 async fn a_folder_has_one_owner() {
     let dir = TempDir::new();
-    let nats = Nats::start(dir.path(), false).await.unwrap();
-    let error = Nats::start(dir.path(), false).await.err().unwrap();
+    let nats = Nats::start(&dir.path().join("nats"), false).await.unwrap();
+    let error = Nats::start(&dir.path().join("nats"), false).await.err().unwrap();
     assert!(matches!(error, ServerError::InUse { pid: Some(pid), .. } if pid == std::process::id()), "{error}");
     nats.stop().await;
-    Nats::start(dir.path(), false).await.unwrap();
+    Nats::start(&dir.path().join("nats"), false).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_server_that_is_dropped_is_gone() {
     let dir = TempDir::new();
-    let nats = Nats::start(dir.path(), false).await.unwrap();
-    let postgres = Postgres::start(dir.path(), FAST).await.unwrap();
+    let nats = Nats::start(&dir.path().join("nats"), false).await.unwrap();
+    let postgres = Postgres::start(&dir.path().join("postgres"), FAST).await.unwrap();
     let pids = [nats.pid(), postgres.pid()];
     drop((nats, postgres));
     assert!(!pids.into_iter().any(is_running));
@@ -172,18 +173,18 @@ async fn a_server_that_is_dropped_is_gone() {
 #[tokio::test]
 async fn data_that_is_no_cluster_fails_with_the_end_of_the_log() {
     let dir = TempDir::new();
-    let postgres = Postgres::start(dir.path(), FAST).await.unwrap();
+    let postgres = Postgres::start(&dir.path().join("postgres"), FAST).await.unwrap();
     let control = postgres.data_dir().join("global/pg_control");
     postgres.stop().await;
     fs::write(control, "nothing").unwrap();
-    let error = Postgres::start(dir.path(), FAST).await.err().unwrap().to_string();
+    let error = Postgres::start(&dir.path().join("postgres"), FAST).await.err().unwrap().to_string();
     assert!(error.contains("pg_control"), "{error}");
 }
 
 #[tokio::test]
 async fn a_lock_file_with_the_number_of_another_process_is_no_obstacle() {
     let dir = TempDir::new();
-    let postgres = Postgres::start(dir.path(), FAST).await.unwrap();
+    let postgres = Postgres::start(&dir.path().join("postgres"), FAST).await.unwrap();
     let lock = postgres.data_dir().join("postmaster.pid");
     postgres.stop().await;
     // A process of the same user, which is all that PostgreSQL looks at.
@@ -194,7 +195,7 @@ async fn a_lock_file_with_the_number_of_another_process_is_no_obstacle() {
     }
     let mut other = other.spawn().unwrap();
     fs::write(&lock, format!("{}\n{}\n", other.id(), lock.parent().unwrap().display())).unwrap();
-    let started = Postgres::start(dir.path(), FAST).await;
+    let started = Postgres::start(&dir.path().join("postgres"), FAST).await;
     assert!(is_running(other.id()));
     other.kill().unwrap();
     other.wait().unwrap();
@@ -205,17 +206,17 @@ async fn a_lock_file_with_the_number_of_another_process_is_no_obstacle() {
 async fn data_that_the_account_cannot_reach_goes_elsewhere() {
     let dir = TempDir::new();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
-    let postgres = Postgres::start(dir.path(), FAST).await.unwrap();
+    let postgres = Postgres::start(&dir.path().join("postgres"), FAST).await.unwrap();
     let home = postgres.data_dir().parent().unwrap().to_owned();
     assert_eq!(home.starts_with(dir.path()), !is_root(dir.path()));
     execute(&postgres, "CREATE TABLE kept AS SELECT 1").await;
     postgres.stop().await;
-    let postgres = Postgres::start(dir.path(), FAST).await.unwrap();
+    let postgres = Postgres::start(&dir.path().join("postgres"), FAST).await.unwrap();
     assert_eq!(count(&postgres).await, 1);
     // The folder is removed and made again: its data is not that of the old one.
     postgres.stop().await;
     fs::remove_dir_all(dir.path().join("postgres")).unwrap();
-    let postgres = Postgres::start(dir.path(), FAST).await.unwrap();
+    let postgres = Postgres::start(&dir.path().join("postgres"), FAST).await.unwrap();
     assert_eq!(postgres.data_dir().parent().unwrap(), home);
     execute(&postgres, "CREATE TABLE kept AS SELECT 1").await;
     postgres.stop_and_remove().await;
@@ -241,8 +242,8 @@ fn dir_of_parent() -> Option<PathBuf> {
 #[tokio::test]
 async fn a_parent_that_is_killed_leaves_no_orphans() {
     if let Some(dir) = dir_of_parent() {
-        let nats = Nats::start(&dir, false).await.unwrap();
-        let postgres = Postgres::start(&dir, FAST).await.unwrap();
+        let nats = Nats::start(&dir.join("nats"), false).await.unwrap();
+        let postgres = Postgres::start(&dir.join("postgres"), FAST).await.unwrap();
         execute(&postgres, "CREATE TABLE kept AS SELECT 1").await;
         println!("servers: {} {}", nats.pid(), postgres.pid());
         sleep(PATIENCE).await;
@@ -255,16 +256,16 @@ async fn a_parent_that_is_killed_leaves_no_orphans() {
     for pid in pids {
         until_gone(pid).await;
     }
-    let postgres = Postgres::start(dir.path(), FAST).await.unwrap();
+    let postgres = Postgres::start(&dir.path().join("postgres"), FAST).await.unwrap();
     assert_eq!(count(&postgres).await, 1);
-    Nats::start(dir.path(), false).await.unwrap();
+    Nats::start(&dir.path().join("nats"), false).await.unwrap();
 }
 
 #[tokio::test]
 async fn servers_that_outlived_their_parent_are_ended_by_the_next_start() {
     if let Some(dir) = dir_of_parent() {
-        let nats = Nats::start(&dir, false).await.unwrap();
-        let postgres = Postgres::start(&dir, FAST).await.unwrap();
+        let nats = Nats::start(&dir.join("nats"), false).await.unwrap();
+        let postgres = Postgres::start(&dir.join("postgres"), FAST).await.unwrap();
         execute(&postgres, "CREATE TABLE kept AS SELECT 1").await;
         println!("servers: {} {}", nats.pid(), postgres.pid());
         sleep(PATIENCE).await;
@@ -272,7 +273,8 @@ async fn servers_that_outlived_their_parent_are_ended_by_the_next_start() {
     let dir = TempDir::new();
     // Stopped, they cannot follow the kernel's signal to end in order; nats-server is sent one that it cannot survive,
     // so for it this is the other test again.
-    let (mut parent, pids) = parent("servers::servers_that_outlived_their_parent_are_ended_by_the_next_start", dir.path());
+    let (mut parent, pids) =
+        parent("servers::servers_that_outlived_their_parent_are_ended_by_the_next_start", dir.path());
     let postmaster = rustix::process::Pid::from_raw(pids[1].try_into().unwrap()).unwrap();
     rustix::process::kill_process(postmaster, rustix::process::Signal::STOP).unwrap();
     parent.kill().unwrap();
@@ -282,8 +284,8 @@ async fn servers_that_outlived_their_parent_are_ended_by_the_next_start() {
         sleep(Duration::from_millis(500)).await;
         let _ = rustix::process::kill_process(postmaster, rustix::process::Signal::CONT);
     });
-    let postgres = Postgres::start(dir.path(), FAST).await.unwrap();
-    let _nats = Nats::start(dir.path(), false).await.unwrap();
+    let postgres = Postgres::start(&dir.path().join("postgres"), FAST).await.unwrap();
+    let _nats = Nats::start(&dir.path().join("nats"), false).await.unwrap();
     assert!(!pids.iter().any(|pid| is_running(*pid)));
     assert_eq!(count(&postgres).await, 1);
     continued.await.unwrap();
@@ -305,7 +307,13 @@ async fn a_test_can_kill_a_cluster_of_its_own() {
     let mut database = crate::support::own_database().await;
     database.postgres().kill9().await;
     database.postgres().restart().await.unwrap();
-    assert_eq!(database.db.preflight().await.unwrap(), []);
     let again = orgstream_projections::Database::connect(&database.options()).await.unwrap();
     assert_eq!(again.preflight().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_program_runs_beside_a_cluster_and_its_status_is_handed_on() {
+    let script = "case $ORGSTREAM_TEST_POSTGRES in postgres://postgres:*@127.0.0.1:*) exit 7;; esac";
+    let status = run_with_postgres(&"sh".into(), &["-c".into(), script.into()]).await.unwrap();
+    assert_eq!(status.code(), Some(7));
 }

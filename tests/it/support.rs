@@ -1,7 +1,9 @@
 //! Real servers for tests: a private nats-server each, and a fresh database each. All of it is gone when dropped.
 
 use std::{
-    env, fs,
+    env,
+    fmt::Display,
+    fs,
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU32, Ordering},
@@ -87,7 +89,7 @@ struct Place {
 
 impl TestDatabase {
     /// The database as one of the program's roles, for what only raw SQL can show.
-    pub(crate) fn app_url(&self, role: &str) -> String {
+    pub(crate) fn app_url(&self, role: impl Display) -> String {
         self.options.url.replace("://", &format!("://{role}:{}@", APP_PASSWORD.replace(' ', "%20")))
     }
 

@@ -184,7 +184,8 @@ fn receive(scheduler: &mut Scheduler, input: Input) {
                 // Nobody's: the stream takes only subjects of its shard, so this is not even an org's.
                 counter!("orgstream_stray_messages_total").increment(1);
                 tracing::error!(
-                    subject = delivery.message.subject, event.seq = delivery.seq(),
+                    subject = delivery.message.subject,
+                    event.seq = delivery.seq(),
                     "a message on a subject that is no org's was passed over"
                 );
                 scheduler.pass(delivery.message.shard, delivery.seq());

@@ -8,10 +8,7 @@ use uuid::Uuid;
 /// The worker, among `workers`, that should have `shard`. Everybody who knows the same workers says the same, and a
 /// worker that comes or goes moves only its own shards.
 pub(crate) fn owner_of(shard: Shard, workers: &[Uuid]) -> Option<Uuid> {
-    workers
-        .iter()
-        .copied()
-        .max_by_key(|worker| Fingerprint::of(&[&shard.0.to_be_bytes(), worker.as_bytes()]).0)
+    workers.iter().copied().max_by_key(|worker| Fingerprint::of(&[&shard.0.to_be_bytes(), worker.as_bytes()]).0)
 }
 
 #[cfg(test)]

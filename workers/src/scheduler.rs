@@ -263,7 +263,13 @@ impl Scheduler {
     }
 
     /// A slice ended. Returns how long its lane now waits, if it failed.
-    pub(crate) fn done(&mut self, slice: &LaneSlice, outcome: SliceOutcome, now: Instant, jitter: f64) -> Option<Duration> {
+    pub(crate) fn done(
+        &mut self,
+        slice: &LaneSlice,
+        outcome: SliceOutcome,
+        now: Instant,
+        jitter: f64,
+    ) -> Option<Duration> {
         let key = slice.key;
         let lane = self.lanes.get_mut(&key)?;
         lane.state = LaneState::Idle;

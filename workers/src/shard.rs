@@ -14,7 +14,13 @@ use crate::{delivery::Delivery, engine::Input};
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Hands every message after `after` to the engine, until `stop`. What fails is tried again from where it stood.
-pub(crate) async fn read_shard(log: Log, shard: Shard, after: u64, engine: mpsc::Sender<Input>, stop: CancellationToken) {
+pub(crate) async fn read_shard(
+    log: Log,
+    shard: Shard,
+    after: u64,
+    engine: mpsc::Sender<Input>,
+    stop: CancellationToken,
+) {
     let mut seen = after;
     while !stop.is_cancelled() {
         tokio::select! {

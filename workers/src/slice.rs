@@ -8,8 +8,13 @@ use orgstream_projections::{
     Applied, BoundOrg, Database, DbError, SliceStart, SliceTx, apply,
     parked::{self, Park, ParkedMessage, ParkedState},
 };
+use orgstream_stream::trace;
+use tracing::Span;
 
-use crate::scheduler::{LaneSlice, SliceOutcome};
+use crate::{
+    delivery::Delivery,
+    scheduler::{LaneSlice, SliceOutcome},
+};
 
 /// Parked messages that are applied again at a time.
 const RETRY_BATCH: u16 = 500;
@@ -36,6 +41,8 @@ pub(crate) async fn run_group(db: &Database, group: &[LaneSlice]) -> Vec<SliceOu
 
 /// The outcomes, or which slice failed and how.
 async fn try_group(db: &Database, group: &[LaneSlice]) -> Result<Vec<SliceOutcome>, (usize, DbError)> {
+    // Each ends with the transaction, as a part of the trace of the command that it applies.
+    let _spans = spans(group);
     let begun = Instant::now();
     let mut tx = db.begin_slices().await.map_err(|error| (0, error))?;
     let shared = begun.elapsed();
@@ -58,6 +65,24 @@ async fn try_group(db: &Database, group: &[LaneSlice]) -> Result<Vec<SliceOutcom
         }
     }
     Ok(outcomes)
+}
+
+/// One span for every command that somebody traces, under the command's own.
+fn spans(group: &[LaneSlice]) -> Vec<Span> {
+    let mut spans = Vec::new();
+    for slice in group {
+        for delivery in &slice.deliveries {
+            if let Some(traced) = delivery.message.trace.as_deref().filter(|trace| trace::is_sampled(trace)) {
+                let span = tracing::info_span!(
+                    "project", org.id = %slice.key.org, pipeline = %slice.key.pipeline, event.seq = delivery.seq(),
+                    command.id = delivery.open().ok().map(|commit| commit.command_id.to_string()),
+                );
+                trace::join(&span, Some(traced));
+                spans.push(span);
+            }
+        }
+    }
+    spans
 }
 
 /// Nothing when the slice is applied; otherwise why it is not, the transaction being unchanged.
@@ -86,12 +111,10 @@ async fn run_slice(tx: &mut SliceTx, slice: &LaneSlice) -> Result<Option<SliceOu
                 );
             }
             (None, Ok(commit)) => {
-                if let Some(trace) = &delivery.message.trace {
-                    tracing::debug!(
-                        org.id = %org.org(), pipeline = %key.pipeline, event.seq = delivery.seq(),
-                        command.id = %commit.command_id, traceparent = trace, "applied"
-                    );
-                }
+                tracing::debug!(
+                    org.id = %org.org(), pipeline = %key.pipeline, event.seq = delivery.seq(),
+                    command.id = %commit.command_id, traceparent = delivery.message.trace, "applied"
+                );
                 pass.ready.push(Applied { seq: delivery.seq(), commit: Arc::clone(commit) });
                 for decision in decisions(commit, key.pipeline) {
                     pass.flush().await?;
@@ -136,11 +159,11 @@ struct Pass<'a> {
     pipeline: Pipeline,
     blocked: BTreeSet<String>,
     ready: Vec<Applied>,
-    to_park: Vec<(Arc<crate::delivery::Delivery>, ParkedState, String)>,
+    to_park: Vec<(Arc<Delivery>, ParkedState, String)>,
 }
 
 impl Pass<'_> {
-    fn park(&mut self, delivery: &Arc<crate::delivery::Delivery>, state: ParkedState, reason: &str) {
+    fn park(&mut self, delivery: &Arc<Delivery>, state: ParkedState, reason: &str) {
         self.blocked.insert(delivery.aggregate().to_owned());
         self.to_park.push((Arc::clone(delivery), state, reason.to_owned()));
     }

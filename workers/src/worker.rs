@@ -176,6 +176,9 @@ impl Worker {
         gauge!("orgstream_shards_owned").set(u32::try_from(owned.len()).unwrap_or(u32::MAX));
         let mut shards: Vec<Shard> = owned.keys().copied().collect();
         shards.sort_unstable();
+        if self.status.borrow().shards != shards {
+            tracing::info!(shards = shards.len(), of = self.log.shards().count(), "the shards of this worker have changed");
+        }
         self.status.send_replace(WorkerStatus { shards, problems, started: true });
         Ok(())
     }
@@ -202,7 +205,7 @@ impl Worker {
         let stop = CancellationToken::new();
         let reader = tokio::spawn(read_shard(self.log.clone(), shard, mark.seq, engine.clone(), stop.clone()));
         owned.insert(shard, Owned { epoch, stop, reader });
-        tracing::info!(%shard, epoch, event.seq = mark.seq, "working on this shard");
+        tracing::debug!(%shard, epoch, event.seq = mark.seq, "working on this shard");
         Ok(())
     }
 
@@ -254,7 +257,7 @@ impl Worker {
             self.db.release_lease(shard, self.options.id, epoch).await
         };
         match done.await {
-            Ok(_) => tracing::info!(%shard, "gave this shard back"),
+            Ok(_) => tracing::debug!(%shard, "gave this shard back"),
             Err(error) => tracing::warn!(%shard, %error, "this shard could not be given back; its lease will expire"),
         }
     }

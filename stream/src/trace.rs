@@ -1,4 +1,4 @@
-//! W3C trace context at the doors: continue what a caller sends, begin what nobody began, pass it on with the commit.
+//! W3C trace context: continued where a request comes in, carried with the commit, continued again by the worker.
 //!
 //! It works without a collector too: the `traceparent` then travels through the event header unchanged, so that the
 //! caller's own tracing still finds what followed.
@@ -46,13 +46,19 @@ pub fn join(span: &Span, incoming: Option<&str>) -> String {
     )
 }
 
+/// Whether somebody records the spans of this trace.
+pub fn is_sampled(trace: &str) -> bool {
+    let flags = trace.get(53..55).and_then(|flags| u8::from_str_radix(flags, 16).ok());
+    flags.is_some_and(|flags| flags & 1 == 1)
+}
+
 /// Version 00, or a later one read as it says it can be: 32, 16 and 2 lower-case hexadecimal digits.
 fn is_traceparent(text: &str) -> bool {
     let mut parts = text.split('-');
     let mut digits = |length: usize| {
-        parts
-            .next()
-            .filter(|part| part.len() == length && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)))
+        parts.next().filter(|part| {
+            part.len() == length && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        })
     };
     let (version, trace, span, flags) = (digits(2), digits(32), digits(16), digits(2));
     let not_zero = |part: Option<&str>| part.is_some_and(|part| part.bytes().any(|b| b != b'0'));
@@ -65,6 +71,13 @@ mod tests {
     use super::*;
 
     const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    #[test]
+    fn the_last_bit_says_whether_anybody_looks() {
+        assert!(is_sampled(GOOD));
+        assert!(!is_sampled(&GOOD.replace("-01", "-00")));
+        assert!(!is_sampled("short"));
+    }
 
     #[test]
     fn a_callers_trace_is_passed_on() {

@@ -1,0 +1,235 @@
+//! A whole API of one test alone: NATS, a database, a worker, an issuer, and a client for it.
+
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusBuilder;
+use orgstream::{config::SecretArgs, http::WorkerWatch, issuer::DevIssuer, node};
+use orgstream_stream::{Log, LogOptions, SyncMode};
+use orgstream_workers::{Worker, WorkerOptions};
+use reqwest::{Method, RequestBuilder, Response, header::HeaderMap};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::support::{Nats, TempDir, TestDatabase, database};
+
+const PEPPER: &str = "the pepper of the tests, which is no secret";
+const OPERATOR: &str = "the-platform-operator-of-the-tests";
+
+/// How long something may take that must come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The API. What it consists of ends with the test's runtime.
+pub(crate) struct Api {
+    pub(crate) base: String,
+    pub(crate) nats: Nats,
+    pub(crate) database: TestDatabase,
+    pub(crate) log: Log,
+    pub(crate) issuer: DevIssuer,
+    http: reqwest::Client,
+    stop: CancellationToken,
+    _dir: TempDir,
+}
+
+/// An organization, and the ways into it.
+pub(crate) struct Org {
+    pub(crate) id: String,
+    pub(crate) slug: String,
+    pub(crate) owner: String,
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Answer {
+    pub(crate) async fn of(request: RequestBuilder) -> Self {
+        let answer = request.send().await.unwrap();
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        Self { status, headers, text: answer.text().await.unwrap() }
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).unwrap_or_else(|| panic!("no {name} in {self:?}")).to_str().unwrap()
+    }
+
+    /// The status, if it is this one.
+    pub(crate) fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{self:?}");
+        self
+    }
+
+    /// The code of a problem, with everything else that a problem must have.
+    pub(crate) fn problem(&self) -> String {
+        let problem = self.json();
+        assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
+        assert_eq!(problem["status"], self.status, "{self:?}");
+        assert_eq!(problem["request_id"], self.header("x-request-id"), "{self:?}");
+        for text in ["type", "title", "detail"] {
+            assert!(problem[text].as_str().is_some_and(|text| !text.is_empty()), "{self:?}");
+        }
+        assert_eq!(self.status == 401, self.headers.contains_key("www-authenticate"), "{self:?}");
+        problem["code"].as_str().unwrap().to_owned()
+    }
+}
+
+impl Api {
+    pub(crate) async fn start() -> Self {
+        let nats = Nats::start(false).await;
+        let database = database().await;
+        let dir = TempDir::new();
+        let stop = CancellationToken::new();
+        let options = LogOptions { url: nats.url.clone(), shards: 2, sync: SyncMode::Relaxed, ..LogOptions::default() };
+        let log = Log::connect(&options).await.unwrap();
+        log.ensure_streams().await.unwrap();
+
+        let issuing = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", issuing.local_addr().unwrap());
+        let issuer = DevIssuer::load_or_create(dir.path(), url.clone()).unwrap();
+        tokio::spawn(issuer.clone().serve(issuing, stop.clone()));
+
+        let worker = Worker::new(log.clone(), database.db.clone(), WorkerOptions::new(Uuid::now_v7()));
+        let watch = WorkerWatch { status: worker.status(), worst: worker.worst() };
+        tokio::spawn(worker.run(stop.clone()));
+        let secrets = SecretArgs {
+            pepper: PEPPER.to_owned(),
+            platform_token: Some(OPERATOR.to_owned()),
+            issuer_url: Some(url),
+            audience: "orgstream".to_owned(),
+        };
+        let metrics = PrometheusBuilder::new().build_recorder().handle();
+        let api = node::Api::new(log.clone(), database.db.clone(), &secrets, "local", metrics, Some(watch)).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(api.run(listener, stop.clone()));
+        let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+        Self { base, nats, database, log, issuer, http, stop, _dir: dir }
+    }
+
+    pub(crate) fn operator(&self) -> &'static str {
+        OPERATOR
+    }
+
+    /// A token of somebody.
+    pub(crate) fn person(&self, email: &str) -> String {
+        self.issuer.mint(email, Duration::from_secs(3600)).unwrap()
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base))
+    }
+
+    pub(crate) async fn get(&self, bearer: &str, path: &str) -> Answer {
+        Answer::of(self.request(Method::GET, path).bearer_auth(bearer)).await
+    }
+
+    pub(crate) async fn post(&self, bearer: &str, path: &str, body: &Value) -> Answer {
+        Answer::of(self.request(Method::POST, path).bearer_auth(bearer).json(body)).await
+    }
+
+    /// A new organization.
+    pub(crate) async fn org(&self, slug: &str) -> Org {
+        let owner = self.person(&format!("owner@{slug}.example"));
+        let made = self.post(&owner, "/v1/organizations", &json!({"name": slug, "slug": slug})).await.expect(201);
+        Org { id: made.json()["id"].as_str().unwrap().to_owned(), slug: slug.to_owned(), owner }
+    }
+
+    /// A new API key: its id and its token.
+    pub(crate) async fn key(&self, org: &Org, role: &str) -> (String, String) {
+        let path = format!("/v1/organizations/{}/api-keys", org.slug);
+        let made = self.post(&org.owner, &path, &json!({"name": role, "role": role})).await.expect(201).json();
+        (made["id"].as_str().unwrap().to_owned(), made["token"].as_str().unwrap().to_owned())
+    }
+
+    /// A new record; its id and its position.
+    pub(crate) async fn record(&self, org: &Org, name: &str) -> (String, String) {
+        let made = self.post(&org.owner, &org.path("records"), &model(name)).await.expect(201).json();
+        (made["id"].as_str().unwrap().to_owned(), made["position"].as_str().unwrap().to_owned())
+    }
+
+    /// A read that includes everything up to `position`.
+    pub(crate) async fn get_at(&self, bearer: &str, path: &str, position: &str) -> Answer {
+        let request = self.request(Method::GET, path).bearer_auth(bearer);
+        Answer::of(request.header("min-position", position).header("prefer", "wait=20")).await
+    }
+}
+
+/// A tail, event by event.
+pub(crate) struct Tail {
+    answer: Response,
+    buffer: String,
+}
+
+impl Tail {
+    async fn open(request: RequestBuilder) -> Self {
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers()["content-type"], "text/event-stream");
+        Self { answer, buffer: String::new() }
+    }
+
+    /// The next event: its id (null when it has none) and its data.
+    pub(crate) async fn next(&mut self) -> (Value, Value) {
+        loop {
+            if let Some((block, rest)) = self.buffer.split_once("\n\n") {
+                let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+                let (id, data) = (field("id: "), field("data: "));
+                self.buffer = rest.to_owned();
+                if let Some(data) = data {
+                    return (json!(id), serde_json::from_str(&data).unwrap());
+                }
+                continue;
+            }
+            let chunk = timeout(PATIENCE, self.answer.chunk()).await.expect("the next event does not come");
+            self.buffer.push_str(std::str::from_utf8(&chunk.unwrap().expect("the tail has ended")).unwrap());
+        }
+    }
+
+    /// Waits until the server ends it.
+    pub(crate) async fn ends(mut self) {
+        while timeout(PATIENCE, self.answer.chunk()).await.expect("the tail does not end").unwrap().is_some() {}
+    }
+}
+
+impl Api {
+    /// Follows from wherever `path` says.
+    pub(crate) async fn tail(&self, bearer: &str, path: &str) -> Tail {
+        Tail::open(self.request(Method::GET, path).bearer_auth(bearer)).await
+    }
+
+    /// Comes back with the last id that was seen.
+    pub(crate) async fn tail_after(&self, bearer: &str, path: &str, id: &str) -> Tail {
+        Tail::open(self.request(Method::GET, path).bearer_auth(bearer).header("last-event-id", id)).await
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Org {
+    pub(crate) fn path(&self, rest: &str) -> String {
+        format!("/v1/organizations/{}/{rest}", self.id)
+    }
+}
+
+/// A record of a kind that every installation has.
+pub(crate) fn model(name: &str) -> Value {
+    json!({"kind": "model", "data": {"name": name}})
+}
+
+/// The same as a command.
+pub(crate) fn create_model(name: &str) -> Value {
+    json!({"type": "create_record", "kind": "model", "data": {"name": name}})
+}
