@@ -33,6 +33,8 @@ pub struct DemoFile {
     pub base_url: String,
     /// The streams.
     pub nats_url: String,
+    /// Where the streams' server tells about itself.
+    pub nats_monitor_url: String,
     /// The database, as the login that owns it.
     pub postgres_url: String,
     /// The built-in OpenID Connect issuer.

@@ -176,12 +176,15 @@ pub fn idempotency_key(text: &str) -> Result<String, Problem> {
 }
 
 fn read_command(value: Value) -> Result<Request, Problem> {
+    if !value.is_object() {
+        return Err(Problem::bad_request("a command is a JSON object whose `type` says which command it is"));
+    }
     if value.get("command").is_none() {
-        let command: Command = from_value(value, "")?;
+        let command: Command = from_value(value)?;
         return Ok(command.into());
     }
-    let envelope: CommandEnvelope = from_value(value, "")?;
-    let command: Command = from_value(envelope.command, "")?;
+    let envelope: CommandEnvelope = from_value(value)?;
+    let command: Command = from_value(envelope.command)?;
     let key = envelope.idempotency_key.as_deref().map(idempotency_key).transpose()?;
     Ok(Request {
         idempotency_key: key,
@@ -216,7 +219,7 @@ pub fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     let mut decoder = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut decoder).map_err(|error| {
         if error.inner().is_data() {
-            return misshapen("", &error);
+            return misshapen(&error);
         }
         malformed(format!("the body is not JSON: {}", error.inner()))
     })?;
@@ -224,18 +227,18 @@ pub fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     Ok(value)
 }
 
-fn from_value<T: DeserializeOwned>(value: Value, base: &str) -> Result<T, Problem> {
-    serde_path_to_error::deserialize(value).map_err(|error| misshapen(base, &error))
+fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, Problem> {
+    serde_path_to_error::deserialize(value).map_err(|error| misshapen(&error))
 }
 
 fn malformed(detail: String) -> Problem {
     Problem::new(400, "malformed_body", "Malformed body", detail)
 }
 
-fn misshapen(base: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
+fn misshapen(error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
     use serde_path_to_error::Segment;
 
-    let mut pointer = base.to_owned();
+    let mut pointer = String::new();
     let step = |pointer: &mut String, name: &str| {
         pointer.push('/');
         pointer.push_str(&name.replace('~', "~0").replace('/', "~1"));
@@ -251,7 +254,10 @@ fn misshapen(base: &str, error: &serde_path_to_error::Error<serde_json::Error>) 
     // The decoder names the field only in its message.
     let named = |prefix: &str| message.strip_prefix(prefix)?.split_once('`').map(|(name, _)| name);
     let code = if let Some(name) = named("unknown field `") {
-        step(&mut pointer, name);
+        // Some decoders have it in the path as well.
+        if !pointer.ends_with(&format!("/{name}")) {
+            step(&mut pointer, name);
+        }
         "unknown_field"
     } else if let Some(name) = named("missing field `") {
         step(&mut pointer, name);
@@ -261,7 +267,9 @@ fn misshapen(base: &str, error: &serde_path_to_error::Error<serde_json::Error>) 
     } else {
         "type"
     };
-    Problem::invalid(&pointer, code, message)
+    let problem = Problem::invalid(&pointer, code, message.clone());
+    // The whole body is wrong, and there is no name to begin the sentence with.
+    if pointer.is_empty() { Problem { detail: message, ..problem } } else { problem }
 }
 
 #[cfg(test)]
@@ -321,6 +329,7 @@ mod tests {
         unknown["colour"] = json!("red");
         let error = read(&unknown, None).unwrap_err();
         assert_eq!((error.status, error.errors[0].pointer.as_str()), (422, "/colour"));
+        assert_eq!(read(&json!(7), None).unwrap_err().code, "bad_request");
         let error = read(&json!({"type": "create_record", "data": {}}), None).unwrap_err();
         assert_eq!((error.errors[0].pointer.as_str(), error.errors[0].code.as_ref()), ("/kind", "required"));
         let error = read(&json!({"command": record(), "occurred_at": "yesterday"}), None).unwrap_err();

@@ -102,7 +102,10 @@ impl<'a> Fold<'a> {
                     change.version, old.created_at, change.updated_at, change.seq
                 FROM unnest($2::uuid[], $3::timestamptz[], $4::bigint[], $5::timestamptz[], $6::bigint[])
                     AS change (id, revoked_at, version, updated_at, seq)
-                CROSS JOIN LATERAL (SELECT * FROM rm.api_keys WHERE org_id = $1 AND id = change.id LIMIT 1) AS old
+                CROSS JOIN LATERAL (
+                    SELECT * FROM rm.api_keys WHERE org_id = $1 AND id BETWEEN change.id AND change.id
+                    ORDER BY id LIMIT 1
+                ) AS old
                 ON CONFLICT (org_id, id) DO UPDATE SET
                     revoked_at = excluded.revoked_at,
                     version = excluded.version,

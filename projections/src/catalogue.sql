@@ -48,6 +48,10 @@ FROM tenant_tables AS t WHERE NOT EXISTS (
     WHERE i.indrelid = t.oid AND i.indisvalid AND i.indpred IS NULL AND i.indkey[0] = t.org_column
 )
 UNION ALL
+SELECT name || ' is planned by the statistics of org_id', 'ALTER COLUMN org_id SET STATISTICS 0'
+FROM tenant_tables AS t JOIN pg_attribute AS org ON org.attrelid = t.oid AND org.attnum = t.org_column
+WHERE org.attstattarget IS DISTINCT FROM 0
+UNION ALL
 SELECT format('%s: the unique index %s is not per org', name, i.indexrelid::regclass), 'begin it with org_id'
 FROM tenant_tables AS t JOIN pg_index AS i ON i.indrelid = t.oid
 WHERE i.indisunique AND i.indkey[0] <> t.org_column

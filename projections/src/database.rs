@@ -12,7 +12,7 @@ use crate::{BoundOrg, DbError, SliceTx, TenantTx, catalogue, migrate};
 const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 const WRITE: &str = "BEGIN";
 /// A slice takes milliseconds. What takes longer is stuck, and holds others up.
-const SLICE_SETTINGS: [(&str, &str); 7] = [
+const SLICE_SETTINGS: [(&str, &str); 8] = [
     // Rows and checkpoint are lost together and replayed together, so a slice need not wait for the disk.
     ("synchronous_commit", "off"),
     ("statement_timeout", "15s"),
@@ -22,6 +22,7 @@ const SLICE_SETTINGS: [(&str, &str); 7] = [
     // they had statistics, must not read them whole; and a statement that runs for a millisecond is not compiled.
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
+    ("enable_sort", "off"),
     ("jit", "off"),
 ];
 const READ_SETTINGS: [(&str, &str); 6] = [

@@ -76,7 +76,10 @@ impl<'a> Fold<'a> {
                 FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::text[], $6::bigint[], $7::text[], $8::bigint[],
                     $9::timestamptz[], $10::bigint[])
                     AS change (name, title, schema, visibility, cost, status, version, updated_at, seq)
-                CROSS JOIN LATERAL (SELECT * FROM rm.kinds WHERE org_id = $1 AND name = change.name LIMIT 1) AS old
+                CROSS JOIN LATERAL (
+                    SELECT * FROM rm.kinds WHERE org_id = $1 AND name BETWEEN change.name AND change.name
+                    ORDER BY name LIMIT 1
+                ) AS old
                 ON CONFLICT (org_id, name) DO UPDATE SET
                     title = excluded.title,
                     schema = excluded.schema,

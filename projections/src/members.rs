@@ -87,7 +87,10 @@ impl<'a> Fold<'a> {
                     coalesce(change.status, old.status), change.version, old.created_at, change.updated_at, change.seq
                 FROM unnest($2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::timestamptz[], $7::bigint[])
                     AS change (id, role, status, version, updated_at, seq)
-                CROSS JOIN LATERAL (SELECT * FROM rm.members WHERE org_id = $1 AND id = change.id LIMIT 1) AS old
+                CROSS JOIN LATERAL (
+                    SELECT * FROM rm.members WHERE org_id = $1 AND id BETWEEN change.id AND change.id
+                    ORDER BY id LIMIT 1
+                ) AS old
                 ON CONFLICT (org_id, id) DO UPDATE SET
                     role = excluded.role,
                     status = excluded.status,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use orgstream_events::{OrgId, Pipeline, Shard, Timestamp};
+use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -134,8 +135,29 @@ impl Database {
         }))
     }
 
+    /// A connection to write marks on, made now.
+    pub async fn mark_writer(&self) -> Result<MarkWriter, DbError> {
+        Ok(MarkWriter(PgConnection::connect_with(&self.ops_pool().connect_options()).await?))
+    }
+}
+
+/// The one connection that a worker writes its marks on.
+///
+/// Slices are committed without waiting for the disk, so a crash of the server forgets the last of them, and a mark that
+/// was written afterwards, by somebody who does not know, would say that they are done for ever. But no connection
+/// outlives a crash: while this one lives, everything that was committed after it was made is still there, and a mark
+/// that is written on it puts all of that on disk.
+#[derive(Debug)]
+pub struct MarkWriter(PgConnection);
+
+impl MarkWriter {
+    /// Fails when the server was away: then what was committed since the last mark may be forgotten.
+    pub async fn check(&mut self) -> Result<(), DbError> {
+        Ok(self.0.ping().await?)
+    }
+
     /// Stores how far the shard has been worked off. False when another epoch owns the shard: nothing has changed.
-    pub async fn set_shard_mark(&self, shard: Shard, epoch: u64, mark: &ShardMark) -> Result<bool, DbError> {
+    pub async fn write(&mut self, shard: Shard, epoch: u64, mark: &ShardMark) -> Result<bool, DbError> {
         let detached = |wanted: Pipeline| -> Vec<Uuid> {
             mark.detached.iter().filter(|(_, pipeline)| *pipeline == wanted).map(|(org, _)| org.uuid()).collect()
         };
@@ -155,7 +177,7 @@ impl Database {
             &detached(Pipeline::ReadModels),
             &detached(Pipeline::Audit),
         )
-        .execute(self.ops_pool())
+        .execute(&mut self.0)
         .await?;
         Ok(stored.rows_affected() == 1)
     }

@@ -27,8 +27,9 @@ impl Database {
         let mut transaction = self.begin_raw(org).await?;
         sqlx::query!(
             "INSERT INTO rm.records (org_id, id, kind, kind_version, data, status, created_by_type, created_by_id,
-                version, created_at, updated_at, seq)
-            SELECT $1, row.id, row.kind, 1, row.data, 'active', row.actor_type, row.actor_id, 1, row.at, row.at, row.seq
+                version, created_at, created_seq, updated_at, seq)
+            SELECT $1, row.id, row.kind, 1, row.data, 'active', row.actor_type, row.actor_id, 1, row.at, row.seq, row.at,
+                row.seq
             FROM unnest($2::uuid[], $3::text[], $4::jsonb[], $5::text[], $6::text[], $7::timestamptz[], $8::bigint[])
                 AS row (id, kind, data, actor_type, actor_id, at, seq)",
             id,

@@ -100,7 +100,10 @@ impl<'a> Fold<'a> {
                 FROM unnest($2::uuid[], $3::bigint[], $4::jsonb[], $5::text[], $6::bigint[], $7::timestamptz[],
                     $8::bigint[])
                     AS change (id, kind_version, data, status, version, updated_at, seq)
-                CROSS JOIN LATERAL (SELECT * FROM rm.records WHERE org_id = $1 AND id = change.id LIMIT 1) AS old
+                CROSS JOIN LATERAL (
+                    SELECT * FROM rm.records WHERE org_id = $1 AND id BETWEEN change.id AND change.id
+                    ORDER BY id LIMIT 1
+                ) AS old
                 ON CONFLICT (org_id, id) DO UPDATE SET
                     kind_version = excluded.kind_version,
                     data = excluded.data,

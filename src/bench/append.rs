@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context, bail};
 use async_nats::{
     HeaderMap,
-    jetstream::{self, message::PublishMessage},
+    jetstream::{context::ContextBuilder, message::PublishMessage},
 };
 use bytes::Bytes;
 use clap::Args as ClapArgs;
@@ -137,7 +137,10 @@ async fn measure(rig: &Rig, path: &str, bulk: bool, writers: usize, time: Durati
 
 /// Bare publishes to a stream of the same configuration.
 async fn raw(rig: &Rig, each: u64, writers: usize, time: Duration) -> anyhow::Result<Measured> {
-    let context = jetstream::new(async_nats::connect(&rig.stack.nats.url).await?);
+    // Room for every publish of every window: a writer that waits for room would wait for its own acknowledgements.
+    let room = (writers as u64 * each) as usize + 1;
+    let client = async_nats::connect(&rig.stack.nats.url).await?;
+    let context = ContextBuilder::new().max_ack_inflight(room).build(client);
     let mut config = context.get_stream("EV_0").await?.cached_info().config.clone();
     config.name = "RAW".to_owned();
     config.subjects = vec!["raw.>".to_owned()];

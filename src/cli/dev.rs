@@ -60,6 +60,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = DemoFile {
         base_url: stack.base_url.clone(),
         nats_url: stack.nats.url.clone(),
+        nats_monitor_url: stack.nats.monitor_url.clone(),
         postgres_url: stack.owner_url.clone(),
         issuer_url: stack.issuer.url().to_owned(),
         platform_admin_token: stack.secrets.platform_token.clone(),

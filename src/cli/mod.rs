@@ -14,6 +14,7 @@ mod rebuild;
 mod replay;
 mod serve;
 pub(crate) mod table;
+mod test_servers;
 mod work;
 
 use clap::{Parser, Subcommand};
@@ -37,7 +38,7 @@ pub struct Cli {
 enum Job {
     /// Run everything on this machine: private NATS and PostgreSQL, API, workers and a demo.
     Dev(dev::Args),
-    /// Print the shell settings of a demo organization.
+    /// Print the shell settings of a demo organization, or of the operator.
     Demo(demo::Args),
     /// Run the API: HTTP, and commands by NATS request.
     Serve(serve::Args),
@@ -61,11 +62,15 @@ enum Job {
     /// Measure this machine against its raw limits.
     #[command(subcommand)]
     Bench(bench::Job),
+    #[command(hide = true)]
+    TestServers(test_servers::Args),
 }
 
 impl Cli {
     /// Does the job.
     pub async fn run(self) -> anyhow::Result<()> {
+        // Two TLS providers are compiled in, through two libraries; what does not say which it wants gets this one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let _telemetry = telemetry::init(&self.log)?;
         match self.command {
             Job::Dev(args) => dev::run(args).await,
@@ -80,6 +85,7 @@ impl Cli {
             Job::Park(job) => park::run(job).await,
             Job::Rebuild(args) => rebuild::run(args).await,
             Job::Bench(job) => bench::run(job).await,
+            Job::TestServers(args) => test_servers::run(args).await,
         }
     }
 }

@@ -25,11 +25,6 @@ impl ApiKey {
     pub fn issued(&self) -> Option<&ApiKeyIssued> {
         self.issued.as_ref()
     }
-
-    /// Whether a call with this key is to be accepted at `now`.
-    pub fn is_usable(&self, now: Timestamp) -> bool {
-        self.issued.as_ref().is_some_and(|key| !self.revoked && key.expires_at.is_none_or(|end| now < end))
-    }
 }
 
 /// What can be asked of a key.
@@ -311,16 +306,7 @@ mod tests {
     fn a_revoked_key_stays_revoked() {
         let revoked = ApiKeyEvent::Revoked(ApiKeyRevoked { reason: Some("leaked".to_owned()) });
         assert_eq!(given::<ApiKey>(&[issued(None)]).when(revoke()), Ok(vec![revoked.clone()]));
-        let key = given::<ApiKey>(&[issued(None), revoked]);
-        assert_eq!(key.when(revoke()), Ok(vec![]));
-        assert!(!key.0.is_usable(facts().now));
-    }
-
-    #[test]
-    fn a_key_ends_at_its_hour() {
-        let key = given::<ApiKey>(&[issued(Some(in_days(1)))]).0;
-        assert!(key.is_usable(facts().now));
-        assert!(!key.is_usable(in_days(1)));
+        assert_eq!(given::<ApiKey>(&[issued(None), revoked]).when(revoke()), Ok(vec![]));
     }
 
     #[test]

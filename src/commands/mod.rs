@@ -69,22 +69,13 @@ pub trait Aggregate: Default + Clone + Send + Sync + 'static {
 
     /// The event, if it is one of this aggregate's.
     fn event_of(event: &Event) -> Option<&Self::Event>;
-
-    /// The state after `events`, oldest first. Events of other aggregates do not count.
-    fn replay<'a>(events: impl IntoIterator<Item = &'a Event>) -> Self {
-        let mut state = Self::default();
-        for event in events.into_iter().filter_map(Self::event_of) {
-            state.apply(event);
-        }
-        state
-    }
 }
 
 macro_rules! commands {
     ($($(#[$doc:meta])* $command:ident = $name:literal;)*) => {
         /// Everything that a producer can ask for: a JSON object whose `type` says which command it is.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-        #[serde(tag = "type")]
+        #[serde(tag = "type", expecting = "a command: an object whose `type` says which")]
         pub enum Command {
             $($(#[$doc])* #[serde(rename = $name)] $command($command),)*
         }

@@ -71,6 +71,7 @@ impl Rejection {
     /// A refusal for the values of fields.
     pub fn invalid(errors: Vec<FieldError>) -> Self {
         let detail = match errors.as_slice() {
+            [only] if only.pointer.is_empty() => only.detail.clone(),
             [only] => format!("{}: {}", only.pointer, only.detail),
             several => format!("{} fields are not as they must be; `errors` names each", several.len()),
         };

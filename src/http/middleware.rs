@@ -214,7 +214,48 @@ fn class(status: StatusCode) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use axum::{Router, body::to_bytes, middleware::from_fn, routing::get};
+    use tower::ServiceExt;
+
     use super::*;
+
+    async fn answer(path: &str) -> (u16, HeaderMap, serde_json::Value) {
+        async fn broken() -> &'static str {
+            panic!("something about a customer")
+        }
+        let router = Router::new()
+            .route("/broken", get(broken))
+            .route("/later", get(async || Problem::unavailable("not now")))
+            .method_not_allowed_fallback(no_method)
+            .fallback(no_route)
+            .layer(from_fn(observe));
+        let response = router.oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let body = to_bytes(response.into_body(), 10_000).await.unwrap();
+        (status, headers, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_answered_without_its_words() {
+        let (status, headers, problem) = answer("/broken").await;
+        assert_eq!((status, &problem["code"]), (500, &"internal".into()));
+        assert_eq!(problem["request_id"], headers[REQUEST_ID].to_str().unwrap());
+        assert!(!problem.to_string().contains("customer"), "{problem}");
+    }
+
+    #[tokio::test]
+    async fn who_should_come_back_is_told_when() {
+        let (status, headers, problem) = answer("/later").await;
+        assert_eq!((status, &headers[header::RETRY_AFTER]), (503, &HeaderValue::from(1)));
+        assert_eq!((&headers[header::CONTENT_TYPE], &problem["instance"]), (&"application/problem+json".parse().unwrap(), &"/later".into()));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_named_the_same_way_everywhere() {
+        let (status, _, problem) = answer("/nothing").await;
+        assert_eq!((status, &problem["code"]), (404, &"not_found".into()));
+        assert!(problem.get("instance").is_none());
+    }
 
     #[test]
     fn a_request_keeps_its_own_id_if_it_is_one() {

@@ -64,7 +64,7 @@ mod tests {
     fn an_account_is_read_by_its_name_and_never_root() {
         let users =
             "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65533::/:/bin/false\npostgres2:x:7:7::/:\nevil:x:0:0::/:\n";
-        let nobody = Account { name: "nobody".to_owned(), uid: 65_534, gid: 65_534 };
+        let nobody = Account { name: "nobody".to_owned(), uid: 65_534, gid: 65_533 };
         assert_eq!(Account::find(users, "nobody"), Some(nobody));
         assert_eq!(Account::find(users, "postgres"), None);
         assert_eq!(Account::find(users, "evil"), None);

@@ -24,11 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Api {
     pub(crate) base: String,
     pub(crate) nats: Nats,
-    pub(crate) database: TestDatabase,
-    pub(crate) log: Log,
     pub(crate) issuer: DevIssuer,
     http: reqwest::Client,
     stop: CancellationToken,
+    _database: TestDatabase,
     _dir: TempDir,
 }
 
@@ -107,12 +106,12 @@ impl Api {
             audience: "orgstream".to_owned(),
         };
         let metrics = PrometheusBuilder::new().build_recorder().handle();
-        let api = node::Api::new(log.clone(), database.db.clone(), &secrets, "local", metrics, Some(watch)).unwrap();
+        let api = node::Api::new(log, database.db.clone(), &secrets, "local", metrics, Some(watch)).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(api.run(listener, stop.clone()));
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-        Self { base, nats, database, log, issuer, http, stop, _dir: dir }
+        Self { base, nats, issuer, http, stop, _database: database, _dir: dir }
     }
 
     pub(crate) fn operator(&self) -> &'static str {

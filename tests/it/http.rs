@@ -75,7 +75,7 @@ async fn what_is_wrong_with_a_request_is_said() {
     let over = json!({"kind": "model", "data": {"name": "x".repeat(2_000_000)}}).to_string();
     let many = Value::Array(vec![create_model("x"); 1_001]).to_string();
     let future = json!({"command": create_model("x"), "occurred_at": "2999-01-01T00:00:00Z"}).to_string();
-    let long = format!("[{}]", vec!["1"; 10].join(","));
+    let keyless = json!([create_model("x")]).to_string();
     let bodies: &[(&str, &str, &[u8], u16, &str, &str)] = &[
         ("POST", &records, b"{\"kind\": \"model\",\n ]", 400, "malformed_body", "line 2"),
         ("POST", &records, b"", 400, "malformed_body", "empty"),
@@ -89,7 +89,8 @@ async fn what_is_wrong_with_a_request_is_said() {
         ("POST", &commands, over.as_bytes(), 413, "payload_too_large", "1048576"),
         ("POST", &commands, many.as_bytes(), 413, "payload_too_large", "1000"),
         ("POST", &commands, b"[]", 400, "bad_request", "empty"),
-        ("POST", &commands, long.as_bytes(), 400, "idempotency_key_missing", "Idempotency-Key"),
+        ("POST", &commands, keyless.as_bytes(), 400, "idempotency_key_missing", "Idempotency-Key"),
+        ("POST", &commands, b"7", 400, "bad_request", "object"),
         ("POST", &commands, b"{\"type\":\"drop_table\"}", 422, "validation_error", "drop_table"),
         ("POST", &commands, future.as_bytes(), 422, "validation_error", "/occurred_at"),
         ("PATCH", &records, b"{}", 405, "method_not_allowed", "PATCH"),

@@ -2,10 +2,18 @@
 #![cfg(test)]
 
 mod api;
+mod arrows;
+mod chaos;
+mod cluster;
+mod compose;
+mod history;
 mod http;
 mod isolation;
 mod projections;
+mod queries;
+mod readme;
 mod rls;
 mod servers;
 mod stream;
 mod support;
+mod telemetry;

@@ -471,7 +471,8 @@ async fn a_shard_has_one_owner_and_every_change_of_owner_a_new_epoch() {
 
     let org = History::new(1).org;
     let mark = ShardMark { seq: 7, detached: vec![(org, Pipeline::ReadModels), (org, Pipeline::Audit)] };
-    assert!(db.set_shard_mark(SHARD, lease.epoch, &mark).await.unwrap());
+    let mut marks = db.mark_writer().await.unwrap();
+    assert!(marks.write(SHARD, lease.epoch, &mark).await.unwrap());
     assert_eq!(db.shard_mark(SHARD).await.unwrap(), mark);
 
     // Given back, and taken by another: what the first still has under way is refused.
@@ -479,7 +480,7 @@ async fn a_shard_has_one_owner_and_every_change_of_owner_a_new_epoch() {
     assert!(!db.release_lease(SHARD, one, lease.epoch).await.unwrap());
     let next = db.acquire_lease(SHARD, other, Duration::ZERO).await.unwrap().unwrap();
     assert!(next.epoch > lease.epoch);
-    assert!(!db.set_shard_mark(SHARD, lease.epoch, &ShardMark::default()).await.unwrap());
+    assert!(!marks.write(SHARD, lease.epoch, &ShardMark::default()).await.unwrap());
     assert_eq!(db.shard_mark(SHARD).await.unwrap(), mark);
 
     // Expired: anybody may have it.

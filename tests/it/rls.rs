@@ -93,6 +93,7 @@ async fn a_forgotten_rule_is_found() {
         ("ALTER TABLE rm.records NO FORCE ROW LEVEL SECURITY", "rm.records does not bind its owner"),
         ("DROP POLICY floor ON rm.kinds", "rm.kinds has no restrictive floor for everybody"),
         ("DROP POLICY tenant ON rm.members", "rm.members has no permissive policy by app.org()"),
+        ("ALTER TABLE rm.slugs ALTER org_id SET STATISTICS 100", "rm.slugs is planned by the statistics of org_id"),
         ("CREATE UNIQUE INDEX everyone ON rm.slugs (slug)", "rm.slugs: the unique index rm.everyone is not per org"),
         (
             "ALTER TABLE rm.api_keys ADD CONSTRAINT loose FOREIGN KEY (id) REFERENCES rm.records_of_all (id)",

@@ -47,6 +47,8 @@ pub(crate) struct Lane {
     pub(crate) in_slot: Vec<Arc<Delivery>>,
     /// Set while the lane is detached.
     pub(crate) skipped: Option<Skipped>,
+    /// Whether it is among those that wait for a refill.
+    pub(crate) wants_refill: bool,
     /// Whether a refill is under way.
     pub(crate) refilling: bool,
     /// Refills in a row that brought nothing although something was skipped.
@@ -75,6 +77,7 @@ impl Lane {
             checkpoint: None,
             in_slot: Vec::new(),
             skipped: None,
+            wants_refill: false,
             refilling: false,
             empty_refills: 0,
             rewind_to: None,

@@ -6,7 +6,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BinaryHeap, HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,6 +31,8 @@ const EMPTY_REFILLS: u32 = 20;
 pub(crate) struct LaneSlice {
     pub(crate) key: LaneKey,
     pub(crate) epoch: u64,
+    /// Which opening of the shard it is from.
+    opening: u64,
     /// The checkpoint that the slice starts from, as far as it is known.
     pub(crate) from: Option<u64>,
     /// In order, at least one.
@@ -75,6 +77,8 @@ pub(crate) struct Mark {
 #[derive(Debug)]
 struct OwnedShard {
     epoch: u64,
+    /// Counts the openings of all shards: a slice that outlives its own says nothing about the lanes of the next.
+    opening: u64,
     cursor: u64,
 }
 
@@ -84,7 +88,9 @@ pub(crate) struct Scheduler {
     shards: HashMap<Shard, OwnedShard>,
     ready: BinaryHeap<Reverse<(u64, LaneKey)>>,
     backing_off: BinaryHeap<Reverse<(Instant, LaneKey)>>,
-    wants_refill: Vec<LaneKey>,
+    /// Lanes that want a refill, the one that has waited longest first, each once.
+    wants_refill: VecDeque<LaneKey>,
+    openings: u64,
     virtual_now: u64,
     bytes: usize,
     cost: f64,
@@ -98,7 +104,8 @@ impl Scheduler {
             shards: HashMap::new(),
             ready: BinaryHeap::new(),
             backing_off: BinaryHeap::new(),
-            wants_refill: Vec::new(),
+            wants_refill: VecDeque::new(),
+            openings: 0,
             virtual_now: 0,
             bytes: 0,
             cost: FIRST_COST,
@@ -116,7 +123,8 @@ impl Scheduler {
 
     /// The shard is ours, read from `mark` on; `behind` names the lanes that resume from their own checkpoints.
     pub(crate) fn open_shard(&mut self, shard: Shard, epoch: u64, mark: u64, behind: &[(OrgId, Pipeline, u64)]) {
-        self.shards.insert(shard, OwnedShard { epoch, cursor: mark });
+        self.openings += 1;
+        self.shards.insert(shard, OwnedShard { epoch, opening: self.openings, cursor: mark });
         for (org, pipeline, stored) in behind {
             let key = LaneKey { shard, org: *org, pipeline: *pipeline };
             let virtual_now = self.virtual_now;
@@ -210,9 +218,10 @@ impl Scheduler {
     pub(crate) fn refills(&mut self, at_most: usize) -> Vec<RefillWish> {
         let mut wishes = Vec::new();
         while wishes.len() < at_most {
-            let Some(key) = self.wants_refill.pop() else { break };
-            if let Some(lane) = self.lanes.get_mut(&key)
-                && let Some(skipped) = lane.skipped
+            let Some(key) = self.wants_refill.pop_front() else { break };
+            let Some(lane) = self.lanes.get_mut(&key) else { continue };
+            lane.wants_refill = false;
+            if let Some(skipped) = lane.skipped
                 && !lane.refilling
             {
                 lane.refilling = true;
@@ -230,12 +239,12 @@ impl Scheduler {
         let mut planned = 0.0;
         while group.len() < self.options.group_lanes && planned < budget {
             let Some(Reverse((virtual_time, key))) = self.ready.pop() else { break };
-            let epoch = self.shards.get(&key.shard).map(|owned| owned.epoch);
+            let owned = self.shards.get(&key.shard).map(|owned| (owned.epoch, owned.opening));
             let Some(lane) = self.lanes.get_mut(&key) else { continue };
             if lane.state != LaneState::Ready || lane.virtual_time != virtual_time {
                 continue;
             }
-            let Some(epoch) = epoch else { continue };
+            let Some((epoch, opening)) = owned else { continue };
             if lane.is_empty() {
                 lane.state = LaneState::Idle;
                 self.settle(key);
@@ -254,7 +263,7 @@ impl Scheduler {
             let deliveries = lane.take(messages).to_vec();
             planned += deliveries.len() as f64 * cost;
             let (from, park_first) = (lane.checkpoint, lane.park_first.clone());
-            group.push(LaneSlice { key, epoch, from, deliveries, park_first });
+            group.push(LaneSlice { key, epoch, opening, from, deliveries, park_first });
             if alone {
                 break;
             }
@@ -271,6 +280,7 @@ impl Scheduler {
         jitter: f64,
     ) -> Option<Duration> {
         let key = slice.key;
+        self.shards.get(&key.shard).filter(|owned| owned.opening == slice.opening)?;
         let lane = self.lanes.get_mut(&key)?;
         lane.state = LaneState::Idle;
         let mut wait = None;
@@ -364,8 +374,10 @@ impl Scheduler {
     fn settle(&mut self, key: LaneKey) {
         let Some(lane) = self.lanes.get_mut(&key) else { return };
         // Half empty is early enough: the refill runs while the rest is applied.
-        if lane.skipped.is_some() && !lane.refilling && lane.bytes() <= self.options.lane_bytes / 2 {
-            self.wants_refill.push(key);
+        let wants_refill = lane.skipped.is_some() && !lane.refilling && lane.bytes() <= self.options.lane_bytes / 2;
+        if wants_refill && !lane.wants_refill {
+            lane.wants_refill = true;
+            self.wants_refill.push_back(key);
         }
         if lane.state == LaneState::Idle && !lane.is_empty() {
             lane.state = LaneState::Ready;

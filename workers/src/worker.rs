@@ -7,7 +7,7 @@ use std::{
 
 use metrics::gauge;
 use orgstream_events::{EventSubject, OrgId, Pipeline, Shard};
-use orgstream_projections::{BoundOrg, Database, DbError, ShardMark, checkpoints};
+use orgstream_projections::{BoundOrg, Database, DbError, MarkWriter, ShardMark, checkpoints};
 use orgstream_stream::{Log, StreamError};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -21,6 +21,7 @@ use crate::{
     lane::LaneKey,
     options::WorkerOptions,
     ownership::owner_of,
+    scheduler::Mark,
     shard::read_shard,
 };
 
@@ -75,6 +76,23 @@ pub struct Worker {
     worst: watch::Sender<Vec<LaneLag>>,
 }
 
+/// The shards of this worker, and what their marks are written on.
+#[derive(Default)]
+struct Holdings {
+    shards: HashMap<Shard, Owned>,
+    marks: Option<MarkWriter>,
+}
+
+impl Holdings {
+    /// Writes a mark. False when the shard is another worker's by now.
+    async fn write_mark(&mut self, shard: Shard, epoch: u64, mark: &ShardMark) -> Result<bool, DbError> {
+        match &mut self.marks {
+            Some(marks) => marks.write(shard, epoch, mark).await,
+            None => Ok(false),
+        }
+    }
+}
+
 struct Owned {
     epoch: u64,
     stop: CancellationToken,
@@ -108,7 +126,7 @@ impl Worker {
             worst: self.worst.clone(),
         };
         let running = tokio::spawn(running.run(input, engine_stop.clone()));
-        let mut owned: HashMap<Shard, Owned> = HashMap::new();
+        let mut held = Holdings::default();
         let mut leases = interval(self.options.lease / 3);
         let mut marks = interval(MARKS);
         for ticks in [&mut leases, &mut marks] {
@@ -118,19 +136,19 @@ impl Worker {
             tokio::select! {
                 () = stop.cancelled() => break,
                 _ = leases.tick() => {
-                    if let Err(error) = self.take_turns(&mut owned, &engine).await {
+                    if let Err(error) = self.take_turns(&mut held, &engine).await {
                         tracing::warn!(%error, "leases could not be looked after and will be tried again");
                     }
                 }
                 _ = marks.tick() => {
-                    if let Err(error) = self.keep_books(&owned, &engine).await {
+                    if let Err(error) = self.keep_books(&mut held, &engine).await {
                         tracing::warn!(%error, "marks could not be written and will be tried again");
                     }
                 }
             }
         }
-        for shard in owned.keys().copied().collect::<Vec<_>>() {
-            self.give_back(shard, &mut owned, &engine).await;
+        for shard in held.shards.keys().copied().collect::<Vec<_>>() {
+            self.give_back(shard, &mut held, &engine).await;
         }
         engine_stop.cancel();
         drop(engine);
@@ -143,43 +161,64 @@ impl Worker {
     }
 
     /// Renews what is ours, gives back what should be another's, takes what should be ours and is free.
-    async fn take_turns(&self, owned: &mut HashMap<Shard, Owned>, engine: &mpsc::Sender<Input>) -> Result<(), DbError> {
+    async fn take_turns(&self, held: &mut Holdings, engine: &mpsc::Sender<Input>) -> Result<(), DbError> {
         let (me, lease) = (self.options.id, self.options.lease);
+        self.look_for_a_crash(held, engine).await?;
         self.db.announce_worker(me).await?;
         let live = self.db.live_workers(lease).await?;
         let kept: HashMap<Shard, u64> =
             self.db.renew_leases(me, lease).await?.into_iter().map(|lease| (lease.shard, lease.epoch)).collect();
-        let lost: Vec<Shard> = owned
+        let lost: Vec<Shard> = held
+            .shards
             .iter()
-            .filter(|(shard, held)| kept.get(*shard) != Some(&held.epoch))
+            .filter(|(shard, owned)| kept.get(*shard) != Some(&owned.epoch))
             .map(|(shard, _)| *shard)
             .collect();
         for shard in lost {
             tracing::warn!(%shard, "another worker has taken this shard over");
-            close(shard, owned, engine).await;
+            close(shard, held, engine).await;
         }
         let mut problems = BTreeMap::new();
         for shard in self.log.shards() {
             let should = owner_of(shard, &live) == Some(me);
-            if owned.contains_key(&shard) {
+            if held.shards.contains_key(&shard) {
                 if !should {
-                    self.give_back(shard, owned, engine).await;
+                    self.give_back(shard, held, engine).await;
                 }
             } else if should
                 && let Some(lease) = self.db.acquire_lease(shard, me, lease).await?
-                && let Err(error) = self.open(shard, lease.epoch, owned, engine).await
+                && let Err(error) = self.open(shard, lease.epoch, held, engine).await
             {
                 tracing::error!(%shard, %error, "this shard cannot be worked on");
                 problems.insert(shard, error.to_string());
             }
         }
-        gauge!("orgstream_shards_owned").set(u32::try_from(owned.len()).unwrap_or(u32::MAX));
-        let mut shards: Vec<Shard> = owned.keys().copied().collect();
+        gauge!("orgstream_shards_owned").set(u32::try_from(held.shards.len()).unwrap_or(u32::MAX));
+        let mut shards: Vec<Shard> = held.shards.keys().copied().collect();
         shards.sort_unstable();
         if self.status.borrow().shards != shards {
-            tracing::info!(shards = shards.len(), of = self.log.shards().count(), "the shards of this worker have changed");
+            tracing::info!(
+                shards = shards.len(),
+                of = self.log.shards().count(),
+                "the shards of this worker have changed"
+            );
         }
         self.status.send_replace(WorkerStatus { shards, problems, started: true });
+        Ok(())
+    }
+
+    /// After a crash of the database, begins again at the marks: what the lanes believe to be done since then may have
+    /// been forgotten, and an org to which nothing happens any more would never notice.
+    async fn look_for_a_crash(&self, held: &mut Holdings, engine: &mpsc::Sender<Input>) -> Result<(), DbError> {
+        if let Some(marks) = &mut held.marks {
+            let Err(error) = marks.check().await else { return Ok(()) };
+            tracing::warn!(%error, "the database was away, so the shards are read again from their marks");
+            held.marks = None;
+        }
+        for shard in held.shards.keys().copied().collect::<Vec<_>>() {
+            close(shard, held, engine).await;
+        }
+        held.marks = Some(self.db.mark_writer().await?);
         Ok(())
     }
 
@@ -188,7 +227,7 @@ impl Worker {
         &self,
         shard: Shard,
         epoch: u64,
-        owned: &mut HashMap<Shard, Owned>,
+        held: &mut Holdings,
         engine: &mpsc::Sender<Input>,
     ) -> Result<(), WorkerError> {
         let mark = self.db.shard_mark(shard).await?;
@@ -204,7 +243,7 @@ impl Worker {
         let _ = engine.send(Input::Open { shard, epoch, mark: mark.seq, behind }).await;
         let stop = CancellationToken::new();
         let reader = tokio::spawn(read_shard(self.log.clone(), shard, mark.seq, engine.clone(), stop.clone()));
-        owned.insert(shard, Owned { epoch, stop, reader });
+        held.shards.insert(shard, Owned { epoch, stop, reader });
         tracing::debug!(%shard, epoch, event.seq = mark.seq, "working on this shard");
         Ok(())
     }
@@ -215,44 +254,39 @@ impl Worker {
     }
 
     /// Writes down how far the shards have come, and passes on which orgs were reset.
-    async fn keep_books(&self, owned: &HashMap<Shard, Owned>, engine: &mpsc::Sender<Input>) -> Result<(), DbError> {
-        if owned.is_empty() {
+    async fn keep_books(&self, held: &mut Holdings, engine: &mpsc::Sender<Input>) -> Result<(), DbError> {
+        if held.shards.is_empty() {
             return Ok(());
         }
-        let (answer, marks) = oneshot::channel();
-        let _ = engine.send(Input::Marks(answer)).await;
-        for (shard, mark) in marks.await.unwrap_or_default() {
-            if let Some(held) = owned.get(&shard) {
-                let mark = ShardMark { seq: mark.seq, detached: mark.detached };
-                self.db.set_shard_mark(shard, held.epoch, &mark).await?;
+        for (shard, mark) in marks(engine).await {
+            if let Some(epoch) = held.shards.get(&shard).map(|owned| owned.epoch) {
+                held.write_mark(shard, epoch, &mark).await?;
             }
         }
-        let shards: Vec<Shard> = owned.keys().copied().collect();
+        let shards: Vec<Shard> = held.shards.keys().copied().collect();
         for rewind in self.db.rewinds(&shards).await? {
             let key = LaneKey { shard: rewind.shard, org: rewind.org, pipeline: rewind.pipeline };
             let stored = self.checkpoint(rewind.shard, rewind.org, rewind.pipeline).await?;
             let _ = engine.send(Input::Rewind { key, stored }).await;
             // Forgotten only once a mark says that the lane is behind, so that a crash in between loses nothing.
-            let (answer, marks) = oneshot::channel();
-            let _ = engine.send(Input::Marks(answer)).await;
-            let mark = marks.await.unwrap_or_default().into_iter().find(|(shard, _)| *shard == rewind.shard);
-            if let (Some((_, mark)), Some(held)) = (mark, owned.get(&rewind.shard)) {
-                let mark = ShardMark { seq: mark.seq, detached: mark.detached };
-                if self.db.set_shard_mark(rewind.shard, held.epoch, &mark).await? {
-                    self.db.forget_rewind(&rewind).await?;
-                }
+            let mark = marks(engine).await.into_iter().find(|(shard, _)| *shard == rewind.shard);
+            let epoch = held.shards.get(&rewind.shard).map(|owned| owned.epoch);
+            if let (Some((_, mark)), Some(epoch)) = (mark, epoch)
+                && held.write_mark(rewind.shard, epoch, &mark).await?
+            {
+                self.db.forget_rewind(&rewind).await?;
             }
         }
         Ok(())
     }
 
     /// Ends the work on a shard and lets another worker have it at once.
-    async fn give_back(&self, shard: Shard, owned: &mut HashMap<Shard, Owned>, engine: &mpsc::Sender<Input>) {
-        let Some(epoch) = owned.get(&shard).map(|held| held.epoch) else { return };
-        let mark = close(shard, owned, engine).await;
+    async fn give_back(&self, shard: Shard, held: &mut Holdings, engine: &mpsc::Sender<Input>) {
+        let Some(epoch) = held.shards.get(&shard).map(|owned| owned.epoch) else { return };
+        let mark = close(shard, held, engine).await;
         let done = async {
             if let Some(mark) = mark {
-                self.db.set_shard_mark(shard, epoch, &mark).await?;
+                held.write_mark(shard, epoch, &mark).await?;
             }
             self.db.release_lease(shard, self.options.id, epoch).await
         };
@@ -263,15 +297,23 @@ impl Worker {
     }
 }
 
+/// How far every shard has come.
+async fn marks(engine: &mpsc::Sender<Input>) -> Vec<(Shard, ShardMark)> {
+    let (answer, marks) = oneshot::channel();
+    let _ = engine.send(Input::Marks(answer)).await;
+    let marks = marks.await.unwrap_or_default();
+    marks.into_iter().map(|(shard, Mark { seq, detached })| (shard, ShardMark { seq, detached })).collect()
+}
+
 /// Stops reading a shard and empties its lanes; the answer is what may be written down about it.
-async fn close(shard: Shard, owned: &mut HashMap<Shard, Owned>, engine: &mpsc::Sender<Input>) -> Option<ShardMark> {
-    let held = owned.remove(&shard)?;
-    held.stop.cancel();
-    if held.reader.await.is_err() {
+async fn close(shard: Shard, held: &mut Holdings, engine: &mpsc::Sender<Input>) -> Option<ShardMark> {
+    let owned = held.shards.remove(&shard)?;
+    owned.stop.cancel();
+    if owned.reader.await.is_err() {
         tracing::error!(%shard, "the reader of this shard had panicked");
     }
     let (answer, mark) = oneshot::channel();
     let _ = engine.send(Input::Close { shard, mark: answer }).await;
-    let mark = mark.await.ok().flatten()?;
-    Some(ShardMark { seq: mark.seq, detached: mark.detached })
+    let Mark { seq, detached } = mark.await.ok().flatten()?;
+    Some(ShardMark { seq, detached })
 }

@@ -35,9 +35,21 @@ struct World {
     checkpoints: HashMap<(OrgId, Pipeline), u64>,
     applied: BTreeMap<(OrgId, Pipeline), Vec<u64>>,
     mark: Mark,
+    on_disk: OnDisk,
+}
+
+/// The tables as a crash of the database leaves them: as they were at the last commit that waited for the disk.
+#[derive(Clone, Default)]
+struct OnDisk {
+    checkpoints: HashMap<(OrgId, Pipeline), u64>,
+    applied: BTreeMap<(OrgId, Pipeline), Vec<u64>>,
 }
 
 impl World {
+    fn sync(&mut self) {
+        self.on_disk = OnDisk { checkpoints: self.checkpoints.clone(), applied: self.applied.clone() };
+    }
+
     /// What `ops.open_slice` and the apply behind it do: nothing unless the checkpoint is where the slice begins.
     fn open(&mut self, slice: &LaneSlice) -> bool {
         let lane = (slice.key.org, slice.key.pipeline);
@@ -142,6 +154,7 @@ impl Model {
 
     fn write_mark(&mut self) {
         self.world.mark = self.scheduler.mark(SHARD).unwrap();
+        self.world.sync();
         self.check_mark();
     }
 
@@ -165,6 +178,27 @@ impl Model {
         self.in_slots.clear();
         self.refills.clear();
         self.scheduler = Scheduler::new(options());
+        self.open(2);
+    }
+
+    /// The shard is given back and taken again, while slices and refills from before are still under way.
+    fn reopen(&mut self) {
+        self.scheduler.close_shard(SHARD);
+        self.open(2);
+    }
+
+    /// The database forgets what was not synced, and what was in slots; the worker begins again at the mark.
+    fn crash(&mut self) {
+        let OnDisk { checkpoints, applied } = self.world.on_disk.clone();
+        (self.world.checkpoints, self.world.applied) = (checkpoints, applied);
+        let lost = std::mem::take(&mut self.in_slots);
+        self.reopen();
+        for slice in lost.iter().flatten() {
+            self.scheduler.done(slice, SliceOutcome::Unavailable, self.now, 0.5);
+        }
+    }
+
+    fn open(&mut self, epoch: u64) {
         let mark = &self.world.mark;
         let behind: Vec<_> = mark
             .detached
@@ -174,7 +208,7 @@ impl Model {
             })
             .collect();
         self.cursor = mark.seq;
-        self.scheduler.open_shard(SHARD, 2, mark.seq, &behind);
+        self.scheduler.open_shard(SHARD, epoch, mark.seq, &behind);
     }
 
     /// The tables of an org are emptied; the worker is told, and writes it down.
@@ -182,6 +216,7 @@ impl Model {
         let lane = (org, Pipeline::ReadModels);
         self.world.checkpoints.insert(lane, 0);
         self.world.applied.remove(&lane);
+        self.world.sync();
         self.scheduler.rewind(LaneKey { shard: SHARD, org, pipeline: Pipeline::ReadModels }, 0);
         self.write_mark_unless_running(org);
     }
@@ -215,7 +250,7 @@ impl Model {
 proptest! {
     /// Whatever happens, every lane applies all messages of its org, in order, each once.
     #[test]
-    fn nothing_is_lost_and_nothing_applied_twice(steps in prop::collection::vec((0_u8..14, 0_u8..4), 0..300)) {
+    fn nothing_is_lost_and_nothing_applied_twice(steps in prop::collection::vec((0_u8..16, 0_u8..4), 0..300)) {
         let mut model = Model::new();
         for (step, who) in steps {
             match step {
@@ -228,6 +263,8 @@ proptest! {
                 11 => model.write_mark(),
                 12 if who == 0 => model.restart(),
                 13 if who == 0 => model.reset(org(1)),
+                14 if who == 0 => model.reopen(),
+                15 if who == 0 => model.crash(),
                 _ => model.now += Duration::from_millis(60),
             }
         }
@@ -260,6 +297,38 @@ proptest! {
         prop_assert!(model.peak <= bound, "{} of {bound} bytes", model.peak);
         model.finish();
     }
+}
+
+/// However long a lane stays detached, it stands in the queue for refills once, and nobody who came later goes first.
+#[test]
+fn a_detached_lane_waits_for_its_refill_in_turn() {
+    let mut scheduler = Scheduler::new(options());
+    scheduler.open_shard(SHARD, 1, 0, &[]);
+    let now = Instant::now();
+    for seq in 1..=1_000 {
+        let who = org(if seq <= 500 { 1 } else { 2 });
+        scheduler.offer(who, &delivery(who, seq, now));
+        for slice in scheduler.next_group(now) {
+            scheduler.done(&slice, SliceOutcome::Applied { cost: Duration::from_millis(1) }, now, 0.5);
+        }
+    }
+    let flood = |scheduler: &mut Scheduler, from: u64| {
+        for seq in from..from + 400 {
+            for who in [org(1), org(2)] {
+                scheduler.offer(who, &delivery(who, 2 * seq + u64::from(who == org(2)), now));
+            }
+        }
+    };
+    flood(&mut scheduler, 1_000);
+    while let group @ [_, ..] = scheduler.next_group(now).as_slice() {
+        for slice in group {
+            scheduler.done(slice, SliceOutcome::Applied { cost: Duration::from_millis(1) }, now, 0.5);
+        }
+    }
+    flood(&mut scheduler, 2_000);
+    assert_eq!(scheduler.wants_refill.len(), 4);
+    let first = scheduler.wants_refill.front().copied();
+    assert_eq!(scheduler.refills(1).first().map(|wish| wish.key), first);
 }
 
 /// One org floods, another writes a single event: the quiet one is in the very next transaction.

@@ -1,0 +1,24 @@
+//! `orgstream test-servers`: a program beside a PostgreSQL cluster that its processes share. What `./check` runs tests in.
+
+use std::ffi::OsString;
+
+use crate::servers::run_with_postgres;
+
+/// Run a program beside a throwaway PostgreSQL cluster, whose superuser's URL it finds in ORGSTREAM_TEST_POSTGRES.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The program.
+    program: OsString,
+    /// Its arguments.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let status = run_with_postgres(&args.program, &args.args).await?;
+    if !status.success() {
+        // The program has said what went wrong; its own code says it to whoever called us.
+        std::process::exit(status.code().unwrap_or(1));
+    }
+    Ok(())
+}

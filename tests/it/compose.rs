@@ -1,0 +1,97 @@
+//! docker-compose.yml against the program: every command, flag and setting in it exists, and no secret has a default.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use clap::CommandFactory;
+use orgstream::cli::Cli;
+use serde_json::Value;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+fn compose() -> Value {
+    serde_saphyr::from_str(&read("docker-compose.yml")).unwrap()
+}
+
+/// The services that run our program, by name.
+fn programs(compose: &Value) -> Vec<(&String, &Value)> {
+    let services = compose["services"].as_object().unwrap();
+    services.iter().filter(|(_, service)| service["image"] == "orgstream").collect()
+}
+
+fn strings(list: &Value) -> Vec<&str> {
+    list.as_array().unwrap().iter().map(|item| item.as_str().unwrap()).collect()
+}
+
+#[test]
+fn every_program_is_started_with_what_it_knows() {
+    let (compose, cli) = (compose(), Cli::command());
+    let programs = programs(&compose);
+    let mut started = BTreeSet::new();
+    for (name, service) in &programs {
+        let words = strings(&service["command"]);
+        let command = cli.find_subcommand(words[0]).unwrap_or_else(|| panic!("{name}: there is no command {}", words[0]));
+        let settings: Vec<_> = command.get_arguments().chain(cli.get_arguments()).collect();
+        for flag in words.iter().filter_map(|word| word.strip_prefix("--")) {
+            assert!(settings.iter().any(|setting| setting.get_long() == Some(flag)), "{name}: there is no flag --{flag}");
+        }
+        let given: BTreeSet<&str> = service["environment"].as_object().unwrap().keys().map(String::as_str).collect();
+        for variable in &given {
+            let known = settings.iter().any(|setting| setting.get_env().is_some_and(|env| env == *variable));
+            assert!(known, "{name}: there is no setting {variable}");
+        }
+        for setting in command.get_arguments().filter(|setting| setting.is_required_set()) {
+            let variable = setting.get_env().unwrap().to_str().unwrap();
+            assert!(given.contains(variable), "{name} needs {variable}");
+        }
+        started.insert(words[0]);
+    }
+    assert_eq!(started, BTreeSet::from(["migrate", "serve", "work"]));
+}
+
+#[test]
+fn every_secret_must_be_given_and_is_in_the_recipe() {
+    let (text, readme) = (read("docker-compose.yml"), read("README.md"));
+    let recipe = readme.lines().find(|line| line.starts_with("for name in POSTGRES_PASSWORD ")).unwrap();
+    let mut secrets = 0;
+    for part in text.split("${").skip(1) {
+        let (name, rest) = part.split_once(':').unwrap();
+        assert!(rest.starts_with('?'), "{name} has a default, or may be left out");
+        assert!(recipe.contains(name), "{name} is not made by the recipe in README.md");
+        secrets += 1;
+    }
+    assert!(secrets >= 5, "{secrets}");
+    for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
+        let secret = ["PASSWORD:", "PEPPER:", "TOKEN:"].iter().any(|name| line.contains(name));
+        assert!(!secret || line.contains("${"), "a secret in the open: {line}");
+    }
+}
+
+#[test]
+fn acknowledged_commands_are_on_disk_and_only_the_api_is_published() {
+    let compose = compose();
+    let nats = read("deploy/nats.conf");
+    assert!(nats.contains("sync_interval: always") && nats.contains("store_dir"));
+    let services = compose["services"].as_object().unwrap();
+    for (name, service) in services {
+        let published = service.get("ports").map(strings).unwrap_or_default();
+        assert!(published.is_empty() || name == "serve", "{name} is published");
+        assert!(published.iter().all(|port| port.starts_with("127.0.0.1:")), "{name} is open to everybody");
+        assert!(name == "migrate" || service["healthcheck"]["test"].is_array(), "{name} has no health check");
+    }
+    for (name, service) in programs(&compose).into_iter().filter(|(name, _)| *name != "migrate") {
+        let waits = &service["depends_on"];
+        assert_eq!(waits["migrate"]["condition"], "service_completed_successfully", "{name}");
+        assert_eq!(waits["nats"]["condition"], "service_healthy", "{name}");
+        assert_eq!(service["environment"]["ORGSTREAM_NATS_MONITOR_URL"], "http://nats:8222", "{name}");
+    }
+}
+
+#[test]
+fn the_image_runs_as_nobody_special() {
+    let dockerfile = read("Dockerfile");
+    let user = dockerfile.lines().find_map(|line| line.strip_prefix("USER ")).expect("the image names a user");
+    assert!(user.parse::<u32>().is_ok_and(|uid| uid > 0), "{user}");
+    assert_eq!(dockerfile.lines().filter(|line| line.starts_with("FROM ")).count(), 2, "what builds does not run");
+}

@@ -1,0 +1,196 @@
+//! What an organization's stream says, and whether the tables say the same: a second opinion, which shares no code with
+//! the workers and the projections.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use futures_util::{StreamExt, pin_mut};
+use orgstream_events::{CommandId, Event, OpenedEvent, OrgId, RecordEvent};
+use orgstream_stream::{Log, StoredCommit};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, PgConnection};
+use uuid::Uuid;
+
+/// The tables that are a function of the stream, and are gone and back after a rebuild.
+const READ_MODELS: [&str; 7] =
+    ["rm.organizations", "rm.slugs", "rm.members", "rm.api_keys", "rm.kinds", "rm.records", "ops.idempotency"];
+const AUDIT: &str = "audit.events";
+
+/// Everything that an organization's stream has, in order.
+pub(crate) struct History {
+    pub(crate) org: OrgId,
+    pub(crate) commits: Vec<StoredCommit>,
+}
+
+/// A record as its events make it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Record {
+    pub(crate) kind: String,
+    pub(crate) data: Value,
+    pub(crate) archived: bool,
+    pub(crate) version: u64,
+    pub(crate) seq: u64,
+}
+
+impl History {
+    /// Reads it from the log. Every message must be one of ours, and of this organization.
+    pub(crate) async fn read(log: &Log, org: OrgId) -> Self {
+        let placement = log.placement(org).await.unwrap().unwrap();
+        let replay = log.replay(&placement, 1);
+        pin_mut!(replay);
+        let mut commits = Vec::new();
+        while let Some(message) = replay.next().await {
+            commits.push(message.unwrap().open().unwrap());
+        }
+        Self { org, commits }
+    }
+
+    /// Every event with its place: sequence, and ordinal in the commit.
+    pub(crate) fn events(&self) -> impl Iterator<Item = (u64, usize, &OpenedEvent)> {
+        self.commits.iter().flat_map(|stored| {
+            stored.commit.events.iter().enumerate().map(|(ordinal, event)| (stored.seq, ordinal, event))
+        })
+    }
+
+    /// How often each command is there.
+    pub(crate) fn commands(&self) -> HashMap<CommandId, Vec<&StoredCommit>> {
+        let mut commands: HashMap<CommandId, Vec<&StoredCommit>> = HashMap::new();
+        for stored in &self.commits {
+            commands.entry(stored.commit.command_id).or_default().push(stored);
+        }
+        commands
+    }
+
+    /// The last sequence.
+    pub(crate) fn head(&self) -> u64 {
+        self.commits.last().map_or(0, |stored| stored.seq)
+    }
+
+    /// Records by their ids, folded here.
+    pub(crate) fn records(&self) -> BTreeMap<String, Record> {
+        let mut records: BTreeMap<String, Record> = BTreeMap::new();
+        for (seq, _, event) in self.events() {
+            let Event::Record(change) = &event.event else { continue };
+            let version = event.header.aggregate.version;
+            let id = event.header.aggregate.aggregate.id();
+            match change {
+                RecordEvent::Created(created) => {
+                    let (kind, data) = (created.kind.to_string(), created.data.clone());
+                    let before = records.insert(id.clone(), Record { kind, data, archived: false, version, seq });
+                    assert_eq!(before, None, "{id} was created twice");
+                }
+                RecordEvent::Updated(updated) => {
+                    let record = records.get_mut(&id).unwrap();
+                    (record.data, record.version, record.seq) = (updated.data.clone(), version, seq);
+                }
+                RecordEvent::Archived(_) => {
+                    let record = records.get_mut(&id).unwrap();
+                    (record.archived, record.version, record.seq) = (true, version, seq);
+                }
+            }
+        }
+        records
+    }
+
+    /// Asserts what must hold of any stream: nothing twice, and every aggregate counted without a gap.
+    pub(crate) fn assert_sound(&self) {
+        let mut versions: HashMap<String, u64> = HashMap::new();
+        let mut ids = HashSet::new();
+        for (seq, ordinal, event) in self.events() {
+            assert_eq!(event.header.org_id, self.org);
+            let version = versions.entry(event.header.aggregate.aggregate.to_string()).or_default();
+            *version += 1;
+            assert_eq!(event.header.aggregate.version, *version, "event {ordinal} of {seq} of {}", self.org);
+            assert!(ids.insert(event.header.event_id), "event {ordinal} of {seq} of {} is there twice", self.org);
+        }
+    }
+
+    /// Asserts that read models, audit log and ledger say the same as the stream, and that nothing is parked.
+    pub(crate) async fn assert_projected(&self, database: &mut PgConnection) {
+        self.assert_audited(database).await;
+        self.assert_records(database).await;
+        let org = self.org.uuid();
+        let parked: i64 = count(database, "SELECT count(*) FROM ops.parked WHERE org_id = $1", org).await;
+        assert_eq!(parked, 0, "{} has parked events", self.org);
+        let keyed: HashSet<Uuid> = self
+            .commits
+            .iter()
+            .filter(|stored| stored.commit.fingerprint.is_some())
+            .map(|stored| stored.commit.command_id.uuid())
+            .collect();
+        let ledger: Vec<Uuid> = sqlx::query_scalar("SELECT command_id FROM ops.idempotency WHERE org_id = $1")
+            .bind(org)
+            .fetch_all(&mut *database)
+            .await
+            .unwrap();
+        assert_eq!(ledger.len(), keyed.len(), "the ledger of {}", self.org);
+        assert!(ledger.iter().all(|id| keyed.contains(id)), "the ledger of {}", self.org);
+    }
+
+    /// The audit log is the stream: every event once, in order, numbered from 0 without a gap, with the same bytes.
+    pub(crate) async fn assert_audited(&self, database: &mut PgConnection) {
+        type Row = (i64, Uuid, Uuid, i64, i32, Vec<u8>, Vec<u8>);
+        let rows: Vec<Row> = sqlx::query_as(
+            "SELECT idx, event_id, command_id, seq, ordinal, header, payload FROM audit.events WHERE org_id = $1
+            ORDER BY idx",
+        )
+        .bind(self.org.uuid())
+        .fetch_all(&mut *database)
+        .await
+        .unwrap();
+        let mut expected = self.events();
+        for (place, row) in rows.iter().enumerate() {
+            let (idx, event_id, command_id, seq, ordinal, header, payload) = row;
+            assert_eq!(*idx, i64::try_from(place).unwrap(), "the audit log of {} has a gap", self.org);
+            let (at, nth, event) = expected.next().unwrap_or_else(|| panic!("{} has audited {row:?}", self.org));
+            let place = (u64::try_from(*seq).unwrap(), usize::try_from(*ordinal).unwrap());
+            assert_eq!(place, (at, nth), "audit event {idx} of {}", self.org);
+            assert_eq!((*event_id, *command_id), (event.header.event_id.uuid(), event.header.command_id.uuid()));
+            assert!(**header == event.sealed.header && **payload == event.sealed.payload, "{seq} of {}", self.org);
+        }
+        assert_eq!(expected.count(), 0, "events of {} are missing from the audit log", self.org);
+    }
+
+    async fn assert_records(&self, database: &mut PgConnection) {
+        type Row = (Uuid, String, Value, String, i64, i64);
+        let rows: Vec<Row> =
+            sqlx::query_as("SELECT id, kind, data, status, version, seq FROM rm.records WHERE org_id = $1")
+                .bind(self.org.uuid())
+                .fetch_all(&mut *database)
+                .await
+                .unwrap();
+        let number = |value: i64| u64::try_from(value).unwrap();
+        let found: BTreeMap<String, Record> = rows
+            .into_iter()
+            .map(|(id, kind, data, status, version, seq)| {
+                let (version, seq, archived) = (number(version), number(seq), status == "archived");
+                let id = orgstream_events::RecordId::from_uuid(id).to_string();
+                (id, Record { kind, data, archived, version, seq })
+            })
+            .collect();
+        let expected = self.records();
+        for (id, record) in &expected {
+            assert_eq!(found.get(id), Some(record), "{id} of {}", self.org);
+        }
+        assert_eq!(found.len(), expected.len(), "{} has records that nobody made", self.org);
+    }
+}
+
+async fn count(database: &mut PgConnection, query: &'static str, org: Uuid) -> i64 {
+    sqlx::query_scalar(query).bind(org).fetch_one(database).await.unwrap()
+}
+
+/// A checksum over all columns of all rows, by table and organization.
+pub(crate) type Digests = BTreeMap<(String, Uuid), String>;
+
+/// The checksums of everything that the pipelines write.
+pub(crate) async fn digests(database: &mut PgConnection) -> Digests {
+    let mut digests = Digests::new();
+    for table in READ_MODELS.into_iter().chain([AUDIT]) {
+        let query = format!(
+            "SELECT org_id, md5(string_agg(item::text, E'\\n' ORDER BY item::text)) FROM {table} AS item GROUP BY org_id"
+        );
+        let rows: Vec<(Uuid, String)> = sqlx::query_as(AssertSqlSafe(query)).fetch_all(&mut *database).await.unwrap();
+        digests.extend(rows.into_iter().map(|(org, digest)| ((table.to_owned(), org), digest)));
+    }
+    digests
+}
