@@ -148,7 +148,13 @@ pub struct LogArgs {
     #[arg(long, env = "ORGSTREAM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, global = true)]
     pub log_format: LogFormat,
     /// What is logged, in `tracing` filter syntax, for example `info,orgstream_workers=debug`.
-    #[arg(long, env = "ORGSTREAM_LOG", default_value = "info,async_nats=warn,sqlx=warn", global = true, value_name = "FILTER")]
+    #[arg(
+        long,
+        env = "ORGSTREAM_LOG",
+        default_value = "info,async_nats=warn,sqlx=warn",
+        global = true,
+        value_name = "FILTER"
+    )]
     pub log: String,
     /// Send traces to this OpenTelemetry collector (OTLP over HTTP).
     #[arg(long, env = "ORGSTREAM_OTLP_URL", global = true, value_name = "URL")]

@@ -34,8 +34,8 @@ const KEY_FILE: &str = "issuer.key";
 /// What stands before the 32 secret bytes of an Ed25519 key in PKCS #8.
 const PKCS8_ED25519: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
-const DEFAULT_TTL: Duration = Duration::from_secs(12 * 60 * 60);
-const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+const DEFAULT_TTL: Duration = Duration::from_hours(12);
+const MAX_TTL: Duration = Duration::from_hours(366 * 24);
 
 #[derive(Serialize)]
 struct Claims<'a> {

@@ -357,7 +357,7 @@ mod tests {
         let Submission::One(json) = read(&record(), None).unwrap() else { panic!() };
         assert_eq!(packed.command, json.command);
         for hostile in
-            [&[0xc1][..], &[0x91; 100_000], &[0xdd, 0xff, 0xff, 0xff, 0xff], &[0xdf, 0xff, 0xff, 0xff, 0xff], &[]]
+            [&[0xc1][..], &vec![0x91; 100_000], &[0xdd, 0xff, 0xff, 0xff, 0xff], &[0xdf, 0xff, 0xff, 0xff, 0xff], &[]]
         {
             assert_eq!(Submission::read(hostile, Format::MessagePack, None).unwrap_err().status, 400);
         }

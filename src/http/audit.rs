@@ -27,7 +27,7 @@ pub struct AuditQuery {
     /// By this actor: a member, key or operator id.
     #[param(example = "key_01h455vb4pex5vsknk084sn02q")]
     pub actor: Option<String>,
-    /// By this kind of actor: member, api_key, platform_operator, system or anonymous.
+    /// By this kind of actor: `member`, `api_key`, `platform_operator`, `system` or `anonymous`.
     #[param(value_type = Option<String>, example = "api_key")]
     pub actor_type: Option<ActorType>,
     /// Done to this thing: the id of a record, member, key or organization.

@@ -106,7 +106,8 @@ pub async fn submit(State(app): State<Arc<App>>, writer: Writer, request: Reques
                 return Err(Problem::bad_request("If-Match is for one command; several have `expected_version` each"));
             }
             let outcomes = carry_out(&app.gateway, &writer.access, &writer.origin, requests).await;
-            return many(outcomes.into_iter().map(CommandOutcome::from).collect());
+            let outcomes: Vec<CommandOutcome> = outcomes.into_iter().map(CommandOutcome::from).collect();
+            return many(&outcomes);
         }
     };
     match (writer.expected, request.expected_version) {
@@ -120,7 +121,7 @@ pub async fn submit(State(app): State<Arc<App>>, writer: Writer, request: Reques
     Ok(if makes_something { reply::created(accepted) } else { reply::changed(accepted) })
 }
 
-fn many(outcomes: Vec<CommandOutcome>) -> Result<Response, Problem> {
+fn many(outcomes: &[CommandOutcome]) -> Result<Response, Problem> {
     let furthest = outcomes
         .iter()
         .filter_map(|outcome| match outcome {

@@ -1,6 +1,7 @@
 //! Versions as entity tags: `If-Match` on what is changed, `If-None-Match` on what is read.
 
 use axum::http::{HeaderMap, HeaderValue, header};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 
 use super::extract::{header_text, invalid_header};
@@ -14,13 +15,13 @@ pub fn version_tag(version: u64) -> String {
 /// The weak tag of a listing: what it says, whatever its bytes are called tomorrow.
 pub fn body_tag(body: &[u8]) -> String {
     let digest = Sha256::digest(body);
-    let short: String = digest.iter().take(12).map(|byte| format!("{byte:02x}")).collect();
-    format!("W/\"{short}\"")
+    let short: Vec<u8> = digest.iter().copied().take(12).collect();
+    format!("W/\"{}\"", URL_SAFE_NO_PAD.encode(short))
 }
 
 /// The version that `If-Match` demands. `*` demands none: whatever is changed has to exist anyway.
 pub fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
-    let Some(text) = header_text(headers, header::IF_MATCH)? else { return Ok(None) };
+    let Some(text) = header_text(headers, &header::IF_MATCH)? else { return Ok(None) };
     if text.trim() == "*" {
         return Ok(None);
     }

@@ -30,6 +30,7 @@ use crate::{
 
 /// How much of a body that is too large is still read, so that its sender gets to read the answer.
 const DRAIN: usize = 16 << 20;
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Headers that may say again which org is meant.
 const ORG_ASSERTIONS: [HeaderName; 2] = [HeaderName::from_static("x-tenant-id"), HeaderName::from_static("x-org-id")];
 
@@ -44,8 +45,8 @@ pub fn invalid_parameter(name: &str, rule: &str) -> Problem {
 }
 
 /// The text of a header that may come once.
-pub fn header_text(headers: &HeaderMap, name: HeaderName) -> Result<Option<&str>, Problem> {
-    let mut values = headers.get_all(&name).iter();
+pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
+    let mut values = headers.get_all(name).iter();
     let first = values.next();
     if values.next().is_some() {
         return Err(invalid_header(name.as_str(), "must not come twice"));
@@ -81,7 +82,7 @@ impl FromRequestParts<Arc<App>> for SignedIn {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
         let policy = policy_of(parts)?.policy;
-        let authorization = header_text(&parts.headers, header::AUTHORIZATION)?;
+        let authorization = header_text(&parts.headers, &header::AUTHORIZATION)?;
         let principal = app.auth.principal(authorization).await?;
         match policy {
             Policy::SignedIn | Policy::Org(_) | Policy::OrgCommands => Ok(Self(principal)),
@@ -112,7 +113,7 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
         let name = OrgName::parse(named.unwrap_or_default()).map_err(|rule| invalid_parameter("org", &rule))?;
         let access = app.auth.access(&principal, &name).await?;
         for header in ORG_ASSERTIONS {
-            if let Some(text) = header_text(&parts.headers, header.clone())? {
+            if let Some(text) = header_text(&parts.headers, &header)? {
                 let asserted = match OrgName::parse(text) {
                     Ok(OrgName::Id(org)) => Some(org),
                     Ok(OrgName::Slug(slug)) => app.db.org_of_slug(&slug).await?,
@@ -151,13 +152,17 @@ pub struct Writer {
     pub expected: Option<u64>,
 }
 
+/// The idempotency key of the headers.
+pub fn idempotency_key(parts: &Parts) -> Result<Option<String>, Problem> {
+    header_text(&parts.headers, &IDEMPOTENCY_KEY)?.map(submission::idempotency_key).transpose()
+}
+
 impl Writer {
     fn new(access: Access, parts: &Parts) -> Result<Self, Problem> {
-        let key = header_text(&parts.headers, HeaderName::from_static("idempotency-key"))?;
         Ok(Self {
             access,
             origin: info(parts).origin(),
-            key: key.map(submission::idempotency_key).transpose()?,
+            key: idempotency_key(parts)?,
             expected: conditional::if_match(&parts.headers)?,
         })
     }
@@ -249,14 +254,14 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
 /// The body, not longer than the limit, and what its sender says it is.
 pub async fn read_body(request: HttpRequest) -> Result<(Format, Bytes), Problem> {
     let (parts, body) = request.into_parts();
-    let content_type = header_text(&parts.headers, header::CONTENT_TYPE)?;
+    let content_type = header_text(&parts.headers, &header::CONTENT_TYPE)?;
     let format = match content_type {
         None => Err(unsupported("send the header Content-Type: application/json")),
         Some(text) => Format::from_content_type(text)
             .ok_or_else(|| unsupported("send application/json, or application/msgpack where commands are taken")),
     };
     let announced =
-        header_text(&parts.headers, header::CONTENT_LENGTH)?.and_then(|length| length.parse::<usize>().ok());
+        header_text(&parts.headers, &header::CONTENT_LENGTH)?.and_then(|length| length.parse::<usize>().ok());
     let too_large = || Problem::too_large(format!("the body is over the limit of {MAX_BODY} bytes (1 MiB)"));
     if announced.is_some_and(|length| length > MAX_BODY) && parts.headers.contains_key(header::EXPECT) {
         // The sender waits for a word before it sends the body, so there is nothing to read away.

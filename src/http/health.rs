@@ -165,7 +165,7 @@ pub async fn healthz() -> Json<HealthView> {
     ),
 )]
 pub async fn readyz(State(app): State<Arc<App>>) -> Response {
-    app.readiness.look().await.into_response()
+    Box::pin(app.readiness.look()).await.into_response()
 }
 
 impl IntoResponse for ReadyView {
@@ -199,7 +199,7 @@ pub async fn serve_worker(
     let upkeep = tokio::spawn(super::keep_up(metrics.clone(), stop.clone()));
     let router = Router::new()
         .route("/healthz", get(healthz))
-        .route("/readyz", get(async move || readiness.look().await))
+        .route("/readyz", get(async move || Box::pin(readiness.look()).await))
         .route("/metrics", get(async move || figures(&metrics)));
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
     upkeep.abort();

@@ -247,7 +247,10 @@ mod tests {
     async fn who_should_come_back_is_told_when() {
         let (status, headers, problem) = answer("/later").await;
         assert_eq!((status, &headers[header::RETRY_AFTER]), (503, &HeaderValue::from(1)));
-        assert_eq!((&headers[header::CONTENT_TYPE], &problem["instance"]), (&"application/problem+json".parse().unwrap(), &"/later".into()));
+        assert_eq!(
+            (&headers[header::CONTENT_TYPE], &problem["instance"]),
+            (&"application/problem+json".parse().unwrap(), &"/later".into())
+        );
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::{
     App,
-    extract::{Body, SignedIn, Writer, header_text, info},
+    extract::{Body, SignedIn, Writer, idempotency_key, info},
     reply,
     wait::{OrgView, ReadModels},
 };
@@ -21,7 +21,6 @@ use crate::{
     },
     gateway::AcceptedCommand,
     problem::Problem,
-    submission::idempotency_key,
 };
 
 /// An organization.
@@ -111,9 +110,7 @@ pub async fn create(
     parts: Parts,
     Body(command): Body<CreateOrganization>,
 ) -> Result<Response, Problem> {
-    let key = header_text(&parts.headers, "idempotency-key".parse().map_err(|error| Problem::internal(&error))?)?;
-    let key = key.map(idempotency_key).transpose()?;
-    let request = Request { idempotency_key: key, ..Command::from(command).into() };
+    let request = Request { idempotency_key: idempotency_key(&parts)?, ..Command::from(command).into() };
     app.gateway.create_organization(&principal, &info(&parts).origin(), request).await.map(reply::created)
 }
 

@@ -55,8 +55,7 @@ pub struct RecordView {
 
 impl From<Record> for RecordView {
     fn from(record: Record) -> Self {
-        let Record { id, kind, kind_version, data, archived, created_by, version, created_at, updated_at, .. } =
-            record;
+        let Record { id, kind, kind_version, data, archived, created_by, version, created_at, updated_at, .. } = record;
         Self { id, kind, kind_version, data, archived, created_by: created_by.into(), version, created_at, updated_at }
     }
 }

@@ -71,13 +71,13 @@ pub async fn follow(
 ) -> Result<Response, Problem> {
     let OrgAccess { access, .. } = org;
     let placement = app.log.placement(access.org()).await?.ok_or_else(Problem::not_found)?;
-    let resume = after("Last-Event-ID", header_text(&parts.headers, LAST_EVENT_ID)?, access.org())?;
+    let resume = after("Last-Event-ID", header_text(&parts.headers, &LAST_EVENT_ID)?, access.org())?;
     let from = after("from", query.from.as_deref(), access.org())?;
     let after = match resume.or(from) {
         Some(seq) => seq,
         None => app.log.shard_state(placement.shard).await?.last_seq,
     };
-    let authorization = header_text(&parts.headers, header::AUTHORIZATION)?.unwrap_or_default().to_owned();
+    let authorization = header_text(&parts.headers, &header::AUTHORIZATION)?.unwrap_or_default().to_owned();
     let messages = app.log.tail(&placement, after.saturating_add(1));
     let guard = Guard { app: app.clone(), authorization, org: access.org() };
     let events = follow_messages(guard, access, messages);

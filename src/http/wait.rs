@@ -67,7 +67,7 @@ pub struct View {
 impl View {
     /// Waits as the headers say, and opens the view.
     pub async fn open(app: &App, org: BoundOrg, pipeline: Pipeline, headers: &HeaderMap) -> Result<Self, Problem> {
-        let wanted = header_text(headers, MIN_POSITION)?.map(str::parse::<Position>);
+        let wanted = header_text(headers, &MIN_POSITION)?.map(str::parse::<Position>);
         let wanted = wanted.transpose().map_err(|rule| invalid_header("Min-Position", &rule))?;
         if wanted.is_some_and(|wanted| wanted.org != org.org()) {
             return Err(invalid_header("Min-Position", "this is a position of another organization"));

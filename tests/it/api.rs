@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::support::{Nats, TempDir, TestDatabase, database};
 
 const PEPPER: &str = "the pepper of the tests, which is no secret";
-const OPERATOR: &str = "the-platform-operator-of-the-tests";
+pub(crate) const OPERATOR: &str = "the-platform-operator-of-the-tests";
 
 /// How long something may take that must come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -114,13 +114,9 @@ impl Api {
         Self { base, nats, issuer, http, stop, _database: database, _dir: dir }
     }
 
-    pub(crate) fn operator(&self) -> &'static str {
-        OPERATOR
-    }
-
     /// A token of somebody.
     pub(crate) fn person(&self, email: &str) -> String {
-        self.issuer.mint(email, Duration::from_secs(3600)).unwrap()
+        self.issuer.mint(email, Duration::from_hours(1)).unwrap()
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {

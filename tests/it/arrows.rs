@@ -48,7 +48,8 @@ fn crates_depend_on_each_other_in_one_direction() {
 
 /// The Rust sources below the checkout's `folders`.
 fn sources(folders: &[&str]) -> Vec<PathBuf> {
-    let mut left: Vec<PathBuf> = folders.iter().map(|folder| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).collect();
+    let mut left: Vec<PathBuf> =
+        folders.iter().map(|folder| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).collect();
     let mut files = Vec::new();
     while let Some(path) = left.pop() {
         if path.is_dir() {

@@ -308,6 +308,7 @@ async fn every_acknowledged_command_is_there_exactly_once_whatever_is_killed() {
         })
         .collect();
 
+    let begun = Instant::now();
     let mut victims: Vec<Victim> = Victim::ALL.repeat(KILLS_OF_EACH);
     victims.shuffle(&mut random);
     let mut victims = victims.into_iter();
@@ -316,7 +317,8 @@ async fn every_acknowledged_command_is_there_exactly_once_whatever_is_killed() {
         // Now and then two are away at the same time.
         let second = if random.random_range(0..3) == 0 { victims.next() } else { None };
         let fallen: Vec<Victim> = [Some(first), second].into_iter().flatten().collect();
-        eprintln!("{:>6} commands acknowledged, killing {fallen:?}", total.load(Ordering::Relaxed));
+        let (written, elapsed) = (total.load(Ordering::Relaxed), begun.elapsed().as_secs_f64());
+        eprintln!("{written:>6} commands acknowledged in {elapsed:.1} s, killing {fallen:?}");
         for victim in &fallen {
             victim.kill(&mut cluster).await;
         }
@@ -352,6 +354,7 @@ async fn every_acknowledged_command_is_there_exactly_once_whatever_is_killed() {
     let acknowledged = total.load(Ordering::Relaxed);
     eprintln!("{acknowledged} acknowledged and {abandoned} abandoned commands made {events} events");
 
+    eprintln!("all of it is projected after {:.1} s", begun.elapsed().as_secs_f64());
     let before = digests(&mut database).await;
     assert_eq!(before.keys().filter(|(table, _)| table == "rm.records").count(), TENANTS);
     cluster.cli("", &["rebuild", "--all"]).await.success();

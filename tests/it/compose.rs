@@ -31,10 +31,14 @@ fn every_program_is_started_with_what_it_knows() {
     let mut started = BTreeSet::new();
     for (name, service) in &programs {
         let words = strings(&service["command"]);
-        let command = cli.find_subcommand(words[0]).unwrap_or_else(|| panic!("{name}: there is no command {}", words[0]));
+        let command =
+            cli.find_subcommand(words[0]).unwrap_or_else(|| panic!("{name}: there is no command {}", words[0]));
         let settings: Vec<_> = command.get_arguments().chain(cli.get_arguments()).collect();
         for flag in words.iter().filter_map(|word| word.strip_prefix("--")) {
-            assert!(settings.iter().any(|setting| setting.get_long() == Some(flag)), "{name}: there is no flag --{flag}");
+            assert!(
+                settings.iter().any(|setting| setting.get_long() == Some(flag)),
+                "{name}: there is no flag --{flag}"
+            );
         }
         let given: BTreeSet<&str> = service["environment"].as_object().unwrap().keys().map(String::as_str).collect();
         for variable in &given {

@@ -1,71 +1,17 @@
 //! The HTTP API as its callers see it.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 
-use orgstream::http::{
-    openapi::{operations, spec},
-    policy::ROUTES,
-};
 use orgstream_events::PLATFORM_ORG;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::api::{Answer, Api, create_model, model};
+use crate::api::{Answer, Api, OPERATOR, create_model, model};
 
-#[test]
-fn every_route_is_in_the_policy_table_and_documented() {
-    let document = &spec().document;
-    let documented: BTreeSet<(String, String)> = operations(document).map(|(method, path, _)| (method, path)).collect();
-    let in_table: BTreeSet<(String, String)> =
-        ROUTES.iter().map(|route| (route.method.to_owned(), route.path.to_owned())).collect();
-    assert_eq!(documented, in_table);
-    assert_eq!(in_table.len(), ROUTES.len(), "a route is in the table twice");
-    assert_eq!(document["openapi"], "3.1.0");
-}
-
-#[test]
-fn every_operation_says_what_it_takes_and_how_it_fails() {
-    let document = &spec().document;
-    let mut ids = HashSet::new();
-    for (method, path, operation) in operations(document) {
-        let of = format!("{method} {path}");
-        assert!(ids.insert(operation["operationId"].as_str().unwrap()), "{of}");
-        assert!(operation["summary"].is_string() && operation["tags"][0].is_string(), "{of}");
-        let parameters = operation["parameters"].as_array().unwrap();
-        for name in path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
-            let named = |parameter: &&Value| parameter["name"] == name && parameter["in"] == "path";
-            assert!(parameters.iter().any(|parameter| named(&parameter)), "{of} does not document {name}");
-        }
-        let responses = operation["responses"].as_object().unwrap();
-        for status in ["400", "500", "503"] {
-            assert!(responses.contains_key(status), "{of} does not document {status}");
-        }
-        let public = operation["security"].as_array().unwrap().is_empty();
-        assert_eq!(responses.contains_key("401"), !public, "{of}");
-        assert_eq!(operation.get("requestBody").is_some(), responses.contains_key("415"), "{of}");
-    }
-}
-
-#[test]
-fn every_reference_in_the_document_leads_somewhere() {
-    fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
-        match value {
-            Value::Object(fields) => {
-                found.extend(fields.get("$ref").and_then(Value::as_str));
-                fields.values().for_each(|field| references(field, found));
-            }
-            Value::Array(items) => items.iter().for_each(|item| references(item, found)),
-            _ => {}
-        }
-    }
-    let document = &spec().document;
-    let mut found = Vec::new();
-    references(document, &mut found);
-    assert!(found.len() > 100);
-    for reference in found {
-        assert!(document.pointer(reference.strip_prefix('#').unwrap()).is_some(), "{reference}");
-    }
-}
+/// Method, path, body; then the status, the code, and what must be said.
+type BadBody<'a> = (&'a str, &'a str, &'a [u8], u16, &'a str, &'a str);
+/// Path, headers; then the code, and what must be said.
+type BadRequest<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, &'a str);
 
 #[tokio::test]
 async fn what_is_wrong_with_a_request_is_said() {
@@ -76,12 +22,19 @@ async fn what_is_wrong_with_a_request_is_said() {
     let many = Value::Array(vec![create_model("x"); 1_001]).to_string();
     let future = json!({"command": create_model("x"), "occurred_at": "2999-01-01T00:00:00Z"}).to_string();
     let keyless = json!([create_model("x")]).to_string();
-    let bodies: &[(&str, &str, &[u8], u16, &str, &str)] = &[
+    let bodies: &[BadBody<'_>] = &[
         ("POST", &records, b"{\"kind\": \"model\",\n ]", 400, "malformed_body", "line 2"),
         ("POST", &records, b"", 400, "malformed_body", "empty"),
         ("POST", &records, b"{\"kind\": \"\xff\"}", 400, "malformed_body", "UTF-8"),
         ("POST", &records, b"{} {}", 422, "validation_error", "/kind"),
-        ("POST", &records, b"{\"kind\":\"model\",\"data\":{\"name\":\"x\"},\"colour\":1}", 422, "validation_error", "/colour"),
+        (
+            "POST",
+            &records,
+            b"{\"kind\":\"model\",\"data\":{\"name\":\"x\"},\"colour\":1}",
+            422,
+            "validation_error",
+            "/colour",
+        ),
         ("POST", &records, b"{\"kind\":\"model\",\"data\":{\"name\":7}}", 422, "validation_error", "/data/name"),
         ("POST", &records, b"{\"kind\":\"no_such\",\"data\":{}}", 422, "unknown_kind", "no_such"),
         ("POST", &records, b"{\"kind\":\"No Such\",\"data\":{}}", 422, "validation_error", "/kind"),
@@ -107,7 +60,7 @@ async fn what_is_wrong_with_a_request_is_said() {
 
     let other = org.id.replace("org_", "mem_");
     let foreign_position = format!("{PLATFORM_ORG}:1");
-    let requests: &[(&str, &[(&str, &str)], &str, &str)] = &[
+    let requests: &[BadRequest<'_>] = &[
         (&format!("/v1/organizations/{other}/records"), &[], "invalid_parameter", "org"),
         ("/v1/organizations/Not%20A%20Slug/records", &[], "invalid_parameter", "org"),
         (&org.path(&format!("records/{other}")), &[], "invalid_parameter", "record"),
@@ -127,11 +80,13 @@ async fn what_is_wrong_with_a_request_is_said() {
     ];
     for (path, headers, code, says) in requests {
         let request = api.request(Method::GET, path).bearer_auth(&org.owner);
-        let answer = Answer::of(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))).await;
+        let answer =
+            Answer::of(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))).await;
         assert_eq!((answer.status, answer.problem().as_str()), (400, *code), "{path}: {answer:?}");
         assert!(answer.text.contains(says), "{path}: {answer:?}");
     }
-    let plain = api.request(Method::POST, &records).bearer_auth(&org.owner).header("content-type", "text/plain").body("x");
+    let plain =
+        api.request(Method::POST, &records).bearer_auth(&org.owner).header("content-type", "text/plain").body("x");
     assert_eq!(Answer::of(plain).await.problem(), "unsupported_media_type");
     let keyed = api.request(Method::POST, &records).bearer_auth(&org.owner).json(&model("x"));
     assert_eq!(Answer::of(keyed.header("idempotency-key", "a b")).await.problem(), "invalid_header");
@@ -242,7 +197,8 @@ async fn one_reads_what_one_wrote_or_is_told_that_it_lags() {
         last = position;
     }
     let beyond = format!("{}:{}", org.id, seq(&last) + 1_000);
-    let at_once = api.request(Method::GET, &org.path("records")).bearer_auth(&org.owner).header("min-position", &beyond);
+    let at_once =
+        api.request(Method::GET, &org.path("records")).bearer_auth(&org.owner).header("min-position", &beyond);
     let answer = Answer::of(at_once).await.expect(503);
     assert_eq!(answer.problem(), "projection_lagging");
     assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
@@ -263,7 +219,10 @@ async fn a_listing_is_walked_both_ways_by_its_own_cursors() {
     }
     let page = async |cursor: Option<&str>| {
         let cursor = cursor.map_or_else(String::new, |cursor| format!("&cursor={cursor}"));
-        api.get_at(&org.owner, &org.path(&format!("records?kind=model&limit=3{cursor}")), &position).await.expect(200).json()
+        api.get_at(&org.owner, &org.path(&format!("records?kind=model&limit=3{cursor}")), &position)
+            .await
+            .expect(200)
+            .json()
     };
     let ids = |page: &Value| -> Vec<String> {
         page["data"].as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect()
@@ -298,7 +257,8 @@ async fn each_command_of_many_has_its_own_outcome() {
         {"type": "create_organization", "name": "x", "slug": "xx"},
     ]);
     let send = async |bearer: &str| {
-        let request = api.request(Method::POST, &org.path("commands")).bearer_auth(bearer).header("idempotency-key", "b");
+        let request =
+            api.request(Method::POST, &org.path("commands")).bearer_auth(bearer).header("idempotency-key", "b");
         Answer::of(request.json(&batch)).await.expect(200)
     };
     let answer = send(&org.owner).await;
@@ -387,7 +347,12 @@ async fn the_audit_log_is_searched() {
         let path = org.path(&format!("audit/events?{query}"));
         let found = api.get_at(&org.owner, &path, by_key.header("stream-position")).await.expect(200);
         let page = found.json();
-        page["data"].as_array().unwrap().iter().map(|event| event["event_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        page["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|event| event["event_id"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
     };
     assert_eq!(search("action=record.created").await.len(), 2);
     assert_eq!(search(&format!("actor={key}&actor_type=api_key")).await.len(), 1);
@@ -404,7 +369,7 @@ async fn the_audit_log_is_searched() {
 async fn what_the_platform_decides_is_for_its_operator() {
     let api = Api::start().await;
     let org = api.org("ruled").await;
-    let operator = api.operator();
+    let operator = OPERATOR;
     let why = json!({"reason": "unpaid"});
     api.post(operator, &org.path("suspend"), &why).await.expect(200);
     let refused = api.post(&org.owner, &org.path("records"), &model("a")).await.expect(403);
@@ -431,7 +396,8 @@ async fn readiness_says_what_is_missing() {
     while ready(&api).await.status != 200 {}
     api.nats.kill9().await;
     let answer = ready(&api).await.expect(503).json();
-    let parts: Vec<&str> = answer["waiting_for"].as_array().unwrap().iter().map(|wait| wait["part"].as_str().unwrap()).collect();
+    let parts: Vec<&str> =
+        answer["waiting_for"].as_array().unwrap().iter().map(|wait| wait["part"].as_str().unwrap()).collect();
     assert!(parts.contains(&"nats") || parts.contains(&"streams"), "{answer}");
     Answer::of(api.request(Method::GET, "/healthz")).await.expect(200);
     api.nats.restart().await;

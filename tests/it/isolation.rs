@@ -9,7 +9,7 @@ use orgstream_events::{CommandId, EventId, KeyId, MemberId, OrgId, RecordId, Rol
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::api::{Answer, Api, model};
+use crate::api::{Answer, Api, OPERATOR, model};
 
 const ROLES: [Role; 5] = [Role::Owner, Role::Admin, Role::Member, Role::Viewer, Role::Auditor];
 
@@ -116,9 +116,8 @@ async fn a_role_opens_what_the_table_says_and_nothing_else() {
         let (status, _) = call(&api, route, &org.id, Some(&org.owner)).await;
         assert_eq!(status, 403, "{route:?}");
     }
-    let operator = api.operator();
     for (route, permission) in of_orgs() {
-        let (status, body) = call(&api, route, &org.id, Some(operator)).await;
+        let (status, body) = call(&api, route, &org.id, Some(OPERATOR)).await;
         let open = permission.is_none_or(Permission::is_operators);
         assert_eq!(status == 404, !open, "operator {route:?}: {status} {body}");
     }

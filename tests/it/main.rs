@@ -9,6 +9,7 @@ mod compose;
 mod history;
 mod http;
 mod isolation;
+mod openapi;
 mod projections;
 mod queries;
 mod readme;

@@ -58,7 +58,11 @@ fn walk() -> (Step, Vec<Step>) {
         let next = (end..lines.len()).find(|next| !lines[*next].is_empty()).unwrap_or(end);
         let expected = (lines.get(next) == Some(&"```text")).then(|| block(&lines, next).0);
         let step = Step { line: at + 1, code, expected };
-        if is_start { assert!(start.replace(step).is_none(), "it starts once") } else { steps.push(step) }
+        if is_start {
+            assert!(start.replace(step).is_none(), "it starts once")
+        } else {
+            steps.push(step)
+        }
         at = end;
     }
     (start.expect("the walk starts"), steps)
@@ -70,9 +74,11 @@ fn block(lines: &[&str], at: usize) -> (String, usize) {
     (lines[at + 1..at + 1 + length].join("\n"), at + length + 2)
 }
 
-/// Whether `text` is as `pattern` says, in which `...` stands for anything.
+/// Whether `text` is as `pattern` says, in which `...` stands for anything, and a line of it for any lines or none.
 fn matches(pattern: &str, text: &str) -> bool {
-    let mut parts = pattern.split("...");
+    let pattern = format!("\n{pattern}\n").replace("\n...\n", "\n...");
+    let text = format!("\n{text}\n");
+    let (mut parts, text) = (pattern.split("..."), text.as_str());
     let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
     let parts: Vec<&str> = parts.collect();
     let Some((last, between)) = parts.split_last() else { return rest.is_empty() };
@@ -86,8 +92,9 @@ fn matches(pattern: &str, text: &str) -> bool {
 #[test]
 fn a_pattern_matches_what_it_shows() {
     assert!(matches("a ... c", "a b c") && matches("...\nend", "x\ny\nend") && matches("...", ""));
+    assert!(matches("a\n...\nb", "a\nb") && matches("a\n...\nb", "a\nx\ny\nb") && matches("a\n...", "a\nb"));
     assert!(!matches("a ... c", "a b") && !matches("a", "a b") && !matches("b...", "a b"));
-    assert!(!matches("a...a", "a"));
+    assert!(!matches("a...a", "a") && !matches("a\n...\nb", "a\nc") && !matches("...\nb", "a b c"));
 }
 
 /// `./dev` in the background.
@@ -174,7 +181,10 @@ async fn run(steps: &[Step], dir: &Path) -> Vec<String> {
 fn see(step: &Step, output: &str) {
     if let Some(expected) = &step.expected {
         let (line, code) = (step.line, &step.code);
-        assert!(matches(expected, output.trim_matches('\n')), "README line {line}:\n{code}\n\nsays\n{expected}\n\nbut shows\n{output}");
+        assert!(
+            matches(expected, output.trim_matches('\n')),
+            "README line {line}:\n{code}\n\nsays\n{expected}\n\nbut shows\n{output}"
+        );
     }
 }
 
@@ -192,13 +202,20 @@ async fn the_walk_shows_what_it_says() {
     // The mark behind the last block is one more.
     if outputs.len() <= steps.len() {
         let (step, output) = (&steps[outputs.len() - 1], &outputs[outputs.len() - 1]);
-        let hint = if step.code.contains("npm pack") { "\nThe walk needs npm, and its registry within reach." } else { "" };
-        panic!("README line {}: this block failed.{hint}\n{}\n\nshows\n{output}\n\n{}", step.line, step.code, dev.log());
+        let hint =
+            if step.code.contains("npm pack") { "\nThe walk needs npm, and its registry within reach." } else { "" };
+        panic!(
+            "README line {}: this block failed.{hint}\n{}\n\nshows\n{output}\n\n{}",
+            step.line,
+            step.code,
+            dev.log()
+        );
     }
     dev.interrupt().await;
 
     let (dev, _) = Dev::start(&start.code, dir.path()).await;
-    let again = |code: &str, expected: &str| Step { line: 0, code: code.to_owned(), expected: Some(expected.to_owned()) };
+    let again =
+        |code: &str, expected: &str| Step { line: 0, code: code.to_owned(), expected: Some(expected.to_owned()) };
     let steps = [
         again("eval \"$(./dev demo acme)\"\n./dev replay | wc -l", "336 events of org_...\n336"),
         again("./dev publish .orgstream/webhooks.ndjson", "0 accepted, 329 were there already, 0 refused"),
@@ -264,7 +281,9 @@ fn descendants(pid: u32) -> Vec<(u32, u64)> {
 
 /// The command lines of processes that were given a path in `dir`.
 fn running_in(dir: &Path) -> Vec<String> {
-    let lines = processes().filter(|pid| began_at(*pid).is_some()).filter_map(|pid| fs::read(format!("/proc/{pid}/cmdline")).ok());
+    let lines = processes()
+        .filter(|pid| began_at(*pid).is_some())
+        .filter_map(|pid| fs::read(format!("/proc/{pid}/cmdline")).ok());
     let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
     lines.filter(|line| line.contains(&*dir.to_string_lossy())).collect()
 }
@@ -323,11 +342,15 @@ fn every_setting_is_in_the_table_with_its_default() {
             let row = table.lines().find(|row| row.contains(&format!("`{name}`")));
             let row = row.unwrap_or_else(|| panic!("{name} is missing"));
             for default in setting.get_default_values() {
-                assert!(row.contains(&format!("`{}`", default.to_str().unwrap())), "{name}: the default is {default:?}");
+                assert!(
+                    row.contains(&format!("`{}`", default.to_str().unwrap())),
+                    "{name}: the default is {default:?}"
+                );
             }
             known.insert(name.to_owned());
         }
     }
-    let named = table.split('`').filter(|word| word.starts_with("ORGSTREAM_") && !word.contains('=')).map(str::to_owned);
+    let named =
+        table.split('`').filter(|word| word.starts_with("ORGSTREAM_") && !word.contains('=')).map(str::to_owned);
     assert_eq!(named.filter(|name| !known.contains(name)).collect::<Vec<_>>(), [] as [String; 0], "no such settings");
 }

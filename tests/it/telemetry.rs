@@ -58,7 +58,8 @@ async fn a_trace_reaches_from_the_caller_to_the_projection() {
         .unwrap();
     assert_eq!(answer.status(), 201);
 
-    let id: Vec<u8> = (0..trace.len()).step_by(2).map(|at| u8::from_str_radix(&trace[at..at + 2], 16).unwrap()).collect();
+    let id: Vec<u8> =
+        (0..trace.len()).step_by(2).map(|at| u8::from_str_radix(&trace[at..at + 2], 16).unwrap()).collect();
     let seen = timeout(Duration::from_secs(60), async {
         loop {
             let bytes = received.lock().await.clone();

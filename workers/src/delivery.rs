@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, OnceLock},
-    time::Instant,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use orgstream_events::{Commit, EventSubject, OpenedCommit};
@@ -12,7 +12,7 @@ use orgstream_stream::Message;
 #[derive(Debug)]
 pub(crate) struct Delivery {
     pub(crate) message: Message,
-    pub(crate) arrived: Instant,
+    arrived: Instant,
     opened: OnceLock<Result<Arc<OpenedCommit>, String>>,
 }
 
@@ -40,6 +40,17 @@ impl Delivery {
                 .map_err(|error| error.to_string())
         });
         opened.as_ref().map_err(String::as_str)
+    }
+
+    /// How long ago the command was accepted; for a message that cannot be read, how long it has been here.
+    pub(crate) fn lag(&self, now: Instant, wall: SystemTime) -> Duration {
+        let recorded = self.open().ok().and_then(|commit| commit.events.first()).map(|event| event.header.recorded_at);
+        match (recorded, wall.duration_since(UNIX_EPOCH)) {
+            (Some(recorded), Ok(wall)) => {
+                wall.saturating_sub(Duration::from_millis(recorded.unix_ms().max(0).unsigned_abs()))
+            }
+            _ => now.saturating_duration_since(self.arrived),
+        }
     }
 
     /// The aggregate as the subject names it, `type.id`; the whole subject when it names none.

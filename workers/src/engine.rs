@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use metrics::{counter, gauge, histogram};
@@ -60,7 +60,7 @@ pub struct LaneLag {
     pub pipeline: Pipeline,
     /// Messages in memory that wait; a detached lane has more of them in the log.
     pub waiting: usize,
-    /// How long the oldest of them has waited here, in milliseconds.
+    /// How long ago the oldest of them was accepted, in milliseconds.
     pub age_ms: u64,
     /// Whether the lane reads the log at its own pace.
     pub detached: bool,
@@ -88,7 +88,7 @@ impl Engine {
         while !stop.is_cancelled() || !slots.is_empty() {
             let wake = scheduler.next_wake().map(tokio::time::Instant::from_std);
             tokio::select! {
-                received = input.recv_many(&mut batch, 1024) => {
+                received = input.recv_many(&mut batch, 1024), if !stop.is_cancelled() => {
                     if received == 0 {
                         break;
                     }
@@ -133,7 +133,7 @@ impl Engine {
     }
 
     fn observe(&self, scheduler: &Scheduler) {
-        let now = Instant::now();
+        let (now, wall) = (Instant::now(), SystemTime::now());
         let (mut attached, mut detached, mut backing_off) = (0_u32, 0_u32, 0_u32);
         let mut ages: HashMap<Pipeline, Vec<u64>> = HashMap::new();
         let mut lags = Vec::new();
@@ -147,7 +147,7 @@ impl Engine {
             if lane.state == LaneState::BackingOff {
                 backing_off += 1;
             }
-            let age_ms = lane.age_ms(now);
+            let age_ms = lane.oldest().map_or(0, |oldest| oldest.lag(now, wall).as_millis() as u64);
             ages.entry(key.pipeline).or_default().push(age_ms);
             if age_ms > 0 || is_detached {
                 let waiting = lane.len() + lane.in_slot.len();
@@ -205,7 +205,7 @@ fn receive(scheduler: &mut Scheduler, input: Input) {
 }
 
 fn finish(scheduler: &mut Scheduler, group: &[LaneSlice], outcomes: Vec<SliceOutcome>) {
-    let now = Instant::now();
+    let (now, wall) = (Instant::now(), SystemTime::now());
     for (slice, outcome) in group.iter().zip(outcomes) {
         let pipeline = slice.key.pipeline.name();
         match &outcome {
@@ -213,7 +213,7 @@ fn finish(scheduler: &mut Scheduler, group: &[LaneSlice], outcomes: Vec<SliceOut
                 histogram!("orgstream_slice_seconds", "pipeline" => pipeline).record(*cost);
                 histogram!("orgstream_slice_messages", "pipeline" => pipeline).record(slice.deliveries.len() as f64);
                 for delivery in &slice.deliveries {
-                    let lag = now.saturating_duration_since(delivery.arrived);
+                    let lag = delivery.lag(now, wall);
                     histogram!("orgstream_projection_lag_seconds", "pipeline" => pipeline).record(lag);
                 }
             }

@@ -1,6 +1,6 @@
 //! The lane of one org in one pipeline: a short queue in order, or, over budget, only the place to go on from.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{collections::VecDeque, sync::Arc};
 
 use orgstream_events::{OrgId, Pipeline, Shard};
 
@@ -226,10 +226,5 @@ impl Lane {
         if stored < last {
             self.skipped = Some(Skipped { next: stored + 1, last });
         }
-    }
-
-    /// How long the oldest waiting message has been here.
-    pub(crate) fn age_ms(&self, now: Instant) -> u64 {
-        self.oldest().map_or(0, |delivery| now.saturating_duration_since(delivery.arrived).as_millis() as u64)
     }
 }
