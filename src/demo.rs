@@ -92,13 +92,15 @@ pub async fn seed(gateway: &Gateway, auth: &Authenticator, issuer: &DevIssuer) -
             expires_at: None,
             expires_in_days: None,
         };
-        let issued =
-            gateway.submit(&access, &Origin::default(), keyed(key.into(), "demo-key")).await.map_err(explained)?;
+        let issued = gateway
+            .submit(&access, &Origin::default(), keyed(key.into(), "demo-key"))
+            .await
+            .map_err(|problem| explained(&problem))?;
         let token_text = issued.token.context("a new key has a token")?.reveal();
         for (number, data) in models().into_iter().enumerate() {
             let record = CreateRecord { kind: "model".parse()?, data, id: None };
             let request = keyed(record.into(), &format!("demo-model-{number}"));
-            gateway.submit(&access, &Origin::default(), request).await.map_err(explained)?;
+            gateway.submit(&access, &Origin::default(), request).await.map_err(|problem| explained(&problem))?;
         }
         demo.users.push(DemoUser { email: email.to_owned(), token });
         demo.orgs.push(DemoOrg { id: org, slug: slug.to_owned(), name: name.to_owned(), api_key: token_text });
@@ -110,7 +112,8 @@ async fn make_organization(gateway: &Gateway, owner: &Principal, slug: &str, nam
     let command =
         CreateOrganization { name: name.to_owned(), slug: slug.parse()?, tenant_type: TenantType::Organization };
     let request = keyed(command.into(), &format!("demo-{slug}"));
-    let made: Accepted = gateway.create_organization(owner, &Origin::default(), request).await.map_err(explained)?;
+    let made: Accepted =
+        gateway.create_organization(owner, &Origin::default(), request).await.map_err(|problem| explained(&problem))?;
     Ok(made.position.org)
 }
 
@@ -118,7 +121,7 @@ fn keyed(command: Command, key: &str) -> Request {
     Request { idempotency_key: Some(key.to_owned()), ..command.into() }
 }
 
-fn explained(problem: Problem) -> anyhow::Error {
+fn explained(problem: &Problem) -> anyhow::Error {
     anyhow!("{} ({})", problem.detail, problem.code)
 }
 

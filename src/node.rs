@@ -36,9 +36,14 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// The log, with its streams there and as they must be; or every finding, one line each.
 pub async fn open_log(nats: &NatsArgs) -> anyhow::Result<Log> {
-    let log = patiently("NATS", || connect_log(nats)).await?;
-    let mut findings = log.ensure_streams().await.context("the streams could not be made")?;
-    findings.extend(preflight_log(&log, nats).await?);
+    // All of it again when any of it fails: a server may go away between two questions.
+    let (log, findings) = patiently("NATS", || async {
+        let log = connect_log(nats).await?;
+        let mut findings = log.ensure_streams().await.context("the streams could not be made")?;
+        findings.extend(preflight_log(&log, nats).await?);
+        Ok((log, findings))
+    })
+    .await?;
     refuse(&findings)?;
     Ok(log)
 }
@@ -60,11 +65,13 @@ pub async fn preflight_log(log: &Log, nats: &NatsArgs) -> anyhow::Result<Vec<org
 
 /// The database, migrated and safe to use; or every finding, one line each.
 pub async fn open_database(database: &DatabaseArgs, slots: usize) -> anyhow::Result<Database> {
-    let db = patiently("PostgreSQL", || async {
-        Database::connect(&database.options(slots)).await.context("PostgreSQL does not answer")
+    let (db, findings) = patiently("PostgreSQL", || async {
+        let db = Database::connect(&database.options(slots)).await.context("PostgreSQL does not answer")?;
+        let findings = db.preflight().await.context("PostgreSQL could not be looked at")?;
+        Ok((db, findings))
     })
     .await?;
-    refuse(&db.preflight().await.context("PostgreSQL could not be looked at")?)?;
+    refuse(&findings)?;
     Ok(db)
 }
 
@@ -75,7 +82,7 @@ pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<
         actor: Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None },
         role: Role::Owner,
         creator: None,
-        context: Default::default(),
+        context: orgstream_events::Context::default(),
         request_id: None,
         trace: None,
     };
@@ -166,7 +173,8 @@ impl Api {
 
     /// Serves until `stop`, then finishes what has begun.
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
-        register_default_kinds(self.gateway.handler()).await?;
+        let handler = self.gateway.handler();
+        patiently("the event log", || register_default_kinds(handler)).await?;
         let client = self.log.client().clone();
         let producers = tokio::spawn(producers::serve(client, self.auth, self.gateway, stop.clone()));
         http::serve(listener, self.app, stop).await?;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use async_nats::{Client, HeaderMap, Message};
+use async_nats::{Client, HeaderMap, HeaderValue, Message};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use metrics::histogram;
@@ -140,5 +140,5 @@ fn header<'a>(request: &'a Message, name: &str) -> Option<&'a str> {
     // NATS keeps the case of header names; HTTP clients do not care about it, and neither should these.
     let headers = request.headers.as_ref()?;
     let found = headers.iter().find(|(key, _)| key.to_string().eq_ignore_ascii_case(name));
-    found.and_then(|(_, values)| values.first()).map(|value| value.as_str())
+    found.and_then(|(_, values)| values.first()).map(HeaderValue::as_str)
 }

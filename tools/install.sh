@@ -26,16 +26,19 @@ as_root() {
 apt_install() {
     command -v apt-get >/dev/null 2>&1 || return 1
     say "installing $* with apt-get"
-    as_root apt-get update -qq >&2 || return 1
     # Debian's PostgreSQL would make and start a cluster of its own on port 5432. Nobody here wants it, so it is told
-    # not to, for the length of this installation.
+    # not to, for the length of this installation. What apt-get has to say is shown only when it fails.
     as_root sh -c '
         setting=/etc/postgresql-common/createcluster.d/orgstream.conf
         mkdir -p "${setting%/*}" && echo "create_main_cluster = false" >"$setting"
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+        said=$(
+            exec 2>&1
+            apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+        )
         status=$?
         rm -f "$setting"
-        exit $status
+        [ "$status" = 0 ] || printf "%s\n" "$said"
+        exit "$status"
     ' apt_install "$@" >&2
 }
 

@@ -186,13 +186,14 @@ macro_rules! event_enum {
 pub(crate) use event_enum;
 
 #[cfg(test)]
+#[expect(unreachable_pub, reason = "the macro declares events for the whole workspace")]
 mod tests {
     use serde::Deserialize;
 
     use super::*;
 
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-    struct Moved {
+    pub struct Moved {
         place: String,
         floor: i32,
     }

@@ -39,20 +39,16 @@ fn derived(prefix: &str, seed: Option<Uuid>, parts: &[&[u8]]) -> Uuid {
     }
     let digest: [u8; 32] = hash.finalize().into();
     let (head, rest) = digest.split_at(16);
-    match seed.filter(|seed| seed.get_version_num() == 7) {
-        Some(seed) => {
-            let (seconds, nanos) = seed.get_timestamp().map_or((0, 0), |time| time.to_unix());
-            let ms = seconds.saturating_mul(1000) + u64::from(nanos / 1_000_000);
-            let mut random = [0; 10];
-            random.copy_from_slice(rest.split_at(10).0);
-            uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid()
-        }
-        None => {
-            let mut bytes = [0; 16];
-            bytes.copy_from_slice(head);
-            uuid::Builder::from_custom_bytes(bytes).into_uuid()
-        }
+    if let Some(seed) = seed.filter(|seed| seed.get_version_num() == 7) {
+        let (seconds, nanos) = seed.get_timestamp().map_or((0, 0), |time| time.to_unix());
+        let ms = seconds.saturating_mul(1000) + u64::from(nanos / 1_000_000);
+        let mut random = [0; 10];
+        random.copy_from_slice(rest.split_at(10).0);
+        return uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid();
     }
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(head);
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
 }
 
 macro_rules! typed_ids {

@@ -6,6 +6,7 @@ use sqlx::{
     AssertSqlSafe, PgPool, Postgres, SqlSafeStr, Transaction,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use tracing::Instrument as _;
 
 use crate::{BoundOrg, DbError, SliceTx, TenantTx, catalogue, migrate};
 
@@ -185,7 +186,9 @@ fn names_a_user(url: &str) -> bool {
 
 /// Begins a transaction and binds it, in one round trip.
 ///
-/// A connection that died while it lay idle shows it only now, so each of the pool's may fail once.
+/// In a task of its own, which nobody can give up half-way. A caller that went away in between (a client that hung up)
+/// would leave a connection in the pool on which the server has begun a transaction and the client library has not
+/// noticed: whoever got it next would read from that transaction's old snapshot.
 async fn begin(
     pool: &PgPool,
     statement: &str,
@@ -196,11 +199,17 @@ async fn begin(
         Some(org) => format!("{statement}; SELECT set_config('app.org_id', '{}', true)", org.org().uuid()),
         None => statement.to_owned(),
     };
+    let begun = tokio::spawn(begin_at_last(pool.clone(), statement).in_current_span());
+    Ok(begun.await.map_err(|_| sqlx::Error::WorkerCrashed)??)
+}
+
+/// A connection that died while it lay idle shows it only now, so each of the pool's may fail once.
+async fn begin_at_last(pool: PgPool, statement: String) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
     let mut tries_left = pool.options().get_max_connections();
     loop {
         match pool.begin_with(AssertSqlSafe(statement.clone()).into_sql_str()).await {
             Err(error) if tries_left > 0 && lost_while_idle(&error) => tries_left -= 1,
-            other => return Ok(other?),
+            other => return other,
         }
     }
 }

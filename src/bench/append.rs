@@ -142,7 +142,7 @@ async fn raw(rig: &Rig, each: u64, writers: usize, time: Duration) -> anyhow::Re
     let client = async_nats::connect(&rig.stack.nats.url).await?;
     let context = ContextBuilder::new().max_ack_inflight(room).build(client);
     let mut config = context.get_stream("EV_0").await?.cached_info().config.clone();
-    config.name = "RAW".to_owned();
+    "RAW".clone_into(&mut config.name);
     config.subjects = vec!["raw.>".to_owned()];
     let _ = context.delete_stream("RAW").await;
     context.create_stream(config).await?;

@@ -11,7 +11,7 @@ use crate::config::ClientArgs;
 ///
 /// An event that a pipeline cannot apply is parked together with the later events of the same aggregate; everything else
 /// of the organization goes on. What is decided here travels in the organization's own stream, so it is audited.
-/// These commands need the platform operator's token in ORGSTREAM_API_KEY.
+/// These commands need the platform operator's token in `ORGSTREAM_API_KEY`.
 #[derive(Subcommand)]
 pub(crate) enum Job {
     /// Show what is parked and why.
@@ -55,7 +55,7 @@ pub(crate) struct Whose {
 
 #[derive(clap::Args)]
 pub(crate) struct What {
-    /// Which pipeline: read_models or audit.
+    /// Which pipeline: `read_models` or `audit`.
     #[arg(long, value_name = "NAME", default_value = "read_models")]
     pipeline: Pipeline,
     /// The aggregate, as `park list` shows it: `record.res_…`.

@@ -390,7 +390,7 @@ impl CommandHandler {
             }
         };
         loop {
-            let refusal = match self.decide(attempt, to, &loaded, command.clone()) {
+            let refusal = match Self::decide(attempt, to, &loaded, command.clone()) {
                 Ok(Decided::Known(accepted)) => return Ok(accepted),
                 Ok(Decided::Events(events)) => {
                     match self.append(attempt, to, &loaded, events).await {
@@ -422,7 +422,6 @@ impl CommandHandler {
     }
 
     fn decide<A: Cached>(
-        &self,
         attempt: &Attempt<'_>,
         to: &Target<'_>,
         loaded: &Loaded<A>,
@@ -476,8 +475,8 @@ impl CommandHandler {
         let org = OrgId::derive(attempt.command_id);
         let facts = attempt.facts(org);
         let create = OrganizationCommand::Create { command: command.clone(), region: self.region.clone() };
-        let created = self.first::<Organization>(create, &facts)?;
-        let founded = self.first::<Roster>(MemberCommand::Found { user_id: user, email }, &facts)?;
+        let created = Self::first::<Organization>(create, &facts)?;
+        let founded = Self::first::<Roster>(MemberCommand::Found { user_id: user, email }, &facts)?;
         self.claim_slug(&command.slug, org).await?;
         let placement = self.log.place(org).await?;
         let aggregate = AggregateId::Organization(org);
@@ -505,7 +504,7 @@ impl CommandHandler {
         }
     }
 
-    fn first<A: Cached>(&self, command: A::Command, facts: &Facts) -> Result<Vec<Event>, CommandError> {
+    fn first<A: Cached>(command: A::Command, facts: &Facts) -> Result<Vec<Event>, CommandError> {
         let events = A::default().decide(command, facts).map_err(Into::into)?;
         Ok(events.into_iter().map(A::wrap).collect())
     }

@@ -153,10 +153,10 @@ fn documented() -> OpenApiRouter<Arc<App>> {
 pub fn router(app: Arc<App>) -> Router {
     let (router, _) = documented().split_for_parts();
     router
-        .method_not_allowed_fallback(middleware::no_method)
         .route_layer(from_fn(middleware::known_parameters))
         .with_state(app)
         .merge(openapi::docs())
+        .method_not_allowed_fallback(middleware::no_method)
         .fallback(middleware::no_route)
         .layer(from_fn(middleware::observe))
 }

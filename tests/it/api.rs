@@ -135,14 +135,24 @@ impl Api {
     pub(crate) async fn org(&self, slug: &str) -> Org {
         let owner = self.person(&format!("owner@{slug}.example"));
         let made = self.post(&owner, "/v1/organizations", &json!({"name": slug, "slug": slug})).await.expect(201);
-        Org { id: made.json()["id"].as_str().unwrap().to_owned(), slug: slug.to_owned(), owner }
+        let org = Org { id: made.json()["id"].as_str().unwrap().to_owned(), slug: slug.to_owned(), owner };
+        // Until the read models have its owner, it is nobody's.
+        while self.get(&org.owner, &org.path("records")).await.status == 404 {}
+        org
     }
 
     /// A new API key: its id and its token.
     pub(crate) async fn key(&self, org: &Org, role: &str) -> (String, String) {
         let path = format!("/v1/organizations/{}/api-keys", org.slug);
-        let made = self.post(&org.owner, &path, &json!({"name": role, "role": role})).await.expect(201).json();
+        let made = self.post(&org.owner, &path, &json!({"name": role, "role": role})).await.expect(201);
+        self.sees(org, made.header("stream-position")).await;
+        let made = made.json();
         (made["id"].as_str().unwrap().to_owned(), made["token"].as_str().unwrap().to_owned())
+    }
+
+    /// Waits until the read models have what was written at `position`: on a busy machine access comes a little late.
+    pub(crate) async fn sees(&self, org: &Org, position: &str) {
+        self.get_at(&org.owner, &org.path("records?limit=1"), position).await.expect(200);
     }
 
     /// A new record; its id and its position.

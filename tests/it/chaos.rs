@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -10,14 +11,18 @@ use std::{
 };
 
 use async_nats::client::Request;
+use futures_util::poll;
 use orgstream_events::{CommandId, PLATFORM_ORG, RecordId};
+use orgstream_projections::BoundOrg;
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 use tokio::time::{Instant, sleep};
 
 use crate::{
     cluster::{Answer, Client, Cluster, ClusterOptions, PATIENCE, Tenant, create, eventually, seq_of},
     history::{History, digests},
+    support::database,
 };
 
 const TENANTS: usize = 50;
@@ -240,7 +245,7 @@ fn is_passing(outcome: &Value) -> bool {
     outcome["error"]["status"] == 503
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Victim {
     Api,
     Worker,
@@ -311,11 +316,12 @@ async fn every_acknowledged_command_is_there_exactly_once_whatever_is_killed() {
     let begun = Instant::now();
     let mut victims: Vec<Victim> = Victim::ALL.repeat(KILLS_OF_EACH);
     victims.shuffle(&mut random);
-    let mut victims = victims.into_iter();
+    let mut victims = victims.into_iter().peekable();
     while let Some(first) = victims.next() {
         until_written(&total, random.random_range(50..400)).await;
         // Now and then two are away at the same time.
-        let second = if random.random_range(0..3) == 0 { victims.next() } else { None };
+        let together = random.random_range(0..3) == 0;
+        let second = victims.next_if(|second| together && *second != first);
         let fallen: Vec<Victim> = [Some(first), second].into_iter().flatten().collect();
         let (written, elapsed) = (total.load(Ordering::Relaxed), begun.elapsed().as_secs_f64());
         eprintln!("{written:>6} commands acknowledged in {elapsed:.1} s, killing {fallen:?}");
@@ -387,4 +393,29 @@ async fn what_postgresql_forgets_in_a_crash_is_applied_again_though_nothing_new_
         assert_eq!(history.records().len(), 4);
         history.assert_projected(&mut database).await;
     }
+}
+
+#[tokio::test]
+async fn a_reader_who_goes_away_leaves_no_transaction_open() {
+    let database = database().await;
+    // Whoever asks is gone after so many steps, wherever that is in the course of a read.
+    for steps in 0..40 {
+        let mut read = pin!(database.db.read(BoundOrg::platform()));
+        for _ in 0..steps {
+            if poll!(&mut read).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    let mut superuser = PgConnection::connect(&database.owner_url).await.unwrap();
+    eventually("every transaction to end", async || {
+        let open = "SELECT count(*), coalesce(max(extract(epoch FROM clock_timestamp() - state_change)), 0)::float8
+            FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'";
+        let (open, seconds): (i64, f64) = sqlx::query_as(open).fetch_one(&mut superuser).await.unwrap();
+        // The server itself ends such a session after 15 seconds; until then whoever gets it sees the past.
+        assert!(seconds < 5.0, "{open} transactions have been open for {seconds} s, and nobody knows of them");
+        (open == 0).then_some(())
+    })
+    .await;
 }

@@ -1,5 +1,6 @@
 //! The product as an operator runs it: nats-server, PostgreSQL, `orgstream serve` and `orgstream work`, each a process
 //! of its own that a test can kill, stop and start again on its old port. All of it is gone when dropped.
+#![allow(dead_code, reason = "a harness has what its tests may need, whichever of them there are")]
 
 use std::{
     fs::{File, OpenOptions},
@@ -168,6 +169,7 @@ impl Cluster {
     }
 
     /// The platform's operator.
+    #[expect(clippy::unused_self, reason = "it reads as a property of the cluster")]
     pub(crate) fn operator(&self) -> &'static str {
         OPERATOR
     }

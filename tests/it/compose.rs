@@ -83,7 +83,10 @@ fn acknowledged_commands_are_on_disk_and_only_the_api_is_published() {
         assert!(published.is_empty() || name == "serve", "{name} is published");
         assert!(published.iter().all(|port| port.starts_with("127.0.0.1:")), "{name} is open to everybody");
         assert!(name == "migrate" || service["healthcheck"]["test"].is_array(), "{name} has no health check");
+        let networks = strings(&service["networks"]);
+        assert!(networks == ["servers"] || name == "serve", "{name} is on {networks:?}");
     }
+    assert_eq!(compose["networks"]["servers"]["internal"], true);
     for (name, service) in programs(&compose).into_iter().filter(|(name, _)| *name != "migrate") {
         let waits = &service["depends_on"];
         assert_eq!(waits["migrate"]["condition"], "service_completed_successfully", "{name}");

@@ -61,6 +61,7 @@ impl History {
     }
 
     /// The last sequence.
+    #[allow(dead_code, reason = "for tests of backlogs")]
     pub(crate) fn head(&self) -> u64 {
         self.commits.last().map_or(0, |stored| stored.seq)
     }

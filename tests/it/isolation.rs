@@ -142,6 +142,7 @@ async fn what_was_taken_away_stops_working() {
     let ann_is = orgstream_events::UserId::from_login(api.issuer.url(), "ann@taken.example");
     let body = json!({"email": "ann@taken.example", "role": "admin", "user_id": ann_is});
     let added = api.post(&org.owner, &org.path("members"), &body).await.expect(201);
+    api.sees(&org, added.header("stream-position")).await;
     api.get(&ann, &org.path("records")).await.expect(200);
     let remove = api.request(Method::DELETE, added.header("location")).bearer_auth(&org.owner);
     Answer::of(remove).await.expect(200);

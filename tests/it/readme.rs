@@ -1,6 +1,6 @@
 //! The README against the program: its walk, run word for word as a newcomer would paste it, and its tables.
 //!
-//! A block of the walk stands behind `<!-- walk -->`; a ```text block right after it is what must be seen, with `...` for
+//! A block of the walk stands behind `<!-- walk -->`; a `text` block right after it is what must be seen, with `...` for
 //! anything. All blocks run in one shell, in the checkout. Only the environment differs: the data is in a temporary
 //! folder, the port is free, and the program is the one that was built for the tests.
 
@@ -59,9 +59,9 @@ fn walk() -> (Step, Vec<Step>) {
         let expected = (lines.get(next) == Some(&"```text")).then(|| block(&lines, next).0);
         let step = Step { line: at + 1, code, expected };
         if is_start {
-            assert!(start.replace(step).is_none(), "it starts once")
+            assert!(start.replace(step).is_none(), "it starts once");
         } else {
-            steps.push(step)
+            steps.push(step);
         }
         at = end;
     }

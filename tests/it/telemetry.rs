@@ -71,17 +71,26 @@ async fn a_trace_reaches_from_the_caller_to_the_projection() {
     });
     assert!(seen.await.is_ok(), "the collector never got the projection's span of this trace");
 
-    let metrics = reqwest::get(format!("{base}/metrics")).await.unwrap().text().await.unwrap();
-    for name in [
+    // Some figures are brought up to date once a second.
+    let wanted = [
         "orgstream_append_seconds",
         "orgstream_projection_lag_seconds",
         "orgstream_org_lag_seconds",
         "orgstream_worst_org_lag_seconds",
         "orgstream_lanes",
         "orgstream_slice_seconds",
-    ] {
-        assert!(metrics.contains(name), "{name} is not in /metrics");
-    }
+    ];
+    let shown = timeout(Duration::from_secs(30), async {
+        loop {
+            let metrics = reqwest::get(format!("{base}/metrics")).await.unwrap().text().await.unwrap();
+            let missing: Vec<_> = wanted.iter().filter(|name| !metrics.contains(*name)).collect();
+            if missing.is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    assert!(shown.await.is_ok(), "/metrics does not show all of {wanted:?}");
     dev.start_kill().unwrap();
     dev.wait().await.unwrap();
 }
