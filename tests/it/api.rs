@@ -1,4 +1,7 @@
 //! A whole API of one test alone: NATS, a database, a worker, an issuer, and a client for it.
+//!
+//! Tests that use it have a runtime of several threads: dropping the database waits for PostgreSQL, and PostgreSQL waits
+//! for connections that are just being made, which nobody would go on making if the only thread waited too.
 
 use std::time::Duration;
 

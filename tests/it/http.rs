@@ -13,7 +13,7 @@ type BadBody<'a> = (&'a str, &'a str, &'a [u8], u16, &'a str, &'a str);
 /// Path, headers; then the code, and what must be said.
 type BadRequest<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, &'a str);
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_wrong_with_a_request_is_said() {
     let api = Api::start().await;
     let org = api.org("bad-input").await;
@@ -95,7 +95,7 @@ async fn what_is_wrong_with_a_request_is_said() {
     assert_eq!(Answer::of(id).await.header("x-request-id"), "mine-1");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_under_one_key_has_one_effect_and_one_answer() {
     let api = Api::start().await;
     let org = api.org("once").await;
@@ -123,7 +123,7 @@ async fn a_command_under_one_key_has_one_effect_and_one_answer() {
     assert_eq!(Answer::of(put).await.expect(422).problem(), "idempotency_key_reused");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_key_is_shown_once_and_the_same_to_a_retry() {
     let api = Api::start().await;
     let org = api.org("keys").await;
@@ -142,7 +142,7 @@ async fn a_new_key_is_shown_once_and_the_same_to_a_retry() {
     assert!(!shown.text.contains(token) && !shown.text.contains("secret"), "{shown:?}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stale_version_is_not_overwritten() {
     let api = Api::start().await;
     let org = api.org("versions").await;
@@ -169,7 +169,7 @@ async fn a_stale_version_is_not_overwritten() {
     Answer::of(known).await.expect(304);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_is_changed_by_the_version_that_was_read() {
     let api = Api::start().await;
     let org = api.org("roster").await;
@@ -188,7 +188,7 @@ async fn a_member_is_changed_by_the_version_that_was_read() {
     assert_eq!(Answer::of(leave).await.expect(409).problem(), "last_owner");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_reads_what_one_wrote_or_is_told_that_it_lags() {
     let api = Api::start().await;
     let org = api.org("positions").await;
@@ -210,7 +210,7 @@ async fn one_reads_what_one_wrote_or_is_told_that_it_lags() {
     assert!(seq(projections["data"][0]["head"].as_str().unwrap()) >= seq(&last));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listing_is_walked_both_ways_by_its_own_cursors() {
     let api = Api::start().await;
     let (org, other) = (api.org("pages").await, api.org("other-pages").await);
@@ -247,7 +247,7 @@ async fn a_listing_is_walked_both_ways_by_its_own_cursors() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_command_of_many_has_its_own_outcome() {
     let api = Api::start().await;
     let org = api.org("bulk").await;
@@ -285,7 +285,7 @@ async fn each_command_of_many_has_its_own_outcome() {
     Answer::of(request.header("content-type", "application/msgpack").body(packed)).await.expect(201);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_history_is_replayed_and_followed_without_gaps() {
     let api = Api::start().await;
     let org = api.org("history").await;
@@ -323,7 +323,7 @@ async fn the_history_is_replayed_and_followed_without_gaps() {
     assert!(seen.iter().all(|event| event["context"] == json!({}) && event["data"].get("user_id").is_none()));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tail_ends_when_its_key_is_revoked() {
     let api = Api::start().await;
     let org = api.org("revoked").await;
@@ -339,7 +339,7 @@ async fn a_tail_ends_when_its_key_is_revoked() {
     tail.ends().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_audit_log_is_searched() {
     let api = Api::start().await;
     let org = api.org("searched").await;
@@ -368,7 +368,7 @@ async fn the_audit_log_is_searched() {
     assert_eq!(one["context"]["ip"], "127.0.0.1");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_platform_decides_is_for_its_operator() {
     let api = Api::start().await;
     let org = api.org("ruled").await;
@@ -392,7 +392,7 @@ async fn what_the_platform_decides_is_for_its_operator() {
     assert_eq!(api.get(operator, &org.path("records")).await.expect(404).problem(), "not_found");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readiness_says_what_is_missing() {
     let mut api = Api::start().await;
     let ready = async |api: &Api| Answer::of(api.request(Method::GET, "/readyz")).await;

@@ -53,7 +53,7 @@ fn of_orgs() -> impl Iterator<Item = (&'static RoutePolicy, Option<Permission>)>
     })
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_gets_anywhere() {
     let api = Api::start().await;
     let org = api.org("locked").await;
@@ -66,7 +66,7 @@ async fn nobody_gets_anywhere() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_orgs_things_look_like_nothing() {
     let api = Api::start().await;
     let (mine, theirs) = (api.org("mine").await, api.org("theirs").await);
@@ -96,7 +96,7 @@ async fn another_orgs_things_look_like_nothing() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_opens_what_the_table_says_and_nothing_else() {
     let api = Api::start().await;
     let org = api.org("roles").await;
@@ -123,7 +123,7 @@ async fn a_role_opens_what_the_table_says_and_nothing_else() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_taken_away_stops_working() {
     let api = Api::start().await;
     let org = api.org("taken").await;
@@ -155,7 +155,7 @@ async fn what_was_taken_away_stops_working() {
     assert_eq!(refused.problem(), "not_found");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_people_are_elsewhere_is_shown_nowhere() {
     let api = Api::start().await;
     let org = api.org("private").await;

@@ -1,0 +1,141 @@
+//! The client commands, as a person and as a script use them.
+
+use std::{fs, process::Stdio};
+
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{Cluster, ClusterOptions, Tenant, create, eventually},
+    history::History,
+};
+
+/// Lines of a file, each a command.
+fn ndjson(commands: impl IntoIterator<Item = Value>) -> String {
+    commands.into_iter().map(|command| format!("{command}\n")).collect()
+}
+
+async fn names(cluster: &Cluster, tenant: &Tenant) -> Vec<String> {
+    let history = History::read(&cluster.log().await, tenant.id).await;
+    history.assert_sound();
+    let mut names: Vec<String> =
+        history.records().into_values().map(|record| record.data["name"].as_str().unwrap().to_owned()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publisher_that_was_killed_goes_on_where_it_was() {
+    const LINES: usize = 6_000;
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let tenant = cluster.tenant("publisher").await;
+    let mut lines: Vec<String> = (0..LINES).map(|number| format!("line {number}")).collect();
+    // The same line twice is two records.
+    lines.extend(["line 7".to_owned(), "line 7".to_owned()]);
+    let file = cluster.dir().join("commands.ndjson");
+    fs::write(&file, ndjson(lines.iter().map(create))).unwrap();
+    let file = file.to_str().unwrap();
+
+    let mut publisher = cluster.command(&tenant.key, &["publish", file, "--batch", "50"]);
+    publisher.0.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut publisher = publisher.0.spawn().unwrap();
+    let path = tenant.path("projections");
+    let counted = eventually("the publisher to be in the middle of it", async || {
+        assert!(publisher.try_wait().unwrap().is_none(), "it was done too soon");
+        let mut database = cluster.superuser().await;
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM rm.records WHERE org_id = $1")
+            .bind(tenant.id.uuid())
+            .fetch_one(&mut database)
+            .await
+            .unwrap();
+        (count > 500).then_some(count)
+    })
+    .await;
+    publisher.kill().unwrap();
+    publisher.wait().unwrap();
+    cluster.client.get(&tenant.key, &path).await.expect(200);
+    let there = names(&cluster, &tenant).await.len();
+    assert!(there < lines.len(), "{there} of {} lines, {counted} of them projected", lines.len());
+
+    let publish = ["publish", file, "--json"];
+    let said = cluster.cli(&tenant.key, &publish).await.success().json();
+    let number = |said: &Value, name: &str| usize::try_from(said[name].as_u64().unwrap()).unwrap();
+    assert_eq!((number(&said, "accepted"), number(&said, "replayed")), (lines.len() - there, there), "{said}");
+    lines.sort();
+    assert_eq!(names(&cluster, &tenant).await, lines);
+    // Once more, and from standard input, in other batches: nothing changes.
+    let said = cluster.cli(&tenant.key, &["publish", file, "--json", "--batch", "77"]).await.success().json();
+    assert_eq!((number(&said, "accepted"), number(&said, "replayed")), (0, lines.len()));
+    let mut piped = cluster.command(&tenant.key, &["publish", "-", "--json"]);
+    piped.0.stdin(fs::File::open(file).unwrap());
+    let said = piped.run().await.success();
+    assert_eq!(said.stdout.lines().count(), 1);
+    assert_eq!((number(&said.json(), "accepted"), number(&said.json(), "refused")), (0, 0));
+    assert_eq!(names(&cluster, &tenant).await, lines);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publisher_outlives_the_api_and_names_the_lines_that_are_refused() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let tenant = cluster.tenant("patient").await;
+    let file = cluster.dir().join("commands.ndjson");
+    let bad = json!({"type": "create_record", "kind": "model", "data": {}});
+    let commands = (0..3_000).map(|number| if number == 1_234 { bad.clone() } else { create(number.to_string()) });
+    fs::write(&file, ndjson(commands)).unwrap();
+    let args = ["publish", file.to_str().unwrap(), "--batch", "20", "--json"];
+    let publisher = tokio::spawn(cluster.command(&tenant.key, &args).run());
+    for _ in 0..3 {
+        let before = names(&cluster, &tenant).await.len();
+        eventually("the publisher to go on", async || {
+            (publisher.is_finished() || names(&cluster, &tenant).await.len() > before).then_some(())
+        })
+        .await;
+        cluster.api.kill9();
+        cluster.api.start();
+    }
+    let said = publisher.await.unwrap().failure();
+    let totals = said.json();
+    assert_eq!((&totals["refused"], said.stdout.lines().count()), (&json!(1), 1), "{said:?}");
+    assert!(said.stderr.contains("line 1235: ") && said.stderr.contains("validation_error"), "{said:?}");
+    assert_eq!(names(&cluster, &tenant).await.len(), 2_999);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_is_the_audit_log_line_by_line() {
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let (tenant, other) = (cluster.tenant("replayed").await, cluster.tenant("other").await);
+    let many: Vec<Value> = (0..700).map(|number| create(number.to_string())).collect();
+    let made = cluster.client.command(&tenant, "many", &many.into()).await.expect(200);
+    cluster.client.command(&other, "x", &create("not to be seen")).await.expect(201);
+    let middle = made.body[349]["position"].as_str().unwrap().to_owned();
+    // Without waiting for anything: what was acknowledged is in the output.
+    let said = cluster.cli(&tenant.key, &["replay"]).await.success();
+    let lines: Vec<Value> = said.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+
+    let mut audited: Vec<Value> = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let page = cluster.client.get(&tenant.key, &tenant.path(&format!("audit/events?limit=100{cursor}"))).await;
+        let page = page.expect(200).body;
+        audited.extend(page["data"].as_array().unwrap().iter().cloned());
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    audited.reverse();
+    assert_eq!(lines.len(), 703);
+    assert_eq!(lines, audited);
+    let history = History::read(&cluster.log().await, tenant.id).await;
+    let ids: Vec<String> = history.events().map(|(.., event)| event.header.event_id.to_string()).collect();
+    assert_eq!(lines.iter().map(|line| line["event_id"].as_str().unwrap()).collect::<Vec<_>>(), ids);
+
+    // From a position on, by id or slug; and the platform's operator has no business with it.
+    let said = cluster.cli(&tenant.key, &["replay", "--org", &tenant.slug, "--from", &middle]).await.success();
+    let rest: Vec<Value> = said.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let place = lines.iter().position(|line| line["position"] == middle).unwrap();
+    assert_eq!(rest, lines[place + 1..]);
+    let said = cluster.cli(cluster.operator(), &["replay", "--org", &tenant.slug]).await.failure();
+    assert!(said.stdout.is_empty() && said.stderr.contains("not_found"), "{said:?}");
+    let said = cluster.cli(&other.key, &["replay", "--org", &tenant.slug]).await.failure();
+    assert!(said.stdout.is_empty() && said.stderr.contains("not_found"), "{said:?}");
+}

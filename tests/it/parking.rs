@@ -1,0 +1,234 @@
+//! What cannot be applied is parked, with what comes after it and nothing else, until an operator decides.
+
+use async_nats::{HeaderMap, header, jetstream};
+use orgstream_events::{
+    Actor, ActorType, AggregateId, CommandId, Commit, CommitDraft, Context, Event, OrgId, Pipeline, RecordCreated,
+    RecordEvent, RecordId, RecordUpdated, Salt, Timestamp,
+};
+use orgstream_stream::{Log, Placement};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{
+    cluster::{Cluster, ClusterOptions, Tenant, create, eventually, seq_of},
+    history::History,
+};
+
+/// Somebody who writes to the stream past every rule.
+struct Intruder {
+    jetstream: jetstream::Context,
+    log: Log,
+}
+
+impl Intruder {
+    async fn of(cluster: &Cluster) -> Self {
+        Self { jetstream: jetstream::new(cluster.producer().await), log: cluster.log().await }
+    }
+
+    async fn placement(&self, org: OrgId) -> Placement {
+        self.log.placement(org).await.unwrap().unwrap()
+    }
+
+    /// Publishes bytes on the subject of an aggregate of `org`, after the message `before` there.
+    async fn publish(&self, org: OrgId, aggregate: &str, before: u64, payload: Vec<u8>) -> u64 {
+        let subject = format!("ev.{}.{org}.{aggregate}", self.placement(org).await.shard);
+        let mut headers = HeaderMap::new();
+        headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, before.to_string());
+        let ack = self.jetstream.publish_with_headers(subject, headers, payload.into()).await.unwrap();
+        ack.await.unwrap().sequence
+    }
+}
+
+fn fresh_record() -> RecordId {
+    RecordId::from_uuid(Uuid::now_v7())
+}
+
+/// Bytes as the program would write them.
+fn commit(org: OrgId, record: RecordId, version_before: u64, events: Vec<RecordEvent>) -> Commit {
+    let now = Timestamp::from_unix_ms(1_700_000_000_000);
+    let draft = CommitDraft {
+        org,
+        aggregate: AggregateId::Record(record),
+        version_before,
+        command_id: CommandId::from_uuid(Uuid::now_v7()),
+        fingerprint: None,
+        actor: Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None },
+        occurred_at: now,
+        recorded_at: now,
+        causation_id: None,
+        correlation_id: None,
+        request_id: None,
+        context: Context::default(),
+        events: events.into_iter().map(Event::Record).collect(),
+    };
+    draft.seal(|| Salt([7; 32])).unwrap()
+}
+
+fn created(name: &str) -> RecordEvent {
+    let data = json!({"name": name});
+    RecordEvent::Created(RecordCreated { kind: "model".parse().unwrap(), kind_version: 1, data })
+}
+
+fn updated(name: &str) -> RecordEvent {
+    let data = json!({"name": name});
+    RecordEvent::Updated(RecordUpdated { kind: "model".parse().unwrap(), kind_version: 1, data })
+}
+
+/// What the operator sees, as the command line shows it to scripts.
+async fn parked(cluster: &Cluster, tenant: &Tenant) -> Vec<Value> {
+    let said = cluster.cli(cluster.operator(), &["park", "list", "--org", &tenant.slug, "--json"]).await.success();
+    said.json()["data"].as_array().unwrap().clone()
+}
+
+async fn until_parked(cluster: &Cluster, tenant: &Tenant, count: usize) -> Vec<Value> {
+    let what = format!("{count} parked messages of {}", tenant.slug);
+    eventually(&what, async || {
+        let rows = parked(cluster, tenant).await;
+        (rows.len() == count).then_some(rows)
+    })
+    .await
+}
+
+fn states(rows: &[Value], pipeline: Pipeline) -> Vec<(u64, &str)> {
+    let of_pipeline = rows.iter().filter(|row| row["pipeline"] == pipeline.name());
+    of_pipeline.map(|row| (row["seq"].as_u64().unwrap(), row["state"].as_str().unwrap())).collect()
+}
+
+/// The organization goes on, with everything but what is parked.
+async fn goes_on(cluster: &Cluster, tenant: &Tenant, key: &str) {
+    let made = cluster.client.command(tenant, key, &create(key)).await.expect(201);
+    let (id, position) = (made.text("id"), made.text("position"));
+    let record = tenant.path(&format!("records/{id}"));
+    cluster.client.get_at(&tenant.key, &record, &position).await.expect(200);
+    let audited = cluster.client.get_at(&tenant.key, &tenant.path("audit/events?limit=1"), &position).await.expect(200);
+    assert_eq!(audited.body["data"][0]["aggregate"]["id"], id);
+}
+
+// S1.26, S3.20: the stream of A holds only what is A's; what claims otherwise is refused by the worker.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_is_another_organizations_is_parked_and_applied_nowhere() {
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let (a, b) = (cluster.tenant("org-a").await, cluster.tenant("org-b").await);
+    let intruder = Intruder::of(&cluster).await;
+    let records: Vec<RecordId> = (0..4).map(|_| fresh_record()).collect();
+    let theirs = commit(b.id, records[0], 0, vec![created("of b")]);
+    // The envelope says A, and what is inside says B.
+    let mut disguised = commit(a.id, records[1], 0, vec![created("of a")]);
+    disguised.events = commit(b.id, records[1], 0, vec![created("of b")]).events;
+    // Everything is A's, but the aggregate is another.
+    let elsewhere = commit(a.id, records[2], 0, vec![created("elsewhere")]);
+    let messages = [
+        (records[0], theirs.encode().unwrap().to_vec()),
+        (records[1], disguised.encode().unwrap().to_vec()),
+        (records[3], elsewhere.encode().unwrap().to_vec()),
+        (records[3], b"no message of ours".to_vec()),
+    ];
+    let mut seqs = Vec::new();
+    for (record, payload) in messages {
+        let before = if seqs.len() == 3 { seqs[2] } else { 0 };
+        seqs.push(intruder.publish(a.id, &format!("record.{record}"), before, payload).await);
+    }
+    // And a kind of aggregate that this version does not know.
+    seqs.push(intruder.publish(a.id, "spaceship.enterprise", 0, b"from the future".to_vec()).await);
+
+    let rows = until_parked(&cluster, &a, 2 * seqs.len()).await;
+    for pipeline in Pipeline::ALL {
+        let expected: Vec<(u64, &str)> =
+            seqs.iter().copied().zip(["failed", "failed", "failed", "waiting", "failed"]).collect();
+        assert_eq!(states(&rows, pipeline), expected, "{rows:#?}");
+    }
+    let reason = |seq: u64| rows.iter().find(|row| row["seq"] == seq).unwrap()["reason"].as_str().unwrap();
+    for seq in &seqs[..2] {
+        assert!(reason(*seq).contains(&b.id.to_string()) && reason(*seq).contains(&a.id.to_string()), "{rows:#?}");
+    }
+    assert!(reason(seqs[2]).contains(&records[2].to_string()), "{rows:#?}");
+
+    // Nothing of it is anywhere: not with A, not with B.
+    let mut database = cluster.superuser().await;
+    for record in records {
+        let rows = "SELECT count(*) FROM rm.records WHERE id = $1";
+        let rows: i64 = sqlx::query_scalar(rows).bind(record.uuid()).fetch_one(&mut database).await.unwrap();
+        let audited = "SELECT count(*) FROM audit.events WHERE target_id = $1";
+        let audited: i64 = sqlx::query_scalar(audited).bind(record.to_string()).fetch_one(&mut database).await.unwrap();
+        assert_eq!((rows, audited), (0, 0), "{record}");
+    }
+    let audited = "SELECT count(*) FROM audit.events WHERE org_id = $1 AND seq = ANY($2)";
+    let seqs: Vec<i64> = seqs.iter().map(|seq| i64::try_from(*seq).unwrap()).collect();
+    let audited: i64 = sqlx::query_scalar(audited).bind(a.id.uuid()).bind(seqs).fetch_one(&mut database).await.unwrap();
+    assert_eq!(audited, 0);
+    // Both go on, and B never hears of it.
+    goes_on(&cluster, &a, "after").await;
+    goes_on(&cluster, &b, "after").await;
+    assert_eq!(parked(&cluster, &b).await, Vec::<Value>::new());
+    History::read(&cluster.log().await, b.id).await.assert_projected(&mut database).await;
+
+    // What is parked is not the tenant's business, and what is decided about it is the operator's.
+    let list = cluster.client.get(&a.key, &a.path("parked")).await;
+    assert_eq!(list.status, 403, "{list:?}");
+    let said = cluster.cli(&a.key, &["park", "list", "--org", &a.slug]).await.failure();
+    assert!(said.stdout.is_empty() && said.stderr.contains("forbidden"), "{said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_given_up_lets_what_waits_behind_it_pass() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let tenant = cluster.tenant("skipped").await;
+    let intruder = Intruder::of(&cluster).await;
+    let (record, operator) = (fresh_record(), cluster.operator());
+    let subject = format!("record.{record}");
+    let mut seqs = vec![intruder.publish(tenant.id, &subject, 0, b"garbage".to_vec()).await];
+    for (version, event) in [created("v1"), updated("v2"), updated("v3")].into_iter().enumerate() {
+        let next = commit(tenant.id, record, version as u64, vec![event]);
+        let before = seqs.last().copied().unwrap();
+        seqs.push(intruder.publish(tenant.id, &subject, before, next.encode().unwrap().to_vec()).await);
+    }
+    let rows = until_parked(&cluster, &tenant, 8).await;
+    let expected: Vec<(u64, &str)> = seqs.iter().copied().zip(["failed", "waiting", "waiting", "waiting"]).collect();
+    for pipeline in Pipeline::ALL {
+        assert_eq!(states(&rows, pipeline), expected);
+    }
+    // A crash does not forget it.
+    cluster.workers[0].kill9();
+    cluster.workers[0].start();
+    cluster.workers[0].ready().await;
+
+    let skip = async |pipeline: &str, seq: u64, reason: &str| {
+        let seq = seq.to_string();
+        let args = ["park", "skip", "--org", &tenant.slug, "--pipeline", pipeline, "--seq", &seq, "--reason", reason];
+        cluster.cli(operator, &[&args[..], &[&subject]].concat()).await
+    };
+    // One that is not the first cannot be given up, and a decision needs its reason.
+    skip("read_models", seqs[1], "a slip of the finger").await.success();
+    let said = skip("read_models", seqs[0], " ").await.failure();
+    assert!(said.stderr.contains("/reason"), "{said:?}");
+    // The decision before is carried out by the time that this is: nothing happened.
+    goes_on(&cluster, &tenant, "a-slip").await;
+    assert_eq!(parked(&cluster, &tenant).await.len(), 8);
+
+    skip("read_models", seqs[0], "garbage, see incident 7").await.success();
+    let rows = until_parked(&cluster, &tenant, 4).await;
+    assert_eq!(states(&rows, Pipeline::Audit), expected, "the other pipeline has its own decisions");
+    let found = cluster.client.get(&tenant.key, &tenant.path(&format!("records/{record}"))).await.expect(200);
+    assert_eq!((&found.body["version"], &found.body["data"]), (&json!(3), &json!({"name": "v3"})));
+    skip("audit", seqs[0], "garbage, see incident 7").await.success();
+    until_parked(&cluster, &tenant, 0).await;
+
+    let events = cluster.client.get(&tenant.key, &tenant.path("audit/events?limit=100")).await.expect(200).body;
+    let events: Vec<&Value> = events["data"].as_array().unwrap().iter().rev().collect();
+    let of_record: Vec<u64> = events
+        .iter()
+        .filter(|event| event["aggregate"]["id"] == record.to_string())
+        .map(|event| seq_of(&tenant, event["position"].as_str().unwrap()))
+        .collect();
+    assert_eq!(of_record, seqs[1..]);
+    let skips: Vec<(&Value, &Value)> = events
+        .iter()
+        .filter(|event| event["type"] == "parking.skipped")
+        .map(|event| (&event["data"]["seq"], &event["data"]["reason"]))
+        .collect();
+    assert_eq!(skips.len(), 3);
+    assert_eq!(skips[1..], [(&json!(seqs[0]), &json!("garbage, see incident 7")); 2]);
+    // Numbered without a gap, though the given-up message has no number.
+    let numbers: Vec<u64> = events.iter().map(|event| event["idx"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, (0..events.len() as u64).collect::<Vec<_>>());
+}
