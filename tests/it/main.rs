@@ -3,7 +3,6 @@
 
 mod api;
 mod arrows;
-mod chaos;
 mod cli;
 mod cluster;
 mod compose;
