@@ -1,6 +1,5 @@
 //! What an organization's stream says, and whether the tables say the same: a second opinion, which shares no code with
 //! the workers and the projections.
-#![allow(dead_code, reason = "a reader of histories has what its tests may need, whichever of them there are")]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -62,6 +61,7 @@ impl History {
     }
 
     /// The last sequence.
+    #[allow(dead_code, reason = "for tests of backlogs")]
     pub(crate) fn head(&self) -> u64 {
         self.commits.last().map_or(0, |stored| stored.seq)
     }

@@ -3,6 +3,7 @@
 
 mod api;
 mod arrows;
+mod chaos;
 mod cli;
 mod cluster;
 mod compose;
