@@ -179,5 +179,5 @@ pub struct ClientArgs {
     pub url: String,
     /// An API key of the organization, or another bearer token. Better in the environment than on a command line.
     #[arg(long, env = "ORGSTREAM_API_KEY", hide_env_values = true, value_name = "KEY")]
-    pub api_key: String,
+    pub api_key: Option<String>,
 }

@@ -127,7 +127,8 @@ impl Gateway {
 
     /// Carries out the commands, each with its own outcome, in the order they came.
     ///
-    /// Commands about the same thing are carried out one after the other; the others side by side.
+    /// Commands about the same thing are carried out one after the other, and not at all behind one whose effect is
+    /// open; the others side by side.
     pub async fn submit_all(
         &self,
         access: &Access,
@@ -242,13 +243,19 @@ impl Gateway {
 
     async fn in_order(&self, caller: &Caller, lane: Vec<(usize, Request)>) -> Vec<(usize, Result<Accepted, Problem>)> {
         let mut outcomes = Vec::with_capacity(lane.len());
+        let mut is_open = false;
         for (place, request) in lane {
+            // An earlier command that may still take effect, or be sent again, must not find itself overtaken.
+            if is_open {
+                outcomes.push((place, Err(Problem::not_tried())));
+                continue;
+            }
             let gives_access = request.command.gives_access();
             let outcome = self.handler.handle(caller, request).await.map_err(Problem::from);
-            if let Ok(accepted) = &outcome
-                && gives_access
-            {
-                self.wait_for_access(accepted.position).await;
+            match &outcome {
+                Ok(accepted) if gives_access => self.wait_for_access(accepted.position).await,
+                Ok(_) => {}
+                Err(problem) => is_open = problem.may_pass(),
             }
             outcomes.push((place, outcome));
         }

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
 use orgstream_events::{Actor, ActorType, Fingerprint, PLATFORM_ORG, Role};
 use orgstream_projections::Database;
-use orgstream_stream::{Log, SyncMode};
+use orgstream_stream::{Finding, Log, SyncMode};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -34,18 +34,54 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The log, with its streams there and as they must be; or every finding, one line each.
-pub async fn open_log(nats: &NatsArgs) -> anyhow::Result<Log> {
-    // All of it again when any of it fails: a server may go away between two questions.
-    let (log, findings) = patiently("NATS", || async {
-        let log = connect_log(nats).await?;
-        let mut findings = log.ensure_streams().await.context("the streams could not be made")?;
-        findings.extend(preflight_log(&log, nats).await?);
-        Ok((log, findings))
-    })
-    .await?;
+/// The log, with its streams there and as they must be, and with all that `db` has been told of; or every finding, one
+/// line each.
+pub async fn open_log(nats: &NatsArgs, db: &Database) -> anyhow::Result<Log> {
+    let (log, lost, findings) = reach_log(nats, db).await?;
+    refuse(&lost)?;
     refuse(&findings)?;
     Ok(log)
+}
+
+/// The same for a worker. When the log has lost data it is left as it is, and the worker starts all the same: it will do
+/// nothing, and say why to whoever asks whether it is ready.
+pub async fn open_log_for_work(nats: &NatsArgs, db: &Database) -> anyhow::Result<Log> {
+    let (log, _, findings) = reach_log(nats, db).await?;
+    refuse(&findings)?;
+    Ok(log)
+}
+
+/// The log, what it has lost, and what else is wrong with it.
+async fn reach_log(nats: &NatsArgs, db: &Database) -> anyhow::Result<(Log, Vec<Finding>, Vec<Finding>)> {
+    // All of it again when any of it fails: a server may go away between two questions.
+    patiently("NATS", || async {
+        let log = connect_log(nats).await?;
+        let lost = lost_data(&log, db).await?;
+        let mut findings = Vec::new();
+        // A stream that is made where one was lost would be the beginning of a second history under the same names.
+        if lost.is_empty() {
+            findings.extend(log.ensure_streams().await.context("the streams could not be made")?);
+        }
+        findings.extend(preflight_log(&log, nats).await?);
+        Ok((log, lost, findings))
+    })
+    .await
+}
+
+/// Every shard that ends before what the workers have read from it.
+pub async fn lost_data(log: &Log, db: &Database) -> anyhow::Result<Vec<Finding>> {
+    let mut lost = Vec::new();
+    for shard in log.shards() {
+        let mark = db.shard_mark(shard).await.context("the marks of the workers could not be read")?.seq;
+        let last = log.shard_end(shard).await.context("the streams could not be looked at")?;
+        if last < mark {
+            lost.push(Finding {
+                what: format!("shard {shard} ends at {last}, but its events were applied up to {mark}: the log lost data"),
+                fix: "restore the streams from a replica or a backup before anything is appended".to_owned(),
+            });
+        }
+    }
+    Ok(lost)
 }
 
 /// Connects, and looks which way of appending suits the server.
@@ -58,7 +94,7 @@ pub async fn connect_log(nats: &NatsArgs) -> anyhow::Result<Log> {
 }
 
 /// What is wrong with the NATS side.
-pub async fn preflight_log(log: &Log, nats: &NatsArgs) -> anyhow::Result<Vec<orgstream_stream::Finding>> {
+pub async fn preflight_log(log: &Log, nats: &NatsArgs) -> anyhow::Result<Vec<Finding>> {
     let monitor = nats.nats_monitor_url.as_deref();
     orgstream_stream::preflight(log, monitor, nats.allow_unsafe_sync).await.context("NATS could not be looked at")
 }

@@ -102,6 +102,19 @@ impl Problem {
         let problem = Self::new(503, "unavailable", "Temporarily unavailable", detail);
         Self { retry_after: Some(Duration::from_secs(1)), ..problem }
     }
+
+    /// A command behind another of the same request that has to be sent again.
+    pub fn not_tried() -> Self {
+        Self::unavailable(
+            "Not tried: an earlier command of this request is about the same thing and has to be sent again. \
+             Send both again with the same idempotency keys.",
+        )
+    }
+
+    /// Whether the same request may succeed later, or already has.
+    pub fn may_pass(&self) -> bool {
+        self.retry_after.is_some() || self.status >= 500
+    }
 }
 
 impl From<Rejection> for Problem {

@@ -121,8 +121,9 @@ async fn carry_out_request(
     let origin = Origin { request_id, trace: Some(trace), ..Origin::default() };
     match Submission::read(&request.payload, format, key.as_deref())? {
         Submission::One(command) => {
+            let status = if command.command.makes_something() { 201 } else { 200 };
             let accepted = AcceptedCommand::from(gateway.submit(&access, &origin, *command).await?);
-            Ok(Answer { status: 200, replayed: accepted.replayed, body: serde_json::to_vec(&accepted) })
+            Ok(Answer { status, replayed: accepted.replayed, body: serde_json::to_vec(&accepted) })
         }
         Submission::Many(commands) => {
             let outcomes = carry_out(gateway, &access, &origin, commands).await;

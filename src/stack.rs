@@ -167,8 +167,8 @@ impl Stack {
             issuer_url: Some(issuer.url().to_owned()),
             audience: "orgstream".to_owned(),
         };
-        let log = node::open_log(&nats_args).await?;
         let db = node::open_database(&database_args, options.worker.as_ref().map_or(1, |worker| worker.slots)).await?;
+        let log = node::open_log(&nats_args, &db).await?;
         let stop_worker = stop.child_token();
         let (mut watch, mut worker) = (None, None);
         if let Some(chosen) = options.worker {

@@ -31,6 +31,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let database = async { Ok(Database::connect(&args.database.options(1)).await?.preflight().await?) };
     report("PostgreSQL", database.await, &mut findings);
     if findings.is_empty() {
+        let log = node::connect_log(&args.nats).await?;
+        let db = Database::connect(&args.database.options(1)).await?;
+        findings.extend(node::lost_data(&log, &db).await?.iter().map(ToString::to_string));
+        for line in &findings {
+            println!("{:<10}  {line}", "both");
+        }
+    }
+    if findings.is_empty() {
         return Ok(());
     }
     bail!(

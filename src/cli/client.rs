@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::Value;
@@ -10,6 +10,8 @@ use serde_json::Value;
 use crate::config::ClientArgs;
 
 const CONNECT: Duration = Duration::from_secs(5);
+const WHERE_KEYS_ARE: &str = "Give one in ORGSTREAM_API_KEY: eval \"$(orgstream demo acme)\" sets it to that of a demo \
+    organization, and POST /v1/organizations/{org}/api-keys issues one.";
 
 /// A client of one API, with one key.
 #[derive(Clone)]
@@ -37,8 +39,10 @@ struct Field {
 
 impl Api {
     pub(crate) fn new(args: &ClientArgs) -> anyhow::Result<Self> {
+        let key = args.api_key.clone().filter(|key| !key.is_empty());
+        let key = key.with_context(|| format!("there is no API key to ask {} with. {WHERE_KEYS_ARE}", args.url))?;
         let http = reqwest::Client::builder().connect_timeout(CONNECT).build()?;
-        Ok(Self { http, base: args.url.trim_end_matches('/').to_owned(), key: args.api_key.clone() })
+        Ok(Self { http, base: args.url.trim_end_matches('/').to_owned(), key })
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -92,9 +96,7 @@ impl Api {
             text.push_str(&format!("\n  {}: {}", field.pointer, field.detail));
         }
         if status == StatusCode::UNAUTHORIZED {
-            text.push_str(
-                "\nGive a key in ORGSTREAM_API_KEY; `orgstream dev` writes the demo's to <data-dir>/demo.json.",
-            );
+            text.push_str(&format!("\n{WHERE_KEYS_ARE}"));
         }
         if status.is_server_error()
             && let Some(id) = problem.request_id

@@ -3,6 +3,7 @@
 use std::{io::IsTerminal, time::Duration};
 
 use anyhow::{Context, bail};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use orgstream_events::{OrgId, Pipeline};
 use orgstream_projections::{BoundOrg, Database, checkpoints};
@@ -14,6 +15,8 @@ use crate::{
 };
 
 const POLL: Duration = Duration::from_millis(50);
+/// Organizations that are being rebuilt at the same time.
+const AT_ONCE: usize = 16;
 /// How long an organization may stand still before the command says so.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -26,7 +29,7 @@ pub(crate) struct Args {
     /// The organization, by id.
     #[arg(long, value_name = "ORG", required_unless_present = "all", conflicts_with = "all")]
     org: Option<OrgId>,
-    /// Every organization there is, one after the other.
+    /// Every organization there is, a few at a time.
     #[arg(long)]
     all: bool,
     #[command(flatten)]
@@ -46,14 +49,17 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     if !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
     }
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} organizations  {eta} left  {msg}") {
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} organizations  {eta} left") {
         bar.set_style(style);
     }
-    for org in &orgs {
-        bar.set_message(org.to_string());
-        rebuild(&log, &db, *org).await.with_context(|| format!("{org} was not rebuilt to the end"))?;
+    // Most of a small organization's rebuild is the wait for its worker to notice.
+    let (log, db, bar) = (&log, &db, &bar);
+    let rebuilt = stream::iter(orgs.iter().copied()).map(|org| async move {
+        rebuild(log, db, org).await.with_context(|| format!("{org} was not rebuilt to the end"))?;
         bar.inc(1);
-    }
+        anyhow::Ok(())
+    });
+    rebuilt.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     bar.finish_and_clear();
     eprintln!("rebuilt the read models of {} organizations", orgs.len());
     Ok(())

@@ -24,8 +24,8 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let metrics = telemetry::metrics()?;
-    let log = node::open_log(&args.nats).await?;
     let db = node::open_database(&args.database, 1).await?;
+    let log = node::open_log(&args.nats, &db).await?;
     let api = node::Api::new(log, db, &args.secrets, &args.nats.region, metrics, None)?;
     let listener = node::listen(&args.http).await?;
     tracing::info!(address = %listener.local_addr()?, "the API answers");

@@ -26,8 +26,8 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let metrics = telemetry::metrics()?;
-    let log = node::open_log(&args.nats).await?;
     let db = node::open_database(&args.database, args.work.slots).await?;
+    let log = node::open_log_for_work(&args.nats, &db).await?;
     let worker = Worker::new(log.clone(), db.clone(), args.work.options());
     let stop = node::stop_when_asked()?;
     let listener = node::listen(&args.http).await?;

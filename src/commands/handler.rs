@@ -498,7 +498,12 @@ impl CommandHandler {
             }
             Ok(_) | Err(AppendError::Conflict { .. }) => {
                 let loaded = self.load::<Organization>(&placement, &aggregate, Freshness::Leader).await?;
-                attempt.earlier(org, &aggregate, &loaded)?.ok_or(CommandError::Contention)
+                let founded = self.load::<Roster>(&placement, &AggregateId::Member(org), Freshness::Leader).await?;
+                let mut accepted = attempt.earlier(org, &aggregate, &loaded)?.ok_or(CommandError::Contention)?;
+                // The same position as the first time.
+                let both = founded.commands.get(&attempt.command_id).map_or(0, |earlier| earlier.seq);
+                accepted.position.seq = accepted.position.seq.max(both);
+                Ok(accepted)
             }
             Err(error) => Err(error.into()),
         }

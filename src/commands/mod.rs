@@ -177,6 +177,30 @@ impl Command {
         }
     }
 
+    /// Whether it makes something new, which a success then says.
+    pub fn makes_something(&self) -> bool {
+        match self {
+            Self::CreateOrganization(_)
+            | Self::AddMember(_)
+            | Self::IssueApiKey(_)
+            | Self::RegisterKind(_)
+            | Self::CreateRecord(_) => true,
+            Self::RenameOrganization(_)
+            | Self::ChangeSettings(_)
+            | Self::SuspendOrganization(_)
+            | Self::ResumeOrganization(_)
+            | Self::ChangeMemberRole(_)
+            | Self::RemoveMember(_)
+            | Self::RevokeApiKey(_)
+            | Self::ChangeKind(_)
+            | Self::RetireKind(_)
+            | Self::UpdateRecord(_)
+            | Self::ArchiveRecord(_)
+            | Self::RetryParked(_)
+            | Self::SkipParked(_) => false,
+        }
+    }
+
     /// Whether the command is about what all organizations share, and so only for [`PLATFORM_ORG`] and its operators.
     pub fn is_global(&self) -> bool {
         matches!(self, Self::RegisterKind(_) | Self::ChangeKind(_) | Self::RetireKind(_))

@@ -116,7 +116,7 @@ pub async fn submit(State(app): State<Arc<App>>, writer: Writer, request: Reques
         }
         (header, version) => request.expected_version = version.or(header),
     }
-    let makes_something = makes_something(&request.command);
+    let makes_something = request.command.makes_something();
     let accepted = app.gateway.submit(&writer.access, &writer.origin, request).await?;
     Ok(if makes_something { reply::created(accepted) } else { reply::changed(accepted) })
 }
@@ -141,27 +141,4 @@ fn many(outcomes: &[CommandOutcome]) -> Result<Response, Problem> {
         headers.insert(reply::REPLAYED, reply::TRUE);
     }
     Ok(response)
-}
-
-fn makes_something(command: &Command) -> bool {
-    match command {
-        Command::CreateOrganization(_)
-        | Command::AddMember(_)
-        | Command::IssueApiKey(_)
-        | Command::RegisterKind(_)
-        | Command::CreateRecord(_) => true,
-        Command::RenameOrganization(_)
-        | Command::ChangeSettings(_)
-        | Command::SuspendOrganization(_)
-        | Command::ResumeOrganization(_)
-        | Command::ChangeMemberRole(_)
-        | Command::RemoveMember(_)
-        | Command::RevokeApiKey(_)
-        | Command::ChangeKind(_)
-        | Command::RetireKind(_)
-        | Command::UpdateRecord(_)
-        | Command::ArchiveRecord(_)
-        | Command::RetryParked(_)
-        | Command::SkipParked(_) => false,
-    }
 }

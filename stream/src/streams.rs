@@ -81,6 +81,13 @@ impl Log {
         })
     }
 
+    /// The last sequence that was ever written to the shard; 0 when there is no such stream.
+    pub async fn shard_end(&self, shard: Shard) -> Result<u64, StreamError> {
+        self.stream_of(shard)?;
+        let info = self.stream_info(&name(shard)).await?;
+        Ok(info.map_or(0, |info| info.state.last_sequence))
+    }
+
     async fn stream_info(&self, name: &str) -> Result<Option<Info>, StreamError> {
         match self.ask("read a stream's state", format!("STREAM.INFO.{name}"), &()).await {
             Ok(info) => Ok(Some(info)),

@@ -26,7 +26,7 @@ use crate::{
 };
 
 const TENANTS: usize = 50;
-const KILLS_OF_EACH: usize = 3;
+const KILLS_OF_EACH: usize = 4;
 /// A producer by NATS that hears nothing for so long sends again, whatever became of the first try.
 const NATS_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -318,7 +318,7 @@ async fn every_acknowledged_command_is_there_exactly_once_whatever_is_killed() {
     victims.shuffle(&mut random);
     let mut victims = victims.into_iter().peekable();
     while let Some(first) = victims.next() {
-        until_written(&total, random.random_range(50..400)).await;
+        until_written(&total, random.random_range(200..1_000)).await;
         // Now and then two are away at the same time.
         let together = random.random_range(0..3) == 0;
         let second = victims.next_if(|second| together && *second != first);

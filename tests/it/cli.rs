@@ -1,8 +1,10 @@
 //! The client commands, as a person and as a script use them.
 
-use std::{fs, process::Stdio};
+use std::{collections::HashSet, fs, process::Stdio, time::Duration};
 
+use orgstream::servers;
 use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::{
     cluster::{Cluster, ClusterOptions, Tenant, create, eventually},
@@ -138,4 +140,117 @@ async fn a_replay_is_the_audit_log_line_by_line() {
     assert!(said.stdout.is_empty() && said.stderr.contains("not_found"), "{said:?}");
     let said = cluster.cli(&other.key, &["replay", "--org", &tenant.slug]).await.failure();
     assert!(said.stdout.is_empty() && said.stderr.contains("not_found"), "{said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_config_finds_what_is_unsafe_and_changes_nothing() {
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let said = cluster.cli("", &["check-config"]).await.success();
+    let found: Vec<Vec<&str>> = said.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(found, [["NATS", "ok"], ["PostgreSQL", "ok"]]);
+
+    let finds = async |variables: &[(&str, &str)], words: &[&str]| {
+        let mut command = cluster.command("", &["check-config"]);
+        for (name, value) in variables {
+            command = command.env(name, value);
+        }
+        let said = command.run().await.failure();
+        for word in words {
+            assert!(said.stdout.contains(word), "{word}: {said:?}");
+        }
+        assert!(said.stderr.contains("found"), "{said:?}");
+        said
+    };
+    // A superuser could read everybody's rows, so it is no login for the program.
+    let (_, password) = cluster.owner_url.split_once("//postgres:").unwrap();
+    let (password, _) = password.split_once('@').unwrap();
+    let variables = [("ORGSTREAM_DATABASE_URL", &*cluster.owner_url), ("ORGSTREAM_DATABASE_PASSWORD", password)];
+    let said = finds(&variables, &["PostgreSQL", "superuser"]).await;
+    assert!(!said.stdout.contains(password) && !said.stderr.contains(password), "{said:?}");
+    // A database without our tables.
+    let mut connection = PgConnection::connect(&cluster.owner_url).await.unwrap();
+    sqlx::raw_sql("CREATE DATABASE empty").execute(&mut connection).await.unwrap();
+    let (server, _) = cluster.owner_url.rsplit_once('/').unwrap();
+    let (_, address) = server.rsplit_once('@').unwrap();
+    let empty = format!("postgres://{address}/empty");
+    finds(&[("ORGSTREAM_DATABASE_URL", &empty)], &["PostgreSQL", "orgstream migrate"]).await;
+    let mut inside = PgConnection::connect(&format!("{server}/empty")).await.unwrap();
+    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')";
+    let tables: i64 = sqlx::query_scalar(AssertSqlSafe(tables)).fetch_one(&mut inside).await.unwrap();
+    assert_eq!(tables, 0);
+    // A server that acknowledges before it syncs.
+    let lazy = servers::Nats::start(&cluster.dir().join("lazy"), false).await.unwrap();
+    let variables = [("ORGSTREAM_NATS_URL", &*lazy.url), ("ORGSTREAM_NATS_MONITOR_URL", &*lazy.monitor_url)];
+    finds(&variables, &["NATS", "sync_interval: always"]).await;
+    let streams = async_nats::jetstream::new(async_nats::connect(&lazy.url).await.unwrap());
+    assert!(streams.get_stream("EV_0").await.is_err(), "looking has made a stream");
+    // Nobody there at all.
+    let variables = [
+        ("ORGSTREAM_NATS_URL", "nats://127.0.0.1:1"),
+        ("ORGSTREAM_NATS_MONITOR_URL", "http://127.0.0.1:1"),
+        ("ORGSTREAM_DATABASE_URL", "postgres://127.0.0.1:1/none"),
+    ];
+    let said = finds(&variables, &["NATS", "PostgreSQL"]).await;
+    assert!(said.stderr.contains("2 problems"), "{said:?}");
+    // What `check-config` finds, `serve` and `work` refuse to start with, in the same words.
+    for job in ["serve", "work"] {
+        let variables = [("ORGSTREAM_NATS_URL", &*lazy.url), ("ORGSTREAM_NATS_MONITOR_URL", &*lazy.monitor_url)];
+        let mut command = cluster.command("", &[job, "--http", "127.0.0.1:0"]);
+        command = command.env("ORGSTREAM_PEPPER", "a pepper that is long enough for a test");
+        for (name, value) in variables {
+            command = command.env(name, value);
+        }
+        let said = command.run().await.failure();
+        assert!(said.stderr.contains("sync_interval: always"), "{job}: {said:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_command_says_what_it_lacks_and_keeps_its_output_clean() {
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let tenant = cluster.tenant("scripted").await;
+    cluster.client.command(&tenant, "one", &create("one")).await.expect(201);
+    cluster.until_projected(&tenant).await;
+    // Without a key, with one that is none, and with nobody there.
+    let said = cluster.command("", &["lag"]).env_remove("ORGSTREAM_API_KEY").run().await.failure();
+    assert!(said.stdout.is_empty() && said.stderr.contains("ORGSTREAM_API_KEY"), "{said:?}");
+    assert!(said.stderr.contains("orgstream demo"), "where to get one: {said:?}");
+    let said = cluster.cli("os_live_nonsense", &["lag"]).await.failure();
+    assert!(said.stdout.is_empty() && said.stderr.contains("ORGSTREAM_API_KEY"), "{said:?}");
+    let said = cluster.command(&tenant.key, &["lag"]).env("ORGSTREAM_URL", "http://127.0.0.1:1").run().await.failure();
+    assert!(said.stdout.is_empty() && said.stderr.contains("is it running?"), "{said:?}");
+    for said in [&said.stderr, &cluster.cli(&tenant.key, &["lag", "--org", "nobody"]).await.failure().stderr] {
+        assert!(!said.contains(&tenant.key), "no key is printed");
+    }
+
+    // What a script reads is on standard output, all of it and nothing else.
+    let lag = cluster.cli(&tenant.key, &["lag", "--json"]).await.success();
+    let pipelines: HashSet<String> =
+        lag.json()["data"].as_array().unwrap().iter().map(|row| row["pipeline"].to_string()).collect();
+    assert_eq!(pipelines.len(), 2);
+    assert_eq!(lag.stderr, "");
+    let all = cluster.cli(cluster.operator(), &["lag", "--all", "--json"]).await.success();
+    assert_eq!(all.json()["shards"].as_array().unwrap().len(), usize::from(cluster.options.shards));
+    let parked = cluster.cli(cluster.operator(), &["park", "list", "--org", &tenant.slug, "--json"]).await.success();
+    assert_eq!(parked.json()["data"], json!([]));
+    let table = cluster.cli(&tenant.key, &["lag"]).await.success();
+    assert!(table.stdout.contains("read_models") && table.stdout.contains("audit"), "{table:?}");
+
+    let file = cluster.dir().join("one.ndjson");
+    fs::write(&file, ndjson([create("two")])).unwrap();
+    let said = cluster.cli(&tenant.key, &["publish", file.to_str().unwrap()]).await.success();
+    assert_eq!((said.stdout.as_str(), said.stderr.contains("1 accepted")), ("", true), "{said:?}");
+    let said = cluster.cli(&tenant.key, &["replay"]).await.success();
+    assert!(said.stdout.lines().all(|line| line.starts_with('{')), "{said:?}");
+    assert!(said.stderr.contains("5 events"), "{said:?}");
+    let said = cluster.cli(&tenant.key, &["publish", "/no/such/file"]).await.failure();
+    assert!(said.stdout.is_empty() && said.stderr.contains("/no/such/file"), "{said:?}");
+
+    // Rebuilding needs no key, because it needs the servers themselves.
+    let id = tenant.id.to_string();
+    let said = tokio::time::timeout(Duration::from_secs(30), cluster.cli("", &["rebuild", "--org", &id])).await;
+    let said = said.unwrap().success();
+    assert_eq!(said.stdout, "", "{said:?}");
+    let history = History::read(&cluster.log().await, tenant.id).await;
+    history.assert_projected(&mut cluster.superuser().await).await;
 }

@@ -3,6 +3,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use async_nats::client::Request as NatsRequest;
+use futures_util::future::join_all;
 use orgstream::{
     auth::{Authenticator, key::Pepper},
     commands::{
@@ -22,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    cluster::{Answer, Cluster, ClusterOptions, PATIENCE, create},
+    cluster::{Answer, Client, Cluster, ClusterOptions, PATIENCE, Tenant, create, eventually},
     history::History,
     support::{Nats, database},
 };
@@ -36,6 +38,112 @@ fn told(answer: &Answer) -> Value {
 
 fn is_replayed(answer: &Answer) -> bool {
     answer.body["replayed"] == true
+}
+
+async fn by_nats(nats: &async_nats::Client, tenant: &Tenant, key: &str, command: &Value) -> Answer {
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Authorization", format!("Bearer {}", tenant.key));
+    headers.insert("Idempotency-Key", key);
+    let payload = serde_json::to_vec(command).unwrap().into();
+    let request = NatsRequest::new().headers(headers).payload(payload).timeout(Some(PATIENCE));
+    let answer = nats.send_request(format!("cmd.{}", tenant.id), request).await.unwrap();
+    let status = answer.headers.unwrap().get("Status").unwrap().as_str().parse().unwrap();
+    let body = serde_json::from_slice(&answer.payload).unwrap();
+    Answer { status, headers: reqwest::header::HeaderMap::new(), body }
+}
+
+/// Sends the same command twenty times at once, through two APIs and through NATS.
+async fn twenty_times(
+    cluster: &Cluster,
+    second: &Client,
+    nats: &async_nats::Client,
+    tenant: &Tenant,
+    key: &str,
+    command: &Value,
+) -> Vec<Answer> {
+    let sent = (0..20).map(async |number| match number % 3 {
+        0 => cluster.client.command(tenant, key, command).await,
+        1 => second.command(tenant, key, command).await,
+        _ => by_nats(nats, tenant, key, command).await,
+    });
+    let answers = join_all(sent).await;
+    for answer in &answers {
+        assert!(matches!(answer.status, 200 | 201), "{answer:?}");
+        assert_eq!(told(answer), told(&answers[0]));
+    }
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_at_once_have_one_effect_and_one_answer() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let mut second = cluster.second_api();
+    second.ready().await;
+    let (client, nats) = (cluster.client.of(&second), cluster.producer().await);
+    let tenant = cluster.tenant("twenty").await;
+
+    let mut commands = vec![("create", create("one"))];
+    let first = twenty_times(&cluster, &client, &nats, &tenant, "create", &commands[0].1).await;
+    assert_eq!(first.iter().filter(|answer| !is_replayed(answer)).count(), 1, "{first:?}");
+    let id = first[0].text("id");
+    commands.push(("update", json!({"type": "update_record", "id": id, "data": {"name": "two"}})));
+    commands.push(("rename", json!({"type": "rename_organization", "name": "Twenty"})));
+    commands.push(("issue", json!({"type": "issue_api_key", "name": "more", "role": "member"})));
+    commands.push(("archive", json!({"type": "archive_record", "id": id})));
+    for (key, command) in &commands[1..] {
+        let answers = twenty_times(&cluster, &client, &nats, &tenant, key, command).await;
+        assert_eq!(answers.iter().filter(|answer| !is_replayed(answer)).count(), 1, "{key}: {answers:?}");
+        // The token of a new key too: whoever lost it gets the same one again.
+        assert_eq!(answers[0].body["token"].is_string(), *key == "issue");
+    }
+
+    // The maker of an organization who hears nothing asks again, and has made one. When all ask at once, it may be that
+    // nobody is told to have been the first.
+    let owner = cluster.person("impatient@example.com");
+    let body = json!({"name": "Once", "slug": "once"});
+    let found = async |number| {
+        let api = if number % 2 == 0 { &cluster.client } else { &client };
+        api.post(&owner, "/v1/organizations", Some("found"), &body).await.expect(201)
+    };
+    let made = join_all((0..20).map(found)).await;
+    assert!(made.iter().all(|answer| told(answer) == told(&made[0])), "{made:?}");
+    assert!(made.iter().filter(|answer| !is_replayed(answer)).count() <= 1, "{made:?}");
+    let body_of_another = json!({"name": "Twice", "slug": "twice"});
+    let twice = async || {
+        cluster.client.post(&owner, "/v1/organizations", Some("twice"), &body_of_another).await.expect(201)
+    };
+    let (alone, repeated) = (twice().await, twice().await);
+    assert_eq!((is_replayed(&alone), is_replayed(&repeated)), (false, true));
+    assert_eq!(told(&alone), told(&repeated));
+
+    // With the caches gone, with all of them, the answers are the same.
+    second.kill9();
+    second.start();
+    cluster.api.kill9();
+    cluster.api.start();
+    second.ready().await;
+    cluster.ready().await;
+    for (key, command) in &commands {
+        let again = cluster.client.command(&tenant, key, command).await;
+        assert!(is_replayed(&again), "{key}: {again:?}");
+        let elsewhere = client.command(&tenant, key, command).await;
+        assert_eq!(elsewhere.body, again.body);
+        if *key == "create" {
+            assert_eq!(told(&again), told(&first[0]));
+        }
+    }
+    let again = cluster.client.post(&owner, "/v1/organizations", Some("found"), &body).await.expect(201);
+    assert_eq!((told(&again), is_replayed(&again)), (told(&made[0]), true));
+
+    let log = cluster.log().await;
+    let history = History::read(&log, tenant.id).await;
+    history.assert_sound();
+    for (key, _) in &commands {
+        let command = CommandId::from_idempotency_key(tenant.id, key);
+        assert_eq!(history.commands().get(&command).map(Vec::len), Some(1), "{key}");
+    }
+    cluster.until_projected(&tenant).await;
+    history.assert_projected(&mut cluster.superuser().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -129,6 +237,90 @@ async fn a_nats_server_that_dies_while_commands_are_sent_costs_and_doubles_none(
     assert_eq!(history.records().len(), 1 + 6 * WRITERS * 7 / 8);
     cluster.until_projected(&tenant).await;
     history.assert_projected(&mut cluster.superuser().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_belongs_to_one_command_of_one_organization() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let (tenant, other) = (cluster.tenant("key").await, cluster.tenant("other").await);
+    let client = cluster.client.clone();
+    let created = client.command(&tenant, "k", &create("one")).await.expect(201);
+    let bystander = client.command(&tenant, "bystander", &create("bystander")).await.expect(201);
+    let update = |id: &str, name: &str| json!({"type": "update_record", "id": id, "data": {"name": name}});
+    let others = [
+        ("another body", create("two")),
+        ("another command on what it made", update(&created.text("id"), "two")),
+        ("a command on another record", update(&bystander.text("id"), "two")),
+        ("another aggregate", json!({"type": "rename_organization", "name": "two"})),
+        ("one that makes a key", json!({"type": "issue_api_key", "name": "two", "role": "viewer"})),
+    ];
+    let is_refused = |what: &str, answer: &Value, code: &str| {
+        assert_eq!(answer["code"], code, "{what}: {answer}");
+    };
+    // At once, while only the log knows of the first; when the ledger does; and when nobody remembers anything.
+    for state in ["at once", "projected", "restarted"] {
+        if state != "at once" {
+            cluster.until_projected(&tenant).await;
+        }
+        if state == "restarted" {
+            cluster.api.kill9();
+            cluster.api.start();
+            cluster.ready().await;
+        }
+        for (what, command) in &others {
+            let answer = client.command(&tenant, "k", command).await;
+            is_refused(what, &answer.body, "idempotency_key_reused");
+            assert_eq!(answer.status, 422, "{what}, {state}: {answer:?}");
+        }
+        // Of one request, the first with a key has it.
+        let many = json!([
+            {"command": create("a"), "idempotency_key": format!("many-{state}").replace(' ', "-")},
+            {"command": create("b"), "idempotency_key": format!("many-{state}").replace(' ', "-")},
+            {"command": create("two"), "idempotency_key": "k"},
+            {"command": create("bystander"), "idempotency_key": "bystander"},
+        ]);
+        let outcomes = client.post(&tenant.key, &tenant.path("commands"), None, &many).await.expect(200).body;
+        assert_eq!(outcomes[0]["status"], "accepted", "{outcomes}");
+        is_refused(state, &outcomes[1]["error"], "idempotency_key_reused");
+        is_refused(state, &outcomes[2]["error"], "idempotency_key_reused");
+        assert_eq!(outcomes[3]["replayed"], true, "{outcomes}");
+    }
+    // Another organization's keys are its own.
+    let elsewhere = client.command(&other, "k", &create("two")).await.expect(201);
+    assert_eq!(elsewhere.body["replayed"], false);
+    assert_ne!(elsewhere.text("command_id"), created.text("command_id"));
+    let history = History::read(&cluster.log().await, tenant.id).await;
+    history.assert_sound();
+    assert_eq!(history.records().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_does_not_overtake_one_before_it_whose_effect_is_open() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let tenant = cluster.tenant("order").await;
+    let made = cluster.client.command(&tenant, "made", &create("one")).await.expect(201);
+    let update = |name: &str| json!({"type": "update_record", "id": made.text("id"), "data": {"name": name}});
+    let plan = json!([
+        {"command": update("two"), "idempotency_key": "two", "expected_version": 1},
+        {"command": update("three"), "idempotency_key": "three"},
+        {"command": {"type": "archive_record", "id": made.text("id")}, "idempotency_key": "four"},
+    ]);
+    let send = async || {
+        let request = cluster.client.request(reqwest::Method::POST, &tenant.path("commands"), &tenant.key);
+        Answer::of(request.json(&plan)).await.unwrap().body
+    };
+    cluster.nats.kill9().await;
+    let outcomes = send().await;
+    let is_tried = |place: usize| !outcomes[place]["error"]["detail"].as_str().unwrap().starts_with("Not tried");
+    assert_eq!([0, 1, 2].map(is_tried), [true, false, false], "{outcomes}");
+    cluster.nats.restart().await.unwrap();
+    let outcomes = eventually("the commands to get through", async || {
+        let outcomes = send().await;
+        outcomes[2]["error"].is_null().then_some(outcomes)
+    })
+    .await;
+    let versions: Vec<u64> = (0..3).map(|place| outcomes[place]["version"].as_u64().unwrap()).collect();
+    assert_eq!(versions, [2, 3, 4], "{outcomes}");
 }
 
 /// The server's memory of message ids is short, and only saves work. What refuses a key that was used for another thing

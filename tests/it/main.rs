@@ -13,6 +13,7 @@ mod isolation;
 mod lost_ack;
 mod openapi;
 mod parking;
+mod producers;
 mod projections;
 mod queries;
 mod readme;

@@ -170,6 +170,80 @@ async fn a_message_that_is_another_organizations_is_parked_and_applied_nowhere()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_poisoned_aggregate_stands_still_until_its_cause_is_mended() {
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let tenant = cluster.tenant("poisoned").await;
+    let intruder = Intruder::of(&cluster).await;
+    let (record, operator) = (fresh_record(), cluster.operator());
+    let subject = format!("record.{record}");
+    // Nobody created what is updated here: the read models cannot apply it, the audit log can.
+    let mut seqs = Vec::new();
+    for version in 1..4 {
+        let next = commit(tenant.id, record, version, vec![updated(&format!("v{}", version + 1))]);
+        let before = seqs.last().copied().unwrap_or_default();
+        seqs.push(intruder.publish(tenant.id, &subject, before, next.encode().unwrap().to_vec()).await);
+    }
+    let rows = until_parked(&cluster, &tenant, 3).await;
+    let expected: Vec<(u64, &str)> = seqs.iter().copied().zip(["failed", "waiting", "waiting"]).collect();
+    assert_eq!(states(&rows, Pipeline::ReadModels), expected);
+    let reason = rows[0]["reason"].as_str().unwrap();
+    assert!(reason.contains("rm.records"), "{reason}");
+    assert_eq!(rows[0]["attempts"], 5, "{rows:#?}");
+    assert_eq!(rows[0]["aggregate"], subject);
+    let figure = cluster.workers[0].metric("orgstream_parked_total{pipeline=\"read_models\"}").await;
+    assert_eq!(figure, Some(1.0));
+    goes_on(&cluster, &tenant, "beside").await;
+
+    // A retry while the cause is still there changes nothing but the count.
+    let table = cluster.cli(operator, &["park", "list", "--org", &tenant.slug]).await.success();
+    assert!(table.stdout.contains(&subject) && table.stdout.contains("waiting"), "{table:?}");
+    let retry = ["park", "retry", "--org", &tenant.slug, &subject];
+    let said = cluster.cli(operator, &retry).await.success();
+    assert!(said.stdout.is_empty(), "{said:?}");
+    let rows = eventually("the retry to fail", async || {
+        let rows = parked(&cluster, &tenant).await;
+        (rows[0]["attempts"] != 5).then_some(rows)
+    })
+    .await;
+    assert_eq!(states(&rows, Pipeline::ReadModels), expected);
+    assert_eq!(rows[0]["attempts"], 6);
+    // What comes meanwhile waits behind it.
+    let last = commit(tenant.id, record, 4, vec![updated("v5")]);
+    seqs.push(intruder.publish(tenant.id, &subject, seqs[2], last.encode().unwrap().to_vec()).await);
+    until_parked(&cluster, &tenant, 4).await;
+
+    // The cause is mended: the row that is missing comes from a backup.
+    let mut database = cluster.superuser().await;
+    sqlx::query(
+        "INSERT INTO rm.records (org_id, id, kind, kind_version, data, status, created_by_type, created_by_id, version,
+            created_at, created_seq, updated_at, seq)
+        VALUES ($1, $2, 'model', 1, '{\"name\": \"v1\"}', 'active', 'system', 'system', 1, now(), 1, now(), 1)",
+    )
+    .bind(tenant.id.uuid())
+    .bind(record.uuid())
+    .execute(&mut database)
+    .await
+    .unwrap();
+    cluster.cli(operator, &retry).await.success();
+    until_parked(&cluster, &tenant, 0).await;
+    let found = cluster.client.get(&tenant.key, &tenant.path(&format!("records/{record}"))).await.expect(200);
+    assert_eq!((&found.body["version"], &found.body["data"]), (&json!(5), &json!({"name": "v5"})));
+    goes_on(&cluster, &tenant, "afterwards").await;
+
+    // All of it is in the audit log, the decisions too, with who made them.
+    let path = tenant.path("audit/events?action=parking.retried");
+    let decisions = cluster.client.get(&tenant.key, &path).await.expect(200).body;
+    let decisions = decisions["data"].as_array().unwrap();
+    assert_eq!(decisions.len(), 2);
+    for decision in decisions {
+        assert_eq!(decision["actor"]["type"], "platform_operator");
+        assert_eq!(decision["data"]["aggregate"], json!({"type": "record", "id": record.to_string()}));
+    }
+    cluster.until_projected(&tenant).await;
+    History::read(&cluster.log().await, tenant.id).await.assert_audited(&mut database).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_given_up_lets_what_waits_behind_it_pass() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
     let tenant = cluster.tenant("skipped").await;

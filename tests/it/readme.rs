@@ -1,4 +1,5 @@
-//! The README against the program: its walk, run word for word as a newcomer would paste it, and its tables.
+//! The documents against the program: the README's walk, run word for word as a newcomer would paste it, its tables, and
+//! the map in ARCHITECTURE.md.
 //!
 //! A block of the walk stands behind `<!-- walk -->`; a `text` block right after it is what must be seen, with `...` for
 //! anything. All blocks run in one shell, in the checkout. Only the environment differs: the data is in a temporary
@@ -353,4 +354,36 @@ fn every_setting_is_in_the_table_with_its_default() {
     let named =
         table.split('`').filter(|word| word.starts_with("ORGSTREAM_") && !word.contains('=')).map(str::to_owned);
     assert_eq!(named.filter(|name| !known.contains(name)).collect::<Vec<_>>(), [] as [String; 0], "no such settings");
+}
+
+#[test]
+fn every_source_is_on_the_map() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let map = fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
+    for (heading, folder) in [
+        ("events/", "events/src"),
+        ("stream/", "stream/src"),
+        ("projections/", "projections/src"),
+        ("workers/", "workers/src"),
+        ("src/", "src"),
+    ] {
+        let (_, text) = map.split_once(&format!("\n### {heading}\n")).unwrap_or_else(|| panic!("no part {heading}"));
+        let part = text.split("\n#").next().unwrap_or_default();
+        let entries = fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap());
+        let names: BTreeSet<String> = entries
+            .map(|entry| {
+                let slash = if entry.path().is_dir() { "/" } else { "" };
+                format!("`{}{slash}`", entry.file_name().to_string_lossy())
+            })
+            // What every crate begins with, and the other half of scheduler.rs.
+            .filter(|name| !["`lib.rs`", "`main.rs`", "`scheduler/`"].contains(&name.as_str()))
+            .collect();
+        for name in &names {
+            assert!(part.contains(name), "{name} of {folder} is not on the map");
+        }
+        let named = part.split('`').skip(1).step_by(2).filter(|word| word.ends_with(".rs") && !word.contains('/'));
+        for name in named.filter(|name| *name != "handler.rs" && *name != "policy.rs") {
+            assert!(names.contains(&format!("`{name}`")), "{name} is on the map, but not in {folder}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -66,6 +66,16 @@ async fn assert_projected(cluster: &Cluster, tenants: &[Tenant]) {
         history.assert_sound();
         history.assert_projected(&mut database).await;
     }
+}
+
+/// Waits until it is written down that everything is done: what a later start compares the streams with.
+async fn until_marked(cluster: &Cluster) {
+    eventually("the marks to reach the ends of the shards", async || {
+        let lag = cluster.client.get(cluster.operator(), "/v1/platform/lag").await.expect(200);
+        let shards = lag.body["shards"].as_array().unwrap();
+        shards.iter().all(|shard| shard["mark"] == shard["head"]).then_some(())
+    })
+    .await;
 }
 
 fn peak_memory(program: &Program) -> u64 {
@@ -201,6 +211,75 @@ async fn a_backlog_of_one_organization_does_not_keep_another_waiting_and_fits_in
     assert!(detached >= 1.0);
     assert!(most > 0.0 && most < 2.0 * LANES, "{most}");
     assert_projected(&cluster, &[busy, quiet]).await;
+}
+
+/// The store of the streams is gone, as after a disk was replaced, while the database knows how much there was.
+fn lose_the_streams(cluster: &Cluster) {
+    fs::remove_dir_all(cluster.dir().join("nats/jetstream")).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_ends_before_what_was_read_from_it_is_reported_and_nothing_is_done() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let tenants = cluster.tenants(4).await;
+    everybody_writes(&cluster, &tenants, "before").await;
+    until_marked(&cluster).await;
+    let mut database = cluster.superuser().await;
+    let before = crate::history::digests(&mut database).await;
+    cluster.api.stop().await;
+    cluster.workers[0].stop().await;
+    cluster.nats.kill9().await;
+    lose_the_streams(&cluster);
+    cluster.nats.restart().await.unwrap();
+
+    cluster.workers[0].start();
+    let detail = eventually("the worker to report the loss", async || {
+        let (status, body) = cluster.workers[0].readiness().await?;
+        assert_eq!((status, &body["ready"]), (503, &json!(false)), "{body}");
+        let shards = body["waiting_for"].as_array().unwrap().iter().find(|part| part["part"] == "shards")?;
+        Some(shards["detail"].as_str().unwrap().to_owned()).filter(|detail| !detail.contains("has not looked"))
+    })
+    .await;
+    assert!(detail.contains("the log lost data"), "{detail}");
+    let log = cluster.workers[0].log_text();
+    assert!(log.lines().any(|line| line.contains("ERROR") && line.contains("the log lost data")), "{log}");
+    // An API that took commands now would write a second history where the first one was.
+    cluster.api.start();
+    assert!(!cluster.api.ended().await.success());
+    let log = cluster.api.log_text();
+    assert!(log.contains("the log lost data"), "{log}");
+    assert_eq!(crate::history::digests(&mut database).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_that_are_lost_under_a_running_product_are_reported_and_not_begun_anew() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let tenant = cluster.tenant("running").await;
+    everybody_writes(&cluster, std::slice::from_ref(&tenant), "before").await;
+    until_marked(&cluster).await;
+    cluster.nats.kill9().await;
+    lose_the_streams(&cluster);
+    cluster.nats.restart().await.unwrap();
+    for program in [&cluster.api, &cluster.workers[0]] {
+        eventually("it to be not ready", async || {
+            let (status, _) = program.readiness().await?;
+            (status == 503).then_some(())
+        })
+        .await;
+    }
+    // A worker that comes up in this state does not make the streams that everybody else misses.
+    cluster.add_worker();
+    let refused = cluster.client.request(reqwest::Method::POST, &tenant.path("commands"), &tenant.key);
+    let refused = refused.json(&create("after")).send().await.unwrap();
+    assert_eq!(refused.status(), 503);
+    let detail = eventually("the new worker to report the loss", async || {
+        let (status, body) = cluster.workers[1].readiness().await?;
+        assert_eq!(status, 503, "{body}");
+        let text = body.to_string();
+        text.contains("the log lost data").then_some(text)
+    })
+    .await;
+    eprintln!("{detail}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

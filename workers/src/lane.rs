@@ -61,6 +61,8 @@ pub(crate) struct Lane {
     pub(crate) step: usize,
     /// Failures of the first message in a row.
     pub(crate) attempts: u32,
+    /// Times in a row that the database could not be reached: nobody's fault, and no reason to park anything.
+    pub(crate) outages: u32,
     /// Why the first message is to be parked in the next slice.
     pub(crate) park_first: Option<String>,
     queue: VecDeque<Arc<Delivery>>,
@@ -84,6 +86,7 @@ impl Lane {
             cost: None,
             step: usize::MAX,
             attempts: 0,
+            outages: 0,
             park_first: None,
             queue: VecDeque::new(),
             bytes: 0,
@@ -164,6 +167,7 @@ impl Lane {
     pub(crate) fn applied(&mut self, seq: u64) -> usize {
         self.checkpoint = Some(seq);
         self.attempts = 0;
+        self.outages = 0;
         self.park_first = None;
         self.step = self.step.saturating_mul(2);
         let freed = self.in_slot.drain(..).map(|delivery| delivery.bytes()).sum();

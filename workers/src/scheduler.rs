@@ -39,6 +39,8 @@ pub(crate) struct LaneSlice {
     pub(crate) deliveries: Vec<Arc<Delivery>>,
     /// Park the first instead of applying it, for this reason.
     pub(crate) park_first: Option<String>,
+    /// How often the first was tried before.
+    pub(crate) attempts: u32,
 }
 
 /// How a slice ended.
@@ -262,8 +264,8 @@ impl Scheduler {
             let messages = (((budget - planned) / cost) as usize).clamp(1, self.options.slice_messages);
             let deliveries = lane.take(messages).to_vec();
             planned += deliveries.len() as f64 * cost;
-            let (from, park_first) = (lane.checkpoint, lane.park_first.clone());
-            group.push(LaneSlice { key, epoch, opening, from, deliveries, park_first });
+            let (from, park_first, attempts) = (lane.checkpoint, lane.park_first.clone(), lane.attempts);
+            group.push(LaneSlice { key, epoch, opening, from, deliveries, park_first, attempts });
             if alone {
                 break;
             }
@@ -303,9 +305,8 @@ impl Scheduler {
             }
             SliceOutcome::Unavailable => {
                 lane.give_back();
-                lane.attempts = lane.attempts.saturating_add(1);
-                wait = Some(backoff(lane.attempts, jitter));
-                lane.attempts = lane.attempts.min(8);
+                lane.outages = lane.outages.saturating_add(1);
+                wait = Some(backoff(lane.outages, jitter));
             }
             SliceOutcome::Failed { reason } => {
                 lane.give_back();

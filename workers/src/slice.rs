@@ -101,9 +101,11 @@ async fn run_slice(tx: &mut SliceTx, slice: &LaneSlice) -> Result<Option<SliceOu
         let refused = slice.park_first.as_deref().filter(|_| place == 0);
         let aggregate = delivery.aggregate();
         match (refused, delivery.open()) {
-            (None, _) if pass.blocked.contains(aggregate) => pass.park(delivery, ParkedState::Waiting, ""),
+            (None, _) if pass.blocked.contains(aggregate) => pass.park(delivery, ParkedState::Waiting, "", 0),
             (Some(reason), _) | (None, Err(reason)) => {
-                pass.park(delivery, ParkedState::Failed, reason);
+                // What cannot be read is not tried again: it reads the same every time.
+                let attempts = if refused.is_some() { slice.attempts } else { 1 };
+                pass.park(delivery, ParkedState::Failed, reason, attempts);
                 counter!("orgstream_parked_total", "pipeline" => key.pipeline.name()).increment(1);
                 tracing::error!(
                     org.id = %org.org(), pipeline = %key.pipeline, event.seq = delivery.seq(), aggregate, reason,
@@ -159,13 +161,13 @@ struct Pass<'a> {
     pipeline: Pipeline,
     blocked: BTreeSet<String>,
     ready: Vec<Applied>,
-    to_park: Vec<(Arc<Delivery>, ParkedState, String)>,
+    to_park: Vec<(Arc<Delivery>, ParkedState, String, u32)>,
 }
 
 impl Pass<'_> {
-    fn park(&mut self, delivery: &Arc<Delivery>, state: ParkedState, reason: &str) {
+    fn park(&mut self, delivery: &Arc<Delivery>, state: ParkedState, reason: &str, attempts: u32) {
         self.blocked.insert(delivery.aggregate().to_owned());
-        self.to_park.push((Arc::clone(delivery), state, reason.to_owned()));
+        self.to_park.push((Arc::clone(delivery), state, reason.to_owned(), attempts));
     }
 
     /// Writes what has gathered.
@@ -178,13 +180,13 @@ impl Pass<'_> {
             let rows: Vec<Park<'_>> = self
                 .to_park
                 .iter()
-                .map(|(delivery, state, reason)| Park {
+                .map(|(delivery, state, reason, attempts)| Park {
                     seq: delivery.seq(),
                     subject: &delivery.message.subject,
                     message: &delivery.message.payload,
                     state: *state,
                     reason,
-                    attempts: u32::from(*state == ParkedState::Failed),
+                    attempts: *attempts,
                 })
                 .collect();
             parked::park(self.tx, self.org, &rows).await?;

@@ -97,6 +97,8 @@ struct Owned {
     epoch: u64,
     stop: CancellationToken,
     reader: JoinHandle<()>,
+    /// What keeps the shard from being read, if anything does.
+    trouble: watch::Receiver<Option<String>>,
 }
 
 impl Worker {
@@ -189,10 +191,15 @@ impl Worker {
                 && let Some(lease) = self.db.acquire_lease(shard, me, lease).await?
                 && let Err(error) = self.open(shard, lease.epoch, held, engine).await
             {
-                tracing::error!(%shard, %error, "this shard cannot be worked on");
-                problems.insert(shard, error.to_string());
+                let problem = error.to_string();
+                if self.status.borrow().problems.get(&shard) != Some(&problem) {
+                    tracing::error!(%shard, %error, "this shard cannot be worked on");
+                }
+                problems.insert(shard, problem);
             }
         }
+        let troubles = |(shard, owned): (&Shard, &Owned)| Some((*shard, owned.trouble.borrow().clone()?));
+        problems.extend(held.shards.iter().filter_map(troubles));
         gauge!("orgstream_shards_owned").set(u32::try_from(held.shards.len()).unwrap_or(u32::MAX));
         let mut shards: Vec<Shard> = held.shards.keys().copied().collect();
         shards.sort_unstable();
@@ -231,9 +238,9 @@ impl Worker {
         engine: &mpsc::Sender<Input>,
     ) -> Result<(), WorkerError> {
         let mark = self.db.shard_mark(shard).await?;
-        let state = self.log.shard_state(shard).await?;
-        if state.last_seq < mark.seq {
-            return Err(WorkerError::DataLoss { shard, last: state.last_seq, mark: mark.seq });
+        let last = self.log.shard_end(shard).await?;
+        if last < mark.seq {
+            return Err(WorkerError::DataLoss { shard, last, mark: mark.seq });
         }
         let mut behind = Vec::with_capacity(mark.detached.len());
         for (org, pipeline) in mark.detached {
@@ -242,8 +249,10 @@ impl Worker {
         // The engine lives as long as the worker; were it gone, there would be nobody to work.
         let _ = engine.send(Input::Open { shard, epoch, mark: mark.seq, behind }).await;
         let stop = CancellationToken::new();
-        let reader = tokio::spawn(read_shard(self.log.clone(), shard, mark.seq, engine.clone(), stop.clone()));
-        held.shards.insert(shard, Owned { epoch, stop, reader });
+        let (trouble, troubled) = watch::channel(None);
+        let (log, engine) = (self.log.clone(), engine.clone());
+        let reader = tokio::spawn(read_shard(log, shard, mark.seq, engine, trouble, stop.clone()));
+        held.shards.insert(shard, Owned { epoch, stop, reader, trouble: troubled });
         tracing::debug!(%shard, epoch, event.seq = mark.seq, "working on this shard");
         Ok(())
     }

@@ -1,0 +1,286 @@
+//! Commands by NATS request: the same handler, outcomes and errors as over HTTP.
+
+use async_nats::{Client, HeaderMap, client::Request};
+use orgstream_events::{CommandId, OrgId, RecordId};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{Answer, Cluster, ClusterOptions, PATIENCE, Tenant, create},
+    history::History,
+};
+
+const JSON: &str = "application/json";
+const MESSAGE_PACK: &str = "application/msgpack";
+
+/// One request, to be sent both ways.
+#[derive(Clone)]
+struct Sent {
+    org: String,
+    authorization: Option<String>,
+    content_type: &'static str,
+    key: Option<String>,
+    body: Vec<u8>,
+}
+
+impl Sent {
+    fn new(tenant: &Tenant, body: &Value) -> Self {
+        Self {
+            org: tenant.id.to_string(),
+            authorization: Some(format!("Bearer {}", tenant.key)),
+            content_type: JSON,
+            key: None,
+            body: serde_json::to_vec(body).unwrap(),
+        }
+    }
+
+    fn as_message_pack(mut self) -> Self {
+        let value: Value = serde_json::from_slice(&self.body).unwrap();
+        self.body = rmp_serde::to_vec_named(&value).unwrap();
+        self.content_type = MESSAGE_PACK;
+        self
+    }
+
+    fn keyed(mut self, key: &str) -> Self {
+        self.key = Some(key.to_owned());
+        self
+    }
+
+    /// The key of each way: both are to have an effect of their own.
+    fn key_for(&self, way: &str) -> Option<String> {
+        self.key.as_ref().map(|key| if key.contains(' ') { key.clone() } else { format!("{key}-{way}") })
+    }
+
+    async fn by_http(&self, cluster: &Cluster) -> Answer {
+        let path = format!("{}/v1/organizations/{}/commands", cluster.client.base, self.org);
+        let mut request = cluster.client.http.request(Method::POST, path);
+        request = request.header("Content-Type", self.content_type).body(self.body.clone());
+        if let Some(authorization) = &self.authorization {
+            request = request.header("Authorization", authorization);
+        }
+        if let Some(key) = self.key_for("http") {
+            request = request.header("Idempotency-Key", key);
+        }
+        Answer::of(request).await.unwrap()
+    }
+
+    async fn by_nats(&self, nats: &Client) -> Answer {
+        let mut headers = HeaderMap::new();
+        headers.insert("Content-Type", self.content_type);
+        if let Some(authorization) = &self.authorization {
+            headers.insert("Authorization", authorization.as_str());
+        }
+        if let Some(key) = self.key_for("nats") {
+            headers.insert("Idempotency-Key", key);
+        }
+        let request = Request::new().headers(headers).payload(self.body.clone().into()).timeout(Some(PATIENCE));
+        let answer = nats.send_request(format!("cmd.{}", self.org), request).await.unwrap();
+        let headers: reqwest::header::HeaderMap = answer
+            .headers
+            .unwrap()
+            .iter()
+            .map(|(name, values)| {
+                let name: reqwest::header::HeaderName = name.to_string().parse().unwrap();
+                (name, values[0].as_str().parse().unwrap())
+            })
+            .collect();
+        let status = headers["status"].to_str().unwrap().parse().unwrap();
+        Answer { status, headers, body: serde_json::from_slice(&answer.payload).unwrap() }
+    }
+}
+
+/// The body without what must differ: ids and positions of two commands, and what belongs to a request by HTTP.
+fn comparable(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => fields
+            .iter()
+            .filter(|(name, _)| {
+                !["command_id", "id", "position", "token", "request_id", "instance"].contains(&name.as_str())
+            })
+            .map(|(name, value)| (name.clone(), comparable(value)))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
+        Value::Array(items) => items.iter().map(comparable).collect(),
+        other => other.clone(),
+    }
+}
+
+/// Asserts that both ways lead to the same answer, and gives the one by NATS.
+async fn same(cluster: &Cluster, nats: &Client, what: &str, sent: &Sent) -> Answer {
+    let (http, nats) = (sent.by_http(cluster).await, sent.by_nats(nats).await);
+    assert_eq!(nats.status, http.status, "{what}: {nats:?} {http:?}");
+    assert_eq!(comparable(&nats.body), comparable(&http.body), "{what}");
+    for header in ["content-type", "idempotency-replayed", "retry-after"] {
+        assert_eq!(nats.headers.get(header), http.headers.get(header), "{what}: {header}");
+    }
+    nats
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_by_nats_is_answered_as_by_http() {
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let (tenant, other) = (cluster.tenant("producer").await, cluster.tenant("neighbour").await);
+    let nats = cluster.producer().await;
+    let by_tenant = |body: &Value| Sent::new(&tenant, body);
+    let record = cluster.client.command(&tenant, "r", &create("r")).await.expect(201).text("id");
+    let nobody = RecordId::derive(CommandId::from_idempotency_key(tenant.id, "nobody")).to_string();
+    let nowhere = OrgId::derive(CommandId::from_idempotency_key(tenant.id, "nowhere")).to_string();
+    let viewer = json!({"type": "issue_api_key", "name": "viewer", "role": "viewer"});
+    let viewer = cluster.client.command(&tenant, "viewer", &viewer).await.expect(201).text("token");
+    let member = json!({"type": "issue_api_key", "name": "member", "role": "member"});
+    let member = cluster.client.command(&tenant, "member", &member).await.expect(201).text("token");
+
+    let update = json!({"type": "update_record", "id": record, "data": {"name": "new"}});
+    let in_envelope = |command: &Value, rest: &Value| {
+        let mut envelope = json!({"command": command});
+        envelope.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        envelope
+    };
+    let many = json!([create("a"), update, {"type": "archive_record", "id": nobody}, {"type": "drop_table"}]);
+    let good = [
+        ("a new record", create("plain")),
+        ("new content", update.clone()),
+        ("an envelope", in_envelope(&create("wrapped"), &json!({"occurred_at": "2026-01-01T00:00:00Z"}))),
+        ("a new key", json!({"type": "issue_api_key", "name": "more", "role": "member"})),
+        ("settings", json!({"type": "change_settings", "api_key_max_days": 30})),
+        ("a member", json!({"type": "add_member", "email": "new@example.com", "role": "member"})),
+        ("several", many.clone()),
+    ];
+    let refused = [
+        ("an unknown kind", json!({"type": "create_record", "kind": "no_such", "data": {}})),
+        ("data that breaks the schema", json!({"type": "create_record", "kind": "model", "data": {"name": 7}})),
+        ("an unknown field", json!({"type": "create_record", "kind": "model", "data": {}, "colour": "red"})),
+        ("an unknown command", json!({"type": "drop_table"})),
+        ("no command", json!({"kind": "model"})),
+        ("an id of another kind", json!({"type": "archive_record", "id": tenant.id})),
+        ("a record that is not there", json!({"type": "archive_record", "id": nobody})),
+        ("another version", in_envelope(&update, &json!({"expected_version": 99}))),
+        ("the future", in_envelope(&create("x"), &json!({"occurred_at": "2099-01-01T00:00:00Z"}))),
+        ("nothing", json!([])),
+        ("too many", Value::Array(vec![create("x"); 1_001])),
+        ("a number", json!(7)),
+        ("what is for operators", json!({"type": "suspend_organization", "reason": "no"})),
+        ("what makes another organization", json!({"type": "create_organization", "name": "x", "slug": "xxx"})),
+    ];
+    for (what, body) in good.iter().chain(&refused) {
+        let json = by_tenant(body).keyed(&what.replace(' ', "-"));
+        let answer = same(&cluster, &nats, what, &json).await;
+        let is_good = good.iter().any(|(name, _)| name == what);
+        assert_eq!(answer.status < 400, is_good, "{what}: {answer:?}");
+        // The same bytes of MessagePack mean the same.
+        let packed = by_tenant(body).as_message_pack().keyed(&format!("{}-packed", what.replace(' ', "-")));
+        let packed = same(&cluster, &nats, what, &packed).await;
+        assert_eq!(packed.status, answer.status, "{what}: {packed:?}");
+        // Sent again, it is the same again.
+        if is_good {
+            let again = same(&cluster, &nats, what, &json).await;
+            assert_eq!(again.status, answer.status, "{what}");
+            if answer.body.is_object() {
+                assert_eq!((&again.body["replayed"], &again.body["id"]), (&json!(true), &answer.body["id"]), "{what}");
+            }
+        }
+    }
+
+    let bytes = |body: &[u8], content_type| Sent { body: body.to_vec(), content_type, ..by_tenant(&json!({})) };
+    let from = |authorization: Option<&str>| Sent {
+        authorization: authorization.map(str::to_owned),
+        ..by_tenant(&create("x"))
+    };
+    let to = |org: &str| Sent { org: org.to_owned(), ..by_tenant(&create("x")) };
+    let bearer = |token: &str| format!("Bearer {token}");
+    let broken_key = format!("{}x", tenant.key);
+    for (what, status, code, sent) in [
+        ("no JSON", 400, "malformed_body", bytes(b"{\"type\": oops}", JSON)),
+        ("half a JSON", 400, "malformed_body", bytes(b"{\"type\":", JSON)),
+        ("no UTF-8", 400, "malformed_body", bytes(b"{\"type\": \"\xff\"}", JSON)),
+        ("no body", 400, "malformed_body", bytes(b"", JSON)),
+        ("no MessagePack", 400, "malformed_body", bytes(&[0xc1], MESSAGE_PACK)),
+        ("JSON that says it is MessagePack", 400, "malformed_body", bytes(b"{}", MESSAGE_PACK)),
+        ("XML", 415, "unsupported_media_type", bytes(b"<command/>", "application/xml")),
+        ("nobody", 401, "unauthenticated", from(None)),
+        ("no scheme", 401, "unauthenticated", from(Some(&tenant.key))),
+        ("a key with a typing error", 401, "unauthenticated", from(Some(&bearer(&broken_key)))),
+        ("something", 401, "unauthenticated", from(Some("Bearer something"))),
+        ("a viewer", 403, "forbidden", from(Some(&bearer(&viewer)))),
+        ("a neighbour's key", 404, "not_found", from(Some(&bearer(&other.key)))),
+        ("a neighbour's owner", 404, "not_found", from(Some(&bearer(&other.owner)))),
+        ("an organization that is not there", 404, "not_found", to(&nowhere)),
+        ("a slug that is not there", 404, "not_found", to("no-such-slug")),
+        ("a neighbour", 404, "not_found", to(&other.id.to_string())),
+        ("an id of another kind", 400, "", to(&record)),
+        ("several without keys", 400, "idempotency_key_missing", by_tenant(&json!([create("x")]))),
+        ("a key with spaces", 400, "invalid_header", by_tenant(&create("x")).keyed("a b")),
+        ("an operator in an organization", 404, "not_found", from(Some(&bearer(cluster.operator())))),
+        (
+            "an operator nowhere",
+            404,
+            "not_found",
+            Sent { org: nowhere.clone(), ..from(Some(&bearer(cluster.operator()))) },
+        ),
+    ] {
+        let answer = same(&cluster, &nats, what, &sent).await;
+        assert_eq!(answer.status, status, "{what}: {answer:?}");
+        if !code.is_empty() {
+            assert_eq!(answer.body["code"], code, "{what}");
+        }
+        assert_eq!(answer.headers["content-type"], "application/problem+json", "{what}");
+    }
+    // A person, a member's key and the slug work as well.
+    for (what, sent) in [
+        ("its owner", from(Some(&bearer(&tenant.owner)))),
+        ("a member", from(Some(&bearer(&member)))),
+        ("the slug", to(&tenant.slug)),
+    ] {
+        assert_eq!(same(&cluster, &nats, what, &sent).await.status, 201, "{what}");
+    }
+
+    cluster.until_projected(&tenant).await;
+    let (log, mut database) = (cluster.log().await, cluster.superuser().await);
+    for (whose, extra) in [(&tenant, true), (&other, false)] {
+        let history = History::read(&log, whose.id).await;
+        history.assert_sound();
+        history.assert_projected(&mut database).await;
+        assert_eq!(history.records().len() > 1, extra, "{}", whose.slug);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_by_nats_has_an_outcome_for_each_command() {
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let tenant = cluster.tenant("batch").await;
+    let nats = cluster.producer().await;
+    let commands: Vec<Value> = (0..1_000)
+        .map(|number| match number % 10 {
+            9 => json!({"type": "create_record", "kind": "model", "data": {}}),
+            _ => create(format!("record {number}")),
+        })
+        .collect();
+    let sent = Sent::new(&tenant, &commands.into()).as_message_pack().keyed("batch");
+    let first = sent.by_nats(&nats).await;
+    assert_eq!(first.status, 200, "{first:?}");
+    let outcomes = first.body.as_array().unwrap();
+    assert_eq!(outcomes.len(), 1_000);
+    for (number, outcome) in outcomes.iter().enumerate() {
+        if number % 10 == 9 {
+            assert_eq!((&outcome["status"], &outcome["error"]["status"]), (&json!("refused"), &json!(422)));
+            assert_eq!(outcome["error"]["errors"][0]["pointer"], "/data", "{outcome}");
+        } else {
+            let command = CommandId::from_idempotency_key(tenant.id, &format!("batch-nats/{number}"));
+            assert_eq!((&outcome["status"], &outcome["replayed"]), (&json!("accepted"), &json!(false)));
+            assert_eq!(outcome["command_id"], command.to_string());
+        }
+    }
+    let again = sent.by_nats(&nats).await;
+    for (first, again) in outcomes.iter().zip(again.body.as_array().unwrap()) {
+        assert_eq!(
+            (&first["id"], &first["position"], &first["version"]),
+            (&again["id"], &again["position"], &again["version"])
+        );
+    }
+    let history = History::read(&cluster.log().await, tenant.id).await;
+    assert_eq!(history.records().len(), 900);
+    for (number, outcome) in outcomes.iter().enumerate().filter(|(number, _)| number % 10 != 9) {
+        let record = &history.records()[outcome["id"].as_str().unwrap()];
+        assert_eq!(record.data["name"], format!("record {number}"));
+    }
+}
