@@ -147,15 +147,10 @@ pub struct LogArgs {
     /// How logs look on standard error.
     #[arg(long, env = "ORGSTREAM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, global = true)]
     pub log_format: LogFormat,
-    /// What is logged, in `tracing` filter syntax, for example `info,orgstream_workers=debug`.
-    #[arg(
-        long,
-        env = "ORGSTREAM_LOG",
-        default_value = "info,async_nats=warn,sqlx=warn",
-        global = true,
-        value_name = "FILTER"
-    )]
-    pub log: String,
+    /// What is logged, in `tracing` filter syntax, for example `info,orgstream_workers=debug`. Without it: `info` by what
+    /// runs until it is stopped, `error` by what ends by itself.
+    #[arg(long, env = "ORGSTREAM_LOG", global = true, value_name = "FILTER")]
+    pub log: Option<String>,
     /// Send traces to this OpenTelemetry collector (OTLP over HTTP).
     #[arg(long, env = "ORGSTREAM_OTLP_URL", global = true, value_name = "URL")]
     pub otlp_url: Option<String>,

@@ -38,8 +38,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// line each.
 pub async fn open_log(nats: &NatsArgs, db: &Database) -> anyhow::Result<Log> {
     let (log, lost, findings) = reach_log(nats, db).await?;
-    refuse(&lost)?;
-    refuse(&findings)?;
+    refuse(&[findings, lost].concat())?;
     Ok(log)
 }
 
@@ -76,7 +75,9 @@ pub async fn lost_data(log: &Log, db: &Database) -> anyhow::Result<Vec<Finding>>
         let last = log.shard_end(shard).await.context("the streams could not be looked at")?;
         if last < mark {
             lost.push(Finding {
-                what: format!("shard {shard} ends at {last}, but its events were applied up to {mark}: the log lost data"),
+                what: format!(
+                    "shard {shard} ends at {last}, but its events were applied up to {mark}: the log lost data"
+                ),
                 fix: "restore the streams from a replica or a backup before anything is appended".to_owned(),
             });
         }

@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::{
-    auth::{Authenticator, authenticator::OrgName},
+    auth::{Access, Authenticator, authenticator::OrgName},
     gateway::{AcceptedCommand, CommandOutcome, Gateway, Origin},
     problem::Problem,
-    submission::{Format, MAX_BODY, Submission, carry_out, idempotency_key},
+    submission::{Format, MAX_BODY, Submission, carry_out, idempotency_key, request_id},
 };
 
 /// All API processes share the requests.
@@ -75,14 +75,18 @@ async fn answer(client: &Client, auth: &Authenticator, gateway: &Gateway, reques
         return;
     };
     let started = Instant::now();
-    let span = tracing::info_span!("nats command", org.name = org_name(&request), status = tracing::field::Empty);
+    let id = request_id(header(&request, "X-Request-Id"));
+    let org = org_name(&request);
+    let span = tracing::info_span!("nats command", org.name = org, request_id = id, status = tracing::field::Empty);
     let trace = trace::join(&span, header(&request, "traceparent"));
-    let answer = carry_out_request(auth, gateway, &request, trace).instrument(span.clone()).await;
-    let answer = answer.unwrap_or_else(Answer::from);
+    let origin = Origin { request_id: Some(id.clone()), trace: Some(trace), ..Origin::default() };
+    let answer = carry_out_request(auth, gateway, &request, &origin).instrument(span.clone()).await;
+    let answer = answer.unwrap_or_else(|problem| Answer::from(Problem { request_id: Some(id.clone()), ..problem }));
     span.record("status", answer.status);
     histogram!("orgstream_nats_request_seconds", "status" => answer.status.to_string()).record(started.elapsed());
     let mut headers = HeaderMap::new();
     headers.insert("Status", answer.status.to_string());
+    headers.insert("X-Request-Id", id);
     headers.insert("Content-Type", if answer.status < 400 { "application/json" } else { "application/problem+json" });
     if answer.replayed {
         headers.insert("Idempotency-Replayed", "true");
@@ -103,11 +107,21 @@ async fn carry_out_request(
     auth: &Authenticator,
     gateway: &Gateway,
     request: &Message,
-    trace: String,
+    origin: &Origin,
 ) -> Result<Answer, Problem> {
     let principal = auth.principal(header(request, "Authorization")).await?;
     let name = OrgName::parse(org_name(request)).map_err(Problem::bad_request)?;
     let access = auth.access(&principal, &name).await?;
+    let answer = carry_out_body(gateway, &access, request, origin).await;
+    answer.map_err(|problem| Problem { org_id: Some(access.org()), ..problem })
+}
+
+async fn carry_out_body(
+    gateway: &Gateway,
+    access: &Access,
+    request: &Message,
+    origin: &Origin,
+) -> Result<Answer, Problem> {
     if request.payload.len() > MAX_BODY {
         return Err(Problem::too_large(format!("the body may have {MAX_BODY} bytes")));
     }
@@ -117,16 +131,14 @@ async fn carry_out_request(
         Problem::new(415, "unsupported_media_type", "Unsupported media type", detail)
     })?;
     let key = header(request, "Idempotency-Key").map(idempotency_key).transpose()?;
-    let request_id = header(request, "X-Request-Id").map(str::to_owned);
-    let origin = Origin { request_id, trace: Some(trace), ..Origin::default() };
     match Submission::read(&request.payload, format, key.as_deref())? {
         Submission::One(command) => {
             let status = if command.command.makes_something() { 201 } else { 200 };
-            let accepted = AcceptedCommand::from(gateway.submit(&access, &origin, *command).await?);
+            let accepted = AcceptedCommand::from(gateway.submit(access, origin, *command).await?);
             Ok(Answer { status, replayed: accepted.replayed, body: serde_json::to_vec(&accepted) })
         }
         Submission::Many(commands) => {
-            let outcomes = carry_out(gateway, &access, &origin, commands).await;
+            let outcomes = carry_out(gateway, access, origin, commands).await;
             let outcomes: Vec<CommandOutcome> = outcomes.into_iter().map(CommandOutcome::from).collect();
             Ok(Answer { status: 200, replayed: false, body: serde_json::to_vec(&outcomes) })
         }

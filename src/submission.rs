@@ -6,6 +6,7 @@ use orgstream_events::{CorrelationId, EventId, Timestamp};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::{
     auth::Access,
@@ -173,6 +174,15 @@ pub fn idempotency_key(text: &str) -> Result<String, Problem> {
         let detail = "an idempotency key has 1 to 255 visible ASCII characters without quotes and backslashes";
         Err(Problem::new(400, "invalid_header", "Invalid header", format!("Idempotency-Key: {detail}")))
     }
+}
+
+/// The caller's own id of a request, if it can be one; otherwise a new one.
+pub fn request_id(given: Option<&str>) -> String {
+    let given = given.filter(|id| {
+        let safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(&byte);
+        (1..=128).contains(&id.len()) && id.bytes().all(safe)
+    });
+    given.map_or_else(|| format!("req_{}", Uuid::now_v7().simple()), str::to_owned)
 }
 
 fn read_command(value: Value) -> Result<Request, Problem> {
@@ -361,6 +371,15 @@ mod tests {
         {
             assert_eq!(Submission::read(hostile, Format::MessagePack, None).unwrap_err().status, 400);
         }
+    }
+
+    #[test]
+    fn a_request_keeps_its_own_id_if_it_is_one() {
+        assert_eq!(request_id(Some("a1-b_2.c:3")), "a1-b_2.c:3");
+        for bad in ["", "a b", "a\tb", "<script>", &"x".repeat(129)] {
+            assert!(request_id(Some(bad)).starts_with("req_"), "{bad}");
+        }
+        assert_ne!(request_id(None), request_id(None));
     }
 
     #[test]

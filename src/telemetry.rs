@@ -28,8 +28,12 @@ impl Drop for Telemetry {
 }
 
 /// Sets up logs on standard error and, if asked for, traces to a collector. Call once, inside the runtime.
-pub fn init(args: &LogArgs) -> anyhow::Result<Telemetry> {
-    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?} is not a filter", args.log))?;
+///
+/// What ends by itself (`is_service` false) has its own words for what goes wrong, and logs errors only.
+pub fn init(args: &LogArgs, is_service: bool) -> anyhow::Result<Telemetry> {
+    let default = if is_service { "info,async_nats=warn,sqlx=warn" } else { "error,async_nats=off" };
+    let filter = args.log.as_deref().unwrap_or(default);
+    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?} is not a filter"))?;
     let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let format = match args.log_format {
         LogFormat::Text => text.with_ansi(std::io::stderr().is_terminal()).with_target(false).boxed(),

@@ -75,7 +75,7 @@ pub struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "what: {} fix: {}", self.what, self.fix)
+        write!(f, "{}; fix: {}", self.what, self.fix)
     }
 }
 

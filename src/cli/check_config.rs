@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use orgstream_projections::Database;
 
 use crate::{
@@ -23,20 +23,15 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut findings = Vec::new();
-    let nats = async {
-        let log = node::connect_log(&args.nats).await?;
-        node::preflight_log(&log, &args.nats).await
-    };
+    let log = node::connect_log(&args.nats).await;
+    let nats = async { node::preflight_log(log.as_ref().map_err(|error| anyhow!("{error:#}"))?, &args.nats).await };
     report("NATS", nats.await, &mut findings);
-    let database = async { Ok(Database::connect(&args.database.options(1)).await?.preflight().await?) };
+    let db = Database::connect(&args.database.options(1)).await;
+    let database = async { Ok(db.as_ref().map_err(|error| anyhow!("{error}"))?.preflight().await?) };
     report("PostgreSQL", database.await, &mut findings);
-    if findings.is_empty() {
-        let log = node::connect_log(&args.nats).await?;
-        let db = Database::connect(&args.database.options(1)).await?;
-        findings.extend(node::lost_data(&log, &db).await?.iter().map(ToString::to_string));
-        for line in &findings {
-            println!("{:<10}  {line}", "both");
-        }
+    // Whether the one has what the other was told of can only be asked when nothing else is wrong.
+    if let (Ok(log), Ok(db), true) = (&log, &db, findings.is_empty()) {
+        report("history", node::lost_data(log, db).await, &mut findings);
     }
     if findings.is_empty() {
         return Ok(());

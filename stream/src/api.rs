@@ -116,6 +116,10 @@ fn found(
         Ok(message) => Ok(Some(message)),
         Err(error) => match error.kind() {
             RawMessageErrorKind::NoMessageFound => Ok(None),
+            // Every process makes sure of the streams when it starts: one that is not there was lost since.
+            RawMessageErrorKind::JetStream(answer) if answer.error_code().0 == code::STREAM_NOT_FOUND => {
+                Err(unavailable(action, &answer))
+            }
             RawMessageErrorKind::JetStream(answer) => Err(refused(action, &answer)),
             RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => Err(unavailable(action, &error)),
         },

@@ -100,6 +100,7 @@ impl Log {
                             lost.send_modify(|count| *count += 1);
                         }
                         Event::Connected => tracing::info!("connected to NATS"),
+                        Event::Closed => tracing::debug!("the connection to NATS is closed"),
                         other => tracing::warn!(event = %other, "NATS connection"),
                     }
                 }
@@ -134,7 +135,7 @@ impl Log {
     }
 
     /// Every shard there is.
-    pub fn shards(&self) -> impl Iterator<Item = Shard> + use<> {
+    pub fn shards(&self) -> impl ExactSizeIterator<Item = Shard> + use<> {
         (0..self.inner.options.shards).map(Shard)
     }
 }

@@ -147,7 +147,7 @@ async fn check_config_finds_what_is_unsafe_and_changes_nothing() {
     let cluster = Cluster::start(ClusterOptions::default()).await;
     let said = cluster.cli("", &["check-config"]).await.success();
     let found: Vec<Vec<&str>> = said.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(found, [["NATS", "ok"], ["PostgreSQL", "ok"]]);
+    assert_eq!(found, [["NATS", "ok"], ["PostgreSQL", "ok"], ["history", "ok"]]);
 
     let finds = async |variables: &[(&str, &str)], words: &[&str]| {
         let mut command = cluster.command("", &["check-config"]);
@@ -165,7 +165,7 @@ async fn check_config_finds_what_is_unsafe_and_changes_nothing() {
     let (_, password) = cluster.owner_url.split_once("//postgres:").unwrap();
     let (password, _) = password.split_once('@').unwrap();
     let variables = [("ORGSTREAM_DATABASE_URL", &*cluster.owner_url), ("ORGSTREAM_DATABASE_PASSWORD", password)];
-    let said = finds(&variables, &["PostgreSQL", "superuser"]).await;
+    let said = finds(&variables, &["PostgreSQL", "row-level security", "leave the user out"]).await;
     assert!(!said.stdout.contains(password) && !said.stderr.contains(password), "{said:?}");
     // A database without our tables.
     let mut connection = PgConnection::connect(&cluster.owner_url).await.unwrap();

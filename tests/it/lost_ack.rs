@@ -109,9 +109,8 @@ async fn twenty_at_once_have_one_effect_and_one_answer() {
     assert!(made.iter().all(|answer| told(answer) == told(&made[0])), "{made:?}");
     assert!(made.iter().filter(|answer| !is_replayed(answer)).count() <= 1, "{made:?}");
     let body_of_another = json!({"name": "Twice", "slug": "twice"});
-    let twice = async || {
-        cluster.client.post(&owner, "/v1/organizations", Some("twice"), &body_of_another).await.expect(201)
-    };
+    let twice =
+        async || cluster.client.post(&owner, "/v1/organizations", Some("twice"), &body_of_another).await.expect(201);
     let (alone, repeated) = (twice().await, twice().await);
     assert_eq!((is_replayed(&alone), is_replayed(&repeated)), (false, true));
     assert_eq!(told(&alone), told(&repeated));

@@ -20,7 +20,7 @@ use crate::{
     engine::{Engine, Input, LaneLag},
     lane::LaneKey,
     options::WorkerOptions,
-    ownership::owner_of,
+    ownership::owners,
     scheduler::Mark,
     shard::read_shard,
 };
@@ -181,8 +181,9 @@ impl Worker {
             close(shard, held, engine).await;
         }
         let mut problems = BTreeMap::new();
+        let owners = owners(self.log.shards(), &live);
         for shard in self.log.shards() {
-            let should = owner_of(shard, &live) == Some(me);
+            let should = owners.get(&shard) == Some(&me);
             if held.shards.contains_key(&shard) {
                 if !should {
                     self.give_back(shard, held, engine).await;
