@@ -113,7 +113,8 @@ async fn carry_out_request(
     let name = OrgName::parse(org_name(request)).map_err(Problem::bad_request)?;
     let access = auth.access(&principal, &name).await?;
     let answer = carry_out_body(gateway, &access, request, origin).await;
-    answer.map_err(|problem| Problem { org_id: Some(access.org()), ..problem })
+    // What a 404 says must not depend on whether the thing exists somewhere else.
+    answer.map_err(|problem| Problem { org_id: (problem.status != 404).then_some(access.org()), ..problem })
 }
 
 async fn carry_out_body(

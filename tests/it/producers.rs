@@ -96,6 +96,8 @@ fn comparable(value: &Value) -> Value {
             .collect::<serde_json::Map<_, _>>()
             .into(),
         Value::Array(items) => items.iter().map(comparable).collect(),
+        // The clock goes on between two answers.
+        Value::String(text) => text.split("this server's").next().into(),
         other => other.clone(),
     }
 }

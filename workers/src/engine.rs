@@ -98,7 +98,7 @@ impl Engine {
                 }
                 Some(Ok((group, outcomes))) = slots.join_next() => finish(&mut scheduler, &group, outcomes),
                 Some(Ok((wish, chunk))) = refills.join_next() => {
-                    if let Some(seq) = scheduler.refilled(wish, chunk) {
+                    if let Some(seq) = scheduler.refilled(wish, chunk.as_deref()) {
                         let key = wish.key;
                         counter!("orgstream_stream_gaps_total").increment(1);
                         tracing::error!(
@@ -127,7 +127,7 @@ impl Engine {
                 });
             }
             for wish in scheduler.refills(REFILLS.saturating_sub(refills.len())) {
-                refills.spawn(refill(self.log.clone(), wish, self.options.lane_bytes / 2));
+                refills.spawn(refill(self.log.clone(), wish));
             }
         }
     }
@@ -210,7 +210,7 @@ fn finish(scheduler: &mut Scheduler, group: &[LaneSlice], outcomes: Vec<SliceOut
         let pipeline = slice.key.pipeline.name();
         match &outcome {
             SliceOutcome::Applied { cost } => {
-                histogram!("orgstream_slice_seconds", "pipeline" => pipeline).record(*cost);
+                histogram!("orgstream_slice_seconds", "pipeline" => pipeline).record(cost.total());
                 histogram!("orgstream_slice_messages", "pipeline" => pipeline).record(slice.deliveries.len() as f64);
                 for delivery in &slice.deliveries {
                     let lag = delivery.lag(now, wall);
@@ -235,8 +235,8 @@ fn finish(scheduler: &mut Scheduler, group: &[LaneSlice], outcomes: Vec<SliceOut
     }
 }
 
-async fn refill(log: Log, wish: RefillWish, bytes: usize) -> RefillReport {
-    let limit = ReadLimit { messages: REFILL_MESSAGES, bytes };
+async fn refill(log: Log, wish: RefillWish) -> RefillReport {
+    let limit = ReadLimit { messages: REFILL_MESSAGES, bytes: wish.bytes };
     let chunk = match log.read(wish.key.shard, wish.key.org, wish.from, limit).await {
         Ok(chunk) => {
             let now = Instant::now();

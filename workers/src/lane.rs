@@ -49,8 +49,8 @@ pub(crate) struct Lane {
     pub(crate) skipped: Option<Skipped>,
     /// Whether it is among those that wait for a refill.
     pub(crate) wants_refill: bool,
-    /// Whether a refill is under way.
-    pub(crate) refilling: bool,
+    /// Where the refill that is under way begins.
+    pub(crate) refilling: Option<u64>,
     /// Refills in a row that brought nothing although something was skipped.
     pub(crate) empty_refills: u32,
     /// The tables were reset to here while a slice was in its slot.
@@ -80,7 +80,7 @@ impl Lane {
             in_slot: Vec::new(),
             skipped: None,
             wants_refill: false,
-            refilling: false,
+            refilling: None,
             empty_refills: 0,
             rewind_to: None,
             cost: None,

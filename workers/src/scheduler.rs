@@ -19,12 +19,16 @@ use crate::{
     options::WorkerOptions,
 };
 
-/// Microseconds that a message is thought to cost before anything was measured.
+/// Microseconds that a message is thought to cost before anything was measured, and a slice beside its messages.
 const FIRST_COST: f64 = 200.0;
+const FIRST_OVERHEAD: f64 = 500.0;
 /// How much a new measurement counts.
 const SMOOTHING: f64 = 0.2;
 /// Refills in a row that may bring nothing before the skipped messages count as gone.
 const EMPTY_REFILLS: u32 = 20;
+/// What a lane without any message may fetch when all lanes together have as much as they may, in bytes. One message comes
+/// in any case.
+const LEAST_REFILL: usize = 2 * 1024;
 
 /// A piece of one lane for one transaction.
 #[derive(Debug)]
@@ -43,11 +47,26 @@ pub(crate) struct LaneSlice {
     pub(crate) attempts: u32,
 }
 
+/// Database time of a slice.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Cost {
+    /// What it takes whatever is in it: opening it, and its part of beginning and committing the transaction.
+    pub(crate) overhead: Duration,
+    /// What its messages took.
+    pub(crate) work: Duration,
+}
+
+impl Cost {
+    pub(crate) fn total(self) -> Duration {
+        self.overhead + self.work
+    }
+}
+
 /// How a slice ended.
 #[derive(Debug)]
 pub(crate) enum SliceOutcome {
     /// Rows and checkpoint are committed.
-    Applied { cost: Duration },
+    Applied { cost: Cost },
     /// Nothing happened: the stored checkpoint is another.
     Moved { stored: u64 },
     /// Nothing happened: the shard belongs to another worker.
@@ -65,6 +84,8 @@ pub(crate) enum SliceOutcome {
 pub(crate) struct RefillWish {
     pub(crate) key: LaneKey,
     pub(crate) from: u64,
+    /// As much as there is room for.
+    pub(crate) bytes: usize,
 }
 
 /// What the mark of a shard may say.
@@ -95,7 +116,9 @@ pub(crate) struct Scheduler {
     openings: u64,
     virtual_now: u64,
     bytes: usize,
+    /// Microseconds per message and, beside them, per slice; smoothed over all lanes.
     cost: f64,
+    overhead: f64,
 }
 
 impl Scheduler {
@@ -111,6 +134,7 @@ impl Scheduler {
             virtual_now: 0,
             bytes: 0,
             cost: FIRST_COST,
+            overhead: FIRST_OVERHEAD,
         }
     }
 
@@ -173,15 +197,19 @@ impl Scheduler {
     }
 
     /// What a refill brought; `None` when the log could not be read. Returns where messages seem to be gone.
-    pub(crate) fn refilled(&mut self, wish: RefillWish, chunk: Option<Vec<Arc<Delivery>>>) -> Option<u64> {
+    ///
+    /// The org's other lanes take from it what they want next, so that the pipelines of a detached org, which advance side
+    /// by side, read and decode its messages once.
+    pub(crate) fn refilled(&mut self, wish: RefillWish, chunk: Option<&[Arc<Delivery>]>) -> Option<u64> {
         let key = wish.key;
         let lane = self.lanes.get_mut(&key)?;
-        lane.refilling = false;
+        lane.refilling = None;
         let mut lost = None;
         // A lane that was rewound or moved on meanwhile wants something else by now.
         let still_wanted = lane.skipped.is_some_and(|skipped| skipped.next == wish.from);
-        match chunk.filter(|_| still_wanted) {
-            Some(chunk) if chunk.is_empty() => {
+        match chunk {
+            _ if !still_wanted => {}
+            Some([]) => {
                 lane.empty_refills += 1;
                 if lane.empty_refills >= EMPTY_REFILLS {
                     lost = lane.skipped.take().map(|skipped| skipped.next);
@@ -191,13 +219,34 @@ impl Scheduler {
             Some(chunk) => {
                 lane.empty_refills = 0;
                 for delivery in chunk {
-                    self.bytes += lane.refill(delivery);
+                    self.bytes += lane.refill(Arc::clone(delivery));
                 }
             }
             None => {}
         }
         self.settle(key);
+        for other in others(key) {
+            self.share(other, wish.from, chunk.unwrap_or_default());
+            self.settle(other);
+        }
         lost
+    }
+
+    /// Gives a lane what it wants of a chunk that has all messages of its org from `from` on.
+    fn share(&mut self, key: LaneKey, from: u64, chunk: &[Arc<Delivery>]) {
+        let (Some(lane), Some(last)) = (self.lanes.get_mut(&key), chunk.last()) else { return };
+        let Some(next) = lane.skipped.map(|skipped| skipped.next) else { return };
+        if (from..=last.seq()).contains(&next) && has_room(lane, self.bytes, &self.options) {
+            for delivery in chunk.iter().filter(|delivery| delivery.seq() >= next) {
+                self.bytes += lane.refill(Arc::clone(delivery));
+            }
+        }
+    }
+
+    /// Whether a refill that is under way for another lane of the org may bring what comes at `next`.
+    fn is_on_its_way(&self, key: LaneKey, next: u64) -> bool {
+        let begins = |other: LaneKey| self.lanes.get(&other).and_then(|lane| lane.refilling);
+        others(key).any(|other| begins(other).is_some_and(|from| from <= next))
     }
 
     /// The tables of an org were reset to `stored`: read again from there.
@@ -223,20 +272,29 @@ impl Scheduler {
             let Some(key) = self.wants_refill.pop_front() else { break };
             let Some(lane) = self.lanes.get_mut(&key) else { continue };
             lane.wants_refill = false;
-            if let Some(skipped) = lane.skipped
-                && !lane.refilling
-            {
-                lane.refilling = true;
-                wishes.push(RefillWish { key, from: skipped.next });
+            let Some(from) = lane.skipped.map(|skipped| skipped.next).filter(|_| lane.refilling.is_none()) else {
+                continue;
+            };
+            if self.is_on_its_way(key, from) {
+                continue;
+            }
+            let lane_bytes = self.options.lane_bytes;
+            let bytes = if self.bytes < self.options.total_bytes { lane_bytes } else { lane_bytes.min(LEAST_REFILL) };
+            if let Some(lane) = self.lanes.get_mut(&key) {
+                lane.refilling = Some(from);
+                wishes.push(RefillWish { key, from, bytes });
             }
         }
         wishes
     }
 
     /// The next transaction's worth of slices, beginning with the lane that has had the least.
+    ///
+    /// The time that a slice aims for is for its messages. When the database is so slow that the round trips around them
+    /// take as long, it gets more: smaller slices would make the database slower still.
     pub(crate) fn next_group(&mut self, now: Instant) -> Vec<LaneSlice> {
         self.wake(now);
-        let budget = self.options.slice.as_micros() as f64;
+        let budget = (self.options.slice.as_micros() as f64).max(2.0 * self.overhead);
         let mut group: Vec<LaneSlice> = Vec::new();
         let mut planned = 0.0;
         while group.len() < self.options.group_lanes && planned < budget {
@@ -253,9 +311,11 @@ impl Scheduler {
                 continue;
             }
             let cost = lane.cost.unwrap_or(self.cost).max(1.0);
-            // A lane whose single messages are dear, or that failed, must not make others wait in its transaction.
+            // A lane whose single messages are dear, or that failed, must not make others wait in its transaction. And a
+            // lane that would not get all of its messages in gets more out of a transaction of its own.
             let alone = cost > budget || lane.step == 1;
-            if alone && !group.is_empty() {
+            let fits = planned + self.overhead + lane.len() as f64 * cost <= budget;
+            if (alone || !fits) && !group.is_empty() {
                 self.ready.push(Reverse((virtual_time, key)));
                 break;
             }
@@ -263,7 +323,7 @@ impl Scheduler {
             lane.state = LaneState::Running;
             let messages = (((budget - planned) / cost) as usize).clamp(1, self.options.slice_messages);
             let deliveries = lane.take(messages).to_vec();
-            planned += deliveries.len() as f64 * cost;
+            planned += self.overhead + deliveries.len() as f64 * cost;
             let (from, park_first, attempts) = (lane.checkpoint, lane.park_first.clone(), lane.attempts);
             group.push(LaneSlice { key, epoch, opening, from, deliveries, park_first, attempts });
             if alone {
@@ -288,12 +348,11 @@ impl Scheduler {
         let mut wait = None;
         match outcome {
             SliceOutcome::Applied { cost } => {
-                let cost = cost.as_micros() as f64;
-                let each = cost / slice.deliveries.len().max(1) as f64;
-                let smooth = |old: f64| old + SMOOTHING * (each - old);
-                lane.cost = Some(lane.cost.map_or(each, smooth));
-                self.cost = smooth(self.cost);
-                lane.virtual_time += cost as u64 + 1;
+                let each = cost.work.as_micros() as f64 / slice.deliveries.len().max(1) as f64;
+                lane.cost = Some(lane.cost.map_or(each, |old| smooth(old, each)));
+                self.cost = smooth(self.cost, each);
+                self.overhead = smooth(self.overhead, cost.overhead.as_micros() as f64);
+                lane.virtual_time += cost.total().as_micros() as u64 + 1;
                 let last = slice.deliveries.last().map_or(0, |delivery| delivery.seq());
                 self.bytes -= lane.applied(last);
             }
@@ -374,8 +433,8 @@ impl Scheduler {
     /// Puts a lane where it belongs after anything about it changed.
     fn settle(&mut self, key: LaneKey) {
         let Some(lane) = self.lanes.get_mut(&key) else { return };
-        // Half empty is early enough: the refill runs while the rest is applied.
-        let wants_refill = lane.skipped.is_some() && !lane.refilling && lane.bytes() <= self.options.lane_bytes / 2;
+        let wants_refill =
+            lane.skipped.is_some() && lane.refilling.is_none() && has_room(lane, self.bytes, &self.options);
         if wants_refill && !lane.wants_refill {
             lane.wants_refill = true;
             self.wants_refill.push_back(key);
@@ -386,6 +445,24 @@ impl Scheduler {
             self.ready.push(Reverse((lane.virtual_time, key)));
         }
     }
+}
+
+/// Whether a detached lane may be refilled. Half empty is early enough: the refill runs while the rest is applied. Over
+/// the total, it must be empty; it comes here again after its slice.
+fn has_room(lane: &Lane, total: usize, options: &WorkerOptions) -> bool {
+    lane.bytes() == 0 || (lane.bytes() <= options.lane_bytes / 2 && total < options.total_bytes)
+}
+
+/// The lanes of the same org in the other pipelines.
+fn others(key: LaneKey) -> impl Iterator<Item = LaneKey> {
+    Pipeline::ALL
+        .into_iter()
+        .filter(move |pipeline| *pipeline != key.pipeline)
+        .map(move |pipeline| LaneKey { pipeline, ..key })
+}
+
+fn smooth(old: f64, new: f64) -> f64 {
+    old + SMOOTHING * (new - old)
 }
 
 /// 50 ms, doubled each time up to 6.4 s, and spread over half of itself so that lanes do not come back together.

@@ -13,7 +13,7 @@ use tracing::Span;
 
 use crate::{
     delivery::Delivery,
-    scheduler::{LaneSlice, SliceOutcome},
+    scheduler::{Cost, LaneSlice, SliceOutcome},
 };
 
 /// Parked messages that are applied again at a time.
@@ -48,12 +48,7 @@ async fn try_group(db: &Database, group: &[LaneSlice]) -> Result<Vec<SliceOutcom
     let shared = begun.elapsed();
     let mut outcomes = Vec::with_capacity(group.len());
     for (place, slice) in group.iter().enumerate() {
-        let started = Instant::now();
-        let outcome = match run_slice(&mut tx, slice).await.map_err(|error| (place, error))? {
-            None => SliceOutcome::Applied { cost: started.elapsed() },
-            Some(other) => other,
-        };
-        outcomes.push(outcome);
+        outcomes.push(run_slice(&mut tx, slice).await.map_err(|error| (place, error))?);
     }
     let committing = Instant::now();
     tx.commit().await.map_err(|error| (0, error))?;
@@ -61,7 +56,7 @@ async fn try_group(db: &Database, group: &[LaneSlice]) -> Result<Vec<SliceOutcom
     let share = (shared + committing.elapsed()) / u32::try_from(applied.max(1)).unwrap_or(u32::MAX);
     for outcome in &mut outcomes {
         if let SliceOutcome::Applied { cost } = outcome {
-            *cost += share;
+            cost.overhead += share;
         }
     }
     Ok(outcomes)
@@ -85,16 +80,19 @@ fn spans(group: &[LaneSlice]) -> Vec<Span> {
     spans
 }
 
-/// Nothing when the slice is applied; otherwise why it is not, the transaction being unchanged.
-async fn run_slice(tx: &mut SliceTx, slice: &LaneSlice) -> Result<Option<SliceOutcome>, DbError> {
-    let (Some(first), Some(last)) = (slice.deliveries.first(), slice.deliveries.last()) else { return Ok(None) };
-    let Ok(org) = BoundOrg::proven_by_route(&first.message.subject) else { return Ok(None) };
+/// What becomes of the slice if the transaction commits. Unless it is applied, the transaction is unchanged.
+async fn run_slice(tx: &mut SliceTx, slice: &LaneSlice) -> Result<SliceOutcome, DbError> {
+    let nothing = Ok(SliceOutcome::Applied { cost: Cost::default() });
+    let (Some(first), Some(last)) = (slice.deliveries.first(), slice.deliveries.last()) else { return nothing };
+    let Ok(org) = BoundOrg::proven_by_route(&first.message.subject) else { return nothing };
     let key = slice.key;
+    let opening = Instant::now();
     let parked = match tx.open(org, key.pipeline, key.shard, slice.epoch, slice.from, last.seq()).await? {
         SliceStart::Open { parked } => parked,
-        SliceStart::Moved { stored_seq } => return Ok(Some(SliceOutcome::Moved { stored: stored_seq })),
-        SliceStart::Fenced => return Ok(Some(SliceOutcome::Fenced)),
+        SliceStart::Moved { stored_seq } => return Ok(SliceOutcome::Moved { stored: stored_seq }),
+        SliceStart::Fenced => return Ok(SliceOutcome::Fenced),
     };
+    let (overhead, working) = (opening.elapsed(), Instant::now());
     let blocked = if parked { parked::aggregates(tx, org).await? } else { BTreeSet::new() };
     let mut pass = Pass { tx, org, pipeline: key.pipeline, blocked, ready: Vec::new(), to_park: Vec::new() };
     for (place, delivery) in slice.deliveries.iter().enumerate() {
@@ -126,7 +124,7 @@ async fn run_slice(tx: &mut SliceTx, slice: &LaneSlice) -> Result<Option<SliceOu
         }
     }
     pass.flush().await?;
-    Ok(None)
+    Ok(SliceOutcome::Applied { cost: Cost { overhead, work: working.elapsed() } })
 }
 
 /// What an operator decided about parked events of this pipeline.

@@ -23,6 +23,10 @@ fn delivery(org: OrgId, seq: u64, now: Instant) -> Arc<Delivery> {
     Delivery::new(Message { shard: SHARD, seq, subject, payload, trace: None }, now)
 }
 
+fn key(number: u8) -> LaneKey {
+    LaneKey { shard: SHARD, org: org(number), pipeline: Pipeline::ReadModels }
+}
+
 fn options() -> WorkerOptions {
     // Room for two or three messages a lane and a dozen in all, so that detaching is the rule.
     WorkerOptions { lane_bytes: 1_500, total_bytes: 6_000, attempts: 3, ..WorkerOptions::new(Uuid::nil()) }
@@ -111,7 +115,7 @@ impl Model {
         for slice in self.in_slots.remove(0) {
             let lane = (slice.key.org, slice.key.pipeline);
             let outcome = if self.world.open(&slice) {
-                SliceOutcome::Applied { cost: Duration::from_micros(300) }
+                spent(300)
             } else {
                 SliceOutcome::Moved { stored: self.world.checkpoints.get(&lane).copied().unwrap_or_default() }
             };
@@ -141,7 +145,7 @@ impl Model {
     /// The refills that were under way arrive, and others begin.
     fn refill(&mut self) {
         for (wish, chunk) in std::mem::take(&mut self.refills) {
-            self.scheduler.refilled(wish, Some(chunk));
+            self.scheduler.refilled(wish, Some(&chunk));
         }
         for wish in self.scheduler.refills(4) {
             // Two at a time, and not beyond what the log has.
@@ -299,6 +303,42 @@ proptest! {
     }
 }
 
+fn spent(micros: u64) -> SliceOutcome {
+    SliceOutcome::Applied { cost: Cost { overhead: Duration::ZERO, work: Duration::from_micros(micros) } }
+}
+
+/// Whatever a transaction costs beside its messages, a slice does not become smaller for it: a database that is slow
+/// would be asked for more and more transactions of fewer and fewer messages.
+#[test]
+fn slices_keep_their_size_when_the_database_is_slow() {
+    let mut options = options();
+    (options.lane_bytes, options.total_bytes) = (1 << 20, 1 << 22);
+    let now = Instant::now();
+    for (overhead, least) in [(100, 80), (3_000, 80), (20_000, 200)] {
+        let mut scheduler = Scheduler::new(options.clone());
+        scheduler.open_shard(SHARD, 1, 0, &[]);
+        let (mut seq, mut last) = (0, 0);
+        for _ in 0..60 {
+            while scheduler.lanes.get(&key(1)).is_none_or(|lane| lane.len() < 500) {
+                seq += 1;
+                scheduler.offer(org(1), &delivery(org(1), seq, now));
+            }
+            for slice in scheduler.next_group(now) {
+                let messages = slice.deliveries.len() as u64;
+                if slice.key == key(1) {
+                    last = messages;
+                }
+                let cost = Cost {
+                    overhead: Duration::from_micros(overhead),
+                    work: Duration::from_micros(overhead / 10 + 40 * messages),
+                };
+                scheduler.done(&slice, SliceOutcome::Applied { cost }, now, 0.5);
+            }
+        }
+        assert!(last >= least, "{last} messages with {overhead} µs around them");
+    }
+}
+
 /// However long a lane stays detached, it stands in the queue for refills once, and nobody who came later goes first.
 #[test]
 fn a_detached_lane_waits_for_its_refill_in_turn() {
@@ -309,7 +349,7 @@ fn a_detached_lane_waits_for_its_refill_in_turn() {
         let who = org(if seq <= 500 { 1 } else { 2 });
         scheduler.offer(who, &delivery(who, seq, now));
         for slice in scheduler.next_group(now) {
-            scheduler.done(&slice, SliceOutcome::Applied { cost: Duration::from_millis(1) }, now, 0.5);
+            scheduler.done(&slice, spent(1_000), now, 0.5);
         }
     }
     let flood = |scheduler: &mut Scheduler, from: u64| {
@@ -322,13 +362,61 @@ fn a_detached_lane_waits_for_its_refill_in_turn() {
     flood(&mut scheduler, 1_000);
     while let group @ [_, ..] = scheduler.next_group(now).as_slice() {
         for slice in group {
-            scheduler.done(slice, SliceOutcome::Applied { cost: Duration::from_millis(1) }, now, 0.5);
+            scheduler.done(slice, spent(1_000), now, 0.5);
         }
     }
     flood(&mut scheduler, 2_000);
     assert_eq!(scheduler.wants_refill.len(), 4);
     let first = scheduler.wants_refill.front().copied();
     assert_eq!(scheduler.refills(1).first().map(|wish| wish.key), first);
+}
+
+/// However many lanes are detached, refills keep to the total; and what they bring for one pipeline, the other takes too.
+#[test]
+fn refills_stop_at_the_total_and_are_shared() {
+    let now = Instant::now();
+    let owner = |seq: u64| org((seq % 40) as u8);
+    let log: Vec<Arc<Delivery>> = (1..=16_000).map(|seq| delivery(owner(seq), seq, now)).collect();
+    let lane_bytes = 32 << 10;
+    for total_bytes in [64 << 10, 16 << 20] {
+        let mut scheduler = Scheduler::new(WorkerOptions { lane_bytes, total_bytes, ..options() });
+        scheduler.open_shard(SHARD, 1, 0, &[]);
+        for message in &log {
+            scheduler.offer(owner(message.seq()), message);
+        }
+        let (mut refills, mut peak) = (0, 0);
+        loop {
+            for wish in scheduler.refills(8) {
+                let mut room = wish.bytes;
+                let is_wanted =
+                    |message: &&Arc<Delivery>| message.seq() >= wish.from && owner(message.seq()) == wish.key.org;
+                let chunk = log.iter().filter(is_wanted).take_while(|message| {
+                    let fits = room > 0;
+                    room = room.saturating_sub(message.bytes());
+                    fits
+                });
+                let chunk: Vec<_> = chunk.cloned().collect();
+                scheduler.refilled(wish, Some(&chunk));
+                refills += 1;
+            }
+            peak = peak.max(scheduler.bytes());
+            let group = scheduler.next_group(now);
+            if group.is_empty() {
+                break;
+            }
+            for slice in group {
+                scheduler.done(&slice, spent(40 * slice.deliveries.len() as u64), now, 0.5);
+            }
+        }
+        assert!(scheduler.lanes.values().all(|lane| lane.skipped.is_none() && lane.is_empty()));
+        // Eight refills are asked for at a time, and each may fill two lanes.
+        let bound = total_bytes + 8 * 2 * lane_bytes + 80 * LEAST_REFILL;
+        assert!(peak <= bound, "{peak} of {bound} bytes");
+        let read_once = log.len() * log[0].bytes() / lane_bytes;
+        if total_bytes > lane_bytes * 80 {
+            assert!(refills < 2 * read_once, "{refills} refills for what {read_once} could bring to both pipelines");
+        }
+    }
 }
 
 /// One org floods, another writes a single event: the quiet one is in the very next transaction.
@@ -344,7 +432,7 @@ fn a_quiet_org_goes_first() {
     }
     for _ in 0..4 {
         for slice in scheduler.next_group(now) {
-            scheduler.done(&slice, SliceOutcome::Applied { cost: Duration::from_millis(4) }, now, 0.5);
+            scheduler.done(&slice, spent(4_000), now, 0.5);
         }
     }
     scheduler.offer(org(2), &delivery(org(2), 401, now));
@@ -374,7 +462,7 @@ fn a_poisoned_message_is_parked_after_its_attempts() {
                 if slice.key.pipeline == Pipeline::ReadModels {
                     applied.extend(slice.deliveries.iter().map(|one| one.seq()));
                 }
-                SliceOutcome::Applied { cost: Duration::from_millis(1) }
+                spent(1_000)
             };
             scheduler.done(&slice, outcome, now, 0.5);
         }
