@@ -75,6 +75,11 @@ impl Problem {
         Self::new(400, "bad_request", "Bad request", detail)
     }
 
+    /// A parameter of the path, the query or the subject is wrong.
+    pub fn invalid_parameter(name: &str, rule: &str) -> Self {
+        Self::new(400, "invalid_parameter", "Invalid parameter", format!("{name}: {rule}"))
+    }
+
     /// The request can be read, but its values are wrong.
     pub fn invalid(pointer: &str, code: &'static str, detail: impl Into<String>) -> Self {
         let field = FieldError { pointer: pointer.to_owned(), code: code.into(), detail: detail.into() };
@@ -84,6 +89,11 @@ impl Problem {
     /// More bytes, or more items, than the limit that `detail` names.
     pub fn too_large(detail: impl Into<String>) -> Self {
         Self::new(413, "payload_too_large", "Too large", detail)
+    }
+
+    /// Bytes of a kind that nobody here reads.
+    pub fn unsupported(detail: &str) -> Self {
+        Self::new(415, "unsupported_media_type", "Unsupported media type", detail)
     }
 
     /// A fault of ours. What it was goes to the log, not to the caller.

@@ -19,7 +19,7 @@ use crate::{
     auth::{Access, Authenticator, authenticator::OrgName},
     gateway::{AcceptedCommand, CommandOutcome, Gateway, Origin},
     problem::Problem,
-    submission::{Format, MAX_BODY, Submission, carry_out, idempotency_key, request_id},
+    submission::{Format, MAX_BODY, Submission, body_too_large, carry_out, idempotency_key, request_id},
 };
 
 /// All API processes share the requests.
@@ -110,7 +110,7 @@ async fn carry_out_request(
     origin: &Origin,
 ) -> Result<Answer, Problem> {
     let principal = auth.principal(header(request, "Authorization")).await?;
-    let name = OrgName::parse(org_name(request)).map_err(Problem::bad_request)?;
+    let name = OrgName::parse(org_name(request)).map_err(|rule| Problem::invalid_parameter("org", &rule))?;
     let access = auth.access(&principal, &name).await?;
     let answer = carry_out_body(gateway, &access, request, origin).await;
     // What a 404 says must not depend on whether the thing exists somewhere else.
@@ -124,13 +124,10 @@ async fn carry_out_body(
     origin: &Origin,
 ) -> Result<Answer, Problem> {
     if request.payload.len() > MAX_BODY {
-        return Err(Problem::too_large(format!("the body may have {MAX_BODY} bytes")));
+        return Err(body_too_large());
     }
     let content_type = header(request, "Content-Type").unwrap_or("application/json");
-    let format = Format::from_content_type(content_type).ok_or_else(|| {
-        let detail = format!("{content_type:?} is not understood: send application/json or application/msgpack");
-        Problem::new(415, "unsupported_media_type", "Unsupported media type", detail)
-    })?;
+    let format = Format::from_content_type(content_type)?;
     let key = header(request, "Idempotency-Key").map(idempotency_key).transpose()?;
     match Submission::read(&request.payload, format, key.as_deref())? {
         Submission::One(command) => {

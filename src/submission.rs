@@ -34,19 +34,26 @@ pub enum Format {
 
 impl Format {
     /// The format that a `Content-Type` names. Its parameters do not matter: both formats have one charset.
-    pub fn from_content_type(content_type: &str) -> Option<Self> {
+    pub fn from_content_type(content_type: &str) -> Result<Self, Problem> {
         let essence = content_type.split(';').next().unwrap_or_default().trim();
         if essence.eq_ignore_ascii_case("application/json") {
-            Some(Self::Json)
+            Ok(Self::Json)
         } else if ["application/msgpack", "application/x-msgpack", "application/vnd.msgpack"]
             .iter()
             .any(|name| essence.eq_ignore_ascii_case(name))
         {
-            Some(Self::MessagePack)
+            Ok(Self::MessagePack)
         } else {
-            None
+            Err(Problem::unsupported(
+                "send application/json, or application/msgpack where commands are taken, and say so in Content-Type",
+            ))
         }
     }
+}
+
+/// What to answer to a body over [`MAX_BODY`].
+pub fn body_too_large() -> Problem {
+    Problem::too_large(format!("the body is over the limit of {MAX_BODY} bytes (1 MiB)"))
 }
 
 /// A command with what may be said around it.
@@ -210,10 +217,14 @@ fn parse_value(body: &[u8], format: Format) -> Result<Value, Problem> {
     match format {
         Format::Json => parse_json(body),
         Format::MessagePack => {
-            let mut decoder = rmp_serde::Deserializer::from_read_ref(body);
+            let mut decoder = rmp_serde::Deserializer::new(body);
             decoder.set_max_depth(MAX_DEPTH);
-            let value = Value::deserialize(&mut decoder);
-            value.map_err(|error| malformed(format!("the body is not MessagePack that has a JSON form: {error}")))
+            let value = Value::deserialize(&mut decoder)
+                .map_err(|error| malformed(format!("the body is not MessagePack that has a JSON form: {error}")))?;
+            match decoder.get_ref().len() {
+                0 => Ok(value),
+                more => Err(malformed(format!("the body has {more} bytes behind its MessagePack value"))),
+            }
         }
     }
 }
@@ -366,6 +377,7 @@ mod tests {
         let Submission::One(packed) = Submission::read(&bytes, Format::MessagePack, None).unwrap() else { panic!() };
         let Submission::One(json) = read(&record(), None).unwrap() else { panic!() };
         assert_eq!(packed.command, json.command);
+        assert_eq!(Submission::read(b"{}", Format::MessagePack, None).unwrap_err().code, "malformed_body");
         for hostile in
             [&[0xc1][..], &vec![0x91; 100_000], &[0xdd, 0xff, 0xff, 0xff, 0xff], &[0xdf, 0xff, 0xff, 0xff, 0xff], &[]]
         {

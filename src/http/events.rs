@@ -19,7 +19,7 @@ use utoipa::IntoParams;
 use super::{
     App, audit,
     event_view::EventSchema,
-    extract::{Query, invalid_parameter},
+    extract::Query,
     wait::{AuditLog, OrgView},
 };
 use crate::problem::Problem;
@@ -45,11 +45,11 @@ pub fn after(name: &str, from: Option<&str>, org: OrgId) -> Result<Option<u64>, 
     if let Ok(seq) = text.parse() {
         return Ok(Some(seq));
     }
-    let position: Position = text.parse().map_err(|rule: String| invalid_parameter(name, &rule))?;
+    let position: Position = text.parse().map_err(|rule: String| Problem::invalid_parameter(name, &rule))?;
     if position.org == org {
         Ok(Some(position.seq))
     } else {
-        Err(invalid_parameter(name, "this is a position of another organization"))
+        Err(Problem::invalid_parameter(name, "this is a position of another organization"))
     }
 }
 
@@ -69,7 +69,7 @@ pub async fn replay(
     Query(query): Query<ReplayQuery>,
 ) -> Result<Response, Problem> {
     if query.limit == Some(0) {
-        return Err(invalid_parameter("limit", "must be 1 or more"));
+        return Err(Problem::invalid_parameter("limit", "must be 1 or more"));
     }
     let after = after("from", query.from.as_deref(), org.access.org())?.unwrap_or(0);
     let end = log::size(&mut org.view.tx).await?;

@@ -39,11 +39,6 @@ pub fn invalid_header(name: &str, rule: &str) -> Problem {
     Problem::new(400, "invalid_header", "Invalid header", format!("{name}: {rule}"))
 }
 
-/// A parameter of the path or of the query is wrong.
-pub fn invalid_parameter(name: &str, rule: &str) -> Problem {
-    Problem::new(400, "invalid_parameter", "Invalid parameter", format!("{name}: {rule}"))
-}
-
 /// The text of a header that may come once.
 pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
     let mut values = headers.get_all(name).iter();
@@ -70,7 +65,7 @@ pub fn info(parts: &Parts) -> RequestInfo {
 /// The named parameters of the path.
 async fn path_params(parts: &mut Parts, app: &Arc<App>) -> Result<Vec<(String, String)>, Problem> {
     let raw = RawPathParams::from_request_parts(parts, app).await;
-    let raw = raw.map_err(|error| invalid_parameter("path", &error.body_text()))?;
+    let raw = raw.map_err(|error| Problem::invalid_parameter("path", &error.body_text()))?;
     Ok(raw.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
 }
 
@@ -110,7 +105,8 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
         let SignedIn(principal) = SignedIn::from_request_parts(parts, app).await?;
         let params = path_params(parts, app).await?;
         let named = params.iter().find(|(name, _)| name == "org").map(|(_, value)| value.as_str());
-        let name = OrgName::parse(named.unwrap_or_default()).map_err(|rule| invalid_parameter("org", &rule))?;
+        let name =
+            OrgName::parse(named.unwrap_or_default()).map_err(|rule| Problem::invalid_parameter("org", &rule))?;
         let access = app.auth.access(&principal, &name).await?;
         for header in ORG_ASSERTIONS {
             if let Some(text) = header_text(&parts.headers, &header)? {
@@ -214,7 +210,7 @@ where
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
         let params = path_params(parts, app).await?;
         let (name, text) = params.last().ok_or_else(|| Problem::internal(&"the path names no item"))?;
-        text.parse().map(Self).map_err(|error: T::Err| invalid_parameter(name, &error.to_string()))
+        text.parse().map(Self).map_err(|error: T::Err| Problem::invalid_parameter(name, &error.to_string()))
     }
 }
 
@@ -231,7 +227,7 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
             let text = error.body_text();
             let reason = text.rsplit_once("query string: ").map_or(text.as_str(), |(_, reason)| reason);
             let (name, rule) = reason.split_once(": ").unwrap_or(("query", reason));
-            invalid_parameter(name, rule)
+            Problem::invalid_parameter(name, rule)
         })
     }
 }
@@ -246,7 +242,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
         let (format, bytes) = read_body(request).await?;
         match format {
             Format::Json => submission::parse_json(&bytes).map(Self),
-            Format::MessagePack => Err(unsupported("this route takes application/json")),
+            Format::MessagePack => Err(Problem::unsupported("this route takes application/json")),
         }
     }
 }
@@ -256,16 +252,14 @@ pub async fn read_body(request: HttpRequest) -> Result<(Format, Bytes), Problem>
     let (parts, body) = request.into_parts();
     let content_type = header_text(&parts.headers, &header::CONTENT_TYPE)?;
     let format = match content_type {
-        None => Err(unsupported("send the header Content-Type: application/json")),
-        Some(text) => Format::from_content_type(text)
-            .ok_or_else(|| unsupported("send application/json, or application/msgpack where commands are taken")),
+        None => Err(Problem::unsupported("send the header Content-Type: application/json")),
+        Some(text) => Format::from_content_type(text),
     };
     let announced =
         header_text(&parts.headers, &header::CONTENT_LENGTH)?.and_then(|length| length.parse::<usize>().ok());
-    let too_large = || Problem::too_large(format!("the body is over the limit of {MAX_BODY} bytes (1 MiB)"));
     if announced.is_some_and(|length| length > MAX_BODY) && parts.headers.contains_key(header::EXPECT) {
         // The sender waits for a word before it sends the body, so there is nothing to read away.
-        return Err(too_large());
+        return Err(submission::body_too_large());
     }
     let mut body = body.into_data_stream();
     let mut bytes = Vec::with_capacity(announced.unwrap_or_default().min(MAX_BODY));
@@ -279,11 +273,7 @@ pub async fn read_body(request: HttpRequest) -> Result<(Format, Bytes), Problem>
             break;
         }
     }
-    if size > MAX_BODY { Err(too_large()) } else { Ok((format?, bytes.into())) }
-}
-
-fn unsupported(detail: &str) -> Problem {
-    Problem::new(415, "unsupported_media_type", "Unsupported media type", detail)
+    if size > MAX_BODY { Err(submission::body_too_large()) } else { Ok((format?, bytes.into())) }
 }
 
 /// What all organizations share, for everybody to read.

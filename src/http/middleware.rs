@@ -22,7 +22,7 @@ use orgstream_stream::trace;
 use tokio::time::timeout;
 use tracing::{Instrument, Span, field::Empty};
 
-use super::{extract::invalid_parameter, openapi, reply, wait};
+use super::{openapi, reply, wait};
 use crate::{gateway::Origin, problem::Problem, submission::request_id};
 
 /// How long an answer may take, beside what the caller said it would wait. Streams begin within it and go on beyond.
@@ -128,7 +128,7 @@ pub async fn known_parameters(request: Request, next: Next) -> Response {
                 [] => "this route takes no query parameters".to_owned(),
                 known => format!("no such query parameter here; there are: {}", known.join(", ")),
             };
-            return invalid_parameter(&name.chars().take(80).collect::<String>(), &rule).into_response();
+            return Problem::invalid_parameter(&name.chars().take(80).collect::<String>(), &rule).into_response();
         }
     }
     next.run(request).await

@@ -9,7 +9,6 @@ use sha2::Sha256;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::extract::invalid_parameter;
 use crate::problem::Problem;
 
 /// The most rows in one page.
@@ -33,7 +32,7 @@ impl PageQuery {
     pub fn limit(&self) -> Result<u16, Problem> {
         match self.limit.unwrap_or(DEFAULT_LIMIT) {
             limit @ 1..=MAX_LIMIT => Ok(limit),
-            other => Err(invalid_parameter("limit", &format!("{other} is not between 1 and {MAX_LIMIT}"))),
+            other => Err(Problem::invalid_parameter("limit", &format!("{other} is not between 1 and {MAX_LIMIT}"))),
         }
     }
 }
@@ -135,7 +134,7 @@ impl Cursors<'_> {
             }
         };
         part().ok_or_else(|| {
-            invalid_parameter(
+            Problem::invalid_parameter(
                 "cursor",
                 "this is no cursor of this listing: cursors go with their organization and filters",
             )

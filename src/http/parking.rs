@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::{
     App,
-    extract::{Body, OrgAccess, Query, Writer, invalid_parameter},
+    extract::{Body, OrgAccess, Query, Writer},
     page::{Page, PageQuery},
     reply,
 };
@@ -71,7 +71,7 @@ pub async fn list(
     let after = match cursors.read::<(Pipeline, u64)>(page.cursor.as_deref())? {
         Part::First => None,
         Part::After(place) => Some(place),
-        Part::Before(_) => return Err(invalid_parameter("cursor", "this listing goes forward only")),
+        Part::Before(_) => return Err(Problem::invalid_parameter("cursor", "this listing goes forward only")),
     };
     let limit = page.limit()?;
     let mut rows = parked::list(&mut app.db.read(org.access.bound()).await?, after, limit + 1).await?;
