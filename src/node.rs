@@ -11,9 +11,11 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use orgstream_events::{Actor, ActorType, Fingerprint, PLATFORM_ORG, Role};
 use orgstream_projections::Database;
 use orgstream_stream::{Finding, Log, SyncMode};
+use orgstream_workers::WorkerStatus;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    sync::watch,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -183,7 +185,7 @@ impl Api {
         secrets: &SecretArgs,
         region: &str,
         metrics: PrometheusHandle,
-        worker: Option<http::WorkerWatch>,
+        worker: Option<watch::Receiver<WorkerStatus>>,
     ) -> anyhow::Result<Self> {
         let pepper = Pepper::new(secrets.pepper.as_bytes()).context("the pepper (ORGSTREAM_PEPPER) is too short")?;
         if secrets.platform_token.as_ref().is_some_and(|token| token.len() < 32) {

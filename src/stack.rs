@@ -22,7 +22,6 @@ use crate::{
     auth::Authenticator,
     config::{DatabaseArgs, NatsArgs, SecretArgs},
     gateway::Gateway,
-    http::WorkerWatch,
     issuer::DevIssuer,
     node,
     servers::{Nats, Postgres, PostgresOptions, stable_listener, write_private},
@@ -174,7 +173,7 @@ impl Stack {
         if let Some(chosen) = options.worker {
             let id = if chosen.id.is_nil() { secrets.worker_id } else { chosen.id };
             let new = Worker::new(log.clone(), db.clone(), WorkerOptions { id, ..chosen });
-            watch = Some(WorkerWatch { status: new.status(), worst: new.worst() });
+            watch = Some(new.status());
             worker = Some(tokio::spawn(new.run(stop_worker.clone())));
         }
         let base_url = format!("http://{}", listener.local_addr()?);

@@ -36,7 +36,7 @@ pub use convert::CreatedBy;
 pub use database::{Database, DatabaseOptions, Finding};
 pub use error::DbError;
 pub use migrate::{MigrateError, migrate};
-pub use ops::{Lease, MarkWriter, ShardMark};
+pub use ops::{LaneLag, Lease, MarkWriter, ShardMark};
 pub use page::{Listing, Page, Place, Placed};
 pub use rewinds::Rewind;
 pub use slice::{SliceStart, SliceTx, pipeline_version};

@@ -1,9 +1,10 @@
 //! Who works on what: workers, the leases of shards and how far each shard has been worked off. No tenant data.
 
-use std::time::Duration;
+use std::{cmp::Reverse, time::Duration};
 
 use orgstream_events::{OrgId, Pipeline, Shard, Timestamp};
-use sqlx::{Connection, PgConnection};
+use serde::{Deserialize, Serialize};
+use sqlx::{Connection, PgConnection, types::Json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -34,12 +35,32 @@ pub struct ShardMark {
     pub detached: Vec<(OrgId, Pipeline)>,
 }
 
+/// How far behind one lane is, as its worker sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneLag {
+    /// The tenant.
+    pub org: OrgId,
+    /// Which pipeline.
+    pub pipeline: Pipeline,
+    /// Messages in memory that wait; a detached lane has more of them in the log.
+    pub waiting: usize,
+    /// How long ago the oldest of them was accepted, in milliseconds.
+    pub age_ms: u64,
+    /// Whether the lane reads the log at its own pace.
+    pub detached: bool,
+}
+
 impl Database {
-    /// Says that the worker lives. The first call makes it known.
-    pub async fn announce_worker(&self, worker: Uuid) -> Result<(), DbError> {
-        sqlx::query!("INSERT INTO ops.workers (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET seen_at = now()", worker)
-            .execute(self.ops_pool())
-            .await?;
+    /// Says that the worker lives, and which of its lanes are the furthest behind. The first call makes it known.
+    pub async fn announce_worker(&self, worker: Uuid, lagging: &[LaneLag]) -> Result<(), DbError> {
+        sqlx::query!(
+            "INSERT INTO ops.workers (id, lagging) VALUES ($1, $2)
+            ON CONFLICT (id) DO UPDATE SET seen_at = now(), lagging = excluded.lagging",
+            worker,
+            Json(lagging) as _,
+        )
+        .execute(self.ops_pool())
+        .await?;
         Ok(())
     }
 
@@ -56,6 +77,19 @@ impl Database {
             within.as_secs_f64(),
         );
         Ok(live.fetch_all(self.ops_pool()).await?)
+    }
+
+    /// The lanes that the workers seen `within` this time called the furthest behind, the worst first.
+    pub async fn lagging_lanes(&self, within: Duration) -> Result<Vec<LaneLag>, DbError> {
+        let said = sqlx::query_scalar!(
+            r#"SELECT lagging AS "lagging: Json<Vec<LaneLag>>" FROM ops.workers
+            WHERE seen_at > now() - make_interval(secs => $1)"#,
+            within.as_secs_f64(),
+        );
+        let said = said.fetch_all(self.ops_pool()).await?;
+        let mut lanes: Vec<LaneLag> = said.into_iter().flat_map(|Json(lanes)| lanes).collect();
+        lanes.sort_by_key(|lane| Reverse((lane.age_ms, lane.waiting)));
+        Ok(lanes)
     }
 
     /// Takes the shard for `ttl` if it is free, expired or the worker's own already; None when somebody else has it.

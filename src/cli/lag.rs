@@ -1,6 +1,6 @@
 //! `orgstream lag`: how far behind the projections are, and whose.
 
-use std::time::Duration;
+use std::{io::IsTerminal, time::Duration};
 
 use clap::Args as ClapArgs;
 use serde_json::Value;
@@ -42,7 +42,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         if args.json {
             println!("{answer}");
         } else {
+            if std::io::stdout().is_terminal() && args.watch {
+                print!("{CLEAR}");
+            }
             print_rows(&answer, if args.all { LANES } else { PIPELINES });
+            if answer.get("workers") == Some(&Value::from(0)) {
+                eprintln!("no worker is running, so nothing catches up: start one (orgstream work)");
+            }
         }
         if !args.watch {
             return Ok(());
@@ -51,6 +57,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
+/// Clears the screen and begins at its top.
+const CLEAR: &str = "\x1b[2J\x1b[H";
 /// The columns of an organization's pipelines, and which of them are numbers.
 const PIPELINES: (&[&str], &[usize]) =
     (&["pipeline", "behind", "parked", "behind_since", "position", "head", "updated_at"], &[1, 2]);

@@ -1,6 +1,6 @@
 //! Who is the furthest behind, over all orgs: the operator's first question.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{Json, extract::State};
 use orgstream_events::{OrgId, Pipeline, Shard};
@@ -9,6 +9,9 @@ use utoipa::ToSchema;
 
 use super::{App, extract::SignedIn};
 use crate::{commands::openapi, problem::Problem};
+
+/// A worker that has not been heard of for so long is not counted.
+const SEEN: Duration = Duration::from_secs(15);
 
 /// One lane: the work of one pipeline for one organization.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -19,9 +22,9 @@ pub struct LaneView {
     /// Which pipeline.
     #[schema(schema_with = openapi::pipeline)]
     pub pipeline: Pipeline,
-    /// How long the oldest message in memory has waited, in milliseconds; null where no worker of this process knows.
+    /// How long the oldest message in memory has waited, in milliseconds; null where no worker has said.
     pub age_ms: Option<u64>,
-    /// Messages in memory that wait; null where no worker of this process knows.
+    /// Messages in memory that wait; null where no worker has said.
     pub waiting: Option<usize>,
     /// Whether the lane was over budget and reads the log at its own pace.
     pub detached: bool,
@@ -47,10 +50,10 @@ pub struct ShardView {
 /// The lag of the whole platform.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct LagView {
-    /// Where `data` comes from: the `worker` of this process, or the `database`, which knows detached lanes only.
-    #[schema(example = "worker")]
-    pub source: &'static str,
-    /// The lanes that are the furthest behind, the worst first.
+    /// How many workers live. Each says every few seconds which of its lanes are the furthest behind.
+    #[schema(example = 2)]
+    pub workers: usize,
+    /// The lanes that are the furthest behind, the worst first; after those that workers named, the other detached ones.
     pub data: Vec<LaneView>,
     /// Every shard.
     pub shards: Vec<ShardView>,
@@ -65,8 +68,19 @@ pub struct LagView {
 )]
 pub async fn worst(State(app): State<Arc<App>>, _: SignedIn) -> Result<Json<LagView>, Problem> {
     let leases = app.db.leases().await?;
+    let workers = app.db.live_workers(SEEN).await?.len();
+    let named = app.db.lagging_lanes(SEEN).await?;
+    let mut data: Vec<LaneView> = named
+        .iter()
+        .map(|lane| LaneView {
+            org_id: lane.org,
+            pipeline: lane.pipeline,
+            age_ms: Some(lane.age_ms),
+            waiting: Some(lane.waiting),
+            detached: lane.detached,
+        })
+        .collect();
     let mut shards = Vec::new();
-    let mut detached = Vec::new();
     for shard in app.log.shards() {
         let mark = app.db.shard_mark(shard).await?;
         shards.push(ShardView {
@@ -76,25 +90,11 @@ pub async fn worst(State(app): State<Arc<App>>, _: SignedIn) -> Result<Json<LagV
             mark: mark.seq,
             detached: mark.detached.len(),
         });
-        detached.extend(mark.detached);
+        for (org_id, pipeline) in mark.detached {
+            if !named.iter().any(|lane| (lane.org, lane.pipeline) == (org_id, pipeline)) {
+                data.push(LaneView { org_id, pipeline, age_ms: None, waiting: None, detached: true });
+            }
+        }
     }
-    let worker = app.worker.as_ref().map(|worker| worker.worst.borrow().clone());
-    let source = if worker.is_some() { "worker" } else { "database" };
-    let data = match worker {
-        Some(lanes) => lanes
-            .into_iter()
-            .map(|lane| LaneView {
-                org_id: lane.org,
-                pipeline: lane.pipeline,
-                age_ms: Some(lane.age_ms),
-                waiting: Some(lane.waiting),
-                detached: lane.detached,
-            })
-            .collect(),
-        None => detached
-            .into_iter()
-            .map(|(org_id, pipeline)| LaneView { org_id, pipeline, age_ms: None, waiting: None, detached: true })
-            .collect(),
-    };
-    Ok(Json(LagView { source, data, shards }))
+    Ok(Json(LagView { workers, data, shards }))
 }

@@ -34,7 +34,7 @@ use axum::{Router, middleware::from_fn, serve::ListenerExt};
 use metrics_exporter_prometheus::PrometheusHandle;
 use orgstream_projections::Database;
 use orgstream_stream::Log;
-use orgstream_workers::{LaneLag, WorkerStatus};
+use orgstream_workers::WorkerStatus;
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -67,16 +67,7 @@ pub struct Parts {
     /// What `/metrics` shows.
     pub metrics: PrometheusHandle,
     /// The worker of this process, if it has one.
-    pub worker: Option<WorkerWatch>,
-}
-
-/// A worker, as it can be watched from outside.
-#[derive(Clone)]
-pub struct WorkerWatch {
-    /// How it is doing.
-    pub status: watch::Receiver<WorkerStatus>,
-    /// Whose lanes are the furthest behind.
-    pub worst: watch::Receiver<Vec<LaneLag>>,
+    pub worker: Option<watch::Receiver<WorkerStatus>>,
 }
 
 /// What every handler can reach.
@@ -91,7 +82,6 @@ pub struct App {
     pub log: Log,
     pub(crate) cursors: CursorKey,
     pub(crate) metrics: PrometheusHandle,
-    pub(crate) worker: Option<WorkerWatch>,
     pub(crate) readiness: Readiness,
     /// Cancelled when the server stops: streams end, everything else is finished.
     pub(crate) stopping: CancellationToken,
@@ -101,16 +91,14 @@ impl App {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Arc<Self> {
         let Parts { gateway, auth, db, log, cursor_key, metrics, worker } = parts;
-        let status = worker.as_ref().map(|worker| worker.status.clone());
         Arc::new(Self {
-            readiness: Readiness::new(log.clone(), db.clone(), status),
+            readiness: Readiness::new(log.clone(), db.clone(), worker),
             gateway,
             auth,
             db,
             log,
             cursors: CursorKey::new(cursor_key),
             metrics,
-            worker,
             stopping: CancellationToken::new(),
         })
     }

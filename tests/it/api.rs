@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusBuilder;
-use orgstream::{config::SecretArgs, http::WorkerWatch, issuer::DevIssuer, node};
+use orgstream::{config::SecretArgs, issuer::DevIssuer, node};
 use orgstream_stream::{Log, LogOptions, SyncMode};
 use orgstream_workers::{Worker, WorkerOptions};
 use reqwest::{Method, RequestBuilder, Response, header::HeaderMap};
@@ -100,7 +100,7 @@ impl Api {
         tokio::spawn(issuer.clone().serve(issuing, stop.clone()));
 
         let worker = Worker::new(log.clone(), database.db.clone(), WorkerOptions::new(Uuid::now_v7()));
-        let watch = WorkerWatch { status: worker.status(), worst: worker.worst() };
+        let watch = worker.status();
         tokio::spawn(worker.run(stop.clone()));
         let secrets = SecretArgs {
             pepper: PEPPER.to_owned(),

@@ -387,7 +387,7 @@ async fn what_the_platform_decides_is_for_its_operator() {
     let read = api.request(Method::GET, "/v1/kinds/probe").header("min-position", position).header("prefer", "wait=20");
     assert_eq!(Answer::of(read).await.expect(200).json()["title"], "Probe");
     let lag = api.get(operator, "/v1/platform/lag").await.expect(200).json();
-    assert_eq!((lag["source"].as_str(), lag["shards"].as_array().unwrap().len()), (Some("worker"), 2));
+    assert_eq!((lag["workers"].as_u64(), lag["shards"].as_array().unwrap().len()), (Some(1), 2));
     assert_eq!(api.get(operator, &org.path("parked")).await.expect(200).json()["data"], json!([]));
     assert_eq!(api.get(operator, &org.path("records")).await.expect(404).problem(), "not_found");
 }

@@ -11,7 +11,7 @@ use orgstream_events::{
     Shard, TenantType, Timestamp, UserId, Visibility,
 };
 use orgstream_projections::{
-    Applied, BoundOrg, Database, DbError, Page, Placed, ShardMark, SliceStart, api_keys, apply,
+    Applied, BoundOrg, Database, DbError, LaneLag, Page, Placed, ShardMark, SliceStart, api_keys, apply,
     audit::{self, AuditFilter},
     checkpoints, idempotency, kinds, members, organizations,
     parked::{self, Park, ParkedState},
@@ -488,9 +488,17 @@ async fn a_shard_has_one_owner_and_every_change_of_owner_a_new_epoch() {
     assert!(last.epoch > next.epoch);
     assert_eq!(db.leases().await.unwrap(), [last]);
 
-    db.announce_worker(one).await.unwrap();
-    db.announce_worker(one).await.unwrap();
-    db.announce_worker(other).await.unwrap();
+    let lag = |age_ms| LaneLag {
+        org: OrgId::fresh(BIRTH, [1; 10]),
+        pipeline: Pipeline::Audit,
+        waiting: 3,
+        age_ms,
+        detached: false,
+    };
+    db.announce_worker(one, &[lag(1)]).await.unwrap();
+    db.announce_worker(one, &[lag(30), lag(10)]).await.unwrap();
+    db.announce_worker(other, &[lag(20)]).await.unwrap();
+    assert_eq!(db.lagging_lanes(TTL).await.unwrap(), [30, 20, 10].map(lag));
     assert_eq!(db.live_workers(TTL).await.unwrap(), [one, other]);
     db.retire_worker(one).await.unwrap();
     assert_eq!(db.live_workers(TTL).await.unwrap(), [other]);

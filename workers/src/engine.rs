@@ -8,7 +8,7 @@ use std::{
 
 use metrics::{counter, gauge, histogram};
 use orgstream_events::{EventSubject, OrgId, Pipeline, Shard};
-use orgstream_projections::Database;
+use orgstream_projections::{Database, LaneLag};
 use orgstream_stream::{Log, ReadLimit};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -49,21 +49,6 @@ pub(crate) enum Input {
     Marks(oneshot::Sender<Vec<(Shard, Mark)>>),
     /// The tables of an org were reset.
     Rewind { key: LaneKey, stored: u64 },
-}
-
-/// How far behind one lane is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LaneLag {
-    /// The tenant.
-    pub org: OrgId,
-    /// Which pipeline.
-    pub pipeline: Pipeline,
-    /// Messages in memory that wait; a detached lane has more of them in the log.
-    pub waiting: usize,
-    /// How long ago the oldest of them was accepted, in milliseconds.
-    pub age_ms: u64,
-    /// Whether the lane reads the log at its own pace.
-    pub detached: bool,
 }
 
 pub(crate) struct Engine {

@@ -20,6 +20,5 @@ mod shard;
 mod slice;
 mod worker;
 
-pub use engine::LaneLag;
 pub use options::WorkerOptions;
 pub use worker::{Worker, WorkerError, WorkerStatus};

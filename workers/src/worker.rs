@@ -7,7 +7,7 @@ use std::{
 
 use metrics::gauge;
 use orgstream_events::{EventSubject, OrgId, Pipeline, Shard};
-use orgstream_projections::{BoundOrg, Database, DbError, MarkWriter, ShardMark, checkpoints};
+use orgstream_projections::{BoundOrg, Database, DbError, LaneLag, MarkWriter, ShardMark, checkpoints};
 use orgstream_stream::{Log, StreamError};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    engine::{Engine, Input, LaneLag},
+    engine::{Engine, Input},
     lane::LaneKey,
     options::WorkerOptions,
     ownership::owners,
@@ -112,11 +112,6 @@ impl Worker {
         self.status.subscribe()
     }
 
-    /// The lanes that are the furthest behind, as they change.
-    pub fn worst(&self) -> watch::Receiver<Vec<LaneLag>> {
-        self.worst.subscribe()
-    }
-
     /// Works until `stop`, then ends what has begun, writes down how far it came and gives its shards back.
     pub async fn run(self, stop: CancellationToken) {
         let (engine, input) = mpsc::channel(INPUT);
@@ -166,7 +161,8 @@ impl Worker {
     async fn take_turns(&self, held: &mut Holdings, engine: &mpsc::Sender<Input>) -> Result<(), DbError> {
         let (me, lease) = (self.options.id, self.options.lease);
         self.look_for_a_crash(held, engine).await?;
-        self.db.announce_worker(me).await?;
+        let lagging = self.worst.borrow().clone();
+        self.db.announce_worker(me, &lagging).await?;
         let live = self.db.live_workers(lease).await?;
         let kept: HashMap<Shard, u64> =
             self.db.renew_leases(me, lease).await?.into_iter().map(|lease| (lease.shard, lease.epoch)).collect();
