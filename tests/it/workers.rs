@@ -213,6 +213,34 @@ async fn a_backlog_of_one_organization_does_not_keep_another_waiting_and_fits_in
     assert_projected(&cluster, &[busy, quiet]).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_process_without_a_worker_knows_whose_lanes_wait() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let (slow, other) = (cluster.tenant("slow").await, cluster.tenant("other").await);
+    everybody_writes(&cluster, &[slow.clone(), other.clone()], "warm").await;
+    let named = async |cluster: &Cluster| {
+        let lag = cluster.client.get(cluster.operator(), "/v1/platform/lag").await.expect(200).body;
+        assert_eq!(lag["workers"], 1, "{lag}");
+        let lanes = lag["data"].as_array().unwrap().clone();
+        lanes.into_iter().filter(|lane| lane["age_ms"].as_u64().is_some_and(|age| age > 0)).collect::<Vec<_>>()
+    };
+    // Nothing can be written to the records while somebody holds this.
+    let mut database = cluster.superuser().await;
+    sqlx::raw_sql("BEGIN; LOCK TABLE rm.records IN EXCLUSIVE MODE").execute(&mut database).await.unwrap();
+    cluster.client.command(&slow, "waits", &create("waits")).await.expect(201);
+    let lanes = eventually("the lane that waits to be named", async || {
+        let lanes = named(&cluster).await;
+        (!lanes.is_empty()).then_some(lanes)
+    })
+    .await;
+    let told = |lane: &Value| (lane["org_id"].clone(), lane["pipeline"].clone(), lane["waiting"].clone());
+    let expected = (json!(slow.id), json!("read_models"), json!(1));
+    assert_eq!(lanes.iter().map(told).collect::<Vec<_>>(), [expected], "{lanes:?}");
+    sqlx::raw_sql("COMMIT").execute(&mut database).await.unwrap();
+    eventually("nobody to be named", async || named(&cluster).await.is_empty().then_some(())).await;
+    assert_projected(&cluster, &[slow, other]).await;
+}
+
 /// The store of the streams is gone, as after a disk was replaced, while the database knows how much there was.
 fn lose_the_streams(cluster: &Cluster) {
     fs::remove_dir_all(cluster.dir().join("nats/jetstream")).unwrap();
