@@ -215,7 +215,7 @@ async fn a_backlog_of_one_organization_does_not_keep_another_waiting_and_fits_in
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_api_process_without_a_worker_knows_whose_lanes_wait() {
-    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let cluster = Cluster::start(ClusterOptions::default()).await;
     let (slow, other) = (cluster.tenant("slow").await, cluster.tenant("other").await);
     everybody_writes(&cluster, &[slow.clone(), other.clone()], "warm").await;
     let named = async |cluster: &Cluster| {

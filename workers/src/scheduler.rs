@@ -24,6 +24,8 @@ const FIRST_COST: f64 = 200.0;
 const FIRST_OVERHEAD: f64 = 500.0;
 /// How much a new measurement counts.
 const SMOOTHING: f64 = 0.2;
+/// How many times the time that a slice aims for it may get when the database is slow.
+const SLOWEST: f64 = 8.0;
 /// Refills in a row that may bring nothing before the skipped messages count as gone.
 const EMPTY_REFILLS: u32 = 20;
 /// What a lane without any message may fetch when all lanes together have as much as they may, in bytes. One message comes
@@ -294,7 +296,8 @@ impl Scheduler {
     /// take as long, it gets more: smaller slices would make the database slower still.
     pub(crate) fn next_group(&mut self, now: Instant) -> Vec<LaneSlice> {
         self.wake(now);
-        let budget = (self.options.slice.as_micros() as f64).max(2.0 * self.overhead);
+        let slice = self.options.slice.as_micros() as f64;
+        let budget = (2.0 * self.overhead).clamp(slice, SLOWEST * slice);
         let mut group: Vec<LaneSlice> = Vec::new();
         let mut planned = 0.0;
         while group.len() < self.options.group_lanes && planned < budget {
