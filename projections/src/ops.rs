@@ -42,6 +42,8 @@ pub struct LaneLag {
     pub org: OrgId,
     /// Which pipeline.
     pub pipeline: Pipeline,
+    /// The stream sequence of the oldest message that waits.
+    pub oldest: u64,
     /// Messages in memory that wait; a detached lane has more of them in the log.
     pub waiting: usize,
     /// How long ago the oldest of them was accepted, in milliseconds.

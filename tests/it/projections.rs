@@ -491,6 +491,7 @@ async fn a_shard_has_one_owner_and_every_change_of_owner_a_new_epoch() {
     let lag = |age_ms| LaneLag {
         org: OrgId::fresh(BIRTH, [1; 10]),
         pipeline: Pipeline::Audit,
+        oldest: 7,
         waiting: 3,
         age_ms,
         detached: false,

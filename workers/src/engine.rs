@@ -136,7 +136,15 @@ impl Engine {
             ages.entry(key.pipeline).or_default().push(age_ms);
             if age_ms > 0 || is_detached {
                 let waiting = lane.len() + lane.in_slot.len();
-                lags.push(LaneLag { org: key.org, pipeline: key.pipeline, waiting, age_ms, detached: is_detached });
+                let oldest = lane.oldest().map(|oldest| oldest.seq()).or(lane.skipped.map(|skipped| skipped.next));
+                lags.push(LaneLag {
+                    org: key.org,
+                    pipeline: key.pipeline,
+                    oldest: oldest.unwrap_or_default(),
+                    waiting,
+                    age_ms,
+                    detached: is_detached,
+                });
             }
         }
         gauge!("orgstream_lanes", "state" => "attached").set(attached);
