@@ -121,6 +121,12 @@ impl Problem {
         )
     }
 
+    /// The same, with the organization that it happened in: but what a 404 says must not depend on whether the thing
+    /// exists somewhere else.
+    pub fn inside(self, org: Option<OrgId>) -> Self {
+        Self { org_id: org.filter(|_| self.status != 404), ..self }
+    }
+
     /// Whether the same request may succeed later, or already has.
     pub fn may_pass(&self) -> bool {
         self.retry_after.is_some() || self.status >= 500

@@ -113,8 +113,7 @@ async fn carry_out_request(
     let name = OrgName::parse(org_name(request)).map_err(|rule| Problem::invalid_parameter("org", &rule))?;
     let access = auth.access(&principal, &name).await?;
     let answer = carry_out_body(gateway, &access, request, origin).await;
-    // What a 404 says must not depend on whether the thing exists somewhere else.
-    answer.map_err(|problem| Problem { org_id: (problem.status != 404).then_some(access.org()), ..problem })
+    answer.map_err(|problem| problem.inside(Some(access.org())))
 }
 
 async fn carry_out_body(

@@ -146,12 +146,10 @@ pub async fn no_method(parts: Parts) -> Problem {
 }
 
 fn write_problem(response: &mut Response, problem: &Problem, info: &RequestInfo, uri: &Uri) {
-    let mut problem = problem.clone();
+    let mut problem = problem.clone().inside(info.0.org.get().copied());
     problem.request_id = Some(info.0.id.clone());
-    // What a 404 says must not depend on whether the thing exists somewhere else.
     if problem.status != 404 {
         problem.instance = Some(uri.path().to_owned());
-        problem.org_id = info.0.org.get().copied();
     }
     *response.body_mut() = Body::from(reply::json_bytes(&problem).unwrap_or_default());
     response.headers_mut().remove(header::CONTENT_LENGTH);

@@ -4,7 +4,10 @@ use std::{fs, time::Duration};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use crate::{
     cluster::{Cluster, ClusterOptions, PATIENCE, Program, Tenant, create, eventually},
@@ -58,6 +61,20 @@ async fn everybody_writes(cluster: &Cluster, tenants: &[Tenant], key: &str) {
     }
 }
 
+/// Everybody writes so many records, one after the other, while the test goes on.
+fn write_on(cluster: &Cluster, tenants: &[Tenant], key: &str, count: usize) -> JoinSet<()> {
+    let mut writers = JoinSet::new();
+    for tenant in tenants {
+        let (client, tenant, key) = (cluster.client.clone(), tenant.clone(), key.to_owned());
+        writers.spawn(async move {
+            for number in 0..count {
+                client.command(&tenant, &format!("{key}-{number}"), &create("x")).await.expect(201);
+            }
+        });
+    }
+    writers
+}
+
 async fn assert_projected(cluster: &Cluster, tenants: &[Tenant]) {
     let (log, mut database) = (cluster.log().await, cluster.superuser().await);
     for tenant in tenants {
@@ -101,24 +118,10 @@ async fn two_workers_share_the_shards_and_one_takes_over_when_the_other_dies() {
     everybody_writes(&cluster, &tenants, "alone").await;
 
     // One that comes takes its part, and what was moved in the middle of work is done once.
-    let client = cluster.client.clone();
-    let writers: Vec<_> = tenants
-        .iter()
-        .cloned()
-        .map(|tenant| {
-            let client = client.clone();
-            tokio::spawn(async move {
-                for number in 0..60 {
-                    client.command(&tenant, &format!("moving-{number}"), &create("x")).await.expect(201);
-                }
-            })
-        })
-        .collect();
+    let writers = write_on(&cluster, &tenants, "moving", 60);
     cluster.workers[0].start();
     until_owned_by(&cluster, 2).await;
-    for writer in writers {
-        writer.await.unwrap();
-    }
+    writers.join_all().await;
     everybody_writes(&cluster, &tenants, "shared-again").await;
     assert_projected(&cluster, &tenants).await;
 }
@@ -129,27 +132,13 @@ async fn an_owner_that_slept_through_its_lease_has_no_effect_when_it_wakes() {
     let tenants = cluster.tenants(8).await;
     until_owned_by(&cluster, 2).await;
     for round in 0..2 {
-        let client = cluster.client.clone();
-        let writers: Vec<_> = tenants
-            .iter()
-            .cloned()
-            .map(|tenant| {
-                let client = client.clone();
-                tokio::spawn(async move {
-                    for number in 0..150 {
-                        client.command(&tenant, &format!("{round}-{number}"), &create("x")).await.expect(201);
-                    }
-                })
-            })
-            .collect();
+        let writers = write_on(&cluster, &tenants, &round.to_string(), 150);
         // In the middle of its transactions, with lanes full of work that it believes to be its own.
         sleep(Duration::from_millis(rand::random_range(100..400))).await;
         cluster.workers[0].signal(Signal::STOP);
         until_owned_by(&cluster, 1).await;
         cluster.workers[0].signal(Signal::CONT);
-        for writer in writers {
-            writer.await.unwrap();
-        }
+        writers.join_all().await;
         until_owned_by(&cluster, 2).await;
         assert_projected(&cluster, &tenants).await;
     }
@@ -315,20 +304,8 @@ async fn a_worker_that_is_asked_to_stop_leaves_nothing_to_wait_for() {
     let options = ClusterOptions { lease_seconds: 600, ..ClusterOptions::default() };
     let mut cluster = Cluster::start(options).await;
     let tenants = cluster.tenants(4).await;
-    let client = cluster.client.clone();
     for round in 0..3 {
-        let writers: Vec<_> = tenants
-            .iter()
-            .cloned()
-            .map(|tenant| {
-                let client = client.clone();
-                tokio::spawn(async move {
-                    for number in 0..30 {
-                        client.command(&tenant, &format!("{round}-{number}"), &create("x")).await.expect(201);
-                    }
-                })
-            })
-            .collect();
+        let writers = write_on(&cluster, &tenants, &round.to_string(), 30);
         let status = cluster.workers[0].stop().await;
         assert!(status.success(), "{status}");
         let held = "SELECT count(*) FROM ops.shard_leases WHERE owner IS NOT NULL";
@@ -341,9 +318,7 @@ async fn a_worker_that_is_asked_to_stop_leaves_nothing_to_wait_for() {
         cluster.workers[0].start();
         cluster.workers[0].ready().await;
         assert!(begun.elapsed() < PATIENCE);
-        for writer in writers {
-            writer.await.unwrap();
-        }
+        writers.join_all().await;
         assert_projected(&cluster, &tenants).await;
     }
 }
