@@ -2,6 +2,7 @@
 SET LOCAL ROLE app_owner;
 CREATE TABLE rm.kinds (
     org_id uuid NOT NULL,
+    rm_version integer NOT NULL DEFAULT nullif(current_setting('app.rm_version', true), '')::integer,
     name text NOT NULL,
     title text NOT NULL,
     schema jsonb NOT NULL,
@@ -12,7 +13,7 @@ CREATE TABLE rm.kinds (
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL,
     seq bigint NOT NULL,
-    PRIMARY KEY (org_id, name)
+    PRIMARY KEY (org_id, rm_version, name)
 );
 ALTER TABLE rm.kinds ENABLE ROW LEVEL SECURITY;
 ALTER TABLE rm.kinds FORCE ROW LEVEL SECURITY;
@@ -20,6 +21,8 @@ CREATE POLICY tenant ON rm.kinds AS PERMISSIVE FOR ALL TO app_rw, app_ro
     USING (org_id = (SELECT app.org())) WITH CHECK (org_id = (SELECT app.org()));
 CREATE POLICY floor ON rm.kinds AS RESTRICTIVE FOR ALL TO PUBLIC
     USING (org_id = (SELECT app.org())) WITH CHECK (org_id = (SELECT app.org()));
+CREATE POLICY version ON rm.kinds AS RESTRICTIVE FOR ALL TO PUBLIC
+    USING (rm_version = (SELECT app.rm_version())) WITH CHECK (rm_version = (SELECT app.rm_version()));
 GRANT SELECT, INSERT, UPDATE, DELETE ON rm.kinds TO app_rw;
 GRANT SELECT ON rm.kinds TO app_ro;
 RESET ROLE;

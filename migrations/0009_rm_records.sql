@@ -8,6 +8,7 @@
 SET LOCAL ROLE app_owner;
 CREATE TABLE rm.records (
     org_id uuid NOT NULL,
+    rm_version integer NOT NULL DEFAULT nullif(current_setting('app.rm_version', true), '')::integer,
     id uuid NOT NULL,
     kind text NOT NULL,
     kind_version bigint NOT NULL,
@@ -20,16 +21,18 @@ CREATE TABLE rm.records (
     created_seq bigint NOT NULL,
     updated_at timestamptz NOT NULL,
     seq bigint NOT NULL,
-    PRIMARY KEY (org_id, id)
+    PRIMARY KEY (org_id, rm_version, id)
 ) WITH (fillfactor = 85);
-CREATE INDEX records_newest ON rm.records (org_id, created_seq);
-CREATE INDEX records_newest_of_kind ON rm.records (org_id, kind, created_seq);
+CREATE INDEX records_newest ON rm.records (org_id, rm_version, created_seq);
+CREATE INDEX records_newest_of_kind ON rm.records (org_id, rm_version, kind, created_seq);
 ALTER TABLE rm.records ENABLE ROW LEVEL SECURITY;
 ALTER TABLE rm.records FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON rm.records AS PERMISSIVE FOR ALL TO app_rw, app_ro
     USING (org_id = (SELECT app.org())) WITH CHECK (org_id = (SELECT app.org()));
 CREATE POLICY floor ON rm.records AS RESTRICTIVE FOR ALL TO PUBLIC
     USING (org_id = (SELECT app.org())) WITH CHECK (org_id = (SELECT app.org()));
+CREATE POLICY version ON rm.records AS RESTRICTIVE FOR ALL TO PUBLIC
+    USING (rm_version = (SELECT app.rm_version())) WITH CHECK (rm_version = (SELECT app.rm_version()));
 GRANT SELECT, INSERT, UPDATE, DELETE ON rm.records TO app_rw;
 GRANT SELECT ON rm.records TO app_ro;
 RESET ROLE;

@@ -1,6 +1,8 @@
 -- The audit log: every event with its stored bytes, numbered per org without gaps.
 --
--- The columns beside the bytes repeat what the header says, for the filters of the audit page; the header decides.
+-- The columns beside the bytes repeat what the header says, for the filters of the audit page; the header decides. But for
+-- the fingerprint, which is the commit's and no event's, and stands with the first of them: with it the log has all that
+-- read models are built from.
 SET LOCAL ROLE app_owner;
 CREATE TABLE audit.events (
     org_id uuid NOT NULL,
@@ -19,6 +21,7 @@ CREATE TABLE audit.events (
     header bytea NOT NULL,
     payload bytea NOT NULL,
     leaf bytea NOT NULL CHECK (length(leaf) = 32),
+    fingerprint bytea CHECK (length(fingerprint) = 32),
     PRIMARY KEY (org_id, idx),
     UNIQUE (org_id, event_id)
 );

@@ -1,26 +1,34 @@
--- Bind an org, check the lease and move the checkpoint in one round trip: what every slice begins with.
+-- Bind an org and its active version, check the lease and move the checkpoint in one round trip: what every slice begins
+-- with.
 --
 -- `state` is `open`, `moved` (the checkpoint is at `stored_seq`, not where the caller thought) or `fenced` (the shard
--- has another owner). A caller that does not know the checkpoint gives NULL: right for an org that has none yet, and
--- `moved` for every other. Only `open` has changed anything. The caller's rights apply, row-level security included.
+-- has another owner). `plan` is what the org has booked, if that is not the usual. A caller that does not know the
+-- checkpoint gives NULL: right for an org that has none yet, and `moved` for every other. Only `open` has changed
+-- anything. The caller's rights apply, row-level security included.
 SET LOCAL ROLE app_owner;
 CREATE FUNCTION ops.open_slice(
     slice_org uuid,
     slice_pipeline text,
-    slice_version integer,
     slice_shard integer,
     slice_epoch bigint,
     from_seq bigint,
     to_seq bigint,
     OUT state text,
     OUT stored_seq bigint,
-    OUT parked boolean
+    OUT parked boolean,
+    OUT plan text
 ) LANGUAGE plpgsql VOLATILE SECURITY INVOKER AS $$
+DECLARE
+    active_version integer;
 BEGIN
     IF to_seq < from_seq THEN
         RAISE EXCEPTION 'a checkpoint does not go back' USING ERRCODE = '22023';
     END IF;
-    PERFORM pg_catalog.set_config('app.org_id', slice_org::text, true);
+    -- The slices of one org are opened one after the other. Only that of the read models has a version of theirs.
+    IF pg_catalog.current_setting('app.org_id', true) IS DISTINCT FROM slice_org::text THEN
+        PERFORM pg_catalog.set_config('app.org_id', slice_org::text, true),
+            pg_catalog.set_config('app.rm_version', '0', true);
+    END IF;
     stored_seq := 0;
     parked := false;
 
@@ -33,30 +41,37 @@ BEGIN
     UPDATE ops.checkpoints AS checkpoint
     SET seq = to_seq, epoch = slice_epoch, updated_at = pg_catalog.clock_timestamp()
     WHERE checkpoint.org_id = slice_org AND checkpoint.pipeline = slice_pipeline
-        AND checkpoint.version = slice_version AND checkpoint.shard = slice_shard AND checkpoint.seq = from_seq;
+        AND checkpoint.active AND checkpoint.shard = slice_shard AND checkpoint.seq = from_seq
+    RETURNING checkpoint.version INTO active_version;
     IF NOT FOUND THEN
         -- FOUND stays false when there is nothing to insert.
         IF coalesce(from_seq, 0) = 0 THEN
             INSERT INTO ops.checkpoints (org_id, pipeline, version, shard, seq, epoch, updated_at)
-            VALUES (slice_org, slice_pipeline, slice_version, slice_shard, to_seq, slice_epoch,
-                pg_catalog.clock_timestamp())
-            ON CONFLICT DO NOTHING;
+            VALUES (slice_org, slice_pipeline, 1, slice_shard, to_seq, slice_epoch, pg_catalog.clock_timestamp())
+            ON CONFLICT DO NOTHING
+            RETURNING version INTO active_version;
         END IF;
         IF NOT FOUND THEN
             state := 'moved';
             SELECT checkpoint.seq INTO stored_seq FROM ops.checkpoints AS checkpoint
             WHERE checkpoint.org_id = slice_org AND checkpoint.pipeline = slice_pipeline
-                AND checkpoint.version = slice_version AND checkpoint.shard = slice_shard;
+                AND checkpoint.active AND checkpoint.shard = slice_shard;
             stored_seq := coalesce(stored_seq, 0);
             RETURN;
         END IF;
     END IF;
 
+    IF slice_pipeline = 'read_models' THEN
+        PERFORM pg_catalog.set_config('app.rm_version', active_version::text, true);
+    END IF;
     state := 'open';
     stored_seq := to_seq;
-    parked := EXISTS (
-        SELECT FROM ops.parked AS waiting WHERE waiting.org_id = slice_org AND waiting.pipeline = slice_pipeline
-    );
+    SELECT
+        EXISTS (
+            SELECT FROM ops.parked AS waiting WHERE waiting.org_id = slice_org AND waiting.pipeline = slice_pipeline
+        ),
+        (SELECT booked.plan FROM ops.plans AS booked WHERE booked.org_id = slice_org)
+    INTO parked, plan;
 END $$;
 REVOKE ALL ON FUNCTION ops.open_slice FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION ops.open_slice TO app_rw;

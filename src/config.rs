@@ -2,10 +2,11 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 use orgstream_projections::DatabaseOptions;
 use orgstream_stream::{LogOptions, SyncMode};
-use orgstream_workers::WorkerOptions;
+use orgstream_workers::{PlanWeight, PlanWeights, Policy, WorkerOptions};
 use uuid::Uuid;
 
 /// Where the streams are.
@@ -65,7 +66,7 @@ pub struct DatabaseArgs {
     /// The password of those logins.
     #[arg(long, env = "ORGSTREAM_DATABASE_PASSWORD", hide_env_values = true, value_name = "TEXT")]
     pub database_password: Option<String>,
-    /// Connections for reads; one worker uses `--slots` and a few more beside them.
+    /// Connections for reads; a worker has up to twice `--slots` and a few more beside them.
     #[arg(long, env = "ORGSTREAM_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "N")]
     pub database_connections: u32,
 }
@@ -76,7 +77,7 @@ impl DatabaseArgs {
         DatabaseOptions {
             url: self.database_url.clone(),
             password: self.database_password.clone(),
-            rw_connections: u32::try_from(slots).unwrap_or(u32::MAX).saturating_add(4),
+            rw_connections: u32::try_from(slots).unwrap_or(u32::MAX),
             ro_connections: self.database_connections,
         }
     }
@@ -111,31 +112,77 @@ pub struct WorkArgs {
     /// Transactions at the same time.
     #[arg(long, env = "ORGSTREAM_SLOTS", default_value_t = 4, value_name = "N")]
     pub slots: usize,
+    /// Slots that must stay free when an organization that has one takes another; by default a third of them.
+    #[arg(long, env = "ORGSTREAM_RESERVE", value_name = "N")]
+    pub reserve: Option<usize>,
+    /// What a plan weighs: an organization on a plan of weight 4 may have four times the database time that one of weight
+    /// 1 has, when both want all they can get. 0.01 to 100; a plan that is not mentioned weighs 1. May be repeated.
+    #[arg(long, env = "ORGSTREAM_PLAN_WEIGHT", value_delimiter = ',', value_name = "PLAN=WEIGHT")]
+    pub plan_weight: Vec<PlanWeight>,
     /// Database time that a slice of one org aims for, in milliseconds.
     #[arg(long, env = "ORGSTREAM_SLICE_MS", default_value_t = 4, value_name = "MS")]
     pub slice_ms: u64,
-    /// Messages of one org in memory, in KiB, before the org reads the log at its own pace.
+    /// Messages that every lane may have in memory, in KiB. While there is room a lane may have more; what is over reads the
+    /// log again at its own pace.
     #[arg(long, env = "ORGSTREAM_LANE_KIB", default_value_t = 256, value_name = "KIB")]
     pub lane_kib: usize,
-    /// Messages of all orgs in memory, in MiB.
-    #[arg(long, env = "ORGSTREAM_LANES_MIB", default_value_t = 64, value_name = "MIB")]
+    /// Messages of all lanes in memory, in MiB.
+    #[arg(long, env = "ORGSTREAM_LANES_MIB", default_value_t = 128, value_name = "MIB")]
     pub lanes_mib: usize,
-    /// How long a shard stays with a worker that no longer answers, in seconds.
+    /// How long a single message may take to apply before it is tried again, and in the end parked, in seconds.
+    #[arg(long, env = "ORGSTREAM_MESSAGE_SECONDS", default_value_t = 10, value_name = "S")]
+    pub message_seconds: u64,
+    /// Who goes first: `fair`, or what the benchmark compares it with.
+    #[arg(long, value_enum, default_value_t = PolicyName::Fair, hide = true)]
+    pub policy: PolicyName,
+    /// How often checkpoints are compared with the log, in seconds. One that is behind and has not moved in between is
+    /// reported.
+    #[arg(long, env = "ORGSTREAM_WATCH_SECONDS", default_value_t = 30, value_name = "S")]
+    pub watch_seconds: u64,
+    /// How long a shard may stand still when its worker dies, in seconds: another takes it over by then.
     #[arg(long, env = "ORGSTREAM_LEASE_SECONDS", default_value_t = 6, value_name = "S")]
     pub lease_seconds: u64,
 }
 
 impl WorkArgs {
     /// The same, as the workers take it.
-    pub fn options(&self) -> WorkerOptions {
+    pub fn options(&self) -> anyhow::Result<WorkerOptions> {
+        let weights = PlanWeights::new(self.plan_weight.iter().cloned());
         let id = self.worker_id.unwrap_or_else(Uuid::now_v7);
-        WorkerOptions {
-            slots: self.slots.max(1),
+        let slots = self.slots.max(1);
+        Ok(WorkerOptions {
+            weights: weights.context("--plan-weight (ORGSTREAM_PLAN_WEIGHT)")?,
+            slots,
+            reserve: self.reserve.unwrap_or(WorkerOptions::usual_reserve(slots)).min(slots - 1),
+            policy: self.policy.into(),
             slice: Duration::from_millis(self.slice_ms.max(1)),
+            message_timeout: Duration::from_secs(self.message_seconds.max(1)),
             lane_bytes: self.lane_kib.max(1) * 1024,
             total_bytes: self.lanes_mib.max(1) * 1024 * 1024,
             lease: Duration::from_secs(self.lease_seconds.max(1)),
+            watch: Duration::from_secs(self.watch_seconds.max(1)),
             ..WorkerOptions::new(id)
+        })
+    }
+}
+
+/// Who goes first when several organizations wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PolicyName {
+    /// Whoever has had the least of the database's time.
+    Fair,
+    /// Whoever came first.
+    Fifo,
+    /// One after the other, a hundred messages each.
+    Rr100,
+}
+
+impl From<PolicyName> for Policy {
+    fn from(name: PolicyName) -> Self {
+        match name {
+            PolicyName::Fair => Self::Fair,
+            PolicyName::Fifo => Self::Fifo,
+            PolicyName::Rr100 => Self::RoundRobin(100),
         }
     }
 }

@@ -186,6 +186,21 @@ pub struct OpenedCommit {
     pub events: Vec<OpenedEvent>,
 }
 
+impl OpenedCommit {
+    /// The message that it was opened from; none without events.
+    pub fn seal(&self) -> Option<Commit> {
+        let header = &self.events.first()?.header;
+        Some(Commit {
+            v: VERSION,
+            org_id: header.org_id,
+            aggregate: header.aggregate.aggregate.clone(),
+            command_id: self.command_id,
+            fingerprint: self.fingerprint,
+            events: self.events.iter().map(|event| event.sealed.clone()).collect(),
+        })
+    }
+}
+
 /// An event that can be read, beside the bytes it was read from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OpenedEvent {

@@ -79,10 +79,23 @@ names! {
             // An id is accepted wherever a slug is, so the two must never look alike.
             && !text.starts_with(b"org_")
     };
+    /// What an organization has booked, for example `standard` or `enterprise`. What a plan means is up to whoever asks.
+    PlanName: "plan name", "1 to 63 of a-z, 0-9, - and _, beginning with a letter", |text| {
+        text.len() <= 63
+            && text.first().is_some_and(u8::is_ascii_lowercase)
+            && text.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
+    };
     /// The part of an API key that names it: not secret, and enough to find the key's organization.
     KeyPublicId: "key id", "12 of 0-9, A-Z and a-z", |text| {
         text.len() == 12 && text.iter().all(u8::is_ascii_alphanumeric)
     };
+}
+
+impl Default for PlanName {
+    /// The plan of every organization that was never put on another.
+    fn default() -> Self {
+        Self("standard".to_owned())
+    }
 }
 
 #[cfg(test)]
@@ -96,6 +109,14 @@ mod tests {
         }
         for bad in ["", "a", "-acme", "acme-", "a--b", "Acme", "a.b", "a/b", "a_b", "ä1", &"a".repeat(64)] {
             assert!(bad.parse::<Slug>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_usual_plan_has_a_good_name() {
+        assert_eq!("standard".parse(), Ok(PlanName::default()));
+        for bad in ["", "Standard", "a=1", "a,b", "1st", "a b", &"a".repeat(64)] {
+            assert!(bad.parse::<PlanName>().is_err(), "{bad}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Slug, codec::event_enum};
+use crate::{PlanName, Slug, codec::event_enum};
 
 event_enum! {
     /// What happens to an organization as a whole.
@@ -14,6 +14,7 @@ event_enum! {
         SettingsChanged(OrganizationSettingsChanged) = "organization.settings_changed", 1;
         Suspended(OrganizationSuspended) = "organization.suspended", 1;
         Resumed(OrganizationResumed) = "organization.resumed", 1;
+        PlanChanged(OrganizationPlanChanged) = "organization.plan_changed", 1;
     }
 }
 
@@ -84,4 +85,11 @@ pub struct OrganizationSuspended {
 pub struct OrganizationResumed {
     /// Why, in the operator's words.
     pub reason: String,
+}
+
+/// It has booked something else. Without such an event it has the default plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OrganizationPlanChanged {
+    /// The plan from now on.
+    pub plan: PlanName,
 }

@@ -145,6 +145,11 @@ impl EventSubject {
         format!("ev.{shard}.{org}.>")
     }
 
+    /// The organization itself of every org in one shard: one subject each.
+    pub fn every_org_in_shard(shard: Shard) -> String {
+        format!("ev.{shard}.*.{}.*", AggregateType::Organization.name())
+    }
+
     /// The shard and org of a subject, without looking at the aggregate: all that routing needs.
     pub fn route(subject: &str) -> Result<(Shard, OrgId), SubjectError> {
         let mut tokens = subject.split('.');

@@ -7,10 +7,10 @@ use orgstream_events::{
     Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, Auth, AuthMethod, CodecError, CommandId,
     Commit, CommitDraft, Context, Event, EventSubject, Fingerprint, KNOWN_EVENTS, KeyEnvironment, KeyId, KindChanged,
     KindDefinition, KindEvent, KindRegistered, KindRetired, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId,
-    MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent, OrganizationRenamed,
-    OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, ParkedEventsRetried,
-    ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordUpdated,
-    Role, Salt, Shard, TenantType, Timestamp, UserId, Visibility,
+    MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent, OrganizationPlanChanged,
+    OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
+    ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent,
+    RecordId, RecordUpdated, Role, Salt, Shard, TenantType, Timestamp, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -62,6 +62,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
         })),
         organization(OrganizationEvent::Suspended(OrganizationSuspended { reason: "unpaid".to_owned() })),
         organization(OrganizationEvent::Resumed(OrganizationResumed { reason: "paid".to_owned() })),
+        organization(OrganizationEvent::PlanChanged(OrganizationPlanChanged { plan: "enterprise".parse().unwrap() })),
         member_event(MemberEvent::Added(MemberAdded {
             member_id: member(),
             user_id: UserId::from_login("https://issuer.example", "ann"),

@@ -106,7 +106,7 @@ impl<'a> Fold<'a> {
                     SELECT * FROM rm.api_keys WHERE org_id = $1 AND id BETWEEN change.id AND change.id
                     ORDER BY id LIMIT 1
                 ) AS old
-                ON CONFLICT (org_id, id) DO UPDATE SET
+                ON CONFLICT (org_id, rm_version, id) DO UPDATE SET
                     revoked_at = excluded.revoked_at,
                     version = excluded.version,
                     updated_at = excluded.updated_at,
@@ -130,7 +130,7 @@ impl<'a> Fold<'a> {
                 SELECT $1, born.* FROM unnest($2::uuid[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::text[],
                     $8::text[], $9::timestamptz[], $10::timestamptz[], $11::text[], $12::text[], $13::bigint[],
                     $14::timestamptz[], $15::timestamptz[], $16::bigint[]) AS born
-                ON CONFLICT (org_id, id) DO UPDATE SET
+                ON CONFLICT (org_id, rm_version, id) DO UPDATE SET
                     name = excluded.name,
                     public_id = excluded.public_id,
                     secret_mac = excluded.secret_mac,

@@ -13,8 +13,8 @@ use orgstream_events::{AggregateId, Event, Header, OpenedCommit, Pipeline};
 use time::OffsetDateTime;
 
 use crate::{
-    BoundOrg, Database, DbError, SliceTx, api_keys, audit, convert::to_bigint, idempotency, kinds, members,
-    organizations, records, slugs,
+    BoundOrg, DbError, SliceTx, api_keys, audit, convert::to_bigint, idempotency, kinds, members, organizations,
+    records, slugs,
 };
 
 /// A commit, and where it stands in its stream.
@@ -101,45 +101,6 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
 pub async fn apply_audit(slice: &mut SliceTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
     let connection = slice.connection_of(org, Pipeline::Audit)?;
     audit::append(connection, org.org().uuid(), commits).await
-}
-
-impl Database {
-    /// Empties the org's read models and puts their checkpoint back to the beginning; the worker then replays.
-    ///
-    /// The audit log stays: it is not a read model.
-    pub async fn reset_read_models(&self, org: BoundOrg) -> Result<(), DbError> {
-        let mut transaction = self.begin_maintenance(org).await?;
-        let id = org.org().uuid();
-        let pipeline = Pipeline::ReadModels.name();
-        // The checkpoint first: from here on no slice of the org can commit, so none can add to what is deleted.
-        sqlx::query!("UPDATE ops.checkpoints SET seq = 0 WHERE org_id = $1 AND pipeline = $2", id, pipeline)
-            .execute(&mut *transaction)
-            .await?;
-        sqlx::query!(
-            "INSERT INTO ops.rewinds (shard, org, pipeline)
-            SELECT shard, org_id, pipeline FROM ops.checkpoints WHERE org_id = $1 AND pipeline = $2",
-            id,
-            pipeline,
-        )
-        .execute(&mut *transaction)
-        .await?;
-        sqlx::query!(
-            "WITH
-            organizations AS (DELETE FROM rm.organizations WHERE org_id = $1),
-            slugs AS (DELETE FROM rm.slugs WHERE org_id = $1),
-            members AS (DELETE FROM rm.members WHERE org_id = $1),
-            api_keys AS (DELETE FROM rm.api_keys WHERE org_id = $1),
-            kinds AS (DELETE FROM rm.kinds WHERE org_id = $1),
-            records AS (DELETE FROM rm.records WHERE org_id = $1),
-            idempotency AS (DELETE FROM ops.idempotency WHERE org_id = $1)
-            DELETE FROM ops.parked WHERE org_id = $1 AND pipeline = $2",
-            id,
-            pipeline,
-        )
-        .execute(&mut *transaction)
-        .await?;
-        Ok(transaction.commit().await?)
-    }
 }
 
 /// A change must have found every row that it was meant for.

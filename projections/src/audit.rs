@@ -1,11 +1,16 @@
 //! The audit log: every event of an org with its stored bytes, numbered without gaps, never changed.
 
-use orgstream_events::{ActorType, CodecError, EventId, EventView, Fingerprint, OpenedEvent, SealedEvent, Timestamp};
+use std::sync::Arc;
+
+use orgstream_events::{
+    ActorType, CodecError, EventId, EventView, Fingerprint, OpenedCommit, OpenedEvent, SealedEvent, Timestamp,
+};
+use orgstream_transparency::{Hash, leaf_hash};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Applied, DbError, Listing, Page, Placed, TenantTx,
+    Applied, BoundOrg, DbError, Listing, Page, Placed, SliceTx, TenantTx,
     convert::{column, fingerprint, from_bigint, to_bigint},
 };
 
@@ -20,8 +25,8 @@ pub struct AuditEntry {
     pub seq: u64,
     /// The stored bytes, which say everything else.
     pub sealed: SealedEvent,
-    /// `SHA-256(0x00 || header)`, as it was computed when the event was appended.
-    pub leaf: [u8; 32],
+    /// Its leaf in the org's Merkle tree, as it was computed when the event was appended.
+    pub leaf: Hash,
 }
 
 impl AuditEntry {
@@ -58,14 +63,17 @@ pub struct AuditFilter {
 
 /// Numbers the events on from the org's last and appends them: one statement, whatever their number.
 pub(crate) async fn append(connection: &mut PgConnection, org: Uuid, commits: &[Applied]) -> Result<(), DbError> {
-    let events: Vec<(i64, i32, &OpenedEvent)> = commits
+    let events: Vec<(i64, i32, Option<&Fingerprint>, &OpenedEvent)> = commits
         .iter()
-        .flat_map(|Applied { seq, commit }| (0..).zip(&commit.events).map(|(nth, event)| (to_bigint(*seq), nth, event)))
+        .flat_map(|Applied { seq, commit }| {
+            let fingerprint = |nth| commit.fingerprint.as_ref().filter(|_| nth == 0);
+            (0..).zip(&commit.events).map(move |(nth, event)| (to_bigint(*seq), nth, fingerprint(nth), event))
+        })
         .collect();
     if events.is_empty() {
         return Ok(());
     }
-    let leaves = column(&events, |(.., event)| leaf(&event.sealed.header));
+    let leaves = column(&events, |(.., event)| leaf_hash(&event.sealed.header));
     sqlx::query!(
         "WITH head AS (
             INSERT INTO audit.heads AS head (org_id, next_idx) VALUES ($1, $2)
@@ -73,20 +81,21 @@ pub(crate) async fn append(connection: &mut PgConnection, org: Uuid, commits: &[
             RETURNING next_idx - $2 AS first_idx
         )
         INSERT INTO audit.events (org_id, idx, event_id, command_id, seq, ordinal, recorded_at, occurred_at, action,
-            actor_type, actor_id, target_type, target_id, header, payload, leaf)
+            actor_type, actor_id, target_type, target_id, header, payload, leaf, fingerprint)
         SELECT $1, head.first_idx + event.place - 1, event.event_id, event.command_id, event.seq, event.ordinal,
             event.recorded_at, event.occurred_at, event.action, event.actor_type, event.actor_id, event.target_type,
-            event.target_id, event.header, event.payload, event.leaf
+            event.target_id, event.header, event.payload, event.leaf, event.fingerprint
         FROM head, unnest($3::uuid[], $4::uuid[], $5::bigint[], $6::integer[], $7::timestamptz[], $8::timestamptz[],
-            $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bytea[], $15::bytea[], $16::bytea[])
+            $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bytea[], $15::bytea[], $16::bytea[],
+            $17::bytea[])
             WITH ORDINALITY AS event (event_id, command_id, seq, ordinal, recorded_at, occurred_at, action, actor_type,
-                actor_id, target_type, target_id, header, payload, leaf, place)",
+                actor_id, target_type, target_id, header, payload, leaf, fingerprint, place)",
         org,
         i64::try_from(events.len()).unwrap_or(i64::MAX),
         &column(&events, |(.., event)| event.header.event_id.uuid()),
         &column(&events, |(.., event)| event.header.command_id.uuid()),
         &column(&events, |(seq, ..)| *seq),
-        &column(&events, |(_, nth, _)| *nth),
+        &column(&events, |(_, nth, ..)| *nth),
         &column(&events, |(.., event)| event.header.recorded_at.to_datetime()),
         &column(&events, |(.., event)| event.header.occurred_at.to_datetime()),
         column(&events, |(.., event)| event.header.event_type.as_str()) as _,
@@ -96,16 +105,12 @@ pub(crate) async fn append(connection: &mut PgConnection, org: Uuid, commits: &[
         column(&events, |(.., event)| target(event).1) as _,
         column(&events, |(.., event)| &*event.sealed.header) as _,
         column(&events, |(.., event)| &*event.sealed.payload) as _,
-        column(&leaves, <[u8; 32]>::as_slice) as _,
+        column(&leaves, |leaf| leaf.0.as_slice()) as _,
+        column(&events, |(_, _, fingerprint, _)| fingerprint.map(|fingerprint| fingerprint.0.as_slice())) as _,
     )
     .execute(connection)
     .await?;
     Ok(())
-}
-
-/// The leaf of the org's Merkle tree (RFC 6962), over the stored bytes.
-pub fn leaf(header: &[u8]) -> [u8; 32] {
-    Fingerprint::of(&[&[0], header]).0
 }
 
 fn target(event: &OpenedEvent) -> (&str, &str) {
@@ -130,7 +135,7 @@ impl TryFrom<Row> for AuditEntry {
             event_id: EventId::from_uuid(row.event_id),
             seq: from_bigint(row.seq),
             sealed: SealedEvent { header: row.header.into(), payload: row.payload.into() },
-            leaf: fingerprint("a leaf", row.leaf)?.0,
+            leaf: Hash(fingerprint("a leaf", row.leaf)?.0),
         })
     }
 }
@@ -209,6 +214,54 @@ pub async fn from_seq(tx: &mut TenantTx, seq: u64, limit: u16) -> Result<Vec<Aud
         i64::from(limit),
     );
     rows.fetch_all(tx.connection()).await?.into_iter().map(AuditEntry::try_from).collect()
+}
+
+/// The org's commits in the order of the stream, after `after` and up to `upto`: as many whole ones as have about `events`
+/// events and `bytes` bytes, and one at least. None is missing if the audit pipeline has come to `upto` and parked nothing.
+pub async fn commits(
+    slice: &mut SliceTx,
+    org: BoundOrg,
+    after: u64,
+    upto: u64,
+    (events, bytes): (u32, u32),
+) -> Result<Vec<Applied>, DbError> {
+    let (connection, _) = slice.connection(org)?;
+    let rows = sqlx::query!(
+        "WITH near AS (
+            SELECT seq, ordinal, length(header) + length(payload) AS size FROM audit.events
+            WHERE org_id = $1 AND seq > $2 AND seq <= $3 ORDER BY seq, ordinal LIMIT $4
+        ), sized AS (
+            SELECT seq, sum(size) OVER (ORDER BY seq, ordinal) - size AS before FROM near
+        )
+        SELECT event.seq, event.header, event.payload, event.fingerprint FROM audit.events AS event
+        WHERE org_id = $1 AND event.seq > $2 AND event.seq <= (SELECT max(sized.seq) FROM sized WHERE before < $5)
+        ORDER BY event.seq, event.ordinal",
+        org.org().uuid(),
+        to_bigint(after),
+        to_bigint(upto),
+        i64::from(events),
+        i64::from(bytes) as _,
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut commits: Vec<(u64, OpenedCommit)> = Vec::new();
+    for row in rows {
+        let seq = from_bigint(row.seq);
+        let sealed = SealedEvent { header: row.header.into(), payload: row.payload.into() };
+        let event = sealed.open().map_err(|error| DbError::Unreadable {
+            what: "an event of the audit log",
+            value: format!("{}:{seq}: {error}", org.org()),
+        })?;
+        match commits.last_mut() {
+            Some((last, commit)) if *last == seq => commit.events.push(event),
+            _ => {
+                let fingerprint = row.fingerprint.map(|bytes| fingerprint("a fingerprint", bytes)).transpose()?;
+                let command_id = event.header.command_id;
+                commits.push((seq, OpenedCommit { command_id, fingerprint, events: vec![event] }));
+            }
+        }
+    }
+    Ok(commits.into_iter().map(|(seq, commit)| Applied { seq, commit: Arc::new(commit) }).collect())
 }
 
 /// One event.

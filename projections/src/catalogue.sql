@@ -5,13 +5,17 @@ app_roles AS (
 ),
 tables AS (
     SELECT c.oid, c.relowner, c.relrowsecurity, c.relforcerowsecurity, n.nspname,
-        format('%I.%I', n.nspname, c.relname) AS name, org.attnum AS org_column, org.attnotnull, org.atttypid
+        format('%I.%I', n.nspname, c.relname) AS name, org.attnum AS org_column, org.attnotnull, org.atttypid,
+        rm_version.attnum AS version_column
     FROM pg_class AS c
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
     LEFT JOIN pg_attribute AS org ON org.attrelid = c.oid AND org.attname = 'org_id' AND NOT org.attisdropped
+    LEFT JOIN pg_attribute AS rm_version
+        ON rm_version.attrelid = c.oid AND rm_version.attname = 'rm_version' AND NOT rm_version.attisdropped
     WHERE c.relkind IN ('r', 'p') AND n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'
 ),
 tenant_tables AS (SELECT * FROM tables WHERE org_column IS NOT NULL),
+versioned_tables AS (SELECT * FROM tables WHERE version_column IS NOT NULL),
 policies AS (
     SELECT p.*, pg_get_expr(polqual, polrelid) AS reads, pg_get_expr(polwithcheck, polrelid) AS writes
     FROM pg_policy AS p
@@ -42,6 +46,20 @@ FROM tenant_tables AS t WHERE NOT EXISTS (
         AND p.reads = '(org_id = ( SELECT app.org() AS org))' AND p.writes = p.reads
 )
 UNION ALL
+SELECT name || ' shows every version of its rows', 'CREATE POLICY version AS RESTRICTIVE FOR ALL TO PUBLIC'
+FROM versioned_tables AS t WHERE NOT EXISTS (
+    SELECT FROM policies AS p
+    WHERE p.polrelid = t.oid AND NOT p.polpermissive AND p.polcmd = '*' AND p.polroles = '{0}'
+        AND p.reads LIKE '%rm_version = ( SELECT app.rm_version()%' AND p.writes = p.reads
+)
+UNION ALL
+SELECT format('%s: the unique index %s is not per version', name, i.indexrelid::regclass), 'make rm_version part of it'
+FROM versioned_tables AS t JOIN pg_index AS i ON i.indrelid = t.oid
+WHERE i.indisunique AND NOT t.version_column = ANY (i.indkey)
+UNION ALL
+SELECT name || ' has no column rm_version', 'give it one: read models are built version by version'
+FROM tables WHERE nspname = 'rm' AND version_column IS NULL
+UNION ALL
 SELECT name || ' has no index that begins with org_id', 'begin the primary key with org_id'
 FROM tenant_tables AS t WHERE NOT EXISTS (
     SELECT FROM pg_index AS i
@@ -60,8 +78,9 @@ SELECT format('%s: the foreign key %I may point into another org', t.name, f.con
 FROM tenant_tables AS t JOIN pg_constraint AS f ON f.conrelid = t.oid
 WHERE f.contype = 'f' AND NOT t.org_column = ANY (f.conkey)
 UNION ALL
-SELECT 'app.org() is missing or not STABLE', 'create it STABLE: IMMUTABLE shows one org the rows of another'
-WHERE NOT EXISTS (SELECT FROM pg_proc WHERE oid = to_regprocedure('app.org()') AND provolatile = 's')
+SELECT name || ' is missing or not STABLE', 'create it STABLE: IMMUTABLE shows one org the rows of another'
+FROM unnest(ARRAY['app.org()', 'app.rm_version()']) AS name
+WHERE NOT EXISTS (SELECT FROM pg_proc WHERE oid = to_regprocedure(name) AND provolatile = 's')
 UNION ALL
 SELECT format('the role %I may pass by row-level security', a.rolname),
     'ALTER ROLE ... NOSUPERUSER NOBYPASSRLS, and take it out of roles that have them'

@@ -5,7 +5,6 @@ use orgstream_events::{Pipeline, Shard, Timestamp};
 use crate::{
     DbError, TenantTx,
     convert::{from_bigint, parsed},
-    slice::pipeline_version,
 };
 
 /// How far one pipeline has come.
@@ -15,6 +14,8 @@ pub struct Checkpoint {
     pub pipeline: Pipeline,
     /// Of which version of its tables.
     pub version: i32,
+    /// Whether that is the version that is shown.
+    pub active: bool,
     /// The stream that the sequence belongs to.
     pub shard: Shard,
     /// Everything up to it has been applied or parked.
@@ -29,11 +30,9 @@ pub struct Checkpoint {
 pub async fn position(tx: &mut TenantTx, pipeline: Pipeline) -> Result<u64, DbError> {
     let org = tx.org().uuid();
     let seq = sqlx::query_scalar!(
-        "SELECT seq FROM ops.checkpoints WHERE org_id = $1 AND pipeline = $2 AND version = $3
-        ORDER BY updated_at DESC LIMIT 1",
+        "SELECT seq FROM ops.checkpoints WHERE org_id = $1 AND pipeline = $2 AND active",
         org,
         pipeline.name(),
-        pipeline_version(pipeline),
     )
     .fetch_optional(tx.connection())
     .await?;
@@ -44,7 +43,7 @@ pub async fn position(tx: &mut TenantTx, pipeline: Pipeline) -> Result<u64, DbEr
 pub async fn all(tx: &mut TenantTx) -> Result<Vec<Checkpoint>, DbError> {
     let org = tx.org().uuid();
     let rows = sqlx::query!(
-        "SELECT pipeline, version, shard, seq, epoch, updated_at FROM ops.checkpoints WHERE org_id = $1
+        "SELECT pipeline, version, active, shard, seq, epoch, updated_at FROM ops.checkpoints WHERE org_id = $1
         ORDER BY pipeline, version, shard",
         org,
     )
@@ -55,6 +54,7 @@ pub async fn all(tx: &mut TenantTx) -> Result<Vec<Checkpoint>, DbError> {
             Ok(Checkpoint {
                 pipeline: parsed("a pipeline", row.pipeline)?,
                 version: row.version,
+                active: row.active,
                 shard: Shard(u16::try_from(row.shard).unwrap_or(u16::MAX)),
                 seq: from_bigint(row.seq),
                 epoch: from_bigint(row.epoch),

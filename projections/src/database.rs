@@ -48,7 +48,7 @@ pub struct DatabaseOptions {
     pub url: String,
     /// The password of the roles, where the server asks for one.
     pub password: Option<String>,
-    /// For slices: the most that are committed at the same time.
+    /// For slices of either class: the most that are committed at the same time.
     pub rw_connections: u32,
     /// For queries.
     pub ro_connections: u32,
@@ -62,6 +62,16 @@ impl fmt::Debug for DatabaseOptions {
             .field("ro_connections", &self.ro_connections)
             .finish_non_exhaustive()
     }
+}
+
+/// What a transaction of slices is for, which decides whose connections it uses: a server process that has a backlog to
+/// work off is one that the operating system lets others go before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SliceClass {
+    /// A few messages that somebody waits for.
+    Light,
+    /// More of the same, with more behind it.
+    Backlog,
 }
 
 /// One thing that is wrong, and what to do about it.
@@ -83,6 +93,7 @@ impl fmt::Display for Finding {
 #[derive(Debug, Clone)]
 pub struct Database {
     slices: PgPool,
+    backlog: PgPool,
     ops: PgPool,
     ro: PgPool,
 }
@@ -108,6 +119,7 @@ impl Database {
         };
         let database = Self {
             slices: pool("app_rw", &SLICE_SETTINGS, options.rw_connections)?,
+            backlog: pool("app_rw", &SLICE_SETTINGS, options.rw_connections)?,
             ops: pool("app_rw", &[], OPS_CONNECTIONS)?,
             ro: pool("app_ro", &READ_SETTINGS, options.ro_connections)?,
         };
@@ -119,6 +131,7 @@ impl Database {
     /// Closes every connection, and waits for the transactions that are under way.
     pub async fn close(&self) {
         self.slices.close().await;
+        self.backlog.close().await;
         self.ops.close().await;
         self.ro.close().await;
     }
@@ -153,9 +166,15 @@ impl Database {
         Ok(TenantTx::new(begin(&self.ro, READ, Some(org)).await?, org))
     }
 
-    /// A transaction that slices of any number of orgs are opened in, one after the other.
-    pub async fn begin_slices(&self) -> Result<SliceTx, DbError> {
-        Ok(SliceTx::new(begin(&self.slices, WRITE, None).await?))
+    /// A transaction that slices of any number of orgs are opened in, one after the other. A statement of it that takes
+    /// longer than `timeout` ends it with [`DbError::TimedOut`].
+    pub async fn begin_slices(&self, class: SliceClass, timeout: Duration) -> Result<SliceTx, DbError> {
+        let statement = format!("{WRITE}; SET LOCAL statement_timeout = {}", timeout.as_millis().max(1));
+        let pool = match class {
+            SliceClass::Light => &self.slices,
+            SliceClass::Backlog => &self.backlog,
+        };
+        Ok(SliceTx::new(begin(pool, &statement, None).await?))
     }
 
     /// As a slice begins, but bound from the start: see `raw`.
@@ -196,7 +215,7 @@ async fn begin(
 ) -> Result<Transaction<'static, Postgres>, DbError> {
     let statement = match org {
         // The only value is a UUID that this program formats: no text of anybody's gets here.
-        Some(org) => format!("{statement}; SELECT set_config('app.org_id', '{}', true)", org.org().uuid()),
+        Some(org) => format!("{statement}; SELECT app.bind('{}')", org.org().uuid()),
         None => statement.to_owned(),
     };
     let begun = tokio::spawn(begin_at_last(pool.clone(), statement).in_current_span());

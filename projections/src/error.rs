@@ -8,6 +8,9 @@ pub enum DbError {
     /// Not reachable, shutting down, out of time or in a deadlock: the same again later may work.
     #[error("the database cannot answer now: {0}")]
     Unavailable(#[source] sqlx::Error),
+    /// A statement took longer than it may.
+    #[error("the database needed too long: {0}")]
+    TimedOut(#[source] sqlx::Error),
     /// Row-level security or a missing grant: the transaction was bound to another org, or to none.
     #[error("the database refused access: {0}")]
     Refused(#[source] sqlx::Error),
@@ -43,7 +46,12 @@ pub enum DbError {
 impl DbError {
     /// Whether the same again later may work. Everything else repeats itself.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unavailable(_))
+        matches!(self, Self::Unavailable(_) | Self::TimedOut(_))
+    }
+
+    /// Whether it was given up because it took too long.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::TimedOut(_))
     }
 }
 
@@ -60,6 +68,7 @@ impl From<sqlx::Error> for DbError {
             | E::Protocol(_) => Self::Unavailable(error),
             E::Database(refusal) => match refusal.code().as_deref() {
                 Some("42501") => Self::Refused(error),
+                Some("57014") => Self::TimedOut(error),
                 // Serialization and deadlocks, resources, operator intervention, connections, and lock timeouts.
                 Some(code) if ["40", "53", "57", "58", "08"].contains(&code.get(..2).unwrap_or_default()) => {
                     Self::Unavailable(error)

@@ -39,7 +39,7 @@ pub(crate) async fn write(connection: &mut PgConnection, org: Uuid, commits: &[A
     sqlx::query!(
         "INSERT INTO ops.idempotency (org_id, command_id, fingerprint, seq, aggregate_type, aggregate_id)
         SELECT $1, done.* FROM unnest($2::uuid[], $3::bytea[], $4::bigint[], $5::text[], $6::text[]) AS done
-        ON CONFLICT (org_id, command_id) DO NOTHING",
+        ON CONFLICT (org_id, rm_version, command_id) DO NOTHING",
         org,
         &column(&keyed, |(command, ..)| command.uuid()),
         column(&keyed, |(_, fingerprint, ..)| fingerprint.0.as_slice()) as _,

@@ -80,7 +80,7 @@ impl<'a> Fold<'a> {
                     SELECT * FROM rm.kinds WHERE org_id = $1 AND name BETWEEN change.name AND change.name
                     ORDER BY name LIMIT 1
                 ) AS old
-                ON CONFLICT (org_id, name) DO UPDATE SET
+                ON CONFLICT (org_id, rm_version, name) DO UPDATE SET
                     title = excluded.title,
                     schema = excluded.schema,
                     visibility = excluded.visibility,
@@ -111,7 +111,7 @@ impl<'a> Fold<'a> {
                     updated_at, seq)
                 SELECT $1, born.* FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::text[], $6::bigint[], $7::text[],
                     $8::bigint[], $9::timestamptz[], $10::timestamptz[], $11::bigint[]) AS born
-                ON CONFLICT (org_id, name) DO UPDATE SET
+                ON CONFLICT (org_id, rm_version, name) DO UPDATE SET
                     title = excluded.title,
                     schema = excluded.schema,
                     visibility = excluded.visibility,

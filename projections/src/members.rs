@@ -91,7 +91,7 @@ impl<'a> Fold<'a> {
                     SELECT * FROM rm.members WHERE org_id = $1 AND id BETWEEN change.id AND change.id
                     ORDER BY id LIMIT 1
                 ) AS old
-                ON CONFLICT (org_id, id) DO UPDATE SET
+                ON CONFLICT (org_id, rm_version, id) DO UPDATE SET
                     role = excluded.role,
                     status = excluded.status,
                     version = excluded.version,
@@ -116,7 +116,7 @@ impl<'a> Fold<'a> {
                     (org_id, id, user_id, email, role, status, version, created_at, updated_at, seq)
                 SELECT $1, born.* FROM unnest($2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::bigint[],
                     $8::timestamptz[], $9::timestamptz[], $10::bigint[]) AS born
-                ON CONFLICT (org_id, id) DO UPDATE SET
+                ON CONFLICT (org_id, rm_version, id) DO UPDATE SET
                     user_id = excluded.user_id,
                     email = excluded.email,
                     role = excluded.role,

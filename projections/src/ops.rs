@@ -50,6 +50,8 @@ pub struct LaneLag {
     pub age_ms: u64,
     /// Whether the lane reads the log at its own pace.
     pub detached: bool,
+    /// How long its checkpoint is known not to have moved although the log has more for it, in milliseconds.
+    pub standing_ms: Option<u64>,
 }
 
 impl Database {
@@ -81,7 +83,7 @@ impl Database {
         Ok(live.fetch_all(self.ops_pool()).await?)
     }
 
-    /// The lanes that the workers seen `within` this time called the furthest behind, the worst first.
+    /// The lanes that the workers seen `within` this time called the furthest behind, those that stand still first.
     pub async fn lagging_lanes(&self, within: Duration) -> Result<Vec<LaneLag>, DbError> {
         let said = sqlx::query_scalar!(
             r#"SELECT lagging AS "lagging: Json<Vec<LaneLag>>" FROM ops.workers
@@ -90,7 +92,7 @@ impl Database {
         );
         let said = said.fetch_all(self.ops_pool()).await?;
         let mut lanes: Vec<LaneLag> = said.into_iter().flat_map(|Json(lanes)| lanes).collect();
-        lanes.sort_by_key(|lane| Reverse((lane.age_ms, lane.waiting)));
+        lanes.sort_by_key(|lane| Reverse((lane.standing_ms, lane.age_ms, lane.waiting)));
         Ok(lanes)
     }
 

@@ -1,7 +1,9 @@
-//! Organizations: one row per org.
+//! Organizations: one row per org, and what those have booked that are not on the usual plan.
+//!
+//! A plan has a table of its own, which knows no versions: workers share out by it while a rebuild goes through old plans.
 
 use orgstream_events::{
-    OrgId, OrganizationCreated, OrganizationEvent, OrganizationSettings, Slug, TenantType, Timestamp,
+    OrgId, OrganizationCreated, OrganizationEvent, OrganizationSettings, PlanName, Slug, TenantType, Timestamp,
 };
 use sqlx::{PgConnection, types::Json};
 use time::OffsetDateTime;
@@ -30,6 +32,8 @@ pub struct Organization {
     pub suspended_reason: Option<String>,
     /// What it decided about itself.
     pub settings: OrganizationSettings,
+    /// What it has booked.
+    pub plan: PlanName,
     /// The aggregate's version.
     pub version: u64,
     /// When it was created.
@@ -48,6 +52,7 @@ pub(crate) struct Fold<'a> {
     name: Option<&'a str>,
     suspension: Option<Suspension<'a>>,
     settings: Option<&'a OrganizationSettings>,
+    plan: Option<(&'a PlanName, i64)>,
     stamp: Option<Stamp>,
 }
 
@@ -83,12 +88,26 @@ impl<'a> Fold<'a> {
             OrganizationEvent::SettingsChanged(event) => self.settings = Some(&event.settings),
             OrganizationEvent::Suspended(event) => self.suspension = Some(Suspension::Because(&event.reason)),
             OrganizationEvent::Resumed(_) => self.suspension = Some(Suspension::Over),
+            OrganizationEvent::PlanChanged(event) => self.plan = Some((&event.plan, stamp.seq)),
         }
         self.stamp = Some(stamp);
     }
 
     pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
         let Some(stamp) = self.stamp else { return Ok(()) };
+        if let Some((plan, seq)) = self.plan {
+            // Not what the history says on the way to what is known already.
+            sqlx::query!(
+                "INSERT INTO ops.plans AS known (org_id, plan, seq) VALUES ($1, $2, $3)
+                ON CONFLICT (org_id) DO UPDATE SET plan = excluded.plan, seq = excluded.seq
+                WHERE known.seq < excluded.seq",
+                org,
+                plan.as_str(),
+                seq,
+            )
+            .execute(&mut *connection)
+            .await?;
+        }
         let Some((created, created_at)) = self.created else {
             let changed = sqlx::query!(
                 "UPDATE rm.organizations SET
@@ -119,7 +138,7 @@ impl<'a> Fold<'a> {
             "INSERT INTO rm.organizations
                 (org_id, slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at, seq)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-            ON CONFLICT (org_id) DO UPDATE SET
+            ON CONFLICT (org_id, rm_version) DO UPDATE SET
                 slug = excluded.slug,
                 name = excluded.name,
                 tenant_type = excluded.tenant_type,
@@ -152,7 +171,8 @@ impl<'a> Fold<'a> {
 pub async fn get(tx: &mut TenantTx) -> Result<Option<Organization>, DbError> {
     let org = tx.org();
     let row = sqlx::query!(
-        "SELECT slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at, seq
+        "SELECT slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at, seq,
+            (SELECT plan FROM ops.plans WHERE org_id = $1) AS plan
         FROM rm.organizations WHERE org_id = $1",
         org.uuid(),
     )
@@ -167,6 +187,7 @@ pub async fn get(tx: &mut TenantTx) -> Result<Option<Organization>, DbError> {
             region: row.region,
             suspended_reason: row.suspended_reason,
             settings: from_json("an organization's settings", &row.settings)?,
+            plan: row.plan.map(|plan| parsed("a plan", plan)).transpose()?.unwrap_or_default(),
             version: from_bigint(row.version),
             created_at: row.created_at.into(),
             updated_at: row.updated_at.into(),

@@ -101,10 +101,10 @@ pub async fn park(slice: &mut SliceTx, org: BoundOrg, messages: &[Park<'_>]) -> 
     let reasons = column(messages, |message| message.reason.replace('\0', " "));
     sqlx::query!(
         "INSERT INTO ops.parked AS parked
-            (org_id, pipeline, seq, aggregate_type, aggregate_id, subject, message, state, reason, attempts)
-        SELECT $1, $2, message.* FROM unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::text[],
+            (org_id, pipeline, rm_version, seq, aggregate_type, aggregate_id, subject, message, state, reason, attempts)
+        SELECT $1, $2, CASE WHEN $2 = 'read_models' THEN app.rm_version() ELSE 1 END, message.* FROM unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::text[],
             $9::text[], $10::integer[]) AS message
-        ON CONFLICT (org_id, pipeline, seq) DO UPDATE SET
+        ON CONFLICT (org_id, pipeline, rm_version, seq) DO UPDATE SET
             state = excluded.state,
             reason = excluded.reason,
             attempts = parked.attempts + excluded.attempts",

@@ -1,14 +1,16 @@
-//! The raw limit that projecting is measured against: the same rows by plain INSERT, without events, order or checkpoint.
+//! For the benchmarks alone: the raw limit that projecting is measured against, which is the same rows by plain INSERT,
+//! without events, order or checkpoint; when a row could be seen, as the server knows it; and a table that one org has
+//! trouble with.
 //!
-//! For `orgstream bench project` alone. The audit trigger and row-level security apply to it as to everybody.
+//! The audit trigger and row-level security apply to it as to everybody.
 
-use orgstream_events::Event;
-use sqlx::types::Json;
+use orgstream_events::{Event, Pipeline};
+use orgstream_transparency::leaf_hash;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, types::Json};
 
 use crate::{
-    Applied, BoundOrg, Database, DbError,
-    audit::leaf,
-    convert::{column, to_bigint},
+    Applied, BoundOrg, Database, DbError, TenantTx, checkpoints,
+    convert::{column, from_bigint, to_bigint},
 };
 
 impl Database {
@@ -44,7 +46,7 @@ impl Database {
         )
         .execute(&mut *transaction)
         .await?;
-        let leaves = column(&created, |(_, event, _)| leaf(&event.sealed.header));
+        let leaves = column(&created, |(_, event, _)| leaf_hash(&event.sealed.header));
         sqlx::query!(
             "INSERT INTO audit.events (org_id, idx, event_id, command_id, seq, ordinal, recorded_at, occurred_at, action,
                 actor_type, actor_id, target_type, target_id, header, payload, leaf)
@@ -63,11 +65,106 @@ impl Database {
             column(&created, |(_, event, _)| event.header.actor.id.as_str()) as _,
             column(&created, |(_, event, _)| &*event.sealed.header) as _,
             column(&created, |(_, event, _)| &*event.sealed.payload) as _,
-            column(&leaves, <[u8; 32]>::as_slice) as _,
+            column(&leaves, |leaf| leaf.0.as_slice()) as _,
         )
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
         Ok(created.len() as u64)
     }
+}
+
+/// When an event could be seen, for `orgstream bench fairness`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Its place in the org's audit log.
+    pub idx: u64,
+    /// The stream sequence.
+    pub seq: u64,
+    /// When its audit row was committed, in microseconds since 1970.
+    pub audit_us: i64,
+    /// When the row of the record that it created was; none when there is no such row.
+    pub read_model_us: Option<i64>,
+}
+
+/// What became visible of the bound org after the commit at `after`, in the order of the audit log, as the server's own
+/// commit timestamps have it. They must be switched on (`track_commit_timestamp`).
+///
+/// A rebuild commits every row anew, in another version: the earliest counts, for none is ahead of the one that is shown.
+pub async fn seen(tx: &mut TenantTx, after: u64) -> Result<Vec<Seen>, DbError> {
+    let mut earliest: Vec<Seen> = Vec::new();
+    for checkpoint in checkpoints::all(tx).await? {
+        if checkpoint.pipeline != Pipeline::ReadModels {
+            continue;
+        }
+        tx.look_at(checkpoint.version).await?;
+        let of_version = seen_of_version(tx, after).await?;
+        if earliest.is_empty() {
+            earliest = of_version;
+            continue;
+        }
+        // The same events at the same moment, so the same rows.
+        for (known, other) in earliest.iter_mut().zip(of_version) {
+            known.read_model_us = [known.read_model_us, other.read_model_us].into_iter().flatten().min();
+        }
+    }
+    Ok(earliest)
+}
+
+async fn seen_of_version(tx: &mut TenantTx, after: u64) -> Result<Vec<Seen>, DbError> {
+    let org = tx.org().uuid();
+    let rows = sqlx::query!(
+        r#"SELECT event.idx, event.seq,
+            (extract(epoch FROM pg_xact_commit_timestamp(event.xmin)) * 1000000)::bigint AS "audit_us!",
+            (extract(epoch FROM pg_xact_commit_timestamp(record.xmin)) * 1000000)::bigint AS "read_model_us"
+        FROM audit.events AS event
+        LEFT JOIN rm.records AS record ON record.org_id = event.org_id AND record.created_seq = event.seq
+        WHERE event.org_id = $1 AND event.seq > $2 ORDER BY event.idx"#,
+        org,
+        to_bigint(after),
+    );
+    let seen = rows.fetch_all(tx.connection()).await?.into_iter().map(|row| Seen {
+        idx: from_bigint(row.idx),
+        seq: from_bigint(row.seq),
+        audit_us: row.audit_us,
+        read_model_us: row.read_model_us,
+    });
+    Ok(seen.collect())
+}
+
+/// What is to happen to every record that an org inserts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hindrance {
+    /// It takes so many milliseconds.
+    Slow(u32),
+    /// One with this `number` in its content is refused.
+    Refused(u64),
+}
+
+/// Gives an org trouble with its records, until [`unhinder`]. For a database that is nobody's but the benchmark's.
+pub async fn hinder(owner_url: &str, org: BoundOrg, hindrance: Hindrance) -> Result<(), DbError> {
+    let org = org.org().uuid();
+    let (condition, body) = match hindrance {
+        Hindrance::Slow(ms) => (String::new(), format!("PERFORM pg_sleep({ms} / 1000.0); RETURN NEW")),
+        Hindrance::Refused(number) => {
+            (format!("AND NEW.data ->> 'number' = '{number}'"), "RAISE 'refused for the benchmark'".to_owned())
+        }
+    };
+    let script = format!(
+        "CREATE OR REPLACE FUNCTION rm.hinder() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; END $$;
+        CREATE TRIGGER hinder BEFORE INSERT ON rm.records FOR EACH ROW WHEN (NEW.org_id = '{org}' {condition})
+        EXECUTE FUNCTION rm.hinder()"
+    );
+    run(owner_url, script).await
+}
+
+/// Ends the trouble.
+pub async fn unhinder(owner_url: &str) -> Result<(), DbError> {
+    run(owner_url, "DROP FUNCTION IF EXISTS rm.hinder() CASCADE".to_owned()).await
+}
+
+async fn run(owner_url: &str, script: String) -> Result<(), DbError> {
+    let mut connection = PgConnection::connect(owner_url).await?;
+    sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut connection).await?;
+    Ok(connection.close().await?)
 }

@@ -104,7 +104,7 @@ impl<'a> Fold<'a> {
                     SELECT * FROM rm.records WHERE org_id = $1 AND id BETWEEN change.id AND change.id
                     ORDER BY id LIMIT 1
                 ) AS old
-                ON CONFLICT (org_id, id) DO UPDATE SET
+                ON CONFLICT (org_id, rm_version, id) DO UPDATE SET
                     kind_version = excluded.kind_version,
                     data = excluded.data,
                     status = excluded.status,
@@ -131,7 +131,7 @@ impl<'a> Fold<'a> {
                     version, created_at, created_seq, updated_at, seq)
                 SELECT $1, born.* FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::jsonb[], $6::text[], $7::text[],
                     $8::text[], $9::bigint[], $10::timestamptz[], $11::bigint[], $12::timestamptz[], $13::bigint[]) AS born
-                ON CONFLICT (org_id, id) DO UPDATE SET
+                ON CONFLICT (org_id, rm_version, id) DO UPDATE SET
                     kind = excluded.kind,
                     kind_version = excluded.kind_version,
                     data = excluded.data,

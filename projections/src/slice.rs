@@ -1,19 +1,12 @@
 //! The transaction that events are applied in: slices of several orgs, each opened by its checkpoint.
 
-use orgstream_events::{OrgId, Pipeline, Shard};
+use orgstream_events::{OrgId, Pipeline, PlanName, Shard};
 use sqlx::{PgConnection, Postgres, Transaction};
 
 use crate::{
     BoundOrg, DbError,
-    convert::{from_bigint, to_bigint},
+    convert::{column, from_bigint, to_bigint},
 };
-
-/// The version of a pipeline's tables. A checkpoint belongs to one.
-pub const fn pipeline_version(pipeline: Pipeline) -> i32 {
-    match pipeline {
-        Pipeline::ReadModels | Pipeline::Audit => 1,
-    }
-}
 
 /// What became of an attempt to open a slice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,22 +25,33 @@ pub enum SliceStart {
     Fenced,
 }
 
+/// A slice that is to be opened: of one pipeline, from where its checkpoint is to where it will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opening {
+    /// Which tables it is for.
+    pub pipeline: Pipeline,
+    /// Where the checkpoint is. Without it the org must have none yet; otherwise the answer says where it is.
+    pub from: Option<u64>,
+    /// Where it will be.
+    pub to: u64,
+}
+
 /// One transaction for the slices of any number of orgs. Dropping it undoes all of them.
 #[derive(Debug)]
 pub struct SliceTx {
     transaction: Transaction<'static, Postgres>,
-    open: Option<(OrgId, Pipeline)>,
+    /// The org that it is bound to, with the pipelines whose slices are open, and the one of them that is written to.
+    open: Option<(OrgId, Vec<Pipeline>)>,
+    current: Option<Pipeline>,
+    plan: Option<PlanName>,
 }
 
 impl SliceTx {
     pub(crate) fn new(transaction: Transaction<'static, Postgres>) -> Self {
-        Self { transaction, open: None }
+        Self { transaction, open: None, current: None, plan: None }
     }
 
-    /// Binds the transaction to `org` and moves the org's checkpoint from `from` to `to`, in one round trip.
-    ///
-    /// Without `from` the org must have no checkpoint yet; otherwise the answer says where it is.
-    /// The slice before this one is complete: there is no way back to it.
+    /// Opens a single slice, and turns to it.
     pub async fn open(
         &mut self,
         org: BoundOrg,
@@ -57,29 +61,66 @@ impl SliceTx {
         from: Option<u64>,
         to: u64,
     ) -> Result<SliceStart, DbError> {
-        self.open = None;
-        let opened = sqlx::query!(
-            r#"SELECT state AS "state!", stored_seq AS "stored_seq!", parked AS "parked!"
-            FROM ops.open_slice($1, $2, $3, $4, $5, $6, $7)"#,
+        let starts = self.open_all(org, shard, epoch, &[Opening { pipeline, from, to }]).await?;
+        self.turn_to(pipeline);
+        starts.first().copied().ok_or(DbError::NotOpen(org.org()))
+    }
+
+    /// Binds the transaction to `org` and moves the checkpoints of its slices, in one round trip. The answers are in the
+    /// order of `openings`, and each holds for itself.
+    ///
+    /// The slices before these are complete: there is no way back to them.
+    pub async fn open_all(
+        &mut self,
+        org: BoundOrg,
+        shard: Shard,
+        epoch: u64,
+        openings: &[Opening],
+    ) -> Result<Vec<SliceStart>, DbError> {
+        (self.open, self.current, self.plan) = (None, None, None);
+        let rows = sqlx::query!(
+            r#"SELECT opened.state AS "state!", opened.stored_seq AS "stored_seq!", opened.parked AS "parked!",
+                opened.plan
+            FROM unnest($4::text[], $5::bigint[], $6::bigint[]) WITH ORDINALITY
+                AS slice (pipeline, from_seq, to_seq, place)
+            CROSS JOIN LATERAL ops.open_slice($1, slice.pipeline, $2, $3, slice.from_seq, slice.to_seq) AS opened
+            ORDER BY slice.place"#,
             org.org().uuid(),
-            pipeline.name(),
-            pipeline_version(pipeline),
             i32::from(shard.0),
             to_bigint(epoch),
-            from.map(to_bigint),
-            to_bigint(to),
+            column(openings, |slice| slice.pipeline.name()) as _,
+            &column(openings, |slice| slice.from.map(to_bigint)) as &[Option<i64>],
+            &column(openings, |slice| to_bigint(slice.to)),
         )
-        .fetch_one(&mut *self.transaction)
+        .fetch_all(&mut *self.transaction)
         .await?;
-        match opened.state.as_str() {
-            "open" => {
-                self.open = Some((org.org(), pipeline));
-                Ok(SliceStart::Open { parked: opened.parked })
-            }
-            "moved" => Ok(SliceStart::Moved { stored_seq: from_bigint(opened.stored_seq) }),
-            "fenced" => Ok(SliceStart::Fenced),
-            _ => Err(DbError::Unreadable { what: "the state of a slice", value: opened.state }),
+        let mut starts = Vec::with_capacity(openings.len());
+        let mut open = Vec::with_capacity(openings.len());
+        for (slice, row) in openings.iter().zip(rows) {
+            starts.push(match row.state.as_str() {
+                "open" => {
+                    open.push(slice.pipeline);
+                    // A name that only a newer version can read must not keep the slice from being applied.
+                    self.plan = row.plan.and_then(|plan| plan.parse().ok());
+                    SliceStart::Open { parked: row.parked }
+                }
+                "moved" => SliceStart::Moved { stored_seq: from_bigint(row.stored_seq) },
+                "fenced" => SliceStart::Fenced,
+                _ => return Err(DbError::Unreadable { what: "the state of a slice", value: row.state }),
+            });
         }
+        self.open = Some((org.org(), open));
+        Ok(starts)
+    }
+
+    /// What is written from here on belongs to the slice of `pipeline`, if that is open.
+    pub fn turn_to(&mut self, pipeline: Pipeline) {
+        self.current = self.open.as_ref().and_then(|(_, open)| open.contains(&pipeline).then_some(pipeline));
+    }
+
+    /// What the org of the open slices has booked, as was known when the slice was opened.
+    pub fn plan(&self) -> PlanName {
+        self.plan.clone().unwrap_or_default()
     }
 
     /// A place to come back to inside the open slice. One at a time.
@@ -113,10 +154,22 @@ impl SliceTx {
         Ok(self.transaction.rollback().await?)
     }
 
-    /// The connection, if the open slice is one of `org`.
+    /// The connection, before anything is open.
+    pub(crate) fn unopened(&mut self) -> &mut PgConnection {
+        (self.open, self.current, self.plan) = (None, None, None);
+        &mut self.transaction
+    }
+
+    /// The transaction was bound to `org` and a version of its read models by hand.
+    pub(crate) fn opened(&mut self, org: BoundOrg) {
+        self.open = Some((org.org(), vec![Pipeline::ReadModels]));
+        self.current = Some(Pipeline::ReadModels);
+    }
+
+    /// The connection, if the current slice is one of `org`.
     pub(crate) fn connection(&mut self, org: BoundOrg) -> Result<(&mut PgConnection, Pipeline), DbError> {
-        match self.open {
-            Some((open, pipeline)) if open == org.org() => Ok((&mut self.transaction, pipeline)),
+        match (&self.open, self.current) {
+            (Some((open, _)), Some(pipeline)) if *open == org.org() => Ok((&mut self.transaction, pipeline)),
             _ => Err(DbError::NotOpen(org.org())),
         }
     }

@@ -22,8 +22,10 @@ impl<'a> Fold<'a> {
             OrganizationEvent::Renamed(event) => {
                 self.slugs.insert(&event.slug);
             }
-            OrganizationEvent::SettingsChanged(_) | OrganizationEvent::Suspended(_) | OrganizationEvent::Resumed(_) => {
-            }
+            OrganizationEvent::SettingsChanged(_)
+            | OrganizationEvent::Suspended(_)
+            | OrganizationEvent::Resumed(_)
+            | OrganizationEvent::PlanChanged(_) => {}
         }
     }
 

@@ -41,7 +41,8 @@ impl BoundOrg {
     }
 }
 
-/// A consistent view of one org's rows, read-only. Dropping it ends it.
+/// A consistent view of one org's rows, read-only, as far as they belong to the version of its read models that is shown.
+/// Dropping it ends it.
 #[derive(Debug)]
 pub struct TenantTx {
     transaction: Transaction<'static, Postgres>,
@@ -61,6 +62,14 @@ impl TenantTx {
     /// Ends it where the caller wants to know that it ended.
     pub async fn finish(self) -> Result<(), DbError> {
         Ok(self.transaction.commit().await?)
+    }
+
+    /// Shows another version of the org's read models, of the same moment.
+    pub(crate) async fn look_at(&mut self, version: i32) -> Result<(), DbError> {
+        sqlx::query!("SELECT set_config('app.rm_version', $1, true)", version.to_string())
+            .fetch_one(&mut *self.transaction)
+            .await?;
+        Ok(())
     }
 
     pub(crate) fn connection(&mut self) -> &mut PgConnection {

@@ -60,6 +60,8 @@ permissions! {
     ManageParking = "parking:manage": ;
     /// Suspend and resume an organization. For operators.
     Suspend = "organization:suspend": ;
+    /// Put an organization on another plan. For operators.
+    ManagePlan = "organization:plan": ;
     /// Register, change and retire kinds. For operators, in the platform's own org.
     ManageKinds = "kinds:manage": ;
 }
@@ -67,7 +69,7 @@ permissions! {
 impl Permission {
     /// Whether an operator of the platform has it in an org of a tenant.
     pub fn is_operators(self) -> bool {
-        matches!(self, Self::ManageParking | Self::Suspend | Self::ReadProjections)
+        matches!(self, Self::ManageParking | Self::Suspend | Self::ManagePlan | Self::ReadProjections)
     }
 
     /// What a command needs; none for the one that makes the org it is for.
@@ -76,6 +78,7 @@ impl Permission {
             Command::CreateOrganization(_) => return None,
             Command::RenameOrganization(_) | Command::ChangeSettings(_) => Self::ManageOrganization,
             Command::SuspendOrganization(_) | Command::ResumeOrganization(_) => Self::Suspend,
+            Command::ChangePlan(_) => Self::ManagePlan,
             Command::AddMember(_) | Command::ChangeMemberRole(_) | Command::RemoveMember(_) => Self::ManageMembers,
             Command::IssueApiKey(_) | Command::RevokeApiKey(_) => Self::ManageKeys,
             Command::RegisterKind(_) | Command::ChangeKind(_) | Command::RetireKind(_) => Self::ManageKinds,

@@ -121,7 +121,7 @@ fn print(rows: &[Row]) {
             format!("{:.0}", row.p99_us),
         ]);
     }
-    println!("{table}");
+    println!("{}", table.trim_fmt());
     println!("p50 and p99 are of one request: one command, or {BULK} in bulk.");
 }
 

@@ -24,9 +24,14 @@ pub(super) fn data(number: u64) -> serde_json::Value {
 
 /// A new record's commit, sealed as a command's would be.
 pub(super) fn commit(org: OrgId, number: u64) -> anyhow::Result<Commit> {
+    commit_of(org, data(number))
+}
+
+/// The same with content of the caller's own.
+pub(super) fn commit_of(org: OrgId, data: serde_json::Value) -> anyhow::Result<Commit> {
     let now = now();
     let command_id = CommandId::fresh(now.unix_ms(), rand::random());
-    let created = RecordCreated { kind: "webhook".parse()?, kind_version: 1, data: data(number) };
+    let created = RecordCreated { kind: "webhook".parse()?, kind_version: 1, data };
     let draft = CommitDraft {
         org,
         aggregate: AggregateId::Record(RecordId::derive(command_id)),

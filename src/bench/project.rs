@@ -107,7 +107,7 @@ fn print(rows: &[Row]) {
             format!("{:.2}", row.of_raw_all),
         ]);
     }
-    println!("{table}");
+    println!("{}", table.trim_fmt());
     println!("\"of raw\": against bare inserts on one connection, and on as many as the worker has.");
 }
 
@@ -189,7 +189,7 @@ async fn project(
 ) -> anyhow::Result<(u64, Duration)> {
     let bar = bar(total, "projecting");
     let started = Instant::now();
-    rig.stack.start_worker(WorkerOptions { slots, ..WorkerOptions::new(Uuid::now_v7()) });
+    rig.stack.start_worker(WorkerOptions::new(Uuid::now_v7()).with_slots(slots));
     let mut behind: Vec<_> = orgs.to_vec();
     while !behind.is_empty() {
         tokio::time::sleep(POLL).await;

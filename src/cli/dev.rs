@@ -44,7 +44,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let dir = prepare(&args.data_dir)?;
     let _lock = lock(&dir)?;
     let steps = Steps::new();
-    let mut worker = args.work.options();
+    let mut worker = args.work.options()?;
     if args.work.worker_id.is_none() {
         worker.id = Uuid::nil();
     }

@@ -46,6 +46,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
                 print!("{CLEAR}");
             }
             print_rows(&answer, if args.all { LANES } else { PIPELINES });
+            if data(&answer).iter().any(|lane| lane.get("standing_ms").is_some_and(Value::is_u64)) {
+                eprintln!(
+                    "what has standing_ms does not move although there is more for it: the worker's log says more"
+                );
+            }
             if answer.get("workers") == Some(&Value::from(0)) {
                 eprintln!("no worker is running, so nothing catches up: start one (orgstream work)");
             }
@@ -63,13 +68,18 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 const PIPELINES: (&[&str], &[usize]) =
     (&["pipeline", "behind", "parked", "behind_since", "position", "head", "updated_at"], &[1, 2]);
 /// The columns of the lanes that are behind.
-const LANES: (&[&str], &[usize]) = (&["org_id", "pipeline", "age_ms", "waiting", "detached"], &[2, 3]);
+const LANES: (&[&str], &[usize]) =
+    (&["org_id", "pipeline", "age_ms", "waiting", "detached", "standing_ms"], &[2, 3, 5]);
 
 fn print_rows(answer: &Value, (head, numbers): (&[&str], &[usize])) {
-    let rows = answer.pointer("/data").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let rows = data(answer);
     if rows.is_empty() {
         println!("nothing is behind");
         return;
     }
-    println!("{}", rows_table(rows, head, numbers));
+    println!("{}", rows_table(rows, head, numbers).trim_fmt());
+}
+
+fn data(answer: &Value) -> &[Value] {
+    answer.pointer("/data").and_then(Value::as_array).map_or(&[][..], Vec::as_slice)
 }

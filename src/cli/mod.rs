@@ -9,6 +9,7 @@ mod dev;
 mod lag;
 mod migrate;
 mod park;
+mod plan;
 mod publish;
 mod rebuild;
 mod replay;
@@ -57,7 +58,9 @@ enum Job {
     /// See, retry or skip events that could not be applied.
     #[command(subcommand)]
     Park(park::Job),
-    /// Drop the read models of an organization, or of all, and build them again from the stream.
+    /// Put an organization on a plan, which says how much of the workers' time it may have.
+    Plan(plan::Args),
+    /// Build the read models of an organization, or of all, again from the audit log, beside those that are shown.
     Rebuild(rebuild::Args),
     /// Measure this machine against its raw limits.
     #[command(subcommand)]
@@ -84,6 +87,7 @@ impl Cli {
             Job::Replay(args) => replay::run(args).await,
             Job::Lag(args) => lag::run(args).await,
             Job::Park(job) => park::run(job).await,
+            Job::Plan(args) => plan::run(args).await,
             Job::Rebuild(args) => rebuild::run(args).await,
             Job::Bench(job) => bench::run(job).await,
             Job::TestServers(args) => test_servers::run(args).await,

@@ -112,5 +112,5 @@ fn print_parked(answer: &Value) {
         return;
     }
     let head = ["pipeline", "seq", "aggregate", "state", "attempts", "parked_at", "reason"];
-    println!("{}", rows_table(rows, &head, &[1, 4]));
+    println!("{}", rows_table(rows, &head, &[1, 4]).trim_fmt());
 }

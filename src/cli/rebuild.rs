@@ -1,88 +1,288 @@
-//! `orgstream rebuild`: read models dropped and built again from the stream.
+//! `orgstream rebuild`: a new version of read models, built by the workers beside the one that is shown.
 
-use std::{io::IsTerminal, time::Duration};
+use std::{collections::HashMap, io::IsTerminal, time::Duration};
 
 use anyhow::{Context, bail};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use orgstream_events::{OrgId, Pipeline};
-use orgstream_projections::{BoundOrg, Database, checkpoints};
-use orgstream_stream::Log;
+use orgstream_events::{CommandId, KeyId, MemberId, OrgId, RecordId};
+use orgstream_projections::{Asked, BoundOrg, Database, Drift, Rebuild, RebuildJob, RebuildState, drift};
+use serde_json::{Value, json};
+use uuid::Uuid;
 
+use super::table::{rows_table, table};
 use crate::{
     config::{DatabaseArgs, NatsArgs},
     node,
 };
 
-const POLL: Duration = Duration::from_millis(50);
-/// Organizations that are being rebuilt at the same time.
-const AT_ONCE: usize = 16;
-/// How long an organization may stand still before the command says so.
+const POLL: Duration = Duration::from_millis(100);
+/// How long nothing may move before the command says so.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Characters of a checksum that people are shown.
+const SHOWN: usize = 16;
+/// The columns of `rebuild status`, and which of them are numbers.
+const STATUS: (&[&str], &[usize]) = (
+    &["org", "job", "state", "version", "previous", "events", "total", "differences", "updated_at", "error"],
+    &[3, 4, 5, 6, 7],
+);
 
-/// Drop the read models of an organization, or of all, and build them again from the stream.
+/// Build the read models of an organization, or of all, again from the audit log.
 ///
-/// The audit log is not a read model and stays. The workers do the building, so at least one must be running; while an
-/// organization is being built its queries show what there is so far. Interrupted, the workers finish by themselves.
+/// The workers build a new version beside the one that is shown, behind everything else that they do, and then show it,
+/// each organization for itself: until then queries see the old rows, and from then on the new ones. The version before is
+/// kept until the next rebuild, to go back to. Interrupted, the workers finish by themselves, and the same command shows
+/// how far they are.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    status: Option<Job>,
+    #[command(flatten)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum Job {
+    /// Show what is being rebuilt, and what was.
+    Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        database: DatabaseArgs,
+    },
+}
+
+#[derive(clap::Args)]
+struct What {
     /// The organization, by id.
-    #[arg(long, value_name = "ORG", required_unless_present = "all", conflicts_with = "all")]
+    #[arg(long, value_name = "ORG", conflicts_with = "all",
+        required_unless_present_any = ["all", "roll_back", "drop_old"])]
     org: Option<OrgId>,
-    /// Every organization there is, a few at a time.
+    /// Every organization there is.
     #[arg(long)]
     all: bool,
+    /// Build a version only to compare it with what is shown, and name every difference; exits with 1 if there is one.
+    #[arg(long, requires = "org", conflicts_with_all = ["roll_back", "drop_old", "detach"])]
+    verify: bool,
+    /// Show the version before again, brought up to date: of one organization, or of all that have one.
+    #[arg(long, conflicts_with = "drop_old")]
+    roll_back: bool,
+    /// Drop every version that is not shown, and give up what is being built: of one organization, or of all.
+    #[arg(long)]
+    drop_old: bool,
+    /// Do not wait for the workers.
+    #[arg(long)]
+    detach: bool,
+    /// Print what --verify found as JSON.
+    #[arg(long, requires = "verify")]
+    json: bool,
     #[command(flatten)]
     nats: NatsArgs,
     #[command(flatten)]
     database: DatabaseArgs,
 }
 
+impl What {
+    fn job(&self) -> RebuildJob {
+        match (self.verify, self.roll_back, self.drop_old) {
+            (true, ..) => RebuildJob::Verify,
+            (_, true, _) => RebuildJob::RollBack,
+            (.., true) => RebuildJob::Drop,
+            _ => RebuildJob::Build,
+        }
+    }
+
+    async fn orgs(&self, db: &Database) -> anyhow::Result<Vec<OrgId>> {
+        if let Some(org) = self.org {
+            return Ok(vec![org]);
+        }
+        match self.job() {
+            RebuildJob::Build | RebuildJob::Verify => {
+                let log = node::connect_log(&self.nats).await?;
+                log.organizations().await.context("the organizations could not be listed")
+            }
+            job => {
+                let has_more = |one: &Rebuild| one.state != RebuildState::Done && job == RebuildJob::Drop;
+                let known = db.rebuilds().await?.into_iter();
+                Ok(known.filter(|one| one.previous.is_some() || has_more(one)).map(|one| one.org).collect())
+            }
+        }
+    }
+}
+
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let log = node::connect_log(&args.nats).await?;
-    let db = node::open_database(&args.database, 1).await?;
-    let orgs = match args.org {
-        Some(org) => vec![org],
-        None => log.organizations().await.context("the organizations could not be listed")?,
-    };
-    let bar = ProgressBar::with_draw_target(Some(orgs.len() as u64), ProgressDrawTarget::stderr());
-    if !std::io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
+    match args.status {
+        Some(Job::Status { json, database }) => status(&node::open_database(&database, 1).await?, json).await,
+        None => rebuild(&args.what).await,
     }
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} organizations  {eta} left") {
-        bar.set_style(style);
+}
+
+async fn rebuild(what: &What) -> anyhow::Result<()> {
+    let db = node::open_database(&what.database, 1).await?;
+    let job = what.job();
+    let mut asked = HashMap::new();
+    for org in what.orgs(&db).await? {
+        match db.ask_rebuild(BoundOrg::named_by_operator(org), job).await? {
+            Asked::Begun(rebuild) => {
+                asked.insert(org, rebuild);
+            }
+            Asked::GoesOn(rebuild) => {
+                eprintln!("{org}: this is under way already, at {} of {} events", rebuild.events, rebuild.total);
+                asked.insert(org, rebuild);
+            }
+            Asked::Busy(rebuild) => bail!(
+                "{org}: something else is under way ({}); wait for it, or give it up with --drop-old",
+                text(&json!(rebuild.job))
+            ),
+            Asked::Nothing if what.org.is_none() => {}
+            Asked::Nothing if job == RebuildJob::RollBack => bail!("{org} has no version to go back to"),
+            Asked::Nothing => bail!("{org} has no read models: is there such an organization?"),
+        }
     }
-    // Most of a small organization's rebuild is the wait for its worker to notice.
-    let (log, db, bar) = (&log, &db, &bar);
-    let rebuilt = stream::iter(orgs.iter().copied()).map(|org| async move {
-        rebuild(log, db, org).await.with_context(|| format!("{org} was not rebuilt to the end"))?;
-        bar.inc(1);
-        anyhow::Ok(())
-    });
-    rebuilt.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
-    bar.finish_and_clear();
-    eprintln!("rebuilt the read models of {} organizations", orgs.len());
+    if what.detach {
+        eprintln!("asked for {} organizations; `orgstream rebuild status` shows how far they are", asked.len());
+        return Ok(());
+    }
+    let orgs = asked.len();
+    wait(&db, asked).await?;
+    match job {
+        RebuildJob::Build => eprintln!("rebuilt the read models of {orgs} organizations"),
+        RebuildJob::RollBack => eprintln!("rolled back the read models of {orgs} organizations"),
+        RebuildJob::Drop => eprintln!("dropped the old versions of {orgs} organizations"),
+        RebuildJob::Verify => {
+            if let Some(org) = what.org {
+                verdict(&db, org, what.json).await?;
+            }
+        }
+    }
     Ok(())
 }
 
-async fn rebuild(log: &Log, db: &Database, org: OrgId) -> anyhow::Result<()> {
-    let placement = log.placement(org).await?.with_context(|| format!("there is no organization {org}"))?;
-    let bound = BoundOrg::named_by_operator(org);
-    let head = log.head(&placement).await?;
-    db.reset_read_models(bound).await?;
-    let (mut reached, mut since) = (0, tokio::time::Instant::now());
-    loop {
-        let seq = checkpoints::position(&mut db.read(bound).await?, Pipeline::ReadModels).await?;
-        if seq >= head {
-            return Ok(());
+/// Waits until all that was asked for is done.
+async fn wait(db: &Database, mut asked: HashMap<OrgId, Rebuild>) -> anyhow::Result<()> {
+    let (orgs, mut done_events) = (asked.len(), 0);
+    let bar = progress();
+    let (mut seen, mut since) = ((0, 0), tokio::time::Instant::now());
+    let mut failures = Vec::new();
+    while !asked.is_empty() {
+        let waiting: Vec<OrgId> = asked.keys().copied().collect();
+        for now in db.rebuilds_of(&waiting).await? {
+            let Some(known) = asked.get_mut(&now.org) else { continue };
+            if (now.job, now.version) != (known.job, known.version) {
+                bail!("{}: somebody has asked for something else meanwhile", now.org);
+            }
+            match now.state {
+                RebuildState::Done => done_events += now.total,
+                RebuildState::Failed => failures.push(format!("{}: {}", now.org, now.error.unwrap_or_default())),
+                _ => {
+                    *known = now;
+                    continue;
+                }
+            }
+            asked.remove(&now.org);
         }
-        if seq > reached {
-            (reached, since) = (seq, tokio::time::Instant::now());
+        let events = done_events + asked.values().map(|one| one.events).sum::<u64>();
+        bar.set_length(done_events + asked.values().map(|one| one.total).sum::<u64>());
+        bar.set_position(events);
+        bar.set_message(format!("{} of {orgs} organizations", orgs - asked.len()));
+        let moved = asked.values().map(|one| one.updated_at.unix_ms()).max().unwrap_or_default();
+        if (events, moved) != seen {
+            (seen, since) = ((events, moved), tokio::time::Instant::now());
         } else if since.elapsed() > PATIENCE {
-            bail!(
-                "nothing has moved for {PATIENCE:?} at position {seq} of {head}: is a worker running? what does `orgstream park list` say?"
-            );
+            bail!("nothing has moved for {PATIENCE:?} at event {events}: is a worker running?");
         }
-        tokio::time::sleep(POLL).await;
+        if !asked.is_empty() {
+            tokio::time::sleep(POLL).await;
+        }
     }
+    bar.finish_and_clear();
+    if !failures.is_empty() {
+        bail!("{} of {orgs} organizations could not be finished:\n  {}", failures.len(), failures.join("\n  "));
+    }
+    Ok(())
+}
+
+/// A bar over the events of all organizations; nothing outside a terminal.
+fn progress() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if !std::io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} events  {msg}  {per_sec}  {eta} left") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Says what a comparison found.
+async fn verdict(db: &Database, org: OrgId, as_json: bool) -> anyhow::Result<()> {
+    let differences = db.rebuilds_of(&[org]).await?.first().map_or(0, |rebuild| rebuild.differences);
+    let found = drift(&mut db.read(BoundOrg::named_by_operator(org)).await?).await?;
+    if as_json {
+        println!("{}", json!({"org": org, "differences": differences, "data": found}));
+    } else {
+        let mut sums = table(&["table", "shown", "built"], &[]);
+        let (tables, rows): (Vec<&Drift>, Vec<&Drift>) = found.iter().partition(|drift| drift.key.is_none());
+        for Drift { table, shown, built, .. } in tables {
+            sums.add_row([table.clone(), short(shown.as_deref()), short(built.as_deref())]);
+        }
+        println!("{}", sums.trim_fmt());
+        for drift in &rows {
+            let how = match (&drift.shown, &drift.built) {
+                (None, _) => "is missing".to_owned(),
+                (_, None) => "should not be there".to_owned(),
+                _ => format!("differs in {}", drift.columns.join(", ")),
+            };
+            println!("{} {} {how}", drift.table, name(drift));
+        }
+        if differences > rows.len() as u64 {
+            println!("and {} rows more", differences - rows.len() as u64);
+        }
+    }
+    if differences > 0 {
+        bail!("{differences} rows of {org} are not what its events make of them; `rebuild --org {org}` mends them");
+    }
+    eprintln!("the read models of {org} are what its events make of them");
+    Ok(())
+}
+
+/// A checksum as far as people compare it.
+fn short(sum: Option<&str>) -> String {
+    match sum.filter(|sum| sum.contains(|digit| digit != '0')) {
+        Some(sum) => sum.chars().take(SHOWN).collect(),
+        None => "no rows".to_owned(),
+    }
+}
+
+/// The row as APIs name it.
+fn name(drift: &Drift) -> String {
+    let key = drift.key.clone().unwrap_or_default();
+    let Ok(id) = key.parse::<Uuid>() else { return key };
+    match drift.table.as_str() {
+        "rm.records" => RecordId::from_uuid(id).to_string(),
+        "rm.members" => MemberId::from_uuid(id).to_string(),
+        "rm.api_keys" => KeyId::from_uuid(id).to_string(),
+        "rm.organizations" => OrgId::from_uuid(id).to_string(),
+        "ops.idempotency" => CommandId::from_uuid(id).to_string(),
+        _ => key,
+    }
+}
+
+async fn status(db: &Database, as_json: bool) -> anyhow::Result<()> {
+    let rebuilds = db.rebuilds().await?;
+    let rows: Vec<Value> = rebuilds.iter().map(|rebuild| json!(rebuild)).collect();
+    if as_json {
+        println!("{}", json!({"data": rows}));
+    } else if rows.is_empty() {
+        println!("nothing was ever rebuilt");
+    } else {
+        println!("{}", rows_table(&rows, STATUS.0, STATUS.1).trim_fmt());
+    }
+    Ok(())
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }

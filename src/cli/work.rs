@@ -25,10 +25,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let options = args.work.options()?;
     let metrics = telemetry::metrics()?;
     let db = node::open_database(&args.database, args.work.slots).await?;
     let log = node::open_log_for_work(&args.nats, &db).await?;
-    let worker = Worker::new(log.clone(), db.clone(), args.work.options());
+    let worker = Worker::new(log.clone(), db.clone(), options);
     let stop = node::stop_when_asked()?;
     let listener = node::listen(&args.http).await?;
     tracing::info!(address = %listener.local_addr()?, "the worker answers /readyz and /metrics");

@@ -326,6 +326,9 @@ impl CommandHandler {
             Command::ResumeOrganization(command) => {
                 self.execute::<Organization>(&attempt, &to, OrganizationCommand::Resume(command)).await
             }
+            Command::ChangePlan(command) => {
+                self.execute::<Organization>(&attempt, &to, OrganizationCommand::ChangePlan(command)).await
+            }
             Command::AddMember(command) => {
                 self.execute::<Roster>(&attempt, &to, MemberCommand::Add { command, by }).await
             }

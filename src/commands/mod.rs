@@ -30,7 +30,7 @@ pub use api_key::{IssueApiKey, RevokeApiKey};
 pub use kind::{ChangeKind, RegisterKind, RetireKind};
 pub use member::{AddMember, ChangeMemberRole, RemoveMember};
 pub use organization::{
-    ChangeSettings, CreateOrganization, RenameOrganization, ResumeOrganization, SuspendOrganization,
+    ChangePlan, ChangeSettings, CreateOrganization, RenameOrganization, ResumeOrganization, SuspendOrganization,
 };
 pub use parking::{RetryParked, SkipParked};
 pub use record::{ArchiveRecord, CreateRecord, UpdateRecord};
@@ -123,6 +123,8 @@ commands! {
     SuspendOrganization = "suspend_organization";
     /// Everything works again.
     ResumeOrganization = "resume_organization";
+    /// Another plan.
+    ChangePlan = "change_plan";
     /// One more person.
     AddMember = "add_member";
     /// More or fewer rights for one person.
@@ -160,7 +162,8 @@ impl Command {
             | Self::RenameOrganization(_)
             | Self::ChangeSettings(_)
             | Self::SuspendOrganization(_)
-            | Self::ResumeOrganization(_) => AggregateId::Organization(facts.org),
+            | Self::ResumeOrganization(_)
+            | Self::ChangePlan(_) => AggregateId::Organization(facts.org),
             Self::AddMember(_) | Self::ChangeMemberRole(_) | Self::RemoveMember(_) => AggregateId::Member(facts.org),
             Self::IssueApiKey(_) => AggregateId::ApiKey(KeyId::derive(facts.command_id)),
             Self::RevokeApiKey(command) => AggregateId::ApiKey(command.id),
@@ -189,6 +192,7 @@ impl Command {
             | Self::ChangeSettings(_)
             | Self::SuspendOrganization(_)
             | Self::ResumeOrganization(_)
+            | Self::ChangePlan(_)
             | Self::ChangeMemberRole(_)
             | Self::RemoveMember(_)
             | Self::RevokeApiKey(_)

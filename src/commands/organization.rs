@@ -1,4 +1,4 @@
-//! The organization itself: its names, its settings, and whether anybody may act in it.
+//! The organization itself: its names, its settings, its plan, and whether anybody may act in it.
 //!
 //! That a slug is unique is a rule over all organizations, so it is no decision of this one: the handler claims the
 //! slug first and then asks here.
@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 
 use orgstream_events::{
-    AggregateType, Event, OrganizationCreated, OrganizationEvent, OrganizationRenamed, OrganizationResumed,
-    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, Slug, TenantType,
+    AggregateType, Event, OrganizationCreated, OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed,
+    OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, PlanName, Slug,
+    TenantType,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
@@ -38,6 +39,8 @@ pub struct Profile {
     pub region: String,
     /// What it decided about itself.
     pub settings: OrganizationSettings,
+    /// What it has booked.
+    pub plan: PlanName,
     /// Why nobody but the platform may act in it, while that is so.
     pub suspended: Option<String>,
 }
@@ -81,6 +84,8 @@ pub enum OrganizationCommand {
     Suspend(SuspendOrganization),
     /// Let everybody go on.
     Resume(ResumeOrganization),
+    /// Be on another plan.
+    ChangePlan(ChangePlan),
 }
 
 /// A new organization. Whoever asks becomes its owner.
@@ -183,6 +188,15 @@ pub struct ResumeOrganization {
     pub reason: String,
 }
 
+/// Puts it on another plan. For platform operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangePlan {
+    /// The plan: 1 to 63 of a-z, 0-9, - and _, beginning with a letter.
+    #[schema(value_type = String, example = "enterprise")]
+    pub plan: PlanName,
+}
+
 impl Aggregate for Organization {
     type Command = OrganizationCommand;
     type Event = OrganizationEvent;
@@ -197,6 +211,7 @@ impl Aggregate for Organization {
                 tenant_type: event.tenant_type,
                 region: event.region.clone(),
                 settings: OrganizationSettings::default(),
+                plan: PlanName::default(),
                 suspended: None,
             });
         }
@@ -210,6 +225,7 @@ impl Aggregate for Organization {
             OrganizationEvent::SettingsChanged(event) => profile.settings.clone_from(&event.settings),
             OrganizationEvent::Suspended(event) => profile.suspended = Some(event.reason.clone()),
             OrganizationEvent::Resumed(_) => profile.suspended = None,
+            OrganizationEvent::PlanChanged(event) => profile.plan.clone_from(&event.plan),
         }
     }
 
@@ -228,6 +244,8 @@ impl Aggregate for Organization {
             OrganizationCommand::ChangeSettings(command) => command.check(&mut faults),
             OrganizationCommand::Suspend(SuspendOrganization { reason })
             | OrganizationCommand::Resume(ResumeOrganization { reason }) => faults.reason("/reason", reason),
+            // The name of a plan is right by its type.
+            OrganizationCommand::ChangePlan(_) => {}
         }
         faults.none_or(OrganizationError::Invalid)?;
         match command {
@@ -271,6 +289,11 @@ impl Aggregate for Organization {
                 None => Err(OrganizationError::NotFound),
                 Some(Profile { suspended: None, .. }) => Err(OrganizationError::NotSuspended),
                 Some(_) => Ok(vec![OrganizationEvent::Resumed(OrganizationResumed { reason: command.reason })]),
+            },
+            OrganizationCommand::ChangePlan(ChangePlan { plan }) => match &self.profile {
+                None => Err(OrganizationError::NotFound),
+                Some(profile) if profile.plan == plan => Ok(vec![]),
+                Some(_) => Ok(vec![OrganizationEvent::PlanChanged(OrganizationPlanChanged { plan })]),
             },
         }
     }
@@ -503,6 +526,28 @@ mod tests {
         assert_eq!(given::<Organization>(&[created(), suspended()]).when(resume.clone()), Ok(vec![resumed.clone()]));
         assert!(given::<Organization>(&[created(), suspended(), resumed]).0.must_be_active().is_ok());
         assert_eq!(rejection(given::<Organization>(&[created()]).when(resume)).code, "organization_not_suspended");
+    }
+
+    fn change_plan(plan: &str) -> OrganizationCommand {
+        OrganizationCommand::ChangePlan(ChangePlan { plan: plan.parse().unwrap() })
+    }
+
+    #[test]
+    fn a_plan_is_changed_once() {
+        let changed = OrganizationEvent::PlanChanged(OrganizationPlanChanged { plan: "enterprise".parse().unwrap() });
+        assert_eq!(given::<Organization>(&[created()]).when(change_plan("enterprise")), Ok(vec![changed.clone()]));
+        assert_eq!(given::<Organization>(&[created(), changed.clone()]).when(change_plan("enterprise")), Ok(vec![]));
+        assert!(
+            given::<Organization>(&[created(), changed]).when(change_plan("standard")).is_ok_and(|all| all.len() == 1)
+        );
+        assert_eq!(given::<Organization>(&[created()]).when(change_plan("standard")), Ok(vec![]));
+    }
+
+    #[test]
+    fn what_an_organization_has_booked_can_change_while_it_is_suspended() {
+        let changed = given::<Organization>(&[created(), suspended()]).when(change_plan("enterprise"));
+        assert!(changed.is_ok_and(|events| events.len() == 1));
+        assert_eq!(rejection(given::<Organization>(&[]).when(change_plan("enterprise"))).code, "not_found");
     }
 
     #[test]

@@ -18,7 +18,11 @@ impl Command {
     pub fn works_while_suspended(&self) -> bool {
         matches!(
             self,
-            Self::SuspendOrganization(_) | Self::ResumeOrganization(_) | Self::RetryParked(_) | Self::SkipParked(_)
+            Self::SuspendOrganization(_)
+                | Self::ResumeOrganization(_)
+                | Self::ChangePlan(_)
+                | Self::RetryParked(_)
+                | Self::SkipParked(_)
         )
     }
 
@@ -35,7 +39,8 @@ impl Command {
             Self::RenameOrganization(_)
             | Self::ChangeSettings(_)
             | Self::SuspendOrganization(_)
-            | Self::ResumeOrganization(_) => Some("organization".to_owned()),
+            | Self::ResumeOrganization(_)
+            | Self::ChangePlan(_) => Some("organization".to_owned()),
             Self::AddMember(_) | Self::ChangeMemberRole(_) | Self::RemoveMember(_) => Some("member".to_owned()),
             Self::RevokeApiKey(command) => name(AggregateId::ApiKey(command.id)),
             Self::RegisterKind(command) => name(AggregateId::Kind(command.kind.clone())),

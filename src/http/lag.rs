@@ -29,6 +29,9 @@ pub struct LaneView {
     pub waiting: Option<usize>,
     /// Whether the lane was over budget and reads the log at its own pace.
     pub detached: bool,
+    /// How long its checkpoint is known not to have moved although the log has more for it, in milliseconds; null while
+    /// it moves. Whatever the lane says of itself: something holds it up, or it was forgotten.
+    pub standing_ms: Option<u64>,
 }
 
 /// One shard.
@@ -54,7 +57,8 @@ pub struct LagView {
     /// How many workers live. Each says every few seconds which of its lanes are the furthest behind.
     #[schema(example = 2)]
     pub workers: usize,
-    /// The lanes that are the furthest behind, the worst first; after those that workers named, the other detached ones.
+    /// The lanes that are the furthest behind: those that stand still, the worst of the others, and then the other detached
+    /// ones.
     pub data: Vec<LaneView>,
     /// Every shard.
     pub shards: Vec<ShardView>,
@@ -86,6 +90,7 @@ pub async fn worst(State(app): State<Arc<App>>, _: SignedIn) -> Result<Json<LagV
             age_ms: Some(lane.age_ms),
             waiting: Some(lane.waiting),
             detached: lane.detached,
+            standing_ms: lane.standing_ms,
         })
         .collect();
     let mut shards = Vec::new();
@@ -100,7 +105,14 @@ pub async fn worst(State(app): State<Arc<App>>, _: SignedIn) -> Result<Json<LagV
         });
         for (org_id, pipeline) in mark.detached {
             if !named.iter().any(|lane| (lane.org, lane.pipeline) == (org_id, pipeline)) {
-                data.push(LaneView { org_id, pipeline, age_ms: None, waiting: None, detached: true });
+                data.push(LaneView {
+                    org_id,
+                    pipeline,
+                    age_ms: None,
+                    waiting: None,
+                    detached: true,
+                    standing_ms: None,
+                });
             }
         }
     }

@@ -116,6 +116,7 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(organizations::show, organizations::rename))
         .routes(routes!(organizations::change_settings))
         .routes(routes!(organizations::suspend))
+        .routes(routes!(organizations::change_plan))
         .routes(routes!(organizations::resume))
         .routes(routes!(commands::submit))
         .routes(routes!(members::list, members::add))

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{extract::State, http::request::Parts, response::Response};
-use orgstream_events::{OrgId, OrganizationSettings, Slug, TenantType, Timestamp};
+use orgstream_events::{OrgId, OrganizationSettings, PlanName, Slug, TenantType, Timestamp};
 use orgstream_projections::organizations::{self, Organization};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     commands::{
-        ChangeSettings, Command, CreateOrganization, RenameOrganization, ResumeOrganization, SuspendOrganization,
-        handler::Request, openapi,
+        ChangePlan, ChangeSettings, Command, CreateOrganization, RenameOrganization, ResumeOrganization,
+        SuspendOrganization, handler::Request, openapi,
     },
     gateway::AcceptedCommand,
     problem::Problem,
@@ -46,6 +46,9 @@ pub struct OrganizationView {
     /// What it decided about itself.
     #[schema(value_type = SettingsView)]
     pub settings: OrganizationSettings,
+    /// What it has booked: `standard` unless the platform's operator says otherwise.
+    #[schema(value_type = String, example = "standard")]
+    pub plan: PlanName,
     /// The version that `If-Match` takes.
     #[schema(example = 1)]
     pub version: u64,
@@ -79,12 +82,13 @@ impl From<Organization> for OrganizationView {
             region,
             suspended_reason,
             settings,
+            plan,
             version,
             created_at,
             updated_at,
             seq: _,
         } = organization;
-        Self { id, slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at }
+        Self { id, slug, name, tenant_type, region, suspended_reason, settings, plan, version, created_at, updated_at }
     }
 }
 
@@ -183,4 +187,19 @@ pub async fn resume(
     Body(Reason { reason }): Body<Reason>,
 ) -> Result<Response, Problem> {
     writer.submit(&app, ResumeOrganization { reason }).await.map(reply::changed)
+}
+
+/// Put an organization on another plan
+///
+/// What a plan is worth in the workers' time is a setting of the workers. For platform operators.
+#[utoipa::path(
+    put, path = "/v1/organizations/{org}/plan", operation_id = "change_plan", tag = "organizations",
+    request_body = ChangePlan, responses((status = 200, description = "Changed", body = AcceptedCommand)),
+)]
+pub async fn change_plan(
+    State(app): State<Arc<App>>,
+    writer: Writer,
+    Body(command): Body<ChangePlan>,
+) -> Result<Response, Problem> {
+    writer.submit(&app, command).await.map(reply::changed)
 }

@@ -83,6 +83,7 @@ pub const ROUTES: &[RoutePolicy] = &[
     route("PATCH", "/v1/organizations/{org}/settings", Org(P::ManageOrganization), Change),
     route("POST", "/v1/organizations/{org}/suspend", Org(P::Suspend), Change),
     route("POST", "/v1/organizations/{org}/resume", Org(P::Suspend), Change),
+    route("PUT", "/v1/organizations/{org}/plan", Org(P::ManagePlan), Change),
     route("POST", "/v1/organizations/{org}/commands", OrgCommands, Commands),
     route("GET", "/v1/organizations/{org}/members", Org(P::ReadMembers), READ),
     route("POST", "/v1/organizations/{org}/members", Org(P::ManageMembers), Create),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use orgstream_events::{Pipeline, Position, Timestamp};
-use orgstream_projections::{checkpoints, parked, pipeline_version};
+use orgstream_projections::{checkpoints, parked};
 use orgstream_stream::{Placement, ReadLimit};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -62,9 +62,7 @@ pub async fn list(State(app): State<Arc<App>>, org: OrgAccess) -> Result<Json<Pr
     let mut data = Vec::with_capacity(Pipeline::ALL.len());
     for pipeline in Pipeline::ALL {
         let current = |checkpoint: &&checkpoints::Checkpoint| {
-            checkpoint.pipeline == pipeline
-                && checkpoint.version == pipeline_version(pipeline)
-                && checkpoint.shard == placement.shard
+            checkpoint.pipeline == pipeline && checkpoint.active && checkpoint.shard == placement.shard
         };
         let checkpoint = checkpoints.iter().find(current);
         let seq = checkpoint.map_or(0, |checkpoint| checkpoint.seq);

@@ -16,4 +16,5 @@ pub use error::ServerError;
 pub use folder::{stable_listener, write_private};
 pub use nats::Nats;
 pub use postgres::{Postgres, PostgresOptions};
+pub(crate) use process::child_command;
 pub use shared::{TEST_POSTGRES, run_with_postgres};

@@ -37,11 +37,15 @@ pub struct PostgresOptions {
     pub without_fsync: bool,
     /// Connections at the same time.
     pub max_connections: u16,
+    /// Pages kept in memory, in MiB.
+    pub shared_buffers_mib: u32,
+    /// Keep the time of every commit, which says when a row could be seen.
+    pub commit_timestamps: bool,
 }
 
 impl Default for PostgresOptions {
     fn default() -> Self {
-        Self { without_fsync: false, max_connections: 100 }
+        Self { without_fsync: false, max_connections: 100, shared_buffers_mib: 128, commit_timestamps: false }
     }
 }
 
@@ -421,7 +425,7 @@ fn settings(options: PostgresOptions, port: u16) -> Vec<String> {
         // No socket file: nothing to collide, nothing to leave behind, no path that can be too long for one.
         "unix_socket_directories=".to_owned(),
         format!("max_connections={}", options.max_connections),
-        "shared_buffers=128MB".to_owned(),
+        format!("shared_buffers={}MB", options.shared_buffers_mib),
         "effective_cache_size=512MB".to_owned(),
         // Nobody replicates from a private server, so the log holds only what a crash needs.
         "wal_level=minimal".to_owned(),
@@ -440,6 +444,9 @@ fn settings(options: PostgresOptions, port: u16) -> Vec<String> {
     if options.without_fsync {
         // What is committed is still handed to the kernel, so that a process that is killed loses nothing.
         settings.push("fsync=off".to_owned());
+    }
+    if options.commit_timestamps {
+        settings.push("track_commit_timestamp=on".to_owned());
     }
     settings
 }

@@ -64,16 +64,8 @@ impl Server {
     pub(super) async fn spawn(spec: Spec<'_>) -> Result<Self, ServerError> {
         let log = open_log(spec.log)?;
         let errors = log.try_clone().map_err(ServerError::io("share the log"))?;
-        let mut command = if dies_with_parent().await {
-            let mut command = Command::new("setpriv");
-            command.args(["--pdeathsig", spec.on_our_death, "--"]).arg(spec.program);
-            command
-        } else {
-            Command::new(spec.program)
-        };
+        let mut command = child_command(spec.program, spec.on_our_death).await;
         command.args(&spec.args).stdin(Stdio::null()).stdout(log).stderr(errors).current_dir("/");
-        // A group of its own: Ctrl-C in a terminal goes to us, and we stop the servers after what needs them.
-        command.process_group(0);
         if let Some(account) = spec.account {
             // The kernel forgets the death signal on a change of user, so the change comes before setpriv.
             command.uid(account.uid).gid(account.gid);
@@ -192,6 +184,22 @@ async fn spawn(command: Command) -> io::Result<Child> {
     answer.await.map_err(|_| gone())?
 }
 
+/// A command that runs `program` in a session of its own, and that the kernel sends a signal when we die, where it can.
+///
+/// Of its own, because Ctrl-C in a terminal is for us, and we stop the servers after what needs them; and because Linux
+/// shares the processor out by session: a server is nobody's appendix.
+pub(crate) async fn child_command(program: &Path, on_our_death: &str) -> Command {
+    if dies_with_parent().await {
+        let mut command = Command::new("setsid");
+        command.args(["setpriv", "--pdeathsig", on_our_death, "--"]).arg(program);
+        command
+    } else {
+        let mut command = Command::new(program);
+        command.process_group(0);
+        command
+    }
+}
+
 /// Whether `setpriv` can ask the kernel for a signal on our death. Not everywhere: it is Linux, and not in every box.
 async fn dies_with_parent() -> bool {
     static CAN: OnceLock<bool> = OnceLock::new();
@@ -243,11 +251,15 @@ impl Written {
     /// Whether the process of this number is still the one that was written down.
     fn is_running(&self) -> bool {
         let same = self.started.is_some() && started(self.pid) == self.started && boot() == self.boot;
-        same && fs::read_link(format!("/proc/{}/exe", self.pid)).is_ok_and(|found| {
-            // A program that was replaced on disk meanwhile.
-            let found = found.to_string_lossy();
-            found.strip_suffix(" (deleted)").unwrap_or(&found) == self.executable.to_string_lossy()
-        })
+        same && match fs::read_link(format!("/proc/{}/exe", self.pid)) {
+            Ok(found) => {
+                // A program that was replaced on disk meanwhile.
+                let found = found.to_string_lossy();
+                found.strip_suffix(" (deleted)").unwrap_or(&found) == self.executable.to_string_lossy()
+            }
+            // A process that is dying has given up its program before its files and its ports.
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
     }
 
     fn signal(&self, signal: Signal) {

@@ -16,7 +16,7 @@ pub const TEST_POSTGRES: &str = "ORGSTREAM_TEST_POSTGRES";
 /// Ctrl-C reaches both of us; the program ends by it, and then so does the cluster.
 pub async fn run_with_postgres(program: &OsString, args: &[OsString]) -> Result<ExitStatus, ServerError> {
     let dir = std::env::temp_dir().join(format!("orgstream-tests-{}", std::process::id()));
-    let options = PostgresOptions { without_fsync: true, max_connections: 400 };
+    let options = PostgresOptions { without_fsync: true, max_connections: 400, ..PostgresOptions::default() };
     let postgres = Postgres::start(&dir, options).await?;
     let mut child = tokio::process::Command::new(program)
         .args(args)

@@ -1,13 +1,15 @@
-//! What there is: every org that was placed, and where an org's history ends.
+//! What there is: every org that was placed, which of them a shard has, and where an org's history ends.
 
-use orgstream_events::{EventSubject, OrgId};
+use futures_util::TryStreamExt;
+use orgstream_events::{EventSubject, OrgId, Shard};
 
 use crate::{
     Log, Placement, StreamError,
-    api::{last_on_leader, next_on_leader},
+    api::{last_on_leader, next_on_leader, unavailable},
 };
 
 const PLACEMENTS: &str = "sys.placement.*";
+const LIST: &str = "list the organizations of a shard";
 
 impl Log {
     /// Every org that was placed, in the order in which that happened.
@@ -30,5 +32,24 @@ impl Log {
         let everything = EventSubject::all_of_org(placement.shard, placement.org);
         let last = last_on_leader(self.stream_of(placement.shard)?, &everything).await?;
         Ok(last.map_or(0, |message| message.sequence))
+    }
+
+    /// Every organization of the shard, in no order. The platform's own org is none.
+    pub async fn orgs_of_shard(&self, shard: Shard) -> Result<Vec<OrgId>, StreamError> {
+        let filter = EventSubject::every_org_in_shard(shard);
+        let asked = self.stream_of(shard)?.info_with_subjects(filter).await;
+        let mut subjects = asked.map_err(|error| unavailable(LIST, &error))?;
+        let mut orgs = Vec::new();
+        while let Some((subject, _)) = subjects.try_next().await.map_err(|error| unavailable(LIST, &error))? {
+            orgs.extend(EventSubject::route(&subject).map(|(_, org)| org).ok());
+        }
+        Ok(orgs)
+    }
+
+    /// The sequence of the org's first message after `after`, as the shard's leader knows it.
+    pub async fn next_after(&self, shard: Shard, org: OrgId, after: u64) -> Result<Option<u64>, StreamError> {
+        let filter = EventSubject::all_of_org(shard, org);
+        let next = next_on_leader(self.stream_of(shard)?, &filter, after + 1).await?;
+        Ok(next.map(|message| message.sequence))
     }
 }

@@ -26,6 +26,8 @@ pub struct ShardState {
     pub messages: u64,
     /// How many bytes they take.
     pub bytes: u64,
+    /// Cursors on it: one for each worker that reads it, whatever the number of organizations.
+    pub consumers: usize,
 }
 
 pub(crate) fn name(shard: Shard) -> String {
@@ -78,6 +80,7 @@ impl Log {
             last_seq: info.state.last_sequence,
             messages: info.state.messages,
             bytes: info.state.bytes,
+            consumers: info.state.consumer_count,
         })
     }
 

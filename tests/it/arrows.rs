@@ -7,7 +7,8 @@ use std::{
     process::Command,
 };
 
-const CRATES: [&str; 4] = ["orgstream-events", "orgstream-stream", "orgstream-projections", "orgstream-workers"];
+const CRATES: [&str; 5] =
+    ["orgstream-events", "orgstream-stream", "orgstream-transparency", "orgstream-projections", "orgstream-workers"];
 
 /// Everything that a crate of ours depends on to run, directly or not.
 fn dependencies(of: &str) -> BTreeSet<String> {
@@ -28,11 +29,20 @@ fn ours(dependencies: &BTreeSet<String>) -> Vec<&str> {
 
 #[test]
 fn crates_depend_on_each_other_in_one_direction() {
-    let cases: [(&str, &[&str], &[&str]); 4] = [
+    let cases: [(&str, &[&str], &[&str]); 5] = [
         ("orgstream-events", &[], &["tokio", "async-nats", "sqlx", "axum", "clap", "reqwest"]),
         ("orgstream-stream", &["orgstream-events"], &["sqlx", "axum", "clap"]),
-        ("orgstream-projections", &["orgstream-events"], &["async-nats", "axum", "clap", "reqwest"]),
-        ("orgstream-workers", &["orgstream-events", "orgstream-projections", "orgstream-stream"], &["axum", "clap"]),
+        ("orgstream-transparency", &[], &["tokio", "async-nats", "sqlx", "axum", "clap", "reqwest", "rand", "time"]),
+        (
+            "orgstream-projections",
+            &["orgstream-events", "orgstream-transparency"],
+            &["async-nats", "axum", "clap", "reqwest"],
+        ),
+        (
+            "orgstream-workers",
+            &["orgstream-events", "orgstream-projections", "orgstream-stream", "orgstream-transparency"],
+            &["axum", "clap"],
+        ),
     ];
     assert_eq!(cases.map(|(name, ..)| name), CRATES);
     for (name, knows, never) in cases {
@@ -75,22 +85,22 @@ const NOWHERE: [String; 0] = [];
 
 #[test]
 fn only_the_stream_talks_to_jetstream() {
-    let folders = ["events/src", "projections/src", "workers/src", "src"];
+    let folders = ["events/src", "transparency/src", "projections/src", "workers/src", "src"];
     // The benchmarks measure what JetStream can do without us.
     assert_eq!(that_say(&["jetstream::", "$JS."], &folders, &["src/bench/"]), NOWHERE);
 }
 
 #[test]
 fn only_the_projections_speak_sql() {
-    let folders = ["events/src", "stream/src", "workers/src", "src"];
+    let folders = ["events/src", "stream/src", "transparency/src", "workers/src", "src"];
     // Private servers are started, asked whether they answer, and given a database.
     assert_eq!(that_say(&["sqlx::"], &folders, &["src/servers/"]), NOWHERE);
 }
 
 #[test]
-fn events_know_no_clock_and_no_randomness() {
+fn events_and_transparency_know_no_clock_and_no_randomness() {
     let forbidden = ["SystemTime", "Instant::", "OffsetDateTime::now_utc", "Uuid::now_v7", "rand::"];
-    assert_eq!(that_say(&forbidden, &["events/src"], &[]), NOWHERE);
+    assert_eq!(that_say(&forbidden, &["events/src", "transparency/src"], &[]), NOWHERE);
     // Nor does a decision: the handler hands both in.
     let deciding = that_say(&forbidden, &["src/commands"], &["src/commands/handler.rs", "src/commands/cache.rs"]);
     assert_eq!(deciding, NOWHERE);

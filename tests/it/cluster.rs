@@ -51,7 +51,7 @@ pub(crate) struct ClusterOptions {
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        Self { shards: 4, workers: 1, lease_seconds: 2, work: Vec::new() }
+        Self { shards: 4, workers: 1, lease_seconds: 3, work: Vec::new() }
     }
 }
 

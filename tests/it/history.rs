@@ -10,10 +10,13 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
-/// The tables that are a function of the stream, and are gone and back after a rebuild.
+/// The tables that are a function of the stream, and have the rows of several versions of an organization's read models.
 const READ_MODELS: [&str; 7] =
     ["rm.organizations", "rm.slugs", "rm.members", "rm.api_keys", "rm.kinds", "rm.records", "ops.idempotency"];
 const AUDIT: &str = "audit.events";
+/// Of which version the rows of the organization $1 are that queries see.
+const SHOWN: &str =
+    "rm_version = (SELECT version FROM ops.checkpoints WHERE org_id = $1 AND pipeline = 'read_models' AND active)";
 
 /// Everything that an organization's stream has, in order.
 pub(crate) struct History {
@@ -110,7 +113,12 @@ impl History {
         self.assert_audited(database).await;
         self.assert_records(database).await;
         let org = self.org.uuid();
-        let parked: i64 = count(database, "SELECT count(*) FROM ops.parked WHERE org_id = $1", org).await;
+        let parked: i64 = count(
+            database,
+            &format!("SELECT count(*) FROM ops.parked WHERE org_id = $1 AND (pipeline = 'audit' OR {SHOWN})"),
+            org,
+        )
+        .await;
         assert_eq!(parked, 0, "{} has parked events", self.org);
         let keyed: HashSet<Uuid> = self
             .commits
@@ -118,11 +126,9 @@ impl History {
             .filter(|stored| stored.commit.fingerprint.is_some())
             .map(|stored| stored.commit.command_id.uuid())
             .collect();
-        let ledger: Vec<Uuid> = sqlx::query_scalar("SELECT command_id FROM ops.idempotency WHERE org_id = $1")
-            .bind(org)
-            .fetch_all(&mut *database)
-            .await
-            .unwrap();
+        let ledger = format!("SELECT command_id FROM ops.idempotency WHERE org_id = $1 AND {SHOWN}");
+        let ledger: Vec<Uuid> =
+            sqlx::query_scalar(AssertSqlSafe(ledger)).bind(org).fetch_all(&mut *database).await.unwrap();
         assert_eq!(ledger.len(), keyed.len(), "the ledger of {}", self.org);
         assert!(ledger.iter().all(|id| keyed.contains(id)), "the ledger of {}", self.org);
     }
@@ -153,12 +159,9 @@ impl History {
 
     async fn assert_records(&self, database: &mut PgConnection) {
         type Row = (Uuid, String, Value, String, i64, i64);
+        let rows = format!("SELECT id, kind, data, status, version, seq FROM rm.records WHERE org_id = $1 AND {SHOWN}");
         let rows: Vec<Row> =
-            sqlx::query_as("SELECT id, kind, data, status, version, seq FROM rm.records WHERE org_id = $1")
-                .bind(self.org.uuid())
-                .fetch_all(&mut *database)
-                .await
-                .unwrap();
+            sqlx::query_as(AssertSqlSafe(rows)).bind(self.org.uuid()).fetch_all(&mut *database).await.unwrap();
         let number = |value: i64| u64::try_from(value).unwrap();
         let found: BTreeMap<String, Record> = rows
             .into_iter()
@@ -176,19 +179,27 @@ impl History {
     }
 }
 
-async fn count(database: &mut PgConnection, query: &'static str, org: Uuid) -> i64 {
-    sqlx::query_scalar(query).bind(org).fetch_one(database).await.unwrap()
+async fn count(database: &mut PgConnection, query: &str, org: Uuid) -> i64 {
+    sqlx::query_scalar(AssertSqlSafe(query.to_owned())).bind(org).fetch_one(database).await.unwrap()
 }
 
 /// A checksum over all columns of all rows, by table and organization.
 pub(crate) type Digests = BTreeMap<(String, Uuid), String>;
 
-/// The checksums of everything that the pipelines write.
+/// The checksums of everything that the pipelines write and queries see.
 pub(crate) async fn digests(database: &mut PgConnection) -> Digests {
     let mut digests = Digests::new();
     for table in READ_MODELS.into_iter().chain([AUDIT]) {
+        let shown = if table == AUDIT {
+            "pipeline = 'audit'"
+        } else {
+            "pipeline = 'read_models' AND place.version = rm_version"
+        };
         let query = format!(
-            "SELECT org_id, md5(string_agg(item::text, E'\\n' ORDER BY item::text)) FROM {table} AS item GROUP BY org_id"
+            "SELECT org_id, md5(string_agg(text, E'\\n' ORDER BY text)) FROM (
+                SELECT item.org_id, (to_jsonb(item) - 'rm_version')::text AS text FROM {table} AS item
+                JOIN ops.checkpoints AS place USING (org_id) WHERE active AND {shown}
+            ) AS shown GROUP BY org_id"
         );
         let rows: Vec<(Uuid, String)> = sqlx::query_as(AssertSqlSafe(query)).fetch_all(&mut *database).await.unwrap();
         digests.extend(rows.into_iter().map(|(org, digest)| ((table.to_owned(), org), digest)));

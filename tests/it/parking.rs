@@ -15,13 +15,13 @@ use crate::{
 };
 
 /// Somebody who writes to the stream past every rule.
-struct Intruder {
+pub(crate) struct Intruder {
     jetstream: jetstream::Context,
     log: Log,
 }
 
 impl Intruder {
-    async fn of(cluster: &Cluster) -> Self {
+    pub(crate) async fn of(cluster: &Cluster) -> Self {
         Self { jetstream: jetstream::new(cluster.producer().await), log: cluster.log().await }
     }
 
@@ -30,21 +30,32 @@ impl Intruder {
     }
 
     /// Publishes bytes on the subject of an aggregate of `org`, after the message `before` there.
-    async fn publish(&self, org: OrgId, aggregate: &str, before: u64, payload: Vec<u8>) -> u64 {
+    pub(crate) async fn publish(&self, org: OrgId, aggregate: &str, before: u64, payload: Vec<u8>) -> u64 {
         let subject = format!("ev.{}.{org}.{aggregate}", self.placement(org).await.shard);
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, before.to_string());
         let ack = self.jetstream.publish_with_headers(subject, headers, payload.into()).await.unwrap();
         ack.await.unwrap().sequence
     }
+
+    /// Three updates of what nobody created: the read models cannot apply them, the audit log can.
+    pub(crate) async fn orphans(&self, org: OrgId, record: RecordId) -> Vec<u64> {
+        let mut seqs = Vec::new();
+        for version in 1..4 {
+            let next = commit(org, record, version, vec![updated(&format!("v{}", version + 1))]);
+            let before = seqs.last().copied().unwrap_or_default();
+            seqs.push(self.publish(org, &format!("record.{record}"), before, next.encode().unwrap().to_vec()).await);
+        }
+        seqs
+    }
 }
 
-fn fresh_record() -> RecordId {
+pub(crate) fn fresh_record() -> RecordId {
     RecordId::from_uuid(Uuid::now_v7())
 }
 
 /// Bytes as the program would write them.
-fn commit(org: OrgId, record: RecordId, version_before: u64, events: Vec<RecordEvent>) -> Commit {
+pub(crate) fn commit(org: OrgId, record: RecordId, version_before: u64, events: Vec<RecordEvent>) -> Commit {
     let now = Timestamp::from_unix_ms(1_700_000_000_000);
     let draft = CommitDraft {
         org,
@@ -64,23 +75,23 @@ fn commit(org: OrgId, record: RecordId, version_before: u64, events: Vec<RecordE
     draft.seal(|| Salt([7; 32])).unwrap()
 }
 
-fn created(name: &str) -> RecordEvent {
+pub(crate) fn created(name: &str) -> RecordEvent {
     let data = json!({"name": name});
     RecordEvent::Created(RecordCreated { kind: "model".parse().unwrap(), kind_version: 1, data })
 }
 
-fn updated(name: &str) -> RecordEvent {
+pub(crate) fn updated(name: &str) -> RecordEvent {
     let data = json!({"name": name});
     RecordEvent::Updated(RecordUpdated { kind: "model".parse().unwrap(), kind_version: 1, data })
 }
 
 /// What the operator sees, as the command line shows it to scripts.
-async fn parked(cluster: &Cluster, tenant: &Tenant) -> Vec<Value> {
+pub(crate) async fn parked(cluster: &Cluster, tenant: &Tenant) -> Vec<Value> {
     let said = cluster.cli(cluster.operator(), &["park", "list", "--org", &tenant.slug, "--json"]).await.success();
     said.json()["data"].as_array().unwrap().clone()
 }
 
-async fn until_parked(cluster: &Cluster, tenant: &Tenant, count: usize) -> Vec<Value> {
+pub(crate) async fn until_parked(cluster: &Cluster, tenant: &Tenant, count: usize) -> Vec<Value> {
     let what = format!("{count} parked messages of {}", tenant.slug);
     eventually(&what, async || {
         let rows = parked(cluster, tenant).await;
@@ -89,13 +100,13 @@ async fn until_parked(cluster: &Cluster, tenant: &Tenant, count: usize) -> Vec<V
     .await
 }
 
-fn states(rows: &[Value], pipeline: Pipeline) -> Vec<(u64, &str)> {
+pub(crate) fn states(rows: &[Value], pipeline: Pipeline) -> Vec<(u64, &str)> {
     let of_pipeline = rows.iter().filter(|row| row["pipeline"] == pipeline.name());
     of_pipeline.map(|row| (row["seq"].as_u64().unwrap(), row["state"].as_str().unwrap())).collect()
 }
 
 /// The organization goes on, with everything but what is parked.
-async fn goes_on(cluster: &Cluster, tenant: &Tenant, key: &str) {
+pub(crate) async fn goes_on(cluster: &Cluster, tenant: &Tenant, key: &str) {
     let made = cluster.client.command(tenant, key, &create(key)).await.expect(201);
     let (id, position) = (made.text("id"), made.text("position"));
     let record = tenant.path(&format!("records/{id}"));
@@ -176,13 +187,7 @@ async fn a_poisoned_aggregate_stands_still_until_its_cause_is_mended() {
     let intruder = Intruder::of(&cluster).await;
     let (record, operator) = (fresh_record(), cluster.operator());
     let subject = format!("record.{record}");
-    // Nobody created what is updated here: the read models cannot apply it, the audit log can.
-    let mut seqs = Vec::new();
-    for version in 1..4 {
-        let next = commit(tenant.id, record, version, vec![updated(&format!("v{}", version + 1))]);
-        let before = seqs.last().copied().unwrap_or_default();
-        seqs.push(intruder.publish(tenant.id, &subject, before, next.encode().unwrap().to_vec()).await);
-    }
+    let seqs = intruder.orphans(tenant.id, record).await;
     let rows = until_parked(&cluster, &tenant, 3).await;
     let expected: Vec<(u64, &str)> = seqs.iter().copied().zip(["failed", "waiting", "waiting"]).collect();
     assert_eq!(states(&rows, Pipeline::ReadModels), expected);
@@ -215,9 +220,9 @@ async fn a_poisoned_aggregate_stands_still_until_its_cause_is_mended() {
     // The cause is mended: the row that is missing comes from a backup.
     let mut database = cluster.superuser().await;
     sqlx::query(
-        "INSERT INTO rm.records (org_id, id, kind, kind_version, data, status, created_by_type, created_by_id, version,
+        "INSERT INTO rm.records (org_id, rm_version, id, kind, kind_version, data, status, created_by_type, created_by_id, version,
             created_at, created_seq, updated_at, seq)
-        VALUES ($1, $2, 'model', 1, '{\"name\": \"v1\"}', 'active', 'system', 'system', 1, now(), 1, now(), 1)",
+        VALUES ($1, 1, $2, 'model', 1, '{\"name\": \"v1\"}', 'active', 'system', 'system', 1, now(), 1, now(), 1)",
     )
     .bind(tenant.id.uuid())
     .bind(record.uuid())

@@ -184,6 +184,7 @@ async fn a_request_by_nats_is_answered_as_by_http() {
         ("too many", Value::Array(vec![create("x"); 1_001])),
         ("a number", json!(7)),
         ("what is for operators", json!({"type": "suspend_organization", "reason": "no"})),
+        ("a plan of one's own choice", json!({"type": "change_plan", "plan": "enterprise"})),
         ("what makes another organization", json!({"type": "create_organization", "name": "x", "slug": "xxx"})),
     ];
     for (what, body) in &refused {

@@ -6,26 +6,29 @@ use orgstream_events::{
     Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, CommandId, CommitDraft, Context, Event,
     EventSubject, Fingerprint, KeyEnvironment, KeyId, KindChanged, KindDefinition, KindEvent, KindRegistered,
     KindRetired, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated,
-    OrganizationEvent, OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged,
-    OrganizationSuspended, Pipeline, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordUpdated, Role, Salt,
-    Shard, TenantType, Timestamp, UserId, Visibility,
+    OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
+    OrganizationSettingsChanged, OrganizationSuspended, Pipeline, RecordArchived, RecordCreated, RecordEvent, RecordId,
+    RecordUpdated, Role, Salt, Shard, TenantType, Timestamp, UserId, Visibility,
 };
 use orgstream_projections::{
-    Applied, BoundOrg, Database, DbError, LaneLag, Page, Placed, ShardMark, SliceStart, api_keys, apply,
+    Applied, BoundOrg, Database, DbError, LaneLag, Page, Placed, ShardMark, SliceClass, SliceStart, api_keys, apply,
     audit::{self, AuditFilter},
     checkpoints, idempotency, kinds, members, organizations,
     parked::{self, Park, ParkedState},
     records,
 };
+use orgstream_transparency::leaf_hash;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::support;
 
-const BIRTH: i64 = 1_700_000_000_000;
+pub(crate) const BIRTH: i64 = 1_700_000_000_000;
 const SHARD: Shard = Shard(3);
 const TTL: Duration = Duration::from_mins(1);
+/// How long a statement of a slice may take.
+pub(crate) const SLICE: Duration = Duration::from_secs(5);
 
 /// One org's stream as it might have been, one commit at a time. Nothing in it is random.
 pub(crate) struct History {
@@ -155,6 +158,12 @@ impl History {
         let about = |event| vec![Event::Record(event)];
         history.commit(AggregateId::Record(history.record(0)), 1, about(RecordEvent::Updated(updated)));
         history.commit(AggregateId::Record(history.record(1)), 1, about(RecordEvent::Archived(archived)));
+
+        for (version_before, plan) in [(5, "enterprise"), (6, "gold")] {
+            let changed = OrganizationPlanChanged { plan: plan.parse().unwrap() };
+            let changed = Event::Organization(OrganizationEvent::PlanChanged(changed));
+            history.commit(AggregateId::Organization(org), version_before, vec![changed]);
+        }
         history
     }
 
@@ -163,15 +172,9 @@ impl History {
         let mut from = None;
         for slice in self.commits.chunks(size) {
             let to = slice.last().unwrap().seq;
-            let mut tx = db.begin_slices().await.unwrap();
+            let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
             let start = tx.open(self.bound(), pipeline, SHARD, epoch, from, to).await.unwrap();
-            if let SliceStart::Moved { stored_seq: 0 } = start {
-                // The org was reset: its checkpoint is at the beginning.
-                let start = tx.open(self.bound(), pipeline, SHARD, epoch, Some(0), to).await.unwrap();
-                assert_eq!(start, SliceStart::Open { parked: false });
-            } else {
-                assert_eq!(start, SliceStart::Open { parked: false });
-            }
+            assert_eq!(start, SliceStart::Open { parked: false });
             apply(&mut tx, self.bound(), slice).await.unwrap();
             tx.commit().await.unwrap();
             from = Some(to);
@@ -188,9 +191,16 @@ pub(crate) async fn lease(db: &Database) -> u64 {
 async fn rows(owner_url: &str) -> Vec<String> {
     let mut owner = PgConnection::connect(owner_url).await.unwrap();
     let mut rows = Vec::new();
-    for table in
-        ["rm.organizations", "rm.slugs", "rm.members", "rm.api_keys", "rm.kinds", "rm.records", "ops.idempotency"]
-    {
+    for table in [
+        "ops.plans",
+        "rm.organizations",
+        "rm.slugs",
+        "rm.members",
+        "rm.api_keys",
+        "rm.kinds",
+        "rm.records",
+        "ops.idempotency",
+    ] {
         let query = format!("SELECT '{table} ' || to_jsonb(r)::text FROM {table} AS r ORDER BY 1");
         let found: Vec<String> = sqlx::query_scalar(AssertSqlSafe(query)).fetch_all(&mut owner).await.unwrap();
         assert!(!found.is_empty(), "the history leaves {table} empty");
@@ -201,22 +211,15 @@ async fn rows(owner_url: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn a_replay_gives_the_same_rows_however_it_is_sliced() {
-    let database = support::database().await;
-    let db = &database.db;
-    let epoch = lease(db).await;
-    let (a, b) = (History::eventful(1), History::eventful(2));
-    a.apply(db, Pipeline::ReadModels, epoch, 1).await;
-    b.apply(db, Pipeline::ReadModels, epoch, 100).await;
-    let before = rows(&database.owner_url).await;
-
-    for size in [3, 100, 1] {
-        db.reset_read_models(a.bound()).await.unwrap();
-        let mut tx = db.read(a.bound()).await.unwrap();
-        assert_eq!(organizations::get(&mut tx).await.unwrap(), None);
-        assert_eq!(checkpoints::position(&mut tx, Pipeline::ReadModels).await.unwrap(), 0);
-        drop(tx);
-        a.apply(db, Pipeline::ReadModels, epoch, size).await;
-        assert_eq!(rows(&database.owner_url).await, before, "slices of {size}");
+    let mut before = None;
+    for size in [1, 3, 100] {
+        let database = support::database().await;
+        let epoch = lease(&database.db).await;
+        for history in [History::eventful(1), History::eventful(2)] {
+            history.apply(&database.db, Pipeline::ReadModels, epoch, size).await;
+        }
+        let rows = rows(&database.owner_url).await;
+        assert_eq!(before.get_or_insert(rows.clone()), &rows, "slices of {size}");
     }
 }
 
@@ -229,7 +232,8 @@ async fn the_rows_say_what_the_events_said() {
     let mut tx = db.read(history.bound()).await.unwrap();
 
     let org = organizations::get(&mut tx).await.unwrap().unwrap();
-    assert_eq!((org.name.as_str(), org.slug.as_str(), org.version), ("Ajax", "ajax-1", 5));
+    assert_eq!((org.name.as_str(), org.slug.as_str(), org.version), ("Ajax", "ajax-1", 7));
+    assert_eq!(org.plan.as_str(), "gold");
     assert_eq!((org.suspended_reason, org.settings.api_key_max_days), (None, Some(30)));
 
     let active = members::list(&mut tx, false, &Page::First, 10).await.unwrap().rows;
@@ -298,19 +302,19 @@ async fn a_slice_is_applied_once() {
     let pipeline = Pipeline::Audit;
 
     // Dropped, not committed: nothing happened.
-    let mut tx = db.begin_slices().await.unwrap();
+    let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
     assert_eq!(tx.open(org, pipeline, SHARD, epoch, None, first).await.unwrap(), SliceStart::Open { parked: false });
     apply(&mut tx, org, &history.commits[..1]).await.unwrap();
     drop(tx);
 
-    let mut tx = db.begin_slices().await.unwrap();
+    let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
     assert_eq!(tx.open(org, pipeline, SHARD, epoch, Some(0), first).await.unwrap(), SliceStart::Open { parked: false });
     apply(&mut tx, org, &history.commits[..1]).await.unwrap();
     tx.commit().await.unwrap();
 
     // Delivered again, or by somebody with an old idea of the checkpoint: moved, and closed to every write.
     for from in [None, Some(0), Some(first - 1)] {
-        let mut tx = db.begin_slices().await.unwrap();
+        let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
         let moved = SliceStart::Moved { stored_seq: first };
         assert_eq!(tx.open(org, pipeline, SHARD, epoch, from, first).await.unwrap(), moved);
         let refused = apply(&mut tx, org, &history.commits[..1]).await.unwrap_err();
@@ -319,7 +323,7 @@ async fn a_slice_is_applied_once() {
     }
 
     // Under an epoch that is over: fenced.
-    let mut tx = db.begin_slices().await.unwrap();
+    let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
     let fenced = tx.open(org, pipeline, SHARD, epoch + 1, Some(first), second).await.unwrap();
     assert_eq!(fenced, SliceStart::Fenced);
     drop(tx);
@@ -335,7 +339,7 @@ async fn a_slice_takes_only_its_own_org_and_pipeline() {
     let db = &database.db;
     let epoch = lease(db).await;
     let (a, b) = (History::eventful(1), History::eventful(2));
-    let mut tx = db.begin_slices().await.unwrap();
+    let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
     tx.open(a.bound(), Pipeline::ReadModels, SHARD, epoch, None, 10).await.unwrap();
     assert!(matches!(apply(&mut tx, b.bound(), &b.commits[..1]).await, Err(DbError::NotOpen(_))));
     let audit = orgstream_projections::apply_audit(&mut tx, a.bound(), &a.commits[..1]).await;
@@ -351,7 +355,7 @@ async fn a_change_of_nothing_is_an_error_and_undoes_its_slice() {
     // The creation of everything was given up; its changes come.
     for late in &history.commits[8..] {
         let birth = late.commit.events.iter().any(|event| event.header.aggregate.version == 1);
-        let mut tx = db.begin_slices().await.unwrap();
+        let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
         tx.open(history.bound(), Pipeline::ReadModels, SHARD, epoch, None, late.seq).await.unwrap();
         let applied = apply(&mut tx, history.bound(), std::slice::from_ref(late)).await;
         assert_eq!(matches!(applied, Err(DbError::RowsMissing { .. })), !birth, "{applied:?}");
@@ -376,7 +380,7 @@ async fn the_audit_log_is_dense_and_keeps_the_bytes() {
         for (nth, (entry, event)) in log.iter().zip(&events).enumerate() {
             assert_eq!(entry.idx, nth as u64);
             assert_eq!(entry.sealed, event.sealed);
-            assert_eq!(entry.leaf, audit::leaf(&event.sealed.header));
+            assert_eq!(entry.leaf, leaf_hash(&event.sealed.header));
             assert_eq!(entry.view().unwrap().header, event.header);
         }
         assert_eq!(audit::size(&mut tx).await.unwrap(), events.len() as u64);
@@ -415,7 +419,7 @@ async fn parked_messages_wait_in_order_until_they_are_taken_out() {
     let other = format!("ev.3.{}.record.{}", org.org(), history.record(2));
     let park = |seq, subject, state, reason| Park { seq, subject, message: &[1, 2], state, reason, attempts: 1 };
 
-    let mut tx = db.begin_slices().await.unwrap();
+    let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
     tx.open(org, Pipeline::ReadModels, SHARD, epoch, None, 30).await.unwrap();
     let messages = [
         park(20, &subject, ParkedState::Waiting, ""),
@@ -426,7 +430,7 @@ async fn parked_messages_wait_in_order_until_they_are_taken_out() {
     tx.commit().await.unwrap();
 
     // The next slice is told, and finds them.
-    let mut tx = db.begin_slices().await.unwrap();
+    let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
     let start = tx.open(org, Pipeline::ReadModels, SHARD, epoch, Some(30), 40).await.unwrap();
     assert_eq!(start, SliceStart::Open { parked: true });
     let aggregate = AggregateId::Record(history.record(1)).to_string();
@@ -453,7 +457,7 @@ async fn parked_messages_wait_in_order_until_they_are_taken_out() {
     drop(tx);
 
     // Another pipeline knows nothing of them.
-    let mut tx = db.begin_slices().await.unwrap();
+    let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
     let start = tx.open(org, Pipeline::Audit, SHARD, epoch, None, 40).await.unwrap();
     assert_eq!(start, SliceStart::Open { parked: false });
 }
@@ -489,6 +493,7 @@ async fn a_shard_has_one_owner_and_every_change_of_owner_a_new_epoch() {
     assert_eq!(db.leases().await.unwrap(), [last]);
 
     let lag = |age_ms| LaneLag {
+        standing_ms: None,
         org: OrgId::fresh(BIRTH, [1; 10]),
         pipeline: Pipeline::Audit,
         oldest: 7,

@@ -363,6 +363,7 @@ fn every_source_is_on_the_map() {
     for (heading, folder) in [
         ("events/", "events/src"),
         ("stream/", "stream/src"),
+        ("transparency/", "transparency/src"),
         ("projections/", "projections/src"),
         ("workers/", "workers/src"),
         ("src/", "src"),

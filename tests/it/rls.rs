@@ -3,7 +3,7 @@
 //! The tables are asked of the catalogue, so a table that somebody adds is tested the day it appears.
 
 use orgstream_events::Pipeline;
-use orgstream_projections::{Database, DatabaseOptions, Page, checkpoints, parked, records};
+use orgstream_projections::{Comparison, Database, DatabaseOptions, Page, SliceClass, checkpoints, parked, records};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
@@ -35,8 +35,8 @@ async fn tenant_tables(owner: &mut PgConnection) -> Vec<String> {
 
 async fn bind(connection: &mut PgConnection, org: Uuid) -> Transaction<'_, Postgres> {
     let mut tx = connection.begin().await.unwrap();
-    let bind = sqlx::query("SELECT set_config('app.org_id', $1, true)").bind(org.to_string());
-    bind.execute(&mut *tx).await.unwrap();
+    let bind = sqlx::query("SELECT set_config('app.org_id', $1, true), set_config('app.rm_version', '1', true)");
+    bind.bind(org.to_string()).execute(&mut *tx).await.unwrap();
     tx
 }
 
@@ -58,13 +58,18 @@ async fn two_orgs(db: &Database) -> (History, History) {
             history.apply(db, pipeline, epoch, 100).await;
         }
         let last = history.commits.last().unwrap().seq;
-        let mut tx = db.begin_slices().await.unwrap();
+        let mut tx = db.begin_slices(SliceClass::Light, crate::projections::SLICE).await.unwrap();
         let shard = orgstream_events::Shard(3);
         tx.open(history.bound(), Pipeline::Audit, shard, epoch, Some(last), last + 1).await.unwrap();
         let subject = format!("ev.3.{}.record.{}", history.org, history.record(1));
         let state = parked::ParkedState::Failed;
         let message = parked::Park { seq: last, subject: &subject, message: &[0], state, reason: "", attempts: 1 };
         parked::park(&mut tx, history.bound(), &[message]).await.unwrap();
+        // Compared with itself, it is what it is.
+        let mut comparison = Comparison::begin(db, history.bound(), 1).await.unwrap().unwrap();
+        while !comparison.go_on(2).await.unwrap() {}
+        assert_eq!(comparison.differences(), 0);
+        comparison.keep(&mut tx, history.bound()).await.unwrap();
         tx.commit().await.unwrap();
     }
     (a, b)
@@ -105,6 +110,13 @@ async fn a_forgotten_rule_is_found() {
         ("CREATE MATERIALIZED VIEW rm.stale AS SELECT 1", "rm.stale is a materialized view"),
         ("CREATE VIEW rm.leak AS SELECT * FROM rm.records", "the view rm.leak reads with the rights of its owner"),
         ("ALTER FUNCTION app.org() IMMUTABLE", "app.org() is missing or not STABLE"),
+        ("ALTER FUNCTION app.rm_version() IMMUTABLE", "app.rm_version() is missing or not STABLE"),
+        ("DROP POLICY version ON rm.slugs", "rm.slugs shows every version of its rows"),
+        (
+            "CREATE UNIQUE INDEX once ON rm.slugs (org_id, slug)",
+            "rm.slugs: the unique index rm.once is not per version",
+        ),
+        ("CREATE TABLE rm.unversioned (org_id uuid NOT NULL)", "rm.unversioned has no column rm_version"),
         ("ALTER FUNCTION app.org_of_slug SET search_path = public", "runs with the rights of its owner"),
         ("GRANT CREATE ON SCHEMA rm TO app_rw", "the role app_rw may create objects in the schema rm"),
     ];
@@ -178,6 +190,73 @@ async fn bound_queries_see_and_touch_one_org() {
             assert!(changed == Ok(0) || changed == Err(PRIVILEGE.to_owned()), "{change} {table}: {changed:?}");
         }
     }
+}
+
+// S1.24
+#[tokio::test]
+async fn rows_of_a_version_that_is_not_shown_are_invisible() {
+    let database = support::database().await;
+    let (a, b) = two_orgs(&database.db).await;
+    let mut owner = connect(&database.owner_url).await;
+    let versioned: Vec<String> = sqlx::query_scalar(
+        "SELECT format('%I.%I', table_schema, table_name)::text FROM information_schema.columns
+        WHERE column_name = 'rm_version' ORDER BY 1",
+    )
+    .fetch_all(&mut owner)
+    .await
+    .unwrap();
+    assert_eq!(versioned.len(), 8, "{versioned:?}");
+    for table in versioned {
+        // What the read models have parked has a version, what the audit pipeline has parked has none of theirs.
+        let mine = if table == "ops.parked" { "pipeline = 'read_models'" } else { "true" };
+        if table == "ops.parked" {
+            attempt(&mut owner, "UPDATE ops.parked SET pipeline = 'read_models'").await.unwrap();
+        }
+        let copy = format!(
+            "INSERT INTO {table} SELECT (jsonb_populate_record(r, '{{\"rm_version\": 2}}')).* FROM {table} AS r WHERE {mine}"
+        );
+        assert!(attempt(&mut owner, &copy).await.unwrap() > 0, "{table}");
+        for role in ["app_rw", "app_ro"] {
+            let mut connection = connect(&database.app_url(role)).await;
+            for org in [a.org.uuid(), b.org.uuid()] {
+                let mut tx = bind(&mut connection, org).await;
+                let versions: Vec<i32> =
+                    sqlx::query_scalar(AssertSqlSafe(format!("SELECT DISTINCT rm_version FROM {table}")))
+                        .fetch_all(&mut *tx)
+                        .await
+                        .unwrap();
+                assert_eq!(versions, [1], "{role} on {table}");
+            }
+        }
+        // Nor can one be written to by mistake, or a row be moved from one to the other.
+        let mut connection = connect(&database.app_url("app_rw")).await;
+        let changes = [
+            format!(
+                "INSERT INTO {table} SELECT (jsonb_populate_record(r, '{{\"rm_version\": 3}}')).* FROM {table} AS r"
+            ),
+            format!("UPDATE {table} SET rm_version = 3"),
+        ];
+        for change in changes {
+            let mut tx = bind(&mut connection, a.org.uuid()).await;
+            assert_eq!(attempt(&mut tx, &change).await, Err(PRIVILEGE.to_owned()), "{change}");
+        }
+        let mut tx = bind(&mut connection, a.org.uuid()).await;
+        let deleted = attempt(&mut tx, &format!("DELETE FROM {table} WHERE rm_version = 2")).await;
+        assert_eq!(deleted, Ok(0), "{table}");
+    }
+    // Whose slug, key and member something is, is asked of what is shown.
+    attempt(&mut owner, "DELETE FROM rm.slugs WHERE rm_version = 1").await.unwrap();
+    attempt(&mut owner, "DELETE FROM rm.api_keys WHERE rm_version = 1").await.unwrap();
+    attempt(&mut owner, "DELETE FROM rm.members WHERE rm_version = 1 AND status = 'active'").await.unwrap();
+    let db = &database.db;
+    assert_eq!(db.org_of_slug(&"acme-1".parse().unwrap()).await.unwrap(), None);
+    assert_eq!(db.org_of_key(&"key000000002".parse().unwrap()).await.unwrap(), None);
+    let user = orgstream_events::UserId::fresh(crate::projections::BIRTH, [1; 10]);
+    assert_eq!(db.orgs_of_user(user).await.unwrap(), []);
+    attempt(&mut owner, "UPDATE ops.checkpoints SET version = 2 WHERE pipeline = 'read_models'").await.unwrap();
+    assert_eq!(db.org_of_slug(&"acme-1".parse().unwrap()).await.unwrap(), Some(a.org));
+    assert_eq!(db.org_of_key(&"key000000002".parse().unwrap()).await.unwrap(), Some(b.org));
+    assert_eq!(db.orgs_of_user(user).await.unwrap().len(), 2);
 }
 
 /// A small generator, so that a failing seed can be run again.
@@ -282,7 +361,7 @@ async fn keys_are_per_org() {
     let mut connection = connect(&database.app_url("app_rw")).await;
     let copy = |to: Uuid| {
         format!(
-            "INSERT INTO rm.slugs VALUES ('{to}', 'shared');
+            "INSERT INTO rm.slugs (org_id, slug) VALUES ('{to}', 'shared');
             INSERT INTO rm.kinds (org_id, name, title, schema, visibility, cost, status, version, created_at, updated_at, seq)
             VALUES ('{to}', 'shared', '', '{{}}', 'private', 1, 'active', 1, now(), now(), 1)"
         )

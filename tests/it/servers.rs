@@ -18,7 +18,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::support::TempDir;
 
-const FAST: PostgresOptions = PostgresOptions { without_fsync: true, max_connections: 20 };
+const FAST: PostgresOptions =
+    PostgresOptions { without_fsync: true, max_connections: 20, shared_buffers_mib: 32, commit_timestamps: false };
 const PATIENCE: Duration = Duration::from_mins(1);
 
 fn is_running(pid: u32) -> bool {

@@ -18,7 +18,7 @@ const BACKLOG: usize = 30_000;
 const BATCH: usize = 1_000;
 
 /// Sends records in bulk.
-async fn flood(cluster: &Cluster, tenant: &Tenant, name: &str, count: usize) {
+pub(crate) async fn flood(cluster: &Cluster, tenant: &Tenant, name: &str, count: usize) {
     for first in (0..count).step_by(BATCH) {
         let commands: Vec<Value> = (first..count.min(first + BATCH)).map(|number| create(number.to_string())).collect();
         let key = format!("{name}-{first}");
@@ -62,7 +62,7 @@ async fn everybody_writes(cluster: &Cluster, tenants: &[Tenant], key: &str) {
 }
 
 /// Everybody writes so many records, one after the other, while the test goes on.
-fn write_on(cluster: &Cluster, tenants: &[Tenant], key: &str, count: usize) -> JoinSet<()> {
+pub(crate) fn write_on(cluster: &Cluster, tenants: &[Tenant], key: &str, count: usize) -> JoinSet<()> {
     let mut writers = JoinSet::new();
     for tenant in tenants {
         let (client, tenant, key) = (cluster.client.clone(), tenant.clone(), key.to_owned());

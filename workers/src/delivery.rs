@@ -8,11 +8,14 @@ use std::{
 use orgstream_events::{Commit, EventSubject, OpenedCommit};
 use orgstream_stream::Message;
 
+/// Bytes that are as much work as a small message is.
+const UNIT_BYTES: f64 = 4096.0;
+
 /// One message, shared by the lanes of both pipelines.
 #[derive(Debug)]
 pub(crate) struct Delivery {
     pub(crate) message: Message,
-    arrived: Instant,
+    pub(crate) arrived: Instant,
     opened: OnceLock<Result<Arc<OpenedCommit>, String>>,
 }
 
@@ -23,6 +26,11 @@ impl Delivery {
 
     pub(crate) fn seq(&self) -> u64 {
         self.message.seq
+    }
+
+    /// How much work it is thought to be, in small messages: a large one costs its bytes.
+    pub(crate) fn units(&self) -> f64 {
+        1.0 + self.message.payload.len() as f64 / UNIT_BYTES
     }
 
     /// What the message costs in memory, in bytes.

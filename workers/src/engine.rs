@@ -1,14 +1,14 @@
 //! The one task that owns the scheduler: messages, refills and finished slices come in, transactions go out.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use metrics::{counter, gauge, histogram};
 use orgstream_events::{EventSubject, OrgId, Pipeline, Shard};
-use orgstream_projections::{Database, LaneLag};
+use orgstream_projections::{Database, LaneLag, Rebuild};
 use orgstream_stream::{Log, ReadLimit};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -19,16 +19,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     delivery::Delivery,
-    lane::{LaneKey, LaneState},
+    lane::LaneState,
     options::WorkerOptions,
-    scheduler::{LaneSlice, Mark, RefillWish, Scheduler, SliceOutcome},
-    slice::run_group,
+    rebuild::Rebuilds,
+    scheduler::{Group, LaneSlice, Mark, RefillWish, Scheduler, SliceOutcome},
+    slots::Slots,
 };
 
 /// Refills at the same time, over all shards.
 const REFILLS: usize = 8;
 /// Messages that one refill asks for.
-const REFILL_MESSAGES: usize = 1_000;
+const REFILL_MESSAGES: usize = 4_000;
 /// How long after a refill that failed or found nothing the next one may start.
 const REFILL_PAUSE: Duration = Duration::from_millis(100);
 /// How often the figures are brought up to date.
@@ -46,9 +47,9 @@ pub(crate) enum Input {
     /// The shard is ours no longer; the answer is what may be written down about it.
     Close { shard: Shard, mark: oneshot::Sender<Option<Mark>> },
     /// The marks of all owned shards, please, and who lags the most.
-    Marks(oneshot::Sender<Vec<(Shard, Mark)>>),
-    /// The tables of an org were reset.
-    Rewind { key: LaneKey, stored: u64 },
+    Marks(oneshot::Sender<HashMap<Shard, Mark>>),
+    /// What is to be done about the versions of read models in the owned shards, with the epochs of those.
+    Rebuilds(Vec<(Rebuild, u64)>),
 }
 
 pub(crate) struct Engine {
@@ -58,30 +59,32 @@ pub(crate) struct Engine {
     pub(crate) worst: tokio::sync::watch::Sender<Vec<LaneLag>>,
 }
 
-type GroupReport = (Vec<LaneSlice>, Vec<SliceOutcome>);
 type RefillReport = (RefillWish, Option<Vec<Arc<Delivery>>>);
 
 impl Engine {
     /// Runs until `stop`, then until the slices in their slots have ended.
     pub(crate) async fn run(self, mut input: mpsc::Receiver<Input>, stop: CancellationToken) {
-        let mut scheduler = Scheduler::new(self.options.clone());
-        let mut slots: JoinSet<GroupReport> = JoinSet::new();
+        let mut scheduler = Scheduler::new(self.options.clone(), Instant::now());
+        let mut slots = Slots::new(self.db.clone(), self.options.clone());
+        let mut rebuilds = Rebuilds::new(self.db.clone(), &self.options, slots.backlog());
         let mut refills: JoinSet<RefillReport> = JoinSet::new();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::new();
-        while !stop.is_cancelled() || !slots.is_empty() {
-            let wake = scheduler.next_wake().map(tokio::time::Instant::from_std);
+        while !stop.is_cancelled() || !slots.are_empty() {
+            let wake = [scheduler.next_wake(), rebuilds.next_wake(Instant::now())].into_iter().flatten().min();
+            let wake = wake.map(tokio::time::Instant::from_std);
             tokio::select! {
                 received = input.recv_many(&mut batch, 1024), if !stop.is_cancelled() => {
                     if received == 0 {
                         break;
                     }
                     for one in batch.drain(..) {
-                        receive(&mut scheduler, one);
+                        receive(&mut scheduler, &mut rebuilds, one);
                     }
                 }
-                Some(Ok((group, outcomes))) = slots.join_next() => finish(&mut scheduler, &group, outcomes),
+                Some((group, outcomes)) = slots.next() => finish(&mut scheduler, &group, outcomes),
+                Some(ended) = rebuilds.next() => rebuilds.finish(ended, &mut scheduler),
                 Some(Ok((wish, chunk))) = refills.join_next() => {
                     if let Some(seq) = scheduler.refilled(wish, chunk.as_deref()) {
                         let key = wish.key;
@@ -93,24 +96,20 @@ impl Engine {
                     }
                 }
                 () = async { match wake { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => {}
-                _ = tick.tick() => self.observe(&scheduler),
+                _ = tick.tick() => {
+                    self.observe(&scheduler);
+                    rebuilds.observe(Instant::now());
+                }
                 () = stop.cancelled(), if !stop.is_cancelled() => {}
             }
             if stop.is_cancelled() {
                 continue;
             }
             let now = Instant::now();
-            while slots.len() < self.options.slots {
-                let group = scheduler.next_group(now);
-                if group.is_empty() {
-                    break;
-                }
-                let db = self.db.clone();
-                slots.spawn(async move {
-                    let outcomes = run_group(&db, &group).await;
-                    (group, outcomes)
-                });
+            while let Some(group) = scheduler.next_group(now) {
+                slots.start(group);
             }
+            rebuilds.start(&mut scheduler, now);
             for wish in scheduler.refills(REFILLS.saturating_sub(refills.len())) {
                 refills.spawn(refill(self.log.clone(), wish));
             }
@@ -144,12 +143,21 @@ impl Engine {
                     waiting,
                     age_ms,
                     detached: is_detached,
+                    standing_ms: None,
                 });
             }
         }
         gauge!("orgstream_lanes", "state" => "attached").set(attached);
         gauge!("orgstream_lanes", "state" => "detached").set(detached);
         gauge!("orgstream_lanes", "state" => "backing_off").set(backing_off);
+        // By their bits: those of positive numbers are in the order of the numbers.
+        let mut weights: BTreeMap<u64, u32> = self.options.weights.all().map(|weight| (weight.to_bits(), 0)).collect();
+        for weight in scheduler.weights() {
+            *weights.entry(weight.to_bits()).or_default() += 1;
+        }
+        for (weight, orgs) in weights {
+            gauge!("orgstream_orgs", "weight" => f64::from_bits(weight).to_string()).set(orgs);
+        }
         gauge!("orgstream_lane_bytes").set(scheduler.bytes() as f64);
         for (pipeline, mut ages) in ages {
             ages.sort_unstable();
@@ -169,7 +177,7 @@ impl Engine {
     }
 }
 
-fn receive(scheduler: &mut Scheduler, input: Input) {
+fn receive(scheduler: &mut Scheduler, rebuilds: &mut Rebuilds, input: Input) {
     match input {
         Input::Message(delivery) => match EventSubject::route(&delivery.message.subject) {
             Ok((shard, org)) if shard == delivery.message.shard => scheduler.offer(org, &delivery),
@@ -187,24 +195,26 @@ fn receive(scheduler: &mut Scheduler, input: Input) {
         Input::Open { shard, epoch, mark, behind } => scheduler.open_shard(shard, epoch, mark, &behind),
         Input::Close { shard, mark } => {
             // Whoever asked may be gone; then nobody needs the answer.
-            let _ = mark.send(scheduler.mark(shard));
+            let _ = mark.send(scheduler.marks().remove(&shard));
             scheduler.close_shard(shard);
+            rebuilds.close_shard(shard);
         }
         Input::Marks(answer) => {
             let _ = answer.send(scheduler.marks());
         }
-        Input::Rewind { key, stored } => scheduler.rewind(key, stored),
+        Input::Rebuilds(under_way) => rebuilds.know(under_way),
     }
 }
 
-fn finish(scheduler: &mut Scheduler, group: &[LaneSlice], outcomes: Vec<SliceOutcome>) {
+fn finish(scheduler: &mut Scheduler, group: &Group, outcomes: Vec<SliceOutcome>) {
     let (now, wall) = (Instant::now(), SystemTime::now());
-    for (slice, outcome) in group.iter().zip(outcomes) {
+    for (slice, outcome) in group.slices.iter().zip(&outcomes) {
         let pipeline = slice.key.pipeline.name();
-        match &outcome {
-            SliceOutcome::Applied { cost } => {
+        match outcome {
+            SliceOutcome::Applied { cost, .. } => {
                 histogram!("orgstream_slice_seconds", "pipeline" => pipeline).record(cost.total());
                 histogram!("orgstream_slice_messages", "pipeline" => pipeline).record(slice.deliveries.len() as f64);
+                stages(slice, group.begun, now, wall);
                 for delivery in &slice.deliveries {
                     let lag = delivery.lag(now, wall);
                     histogram!("orgstream_projection_lag_seconds", "pipeline" => pipeline).record(lag);
@@ -216,6 +226,7 @@ fn finish(scheduler: &mut Scheduler, group: &[LaneSlice], outcomes: Vec<SliceOut
             SliceOutcome::Unavailable => {
                 counter!("orgstream_slice_retries_total", "cause" => "unavailable").increment(1);
             }
+            SliceOutcome::TimedOut => counter!("orgstream_slice_retries_total", "cause" => "timed_out").increment(1),
             SliceOutcome::Failed { reason } => {
                 counter!("orgstream_slice_retries_total", "cause" => "failed").increment(1);
                 tracing::warn!(
@@ -224,7 +235,18 @@ fn finish(scheduler: &mut Scheduler, group: &[LaneSlice], outcomes: Vec<SliceOut
                 );
             }
         }
-        scheduler.done(slice, outcome, now, rand::random());
+    }
+    scheduler.done(group, outcomes, now, rand::random());
+}
+
+/// Where the time of a slice's first message went: it stands for the others, which came after it.
+fn stages(slice: &LaneSlice, begun: Instant, now: Instant, wall: SystemTime) {
+    let Some(first) = slice.deliveries.first() else { return };
+    let (wait, run) = (begun.saturating_duration_since(first.arrived), now.saturating_duration_since(begun));
+    let deliver = first.lag(now, wall).saturating_sub(wait + run);
+    for (stage, took) in [("deliver", deliver), ("wait", wait), ("run", run)] {
+        let pipeline = slice.key.pipeline.name();
+        histogram!("orgstream_stage_seconds", "pipeline" => pipeline, "stage" => stage).record(took);
     }
 }
 

@@ -1,6 +1,7 @@
-//! The lane of one org in one pipeline: a short queue in order, or, over budget, only the place to go on from.
+//! An org as the scheduler knows it, and its lanes, one for each pipeline: a short queue in order, or, over budget, only
+//! the place to go on from.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use orgstream_events::{OrgId, Pipeline, Shard};
 
@@ -12,6 +13,53 @@ pub(crate) struct LaneKey {
     pub(crate) shard: Shard,
     pub(crate) org: OrgId,
     pub(crate) pipeline: Pipeline,
+}
+
+/// One org: what is shared out is shared out among orgs, whichever lane of theirs it goes to.
+#[derive(Debug)]
+pub(crate) struct Org {
+    /// Database time that the org has had, in microseconds divided by its weight, on the scale of virtual time.
+    pub(crate) virtual_time: f64,
+    /// How much of the database's time it may have against an org of weight 1.
+    pub(crate) weight: f64,
+    /// Transactions under way that it has a part in.
+    pub(crate) slots: usize,
+    read_models: Lane,
+    audit: Lane,
+}
+
+impl Org {
+    pub(crate) fn new(weight: f64) -> Self {
+        Self { virtual_time: 0.0, weight, slots: 0, read_models: Lane::new(), audit: Lane::new() }
+    }
+
+    pub(crate) fn lane(&self, pipeline: Pipeline) -> &Lane {
+        match pipeline {
+            Pipeline::ReadModels => &self.read_models,
+            Pipeline::Audit => &self.audit,
+        }
+    }
+
+    pub(crate) fn lane_mut(&mut self, pipeline: Pipeline) -> &mut Lane {
+        match pipeline {
+            Pipeline::ReadModels => &mut self.read_models,
+            Pipeline::Audit => &mut self.audit,
+        }
+    }
+
+    pub(crate) fn lanes(&self) -> impl Iterator<Item = (Pipeline, &Lane)> {
+        Pipeline::ALL.into_iter().map(|pipeline| (pipeline, self.lane(pipeline)))
+    }
+
+    /// Whether nothing of it waits for a slot or is in one.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.lanes().all(|(_, lane)| !matches!(lane.state, LaneState::Ready | LaneState::Running))
+    }
+
+    /// Writes down database time that it had, or was thought to have and had not.
+    pub(crate) fn charge(&mut self, micros: f64) {
+        self.virtual_time = (self.virtual_time + micros / self.weight).max(0.0);
+    }
 }
 
 /// Where a lane stands with the scheduler.
@@ -36,11 +84,14 @@ pub(crate) struct Skipped {
     pub(crate) last: u64,
 }
 
+/// Messages in the first slice of a lane, of which nobody knows yet what they cost.
+const FIRST_STEP: usize = 8;
+
 #[derive(Debug)]
 pub(crate) struct Lane {
     pub(crate) state: LaneState,
-    /// Database time that this lane has had, in microseconds, on the scale of virtual time.
-    pub(crate) virtual_time: u64,
+    /// Where it stands in the queue for slots; what is found there with another rank is out of date.
+    pub(crate) rank: u64,
     /// What the database has stored, as far as is known; none until the first slice.
     pub(crate) checkpoint: Option<u64>,
     /// Messages being applied right now.
@@ -53,12 +104,13 @@ pub(crate) struct Lane {
     pub(crate) refilling: Option<u64>,
     /// Refills in a row that brought nothing although something was skipped.
     pub(crate) empty_refills: u32,
-    /// The tables were reset to here while a slice was in its slot.
-    pub(crate) rewind_to: Option<u64>,
-    /// Microseconds of database time per message, smoothed; none until the first slice.
+    /// Microseconds of database time per unit of work (see [`Delivery::units`]), smoothed; none until the first slice.
     pub(crate) cost: Option<f64>,
-    /// The most messages in the next slice; 1 after a failure, to find the message that fails.
+    /// The most messages in the next slice, doubled by each that is applied; 1 after a failure, to find the message that
+    /// fails.
     pub(crate) step: usize,
+    /// A transaction that it shared took too long, so it gets one of its own until it has shown what it costs.
+    pub(crate) suspect: bool,
     /// Failures of the first message in a row.
     pub(crate) attempts: u32,
     /// Times in a row that the database could not be reached: nobody's fault, and no reason to park anything.
@@ -72,19 +124,19 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    pub(crate) fn new(virtual_time: u64) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             state: LaneState::Idle,
-            virtual_time,
+            rank: 0,
             checkpoint: None,
             in_slot: Vec::new(),
             skipped: None,
             wants_refill: false,
             refilling: None,
             empty_refills: 0,
-            rewind_to: None,
             cost: None,
-            step: usize::MAX,
+            step: FIRST_STEP,
+            suspect: false,
             attempts: 0,
             outages: 0,
             park_first: None,
@@ -156,11 +208,44 @@ impl Lane {
         bytes
     }
 
-    /// Moves up to `messages` from the queue into the slot.
-    pub(crate) fn take(&mut self, messages: usize) -> &[Arc<Delivery>] {
-        let count = messages.min(self.step).min(self.queue.len()).max(1);
-        self.in_slot.extend(self.queue.drain(..count.min(self.queue.len())));
+    /// Units of work in the first message.
+    pub(crate) fn first_units(&self) -> f64 {
+        self.queue.front().map_or(0.0, |first| first.units())
+    }
+
+    /// When the first message that waits came.
+    pub(crate) fn first_arrived(&self) -> Option<Instant> {
+        self.queue.front().map(|first| first.arrived)
+    }
+
+    /// Moves messages from the queue into the slot: one, and then as many as `fits` agrees to, which is given the units of
+    /// work that there would be and the message in question.
+    pub(crate) fn take(&mut self, most: usize, fits: impl Fn(f64, &Delivery) -> bool) -> &[Arc<Delivery>] {
+        let mut units = 0.0;
+        while self.in_slot.len() < most.min(self.step).max(1) {
+            let Some(next) = self.queue.front() else { break };
+            units += next.units();
+            if !self.in_slot.is_empty() && !fits(units, next) {
+                break;
+            }
+            self.in_slot.extend(self.queue.pop_front());
+        }
         &self.in_slot
+    }
+
+    /// Whether all that waits could go into one slice of so many units of work and messages.
+    pub(crate) fn fits_whole(&self, units: f64, messages: usize) -> bool {
+        let mut left = units;
+        self.queue.len() <= messages
+            && self.queue.iter().all(|next| {
+                left -= next.units();
+                left >= 0.0
+            })
+    }
+
+    /// Whether nobody else should be in its transaction: something of it failed, or took too long.
+    pub(crate) fn must_be_alone(&self) -> bool {
+        self.step == 1 || self.suspect
     }
 
     /// The slice was applied. Returns the bytes that it freed.
@@ -169,6 +254,7 @@ impl Lane {
         self.attempts = 0;
         self.outages = 0;
         self.park_first = None;
+        self.suspect = false;
         self.step = self.step.saturating_mul(2);
         let freed = self.in_slot.drain(..).map(|delivery| delivery.bytes()).sum();
         self.bytes -= freed;
@@ -184,12 +270,12 @@ impl Lane {
 
     /// The database has another checkpoint than was thought. Returns the bytes that became free.
     ///
-    /// Ahead: somebody else applied our messages, and they are dropped. Behind: the tables were reset, and everything
-    /// is read again from there. A stored 0 is always a reset, since a checkpoint begins with a first message.
+    /// Ahead: somebody else applied our messages, and they are dropped. Behind: the database has forgotten what was not on
+    /// its disk when it crashed, and everything is read again from there.
     pub(crate) fn moved(&mut self, stored: u64) -> usize {
         self.give_back();
         let before = self.bytes;
-        let behind = stored == 0 || self.checkpoint.is_some_and(|thought| stored < thought);
+        let behind = self.checkpoint.is_some_and(|thought| stored < thought);
         if behind {
             self.rewind(stored);
         } else {
@@ -209,8 +295,8 @@ impl Lane {
         before - self.bytes
     }
 
-    /// Forgets the queue and reads everything after `stored` again from the log. Returns the bytes that became free.
-    pub(crate) fn rewind(&mut self, stored: u64) -> usize {
+    /// Forgets the queue and reads everything after `stored` again from the log.
+    fn rewind(&mut self, stored: u64) {
         let skipped = self.skipped.map_or(0, |skipped| skipped.last);
         // What was stored before may reach beyond what this lane has queued: another owner was further.
         let last = skipped.max(self.last_queued).max(self.checkpoint.unwrap_or(0));
@@ -220,7 +306,7 @@ impl Lane {
         if stored < last {
             self.skipped = Some(Skipped { next: stored + 1, last });
         }
-        std::mem::take(&mut self.bytes)
+        self.bytes = 0;
     }
 
     /// A lane that begins detached: everything after `stored`, up to `last`, is to be read from the log.

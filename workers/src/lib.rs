@@ -15,10 +15,17 @@ mod engine;
 mod lane;
 mod options;
 mod ownership;
+mod rebuild;
 mod scheduler;
 mod shard;
 mod slice;
+mod slots;
+mod standstill;
+mod traffic;
+mod watchdog;
+mod weights;
 mod worker;
 
-pub use options::WorkerOptions;
+pub use options::{Policy, WorkerOptions};
+pub use weights::{PlanWeight, PlanWeights, WEIGHTS, WeightError};
 pub use worker::{Worker, WorkerError, WorkerStatus};

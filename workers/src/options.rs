@@ -4,17 +4,27 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::weights::PlanWeights;
+
 /// Bounds and timings of a worker. The defaults suit a small machine.
 #[derive(Debug, Clone)]
 pub struct WorkerOptions {
     /// This worker among the others. A worker that comes back under its old id gets its shards back at once.
     pub id: Uuid,
+    /// Who goes first.
+    pub policy: Policy,
+    /// How much of the database's time an org may have against others, by its plan.
+    pub weights: PlanWeights,
     /// Transactions at the same time; the database pool must have as many connections.
     pub slots: usize,
+    /// Slots that must stay free when an org that has one takes another, so that whoever comes next need not wait.
+    pub reserve: usize,
     /// How much database time a slice aims for. What is in a slice cannot be interrupted, so this is what a quiet org
     /// may have to wait for.
     pub slice: Duration,
-    /// Messages of one lane in memory, in bytes, before the lane is detached.
+    /// How long a single message may take before its transaction is given up.
+    pub message_timeout: Duration,
+    /// Messages that every lane may have in memory, in bytes; while there is room, it may have more before it is detached.
     pub lane_bytes: usize,
     /// Messages of all lanes in memory, in bytes, before every growing lane is detached.
     pub total_bytes: usize,
@@ -24,8 +34,22 @@ pub struct WorkerOptions {
     pub group_lanes: usize,
     /// Tries of a message that the database refuses, before its aggregate is parked.
     pub attempts: u32,
-    /// How long a shard stays ours without a renewal.
+    /// How long a shard may stand still when its worker dies.
     pub lease: Duration,
+    /// How often the watchdog compares checkpoints with the log; what has not moved in between stands still.
+    pub watch: Duration,
+}
+
+/// Who goes first when several orgs wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// The org that has had the least of the database's time.
+    #[default]
+    Fair,
+    /// Whoever came first. A baseline for `orgstream bench fairness`.
+    Fifo,
+    /// One after the other, up to so many messages each. A baseline too: what job queues on a table do.
+    RoundRobin(usize),
 }
 
 impl WorkerOptions {
@@ -33,14 +57,51 @@ impl WorkerOptions {
     pub fn new(id: Uuid) -> Self {
         Self {
             id,
+            policy: Policy::Fair,
+            weights: PlanWeights::default(),
             slots: 4,
+            reserve: Self::usual_reserve(4),
             slice: Duration::from_millis(4),
+            message_timeout: Duration::from_secs(10),
             lane_bytes: 256 * 1024,
-            total_bytes: 64 * 1024 * 1024,
+            total_bytes: 128 * 1024 * 1024,
             slice_messages: 500,
             group_lanes: 64,
             attempts: 5,
             lease: Duration::from_secs(6),
+            watch: Duration::from_secs(30),
         }
+    }
+
+    /// The reserve of so many slots, unless somebody wants another: a third of them, and never all.
+    pub fn usual_reserve(slots: usize) -> usize {
+        slots.div_ceil(3).min(slots.saturating_sub(1))
+    }
+
+    /// The same with so many slots, and the reserve that goes with them.
+    #[must_use]
+    pub fn with_slots(self, slots: usize) -> Self {
+        Self { slots, reserve: Self::usual_reserve(slots), ..self }
+    }
+
+    /// Slots that one org may have while its single messages take longer than a slice should.
+    pub(crate) fn dear_slots_of_one(&self) -> usize {
+        (self.slots / 4).max(1)
+    }
+
+    /// Slots that all such orgs may have together.
+    pub(crate) fn dear_slots(&self) -> usize {
+        (self.slots / 2).max(1)
+    }
+
+    /// How long a lease is good for without a renewal. Less than a shard may stand still for: others only look now and
+    /// then whether it is over.
+    pub(crate) fn lease_time(&self) -> Duration {
+        self.lease * 2 / 3
+    }
+
+    /// How long a transaction of several lanes may take before each of them gets one of its own.
+    pub(crate) fn group_timeout(&self) -> Duration {
+        (25 * self.slice).max(Duration::from_millis(100)).min(self.message_timeout)
     }
 }

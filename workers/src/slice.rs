@@ -1,11 +1,16 @@
 //! One transaction: the slices of a few lanes, each opened by its checkpoint, all committed together or not at all.
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use bytes::Bytes;
 use metrics::counter;
-use orgstream_events::{AggregateId, Commit, Event, EventSubject, OpenedCommit, ParkingEvent, Pipeline};
+use orgstream_events::{AggregateId, Commit, Event, EventSubject, OpenedCommit, ParkingEvent, Pipeline, PlanName};
 use orgstream_projections::{
-    Applied, BoundOrg, Database, DbError, SliceStart, SliceTx, apply,
+    Applied, BoundOrg, Database, DbError, Opening, SliceClass, SliceStart, SliceTx, apply,
     parked::{self, Park, ParkedMessage, ParkedState},
 };
 use orgstream_stream::trace;
@@ -19,14 +24,22 @@ use crate::{
 /// Parked messages that are applied again at a time.
 const RETRY_BATCH: u16 = 500;
 
-/// Runs the slices of `group` in one transaction and says, for each, how it ended.
-pub(crate) async fn run_group(db: &Database, group: &[LaneSlice]) -> Vec<SliceOutcome> {
-    match try_group(db, group).await {
+/// Runs the slices of `group` in one transaction, none of whose statements takes longer than `timeout`, and says, for
+/// each, how it ended.
+pub(crate) async fn run_group(
+    db: &Database,
+    group: &[LaneSlice],
+    class: SliceClass,
+    timeout: Duration,
+) -> Vec<SliceOutcome> {
+    match try_group(db, group, class, timeout).await {
         Ok(outcomes) => outcomes,
         Err((failed, error)) => {
             tracing::debug!(%error, slices = group.len(), "a transaction was rolled back");
             let outcome = |place: usize| {
-                if error.is_retryable() {
+                if error.is_timeout() {
+                    SliceOutcome::TimedOut
+                } else if error.is_retryable() {
                     SliceOutcome::Unavailable
                 } else if place == failed {
                     SliceOutcome::Failed { reason: error.to_string() }
@@ -40,23 +53,33 @@ pub(crate) async fn run_group(db: &Database, group: &[LaneSlice]) -> Vec<SliceOu
 }
 
 /// The outcomes, or which slice failed and how.
-async fn try_group(db: &Database, group: &[LaneSlice]) -> Result<Vec<SliceOutcome>, (usize, DbError)> {
+async fn try_group(
+    db: &Database,
+    group: &[LaneSlice],
+    class: SliceClass,
+    timeout: Duration,
+) -> Result<Vec<SliceOutcome>, (usize, DbError)> {
     // Each ends with the transaction, as a part of the trace of the command that it applies.
     let _spans = spans(group);
     let begun = Instant::now();
-    let mut tx = db.begin_slices().await.map_err(|error| (0, error))?;
+    let mut tx = db.begin_slices(class, timeout).await.map_err(|error| (0, error))?;
     let shared = begun.elapsed();
     let mut outcomes = Vec::with_capacity(group.len());
-    for (place, slice) in group.iter().enumerate() {
-        outcomes.push(run_slice(&mut tx, slice).await.map_err(|error| (place, error))?);
+    for of_one_org in group.chunk_by(|one, next| (one.key.shard, one.key.org) == (next.key.shard, next.key.org)) {
+        let first = outcomes.len();
+        let started = open_all(&mut tx, of_one_org).await.map_err(|error| (first, error))?;
+        for (slice, started) in of_one_org.iter().zip(started) {
+            let outcome = run_slice(&mut tx, slice, started).await;
+            outcomes.push(outcome.map_err(|error| (outcomes.len(), error))?);
+        }
     }
     let committing = Instant::now();
     tx.commit().await.map_err(|error| (0, error))?;
     let applied = outcomes.iter().filter(|outcome| matches!(outcome, SliceOutcome::Applied { .. })).count();
     let share = (shared + committing.elapsed()) / u32::try_from(applied.max(1)).unwrap_or(u32::MAX);
     for outcome in &mut outcomes {
-        if let SliceOutcome::Applied { cost } = outcome {
-            cost.overhead += share;
+        if let SliceOutcome::Applied { cost, .. } = outcome {
+            cost.shared = share;
         }
     }
     Ok(outcomes)
@@ -80,30 +103,61 @@ fn spans(group: &[LaneSlice]) -> Vec<Span> {
     spans
 }
 
+/// How the opening of a slice ended, and its part of the time that it took.
+struct Started {
+    org: BoundOrg,
+    start: SliceStart,
+    opening: Duration,
+}
+
+/// Opens the slices of one org; none for those that have nothing in them.
+async fn open_all(tx: &mut SliceTx, slices: &[LaneSlice]) -> Result<Vec<Option<Started>>, DbError> {
+    let opening = |slice: &LaneSlice| {
+        let to = slice.deliveries.last()?.seq();
+        Some(Opening { pipeline: slice.key.pipeline, from: slice.from, to })
+    };
+    let openings: Vec<Opening> = slices.iter().filter_map(opening).collect();
+    let subject = slices.iter().find_map(|slice| Some(&slice.deliveries.first()?.message.subject));
+    let bound = subject.and_then(|subject| BoundOrg::proven_by_route(subject).ok());
+    let (Some(org), Some(LaneSlice { key, epoch, .. })) = (bound, slices.first()) else {
+        return Ok(slices.iter().map(|_| None).collect());
+    };
+    let began = Instant::now();
+    let mut starts = tx.open_all(org, key.shard, *epoch, &openings).await?.into_iter();
+    let share = began.elapsed() / u32::try_from(openings.len().max(1)).unwrap_or(u32::MAX);
+    let started = |slice| {
+        opening(slice)?;
+        starts.next().map(|start| Started { org, start, opening: share })
+    };
+    Ok(slices.iter().map(started).collect())
+}
+
 /// What becomes of the slice if the transaction commits. Unless it is applied, the transaction is unchanged.
-async fn run_slice(tx: &mut SliceTx, slice: &LaneSlice) -> Result<SliceOutcome, DbError> {
-    let nothing = Ok(SliceOutcome::Applied { cost: Cost::default() });
-    let (Some(first), Some(last)) = (slice.deliveries.first(), slice.deliveries.last()) else { return nothing };
-    let Ok(org) = BoundOrg::proven_by_route(&first.message.subject) else { return nothing };
+async fn run_slice(tx: &mut SliceTx, slice: &LaneSlice, started: Option<Started>) -> Result<SliceOutcome, DbError> {
     let key = slice.key;
-    let opening = Instant::now();
-    let parked = match tx.open(org, key.pipeline, key.shard, slice.epoch, slice.from, last.seq()).await? {
+    let Some(Started { org, start, opening }) = started else {
+        return Ok(SliceOutcome::Applied { cost: Cost::default(), plan: PlanName::default() });
+    };
+    let parked = match start {
         SliceStart::Open { parked } => parked,
         SliceStart::Moved { stored_seq } => return Ok(SliceOutcome::Moved { stored: stored_seq }),
         SliceStart::Fenced => return Ok(SliceOutcome::Fenced),
     };
-    let (overhead, working) = (opening.elapsed(), Instant::now());
+    let (plan, working) = (tx.plan(), Instant::now());
+    tx.turn_to(key.pipeline);
     let blocked = if parked { parked::aggregates(tx, org).await? } else { BTreeSet::new() };
-    let mut pass = Pass { tx, org, pipeline: key.pipeline, blocked, ready: Vec::new(), to_park: Vec::new() };
+    let mut pass = Pass::new(tx, org, key.pipeline, blocked);
     for (place, delivery) in slice.deliveries.iter().enumerate() {
         let refused = slice.park_first.as_deref().filter(|_| place == 0);
         let aggregate = delivery.aggregate();
         match (refused, delivery.open()) {
-            (None, _) if pass.blocked.contains(aggregate) => pass.park(delivery, ParkedState::Waiting, "", 0),
+            (None, _) if pass.blocked.contains(aggregate) => {
+                pass.park(aggregate, ToPark::of(delivery, ParkedState::Waiting, "", 0));
+            }
             (Some(reason), _) | (None, Err(reason)) => {
                 // What cannot be read is not tried again: it reads the same every time.
                 let attempts = if refused.is_some() { slice.attempts } else { 1 };
-                pass.park(delivery, ParkedState::Failed, reason, attempts);
+                pass.park(aggregate, ToPark::of(delivery, ParkedState::Failed, reason, attempts));
                 counter!("orgstream_parked_total", "pipeline" => key.pipeline.name()).increment(1);
                 tracing::error!(
                     org.id = %org.org(), pipeline = %key.pipeline, event.seq = delivery.seq(), aggregate, reason,
@@ -124,17 +178,17 @@ async fn run_slice(tx: &mut SliceTx, slice: &LaneSlice) -> Result<SliceOutcome, 
         }
     }
     pass.flush().await?;
-    Ok(SliceOutcome::Applied { cost: Cost { overhead, work: working.elapsed() } })
+    Ok(SliceOutcome::Applied { cost: Cost { shared: Duration::ZERO, opening, work: working.elapsed() }, plan })
 }
 
 /// What an operator decided about parked events of this pipeline.
-struct Decision {
+pub(crate) struct Decision {
     aggregate: AggregateId,
     /// The message to give up.
     skip: Option<u64>,
 }
 
-fn decisions(commit: &OpenedCommit, pipeline: Pipeline) -> Vec<Decision> {
+pub(crate) fn decisions(commit: &OpenedCommit, pipeline: Pipeline) -> Vec<Decision> {
     let mut decisions = Vec::new();
     for event in &commit.events {
         if event.header.aggregate.aggregate != AggregateId::Parking(pipeline) {
@@ -152,24 +206,45 @@ fn decisions(commit: &OpenedCommit, pipeline: Pipeline) -> Vec<Decision> {
     decisions
 }
 
-/// One slice under way.
-struct Pass<'a> {
-    tx: &'a mut SliceTx,
-    org: BoundOrg,
-    pipeline: Pipeline,
-    blocked: BTreeSet<String>,
-    ready: Vec<Applied>,
-    to_park: Vec<(Arc<Delivery>, ParkedState, String, u32)>,
+/// A message that is to be parked.
+pub(crate) struct ToPark {
+    pub(crate) seq: u64,
+    pub(crate) subject: String,
+    pub(crate) message: Bytes,
+    pub(crate) state: ParkedState,
+    pub(crate) reason: String,
+    pub(crate) attempts: u32,
 }
 
-impl Pass<'_> {
-    fn park(&mut self, delivery: &Arc<Delivery>, state: ParkedState, reason: &str, attempts: u32) {
-        self.blocked.insert(delivery.aggregate().to_owned());
-        self.to_park.push((Arc::clone(delivery), state, reason.to_owned(), attempts));
+impl ToPark {
+    fn of(delivery: &Delivery, state: ParkedState, reason: &str, attempts: u32) -> Self {
+        let (subject, message) = (delivery.message.subject.clone(), delivery.message.payload.clone());
+        Self { seq: delivery.seq(), subject, message, state, reason: reason.to_owned(), attempts }
+    }
+}
+
+/// One slice under way.
+pub(crate) struct Pass<'a> {
+    pub(crate) tx: &'a mut SliceTx,
+    org: BoundOrg,
+    pipeline: Pipeline,
+    pub(crate) blocked: BTreeSet<String>,
+    pub(crate) ready: Vec<Applied>,
+    to_park: Vec<ToPark>,
+}
+
+impl<'a> Pass<'a> {
+    pub(crate) fn new(tx: &'a mut SliceTx, org: BoundOrg, pipeline: Pipeline, blocked: BTreeSet<String>) -> Self {
+        Self { tx, org, pipeline, blocked, ready: Vec::new(), to_park: Vec::new() }
+    }
+
+    pub(crate) fn park(&mut self, aggregate: &str, message: ToPark) {
+        self.blocked.insert(aggregate.to_owned());
+        self.to_park.push(message);
     }
 
     /// Writes what has gathered.
-    async fn flush(&mut self) -> Result<(), DbError> {
+    pub(crate) async fn flush(&mut self) -> Result<(), DbError> {
         if !self.ready.is_empty() {
             apply(self.tx, self.org, &self.ready).await?;
             self.ready.clear();
@@ -178,13 +253,13 @@ impl Pass<'_> {
             let rows: Vec<Park<'_>> = self
                 .to_park
                 .iter()
-                .map(|(delivery, state, reason, attempts)| Park {
-                    seq: delivery.seq(),
-                    subject: &delivery.message.subject,
-                    message: &delivery.message.payload,
-                    state: *state,
-                    reason,
-                    attempts: *attempts,
+                .map(|message| Park {
+                    seq: message.seq,
+                    subject: &message.subject,
+                    message: &message.message,
+                    state: message.state,
+                    reason: &message.reason,
+                    attempts: message.attempts,
                 })
                 .collect();
             parked::park(self.tx, self.org, &rows).await?;
@@ -194,7 +269,7 @@ impl Pass<'_> {
     }
 
     /// Applies the parked messages of one aggregate again, in order, as far as they go.
-    async fn carry_out(&mut self, decision: &Decision) -> Result<(), DbError> {
+    pub(crate) async fn carry_out(&mut self, decision: &Decision) -> Result<(), DbError> {
         let aggregate = decision.aggregate.to_string();
         let mut skip = decision.skip;
         loop {
@@ -248,7 +323,7 @@ impl Pass<'_> {
     }
 
     /// Applies `commits`, or leaves everything as it was and says why.
-    async fn attempt(&mut self, commits: &[Applied]) -> Result<Result<(), String>, DbError> {
+    pub(crate) async fn attempt(&mut self, commits: &[Applied]) -> Result<Result<(), String>, DbError> {
         self.tx.savepoint().await?;
         match apply(self.tx, self.org, commits).await {
             Ok(()) => self.tx.release_savepoint().await.map(Ok),

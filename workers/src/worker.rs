@@ -2,12 +2,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
 use metrics::gauge;
 use orgstream_events::{EventSubject, OrgId, Pipeline, Shard};
-use orgstream_projections::{BoundOrg, Database, DbError, LaneLag, MarkWriter, ShardMark, checkpoints};
+use orgstream_projections::{BoundOrg, Database, DbError, LaneLag, MarkWriter, Rebuild, ShardMark, checkpoints};
 use orgstream_stream::{Log, StreamError};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -18,16 +19,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     engine::{Engine, Input},
-    lane::LaneKey,
     options::WorkerOptions,
     ownership::owners,
     scheduler::Mark,
     shard::read_shard,
+    traffic::Traffic,
+    watchdog::{Findings, Watchdog, Watched},
 };
 
 /// Messages on their way from the cursors to the engine.
 const INPUT: usize = 8_192;
-/// How often marks are written and resets are looked for.
+/// How often marks are written and rebuilds are looked for.
 const MARKS: Duration = Duration::from_secs(1);
 /// How long slices may take to end when the worker stops.
 const GRACE: Duration = Duration::from_secs(10);
@@ -74,6 +76,8 @@ pub struct Worker {
     options: WorkerOptions,
     status: watch::Sender<WorkerStatus>,
     worst: watch::Sender<Vec<LaneLag>>,
+    watched: watch::Sender<Watched>,
+    findings: watch::Sender<Findings>,
 }
 
 /// The shards of this worker, and what their marks are written on.
@@ -97,6 +101,7 @@ struct Owned {
     epoch: u64,
     stop: CancellationToken,
     reader: JoinHandle<()>,
+    traffic: Arc<Traffic>,
     /// What keeps the shard from being read, if anything does.
     trouble: watch::Receiver<Option<String>>,
 }
@@ -104,7 +109,15 @@ struct Owned {
 impl Worker {
     /// A worker that reads `log` and writes to `db`.
     pub fn new(log: Log, db: Database, options: WorkerOptions) -> Self {
-        Self { log, db, options, status: watch::Sender::default(), worst: watch::Sender::default() }
+        Self {
+            log,
+            db,
+            options,
+            status: watch::Sender::default(),
+            worst: watch::Sender::default(),
+            watched: watch::Sender::default(),
+            findings: watch::Sender::default(),
+        }
     }
 
     /// How it is doing, as it changes.
@@ -123,8 +136,12 @@ impl Worker {
             worst: self.worst.clone(),
         };
         let running = tokio::spawn(running.run(input, engine_stop.clone()));
+        let (log, db) = (self.log.clone(), self.db.clone());
+        let watchdog = Watchdog::new(log, db, self.watched.subscribe(), self.findings.clone());
+        let watching = tokio::spawn(watchdog.run(self.options.watch, stop.clone()));
         let mut held = Holdings::default();
-        let mut leases = interval(self.options.lease / 3);
+        // A quarter of what they last for: see `WorkerOptions::lease_time`.
+        let mut leases = interval(self.options.lease_time() / 4);
         let mut marks = interval(MARKS);
         for ticks in [&mut leases, &mut marks] {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -152,6 +169,9 @@ impl Worker {
         if timeout(GRACE, running).await.is_err() {
             tracing::warn!("some slices did not end in time; their transactions are rolled back");
         }
+        if watching.await.is_err() {
+            tracing::error!("the watchdog had panicked");
+        }
         if let Err(error) = self.db.retire_worker(self.options.id).await {
             tracing::debug!(%error, "the worker could not say goodbye");
         }
@@ -159,10 +179,10 @@ impl Worker {
 
     /// Renews what is ours, gives back what should be another's, takes what should be ours and is free.
     async fn take_turns(&self, held: &mut Holdings, engine: &mpsc::Sender<Input>) -> Result<(), DbError> {
-        let (me, lease) = (self.options.id, self.options.lease);
+        let (me, lease) = (self.options.id, self.options.lease_time());
         self.look_for_a_crash(held, engine).await?;
-        let lagging = self.worst.borrow().clone();
-        self.db.announce_worker(me, &lagging).await?;
+        let (lagging, findings) = (self.worst.borrow().clone(), self.findings.borrow().clone());
+        self.db.announce_worker(me, &findings.added_to(lagging)).await?;
         let live = self.db.live_workers(lease).await?;
         let kept: HashMap<Shard, u64> =
             self.db.renew_leases(me, lease).await?.into_iter().map(|lease| (lease.shard, lease.epoch)).collect();
@@ -196,7 +216,10 @@ impl Worker {
             }
         }
         let troubles = |(shard, owned): (&Shard, &Owned)| Some((*shard, owned.trouble.borrow().clone()?));
+        problems.extend(findings.readers);
         problems.extend(held.shards.iter().filter_map(troubles));
+        self.watched
+            .send_replace(held.shards.iter().map(|(shard, owned)| (*shard, Arc::clone(&owned.traffic))).collect());
         gauge!("orgstream_shards_owned").set(u32::try_from(held.shards.len()).unwrap_or(u32::MAX));
         let mut shards: Vec<Shard> = held.shards.keys().copied().collect();
         shards.sort_unstable();
@@ -247,9 +270,9 @@ impl Worker {
         let _ = engine.send(Input::Open { shard, epoch, mark: mark.seq, behind }).await;
         let stop = CancellationToken::new();
         let (trouble, troubled) = watch::channel(None);
-        let (log, engine) = (self.log.clone(), engine.clone());
-        let reader = tokio::spawn(read_shard(log, shard, mark.seq, engine, trouble, stop.clone()));
-        held.shards.insert(shard, Owned { epoch, stop, reader, trouble: troubled });
+        let (log, engine, traffic) = (self.log.clone(), engine.clone(), Arc::new(Traffic::after(mark.seq)));
+        let reader = tokio::spawn(read_shard(log, shard, Arc::clone(&traffic), engine, trouble, stop.clone()));
+        held.shards.insert(shard, Owned { epoch, stop, reader, traffic, trouble: troubled });
         tracing::debug!(%shard, epoch, event.seq = mark.seq, "working on this shard");
         Ok(())
     }
@@ -259,7 +282,7 @@ impl Worker {
         checkpoints::position(&mut self.db.read(bound).await?, pipeline).await
     }
 
-    /// Writes down how far the shards have come, and passes on which orgs were reset.
+    /// Writes down how far the shards have come, and passes on what is to be rebuilt.
     async fn keep_books(&self, held: &mut Holdings, engine: &mpsc::Sender<Input>) -> Result<(), DbError> {
         if held.shards.is_empty() {
             return Ok(());
@@ -270,19 +293,10 @@ impl Worker {
             }
         }
         let shards: Vec<Shard> = held.shards.keys().copied().collect();
-        for rewind in self.db.rewinds(&shards).await? {
-            let key = LaneKey { shard: rewind.shard, org: rewind.org, pipeline: rewind.pipeline };
-            let stored = self.checkpoint(rewind.shard, rewind.org, rewind.pipeline).await?;
-            let _ = engine.send(Input::Rewind { key, stored }).await;
-            // Forgotten only once a mark says that the lane is behind, so that a crash in between loses nothing.
-            let mark = marks(engine).await.into_iter().find(|(shard, _)| *shard == rewind.shard);
-            let epoch = held.shards.get(&rewind.shard).map(|owned| owned.epoch);
-            if let (Some((_, mark)), Some(epoch)) = (mark, epoch)
-                && held.write_mark(rewind.shard, epoch, &mark).await?
-            {
-                self.db.forget_rewind(&rewind).await?;
-            }
-        }
+        let under_way = self.db.rebuilds_under_way(&shards).await?.into_iter();
+        let epoch = |rebuild: &Rebuild| held.shards.get(&rebuild.shard).map(|owned| owned.epoch);
+        let rebuilds = under_way.filter_map(|rebuild| epoch(&rebuild).map(|epoch| (rebuild, epoch))).collect();
+        let _ = engine.send(Input::Rebuilds(rebuilds)).await;
         Ok(())
     }
 
@@ -304,7 +318,7 @@ impl Worker {
 }
 
 /// How far every shard has come.
-async fn marks(engine: &mpsc::Sender<Input>) -> Vec<(Shard, ShardMark)> {
+async fn marks(engine: &mpsc::Sender<Input>) -> HashMap<Shard, ShardMark> {
     let (answer, marks) = oneshot::channel();
     let _ = engine.send(Input::Marks(answer)).await;
     let marks = marks.await.unwrap_or_default();

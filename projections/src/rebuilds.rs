@@ -1,0 +1,325 @@
+//! What is being done about the versions of orgs' read models: asked for by an operator, carried out step by step by the
+//! worker that owns the org's shard. See `versions` for a step.
+
+use orgstream_events::{OrgId, Pipeline, Shard, Timestamp};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    BoundOrg, Database, DbError,
+    convert::{column, from_bigint, from_wire, to_bigint, wire_name},
+};
+
+/// The most jobs that a worker is told of at a time.
+const AT_ONCE: i64 = 1_000;
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RebuildJob {
+    /// Build a new version from the audit log, and show it.
+    Build,
+    /// Build one, compare it with what is shown, and drop it.
+    Verify,
+    /// Show the version again that was shown before.
+    RollBack,
+    /// Drop every version that is not shown.
+    Drop,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RebuildState {
+    /// What earlier jobs left behind is dropped.
+    Clearing,
+    /// Events are applied to the version.
+    Building,
+    /// Its rows are compared with those that are shown.
+    Comparing,
+    /// What is no longer needed is dropped.
+    Dropping,
+    /// Nothing is under way.
+    Done,
+    /// It cannot go on; asking again makes it try.
+    Failed,
+}
+
+impl RebuildState {
+    /// Whether a worker has something to do.
+    pub fn is_under_way(self) -> bool {
+        !matches!(self, Self::Done | Self::Failed)
+    }
+}
+
+/// The last job of an org, and how far it is.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Rebuild {
+    /// The tenant.
+    pub org: OrgId,
+    /// The shard that holds the org.
+    pub shard: Shard,
+    /// What is done.
+    pub job: RebuildJob,
+    /// How far it is.
+    pub state: RebuildState,
+    /// The version that it is about.
+    pub version: i32,
+    /// The version that was shown before, while it is kept.
+    pub previous: Option<i32>,
+    /// Where the version that is shown was when the job began.
+    pub target: u64,
+    /// The sequence that the job has come to.
+    pub reached: u64,
+    /// Events that it has applied.
+    pub events: u64,
+    /// Events that there were to apply when it began.
+    pub total: u64,
+    /// Rows that a comparison found to differ.
+    pub differences: u64,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// When it was asked for.
+    pub started_at: Timestamp,
+    /// When something last happened.
+    pub updated_at: Timestamp,
+}
+
+impl Rebuild {
+    /// The org, which an operator named when the job was asked for.
+    pub fn bound(&self) -> BoundOrg {
+        BoundOrg::named_by_operator(self.org)
+    }
+}
+
+/// What became of asking for a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// It is to be done.
+    Begun(Rebuild),
+    /// It was asked for before and is under way, or goes on from where it failed.
+    GoesOn(Rebuild),
+    /// Something else is under way.
+    Busy(Rebuild),
+    /// There is nothing that it could be done to: no read models, or no version to go back to.
+    Nothing,
+}
+
+impl Database {
+    /// Asks the owner of the org's shard for a job. Only dropping puts an end to another job.
+    pub async fn ask_rebuild(&self, org: BoundOrg, job: RebuildJob) -> Result<Asked, DbError> {
+        let mut tx = self.begin_maintenance(org).await?;
+        let id = org.org().uuid();
+        let shown = sqlx::query!(
+            r#"SELECT version, shard, seq, (
+                SELECT max(version) FROM ops.checkpoints WHERE org_id = $1 AND pipeline = $2
+            ) AS "newest!"
+            FROM ops.checkpoints WHERE org_id = $1 AND pipeline = $2 AND active"#,
+            id,
+            Pipeline::ReadModels.name(),
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some(shown) = shown else { return Ok(Asked::Nothing) };
+        // Whoever comes first makes the row, and whoever holds it decides.
+        sqlx::query!(
+            "INSERT INTO ops.rebuilds (org, shard, job, state, version, target, total)
+            VALUES ($1, $2, 'drop', 'done', $3, $4, 0) ON CONFLICT DO NOTHING",
+            id,
+            shown.shard,
+            shown.version,
+            shown.seq,
+        )
+        .execute(&mut *tx)
+        .await?;
+        let Some(known) = find(&mut tx, id).await? else { return Ok(Asked::Nothing) };
+        if known.state.is_under_way() {
+            if known.job == job {
+                return Ok(Asked::GoesOn(known));
+            }
+            if job != RebuildJob::Drop {
+                return Ok(Asked::Busy(known));
+            }
+        }
+        let goes_on = known.state == RebuildState::Failed && known.job == job && job != RebuildJob::Drop;
+        let fresh = known.version.max(shown.newest) + 1;
+        let (state, version, previous) = match job {
+            RebuildJob::Build if goes_on => (RebuildState::Clearing, known.version, None),
+            RebuildJob::Verify if goes_on => (RebuildState::Clearing, known.version, known.previous),
+            RebuildJob::Build => (RebuildState::Clearing, fresh, None),
+            RebuildJob::Verify => (RebuildState::Clearing, fresh, known.previous),
+            RebuildJob::RollBack => match known.previous {
+                Some(previous) => (RebuildState::Building, previous, known.previous),
+                None => return Ok(Asked::Nothing),
+            },
+            RebuildJob::Drop => (RebuildState::Dropping, known.version, None),
+        };
+        let asked = sqlx::query_as!(
+            Row,
+            r#"UPDATE ops.rebuilds SET
+                shard = $2, job = $3, state = $4, version = $5, previous = $6, target = $7,
+                reached = CASE WHEN $8 THEN reached ELSE 0 END,
+                events = CASE WHEN $8 THEN events ELSE 0 END,
+                total = (
+                    SELECT count(*) FROM audit.events WHERE org_id = $1 AND seq > coalesce((
+                        SELECT seq FROM ops.checkpoints WHERE org_id = $1 AND pipeline = 'read_models' AND version = $5
+                    ), 0) AND $3 <> 'drop'
+                ) + CASE WHEN $8 THEN events ELSE 0 END,
+                differences = 0, error = NULL, started_at = clock_timestamp(), updated_at = clock_timestamp()
+            WHERE org = $1
+            RETURNING org, shard, job, state, version, previous, target, reached, events, total, differences, error,
+                started_at, updated_at"#,
+            id,
+            shown.shard,
+            wire_name(&job),
+            wire_name(&state),
+            version,
+            previous,
+            shown.seq,
+            goes_on,
+        )
+        .fetch_one(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        let rebuild = asked.try_into()?;
+        Ok(if goes_on { Asked::GoesOn(rebuild) } else { Asked::Begun(rebuild) })
+    }
+
+    /// What is under way in these shards, the oldest first.
+    pub async fn rebuilds_under_way(&self, shards: &[Shard]) -> Result<Vec<Rebuild>, DbError> {
+        let shards: Vec<i32> = shards.iter().map(|shard| i32::from(shard.0)).collect();
+        let rows = sqlx::query_as!(
+            Row,
+            "SELECT org, shard, job, state, version, previous, target, reached, events, total, differences, error,
+                started_at, updated_at
+            FROM ops.rebuilds WHERE shard = ANY($1) AND state NOT IN ('done', 'failed') ORDER BY started_at LIMIT $2",
+            &shards,
+            AT_ONCE,
+        );
+        rows.fetch_all(self.ops_pool()).await?.into_iter().map(Rebuild::try_from).collect()
+    }
+
+    /// The last job of every org that there was one for, the latest first.
+    pub async fn rebuilds(&self) -> Result<Vec<Rebuild>, DbError> {
+        let rows = sqlx::query_as!(
+            Row,
+            "SELECT org, shard, job, state, version, previous, target, reached, events, total, differences, error,
+                started_at, updated_at
+            FROM ops.rebuilds ORDER BY started_at DESC",
+        );
+        rows.fetch_all(self.ops_pool()).await?.into_iter().map(Rebuild::try_from).collect()
+    }
+
+    /// The last job of each of these orgs.
+    pub async fn rebuilds_of(&self, orgs: &[OrgId]) -> Result<Vec<Rebuild>, DbError> {
+        let rows = sqlx::query_as!(
+            Row,
+            "SELECT org, shard, job, state, version, previous, target, reached, events, total, differences, error,
+                started_at, updated_at
+            FROM ops.rebuilds WHERE org = ANY($1)",
+            &column(orgs, |org| org.uuid()),
+        );
+        rows.fetch_all(self.ops_pool()).await?.into_iter().map(Rebuild::try_from).collect()
+    }
+
+    /// Gives a job up, and says why, if it is still the one that is known.
+    pub async fn fail_rebuild(&self, known: &Rebuild, error: &str) -> Result<(), DbError> {
+        sqlx::query!(
+            "UPDATE ops.rebuilds SET state = 'failed', error = $4, updated_at = clock_timestamp()
+            WHERE org = $1 AND state = $2 AND version = $3",
+            known.org.uuid(),
+            wire_name(&known.state),
+            known.version,
+            error.replace('\0', " "),
+        )
+        .execute(self.ops_pool())
+        .await?;
+        Ok(())
+    }
+}
+
+/// The row, held until the transaction ends: nobody else takes a step or asks for something meanwhile.
+async fn find(connection: &mut PgConnection, org: Uuid) -> Result<Option<Rebuild>, DbError> {
+    let row = sqlx::query_as!(
+        Row,
+        "SELECT org, shard, job, state, version, previous, target, reached, events, total, differences, error,
+            started_at, updated_at
+        FROM ops.rebuilds WHERE org = $1 FOR UPDATE",
+        org,
+    );
+    row.fetch_optional(connection).await?.map(Rebuild::try_from).transpose()
+}
+
+/// The same if `epoch` is that of the shard's owner.
+pub(crate) async fn hold(connection: &mut PgConnection, org: Uuid, epoch: u64) -> Result<Option<Rebuild>, DbError> {
+    let row = sqlx::query_as!(
+        Row,
+        "SELECT org, rebuild.shard, job, state, version, previous, target, reached, events, total, differences, error,
+            started_at, updated_at
+        FROM ops.rebuilds AS rebuild JOIN ops.shard_leases AS lease USING (shard)
+        WHERE org = $1 AND lease.epoch = $2 FOR UPDATE OF rebuild",
+        org,
+        to_bigint(epoch),
+    );
+    row.fetch_optional(connection).await?.map(Rebuild::try_from).transpose()
+}
+
+/// Writes down how far it is.
+pub(crate) async fn keep(connection: &mut PgConnection, rebuild: &Rebuild) -> Result<(), DbError> {
+    sqlx::query!(
+        "UPDATE ops.rebuilds SET
+            state = $2, previous = $3, reached = $4, events = $5, total = greatest(total, $5), differences = $6,
+            updated_at = clock_timestamp()
+        WHERE org = $1",
+        rebuild.org.uuid(),
+        wire_name(&rebuild.state),
+        rebuild.previous,
+        to_bigint(rebuild.reached),
+        to_bigint(rebuild.events),
+        to_bigint(rebuild.differences),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+struct Row {
+    org: Uuid,
+    shard: i32,
+    job: String,
+    state: String,
+    version: i32,
+    previous: Option<i32>,
+    target: i64,
+    reached: i64,
+    events: i64,
+    total: i64,
+    differences: i64,
+    error: Option<String>,
+    started_at: OffsetDateTime,
+    updated_at: OffsetDateTime,
+}
+
+impl TryFrom<Row> for Rebuild {
+    type Error = DbError;
+
+    fn try_from(row: Row) -> Result<Self, DbError> {
+        Ok(Self {
+            org: OrgId::from_uuid(row.org),
+            shard: Shard(u16::try_from(row.shard).unwrap_or(u16::MAX)),
+            job: from_wire("a job", row.job)?,
+            state: from_wire("the state of a job", row.state)?,
+            version: row.version,
+            previous: row.previous,
+            target: from_bigint(row.target),
+            reached: from_bigint(row.reached),
+            events: from_bigint(row.events),
+            total: from_bigint(row.total),
+            differences: from_bigint(row.differences),
+            error: row.error,
+            started_at: row.started_at.into(),
+            updated_at: row.updated_at.into(),
+        })
+    }
+}

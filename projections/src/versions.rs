@@ -1,0 +1,295 @@
+//! The versions of an org's read models, and the transaction of one step of a job on them: bound to the version that the
+//! job is about, fenced like any slice, with the job's own row held against everybody else.
+
+use orgstream_events::{AggregateId, Event, ParkingEvent, Pipeline, SealedEvent};
+use sqlx::AssertSqlSafe;
+
+use crate::{
+    BoundOrg, DbError, Rebuild, RebuildJob, RebuildState, SliceTx,
+    convert::{column, from_bigint, to_bigint},
+    rebuilds,
+};
+
+/// A table whose rows belong to versions.
+pub(crate) struct Versioned {
+    pub(crate) table: &'static str,
+    /// What tells the rows of one version apart, as an expression that the table is read in the order of.
+    pub(crate) key: &'static str,
+    pub(crate) key_type: &'static str,
+    /// Which of its rows they are.
+    pub(crate) condition: &'static str,
+    /// Columns that say what happened here, or of which version the row is: no function of the events.
+    pub(crate) ignored: &'static str,
+}
+
+/// All of them, the largest first.
+pub(crate) const TABLES: [Versioned; 8] = [
+    versioned("rm.records", "id", "uuid"),
+    versioned("ops.idempotency", "command_id", "uuid"),
+    versioned("rm.api_keys", "id", "uuid"),
+    versioned("rm.members", "id", "uuid"),
+    // Texts in an order that every server and this program agree on.
+    versioned("rm.kinds", "name COLLATE \"C\"", "text"),
+    versioned("rm.slugs", "slug COLLATE \"C\"", "text"),
+    versioned("rm.organizations", "org_id", "uuid"),
+    Versioned {
+        table: "ops.parked",
+        key: "lpad(seq::text, 20, '0')",
+        key_type: "text",
+        condition: "AND pipeline = 'read_models'",
+        ignored: "{rm_version,reason,attempts,parked_at}",
+    },
+];
+
+const fn versioned(table: &'static str, key: &'static str, key_type: &'static str) -> Versioned {
+    Versioned { table, key, key_type, condition: "", ignored: "{rm_version}" }
+}
+
+/// A job's step that was opened.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// The job as it is now.
+    pub rebuild: Rebuild,
+    /// How far its version is.
+    pub reached: u64,
+    /// How far the version is that is shown.
+    pub shown: u64,
+    /// How far the audit log is.
+    pub audited: u64,
+    /// Messages that the audit pipeline has parked: the audit log lacks them.
+    pub unaudited: u64,
+    /// Whether the version has parked messages.
+    pub parked: bool,
+}
+
+impl SliceTx {
+    /// Opens the next step of a job. None when the shard has another owner, or the job is another by now.
+    pub async fn open_step(&mut self, known: &Rebuild, epoch: u64) -> Result<Option<Step>, DbError> {
+        let (bound, org) = (known.bound(), known.org.uuid());
+        let connection = self.unopened();
+        sqlx::query!(
+            "SELECT set_config('app.org_id', $1, true) AS org, set_config('app.rm_version', $2, true) AS version",
+            org.to_string(),
+            known.version.to_string(),
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        let Some(rebuild) = rebuilds::hold(connection, org, epoch).await? else { return Ok(None) };
+        if (rebuild.job, rebuild.state, rebuild.version) != (known.job, known.state, known.version) {
+            return Ok(None);
+        }
+        self.opened(bound);
+        Ok(Some(self.look_again(&rebuild).await?))
+    }
+
+    /// Where everything is by now.
+    pub async fn look_again(&mut self, rebuild: &Rebuild) -> Result<Step, DbError> {
+        let (connection, _) = self.connection(rebuild.bound())?;
+        let org = rebuild.org.uuid();
+        let places = sqlx::query!(
+            r#"SELECT
+                coalesce(max(seq) FILTER (WHERE pipeline = 'read_models' AND version = $2), 0) AS "reached!",
+                coalesce(max(seq) FILTER (WHERE pipeline = 'read_models' AND active), 0) AS "shown!",
+                coalesce(max(seq) FILTER (WHERE pipeline = 'audit'), 0) AS "audited!"
+            FROM ops.checkpoints WHERE org_id = $1"#,
+            org,
+            rebuild.version,
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        // After the checkpoint: what was parked before it and is not any more is in the log by now.
+        let parked = sqlx::query!(
+            r#"SELECT count(*) FILTER (WHERE pipeline = 'audit') AS "unaudited!",
+                count(*) FILTER (WHERE pipeline = 'read_models') AS "own!"
+            FROM ops.parked WHERE org_id = $1"#,
+            org,
+        )
+        .fetch_one(connection)
+        .await?;
+        Ok(Step {
+            rebuild: rebuild.clone(),
+            reached: from_bigint(places.reached),
+            shown: from_bigint(places.shown),
+            audited: from_bigint(places.audited),
+            unaudited: from_bigint(parked.unaudited),
+            parked: parked.own > 0,
+        })
+    }
+
+    /// Writes down what the step came to.
+    pub async fn keep_step(&mut self, rebuild: &Rebuild) -> Result<(), DbError> {
+        rebuilds::keep(self.connection(rebuild.bound())?.0, rebuild).await
+    }
+
+    /// Moves the checkpoint of the job's version, which is not the one that is shown.
+    pub async fn move_version(&mut self, rebuild: &Rebuild, epoch: u64, to: u64) -> Result<(), DbError> {
+        let (connection, pipeline) = self.connection(rebuild.bound())?;
+        sqlx::query!(
+            "INSERT INTO ops.checkpoints AS checkpoint (org_id, pipeline, version, active, shard, seq, epoch, updated_at)
+            VALUES ($1, $2, $3, false, $4, $5, $6, clock_timestamp())
+            ON CONFLICT (org_id, pipeline, version, shard) DO UPDATE SET
+                seq = excluded.seq, epoch = excluded.epoch, updated_at = excluded.updated_at
+            WHERE NOT checkpoint.active AND checkpoint.seq <= excluded.seq",
+            rebuild.org.uuid(),
+            pipeline.name(),
+            rebuild.version,
+            i32::from(rebuild.shard.0),
+            to_bigint(to),
+            to_bigint(epoch),
+        )
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+
+    /// Holds the checkpoint of the version that is shown, so that no slice of the org is under way.
+    pub async fn hold_shown(&mut self, org: BoundOrg) -> Result<(), DbError> {
+        let (connection, pipeline) = self.connection(org)?;
+        sqlx::query_scalar!(
+            "SELECT seq FROM ops.checkpoints WHERE org_id = $1 AND pipeline = $2 AND active FOR UPDATE",
+            org.org().uuid(),
+            pipeline.name(),
+        )
+        .fetch_one(connection)
+        .await?;
+        Ok(())
+    }
+
+    /// Shows the job's version in place of the one that is shown, whose number is the answer. Both must be equally far.
+    pub async fn show_version(&mut self, rebuild: &Rebuild) -> Result<i32, DbError> {
+        let (connection, pipeline) = self.connection(rebuild.bound())?;
+        let before = sqlx::query_scalar!(
+            "UPDATE ops.checkpoints SET active = false WHERE org_id = $1 AND pipeline = $2 AND active RETURNING version",
+            rebuild.org.uuid(),
+            pipeline.name(),
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        sqlx::query_scalar!(
+            "UPDATE ops.checkpoints SET active = true WHERE org_id = $1 AND pipeline = $2 AND version = $3
+            RETURNING version",
+            rebuild.org.uuid(),
+            pipeline.name(),
+            rebuild.version,
+        )
+        .fetch_one(connection)
+        .await?;
+        Ok(before)
+    }
+
+    /// How many events the audit log has in `after..=upto`, counted up to `most`.
+    pub async fn count_events(&mut self, org: BoundOrg, after: u64, upto: u64, most: u32) -> Result<u32, DbError> {
+        let (connection, _) = self.connection(org)?;
+        let count = sqlx::query_scalar!(
+            r#"SELECT count(*) AS "count!" FROM (
+                SELECT FROM audit.events WHERE org_id = $1 AND seq > $2 AND seq <= $3 LIMIT $4
+            ) AS event"#,
+            org.org().uuid(),
+            to_bigint(after),
+            to_bigint(upto),
+            i64::from(most),
+        )
+        .fetch_one(connection)
+        .await?;
+        Ok(u32::try_from(count).unwrap_or(u32::MAX))
+    }
+
+    /// A message that the audit pipeline was told to give up and the read models were not: the audit log does not have it,
+    /// so nothing that is built from it can be what is shown.
+    pub async fn given_up_by_audit(&mut self, org: BoundOrg) -> Result<Option<u64>, DbError> {
+        let (connection, _) = self.connection(org)?;
+        let skips = sqlx::query!(
+            "SELECT header, payload FROM audit.events WHERE org_id = $1 AND action = 'parking.skipped'",
+            org.org().uuid(),
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+        let mut skipped: Vec<(Pipeline, u64)> = Vec::new();
+        for skip in skips {
+            let sealed = SealedEvent { header: skip.header.into(), payload: skip.payload.into() };
+            let Ok(opened) = sealed.open() else { continue };
+            if let (AggregateId::Parking(pipeline), Event::Parking(ParkingEvent::Skipped(skip))) =
+                (opened.header.aggregate.aggregate, opened.event)
+            {
+                skipped.push((pipeline, skip.seq));
+            }
+        }
+        let by_audit_alone: Vec<u64> = skipped
+            .iter()
+            .filter(|(pipeline, seq)| *pipeline == Pipeline::Audit && !skipped.contains(&(Pipeline::ReadModels, *seq)))
+            .map(|(_, seq)| *seq)
+            .collect();
+        // A skip that came too late had no effect.
+        let gone = sqlx::query_scalar!(
+            r#"SELECT wanted AS "wanted!" FROM unnest($2::bigint[]) AS wanted
+            WHERE NOT EXISTS (SELECT FROM audit.events WHERE org_id = $1 AND seq = wanted) ORDER BY wanted LIMIT 1"#,
+            org.org().uuid(),
+            &column(&by_audit_alone, |seq| to_bigint(*seq)),
+        )
+        .fetch_optional(connection)
+        .await?;
+        Ok(gone.map(from_bigint))
+    }
+
+    /// The versions that the job does not need: neither shown, nor kept to go back to, nor being built.
+    pub async fn superfluous_versions(&mut self, rebuild: &Rebuild) -> Result<Vec<i32>, DbError> {
+        let (connection, pipeline) = self.connection(rebuild.bound())?;
+        let own = match (rebuild.job, rebuild.state) {
+            (RebuildJob::Build | RebuildJob::Verify, RebuildState::Clearing) => Some(rebuild.version),
+            _ => None,
+        };
+        let versions = sqlx::query_scalar!(
+            "SELECT version FROM ops.checkpoints
+            WHERE org_id = $1 AND pipeline = $2 AND NOT active AND version IS DISTINCT FROM $3
+                AND version IS DISTINCT FROM $4
+            ORDER BY version",
+            rebuild.org.uuid(),
+            pipeline.name(),
+            rebuild.previous,
+            own,
+        );
+        Ok(versions.fetch_all(connection).await?)
+    }
+
+    /// Deletes up to `rows` rows of a version that is not shown, and in the end its checkpoint. How many rows there were.
+    pub async fn drop_version(&mut self, org: BoundOrg, version: i32, rows: u32) -> Result<u64, DbError> {
+        let (connection, pipeline) = self.connection(org)?;
+        let id = org.org().uuid();
+        sqlx::query!("SELECT set_config('app.rm_version', $1, true)", version.to_string())
+            .fetch_one(&mut *connection)
+            .await?;
+        let mut deleted = 0;
+        for Versioned { table, key, key_type, condition, .. } in TABLES {
+            let left = i64::from(rows) - i64::try_from(deleted).unwrap_or(i64::MAX);
+            if left <= 0 {
+                return Ok(deleted);
+            }
+            // Row-level security adds the version. Up to a key, and not those of a list: the planner, which knows nothing of
+            // the org's size, would compare every row with all of the list.
+            let last = format!(
+                "SELECT ({key})::text AS as_text FROM {table} WHERE org_id = $1 {condition} ORDER BY {key} OFFSET $2 LIMIT 1"
+            );
+            let last: Option<String> = sqlx::query_scalar(AssertSqlSafe(last))
+                .bind(id)
+                .bind(left - 1)
+                .fetch_optional(&mut *connection)
+                .await?;
+            let upto = if last.is_some() { format!("AND {key} <= $2::text::{key_type}") } else { String::new() };
+            let delete = format!("DELETE FROM {table} WHERE org_id = $1 {condition} {upto}");
+            let delete = sqlx::query(AssertSqlSafe(delete)).bind(id);
+            let delete = if last.is_some() { delete.bind(last) } else { delete };
+            deleted += delete.execute(&mut *connection).await?.rows_affected();
+        }
+        if deleted == 0 {
+            sqlx::query!(
+                "DELETE FROM ops.checkpoints WHERE org_id = $1 AND pipeline = $2 AND version = $3 AND NOT active",
+                id,
+                pipeline.name(),
+                version,
+            )
+            .execute(connection)
+            .await?;
+        }
+        Ok(deleted)
+    }
+}

@@ -1,0 +1,203 @@
+//! Load that does not wait for answers: when an event is to be sent is decided beforehand, and how long it took is counted
+//! from that moment, so that whatever holds up the sender is part of the answer.
+
+use std::{
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context;
+use futures_util::{StreamExt, stream, stream::FuturesUnordered};
+use orgstream_events::Commit;
+use orgstream_stream::{Log, Placement};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::{sync::mpsc, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::bench::load;
+
+/// Batches of a burst under way at the same time, and the commits in each.
+const BURST_AT_ONCE: usize = 4;
+const BURST_BATCH: usize = 100;
+/// Appends under way while a backlog is made that nobody measures.
+const POUR_AT_ONCE: usize = 256;
+/// Appends of the quiet load under way, at most. More than that would mean that the log has stopped.
+const QUIET_AT_ONCE: usize = 20_000;
+
+/// An event that was acknowledged.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sent {
+    /// Of which organization, as a place in the crowd.
+    pub(super) org: usize,
+    pub(super) seq: u64,
+    /// When it was to be sent, in microseconds since 1970.
+    pub(super) intended_us: i64,
+}
+
+/// The clock that the database's commits are timed by too.
+pub(super) fn now_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Which organization is next: the k-th of the crowd a k-th as often as the first.
+pub(super) struct Zipf(Vec<f64>);
+
+impl Zipf {
+    pub(super) fn new(count: usize) -> Self {
+        let mut sum = 0.0;
+        let sums = (1..=count).map(|rank| {
+            sum += 1.0 / rank as f64;
+            sum
+        });
+        Self(sums.collect())
+    }
+
+    pub(super) fn pick(&self, rng: &mut StdRng) -> usize {
+        let total = self.0.last().copied().unwrap_or_default();
+        let wanted = rng.random_range(0.0..total.max(f64::MIN_POSITIVE));
+        self.0.partition_point(|sum| *sum <= wanted).min(self.0.len().saturating_sub(1))
+    }
+}
+
+/// Events of many organizations, at random moments, until it is stopped.
+pub(super) struct Quiet {
+    stop: CancellationToken,
+    sending: JoinHandle<anyhow::Result<Vec<Sent>>>,
+}
+
+impl Quiet {
+    /// Begins: `rate` events per second on average, spread over `orgs` by Zipf's law.
+    pub(super) fn start(log: &Log, orgs: &[Placement], rate: f64, seed: u64) -> Self {
+        let stop = CancellationToken::new();
+        let (due, arrivals) = mpsc::channel(QUIET_AT_ONCE);
+        let (count, stopped) = (orgs.len(), stop.clone());
+        // A thread of its own, because it can sleep for fractions of a millisecond.
+        thread::spawn(move || pace(count, rate, seed, &due, &stopped));
+        let sending = tokio::spawn(send(log.clone(), orgs.to_vec(), arrivals));
+        Self { stop, sending }
+    }
+
+    /// Stops, and says what was sent, once all of it is acknowledged.
+    pub(super) async fn stop(self) -> anyhow::Result<Vec<Sent>> {
+        self.stop.cancel();
+        self.sending.await?
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "it has a thread of its own, and the runtime's timer is too coarse")]
+fn pace(orgs: usize, rate: f64, seed: u64, due: &mpsc::Sender<(usize, i64)>, stop: &CancellationToken) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let zipf = Zipf::new(orgs);
+    let (began, began_us) = (Instant::now(), now_us());
+    let mut at = 0.0;
+    while !stop.is_cancelled() {
+        // Independent senders: the time between two of their events is exponentially distributed.
+        at += -(1.0 - rng.random_range(0.0..1.0_f64)).ln() / rate;
+        let next = began + Duration::from_secs_f64(at);
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+        if due.blocking_send((zipf.pick(&mut rng), began_us + (at * 1e6) as i64)).is_err() {
+            return;
+        }
+    }
+}
+
+async fn send(log: Log, orgs: Vec<Placement>, mut arrivals: mpsc::Receiver<(usize, i64)>) -> anyhow::Result<Vec<Sent>> {
+    let mut sent = Vec::new();
+    let mut under_way = FuturesUnordered::new();
+    let mut open = true;
+    while open || !under_way.is_empty() {
+        tokio::select! {
+            arrival = arrivals.recv(), if open && under_way.len() < QUIET_AT_ONCE => {
+                let Some((org, intended_us)) = arrival else {
+                    open = false;
+                    continue;
+                };
+                let placement = orgs.get(org).context("the crowd has this organization")?;
+                let commit = load::commit(placement.org, sent.len() as u64)?;
+                let log = &log;
+                under_way.push(async move {
+                    let appended = log.append(placement, &commit, 0, None).await?;
+                    anyhow::Ok(Sent { org, seq: appended.seq, intended_us })
+                });
+            }
+            Some(done) = under_way.next(), if !under_way.is_empty() => sent.push(done?),
+        }
+    }
+    Ok(sent)
+}
+
+/// What was sent at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Burst {
+    /// When it began, and when all of it was acknowledged.
+    pub(super) from_us: i64,
+    pub(super) acknowledged_us: i64,
+}
+
+/// A burst, ready to be sent: making it must not take the processor from what is measured.
+pub(super) struct Loaded(Vec<(Placement, Vec<(Commit, u64)>)>);
+
+impl Loaded {
+    /// `events` events, dealt out among `orgs`, in batches as an import sends them.
+    pub(super) fn new(orgs: &[Placement], events: usize) -> anyhow::Result<Self> {
+        let (mut batches, mut left) = (Vec::new(), events);
+        for placement in orgs.iter().cycle() {
+            let count = left.min(BURST_BATCH);
+            if count == 0 {
+                break;
+            }
+            left -= count;
+            let commits = (0..count).map(|nth| Ok((load::commit(placement.org, (left + nth) as u64)?, 0)));
+            batches.push((placement.clone(), commits.collect::<anyhow::Result<_>>()?));
+        }
+        Ok(Self(batches))
+    }
+
+    /// Sends all of it as fast as it is acknowledged.
+    pub(super) async fn fire(self, log: &Log) -> anyhow::Result<Burst> {
+        let from_us = now_us();
+        let mut appends = stream::iter(self.0)
+            .map(|(placement, commits)| async move { log.append_together(&placement, &commits, None).await })
+            .buffer_unordered(BURST_AT_ONCE);
+        while let Some(appended) = appends.next().await {
+            appended?;
+        }
+        Ok(Burst { from_us, acknowledged_us: now_us() })
+    }
+}
+
+/// Makes events on the way and appends them, dealt out among `orgs`.
+pub(super) async fn pour(log: &Log, orgs: &[Placement], events: u64) -> anyhow::Result<()> {
+    let commits = (0..events).zip(orgs.iter().cycle());
+    let mut appends = stream::iter(commits)
+        .map(|(number, placement)| async move {
+            let commit = load::commit(placement.org, number)?;
+            anyhow::Ok(log.append(placement, &commit, 0, None).await?)
+        })
+        .buffer_unordered(POUR_AT_ONCE);
+    while let Some(appended) = appends.next().await {
+        appended?;
+    }
+    Ok(())
+}
+
+/// Sends events of one organization at a steady pace for some time, each `commit(number)` of the caller's making. Returns how
+/// many there were.
+pub(super) async fn drip(
+    log: &Log,
+    org: &Placement,
+    every: Duration,
+    time: Duration,
+    commit: impl Fn(u64) -> anyhow::Result<Commit>,
+) -> anyhow::Result<u64> {
+    let mut ticks = tokio::time::interval(every);
+    let began = tokio::time::Instant::now();
+    let mut sent = 0;
+    while began.elapsed() < time {
+        ticks.tick().await;
+        log.append(org, &commit(sent)?, 0, None).await?;
+        sent += 1;
+    }
+    Ok(sent)
+}

@@ -1,0 +1,36 @@
+//! `orgstream plan`: what an organization has booked.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::client::Api;
+use crate::config::ClientArgs;
+
+/// Put an organization on a plan.
+///
+/// What a plan is worth is said to the workers (`orgstream work --plan-weight`), which go by it from the organization's
+/// next transaction on. This needs the platform operator's token in `ORGSTREAM_API_KEY`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The organization, by id or slug.
+    #[arg(long, value_name = "ORG")]
+    org: String,
+    /// The plan, for example `enterprise`; `standard` is what every organization begins with.
+    #[arg(value_name = "PLAN")]
+    plan: String,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let api = Api::new(&args.client)?;
+    let request = api.request(Method::PUT, &format!("/v1/organizations/{}/plan", args.org));
+    let answer: Value = api.send(request.json(&json!({"plan": args.plan}))).await?.json().await?;
+    if answer.pointer("/events").and_then(Value::as_array).is_some_and(Vec::is_empty) {
+        eprintln!("{} was on the plan {} already", args.org, args.plan);
+    } else {
+        let position = answer.get("position").and_then(Value::as_str).unwrap_or_default();
+        eprintln!("{} is on the plan {} from {position} on", args.org, args.plan);
+    }
+    Ok(())
+}

@@ -1,0 +1,288 @@
+//! Rebuilds: what the versions of read models in the owned shards need, step by step, behind everything else.
+//!
+//! A step is a transaction like a slice, with a slot of its own, but no lane: nothing that somebody waits for stands behind
+//! it. It never takes one of the slots in reserve, and while there is other work, all steps together get a tenth of the
+//! slots' time. All that must survive is in the database, so whoever owns the shard next goes on where this worker stood.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    panic::AssertUnwindSafe,
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt;
+use metrics::{counter, gauge};
+use orgstream_events::{OrgId, Shard};
+use orgstream_projections::{Comparison, Database, DbError, Rebuild};
+use tokio::{runtime::Handle, task::JoinSet};
+
+use crate::{options::WorkerOptions, rebuild::budget::Budget, scheduler::Scheduler};
+
+mod budget;
+mod step;
+
+/// Events or rows in a step: the first, of which nobody knows yet what they cost, and the most. Below the first number a step
+/// costs what it costs whatever is in it, so only one that takes much too long has fewer.
+const FIRST_SIZE: u32 = 50;
+const MOST: u32 = 4_000;
+/// How long a step aims to take when there is nothing else to do.
+const IDLE_STEP: Duration = Duration::from_millis(40);
+/// How long a job waits that could do nothing, because the audit log is not there yet.
+const PAUSE: Duration = Duration::from_millis(5);
+/// The same when the database cannot be reached, doubled each time up to 64 times.
+const OUTAGE: Duration = Duration::from_millis(100);
+
+/// How a step ended.
+pub(crate) enum StepOutcome {
+    /// There is more to do.
+    GoesOn { rebuild: Rebuild, comparison: Option<Comparison>, events: u64 },
+    /// Nothing could be done yet.
+    Waits,
+    /// The job is done.
+    Done { rebuild: Rebuild, events: u64 },
+    /// It is not ours, or another job by now.
+    Gone,
+}
+
+/// Why a step came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StepError {
+    #[error(transparent)]
+    Database(#[from] DbError),
+    /// What an operator has to see to first.
+    #[error("{0}")]
+    Hindered(String),
+}
+
+/// A step that ended.
+pub(crate) struct Ended {
+    org: OrgId,
+    took: Duration,
+    /// Whether there was other work when it began.
+    charged: bool,
+    outcome: Result<StepOutcome, StepError>,
+}
+
+/// One job, as far as it is known here.
+struct Job {
+    rebuild: Rebuild,
+    epoch: u64,
+    size: u32,
+    comparison: Option<Comparison>,
+    running: bool,
+    not_before: Option<Instant>,
+    /// Steps in a row that came to nothing through no fault of the job.
+    outages: u32,
+    /// Steps in a row that took longer than they may.
+    timeouts: u32,
+}
+
+/// All jobs of the owned shards.
+pub(crate) struct Rebuilds {
+    db: Database,
+    backlog: Handle,
+    slice: Duration,
+    timeout: Duration,
+    attempts: u32,
+    jobs: BTreeMap<OrgId, Job>,
+    /// Whose turn it is, each job once.
+    turns: VecDeque<OrgId>,
+    running: JoinSet<Ended>,
+    budget: Budget,
+}
+
+impl Rebuilds {
+    /// None yet; steps will run on `backlog`.
+    pub(crate) fn new(db: Database, options: &WorkerOptions, backlog: Handle) -> Self {
+        Self {
+            db,
+            backlog,
+            slice: options.slice,
+            timeout: options.message_timeout,
+            attempts: options.attempts,
+            jobs: BTreeMap::new(),
+            turns: VecDeque::new(),
+            running: JoinSet::new(),
+            budget: Budget::new(options.slots, options.slice, Instant::now()),
+        }
+    }
+
+    /// What is under way by the database; what is not listed is not.
+    pub(crate) fn know(&mut self, under_way: Vec<(Rebuild, u64)>) {
+        self.jobs.retain(|org, job| job.running || under_way.iter().any(|(rebuild, _)| rebuild.org == *org));
+        for (rebuild, epoch) in under_way {
+            let org = rebuild.org;
+            match self.jobs.get_mut(&org) {
+                // What is known from its last step is newer.
+                Some(job)
+                    if job.running
+                        || (job.rebuild.job, job.rebuild.version, job.epoch)
+                            == (rebuild.job, rebuild.version, epoch) => {}
+                _ => {
+                    tracing::info!(
+                        org.id = %org, job = ?rebuild.job, version = rebuild.version, events = rebuild.total,
+                        "working on a version of the read models"
+                    );
+                    let known = self.jobs.insert(org, Job::new(rebuild, epoch));
+                    if known.is_none() {
+                        self.turns.push_back(org);
+                    }
+                }
+            }
+        }
+        let jobs = &self.jobs;
+        self.turns.retain(|org| jobs.contains_key(org));
+        gauge!("orgstream_rebuilds_active").set(u32::try_from(self.jobs.len()).unwrap_or(u32::MAX));
+    }
+
+    /// The shard is no longer ours.
+    pub(crate) fn close_shard(&mut self, shard: Shard) {
+        self.jobs.retain(|_, job| job.rebuild.shard != shard);
+        let jobs = &self.jobs;
+        self.turns.retain(|org| jobs.contains_key(org));
+    }
+
+    /// Starts as many steps as there may be now.
+    pub(crate) fn start(&mut self, scheduler: &mut Scheduler, now: Instant) {
+        self.budget.accrue(now);
+        for _ in 0..self.turns.len() {
+            let at_work = scheduler.is_at_work(now);
+            if at_work && !self.budget.is_open() {
+                return;
+            }
+            let Some(org) = self.turns.pop_front() else { return };
+            self.turns.push_back(org);
+            let Some(job) = self.jobs.get_mut(&org) else { continue };
+            if job.running || job.not_before.is_some_and(|at| at > now) {
+                continue;
+            }
+            if !scheduler.lend_slot() {
+                // It is still its turn.
+                self.turns.rotate_right(1);
+                return;
+            }
+            job.running = true;
+            let (db, timeout, known, epoch) = (self.db.clone(), self.timeout, job.rebuild.clone(), job.epoch);
+            let (size, comparison) = (job.size, job.comparison.take());
+            let running = async move {
+                let begun = Instant::now();
+                let step = step::run(&db, &known, epoch, size, timeout, comparison);
+                let outcome = AssertUnwindSafe(step).catch_unwind().await.unwrap_or_else(|_| {
+                    Err(StepError::Hindered("a step of it ended in a panic; see the log".to_owned()))
+                });
+                let fatal = match &outcome {
+                    Err(StepError::Database(error)) if error.is_retryable() => None,
+                    Err(error) => Some(error.to_string()),
+                    Ok(_) => None,
+                };
+                if let Some(error) = fatal {
+                    tracing::error!(org.id = %known.org, version = known.version, error, "a rebuild cannot go on");
+                    if let Err(error) = db.fail_rebuild(&known, &error).await {
+                        tracing::warn!(org.id = %known.org, %error, "that could not be written down");
+                    }
+                }
+                Ended { org, took: begun.elapsed(), charged: at_work, outcome }
+            };
+            self.running.spawn_on(running, &self.backlog);
+        }
+    }
+
+    /// The next step that ended; none when there is none under way.
+    pub(crate) async fn next(&mut self) -> Option<Ended> {
+        self.running.join_next().await.and_then(Result::ok)
+    }
+
+    /// Gives the slot of a step back, and learns from how it ended.
+    pub(crate) fn finish(&mut self, ended: Ended, scheduler: &mut Scheduler) {
+        scheduler.return_slot();
+        let now = Instant::now();
+        let at_work = ended.charged || scheduler.is_at_work(now);
+        self.budget.spend(ended.took, at_work);
+        let Some(job) = self.jobs.get_mut(&ended.org) else { return };
+        job.running = false;
+        tracing::debug!(
+            org.id = %ended.org, state = ?job.rebuild.state, size = job.size, duration_ms = ended.took.as_millis() as u64,
+            at_work, "a step of a rebuild"
+        );
+        match ended.outcome {
+            Ok(StepOutcome::GoesOn { rebuild, comparison, events }) => {
+                counter!("orgstream_rebuild_events_total").increment(events);
+                let aim = if at_work { self.slice } else { IDLE_STEP };
+                job.went_on(rebuild, comparison, ended.took, aim);
+            }
+            Ok(StepOutcome::Waits) => job.not_before = Some(now + PAUSE),
+            Ok(StepOutcome::Done { rebuild, events }) => {
+                counter!("orgstream_rebuild_events_total").increment(events);
+                tracing::info!(
+                    org.id = %rebuild.org, job = ?rebuild.job, version = rebuild.version, events = rebuild.events,
+                    "done with a version of the read models"
+                );
+                self.forget(ended.org);
+            }
+            Err(StepError::Database(error)) if error.is_retryable() => {
+                tracing::debug!(org.id = %ended.org, %error, "a step of a rebuild will be tried again");
+                job.comparison = None;
+                job.outages = job.outages.saturating_add(1);
+                if error.is_timeout() {
+                    job.size = 1;
+                    job.timeouts += 1;
+                }
+                job.not_before = Some(now + OUTAGE * (1 << job.outages.min(6)));
+                if job.timeouts > self.attempts {
+                    let (db, known, timeout) = (self.db.clone(), job.rebuild.clone(), self.timeout);
+                    self.backlog.spawn(async move {
+                        let error = format!("one step of it takes longer than {timeout:?} (see --message-seconds)");
+                        db.fail_rebuild(&known, &error).await
+                    });
+                    self.forget(ended.org);
+                }
+            }
+            Ok(StepOutcome::Gone) | Err(_) => self.forget(ended.org),
+        }
+    }
+
+    /// When a job that waits may go on.
+    pub(crate) fn next_wake(&self, now: Instant) -> Option<Instant> {
+        let waiting = self.jobs.values().filter(|job| !job.running);
+        let opens_at = self.budget.opens_at();
+        // One that waits for neither waits for a slot, and hears of that when another step or slice ends.
+        waiting.filter_map(|job| job.not_before.filter(|at| *at > now).or(opens_at)).min()
+    }
+
+    /// Brings the figures up to date.
+    pub(crate) fn observe(&mut self, now: Instant) {
+        gauge!("orgstream_rebuilds_active").set(u32::try_from(self.jobs.len()).unwrap_or(u32::MAX));
+        gauge!("orgstream_rebuild_share").set(self.budget.share(now));
+    }
+
+    fn forget(&mut self, org: OrgId) {
+        self.jobs.remove(&org);
+        self.turns.retain(|other| *other != org);
+    }
+}
+
+impl Job {
+    fn new(rebuild: Rebuild, epoch: u64) -> Self {
+        Self {
+            rebuild,
+            epoch,
+            size: FIRST_SIZE,
+            comparison: None,
+            running: false,
+            not_before: None,
+            outages: 0,
+            timeouts: 0,
+        }
+    }
+
+    /// A step was committed; the next is as large as it takes to last as long as it should.
+    fn went_on(&mut self, rebuild: Rebuild, comparison: Option<Comparison>, took: Duration, aim: Duration) {
+        let fitting = f64::from(self.size) * aim.as_secs_f64() / took.as_secs_f64().max(1e-6);
+        // Other states do other things with it.
+        let same = (self.rebuild.job, self.rebuild.state) == (rebuild.job, rebuild.state);
+        let least = if took < 10 * aim { FIRST_SIZE.min(self.size) } else { 1 };
+        self.size = if same { (fitting as u32).min(self.size * 2).clamp(least, MOST) } else { FIRST_SIZE };
+        (self.rebuild, self.comparison) = (rebuild, comparison);
+        (self.outages, self.timeouts, self.not_before) = (0, 0, None);
+    }
+}

@@ -1,0 +1,212 @@
+//! One step of a job: a transaction that drops some rows, applies some events, or shows another version.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use orgstream_events::{EventSubject, Pipeline};
+use orgstream_projections::{
+    Applied, Comparison, Database, DbError, Rebuild, RebuildJob, RebuildState, SliceClass, SliceTx, Step, audit,
+    parked::{self, ParkedState},
+};
+
+use super::{StepError, StepOutcome};
+use crate::slice::{Pass, ToPark, decisions};
+
+/// Events between a version and the one that is shown, up to which the last of them are applied while the org's slices
+/// wait.
+const GAP: u32 = 500;
+/// Bytes of events in one step, beyond the first commit.
+const BYTES: u32 = 4 << 20;
+
+/// Takes the next step of the job. `size` is how many events or rows it may have.
+pub(crate) async fn run(
+    db: &Database,
+    known: &Rebuild,
+    epoch: u64,
+    size: u32,
+    timeout: Duration,
+    comparison: Option<Comparison>,
+) -> Result<StepOutcome, StepError> {
+    if known.state == RebuildState::Comparing {
+        return compare(db, known, epoch, size, timeout, comparison).await;
+    }
+    let mut tx = db.begin_slices(SliceClass::Backlog, timeout).await?;
+    let Some(step) = tx.open_step(known, epoch).await? else { return Ok(StepOutcome::Gone) };
+    match step.rebuild.state {
+        RebuildState::Clearing | RebuildState::Dropping => delete(tx, step.rebuild, size).await,
+        RebuildState::Building => build(tx, step, epoch, size).await,
+        RebuildState::Comparing | RebuildState::Done | RebuildState::Failed => Ok(StepOutcome::Gone),
+    }
+}
+
+/// Deletes some rows of a version that is not needed.
+async fn delete(mut tx: SliceTx, mut rebuild: Rebuild, size: u32) -> Result<StepOutcome, StepError> {
+    match tx.superfluous_versions(&rebuild).await?.first() {
+        Some(version) => {
+            tx.drop_version(rebuild.bound(), *version, size).await?;
+        }
+        None if rebuild.state == RebuildState::Clearing => rebuild.state = RebuildState::Building,
+        None => rebuild.state = RebuildState::Done,
+    }
+    keep(tx, rebuild, 0).await
+}
+
+/// Applies some events to the version; when few are missing, all of them, and then shows it.
+async fn build(mut tx: SliceTx, mut step: Step, epoch: u64, size: u32) -> Result<StepOutcome, StepError> {
+    let org = step.rebuild.bound();
+    let is_audited = step.audited >= step.shown;
+    let is_last = is_audited && tx.count_events(org, step.reached, step.shown, GAP + 1).await? <= GAP;
+    if is_last {
+        // From here on no slice of the org is under way, until this ends.
+        tx.hold_shown(org).await?;
+        step = tx.look_again(&step.rebuild).await?;
+    }
+    if step.unaudited > 0 {
+        return Err(StepError::Hindered(format!(
+            "the audit log lacks {} messages that its pipeline has parked, so read models cannot be built from it: see \
+             `orgstream park list`, decide about them, and ask again",
+            step.unaudited
+        )));
+    }
+    let upto = step.shown.min(step.audited);
+    let (events, reached) = match is_last {
+        true if step.audited < step.shown => return Ok(StepOutcome::Waits),
+        true => apply(&mut tx, &step, upto, GAP + 1).await?,
+        false => apply(&mut tx, &step, upto, size).await?,
+    };
+    if events == 0 && reached == step.reached && !(is_last && reached == step.shown) {
+        return Ok(StepOutcome::Waits);
+    }
+    tx.move_version(&step.rebuild, epoch, reached).await?;
+    let mut rebuild = step.rebuild;
+    rebuild.reached = reached;
+    rebuild.events += events;
+    if is_last && reached == step.shown {
+        if let Some(seq) = tx.given_up_by_audit(org).await? {
+            return Err(StepError::Hindered(format!(
+                "the audit pipeline gave up message {seq}, so what is built from the audit log lacks it"
+            )));
+        }
+        rebuild.state = match rebuild.job {
+            RebuildJob::Verify => RebuildState::Comparing,
+            RebuildJob::Build | RebuildJob::RollBack | RebuildJob::Drop => {
+                rebuild.previous = Some(tx.show_version(&rebuild).await?);
+                RebuildState::Done
+            }
+        };
+    }
+    keep(tx, rebuild, events).await
+}
+
+/// Applies commits after those that the version has, up to `upto`: as many as have about `size` events. How many events
+/// that were, and where the version is now.
+async fn apply(tx: &mut SliceTx, step: &Step, upto: u64, size: u32) -> Result<(u64, u64), StepError> {
+    let (org, shard) = (step.rebuild.bound(), step.rebuild.shard);
+    let commits = audit::commits(tx, org, step.reached, upto, (size, BYTES)).await?;
+    let events: usize = commits.iter().map(|Applied { commit, .. }| commit.events.len()).sum();
+    // Between the last commit and `upto` there may be messages that made no event: those that were given up.
+    let is_all = commits.is_empty() || tx.count_events(org, last(&commits), upto, 1).await? == 0;
+    let reached = if is_all { upto.max(step.reached) } else { last(&commits) };
+    let blocked = if step.parked { parked::aggregates(tx, org).await? } else { BTreeSet::new() };
+    let mut pass = Pass::new(tx, org, Pipeline::ReadModels, blocked);
+    let to_park = |applied: &Applied, state: ParkedState, reason: &str, attempts: u32| {
+        let message = applied.commit.seal().and_then(|commit| commit.encode().ok()).unwrap_or_default();
+        let subject = applied.commit.events.first().map_or_else(String::new, |event| {
+            let aggregate = event.header.aggregate.aggregate.clone();
+            EventSubject { shard, org: org.org(), aggregate }.to_string()
+        });
+        ToPark { seq: applied.seq, subject, message, state, reason: reason.to_owned(), attempts }
+    };
+    for applied in commits {
+        let decided = decisions(&applied.commit, Pipeline::ReadModels);
+        pass.ready.push(applied);
+        for decision in decided {
+            settle(&mut pass, &to_park).await?;
+            pass.carry_out(&decision).await?;
+        }
+    }
+    settle(&mut pass, &to_park).await?;
+    Ok((events as u64, reached))
+}
+
+fn last(commits: &[Applied]) -> u64 {
+    commits.last().map_or(0, |applied| applied.seq)
+}
+
+/// Applies what has gathered. What cannot be applied is parked, with what comes after it, as a lane would in the end.
+async fn settle(
+    pass: &mut Pass<'_>,
+    to_park: &impl Fn(&Applied, ParkedState, &str, u32) -> ToPark,
+) -> Result<(), DbError> {
+    let gathered = std::mem::take(&mut pass.ready);
+    let mut ready = Vec::with_capacity(gathered.len());
+    for applied in gathered {
+        let aggregate = aggregate(&applied);
+        if pass.blocked.contains(&aggregate) {
+            pass.park(&aggregate, to_park(&applied, ParkedState::Waiting, "", 0));
+        } else {
+            ready.push(applied);
+        }
+    }
+    if !ready.is_empty() && pass.attempt(&ready).await?.is_err() {
+        for applied in ready {
+            let aggregate = aggregate(&applied);
+            if pass.blocked.contains(&aggregate) {
+                pass.park(&aggregate, to_park(&applied, ParkedState::Waiting, "", 0));
+            } else if let Err(reason) = pass.attempt(std::slice::from_ref(&applied)).await? {
+                pass.park(&aggregate, to_park(&applied, ParkedState::Failed, &reason, 1));
+            }
+        }
+    }
+    pass.flush().await
+}
+
+/// `<type>.<id>`, as subjects have it.
+fn aggregate(applied: &Applied) -> String {
+    applied.commit.events.first().map_or_else(String::new, |event| event.header.aggregate.aggregate.to_string())
+}
+
+/// Compares some rows of the version with those that are shown, as they were when the comparison began.
+async fn compare(
+    db: &Database,
+    known: &Rebuild,
+    epoch: u64,
+    size: u32,
+    timeout: Duration,
+    comparison: Option<Comparison>,
+) -> Result<StepOutcome, StepError> {
+    let mut begun = match comparison {
+        None => Comparison::begin(db, known.bound(), known.version).await?,
+        under_way => under_way,
+    };
+    let is_done = match &mut begun {
+        Some(comparison) => comparison.go_on(size).await?,
+        None => false,
+    };
+    let mut tx = db.begin_slices(SliceClass::Backlog, timeout).await?;
+    let Some(step) = tx.open_step(known, epoch).await? else { return Ok(StepOutcome::Gone) };
+    let mut rebuild = step.rebuild;
+    match &begun {
+        // What is shown has moved on since the last event was applied.
+        None => rebuild.state = RebuildState::Building,
+        Some(comparison) if is_done => {
+            comparison.keep(&mut tx, known.bound()).await?;
+            rebuild.differences = comparison.differences();
+            rebuild.state = RebuildState::Dropping;
+        }
+        Some(_) => {}
+    }
+    let comparison = begun.filter(|_| !is_done);
+    tx.keep_step(&rebuild).await?;
+    tx.commit().await?;
+    Ok(StepOutcome::GoesOn { rebuild, comparison, events: 0 })
+}
+
+/// Commits the step.
+async fn keep(mut tx: SliceTx, rebuild: Rebuild, events: u64) -> Result<StepOutcome, StepError> {
+    tx.keep_step(&rebuild).await?;
+    tx.commit().await?;
+    Ok(match rebuild.state {
+        RebuildState::Done => StepOutcome::Done { rebuild, events },
+        _ => StepOutcome::GoesOn { rebuild, comparison: None, events },
+    })
+}

@@ -1,0 +1,64 @@
+//! What others do, to be measured against: one queue for everybody, and turns counted in messages. Neither looks at cost,
+//! keeps a slot free, or shares a transaction fairly. For `orgstream bench fairness` alone.
+
+use std::{cmp::Reverse, time::Instant};
+
+use super::{Group, Scheduler, dispatch::Service};
+use crate::{delivery::Delivery, lane::Lane};
+
+/// Messages in a transaction of the one queue.
+const FIFO_BATCH: usize = 100;
+
+fn order(since: Instant, arrived: Instant) -> u64 {
+    arrived.saturating_duration_since(since).as_nanos() as u64
+}
+
+impl Service {
+    /// Who came first, as a rank.
+    pub(super) fn order(&self, arrived: Option<Instant>) -> u64 {
+        arrived.map_or(0, |arrived| order(self.since, arrived))
+    }
+}
+
+impl Scheduler {
+    /// The messages that have waited longest, whoever's they are. Since messages of an org stay in order, whoever is behind
+    /// one whose org is being served waits too.
+    pub(super) fn fifo_group(&mut self, now: Instant) -> Group {
+        let mut group = Group::new(now);
+        let mut room = FIFO_BATCH;
+        while room > 0 {
+            let Some(Reverse((rank, key))) = self.ready.peek().copied() else { break };
+            if !self.is_waiting(key, rank) {
+                self.ready.pop();
+                continue;
+            }
+            let being_served = self.service.running.iter().filter_map(|key| self.lane(*key));
+            let mut arrivals = being_served.filter_map(Lane::first_arrived);
+            if arrivals.any(|arrived| self.service.order(Some(arrived)) < rank) {
+                break;
+            }
+            self.ready.pop();
+            let next = self.ready.peek().map_or(u64::MAX, |Reverse((next, _))| *next);
+            let since = self.service.since;
+            let is_older = |_, delivery: &Delivery| order(since, delivery.arrived) <= next;
+            let Some(slice) = self.take(key, room, is_older) else { continue };
+            room -= slice.deliveries.len().min(room);
+            group.slices.push(slice);
+        }
+        group
+    }
+
+    /// The next lane's turn: a transaction of its own, with up to `most` of its messages.
+    pub(super) fn round_robin_group(&mut self, now: Instant, most: usize) -> Group {
+        let mut group = Group::new(now);
+        while let Some(Reverse((rank, key))) = self.ready.pop() {
+            if self.is_waiting(key, rank)
+                && let Some(slice) = self.take(key, most, |_, _| true)
+            {
+                group.slices.push(slice);
+                break;
+            }
+        }
+        group
+    }
+}

@@ -1,0 +1,494 @@
+//! The scheduler against a model: a log, a database with checkpoints, and everything that can go wrong in between.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use orgstream_events::{AggregateId, EventSubject, RecordId};
+use orgstream_stream::Message;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+
+mod fairness;
+
+const SHARD: Shard = Shard(3);
+
+fn org(number: u8) -> OrgId {
+    OrgId::fresh(1_700_000_000_000, [number; 10])
+}
+
+fn delivery(org: OrgId, seq: u64, now: Instant) -> Arc<Delivery> {
+    let aggregate = AggregateId::Record(RecordId::fresh(0, [seq as u8; 10]));
+    let subject = EventSubject { shard: SHARD, org, aggregate }.to_string();
+    let payload = Bytes::from_static(&[0; 200]);
+    Delivery::new(Message { shard: SHARD, seq, subject, payload, trace: None }, now)
+}
+
+fn key(number: u8) -> LaneKey {
+    LaneKey { shard: SHARD, org: org(number), pipeline: Pipeline::ReadModels }
+}
+
+fn options() -> WorkerOptions {
+    // Room for two or three messages a lane and a dozen in all, so that detaching is the rule.
+    WorkerOptions { lane_bytes: 1_500, total_bytes: 6_000, attempts: 3, ..WorkerOptions::new(Uuid::nil()) }
+}
+
+/// What survives a crash: the log, the tables, and the mark.
+#[derive(Default)]
+struct World {
+    log: Vec<(u64, OrgId)>,
+    checkpoints: HashMap<(OrgId, Pipeline), u64>,
+    applied: BTreeMap<(OrgId, Pipeline), Vec<u64>>,
+    mark: Mark,
+    on_disk: OnDisk,
+}
+
+/// The tables as a crash of the database leaves them: as they were at the last commit that waited for the disk.
+#[derive(Clone, Default)]
+struct OnDisk {
+    checkpoints: HashMap<(OrgId, Pipeline), u64>,
+    applied: BTreeMap<(OrgId, Pipeline), Vec<u64>>,
+}
+
+impl World {
+    fn sync(&mut self) {
+        self.on_disk = OnDisk { checkpoints: self.checkpoints.clone(), applied: self.applied.clone() };
+    }
+
+    /// What `ops.open_slice` and the apply behind it do: nothing unless the checkpoint is where the slice begins.
+    fn open(&mut self, slice: &LaneSlice) -> bool {
+        let lane = (slice.key.org, slice.key.pipeline);
+        let fits = match self.checkpoints.get(&lane) {
+            None => slice.from.unwrap_or_default() == 0,
+            stored => slice.from.as_ref() == stored,
+        };
+        if fits {
+            self.checkpoints.insert(lane, slice.deliveries.last().unwrap().seq());
+            self.applied.entry(lane).or_default().extend(slice.deliveries.iter().map(|one| one.seq()));
+        }
+        fits
+    }
+}
+
+struct Model {
+    world: World,
+    scheduler: Scheduler,
+    cursor: u64,
+    in_slots: Vec<Group>,
+    refills: Vec<(RefillWish, Vec<Arc<Delivery>>)>,
+    now: Instant,
+    peak: usize,
+}
+
+impl Model {
+    fn new() -> Self {
+        let now = Instant::now();
+        let mut scheduler = Scheduler::new(options(), now);
+        scheduler.open_shard(SHARD, 1, 0, &[]);
+        let (world, in_slots) = (World::default(), Vec::new());
+        Self { world, scheduler, cursor: 0, in_slots, refills: Vec::new(), now, peak: 0 }
+    }
+
+    fn append(&mut self, org: OrgId) {
+        let seq = self.world.log.len() as u64 + 1;
+        self.world.log.push((seq, org));
+    }
+
+    fn read(&mut self) {
+        if let Some((seq, org)) = self.world.log.get(self.cursor as usize).copied() {
+            self.cursor = seq;
+            self.scheduler.offer(org, &delivery(org, seq, self.now));
+        }
+        self.peak = self.peak.max(self.scheduler.bytes());
+    }
+
+    fn dispatch(&mut self) {
+        self.in_slots.extend(self.scheduler.next_group(self.now));
+    }
+
+    /// Commits the oldest group as the database would: each slice by its own checkpoint.
+    fn commit(&mut self) {
+        if self.in_slots.is_empty() {
+            return;
+        }
+        let group = self.in_slots.remove(0);
+        let mut outcomes = Vec::new();
+        for slice in &group.slices {
+            let lane = (slice.key.org, slice.key.pipeline);
+            outcomes.push(if self.world.open(slice) {
+                spent(300)
+            } else {
+                SliceOutcome::Moved { stored: self.world.checkpoints.get(&lane).copied().unwrap_or_default() }
+            });
+        }
+        self.scheduler.done(&group, outcomes, self.now, 0.5);
+    }
+
+    /// The transaction of the oldest group fails; `unknown` commits it, but nobody hears of it.
+    fn fail(&mut self, how: u8) {
+        if self.in_slots.is_empty() {
+            return;
+        }
+        let group = self.in_slots.remove(0);
+        let mut outcomes = Vec::new();
+        for (place, slice) in group.slices.iter().enumerate() {
+            if how == 0 {
+                self.world.open(slice);
+            }
+            outcomes.push(match (how, place) {
+                (0 | 1, _) => SliceOutcome::Unavailable,
+                (2, _) => SliceOutcome::TimedOut,
+                (_, 0) => SliceOutcome::Failed { reason: "no".to_owned() },
+                _ => SliceOutcome::Undone,
+            });
+        }
+        self.scheduler.done(&group, outcomes, self.now, 0.5);
+    }
+
+    /// The refills that were under way arrive, and others begin.
+    fn refill(&mut self) {
+        for (wish, chunk) in std::mem::take(&mut self.refills) {
+            self.scheduler.refilled(wish, Some(&chunk));
+        }
+        for wish in self.scheduler.refills(4) {
+            // Two at a time, and not beyond what the log has.
+            let chunk = self.world.log.iter().filter(|(seq, org)| *seq >= wish.from && *org == wish.key.org);
+            let chunk = chunk.take(2).map(|(seq, org)| delivery(*org, *seq, self.now)).collect();
+            self.refills.push((wish, chunk));
+        }
+        self.peak = self.peak.max(self.scheduler.bytes());
+    }
+
+    fn write_mark(&mut self) {
+        self.world.mark = self.scheduler.marks().remove(&SHARD).unwrap();
+        self.world.sync();
+        self.check_mark();
+    }
+
+    /// Everything up to the mark is applied, but for the lanes that the mark names.
+    fn check_mark(&self) {
+        let mark = &self.world.mark;
+        for (seq, org) in self.world.log.iter().filter(|(seq, _)| *seq <= mark.seq) {
+            for pipeline in Pipeline::ALL {
+                let stored = self.world.checkpoints.get(&(*org, pipeline)).copied().unwrap_or_default();
+                assert!(
+                    stored >= *seq || mark.detached.contains(&(*org, pipeline)),
+                    "the mark {} passes {seq} of {org}, which {pipeline} has only to {stored}",
+                    mark.seq,
+                );
+            }
+        }
+    }
+
+    /// The process dies; the next one begins where the mark says.
+    fn restart(&mut self) {
+        self.in_slots.clear();
+        self.refills.clear();
+        self.scheduler = Scheduler::new(options(), self.now);
+        self.open(2);
+    }
+
+    /// The shard is given back and taken again, while slices and refills from before are still under way.
+    fn reopen(&mut self) {
+        self.scheduler.close_shard(SHARD);
+        self.open(2);
+    }
+
+    /// The database forgets what was not synced, and what was in slots; the worker begins again at the mark.
+    fn crash(&mut self) {
+        let OnDisk { checkpoints, applied } = self.world.on_disk.clone();
+        (self.world.checkpoints, self.world.applied) = (checkpoints, applied);
+        let lost = std::mem::take(&mut self.in_slots);
+        self.reopen();
+        for group in &lost {
+            let outcomes = group.slices.iter().map(|_| SliceOutcome::Unavailable).collect();
+            self.scheduler.done(group, outcomes, self.now, 0.5);
+        }
+    }
+
+    fn open(&mut self, epoch: u64) {
+        let mark = &self.world.mark;
+        let behind: Vec<_> = mark
+            .detached
+            .iter()
+            .map(|(org, pipeline)| {
+                (*org, *pipeline, self.world.checkpoints.get(&(*org, *pipeline)).copied().unwrap_or_default())
+            })
+            .collect();
+        self.cursor = mark.seq;
+        self.scheduler.open_shard(SHARD, epoch, mark.seq, &behind);
+    }
+
+    fn finish(&mut self) {
+        for _ in 0..10_000 {
+            self.now += Duration::from_secs(10);
+            self.read();
+            self.refill();
+            self.dispatch();
+            self.commit();
+            let done = self.cursor as usize == self.world.log.len()
+                && self.in_slots.is_empty()
+                && self.scheduler.lanes().all(|(_, lane)| lane.is_empty() && lane.skipped.is_none());
+            if done {
+                return;
+            }
+        }
+        panic!("the lanes never came to rest");
+    }
+}
+
+proptest! {
+    /// Whatever happens, every lane applies all messages of its org, in order, each once.
+    #[test]
+    fn nothing_is_lost_and_nothing_applied_twice(steps in prop::collection::vec((0_u8..15, 0_u8..4), 0..300)) {
+        let mut model = Model::new();
+        for (step, who) in steps {
+            match step {
+                0..=3 => model.append(org(who)),
+                4..=6 => model.read(),
+                7 => model.dispatch(),
+                8 => model.commit(),
+                9 => model.fail(who),
+                10 => model.refill(),
+                11 => model.write_mark(),
+                12 if who == 0 => model.restart(),
+                13 if who == 0 => model.reopen(),
+                14 if who == 0 => model.crash(),
+                _ => model.now += Duration::from_millis(60),
+            }
+        }
+        model.finish();
+        model.write_mark();
+        prop_assert_eq!(model.world.mark.seq, model.world.log.len() as u64);
+        prop_assert!(model.world.mark.detached.is_empty());
+        for number in 0..4 {
+            let expected: Vec<u64> =
+                model.world.log.iter().filter(|(_, one)| *one == org(number)).map(|(seq, _)| *seq).collect();
+            for pipeline in Pipeline::ALL {
+                let applied = model.world.applied.get(&(org(number), pipeline)).cloned().unwrap_or_default();
+                prop_assert_eq!(&applied, &expected, "org {} in {}", number, pipeline);
+            }
+        }
+    }
+
+    /// Memory is bounded by the options, not by the backlog.
+    #[test]
+    fn a_backlog_does_not_grow_memory(burst in 50_usize..400) {
+        let mut model = Model::new();
+        for number in 0..burst {
+            model.append(org((number % 3) as u8));
+        }
+        for _ in 0..burst {
+            model.read();
+        }
+        let one = delivery(org(0), 1, model.now).bytes();
+        let bound = options().total_bytes + 8 * one;
+        prop_assert!(model.peak <= bound, "{} of {bound} bytes", model.peak);
+        model.finish();
+    }
+}
+
+fn spent(micros: u64) -> SliceOutcome {
+    SliceOutcome::Applied { cost: work(micros), plan: PlanName::default() }
+}
+
+/// Ends a transaction, each of whose messages took `micros`.
+fn finish(scheduler: &mut Scheduler, group: &Group, micros: u64, now: Instant) {
+    let outcomes = group.slices.iter().map(|slice| spent(micros * slice.deliveries.len() as u64)).collect();
+    scheduler.done(group, outcomes, now, 0.5);
+}
+
+/// However slow a database is that others keep busy, a slice does not become smaller for it: the database would be asked
+/// for more and more transactions of fewer and fewer messages.
+#[test]
+fn slices_keep_their_size_when_the_database_is_busy() {
+    let options = WorkerOptions { lane_bytes: 1 << 20, total_bytes: 1 << 22, ..options() };
+    let mut now = Instant::now();
+    let mut scheduler = Scheduler::new(options, now);
+    scheduler.open_shard(SHARD, 1, 0, &[]);
+    let mut seq = 0;
+    let mut last = 0;
+    for (rounds, times) in [(60, 1), (20, 10), (60, 1), (200, 4)] {
+        for _ in 0..rounds {
+            while scheduler.lane(key(1)).is_none_or(|lane| lane.len() < 500) {
+                seq += 1;
+                scheduler.offer(org(1), &delivery(org(1), seq, now));
+            }
+            now += Duration::from_millis(1);
+            while let Some(group) = scheduler.next_group(now) {
+                let outcomes = group.slices.iter().map(|slice| {
+                    let messages = slice.deliveries.len() as u64;
+                    if slice.key == key(1) {
+                        last = messages;
+                    }
+                    let opening = Duration::from_micros(300 * times);
+                    let cost = Cost { opening, ..work(times * (100 + 40 * messages)) };
+                    SliceOutcome::Applied { cost, plan: PlanName::default() }
+                });
+                let outcomes = outcomes.collect();
+                scheduler.done(&group, outcomes, now, 0.5);
+            }
+        }
+        assert!((25..=110).contains(&last), "{last} messages after {rounds} slices that took {times} times as long");
+    }
+}
+
+fn work(micros: u64) -> Cost {
+    Cost { work: Duration::from_micros(micros), ..Cost::default() }
+}
+
+/// However long a lane stays detached, it stands in the queue for refills once, and nobody who came later goes first.
+#[test]
+fn a_detached_lane_waits_for_its_refill_in_turn() {
+    let mut scheduler = Scheduler::new(options(), Instant::now());
+    scheduler.open_shard(SHARD, 1, 0, &[]);
+    let now = Instant::now();
+    for seq in 1..=1_000 {
+        let who = org(if seq <= 500 { 1 } else { 2 });
+        scheduler.offer(who, &delivery(who, seq, now));
+        while let Some(group) = scheduler.next_group(now) {
+            finish(&mut scheduler, &group, 1_000, now);
+        }
+    }
+    let flood = |scheduler: &mut Scheduler, from: u64| {
+        for seq in from..from + 400 {
+            for who in [org(1), org(2)] {
+                scheduler.offer(who, &delivery(who, 2 * seq + u64::from(who == org(2)), now));
+            }
+        }
+    };
+    flood(&mut scheduler, 1_000);
+    while let Some(group) = scheduler.next_group(now) {
+        finish(&mut scheduler, &group, 1_000, now);
+    }
+    flood(&mut scheduler, 2_000);
+    assert_eq!(scheduler.wants_refill.len(), 4);
+    let first = scheduler.wants_refill.front().copied();
+    assert_eq!(scheduler.refills(1).first().map(|wish| wish.key), first);
+}
+
+/// However many lanes are detached, refills keep to the total; and what they bring for one pipeline, the other takes too.
+#[test]
+fn refills_stop_at_the_total_and_are_shared() {
+    let now = Instant::now();
+    let owner = |seq: u64| org((seq % 40) as u8);
+    let log: Vec<Arc<Delivery>> = (1..=16_000).map(|seq| delivery(owner(seq), seq, now)).collect();
+    let lane_bytes = 32 << 10;
+    for total_bytes in [64 << 10, 16 << 20] {
+        let mut scheduler = Scheduler::new(WorkerOptions { lane_bytes, total_bytes, ..options() }, now);
+        scheduler.open_shard(SHARD, 1, 0, &[]);
+        for message in &log {
+            scheduler.offer(owner(message.seq()), message);
+        }
+        let (mut refills, mut peak) = (0, 0);
+        loop {
+            for wish in scheduler.refills(8) {
+                let mut room = wish.bytes;
+                let is_wanted =
+                    |message: &&Arc<Delivery>| message.seq() >= wish.from && owner(message.seq()) == wish.key.org;
+                let chunk = log.iter().filter(is_wanted).take_while(|message| {
+                    let fits = room > 0;
+                    room = room.saturating_sub(message.bytes());
+                    fits
+                });
+                let chunk: Vec<_> = chunk.cloned().collect();
+                scheduler.refilled(wish, Some(&chunk));
+                refills += 1;
+            }
+            peak = peak.max(scheduler.bytes());
+            let Some(group) = scheduler.next_group(now) else { break };
+            finish(&mut scheduler, &group, 40, now);
+        }
+        assert!(scheduler.lanes().all(|(_, lane)| lane.skipped.is_none() && lane.is_empty()));
+        // Eight refills are asked for at a time, and each may fill two lanes.
+        let bound = total_bytes + 8 * 2 * lane_bytes + 80 * LEAST_REFILL;
+        assert!(peak <= bound, "{peak} of {bound} bytes");
+        let read_once = log.len() * log[0].bytes() / lane_bytes;
+        if total_bytes > lane_bytes * 80 {
+            assert!(refills < 2 * read_once, "{refills} refills for what {read_once} could bring to both pipelines");
+        }
+    }
+}
+
+/// One org floods, another writes a single event: the quiet one is in the very next transaction.
+#[test]
+fn a_quiet_org_goes_first() {
+    let mut options = options();
+    (options.lane_bytes, options.total_bytes) = (1 << 20, 1 << 22);
+    let mut scheduler = Scheduler::new(options, Instant::now());
+    scheduler.open_shard(SHARD, 1, 0, &[]);
+    let now = Instant::now();
+    for seq in 1..=2_000 {
+        scheduler.offer(org(1), &delivery(org(1), seq, now));
+    }
+    for _ in 0..4 {
+        let group = scheduler.next_group(now).unwrap();
+        finish(&mut scheduler, &group, 40, now);
+    }
+    scheduler.offer(org(2), &delivery(org(2), 2_001, now));
+    let group = scheduler.next_group(now).unwrap();
+    assert_eq!(group.slices[0].key.org, org(2));
+    assert_eq!(group.slices.len(), 2, "both pipelines of it, and nobody else's backlog");
+}
+
+/// A message that always fails is found, tried a few times, and then parked; the lane goes on behind it.
+#[test]
+fn a_poisoned_message_is_parked_after_its_attempts() {
+    let mut scheduler = Scheduler::new(options(), Instant::now());
+    scheduler.open_shard(SHARD, 1, 0, &[]);
+    let mut now = Instant::now();
+    for seq in 1..=2 {
+        scheduler.offer(org(1), &delivery(org(1), seq, now));
+    }
+    let mut parked = Vec::new();
+    let mut applied = Vec::new();
+    for _ in 0..40 {
+        now += Duration::from_secs(10);
+        let Some(group) = scheduler.next_group(now) else { continue };
+        let mut outcomes = Vec::new();
+        for slice in &group.slices {
+            let poisoned = slice.deliveries.iter().any(|one| one.seq() == 1);
+            let outcome = if poisoned && slice.park_first.is_none() && slice.key.pipeline == Pipeline::ReadModels {
+                SliceOutcome::Failed { reason: "poison".to_owned() }
+            } else {
+                parked.extend(slice.park_first.clone());
+                if slice.key.pipeline == Pipeline::ReadModels {
+                    applied.extend(slice.deliveries.iter().map(|one| one.seq()));
+                }
+                spent(1_000)
+            };
+            outcomes.push(outcome);
+        }
+        // What shares a transaction with a slice that fails is undone with it.
+        let failed = outcomes.iter().any(|outcome| matches!(outcome, SliceOutcome::Failed { .. }));
+        for outcome in outcomes.iter_mut().filter(|outcome| failed && matches!(outcome, SliceOutcome::Applied { .. })) {
+            *outcome = SliceOutcome::Undone;
+        }
+        scheduler.done(&group, outcomes, now, 0.5);
+    }
+    assert_eq!(parked, ["poison"]);
+    assert_eq!(applied, [1, 2]);
+}
+
+/// Rebuilds stand behind everything else: they leave the reserve alone, and what they have counts as nobody's work.
+#[test]
+fn slots_are_lent_to_rebuilds_but_for_the_reserve() {
+    let begun = Instant::now();
+    let mut scheduler = Scheduler::new(options(), begun);
+    let now = begun + Duration::from_secs(1);
+    let lent = (0..options().slots).filter(|_| scheduler.lend_slot()).count();
+    assert_eq!(lent, options().slots - options().reserve);
+    assert!(!scheduler.is_at_work(now));
+    scheduler.open_shard(SHARD, 1, 0, &[]);
+    scheduler.offer(org(1), &delivery(org(1), 1, now));
+    assert!(scheduler.is_at_work(now));
+    let group = scheduler.next_group(now).expect("the reserve is free");
+    assert!(!scheduler.lend_slot() && scheduler.is_at_work(now));
+    let outcomes = group.slices.iter().map(|_| spent(300)).collect();
+    scheduler.done(&group, outcomes, now, 0.5);
+    // For a moment; then nobody is there.
+    assert!(scheduler.is_at_work(now) && !scheduler.is_at_work(now + Duration::from_secs(1)));
+    scheduler.return_slot();
+    assert!(scheduler.lend_slot());
+}

@@ -1,0 +1,99 @@
+//! Where transactions run. Those of a backlog have threads and connections of their own, with the weaker claim on the
+//! processor: what must be quick never stands behind the decoding of a few hundred messages, nor behind a server process
+//! that the operating system knows as a busy one.
+
+use std::{panic::AssertUnwindSafe, time::Duration};
+
+use futures_util::FutureExt;
+use orgstream_projections::{Database, SliceClass};
+use tokio::{
+    runtime::{Builder, Handle, Runtime},
+    task::JoinSet,
+};
+
+use crate::{
+    options::WorkerOptions,
+    scheduler::{Group, SliceOutcome},
+    slice::run_group,
+};
+
+/// Threads for backlogs.
+const THREADS: usize = 2;
+/// How much weaker their claim is, as `nice` counts it.
+#[cfg(target_os = "linux")]
+const NICE: i32 = 10;
+
+pub(crate) struct Slots {
+    db: Database,
+    options: WorkerOptions,
+    running: JoinSet<(Group, Vec<SliceOutcome>)>,
+    backlog: Option<Runtime>,
+}
+
+impl Slots {
+    pub(crate) fn new(db: Database, options: WorkerOptions) -> Self {
+        let backlog = Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("backlog")
+            .on_thread_start(step_back)
+            .enable_all()
+            .build()
+            .inspect_err(|error| tracing::warn!(%error, "backlogs share the threads of everything else"));
+        Self { db, options, running: JoinSet::new(), backlog: backlog.ok() }
+    }
+
+    /// Starts a transaction; [`Slots::next`] says how it ended.
+    pub(crate) fn start(&mut self, group: Group) {
+        let (db, timeout) = (self.db.clone(), group.timeout(&self.options));
+        let class = if group.backlog { SliceClass::Backlog } else { SliceClass::Light };
+        let runtime = if group.backlog { self.backlog() } else { Handle::current() };
+        let running = async move {
+            let outcomes = outcomes(&db, &group, class, timeout).await;
+            (group, outcomes)
+        };
+        self.running.spawn_on(running, &runtime);
+    }
+
+    /// The next transaction that ended; none when there is none under way.
+    pub(crate) async fn next(&mut self) -> Option<(Group, Vec<SliceOutcome>)> {
+        // Only an abort could keep a task from its result, and nobody aborts one.
+        self.running.join_next().await.and_then(Result::ok)
+    }
+
+    /// Where what takes long and nobody waits for runs.
+    pub(crate) fn backlog(&self) -> Handle {
+        self.backlog.as_ref().map_or_else(Handle::current, |backlog| backlog.handle().clone())
+    }
+
+    pub(crate) fn are_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        if let Some(backlog) = self.backlog.take() {
+            backlog.shutdown_background();
+        }
+    }
+}
+
+/// A panic is an outcome too: a message that a library cannot stand is found and parked like any other.
+async fn outcomes(db: &Database, group: &Group, class: SliceClass, timeout: Duration) -> Vec<SliceOutcome> {
+    let ran = AssertUnwindSafe(run_group(db, &group.slices, class, timeout)).catch_unwind().await;
+    ran.unwrap_or_else(|_| {
+        let failed = || SliceOutcome::Failed { reason: "applying it ended in a panic; see the log".to_owned() };
+        group.slices.iter().map(|_| failed()).collect()
+    })
+}
+
+#[cfg(target_os = "linux")]
+fn step_back() {
+    // Here a thread has its own niceness. Without it, backlogs only compete a little harder.
+    if let Err(error) = rustix::process::nice(NICE) {
+        tracing::debug!(%error, "a thread could not step back");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn step_back() {}

@@ -1,0 +1,209 @@
+//! What two looks tell: whoever was behind at both and has not moved in between stands still.
+//!
+//! Being behind is no fault, and neither is being slow: a backlog that is worked off moves between any two looks. What
+//! stands still while there is something to do was forgotten, is stuck, or is held by somebody, whatever it says of
+//! itself. This file only decides; the watchdog looks.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+/// Whoever is behind is remembered until the next look; the most that are.
+const SUSPECTS: usize = 1_024;
+
+/// What one look saw of somebody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sight {
+    /// How far it had come.
+    pub(crate) at: u64,
+    /// What the log has for it behind that; none when it has everything.
+    pub(crate) next: Option<u64>,
+}
+
+/// What a look has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// It was as far at the last look, and behind then as it is now.
+    Stands,
+    /// It stood still, and has moved since.
+    Moves,
+}
+
+/// Somebody who was behind at the last look.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Suspect {
+    /// How far it had come.
+    pub(crate) at: u64,
+    /// What the log has for it behind that.
+    pub(crate) next: u64,
+    since: Instant,
+    stands: bool,
+}
+
+impl Suspect {
+    /// For how long it is known to have been where it is.
+    pub(crate) fn for_so_long(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
+    }
+}
+
+/// Everybody who was behind at the last look.
+#[derive(Debug)]
+pub(crate) struct Standstills<K>(BTreeMap<K, Suspect>);
+
+impl<K> Default for Standstills<K> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<K: Ord + Copy> Standstills<K> {
+    /// Takes in what a look saw.
+    pub(crate) fn see(&mut self, who: K, sight: Sight, now: Instant) -> Option<Change> {
+        let known = self.0.get_mut(&who);
+        match (known, sight.next) {
+            (Some(known), Some(_)) if known.at == sight.at => {
+                let is_new = !known.stands;
+                known.stands = true;
+                is_new.then_some(Change::Stands)
+            }
+            (known, next) => {
+                let stood = known.is_some_and(|known| known.stands);
+                match next {
+                    Some(next) if stood || self.0.contains_key(&who) || self.0.len() < SUSPECTS => {
+                        self.0.insert(who, Suspect { at: sight.at, next, since: now, stands: false });
+                    }
+                    Some(_) => {}
+                    None => {
+                        self.0.remove(&who);
+                    }
+                }
+                stood.then_some(Change::Moves)
+            }
+        }
+    }
+
+    /// Everybody who must be seen again.
+    pub(crate) fn suspects(&self) -> impl Iterator<Item = K> {
+        self.0.keys().copied()
+    }
+
+    /// Everybody who stands still.
+    pub(crate) fn standing(&self) -> impl Iterator<Item = (K, &Suspect)> {
+        self.0.iter().filter(|(_, suspect)| suspect.stands).map(|(who, suspect)| (*who, suspect))
+    }
+
+    /// Forgets whoever is somebody else's by now.
+    pub(crate) fn keep(&mut self, ours: impl Fn(K) -> bool) {
+        self.0.retain(|who, _| ours(*who));
+    }
+
+    /// A look that saw nothing lies in between: who could not be looked at may not have been able to move either.
+    pub(crate) fn looked_in_vain(&mut self) {
+        self.0.retain(|_, suspect| suspect.stands);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn behind(at: u64) -> Sight {
+        Sight { at, next: Some(at + 3) }
+    }
+
+    fn done(at: u64) -> Sight {
+        Sight { at, next: None }
+    }
+
+    /// What looks at one lane, one after the other, have changed.
+    fn looks(sights: &[Sight]) -> Vec<Option<Change>> {
+        let (mut standstills, mut now) = (Standstills::default(), Instant::now());
+        let mut changes = Vec::new();
+        for sight in sights {
+            changes.push(standstills.see(1, *sight, now));
+            now += Duration::from_secs(30);
+        }
+        changes
+    }
+
+    #[test]
+    fn who_is_behind_twice_at_the_same_place_stands_still_and_is_named_once() {
+        assert_eq!(looks(&[behind(7), behind(7), behind(7)]), [None, Some(Change::Stands), None]);
+    }
+
+    #[test]
+    fn who_has_everything_never_stands_still() {
+        assert_eq!(looks(&[done(7), done(7), done(7)]), [None; 3]);
+    }
+
+    #[test]
+    fn once_is_not_enough() {
+        assert_eq!(looks(&[behind(7), done(10), behind(10), done(13)]), [None; 4]);
+    }
+
+    #[test]
+    fn it_is_over_when_it_moves_whether_or_not_it_arrives() {
+        let (stands, moves) = (Some(Change::Stands), Some(Change::Moves));
+        assert_eq!(looks(&[behind(7), behind(7), behind(8), behind(8)]), [None, stands, moves, stands]);
+        assert_eq!(looks(&[behind(7), behind(7), done(10), behind(10)]), [None, stands, moves, None]);
+    }
+
+    /// A rebuild puts a checkpoint back to the beginning: that is a movement too.
+    #[test]
+    fn what_goes_back_moves() {
+        assert_eq!(looks(&[behind(7), behind(0), behind(4)]), [None; 3]);
+    }
+
+    #[test]
+    fn an_outage_between_two_looks_is_nobodys_standstill() {
+        let (mut standstills, now) = (Standstills::default(), Instant::now());
+        assert_eq!(standstills.see(1, behind(7), now), None);
+        assert_eq!(standstills.see(1, behind(7), now), Some(Change::Stands));
+        assert_eq!(standstills.see(2, behind(7), now), None);
+        standstills.looked_in_vain();
+        assert_eq!(standstills.see(2, behind(7), now), None);
+        assert_eq!(standstills.see(1, behind(7), now), None, "it was named before");
+        assert_eq!(standstills.standing().count(), 1);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let (mut standstills, now) = (Standstills::default(), Instant::now());
+        for who in 0..2 * SUSPECTS {
+            standstills.see(who, behind(7), now);
+        }
+        assert_eq!(standstills.suspects().count(), SUSPECTS);
+    }
+
+    proptest! {
+        /// However slowly a backlog is worked off, and however much is added: while it moves, nobody is named.
+        #[test]
+        fn a_backlog_that_moves_is_not_named(steps in prop::collection::vec((1_u64..5, 0_u64..9), 1..60)) {
+            let mut at = 0;
+            let sights: Vec<Sight> = steps
+                .iter()
+                .map(|(step, ahead)| {
+                    at += step;
+                    Sight { at, next: (*ahead > 0).then_some(at + ahead) }
+                })
+                .collect();
+            prop_assert!(looks(&sights).iter().all(Option::is_none));
+        }
+
+        /// Whoever is named was behind, at the same place, at this look and the one before.
+        #[test]
+        fn whoever_is_named_has_not_moved(seen in prop::collection::vec((0_u64..3, prop::bool::ANY), 1..60)) {
+            let sights: Vec<Sight> = seen.iter().map(|(at, more)| if *more { behind(*at) } else { done(*at) }).collect();
+            for (place, change) in looks(&sights).iter().enumerate() {
+                if *change == Some(Change::Stands) {
+                    prop_assert!(sights[place].next.is_some());
+                    prop_assert_eq!(sights[place], sights[place - 1]);
+                }
+            }
+        }
+    }
+}
