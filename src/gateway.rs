@@ -15,6 +15,7 @@ use crate::{
         Command,
         handler::{Accepted, Caller, CommandError, CommandHandler, Creator, Request, fingerprint},
     },
+    notes::{Attempt, Notes},
     problem::Problem,
 };
 
@@ -34,6 +35,8 @@ pub struct Origin {
     pub request_id: Option<String>,
     /// The W3C trace context to continue.
     pub trace: Option<String>,
+    /// Which door: method and path as the router has it, or `NATS cmd`.
+    pub route: String,
 }
 
 /// What became of one command.
@@ -104,12 +107,18 @@ impl From<Result<Accepted, Problem>> for CommandOutcome {
 pub struct Gateway {
     handler: CommandHandler,
     db: Database,
+    notes: Notes,
 }
 
 impl Gateway {
-    /// A way in to `handler`; `db` remembers idempotency keys.
-    pub fn new(handler: CommandHandler, db: Database) -> Self {
-        Self { handler, db }
+    /// A way in to `handler`; `db` remembers idempotency keys, and `notes` who was turned away.
+    pub fn new(handler: CommandHandler, db: Database, notes: Notes) -> Self {
+        Self { handler, db, notes }
+    }
+
+    /// Where what happens at the door is noted.
+    pub fn notes(&self) -> &Notes {
+        &self.notes
     }
 
     /// The handler itself, for what the program does on its own account.
@@ -147,11 +156,18 @@ impl Gateway {
         let reused = self.reused_keys(access.bound(), &requests).await;
         let mut lanes: HashMap<String, Vec<(usize, Request)>> = HashMap::new();
         let mut outcomes: Vec<Option<Result<Accepted, Problem>>> = Vec::with_capacity(requests.len());
+        let mut targets = Vec::with_capacity(requests.len());
         for (place, request) in requests.into_iter().enumerate() {
-            let refusal = match Permission::for_command(&request.command) {
+            let permission = Permission::for_command(&request.command);
+            let attempt = Attempt { target: permission.map_or("organization", Permission::subject), asked: None };
+            targets.push(attempt);
+            let refusal: Option<Problem> = match permission {
                 None => Some(AuthError::SessionOnly.into()),
                 Some(permission) => access.require(permission).err().map(Problem::from),
             };
+            if let Some(refusal) = &refusal {
+                self.notes.not_allowed(access, origin, attempt, refusal);
+            }
             let refusal = refusal.or_else(|| match &reused {
                 Ok(reused) => reused.contains(&place).then(|| CommandError::KeyReused.into()),
                 Err(problem) => Some(problem.clone()),
@@ -169,6 +185,12 @@ impl Gateway {
             .collect()
             .await;
         for (place, outcome) in finished.into_iter().flatten() {
+            // What the rules of a thing itself do not let this caller do.
+            if let (Err(problem), Some(attempt)) = (&outcome, targets.get(place))
+                && problem.status == 403
+            {
+                self.notes.not_allowed(access, origin, *attempt, problem);
+            }
             if let Some(slot) = outcomes.get_mut(place) {
                 *slot = Some(outcome);
             }
@@ -193,7 +215,12 @@ impl Gateway {
                     "your issuer has not verified your e-mail address",
                 ));
             }
-            Principal::Key { .. } | Principal::Operator => return Err(AuthError::SessionOnly.into()),
+            Principal::Key { .. } | Principal::Operator => {
+                let problem = Problem::from(AuthError::SessionOnly);
+                let attempt = Attempt { target: "organization", asked: None };
+                self.notes.turned_away(principal, origin, attempt, &problem);
+                return Err(problem);
+            }
         };
         self.found(principal, Creator { user, email }, origin, request).await
     }

@@ -15,6 +15,7 @@ pub mod http;
 pub mod issuer;
 pub mod kinds;
 pub mod node;
+pub mod notes;
 pub mod problem;
 pub mod producers;
 pub mod servers;

@@ -29,6 +29,7 @@ use crate::{
     gateway::Gateway,
     http,
     kinds::default_kinds,
+    notes::Notes,
     producers,
 };
 
@@ -197,7 +198,8 @@ impl Api {
         let token = secrets.platform_token.as_deref();
         let auth = Arc::new(Authenticator::new(db.clone(), pepper.clone(), token, oidc));
         let handler = CommandHandler::new(log.clone(), pepper, region.to_owned());
-        let gateway = Arc::new(Gateway::new(handler, db.clone()));
+        let notes = Notes::start(log.clone(), db.clone());
+        let gateway = Arc::new(Gateway::new(handler, db.clone(), notes));
         let app = http::App::new(http::Parts {
             gateway: Arc::clone(&gateway),
             auth: Arc::clone(&auth),
@@ -215,9 +217,11 @@ impl Api {
         let handler = self.gateway.handler();
         patiently("the event log", || register_default_kinds(handler)).await?;
         let client = self.log.client().clone();
-        let producers = tokio::spawn(producers::serve(client, self.auth, self.gateway, stop.clone()));
+        let producers = tokio::spawn(producers::serve(client, self.auth, Arc::clone(&self.gateway), stop.clone()));
         http::serve(listener, self.app, stop).await?;
-        producers.await?
+        let ended = producers.await?;
+        self.gateway.notes().flush().await;
+        ended
     }
 }
 

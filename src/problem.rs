@@ -150,7 +150,9 @@ impl From<AuthError> for Problem {
     fn from(error: AuthError) -> Self {
         let detail = error.to_string();
         match error {
-            AuthError::Unauthenticated(_) => Self::new(401, "unauthenticated", "Not signed in", detail),
+            AuthError::Unauthenticated(_) | AuthError::KeyRefused { .. } => {
+                Self::new(401, "unauthenticated", "Not signed in", detail)
+            }
             AuthError::NotFound => Self::not_found(),
             AuthError::Forbidden { .. } => Self::new(403, "forbidden", "Not allowed", detail),
             AuthError::SessionOnly => Self::new(403, "session_only", "Not with an API key", detail),

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use crate::{
-    AggregateId, ApiKeyEvent, CodecError, Context, KindEvent, MemberEvent, OrganizationEvent, ParkingEvent,
-    RecordEvent, Target,
+    AccessEvent, AggregateId, AggregateType, ApiKeyEvent, CodecError, Context, KindEvent, MemberEvent,
+    OrganizationEvent, Outcome, ParkingEvent, RecordEvent, Target,
 };
 
 /// One event. A consumer matches on it without `_`, so that a new event is a decision everywhere.
@@ -22,6 +22,8 @@ pub enum Event {
     Record(RecordEvent),
     /// Of parked events.
     Parking(ParkingEvent),
+    /// Of what happens at the door.
+    Access(AccessEvent),
 }
 
 macro_rules! each {
@@ -33,6 +35,7 @@ macro_rules! each {
             Event::Kind($event) => $body,
             Event::Record($event) => $body,
             Event::Parking($event) => $body,
+            Event::Access($event) => $body,
         }
     };
 }
@@ -45,6 +48,7 @@ pub const KNOWN_EVENTS: &[&[(&str, u16)]] = &[
     KindEvent::KNOWN,
     RecordEvent::KNOWN,
     ParkingEvent::KNOWN,
+    AccessEvent::KNOWN,
 ];
 
 impl Event {
@@ -76,9 +80,15 @@ impl Event {
             Member: MemberEvent,
             ApiKey: ApiKeyEvent,
             Kind: KindEvent,
-            Parking: ParkingEvent
+            Parking: ParkingEvent,
+            Access: AccessEvent
         );
         Err(CodecError::Unknown { what: "event type", value: event_type.chars().take(80).collect() })
+    }
+
+    /// How it ended, as the header says.
+    pub(crate) fn outcome(&self) -> Outcome {
+        if let Self::Access(event) = self { event.outcome() } else { Outcome::SUCCESS }
     }
 
     /// What the event was done to, as the header names it.
@@ -93,6 +103,10 @@ impl Event {
             Self::Parking(ParkingEvent::Skipped(event)) => {
                 (event.aggregate.aggregate_type().name(), event.aggregate.id())
             }
+            Self::Access(event) => match event.target() {
+                Some(target) => return vec![target],
+                None => (AggregateType::Organization.name(), aggregate.id()),
+            },
             Self::Organization(_) | Self::ApiKey(_) | Self::Kind(_) | Self::Record(_) => {
                 (aggregate.aggregate_type().name(), aggregate.id())
             }

@@ -150,6 +150,8 @@ typed_ids! {
     CommandId = "cmd";
     /// What a chain of commands and events has in common.
     CorrelationId = "cor";
+    /// One time that an operator may look into an organization.
+    BreakGlassId = "glass";
 }
 
 /// The organization of the platform itself: record kinds and everything else that all organizations share.
@@ -196,7 +198,7 @@ macro_rules! derived_from_command {
     )*};
 }
 
-derived_from_command!(OrgId, MemberId, KeyId, RecordId);
+derived_from_command!(OrgId, MemberId, KeyId, RecordId, BreakGlassId);
 
 #[cfg(test)]
 mod tests {

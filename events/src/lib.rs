@@ -5,6 +5,7 @@
 //!
 //! Start with [`Commit`]: one command's events as one message on one aggregate's [`EventSubject`].
 
+mod access;
 mod api_key;
 mod codec;
 mod commit;
@@ -22,6 +23,10 @@ mod subject;
 mod timestamp;
 mod view;
 
+pub use access::{
+    AccessDenied, AccessEvent, AuditExported, AuditRead, BreakGlassClosed, BreakGlassOpened, BreakGlassUsed, Direction,
+    KeyRefused, OrgSwitched, SignedIn,
+};
 pub use api_key::{ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, KeyEnvironment};
 pub use codec::CodecError;
 pub use commit::{
@@ -32,7 +37,9 @@ pub use envelope::{
     Target,
 };
 pub use event::{Event, KNOWN_EVENTS};
-pub use ids::{CommandId, CorrelationId, EventId, IdError, KeyId, MemberId, OrgId, PLATFORM_ORG, RecordId, UserId};
+pub use ids::{
+    BreakGlassId, CommandId, CorrelationId, EventId, IdError, KeyId, MemberId, OrgId, PLATFORM_ORG, RecordId, UserId,
+};
 pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired, Visibility};
 pub use member::{MemberAdded, MemberEvent, MemberRemoved, MemberRoleChanged, Role};
 pub use names::{KeyPublicId, KindName, NameError, PlanName, Slug};

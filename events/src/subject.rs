@@ -80,6 +80,15 @@ aggregates! {
     Record(RecordId) = "record";
     /// What an operator decided about the parked events of one pipeline.
     Parking(Pipeline) = "parking";
+    /// What happened at the organization's door: facts that are in no order and have no versions.
+    Access(OrgId) = "access";
+}
+
+impl AggregateId {
+    /// Whether its events are facts, each by itself: appended without an expectation, and at no version.
+    pub fn is_of_facts(&self) -> bool {
+        matches!(self, Self::Access(_))
+    }
 }
 
 impl fmt::Display for AggregateId {
@@ -195,6 +204,7 @@ mod tests {
             AggregateId::Kind("yara_rule".parse().unwrap()),
             AggregateId::Record(RecordId::derive(command)),
             AggregateId::Parking(Pipeline::Audit),
+            AggregateId::Access(org),
         ] {
             let subject = EventSubject { shard: Shard(3), org, aggregate };
             assert_eq!(subject.to_string().parse::<EventSubject>().unwrap(), subject);

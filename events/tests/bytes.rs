@@ -4,13 +4,15 @@
 use std::{fs, path::PathBuf};
 
 use orgstream_events::{
-    Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, Auth, AuthMethod, CodecError, CommandId,
-    Commit, CommitDraft, Context, Event, EventSubject, Fingerprint, KNOWN_EVENTS, KeyEnvironment, KeyId, KindChanged,
-    KindDefinition, KindEvent, KindRegistered, KindRetired, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId,
-    MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent, OrganizationPlanChanged,
-    OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
-    ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent,
-    RecordId, RecordUpdated, Role, Salt, Shard, TenantType, Timestamp, UserId, Visibility,
+    AccessDenied, AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, AuditExported,
+    AuditRead, Auth, AuthMethod, BreakGlassClosed, BreakGlassId, BreakGlassOpened, BreakGlassUsed, CodecError,
+    CommandId, Commit, CommitDraft, Context, Direction, Event, EventSubject, Fingerprint, KNOWN_EVENTS, KeyEnvironment,
+    KeyId, KeyRefused, KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired, MAX_COMMIT_BYTES,
+    MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, OrgId, OrgSwitched, OrganizationCreated,
+    OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
+    OrganizationSettingsChanged, OrganizationSuspended, OutcomeStatus, ParkedEventsRetried, ParkedEventsSkipped,
+    ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordUpdated, Role, Salt, Shard,
+    SignedIn, TenantType, Timestamp, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -41,6 +43,9 @@ fn examples() -> Vec<(AggregateId, Event)> {
     };
     let organization = |event| (AggregateId::Organization(org()), Event::Organization(event));
     let member_event = |event| (AggregateId::Member(org()), Event::Member(event));
+    let access = |event| (AggregateId::Access(org()), Event::Access(event));
+    let route = || "GET /v1/organizations/{org}/records".to_owned();
+    let glass = BreakGlassId::fresh(1_700_000_000_000, [6; 10]);
     let kind_event = |event| (AggregateId::Kind(kind("evaluation")), Event::Kind(event));
     vec![
         organization(OrganizationEvent::Created(OrganizationCreated {
@@ -120,6 +125,40 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 reason: "broken by hand".to_owned(),
             })),
         ),
+        access(AccessEvent::Denied(AccessDenied {
+            code: "not_found".to_owned(),
+            route: route(),
+            target: "record".to_owned(),
+            asked: Some("ajax".to_owned()),
+            repeated: 1,
+        })),
+        access(AccessEvent::SignedIn(SignedIn { method: "oidc".to_owned() })),
+        access(AccessEvent::OrgSwitched(OrgSwitched { direction: Direction::Entered, epoch: 4 })),
+        access(AccessEvent::KeyRefused(KeyRefused {
+            key_id: KeyId::fresh(1_700_000_000_000, [4; 10]),
+            public_id: "AbCdEf012345".parse().unwrap(),
+            code: "revoked".to_owned(),
+            repeated: 17,
+        })),
+        access(AccessEvent::AuditRead(AuditRead { route: route(), query: Some("action=a".to_owned()), repeated: 1 })),
+        access(AccessEvent::AuditExported(AuditExported {
+            format: "jsonl".to_owned(),
+            from_idx: 0,
+            upto_idx: 256,
+            filter: None,
+        })),
+        access(AccessEvent::BreakGlassOpened(BreakGlassOpened {
+            id: glass,
+            reason: "ticket 7".to_owned(),
+            approver: "bob".to_owned(),
+            expires_at: Timestamp::from_unix_ms(1_700_003_600_000),
+        })),
+        access(AccessEvent::BreakGlassUsed(BreakGlassUsed {
+            id: glass,
+            route: route(),
+            path: "/v1/organizations/acme/records".to_owned(),
+        })),
+        access(AccessEvent::BreakGlassClosed(BreakGlassClosed {})),
     ]
 }
 
@@ -170,9 +209,10 @@ fn every_event_has_its_golden_bytes() {
         }
         let golden = fs::read_to_string(&file).unwrap_or_else(|_| panic!("{name} v{schema} has no golden file"));
         assert_eq!(hex(&bytes), golden.trim(), "{name} v{schema} changed its bytes: give it a new schema version");
+        let is_fact = aggregate.is_of_facts();
         let opened = Commit::decode(&bytes).unwrap().open(&subject(aggregate)).unwrap();
         assert_eq!(opened.events[0].event, event);
-        assert_eq!(opened.events[0].header.aggregate.version, 3);
+        assert_eq!(opened.events[0].header.aggregate.version, if is_fact { 0 } else { 3 });
     }
     let known: Vec<_> = KNOWN_EVENTS.iter().flat_map(|events| events.iter().copied()).collect();
     assert_eq!(seen, known, "an event without an example, or in another order");
@@ -284,5 +324,20 @@ proptest! {
         if let Ok(commit) = Commit::decode(&bytes) {
             let _ = commit.open(&subject(aggregate));
         }
+    }
+}
+
+#[test]
+fn a_header_says_who_was_turned_away_and_why() {
+    for (aggregate, event) in examples() {
+        let code = match &event {
+            Event::Access(AccessEvent::Denied(fact)) => Some(fact.code.clone()),
+            Event::Access(AccessEvent::KeyRefused(fact)) => Some(fact.code.clone()),
+            _ => None,
+        };
+        let commit = draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
+        let outcome = commit.open(&subject(aggregate)).unwrap().events.remove(0).header.outcome;
+        assert_eq!(outcome.status == OutcomeStatus::Denied, code.is_some());
+        assert_eq!(outcome.code, code);
     }
 }

@@ -71,15 +71,17 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
                 (Event::Member(event), AggregateId::Member(_)) => members.apply(event, stamp),
                 (Event::ApiKey(event), AggregateId::ApiKey(id)) => api_keys.apply(*id, event, &header.actor, stamp),
                 (Event::Kind(event), AggregateId::Kind(name)) => kinds.apply(name, event, stamp),
-                // What an operator decided about parked events is carried out by the worker; there is no row for it.
-                (Event::Parking(_), AggregateId::Parking(_)) => {}
+                // What an operator decided about parked events is carried out by the worker, and facts are for the audit log;
+                // there is no row for either.
+                (Event::Parking(_), AggregateId::Parking(_)) | (Event::Access(_), AggregateId::Access(_)) => {}
                 (
                     Event::Organization(_)
                     | Event::Member(_)
                     | Event::ApiKey(_)
                     | Event::Kind(_)
                     | Event::Record(_)
-                    | Event::Parking(_),
+                    | Event::Parking(_)
+                    | Event::Access(_),
                     aggregate,
                 ) => {
                     let what = "an aggregate that has such an event";

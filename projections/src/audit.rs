@@ -1,6 +1,6 @@
 //! The audit log: every event of an org with its stored bytes, numbered without gaps, never changed.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use orgstream_events::{
     ActorType, CodecError, EventId, EventView, Fingerprint, OpenedCommit, OpenedEvent, SealedEvent, Timestamp,
@@ -61,15 +61,20 @@ pub struct AuditFilter {
     pub until: Option<Timestamp>,
 }
 
-/// Numbers the events on from the org's last and appends them: one statement, whatever their number.
+/// An event with the sequence of its commit, its place there, and the fingerprint of the commit, if it is its first.
+type Numbered<'a> = (i64, i32, Option<&'a Fingerprint>, &'a OpenedEvent);
+
+/// Numbers the events on from the org's last and appends them: one statement, whatever their number. A fact that is there
+/// already is passed over, and takes no number.
 pub(crate) async fn append(connection: &mut PgConnection, org: Uuid, commits: &[Applied]) -> Result<(), DbError> {
-    let events: Vec<(i64, i32, Option<&Fingerprint>, &OpenedEvent)> = commits
+    let events: Vec<Numbered<'_>> = commits
         .iter()
         .flat_map(|Applied { seq, commit }| {
             let fingerprint = |nth| commit.fingerprint.as_ref().filter(|_| nth == 0);
             (0..).zip(&commit.events).map(move |(nth, event)| (to_bigint(*seq), nth, fingerprint(nth), event))
         })
         .collect();
+    let events = without_repeated_facts(connection, org, events).await?;
     if events.is_empty() {
         return Ok(());
     }
@@ -111,6 +116,29 @@ pub(crate) async fn append(connection: &mut PgConnection, org: Uuid, commits: &[
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// The events without those facts that are in the log, or came before in the same slice. Only facts can come twice: every
+/// other append expects what it comes after.
+async fn without_repeated_facts<'a>(
+    connection: &mut PgConnection,
+    org: Uuid,
+    mut events: Vec<Numbered<'a>>,
+) -> Result<Vec<Numbered<'a>>, DbError> {
+    let is_fact = |event: &OpenedEvent| event.header.aggregate.aggregate.is_of_facts();
+    let facts: Vec<Uuid> =
+        events.iter().filter(|(.., event)| is_fact(event)).map(|(.., event)| event.header.event_id.uuid()).collect();
+    if facts.is_empty() {
+        return Ok(events);
+    }
+    let known = sqlx::query_scalar!(
+        "SELECT event_id FROM audit.events WHERE org_id = $1 AND event_id = ANY ($2)",
+        org,
+        &facts,
+    );
+    let mut seen: HashSet<Uuid> = known.fetch_all(connection).await?.into_iter().collect();
+    events.retain(|(.., event)| !is_fact(event) || seen.insert(event.header.event_id.uuid()));
+    Ok(events)
 }
 
 fn target(event: &OpenedEvent) -> (&str, &str) {

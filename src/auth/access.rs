@@ -101,6 +101,11 @@ impl Access {
         &self.actor
     }
 
+    /// Whether it is an operator's, who is in no organization of a tenant.
+    pub fn is_operator(&self) -> bool {
+        matches!(self.role, Standing::Operator)
+    }
+
     /// The role whose rights bound what may be handed out.
     pub fn role(&self) -> Role {
         match self.role {

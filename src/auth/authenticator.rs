@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use orgstream_events::{KeyPublicId, OrgId, PLATFORM_ORG, Role, Slug, UserId};
+use orgstream_events::{KeyId, KeyPublicId, OrgId, PLATFORM_ORG, Role, Slug, UserId};
 use orgstream_projections::{BoundOrg, Database, DbError, api_keys, members};
 use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
@@ -26,6 +26,18 @@ pub enum AuthError {
     /// No credential, or one that is not (or no longer) valid.
     #[error("{0}")]
     Unauthenticated(String),
+    /// A token that names a key, and is not accepted. The caller is told no more than that; its organization is told why.
+    #[error("this API key is not valid: it is unknown, revoked or expired")]
+    KeyRefused {
+        /// The organization of the key that it names.
+        org: OrgId,
+        /// That key.
+        id: KeyId,
+        /// The part of the token that names it.
+        public_id: KeyPublicId,
+        /// `wrong_secret`, `revoked`, `expired` or `ip_not_allowed`.
+        code: &'static str,
+    },
     /// There is no such thing for this principal; whether it exists for others is not said.
     #[error("not found")]
     NotFound,
@@ -179,10 +191,19 @@ impl Authenticator {
                 found
             }
         };
-        let valid = token.matches(&self.pepper, &key.secret_mac)
-            && key.revoked_at.is_none()
-            && key.expires_at.is_none_or(|end| end > now());
-        if valid { Ok(Principal::Key { id: key.id, public_id, org, role: key.role }) } else { Err(refused()) }
+        let fault = if !token.matches(&self.pepper, &key.secret_mac) {
+            Some("wrong_secret")
+        } else if key.revoked_at.is_some() {
+            Some("revoked")
+        } else if key.expires_at.is_some_and(|end| end <= now()) {
+            Some("expired")
+        } else {
+            None
+        };
+        match fault {
+            None => Ok(Principal::Key { id: key.id, public_id, org, role: key.role }),
+            Some(code) => Err(AuthError::KeyRefused { org, id: key.id, public_id, code }),
+        }
     }
 
     async fn membership(&self, org: OrgId, user: UserId) -> Result<Option<members::Member>, AuthError> {

@@ -91,6 +91,11 @@ impl KeyToken {
         Self { environment, public_id, secret }
     }
 
+    /// A token's text with the checksum that belongs to it; `body` is everything before that.
+    pub fn completed(body: &str) -> String {
+        format!("{body}{}", checksum(body))
+    }
+
     /// Whether a credential is meant to be an API key, by how it begins.
     pub fn looks_like_one(text: &str) -> bool {
         text.starts_with("os_")
@@ -109,8 +114,7 @@ impl KeyToken {
     /// The whole token.
     pub fn reveal(&self) -> String {
         let body = format!("os_{}_{}_{}", environment_name(self.environment), self.public_id, self.secret);
-        let checksum = checksum(&body);
-        body + &checksum
+        Self::completed(&body)
     }
 
     /// The last four characters of the whole token. They are of the checksum, so they tell nothing of the secret

@@ -67,6 +67,11 @@ permissions! {
 }
 
 impl Permission {
+    /// What it is about: the name before the colon.
+    pub fn subject(self) -> &'static str {
+        self.name().split(':').next().unwrap_or_default()
+    }
+
     /// Whether an operator of the platform has it in an org of a tenant.
     pub fn is_operators(self) -> bool {
         matches!(self, Self::ManageParking | Self::Suspend | Self::ManagePlan | Self::ReadProjections)

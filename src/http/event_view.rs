@@ -69,7 +69,7 @@ fn permission_for(event: &OpenedEvent) -> Option<Permission> {
         Event::Member(_) => Some(Permission::ReadMembers),
         Event::ApiKey(_) => Some(Permission::ReadKeys),
         Event::Record(_) => Some(Permission::ReadRecords),
-        Event::Kind(_) | Event::Parking(_) => None,
+        Event::Kind(_) | Event::Parking(_) | Event::Access(_) => None,
     }
 }
 

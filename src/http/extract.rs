@@ -24,6 +24,7 @@ use crate::{
         handler::{Accepted, Request},
     },
     gateway::Origin,
+    notes::Attempt,
     problem::Problem,
     submission::{self, Format, MAX_BODY},
 };
@@ -78,12 +79,17 @@ impl FromRequestParts<Arc<App>> for SignedIn {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
         let policy = policy_of(parts)?.policy;
         let authorization = header_text(&parts.headers, &header::AUTHORIZATION)?;
-        let principal = app.auth.principal(authorization).await?;
+        let origin = info(parts).origin();
+        let principal = app.auth.principal(authorization).await;
+        let principal = principal.map_err(|error| app.gateway.notes().refused(error, &origin))?;
         match policy {
             Policy::SignedIn | Policy::Org(_) | Policy::OrgCommands => Ok(Self(principal)),
             Policy::Operator if principal == Principal::Operator => Ok(Self(principal)),
             Policy::Operator => {
-                Err(Problem::new(403, "forbidden", "Not allowed", "only the platform's operator may do this"))
+                let problem = Problem::new(403, "forbidden", "Not allowed", "only the platform's operator may do this");
+                let attempt = Attempt { target: policy.subject(), asked: None };
+                app.gateway.notes().turned_away(&principal, &origin, attempt, &problem);
+                Err(problem)
             }
             Policy::Public => Err(Problem::internal(&"a public route asks who is there")),
         }
@@ -107,7 +113,18 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
         let named = params.iter().find(|(name, _)| name == "org").map(|(_, value)| value.as_str());
         let name =
             OrgName::parse(named.unwrap_or_default()).map_err(|rule| Problem::invalid_parameter("org", &rule))?;
-        let access = app.auth.access(&principal, &name).await?;
+        let (policy, origin, notes) = (policy_of(parts)?.policy, info(parts).origin(), app.gateway.notes());
+        let attempt = Attempt { target: policy.subject(), asked: named };
+        let access = app.auth.access(&principal, &name).await.map_err(|error| {
+            let problem = Problem::from(error);
+            notes.turned_away(&principal, &origin, attempt, &problem);
+            problem
+        })?;
+        let not_allowed = |asked, error: AuthError| {
+            let problem = Problem::from(error);
+            notes.not_allowed(&access, &origin, Attempt { asked, ..attempt }, &problem);
+            problem
+        };
         for header in ORG_ASSERTIONS {
             if let Some(text) = header_text(&parts.headers, &header)? {
                 let asserted = match OrgName::parse(text) {
@@ -116,12 +133,12 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
                     Err(rule) => return Err(invalid_header(header.as_str(), &rule)),
                 };
                 if asserted != Some(access.org()) {
-                    return Err(AuthError::TenantMismatch.into());
+                    return Err(not_allowed(Some(text), AuthError::TenantMismatch));
                 }
             }
         }
-        match policy_of(parts)?.policy {
-            Policy::Org(permission) => access.require(permission)?,
+        match policy {
+            Policy::Org(permission) => access.require(permission).map_err(|error| not_allowed(named, error))?,
             Policy::OrgCommands => {}
             Policy::Public | Policy::SignedIn | Policy::Operator => {
                 return Err(Problem::internal(&"a route without an organization asks for one"));

@@ -39,6 +39,7 @@ pub struct RequestInfo(Arc<Known>);
 struct Known {
     id: String,
     trace: Option<String>,
+    route: String,
     context: Context,
     span: Option<Span>,
     org: OnceLock<OrgId>,
@@ -51,6 +52,7 @@ impl RequestInfo {
             context: self.0.context.clone(),
             request_id: Some(self.0.id.clone()).filter(|id| !id.is_empty()),
             trace: self.0.trace.clone(),
+            route: self.0.route.clone(),
         }
     }
 
@@ -80,6 +82,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     let known = Known {
         id: id.clone(),
         trace: Some(trace),
+        route: format!("{method} {route}"),
         context: context(&request),
         span: Some(span.clone()),
         org: OnceLock::new(),

@@ -23,6 +23,18 @@ pub enum Policy {
     OrgCommands,
 }
 
+impl Policy {
+    /// What kind of thing the route is about.
+    pub fn subject(self) -> &'static str {
+        match self {
+            Self::Public | Self::SignedIn => "",
+            Self::Operator => "platform",
+            Self::Org(permission) => permission.subject(),
+            Self::OrgCommands => "commands",
+        }
+    }
+}
+
 /// What a route does, as far as its headers go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {

@@ -88,7 +88,7 @@ fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
         AggregateId::ApiKey(id) => Some(format!("/v1/organizations/{org}/api-keys/{id}")),
         AggregateId::Record(id) => Some(format!("/v1/organizations/{org}/records/{id}")),
         AggregateId::Kind(name) => Some(format!("/v1/kinds/{name}")),
-        AggregateId::Member(_) | AggregateId::Parking(_) => None,
+        AggregateId::Member(_) | AggregateId::Parking(_) | AggregateId::Access(_) => None,
     }
 }
 

@@ -3,10 +3,10 @@
 //! Tests that use it have a runtime of several threads: dropping the database waits for PostgreSQL, and PostgreSQL waits
 //! for connections that are just being made, which nobody would go on making if the only thread waited too.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusBuilder;
-use orgstream::{config::SecretArgs, issuer::DevIssuer, node};
+use orgstream::{auth::key::KeyToken, config::SecretArgs, gateway::Gateway, issuer::DevIssuer, node};
 use orgstream_stream::{Log, LogOptions, SyncMode};
 use orgstream_workers::{Worker, WorkerOptions};
 use reqwest::{Method, RequestBuilder, Response, header::HeaderMap};
@@ -28,6 +28,7 @@ pub(crate) struct Api {
     pub(crate) base: String,
     pub(crate) nats: Nats,
     pub(crate) issuer: DevIssuer,
+    pub(crate) gateway: Arc<Gateway>,
     http: reqwest::Client,
     stop: CancellationToken,
     _database: TestDatabase,
@@ -110,11 +111,12 @@ impl Api {
         };
         let metrics = PrometheusBuilder::new().build_recorder().handle();
         let api = node::Api::new(log, database.db.clone(), &secrets, "local", metrics, Some(watch)).unwrap();
+        let gateway = Arc::clone(&api.gateway);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(api.run(listener, stop.clone()));
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-        Self { base, nats, issuer, http, stop, _database: database, _dir: dir }
+        Self { base, nats, issuer, gateway, http, stop, _database: database, _dir: dir }
     }
 
     /// A token of somebody.
@@ -151,6 +153,12 @@ impl Api {
         self.sees(org, made.header("stream-position")).await;
         let made = made.json();
         (made["id"].as_str().unwrap().to_owned(), made["token"].as_str().unwrap().to_owned())
+    }
+
+    /// A token that names the key of one token and has the secret of another.
+    pub(crate) fn forge(&self, name: &str, secret: &str) -> String {
+        let body = format!("{}_{}", &name[..20], &secret[21..53]);
+        KeyToken::completed(&body)
     }
 
     /// Waits until the read models have what was written at `position`: on a busy machine access comes a little late.

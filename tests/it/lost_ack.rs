@@ -12,6 +12,7 @@ use orgstream::{
         handler::{CommandHandler, Request},
     },
     gateway::{Gateway, Origin},
+    notes::Notes,
 };
 use orgstream_events::{CommandId, PLATFORM_ORG, Pipeline};
 use orgstream_projections::BoundOrg;
@@ -345,7 +346,8 @@ async fn the_ledger_remembers_a_key_when_the_server_has_forgotten_it() {
     let auth = Authenticator::new(database.db.clone(), pepper.clone(), Some(operator), None);
     let principal = auth.principal(Some(&format!("Bearer {operator}"))).await.unwrap();
     let access = auth.platform(&principal).unwrap();
-    let gateway = Gateway::new(CommandHandler::new(log, pepper, "local".to_owned()), database.db.clone());
+    let notes = Notes::start(log.clone(), database.db.clone());
+    let gateway = Gateway::new(CommandHandler::new(log, pepper, "local".to_owned()), database.db.clone(), notes);
     let register = async |kind: &str, key: &str| {
         let command = json!({"type": "register_kind", "kind": kind, "title": kind, "visibility": "private",
             "cost": 1, "schema": {"type": "object"}});

@@ -1,6 +1,7 @@
 //! The one integration binary: real servers, no sleeping, everything through public doors.
 #![cfg(test)]
 
+mod access;
 mod api;
 mod arrows;
 mod chaos;

@@ -3,12 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use orgstream_events::{
-    Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, CommandId, CommitDraft, Context, Event,
-    EventSubject, Fingerprint, KeyEnvironment, KeyId, KindChanged, KindDefinition, KindEvent, KindRegistered,
-    KindRetired, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated,
-    OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
-    OrganizationSettingsChanged, OrganizationSuspended, Pipeline, RecordArchived, RecordCreated, RecordEvent, RecordId,
-    RecordUpdated, Role, Salt, Shard, TenantType, Timestamp, UserId, Visibility,
+    AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, BreakGlassClosed, CommandId,
+    CommitDraft, Context, Event, EventSubject, Fingerprint, KeyEnvironment, KeyId, KindChanged, KindDefinition,
+    KindEvent, KindRegistered, KindRetired, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged,
+    OrgId, OrganizationCreated, OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
+    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, Pipeline, RecordArchived, RecordCreated,
+    RecordEvent, RecordId, RecordUpdated, Role, Salt, Shard, TenantType, Timestamp, UserId, Visibility,
 };
 use orgstream_projections::{
     Applied, BoundOrg, Database, DbError, LaneLag, Page, Placed, ShardMark, SliceClass, SliceStart, api_keys, apply,
@@ -508,4 +508,33 @@ async fn a_shard_has_one_owner_and_every_change_of_owner_a_new_epoch() {
     assert_eq!(db.live_workers(TTL).await.unwrap(), [one, other]);
     db.retire_worker(one).await.unwrap();
     assert_eq!(db.live_workers(TTL).await.unwrap(), [other]);
+}
+
+#[tokio::test]
+async fn a_fact_that_comes_twice_is_in_the_audit_log_once_and_leaves_no_gap() {
+    let database = support::database().await;
+    let db = &database.db;
+    let epoch = lease(db).await;
+    let mut history = History::new(1);
+    let access = AggregateId::Access(history.org);
+    let closed = || vec![Event::Access(AccessEvent::BreakGlassClosed(BreakGlassClosed {}))];
+    for _ in 0..3 {
+        history.commit(access.clone(), 0, closed());
+    }
+    // Late duplicates of the first: one in the slice of the original, one in a later slice.
+    for at in [1, 4] {
+        let copy = Applied { seq: 0, commit: Arc::clone(&history.commits[0].commit) };
+        history.commits.insert(at, copy);
+    }
+    for (place, applied) in history.commits.iter_mut().enumerate() {
+        applied.seq = 10 + place as u64;
+    }
+    for pipeline in Pipeline::ALL {
+        history.apply(db, pipeline, epoch, 3).await;
+    }
+    let mut tx = db.read(history.bound()).await.unwrap();
+    let log = audit::from_idx(&mut tx, 0, 10).await.unwrap();
+    assert_eq!(log.iter().map(|entry| (entry.idx, entry.seq)).collect::<Vec<_>>(), [(0, 10), (1, 12), (2, 13)]);
+    assert_eq!(audit::size(&mut tx).await.unwrap(), 3);
+    assert_eq!(checkpoints::position(&mut tx, Pipeline::Audit).await.unwrap(), 14);
 }
