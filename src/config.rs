@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use ipnet::IpNet;
 use orgstream_projections::DatabaseOptions;
 use orgstream_stream::{LogOptions, SyncMode};
 use orgstream_workers::{PlanWeight, PlanWeights, Policy, WorkerOptions};
@@ -96,6 +97,18 @@ pub struct SecretArgs {
     /// The OpenID Connect issuer whose users may sign in.
     #[arg(long, env = "ORGSTREAM_ISSUER_URL", value_name = "URL")]
     pub issuer_url: Option<String>,
+    /// The public keys of those who may report leaked API keys, as GitHub publishes those of its secret scanning.
+    #[arg(long, env = "ORGSTREAM_LEAK_REPORTER_KEYS", value_name = "FILE")]
+    pub leak_reporter_keys: Option<PathBuf>,
+    /// The networks of the reverse proxies in front, like 10.0.0.0/8: only their `X-Forwarded-For` is believed.
+    #[arg(
+        long,
+        env = "ORGSTREAM_TRUSTED_PROXIES",
+        value_delimiter = ',',
+        value_name = "NETWORKS",
+        help_heading = "HTTP"
+    )]
+    pub trusted_proxies: Vec<IpNet>,
     /// The audience that the issuer's tokens must name.
     #[arg(long, env = "ORGSTREAM_AUDIENCE", default_value = "orgstream", value_name = "TEXT")]
     pub audience: String,

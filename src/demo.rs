@@ -91,6 +91,8 @@ pub async fn seed(gateway: &Gateway, auth: &Authenticator, issuer: &DevIssuer) -
             environment: KeyEnvironment::Live,
             expires_at: None,
             expires_in_days: None,
+            scopes: None,
+            allowed_ips: Vec::new(),
         };
         let issued = gateway
             .submit(&access, &Origin::default(), keyed(key.into(), "demo-key"))

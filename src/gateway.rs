@@ -3,16 +3,17 @@
 use std::{collections::HashMap, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use orgstream_events::{CommandId, Context, PLATFORM_ORG, Pipeline, Position, Role};
+use metrics::counter;
+use orgstream_events::{Actor, ActorType, CommandId, Context, KeyId, OrgId, PLATFORM_ORG, Pipeline, Position, Role};
 use orgstream_projections::{BoundOrg, Database, checkpoints, idempotency};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use utoipa::ToSchema;
 
 use crate::{
-    auth::{Access, AuthError, Permission, Principal},
+    auth::{Access, AuthError, Permission, Principal, Scopes},
     commands::{
-        Command,
+        Command, RevokeApiKey,
         handler::{Accepted, Caller, CommandError, CommandHandler, Creator, Request, fingerprint},
     },
     notes::{Attempt, Notes},
@@ -23,6 +24,8 @@ use crate::{
 pub const MAX_BATCH: usize = 1_000;
 /// Commands of one request that are under way at the same time.
 const AT_ONCE: usize = 64;
+/// How much is kept of where a key was found.
+const MAX_PLACE: usize = 400;
 /// How long a command that gives access to something may wait until the access is there.
 const ACCESS_WAIT: Duration = Duration::from_secs(2);
 
@@ -148,6 +151,7 @@ impl Gateway {
             org: access.org(),
             actor: access.actor().clone(),
             role: access.role(),
+            scopes: access.scopes().clone(),
             creator: None,
             context: origin.context.clone(),
             request_id: origin.request_id.clone(),
@@ -236,6 +240,7 @@ impl Gateway {
             org: PLATFORM_ORG,
             actor: principal.actor(),
             role: Role::Owner,
+            scopes: Scopes::ALL,
             creator: Some(creator),
             context: origin.context.clone(),
             request_id: origin.request_id.clone(),
@@ -244,6 +249,27 @@ impl Gateway {
         let accepted = self.handler.handle(&caller, request).await?;
         self.wait_for_access(accepted.position).await;
         Ok(accepted)
+    }
+
+    /// Ends a key whose token somebody found in public; `place` says where, in the finder's words.
+    pub async fn revoke_leaked(&self, org: OrgId, id: KeyId, place: &str, origin: &Origin) -> Result<(), Problem> {
+        let caller = Caller {
+            org,
+            actor: Actor { actor_type: ActorType::System, id: "leaked_keys".to_owned(), auth: None },
+            role: Role::Owner,
+            scopes: Scopes::ALL,
+            creator: None,
+            context: origin.context.clone(),
+            request_id: origin.request_id.clone(),
+            trace: origin.trace.clone(),
+        };
+        let place: String = place.chars().filter(|c| !c.is_control()).take(MAX_PLACE).collect();
+        let reason = Some(format!("leaked: found in public, {place}"));
+        let accepted = self.handler.handle(&caller, Command::from(RevokeApiKey { id, reason }).into()).await?;
+        counter!("orgstream_leaked_keys_total").increment(1);
+        tracing::warn!(org.id = %org, key.id = %id, "a leaked key was revoked");
+        self.wait_for_access(accepted.position).await;
+        Ok(())
     }
 
     /// Waits until `position` can be seen in the read models; false when it takes longer than `patience`.

@@ -18,6 +18,7 @@ pub mod node;
 pub mod notes;
 pub mod problem;
 pub mod producers;
+pub mod scoped;
 pub mod servers;
 pub mod stack;
 pub mod submission;

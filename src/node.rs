@@ -20,14 +20,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    auth::{Authenticator, key::Pepper, oidc::Oidc},
+    auth::{Authenticator, Scopes, key::Pepper, leaks::LeakReporters, oidc::Oidc},
     commands::{
         Command,
         handler::{Caller, CommandError, CommandHandler, Request},
     },
     config::{DatabaseArgs, NatsArgs, SecretArgs},
     gateway::Gateway,
-    http,
+    http::{self, proxies::TrustedProxies},
     kinds::default_kinds,
     notes::Notes,
     producers,
@@ -121,6 +121,7 @@ pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<
         org: PLATFORM_ORG,
         actor: Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None },
         role: Role::Owner,
+        scopes: Scopes::ALL,
         creator: None,
         context: orgstream_events::Context::default(),
         request_id: None,
@@ -195,6 +196,8 @@ impl Api {
         let oidc = secrets.issuer_url.clone().map(|issuer| Oidc::new(issuer, secrets.audience.clone())).transpose()?;
         // Cursors are signed with a key of their own, so that neither can be used to make the other.
         let cursor_key = Fingerprint::of(&[b"orgstream cursor", secrets.pepper.as_bytes()]).0;
+        let leak_reporters =
+            secrets.leak_reporter_keys.as_deref().map(LeakReporters::load).transpose()?.unwrap_or_default();
         let token = secrets.platform_token.as_deref();
         let auth = Arc::new(Authenticator::new(db.clone(), pepper.clone(), token, oidc));
         let handler = CommandHandler::new(log.clone(), pepper, region.to_owned());
@@ -207,6 +210,8 @@ impl Api {
             log: log.clone(),
             cursor_key,
             metrics,
+            leak_reporters,
+            proxies: TrustedProxies::new(secrets.trusted_proxies.iter().copied()),
             worker,
         });
         Ok(Self { app, gateway, auth, log })

@@ -16,12 +16,12 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use metrics::counter;
 use orgstream_events::{
     AccessDenied, AccessEvent, Actor, ActorType, AggregateId, Auth, AuthMethod, CommandId, CommitDraft, Event,
-    KeyRefused, OrgId, PLATFORM_ORG, Position, Salt, UserId,
+    IsolationFailed, KeyRefused, OrgId, PLATFORM_ORG, Position, Salt, UserId,
 };
-use orgstream_projections::{BoundOrg, Database, members};
+use orgstream_projections::{BoundOrg, Breach, Database, members};
 use orgstream_stream::{AppendError, Expected, Log};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{broadcast, mpsc, oneshot},
     time::{interval, timeout},
 };
 
@@ -98,6 +98,7 @@ impl Notes {
     /// Starts to write what is noted.
     pub fn start(log: Log, db: Database) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
+        tokio::spawn(tell_breaches(db.breaches(), sender.downgrade()));
         tokio::spawn(Writer { log: log.clone(), db, floods: HashMap::new() }.run(receiver));
         Self { sender, log }
     }
@@ -188,6 +189,26 @@ impl Notes {
     }
 }
 
+/// Notes for the platform that isolation has failed, which everybody else must not learn.
+async fn tell_breaches(mut breaches: broadcast::Receiver<Breach>, sender: mpsc::WeakSender<Message>) {
+    loop {
+        let Breach { bound, found, table } = match breaches.recv().await {
+            Ok(breach) => breach,
+            Err(broadcast::error::RecvError::Lagged(_)) => continue,
+            Err(broadcast::error::RecvError::Closed) => break,
+        };
+        let fact = AccessEvent::IsolationFailed(IsolationFailed { bound, found, table: table.to_owned() });
+        count(&fact);
+        counter!("orgstream_isolation_failures_total").increment(1);
+        let actor = Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None };
+        let note = Note { place: Place::Org(PLATFORM_ORG), actor, origin: Origin::default(), fact };
+        let Some(sender) = sender.upgrade() else { break };
+        if sender.send(Message::Note(Box::new(note))).await.is_err() {
+            break;
+        }
+    }
+}
+
 fn code(fact: &AccessEvent) -> &str {
     match fact {
         AccessEvent::Denied(fact) => &fact.code,
@@ -198,7 +219,8 @@ fn code(fact: &AccessEvent) -> &str {
         | AccessEvent::AuditExported(_)
         | AccessEvent::BreakGlassOpened(_)
         | AccessEvent::BreakGlassUsed(_)
-        | AccessEvent::BreakGlassClosed(_) => "",
+        | AccessEvent::BreakGlassClosed(_)
+        | AccessEvent::IsolationFailed(_) => "",
     }
 }
 

@@ -155,6 +155,7 @@ impl From<AuthError> for Problem {
             }
             AuthError::NotFound => Self::not_found(),
             AuthError::Forbidden { .. } => Self::new(403, "forbidden", "Not allowed", detail),
+            AuthError::Suspended => Self::new(403, "organization_suspended", "Suspended", detail),
             AuthError::SessionOnly => Self::new(403, "session_only", "Not with an API key", detail),
             AuthError::TenantMismatch => Self::new(403, "tenant_mismatch", "Another organization", detail),
             AuthError::Unavailable(_) => {

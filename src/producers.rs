@@ -116,6 +116,7 @@ async fn carry_out_request(
     let notes = gateway.notes();
     let principal = auth.principal(header(request, "Authorization")).await;
     let principal = principal.map_err(|error| notes.refused(error, origin))?;
+    auth.keys().admit(&principal, &origin.context).map_err(|error| notes.refused(error, origin))?;
     let name = OrgName::parse(org_name(request)).map_err(|rule| Problem::invalid_parameter("org", &rule))?;
     let access = auth.access(&principal, &name).await.map_err(|error| {
         let problem = Problem::from(error);

@@ -164,6 +164,8 @@ impl Stack {
             pepper: secrets.pepper.clone(),
             platform_token: Some(secrets.platform_token.clone()),
             issuer_url: Some(issuer.url().to_owned()),
+            leak_reporter_keys: None,
+            trusted_proxies: Vec::new(),
             audience: "orgstream".to_owned(),
         };
         let db = node::open_database(&database_args, options.worker.as_ref().map_or(1, |worker| worker.slots)).await?;

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BreakGlassId, KeyId, KeyPublicId, Outcome, OutcomeStatus, Target, Timestamp, codec::event_enum};
+use crate::{BreakGlassId, KeyId, KeyPublicId, OrgId, Outcome, OutcomeStatus, Target, Timestamp, codec::event_enum};
 
 event_enum! {
     /// What happens at the door.
@@ -21,6 +21,7 @@ event_enum! {
         BreakGlassOpened(BreakGlassOpened) = "access.break_glass_opened", 1;
         BreakGlassUsed(BreakGlassUsed) = "access.break_glass_used", 1;
         BreakGlassClosed(BreakGlassClosed) = "access.break_glass_closed", 1;
+        IsolationFailed(IsolationFailed) = "access.isolation_failed", 1;
     }
 }
 
@@ -132,6 +133,17 @@ pub struct BreakGlassUsed {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BreakGlassClosed {}
 
+/// A row that was read for one organization turned out to be another's. The request ended there; somebody must act.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct IsolationFailed {
+    /// The organization that was read for.
+    pub bound: OrgId,
+    /// The organization that the row belongs to.
+    pub found: OrgId,
+    /// Where the row lies.
+    pub table: String,
+}
+
 impl AccessEvent {
     /// How it ended, as the header says.
     pub(crate) fn outcome(&self) -> Outcome {
@@ -139,6 +151,9 @@ impl AccessEvent {
         match self {
             Self::Denied(fact) => denied(&fact.code),
             Self::KeyRefused(fact) => denied(&fact.code),
+            Self::IsolationFailed(_) => {
+                Outcome { status: OutcomeStatus::Failed, code: Some("isolation_failed".to_owned()) }
+            }
             Self::SignedIn(_)
             | Self::OrgSwitched(_)
             | Self::AuditRead(_)
@@ -157,6 +172,7 @@ impl AccessEvent {
             Self::KeyRefused(fact) => target("api_key", fact.key_id.to_string()),
             Self::BreakGlassOpened(fact) => target("break_glass", fact.id.to_string()),
             Self::BreakGlassUsed(fact) => target("break_glass", fact.id.to_string()),
+            Self::IsolationFailed(fact) => target("organization", fact.bound.to_string()),
             Self::SignedIn(_)
             | Self::OrgSwitched(_)
             | Self::AuditRead(_)
@@ -176,7 +192,8 @@ impl AccessEvent {
             | Self::AuditExported(_)
             | Self::BreakGlassOpened(_)
             | Self::BreakGlassUsed(_)
-            | Self::BreakGlassClosed(_) => None,
+            | Self::BreakGlassClosed(_)
+            | Self::IsolationFailed(_) => None,
         }
     }
 }

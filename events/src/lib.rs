@@ -25,9 +25,9 @@ mod view;
 
 pub use access::{
     AccessDenied, AccessEvent, AuditExported, AuditRead, BreakGlassClosed, BreakGlassOpened, BreakGlassUsed, Direction,
-    KeyRefused, OrgSwitched, SignedIn,
+    IsolationFailed, KeyRefused, OrgSwitched, SignedIn,
 };
-pub use api_key::{ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, KeyEnvironment};
+pub use api_key::{ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, KeyEnvironment};
 pub use codec::CodecError;
 pub use commit::{
     Commit, CommitDraft, MAX_COMMIT_BYTES, MAX_EVENTS_PER_COMMIT, OpenedCommit, OpenedEvent, SealedEvent,

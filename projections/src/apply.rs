@@ -13,8 +13,8 @@ use orgstream_events::{AggregateId, Event, Header, OpenedCommit, Pipeline};
 use time::OffsetDateTime;
 
 use crate::{
-    BoundOrg, DbError, SliceTx, api_keys, audit, convert::to_bigint, idempotency, kinds, members, organizations,
-    records, slugs,
+    BoundOrg, DbError, SliceTx, api_keys, audit, break_glass, convert::to_bigint, idempotency, kinds, members,
+    organizations, records, slugs,
 };
 
 /// A commit, and where it stands in its stream.
@@ -58,6 +58,7 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
     let mut api_keys = api_keys::Fold::default();
     let mut kinds = kinds::Fold::default();
     let mut records = records::Fold::default();
+    let mut glasses = break_glass::Fold::default();
     for Applied { seq, commit } in commits {
         for event in &commit.events {
             let header = &event.header;
@@ -71,9 +72,9 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
                 (Event::Member(event), AggregateId::Member(_)) => members.apply(event, stamp),
                 (Event::ApiKey(event), AggregateId::ApiKey(id)) => api_keys.apply(*id, event, &header.actor, stamp),
                 (Event::Kind(event), AggregateId::Kind(name)) => kinds.apply(name, event, stamp),
-                // What an operator decided about parked events is carried out by the worker, and facts are for the audit log;
-                // there is no row for either.
-                (Event::Parking(_), AggregateId::Parking(_)) | (Event::Access(_), AggregateId::Access(_)) => {}
+                (Event::Access(event), AggregateId::Access(_)) => glasses.apply(event, &header.actor, stamp),
+                // What an operator decided about parked events is carried out by the worker; there is no row for it.
+                (Event::Parking(_), AggregateId::Parking(_)) => {}
                 (
                     Event::Organization(_)
                     | Event::Member(_)
@@ -96,6 +97,7 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
     api_keys.write(connection, org).await?;
     kinds.write(connection, org).await?;
     records.write(connection, org).await?;
+    glasses.write(connection, org).await?;
     idempotency::write(connection, org, commits).await
 }
 

@@ -6,9 +6,10 @@ use sqlx::{
     AssertSqlSafe, PgPool, Postgres, SqlSafeStr, Transaction,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use tokio::sync::broadcast;
 use tracing::Instrument as _;
 
-use crate::{BoundOrg, DbError, SliceTx, TenantTx, catalogue, migrate};
+use crate::{BoundOrg, Breach, DbError, SliceTx, TenantTx, breach::Alarm, catalogue, migrate};
 
 const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 const WRITE: &str = "BEGIN";
@@ -96,6 +97,7 @@ pub struct Database {
     backlog: PgPool,
     ops: PgPool,
     ro: PgPool,
+    alarm: Alarm,
 }
 
 impl Database {
@@ -122,6 +124,7 @@ impl Database {
             backlog: pool("app_rw", &SLICE_SETTINGS, options.rw_connections)?,
             ops: pool("app_rw", &[], OPS_CONNECTIONS)?,
             ro: pool("app_ro", &READ_SETTINGS, options.ro_connections)?,
+            alarm: Alarm::default(),
         };
         drop(database.slices.acquire().await?);
         drop(database.ro.acquire().await?);
@@ -163,7 +166,12 @@ impl Database {
 
     /// A consistent, read-only view of one org's rows.
     pub async fn read(&self, org: BoundOrg) -> Result<TenantTx, DbError> {
-        Ok(TenantTx::new(begin(&self.ro, READ, Some(org)).await?, org))
+        Ok(TenantTx::new(begin(&self.ro, READ, Some(org)).await?, org, self.alarm.clone()))
+    }
+
+    /// Every row of a wrong org that is read from now on.
+    pub fn breaches(&self) -> broadcast::Receiver<Breach> {
+        self.alarm.listen()
     }
 
     /// A transaction that slices of any number of orgs are opened in, one after the other. A statement of it that takes

@@ -8,8 +8,10 @@
 
 pub mod api_keys;
 pub mod audit;
+pub mod break_glass;
 pub mod checkpoints;
 pub mod idempotency;
+pub mod key_uses;
 pub mod kinds;
 pub mod members;
 pub mod organizations;
@@ -17,6 +19,7 @@ pub mod parked;
 pub mod records;
 
 mod apply;
+mod breach;
 mod catalogue;
 mod convert;
 mod database;
@@ -34,6 +37,7 @@ mod tenant;
 mod versions;
 
 pub use apply::{Applied, apply, apply_audit, apply_read_models};
+pub use breach::Breach;
 pub use convert::CreatedBy;
 pub use database::{Database, DatabaseOptions, Finding, SliceClass};
 pub use drift::{Comparison, Drift, drift};

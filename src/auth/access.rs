@@ -1,11 +1,14 @@
 //! What a credential proves: first somebody, then somebody in an org.
 
+use std::sync::Arc;
+
+use ipnet::IpNet;
 use orgstream_events::{
-    Actor, ActorType, Auth, AuthMethod, KeyId, KeyPublicId, MemberId, OrgId, PLATFORM_ORG, Role, UserId,
+    Actor, ActorType, Auth, AuthMethod, BreakGlassId, KeyId, KeyPublicId, MemberId, OrgId, PLATFORM_ORG, Role, UserId,
 };
 use orgstream_projections::BoundOrg;
 
-use super::{AuthError, Permission};
+use super::{AuthError, Permission, Scopes};
 
 /// Somebody who proved who they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +30,12 @@ pub enum Principal {
         public_id: KeyPublicId,
         /// The one org that it belongs to.
         org: OrgId,
-        /// What it may do there.
+        /// What it may do there at most.
         role: Role,
+        /// What it may do within that role.
+        scopes: Scopes,
+        /// The networks that its bearer may come from; none is all.
+        allowed_ips: Arc<[IpNet]>,
     },
 }
 
@@ -59,31 +66,36 @@ impl Principal {
 pub struct Access {
     org: BoundOrg,
     role: Standing,
+    scopes: Scopes,
     actor: Actor,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
-    Operator,
+    /// With the opening by which they may look into the org of a tenant, if there is one.
+    Operator(Option<BreakGlassId>),
     Role(Role),
 }
 
 impl Access {
-    /// An operator in `org`: for the platform's own org everything, for a tenant only what runs the platform.
-    pub(super) fn operator(org: OrgId) -> Self {
-        Self { org: BoundOrg::proven_by_credential(org), role: Standing::Operator, actor: Principal::Operator.actor() }
+    /// An operator in `org`: for the platform's own org everything, for a tenant only what runs the platform, and what
+    /// `glass` lets them look at.
+    pub(super) fn operator(org: OrgId, glass: Option<BreakGlassId>) -> Self {
+        let (role, actor) = (Standing::Operator(glass), Principal::Operator.actor());
+        Self { org: BoundOrg::proven_by_credential(org), role, scopes: Scopes::ALL, actor }
     }
 
     /// A person in an org that they are a member of.
     pub(super) fn member(org: OrgId, member: MemberId, role: Role) -> Self {
         let auth = Auth { method: AuthMethod::Oidc, key_id: None, session_id: None };
         let actor = Actor { actor_type: ActorType::Member, id: member.to_string(), auth: Some(auth) };
-        Self { org: BoundOrg::proven_by_credential(org), role: Standing::Role(role), actor }
+        Self { org: BoundOrg::proven_by_credential(org), role: Standing::Role(role), scopes: Scopes::ALL, actor }
     }
 
     /// A key in the org that it belongs to.
-    pub(super) fn key(org: OrgId, role: Role, principal: &Principal) -> Self {
-        Self { org: BoundOrg::proven_by_credential(org), role: Standing::Role(role), actor: principal.actor() }
+    pub(super) fn key(org: OrgId, role: Role, scopes: Scopes, principal: &Principal) -> Self {
+        let (role, actor) = (Standing::Role(role), principal.actor());
+        Self { org: BoundOrg::proven_by_credential(org), role, scopes, actor }
     }
 
     /// The org, proven.
@@ -103,13 +115,26 @@ impl Access {
 
     /// Whether it is an operator's, who is in no organization of a tenant.
     pub fn is_operator(&self) -> bool {
-        matches!(self.role, Standing::Operator)
+        matches!(self.role, Standing::Operator(_))
+    }
+
+    /// By which opening an operator may look into a tenant's org, if they do.
+    pub fn glass(&self) -> Option<BreakGlassId> {
+        match self.role {
+            Standing::Operator(glass) => glass,
+            Standing::Role(_) => None,
+        }
+    }
+
+    /// What may be done within the role, which bounds what may be handed out.
+    pub fn scopes(&self) -> &Scopes {
+        &self.scopes
     }
 
     /// The role whose rights bound what may be handed out.
     pub fn role(&self) -> Role {
         match self.role {
-            Standing::Operator => Role::Owner,
+            Standing::Operator(_) => Role::Owner,
             Standing::Role(role) => role,
         }
     }
@@ -117,16 +142,18 @@ impl Access {
     /// Goes on only if this is allowed.
     pub fn require(&self, permission: Permission) -> Result<(), AuthError> {
         let allowed = match self.role {
-            Standing::Operator => self.org() == PLATFORM_ORG || permission.is_operators(),
-            Standing::Role(role) => permission.is_granted_to(role),
+            Standing::Operator(glass) => {
+                self.org() == PLATFORM_ORG || permission.is_operators() || (glass.is_some() && permission.is_reading())
+            }
+            Standing::Role(role) => permission.is_granted_to(role) && self.scopes.allow(permission),
         };
         if allowed {
             Ok(())
-        } else if matches!(self.role, Standing::Operator) {
+        } else if self.is_operator() {
             // What a tenant has is not the operator's to see, and not even to know of.
             Err(AuthError::NotFound)
         } else {
-            Err(AuthError::Forbidden { permission, role: self.role() })
+            Err(AuthError::Forbidden { permission, role: self.role(), scoped: self.scopes != Scopes::ALL })
         }
     }
 }

@@ -1,23 +1,24 @@
 //! From an `Authorization` header to a principal, and from a principal to an org.
 
-use std::time::{Duration, Instant};
+use std::{sync::Arc, time::Instant};
 
-use orgstream_events::{KeyId, KeyPublicId, OrgId, PLATFORM_ORG, Role, Slug, UserId};
-use orgstream_projections::{BoundOrg, Database, DbError, api_keys, members};
-use quick_cache::sync::Cache;
+use orgstream_events::{BreakGlassId, KeyId, KeyPublicId, OrgId, PLATFORM_ORG, Role, Slug, UserId};
+use orgstream_projections::{BoundOrg, Database, DbError, break_glass, members, organizations};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::{
     Permission,
     access::{Access, Principal},
-    key::{KeyToken, KeyTokenError, Pepper},
+    key::{KeyToken, Pepper},
+    keys::{Keys, REMEMBER},
     oidc::{Oidc, OidcError},
 };
-use crate::commands::handler::now;
+use crate::{
+    commands::handler::now,
+    scoped::{CacheView, OrgCache, Scoped},
+};
 
-/// How long an answer of the database may be used again. What is revoked stops working within this.
-const REMEMBER: Duration = Duration::from_secs(1);
 const REMEMBERED: usize = 100_000;
 
 /// Why a request goes no further.
@@ -35,20 +36,25 @@ pub enum AuthError {
         id: KeyId,
         /// The part of the token that names it.
         public_id: KeyPublicId,
-        /// `wrong_secret`, `revoked`, `expired` or `ip_not_allowed`.
+        /// `wrong_secret`, `revoked`, `expired`, `rotated`, `creator_left` or `ip_not_allowed`.
         code: &'static str,
     },
     /// There is no such thing for this principal; whether it exists for others is not said.
     #[error("not found")]
     NotFound,
     /// The principal may be here, but not do this.
-    #[error("the role {role} does not have the permission {permission}")]
+    #[error("{} does not have the permission {permission}", holder(*.role, *.scoped))]
     Forbidden {
         /// What was needed.
         permission: Permission,
         /// What is there.
         role: Role,
+        /// Whether there is less than the role has.
+        scoped: bool,
     },
+    /// Nobody but the platform may act in the organization.
+    #[error("this organization is suspended: ask the platform's operator")]
+    Suspended,
     /// Only a person who signed in may do this, no key.
     #[error("an API key cannot do this: sign in as a person")]
     SessionOnly,
@@ -58,6 +64,11 @@ pub enum AuthError {
     /// The question could not be answered.
     #[error("the credential cannot be checked now: {0}")]
     Unavailable(String),
+}
+
+/// Who lacks a permission, in the words of an error.
+fn holder(role: Role, scoped: bool) -> String {
+    if scoped { "this API key".to_owned() } else { format!("the role {role}") }
 }
 
 impl From<DbError> for AuthError {
@@ -101,23 +112,23 @@ impl<T: Clone> Remembered<T> {
 /// Checks credentials. One per process.
 pub struct Authenticator {
     db: Database,
-    pepper: Pepper,
     operator: Option<[u8; 32]>,
     oidc: Option<Oidc>,
-    keys: Cache<KeyPublicId, std::sync::Arc<Remembered<(OrgId, api_keys::ApiKey)>>>,
-    memberships: Cache<(OrgId, UserId), std::sync::Arc<Remembered<members::Member>>>,
+    keys: Keys,
+    memberships: OrgCache<UserId, Arc<Remembered<members::Member>>>,
+    suspensions: OrgCache<(), Arc<Remembered<bool>>>,
 }
 
 impl Authenticator {
     /// `operator_token` is the platform operator's bearer token; without one there is no operator.
     pub fn new(db: Database, pepper: Pepper, operator_token: Option<&str>, oidc: Option<Oidc>) -> Self {
         Self {
+            keys: Keys::new(db.clone(), pepper),
             db,
-            pepper,
             operator: operator_token.map(|token| Sha256::digest(token).into()),
             oidc,
-            keys: Cache::new(REMEMBERED),
-            memberships: Cache::new(REMEMBERED),
+            memberships: OrgCache::new(REMEMBERED),
+            suspensions: OrgCache::new(REMEMBERED),
         }
     }
 
@@ -136,7 +147,7 @@ impl Authenticator {
             return Ok(Principal::Operator);
         }
         if KeyToken::looks_like_one(token) {
-            return self.key(token).await;
+            return self.keys.principal(token).await;
         }
         let Some(oidc) = &self.oidc else {
             return Err(unauthenticated("this is neither an API key nor a token of an issuer that is trusted here"));
@@ -148,15 +159,41 @@ impl Authenticator {
         }
     }
 
-    /// The principal in the org that `name` names, or [`AuthError::NotFound`] as for an org that does not exist.
+    /// The API keys.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// What is remembered at the moment.
+    pub fn caches(&self) -> Vec<CacheView> {
+        vec![
+            self.keys.cache(),
+            CacheView::of("memberships", "org/user", &self.memberships),
+            CacheView::of("suspensions", "org", &self.suspensions),
+        ]
+    }
+
+    /// The principal in the org that `name` names, or [`AuthError::NotFound`] as for an org that does not exist. Who is in
+    /// one that is suspended gets no further.
     pub async fn access(&self, principal: &Principal, name: &OrgName) -> Result<Access, AuthError> {
+        let access = self.membership_of(principal, name).await?;
+        if !access.is_operator() && self.is_suspended(access.org()).await? {
+            return Err(AuthError::Suspended);
+        }
+        Ok(access)
+    }
+
+    /// The same, suspended or not: for whoever wants to see where they belong.
+    pub async fn membership_of(&self, principal: &Principal, name: &OrgName) -> Result<Access, AuthError> {
         let org = match name {
             OrgName::Id(org) => *org,
             OrgName::Slug(slug) => self.db.org_of_slug(slug).await?.ok_or(AuthError::NotFound)?,
         };
         match principal {
-            Principal::Operator => Ok(Access::operator(org)),
-            Principal::Key { org: own, role, .. } if *own == org => Ok(Access::key(org, *role, principal)),
+            Principal::Operator => Ok(Access::operator(org, self.glass(org).await?)),
+            Principal::Key { org: own, role, scopes, .. } if *own == org => {
+                Ok(Access::key(org, *role, scopes.clone(), principal))
+            }
             Principal::Key { .. } => Err(AuthError::NotFound),
             Principal::User { user, .. } => {
                 let member = self.membership(org, *user).await?.ok_or(AuthError::NotFound)?;
@@ -168,53 +205,45 @@ impl Authenticator {
     /// The operator in the platform's own org.
     pub fn platform(&self, principal: &Principal) -> Result<Access, AuthError> {
         match principal {
-            Principal::Operator => Ok(Access::operator(PLATFORM_ORG)),
+            Principal::Operator => Ok(Access::operator(PLATFORM_ORG, None)),
             Principal::User { .. } | Principal::Key { .. } => Err(AuthError::NotFound),
         }
     }
 
-    async fn key(&self, text: &str) -> Result<Principal, AuthError> {
-        let refused =
-            || AuthError::Unauthenticated("this API key is not valid: it is unknown, revoked or expired".to_owned());
-        let token: KeyToken =
-            text.parse().map_err(|error: KeyTokenError| AuthError::Unauthenticated(error.to_string()))?;
-        let public_id = token.public_id().clone();
-        let remembered = self.keys.get(&public_id).and_then(|key| key.fresh());
-        let (org, key) = match remembered {
-            Some(found) => found,
-            None => {
-                let org = self.db.org_of_key(&public_id).await?.ok_or_else(refused)?;
-                let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
-                let key = api_keys::get_by_public_id(&mut tx, &public_id).await?.ok_or_else(refused)?;
-                let found = (org, key);
-                self.keys.insert(public_id.clone(), Remembered { value: found.clone(), at: Instant::now() }.into());
-                found
-            }
-        };
-        let fault = if !token.matches(&self.pepper, &key.secret_mac) {
-            Some("wrong_secret")
-        } else if key.revoked_at.is_some() {
-            Some("revoked")
-        } else if key.expires_at.is_some_and(|end| end <= now()) {
-            Some("expired")
-        } else {
-            None
-        };
-        match fault {
-            None => Ok(Principal::Key { id: key.id, public_id, org, role: key.role }),
-            Some(code) => Err(AuthError::KeyRefused { org, id: key.id, public_id, code }),
+    /// By which opening an operator may look into the org. Asked each time: what is closed is closed at once.
+    async fn glass(&self, org: OrgId) -> Result<Option<BreakGlassId>, AuthError> {
+        if org == PLATFORM_ORG {
+            return Ok(None);
         }
+        let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+        Ok(break_glass::open(&mut tx, now()).await?.map(|glass| glass.id))
+    }
+
+    async fn is_suspended(&self, org: OrgId) -> Result<bool, AuthError> {
+        let scoped = Scoped::new(org, ());
+        if let Some(suspended) = self.suspensions.get(&scoped).and_then(|known| known.fresh()) {
+            return Ok(suspended);
+        }
+        let at = Instant::now();
+        let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+        let found = organizations::get(&mut tx).await?;
+        let value = found.is_some_and(|organization| organization.suspended_reason.is_some());
+        // Who is let in again is let in as soon as that is known.
+        if !value {
+            self.suspensions.insert(scoped, Remembered { value, at }.into());
+        }
+        Ok(value)
     }
 
     async fn membership(&self, org: OrgId, user: UserId) -> Result<Option<members::Member>, AuthError> {
-        if let Some(member) = self.memberships.get(&(org, user)).and_then(|member| member.fresh()) {
+        if let Some(member) = self.memberships.get(&Scoped::new(org, user)).and_then(|member| member.fresh()) {
             return Ok(Some(member));
         }
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
         let member = members::get_by_user(&mut tx, user).await?;
         if let Some(member) = &member {
             let remembered = Remembered { value: member.clone(), at: Instant::now() };
-            self.memberships.insert((org, user), remembered.into());
+            self.memberships.insert(Scoped::new(org, user), remembered.into());
         }
         Ok(member)
     }

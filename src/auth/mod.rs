@@ -3,9 +3,12 @@
 pub mod access;
 pub mod authenticator;
 pub mod key;
+pub mod key_uses;
+pub mod keys;
+pub mod leaks;
 pub mod oidc;
 pub mod permission;
 
 pub use access::{Access, Principal};
 pub use authenticator::{AuthError, Authenticator};
-pub use permission::Permission;
+pub use permission::{Permission, Scopes};

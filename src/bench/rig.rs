@@ -73,6 +73,8 @@ async fn organization(stack: &Stack) -> anyhow::Result<(OrgId, String)> {
         environment: KeyEnvironment::Test,
         expires_at: None,
         expires_in_days: None,
+        scopes: None,
+        allowed_ips: Vec::new(),
     };
     let issued = stack.gateway.submit(&access, &origin, Command::from(issue).into()).await.map_err(explained)?;
     Ok((org, issued.token.context("a new key has a token")?.reveal()))

@@ -6,6 +6,7 @@ mod check_config;
 pub(crate) mod client;
 mod demo;
 mod dev;
+mod key;
 mod lag;
 mod migrate;
 mod park;
@@ -58,6 +59,9 @@ enum Job {
     /// See, retry or skip events that could not be applied.
     #[command(subcommand)]
     Park(park::Job),
+    /// Look at an API key without asking anybody.
+    #[command(subcommand)]
+    Key(key::Job),
     /// Put an organization on a plan, which says how much of the workers' time it may have.
     Plan(plan::Args),
     /// Build the read models of an organization, or of all, again from the audit log, beside those that are shown.
@@ -77,7 +81,7 @@ impl Cli {
         let is_service = matches!(self.command, Job::Dev(_) | Job::Serve(_) | Job::Work(_));
         let _telemetry = telemetry::init(&self.log, is_service)?;
         match self.command {
-            Job::Dev(args) => dev::run(args).await,
+            Job::Dev(args) => Box::pin(dev::run(args)).await,
             Job::Demo(args) => demo::run(&args),
             Job::Serve(args) => serve::run(args).await,
             Job::Work(args) => work::run(args).await,
@@ -87,6 +91,7 @@ impl Cli {
             Job::Replay(args) => replay::run(args).await,
             Job::Lag(args) => lag::run(args).await,
             Job::Park(job) => park::run(job).await,
+            Job::Key(job) => key::run(job),
             Job::Plan(args) => plan::run(args).await,
             Job::Rebuild(args) => rebuild::run(args).await,
             Job::Bench(job) => bench::run(job).await,

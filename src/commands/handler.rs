@@ -12,14 +12,15 @@ use std::{
 use metrics::{counter, histogram};
 use orgstream_events::{
     Actor, ActorType, AggregateId, CodecError, CommandId, CommitDraft, Context, CorrelationId, Event, EventId,
-    Fingerprint, KindName, MemberId, OrgId, PLATFORM_ORG, Position, Role, Salt, Slug, Timestamp, UserId,
+    Fingerprint, KeyEnvironment, KindName, MemberId, OrgId, PLATFORM_ORG, Position, Role, Salt, Slug, Timestamp,
+    UserId,
 };
 use orgstream_stream::{AppendError, ClaimError, Freshness, Log, Placement, StreamError};
 use tokio::{sync::Mutex, time::Instant};
 
 use super::{
-    Command, CreateOrganization, Facts, FieldError, IssueApiKey, Rejection, RejectionKind,
-    api_key::{ApiKey, ApiKeyCommand},
+    Command, CreateOrganization, Facts, FieldError, IssueApiKey, Rejection, RejectionKind, RotateApiKey,
+    api_key::{ApiKey, ApiKeyCommand, Grantor},
     cache::{Cached, Caches, Earlier, Loaded},
     kind::{Kind, KindCommand},
     member::{MemberCommand, Roster},
@@ -28,7 +29,13 @@ use super::{
     record::{Record, RecordCommand},
     schema::ValidatedKind,
 };
-use crate::auth::key::{KeyToken, Pepper};
+use crate::{
+    auth::{
+        Scopes,
+        key::{KeyToken, Pepper},
+    },
+    scoped::{CacheView, Scoped},
+};
 
 /// How far in the future a producer's clock may be.
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
@@ -46,6 +53,8 @@ pub struct Caller {
     pub actor: Actor,
     /// Their role there: nobody hands out more than they have.
     pub role: Role,
+    /// What they may do within it; nor more than that.
+    pub scopes: Scopes,
     /// The person behind them; only the maker of an organization needs to be one.
     pub creator: Option<Creator>,
     /// The personal part of what is known of the request.
@@ -54,6 +63,13 @@ pub struct Caller {
     pub request_id: Option<String>,
     /// The W3C trace context to continue.
     pub trace: Option<String>,
+}
+
+impl Caller {
+    /// What the caller may hand out.
+    fn grantor(&self) -> Grantor {
+        Grantor { role: self.role, scopes: self.scopes.clone() }
+    }
 }
 
 /// The person who makes an organization, and becomes its owner.
@@ -263,6 +279,11 @@ impl CommandHandler {
         }
     }
 
+    /// What is remembered at the moment.
+    pub fn caches(&self) -> Vec<CacheView> {
+        self.caches.views()
+    }
+
     /// Decides `request` for `caller` and appends what follows from it.
     pub async fn handle(&self, caller: &Caller, request: Request) -> Result<Accepted, CommandError> {
         let started = Instant::now();
@@ -339,6 +360,7 @@ impl CommandHandler {
                 self.execute::<Roster>(&attempt, &to, MemberCommand::Remove { command, by }).await
             }
             Command::IssueApiKey(command) => self.issue_api_key(&attempt, &to, command).await,
+            Command::RotateApiKey(command) => self.rotate_api_key(&attempt, &to, command).await,
             Command::RevokeApiKey(command) => {
                 self.execute::<ApiKey>(&attempt, &to, ApiKeyCommand::Revoke(command)).await
             }
@@ -380,7 +402,7 @@ impl CommandHandler {
         let Target { placement, aggregate } = to;
         let org = placement.org;
         let _turn = self.turn(org, aggregate).lock().await;
-        let remembered = A::cache(&self.caches).get(&(org, aggregate.clone()));
+        let remembered = A::cache(&self.caches).get(&Scoped::new(org, aggregate.clone()));
         let mut certain = false;
         let mut conflicts = 0;
         let mut loaded = match remembered {
@@ -406,7 +428,7 @@ impl CommandHandler {
                             CommandError::Contention
                         }
                         Err(error) => {
-                            A::cache(&self.caches).remove(&(org, aggregate.clone()));
+                            A::cache(&self.caches).remove(&Scoped::new(org, aggregate.clone()));
                             return Err(error);
                         }
                     }
@@ -462,7 +484,7 @@ impl CommandHandler {
         }
         let mut after = Loaded::clone(loaded);
         let earlier = after.take_in(attempt.command_id, attempt.fingerprint, appended.seq, events.iter());
-        A::cache(&self.caches).insert((org, to.aggregate.clone()), Arc::new(after));
+        A::cache(&self.caches).insert(Scoped::new(org, to.aggregate.clone()), Arc::new(after));
         Ok(Some(attempt.accepted(org, &to.aggregate, earlier, false)))
     }
 
@@ -524,14 +546,34 @@ impl CommandHandler {
         to: &Target<'_>,
         command: IssueApiKey,
     ) -> Result<Accepted, CommandError> {
-        let organization =
-            self.look::<Organization>(to.placement, &AggregateId::Organization(to.placement.org)).await?;
-        let max_days = organization.state.profile().and_then(|profile| profile.settings.api_key_max_days);
+        let max_days = self.max_key_days(to.placement).await?;
         let token = KeyToken::generate(command.environment, self.pepper.derive(attempt.command_id.uuid().as_bytes()));
-        let issue =
-            ApiKeyCommand::Issue { command, token: token.stored(&self.pepper), by: attempt.caller.role, max_days };
+        let (stored, by) = (token.stored(&self.pepper), attempt.caller.grantor());
+        let issue = ApiKeyCommand::Issue { command, token: stored, by, max_days };
         let accepted = self.execute::<ApiKey>(attempt, to, issue).await?;
         Ok(Accepted { token: Some(token), ..accepted })
+    }
+
+    async fn rotate_api_key(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        command: RotateApiKey,
+    ) -> Result<Accepted, CommandError> {
+        let max_days = self.max_key_days(to.placement).await?;
+        let key = self.look::<ApiKey>(to.placement, &to.aggregate).await?;
+        // A key that is not there is refused by its own rules.
+        let environment = key.state.issued().map_or(KeyEnvironment::Live, |issued| issued.environment);
+        let token = KeyToken::generate(environment, self.pepper.derive(attempt.command_id.uuid().as_bytes()));
+        let (stored, by) = (token.stored(&self.pepper), attempt.caller.grantor());
+        let rotate = ApiKeyCommand::Rotate { command, token: stored, by, max_days };
+        let accepted = self.execute::<ApiKey>(attempt, to, rotate).await?;
+        Ok(Accepted { token: Some(token), ..accepted })
+    }
+
+    async fn max_key_days(&self, placement: &Placement) -> Result<Option<u32>, CommandError> {
+        let organization = self.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
+        Ok(organization.state.profile().and_then(|profile| profile.settings.api_key_max_days))
     }
 
     async fn placement(&self, org: OrgId) -> Result<Placement, CommandError> {
@@ -573,7 +615,7 @@ impl CommandHandler {
         placement: &Placement,
         aggregate: &AggregateId,
     ) -> Result<Arc<Loaded<A>>, CommandError> {
-        match A::cache(&self.caches).get(&(placement.org, aggregate.clone())) {
+        match A::cache(&self.caches).get(&Scoped::new(placement.org, aggregate.clone())) {
             Some(loaded) if loaded.read_at.elapsed() < LOOK => Ok(loaded),
             _ => self.load::<A>(placement, aggregate, Freshness::Leader).await,
         }
@@ -586,7 +628,7 @@ impl CommandHandler {
         aggregate: &AggregateId,
         freshness: Freshness,
     ) -> Result<Arc<Loaded<A>>, CommandError> {
-        let key = (placement.org, aggregate.clone());
+        let key = Scoped::new(placement.org, aggregate.clone());
         let cache = A::cache(&self.caches);
         let mut loaded = cache.get(&key).map(|loaded| Loaded::clone(&loaded)).unwrap_or_default();
         loaded.read_at = Instant::now();

@@ -26,7 +26,7 @@ use utoipa::{
     openapi::{RefOr, Schema},
 };
 
-pub use api_key::{IssueApiKey, RevokeApiKey};
+pub use api_key::{IssueApiKey, RevokeApiKey, RotateApiKey};
 pub use kind::{ChangeKind, RegisterKind, RetireKind};
 pub use member::{AddMember, ChangeMemberRole, RemoveMember};
 pub use organization::{
@@ -71,6 +71,12 @@ pub trait Aggregate: Default + Clone + Send + Sync + 'static {
     fn event_of(event: &Event) -> Option<&Self::Event>;
 }
 
+/// A command that has a name on the wire.
+pub trait Named {
+    /// Its `type`.
+    const NAME: &'static str;
+}
+
 macro_rules! commands {
     ($($(#[$doc:meta])* $command:ident = $name:literal;)*) => {
         /// Everything that a producer can ask for: a JSON object whose `type` says which command it is.
@@ -79,6 +85,10 @@ macro_rules! commands {
         pub enum Command {
             $($(#[$doc])* #[serde(rename = $name)] $command($command),)*
         }
+
+        $(impl Named for $command {
+            const NAME: &'static str = $name;
+        })*
 
         impl Command {
             /// The name of every command.
@@ -133,6 +143,8 @@ commands! {
     RemoveMember = "remove_member";
     /// A new API key, shown once.
     IssueApiKey = "issue_api_key";
+    /// Another secret for a key, shown once.
+    RotateApiKey = "rotate_api_key";
     /// No more calls with this key.
     RevokeApiKey = "revoke_api_key";
     /// A new kind of records, for all organizations.
@@ -166,6 +178,7 @@ impl Command {
             | Self::ChangePlan(_) => AggregateId::Organization(facts.org),
             Self::AddMember(_) | Self::ChangeMemberRole(_) | Self::RemoveMember(_) => AggregateId::Member(facts.org),
             Self::IssueApiKey(_) => AggregateId::ApiKey(KeyId::derive(facts.command_id)),
+            Self::RotateApiKey(command) => AggregateId::ApiKey(command.id),
             Self::RevokeApiKey(command) => AggregateId::ApiKey(command.id),
             Self::RegisterKind(command) => AggregateId::Kind(command.kind.clone()),
             Self::ChangeKind(command) => AggregateId::Kind(command.kind.clone()),
@@ -195,6 +208,7 @@ impl Command {
             | Self::ChangePlan(_)
             | Self::ChangeMemberRole(_)
             | Self::RemoveMember(_)
+            | Self::RotateApiKey(_)
             | Self::RevokeApiKey(_)
             | Self::ChangeKind(_)
             | Self::RetireKind(_)

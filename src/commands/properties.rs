@@ -28,7 +28,14 @@ impl Command {
 
     /// Whether somebody expects to get in as soon as it is answered.
     pub fn gives_access(&self) -> bool {
-        matches!(self, Self::CreateOrganization(_) | Self::AddMember(_) | Self::IssueApiKey(_))
+        matches!(
+            self,
+            Self::CreateOrganization(_)
+                | Self::AddMember(_)
+                | Self::IssueApiKey(_)
+                | Self::RotateApiKey(_)
+                | Self::ResumeOrganization(_)
+        )
     }
 
     /// What other commands of the same request must wait for, as a key; none when there is nothing to wait for.
@@ -42,6 +49,7 @@ impl Command {
             | Self::ResumeOrganization(_)
             | Self::ChangePlan(_) => Some("organization".to_owned()),
             Self::AddMember(_) | Self::ChangeMemberRole(_) | Self::RemoveMember(_) => Some("member".to_owned()),
+            Self::RotateApiKey(command) => name(AggregateId::ApiKey(command.id)),
             Self::RevokeApiKey(command) => name(AggregateId::ApiKey(command.id)),
             Self::RegisterKind(command) => name(AggregateId::Kind(command.kind.clone())),
             Self::ChangeKind(command) => name(AggregateId::Kind(command.kind.clone())),

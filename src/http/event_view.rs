@@ -15,7 +15,8 @@ use crate::{
 
 /// Fields of events that are for the product itself: one links the memberships of a person, the other recognizes a
 /// secret.
-const INWARD: [(&str, &str); 2] = [("member.added", "user_id"), ("api_key.issued", "secret_mac")];
+const INWARD: [(&str, &str); 3] =
+    [("member.added", "user_id"), ("api_key.issued", "secret_mac"), ("api_key.rotated", "secret_mac")];
 
 /// Who did something, by id.
 #[derive(Debug, Clone, Serialize, ToSchema)]

@@ -9,6 +9,7 @@ use axum::{
     http::{HeaderMap, HeaderName, header, request::Parts},
 };
 use futures_util::StreamExt;
+use orgstream_events::{AccessEvent, BreakGlassUsed};
 use orgstream_projections::BoundOrg;
 use serde::de::DeserializeOwned;
 
@@ -81,7 +82,9 @@ impl FromRequestParts<Arc<App>> for SignedIn {
         let authorization = header_text(&parts.headers, &header::AUTHORIZATION)?;
         let origin = info(parts).origin();
         let principal = app.auth.principal(authorization).await;
-        let principal = principal.map_err(|error| app.gateway.notes().refused(error, &origin))?;
+        let refused = |error| app.gateway.notes().refused(error, &origin);
+        let principal = principal.map_err(refused)?;
+        app.auth.keys().admit(&principal, &origin.context).map_err(refused)?;
         match policy {
             Policy::SignedIn | Policy::Org(_) | Policy::OrgCommands => Ok(Self(principal)),
             Policy::Operator if principal == Principal::Operator => Ok(Self(principal)),
@@ -138,7 +141,14 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
             }
         }
         match policy {
-            Policy::Org(permission) => access.require(permission).map_err(|error| not_allowed(named, error))?,
+            Policy::Org(permission) => {
+                access.require(permission).map_err(|error| not_allowed(named, error))?;
+                if let Some(id) = access.glass().filter(|_| !permission.is_operators()) {
+                    let (route, path) = (origin.route.clone(), parts.uri.path().to_owned());
+                    let used = AccessEvent::BreakGlassUsed(BreakGlassUsed { id, route, path });
+                    notes.write_down(access.bound(), access.actor(), &origin, used).await?;
+                }
+            }
             Policy::OrgCommands => {}
             Policy::Public | Policy::SignedIn | Policy::Operator => {
                 return Err(Problem::internal(&"a route without an organization asks for one"));

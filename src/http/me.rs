@@ -77,7 +77,7 @@ pub async fn who_am_i(State(app): State<Arc<App>>, SignedIn(principal): SignedIn
     };
     let mut memberships = Vec::new();
     for org in orgs.into_iter().take(SHOWN) {
-        match app.auth.access(&principal, &OrgName::Id(org)).await {
+        match app.auth.membership_of(&principal, &OrgName::Id(org)).await {
             Ok(access) => memberships.extend(membership(&app, &access).await?),
             // Gone since it was listed.
             Err(AuthError::NotFound) => {}

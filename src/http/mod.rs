@@ -6,6 +6,8 @@
 
 pub mod api_keys;
 pub mod audit;
+pub mod break_glass;
+pub mod caches;
 pub mod commands;
 pub mod conditional;
 pub mod event_view;
@@ -14,6 +16,7 @@ pub mod extract;
 pub mod health;
 pub mod kinds;
 pub mod lag;
+pub mod leaked_keys;
 pub mod me;
 pub mod members;
 pub mod middleware;
@@ -21,8 +24,10 @@ pub mod openapi;
 pub mod organizations;
 pub mod page;
 pub mod parking;
+pub mod permission_table;
 pub mod policy;
 pub mod projections;
+pub mod proxies;
 pub mod records;
 pub mod reply;
 pub mod tail;
@@ -30,7 +35,11 @@ pub mod wait;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, middleware::from_fn, serve::ListenerExt};
+use axum::{
+    Router,
+    middleware::{from_fn, from_fn_with_state},
+    serve::ListenerExt,
+};
 use metrics_exporter_prometheus::PrometheusHandle;
 use orgstream_projections::Database;
 use orgstream_stream::Log;
@@ -43,9 +52,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{auth::Authenticator, gateway::Gateway};
+use crate::{
+    auth::{Authenticator, leaks::LeakReporters},
+    gateway::Gateway,
+};
 use health::Readiness;
 use page::CursorKey;
+use proxies::TrustedProxies;
 
 /// How long requests that are under way may take to end when the server stops.
 const GRACE: Duration = Duration::from_secs(10);
@@ -66,6 +79,10 @@ pub struct Parts {
     pub cursor_key: [u8; 32],
     /// What `/metrics` shows.
     pub metrics: PrometheusHandle,
+    /// Who may report keys that leaked.
+    pub leak_reporters: LeakReporters,
+    /// Whose word counts about where a request came from.
+    pub proxies: TrustedProxies,
     /// The worker of this process, if it has one.
     pub worker: Option<watch::Receiver<WorkerStatus>>,
 }
@@ -80,6 +97,9 @@ pub struct App {
     pub db: Database,
     /// The event log.
     pub log: Log,
+    /// Who may report keys that leaked.
+    pub leak_reporters: LeakReporters,
+    pub(crate) proxies: TrustedProxies,
     pub(crate) cursors: CursorKey,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) readiness: Readiness,
@@ -90,13 +110,15 @@ pub struct App {
 impl App {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { gateway, auth, db, log, cursor_key, metrics, worker } = parts;
+        let Parts { gateway, auth, db, log, cursor_key, metrics, leak_reporters, proxies, worker } = parts;
         Arc::new(Self {
             readiness: Readiness::new(log.clone(), db.clone(), worker),
             gateway,
             auth,
             db,
             log,
+            leak_reporters,
+            proxies,
             cursors: CursorKey::new(cursor_key),
             metrics,
             stopping: CancellationToken::new(),
@@ -123,6 +145,10 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(members::show, members::change_role, members::remove))
         .routes(routes!(api_keys::list, api_keys::issue))
         .routes(routes!(api_keys::show, api_keys::revoke))
+        .routes(routes!(api_keys::rotate))
+        .routes(routes!(leaked_keys::report))
+        .routes(routes!(break_glass::open, break_glass::close))
+        .routes(routes!(caches::list))
         .routes(routes!(records::list, records::create))
         .routes(routes!(records::show, records::update, records::archive))
         .routes(routes!(kinds::list, kinds::register))
@@ -141,6 +167,7 @@ fn documented() -> OpenApiRouter<Arc<App>> {
 /// The API.
 pub fn router(app: Arc<App>) -> Router {
     let (router, _) = documented().split_for_parts();
+    let proxies = app.proxies.clone();
     router
         .route_layer(from_fn(middleware::known_parameters))
         .with_state(app)
@@ -148,6 +175,7 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(middleware::no_method)
         .fallback(middleware::no_route)
         .layer(from_fn(middleware::observe))
+        .layer(from_fn_with_state(proxies, proxies::forwarded))
 }
 
 /// Answers requests until `stop`, then ends streams, finishes what is under way and returns.

@@ -8,7 +8,6 @@ use axum::{
     http::{Method, StatusCode},
     response::Response,
 };
-use orgstream_events::Role;
 use serde_json::{Map, Value, json};
 use utoipa::openapi::{
     ContactBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, ServerBuilder, tag::TagBuilder,
@@ -17,11 +16,11 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::{
     documented,
+    permission_table::ROLES,
     policy::{self, Policy, Shape},
     reply,
 };
 
-const ROLES: [Role; 5] = [Role::Owner, Role::Admin, Role::Member, Role::Viewer, Role::Auditor];
 /// Where people read it.
 pub const DOCS: &str = "/docs";
 
@@ -214,9 +213,14 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
         }
     };
     operation.insert("security".to_owned(), Value::Array(security));
-    if let Policy::Org(permission) = policy {
-        operation.insert("x-permission".to_owned(), json!(permission.name()));
-    }
+    let permission = match policy {
+        Policy::Public => "public",
+        Policy::SignedIn => "signed_in",
+        Policy::Operator => "operator",
+        Policy::OrgCommands => "by_command",
+        Policy::Org(permission) => permission.name(),
+    };
+    operation.insert("x-permission".to_owned(), json!(permission));
 }
 
 fn path_parameters(path: &str) -> Vec<Value> {
@@ -310,7 +314,7 @@ fn problems() -> Value {
             "Cannot be read: bad_request, malformed_body, invalid_header, invalid_parameter, idempotency_key_missing",
         ),
         ("401", "No valid credential: unauthenticated"),
-        ("403", "Not for this caller: forbidden, session_only, tenant_mismatch, org_suspended"),
+        ("403", "Not for this caller: forbidden, session_only, tenant_mismatch, organization_suspended"),
         ("404", "Not here, or not for this caller: not_found"),
         ("409", "Not now: contention, or a rule of the thing itself"),
         ("412", "Changed in the meantime: version_conflict"),

@@ -31,7 +31,6 @@ async fn denied(api: &Api, org: &Org, count: usize) -> Vec<Value> {
 }
 
 // S3.35
-// S1.33
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s3_35_an_attempt_on_another_org_is_in_the_log_of_whoever_made_it() {
     let api = Api::start().await;
@@ -115,7 +114,7 @@ async fn a_key_that_is_refused_is_named_in_its_orgs_log() {
     let (id, key) = api.key(&org, "admin").await;
     let (_, other) = api.key(&org, "admin").await;
     // The name of one key with the secret of another, and a checksum that fits.
-    let forged = api.forge(&key, &other);
+    let forged = Api::forge(&key, &other);
     api.get(&forged, &org.path("records")).await.expect(401);
     let fact = audited(&api, &org.owner, &org.id, "access.key_refused", 1).await.remove(0);
     assert_eq!(fact["outcome"], json!({"status": "denied", "code": "wrong_secret"}));

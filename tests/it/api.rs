@@ -3,12 +3,22 @@
 //! Tests that use it have a runtime of several threads: dropping the database waits for PostgreSQL, and PostgreSQL waits
 //! for connections that are just being made, which nobody would go on making if the only thread waited too.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use metrics_exporter_prometheus::PrometheusBuilder;
 use orgstream::{auth::key::KeyToken, config::SecretArgs, gateway::Gateway, issuer::DevIssuer, node};
+use orgstream_projections::Database;
 use orgstream_stream::{Log, LogOptions, SyncMode};
 use orgstream_workers::{Worker, WorkerOptions};
+use p256::{
+    ecdsa::SigningKey,
+    pkcs8::{EncodePublicKey, LineEnding},
+};
 use reqwest::{Method, RequestBuilder, Response, header::HeaderMap};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, time::timeout};
@@ -19,6 +29,22 @@ use crate::support::{Nats, TempDir, TestDatabase, database};
 
 const PEPPER: &str = "the pepper of the tests, which is no secret";
 pub(crate) const OPERATOR: &str = "the-platform-operator-of-the-tests";
+
+/// Whose reports of leaked keys the API believes.
+pub(crate) const REPORTER: &str = "the-code-host-of-the-tests";
+
+/// What reports are signed with.
+pub(crate) fn reporter_key() -> SigningKey {
+    SigningKey::from_slice(&[7; 32]).unwrap()
+}
+
+fn leak_reporter_keys(dir: &Path) -> PathBuf {
+    let pem = reporter_key().verifying_key().to_public_key_pem(LineEnding::LF).unwrap();
+    let file = dir.join("reporters.json");
+    let keys = json!({"public_keys": [{"key_identifier": REPORTER, "key": pem, "is_current": true}]});
+    fs::write(&file, keys.to_string()).unwrap();
+    file
+}
 
 /// How long something may take that must come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -31,7 +57,9 @@ pub(crate) struct Api {
     pub(crate) gateway: Arc<Gateway>,
     http: reqwest::Client,
     stop: CancellationToken,
-    _database: TestDatabase,
+    log: Log,
+    secrets: SecretArgs,
+    database: TestDatabase,
     _dir: TempDir,
 }
 
@@ -107,16 +135,39 @@ impl Api {
             pepper: PEPPER.to_owned(),
             platform_token: Some(OPERATOR.to_owned()),
             issuer_url: Some(url),
+            leak_reporter_keys: Some(leak_reporter_keys(dir.path())),
+            trusted_proxies: Vec::new(),
             audience: "orgstream".to_owned(),
         };
         let metrics = PrometheusBuilder::new().build_recorder().handle();
-        let api = node::Api::new(log, database.db.clone(), &secrets, "local", metrics, Some(watch)).unwrap();
+        let api = node::Api::new(log.clone(), database.db.clone(), &secrets, "local", metrics, Some(watch)).unwrap();
         let gateway = Arc::clone(&api.gateway);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(api.run(listener, stop.clone()));
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-        Self { base, nats, issuer, gateway, http, stop, _database: database, _dir: dir }
+        Self { base, nats, issuer, gateway, http, stop, log, secrets, database, _dir: dir }
+    }
+
+    /// The database as the login that migrates, which no policy binds.
+    pub(crate) fn owner_url(&self) -> &str {
+        &self.database.owner_url
+    }
+
+    /// One more API process on the same servers, as far as a process can tell: where it listens.
+    pub(crate) async fn another(&self) -> String {
+        let metrics = PrometheusBuilder::new().build_recorder().handle();
+        let db = Database::connect(&self.database.options()).await.unwrap();
+        let api = node::Api::new(self.log.clone(), db, &self.secrets, "local", metrics, None).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(api.run(listener, self.stop.clone()));
+        base
+    }
+
+    /// The status of a read at another process.
+    pub(crate) async fn status_at(&self, base: &str, bearer: &str, path: &str) -> u16 {
+        self.http.get(format!("{base}{path}")).bearer_auth(bearer).send().await.unwrap().status().as_u16()
     }
 
     /// A token of somebody.
@@ -156,7 +207,7 @@ impl Api {
     }
 
     /// A token that names the key of one token and has the secret of another.
-    pub(crate) fn forge(&self, name: &str, secret: &str) -> String {
+    pub(crate) fn forge(name: &str, secret: &str) -> String {
         let body = format!("{}_{}", &name[..20], &secret[21..53]);
         KeyToken::completed(&body)
     }

@@ -3,17 +3,18 @@
 use std::{sync::Arc, time::Duration};
 
 use orgstream_events::{
-    AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, BreakGlassClosed, CommandId,
-    CommitDraft, Context, Event, EventSubject, Fingerprint, KeyEnvironment, KeyId, KindChanged, KindDefinition,
-    KindEvent, KindRegistered, KindRetired, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged,
-    OrgId, OrganizationCreated, OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
-    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, Pipeline, RecordArchived, RecordCreated,
-    RecordEvent, RecordId, RecordUpdated, Role, Salt, Shard, TenantType, Timestamp, UserId, Visibility,
+    AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated,
+    BreakGlassClosed, BreakGlassId, BreakGlassOpened, CommandId, CommitDraft, Context, Event, EventSubject,
+    Fingerprint, KeyEnvironment, KeyId, KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired,
+    MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated,
+    OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
+    OrganizationSettingsChanged, OrganizationSuspended, Pipeline, RecordArchived, RecordCreated, RecordEvent, RecordId,
+    RecordUpdated, Role, Salt, Shard, TenantType, Timestamp, UserId, Visibility,
 };
 use orgstream_projections::{
     Applied, BoundOrg, Database, DbError, LaneLag, Page, Placed, ShardMark, SliceClass, SliceStart, api_keys, apply,
     audit::{self, AuditFilter},
-    checkpoints, idempotency, kinds, members, organizations,
+    break_glass, checkpoints, idempotency, kinds, members, organizations,
     parked::{self, Park, ParkedState},
     records,
 };
@@ -133,10 +134,22 @@ impl History {
             role: Role::Member,
             environment: KeyEnvironment::Live,
             expires_at: Some(Timestamp::from_unix_ms(BIRTH * 2)),
+            scopes: Some(vec!["records:read".to_owned()]),
+            allowed_ips: vec!["192.0.2.0/24".to_owned()],
+        };
+        let rotated = |nth: u8| {
+            ApiKeyEvent::Rotated(ApiKeyRotated {
+                public_id: format!("key{nth}{number:08}").parse().unwrap(),
+                secret_mac: Fingerprint::of(&[&[nth]]),
+                last4: "rtat".to_owned(),
+                previous_ends_at: Timestamp::from_unix_ms(BIRTH + i64::from(nth)),
+                expires_at: None,
+            })
         };
         let about = |event| vec![Event::ApiKey(event)];
         history.commit(AggregateId::ApiKey(key), 0, about(ApiKeyEvent::Issued(issued)));
-        history.commit(AggregateId::ApiKey(key), 1, about(ApiKeyEvent::Revoked(ApiKeyRevoked { reason: None })));
+        history.commit(AggregateId::ApiKey(key), 1, about(rotated(1)));
+        history.commit(AggregateId::ApiKey(key), 2, about(ApiKeyEvent::Revoked(ApiKeyRevoked { reason: None })));
 
         let definition = |title: &str| KindDefinition {
             title: title.to_owned(),
@@ -163,6 +176,18 @@ impl History {
             let changed = OrganizationPlanChanged { plan: plan.parse().unwrap() };
             let changed = Event::Organization(OrganizationEvent::PlanChanged(changed));
             history.commit(AggregateId::Organization(org), version_before, vec![changed]);
+        }
+        let glass = |nth: u8| {
+            Event::Access(AccessEvent::BreakGlassOpened(BreakGlassOpened {
+                id: BreakGlassId::derive(history.command(110 + nth)),
+                reason: "ticket 7".to_owned(),
+                approver: "bob".to_owned(),
+                expires_at: Timestamp::from_unix_ms(BIRTH * 2),
+            }))
+        };
+        let closed = Event::Access(AccessEvent::BreakGlassClosed(BreakGlassClosed {}));
+        for fact in [glass(0), glass(1), closed, glass(2)] {
+            history.commit(AggregateId::Access(org), 0, vec![fact]);
         }
         history
     }
@@ -199,6 +224,7 @@ async fn rows(owner_url: &str) -> Vec<String> {
         "rm.api_keys",
         "rm.kinds",
         "rm.records",
+        "rm.break_glasses",
         "ops.idempotency",
     ] {
         let query = format!("SELECT '{table} ' || to_jsonb(r)::text FROM {table} AS r ORDER BY 1");
@@ -247,11 +273,22 @@ async fn the_rows_say_what_the_events_said() {
     assert_eq!((back.role, back.email.as_str()), (Role::Member, "3@example.com"));
     assert_eq!(members::get(&mut tx, left.id).await.unwrap().as_ref(), Some(left));
 
-    let keys = api_keys::list(&mut tx, &Page::First, 10).await.unwrap().rows;
+    let keys = api_keys::list(&mut tx, None, &Page::First, 10).await.unwrap().rows;
     assert_eq!(keys[0].revoked_at, Some(keys[0].updated_at));
     assert_eq!(api_keys::get(&mut tx, keys[0].id).await.unwrap().as_ref(), Some(&keys[0]));
     let by_name = api_keys::get_by_public_id(&mut tx, &keys[0].public_id).await.unwrap();
     assert_eq!(by_name.as_ref(), Some(&keys[0]));
+    let previous = keys[0].previous.as_ref().unwrap();
+    assert_eq!((keys[0].public_id.as_str(), previous.public_id.as_str()), ("key100000001", "key000000001"));
+    assert_eq!((keys[0].expires_at, previous.secret_mac), (None, Fingerprint::of(&[b"secret"])));
+    assert_eq!(keys[0].scopes.as_deref(), Some(&["records:read".to_owned()][..]));
+    assert_eq!(keys[0].allowed_ips, ["192.0.2.0/24"]);
+    let by_old_name = api_keys::get_by_public_id(&mut tx, &previous.public_id).await.unwrap();
+    assert_eq!(by_old_name.as_ref(), Some(&keys[0]));
+
+    let glass = break_glass::open(&mut tx, Timestamp::from_unix_ms(BIRTH)).await.unwrap().unwrap();
+    assert_eq!(glass.id, BreakGlassId::derive(history.command(112)));
+    assert_eq!(break_glass::open(&mut tx, Timestamp::from_unix_ms(BIRTH * 2)).await.unwrap(), None);
 
     let kinds = kinds::list(&mut tx).await.unwrap();
     assert_eq!((kinds[0].definition.title.as_str(), kinds[0].retired, kinds[0].version), ("Runs", true, 3));
@@ -537,4 +574,44 @@ async fn a_fact_that_comes_twice_is_in_the_audit_log_once_and_leaves_no_gap() {
     assert_eq!(log.iter().map(|entry| (entry.idx, entry.seq)).collect::<Vec<_>>(), [(0, 10), (1, 12), (2, 13)]);
     assert_eq!(audit::size(&mut tx).await.unwrap(), 3);
     assert_eq!(checkpoints::position(&mut tx, Pipeline::Audit).await.unwrap(), 14);
+}
+
+#[tokio::test]
+async fn the_token_before_the_last_rotation_is_the_previous_one() {
+    let mut before = None;
+    for size in [1, 2, 3, 100] {
+        let database = support::database().await;
+        let db = &database.db;
+        let mut history = History::new(1);
+        let key = AggregateId::ApiKey(KeyId::derive(history.command(100)));
+        let issued = ApiKeyIssued {
+            name: "CI".to_owned(),
+            public_id: "key000000001".parse().unwrap(),
+            secret_mac: Fingerprint::of(&[b"secret"]),
+            last4: "wxyz".to_owned(),
+            role: Role::Member,
+            environment: KeyEnvironment::Live,
+            expires_at: None,
+            scopes: None,
+            allowed_ips: Vec::new(),
+        };
+        history.commit(key.clone(), 0, vec![Event::ApiKey(ApiKeyEvent::Issued(issued))]);
+        for nth in 1..4_u8 {
+            let rotated = ApiKeyRotated {
+                public_id: format!("key{nth}00000001").parse().unwrap(),
+                secret_mac: Fingerprint::of(&[&[nth]]),
+                last4: "rtat".to_owned(),
+                previous_ends_at: Timestamp::from_unix_ms(BIRTH + i64::from(nth)),
+                expires_at: None,
+            };
+            history.commit(key.clone(), u64::from(nth), vec![Event::ApiKey(ApiKeyEvent::Rotated(rotated))]);
+        }
+        history.apply(db, Pipeline::ReadModels, lease(db).await, size).await;
+        let mut tx = db.read(history.bound()).await.unwrap();
+        let row = api_keys::list(&mut tx, None, &Page::First, 10).await.unwrap().rows.remove(0);
+        let previous = row.previous.as_ref().unwrap();
+        assert_eq!((row.public_id.as_str(), previous.public_id.as_str()), ("key300000001", "key200000001"));
+        assert_eq!(previous.ends_at, Timestamp::from_unix_ms(BIRTH + 3));
+        assert_eq!(before.get_or_insert(row.clone()), &row, "slices of {size}");
+    }
 }

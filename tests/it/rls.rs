@@ -2,8 +2,12 @@
 //!
 //! The tables are asked of the catalogue, so a table that somebody adds is tested the day it appears.
 
-use orgstream_events::Pipeline;
-use orgstream_projections::{Comparison, Database, DatabaseOptions, Page, SliceClass, checkpoints, parked, records};
+use orgstream_events::{KeyId, Pipeline, Timestamp};
+use orgstream_projections::{
+    Comparison, Database, DatabaseOptions, Page, SliceClass, checkpoints,
+    key_uses::{self, KeyUse},
+    parked, records,
+};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
@@ -71,11 +75,19 @@ async fn two_orgs(db: &Database) -> (History, History) {
         assert_eq!(comparison.differences(), 0);
         comparison.keep(&mut tx, history.bound()).await.unwrap();
         tx.commit().await.unwrap();
+        let used = KeyUse {
+            key: KeyId::derive(history.command(100)),
+            last_used_at: Timestamp::from_unix_ms(crate::projections::BIRTH),
+            ip: None,
+            user_agent: None,
+        };
+        key_uses::write(db, history.bound(), &[used]).await.unwrap();
     }
     (a, b)
 }
 
 // S1.2
+// S3.6
 // S3.14
 #[tokio::test]
 async fn every_tenant_table_obeys_the_rules() {
@@ -152,6 +164,8 @@ async fn unbound_queries_are_refused_even_on_empty_tables() {
 
 // S1.24
 // S3.7
+// S3.9
+// S5.34
 #[tokio::test]
 async fn bound_queries_see_and_touch_one_org() {
     let database = support::database().await;
@@ -192,6 +206,36 @@ async fn bound_queries_see_and_touch_one_org() {
     }
 }
 
+// S3.9
+// S5.35
+#[tokio::test]
+async fn s3_9_the_database_alone_keeps_orgs_apart() {
+    let database = support::database().await;
+    let (a, b) = two_orgs(&database.db).await;
+    let tables = tenant_tables(&mut connect(&database.owner_url).await).await;
+    for role in ["app_rw", "app_ro", "app_audit"] {
+        let mut connection = connect(&database.app_url(role)).await;
+        for table in &tables {
+            for (org, other) in [(&a, &b), (&b, &a)] {
+                let mut tx = bind(&mut connection, org.org.uuid()).await;
+                // Whatever is asked, and however: of the other there is nothing.
+                for question in [
+                    format!("SELECT * FROM {table} WHERE org_id = '{}'", other.org.uuid()),
+                    format!("SELECT * FROM {table} AS a JOIN {table} AS b ON a.org_id <> b.org_id"),
+                    format!(
+                        "SELECT * FROM (TABLE {table} UNION ALL TABLE {table}) AS x WHERE org_id <> '{}'",
+                        org.org.uuid()
+                    ),
+                ] {
+                    let found = attempt(&mut tx, &format!("SAVEPOINT ask; {question}")).await;
+                    assert!(found == Ok(0) || found == Err(PRIVILEGE.to_owned()), "{role}: {question}: {found:?}");
+                    attempt(&mut tx, "ROLLBACK TO SAVEPOINT ask").await.unwrap();
+                }
+            }
+        }
+    }
+}
+
 // S1.24
 #[tokio::test]
 async fn rows_of_a_version_that_is_not_shown_are_invisible() {
@@ -205,7 +249,7 @@ async fn rows_of_a_version_that_is_not_shown_are_invisible() {
     .fetch_all(&mut owner)
     .await
     .unwrap();
-    assert_eq!(versioned.len(), 8, "{versioned:?}");
+    assert_eq!(versioned.len(), 9, "{versioned:?}");
     for table in versioned {
         // What the read models have parked has a version, what the audit pipeline has parked has none of theirs.
         let mine = if table == "ops.parked" { "pipeline = 'read_models'" } else { "true" };
