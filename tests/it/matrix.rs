@@ -285,7 +285,9 @@ async fn walk(api: &Api) -> Vec<String> {
         };
         if route.permission == "public" {
             let answer = call(api, &route, &theirs, None, harmless).await;
-            check("nobody, who may", &answer, answer.0 != 401 && answer.0 < 500);
+            // That the program does not call itself ready is right where the test has taken a wall away.
+            let unready = route.path == "/readyz" && answer.0 == 503;
+            check("nobody, who may", &answer, answer.0 != 401 && (answer.0 < 500 || unready));
             continue;
         }
         for (who, bearer) in &cast.unauthenticated {
