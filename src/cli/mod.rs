@@ -2,6 +2,7 @@
 //!
 //! Data goes to standard output and everything else to standard error, so that every command can stand in a pipe.
 
+mod break_glass;
 mod check_config;
 pub(crate) mod client;
 mod demo;
@@ -59,6 +60,8 @@ enum Job {
     /// See, retry or skip events that could not be applied.
     #[command(subcommand)]
     Park(park::Job),
+    /// Look into an organization for a while as its operator, in front of its audit log.
+    BreakGlass(break_glass::Args),
     /// Look at an API key without asking anybody.
     #[command(subcommand)]
     Key(key::Job),
@@ -91,6 +94,7 @@ impl Cli {
             Job::Replay(args) => replay::run(args).await,
             Job::Lag(args) => lag::run(args).await,
             Job::Park(job) => park::run(job).await,
+            Job::BreakGlass(args) => break_glass::run(args).await,
             Job::Key(job) => key::run(job),
             Job::Plan(args) => plan::run(args).await,
             Job::Rebuild(args) => rebuild::run(args).await,

@@ -135,6 +135,16 @@ async fn s3_35_attempts_are_counted() {
     // One for the actor's own organization, one for the platform.
     let name = "orgstream_access_facts_total{fact=\"access.denied\",code=\"not_found\"}";
     eventually("the attempts to be counted", async || (cluster.api.metric(name).await? >= 6.0).then_some(())).await;
+    let path = mine.path("records");
+    let (operator, org) = (cluster.operator(), mine.slug.as_str());
+    cluster.client.get(operator, &path).await.expect(404);
+    cluster.cli(operator, &["break-glass", "--org", org, "--approver", "bob"]).await.failure();
+    let why = ["break-glass", "--org", org, "--approver", "bob", "--reason", "ticket 4711 of acme"];
+    let said = cluster.cli(operator, &why).await.success();
+    assert!(said.stderr.contains("can be read until"), "{said:?}");
+    cluster.client.get(operator, &path).await.expect(200);
+    cluster.cli(operator, &["break-glass", "--org", org, "--close"]).await.success();
+    cluster.client.get(operator, &path).await.expect(404);
     let said = cluster.cli(&mine.key, &["key", "check", &mine.key]).await.success();
     assert!(said.stdout.starts_with("live key "), "{said:?}");
     let wrong = format!("{}0", &mine.key[..mine.key.len() - 1]);
