@@ -221,7 +221,8 @@ impl Api {
     }
 }
 
-fn refuse(findings: &[impl Display]) -> anyhow::Result<()> {
+/// Every finding, one line each, as the reason not to start.
+pub fn refuse(findings: &[impl Display]) -> anyhow::Result<()> {
     if findings.is_empty() {
         return Ok(());
     }

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
-use orgstream_projections::Database;
+use orgstream_projections::{Database, audit::SigningDatabase};
 use orgstream_stream::Log;
 use orgstream_workers::{Worker, WorkerOptions};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    audit::{
+        keys::KeyFiles,
+        signer::{Pace, Signer},
+    },
     auth::Authenticator,
     config::{DatabaseArgs, NatsArgs, SecretArgs},
     gateway::Gateway,
@@ -28,6 +32,8 @@ use crate::{
 };
 
 const DATABASE: &str = "orgstream";
+/// What the audit logs of one machine are called by, before the org's id.
+const HOST: &str = "localhost";
 const CONNECTIONS: u32 = 8;
 /// How often the servers are looked at.
 const WATCH: Duration = Duration::from_millis(300);
@@ -48,6 +54,8 @@ pub struct StackOptions {
     pub shards: u16,
     /// The worker; its id is replaced by the folder's own. None for an API alone.
     pub worker: Option<WorkerOptions>,
+    /// The policy file with the witnesses of the audit logs, whose heads are then signed. None leaves them unsigned.
+    pub signing: Option<String>,
 }
 
 impl StackOptions {
@@ -60,6 +68,7 @@ impl StackOptions {
             postgres: PostgresOptions::default(),
             shards: 16,
             worker: Some(WorkerOptions::new(Uuid::nil())),
+            signing: None,
         }
     }
 }
@@ -121,6 +130,7 @@ pub struct Stack {
     stop: CancellationToken,
     stop_worker: CancellationToken,
     worker: Option<JoinHandle<()>>,
+    signing: Option<JoinHandle<()>>,
     api: JoinHandle<anyhow::Result<()>>,
     issuing: JoinHandle<anyhow::Result<()>>,
 }
@@ -176,6 +186,13 @@ impl Stack {
             watch = Some(new.status());
             worker = Some(tokio::spawn(new.run(stop_worker.clone())));
         }
+        let signing = match &options.signing {
+            Some(witnesses) => {
+                let signer = signer(&dir.join("keys"), &database_args, witnesses).await?;
+                Some(tokio::spawn(signer.run(stop.clone())))
+            }
+            None => None,
+        };
         let base_url = format!("http://{}", listener.local_addr()?);
         let api = node::Api::new(log.clone(), db.clone(), &secret_args, &nats_args.region, metrics, watch)?;
         let (gateway, auth) = (Arc::clone(&api.gateway), Arc::clone(&api.app.auth));
@@ -194,6 +211,7 @@ impl Stack {
             stop,
             stop_worker,
             worker,
+            signing,
             api,
             issuing,
         })
@@ -242,6 +260,9 @@ impl Stack {
             if let Some(worker) = self.worker.take() {
                 worker.await?;
             }
+            if let Some(signing) = self.signing.take() {
+                signing.await?;
+            }
             self.issuing.await??;
             self.api.await?
         };
@@ -257,6 +278,14 @@ impl Stack {
             }
         }
     }
+}
+
+/// The signing process as a task, with a key of the data folder.
+async fn signer(keys: &Path, database: &DatabaseArgs, witnesses: &str) -> anyhow::Result<Signer> {
+    let files = KeyFiles::of_log(keys);
+    let key = if files.exist() { files.load()? } else { files.make(HOST.parse()?)? };
+    let db = SigningDatabase::connect(&database.options(2)).await.context("PostgreSQL does not answer")?;
+    Signer::new(db, key, witnesses, Pace::default())
 }
 
 fn start_issuer(dir: &Path, stop: CancellationToken) -> anyhow::Result<(DevIssuer, JoinHandle<anyhow::Result<()>>)> {

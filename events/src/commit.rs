@@ -165,13 +165,19 @@ pub struct SealedEvent {
 impl SealedEvent {
     /// Decodes both parts and compares the payload with the header's commitment.
     pub fn open(self) -> Result<OpenedEvent, CodecError> {
+        let header = self.read_header()?;
+        let content = open_content(&self.payload, header.payload_commit)?;
+        let (event, context) = Event::decode(&header.event_type, header.schema, content)?;
+        Ok(OpenedEvent { header, event, context, sealed: self })
+    }
+
+    /// Decodes the header alone, which needs no payload.
+    pub fn read_header(&self) -> Result<Header, CodecError> {
         let header: Header = from_bytes("header", &self.header)?;
         if header.v != VERSION {
             return Err(CodecError::Unknown { what: "header version", value: header.v.to_string() });
         }
-        let content = open_content(&self.payload, header.payload_commit)?;
-        let (event, context) = Event::decode(&header.event_type, header.schema, content)?;
-        Ok(OpenedEvent { header, event, context, sealed: self })
+        Ok(header)
     }
 }
 

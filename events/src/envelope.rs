@@ -164,7 +164,7 @@ impl Outcome {
 }
 
 /// The three ways to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutcomeStatus {
     /// Done.
@@ -173,6 +173,17 @@ pub enum OutcomeStatus {
     Denied,
     /// Tried and failed.
     Failed,
+}
+
+impl OutcomeStatus {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// What is known of the request behind an event. Personal, so it is part of the payload.

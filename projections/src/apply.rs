@@ -99,8 +99,8 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
 
 /// Appends the events of `commits`, in stream order, to the audit log.
 pub async fn apply_audit(slice: &mut SliceTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
-    let connection = slice.connection_of(org, Pipeline::Audit)?;
-    audit::append(connection, org.org().uuid(), commits).await
+    let (connection, end) = slice.log_of(org)?;
+    audit::append(connection, org.org().uuid(), end, commits).await
 }
 
 /// A change must have found every row that it was meant for.

@@ -1,9 +1,17 @@
 //! The audit log: every event of an org with its stored bytes, numbered without gaps, never changed.
+//!
+//! Each append also moves the frontier of the org's Merkle tree, in the same transaction and the same statement. Tiles,
+//! checkpoints and signatures are made later, by a process that holds the key (`signing.rs`), out of what is here.
+
+mod checkpoints;
+mod signing;
+mod tree;
 
 use std::sync::Arc;
 
 use orgstream_events::{
-    ActorType, CodecError, EventId, EventView, Fingerprint, OpenedCommit, OpenedEvent, SealedEvent, Timestamp,
+    ActorType, CodecError, EventId, EventView, Fingerprint, OpenedCommit, OpenedEvent, OutcomeStatus, SealedEvent,
+    Timestamp,
 };
 use orgstream_transparency::{Hash, leaf_hash};
 use sqlx::PgConnection;
@@ -11,8 +19,16 @@ use uuid::Uuid;
 
 use crate::{
     Applied, BoundOrg, DbError, Listing, Page, Placed, SliceTx, TenantTx,
+    apply::all_there,
     convert::{column, fingerprint, from_bigint, to_bigint},
 };
+
+pub use checkpoints::{
+    AuditCheckpoint, LogPolicy, ask_for_checkpoint, checkpoint_at, checkpoint_with, checkpoints, newest_checkpoint, policy,
+};
+pub use signing::{SigningDatabase, SigningTx, Wishes};
+pub(crate) use tree::LogEnd;
+pub use tree::{prove, tile};
 
 /// One event of the log.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,6 +71,12 @@ pub struct AuditFilter {
     pub actor_id: Option<String>,
     /// Done to this thing first of all.
     pub target_id: Option<String>,
+    /// That ended so.
+    pub outcome: Option<OutcomeStatus>,
+    /// At this place of the log or behind it.
+    pub from_idx: Option<u64>,
+    /// Before this place of the log.
+    pub to_idx: Option<u64>,
     /// Recorded at this moment or later.
     pub since: Option<Timestamp>,
     /// Recorded before this moment.
@@ -62,7 +84,14 @@ pub struct AuditFilter {
 }
 
 /// Numbers the events on from the org's last and appends them: one statement, whatever their number.
-pub(crate) async fn append(connection: &mut PgConnection, org: Uuid, commits: &[Applied]) -> Result<(), DbError> {
+///
+/// `end` is where the log ends before and afterwards. The statement appends nothing when the log ends elsewhere.
+pub(crate) async fn append(
+    connection: &mut PgConnection,
+    org: Uuid,
+    end: &mut LogEnd,
+    commits: &[Applied],
+) -> Result<(), DbError> {
     let events: Vec<(i64, i32, Option<&Fingerprint>, &OpenedEvent)> = commits
         .iter()
         .flat_map(|Applied { seq, commit }| {
@@ -73,25 +102,29 @@ pub(crate) async fn append(connection: &mut PgConnection, org: Uuid, commits: &[
     if events.is_empty() {
         return Ok(());
     }
+    end.catch_up(connection, org).await?;
     let leaves = column(&events, |(.., event)| leaf_hash(&event.sealed.header));
-    sqlx::query!(
+    let after = end.after(&leaves);
+    let inserted = sqlx::query!(
         "WITH head AS (
-            INSERT INTO audit.heads AS head (org_id, next_idx) VALUES ($1, $2)
-            ON CONFLICT (org_id) DO UPDATE SET next_idx = head.next_idx + $2
-            RETURNING next_idx - $2 AS first_idx
+            INSERT INTO audit.heads AS head (org_id, next_idx, frontier) VALUES ($1, $3, $4)
+            ON CONFLICT (org_id) DO UPDATE SET next_idx = $3, frontier = $4 WHERE head.next_idx = $2
+            RETURNING head.org_id
         )
         INSERT INTO audit.events (org_id, idx, event_id, command_id, seq, ordinal, recorded_at, occurred_at, action,
-            actor_type, actor_id, target_type, target_id, header, payload, leaf, fingerprint)
-        SELECT $1, head.first_idx + event.place - 1, event.event_id, event.command_id, event.seq, event.ordinal,
+            actor_type, actor_id, target_type, target_id, header, payload, leaf, fingerprint, outcome)
+        SELECT $1, $2 + event.place - 1, event.event_id, event.command_id, event.seq, event.ordinal,
             event.recorded_at, event.occurred_at, event.action, event.actor_type, event.actor_id, event.target_type,
-            event.target_id, event.header, event.payload, event.leaf, event.fingerprint
-        FROM head, unnest($3::uuid[], $4::uuid[], $5::bigint[], $6::integer[], $7::timestamptz[], $8::timestamptz[],
-            $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bytea[], $15::bytea[], $16::bytea[],
-            $17::bytea[])
+            event.target_id, event.header, event.payload, event.leaf, event.fingerprint, event.outcome
+        FROM head, unnest($5::uuid[], $6::uuid[], $7::bigint[], $8::integer[], $9::timestamptz[], $10::timestamptz[],
+            $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::bytea[], $17::bytea[], $18::bytea[],
+            $19::bytea[], $20::text[])
             WITH ORDINALITY AS event (event_id, command_id, seq, ordinal, recorded_at, occurred_at, action, actor_type,
-                actor_id, target_type, target_id, header, payload, leaf, fingerprint, place)",
+                actor_id, target_type, target_id, header, payload, leaf, fingerprint, outcome, place)",
         org,
-        i64::try_from(events.len()).unwrap_or(i64::MAX),
+        to_bigint(end.size()),
+        to_bigint(after.size()),
+        after.to_bytes(),
         &column(&events, |(.., event)| event.header.event_id.uuid()),
         &column(&events, |(.., event)| event.header.command_id.uuid()),
         &column(&events, |(seq, ..)| *seq),
@@ -107,9 +140,12 @@ pub(crate) async fn append(connection: &mut PgConnection, org: Uuid, commits: &[
         column(&events, |(.., event)| &*event.sealed.payload) as _,
         column(&leaves, |leaf| leaf.0.as_slice()) as _,
         column(&events, |(_, _, fingerprint, _)| fingerprint.map(|fingerprint| fingerprint.0.as_slice())) as _,
+        column(&events, |(.., event)| event.header.outcome.status.name()) as _,
     )
     .execute(connection)
     .await?;
+    all_there("audit.events", events.len(), inserted.rows_affected())?;
+    *end = after;
     Ok(())
 }
 
@@ -152,6 +188,9 @@ macro_rules! matching {
                 AND ($7::text IS NULL OR target_id = $7)
                 AND ($8::timestamptz IS NULL OR recorded_at >= $8)
                 AND ($9::timestamptz IS NULL OR recorded_at < $9)
+                AND ($10::text IS NULL OR outcome = $10)
+                AND ($11::bigint IS NULL OR idx >= $11)
+                AND ($12::bigint IS NULL OR idx < $12)
                 AND "
                 + $from
                 + " ORDER BY "
@@ -166,6 +205,9 @@ macro_rules! matching {
             $filter.target_id.as_deref(),
             $filter.since.map(Timestamp::to_datetime),
             $filter.until.map(Timestamp::to_datetime),
+            $filter.outcome.map(OutcomeStatus::name),
+            $filter.from_idx.map(to_bigint),
+            $filter.to_idx.map(to_bigint),
         )
     };
 }

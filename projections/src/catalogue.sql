@@ -1,7 +1,7 @@
 -- One row for each thing that breaks the rules of tenancy.
 WITH
 app_roles AS (
-    SELECT oid, rolname FROM pg_roles WHERE rolname IN ('app_rw', 'app_ro', 'app_audit') OR rolname = current_user
+    SELECT oid, rolname FROM pg_roles WHERE rolname IN ('app_rw', 'app_ro', 'app_audit', 'app_sign') OR rolname = current_user
 ),
 tables AS (
     SELECT c.oid, c.relowner, c.relrowsecurity, c.relforcerowsecurity, n.nspname,
@@ -16,6 +16,9 @@ tables AS (
 ),
 tenant_tables AS (SELECT * FROM tables WHERE org_column IS NOT NULL),
 versioned_tables AS (SELECT * FROM tables WHERE version_column IS NOT NULL),
+append_only AS (
+    SELECT unnest(ARRAY['audit.events', 'audit.tiles', 'audit.checkpoints', 'audit.signatures']) AS name
+),
 policies AS (
     SELECT p.*, pg_get_expr(polqual, polrelid) AS reads, pg_get_expr(polwithcheck, polrelid) AS writes
     FROM pg_policy AS p
@@ -97,14 +100,16 @@ CROSS JOIN tenant_tables AS t
 CROSS JOIN unnest(ARRAY['TRUNCATE', 'REFERENCES', 'TRIGGER']) AS p (privilege)
 WHERE has_table_privilege(a.oid, t.oid, p.privilege)
 UNION ALL
-SELECT format('the role %I may %s audit.events', a.rolname, p.privilege), 'REVOKE it: the log is append-only'
-FROM app_roles AS a CROSS JOIN unnest(ARRAY['UPDATE', 'DELETE']) AS p (privilege)
-WHERE has_table_privilege(a.oid, to_regclass('audit.events'), p.privilege)
+SELECT format('the role %I may %s %s', a.rolname, p.privilege, log.name), 'REVOKE it: the log is append-only'
+FROM app_roles AS a
+CROSS JOIN unnest(ARRAY['UPDATE', 'DELETE']) AS p (privilege)
+CROSS JOIN append_only AS log
+WHERE has_table_privilege(a.oid, to_regclass(log.name), p.privilege)
 UNION ALL
-SELECT 'audit.events may be changed: its trigger is missing or off', 'create or enable the trigger append_only'
-WHERE NOT EXISTS (
+SELECT log.name || ' may be changed: its trigger is missing or off', 'create or enable the trigger append_only'
+FROM append_only AS log WHERE NOT EXISTS (
     SELECT FROM pg_trigger
-    WHERE tgrelid = to_regclass('audit.events') AND tgname = 'append_only' AND tgenabled IN ('O', 'A')
+    WHERE tgrelid = to_regclass(log.name) AND tgname = 'append_only' AND tgenabled IN ('O', 'A')
 )
 UNION ALL
 SELECT format('the role %I may create objects in the schema %I', a.rolname, n.nspname), 'REVOKE CREATE ON SCHEMA'

@@ -101,22 +101,7 @@ pub struct Database {
 impl Database {
     /// Connects, and fails if nobody answers.
     pub async fn connect(options: &DatabaseOptions) -> Result<Self, DbError> {
-        let pool = |role: &str, settings: &[(&str, &str)], connections: u32| -> Result<PgPool, DbError> {
-            let mut connect: PgConnectOptions = options.url.parse()?;
-            if !names_a_user(&options.url) {
-                connect = connect.username(role);
-            }
-            if let Some(password) = &options.password {
-                connect = connect.password(password);
-            }
-            let connect = connect.application_name(&format!("orgstream {role}")).options(settings.iter().copied());
-            // Connections are not tried before use, which would cost a round trip each time; see `begin`.
-            Ok(PgPoolOptions::new()
-                .max_connections(connections.max(1))
-                .acquire_timeout(ACQUIRE_TIMEOUT)
-                .test_before_acquire(false)
-                .connect_lazy_with(connect))
-        };
+        let pool = |role, settings, connections| pool(options, role, settings, connections);
         let database = Self {
             slices: pool("app_rw", &SLICE_SETTINGS, options.rw_connections)?,
             backlog: pool("app_rw", &SLICE_SETTINGS, options.rw_connections)?,
@@ -197,6 +182,29 @@ impl Database {
     }
 }
 
+/// Connections of one role, which are made when they are needed.
+pub(crate) fn pool(
+    options: &DatabaseOptions,
+    role: &str,
+    settings: &[(&str, &str)],
+    connections: u32,
+) -> Result<PgPool, DbError> {
+    let mut connect: PgConnectOptions = options.url.parse()?;
+    if !names_a_user(&options.url) {
+        connect = connect.username(role);
+    }
+    if let Some(password) = &options.password {
+        connect = connect.password(password);
+    }
+    let connect = connect.application_name(&format!("orgstream {role}")).options(settings.iter().copied());
+    // Connections are not tried before use, which would cost a round trip each time; see `begin`.
+    Ok(PgPoolOptions::new()
+        .max_connections(connections.max(1))
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .test_before_acquire(false)
+        .connect_lazy_with(connect))
+}
+
 fn names_a_user(url: &str) -> bool {
     let after_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = after_scheme.split(['/', '?']).next().unwrap_or_default();
@@ -218,6 +226,11 @@ async fn begin(
         Some(org) => format!("{statement}; SELECT app.bind('{}')", org.org().uuid()),
         None => statement.to_owned(),
     };
+    begin_with(pool, statement).await
+}
+
+/// The same with any binding that is part of the statement.
+pub(crate) async fn begin_with(pool: &PgPool, statement: String) -> Result<Transaction<'static, Postgres>, DbError> {
     let begun = tokio::spawn(begin_at_last(pool.clone(), statement).in_current_span());
     Ok(begun.await.map_err(|_| sqlx::Error::WorkerCrashed)??)
 }

@@ -35,6 +35,14 @@ pub enum DbError {
         /// What is stored.
         value: String,
     },
+    /// What is stored of an audit log contradicts itself, or what was signed of it.
+    #[error("the audit log of {org} is not what was appended to it: {what}")]
+    Altered {
+        /// Whose log.
+        org: OrgId,
+        /// What does not fit.
+        what: String,
+    },
     /// A programming error: the transaction is not open for this org.
     #[error("this transaction has no open slice of {0}")]
     NotOpen(OrgId),

@@ -2,6 +2,7 @@
 //!
 //! Data goes to standard output and everything else to standard error, so that every command can stand in a pipe.
 
+mod audit;
 mod check_config;
 pub(crate) mod client;
 mod demo;
@@ -14,9 +15,13 @@ mod publish;
 mod rebuild;
 mod replay;
 mod serve;
+mod sign;
 pub(crate) mod table;
 mod test_servers;
+mod witness;
 mod work;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -53,6 +58,13 @@ enum Job {
     Publish(publish::Args),
     /// Print an organization's events, in order, as NDJSON.
     Replay(replay::Args),
+    /// Export an organization's audit log, and verify an export.
+    #[command(subcommand)]
+    Audit(audit::Job),
+    /// Sign the heads of the organizations' audit logs, and have witnesses sign them too.
+    Sign(sign::Args),
+    /// Run a witness: it signs a log's head when that continues the last one that it signed.
+    Witness(witness::Args),
     /// Show how far the projections are.
     Lag(lag::Args),
     /// See, retry or skip events that could not be applied.
@@ -70,11 +82,14 @@ enum Job {
 }
 
 impl Cli {
-    /// Does the job.
-    pub async fn run(self) -> anyhow::Result<()> {
+    /// Does the job, and says with which code the process ends.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
         // Two TLS providers are compiled in, through two libraries; what does not say which it wants gets this one.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let is_service = matches!(self.command, Job::Dev(_) | Job::Serve(_) | Job::Work(_));
+        let is_service = matches!(
+            self.command,
+            Job::Dev(_) | Job::Serve(_) | Job::Work(_) | Job::Sign(_) | Job::Witness(_)
+        );
         let _telemetry = telemetry::init(&self.log, is_service)?;
         match self.command {
             Job::Dev(args) => dev::run(args).await,
@@ -85,12 +100,16 @@ impl Cli {
             Job::CheckConfig(args) => check_config::run(args).await,
             Job::Publish(args) => publish::run(args).await,
             Job::Replay(args) => replay::run(args).await,
+            Job::Audit(job) => return audit::run(job).await,
+            Job::Sign(args) => sign::run(args).await,
+            Job::Witness(args) => witness::run(args).await,
             Job::Lag(args) => lag::run(args).await,
             Job::Park(job) => park::run(job).await,
             Job::Plan(args) => plan::run(args).await,
             Job::Rebuild(args) => rebuild::run(args).await,
             Job::Bench(job) => bench::run(job).await,
             Job::TestServers(args) => test_servers::run(args).await,
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
 }

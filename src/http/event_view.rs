@@ -35,6 +35,11 @@ impl From<CreatedBy> for ActorView {
     }
 }
 
+/// Whether events of this type have such fields.
+pub fn is_inward(event_type: &str) -> bool {
+    INWARD.iter().any(|(inward, _)| *inward == event_type)
+}
+
 /// An event without what must not leave.
 pub fn shown(mut event: EventView) -> EventView {
     for (event_type, field) in INWARD {

@@ -6,6 +6,7 @@
 
 pub mod api_keys;
 pub mod audit;
+pub mod audit_proofs;
 pub mod commands;
 pub mod conditional;
 pub mod event_view;
@@ -129,6 +130,12 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(kinds::show, kinds::change, kinds::retire))
         .routes(routes!(audit::list))
         .routes(routes!(audit::show))
+        .routes(routes!(audit_proofs::event_proof))
+        .routes(routes!(audit_proofs::checkpoint))
+        .routes(routes!(audit_proofs::checkpoints))
+        .routes(routes!(audit_proofs::policy))
+        .routes(routes!(audit_proofs::tile))
+        .routes(routes!(audit_proofs::consistency))
         .routes(routes!(events::replay))
         .routes(routes!(tail::follow))
         .routes(routes!(projections::list))

@@ -230,6 +230,7 @@ fn path_parameters(path: &str) -> Vec<Value> {
                 "record" => ("The record", "res_01h455vb4pex5vsknk084sn02q"),
                 "event" => ("The event", "evt_01h455vb4pex5vsknk084sn02q"),
                 "kind" => ("The kind", "evaluation"),
+                "*path" => ("Which tile, or which bundle", "0/000"),
                 _ => ("", ""),
             };
             json!({

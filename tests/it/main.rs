@@ -3,6 +3,10 @@
 
 mod api;
 mod arrows;
+mod audit;
+mod audit_attacks;
+mod audit_tree;
+mod auditing;
 mod chaos;
 mod cli;
 mod cluster;

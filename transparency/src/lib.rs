@@ -50,6 +50,7 @@ mod keys;
 mod note;
 mod plan;
 mod policy;
+mod policy_file;
 mod text;
 mod tile;
 mod verify;
@@ -65,6 +66,7 @@ pub use keys::{
 pub use note::{KeyName, MAX_NAME_BYTES, MAX_NOTE_BYTES, MAX_SIGNATURES, SignatureLine, SignedNote};
 pub use plan::{MissingTile, Plan};
 pub use policy::{Distrust, MAX_WITNESSES, Policy, PolicyError, Witnessed};
+pub use policy_file::{KnownWitness, PolicyCheckError, PolicyFile, PolicyFileError};
 pub use text::FormatError;
 pub use tile::{TILE_WIDTH, Tile, Tiles, subtree_root};
 pub use verify::{ProofError, verify_consistency, verify_inclusion};

@@ -1,0 +1,54 @@
+//! `orgstream audit`: take an audit log away, and verify it without anybody's help.
+
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use orgstream_verifier::VerifyArgs;
+
+use super::client::Api;
+use crate::{audit::export::Export, config::ClientArgs};
+
+/// Export an organization's audit log, and verify an export.
+#[derive(clap::Subcommand)]
+pub(crate) enum Job {
+    /// Write an organization's audit log into a folder: events, tree, signed heads, tables. Running it again goes on.
+    Export(ExportArgs),
+    /// Verify an exported audit log: no network, no database, no account, and nothing is written.
+    Verify(VerifyArgs),
+}
+
+/// Which log, and where to.
+#[derive(clap::Args)]
+pub(crate) struct ExportArgs {
+    /// The organization, by id or slug; by default the one that the key belongs to.
+    #[arg(long, value_name = "ORG")]
+    org: Option<String>,
+    /// The folder of the bundle. What an earlier export left there is used.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+pub(crate) async fn run(job: Job) -> anyhow::Result<ExitCode> {
+    match job {
+        Job::Export(args) => export(args).await,
+        Job::Verify(args) => Ok(args.run()?.code().into()),
+    }
+}
+
+async fn export(args: ExportArgs) -> anyhow::Result<ExitCode> {
+    let api = Api::new(&args.client)?;
+    let org = api.org(args.org).await?;
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if !std::io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3}%  {pos}/{len} events  {per_sec}  {eta} left") {
+        bar.set_style(style);
+    }
+    let exported = Export::new(api, &org, args.out.clone()).run(&bar).await?;
+    bar.finish_and_clear();
+    eprintln!("{} events of {} are in {}", exported.events, exported.origin, args.out.display());
+    Ok(ExitCode::SUCCESS)
+}
