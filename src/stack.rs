@@ -115,6 +115,8 @@ pub struct Stack {
     pub postgres: Postgres,
     /// The database as the login that owns it.
     pub owner_url: String,
+    /// The database without a login, as the program is told of it.
+    pub database_url: String,
     /// The secrets of the data folder.
     pub secrets: Secrets,
     /// The event log.
@@ -202,6 +204,7 @@ impl Stack {
             nats,
             postgres,
             owner_url,
+            database_url: database_args.database_url,
             secrets,
             log,
             db,

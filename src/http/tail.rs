@@ -35,12 +35,12 @@ use crate::{
 };
 
 /// How often it is asked again whether the reader may still read.
-const CHECK: Duration = Duration::from_secs(3);
+pub(super) const CHECK: Duration = Duration::from_secs(3);
 /// How often a quiet stream says that it is still there.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long a browser waits before it comes back.
-const RETRY: Duration = Duration::from_secs(2);
-const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+pub(super) const RETRY: Duration = Duration::from_secs(2);
+pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Where to begin.
 #[derive(Debug, Clone, Default, Deserialize, IntoParams)]
@@ -79,7 +79,7 @@ pub async fn follow(
     };
     let authorization = header_text(&parts.headers, &header::AUTHORIZATION)?.unwrap_or_default().to_owned();
     let messages = app.log.tail(&placement, after.saturating_add(1));
-    let guard = Guard { app: app.clone(), authorization, org: access.org() };
+    let guard = Guard { app: app.clone(), authorization, org: access.org(), permission: Permission::ReadRecords };
     let events = follow_messages(guard, access, messages);
     let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
     // A proxy that collects an answer before it passes it on would make a tail silent.
@@ -88,20 +88,21 @@ pub async fn follow(
 }
 
 /// Asks again and again whether the reader may still read.
-struct Guard {
-    app: Arc<App>,
-    authorization: String,
-    org: OrgId,
+pub(super) struct Guard {
+    pub(super) app: Arc<App>,
+    pub(super) authorization: String,
+    pub(super) org: OrgId,
+    pub(super) permission: Permission,
 }
 
 impl Guard {
     /// The access as it is now, or why there is none. What cannot be checked at the moment changes nothing: the read
     /// models may be away while the log goes on.
-    async fn check(&self) -> Result<Option<Access>, AuthError> {
+    pub(super) async fn check(&self) -> Result<Option<Access>, AuthError> {
         let checked = async {
             let principal = self.app.auth.principal(Some(&self.authorization)).await?;
             let access = self.app.auth.access(&principal, &OrgName::Id(self.org)).await?;
-            access.require(Permission::ReadRecords).map(|()| access)
+            access.require(self.permission).map(|()| access)
         };
         match checked.await {
             Ok(access) => Ok(Some(access)),
@@ -175,15 +176,15 @@ fn events_of(access: &Access, message: &Message, org: OrgId) -> Vec<Event> {
     events
 }
 
-fn closed(reason: &str) -> Event {
+pub(super) fn closed(reason: &str) -> Event {
     Event::default().event("closed").data(json!({"reason": reason}).to_string())
 }
 
 /// One open tail.
-struct Counted;
+pub(super) struct Counted;
 
 impl Counted {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         gauge!("orgstream_http_tails").increment(1);
         Self
     }

@@ -301,3 +301,25 @@ async fn a_witness_that_was_away_or_forgot_nothing_is_caught_up_with() {
     let said = audited.cluster.cli("", &args).await.failure();
     assert!(said.stderr.contains("forgotten what it signed"), "{said:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_that_comes_back_misses_nothing_of_the_audit_log() {
+    let api = crate::api::Api::start().await;
+    let org = api.org("collected").await;
+    let (_, auditor) = api.key(&org, "auditor").await;
+    let mut tail = api.tail(&auditor, &org.path("audit/stream?from_idx=0")).await;
+    for expected in 0..3 {
+        let (id, event) = tail.next().await;
+        assert_eq!((id, &event["idx"]), (json!(expected.to_string()), &json!(expected)));
+    }
+    drop(tail);
+    for number in 0..5 {
+        api.record(&org, &format!("meanwhile {number}")).await;
+    }
+    let mut tail = api.tail_after(&auditor, &org.path("audit/stream"), "2").await;
+    for expected in 3..8 {
+        assert_eq!(tail.next().await.1["idx"], json!(expected));
+    }
+    let (_, viewer) = api.key(&org, "viewer").await;
+    api.get(&viewer, &org.path("audit/stream")).await.expect(403);
+}

@@ -24,6 +24,8 @@ fn path(route: &RoutePolicy, org: &str) -> String {
         .replace("{record}", &RecordId::derive(command).to_string())
         .replace("{event}", &EventId::derive(command, "", 0).to_string())
         .replace("{kind}", "no_such_kind")
+        .replace("{*path}", "payloads/000.p/3")
+        + if route.path.ends_with("/consistency") { "?from=0" } else { "" }
 }
 
 /// The answer's head; the body too, unless the route streams.

@@ -3,13 +3,16 @@
 //! The tables are asked of the catalogue, so a table that somebody adds is tested the day it appears.
 
 use orgstream_events::Pipeline;
-use orgstream_projections::{Comparison, Database, DatabaseOptions, Page, SliceClass, checkpoints, parked, records};
+use orgstream_projections::{
+    Comparison, Database, DatabaseOptions, Page, SliceClass, audit::SigningDatabase, checkpoints, parked, records,
+};
+use orgstream_transparency::LogSigner;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::{
     projections::{History, lease},
-    support,
+    support::{self, TestDatabase},
 };
 
 const PRIVILEGE: &str = "42501";
@@ -49,8 +52,29 @@ async fn attempt(connection: &mut PgConnection, sql: &str) -> Result<u64, String
     }
 }
 
+/// A checkpoint of the audit log with a signature, and a tile, which a real log has when it is longer.
+async fn sign(database: &TestDatabase, history: &History) {
+    let db = SigningDatabase::connect(&database.options()).await.unwrap();
+    let mut tx = db.begin(history.bound()).await.unwrap();
+    let head = tx.head().await.unwrap();
+    let origin = tx.note_checkpoint(format!("rls.test/{}", history.org), head).await.unwrap();
+    let key = LogSigner::from_seed(origin.parse().unwrap(), &[1; 32]);
+    tx.keep(head.size, &key.sign(head).signatures()[0]).await.unwrap();
+    tx.commit().await.unwrap();
+    db.close().await;
+    let mut connection = connect(&database.app_url("app_sign")).await;
+    let mut tx = bind(&mut connection, history.org.uuid()).await;
+    let tile = format!(
+        "INSERT INTO audit.tiles VALUES ('{}', 0, 0, decode(repeat('00', 8192), 'hex'), decode(repeat('00', 32), 'hex'))",
+        history.org.uuid()
+    );
+    attempt(&mut tx, &tile).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
 /// Two orgs with rows in every table.
-async fn two_orgs(db: &Database) -> (History, History) {
+async fn two_orgs(database: &TestDatabase) -> (History, History) {
+    let db = &database.db;
     let epoch = lease(db).await;
     let (a, b) = (History::eventful(1), History::eventful(2));
     for history in [&a, &b] {
@@ -71,6 +95,7 @@ async fn two_orgs(db: &Database) -> (History, History) {
         assert_eq!(comparison.differences(), 0);
         comparison.keep(&mut tx, history.bound()).await.unwrap();
         tx.commit().await.unwrap();
+        sign(database, history).await;
     }
     (a, b)
 }
@@ -155,7 +180,7 @@ async fn unbound_queries_are_refused_even_on_empty_tables() {
 #[tokio::test]
 async fn bound_queries_see_and_touch_one_org() {
     let database = support::database().await;
-    let (a, b) = two_orgs(&database.db).await;
+    let (a, b) = two_orgs(&database).await;
     let mut owner = connect(&database.owner_url).await;
     for table in tenant_tables(&mut owner).await {
         let all: i64 = sqlx::query_scalar(AssertSqlSafe(format!("SELECT count(*) FROM {table} WHERE org_id = $1")))
@@ -196,7 +221,7 @@ async fn bound_queries_see_and_touch_one_org() {
 #[tokio::test]
 async fn rows_of_a_version_that_is_not_shown_are_invisible() {
     let database = support::database().await;
-    let (a, b) = two_orgs(&database.db).await;
+    let (a, b) = two_orgs(&database).await;
     let mut owner = connect(&database.owner_url).await;
     let versioned: Vec<String> = sqlx::query_scalar(
         "SELECT format('%I.%I', table_schema, table_name)::text FROM information_schema.columns
@@ -279,7 +304,7 @@ impl Dice {
 #[tokio::test]
 async fn one_reused_connection_never_shows_a_foreign_row() {
     let database = support::database().await;
-    let (a, b) = two_orgs(&database.db).await;
+    let (a, b) = two_orgs(&database).await;
     let tables = tenant_tables(&mut connect(&database.owner_url).await).await;
     let orgs = [a.org.uuid(), b.org.uuid(), Uuid::from_u128(7)];
     let roles = ["app_rw", "app_ro"];
@@ -334,7 +359,7 @@ async fn one_reused_connection_never_shows_a_foreign_row() {
 #[tokio::test]
 async fn one_pooled_connection_serves_orgs_in_turn() {
     let database = support::database().await;
-    let (a, b) = two_orgs(&database.db).await;
+    let (a, b) = two_orgs(&database).await;
     let options =
         DatabaseOptions { url: database.app_url("app_ro"), password: None, rw_connections: 1, ro_connections: 1 };
     let db = Database::connect(&options).await.unwrap();
@@ -357,7 +382,7 @@ async fn one_pooled_connection_serves_orgs_in_turn() {
 #[tokio::test]
 async fn keys_are_per_org() {
     let database = support::database().await;
-    let (a, b) = two_orgs(&database.db).await;
+    let (a, b) = two_orgs(&database).await;
     let mut connection = connect(&database.app_url("app_rw")).await;
     let copy = |to: Uuid| {
         format!(
@@ -404,9 +429,9 @@ async fn keys_are_per_org() {
 #[tokio::test]
 async fn the_logins_cannot_do_more_than_they_need() {
     let database = support::database().await;
-    let (a, _) = two_orgs(&database.db).await;
+    let (a, _) = two_orgs(&database).await;
     let mut owner = connect(&database.owner_url).await;
-    for role in ["app_rw", "app_ro", "app_audit"] {
+    for role in ["app_rw", "app_ro", "app_audit", "app_sign"] {
         let mut connection = connect(&database.app_url(role)).await;
         let mut statements = vec![
             "SET ROLE app_owner".to_owned(),
@@ -434,7 +459,7 @@ async fn the_logins_cannot_do_more_than_they_need() {
 #[tokio::test]
 async fn resolvers_answer_with_an_id_and_open_no_table() {
     let database = support::database().await;
-    let (a, b) = two_orgs(&database.db).await;
+    let (a, b) = two_orgs(&database).await;
     let db = &database.db;
     for slug in ["acme-1", "ajax-1"] {
         assert_eq!(db.org_of_slug(&slug.parse().unwrap()).await.unwrap(), Some(a.org), "{slug}");
