@@ -17,6 +17,7 @@ pub mod parked;
 pub mod records;
 
 mod apply;
+mod as_of;
 mod catalogue;
 mod convert;
 mod database;
@@ -34,6 +35,7 @@ mod tenant;
 mod versions;
 
 pub use apply::{Applied, apply, apply_audit, apply_read_models};
+pub use as_of::{AsOf, Moment, TooMany};
 pub use convert::CreatedBy;
 pub use database::{Database, DatabaseOptions, Finding, SliceClass};
 pub use drift::{Comparison, Drift, drift};

@@ -4,7 +4,7 @@ use orgstream_events::{OrgId, Pipeline, PlanName, Shard};
 use sqlx::{PgConnection, Postgres, Transaction};
 
 use crate::{
-    BoundOrg, DbError,
+    BoundOrg, DbError, TenantTx,
     audit::LogEnd,
     convert::{column, from_bigint, to_bigint},
 };
@@ -172,6 +172,11 @@ impl SliceTx {
     fn close(&mut self) {
         (self.open, self.current, self.plan) = (None, None, None);
         (self.log_end, self.saved_end) = (None, None);
+    }
+
+    /// The same transaction for queries: they see what was written in it. Nobody commits it.
+    pub(crate) fn into_view(self, org: BoundOrg) -> TenantTx {
+        TenantTx::new(self.transaction, org)
     }
 
     /// The transaction was bound to `org` and a version of its read models by hand.

@@ -28,6 +28,13 @@ pub(crate) struct Args {
     /// Begin after this position (`<org>:<sequence>`) instead of at the beginning.
     #[arg(long, value_name = "POSITION")]
     from: Option<Position>,
+    /// Instead of events, print the organization as it was after the event at this place of the audit log, or at this time
+    /// (RFC 3339). The first line says which signed head the events are proven to be the beginning of.
+    #[arg(long, value_name = "IDX|TIME", conflicts_with = "from")]
+    at: Option<String>,
+    /// What to print with --at: `organization`, `members`, `api_keys` or `records`.
+    #[arg(long, value_name = "NAME", requires = "at")]
+    projection: Option<String>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -35,6 +42,17 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let api = Api::new(&args.client)?;
     let org = api.org(args.org).await?;
+    if let Some(at) = args.at {
+        let path = format!("/v1/organizations/{org}/audit/state");
+        let mut request = api.request(Method::GET, &path).query(&[("at", at)]);
+        if let Some(projection) = args.projection {
+            request = request.query(&[("projection", projection)]);
+        }
+        let rows = api.send(request).await?.bytes().await?;
+        let mut out = stdout();
+        out.write_all(&rows).await?;
+        return Ok(out.flush().await?);
+    }
     // A position is an id, a colon and a number: nothing that a query would have to escape.
     let from = args.from.map(|from| format!("?from={from}")).unwrap_or_default();
     let mut request = api.request(Method::GET, &format!("/v1/organizations/{org}/events{from}"));

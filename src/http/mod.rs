@@ -7,6 +7,7 @@
 pub mod api_keys;
 pub mod audit;
 pub mod audit_proofs;
+pub mod audit_state;
 pub mod audit_tail;
 pub mod commands;
 pub mod conditional;
@@ -132,6 +133,7 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(audit::list))
         .routes(routes!(audit::show))
         .routes(routes!(audit_tail::follow))
+        .routes(routes!(audit_state::show))
         .routes(routes!(audit_proofs::event_proof))
         .routes(routes!(audit_proofs::checkpoint))
         .routes(routes!(audit_proofs::checkpoints))

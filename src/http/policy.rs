@@ -102,6 +102,7 @@ pub const ROUTES: &[RoutePolicy] = &[
     route("GET", "/v1/organizations/{org}/audit/events", Org(P::ReadAudit), AUDIT),
     route("GET", "/v1/organizations/{org}/audit/events/{event}", Org(P::ReadAudit), AUDIT),
     route("GET", "/v1/organizations/{org}/audit/events/{event}/proof", Org(P::ReadAudit), AUDIT),
+    route("GET", "/v1/organizations/{org}/audit/state", Org(P::ReadAudit), Plain),
     route("GET", "/v1/organizations/{org}/audit/stream", Org(P::ReadAudit), Tail),
     route("GET", "/v1/organizations/{org}/audit/checkpoint", Org(P::ReadAudit), AUDIT),
     route("GET", "/v1/organizations/{org}/audit/checkpoints", Org(P::ReadAudit), AUDIT),

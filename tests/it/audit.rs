@@ -323,3 +323,56 @@ async fn a_collector_that_comes_back_misses_nothing_of_the_audit_log() {
     let (_, viewer) = api.key(&org, "viewer").await;
     api.get(&viewer, &org.path("audit/stream")).await.expect(403);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_organization_is_seen_as_it_was_and_stays_as_it_is() {
+    let audited = Auditing::start().await;
+    let tenant = audited.cluster.tenant("past").await;
+    let client = &audited.cluster.client;
+    let made = client.command(&tenant, "make", &create("first name")).await.expect(201);
+    let id = made.text("id");
+    let update = json!({"type": "update_record", "id": id, "data": {"name": "second name"}});
+    client.command(&tenant, "update", &update).await.expect(200);
+    let archive = json!({"type": "archive_record", "id": id});
+    client.command(&tenant, "archive", &archive).await.expect(200);
+    audited.cluster.until_projected(&tenant).await;
+    audited.head(&tenant).await;
+    let at = async |at: &str, projection: &str| {
+        let args = ["replay", "--org", &tenant.slug, "--at", at, "--projection", projection];
+        let said = audited.cluster.cli(&tenant.key, &args).await.success();
+        said.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    // 0 to 2 founded it.
+    for (idx, rows) in [("2", 0), ("3", 1), ("4", 1), ("5", 1)] {
+        let seen = at(idx, "records").await;
+        assert_eq!(seen.len(), 1 + rows, "{seen:?}");
+        assert_eq!((&seen[0]["size"], &seen[0]["signed"]), (&json!(idx.parse::<u64>().unwrap() + 1), &json!(6)));
+    }
+    assert_eq!(at("3", "records").await[1]["data"]["name"], "first name");
+    let second = at("4", "records").await;
+    assert_eq!((&second[1]["data"]["name"], &second[1]["archived"]), (&json!("second name"), &json!(false)));
+    assert_eq!(at("5", "records").await[1]["archived"], true);
+    // At the end it is what is shown, and at the beginning there is nothing but the org.
+    let shown = client.get(&tenant.key, &tenant.path(&format!("records/{id}"))).await.expect(200);
+    assert_eq!(at("5", "records").await[1], shown.body);
+    assert_eq!(at("0", "members").await.len(), 1);
+    assert_eq!(at("0", "organization").await[1]["slug"], json!(tenant.slug));
+    assert_eq!(at("1", "members").await.len(), 2);
+    assert_eq!(at("2", "api_keys").await[1]["id"], json!(tenant.key_id));
+    let time = second[0]["recorded_at"].as_str().unwrap().to_owned();
+    assert_eq!(at(&time, "records").await.len(), 2);
+    assert_eq!(at("2000-01-01T00:00:00Z", "organization").await[0]["size"], 0);
+    // Nobody notices: neither rows nor versions are left.
+    let mut database = audited.cluster.superuser().await;
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM rm.records WHERE rm_version < 0").fetch_one(&mut database).await.unwrap();
+    assert_eq!(left, 0);
+    // A past that was edited is not shown.
+    sqlx::raw_sql("ALTER TABLE audit.events DISABLE TRIGGER USER").execute(&mut database).await.unwrap();
+    sqlx::query("UPDATE audit.events SET header = (SELECT header FROM audit.events WHERE org_id = $1 AND idx = 4), payload = (SELECT payload FROM audit.events WHERE org_id = $1 AND idx = 4) WHERE org_id = $1 AND idx = 3")
+        .bind(tenant.id.uuid())
+        .execute(&mut database)
+        .await
+        .unwrap();
+    let answer = client.get(&tenant.key, &tenant.path("audit/state?at=4")).await;
+    assert_eq!(answer.status, 500, "{answer:?}");
+}

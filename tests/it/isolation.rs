@@ -25,7 +25,11 @@ fn path(route: &RoutePolicy, org: &str) -> String {
         .replace("{event}", &EventId::derive(command, "", 0).to_string())
         .replace("{kind}", "no_such_kind")
         .replace("{*path}", "payloads/000.p/3")
-        + if route.path.ends_with("/consistency") { "?from=0" } else { "" }
+        + match route.path.rsplit('/').next() {
+            Some("consistency") => "?from=0",
+            Some("state") => "?at=2",
+            _ => "",
+        }
 }
 
 /// The answer's head; the body too, unless the route streams.
