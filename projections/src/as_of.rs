@@ -108,7 +108,8 @@ impl Database {
                 match commits.last_mut() {
                     Some((last, commit)) if *last == seq => commit.events.push(event),
                     _ => {
-                        let fingerprint = row.fingerprint.map(|bytes| fingerprint("a fingerprint", bytes)).transpose()?;
+                        let fingerprint =
+                            row.fingerprint.map(|bytes| fingerprint("a fingerprint", bytes)).transpose()?;
                         let command_id = event.header.command_id;
                         commits.push((seq, OpenedCommit { command_id, fingerprint, events: vec![event] }));
                     }
@@ -129,7 +130,8 @@ impl Database {
 async fn signed(tx: &mut TenantTx, org: BoundOrg, head: TreeHead) -> Result<Option<AuditCheckpoint>, DbError> {
     let newest = audit::newest_checkpoint(tx).await?.filter(|newest| newest.head.size >= head.size);
     let Some(newest) = newest else { return Ok(None) };
-    let not_it = |error| altered(org, format!("its first {} events are not those that were signed: {error}", head.size));
+    let not_it =
+        |error| altered(org, format!("its first {} events are not those that were signed: {error}", head.size));
     let proof = audit::prove(tx, &Plan::consistency(head.size, newest.head.size).map_err(not_it)?).await?;
     verify_consistency(head, newest.head, &proof).map_err(not_it)?;
     Ok(Some(newest))

@@ -9,7 +9,9 @@ use orgstream_transparency::leaf_hash;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, types::Json};
 
 use crate::{
-    Applied, BoundOrg, Database, DbError, TenantTx, audit::LogEnd, checkpoints,
+    Applied, BoundOrg, Database, DbError, TenantTx,
+    audit::LogEnd,
+    checkpoints,
     convert::{column, from_bigint, to_bigint},
 };
 

@@ -100,7 +100,8 @@ impl Export {
         };
         let path = format!("{}/audit/checkpoint?at_least={}", self.base, last + 1);
         let request = self.api.request(Method::GET, &path).header("Prefer", &wait);
-        let note = self.api.send(request).await.context("the log's head is not signed: is `orgstream sign` running?")?;
+        let note =
+            self.api.send(request).await.context("the log's head is not signed: is `orgstream sign` running?")?;
         Ok(SignedNote::parse(&note.bytes().await?)?)
     }
 
@@ -156,8 +157,11 @@ impl Export {
 
     /// The events for people and for other programs.
     async fn write_renderings(&mut self, size: u64) -> anyhow::Result<()> {
-        let (mut jsonl, mut csv, mut ocsf) =
-            (Rendering::new(&self.dir, JSONL).await?, Rendering::new(&self.dir, CSV).await?, Rendering::new(&self.dir, OCSF).await?);
+        let (mut jsonl, mut csv, mut ocsf) = (
+            Rendering::new(&self.dir, JSONL).await?,
+            Rendering::new(&self.dir, CSV).await?,
+            Rendering::new(&self.dir, OCSF).await?,
+        );
         csv.line(CSV_HEAD).await?;
         for tile in Tile::grown(0, size).take_while(|tile| tile.level() == 0) {
             let count = usize::from(tile.width());

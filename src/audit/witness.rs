@@ -67,7 +67,10 @@ impl Witness {
         }
         let key: WitnessSigner = keys.load()?;
         let text = fs::read(&path).with_context(|| {
-            format!("{} is gone: a witness that has forgotten what it signed must not go on under its key", path.display())
+            format!(
+                "{} is gone: a witness that has forgotten what it signed must not go on under its key",
+                path.display()
+            )
         })?;
         let heads: Heads = serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
         if heads.format != FORMAT {

@@ -89,7 +89,8 @@ async fn measure(rig: &Rig, args: &Args) -> anyhow::Result<Figures> {
         verify_inclusion(leaf_hash(&header.sealed.header), index, head, &proof)?;
     }
     times.sort_unstable();
-    let at = |share: f64| times.get((times.len().saturating_sub(1) as f64 * share) as usize).copied().unwrap_or_default();
+    let at =
+        |share: f64| times.get((times.len().saturating_sub(1) as f64 * share) as usize).copied().unwrap_or_default();
     rig.stack.db.invent_audit_log(org, 256).await?;
     let begun = Instant::now();
     signer.sign(org).await?;

@@ -44,7 +44,8 @@ async fn export(args: ExportArgs) -> anyhow::Result<ExitCode> {
     if !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
     }
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3}%  {pos}/{len} events  {per_sec}  {eta} left") {
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3}%  {pos}/{len} events  {per_sec}  {eta} left")
+    {
         bar.set_style(style);
     }
     let exported = Export::new(api, &org, args.out.clone()).run(&bar).await?;

@@ -75,7 +75,8 @@ impl From<AuditCheckpoint> for CheckpointView {
 }
 
 fn no_checkpoint() -> Problem {
-    let detail = "There is no such checkpoint. The newest is at audit/checkpoint, all of them are at audit/checkpoints.";
+    let detail =
+        "There is no such checkpoint. The newest is at audit/checkpoint, all of them are at audit/checkpoints.";
     Problem::new(404, "not_found", "Not found", detail)
 }
 

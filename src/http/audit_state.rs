@@ -86,7 +86,9 @@ pub async fn show(
     let state = match app.db.as_of(org.access.bound(), moment, MOST, rand::random()).await? {
         Ok(state) => state,
         Err(TooMany(events)) => {
-            return Err(Problem::too_large(format!("{events} events are more than {MOST}, the most that one answer takes")));
+            return Err(Problem::too_large(format!(
+                "{events} events are more than {MOST}, the most that one answer takes"
+            )));
         }
     };
     let bytes = render(state, query.projection.unwrap_or_default()).await?;
@@ -99,7 +101,9 @@ async fn render(state: AsOf, projection: Projection) -> Result<Vec<u8>, Problem>
     let AsOf { mut tx, head, recorded_at, signed } = state;
     let mut lines = Lines(Vec::new());
     let signed = signed.map(|signed| signed.head.size);
-    lines.push(&json!({"size": head.size, "root": head.root.to_string(), "recorded_at": recorded_at, "signed": signed}))?;
+    lines.push(
+        &json!({"size": head.size, "root": head.root.to_string(), "recorded_at": recorded_at, "signed": signed}),
+    )?;
     match projection {
         Projection::Organization => {
             if let Some(organization) = organizations::get(&mut tx).await? {
@@ -107,7 +111,8 @@ async fn render(state: AsOf, projection: Projection) -> Result<Vec<u8>, Problem>
             }
         }
         Projection::Members => {
-            pages(&mut lines, &mut tx, async |tx, page| members::list(tx, true, page, ROWS).await, MemberView::from).await?;
+            pages(&mut lines, &mut tx, async |tx, page| members::list(tx, true, page, ROWS).await, MemberView::from)
+                .await?;
         }
         Projection::ApiKeys => {
             pages(&mut lines, &mut tx, async |tx, page| api_keys::list(tx, page, ROWS).await, ApiKeyView::from).await?;

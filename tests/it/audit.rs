@@ -73,7 +73,10 @@ async fn s2_20_s2_25_s2_26_people_are_members_in_each_log_and_named_one_by_one()
         assert_eq!(created.len(), 1, "only what was done here");
         let actor = &created[0]["actor"];
         assert_eq!(actor["type"], "member");
-        assert!(names.insert(actor["id"].as_str().unwrap().to_owned()), "the same person is another member in each org");
+        assert!(
+            names.insert(actor["id"].as_str().unwrap().to_owned()),
+            "the same person is another member in each org"
+        );
 
         if number == 0 {
             // Two people, two names; and the second has one of their own.
@@ -113,7 +116,8 @@ async fn an_event_and_two_heads_are_proven_to_whoever_has_the_key() {
     assert_eq!((old.head().size, size), (23, 323));
 
     // The tree is the one over the headers, whoever computes it.
-    let mut headers = decode_entries(&audited.bytes(&tenant, "audit/tile/entries/000").await, 256).unwrap().concat_owned();
+    let mut headers =
+        decode_entries(&audited.bytes(&tenant, "audit/tile/entries/000").await, 256).unwrap().concat_owned();
     let rest = audited.bytes(&tenant, "audit/tile/entries/001.p/67").await;
     headers.extend(decode_entries(&rest, 67).unwrap().concat_owned());
     let leaves: Vec<Hash> = headers.iter().map(|header| leaf_hash(header)).collect();
@@ -364,7 +368,10 @@ async fn an_organization_is_seen_as_it_was_and_stays_as_it_is() {
     assert_eq!(at("2000-01-01T00:00:00Z", "organization").await[0]["size"], 0);
     // Nobody notices: neither rows nor versions are left.
     let mut database = audited.cluster.superuser().await;
-    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM rm.records WHERE rm_version < 0").fetch_one(&mut database).await.unwrap();
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM rm.records WHERE rm_version < 0")
+        .fetch_one(&mut database)
+        .await
+        .unwrap();
     assert_eq!(left, 0);
     // A past that was edited is not shown.
     sqlx::raw_sql("ALTER TABLE audit.events DISABLE TRIGGER USER").execute(&mut database).await.unwrap();

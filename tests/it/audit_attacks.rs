@@ -55,7 +55,8 @@ async fn rechain(database: &mut PgConnection, org: Uuid) {
     for table in ["signatures", "checkpoints", "tiles"] {
         execute(database, &format!("DELETE FROM audit.{table} WHERE org_id = $1"), org).await;
     }
-    let count = "UPDATE audit.heads SET frontier = NULL, next_idx = (SELECT count(*) FROM audit.events WHERE org_id = $1)
+    let count =
+        "UPDATE audit.heads SET frontier = NULL, next_idx = (SELECT count(*) FROM audit.events WHERE org_id = $1)
         WHERE org_id = $1";
     assert_eq!(execute(database, count, org).await, 1);
 }
@@ -259,7 +260,11 @@ async fn a_stolen_key_forges_no_past() {
         .execute(&mut database)
         .await
         .unwrap();
-    sqlx::query("DELETE FROM audit.signatures WHERE org_id = $1 AND size = 23").bind(org).execute(&mut database).await.unwrap();
+    sqlx::query("DELETE FROM audit.signatures WHERE org_id = $1 AND size = 23")
+        .bind(org)
+        .execute(&mut database)
+        .await
+        .unwrap();
     sqlx::query("INSERT INTO audit.signatures (org_id, size, name, key_id, line) VALUES ($1, 23, $2, $3, $4)")
         .bind(org)
         .bind(note.signatures()[0].name.as_str())

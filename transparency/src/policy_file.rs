@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Distrust, LogKey, MAX_WITNESSES, Policy, PolicyError, SignedNote, WitnessKey, Witnessed, text::plain_text};
+use crate::{
+    Distrust, LogKey, MAX_WITNESSES, Policy, PolicyError, SignedNote, WitnessKey, Witnessed, text::plain_text,
+};
 
 /// The longest file that is read.
 const MAX_BYTES: usize = 64 * 1024;
@@ -82,7 +84,11 @@ impl PolicyFile {
                 _ => return Err(wrong("is not a log, witness, group or (once) quorum".to_owned())),
             }
         }
-        if has_quorum { Ok(policy) } else { Err(whole("a line `quorum` is missing; `quorum none` asks for none".into())) }
+        if has_quorum {
+            Ok(policy)
+        } else {
+            Err(whole("a line `quorum` is missing; `quorum none` asks for none".into()))
+        }
     }
 
     fn add_witness(&mut self, name: &str, key: WitnessKey, url: Option<&str>) -> Result<(), String> {

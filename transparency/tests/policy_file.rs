@@ -1,8 +1,6 @@
 //! Policies as files: what is read, what is refused by its line, and whose signatures are enough.
 
-use orgstream_transparency::{
-    AddCheckpoint, Frontier, LogSigner, PolicyFile, SignedNote, WitnessSigner, leaf_hash,
-};
+use orgstream_transparency::{AddCheckpoint, Frontier, LogSigner, PolicyFile, SignedNote, WitnessSigner, leaf_hash};
 
 fn log() -> LogSigner {
     LogSigner::from_seed("audit.test/org_1".parse().unwrap(), &[1; 32])
@@ -14,9 +12,13 @@ fn witness(number: u8) -> WitnessSigner {
 
 /// Three witnesses, of which one is needed and one of two others.
 fn policy(quorum: &str) -> String {
-    let witnesses: String =
-        (1..=3).map(|number| format!("witness w{number} {} https://w{number}.test\n", witness(number).verifier())).collect();
-    format!("# ours\nlog {}\n{witnesses}\ngroup others 1 w2 w3\ngroup both all w1 others\nquorum {quorum}\n", log().verifier())
+    let witnesses: String = (1..=3)
+        .map(|number| format!("witness w{number} {} https://w{number}.test\n", witness(number).verifier()))
+        .collect();
+    format!(
+        "# ours\nlog {}\n{witnesses}\ngroup others 1 w2 w3\ngroup both all w1 others\nquorum {quorum}\n",
+        log().verifier()
+    )
 }
 
 /// A checkpoint that these have signed.

@@ -35,7 +35,11 @@ impl VerifyArgs {
     pub fn run(self) -> anyhow::Result<Outcome> {
         let json = self.json;
         let report = verify(&self.request()?);
-        if json { print_json(&report)? } else { print!("{report}") }
+        if json {
+            print_json(&report)?
+        } else {
+            print!("{report}")
+        }
         Ok(report.outcome())
     }
 
@@ -43,9 +47,10 @@ impl VerifyArgs {
         let read = |path: &PathBuf| fs::read(path).with_context(|| format!("{} cannot be read", path.display()));
         let pin = String::from_utf8(read(&self.pin)?).with_context(|| format!("{} is no key", self.pin.display()))?;
         let pin = pin.trim_end().parse().with_context(|| format!("{} is not the key of a log", self.pin.display()))?;
-        let policy = self.policy.as_ref().map(|path| {
-            PolicyFile::parse(&read(path)?).with_context(|| format!("{} is no policy", path.display()))
-        });
+        let policy = self
+            .policy
+            .as_ref()
+            .map(|path| PolicyFile::parse(&read(path)?).with_context(|| format!("{} is no policy", path.display())));
         let known = self.known.iter().map(|path| {
             let name = path.display().to_string();
             let note = SignedNote::parse(&read(path)?).with_context(|| format!("{name} is no checkpoint"))?;

@@ -149,7 +149,8 @@ impl Run<'_> {
             let what = "no witness was asked for: the policy that you give says whom you believe";
             self.report.find(Outcome::NotWitnessed, None, None, what);
         } else if !enough {
-            let what = format!("{} of the pinned witnesses have seen the head, which is not enough", seen.witnesses.len());
+            let what =
+                format!("{} of the pinned witnesses have seen the head, which is not enough", seen.witnesses.len());
             self.report.find(Outcome::NotWitnessed, None, None, what);
         }
     }
@@ -378,7 +379,8 @@ impl Run<'_> {
             say("What happened after this head, and what was never recorded, is not part of the proof.".to_owned());
         }
         if outcome == Outcome::NotWitnessed {
-            say("Nobody but the log's own key vouches for it: compare the head with one that you or others hold.".to_owned());
+            say("Nobody but the log's own key vouches for it: compare the head with one that you or others hold."
+                .to_owned());
         }
     }
 }

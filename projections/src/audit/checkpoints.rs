@@ -101,11 +101,7 @@ pub async fn checkpoint_with(tx: &mut TenantTx, idx: u64) -> Result<Option<Audit
 }
 
 /// All of them, the newest first.
-pub async fn checkpoints(
-    tx: &mut TenantTx,
-    page: &Page<u64>,
-    limit: u16,
-) -> Result<Listing<AuditCheckpoint>, DbError> {
+pub async fn checkpoints(tx: &mut TenantTx, page: &Page<u64>, limit: u16) -> Result<Listing<AuditCheckpoint>, DbError> {
     let (size, to_older) = page.start();
     let org = tx.org().uuid();
     let rows = i64::from(limit) + 1;
@@ -135,9 +131,7 @@ pub struct LogPolicy {
 
 /// The newest key and the witnesses that are asked, if anything ever signed.
 pub async fn policy(tx: &mut TenantTx) -> Result<Option<LogPolicy>, DbError> {
-    let policy = sqlx::query_as!(
-        LogPolicy,
-        "SELECT vkey, witnesses FROM ops.log_policies ORDER BY said_at DESC LIMIT 1"
-    );
+    let policy =
+        sqlx::query_as!(LogPolicy, "SELECT vkey, witnesses FROM ops.log_policies ORDER BY said_at DESC LIMIT 1");
     Ok(policy.fetch_optional(tx.connection()).await?)
 }

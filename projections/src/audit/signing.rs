@@ -5,9 +5,7 @@
 //! and shown to continue the head before it; where any of that fails, there is no row and so no signature.
 
 use orgstream_events::OrgId;
-use orgstream_transparency::{
-    Hash, Plan, SignatureLine, TILE_WIDTH, Tile, TreeHead, subtree_root, verify_consistency,
-};
+use orgstream_transparency::{Hash, Plan, SignatureLine, TILE_WIDTH, Tile, TreeHead, subtree_root, verify_consistency};
 use sqlx::{PgPool, Postgres, Transaction, postgres::PgListener};
 use uuid::Uuid;
 
@@ -145,9 +143,7 @@ impl SigningTx {
             let first = tile.index() * u64::from(TILE_WIDTH);
             let hashes = match tile.level().checked_sub(1) {
                 None => self.leaves(first, TILE_WIDTH.into()).await?,
-                Some(below) => {
-                    tree::tile_roots(&mut self.transaction, org, below, first, TILE_WIDTH.into()).await?
-                }
+                Some(below) => tree::tile_roots(&mut self.transaction, org, below, first, TILE_WIDTH.into()).await?,
             };
             let bytes: Vec<u8> = hashes.iter().flat_map(|hash| hash.0).collect();
             let root = subtree_root(&hashes).0;
@@ -213,10 +209,12 @@ impl SigningTx {
             if newest == head {
                 return Ok(origin);
             }
-            let refused = |error| self.altered(format!("{head:?} does not continue the checkpoint {newest:?}: {error}"));
+            let refused =
+                |error| self.altered(format!("{head:?} does not continue the checkpoint {newest:?}: {error}"));
             let plan = Plan::consistency(newest.size, head.size).map_err(refused)?;
             let proof = self.prove(&plan).await?;
-            let refused = |error| self.altered(format!("{head:?} does not continue the checkpoint {newest:?}: {error}"));
+            let refused =
+                |error| self.altered(format!("{head:?} does not continue the checkpoint {newest:?}: {error}"));
             verify_consistency(newest, head, &proof).map_err(refused)?;
         }
         sqlx::query!(

@@ -80,12 +80,7 @@ fn hash(bytes: Vec<u8>) -> Result<Hash, DbError> {
 }
 
 /// Up to `limit` leaves from `start` on, as they were stored.
-async fn stored_leaves(
-    connection: &mut PgConnection,
-    org: Uuid,
-    start: u64,
-    limit: i64,
-) -> Result<Vec<Hash>, DbError> {
+async fn stored_leaves(connection: &mut PgConnection, org: Uuid, start: u64, limit: i64) -> Result<Vec<Hash>, DbError> {
     let rows = sqlx::query_scalar!(
         "SELECT leaf FROM audit.events WHERE org_id = $1 AND idx >= $2 AND idx < $2 + $3 ORDER BY idx",
         org,
@@ -139,11 +134,7 @@ pub(super) async fn tile_roots(
 
 /// The hashes of these tiles, without those that the log does not have. Full ones come in one statement; of those that are
 /// not, there is one at most in each level.
-pub(super) async fn tiles(
-    connection: &mut PgConnection,
-    org: Uuid,
-    wanted: &BTreeSet<Tile>,
-) -> Result<Tiles, DbError> {
+pub(super) async fn tiles(connection: &mut PgConnection, org: Uuid, wanted: &BTreeSet<Tile>) -> Result<Tiles, DbError> {
     let asked: Vec<&Tile> = wanted.iter().collect();
     let rows = sqlx::query!(
         r#"SELECT tile.level, tile.index, tile.hashes
@@ -181,7 +172,8 @@ pub(super) async fn tiles(
 
 pub(super) async fn prove_with(connection: &mut PgConnection, org: Uuid, plan: &Plan) -> Result<Vec<Hash>, DbError> {
     let tiles = tiles(connection, org, &plan.tiles()).await?;
-    plan.prove(&tiles).map_err(|missing| DbError::Unreadable { what: "the audit log's tree", value: missing.to_string() })
+    plan.prove(&tiles)
+        .map_err(|missing| DbError::Unreadable { what: "the audit log's tree", value: missing.to_string() })
 }
 
 /// The hashes of a proof in the org's tree.
