@@ -319,6 +319,14 @@ pub async fn get(tx: &mut TenantTx, event: EventId) -> Result<Option<AuditEntry>
     row.fetch_optional(tx.connection()).await?.map(AuditEntry::try_from).transpose()
 }
 
+/// The place of the last event that the stream has at `seq` or before.
+pub async fn last_idx(tx: &mut TenantTx, seq: u64) -> Result<Option<u64>, DbError> {
+    let org = tx.org().uuid();
+    let last = sqlx::query_scalar("SELECT max(idx) FROM audit.events WHERE org_id = $1 AND seq <= $2");
+    let last: Option<i64> = last.bind(org).bind(to_bigint(seq)).fetch_one(tx.connection()).await?;
+    Ok(last.map(from_bigint))
+}
+
 /// How many events the log has.
 pub async fn size(tx: &mut TenantTx) -> Result<u64, DbError> {
     let org = tx.org().uuid();

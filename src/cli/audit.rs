@@ -3,16 +3,26 @@
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use orgstream_events::OrgId;
 use orgstream_verifier::VerifyArgs;
 
 use super::client::Api;
-use crate::{audit::export::Export, config::ClientArgs};
+use crate::{
+    audit::{
+        compare::{self, Compared},
+        export::Export,
+    },
+    config::{ClientArgs, DatabaseArgs, NatsArgs},
+    node,
+};
 
 /// Export an organization's audit log, and verify an export.
 #[derive(clap::Subcommand)]
 pub(crate) enum Job {
     /// Write an organization's audit log into a folder: events, tree, signed heads, tables. Running it again goes on.
     Export(ExportArgs),
+    /// Compare an organization's stream, its audit log and its read models with each other. For operators.
+    Compare(CompareArgs),
     /// Verify an exported audit log: no network, no database, no account, and nothing is written.
     Verify(VerifyArgs),
 }
@@ -33,8 +43,47 @@ pub(crate) struct ExportArgs {
 pub(crate) async fn run(job: Job) -> anyhow::Result<ExitCode> {
     match job {
         Job::Export(args) => export(args).await,
+        Job::Compare(args) => compare(args).await,
         Job::Verify(args) => Ok(args.run()?.code().into()),
     }
+}
+
+/// Whose accounts, and where they are.
+#[derive(clap::Args)]
+pub(crate) struct CompareArgs {
+    /// The organization, by id.
+    #[arg(long, value_name = "ORG")]
+    org: OrgId,
+    /// Print what was found as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    nats: NatsArgs,
+    #[command(flatten)]
+    database: DatabaseArgs,
+}
+
+async fn compare(args: CompareArgs) -> anyhow::Result<ExitCode> {
+    let db = node::open_database(&args.database, 1).await?;
+    let log = node::connect_log(&args.nats).await?;
+    let compared = compare::compare(&log, &db, args.org).await?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&compared)?);
+    } else {
+        let Compared { stream, audit, signed, rows, differences } = &compared;
+        println!("stream       {} events, root {}", stream.0, stream.1);
+        println!("audit log    {} events, root {}", audit.0, audit.1);
+        match signed {
+            Some(size) => println!("signed       the head of {size} events is proven to begin with these"),
+            None => println!("signed       no head yet"),
+        }
+        println!("read models  {rows} rows");
+        differences.iter().for_each(|difference| println!("! {difference}"));
+        if differences.is_empty() {
+            println!("all three say the same");
+        }
+    }
+    Ok(if compared.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn export(args: ExportArgs) -> anyhow::Result<ExitCode> {

@@ -33,7 +33,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "IDX|TIME", conflicts_with = "from")]
     at: Option<String>,
     /// What to print with --at: `organization`, `members`, `api_keys` or `records`.
-    #[arg(long, value_name = "NAME", requires = "at")]
+    #[arg(long, value_name = "NAME", requires = "at",
+        value_parser = ["organization", "members", "api_keys", "records"])]
     projection: Option<String>,
     #[command(flatten)]
     client: ClientArgs,
@@ -43,11 +44,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let api = Api::new(&args.client)?;
     let org = api.org(args.org).await?;
     if let Some(at) = args.at {
-        let path = format!("/v1/organizations/{org}/audit/state");
-        let mut request = api.request(Method::GET, &path).query(&[("at", at)]);
-        if let Some(projection) = args.projection {
-            request = request.query(&[("projection", projection)]);
-        }
+        // Of what a place or a time consists of, only this is something else in a query.
+        let at = at.replace('+', "%2B");
+        let projection = args.projection.map(|name| format!("&projection={name}")).unwrap_or_default();
+        let request = api.request(Method::GET, &format!("/v1/organizations/{org}/audit/state?at={at}{projection}"));
         let rows = api.send(request).await?.bytes().await?;
         let mut out = stdout();
         out.write_all(&rows).await?;

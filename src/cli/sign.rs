@@ -3,6 +3,7 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
+use axum::{Router, routing::get};
 use orgstream_projections::audit::SigningDatabase;
 use orgstream_transparency::{Log, LogSigner};
 
@@ -36,6 +37,9 @@ pub(crate) struct Args {
     /// How long an event waits for a signature, in seconds.
     #[arg(long, env = "ORGSTREAM_SIGN_SECONDS", default_value_t = 10, value_name = "S")]
     sign_seconds: u64,
+    /// Where /healthz and /metrics are served.
+    #[arg(long, env = "ORGSTREAM_SIGN_HTTP", default_value = "127.0.0.1:8082", value_name = "ADDRESS")]
+    http: String,
     #[command(flatten)]
     database: DatabaseArgs,
 }
@@ -63,10 +67,16 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     node::refuse(&db.preflight().await.context("PostgreSQL could not be looked at")?)?;
     let pace = Pace { events: args.sign_events.max(1), wait: Duration::from_secs(args.sign_seconds.max(1)) };
     let signer = Signer::new(db, key, &witnesses(args.witnesses.as_ref())?, pace)?;
+    let metrics = telemetry::metrics()?;
     let stop = node::stop_when_asked()?;
-    // Only to have somewhere to count: this process listens on no port.
-    let _metrics = telemetry::metrics()?;
-    tracing::info!("signing");
+    let listener = node::listen(&args.http).await?;
+    tracing::info!(address = %listener.local_addr()?, "signing; /healthz and /metrics answer");
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/metrics", get(move || async move { metrics.render() }));
+    let probes = tokio::spawn(
+        axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned()).into_future(),
+    );
     signer.run(stop).await;
-    Ok(())
+    Ok(probes.await??)
 }

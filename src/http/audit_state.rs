@@ -10,7 +10,7 @@ use axum::{
 };
 use orgstream_events::Timestamp;
 use orgstream_projections::{
-    AsOf, Listing, Moment, Page, Place, Placed, TenantTx, TooMany, api_keys, members, organizations, records,
+    AsOf, Listing, Moment, Page, Placed, TenantTx, TooMany, api_keys, members, organizations, records,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -118,7 +118,7 @@ async fn render(state: AsOf, projection: Projection) -> Result<Vec<u8>, Problem>
             pages(&mut lines, &mut tx, async |tx, page| api_keys::list(tx, page, ROWS).await, ApiKeyView::from).await?;
         }
         Projection::Records => {
-            let list = async |tx: &mut TenantTx, page: &Page<Place>| records::list(tx, None, true, page, ROWS).await;
+            let list = async |tx: &mut TenantTx, page: &Page<u64>| records::list(tx, None, true, page, ROWS).await;
             pages(&mut lines, &mut tx, list, RecordView::from).await?;
         }
     }
@@ -126,10 +126,10 @@ async fn render(state: AsOf, projection: Projection) -> Result<Vec<u8>, Problem>
 }
 
 /// All pages of a listing.
-async fn pages<T: Placed<Place = Place>, V: Serialize>(
+async fn pages<T: Placed, V: Serialize>(
     lines: &mut Lines,
     tx: &mut TenantTx,
-    list: impl AsyncFn(&mut TenantTx, &Page<Place>) -> Result<Listing<T>, orgstream_projections::DbError>,
+    list: impl AsyncFn(&mut TenantTx, &Page<T::Place>) -> Result<Listing<T>, orgstream_projections::DbError>,
     view: impl Fn(T) -> V,
 ) -> Result<(), Problem> {
     let mut page = Page::First;

@@ -375,11 +375,7 @@ async fn an_organization_is_seen_as_it_was_and_stays_as_it_is() {
     assert_eq!(left, 0);
     // A past that was edited is not shown.
     sqlx::raw_sql("ALTER TABLE audit.events DISABLE TRIGGER USER").execute(&mut database).await.unwrap();
-    sqlx::query("UPDATE audit.events SET header = (SELECT header FROM audit.events WHERE org_id = $1 AND idx = 4), payload = (SELECT payload FROM audit.events WHERE org_id = $1 AND idx = 4) WHERE org_id = $1 AND idx = 3")
-        .bind(tenant.id.uuid())
-        .execute(&mut database)
-        .await
-        .unwrap();
+    crate::audit_attacks::edit(&mut database, tenant.id.uuid(), 3).await;
     let answer = client.get(&tenant.key, &tenant.path("audit/state?at=4")).await;
     assert_eq!(answer.status, 500, "{answer:?}");
 }

@@ -29,7 +29,7 @@ async fn disarm(database: &mut PgConnection) {
 }
 
 /// Changes what a stored event says of its actor, and the hash beside it: whoever looks at the row sees nothing.
-async fn edit(database: &mut PgConnection, org: Uuid, idx: i64) {
+pub(crate) async fn edit(database: &mut PgConnection, org: Uuid, idx: i64) {
     let header: Vec<u8> = sqlx::query_scalar("SELECT header FROM audit.events WHERE org_id = $1 AND idx = $2")
         .bind(org)
         .bind(idx)
@@ -86,9 +86,16 @@ async fn an_event_that_was_edited_is_found_by_its_bytes() {
     audited.verify("bytes", &POLICY).await.expect(40).naming(&["tile/entries/000 17", "its bytes"]);
     assert_eq!(execute(&mut database, edit_bytes, org).await, 1, "and back");
 
+    // (The three accounts agree again.)
+    let compare = ["audit", "compare", "--org", &tenant.id.to_string()];
+    let compared = audited.cluster.cli("", &compare).await.success();
+    assert!(compared.stdout.contains("all three say the same"), "{compared:?}");
+
     // Row 2: bytes and stored hash. The tree that was signed has the old one.
     edit(&mut database, org, 17).await;
     audited.export(&tenant, "hashes").await;
+    let compared = audited.cluster.cli("", &compare).await.failure();
+    assert!(compared.stdout.contains("another event than the stream"), "{compared:?}");
     audited.verify("hashes", &POLICY).await.expect(40).naming(&["tile/entries/000 17", "its bytes"]);
     // In the part of the log that has no full tile yet, it is the root.
     edit(&mut database, org, 290).await;
@@ -139,6 +146,8 @@ async fn dropped_newest_events_are_missed_by_whoever_has_seen_them() {
         log.contains("events are lost").then_some(())
     })
     .await;
+    let compared = audited.cluster.cli("", &["audit", "compare", "--org", &tenant.id.to_string()]).await.failure();
+    assert!(compared.stdout.contains("is not in the audit log"), "{compared:?}");
     audited.export(&tenant, "shorter").await;
     let known = [&POLICY[..], &["--known", "kept.checkpoint"]].concat();
     audited.verify("shorter", &known).await.expect(30).naming(&["newest events were dropped"]);

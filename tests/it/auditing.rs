@@ -82,7 +82,8 @@ impl Auditing {
     }
 
     pub(crate) fn start_signing(&mut self) {
-        let args = ["sign", "--keys", "keys", "--witnesses", "policy.txt", "--sign-seconds", "1"];
+        let args =
+            ["sign", "--keys", "keys", "--witnesses", "policy.txt", "--sign-seconds", "1", "--http", "127.0.0.1:0"];
         self.signing = Some(self.spawn("sign.log", &args));
     }
 

@@ -36,9 +36,9 @@ impl VerifyArgs {
         let json = self.json;
         let report = verify(&self.request()?);
         if json {
-            print_json(&report)?
+            print_json(&report)?;
         } else {
-            print!("{report}")
+            print!("{report}");
         }
         Ok(report.outcome())
     }
