@@ -12,8 +12,9 @@ SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
         SELECT made.size FROM audit.checkpoints AS made WHERE made.org_id = head.org_id ORDER BY made.size DESC LIMIT 1
     ) AS newest ON true
     WHERE head.next_idx >= coalesce(newest.size, 0) + grown_by
-        OR (SELECT count(*) FROM audit.signatures AS line
-            WHERE line.org_id = head.org_id AND line.size = newest.size) < signed_by AND newest.size IS NOT NULL
+        OR signed_by > 0 AND newest.size IS NOT NULL AND (
+            SELECT count(*) FROM audit.signatures AS line WHERE line.org_id = head.org_id AND line.size = newest.size
+        ) < signed_by
 $$;
 REVOKE ALL ON FUNCTION app.orgs_to_sign FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION app.orgs_to_sign TO app_sign;

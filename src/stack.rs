@@ -288,7 +288,7 @@ async fn signer(keys: &Path, database: &DatabaseArgs, witnesses: &str) -> anyhow
     let files = KeyFiles::of_log(keys);
     let key = if files.exist() { files.load()? } else { files.make(HOST.parse()?)? };
     let db = SigningDatabase::connect(&database.options(2)).await.context("PostgreSQL does not answer")?;
-    Signer::new(db, key, witnesses, Pace::default())
+    Ok(Signer::new(db, key, witnesses, Pace::default())?.after(&files.handovers()?))
 }
 
 fn start_issuer(dir: &Path, stop: CancellationToken) -> anyhow::Result<(DevIssuer, JoinHandle<anyhow::Result<()>>)> {

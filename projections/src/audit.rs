@@ -24,8 +24,8 @@ use crate::{
 };
 
 pub use checkpoints::{
-    AuditCheckpoint, LogPolicy, ask_for_checkpoint, checkpoint_at, checkpoint_with, checkpoints, newest_checkpoint,
-    policy,
+    AuditCheckpoint, LogPolicy, ask_for_checkpoint, checkpoint_at, checkpoint_with, checkpoints, handovers,
+    newest_checkpoint, policy,
 };
 pub use signing::{SigningDatabase, SigningTx, Wishes};
 pub(crate) use tree::LogEnd;

@@ -14,8 +14,8 @@ use indicatif::ProgressBar;
 use orgstream_events::{Fingerprint, OrgId, Timestamp};
 use orgstream_transparency::{Checkpoint, SignedNote, TILE_WIDTH, Tile};
 use orgstream_verifier::{
-    CHECKPOINTS, CSV, CSV_HEAD, Entry, FORMAT, JSONL, ListedFile, MANIFEST, Manifest, OCSF, POLICY, decode_entries,
-    decode_payloads, payloads_path,
+    CHECKPOINTS, CSV, CSV_HEAD, Entry, FORMAT, HANDOVERS, JSONL, ListedFile, MANIFEST, Manifest, OCSF, POLICY,
+    decode_entries, decode_payloads, payloads_path,
 };
 use reqwest::Method;
 use serde_json::Value;
@@ -66,6 +66,10 @@ impl Export {
         self.write_renderings(size).await?;
         let policy = self.text("/audit/policy").await?;
         self.write(POLICY, policy.as_bytes()).await?;
+        let notes = self.api.get(&format!("{}/audit/handovers", self.base)).await?;
+        for (nth, note) in notes.pointer("/data").and_then(Value::as_array).into_iter().flatten().enumerate() {
+            self.write(&format!("{HANDOVERS}/{nth}"), note.as_str().unwrap_or_default().as_bytes()).await?;
+        }
         self.remove_leftovers().await?;
         self.files.sort_by(|one, other| one.path.cmp(&other.path));
         let manifest = Manifest {

@@ -12,7 +12,7 @@ use orgstream_projections::{
     BoundOrg, DbError,
     audit::{SigningDatabase, Wishes},
 };
-use orgstream_transparency::{LogSigner, PolicyFile, TreeHead};
+use orgstream_transparency::{LogSigner, PolicyFile, SignedNote, TreeHead};
 use tokio::{
     sync::mpsc,
     task::JoinSet,
@@ -50,6 +50,7 @@ pub struct Signer {
     key: LogSigner,
     witnesses: PolicyFile,
     witness_lines: String,
+    handovers: Vec<String>,
     pace: Pace,
     refused: HashSet<OrgId>,
 }
@@ -64,9 +65,15 @@ impl Signer {
             key,
             witnesses: PolicyFile::parse(witness_lines.as_bytes())?,
             witness_lines,
+            handovers: Vec::new(),
             pace,
             refused: HashSet::new(),
         })
+    }
+
+    /// The notes by which earlier keys handed over to this one, which readers are shown.
+    pub fn after(self, handovers: &[SignedNote]) -> Self {
+        Self { handovers: handovers.iter().map(ToString::to_string).collect(), ..self }
     }
 
     /// Signs until `stop`.
@@ -128,7 +135,7 @@ impl Signer {
     /// What is needed of the database, again after it was away.
     async fn start(&self) -> Option<Wishes> {
         let started = async {
-            self.db.say_policy(&self.key.verifier().to_string(), &self.witness_lines).await?;
+            self.db.say_policy(&self.key.verifier().to_string(), &self.witness_lines, &self.handovers).await?;
             self.db.wishes().await
         };
         match started.await {

@@ -28,6 +28,10 @@ pub(crate) struct Args {
     /// Make a key for the logs of this host, and end. Every log is called `<host>/<organization>`.
     #[arg(long, value_name = "HOST")]
     new_key: Option<String>,
+    /// Put a new key in the place of the one that is there, and end. The old key signs that it hands over, so whoever pinned
+    /// it can follow; witnesses have to be given the new `log.vkey`.
+    #[arg(long, conflicts_with = "new_key")]
+    hand_over: bool,
     /// The witnesses to ask, as a C2SP tlog-policy with their addresses.
     #[arg(long, env = "ORGSTREAM_WITNESSES", value_name = "FILE")]
     witnesses: Option<PathBuf>,
@@ -62,11 +66,15 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     if !keys.exist() {
         bail!("there is no key in {}: make one with `orgstream sign --new-key HOST`", args.keys.display());
     }
+    if args.hand_over {
+        println!("{}", keys.hand_over()?.verifier());
+        return Ok(());
+    }
     let key = keys.load::<Log>()?;
     let db = SigningDatabase::connect(&args.database.options(4)).await.context("PostgreSQL does not answer")?;
     node::refuse(&db.preflight().await.context("PostgreSQL could not be looked at")?)?;
     let pace = Pace { events: args.sign_events.max(1), wait: Duration::from_secs(args.sign_seconds.max(1)) };
-    let signer = Signer::new(db, key, &witnesses(args.witnesses.as_ref())?, pace)?;
+    let signer = Signer::new(db, key, &witnesses(args.witnesses.as_ref())?, pace)?.after(&keys.handovers()?);
     let metrics = telemetry::metrics()?;
     let stop = node::stop_when_asked()?;
     let listener = node::listen(&args.http).await?;

@@ -176,6 +176,25 @@ pub async fn policy(mut org: OrgView<AuditLog>) -> Result<Response, Problem> {
     Ok(org.view.text(format!("log {key}\n{}", policy.witnesses)))
 }
 
+/// How the log's key was replaced
+///
+/// Notes that the old key and the new one signed: whoever pinned an old key can follow.
+#[utoipa::path(
+    get, path = "/v1/organizations/{org}/audit/handovers", operation_id = "list_audit_handovers", tag = "audit",
+    responses((status = 200, description = "Signed notes, the oldest first", body = HandOvers)),
+)]
+pub async fn handovers(mut org: OrgView<AuditLog>) -> Result<Response, Problem> {
+    let data = audit::handovers(&mut org.view.tx).await?;
+    Ok(org.view.listing(&HandOvers { data }))
+}
+
+/// Notes by which keys handed over.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct HandOvers {
+    /// The notes.
+    pub data: Vec<String>,
+}
+
 /// One file of the log's static part.
 #[derive(Debug, Clone, Copy)]
 pub enum TileFile {
@@ -236,7 +255,7 @@ pub async fn tile(
         }
         match file {
             TileFile::Payloads(_) => {
-                let payloads: Vec<Payload> = rows.into_iter().map(payload).collect();
+                let payloads: Vec<Payload> = rows.iter().map(payload).collect();
                 encode_payloads(&payloads)
             }
             _ => encode_entries(rows.iter().map(|row| &*row.sealed.header))
@@ -251,7 +270,7 @@ pub async fn tile(
 }
 
 /// The payload as far as it may leave. Of an event that cannot be read nobody knows what is in it.
-fn payload(entry: AuditEntry) -> Payload {
+fn payload(entry: &AuditEntry) -> Payload {
     match entry.sealed.read_header() {
         Ok(header) if !is_inward(&header.event_type) => Payload::Here(entry.sealed.payload.to_vec()),
         _ => Payload::Withheld,

@@ -138,6 +138,7 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(audit_proofs::checkpoint))
         .routes(routes!(audit_proofs::checkpoints))
         .routes(routes!(audit_proofs::policy))
+        .routes(routes!(audit_proofs::handovers))
         .routes(routes!(audit_proofs::tile))
         .routes(routes!(audit_proofs::consistency))
         .routes(routes!(events::replay))

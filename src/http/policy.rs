@@ -107,6 +107,7 @@ pub const ROUTES: &[RoutePolicy] = &[
     route("GET", "/v1/organizations/{org}/audit/checkpoint", Org(P::ReadAudit), AUDIT),
     route("GET", "/v1/organizations/{org}/audit/checkpoints", Org(P::ReadAudit), AUDIT),
     route("GET", "/v1/organizations/{org}/audit/policy", Org(P::ReadAudit), AUDIT),
+    route("GET", "/v1/organizations/{org}/audit/handovers", Org(P::ReadAudit), AUDIT),
     route("GET", "/v1/organizations/{org}/audit/tile/{*path}", Org(P::ReadAudit), Plain),
     route("GET", "/v1/organizations/{org}/audit/consistency", Org(P::ReadAudit), AUDIT),
     route("GET", "/v1/organizations/{org}/events", Org(P::ReadAudit), AUDIT),

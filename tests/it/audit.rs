@@ -379,3 +379,38 @@ async fn an_organization_is_seen_as_it_was_and_stays_as_it_is() {
     let answer = client.get(&tenant.key, &tenant.path("audit/state?at=4")).await;
     assert_eq!(answer.status, 500, "{answer:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_hands_over_and_whoever_pinned_it_can_follow() {
+    let mut audited = Auditing::start_unwitnessed().await;
+    audited.start_signing();
+    let tenant = audited.cluster.tenant("rotated").await;
+    audited.records(&tenant, ["under the first key".to_owned()]).await;
+    let old = audited.head(&tenant).await;
+    fs::write(audited.path("old.checkpoint"), old.to_string()).unwrap();
+    fs::copy(audited.path("keys/log.vkey"), audited.path("pinned.vkey")).unwrap();
+    audited.stop_signing();
+    let handed = audited.cluster.cli("", &["sign", "--keys", "keys", "--hand-over"]).await.success();
+    assert_ne!(handed.stdout, fs::read_to_string(audited.path("pinned.vkey")).unwrap());
+    assert_eq!(handed.stdout, fs::read_to_string(audited.path("keys/log.vkey")).unwrap());
+    audited.start_signing();
+    audited.records(&tenant, ["under the second key".to_owned()]).await;
+    let new = audited.head(&tenant).await;
+    assert_ne!(old.signatures()[0].key_id, new.signatures()[0].key_id);
+    audited.export(&tenant, "bundle").await;
+    let verify = |bundle: &'static str, pin: &'static str| {
+        let args = ["audit", "verify", "--bundle", bundle, "--pin", pin, "--known", "old.checkpoint"];
+        audited.cluster.cli("", &args)
+    };
+    for pin in ["pinned.vkey", "keys/log.vkey"] {
+        let said = verify("bundle", pin).await;
+        assert!(said.stdout.starts_with("VALID, NOT WITNESSED"), "{pin}: {said:?}");
+    }
+    // Without the note there is no way from one key to the other.
+    let alone = audited.path("alone");
+    copy(&audited.path("bundle"), &alone);
+    fs::remove_dir_all(alone.join("handovers")).unwrap();
+    remake_manifest(&alone);
+    let said = verify("alone", "pinned.vkey").await;
+    assert!(said.stdout.starts_with("INVALID") && said.stdout.contains("not signed"), "{said:?}");
+}

@@ -45,6 +45,7 @@
 mod checkpoint;
 mod evidence;
 mod frontier;
+mod handover;
 mod hash;
 mod keys;
 mod note;
@@ -59,6 +60,7 @@ mod witness;
 pub use checkpoint::Checkpoint;
 pub use evidence::{Evidence, EvidenceError, MAX_EVIDENCE_BYTES, Proven, verify_event};
 pub use frontier::Frontier;
+pub use handover::{HandOver, HandOverError};
 pub use hash::{Hash, MAX_TREE_SIZE, TreeHead, leaf_hash};
 pub use keys::{
     BadSignature, Log, LogKey, LogSigner, Role, SignerKey, VerifierKey, Witness, WitnessKey, WitnessSigner,

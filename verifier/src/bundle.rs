@@ -13,6 +13,8 @@ pub const FORMAT: &str = "orgstream-audit-bundle/1";
 pub const MANIFEST: &str = "manifest.json";
 /// The folder of signed heads, each named by its size.
 pub const CHECKPOINTS: &str = "checkpoints";
+/// The folder of notes by which the log's keys handed over, one to the next.
+pub const HANDOVERS: &str = "handovers";
 /// The events for people, one JSON object a line.
 pub const JSONL: &str = "events.jsonl";
 /// The same as a table.

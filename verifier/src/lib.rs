@@ -12,7 +12,7 @@ mod report;
 mod verify;
 
 pub use bundle::{
-    CHECKPOINTS, CSV, FORMAT, JSONL, ListedFile, MANIFEST, Manifest, OCSF, POLICY, Payload, decode_entries,
+    CHECKPOINTS, CSV, FORMAT, HANDOVERS, JSONL, ListedFile, MANIFEST, Manifest, OCSF, POLICY, Payload, decode_entries,
     decode_payloads, encode_entries, encode_payloads, log_key, payloads_path,
 };
 pub use cli::VerifyArgs;

@@ -8,12 +8,12 @@ use std::{
 
 use orgstream_events::{OrgId, Timestamp};
 use orgstream_transparency::{
-    Checkpoint, Frontier, Hash, LogKey, PolicyFile, SignedNote, TILE_WIDTH, Tile, TreeHead, Witnessed, leaf_hash,
-    subtree_root,
+    Checkpoint, Frontier, HandOver, Hash, LogKey, PolicyFile, SignedNote, TILE_WIDTH, Tile, TreeHead, Witnessed,
+    leaf_hash, subtree_root,
 };
 
 use crate::{
-    CHECKPOINTS, CSV, CSV_HEAD, Entry, FORMAT, JSONL, MANIFEST, Manifest, OCSF, Outcome, Payload, Report,
+    CHECKPOINTS, CSV, CSV_HEAD, Entry, FORMAT, HANDOVERS, JSONL, MANIFEST, Manifest, OCSF, Outcome, Payload, Report,
     decode_entries, decode_payloads,
     files::{Files, Lines},
     log_key, payloads_path,
@@ -57,19 +57,35 @@ pub fn verify(request: &Request) -> Report {
     let Some(manifest) = read_manifest(&request.bundle, &mut report) else { return report };
     report.origin.clone_from(&manifest.origin);
     report.size = manifest.size;
-    let Some(log) = log_key(&request.pin, &manifest.origin, manifest.org) else {
+    if log_key(&request.pin, &manifest.origin, manifest.org).is_none() {
         let what = format!("is of the log {}, and the pinned key is of {}", manifest.origin, request.pin.name());
         report.invalid(MANIFEST, what);
         return report;
-    };
-    let files = Files::new(&request.bundle, &manifest);
-    let mut run = Run { request, manifest: &manifest, log, files, report, heads: BTreeMap::new(), seen_by: Vec::new() };
+    }
+    let mut files = Files::new(&request.bundle, &manifest);
+    let keys = follow(&request.pin, &manifest, &mut files, &mut report);
+    let mut run =
+        Run { request, manifest: &manifest, keys, files, report, heads: BTreeMap::new(), seen_by: Vec::new() };
     run.read_checkpoints();
     run.read_known();
     run.read_events();
     run.files.finish(&mut run.report);
     run.say();
     run.report
+}
+
+/// The keys of the log that the pinned one leads to, by the log's own name.
+fn follow(pin: &LogKey, manifest: &Manifest, files: &mut Files, report: &mut Report) -> Vec<LogKey> {
+    let mut notes = Vec::new();
+    for path in files.below(&format!("{HANDOVERS}/")) {
+        let note = files.read(&path, report).and_then(|bytes| SignedNote::parse(&bytes).ok());
+        match note.filter(|note| HandOver::read(note).is_ok()) {
+            Some(note) => notes.push(note),
+            None => report.invalid(&path, "is not a hand-over that both keys signed"),
+        }
+    }
+    let keys = HandOver::follow(pin, &notes);
+    keys.iter().filter_map(|key| log_key(key, &manifest.origin, manifest.org)).collect()
 }
 
 fn read_manifest(bundle: &Path, report: &mut Report) -> Option<Manifest> {
@@ -93,7 +109,8 @@ fn read_manifest(bundle: &Path, report: &mut Report) -> Option<Manifest> {
 struct Run<'a> {
     request: &'a Request,
     manifest: &'a Manifest,
-    log: LogKey,
+    /// The keys of the log: the pinned one, and those that it handed over to.
+    keys: Vec<LogKey>,
     files: Files,
     report: Report,
     /// The roots that the tree has to have, by size.
@@ -107,7 +124,19 @@ impl Run<'_> {
     fn check(&self, note: &SignedNote) -> Result<(Witnessed, bool), String> {
         let nobody = || PolicyFile::parse(b"quorum none\n").map_err(|error| error.to_string());
         let policy = self.request.policy.clone().map_or_else(nobody, Ok)?;
-        policy.check(&self.log, note).map_err(|error| error.to_string())
+        self.check_by(&policy, note)
+    }
+
+    /// The same by any key of the log; the first error when it is none of them.
+    fn check_by(&self, policy: &PolicyFile, note: &SignedNote) -> Result<(Witnessed, bool), String> {
+        let mut refused = None;
+        for key in &self.keys {
+            match policy.check(key, note) {
+                Ok(checked) => return Ok(checked),
+                Err(error) => refused = refused.or(Some(error.to_string())),
+            }
+        }
+        Err(refused.unwrap_or_default())
     }
 
     fn read_checkpoints(&mut self) {
@@ -138,7 +167,7 @@ impl Run<'_> {
         }
         self.seen_by.sort_unstable();
         let Some((seen, enough)) = head else {
-            let what = format!("no checkpoint of {} events is signed by {}", self.manifest.size, self.log.name());
+            let what = format!("no checkpoint of {} events is signed by {}", self.manifest.size, self.manifest.origin);
             self.report.find(Outcome::Invalid, Some(CHECKPOINTS), None, what);
             return;
         };
@@ -159,9 +188,7 @@ impl Run<'_> {
         for KnownHead { name, note } in &self.request.known {
             // Whether witnesses signed it does not matter: the log did, and you have it.
             let nobody = PolicyFile::parse(b"quorum none\n").map_err(|error| error.to_string());
-            let checked = nobody
-                .and_then(|policy| policy.check(&self.log, note).map_err(|error| error.to_string()))
-                .map(|(seen, _)| seen.checkpoint);
+            let checked = nobody.and_then(|policy| self.check_by(&policy, note)).map(|(seen, _)| seen.checkpoint);
             let head = match checked.as_ref().map(Checkpoint::head) {
                 Ok(head) => head,
                 Err(error) => {

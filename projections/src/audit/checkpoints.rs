@@ -129,6 +129,12 @@ pub struct LogPolicy {
     pub witnesses: String,
 }
 
+/// The notes by which one key of the audit logs handed over to the next.
+pub async fn handovers(tx: &mut TenantTx) -> Result<Vec<String>, DbError> {
+    let notes = sqlx::query_scalar("SELECT note FROM ops.log_handovers ORDER BY said_at, note");
+    Ok(notes.fetch_all(tx.connection()).await?)
+}
+
 /// The newest key and the witnesses that are asked, if anything ever signed.
 pub async fn policy(tx: &mut TenantTx) -> Result<Option<LogPolicy>, DbError> {
     let policy =

@@ -60,8 +60,12 @@ impl SigningDatabase {
         Ok(ids.into_iter().map(|id| BoundOrg::named_by_operator(OrgId::from_uuid(id))).collect())
     }
 
-    /// Says who signs, and who is asked to witness, for exports to repeat.
-    pub async fn say_policy(&self, vkey: &str, witnesses: &str) -> Result<(), DbError> {
+    /// Says who signs, who is asked to witness, and by which notes the key came to be this one, for exports to repeat.
+    pub async fn say_policy(&self, vkey: &str, witnesses: &str, handovers: &[String]) -> Result<(), DbError> {
+        sqlx::query("INSERT INTO ops.log_handovers (note) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING")
+            .bind(handovers)
+            .execute(&self.pool)
+            .await?;
         sqlx::query!(
             "INSERT INTO ops.log_policies (vkey, witnesses) VALUES ($1, $2)
             ON CONFLICT (vkey) DO UPDATE SET witnesses = $2, said_at = clock_timestamp()",
