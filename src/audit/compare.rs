@@ -53,7 +53,7 @@ async fn events(
         log.placement(org.org()).await?.with_context(|| format!("there is no organization {}", org.org()))?;
     let upto = checkpoints::position(&mut db.read(org).await?, Pipeline::Audit).await?;
     let (mut stream, mut audited) = (Frontier::default(), Frontier::default());
-    let mut rows = Rows { db, org, rows: Vec::new().into_iter(), next: 1 };
+    let mut rows = Rows { db, org, left: Vec::new().into_iter(), next: 1 };
     let replay = log.replay(&placement, 1);
     pin_mut!(replay);
     while let Some(message) = replay.next().await {
@@ -93,14 +93,14 @@ async fn events(
 struct Rows<'a> {
     db: &'a Database,
     org: BoundOrg,
-    rows: std::vec::IntoIter<(u64, Vec<u8>)>,
+    left: std::vec::IntoIter<(u64, Vec<u8>)>,
     /// Rows are read by whole commits, from this sequence on; 0 at the end.
     next: u64,
 }
 
 impl Rows<'_> {
     async fn next(&mut self, upto: u64) -> Result<Option<(u64, Vec<u8>)>, DbError> {
-        if let Some(row) = self.rows.next() {
+        if let Some(row) = self.left.next() {
             return Ok(Some(row).filter(|(seq, _)| *seq <= upto));
         }
         if self.next == 0 {
@@ -111,9 +111,9 @@ impl Rows<'_> {
         let last = read.last().map_or(0, |entry| entry.seq);
         let is_end = read.len() < 2_000;
         let whole = read.into_iter().filter(|entry| is_end || entry.seq < last);
-        self.rows = whole.map(|entry| (entry.seq, entry.sealed.header.to_vec())).collect::<Vec<_>>().into_iter();
+        self.left = whole.map(|entry| (entry.seq, entry.sealed.header.to_vec())).collect::<Vec<_>>().into_iter();
         self.next = if is_end { 0 } else { last };
-        Ok(self.rows.next().filter(|(seq, _)| *seq <= upto))
+        Ok(self.left.next().filter(|(seq, _)| *seq <= upto))
     }
 }
 

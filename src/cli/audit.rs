@@ -78,7 +78,9 @@ async fn compare(args: CompareArgs) -> anyhow::Result<ExitCode> {
             None => println!("signed       no head yet"),
         }
         println!("read models  {rows} rows");
-        differences.iter().for_each(|difference| println!("! {difference}"));
+        for difference in differences {
+            println!("! {difference}");
+        }
         if differences.is_empty() {
             println!("all three say the same");
         }

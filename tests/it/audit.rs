@@ -398,9 +398,9 @@ async fn a_key_hands_over_and_whoever_pinned_it_can_follow() {
     let new = audited.head(&tenant).await;
     assert_ne!(old.signatures()[0].key_id, new.signatures()[0].key_id);
     audited.export(&tenant, "bundle").await;
-    let verify = |bundle: &'static str, pin: &'static str| {
+    let verify = async |bundle: &str, pin: &str| {
         let args = ["audit", "verify", "--bundle", bundle, "--pin", pin, "--known", "old.checkpoint"];
-        audited.cluster.cli("", &args)
+        audited.cluster.cli("", &args).await
     };
     for pin in ["pinned.vkey", "keys/log.vkey"] {
         let said = verify("bundle", pin).await;

@@ -10,7 +10,7 @@ use orgstream_transparency::{
     Frontier, Hash, LogSigner, Plan, TILE_WIDTH, Tile, TreeHead, leaf_hash, subtree_root, verify_consistency,
     verify_inclusion,
 };
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, error::DatabaseError};
 use uuid::Uuid;
 
 use crate::{
@@ -213,7 +213,7 @@ async fn the_signing_login_reads_no_payload_and_changes_nothing() {
         "SET ROLE app_rw",
     ] {
         let refused = sqlx::query(statement).execute(&mut connection).await.unwrap_err();
-        let code = refused.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
+        let code = refused.as_database_error().and_then(DatabaseError::code);
         assert_eq!(code.as_deref(), Some("42501"), "{statement}: {refused}");
     }
 }

@@ -1,4 +1,5 @@
 //! Hand-overs: whoever pinned the first key comes to the last, and nobody comes to a key that did not agree.
+#![cfg(test)]
 
 use orgstream_transparency::{HandOver, HandOverError, LogSigner, SignedNote};
 

@@ -1,4 +1,5 @@
 //! Policies as files: what is read, what is refused by its line, and whose signatures are enough.
+#![cfg(test)]
 
 use orgstream_transparency::{AddCheckpoint, Frontier, LogSigner, PolicyFile, SignedNote, WitnessSigner, leaf_hash};
 

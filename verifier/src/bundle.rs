@@ -147,7 +147,7 @@ mod tests {
         let entries = encode_entries([&b"one"[..], b"", b"three"]).unwrap();
         assert_eq!(decode_entries(&entries, 3).unwrap(), [&b"one"[..], b"", b"three"]);
         assert!(decode_entries(&entries, 2).is_none() && decode_entries(&entries, 4).is_none());
-        assert!(encode_entries([&[0; 65_536][..]]).is_none());
+        assert!(encode_entries([vec![0; 65_536].as_slice()]).is_none());
         let payloads = [Payload::Here(b"x".to_vec()), Payload::Withheld, Payload::Erased];
         let bytes = encode_payloads(&payloads);
         assert_eq!(decode_payloads(&bytes, 3).unwrap(), payloads);
