@@ -2,8 +2,10 @@
 
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use orgstream_events::OrgId;
+use orgstream_projections::Database;
 use orgstream_verifier::VerifyArgs;
 
 use super::client::Api;
@@ -64,7 +66,8 @@ pub(crate) struct CompareArgs {
 }
 
 async fn compare(args: CompareArgs) -> anyhow::Result<ExitCode> {
-    let db = node::open_database(&args.database, 1).await?;
+    // Without the checks before a start: a database that fails them is the one to look at.
+    let db = Database::connect(&args.database.options(1)).await.context("PostgreSQL does not answer")?;
     let log = node::connect_log(&args.nats).await?;
     let compared = compare::compare(&log, &db, args.org).await?;
     if args.json {

@@ -47,7 +47,7 @@ fn crates_depend_on_each_other_in_one_direction() {
         (
             "orgstream-verifier",
             &["orgstream-events", "orgstream-transparency"],
-            &["tokio", "async-nats", "sqlx", "axum", "reqwest", "rand"],
+            &["tokio", "async-nats", "sqlx", "axum", "reqwest"],
         ),
         (
             "orgstream-workers",

@@ -22,7 +22,7 @@ async fn events(cluster: &Cluster, tenant: &Tenant, query: &str) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s1_19_each_audit_log_has_exactly_its_own_events() {
     let cluster = Cluster::start(ClusterOptions::default()).await;
-    let (a, b) = (cluster.tenant("a").await, cluster.tenant("b").await);
+    let (a, b) = (cluster.tenant("first").await, cluster.tenant("second").await);
     for (tenant, actions) in [(&a, 10), (&b, 3)] {
         for number in 0..actions {
             let key = format!("action-{number}");
@@ -56,7 +56,11 @@ async fn s2_20_s2_25_s2_26_people_are_members_in_each_log_and_named_one_by_one()
     let mut names = BTreeSet::new();
     for number in 0..ORGS {
         let found = json!({"name": format!("Customer {number}"), "slug": format!("customer-{number}")});
-        let made = cluster.client.post(&consultant, "/v1/organizations", Some("found"), &found).await.expect(201);
+        let made = cluster
+            .client
+            .post(&consultant, "/v1/organizations", Some(&format!("found-{number}")), &found)
+            .await
+            .expect(201);
         let org = made.text("id");
         let path = |rest: &str| format!("/v1/organizations/{org}/{rest}");
         let record = create(format!("by ann in {number}"));
