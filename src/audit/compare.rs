@@ -129,7 +129,16 @@ async fn read_models(
         bail!("the audit log is behind the read models: try again when it has caught up (orgstream lag)");
     }
     let Some(idx) = audit::last_idx(&mut shown, seq).await? else { return Ok((0, None)) };
-    let Ok(mut made) = db.as_of(org, Moment::Idx(idx), u64::MAX, rand::random()).await? else { return Ok((0, None)) };
+    let mut made = match db.as_of(org, Moment::Idx(idx), u64::MAX, rand::random()).await {
+        Ok(Ok(made)) => made,
+        Ok(Err(_)) => return Ok((0, None)),
+        // What is not as it was signed is what is looked for here.
+        Err(DbError::Altered { what, .. }) => {
+            differences.push(format!("the audit log is not what was appended to it: {what}"));
+            return Ok((0, None));
+        }
+        Err(error) => return Err(error.into()),
+    };
     let mut rows = 0;
     let one = (organizations::get(&mut shown).await?, organizations::get(&mut made.tx).await?);
     rows += u64::from(one.0.is_some());
