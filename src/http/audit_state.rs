@@ -13,7 +13,6 @@ use orgstream_projections::{
     AsOf, Listing, Moment, Page, Placed, TenantTx, TooMany, api_keys, members, organizations, records,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
@@ -97,13 +96,20 @@ pub async fn show(
     Ok(response)
 }
 
+/// The first line.
+#[derive(Serialize)]
+struct Beginning {
+    size: u64,
+    root: String,
+    recorded_at: Option<Timestamp>,
+    signed: Option<u64>,
+}
+
 async fn render(state: AsOf, projection: Projection) -> Result<Vec<u8>, Problem> {
     let AsOf { mut tx, head, recorded_at, signed } = state;
     let mut lines = Lines(Vec::new());
     let signed = signed.map(|signed| signed.head.size);
-    lines.push(
-        &json!({"size": head.size, "root": head.root.to_string(), "recorded_at": recorded_at, "signed": signed}),
-    )?;
+    lines.push(&Beginning { size: head.size, root: head.root.to_string(), recorded_at, signed })?;
     match projection {
         Projection::Organization => {
             if let Some(organization) = organizations::get(&mut tx).await? {
