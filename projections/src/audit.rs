@@ -322,9 +322,9 @@ pub async fn get(tx: &mut TenantTx, event: EventId) -> Result<Option<AuditEntry>
 /// The place of the last event that the stream has at `seq` or before.
 pub async fn last_idx(tx: &mut TenantTx, seq: u64) -> Result<Option<u64>, DbError> {
     let org = tx.org().uuid();
-    let last =
-        sqlx::query_scalar!("SELECT max(idx) FROM audit.events WHERE org_id = $1 AND seq <= $2", org, to_bigint(seq));
-    Ok(last.fetch_one(tx.connection()).await?.map(from_bigint))
+    let last = sqlx::query_scalar("SELECT max(idx) FROM audit.events WHERE org_id = $1 AND seq <= $2");
+    let last: Option<i64> = last.bind(org).bind(to_bigint(seq)).fetch_one(tx.connection()).await?;
+    Ok(last.map(from_bigint))
 }
 
 /// How many events the log has.

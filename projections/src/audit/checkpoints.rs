@@ -131,7 +131,7 @@ pub struct LogPolicy {
 
 /// The notes by which one key of the audit logs handed over to the next.
 pub async fn handovers(tx: &mut TenantTx) -> Result<Vec<String>, DbError> {
-    let notes = sqlx::query_scalar!("SELECT note FROM ops.log_handovers ORDER BY said_at, note");
+    let notes = sqlx::query_scalar("SELECT note FROM ops.log_handovers ORDER BY said_at, note");
     Ok(notes.fetch_all(tx.connection()).await?)
 }
 

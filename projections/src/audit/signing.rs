@@ -62,12 +62,10 @@ impl SigningDatabase {
 
     /// Says who signs, who is asked to witness, and by which notes the key came to be this one, for exports to repeat.
     pub async fn say_policy(&self, vkey: &str, witnesses: &str, handovers: &[String]) -> Result<(), DbError> {
-        sqlx::query!(
-            "INSERT INTO ops.log_handovers (note) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING",
-            handovers
-        )
-        .execute(&self.pool)
-        .await?;
+        sqlx::query("INSERT INTO ops.log_handovers (note) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING")
+            .bind(handovers)
+            .execute(&self.pool)
+            .await?;
         sqlx::query!(
             "INSERT INTO ops.log_policies (vkey, witnesses) VALUES ($1, $2)
             ON CONFLICT (vkey) DO UPDATE SET witnesses = $2, said_at = clock_timestamp()",
