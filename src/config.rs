@@ -4,10 +4,13 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use orgstream_events::PlanName;
 use orgstream_projections::DatabaseOptions;
 use orgstream_stream::{LogOptions, SyncMode};
 use orgstream_workers::{PlanWeight, PlanWeights, Policy, WorkerOptions};
 use uuid::Uuid;
+
+use crate::auth::session::Lifetime;
 
 /// Where the streams are.
 #[derive(Debug, Clone, Args)]
@@ -93,12 +96,55 @@ pub struct SecretArgs {
     /// The platform operator's bearer token; at least 32 characters. Without one there is no operator.
     #[arg(long, env = "ORGSTREAM_PLATFORM_TOKEN", hide_env_values = true, value_name = "TEXT")]
     pub platform_token: Option<String>,
-    /// The OpenID Connect issuer whose users may sign in.
-    #[arg(long, env = "ORGSTREAM_ISSUER_URL", value_name = "URL")]
-    pub issuer_url: Option<String>,
-    /// The audience that the issuer's tokens must name.
+}
+
+/// Who may sign in, and for how long.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "People")]
+pub struct IdentityArgs {
+    /// An OpenID Connect issuer whose users may sign in: `URL`, or `URL=AUDIENCE` with the audience of its tokens. May be
+    /// given several times, or several with commas. An issuer is believed whatever address it calls verified.
+    #[arg(long = "issuer-url", env = "ORGSTREAM_ISSUER_URL", value_delimiter = ',', value_name = "URL[=AUDIENCE]")]
+    pub issuer_urls: Vec<String>,
+    /// The audience that the tokens of an issuer must name for which none is given.
     #[arg(long, env = "ORGSTREAM_AUDIENCE", default_value = "orgstream", value_name = "TEXT")]
     pub audience: String,
+    /// How long a session lasts without being used, in hours.
+    #[arg(long, env = "ORGSTREAM_SESSION_IDLE_HOURS", default_value_t = 24, value_name = "N")]
+    pub session_idle_hours: u32,
+    /// How long a session lasts in any case, in hours.
+    #[arg(long, env = "ORGSTREAM_SESSION_HOURS", default_value_t = 720, value_name = "N")]
+    pub session_hours: u32,
+    /// The plan without organizations: whose personal organization is on it makes no others.
+    #[arg(long, env = "ORGSTREAM_PUBLIC_PLAN", default_value = "public", value_name = "PLAN")]
+    pub public_plan: PlanName,
+}
+
+impl IdentityArgs {
+    /// One issuer, and everything else as it is by default.
+    pub fn of_issuer(url: &str) -> Self {
+        Self {
+            issuer_urls: vec![url.to_owned()],
+            audience: "orgstream".to_owned(),
+            session_idle_hours: 24,
+            session_hours: 720,
+            public_plan: PlanName::public(),
+        }
+    }
+
+    /// Every issuer with its audience.
+    pub fn issuers(&self) -> impl Iterator<Item = (String, String)> {
+        self.issuer_urls.iter().map(|issuer| match issuer.split_once('=') {
+            Some((url, audience)) => (url.to_owned(), audience.to_owned()),
+            None => (issuer.clone(), self.audience.clone()),
+        })
+    }
+
+    /// How long sessions last.
+    pub fn lifetime(&self) -> Lifetime {
+        let hours = |hours: u32| Duration::from_secs(u64::from(hours.max(1)) * 3600);
+        Lifetime { idle: hours(self.session_idle_hours), longest: hours(self.session_hours) }
+    }
 }
 
 /// How a worker works.
@@ -222,4 +268,7 @@ pub struct ClientArgs {
     /// An API key of the organization, or another bearer token. Better in the environment than on a command line.
     #[arg(long, env = "ORGSTREAM_API_KEY", hide_env_values = true, value_name = "KEY")]
     pub api_key: Option<String>,
+    /// A session of a person, in place of an API key; without either, the one that `orgstream login` keeps.
+    #[arg(long, env = "ORGSTREAM_SESSION", hide_env_values = true, value_name = "TOKEN")]
+    pub session: Option<String>,
 }

@@ -1,12 +1,19 @@
 //! The one way in for commands, whether they come by HTTP or NATS: permission, idempotency key, handler, outcome.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream};
-use orgstream_events::{CommandId, Context, PLATFORM_ORG, Pipeline, Position, Role};
+use orgstream_events::{CommandId, Context, OrgId, PLATFORM_ORG, Pipeline, PlanName, Position, Role, TenantType};
 use orgstream_projections::{BoundOrg, Database, checkpoints, idempotency};
 use serde::Serialize;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
 use utoipa::ToSchema;
 
 use crate::{
@@ -14,6 +21,7 @@ use crate::{
     commands::{
         Command,
         handler::{Accepted, Caller, CommandError, CommandHandler, Creator, Request, fingerprint},
+        personal::{create_personal, no_address, personal_org},
     },
     problem::Problem,
 };
@@ -22,6 +30,8 @@ use crate::{
 pub const MAX_BATCH: usize = 1_000;
 /// Commands of one request that are under way at the same time.
 const AT_ONCE: usize = 64;
+/// People who sign in for the first time take turns, each by their own place among these.
+const FOUNDING: usize = 256;
 /// How long a command that gives access to something may wait until the access is there.
 const ACCESS_WAIT: Duration = Duration::from_secs(2);
 
@@ -104,12 +114,17 @@ impl From<Result<Accepted, Problem>> for CommandOutcome {
 pub struct Gateway {
     handler: CommandHandler,
     db: Database,
+    public_plan: Option<PlanName>,
+    founding: Box<[Mutex<()>]>,
+    last_founding: Mutex<()>,
+    hasher: RandomState,
 }
 
 impl Gateway {
-    /// A way in to `handler`; `db` remembers idempotency keys.
-    pub fn new(handler: CommandHandler, db: Database) -> Self {
-        Self { handler, db }
+    /// A way in to `handler`; `db` remembers idempotency keys. Whose personal organization is on `public_plan` makes no others.
+    pub fn new(handler: CommandHandler, db: Database, public_plan: Option<PlanName>) -> Self {
+        let founding = (0..FOUNDING).map(|_| Mutex::new(())).collect();
+        Self { handler, db, public_plan, founding, last_founding: Mutex::new(()), hasher: RandomState::new() }
     }
 
     /// The handler itself, for what the program does on its own account.
@@ -184,8 +199,14 @@ impl Gateway {
         origin: &Origin,
         request: Request,
     ) -> Result<Accepted, Problem> {
+        if let Command::CreateOrganization(command) = &request.command
+            && command.tenant_type == TenantType::Personal
+        {
+            let rule = "a personal organization is made when its person first signs in: POST /v1/sessions";
+            return Err(Problem::invalid("/tenant_type", "reserved", rule));
+        }
         let (user, email) = match principal {
-            Principal::User { user, email: Some(email) } => (*user, email.clone()),
+            Principal::User { user, email: Some(email), .. } => (*user, email.clone()),
             Principal::User { email: None, .. } => {
                 return Err(Problem::invalid(
                     "",
@@ -195,7 +216,35 @@ impl Gateway {
             }
             Principal::Key { .. } | Principal::Operator => return Err(AuthError::SessionOnly.into()),
         };
+        let personal = self.handler.profile(personal_org(user)).await.map_err(Problem::from)?;
+        if let Some(plan) = personal.map(|profile| profile.plan).filter(|plan| Some(plan) == self.public_plan.as_ref())
+        {
+            let detail = format!("your plan is {plan}, which has no organizations: choose another plan first");
+            return Err(Problem::new(403, "plan_required", "Not on this plan", detail));
+        }
         self.found(principal, Creator { user, email }, origin, request).await
+    }
+
+    /// The organization of this person alone, which is made when they first sign in.
+    ///
+    /// Whoever comes at the same time waits here, so that a thousand browser tabs are one command; what several processes
+    /// or a crash leave of it is the same command again, and its id follows from the person.
+    pub async fn personal_organization(&self, principal: &Principal, origin: &Origin) -> Result<OrgId, Problem> {
+        let user = principal.person()?;
+        let place = self.hasher.hash_one(user) as usize % FOUNDING;
+        let turn = self.founding.get(place).unwrap_or(&self.last_founding);
+        let _turn = turn.lock().await;
+        if let Some(org) = self.db.personal_org(user).await? {
+            return Ok(org);
+        }
+        let email = match principal {
+            Principal::User { email: Some(email), .. } => email.clone(),
+            _ => no_address(user),
+        };
+        let accepted = self.found(principal, Creator { user, email }, origin, create_personal(user)).await?;
+        let org = accepted.position.org;
+        self.db.note_personal_org(user, org).await?;
+        Ok(org)
     }
 
     async fn found(

@@ -20,12 +20,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    auth::{Authenticator, key::Pepper, oidc::Oidc},
+    auth::{Authenticator, issuers::Issuers, key::Pepper},
     commands::{
         Command,
         handler::{Caller, CommandError, CommandHandler, Request},
     },
-    config::{DatabaseArgs, NatsArgs, SecretArgs},
+    config::{DatabaseArgs, IdentityArgs, NatsArgs, SecretArgs},
     gateway::Gateway,
     http,
     kinds::default_kinds,
@@ -183,6 +183,7 @@ impl Api {
         log: Log,
         db: Database,
         secrets: &SecretArgs,
+        identity: &IdentityArgs,
         region: &str,
         metrics: PrometheusHandle,
         worker: Option<watch::Receiver<WorkerStatus>>,
@@ -191,13 +192,13 @@ impl Api {
         if secrets.platform_token.as_ref().is_some_and(|token| token.len() < 32) {
             bail!("the platform token (ORGSTREAM_PLATFORM_TOKEN) must have at least 32 characters");
         }
-        let oidc = secrets.issuer_url.clone().map(|issuer| Oidc::new(issuer, secrets.audience.clone())).transpose()?;
+        let issuers = Issuers::new(identity.issuers())?;
         // Cursors are signed with a key of their own, so that neither can be used to make the other.
         let cursor_key = Fingerprint::of(&[b"orgstream cursor", secrets.pepper.as_bytes()]).0;
         let token = secrets.platform_token.as_deref();
-        let auth = Arc::new(Authenticator::new(db.clone(), pepper.clone(), token, oidc));
+        let auth = Arc::new(Authenticator::new(db.clone(), pepper.clone(), token, issuers, identity.lifetime()));
         let handler = CommandHandler::new(log.clone(), pepper, region.to_owned());
-        let gateway = Arc::new(Gateway::new(handler, db.clone()));
+        let gateway = Arc::new(Gateway::new(handler, db.clone(), Some(identity.public_plan.clone())));
         let app = http::App::new(http::Parts {
             gateway: Arc::clone(&gateway),
             auth: Arc::clone(&auth),

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     auth::Authenticator,
-    config::{DatabaseArgs, NatsArgs, SecretArgs},
+    config::{DatabaseArgs, IdentityArgs, NatsArgs, SecretArgs},
     gateway::Gateway,
     issuer::DevIssuer,
     node,
@@ -160,12 +160,9 @@ impl Stack {
             database_password: Some(secrets.database_password.clone()),
             database_connections: CONNECTIONS,
         };
-        let secret_args = SecretArgs {
-            pepper: secrets.pepper.clone(),
-            platform_token: Some(secrets.platform_token.clone()),
-            issuer_url: Some(issuer.url().to_owned()),
-            audience: "orgstream".to_owned(),
-        };
+        let secret_args =
+            SecretArgs { pepper: secrets.pepper.clone(), platform_token: Some(secrets.platform_token.clone()) };
+        let identity = IdentityArgs::of_issuer(issuer.url());
         let db = node::open_database(&database_args, options.worker.as_ref().map_or(1, |worker| worker.slots)).await?;
         let log = node::open_log(&nats_args, &db).await?;
         let stop_worker = stop.child_token();
@@ -177,7 +174,7 @@ impl Stack {
             worker = Some(tokio::spawn(new.run(stop_worker.clone())));
         }
         let base_url = format!("http://{}", listener.local_addr()?);
-        let api = node::Api::new(log.clone(), db.clone(), &secret_args, &nats_args.region, metrics, watch)?;
+        let api = node::Api::new(log.clone(), db.clone(), &secret_args, &identity, &nats_args.region, metrics, watch)?;
         let (gateway, auth) = (Arc::clone(&api.gateway), Arc::clone(&api.app.auth));
         let api = tokio::spawn(api.run(listener, stop.clone()));
         Ok(Self {

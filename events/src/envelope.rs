@@ -137,6 +137,8 @@ pub enum AuthMethod {
     Oidc,
     /// The platform operator's token.
     PlatformToken,
+    /// A session, which began with a token of an issuer.
+    Session,
 }
 
 /// A thing that was acted on.

@@ -142,6 +142,8 @@ typed_ids! {
     MemberId = "mem";
     /// An API key. Not the secret, and not the public part of the token.
     KeyId = "key";
+    /// A session of a person who signed in. Not the secret.
+    SessionId = "ses";
     /// A record of some kind, owned by one organization.
     RecordId = "res";
     /// One event, the same however often its command is retried.

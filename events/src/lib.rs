@@ -32,13 +32,15 @@ pub use envelope::{
     Target,
 };
 pub use event::{Event, KNOWN_EVENTS};
-pub use ids::{CommandId, CorrelationId, EventId, IdError, KeyId, MemberId, OrgId, PLATFORM_ORG, RecordId, UserId};
+pub use ids::{
+    CommandId, CorrelationId, EventId, IdError, KeyId, MemberId, OrgId, PLATFORM_ORG, RecordId, SessionId, UserId,
+};
 pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired, Visibility};
 pub use member::{MemberAdded, MemberEvent, MemberRemoved, MemberRoleChanged, Role};
-pub use names::{KeyPublicId, KindName, NameError, PlanName, Slug};
+pub use names::{KeyPublicId, KindName, LoginMethod, NameError, PlanName, Slug};
 pub use organization::{
-    OrganizationCreated, OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
-    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, TenantType,
+    MfaPolicy, OrganizationCreated, OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed,
+    OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, TenantType,
 };
 pub use parking::{ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline};
 pub use position::Position;

@@ -43,6 +43,15 @@ impl Role {
         }
     }
 
+    /// This role, and those of the first four that it includes.
+    pub fn effective(self) -> Vec<Self> {
+        let ladder = [Self::Owner, Self::Admin, Self::Member, Self::Viewer];
+        match ladder.iter().position(|role| *role == self) {
+            Some(place) => ladder.into_iter().skip(place).collect(),
+            None => vec![self],
+        }
+    }
+
     /// Whether whoever has this role may hand out `other`.
     pub fn includes(self, other: Self) -> bool {
         match self {

@@ -85,16 +85,47 @@ names! {
             && text.first().is_some_and(u8::is_ascii_lowercase)
             && text.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
     };
+    /// A way to prove who one is, as an organization allows or forbids it.
+    LoginMethod: "way to sign in", "oidc, api_key, or sso: and the id of a connection", |text| {
+        let connection = |id: &[u8]| {
+            (1..=63).contains(&id.len()) && id.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        };
+        matches!(text, b"oidc" | b"api_key") || text.strip_prefix(b"sso:").is_some_and(connection)
+    };
     /// The part of an API key that names it: not secret, and enough to find the key's organization.
     KeyPublicId: "key id", "12 of 0-9, A-Z and a-z", |text| {
         text.len() == 12 && text.iter().all(u8::is_ascii_alphanumeric)
     };
 }
 
+impl PlanName {
+    /// The plan of those who look at what all organizations share, and have none of their own.
+    pub fn public() -> Self {
+        Self("public".to_owned())
+    }
+}
+
 impl Default for PlanName {
     /// The plan of every organization that was never put on another.
     fn default() -> Self {
         Self("standard".to_owned())
+    }
+}
+
+impl LoginMethod {
+    /// A token of a configured OpenID Connect issuer, or a session that began with one.
+    pub fn oidc() -> Self {
+        Self("oidc".to_owned())
+    }
+
+    /// An API key.
+    pub fn api_key() -> Self {
+        Self("api_key".to_owned())
+    }
+
+    /// Whether people can prove with it who they are.
+    pub fn is_for_people(&self) -> bool {
+        self.0 != "api_key"
     }
 }
 
@@ -118,6 +149,18 @@ mod tests {
         for bad in ["", "Standard", "a=1", "a,b", "1st", "a b", &"a".repeat(64)] {
             assert!(bad.parse::<PlanName>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn ways_to_sign_in_are_known_or_name_a_connection() {
+        for good in ["oidc", "api_key", "sso:conn_1", "sso:a-b"] {
+            assert!(good.parse::<LoginMethod>().is_ok(), "{good}");
+        }
+        for bad in ["", "password", "sso:", "sso", "sso:a b", "OIDC"] {
+            assert!(bad.parse::<LoginMethod>().is_err(), "{bad}");
+        }
+        assert_eq!("oidc".parse(), Ok(LoginMethod::oidc()));
+        assert!(LoginMethod::oidc().is_for_people() && !LoginMethod::api_key().is_for_people());
     }
 
     #[test]

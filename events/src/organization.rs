@@ -1,10 +1,10 @@
 //! Events of an organization.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{PlanName, Slug, codec::event_enum};
+use crate::{LoginMethod, PlanName, Slug, codec::event_enum};
 
 event_enum! {
     /// What happens to an organization as a whole.
@@ -71,6 +71,31 @@ pub struct OrganizationSettings {
     pub revoke_keys_on_creator_exit: bool,
     /// Whatever the customer wants to keep here.
     pub custom_metadata: BTreeMap<String, String>,
+    /// How one may prove who one is; none means in every way that the platform knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_auth_methods: Option<BTreeSet<LoginMethod>>,
+    /// Whether people need a second factor.
+    #[serde(skip_serializing_if = "MfaPolicy::is_optional")]
+    pub mfa_policy: MfaPolicy,
+}
+
+/// Whether people need a second factor to act in the organization.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MfaPolicy {
+    /// No.
+    #[default]
+    Optional,
+    /// Yes: their issuer must have asked for one when they signed in.
+    Required,
+}
+
+impl MfaPolicy {
+    /// What is written down in no event, so that the bytes of older ones stay what they are.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "this is how it is asked when something is written")]
+    fn is_optional(&self) -> bool {
+        matches!(self, Self::Optional)
+    }
 }
 
 /// Nobody but the platform may act in the organization any more.

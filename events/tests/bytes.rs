@@ -6,11 +6,12 @@ use std::{fs, path::PathBuf};
 use orgstream_events::{
     Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, Auth, AuthMethod, CodecError, CommandId,
     Commit, CommitDraft, Context, Event, EventSubject, Fingerprint, KNOWN_EVENTS, KeyEnvironment, KeyId, KindChanged,
-    KindDefinition, KindEvent, KindRegistered, KindRetired, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId,
-    MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent, OrganizationPlanChanged,
-    OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
-    ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent,
-    RecordId, RecordUpdated, Role, Salt, Shard, TenantType, Timestamp, UserId, Visibility,
+    KindDefinition, KindEvent, KindRegistered, KindRetired, LoginMethod, MAX_COMMIT_BYTES, MemberAdded, MemberEvent,
+    MemberId, MemberRemoved, MemberRoleChanged, MfaPolicy, OrgId, OrganizationCreated, OrganizationEvent,
+    OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
+    OrganizationSettingsChanged, OrganizationSuspended, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent,
+    Pipeline, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordUpdated, Role, Salt, Shard, TenantType,
+    Timestamp, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -58,6 +59,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 api_key_max_days: Some(90),
                 revoke_keys_on_creator_exit: true,
                 custom_metadata: [("crm".to_owned(), "42".to_owned())].into(),
+                ..OrganizationSettings::default()
             },
         })),
         organization(OrganizationEvent::Suspended(OrganizationSuspended { reason: "unpaid".to_owned() })),
@@ -176,6 +178,29 @@ fn every_event_has_its_golden_bytes() {
     }
     let known: Vec<_> = KNOWN_EVENTS.iter().flat_map(|events| events.iter().copied()).collect();
     assert_eq!(seen, known, "an event without an example, or in another order");
+}
+
+/// What was added to shapes that were there before: written by newer programs, and so for ever as well.
+#[test]
+fn what_was_added_has_its_golden_bytes() {
+    let auth = Auth { method: AuthMethod::Session, key_id: None, session_id: Some("ses_1".to_owned()) };
+    let settings = OrganizationSettings {
+        allowed_auth_methods: Some([LoginMethod::oidc(), LoginMethod::api_key()].into()),
+        mfa_policy: MfaPolicy::Required,
+        ..OrganizationSettings::default()
+    };
+    let bytes = (rmp_serde::to_vec_named(&auth).unwrap(), rmp_serde::to_vec_named(&settings).unwrap());
+    assert_eq!(hex(&bytes.0), "83a66d6574686f64a773657373696f6ea66b65795f6964c0aa73657373696f6e5f6964a57365735f31");
+    assert_eq!(
+        hex(&bytes.1),
+        concat!(
+            "85b06170695f6b65795f6d61785f64617973c0bb7265766f6b655f6b6579735f6f6e5f63726561746f725f65786974c2af63",
+            "7573746f6d5f6d6574616461746180b4616c6c6f7765645f617574685f6d6574686f647392a76170695f6b6579a46f696463",
+            "aa6d66615f706f6c696379a87265717569726564",
+        )
+    );
+    assert_eq!(rmp_serde::from_slice::<Auth>(&bytes.0).unwrap(), auth);
+    assert_eq!(rmp_serde::from_slice::<OrganizationSettings>(&bytes.1).unwrap(), settings);
 }
 
 #[test]

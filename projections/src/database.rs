@@ -38,6 +38,10 @@ const READ_SETTINGS: [(&str, &str); 6] = [
 ];
 /// Leases and marks have connections of their own: a lease must be renewed however busy the slices are.
 const OPS_CONNECTIONS: u32 = 2;
+/// Who signs in is looked up once in a while, by a primary key or a hash.
+const IDENTITY_CONNECTIONS: u32 = 4;
+const IDENTITY_SETTINGS: [(&str, &str); 3] =
+    [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where the database is, and how many connections it may be asked for.
@@ -96,6 +100,7 @@ pub struct Database {
     backlog: PgPool,
     ops: PgPool,
     ro: PgPool,
+    identity: PgPool,
 }
 
 impl Database {
@@ -122,6 +127,8 @@ impl Database {
             backlog: pool("app_rw", &SLICE_SETTINGS, options.rw_connections)?,
             ops: pool("app_rw", &[], OPS_CONNECTIONS)?,
             ro: pool("app_ro", &READ_SETTINGS, options.ro_connections)?,
+            // Connects when somebody signs in: workers never do.
+            identity: pool("app_identity", &IDENTITY_SETTINGS, IDENTITY_CONNECTIONS)?,
         };
         drop(database.slices.acquire().await?);
         drop(database.ro.acquire().await?);
@@ -134,6 +141,7 @@ impl Database {
         self.backlog.close().await;
         self.ops.close().await;
         self.ro.close().await;
+        self.identity.close().await;
     }
 
     /// Everything that must be put right before this database is used; nothing is the good answer.
@@ -151,7 +159,13 @@ impl Database {
         // Without its tables the catalogue could only repeat the same thing in other words.
         match migrate::pending(&mut connection).await? {
             Some(pending) => Ok(vec![pending]),
-            None => catalogue::check(&mut connection).await,
+            None => {
+                // The login that only people's sign-ins use: it must be there before the first of them.
+                let mut identity = self.identity.acquire().await?;
+                findings.extend(catalogue::login(&mut identity).await?);
+                findings.extend(catalogue::check(&mut connection).await?);
+                Ok(findings)
+            }
         }
     }
 
@@ -189,6 +203,11 @@ impl Database {
     /// For the tables without tenant data, and for nothing else.
     pub(crate) fn ops_pool(&self) -> &PgPool {
         &self.ops
+    }
+
+    /// For users and sessions, and for nothing else.
+    pub(crate) fn identity_pool(&self) -> &PgPool {
+        &self.identity
     }
 
     /// For the functions of `resolve`, and for nothing else.

@@ -4,12 +4,15 @@
 //! reaches a table but through a transaction that is bound to one org ([`TenantTx`] to read, [`SliceTx`] to apply), and
 //! the only way to bind one is a [`BoundOrg`], which authentication and the stream give out.
 //!
+//! Who has signed in ([`identity`]) is no tenant's and lies in a schema of its own, behind a login that reaches nothing else.
+//!
 //! A row is a pure function of the events: dropping every read model and replaying gives the same rows.
 
 pub mod api_keys;
 pub mod audit;
 pub mod checkpoints;
 pub mod idempotency;
+pub mod identity;
 pub mod kinds;
 pub mod members;
 pub mod organizations;

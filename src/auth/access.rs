@@ -1,11 +1,11 @@
 //! What a credential proves: first somebody, then somebody in an org.
 
 use orgstream_events::{
-    Actor, ActorType, Auth, AuthMethod, KeyId, KeyPublicId, MemberId, OrgId, PLATFORM_ORG, Role, UserId,
+    Actor, ActorType, Auth, AuthMethod, KeyId, KeyPublicId, LoginMethod, MemberId, OrgId, PLATFORM_ORG, Role, UserId,
 };
 use orgstream_projections::BoundOrg;
 
-use super::{AuthError, Permission};
+use super::{AuthError, Permission, session::ActiveSession};
 
 /// Somebody who proved who they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +18,12 @@ pub enum Principal {
         user: UserId,
         /// The e-mail address that the issuer verified, if it did.
         email: Option<String>,
+        /// How they proved who they are, now or when their session began.
+        method: LoginMethod,
+        /// Whether that took a second factor.
+        second_factor: bool,
+        /// Their session; none when they came with a token of their issuer.
+        session: Option<ActiveSession>,
     },
     /// An API key. It implies its org and can act in no other.
     Key {
@@ -35,21 +41,40 @@ pub enum Principal {
 impl Principal {
     /// The actor that this principal is outside every org, where it has no membership to be named by.
     pub fn actor(&self) -> Actor {
-        let auth = |method, key_id| Some(Auth { method, key_id, session_id: None });
+        let (actor_type, id) = match self {
+            Self::Operator => (ActorType::PlatformOperator, "operator".to_owned()),
+            Self::User { user, .. } => (ActorType::Anonymous, user.to_string()),
+            Self::Key { id, .. } => (ActorType::ApiKey, id.to_string()),
+        };
+        Actor { actor_type, id, auth: Some(self.auth()) }
+    }
+
+    /// How they proved who they are, as events say it.
+    fn auth(&self) -> Auth {
+        let auth = |method| Auth { method, key_id: None, session_id: None };
         match self {
-            Self::Operator => Actor {
-                actor_type: ActorType::PlatformOperator,
-                id: "operator".to_owned(),
-                auth: auth(AuthMethod::PlatformToken, None),
-            },
-            Self::User { user, .. } => {
-                Actor { actor_type: ActorType::Anonymous, id: user.to_string(), auth: auth(AuthMethod::Oidc, None) }
+            Self::Operator => auth(AuthMethod::PlatformToken),
+            Self::User { session: None, .. } => auth(AuthMethod::Oidc),
+            Self::User { session: Some(session), .. } => {
+                Auth { session_id: Some(session.id.to_string()), ..auth(AuthMethod::Session) }
             }
-            Self::Key { id, public_id, .. } => Actor {
-                actor_type: ActorType::ApiKey,
-                id: id.to_string(),
-                auth: auth(AuthMethod::ApiKey, Some(public_id.to_string())),
-            },
+            Self::Key { public_id, .. } => Auth { key_id: Some(public_id.to_string()), ..auth(AuthMethod::ApiKey) },
+        }
+    }
+
+    /// The session that they came with, if they did.
+    pub fn session(&self) -> Option<&ActiveSession> {
+        match self {
+            Self::User { session, .. } => session.as_ref(),
+            Self::Operator | Self::Key { .. } => None,
+        }
+    }
+
+    /// The person, or a refusal of everybody who is none.
+    pub fn person(&self) -> Result<UserId, AuthError> {
+        match self {
+            Self::User { user, .. } => Ok(*user),
+            Self::Operator | Self::Key { .. } => Err(AuthError::SessionOnly),
         }
     }
 }
@@ -75,9 +100,8 @@ impl Access {
     }
 
     /// A person in an org that they are a member of.
-    pub(super) fn member(org: OrgId, member: MemberId, role: Role) -> Self {
-        let auth = Auth { method: AuthMethod::Oidc, key_id: None, session_id: None };
-        let actor = Actor { actor_type: ActorType::Member, id: member.to_string(), auth: Some(auth) };
+    pub(super) fn member(org: OrgId, member: MemberId, role: Role, principal: &Principal) -> Self {
+        let actor = Actor { actor_type: ActorType::Member, id: member.to_string(), auth: Some(principal.auth()) };
         Self { org: BoundOrg::proven_by_credential(org), role: Standing::Role(role), actor }
     }
 

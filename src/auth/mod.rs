@@ -2,9 +2,13 @@
 
 pub mod access;
 pub mod authenticator;
+pub mod issuers;
 pub mod key;
 pub mod oidc;
 pub mod permission;
+pub mod rules;
+pub mod session;
+pub mod session_token;
 
 pub use access::{Access, Principal};
 pub use authenticator::{AuthError, Authenticator};

@@ -7,6 +7,7 @@ pub(crate) mod client;
 mod demo;
 mod dev;
 mod lag;
+mod login;
 mod migrate;
 mod park;
 mod plan;
@@ -14,6 +15,8 @@ mod publish;
 mod rebuild;
 mod replay;
 mod serve;
+mod session;
+mod stored;
 pub(crate) mod table;
 mod test_servers;
 mod work;
@@ -53,6 +56,11 @@ enum Job {
     Publish(publish::Args),
     /// Print an organization's events, in order, as NDJSON.
     Replay(replay::Args),
+    /// Sign in as a person, and keep the session for the other commands.
+    Login(login::Args),
+    /// See, end or switch sessions of a person.
+    #[command(subcommand)]
+    Session(session::Job),
     /// Show how far the projections are.
     Lag(lag::Args),
     /// See, retry or skip events that could not be applied.
@@ -85,6 +93,8 @@ impl Cli {
             Job::CheckConfig(args) => check_config::run(args).await,
             Job::Publish(args) => publish::run(args).await,
             Job::Replay(args) => replay::run(args).await,
+            Job::Login(args) => login::run(args).await,
+            Job::Session(job) => session::run(job).await,
             Job::Lag(args) => lag::run(args).await,
             Job::Park(job) => park::run(job).await,
             Job::Plan(args) => plan::run(args).await,

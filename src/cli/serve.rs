@@ -1,7 +1,7 @@
 //! `orgstream serve`: an API process.
 
 use crate::{
-    config::{DatabaseArgs, NatsArgs, SecretArgs},
+    config::{DatabaseArgs, IdentityArgs, NatsArgs, SecretArgs},
     node, telemetry,
 };
 
@@ -20,13 +20,15 @@ pub(crate) struct Args {
     database: DatabaseArgs,
     #[command(flatten)]
     secrets: SecretArgs,
+    #[command(flatten)]
+    identity: IdentityArgs,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let metrics = telemetry::metrics()?;
     let db = node::open_database(&args.database, 1).await?;
     let log = node::open_log(&args.nats, &db).await?;
-    let api = node::Api::new(log, db, &args.secrets, &args.nats.region, metrics, None)?;
+    let api = node::Api::new(log, db, &args.secrets, &args.identity, &args.nats.region, metrics, None)?;
     let listener = node::listen(&args.http).await?;
     tracing::info!(address = %listener.local_addr()?, "the API answers");
     let stop = node::stop_when_asked()?;

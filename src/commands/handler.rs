@@ -12,7 +12,7 @@ use std::{
 use metrics::{counter, histogram};
 use orgstream_events::{
     Actor, ActorType, AggregateId, CodecError, CommandId, CommitDraft, Context, CorrelationId, Event, EventId,
-    Fingerprint, KindName, MemberId, OrgId, PLATFORM_ORG, Position, Role, Salt, Slug, Timestamp, UserId,
+    Fingerprint, KindName, MemberId, OrgId, PLATFORM_ORG, Position, Role, Salt, Slug, TenantType, Timestamp, UserId,
 };
 use orgstream_stream::{AppendError, ClaimError, Freshness, Log, Placement, StreamError};
 use tokio::{sync::Mutex, time::Instant};
@@ -23,8 +23,9 @@ use super::{
     cache::{Cached, Caches, Earlier, Loaded},
     kind::{Kind, KindCommand},
     member::{MemberCommand, Roster},
-    organization::{Organization, OrganizationCommand},
+    organization::{Organization, OrganizationCommand, Profile},
     parking::{Parking, ParkingCommand},
+    personal::creation,
     record::{Record, RecordCommand},
     schema::ValidatedKind,
 };
@@ -290,9 +291,7 @@ impl CommandHandler {
         }
         let command_id = match &request.idempotency_key {
             // A new organization has no scope of its own yet: its creator is one.
-            Some(key) if matches!(request.command, Command::CreateOrganization(_)) => {
-                CommandId::from_idempotency_key(PLATFORM_ORG, &format!("{}/{key}", caller.actor.id))
-            }
+            Some(key) if matches!(request.command, Command::CreateOrganization(_)) => creation(&caller.actor.id, key),
             Some(key) => CommandId::from_idempotency_key(caller.org, key),
             None => CommandId::fresh(now.unix_ms(), rand::random()),
         };
@@ -480,6 +479,16 @@ impl CommandHandler {
         let create = OrganizationCommand::Create { command: command.clone(), region: self.region.clone() };
         let created = Self::first::<Organization>(create, &facts)?;
         let founded = Self::first::<Roster>(MemberCommand::Found { user_id: user, email }, &facts)?;
+        if command.tenant_type == TenantType::Personal {
+            // Its id follows from the person already; the claim says so to whoever looks at the log alone.
+            match self.log.claim("personal", &user.to_string(), org).await {
+                Ok(()) => {}
+                Err(ClaimError::Taken { by }) => {
+                    return Err(CommandError::Internal(format!("this person has a personal organization: {by}")));
+                }
+                Err(ClaimError::Stream(error)) => return Err(error.into()),
+            }
+        }
         self.claim_slug(&command.slug, org).await?;
         let placement = self.log.place(org).await?;
         let aggregate = AggregateId::Organization(org);
@@ -532,6 +541,13 @@ impl CommandHandler {
             ApiKeyCommand::Issue { command, token: token.stored(&self.pepper), by: attempt.caller.role, max_days };
         let accepted = self.execute::<ApiKey>(attempt, to, issue).await?;
         Ok(Accepted { token: Some(token), ..accepted })
+    }
+
+    /// What the organization has, as it was at most a moment ago; none when it was never created.
+    pub async fn profile(&self, org: OrgId) -> Result<Option<Profile>, CommandError> {
+        let Some(placement) = self.log.placement(org).await? else { return Ok(None) };
+        let loaded = self.look::<Organization>(&placement, &AggregateId::Organization(org)).await?;
+        Ok(loaded.state.profile().cloned())
     }
 
     async fn placement(&self, org: OrgId) -> Result<Placement, CommandError> {

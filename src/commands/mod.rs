@@ -11,6 +11,7 @@ pub mod member;
 pub mod openapi;
 pub mod organization;
 pub mod parking;
+pub mod personal;
 mod properties;
 pub mod record;
 pub mod rejection;

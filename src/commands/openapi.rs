@@ -1,6 +1,6 @@
 //! How commands are documented: the schemas that types of the pure `events` crate cannot carry themselves.
 
-use orgstream_events::{KeyEnvironment, Pipeline, Role, TenantType, Visibility};
+use orgstream_events::{KeyEnvironment, MfaPolicy, Pipeline, Role, TenantType, Visibility};
 use serde::Serialize;
 use utoipa::openapi::{
     Object, ObjectBuilder, OneOfBuilder, RefOr, Schema,
@@ -56,6 +56,11 @@ pub fn visibility() -> Object {
 /// What kind of tenant.
 pub fn tenant_type() -> Object {
     names(&[TenantType::Personal, TenantType::Organization, TenantType::Team, TenantType::Workspace])
+}
+
+/// Whether people need a second factor.
+pub fn mfa_policy() -> Object {
+    names(&[MfaPolicy::Optional, MfaPolicy::Required])
 }
 
 /// One of the pipelines.

@@ -3,14 +3,14 @@
 //! That a slug is unique is a rule over all organizations, so it is no decision of this one: the handler claims the
 //! slug first and then asks here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orgstream_events::{
-    AggregateType, Event, OrganizationCreated, OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed,
-    OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, PlanName, Slug,
-    TenantType,
+    AggregateType, Event, LoginMethod, MfaPolicy, OrganizationCreated, OrganizationEvent, OrganizationPlanChanged,
+    OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
+    PlanName, Slug, TenantType,
 };
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::value::StrDeserializer};
 use utoipa::ToSchema;
 
 use super::{Aggregate, Facts, FieldError, Rejection, RejectionKind, openapi, text::Faults};
@@ -98,13 +98,22 @@ pub struct CreateOrganization {
     /// Its name in URLs: 2 to 63 of a-z, 0-9 and single hyphens. Unique over all organizations.
     #[schema(value_type = String, example = "acme")]
     pub slug: Slug,
-    /// What kind of tenant; `organization` unless said otherwise.
-    #[serde(default = "organization")]
+    /// What kind of tenant; `organization` unless said otherwise, which may also be called `tenant`. In any case of letters.
+    /// A personal one is made when its person first signs in, and not by this command.
+    #[serde(default = "organization", deserialize_with = "tenant_type")]
     #[schema(schema_with = openapi::tenant_type)]
     pub tenant_type: TenantType,
 }
 
-fn organization() -> TenantType {
+/// Reads a kind of tenant as people write it.
+pub fn tenant_type<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TenantType, D::Error> {
+    let text = String::deserialize(deserializer)?.to_lowercase();
+    let name = if text == "tenant" { "organization" } else { text.as_str() };
+    TenantType::deserialize(StrDeserializer::<D::Error>::new(name))
+}
+
+/// The tenant type of who does not say any.
+pub fn organization() -> TenantType {
     TenantType::Organization
 }
 
@@ -132,6 +141,15 @@ pub struct ChangeSettings {
     /// Whether the keys that a member issued end when the member is removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoke_keys_on_creator_exit: Option<bool>,
+    /// How one may prove who one is here: `oidc`, `api_key` or `sso:` and the id of a connection, with at least one way for
+    /// people; `null` for every way.
+    #[serde(default, skip_serializing_if = "Patch::is_keep")]
+    #[schema(value_type = Option<Vec<String>>, example = json!(["oidc", "api_key"]))]
+    pub allowed_auth_methods: Patch<BTreeSet<LoginMethod>>,
+    /// Whether people need a second factor to act here: `optional` or `required`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = openapi::mfa_policy)]
+    pub mfa_policy: Option<MfaPolicy>,
     /// Your own notes: at most 50, keys of at most 40 and values of at most 500 characters. A key that is missing
     /// stays, a key with `null` goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -140,7 +158,7 @@ pub struct ChangeSettings {
 }
 
 /// What a patch says of a setting that can be absent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Patch<T> {
     /// Not mentioned: it stays.
     #[default]
@@ -232,8 +250,16 @@ impl Aggregate for Organization {
     fn decide(&self, command: OrganizationCommand, _: &Facts) -> Result<Vec<OrganizationEvent>, OrganizationError> {
         let mut faults = Faults::default();
         match &command {
-            OrganizationCommand::Create { command, .. } => faults.name("/name", &command.name),
+            OrganizationCommand::Create { command, .. } => {
+                faults.name("/name", &command.name);
+                if command.tenant_type != TenantType::Personal {
+                    not_reserved(&mut faults, &command.slug);
+                }
+            }
             OrganizationCommand::Rename(command) => {
+                if let Some(slug) = &command.slug {
+                    not_reserved(&mut faults, slug);
+                }
                 if let Some(name) = &command.name {
                     faults.name("/name", name);
                 }
@@ -307,8 +333,26 @@ impl Aggregate for Organization {
     }
 }
 
+/// The name of whichever organization a credential acts in. None can have it as its slug.
+pub const CURRENT: &str = "current";
+/// What begins the slug of every personal organization; the rest follows from its id, so nobody can take it before.
+pub const PERSONAL_SLUG: &str = "personal-";
+
+/// Refuses the slugs that mean something else.
+fn not_reserved(faults: &mut Faults, slug: &Slug) {
+    if slug.as_str() == CURRENT || slug.as_str().starts_with(PERSONAL_SLUG) {
+        faults.add("/slug", "reserved", format!("{slug} is reserved: choose another slug"));
+    }
+}
+
 impl ChangeSettings {
     fn check(&self, faults: &mut Faults) {
+        if let Patch::Set(methods) = &self.allowed_auth_methods
+            && !methods.iter().any(LoginMethod::is_for_people)
+        {
+            let rule = "must have a way for people (oidc, or sso: and a connection), or nobody could change it again";
+            faults.add("/allowed_auth_methods", "no_way_for_people", rule);
+        }
         if let Patch::Set(days) = self.api_key_max_days
             && !(1..=MAX_KEY_DAYS).contains(&days)
         {
@@ -331,6 +375,14 @@ impl ChangeSettings {
             Patch::Keep => {}
             Patch::Clear => settings.api_key_max_days = None,
             Patch::Set(days) => settings.api_key_max_days = Some(days),
+        }
+        match self.allowed_auth_methods {
+            Patch::Keep => {}
+            Patch::Clear => settings.allowed_auth_methods = None,
+            Patch::Set(methods) => settings.allowed_auth_methods = Some(methods),
+        }
+        if let Some(policy) = self.mfa_policy {
+            settings.mfa_policy = policy;
         }
         if let Some(revoke) = self.revoke_keys_on_creator_exit {
             settings.revoke_keys_on_creator_exit = revoke;
@@ -413,7 +465,7 @@ mod tests {
     fn settings_changed(api_key_max_days: Option<u32>, metadata: &[(&str, &str)]) -> OrganizationEvent {
         let custom_metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         OrganizationEvent::SettingsChanged(OrganizationSettingsChanged {
-            settings: OrganizationSettings { api_key_max_days, revoke_keys_on_creator_exit: false, custom_metadata },
+            settings: OrganizationSettings { api_key_max_days, custom_metadata, ..OrganizationSettings::default() },
         })
     }
 
@@ -438,6 +490,59 @@ mod tests {
     fn an_empty_name_is_refused_with_a_pointer() {
         let found = fields(given::<Organization>(&[]).when(create("  ")));
         assert_eq!(found, [("/name".to_owned(), "too_short".to_owned())]);
+    }
+
+    // S5.8
+    #[test]
+    fn a_kind_of_tenant_has_two_names_in_any_case() {
+        for (text, wanted) in [
+            ("tenant", TenantType::Organization),
+            ("ORGANIZATION", TenantType::Organization),
+            ("Team", TenantType::Team),
+            ("workspace", TenantType::Workspace),
+        ] {
+            let command = serde_json::from_value(json!({"name": "Acme", "slug": "acme", "tenant_type": text}));
+            let command: CreateOrganization = command.unwrap();
+            assert_eq!(command.tenant_type, wanted, "{text}");
+        }
+        let unknown = json!({"name": "Acme", "slug": "acme", "tenant_type": "club"});
+        assert!(serde_json::from_value::<CreateOrganization>(unknown).unwrap_err().to_string().contains("club"));
+    }
+
+    #[test]
+    fn a_slug_that_means_something_else_is_refused() {
+        for slug in ["current", "personal-x"] {
+            let slug: Slug = slug.parse().unwrap();
+            let rename = OrganizationCommand::Rename(RenameOrganization { slug: Some(slug.clone()), name: None });
+            let reserved = [("/slug".to_owned(), "reserved".to_owned())];
+            assert_eq!(fields(given::<Organization>(&[created()]).when(rename)), reserved);
+            let OrganizationCommand::Create { mut command, region } = create("Acme") else { unreachable!() };
+            command.slug = slug;
+            let begin = OrganizationCommand::Create { command: command.clone(), region: region.clone() };
+            assert_eq!(fields(given::<Organization>(&[]).when(begin)), reserved);
+            command.tenant_type = TenantType::Personal;
+            assert!(given::<Organization>(&[]).when(OrganizationCommand::Create { command, region }).is_ok());
+        }
+    }
+
+    #[test]
+    fn nobody_locks_all_people_out() {
+        let none = settings(json!({"allowed_auth_methods": ["api_key"]}));
+        let refused = [("/allowed_auth_methods".to_owned(), "no_way_for_people".to_owned())];
+        assert_eq!(fields(given::<Organization>(&[created()]).when(none)), refused);
+        let changed = given::<Organization>(&[created()])
+            .when(settings(json!({"allowed_auth_methods": ["oidc"], "mfa_policy": "required"})))
+            .unwrap();
+        let OrganizationEvent::SettingsChanged(event) = &changed[0] else { panic!("{changed:?}") };
+        assert_eq!(event.settings.allowed_auth_methods, Some([LoginMethod::oidc()].into()));
+        assert_eq!(event.settings.mfa_policy, MfaPolicy::Required);
+        let mut after = vec![created()];
+        after.extend(changed);
+        let back = settings(json!({"allowed_auth_methods": null, "mfa_policy": "optional"}));
+        let OrganizationEvent::SettingsChanged(event) = &given::<Organization>(&after).when(back).unwrap()[0] else {
+            panic!()
+        };
+        assert_eq!(event.settings, OrganizationSettings::default());
     }
 
     #[test]

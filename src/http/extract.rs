@@ -13,7 +13,7 @@ use orgstream_projections::BoundOrg;
 use serde::de::DeserializeOwned;
 
 use super::{
-    App, conditional,
+    App, active_org, conditional, cookie,
     middleware::RequestInfo,
     policy::{self, Policy, RoutePolicy},
 };
@@ -77,8 +77,9 @@ impl FromRequestParts<Arc<App>> for SignedIn {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
         let policy = policy_of(parts)?.policy;
-        let authorization = header_text(&parts.headers, &header::AUTHORIZATION)?;
-        let principal = app.auth.principal(authorization).await?;
+        let credential = cookie::credential(parts)?;
+        let mut principal = app.auth.principal(credential.as_deref()).await?;
+        active_org::note(app, parts, &mut principal).await?;
         match policy {
             Policy::SignedIn | Policy::Org(_) | Policy::OrgCommands => Ok(Self(principal)),
             Policy::Operator if principal == Principal::Operator => Ok(Self(principal)),
@@ -107,12 +108,17 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
         let named = params.iter().find(|(name, _)| name == "org").map(|(_, value)| value.as_str());
         let name =
             OrgName::parse(named.unwrap_or_default()).map_err(|rule| Problem::invalid_parameter("org", &rule))?;
+        if name == OrgName::Current {
+            // One address for several organizations: what a client has of one tells nothing of another.
+            parts.headers.remove(header::IF_NONE_MATCH);
+        }
         let access = app.auth.access(&principal, &name).await?;
         for header in ORG_ASSERTIONS {
             if let Some(text) = header_text(&parts.headers, &header)? {
                 let asserted = match OrgName::parse(text) {
                     Ok(OrgName::Id(org)) => Some(org),
                     Ok(OrgName::Slug(slug)) => app.db.org_of_slug(&slug).await?,
+                    Ok(OrgName::Current) => Some(access.org()),
                     Err(rule) => return Err(invalid_header(header.as_str(), &rule)),
                 };
                 if asserted != Some(access.org()) {

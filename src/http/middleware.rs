@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use tracing::{Instrument, Span, field::Empty};
 
 use super::{openapi, reply, wait};
-use crate::{gateway::Origin, problem::Problem, submission::request_id};
+use crate::{auth::session::ActiveSession, gateway::Origin, problem::Problem, submission::request_id};
 
 /// How long an answer may take, beside what the caller said it would wait. Streams begin within it and go on beyond.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -42,6 +42,7 @@ struct Known {
     context: Context,
     span: Option<Span>,
     org: OnceLock<OrgId>,
+    session: OnceLock<ActiveSession>,
 }
 
 impl RequestInfo {
@@ -61,6 +62,16 @@ impl RequestInfo {
         {
             span.record("org.id", org.to_string());
         }
+    }
+
+    /// Notes the session, as it was when the request came.
+    pub fn came_with(&self, session: ActiveSession) {
+        let _ = self.0.session.set(session);
+    }
+
+    /// The session, once it is known that there is one.
+    pub fn session(&self) -> Option<&ActiveSession> {
+        self.0.session.get()
     }
 }
 
@@ -83,6 +94,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         context: context(&request),
         span: Some(span.clone()),
         org: OnceLock::new(),
+        session: OnceLock::new(),
     };
     let info = RequestInfo(Arc::new(known));
     request.extensions_mut().insert(info.clone());

@@ -4,10 +4,12 @@
 //! table in [`policy`] demands it. A handler writes by way of the gateway and reads by way of a view that is bound to
 //! the proven org; there is no other way to either.
 
+pub mod active_org;
 pub mod api_keys;
 pub mod audit;
 pub mod commands;
 pub mod conditional;
+pub mod cookie;
 pub mod event_view;
 pub mod events;
 pub mod extract;
@@ -25,12 +27,18 @@ pub mod policy;
 pub mod projections;
 pub mod records;
 pub mod reply;
+pub mod sessions;
 pub mod tail;
+pub mod tenants;
 pub mod wait;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, middleware::from_fn, serve::ListenerExt};
+use axum::{
+    Router,
+    middleware::{from_fn, from_fn_with_state},
+    serve::ListenerExt,
+};
 use metrics_exporter_prometheus::PrometheusHandle;
 use orgstream_projections::Database;
 use orgstream_stream::Log;
@@ -112,6 +120,13 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(health::metrics))
         .routes(routes!(openapi::openapi_json))
         .routes(routes!(me::who_am_i))
+        .routes(routes!(me::list_memberships))
+        .routes(routes!(sessions::list, sessions::start))
+        .routes(routes!(sessions::revoke))
+        .routes(routes!(sessions::show))
+        .routes(routes!(sessions::switch))
+        .routes(routes!(tenants::create))
+        .routes(routes!(tenants::create_without_slash))
         .routes(routes!(organizations::create))
         .routes(routes!(organizations::show, organizations::rename))
         .routes(routes!(organizations::change_settings))
@@ -143,6 +158,7 @@ pub fn router(app: Arc<App>) -> Router {
     let (router, _) = documented().split_for_parts();
     router
         .route_layer(from_fn(middleware::known_parameters))
+        .route_layer(from_fn_with_state(Arc::clone(&app), active_org::watch))
         .with_state(app)
         .merge(openapi::docs())
         .method_not_allowed_fallback(middleware::no_method)

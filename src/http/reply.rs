@@ -24,6 +24,9 @@ pub const TRUE: HeaderValue = HeaderValue::from_static("true");
 /// Answers are somebody's own, and true at the moment.
 pub const OWN: HeaderValue = HeaderValue::from_static("private, no-cache");
 
+/// Answers with a secret in them.
+pub const NEVER_KEPT: HeaderValue = HeaderValue::from_static("no-store");
+
 /// The bytes of an answer.
 pub fn json_bytes(value: &impl Serialize) -> Result<Vec<u8>, Problem> {
     serde_json::to_vec(value).map_err(|error| Problem::internal(&error))

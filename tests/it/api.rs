@@ -3,15 +3,22 @@
 //! Tests that use it have a runtime of several threads: dropping the database waits for PostgreSQL, and PostgreSQL waits
 //! for connections that are just being made, which nobody would go on making if the only thread waited too.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusBuilder;
-use orgstream::{config::SecretArgs, issuer::DevIssuer, node};
+use orgstream::{
+    auth::Authenticator,
+    config::{IdentityArgs, SecretArgs},
+    issuer::DevIssuer,
+    node,
+};
+use orgstream_events::UserId;
 use orgstream_stream::{Log, LogOptions, SyncMode};
-use orgstream_workers::{Worker, WorkerOptions};
+use orgstream_workers::{Worker, WorkerOptions, WorkerStatus};
 use reqwest::{Method, RequestBuilder, Response, header::HeaderMap};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, time::timeout};
+use sqlx::{Connection, PgConnection};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -28,9 +35,12 @@ pub(crate) struct Api {
     pub(crate) base: String,
     pub(crate) nats: Nats,
     pub(crate) issuer: DevIssuer,
+    auth: Arc<Authenticator>,
     http: reqwest::Client,
+    log: Log,
+    identity: IdentityArgs,
     stop: CancellationToken,
-    _database: TestDatabase,
+    database: TestDatabase,
     _dir: TempDir,
 }
 
@@ -84,8 +94,31 @@ impl Answer {
     }
 }
 
+async fn serve(
+    log: &Log,
+    database: &TestDatabase,
+    identity: &IdentityArgs,
+    watch: Option<watch::Receiver<WorkerStatus>>,
+    stop: &CancellationToken,
+) -> (String, Arc<Authenticator>) {
+    let secrets = SecretArgs { pepper: PEPPER.to_owned(), platform_token: Some(OPERATOR.to_owned()) };
+    let metrics = PrometheusBuilder::new().build_recorder().handle();
+    let db = database.db.clone();
+    let api = node::Api::new(log.clone(), db, &secrets, identity, "local", metrics, watch).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let auth = Arc::clone(&api.app.auth);
+    tokio::spawn(api.run(listener, stop.clone()));
+    (base, auth)
+}
+
 impl Api {
     pub(crate) async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// The same, with other settings for people.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut IdentityArgs)) -> Self {
         let nats = Nats::start(false).await;
         let database = database().await;
         let dir = TempDir::new();
@@ -102,19 +135,51 @@ impl Api {
         let worker = Worker::new(log.clone(), database.db.clone(), WorkerOptions::new(Uuid::now_v7()));
         let watch = worker.status();
         tokio::spawn(worker.run(stop.clone()));
-        let secrets = SecretArgs {
-            pepper: PEPPER.to_owned(),
-            platform_token: Some(OPERATOR.to_owned()),
-            issuer_url: Some(url),
-            audience: "orgstream".to_owned(),
-        };
-        let metrics = PrometheusBuilder::new().build_recorder().handle();
-        let api = node::Api::new(log, database.db.clone(), &secrets, "local", metrics, Some(watch)).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(api.run(listener, stop.clone()));
+        let mut identity = IdentityArgs::of_issuer(&url);
+        change(&mut identity);
+        let (base, auth) = serve(&log, &database, &identity, Some(watch), &stop).await;
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-        Self { base, nats, issuer, http, stop, _database: database, _dir: dir }
+        Self { base, nats, issuer, auth, http, log, identity, stop, database, _dir: dir }
+    }
+
+    /// Another API beside this one, which remembers nothing that this one does; its address.
+    pub(crate) async fn second(&self) -> String {
+        serve(&self.log, &self.database, &self.identity, None, &self.stop).await.0
+    }
+
+    /// What checks credentials in this API.
+    pub(crate) fn auth(&self) -> &Authenticator {
+        &self.auth
+    }
+
+    /// The database as the login that owns it.
+    pub(crate) async fn owner(&self) -> PgConnection {
+        PgConnection::connect(&self.database.owner_url).await.unwrap()
+    }
+
+    /// Signs in with a token of the issuer; the answer, whose `token` is the session.
+    pub(crate) async fn sign_in(&self, token: &str) -> Value {
+        self.post(token, "/v1/sessions", &json!({})).await.expect(201).json()
+    }
+
+    /// A session of somebody.
+    pub(crate) async fn session(&self, email: &str) -> String {
+        self.sign_in(&self.person(email)).await["token"].as_str().unwrap().to_owned()
+    }
+
+    /// Lets a session act somewhere else.
+    pub(crate) async fn switch(&self, session: &str, org: &str) -> Answer {
+        let request = self.request(Method::PUT, "/v1/session/active-org").bearer_auth(session);
+        Answer::of(request.json(&json!({"org": org}))).await
+    }
+
+    /// Makes somebody a member, as whom the issuer of the tests knows by this address; their member id.
+    pub(crate) async fn join(&self, org: &Org, email: &str, role: &str) -> String {
+        let user = UserId::from_login(self.issuer.url(), email);
+        let body = json!({"email": email, "role": role, "user_id": user});
+        let added = self.post(&org.owner, &org.path("members"), &body).await.expect(201);
+        self.sees(org, added.header("stream-position")).await;
+        added.json()["member_id"].as_str().unwrap().to_owned()
     }
 
     /// A token of somebody.
@@ -200,6 +265,14 @@ impl Tail {
             let chunk = timeout(PATIENCE, self.answer.chunk()).await.expect("the next event does not come");
             self.buffer.push_str(std::str::from_utf8(&chunk.unwrap().expect("the tail has ended")).unwrap());
         }
+    }
+
+    /// Everything until the server ends it, as it came.
+    pub(crate) async fn rest(mut self) -> String {
+        while let Some(chunk) = timeout(PATIENCE, self.answer.chunk()).await.expect("the tail does not end").unwrap() {
+            self.buffer.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
+        self.buffer
     }
 
     /// Waits until the server ends it.

@@ -1,6 +1,7 @@
 //! The one integration binary: real servers, no sleeping, everything through public doors.
 #![cfg(test)]
 
+mod active_org;
 mod api;
 mod arrows;
 mod chaos;
@@ -9,6 +10,7 @@ mod cluster;
 mod compose;
 mod history;
 mod http;
+mod identity;
 mod isolation;
 mod lost_ack;
 mod openapi;
@@ -21,6 +23,7 @@ mod readme;
 mod rebuild;
 mod rls;
 mod servers;
+mod sessions;
 mod stream;
 mod support;
 mod telemetry;

@@ -118,6 +118,12 @@ async fn a_forgotten_rule_is_found() {
         ),
         ("CREATE TABLE rm.unversioned (org_id uuid NOT NULL)", "rm.unversioned has no column rm_version"),
         ("ALTER FUNCTION app.org_of_slug SET search_path = public", "runs with the rights of its owner"),
+        ("GRANT USAGE ON SCHEMA rm TO app_identity", "the role app_identity may use the schema rm"),
+        ("GRANT USAGE ON SCHEMA identity TO app_ro", "the role app_ro may use the schema identity"),
+        (
+            "CREATE VIEW identity.all_users AS SELECT * FROM identity.users",
+            "identity.all_users reads with the rights of its owner",
+        ),
         ("GRANT CREATE ON SCHEMA rm TO app_rw", "the role app_rw may create objects in the schema rm"),
     ];
     attempt(&mut owner, "CREATE TABLE rm.records_of_all (org_id uuid NOT NULL, id uuid PRIMARY KEY)").await.unwrap();
@@ -406,7 +412,7 @@ async fn the_logins_cannot_do_more_than_they_need() {
     let database = support::database().await;
     let (a, _) = two_orgs(&database.db).await;
     let mut owner = connect(&database.owner_url).await;
-    for role in ["app_rw", "app_ro", "app_audit"] {
+    for role in ["app_rw", "app_ro", "app_audit", "app_identity"] {
         let mut connection = connect(&database.app_url(role)).await;
         let mut statements = vec![
             "SET ROLE app_owner".to_owned(),
@@ -429,6 +435,57 @@ async fn the_logins_cannot_do_more_than_they_need() {
     for statement in ["UPDATE audit.events SET action = 'x'", "DELETE FROM audit.events", "TRUNCATE audit.events"] {
         assert_eq!(attempt(&mut owner, statement).await, Err(PRIVILEGE.to_owned()), "{statement}");
     }
+}
+
+/// Who signs in and what organizations have: neither login reaches the other's tables, whatever it binds.
+#[tokio::test]
+async fn people_and_organizations_are_behind_different_logins() {
+    let database = support::database().await;
+    let (a, _) = two_orgs(&database.db).await;
+    let mut owner = connect(&database.owner_url).await;
+    let user = "INSERT INTO identity.users (user_id, issuer, subject) VALUES (gen_random_uuid(), 'i', 's')";
+    attempt(&mut owner, user).await.unwrap();
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT format('%I.%I', table_schema, table_name)::text FROM information_schema.tables
+        WHERE table_type = 'BASE TABLE' AND table_schema IN ('rm', 'audit', 'ops', 'identity') ORDER BY 1",
+    )
+    .fetch_all(&mut owner)
+    .await
+    .unwrap();
+    assert!(tables.iter().any(|table| table == "identity.sessions") && tables.len() > 15, "{tables:?}");
+    for role in ["app_rw", "app_ro", "app_audit", "app_identity"] {
+        let mut connection = connect(&database.app_url(role)).await;
+        for table in &tables {
+            let is_own = table.starts_with("identity.") && role == "app_identity";
+            if is_own {
+                assert!(attempt(&mut connection, &format!("SELECT * FROM {table}")).await.is_ok(), "{role} on {table}");
+            } else if table.starts_with("identity.") || role == "app_identity" {
+                for statement in [
+                    format!("SELECT * FROM {table}"),
+                    format!("INSERT INTO {table} DEFAULT VALUES"),
+                    format!("DELETE FROM {table}"),
+                ] {
+                    let mut tx = bind(&mut connection, a.org.uuid()).await;
+                    assert_eq!(attempt(&mut tx, &statement).await, Err(PRIVILEGE.to_owned()), "{role}: {statement}");
+                }
+            }
+        }
+        // Nor does it become another, or ask one of the functions that know whose something is.
+        if role == "app_identity" {
+            for statement in ["SELECT app.org_of_slug('acme-1')", "SELECT app.org()", "SET ROLE app_rw"] {
+                assert_eq!(attempt(&mut connection, statement).await, Err(PRIVILEGE.to_owned()), "{statement}");
+            }
+            assert_eq!(attempt(&mut connection, "DELETE FROM identity.users").await, Err(PRIVILEGE.to_owned()));
+        }
+    }
+    // No column of theirs makes a table of a tenant of it by mistake.
+    let orgs: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM information_schema.columns WHERE table_schema = 'identity' AND column_name = 'org_id'",
+    )
+    .fetch_one(&mut owner)
+    .await
+    .unwrap();
+    assert_eq!(orgs, 0);
 }
 
 #[tokio::test]
