@@ -239,9 +239,8 @@ impl Authenticator {
     /// [`AuthError::ActiveOrgChanged`] and not with what it has: a page that was opened before a switch must learn of it.
     pub async fn access(&self, principal: &Principal, name: &OrgName) -> Result<Access, AuthError> {
         let org = match (name, principal) {
-            (OrgName::Id(org), _) => *org,
+            (OrgName::Id(org), _) | (OrgName::Current, Principal::Key { org, .. }) => *org,
             (OrgName::Slug(slug), _) => self.db.org_of_slug(slug).await?.ok_or(AuthError::NotFound)?,
-            (OrgName::Current, Principal::Key { org, .. }) => *org,
             (OrgName::Current, Principal::User { session: Some(session), .. }) => {
                 session.org.ok_or(AuthError::NotFound)?
             }

@@ -252,33 +252,33 @@ mod tests {
     struct Key {
         kid: &'static str,
         algorithm: Algorithm,
-        key: EncodingKey,
+        secret: EncodingKey,
     }
 
     impl Key {
         fn rsa(kid: &'static str) -> Self {
-            let key = EncodingKey::from_rsa_pem(include_bytes!("test_keys/rsa.pem")).unwrap();
-            Self { kid, algorithm: Algorithm::RS256, key }
+            let secret = EncodingKey::from_rsa_pem(include_bytes!("test_keys/rsa.pem")).unwrap();
+            Self { kid, algorithm: Algorithm::RS256, secret }
         }
 
         fn ec(kid: &'static str) -> Self {
-            let key = EncodingKey::from_ec_pem(include_bytes!("test_keys/ec.pem")).unwrap();
-            Self { kid, algorithm: Algorithm::ES256, key }
+            let secret = EncodingKey::from_ec_pem(include_bytes!("test_keys/ec.pem")).unwrap();
+            Self { kid, algorithm: Algorithm::ES256, secret }
         }
 
         fn public(&self) -> Value {
-            let mut key = Jwk::from_encoding_key(&self.key, self.algorithm).unwrap();
+            let mut key = Jwk::from_encoding_key(&self.secret, self.algorithm).unwrap();
             key.common.key_id = Some(self.kid.to_owned());
             serde_json::to_value(key).unwrap()
         }
 
         /// A token about Ann, with `more` claims.
-        fn sign(&self, issuer: &str, more: Value) -> String {
+        fn sign(&self, issuer: &str, more: &Value) -> String {
             let seconds = now().unix_ms() / 1000;
             let mut claims = json!({"iss": issuer, "sub": "ann", "aud": "us", "exp": seconds + 600});
             claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             let header = Header { kid: Some(self.kid.to_owned()), ..Header::new(self.algorithm) };
-            encode(&header, &claims, &self.key).unwrap()
+            encode(&header, &claims, &self.secret).unwrap()
         }
     }
 
@@ -291,11 +291,11 @@ mod tests {
         fake.keys.lock().unwrap().push(json!({"kty": "AKP", "kid": "x", "alg": "ML-DSA-44", "pub": "AA"}));
         let oidc = fake.oidc();
         for key in [&rsa, &ec] {
-            let login = oidc.verify(&key.sign(&fake.url, json!({}))).await.unwrap();
+            let login = oidc.verify(&key.sign(&fake.url, &json!({}))).await.unwrap();
             assert_eq!(login.user, UserId::from_login(&fake.url, "ann"));
             assert_eq!((login.subject.as_str(), login.email, login.verified_email), ("ann", None, None));
         }
-        let crossed = Key { kid: "e", ..Key::rsa("e") }.sign(&fake.url, json!({}));
+        let crossed = Key { kid: "e", ..Key::rsa("e") }.sign(&fake.url, &json!({}));
         assert!(matches!(oidc.verify(&crossed).await, Err(OidcError::Invalid(_))));
     }
 
@@ -309,14 +309,14 @@ mod tests {
         for (verified, counts) in [(json!(true), true), (json!("true"), true), (json!(false), false), (json!(1), false)]
         {
             let claims = json!({"email": email, "email_verified": verified});
-            let login = oidc.verify(&key.sign(&fake.url, claims)).await.unwrap();
+            let login = oidc.verify(&key.sign(&fake.url, &claims)).await.unwrap();
             assert_eq!(login.verified_email.is_some(), counts, "{verified}");
             assert_eq!(login.email.as_deref(), Some(email));
         }
         for (amr, counts) in
             [(json!(["pwd"]), false), (json!([]), false), (json!(["pwd", "otp"]), true), (json!(["mfa"]), true)]
         {
-            let login = oidc.verify(&key.sign(&fake.url, json!({"amr": amr}))).await.unwrap();
+            let login = oidc.verify(&key.sign(&fake.url, &json!({"amr": amr}))).await.unwrap();
             assert_eq!(login.second_factor, counts, "{amr}");
         }
         let seconds = now().unix_ms() / 1000;
@@ -326,11 +326,11 @@ mod tests {
             (json!({"aud": "them"}), "another audience"),
             (json!({"iss": "https://other.example"}), "another issuer"),
         ] {
-            let refused = oidc.verify(&key.sign(&fake.url, wrong)).await;
+            let refused = oidc.verify(&key.sign(&fake.url, &wrong)).await;
             assert!(matches!(refused, Err(OidcError::Invalid(_))), "{why}: {refused:?}");
         }
         // Clocks differ a little.
-        assert!(oidc.verify(&key.sign(&fake.url, json!({"exp": seconds - 10}))).await.is_ok());
+        assert!(oidc.verify(&key.sign(&fake.url, &json!({"exp": seconds - 10}))).await.is_ok());
     }
 
     #[tokio::test]
@@ -339,15 +339,15 @@ mod tests {
         let (old, new) = (Key::ec("old"), Key::rsa("new"));
         fake.publish(&[&old]);
         let oidc = fake.oidc();
-        oidc.verify(&old.sign(&fake.url, json!({}))).await.unwrap();
+        oidc.verify(&old.sign(&fake.url, &json!({}))).await.unwrap();
         fake.publish(&[&new]);
-        oidc.verify(&new.sign(&fake.url, json!({}))).await.unwrap();
-        assert!(matches!(oidc.verify(&old.sign(&fake.url, json!({}))).await, Err(OidcError::Invalid(_))));
+        oidc.verify(&new.sign(&fake.url, &json!({}))).await.unwrap();
+        assert!(matches!(oidc.verify(&old.sign(&fake.url, &json!({}))).await, Err(OidcError::Invalid(_))));
 
         let oidc = Oidc { ask_again: ASK_AGAIN, ..fake.oidc() };
         let before = fake.asked.load(Ordering::Relaxed);
         for _ in 0..20 {
-            assert!(matches!(oidc.verify(&old.sign(&fake.url, json!({}))).await, Err(OidcError::Invalid(_))));
+            assert!(matches!(oidc.verify(&old.sign(&fake.url, &json!({}))).await, Err(OidcError::Invalid(_))));
         }
         assert_eq!(fake.asked.load(Ordering::Relaxed), before + 1);
     }
@@ -356,14 +356,14 @@ mod tests {
     async fn an_issuer_that_does_not_answer_makes_no_token_wrong() {
         let key = Key::ec("e");
         let nobody = Oidc::new("http://127.0.0.1:1".to_owned(), "us".to_owned()).unwrap();
-        let refused = nobody.verify(&key.sign("http://127.0.0.1:1", json!({}))).await;
+        let refused = nobody.verify(&key.sign("http://127.0.0.1:1", &json!({}))).await;
         assert!(matches!(refused, Err(OidcError::Unavailable(_))), "{refused:?}");
 
         // Known keys go on being good while it is away; of unknown ones nothing is known.
         let fake = Fake::start().await;
         fake.publish(&[&key]);
         let oidc = fake.oidc();
-        let token = key.sign(&fake.url, json!({}));
+        let token = key.sign(&fake.url, &json!({}));
         oidc.verify(&token).await.unwrap();
         {
             let mut keys = oidc.keys.write().await;
@@ -371,7 +371,7 @@ mod tests {
             keys.set.as_mut().unwrap().1 -= KEEP;
         }
         oidc.verify(&token).await.unwrap();
-        let unknown = oidc.verify(&Key::rsa("r").sign(&fake.url, json!({}))).await;
+        let unknown = oidc.verify(&Key::rsa("r").sign(&fake.url, &json!({}))).await;
         assert!(matches!(unknown, Err(OidcError::Unavailable(_))), "{unknown:?}");
         oidc.keys.write().await.set.as_mut().unwrap().1 -= KEEP_UNREACHABLE;
         assert!(matches!(oidc.verify(&token).await, Err(OidcError::Unavailable(_))));

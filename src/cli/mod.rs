@@ -85,7 +85,7 @@ impl Cli {
         let is_service = matches!(self.command, Job::Dev(_) | Job::Serve(_) | Job::Work(_));
         let _telemetry = telemetry::init(&self.log, is_service)?;
         match self.command {
-            Job::Dev(args) => dev::run(args).await,
+            Job::Dev(args) => Box::pin(dev::run(args)).await,
             Job::Demo(args) => demo::run(&args),
             Job::Serve(args) => serve::run(args).await,
             Job::Work(args) => work::run(args).await,

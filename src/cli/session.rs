@@ -9,7 +9,7 @@ use crate::{commands::organization::CURRENT, config::ClientArgs};
 
 /// See, end or switch sessions of a person.
 ///
-/// The session is the one of `orgstream login`, or the one in ORGSTREAM_SESSION.
+/// The session is the one of `orgstream login`, or the one in `ORGSTREAM_SESSION`.
 #[derive(Subcommand)]
 pub(crate) enum Job {
     /// Show the session that is in use, and the organization that it acts in.

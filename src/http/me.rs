@@ -185,18 +185,7 @@ async fn memberships(
 ) -> Result<Vec<MembershipView>, Problem> {
     let found = match principal {
         Principal::Operator => Vec::new(),
-        Principal::Key { org, role, id, .. } if after.is_none_or(|after| *org > after) => {
-            match app.auth.access(principal, &OrgName::Current).await {
-                Ok(access) => {
-                    let mut tx = app.db.read(access.bound()).await?;
-                    let found = organizations::get(&mut tx).await?;
-                    return Ok(found.map(|found| shown(found, id.to_string(), *role, true)).into_iter().collect());
-                }
-                Err(AuthError::NotFound | AuthError::MethodNotAllowed { .. }) => Vec::new(),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Principal::Key { .. } => Vec::new(),
+        Principal::Key { .. } => return of_key(app, principal, after).await,
         Principal::User { .. } => app.auth.memberships(principal, after, limit).await?,
     };
     let alone = after.is_none() && found.len() == 1;
@@ -205,6 +194,18 @@ async fn memberships(
         shown(organization, member.id.to_string(), member.role, visible)
     };
     Ok(found.into_iter().map(view).collect())
+}
+
+/// The one place of a key, unless the organization takes no keys.
+async fn of_key(app: &App, principal: &Principal, after: Option<OrgId>) -> Result<Vec<MembershipView>, Problem> {
+    let access = match app.auth.access(principal, &OrgName::Current).await {
+        Ok(access) if after.is_none_or(|after| access.org() > after) => access,
+        Ok(_) | Err(AuthError::NotFound | AuthError::MethodNotAllowed { .. }) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let found = organizations::get(&mut app.db.read(access.bound()).await?).await?;
+    let place = found.map(|organization| shown(organization, access.actor().id.clone(), access.role(), true));
+    Ok(place.into_iter().collect())
 }
 
 fn shown(organization: Organization, actor_id: String, role: Role, visible: bool) -> MembershipView {
