@@ -39,7 +39,7 @@ const READ_SETTINGS: [(&str, &str); 6] = [
 /// Leases and marks have connections of their own: a lease must be renewed however busy the slices are.
 const OPS_CONNECTIONS: u32 = 2;
 /// Who signs in is looked up once in a while, by a primary key or a hash.
-const IDENTITY_CONNECTIONS: u32 = 4;
+const IDENTITY_CONNECTIONS: u32 = 8;
 const IDENTITY_SETTINGS: [(&str, &str); 3] =
     [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -122,8 +122,8 @@ impl FromStr for SessionName {
 ///
 /// Takes a token (JWT) of your OpenID Connect issuer and begins a session. Its token is in the answer, once, and in a cookie
 /// for browsers (`__Host-orgstream_session`). Whoever signs in for the first time gets an organization of their own. The
-/// session acts in one organization at a time: to begin with, the one where you acted last, or your own. API keys make no
-/// sessions: `session_only`.
+/// session acts in one organization at a time: to begin with, the one where your newest session acts, or your own. API keys
+/// make no sessions: `session_only`.
 #[utoipa::path(
     post, path = "/v1/sessions", operation_id = "sign_in", tag = "sessions",
     responses((status = 201, description = "Signed in", body = NewSessionView)),
@@ -137,7 +137,7 @@ pub async fn start(State(app): State<Arc<App>>, parts: Parts) -> Result<Response
         email: login.email.as_deref(),
         email_verified: login.verified_email.is_some(),
     };
-    app.db.note_sign_in(&noted).await?;
+    let known = app.db.note_sign_in(&noted).await?;
     let method = LoginMethod::oidc();
     let principal = Principal::User {
         user: login.user,
@@ -147,7 +147,10 @@ pub async fn start(State(app): State<Arc<App>>, parts: Parts) -> Result<Response
         session: None,
     };
     let origin = info(&parts).origin();
-    let personal = app.gateway.personal_organization(&principal, &origin).await?;
+    let personal = match known.personal_org {
+        Some(org) => org,
+        None => app.gateway.personal_organization(&principal, &origin).await?,
+    };
     let active_org = match app.db.last_active_org(login.user).await? {
         Some(last) if last == personal || app.auth.member(&principal, last).await?.is_some() => last,
         _ => personal,

@@ -116,15 +116,11 @@ impl Database {
     /// Begins a session, and forgets those of the same person that ended long ago.
     pub async fn start_session(&self, new: &NewSession<'_>) -> Result<(), DbError> {
         sqlx::query!(
-            "DELETE FROM identity.sessions
-            WHERE user_id = $1 AND least(expires_at, ends_at, revoked_at) < now() - make_interval(days => $2)",
-            new.user.uuid(),
-            KEPT_DAYS,
-        )
-        .execute(self.identity_pool())
-        .await?;
-        sqlx::query!(
-            "INSERT INTO identity.sessions
+            "WITH forgotten AS (
+                DELETE FROM identity.sessions
+                WHERE user_id = $2 AND least(expires_at, ends_at, revoked_at) < now() - make_interval(days => $11)
+            )
+            INSERT INTO identity.sessions
                 (id, user_id, token_hash, method, second_factor, active_org, ip, user_agent, expires_at, ends_at)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now() + make_interval(secs => $9), now() + make_interval(secs => $10))",
             new.id.uuid(),
@@ -137,6 +133,7 @@ impl Database {
             new.user_agent,
             new.idle.min(new.longest).as_secs_f64(),
             new.longest.as_secs_f64(),
+            KEPT_DAYS,
         )
         .execute(self.identity_pool())
         .await?;
@@ -187,10 +184,10 @@ impl Database {
         rows.fetch_all(self.identity_pool()).await?.into_iter().map(Session::try_from).collect()
     }
 
-    /// Where the person acted last, in whichever session.
+    /// Where the newest session of the person acts, or acted.
     pub async fn last_active_org(&self, user: UserId) -> Result<Option<OrgId>, DbError> {
         let org = sqlx::query_scalar!(
-            "SELECT active_org FROM identity.sessions WHERE user_id = $1 ORDER BY last_seen_at DESC, id DESC LIMIT 1",
+            "SELECT active_org FROM identity.sessions WHERE user_id = $1 ORDER BY created_at DESC, id DESC LIMIT 1",
             user.uuid(),
         );
         Ok(org.fetch_optional(self.identity_pool()).await?.flatten().map(OrgId::from_uuid))
