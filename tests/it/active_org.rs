@@ -14,7 +14,7 @@ use proptest::{
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::api::{Answer, Api, Org, model};
+use crate::api::{Answer, Api, Org, create_model, model};
 
 const RECORDS: &str = "/v1/organizations/current/records";
 
@@ -167,6 +167,26 @@ async fn s2_22_a_read_that_is_under_way_ends_with_the_switch() {
     }
     let bad = api.request(Method::GET, RECORDS).bearer_auth(&session).header("x-org-epoch", "one");
     assert_eq!(Answer::of(bad).await.expect(400).problem(), "invalid_header");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_sends_commands_by_nats_where_it_acts() {
+    let api = Api::start().await;
+    let (a, b, session) = max_in_two(&api, "nats").await;
+    let client = async_nats::connect(&api.nats.url).await.unwrap();
+    let send = async |subject: String| {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Authorization", format!("Bearer {session}"));
+        let body = create_model("by nats").to_string();
+        let answer = client.request_with_headers(subject, headers, body.into()).await.unwrap();
+        let status = answer.headers.as_ref().unwrap().get("Status").unwrap().to_string();
+        (status, serde_json::from_slice::<Value>(&answer.payload).unwrap())
+    };
+    let (status, accepted) = send("cmd.current".to_owned()).await;
+    assert_eq!(status, "201", "{accepted}");
+    assert!(accepted["position"].as_str().unwrap().starts_with(&a.id), "{accepted}");
+    let (status, refused) = send(format!("cmd.{}", b.slug)).await;
+    assert_eq!((status.as_str(), &refused["code"]), ("409", &json!("active_org_changed")));
 }
 
 #[derive(Debug, Clone, Copy)]

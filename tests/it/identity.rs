@@ -49,9 +49,26 @@ async fn until(wanted: &str, ask: impl AsyncFn() -> Answer) -> Answer {
     }
 }
 
+// S2.1
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s2_1_everybody_sees_what_all_share_and_nobody_more_without_signing_in() {
+    let api = Api::start().await;
+    let org = api.org("anonymous").await;
+    let anonymous = async |path: &str| Answer::of(api.request(Method::GET, path)).await;
+    assert!(anonymous("/v1/kinds").await.expect(200).text.contains("evaluation"));
+    anonymous("/v1/kinds/evaluation").await.expect(200);
+    for path in ["/v1/me", "/v1/me/memberships", "/v1/session", "/v1/sessions", "/v1/organizations/current/records"] {
+        assert_eq!(anonymous(path).await.expect(401).problem(), "unauthenticated");
+    }
+    anonymous(&org.path("records")).await.expect(401);
+    let create = api.request(Method::POST, "/api/v1/tenants/").json(&json!({"display_name": "Mine"}));
+    assert_eq!(Answer::of(create).await.expect(401).problem(), "unauthenticated");
+}
+
 // S5.11
 // S4.22
 // S2.6
+// S2.24
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s5_11_the_first_sign_in_makes_one_organization_behind_the_scenes() {
     let api = Api::start().await;
@@ -401,7 +418,7 @@ async fn s3_11_every_request_has_a_tenant_or_goes_no_further() {
 // S2.5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s2_25_one_person_is_somebody_else_in_each_of_many_organizations() {
-    const CUSTOMERS: usize = 8;
+    const CUSTOMERS: usize = 20;
     let api = Api::start().await;
     let email = "max@consultants.example";
     let session = api.session(email).await;
@@ -419,17 +436,21 @@ async fn s2_25_one_person_is_somebody_else_in_each_of_many_organizations() {
         made.expect(if number == 1 { 403 } else { 201 });
     }
     for (number, (org, member)) in customers.iter().enumerate() {
-        let head = api.get(&org.owner, &org.path("projections")).await.expect(200).json();
-        let head = head["data"][0]["head"].as_str().unwrap().to_owned();
-        let log =
-            api.get_at(&org.owner, &org.path("audit/events?action=record.created"), &head).await.expect(200).json();
+        // Somebody of the customer works beside the consultant.
+        let (_, position) = api.record(org, &format!("own {number}")).await;
+        let log = "audit/events?action=record.created";
+        let log = api.get_at(&org.owner, &org.path(log), &position).await.expect(200).json();
         let entries = log["data"].as_array().unwrap();
-        assert_eq!(entries.len(), usize::from(number != 1), "{log}");
-        for entry in entries {
-            assert_eq!((&entry["actor"]["type"], &entry["actor"]["id"]), (&json!("member"), &json!(member)), "{entry}");
+        assert_eq!(entries.len(), if number == 1 { 1 } else { 2 }, "{log}");
+        assert!(entries.iter().all(|entry| entry["actor"]["type"] == "member" && entry["org_id"] == *org.id), "{log}");
+        assert!(!log.to_string().contains("usr_"), "{log}");
+        let (theirs, own): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry["actor"]["id"] == **member);
+        assert_eq!((theirs.len(), own.len()), (usize::from(number != 1), 1), "two people, two names: {log}");
+        assert_eq!(own[0]["actor"]["auth"]["method"], "oidc", "{log}");
+        for entry in theirs {
             assert_eq!(entry["actor"]["auth"]["method"], "session", "{entry}");
             assert!(entry["actor"]["auth"]["session_id"].as_str().unwrap().starts_with("ses_"), "{entry}");
-            assert!(!entry.to_string().contains("usr_"), "{entry}");
+            assert!(entry["data"].to_string().contains(&format!("for {number}")), "{entry}");
         }
     }
     let ids: std::collections::HashSet<&String> = customers.iter().map(|(_, member)| member).collect();
