@@ -29,7 +29,7 @@ pub(crate) enum Job {
     Revoke {
         /// Which, as `session list` shows it; without it the one that is in use.
         #[arg(value_name = "SESSION", default_value = CURRENT)]
-        session: String,
+        which: String,
         #[command(flatten)]
         client: ClientArgs,
     },
@@ -56,11 +56,11 @@ pub(crate) async fn run(job: Job) -> anyhow::Result<()> {
             let head = ["id", "current", "created_at", "last_seen_at", "expires_at", "user_agent"];
             println!("{}", rows_table(rows, &head, &[]).trim_fmt());
         }
-        Job::Revoke { session, client } => {
+        Job::Revoke { which, client } => {
             let api = Api::new(&client)?;
-            let is_own = session == CURRENT
-                || api.get("/v1/session").await?.get("id").and_then(Value::as_str) == Some(session.as_str());
-            api.send(api.request(Method::DELETE, &format!("/v1/sessions/{session}"))).await?;
+            let is_own = which == CURRENT
+                || api.get("/v1/session").await?.get("id").and_then(Value::as_str) == Some(which.as_str());
+            api.send(api.request(Method::DELETE, &format!("/v1/sessions/{which}"))).await?;
             if is_own && api.is_stored() {
                 StoredSession::forget()?;
             }
