@@ -101,6 +101,35 @@ pub struct SecretArgs {
     pub audience: String,
 }
 
+/// How mails leave.
+#[derive(Clone, Default, Args)]
+#[command(next_help_heading = "Mail")]
+pub struct MailArgs {
+    /// The mail server: `smtps://user:password@host`, or `smtp://host?tls=required`. Without it, and without
+    /// --mail-folder, mails wait until there is a way for them.
+    #[arg(long, env = "ORGSTREAM_SMTP_URL", hide_env_values = true, value_name = "URL")]
+    pub smtp_url: Option<String>,
+    /// Put each mail into a file of this folder in place of sending it.
+    #[arg(long, env = "ORGSTREAM_MAIL_FOLDER", value_name = "DIR")]
+    pub mail_folder: Option<PathBuf>,
+    /// Who mails are from.
+    #[arg(
+        long,
+        env = "ORGSTREAM_MAIL_FROM",
+        default_value = "Orgstream <no-reply@orgstream.example>",
+        value_name = "ADDRESS"
+    )]
+    pub mail_from: String,
+    /// Where whoever was invited goes; `{token}` stands for the token.
+    #[arg(
+        long,
+        env = "ORGSTREAM_INVITATION_LINK",
+        default_value = "http://127.0.0.1:8080/join#token={token}",
+        value_name = "URL"
+    )]
+    pub invitation_link: String,
+}
+
 /// How a worker works.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Worker")]

@@ -3,16 +3,16 @@
 use std::{collections::HashMap, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use orgstream_events::{CommandId, Context, PLATFORM_ORG, Pipeline, Position, Role};
-use orgstream_projections::{BoundOrg, Database, checkpoints, idempotency};
+use orgstream_events::{CommandId, Context, DomainName, OrgId, PLATFORM_ORG, Pipeline, Position, Role, UserId};
+use orgstream_projections::{BoundOrg, Database, checkpoints, idempotency, invitations};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use utoipa::ToSchema;
 
 use crate::{
-    auth::{Access, AuthError, Permission, Principal},
+    auth::{Access, AuthError, Permission, Principal, invitation::InvitationToken},
     commands::{
-        Command,
+        AcceptInvitation, Command, JoinByDomain,
         handler::{Accepted, Caller, CommandError, CommandHandler, Creator, Request, fingerprint},
     },
     problem::Problem,
@@ -184,29 +184,72 @@ impl Gateway {
         origin: &Origin,
         request: Request,
     ) -> Result<Accepted, Problem> {
-        let (user, email) = match principal {
-            Principal::User { user, email: Some(email) } => (*user, email.clone()),
-            Principal::User { email: None, .. } => {
-                return Err(Problem::invalid(
-                    "",
-                    "email_not_verified",
-                    "your issuer has not verified your e-mail address",
-                ));
-            }
-            Principal::Key { .. } | Principal::Operator => return Err(AuthError::SessionOnly.into()),
-        };
-        self.found(principal, Creator { user, email }, origin, request).await
+        let creator = person(principal)?;
+        self.enter(PLATFORM_ORG, principal, creator, origin, request).await
     }
 
-    async fn found(
+    /// Adds the person who asks to the organization that invited them.
+    pub async fn accept_invitation(
         &self,
+        principal: &Principal,
+        origin: &Origin,
+        key: Option<String>,
+        token: InvitationToken,
+    ) -> Result<Accepted, Problem> {
+        let creator = person(principal)?;
+        let mac = token.mac(self.handler.pepper());
+        let org = self.db.org_of_invitation(&mac).await?.ok_or_else(no_invitation)?;
+        // Which one it is. Whether it can be accepted is decided by its history.
+        let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+        let found = invitations::get_by_token(&mut tx, &mac).await?.ok_or_else(no_invitation)?;
+        drop(tx);
+        let accept = Command::from(AcceptInvitation { id: found.id, token });
+        let request = Request { idempotency_key: key, ..accept.into() };
+        let accepted = self.enter(org, principal, creator, origin, request).await;
+        accepted.map_err(|problem| if problem.status == 404 { no_invitation() } else { problem })
+    }
+
+    /// Adds whoever signs in to the organizations that let people in by the domain of their address, and says which those
+    /// were: what every way of signing in calls once it knows who somebody is. `email` must be verified.
+    pub async fn join_by_domain(
+        &self,
+        principal: &Principal,
+        user: UserId,
+        email: &str,
+        origin: &Origin,
+    ) -> Vec<OrgId> {
+        let Some(domain) = DomainName::of_email(email) else { return Vec::new() };
+        let found = async {
+            let orgs = self.db.orgs_of_domain(&domain).await?;
+            let known = if orgs.is_empty() { Vec::new() } else { self.db.orgs_of_user(user).await? };
+            Ok::<_, Problem>(orgs.into_iter().filter(move |org| !known.contains(org)))
+        };
+        let mut joined = Vec::new();
+        // Nobody is kept from signing in by what an organization might have given them besides.
+        for org in found.await.into_iter().flatten() {
+            let creator = Creator { user, email: email.to_owned() };
+            let join = Command::from(JoinByDomain { domain: domain.clone() });
+            match self.enter(org, principal, creator, origin, join.into()).await {
+                Ok(_) => joined.push(org),
+                Err(problem) => {
+                    tracing::debug!(org.id = %org, code = problem.code, "nobody joins here by their domain");
+                }
+            }
+        }
+        joined
+    }
+
+    /// Carries out what somebody asks who is not in the organization yet.
+    async fn enter(
+        &self,
+        org: OrgId,
         principal: &Principal,
         creator: Creator,
         origin: &Origin,
         request: Request,
     ) -> Result<Accepted, Problem> {
         let caller = Caller {
-            org: PLATFORM_ORG,
+            org,
             actor: principal.actor(),
             role: Role::Owner,
             creator: Some(creator),
@@ -302,4 +345,19 @@ impl Gateway {
         }
         Ok(reused)
     }
+}
+
+/// The person, at an address that is proven to be theirs.
+fn person(principal: &Principal) -> Result<Creator, Problem> {
+    match principal {
+        Principal::User { user, email: Some(email) } => Ok(Creator { user: *user, email: email.clone() }),
+        Principal::User { email: None, .. } => {
+            Err(Problem::invalid("", "email_not_verified", "your issuer has not verified your e-mail address"))
+        }
+        Principal::Key { .. } | Principal::Operator => Err(AuthError::SessionOnly.into()),
+    }
+}
+
+fn no_invitation() -> Problem {
+    Problem::new(404, "not_found", "Not found", "There is no such invitation; was a newer one sent?")
 }

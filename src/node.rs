@@ -26,9 +26,11 @@ use crate::{
         handler::{Caller, CommandError, CommandHandler, Request},
     },
     config::{DatabaseArgs, NatsArgs, SecretArgs},
+    dns::{SystemDns, TxtRecords},
     gateway::Gateway,
     http,
     kinds::default_kinds,
+    mail::{Mailer, Sender},
     producers,
 };
 
@@ -167,6 +169,21 @@ pub async fn listen(address: &str) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("{address} cannot be listened on: choose another with --http"))
 }
 
+/// What the API asks of the world outside, and tells it.
+#[derive(Debug, Clone)]
+pub struct Outside {
+    /// How mails leave; without a way they wait.
+    pub mail: Option<Mailer>,
+    /// What domains are proven by.
+    pub dns: Arc<dyn TxtRecords>,
+}
+
+impl Default for Outside {
+    fn default() -> Self {
+        Self { mail: None, dns: Arc::new(SystemDns) }
+    }
+}
+
 /// The API of a process: HTTP, commands by NATS, and what both need.
 pub struct Api {
     /// What HTTP serves.
@@ -175,6 +192,7 @@ pub struct Api {
     pub gateway: Arc<Gateway>,
     auth: Arc<Authenticator>,
     log: Log,
+    sender: Option<Sender>,
 }
 
 impl Api {
@@ -186,6 +204,7 @@ impl Api {
         region: &str,
         metrics: PrometheusHandle,
         worker: Option<watch::Receiver<WorkerStatus>>,
+        outside: Outside,
     ) -> anyhow::Result<Self> {
         let pepper = Pepper::new(secrets.pepper.as_bytes()).context("the pepper (ORGSTREAM_PEPPER) is too short")?;
         if secrets.platform_token.as_ref().is_some_and(|token| token.len() < 32) {
@@ -196,7 +215,8 @@ impl Api {
         let cursor_key = Fingerprint::of(&[b"orgstream cursor", secrets.pepper.as_bytes()]).0;
         let token = secrets.platform_token.as_deref();
         let auth = Arc::new(Authenticator::new(db.clone(), pepper.clone(), token, oidc));
-        let handler = CommandHandler::new(log.clone(), pepper, region.to_owned());
+        let sender = outside.mail.map(|mailer| Sender::new(db.clone(), mailer, pepper.clone()));
+        let handler = CommandHandler::new(log.clone(), pepper, region.to_owned(), outside.dns);
         let gateway = Arc::new(Gateway::new(handler, db.clone()));
         let app = http::App::new(http::Parts {
             gateway: Arc::clone(&gateway),
@@ -207,7 +227,7 @@ impl Api {
             metrics,
             worker,
         });
-        Ok(Self { app, gateway, auth, log })
+        Ok(Self { app, gateway, auth, log, sender })
     }
 
     /// Serves until `stop`, then finishes what has begun.
@@ -216,7 +236,17 @@ impl Api {
         patiently("the event log", || register_default_kinds(handler)).await?;
         let client = self.log.client().clone();
         let producers = tokio::spawn(producers::serve(client, self.auth, self.gateway, stop.clone()));
+        let sending = match self.sender {
+            Some(sender) => Some(tokio::spawn(sender.run(stop.clone()))),
+            None => {
+                tracing::warn!("there is no way for mails to leave, so they wait: set --smtp-url or --mail-folder");
+                None
+            }
+        };
         http::serve(listener, self.app, stop).await?;
+        if let Some(sending) = sending {
+            sending.await?;
+        }
         producers.await?
     }
 }

@@ -34,7 +34,8 @@ pub async fn serve(
     gateway: Arc<Gateway>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let subscription = client.queue_subscribe("cmd.*", QUEUE.to_owned()).await;
+    // A slug may have dots, at which NATS divides subjects.
+    let subscription = client.queue_subscribe("cmd.>", QUEUE.to_owned()).await;
     let mut requests = subscription.context("commands by NATS cannot be subscribed to")?;
     let room = Arc::new(Semaphore::new(AT_ONCE));
     let mut under_way = JoinSet::new();

@@ -20,13 +20,16 @@ use uuid::Uuid;
 
 use crate::{
     auth::Authenticator,
-    config::{DatabaseArgs, NatsArgs, SecretArgs},
+    config::{DatabaseArgs, MailArgs, NatsArgs, SecretArgs},
     gateway::Gateway,
     issuer::DevIssuer,
+    mail::Mailer,
     node,
     servers::{Nats, Postgres, PostgresOptions, stable_listener, write_private},
 };
 
+/// Where mails go, inside the data folder.
+pub const OUTBOX: &str = "outbox";
 const DATABASE: &str = "orgstream";
 const CONNECTIONS: u32 = 8;
 /// How often the servers are looked at.
@@ -177,7 +180,14 @@ impl Stack {
             worker = Some(tokio::spawn(new.run(stop_worker.clone())));
         }
         let base_url = format!("http://{}", listener.local_addr()?);
-        let api = node::Api::new(log.clone(), db.clone(), &secret_args, &nats_args.region, metrics, watch)?;
+        let mail = MailArgs {
+            mail_folder: Some(dir.join(OUTBOX)),
+            mail_from: "Orgstream <no-reply@orgstream.example>".to_owned(),
+            invitation_link: format!("{base_url}/join#token={{token}}"),
+            ..MailArgs::default()
+        };
+        let outside = node::Outside { mail: Mailer::new(&mail)?, ..node::Outside::default() };
+        let api = node::Api::new(log.clone(), db.clone(), &secret_args, &nats_args.region, metrics, watch, outside)?;
         let (gateway, auth) = (Arc::clone(&api.gateway), Arc::clone(&api.app.auth));
         let api = tokio::spawn(api.run(listener, stop.clone()));
         Ok(Self {

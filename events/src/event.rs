@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use crate::{
-    AggregateId, ApiKeyEvent, CodecError, Context, KindEvent, MemberEvent, OrganizationEvent, ParkingEvent,
-    RecordEvent, Target,
+    AggregateId, ApiKeyEvent, CodecError, Context, DomainEvent, InvitationEvent, KindEvent, MemberEvent,
+    OrganizationEvent, ParkingEvent, RecordEvent, RoleEvent, Target,
 };
 
 /// One event. A consumer matches on it without `_`, so that a new event is a decision everywhere.
@@ -14,6 +14,12 @@ pub enum Event {
     Organization(OrganizationEvent),
     /// Of its members.
     Member(MemberEvent),
+    /// Of an invitation.
+    Invitation(InvitationEvent),
+    /// Of its roles.
+    Role(RoleEvent),
+    /// Of a domain.
+    Domain(DomainEvent),
     /// Of an API key.
     ApiKey(ApiKeyEvent),
     /// Of a record kind.
@@ -29,6 +35,9 @@ macro_rules! each {
         match $self {
             Event::Organization($event) => $body,
             Event::Member($event) => $body,
+            Event::Invitation($event) => $body,
+            Event::Role($event) => $body,
+            Event::Domain($event) => $body,
             Event::ApiKey($event) => $body,
             Event::Kind($event) => $body,
             Event::Record($event) => $body,
@@ -41,6 +50,9 @@ macro_rules! each {
 pub const KNOWN_EVENTS: &[&[(&str, u16)]] = &[
     OrganizationEvent::KNOWN,
     MemberEvent::KNOWN,
+    InvitationEvent::KNOWN,
+    RoleEvent::KNOWN,
+    DomainEvent::KNOWN,
     ApiKeyEvent::KNOWN,
     KindEvent::KNOWN,
     RecordEvent::KNOWN,
@@ -74,6 +86,9 @@ impl Event {
             Record: RecordEvent,
             Organization: OrganizationEvent,
             Member: MemberEvent,
+            Invitation: InvitationEvent,
+            Role: RoleEvent,
+            Domain: DomainEvent,
             ApiKey: ApiKeyEvent,
             Kind: KindEvent,
             Parking: ParkingEvent
@@ -93,9 +108,15 @@ impl Event {
             Self::Parking(ParkingEvent::Skipped(event)) => {
                 (event.aggregate.aggregate_type().name(), event.aggregate.id())
             }
-            Self::Organization(_) | Self::ApiKey(_) | Self::Kind(_) | Self::Record(_) => {
-                (aggregate.aggregate_type().name(), aggregate.id())
-            }
+            Self::Role(RoleEvent::Defined(event)) => ("role", event.role_id.to_string()),
+            Self::Role(RoleEvent::Changed(event)) => ("role", event.role_id.to_string()),
+            Self::Role(RoleEvent::Removed(event)) => ("role", event.role_id.to_string()),
+            Self::Organization(_)
+            | Self::Invitation(_)
+            | Self::Domain(_)
+            | Self::ApiKey(_)
+            | Self::Kind(_)
+            | Self::Record(_) => (aggregate.aggregate_type().name(), aggregate.id()),
         };
         vec![Target { target_type: target_type.to_owned(), id }]
     }

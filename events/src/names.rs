@@ -70,14 +70,30 @@ names! {
             && text.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'_')
     };
     /// An organization's name in URLs. Unique over all organizations.
-    Slug: "slug", "2 to 63 of a-z, 0-9 and single hyphens, not at either end", |text| {
-        (2..=63).contains(&text.len())
-            && text.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
-            && text.first() != Some(&b'-')
-            && text.last() != Some(&b'-')
-            && !text.windows(2).any(|pair| pair == b"--")
-            // An id is accepted wherever a slug is, so the two must never look alike.
+    Slug: "slug", "2 to 128 of a-z and 0-9, with single -, ., _ or ~ between them", |text| {
+        let between = |b: &u8| matches!(b, b'-' | b'.' | b'_' | b'~');
+        (2..=128).contains(&text.len())
+            && text.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || between(b))
+            && !text.first().is_some_and(between)
+            && !text.last().is_some_and(between)
+            && !text.windows(2).any(|pair| pair.iter().all(between))
+            // An id is accepted wherever a slug is, so the two must never look alike; nor like an id of another kind.
             && !text.starts_with(b"org_")
+            && !text.rsplit(|b| *b == b'_').next().is_some_and(|last| last.len() == 26 && last.len() < text.len())
+    };
+    /// A domain of e-mail addresses, in lower case, as DNS has it (`xn--` for other letters).
+    DomainName: "domain", "at least two labels of a-z, 0-9 and hyphens with dots between them, in lower case", |text| {
+        let is_label = |label: &[u8]| {
+            (1..=63).contains(&label.len())
+                && label.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+                && label.first() != Some(&b'-')
+                && label.last() != Some(&b'-')
+        };
+        text.len() <= 253
+            && text.contains(&b'.')
+            && text.split(|b| *b == b'.').all(is_label)
+            // A number at the end is an address, no name.
+            && text.rsplit(|b| *b == b'.').next().is_some_and(|last| last.iter().any(u8::is_ascii_lowercase))
     };
     /// What an organization has booked, for example `standard` or `enterprise`. What a plan means is up to whoever asks.
     PlanName: "plan name", "1 to 63 of a-z, 0-9, - and _, beginning with a letter", |text| {
@@ -91,6 +107,13 @@ names! {
     };
 }
 
+impl DomainName {
+    /// The domain of an e-mail address, whatever the case of its letters; none when it has no good one.
+    pub fn of_email(email: &str) -> Option<Self> {
+        email.rsplit_once('@')?.1.to_ascii_lowercase().parse().ok()
+    }
+}
+
 impl Default for PlanName {
     /// The plan of every organization that was never put on another.
     fn default() -> Self {
@@ -102,14 +125,26 @@ impl Default for PlanName {
 mod tests {
     use super::*;
 
+    // S4.11
     #[test]
     fn slugs_are_url_safe() {
-        for good in ["acme", "a1", "acme-corp-2"] {
+        for good in ["acme", "a1", "acme-corp-2", "acme.example", "a_b~c", &"a".repeat(128)] {
             assert!(good.parse::<Slug>().is_ok(), "{good}");
         }
-        for bad in ["", "a", "-acme", "acme-", "a--b", "Acme", "a.b", "a/b", "a_b", "ä1", &"a".repeat(64)] {
+        let (long, id) = ("a".repeat(129), "mem_01h455vb4pex5vsknk084sn02q");
+        for bad in ["", "a", "-acme", "acme.", "a--b", "a._b", "..", "Acme", "a/b", "a b", "ä1", "org_x", id, &long] {
             assert!(bad.parse::<Slug>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn domains_are_what_stands_behind_the_at() {
+        assert_eq!(DomainName::of_email("Ann@Acme.Example"), "acme.example".parse().ok());
+        assert!("xn--mnchen-3ya.example".parse::<DomainName>().is_ok());
+        for bad in ["", "acme", ".example", "acme.", "a..b", "Acme.example", "-a.example", "a_b.example", "10.0.0.1"] {
+            assert!(bad.parse::<DomainName>().is_err(), "{bad}");
+        }
+        assert_eq!(DomainName::of_email("ann"), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{KeyId, KindName, OrgId, Pipeline, RecordId};
+use crate::{DomainId, InvitationId, KeyId, KindName, OrgId, Pipeline, RecordId};
 
 /// One of the pooled streams. An org lives in exactly one at a time; which one is data, not arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -72,6 +72,12 @@ aggregates! {
     Organization(OrgId) = "organization";
     /// All members of an organization. One aggregate, because "never the last owner" is a rule over all of them.
     Member(OrgId) = "member";
+    /// One invitation.
+    Invitation(InvitationId) = "invitation";
+    /// All roles that an organization made itself. One aggregate, because their names differ.
+    Role(OrgId) = "role";
+    /// One domain of an organization.
+    Domain(DomainId) = "domain";
     /// One API key.
     ApiKey(KeyId) = "api_key";
     /// One record kind (of the platform's own organization).
@@ -191,6 +197,9 @@ mod tests {
         for aggregate in [
             AggregateId::Organization(org),
             AggregateId::Member(org),
+            AggregateId::Invitation(InvitationId::derive(command)),
+            AggregateId::Role(org),
+            AggregateId::Domain(DomainId::of(org, &"acme.example".parse().unwrap())),
             AggregateId::ApiKey(KeyId::derive(command)),
             AggregateId::Kind("yara_rule".parse().unwrap()),
             AggregateId::Record(RecordId::derive(command)),

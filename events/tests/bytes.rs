@@ -5,12 +5,15 @@ use std::{fs, path::PathBuf};
 
 use orgstream_events::{
     Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, Auth, AuthMethod, CodecError, CommandId,
-    Commit, CommitDraft, Context, Event, EventSubject, Fingerprint, KNOWN_EVENTS, KeyEnvironment, KeyId, KindChanged,
-    KindDefinition, KindEvent, KindRegistered, KindRetired, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId,
-    MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent, OrganizationPlanChanged,
-    OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
+    Commit, CommitDraft, Context, DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved, Event,
+    EventSubject, Fingerprint, InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued, InvitationResent,
+    InvitationRevoked, KNOWN_EVENTS, KeyEnvironment, KeyId, KindChanged, KindDefinition, KindEvent, KindRegistered,
+    KindRetired, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, OrgId,
+    OrganizationCreated, OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
+    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded,
     ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent,
-    RecordId, RecordUpdated, Role, Salt, Shard, TenantType, Timestamp, UserId, Visibility,
+    RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, Shard, TenantType,
+    Timestamp, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -41,6 +44,14 @@ fn examples() -> Vec<(AggregateId, Event)> {
     };
     let organization = |event| (AggregateId::Organization(org()), Event::Organization(event));
     let member_event = |event| (AggregateId::Member(org()), Event::Member(event));
+    let role = RoleId::fresh(1_700_000_000_000, [6; 10]);
+    let invitation = |event| {
+        let id = InvitationId::fresh(1_700_000_000_000, [5; 10]);
+        (AggregateId::Invitation(id), Event::Invitation(event))
+    };
+    let role_event = |event| (AggregateId::Role(org()), Event::Role(event));
+    let domain: orgstream_events::DomainName = "acme.example".parse().unwrap();
+    let domain_event = |event| (AggregateId::Domain(DomainId::of(org(), &domain)), Event::Domain(event));
     let kind_event = |event| (AggregateId::Kind(kind("evaluation")), Event::Kind(event));
     vec![
         organization(OrganizationEvent::Created(OrganizationCreated {
@@ -58,11 +69,13 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 api_key_max_days: Some(90),
                 revoke_keys_on_creator_exit: true,
                 custom_metadata: [("crm".to_owned(), "42".to_owned())].into(),
+                ..OrganizationSettings::default()
             },
         })),
         organization(OrganizationEvent::Suspended(OrganizationSuspended { reason: "unpaid".to_owned() })),
         organization(OrganizationEvent::Resumed(OrganizationResumed { reason: "paid".to_owned() })),
         organization(OrganizationEvent::PlanChanged(OrganizationPlanChanged { plan: "enterprise".parse().unwrap() })),
+        organization(OrganizationEvent::Upgraded(OrganizationUpgraded { tenant_type: TenantType::Organization })),
         member_event(MemberEvent::Added(MemberAdded {
             member_id: member(),
             user_id: UserId::from_login("https://issuer.example", "ann"),
@@ -75,6 +88,28 @@ fn examples() -> Vec<(AggregateId, Event)> {
             to: Role::Viewer,
         })),
         member_event(MemberEvent::Removed(MemberRemoved { member_id: member() })),
+        invitation(InvitationEvent::Issued(InvitationIssued {
+            email: "ann@acme.example".to_owned(),
+            role: Role::Custom(role),
+            expires_at: Timestamp::from_unix_ms(1_700_600_000_000),
+            token_mac: Fingerprint([8; 32]),
+        })),
+        invitation(InvitationEvent::Resent(InvitationResent {
+            expires_at: Timestamp::from_unix_ms(1_700_700_000_000),
+            token_mac: Fingerprint([9; 32]),
+        })),
+        invitation(InvitationEvent::Revoked(InvitationRevoked { reason: Some("a mistake".to_owned()) })),
+        invitation(InvitationEvent::Accepted(InvitationAccepted { member_id: member() })),
+        role_event(RoleEvent::Defined(RoleDefined {
+            role_id: role,
+            name: "Ingest".to_owned(),
+            permissions: vec!["records:write".to_owned()],
+        })),
+        role_event(RoleEvent::Changed(RoleChanged { role_id: role, name: "Ingest".to_owned(), permissions: vec![] })),
+        role_event(RoleEvent::Removed(RoleRemoved { role_id: role })),
+        domain_event(DomainEvent::Claimed(DomainClaimed { domain: domain.clone(), challenge: "c".to_owned() })),
+        domain_event(DomainEvent::Proven(DomainProven { domain: domain.clone() })),
+        domain_event(DomainEvent::Removed(DomainRemoved { domain: domain.clone() })),
         (
             key.clone(),
             Event::ApiKey(ApiKeyEvent::Issued(ApiKeyIssued {

@@ -13,6 +13,7 @@ use crate::{
     CreatedBy, DbError, Listing, Page, Place, Placed, TenantTx,
     apply::{Stamp, all_there},
     convert::{column, fingerprint, from_bigint, from_wire, parsed, wire_name},
+    members, organizations,
     page::newest_first,
 };
 
@@ -151,7 +152,7 @@ impl<'a> Fold<'a> {
                 column(&births, |birth| birth.issued.public_id.as_str()) as _,
                 column(&births, |birth| birth.issued.secret_mac.0.as_slice()) as _,
                 column(&births, |birth| birth.issued.last4.as_str()) as _,
-                column(&births, |birth| birth.issued.role.name()) as _,
+                column(&births, |birth| birth.issued.role.to_string()) as _,
                 column(&births, |birth| wire_name(&birth.issued.environment)) as _,
                 column(&births, |birth| birth.issued.expires_at.map(Timestamp::to_datetime)) as _,
                 column(&born, |(_, change)| change.revoked_at) as _,
@@ -236,6 +237,13 @@ pub async fn get(tx: &mut TenantTx, id: KeyId) -> Result<Option<ApiKey>, DbError
         id.uuid(),
     );
     row.fetch_optional(tx.connection()).await?.map(ApiKey::try_from).transpose()
+}
+
+/// Whether the key has ended with its issuer: the organization says that keys do, and the member who issued it has left.
+pub async fn is_orphaned(tx: &mut TenantTx, key: &ApiKey) -> Result<bool, DbError> {
+    let Some(issuer) = key.created_by.member() else { return Ok(false) };
+    let settings = organizations::get(tx).await?.map(|organization| organization.settings).unwrap_or_default();
+    Ok(settings.revoke_keys_on_creator_exit && members::get(tx, issuer).await?.is_none_or(|member| !member.active))
 }
 
 /// The key that a token names.

@@ -13,8 +13,8 @@ use orgstream_events::{AggregateId, Event, Header, OpenedCommit, Pipeline};
 use time::OffsetDateTime;
 
 use crate::{
-    BoundOrg, DbError, SliceTx, api_keys, audit, convert::to_bigint, idempotency, kinds, members, organizations,
-    records, slugs,
+    BoundOrg, DbError, SliceTx, api_keys, audit, convert::to_bigint, domains, idempotency, invitations, kinds, members,
+    organizations, records, roles, slugs,
 };
 
 /// A commit, and where it stands in its stream.
@@ -55,6 +55,9 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
     let mut organizations = organizations::Fold::default();
     let mut slugs = slugs::Fold::default();
     let mut members = members::Fold::default();
+    let mut invitations = invitations::Fold::default();
+    let mut roles = roles::Fold::default();
+    let mut domains = domains::Fold::default();
     let mut api_keys = api_keys::Fold::default();
     let mut kinds = kinds::Fold::default();
     let mut records = records::Fold::default();
@@ -69,6 +72,11 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
                     slugs.apply(event);
                 }
                 (Event::Member(event), AggregateId::Member(_)) => members.apply(event, stamp),
+                (Event::Invitation(event), AggregateId::Invitation(id)) => {
+                    invitations.apply(*id, event, commit.command_id, &header.actor, stamp);
+                }
+                (Event::Role(event), AggregateId::Role(_)) => roles.apply(event, stamp),
+                (Event::Domain(event), AggregateId::Domain(id)) => domains.apply(*id, event, stamp),
                 (Event::ApiKey(event), AggregateId::ApiKey(id)) => api_keys.apply(*id, event, &header.actor, stamp),
                 (Event::Kind(event), AggregateId::Kind(name)) => kinds.apply(name, event, stamp),
                 // What an operator decided about parked events is carried out by the worker; there is no row for it.
@@ -76,6 +84,9 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
                 (
                     Event::Organization(_)
                     | Event::Member(_)
+                    | Event::Invitation(_)
+                    | Event::Role(_)
+                    | Event::Domain(_)
                     | Event::ApiKey(_)
                     | Event::Kind(_)
                     | Event::Record(_)
@@ -91,6 +102,9 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
     organizations.write(connection, org).await?;
     slugs.write(connection, org).await?;
     members.write(connection, org).await?;
+    invitations.write(connection, org).await?;
+    roles.write(connection, org).await?;
+    domains.write(connection, org).await?;
     api_keys.write(connection, org).await?;
     kinds.write(connection, org).await?;
     records.write(connection, org).await?;

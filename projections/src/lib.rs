@@ -9,12 +9,16 @@
 pub mod api_keys;
 pub mod audit;
 pub mod checkpoints;
+pub mod domains;
 pub mod idempotency;
+pub mod invitations;
 pub mod kinds;
+pub mod mails;
 pub mod members;
 pub mod organizations;
 pub mod parked;
 pub mod records;
+pub mod roles;
 
 mod apply;
 mod catalogue;

@@ -53,6 +53,7 @@ pub(crate) struct Fold<'a> {
     suspension: Option<Suspension<'a>>,
     settings: Option<&'a OrganizationSettings>,
     plan: Option<(&'a PlanName, i64)>,
+    tenant_type: Option<TenantType>,
     stamp: Option<Stamp>,
 }
 
@@ -78,6 +79,7 @@ impl<'a> Fold<'a> {
                     created: Some((event, stamp.at)),
                     slug: Some(&event.slug),
                     name: Some(&event.name),
+                    tenant_type: Some(event.tenant_type),
                     ..Self::default()
                 };
             }
@@ -89,6 +91,7 @@ impl<'a> Fold<'a> {
             OrganizationEvent::Suspended(event) => self.suspension = Some(Suspension::Because(&event.reason)),
             OrganizationEvent::Resumed(_) => self.suspension = Some(Suspension::Over),
             OrganizationEvent::PlanChanged(event) => self.plan = Some((&event.plan, stamp.seq)),
+            OrganizationEvent::Upgraded(event) => self.tenant_type = Some(event.tenant_type),
         }
         self.stamp = Some(stamp);
     }
@@ -115,6 +118,7 @@ impl<'a> Fold<'a> {
                     name = coalesce($3, name),
                     suspended_reason = CASE WHEN $4 THEN $5 ELSE suspended_reason END,
                     settings = coalesce($6, settings),
+                    tenant_type = coalesce($10, tenant_type),
                     version = $7,
                     updated_at = $8,
                     seq = $9
@@ -128,6 +132,7 @@ impl<'a> Fold<'a> {
                 stamp.version,
                 stamp.at,
                 stamp.seq,
+                self.tenant_type.as_ref().map(wire_name),
             )
             .execute(connection)
             .await?;
@@ -152,7 +157,7 @@ impl<'a> Fold<'a> {
             org,
             self.slug.map(Slug::as_str),
             self.name,
-            wire_name(&created.tenant_type),
+            wire_name(&self.tenant_type.unwrap_or(created.tenant_type)),
             created.region,
             self.suspension.as_ref().and_then(Suspension::reason),
             Json(self.settings.unwrap_or(&defaults)) as _,

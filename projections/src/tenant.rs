@@ -30,6 +30,11 @@ impl BoundOrg {
         Self(org)
     }
 
+    /// An org that a resolver named, about which nobody asked for anything that somebody must prove. For this crate alone.
+    pub(crate) const fn proven_by_resolver(org: OrgId) -> Self {
+        Self(org)
+    }
+
     /// The platform's own org: what all orgs share.
     pub const fn platform() -> Self {
         Self(PLATFORM_ORG)

@@ -1,5 +1,7 @@
 //! What a credential proves: first somebody, then somebody in an org.
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use orgstream_events::{
     Actor, ActorType, Auth, AuthMethod, KeyId, KeyPublicId, MemberId, OrgId, PLATFORM_ORG, Role, UserId,
 };
@@ -59,6 +61,8 @@ impl Principal {
 pub struct Access {
     org: BoundOrg,
     role: Standing,
+    /// What a role of the organization's own may. A built-in role is looked up in the table.
+    own: Option<Arc<BTreeSet<Permission>>>,
     actor: Actor,
 }
 
@@ -71,19 +75,34 @@ enum Standing {
 impl Access {
     /// An operator in `org`: for the platform's own org everything, for a tenant only what runs the platform.
     pub(super) fn operator(org: OrgId) -> Self {
-        Self { org: BoundOrg::proven_by_credential(org), role: Standing::Operator, actor: Principal::Operator.actor() }
+        Self {
+            org: BoundOrg::proven_by_credential(org),
+            role: Standing::Operator,
+            own: None,
+            actor: Principal::Operator.actor(),
+        }
     }
 
     /// A person in an org that they are a member of.
     pub(super) fn member(org: OrgId, member: MemberId, role: Role) -> Self {
         let auth = Auth { method: AuthMethod::Oidc, key_id: None, session_id: None };
         let actor = Actor { actor_type: ActorType::Member, id: member.to_string(), auth: Some(auth) };
-        Self { org: BoundOrg::proven_by_credential(org), role: Standing::Role(role), actor }
+        Self { org: BoundOrg::proven_by_credential(org), role: Standing::Role(role), own: None, actor }
     }
 
     /// A key in the org that it belongs to.
     pub(super) fn key(org: OrgId, role: Role, principal: &Principal) -> Self {
-        Self { org: BoundOrg::proven_by_credential(org), role: Standing::Role(role), actor: principal.actor() }
+        Self {
+            org: BoundOrg::proven_by_credential(org),
+            role: Standing::Role(role),
+            own: None,
+            actor: principal.actor(),
+        }
+    }
+
+    /// The same with what the role of the organization's own may. Without it, whoever has such a role may do nothing.
+    pub(super) fn with_own(self, permissions: Arc<BTreeSet<Permission>>) -> Self {
+        Self { own: Some(permissions), ..self }
     }
 
     /// The org, proven.
@@ -109,10 +128,16 @@ impl Access {
         }
     }
 
+    /// Everything that is allowed.
+    pub fn permissions(&self) -> impl Iterator<Item = Permission> + '_ {
+        Permission::ALL.iter().copied().filter(|permission| self.require(*permission).is_ok())
+    }
+
     /// Goes on only if this is allowed.
     pub fn require(&self, permission: Permission) -> Result<(), AuthError> {
         let allowed = match self.role {
             Standing::Operator => self.org() == PLATFORM_ORG || permission.is_operators(),
+            Standing::Role(Role::Custom(_)) => self.own.as_ref().is_some_and(|own| own.contains(&permission)),
             Standing::Role(role) => permission.is_granted_to(role),
         };
         if allowed {

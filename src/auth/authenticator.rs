@@ -1,9 +1,13 @@
 //! From an `Authorization` header to a principal, and from a principal to an org.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use orgstream_events::{KeyPublicId, OrgId, PLATFORM_ORG, Role, Slug, UserId};
-use orgstream_projections::{BoundOrg, Database, DbError, api_keys, members};
+use orgstream_events::{KeyPublicId, OrgId, PLATFORM_ORG, Role, RoleId, Slug, UserId};
+use orgstream_projections::{BoundOrg, Database, DbError, api_keys, members, roles};
 use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -86,6 +90,9 @@ impl<T: Clone> Remembered<T> {
     }
 }
 
+/// What a role of an organization's own may.
+type Permissions = Arc<BTreeSet<Permission>>;
+
 /// Checks credentials. One per process.
 pub struct Authenticator {
     db: Database,
@@ -94,6 +101,7 @@ pub struct Authenticator {
     oidc: Option<Oidc>,
     keys: Cache<KeyPublicId, std::sync::Arc<Remembered<(OrgId, api_keys::ApiKey)>>>,
     memberships: Cache<(OrgId, UserId), std::sync::Arc<Remembered<members::Member>>>,
+    own_roles: Cache<(OrgId, RoleId), Arc<Remembered<Permissions>>>,
 }
 
 impl Authenticator {
@@ -106,6 +114,7 @@ impl Authenticator {
             oidc,
             keys: Cache::new(REMEMBERED),
             memberships: Cache::new(REMEMBERED),
+            own_roles: Cache::new(REMEMBERED),
         }
     }
 
@@ -142,14 +151,18 @@ impl Authenticator {
             OrgName::Id(org) => *org,
             OrgName::Slug(slug) => self.db.org_of_slug(slug).await?.ok_or(AuthError::NotFound)?,
         };
-        match principal {
-            Principal::Operator => Ok(Access::operator(org)),
-            Principal::Key { org: own, role, .. } if *own == org => Ok(Access::key(org, *role, principal)),
-            Principal::Key { .. } => Err(AuthError::NotFound),
+        let access = match principal {
+            Principal::Operator => Access::operator(org),
+            Principal::Key { org: own, role, .. } if *own == org => Access::key(org, *role, principal),
+            Principal::Key { .. } => return Err(AuthError::NotFound),
             Principal::User { user, .. } => {
                 let member = self.membership(org, *user).await?.ok_or(AuthError::NotFound)?;
-                Ok(Access::member(org, member.id, member.role))
+                Access::member(org, member.id, member.role)
             }
+        };
+        match access.role() {
+            Role::Custom(role) => Ok(access.with_own(self.own_role(org, role).await?)),
+            _ => Ok(access),
         }
     }
 
@@ -174,6 +187,9 @@ impl Authenticator {
                 let org = self.db.org_of_key(&public_id).await?.ok_or_else(refused)?;
                 let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
                 let key = api_keys::get_by_public_id(&mut tx, &public_id).await?.ok_or_else(refused)?;
+                if api_keys::is_orphaned(&mut tx, &key).await? {
+                    return Err(refused());
+                }
                 let found = (org, key);
                 self.keys.insert(public_id.clone(), Remembered { value: found.clone(), at: Instant::now() }.into());
                 found
@@ -183,6 +199,21 @@ impl Authenticator {
             && key.revoked_at.is_none()
             && key.expires_at.is_none_or(|end| end > now());
         if valid { Ok(Principal::Key { id: key.id, public_id, org, role: key.role }) } else { Err(refused()) }
+    }
+
+    /// What whoever has this role of the organization's own may do; nothing, once it was removed.
+    async fn own_role(&self, org: OrgId, id: RoleId) -> Result<Permissions, AuthError> {
+        if let Some(permissions) = self.own_roles.get(&(org, id)).and_then(|role| role.fresh()) {
+            return Ok(permissions);
+        }
+        let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+        let role = roles::get(&mut tx, id).await?.filter(|role| role.active);
+        let names = role.map(|role| role.permissions).unwrap_or_default();
+        let permissions: BTreeSet<_> = names.iter().filter_map(|name| Permission::named(name)).collect();
+        let permissions = Arc::new(permissions);
+        let remembered = Remembered { value: Arc::clone(&permissions), at: Instant::now() };
+        self.own_roles.insert((org, id), remembered.into());
+        Ok(permissions)
     }
 
     async fn membership(&self, org: OrgId, user: UserId) -> Result<Option<members::Member>, AuthError> {

@@ -35,6 +35,12 @@ impl Pepper {
         Fingerprint(self.tag(token.secret.as_bytes()))
     }
 
+    /// What is stored of a secret of another kind than an API key's.
+    pub fn mac_of(&self, what: &str, secret: &str) -> Fingerprint {
+        // Longer than a key's secret in any case, so that neither is ever an answer of the other.
+        Fingerprint(self.tag(&[b"orgstream secret ", what.as_bytes(), b" ", secret.as_bytes()].concat()))
+    }
+
     /// 48 bytes that follow from this secret and `seed`, as [`KeyToken::generate`] takes them: a retried command makes
     /// the same token again, which nobody else can.
     pub fn derive(&self, seed: &[u8]) -> [u8; 48] {
@@ -178,12 +184,12 @@ fn environment_name(environment: KeyEnvironment) -> &'static str {
 }
 
 /// CRC32 over everything before it, in base62, padded with zeros.
-fn checksum(body: &str) -> String {
+pub(super) fn checksum(body: &str) -> String {
     base62(u128::from(crc32fast::hash(body.as_bytes())), CHECKSUM_LENGTH)
 }
 
 /// The last `length` digits of `number`, most significant first.
-fn base62(mut number: u128, length: usize) -> String {
+pub(super) fn base62(mut number: u128, length: usize) -> String {
     let mut digits: Vec<char> = Vec::with_capacity(length);
     for _ in 0..length {
         let digit = usize::try_from(number % 62).unwrap_or_default();

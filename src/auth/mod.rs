@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod authenticator;
+pub mod invitation;
 pub mod key;
 pub mod oidc;
 pub mod permission;

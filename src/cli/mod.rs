@@ -8,6 +8,7 @@ mod demo;
 mod dev;
 mod lag;
 mod migrate;
+mod outbox;
 mod park;
 mod plan;
 mod publish;
@@ -41,6 +42,8 @@ enum Job {
     Dev(dev::Args),
     /// Print the shell settings of a demo organization, or of the operator.
     Demo(demo::Args),
+    /// Print the mails that `orgstream dev` wrote in place of sending them.
+    Outbox(outbox::Args),
     /// Run the API: HTTP, and commands by NATS request.
     Serve(serve::Args),
     /// Run a worker: read the streams, build the read models and the audit log.
@@ -77,8 +80,9 @@ impl Cli {
         let is_service = matches!(self.command, Job::Dev(_) | Job::Serve(_) | Job::Work(_));
         let _telemetry = telemetry::init(&self.log, is_service)?;
         match self.command {
-            Job::Dev(args) => dev::run(args).await,
+            Job::Dev(args) => Box::pin(dev::run(args)).await,
             Job::Demo(args) => demo::run(&args),
+            Job::Outbox(args) => outbox::run(&args),
             Job::Serve(args) => serve::run(args).await,
             Job::Work(args) => work::run(args).await,
             Job::Migrate(args) => migrate::run(args).await,

@@ -9,8 +9,8 @@ use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
 use super::{
-    Aggregate, api_key::ApiKey, kind::Kind, member::Roster, organization::Organization, parking::Parking,
-    record::Record,
+    Aggregate, api_key::ApiKey, domain::Domain, invitation::Invitation, kind::Kind, member::Roster,
+    organization::Organization, parking::Parking, record::Record, role::RoleBook,
 };
 
 /// An aggregate as it was read from the stream.
@@ -73,6 +73,9 @@ type Shelf<A> = Cache<(OrgId, AggregateId), Arc<Loaded<A>>>;
 pub(super) struct Caches {
     organizations: Shelf<Organization>,
     rosters: Shelf<Roster>,
+    invitations: Shelf<Invitation>,
+    roles: Shelf<RoleBook>,
+    domains: Shelf<Domain>,
     api_keys: Shelf<ApiKey>,
     kinds: Shelf<Kind>,
     records: Shelf<Record>,
@@ -84,6 +87,9 @@ impl Default for Caches {
         Self {
             organizations: Cache::new(20_000),
             rosters: Cache::new(2_000),
+            invitations: Cache::new(10_000),
+            roles: Cache::new(2_000),
+            domains: Cache::new(2_000),
             api_keys: Cache::new(10_000),
             kinds: Cache::new(1_000),
             records: Cache::new(100_000),
@@ -107,4 +113,7 @@ macro_rules! shelves {
     )*};
 }
 
-shelves!(Organization: organizations, Roster: rosters, ApiKey: api_keys, Kind: kinds, Record: records, Parking: parking);
+shelves!(
+    Organization: organizations, Roster: rosters, Invitation: invitations, RoleBook: roles, Domain: domains,
+    ApiKey: api_keys, Kind: kinds, Record: records, Parking: parking
+);

@@ -12,23 +12,35 @@ use std::{
 use metrics::{counter, histogram};
 use orgstream_events::{
     Actor, ActorType, AggregateId, CodecError, CommandId, CommitDraft, Context, CorrelationId, Event, EventId,
-    Fingerprint, KindName, MemberId, OrgId, PLATFORM_ORG, Position, Role, Salt, Slug, Timestamp, UserId,
+    Fingerprint, KindName, MemberId, OrgId, PLATFORM_ORG, Position, Role, Salt, Slug, TenantType, Timestamp, UserId,
 };
-use orgstream_stream::{AppendError, ClaimError, Freshness, Log, Placement, StreamError};
-use tokio::{sync::Mutex, time::Instant};
+use orgstream_stream::{AppendError, Appended, ClaimError, Freshness, Log, Placement, StreamError};
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    time::Instant,
+};
 
 use super::{
     Command, CreateOrganization, Facts, FieldError, IssueApiKey, Rejection, RejectionKind,
     api_key::{ApiKey, ApiKeyCommand},
     cache::{Cached, Caches, Earlier, Loaded},
+    domain::{Domain, DomainCommand},
+    invitation::{Invitation, InvitationCommand},
     kind::{Kind, KindCommand},
     member::{MemberCommand, Roster},
-    organization::{Organization, OrganizationCommand},
+    organization::{Organization, OrganizationCommand, OrganizationError},
     parking::{Parking, ParkingCommand},
     record::{Record, RecordCommand},
+    role::{RoleBook, RoleCommand},
     schema::ValidatedKind,
 };
-use crate::auth::key::{KeyToken, Pepper};
+use crate::{
+    auth::{
+        Permission,
+        key::{KeyToken, Pepper},
+    },
+    dns::TxtRecords,
+};
 
 /// How far in the future a producer's clock may be.
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
@@ -46,7 +58,7 @@ pub struct Caller {
     pub actor: Actor,
     /// Their role there: nobody hands out more than they have.
     pub role: Role,
-    /// The person behind them; only the maker of an organization needs to be one.
+    /// The person behind them, where somebody must be one: who makes an organization or joins it.
     pub creator: Option<Creator>,
     /// The personal part of what is known of the request.
     pub context: Context,
@@ -56,7 +68,7 @@ pub struct Caller {
     pub trace: Option<String>,
 }
 
-/// The person who makes an organization, and becomes its owner.
+/// The person who makes an organization and becomes its owner, or who joins it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Creator {
     /// The login identity.
@@ -173,20 +185,20 @@ impl From<AppendError> for CommandError {
 }
 
 /// One command on its way: everything but what it is about.
-struct Attempt<'a> {
-    caller: &'a Caller,
-    request: &'a Request,
-    command_id: CommandId,
-    fingerprint: Option<Fingerprint>,
-    now: Timestamp,
+pub(super) struct Attempt<'a> {
+    pub(super) caller: &'a Caller,
+    pub(super) request: &'a Request,
+    pub(super) command_id: CommandId,
+    pub(super) fingerprint: Option<Fingerprint>,
+    pub(super) now: Timestamp,
 }
 
 impl Attempt<'_> {
-    fn facts(&self, org: OrgId) -> Facts {
+    pub(super) fn facts(&self, org: OrgId) -> Facts {
         Facts { now: self.now, command_id: self.command_id, org }
     }
 
-    fn draft(&self, org: OrgId, aggregate: AggregateId, version: u64, events: Vec<Event>) -> CommitDraft {
+    pub(super) fn draft(&self, org: OrgId, aggregate: AggregateId, version: u64, events: Vec<Event>) -> CommitDraft {
         CommitDraft {
             org,
             aggregate,
@@ -205,7 +217,7 @@ impl Attempt<'_> {
     }
 
     /// The answer of an earlier success of the same command, if the aggregate's history has one.
-    fn earlier<A>(
+    pub(super) fn earlier<A>(
         &self,
         org: OrgId,
         aggregate: &AggregateId,
@@ -218,7 +230,7 @@ impl Attempt<'_> {
         }
     }
 
-    fn accepted(&self, org: OrgId, aggregate: &AggregateId, done: Earlier, replayed: bool) -> Accepted {
+    pub(super) fn accepted(&self, org: OrgId, aggregate: &AggregateId, done: Earlier, replayed: bool) -> Accepted {
         Accepted {
             command_id: self.command_id,
             aggregate: aggregate.clone(),
@@ -241,6 +253,7 @@ impl Attempt<'_> {
 pub struct CommandHandler {
     log: Log,
     pepper: Pepper,
+    pub(super) dns: Arc<dyn TxtRecords>,
     region: String,
     caches: Caches,
     turns: Box<[Mutex<()>]>,
@@ -249,18 +262,24 @@ pub struct CommandHandler {
 }
 
 impl CommandHandler {
-    /// A handler that appends to `log`; `pepper` is what API key secrets are hashed with.
-    pub fn new(log: Log, pepper: Pepper, region: String) -> Self {
+    /// A handler that appends to `log`; `pepper` is what API key secrets are hashed with, `dns` what domains are proven by.
+    pub fn new(log: Log, pepper: Pepper, region: String, dns: Arc<dyn TxtRecords>) -> Self {
         let turns = (0..TURNS).map(|_| Mutex::new(())).collect();
         Self {
             log,
             pepper,
+            dns,
             region,
             caches: Caches::default(),
             turns,
             last_turn: Mutex::new(()),
             hasher: RandomState::new(),
         }
+    }
+
+    /// The server's own secret, which tokens are made of.
+    pub fn pepper(&self) -> &Pepper {
+        &self.pepper
     }
 
     /// Decides `request` for `caller` and appends what follows from it.
@@ -289,8 +308,8 @@ impl CommandHandler {
             return Err(Rejection::invalid(vec![field]).into());
         }
         let command_id = match &request.idempotency_key {
-            // A new organization has no scope of its own yet: its creator is one.
-            Some(key) if matches!(request.command, Command::CreateOrganization(_)) => {
+            // Who has no scope of their own in an organization yet is one.
+            Some(key) if Permission::for_command(&request.command).is_none() => {
                 CommandId::from_idempotency_key(PLATFORM_ORG, &format!("{}/{key}", caller.actor.id))
             }
             Some(key) => CommandId::from_idempotency_key(caller.org, key),
@@ -305,12 +324,18 @@ impl CommandHandler {
         let placement = self.placement(org).await?;
         if org != PLATFORM_ORG {
             self.check_active(&placement, &request.command).await?;
+            if request.command.is_about_others() {
+                self.not_personal(&placement).await?;
+            }
         }
         let facts = attempt.facts(org);
         let to = Target { placement: &placement, aggregate: request.command.aggregate(&facts) };
         let by = caller.role;
         match request.command.clone() {
             Command::CreateOrganization(_) => Err(CommandError::Internal("handled above".to_owned())),
+            Command::UpgradeOrganization(command) => {
+                self.execute::<Organization>(&attempt, &to, OrganizationCommand::Upgrade(command)).await
+            }
             Command::RenameOrganization(command) => {
                 if let Some(slug) = &command.slug {
                     self.claim_slug(slug, org).await?;
@@ -330,15 +355,48 @@ impl CommandHandler {
                 self.execute::<Organization>(&attempt, &to, OrganizationCommand::ChangePlan(command)).await
             }
             Command::AddMember(command) => {
+                self.may_give(&placement, by, command.role).await?;
                 self.execute::<Roster>(&attempt, &to, MemberCommand::Add { command, by }).await
             }
             Command::ChangeMemberRole(command) => {
+                self.may_give(&placement, by, command.role).await?;
                 self.execute::<Roster>(&attempt, &to, MemberCommand::ChangeRole { command, by }).await
             }
             Command::RemoveMember(command) => {
                 self.execute::<Roster>(&attempt, &to, MemberCommand::Remove { command, by }).await
             }
-            Command::IssueApiKey(command) => self.issue_api_key(&attempt, &to, command).await,
+            Command::IssueInvitation(command) => self.issue_invitation(&attempt, &to, command).await,
+            Command::ResendInvitation(command) => {
+                let mac = self.invitation_mac(&attempt);
+                self.execute::<Invitation>(&attempt, &to, InvitationCommand::Resend { command, mac, by }).await
+            }
+            Command::RevokeInvitation(command) => {
+                self.execute::<Invitation>(&attempt, &to, InvitationCommand::Revoke { command, by }).await
+            }
+            Command::AcceptInvitation(command) => self.accept_invitation(&attempt, &to, &command).await,
+            Command::JoinByDomain(command) => self.join_by_domain(&attempt, &to, &command).await,
+            Command::DefineRole(command) => {
+                let by = self.permissions_of(&placement, by).await?;
+                self.execute::<RoleBook>(&attempt, &to, RoleCommand::Define { command, by }).await
+            }
+            Command::ChangeRole(command) => {
+                let by = self.permissions_of(&placement, by).await?;
+                self.execute::<RoleBook>(&attempt, &to, RoleCommand::Change { command, by }).await
+            }
+            Command::RemoveRole(command) => {
+                let by = self.permissions_of(&placement, by).await?;
+                self.execute::<RoleBook>(&attempt, &to, RoleCommand::Remove { command, by }).await
+            }
+            Command::ClaimDomain(command) => {
+                let challenge = self.domain_challenge(&attempt);
+                self.execute::<Domain>(&attempt, &to, DomainCommand::Claim { command, challenge }).await
+            }
+            Command::ProveDomain(_) => self.prove_domain(&attempt, &to).await,
+            Command::RemoveDomain(_) => self.execute::<Domain>(&attempt, &to, DomainCommand::Remove).await,
+            Command::IssueApiKey(command) => {
+                self.may_give(&placement, by, command.role).await?;
+                self.issue_api_key(&attempt, &to, command).await
+            }
             Command::RevokeApiKey(command) => {
                 self.execute::<ApiKey>(&attempt, &to, ApiKeyCommand::Revoke(command)).await
             }
@@ -371,7 +429,7 @@ impl CommandHandler {
     ///
     /// What is remembered may be behind another process. An append that the stream accepts proves that it was not; a
     /// refusal proves nothing until the aggregate was read again.
-    async fn execute<A: Cached>(
+    pub(super) async fn execute<A: Cached>(
         &self,
         attempt: &Attempt<'_>,
         to: &Target<'_>,
@@ -379,7 +437,7 @@ impl CommandHandler {
     ) -> Result<Accepted, CommandError> {
         let Target { placement, aggregate } = to;
         let org = placement.org;
-        let _turn = self.turn(org, aggregate).lock().await;
+        let _turn = self.turn(org, aggregate).await;
         let remembered = A::cache(&self.caches).get(&(org, aggregate.clone()));
         let mut certain = false;
         let mut conflicts = 0;
@@ -483,15 +541,14 @@ impl CommandHandler {
         self.claim_slug(&command.slug, org).await?;
         let placement = self.log.place(org).await?;
         let aggregate = AggregateId::Organization(org);
-        let mut commits = Vec::with_capacity(2);
+        let mut drafts = Vec::with_capacity(2);
         // Inside the organization its maker is the member that they become; who they are outside stays outside.
         let member = MemberId::derive(attempt.command_id).to_string();
         let actor = Actor { actor_type: ActorType::Member, id: member, ..attempt.caller.actor.clone() };
         for (aggregate, events) in [(aggregate.clone(), created.clone()), (AggregateId::Member(org), founded)] {
-            let draft = CommitDraft { actor: actor.clone(), ..attempt.draft(org, aggregate, 0, events) };
-            commits.push((draft.seal(salt).map_err(AppendError::from)?, 0));
+            drafts.push((CommitDraft { actor: actor.clone(), ..attempt.draft(org, aggregate, 0, events) }, 0));
         }
-        match self.log.append_together(&placement, &commits, attempt.caller.trace.as_deref()).await {
+        match self.append_together(attempt, &placement, drafts).await {
             Ok(appended) if appended.iter().all(|one| !one.replayed) => {
                 // The position after which both are there: the member's is the later one.
                 let seq = appended.iter().map(|one| one.seq).max().unwrap_or_default();
@@ -549,8 +606,23 @@ impl CommandHandler {
         }
     }
 
+    /// Refuses what needs several people while the organization is one person's own.
+    async fn not_personal(&self, placement: &Placement) -> Result<(), CommandError> {
+        let aggregate = AggregateId::Organization(placement.org);
+        let is_personal = |loaded: &Loaded<Organization>| {
+            loaded.state.profile().is_some_and(|profile| profile.tenant_type == TenantType::Personal)
+        };
+        // Somebody may have upgraded it a moment ago, elsewhere.
+        if is_personal(&*self.look::<Organization>(placement, &aggregate).await?)
+            && is_personal(&*self.load::<Organization>(placement, &aggregate, Freshness::Leader).await?)
+        {
+            return Err(Rejection::from(OrganizationError::Personal).into());
+        }
+        Ok(())
+    }
+
     async fn claim_slug(&self, slug: &Slug, org: OrgId) -> Result<(), CommandError> {
-        match self.log.claim("slug", slug.as_str(), org).await {
+        match self.log.claim("slug", &claimable(slug), org).await {
             Ok(()) => Ok(()),
             Err(ClaimError::Taken { .. }) => {
                 let detail = format!("the slug {slug} belongs to another organization: choose another one");
@@ -568,7 +640,7 @@ impl CommandHandler {
     }
 
     /// The aggregate as it was at most a moment ago: for what a command only looks at.
-    async fn look<A: Cached>(
+    pub(super) async fn look<A: Cached>(
         &self,
         placement: &Placement,
         aggregate: &AggregateId,
@@ -580,7 +652,7 @@ impl CommandHandler {
     }
 
     /// The aggregate as the stream has it, read on from where it was read before.
-    async fn load<A: Cached>(
+    pub(super) async fn load<A: Cached>(
         &self,
         placement: &Placement,
         aggregate: &AggregateId,
@@ -600,9 +672,22 @@ impl CommandHandler {
         Ok(loaded)
     }
 
-    fn turn(&self, org: OrgId, aggregate: &AggregateId) -> &Mutex<()> {
+    /// Waits for its turn to write to the aggregate.
+    pub(super) async fn turn(&self, org: OrgId, aggregate: &AggregateId) -> MutexGuard<'_, ()> {
         let place = self.hasher.hash_one((org, aggregate)) as usize % TURNS;
-        self.turns.get(place).unwrap_or(&self.last_turn)
+        self.turns.get(place).unwrap_or(&self.last_turn).lock().await
+    }
+
+    /// Appends commits to several aggregates of one org, all or none.
+    pub(super) async fn append_together(
+        &self,
+        attempt: &Attempt<'_>,
+        placement: &Placement,
+        drafts: Vec<(CommitDraft, u64)>,
+    ) -> Result<Vec<Appended>, AppendError> {
+        let sealed: Result<Vec<_>, AppendError> =
+            drafts.into_iter().map(|(draft, seq)| Ok((draft.seal(salt)?, seq))).collect();
+        self.log.append_together(placement, &sealed?, attempt.caller.trace.as_deref()).await
     }
 }
 
@@ -617,9 +702,15 @@ enum Decided {
 }
 
 /// What a command is about, and where that lives.
-struct Target<'a> {
-    placement: &'a Placement,
-    aggregate: AggregateId,
+pub(super) struct Target<'a> {
+    pub(super) placement: &'a Placement,
+    pub(super) aggregate: AggregateId,
+}
+
+/// A slug as a claim takes it, whose subject is divided at dots: a slug has no capitals, so they can stand for what a claim
+/// cannot have, and no two slugs become the same.
+fn claimable(slug: &Slug) -> String {
+    slug.as_str().replace('.', "D").replace('~', "T")
 }
 
 /// The hash of a command's body: what tells a repetition from another command under the same key.

@@ -3,12 +3,12 @@
 //! That a slug is unique is a rule over all organizations, so it is no decision of this one: the handler claims the
 //! slug first and then asks here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orgstream_events::{
-    AggregateType, Event, OrganizationCreated, OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed,
-    OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, PlanName, Slug,
-    TenantType,
+    AggregateType, Branding, DomainName, Event, InvitePolicy, JitProvisioning, OrganizationCreated, OrganizationEvent,
+    OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
+    OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, PlanName, Slug, TenantType,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
@@ -19,6 +19,45 @@ use super::{Aggregate, Facts, FieldError, Rejection, RejectionKind, openapi, tex
 pub const METADATA_LIMITS: (usize, usize, usize) = (50, 40, 500);
 /// The longest life that an organization can allow its keys, in days.
 pub const MAX_KEY_DAYS: u32 = 3650;
+
+/// The most domains whose addresses may be invited.
+const MAX_ALLOWED_DOMAINS: usize = 50;
+/// The longest address of a logo, in characters.
+const MAX_LOGO_URL: usize = 500;
+/// Slugs that could be mistaken for something else: a part of this product's addresses, or somebody with rights. An
+/// organization that has one keeps it.
+pub const RESERVED_SLUGS: [&str; 30] = [
+    "account",
+    "admin",
+    "api",
+    "app",
+    "audit",
+    "auth",
+    "billing",
+    "dashboard",
+    "docs",
+    "healthz",
+    "help",
+    "internal",
+    "invitations",
+    "login",
+    "logout",
+    "me",
+    "metrics",
+    "new",
+    "null",
+    "openapi.json",
+    "orgstream",
+    "platform",
+    "root",
+    "security",
+    "session",
+    "settings",
+    "signup",
+    "static",
+    "support",
+    "www",
+];
 
 /// An organization, as decisions see it. By default it does not exist yet.
 #[derive(Debug, Clone, Default)]
@@ -80,6 +119,8 @@ pub enum OrganizationCommand {
     Rename(RenameOrganization),
     /// Take other settings.
     ChangeSettings(ChangeSettings),
+    /// Become an organization that others can join.
+    Upgrade(UpgradeOrganization),
     /// Stop everybody.
     Suspend(SuspendOrganization),
     /// Let everybody go on.
@@ -93,9 +134,11 @@ pub enum OrganizationCommand {
 #[serde(deny_unknown_fields)]
 pub struct CreateOrganization {
     /// What people call it: 1 to 120 characters.
+    #[serde(alias = "display_name")]
     #[schema(example = "Acme Corp", max_length = 120)]
     pub name: String,
-    /// Its name in URLs: 2 to 63 of a-z, 0-9 and single hyphens. Unique over all organizations.
+    /// Its name in URLs: 2 to 128 of a-z and 0-9, with single `-`, `.`, `_` or `~` between them. Unique over all
+    /// organizations; some words are reserved.
     #[schema(value_type = String, example = "acme")]
     pub slug: Slug,
     /// What kind of tenant; `organization` unless said otherwise.
@@ -137,6 +180,50 @@ pub struct ChangeSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<std::collections::HashMap<String, Option<String>>>)]
     pub custom_metadata: Option<BTreeMap<String, Option<String>>>,
+    /// Whether people become members by signing in: `not_allowed`, or `restricted` to verified addresses of domains
+    /// that the organization has proven to be its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = openapi::jit_provisioning)]
+    pub jit_provisioning: Option<JitProvisioning>,
+    /// Who may be invited: `all`, `restricted` to addresses of `allowed_domains`, or `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = openapi::invite_policy)]
+    pub invite_policy: Option<InvitePolicy>,
+    /// Whose addresses may be invited, all of them: at most 50 domains, in lower case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>, example = json!(["acme.example"]))]
+    pub allowed_domains: Option<BTreeSet<DomainName>>,
+    /// How the organization looks to its members.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branding: Option<ChangeBranding>,
+}
+
+/// How an organization looks to its members. What is missing stays; `null` takes it away.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeBranding {
+    /// Where its logo is: an `https` address.
+    #[serde(default, skip_serializing_if = "Patch::is_keep")]
+    #[schema(value_type = Option<String>, example = "https://acme.example/logo.svg", max_length = 500)]
+    pub logo_url: Patch<String>,
+    /// Its colour.
+    #[serde(default, skip_serializing_if = "Patch::is_keep")]
+    #[schema(value_type = Option<String>, example = "#0a84ff")]
+    pub primary_color: Patch<String>,
+    /// Where its members get help.
+    #[serde(default, skip_serializing_if = "Patch::is_keep")]
+    #[schema(value_type = Option<String>, example = "help@acme.example")]
+    pub support_email: Patch<String>,
+}
+
+/// Makes of one person's own organization one that others can join. Its id, its data, its keys and its history stay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpgradeOrganization {
+    /// What it becomes; `organization` unless said otherwise.
+    #[serde(default = "organization")]
+    #[schema(schema_with = openapi::tenant_type)]
+    pub tenant_type: TenantType,
 }
 
 /// What a patch says of a setting that can be absent.
@@ -154,6 +241,14 @@ pub enum Patch<T> {
 impl<T> Patch<T> {
     fn is_keep(&self) -> bool {
         matches!(self, Self::Keep)
+    }
+
+    fn over(self, before: Option<T>) -> Option<T> {
+        match self {
+            Self::Keep => before,
+            Self::Clear => None,
+            Self::Set(value) => Some(value),
+        }
     }
 }
 
@@ -226,16 +321,26 @@ impl Aggregate for Organization {
             OrganizationEvent::Suspended(event) => profile.suspended = Some(event.reason.clone()),
             OrganizationEvent::Resumed(_) => profile.suspended = None,
             OrganizationEvent::PlanChanged(event) => profile.plan.clone_from(&event.plan),
+            OrganizationEvent::Upgraded(event) => profile.tenant_type = event.tenant_type,
         }
     }
 
     fn decide(&self, command: OrganizationCommand, _: &Facts) -> Result<Vec<OrganizationEvent>, OrganizationError> {
         let mut faults = Faults::default();
         match &command {
-            OrganizationCommand::Create { command, .. } => faults.name("/name", &command.name),
+            OrganizationCommand::Create { command, .. } => {
+                faults.name("/name", &command.name);
+                not_reserved(&command.slug, &mut faults);
+            }
             OrganizationCommand::Rename(command) => {
                 if let Some(name) = &command.name {
                     faults.name("/name", name);
+                }
+                // A slug that it has already stays good, whatever was reserved since.
+                if let Some(slug) = &command.slug
+                    && self.profile.as_ref().is_none_or(|profile| profile.slug != *slug)
+                {
+                    not_reserved(slug, &mut faults);
                 }
                 if command.name.is_none() && command.slug.is_none() {
                     faults.add("/name", "required", "give a name or a slug");
@@ -244,6 +349,11 @@ impl Aggregate for Organization {
             OrganizationCommand::ChangeSettings(command) => command.check(&mut faults),
             OrganizationCommand::Suspend(SuspendOrganization { reason })
             | OrganizationCommand::Resume(ResumeOrganization { reason }) => faults.reason("/reason", reason),
+            OrganizationCommand::Upgrade(command) => {
+                if command.tenant_type == TenantType::Personal {
+                    faults.add("/tenant_type", "personal", "must be organization, team or workspace");
+                }
+            }
             // The name of a plan is right by its type.
             OrganizationCommand::ChangePlan(_) => {}
         }
@@ -266,7 +376,11 @@ impl Aggregate for Organization {
                 Ok(if unchanged { vec![] } else { vec![OrganizationEvent::Renamed(renamed)] })
             }
             OrganizationCommand::ChangeSettings(command) => {
-                let before = &self.must_be_active()?.settings;
+                let profile = self.must_be_active()?;
+                if profile.tenant_type == TenantType::Personal && command.is_about_others() {
+                    return Err(OrganizationError::Personal);
+                }
+                let before = &profile.settings;
                 let settings = command.applied_to(before.clone());
                 if settings.custom_metadata.len() > METADATA_LIMITS.0 {
                     let mut faults = Faults::default();
@@ -280,6 +394,13 @@ impl Aggregate for Organization {
                 let changed = settings != *before;
                 let event = OrganizationEvent::SettingsChanged(OrganizationSettingsChanged { settings });
                 Ok(if changed { vec![event] } else { vec![] })
+            }
+            OrganizationCommand::Upgrade(UpgradeOrganization { tenant_type }) => {
+                match self.must_be_active()?.tenant_type {
+                    TenantType::Personal => Ok(vec![OrganizationEvent::Upgraded(OrganizationUpgraded { tenant_type })]),
+                    same if same == tenant_type => Ok(vec![]),
+                    _ => Err(OrganizationError::NotPersonal),
+                }
             }
             OrganizationCommand::Suspend(command) => {
                 self.must_be_active()?;
@@ -307,7 +428,21 @@ impl Aggregate for Organization {
     }
 }
 
+fn not_reserved(slug: &Slug, faults: &mut Faults) {
+    if RESERVED_SLUGS.contains(&slug.as_str()) {
+        faults.add("/slug", "reserved", format!("{slug} is reserved: choose another one"));
+    }
+}
+
 impl ChangeSettings {
+    /// Whether it changes what only an organization of several people has.
+    fn is_about_others(&self) -> bool {
+        self.jit_provisioning.is_some()
+            || self.invite_policy.is_some()
+            || self.allowed_domains.is_some()
+            || self.branding.is_some()
+    }
+
     fn check(&self, faults: &mut Faults) {
         if let Patch::Set(days) = self.api_key_max_days
             && !(1..=MAX_KEY_DAYS).contains(&days)
@@ -315,6 +450,12 @@ impl ChangeSettings {
             faults.add("/api_key_max_days", "out_of_range", format!("must be 1 to {MAX_KEY_DAYS} days, or null"));
         }
         let (_, max_key, max_value) = METADATA_LIMITS;
+        if self.allowed_domains.as_ref().is_some_and(|domains| domains.len() > MAX_ALLOWED_DOMAINS) {
+            faults.add("/allowed_domains", "too_many", format!("must be at most {MAX_ALLOWED_DOMAINS} domains"));
+        }
+        if let Some(branding) = &self.branding {
+            branding.check(faults);
+        }
         for (key, value) in self.custom_metadata.iter().flatten() {
             let pointer = format!("/custom_metadata/{}", key.replace('~', "~0").replace('/', "~1"));
             faults.length(&pointer, key, 1, max_key);
@@ -335,6 +476,23 @@ impl ChangeSettings {
         if let Some(revoke) = self.revoke_keys_on_creator_exit {
             settings.revoke_keys_on_creator_exit = revoke;
         }
+        if let Some(jit_provisioning) = self.jit_provisioning {
+            settings.jit_provisioning = jit_provisioning;
+        }
+        if let Some(invite_policy) = self.invite_policy {
+            settings.invite_policy = invite_policy;
+        }
+        if let Some(allowed_domains) = self.allowed_domains {
+            settings.allowed_domains = allowed_domains;
+        }
+        if let Some(ChangeBranding { logo_url, primary_color, support_email }) = self.branding {
+            let Branding { logo_url: logo, primary_color: color, support_email: email } = settings.branding;
+            settings.branding = Branding {
+                logo_url: logo_url.over(logo),
+                primary_color: primary_color.over(color),
+                support_email: support_email.over(email),
+            };
+        }
         for (key, value) in self.custom_metadata.into_iter().flatten() {
             match value {
                 Some(value) => settings.custom_metadata.insert(key, value),
@@ -342,6 +500,29 @@ impl ChangeSettings {
             };
         }
         settings
+    }
+}
+
+impl ChangeBranding {
+    fn check(&self, faults: &mut Faults) {
+        if let Patch::Set(url) = &self.logo_url
+            && !(url.len() <= MAX_LOGO_URL && url.starts_with("https://") && url.bytes().all(|b| b.is_ascii_graphic()))
+        {
+            let detail = format!("must be an https address of at most {MAX_LOGO_URL} characters, or null");
+            faults.add("/branding/logo_url", "url", detail);
+        }
+        if let Patch::Set(color) = &self.primary_color
+            && !(color.len() == 7 && color.starts_with('#') && color.bytes().skip(1).all(|b| b.is_ascii_hexdigit()))
+        {
+            faults.add(
+                "/branding/primary_color",
+                "color",
+                "must be # and six hexadecimal digits, like #0a84ff, or null",
+            );
+        }
+        if let Patch::Set(email) = &self.support_email {
+            faults.email("/branding/support_email", email);
+        }
     }
 }
 
@@ -363,6 +544,12 @@ pub enum OrganizationError {
     /// There is nothing to end.
     #[error("the organization is not suspended")]
     NotSuspended,
+    /// It is one person's own.
+    #[error("this is a personal organization, which is one person's alone: upgrade it first (upgrade_organization)")]
+    Personal,
+    /// It is for several people already.
+    #[error("only a personal organization can be upgraded; this one is for several people already")]
+    NotPersonal,
 }
 
 impl From<OrganizationError> for Rejection {
@@ -373,6 +560,8 @@ impl From<OrganizationError> for Rejection {
             OrganizationError::NotFound => (RejectionKind::NotFound, "not_found"),
             OrganizationError::Suspended(_) => (RejectionKind::Forbidden, "organization_suspended"),
             OrganizationError::NotSuspended => (RejectionKind::Conflict, "organization_not_suspended"),
+            OrganizationError::Personal => (RejectionKind::Conflict, "personal_organization"),
+            OrganizationError::NotPersonal => (RejectionKind::Conflict, "not_a_personal_organization"),
         };
         Self::new(kind, code, error)
     }
@@ -413,7 +602,7 @@ mod tests {
     fn settings_changed(api_key_max_days: Option<u32>, metadata: &[(&str, &str)]) -> OrganizationEvent {
         let custom_metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         OrganizationEvent::SettingsChanged(OrganizationSettingsChanged {
-            settings: OrganizationSettings { api_key_max_days, revoke_keys_on_creator_exit: false, custom_metadata },
+            settings: OrganizationSettings { api_key_max_days, custom_metadata, ..OrganizationSettings::default() },
         })
     }
 
@@ -487,6 +676,68 @@ mod tests {
     fn unknown_settings_are_refused() {
         let error = serde_json::from_value::<ChangeSettings>(json!({"apikeymaxdays": 3})).unwrap_err();
         assert!(error.to_string().contains("unknown field"), "{error}");
+    }
+
+    fn personal() -> OrganizationEvent {
+        let OrganizationEvent::Created(created) = created() else { unreachable!() };
+        OrganizationEvent::Created(OrganizationCreated { tenant_type: TenantType::Personal, ..created })
+    }
+
+    fn upgrade(to: TenantType) -> OrganizationCommand {
+        OrganizationCommand::Upgrade(UpgradeOrganization { tenant_type: to })
+    }
+
+    #[test]
+    fn a_personal_organization_is_upgraded_once() {
+        let upgraded = OrganizationEvent::Upgraded(OrganizationUpgraded { tenant_type: TenantType::Team });
+        assert_eq!(given::<Organization>(&[personal()]).when(upgrade(TenantType::Team)), Ok(vec![upgraded.clone()]));
+        let team = given::<Organization>(&[personal(), upgraded]);
+        assert_eq!(team.when(upgrade(TenantType::Team)), Ok(vec![]));
+        assert_eq!(rejection(team.when(upgrade(TenantType::Workspace))).code, "not_a_personal_organization");
+        let found = fields(given::<Organization>(&[personal()]).when(upgrade(TenantType::Personal)));
+        assert_eq!(found[0].0, "/tenant_type");
+    }
+
+    #[test]
+    fn what_is_about_others_is_refused_to_a_personal_organization() {
+        let organization = given::<Organization>(&[personal()]);
+        for change in [
+            json!({"branding": {"primary_color": "#0a84ff"}}),
+            json!({"invite_policy": "none"}),
+            json!({"jit_provisioning": "restricted"}),
+            json!({"allowed_domains": ["acme.example"]}),
+        ] {
+            assert_eq!(rejection(organization.when(settings(change))).code, "personal_organization");
+        }
+        assert!(organization.when(settings(json!({"api_key_max_days": 3}))).is_ok());
+    }
+
+    #[test]
+    fn branding_is_changed_field_by_field() {
+        let organization = given::<Organization>(&[created()]);
+        let first = settings(json!({"branding": {"primary_color": "#0a84ff", "support_email": "help@acme.example"}}));
+        let Ok(events) = organization.when(first) else { panic!() };
+        let cleared = settings(json!({"branding": {"support_email": null}}));
+        let after = given::<Organization>(&[&[created()], events.as_slice()].concat()).when(cleared).unwrap();
+        let [OrganizationEvent::SettingsChanged(after)] = after.as_slice() else { panic!("{after:?}") };
+        let expected = Branding { primary_color: Some("#0a84ff".to_owned()), ..Branding::default() };
+        assert_eq!(after.settings.branding, expected);
+        let bad = json!({"branding": {"logo_url": "http://x", "primary_color": "blue", "support_email": "x"}});
+        assert_eq!(fields(organization.when(settings(bad))).len(), 3);
+    }
+
+    // S4.11
+    #[test]
+    fn reserved_slugs_are_refused_but_kept_by_who_has_one() {
+        let admin = || "admin".parse::<Slug>().unwrap();
+        let OrganizationCommand::Create { command, region } = create("Acme") else { unreachable!() };
+        let create = OrganizationCommand::Create { command: CreateOrganization { slug: admin(), ..command }, region };
+        assert_eq!(fields(given::<Organization>(&[]).when(create)), [("/slug".to_owned(), "reserved".to_owned())]);
+        let OrganizationEvent::Created(before) = created() else { unreachable!() };
+        let old = OrganizationEvent::Created(OrganizationCreated { slug: admin(), ..before });
+        let rename = RenameOrganization { name: Some("New".to_owned()), slug: Some(admin()) };
+        assert!(given::<Organization>(&[old]).when(OrganizationCommand::Rename(rename.clone())).is_ok());
+        assert!(given::<Organization>(&[created()]).when(OrganizationCommand::Rename(rename)).is_err());
     }
 
     #[test]

@@ -13,9 +13,13 @@ use crate::{
     commands::openapi,
 };
 
-/// Fields of events that are for the product itself: one links the memberships of a person, the other recognizes a
-/// secret.
-const INWARD: [(&str, &str); 2] = [("member.added", "user_id"), ("api_key.issued", "secret_mac")];
+/// Fields of events that are for the product itself: one links the memberships of a person, the others recognize a secret.
+const INWARD: [(&str, &str); 4] = [
+    ("member.added", "user_id"),
+    ("invitation.issued", "token_mac"),
+    ("invitation.resent", "token_mac"),
+    ("api_key.issued", "secret_mac"),
+];
 
 /// Who did something, by id.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -66,7 +70,9 @@ fn permission_for(event: &OpenedEvent) -> Option<Permission> {
 
     match event.event {
         Event::Organization(_) => Some(Permission::ReadOrganization),
-        Event::Member(_) => Some(Permission::ReadMembers),
+        Event::Member(_) | Event::Role(_) => Some(Permission::ReadMembers),
+        Event::Invitation(_) => Some(Permission::ManageMembers),
+        Event::Domain(_) => Some(Permission::ManageDomains),
         Event::ApiKey(_) => Some(Permission::ReadKeys),
         Event::Record(_) => Some(Permission::ReadRecords),
         Event::Kind(_) | Event::Parking(_) => None,

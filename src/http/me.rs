@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::{Json, extract::State};
+use axum::{Json, extract::State, http::request::Parts};
 use orgstream_events::{KeyId, OrgId, Role, Slug};
 use orgstream_projections::organizations;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{App, extract::SignedIn};
+use super::{
+    App,
+    extract::{SignedIn, info},
+};
 use crate::{
-    auth::{Access, AuthError, Principal, authenticator::OrgName},
+    auth::{Access, AuthError, Permission, Principal, authenticator::OrgName},
     commands::openapi,
     problem::Problem,
 };
@@ -60,16 +63,32 @@ pub struct MembershipView {
     /// What one may do there.
     #[schema(schema_with = openapi::role)]
     pub role: Role,
+    /// The same with every role that it includes.
+    #[schema(value_type = Vec<String>, example = json!(["admin", "member", "viewer"]))]
+    pub effective_roles: Vec<Role>,
+    /// What that comes to, by the names of permissions.
+    #[schema(example = json!(["records:read", "records:write"]))]
+    pub permissions: Vec<&'static str>,
     /// Whether the organization is suspended.
     pub suspended: bool,
 }
 
 /// Show who I am
+///
+/// Whoever has a verified address of a domain that an organization has proven to be its own, and lets people in by, joins
+/// it here.
 #[utoipa::path(
     get, path = "/v1/me", operation_id = "who_am_i", tag = "me",
     responses((status = 200, description = "Whoever this credential belongs to", body = MeView)),
 )]
-pub async fn who_am_i(State(app): State<Arc<App>>, SignedIn(principal): SignedIn) -> Result<Json<MeView>, Problem> {
+pub async fn who_am_i(
+    State(app): State<Arc<App>>,
+    SignedIn(principal): SignedIn,
+    parts: Parts,
+) -> Result<Json<MeView>, Problem> {
+    if let Principal::User { user, email: Some(email) } = &principal {
+        app.gateway.join_by_domain(&principal, *user, email, &info(&parts).origin()).await;
+    }
     let (me, email, key_id, orgs) = match &principal {
         Principal::Operator => ("platform_operator", None, None, Vec::new()),
         Principal::Key { id, org, .. } => ("api_key", None, Some(*id), vec![*org]),
@@ -100,6 +119,8 @@ async fn membership(app: &App, access: &Access) -> Result<Option<MembershipView>
         name: organization.name,
         actor_id: access.actor().id.clone(),
         role: access.role(),
+        effective_roles: access.role().effective(),
+        permissions: access.permissions().map(Permission::name).collect(),
         suspended: organization.suspended_reason.is_some(),
     }))
 }

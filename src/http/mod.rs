@@ -8,10 +8,12 @@ pub mod api_keys;
 pub mod audit;
 pub mod commands;
 pub mod conditional;
+pub mod domains;
 pub mod event_view;
 pub mod events;
 pub mod extract;
 pub mod health;
+pub mod invitations;
 pub mod kinds;
 pub mod lag;
 pub mod me;
@@ -25,6 +27,7 @@ pub mod policy;
 pub mod projections;
 pub mod records;
 pub mod reply;
+pub mod roles;
 pub mod tail;
 pub mod wait;
 
@@ -115,12 +118,22 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(organizations::create))
         .routes(routes!(organizations::show, organizations::rename))
         .routes(routes!(organizations::change_settings))
+        .routes(routes!(organizations::upgrade))
         .routes(routes!(organizations::suspend))
         .routes(routes!(organizations::change_plan))
         .routes(routes!(organizations::resume))
         .routes(routes!(commands::submit))
         .routes(routes!(members::list, members::add))
         .routes(routes!(members::show, members::change_role, members::remove))
+        .routes(routes!(invitations::list, invitations::issue))
+        .routes(routes!(invitations::show, invitations::revoke))
+        .routes(routes!(invitations::resend))
+        .routes(routes!(invitations::accept))
+        .routes(routes!(roles::list, roles::define))
+        .routes(routes!(roles::show, roles::change, roles::remove))
+        .routes(routes!(domains::list, domains::claim))
+        .routes(routes!(domains::show, domains::remove))
+        .routes(routes!(domains::prove))
         .routes(routes!(api_keys::list, api_keys::issue))
         .routes(routes!(api_keys::show, api_keys::revoke))
         .routes(routes!(records::list, records::create))

@@ -21,7 +21,6 @@ use super::{
     reply,
 };
 
-const ROLES: [Role; 5] = [Role::Owner, Role::Admin, Role::Member, Role::Viewer, Role::Auditor];
 /// Where people read it.
 pub const DOCS: &str = "/docs";
 
@@ -91,6 +90,9 @@ pub fn head() -> OpenApi {
             tag("audit", "Who did what."),
             tag("organizations", "The tenant itself."),
             tag("members", "Who is in an organization, and what they may do."),
+            tag("invitations", "Ways in, each for one person."),
+            tag("roles", "Roles that an organization makes itself."),
+            tag("domains", "Domains that an organization has proven to be its own."),
             tag("api keys", "Credentials of programs; each belongs to one organization."),
             tag("kinds", "What records look like: the same for all organizations."),
             tag("projections", "How far the read models and the audit log are."),
@@ -208,7 +210,7 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
         Policy::Operator => operator.into(),
         Policy::SignedIn | Policy::OrgCommands => user_or_key.into_iter().chain(operator).collect(),
         Policy::Org(permission) => {
-            let has_roles = ROLES.into_iter().any(|role| permission.is_granted_to(role));
+            let has_roles = Role::BUILT_IN.into_iter().any(|role| permission.is_granted_to(role));
             let operator = operator.into_iter().filter(|_| permission.is_operators());
             user_or_key.into_iter().filter(|_| has_roles).chain(operator).collect()
         }
@@ -226,6 +228,9 @@ fn path_parameters(path: &str) -> Vec<Value> {
             let (description, example) = match name {
                 "org" => ("The organization, by id or slug", "acme"),
                 "member" => ("The member", "mem_01h455vb4pex5vsknk084sn02q"),
+                "invitation" => ("The invitation", "inv_01h455vb4pex5vsknk084sn02q"),
+                "role" => ("The role", "role_01h455vb4pex5vsknk084sn02q"),
+                "domain" => ("The domain's id", "dom_01h455vb4pex5vsknk084sn02q"),
                 "key" => ("The key's id (not the token)", "key_01h455vb4pex5vsknk084sn02q"),
                 "record" => ("The record", "res_01h455vb4pex5vsknk084sn02q"),
                 "event" => ("The event", "evt_01h455vb4pex5vsknk084sn02q"),

@@ -80,7 +80,7 @@ pub fn accepted<T: Serialize>(
     Ok(response)
 }
 
-/// Where a thing can be read. Members and parked events are parts of one aggregate, which has no address;
+/// Where a thing can be read. Members, roles and parked events are parts of one aggregate, which has no address;
 /// what adds a member knows the member's own.
 fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
     match aggregate {
@@ -88,7 +88,9 @@ fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
         AggregateId::ApiKey(id) => Some(format!("/v1/organizations/{org}/api-keys/{id}")),
         AggregateId::Record(id) => Some(format!("/v1/organizations/{org}/records/{id}")),
         AggregateId::Kind(name) => Some(format!("/v1/kinds/{name}")),
-        AggregateId::Member(_) | AggregateId::Parking(_) => None,
+        AggregateId::Invitation(id) => Some(format!("/v1/organizations/{org}/invitations/{id}")),
+        AggregateId::Domain(id) => Some(format!("/v1/organizations/{org}/domains/{id}")),
+        AggregateId::Member(_) | AggregateId::Role(_) | AggregateId::Parking(_) => None,
     }
 }
 

@@ -3,21 +3,38 @@
 //! Tests that use it have a runtime of several threads: dropping the database waits for PostgreSQL, and PostgreSQL waits
 //! for connections that are just being made, which nobody would go on making if the only thread waited too.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
+use futures_util::future::BoxFuture;
 use metrics_exporter_prometheus::PrometheusBuilder;
-use orgstream::{config::SecretArgs, issuer::DevIssuer, node};
+use orgstream::{
+    config::{MailArgs, SecretArgs},
+    dns::{DnsError, TxtRecords},
+    issuer::DevIssuer,
+    mail::Mailer,
+    node,
+};
+use orgstream_projections::Database;
 use orgstream_stream::{Log, LogOptions, SyncMode};
 use orgstream_workers::{Worker, WorkerOptions};
 use reqwest::{Method, RequestBuilder, Response, header::HeaderMap};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, time::timeout};
+use sqlx::{Connection, PgConnection};
+use tokio::{
+    net::TcpListener,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::support::{Nats, TempDir, TestDatabase, database};
 
-const PEPPER: &str = "the pepper of the tests, which is no secret";
+pub(crate) const PEPPER: &str = "the pepper of the tests, which is no secret";
 pub(crate) const OPERATOR: &str = "the-platform-operator-of-the-tests";
 
 /// How long something may take that must come.
@@ -28,10 +45,33 @@ pub(crate) struct Api {
     pub(crate) base: String,
     pub(crate) nats: Nats,
     pub(crate) issuer: DevIssuer,
+    /// Where its mails go.
+    pub(crate) outbox: PathBuf,
+    /// What DNS says.
+    pub(crate) dns: Arc<FakeDns>,
+    pub(crate) db: Database,
     http: reqwest::Client,
     stop: CancellationToken,
-    _database: TestDatabase,
+    database: TestDatabase,
     _dir: TempDir,
+}
+
+/// DNS as a test wants it.
+#[derive(Debug, Default)]
+pub(crate) struct FakeDns(Mutex<HashMap<String, Vec<String>>>);
+
+impl FakeDns {
+    pub(crate) fn say(&self, name: &str, record: &str) {
+        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        records.entry(name.to_owned()).or_default().push(record.to_owned());
+    }
+}
+
+impl TxtRecords for FakeDns {
+    fn txt<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<String>, DnsError>> {
+        let records = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        Box::pin(async move { Ok(records.unwrap_or_default()) })
+    }
 }
 
 /// An organization, and the ways into it.
@@ -86,6 +126,11 @@ impl Answer {
 
 impl Api {
     pub(crate) async fn start() -> Self {
+        Self::start_with(|folder| MailArgs { mail_folder: Some(folder), ..mail_args() }).await
+    }
+
+    /// The same with mails that go another way than into a folder.
+    pub(crate) async fn start_with(mail: impl FnOnce(PathBuf) -> MailArgs) -> Self {
         let nats = Nats::start(false).await;
         let database = database().await;
         let dir = TempDir::new();
@@ -109,12 +154,51 @@ impl Api {
             audience: "orgstream".to_owned(),
         };
         let metrics = PrometheusBuilder::new().build_recorder().handle();
-        let api = node::Api::new(log, database.db.clone(), &secrets, "local", metrics, Some(watch)).unwrap();
+        let (outbox, dns) = (dir.path().join("outbox"), Arc::<FakeDns>::default());
+        let mail = Mailer::new(&mail(outbox.clone())).unwrap();
+        let outside = node::Outside { mail, dns: dns.clone() };
+        let db = database.db.clone();
+        let api = node::Api::new(log, db.clone(), &secrets, "local", metrics, Some(watch), outside).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(api.run(listener, stop.clone()));
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-        Self { base, nats, issuer, http, stop, _database: database, _dir: dir }
+        Self { base, nats, issuer, outbox, dns, db, http, stop, database, _dir: dir }
+    }
+
+    /// Something that only time, or an accident, does to the tables.
+    pub(crate) async fn sql(&self, statement: &'static str) {
+        let mut superuser = PgConnection::connect(&self.database.owner_url).await.unwrap();
+        sqlx::raw_sql(statement).execute(&mut superuser).await.unwrap();
+    }
+
+    /// The mails to somebody so far, the oldest first.
+    pub(crate) fn mails(&self, to: &str) -> Vec<String> {
+        let mut mails = Vec::new();
+        for entry in std::fs::read_dir(&self.outbox).unwrap() {
+            let entry = entry.unwrap();
+            let text = std::fs::read_to_string(entry.path()).unwrap();
+            if text.contains(&format!("To: {to}")) {
+                mails.push((entry.metadata().unwrap().modified().unwrap(), text));
+            }
+        }
+        mails.sort();
+        mails.into_iter().map(|(_, text)| text).collect()
+    }
+
+    /// The token of the `nth` mail to somebody, once it is there.
+    pub(crate) async fn invited(&self, to: &str, nth: usize) -> String {
+        let token = async {
+            loop {
+                // A file may be seen before all of it is written.
+                let token = self.mails(to).get(nth - 1).and_then(|mail| token_in(mail));
+                match token {
+                    Some(token) => return token,
+                    None => sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        timeout(PATIENCE, token).await.unwrap_or_else(|_| panic!("mail {nth} to {to} does not come"))
     }
 
     /// A token of somebody.
@@ -229,6 +313,21 @@ impl Drop for Api {
 impl Org {
     pub(crate) fn path(&self, rest: &str) -> String {
         format!("/v1/organizations/{}/{rest}", self.id)
+    }
+}
+
+/// The token that a mail has in a line of its own.
+pub(crate) fn token_in(mail: &str) -> Option<String> {
+    let line = mail.lines().map(str::trim).find(|line| line.starts_with("osi_") && line.len() == 42);
+    line.map(str::to_owned)
+}
+
+/// Mails as the program sends them, but for the way.
+pub(crate) fn mail_args() -> MailArgs {
+    MailArgs {
+        mail_from: "Orgstream <no-reply@orgstream.example>".to_owned(),
+        invitation_link: "https://app.example/join#token={token}".to_owned(),
+        ..MailArgs::default()
     }
 }
 

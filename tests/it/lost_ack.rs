@@ -11,6 +11,7 @@ use orgstream::{
         Command,
         handler::{CommandHandler, Request},
     },
+    dns::SystemDns,
     gateway::{Gateway, Origin},
 };
 use orgstream_events::{CommandId, PLATFORM_ORG, Pipeline};
@@ -345,7 +346,8 @@ async fn the_ledger_remembers_a_key_when_the_server_has_forgotten_it() {
     let auth = Authenticator::new(database.db.clone(), pepper.clone(), Some(operator), None);
     let principal = auth.principal(Some(&format!("Bearer {operator}"))).await.unwrap();
     let access = auth.platform(&principal).unwrap();
-    let gateway = Gateway::new(CommandHandler::new(log, pepper, "local".to_owned()), database.db.clone());
+    let handler = CommandHandler::new(log, pepper, "local".to_owned(), Arc::new(SystemDns));
+    let gateway = Gateway::new(handler, database.db.clone());
     let register = async |kind: &str, key: &str| {
         let command = json!({"type": "register_kind", "kind": kind, "title": kind, "visibility": "private",
             "cost": 1, "schema": {"type": "object"}});

@@ -10,6 +10,7 @@ mod compose;
 mod history;
 mod http;
 mod isolation;
+mod joining;
 mod lost_ack;
 mod openapi;
 mod parking;

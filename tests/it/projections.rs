@@ -3,19 +3,22 @@
 use std::{sync::Arc, time::Duration};
 
 use orgstream_events::{
-    Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, CommandId, CommitDraft, Context, Event,
-    EventSubject, Fingerprint, KeyEnvironment, KeyId, KindChanged, KindDefinition, KindEvent, KindRegistered,
-    KindRetired, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated,
-    OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
-    OrganizationSettingsChanged, OrganizationSuspended, Pipeline, RecordArchived, RecordCreated, RecordEvent, RecordId,
-    RecordUpdated, Role, Salt, Shard, TenantType, Timestamp, UserId, Visibility,
+    Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, CommandId, CommitDraft, Context,
+    DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject, Fingerprint,
+    InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued, InvitationResent, InvitationRevoked,
+    KeyEnvironment, KeyId, KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired, MemberAdded,
+    MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent,
+    OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
+    OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, Pipeline, RecordArchived, RecordCreated,
+    RecordEvent, RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, Shard,
+    TenantType, Timestamp, UserId, Visibility,
 };
 use orgstream_projections::{
     Applied, BoundOrg, Database, DbError, LaneLag, Page, Placed, ShardMark, SliceClass, SliceStart, api_keys, apply,
     audit::{self, AuditFilter},
-    checkpoints, idempotency, kinds, members, organizations,
+    checkpoints, domains, idempotency, invitations, kinds, members, organizations,
     parked::{self, Park, ParkedState},
-    records,
+    records, roles,
 };
 use orgstream_transparency::leaf_hash;
 use serde_json::json;
@@ -164,7 +167,56 @@ impl History {
             let changed = Event::Organization(OrganizationEvent::PlanChanged(changed));
             history.commit(AggregateId::Organization(org), version_before, vec![changed]);
         }
+        let upgraded = OrganizationUpgraded { tenant_type: TenantType::Workspace };
+        let upgraded = Event::Organization(OrganizationEvent::Upgraded(upgraded));
+        history.commit(AggregateId::Organization(org), 7, vec![upgraded]);
+        history.let_in(member(3));
         history
+    }
+
+    /// The part of it that is about how people come in.
+    fn let_in(&mut self, member_id: MemberId) {
+        let org = self.org;
+        let until = Timestamp::from_unix_ms(BIRTH * 2);
+        let mac = |text: &[u8], number| Fingerprint::of(&[text, &[number]]);
+        let (number, role) = (self.number, RoleId::derive(self.command(103)));
+        for (nth, role) in [(101, Role::Member), (102, Role::Custom(role))] {
+            let invitation = AggregateId::Invitation(InvitationId::derive(self.command(nth)));
+            let about = |event| vec![Event::Invitation(event)];
+            let token_mac = mac(b"first token", number);
+            let issued = InvitationIssued { email: "3@example.com".to_owned(), role, expires_at: until, token_mac };
+            self.commit(invitation.clone(), 0, about(InvitationEvent::Issued(issued)));
+            if nth == 101 {
+                let resent = InvitationResent { expires_at: until, token_mac: mac(b"token", number) };
+                self.commit(invitation.clone(), 1, about(InvitationEvent::Resent(resent)));
+                let accepted = InvitationAccepted { member_id };
+                self.commit(invitation, 2, about(InvitationEvent::Accepted(accepted)));
+            } else {
+                let revoked = InvitationRevoked { reason: None };
+                self.commit(invitation, 1, about(InvitationEvent::Revoked(revoked)));
+            }
+        }
+        let about = |event| vec![Event::Role(event)];
+        let (name, permissions) = ("Ingest".to_owned(), vec!["records:write".to_owned()]);
+        let defined = RoleDefined { role_id: role, name: name.clone(), permissions: vec![] };
+        self.commit(AggregateId::Role(org), 0, about(RoleEvent::Defined(defined)));
+        let changed = RoleChanged { role_id: role, name, permissions };
+        self.commit(AggregateId::Role(org), 1, about(RoleEvent::Changed(changed)));
+        self.commit(AggregateId::Role(org), 2, about(RoleEvent::Removed(RoleRemoved { role_id: role })));
+
+        for (name, proven) in [("acme.example", true), ("globex.example", false)] {
+            let domain: orgstream_events::DomainName = name.parse().unwrap();
+            let about = |event| vec![Event::Domain(event)];
+            let id = AggregateId::Domain(DomainId::of(org, &domain));
+            let claimed = DomainClaimed { domain: domain.clone(), challenge: format!("challenge {number}") };
+            self.commit(id.clone(), 0, about(DomainEvent::Claimed(claimed)));
+            let then = if proven {
+                DomainEvent::Proven(DomainProven { domain })
+            } else {
+                DomainEvent::Removed(DomainRemoved { domain })
+            };
+            self.commit(id, 1, about(then));
+        }
     }
 
     /// Applies everything to one pipeline, in slices of `size` commits.
@@ -196,6 +248,9 @@ async fn rows(owner_url: &str) -> Vec<String> {
         "rm.organizations",
         "rm.slugs",
         "rm.members",
+        "rm.invitations",
+        "rm.roles",
+        "rm.domains",
         "rm.api_keys",
         "rm.kinds",
         "rm.records",
@@ -232,20 +287,45 @@ async fn the_rows_say_what_the_events_said() {
     let mut tx = db.read(history.bound()).await.unwrap();
 
     let org = organizations::get(&mut tx).await.unwrap().unwrap();
-    assert_eq!((org.name.as_str(), org.slug.as_str(), org.version), ("Ajax", "ajax-1", 7));
+    assert_eq!((org.name.as_str(), org.slug.as_str(), org.version), ("Ajax", "ajax-1", 8));
+    assert_eq!(org.tenant_type, TenantType::Workspace);
     assert_eq!(org.plan.as_str(), "gold");
     assert_eq!((org.suspended_reason, org.settings.api_key_max_days), (None, Some(30)));
 
-    let active = members::list(&mut tx, false, &Page::First, 10).await.unwrap().rows;
+    let active = members::list(&mut tx, false, None, &Page::First, 10).await.unwrap().rows;
     let mut emails: Vec<_> = active.iter().map(|member| member.email.as_str()).collect();
     emails.sort_unstable();
     assert_eq!(emails, ["1@example.com", "3@example.com"]);
-    let all = members::list(&mut tx, true, &Page::First, 10).await.unwrap().rows;
+    let all = members::list(&mut tx, true, None, &Page::First, 10).await.unwrap().rows;
     let left = all.iter().find(|member| !member.active).unwrap();
     assert_eq!(left.role, Role::Admin);
     let back = members::get_by_user(&mut tx, left.user_id).await.unwrap().unwrap();
     assert_eq!((back.role, back.email.as_str()), (Role::Member, "3@example.com"));
     assert_eq!(members::get(&mut tx, left.id).await.unwrap().as_ref(), Some(left));
+
+    let found = members::list(&mut tx, false, Some("3@EXAMPLE.com"), &Page::First, 10).await.unwrap().rows;
+    assert_eq!(found, [back]);
+
+    let invited = invitations::list(&mut tx, &Page::First, 10).await.unwrap().rows;
+    let what: Vec<_> = invited.iter().map(|one| (one.status, one.role, one.member_id, one.version)).collect();
+    let role = RoleId::derive(history.command(103));
+    assert_eq!(
+        what,
+        [
+            (invitations::InvitationStatus::Revoked, Role::Custom(role), None, 2),
+            (invitations::InvitationStatus::Accepted, Role::Member, Some(found[0].id), 3),
+        ]
+    );
+    assert_eq!(invitations::get(&mut tx, invited[0].id).await.unwrap().as_ref(), Some(&invited[0]));
+    let by_token = invitations::get_by_token(&mut tx, &Fingerprint::of(&[b"token", &[1]])).await.unwrap();
+    assert_eq!(by_token.as_ref(), Some(&invited[1]));
+    assert_eq!(roles::list(&mut tx, &Page::First, 10).await.unwrap().rows, []);
+    let role = roles::get(&mut tx, role).await.unwrap().unwrap();
+    assert_eq!((role.active, role.permissions.as_slice()), (false, ["records:write".to_owned()].as_slice()));
+    let domains = domains::list(&mut tx, &Page::First, 10).await.unwrap().rows;
+    assert_eq!(domains.len(), 1, "{domains:?}");
+    assert_eq!((domains[0].domain.as_str(), domains[0].status), ("acme.example", domains::DomainStatus::Proven));
+    assert_eq!(domains::get(&mut tx, domains[0].id).await.unwrap().as_ref(), Some(&domains[0]));
 
     let keys = api_keys::list(&mut tx, &Page::First, 10).await.unwrap().rows;
     assert_eq!(keys[0].revoked_at, Some(keys[0].updated_at));

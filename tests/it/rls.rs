@@ -205,7 +205,7 @@ async fn rows_of_a_version_that_is_not_shown_are_invisible() {
     .fetch_all(&mut owner)
     .await
     .unwrap();
-    assert_eq!(versioned.len(), 8, "{versioned:?}");
+    assert_eq!(versioned.len(), 11, "{versioned:?}");
     for table in versioned {
         // What the read models have parked has a version, what the audit pipeline has parked has none of theirs.
         let mine = if table == "ops.parked" { "pipeline = 'read_models'" } else { "true" };
@@ -442,11 +442,18 @@ async fn resolvers_answer_with_an_id_and_open_no_table() {
     assert_eq!(db.org_of_slug(&"nobody".parse().unwrap()).await.unwrap(), None);
     assert_eq!(db.org_of_key(&"key000000002".parse().unwrap()).await.unwrap(), Some(b.org));
     let mut tx = db.read(a.bound()).await.unwrap();
-    let member = orgstream_projections::members::list(&mut tx, false, &Page::First, 1).await.unwrap().rows.remove(0);
+    let member =
+        orgstream_projections::members::list(&mut tx, false, None, &Page::First, 1).await.unwrap().rows.remove(0);
     drop(tx);
     let mut orgs = [a.org, b.org];
     orgs.sort();
     assert_eq!(db.orgs_of_user(member.user_id).await.unwrap(), orgs);
+
+    let mac = |number| orgstream_events::Fingerprint::of(&[b"token", &[number]]);
+    assert_eq!(db.org_of_invitation(&mac(2)).await.unwrap(), Some(b.org));
+    assert_eq!(db.org_of_invitation(&mac(9)).await.unwrap(), None);
+    assert_eq!(db.orgs_of_domain(&"acme.example".parse().unwrap()).await.unwrap(), orgs);
+    assert_eq!(db.orgs_of_domain(&"other.example".parse().unwrap()).await.unwrap(), []);
 
     // Two orgs with one key id: no answer is better than a guess.
     let mut connection = connect(&database.app_url("app_rw")).await;
