@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use crate::{
     auth::{Access, AuthError, Permission, Principal, invitation::InvitationToken},
     commands::{
-        AcceptInvitation, Command, JoinByDomain,
+        AcceptInvitation, Command, JoinByDomain, JoinBySso,
         handler::{Accepted, Caller, CommandError, CommandHandler, Creator, Request, fingerprint},
     },
     problem::Problem,
@@ -239,6 +239,26 @@ impl Gateway {
         joined
     }
 
+    /// Adds whoever an organization's own issuer signed in to that organization, where it lets people in like that: what every
+    /// way of signing in calls once it knows who somebody is. True when they are a member now and were none.
+    pub async fn join_by_sso(&self, principal: &Principal, origin: &Origin) -> Result<bool, Problem> {
+        let Principal::Sso { org, connection, user, email: Some(email) } = principal else { return Ok(false) };
+        if self.db.orgs_of_user(*user).await?.contains(org) {
+            return Ok(false);
+        }
+        let creator = Creator { user: *user, email: email.clone() };
+        let join = Command::from(JoinBySso { id: *connection });
+        match self.enter(*org, principal, creator, origin, join.into()).await {
+            Ok(_) => Ok(true),
+            // Nobody is kept from signing in by what they might have been given besides.
+            Err(problem) if problem.status < 500 => {
+                tracing::debug!(org.id = %org, code = problem.code, "nobody joins here by signing in");
+                Ok(false)
+            }
+            Err(problem) => Err(problem),
+        }
+    }
+
     /// Carries out what somebody asks who is not in the organization yet.
     async fn enter(
         &self,
@@ -354,6 +374,12 @@ fn person(principal: &Principal) -> Result<Creator, Problem> {
         Principal::User { email: None, .. } => {
             Err(Problem::invalid("", "email_not_verified", "your issuer has not verified your e-mail address"))
         }
+        Principal::Sso { .. } => Err(Problem::new(
+            403,
+            "own_issuer_only",
+            "Only with an issuer of the platform",
+            "Your organization's own issuer signed you in, which counts in that organization alone.",
+        )),
         Principal::Key { .. } | Principal::Operator => Err(AuthError::SessionOnly.into()),
     }
 }

@@ -176,11 +176,13 @@ pub struct Outside {
     pub mail: Option<Mailer>,
     /// What domains are proven by.
     pub dns: Arc<dyn TxtRecords>,
+    /// Whether organizations may have issuers of their own on this machine: for trying things out.
+    pub local_issuers: bool,
 }
 
 impl Default for Outside {
     fn default() -> Self {
-        Self { mail: None, dns: Arc::new(SystemDns) }
+        Self { mail: None, dns: Arc::new(SystemDns), local_issuers: false }
     }
 }
 
@@ -217,6 +219,7 @@ impl Api {
         let auth = Arc::new(Authenticator::new(db.clone(), pepper.clone(), token, oidc));
         let sender = outside.mail.map(|mailer| Sender::new(db.clone(), mailer, pepper.clone()));
         let handler = CommandHandler::new(log.clone(), pepper, region.to_owned(), outside.dns);
+        let handler = if outside.local_issuers { handler.with_local_issuers() } else { handler };
         let gateway = Arc::new(Gateway::new(handler, db.clone()));
         let app = http::App::new(http::Parts {
             gateway: Arc::clone(&gateway),

@@ -186,7 +186,7 @@ impl Stack {
             invitation_link: format!("{base_url}/join#token={{token}}"),
             ..MailArgs::default()
         };
-        let outside = node::Outside { mail: Mailer::new(&mail)?, ..node::Outside::default() };
+        let outside = node::Outside { mail: Mailer::new(&mail)?, local_issuers: true, ..node::Outside::default() };
         let api = node::Api::new(log.clone(), db.clone(), &secret_args, &nats_args.region, metrics, watch, outside)?;
         let (gateway, auth) = (Arc::clone(&api.gateway), Arc::clone(&api.app.auth));
         let api = tokio::spawn(api.run(listener, stop.clone()));

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::{
     AggregateId, ApiKeyEvent, CodecError, Context, DomainEvent, InvitationEvent, KindEvent, MemberEvent,
-    OrganizationEvent, ParkingEvent, RecordEvent, RoleEvent, Target,
+    OrganizationEvent, ParkingEvent, RecordEvent, RoleEvent, SsoConnectionEvent, Target,
 };
 
 /// One event. A consumer matches on it without `_`, so that a new event is a decision everywhere.
@@ -20,6 +20,8 @@ pub enum Event {
     Role(RoleEvent),
     /// Of a domain.
     Domain(DomainEvent),
+    /// Of its connections to issuers.
+    SsoConnection(SsoConnectionEvent),
     /// Of an API key.
     ApiKey(ApiKeyEvent),
     /// Of a record kind.
@@ -38,6 +40,7 @@ macro_rules! each {
             Event::Invitation($event) => $body,
             Event::Role($event) => $body,
             Event::Domain($event) => $body,
+            Event::SsoConnection($event) => $body,
             Event::ApiKey($event) => $body,
             Event::Kind($event) => $body,
             Event::Record($event) => $body,
@@ -53,6 +56,7 @@ pub const KNOWN_EVENTS: &[&[(&str, u16)]] = &[
     InvitationEvent::KNOWN,
     RoleEvent::KNOWN,
     DomainEvent::KNOWN,
+    SsoConnectionEvent::KNOWN,
     ApiKeyEvent::KNOWN,
     KindEvent::KNOWN,
     RecordEvent::KNOWN,
@@ -89,6 +93,7 @@ impl Event {
             Invitation: InvitationEvent,
             Role: RoleEvent,
             Domain: DomainEvent,
+            SsoConnection: SsoConnectionEvent,
             ApiKey: ApiKeyEvent,
             Kind: KindEvent,
             Parking: ParkingEvent
@@ -111,6 +116,15 @@ impl Event {
             Self::Role(RoleEvent::Defined(event)) => ("role", event.role_id.to_string()),
             Self::Role(RoleEvent::Changed(event)) => ("role", event.role_id.to_string()),
             Self::Role(RoleEvent::Removed(event)) => ("role", event.role_id.to_string()),
+            Self::SsoConnection(SsoConnectionEvent::Added(event)) => {
+                ("sso_connection", event.connection_id.to_string())
+            }
+            Self::SsoConnection(SsoConnectionEvent::DefaultChanged(event)) => {
+                ("sso_connection", event.connection_id.to_string())
+            }
+            Self::SsoConnection(SsoConnectionEvent::Removed(event)) => {
+                ("sso_connection", event.connection_id.to_string())
+            }
             Self::Organization(_)
             | Self::Invitation(_)
             | Self::Domain(_)

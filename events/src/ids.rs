@@ -150,6 +150,8 @@ typed_ids! {
     RoleId = "role";
     /// A domain that an organization says is its own.
     DomainId = "dom";
+    /// An issuer that one organization signs its people in with.
+    ConnectionId = "conn";
     /// A record of some kind, owned by one organization.
     RecordId = "res";
     /// One event, the same however often its command is retried.
@@ -211,7 +213,7 @@ macro_rules! derived_from_command {
     )*};
 }
 
-derived_from_command!(OrgId, MemberId, KeyId, InvitationId, RoleId, RecordId);
+derived_from_command!(OrgId, MemberId, KeyId, InvitationId, RoleId, ConnectionId, RecordId);
 
 #[cfg(test)]
 mod tests {

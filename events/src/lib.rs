@@ -8,6 +8,7 @@
 mod api_key;
 mod codec;
 mod commit;
+mod connection;
 mod domain;
 mod envelope;
 mod event;
@@ -30,6 +31,7 @@ pub use codec::CodecError;
 pub use commit::{
     Commit, CommitDraft, MAX_COMMIT_BYTES, MAX_EVENTS_PER_COMMIT, OpenedCommit, OpenedEvent, SealedEvent,
 };
+pub use connection::{SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged};
 pub use domain::{DomainClaimed, DomainEvent, DomainProven, DomainRemoved};
 pub use envelope::{
     Actor, ActorType, AggregateVersion, Auth, AuthMethod, Context, Fingerprint, Header, Outcome, OutcomeStatus, Salt,
@@ -37,8 +39,8 @@ pub use envelope::{
 };
 pub use event::{Event, KNOWN_EVENTS};
 pub use ids::{
-    CommandId, CorrelationId, DomainId, EventId, IdError, InvitationId, KeyId, MemberId, OrgId, PLATFORM_ORG, RecordId,
-    RoleId, UserId,
+    CommandId, ConnectionId, CorrelationId, DomainId, EventId, IdError, InvitationId, KeyId, MemberId, OrgId,
+    PLATFORM_ORG, RecordId, RoleId, UserId,
 };
 pub use invitation::{InvitationAccepted, InvitationEvent, InvitationIssued, InvitationResent, InvitationRevoked};
 pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired, Visibility};

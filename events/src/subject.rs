@@ -78,6 +78,8 @@ aggregates! {
     Role(OrgId) = "role";
     /// One domain of an organization.
     Domain(DomainId) = "domain";
+    /// All connections of an organization to issuers of its own. One aggregate, because one of them is the default.
+    SsoConnection(OrgId) = "sso_connection";
     /// One API key.
     ApiKey(KeyId) = "api_key";
     /// One record kind (of the platform's own organization).
@@ -200,6 +202,7 @@ mod tests {
             AggregateId::Invitation(InvitationId::derive(command)),
             AggregateId::Role(org),
             AggregateId::Domain(DomainId::of(org, &"acme.example".parse().unwrap())),
+            AggregateId::SsoConnection(org),
             AggregateId::ApiKey(KeyId::derive(command)),
             AggregateId::Kind("yara_rule".parse().unwrap()),
             AggregateId::Record(RecordId::derive(command)),

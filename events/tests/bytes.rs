@@ -5,15 +5,16 @@ use std::{fs, path::PathBuf};
 
 use orgstream_events::{
     Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, Auth, AuthMethod, CodecError, CommandId,
-    Commit, CommitDraft, Context, DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved, Event,
-    EventSubject, Fingerprint, InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued, InvitationResent,
-    InvitationRevoked, KNOWN_EVENTS, KeyEnvironment, KeyId, KindChanged, KindDefinition, KindEvent, KindRegistered,
-    KindRetired, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, OrgId,
-    OrganizationCreated, OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
-    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded,
-    ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent,
-    RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, Shard, TenantType,
-    Timestamp, UserId, Visibility,
+    Commit, CommitDraft, ConnectionId, Context, DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved,
+    Event, EventSubject, Fingerprint, InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued,
+    InvitationResent, InvitationRevoked, KNOWN_EVENTS, KeyEnvironment, KeyId, KindChanged, KindDefinition, KindEvent,
+    KindRegistered, KindRetired, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId, MemberRemoved,
+    MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed,
+    OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
+    OrganizationUpgraded, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived,
+    RecordCreated, RecordEvent, RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId,
+    RoleRemoved, Salt, Shard, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged,
+    TenantType, Timestamp, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -52,6 +53,8 @@ fn examples() -> Vec<(AggregateId, Event)> {
     let role_event = |event| (AggregateId::Role(org()), Event::Role(event));
     let domain: orgstream_events::DomainName = "acme.example".parse().unwrap();
     let domain_event = |event| (AggregateId::Domain(DomainId::of(org(), &domain)), Event::Domain(event));
+    let connection = ConnectionId::fresh(1_700_000_000_000, [7; 10]);
+    let sso = |event| (AggregateId::SsoConnection(org()), Event::SsoConnection(event));
     let kind_event = |event| (AggregateId::Kind(kind("evaluation")), Event::Kind(event));
     vec![
         organization(OrganizationEvent::Created(OrganizationCreated {
@@ -110,6 +113,15 @@ fn examples() -> Vec<(AggregateId, Event)> {
         domain_event(DomainEvent::Claimed(DomainClaimed { domain: domain.clone(), challenge: "c".to_owned() })),
         domain_event(DomainEvent::Proven(DomainProven { domain: domain.clone() })),
         domain_event(DomainEvent::Removed(DomainRemoved { domain: domain.clone() })),
+        sso(SsoConnectionEvent::Added(SsoConnectionAdded {
+            connection_id: connection,
+            name: "Okta".to_owned(),
+            issuer: "https://acme.issuer.example".to_owned(),
+            audience: "orgstream-acme".to_owned(),
+            jit: true,
+        })),
+        sso(SsoConnectionEvent::DefaultChanged(SsoDefaultChanged { connection_id: connection })),
+        sso(SsoConnectionEvent::Removed(SsoConnectionRemoved { connection_id: connection })),
         (
             key.clone(),
             Event::ApiKey(ApiKeyEvent::Issued(ApiKeyIssued {

@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 
 use crate::{
     BoundOrg, DbError, SliceTx, api_keys, audit, convert::to_bigint, domains, idempotency, invitations, kinds, members,
-    organizations, records, roles, slugs,
+    organizations, records, roles, slugs, sso_connections,
 };
 
 /// A commit, and where it stands in its stream.
@@ -58,6 +58,7 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
     let mut invitations = invitations::Fold::default();
     let mut roles = roles::Fold::default();
     let mut domains = domains::Fold::default();
+    let mut sso_connections = sso_connections::Fold::default();
     let mut api_keys = api_keys::Fold::default();
     let mut kinds = kinds::Fold::default();
     let mut records = records::Fold::default();
@@ -77,6 +78,7 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
                 }
                 (Event::Role(event), AggregateId::Role(_)) => roles.apply(event, stamp),
                 (Event::Domain(event), AggregateId::Domain(id)) => domains.apply(*id, event, stamp),
+                (Event::SsoConnection(event), AggregateId::SsoConnection(_)) => sso_connections.apply(event, stamp),
                 (Event::ApiKey(event), AggregateId::ApiKey(id)) => api_keys.apply(*id, event, &header.actor, stamp),
                 (Event::Kind(event), AggregateId::Kind(name)) => kinds.apply(name, event, stamp),
                 // What an operator decided about parked events is carried out by the worker; there is no row for it.
@@ -87,6 +89,7 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
                     | Event::Invitation(_)
                     | Event::Role(_)
                     | Event::Domain(_)
+                    | Event::SsoConnection(_)
                     | Event::ApiKey(_)
                     | Event::Kind(_)
                     | Event::Record(_)
@@ -105,6 +108,7 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
     invitations.write(connection, org).await?;
     roles.write(connection, org).await?;
     domains.write(connection, org).await?;
+    sso_connections.write(connection, org).await?;
     api_keys.write(connection, org).await?;
     kinds.write(connection, org).await?;
     records.write(connection, org).await?;

@@ -19,6 +19,7 @@ pub mod organizations;
 pub mod parked;
 pub mod records;
 pub mod roles;
+pub mod sso_connections;
 
 mod apply;
 mod catalogue;

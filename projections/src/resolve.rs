@@ -29,6 +29,12 @@ impl Database {
         Ok(orgs.fetch_all(self.resolver_pool()).await?.into_iter().map(OrgId::from_uuid).collect())
     }
 
+    /// The orgs that sign their people in by this issuer, in the order of their ids; at most 20.
+    pub async fn orgs_of_issuer(&self, issuer: &str) -> Result<Vec<OrgId>, DbError> {
+        let orgs = sqlx::query_scalar!(r#"SELECT app.orgs_of_issuer($1) AS "org!""#, issuer);
+        Ok(orgs.fetch_all(self.resolver_pool()).await?.into_iter().map(OrgId::from_uuid).collect())
+    }
+
     /// The orgs that this person is an active member of, in the order of their ids.
     pub async fn orgs_of_user(&self, user: UserId) -> Result<Vec<OrgId>, DbError> {
         let orgs = sqlx::query_scalar!(r#"SELECT app.orgs_of_user($1) AS "org!""#, user.uuid());

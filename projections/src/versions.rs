@@ -23,7 +23,7 @@ pub(crate) struct Versioned {
 }
 
 /// All of them, the largest first.
-pub(crate) const TABLES: [Versioned; 11] = [
+pub(crate) const TABLES: [Versioned; 12] = [
     versioned("rm.records", "id", "uuid"),
     versioned("ops.idempotency", "command_id", "uuid"),
     versioned("rm.api_keys", "id", "uuid"),
@@ -31,6 +31,7 @@ pub(crate) const TABLES: [Versioned; 11] = [
     versioned("rm.invitations", "id", "uuid"),
     versioned("rm.roles", "id", "uuid"),
     versioned("rm.domains", "id", "uuid"),
+    versioned("rm.sso_connections", "id", "uuid"),
     // Texts in an order that every server and this program agree on.
     versioned("rm.kinds", "name COLLATE \"C\"", "text"),
     versioned("rm.slugs", "slug COLLATE \"C\"", "text"),

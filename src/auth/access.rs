@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use orgstream_events::{
-    Actor, ActorType, Auth, AuthMethod, KeyId, KeyPublicId, MemberId, OrgId, PLATFORM_ORG, Role, UserId,
+    Actor, ActorType, Auth, AuthMethod, ConnectionId, KeyId, KeyPublicId, MemberId, OrgId, PLATFORM_ORG, Role, UserId,
 };
 use orgstream_projections::BoundOrg;
 
@@ -16,6 +16,17 @@ pub enum Principal {
     Operator,
     /// A person, signed in with an issuer; in which orgs, their memberships say.
     User {
+        /// The login identity.
+        user: UserId,
+        /// The e-mail address that the issuer verified, if it did.
+        email: Option<String>,
+    },
+    /// A person whom an organization's own issuer signed in, which counts there and nowhere else.
+    Sso {
+        /// The one org.
+        org: OrgId,
+        /// By which of its connections.
+        connection: ConnectionId,
         /// The login identity.
         user: UserId,
         /// The e-mail address that the issuer verified, if it did.
@@ -44,7 +55,7 @@ impl Principal {
                 id: "operator".to_owned(),
                 auth: auth(AuthMethod::PlatformToken, None),
             },
-            Self::User { user, .. } => {
+            Self::User { user, .. } | Self::Sso { user, .. } => {
                 Actor { actor_type: ActorType::Anonymous, id: user.to_string(), auth: auth(AuthMethod::Oidc, None) }
             }
             Self::Key { id, public_id, .. } => Actor {

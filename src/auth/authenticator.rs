@@ -15,6 +15,7 @@ use subtle::ConstantTimeEq;
 use super::{
     Permission,
     access::{Access, Principal},
+    connections::{Connections, SsoLogin, claimed_issuer},
     key::{KeyToken, KeyTokenError, Pepper},
     oidc::{Oidc, OidcError},
 };
@@ -99,6 +100,7 @@ pub struct Authenticator {
     pepper: Pepper,
     operator: Option<[u8; 32]>,
     oidc: Option<Oidc>,
+    connections: Connections,
     keys: Cache<KeyPublicId, std::sync::Arc<Remembered<(OrgId, api_keys::ApiKey)>>>,
     memberships: Cache<(OrgId, UserId), std::sync::Arc<Remembered<members::Member>>>,
     own_roles: Cache<(OrgId, RoleId), Arc<Remembered<Permissions>>>,
@@ -108,6 +110,7 @@ impl Authenticator {
     /// `operator_token` is the platform operator's bearer token; without one there is no operator.
     pub fn new(db: Database, pepper: Pepper, operator_token: Option<&str>, oidc: Option<Oidc>) -> Self {
         Self {
+            connections: Connections::new(db.clone()),
             db,
             pepper,
             operator: operator_token.map(|token| Sha256::digest(token).into()),
@@ -135,6 +138,12 @@ impl Authenticator {
         if KeyToken::looks_like_one(token) {
             return self.key(token).await;
         }
+        if let Some(issuer) = claimed_issuer(token)
+            && self.oidc.as_ref().is_none_or(|oidc| oidc.issuer() != issuer)
+            && let Some(SsoLogin { org, connection, login }) = self.connections.verify(&issuer, token).await?
+        {
+            return Ok(Principal::Sso { org, connection, user: login.user, email: login.verified_email });
+        }
         let Some(oidc) = &self.oidc else {
             return Err(unauthenticated("this is neither an API key nor a token of an issuer that is trusted here"));
         };
@@ -154,7 +163,11 @@ impl Authenticator {
         let access = match principal {
             Principal::Operator => Access::operator(org),
             Principal::Key { org: own, role, .. } if *own == org => Access::key(org, *role, principal),
-            Principal::Key { .. } => return Err(AuthError::NotFound),
+            Principal::Sso { org: own, user, .. } if *own == org => {
+                let member = self.membership(org, *user).await?.ok_or(AuthError::NotFound)?;
+                Access::member(org, member.id, member.role)
+            }
+            Principal::Key { .. } | Principal::Sso { .. } => return Err(AuthError::NotFound),
             Principal::User { user, .. } => {
                 let member = self.membership(org, *user).await?.ok_or(AuthError::NotFound)?;
                 Access::member(org, member.id, member.role)
@@ -170,7 +183,7 @@ impl Authenticator {
     pub fn platform(&self, principal: &Principal) -> Result<Access, AuthError> {
         match principal {
             Principal::Operator => Ok(Access::operator(PLATFORM_ORG)),
-            Principal::User { .. } | Principal::Key { .. } => Err(AuthError::NotFound),
+            Principal::User { .. } | Principal::Sso { .. } | Principal::Key { .. } => Err(AuthError::NotFound),
         }
     }
 

@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod authenticator;
+pub mod connections;
 pub mod invitation;
 pub mod key;
 pub mod oidc;

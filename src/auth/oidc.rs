@@ -65,9 +65,14 @@ pub struct Oidc {
 impl Oidc {
     /// Trusts `issuer` for tokens that name `audience`. It is asked for its keys when the first token comes.
     pub fn new(issuer: String, audience: String) -> Result<Self, OidcError> {
-        let http = reqwest::Client::builder().timeout(TIMEOUT).build();
+        let http = reqwest::Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none()).build();
         let http = http.map_err(|error| OidcError::Unavailable(error.to_string()))?;
         Ok(Self { issuer, audience, http, keys: RwLock::new(None) })
+    }
+
+    /// What its tokens name as `iss`.
+    pub fn issuer(&self) -> &str {
+        &self.issuer
     }
 
     /// Who the token is about.

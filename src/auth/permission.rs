@@ -47,6 +47,8 @@ permissions! {
     ManageOrganization = "organization:manage": Owner, Admin;
     /// See which domains it has; claim, prove and remove them.
     ManageDomains = "domains:manage": Owner, Admin;
+    /// See, add and remove connections to issuers of its own.
+    ManageSso = "sso:manage": Owner, Admin;
     /// See who the members are.
     ReadMembers = "members:read": Owner, Admin, Member, Viewer;
     /// Add, change and remove members; see, issue, resend and revoke invitations.
@@ -89,7 +91,10 @@ impl Permission {
     /// What a command needs; none for those of people who are not in the org yet.
     pub fn for_command(command: &Command) -> Option<Self> {
         Some(match command {
-            Command::CreateOrganization(_) | Command::AcceptInvitation(_) | Command::JoinByDomain(_) => return None,
+            Command::CreateOrganization(_)
+            | Command::AcceptInvitation(_)
+            | Command::JoinByDomain(_)
+            | Command::JoinBySso(_) => return None,
             Command::RenameOrganization(_) | Command::ChangeSettings(_) | Command::UpgradeOrganization(_) => {
                 Self::ManageOrganization
             }
@@ -102,6 +107,9 @@ impl Permission {
             | Command::ResendInvitation(_)
             | Command::RevokeInvitation(_) => Self::ManageMembers,
             Command::DefineRole(_) | Command::ChangeRole(_) | Command::RemoveRole(_) => Self::ManageRoles,
+            Command::AddSsoConnection(_) | Command::SetDefaultSsoConnection(_) | Command::RemoveSsoConnection(_) => {
+                Self::ManageSso
+            }
             Command::ClaimDomain(_) | Command::ProveDomain(_) | Command::RemoveDomain(_) => Self::ManageDomains,
             Command::IssueApiKey(_) | Command::RevokeApiKey(_) => Self::ManageKeys,
             Command::RegisterKind(_) | Command::ChangeKind(_) | Command::RetireKind(_) => Self::ManageKinds,

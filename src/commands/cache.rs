@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Aggregate, api_key::ApiKey, domain::Domain, invitation::Invitation, kind::Kind, member::Roster,
-    organization::Organization, parking::Parking, record::Record, role::RoleBook,
+    organization::Organization, parking::Parking, record::Record, role::RoleBook, sso_connection::Connections,
 };
 
 /// An aggregate as it was read from the stream.
@@ -75,6 +75,7 @@ pub(super) struct Caches {
     rosters: Shelf<Roster>,
     invitations: Shelf<Invitation>,
     roles: Shelf<RoleBook>,
+    connections: Shelf<Connections>,
     domains: Shelf<Domain>,
     api_keys: Shelf<ApiKey>,
     kinds: Shelf<Kind>,
@@ -89,6 +90,7 @@ impl Default for Caches {
             rosters: Cache::new(2_000),
             invitations: Cache::new(10_000),
             roles: Cache::new(2_000),
+            connections: Cache::new(2_000),
             domains: Cache::new(2_000),
             api_keys: Cache::new(10_000),
             kinds: Cache::new(1_000),
@@ -114,6 +116,6 @@ macro_rules! shelves {
 }
 
 shelves!(
-    Organization: organizations, Roster: rosters, Invitation: invitations, RoleBook: roles, Domain: domains,
+    Organization: organizations, Roster: rosters, Invitation: invitations, RoleBook: roles, Connections: connections, Domain: domains,
     ApiKey: api_keys, Kind: kinds, Record: records, Parking: parking
 );

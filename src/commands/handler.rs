@@ -33,6 +33,7 @@ use super::{
     record::{Record, RecordCommand},
     role::{RoleBook, RoleCommand},
     schema::ValidatedKind,
+    sso_connection::{ConnectionCommand, Connections},
 };
 use crate::{
     auth::{
@@ -254,6 +255,7 @@ pub struct CommandHandler {
     log: Log,
     pepper: Pepper,
     pub(super) dns: Arc<dyn TxtRecords>,
+    local_issuers: bool,
     region: String,
     caches: Caches,
     turns: Box<[Mutex<()>]>,
@@ -269,12 +271,18 @@ impl CommandHandler {
             log,
             pepper,
             dns,
+            local_issuers: false,
             region,
             caches: Caches::default(),
             turns,
             last_turn: Mutex::new(()),
             hasher: RandomState::new(),
         }
+    }
+
+    /// The same for trying things out: organizations may have issuers of their own on this machine.
+    pub fn with_local_issuers(self) -> Self {
+        Self { local_issuers: true, ..self }
     }
 
     /// The server's own secret, which tokens are made of.
@@ -375,6 +383,17 @@ impl CommandHandler {
             }
             Command::AcceptInvitation(command) => self.accept_invitation(&attempt, &to, &command).await,
             Command::JoinByDomain(command) => self.join_by_domain(&attempt, &to, &command).await,
+            Command::JoinBySso(command) => self.join_by_sso(&attempt, &to, &command).await,
+            Command::AddSsoConnection(command) => {
+                let add = ConnectionCommand::Add { command, local: self.local_issuers };
+                self.execute::<Connections>(&attempt, &to, add).await
+            }
+            Command::SetDefaultSsoConnection(command) => {
+                self.execute::<Connections>(&attempt, &to, ConnectionCommand::SetDefault(command)).await
+            }
+            Command::RemoveSsoConnection(command) => {
+                self.execute::<Connections>(&attempt, &to, ConnectionCommand::Remove(command)).await
+            }
             Command::DefineRole(command) => {
                 let by = self.permissions_of(&placement, by).await?;
                 self.execute::<RoleBook>(&attempt, &to, RoleCommand::Define { command, by }).await

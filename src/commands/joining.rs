@@ -10,7 +10,7 @@ use orgstream_events::{
 use orgstream_stream::{AppendError, Freshness, Placement};
 
 use super::{
-    AcceptInvitation, Aggregate, IssueInvitation, JoinByDomain, Rejection, RejectionKind,
+    AcceptInvitation, Aggregate, IssueInvitation, JoinByDomain, JoinBySso, Rejection, RejectionKind,
     cache::Earlier,
     domain::{Domain, DomainCommand, record_name},
     handler::{Accepted, Attempt, Caller, CommandError, CommandHandler, Creator, Target},
@@ -18,6 +18,7 @@ use super::{
     member::{Closed, MemberCommand, MemberError, Roster},
     organization::Organization,
     role::RoleBook,
+    sso_connection::Connections,
 };
 use crate::auth::{Permission, invitation::InvitationToken};
 
@@ -120,7 +121,7 @@ impl CommandHandler {
         to: &Target<'_>,
         command: &JoinByDomain,
     ) -> Result<Accepted, CommandError> {
-        let Some(Creator { user, email }) = attempt.caller.creator.clone() else {
+        let Some(Creator { email, .. }) = &attempt.caller.creator else {
             return Err(CommandError::Internal("somebody must be there to join".to_owned()));
         };
         let org = to.placement.org;
@@ -130,16 +131,48 @@ impl CommandHandler {
         let closed = match jit {
             JitProvisioning::NotAllowed => Some(Closed::NotAllowed),
             JitProvisioning::Restricted => {
-                let is_of_address = DomainName::of_email(&email).as_ref() == Some(&command.domain);
+                let is_of_address = DomainName::of_email(email).as_ref() == Some(&command.domain);
                 let is_proven = self.look::<Domain>(to.placement, &domain).await?.state.is_proven();
                 (!is_of_address || !is_proven).then_some(Closed::NotProven)
             }
+        };
+        self.provision(attempt, to, closed).await
+    }
+
+    /// Adds whoever signs in by an issuer that is the organization's own.
+    pub(super) async fn join_by_sso(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        command: &JoinBySso,
+    ) -> Result<Accepted, CommandError> {
+        let org = to.placement.org;
+        let organization = self.look::<Organization>(to.placement, &AggregateId::Organization(org)).await?;
+        let jit = organization.state.profile().map(|profile| profile.settings.jit_provisioning).unwrap_or_default();
+        let closed = match jit {
+            JitProvisioning::NotAllowed => Some(Closed::NotAllowed),
+            JitProvisioning::Restricted => {
+                let connections = self.look::<Connections>(to.placement, &AggregateId::SsoConnection(org)).await?;
+                (!connections.state.lets_in(command.id)).then_some(Closed::NoJit)
+            }
+        };
+        self.provision(attempt, to, closed).await
+    }
+
+    async fn provision(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        closed: Option<Closed>,
+    ) -> Result<Accepted, CommandError> {
+        let Some(Creator { user, email }) = attempt.caller.creator.clone() else {
+            return Err(CommandError::Internal("somebody must be there to join".to_owned()));
         };
         let member_id = MemberId::derive(attempt.command_id).to_string();
         let actor = Actor { actor_type: ActorType::Member, id: member_id, ..attempt.caller.actor.clone() };
         let caller = Caller { actor, ..attempt.caller.clone() };
         let attempt = Attempt { caller: &caller, ..*attempt };
-        self.execute::<Roster>(&attempt, to, MemberCommand::JoinByDomain { user_id: user, email, closed }).await
+        self.execute::<Roster>(&attempt, to, MemberCommand::Provision { user_id: user, email, closed }).await
     }
 
     /// Asks the domain's DNS what it says.

@@ -95,8 +95,8 @@ pub enum MemberCommand {
         /// What the invitation says that they may do.
         role: Role,
     },
-    /// One more, by an address of a domain that is the organization's own.
-    JoinByDomain {
+    /// One more, by signing in: with an address of a domain that is the organization's own, or by its own issuer.
+    Provision {
         /// Who.
         user_id: UserId,
         /// Where to reach them, as their issuer verified it.
@@ -120,13 +120,15 @@ pub enum MemberCommand {
     },
 }
 
-/// Why nobody comes in by the domain of their address.
+/// Why nobody comes in by signing in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closed {
     /// The setting says so.
     NotAllowed,
     /// The domain is not proven, or not that of the address.
     NotProven,
+    /// The connection makes no members.
+    NoJit,
 }
 
 /// One more person.
@@ -223,10 +225,11 @@ impl Aggregate for Roster {
                 self.not_here(user_id, &email)?;
                 add(user_id, email, role)
             }
-            MemberCommand::JoinByDomain { user_id, email, closed } => {
+            MemberCommand::Provision { user_id, email, closed } => {
                 match closed {
                     Some(Closed::NotAllowed) => return Err(MemberError::JoiningOff),
                     Some(Closed::NotProven) => return Err(MemberError::DomainNotProven),
+                    Some(Closed::NoJit) => return Err(MemberError::NoJit),
                     // Who was removed was meant to be: they come back when somebody asks them to.
                     None if self.left.contains(&user_id) => return Err(MemberError::WasRemoved),
                     None => {}
@@ -287,6 +290,9 @@ pub enum MemberError {
     /// It is not the organization's domain, or not that of the address.
     #[error("this organization has not proven that the domain of the address is its own")]
     DomainNotProven,
+    /// It is a way to sign in, and no way to join.
+    #[error("nobody joins by this connection; its jit says so")]
+    NoJit,
     /// They were a member before.
     #[error("this person was removed from the organization; they come back by an invitation")]
     WasRemoved,
@@ -315,6 +321,7 @@ impl From<MemberError> for Rejection {
             MemberError::EmailTaken => (RejectionKind::Conflict, "email_taken"),
             MemberError::JoiningOff => (RejectionKind::Forbidden, "jit_not_allowed"),
             MemberError::DomainNotProven => (RejectionKind::Forbidden, "domain_not_proven"),
+            MemberError::NoJit => (RejectionKind::Forbidden, "jit_not_allowed"),
             MemberError::WasRemoved => (RejectionKind::Forbidden, "member_was_removed"),
             MemberError::NotFound => (RejectionKind::NotFound, "not_found"),
             MemberError::LastOwner => (RejectionKind::Conflict, "last_owner"),
@@ -410,7 +417,7 @@ mod tests {
     #[test]
     fn whoever_was_removed_does_not_come_back_by_signing_in() {
         let MemberEvent::Added(two) = added(2, Role::Member) else { unreachable!() };
-        let join = |closed| MemberCommand::JoinByDomain { user_id: two.user_id, email: two.email.clone(), closed };
+        let join = |closed| MemberCommand::Provision { user_id: two.user_id, email: two.email.clone(), closed };
         let founded = given::<Roster>(&[added(1, Role::Owner)]);
         assert!(founded.when(join(None)).is_ok_and(|events| events.len() == 1));
         assert_eq!(rejection(founded.when(join(Some(Closed::NotAllowed)))).code, "jit_not_allowed");

@@ -20,6 +20,7 @@ pub mod record;
 pub mod rejection;
 pub mod role;
 pub mod schema;
+pub mod sso_connection;
 mod text;
 
 use std::borrow::Cow;
@@ -47,6 +48,7 @@ pub use parking::{RetryParked, SkipParked};
 pub use record::{ArchiveRecord, CreateRecord, UpdateRecord};
 pub use rejection::{FieldError, Rejection, RejectionKind};
 pub use role::{ChangeRole, DefineRole, RemoveRole};
+pub use sso_connection::{AddSsoConnection, JoinBySso, RemoveSsoConnection, SetDefaultSsoConnection};
 
 /// What `decide` may know besides the state and the command. There is nothing else: no I/O, no clock, no randomness.
 #[derive(Debug, Clone, Copy)]
@@ -167,6 +169,14 @@ commands! {
     ProveDomain = "prove_domain";
     /// A domain less.
     RemoveDomain = "remove_domain";
+    /// An issuer that people sign in to this organization with.
+    AddSsoConnection = "add_sso_connection";
+    /// Where people are sent who do not say otherwise.
+    SetDefaultSsoConnection = "set_default_sso_connection";
+    /// One such issuer less.
+    RemoveSsoConnection = "remove_sso_connection";
+    /// Join by such an issuer. For people who sign in.
+    JoinBySso = "join_by_sso";
     /// A new API key, shown once.
     IssueApiKey = "issue_api_key";
     /// No more calls with this key.
@@ -201,8 +211,13 @@ impl Command {
             | Self::SuspendOrganization(_)
             | Self::ResumeOrganization(_)
             | Self::ChangePlan(_) => AggregateId::Organization(facts.org),
-            Self::AddMember(_) | Self::ChangeMemberRole(_) | Self::RemoveMember(_) | Self::JoinByDomain(_) => {
-                AggregateId::Member(facts.org)
+            Self::AddMember(_)
+            | Self::ChangeMemberRole(_)
+            | Self::RemoveMember(_)
+            | Self::JoinByDomain(_)
+            | Self::JoinBySso(_) => AggregateId::Member(facts.org),
+            Self::AddSsoConnection(_) | Self::SetDefaultSsoConnection(_) | Self::RemoveSsoConnection(_) => {
+                AggregateId::SsoConnection(facts.org)
             }
             Self::IssueInvitation(_) => AggregateId::Invitation(InvitationId::derive(facts.command_id)),
             Self::ResendInvitation(command) => AggregateId::Invitation(command.id),
@@ -235,6 +250,8 @@ impl Command {
             | Self::IssueInvitation(_)
             | Self::AcceptInvitation(_)
             | Self::JoinByDomain(_)
+            | Self::JoinBySso(_)
+            | Self::AddSsoConnection(_)
             | Self::DefineRole(_)
             | Self::ClaimDomain(_)
             | Self::IssueApiKey(_)
@@ -254,6 +271,8 @@ impl Command {
             | Self::RemoveRole(_)
             | Self::ProveDomain(_)
             | Self::RemoveDomain(_)
+            | Self::SetDefaultSsoConnection(_)
+            | Self::RemoveSsoConnection(_)
             | Self::RevokeApiKey(_)
             | Self::ChangeKind(_)
             | Self::RetireKind(_)

@@ -34,6 +34,7 @@ impl Command {
                 | Self::AddMember(_)
                 | Self::AcceptInvitation(_)
                 | Self::JoinByDomain(_)
+                | Self::JoinBySso(_)
                 | Self::DefineRole(_)
                 | Self::IssueApiKey(_)
         )
@@ -48,8 +49,10 @@ impl Command {
                 | Self::ResendInvitation(_)
                 | Self::AcceptInvitation(_)
                 | Self::JoinByDomain(_)
+                | Self::JoinBySso(_)
                 | Self::DefineRole(_)
                 | Self::ClaimDomain(_)
+                | Self::AddSsoConnection(_)
         )
     }
 
@@ -64,8 +67,13 @@ impl Command {
             | Self::SuspendOrganization(_)
             | Self::ResumeOrganization(_)
             | Self::ChangePlan(_) => Some("organization".to_owned()),
-            Self::AddMember(_) | Self::ChangeMemberRole(_) | Self::RemoveMember(_) | Self::JoinByDomain(_) => {
-                Some("member".to_owned())
+            Self::AddMember(_)
+            | Self::ChangeMemberRole(_)
+            | Self::RemoveMember(_)
+            | Self::JoinByDomain(_)
+            | Self::JoinBySso(_) => Some("member".to_owned()),
+            Self::AddSsoConnection(_) | Self::SetDefaultSsoConnection(_) | Self::RemoveSsoConnection(_) => {
+                Some("sso_connection".to_owned())
             }
             Self::ResendInvitation(command) => name(AggregateId::Invitation(command.id)),
             Self::RevokeInvitation(command) => name(AggregateId::Invitation(command.id)),

@@ -72,6 +72,7 @@ fn permission_for(event: &OpenedEvent) -> Option<Permission> {
         Event::Organization(_) => Some(Permission::ReadOrganization),
         Event::Member(_) | Event::Role(_) => Some(Permission::ReadMembers),
         Event::Invitation(_) => Some(Permission::ManageMembers),
+        Event::SsoConnection(_) => Some(Permission::ManageSso),
         Event::Domain(_) => Some(Permission::ManageDomains),
         Event::ApiKey(_) => Some(Permission::ReadKeys),
         Event::Record(_) => Some(Permission::ReadRecords),

@@ -89,7 +89,9 @@ pub async fn who_am_i(
     if let Principal::User { user, email: Some(email) } = &principal {
         app.gateway.join_by_domain(&principal, *user, email, &info(&parts).origin()).await;
     }
+    app.gateway.join_by_sso(&principal, &info(&parts).origin()).await?;
     let (me, email, key_id, orgs) = match &principal {
+        Principal::Sso { org, email, .. } => ("user", email.clone(), None, vec![*org]),
         Principal::Operator => ("platform_operator", None, None, Vec::new()),
         Principal::Key { id, org, .. } => ("api_key", None, Some(*id), vec![*org]),
         Principal::User { user, email } => ("user", email.clone(), None, app.db.orgs_of_user(*user).await?),

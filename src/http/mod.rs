@@ -28,6 +28,7 @@ pub mod projections;
 pub mod records;
 pub mod reply;
 pub mod roles;
+pub mod sso_connections;
 pub mod tail;
 pub mod wait;
 
@@ -134,6 +135,9 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(domains::list, domains::claim))
         .routes(routes!(domains::show, domains::remove))
         .routes(routes!(domains::prove))
+        .routes(routes!(sso_connections::list, sso_connections::add))
+        .routes(routes!(sso_connections::show, sso_connections::remove))
+        .routes(routes!(sso_connections::set_default))
         .routes(routes!(api_keys::list, api_keys::issue))
         .routes(routes!(api_keys::show, api_keys::revoke))
         .routes(routes!(records::list, records::create))

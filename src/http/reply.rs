@@ -90,7 +90,7 @@ fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
         AggregateId::Kind(name) => Some(format!("/v1/kinds/{name}")),
         AggregateId::Invitation(id) => Some(format!("/v1/organizations/{org}/invitations/{id}")),
         AggregateId::Domain(id) => Some(format!("/v1/organizations/{org}/domains/{id}")),
-        AggregateId::Member(_) | AggregateId::Role(_) | AggregateId::Parking(_) => None,
+        AggregateId::Member(_) | AggregateId::Role(_) | AggregateId::SsoConnection(_) | AggregateId::Parking(_) => None,
     }
 }
 

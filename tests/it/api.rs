@@ -156,7 +156,7 @@ impl Api {
         let metrics = PrometheusBuilder::new().build_recorder().handle();
         let (outbox, dns) = (dir.path().join("outbox"), Arc::<FakeDns>::default());
         let mail = Mailer::new(&mail(outbox.clone())).unwrap();
-        let outside = node::Outside { mail, dns: dns.clone() };
+        let outside = node::Outside { mail, dns: dns.clone(), local_issuers: true };
         let db = database.db.clone();
         let api = node::Api::new(log, db.clone(), &secrets, "local", metrics, Some(watch), outside).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -5,7 +5,9 @@ use orgstream::{
     auth::Permission,
     http::policy::{Policy, ROUTES, RoutePolicy},
 };
-use orgstream_events::{CommandId, DomainId, EventId, InvitationId, KeyId, MemberId, OrgId, RecordId, Role, RoleId};
+use orgstream_events::{
+    CommandId, ConnectionId, DomainId, EventId, InvitationId, KeyId, MemberId, OrgId, RecordId, Role, RoleId,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -21,6 +23,7 @@ fn path(route: &RoutePolicy, org: &str) -> String {
         .replace("{invitation}", &InvitationId::derive(command).to_string())
         .replace("{role}", &RoleId::derive(command).to_string())
         .replace("{domain}", &DomainId::from_uuid(command.uuid()).to_string())
+        .replace("{connection}", &ConnectionId::derive(command).to_string())
         .replace("{key}", &KeyId::derive(command).to_string())
         .replace("{record}", &RecordId::derive(command).to_string())
         .replace("{event}", &EventId::derive(command, "", 0).to_string())

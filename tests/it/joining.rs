@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use orgstream::{
     auth::{invitation::InvitationToken, key::Pepper},
+    issuer::DevIssuer,
     mail::{Mailer, Sender},
 };
 use orgstream_events::{
@@ -688,4 +689,66 @@ async fn s2_15_whoever_signs_in_with_an_address_of_a_proven_domain_joins_where_t
     let given_up = api.delete(&org.owner, &path).await.expect(200);
     api.sees(&org, given_up.header("stream-position")).await;
     assert!(!joins("late@acme.test").await);
+}
+
+// S4.17
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s4_17_people_sign_in_by_their_organizations_own_issuer_and_nowhere_else_by_it() {
+    let api = Api::start().await;
+    let (org, other) = (api.org("sso").await, api.org("bystander").await);
+    let folder = api.outbox.join("issuer");
+    std::fs::create_dir_all(&folder).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let issuer = format!("http://{}", listener.local_addr().unwrap());
+    let idp = DevIssuer::load_or_create(&folder, issuer.clone()).unwrap();
+    let stop = CancellationToken::new();
+    tokio::spawn(idp.clone().serve(listener, stop.clone()));
+    let token = |email: &str| idp.mint(email, Duration::from_hours(1)).unwrap();
+
+    // Nobody knows this issuer yet.
+    api.get(&token("ann@sso.example"), "/v1/me").await.expect(401);
+    let body = |name: &str, audience: &str| json!({"name": name, "issuer": issuer, "audience": audience, "jit": true});
+    let connections = org.path("sso-connections");
+    let first = api.post(&org.owner, &connections, &body("Main", "orgstream")).await.expect(201);
+    let second = api.post(&org.owner, &connections, &body("Spare", "somewhere-else")).await.expect(201);
+    let again = api.post(&org.owner, &connections, &body("Again", "orgstream")).await.expect(409);
+    assert_eq!(again.problem(), "sso_connection_exists");
+    let inward = json!({"name": "x", "issuer": "https://metadata.internal", "audience": "x"});
+    assert_eq!(api.post(&org.owner, &connections, &inward).await.expect(422).problem(), "validation_error");
+    let path = first.header("location").to_owned();
+    for location in [second.header("location"), &path] {
+        let put = api.request(Method::PUT, &format!("{location}/default")).bearer_auth(&org.owner);
+        let changed = Answer::of(put).await.expect(200);
+        api.sees(&org, changed.header("stream-position")).await;
+    }
+    let listed = api.get(&org.owner, &connections).await.expect(200).json();
+    let defaults: Vec<_> =
+        listed["data"].as_array().unwrap().iter().map(|one| (&one["name"], &one["is_default"])).collect();
+    assert_eq!(defaults, [(&json!("Spare"), &json!(false)), (&json!("Main"), &json!(true))]);
+    assert!(listed["data"][1]["jit"].as_bool().unwrap());
+
+    // Signed in, but no member: the organization lets nobody in by signing in.
+    let ann = token("ann@sso.example");
+    let me = api.get(&ann, "/v1/me").await.expect(200).json();
+    assert_eq!((&me["memberships"], &me["email"]), (&json!([]), &json!("ann@sso.example")));
+    api.get(&ann, &org.path("records")).await.expect(404);
+    api.patch(&org.owner, &org.path("settings"), &json!({"jit_provisioning": "restricted"})).await.expect(200);
+    let me = api.get(&ann, "/v1/me").await.expect(200).json();
+    assert_eq!((&me["memberships"][0]["org_id"], &me["memberships"][0]["role"]), (&json!(org.id), &json!("member")));
+    api.post(&ann, &org.path("records"), &model("hers")).await.expect(201);
+
+    // What this issuer says counts in this organization alone: whoever it claims somebody to be.
+    let forged = token("owner@bystander.example");
+    api.get(&forged, &other.path("records")).await.expect(404);
+    let created = api.post(&forged, "/v1/organizations", &json!({"name": "x", "slug": "by-sso"})).await.expect(403);
+    assert_eq!(created.problem(), "own_issuer_only");
+    api.invite(&other.owner, &other, "ann@sso.example", "owner").await.expect(201);
+    let invited = api.invited("ann@sso.example", 1).await;
+    assert_eq!(api.accept(&ann, &invited).await.expect(403).problem(), "own_issuer_only");
+
+    // Removed: its tokens are refused within a second.
+    api.delete(&org.owner, &path).await.expect(200);
+    let refused = async { while api.get(&ann, &org.path("records")).await.status != 401 {} };
+    timeout(PATIENCE, refused).await.unwrap();
+    stop.cancel();
 }

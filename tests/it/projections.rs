@@ -3,22 +3,23 @@
 use std::{sync::Arc, time::Duration};
 
 use orgstream_events::{
-    Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, CommandId, CommitDraft, Context,
-    DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject, Fingerprint,
+    Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, CommandId, CommitDraft, ConnectionId,
+    Context, DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject, Fingerprint,
     InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued, InvitationResent, InvitationRevoked,
     KeyEnvironment, KeyId, KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired, MemberAdded,
     MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent,
     OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
     OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, Pipeline, RecordArchived, RecordCreated,
     RecordEvent, RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, Shard,
-    TenantType, Timestamp, UserId, Visibility,
+    SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UserId,
+    Visibility,
 };
 use orgstream_projections::{
     Applied, BoundOrg, Database, DbError, LaneLag, Page, Placed, ShardMark, SliceClass, SliceStart, api_keys, apply,
     audit::{self, AuditFilter},
     checkpoints, domains, idempotency, invitations, kinds, members, organizations,
     parked::{self, Park, ParkedState},
-    records, roles,
+    records, roles, sso_connections,
 };
 use orgstream_transparency::leaf_hash;
 use serde_json::json;
@@ -204,6 +205,25 @@ impl History {
         self.commit(AggregateId::Role(org), 1, about(RoleEvent::Changed(changed)));
         self.commit(AggregateId::Role(org), 2, about(RoleEvent::Removed(RoleRemoved { role_id: role })));
 
+        let connection = |nth| ConnectionId::derive(self.command(nth));
+        let added = |nth| {
+            Event::SsoConnection(SsoConnectionEvent::Added(SsoConnectionAdded {
+                connection_id: connection(nth),
+                name: format!("Issuer {nth}"),
+                issuer: "https://issuer.example".to_owned(),
+                audience: format!("audience {nth}"),
+                jit: nth == 104,
+            }))
+        };
+        let default = |nth| SsoDefaultChanged { connection_id: connection(nth) };
+        let default = |nth| Event::SsoConnection(SsoConnectionEvent::DefaultChanged(default(nth)));
+        let removed = SsoConnectionRemoved { connection_id: connection(105) };
+        let removed = Event::SsoConnection(SsoConnectionEvent::Removed(removed));
+        let (three, then) = (vec![added(104), added(105), added(106)], vec![default(104), default(105)]);
+        self.commit(AggregateId::SsoConnection(org), 0, three);
+        self.commit(AggregateId::SsoConnection(org), 3, then);
+        self.commit(AggregateId::SsoConnection(org), 5, vec![removed]);
+
         for (name, proven) in [("acme.example", true), ("globex.example", false)] {
             let domain: orgstream_events::DomainName = name.parse().unwrap();
             let about = |event| vec![Event::Domain(event)];
@@ -251,6 +271,7 @@ async fn rows(owner_url: &str) -> Vec<String> {
         "rm.invitations",
         "rm.roles",
         "rm.domains",
+        "rm.sso_connections",
         "rm.api_keys",
         "rm.kinds",
         "rm.records",
@@ -322,6 +343,13 @@ async fn the_rows_say_what_the_events_said() {
     assert_eq!(roles::list(&mut tx, &Page::First, 10).await.unwrap().rows, []);
     let role = roles::get(&mut tx, role).await.unwrap().unwrap();
     assert_eq!((role.active, role.permissions.as_slice()), (false, ["records:write".to_owned()].as_slice()));
+    let connections = sso_connections::list(&mut tx, &Page::First, 10).await.unwrap().rows;
+    let names: Vec<_> = connections.iter().map(|one| (one.name.as_str(), one.is_default, one.jit)).collect();
+    // With the default, what was the default before is it again.
+    assert_eq!(names, [("Issuer 106", false, false), ("Issuer 104", true, true)]);
+    assert_eq!(sso_connections::get(&mut tx, connections[1].id).await.unwrap().as_ref(), Some(&connections[1]));
+    assert_eq!(sso_connections::of_issuer(&mut tx, "https://issuer.example").await.unwrap().len(), 2);
+    assert_eq!(sso_connections::version(&mut tx).await.unwrap(), 6);
     let domains = domains::list(&mut tx, &Page::First, 10).await.unwrap().rows;
     assert_eq!(domains.len(), 1, "{domains:?}");
     assert_eq!((domains[0].domain.as_str(), domains[0].status), ("acme.example", domains::DomainStatus::Proven));

@@ -205,7 +205,7 @@ async fn rows_of_a_version_that_is_not_shown_are_invisible() {
     .fetch_all(&mut owner)
     .await
     .unwrap();
-    assert_eq!(versioned.len(), 11, "{versioned:?}");
+    assert_eq!(versioned.len(), 12, "{versioned:?}");
     for table in versioned {
         // What the read models have parked has a version, what the audit pipeline has parked has none of theirs.
         let mine = if table == "ops.parked" { "pipeline = 'read_models'" } else { "true" };
@@ -454,6 +454,9 @@ async fn resolvers_answer_with_an_id_and_open_no_table() {
     assert_eq!(db.org_of_invitation(&mac(9)).await.unwrap(), None);
     assert_eq!(db.orgs_of_domain(&"acme.example".parse().unwrap()).await.unwrap(), orgs);
     assert_eq!(db.orgs_of_domain(&"other.example".parse().unwrap()).await.unwrap(), []);
+
+    assert_eq!(db.orgs_of_issuer("https://issuer.example").await.unwrap(), orgs);
+    assert_eq!(db.orgs_of_issuer("https://other.example").await.unwrap(), []);
 
     // Two orgs with one key id: no answer is better than a guess.
     let mut connection = connect(&database.app_url("app_rw")).await;
