@@ -1,6 +1,6 @@
 //! Settings, each read once: a flag, or the environment variable named in `--help`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -8,6 +8,8 @@ use orgstream_projections::DatabaseOptions;
 use orgstream_stream::{LogOptions, SyncMode};
 use orgstream_workers::{PlanWeight, PlanWeights, Policy, WorkerOptions};
 use uuid::Uuid;
+
+use crate::idp::{Auth0, IdentityOrganizations, NoIdentityProvider};
 
 /// Where the streams are.
 #[derive(Debug, Clone, Args)]
@@ -128,6 +130,31 @@ pub struct MailArgs {
         value_name = "URL"
     )]
     pub invitation_link: String,
+}
+
+/// The external identity provider, where every organization has one that stands for it.
+#[derive(Clone, Default, Args)]
+#[command(next_help_heading = "Auth0")]
+pub struct Auth0Args {
+    /// The Auth0 tenant, like `https://acme.eu.auth0.com`. Without it there is no external identity provider.
+    #[arg(long, env = "ORGSTREAM_AUTH0_URL", requires_all = ["auth0_client_id", "auth0_client_secret"], value_name = "URL")]
+    pub auth0_url: Option<String>,
+    /// The machine-to-machine application that may read and create organizations there.
+    #[arg(long, env = "ORGSTREAM_AUTH0_CLIENT_ID", value_name = "ID")]
+    pub auth0_client_id: Option<String>,
+    /// Its secret.
+    #[arg(long, env = "ORGSTREAM_AUTH0_CLIENT_SECRET", hide_env_values = true, value_name = "TEXT")]
+    pub auth0_client_secret: Option<String>,
+}
+
+impl Auth0Args {
+    /// The provider that the settings name.
+    pub fn provider(&self) -> anyhow::Result<Arc<dyn IdentityOrganizations>> {
+        match (&self.auth0_url, &self.auth0_client_id, &self.auth0_client_secret) {
+            (Some(url), Some(id), Some(secret)) => Ok(Arc::new(Auth0::new(url, id.clone(), secret.clone())?)),
+            _ => Ok(Arc::new(NoIdentityProvider)),
+        }
+    }
 }
 
 /// How a worker works.

@@ -109,8 +109,12 @@ pub async fn seed(gateway: &Gateway, auth: &Authenticator, issuer: &DevIssuer) -
 }
 
 async fn make_organization(gateway: &Gateway, owner: &Principal, slug: &str, name: &str) -> anyhow::Result<OrgId> {
-    let command =
-        CreateOrganization { name: name.to_owned(), slug: slug.parse()?, tenant_type: TenantType::Organization };
+    let command = CreateOrganization {
+        name: name.to_owned(),
+        slug: slug.parse()?,
+        tenant_type: TenantType::Organization,
+        auth0_organization_id: None,
+    };
     let request = keyed(command.into(), &format!("demo-{slug}"));
     let made: Accepted =
         gateway.create_organization(owner, &Origin::default(), request).await.map_err(|problem| explained(&problem))?;

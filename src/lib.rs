@@ -13,6 +13,7 @@ pub mod demo;
 pub mod dns;
 pub mod gateway;
 pub mod http;
+pub mod idp;
 pub mod issuer;
 pub mod kinds;
 pub mod mail;

@@ -29,6 +29,7 @@ use crate::{
     dns::{SystemDns, TxtRecords},
     gateway::Gateway,
     http,
+    idp::{IdentityOrganizations, NoIdentityProvider},
     kinds::default_kinds,
     mail::{Mailer, Sender},
     producers,
@@ -176,13 +177,15 @@ pub struct Outside {
     pub mail: Option<Mailer>,
     /// What domains are proven by.
     pub dns: Arc<dyn TxtRecords>,
+    /// Where organizations have others that stand for them.
+    pub idp: Arc<dyn IdentityOrganizations>,
     /// Whether organizations may have issuers of their own on this machine: for trying things out.
     pub local_issuers: bool,
 }
 
 impl Default for Outside {
     fn default() -> Self {
-        Self { mail: None, dns: Arc::new(SystemDns), local_issuers: false }
+        Self { mail: None, dns: Arc::new(SystemDns), idp: Arc::new(NoIdentityProvider), local_issuers: false }
     }
 }
 
@@ -219,6 +222,7 @@ impl Api {
         let auth = Arc::new(Authenticator::new(db.clone(), pepper.clone(), token, oidc));
         let sender = outside.mail.map(|mailer| Sender::new(db.clone(), mailer, pepper.clone()));
         let handler = CommandHandler::new(log.clone(), pepper, region.to_owned(), outside.dns);
+        let handler = handler.with_identity_provider(outside.idp);
         let handler = if outside.local_issuers { handler.with_local_issuers() } else { handler };
         let gateway = Arc::new(Gateway::new(handler, db.clone()));
         let app = http::App::new(http::Parts {

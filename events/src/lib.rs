@@ -47,9 +47,9 @@ pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetir
 pub use member::{MemberAdded, MemberEvent, MemberRemoved, MemberRoleChanged};
 pub use names::{DomainName, KeyPublicId, KindName, NameError, PlanName, Slug};
 pub use organization::{
-    Branding, InvitePolicy, JitProvisioning, OrganizationCreated, OrganizationEvent, OrganizationPlanChanged,
-    OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
-    OrganizationUpgraded, TenantType,
+    Branding, InvitePolicy, JitProvisioning, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
+    OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
+    OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, TenantType,
 };
 pub use parking::{ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline};
 pub use position::Position;

@@ -16,6 +16,7 @@ event_enum! {
         Resumed(OrganizationResumed) = "organization.resumed", 1;
         PlanChanged(OrganizationPlanChanged) = "organization.plan_changed", 1;
         Upgraded(OrganizationUpgraded) = "organization.upgraded", 1;
+        IdentityLinked(OrganizationIdentityLinked) = "organization.identity_linked", 1;
     }
 }
 
@@ -156,4 +157,13 @@ pub struct OrganizationPlanChanged {
 pub struct OrganizationUpgraded {
     /// What kind of tenant it is from now on.
     pub tenant_type: TenantType,
+}
+
+/// An organization of an external identity provider stands for this one there. It is never deleted from here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrganizationIdentityLinked {
+    /// Which provider.
+    pub provider: String,
+    /// The organization's id there.
+    pub external_id: String,
 }

@@ -9,12 +9,12 @@ use orgstream_events::{
     Event, EventSubject, Fingerprint, InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued,
     InvitationResent, InvitationRevoked, KNOWN_EVENTS, KeyEnvironment, KeyId, KindChanged, KindDefinition, KindEvent,
     KindRegistered, KindRetired, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId, MemberRemoved,
-    MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed,
-    OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
-    OrganizationUpgraded, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived,
-    RecordCreated, RecordEvent, RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId,
-    RoleRemoved, Salt, Shard, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged,
-    TenantType, Timestamp, UserId, Visibility,
+    MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
+    OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
+    OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, ParkedEventsRetried, ParkedEventsSkipped,
+    ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordUpdated, Role, RoleChanged,
+    RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, Shard, SsoConnectionAdded, SsoConnectionEvent,
+    SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -79,6 +79,10 @@ fn examples() -> Vec<(AggregateId, Event)> {
         organization(OrganizationEvent::Resumed(OrganizationResumed { reason: "paid".to_owned() })),
         organization(OrganizationEvent::PlanChanged(OrganizationPlanChanged { plan: "enterprise".parse().unwrap() })),
         organization(OrganizationEvent::Upgraded(OrganizationUpgraded { tenant_type: TenantType::Organization })),
+        organization(OrganizationEvent::IdentityLinked(OrganizationIdentityLinked {
+            provider: "auth0".to_owned(),
+            external_id: "org_9ybsU1dN2dKfDkBi".to_owned(),
+        })),
         member_event(MemberEvent::Added(MemberAdded {
             member_id: member(),
             user_id: UserId::from_login("https://issuer.example", "ann"),

@@ -34,6 +34,8 @@ pub struct Organization {
     pub settings: OrganizationSettings,
     /// What it has booked.
     pub plan: PlanName,
+    /// Which organization of an external identity provider stands for it there.
+    pub external_id: Option<String>,
     /// The aggregate's version.
     pub version: u64,
     /// When it was created.
@@ -54,6 +56,7 @@ pub(crate) struct Fold<'a> {
     settings: Option<&'a OrganizationSettings>,
     plan: Option<(&'a PlanName, i64)>,
     tenant_type: Option<TenantType>,
+    external_id: Option<&'a str>,
     stamp: Option<Stamp>,
 }
 
@@ -92,6 +95,7 @@ impl<'a> Fold<'a> {
             OrganizationEvent::Resumed(_) => self.suspension = Some(Suspension::Over),
             OrganizationEvent::PlanChanged(event) => self.plan = Some((&event.plan, stamp.seq)),
             OrganizationEvent::Upgraded(event) => self.tenant_type = Some(event.tenant_type),
+            OrganizationEvent::IdentityLinked(event) => self.external_id = Some(&event.external_id),
         }
         self.stamp = Some(stamp);
     }
@@ -119,6 +123,7 @@ impl<'a> Fold<'a> {
                     suspended_reason = CASE WHEN $4 THEN $5 ELSE suspended_reason END,
                     settings = coalesce($6, settings),
                     tenant_type = coalesce($10, tenant_type),
+                    external_id = coalesce($11, external_id),
                     version = $7,
                     updated_at = $8,
                     seq = $9
@@ -133,6 +138,7 @@ impl<'a> Fold<'a> {
                 stamp.at,
                 stamp.seq,
                 self.tenant_type.as_ref().map(wire_name),
+                self.external_id,
             )
             .execute(connection)
             .await?;
@@ -141,8 +147,9 @@ impl<'a> Fold<'a> {
         let defaults = OrganizationSettings::default();
         sqlx::query!(
             "INSERT INTO rm.organizations
-                (org_id, slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at, seq)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                (org_id, slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at, seq,
+                external_id)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
             ON CONFLICT (org_id, rm_version) DO UPDATE SET
                 slug = excluded.slug,
                 name = excluded.name,
@@ -153,7 +160,8 @@ impl<'a> Fold<'a> {
                 version = excluded.version,
                 created_at = excluded.created_at,
                 updated_at = excluded.updated_at,
-                seq = excluded.seq",
+                seq = excluded.seq,
+                external_id = excluded.external_id",
             org,
             self.slug.map(Slug::as_str),
             self.name,
@@ -165,6 +173,7 @@ impl<'a> Fold<'a> {
             created_at,
             stamp.at,
             stamp.seq,
+            self.external_id,
         )
         .execute(connection)
         .await?;
@@ -177,7 +186,7 @@ pub async fn get(tx: &mut TenantTx) -> Result<Option<Organization>, DbError> {
     let org = tx.org();
     let row = sqlx::query!(
         "SELECT slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at, seq,
-            (SELECT plan FROM ops.plans WHERE org_id = $1) AS plan
+            external_id, (SELECT plan FROM ops.plans WHERE org_id = $1) AS plan
         FROM rm.organizations WHERE org_id = $1",
         org.uuid(),
     )
@@ -193,6 +202,7 @@ pub async fn get(tx: &mut TenantTx) -> Result<Option<Organization>, DbError> {
             suspended_reason: row.suspended_reason,
             settings: from_json("an organization's settings", &row.settings)?,
             plan: row.plan.map(|plan| parsed("a plan", plan)).transpose()?.unwrap_or_default(),
+            external_id: row.external_id,
             version: from_bigint(row.version),
             created_at: row.created_at.into(),
             updated_at: row.updated_at.into(),

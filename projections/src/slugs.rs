@@ -26,7 +26,8 @@ impl<'a> Fold<'a> {
             | OrganizationEvent::Suspended(_)
             | OrganizationEvent::Resumed(_)
             | OrganizationEvent::PlanChanged(_)
-            | OrganizationEvent::Upgraded(_) => {}
+            | OrganizationEvent::Upgraded(_)
+            | OrganizationEvent::IdentityLinked(_) => {}
         }
     }
 

@@ -1,7 +1,7 @@
 //! `orgstream serve`: an API process.
 
 use crate::{
-    config::{DatabaseArgs, MailArgs, NatsArgs, SecretArgs},
+    config::{Auth0Args, DatabaseArgs, MailArgs, NatsArgs, SecretArgs},
     mail::Mailer,
     node, telemetry,
 };
@@ -23,11 +23,14 @@ pub(crate) struct Args {
     secrets: SecretArgs,
     #[command(flatten)]
     mail: MailArgs,
+    #[command(flatten)]
+    auth0: Auth0Args,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let metrics = telemetry::metrics()?;
-    let outside = node::Outside { mail: Mailer::new(&args.mail)?, ..node::Outside::default() };
+    let (mail, idp) = (Mailer::new(&args.mail)?, args.auth0.provider()?);
+    let outside = node::Outside { mail, idp, ..node::Outside::default() };
     let db = node::open_database(&args.database, 1).await?;
     let log = node::open_log(&args.nats, &db).await?;
     let api = node::Api::new(log, db, &args.secrets, &args.nats.region, metrics, None, outside)?;

@@ -41,6 +41,7 @@ use crate::{
         key::{KeyToken, Pepper},
     },
     dns::TxtRecords,
+    idp::{IdentityOrganizations, NoIdentityProvider},
 };
 
 /// How far in the future a producer's clock may be.
@@ -255,6 +256,7 @@ pub struct CommandHandler {
     log: Log,
     pepper: Pepper,
     pub(super) dns: Arc<dyn TxtRecords>,
+    pub(super) idp: Arc<dyn IdentityOrganizations>,
     local_issuers: bool,
     region: String,
     caches: Caches,
@@ -271,6 +273,7 @@ impl CommandHandler {
             log,
             pepper,
             dns,
+            idp: Arc::new(NoIdentityProvider),
             local_issuers: false,
             region,
             caches: Caches::default(),
@@ -283,6 +286,11 @@ impl CommandHandler {
     /// The same for trying things out: organizations may have issuers of their own on this machine.
     pub fn with_local_issuers(self) -> Self {
         Self { local_issuers: true, ..self }
+    }
+
+    /// The same with an external identity provider, where every organization has one that stands for it.
+    pub fn with_identity_provider(self, idp: Arc<dyn IdentityOrganizations>) -> Self {
+        Self { idp, ..self }
     }
 
     /// The server's own secret, which tokens are made of.
@@ -341,9 +349,7 @@ impl CommandHandler {
         let by = caller.role;
         match request.command.clone() {
             Command::CreateOrganization(_) => Err(CommandError::Internal("handled above".to_owned())),
-            Command::UpgradeOrganization(command) => {
-                self.execute::<Organization>(&attempt, &to, OrganizationCommand::Upgrade(command)).await
-            }
+            Command::UpgradeOrganization(command) => self.upgrade_organization(&attempt, &to, command).await,
             Command::RenameOrganization(command) => {
                 if let Some(slug) = &command.slug {
                     self.claim_slug(slug, org).await?;
@@ -554,10 +560,14 @@ impl CommandHandler {
         };
         let org = OrgId::derive(attempt.command_id);
         let facts = attempt.facts(org);
-        let create = OrganizationCommand::Create { command: command.clone(), region: self.region.clone() };
-        let created = Self::first::<Organization>(create, &facts)?;
+        let create =
+            |identity| OrganizationCommand::Create { command: command.clone(), region: self.region.clone(), identity };
+        // What is refused leaves nothing behind, here or elsewhere.
+        Self::first::<Organization>(create(None), &facts)?;
         let founded = Self::first::<Roster>(MemberCommand::Found { user_id: user, email }, &facts)?;
         self.claim_slug(&command.slug, org).await?;
+        let identity = self.identity(org, command).await?;
+        let created = Self::first::<Organization>(create(identity), &facts)?;
         let placement = self.log.place(org).await?;
         let aggregate = AggregateId::Organization(org);
         let mut drafts = Vec::with_capacity(2);
@@ -572,7 +582,8 @@ impl CommandHandler {
                 // The position after which both are there: the member's is the later one.
                 let seq = appended.iter().map(|one| one.seq).max().unwrap_or_default();
                 let events = created.iter().map(|event| event.wire().0.to_owned()).collect();
-                let earlier = Earlier { fingerprint: attempt.fingerprint, seq, version: 1, events };
+                let version = created.len() as u64;
+                let earlier = Earlier { fingerprint: attempt.fingerprint, seq, version, events };
                 Ok(attempt.accepted(org, &aggregate, earlier, false))
             }
             Ok(_) | Err(AppendError::Conflict { .. }) => {
@@ -641,12 +652,21 @@ impl CommandHandler {
     }
 
     async fn claim_slug(&self, slug: &Slug, org: OrgId) -> Result<(), CommandError> {
-        match self.log.claim("slug", &claimable(slug), org).await {
+        let detail = format!("the slug {slug} belongs to another organization: choose another one");
+        self.claim("slug", &claimable(slug), org, ("slug_taken", detail)).await
+    }
+
+    /// Claims what one organization alone can have; `taken` is the refusal when another one has it.
+    pub(super) async fn claim(
+        &self,
+        scope: &str,
+        value: &str,
+        org: OrgId,
+        taken: (&'static str, String),
+    ) -> Result<(), CommandError> {
+        match self.log.claim(scope, value, org).await {
             Ok(()) => Ok(()),
-            Err(ClaimError::Taken { .. }) => {
-                let detail = format!("the slug {slug} belongs to another organization: choose another one");
-                Err(Rejection::new(RejectionKind::Conflict, "slug_taken", detail).into())
-            }
+            Err(ClaimError::Taken { .. }) => Err(Rejection::new(RejectionKind::Conflict, taken.0, taken.1).into()),
             Err(ClaimError::Stream(error)) => Err(error.into()),
         }
     }

@@ -7,6 +7,7 @@ pub mod api_key;
 mod cache;
 pub mod domain;
 pub mod handler;
+mod identity;
 pub mod invitation;
 mod joining;
 pub mod kind;

@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use orgstream_events::{
     AggregateType, Branding, DomainName, Event, InvitePolicy, JitProvisioning, OrganizationCreated, OrganizationEvent,
-    OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
-    OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, PlanName, Slug, TenantType,
+    OrganizationIdentityLinked, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
+    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, PlanName, Slug,
+    TenantType,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
@@ -80,6 +81,8 @@ pub struct Profile {
     pub settings: OrganizationSettings,
     /// What it has booked.
     pub plan: PlanName,
+    /// Which organization of an external identity provider stands for it there.
+    pub external_id: Option<String>,
     /// Why nobody but the platform may act in it, while that is so.
     pub suspended: Option<String>,
 }
@@ -114,19 +117,42 @@ pub enum OrganizationCommand {
         command: CreateOrganization,
         /// Where the placement put it.
         region: String,
+        /// What stands for it at the external identity provider.
+        identity: Option<ExternalIdentity>,
     },
     /// Take other names.
     Rename(RenameOrganization),
     /// Take other settings.
     ChangeSettings(ChangeSettings),
     /// Become an organization that others can join.
-    Upgrade(UpgradeOrganization),
+    Upgrade {
+        /// As the caller has it.
+        command: UpgradeOrganization,
+        /// What stands for it at the external identity provider.
+        identity: Option<ExternalIdentity>,
+    },
     /// Stop everybody.
     Suspend(SuspendOrganization),
     /// Let everybody go on.
     Resume(ResumeOrganization),
     /// Be on another plan.
     ChangePlan(ChangePlan),
+}
+
+/// An organization of an external identity provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExternalIdentity {
+    /// Which provider.
+    pub provider: String,
+    /// The organization's id there.
+    pub external_id: String,
+}
+
+impl From<ExternalIdentity> for OrganizationEvent {
+    fn from(identity: ExternalIdentity) -> Self {
+        let ExternalIdentity { provider, external_id } = identity;
+        Self::IdentityLinked(OrganizationIdentityLinked { provider, external_id })
+    }
 }
 
 /// A new organization. Whoever asks becomes its owner.
@@ -145,6 +171,10 @@ pub struct CreateOrganization {
     #[serde(default = "organization")]
     #[schema(schema_with = openapi::tenant_type)]
     pub tenant_type: TenantType,
+    /// The Auth0 organization that stands for it there; without it one is made, where the platform has an Auth0 tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "org_9ybsU1dN2dKfDkBi")]
+    pub auth0_organization_id: Option<String>,
 }
 
 fn organization() -> TenantType {
@@ -307,6 +337,7 @@ impl Aggregate for Organization {
                 region: event.region.clone(),
                 settings: OrganizationSettings::default(),
                 plan: PlanName::default(),
+                external_id: None,
                 suspended: None,
             });
         }
@@ -322,6 +353,7 @@ impl Aggregate for Organization {
             OrganizationEvent::Resumed(_) => profile.suspended = None,
             OrganizationEvent::PlanChanged(event) => profile.plan.clone_from(&event.plan),
             OrganizationEvent::Upgraded(event) => profile.tenant_type = event.tenant_type,
+            OrganizationEvent::IdentityLinked(event) => profile.external_id = Some(event.external_id.clone()),
         }
     }
 
@@ -331,6 +363,19 @@ impl Aggregate for Organization {
             OrganizationCommand::Create { command, .. } => {
                 faults.name("/name", &command.name);
                 not_reserved(&command.slug, &mut faults);
+                if let Some(id) = &command.auth0_organization_id {
+                    let is_id =
+                        |rest: &str| (1..=64).contains(&rest.len()) && rest.bytes().all(|b| b.is_ascii_alphanumeric());
+                    if !id.strip_prefix("org_").is_some_and(is_id) {
+                        faults.add(
+                            "/auth0_organization_id",
+                            "id",
+                            "must be org_ and letters and digits, as Auth0 has it",
+                        );
+                    } else if command.tenant_type == TenantType::Personal {
+                        faults.add("/auth0_organization_id", "personal", "a personal organization has none there");
+                    }
+                }
             }
             OrganizationCommand::Rename(command) => {
                 if let Some(name) = &command.name {
@@ -349,7 +394,7 @@ impl Aggregate for Organization {
             OrganizationCommand::ChangeSettings(command) => command.check(&mut faults),
             OrganizationCommand::Suspend(SuspendOrganization { reason })
             | OrganizationCommand::Resume(ResumeOrganization { reason }) => faults.reason("/reason", reason),
-            OrganizationCommand::Upgrade(command) => {
+            OrganizationCommand::Upgrade { command, .. } => {
                 if command.tenant_type == TenantType::Personal {
                     faults.add("/tenant_type", "personal", "must be organization, team or workspace");
                 }
@@ -359,12 +404,13 @@ impl Aggregate for Organization {
         }
         faults.none_or(OrganizationError::Invalid)?;
         match command {
-            OrganizationCommand::Create { command, region } => {
+            OrganizationCommand::Create { command, region, identity } => {
                 if self.profile.is_some() {
                     return Err(OrganizationError::AlreadyExists);
                 }
-                let CreateOrganization { name, slug, tenant_type } = command;
-                Ok(vec![OrganizationEvent::Created(OrganizationCreated { name, slug, tenant_type, region })])
+                let CreateOrganization { name, slug, tenant_type, auth0_organization_id: _ } = command;
+                let created = OrganizationEvent::Created(OrganizationCreated { name, slug, tenant_type, region });
+                Ok([created].into_iter().chain(identity.map(Into::into)).collect())
             }
             OrganizationCommand::Rename(command) => {
                 let profile = self.must_be_active()?;
@@ -395,9 +441,12 @@ impl Aggregate for Organization {
                 let event = OrganizationEvent::SettingsChanged(OrganizationSettingsChanged { settings });
                 Ok(if changed { vec![event] } else { vec![] })
             }
-            OrganizationCommand::Upgrade(UpgradeOrganization { tenant_type }) => {
+            OrganizationCommand::Upgrade { command: UpgradeOrganization { tenant_type }, identity } => {
                 match self.must_be_active()?.tenant_type {
-                    TenantType::Personal => Ok(vec![OrganizationEvent::Upgraded(OrganizationUpgraded { tenant_type })]),
+                    TenantType::Personal => {
+                        let upgraded = OrganizationEvent::Upgraded(OrganizationUpgraded { tenant_type });
+                        Ok([upgraded].into_iter().chain(identity.map(Into::into)).collect())
+                    }
                     same if same == tenant_type => Ok(vec![]),
                     _ => Err(OrganizationError::NotPersonal),
                 }
@@ -577,9 +626,9 @@ mod tests {
     };
 
     fn create(name: &str) -> OrganizationCommand {
-        let command =
-            CreateOrganization { name: name.to_owned(), slug: "acme".parse().unwrap(), tenant_type: organization() };
-        OrganizationCommand::Create { command, region: "local".to_owned() }
+        let (name, slug) = (name.to_owned(), "acme".parse().unwrap());
+        let command = CreateOrganization { name, slug, tenant_type: organization(), auth0_organization_id: None };
+        OrganizationCommand::Create { command, region: "local".to_owned(), identity: None }
     }
 
     fn created() -> OrganizationEvent {
@@ -615,6 +664,27 @@ mod tests {
     fn the_type_is_organization_unless_said_otherwise() {
         let command: CreateOrganization = serde_json::from_value(json!({"name": "Acme", "slug": "acme"})).unwrap();
         assert_eq!(command.tenant_type, TenantType::Organization);
+    }
+
+    #[test]
+    fn what_stands_for_it_elsewhere_is_linked_in_the_same_commit() {
+        let OrganizationCommand::Create { command, region, .. } = create("Acme") else { unreachable!() };
+        let identity = ExternalIdentity { provider: "auth0".to_owned(), external_id: "org_x1".to_owned() };
+        let create = |command, identity| OrganizationCommand::Create { command, region: region.clone(), identity };
+        let linked = OrganizationEvent::from(identity.clone());
+        let decided = given::<Organization>(&[]).when(create(command.clone(), Some(identity.clone())));
+        assert_eq!(decided, Ok(vec![created(), linked.clone()]));
+        let upgrade = OrganizationCommand::Upgrade {
+            command: UpgradeOrganization { tenant_type: TenantType::Team },
+            identity: Some(identity),
+        };
+        let decided = given::<Organization>(&[personal()]).when(upgrade).unwrap();
+        assert_eq!(decided[1], linked);
+        for bad in ["", "org_", "x", "org_a b"] {
+            let command = CreateOrganization { auth0_organization_id: Some(bad.to_owned()), ..command.clone() };
+            let found = fields(given::<Organization>(&[]).when(create(command, None)));
+            assert_eq!(found[0].0, "/auth0_organization_id", "{bad}");
+        }
     }
 
     #[test]
@@ -684,7 +754,7 @@ mod tests {
     }
 
     fn upgrade(to: TenantType) -> OrganizationCommand {
-        OrganizationCommand::Upgrade(UpgradeOrganization { tenant_type: to })
+        OrganizationCommand::Upgrade { command: UpgradeOrganization { tenant_type: to }, identity: None }
     }
 
     #[test]
@@ -730,8 +800,9 @@ mod tests {
     #[test]
     fn reserved_slugs_are_refused_but_kept_by_who_has_one() {
         let admin = || "admin".parse::<Slug>().unwrap();
-        let OrganizationCommand::Create { command, region } = create("Acme") else { unreachable!() };
-        let create = OrganizationCommand::Create { command: CreateOrganization { slug: admin(), ..command }, region };
+        let OrganizationCommand::Create { command, region, identity } = create("Acme") else { unreachable!() };
+        let command = CreateOrganization { slug: admin(), ..command };
+        let create = OrganizationCommand::Create { command, region, identity };
         assert_eq!(fields(given::<Organization>(&[]).when(create)), [("/slug".to_owned(), "reserved".to_owned())]);
         let OrganizationEvent::Created(before) = created() else { unreachable!() };
         let old = OrganizationEvent::Created(OrganizationCreated { slug: admin(), ..before });

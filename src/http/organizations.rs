@@ -54,6 +54,9 @@ pub struct OrganizationView {
     /// What it has booked: `standard` unless the platform's operator says otherwise.
     #[schema(value_type = String, example = "standard")]
     pub plan: PlanName,
+    /// The Auth0 organization that stands for it there, if there is one.
+    #[schema(example = "org_9ybsU1dN2dKfDkBi")]
+    pub auth0_organization_id: Option<String>,
     /// The version that `If-Match` takes.
     #[schema(example = 1)]
     pub version: u64,
@@ -135,13 +138,27 @@ impl From<Organization> for OrganizationView {
             suspended_reason,
             settings,
             plan,
+            external_id: auth0_organization_id,
             version,
             created_at,
             updated_at,
             seq: _,
         } = organization;
         let settings = settings.into();
-        Self { id, slug, name, tenant_type, region, suspended_reason, settings, plan, version, created_at, updated_at }
+        Self {
+            id,
+            slug,
+            name,
+            tenant_type,
+            region,
+            suspended_reason,
+            settings,
+            plan,
+            auth0_organization_id,
+            version,
+            created_at,
+            updated_at,
+        }
     }
 }
 

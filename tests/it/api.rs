@@ -15,6 +15,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use orgstream::{
     config::{MailArgs, SecretArgs},
     dns::{DnsError, TxtRecords},
+    idp::{IdentityOrganizations, NoIdentityProvider},
     issuer::DevIssuer,
     mail::Mailer,
     node,
@@ -129,8 +130,17 @@ impl Api {
         Self::start_with(|folder| MailArgs { mail_folder: Some(folder), ..mail_args() }).await
     }
 
+    /// The same with an external identity provider.
+    pub(crate) async fn start_with_idp(idp: Arc<dyn IdentityOrganizations>) -> Self {
+        Self::start_as(|folder| MailArgs { mail_folder: Some(folder), ..mail_args() }, idp).await
+    }
+
     /// The same with mails that go another way than into a folder.
     pub(crate) async fn start_with(mail: impl FnOnce(PathBuf) -> MailArgs) -> Self {
+        Self::start_as(mail, Arc::new(NoIdentityProvider)).await
+    }
+
+    async fn start_as(mail: impl FnOnce(PathBuf) -> MailArgs, idp: Arc<dyn IdentityOrganizations>) -> Self {
         let nats = Nats::start(false).await;
         let database = database().await;
         let dir = TempDir::new();
@@ -156,7 +166,7 @@ impl Api {
         let metrics = PrometheusBuilder::new().build_recorder().handle();
         let (outbox, dns) = (dir.path().join("outbox"), Arc::<FakeDns>::default());
         let mail = Mailer::new(&mail(outbox.clone())).unwrap();
-        let outside = node::Outside { mail, dns: dns.clone(), local_issuers: true };
+        let outside = node::Outside { mail, dns: dns.clone(), idp, local_issuers: true };
         let db = database.db.clone();
         let api = node::Api::new(log, db.clone(), &secrets, "local", metrics, Some(watch), outside).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -9,6 +9,7 @@ mod cluster;
 mod compose;
 mod history;
 mod http;
+mod idp;
 mod isolation;
 mod joining;
 mod lost_ack;

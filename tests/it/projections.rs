@@ -8,11 +8,11 @@ use orgstream_events::{
     InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued, InvitationResent, InvitationRevoked,
     KeyEnvironment, KeyId, KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired, MemberAdded,
     MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent,
-    OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
-    OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, Pipeline, RecordArchived, RecordCreated,
-    RecordEvent, RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, Shard,
-    SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UserId,
-    Visibility,
+    OrganizationIdentityLinked, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
+    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, Pipeline,
+    RecordArchived, RecordCreated, RecordEvent, RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent,
+    RoleId, RoleRemoved, Salt, Shard, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged,
+    TenantType, Timestamp, UserId, Visibility,
 };
 use orgstream_projections::{
     Applied, BoundOrg, Database, DbError, LaneLag, Page, Placed, ShardMark, SliceClass, SliceStart, api_keys, apply,
@@ -170,7 +170,9 @@ impl History {
         }
         let upgraded = OrganizationUpgraded { tenant_type: TenantType::Workspace };
         let upgraded = Event::Organization(OrganizationEvent::Upgraded(upgraded));
-        history.commit(AggregateId::Organization(org), 7, vec![upgraded]);
+        let linked = OrganizationIdentityLinked { provider: "auth0".to_owned(), external_id: format!("org_{number}") };
+        let linked = Event::Organization(OrganizationEvent::IdentityLinked(linked));
+        history.commit(AggregateId::Organization(org), 7, vec![upgraded, linked]);
         history.let_in(member(3));
         history
     }
@@ -308,7 +310,8 @@ async fn the_rows_say_what_the_events_said() {
     let mut tx = db.read(history.bound()).await.unwrap();
 
     let org = organizations::get(&mut tx).await.unwrap().unwrap();
-    assert_eq!((org.name.as_str(), org.slug.as_str(), org.version), ("Ajax", "ajax-1", 8));
+    assert_eq!((org.name.as_str(), org.slug.as_str(), org.version), ("Ajax", "ajax-1", 9));
+    assert_eq!(org.external_id.as_deref(), Some("org_1"));
     assert_eq!(org.tenant_type, TenantType::Workspace);
     assert_eq!(org.plan.as_str(), "gold");
     assert_eq!((org.suspended_reason, org.settings.api_key_max_days), (None, Some(30)));
