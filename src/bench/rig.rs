@@ -61,6 +61,7 @@ async fn organization(stack: &Stack) -> anyhow::Result<(OrgId, String)> {
         name: "Benchmark".to_owned(),
         slug: "benchmark".parse()?,
         tenant_type: TenantType::Organization,
+        auth0_organization_id: None,
     };
     let explained = |problem: crate::problem::Problem| anyhow::anyhow!("{} ({})", problem.detail, problem.code);
     let origin = Origin::default();

@@ -121,6 +121,10 @@ async fn s2_10_s2_11_an_invitation_goes_out_by_mail_and_whoever_accepts_it_is_a_
     let mail = api.mails("Ann@inviting.example").remove(0);
     assert!(mail.contains(&format!("https://app.example/join#token={token}")), "{mail}");
     assert!(mail.contains("owner@inviting.example has invited you to join inviting"), "{mail}");
+    let mut outbox = tokio::process::Command::new(env!("CARGO_BIN_EXE_orgstream"));
+    outbox.args(["outbox", "--last", "--data-dir"]).arg(api.outbox.parent().unwrap());
+    let printed = outbox.output().await.unwrap();
+    assert!(printed.status.success() && String::from_utf8(printed.stdout).unwrap().contains(&token));
     // The address counts, whatever the case of its letters.
     let ann = api.person("ann@INVITING.example");
     let joined = api.accept(&ann, &token).await.expect(201);
@@ -696,7 +700,7 @@ async fn s2_15_whoever_signs_in_with_an_address_of_a_proven_domain_joins_where_t
 async fn s4_17_people_sign_in_by_their_organizations_own_issuer_and_nowhere_else_by_it() {
     let api = Api::start().await;
     let (org, other) = (api.org("sso").await, api.org("bystander").await);
-    let folder = api.outbox.join("issuer");
+    let folder = api.outbox.parent().unwrap().join("own-issuer");
     std::fs::create_dir_all(&folder).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let issuer = format!("http://{}", listener.local_addr().unwrap());
