@@ -1,6 +1,7 @@
 -- Connections of an organization to issuers of its own, kept when they are removed.
 --
--- The default is the active one whose `default_since`, the version at which it was made that, is the highest and not 0.
+-- The default is the one whose `default_since`, the version at which it was made that, is the highest and not 0; none, once
+-- that one is removed.
 SET LOCAL ROLE app_owner;
 CREATE TABLE rm.sso_connections (
     org_id uuid NOT NULL,

@@ -192,7 +192,7 @@ pub async fn list(tx: &mut TenantTx, page: &Page<Place>, limit: u16) -> Result<L
         r#"SELECT id, name, issuer, audience, jit, status = 'active' AS "active!", version, created_at, updated_at, seq,
             default_since > 0 AND default_since = (
                 SELECT max(other.default_since) FROM rm.sso_connections AS other
-                WHERE other.org_id = $1 AND other.status = 'active'
+                WHERE other.org_id = $1
             ) AS "is_default!"
         FROM rm.sso_connections WHERE org_id = $1 AND status = 'active'"#,
         tx,
@@ -210,7 +210,7 @@ pub async fn get(tx: &mut TenantTx, id: ConnectionId) -> Result<Option<SsoConnec
         r#"SELECT id, name, issuer, audience, jit, status = 'active' AS "active!", version, created_at, updated_at, seq,
             status = 'active' AND default_since > 0 AND default_since = (
                 SELECT max(other.default_since) FROM rm.sso_connections AS other
-                WHERE other.org_id = $1 AND other.status = 'active'
+                WHERE other.org_id = $1
             ) AS "is_default!"
         FROM rm.sso_connections WHERE org_id = $1 AND id = $2"#,
         org,

@@ -63,7 +63,7 @@ impl Connections {
     pub async fn verify(&self, issuer: &str, token: &str) -> Result<Option<SsoLogin>, AuthError> {
         let found = self.of_issuer(issuer).await?;
         let mut refusal = None;
-        for (org, connection, oidc) in found.iter() {
+        for (org, connection, oidc) in &*found {
             match oidc.verify(token).await {
                 Ok(login) => return Ok(Some(SsoLogin { org: *org, connection: *connection, login })),
                 Err(error) => refusal = Some(error),
@@ -100,7 +100,10 @@ impl Connections {
             }
         }
         let found = Arc::new(found);
-        self.found.insert(issuer.to_owned(), (Instant::now(), Arc::clone(&found)));
+        // That nobody has it is not remembered: whoever has just added it tries it out.
+        if !found.is_empty() {
+            self.found.insert(issuer.to_owned(), (Instant::now(), Arc::clone(&found)));
+        }
         Ok(found)
     }
 }

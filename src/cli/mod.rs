@@ -83,7 +83,7 @@ impl Cli {
             Job::Dev(args) => Box::pin(dev::run(args)).await,
             Job::Demo(args) => demo::run(&args),
             Job::Outbox(args) => outbox::run(&args),
-            Job::Serve(args) => serve::run(args).await,
+            Job::Serve(args) => Box::pin(serve::run(args)).await,
             Job::Work(args) => work::run(args).await,
             Job::Migrate(args) => migrate::run(args).await,
             Job::CheckConfig(args) => check_config::run(args).await,

@@ -25,7 +25,7 @@ impl CommandHandler {
             }
             return self.provisioned(org, &command.name).await;
         };
-        if !self.idp.exists(id).await.map_err(unavailable)? {
+        if !self.idp.exists(id).await.map_err(|error| unavailable(&error))? {
             let detail = format!("Auth0 has no organization {id} in this tenant");
             return Err(Rejection::field("/auth0_organization_id", "unknown", detail).into());
         }
@@ -53,12 +53,12 @@ impl CommandHandler {
     }
 
     async fn provisioned(&self, org: OrgId, name: &str) -> Result<Option<ExternalIdentity>, CommandError> {
-        let made = self.idp.provision(org, name).await.map_err(unavailable)?;
+        let made = self.idp.provision(org, name).await.map_err(|error| unavailable(&error))?;
         Ok(made.map(|external_id| ExternalIdentity { provider: AUTH0.to_owned(), external_id }))
     }
 }
 
-fn unavailable(error: IdpError) -> CommandError {
+fn unavailable(error: &IdpError) -> CommandError {
     tracing::warn!(%error, "the external identity provider cannot be asked");
     let detail = "the external identity provider does not answer; nothing was created, try again";
     Rejection::new(RejectionKind::Conflict, "identity_provider_unavailable", detail).into()

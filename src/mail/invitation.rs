@@ -42,7 +42,7 @@ impl Mailer {
             .subject(format!("Invitation to {organization}"))
             .message_id(Some(format!("<{}@{}>", invite.id, self.from.email.domain())))
             .header(ContentType::TEXT_PLAIN)
-            .body(body);
+            .body(self.way.encoded(body));
         self.send(mail.map_err(|error| refused(&error))?).await
     }
 }

@@ -6,7 +6,10 @@ mod sender;
 use std::{fmt, os::unix::fs::PermissionsExt, path::Path};
 
 use anyhow::{Context, bail};
-use lettre::{AsyncFileTransport, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor, message::Mailbox};
+use lettre::{
+    AsyncFileTransport, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
+    message::{Body, Mailbox, header::ContentTransferEncoding},
+};
 
 pub use sender::Sender;
 
@@ -83,6 +86,14 @@ impl Mailer {
 }
 
 impl Way {
+    /// The text as it travels. In a file it lies as it is, for people to read.
+    fn encoded(&self, text: String) -> Body {
+        match self {
+            Self::Smtp(_) => Body::new(text),
+            Self::Folder(_) => Body::dangerous_pre_encoded(text.into_bytes(), ContentTransferEncoding::EightBit),
+        }
+    }
+
     /// The folder, made if it is not there. Tokens lie in it, so it is its owner's alone.
     fn folder(folder: &Path) -> anyhow::Result<Self> {
         let refused = || format!("the mail folder {} cannot be used", folder.display());

@@ -56,9 +56,10 @@ async fn answer(State(fake): State<FakeAuth0>, request: Request) -> axum::respon
     }
     if path == "/oauth/token" {
         let good = body["client_id"] == "id" && body["client_secret"] == "secret";
-        return match good {
-            true => Json(json!({"access_token": "a-token", "expires_in": 86400})).into_response(),
-            false => StatusCode::UNAUTHORIZED.into_response(),
+        return if good {
+            Json(json!({"access_token": "a-token", "expires_in": 86400})).into_response()
+        } else {
+            StatusCode::UNAUTHORIZED.into_response()
         };
     }
     if !authorized {

@@ -87,7 +87,7 @@ async fn s2_9_whoever_makes_an_organization_owns_it_and_can_invite_at_once() {
     assert!(permissions.contains(&json!("members:manage")) && !permissions.contains(&json!("parking:manage")));
     let member = api.get(&org.owner, &org.path("members")).await.expect(200).json()["data"][0].clone();
     for (field, value) in
-        [("role", "owner"), ("status", "active"), ("email", "owner@made.example"), ("org_id", &org.id)]
+        [("role", "owner"), ("status", "active"), ("email", "owner@made.example"), ("org_id", org.id.as_str())]
     {
         assert_eq!(member[field], value, "{member}");
     }

@@ -348,8 +348,8 @@ async fn the_rows_say_what_the_events_said() {
     assert_eq!((role.active, role.permissions.as_slice()), (false, ["records:write".to_owned()].as_slice()));
     let connections = sso_connections::list(&mut tx, &Page::First, 10).await.unwrap().rows;
     let names: Vec<_> = connections.iter().map(|one| (one.name.as_str(), one.is_default, one.jit)).collect();
-    // With the default, what was the default before is it again.
-    assert_eq!(names, [("Issuer 106", false, false), ("Issuer 104", true, true)]);
+    // The default was removed, so none is it.
+    assert_eq!(names, [("Issuer 106", false, false), ("Issuer 104", false, true)]);
     assert_eq!(sso_connections::get(&mut tx, connections[1].id).await.unwrap().as_ref(), Some(&connections[1]));
     assert_eq!(sso_connections::of_issuer(&mut tx, "https://issuer.example").await.unwrap().len(), 2);
     assert_eq!(sso_connections::version(&mut tx).await.unwrap(), 6);
