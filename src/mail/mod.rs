@@ -75,8 +75,12 @@ impl Mailer {
         match &self.way {
             Way::Smtp(smtp) => match smtp.send(mail).await {
                 Ok(_) => Ok(()),
-                Err(error) if error.is_permanent() => Err(MailError::Refused(error.to_string())),
-                Err(error) => Err(MailError::NotNow(error.to_string())),
+                Err(error) => {
+                    // What a server says of an address has the address in it, which is nothing for a log.
+                    let said = error.status().map(|code| format!("the mail server answers {code}"));
+                    let reason = said.unwrap_or_else(|| error.to_string());
+                    Err(if error.is_permanent() { MailError::Refused(reason) } else { MailError::NotNow(reason) })
+                }
             },
             Way::Folder(folder) => {
                 folder.send(mail).await.map(|_| ()).map_err(|error| MailError::NotNow(error.to_string()))
