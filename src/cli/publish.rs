@@ -126,7 +126,8 @@ impl Publisher<'_> {
                     format!("the API answered {}", answer.status())
                 }
                 Ok(answer) => return Err(Api::problem(answer).await),
-                Err(error) if error.is_connect() && self.totals.position.is_none() => {
+                // Nobody was ever there: more likely a wrong address than an outage.
+                Err(error) if error.is_connect() && attempt == 1 && self.totals.position.is_none() => {
                     return Err(self.api.unreachable(error));
                 }
                 Err(error) => error.to_string(),

@@ -53,6 +53,7 @@ impl Log {
         trace: Option<&str>,
     ) -> Result<Appended, AppendError> {
         let write = prepare(placement, commit, expected.into(), trace, None)?;
+        let _share = self.inner.shares.enter(placement.org).await;
         let started = Instant::now();
         let result = self.append_one(placement, commit, write).await;
         record(started, &result.as_ref().map(|appended| appended.replayed));
@@ -68,6 +69,7 @@ impl Log {
         commits: &[(Commit, u64)],
         trace: Option<&str>,
     ) -> Result<Vec<Appended>, AppendError> {
+        let _share = self.inner.shares.enter(placement.org).await;
         let started = Instant::now();
         let result = self.append_all(placement, commits, trace).await;
         record(started, &result.as_ref().map(|all| all.iter().any(|appended| appended.replayed)));

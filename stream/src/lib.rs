@@ -19,6 +19,7 @@ mod preflight;
 mod publish;
 mod queue;
 mod read;
+mod share;
 mod streams;
 mod tail;
 pub mod trace;

@@ -9,7 +9,7 @@ use async_nats::{
 use orgstream_events::Shard;
 use tokio::sync::watch;
 
-use crate::{StreamError, api::unavailable, placement::PlacementCache, publish::Publisher, queue::Queue, streams};
+use crate::{StreamError, api::unavailable, placement::PlacementCache, publish::Publisher, queue::Queue, share::Shares, streams};
 
 /// Requests that only read or administer are answered well within this, or the server is in trouble.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
@@ -71,6 +71,7 @@ pub(crate) struct Inner {
     pub(crate) publisher: Publisher,
     /// One for each shard when appends share batches; none otherwise.
     pub(crate) queues: Vec<Queue>,
+    pub(crate) shares: Shares,
     pub(crate) placements: PlacementCache,
     /// Counts lost connections: whoever waits for an answer from before can stop waiting.
     pub(crate) losses: watch::Receiver<u64>,
@@ -123,9 +124,9 @@ impl Log {
             SyncMode::Durable => streams.iter().map(|_| Queue::start(publisher.clone())).collect(),
             SyncMode::Relaxed => Vec::new(),
         };
-        let placements = PlacementCache::default();
+        let (shares, placements) = (Shares::default(), PlacementCache::default());
         let options = options.clone();
-        let inner = Inner { options, jetstream, streams, system, publisher, queues, placements, losses, client };
+        let inner = Inner { options, jetstream, streams, system, publisher, queues, shares, placements, losses, client };
         Ok(Self { inner: Arc::new(inner) })
     }
 

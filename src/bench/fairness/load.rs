@@ -11,14 +11,19 @@ use futures_util::{StreamExt, stream, stream::FuturesUnordered};
 use orgstream_events::Commit;
 use orgstream_stream::{Log, Placement};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::bench::load;
+use crate::{bench::load, config::NatsArgs, node};
 
-/// Batches of a burst under way at the same time, and the commits in each.
-const BURST_AT_ONCE: usize = 4;
-const BURST_BATCH: usize = 100;
+/// Appends of a burst that its producer has on its way. How many of them get to the log at once, the product decides.
+const BURST_AT_ONCE: usize = 1_000;
+/// How much weaker the claim of a burst's producer on this machine's processors is, as `nice` counts it. In production
+/// it is another machine.
+const BURST_NICE: i32 = 10;
 /// Appends under way while a backlog is made that nobody measures.
 const POUR_AT_ONCE: usize = 256;
 /// Appends of the quiet load under way, at most. More than that would mean that the log has stopped.
@@ -32,6 +37,8 @@ pub(super) struct Sent {
     pub(super) seq: u64,
     /// When it was to be sent, in microseconds since 1970.
     pub(super) intended_us: i64,
+    /// When the log had it.
+    pub(super) acknowledged_us: i64,
 }
 
 /// The clock that the database's commits are timed by too.
@@ -118,7 +125,7 @@ async fn send(log: Log, orgs: Vec<Placement>, mut arrivals: mpsc::Receiver<(usiz
                 let log = &log;
                 under_way.push(async move {
                     let appended = log.append(placement, &commit, 0, None).await?;
-                    anyhow::Ok(Sent { org, seq: appended.seq, intended_us })
+                    anyhow::Ok(Sent { org, seq: appended.seq, intended_us, acknowledged_us: now_us() })
                 });
             }
             Some(done) = under_way.next(), if !under_way.is_empty() => sent.push(done?),
@@ -136,35 +143,46 @@ pub(super) struct Burst {
 }
 
 /// A burst, ready to be sent: making it must not take the processor from what is measured.
-pub(super) struct Loaded(Vec<(Placement, Vec<(Commit, u64)>)>);
+pub(super) struct Loaded(Vec<(Placement, Commit)>);
 
 impl Loaded {
-    /// `events` events, dealt out among `orgs`, in batches as an import sends them.
+    /// `events` events, dealt out among `orgs`.
     pub(super) fn new(orgs: &[Placement], events: usize) -> anyhow::Result<Self> {
-        let (mut batches, mut left) = (Vec::new(), events);
-        for placement in orgs.iter().cycle() {
-            let count = left.min(BURST_BATCH);
-            if count == 0 {
-                break;
-            }
-            left -= count;
-            let commits = (0..count).map(|nth| Ok((load::commit(placement.org, (left + nth) as u64)?, 0)));
-            batches.push((placement.clone(), commits.collect::<anyhow::Result<_>>()?));
-        }
-        Ok(Self(batches))
+        let dealt = orgs.iter().cycle().zip(0..events as u64);
+        let made = dealt.map(|(placement, number)| Ok((placement.clone(), load::commit(placement.org, number)?)));
+        Ok(Self(made.collect::<anyhow::Result<_>>()?))
     }
 
-    /// Sends all of it as fast as it is acknowledged.
-    pub(super) async fn fire(self, log: &Log) -> anyhow::Result<Burst> {
+    /// Sends all of it as fast as it is acknowledged: by a process of its own, as far as one thread can be one.
+    pub(super) async fn fire(self, nats: &NatsArgs) -> anyhow::Result<Burst> {
+        let (nats, (done, burst)) = (nats.clone(), oneshot::channel());
+        thread::Builder::new().name("burst".to_owned()).spawn(move || {
+            step_back();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let fired = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+                runtime.block_on(async { self.send(&node::connect_log(&nats).await?).await })
+            });
+            let _ = done.send(fired);
+        })?;
+        burst.await?
+    }
+
+    async fn send(self, log: &Log) -> anyhow::Result<Burst> {
         let from_us = now_us();
         let mut appends = stream::iter(self.0)
-            .map(|(placement, commits)| async move { log.append_together(&placement, &commits, None).await })
+            .map(|(placement, commit)| async move { log.append(&placement, &commit, 0, None).await })
             .buffer_unordered(BURST_AT_ONCE);
         while let Some(appended) = appends.next().await {
             appended?;
         }
         Ok(Burst { from_us, acknowledged_us: now_us() })
     }
+}
+
+/// On Linux a thread has its own niceness. Elsewhere the producer competes with what is measured.
+fn step_back() {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::nice(BURST_NICE);
 }
 
 /// Makes events on the way and appends them, dealt out among `orgs`.

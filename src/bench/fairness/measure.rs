@@ -20,12 +20,20 @@ const AT_ONCE: usize = 4;
 pub(super) struct Lag {
     pub(super) org: usize,
     pub(super) intended_us: i64,
+    /// When the log had it.
+    pub(super) acknowledged_us: i64,
     pub(super) done_us: i64,
 }
 
 impl Lag {
     pub(super) fn ms(&self) -> f64 {
         (self.done_us - self.intended_us).max(0) as f64 / 1000.0
+    }
+
+    /// The part of it before the log had the event, and the part after.
+    pub(super) fn parts_ms(&self) -> (f64, f64) {
+        let ms = |from: i64, to: i64| (to - from).max(0) as f64 / 1000.0;
+        (ms(self.intended_us, self.acknowledged_us), ms(self.acknowledged_us, self.done_us))
     }
 }
 
@@ -105,7 +113,8 @@ impl Outcome {
             match rows.get(&one.seq).map(|(_, row)| (row.audit_us, row.read_model_us)) {
                 Some((audit_us, Some(read_model_us))) => {
                     let done_us = audit_us.max(read_model_us);
-                    self.lags.push(Lag { org: one.org, intended_us: one.intended_us, done_us });
+                    let Sent { org, intended_us, acknowledged_us, .. } = *one;
+                    self.lags.push(Lag { org, intended_us, acknowledged_us, done_us });
                 }
                 _ => self.lost += 1,
             }

@@ -44,7 +44,7 @@ pub(super) async fn restart(rig: &mut Rig, case: &Trial, backlog: usize) -> anyh
     worker.kill9().await?;
 
     for part in (0..backlog).step_by(PART) {
-        Loaded::new(&hot, PART.min(backlog - part))?.fire(&rig.log).await?;
+        Loaded::new(&hot, PART.min(backlog - part))?.fire(&rig.nats).await?;
     }
     let worker = rig.worker(setup).await?;
     let quiet = Quiet::start(&rig.log, &orgs, case.crowd.rate, case.seed + 1_000);

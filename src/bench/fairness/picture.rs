@@ -103,8 +103,8 @@ pub(super) fn draw(rows: &[Row]) -> Option<String> {
 
 fn line(row: &Row) -> Vec<(f64, f64)> {
     let mut buckets: BTreeMap<i64, Vec<f64>> = BTreeMap::new();
-    for (at, ms) in &row.trace.points {
-        buckets.entry((at / STEP).floor() as i64).or_default().push(*ms);
+    for point in &row.trace.points {
+        buckets.entry((point.at / STEP).floor() as i64).or_default().push(point.ms);
     }
     let mut line = Vec::with_capacity(buckets.len());
     for (bucket, mut lags) in buckets {

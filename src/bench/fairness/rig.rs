@@ -38,7 +38,7 @@ pub(super) struct Rig {
     pub(super) log: Log,
     pub(super) db: Database,
     pub(super) private: Option<Private>,
-    nats: NatsArgs,
+    pub(super) nats: NatsArgs,
     database: DatabaseArgs,
     /// The organizations of each size of crowd, made once.
     crowds: HashMap<usize, Vec<Placement>>,

@@ -98,24 +98,38 @@ impl Row {
     }
 }
 
-/// When quiet events were to be sent, in seconds from the beginning of the disturbance, and their lags in milliseconds.
+/// The quiet lags around the disturbance.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Trace {
-    pub(super) points: Vec<(f64, f64)>,
+    pub(super) points: Vec<Point>,
     pub(super) drained_s: f64,
+}
+
+/// One quiet event.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Point {
+    /// When it was to be sent, in seconds from the beginning of the disturbance.
+    pub(super) at: f64,
+    /// Its lag in milliseconds: all of it, until the log had the event, and from then on.
+    pub(super) ms: f64,
+    append_ms: f64,
+    project_ms: f64,
 }
 
 impl Trace {
     fn new(outcome: &Outcome, from: i64, to: i64) -> Self {
         let near = outcome.lags.iter().filter(|lag| lag.intended_us > from - 2_000_000);
-        let point = |lag: &Lag| ((lag.intended_us - from) as f64 / 1e6, lag.ms());
+        let point = |lag: &Lag| {
+            let (append_ms, project_ms) = lag.parts_ms();
+            Point { at: (lag.intended_us - from) as f64 / 1e6, ms: lag.ms(), append_ms, project_ms }
+        };
         Self { points: near.map(point).collect(), drained_s: (to - from) as f64 / 1e6 }
     }
 
     /// The p99 of what was to be sent in these seconds, in milliseconds.
-    fn p99_between(&self, from: f64, to: f64) -> f64 {
-        let inside = self.points.iter().filter(|(at, _)| (from..to).contains(at));
-        let mut lags: Vec<f64> = inside.map(|(_, lag)| *lag).collect();
+    fn p99_between(&self, from: f64, to: f64, part: impl Fn(&Point) -> f64) -> f64 {
+        let inside = self.points.iter().filter(|point| (from..to).contains(&point.at));
+        let mut lags: Vec<f64> = inside.map(part).collect();
         lags.sort_unstable_by(f64::total_cmp);
         quantile(&lags, 0.99)
     }
@@ -241,7 +255,7 @@ pub(super) async fn best_drain(
     let working = rig.worker(worker).await?;
     let quiet = Quiet::start(&rig.log, &crowd, rate, 0);
     sleep(WARM_UP).await;
-    let fired = burst.fire(&rig.other_log().await?).await?;
+    let fired = burst.fire(&rig.nats).await?;
     drained(&rig.log, &rig.db, &many, PATIENCE).await?;
     quiet.stop().await?;
     working.stop().await?;
@@ -268,16 +282,23 @@ pub(super) async fn burst(rig: &mut Rig, case: &Trial, hot: usize, events: usize
     let loaded = Loaded::new(&hot, events)?;
     let best = case.crowd.best_drain;
     let (mut row, _) = trial(rig, case, async |rig: &Rig, _: &mut Vec<WorkerProcess>| {
-        let fired = loaded.fire(&rig.other_log().await?).await?;
+        let fired = loaded.fire(&rig.nats).await?;
         drained(&rig.log, &rig.db, &hot, PATIENCE).await?;
         Ok(Figures::from([("acknowledged_s", (fired.acknowledged_us - fired.from_us) as f64 / 1e6)]))
     })
     .await?;
     // While the burst is appended, producers and log compete for the processors too.
     let acknowledged_s = row.figures.get("acknowledged_s").copied().unwrap_or_default();
-    let (appending, draining) =
-        (row.trace.p99_between(0.0, acknowledged_s), row.trace.p99_between(acknowledged_s, row.trace.drained_s));
-    row.figures.extend([("quiet_p99_appending_ms", appending), ("quiet_p99_draining_ms", draining)]);
+    let (trace, drained_s) = (&row.trace, row.trace.drained_s);
+    row.figures.extend([
+        ("quiet_p99_appending_ms", trace.p99_between(0.0, acknowledged_s, |point| point.ms)),
+        ("quiet_p99_draining_ms", trace.p99_between(acknowledged_s, drained_s, |point| point.ms)),
+        // Until the log has the event, and from then on: the parts of the lag.
+        ("quiet_p99_idle_append_ms", trace.p99_between(f64::MIN, 0.0, |point| point.append_ms)),
+        ("quiet_p99_idle_project_ms", trace.p99_between(f64::MIN, 0.0, |point| point.project_ms)),
+        ("quiet_p99_burst_append_ms", trace.p99_between(0.0, drained_s, |point| point.append_ms)),
+        ("quiet_p99_burst_project_ms", trace.p99_between(0.0, drained_s, |point| point.project_ms)),
+    ]);
     let mut seen = Vec::new();
     for org in &hot {
         seen.push(seen_of(&rig.db, org, 0).await?);
