@@ -78,10 +78,10 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn nobody_is_forgotten_however_they_come_and_go() {
         let (shares, inside) = (Arc::new(Shares::default()), Arc::new(AtomicUsize::new(0)));
-        let tasks = (0..2_000).map(|number| {
+        let tasks = (0..2_000_u32).map(|number| {
             let (shares, inside) = (Arc::clone(&shares), Arc::clone(&inside));
             tokio::spawn(async move {
-                let waiting = shares.enter(org(number % 3));
+                let waiting = shares.enter(org((number % 3) as u8));
                 if number % 7 == 0 {
                     // Gives up.
                     drop(Box::pin(waiting));

@@ -73,9 +73,14 @@ impl WorkerOptions {
         }
     }
 
-    /// The reserve of so many slots, unless somebody wants another: a third of them, and never all.
+    /// The reserve of so many slots, unless somebody wants another: three quarters of them, and never all.
     pub fn usual_reserve(slots: usize) -> usize {
-        slots.div_ceil(3).min(slots.saturating_sub(1))
+        (3 * slots).div_ceil(4).min(slots.saturating_sub(1))
+    }
+
+    /// Slots that a rebuild leaves free: a third, since a step of it is neither long nor anybody's second.
+    pub(crate) fn rebuild_reserve(&self) -> usize {
+        self.slots.div_ceil(3).min(self.reserve)
     }
 
     /// The same with so many slots, and the reserve that goes with them.

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Messages on their way from the cursors to the engine.
-const INPUT: usize = 8_192;
+const INPUT: usize = 512;
 /// How often marks are written and rebuilds are looked for.
 const MARKS: Duration = Duration::from_secs(1);
 /// How long slices may take to end when the worker stops.
