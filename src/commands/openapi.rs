@@ -7,11 +7,14 @@ use utoipa::openapi::{
     schema::{AdditionalProperties, Type},
 };
 
+/// Makes the schema of one command.
+type SchemaOf = fn() -> RefOr<Schema>;
+
 /// One object per command, told apart by `type`.
 ///
 /// The derived form would be `allOf` of the fields and of the type, which no value satisfies once unknown fields are
 /// refused; so the type becomes a field like the others.
-pub(super) fn one_of_commands(commands: &[(&str, fn() -> RefOr<Schema>)]) -> RefOr<Schema> {
+pub(super) fn one_of_commands(commands: &[(&str, SchemaOf)]) -> RefOr<Schema> {
     let one_of = commands.iter().fold(OneOfBuilder::new(), |one_of, (name, schema)| {
         let fields = match schema() {
             RefOr::T(Schema::Object(fields)) => fields,
