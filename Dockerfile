@@ -13,7 +13,8 @@ FROM debian:bookworm-slim
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates curl \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin orgstream
+    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin orgstream \
+    && install -d -m 700 -o 10001 /keys
 COPY --from=build /orgstream /usr/local/bin/orgstream
 USER 10001
 EXPOSE 8080 8081

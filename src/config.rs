@@ -1,13 +1,20 @@
 //! Settings, each read once: a flag, or the environment variable named in `--help`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use ipnet::IpNet;
+use orgstream_events::PlanName;
 use orgstream_projections::DatabaseOptions;
 use orgstream_stream::{LogOptions, SyncMode};
 use orgstream_workers::{PlanWeight, PlanWeights, Policy, WorkerOptions};
 use uuid::Uuid;
+
+use crate::{
+    auth::session::Lifetime,
+    idp::{Auth0, IdentityOrganizations, NoIdentityProvider},
+};
 
 /// Where the streams are.
 #[derive(Debug, Clone, Args)]
@@ -93,12 +100,121 @@ pub struct SecretArgs {
     /// The platform operator's bearer token; at least 32 characters. Without one there is no operator.
     #[arg(long, env = "ORGSTREAM_PLATFORM_TOKEN", hide_env_values = true, value_name = "TEXT")]
     pub platform_token: Option<String>,
-    /// The OpenID Connect issuer whose users may sign in.
-    #[arg(long, env = "ORGSTREAM_ISSUER_URL", value_name = "URL")]
-    pub issuer_url: Option<String>,
-    /// The audience that the issuer's tokens must name.
+    /// The public keys of those who may report leaked API keys, as GitHub publishes those of its secret scanning.
+    #[arg(long, env = "ORGSTREAM_LEAK_REPORTER_KEYS", value_name = "FILE")]
+    pub leak_reporter_keys: Option<PathBuf>,
+    /// The networks of the reverse proxies in front, like 10.0.0.0/8: only their `X-Forwarded-For` is believed.
+    #[arg(
+        long,
+        env = "ORGSTREAM_TRUSTED_PROXIES",
+        value_delimiter = ',',
+        value_name = "NETWORKS",
+        help_heading = "HTTP"
+    )]
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// Who may sign in, and for how long.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "People")]
+pub struct IdentityArgs {
+    /// An OpenID Connect issuer whose users may sign in: `URL`, or `URL=AUDIENCE` with the audience of its tokens. May be
+    /// given several times, or several with commas. An issuer is believed whatever address it calls verified.
+    #[arg(long = "issuer-url", env = "ORGSTREAM_ISSUER_URL", value_delimiter = ',', value_name = "URL[=AUDIENCE]")]
+    pub issuer_urls: Vec<String>,
+    /// The audience that the tokens of an issuer must name for which none is given.
     #[arg(long, env = "ORGSTREAM_AUDIENCE", default_value = "orgstream", value_name = "TEXT")]
     pub audience: String,
+    /// How long a session lasts without being used, in hours.
+    #[arg(long, env = "ORGSTREAM_SESSION_IDLE_HOURS", default_value_t = 24, value_name = "N")]
+    pub session_idle_hours: u32,
+    /// How long a session lasts in any case, in hours.
+    #[arg(long, env = "ORGSTREAM_SESSION_HOURS", default_value_t = 720, value_name = "N")]
+    pub session_hours: u32,
+    /// The plan without organizations: whose personal organization is on it makes no others.
+    #[arg(long, env = "ORGSTREAM_PUBLIC_PLAN", default_value = "public", value_name = "PLAN")]
+    pub public_plan: PlanName,
+}
+
+impl IdentityArgs {
+    /// One issuer, and everything else as it is by default.
+    pub fn of_issuer(url: &str) -> Self {
+        Self {
+            issuer_urls: vec![url.to_owned()],
+            audience: "orgstream".to_owned(),
+            session_idle_hours: 24,
+            session_hours: 720,
+            public_plan: PlanName::public(),
+        }
+    }
+
+    /// Every issuer with its audience.
+    pub fn issuers(&self) -> impl Iterator<Item = (String, String)> {
+        self.issuer_urls.iter().map(|issuer| match issuer.split_once('=') {
+            Some((url, audience)) => (url.to_owned(), audience.to_owned()),
+            None => (issuer.clone(), self.audience.clone()),
+        })
+    }
+
+    /// How long sessions last.
+    pub fn lifetime(&self) -> Lifetime {
+        let hours = |hours: u32| Duration::from_secs(u64::from(hours.max(1)) * 3600);
+        Lifetime { idle: hours(self.session_idle_hours), longest: hours(self.session_hours) }
+    }
+}
+
+/// How mails leave.
+#[derive(Clone, Default, Args)]
+#[command(next_help_heading = "Mail")]
+pub struct MailArgs {
+    /// The mail server: `smtps://user:password@host`, or `smtp://host?tls=required`. Without it, and without
+    /// --mail-folder, mails wait until there is a way for them.
+    #[arg(long, env = "ORGSTREAM_SMTP_URL", hide_env_values = true, value_name = "URL")]
+    pub smtp_url: Option<String>,
+    /// Put each mail into a file of this folder in place of sending it.
+    #[arg(long, env = "ORGSTREAM_MAIL_FOLDER", value_name = "DIR")]
+    pub mail_folder: Option<PathBuf>,
+    /// Who mails are from.
+    #[arg(
+        long,
+        env = "ORGSTREAM_MAIL_FROM",
+        default_value = "Orgstream <no-reply@orgstream.example>",
+        value_name = "ADDRESS"
+    )]
+    pub mail_from: String,
+    /// Where whoever was invited goes; `{token}` stands for the token.
+    #[arg(
+        long,
+        env = "ORGSTREAM_INVITATION_LINK",
+        default_value = "http://127.0.0.1:8080/join#token={token}",
+        value_name = "URL"
+    )]
+    pub invitation_link: String,
+}
+
+/// The external identity provider, where every organization has one that stands for it.
+#[derive(Clone, Default, Args)]
+#[command(next_help_heading = "Auth0")]
+pub struct Auth0Args {
+    /// The Auth0 tenant, like `https://acme.eu.auth0.com`. Without it there is no external identity provider.
+    #[arg(long, env = "ORGSTREAM_AUTH0_URL", requires_all = ["auth0_client_id", "auth0_client_secret"], value_name = "URL")]
+    pub auth0_url: Option<String>,
+    /// The machine-to-machine application that may read and create organizations there.
+    #[arg(long, env = "ORGSTREAM_AUTH0_CLIENT_ID", value_name = "ID")]
+    pub auth0_client_id: Option<String>,
+    /// Its secret.
+    #[arg(long, env = "ORGSTREAM_AUTH0_CLIENT_SECRET", hide_env_values = true, value_name = "TEXT")]
+    pub auth0_client_secret: Option<String>,
+}
+
+impl Auth0Args {
+    /// The provider that the settings name.
+    pub fn provider(&self) -> anyhow::Result<Arc<dyn IdentityOrganizations>> {
+        match (&self.auth0_url, &self.auth0_client_id, &self.auth0_client_secret) {
+            (Some(url), Some(id), Some(secret)) => Ok(Arc::new(Auth0::new(url, id.clone(), secret.clone())?)),
+            _ => Ok(Arc::new(NoIdentityProvider)),
+        }
+    }
 }
 
 /// How a worker works.
@@ -112,7 +228,7 @@ pub struct WorkArgs {
     /// Transactions at the same time.
     #[arg(long, env = "ORGSTREAM_SLOTS", default_value_t = 4, value_name = "N")]
     pub slots: usize,
-    /// Slots that must stay free when an organization that has one takes another; by default three quarters of them.
+    /// Slots that must stay free when an organization that has one takes another; by default a third of them.
     #[arg(long, env = "ORGSTREAM_RESERVE", value_name = "N")]
     pub reserve: Option<usize>,
     /// What a plan weighs: an organization on a plan of weight 4 may have four times the database time that one of weight
@@ -222,4 +338,7 @@ pub struct ClientArgs {
     /// An API key of the organization, or another bearer token. Better in the environment than on a command line.
     #[arg(long, env = "ORGSTREAM_API_KEY", hide_env_values = true, value_name = "KEY")]
     pub api_key: Option<String>,
+    /// A session of a person, in place of an API key; without either, the one that `orgstream login` keeps.
+    #[arg(long, env = "ORGSTREAM_SESSION", hide_env_values = true, value_name = "TOKEN")]
+    pub session: Option<String>,
 }

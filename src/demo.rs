@@ -91,6 +91,8 @@ pub async fn seed(gateway: &Gateway, auth: &Authenticator, issuer: &DevIssuer) -
             environment: KeyEnvironment::Live,
             expires_at: None,
             expires_in_days: None,
+            scopes: None,
+            allowed_ips: Vec::new(),
         };
         let issued = gateway
             .submit(&access, &Origin::default(), keyed(key.into(), "demo-key"))
@@ -109,8 +111,12 @@ pub async fn seed(gateway: &Gateway, auth: &Authenticator, issuer: &DevIssuer) -
 }
 
 async fn make_organization(gateway: &Gateway, owner: &Principal, slug: &str, name: &str) -> anyhow::Result<OrgId> {
-    let command =
-        CreateOrganization { name: name.to_owned(), slug: slug.parse()?, tenant_type: TenantType::Organization };
+    let command = CreateOrganization {
+        name: name.to_owned(),
+        slug: slug.parse()?,
+        tenant_type: TenantType::Organization,
+        auth0_organization_id: None,
+    };
     let request = keyed(command.into(), &format!("demo-{slug}"));
     let made: Accepted =
         gateway.create_organization(owner, &Origin::default(), request).await.map_err(|problem| explained(&problem))?;

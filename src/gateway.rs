@@ -1,20 +1,33 @@
 //! The one way in for commands, whether they come by HTTP or NATS: permission, idempotency key, handler, outcome.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream};
-use orgstream_events::{CommandId, Context, PLATFORM_ORG, Pipeline, Position, Role};
-use orgstream_projections::{BoundOrg, Database, checkpoints, idempotency};
+use metrics::counter;
+use orgstream_events::{
+    Actor, ActorType, CommandId, Context, DomainName, KeyId, OrgId, PLATFORM_ORG, Pipeline, PlanName, Position, Role,
+    TenantType, UserId,
+};
+use orgstream_projections::{BoundOrg, Database, checkpoints, idempotency, invitations};
 use serde::Serialize;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
 use utoipa::ToSchema;
 
 use crate::{
-    auth::{Access, AuthError, Permission, Principal},
+    auth::{Access, AuthError, Permission, Principal, Scopes, invitation::InvitationToken},
     commands::{
-        Command,
+        AcceptInvitation, Command, JoinByDomain, JoinBySso, RevokeApiKey,
         handler::{Accepted, Caller, CommandError, CommandHandler, Creator, Request, fingerprint},
+        personal::{create_personal, no_address, personal_org},
     },
+    notes::{Attempt, Notes},
     problem::Problem,
 };
 
@@ -22,6 +35,10 @@ use crate::{
 pub const MAX_BATCH: usize = 1_000;
 /// Commands of one request that are under way at the same time.
 const AT_ONCE: usize = 64;
+/// People who sign in for the first time take turns, each by their own place among these.
+const FOUNDING: usize = 256;
+/// How much is kept of where a key was found.
+const MAX_PLACE: usize = 400;
 /// How long a command that gives access to something may wait until the access is there.
 const ACCESS_WAIT: Duration = Duration::from_secs(2);
 
@@ -34,6 +51,8 @@ pub struct Origin {
     pub request_id: Option<String>,
     /// The W3C trace context to continue.
     pub trace: Option<String>,
+    /// Which door: method and path as the router has it, or `NATS cmd`.
+    pub route: String,
 }
 
 /// What became of one command.
@@ -104,12 +123,25 @@ impl From<Result<Accepted, Problem>> for CommandOutcome {
 pub struct Gateway {
     handler: CommandHandler,
     db: Database,
+    notes: Notes,
+    public_plan: Option<PlanName>,
+    founding: Box<[Mutex<()>]>,
+    last_founding: Mutex<()>,
+    hasher: RandomState,
 }
 
 impl Gateway {
-    /// A way in to `handler`; `db` remembers idempotency keys.
-    pub fn new(handler: CommandHandler, db: Database) -> Self {
-        Self { handler, db }
+    /// A way in to `handler`; `db` remembers idempotency keys, and `notes` who was turned away. Whose personal organization
+    /// is on `public_plan` makes no others.
+    pub fn new(handler: CommandHandler, db: Database, notes: Notes, public_plan: Option<PlanName>) -> Self {
+        let founding = (0..FOUNDING).map(|_| Mutex::new(())).collect();
+        let (last_founding, hasher) = (Mutex::new(()), RandomState::new());
+        Self { handler, db, notes, public_plan, founding, last_founding, hasher }
+    }
+
+    /// Where what happens at the door is noted.
+    pub fn notes(&self) -> &Notes {
+        &self.notes
     }
 
     /// The handler itself, for what the program does on its own account.
@@ -139,6 +171,7 @@ impl Gateway {
             org: access.org(),
             actor: access.actor().clone(),
             role: access.role(),
+            scopes: access.scopes().clone(),
             creator: None,
             context: origin.context.clone(),
             request_id: origin.request_id.clone(),
@@ -147,11 +180,18 @@ impl Gateway {
         let reused = self.reused_keys(access.bound(), &requests).await;
         let mut lanes: HashMap<String, Vec<(usize, Request)>> = HashMap::new();
         let mut outcomes: Vec<Option<Result<Accepted, Problem>>> = Vec::with_capacity(requests.len());
+        let mut targets = Vec::with_capacity(requests.len());
         for (place, request) in requests.into_iter().enumerate() {
-            let refusal = match Permission::for_command(&request.command) {
+            let permission = Permission::for_command(&request.command);
+            let attempt = Attempt { target: permission.map_or("organization", Permission::subject), asked: None };
+            targets.push(attempt);
+            let refusal: Option<Problem> = match permission {
                 None => Some(AuthError::SessionOnly.into()),
                 Some(permission) => access.require(permission).err().map(Problem::from),
             };
+            if let Some(refusal) = &refusal {
+                self.notes.not_allowed(access, origin, attempt, refusal);
+            }
             let refusal = refusal.or_else(|| match &reused {
                 Ok(reused) => reused.contains(&place).then(|| CommandError::KeyReused.into()),
                 Err(problem) => Some(problem.clone()),
@@ -169,6 +209,12 @@ impl Gateway {
             .collect()
             .await;
         for (place, outcome) in finished.into_iter().flatten() {
+            // What the rules of a thing itself do not let this caller do.
+            if let (Err(problem), Some(attempt)) = (&outcome, targets.get(place))
+                && problem.status == 403
+            {
+                self.notes.not_allowed(access, origin, *attempt, problem);
+            }
             if let Some(slot) = outcomes.get_mut(place) {
                 *slot = Some(outcome);
             }
@@ -184,31 +230,142 @@ impl Gateway {
         origin: &Origin,
         request: Request,
     ) -> Result<Accepted, Problem> {
-        let (user, email) = match principal {
-            Principal::User { user, email: Some(email) } => (*user, email.clone()),
-            Principal::User { email: None, .. } => {
-                return Err(Problem::invalid(
-                    "",
-                    "email_not_verified",
-                    "your issuer has not verified your e-mail address",
-                ));
-            }
-            Principal::Key { .. } | Principal::Operator => return Err(AuthError::SessionOnly.into()),
-        };
-        self.found(principal, Creator { user, email }, origin, request).await
+        if let Command::CreateOrganization(command) = &request.command
+            && command.tenant_type == TenantType::Personal
+        {
+            let rule = "a personal organization is made when its person first signs in: POST /v1/sessions";
+            return Err(Problem::invalid("/tenant_type", "reserved", rule));
+        }
+        let creator = person(principal).inspect_err(|problem| {
+            let attempt = Attempt { target: "organization", asked: None };
+            self.notes.turned_away(principal, origin, attempt, problem);
+        })?;
+        let personal = self.handler.profile(personal_org(creator.user)).await.map_err(Problem::from)?;
+        if let Some(plan) = personal.map(|profile| profile.plan).filter(|plan| Some(plan) == self.public_plan.as_ref())
+        {
+            let detail = format!("your plan is {plan}, which has no organizations: choose another plan first");
+            return Err(Problem::new(403, "plan_required", "Not on this plan", detail));
+        }
+        self.enter(PLATFORM_ORG, principal, creator, origin, request).await
     }
 
-    async fn found(
+    /// The organization of this person alone, which is made when they first sign in.
+    ///
+    /// Whoever comes at the same time waits here, so that a thousand browser tabs are one command; what several processes
+    /// or a crash leave of it is the same command again, and its id follows from the person.
+    pub async fn personal_organization(&self, principal: &Principal, origin: &Origin) -> Result<OrgId, Problem> {
+        let user = principal.person()?;
+        let place = self.hasher.hash_one(user) as usize % FOUNDING;
+        let turn = self.founding.get(place).unwrap_or(&self.last_founding);
+        let _turn = turn.lock().await;
+        if let Some(org) = self.db.personal_org(user).await? {
+            return Ok(org);
+        }
+        let email = match principal {
+            Principal::User { email: Some(email), .. } => email.clone(),
+            _ => no_address(user),
+        };
+        let accepted =
+            self.enter(PLATFORM_ORG, principal, Creator { user, email }, origin, create_personal(user)).await?;
+        let org = accepted.position.org;
+        self.db.note_personal_org(user, org).await?;
+        Ok(org)
+    }
+
+    /// Adds the person who asks to the organization that invited them.
+    pub async fn accept_invitation(
         &self,
+        principal: &Principal,
+        origin: &Origin,
+        key: Option<String>,
+        token: InvitationToken,
+    ) -> Result<Accepted, Problem> {
+        let creator = person(principal)?;
+        let mac = token.mac(self.handler.pepper());
+        let org = self.db.org_of_invitation(&mac).await?.ok_or_else(no_invitation)?;
+        // Which one it is. Whether it can be accepted is decided by its history.
+        let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+        let found = invitations::get_by_token(&mut tx, &mac).await?.ok_or_else(no_invitation)?;
+        drop(tx);
+        let accept = Command::from(AcceptInvitation { id: found.id, token });
+        let request = Request { idempotency_key: key, ..accept.into() };
+        let accepted = self.enter(org, principal, creator, origin, request).await;
+        accepted.map_err(|problem| if problem.status == 404 { no_invitation() } else { problem })
+    }
+
+    /// Adds whoever has just signed in to the organizations that let people in like that: what every way of signing in calls.
+    pub async fn signed_in(&self, principal: &Principal, origin: &Origin) -> Result<(), Problem> {
+        if let Principal::User { user, email: Some(email), .. } = principal {
+            self.join_by_domain(principal, *user, email, origin).await;
+        }
+        self.join_by_sso(principal, origin).await?;
+        Ok(())
+    }
+
+    /// Adds whoever signs in to the organizations that let people in by the domain of their address, and says which those
+    /// were: what every way of signing in calls once it knows who somebody is. `email` must be verified.
+    pub async fn join_by_domain(
+        &self,
+        principal: &Principal,
+        user: UserId,
+        email: &str,
+        origin: &Origin,
+    ) -> Vec<OrgId> {
+        let Some(domain) = DomainName::of_email(email) else { return Vec::new() };
+        let found = async {
+            let orgs = self.db.orgs_of_domain(&domain).await?;
+            let known = if orgs.is_empty() { Vec::new() } else { self.db.orgs_of_user(user).await? };
+            Ok::<_, Problem>(orgs.into_iter().filter(move |org| !known.contains(org)))
+        };
+        let mut joined = Vec::new();
+        // Nobody is kept from signing in by what an organization might have given them besides.
+        for org in found.await.into_iter().flatten() {
+            let creator = Creator { user, email: email.to_owned() };
+            let join = Command::from(JoinByDomain { domain: domain.clone() });
+            match self.enter(org, principal, creator, origin, join.into()).await {
+                Ok(_) => joined.push(org),
+                Err(problem) => {
+                    tracing::debug!(org.id = %org, code = problem.code, "nobody joins here by their domain");
+                }
+            }
+        }
+        joined
+    }
+
+    /// Adds whoever an organization's own issuer signed in to that organization, where it lets people in like that: what every
+    /// way of signing in calls once it knows who somebody is. True when they are a member now and were none.
+    pub async fn join_by_sso(&self, principal: &Principal, origin: &Origin) -> Result<bool, Problem> {
+        let Principal::Sso { org, connection, user, email: Some(email), .. } = principal else { return Ok(false) };
+        if self.db.orgs_of_user(*user).await?.contains(org) {
+            return Ok(false);
+        }
+        let creator = Creator { user: *user, email: email.clone() };
+        let join = Command::from(JoinBySso { id: *connection });
+        match self.enter(*org, principal, creator, origin, join.into()).await {
+            Ok(_) => Ok(true),
+            // Nobody is kept from signing in by what they might have been given besides.
+            Err(problem) if problem.status < 500 => {
+                tracing::debug!(org.id = %org, code = problem.code, "nobody joins here by signing in");
+                Ok(false)
+            }
+            Err(problem) => Err(problem),
+        }
+    }
+
+    /// Carries out what somebody asks who is not in the organization yet.
+    async fn enter(
+        &self,
+        org: OrgId,
         principal: &Principal,
         creator: Creator,
         origin: &Origin,
         request: Request,
     ) -> Result<Accepted, Problem> {
         let caller = Caller {
-            org: PLATFORM_ORG,
+            org,
             actor: principal.actor(),
             role: Role::Owner,
+            scopes: Scopes::ALL,
             creator: Some(creator),
             context: origin.context.clone(),
             request_id: origin.request_id.clone(),
@@ -217,6 +374,27 @@ impl Gateway {
         let accepted = self.handler.handle(&caller, request).await?;
         self.wait_for_access(accepted.position).await;
         Ok(accepted)
+    }
+
+    /// Ends a key whose token somebody found in public; `place` says where, in the finder's words.
+    pub async fn revoke_leaked(&self, org: OrgId, id: KeyId, place: &str, origin: &Origin) -> Result<(), Problem> {
+        let caller = Caller {
+            org,
+            actor: Actor { actor_type: ActorType::System, id: "leaked_keys".to_owned(), auth: None },
+            role: Role::Owner,
+            scopes: Scopes::ALL,
+            creator: None,
+            context: origin.context.clone(),
+            request_id: origin.request_id.clone(),
+            trace: origin.trace.clone(),
+        };
+        let place: String = place.chars().filter(|c| !c.is_control()).take(MAX_PLACE).collect();
+        let reason = Some(format!("leaked: found in public, {place}"));
+        let accepted = self.handler.handle(&caller, Command::from(RevokeApiKey { id, reason }).into()).await?;
+        counter!("orgstream_leaked_keys_total").increment(1);
+        tracing::warn!(org.id = %org, key.id = %id, "a leaked key was revoked");
+        self.wait_for_access(accepted.position).await;
+        Ok(())
     }
 
     /// Waits until `position` can be seen in the read models; false when it takes longer than `patience`.
@@ -302,4 +480,25 @@ impl Gateway {
         }
         Ok(reused)
     }
+}
+
+/// The person, at an address that is proven to be theirs.
+fn person(principal: &Principal) -> Result<Creator, Problem> {
+    match principal {
+        Principal::User { user, email: Some(email), .. } => Ok(Creator { user: *user, email: email.clone() }),
+        Principal::User { email: None, .. } => {
+            Err(Problem::invalid("", "email_not_verified", "your issuer has not verified your e-mail address"))
+        }
+        Principal::Sso { .. } => Err(Problem::new(
+            403,
+            "own_issuer_only",
+            "Only with an issuer of the platform",
+            "Your organization's own issuer signed you in, which counts in that organization alone.",
+        )),
+        Principal::Key { .. } | Principal::Operator => Err(AuthError::SessionOnly.into()),
+    }
+}
+
+fn no_invitation() -> Problem {
+    Problem::new(404, "not_found", "Not found", "There is no such invitation; was a newer one sent?")
 }

@@ -44,8 +44,21 @@ struct Claims<'a> {
     aud: &'a str,
     email: &'a str,
     email_verified: bool,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    amr: &'a [String],
     iat: u64,
     exp: u64,
+}
+
+/// Somebody who signs in, as far as it is not the usual.
+#[derive(Debug, Clone)]
+pub struct Person<'a> {
+    /// Their address, which is also who they are.
+    pub email: &'a str,
+    /// Whether it is to count as verified.
+    pub email_verified: bool,
+    /// How they proved who they are (RFC 8176), for example `mfa`.
+    pub amr: &'a [String],
 }
 
 /// The issuer. Clones are the same one.
@@ -92,7 +105,12 @@ impl DevIssuer {
 
     /// A token for whoever has this e-mail address, which counts as verified.
     pub fn mint(&self, email: &str, ttl: Duration) -> anyhow::Result<String> {
-        let email = email.trim();
+        self.mint_as(&Person { email, email_verified: true, amr: &[] }, ttl)
+    }
+
+    /// A token for somebody of whom it says more.
+    pub fn mint_as(&self, person: &Person<'_>, ttl: Duration) -> anyhow::Result<String> {
+        let email = person.email.trim();
         if !email.contains('@') || email.chars().any(|c| c.is_whitespace() || c.is_control()) {
             bail!("{email:?} is not an e-mail address");
         }
@@ -103,7 +121,8 @@ impl DevIssuer {
             sub: email.to_lowercase(),
             aud: AUDIENCE,
             email,
-            email_verified: true,
+            email_verified: person.email_verified,
+            amr: person.amr,
             iat: now,
             exp: now + ttl.min(MAX_TTL).as_secs(),
         };
@@ -135,7 +154,7 @@ async fn discovery(State(issuer): State<DevIssuer>) -> Json<Value> {
         "response_types_supported": ["token"],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": ["EdDSA"],
-        "claims_supported": ["iss", "sub", "aud", "exp", "iat", "email", "email_verified"],
+        "claims_supported": ["iss", "sub", "aud", "exp", "iat", "email", "email_verified", "amr"],
     }))
 }
 
@@ -149,11 +168,17 @@ struct TokenRequest {
     email: String,
     /// In seconds; 12 hours without it.
     expires_in: Option<u64>,
+    /// True without it.
+    email_verified: Option<bool>,
+    /// How they are to have proved who they are, for example `["pwd", "mfa"]`.
+    #[serde(default)]
+    amr: Vec<String>,
 }
 
 async fn token(State(issuer): State<DevIssuer>, Json(request): Json<TokenRequest>) -> impl IntoResponse {
     let ttl = request.expires_in.map_or(DEFAULT_TTL, Duration::from_secs).min(MAX_TTL);
-    match issuer.mint(&request.email, ttl) {
+    let email_verified = request.email_verified.unwrap_or(true);
+    match issuer.mint_as(&Person { email: &request.email, email_verified, amr: &request.amr }, ttl) {
         Ok(token) => {
             let answer = json!({"access_token": token, "token_type": "Bearer", "expires_in": ttl.as_secs()});
             (StatusCode::OK, Json(answer))

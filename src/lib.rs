@@ -4,19 +4,25 @@
 //! the organization's stream (`orgstream_stream`), workers apply them fairly (`orgstream_workers`) to read models and an
 //! audit log (`orgstream_projections`), and queries read those (`http`). ARCHITECTURE.md is the map.
 
+pub mod audit;
 pub mod auth;
 pub mod bench;
 pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod demo;
+pub mod dns;
 pub mod gateway;
 pub mod http;
+pub mod idp;
 pub mod issuer;
 pub mod kinds;
+pub mod mail;
 pub mod node;
+pub mod notes;
 pub mod problem;
 pub mod producers;
+pub mod scoped;
 pub mod servers;
 pub mod stack;
 pub mod submission;

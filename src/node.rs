@@ -20,15 +20,19 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    auth::{Authenticator, key::Pepper, oidc::Oidc},
+    auth::{Authenticator, Scopes, issuers::Issuers, key::Pepper, leaks::LeakReporters},
     commands::{
         Command,
         handler::{Caller, CommandError, CommandHandler, Request},
     },
-    config::{DatabaseArgs, NatsArgs, SecretArgs},
+    config::{DatabaseArgs, IdentityArgs, NatsArgs, SecretArgs},
+    dns::{SystemDns, TxtRecords},
     gateway::Gateway,
-    http,
+    http::{self, proxies::TrustedProxies},
+    idp::{IdentityOrganizations, NoIdentityProvider},
     kinds::default_kinds,
+    mail::{Mailer, Sender},
+    notes::Notes,
     producers,
 };
 
@@ -120,6 +124,7 @@ pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<
         org: PLATFORM_ORG,
         actor: Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None },
         role: Role::Owner,
+        scopes: Scopes::ALL,
         creator: None,
         context: orgstream_events::Context::default(),
         request_id: None,
@@ -167,6 +172,25 @@ pub async fn listen(address: &str) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("{address} cannot be listened on: choose another with --http"))
 }
 
+/// What the API asks of the world outside, and tells it.
+#[derive(Debug, Clone)]
+pub struct Outside {
+    /// How mails leave; without a way they wait.
+    pub mail: Option<Mailer>,
+    /// What domains are proven by.
+    pub dns: Arc<dyn TxtRecords>,
+    /// Where organizations have others that stand for them.
+    pub idp: Arc<dyn IdentityOrganizations>,
+    /// Whether organizations may have issuers of their own on this machine: for trying things out.
+    pub local_issuers: bool,
+}
+
+impl Default for Outside {
+    fn default() -> Self {
+        Self { mail: None, dns: Arc::new(SystemDns), idp: Arc::new(NoIdentityProvider), local_issuers: false }
+    }
+}
+
 /// The API of a process: HTTP, commands by NATS, and what both need.
 pub struct Api {
     /// What HTTP serves.
@@ -175,6 +199,7 @@ pub struct Api {
     pub gateway: Arc<Gateway>,
     auth: Arc<Authenticator>,
     log: Log,
+    sender: Option<Sender>,
 }
 
 impl Api {
@@ -183,21 +208,28 @@ impl Api {
         log: Log,
         db: Database,
         secrets: &SecretArgs,
-        region: &str,
+        identity: &IdentityArgs,
         metrics: PrometheusHandle,
         worker: Option<watch::Receiver<WorkerStatus>>,
+        outside: Outside,
     ) -> anyhow::Result<Self> {
         let pepper = Pepper::new(secrets.pepper.as_bytes()).context("the pepper (ORGSTREAM_PEPPER) is too short")?;
         if secrets.platform_token.as_ref().is_some_and(|token| token.len() < 32) {
             bail!("the platform token (ORGSTREAM_PLATFORM_TOKEN) must have at least 32 characters");
         }
-        let oidc = secrets.issuer_url.clone().map(|issuer| Oidc::new(issuer, secrets.audience.clone())).transpose()?;
+        let issuers = Issuers::new(identity.issuers())?;
         // Cursors are signed with a key of their own, so that neither can be used to make the other.
         let cursor_key = Fingerprint::of(&[b"orgstream cursor", secrets.pepper.as_bytes()]).0;
+        let leak_reporters =
+            secrets.leak_reporter_keys.as_deref().map(LeakReporters::load).transpose()?.unwrap_or_default();
         let token = secrets.platform_token.as_deref();
-        let auth = Arc::new(Authenticator::new(db.clone(), pepper.clone(), token, oidc));
-        let handler = CommandHandler::new(log.clone(), pepper, region.to_owned());
-        let gateway = Arc::new(Gateway::new(handler, db.clone()));
+        let auth = Arc::new(Authenticator::new(db.clone(), pepper.clone(), token, issuers, identity.lifetime()));
+        let sender = outside.mail.map(|mailer| Sender::new(db.clone(), mailer, pepper.clone()));
+        let handler = CommandHandler::new(log.clone(), pepper, log.region().to_owned(), outside.dns);
+        let handler = handler.with_identity_provider(outside.idp);
+        let handler = if outside.local_issuers { handler.with_local_issuers() } else { handler };
+        let notes = Notes::start(log.clone(), db.clone());
+        let gateway = Arc::new(Gateway::new(handler, db.clone(), notes, Some(identity.public_plan.clone())));
         let app = http::App::new(http::Parts {
             gateway: Arc::clone(&gateway),
             auth: Arc::clone(&auth),
@@ -205,9 +237,11 @@ impl Api {
             log: log.clone(),
             cursor_key,
             metrics,
+            leak_reporters,
+            proxies: TrustedProxies::new(secrets.trusted_proxies.iter().copied()),
             worker,
         });
-        Ok(Self { app, gateway, auth, log })
+        Ok(Self { app, gateway, auth, log, sender })
     }
 
     /// Serves until `stop`, then finishes what has begun.
@@ -215,13 +249,26 @@ impl Api {
         let handler = self.gateway.handler();
         patiently("the event log", || register_default_kinds(handler)).await?;
         let client = self.log.client().clone();
-        let producers = tokio::spawn(producers::serve(client, self.auth, self.gateway, stop.clone()));
+        let producers = tokio::spawn(producers::serve(client, self.auth, Arc::clone(&self.gateway), stop.clone()));
+        let sending = match self.sender {
+            Some(sender) => Some(tokio::spawn(sender.run(stop.clone()))),
+            None => {
+                tracing::warn!("there is no way for mails to leave, so they wait: set --smtp-url or --mail-folder");
+                None
+            }
+        };
         http::serve(listener, self.app, stop).await?;
-        producers.await?
+        if let Some(sending) = sending {
+            sending.await?;
+        }
+        let ended = producers.await?;
+        self.gateway.notes().flush().await;
+        ended
     }
 }
 
-fn refuse(findings: &[impl Display]) -> anyhow::Result<()> {
+/// Every finding, one line each, as the reason not to start.
+pub fn refuse(findings: &[impl Display]) -> anyhow::Result<()> {
     if findings.is_empty() {
         return Ok(());
     }

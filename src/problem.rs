@@ -150,10 +150,23 @@ impl From<AuthError> for Problem {
     fn from(error: AuthError) -> Self {
         let detail = error.to_string();
         match error {
-            AuthError::Unauthenticated(_) => Self::new(401, "unauthenticated", "Not signed in", detail),
+            AuthError::Unauthenticated(_) | AuthError::KeyRefused { .. } => {
+                Self::new(401, "unauthenticated", "Not signed in", detail)
+            }
             AuthError::NotFound => Self::not_found(),
             AuthError::Forbidden { .. } => Self::new(403, "forbidden", "Not allowed", detail),
+            AuthError::Suspended => Self::new(403, "organization_suspended", "Suspended", detail),
             AuthError::SessionOnly => Self::new(403, "session_only", "Not with an API key", detail),
+            AuthError::SessionRequired => Self::new(403, "session_required", "Not without a session", detail),
+            AuthError::SignInRequired => Self::new(403, "sign_in_required", "Not with a session", detail),
+            AuthError::ActiveOrgChanged { .. } => {
+                Self::new(409, "active_org_changed", "Another organization is active", detail)
+            }
+            AuthError::MethodNotAllowed { .. } => {
+                Self::new(403, "auth_method_not_allowed", "Not signed in this way", detail)
+            }
+            AuthError::MfaRequired => Self::new(403, "mfa_required", "Not without a second factor", detail),
+            AuthError::CrossSite => Self::new(403, "cross_site_request", "Not from another site", detail),
             AuthError::TenantMismatch => Self::new(403, "tenant_mismatch", "Another organization", detail),
             AuthError::Unavailable(_) => {
                 tracing::warn!(error = detail, "a credential could not be checked");

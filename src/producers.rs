@@ -18,12 +18,15 @@ use tracing::Instrument;
 use crate::{
     auth::{Access, Authenticator, authenticator::OrgName},
     gateway::{AcceptedCommand, CommandOutcome, Gateway, Origin},
+    notes::Attempt,
     problem::Problem,
     submission::{Format, MAX_BODY, Submission, body_too_large, carry_out, idempotency_key, request_id},
 };
 
 /// All API processes share the requests.
 const QUEUE: &str = "orgstream-api";
+/// This way in, as the audit log names it.
+const ROUTE: &str = "NATS cmd.{org}";
 /// Requests under way at the same time. When there are more, they wait in NATS' own bounded buffers.
 const AT_ONCE: usize = 512;
 
@@ -34,7 +37,8 @@ pub async fn serve(
     gateway: Arc<Gateway>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let subscription = client.queue_subscribe("cmd.*", QUEUE.to_owned()).await;
+    // A slug may have dots, at which NATS divides subjects.
+    let subscription = client.queue_subscribe("cmd.>", QUEUE.to_owned()).await;
     let mut requests = subscription.context("commands by NATS cannot be subscribed to")?;
     let room = Arc::new(Semaphore::new(AT_ONCE));
     let mut under_way = JoinSet::new();
@@ -79,7 +83,8 @@ async fn answer(client: &Client, auth: &Authenticator, gateway: &Gateway, reques
     let org = org_name(&request);
     let span = tracing::info_span!("nats command", org.name = org, request_id = id, status = tracing::field::Empty);
     let trace = trace::join(&span, header(&request, "traceparent"));
-    let origin = Origin { request_id: Some(id.clone()), trace: Some(trace), ..Origin::default() };
+    let origin =
+        Origin { request_id: Some(id.clone()), trace: Some(trace), route: ROUTE.to_owned(), ..Origin::default() };
     let answer = carry_out_request(auth, gateway, &request, &origin).instrument(span.clone()).await;
     let answer = answer.unwrap_or_else(|problem| Answer::from(Problem { request_id: Some(id.clone()), ..problem }));
     span.record("status", answer.status);
@@ -109,9 +114,17 @@ async fn carry_out_request(
     request: &Message,
     origin: &Origin,
 ) -> Result<Answer, Problem> {
-    let principal = auth.principal(header(request, "Authorization")).await?;
+    let notes = gateway.notes();
+    let principal = auth.principal(header(request, "Authorization")).await;
+    let principal = principal.map_err(|error| notes.refused(error, origin))?;
+    auth.keys().admit(&principal, &origin.context).map_err(|error| notes.refused(error, origin))?;
     let name = OrgName::parse(org_name(request)).map_err(|rule| Problem::invalid_parameter("org", &rule))?;
-    let access = auth.access(&principal, &name).await?;
+    let access = auth.access(&principal, &name).await.map_err(|error| {
+        let problem = Problem::from(error);
+        let attempt = Attempt { target: "commands", asked: Some(org_name(request)) };
+        notes.turned_away(&principal, origin, attempt, &problem);
+        problem
+    })?;
     let answer = carry_out_body(gateway, &access, request, origin).await;
     answer.map_err(|problem| problem.inside(Some(access.org())))
 }

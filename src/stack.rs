@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
-use orgstream_projections::Database;
+use orgstream_projections::{Database, audit::SigningDatabase};
 use orgstream_stream::Log;
 use orgstream_workers::{Worker, WorkerOptions};
 use serde::{Deserialize, Serialize};
@@ -19,15 +19,24 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    audit::{
+        keys::KeyFiles,
+        signer::{Pace, Signer},
+    },
     auth::Authenticator,
-    config::{DatabaseArgs, NatsArgs, SecretArgs},
+    config::{DatabaseArgs, IdentityArgs, MailArgs, NatsArgs, SecretArgs},
     gateway::Gateway,
     issuer::DevIssuer,
+    mail::Mailer,
     node,
     servers::{Nats, Postgres, PostgresOptions, stable_listener, write_private},
 };
 
+/// Where mails go, inside the data folder.
+pub const OUTBOX: &str = "outbox";
 const DATABASE: &str = "orgstream";
+/// What the audit logs of one machine are called by, before the org's id.
+const HOST: &str = "localhost";
 const CONNECTIONS: u32 = 8;
 /// How often the servers are looked at.
 const WATCH: Duration = Duration::from_millis(300);
@@ -48,6 +57,8 @@ pub struct StackOptions {
     pub shards: u16,
     /// The worker; its id is replaced by the folder's own. None for an API alone.
     pub worker: Option<WorkerOptions>,
+    /// The policy file with the witnesses of the audit logs, whose heads are then signed. None leaves them unsigned.
+    pub signing: Option<String>,
 }
 
 impl StackOptions {
@@ -60,6 +71,7 @@ impl StackOptions {
             postgres: PostgresOptions::default(),
             shards: 16,
             worker: Some(WorkerOptions::new(Uuid::nil())),
+            signing: None,
         }
     }
 }
@@ -106,6 +118,8 @@ pub struct Stack {
     pub postgres: Postgres,
     /// The database as the login that owns it.
     pub owner_url: String,
+    /// The database without a login, as the program is told of it.
+    pub database_url: String,
     /// The secrets of the data folder.
     pub secrets: Secrets,
     /// The event log.
@@ -121,6 +135,7 @@ pub struct Stack {
     stop: CancellationToken,
     stop_worker: CancellationToken,
     worker: Option<JoinHandle<()>>,
+    signing: Option<JoinHandle<()>>,
     api: JoinHandle<anyhow::Result<()>>,
     issuing: JoinHandle<anyhow::Result<()>>,
 }
@@ -163,9 +178,10 @@ impl Stack {
         let secret_args = SecretArgs {
             pepper: secrets.pepper.clone(),
             platform_token: Some(secrets.platform_token.clone()),
-            issuer_url: Some(issuer.url().to_owned()),
-            audience: "orgstream".to_owned(),
+            leak_reporter_keys: None,
+            trusted_proxies: Vec::new(),
         };
+        let identity = IdentityArgs::of_issuer(issuer.url());
         let db = node::open_database(&database_args, options.worker.as_ref().map_or(1, |worker| worker.slots)).await?;
         let log = node::open_log(&nats_args, &db).await?;
         let stop_worker = stop.child_token();
@@ -176,8 +192,22 @@ impl Stack {
             watch = Some(new.status());
             worker = Some(tokio::spawn(new.run(stop_worker.clone())));
         }
+        let signing = match &options.signing {
+            Some(witnesses) => {
+                let signer = signer(&dir.join("keys"), &database_args, witnesses).await?;
+                Some(tokio::spawn(signer.run(stop.clone())))
+            }
+            None => None,
+        };
         let base_url = format!("http://{}", listener.local_addr()?);
-        let api = node::Api::new(log.clone(), db.clone(), &secret_args, &nats_args.region, metrics, watch)?;
+        let mail = MailArgs {
+            mail_folder: Some(dir.join(OUTBOX)),
+            mail_from: "Orgstream <no-reply@orgstream.example>".to_owned(),
+            invitation_link: format!("{base_url}/join#token={{token}}"),
+            ..MailArgs::default()
+        };
+        let outside = node::Outside { mail: Mailer::new(&mail)?, local_issuers: true, ..node::Outside::default() };
+        let api = node::Api::new(log.clone(), db.clone(), &secret_args, &identity, metrics, watch, outside)?;
         let (gateway, auth) = (Arc::clone(&api.gateway), Arc::clone(&api.app.auth));
         let api = tokio::spawn(api.run(listener, stop.clone()));
         Ok(Self {
@@ -185,6 +215,7 @@ impl Stack {
             nats,
             postgres,
             owner_url,
+            database_url: database_args.database_url,
             secrets,
             log,
             db,
@@ -194,6 +225,7 @@ impl Stack {
             stop,
             stop_worker,
             worker,
+            signing,
             api,
             issuing,
         })
@@ -242,6 +274,9 @@ impl Stack {
             if let Some(worker) = self.worker.take() {
                 worker.await?;
             }
+            if let Some(signing) = self.signing.take() {
+                signing.await?;
+            }
             self.issuing.await??;
             self.api.await?
         };
@@ -257,6 +292,14 @@ impl Stack {
             }
         }
     }
+}
+
+/// The signing process as a task, with a key of the data folder.
+async fn signer(keys: &Path, database: &DatabaseArgs, witnesses: &str) -> anyhow::Result<Signer> {
+    let files = KeyFiles::of_log(keys);
+    let key = if files.exist() { files.load()? } else { files.make(HOST.parse()?)? };
+    let db = SigningDatabase::connect(&database.options(2)).await.context("PostgreSQL does not answer")?;
+    Ok(Signer::new(db, key, witnesses, Pace::default())?.after(&files.handovers()?))
 }
 
 fn start_issuer(dir: &Path, stop: CancellationToken) -> anyhow::Result<(DevIssuer, JoinHandle<anyhow::Result<()>>)> {

@@ -8,6 +8,7 @@ event_enum! {
     /// What happens to an API key.
     ApiKeyEvent {
         Issued(ApiKeyIssued) = "api_key.issued", 1;
+        Rotated(ApiKeyRotated) = "api_key.rotated", 1;
         Revoked(ApiKeyRevoked) = "api_key.revoked", 1;
     }
 }
@@ -38,6 +39,27 @@ pub struct ApiKeyIssued {
     /// Live or test.
     pub environment: KeyEnvironment,
     /// When it ends by itself, if it does.
+    pub expires_at: Option<Timestamp>,
+    /// What the bearer may do within the role, by names of permissions; none is everything that the role may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scopes: Option<Vec<String>>,
+    /// The networks that the bearer may come from; none is all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_ips: Vec<String>,
+}
+
+/// The same key with another secret. The old one goes on for a while, so that nothing has to change at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ApiKeyRotated {
+    /// The part of the new token that names the key.
+    pub public_id: KeyPublicId,
+    /// What recognizes the new secret.
+    pub secret_mac: Fingerprint,
+    /// The last four characters of the new token.
+    pub last4: String,
+    /// When the old token ends. One that is older still ends now.
+    pub previous_ends_at: Timestamp,
+    /// When the key ends by itself, if it does.
     pub expires_at: Option<Timestamp>,
 }
 

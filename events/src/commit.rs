@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Actor, AggregateId, AggregateVersion, CodecError, CommandId, Context, CorrelationId, Event, EventId, EventSubject,
-    Fingerprint, Header, OrgId, Outcome, Salt, Timestamp,
+    Fingerprint, Header, OrgId, Salt, Timestamp,
     codec::{from_bytes, open_content, seal_content},
 };
 
@@ -66,13 +66,13 @@ impl CommitDraft {
                 schema,
                 aggregate: AggregateVersion {
                     aggregate: self.aggregate.clone(),
-                    version: self.version_before + ordinal as u64 + 1,
+                    version: if self.aggregate.is_of_facts() { 0 } else { self.version_before + ordinal as u64 + 1 },
                 },
                 occurred_at: self.occurred_at,
                 recorded_at: self.recorded_at,
                 actor: self.actor.clone(),
                 targets: event.targets(&self.aggregate),
-                outcome: Outcome::SUCCESS,
+                outcome: event.outcome(),
                 command_id: self.command_id,
                 causation_id: self.causation_id,
                 correlation_id,
@@ -165,13 +165,19 @@ pub struct SealedEvent {
 impl SealedEvent {
     /// Decodes both parts and compares the payload with the header's commitment.
     pub fn open(self) -> Result<OpenedEvent, CodecError> {
+        let header = self.read_header()?;
+        let content = open_content(&self.payload, header.payload_commit)?;
+        let (event, context) = Event::decode(&header.event_type, header.schema, content)?;
+        Ok(OpenedEvent { header, event, context, sealed: self })
+    }
+
+    /// Decodes the header alone, which needs no payload.
+    pub fn read_header(&self) -> Result<Header, CodecError> {
         let header: Header = from_bytes("header", &self.header)?;
         if header.v != VERSION {
             return Err(CodecError::Unknown { what: "header version", value: header.v.to_string() });
         }
-        let content = open_content(&self.payload, header.payload_commit)?;
-        let (event, context) = Event::decode(&header.event_type, header.schema, content)?;
-        Ok(OpenedEvent { header, event, context, sealed: self })
+        Ok(header)
     }
 }
 

@@ -71,7 +71,7 @@ pub struct AggregateVersion {
     /// The aggregate.
     #[serde(flatten)]
     pub aggregate: AggregateId,
-    /// The version that this event brought it to.
+    /// The version that this event brought it to; 0 for a fact, which is in no order with others.
     pub version: u64,
 }
 
@@ -137,6 +137,8 @@ pub enum AuthMethod {
     Oidc,
     /// The platform operator's token.
     PlatformToken,
+    /// A session, which began with a token of an issuer.
+    Session,
 }
 
 /// A thing that was acted on.
@@ -164,7 +166,7 @@ impl Outcome {
 }
 
 /// The three ways to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutcomeStatus {
     /// Done.
@@ -173,6 +175,17 @@ pub enum OutcomeStatus {
     Denied,
     /// Tried and failed.
     Failed,
+}
+
+impl OutcomeStatus {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// What is known of the request behind an event. Personal, so it is part of the payload.

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use crate::{
-    AggregateId, ApiKeyEvent, CodecError, Context, KindEvent, MemberEvent, OrganizationEvent, ParkingEvent,
-    RecordEvent, Target,
+    AccessEvent, AggregateId, AggregateType, ApiKeyEvent, CodecError, Context, DomainEvent, InvitationEvent, KindEvent,
+    MemberEvent, OrganizationEvent, Outcome, ParkingEvent, RecordEvent, RoleEvent, SsoConnectionEvent, Target,
 };
 
 /// One event. A consumer matches on it without `_`, so that a new event is a decision everywhere.
@@ -14,6 +14,14 @@ pub enum Event {
     Organization(OrganizationEvent),
     /// Of its members.
     Member(MemberEvent),
+    /// Of an invitation.
+    Invitation(InvitationEvent),
+    /// Of its roles.
+    Role(RoleEvent),
+    /// Of a domain.
+    Domain(DomainEvent),
+    /// Of its connections to issuers.
+    SsoConnection(SsoConnectionEvent),
     /// Of an API key.
     ApiKey(ApiKeyEvent),
     /// Of a record kind.
@@ -22,6 +30,8 @@ pub enum Event {
     Record(RecordEvent),
     /// Of parked events.
     Parking(ParkingEvent),
+    /// Of what happens at the door.
+    Access(AccessEvent),
 }
 
 macro_rules! each {
@@ -29,10 +39,15 @@ macro_rules! each {
         match $self {
             Event::Organization($event) => $body,
             Event::Member($event) => $body,
+            Event::Invitation($event) => $body,
+            Event::Role($event) => $body,
+            Event::Domain($event) => $body,
+            Event::SsoConnection($event) => $body,
             Event::ApiKey($event) => $body,
             Event::Kind($event) => $body,
             Event::Record($event) => $body,
             Event::Parking($event) => $body,
+            Event::Access($event) => $body,
         }
     };
 }
@@ -41,10 +56,15 @@ macro_rules! each {
 pub const KNOWN_EVENTS: &[&[(&str, u16)]] = &[
     OrganizationEvent::KNOWN,
     MemberEvent::KNOWN,
+    InvitationEvent::KNOWN,
+    RoleEvent::KNOWN,
+    DomainEvent::KNOWN,
+    SsoConnectionEvent::KNOWN,
     ApiKeyEvent::KNOWN,
     KindEvent::KNOWN,
     RecordEvent::KNOWN,
     ParkingEvent::KNOWN,
+    AccessEvent::KNOWN,
 ];
 
 impl Event {
@@ -74,11 +94,21 @@ impl Event {
             Record: RecordEvent,
             Organization: OrganizationEvent,
             Member: MemberEvent,
+            Invitation: InvitationEvent,
+            Role: RoleEvent,
+            Domain: DomainEvent,
+            SsoConnection: SsoConnectionEvent,
             ApiKey: ApiKeyEvent,
             Kind: KindEvent,
-            Parking: ParkingEvent
+            Parking: ParkingEvent,
+            Access: AccessEvent
         );
         Err(CodecError::Unknown { what: "event type", value: event_type.chars().take(80).collect() })
+    }
+
+    /// How it ended, as the header says.
+    pub(crate) fn outcome(&self) -> Outcome {
+        if let Self::Access(event) = self { event.outcome() } else { Outcome::SUCCESS }
     }
 
     /// What the event was done to, as the header names it.
@@ -93,9 +123,28 @@ impl Event {
             Self::Parking(ParkingEvent::Skipped(event)) => {
                 (event.aggregate.aggregate_type().name(), event.aggregate.id())
             }
-            Self::Organization(_) | Self::ApiKey(_) | Self::Kind(_) | Self::Record(_) => {
-                (aggregate.aggregate_type().name(), aggregate.id())
+            Self::Access(event) => match event.target() {
+                Some(target) => return vec![target],
+                None => (AggregateType::Organization.name(), aggregate.id()),
+            },
+            Self::Role(RoleEvent::Defined(event)) => ("role", event.role_id.to_string()),
+            Self::Role(RoleEvent::Changed(event)) => ("role", event.role_id.to_string()),
+            Self::Role(RoleEvent::Removed(event)) => ("role", event.role_id.to_string()),
+            Self::SsoConnection(SsoConnectionEvent::Added(event)) => {
+                ("sso_connection", event.connection_id.to_string())
             }
+            Self::SsoConnection(SsoConnectionEvent::DefaultChanged(event)) => {
+                ("sso_connection", event.connection_id.to_string())
+            }
+            Self::SsoConnection(SsoConnectionEvent::Removed(event)) => {
+                ("sso_connection", event.connection_id.to_string())
+            }
+            Self::Organization(_)
+            | Self::Invitation(_)
+            | Self::Domain(_)
+            | Self::ApiKey(_)
+            | Self::Kind(_)
+            | Self::Record(_) => (aggregate.aggregate_type().name(), aggregate.id()),
         };
         vec![Target { target_type: target_type.to_owned(), id }]
     }

@@ -10,6 +10,8 @@ use sha2::{Digest, Sha256};
 use type_safe_id::{DynamicType, TypeSafeId};
 use uuid::Uuid;
 
+use crate::DomainName;
+
 /// Why a text is not the id that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a {expected}_ id: it must be \"{expected}_\" and 26 base32 characters")]
@@ -142,6 +144,16 @@ typed_ids! {
     MemberId = "mem";
     /// An API key. Not the secret, and not the public part of the token.
     KeyId = "key";
+    /// An invitation to one organization.
+    InvitationId = "inv";
+    /// A role that an organization made itself.
+    RoleId = "role";
+    /// A domain that an organization says is its own.
+    DomainId = "dom";
+    /// An issuer that one organization signs its people in with.
+    ConnectionId = "conn";
+    /// A session of a person who signed in. Not the secret.
+    SessionId = "ses";
     /// A record of some kind, owned by one organization.
     RecordId = "res";
     /// One event, the same however often its command is retried.
@@ -150,6 +162,8 @@ typed_ids! {
     CommandId = "cmd";
     /// What a chain of commands and events has in common.
     CorrelationId = "cor";
+    /// One time that an operator may look into an organization.
+    BreakGlassId = "glass";
 }
 
 /// The organization of the platform itself: record kinds and everything else that all organizations share.
@@ -178,6 +192,13 @@ impl CorrelationId {
     }
 }
 
+impl DomainId {
+    /// The domain inside one organization: whoever names it again means the same one.
+    pub fn of(org: OrgId, domain: &DomainName) -> Self {
+        Self(derived(Self::PREFIX, None, &[org.0.as_bytes(), domain.as_str().as_bytes()]))
+    }
+}
+
 impl UserId {
     /// A person as one issuer knows them: the same user whoever asks, with no table to look them up in.
     pub fn from_login(issuer: &str, subject: &str) -> Self {
@@ -196,7 +217,7 @@ macro_rules! derived_from_command {
     )*};
 }
 
-derived_from_command!(OrgId, MemberId, KeyId, RecordId);
+derived_from_command!(OrgId, MemberId, KeyId, InvitationId, RoleId, ConnectionId, RecordId, BreakGlassId);
 
 #[cfg(test)]
 mod tests {
@@ -228,6 +249,21 @@ mod tests {
         let keyed = CommandId::from_idempotency_key(PLATFORM_ORG, "k");
         assert_eq!(keyed.uuid().get_version_num(), 8);
         assert_eq!(RecordId::derive(keyed).uuid().get_version_num(), 8);
+    }
+
+    // S4.12
+    #[test]
+    fn a_hundred_thousand_members_of_a_thousand_orgs_are_all_different() {
+        let mut seen = std::collections::HashSet::new();
+        for org in 0..1_000_u32 {
+            let org = OrgId::fresh(1_700_000_000_000, [(org >> 8) as u8, org as u8, 0, 0, 0, 0, 0, 0, 0, 0]);
+            for member in 0..100 {
+                // Every org counts its own, so the keys are the same everywhere and the members must not be.
+                let command = CommandId::from_idempotency_key(org, &format!("member-{member}"));
+                assert!(seen.insert(MemberId::derive(command)));
+            }
+        }
+        assert_eq!(seen.len(), 100_000);
     }
 
     #[test]

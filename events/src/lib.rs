@@ -5,12 +5,16 @@
 //!
 //! Start with [`Commit`]: one command's events as one message on one aggregate's [`EventSubject`].
 
+mod access;
 mod api_key;
 mod codec;
 mod commit;
+mod connection;
+mod domain;
 mod envelope;
 mod event;
 mod ids;
+mod invitation;
 mod kind;
 mod member;
 mod names;
@@ -18,31 +22,44 @@ mod organization;
 mod parking;
 mod position;
 mod record;
+mod role;
 mod subject;
 mod timestamp;
 mod view;
 
-pub use api_key::{ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, KeyEnvironment};
+pub use access::{
+    AccessDenied, AccessEvent, AuditExported, AuditRead, BreakGlassClosed, BreakGlassOpened, BreakGlassUsed, Direction,
+    IsolationFailed, KeyRefused, OrgSwitched, SignedIn,
+};
+pub use api_key::{ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, KeyEnvironment};
 pub use codec::CodecError;
 pub use commit::{
     Commit, CommitDraft, MAX_COMMIT_BYTES, MAX_EVENTS_PER_COMMIT, OpenedCommit, OpenedEvent, SealedEvent,
 };
+pub use connection::{SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged};
+pub use domain::{DomainClaimed, DomainEvent, DomainProven, DomainRemoved};
 pub use envelope::{
     Actor, ActorType, AggregateVersion, Auth, AuthMethod, Context, Fingerprint, Header, Outcome, OutcomeStatus, Salt,
     Target,
 };
 pub use event::{Event, KNOWN_EVENTS};
-pub use ids::{CommandId, CorrelationId, EventId, IdError, KeyId, MemberId, OrgId, PLATFORM_ORG, RecordId, UserId};
+pub use ids::{
+    BreakGlassId, CommandId, ConnectionId, CorrelationId, DomainId, EventId, IdError, InvitationId, KeyId, MemberId,
+    OrgId, PLATFORM_ORG, RecordId, RoleId, SessionId, UserId,
+};
+pub use invitation::{InvitationAccepted, InvitationEvent, InvitationIssued, InvitationResent, InvitationRevoked};
 pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired, Visibility};
-pub use member::{MemberAdded, MemberEvent, MemberRemoved, MemberRoleChanged, Role};
-pub use names::{KeyPublicId, KindName, NameError, PlanName, Slug};
+pub use member::{MemberAdded, MemberEvent, MemberRemoved, MemberRoleChanged};
+pub use names::{DomainName, KeyPublicId, KindName, LoginMethod, NameError, PlanName, Slug};
 pub use organization::{
-    OrganizationCreated, OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
-    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, TenantType,
+    Branding, InvitePolicy, JitProvisioning, MfaPolicy, OrganizationCreated, OrganizationEvent,
+    OrganizationIdentityLinked, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
+    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, TenantType,
 };
 pub use parking::{ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline};
 pub use position::Position;
 pub use record::{RecordArchived, RecordCreated, RecordEvent, RecordUpdated};
+pub use role::{Role, RoleChanged, RoleDefined, RoleEvent, RoleRemoved};
 pub use subject::{AggregateId, AggregateType, EventSubject, Shard, SubjectError};
 pub use timestamp::Timestamp;
 pub use view::EventView;

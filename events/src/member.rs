@@ -1,10 +1,8 @@
 //! Events of an organization's members.
 
-use std::{fmt, str::FromStr};
-
 use serde::{Deserialize, Serialize};
 
-use crate::{MemberId, UserId, codec::event_enum};
+use crate::{MemberId, Role, UserId, codec::event_enum};
 
 event_enum! {
     /// What happens to members.
@@ -12,63 +10,6 @@ event_enum! {
         Added(MemberAdded) = "member.added", 1;
         RoleChanged(MemberRoleChanged) = "member.role_changed", 1;
         Removed(MemberRemoved) = "member.removed", 1;
-    }
-}
-
-/// What a member or a key may do. The first four include each other; an auditor reads the audit log and nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Everything, deletion included.
-    Owner,
-    /// Members, keys and settings.
-    Admin,
-    /// Reading and writing records.
-    Member,
-    /// Reading.
-    Viewer,
-    /// The audit log only.
-    Auditor,
-}
-
-impl Role {
-    /// The name on the wire.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Owner => "owner",
-            Self::Admin => "admin",
-            Self::Member => "member",
-            Self::Viewer => "viewer",
-            Self::Auditor => "auditor",
-        }
-    }
-
-    /// Whether whoever has this role may hand out `other`.
-    pub fn includes(self, other: Self) -> bool {
-        match self {
-            Self::Owner => true,
-            Self::Admin => other != Self::Owner,
-            Self::Member => matches!(other, Self::Member | Self::Viewer),
-            Self::Viewer => other == Self::Viewer,
-            Self::Auditor => other == Self::Auditor,
-        }
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Role {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Owner, Self::Admin, Self::Member, Self::Viewer, Self::Auditor]
-            .into_iter()
-            .find(|role| role.name() == text)
-            .ok_or_else(|| format!("{text:?} is not a role: owner, admin, member, viewer or auditor"))
     }
 }
 

@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::ConnectionId;
+
 /// Why a text is not such a name. The message is meant for the person who typed it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a {what}: {rule}")]
@@ -70,14 +72,30 @@ names! {
             && text.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'_')
     };
     /// An organization's name in URLs. Unique over all organizations.
-    Slug: "slug", "2 to 63 of a-z, 0-9 and single hyphens, not at either end", |text| {
-        (2..=63).contains(&text.len())
-            && text.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
-            && text.first() != Some(&b'-')
-            && text.last() != Some(&b'-')
-            && !text.windows(2).any(|pair| pair == b"--")
-            // An id is accepted wherever a slug is, so the two must never look alike.
+    Slug: "slug", "2 to 128 of a-z and 0-9, with single -, ., _ or ~ between them", |text| {
+        let between = |b: &u8| matches!(b, b'-' | b'.' | b'_' | b'~');
+        (2..=128).contains(&text.len())
+            && text.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || between(b))
+            && !text.first().is_some_and(between)
+            && !text.last().is_some_and(between)
+            && !text.windows(2).any(|pair| pair.iter().all(between))
+            // An id is accepted wherever a slug is, so the two must never look alike; nor like an id of another kind.
             && !text.starts_with(b"org_")
+            && !text.rsplit(|b| *b == b'_').next().is_some_and(|last| last.len() == 26 && last.len() < text.len())
+    };
+    /// A domain of e-mail addresses, in lower case, as DNS has it (`xn--` for other letters).
+    DomainName: "domain", "at least two labels of a-z, 0-9 and hyphens with dots between them, in lower case", |text| {
+        let is_label = |label: &[u8]| {
+            (1..=63).contains(&label.len())
+                && label.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+                && label.first() != Some(&b'-')
+                && label.last() != Some(&b'-')
+        };
+        text.len() <= 253
+            && text.contains(&b'.')
+            && text.split(|b| *b == b'.').all(is_label)
+            // A number at the end is an address, no name.
+            && text.rsplit(|b| *b == b'.').next().is_some_and(|last| last.iter().any(u8::is_ascii_lowercase))
     };
     /// What an organization has booked, for example `standard` or `enterprise`. What a plan means is up to whoever asks.
     PlanName: "plan name", "1 to 63 of a-z, 0-9, - and _, beginning with a letter", |text| {
@@ -85,10 +103,31 @@ names! {
             && text.first().is_some_and(u8::is_ascii_lowercase)
             && text.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
     };
+    /// A way to prove who one is, as an organization allows or forbids it.
+    LoginMethod: "way to sign in", "oidc, api_key, or sso: and the id of a connection", |text| {
+        let connection = |id: &[u8]| {
+            (1..=63).contains(&id.len()) && id.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        };
+        matches!(text, b"oidc" | b"api_key") || text.strip_prefix(b"sso:").is_some_and(connection)
+    };
     /// The part of an API key that names it: not secret, and enough to find the key's organization.
     KeyPublicId: "key id", "12 of 0-9, A-Z and a-z", |text| {
         text.len() == 12 && text.iter().all(u8::is_ascii_alphanumeric)
     };
+}
+
+impl DomainName {
+    /// The domain of an e-mail address, whatever the case of its letters; none when it has no good one.
+    pub fn of_email(email: &str) -> Option<Self> {
+        email.rsplit_once('@')?.1.to_ascii_lowercase().parse().ok()
+    }
+}
+
+impl PlanName {
+    /// The plan of those who look at what all organizations share, and have none of their own.
+    pub fn public() -> Self {
+        Self("public".to_owned())
+    }
 }
 
 impl Default for PlanName {
@@ -98,18 +137,52 @@ impl Default for PlanName {
     }
 }
 
+impl LoginMethod {
+    /// A token of a configured OpenID Connect issuer, or a session that began with one.
+    pub fn oidc() -> Self {
+        Self("oidc".to_owned())
+    }
+
+    /// An API key.
+    pub fn api_key() -> Self {
+        Self("api_key".to_owned())
+    }
+
+    /// An issuer that one organization signs its people in with.
+    pub fn sso(connection: ConnectionId) -> Self {
+        Self(format!("sso:{connection}"))
+    }
+
+    /// Whether people can prove with it who they are.
+    pub fn is_for_people(&self) -> bool {
+        self.0 != "api_key"
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    // S4.11
     #[test]
     fn slugs_are_url_safe() {
-        for good in ["acme", "a1", "acme-corp-2"] {
+        for good in ["acme", "a1", "acme-corp-2", "acme.example", "a_b~c", &"a".repeat(128)] {
             assert!(good.parse::<Slug>().is_ok(), "{good}");
         }
-        for bad in ["", "a", "-acme", "acme-", "a--b", "Acme", "a.b", "a/b", "a_b", "ä1", &"a".repeat(64)] {
+        let (long, id) = ("a".repeat(129), "mem_01h455vb4pex5vsknk084sn02q");
+        for bad in ["", "a", "-acme", "acme.", "a--b", "a._b", "..", "Acme", "a/b", "a b", "ä1", "org_x", id, &long] {
             assert!(bad.parse::<Slug>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn domains_are_what_stands_behind_the_at() {
+        assert_eq!(DomainName::of_email("Ann@Acme.Example"), "acme.example".parse().ok());
+        assert!("xn--mnchen-3ya.example".parse::<DomainName>().is_ok());
+        for bad in ["", "acme", ".example", "acme.", "a..b", "Acme.example", "-a.example", "a_b.example", "10.0.0.1"] {
+            assert!(bad.parse::<DomainName>().is_err(), "{bad}");
+        }
+        assert_eq!(DomainName::of_email("ann"), None);
     }
 
     #[test]
@@ -118,6 +191,18 @@ mod tests {
         for bad in ["", "Standard", "a=1", "a,b", "1st", "a b", &"a".repeat(64)] {
             assert!(bad.parse::<PlanName>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn ways_to_sign_in_are_known_or_name_a_connection() {
+        for good in ["oidc", "api_key", "sso:conn_1", "sso:a-b"] {
+            assert!(good.parse::<LoginMethod>().is_ok(), "{good}");
+        }
+        for bad in ["", "password", "sso:", "sso", "sso:a b", "OIDC"] {
+            assert!(bad.parse::<LoginMethod>().is_err(), "{bad}");
+        }
+        assert_eq!("oidc".parse(), Ok(LoginMethod::oidc()));
+        assert!(LoginMethod::oidc().is_for_people() && !LoginMethod::api_key().is_for_people());
     }
 
     #[test]

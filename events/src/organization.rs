@@ -1,10 +1,10 @@
 //! Events of an organization.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{PlanName, Slug, codec::event_enum};
+use crate::{DomainName, LoginMethod, PlanName, Slug, codec::event_enum};
 
 event_enum! {
     /// What happens to an organization as a whole.
@@ -15,6 +15,8 @@ event_enum! {
         Suspended(OrganizationSuspended) = "organization.suspended", 1;
         Resumed(OrganizationResumed) = "organization.resumed", 1;
         PlanChanged(OrganizationPlanChanged) = "organization.plan_changed", 1;
+        Upgraded(OrganizationUpgraded) = "organization.upgraded", 1;
+        IdentityLinked(OrganizationIdentityLinked) = "organization.identity_linked", 1;
     }
 }
 
@@ -71,6 +73,79 @@ pub struct OrganizationSettings {
     pub revoke_keys_on_creator_exit: bool,
     /// Whatever the customer wants to keep here.
     pub custom_metadata: BTreeMap<String, String>,
+    // What is the default is not written, so that the bytes of older events stay what they are.
+    /// Whether people become members by signing in.
+    #[serde(skip_serializing_if = "is_default")]
+    pub jit_provisioning: JitProvisioning,
+    /// Who may be invited.
+    #[serde(skip_serializing_if = "is_default")]
+    pub invite_policy: InvitePolicy,
+    /// Whose addresses may be invited, where that is restricted.
+    #[serde(skip_serializing_if = "is_default")]
+    pub allowed_domains: BTreeSet<DomainName>,
+    /// How it looks.
+    #[serde(skip_serializing_if = "is_default")]
+    pub branding: Branding,
+    /// How one may prove who one is; none means in every way that the platform knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_auth_methods: Option<BTreeSet<LoginMethod>>,
+    /// Whether people need a second factor.
+    #[serde(skip_serializing_if = "is_default")]
+    pub mfa_policy: MfaPolicy,
+}
+
+/// Whether people need a second factor to act in the organization.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MfaPolicy {
+    /// No.
+    #[default]
+    Optional,
+    /// Yes: their issuer must have asked for one when they signed in.
+    Required,
+}
+
+/// Whether people become members by signing in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JitProvisioning {
+    /// Nobody does.
+    #[default]
+    NotAllowed,
+    /// Whoever has a verified address of a domain that the organization has proven to be its own.
+    Restricted,
+}
+
+/// Who may be invited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InvitePolicy {
+    /// Everybody.
+    #[default]
+    All,
+    /// Addresses of the allowed domains.
+    Restricted,
+    /// Nobody.
+    None,
+}
+
+/// How an organization looks to its members.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Branding {
+    /// Where its logo is: an `https` address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logo_url: Option<String>,
+    /// Its colour, as `#rrggbb`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub primary_color: Option<String>,
+    /// Where its members get help: an e-mail address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub support_email: Option<String>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Nobody but the platform may act in the organization any more.
@@ -92,4 +167,20 @@ pub struct OrganizationResumed {
 pub struct OrganizationPlanChanged {
     /// The plan from now on.
     pub plan: PlanName,
+}
+
+/// One person's own organization became one that others can join. Its id, its data and its keys stay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OrganizationUpgraded {
+    /// What kind of tenant it is from now on.
+    pub tenant_type: TenantType,
+}
+
+/// An organization of an external identity provider stands for this one there. It is never deleted from here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrganizationIdentityLinked {
+    /// Which provider.
+    pub provider: String,
+    /// The organization's id there.
+    pub external_id: String,
 }

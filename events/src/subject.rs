@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{KeyId, KindName, OrgId, Pipeline, RecordId};
+use crate::{DomainId, InvitationId, KeyId, KindName, OrgId, Pipeline, RecordId};
 
 /// One of the pooled streams. An org lives in exactly one at a time; which one is data, not arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -72,6 +72,14 @@ aggregates! {
     Organization(OrgId) = "organization";
     /// All members of an organization. One aggregate, because "never the last owner" is a rule over all of them.
     Member(OrgId) = "member";
+    /// One invitation.
+    Invitation(InvitationId) = "invitation";
+    /// All roles that an organization made itself. One aggregate, because their names differ.
+    Role(OrgId) = "role";
+    /// One domain of an organization.
+    Domain(DomainId) = "domain";
+    /// All connections of an organization to issuers of its own. One aggregate, because one of them is the default.
+    SsoConnection(OrgId) = "sso_connection";
     /// One API key.
     ApiKey(KeyId) = "api_key";
     /// One record kind (of the platform's own organization).
@@ -80,6 +88,15 @@ aggregates! {
     Record(RecordId) = "record";
     /// What an operator decided about the parked events of one pipeline.
     Parking(Pipeline) = "parking";
+    /// What happened at the organization's door: facts that are in no order and have no versions.
+    Access(OrgId) = "access";
+}
+
+impl AggregateId {
+    /// Whether its events are facts, each by itself: appended without an expectation, and at no version.
+    pub fn is_of_facts(&self) -> bool {
+        matches!(self, Self::Access(_))
+    }
 }
 
 impl fmt::Display for AggregateId {
@@ -191,10 +208,15 @@ mod tests {
         for aggregate in [
             AggregateId::Organization(org),
             AggregateId::Member(org),
+            AggregateId::Invitation(InvitationId::derive(command)),
+            AggregateId::Role(org),
+            AggregateId::Domain(DomainId::of(org, &"acme.example".parse().unwrap())),
+            AggregateId::SsoConnection(org),
             AggregateId::ApiKey(KeyId::derive(command)),
             AggregateId::Kind("yara_rule".parse().unwrap()),
             AggregateId::Record(RecordId::derive(command)),
             AggregateId::Parking(Pipeline::Audit),
+            AggregateId::Access(org),
         ] {
             let subject = EventSubject { shard: Shard(3), org, aggregate };
             assert_eq!(subject.to_string().parse::<EventSubject>().unwrap(), subject);

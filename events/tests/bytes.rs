@@ -4,13 +4,19 @@
 use std::{fs, path::PathBuf};
 
 use orgstream_events::{
-    Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, Auth, AuthMethod, CodecError, CommandId,
-    Commit, CommitDraft, Context, Event, EventSubject, Fingerprint, KNOWN_EVENTS, KeyEnvironment, KeyId, KindChanged,
-    KindDefinition, KindEvent, KindRegistered, KindRetired, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId,
-    MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent, OrganizationPlanChanged,
-    OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
-    ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent,
-    RecordId, RecordUpdated, Role, Salt, Shard, TenantType, Timestamp, UserId, Visibility,
+    AccessDenied, AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated,
+    AuditExported, AuditRead, Auth, AuthMethod, BreakGlassClosed, BreakGlassId, BreakGlassOpened, BreakGlassUsed,
+    CodecError, CommandId, Commit, CommitDraft, ConnectionId, Context, Direction, DomainClaimed, DomainEvent, DomainId,
+    DomainProven, DomainRemoved, Event, EventSubject, Fingerprint, InvitationAccepted, InvitationEvent, InvitationId,
+    InvitationIssued, InvitationResent, InvitationRevoked, IsolationFailed, KNOWN_EVENTS, KeyEnvironment, KeyId,
+    KeyRefused, KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired, LoginMethod, MAX_COMMIT_BYTES,
+    MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, MfaPolicy, OrgId, OrgSwitched,
+    OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked, OrganizationPlanChanged, OrganizationRenamed,
+    OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
+    OrganizationUpgraded, OutcomeStatus, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline,
+    RecordArchived, RecordCreated, RecordEvent, RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent,
+    RoleId, RoleRemoved, Salt, Shard, SignedIn, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved,
+    SsoDefaultChanged, TenantType, Timestamp, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -41,6 +47,19 @@ fn examples() -> Vec<(AggregateId, Event)> {
     };
     let organization = |event| (AggregateId::Organization(org()), Event::Organization(event));
     let member_event = |event| (AggregateId::Member(org()), Event::Member(event));
+    let access = |event| (AggregateId::Access(org()), Event::Access(event));
+    let route = || "GET /v1/organizations/{org}/records".to_owned();
+    let glass = BreakGlassId::fresh(1_700_000_000_000, [6; 10]);
+    let role = RoleId::fresh(1_700_000_000_000, [6; 10]);
+    let invitation = |event| {
+        let id = InvitationId::fresh(1_700_000_000_000, [5; 10]);
+        (AggregateId::Invitation(id), Event::Invitation(event))
+    };
+    let role_event = |event| (AggregateId::Role(org()), Event::Role(event));
+    let domain: orgstream_events::DomainName = "acme.example".parse().unwrap();
+    let domain_event = |event| (AggregateId::Domain(DomainId::of(org(), &domain)), Event::Domain(event));
+    let connection = ConnectionId::fresh(1_700_000_000_000, [7; 10]);
+    let sso = |event| (AggregateId::SsoConnection(org()), Event::SsoConnection(event));
     let kind_event = |event| (AggregateId::Kind(kind("evaluation")), Event::Kind(event));
     vec![
         organization(OrganizationEvent::Created(OrganizationCreated {
@@ -58,11 +77,17 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 api_key_max_days: Some(90),
                 revoke_keys_on_creator_exit: true,
                 custom_metadata: [("crm".to_owned(), "42".to_owned())].into(),
+                ..OrganizationSettings::default()
             },
         })),
         organization(OrganizationEvent::Suspended(OrganizationSuspended { reason: "unpaid".to_owned() })),
         organization(OrganizationEvent::Resumed(OrganizationResumed { reason: "paid".to_owned() })),
         organization(OrganizationEvent::PlanChanged(OrganizationPlanChanged { plan: "enterprise".parse().unwrap() })),
+        organization(OrganizationEvent::Upgraded(OrganizationUpgraded { tenant_type: TenantType::Organization })),
+        organization(OrganizationEvent::IdentityLinked(OrganizationIdentityLinked {
+            provider: "auth0".to_owned(),
+            external_id: "org_9ybsU1dN2dKfDkBi".to_owned(),
+        })),
         member_event(MemberEvent::Added(MemberAdded {
             member_id: member(),
             user_id: UserId::from_login("https://issuer.example", "ann"),
@@ -75,6 +100,37 @@ fn examples() -> Vec<(AggregateId, Event)> {
             to: Role::Viewer,
         })),
         member_event(MemberEvent::Removed(MemberRemoved { member_id: member() })),
+        invitation(InvitationEvent::Issued(InvitationIssued {
+            email: "ann@acme.example".to_owned(),
+            role: Role::Custom(role),
+            expires_at: Timestamp::from_unix_ms(1_700_600_000_000),
+            token_mac: Fingerprint([8; 32]),
+        })),
+        invitation(InvitationEvent::Resent(InvitationResent {
+            expires_at: Timestamp::from_unix_ms(1_700_700_000_000),
+            token_mac: Fingerprint([9; 32]),
+        })),
+        invitation(InvitationEvent::Revoked(InvitationRevoked { reason: Some("a mistake".to_owned()) })),
+        invitation(InvitationEvent::Accepted(InvitationAccepted { member_id: member() })),
+        role_event(RoleEvent::Defined(RoleDefined {
+            role_id: role,
+            name: "Ingest".to_owned(),
+            permissions: vec!["records:write".to_owned()],
+        })),
+        role_event(RoleEvent::Changed(RoleChanged { role_id: role, name: "Ingest".to_owned(), permissions: vec![] })),
+        role_event(RoleEvent::Removed(RoleRemoved { role_id: role })),
+        domain_event(DomainEvent::Claimed(DomainClaimed { domain: domain.clone(), challenge: "c".to_owned() })),
+        domain_event(DomainEvent::Proven(DomainProven { domain: domain.clone() })),
+        domain_event(DomainEvent::Removed(DomainRemoved { domain: domain.clone() })),
+        sso(SsoConnectionEvent::Added(SsoConnectionAdded {
+            connection_id: connection,
+            name: "Okta".to_owned(),
+            issuer: "https://acme.issuer.example".to_owned(),
+            audience: "orgstream-acme".to_owned(),
+            jit: true,
+        })),
+        sso(SsoConnectionEvent::DefaultChanged(SsoDefaultChanged { connection_id: connection })),
+        sso(SsoConnectionEvent::Removed(SsoConnectionRemoved { connection_id: connection })),
         (
             key.clone(),
             Event::ApiKey(ApiKeyEvent::Issued(ApiKeyIssued {
@@ -85,6 +141,18 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 role: Role::Member,
                 environment: KeyEnvironment::Live,
                 expires_at: Some(Timestamp::from_unix_ms(1_800_000_000_000)),
+                scopes: None,
+                allowed_ips: Vec::new(),
+            })),
+        ),
+        (
+            key.clone(),
+            Event::ApiKey(ApiKeyEvent::Rotated(ApiKeyRotated {
+                public_id: "GhIjKl012345".parse().unwrap(),
+                secret_mac: Fingerprint([7; 32]),
+                last4: "Stuv".to_owned(),
+                previous_ends_at: Timestamp::from_unix_ms(1_700_000_086_400),
+                expires_at: None,
             })),
         ),
         (key, Event::ApiKey(ApiKeyEvent::Revoked(ApiKeyRevoked { reason: Some("leaked".to_owned()) }))),
@@ -120,6 +188,45 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 reason: "broken by hand".to_owned(),
             })),
         ),
+        access(AccessEvent::Denied(AccessDenied {
+            code: "not_found".to_owned(),
+            route: route(),
+            target: "record".to_owned(),
+            asked: Some("ajax".to_owned()),
+            repeated: 1,
+        })),
+        access(AccessEvent::SignedIn(SignedIn { method: "oidc".to_owned() })),
+        access(AccessEvent::OrgSwitched(OrgSwitched { direction: Direction::Entered, epoch: 4 })),
+        access(AccessEvent::KeyRefused(KeyRefused {
+            key_id: KeyId::fresh(1_700_000_000_000, [4; 10]),
+            public_id: "AbCdEf012345".parse().unwrap(),
+            code: "revoked".to_owned(),
+            repeated: 17,
+        })),
+        access(AccessEvent::AuditRead(AuditRead { route: route(), query: Some("action=a".to_owned()), repeated: 1 })),
+        access(AccessEvent::AuditExported(AuditExported {
+            format: "jsonl".to_owned(),
+            from_idx: 0,
+            upto_idx: 256,
+            filter: None,
+        })),
+        access(AccessEvent::BreakGlassOpened(BreakGlassOpened {
+            id: glass,
+            reason: "ticket 7".to_owned(),
+            approver: "bob".to_owned(),
+            expires_at: Timestamp::from_unix_ms(1_700_003_600_000),
+        })),
+        access(AccessEvent::BreakGlassUsed(BreakGlassUsed {
+            id: glass,
+            route: route(),
+            path: "/v1/organizations/acme/records".to_owned(),
+        })),
+        access(AccessEvent::BreakGlassClosed(BreakGlassClosed {})),
+        access(AccessEvent::IsolationFailed(IsolationFailed {
+            bound: org(),
+            found: OrgId::fresh(1_700_000_000_000, [77; 10]),
+            table: "audit.events".to_owned(),
+        })),
     ]
 }
 
@@ -170,12 +277,36 @@ fn every_event_has_its_golden_bytes() {
         }
         let golden = fs::read_to_string(&file).unwrap_or_else(|_| panic!("{name} v{schema} has no golden file"));
         assert_eq!(hex(&bytes), golden.trim(), "{name} v{schema} changed its bytes: give it a new schema version");
+        let is_fact = aggregate.is_of_facts();
         let opened = Commit::decode(&bytes).unwrap().open(&subject(aggregate)).unwrap();
         assert_eq!(opened.events[0].event, event);
-        assert_eq!(opened.events[0].header.aggregate.version, 3);
+        assert_eq!(opened.events[0].header.aggregate.version, if is_fact { 0 } else { 3 });
     }
     let known: Vec<_> = KNOWN_EVENTS.iter().flat_map(|events| events.iter().copied()).collect();
     assert_eq!(seen, known, "an event without an example, or in another order");
+}
+
+/// What was added to shapes that were there before: written by newer programs, and so for ever as well.
+#[test]
+fn what_was_added_has_its_golden_bytes() {
+    let auth = Auth { method: AuthMethod::Session, key_id: None, session_id: Some("ses_1".to_owned()) };
+    let settings = OrganizationSettings {
+        allowed_auth_methods: Some([LoginMethod::oidc(), LoginMethod::api_key()].into()),
+        mfa_policy: MfaPolicy::Required,
+        ..OrganizationSettings::default()
+    };
+    let bytes = (rmp_serde::to_vec_named(&auth).unwrap(), rmp_serde::to_vec_named(&settings).unwrap());
+    assert_eq!(hex(&bytes.0), "83a66d6574686f64a773657373696f6ea66b65795f6964c0aa73657373696f6e5f6964a57365735f31");
+    assert_eq!(
+        hex(&bytes.1),
+        concat!(
+            "85b06170695f6b65795f6d61785f64617973c0bb7265766f6b655f6b6579735f6f6e5f63726561746f725f65786974c2af63",
+            "7573746f6d5f6d6574616461746180b4616c6c6f7765645f617574685f6d6574686f647392a76170695f6b6579a46f696463",
+            "aa6d66615f706f6c696379a87265717569726564",
+        )
+    );
+    assert_eq!(rmp_serde::from_slice::<Auth>(&bytes.0).unwrap(), auth);
+    assert_eq!(rmp_serde::from_slice::<OrganizationSettings>(&bytes.1).unwrap(), settings);
 }
 
 #[test]
@@ -284,5 +415,21 @@ proptest! {
         if let Ok(commit) = Commit::decode(&bytes) {
             let _ = commit.open(&subject(aggregate));
         }
+    }
+}
+
+#[test]
+fn a_header_says_who_was_turned_away_and_why() {
+    for (aggregate, event) in examples() {
+        let code = match &event {
+            Event::Access(AccessEvent::Denied(fact)) => Some(fact.code.clone()),
+            Event::Access(AccessEvent::KeyRefused(fact)) => Some(fact.code.clone()),
+            _ => None,
+        };
+        let commit = draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
+        let outcome = commit.open(&subject(aggregate)).unwrap().events.remove(0).header.outcome;
+        let failed = outcome.status == OutcomeStatus::Failed;
+        assert_eq!(outcome.status == OutcomeStatus::Denied, code.is_some());
+        assert_eq!(outcome.code.filter(|_| !failed), code);
     }
 }

@@ -13,8 +13,8 @@ use orgstream_events::{AggregateId, Event, Header, OpenedCommit, Pipeline};
 use time::OffsetDateTime;
 
 use crate::{
-    BoundOrg, DbError, SliceTx, api_keys, audit, convert::to_bigint, idempotency, kinds, members, organizations,
-    records, slugs,
+    BoundOrg, DbError, SliceTx, api_keys, audit, break_glass, convert::to_bigint, domains, idempotency, invitations,
+    kinds, members, organizations, records, roles, slugs, sso_connections,
 };
 
 /// A commit, and where it stands in its stream.
@@ -55,9 +55,14 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
     let mut organizations = organizations::Fold::default();
     let mut slugs = slugs::Fold::default();
     let mut members = members::Fold::default();
+    let mut invitations = invitations::Fold::default();
+    let mut roles = roles::Fold::default();
+    let mut domains = domains::Fold::default();
+    let mut sso_connections = sso_connections::Fold::default();
     let mut api_keys = api_keys::Fold::default();
     let mut kinds = kinds::Fold::default();
     let mut records = records::Fold::default();
+    let mut glasses = break_glass::Fold::default();
     for Applied { seq, commit } in commits {
         for event in &commit.events {
             let header = &event.header;
@@ -69,17 +74,29 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
                     slugs.apply(event);
                 }
                 (Event::Member(event), AggregateId::Member(_)) => members.apply(event, stamp),
+                (Event::Invitation(event), AggregateId::Invitation(id)) => {
+                    invitations.apply(*id, event, commit.command_id, &header.actor, stamp);
+                }
+                (Event::Role(event), AggregateId::Role(_)) => roles.apply(event, stamp),
+                (Event::Domain(event), AggregateId::Domain(id)) => domains.apply(*id, event, stamp),
+                (Event::SsoConnection(event), AggregateId::SsoConnection(_)) => sso_connections.apply(event, stamp),
                 (Event::ApiKey(event), AggregateId::ApiKey(id)) => api_keys.apply(*id, event, &header.actor, stamp),
                 (Event::Kind(event), AggregateId::Kind(name)) => kinds.apply(name, event, stamp),
+                (Event::Access(event), AggregateId::Access(_)) => glasses.apply(event, &header.actor, stamp),
                 // What an operator decided about parked events is carried out by the worker; there is no row for it.
                 (Event::Parking(_), AggregateId::Parking(_)) => {}
                 (
                     Event::Organization(_)
                     | Event::Member(_)
+                    | Event::Invitation(_)
+                    | Event::Role(_)
+                    | Event::Domain(_)
+                    | Event::SsoConnection(_)
                     | Event::ApiKey(_)
                     | Event::Kind(_)
                     | Event::Record(_)
-                    | Event::Parking(_),
+                    | Event::Parking(_)
+                    | Event::Access(_),
                     aggregate,
                 ) => {
                     let what = "an aggregate that has such an event";
@@ -91,16 +108,21 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
     organizations.write(connection, org).await?;
     slugs.write(connection, org).await?;
     members.write(connection, org).await?;
+    invitations.write(connection, org).await?;
+    roles.write(connection, org).await?;
+    domains.write(connection, org).await?;
+    sso_connections.write(connection, org).await?;
     api_keys.write(connection, org).await?;
     kinds.write(connection, org).await?;
     records.write(connection, org).await?;
+    glasses.write(connection, org).await?;
     idempotency::write(connection, org, commits).await
 }
 
 /// Appends the events of `commits`, in stream order, to the audit log.
 pub async fn apply_audit(slice: &mut SliceTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
-    let connection = slice.connection_of(org, Pipeline::Audit)?;
-    audit::append(connection, org.org().uuid(), commits).await
+    let (connection, end) = slice.log_of(org)?;
+    audit::append(connection, org.org().uuid(), end, commits).await
 }
 
 /// A change must have found every row that it was meant for.

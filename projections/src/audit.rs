@@ -1,9 +1,17 @@
 //! The audit log: every event of an org with its stored bytes, numbered without gaps, never changed.
+//!
+//! Each append also moves the frontier of the org's Merkle tree, in the same transaction and the same statement. Tiles,
+//! checkpoints and signatures are made later, by a process that holds the key (`signing.rs`), out of what is here.
 
-use std::sync::Arc;
+mod checkpoints;
+mod signing;
+mod tree;
+
+use std::{collections::HashSet, sync::Arc};
 
 use orgstream_events::{
-    ActorType, CodecError, EventId, EventView, Fingerprint, OpenedCommit, OpenedEvent, SealedEvent, Timestamp,
+    ActorType, CodecError, EventId, EventView, Fingerprint, OpenedCommit, OpenedEvent, OutcomeStatus, SealedEvent,
+    Timestamp,
 };
 use orgstream_transparency::{Hash, leaf_hash};
 use sqlx::PgConnection;
@@ -11,8 +19,17 @@ use uuid::Uuid;
 
 use crate::{
     Applied, BoundOrg, DbError, Listing, Page, Placed, SliceTx, TenantTx,
+    apply::all_there,
     convert::{column, fingerprint, from_bigint, to_bigint},
 };
+
+pub use checkpoints::{
+    AuditCheckpoint, LogPolicy, ask_for_checkpoint, checkpoint_at, checkpoint_with, checkpoints, handovers,
+    newest_checkpoint, policy,
+};
+pub use signing::{SigningDatabase, SigningTx, Wishes};
+pub(crate) use tree::LogEnd;
+pub use tree::{prove, tile};
 
 /// One event of the log.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +53,17 @@ impl AuditEntry {
     }
 }
 
+/// The entries, if the stored bytes of each say that it is of the org that is read: the columns beside them might lie.
+fn own(tx: &TenantTx, entries: Vec<AuditEntry>) -> Result<Vec<AuditEntry>, DbError> {
+    for entry in &entries {
+        // What cannot be opened is reported by whoever wants to see it.
+        if let Ok(opened) = entry.sealed.clone().open() {
+            tx.check_own(opened.header.org_id, "audit.events")?;
+        }
+    }
+    Ok(entries)
+}
+
 impl Placed for AuditEntry {
     type Place = u64;
 
@@ -55,43 +83,65 @@ pub struct AuditFilter {
     pub actor_id: Option<String>,
     /// Done to this thing first of all.
     pub target_id: Option<String>,
+    /// That ended so.
+    pub outcome: Option<OutcomeStatus>,
+    /// At this place of the log or behind it.
+    pub from_idx: Option<u64>,
+    /// Before this place of the log.
+    pub to_idx: Option<u64>,
     /// Recorded at this moment or later.
     pub since: Option<Timestamp>,
     /// Recorded before this moment.
     pub until: Option<Timestamp>,
 }
 
-/// Numbers the events on from the org's last and appends them: one statement, whatever their number.
-pub(crate) async fn append(connection: &mut PgConnection, org: Uuid, commits: &[Applied]) -> Result<(), DbError> {
-    let events: Vec<(i64, i32, Option<&Fingerprint>, &OpenedEvent)> = commits
+/// An event with the sequence of its commit, its place there, and the fingerprint of the commit, if it is its first.
+type Numbered<'a> = (i64, i32, Option<&'a Fingerprint>, &'a OpenedEvent);
+
+/// Numbers the events on from the org's last and appends them: one statement, whatever their number. A fact that is there
+/// already is passed over, and takes no number.
+///
+/// `end` is where the log ends before and afterwards. The statement appends nothing when the log ends elsewhere.
+pub(crate) async fn append(
+    connection: &mut PgConnection,
+    org: Uuid,
+    end: &mut LogEnd,
+    commits: &[Applied],
+) -> Result<(), DbError> {
+    let events: Vec<Numbered<'_>> = commits
         .iter()
         .flat_map(|Applied { seq, commit }| {
             let fingerprint = |nth| commit.fingerprint.as_ref().filter(|_| nth == 0);
             (0..).zip(&commit.events).map(move |(nth, event)| (to_bigint(*seq), nth, fingerprint(nth), event))
         })
         .collect();
+    let events = without_repeated_facts(connection, org, events).await?;
     if events.is_empty() {
         return Ok(());
     }
+    end.catch_up(connection, org).await?;
     let leaves = column(&events, |(.., event)| leaf_hash(&event.sealed.header));
-    sqlx::query!(
+    let after = end.after(&leaves);
+    let inserted = sqlx::query!(
         "WITH head AS (
-            INSERT INTO audit.heads AS head (org_id, next_idx) VALUES ($1, $2)
-            ON CONFLICT (org_id) DO UPDATE SET next_idx = head.next_idx + $2
-            RETURNING next_idx - $2 AS first_idx
+            INSERT INTO audit.heads AS head (org_id, next_idx, frontier) VALUES ($1, $3, $4)
+            ON CONFLICT (org_id) DO UPDATE SET next_idx = $3, frontier = $4 WHERE head.next_idx = $2
+            RETURNING head.org_id
         )
         INSERT INTO audit.events (org_id, idx, event_id, command_id, seq, ordinal, recorded_at, occurred_at, action,
-            actor_type, actor_id, target_type, target_id, header, payload, leaf, fingerprint)
-        SELECT $1, head.first_idx + event.place - 1, event.event_id, event.command_id, event.seq, event.ordinal,
+            actor_type, actor_id, target_type, target_id, header, payload, leaf, fingerprint, outcome)
+        SELECT $1, $2 + event.place - 1, event.event_id, event.command_id, event.seq, event.ordinal,
             event.recorded_at, event.occurred_at, event.action, event.actor_type, event.actor_id, event.target_type,
-            event.target_id, event.header, event.payload, event.leaf, event.fingerprint
-        FROM head, unnest($3::uuid[], $4::uuid[], $5::bigint[], $6::integer[], $7::timestamptz[], $8::timestamptz[],
-            $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bytea[], $15::bytea[], $16::bytea[],
-            $17::bytea[])
+            event.target_id, event.header, event.payload, event.leaf, event.fingerprint, event.outcome
+        FROM head, unnest($5::uuid[], $6::uuid[], $7::bigint[], $8::integer[], $9::timestamptz[], $10::timestamptz[],
+            $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::bytea[], $17::bytea[], $18::bytea[],
+            $19::bytea[], $20::text[])
             WITH ORDINALITY AS event (event_id, command_id, seq, ordinal, recorded_at, occurred_at, action, actor_type,
-                actor_id, target_type, target_id, header, payload, leaf, fingerprint, place)",
+                actor_id, target_type, target_id, header, payload, leaf, fingerprint, outcome, place)",
         org,
-        i64::try_from(events.len()).unwrap_or(i64::MAX),
+        to_bigint(end.size()),
+        to_bigint(after.size()),
+        after.to_bytes(),
         &column(&events, |(.., event)| event.header.event_id.uuid()),
         &column(&events, |(.., event)| event.header.command_id.uuid()),
         &column(&events, |(seq, ..)| *seq),
@@ -107,10 +157,36 @@ pub(crate) async fn append(connection: &mut PgConnection, org: Uuid, commits: &[
         column(&events, |(.., event)| &*event.sealed.payload) as _,
         column(&leaves, |leaf| leaf.0.as_slice()) as _,
         column(&events, |(_, _, fingerprint, _)| fingerprint.map(|fingerprint| fingerprint.0.as_slice())) as _,
+        column(&events, |(.., event)| event.header.outcome.status.name()) as _,
     )
     .execute(connection)
     .await?;
+    all_there("audit.events", events.len(), inserted.rows_affected())?;
+    *end = after;
     Ok(())
+}
+
+/// The events without those facts that are in the log, or came before in the same slice. Only facts can come twice: every
+/// other append expects what it comes after.
+async fn without_repeated_facts<'a>(
+    connection: &mut PgConnection,
+    org: Uuid,
+    mut events: Vec<Numbered<'a>>,
+) -> Result<Vec<Numbered<'a>>, DbError> {
+    let is_fact = |event: &OpenedEvent| event.header.aggregate.aggregate.is_of_facts();
+    let facts: Vec<Uuid> =
+        events.iter().filter(|(.., event)| is_fact(event)).map(|(.., event)| event.header.event_id.uuid()).collect();
+    if facts.is_empty() {
+        return Ok(events);
+    }
+    let known = sqlx::query_scalar!(
+        "SELECT event_id FROM audit.events WHERE org_id = $1 AND event_id = ANY ($2)",
+        org,
+        &facts,
+    );
+    let mut seen: HashSet<Uuid> = known.fetch_all(connection).await?.into_iter().collect();
+    events.retain(|(.., event)| !is_fact(event) || seen.insert(event.header.event_id.uuid()));
+    Ok(events)
 }
 
 fn target(event: &OpenedEvent) -> (&str, &str) {
@@ -152,6 +228,9 @@ macro_rules! matching {
                 AND ($7::text IS NULL OR target_id = $7)
                 AND ($8::timestamptz IS NULL OR recorded_at >= $8)
                 AND ($9::timestamptz IS NULL OR recorded_at < $9)
+                AND ($10::text IS NULL OR outcome = $10)
+                AND ($11::bigint IS NULL OR idx >= $11)
+                AND ($12::bigint IS NULL OR idx < $12)
                 AND "
                 + $from
                 + " ORDER BY "
@@ -166,6 +245,9 @@ macro_rules! matching {
             $filter.target_id.as_deref(),
             $filter.since.map(Timestamp::to_datetime),
             $filter.until.map(Timestamp::to_datetime),
+            $filter.outcome.map(OutcomeStatus::name),
+            $filter.from_idx.map(to_bigint),
+            $filter.to_idx.map(to_bigint),
         )
     };
 }
@@ -185,7 +267,8 @@ pub async fn list(
     } else {
         matching!("idx > $2", "idx", org, idx, rows, filter).fetch_all(tx.connection()).await
     }?;
-    Listing::new(rows, page, limit)
+    let Listing { rows, more } = Listing::new(rows, page, limit)?;
+    Ok(Listing { rows: own(tx, rows)?, more })
 }
 
 /// Up to `limit` events in the log's own order, from `idx` on.
@@ -199,7 +282,8 @@ pub async fn from_idx(tx: &mut TenantTx, idx: u64, limit: u16) -> Result<Vec<Aud
         to_bigint(idx),
         i64::from(limit),
     );
-    rows.fetch_all(tx.connection()).await?.into_iter().map(AuditEntry::try_from).collect()
+    let rows = rows.fetch_all(tx.connection()).await?.into_iter().map(AuditEntry::try_from);
+    own(tx, rows.collect::<Result<_, _>>()?)
 }
 
 /// Up to `limit` events in the order of the stream, from the commit at `seq` on.
@@ -213,7 +297,8 @@ pub async fn from_seq(tx: &mut TenantTx, seq: u64, limit: u16) -> Result<Vec<Aud
         to_bigint(seq),
         i64::from(limit),
     );
-    rows.fetch_all(tx.connection()).await?.into_iter().map(AuditEntry::try_from).collect()
+    let rows = rows.fetch_all(tx.connection()).await?.into_iter().map(AuditEntry::try_from);
+    own(tx, rows.collect::<Result<_, _>>()?)
 }
 
 /// The org's commits in the order of the stream, after `after` and up to `upto`: as many whole ones as have about `events`
@@ -273,7 +358,16 @@ pub async fn get(tx: &mut TenantTx, event: EventId) -> Result<Option<AuditEntry>
         org,
         event.uuid(),
     );
-    row.fetch_optional(tx.connection()).await?.map(AuditEntry::try_from).transpose()
+    let row = row.fetch_optional(tx.connection()).await?.map(AuditEntry::try_from).transpose()?;
+    Ok(own(tx, row.into_iter().collect())?.pop())
+}
+
+/// The place of the last event that the stream has at `seq` or before.
+pub async fn last_idx(tx: &mut TenantTx, seq: u64) -> Result<Option<u64>, DbError> {
+    let org = tx.org().uuid();
+    let last = sqlx::query_scalar("SELECT max(idx) FROM audit.events WHERE org_id = $1 AND seq <= $2");
+    let last: Option<i64> = last.bind(org).bind(to_bigint(seq)).fetch_one(tx.connection()).await?;
+    Ok(last.map(from_bigint))
 }
 
 /// How many events the log has.

@@ -1,7 +1,7 @@
 -- One row for each thing that breaks the rules of tenancy.
 WITH
 app_roles AS (
-    SELECT oid, rolname FROM pg_roles WHERE rolname IN ('app_rw', 'app_ro', 'app_audit') OR rolname = current_user
+    SELECT oid, rolname FROM pg_roles WHERE rolname IN ('app_rw', 'app_ro', 'app_audit', 'app_sign', 'app_identity') OR rolname = current_user
 ),
 tables AS (
     SELECT c.oid, c.relowner, c.relrowsecurity, c.relforcerowsecurity, n.nspname,
@@ -16,6 +16,9 @@ tables AS (
 ),
 tenant_tables AS (SELECT * FROM tables WHERE org_column IS NOT NULL),
 versioned_tables AS (SELECT * FROM tables WHERE version_column IS NOT NULL),
+append_only AS (
+    SELECT unnest(ARRAY['audit.events', 'audit.tiles', 'audit.checkpoints', 'audit.signatures']) AS name
+),
 policies AS (
     SELECT p.*, pg_get_expr(polqual, polrelid) AS reads, pg_get_expr(polwithcheck, polrelid) AS writes
     FROM pg_policy AS p
@@ -97,19 +100,31 @@ CROSS JOIN tenant_tables AS t
 CROSS JOIN unnest(ARRAY['TRUNCATE', 'REFERENCES', 'TRIGGER']) AS p (privilege)
 WHERE has_table_privilege(a.oid, t.oid, p.privilege)
 UNION ALL
-SELECT format('the role %I may %s audit.events', a.rolname, p.privilege), 'REVOKE it: the log is append-only'
-FROM app_roles AS a CROSS JOIN unnest(ARRAY['UPDATE', 'DELETE']) AS p (privilege)
-WHERE has_table_privilege(a.oid, to_regclass('audit.events'), p.privilege)
+SELECT format('the role %I may %s %s', a.rolname, p.privilege, log.name), 'REVOKE it: the log is append-only'
+FROM app_roles AS a
+CROSS JOIN unnest(ARRAY['UPDATE', 'DELETE']) AS p (privilege)
+CROSS JOIN append_only AS log
+WHERE has_table_privilege(a.oid, to_regclass(log.name), p.privilege)
 UNION ALL
-SELECT 'audit.events may be changed: its trigger is missing or off', 'create or enable the trigger append_only'
-WHERE NOT EXISTS (
+SELECT log.name || ' may be changed: its trigger is missing or off', 'create or enable the trigger append_only'
+FROM append_only AS log WHERE NOT EXISTS (
     SELECT FROM pg_trigger
-    WHERE tgrelid = to_regclass('audit.events') AND tgname = 'append_only' AND tgenabled IN ('O', 'A')
+    WHERE tgrelid = to_regclass(log.name) AND tgname = 'append_only' AND tgenabled IN ('O', 'A')
 )
 UNION ALL
 SELECT format('the role %I may create objects in the schema %I', a.rolname, n.nspname), 'REVOKE CREATE ON SCHEMA'
 FROM app_roles AS a CROSS JOIN pg_namespace AS n
 WHERE n.nspname NOT LIKE 'pg\_%' AND has_schema_privilege(a.oid, n.oid, 'CREATE')
+UNION ALL
+SELECT format('the role app_identity may use the schema %I', n.nspname),
+    'REVOKE USAGE: who signs in is kept apart from what organizations have'
+FROM pg_namespace AS n JOIN pg_roles AS a ON a.rolname = 'app_identity'
+WHERE n.nspname IN ('app', 'rm', 'audit', 'ops') AND has_schema_privilege(a.oid, n.oid, 'USAGE')
+UNION ALL
+SELECT format('the role %I may use the schema identity', a.rolname),
+    'REVOKE USAGE: what organizations have is kept apart from who signs in'
+FROM pg_roles AS a JOIN pg_namespace AS n ON n.nspname = 'identity'
+WHERE a.rolname IN ('app_rw', 'app_ro', 'app_audit', 'app_resolver') AND has_schema_privilege(a.oid, n.oid, 'USAGE')
 UNION ALL
 SELECT format('%s is a materialized view, which no policy watches over', c.oid::regclass), 'make it a table'
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -117,13 +132,13 @@ WHERE c.relkind = 'm' AND n.nspname NOT LIKE 'pg\_%'
 UNION ALL
 SELECT format('the view %s reads with the rights of its owner', c.oid::regclass), 'WITH (security_invoker = true)'
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relkind = 'v' AND n.nspname IN ('app', 'rm', 'audit', 'ops', 'public')
+WHERE c.relkind = 'v' AND n.nspname IN ('app', 'rm', 'audit', 'ops', 'identity', 'public')
     AND NOT coalesce(c.reloptions && ARRAY['security_invoker=true', 'security_invoker=on'], false)
 UNION ALL
 SELECT format('the function %s runs with the rights of its owner', p.oid::regprocedure),
     'let app_resolver own it, with search_path = pg_catalog, pg_temp'
 FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_roles AS owner ON owner.oid = p.proowner
-WHERE p.prosecdef AND n.nspname IN ('app', 'rm', 'audit', 'ops', 'public')
+WHERE p.prosecdef AND n.nspname IN ('app', 'rm', 'audit', 'ops', 'identity', 'public')
     AND NOT (
         owner.rolname = 'app_resolver'
         AND coalesce(p.proconfig @> ARRAY['search_path=pg_catalog, pg_temp'], false)

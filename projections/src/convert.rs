@@ -1,6 +1,6 @@
 //! Between the types of events and those of columns.
 
-use orgstream_events::{Actor, ActorType, Fingerprint};
+use orgstream_events::{Actor, ActorType, Fingerprint, MemberId};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -18,6 +18,13 @@ pub struct CreatedBy {
 impl CreatedBy {
     pub(crate) fn stored(actor_type: String, id: String) -> Result<Self, DbError> {
         Ok(Self { actor_type: from_wire("an actor type", actor_type)?, id })
+    }
+}
+
+impl CreatedBy {
+    /// The member, if it was one.
+    pub fn member(&self) -> Option<MemberId> {
+        (self.actor_type == ActorType::Member).then(|| self.id.parse().ok()).flatten()
     }
 }
 

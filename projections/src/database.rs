@@ -6,9 +6,10 @@ use sqlx::{
     AssertSqlSafe, PgPool, Postgres, SqlSafeStr, Transaction,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use tokio::sync::broadcast;
 use tracing::Instrument as _;
 
-use crate::{BoundOrg, DbError, SliceTx, TenantTx, catalogue, migrate};
+use crate::{BoundOrg, Breach, DbError, SliceTx, TenantTx, breach::Alarm, catalogue, migrate};
 
 const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 const WRITE: &str = "BEGIN";
@@ -38,6 +39,10 @@ const READ_SETTINGS: [(&str, &str); 6] = [
 ];
 /// Leases and marks have connections of their own: a lease must be renewed however busy the slices are.
 const OPS_CONNECTIONS: u32 = 2;
+/// Who signs in is looked up once in a while, by a primary key or a hash.
+const IDENTITY_CONNECTIONS: u32 = 8;
+const IDENTITY_SETTINGS: [(&str, &str); 3] =
+    [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where the database is, and how many connections it may be asked for.
@@ -96,32 +101,22 @@ pub struct Database {
     backlog: PgPool,
     ops: PgPool,
     ro: PgPool,
+    identity: PgPool,
+    alarm: Alarm,
 }
 
 impl Database {
     /// Connects, and fails if nobody answers.
     pub async fn connect(options: &DatabaseOptions) -> Result<Self, DbError> {
-        let pool = |role: &str, settings: &[(&str, &str)], connections: u32| -> Result<PgPool, DbError> {
-            let mut connect: PgConnectOptions = options.url.parse()?;
-            if !names_a_user(&options.url) {
-                connect = connect.username(role);
-            }
-            if let Some(password) = &options.password {
-                connect = connect.password(password);
-            }
-            let connect = connect.application_name(&format!("orgstream {role}")).options(settings.iter().copied());
-            // Connections are not tried before use, which would cost a round trip each time; see `begin`.
-            Ok(PgPoolOptions::new()
-                .max_connections(connections.max(1))
-                .acquire_timeout(ACQUIRE_TIMEOUT)
-                .test_before_acquire(false)
-                .connect_lazy_with(connect))
-        };
+        let pool = |role, settings, connections| pool(options, role, settings, connections);
         let database = Self {
             slices: pool("app_rw", &SLICE_SETTINGS, options.rw_connections)?,
             backlog: pool("app_rw", &SLICE_SETTINGS, options.rw_connections)?,
             ops: pool("app_rw", &[], OPS_CONNECTIONS)?,
             ro: pool("app_ro", &READ_SETTINGS, options.ro_connections)?,
+            // Connects when somebody signs in: workers never do.
+            identity: pool("app_identity", &IDENTITY_SETTINGS, IDENTITY_CONNECTIONS)?,
+            alarm: Alarm::default(),
         };
         drop(database.slices.acquire().await?);
         drop(database.ro.acquire().await?);
@@ -134,6 +129,7 @@ impl Database {
         self.backlog.close().await;
         self.ops.close().await;
         self.ro.close().await;
+        self.identity.close().await;
     }
 
     /// Everything that must be put right before this database is used; nothing is the good answer.
@@ -151,7 +147,13 @@ impl Database {
         // Without its tables the catalogue could only repeat the same thing in other words.
         match migrate::pending(&mut connection).await? {
             Some(pending) => Ok(vec![pending]),
-            None => catalogue::check(&mut connection).await,
+            None => {
+                // The login that only people's sign-ins use: it must be there before the first of them.
+                let mut identity = self.identity.acquire().await?;
+                findings.extend(catalogue::login(&mut identity).await?);
+                findings.extend(catalogue::check(&mut connection).await?);
+                Ok(findings)
+            }
         }
     }
 
@@ -163,7 +165,16 @@ impl Database {
 
     /// A consistent, read-only view of one org's rows.
     pub async fn read(&self, org: BoundOrg) -> Result<TenantTx, DbError> {
-        Ok(TenantTx::new(begin(&self.ro, READ, Some(org)).await?, org))
+        Ok(TenantTx::new(begin(&self.ro, READ, Some(org)).await?, org, self.alarm()))
+    }
+
+    pub(crate) fn alarm(&self) -> Alarm {
+        self.alarm.clone()
+    }
+
+    /// Every row of a wrong org that is read from now on.
+    pub fn breaches(&self) -> broadcast::Receiver<Breach> {
+        self.alarm.listen()
     }
 
     /// A transaction that slices of any number of orgs are opened in, one after the other. A statement of it that takes
@@ -191,10 +202,38 @@ impl Database {
         &self.ops
     }
 
+    /// For users and sessions, and for nothing else.
+    pub(crate) fn identity_pool(&self) -> &PgPool {
+        &self.identity
+    }
+
     /// For the functions of `resolve`, and for nothing else.
     pub(crate) fn resolver_pool(&self) -> &PgPool {
         &self.ro
     }
+}
+
+/// Connections of one role, which are made when they are needed.
+pub(crate) fn pool(
+    options: &DatabaseOptions,
+    role: &str,
+    settings: &[(&str, &str)],
+    connections: u32,
+) -> Result<PgPool, DbError> {
+    let mut connect: PgConnectOptions = options.url.parse()?;
+    if !names_a_user(&options.url) {
+        connect = connect.username(role);
+    }
+    if let Some(password) = &options.password {
+        connect = connect.password(password);
+    }
+    let connect = connect.application_name(&format!("orgstream {role}")).options(settings.iter().copied());
+    // Connections are not tried before use, which would cost a round trip each time; see `begin`.
+    Ok(PgPoolOptions::new()
+        .max_connections(connections.max(1))
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .test_before_acquire(false)
+        .connect_lazy_with(connect))
 }
 
 fn names_a_user(url: &str) -> bool {
@@ -218,6 +257,11 @@ async fn begin(
         Some(org) => format!("{statement}; SELECT app.bind('{}')", org.org().uuid()),
         None => statement.to_owned(),
     };
+    begin_with(pool, statement).await
+}
+
+/// The same with any binding that is part of the statement.
+pub(crate) async fn begin_with(pool: &PgPool, statement: String) -> Result<Transaction<'static, Postgres>, DbError> {
     let begun = tokio::spawn(begin_at_last(pool.clone(), statement).in_current_span());
     Ok(begun.await.map_err(|_| sqlx::Error::WorkerCrashed)??)
 }

@@ -35,6 +35,24 @@ pub enum DbError {
         /// What is stored.
         value: String,
     },
+    /// What is stored of an audit log contradicts itself, or what was signed of it.
+    #[error("the audit log of {org} is not what was appended to it: {what}")]
+    Altered {
+        /// Whose log.
+        org: OrgId,
+        /// What does not fit.
+        what: String,
+    },
+    /// A row that was read for one org is another's. It was not shown, and the alarm was given.
+    #[error("a row of {table} that was read for {bound} belongs to {found}")]
+    ForeignRow {
+        /// The org that was read for.
+        bound: OrgId,
+        /// The org that the row belongs to.
+        found: OrgId,
+        /// Which table.
+        table: &'static str,
+    },
     /// A programming error: the transaction is not open for this org.
     #[error("this transaction has no open slice of {0}")]
     NotOpen(OrgId),

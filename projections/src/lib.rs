@@ -4,19 +4,31 @@
 //! reaches a table but through a transaction that is bound to one org ([`TenantTx`] to read, [`SliceTx`] to apply), and
 //! the only way to bind one is a [`BoundOrg`], which authentication and the stream give out.
 //!
+//! Who has signed in ([`identity`]) is no tenant's and lies in a schema of its own, behind a login that reaches nothing else.
+//!
 //! A row is a pure function of the events: dropping every read model and replaying gives the same rows.
 
 pub mod api_keys;
 pub mod audit;
+pub mod break_glass;
 pub mod checkpoints;
+pub mod domains;
 pub mod idempotency;
+pub mod identity;
+pub mod invitations;
+pub mod key_uses;
 pub mod kinds;
+pub mod mails;
 pub mod members;
 pub mod organizations;
 pub mod parked;
 pub mod records;
+pub mod roles;
+pub mod sso_connections;
 
 mod apply;
+mod as_of;
+mod breach;
 mod catalogue;
 mod convert;
 mod database;
@@ -34,6 +46,8 @@ mod tenant;
 mod versions;
 
 pub use apply::{Applied, apply, apply_audit, apply_read_models};
+pub use as_of::{AsOf, Moment, TooMany};
+pub use breach::Breach;
 pub use convert::CreatedBy;
 pub use database::{Database, DatabaseOptions, Finding, SliceClass};
 pub use drift::{Comparison, Drift, drift};

@@ -99,7 +99,7 @@ impl<'a> Fold<'a> {
                     seq = excluded.seq",
                 org,
                 &column(&changed, |(id, _)| id.uuid()),
-                column(&changed, |(_, change)| change.role.map(Role::name)) as _,
+                column(&changed, |(_, change)| change.role.map(|role| role.to_string())) as _,
                 column(&changed, |(_, change)| change.status) as _,
                 &column(&changed, |(_, change)| change.stamp.version),
                 &column(&changed, |(_, change)| change.stamp.at),
@@ -129,7 +129,7 @@ impl<'a> Fold<'a> {
                 &column(&born, |(id, _)| id.uuid()),
                 &column(&births, |(added, _)| added.user_id.uuid()),
                 column(&births, |(added, _)| added.email.as_str()) as _,
-                column(&born, |(_, change)| change.role.map(Role::name)) as _,
+                column(&born, |(_, change)| change.role.map(|role| role.to_string())) as _,
                 column(&born, |(_, change)| change.status) as _,
                 &column(&born, |(_, change)| change.stamp.version),
                 &column(&births, |(_, at)| *at),
@@ -173,21 +173,25 @@ impl TryFrom<Row> for Member {
     }
 }
 
-/// The active members; with `removed`, those who left as well.
+/// The active members; with `removed`, those who left as well; with `email`, whoever has this address, whatever the case of
+/// its letters.
 pub async fn list(
     tx: &mut TenantTx,
     removed: bool,
+    email: Option<&str>,
     page: &Page<Place>,
     limit: u16,
 ) -> Result<Listing<Member>, DbError> {
     let rows = newest_first!(
         Row,
         r#"SELECT id, user_id, email, role, status = 'active' AS "active!", version, created_at, updated_at, seq
-        FROM rm.members WHERE org_id = $1 AND ($5 OR status = 'active')"#,
+        FROM rm.members WHERE org_id = $1 AND ($5 OR status = 'active')
+            AND ($6::text IS NULL OR lower(email) = lower($6))"#,
         tx,
         page,
         limit,
-        removed
+        removed,
+        email
     )?;
     Listing::new(rows, page, limit)
 }

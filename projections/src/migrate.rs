@@ -10,7 +10,7 @@ use sqlx::{
 use crate::{DbError, Finding};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
-const LOGIN_ROLES: [&str; 3] = ["app_rw", "app_ro", "app_audit"];
+const LOGIN_ROLES: [&str; 5] = ["app_rw", "app_ro", "app_audit", "app_sign", "app_identity"];
 
 /// Why a database could not be brought up to date.
 #[derive(Debug, thiserror::Error)]

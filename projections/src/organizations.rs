@@ -34,6 +34,8 @@ pub struct Organization {
     pub settings: OrganizationSettings,
     /// What it has booked.
     pub plan: PlanName,
+    /// Which organization of an external identity provider stands for it there.
+    pub external_id: Option<String>,
     /// The aggregate's version.
     pub version: u64,
     /// When it was created.
@@ -53,6 +55,8 @@ pub(crate) struct Fold<'a> {
     suspension: Option<Suspension<'a>>,
     settings: Option<&'a OrganizationSettings>,
     plan: Option<(&'a PlanName, i64)>,
+    tenant_type: Option<TenantType>,
+    external_id: Option<&'a str>,
     stamp: Option<Stamp>,
 }
 
@@ -78,6 +82,7 @@ impl<'a> Fold<'a> {
                     created: Some((event, stamp.at)),
                     slug: Some(&event.slug),
                     name: Some(&event.name),
+                    tenant_type: Some(event.tenant_type),
                     ..Self::default()
                 };
             }
@@ -89,6 +94,8 @@ impl<'a> Fold<'a> {
             OrganizationEvent::Suspended(event) => self.suspension = Some(Suspension::Because(&event.reason)),
             OrganizationEvent::Resumed(_) => self.suspension = Some(Suspension::Over),
             OrganizationEvent::PlanChanged(event) => self.plan = Some((&event.plan, stamp.seq)),
+            OrganizationEvent::Upgraded(event) => self.tenant_type = Some(event.tenant_type),
+            OrganizationEvent::IdentityLinked(event) => self.external_id = Some(&event.external_id),
         }
         self.stamp = Some(stamp);
     }
@@ -115,6 +122,8 @@ impl<'a> Fold<'a> {
                     name = coalesce($3, name),
                     suspended_reason = CASE WHEN $4 THEN $5 ELSE suspended_reason END,
                     settings = coalesce($6, settings),
+                    tenant_type = coalesce($10, tenant_type),
+                    external_id = coalesce($11, external_id),
                     version = $7,
                     updated_at = $8,
                     seq = $9
@@ -128,6 +137,8 @@ impl<'a> Fold<'a> {
                 stamp.version,
                 stamp.at,
                 stamp.seq,
+                self.tenant_type.as_ref().map(wire_name),
+                self.external_id,
             )
             .execute(connection)
             .await?;
@@ -136,8 +147,9 @@ impl<'a> Fold<'a> {
         let defaults = OrganizationSettings::default();
         sqlx::query!(
             "INSERT INTO rm.organizations
-                (org_id, slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at, seq)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                (org_id, slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at, seq,
+                external_id)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
             ON CONFLICT (org_id, rm_version) DO UPDATE SET
                 slug = excluded.slug,
                 name = excluded.name,
@@ -148,11 +160,12 @@ impl<'a> Fold<'a> {
                 version = excluded.version,
                 created_at = excluded.created_at,
                 updated_at = excluded.updated_at,
-                seq = excluded.seq",
+                seq = excluded.seq,
+                external_id = excluded.external_id",
             org,
             self.slug.map(Slug::as_str),
             self.name,
-            wire_name(&created.tenant_type),
+            wire_name(&self.tenant_type.unwrap_or(created.tenant_type)),
             created.region,
             self.suspension.as_ref().and_then(Suspension::reason),
             Json(self.settings.unwrap_or(&defaults)) as _,
@@ -160,6 +173,7 @@ impl<'a> Fold<'a> {
             created_at,
             stamp.at,
             stamp.seq,
+            self.external_id,
         )
         .execute(connection)
         .await?;
@@ -172,7 +186,7 @@ pub async fn get(tx: &mut TenantTx) -> Result<Option<Organization>, DbError> {
     let org = tx.org();
     let row = sqlx::query!(
         "SELECT slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at, seq,
-            (SELECT plan FROM ops.plans WHERE org_id = $1) AS plan
+            external_id, (SELECT plan FROM ops.plans WHERE org_id = $1) AS plan
         FROM rm.organizations WHERE org_id = $1",
         org.uuid(),
     )
@@ -188,6 +202,7 @@ pub async fn get(tx: &mut TenantTx) -> Result<Option<Organization>, DbError> {
             suspended_reason: row.suspended_reason,
             settings: from_json("an organization's settings", &row.settings)?,
             plan: row.plan.map(|plan| parsed("a plan", plan)).transpose()?.unwrap_or_default(),
+            external_id: row.external_id,
             version: from_bigint(row.version),
             created_at: row.created_at.into(),
             updated_at: row.updated_at.into(),

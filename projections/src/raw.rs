@@ -9,7 +9,9 @@ use orgstream_transparency::leaf_hash;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, types::Json};
 
 use crate::{
-    Applied, BoundOrg, Database, DbError, TenantTx, checkpoints,
+    Applied, BoundOrg, Database, DbError, TenantTx,
+    audit::LogEnd,
+    checkpoints,
     convert::{column, from_bigint, to_bigint},
 };
 
@@ -71,6 +73,51 @@ impl Database {
         .await?;
         transaction.commit().await?;
         Ok(created.len() as u64)
+    }
+
+    /// Appends `count` events to an org's audit log that say nothing, with headers of an ordinary length, and its frontier.
+    pub async fn invent_audit_log(&self, org: BoundOrg, count: u64) -> Result<(), DbError> {
+        const CHUNK: u64 = 20_000;
+        let mut left = count;
+        while left > 0 {
+            let rows = left.min(CHUNK);
+            let mut transaction = self.begin_raw(org).await?;
+            let head: Option<(i64, Option<Vec<u8>>)> =
+                sqlx::query_as("SELECT next_idx, frontier FROM audit.heads WHERE org_id = $1")
+                    .bind(org.org().uuid())
+                    .fetch_optional(&mut *transaction)
+                    .await?;
+            let (size, frontier) = head.map_or((None, None), |(size, frontier)| (Some(size), frontier));
+            let end = LogEnd::stored(size, frontier)?;
+            let header = |idx: u64| [&idx.to_be_bytes()[..], &[0; 600]].concat();
+            let leaves: Vec<_> = (end.size()..end.size() + rows).map(|idx| leaf_hash(&header(idx))).collect();
+            let after = end.after(&leaves);
+            sqlx::query(
+                "INSERT INTO audit.events (org_id, idx, event_id, command_id, seq, ordinal, recorded_at, occurred_at,
+                    action, actor_type, actor_id, target_type, target_id, header, payload, leaf)
+                SELECT $1, $2 + place - 1, gen_random_uuid(), gen_random_uuid(), $2 + place, 0, now(), now(),
+                    'record.created', 'system', '', '', '', int8send($2 + place - 1) || $4, '', leaf
+                FROM unnest($3::bytea[]) WITH ORDINALITY AS row (leaf, place)",
+            )
+            .bind(org.org().uuid())
+            .bind(to_bigint(end.size()))
+            .bind(column(&leaves, |leaf| leaf.0.to_vec()))
+            .bind(vec![0_u8; 600])
+            .execute(&mut *transaction)
+            .await?;
+            sqlx::query(
+                "INSERT INTO audit.heads (org_id, next_idx, frontier) VALUES ($1, $2, $3)
+                ON CONFLICT (org_id) DO UPDATE SET next_idx = $2, frontier = $3",
+            )
+            .bind(org.org().uuid())
+            .bind(to_bigint(after.size()))
+            .bind(after.to_bytes())
+            .execute(&mut *transaction)
+            .await?;
+            transaction.commit().await?;
+            left -= rows;
+        }
+        Ok(())
     }
 }
 

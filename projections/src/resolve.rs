@@ -1,6 +1,6 @@
 //! The only questions that are asked before an org is known. Each answers with ids and nothing else.
 
-use orgstream_events::{KeyPublicId, OrgId, Slug, UserId};
+use orgstream_events::{DomainName, Fingerprint, KeyPublicId, OrgId, Slug, UserId};
 
 use crate::{Database, DbError};
 
@@ -15,6 +15,24 @@ impl Database {
     pub async fn org_of_key(&self, public_id: &KeyPublicId) -> Result<Option<OrgId>, DbError> {
         let org = sqlx::query_scalar!("SELECT app.org_of_key($1)", public_id.as_str());
         Ok(org.fetch_one(self.resolver_pool()).await?.map(OrgId::from_uuid))
+    }
+
+    /// The org whose invitation the token is of that has this hash.
+    pub async fn org_of_invitation(&self, token_mac: &Fingerprint) -> Result<Option<OrgId>, DbError> {
+        let org = sqlx::query_scalar!("SELECT app.org_of_invitation($1)", token_mac.0.as_slice());
+        Ok(org.fetch_one(self.resolver_pool()).await?.map(OrgId::from_uuid))
+    }
+
+    /// The orgs that have proven this domain to be their own, in the order of their ids; at most 100.
+    pub async fn orgs_of_domain(&self, domain: &DomainName) -> Result<Vec<OrgId>, DbError> {
+        let orgs = sqlx::query_scalar!(r#"SELECT app.orgs_of_domain($1) AS "org!""#, domain.as_str());
+        Ok(orgs.fetch_all(self.resolver_pool()).await?.into_iter().map(OrgId::from_uuid).collect())
+    }
+
+    /// The orgs that sign their people in by this issuer, in the order of their ids; at most 20.
+    pub async fn orgs_of_issuer(&self, issuer: &str) -> Result<Vec<OrgId>, DbError> {
+        let orgs = sqlx::query_scalar!(r#"SELECT app.orgs_of_issuer($1) AS "org!""#, issuer);
+        Ok(orgs.fetch_all(self.resolver_pool()).await?.into_iter().map(OrgId::from_uuid).collect())
     }
 
     /// The orgs that this person is an active member of, in the order of their ids.

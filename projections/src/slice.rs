@@ -4,7 +4,9 @@ use orgstream_events::{OrgId, Pipeline, PlanName, Shard};
 use sqlx::{PgConnection, Postgres, Transaction};
 
 use crate::{
-    BoundOrg, DbError,
+    BoundOrg, DbError, TenantTx,
+    audit::LogEnd,
+    breach::Alarm,
     convert::{column, from_bigint, to_bigint},
 };
 
@@ -44,11 +46,14 @@ pub struct SliceTx {
     open: Option<(OrgId, Vec<Pipeline>)>,
     current: Option<Pipeline>,
     plan: Option<PlanName>,
+    /// Where the org's audit log ends, while a slice of it is open, and where it ended at the savepoint.
+    log_end: Option<LogEnd>,
+    saved_end: Option<LogEnd>,
 }
 
 impl SliceTx {
     pub(crate) fn new(transaction: Transaction<'static, Postgres>) -> Self {
-        Self { transaction, open: None, current: None, plan: None }
+        Self { transaction, open: None, current: None, plan: None, log_end: None, saved_end: None }
     }
 
     /// Opens a single slice, and turns to it.
@@ -77,10 +82,10 @@ impl SliceTx {
         epoch: u64,
         openings: &[Opening],
     ) -> Result<Vec<SliceStart>, DbError> {
-        (self.open, self.current, self.plan) = (None, None, None);
+        self.close();
         let rows = sqlx::query!(
             r#"SELECT opened.state AS "state!", opened.stored_seq AS "stored_seq!", opened.parked AS "parked!",
-                opened.plan
+                opened.plan, opened.audit_size, opened.audit_frontier
             FROM unnest($4::text[], $5::bigint[], $6::bigint[]) WITH ORDINALITY
                 AS slice (pipeline, from_seq, to_seq, place)
             CROSS JOIN LATERAL ops.open_slice($1, slice.pipeline, $2, $3, slice.from_seq, slice.to_seq) AS opened
@@ -102,6 +107,9 @@ impl SliceTx {
                     open.push(slice.pipeline);
                     // A name that only a newer version can read must not keep the slice from being applied.
                     self.plan = row.plan.and_then(|plan| plan.parse().ok());
+                    if slice.pipeline == Pipeline::Audit {
+                        self.log_end = Some(LogEnd::stored(row.audit_size, row.audit_frontier)?);
+                    }
                     SliceStart::Open { parked: row.parked }
                 }
                 "moved" => SliceStart::Moved { stored_seq: from_bigint(row.stored_seq) },
@@ -125,6 +133,7 @@ impl SliceTx {
 
     /// A place to come back to inside the open slice. One at a time.
     pub async fn savepoint(&mut self) -> Result<(), DbError> {
+        self.saved_end = self.log_end.clone();
         self.say("SAVEPOINT attempt").await
     }
 
@@ -135,6 +144,7 @@ impl SliceTx {
 
     /// What happened since the savepoint is undone, and the slice goes on.
     pub async fn rollback_to_savepoint(&mut self) -> Result<(), DbError> {
+        self.log_end = self.saved_end.take();
         self.say("ROLLBACK TO SAVEPOINT attempt").await?;
         self.release_savepoint().await
     }
@@ -156,8 +166,18 @@ impl SliceTx {
 
     /// The connection, before anything is open.
     pub(crate) fn unopened(&mut self) -> &mut PgConnection {
-        (self.open, self.current, self.plan) = (None, None, None);
+        self.close();
         &mut self.transaction
+    }
+
+    fn close(&mut self) {
+        (self.open, self.current, self.plan) = (None, None, None);
+        (self.log_end, self.saved_end) = (None, None);
+    }
+
+    /// The same transaction for queries: they see what was written in it. Nobody commits it.
+    pub(crate) fn into_view(self, org: BoundOrg, alarm: Alarm) -> TenantTx {
+        TenantTx::new(self.transaction, org, alarm)
     }
 
     /// The transaction was bound to `org` and a version of its read models by hand.
@@ -180,5 +200,12 @@ impl SliceTx {
             (connection, open) if open == pipeline => Ok(connection),
             _ => Err(DbError::NotOpen(org.org())),
         }
+    }
+
+    /// The same for the audit log, with where it ends.
+    pub(crate) fn log_of(&mut self, org: BoundOrg) -> Result<(&mut PgConnection, &mut LogEnd), DbError> {
+        self.connection_of(org, Pipeline::Audit)?;
+        let end = self.log_end.as_mut().ok_or(DbError::NotOpen(org.org()))?;
+        Ok((&mut self.transaction, end))
     }
 }

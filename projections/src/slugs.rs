@@ -25,7 +25,9 @@ impl<'a> Fold<'a> {
             OrganizationEvent::SettingsChanged(_)
             | OrganizationEvent::Suspended(_)
             | OrganizationEvent::Resumed(_)
-            | OrganizationEvent::PlanChanged(_) => {}
+            | OrganizationEvent::PlanChanged(_)
+            | OrganizationEvent::Upgraded(_)
+            | OrganizationEvent::IdentityLinked(_) => {}
         }
     }
 

@@ -3,7 +3,7 @@
 use orgstream_events::{EventSubject, OrgId, PLATFORM_ORG, SubjectError};
 use sqlx::{PgConnection, Postgres, Transaction};
 
-use crate::DbError;
+use crate::{DbError, breach::Alarm};
 
 /// An org that somebody has proven, which is more than an [`OrgId`] that somebody has named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,6 +30,11 @@ impl BoundOrg {
         Self(org)
     }
 
+    /// An org that a resolver named, about which nobody asked for anything that somebody must prove. For this crate alone.
+    pub(crate) const fn proven_by_resolver(org: OrgId) -> Self {
+        Self(org)
+    }
+
     /// The platform's own org: what all orgs share.
     pub const fn platform() -> Self {
         Self(PLATFORM_ORG)
@@ -47,11 +52,17 @@ impl BoundOrg {
 pub struct TenantTx {
     transaction: Transaction<'static, Postgres>,
     org: OrgId,
+    alarm: Alarm,
 }
 
 impl TenantTx {
-    pub(crate) fn new(transaction: Transaction<'static, Postgres>, org: BoundOrg) -> Self {
-        Self { transaction, org: org.0 }
+    pub(crate) fn new(transaction: Transaction<'static, Postgres>, org: BoundOrg, alarm: Alarm) -> Self {
+        Self { transaction, org: org.0, alarm }
+    }
+
+    /// Goes on only if a row of `table` says that it is of this org.
+    pub(crate) fn check_own(&self, found: OrgId, table: &'static str) -> Result<(), DbError> {
+        self.alarm.check(self.org, found, table)
     }
 
     /// Which org.

@@ -23,14 +23,19 @@ pub(crate) struct Versioned {
 }
 
 /// All of them, the largest first.
-pub(crate) const TABLES: [Versioned; 8] = [
+pub(crate) const TABLES: [Versioned; 13] = [
     versioned("rm.records", "id", "uuid"),
     versioned("ops.idempotency", "command_id", "uuid"),
     versioned("rm.api_keys", "id", "uuid"),
     versioned("rm.members", "id", "uuid"),
+    versioned("rm.invitations", "id", "uuid"),
+    versioned("rm.roles", "id", "uuid"),
+    versioned("rm.domains", "id", "uuid"),
+    versioned("rm.sso_connections", "id", "uuid"),
     // Texts in an order that every server and this program agree on.
     versioned("rm.kinds", "name COLLATE \"C\"", "text"),
     versioned("rm.slugs", "slug COLLATE \"C\"", "text"),
+    versioned("rm.break_glasses", "id", "uuid"),
     versioned("rm.organizations", "org_id", "uuid"),
     Versioned {
         table: "ops.parked",

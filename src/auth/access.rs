@@ -1,11 +1,15 @@
 //! What a credential proves: first somebody, then somebody in an org.
 
+use std::{collections::BTreeSet, sync::Arc};
+
+use ipnet::IpNet;
 use orgstream_events::{
-    Actor, ActorType, Auth, AuthMethod, KeyId, KeyPublicId, MemberId, OrgId, PLATFORM_ORG, Role, UserId,
+    Actor, ActorType, Auth, AuthMethod, BreakGlassId, ConnectionId, KeyId, KeyPublicId, LoginMethod, MemberId, OrgId,
+    PLATFORM_ORG, Role, UserId,
 };
 use orgstream_projections::BoundOrg;
 
-use super::{AuthError, Permission};
+use super::{AuthError, Permission, Scopes, session::ActiveSession};
 
 /// Somebody who proved who they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +22,25 @@ pub enum Principal {
         user: UserId,
         /// The e-mail address that the issuer verified, if it did.
         email: Option<String>,
+        /// How they proved who they are, now or when their session began.
+        method: LoginMethod,
+        /// Whether that took a second factor.
+        second_factor: bool,
+        /// Their session; none when they came with a token of their issuer.
+        session: Option<ActiveSession>,
+    },
+    /// A person whom an organization's own issuer signed in, which counts there and nowhere else.
+    Sso {
+        /// The one org.
+        org: OrgId,
+        /// By which of its connections.
+        connection: ConnectionId,
+        /// The login identity.
+        user: UserId,
+        /// The e-mail address that the issuer verified, if it did.
+        email: Option<String>,
+        /// Whether that took a second factor.
+        second_factor: bool,
     },
     /// An API key. It implies its org and can act in no other.
     Key {
@@ -27,29 +50,52 @@ pub enum Principal {
         public_id: KeyPublicId,
         /// The one org that it belongs to.
         org: OrgId,
-        /// What it may do there.
+        /// What it may do there at most.
         role: Role,
+        /// What it may do within that role.
+        scopes: Scopes,
+        /// The networks that its bearer may come from; none is all.
+        allowed_ips: Arc<[IpNet]>,
     },
 }
 
 impl Principal {
     /// The actor that this principal is outside every org, where it has no membership to be named by.
     pub fn actor(&self) -> Actor {
-        let auth = |method, key_id| Some(Auth { method, key_id, session_id: None });
+        let (actor_type, id) = match self {
+            Self::Operator => (ActorType::PlatformOperator, "operator".to_owned()),
+            Self::User { user, .. } | Self::Sso { user, .. } => (ActorType::Anonymous, user.to_string()),
+            Self::Key { id, .. } => (ActorType::ApiKey, id.to_string()),
+        };
+        Actor { actor_type, id, auth: Some(self.auth()) }
+    }
+
+    /// How they proved who they are, as events say it.
+    fn auth(&self) -> Auth {
+        let auth = |method| Auth { method, key_id: None, session_id: None };
         match self {
-            Self::Operator => Actor {
-                actor_type: ActorType::PlatformOperator,
-                id: "operator".to_owned(),
-                auth: auth(AuthMethod::PlatformToken, None),
-            },
-            Self::User { user, .. } => {
-                Actor { actor_type: ActorType::Anonymous, id: user.to_string(), auth: auth(AuthMethod::Oidc, None) }
+            Self::Operator => auth(AuthMethod::PlatformToken),
+            Self::User { session: None, .. } | Self::Sso { .. } => auth(AuthMethod::Oidc),
+            Self::User { session: Some(session), .. } => {
+                Auth { session_id: Some(session.id.to_string()), ..auth(AuthMethod::Session) }
             }
-            Self::Key { id, public_id, .. } => Actor {
-                actor_type: ActorType::ApiKey,
-                id: id.to_string(),
-                auth: auth(AuthMethod::ApiKey, Some(public_id.to_string())),
-            },
+            Self::Key { public_id, .. } => Auth { key_id: Some(public_id.to_string()), ..auth(AuthMethod::ApiKey) },
+        }
+    }
+
+    /// The session that they came with, if they did.
+    pub fn session(&self) -> Option<&ActiveSession> {
+        match self {
+            Self::User { session, .. } => session.as_ref(),
+            Self::Operator | Self::Sso { .. } | Self::Key { .. } => None,
+        }
+    }
+
+    /// The person, or a refusal of everybody who is none.
+    pub fn person(&self) -> Result<UserId, AuthError> {
+        match self {
+            Self::User { user, .. } => Ok(*user),
+            Self::Operator | Self::Sso { .. } | Self::Key { .. } => Err(AuthError::SessionOnly),
         }
     }
 }
@@ -59,31 +105,43 @@ impl Principal {
 pub struct Access {
     org: BoundOrg,
     role: Standing,
+    scopes: Scopes,
+    /// What a role of the organization's own may. A built-in role is looked up in the table.
+    own: Option<Arc<BTreeSet<Permission>>>,
     actor: Actor,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
-    Operator,
+    /// With the opening by which they may look into the org of a tenant, if there is one.
+    Operator(Option<BreakGlassId>),
     Role(Role),
 }
 
 impl Access {
-    /// An operator in `org`: for the platform's own org everything, for a tenant only what runs the platform.
-    pub(super) fn operator(org: OrgId) -> Self {
-        Self { org: BoundOrg::proven_by_credential(org), role: Standing::Operator, actor: Principal::Operator.actor() }
+    /// An operator in `org`: for the platform's own org everything, for a tenant only what runs the platform, and what
+    /// `glass` lets them look at.
+    pub(super) fn operator(org: OrgId, glass: Option<BreakGlassId>) -> Self {
+        let (role, actor) = (Standing::Operator(glass), Principal::Operator.actor());
+        Self { org: BoundOrg::proven_by_credential(org), role, scopes: Scopes::ALL, own: None, actor }
     }
 
     /// A person in an org that they are a member of.
-    pub(super) fn member(org: OrgId, member: MemberId, role: Role) -> Self {
-        let auth = Auth { method: AuthMethod::Oidc, key_id: None, session_id: None };
-        let actor = Actor { actor_type: ActorType::Member, id: member.to_string(), auth: Some(auth) };
-        Self { org: BoundOrg::proven_by_credential(org), role: Standing::Role(role), actor }
+    pub(super) fn member(org: OrgId, member: MemberId, role: Role, principal: &Principal) -> Self {
+        let actor = Actor { actor_type: ActorType::Member, id: member.to_string(), auth: Some(principal.auth()) };
+        let (org, role) = (BoundOrg::proven_by_credential(org), Standing::Role(role));
+        Self { org, role, scopes: Scopes::ALL, own: None, actor }
     }
 
     /// A key in the org that it belongs to.
-    pub(super) fn key(org: OrgId, role: Role, principal: &Principal) -> Self {
-        Self { org: BoundOrg::proven_by_credential(org), role: Standing::Role(role), actor: principal.actor() }
+    pub(super) fn key(org: OrgId, role: Role, scopes: Scopes, principal: &Principal) -> Self {
+        let (role, actor) = (Standing::Role(role), principal.actor());
+        Self { org: BoundOrg::proven_by_credential(org), role, scopes, own: None, actor }
+    }
+
+    /// The same with what the role of the organization's own may. Without it, whoever has such a role may do nothing.
+    pub(super) fn with_own(self, permissions: Arc<BTreeSet<Permission>>) -> Self {
+        Self { own: Some(permissions), ..self }
     }
 
     /// The org, proven.
@@ -101,27 +159,55 @@ impl Access {
         &self.actor
     }
 
+    /// Whether it is an operator's, who is in no organization of a tenant.
+    pub fn is_operator(&self) -> bool {
+        matches!(self.role, Standing::Operator(_))
+    }
+
+    /// By which opening an operator may look into a tenant's org, if they do.
+    pub fn glass(&self) -> Option<BreakGlassId> {
+        match self.role {
+            Standing::Operator(glass) => glass,
+            Standing::Role(_) => None,
+        }
+    }
+
+    /// What may be done within the role, which bounds what may be handed out.
+    pub fn scopes(&self) -> &Scopes {
+        &self.scopes
+    }
+
     /// The role whose rights bound what may be handed out.
     pub fn role(&self) -> Role {
         match self.role {
-            Standing::Operator => Role::Owner,
+            Standing::Operator(_) => Role::Owner,
             Standing::Role(role) => role,
         }
+    }
+
+    /// Everything that is allowed.
+    pub fn permissions(&self) -> impl Iterator<Item = Permission> + '_ {
+        Permission::ALL.iter().copied().filter(|permission| self.require(*permission).is_ok())
     }
 
     /// Goes on only if this is allowed.
     pub fn require(&self, permission: Permission) -> Result<(), AuthError> {
         let allowed = match self.role {
-            Standing::Operator => self.org() == PLATFORM_ORG || permission.is_operators(),
-            Standing::Role(role) => permission.is_granted_to(role),
+            Standing::Operator(glass) => {
+                self.org() == PLATFORM_ORG || permission.is_operators() || (glass.is_some() && permission.is_reading())
+            }
+            Standing::Role(Role::Custom(_)) => {
+                self.own.as_ref().is_some_and(|own| own.contains(&permission)) && self.scopes.allow(permission)
+            }
+            Standing::Role(role) => permission.is_granted_to(role) && self.scopes.allow(permission),
         };
         if allowed {
             Ok(())
-        } else if matches!(self.role, Standing::Operator) {
+        } else if self.is_operator() {
             // What a tenant has is not the operator's to see, and not even to know of.
             Err(AuthError::NotFound)
         } else {
-            Err(AuthError::Forbidden { permission, role: self.role() })
+            Err(AuthError::Forbidden { permission, role: self.role(), scoped: self.scopes != Scopes::ALL })
         }
     }
 }

@@ -35,6 +35,17 @@ impl Pepper {
         Fingerprint(self.tag(token.secret.as_bytes()))
     }
 
+    /// What is stored of a secret of another kind than an API key's.
+    pub fn mac_of(&self, what: &str, secret: &str) -> Fingerprint {
+        // Longer than a key's secret in any case, so that neither is ever an answer of the other.
+        Fingerprint(self.tag(&[b"orgstream secret ", what.as_bytes(), b" ", secret.as_bytes()].concat()))
+    }
+
+    /// What is stored of a session's token. The words before it keep it apart from every key's secret.
+    pub(super) fn session_hash(&self, token: &[u8]) -> Fingerprint {
+        Fingerprint(self.tag(&[b"orgstream session token ", token].concat()))
+    }
+
     /// 48 bytes that follow from this secret and `seed`, as [`KeyToken::generate`] takes them: a retried command makes
     /// the same token again, which nobody else can.
     pub fn derive(&self, seed: &[u8]) -> [u8; 48] {
@@ -91,6 +102,11 @@ impl KeyToken {
         Self { environment, public_id, secret }
     }
 
+    /// A token's text with the checksum that belongs to it; `body` is everything before that.
+    pub fn completed(body: &str) -> String {
+        format!("{body}{}", checksum(body))
+    }
+
     /// Whether a credential is meant to be an API key, by how it begins.
     pub fn looks_like_one(text: &str) -> bool {
         text.starts_with("os_")
@@ -109,8 +125,7 @@ impl KeyToken {
     /// The whole token.
     pub fn reveal(&self) -> String {
         let body = format!("os_{}_{}_{}", environment_name(self.environment), self.public_id, self.secret);
-        let checksum = checksum(&body);
-        body + &checksum
+        Self::completed(&body)
     }
 
     /// The last four characters of the whole token. They are of the checksum, so they tell nothing of the secret
@@ -178,12 +193,12 @@ fn environment_name(environment: KeyEnvironment) -> &'static str {
 }
 
 /// CRC32 over everything before it, in base62, padded with zeros.
-fn checksum(body: &str) -> String {
+pub(super) fn checksum(body: &str) -> String {
     base62(u128::from(crc32fast::hash(body.as_bytes())), CHECKSUM_LENGTH)
 }
 
 /// The last `length` digits of `number`, most significant first.
-fn base62(mut number: u128, length: usize) -> String {
+pub(super) fn base62(mut number: u128, length: usize) -> String {
     let mut digits: Vec<char> = Vec::with_capacity(length);
     for _ in 0..length {
         let digit = usize::try_from(number % 62).unwrap_or_default();

@@ -2,10 +2,19 @@
 
 pub mod access;
 pub mod authenticator;
+pub mod connections;
+pub mod invitation;
+pub mod issuers;
 pub mod key;
+pub mod key_uses;
+pub mod keys;
+pub mod leaks;
 pub mod oidc;
 pub mod permission;
+pub mod rules;
+pub mod session;
+pub mod session_token;
 
 pub use access::{Access, Principal};
 pub use authenticator::{AuthError, Authenticator};
-pub use permission::Permission;
+pub use permission::{Permission, Scopes};

@@ -1,19 +1,32 @@
-//! Tokens of an OpenID Connect issuer: discovered once, checked against its published keys.
+//! Tokens of one OpenID Connect issuer: discovered when first needed, checked against its published keys.
 
 use std::time::{Duration, Instant};
 
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header, jwk::JwkSet};
+use jsonwebtoken::{
+    Algorithm, DecodingKey, Validation, decode, decode_header,
+    jwk::{Jwk, JwkSet},
+};
 use orgstream_events::UserId;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use tokio::sync::RwLock;
 
 /// How long published keys are used without asking again.
 const KEEP: Duration = Duration::from_secs(600);
+/// How long known keys may go on being used while the issuer does not answer.
+const KEEP_UNREACHABLE: Duration = Duration::from_secs(3600);
 /// How soon an unknown key id may make us ask again.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// How soon an issuer that did not answer is asked again: it is not to be called by every request that waits for it.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// How far the issuer's clock and ours may differ, in seconds.
+const LEEWAY: u64 = 30;
 /// Symmetric algorithms are not here: their key would be a secret that we share with the issuer.
 const ALGORITHMS: [Algorithm; 3] = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
+/// What an issuer says in `amr` (RFC 8176) when it asked for more than a password.
+const SECOND_FACTORS: [&str; 12] =
+    ["mfa", "otp", "hwk", "swk", "sc", "sms", "tel", "fpt", "face", "iris", "retina", "vbm"];
 
 /// Why a token does not count.
 #[derive(Debug, thiserror::Error)]
@@ -31,16 +44,32 @@ pub enum OidcError {
 pub struct Login {
     /// The login identity.
     pub user: UserId,
+    /// Who vouches for them.
+    pub issuer: String,
+    /// Their name there.
+    pub subject: String,
+    /// The e-mail address, verified or not: for them to see, and for nothing else.
+    pub email: Option<String>,
     /// The e-mail address, if the issuer verified it.
     pub verified_email: Option<String>,
+    /// Whether the issuer asked for a second factor.
+    pub second_factor: bool,
 }
 
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
     email: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "truth")]
     email_verified: bool,
+    #[serde(default)]
+    amr: Vec<String>,
+}
+
+/// Some issuers write `"true"`. Everything that is not clearly true is not.
+fn truth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    Ok(value == Value::Bool(true) || value.as_str() == Some("true"))
 }
 
 #[derive(Deserialize)]
@@ -49,9 +78,34 @@ struct Discovery {
     jwks_uri: String,
 }
 
+/// The published keys, as far as they are of a kind that is known here: one of another kind must not spoil the others.
+#[derive(Deserialize)]
+struct Published {
+    keys: Vec<Value>,
+}
+
+impl From<Published> for JwkSet {
+    fn from(published: Published) -> Self {
+        let keys = published.keys.into_iter().filter_map(|key| serde_json::from_value::<Jwk>(key).ok());
+        Self { keys: keys.collect() }
+    }
+}
+
+/// What is known of the issuer's keys.
+#[derive(Default)]
 struct Keys {
-    set: JwkSet,
-    asked: Instant,
+    set: Option<(JwkSet, Instant)>,
+    /// When it last failed to answer, and why.
+    failed: Option<(String, Instant)>,
+}
+
+impl Keys {
+    /// The key, and how long ago the issuer said so.
+    fn find(&self, kid: &str) -> Option<(Result<DecodingKey, OidcError>, Duration)> {
+        let (set, asked) = self.set.as_ref()?;
+        let key = DecodingKey::from_jwk(set.find(kid)?).map_err(|error| OidcError::Invalid(error.to_string()));
+        Some((key, asked.elapsed()))
+    }
 }
 
 /// One issuer that is trusted.
@@ -59,15 +113,22 @@ pub struct Oidc {
     issuer: String,
     audience: String,
     http: reqwest::Client,
-    keys: RwLock<Option<Keys>>,
+    keys: RwLock<Keys>,
+    /// [`ASK_AGAIN`], but for tests.
+    ask_again: Duration,
 }
 
 impl Oidc {
     /// Trusts `issuer` for tokens that name `audience`. It is asked for its keys when the first token comes.
     pub fn new(issuer: String, audience: String) -> Result<Self, OidcError> {
-        let http = reqwest::Client::builder().timeout(TIMEOUT).build();
+        let http = reqwest::Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none()).build();
         let http = http.map_err(|error| OidcError::Unavailable(error.to_string()))?;
-        Ok(Self { issuer, audience, http, keys: RwLock::new(None) })
+        Ok(Self { issuer, audience, http, keys: RwLock::default(), ask_again: ASK_AGAIN })
+    }
+
+    /// What its tokens name as `iss`.
+    pub fn issuer(&self) -> &str {
+        &self.issuer
     }
 
     /// Who the token is about.
@@ -84,40 +145,235 @@ impl Oidc {
         validation.set_audience(&[&self.audience]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.validate_nbf = true;
-        validation.leeway = 30;
+        validation.leeway = LEEWAY;
         let claims = decode::<Claims>(token, &key, &validation).map_err(|error| invalid(error.to_string()))?.claims;
         Ok(Login {
             user: UserId::from_login(&self.issuer, &claims.sub),
-            verified_email: claims.email.filter(|_| claims.email_verified),
+            issuer: self.issuer.clone(),
+            subject: claims.sub,
+            verified_email: claims.email.clone().filter(|_| claims.email_verified),
+            email: claims.email,
+            second_factor: claims.amr.iter().any(|method| SECOND_FACTORS.contains(&method.as_str())),
         })
     }
 
     async fn key(&self, kid: &str) -> Result<DecodingKey, OidcError> {
-        let unknown = || OidcError::Invalid(format!("the issuer has no key {kid:?}"));
-        let usable = |keys: &Keys| keys.set.find(kid).map(DecodingKey::from_jwk);
-        if let Some(keys) = &*self.keys.read().await
-            && keys.asked.elapsed() < KEEP
-            && let Some(key) = usable(keys)
+        if let Some((key, age)) = self.keys.read().await.find(kid)
+            && age < KEEP
         {
-            return key.map_err(|error| OidcError::Invalid(error.to_string()));
+            return key;
         }
         let mut held = self.keys.write().await;
-        if held.as_ref().is_none_or(|keys| keys.asked.elapsed() > ASK_AGAIN) {
-            *held = Some(Keys { set: self.fetch().await?, asked: Instant::now() });
+        let may_ask = match (&held.failed, &held.set) {
+            (Some((_, at)), _) => at.elapsed() > TRY_AGAIN,
+            (None, Some((_, asked))) => asked.elapsed() > self.ask_again,
+            (None, None) => true,
+        };
+        if may_ask {
+            match self.fetch().await {
+                Ok(set) => *held = Keys { set: Some((set, Instant::now())), failed: None },
+                Err(reason) => held.failed = Some((reason, Instant::now())),
+            }
         }
-        let key = held.as_ref().and_then(usable).ok_or_else(unknown)?;
-        key.map_err(|error| OidcError::Invalid(error.to_string()))
+        match (held.find(kid), &held.failed) {
+            (Some((key, _)), None) => key,
+            // Keys do not change because nobody can be asked; but neither is an old answer good for ever.
+            (Some((key, age)), Some(_)) if age < KEEP_UNREACHABLE => key,
+            (_, Some((reason, _))) => Err(OidcError::Unavailable(reason.clone())),
+            (None, None) => Err(OidcError::Invalid(format!("the issuer has no key {kid:?}"))),
+        }
     }
 
-    async fn fetch(&self) -> Result<JwkSet, OidcError> {
-        let unavailable =
-            |error: reqwest::Error| OidcError::Unavailable(format!("the issuer does not answer: {error}"));
+    async fn fetch(&self) -> Result<JwkSet, String> {
         let url = format!("{}/.well-known/openid-configuration", self.issuer.trim_end_matches('/'));
-        let found: Discovery =
-            self.http.get(&url).send().await.map_err(unavailable)?.json().await.map_err(unavailable)?;
+        let found: Discovery = self.get(&url).await?;
         if found.issuer != self.issuer {
-            return Err(OidcError::Unavailable(format!("{url} is the configuration of {}", found.issuer)));
+            return Err(format!("{url} is the configuration of {}", found.issuer));
         }
-        self.http.get(&found.jwks_uri).send().await.map_err(unavailable)?.json().await.map_err(unavailable)
+        self.get::<Published>(&found.jwks_uri).await.map(JwkSet::from)
+    }
+
+    async fn get<T: serde::de::DeserializeOwned>(&self, url: &str) -> Result<T, String> {
+        let failed = |error: reqwest::Error| format!("the issuer does not answer: {error}");
+        let answer = self.http.get(url).send().await.and_then(reqwest::Response::error_for_status).map_err(failed)?;
+        answer.json().await.map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use axum::{Json, Router, extract::State, routing::get};
+    use jsonwebtoken::{EncodingKey, Header, encode};
+    use serde_json::json;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::commands::handler::now;
+
+    /// An issuer whose published keys can be changed, and that counts how often it is asked for them.
+    #[derive(Clone, Default)]
+    struct Fake {
+        url: String,
+        keys: Arc<Mutex<Vec<Value>>>,
+        asked: Arc<AtomicUsize>,
+    }
+
+    impl Fake {
+        async fn start() -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let fake = Self { url: format!("http://{}", listener.local_addr().unwrap()), ..Self::default() };
+            let discovery = async |State(fake): State<Self>| {
+                Json(json!({"issuer": fake.url, "jwks_uri": format!("{}/keys", fake.url)}))
+            };
+            let keys = async |State(fake): State<Self>| {
+                fake.asked.fetch_add(1, Ordering::Relaxed);
+                Json(json!({"keys": *fake.keys.lock().unwrap()}))
+            };
+            let router = Router::new().route("/.well-known/openid-configuration", get(discovery));
+            let router = router.route("/keys", get(keys)).with_state(fake.clone());
+            tokio::spawn(axum::serve(listener, router).into_future());
+            fake
+        }
+
+        fn publish(&self, keys: &[&Key]) {
+            *self.keys.lock().unwrap() = keys.iter().map(|key| key.public()).collect();
+        }
+
+        fn oidc(&self) -> Oidc {
+            Oidc { ask_again: Duration::ZERO, ..Oidc::new(self.url.clone(), "us".to_owned()).unwrap() }
+        }
+    }
+
+    struct Key {
+        kid: &'static str,
+        algorithm: Algorithm,
+        secret: EncodingKey,
+    }
+
+    impl Key {
+        fn rsa(kid: &'static str) -> Self {
+            let secret = EncodingKey::from_rsa_pem(include_bytes!("test_keys/rsa.pem")).unwrap();
+            Self { kid, algorithm: Algorithm::RS256, secret }
+        }
+
+        fn ec(kid: &'static str) -> Self {
+            let secret = EncodingKey::from_ec_pem(include_bytes!("test_keys/ec.pem")).unwrap();
+            Self { kid, algorithm: Algorithm::ES256, secret }
+        }
+
+        fn public(&self) -> Value {
+            let mut key = Jwk::from_encoding_key(&self.secret, self.algorithm).unwrap();
+            key.common.key_id = Some(self.kid.to_owned());
+            serde_json::to_value(key).unwrap()
+        }
+
+        /// A token about Ann, with `more` claims.
+        fn sign(&self, issuer: &str, more: &Value) -> String {
+            let seconds = now().unix_ms() / 1000;
+            let mut claims = json!({"iss": issuer, "sub": "ann", "aud": "us", "exp": seconds + 600});
+            claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let header = Header { kid: Some(self.kid.to_owned()), ..Header::new(self.algorithm) };
+            encode(&header, &claims, &self.secret).unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_is_checked_with_the_key_that_it_names() {
+        let fake = Fake::start().await;
+        let (rsa, ec) = (Key::rsa("r"), Key::ec("e"));
+        // A key of a kind that nobody here knows does not spoil the others.
+        fake.publish(&[&rsa, &ec]);
+        fake.keys.lock().unwrap().push(json!({"kty": "AKP", "kid": "x", "alg": "ML-DSA-44", "pub": "AA"}));
+        let oidc = fake.oidc();
+        for key in [&rsa, &ec] {
+            let login = oidc.verify(&key.sign(&fake.url, &json!({}))).await.unwrap();
+            assert_eq!(login.user, UserId::from_login(&fake.url, "ann"));
+            assert_eq!((login.subject.as_str(), login.email, login.verified_email), ("ann", None, None));
+        }
+        let crossed = Key { kid: "e", ..Key::rsa("e") }.sign(&fake.url, &json!({}));
+        assert!(matches!(oidc.verify(&crossed).await, Err(OidcError::Invalid(_))));
+    }
+
+    #[tokio::test]
+    async fn what_a_token_says_of_a_person_is_read_strictly() {
+        let fake = Fake::start().await;
+        let key = Key::ec("e");
+        fake.publish(&[&key]);
+        let oidc = fake.oidc();
+        let email = "ann@acme.example";
+        for (verified, counts) in [(json!(true), true), (json!("true"), true), (json!(false), false), (json!(1), false)]
+        {
+            let claims = json!({"email": email, "email_verified": verified});
+            let login = oidc.verify(&key.sign(&fake.url, &claims)).await.unwrap();
+            assert_eq!(login.verified_email.is_some(), counts, "{verified}");
+            assert_eq!(login.email.as_deref(), Some(email));
+        }
+        for (amr, counts) in
+            [(json!(["pwd"]), false), (json!([]), false), (json!(["pwd", "otp"]), true), (json!(["mfa"]), true)]
+        {
+            let login = oidc.verify(&key.sign(&fake.url, &json!({"amr": amr}))).await.unwrap();
+            assert_eq!(login.second_factor, counts, "{amr}");
+        }
+        let seconds = now().unix_ms() / 1000;
+        for (wrong, why) in [
+            (json!({"exp": seconds - 60}), "expired"),
+            (json!({"nbf": seconds + 60}), "not yet"),
+            (json!({"aud": "them"}), "another audience"),
+            (json!({"iss": "https://other.example"}), "another issuer"),
+        ] {
+            let refused = oidc.verify(&key.sign(&fake.url, &wrong)).await;
+            assert!(matches!(refused, Err(OidcError::Invalid(_))), "{why}: {refused:?}");
+        }
+        // Clocks differ a little.
+        assert!(oidc.verify(&key.sign(&fake.url, &json!({"exp": seconds - 10}))).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_new_key_is_asked_for_and_an_unknown_one_not_again_and_again() {
+        let fake = Fake::start().await;
+        let (old, new) = (Key::ec("old"), Key::rsa("new"));
+        fake.publish(&[&old]);
+        let oidc = fake.oidc();
+        oidc.verify(&old.sign(&fake.url, &json!({}))).await.unwrap();
+        fake.publish(&[&new]);
+        oidc.verify(&new.sign(&fake.url, &json!({}))).await.unwrap();
+        assert!(matches!(oidc.verify(&old.sign(&fake.url, &json!({}))).await, Err(OidcError::Invalid(_))));
+
+        let oidc = Oidc { ask_again: ASK_AGAIN, ..fake.oidc() };
+        let before = fake.asked.load(Ordering::Relaxed);
+        for _ in 0..20 {
+            assert!(matches!(oidc.verify(&old.sign(&fake.url, &json!({}))).await, Err(OidcError::Invalid(_))));
+        }
+        assert_eq!(fake.asked.load(Ordering::Relaxed), before + 1);
+    }
+
+    #[tokio::test]
+    async fn an_issuer_that_does_not_answer_makes_no_token_wrong() {
+        let key = Key::ec("e");
+        let nobody = Oidc::new("http://127.0.0.1:1".to_owned(), "us".to_owned()).unwrap();
+        let refused = nobody.verify(&key.sign("http://127.0.0.1:1", &json!({}))).await;
+        assert!(matches!(refused, Err(OidcError::Unavailable(_))), "{refused:?}");
+
+        // Known keys go on being good while it is away; of unknown ones nothing is known.
+        let fake = Fake::start().await;
+        fake.publish(&[&key]);
+        let oidc = fake.oidc();
+        let token = key.sign(&fake.url, &json!({}));
+        oidc.verify(&token).await.unwrap();
+        {
+            let mut keys = oidc.keys.write().await;
+            keys.failed = Some(("away".to_owned(), Instant::now()));
+            keys.set.as_mut().unwrap().1 -= KEEP;
+        }
+        oidc.verify(&token).await.unwrap();
+        let unknown = oidc.verify(&Key::rsa("r").sign(&fake.url, &json!({}))).await;
+        assert!(matches!(unknown, Err(OidcError::Unavailable(_))), "{unknown:?}");
+        oidc.keys.write().await.set.as_mut().unwrap().1 -= KEEP_UNREACHABLE;
+        assert!(matches!(oidc.verify(&token).await, Err(OidcError::Unavailable(_))));
     }
 }

@@ -2,6 +2,7 @@
 //! means something anywhere.
 
 mod append;
+mod audit;
 mod fairness;
 mod load;
 mod project;
@@ -20,6 +21,8 @@ use serde::Serialize;
 pub(crate) enum Job {
     /// Appending: commands per second through the library, NATS and HTTP, against bare publishes of the same bytes.
     Append(append::Args),
+    /// The audit log's tree: what a leaf costs, a proof in a long log, and a head.
+    Audit(audit::Args),
     /// Fairness: what quiet organizations notice of a neighbour's burst, against one queue and against turns by count.
     Fairness(Box<fairness::Args>),
     /// Projecting: events per second into read models and audit log, against bare inserts of the same rows.
@@ -30,6 +33,7 @@ pub(crate) enum Job {
 pub(crate) async fn run(job: Job) -> anyhow::Result<()> {
     match job {
         Job::Append(args) => append::run(args).await,
+        Job::Audit(args) => audit::run(args).await,
         Job::Fairness(args) => fairness::run(*args).await,
         Job::Project(args) => project::run(args).await,
     }

@@ -61,6 +61,7 @@ async fn organization(stack: &Stack) -> anyhow::Result<(OrgId, String)> {
         name: "Benchmark".to_owned(),
         slug: "benchmark".parse()?,
         tenant_type: TenantType::Organization,
+        auth0_organization_id: None,
     };
     let explained = |problem: crate::problem::Problem| anyhow::anyhow!("{} ({})", problem.detail, problem.code);
     let origin = Origin::default();
@@ -73,6 +74,8 @@ async fn organization(stack: &Stack) -> anyhow::Result<(OrgId, String)> {
         environment: KeyEnvironment::Test,
         expires_at: None,
         expires_in_days: None,
+        scopes: None,
+        allowed_ips: Vec::new(),
     };
     let issued = stack.gateway.submit(&access, &origin, Command::from(issue).into()).await.map_err(explained)?;
     Ok((org, issued.token.context("a new key has a token")?.reveal()))

@@ -7,11 +7,12 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::stored::StoredSession;
 use crate::config::ClientArgs;
 
 const CONNECT: Duration = Duration::from_secs(5);
 const WHERE_KEYS_ARE: &str = "Give one in ORGSTREAM_API_KEY: eval \"$(orgstream demo acme)\" sets it to that of a demo \
-    organization, and POST /v1/organizations/{org}/api-keys issues one.";
+    organization, and POST /v1/organizations/{org}/api-keys issues one. Or sign in as a person: orgstream login.";
 
 /// A client of one API, with one key.
 #[derive(Clone)]
@@ -19,6 +20,7 @@ pub(crate) struct Api {
     http: reqwest::Client,
     base: String,
     key: String,
+    stored: bool,
 }
 
 /// An error of the API, as it sends them.
@@ -39,10 +41,30 @@ struct Field {
 
 impl Api {
     pub(crate) fn new(args: &ClientArgs) -> anyhow::Result<Self> {
-        let key = args.api_key.clone().filter(|key| !key.is_empty());
-        let key = key.with_context(|| format!("there is no API key to ask {} with. {WHERE_KEYS_ARE}", args.url))?;
+        let given = [&args.api_key, &args.session].into_iter().flatten().find(|credential| !credential.is_empty());
+        if let Some(credential) = given {
+            return Self::with(&args.url, credential.clone());
+        }
+        let stored = StoredSession::read(args.url.trim_end_matches('/'));
+        let stored =
+            stored.with_context(|| format!("there is no API key to ask {} with. {WHERE_KEYS_ARE}", args.url))?;
+        Ok(Self { stored: true, ..Self::with(&args.url, stored.token)? })
+    }
+
+    /// A client with this very credential.
+    pub(crate) fn with(url: &str, key: String) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder().connect_timeout(CONNECT).build()?;
-        Ok(Self { http, base: args.url.trim_end_matches('/').to_owned(), key })
+        Ok(Self { http, base: url.trim_end_matches('/').to_owned(), key, stored: false })
+    }
+
+    /// Where the API is.
+    pub(crate) fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// Whether the credential is the session that `orgstream login` keeps.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.stored
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use uuid::Uuid;
 
+use super::sign;
 use crate::{
     config::WorkArgs,
     demo::{self, Demo, DemoFile},
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// Do not make the demo organizations.
     #[arg(long)]
     no_demo: bool,
+    /// The witnesses to ask for signatures of the audit logs' heads, as a C2SP tlog-policy with their addresses.
+    #[arg(long, env = "ORGSTREAM_WITNESSES", value_name = "FILE")]
+    witnesses: Option<PathBuf>,
     #[command(flatten)]
     work: WorkArgs,
 }
@@ -48,13 +52,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     if args.work.worker_id.is_none() {
         worker.id = Uuid::nil();
     }
-    let options = StackOptions { http: args.http, worker: Some(worker), ..StackOptions::new(&dir) };
+    let signing = Some(sign::witnesses(args.witnesses.as_ref())?);
+    let options = StackOptions { http: args.http, worker: Some(worker), signing, ..StackOptions::new(&dir) };
     let mut stack = Stack::start(options, metrics, |step| steps.say(step)).await?;
     let demo = if args.no_demo {
         Demo::default()
     } else {
         steps.say("making the demo organizations");
-        let seeding = stop.run_until_cancelled(demo::seed(&stack.gateway, &stack.auth, &stack.issuer));
+        let seeding = Box::pin(stop.run_until_cancelled(demo::seed(&stack.gateway, &stack.auth, &stack.issuer)));
         seeding.await.unwrap_or_else(|| Ok(Demo::default())).context("the demo could not be made")?
     };
     let file = DemoFile {

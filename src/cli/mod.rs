@@ -2,21 +2,32 @@
 //!
 //! Data goes to standard output and everything else to standard error, so that every command can stand in a pipe.
 
+mod audit;
+mod break_glass;
 mod check_config;
 pub(crate) mod client;
 mod demo;
 mod dev;
+mod key;
 mod lag;
+mod login;
 mod migrate;
+mod outbox;
 mod park;
 mod plan;
 mod publish;
 mod rebuild;
 mod replay;
 mod serve;
+mod session;
+mod sign;
+mod stored;
 pub(crate) mod table;
 mod test_servers;
+mod witness;
 mod work;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -41,8 +52,10 @@ enum Job {
     Dev(dev::Args),
     /// Print the shell settings of a demo organization, or of the operator.
     Demo(demo::Args),
+    /// Print the mails that `orgstream dev` wrote in place of sending them.
+    Outbox(outbox::Args),
     /// Run the API: HTTP, and commands by NATS request.
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Run a worker: read the streams, build the read models and the audit log.
     Work(work::Args),
     /// Bring a database up to date, and give the program's logins their password.
@@ -53,11 +66,28 @@ enum Job {
     Publish(publish::Args),
     /// Print an organization's events, in order, as NDJSON.
     Replay(replay::Args),
+    /// Export an organization's audit log, and verify an export.
+    #[command(subcommand)]
+    Audit(audit::Job),
+    /// Sign the heads of the organizations' audit logs, and have witnesses sign them too.
+    Sign(sign::Args),
+    /// Run a witness: it signs a log's head when that continues the last one that it signed.
+    Witness(witness::Args),
+    /// Sign in as a person, and keep the session for the other commands.
+    Login(login::Args),
+    /// See, end or switch sessions of a person.
+    #[command(subcommand)]
+    Session(session::Job),
     /// Show how far the projections are.
     Lag(lag::Args),
     /// See, retry or skip events that could not be applied.
     #[command(subcommand)]
     Park(park::Job),
+    /// Look into an organization for a while as its operator, in front of its audit log.
+    BreakGlass(break_glass::Args),
+    /// Look at an API key without asking anybody.
+    #[command(subcommand)]
+    Key(key::Job),
     /// Put an organization on a plan, which says how much of the workers' time it may have.
     Plan(plan::Args),
     /// Build the read models of an organization, or of all, again from the audit log, beside those that are shown.
@@ -70,27 +100,37 @@ enum Job {
 }
 
 impl Cli {
-    /// Does the job.
-    pub async fn run(self) -> anyhow::Result<()> {
+    /// Does the job, and says with which code the process ends.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
         // Two TLS providers are compiled in, through two libraries; what does not say which it wants gets this one.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let is_service = matches!(self.command, Job::Dev(_) | Job::Serve(_) | Job::Work(_));
+        let is_service =
+            matches!(self.command, Job::Dev(_) | Job::Serve(_) | Job::Work(_) | Job::Sign(_) | Job::Witness(_));
         let _telemetry = telemetry::init(&self.log, is_service)?;
         match self.command {
-            Job::Dev(args) => dev::run(args).await,
+            Job::Dev(args) => Box::pin(dev::run(args)).await,
             Job::Demo(args) => demo::run(&args),
-            Job::Serve(args) => serve::run(args).await,
+            Job::Outbox(args) => outbox::run(&args),
+            Job::Serve(args) => Box::pin(serve::run(*args)).await,
             Job::Work(args) => work::run(args).await,
             Job::Migrate(args) => migrate::run(args).await,
             Job::CheckConfig(args) => check_config::run(args).await,
             Job::Publish(args) => publish::run(args).await,
             Job::Replay(args) => replay::run(args).await,
+            Job::Audit(job) => return audit::run(job).await,
+            Job::Sign(args) => sign::run(args).await,
+            Job::Witness(args) => witness::run(args).await,
+            Job::Login(args) => login::run(args).await,
+            Job::Session(job) => session::run(job).await,
             Job::Lag(args) => lag::run(args).await,
             Job::Park(job) => park::run(job).await,
+            Job::BreakGlass(args) => break_glass::run(args).await,
+            Job::Key(job) => key::run(job),
             Job::Plan(args) => plan::run(args).await,
             Job::Rebuild(args) => rebuild::run(args).await,
             Job::Bench(job) => bench::run(job).await,
             Job::TestServers(args) => test_servers::run(args).await,
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
 }

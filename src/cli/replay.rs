@@ -28,6 +28,14 @@ pub(crate) struct Args {
     /// Begin after this position (`<org>:<sequence>`) instead of at the beginning.
     #[arg(long, value_name = "POSITION")]
     from: Option<Position>,
+    /// Instead of events, print the organization as it was after the event at this place of the audit log, or at this time
+    /// (RFC 3339). The first line says which signed head the events are proven to be the beginning of.
+    #[arg(long, value_name = "IDX|TIME", conflicts_with = "from")]
+    at: Option<String>,
+    /// What to print with --at: `organization`, `members`, `api_keys` or `records`.
+    #[arg(long, value_name = "NAME", requires = "at",
+        value_parser = ["organization", "members", "api_keys", "records"])]
+    projection: Option<String>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -35,6 +43,16 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let api = Api::new(&args.client)?;
     let org = api.org(args.org).await?;
+    if let Some(at) = args.at {
+        // Of what a place or a time consists of, only this is something else in a query.
+        let at = at.replace('+', "%2B");
+        let projection = args.projection.map(|name| format!("&projection={name}")).unwrap_or_default();
+        let request = api.request(Method::GET, &format!("/v1/organizations/{org}/audit/state?at={at}{projection}"));
+        let rows = api.send(request).await?.bytes().await?;
+        let mut out = stdout();
+        out.write_all(&rows).await?;
+        return Ok(out.flush().await?);
+    }
     // A position is an id, a colon and a number: nothing that a query would have to escape.
     let from = args.from.map(|from| format!("?from={from}")).unwrap_or_default();
     let mut request = api.request(Method::GET, &format!("/v1/organizations/{org}/events{from}"));

@@ -1,7 +1,8 @@
 //! `orgstream serve`: an API process.
 
 use crate::{
-    config::{DatabaseArgs, NatsArgs, SecretArgs},
+    config::{Auth0Args, DatabaseArgs, IdentityArgs, MailArgs, NatsArgs, SecretArgs},
+    mail::Mailer,
     node, telemetry,
 };
 
@@ -20,13 +21,21 @@ pub(crate) struct Args {
     database: DatabaseArgs,
     #[command(flatten)]
     secrets: SecretArgs,
+    #[command(flatten)]
+    identity: IdentityArgs,
+    #[command(flatten)]
+    mail: MailArgs,
+    #[command(flatten)]
+    auth0: Auth0Args,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let metrics = telemetry::metrics()?;
+    let (mail, idp) = (Mailer::new(&args.mail)?, args.auth0.provider()?);
+    let outside = node::Outside { mail, idp, ..node::Outside::default() };
     let db = node::open_database(&args.database, 1).await?;
     let log = node::open_log(&args.nats, &db).await?;
-    let api = node::Api::new(log, db, &args.secrets, &args.nats.region, metrics, None)?;
+    let api = node::Api::new(log, db, &args.secrets, &args.identity, metrics, None, outside)?;
     let listener = node::listen(&args.http).await?;
     tracing::info!(address = %listener.local_addr()?, "the API answers");
     let stop = node::stop_when_asked()?;

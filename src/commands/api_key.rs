@@ -1,8 +1,9 @@
-//! One API key: issued once, revoked once.
+//! One API key: issued once, rotated at will, revoked once.
 
+use ipnet::IpNet;
 use orgstream_events::{
-    AggregateType, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, Event, Fingerprint, KeyEnvironment, KeyId, KeyPublicId,
-    Role, Timestamp,
+    AggregateType, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, Event, Fingerprint, KeyEnvironment, KeyId,
+    KeyPublicId, Role, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -10,14 +11,38 @@ use utoipa::ToSchema;
 use super::{
     Aggregate, Facts, FieldError, Rejection, RejectionKind, openapi, organization::MAX_KEY_DAYS, text::Faults,
 };
+use crate::auth::{Permission, Scopes};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+/// The longest that the token before a rotation goes on.
+const MAX_OVERLAP_SECONDS: u32 = 7 * 24 * 60 * 60;
+/// The most networks of one key.
+const MAX_NETWORKS: usize = 32;
 
 /// A key, as decisions see it. By default it does not exist yet.
 #[derive(Debug, Clone, Default)]
 pub struct ApiKey {
     issued: Option<ApiKeyIssued>,
+    expires_at: Option<Timestamp>,
     revoked: bool,
+}
+
+/// What the caller may do themselves: nobody makes a key that may do more, and nobody is handed one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Grantor {
+    /// Their role.
+    pub role: Role,
+    /// What they may do within it.
+    pub scopes: Scopes,
+}
+
+impl Grantor {
+    fn may_hand_out(&self, role: Role, scopes: &Scopes) -> Result<(), ApiKeyError> {
+        if !self.role.includes(role) {
+            return Err(ApiKeyError::RoleAboveOwn { by: self.role, role });
+        }
+        if self.scopes.include(scopes, role) { Ok(()) } else { Err(ApiKeyError::ScopesAboveOwn) }
+    }
 }
 
 impl ApiKey {
@@ -36,8 +61,19 @@ pub enum ApiKeyCommand {
         command: IssueApiKey,
         /// What is kept of the token that the caller is shown.
         token: TokenParts,
-        /// The caller's role: a key is never more than who issues it.
-        by: Role,
+        /// The caller: a key is never more than who issues it.
+        by: Grantor,
+        /// The longest life that the organization allows, in days.
+        max_days: Option<u32>,
+    },
+    /// Another secret.
+    Rotate {
+        /// As the caller has it.
+        command: RotateApiKey,
+        /// What is kept of the token that the caller is shown.
+        token: TokenParts,
+        /// The caller, who is handed the key's token.
+        by: Grantor,
         /// The longest life that the organization allows, in days.
         max_days: Option<u32>,
     },
@@ -79,6 +115,36 @@ pub struct IssueApiKey {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 3650)]
     pub expires_in_days: Option<u32>,
+    /// What its bearer may do within the role, by names of permissions; everything that you may without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = json!(["records:read", "records:write"]))]
+    pub scopes: Option<Vec<String>>,
+    /// The addresses or networks (CIDR) that its bearer may come from; any without it. A key with such a list does not
+    /// work by NATS, where nobody knows who comes from where.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 32, example = json!(["192.0.2.0/24", "2001:db8::/32"]))]
+    pub allowed_ips: Vec<String>,
+}
+
+/// The same key with another secret. The new token is in the reply, and never anywhere again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RotateApiKey {
+    /// Which.
+    #[schema(value_type = String, example = "key_01h455vb4pex5vsknk084sn02q")]
+    pub id: KeyId,
+    /// How long the token before goes on, in seconds; not at all without it. A token from before that ends now.
+    #[serde(default)]
+    #[schema(maximum = 604_800)]
+    pub overlap_seconds: u32,
+    /// When the key ends from now on, in RFC 3339. Either this or `expires_in_days`; without both it ends when it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub expires_at: Option<Timestamp>,
+    /// After how many days it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 3650)]
+    pub expires_in_days: Option<u32>,
 }
 
 fn live() -> KeyEnvironment {
@@ -106,7 +172,11 @@ impl Aggregate for ApiKey {
 
     fn apply(&mut self, event: &ApiKeyEvent) {
         match event {
-            ApiKeyEvent::Issued(event) => self.issued = Some(event.clone()),
+            ApiKeyEvent::Issued(event) => {
+                self.expires_at = event.expires_at;
+                self.issued = Some(event.clone());
+            }
+            ApiKeyEvent::Rotated(event) => self.expires_at = event.expires_at,
             ApiKeyEvent::Revoked(_) => self.revoked = true,
         }
     }
@@ -119,15 +189,53 @@ impl Aggregate for ApiKey {
                 }
                 let mut faults = Faults::default();
                 faults.name("/name", &command.name);
-                let expires_at = command.end(facts.now, max_days, &mut faults);
+                let lifetime = (command.expires_at, command.expires_in_days);
+                let expires_at = end(lifetime, facts.now, max_days, &mut faults);
+                let allowed_ips = networks(&command.allowed_ips, &mut faults);
+                let IssueApiKey { name, role, environment, scopes, .. } = command;
+                // Whoever may not do everything hands out what they may, unless they say less.
+                let scopes = scopes.or_else(|| by.scopes.names());
+                check_scopes(scopes.as_deref().unwrap_or_default(), role, &mut faults);
                 faults.none_or(ApiKeyError::Invalid)?;
-                let IssueApiKey { name, role, environment, .. } = command;
-                if !by.includes(role) {
-                    return Err(ApiKeyError::RoleAboveOwn { by, role });
-                }
+                by.may_hand_out(role, &Scopes::named(scopes.as_deref()))?;
                 let TokenParts { public_id, secret_mac, last4 } = token;
-                let issued = ApiKeyIssued { name, public_id, secret_mac, last4, role, environment, expires_at };
-                Ok(vec![ApiKeyEvent::Issued(issued)])
+                Ok(vec![ApiKeyEvent::Issued(ApiKeyIssued {
+                    name,
+                    public_id,
+                    secret_mac,
+                    last4,
+                    role,
+                    environment,
+                    expires_at,
+                    scopes,
+                    allowed_ips,
+                })])
+            }
+            ApiKeyCommand::Rotate { command, token, by, max_days } => {
+                let issued = self.issued.as_ref().ok_or(ApiKeyError::NotFound)?;
+                if self.revoked || self.expires_at.is_some_and(|end| end <= facts.now) {
+                    return Err(ApiKeyError::Ended);
+                }
+                // The answer has the token, so it must not be more than its reader.
+                by.may_hand_out(issued.role, &Scopes::named(issued.scopes.as_deref()))?;
+                let mut faults = Faults::default();
+                if command.overlap_seconds > MAX_OVERLAP_SECONDS {
+                    faults.add(
+                        "/overlap_seconds",
+                        "out_of_range",
+                        format!("must be at most {MAX_OVERLAP_SECONDS} (7 days)"),
+                    );
+                }
+                let expires_at = match (command.expires_at, command.expires_in_days) {
+                    (None, None) => self.expires_at,
+                    lifetime => end(lifetime, facts.now, max_days, &mut faults),
+                };
+                faults.none_or(ApiKeyError::Invalid)?;
+                let overlap_ms = i64::from(command.overlap_seconds) * 1000;
+                let previous_ends_at = Timestamp::from_unix_ms(facts.now.unix_ms() + overlap_ms);
+                let TokenParts { public_id, secret_mac, last4 } = token;
+                let rotated = ApiKeyRotated { public_id, secret_mac, last4, previous_ends_at, expires_at };
+                Ok(vec![ApiKeyEvent::Rotated(rotated)])
             }
             ApiKeyCommand::Revoke(RevokeApiKey { reason, .. }) => {
                 if self.issued.is_none() {
@@ -155,34 +263,73 @@ impl Aggregate for ApiKey {
     }
 }
 
-impl IssueApiKey {
-    /// When the key ends, within what the organization allows.
-    fn end(&self, now: Timestamp, max_days: Option<u32>, faults: &mut Faults) -> Option<Timestamp> {
-        let after = |days: u32| Timestamp::from_unix_ms(now.unix_ms() + i64::from(days) * DAY_MS);
-        let latest = max_days.map(after);
-        let (pointer, end) = match (self.expires_at, self.expires_in_days) {
-            (None, None) => return latest,
-            (Some(_), Some(_)) => {
-                faults.add("/expires_in_days", "ambiguous", "give expires_at or expires_in_days, not both");
-                return None;
-            }
-            (Some(end), None) => ("/expires_at", end),
-            (None, Some(days)) if (1..=MAX_KEY_DAYS).contains(&days) => ("/expires_in_days", after(days)),
-            (None, Some(_)) => {
-                faults.add("/expires_in_days", "out_of_range", format!("must be 1 to {MAX_KEY_DAYS}"));
-                return None;
-            }
-        };
-        if end <= now {
-            faults.add(pointer, "in_the_past", format!("must be later than now, {now}"));
+/// When a key ends, within what the organization allows.
+fn end(
+    lifetime: (Option<Timestamp>, Option<u32>),
+    now: Timestamp,
+    max_days: Option<u32>,
+    faults: &mut Faults,
+) -> Option<Timestamp> {
+    let after = |days: u32| Timestamp::from_unix_ms(now.unix_ms() + i64::from(days) * DAY_MS);
+    let latest = max_days.map(after);
+    let (pointer, end) = match lifetime {
+        (None, None) => return latest,
+        (Some(_), Some(_)) => {
+            faults.add("/expires_in_days", "ambiguous", "give expires_at or expires_in_days, not both");
+            return None;
         }
-        if let (Some(latest), Some(days)) = (latest, max_days)
-            && end > latest
-        {
-            let detail = format!("this organization lets keys live {days} days, so at the latest until {latest}");
-            faults.add(pointer, "too_late", detail);
+        (Some(end), None) => ("/expires_at", end),
+        (None, Some(days)) if (1..=MAX_KEY_DAYS).contains(&days) => ("/expires_in_days", after(days)),
+        (None, Some(_)) => {
+            faults.add("/expires_in_days", "out_of_range", format!("must be 1 to {MAX_KEY_DAYS}"));
+            return None;
         }
-        Some(end)
+    };
+    if end <= now {
+        faults.add(pointer, "in_the_past", format!("must be later than now, {now}"));
+    }
+    if let (Some(latest), Some(days)) = (latest, max_days)
+        && end > latest
+    {
+        let detail = format!("this organization lets keys live {days} days, so at the latest until {latest}");
+        faults.add(pointer, "too_late", detail);
+    }
+    Some(end)
+}
+
+/// Addresses and networks in one form, the bits behind the prefix left out.
+fn networks(texts: &[String], faults: &mut Faults) -> Vec<String> {
+    if texts.len() > MAX_NETWORKS {
+        faults.add("/allowed_ips", "too_many", format!("must be at most {MAX_NETWORKS}"));
+    }
+    let mut nets = Vec::with_capacity(texts.len());
+    for (index, text) in texts.iter().enumerate() {
+        let net = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
+        match net {
+            Ok(net) => nets.push(net.trunc().to_string()),
+            Err(_) => faults.add(
+                format!("/allowed_ips/{index}"),
+                "network",
+                "must be an address or a network, like 192.0.2.7 or 2001:db8::/32",
+            ),
+        }
+    }
+    nets
+}
+
+fn check_scopes(scopes: &[String], role: Role, faults: &mut Faults) {
+    for (index, name) in scopes.iter().enumerate() {
+        let pointer = format!("/scopes/{index}");
+        match Permission::named(name) {
+            None => {
+                let known: Vec<&str> = Permission::ALL.iter().map(|permission| permission.name()).collect();
+                faults.add(pointer, "unknown_value", format!("is no permission; there are: {}", known.join(", ")));
+            }
+            Some(permission) if !permission.is_granted_to(role) => {
+                faults.add(pointer, "not_in_role", format!("the role {role} does not have it: choose another role"));
+            }
+            Some(_) => {}
+        }
     }
 }
 
@@ -206,6 +353,12 @@ pub enum ApiKeyError {
         /// The role in question.
         role: Role,
     },
+    /// Scopes beyond the caller's.
+    #[error("a key cannot do more than whoever issues or rotates it: name fewer scopes")]
+    ScopesAboveOwn,
+    /// Revoked or expired.
+    #[error("this key has ended and cannot be rotated: issue another")]
+    Ended,
 }
 
 impl From<ApiKeyError> for Rejection {
@@ -215,6 +368,8 @@ impl From<ApiKeyError> for Rejection {
             ApiKeyError::AlreadyExists => (RejectionKind::Conflict, "api_key_exists"),
             ApiKeyError::NotFound => (RejectionKind::NotFound, "not_found"),
             ApiKeyError::RoleAboveOwn { .. } => (RejectionKind::Forbidden, "role_above_own"),
+            ApiKeyError::ScopesAboveOwn => (RejectionKind::Forbidden, "scope_above_own"),
+            ApiKeyError::Ended => (RejectionKind::Conflict, "api_key_ended"),
         };
         Self::new(kind, code, error)
     }
@@ -234,7 +389,20 @@ mod tests {
         TokenParts { public_id, secret_mac: Fingerprint([7; 32]), last4: "wxyz".to_owned() }
     }
 
+    fn all(role: Role) -> Grantor {
+        Grantor { role, scopes: Scopes::ALL }
+    }
+
+    fn some(role: Role, scopes: &[&str]) -> Grantor {
+        let names: Vec<String> = scopes.iter().map(|name| (*name).to_owned()).collect();
+        Grantor { role, scopes: Scopes::named(Some(&names)) }
+    }
+
     fn issue(fields: &serde_json::Value, by: Role, max_days: Option<u32>) -> ApiKeyCommand {
+        issue_by(fields, all(by), max_days)
+    }
+
+    fn issue_by(fields: &serde_json::Value, by: Grantor, max_days: Option<u32>) -> ApiKeyCommand {
         let mut json = json!({"name": "ci", "role": "member"});
         for (name, value) in fields.as_object().unwrap() {
             json[name] = value.clone();
@@ -245,7 +413,29 @@ mod tests {
     fn issued(expires_at: Option<Timestamp>) -> ApiKeyEvent {
         let TokenParts { public_id, secret_mac, last4 } = token();
         let (name, role) = ("ci".to_owned(), Role::Member);
-        ApiKeyEvent::Issued(ApiKeyIssued { name, public_id, secret_mac, last4, role, environment: live(), expires_at })
+        ApiKeyEvent::Issued(ApiKeyIssued {
+            name,
+            public_id,
+            secret_mac,
+            last4,
+            role,
+            environment: live(),
+            expires_at,
+            scopes: None,
+            allowed_ips: Vec::new(),
+        })
+    }
+
+    fn rotate(overlap_seconds: u32, expires_in_days: Option<u32>, by: Grantor) -> ApiKeyCommand {
+        let id = KeyId::fresh(1, [1; 10]);
+        let command = RotateApiKey { id, overlap_seconds, expires_at: None, expires_in_days };
+        ApiKeyCommand::Rotate { command, token: token(), by, max_days: Some(90) }
+    }
+
+    fn rotated(overlap_seconds: i64, expires_at: Option<Timestamp>) -> ApiKeyEvent {
+        let TokenParts { public_id, secret_mac, last4 } = token();
+        let previous_ends_at = Timestamp::from_unix_ms(facts().now.unix_ms() + overlap_seconds * 1000);
+        ApiKeyEvent::Rotated(ApiKeyRotated { public_id, secret_mac, last4, previous_ends_at, expires_at })
     }
 
     fn revoke() -> ApiKeyCommand {
@@ -312,5 +502,72 @@ mod tests {
     #[test]
     fn a_key_that_does_not_exist_cannot_be_revoked() {
         assert_eq!(rejection(given::<ApiKey>(&[]).when(revoke())).kind, RejectionKind::NotFound);
+    }
+
+    #[test]
+    fn a_rotated_key_keeps_its_end_unless_said_otherwise() {
+        let key = given::<ApiKey>(&[issued(Some(in_days(7)))]);
+        assert_eq!(key.when(rotate(60, None, all(Role::Admin))), Ok(vec![rotated(60, Some(in_days(7)))]));
+        assert_eq!(key.when(rotate(0, Some(30), all(Role::Admin))), Ok(vec![rotated(0, Some(in_days(30)))]));
+        let found = fields(key.when(rotate(604_801, Some(91), all(Role::Admin))));
+        assert_eq!(found[0], ("/overlap_seconds".to_owned(), "out_of_range".to_owned()));
+        assert_eq!(found[1], ("/expires_in_days".to_owned(), "too_late".to_owned()));
+    }
+
+    #[test]
+    fn a_key_that_has_ended_is_not_rotated() {
+        let revoked = ApiKeyEvent::Revoked(ApiKeyRevoked { reason: None });
+        for history in [
+            vec![issued(None), revoked],
+            vec![issued(Some(in_days(0)))],
+            vec![issued(None), rotated(0, Some(in_days(-1)))],
+        ] {
+            assert_eq!(
+                rejection(given::<ApiKey>(&history).when(rotate(0, None, all(Role::Owner)))).code,
+                "api_key_ended"
+            );
+        }
+        assert_eq!(rejection(given::<ApiKey>(&[]).when(rotate(0, None, all(Role::Owner)))).code, "not_found");
+    }
+
+    #[test]
+    fn nobody_is_handed_a_key_above_themselves() {
+        let key = given::<ApiKey>(&[issued(None)]);
+        let of_viewer = some(Role::Viewer, &["records:read"]);
+        assert_eq!(rejection(key.when(rotate(0, None, of_viewer))).code, "role_above_own");
+        let of_admin = some(Role::Admin, &["api_keys:manage", "records:read"]);
+        assert_eq!(rejection(key.when(rotate(0, None, of_admin.clone()))).code, "scope_above_own");
+        let new = given::<ApiKey>(&[]);
+        let writing = issue_by(&json!({"scopes": ["records:write"]}), of_admin.clone(), None);
+        assert_eq!(rejection(new.when(writing)).code, "scope_above_own");
+        let reading = issue_by(&json!({"scopes": ["records:read"]}), of_admin.clone(), None);
+        assert!(new.when(reading).is_ok());
+        // Without scopes it gets those of whoever issues it, as far as its role has them.
+        let inherited = rejection_or_scopes(new.when(issue_by(&json!({"role": "admin"}), of_admin, None)));
+        assert_eq!(inherited, Some(vec!["api_keys:manage".to_owned(), "records:read".to_owned()]));
+    }
+
+    fn rejection_or_scopes(decided: Result<Vec<ApiKeyEvent>, ApiKeyError>) -> Option<Vec<String>> {
+        match decided.unwrap().remove(0) {
+            ApiKeyEvent::Issued(issued) => issued.scopes,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn scopes_and_networks_are_what_they_say() {
+        let wrong = issue(
+            &json!({"scopes": ["records:eat", "members:manage"], "allowed_ips": ["here", "10.1.2.3/8"]}),
+            Role::Owner,
+            None,
+        );
+        let found = fields(given::<ApiKey>(&[]).when(wrong));
+        let expected = [("/allowed_ips/0", "network"), ("/scopes/0", "unknown_value"), ("/scopes/1", "not_in_role")];
+        assert_eq!(found, expected.map(|(pointer, code)| (pointer.to_owned(), code.to_owned())));
+        let right = issue(&json!({"allowed_ips": ["10.1.2.3/8", "2001:db8::1"]}), Role::Owner, None);
+        match given::<ApiKey>(&[]).when(right).unwrap().remove(0) {
+            ApiKeyEvent::Issued(issued) => assert_eq!(issued.allowed_ips, ["10.0.0.0/8", "2001:db8::1/128"]),
+            other => panic!("{other:?}"),
+        }
     }
 }

@@ -1,17 +1,17 @@
 //! What a process remembers of aggregates, so that most commands need not read the stream before they append to it.
 //!
-//! Every key begins with the org. What is here may be behind; see `CommandHandler::execute` for why that is safe.
+//! What is here may be behind; see `CommandHandler::execute` for why that is safe.
 
 use std::{collections::HashMap, sync::Arc};
 
-use orgstream_events::{AggregateId, CommandId, Event, Fingerprint, OrgId};
-use quick_cache::sync::Cache;
+use orgstream_events::{AggregateId, CommandId, Event, Fingerprint};
 use tokio::time::Instant;
 
 use super::{
-    Aggregate, api_key::ApiKey, kind::Kind, member::Roster, organization::Organization, parking::Parking,
-    record::Record,
+    Aggregate, api_key::ApiKey, domain::Domain, invitation::Invitation, kind::Kind, member::Roster,
+    organization::Organization, parking::Parking, record::Record, role::RoleBook, sso_connection::Connections,
 };
+use crate::scoped::{CacheView, OrgCache};
 
 /// An aggregate as it was read from the stream.
 #[derive(Debug, Clone)]
@@ -67,12 +67,16 @@ impl<A: Aggregate> Loaded<A> {
     }
 }
 
-type Shelf<A> = Cache<(OrgId, AggregateId), Arc<Loaded<A>>>;
+type Shelf<A> = OrgCache<AggregateId, Arc<Loaded<A>>>;
 
 /// One bounded shelf per kind of aggregate.
 pub(super) struct Caches {
     organizations: Shelf<Organization>,
     rosters: Shelf<Roster>,
+    invitations: Shelf<Invitation>,
+    roles: Shelf<RoleBook>,
+    connections: Shelf<Connections>,
+    domains: Shelf<Domain>,
     api_keys: Shelf<ApiKey>,
     kinds: Shelf<Kind>,
     records: Shelf<Record>,
@@ -82,13 +86,32 @@ pub(super) struct Caches {
 impl Default for Caches {
     fn default() -> Self {
         Self {
-            organizations: Cache::new(20_000),
-            rosters: Cache::new(2_000),
-            api_keys: Cache::new(10_000),
-            kinds: Cache::new(1_000),
-            records: Cache::new(100_000),
-            parking: Cache::new(1_000),
+            organizations: OrgCache::new(20_000),
+            rosters: OrgCache::new(2_000),
+            invitations: OrgCache::new(10_000),
+            roles: OrgCache::new(2_000),
+            connections: OrgCache::new(2_000),
+            domains: OrgCache::new(2_000),
+            api_keys: OrgCache::new(10_000),
+            kinds: OrgCache::new(1_000),
+            records: OrgCache::new(100_000),
+            parking: OrgCache::new(1_000),
         }
+    }
+}
+
+impl Caches {
+    /// What is remembered at the moment.
+    pub(super) fn views(&self) -> Vec<CacheView> {
+        const KEY: &str = "org/aggregate";
+        vec![
+            CacheView::of("organizations", KEY, &self.organizations),
+            CacheView::of("rosters", KEY, &self.rosters),
+            CacheView::of("issued_keys", KEY, &self.api_keys),
+            CacheView::of("kinds", KEY, &self.kinds),
+            CacheView::of("records", KEY, &self.records),
+            CacheView::of("parking", KEY, &self.parking),
+        ]
     }
 }
 
@@ -107,4 +130,7 @@ macro_rules! shelves {
     )*};
 }
 
-shelves!(Organization: organizations, Roster: rosters, ApiKey: api_keys, Kind: kinds, Record: records, Parking: parking);
+shelves!(
+    Organization: organizations, Roster: rosters, Invitation: invitations, RoleBook: roles, Connections: connections, Domain: domains,
+    ApiKey: api_keys, Kind: kinds, Record: records, Parking: parking
+);

@@ -12,23 +12,40 @@ use std::{
 use metrics::{counter, histogram};
 use orgstream_events::{
     Actor, ActorType, AggregateId, CodecError, CommandId, CommitDraft, Context, CorrelationId, Event, EventId,
-    Fingerprint, KindName, MemberId, OrgId, PLATFORM_ORG, Position, Role, Salt, Slug, Timestamp, UserId,
+    Fingerprint, KeyEnvironment, KindName, MemberId, OrgId, PLATFORM_ORG, Position, Role, Salt, Slug, TenantType,
+    Timestamp, UserId,
 };
-use orgstream_stream::{AppendError, ClaimError, Freshness, Log, Placement, StreamError};
-use tokio::{sync::Mutex, time::Instant};
+use orgstream_stream::{AppendError, Appended, ClaimError, Freshness, Log, Placement, StreamError};
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    time::Instant,
+};
 
 use super::{
-    Command, CreateOrganization, Facts, FieldError, IssueApiKey, Rejection, RejectionKind,
-    api_key::{ApiKey, ApiKeyCommand},
+    Command, CreateOrganization, Facts, FieldError, IssueApiKey, Rejection, RejectionKind, RotateApiKey,
+    api_key::{ApiKey, ApiKeyCommand, Grantor},
     cache::{Cached, Caches, Earlier, Loaded},
+    domain::{Domain, DomainCommand},
+    invitation::{Invitation, InvitationCommand},
     kind::{Kind, KindCommand},
     member::{MemberCommand, Roster},
-    organization::{Organization, OrganizationCommand},
+    organization::{Organization, OrganizationCommand, OrganizationError, Profile},
     parking::{Parking, ParkingCommand},
+    personal::creation,
     record::{Record, RecordCommand},
+    role::{RoleBook, RoleCommand},
     schema::ValidatedKind,
+    sso_connection::{ConnectionCommand, Connections},
 };
-use crate::auth::key::{KeyToken, Pepper};
+use crate::{
+    auth::{
+        Permission, Scopes,
+        key::{KeyToken, Pepper},
+    },
+    dns::TxtRecords,
+    idp::{IdentityOrganizations, NoIdentityProvider},
+    scoped::{CacheView, Scoped},
+};
 
 /// How far in the future a producer's clock may be.
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
@@ -46,7 +63,9 @@ pub struct Caller {
     pub actor: Actor,
     /// Their role there: nobody hands out more than they have.
     pub role: Role,
-    /// The person behind them; only the maker of an organization needs to be one.
+    /// What they may do within it; nor more than that.
+    pub scopes: Scopes,
+    /// The person behind them, where somebody must be one: who makes an organization or joins it.
     pub creator: Option<Creator>,
     /// The personal part of what is known of the request.
     pub context: Context,
@@ -56,7 +75,14 @@ pub struct Caller {
     pub trace: Option<String>,
 }
 
-/// The person who makes an organization, and becomes its owner.
+impl Caller {
+    /// What the caller may hand out.
+    fn grantor(&self) -> Grantor {
+        Grantor { role: self.role, scopes: self.scopes.clone() }
+    }
+}
+
+/// The person who makes an organization and becomes its owner, or who joins it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Creator {
     /// The login identity.
@@ -173,20 +199,20 @@ impl From<AppendError> for CommandError {
 }
 
 /// One command on its way: everything but what it is about.
-struct Attempt<'a> {
-    caller: &'a Caller,
-    request: &'a Request,
-    command_id: CommandId,
-    fingerprint: Option<Fingerprint>,
-    now: Timestamp,
+pub(super) struct Attempt<'a> {
+    pub(super) caller: &'a Caller,
+    pub(super) request: &'a Request,
+    pub(super) command_id: CommandId,
+    pub(super) fingerprint: Option<Fingerprint>,
+    pub(super) now: Timestamp,
 }
 
 impl Attempt<'_> {
-    fn facts(&self, org: OrgId) -> Facts {
+    pub(super) fn facts(&self, org: OrgId) -> Facts {
         Facts { now: self.now, command_id: self.command_id, org }
     }
 
-    fn draft(&self, org: OrgId, aggregate: AggregateId, version: u64, events: Vec<Event>) -> CommitDraft {
+    pub(super) fn draft(&self, org: OrgId, aggregate: AggregateId, version: u64, events: Vec<Event>) -> CommitDraft {
         CommitDraft {
             org,
             aggregate,
@@ -205,7 +231,7 @@ impl Attempt<'_> {
     }
 
     /// The answer of an earlier success of the same command, if the aggregate's history has one.
-    fn earlier<A>(
+    pub(super) fn earlier<A>(
         &self,
         org: OrgId,
         aggregate: &AggregateId,
@@ -218,7 +244,7 @@ impl Attempt<'_> {
         }
     }
 
-    fn accepted(&self, org: OrgId, aggregate: &AggregateId, done: Earlier, replayed: bool) -> Accepted {
+    pub(super) fn accepted(&self, org: OrgId, aggregate: &AggregateId, done: Earlier, replayed: bool) -> Accepted {
         Accepted {
             command_id: self.command_id,
             aggregate: aggregate.clone(),
@@ -241,6 +267,9 @@ impl Attempt<'_> {
 pub struct CommandHandler {
     log: Log,
     pepper: Pepper,
+    pub(super) dns: Arc<dyn TxtRecords>,
+    pub(super) idp: Arc<dyn IdentityOrganizations>,
+    local_issuers: bool,
     region: String,
     caches: Caches,
     turns: Box<[Mutex<()>]>,
@@ -249,18 +278,41 @@ pub struct CommandHandler {
 }
 
 impl CommandHandler {
-    /// A handler that appends to `log`; `pepper` is what API key secrets are hashed with.
-    pub fn new(log: Log, pepper: Pepper, region: String) -> Self {
+    /// A handler that appends to `log`; `pepper` is what API key secrets are hashed with, `dns` what domains are proven by.
+    pub fn new(log: Log, pepper: Pepper, region: String, dns: Arc<dyn TxtRecords>) -> Self {
         let turns = (0..TURNS).map(|_| Mutex::new(())).collect();
         Self {
             log,
             pepper,
+            dns,
+            idp: Arc::new(NoIdentityProvider),
+            local_issuers: false,
             region,
             caches: Caches::default(),
             turns,
             last_turn: Mutex::new(()),
             hasher: RandomState::new(),
         }
+    }
+
+    /// What is remembered at the moment.
+    pub fn caches(&self) -> Vec<CacheView> {
+        self.caches.views()
+    }
+
+    /// The same for trying things out: organizations may have issuers of their own on this machine.
+    pub fn with_local_issuers(self) -> Self {
+        Self { local_issuers: true, ..self }
+    }
+
+    /// The same with an external identity provider, where every organization has one that stands for it.
+    pub fn with_identity_provider(self, idp: Arc<dyn IdentityOrganizations>) -> Self {
+        Self { idp, ..self }
+    }
+
+    /// The server's own secret, which tokens are made of.
+    pub fn pepper(&self) -> &Pepper {
+        &self.pepper
     }
 
     /// Decides `request` for `caller` and appends what follows from it.
@@ -289,10 +341,8 @@ impl CommandHandler {
             return Err(Rejection::invalid(vec![field]).into());
         }
         let command_id = match &request.idempotency_key {
-            // A new organization has no scope of its own yet: its creator is one.
-            Some(key) if matches!(request.command, Command::CreateOrganization(_)) => {
-                CommandId::from_idempotency_key(PLATFORM_ORG, &format!("{}/{key}", caller.actor.id))
-            }
+            // Who has no scope of their own in an organization yet is one.
+            Some(key) if Permission::for_command(&request.command).is_none() => creation(&caller.actor.id, key),
             Some(key) => CommandId::from_idempotency_key(caller.org, key),
             None => CommandId::fresh(now.unix_ms(), rand::random()),
         };
@@ -305,12 +355,16 @@ impl CommandHandler {
         let placement = self.placement(org).await?;
         if org != PLATFORM_ORG {
             self.check_active(&placement, &request.command).await?;
+            if request.command.is_about_others() {
+                self.not_personal(&placement).await?;
+            }
         }
         let facts = attempt.facts(org);
         let to = Target { placement: &placement, aggregate: request.command.aggregate(&facts) };
         let by = caller.role;
         match request.command.clone() {
             Command::CreateOrganization(_) => Err(CommandError::Internal("handled above".to_owned())),
+            Command::UpgradeOrganization(command) => self.upgrade_organization(&attempt, &to, command).await,
             Command::RenameOrganization(command) => {
                 if let Some(slug) = &command.slug {
                     self.claim_slug(slug, org).await?;
@@ -330,15 +384,60 @@ impl CommandHandler {
                 self.execute::<Organization>(&attempt, &to, OrganizationCommand::ChangePlan(command)).await
             }
             Command::AddMember(command) => {
+                self.may_give(&placement, by, command.role).await?;
                 self.execute::<Roster>(&attempt, &to, MemberCommand::Add { command, by }).await
             }
             Command::ChangeMemberRole(command) => {
+                self.may_give(&placement, by, command.role).await?;
                 self.execute::<Roster>(&attempt, &to, MemberCommand::ChangeRole { command, by }).await
             }
             Command::RemoveMember(command) => {
                 self.execute::<Roster>(&attempt, &to, MemberCommand::Remove { command, by }).await
             }
-            Command::IssueApiKey(command) => self.issue_api_key(&attempt, &to, command).await,
+            Command::IssueInvitation(command) => self.issue_invitation(&attempt, &to, command).await,
+            Command::ResendInvitation(command) => {
+                let mac = self.invitation_mac(&attempt);
+                self.execute::<Invitation>(&attempt, &to, InvitationCommand::Resend { command, mac, by }).await
+            }
+            Command::RevokeInvitation(command) => {
+                self.execute::<Invitation>(&attempt, &to, InvitationCommand::Revoke { command, by }).await
+            }
+            Command::AcceptInvitation(command) => self.accept_invitation(&attempt, &to, &command).await,
+            Command::JoinByDomain(command) => self.join_by_domain(&attempt, &to, &command).await,
+            Command::JoinBySso(command) => self.join_by_sso(&attempt, &to, &command).await,
+            Command::AddSsoConnection(command) => {
+                let add = ConnectionCommand::Add { command, local: self.local_issuers };
+                self.execute::<Connections>(&attempt, &to, add).await
+            }
+            Command::SetDefaultSsoConnection(command) => {
+                self.execute::<Connections>(&attempt, &to, ConnectionCommand::SetDefault(command)).await
+            }
+            Command::RemoveSsoConnection(command) => {
+                self.execute::<Connections>(&attempt, &to, ConnectionCommand::Remove(command)).await
+            }
+            Command::DefineRole(command) => {
+                let by = self.permissions_of(&placement, by).await?;
+                self.execute::<RoleBook>(&attempt, &to, RoleCommand::Define { command, by }).await
+            }
+            Command::ChangeRole(command) => {
+                let by = self.permissions_of(&placement, by).await?;
+                self.execute::<RoleBook>(&attempt, &to, RoleCommand::Change { command, by }).await
+            }
+            Command::RemoveRole(command) => {
+                let by = self.permissions_of(&placement, by).await?;
+                self.execute::<RoleBook>(&attempt, &to, RoleCommand::Remove { command, by }).await
+            }
+            Command::ClaimDomain(command) => {
+                let challenge = self.domain_challenge(&attempt);
+                self.execute::<Domain>(&attempt, &to, DomainCommand::Claim { command, challenge }).await
+            }
+            Command::ProveDomain(_) => self.prove_domain(&attempt, &to).await,
+            Command::RemoveDomain(_) => self.execute::<Domain>(&attempt, &to, DomainCommand::Remove).await,
+            Command::IssueApiKey(command) => {
+                self.may_give(&placement, by, command.role).await?;
+                self.issue_api_key(&attempt, &to, command).await
+            }
+            Command::RotateApiKey(command) => self.rotate_api_key(&attempt, &to, command).await,
             Command::RevokeApiKey(command) => {
                 self.execute::<ApiKey>(&attempt, &to, ApiKeyCommand::Revoke(command)).await
             }
@@ -371,7 +470,7 @@ impl CommandHandler {
     ///
     /// What is remembered may be behind another process. An append that the stream accepts proves that it was not; a
     /// refusal proves nothing until the aggregate was read again.
-    async fn execute<A: Cached>(
+    pub(super) async fn execute<A: Cached>(
         &self,
         attempt: &Attempt<'_>,
         to: &Target<'_>,
@@ -379,8 +478,8 @@ impl CommandHandler {
     ) -> Result<Accepted, CommandError> {
         let Target { placement, aggregate } = to;
         let org = placement.org;
-        let _turn = self.turn(org, aggregate).lock().await;
-        let remembered = A::cache(&self.caches).get(&(org, aggregate.clone()));
+        let _turn = self.turn(org, aggregate).await;
+        let remembered = A::cache(&self.caches).get(&Scoped::new(org, aggregate.clone()));
         let mut certain = false;
         let mut conflicts = 0;
         let mut loaded = match remembered {
@@ -406,7 +505,7 @@ impl CommandHandler {
                             CommandError::Contention
                         }
                         Err(error) => {
-                            A::cache(&self.caches).remove(&(org, aggregate.clone()));
+                            A::cache(&self.caches).remove(&Scoped::new(org, aggregate.clone()));
                             return Err(error);
                         }
                     }
@@ -462,7 +561,7 @@ impl CommandHandler {
         }
         let mut after = Loaded::clone(loaded);
         let earlier = after.take_in(attempt.command_id, attempt.fingerprint, appended.seq, events.iter());
-        A::cache(&self.caches).insert((org, to.aggregate.clone()), Arc::new(after));
+        A::cache(&self.caches).insert(Scoped::new(org, to.aggregate.clone()), Arc::new(after));
         Ok(Some(attempt.accepted(org, &to.aggregate, earlier, false)))
     }
 
@@ -477,26 +576,40 @@ impl CommandHandler {
         };
         let org = OrgId::derive(attempt.command_id);
         let facts = attempt.facts(org);
-        let create = OrganizationCommand::Create { command: command.clone(), region: self.region.clone() };
-        let created = Self::first::<Organization>(create, &facts)?;
+        let create =
+            |identity| OrganizationCommand::Create { command: command.clone(), region: self.region.clone(), identity };
+        // What is refused leaves nothing behind, here or elsewhere.
+        Self::first::<Organization>(create(None), &facts)?;
         let founded = Self::first::<Roster>(MemberCommand::Found { user_id: user, email }, &facts)?;
+        if command.tenant_type == TenantType::Personal {
+            // Its id follows from the person already; the claim says so to whoever looks at the log alone.
+            match self.log.claim("personal", &user.to_string(), org).await {
+                Ok(()) => {}
+                Err(ClaimError::Taken { by }) => {
+                    return Err(CommandError::Internal(format!("this person has a personal organization: {by}")));
+                }
+                Err(ClaimError::Stream(error)) => return Err(error.into()),
+            }
+        }
         self.claim_slug(&command.slug, org).await?;
+        let identity = self.identity(org, command).await?;
+        let created = Self::first::<Organization>(create(identity), &facts)?;
         let placement = self.log.place(org).await?;
         let aggregate = AggregateId::Organization(org);
-        let mut commits = Vec::with_capacity(2);
+        let mut drafts = Vec::with_capacity(2);
         // Inside the organization its maker is the member that they become; who they are outside stays outside.
         let member = MemberId::derive(attempt.command_id).to_string();
         let actor = Actor { actor_type: ActorType::Member, id: member, ..attempt.caller.actor.clone() };
         for (aggregate, events) in [(aggregate.clone(), created.clone()), (AggregateId::Member(org), founded)] {
-            let draft = CommitDraft { actor: actor.clone(), ..attempt.draft(org, aggregate, 0, events) };
-            commits.push((draft.seal(salt).map_err(AppendError::from)?, 0));
+            drafts.push((CommitDraft { actor: actor.clone(), ..attempt.draft(org, aggregate, 0, events) }, 0));
         }
-        match self.log.append_together(&placement, &commits, attempt.caller.trace.as_deref()).await {
+        match self.append_together(attempt, &placement, drafts).await {
             Ok(appended) if appended.iter().all(|one| !one.replayed) => {
                 // The position after which both are there: the member's is the later one.
                 let seq = appended.iter().map(|one| one.seq).max().unwrap_or_default();
                 let events = created.iter().map(|event| event.wire().0.to_owned()).collect();
-                let earlier = Earlier { fingerprint: attempt.fingerprint, seq, version: 1, events };
+                let version = created.len() as u64;
+                let earlier = Earlier { fingerprint: attempt.fingerprint, seq, version, events };
                 Ok(attempt.accepted(org, &aggregate, earlier, false))
             }
             Ok(_) | Err(AppendError::Conflict { .. }) => {
@@ -524,14 +637,41 @@ impl CommandHandler {
         to: &Target<'_>,
         command: IssueApiKey,
     ) -> Result<Accepted, CommandError> {
-        let organization =
-            self.look::<Organization>(to.placement, &AggregateId::Organization(to.placement.org)).await?;
-        let max_days = organization.state.profile().and_then(|profile| profile.settings.api_key_max_days);
+        let max_days = self.max_key_days(to.placement).await?;
         let token = KeyToken::generate(command.environment, self.pepper.derive(attempt.command_id.uuid().as_bytes()));
-        let issue =
-            ApiKeyCommand::Issue { command, token: token.stored(&self.pepper), by: attempt.caller.role, max_days };
+        let (stored, by) = (token.stored(&self.pepper), attempt.caller.grantor());
+        let issue = ApiKeyCommand::Issue { command, token: stored, by, max_days };
         let accepted = self.execute::<ApiKey>(attempt, to, issue).await?;
         Ok(Accepted { token: Some(token), ..accepted })
+    }
+
+    /// What the organization has, as it was at most a moment ago; none when it was never created.
+    pub async fn profile(&self, org: OrgId) -> Result<Option<Profile>, CommandError> {
+        let Some(placement) = self.log.placement(org).await? else { return Ok(None) };
+        let loaded = self.look::<Organization>(&placement, &AggregateId::Organization(org)).await?;
+        Ok(loaded.state.profile().cloned())
+    }
+
+    async fn rotate_api_key(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        command: RotateApiKey,
+    ) -> Result<Accepted, CommandError> {
+        let max_days = self.max_key_days(to.placement).await?;
+        let key = self.look::<ApiKey>(to.placement, &to.aggregate).await?;
+        // A key that is not there is refused by its own rules.
+        let environment = key.state.issued().map_or(KeyEnvironment::Live, |issued| issued.environment);
+        let token = KeyToken::generate(environment, self.pepper.derive(attempt.command_id.uuid().as_bytes()));
+        let (stored, by) = (token.stored(&self.pepper), attempt.caller.grantor());
+        let rotate = ApiKeyCommand::Rotate { command, token: stored, by, max_days };
+        let accepted = self.execute::<ApiKey>(attempt, to, rotate).await?;
+        Ok(Accepted { token: Some(token), ..accepted })
+    }
+
+    async fn max_key_days(&self, placement: &Placement) -> Result<Option<u32>, CommandError> {
+        let organization = self.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
+        Ok(organization.state.profile().and_then(|profile| profile.settings.api_key_max_days))
     }
 
     async fn placement(&self, org: OrgId) -> Result<Placement, CommandError> {
@@ -549,13 +689,37 @@ impl CommandHandler {
         }
     }
 
+    /// Refuses what needs several people while the organization is one person's own.
+    async fn not_personal(&self, placement: &Placement) -> Result<(), CommandError> {
+        let aggregate = AggregateId::Organization(placement.org);
+        let is_personal = |loaded: &Loaded<Organization>| {
+            loaded.state.profile().is_some_and(|profile| profile.tenant_type == TenantType::Personal)
+        };
+        // Somebody may have upgraded it a moment ago, elsewhere.
+        if is_personal(&*self.look::<Organization>(placement, &aggregate).await?)
+            && is_personal(&*self.load::<Organization>(placement, &aggregate, Freshness::Leader).await?)
+        {
+            return Err(Rejection::from(OrganizationError::Personal).into());
+        }
+        Ok(())
+    }
+
     async fn claim_slug(&self, slug: &Slug, org: OrgId) -> Result<(), CommandError> {
-        match self.log.claim("slug", slug.as_str(), org).await {
+        let detail = format!("the slug {slug} belongs to another organization: choose another one");
+        self.claim("slug", &claimable(slug), org, ("slug_taken", detail)).await
+    }
+
+    /// Claims what one organization alone can have; `taken` is the refusal when another one has it.
+    pub(super) async fn claim(
+        &self,
+        scope: &str,
+        value: &str,
+        org: OrgId,
+        taken: (&'static str, String),
+    ) -> Result<(), CommandError> {
+        match self.log.claim(scope, value, org).await {
             Ok(()) => Ok(()),
-            Err(ClaimError::Taken { .. }) => {
-                let detail = format!("the slug {slug} belongs to another organization: choose another one");
-                Err(Rejection::new(RejectionKind::Conflict, "slug_taken", detail).into())
-            }
+            Err(ClaimError::Taken { .. }) => Err(Rejection::new(RejectionKind::Conflict, taken.0, taken.1).into()),
             Err(ClaimError::Stream(error)) => Err(error.into()),
         }
     }
@@ -568,25 +732,25 @@ impl CommandHandler {
     }
 
     /// The aggregate as it was at most a moment ago: for what a command only looks at.
-    async fn look<A: Cached>(
+    pub(super) async fn look<A: Cached>(
         &self,
         placement: &Placement,
         aggregate: &AggregateId,
     ) -> Result<Arc<Loaded<A>>, CommandError> {
-        match A::cache(&self.caches).get(&(placement.org, aggregate.clone())) {
+        match A::cache(&self.caches).get(&Scoped::new(placement.org, aggregate.clone())) {
             Some(loaded) if loaded.read_at.elapsed() < LOOK => Ok(loaded),
             _ => self.load::<A>(placement, aggregate, Freshness::Leader).await,
         }
     }
 
     /// The aggregate as the stream has it, read on from where it was read before.
-    async fn load<A: Cached>(
+    pub(super) async fn load<A: Cached>(
         &self,
         placement: &Placement,
         aggregate: &AggregateId,
         freshness: Freshness,
     ) -> Result<Arc<Loaded<A>>, CommandError> {
-        let key = (placement.org, aggregate.clone());
+        let key = Scoped::new(placement.org, aggregate.clone());
         let cache = A::cache(&self.caches);
         let mut loaded = cache.get(&key).map(|loaded| Loaded::clone(&loaded)).unwrap_or_default();
         loaded.read_at = Instant::now();
@@ -600,9 +764,22 @@ impl CommandHandler {
         Ok(loaded)
     }
 
-    fn turn(&self, org: OrgId, aggregate: &AggregateId) -> &Mutex<()> {
+    /// Waits for its turn to write to the aggregate.
+    pub(super) async fn turn(&self, org: OrgId, aggregate: &AggregateId) -> MutexGuard<'_, ()> {
         let place = self.hasher.hash_one((org, aggregate)) as usize % TURNS;
-        self.turns.get(place).unwrap_or(&self.last_turn)
+        self.turns.get(place).unwrap_or(&self.last_turn).lock().await
+    }
+
+    /// Appends commits to several aggregates of one org, all or none.
+    pub(super) async fn append_together(
+        &self,
+        attempt: &Attempt<'_>,
+        placement: &Placement,
+        drafts: Vec<(CommitDraft, u64)>,
+    ) -> Result<Vec<Appended>, AppendError> {
+        let sealed: Result<Vec<_>, AppendError> =
+            drafts.into_iter().map(|(draft, seq)| Ok((draft.seal(salt)?, seq))).collect();
+        self.log.append_together(placement, &sealed?, attempt.caller.trace.as_deref()).await
     }
 }
 
@@ -617,9 +794,15 @@ enum Decided {
 }
 
 /// What a command is about, and where that lives.
-struct Target<'a> {
-    placement: &'a Placement,
-    aggregate: AggregateId,
+pub(super) struct Target<'a> {
+    pub(super) placement: &'a Placement,
+    pub(super) aggregate: AggregateId,
+}
+
+/// A slug as a claim takes it, whose subject is divided at dots: a slug has no capitals, so they can stand for what a claim
+/// cannot have, and no two slugs become the same.
+fn claimable(slug: &Slug) -> String {
+    slug.as_str().replace('.', "D").replace('~', "T")
 }
 
 /// The hash of a command's body: what tells a repetition from another command under the same key.

@@ -1,6 +1,6 @@
 //! The members of an organization: one aggregate, because "never the last owner" is a rule over all of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orgstream_events::{
     AggregateType, Event, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, Role, UserId,
@@ -10,10 +10,11 @@ use utoipa::ToSchema;
 
 use super::{Aggregate, Facts, FieldError, Rejection, RejectionKind, openapi, text::Faults};
 
-/// Everybody who is a member now.
+/// Everybody who is a member now, and who has left.
 #[derive(Debug, Clone, Default)]
 pub struct Roster {
     members: BTreeMap<MemberId, Member>,
+    left: BTreeSet<UserId>,
 }
 
 /// One person inside one organization.
@@ -41,6 +42,20 @@ impl Roster {
     /// Everybody, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = (MemberId, &Member)> {
         self.members.iter().map(|(id, member)| (*id, member))
+    }
+
+    /// The member who has this address, whatever the case of its letters.
+    pub fn of_email(&self, email: &str) -> Option<MemberId> {
+        let folded = email.to_lowercase();
+        self.members.iter().find(|(_, member)| member.email.to_lowercase() == folded).map(|(id, _)| *id)
+    }
+
+    /// Refuses somebody who is a member already, and an address that another member has.
+    fn not_here(&self, user: UserId, email: &str) -> Result<(), MemberError> {
+        if self.of_user(user).is_some() {
+            return Err(MemberError::AlreadyMember);
+        }
+        if self.of_email(email).is_some() { Err(MemberError::EmailTaken) } else { Ok(()) }
     }
 
     fn existing(&self, id: MemberId) -> Result<&Member, MemberError> {
@@ -71,6 +86,24 @@ pub enum MemberCommand {
         /// The caller's role.
         by: Role,
     },
+    /// One more, by an invitation that was accepted.
+    Join {
+        /// Who.
+        user_id: UserId,
+        /// Where to reach them: the address that was invited, as their issuer verified it.
+        email: String,
+        /// What the invitation says that they may do.
+        role: Role,
+    },
+    /// One more, by signing in: with an address of a domain that is the organization's own, or by its own issuer.
+    Provision {
+        /// Who.
+        user_id: UserId,
+        /// Where to reach them, as their issuer verified it.
+        email: String,
+        /// Why the organization lets nobody in like that, if it does not.
+        closed: Option<Closed>,
+    },
     /// Another role.
     ChangeRole {
         /// As the caller has it.
@@ -85,6 +118,17 @@ pub enum MemberCommand {
         /// The caller's role.
         by: Role,
     },
+}
+
+/// Why nobody comes in by signing in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// The setting says so.
+    NotAllowed,
+    /// The domain is not proven, or not that of the address.
+    NotProven,
+    /// The connection makes no members.
+    NoJit,
 }
 
 /// One more person.
@@ -139,6 +183,7 @@ impl Aggregate for Roster {
         match event {
             MemberEvent::Added(event) => {
                 let member = Member { user_id: event.user_id, email: event.email.clone(), role: event.role };
+                self.left.remove(&member.user_id);
                 self.members.insert(event.member_id, member);
             }
             MemberEvent::RoleChanged(event) => {
@@ -147,7 +192,9 @@ impl Aggregate for Roster {
                 }
             }
             MemberEvent::Removed(event) => {
-                self.members.remove(&event.member_id);
+                if let Some(member) = self.members.remove(&event.member_id) {
+                    self.left.insert(member.user_id);
+                }
             }
         }
     }
@@ -171,14 +218,24 @@ impl Aggregate for Roster {
             MemberCommand::Add { command: AddMember { email, user_id, role }, by } => {
                 within(by, role)?;
                 let user_id = user_id.unwrap_or_else(|| user_of_email(&email));
-                if self.of_user(user_id).is_some() {
-                    return Err(MemberError::AlreadyMember);
-                }
-                let lower = email.to_lowercase();
-                if self.members.values().any(|member| member.email.to_lowercase() == lower) {
-                    return Err(MemberError::EmailTaken);
-                }
+                self.not_here(user_id, &email)?;
                 add(user_id, email, role)
+            }
+            MemberCommand::Join { user_id, email, role } => {
+                self.not_here(user_id, &email)?;
+                add(user_id, email, role)
+            }
+            MemberCommand::Provision { user_id, email, closed } => {
+                match closed {
+                    Some(Closed::NotAllowed) => return Err(MemberError::JoiningOff),
+                    Some(Closed::NotProven) => return Err(MemberError::DomainNotProven),
+                    Some(Closed::NoJit) => return Err(MemberError::NoJit),
+                    // Who was removed was meant to be: they come back when somebody asks them to.
+                    None if self.left.contains(&user_id) => return Err(MemberError::WasRemoved),
+                    None => {}
+                }
+                self.not_here(user_id, &email)?;
+                add(user_id, email, Role::Member)
             }
             MemberCommand::ChangeRole { command: ChangeMemberRole { id, role: to }, by } => {
                 let member = self.existing(id)?;
@@ -227,6 +284,18 @@ pub enum MemberError {
     /// Somebody else has the address.
     #[error("a member with this e-mail address exists already; remove that member first or use another address")]
     EmailTaken,
+    /// Nobody comes in by their domain.
+    #[error("this organization lets nobody join by signing in; its setting jit_provisioning says so")]
+    JoiningOff,
+    /// It is not the organization's domain, or not that of the address.
+    #[error("this organization has not proven that the domain of the address is its own")]
+    DomainNotProven,
+    /// It is a way to sign in, and no way to join.
+    #[error("nobody joins by this connection; its jit says so")]
+    NoJit,
+    /// They were a member before.
+    #[error("this person was removed from the organization; they come back by an invitation")]
+    WasRemoved,
     /// No such member, or not any more.
     #[error("there is no such member in this organization")]
     NotFound,
@@ -250,6 +319,9 @@ impl From<MemberError> for Rejection {
             MemberError::AlreadyFounded => (RejectionKind::Conflict, "members_exist"),
             MemberError::AlreadyMember => (RejectionKind::Conflict, "already_member"),
             MemberError::EmailTaken => (RejectionKind::Conflict, "email_taken"),
+            MemberError::JoiningOff | MemberError::NoJit => (RejectionKind::Forbidden, "jit_not_allowed"),
+            MemberError::DomainNotProven => (RejectionKind::Forbidden, "domain_not_proven"),
+            MemberError::WasRemoved => (RejectionKind::Forbidden, "member_was_removed"),
             MemberError::NotFound => (RejectionKind::NotFound, "not_found"),
             MemberError::LastOwner => (RejectionKind::Conflict, "last_owner"),
             MemberError::RoleAboveOwn { .. } => (RejectionKind::Forbidden, "role_above_own"),
@@ -325,6 +397,35 @@ mod tests {
     fn an_email_belongs_to_one_member_whatever_its_case() {
         let same = add("m1@ACME.example", Role::Viewer, Role::Owner);
         assert_eq!(rejection(given::<Roster>(&[added(1, Role::Owner)]).when(same)).code, "email_taken");
+    }
+
+    #[test]
+    fn whoever_joins_by_an_invitation_is_nobodys_double() {
+        let roster = given::<Roster>(&[added(1, Role::Owner)]);
+        let join = |user: &str, email: &str| MemberCommand::Join {
+            user_id: UserId::from_login("https://issuer.example", user),
+            email: email.to_owned(),
+            role: Role::Admin,
+        };
+        assert_eq!(rejection(roster.when(join("1", "other@acme.example"))).code, "already_member");
+        assert_eq!(rejection(roster.when(join("2", "m1@acme.example"))).code, "email_taken");
+        let joined = roster.when(join("2", "m2@acme.example"));
+        assert!(matches!(joined.as_deref(), Ok([MemberEvent::Added(added)]) if added.role == Role::Admin));
+    }
+
+    #[test]
+    fn whoever_was_removed_does_not_come_back_by_signing_in() {
+        let MemberEvent::Added(two) = added(2, Role::Member) else { unreachable!() };
+        let join = |closed| MemberCommand::Provision { user_id: two.user_id, email: two.email.clone(), closed };
+        let founded = given::<Roster>(&[added(1, Role::Owner)]);
+        assert!(founded.when(join(None)).is_ok_and(|events| events.len() == 1));
+        assert_eq!(rejection(founded.when(join(Some(Closed::NotAllowed)))).code, "jit_not_allowed");
+        assert_eq!(rejection(founded.when(join(Some(Closed::NotProven)))).code, "domain_not_proven");
+        let removed = MemberEvent::Removed(MemberRemoved { member_id: id(2) });
+        let after = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Member), removed]);
+        assert_eq!(rejection(after.when(join(None))).code, "member_was_removed");
+        let invited = MemberCommand::Join { user_id: two.user_id, email: two.email.clone(), role: Role::Viewer };
+        assert!(after.when(invited).is_ok(), "an invitation is how they come back");
     }
 
     #[test]

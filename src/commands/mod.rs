@@ -5,36 +5,52 @@
 
 pub mod api_key;
 mod cache;
+pub mod domain;
 pub mod handler;
+mod identity;
+pub mod invitation;
+mod joining;
 pub mod kind;
 pub mod member;
 pub mod openapi;
 pub mod organization;
 pub mod parking;
+pub mod personal;
 mod properties;
+mod public_domains;
 pub mod record;
 pub mod rejection;
+pub mod role;
 pub mod schema;
+pub mod sso_connection;
 mod text;
 
 use std::borrow::Cow;
 
-use orgstream_events::{AggregateId, AggregateType, CommandId, Event, KeyId, OrgId, PLATFORM_ORG, RecordId, Timestamp};
+use orgstream_events::{
+    AggregateId, AggregateType, CommandId, DomainId, Event, InvitationId, KeyId, OrgId, PLATFORM_ORG, RecordId,
+    Timestamp,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{RefOr, Schema},
 };
 
-pub use api_key::{IssueApiKey, RevokeApiKey};
+pub use api_key::{IssueApiKey, RevokeApiKey, RotateApiKey};
+pub use domain::{ClaimDomain, JoinByDomain, ProveDomain, RemoveDomain};
+pub use invitation::{AcceptInvitation, IssueInvitation, ResendInvitation, RevokeInvitation};
 pub use kind::{ChangeKind, RegisterKind, RetireKind};
 pub use member::{AddMember, ChangeMemberRole, RemoveMember};
 pub use organization::{
     ChangePlan, ChangeSettings, CreateOrganization, RenameOrganization, ResumeOrganization, SuspendOrganization,
+    UpgradeOrganization,
 };
 pub use parking::{RetryParked, SkipParked};
 pub use record::{ArchiveRecord, CreateRecord, UpdateRecord};
 pub use rejection::{FieldError, Rejection, RejectionKind};
+pub use role::{ChangeRole, DefineRole, RemoveRole};
+pub use sso_connection::{AddSsoConnection, JoinBySso, RemoveSsoConnection, SetDefaultSsoConnection};
 
 /// What `decide` may know besides the state and the command. There is nothing else: no I/O, no clock, no randomness.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +87,12 @@ pub trait Aggregate: Default + Clone + Send + Sync + 'static {
     fn event_of(event: &Event) -> Option<&Self::Event>;
 }
 
+/// A command that has a name on the wire.
+pub trait Named {
+    /// Its `type`.
+    const NAME: &'static str;
+}
+
 macro_rules! commands {
     ($($(#[$doc:meta])* $command:ident = $name:literal;)*) => {
         /// Everything that a producer can ask for: a JSON object whose `type` says which command it is.
@@ -79,6 +101,10 @@ macro_rules! commands {
         pub enum Command {
             $($(#[$doc])* #[serde(rename = $name)] $command($command),)*
         }
+
+        $(impl Named for $command {
+            const NAME: &'static str = $name;
+        })*
 
         impl Command {
             /// The name of every command.
@@ -100,7 +126,7 @@ macro_rules! commands {
 
         impl PartialSchema for Command {
             fn schema() -> RefOr<Schema> {
-                openapi::one_of_commands([$(($name, <$command as PartialSchema>::schema())),*])
+                openapi::one_of_commands(&[$(($name, <$command as PartialSchema>::schema)),*])
             }
         }
 
@@ -119,6 +145,8 @@ commands! {
     RenameOrganization = "rename_organization";
     /// Other settings; what is not mentioned stays.
     ChangeSettings = "change_settings";
+    /// One person's own organization becomes one that others can join.
+    UpgradeOrganization = "upgrade_organization";
     /// Nobody but the platform may act in it any more.
     SuspendOrganization = "suspend_organization";
     /// Everything works again.
@@ -131,8 +159,40 @@ commands! {
     ChangeMemberRole = "change_member_role";
     /// One person less.
     RemoveMember = "remove_member";
+    /// A way in for one person, by e-mail.
+    IssueInvitation = "issue_invitation";
+    /// Another mail, with a new token.
+    ResendInvitation = "resend_invitation";
+    /// No way in any more.
+    RevokeInvitation = "revoke_invitation";
+    /// Join by an invitation. For people who sign in.
+    AcceptInvitation = "accept_invitation";
+    /// Join by an address of a domain that is the organization's own. For people who sign in.
+    JoinByDomain = "join_by_domain";
+    /// A role of the organization's own.
+    DefineRole = "define_role";
+    /// Another name or other permissions of such a role.
+    ChangeRole = "change_role";
+    /// One such role less.
+    RemoveRole = "remove_role";
+    /// A domain that is the organization's own, as it says.
+    ClaimDomain = "claim_domain";
+    /// Look whether the domain's DNS says so too.
+    ProveDomain = "prove_domain";
+    /// A domain less.
+    RemoveDomain = "remove_domain";
+    /// An issuer that people sign in to this organization with.
+    AddSsoConnection = "add_sso_connection";
+    /// Where people are sent who do not say otherwise.
+    SetDefaultSsoConnection = "set_default_sso_connection";
+    /// One such issuer less.
+    RemoveSsoConnection = "remove_sso_connection";
+    /// Join by such an issuer. For people who sign in.
+    JoinBySso = "join_by_sso";
     /// A new API key, shown once.
     IssueApiKey = "issue_api_key";
+    /// Another secret for a key, shown once.
+    RotateApiKey = "rotate_api_key";
     /// No more calls with this key.
     RevokeApiKey = "revoke_api_key";
     /// A new kind of records, for all organizations.
@@ -161,11 +221,28 @@ impl Command {
             Self::CreateOrganization(_)
             | Self::RenameOrganization(_)
             | Self::ChangeSettings(_)
+            | Self::UpgradeOrganization(_)
             | Self::SuspendOrganization(_)
             | Self::ResumeOrganization(_)
             | Self::ChangePlan(_) => AggregateId::Organization(facts.org),
-            Self::AddMember(_) | Self::ChangeMemberRole(_) | Self::RemoveMember(_) => AggregateId::Member(facts.org),
+            Self::AddMember(_)
+            | Self::ChangeMemberRole(_)
+            | Self::RemoveMember(_)
+            | Self::JoinByDomain(_)
+            | Self::JoinBySso(_) => AggregateId::Member(facts.org),
+            Self::AddSsoConnection(_) | Self::SetDefaultSsoConnection(_) | Self::RemoveSsoConnection(_) => {
+                AggregateId::SsoConnection(facts.org)
+            }
+            Self::IssueInvitation(_) => AggregateId::Invitation(InvitationId::derive(facts.command_id)),
+            Self::ResendInvitation(command) => AggregateId::Invitation(command.id),
+            Self::RevokeInvitation(command) => AggregateId::Invitation(command.id),
+            Self::AcceptInvitation(command) => AggregateId::Invitation(command.id),
+            Self::DefineRole(_) | Self::ChangeRole(_) | Self::RemoveRole(_) => AggregateId::Role(facts.org),
+            Self::ClaimDomain(command) => AggregateId::Domain(DomainId::of(facts.org, &command.domain)),
+            Self::ProveDomain(command) => AggregateId::Domain(command.id),
+            Self::RemoveDomain(command) => AggregateId::Domain(command.id),
             Self::IssueApiKey(_) => AggregateId::ApiKey(KeyId::derive(facts.command_id)),
+            Self::RotateApiKey(command) => AggregateId::ApiKey(command.id),
             Self::RevokeApiKey(command) => AggregateId::ApiKey(command.id),
             Self::RegisterKind(command) => AggregateId::Kind(command.kind.clone()),
             Self::ChangeKind(command) => AggregateId::Kind(command.kind.clone()),
@@ -185,16 +262,33 @@ impl Command {
         match self {
             Self::CreateOrganization(_)
             | Self::AddMember(_)
+            | Self::IssueInvitation(_)
+            | Self::AcceptInvitation(_)
+            | Self::JoinByDomain(_)
+            | Self::JoinBySso(_)
+            | Self::AddSsoConnection(_)
+            | Self::DefineRole(_)
+            | Self::ClaimDomain(_)
             | Self::IssueApiKey(_)
             | Self::RegisterKind(_)
             | Self::CreateRecord(_) => true,
             Self::RenameOrganization(_)
             | Self::ChangeSettings(_)
+            | Self::UpgradeOrganization(_)
             | Self::SuspendOrganization(_)
             | Self::ResumeOrganization(_)
             | Self::ChangePlan(_)
             | Self::ChangeMemberRole(_)
             | Self::RemoveMember(_)
+            | Self::RotateApiKey(_)
+            | Self::ResendInvitation(_)
+            | Self::RevokeInvitation(_)
+            | Self::ChangeRole(_)
+            | Self::RemoveRole(_)
+            | Self::ProveDomain(_)
+            | Self::RemoveDomain(_)
+            | Self::SetDefaultSsoConnection(_)
+            | Self::RemoveSsoConnection(_)
             | Self::RevokeApiKey(_)
             | Self::ChangeKind(_)
             | Self::RetireKind(_)

@@ -1,27 +1,32 @@
 //! How commands are documented: the schemas that types of the pure `events` crate cannot carry themselves.
 
-use orgstream_events::{KeyEnvironment, Pipeline, Role, TenantType, Visibility};
+use orgstream_events::{
+    InvitePolicy, JitProvisioning, KeyEnvironment, MfaPolicy, Pipeline, Role, TenantType, Visibility,
+};
 use serde::Serialize;
 use utoipa::openapi::{
     Object, ObjectBuilder, OneOfBuilder, RefOr, Schema,
     schema::{AdditionalProperties, Type},
 };
 
+/// Makes the schema of one command.
+type SchemaOf = fn() -> RefOr<Schema>;
+
 /// One object per command, told apart by `type`.
 ///
 /// The derived form would be `allOf` of the fields and of the type, which no value satisfies once unknown fields are
 /// refused; so the type becomes a field like the others.
-pub(super) fn one_of_commands<const N: usize>(commands: [(&str, RefOr<Schema>); N]) -> RefOr<Schema> {
-    let one_of = commands.into_iter().fold(OneOfBuilder::new(), |one_of, (name, schema)| {
-        let fields = match schema {
+pub(super) fn one_of_commands(commands: &[(&str, SchemaOf)]) -> RefOr<Schema> {
+    let one_of = commands.iter().fold(OneOfBuilder::new(), |one_of, (name, schema)| {
+        let fields = match schema() {
             RefOr::T(Schema::Object(fields)) => fields,
             // Commands are structs, and a struct is an object.
             RefOr::T(_) | RefOr::Ref(_) => Object::default(),
         };
-        let tag = ObjectBuilder::new().schema_type(Type::String).enum_values(Some([name]));
+        let tag = ObjectBuilder::new().schema_type(Type::String).enum_values(Some([*name]));
         let mut command = ObjectBuilder::new()
             .schema_type(Type::Object)
-            .title(Some(name))
+            .title(Some(*name))
             .description(fields.description)
             .property("type", tag)
             .required("type")
@@ -40,7 +45,20 @@ pub(super) fn one_of_commands<const N: usize>(commands: [(&str, RefOr<Schema>); 
 
 /// A role.
 pub fn role() -> Object {
-    names(&[Role::Owner, Role::Admin, Role::Member, Role::Viewer, Role::Auditor])
+    let description = "`owner`, `admin`, `member` (or `editor`), `viewer`, `auditor`, or the id of a role of the \
+                       organization's own (`role_…`)";
+    let names = Role::BUILT_IN.map(|role| role.name().into_owned());
+    ObjectBuilder::new().schema_type(Type::String).description(Some(description)).examples(names).build()
+}
+
+/// Whether people become members by signing in.
+pub fn jit_provisioning() -> Object {
+    names(&[JitProvisioning::NotAllowed, JitProvisioning::Restricted])
+}
+
+/// Who may be invited.
+pub fn invite_policy() -> Object {
+    names(&[InvitePolicy::All, InvitePolicy::Restricted, InvitePolicy::None])
 }
 
 /// What a key is meant for.
@@ -56,6 +74,11 @@ pub fn visibility() -> Object {
 /// What kind of tenant.
 pub fn tenant_type() -> Object {
     names(&[TenantType::Personal, TenantType::Organization, TenantType::Team, TenantType::Workspace])
+}
+
+/// Whether people need a second factor.
+pub fn mfa_policy() -> Object {
+    names(&[MfaPolicy::Optional, MfaPolicy::Required])
 }
 
 /// One of the pipelines.
@@ -87,7 +110,7 @@ mod tests {
     #[test]
     fn the_documented_names_are_those_on_the_wire() {
         let role = serde_json::to_value(role()).unwrap();
-        assert_eq!(role["enum"], serde_json::json!(["owner", "admin", "member", "viewer", "auditor"]));
+        assert_eq!(role["examples"], serde_json::json!(["owner", "admin", "member", "viewer", "auditor"]));
         assert_eq!(serde_json::to_value(visibility()).unwrap()["enum"][0], "default_on");
     }
 }

@@ -3,14 +3,15 @@
 //! That a slug is unique is a rule over all organizations, so it is no decision of this one: the handler claims the
 //! slug first and then asks here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orgstream_events::{
-    AggregateType, Event, OrganizationCreated, OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed,
-    OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, PlanName, Slug,
-    TenantType,
+    AggregateType, Branding, DomainName, Event, InvitePolicy, JitProvisioning, LoginMethod, MfaPolicy,
+    OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked, OrganizationPlanChanged, OrganizationRenamed,
+    OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
+    OrganizationUpgraded, PlanName, Slug, TenantType,
 };
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::value::StrDeserializer};
 use utoipa::ToSchema;
 
 use super::{Aggregate, Facts, FieldError, Rejection, RejectionKind, openapi, text::Faults};
@@ -19,6 +20,45 @@ use super::{Aggregate, Facts, FieldError, Rejection, RejectionKind, openapi, tex
 pub const METADATA_LIMITS: (usize, usize, usize) = (50, 40, 500);
 /// The longest life that an organization can allow its keys, in days.
 pub const MAX_KEY_DAYS: u32 = 3650;
+
+/// The most domains whose addresses may be invited.
+const MAX_ALLOWED_DOMAINS: usize = 50;
+/// The longest address of a logo, in characters.
+const MAX_LOGO_URL: usize = 500;
+/// Slugs that could be mistaken for something else: a part of this product's addresses, or somebody with rights. An
+/// organization that has one keeps it.
+pub const RESERVED_SLUGS: [&str; 30] = [
+    "account",
+    "admin",
+    "api",
+    "app",
+    "audit",
+    "auth",
+    "billing",
+    "dashboard",
+    "docs",
+    "healthz",
+    "help",
+    "internal",
+    "invitations",
+    "login",
+    "logout",
+    "me",
+    "metrics",
+    "new",
+    "null",
+    "openapi.json",
+    "orgstream",
+    "platform",
+    "root",
+    "security",
+    "session",
+    "settings",
+    "signup",
+    "static",
+    "support",
+    "www",
+];
 
 /// An organization, as decisions see it. By default it does not exist yet.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +81,8 @@ pub struct Profile {
     pub settings: OrganizationSettings,
     /// What it has booked.
     pub plan: PlanName,
+    /// Which organization of an external identity provider stands for it there.
+    pub external_id: Option<String>,
     /// Why nobody but the platform may act in it, while that is so.
     pub suspended: Option<String>,
 }
@@ -75,11 +117,20 @@ pub enum OrganizationCommand {
         command: CreateOrganization,
         /// Where the placement put it.
         region: String,
+        /// What stands for it at the external identity provider.
+        identity: Option<ExternalIdentity>,
     },
     /// Take other names.
     Rename(RenameOrganization),
     /// Take other settings.
     ChangeSettings(ChangeSettings),
+    /// Become an organization that others can join.
+    Upgrade {
+        /// As the caller has it.
+        command: UpgradeOrganization,
+        /// What stands for it at the external identity provider.
+        identity: Option<ExternalIdentity>,
+    },
     /// Stop everybody.
     Suspend(SuspendOrganization),
     /// Let everybody go on.
@@ -88,23 +139,54 @@ pub enum OrganizationCommand {
     ChangePlan(ChangePlan),
 }
 
+/// An organization of an external identity provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExternalIdentity {
+    /// Which provider.
+    pub provider: String,
+    /// The organization's id there.
+    pub external_id: String,
+}
+
+impl From<ExternalIdentity> for OrganizationEvent {
+    fn from(identity: ExternalIdentity) -> Self {
+        let ExternalIdentity { provider, external_id } = identity;
+        Self::IdentityLinked(OrganizationIdentityLinked { provider, external_id })
+    }
+}
+
 /// A new organization. Whoever asks becomes its owner.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateOrganization {
     /// What people call it: 1 to 120 characters.
+    #[serde(alias = "display_name")]
     #[schema(example = "Acme Corp", max_length = 120)]
     pub name: String,
-    /// Its name in URLs: 2 to 63 of a-z, 0-9 and single hyphens. Unique over all organizations.
+    /// Its name in URLs: 2 to 128 of a-z and 0-9, with single `-`, `.`, `_` or `~` between them. Unique over all
+    /// organizations; some words are reserved.
     #[schema(value_type = String, example = "acme")]
     pub slug: Slug,
-    /// What kind of tenant; `organization` unless said otherwise.
-    #[serde(default = "organization")]
+    /// What kind of tenant; `organization` unless said otherwise, which may also be called `tenant`. In any case of letters.
+    /// A personal one is made when its person first signs in, and not by this command.
+    #[serde(default = "organization", deserialize_with = "tenant_type")]
     #[schema(schema_with = openapi::tenant_type)]
     pub tenant_type: TenantType,
+    /// The Auth0 organization that stands for it there; without it one is made, where the platform has an Auth0 tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "org_9ybsU1dN2dKfDkBi")]
+    pub auth0_organization_id: Option<String>,
 }
 
-fn organization() -> TenantType {
+/// Reads a kind of tenant as people write it.
+pub fn tenant_type<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TenantType, D::Error> {
+    let text = String::deserialize(deserializer)?.to_lowercase();
+    let name = if text == "tenant" { "organization" } else { text.as_str() };
+    TenantType::deserialize(StrDeserializer::<D::Error>::new(name))
+}
+
+/// The tenant type of who does not say any.
+pub fn organization() -> TenantType {
     TenantType::Organization
 }
 
@@ -132,15 +214,68 @@ pub struct ChangeSettings {
     /// Whether the keys that a member issued end when the member is removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoke_keys_on_creator_exit: Option<bool>,
+    /// How one may prove who one is here: `oidc`, `api_key` or `sso:` and the id of a connection, with at least one way for
+    /// people; `null` for every way.
+    #[serde(default, skip_serializing_if = "Patch::is_keep")]
+    #[schema(value_type = Option<Vec<String>>, example = json!(["oidc", "api_key"]))]
+    pub allowed_auth_methods: Patch<BTreeSet<LoginMethod>>,
+    /// Whether people need a second factor to act here: `optional` or `required`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = openapi::mfa_policy)]
+    pub mfa_policy: Option<MfaPolicy>,
     /// Your own notes: at most 50, keys of at most 40 and values of at most 500 characters. A key that is missing
     /// stays, a key with `null` goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<std::collections::HashMap<String, Option<String>>>)]
     pub custom_metadata: Option<BTreeMap<String, Option<String>>>,
+    /// Whether people become members by signing in: `not_allowed`, or `restricted` to verified addresses of domains
+    /// that the organization has proven to be its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = openapi::jit_provisioning)]
+    pub jit_provisioning: Option<JitProvisioning>,
+    /// Who may be invited: `all`, `restricted` to addresses of `allowed_domains`, or `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = openapi::invite_policy)]
+    pub invite_policy: Option<InvitePolicy>,
+    /// Whose addresses may be invited, all of them: at most 50 domains, in lower case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>, example = json!(["acme.example"]))]
+    pub allowed_domains: Option<BTreeSet<DomainName>>,
+    /// How the organization looks to its members.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branding: Option<ChangeBranding>,
+}
+
+/// How an organization looks to its members. What is missing stays; `null` takes it away.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeBranding {
+    /// Where its logo is: an `https` address.
+    #[serde(default, skip_serializing_if = "Patch::is_keep")]
+    #[schema(value_type = Option<String>, example = "https://acme.example/logo.svg", max_length = 500)]
+    pub logo_url: Patch<String>,
+    /// Its colour.
+    #[serde(default, skip_serializing_if = "Patch::is_keep")]
+    #[schema(value_type = Option<String>, example = "#0a84ff")]
+    pub primary_color: Patch<String>,
+    /// Where its members get help.
+    #[serde(default, skip_serializing_if = "Patch::is_keep")]
+    #[schema(value_type = Option<String>, example = "help@acme.example")]
+    pub support_email: Patch<String>,
+}
+
+/// Makes of one person's own organization one that others can join. Its id, its data, its keys and its history stay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpgradeOrganization {
+    /// What it becomes; `organization` unless said otherwise.
+    #[serde(default = "organization")]
+    #[schema(schema_with = openapi::tenant_type)]
+    pub tenant_type: TenantType,
 }
 
 /// What a patch says of a setting that can be absent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Patch<T> {
     /// Not mentioned: it stays.
     #[default]
@@ -154,6 +289,14 @@ pub enum Patch<T> {
 impl<T> Patch<T> {
     fn is_keep(&self) -> bool {
         matches!(self, Self::Keep)
+    }
+
+    fn over(self, before: Option<T>) -> Option<T> {
+        match self {
+            Self::Keep => before,
+            Self::Clear => None,
+            Self::Set(value) => Some(value),
+        }
     }
 }
 
@@ -212,6 +355,7 @@ impl Aggregate for Organization {
                 region: event.region.clone(),
                 settings: OrganizationSettings::default(),
                 plan: PlanName::default(),
+                external_id: None,
                 suspended: None,
             });
         }
@@ -226,16 +370,42 @@ impl Aggregate for Organization {
             OrganizationEvent::Suspended(event) => profile.suspended = Some(event.reason.clone()),
             OrganizationEvent::Resumed(_) => profile.suspended = None,
             OrganizationEvent::PlanChanged(event) => profile.plan.clone_from(&event.plan),
+            OrganizationEvent::Upgraded(event) => profile.tenant_type = event.tenant_type,
+            OrganizationEvent::IdentityLinked(event) => profile.external_id = Some(event.external_id.clone()),
         }
     }
 
     fn decide(&self, command: OrganizationCommand, _: &Facts) -> Result<Vec<OrganizationEvent>, OrganizationError> {
         let mut faults = Faults::default();
         match &command {
-            OrganizationCommand::Create { command, .. } => faults.name("/name", &command.name),
+            OrganizationCommand::Create { command, .. } => {
+                faults.name("/name", &command.name);
+                if command.tenant_type != TenantType::Personal {
+                    not_reserved(&command.slug, &mut faults);
+                }
+                if let Some(id) = &command.auth0_organization_id {
+                    let is_id =
+                        |rest: &str| (1..=64).contains(&rest.len()) && rest.bytes().all(|b| b.is_ascii_alphanumeric());
+                    if !id.strip_prefix("org_").is_some_and(is_id) {
+                        faults.add(
+                            "/auth0_organization_id",
+                            "id",
+                            "must be org_ and letters and digits, as Auth0 has it",
+                        );
+                    } else if command.tenant_type == TenantType::Personal {
+                        faults.add("/auth0_organization_id", "personal", "a personal organization has none there");
+                    }
+                }
+            }
             OrganizationCommand::Rename(command) => {
                 if let Some(name) = &command.name {
                     faults.name("/name", name);
+                }
+                // A slug that it has already stays good, whatever was reserved since.
+                if let Some(slug) = &command.slug
+                    && self.profile.as_ref().is_none_or(|profile| profile.slug != *slug)
+                {
+                    not_reserved(slug, &mut faults);
                 }
                 if command.name.is_none() && command.slug.is_none() {
                     faults.add("/name", "required", "give a name or a slug");
@@ -244,17 +414,23 @@ impl Aggregate for Organization {
             OrganizationCommand::ChangeSettings(command) => command.check(&mut faults),
             OrganizationCommand::Suspend(SuspendOrganization { reason })
             | OrganizationCommand::Resume(ResumeOrganization { reason }) => faults.reason("/reason", reason),
+            OrganizationCommand::Upgrade { command, .. } => {
+                if command.tenant_type == TenantType::Personal {
+                    faults.add("/tenant_type", "personal", "must be organization, team or workspace");
+                }
+            }
             // The name of a plan is right by its type.
             OrganizationCommand::ChangePlan(_) => {}
         }
         faults.none_or(OrganizationError::Invalid)?;
         match command {
-            OrganizationCommand::Create { command, region } => {
+            OrganizationCommand::Create { command, region, identity } => {
                 if self.profile.is_some() {
                     return Err(OrganizationError::AlreadyExists);
                 }
-                let CreateOrganization { name, slug, tenant_type } = command;
-                Ok(vec![OrganizationEvent::Created(OrganizationCreated { name, slug, tenant_type, region })])
+                let CreateOrganization { name, slug, tenant_type, auth0_organization_id: _ } = command;
+                let created = OrganizationEvent::Created(OrganizationCreated { name, slug, tenant_type, region });
+                Ok([created].into_iter().chain(identity.map(Into::into)).collect())
             }
             OrganizationCommand::Rename(command) => {
                 let profile = self.must_be_active()?;
@@ -266,7 +442,11 @@ impl Aggregate for Organization {
                 Ok(if unchanged { vec![] } else { vec![OrganizationEvent::Renamed(renamed)] })
             }
             OrganizationCommand::ChangeSettings(command) => {
-                let before = &self.must_be_active()?.settings;
+                let profile = self.must_be_active()?;
+                if profile.tenant_type == TenantType::Personal && command.is_about_others() {
+                    return Err(OrganizationError::Personal);
+                }
+                let before = &profile.settings;
                 let settings = command.applied_to(before.clone());
                 if settings.custom_metadata.len() > METADATA_LIMITS.0 {
                     let mut faults = Faults::default();
@@ -280,6 +460,16 @@ impl Aggregate for Organization {
                 let changed = settings != *before;
                 let event = OrganizationEvent::SettingsChanged(OrganizationSettingsChanged { settings });
                 Ok(if changed { vec![event] } else { vec![] })
+            }
+            OrganizationCommand::Upgrade { command: UpgradeOrganization { tenant_type }, identity } => {
+                match self.must_be_active()?.tenant_type {
+                    TenantType::Personal => {
+                        let upgraded = OrganizationEvent::Upgraded(OrganizationUpgraded { tenant_type });
+                        Ok([upgraded].into_iter().chain(identity.map(Into::into)).collect())
+                    }
+                    same if same == tenant_type => Ok(vec![]),
+                    _ => Err(OrganizationError::NotPersonal),
+                }
             }
             OrganizationCommand::Suspend(command) => {
                 self.must_be_active()?;
@@ -307,14 +497,47 @@ impl Aggregate for Organization {
     }
 }
 
+/// The name of whichever organization a credential acts in. None can have it as its slug.
+pub const CURRENT: &str = "current";
+/// What begins the slug of every personal organization; the rest follows from its id, so nobody can take it before.
+pub const PERSONAL_SLUG: &str = "personal-";
+
+/// Refuses the slugs that mean something else.
+fn not_reserved(slug: &Slug, faults: &mut Faults) {
+    let name = slug.as_str();
+    if name == CURRENT || name.starts_with(PERSONAL_SLUG) || RESERVED_SLUGS.contains(&name) {
+        faults.add("/slug", "reserved", format!("{slug} is reserved: choose another one"));
+    }
+}
+
 impl ChangeSettings {
+    /// Whether it changes what only an organization of several people has.
+    fn is_about_others(&self) -> bool {
+        self.jit_provisioning.is_some()
+            || self.invite_policy.is_some()
+            || self.allowed_domains.is_some()
+            || self.branding.is_some()
+    }
+
     fn check(&self, faults: &mut Faults) {
+        if let Patch::Set(methods) = &self.allowed_auth_methods
+            && !methods.iter().any(LoginMethod::is_for_people)
+        {
+            let rule = "must have a way for people (oidc, or sso: and a connection), or nobody could change it again";
+            faults.add("/allowed_auth_methods", "no_way_for_people", rule);
+        }
         if let Patch::Set(days) = self.api_key_max_days
             && !(1..=MAX_KEY_DAYS).contains(&days)
         {
             faults.add("/api_key_max_days", "out_of_range", format!("must be 1 to {MAX_KEY_DAYS} days, or null"));
         }
         let (_, max_key, max_value) = METADATA_LIMITS;
+        if self.allowed_domains.as_ref().is_some_and(|domains| domains.len() > MAX_ALLOWED_DOMAINS) {
+            faults.add("/allowed_domains", "too_many", format!("must be at most {MAX_ALLOWED_DOMAINS} domains"));
+        }
+        if let Some(branding) = &self.branding {
+            branding.check(faults);
+        }
         for (key, value) in self.custom_metadata.iter().flatten() {
             let pointer = format!("/custom_metadata/{}", key.replace('~', "~0").replace('/', "~1"));
             faults.length(&pointer, key, 1, max_key);
@@ -332,8 +555,33 @@ impl ChangeSettings {
             Patch::Clear => settings.api_key_max_days = None,
             Patch::Set(days) => settings.api_key_max_days = Some(days),
         }
+        match self.allowed_auth_methods {
+            Patch::Keep => {}
+            Patch::Clear => settings.allowed_auth_methods = None,
+            Patch::Set(methods) => settings.allowed_auth_methods = Some(methods),
+        }
+        if let Some(policy) = self.mfa_policy {
+            settings.mfa_policy = policy;
+        }
         if let Some(revoke) = self.revoke_keys_on_creator_exit {
             settings.revoke_keys_on_creator_exit = revoke;
+        }
+        if let Some(jit_provisioning) = self.jit_provisioning {
+            settings.jit_provisioning = jit_provisioning;
+        }
+        if let Some(invite_policy) = self.invite_policy {
+            settings.invite_policy = invite_policy;
+        }
+        if let Some(allowed_domains) = self.allowed_domains {
+            settings.allowed_domains = allowed_domains;
+        }
+        if let Some(ChangeBranding { logo_url, primary_color, support_email }) = self.branding {
+            let Branding { logo_url: logo, primary_color: color, support_email: email } = settings.branding;
+            settings.branding = Branding {
+                logo_url: logo_url.over(logo),
+                primary_color: primary_color.over(color),
+                support_email: support_email.over(email),
+            };
         }
         for (key, value) in self.custom_metadata.into_iter().flatten() {
             match value {
@@ -342,6 +590,29 @@ impl ChangeSettings {
             };
         }
         settings
+    }
+}
+
+impl ChangeBranding {
+    fn check(&self, faults: &mut Faults) {
+        if let Patch::Set(url) = &self.logo_url
+            && !(url.len() <= MAX_LOGO_URL && url.starts_with("https://") && url.bytes().all(|b| b.is_ascii_graphic()))
+        {
+            let detail = format!("must be an https address of at most {MAX_LOGO_URL} characters, or null");
+            faults.add("/branding/logo_url", "url", detail);
+        }
+        if let Patch::Set(color) = &self.primary_color
+            && !(color.len() == 7 && color.starts_with('#') && color.bytes().skip(1).all(|b| b.is_ascii_hexdigit()))
+        {
+            faults.add(
+                "/branding/primary_color",
+                "color",
+                "must be # and six hexadecimal digits, like #0a84ff, or null",
+            );
+        }
+        if let Patch::Set(email) = &self.support_email {
+            faults.email("/branding/support_email", email);
+        }
     }
 }
 
@@ -363,6 +634,12 @@ pub enum OrganizationError {
     /// There is nothing to end.
     #[error("the organization is not suspended")]
     NotSuspended,
+    /// It is one person's own.
+    #[error("this is a personal organization, which is one person's alone: upgrade it first (upgrade_organization)")]
+    Personal,
+    /// It is for several people already.
+    #[error("only a personal organization can be upgraded; this one is for several people already")]
+    NotPersonal,
 }
 
 impl From<OrganizationError> for Rejection {
@@ -373,6 +650,8 @@ impl From<OrganizationError> for Rejection {
             OrganizationError::NotFound => (RejectionKind::NotFound, "not_found"),
             OrganizationError::Suspended(_) => (RejectionKind::Forbidden, "organization_suspended"),
             OrganizationError::NotSuspended => (RejectionKind::Conflict, "organization_not_suspended"),
+            OrganizationError::Personal => (RejectionKind::Conflict, "personal_organization"),
+            OrganizationError::NotPersonal => (RejectionKind::Conflict, "not_a_personal_organization"),
         };
         Self::new(kind, code, error)
     }
@@ -388,9 +667,9 @@ mod tests {
     };
 
     fn create(name: &str) -> OrganizationCommand {
-        let command =
-            CreateOrganization { name: name.to_owned(), slug: "acme".parse().unwrap(), tenant_type: organization() };
-        OrganizationCommand::Create { command, region: "local".to_owned() }
+        let (name, slug) = (name.to_owned(), "acme".parse().unwrap());
+        let command = CreateOrganization { name, slug, tenant_type: organization(), auth0_organization_id: None };
+        OrganizationCommand::Create { command, region: "local".to_owned(), identity: None }
     }
 
     fn created() -> OrganizationEvent {
@@ -413,7 +692,7 @@ mod tests {
     fn settings_changed(api_key_max_days: Option<u32>, metadata: &[(&str, &str)]) -> OrganizationEvent {
         let custom_metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         OrganizationEvent::SettingsChanged(OrganizationSettingsChanged {
-            settings: OrganizationSettings { api_key_max_days, revoke_keys_on_creator_exit: false, custom_metadata },
+            settings: OrganizationSettings { api_key_max_days, custom_metadata, ..OrganizationSettings::default() },
         })
     }
 
@@ -429,6 +708,27 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_for_it_elsewhere_is_linked_in_the_same_commit() {
+        let OrganizationCommand::Create { command, region, .. } = create("Acme") else { unreachable!() };
+        let identity = ExternalIdentity { provider: "auth0".to_owned(), external_id: "org_x1".to_owned() };
+        let create = |command, identity| OrganizationCommand::Create { command, region: region.clone(), identity };
+        let linked = OrganizationEvent::from(identity.clone());
+        let decided = given::<Organization>(&[]).when(create(command.clone(), Some(identity.clone())));
+        assert_eq!(decided, Ok(vec![created(), linked.clone()]));
+        let upgrade = OrganizationCommand::Upgrade {
+            command: UpgradeOrganization { tenant_type: TenantType::Team },
+            identity: Some(identity),
+        };
+        let decided = given::<Organization>(&[personal()]).when(upgrade).unwrap();
+        assert_eq!(decided[1], linked);
+        for bad in ["", "org_", "x", "org_a b"] {
+            let command = CreateOrganization { auth0_organization_id: Some(bad.to_owned()), ..command.clone() };
+            let found = fields(given::<Organization>(&[]).when(create(command, None)));
+            assert_eq!(found[0].0, "/auth0_organization_id", "{bad}");
+        }
+    }
+
+    #[test]
     fn it_cannot_be_created_twice() {
         let refused = rejection(given::<Organization>(&[created()]).when(create("Acme")));
         assert_eq!((refused.code, refused.kind.status()), ("organization_exists", 409));
@@ -438,6 +738,64 @@ mod tests {
     fn an_empty_name_is_refused_with_a_pointer() {
         let found = fields(given::<Organization>(&[]).when(create("  ")));
         assert_eq!(found, [("/name".to_owned(), "too_short".to_owned())]);
+    }
+
+    // S5.8
+    #[test]
+    fn a_kind_of_tenant_has_two_names_in_any_case() {
+        for (text, wanted) in [
+            ("tenant", TenantType::Organization),
+            ("ORGANIZATION", TenantType::Organization),
+            ("Team", TenantType::Team),
+            ("workspace", TenantType::Workspace),
+        ] {
+            let command = serde_json::from_value(json!({"name": "Acme", "slug": "acme", "tenant_type": text}));
+            let command: CreateOrganization = command.unwrap();
+            assert_eq!(command.tenant_type, wanted, "{text}");
+        }
+        let unknown = json!({"name": "Acme", "slug": "acme", "tenant_type": "club"});
+        assert!(serde_json::from_value::<CreateOrganization>(unknown).unwrap_err().to_string().contains("club"));
+    }
+
+    #[test]
+    fn a_slug_that_means_something_else_is_refused() {
+        for slug in ["current", "personal-x"] {
+            let slug: Slug = slug.parse().unwrap();
+            let rename = OrganizationCommand::Rename(RenameOrganization { slug: Some(slug.clone()), name: None });
+            let reserved = [("/slug".to_owned(), "reserved".to_owned())];
+            assert_eq!(fields(given::<Organization>(&[created()]).when(rename)), reserved);
+            let OrganizationCommand::Create { mut command, region, .. } = create("Acme") else { unreachable!() };
+            command.slug = slug;
+            let begin =
+                OrganizationCommand::Create { command: command.clone(), region: region.clone(), identity: None };
+            assert_eq!(fields(given::<Organization>(&[]).when(begin)), reserved);
+            command.tenant_type = TenantType::Personal;
+            assert!(
+                given::<Organization>(&[])
+                    .when(OrganizationCommand::Create { command, region, identity: None })
+                    .is_ok()
+            );
+        }
+    }
+
+    #[test]
+    fn nobody_locks_all_people_out() {
+        let none = settings(json!({"allowed_auth_methods": ["api_key"]}));
+        let refused = [("/allowed_auth_methods".to_owned(), "no_way_for_people".to_owned())];
+        assert_eq!(fields(given::<Organization>(&[created()]).when(none)), refused);
+        let changed = given::<Organization>(&[created()])
+            .when(settings(json!({"allowed_auth_methods": ["oidc"], "mfa_policy": "required"})))
+            .unwrap();
+        let OrganizationEvent::SettingsChanged(event) = &changed[0] else { panic!("{changed:?}") };
+        assert_eq!(event.settings.allowed_auth_methods, Some([LoginMethod::oidc()].into()));
+        assert_eq!(event.settings.mfa_policy, MfaPolicy::Required);
+        let mut after = vec![created()];
+        after.extend(changed);
+        let back = settings(json!({"allowed_auth_methods": null, "mfa_policy": "optional"}));
+        let OrganizationEvent::SettingsChanged(event) = &given::<Organization>(&after).when(back).unwrap()[0] else {
+            panic!()
+        };
+        assert_eq!(event.settings, OrganizationSettings::default());
     }
 
     #[test]
@@ -487,6 +845,69 @@ mod tests {
     fn unknown_settings_are_refused() {
         let error = serde_json::from_value::<ChangeSettings>(json!({"apikeymaxdays": 3})).unwrap_err();
         assert!(error.to_string().contains("unknown field"), "{error}");
+    }
+
+    fn personal() -> OrganizationEvent {
+        let OrganizationEvent::Created(created) = created() else { unreachable!() };
+        OrganizationEvent::Created(OrganizationCreated { tenant_type: TenantType::Personal, ..created })
+    }
+
+    fn upgrade(to: TenantType) -> OrganizationCommand {
+        OrganizationCommand::Upgrade { command: UpgradeOrganization { tenant_type: to }, identity: None }
+    }
+
+    #[test]
+    fn a_personal_organization_is_upgraded_once() {
+        let upgraded = OrganizationEvent::Upgraded(OrganizationUpgraded { tenant_type: TenantType::Team });
+        assert_eq!(given::<Organization>(&[personal()]).when(upgrade(TenantType::Team)), Ok(vec![upgraded.clone()]));
+        let team = given::<Organization>(&[personal(), upgraded]);
+        assert_eq!(team.when(upgrade(TenantType::Team)), Ok(vec![]));
+        assert_eq!(rejection(team.when(upgrade(TenantType::Workspace))).code, "not_a_personal_organization");
+        let found = fields(given::<Organization>(&[personal()]).when(upgrade(TenantType::Personal)));
+        assert_eq!(found[0].0, "/tenant_type");
+    }
+
+    #[test]
+    fn what_is_about_others_is_refused_to_a_personal_organization() {
+        let organization = given::<Organization>(&[personal()]);
+        for change in [
+            json!({"branding": {"primary_color": "#0a84ff"}}),
+            json!({"invite_policy": "none"}),
+            json!({"jit_provisioning": "restricted"}),
+            json!({"allowed_domains": ["acme.example"]}),
+        ] {
+            assert_eq!(rejection(organization.when(settings(change))).code, "personal_organization");
+        }
+        assert!(organization.when(settings(json!({"api_key_max_days": 3}))).is_ok());
+    }
+
+    #[test]
+    fn branding_is_changed_field_by_field() {
+        let organization = given::<Organization>(&[created()]);
+        let first = settings(json!({"branding": {"primary_color": "#0a84ff", "support_email": "help@acme.example"}}));
+        let Ok(events) = organization.when(first) else { panic!() };
+        let cleared = settings(json!({"branding": {"support_email": null}}));
+        let after = given::<Organization>(&[&[created()], events.as_slice()].concat()).when(cleared).unwrap();
+        let [OrganizationEvent::SettingsChanged(after)] = after.as_slice() else { panic!("{after:?}") };
+        let expected = Branding { primary_color: Some("#0a84ff".to_owned()), ..Branding::default() };
+        assert_eq!(after.settings.branding, expected);
+        let bad = json!({"branding": {"logo_url": "http://x", "primary_color": "blue", "support_email": "x"}});
+        assert_eq!(fields(organization.when(settings(bad))).len(), 3);
+    }
+
+    // S4.11
+    #[test]
+    fn reserved_slugs_are_refused_but_kept_by_who_has_one() {
+        let admin = || "admin".parse::<Slug>().unwrap();
+        let OrganizationCommand::Create { command, region, identity } = create("Acme") else { unreachable!() };
+        let command = CreateOrganization { slug: admin(), ..command };
+        let create = OrganizationCommand::Create { command, region, identity };
+        assert_eq!(fields(given::<Organization>(&[]).when(create)), [("/slug".to_owned(), "reserved".to_owned())]);
+        let OrganizationEvent::Created(before) = created() else { unreachable!() };
+        let old = OrganizationEvent::Created(OrganizationCreated { slug: admin(), ..before });
+        let rename = RenameOrganization { name: Some("New".to_owned()), slug: Some(admin()) };
+        assert!(given::<Organization>(&[old]).when(OrganizationCommand::Rename(rename.clone())).is_ok());
+        assert!(given::<Organization>(&[created()]).when(OrganizationCommand::Rename(rename)).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{extract::State, response::Response};
-use orgstream_events::{ActorType, EventId, EventView, Timestamp};
+use orgstream_events::{ActorType, EventId, EventView, OutcomeStatus, Timestamp};
 use orgstream_projections::audit::{self, AuditEntry, AuditFilter};
 use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
@@ -33,6 +33,15 @@ pub struct AuditQuery {
     /// Done to this thing: the id of a record, member, key or organization.
     #[param(example = "res_01h455vb4pex5vsknk084sn02q")]
     pub target: Option<String>,
+    /// That ended so: `success`, `denied` or `failed`.
+    #[param(value_type = Option<String>, example = "denied")]
+    pub outcome: Option<OutcomeStatus>,
+    /// At this place of the log or behind it.
+    #[param(example = 256)]
+    pub from_idx: Option<u64>,
+    /// Before this place of the log.
+    #[param(example = 512)]
+    pub to_idx: Option<u64>,
     /// Recorded at this moment or later.
     #[param(value_type = Option<String>, format = DateTime)]
     pub since: Option<Timestamp>,
@@ -43,8 +52,8 @@ pub struct AuditQuery {
 
 impl From<AuditQuery> for AuditFilter {
     fn from(query: AuditQuery) -> Self {
-        let AuditQuery { action, actor, actor_type, target, since, until } = query;
-        Self { action, actor_type, actor_id: actor, target_id: target, since, until }
+        let AuditQuery { action, actor, actor_type, target, outcome, from_idx, to_idx, since, until } = query;
+        Self { action, actor_type, actor_id: actor, target_id: target, outcome, from_idx, to_idx, since, until }
     }
 }
 

@@ -13,9 +13,14 @@ use crate::{
     commands::openapi,
 };
 
-/// Fields of events that are for the product itself: one links the memberships of a person, the other recognizes a
-/// secret.
-const INWARD: [(&str, &str); 2] = [("member.added", "user_id"), ("api_key.issued", "secret_mac")];
+/// Fields of events that are for the product itself: one links the memberships of a person, the others recognize a secret.
+const INWARD: [(&str, &str); 5] = [
+    ("member.added", "user_id"),
+    ("invitation.issued", "token_mac"),
+    ("invitation.resent", "token_mac"),
+    ("api_key.issued", "secret_mac"),
+    ("api_key.rotated", "secret_mac"),
+];
 
 /// Who did something, by id.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -33,6 +38,11 @@ impl From<CreatedBy> for ActorView {
     fn from(by: CreatedBy) -> Self {
         Self { actor_type: by.actor_type, id: by.id }
     }
+}
+
+/// Whether events of this type have such fields.
+pub fn is_inward(event_type: &str) -> bool {
+    INWARD.iter().any(|(inward, _)| *inward == event_type)
 }
 
 /// An event without what must not leave.
@@ -66,10 +76,13 @@ fn permission_for(event: &OpenedEvent) -> Option<Permission> {
 
     match event.event {
         Event::Organization(_) => Some(Permission::ReadOrganization),
-        Event::Member(_) => Some(Permission::ReadMembers),
+        Event::Member(_) | Event::Role(_) => Some(Permission::ReadMembers),
+        Event::Invitation(_) => Some(Permission::ManageMembers),
+        Event::SsoConnection(_) => Some(Permission::ManageSso),
+        Event::Domain(_) => Some(Permission::ManageDomains),
         Event::ApiKey(_) => Some(Permission::ReadKeys),
         Event::Record(_) => Some(Permission::ReadRecords),
-        Event::Kind(_) | Event::Parking(_) => None,
+        Event::Kind(_) | Event::Parking(_) | Event::Access(_) => None,
     }
 }
 

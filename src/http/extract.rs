@@ -9,11 +9,12 @@ use axum::{
     http::{HeaderMap, HeaderName, header, request::Parts},
 };
 use futures_util::StreamExt;
+use orgstream_events::{AccessEvent, BreakGlassUsed};
 use orgstream_projections::BoundOrg;
 use serde::de::DeserializeOwned;
 
 use super::{
-    App, conditional,
+    App, active_org, conditional, cookie,
     middleware::RequestInfo,
     policy::{self, Policy, RoutePolicy},
 };
@@ -24,6 +25,7 @@ use crate::{
         handler::{Accepted, Request},
     },
     gateway::Origin,
+    notes::Attempt,
     problem::Problem,
     submission::{self, Format, MAX_BODY},
 };
@@ -77,13 +79,21 @@ impl FromRequestParts<Arc<App>> for SignedIn {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
         let policy = policy_of(parts)?.policy;
-        let authorization = header_text(&parts.headers, &header::AUTHORIZATION)?;
-        let principal = app.auth.principal(authorization).await?;
+        let credential = cookie::credential(parts)?;
+        let origin = info(parts).origin();
+        let principal = app.auth.principal(credential.as_deref()).await;
+        let refused = |error| app.gateway.notes().refused(error, &origin);
+        let mut principal = principal.map_err(refused)?;
+        app.auth.keys().admit(&principal, &origin.context).map_err(refused)?;
+        active_org::note(app, parts, &mut principal).await?;
         match policy {
             Policy::SignedIn | Policy::Org(_) | Policy::OrgCommands => Ok(Self(principal)),
             Policy::Operator if principal == Principal::Operator => Ok(Self(principal)),
             Policy::Operator => {
-                Err(Problem::new(403, "forbidden", "Not allowed", "only the platform's operator may do this"))
+                let problem = Problem::new(403, "forbidden", "Not allowed", "only the platform's operator may do this");
+                let attempt = Attempt { target: policy.subject(), asked: None };
+                app.gateway.notes().turned_away(&principal, &origin, attempt, &problem);
+                Err(problem)
             }
             Policy::Public => Err(Problem::internal(&"a public route asks who is there")),
         }
@@ -107,21 +117,44 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
         let named = params.iter().find(|(name, _)| name == "org").map(|(_, value)| value.as_str());
         let name =
             OrgName::parse(named.unwrap_or_default()).map_err(|rule| Problem::invalid_parameter("org", &rule))?;
-        let access = app.auth.access(&principal, &name).await?;
+        if name == OrgName::Current {
+            // One address for several organizations: what a client has of one tells nothing of another.
+            parts.headers.remove(header::IF_NONE_MATCH);
+        }
+        let (policy, origin, notes) = (policy_of(parts)?.policy, info(parts).origin(), app.gateway.notes());
+        let attempt = Attempt { target: policy.subject(), asked: named };
+        let access = app.auth.access(&principal, &name).await.map_err(|error| {
+            let problem = Problem::from(error);
+            notes.turned_away(&principal, &origin, attempt, &problem);
+            problem
+        })?;
+        let not_allowed = |asked, error: AuthError| {
+            let problem = Problem::from(error);
+            notes.not_allowed(&access, &origin, Attempt { asked, ..attempt }, &problem);
+            problem
+        };
         for header in ORG_ASSERTIONS {
             if let Some(text) = header_text(&parts.headers, &header)? {
                 let asserted = match OrgName::parse(text) {
                     Ok(OrgName::Id(org)) => Some(org),
                     Ok(OrgName::Slug(slug)) => app.db.org_of_slug(&slug).await?,
+                    Ok(OrgName::Current) => Some(access.org()),
                     Err(rule) => return Err(invalid_header(header.as_str(), &rule)),
                 };
                 if asserted != Some(access.org()) {
-                    return Err(AuthError::TenantMismatch.into());
+                    return Err(not_allowed(Some(text), AuthError::TenantMismatch));
                 }
             }
         }
-        match policy_of(parts)?.policy {
-            Policy::Org(permission) => access.require(permission)?,
+        match policy {
+            Policy::Org(permission) => {
+                access.require(permission).map_err(|error| not_allowed(named, error))?;
+                if let Some(id) = access.glass().filter(|_| !permission.is_operators()) {
+                    let (route, path) = (origin.route.clone(), parts.uri.path().to_owned());
+                    let used = AccessEvent::BreakGlassUsed(BreakGlassUsed { id, route, path });
+                    notes.write_down(access.bound(), access.actor(), &origin, used).await?;
+                }
+            }
             Policy::OrgCommands => {}
             Policy::Public | Policy::SignedIn | Policy::Operator => {
                 return Err(Problem::internal(&"a route without an organization asks for one"));

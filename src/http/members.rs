@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{extract::State, http::StatusCode, response::Response};
-use orgstream_events::{MemberId, Role, Timestamp};
+use orgstream_events::{MemberId, OrgId, Role, Timestamp};
 use orgstream_projections::members::{self, Member};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -27,12 +27,21 @@ pub struct MemberView {
     /// The person inside this organization.
     #[schema(value_type = String, example = "mem_01h455vb4pex5vsknk084sn02q")]
     pub id: MemberId,
+    /// The organization.
+    #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q")]
+    pub org_id: OrgId,
     /// Where to reach them.
     #[schema(example = "ann@acme.example")]
     pub email: String,
     /// What they may do.
     #[schema(schema_with = openapi::role)]
     pub role: Role,
+    /// The same with every role that it includes: whoever is an owner is an admin, too.
+    #[schema(value_type = Vec<String>, example = json!(["admin", "member", "viewer"]))]
+    pub effective_roles: Vec<Role>,
+    /// `active`, or `removed` once they left.
+    #[schema(example = "active")]
+    pub status: &'static str,
     /// False once they left.
     pub active: bool,
     /// The version of the organization's roster when something about them last changed.
@@ -46,10 +55,11 @@ pub struct MemberView {
     pub updated_at: Timestamp,
 }
 
-impl From<Member> for MemberView {
-    fn from(member: Member) -> Self {
+impl MemberView {
+    pub(super) fn new(org_id: OrgId, member: Member) -> Self {
         let Member { id, user_id: _, email, role, active, version, created_at, updated_at, seq: _ } = member;
-        Self { id, email, role, active, version, created_at, updated_at }
+        let (effective_roles, status) = (role.effective(), if active { "active" } else { "removed" });
+        Self { id, org_id, email, role, effective_roles, status, active, version, created_at, updated_at }
     }
 }
 
@@ -59,6 +69,8 @@ impl From<Member> for MemberView {
 pub struct MemberQuery {
     /// Those who left as well.
     pub removed: Option<bool>,
+    /// Whoever has this address, whatever the case of its letters.
+    pub email: Option<String>,
 }
 
 /// A role for somebody.
@@ -94,11 +106,12 @@ pub async fn list(
     Query(filter): Query<MemberQuery>,
     Query(page): Query<PageQuery>,
 ) -> Result<Response, Problem> {
-    let cursors = app.cursors.listing(org.access.org(), "members", &filter);
+    let org_id = org.access.org();
+    let cursors = app.cursors.listing(org_id, "members", &filter);
     let part = cursors.read(page.cursor.as_deref())?;
     let removed = filter.removed.unwrap_or_default();
-    let rows = members::list(&mut org.view.tx, removed, &part, page.limit()?).await?;
-    Ok(org.view.listing(&cursors.page(&part, rows, MemberView::from)))
+    let rows = members::list(&mut org.view.tx, removed, filter.email.as_deref(), &part, page.limit()?).await?;
+    Ok(org.view.listing(&cursors.page(&part, rows, |member| MemberView::new(org_id, member))))
 }
 
 /// Get a member
@@ -110,7 +123,7 @@ pub async fn show(mut org: OrgView<ReadModels>, Item(id): Item<MemberId>) -> Res
     let found = members::get(&mut org.view.tx, id).await?.ok_or_else(Problem::not_found)?;
     // All members are one aggregate ("never the last owner" is a rule over all of them), so they share a version.
     let version = members::roster_version(&mut org.view.tx).await?;
-    Ok(org.view.one(version, &MemberView::from(found)))
+    Ok(org.view.one(version, &MemberView::new(org.access.org(), found)))
 }
 
 /// Add a member

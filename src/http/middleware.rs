@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use tracing::{Instrument, Span, field::Empty};
 
 use super::{openapi, reply, wait};
-use crate::{gateway::Origin, problem::Problem, submission::request_id};
+use crate::{auth::session::ActiveSession, gateway::Origin, problem::Problem, submission::request_id};
 
 /// How long an answer may take, beside what the caller said it would wait. Streams begin within it and go on beyond.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -39,9 +39,11 @@ pub struct RequestInfo(Arc<Known>);
 struct Known {
     id: String,
     trace: Option<String>,
+    route: String,
     context: Context,
     span: Option<Span>,
     org: OnceLock<OrgId>,
+    session: OnceLock<ActiveSession>,
 }
 
 impl RequestInfo {
@@ -51,6 +53,7 @@ impl RequestInfo {
             context: self.0.context.clone(),
             request_id: Some(self.0.id.clone()).filter(|id| !id.is_empty()),
             trace: self.0.trace.clone(),
+            route: self.0.route.clone(),
         }
     }
 
@@ -61,6 +64,16 @@ impl RequestInfo {
         {
             span.record("org.id", org.to_string());
         }
+    }
+
+    /// Notes the session, as it was when the request came.
+    pub fn came_with(&self, session: ActiveSession) {
+        let _ = self.0.session.set(session);
+    }
+
+    /// The session, once it is known that there is one.
+    pub fn session(&self) -> Option<&ActiveSession> {
+        self.0.session.get()
     }
 }
 
@@ -80,9 +93,11 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     let known = Known {
         id: id.clone(),
         trace: Some(trace),
+        route: format!("{method} {route}"),
         context: context(&request),
         span: Some(span.clone()),
         org: OnceLock::new(),
+        session: OnceLock::new(),
     };
     let info = RequestInfo(Arc::new(known));
     request.extensions_mut().insert(info.clone());

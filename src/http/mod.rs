@@ -4,16 +4,26 @@
 //! table in [`policy`] demands it. A handler writes by way of the gateway and reads by way of a view that is bound to
 //! the proven org; there is no other way to either.
 
+pub mod active_org;
 pub mod api_keys;
 pub mod audit;
+pub mod audit_proofs;
+pub mod audit_state;
+pub mod audit_tail;
+pub mod break_glass;
+pub mod caches;
 pub mod commands;
 pub mod conditional;
+pub mod cookie;
+pub mod domains;
 pub mod event_view;
 pub mod events;
 pub mod extract;
 pub mod health;
+pub mod invitations;
 pub mod kinds;
 pub mod lag;
+pub mod leaked_keys;
 pub mod me;
 pub mod members;
 pub mod middleware;
@@ -21,16 +31,26 @@ pub mod openapi;
 pub mod organizations;
 pub mod page;
 pub mod parking;
+pub mod permission_table;
 pub mod policy;
 pub mod projections;
+pub mod proxies;
 pub mod records;
 pub mod reply;
+pub mod roles;
+pub mod sessions;
+pub mod sso_connections;
 pub mod tail;
+pub mod tenants;
 pub mod wait;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, middleware::from_fn, serve::ListenerExt};
+use axum::{
+    Router,
+    middleware::{from_fn, from_fn_with_state},
+    serve::ListenerExt,
+};
 use metrics_exporter_prometheus::PrometheusHandle;
 use orgstream_projections::Database;
 use orgstream_stream::Log;
@@ -43,9 +63,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{auth::Authenticator, gateway::Gateway};
+use crate::{
+    auth::{Authenticator, leaks::LeakReporters},
+    gateway::Gateway,
+};
 use health::Readiness;
 use page::CursorKey;
+use proxies::TrustedProxies;
 
 /// How long requests that are under way may take to end when the server stops.
 const GRACE: Duration = Duration::from_secs(10);
@@ -66,6 +90,10 @@ pub struct Parts {
     pub cursor_key: [u8; 32],
     /// What `/metrics` shows.
     pub metrics: PrometheusHandle,
+    /// Who may report keys that leaked.
+    pub leak_reporters: LeakReporters,
+    /// Whose word counts about where a request came from.
+    pub proxies: TrustedProxies,
     /// The worker of this process, if it has one.
     pub worker: Option<watch::Receiver<WorkerStatus>>,
 }
@@ -80,6 +108,9 @@ pub struct App {
     pub db: Database,
     /// The event log.
     pub log: Log,
+    /// Who may report keys that leaked.
+    pub leak_reporters: LeakReporters,
+    pub(crate) proxies: TrustedProxies,
     pub(crate) cursors: CursorKey,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) readiness: Readiness,
@@ -90,13 +121,15 @@ pub struct App {
 impl App {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { gateway, auth, db, log, cursor_key, metrics, worker } = parts;
+        let Parts { gateway, auth, db, log, cursor_key, metrics, leak_reporters, proxies, worker } = parts;
         Arc::new(Self {
             readiness: Readiness::new(log.clone(), db.clone(), worker),
             gateway,
             auth,
             db,
             log,
+            leak_reporters,
+            proxies,
             cursors: CursorKey::new(cursor_key),
             metrics,
             stopping: CancellationToken::new(),
@@ -112,23 +145,56 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(health::metrics))
         .routes(routes!(openapi::openapi_json))
         .routes(routes!(me::who_am_i))
+        .routes(routes!(me::list_memberships))
+        .routes(routes!(sessions::list, sessions::start))
+        .routes(routes!(sessions::revoke))
+        .routes(routes!(sessions::show))
+        .routes(routes!(sessions::switch))
+        .routes(routes!(tenants::create))
+        .routes(routes!(tenants::create_without_slash))
         .routes(routes!(organizations::create))
         .routes(routes!(organizations::show, organizations::rename))
         .routes(routes!(organizations::change_settings))
+        .routes(routes!(organizations::upgrade))
         .routes(routes!(organizations::suspend))
         .routes(routes!(organizations::change_plan))
         .routes(routes!(organizations::resume))
         .routes(routes!(commands::submit))
         .routes(routes!(members::list, members::add))
         .routes(routes!(members::show, members::change_role, members::remove))
+        .routes(routes!(invitations::list, invitations::issue))
+        .routes(routes!(invitations::show, invitations::revoke))
+        .routes(routes!(invitations::resend))
+        .routes(routes!(invitations::accept))
+        .routes(routes!(roles::list, roles::define))
+        .routes(routes!(roles::show, roles::change, roles::remove))
+        .routes(routes!(domains::list, domains::claim))
+        .routes(routes!(domains::show, domains::remove))
+        .routes(routes!(domains::prove))
+        .routes(routes!(sso_connections::list, sso_connections::add))
+        .routes(routes!(sso_connections::show, sso_connections::remove))
+        .routes(routes!(sso_connections::set_default))
         .routes(routes!(api_keys::list, api_keys::issue))
         .routes(routes!(api_keys::show, api_keys::revoke))
+        .routes(routes!(api_keys::rotate))
+        .routes(routes!(leaked_keys::report))
+        .routes(routes!(break_glass::open, break_glass::close))
+        .routes(routes!(caches::list))
         .routes(routes!(records::list, records::create))
         .routes(routes!(records::show, records::update, records::archive))
         .routes(routes!(kinds::list, kinds::register))
         .routes(routes!(kinds::show, kinds::change, kinds::retire))
         .routes(routes!(audit::list))
         .routes(routes!(audit::show))
+        .routes(routes!(audit_tail::follow))
+        .routes(routes!(audit_state::show))
+        .routes(routes!(audit_proofs::event_proof))
+        .routes(routes!(audit_proofs::checkpoint))
+        .routes(routes!(audit_proofs::checkpoints))
+        .routes(routes!(audit_proofs::policy))
+        .routes(routes!(audit_proofs::handovers))
+        .routes(routes!(audit_proofs::tile))
+        .routes(routes!(audit_proofs::consistency))
         .routes(routes!(events::replay))
         .routes(routes!(tail::follow))
         .routes(routes!(projections::list))
@@ -141,13 +207,16 @@ fn documented() -> OpenApiRouter<Arc<App>> {
 /// The API.
 pub fn router(app: Arc<App>) -> Router {
     let (router, _) = documented().split_for_parts();
+    let proxies = app.proxies.clone();
     router
         .route_layer(from_fn(middleware::known_parameters))
+        .route_layer(from_fn_with_state(Arc::clone(&app), active_org::watch))
         .with_state(app)
         .merge(openapi::docs())
         .method_not_allowed_fallback(middleware::no_method)
         .fallback(middleware::no_route)
         .layer(from_fn(middleware::observe))
+        .layer(from_fn_with_state(proxies, proxies::forwarded))
 }
 
 /// Answers requests until `stop`, then ends streams, finishes what is under way and returns.

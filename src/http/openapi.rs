@@ -8,7 +8,6 @@ use axum::{
     http::{Method, StatusCode},
     response::Response,
 };
-use orgstream_events::Role;
 use serde_json::{Map, Value, json};
 use utoipa::openapi::{
     ContactBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, ServerBuilder, tag::TagBuilder,
@@ -21,7 +20,6 @@ use super::{
     reply,
 };
 
-const ROLES: [Role; 5] = [Role::Owner, Role::Admin, Role::Member, Role::Viewer, Role::Auditor];
 /// Where people read it.
 pub const DOCS: &str = "/docs";
 
@@ -91,11 +89,16 @@ pub fn head() -> OpenApi {
             tag("audit", "Who did what."),
             tag("organizations", "The tenant itself."),
             tag("members", "Who is in an organization, and what they may do."),
+            tag("invitations", "Ways in, each for one person."),
+            tag("roles", "Roles that an organization makes itself."),
+            tag("domains", "Domains that an organization has proven to be its own."),
+            tag("sso", "Issuers of an organization's own."),
             tag("api keys", "Credentials of programs; each belongs to one organization."),
             tag("kinds", "What records look like: the same for all organizations."),
             tag("projections", "How far the read models and the audit log are."),
             tag("parking", "Events that could not be applied. For operators."),
             tag("me", "Who the caller is."),
+            tag("sessions", "Signing in, and the one organization that a session acts in."),
             tag("health", "Whether the program lives and can work."),
         ]))
         .build()
@@ -154,13 +157,16 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
     let mut errors = vec!["400", "500", "503"];
     let in_org = matches!(policy, Policy::Org(_) | Policy::OrgCommands);
     if in_org {
-        names.push("XTenantId");
+        names.extend(["XTenantId", "XOrgEpoch"]);
     }
     if policy != Policy::Public {
         errors.extend(["401", "403"]);
     }
     if in_org || path.contains('{') {
         errors.push("404");
+    }
+    if in_org {
+        errors.push("409");
     }
     match shape {
         Shape::View(_) => {
@@ -208,15 +214,20 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
         Policy::Operator => operator.into(),
         Policy::SignedIn | Policy::OrgCommands => user_or_key.into_iter().chain(operator).collect(),
         Policy::Org(permission) => {
-            let has_roles = ROLES.into_iter().any(|role| permission.is_granted_to(role));
+            let has_roles = orgstream_events::Role::BUILT_IN.into_iter().any(|role| permission.is_granted_to(role));
             let operator = operator.into_iter().filter(|_| permission.is_operators());
             user_or_key.into_iter().filter(|_| has_roles).chain(operator).collect()
         }
     };
     operation.insert("security".to_owned(), Value::Array(security));
-    if let Policy::Org(permission) = policy {
-        operation.insert("x-permission".to_owned(), json!(permission.name()));
-    }
+    let permission = match policy {
+        Policy::Public => "public",
+        Policy::SignedIn => "signed_in",
+        Policy::Operator => "operator",
+        Policy::OrgCommands => "by_command",
+        Policy::Org(permission) => permission.name(),
+    };
+    operation.insert("x-permission".to_owned(), json!(permission));
 }
 
 fn path_parameters(path: &str) -> Vec<Value> {
@@ -224,12 +235,20 @@ fn path_parameters(path: &str) -> Vec<Value> {
     names
         .map(|name| {
             let (description, example) = match name {
-                "org" => ("The organization, by id or slug", "acme"),
+                "org" => {
+                    ("The organization, by id or slug, or `current` for the one that the credential acts in", "acme")
+                }
+                "session" => ("The session, by id, or `current`", "current"),
                 "member" => ("The member", "mem_01h455vb4pex5vsknk084sn02q"),
+                "invitation" => ("The invitation", "inv_01h455vb4pex5vsknk084sn02q"),
+                "role" => ("The role", "role_01h455vb4pex5vsknk084sn02q"),
+                "connection" => ("The connection", "conn_01h455vb4pex5vsknk084sn02q"),
+                "domain" => ("The domain's id", "dom_01h455vb4pex5vsknk084sn02q"),
                 "key" => ("The key's id (not the token)", "key_01h455vb4pex5vsknk084sn02q"),
                 "record" => ("The record", "res_01h455vb4pex5vsknk084sn02q"),
                 "event" => ("The event", "evt_01h455vb4pex5vsknk084sn02q"),
                 "kind" => ("The kind", "evaluation"),
+                "*path" => ("Which tile, or which bundle", "0/000"),
                 _ => ("", ""),
             };
             json!({
@@ -264,6 +283,12 @@ fn parameters() -> Value {
             "Says again which organization is meant, by id or slug (`X-Org-Id` does the same). Another one than the \
              path's is refused: `tenant_mismatch`.",
             "acme",
+        ),
+        "XOrgEpoch": header(
+            "X-Org-Epoch",
+            "With a session: the `epoch` that the request is meant for. If the session has been switched since, it is \
+             refused: `active_org_changed`.",
+            "1",
         ),
         "IdempotencyKey": header(
             "Idempotency-Key",
@@ -310,9 +335,13 @@ fn problems() -> Value {
             "Cannot be read: bad_request, malformed_body, invalid_header, invalid_parameter, idempotency_key_missing",
         ),
         ("401", "No valid credential: unauthenticated"),
-        ("403", "Not for this caller: forbidden, session_only, tenant_mismatch, org_suspended"),
+        (
+            "403",
+            "Not for this caller: forbidden, session_only, session_required, sign_in_required, tenant_mismatch, \
+             auth_method_not_allowed, mfa_required, cross_site_request, plan_required, organization_suspended",
+        ),
         ("404", "Not here, or not for this caller: not_found"),
-        ("409", "Not now: contention, or a rule of the thing itself"),
+        ("409", "Not now: active_org_changed, contention, or a rule of the thing itself"),
         ("412", "Changed in the meantime: version_conflict"),
         ("413", "Over a limit, which `detail` names: payload_too_large"),
         ("415", "Another content type: unsupported_media_type"),
@@ -337,7 +366,7 @@ fn security_schemes() -> Value {
     let bearer = |description: &str| json!({"type": "http", "scheme": "bearer", "description": description});
     json!({
         "api_key": bearer("An API key of one organization: `os_live_…` or `os_test_…`"),
-        "user": bearer("A token (JWT) of the configured OpenID Connect issuer"),
+        "user": bearer("A session (`os_ses_…`) of POST /v1/sessions, or a token (JWT) of a configured OpenID Connect issuer"),
         "operator": bearer("The platform operator's token"),
     })
 }

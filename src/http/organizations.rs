@@ -1,9 +1,15 @@
 //! Organizations: the tenant itself.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use axum::{extract::State, http::request::Parts, response::Response};
-use orgstream_events::{OrgId, OrganizationSettings, PlanName, Slug, TenantType, Timestamp};
+use orgstream_events::{
+    Branding, DomainName, InvitePolicy, JitProvisioning, LoginMethod, MfaPolicy, OrgId, OrganizationSettings, PlanName,
+    Slug, TenantType, Timestamp,
+};
 use orgstream_projections::organizations::{self, Organization};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -17,7 +23,7 @@ use super::{
 use crate::{
     commands::{
         ChangePlan, ChangeSettings, Command, CreateOrganization, RenameOrganization, ResumeOrganization,
-        SuspendOrganization, handler::Request, openapi,
+        SuspendOrganization, UpgradeOrganization, handler::Request, openapi,
     },
     gateway::AcceptedCommand,
     problem::Problem,
@@ -44,11 +50,13 @@ pub struct OrganizationView {
     /// Why nobody but the platform may act in it; null while everybody may.
     pub suspended_reason: Option<String>,
     /// What it decided about itself.
-    #[schema(value_type = SettingsView)]
-    pub settings: OrganizationSettings,
+    pub settings: SettingsView,
     /// What it has booked: `standard` unless the platform's operator says otherwise.
     #[schema(value_type = String, example = "standard")]
     pub plan: PlanName,
+    /// The Auth0 organization that stands for it there, if there is one.
+    #[schema(example = "org_9ybsU1dN2dKfDkBi")]
+    pub auth0_organization_id: Option<String>,
     /// The version that `If-Match` takes.
     #[schema(example = 1)]
     pub version: u64,
@@ -60,16 +68,73 @@ pub struct OrganizationView {
     pub updated_at: Timestamp,
 }
 
-/// What an organization decided about itself.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "it documents a type of the events crate, which knows no OpenAPI")]
+/// What an organization decided about itself: all of it, the defaults included.
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct SettingsView {
     /// The longest life of a new API key, in days; null when keys need not expire.
     api_key_max_days: Option<u32>,
     /// Whether the keys that a member issued end when the member is removed.
     revoke_keys_on_creator_exit: bool,
     /// Your own notes.
-    custom_metadata: std::collections::HashMap<String, String>,
+    custom_metadata: BTreeMap<String, String>,
+    /// Whether people become members by signing in.
+    #[schema(schema_with = openapi::jit_provisioning)]
+    jit_provisioning: JitProvisioning,
+    /// Who may be invited.
+    #[schema(schema_with = openapi::invite_policy)]
+    invite_policy: InvitePolicy,
+    /// Whose addresses may be invited, where that is restricted.
+    #[schema(value_type = Vec<String>)]
+    allowed_domains: BTreeSet<DomainName>,
+    /// How it looks.
+    branding: BrandingView,
+    /// How one may prove who one is; null for every way.
+    #[schema(value_type = Option<Vec<String>>)]
+    allowed_auth_methods: Option<BTreeSet<LoginMethod>>,
+    /// Whether people need a second factor.
+    #[schema(schema_with = openapi::mfa_policy)]
+    mfa_policy: MfaPolicy,
+}
+
+/// How an organization looks to its members.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct BrandingView {
+    /// Where its logo is.
+    #[schema(example = "https://acme.example/logo.svg")]
+    logo_url: Option<String>,
+    /// Its colour.
+    #[schema(example = "#0a84ff")]
+    primary_color: Option<String>,
+    /// Where its members get help.
+    #[schema(example = "help@acme.example")]
+    support_email: Option<String>,
+}
+
+impl From<OrganizationSettings> for SettingsView {
+    fn from(settings: OrganizationSettings) -> Self {
+        let OrganizationSettings {
+            api_key_max_days,
+            revoke_keys_on_creator_exit,
+            custom_metadata,
+            jit_provisioning,
+            invite_policy,
+            allowed_domains,
+            branding: Branding { logo_url, primary_color, support_email },
+            allowed_auth_methods,
+            mfa_policy,
+        } = settings;
+        Self {
+            api_key_max_days,
+            revoke_keys_on_creator_exit,
+            custom_metadata,
+            jit_provisioning,
+            invite_policy,
+            allowed_domains,
+            branding: BrandingView { logo_url, primary_color, support_email },
+            allowed_auth_methods,
+            mfa_policy,
+        }
+    }
 }
 
 impl From<Organization> for OrganizationView {
@@ -83,12 +148,27 @@ impl From<Organization> for OrganizationView {
             suspended_reason,
             settings,
             plan,
+            external_id: auth0_organization_id,
             version,
             created_at,
             updated_at,
             seq: _,
         } = organization;
-        Self { id, slug, name, tenant_type, region, suspended_reason, settings, plan, version, created_at, updated_at }
+        let settings = settings.into();
+        Self {
+            id,
+            slug,
+            name,
+            tenant_type,
+            region,
+            suspended_reason,
+            settings,
+            plan,
+            auth0_organization_id,
+            version,
+            created_at,
+            updated_at,
+        }
     }
 }
 
@@ -155,6 +235,22 @@ pub async fn change_settings(
     State(app): State<Arc<App>>,
     writer: Writer,
     Body(command): Body<ChangeSettings>,
+) -> Result<Response, Problem> {
+    writer.submit(&app, command).await.map(reply::changed)
+}
+
+/// Upgrade a personal organization
+///
+/// Makes of it one that others can join. Its id, its data, its keys and its history stay.
+#[utoipa::path(
+    post, path = "/v1/organizations/{org}/upgrade", operation_id = "upgrade_organization", tag = "organizations",
+    request_body = UpgradeOrganization,
+    responses((status = 200, description = "Upgraded", body = AcceptedCommand)),
+)]
+pub async fn upgrade(
+    State(app): State<Arc<App>>,
+    writer: Writer,
+    Body(command): Body<UpgradeOrganization>,
 ) -> Result<Response, Problem> {
     writer.submit(&app, command).await.map(reply::changed)
 }

@@ -24,6 +24,9 @@ pub const TRUE: HeaderValue = HeaderValue::from_static("true");
 /// Answers are somebody's own, and true at the moment.
 pub const OWN: HeaderValue = HeaderValue::from_static("private, no-cache");
 
+/// Answers with a secret in them.
+pub const NEVER_KEPT: HeaderValue = HeaderValue::from_static("no-store");
+
 /// The bytes of an answer.
 pub fn json_bytes(value: &impl Serialize) -> Result<Vec<u8>, Problem> {
     serde_json::to_vec(value).map_err(|error| Problem::internal(&error))
@@ -80,7 +83,7 @@ pub fn accepted<T: Serialize>(
     Ok(response)
 }
 
-/// Where a thing can be read. Members and parked events are parts of one aggregate, which has no address;
+/// Where a thing can be read. Members, roles and parked events are parts of one aggregate, which has no address;
 /// what adds a member knows the member's own.
 fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
     match aggregate {
@@ -88,7 +91,13 @@ fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
         AggregateId::ApiKey(id) => Some(format!("/v1/organizations/{org}/api-keys/{id}")),
         AggregateId::Record(id) => Some(format!("/v1/organizations/{org}/records/{id}")),
         AggregateId::Kind(name) => Some(format!("/v1/kinds/{name}")),
-        AggregateId::Member(_) | AggregateId::Parking(_) => None,
+        AggregateId::Invitation(id) => Some(format!("/v1/organizations/{org}/invitations/{id}")),
+        AggregateId::Domain(id) => Some(format!("/v1/organizations/{org}/domains/{id}")),
+        AggregateId::Member(_)
+        | AggregateId::Role(_)
+        | AggregateId::SsoConnection(_)
+        | AggregateId::Parking(_)
+        | AggregateId::Access(_) => None,
     }
 }
 

@@ -24,23 +24,23 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use utoipa::IntoParams;
 
 use super::{
-    App,
+    App, active_org, cookie,
     event_view::{EventSchema, shown_to},
     events::after,
     extract::{OrgAccess, Query, header_text},
 };
 use crate::{
-    auth::{Access, AuthError, Permission, authenticator::OrgName},
+    auth::{Access, AuthError, Permission, Principal, authenticator::OrgName},
     problem::Problem,
 };
 
-/// How often it is asked again whether the reader may still read.
+/// How often it is asked again whether a reader without a session may still read; a session is looked at more often.
 const CHECK: Duration = Duration::from_secs(3);
 /// How often a quiet stream says that it is still there.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long a browser waits before it comes back.
-const RETRY: Duration = Duration::from_secs(2);
-const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+pub(super) const RETRY: Duration = Duration::from_secs(2);
+pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Where to begin.
 #[derive(Debug, Clone, Default, Deserialize, IntoParams)]
@@ -57,7 +57,8 @@ pub struct TailQuery {
 /// Server-sent events: `data` is one event as JSON, `id` the position after which to resume. Whoever may read the audit
 /// log sees every event; others see the events of what they may read, without the request behind them. An event may come
 /// twice around a broken connection, told by its `event_id`. The stream ends (`event: closed`) when the credential no
-/// longer allows it or the server stops. A stored message that cannot be read is passed over as `event: unreadable`.
+/// longer allows it or the server stops, and with `event: active_org_changed` within a second of the session being switched to
+/// another organization. A stored message that cannot be read is passed over as `event: unreadable`.
 #[utoipa::path(
     get, path = "/v1/organizations/{org}/events/stream", operation_id = "follow_events", tag = "events",
     params(TailQuery),
@@ -69,7 +70,7 @@ pub async fn follow(
     Query(query): Query<TailQuery>,
     parts: Parts,
 ) -> Result<Response, Problem> {
-    let OrgAccess { access, .. } = org;
+    let OrgAccess { access, principal } = org;
     let placement = app.log.placement(access.org()).await?.ok_or_else(Problem::not_found)?;
     let resume = after("Last-Event-ID", header_text(&parts.headers, &LAST_EVENT_ID)?, access.org())?;
     let from = after("from", query.from.as_deref(), access.org())?;
@@ -77,9 +78,8 @@ pub async fn follow(
         Some(seq) => seq,
         None => app.log.shard_state(placement.shard).await?.last_seq,
     };
-    let authorization = header_text(&parts.headers, &header::AUTHORIZATION)?.unwrap_or_default().to_owned();
     let messages = app.log.tail(&placement, after.saturating_add(1));
-    let guard = Guard { app: app.clone(), authorization, org: access.org() };
+    let guard = Guard::of(&app, &parts, &access, &principal, Permission::ReadRecords)?;
     let events = follow_messages(guard, access, messages);
     let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
     // A proxy that collects an answer before it passes it on would make a tail silent.
@@ -88,26 +88,64 @@ pub async fn follow(
 }
 
 /// Asks again and again whether the reader may still read.
-struct Guard {
-    app: Arc<App>,
+pub(super) struct Guard {
+    pub(super) app: Arc<App>,
     authorization: String,
-    org: OrgId,
+    pub(super) org: OrgId,
+    permission: Permission,
+    /// Of the reader's session, if that is what they came with.
+    epoch: Option<u64>,
 }
 
 impl Guard {
+    /// For whoever sent this request.
+    pub(super) fn of(
+        app: &Arc<App>,
+        parts: &Parts,
+        access: &Access,
+        principal: &Principal,
+        permission: Permission,
+    ) -> Result<Self, Problem> {
+        let authorization = cookie::credential(parts)?.unwrap_or_default();
+        let epoch = principal.session().map(|session| session.epoch);
+        Ok(Self { app: app.clone(), authorization, org: access.org(), permission, epoch })
+    }
+
+    /// How often to look.
+    pub(super) fn every(&self) -> Duration {
+        if self.epoch.is_some() { active_org::CHECK } else { CHECK }
+    }
+
     /// The access as it is now, or why there is none. What cannot be checked at the moment changes nothing: the read
     /// models may be away while the log goes on.
     async fn check(&self) -> Result<Option<Access>, AuthError> {
         let checked = async {
             let principal = self.app.auth.principal(Some(&self.authorization)).await?;
+            // There and back again is a switch, too: what happened in between was not followed by this session.
+            if let Some(now) = principal.session().map(|session| session.epoch)
+                && self.epoch != Some(now)
+            {
+                return Err(AuthError::ActiveOrgChanged { epoch: now });
+            }
             let access = self.app.auth.access(&principal, &OrgName::Id(self.org)).await?;
-            access.require(Permission::ReadRecords).map(|()| access)
+            access.require(self.permission).map(|()| access)
         };
         match checked.await {
             Ok(access) => Ok(Some(access)),
             Err(AuthError::Unavailable(_)) => Ok(None),
             Err(lost) => Err(lost),
         }
+    }
+
+    /// Brings the access up to date, or says with which words the tail ends.
+    pub(super) async fn end(&self, access: &mut Access) -> Option<Event> {
+        match self.check().await {
+            Ok(Some(now)) => *access = now,
+            Ok(None) => {}
+            Err(AuthError::ActiveOrgChanged { epoch }) => return Some(switched(epoch)),
+            Err(lost) => return Some(closed(&lost.to_string())),
+        }
+        None
     }
 }
 
@@ -120,7 +158,7 @@ fn follow_messages(
         let _counted = Counted::new();
         let stopping = guard.app.stopping.clone();
         let mut messages = std::pin::pin!(messages);
-        let mut checks = interval_at(Instant::now() + CHECK, CHECK);
+        let mut checks = interval_at(Instant::now() + guard.every(), guard.every());
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         yield Ok(Event::default().retry(RETRY).comment("following"));
         loop {
@@ -130,16 +168,17 @@ fn follow_messages(
                     yield Ok(closed("the server stops; come back"));
                     break;
                 }
-                _ = checks.tick() => match guard.check().await {
-                    Ok(Some(now)) => access = now,
-                    Ok(None) => {}
-                    Err(lost) => {
-                        yield Ok(closed(&lost.to_string()));
-                        break;
-                    }
+                _ = checks.tick() => if let Some(last) = guard.end(&mut access).await {
+                    yield Ok(last);
+                    break;
                 },
                 message = messages.next() => match message {
                     Some(Ok(message)) => {
+                        // A session that is switched in this process is told at once, and nothing more of the old place.
+                        if guard.epoch.is_some() && let Some(last) = guard.end(&mut access).await {
+                            yield Ok(last);
+                            break;
+                        }
                         for event in events_of(&access, &message, guard.org) {
                             yield Ok(event);
                         }
@@ -175,15 +214,21 @@ fn events_of(access: &Access, message: &Message, org: OrgId) -> Vec<Event> {
     events
 }
 
-fn closed(reason: &str) -> Event {
+pub(super) fn closed(reason: &str) -> Event {
     Event::default().event("closed").data(json!({"reason": reason}).to_string())
 }
 
+/// The session of the reader acts in another organization now.
+fn switched(epoch: u64) -> Event {
+    let reason = AuthError::ActiveOrgChanged { epoch }.to_string();
+    Event::default().event("active_org_changed").data(json!({"reason": reason, "epoch": epoch}).to_string())
+}
+
 /// One open tail.
-struct Counted;
+pub(super) struct Counted;
 
 impl Counted {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         gauge!("orgstream_http_tails").increment(1);
         Self
     }

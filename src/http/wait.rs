@@ -105,6 +105,15 @@ impl View {
         reply::position("projection-position", self.position)
     }
 
+    /// Bytes of some other type than JSON.
+    pub fn of_type(&self, content_type: HeaderValue, body: Vec<u8>) -> Response {
+        let mut response = self.answer(&conditional::body_tag(&body), Ok(body));
+        if response.status() == StatusCode::OK {
+            response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+        }
+        response
+    }
+
     fn answer(&self, tag: &str, body: Result<Vec<u8>, Problem>) -> Response {
         let body = match body {
             Ok(body) => body,

@@ -2,7 +2,7 @@
 //!
 //! Every message states the last sequence it expects on its subject. That makes a blind retry safe, and tells a retry
 //! from a conflict: when the subject has moved on, its last message is either ours (an earlier try had arrived) or
-//! somebody else's.
+//! somebody else's. Facts alone expect nothing: they share a subject, and none of them follows from another.
 
 use std::time::Duration;
 
@@ -21,13 +21,27 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// The server takes 1,000; a command that spans aggregates needs two or three.
 const MAX_TOGETHER: usize = 100;
 
-/// The last sequence on the aggregate's subject, as the writer knows it; 0 says that there is none.
+/// What a writer knows of the aggregate's subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Expected(pub u64);
+pub enum Expected {
+    /// The last sequence on it; 0 says that there is none.
+    Last(u64),
+    /// Nothing: a fact stands for itself, whatever was there before.
+    Any,
+}
+
+impl Expected {
+    fn seq(self) -> Option<u64> {
+        match self {
+            Self::Last(seq) => Some(seq),
+            Self::Any => None,
+        }
+    }
+}
 
 impl From<u64> for Expected {
     fn from(seq: u64) -> Self {
-        Self(seq)
+        Self::Last(seq)
     }
 }
 
@@ -43,7 +57,9 @@ pub struct Appended {
 impl Log {
     /// Appends one commit if `expected` is still the last sequence on its subject.
     ///
-    /// Safe to repeat: a commit that is there already is found and answered with `replayed`.
+    /// Safe to repeat: a commit that is there already is found and answered with `replayed`. That of a fact
+    /// ([`Expected::Any`]) is found only as long as the broker remembers its id; after that it is there twice, and the audit
+    /// log passes over the second by its event id.
     #[tracing::instrument(level = "debug", skip_all, fields(org.id = %placement.org, shard = %placement.shard))]
     pub async fn append(
         &self,
@@ -110,7 +126,7 @@ impl Log {
         let mut writes = Vec::with_capacity(commits.len());
         for (ordinal, (commit, expected)) in commits.iter().enumerate() {
             let ordinal = (commits.len() > 1).then_some(ordinal);
-            let write = prepare(placement, commit, Expected(*expected), trace, ordinal)?;
+            let write = prepare(placement, commit, Expected::Last(*expected), trace, ordinal)?;
             if writes.iter().any(|other: &Write| other.subject == write.subject) {
                 return Err(AppendError::Invalid(format!("{} appears twice", write.subject)));
             }
@@ -158,7 +174,7 @@ fn prepare(
         subject: subject.to_string(),
         payload: commit.encode()?,
         message_id: Some(message_id),
-        expected: expected.0,
+        expected: expected.seq(),
         trace: trace.map(str::to_owned),
     })
 }

@@ -39,7 +39,7 @@ impl Log {
                 return Ok(());
             }
             let Some(found) = self.find_claim(&write.subject).await? else {
-                write.expected = 0;
+                write.expected = Some(0);
                 continue;
             };
             if found.claim.org == org {
@@ -49,7 +49,7 @@ impl Log {
                 return Err(ClaimError::Taken { by: found.claim.org });
             }
             tracing::info!(org.id = %org, abandoned_by = %found.claim.org, scope, "taking over an abandoned claim");
-            write.expected = found.seq;
+            write.expected = Some(found.seq);
         }
         let reason = "others keep claiming it".to_owned();
         Err(StreamError::Unavailable { action: "claim", reason }.into())

@@ -9,7 +9,9 @@ use async_nats::{
 use orgstream_events::Shard;
 use tokio::sync::watch;
 
-use crate::{StreamError, api::unavailable, placement::PlacementCache, publish::Publisher, queue::Queue, share::Shares, streams};
+use crate::{
+    StreamError, api::unavailable, placement::PlacementCache, publish::Publisher, queue::Queue, share::Shares, streams,
+};
 
 /// Requests that only read or administer are answered well within this, or the server is in trouble.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
@@ -126,13 +128,19 @@ impl Log {
         };
         let (shares, placements) = (Shares::default(), PlacementCache::default());
         let options = options.clone();
-        let inner = Inner { options, jetstream, streams, system, publisher, queues, shares, placements, losses, client };
+        let inner =
+            Inner { options, jetstream, streams, system, publisher, queues, shares, placements, losses, client };
         Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The connection, for core NATS only (request and reply, hints).
     pub fn client(&self) -> &async_nats::Client {
         &self.inner.client
+    }
+
+    /// What placements made here are labelled with.
+    pub fn region(&self) -> &str {
+        &self.inner.options.region
     }
 
     /// Every shard there is.

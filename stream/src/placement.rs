@@ -152,5 +152,5 @@ fn subject(org: OrgId) -> String {
 
 /// A message that must be the first on its subject.
 pub(crate) fn system_write(subject: String) -> Write {
-    Write { subject, payload: bytes::Bytes::new(), message_id: None, expected: 0, trace: None }
+    Write { subject, payload: bytes::Bytes::new(), message_id: None, expected: Some(0), trace: None }
 }

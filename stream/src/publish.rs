@@ -23,13 +23,14 @@ const MAX_TRACE: usize = 128;
 
 pub(crate) const TRACE: &str = "traceparent";
 
-/// A message on its way: the subject's last sequence that it expects travels with it, and stays with it in the log.
+/// A message on its way: the subject's last sequence that it expects, if it expects one, travels with it, and stays with
+/// it in the log.
 #[derive(Debug, Clone)]
 pub(crate) struct Write {
     pub(crate) subject: String,
     pub(crate) payload: Bytes,
     pub(crate) message_id: Option<String>,
-    pub(crate) expected: u64,
+    pub(crate) expected: Option<u64>,
     pub(crate) trace: Option<String>,
 }
 
@@ -39,7 +40,9 @@ impl Write {
         if let Some(id) = &self.message_id {
             headers.insert(header::NATS_MESSAGE_ID, id.as_str());
         }
-        headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, self.expected.to_string());
+        if let Some(expected) = self.expected {
+            headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, expected.to_string());
+        }
         let is_clean = |text: &&String| text.len() <= MAX_TRACE && text.bytes().all(|byte| byte.is_ascii_graphic());
         if let Some(trace) = self.trace.as_ref().filter(is_clean) {
             headers.insert(TRACE, trace.as_str());

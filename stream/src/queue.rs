@@ -159,21 +159,20 @@ mod tests {
 
     #[test]
     fn a_batch_has_a_subject_once_and_keeps_the_order() {
-        let mut waiting: VecDeque<Waiting> = ["a", "b", "a", "c"]
-            .into_iter()
-            .enumerate()
+        let mut waiting: VecDeque<Waiting> = (0..)
+            .zip(["a", "b", "a", "c"])
             .map(|(expected, subject)| Waiting {
                 write: Write {
                     subject: subject.to_owned(),
                     payload: bytes::Bytes::from(vec![0; BATCH_BYTES / 3]),
                     message_id: None,
-                    expected: expected as u64,
+                    expected: Some(expected),
                     trace: None,
                 },
                 answer: oneshot::channel().0,
             })
             .collect();
-        let order = |batch: &[Waiting]| batch.iter().map(|one| one.write.expected).collect::<Vec<_>>();
+        let order = |batch: &[Waiting]| batch.iter().map(|one| one.write.expected.unwrap()).collect::<Vec<_>>();
         assert_eq!(order(&take(&mut waiting, 10)), [0, 1]);
         assert_eq!(order(waiting.make_contiguous()), [2, 3]);
         assert_eq!(order(&take(&mut waiting, 1)), [2]);

@@ -3,22 +3,65 @@
 //! Tests that use it have a runtime of several threads: dropping the database waits for PostgreSQL, and PostgreSQL waits
 //! for connections that are just being made, which nobody would go on making if the only thread waited too.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
+use futures_util::future::BoxFuture;
 use metrics_exporter_prometheus::PrometheusBuilder;
-use orgstream::{config::SecretArgs, issuer::DevIssuer, node};
+use orgstream::{
+    auth::{Authenticator, key::KeyToken},
+    config::{IdentityArgs, MailArgs, SecretArgs},
+    dns::{DnsError, TxtRecords},
+    gateway::Gateway,
+    idp::{IdentityOrganizations, NoIdentityProvider},
+    issuer::DevIssuer,
+    mail::Mailer,
+    node,
+};
+use orgstream_events::UserId;
+use orgstream_projections::Database;
 use orgstream_stream::{Log, LogOptions, SyncMode};
-use orgstream_workers::{Worker, WorkerOptions};
+use orgstream_workers::{Worker, WorkerOptions, WorkerStatus};
+use p256::{
+    ecdsa::SigningKey,
+    pkcs8::{EncodePublicKey, LineEnding},
+};
 use reqwest::{Method, RequestBuilder, Response, header::HeaderMap};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, time::timeout};
+use sqlx::{Connection, PgConnection};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::support::{Nats, TempDir, TestDatabase, database};
 
-const PEPPER: &str = "the pepper of the tests, which is no secret";
+pub(crate) const PEPPER: &str = "the pepper of the tests, which is no secret";
 pub(crate) const OPERATOR: &str = "the-platform-operator-of-the-tests";
+
+/// Whose reports of leaked keys the API believes.
+pub(crate) const REPORTER: &str = "the-code-host-of-the-tests";
+
+/// What reports are signed with.
+pub(crate) fn reporter_key() -> SigningKey {
+    SigningKey::from_slice(&[7; 32]).unwrap()
+}
+
+fn leak_reporter_keys(dir: &Path) -> PathBuf {
+    let pem = reporter_key().verifying_key().to_public_key_pem(LineEnding::LF).unwrap();
+    let file = dir.join("reporters.json");
+    let keys = json!({"public_keys": [{"key_identifier": REPORTER, "key": pem, "is_current": true}]});
+    fs::write(&file, keys.to_string()).unwrap();
+    file
+}
 
 /// How long something may take that must come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,10 +71,39 @@ pub(crate) struct Api {
     pub(crate) base: String,
     pub(crate) nats: Nats,
     pub(crate) issuer: DevIssuer,
+    pub(crate) gateway: Arc<Gateway>,
+    auth: Arc<Authenticator>,
+    /// Where its mails go.
+    pub(crate) outbox: PathBuf,
+    /// What DNS says.
+    pub(crate) dns: Arc<FakeDns>,
+    pub(crate) db: Database,
+    outside: node::Outside,
     http: reqwest::Client,
+    log: Log,
+    identity: IdentityArgs,
     stop: CancellationToken,
-    _database: TestDatabase,
+    secrets: SecretArgs,
+    database: TestDatabase,
     _dir: TempDir,
+}
+
+/// DNS as a test wants it.
+#[derive(Debug, Default)]
+pub(crate) struct FakeDns(Mutex<HashMap<String, Vec<String>>>);
+
+impl FakeDns {
+    pub(crate) fn say(&self, name: &str, record: &str) {
+        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        records.entry(name.to_owned()).or_default().push(record.to_owned());
+    }
+}
+
+impl TxtRecords for FakeDns {
+    fn txt<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<String>, DnsError>> {
+        let records = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        Box::pin(async move { Ok(records.unwrap_or_default()) })
+    }
 }
 
 /// An organization, and the ways into it.
@@ -84,8 +156,50 @@ impl Answer {
     }
 }
 
+async fn serve(
+    log: &Log,
+    db: Database,
+    secrets: &SecretArgs,
+    identity: &IdentityArgs,
+    outside: &node::Outside,
+    watch: Option<watch::Receiver<WorkerStatus>>,
+    stop: &CancellationToken,
+) -> (String, Arc<Authenticator>, Arc<Gateway>) {
+    let metrics = PrometheusBuilder::new().build_recorder().handle();
+    let api = node::Api::new(log.clone(), db, secrets, identity, metrics, watch, outside.clone()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let (auth, gateway) = (Arc::clone(&api.app.auth), Arc::clone(&api.gateway));
+    tokio::spawn(api.run(listener, stop.clone()));
+    (base, auth, gateway)
+}
+
 impl Api {
     pub(crate) async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// The same, with other settings for people.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut IdentityArgs)) -> Self {
+        let mail = |folder| MailArgs { mail_folder: Some(folder), ..mail_args() };
+        Self::start_as(change, mail, Arc::new(NoIdentityProvider)).await
+    }
+
+    /// The same with an external identity provider.
+    pub(crate) async fn start_with_idp(idp: Arc<dyn IdentityOrganizations>) -> Self {
+        Self::start_as(|_| {}, |folder| MailArgs { mail_folder: Some(folder), ..mail_args() }, idp).await
+    }
+
+    /// The same with mails that go another way than into a folder.
+    pub(crate) async fn start_mailing(mail: impl FnOnce(PathBuf) -> MailArgs) -> Self {
+        Self::start_as(|_| {}, mail, Arc::new(NoIdentityProvider)).await
+    }
+
+    async fn start_as(
+        change: impl FnOnce(&mut IdentityArgs),
+        mail: impl FnOnce(PathBuf) -> MailArgs,
+        idp: Arc<dyn IdentityOrganizations>,
+    ) -> Self {
         let nats = Nats::start(false).await;
         let database = database().await;
         let dir = TempDir::new();
@@ -102,19 +216,125 @@ impl Api {
         let worker = Worker::new(log.clone(), database.db.clone(), WorkerOptions::new(Uuid::now_v7()));
         let watch = worker.status();
         tokio::spawn(worker.run(stop.clone()));
+        let mut identity = IdentityArgs::of_issuer(&url);
+        change(&mut identity);
         let secrets = SecretArgs {
             pepper: PEPPER.to_owned(),
             platform_token: Some(OPERATOR.to_owned()),
-            issuer_url: Some(url),
-            audience: "orgstream".to_owned(),
+            leak_reporter_keys: Some(leak_reporter_keys(dir.path())),
+            trusted_proxies: Vec::new(),
         };
-        let metrics = PrometheusBuilder::new().build_recorder().handle();
-        let api = node::Api::new(log, database.db.clone(), &secrets, "local", metrics, Some(watch)).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(api.run(listener, stop.clone()));
+        let (outbox, dns) = (dir.path().join("outbox"), Arc::<FakeDns>::default());
+        let mail = Mailer::new(&mail(outbox.clone())).unwrap();
+        let outside = node::Outside { mail, dns: dns.clone(), idp, local_issuers: true };
+        let db = database.db.clone();
+        let (base, auth, gateway) = serve(&log, db.clone(), &secrets, &identity, &outside, Some(watch), &stop).await;
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-        Self { base, nats, issuer, http, stop, _database: database, _dir: dir }
+        Self {
+            base,
+            nats,
+            issuer,
+            gateway,
+            auth,
+            outbox,
+            dns,
+            db,
+            outside,
+            http,
+            log,
+            secrets,
+            identity,
+            stop,
+            database,
+            _dir: dir,
+        }
+    }
+
+    /// Something that only time, or an accident, does to the tables.
+    pub(crate) async fn sql(&self, statement: &'static str) {
+        let mut superuser = PgConnection::connect(&self.database.owner_url).await.unwrap();
+        sqlx::raw_sql(statement).execute(&mut superuser).await.unwrap();
+    }
+
+    /// The mails to somebody so far, the oldest first.
+    pub(crate) fn mails(&self, to: &str) -> Vec<String> {
+        let mut mails = Vec::new();
+        for entry in std::fs::read_dir(&self.outbox).unwrap() {
+            let entry = entry.unwrap();
+            let text = std::fs::read_to_string(entry.path()).unwrap();
+            if text.contains(&format!("To: {to}")) {
+                mails.push((entry.metadata().unwrap().modified().unwrap(), text));
+            }
+        }
+        mails.sort();
+        mails.into_iter().map(|(_, text)| text).collect()
+    }
+
+    /// The token of the `nth` mail to somebody, once it is there.
+    pub(crate) async fn invited(&self, to: &str, nth: usize) -> String {
+        let token = async {
+            loop {
+                // A file may be seen before all of it is written.
+                let token = self.mails(to).get(nth - 1).and_then(|mail| token_in(mail));
+                match token {
+                    Some(token) => return token,
+                    None => sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        timeout(PATIENCE, token).await.unwrap_or_else(|_| panic!("mail {nth} to {to} does not come"))
+    }
+
+    /// The database as the login that migrates, which no policy binds.
+    pub(crate) fn owner_url(&self) -> &str {
+        &self.database.owner_url
+    }
+
+    /// One more API process on the same servers, as far as a process can tell, which remembers nothing that this one does:
+    /// where it listens.
+    pub(crate) async fn another(&self) -> String {
+        let db = Database::connect(&self.database.options()).await.unwrap();
+        serve(&self.log, db, &self.secrets, &self.identity, &self.outside, None, &self.stop).await.0
+    }
+
+    /// The status of a read at another process.
+    pub(crate) async fn status_at(&self, base: &str, bearer: &str, path: &str) -> u16 {
+        self.http.get(format!("{base}{path}")).bearer_auth(bearer).send().await.unwrap().status().as_u16()
+    }
+
+    /// What checks credentials in this API.
+    pub(crate) fn auth(&self) -> &Authenticator {
+        &self.auth
+    }
+
+    /// The database as the login that owns it.
+    pub(crate) async fn owner(&self) -> PgConnection {
+        PgConnection::connect(&self.database.owner_url).await.unwrap()
+    }
+
+    /// Signs in with a token of the issuer; the answer, whose `token` is the session.
+    pub(crate) async fn sign_in(&self, token: &str) -> Value {
+        self.post(token, "/v1/sessions", &json!({})).await.expect(201).json()
+    }
+
+    /// A session of somebody.
+    pub(crate) async fn session(&self, email: &str) -> String {
+        self.sign_in(&self.person(email)).await["token"].as_str().unwrap().to_owned()
+    }
+
+    /// Lets a session act somewhere else.
+    pub(crate) async fn switch(&self, session: &str, org: &str) -> Answer {
+        let request = self.request(Method::PUT, "/v1/session/active-org").bearer_auth(session);
+        Answer::of(request.json(&json!({"org": org}))).await
+    }
+
+    /// Makes somebody a member, as whom the issuer of the tests knows by this address; their member id.
+    pub(crate) async fn join(&self, org: &Org, email: &str, role: &str) -> String {
+        let user = UserId::from_login(self.issuer.url(), email);
+        let body = json!({"email": email, "role": role, "user_id": user});
+        let added = self.post(&org.owner, &org.path("members"), &body).await.expect(201);
+        self.sees(org, added.header("stream-position")).await;
+        added.json()["member_id"].as_str().unwrap().to_owned()
     }
 
     /// A token of somebody.
@@ -151,6 +371,12 @@ impl Api {
         self.sees(org, made.header("stream-position")).await;
         let made = made.json();
         (made["id"].as_str().unwrap().to_owned(), made["token"].as_str().unwrap().to_owned())
+    }
+
+    /// A token that names the key of one token and has the secret of another.
+    pub(crate) fn forge(name: &str, secret: &str) -> String {
+        let body = format!("{}_{}", &name[..20], &secret[21..53]);
+        KeyToken::completed(&body)
     }
 
     /// Waits until the read models have what was written at `position`: on a busy machine access comes a little late.
@@ -202,6 +428,14 @@ impl Tail {
         }
     }
 
+    /// Everything until the server ends it, as it came.
+    pub(crate) async fn rest(mut self) -> String {
+        while let Some(chunk) = timeout(PATIENCE, self.answer.chunk()).await.expect("the tail does not end").unwrap() {
+            self.buffer.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
+        self.buffer
+    }
+
     /// Waits until the server ends it.
     pub(crate) async fn ends(mut self) {
         while timeout(PATIENCE, self.answer.chunk()).await.expect("the tail does not end").unwrap().is_some() {}
@@ -229,6 +463,21 @@ impl Drop for Api {
 impl Org {
     pub(crate) fn path(&self, rest: &str) -> String {
         format!("/v1/organizations/{}/{rest}", self.id)
+    }
+}
+
+/// The token that a mail has in a line of its own.
+pub(crate) fn token_in(mail: &str) -> Option<String> {
+    let line = mail.lines().map(str::trim).find(|line| line.starts_with("osi_") && line.len() == 42);
+    line.map(str::to_owned)
+}
+
+/// Mails as the program sends them, but for the way.
+pub(crate) fn mail_args() -> MailArgs {
+    MailArgs {
+        mail_from: "Orgstream <no-reply@orgstream.example>".to_owned(),
+        invitation_link: "https://app.example/join#token={token}".to_owned(),
+        ..MailArgs::default()
     }
 }
 

@@ -7,8 +7,14 @@ use std::{
     process::Command,
 };
 
-const CRATES: [&str; 5] =
-    ["orgstream-events", "orgstream-stream", "orgstream-transparency", "orgstream-projections", "orgstream-workers"];
+const CRATES: [&str; 6] = [
+    "orgstream-events",
+    "orgstream-stream",
+    "orgstream-transparency",
+    "orgstream-projections",
+    "orgstream-verifier",
+    "orgstream-workers",
+];
 
 /// Everything that a crate of ours depends on to run, directly or not.
 fn dependencies(of: &str) -> BTreeSet<String> {
@@ -29,7 +35,7 @@ fn ours(dependencies: &BTreeSet<String>) -> Vec<&str> {
 
 #[test]
 fn crates_depend_on_each_other_in_one_direction() {
-    let cases: [(&str, &[&str], &[&str]); 5] = [
+    let cases: [(&str, &[&str], &[&str]); 6] = [
         ("orgstream-events", &[], &["tokio", "async-nats", "sqlx", "axum", "clap", "reqwest"]),
         ("orgstream-stream", &["orgstream-events"], &["sqlx", "axum", "clap"]),
         ("orgstream-transparency", &[], &["tokio", "async-nats", "sqlx", "axum", "clap", "reqwest", "rand", "time"]),
@@ -37,6 +43,11 @@ fn crates_depend_on_each_other_in_one_direction() {
             "orgstream-projections",
             &["orgstream-events", "orgstream-transparency"],
             &["async-nats", "axum", "clap", "reqwest"],
+        ),
+        (
+            "orgstream-verifier",
+            &["orgstream-events", "orgstream-transparency"],
+            &["tokio", "async-nats", "sqlx", "axum", "reqwest"],
         ),
         (
             "orgstream-workers",
@@ -85,25 +96,31 @@ const NOWHERE: [String; 0] = [];
 
 #[test]
 fn only_the_stream_talks_to_jetstream() {
-    let folders = ["events/src", "transparency/src", "projections/src", "workers/src", "src"];
+    let folders = ["events/src", "transparency/src", "projections/src", "verifier/src", "workers/src", "src"];
     // The benchmarks measure what JetStream can do without us.
     assert_eq!(that_say(&["jetstream::", "$JS."], &folders, &["src/bench/"]), NOWHERE);
 }
 
 #[test]
 fn only_the_projections_speak_sql() {
-    let folders = ["events/src", "stream/src", "transparency/src", "workers/src", "src"];
+    let folders = ["events/src", "stream/src", "transparency/src", "verifier/src", "workers/src", "src"];
     // Private servers are started, asked whether they answer, and given a database.
     assert_eq!(that_say(&["sqlx::"], &folders, &["src/servers/"]), NOWHERE);
 }
 
 #[test]
-fn events_and_transparency_know_no_clock_and_no_randomness() {
+fn what_is_pure_knows_no_clock_and_no_randomness() {
     let forbidden = ["SystemTime", "Instant::", "OffsetDateTime::now_utc", "Uuid::now_v7", "rand::"];
-    assert_eq!(that_say(&forbidden, &["events/src", "transparency/src"], &[]), NOWHERE);
+    assert_eq!(that_say(&forbidden, &["events/src", "transparency/src", "verifier/src"], &[]), NOWHERE);
     // Nor does a decision: the handler hands both in.
     let deciding = that_say(&forbidden, &["src/commands"], &["src/commands/handler.rs", "src/commands/cache.rs"]);
     assert_eq!(deciding, NOWHERE);
+}
+
+#[test]
+fn the_verifier_writes_nothing_and_asks_nobody() {
+    let forbidden = ["fs::write", "File::create", "OpenOptions", "fs::remove", "fs::rename", "create_dir", "std::net"];
+    assert_eq!(that_say(&forbidden, &["verifier/src"], &[]), NOWHERE);
 }
 
 #[test]

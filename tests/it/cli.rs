@@ -1,6 +1,6 @@
 //! The client commands, as a person and as a script use them.
 
-use std::{collections::HashSet, fs, io::Write, process::Stdio, thread, time::Duration};
+use std::{collections::HashSet, fs, io::Write, os::unix::fs::PermissionsExt, process::Stdio, thread, time::Duration};
 
 use orgstream::servers;
 use serde_json::{Value, json};
@@ -245,7 +245,7 @@ async fn a_client_command_says_what_it_lacks_and_keeps_its_output_clean() {
     assert_eq!((said.stdout.as_str(), said.stderr.contains("1 accepted")), ("", true), "{said:?}");
     let said = cluster.cli(&tenant.key, &["replay"]).await.success();
     assert!(said.stdout.lines().all(|line| line.starts_with('{')), "{said:?}");
-    assert!(said.stderr.contains("5 events"), "{said:?}");
+    assert!(said.stderr.contains(&format!("{} events", said.stdout.lines().count())), "{said:?}");
     let said = cluster.cli(&tenant.key, &["publish", "/no/such/file"]).await.failure();
     assert!(said.stdout.is_empty() && said.stderr.contains("/no/such/file"), "{said:?}");
 
@@ -256,4 +256,44 @@ async fn a_client_command_says_what_it_lacks_and_keeps_its_output_clean() {
     assert_eq!(said.stdout, "", "{said:?}");
     let history = History::read(&cluster.log().await, tenant.id).await;
     history.assert_projected(&mut cluster.superuser().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_signs_in_once_and_the_other_commands_are_theirs() {
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let (tenant, email) = (cluster.tenant("terminal").await, "owner@terminal.example");
+    let config = cluster.dir().join("config");
+    let run = async |args: &[&str]| {
+        let mut command = cluster.command("", args);
+        command.0.env("XDG_CONFIG_HOME", &config);
+        command.run().await
+    };
+    let refused = run(&["session", "show"]).await.failure();
+    assert!(refused.stderr.contains("orgstream login"), "{}", refused.stderr);
+    run(&["login"]).await.failure();
+    let signed_in = run(&["login", "--email", email, "--issuer", cluster.issuer.url()]).await.success();
+    assert!(signed_in.stderr.contains("acting in personal-"), "{}", signed_in.stderr);
+    let file = config.join("orgstream/session.json");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let session = run(&["session", "show"]).await.success().json();
+    assert_eq!((&session["current"], &session["epoch"]), (&json!(true), &json!(1)));
+
+    let switched = run(&["session", "switch", "terminal"]).await.success();
+    assert!(switched.stderr.contains("acts in terminal now (epoch 2)"), "{}", switched.stderr);
+    let shown = run(&["session", "show"]).await.success().json();
+    assert_eq!(shown["active_org"]["org_id"], tenant.id.to_string());
+    // A command that names no organization is about the one that the session acts in.
+    let lag = run(&["lag", "--json"]).await.success().json();
+    assert!(lag["data"][0]["head"].as_str().unwrap().starts_with(&tenant.id.to_string()), "{lag}");
+    let listed = run(&["session", "list", "--json"]).await.success().json();
+    assert_eq!(listed["data"].as_array().unwrap().len(), 1);
+    // By the environment, with no file.
+    let stored: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let mut other = cluster.command("", &["session", "show"]);
+    other.0.env("XDG_CONFIG_HOME", cluster.dir()).env("ORGSTREAM_SESSION", stored["token"].as_str().unwrap());
+    assert_eq!(other.run().await.success().json()["id"], session["id"]);
+
+    run(&["session", "revoke"]).await.success();
+    assert!(!file.exists());
+    run(&["session", "show"]).await.failure();
 }

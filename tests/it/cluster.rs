@@ -355,6 +355,13 @@ impl Program {
         value.trim().parse().ok()
     }
 
+    /// The memory that it holds at the moment, in bytes.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
     /// Kills it as a crash would.
     pub(crate) fn kill9(&mut self) {
         if let Some(mut child) = self.child.take() {

@@ -5,13 +5,13 @@ use orgstream::{
     auth::Permission,
     http::policy::{Policy, ROUTES, RoutePolicy},
 };
-use orgstream_events::{CommandId, EventId, KeyId, MemberId, OrgId, RecordId, Role};
+use orgstream_events::{
+    CommandId, ConnectionId, DomainId, EventId, InvitationId, KeyId, MemberId, OrgId, RecordId, Role, RoleId,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::api::{Answer, Api, OPERATOR, model};
-
-const ROLES: [Role; 5] = [Role::Owner, Role::Admin, Role::Member, Role::Viewer, Role::Auditor];
 
 /// A path with the org given and ids of the right kinds that nobody has.
 fn path(route: &RoutePolicy, org: &str) -> String {
@@ -20,10 +20,20 @@ fn path(route: &RoutePolicy, org: &str) -> String {
         .path
         .replace("{org}", org)
         .replace("{member}", &MemberId::derive(command).to_string())
+        .replace("{invitation}", &InvitationId::derive(command).to_string())
+        .replace("{role}", &RoleId::derive(command).to_string())
+        .replace("{domain}", &DomainId::from_uuid(command.uuid()).to_string())
+        .replace("{connection}", &ConnectionId::derive(command).to_string())
         .replace("{key}", &KeyId::derive(command).to_string())
         .replace("{record}", &RecordId::derive(command).to_string())
         .replace("{event}", &EventId::derive(command, "", 0).to_string())
         .replace("{kind}", "no_such_kind")
+        .replace("{*path}", "payloads/000.p/3")
+        + match route.path.rsplit('/').next() {
+            Some("consistency") => "?from=0",
+            Some("state") => "?at=2",
+            _ => "",
+        }
 }
 
 /// The answer's head; the body too, unless the route streams.
@@ -100,8 +110,8 @@ async fn another_orgs_things_look_like_nothing() {
 async fn a_role_opens_what_the_table_says_and_nothing_else() {
     let api = Api::start().await;
     let org = api.org("roles").await;
-    for role in ROLES {
-        let (_, key) = api.key(&org, role.name()).await;
+    for role in Role::BUILT_IN {
+        let (_, key) = api.key(&org, &role.name()).await;
         for (route, permission) in of_orgs() {
             let (status, body) = call(&api, route, &org.id, Some(&key)).await;
             let allowed = permission.is_none_or(|permission| permission.is_granted_to(role));

@@ -6,12 +6,14 @@ use std::{sync::Arc, time::Duration};
 use async_nats::client::Request as NatsRequest;
 use futures_util::future::join_all;
 use orgstream::{
-    auth::{Authenticator, key::Pepper},
+    auth::{Authenticator, issuers::Issuers, key::Pepper, session::Lifetime},
     commands::{
         Command,
         handler::{CommandHandler, Request},
     },
+    dns::SystemDns,
     gateway::{Gateway, Origin},
+    notes::Notes,
 };
 use orgstream_events::{CommandId, PLATFORM_ORG, Pipeline};
 use orgstream_projections::BoundOrg;
@@ -342,10 +344,13 @@ async fn the_ledger_remembers_a_key_when_the_server_has_forgotten_it() {
     let worker = tokio::spawn(worker.run(stop.clone()));
     let pepper = Pepper::new(b"a pepper that is long enough for a test").unwrap();
     let operator = "an operator of a platform of one test";
-    let auth = Authenticator::new(database.db.clone(), pepper.clone(), Some(operator), None);
+    let lifetime = Lifetime { idle: Duration::from_secs(60), longest: Duration::from_secs(60) };
+    let auth = Authenticator::new(database.db.clone(), pepper.clone(), Some(operator), Issuers::default(), lifetime);
     let principal = auth.principal(Some(&format!("Bearer {operator}"))).await.unwrap();
     let access = auth.platform(&principal).unwrap();
-    let gateway = Gateway::new(CommandHandler::new(log, pepper, "local".to_owned()), database.db.clone());
+    let notes = Notes::start(log.clone(), database.db.clone());
+    let handler = CommandHandler::new(log, pepper, "local".to_owned(), Arc::new(SystemDns));
+    let gateway = Gateway::new(handler, database.db.clone(), notes, None);
     let register = async |kind: &str, key: &str| {
         let command = json!({"type": "register_kind", "kind": kind, "title": kind, "visibility": "private",
             "cost": 1, "schema": {"type": "object"}});

@@ -1,16 +1,28 @@
 //! The one integration binary: real servers, no sleeping, everything through public doors.
 #![cfg(test)]
 
+mod access;
+mod active_org;
 mod api;
 mod arrows;
+mod audit;
+mod audit_attacks;
+mod audit_tree;
+mod auditing;
+mod break_glass;
 mod chaos;
 mod cli;
 mod cluster;
 mod compose;
 mod history;
 mod http;
+mod identity;
+mod idp;
 mod isolation;
+mod joining;
+mod keys;
 mod lost_ack;
+mod matrix;
 mod openapi;
 mod parking;
 mod plans;
@@ -21,8 +33,10 @@ mod readme;
 mod rebuild;
 mod rls;
 mod servers;
+mod sessions;
 mod stream;
 mod support;
 mod telemetry;
+mod tenancy;
 mod watchdog;
 mod workers;

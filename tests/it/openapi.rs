@@ -1,13 +1,23 @@
 //! The OpenAPI document against the routes: nothing missing, nothing undocumented. No server is needed for it.
 
-use std::collections::{BTreeSet, HashSet};
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs,
+    path::Path,
+};
 
-use orgstream::http::{
-    openapi::{operations, spec},
-    policy::ROUTES,
+use orgstream::{
+    auth::{Permission, permission::COMMANDS},
+    commands::Command,
+    http::{
+        openapi::{operations, spec},
+        permission_table::permissions_page,
+        policy::{Policy, ROUTES},
+    },
 };
 use serde_json::Value;
 
+// S3.13
 #[test]
 fn every_route_is_in_the_policy_table_and_documented() {
     let document = &spec().document;
@@ -61,4 +71,39 @@ fn every_reference_in_the_document_leads_somewhere() {
     for reference in found {
         assert!(document.pointer(reference.strip_prefix('#').unwrap()).is_some(), "{reference}");
     }
+}
+
+#[test]
+fn every_operation_says_which_permission_it_takes() {
+    for (method, path, operation) in operations(&spec().document) {
+        let route = ROUTES.iter().find(|route| (route.method, route.path) == (&method, &path)).unwrap();
+        let permission = operation["x-permission"].as_str().unwrap();
+        match route.policy {
+            Policy::Org(expected) => assert_eq!(Permission::named(permission), Some(expected), "{method} {path}"),
+            _ => assert_eq!(Permission::named(permission), None, "{method} {path}"),
+        }
+    }
+}
+
+// S3.13
+#[test]
+fn every_command_declares_its_permission() {
+    let declared: BTreeSet<&str> = COMMANDS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(declared, Command::NAMES.iter().copied().collect());
+    let free: Vec<&str> =
+        COMMANDS.iter().filter(|(_, permission)| permission.is_none()).map(|(name, _)| *name).collect();
+    let outsiders = ["create_organization", "accept_invitation", "join_by_domain", "join_by_sso"];
+    assert_eq!(free, outsiders, "only people who are not in the organization yet need none");
+}
+
+#[test]
+fn permissions_page_is_what_the_program_does() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/permissions.md");
+    let page = permissions_page();
+    if std::env::var_os("DOCS_WRITE").is_some() {
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, &page).unwrap();
+    }
+    let written = fs::read_to_string(&file).unwrap_or_default();
+    assert_eq!(written, page, "docs/permissions.md is old: DOCS_WRITE=1 writes it anew");
 }

@@ -3,19 +3,24 @@
 use std::{sync::Arc, time::Duration};
 
 use orgstream_events::{
-    Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, CommandId, CommitDraft, Context, Event,
-    EventSubject, Fingerprint, KeyEnvironment, KeyId, KindChanged, KindDefinition, KindEvent, KindRegistered,
-    KindRetired, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated,
-    OrganizationEvent, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
-    OrganizationSettingsChanged, OrganizationSuspended, Pipeline, RecordArchived, RecordCreated, RecordEvent, RecordId,
-    RecordUpdated, Role, Salt, Shard, TenantType, Timestamp, UserId, Visibility,
+    AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated,
+    BreakGlassClosed, BreakGlassId, BreakGlassOpened, CommandId, CommitDraft, ConnectionId, Context, DomainClaimed,
+    DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject, Fingerprint, InvitationAccepted,
+    InvitationEvent, InvitationId, InvitationIssued, InvitationResent, InvitationRevoked, KeyEnvironment, KeyId,
+    KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired, MemberAdded, MemberEvent, MemberId,
+    MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
+    OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
+    OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, Pipeline, RecordArchived, RecordCreated,
+    RecordEvent, RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, Shard,
+    SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UserId,
+    Visibility,
 };
 use orgstream_projections::{
     Applied, BoundOrg, Database, DbError, LaneLag, Page, Placed, ShardMark, SliceClass, SliceStart, api_keys, apply,
     audit::{self, AuditFilter},
-    checkpoints, idempotency, kinds, members, organizations,
+    break_glass, checkpoints, domains, idempotency, invitations, kinds, members, organizations,
     parked::{self, Park, ParkedState},
-    records,
+    records, roles, sso_connections,
 };
 use orgstream_transparency::leaf_hash;
 use serde_json::json;
@@ -133,10 +138,22 @@ impl History {
             role: Role::Member,
             environment: KeyEnvironment::Live,
             expires_at: Some(Timestamp::from_unix_ms(BIRTH * 2)),
+            scopes: Some(vec!["records:read".to_owned()]),
+            allowed_ips: vec!["192.0.2.0/24".to_owned()],
+        };
+        let rotated = |nth: u8| {
+            ApiKeyEvent::Rotated(ApiKeyRotated {
+                public_id: format!("key{nth}{number:08}").parse().unwrap(),
+                secret_mac: Fingerprint::of(&[&[nth]]),
+                last4: "rtat".to_owned(),
+                previous_ends_at: Timestamp::from_unix_ms(BIRTH + i64::from(nth)),
+                expires_at: None,
+            })
         };
         let about = |event| vec![Event::ApiKey(event)];
         history.commit(AggregateId::ApiKey(key), 0, about(ApiKeyEvent::Issued(issued)));
-        history.commit(AggregateId::ApiKey(key), 1, about(ApiKeyEvent::Revoked(ApiKeyRevoked { reason: None })));
+        history.commit(AggregateId::ApiKey(key), 1, about(rotated(1)));
+        history.commit(AggregateId::ApiKey(key), 2, about(ApiKeyEvent::Revoked(ApiKeyRevoked { reason: None })));
 
         let definition = |title: &str| KindDefinition {
             title: title.to_owned(),
@@ -164,7 +181,89 @@ impl History {
             let changed = Event::Organization(OrganizationEvent::PlanChanged(changed));
             history.commit(AggregateId::Organization(org), version_before, vec![changed]);
         }
+        let glass = |nth: u8| {
+            Event::Access(AccessEvent::BreakGlassOpened(BreakGlassOpened {
+                id: BreakGlassId::derive(history.command(110 + nth)),
+                reason: "ticket 7".to_owned(),
+                approver: "bob".to_owned(),
+                expires_at: Timestamp::from_unix_ms(BIRTH * 2),
+            }))
+        };
+        let closed = Event::Access(AccessEvent::BreakGlassClosed(BreakGlassClosed {}));
+        for fact in [glass(0), glass(1), closed, glass(2)] {
+            history.commit(AggregateId::Access(org), 0, vec![fact]);
+        }
+        let upgraded = OrganizationUpgraded { tenant_type: TenantType::Workspace };
+        let upgraded = Event::Organization(OrganizationEvent::Upgraded(upgraded));
+        let linked = OrganizationIdentityLinked { provider: "auth0".to_owned(), external_id: format!("org_{number}") };
+        let linked = Event::Organization(OrganizationEvent::IdentityLinked(linked));
+        history.commit(AggregateId::Organization(org), 7, vec![upgraded, linked]);
+        history.let_in(member(3));
         history
+    }
+
+    /// The part of it that is about how people come in.
+    fn let_in(&mut self, member_id: MemberId) {
+        let org = self.org;
+        let until = Timestamp::from_unix_ms(BIRTH * 2);
+        let mac = |text: &[u8], number| Fingerprint::of(&[text, &[number]]);
+        let (number, role) = (self.number, RoleId::derive(self.command(103)));
+        for (nth, role) in [(101, Role::Member), (102, Role::Custom(role))] {
+            let invitation = AggregateId::Invitation(InvitationId::derive(self.command(nth)));
+            let about = |event| vec![Event::Invitation(event)];
+            let token_mac = mac(b"first token", number);
+            let issued = InvitationIssued { email: "3@example.com".to_owned(), role, expires_at: until, token_mac };
+            self.commit(invitation.clone(), 0, about(InvitationEvent::Issued(issued)));
+            if nth == 101 {
+                let resent = InvitationResent { expires_at: until, token_mac: mac(b"token", number) };
+                self.commit(invitation.clone(), 1, about(InvitationEvent::Resent(resent)));
+                let accepted = InvitationAccepted { member_id };
+                self.commit(invitation, 2, about(InvitationEvent::Accepted(accepted)));
+            } else {
+                let revoked = InvitationRevoked { reason: None };
+                self.commit(invitation, 1, about(InvitationEvent::Revoked(revoked)));
+            }
+        }
+        let about = |event| vec![Event::Role(event)];
+        let (name, permissions) = ("Ingest".to_owned(), vec!["records:write".to_owned()]);
+        let defined = RoleDefined { role_id: role, name: name.clone(), permissions: vec![] };
+        self.commit(AggregateId::Role(org), 0, about(RoleEvent::Defined(defined)));
+        let changed = RoleChanged { role_id: role, name, permissions };
+        self.commit(AggregateId::Role(org), 1, about(RoleEvent::Changed(changed)));
+        self.commit(AggregateId::Role(org), 2, about(RoleEvent::Removed(RoleRemoved { role_id: role })));
+
+        let connection = |nth| ConnectionId::derive(self.command(nth));
+        let added = |nth| {
+            Event::SsoConnection(SsoConnectionEvent::Added(SsoConnectionAdded {
+                connection_id: connection(nth),
+                name: format!("Issuer {nth}"),
+                issuer: "https://issuer.example".to_owned(),
+                audience: format!("audience {nth}"),
+                jit: nth == 104,
+            }))
+        };
+        let default = |nth| SsoDefaultChanged { connection_id: connection(nth) };
+        let default = |nth| Event::SsoConnection(SsoConnectionEvent::DefaultChanged(default(nth)));
+        let removed = SsoConnectionRemoved { connection_id: connection(105) };
+        let removed = Event::SsoConnection(SsoConnectionEvent::Removed(removed));
+        let (three, then) = (vec![added(104), added(105), added(106)], vec![default(104), default(105)]);
+        self.commit(AggregateId::SsoConnection(org), 0, three);
+        self.commit(AggregateId::SsoConnection(org), 3, then);
+        self.commit(AggregateId::SsoConnection(org), 5, vec![removed]);
+
+        for (name, proven) in [("acme.example", true), ("globex.example", false)] {
+            let domain: orgstream_events::DomainName = name.parse().unwrap();
+            let about = |event| vec![Event::Domain(event)];
+            let id = AggregateId::Domain(DomainId::of(org, &domain));
+            let claimed = DomainClaimed { domain: domain.clone(), challenge: format!("challenge {number}") };
+            self.commit(id.clone(), 0, about(DomainEvent::Claimed(claimed)));
+            let then = if proven {
+                DomainEvent::Proven(DomainProven { domain })
+            } else {
+                DomainEvent::Removed(DomainRemoved { domain })
+            };
+            self.commit(id, 1, about(then));
+        }
     }
 
     /// Applies everything to one pipeline, in slices of `size` commits.
@@ -196,9 +295,14 @@ async fn rows(owner_url: &str) -> Vec<String> {
         "rm.organizations",
         "rm.slugs",
         "rm.members",
+        "rm.invitations",
+        "rm.roles",
+        "rm.domains",
+        "rm.sso_connections",
         "rm.api_keys",
         "rm.kinds",
         "rm.records",
+        "rm.break_glasses",
         "ops.idempotency",
     ] {
         let query = format!("SELECT '{table} ' || to_jsonb(r)::text FROM {table} AS r ORDER BY 1");
@@ -232,26 +336,70 @@ async fn the_rows_say_what_the_events_said() {
     let mut tx = db.read(history.bound()).await.unwrap();
 
     let org = organizations::get(&mut tx).await.unwrap().unwrap();
-    assert_eq!((org.name.as_str(), org.slug.as_str(), org.version), ("Ajax", "ajax-1", 7));
+    assert_eq!((org.name.as_str(), org.slug.as_str(), org.version), ("Ajax", "ajax-1", 9));
+    assert_eq!(org.external_id.as_deref(), Some("org_1"));
+    assert_eq!(org.tenant_type, TenantType::Workspace);
     assert_eq!(org.plan.as_str(), "gold");
     assert_eq!((org.suspended_reason, org.settings.api_key_max_days), (None, Some(30)));
 
-    let active = members::list(&mut tx, false, &Page::First, 10).await.unwrap().rows;
+    let active = members::list(&mut tx, false, None, &Page::First, 10).await.unwrap().rows;
     let mut emails: Vec<_> = active.iter().map(|member| member.email.as_str()).collect();
     emails.sort_unstable();
     assert_eq!(emails, ["1@example.com", "3@example.com"]);
-    let all = members::list(&mut tx, true, &Page::First, 10).await.unwrap().rows;
+    let all = members::list(&mut tx, true, None, &Page::First, 10).await.unwrap().rows;
     let left = all.iter().find(|member| !member.active).unwrap();
     assert_eq!(left.role, Role::Admin);
     let back = members::get_by_user(&mut tx, left.user_id).await.unwrap().unwrap();
     assert_eq!((back.role, back.email.as_str()), (Role::Member, "3@example.com"));
     assert_eq!(members::get(&mut tx, left.id).await.unwrap().as_ref(), Some(left));
 
-    let keys = api_keys::list(&mut tx, &Page::First, 10).await.unwrap().rows;
+    let found = members::list(&mut tx, false, Some("3@EXAMPLE.com"), &Page::First, 10).await.unwrap().rows;
+    assert_eq!(found, [back]);
+
+    let invited = invitations::list(&mut tx, &Page::First, 10).await.unwrap().rows;
+    let what: Vec<_> = invited.iter().map(|one| (one.status, one.role, one.member_id, one.version)).collect();
+    let role = RoleId::derive(history.command(103));
+    assert_eq!(
+        what,
+        [
+            (invitations::InvitationStatus::Revoked, Role::Custom(role), None, 2),
+            (invitations::InvitationStatus::Accepted, Role::Member, Some(found[0].id), 3),
+        ]
+    );
+    assert_eq!(invitations::get(&mut tx, invited[0].id).await.unwrap().as_ref(), Some(&invited[0]));
+    let by_token = invitations::get_by_token(&mut tx, &Fingerprint::of(&[b"token", &[1]])).await.unwrap();
+    assert_eq!(by_token.as_ref(), Some(&invited[1]));
+    assert_eq!(roles::list(&mut tx, &Page::First, 10).await.unwrap().rows, []);
+    let role = roles::get(&mut tx, role).await.unwrap().unwrap();
+    assert_eq!((role.active, role.permissions.as_slice()), (false, ["records:write".to_owned()].as_slice()));
+    let connections = sso_connections::list(&mut tx, &Page::First, 10).await.unwrap().rows;
+    let names: Vec<_> = connections.iter().map(|one| (one.name.as_str(), one.is_default, one.jit)).collect();
+    // The default was removed, so none is it.
+    assert_eq!(names, [("Issuer 106", false, false), ("Issuer 104", false, true)]);
+    assert_eq!(sso_connections::get(&mut tx, connections[1].id).await.unwrap().as_ref(), Some(&connections[1]));
+    assert_eq!(sso_connections::of_issuer(&mut tx, "https://issuer.example").await.unwrap().len(), 2);
+    assert_eq!(sso_connections::version(&mut tx).await.unwrap(), 6);
+    let domains = domains::list(&mut tx, &Page::First, 10).await.unwrap().rows;
+    assert_eq!(domains.len(), 1, "{domains:?}");
+    assert_eq!((domains[0].domain.as_str(), domains[0].status), ("acme.example", domains::DomainStatus::Proven));
+    assert_eq!(domains::get(&mut tx, domains[0].id).await.unwrap().as_ref(), Some(&domains[0]));
+
+    let keys = api_keys::list(&mut tx, None, &Page::First, 10).await.unwrap().rows;
     assert_eq!(keys[0].revoked_at, Some(keys[0].updated_at));
     assert_eq!(api_keys::get(&mut tx, keys[0].id).await.unwrap().as_ref(), Some(&keys[0]));
     let by_name = api_keys::get_by_public_id(&mut tx, &keys[0].public_id).await.unwrap();
     assert_eq!(by_name.as_ref(), Some(&keys[0]));
+    let previous = keys[0].previous.as_ref().unwrap();
+    assert_eq!((keys[0].public_id.as_str(), previous.public_id.as_str()), ("key100000001", "key000000001"));
+    assert_eq!((keys[0].expires_at, previous.secret_mac), (None, Fingerprint::of(&[b"secret"])));
+    assert_eq!(keys[0].scopes.as_deref(), Some(&["records:read".to_owned()][..]));
+    assert_eq!(keys[0].allowed_ips, ["192.0.2.0/24"]);
+    let by_old_name = api_keys::get_by_public_id(&mut tx, &previous.public_id).await.unwrap();
+    assert_eq!(by_old_name.as_ref(), Some(&keys[0]));
+
+    let glass = break_glass::open(&mut tx, Timestamp::from_unix_ms(BIRTH)).await.unwrap().unwrap();
+    assert_eq!(glass.id, BreakGlassId::derive(history.command(112)));
+    assert_eq!(break_glass::open(&mut tx, Timestamp::from_unix_ms(BIRTH * 2)).await.unwrap(), None);
 
     let kinds = kinds::list(&mut tx).await.unwrap();
     assert_eq!((kinds[0].definition.title.as_str(), kinds[0].retired, kinds[0].version), ("Runs", true, 3));
@@ -354,7 +502,8 @@ async fn a_change_of_nothing_is_an_error_and_undoes_its_slice() {
     let history = History::eventful(1);
     // The creation of everything was given up; its changes come.
     for late in &history.commits[8..] {
-        let birth = late.commit.events.iter().any(|event| event.header.aggregate.version == 1);
+        // Neither what begins something nor a fact, which is at no version, changes anything that must be there.
+        let birth = late.commit.events.iter().any(|event| event.header.aggregate.version <= 1);
         let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
         tx.open(history.bound(), Pipeline::ReadModels, SHARD, epoch, None, late.seq).await.unwrap();
         let applied = apply(&mut tx, history.bound(), std::slice::from_ref(late)).await;
@@ -508,4 +657,73 @@ async fn a_shard_has_one_owner_and_every_change_of_owner_a_new_epoch() {
     assert_eq!(db.live_workers(TTL).await.unwrap(), [one, other]);
     db.retire_worker(one).await.unwrap();
     assert_eq!(db.live_workers(TTL).await.unwrap(), [other]);
+}
+
+#[tokio::test]
+async fn a_fact_that_comes_twice_is_in_the_audit_log_once_and_leaves_no_gap() {
+    let database = support::database().await;
+    let db = &database.db;
+    let epoch = lease(db).await;
+    let mut history = History::new(1);
+    let access = AggregateId::Access(history.org);
+    let closed = || vec![Event::Access(AccessEvent::BreakGlassClosed(BreakGlassClosed {}))];
+    for _ in 0..3 {
+        history.commit(access.clone(), 0, closed());
+    }
+    // Late duplicates of the first: one in the slice of the original, one in a later slice.
+    for at in [1, 4] {
+        let copy = Applied { seq: 0, commit: Arc::clone(&history.commits[0].commit) };
+        history.commits.insert(at, copy);
+    }
+    for (place, applied) in history.commits.iter_mut().enumerate() {
+        applied.seq = 10 + place as u64;
+    }
+    for pipeline in Pipeline::ALL {
+        history.apply(db, pipeline, epoch, 3).await;
+    }
+    let mut tx = db.read(history.bound()).await.unwrap();
+    let log = audit::from_idx(&mut tx, 0, 10).await.unwrap();
+    assert_eq!(log.iter().map(|entry| (entry.idx, entry.seq)).collect::<Vec<_>>(), [(0, 10), (1, 12), (2, 13)]);
+    assert_eq!(audit::size(&mut tx).await.unwrap(), 3);
+    assert_eq!(checkpoints::position(&mut tx, Pipeline::Audit).await.unwrap(), 14);
+}
+
+#[tokio::test]
+async fn the_token_before_the_last_rotation_is_the_previous_one() {
+    let mut before = None;
+    for size in [1, 2, 3, 100] {
+        let database = support::database().await;
+        let db = &database.db;
+        let mut history = History::new(1);
+        let key = AggregateId::ApiKey(KeyId::derive(history.command(100)));
+        let issued = ApiKeyIssued {
+            name: "CI".to_owned(),
+            public_id: "key000000001".parse().unwrap(),
+            secret_mac: Fingerprint::of(&[b"secret"]),
+            last4: "wxyz".to_owned(),
+            role: Role::Member,
+            environment: KeyEnvironment::Live,
+            expires_at: None,
+            scopes: None,
+            allowed_ips: Vec::new(),
+        };
+        history.commit(key.clone(), 0, vec![Event::ApiKey(ApiKeyEvent::Issued(issued))]);
+        for nth in 1..4_u8 {
+            let rotated = ApiKeyRotated {
+                public_id: format!("key{nth}00000001").parse().unwrap(),
+                secret_mac: Fingerprint::of(&[&[nth]]),
+                last4: "rtat".to_owned(),
+                previous_ends_at: Timestamp::from_unix_ms(BIRTH + i64::from(nth)),
+                expires_at: None,
+            };
+            history.commit(key.clone(), u64::from(nth), vec![Event::ApiKey(ApiKeyEvent::Rotated(rotated))]);
+        }
+        history.apply(db, Pipeline::ReadModels, lease(db).await, size).await;
+        let mut tx = db.read(history.bound()).await.unwrap();
+        let row = api_keys::list(&mut tx, None, &Page::First, 10).await.unwrap().rows.remove(0);
+        let previous = row.previous.as_ref().unwrap();
+        assert_eq!((row.public_id.as_str(), previous.public_id.as_str()), ("key300000001", "key200000001"));
+        assert_eq!(previous.ends_at, Timestamp::from_unix_ms(BIRTH + 3));
+        assert_eq!(before.get_or_insert(row.clone()), &row, "slices of {size}");
+    }
 }

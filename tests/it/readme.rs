@@ -365,6 +365,7 @@ fn every_source_is_on_the_map() {
         ("stream/", "stream/src"),
         ("transparency/", "transparency/src"),
         ("projections/", "projections/src"),
+        ("verifier/", "verifier/src"),
         ("workers/", "workers/src"),
         ("src/", "src"),
     ] {

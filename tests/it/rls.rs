@@ -2,14 +2,21 @@
 //!
 //! The tables are asked of the catalogue, so a table that somebody adds is tested the day it appears.
 
-use orgstream_events::Pipeline;
-use orgstream_projections::{Comparison, Database, DatabaseOptions, Page, SliceClass, checkpoints, parked, records};
+use orgstream_events::{KeyId, Pipeline, Timestamp};
+use orgstream_projections::{
+    Comparison, Database, DatabaseOptions, Page, SliceClass,
+    audit::SigningDatabase,
+    checkpoints,
+    key_uses::{self, KeyUse},
+    parked, records,
+};
+use orgstream_transparency::LogSigner;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::{
     projections::{History, lease},
-    support,
+    support::{self, TestDatabase},
 };
 
 const PRIVILEGE: &str = "42501";
@@ -49,8 +56,29 @@ async fn attempt(connection: &mut PgConnection, sql: &str) -> Result<u64, String
     }
 }
 
+/// A checkpoint of the audit log with a signature, and a tile, which a real log has when it is longer.
+async fn sign(database: &TestDatabase, history: &History) {
+    let db = SigningDatabase::connect(&database.options()).await.unwrap();
+    let mut tx = db.begin(history.bound()).await.unwrap();
+    let head = tx.head().await.unwrap();
+    let origin = tx.note_checkpoint(format!("rls.test/{}", history.org), head).await.unwrap();
+    let key = LogSigner::from_seed(origin.parse().unwrap(), &[1; 32]);
+    tx.keep(head.size, &key.sign(head).signatures()[0]).await.unwrap();
+    tx.commit().await.unwrap();
+    db.close().await;
+    let mut connection = connect(&database.app_url("app_sign")).await;
+    let mut tx = bind(&mut connection, history.org.uuid()).await;
+    let tile = format!(
+        "INSERT INTO audit.tiles VALUES ('{}', 0, 0, decode(repeat('00', 8192), 'hex'), decode(repeat('00', 32), 'hex'))",
+        history.org.uuid()
+    );
+    attempt(&mut tx, &tile).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
 /// Two orgs with rows in every table.
-async fn two_orgs(db: &Database) -> (History, History) {
+async fn two_orgs(database: &TestDatabase) -> (History, History) {
+    let db = &database.db;
     let epoch = lease(db).await;
     let (a, b) = (History::eventful(1), History::eventful(2));
     for history in [&a, &b] {
@@ -71,11 +99,20 @@ async fn two_orgs(db: &Database) -> (History, History) {
         assert_eq!(comparison.differences(), 0);
         comparison.keep(&mut tx, history.bound()).await.unwrap();
         tx.commit().await.unwrap();
+        sign(database, history).await;
+        let used = KeyUse {
+            key: KeyId::derive(history.command(100)),
+            last_used_at: Timestamp::from_unix_ms(crate::projections::BIRTH),
+            ip: None,
+            user_agent: None,
+        };
+        key_uses::write(db, history.bound(), &[used]).await.unwrap();
     }
     (a, b)
 }
 
 // S1.2
+// S3.6
 // S3.14
 #[tokio::test]
 async fn every_tenant_table_obeys_the_rules() {
@@ -118,6 +155,12 @@ async fn a_forgotten_rule_is_found() {
         ),
         ("CREATE TABLE rm.unversioned (org_id uuid NOT NULL)", "rm.unversioned has no column rm_version"),
         ("ALTER FUNCTION app.org_of_slug SET search_path = public", "runs with the rights of its owner"),
+        ("GRANT USAGE ON SCHEMA rm TO app_identity", "the role app_identity may use the schema rm"),
+        ("GRANT USAGE ON SCHEMA identity TO app_ro", "the role app_ro may use the schema identity"),
+        (
+            "CREATE VIEW identity.all_users AS SELECT * FROM identity.users",
+            "identity.all_users reads with the rights of its owner",
+        ),
         ("GRANT CREATE ON SCHEMA rm TO app_rw", "the role app_rw may create objects in the schema rm"),
     ];
     attempt(&mut owner, "CREATE TABLE rm.records_of_all (org_id uuid NOT NULL, id uuid PRIMARY KEY)").await.unwrap();
@@ -152,10 +195,12 @@ async fn unbound_queries_are_refused_even_on_empty_tables() {
 
 // S1.24
 // S3.7
+// S3.9
+// S5.34
 #[tokio::test]
 async fn bound_queries_see_and_touch_one_org() {
     let database = support::database().await;
-    let (a, b) = two_orgs(&database.db).await;
+    let (a, b) = two_orgs(&database).await;
     let mut owner = connect(&database.owner_url).await;
     for table in tenant_tables(&mut owner).await {
         let all: i64 = sqlx::query_scalar(AssertSqlSafe(format!("SELECT count(*) FROM {table} WHERE org_id = $1")))
@@ -192,11 +237,41 @@ async fn bound_queries_see_and_touch_one_org() {
     }
 }
 
+// S3.9
+// S5.35
+#[tokio::test]
+async fn s3_9_the_database_alone_keeps_orgs_apart() {
+    let database = support::database().await;
+    let (a, b) = two_orgs(&database).await;
+    let tables = tenant_tables(&mut connect(&database.owner_url).await).await;
+    for role in ["app_rw", "app_ro", "app_audit"] {
+        let mut connection = connect(&database.app_url(role)).await;
+        for table in &tables {
+            for (org, other) in [(&a, &b), (&b, &a)] {
+                let mut tx = bind(&mut connection, org.org.uuid()).await;
+                // Whatever is asked, and however: of the other there is nothing.
+                for question in [
+                    format!("SELECT * FROM {table} WHERE org_id = '{}'", other.org.uuid()),
+                    format!("SELECT * FROM {table} AS a JOIN {table} AS b ON a.org_id <> b.org_id"),
+                    format!(
+                        "SELECT * FROM (TABLE {table} UNION ALL TABLE {table}) AS x WHERE org_id <> '{}'",
+                        org.org.uuid()
+                    ),
+                ] {
+                    let found = attempt(&mut tx, &format!("SAVEPOINT ask; {question}")).await;
+                    assert!(found == Ok(0) || found == Err(PRIVILEGE.to_owned()), "{role}: {question}: {found:?}");
+                    attempt(&mut tx, "ROLLBACK TO SAVEPOINT ask").await.unwrap();
+                }
+            }
+        }
+    }
+}
+
 // S1.24
 #[tokio::test]
 async fn rows_of_a_version_that_is_not_shown_are_invisible() {
     let database = support::database().await;
-    let (a, b) = two_orgs(&database.db).await;
+    let (a, b) = two_orgs(&database).await;
     let mut owner = connect(&database.owner_url).await;
     let versioned: Vec<String> = sqlx::query_scalar(
         "SELECT format('%I.%I', table_schema, table_name)::text FROM information_schema.columns
@@ -205,7 +280,7 @@ async fn rows_of_a_version_that_is_not_shown_are_invisible() {
     .fetch_all(&mut owner)
     .await
     .unwrap();
-    assert_eq!(versioned.len(), 8, "{versioned:?}");
+    assert_eq!(versioned.len(), 13, "{versioned:?}");
     for table in versioned {
         // What the read models have parked has a version, what the audit pipeline has parked has none of theirs.
         let mine = if table == "ops.parked" { "pipeline = 'read_models'" } else { "true" };
@@ -279,7 +354,7 @@ impl Dice {
 #[tokio::test]
 async fn one_reused_connection_never_shows_a_foreign_row() {
     let database = support::database().await;
-    let (a, b) = two_orgs(&database.db).await;
+    let (a, b) = two_orgs(&database).await;
     let tables = tenant_tables(&mut connect(&database.owner_url).await).await;
     let orgs = [a.org.uuid(), b.org.uuid(), Uuid::from_u128(7)];
     let roles = ["app_rw", "app_ro"];
@@ -334,7 +409,7 @@ async fn one_reused_connection_never_shows_a_foreign_row() {
 #[tokio::test]
 async fn one_pooled_connection_serves_orgs_in_turn() {
     let database = support::database().await;
-    let (a, b) = two_orgs(&database.db).await;
+    let (a, b) = two_orgs(&database).await;
     let options =
         DatabaseOptions { url: database.app_url("app_ro"), password: None, rw_connections: 1, ro_connections: 1 };
     let db = Database::connect(&options).await.unwrap();
@@ -357,7 +432,7 @@ async fn one_pooled_connection_serves_orgs_in_turn() {
 #[tokio::test]
 async fn keys_are_per_org() {
     let database = support::database().await;
-    let (a, b) = two_orgs(&database.db).await;
+    let (a, b) = two_orgs(&database).await;
     let mut connection = connect(&database.app_url("app_rw")).await;
     let copy = |to: Uuid| {
         format!(
@@ -404,9 +479,9 @@ async fn keys_are_per_org() {
 #[tokio::test]
 async fn the_logins_cannot_do_more_than_they_need() {
     let database = support::database().await;
-    let (a, _) = two_orgs(&database.db).await;
+    let (a, _) = two_orgs(&database).await;
     let mut owner = connect(&database.owner_url).await;
-    for role in ["app_rw", "app_ro", "app_audit"] {
+    for role in ["app_rw", "app_ro", "app_audit", "app_sign", "app_identity"] {
         let mut connection = connect(&database.app_url(role)).await;
         let mut statements = vec![
             "SET ROLE app_owner".to_owned(),
@@ -431,10 +506,61 @@ async fn the_logins_cannot_do_more_than_they_need() {
     }
 }
 
+/// Who signs in and what organizations have: neither login reaches the other's tables, whatever it binds.
+#[tokio::test]
+async fn people_and_organizations_are_behind_different_logins() {
+    let database = support::database().await;
+    let (a, _) = two_orgs(&database).await;
+    let mut owner = connect(&database.owner_url).await;
+    let user = "INSERT INTO identity.users (user_id, issuer, subject) VALUES (gen_random_uuid(), 'i', 's')";
+    attempt(&mut owner, user).await.unwrap();
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT format('%I.%I', table_schema, table_name)::text FROM information_schema.tables
+        WHERE table_type = 'BASE TABLE' AND table_schema IN ('rm', 'audit', 'ops', 'identity') ORDER BY 1",
+    )
+    .fetch_all(&mut owner)
+    .await
+    .unwrap();
+    assert!(tables.iter().any(|table| table == "identity.sessions") && tables.len() > 15, "{tables:?}");
+    for role in ["app_rw", "app_ro", "app_audit", "app_identity"] {
+        let mut connection = connect(&database.app_url(role)).await;
+        for table in &tables {
+            let is_own = table.starts_with("identity.") && role == "app_identity";
+            if is_own {
+                assert!(attempt(&mut connection, &format!("SELECT * FROM {table}")).await.is_ok(), "{role} on {table}");
+            } else if table.starts_with("identity.") || role == "app_identity" {
+                for statement in [
+                    format!("SELECT * FROM {table}"),
+                    format!("INSERT INTO {table} DEFAULT VALUES"),
+                    format!("DELETE FROM {table}"),
+                ] {
+                    let mut tx = bind(&mut connection, a.org.uuid()).await;
+                    assert_eq!(attempt(&mut tx, &statement).await, Err(PRIVILEGE.to_owned()), "{role}: {statement}");
+                }
+            }
+        }
+        // Nor does it become another, or ask one of the functions that know whose something is.
+        if role == "app_identity" {
+            for statement in ["SELECT app.org_of_slug('acme-1')", "SELECT app.org()", "SET ROLE app_rw"] {
+                assert_eq!(attempt(&mut connection, statement).await, Err(PRIVILEGE.to_owned()), "{statement}");
+            }
+            assert_eq!(attempt(&mut connection, "DELETE FROM identity.users").await, Err(PRIVILEGE.to_owned()));
+        }
+    }
+    // No column of theirs makes a table of a tenant of it by mistake.
+    let orgs: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM information_schema.columns WHERE table_schema = 'identity' AND column_name = 'org_id'",
+    )
+    .fetch_one(&mut owner)
+    .await
+    .unwrap();
+    assert_eq!(orgs, 0);
+}
+
 #[tokio::test]
 async fn resolvers_answer_with_an_id_and_open_no_table() {
     let database = support::database().await;
-    let (a, b) = two_orgs(&database.db).await;
+    let (a, b) = two_orgs(&database).await;
     let db = &database.db;
     for slug in ["acme-1", "ajax-1"] {
         assert_eq!(db.org_of_slug(&slug.parse().unwrap()).await.unwrap(), Some(a.org), "{slug}");
@@ -442,11 +568,21 @@ async fn resolvers_answer_with_an_id_and_open_no_table() {
     assert_eq!(db.org_of_slug(&"nobody".parse().unwrap()).await.unwrap(), None);
     assert_eq!(db.org_of_key(&"key000000002".parse().unwrap()).await.unwrap(), Some(b.org));
     let mut tx = db.read(a.bound()).await.unwrap();
-    let member = orgstream_projections::members::list(&mut tx, false, &Page::First, 1).await.unwrap().rows.remove(0);
+    let member =
+        orgstream_projections::members::list(&mut tx, false, None, &Page::First, 1).await.unwrap().rows.remove(0);
     drop(tx);
     let mut orgs = [a.org, b.org];
     orgs.sort();
     assert_eq!(db.orgs_of_user(member.user_id).await.unwrap(), orgs);
+
+    let mac = |number| orgstream_events::Fingerprint::of(&[b"token", &[number]]);
+    assert_eq!(db.org_of_invitation(&mac(2)).await.unwrap(), Some(b.org));
+    assert_eq!(db.org_of_invitation(&mac(9)).await.unwrap(), None);
+    assert_eq!(db.orgs_of_domain(&"acme.example".parse().unwrap()).await.unwrap(), orgs);
+    assert_eq!(db.orgs_of_domain(&"other.example".parse().unwrap()).await.unwrap(), []);
+
+    assert_eq!(db.orgs_of_issuer("https://issuer.example").await.unwrap(), orgs);
+    assert_eq!(db.orgs_of_issuer("https://other.example").await.unwrap(), []);
 
     // Two orgs with one key id: no answer is better than a guess.
     let mut connection = connect(&database.app_url("app_rw")).await;

@@ -4,12 +4,12 @@ use std::{collections::HashSet, time::Duration};
 
 use futures_util::{StreamExt, future::join_all, pin_mut};
 use orgstream_events::{
-    Actor, ActorType, AggregateId, CodecError, CommandId, Commit, CommitDraft, Context, Event, Fingerprint, OrgId,
-    RecordArchived, RecordEvent, RecordId, Salt, Timestamp,
+    AccessEvent, Actor, ActorType, AggregateId, BreakGlassClosed, CodecError, CommandId, Commit, CommitDraft, Context,
+    Event, Fingerprint, OrgId, RecordArchived, RecordEvent, RecordId, Salt, Timestamp,
 };
 use orgstream_stream::{
-    AppendError, Appended, ClaimError, CursorError, Freshness, Log, LogOptions, Placement, ReadLimit, StreamError,
-    SyncMode, preflight,
+    AppendError, Appended, ClaimError, CursorError, Expected, Freshness, Log, LogOptions, Placement, ReadLimit,
+    StreamError, SyncMode, preflight,
 };
 use tokio::time::timeout;
 
@@ -486,4 +486,36 @@ async fn a_tail_beyond_the_end_of_the_log_ends_with_an_error() {
     pin_mut!(tail);
     let error = timeout(PATIENCE, tail.next()).await.unwrap().unwrap().unwrap_err();
     assert!(matches!(error, StreamError::Behind { last: 1, expected: 99, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn facts_share_a_subject_and_expect_nothing() {
+    let (_nats, log) = started(true).await;
+    let placement = log.place(org_number(1)).await.unwrap();
+    let fact = |command: u64| {
+        let template = record_commit(placement.org, record_number(1), command, "x");
+        let draft = CommitDraft {
+            org: placement.org,
+            aggregate: AggregateId::Access(placement.org),
+            version_before: 0,
+            command_id: template.command_id,
+            fingerprint: None,
+            actor: Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None },
+            occurred_at: Timestamp::from_unix_ms(1_700_000_000_000),
+            recorded_at: Timestamp::from_unix_ms(1_700_000_000_000),
+            causation_id: None,
+            correlation_id: None,
+            request_id: None,
+            context: Context::default(),
+            events: vec![Event::Access(AccessEvent::BreakGlassClosed(BreakGlassClosed {}))],
+        };
+        draft.seal(|| Salt([7; 32])).unwrap()
+    };
+    // Enough at once for batches, in which a subject may be only once.
+    let facts: Vec<Commit> = (0..100).map(fact).collect();
+    let appends = facts.iter().map(|fact| log.append(&placement, fact, Expected::Any, None));
+    let seqs: HashSet<u64> = join_all(appends).await.into_iter().map(|appended| appended.unwrap().seq).collect();
+    assert_eq!(seqs.len(), 100);
+    let again = log.append(&placement, &facts[0], Expected::Any, None).await.unwrap();
+    assert!(again.replayed && seqs.contains(&again.seq), "{again:?}");
 }

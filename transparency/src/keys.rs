@@ -208,12 +208,17 @@ impl SignerKey<Log> {
         Self { verifier: self.verifier.named(name), key: self.key.clone() }
     }
 
+    /// Signs a text of lines that is not a checkpoint.
+    pub(crate) fn sign_text(&self, text: &str) -> SignatureLine {
+        self.line(self.key.sign(text.as_bytes()).to_vec())
+    }
+
     /// Signs a head of the log that has this key's name. Whoever calls this has made sure that every other head it ever
     /// signed is consistent with it.
     pub fn sign(&self, head: TreeHead) -> SignedNote {
         let text = Checkpoint::new(&self.verifier.name, head).to_string();
-        let signature = self.key.sign(text.as_bytes()).to_vec();
-        SignedNote::new(text, self.line(signature))
+        let signature = self.sign_text(&text);
+        SignedNote::new(text, signature)
     }
 }
 

@@ -45,11 +45,13 @@
 mod checkpoint;
 mod evidence;
 mod frontier;
+mod handover;
 mod hash;
 mod keys;
 mod note;
 mod plan;
 mod policy;
+mod policy_file;
 mod text;
 mod tile;
 mod verify;
@@ -58,6 +60,7 @@ mod witness;
 pub use checkpoint::Checkpoint;
 pub use evidence::{Evidence, EvidenceError, MAX_EVIDENCE_BYTES, Proven, verify_event};
 pub use frontier::Frontier;
+pub use handover::{HandOver, HandOverError};
 pub use hash::{Hash, MAX_TREE_SIZE, TreeHead, leaf_hash};
 pub use keys::{
     BadSignature, Log, LogKey, LogSigner, Role, SignerKey, VerifierKey, Witness, WitnessKey, WitnessSigner,
@@ -65,6 +68,7 @@ pub use keys::{
 pub use note::{KeyName, MAX_NAME_BYTES, MAX_NOTE_BYTES, MAX_SIGNATURES, SignatureLine, SignedNote};
 pub use plan::{MissingTile, Plan};
 pub use policy::{Distrust, MAX_WITNESSES, Policy, PolicyError, Witnessed};
+pub use policy_file::{KnownWitness, PolicyCheckError, PolicyFile, PolicyFileError};
 pub use text::FormatError;
 pub use tile::{TILE_WIDTH, Tile, Tiles, subtree_root};
 pub use verify::{ProofError, verify_consistency, verify_inclusion};

@@ -112,6 +112,11 @@ impl SignedNote {
         Self { text, signatures: vec![signature] }
     }
 
+    /// One signature more.
+    pub(crate) fn push(&mut self, signature: SignatureLine) {
+        self.signatures.push(signature);
+    }
+
     /// Reads a note. What [`Display`](fmt::Display) writes afterwards are the same bytes.
     pub fn parse(note: &[u8]) -> Result<Self, FormatError> {
         let note = plain_text("the note", note, MAX_NOTE_BYTES)?;

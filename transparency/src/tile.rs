@@ -47,6 +47,11 @@ impl Tile {
         })
     }
 
+    /// The bundle of entries that belongs to a tile of leaves, as a path: `tile/entries/<index>[.p/<width>]`.
+    pub fn entries_path(&self) -> String {
+        format!("tile/entries/{}", self.place())
+    }
+
     /// 0 for leaves, up to 7.
     pub fn level(&self) -> u8 {
         self.level
@@ -62,6 +67,19 @@ impl Tile {
         self.width
     }
 
+    /// Index and width as both paths have them.
+    fn place(&self) -> String {
+        let mut groups = vec![format!("{:03}", self.index % 1_000)];
+        let mut rest = self.index / 1_000;
+        while rest > 0 {
+            groups.push(format!("x{:03}", rest % 1_000));
+            rest /= 1_000;
+        }
+        groups.reverse();
+        let width = if self.width < TILE_WIDTH { format!(".p/{}", self.width) } else { String::new() };
+        groups.join("/") + &width
+    }
+
     /// The hashes of a stored tile. The tile as it was later, when it had more hashes, will do as well: they are only added
     /// at the end.
     pub fn read(&self, bytes: &[u8]) -> Result<Vec<Hash>, FormatError> {
@@ -75,15 +93,7 @@ impl Tile {
 
 impl fmt::Display for Tile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut groups = vec![format!("{:03}", self.index % 1_000)];
-        let mut rest = self.index / 1_000;
-        while rest > 0 {
-            groups.push(format!("x{:03}", rest % 1_000));
-            rest /= 1_000;
-        }
-        groups.reverse();
-        write!(f, "tile/{}/{}", self.level, groups.join("/"))?;
-        if self.width < TILE_WIDTH { write!(f, ".p/{}", self.width) } else { Ok(()) }
+        write!(f, "tile/{}/{}", self.level, self.place())
     }
 }
 

@@ -73,14 +73,9 @@ impl WorkerOptions {
         }
     }
 
-    /// The reserve of so many slots, unless somebody wants another: three quarters of them, and never all.
+    /// The reserve of so many slots, unless somebody wants another: a third of them, and never all.
     pub fn usual_reserve(slots: usize) -> usize {
-        (3 * slots).div_ceil(4).min(slots.saturating_sub(1))
-    }
-
-    /// Slots that a rebuild leaves free: a third, since a step of it is neither long nor anybody's second.
-    pub(crate) fn rebuild_reserve(&self) -> usize {
-        self.slots.div_ceil(3).min(self.reserve)
+        slots.div_ceil(3).min(slots.saturating_sub(1))
     }
 
     /// The same with so many slots, and the reserve that goes with them.

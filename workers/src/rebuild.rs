@@ -35,7 +35,7 @@ const OUTAGE: Duration = Duration::from_millis(100);
 /// How a step ended.
 pub(crate) enum StepOutcome {
     /// There is more to do.
-    GoesOn { rebuild: Rebuild, comparison: Option<Comparison>, events: u64 },
+    GoesOn { rebuild: Rebuild, comparison: Option<Box<Comparison>>, events: u64 },
     /// Nothing could be done yet.
     Waits,
     /// The job is done.
@@ -68,7 +68,7 @@ struct Job {
     rebuild: Rebuild,
     epoch: u64,
     size: u32,
-    comparison: Option<Comparison>,
+    comparison: Option<Box<Comparison>>,
     running: bool,
     not_before: Option<Instant>,
     /// Steps in a row that came to nothing through no fault of the job.
@@ -276,7 +276,7 @@ impl Job {
     }
 
     /// A step was committed; the next is as large as it takes to last as long as it should.
-    fn went_on(&mut self, rebuild: Rebuild, comparison: Option<Comparison>, took: Duration, aim: Duration) {
+    fn went_on(&mut self, rebuild: Rebuild, comparison: Option<Box<Comparison>>, took: Duration, aim: Duration) {
         let fitting = f64::from(self.size) * aim.as_secs_f64() / took.as_secs_f64().max(1e-6);
         // Other states do other things with it.
         let same = (self.rebuild.job, self.rebuild.state) == (rebuild.job, rebuild.state);

@@ -24,7 +24,7 @@ pub(crate) async fn run(
     epoch: u64,
     size: u32,
     timeout: Duration,
-    comparison: Option<Comparison>,
+    comparison: Option<Box<Comparison>>,
 ) -> Result<StepOutcome, StepError> {
     if known.state == RebuildState::Comparing {
         return compare(db, known, epoch, size, timeout, comparison).await;
@@ -172,10 +172,10 @@ async fn compare(
     epoch: u64,
     size: u32,
     timeout: Duration,
-    comparison: Option<Comparison>,
+    comparison: Option<Box<Comparison>>,
 ) -> Result<StepOutcome, StepError> {
     let mut begun = match comparison {
-        None => Comparison::begin(db, known.bound(), known.version).await?,
+        None => Comparison::begin(db, known.bound(), known.version).await?.map(Box::new),
         under_way => under_way,
     };
     let is_done = match &mut begun {

@@ -99,9 +99,9 @@ impl Scheduler {
         Some(group)
     }
 
-    /// Takes a slot for a rebuild, if that leaves enough of them free.
+    /// Takes a slot for a rebuild, if that leaves the reserve free.
     pub(crate) fn lend_slot(&mut self) -> bool {
-        let free = self.service.busy + self.options.rebuild_reserve() < self.options.slots;
+        let free = self.service.busy + self.options.reserve < self.options.slots;
         if free {
             self.service.busy += 1;
             self.service.lent += 1;

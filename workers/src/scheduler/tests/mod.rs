@@ -478,7 +478,7 @@ fn slots_are_lent_to_rebuilds_but_for_the_reserve() {
     let mut scheduler = Scheduler::new(options(), begun);
     let now = begun + Duration::from_secs(1);
     let lent = (0..options().slots).filter(|_| scheduler.lend_slot()).count();
-    assert_eq!(lent, options().slots - options().rebuild_reserve());
+    assert_eq!(lent, options().slots - options().reserve);
     assert!(!scheduler.is_at_work(now));
     scheduler.open_shard(SHARD, 1, 0, &[]);
     scheduler.offer(org(1), &delivery(org(1), 1, now));

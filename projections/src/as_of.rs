@@ -1,0 +1,142 @@
+//! An org's read models as they were: built again from the first events of its audit log, in a transaction that is never
+//! committed, looked at, and undone.
+//!
+//! The rows belong to a version that nobody else sees or has, so what is shown is not touched, and there is nothing to
+//! clean up. The same fold makes them that makes those which are shown. The events that go in are hashed on the way, and the
+//! tree over them must be the beginning of the newest one that was signed.
+
+use std::{sync::Arc, time::Duration};
+
+use orgstream_events::{OpenedCommit, SealedEvent, Timestamp};
+use orgstream_transparency::{Frontier, Plan, TreeHead, leaf_hash, verify_consistency};
+
+use crate::{
+    Applied, BoundOrg, Database, DbError, SliceClass, TenantTx, apply_read_models,
+    audit::{self, AuditCheckpoint},
+    convert::{fingerprint, from_bigint, to_bigint},
+};
+
+/// Events that are applied at a time.
+const CHUNK: i64 = 500;
+/// How long one statement may take.
+const STATEMENT: Duration = Duration::from_secs(10);
+
+/// Which moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// After the event at this place of the audit log.
+    Idx(u64),
+    /// After the last event that was recorded by then.
+    Time(Timestamp),
+}
+
+/// How it was.
+#[derive(Debug)]
+pub struct AsOf {
+    /// The rows, for the usual queries. They are gone when this is dropped.
+    pub tx: TenantTx,
+    /// The tree over the events that they are made of.
+    pub head: TreeHead,
+    /// When the last of them was recorded.
+    pub recorded_at: Option<Timestamp>,
+    /// The signed head that these events are proven to be the beginning of; None for events that are not signed yet.
+    pub signed: Option<AuditCheckpoint>,
+}
+
+/// More events than the caller would have applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooMany(pub u64);
+
+impl Database {
+    /// The read models of `org` as they were at `moment`, unless that takes more than `most` events. `number` tells apart
+    /// those who look at the same time.
+    pub async fn as_of(
+        &self,
+        org: BoundOrg,
+        moment: Moment,
+        most: u64,
+        number: u16,
+    ) -> Result<Result<AsOf, TooMany>, DbError> {
+        let id = org.org().uuid();
+        let mut slice = self.begin_slices(SliceClass::Backlog, STATEMENT).await?;
+        let connection = slice.unopened();
+        sqlx::query!(
+            "SELECT set_config('app.org_id', $1, true) AS org, set_config('app.rm_version', $2, true) AS version",
+            id.to_string(),
+            // Versions that are built to stay count upwards from 1.
+            (-1 - i32::from(number)).to_string(),
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        let (idx, time) = match moment {
+            Moment::Idx(idx) => (Some(to_bigint(idx)), None),
+            Moment::Time(time) => (None, Some(time.to_datetime())),
+        };
+        let last = sqlx::query_scalar!(
+            "SELECT max(idx) FROM audit.events
+            WHERE org_id = $1 AND ($2::bigint IS NULL OR idx <= $2) AND ($3::timestamptz IS NULL OR recorded_at <= $3)",
+            id,
+            idx,
+            time,
+        );
+        let count = last.fetch_one(connection).await?.map_or(0, |last| from_bigint(last) + 1);
+        if count > most {
+            return Ok(Err(TooMany(count)));
+        }
+        slice.opened(org);
+        let (mut tree, mut recorded_at) = (Frontier::default(), None);
+        while tree.size() < count {
+            let rows = sqlx::query!(
+                "SELECT seq, header, payload, fingerprint FROM audit.events
+                WHERE org_id = $1 AND idx >= $2 AND idx < $3 AND idx < $2 + $4 ORDER BY idx",
+                id,
+                to_bigint(tree.size()),
+                to_bigint(count),
+                CHUNK,
+            );
+            let rows = rows.fetch_all(slice.unopened()).await?;
+            if rows.is_empty() {
+                return Err(altered(org, format!("event {} is missing", tree.size())));
+            }
+            let mut commits: Vec<(u64, OpenedCommit)> = Vec::new();
+            for row in rows {
+                let (seq, idx) = (from_bigint(row.seq), tree.size());
+                tree.append(leaf_hash(&row.header));
+                let sealed = SealedEvent { header: row.header.into(), payload: row.payload.into() };
+                let event = sealed.open().map_err(|error| altered(org, format!("event {idx}: {error}")))?;
+                recorded_at = Some(event.header.recorded_at);
+                match commits.last_mut() {
+                    Some((last, commit)) if *last == seq => commit.events.push(event),
+                    _ => {
+                        let fingerprint =
+                            row.fingerprint.map(|bytes| fingerprint("a fingerprint", bytes)).transpose()?;
+                        let command_id = event.header.command_id;
+                        commits.push((seq, OpenedCommit { command_id, fingerprint, events: vec![event] }));
+                    }
+                }
+            }
+            let commits: Vec<Applied> =
+                commits.into_iter().map(|(seq, commit)| Applied { seq, commit: Arc::new(commit) }).collect();
+            slice.opened(org);
+            apply_read_models(&mut slice, org, &commits).await?;
+        }
+        let mut tx = slice.into_view(org, self.alarm());
+        let signed = signed(&mut tx, org, tree.head()).await?;
+        Ok(Ok(AsOf { tx, head: tree.head(), recorded_at, signed }))
+    }
+}
+
+/// The newest signed head, once it is proven that the events are its beginning.
+async fn signed(tx: &mut TenantTx, org: BoundOrg, head: TreeHead) -> Result<Option<AuditCheckpoint>, DbError> {
+    let newest = audit::newest_checkpoint(tx).await?.filter(|newest| newest.head.size >= head.size);
+    let Some(newest) = newest else { return Ok(None) };
+    let not_it =
+        |error| altered(org, format!("its first {} events are not those that were signed: {error}", head.size));
+    let proof = audit::prove(tx, &Plan::consistency(head.size, newest.head.size).map_err(not_it)?).await?;
+    verify_consistency(head, newest.head, &proof).map_err(not_it)?;
+    Ok(Some(newest))
+}
+
+fn altered(org: BoundOrg, what: String) -> DbError {
+    DbError::Altered { org: org.org(), what }
+}

@@ -1,0 +1,106 @@
+//! Broken glass: each time that an operator of the platform may look into an org.
+
+use orgstream_events::{AccessEvent, Actor, BreakGlassId, BreakGlassOpened, Timestamp};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{DbError, TenantTx, apply::Stamp, convert::column};
+
+/// An opening that has not ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BreakGlass {
+    /// Which.
+    pub id: BreakGlassId,
+    /// When it ends by itself.
+    pub expires_at: Timestamp,
+}
+
+/// What a slice does to the rows.
+#[derive(Default)]
+pub(crate) struct Fold<'a> {
+    opened: Vec<Opened<'a>>,
+    /// When whatever was open before the slice was closed.
+    closed_at: Option<OffsetDateTime>,
+}
+
+struct Opened<'a> {
+    event: &'a BreakGlassOpened,
+    operator: &'a str,
+    closed_at: Option<OffsetDateTime>,
+    stamp: Stamp,
+}
+
+impl<'a> Fold<'a> {
+    pub(crate) fn apply(&mut self, event: &'a AccessEvent, by: &'a Actor, stamp: Stamp) {
+        match event {
+            AccessEvent::BreakGlassOpened(event) => {
+                // A fact may come twice; the first counts.
+                if self.opened.iter().all(|opened| opened.event.id != event.id) {
+                    self.opened.push(Opened { event, operator: &by.id, closed_at: None, stamp });
+                }
+            }
+            AccessEvent::BreakGlassClosed(_) => {
+                self.closed_at.get_or_insert(stamp.at);
+                for opened in &mut self.opened {
+                    opened.closed_at.get_or_insert(stamp.at);
+                }
+            }
+            // Facts for the audit log alone.
+            AccessEvent::Denied(_)
+            | AccessEvent::SignedIn(_)
+            | AccessEvent::OrgSwitched(_)
+            | AccessEvent::KeyRefused(_)
+            | AccessEvent::AuditRead(_)
+            | AccessEvent::AuditExported(_)
+            | AccessEvent::BreakGlassUsed(_)
+            | AccessEvent::IsolationFailed(_) => {}
+        }
+    }
+
+    pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
+        if let Some(closed_at) = self.closed_at {
+            sqlx::query!(
+                "UPDATE rm.break_glasses SET closed_at = $2 WHERE org_id = $1 AND closed_at IS NULL",
+                org,
+                closed_at,
+            )
+            .execute(&mut *connection)
+            .await?;
+        }
+        let opened = self.opened;
+        if !opened.is_empty() {
+            sqlx::query!(
+                "INSERT INTO rm.break_glasses (org_id, id, operator, reason, approver, opened_at, expires_at, closed_at, seq)
+                SELECT $1, opened.* FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
+                    $7::timestamptz[], $8::timestamptz[], $9::bigint[]) AS opened
+                ON CONFLICT (org_id, rm_version, id) DO NOTHING",
+                org,
+                &column(&opened, |opened| opened.event.id.uuid()),
+                column(&opened, |opened| opened.operator) as _,
+                column(&opened, |opened| opened.event.reason.as_str()) as _,
+                column(&opened, |opened| opened.event.approver.as_str()) as _,
+                &column(&opened, |opened| opened.stamp.at),
+                &column(&opened, |opened| opened.event.expires_at.to_datetime()),
+                column(&opened, |opened| opened.closed_at) as _,
+                &column(&opened, |opened| opened.stamp.seq),
+            )
+            .execute(connection)
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+/// The opening that goes on the longest, if there is one at `now`.
+pub async fn open(tx: &mut TenantTx, now: Timestamp) -> Result<Option<BreakGlass>, DbError> {
+    let org = tx.org().uuid();
+    let row = sqlx::query!(
+        "SELECT id, expires_at FROM rm.break_glasses
+        WHERE org_id = $1 AND closed_at IS NULL AND expires_at > $2 ORDER BY expires_at DESC LIMIT 1",
+        org,
+        now.to_datetime(),
+    );
+    let row = row.fetch_optional(tx.connection()).await?;
+    Ok(row.map(|row| BreakGlass { id: BreakGlassId::from_uuid(row.id), expires_at: row.expires_at.into() }))
+}

@@ -1,0 +1,222 @@
+//! Sessions: who is signed in, since when, until when, and in which one organization they act.
+
+use std::time::Duration;
+
+use orgstream_events::{Fingerprint, LoginMethod, OrgId, SessionId, Timestamp, UserId};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    Database, DbError,
+    convert::{fingerprint, from_bigint, parsed},
+};
+
+/// How long it is remembered that there was a session, for its owner to look at, in days.
+const KEPT_DAYS: i32 = 30;
+
+/// A session that begins.
+#[derive(Debug, Clone, Copy)]
+pub struct NewSession<'a> {
+    /// Its id.
+    pub id: SessionId,
+    /// Whose it is.
+    pub user: UserId,
+    /// What is kept of its token.
+    pub token_hash: &'a Fingerprint,
+    /// How they proved who they are.
+    pub method: &'a LoginMethod,
+    /// Whether that took a second factor.
+    pub second_factor: bool,
+    /// Where it acts to begin with.
+    pub active_org: OrgId,
+    /// It ends when it was not used for so long.
+    pub idle: Duration,
+    /// It ends then in any case.
+    pub longest: Duration,
+    /// Where it began.
+    pub ip: Option<&'a str>,
+    /// With which program.
+    pub user_agent: Option<&'a str>,
+}
+
+/// A session that has not ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    /// Its id.
+    pub id: SessionId,
+    /// Whose it is.
+    pub user: UserId,
+    /// What is kept of its token.
+    pub token_hash: Fingerprint,
+    /// Their e-mail address, if their issuer verified it when they last signed in.
+    pub verified_email: Option<String>,
+    /// How they proved who they are.
+    pub method: LoginMethod,
+    /// Whether that took a second factor.
+    pub second_factor: bool,
+    /// The one organization that it acts in.
+    pub active_org: Option<OrgId>,
+    /// How often that was chosen.
+    pub epoch: u64,
+    /// Where it began.
+    pub ip: Option<String>,
+    /// With which program.
+    pub user_agent: Option<String>,
+    /// When it began.
+    pub created_at: Timestamp,
+    /// When it was last used, to the minute.
+    pub last_seen_at: Timestamp,
+    /// When it ends unless it is used before.
+    pub expires_at: Timestamp,
+    /// When it ends in any case.
+    pub ends_at: Timestamp,
+}
+
+struct Row {
+    id: Uuid,
+    user_id: Uuid,
+    token_hash: Vec<u8>,
+    verified_email: Option<String>,
+    method: String,
+    second_factor: bool,
+    active_org: Option<Uuid>,
+    epoch: i64,
+    ip: Option<String>,
+    user_agent: Option<String>,
+    created_at: OffsetDateTime,
+    last_seen_at: OffsetDateTime,
+    expires_at: OffsetDateTime,
+    ends_at: OffsetDateTime,
+}
+
+impl TryFrom<Row> for Session {
+    type Error = DbError;
+
+    fn try_from(row: Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: SessionId::from_uuid(row.id),
+            user: UserId::from_uuid(row.user_id),
+            token_hash: fingerprint("the hash of a session", row.token_hash)?,
+            verified_email: row.verified_email,
+            method: parsed("a way to sign in", row.method)?,
+            second_factor: row.second_factor,
+            active_org: row.active_org.map(OrgId::from_uuid),
+            epoch: from_bigint(row.epoch),
+            ip: row.ip,
+            user_agent: row.user_agent,
+            created_at: row.created_at.into(),
+            last_seen_at: row.last_seen_at.into(),
+            expires_at: row.expires_at.into(),
+            ends_at: row.ends_at.into(),
+        })
+    }
+}
+
+impl Database {
+    /// Begins a session, and forgets those of the same person that ended long ago.
+    pub async fn start_session(&self, new: &NewSession<'_>) -> Result<(), DbError> {
+        sqlx::query!(
+            "WITH forgotten AS (
+                DELETE FROM identity.sessions
+                WHERE user_id = $2 AND least(expires_at, ends_at, revoked_at) < now() - make_interval(days => $11)
+            )
+            INSERT INTO identity.sessions
+                (id, user_id, token_hash, method, second_factor, active_org, ip, user_agent, expires_at, ends_at)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now() + make_interval(secs => $9), now() + make_interval(secs => $10))",
+            new.id.uuid(),
+            new.user.uuid(),
+            &new.token_hash.0[..],
+            new.method.as_str(),
+            new.second_factor,
+            new.active_org.uuid(),
+            new.ip,
+            new.user_agent,
+            new.idle.min(new.longest).as_secs_f64(),
+            new.longest.as_secs_f64(),
+            KEPT_DAYS,
+        )
+        .execute(self.identity_pool())
+        .await?;
+        Ok(())
+    }
+
+    /// The session of a token, if it has not ended.
+    pub async fn session(&self, token_hash: &Fingerprint) -> Result<Option<Session>, DbError> {
+        let row = sqlx::query_as!(
+            Row,
+            r#"SELECT id, user_id, token_hash, CASE WHEN email_verified THEN email END AS verified_email, method,
+                second_factor, active_org, epoch, ip, user_agent, created_at, last_seen_at, expires_at, ends_at
+            FROM identity.sessions JOIN identity.users USING (user_id)
+            WHERE token_hash = $1 AND revoked_at IS NULL AND expires_at > now() AND ends_at > now()"#,
+            &token_hash.0[..],
+        );
+        row.fetch_optional(self.identity_pool()).await?.map(Session::try_from).transpose()
+    }
+
+    /// Writes down that a session is in use, which moves its end on. At most once in `every`, whoever asks.
+    pub async fn touch_session(&self, id: SessionId, idle: Duration, every: Duration) -> Result<(), DbError> {
+        sqlx::query!(
+            "UPDATE identity.sessions SET
+                last_seen_at = now(),
+                expires_at = least(ends_at, now() + make_interval(secs => $2))
+            WHERE id = $1 AND revoked_at IS NULL AND last_seen_at < now() - make_interval(secs => $3)",
+            id.uuid(),
+            idle.as_secs_f64(),
+            every.as_secs_f64(),
+        )
+        .execute(self.identity_pool())
+        .await?;
+        Ok(())
+    }
+
+    /// The sessions of a person that have not ended, newest first.
+    pub async fn sessions_of(&self, user: UserId, limit: u16) -> Result<Vec<Session>, DbError> {
+        let rows = sqlx::query_as!(
+            Row,
+            r#"SELECT id, user_id, token_hash, CASE WHEN email_verified THEN email END AS verified_email, method,
+                second_factor, active_org, epoch, ip, user_agent, created_at, last_seen_at, expires_at, ends_at
+            FROM identity.sessions JOIN identity.users USING (user_id)
+            WHERE user_id = $1 AND revoked_at IS NULL AND expires_at > now() AND ends_at > now()
+            ORDER BY created_at DESC, id DESC LIMIT $2"#,
+            user.uuid(),
+            i64::from(limit),
+        );
+        rows.fetch_all(self.identity_pool()).await?.into_iter().map(Session::try_from).collect()
+    }
+
+    /// Where the newest session of the person acts, or acted.
+    pub async fn last_active_org(&self, user: UserId) -> Result<Option<OrgId>, DbError> {
+        let org = sqlx::query_scalar!(
+            "SELECT active_org FROM identity.sessions WHERE user_id = $1 ORDER BY created_at DESC, id DESC LIMIT 1",
+            user.uuid(),
+        );
+        Ok(org.fetch_optional(self.identity_pool()).await?.flatten().map(OrgId::from_uuid))
+    }
+
+    /// Ends a session of this person; the hash of its token, or none when there is no such session of theirs.
+    pub async fn revoke_session(&self, user: UserId, id: SessionId) -> Result<Option<Fingerprint>, DbError> {
+        let hash = sqlx::query_scalar!(
+            "UPDATE identity.sessions SET revoked_at = now()
+            WHERE id = $1 AND user_id = $2 AND revoked_at IS NULL AND expires_at > now() AND ends_at > now()
+            RETURNING token_hash",
+            id.uuid(),
+            user.uuid(),
+        );
+        let hash = hash.fetch_optional(self.identity_pool()).await?;
+        hash.map(|hash| fingerprint("the hash of a session", hash)).transpose()
+    }
+
+    /// Makes `org` the one that the session acts in; the new epoch, or none when the session has ended.
+    ///
+    /// One statement, so that of two at the same time the later one finds the epoch of the earlier. Whether the person is
+    /// a member of `org` has been asked before, and is asked again by every request.
+    pub async fn switch_session(&self, id: SessionId, org: OrgId) -> Result<Option<u64>, DbError> {
+        let epoch = sqlx::query_scalar!(
+            "UPDATE identity.sessions SET active_org = $2, epoch = epoch + 1
+            WHERE id = $1 AND revoked_at IS NULL AND expires_at > now() AND ends_at > now() RETURNING epoch",
+            id.uuid(),
+            org.uuid(),
+        );
+        Ok(epoch.fetch_optional(self.identity_pool()).await?.map(from_bigint))
+    }
+}

@@ -1,0 +1,308 @@
+//! Invitations: one row each, kept when it is accepted or revoked, and the mails that go out with them.
+//!
+//! A mail has a table of its own, which knows no versions: it leaves once, however often its row is built again.
+
+use std::collections::BTreeMap;
+
+use orgstream_events::{
+    Actor, CommandId, Fingerprint, InvitationEvent, InvitationId, InvitationIssued, MemberId, Role, Timestamp,
+};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    CreatedBy, DbError, Listing, Page, Place, Placed, TenantTx,
+    apply::{Stamp, all_there},
+    convert::{column, fingerprint, from_bigint, from_wire, parsed},
+    page::newest_first,
+};
+
+/// An invitation as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invitation {
+    /// Which.
+    pub id: InvitationId,
+    /// Who may accept it.
+    pub email: String,
+    /// What they may do then.
+    pub role: Role,
+    /// What became of it.
+    pub status: InvitationStatus,
+    /// Until when it can be accepted.
+    pub expires_at: Timestamp,
+    /// What the token is compared with.
+    pub token_mac: Fingerprint,
+    /// The command that made the token.
+    pub token_command: CommandId,
+    /// Who accepted it.
+    pub member_id: Option<MemberId>,
+    /// Who invited.
+    pub created_by: CreatedBy,
+    /// The aggregate's version.
+    pub version: u64,
+    /// When it was issued.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// The stream sequence of its last change.
+    pub seq: u64,
+}
+
+/// What became of an invitation. One whose time is over is pending: it can be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InvitationStatus {
+    /// Nobody has accepted it yet.
+    Pending,
+    /// Somebody joined by it.
+    Accepted,
+    /// It was taken back.
+    Revoked,
+}
+
+impl Placed for Invitation {
+    type Place = Place;
+
+    fn place(&self) -> Place {
+        Place { created_at: self.created_at, id: self.id.uuid() }
+    }
+}
+
+/// What a slice does to the rows: births, and the last state of everything that changed; and the mails that have to leave.
+#[derive(Default)]
+pub(crate) struct Fold<'a> {
+    births: BTreeMap<InvitationId, Birth<'a>>,
+    changes: BTreeMap<InvitationId, Change>,
+    mails: Vec<(CommandId, InvitationId)>,
+}
+
+struct Birth<'a> {
+    issued: &'a InvitationIssued,
+    by: &'a Actor,
+    at: OffsetDateTime,
+}
+
+/// What is None stays as it is.
+struct Change {
+    offer: Option<Offer>,
+    status: Option<&'static str>,
+    member_id: Option<Uuid>,
+    stamp: Stamp,
+}
+
+#[derive(Clone, Copy)]
+struct Offer {
+    expires_at: Timestamp,
+    token_mac: Fingerprint,
+    token_command: CommandId,
+}
+
+impl<'a> Fold<'a> {
+    pub(crate) fn apply(
+        &mut self,
+        id: InvitationId,
+        event: &'a InvitationEvent,
+        command: CommandId,
+        by: &'a Actor,
+        stamp: Stamp,
+    ) {
+        let offer = |expires_at, token_mac| Some(Offer { expires_at, token_mac, token_command: command });
+        let (offer, status, member_id) = match event {
+            InvitationEvent::Issued(issued) => {
+                self.births.insert(id, Birth { issued, by, at: stamp.at });
+                (offer(issued.expires_at, issued.token_mac), Some("pending"), None)
+            }
+            InvitationEvent::Resent(event) => (offer(event.expires_at, event.token_mac), None, None),
+            InvitationEvent::Revoked(_) => (None, Some("revoked"), None),
+            InvitationEvent::Accepted(event) => (None, Some("accepted"), Some(event.member_id.uuid())),
+        };
+        if offer.is_some() {
+            self.mails.push((command, id));
+        }
+        let change = self.changes.entry(id).or_insert(Change { offer: None, status: None, member_id: None, stamp });
+        change.offer = offer.or(change.offer);
+        change.status = status.or(change.status);
+        change.member_id = member_id.or(change.member_id);
+        change.stamp = stamp;
+    }
+
+    pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
+        let (born, changed): (Vec<_>, Vec<_>) =
+            self.changes.into_iter().partition(|(id, _)| self.births.contains_key(id));
+        if !changed.is_empty() {
+            let updated = sqlx::query!(
+                "INSERT INTO rm.invitations (org_id, id, email, role, status, expires_at, token_mac, token_command,
+                    member_id, created_by_type, created_by_id, version, created_at, updated_at, seq)
+                SELECT $1, old.id, old.email, old.role, coalesce(change.status, old.status),
+                    coalesce(change.expires_at, old.expires_at), coalesce(change.token_mac, old.token_mac),
+                    coalesce(change.token_command, old.token_command), coalesce(change.member_id, old.member_id),
+                    old.created_by_type, old.created_by_id, change.version, old.created_at, change.updated_at, change.seq
+                FROM unnest($2::uuid[], $3::text[], $4::timestamptz[], $5::bytea[], $6::uuid[], $7::uuid[],
+                    $8::bigint[], $9::timestamptz[], $10::bigint[])
+                    AS change (id, status, expires_at, token_mac, token_command, member_id, version, updated_at, seq)
+                CROSS JOIN LATERAL (
+                    SELECT * FROM rm.invitations WHERE org_id = $1 AND id BETWEEN change.id AND change.id
+                    ORDER BY id LIMIT 1
+                ) AS old
+                ON CONFLICT (org_id, rm_version, id) DO UPDATE SET
+                    status = excluded.status,
+                    expires_at = excluded.expires_at,
+                    token_mac = excluded.token_mac,
+                    token_command = excluded.token_command,
+                    member_id = excluded.member_id,
+                    version = excluded.version,
+                    updated_at = excluded.updated_at,
+                    seq = excluded.seq",
+                org,
+                &column(&changed, |(id, _)| id.uuid()),
+                column(&changed, |(_, change)| change.status) as _,
+                column(&changed, |(_, change)| change.offer.map(|offer| offer.expires_at.to_datetime())) as _,
+                column(&changed, |(_, change)| change.offer.map(|offer| offer.token_mac.0.to_vec())) as _,
+                column(&changed, |(_, change)| change.offer.map(|offer| offer.token_command.uuid())) as _,
+                column(&changed, |(_, change)| change.member_id) as _,
+                &column(&changed, |(_, change)| change.stamp.version),
+                &column(&changed, |(_, change)| change.stamp.at),
+                &column(&changed, |(_, change)| change.stamp.seq),
+            )
+            .execute(&mut *connection)
+            .await?;
+            all_there("rm.invitations", changed.len(), updated.rows_affected())?;
+        }
+        if !born.is_empty() {
+            let births: Vec<_> = self.births.into_values().collect();
+            sqlx::query!(
+                "INSERT INTO rm.invitations (org_id, id, email, role, status, expires_at, token_mac, token_command,
+                    member_id, created_by_type, created_by_id, version, created_at, updated_at, seq)
+                SELECT $1, born.* FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
+                    $7::bytea[], $8::uuid[], $9::uuid[], $10::text[], $11::text[], $12::bigint[], $13::timestamptz[],
+                    $14::timestamptz[], $15::bigint[]) AS born
+                ON CONFLICT (org_id, rm_version, id) DO UPDATE SET
+                    email = excluded.email,
+                    role = excluded.role,
+                    status = excluded.status,
+                    expires_at = excluded.expires_at,
+                    token_mac = excluded.token_mac,
+                    token_command = excluded.token_command,
+                    member_id = excluded.member_id,
+                    created_by_type = excluded.created_by_type,
+                    created_by_id = excluded.created_by_id,
+                    version = excluded.version,
+                    created_at = excluded.created_at,
+                    updated_at = excluded.updated_at,
+                    seq = excluded.seq",
+                org,
+                &column(&born, |(id, _)| id.uuid()),
+                column(&births, |birth| birth.issued.email.as_str()) as _,
+                column(&births, |birth| birth.issued.role.to_string()) as _,
+                column(&born, |(_, change)| change.status) as _,
+                column(&born, |(_, change)| change.offer.map(|offer| offer.expires_at.to_datetime())) as _,
+                column(&born, |(_, change)| change.offer.map(|offer| offer.token_mac.0.to_vec())) as _,
+                column(&born, |(_, change)| change.offer.map(|offer| offer.token_command.uuid())) as _,
+                column(&born, |(_, change)| change.member_id) as _,
+                column(&births, |birth| birth.by.actor_type.name()) as _,
+                column(&births, |birth| birth.by.id.as_str()) as _,
+                &column(&born, |(_, change)| change.stamp.version),
+                &column(&births, |birth| birth.at),
+                &column(&born, |(_, change)| change.stamp.at),
+                &column(&born, |(_, change)| change.stamp.seq),
+            )
+            .execute(&mut *connection)
+            .await?;
+        }
+        if !self.mails.is_empty() {
+            // Not those that a rebuild comes by again.
+            sqlx::query!(
+                "INSERT INTO ops.mails (org_id, id, invitation_id)
+                SELECT $1, mail.* FROM unnest($2::uuid[], $3::uuid[]) AS mail ON CONFLICT DO NOTHING",
+                org,
+                &column(&self.mails, |(command, _)| command.uuid()),
+                &column(&self.mails, |(_, invitation)| invitation.uuid()),
+            )
+            .execute(connection)
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+struct Row {
+    id: Uuid,
+    email: String,
+    role: String,
+    status: String,
+    expires_at: OffsetDateTime,
+    token_mac: Vec<u8>,
+    token_command: Uuid,
+    member_id: Option<Uuid>,
+    created_by_type: String,
+    created_by_id: String,
+    version: i64,
+    created_at: OffsetDateTime,
+    updated_at: OffsetDateTime,
+    seq: i64,
+}
+
+impl TryFrom<Row> for Invitation {
+    type Error = DbError;
+
+    fn try_from(row: Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: InvitationId::from_uuid(row.id),
+            email: row.email,
+            role: parsed("a role", row.role)?,
+            status: from_wire("an invitation's status", row.status)?,
+            expires_at: row.expires_at.into(),
+            token_mac: fingerprint("a token's mac", row.token_mac)?,
+            token_command: CommandId::from_uuid(row.token_command),
+            member_id: row.member_id.map(MemberId::from_uuid),
+            created_by: CreatedBy::stored(row.created_by_type, row.created_by_id)?,
+            version: from_bigint(row.version),
+            created_at: row.created_at.into(),
+            updated_at: row.updated_at.into(),
+            seq: from_bigint(row.seq),
+        })
+    }
+}
+
+/// All invitations, whatever became of them.
+pub async fn list(tx: &mut TenantTx, page: &Page<Place>, limit: u16) -> Result<Listing<Invitation>, DbError> {
+    let rows = newest_first!(
+        Row,
+        "SELECT id, email, role, status, expires_at, token_mac, token_command, member_id, created_by_type, created_by_id,
+            version, created_at, updated_at, seq
+        FROM rm.invitations WHERE org_id = $1",
+        tx,
+        page,
+        limit
+    )?;
+    Listing::new(rows, page, limit)
+}
+
+/// One invitation.
+pub async fn get(tx: &mut TenantTx, id: InvitationId) -> Result<Option<Invitation>, DbError> {
+    let org = tx.org().uuid();
+    let row = sqlx::query_as!(
+        Row,
+        "SELECT id, email, role, status, expires_at, token_mac, token_command, member_id, created_by_type, created_by_id,
+            version, created_at, updated_at, seq
+        FROM rm.invitations WHERE org_id = $1 AND id = $2",
+        org,
+        id.uuid(),
+    );
+    row.fetch_optional(tx.connection()).await?.map(Invitation::try_from).transpose()
+}
+
+/// The invitation that a token is of.
+pub async fn get_by_token(tx: &mut TenantTx, token_mac: &Fingerprint) -> Result<Option<Invitation>, DbError> {
+    let org = tx.org().uuid();
+    let row = sqlx::query_as!(
+        Row,
+        "SELECT id, email, role, status, expires_at, token_mac, token_command, member_id, created_by_type, created_by_id,
+            version, created_at, updated_at, seq
+        FROM rm.invitations WHERE org_id = $1 AND token_mac = $2",
+        org,
+        token_mac.0.as_slice(),
+    );
+    row.fetch_optional(tx.connection()).await?.map(Invitation::try_from).transpose()
+}

@@ -1,0 +1,41 @@
+//! When API keys were last used, and from where: noted by API processes, no function of the events.
+
+use orgstream_events::{KeyId, Timestamp};
+
+use crate::{BoundOrg, Database, DbError, convert::column};
+
+/// The last use of a key that is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyUse {
+    /// Which key.
+    pub key: KeyId,
+    /// The minute.
+    pub last_used_at: Timestamp,
+    /// From which address, as the server saw it.
+    pub ip: Option<String>,
+    /// What the caller called itself.
+    pub user_agent: Option<String>,
+}
+
+/// Writes the uses of some keys of an org down, each key once. A later one that is there stays.
+pub async fn write(db: &Database, org: BoundOrg, uses: &[KeyUse]) -> Result<(), DbError> {
+    let mut tx = db.begin_maintenance(org).await?;
+    sqlx::query!(
+        "INSERT INTO ops.key_uses AS known (org_id, key_id, last_used_at, ip, user_agent)
+        SELECT $1, used.* FROM unnest($2::uuid[], $3::timestamptz[], $4::text[], $5::text[]) AS used
+        ON CONFLICT (org_id, key_id) DO UPDATE SET
+            last_used_at = excluded.last_used_at,
+            ip = excluded.ip,
+            user_agent = excluded.user_agent
+        WHERE known.last_used_at < excluded.last_used_at",
+        org.org().uuid(),
+        &column(uses, |used| used.key.uuid()),
+        &column(uses, |used| used.last_used_at.to_datetime()),
+        column(uses, |used| used.ip.as_deref()) as _,
+        column(uses, |used| used.user_agent.as_deref()) as _,
+    )
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Mails that have to leave: found by whoever sends them, taken one by one, and never forgotten.
+//!
+//! A mail that was taken is due again a while later, so it leaves although whoever took it died; and it leaves twice only if
+//! they died between sending it and saying so.
+
+use std::time::Duration;
+
+use orgstream_events::{CommandId, InvitationId, OrgId};
+
+use crate::{BoundOrg, Database, DbError, convert::column};
+
+/// How long after it was taken a mail is due again; every time twice as long, up to an hour.
+const AGAIN: Duration = Duration::from_secs(15);
+/// The most mails of one org that are taken at once.
+const AT_ONCE: i64 = 10;
+/// The most mails that are looked at to find out which orgs have any.
+const LOOKED_AT: i32 = 200;
+
+/// A mail that is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mail {
+    /// Whose.
+    pub org: BoundOrg,
+    /// Which: the command that made what it tells of.
+    pub id: CommandId,
+    /// The invitation that it tells of.
+    pub invitation: InvitationId,
+    /// How often it was taken, this time included.
+    pub attempts: u32,
+}
+
+/// What became of a mail in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MailOutcome {
+    /// It left.
+    Sent,
+    /// What it tells of is not so any more.
+    Void,
+    /// It was tried often enough.
+    GivenUp,
+}
+
+impl MailOutcome {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Void => "void",
+            Self::GivenUp => "given_up",
+        }
+    }
+}
+
+impl Database {
+    /// Takes mails that are due, some of every org that has any.
+    pub async fn take_mails(&self) -> Result<Vec<Mail>, DbError> {
+        let orgs = sqlx::query_scalar!(r#"SELECT app.orgs_with_mail($1) AS "org!""#, LOOKED_AT);
+        let mut taken = Vec::new();
+        for org in orgs.fetch_all(self.resolver_pool()).await? {
+            taken.extend(self.take_mails_of(BoundOrg::proven_by_resolver(OrgId::from_uuid(org))).await?);
+        }
+        Ok(taken)
+    }
+
+    async fn take_mails_of(&self, org: BoundOrg) -> Result<Vec<Mail>, DbError> {
+        let mut tx = self.begin_maintenance(org).await?;
+        let rows = sqlx::query!(
+            "UPDATE ops.mails SET attempts = attempts + 1,
+                next_at = now() + make_interval(secs => least(3600, $3::float8 * 2 ^ least(attempts, 10)))
+            WHERE org_id = $1 AND id IN (
+                SELECT id FROM ops.mails WHERE org_id = $1 AND outcome IS NULL AND next_at <= now()
+                ORDER BY next_at LIMIT $2 FOR UPDATE SKIP LOCKED
+            )
+            RETURNING id, invitation_id, attempts",
+            org.org().uuid(),
+            AT_ONCE,
+            AGAIN.as_secs_f64(),
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(column(&rows, |row| Mail {
+            org,
+            id: CommandId::from_uuid(row.id),
+            invitation: InvitationId::from_uuid(row.invitation_id),
+            attempts: u32::try_from(row.attempts).unwrap_or_default(),
+        }))
+    }
+
+    /// Says what became of a mail; it is not due any more.
+    pub async fn finish_mail(&self, mail: &Mail, outcome: MailOutcome) -> Result<(), DbError> {
+        let mut tx = self.begin_maintenance(mail.org).await?;
+        sqlx::query!(
+            "UPDATE ops.mails SET outcome = $3 WHERE org_id = $1 AND id = $2",
+            mail.org.org().uuid(),
+            mail.id.uuid(),
+            outcome.name(),
+        )
+        .execute(&mut *tx)
+        .await?;
+        Ok(tx.commit().await?)
+    }
+}

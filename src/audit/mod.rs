@@ -1,0 +1,9 @@
+//! What makes the audit log one that nobody has to believe: the process that signs it, the witness that others run, and the
+//! export that is verified without either.
+
+pub(crate) mod compare;
+pub mod export;
+pub mod keys;
+pub mod signer;
+mod submit;
+pub mod witness;

@@ -1,0 +1,223 @@
+//! The process that signs: it follows how far the orgs' logs have grown, stores their trees, and signs their heads.
+//!
+//! It has a login of its own and the only key. Of each log it signs a head after so many events or so many seconds,
+//! whichever comes first, and whenever a reader wishes. The head stands in the database, on disk, before it is signed, and
+//! under a key that has room for one root only; so no crash and no second process can make two histories of one log.
+
+use std::{collections::HashSet, time::Duration};
+
+use metrics::counter;
+use orgstream_events::OrgId;
+use orgstream_projections::{
+    BoundOrg, DbError,
+    audit::{SigningDatabase, Wishes},
+};
+use orgstream_transparency::{LogSigner, PolicyFile, SignedNote, TreeHead};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::submit::Submitter;
+
+/// How often the logs are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Orgs that wait for one witness. More are found again at the next round.
+const QUEUE: usize = 1_024;
+/// How often a head is tried that somebody else may be making at the same time.
+const TRIES: usize = 3;
+
+/// When heads are signed.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Events after which a log is signed at once.
+    pub events: u64,
+    /// How long a single event waits.
+    pub wait: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { events: 256, wait: Duration::from_secs(10) }
+    }
+}
+
+/// The signing process.
+pub struct Signer {
+    db: SigningDatabase,
+    key: LogSigner,
+    witnesses: PolicyFile,
+    witness_lines: String,
+    handovers: Vec<String>,
+    pace: Pace,
+    refused: HashSet<OrgId>,
+}
+
+impl Signer {
+    /// `witnesses` is a policy file: those of its witnesses that have an address are asked for cosignatures.
+    pub fn new(db: SigningDatabase, key: LogSigner, witnesses: &str, pace: Pace) -> anyhow::Result<Self> {
+        let lines = witnesses.lines().filter(|line| !line.trim_start().starts_with("log "));
+        let witness_lines: String = lines.flat_map(|line| [line, "\n"]).collect();
+        Ok(Self {
+            db,
+            key,
+            witnesses: PolicyFile::parse(witness_lines.as_bytes())?,
+            witness_lines,
+            handovers: Vec::new(),
+            pace,
+            refused: HashSet::new(),
+        })
+    }
+
+    /// The notes by which earlier keys handed over to this one, which readers are shown.
+    pub fn after(self, handovers: &[SignedNote]) -> Self {
+        Self { handovers: handovers.iter().map(ToString::to_string).collect(), ..self }
+    }
+
+    /// Signs until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut submitting = JoinSet::new();
+        let mut queues = Vec::new();
+        for witness in self.witnesses.witnesses.iter().filter(|witness| witness.url.is_some()) {
+            let (queue, orgs) = mpsc::channel(QUEUE);
+            queues.push(queue);
+            let submitter = Submitter::new(self.db.clone(), witness.clone());
+            submitting.spawn(submitter.run(orgs, stop.clone()));
+        }
+        let mut wishes = None;
+        let mut ticks = interval(LOOK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut waited = self.pace.wait;
+        loop {
+            let orgs = tokio::select! {
+                () = stop.cancelled() => break,
+                wish = next_wish(&mut wishes) => match wish {
+                    Ok(org) => vec![org],
+                    Err(error) => {
+                        tracing::debug!(%error, "wishes for checkpoints do not arrive");
+                        wishes = None;
+                        continue;
+                    }
+                },
+                _ = ticks.tick() => {
+                    if wishes.is_none() {
+                        wishes = self.start().await;
+                    }
+                    waited += LOOK;
+                    let is_round = waited >= self.pace.wait;
+                    if is_round {
+                        waited = Duration::ZERO;
+                    }
+                    let (grown_by, signed_by) = if is_round { (1, 1 + queues.len()) } else { (self.pace.events, 0) };
+                    self.db.orgs(grown_by, signed_by).await.unwrap_or_else(|error| {
+                        tracing::warn!(%error, "which logs have grown is not known at the moment");
+                        Vec::new()
+                    })
+                }
+            };
+            for org in orgs {
+                if stop.is_cancelled() {
+                    break;
+                }
+                if self.sign_and_tell(org).await {
+                    for queue in &queues {
+                        // A queue that is full is worked off; the next round finds what it had no room for.
+                        let _ = queue.try_send(org);
+                    }
+                }
+            }
+        }
+        while submitting.join_next().await.is_some() {}
+    }
+
+    /// What is needed of the database, again after it was away.
+    async fn start(&self) -> Option<Wishes> {
+        let started = async {
+            self.db.say_policy(&self.key.verifier().to_string(), &self.witness_lines, &self.handovers).await?;
+            self.db.wishes().await
+        };
+        match started.await {
+            Ok(wishes) => Some(wishes),
+            Err(error) => {
+                tracing::warn!(%error, "the database does not answer the signing process");
+                None
+            }
+        }
+    }
+
+    /// Signs, and says whether there is a signed head.
+    async fn sign_and_tell(&mut self, org: BoundOrg) -> bool {
+        match self.sign(org).await {
+            Ok(head) => {
+                self.refused.remove(&org.org());
+                head.is_some()
+            }
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(org.id = %org.org(), %error, "a head could not be signed");
+                false
+            }
+            Err(error) => {
+                counter!("orgstream_audit_refused_total").increment(1);
+                if self.refused.insert(org.org()) {
+                    tracing::error!(
+                        org.id = %org.org(), %error,
+                        "the audit log is not signed any more: its rows were changed, or those of what was signed before"
+                    );
+                }
+                false
+            }
+        }
+    }
+
+    /// Signs the log's head as it is now, unless that was done; None for a log without events.
+    pub async fn sign(&self, org: BoundOrg) -> Result<Option<TreeHead>, DbError> {
+        let mut tries_left = TRIES;
+        loop {
+            match self.try_sign(org).await {
+                Err(DbError::Conflict(_)) if tries_left > 1 => tries_left -= 1,
+                other => return other,
+            }
+        }
+    }
+
+    async fn try_sign(&self, org: BoundOrg) -> Result<Option<TreeHead>, DbError> {
+        let mut tx = loop {
+            let mut tx = self.db.begin(org).await?;
+            if !tx.store_tiles().await? {
+                break tx;
+            }
+            tx.commit().await?;
+        };
+        let head = tx.head().await?;
+        if head.size == 0 {
+            return Ok(None);
+        }
+        let origin = format!("{}/{}", self.key.verifier().name(), org.org());
+        let origin = tx.note_checkpoint(origin, head).await?;
+        let signed = tx.signatures(head.size).await?;
+        tx.commit().await?;
+        let unreadable = |error| DbError::Unreadable { what: "the name of a log", value: format!("{origin}: {error}") };
+        let key = self.key.named(origin.parse().map_err(unreadable)?);
+        let is_ours = |id: [u8; 4]| id == key.verifier().id();
+        if !signed.iter().any(|line| line.name == *key.verifier().name() && is_ours(line.key_id)) {
+            let note = key.sign(head);
+            let mut tx = self.db.begin(org).await?;
+            for line in note.signatures() {
+                tx.keep(head.size, line).await?;
+            }
+            tx.commit().await?;
+            counter!("orgstream_audit_checkpoints_total").increment(1);
+        }
+        Ok(Some(head))
+    }
+}
+
+/// The next wish; never without a connection for them.
+async fn next_wish(wishes: &mut Option<Wishes>) -> Result<BoundOrg, DbError> {
+    match wishes {
+        Some(wishes) => wishes.next().await,
+        None => std::future::pending().await,
+    }
+}

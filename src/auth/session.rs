@@ -1,0 +1,209 @@
+//! Sessions: how long they last, what is remembered of them, and the one organization that each acts in.
+//!
+//! A session is a row that any process may change: one switches it, another ends it. So what is remembered is remembered
+//! for half a second, and whoever changes a session here changes what is remembered here at once.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use orgstream_events::{Fingerprint, LoginMethod, OrgId, SessionId, UserId};
+use orgstream_projections::{
+    Database,
+    identity::{NewSession, Session},
+};
+use quick_cache::sync::Cache;
+
+use super::{AuthError, key::Pepper, session_token::SessionToken};
+use crate::commands::handler::now;
+
+/// How long an answer of the database may be used again. What was revoked or switched elsewhere is noticed within this.
+const REMEMBER: Duration = Duration::from_millis(500);
+const REMEMBERED: usize = 100_000;
+/// How exactly it is known when a session was last used.
+const TOUCH: Duration = Duration::from_mins(1);
+/// The most sessions that are listed.
+const LISTED: u16 = 100;
+
+/// How long sessions last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetime {
+    /// Without being used.
+    pub idle: Duration,
+    /// In any case.
+    pub longest: Duration,
+}
+
+/// How a session begins.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// Whose it is.
+    pub user: UserId,
+    /// How they proved who they are.
+    pub method: LoginMethod,
+    /// Whether that took a second factor.
+    pub second_factor: bool,
+    /// Where it acts to begin with.
+    pub active_org: OrgId,
+    /// Where it begins.
+    pub ip: Option<String>,
+    /// With which program.
+    pub user_agent: Option<String>,
+}
+
+/// The session behind a request: which one, and in which organization it acts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ActiveSession {
+    /// Its id.
+    pub id: SessionId,
+    /// The one organization that it acts in.
+    pub org: Option<OrgId>,
+    /// How often that was chosen.
+    pub epoch: u64,
+    pub(super) hash: Fingerprint,
+}
+
+impl From<&Session> for ActiveSession {
+    fn from(session: &Session) -> Self {
+        Self { id: session.id, org: session.active_org, epoch: session.epoch, hash: session.token_hash }
+    }
+}
+
+struct Remembered {
+    session: Arc<Session>,
+    at: Instant,
+}
+
+/// The sessions of everybody. One per process.
+pub struct Sessions {
+    db: Database,
+    pepper: Pepper,
+    lifetime: Lifetime,
+    cache: Cache<[u8; 32], Arc<Remembered>>,
+}
+
+impl Sessions {
+    pub(super) fn new(db: Database, pepper: Pepper, lifetime: Lifetime) -> Self {
+        Self { db, pepper, lifetime, cache: Cache::new(REMEMBERED) }
+    }
+
+    /// How long they last.
+    pub fn lifetime(&self) -> Lifetime {
+        self.lifetime
+    }
+
+    /// Begins one. The token is shown to its owner and nowhere else.
+    pub async fn start(&self, start: &Start) -> Result<(SessionToken, Arc<Session>), AuthError> {
+        let token = SessionToken::generate(rand::random());
+        let hash = token.hash(&self.pepper);
+        let new = NewSession {
+            id: SessionId::fresh(now().unix_ms(), rand::random()),
+            user: start.user,
+            token_hash: &hash,
+            method: &start.method,
+            second_factor: start.second_factor,
+            active_org: start.active_org,
+            idle: self.lifetime.idle,
+            longest: self.lifetime.longest,
+            ip: start.ip.as_deref(),
+            user_agent: start.user_agent.as_deref(),
+        };
+        self.db.start_session(&new).await?;
+        Ok((token, self.load(&hash).await?))
+    }
+
+    /// The session of a token, as it was at most half a second ago.
+    pub(super) async fn of_token(&self, text: &str) -> Result<Arc<Session>, AuthError> {
+        let token: SessionToken = text
+            .parse()
+            .map_err(|error: super::session_token::SessionTokenError| AuthError::Unauthenticated(error.to_string()))?;
+        self.of_hash(&token.hash(&self.pepper)).await
+    }
+
+    async fn of_hash(&self, hash: &Fingerprint) -> Result<Arc<Session>, AuthError> {
+        if let Some(remembered) = self.cache.get(&hash.0)
+            && remembered.at.elapsed() < REMEMBER
+        {
+            return Ok(Arc::clone(&remembered.session));
+        }
+        self.load(hash).await
+    }
+
+    /// The session as the database has it now.
+    async fn load(&self, hash: &Fingerprint) -> Result<Arc<Session>, AuthError> {
+        // From before it is asked: what changes meanwhile may or may not be in the answer.
+        let at = Instant::now();
+        let Some(session) = self.db.session(hash).await? else {
+            self.cache.remove(&hash.0);
+            return Err(AuthError::Unauthenticated("this session has ended: sign in again".to_owned()));
+        };
+        if now().unix_ms() - session.last_seen_at.unix_ms() > TOUCH.as_millis() as i64 {
+            self.db.touch_session(session.id, self.lifetime.idle, TOUCH).await?;
+        }
+        Ok(self.remember(session, at))
+    }
+
+    /// Remembers it, unless a later switch is known already.
+    fn remember(&self, session: Session, at: Instant) -> Arc<Session> {
+        if let Some(known) = self.cache.get(&session.token_hash.0)
+            && known.session.epoch > session.epoch
+        {
+            return Arc::clone(&known.session);
+        }
+        let session = Arc::new(session);
+        self.cache.insert(session.token_hash.0, Arc::new(Remembered { session: Arc::clone(&session), at }));
+        session
+    }
+
+    /// The sessions of a person that have not ended, newest first; at most a hundred.
+    pub async fn list(&self, user: UserId) -> Result<Vec<Session>, AuthError> {
+        Ok(self.db.sessions_of(user, LISTED).await?)
+    }
+
+    /// Ends one of this person's; false when there is none.
+    pub async fn revoke(&self, user: UserId, id: SessionId) -> Result<bool, AuthError> {
+        let hash = self.db.revoke_session(user, id).await?;
+        if let Some(hash) = &hash {
+            self.cache.remove(&hash.0);
+        }
+        Ok(hash.is_some())
+    }
+
+    /// Lets the session act in `org` from now on, where the person was found to be a member; the session after that.
+    pub(super) async fn switch(&self, session: &ActiveSession, org: OrgId) -> Result<Arc<Session>, AuthError> {
+        let ended = || AuthError::Unauthenticated("this session has ended: sign in again".to_owned());
+        let epoch = self.db.switch_session(session.id, org).await?.ok_or_else(ended)?;
+        let at = Instant::now();
+        let before = self.of_hash(&session.hash).await?;
+        if before.epoch >= epoch {
+            return Ok(before);
+        }
+        Ok(self.remember(Session { active_org: Some(org), epoch, ..Session::clone(&before) }, at))
+    }
+
+    /// All of the session, for its owner to look at.
+    pub async fn show(&self, session: &ActiveSession) -> Result<Arc<Session>, AuthError> {
+        self.of_hash(&session.hash).await
+    }
+
+    /// What the session is now, where `session` is what it was when a request came.
+    pub async fn now(&self, session: &ActiveSession) -> Result<ActiveSession, AuthError> {
+        self.of_hash(&session.hash).await.map(|session| ActiveSession::from(&*session))
+    }
+
+    /// Whether the session acts elsewhere by now. What cannot be asked at the moment has changed nothing.
+    pub async fn has_switched(&self, session: &ActiveSession) -> bool {
+        self.now(session).await.is_ok_and(|now| now.epoch != session.epoch)
+    }
+
+    /// Refuses a caller who believes the session to be at another epoch than it is. Who is ahead of what is remembered
+    /// here was answered by another process, so the database is asked.
+    pub async fn expect_epoch(&self, session: &ActiveSession, epoch: u64) -> Result<ActiveSession, AuthError> {
+        let mut current = session.clone();
+        if epoch > current.epoch {
+            current = ActiveSession::from(&*self.load(&session.hash).await?);
+        }
+        if epoch == current.epoch { Ok(current) } else { Err(AuthError::ActiveOrgChanged { epoch: current.epoch }) }
+    }
+}

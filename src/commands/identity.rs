@@ -1,0 +1,65 @@
+//! What stands for an organization at the external identity provider: found out before the organization is decided, so that
+//! both are in one commit.
+//!
+//! It is made under a name that follows from the organization's id. Whoever tries again, after whatever went wrong, finds it.
+
+use orgstream_events::{AggregateId, OrgId, TenantType};
+
+use super::{
+    CreateOrganization, Rejection, RejectionKind, UpgradeOrganization,
+    handler::{Accepted, Attempt, CommandError, CommandHandler, Target},
+    organization::{ExternalIdentity, Organization, OrganizationCommand},
+};
+use crate::idp::{AUTH0, IdpError};
+
+impl CommandHandler {
+    /// The one that the caller has, or a new one where the platform has a provider. Personal organizations have none.
+    pub(super) async fn identity(
+        &self,
+        org: OrgId,
+        command: &CreateOrganization,
+    ) -> Result<Option<ExternalIdentity>, CommandError> {
+        let Some(id) = &command.auth0_organization_id else {
+            if command.tenant_type == TenantType::Personal {
+                return Ok(None);
+            }
+            return self.provisioned(org, &command.name).await;
+        };
+        if !self.idp.exists(id).await.map_err(|error| unavailable(&error))? {
+            let detail = format!("Auth0 has no organization {id} in this tenant");
+            return Err(Rejection::field("/auth0_organization_id", "unknown", detail).into());
+        }
+        let detail =
+            format!("{id} stands for another organization already: give another one, or none to have one made");
+        self.claim(AUTH0, id, org, ("identity_taken", detail)).await?;
+        Ok(Some(ExternalIdentity { provider: AUTH0.to_owned(), external_id: id.clone() }))
+    }
+
+    /// Upgrades a personal organization, and gives it what stands for it at the provider.
+    pub(super) async fn upgrade_organization(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        command: UpgradeOrganization,
+    ) -> Result<Accepted, CommandError> {
+        let org = to.placement.org;
+        let organization = self.look::<Organization>(to.placement, &AggregateId::Organization(org)).await?;
+        let personal = organization.state.profile().filter(|profile| profile.tenant_type == TenantType::Personal);
+        let identity = match personal {
+            Some(profile) if profile.external_id.is_none() => self.provisioned(org, &profile.name).await?,
+            _ => None,
+        };
+        self.execute::<Organization>(attempt, to, OrganizationCommand::Upgrade { command, identity }).await
+    }
+
+    async fn provisioned(&self, org: OrgId, name: &str) -> Result<Option<ExternalIdentity>, CommandError> {
+        let made = self.idp.provision(org, name).await.map_err(|error| unavailable(&error))?;
+        Ok(made.map(|external_id| ExternalIdentity { provider: AUTH0.to_owned(), external_id }))
+    }
+}
+
+fn unavailable(error: &IdpError) -> CommandError {
+    tracing::warn!(%error, "the external identity provider cannot be asked");
+    let detail = "the external identity provider does not answer; nothing was created, try again";
+    Rejection::new(RejectionKind::Conflict, "identity_provider_unavailable", detail).into()
+}

@@ -1,0 +1,222 @@
+//! What it takes to let people in: invitations, the roles that may be handed out, and domains. The part of the handler that
+//! finds out what those decisions need to know.
+
+use std::collections::BTreeSet;
+
+use orgstream_events::{
+    Actor, ActorType, AggregateId, CommitDraft, DomainId, DomainName, Event, Fingerprint, JitProvisioning, MemberId,
+    Role,
+};
+use orgstream_stream::{AppendError, Freshness, Placement};
+
+use super::{
+    AcceptInvitation, Aggregate, IssueInvitation, JoinByDomain, JoinBySso, Rejection, RejectionKind,
+    cache::Earlier,
+    domain::{Domain, DomainCommand, record_name},
+    handler::{Accepted, Attempt, Caller, CommandError, CommandHandler, Creator, Target},
+    invitation::{Invitation, InvitationCommand, InviteRules},
+    member::{Closed, MemberCommand, MemberError, Roster},
+    organization::Organization,
+    role::RoleBook,
+    sso_connection::Connections,
+};
+use crate::auth::{Permission, invitation::InvitationToken};
+
+/// Lost races for the roster, before whoever wants to join may as well try again later.
+const TRIES: usize = 8;
+
+impl CommandHandler {
+    /// What recognizes the token that this command makes.
+    pub(super) fn invitation_mac(&self, attempt: &Attempt<'_>) -> Fingerprint {
+        InvitationToken::of(self.pepper(), attempt.command_id).mac(self.pepper())
+    }
+
+    /// What a TXT record must say for a claim: nobody else can know it before, and nobody needs to keep it secret after.
+    pub(super) fn domain_challenge(&self, attempt: &Attempt<'_>) -> String {
+        let seed = [b"domain ", attempt.command_id.uuid().as_bytes().as_slice()].concat();
+        self.pepper().derive(&seed).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The token goes into a mail later, made again out of the command's id: see `mail`.
+    pub(super) async fn issue_invitation(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        command: IssueInvitation,
+    ) -> Result<Accepted, CommandError> {
+        let (placement, by) = (to.placement, attempt.caller.role);
+        self.may_give(placement, by, command.role).await?;
+        let organization = self.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
+        let settings = organization.state.profile().map(|profile| profile.settings.clone()).unwrap_or_default();
+        let roster = self.look::<Roster>(placement, &AggregateId::Member(placement.org)).await?;
+        let rules = InviteRules {
+            policy: settings.invite_policy,
+            allowed_domains: settings.allowed_domains,
+            is_member: roster.state.of_email(&command.email).is_some(),
+        };
+        let mac = self.invitation_mac(attempt);
+        self.execute::<Invitation>(attempt, to, InvitationCommand::Issue { command, mac, by, rules }).await
+    }
+
+    /// An invitation and the roster: two aggregates, so an atomic batch, and both are decided anew when either has moved on.
+    pub(super) async fn accept_invitation(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        command: &AcceptInvitation,
+    ) -> Result<Accepted, CommandError> {
+        let Some(Creator { user, email }) = attempt.caller.creator.clone() else {
+            return Err(CommandError::Internal("an invitation needs a person who accepts it".to_owned()));
+        };
+        let Target { placement, aggregate } = to;
+        let (org, roster) = (placement.org, AggregateId::Member(placement.org));
+        let facts = attempt.facts(org);
+        let member_id = MemberId::derive(attempt.command_id);
+        // Inside the organization they are the member that they become; who they are outside stays outside.
+        let actor = Actor { actor_type: ActorType::Member, id: member_id.to_string(), ..attempt.caller.actor.clone() };
+        let _turn = self.turn(org, &roster).await;
+        for _ in 0..TRIES {
+            let invitation = self.load::<Invitation>(placement, aggregate, Freshness::Leader).await?;
+            let members = self.load::<Roster>(placement, &roster, Freshness::Leader).await?;
+            if let Some(mut accepted) = attempt.earlier(org, aggregate, &invitation)? {
+                let both = members.commands.get(&attempt.command_id).map_or(0, |earlier| earlier.seq);
+                accepted.position.seq = accepted.position.seq.max(both);
+                return Ok(accepted);
+            }
+            let accept =
+                InvitationCommand::Accept { mac: command.token.mac(self.pepper()), email: email.clone(), member_id };
+            let accepted = invitation.state.decide(accept, &facts).map_err(Rejection::from)?;
+            let role = invitation.state.offer().map(|offer| offer.role).ok_or(CommandError::Contention)?;
+            let join = MemberCommand::Join { user_id: user, email: email.clone(), role };
+            let joined = members.state.decide(join, &facts).map_err(Rejection::from)?;
+            let accepted: Vec<Event> = accepted.into_iter().map(Invitation::wrap).collect();
+            let joined: Vec<Event> = joined.into_iter().map(Roster::wrap).collect();
+            let version = invitation.version + accepted.len() as u64;
+            let events = accepted.iter().chain(&joined).map(|event| event.wire().0.to_owned()).collect();
+            let drafts = [
+                (attempt.draft(org, aggregate.clone(), invitation.version, accepted), invitation.seq),
+                (attempt.draft(org, roster.clone(), members.version, joined), members.seq),
+            ];
+            let drafts = drafts.map(|(draft, seq)| (CommitDraft { actor: actor.clone(), ..draft }, seq));
+            match self.append_together(attempt, placement, drafts.into()).await {
+                Ok(appended) => {
+                    let seq = appended.iter().map(|one| one.seq).max().unwrap_or_default();
+                    let replayed = appended.iter().any(|one| one.replayed);
+                    let done = Earlier { fingerprint: attempt.fingerprint, seq, version, events };
+                    return Ok(attempt.accepted(org, aggregate, done, replayed));
+                }
+                Err(AppendError::Conflict { .. }) => {
+                    metrics::counter!("orgstream_append_conflicts_total").increment(1);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(CommandError::Contention)
+    }
+
+    /// Adds whoever signs in with an address of a domain that is the organization's own.
+    pub(super) async fn join_by_domain(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        command: &JoinByDomain,
+    ) -> Result<Accepted, CommandError> {
+        let Some(Creator { email, .. }) = &attempt.caller.creator else {
+            return Err(CommandError::Internal("somebody must be there to join".to_owned()));
+        };
+        let org = to.placement.org;
+        let organization = self.look::<Organization>(to.placement, &AggregateId::Organization(org)).await?;
+        let jit = organization.state.profile().map(|profile| profile.settings.jit_provisioning).unwrap_or_default();
+        let domain = AggregateId::Domain(DomainId::of(org, &command.domain));
+        let closed = match jit {
+            JitProvisioning::NotAllowed => Some(Closed::NotAllowed),
+            JitProvisioning::Restricted => {
+                let is_of_address = DomainName::of_email(email).as_ref() == Some(&command.domain);
+                let is_proven = self.look::<Domain>(to.placement, &domain).await?.state.is_proven();
+                (!is_of_address || !is_proven).then_some(Closed::NotProven)
+            }
+        };
+        self.provision(attempt, to, closed).await
+    }
+
+    /// Adds whoever signs in by an issuer that is the organization's own.
+    pub(super) async fn join_by_sso(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        command: &JoinBySso,
+    ) -> Result<Accepted, CommandError> {
+        let org = to.placement.org;
+        let organization = self.look::<Organization>(to.placement, &AggregateId::Organization(org)).await?;
+        let jit = organization.state.profile().map(|profile| profile.settings.jit_provisioning).unwrap_or_default();
+        let closed = match jit {
+            JitProvisioning::NotAllowed => Some(Closed::NotAllowed),
+            JitProvisioning::Restricted => {
+                let connections = self.look::<Connections>(to.placement, &AggregateId::SsoConnection(org)).await?;
+                (!connections.state.lets_in(command.id)).then_some(Closed::NoJit)
+            }
+        };
+        self.provision(attempt, to, closed).await
+    }
+
+    async fn provision(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        closed: Option<Closed>,
+    ) -> Result<Accepted, CommandError> {
+        let Some(Creator { user, email }) = attempt.caller.creator.clone() else {
+            return Err(CommandError::Internal("somebody must be there to join".to_owned()));
+        };
+        let member_id = MemberId::derive(attempt.command_id).to_string();
+        let actor = Actor { actor_type: ActorType::Member, id: member_id, ..attempt.caller.actor.clone() };
+        let caller = Caller { actor, ..attempt.caller.clone() };
+        let attempt = Attempt { caller: &caller, ..*attempt };
+        self.execute::<Roster>(&attempt, to, MemberCommand::Provision { user_id: user, email, closed }).await
+    }
+
+    /// Asks the domain's DNS what it says.
+    pub(super) async fn prove_domain(&self, attempt: &Attempt<'_>, to: &Target<'_>) -> Result<Accepted, CommandError> {
+        let domain = self.look::<Domain>(to.placement, &to.aggregate).await?;
+        let records = match domain.state.claim() {
+            Some(claim) => self.dns.txt(&record_name(&claim.domain)).await.map_err(|error| {
+                let detail = format!("DNS could not be asked: {error}; try again");
+                Rejection::new(RejectionKind::Conflict, "dns_unavailable", detail)
+            })?,
+            // Its own rules say that it is not there.
+            None => Vec::new(),
+        };
+        self.execute::<Domain>(attempt, to, DomainCommand::Prove { records }).await
+    }
+
+    /// Everything that whoever has this role may do now.
+    pub(super) async fn permissions_of(
+        &self,
+        placement: &Placement,
+        role: Role,
+    ) -> Result<BTreeSet<Permission>, CommandError> {
+        let Role::Custom(id) = role else { return Ok(Permission::of_role(role)) };
+        let book = self.look::<RoleBook>(placement, &AggregateId::Role(placement.org)).await?;
+        Ok(book.state.permissions(id).unwrap_or_default())
+    }
+
+    /// Refuses a role of the organization's own that is not there, or that may what whoever hands it out may not.
+    pub(super) async fn may_give(&self, placement: &Placement, by: Role, role: Role) -> Result<(), CommandError> {
+        let Role::Custom(id) = role else { return Ok(()) };
+        let aggregate = AggregateId::Role(placement.org);
+        let mut book = self.look::<RoleBook>(placement, &aggregate).await?;
+        if book.state.permissions(id).is_none() {
+            // It may have been made a moment ago, elsewhere.
+            book = self.load::<RoleBook>(placement, &aggregate, Freshness::Leader).await?;
+        }
+        let Some(permissions) = book.state.permissions(id) else {
+            let detail = format!("there is no role {id} in this organization; list its roles");
+            return Err(Rejection::field("/role", "unknown_role", detail).into());
+        };
+        if permissions.is_subset(&self.permissions_of(placement, by).await?) {
+            Ok(())
+        } else {
+            Err(Rejection::from(MemberError::RoleAboveOwn { by, role }).into())
+        }
+    }
+}

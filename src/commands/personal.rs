@@ -1,0 +1,59 @@
+//! The organization that everybody has for themselves. Its id, its slug and the command that makes it follow from the person,
+//! so that however often, and wherever at once, they sign in first, there is one.
+
+use orgstream_events::{CommandId, OrgId, PLATFORM_ORG, Slug, TenantType, UserId};
+
+use super::{CreateOrganization, handler::Request, organization::PERSONAL_SLUG};
+
+/// The idempotency key of the command. It has a space, which no caller's key can have.
+const KEY: &str = "personal organization";
+const NAME: &str = "Personal";
+
+/// The id of every command of `actor` that makes an organization under `key`: one that is new has no scope of its own yet.
+pub fn creation(actor: &str, key: &str) -> CommandId {
+    CommandId::from_idempotency_key(PLATFORM_ORG, &format!("{actor}/{key}"))
+}
+
+/// The organization of this person alone, whether it was made or not.
+pub fn personal_org(user: UserId) -> OrgId {
+    OrgId::derive(creation(&user.to_string(), KEY))
+}
+
+/// The command that makes it, to be sent by the person.
+pub fn create_personal(user: UserId) -> Request {
+    let id = personal_org(user).to_string();
+    let (_, digits) = id.split_once('_').unwrap_or_default();
+    let slug: Result<Slug, _> = format!("{PERSONAL_SLUG}{digits}").parse();
+    // 26 letters and digits behind a prefix with a hyphen are always a slug.
+    #[expect(clippy::unreachable, reason = "a test makes one, and they all have the same form")]
+    let slug = slug.unwrap_or_else(|_| unreachable!());
+    let (name, tenant_type) = (NAME.to_owned(), TenantType::Personal);
+    let command = CreateOrganization { name, slug, tenant_type, auth0_organization_id: None };
+    Request { idempotency_key: Some(KEY.to_owned()), ..super::Command::from(command).into() }
+}
+
+/// The address of somebody whose issuer verified none. Nobody can have it, and it tells nothing of them.
+pub fn no_address(user: UserId) -> String {
+    let org = personal_org(user).to_string();
+    let (_, digits) = org.split_once('_').unwrap_or_default();
+    format!("{digits}@personal.invalid")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::Command;
+
+    #[test]
+    fn everybody_has_one_of_their_own() {
+        let (ann, bob) =
+            (UserId::from_login("https://i.example", "ann"), UserId::from_login("https://i.example", "bob"));
+        assert_eq!(personal_org(ann), personal_org(ann));
+        assert_ne!(personal_org(ann), personal_org(bob));
+        let Command::CreateOrganization(one) = create_personal(ann).command else { unreachable!() };
+        let Command::CreateOrganization(other) = create_personal(bob).command else { unreachable!() };
+        assert_ne!(one.slug, other.slug);
+        assert_eq!(one.tenant_type, TenantType::Personal);
+        assert!(no_address(ann).ends_with("@personal.invalid") && no_address(ann) != no_address(bob));
+    }
+}

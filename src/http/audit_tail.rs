@@ -1,0 +1,126 @@
+//! The audit log as it grows, for whoever collects it elsewhere: server-sent events that are numbered without gaps, so the
+//! collector can tell that it has missed nothing.
+//!
+//! It follows the table and not the stream: what is here is numbered, and on its way to be signed.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use async_stream::stream;
+use axum::{
+    extract::State,
+    http::{header, request::Parts},
+    response::{
+        IntoResponse, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
+};
+use futures_util::Stream;
+use orgstream_projections::{BoundOrg, audit as log};
+use serde::Deserialize;
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
+use utoipa::IntoParams;
+
+use super::{
+    App, audit,
+    event_view::EventSchema,
+    extract::{OrgAccess, Query, header_text, invalid_header},
+    tail::{Counted, Guard, KEEP_ALIVE, LAST_EVENT_ID, RETRY, closed},
+};
+use crate::{
+    auth::{Access, Permission},
+    problem::Problem,
+};
+
+/// How often a log that one has seen to its end is looked at again.
+const LOOK: Duration = Duration::from_millis(250);
+/// Events that are read at a time.
+const CHUNK: u16 = 200;
+
+/// Where to begin.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct AuditTailQuery {
+    /// Begin at this place of the log; at its end without it. The header `Last-Event-ID` (the place of the last event that
+    /// you have) comes first.
+    #[param(example = 256)]
+    pub from_idx: Option<u64>,
+}
+
+/// Follow the audit log
+///
+/// Server-sent events: `data` is one event as JSON, `id` its place in the log, `idx`. Places have no gaps, so whoever has seen
+/// 0 to N has seen everything up to N. The stream ends (`event: closed`) when the credential no longer allows it or the
+/// server stops.
+#[utoipa::path(
+    get, path = "/v1/organizations/{org}/audit/stream", operation_id = "follow_audit_events", tag = "audit",
+    params(AuditTailQuery),
+    responses((status = 200, description = "Until one side closes", body = EventSchema, content_type = "text/event-stream")),
+)]
+pub async fn follow(
+    State(app): State<Arc<App>>,
+    org: OrgAccess,
+    Query(query): Query<AuditTailQuery>,
+    parts: Parts,
+) -> Result<Response, Problem> {
+    let bound = org.access.bound();
+    let last = header_text(&parts.headers, &LAST_EVENT_ID)?.map(str::parse::<u64>);
+    let last = last.transpose().map_err(|_| invalid_header("Last-Event-ID", "must be a place in the audit log"))?;
+    let next = match last.map(|last| last.saturating_add(1)).or(query.from_idx) {
+        Some(next) => next,
+        None => log::size(&mut app.db.read(bound).await?).await?,
+    };
+    let guard = Guard::of(&app, &parts, &org.access, &org.principal, Permission::ReadAudit)?;
+    let events = follow_log(guard, org.access, next);
+    let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
+    // A proxy that collects an answer before it passes it on would make a tail silent.
+    response.headers_mut().insert("x-accel-buffering", header::HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+fn follow_log(guard: Guard, mut access: Access, mut next: u64) -> impl Stream<Item = Result<Event, Infallible>> + Send {
+    stream! {
+        let _counted = Counted::new();
+        let stopping = guard.app.stopping.clone();
+        let mut checks = interval_at(Instant::now() + guard.every(), guard.every());
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        yield Ok(Event::default().retry(RETRY).comment("following"));
+        loop {
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => {
+                    yield Ok(closed("the server stops; come back"));
+                    break;
+                }
+                _ = checks.tick() => if let Some(last) = guard.end(&mut access).await {
+                    yield Ok(last);
+                    break;
+                },
+                _ = looks.tick() => match chunk(&guard.app, access.bound(), next).await {
+                    Ok(texts) => {
+                        if texts.len() == usize::from(CHUNK) {
+                            looks.reset_immediately();
+                        }
+                        for text in texts {
+                            yield Ok(Event::default().id(next.to_string()).data(text));
+                            next += 1;
+                        }
+                    }
+                    // The tables may be away for a while; what cannot be shown at all is the end.
+                    Err(problem) if problem.status == 503 => {}
+                    Err(problem) => {
+                        yield Ok(closed(&problem.detail));
+                        break;
+                    }
+                },
+            }
+        }
+    }
+}
+
+async fn chunk(app: &App, org: BoundOrg, from: u64) -> Result<Vec<String>, Problem> {
+    let rows = log::from_idx(&mut app.db.read(org).await?, from, CHUNK).await?;
+    let text = |row| serde_json::to_string(&audit::entry(row)?).map_err(|error| Problem::internal(&error));
+    rows.iter().map(text).collect()
+}

@@ -1,0 +1,42 @@
+//! The external identity provider, if the platform has one: every organization of several people has one there that stands for
+//! it. The port can make and find such organizations, and has no way to delete one.
+
+mod auth0;
+
+use std::fmt;
+
+use futures_util::future::BoxFuture;
+use orgstream_events::OrgId;
+
+pub use auth0::Auth0;
+
+/// The name of the one provider that there is an adapter for, in events and claims.
+pub const AUTH0: &str = "auth0";
+
+/// Why the provider gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct IdpError(pub String);
+
+/// Organizations at the provider.
+pub trait IdentityOrganizations: fmt::Debug + Send + Sync + 'static {
+    /// Makes the one that stands for `org`, or finds it as an earlier try made it. None where there is no provider.
+    fn provision<'a>(&'a self, org: OrgId, name: &'a str) -> BoxFuture<'a, Result<Option<String>, IdpError>>;
+
+    /// Whether there is one of this id. Where there is no provider, the caller is believed.
+    fn exists<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<bool, IdpError>>;
+}
+
+/// A platform without an external identity provider.
+#[derive(Debug, Default)]
+pub struct NoIdentityProvider;
+
+impl IdentityOrganizations for NoIdentityProvider {
+    fn provision<'a>(&'a self, _: OrgId, _: &'a str) -> BoxFuture<'a, Result<Option<String>, IdpError>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn exists<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<bool, IdpError>> {
+        Box::pin(async { Ok(true) })
+    }
+}

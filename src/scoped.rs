@@ -1,0 +1,54 @@
+//! The key of everything that this process remembers of tenants. There is none without an org, so that what is remembered
+//! of one org cannot be handed to another that happens to have the same id, slug or name in it.
+
+use std::{collections::BTreeMap, hash::Hash};
+
+use orgstream_events::OrgId;
+use quick_cache::sync::Cache;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// Something of one org.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Scoped<K> {
+    org: OrgId,
+    item: K,
+}
+
+impl<K> Scoped<K> {
+    /// The key of `item` in `org`.
+    pub fn new(org: OrgId, item: K) -> Self {
+        Self { org, item }
+    }
+}
+
+/// A cache of tenants' things.
+pub type OrgCache<K, V> = Cache<Scoped<K>, V>;
+
+/// What is in a cache at the moment.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct CacheView {
+    /// What is remembered.
+    #[schema(example = "memberships")]
+    pub name: &'static str,
+    /// What its entries are found by: the organization first.
+    #[schema(example = "org/user")]
+    pub key: &'static str,
+    /// How many entries there are at most.
+    #[schema(example = 100_000)]
+    pub capacity: u64,
+    /// How many there are of each organization.
+    #[schema(value_type = std::collections::HashMap<String, u64>)]
+    pub entries: BTreeMap<String, u64>,
+}
+
+impl CacheView {
+    /// Counts the entries of a cache.
+    pub fn of<K: Hash + Eq + Clone, V: Clone>(name: &'static str, key: &'static str, cache: &OrgCache<K, V>) -> Self {
+        let mut entries = BTreeMap::new();
+        for (scoped, _) in cache.iter() {
+            *entries.entry(scoped.org.to_string()).or_default() += 1;
+        }
+        Self { name, key, capacity: cache.capacity(), entries }
+    }
+}

@@ -1,0 +1,258 @@
+//! A product whose audit logs are signed, and witnessed by somebody else: what tests of the audit log begin with.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Child,
+    time::Duration,
+};
+
+use orgstream_transparency::{Log, LogKey, LogSigner, SignedNote};
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::cluster::{Cluster, ClusterOptions, Tenant, create, eventually};
+
+/// The key's host, and so the first part of every log's name.
+pub(crate) const HOST: &str = "audit.test";
+
+/// The product, a signing process, a witness, and folders for what an auditor has.
+pub(crate) struct Auditing {
+    pub(crate) cluster: Cluster,
+    signing: Option<Child>,
+    witness: Option<Child>,
+}
+
+/// How a verification ended.
+pub(crate) struct Verdict {
+    pub(crate) code: i32,
+    pub(crate) report: Value,
+}
+
+impl Verdict {
+    /// What was found, one line each.
+    pub(crate) fn findings(&self) -> Vec<String> {
+        let text = |finding: &Value, name: &str| finding[name].as_str().unwrap_or_default().to_owned();
+        let findings = self.report["findings"].as_array().unwrap().iter();
+        findings.map(|one| format!("{} {} {}", text(one, "file"), one["idx"], text(one, "what"))).collect()
+    }
+
+    /// The same verdict, if this is the code.
+    pub(crate) fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{:#}", self.report);
+        self
+    }
+
+    /// The same verdict, if it names this.
+    pub(crate) fn naming(self, words: &[&str]) -> Self {
+        let findings = self.findings();
+        let named = |finding: &String| words.iter().all(|word| finding.contains(word));
+        assert!(findings.iter().any(named), "{words:?} in {findings:#?}");
+        self
+    }
+}
+
+impl Auditing {
+    /// Everything, with a witness.
+    pub(crate) async fn start() -> Self {
+        let mut all = Self::start_unwitnessed().await;
+        all.start_witness().await;
+        all.start_signing();
+        all
+    }
+
+    /// The product and a key, and nobody who signs.
+    pub(crate) async fn start_unwitnessed() -> Self {
+        let cluster = Cluster::start(ClusterOptions::default()).await;
+        let made = cluster.cli("", &["sign", "--keys", "keys", "--new-key", HOST]).await.success();
+        assert_eq!(made.stdout, fs::read_to_string(cluster.dir().join("keys/log.vkey")).unwrap());
+        fs::write(cluster.dir().join("policy.txt"), "quorum none\n").unwrap();
+        Self { cluster, signing: None, witness: None }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.cluster.dir().join(name)
+    }
+
+    /// Starts a program of the cluster in the background, with its output in a file.
+    pub(crate) fn spawn(&self, log: &str, args: &[&str]) -> Child {
+        let mut command = self.cluster.command("", args).0;
+        let log = fs::File::create(self.path(log)).unwrap();
+        command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+    }
+
+    pub(crate) fn start_signing(&mut self) {
+        let args =
+            ["sign", "--keys", "keys", "--witnesses", "policy.txt", "--sign-seconds", "1", "--http", "127.0.0.1:0"];
+        self.signing = Some(self.spawn("sign.log", &args));
+    }
+
+    pub(crate) fn stop_signing(&mut self) {
+        end(self.signing.take());
+    }
+
+    pub(crate) async fn start_witness(&mut self) {
+        let port = orgstream::servers::stable_listener(&self.path("port")).unwrap().local_addr().unwrap();
+        let (http, url) = (port.to_string(), format!("http://{port}"));
+        let args =
+            ["witness", "--dir", "witness", "--name", "witness.test/w1", "--log-key", "keys/log.vkey", "--http", &http];
+        self.witness = Some(self.spawn("witness.log", &args));
+        let health = format!("{url}/healthz");
+        eventually("the witness", async || reqwest::get(&health).await.ok().map(|_| ())).await;
+        let vkey = fs::read_to_string(self.path("witness/witness.vkey")).unwrap();
+        let policy = format!("witness w1 {} {url}\nquorum w1\n", vkey.trim_end());
+        fs::write(self.path("policy.txt"), policy).unwrap();
+    }
+
+    pub(crate) fn stop_witness(&mut self) {
+        end(self.witness.take());
+    }
+
+    pub(crate) fn log_key(&self) -> LogKey {
+        fs::read_to_string(self.path("keys/log.vkey")).unwrap().trim_end().parse().unwrap()
+    }
+
+    /// The operator's own key, which an attacker in the operator's place has.
+    pub(crate) fn signer(&self, tenant: &Tenant) -> LogSigner {
+        let text = fs::read_to_string(self.path("keys/log.key")).unwrap();
+        let key: orgstream_transparency::SignerKey<Log> = text.trim_end().parse().unwrap();
+        key.named(format!("{HOST}/{}", tenant.id).parse().unwrap())
+    }
+
+    /// Records, each an event of its own.
+    pub(crate) async fn records(&self, tenant: &Tenant, names: impl IntoIterator<Item = String>) {
+        let commands: Vec<Value> = names.into_iter().map(create).collect();
+        for (number, commands) in commands.chunks(500).enumerate() {
+            let key = format!("{:?}", (commands.first(), number));
+            let key: String = key.chars().filter(char::is_ascii_alphanumeric).take(200).collect();
+            self.cluster.client.command(tenant, &key, &Value::from(commands)).await.expect(200);
+        }
+        self.cluster.until_projected(tenant).await;
+    }
+
+    /// A text of the API.
+    pub(crate) async fn text(&self, tenant: &Tenant, path: &str) -> String {
+        let request = self.cluster.client.request(Method::GET, &tenant.path(path), &tenant.key);
+        let answer = request.header("Prefer", "wait=20").send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{path}: {}", answer.text().await.unwrap());
+        answer.text().await.unwrap()
+    }
+
+    /// Bytes of the API.
+    pub(crate) async fn bytes(&self, tenant: &Tenant, path: &str) -> Vec<u8> {
+        let answer = self.cluster.client.request(Method::GET, &tenant.path(path), &tenant.key).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{path}");
+        answer.bytes().await.unwrap().to_vec()
+    }
+
+    /// The signed head over everything that is projected by now.
+    pub(crate) async fn head(&self, tenant: &Tenant) -> SignedNote {
+        let answer = self.cluster.client.get(&tenant.key, &tenant.path("audit/events?limit=1")).await.expect(200);
+        let size = answer.body["data"][0]["idx"].as_u64().unwrap() + 1;
+        SignedNote::parse(self.text(tenant, &format!("audit/checkpoint?at_least={size}")).await.as_bytes()).unwrap()
+    }
+
+    /// The same once the witness has signed it too; kept in a file.
+    pub(crate) async fn witnessed_head(&self, tenant: &Tenant, file: &str) -> SignedNote {
+        let note = eventually("the witness's signature", async || {
+            Some(self.head(tenant).await).filter(|note| note.signatures().len() > 1)
+        })
+        .await;
+        fs::write(self.path(file), note.to_string()).unwrap();
+        note
+    }
+
+    pub(crate) async fn export(&self, tenant: &Tenant, out: &str) {
+        self.cluster.cli(&tenant.key, &["audit", "export", "--out", out]).await.success();
+    }
+
+    /// Verifies as an auditor does who has pinned the log's key and a policy.
+    pub(crate) async fn verify(&self, bundle: &str, more: &[&str]) -> Verdict {
+        let args = [&["audit", "verify", "--bundle", bundle, "--pin", "keys/log.vkey", "--json"], more].concat();
+        let output = tokio::process::Command::from(self.cluster.command("", &args).0).output().await.unwrap();
+        let code = output.status.code().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let report = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{args:?}: {output:?}"));
+        let verdict = Verdict { code, report };
+        self.ask_python(bundle, more, &verdict);
+        verdict
+    }
+
+    /// The independent verifier must come to the same end, as far as it looks.
+    fn ask_python(&self, bundle: &str, more: &[&str], verdict: &Verdict) {
+        let known = more.windows(2).filter(|pair| pair[0] == "--known").map(|pair| self.path(pair[1]));
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/verify.py");
+        let mut python = std::process::Command::new("python3");
+        python.arg(script).arg(self.path(bundle)).arg(self.path("keys/log.vkey")).args(known);
+        let output = python.output().unwrap();
+        let expected = match verdict.code {
+            0 => 10,
+            // Tiles in place of events, order in time and renderings are beyond it.
+            20 => return,
+            40 if output.status.code() == Some(10) => {
+                let beyond = ["recorded", "no checkpoint", "tile/", "line", "signature"];
+                let findings = verdict.findings();
+                let is_beyond = |finding: &String| beyond.iter().any(|word| finding.contains(word));
+                assert!(findings.iter().all(is_beyond), "{findings:#?}");
+                return;
+            }
+            code => code,
+        };
+        assert_eq!(output.status.code(), Some(expected), "{:#} but {output:?}", verdict.report);
+    }
+}
+
+fn end(child: Option<Child>) {
+    if let Some(mut child) = child {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+impl Drop for Auditing {
+    fn drop(&mut self) {
+        end(self.signing.take());
+        end(self.witness.take());
+        if std::thread::panicking() {
+            for log in ["sign.log", "witness.log"] {
+                eprintln!("--- {log}\n{}", fs::read_to_string(self.path(log)).unwrap_or_default());
+            }
+        }
+    }
+}
+
+/// Copies a folder, for somebody to change.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Brings a manifest up to date with the files, as whoever changes one would.
+pub(crate) fn remake_manifest(bundle: &Path) {
+    let path = bundle.join("manifest.json");
+    let mut manifest: orgstream_verifier::Manifest = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    manifest.files.retain(|file| bundle.join(&file.path).exists());
+    for file in &mut manifest.files {
+        let bytes = fs::read(bundle.join(&file.path)).unwrap();
+        (file.bytes, file.sha256) = (bytes.len() as u64, orgstream_events::Fingerprint::of(&[&bytes]));
+    }
+    fs::write(path, serde_json::to_vec_pretty(&manifest).unwrap()).unwrap();
+}
+
+/// Changes one byte of a file.
+pub(crate) fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    let at = at.min(bytes.len() - 1);
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+/// How long a process may take to do what it does every second.
+pub(crate) const MOMENT: Duration = Duration::from_secs(20);

@@ -1,0 +1,435 @@
+//! Every route, as the program's own description lists them, for every kind of principal that there is. A route whose
+//! request cannot be built from that description fails the test, and so does one whose answer to a stranger differs by a
+//! byte from its answer about something that does not exist.
+//!
+//! It is walked three times: as it is; with row-level security switched off in the database, where the API alone must
+//! hold; and, in `rls.rs`, with the API left out, where the database alone must.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use orgstream::auth::{Permission, Scopes};
+use orgstream_events::{
+    CommandId, ConnectionId, DomainId, EventId, InvitationId, KeyId, MemberId, OrgId, RecordId, Role, RoleId,
+    SessionId, UserId,
+};
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::api::{Answer, Api, OPERATOR, Org, model};
+
+/// One route as the description has it.
+#[derive(Debug, Clone)]
+struct Route {
+    method: Method,
+    path: String,
+    permission: String,
+    body: Option<Value>,
+}
+
+impl Route {
+    fn is_of_org(&self) -> bool {
+        self.path.contains("{org}")
+    }
+
+    /// Whether it is about one thing of the org that another org does not have. Every org has tiles of its own log.
+    fn names_an_item(&self) -> bool {
+        self.path.matches('{').count() > usize::from(self.is_of_org()) && !self.path.contains("{*path}")
+    }
+
+    /// Whether a request of somebody who may send it could change what others of this test need.
+    fn is_dangerous(&self) -> bool {
+        let is_read = self.method == Method::GET;
+        !is_read && !self.names_an_item() && self.body.is_none()
+    }
+
+    fn operators(&self) -> bool {
+        Permission::named(&self.permission).is_none_or(Permission::is_operators)
+    }
+
+    fn allows(&self, role: Role, scopes: &Scopes) -> bool {
+        Permission::named(&self.permission)
+            .is_none_or(|permission| permission.is_granted_to(role) && scopes.allow(permission))
+    }
+}
+
+/// What a route's parameters are, by name. A route with another one has to be added here before it passes.
+#[derive(Clone)]
+struct Items(BTreeMap<&'static str, String>);
+
+impl Items {
+    /// Ids of the right kinds that nobody has.
+    fn nowhere(org: &str) -> Self {
+        let command = CommandId::fresh(1_700_000_000_000, [5; 10]);
+        let domain = DomainId::of(OrgId::derive(command), &"nobody.example".parse().unwrap());
+        let items = [
+            ("org", org.to_owned()),
+            ("member", MemberId::derive(command).to_string()),
+            ("invitation", InvitationId::derive(command).to_string()),
+            ("role", RoleId::derive(command).to_string()),
+            ("domain", domain.to_string()),
+            ("connection", ConnectionId::derive(command).to_string()),
+            ("key", KeyId::derive(command).to_string()),
+            ("record", RecordId::derive(command).to_string()),
+            ("event", EventId::derive(command, "", 0).to_string()),
+            ("session", SessionId::fresh(1_700_000_000_000, [5; 10]).to_string()),
+            ("kind", "no_such_kind".to_owned()),
+            // A tile of the audit log.
+            ("*path", "0/000.p/1".to_owned()),
+        ];
+        Self(items.into())
+    }
+
+    fn with(mut self, items: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        self.0.extend(items);
+        self
+    }
+
+    fn path(&self, route: &Route) -> String {
+        let mut path = String::new();
+        for part in route.path.split('/').skip(1) {
+            path.push('/');
+            path.push_str(match part.strip_prefix('{').and_then(|name| name.strip_suffix('}')) {
+                None => part,
+                Some(name) => self
+                    .0
+                    .get(name)
+                    .unwrap_or_else(|| panic!("{} {}: what is a {name}? Tell `Items`", route.method, route.path)),
+            });
+        }
+        path
+    }
+}
+
+/// Something that the schema takes, as small as it may be.
+fn example(schema: &Value, document: &Value, of: &str) -> Value {
+    if let Some(reference) = schema["$ref"].as_str() {
+        let found = document.pointer(reference.trim_start_matches('#')).unwrap_or_else(|| panic!("{of}: {reference}"));
+        return example(found, document, of);
+    }
+    for choice in ["oneOf", "anyOf"] {
+        if let Some(options) = schema[choice].as_array() {
+            let option = options.iter().find(|option| option["type"] != "null").unwrap_or(&Value::Null);
+            return example(option, document, of);
+        }
+    }
+    if let Some(parts) = schema["allOf"].as_array() {
+        let mut whole = Map::new();
+        for part in parts {
+            if let Value::Object(fields) = example(part, document, of) {
+                whole.extend(fields);
+            }
+        }
+        return Value::Object(whole);
+    }
+    if let Some(value) = [&schema["const"], &schema["example"], &schema["examples"][0], &schema["enum"][0]]
+        .into_iter()
+        .find(|value| !value.is_null())
+    {
+        return value.clone();
+    }
+    let kind = match &schema["type"] {
+        Value::Array(kinds) => kinds.iter().find(|kind| *kind != "null").cloned().unwrap_or_default(),
+        kind => kind.clone(),
+    };
+    match kind.as_str() {
+        Some("object") => {
+            let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let fields = required.map(|name| (name.to_owned(), example(&schema["properties"][name], document, of)));
+            Value::Object(fields.collect())
+        }
+        Some("array") if schema["minItems"].as_u64().unwrap_or_default() > 0 => {
+            json!([example(&schema["items"], document, of)])
+        }
+        Some("array") => json!([]),
+        Some("integer" | "number") => schema["minimum"].as_i64().unwrap_or(1).into(),
+        Some("boolean") => json!(true),
+        Some("string") => match schema["format"].as_str() {
+            Some("date-time") => json!("2100-01-01T00:00:00.000Z"),
+            _ => json!("some text of the matrix"),
+        },
+        // Anything at all.
+        None if schema.as_object().is_some_and(|schema| !schema.contains_key("type")) => json!({}),
+        other => panic!("{of}: what does a schema of type {other:?} take? Tell `example`"),
+    }
+}
+
+/// What `/openapi.json` says that there is.
+async fn routes(api: &Api) -> Vec<Route> {
+    let document = Answer::of(api.request(Method::GET, "/openapi.json")).await.expect(200).json();
+    let mut routes = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let of = format!("{method} {path}");
+            let schema = operation.pointer("/requestBody/content/application~1json/schema");
+            let body = schema.map(|schema| example(schema, &document, &of));
+            assert_eq!(body.is_some(), operation.get("requestBody").is_some(), "{of}: what does it take?");
+            routes.push(Route {
+                method: Method::from_bytes(method.to_uppercase().as_bytes()).unwrap(),
+                path: path.clone(),
+                permission: operation["x-permission"].as_str().unwrap_or_else(|| panic!("{of} is whose?")).to_owned(),
+                body,
+            });
+        }
+    }
+    assert!(routes.len() >= 40, "{}", routes.len());
+    routes
+}
+
+/// The status and the body of the answer, without what names the request.
+async fn call(api: &Api, route: &Route, items: &Items, bearer: Option<&str>, body: Option<&Value>) -> (u16, Value) {
+    let mut request = api.request(route.method.clone(), &items.path(route));
+    if let Some(bearer) = bearer {
+        request = request.bearer_auth(bearer);
+    }
+    if let Some(body) = body {
+        request = request.json(body);
+    }
+    let answer = request.send().await.unwrap();
+    let status = answer.status().as_u16();
+    if status < 400 {
+        return (status, Value::Null);
+    }
+    let mut body: Value = answer.json().await.unwrap();
+    let fields = body.as_object_mut().unwrap();
+    fields.remove("request_id");
+    fields.remove("instance");
+    (status, body)
+}
+
+/// Everybody and everything that the walk needs.
+struct Cast {
+    mine: Org,
+    theirs: Org,
+    suspended: Org,
+    /// Things of the org that is not mine.
+    their_things: Items,
+    my_key: String,
+    roles: Vec<(Role, Scopes, String)>,
+    /// What was once somebody's right in the org that is not mine, or never was.
+    unauthenticated: Vec<(&'static str, Option<String>)>,
+    removed: String,
+    suspended_key: String,
+}
+
+async fn cast(api: &Api) -> Cast {
+    let (mine, theirs, suspended) = (api.org("mine").await, api.org("theirs").await, api.org("suspended").await);
+    let (_, my_key) = api.key(&mine, "owner").await;
+    let (record, position) = api.record(&theirs, "secret plan").await;
+    let (key, revoked) = api.key(&theirs, "owner").await;
+    let events = api.get_at(&theirs.owner, &theirs.path("audit/events"), &position).await.expect(200).json();
+    let members = api.get(&theirs.owner, &theirs.path("members")).await.expect(200).json();
+    let mut things = vec![
+        ("member", members["data"][0]["id"].as_str().unwrap().to_owned()),
+        ("key", key.clone()),
+        ("record", record),
+        ("event", events["data"][0]["event_id"].as_str().unwrap().to_owned()),
+    ];
+    let connection = json!({"name": "Sso", "issuer": api.issuer.url(), "audience": "theirs", "jit": false});
+    for (name, route, body) in [
+        ("invitation", "invitations", json!({"email": "guest@theirs.example", "role": "viewer"})),
+        ("role", "roles", json!({"name": "reader", "permissions": ["records:read"]})),
+        ("domain", "domains", json!({"domain": "theirs.example"})),
+        ("connection", "sso-connections", connection),
+    ] {
+        let made = api.post(&theirs.owner, &theirs.path(route), &body).await.expect(201);
+        api.sees(&theirs, made.header("stream-position")).await;
+        let (_, id) = made.header("location").rsplit_once('/').unwrap();
+        things.push((name, id.to_owned()));
+    }
+    let their_things = Items::nowhere(&theirs.id).with(things);
+    let mut roles = Vec::new();
+    for role in Role::BUILT_IN {
+        roles.push((role, Scopes::ALL, api.key(&theirs, &role.name()).await.1));
+    }
+    for names in [vec!["records:read"], vec!["members:read", "members:manage"], vec!["audit:read", "api_keys:read"]] {
+        let body = json!({"name": "scoped", "role": "admin", "scopes": names});
+        let made = api.post(&theirs.owner, &theirs.path("api-keys"), &body).await.expect(201);
+        api.sees(&theirs, made.header("stream-position")).await;
+        let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        let token = made.json()["token"].as_str().unwrap().to_owned();
+        roles.push((Role::Admin, Scopes::named(Some(&names)), token));
+    }
+    let soon = orgstream_events::Timestamp::from_unix_ms(orgstream::commands::handler::now().unix_ms() + 1_500);
+    let body = json!({"name": "short", "role": "owner", "expires_at": soon});
+    let short = api.post(&theirs.owner, &theirs.path("api-keys"), &body).await.expect(201);
+    let expired = short.json()["token"].as_str().unwrap().to_owned();
+    let revoke = api.request(Method::DELETE, &theirs.path(&format!("api-keys/{key}"))).bearer_auth(&theirs.owner);
+    let ended = Answer::of(revoke).await.expect(200);
+    api.sees(&theirs, ended.header("stream-position")).await;
+    while api.get(&revoked, &theirs.path("records")).await.status == 200 {}
+    while api.get(&expired, &theirs.path("records")).await.status == 200 {}
+
+    let removed = api.person("removed@theirs.example");
+    let user = UserId::from_login(api.issuer.url(), "removed@theirs.example");
+    let body = json!({"email": "removed@theirs.example", "role": "owner", "user_id": user});
+    let added = api.post(&theirs.owner, &theirs.path("members"), &body).await.expect(201);
+    api.sees(&theirs, added.header("stream-position")).await;
+    let remove = api.request(Method::DELETE, added.header("location")).bearer_auth(&theirs.owner);
+    let left = Answer::of(remove).await.expect(200);
+    api.sees(&theirs, left.header("stream-position")).await;
+    while api.get(&removed, &theirs.path("records")).await.status == 200 {}
+
+    let (_, suspended_key) = api.key(&suspended, "owner").await;
+    api.post(OPERATOR, &suspended.path("suspend"), &json!({"reason": "unpaid"})).await.expect(200);
+    while api.get(&suspended_key, &suspended.path("records")).await.status == 200 {}
+    let unknown = "os_live_000000000000_000000000000000000000000000000002AO7tm".to_owned();
+    let unauthenticated = vec![
+        ("nobody", None),
+        ("an empty credential", Some(String::new())),
+        ("garbage", Some("nonsense".to_owned())),
+        ("a key that never was", Some(unknown)),
+        ("a token that nobody signed", Some("eyJhbGciOiJub25lIn0.e30.".to_owned())),
+        ("a forged key", Some(Api::forge(&my_key, &roles[0].2))),
+        ("an expired key", Some(expired)),
+        ("a revoked key", Some(revoked)),
+    ];
+    Cast { mine, theirs, suspended, their_things, my_key, roles, unauthenticated, removed, suspended_key }
+}
+
+/// Walks every route as everybody, and says what was wrong, all of it.
+async fn walk(api: &Api) -> Vec<String> {
+    let cast = cast(api).await;
+    let mut wrong = Vec::new();
+    let nowhere = OrgId::fresh(1_700_000_000_000, [9; 10]).to_string();
+    for route in routes(api).await {
+        let of = format!("{} {}", route.method, route.path);
+        let body = route.body.as_ref();
+        let nothing = json!({});
+        let harmless = body.map(|_| &nothing);
+        let theirs = Items::nowhere(&cast.theirs.id);
+        let mut check = |who: &str, answer: &(u16, Value), right: bool| {
+            if !right {
+                wrong.push(format!("{of} as {who}: {} {}", answer.0, answer.1));
+            }
+        };
+        if route.permission == "public" {
+            let answer = call(api, &route, &theirs, None, harmless).await;
+            // That the program does not call itself ready is right where the test has taken a wall away.
+            let unready = route.path == "/readyz" && answer.0 == 503;
+            check("nobody, who may", &answer, answer.0 != 401 && (answer.0 < 500 || unready));
+            continue;
+        }
+        for (who, bearer) in &cast.unauthenticated {
+            let answer = call(api, &route, &cast.their_things, bearer.as_deref(), body).await;
+            check(who, &answer, answer.0 == 401);
+        }
+        if route.permission == "operator" {
+            for (who, bearer) in [("a key", &cast.my_key), ("a person", &cast.mine.owner)] {
+                let answer = call(api, &route, &theirs, Some(bearer), body).await;
+                check(who, &answer, answer.0 == 403);
+            }
+            continue;
+        }
+        if !route.is_of_org() {
+            continue;
+        }
+        // Strangers: the same as for what does not exist, to the byte.
+        let strangers = [
+            ("another org's key", &cast.my_key),
+            ("another org's owner", &cast.mine.owner),
+            ("who was removed", &cast.removed),
+        ];
+        for (who, bearer) in strangers {
+            let answer = call(api, &route, &cast.their_things, Some(bearer), body).await;
+            check(who, &answer, answer.0 == 404);
+            let absent = call(api, &route, &Items::nowhere(&nowhere), Some(bearer), body).await;
+            check(&format!("{who}, who can tell that it exists"), &answer, answer == absent);
+        }
+        // Their things under my own path: as if nobody had them.
+        if route.names_an_item() {
+            let things = Items::nowhere(&cast.mine.id);
+            let absent = call(api, &route, &things, Some(&cast.my_key), body).await;
+            let foreign = cast.their_things.clone().with([("org", cast.mine.id.clone())]);
+            let answer = call(api, &route, &foreign, Some(&cast.my_key), body).await;
+            check("another org's key, on its own path", &answer, answer == absent && answer.0 >= 400);
+        }
+        // The roles, and what scopes leave of them.
+        for (role, scopes, bearer) in &cast.roles {
+            let allowed = route.allows(*role, scopes);
+            if allowed && route.is_dangerous() {
+                continue;
+            }
+            let answer = call(api, &route, &theirs, Some(bearer), if allowed { harmless } else { body }).await;
+            let right = (answer.0 == 403) != allowed && answer.0 != 401 && answer.0 < 500;
+            check(&format!("{role} with {:?}", scopes.names()), &answer, right);
+        }
+        // An operator runs the platform and reads nothing of a tenant.
+        if !route.operators() {
+            let answer = call(api, &route, &cast.their_things, Some(OPERATOR), body).await;
+            check("an operator without broken glass", &answer, answer.0 == 404);
+        }
+        for (who, bearer) in [("a key", &cast.suspended_key), ("the owner", &cast.suspended.owner)] {
+            let answer = call(api, &route, &Items::nowhere(&cast.suspended.id), Some(bearer), body).await;
+            let right = answer.0 == 403 && answer.1["code"] == "organization_suspended";
+            check(&format!("{who} of a suspended org"), &answer, right);
+        }
+    }
+    // After all of that, what is theirs is as it was.
+    let record =
+        api.get(&cast.theirs.owner, &cast.theirs.path(&format!("records/{}", cast.their_things.0["record"]))).await;
+    if record.expect(200).json()["data"] != model("secret plan")["data"] {
+        wrong.push("their record is not what it was".to_owned());
+    }
+    wrong
+}
+
+// S3.34
+// S3.3
+// S3.8
+// S3.11
+// S3.12
+// S3.26
+// S5.1
+// S5.35
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_34_every_route_for_every_principal() {
+    let api = Api::start().await;
+    let wrong = walk(&api).await;
+    assert!(wrong.is_empty(), "{} answers are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+// S3.8
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_8_the_api_alone_keeps_orgs_apart() {
+    let api = Api::start().await;
+    let mut owner = PgConnection::connect(api.owner_url()).await.unwrap();
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT oid::regclass::text FROM pg_class WHERE relrowsecurity AND relkind IN ('r', 'p') ORDER BY 1",
+    )
+    .fetch_all(&mut owner)
+    .await
+    .unwrap();
+    assert!(tables.len() >= 11, "{tables:?}");
+    for table in tables {
+        let off = format!("ALTER TABLE {table} DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY");
+        sqlx::raw_sql(AssertSqlSafe(off)).execute(&mut owner).await.unwrap();
+    }
+    let wrong = walk(&api).await;
+    assert!(wrong.is_empty(), "{} answers are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// The walk can fail: a document with a route that it cannot build a request for stops it.
+#[test]
+fn a_request_that_cannot_be_built_is_noticed() {
+    let route = |path: &str| Route {
+        method: Method::GET,
+        path: path.to_owned(),
+        permission: "records:read".to_owned(),
+        body: None,
+    };
+    let items = Items::nowhere("acme");
+    let built: BTreeSet<String> =
+        ["/v1/organizations/{org}/records", "/v1/me"].iter().map(|path| items.path(&route(path))).collect();
+    assert_eq!(built.into_iter().collect::<Vec<_>>(), ["/v1/me", "/v1/organizations/acme/records"]);
+    let unknown = std::panic::catch_unwind(|| Items::nowhere("acme").path(&route("/v1/spaceships/{spaceship}")));
+    assert!(unknown.is_err());
+    let schema = std::panic::catch_unwind(|| example(&json!({"type": "tensor"}), &Value::Null, "x"));
+    assert!(schema.is_err());
+    let body = example(
+        &json!({"type": "object", "required": ["n"], "properties": {"n": {"type": "integer", "minimum": 3}, "m": {}}}),
+        &Value::Null,
+        "x",
+    );
+    assert_eq!(body, json!({"n": 3}));
+}

@@ -1,0 +1,199 @@
+//! What tenants share and what they do not, as a whole: logs, configuration, roles, machines; and what happens when the
+//! walls between them fail all the same.
+
+use orgstream_events::{PLATFORM_ORG, UserId};
+use reqwest::Method;
+use serde_json::json;
+use sqlx::{Connection, PgConnection};
+
+use crate::{
+    access::audited,
+    api::{Answer, Api, OPERATOR, Org, model},
+    cluster::{Cluster, ClusterOptions, create, eventually},
+};
+
+/// A person in several organizations, with a role in each.
+async fn join(api: &Api, email: &str, org: &Org, role: &str) -> String {
+    let user = UserId::from_login(api.issuer.url(), email);
+    let body = json!({"email": email, "role": role, "user_id": user});
+    let added = api.post(&org.owner, &org.path("members"), &body).await.expect(201);
+    api.sees(org, added.header("stream-position")).await;
+    added.header("location").to_owned()
+}
+
+// S1.19
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s1_19_each_log_has_exactly_its_own() {
+    let api = Api::start().await;
+    for (slug, count) in [("ten", 10), ("three", 3)] {
+        let org = api.org(slug).await;
+        for number in 0..count {
+            api.record(&org, &number.to_string()).await;
+        }
+        let created = audited(&api, &org.owner, &org.id, "record.created", count).await;
+        assert!(created.iter().all(|event| event["org_id"] == json!(org.id)), "{created:?}");
+    }
+}
+
+// S4.5
+// S3.12
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s4_5_a_role_is_of_one_org_and_changes_at_once() {
+    let api = Api::start().await;
+    let (a, b) = (api.org("roles-a").await, api.org("roles-b").await);
+    let max = api.person("max@both.example");
+    join(&api, "max@both.example", &a, "admin").await;
+    let in_b = join(&api, "max@both.example", &b, "viewer").await;
+    api.post(&max, &a.path("records"), &model("a")).await.expect(201);
+    assert_eq!(api.post(&max, &b.path("records"), &model("b")).await.expect(403).problem(), "forbidden");
+
+    let change = api.request(Method::PATCH, &in_b).bearer_auth(&b.owner).json(&json!({"role": "member"}));
+    let changed = Answer::of(change).await.expect(200);
+    api.sees(&b, changed.header("stream-position")).await;
+    let since = tokio::time::Instant::now();
+    while api.post(&max, &b.path("records"), &model("b")).await.status != 201 {
+        assert!(since.elapsed().as_secs() < 1, "the old role still counts");
+    }
+    let change = api.request(Method::PATCH, &in_b).bearer_auth(&b.owner).json(&json!({"role": "viewer"}));
+    let changed = Answer::of(change).await.expect(200);
+    api.sees(&b, changed.header("stream-position")).await;
+    let since = tokio::time::Instant::now();
+    while api.post(&max, &b.path("records"), &model("b")).await.status != 403 {
+        assert!(since.elapsed().as_secs() < 1, "the old role still counts");
+    }
+    api.post(&max, &a.path("records"), &model("a")).await.expect(201);
+}
+
+// S3.23
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_23_what_all_tenants_share_is_the_platforms_to_change() {
+    let api = Api::start().await;
+    let (a, b) = (api.org("shared-a").await, api.org("shared-b").await);
+    let kind = json!({"kind": "probe", "title": "Probe", "schema": {"type": "object"}, "visibility": "private"});
+    let made = api.post(OPERATOR, "/v1/kinds", &kind).await.expect(201);
+    let probe = json!({"kind": "probe", "data": {}});
+    for org in [&a, &b] {
+        let read = api.get_at(&org.owner, "/v1/kinds/probe", made.header("stream-position")).await.expect(200);
+        assert_eq!(read.json()["title"], "Probe");
+        api.post(&org.owner, &org.path("records"), &probe).await.expect(201);
+        for (method, path) in [(Method::PATCH, "/v1/kinds/probe"), (Method::DELETE, "/v1/kinds/probe")] {
+            let change = api.request(method, path).bearer_auth(&org.owner).json(&json!({"title": "Mine"}));
+            assert_eq!(Answer::of(change).await.expect(403).problem(), "forbidden");
+        }
+        let retire = json!({"type": "retire_kind", "kind": "probe"});
+        api.post(&org.owner, &org.path("commands"), &retire).await.expect(403);
+    }
+    let retire = api.request(Method::DELETE, "/v1/kinds/probe").bearer_auth(OPERATOR);
+    Answer::of(retire).await.expect(200);
+    for org in [&a, &b] {
+        while api.post(&org.owner, &org.path("records"), &probe).await.status == 201 {}
+    }
+}
+
+// S3.36
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_36_a_row_of_another_org_ends_the_request_and_gives_the_alarm() {
+    let api = Api::start().await;
+    let (mine, theirs) = (api.org("mixed-up").await, api.org("mixed-in").await);
+    let (_, position) = api.record(&theirs, "secret plan").await;
+    api.get_at(&theirs.owner, &theirs.path("audit/events"), &position).await.expect(200);
+    let events = api.get(&mine.owner, &mine.path("audit/events")).await.expect(200).json();
+    let event = events["data"][0]["event_id"].as_str().unwrap().to_owned();
+    // Somebody with the rights of the owner puts a row of one where a row of the other was.
+    let mut owner = PgConnection::connect(api.owner_url()).await.unwrap();
+    sqlx::raw_sql("ALTER TABLE audit.events DISABLE TRIGGER append_only").execute(&mut owner).await.unwrap();
+    let (org, other) = (mine.id.parse::<orgstream_events::OrgId>(), theirs.id.parse::<orgstream_events::OrgId>());
+    let mixed = sqlx::query(
+        "UPDATE audit.events AS event SET header = wrong.header, payload = wrong.payload
+        FROM audit.events AS wrong
+        WHERE event.org_id = $1 AND event.idx = (SELECT max(idx) FROM audit.events WHERE org_id = $1)
+            AND wrong.org_id = $2 AND wrong.action = 'record.created'",
+    );
+    let done = mixed.bind(org.unwrap().uuid()).bind(other.unwrap().uuid()).execute(&mut owner).await.unwrap();
+    assert_eq!(done.rows_affected(), 1);
+
+    for path in ["audit/events".to_owned(), format!("audit/events/{event}")] {
+        let refused = api.get(&mine.owner, &mine.path(&path)).await.expect(500);
+        assert_eq!(refused.problem(), "internal");
+        assert!(!refused.text.contains("secret") && !refused.text.contains(&theirs.id), "{refused:?}");
+    }
+    let alarms = audited(&api, OPERATOR, &PLATFORM_ORG.to_string(), "access.isolation_failed", 2).await;
+    let data = json!({"bound": mine.id, "found": theirs.id, "table": "audit.events"});
+    assert!(alarms.iter().all(|alarm| alarm["data"] == data), "{alarms:?}");
+    assert_eq!(alarms[0]["outcome"], json!({"status": "failed", "code": "isolation_failed"}));
+    api.get(&theirs.owner, &theirs.path("audit/events")).await.expect(200);
+}
+
+// S3.35
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_35_attempts_are_counted() {
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let (mine, theirs) = (cluster.tenant("counted").await, cluster.tenant("asked-for").await);
+    for _ in 0..3 {
+        cluster.client.get(&mine.key, &theirs.path("records")).await.expect(404);
+    }
+    // One for the actor's own organization, one for the platform.
+    let name = "orgstream_access_facts_total{fact=\"access.denied\",code=\"not_found\"}";
+    eventually("the attempts to be counted", async || (cluster.api.metric(name).await? >= 6.0).then_some(())).await;
+    let path = mine.path("records");
+    let (operator, org) = (cluster.operator(), mine.slug.as_str());
+    cluster.client.get(operator, &path).await.expect(404);
+    cluster.cli(operator, &["break-glass", "--org", org, "--approver", "bob"]).await.failure();
+    let why = ["break-glass", "--org", org, "--approver", "bob", "--reason", "ticket 4711 of acme"];
+    let said = cluster.cli(operator, &why).await.success();
+    assert!(said.stderr.contains("can be read until"), "{said:?}");
+    cluster.client.get(operator, &path).await.expect(200);
+    cluster.cli(operator, &["break-glass", "--org", org, "--close"]).await.success();
+    cluster.client.get(operator, &path).await.expect(404);
+    let said = cluster.cli(&mine.key, &["key", "check", &mine.key]).await.success();
+    assert!(said.stdout.starts_with("live key "), "{said:?}");
+    let wrong = format!("{}0", &mine.key[..mine.key.len() - 1]);
+    let wrong = if wrong == mine.key { format!("{}1", &mine.key[..mine.key.len() - 1]) } else { wrong };
+    let said = cluster.cli(&mine.key, &["key", "check", &wrong]).await.failure();
+    assert!(said.stderr.contains("checksum") && !said.stderr.contains(&wrong), "{said:?}");
+    let pattern = cluster.cli(&mine.key, &["key", "pattern"]).await.success();
+    assert!(pattern.stdout.starts_with("os_(live|test)_"), "{pattern:?}");
+}
+
+/// What the processes hold: their memory in bytes, and their connections to the database.
+async fn held(cluster: &Cluster) -> (u64, i64) {
+    let memory = cluster.api.resident() + cluster.workers[0].resident();
+    let count = sqlx::query_scalar("SELECT count(*) FROM pg_stat_activity WHERE usename LIKE 'app\\_%'");
+    (memory, count.fetch_one(&mut cluster.superuser().await).await.unwrap())
+}
+
+// S3.5
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_5_a_thousand_tenants_share_one_set_of_processes() {
+    const AT_ONCE: usize = 16;
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let all = &cluster;
+    let found = async |first: usize, count: usize| {
+        for chunk in (first..first + count).collect::<Vec<_>>().chunks(AT_ONCE) {
+            let made = chunk.iter().map(|number| async move {
+                let slug = format!("tenant-{number}");
+                let owner = all.person(&format!("owner@{slug}.example"));
+                let body = json!({"name": slug, "slug": slug});
+                let made = all.client.post(&owner, "/v1/organizations", Some(&slug), &body).await.expect(201);
+                let path = format!("/v1/organizations/{}/commands", made.text("id"));
+                all.client.post(&owner, &path, Some("first"), &create("a")).await.expect(201);
+            });
+            futures_util::future::join_all(made).await;
+        }
+    };
+    found(0, 100).await;
+    let (memory, connections) = held(&cluster).await;
+    found(100, 900).await;
+    let last = cluster.person("owner@tenant-999.example");
+    let path = "/v1/organizations/tenant-999/records";
+    let reads = async || {
+        let answer = cluster.client.get(&last, path).await;
+        (answer.status == 200 && answer.body["data"].as_array().is_some_and(|rows| rows.len() == 1)).then_some(())
+    };
+    eventually("the last tenant to be served", reads).await;
+    let (more_memory, more_connections) = held(&cluster).await;
+    // No tenant has a connection, a stream or a task of its own; what each adds to caches is bounded, and small.
+    assert!(more_connections <= connections + 4, "{connections} connections became {more_connections}");
+    let each = more_memory.saturating_sub(memory) / 900;
+    assert!(each < 128 << 10, "every tenant takes {each} bytes: {memory} became {more_memory}");
+}

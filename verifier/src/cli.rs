@@ -1,0 +1,76 @@
+//! `audit verify`, the same whether it is run as a part of the big program or by itself.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::Context;
+use orgstream_transparency::{PolicyFile, SignedNote};
+
+use crate::{KnownHead, Outcome, Report, Request, verify};
+
+/// Verify an exported audit log: no network, no database, no account, and nothing is written.
+///
+/// Exit codes: 0 valid and witnessed, 10 valid but not witnessed, 20 valid but incomplete, 30 diverges from a head that you
+/// hold, 40 invalid. 2 means that the command itself could not be carried out.
+#[derive(Debug, clap::Args)]
+pub struct VerifyArgs {
+    /// The bundle's folder.
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+    /// The log's public key (`log.vkey`), which you got from elsewhere than from the bundle.
+    #[arg(long, value_name = "FILE")]
+    pin: PathBuf,
+    /// Which witnesses you believe, as a C2SP tlog-policy.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// A checkpoint of the log that you kept from before. May be repeated.
+    #[arg(long, value_name = "FILE")]
+    known: Vec<PathBuf>,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl VerifyArgs {
+    /// Verifies, prints the report to standard output, and says how it ended.
+    pub fn run(self) -> anyhow::Result<Outcome> {
+        let json = self.json;
+        let report = verify(&self.request()?);
+        if json {
+            print_json(&report)?;
+        } else {
+            print!("{report}");
+        }
+        Ok(report.outcome())
+    }
+
+    fn request(self) -> anyhow::Result<Request> {
+        let read = |path: &PathBuf| fs::read(path).with_context(|| format!("{} cannot be read", path.display()));
+        let pin = String::from_utf8(read(&self.pin)?).with_context(|| format!("{} is no key", self.pin.display()))?;
+        let pin = pin.trim_end().parse().with_context(|| format!("{} is not the key of a log", self.pin.display()))?;
+        let policy = self
+            .policy
+            .as_ref()
+            .map(|path| PolicyFile::parse(&read(path)?).with_context(|| format!("{} is no policy", path.display())));
+        let known = self.known.iter().map(|path| {
+            let name = path.display().to_string();
+            let note = SignedNote::parse(&read(path)?).with_context(|| format!("{name} is no checkpoint"))?;
+            Ok(KnownHead { name, note })
+        });
+        Ok(Request {
+            bundle: self.bundle,
+            pin,
+            policy: policy.transpose()?,
+            known: known.collect::<anyhow::Result<_>>()?,
+        })
+    }
+}
+
+fn print_json(report: &Report) -> anyhow::Result<()> {
+    let mut value = serde_json::to_value(report)?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("outcome".to_owned(), serde_json::to_value(report.outcome())?);
+        fields.insert("code".to_owned(), report.outcome().code().into());
+    }
+    println!("{}", serde_json::to_string_pretty(&value)?);
+    Ok(())
+}

@@ -1,0 +1,21 @@
+//! The audit log of one org, exported into a folder, and what it proves to somebody who does not trust its operator.
+//!
+//! A bundle has the events' bytes, the tree over them, every signed head, and renderings for people and for other programs.
+//! Who writes one and who verifies one share the formats here and nothing else. Verification reads files and that is all
+//! it does: no network, no database, no account, no clock, and not a byte is written.
+
+mod bundle;
+mod cli;
+mod files;
+mod render;
+mod report;
+mod verify;
+
+pub use bundle::{
+    CHECKPOINTS, CSV, FORMAT, HANDOVERS, JSONL, ListedFile, MANIFEST, Manifest, OCSF, POLICY, Payload, decode_entries,
+    decode_payloads, encode_entries, encode_payloads, log_key, payloads_path,
+};
+pub use cli::VerifyArgs;
+pub use render::{CSV_HEAD, Entry};
+pub use report::{Finding, Outcome, Report};
+pub use verify::{KnownHead, Request, verify};

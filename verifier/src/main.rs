@@ -1,0 +1,24 @@
+//! `orgstream-verify`: the verifier by itself, small enough to be read before it is believed.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use orgstream_verifier::VerifyArgs;
+
+/// Verify an exported audit log.
+#[derive(Parser)]
+#[command(name = "orgstream-verify", version, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    args: VerifyArgs,
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().args.run() {
+        Ok(outcome) => outcome.code().into(),
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            2.into()
+        }
+    }
+}
