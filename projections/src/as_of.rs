@@ -59,15 +59,8 @@ impl Database {
     ) -> Result<Result<AsOf, TooMany>, DbError> {
         let id = org.org().uuid();
         let mut slice = self.begin_slices(SliceClass::Backlog, STATEMENT).await?;
-        let connection = slice.unopened();
-        sqlx::query!(
-            "SELECT set_config('app.org_id', $1, true) AS org, set_config('app.rm_version', $2, true) AS version",
-            id.to_string(),
-            // Versions that are built to stay count upwards from 1.
-            (-1 - i32::from(number)).to_string(),
-        )
-        .fetch_one(&mut *connection)
-        .await?;
+        // Versions that are built to stay count upwards from 1.
+        slice.bind_version(org, -1 - i32::from(number)).await?;
         let (idx, time) = match moment {
             Moment::Idx(idx) => (Some(to_bigint(idx)), None),
             Moment::Time(time) => (None, Some(time.to_datetime())),
@@ -79,7 +72,7 @@ impl Database {
             idx,
             time,
         );
-        let count = last.fetch_one(connection).await?.map_or(0, |last| from_bigint(last) + 1);
+        let count = last.fetch_one(slice.unopened()).await?.map_or(0, |last| from_bigint(last) + 1);
         if count > most {
             return Ok(Err(TooMany(count)));
         }

@@ -180,6 +180,18 @@ impl SliceTx {
         TenantTx::new(self.transaction, org, alarm)
     }
 
+    /// Binds the transaction to `org` and to a version of its read models by hand.
+    pub(crate) async fn bind_version(&mut self, org: BoundOrg, version: i32) -> Result<(), DbError> {
+        sqlx::query!(
+            "SELECT set_config('app.org_id', $1, true) AS org, set_config('app.rm_version', $2, true) AS version",
+            org.org().uuid().to_string(),
+            version.to_string(),
+        )
+        .fetch_one(self.unopened())
+        .await?;
+        Ok(())
+    }
+
     /// The transaction was bound to `org` and a version of its read models by hand.
     pub(crate) fn opened(&mut self, org: BoundOrg) {
         self.open = Some((org.org(), vec![Pipeline::ReadModels]));

@@ -71,15 +71,8 @@ impl SliceTx {
     /// Opens the next step of a job. None when the shard has another owner, or the job is another by now.
     pub async fn open_step(&mut self, known: &Rebuild, epoch: u64) -> Result<Option<Step>, DbError> {
         let (bound, org) = (known.bound(), known.org.uuid());
-        let connection = self.unopened();
-        sqlx::query!(
-            "SELECT set_config('app.org_id', $1, true) AS org, set_config('app.rm_version', $2, true) AS version",
-            org.to_string(),
-            known.version.to_string(),
-        )
-        .fetch_one(&mut *connection)
-        .await?;
-        let Some(rebuild) = rebuilds::hold(connection, org, epoch).await? else { return Ok(None) };
+        self.bind_version(bound, known.version).await?;
+        let Some(rebuild) = rebuilds::hold(self.unopened(), org, epoch).await? else { return Ok(None) };
         if (rebuild.job, rebuild.state, rebuild.version) != (known.job, known.state, known.version) {
             return Ok(None);
         }

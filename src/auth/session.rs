@@ -64,6 +64,14 @@ pub struct ActiveSession {
     pub(super) hash: Fingerprint,
 }
 
+impl ActiveSession {
+    /// The same as it was in this organization, to say who did something there. It opens nothing: what a session may is
+    /// looked up by its token.
+    pub fn acting_in(&self, org: OrgId) -> Self {
+        Self { org: Some(org), ..self.clone() }
+    }
+}
+
 impl From<&Session> for ActiveSession {
     fn from(session: &Session) -> Self {
         Self { id: session.id, org: session.active_org, epoch: session.epoch, hash: session.token_hash }

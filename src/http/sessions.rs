@@ -8,7 +8,7 @@ use axum::{
     http::{StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use orgstream_events::{IdError, LoginMethod, OrgId, SessionId, Slug, Timestamp};
+use orgstream_events::{AccessEvent, Direction, IdError, LoginMethod, OrgId, OrgSwitched, SessionId, Slug, Timestamp};
 use orgstream_projections::identity::{Session, SignIn};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -25,6 +25,8 @@ use crate::{
         session::{ActiveSession, Start},
     },
     commands::organization::CURRENT,
+    gateway::Origin,
+    notes::Attempt,
     problem::Problem,
 };
 
@@ -161,10 +163,13 @@ pub async fn start(State(app): State<Arc<App>>, parts: Parts) -> Result<Response
         method,
         second_factor: login.second_factor,
         active_org,
-        ip: origin.context.ip,
-        user_agent: origin.context.user_agent,
+        ip: origin.context.ip.clone(),
+        user_agent: origin.context.user_agent.clone(),
     };
     let (token, session) = app.auth.sessions().start(&begin).await?;
+    let method = begin.method.to_string();
+    let somebody = acting(&principal, ActiveSession::from(&*session));
+    note(&app, &somebody, active_org, &origin, AccessEvent::SignedIn(orgstream_events::SignedIn { method })).await;
     let slug = app.auth.look(&principal, active_org).await?.map(|found| found.organization.slug);
     let active = Some(ActiveOrg { org_id: active_org, slug });
     let body = NewSessionView { token: token.reveal().to_owned(), session: view(&session, true, active) };
@@ -258,12 +263,49 @@ pub async fn show(State(app): State<Arc<App>>, SignedIn(principal): SignedIn) ->
 pub async fn switch(
     State(app): State<Arc<App>>,
     SignedIn(principal): SignedIn,
+    parts: Parts,
     Body(Switch { org }): Body<Switch>,
 ) -> Result<Response, Problem> {
     principal.person()?;
     let name = OrgName::parse(&org).map_err(|rule| Problem::invalid("/org", "organization", rule))?;
-    let session = app.auth.switch(&principal, &name).await?;
+    let (before, origin) = (principal.session().and_then(|session| session.org), info(&parts).origin());
+    let session = app.auth.switch(&principal, &name).await.map_err(|error| {
+        let problem = Problem::from(error);
+        app.gateway.notes().turned_away(
+            &principal,
+            &origin,
+            Attempt { target: "session", asked: Some(&org) },
+            &problem,
+        );
+        problem
+    })?;
+    if before != session.org {
+        // Each side learns of its own side only, and of the person as its own member.
+        for (org, direction) in [(before, Direction::Left), (session.org, Direction::Entered)] {
+            let Some(org) = org else { continue };
+            let somebody = acting(&principal, session.acting_in(org));
+            let fact = AccessEvent::OrgSwitched(OrgSwitched { direction, epoch: session.epoch });
+            note(&app, &somebody, org, &origin, fact).await;
+        }
+    }
     answer(&app, &principal, &session).await
+}
+
+/// The same person in this session.
+fn acting(principal: &Principal, session: ActiveSession) -> Principal {
+    let mut somebody = principal.clone();
+    if let Principal::User { session: of, .. } = &mut somebody {
+        *of = Some(session);
+    }
+    somebody
+}
+
+/// Notes what a person did in the log of an organization, as the member that they are there. Where they are none, or may not
+/// act, there is nobody to name.
+async fn note(app: &App, somebody: &Principal, org: OrgId, origin: &Origin, fact: AccessEvent) {
+    if let Ok(access) = app.auth.access(somebody, &OrgName::Id(org)).await {
+        app.gateway.notes().note(access.bound(), access.actor(), origin, fact);
+    }
 }
 
 async fn answer(app: &App, principal: &Principal, session: &ActiveSession) -> Result<Response, Problem> {

@@ -15,10 +15,11 @@ use uuid::Uuid;
 
 use crate::{Log, Message, StreamError, api::unavailable, read::trace, streams};
 
-/// Messages asked for at once; when half of them have come, the next are asked for.
-const BATCH: usize = 2_000;
-/// With two requests open, a cursor's share of memory is twice this.
-const BATCH_BYTES: usize = 4 << 20;
+/// Messages asked for at once; when half of them have come, the next are asked for. All cursors share a connection, so
+/// this is also what one of a busy shard puts before the next message of a quiet one.
+const BATCH: usize = 200;
+/// The same in bytes, and at least the largest message. With two requests open, a cursor's share of memory is twice this.
+const BATCH_BYTES: usize = 2 << 20;
 const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// A consumer that nobody asks any more removes itself.

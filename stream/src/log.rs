@@ -1,4 +1,4 @@
-//! The handle: one connection, and what every verb of the crate needs to know.
+//! The handle: the connections, and what every verb of the crate needs to know.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -58,7 +58,7 @@ pub enum SyncMode {
     Relaxed,
 }
 
-/// The event log. Clones share one connection.
+/// The event log. Clones share its connections.
 #[derive(Debug, Clone)]
 pub struct Log {
     pub(crate) inner: Arc<Inner>,
@@ -78,18 +78,24 @@ pub(crate) struct Inner {
     /// Counts lost connections: whoever waits for an answer from before can stop waiting.
     pub(crate) losses: watch::Receiver<u64>,
     client: async_nats::Client,
+    /// For reads of many messages at once. What answers them would stand in the way of everything else on one connection:
+    /// a cursor's next message would wait until some megabytes of history have been sent and taken apart.
+    pub(crate) bulk: Line,
 }
 
-impl Log {
-    /// Connects; streams are not touched before [`Log::ensure_streams`].
-    pub async fn connect(options: &LogOptions) -> Result<Self, StreamError> {
-        if options.shards == 0 || options.replicas == 0 {
-            return Err(StreamError::Invalid("there must be at least one shard and one replica".to_owned()));
-        }
+/// One connection, and how often it was lost.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) client: async_nats::Client,
+    pub(crate) losses: watch::Receiver<u64>,
+}
+
+impl Line {
+    async fn open(options: &LogOptions, name: &'static str) -> Result<Self, StreamError> {
         let (lost, losses) = watch::channel(0);
         let lost = Arc::new(lost);
         let mut connect = ConnectOptions::new()
-            .name("orgstream")
+            .name(name)
             .connection_timeout(API_TIMEOUT)
             .request_timeout(Some(API_TIMEOUT))
             .ping_interval(Duration::from_secs(10))
@@ -99,12 +105,12 @@ impl Log {
                 async move {
                     match event {
                         Event::Disconnected => {
-                            tracing::warn!("the connection to NATS is lost; reconnecting");
+                            tracing::warn!(connection = name, "the connection to NATS is lost; reconnecting");
                             lost.send_modify(|count| *count += 1);
                         }
-                        Event::Connected => tracing::info!("connected to NATS"),
-                        Event::Closed => tracing::debug!("the connection to NATS is closed"),
-                        other => tracing::warn!(event = %other, "NATS connection"),
+                        Event::Connected => tracing::info!(connection = name, "connected to NATS"),
+                        Event::Closed => tracing::debug!(connection = name, "the connection to NATS is closed"),
+                        other => tracing::warn!(connection = name, event = %other, "NATS connection"),
                     }
                 }
             });
@@ -114,6 +120,18 @@ impl Log {
         }
         let servers: Vec<&str> = options.url.split(',').map(str::trim).collect();
         let client = connect.connect(servers).await.map_err(|error| unavailable("connect", &error))?;
+        Ok(Self { client, losses })
+    }
+}
+
+impl Log {
+    /// Connects; streams are not touched before [`Log::ensure_streams`].
+    pub async fn connect(options: &LogOptions) -> Result<Self, StreamError> {
+        if options.shards == 0 || options.replicas == 0 {
+            return Err(StreamError::Invalid("there must be at least one shard and one replica".to_owned()));
+        }
+        let Line { client, losses } = Line::open(options, "orgstream").await?;
+        let bulk = Line::open(options, "orgstream bulk").await?;
         let jetstream = jetstream::new(client.clone());
 
         let mut streams = Vec::with_capacity(options.shards.into());
@@ -126,10 +144,10 @@ impl Log {
             SyncMode::Durable => streams.iter().map(|_| Queue::start(publisher.clone())).collect(),
             SyncMode::Relaxed => Vec::new(),
         };
-        let (shares, placements) = (Shares::default(), PlacementCache::default());
+        let (shares, placements) = (Shares::new(options.sync), PlacementCache::default());
         let options = options.clone();
         let inner =
-            Inner { options, jetstream, streams, system, publisher, queues, shares, placements, losses, client };
+            Inner { options, jetstream, streams, system, publisher, queues, shares, placements, losses, client, bulk };
         Ok(Self { inner: Arc::new(inner) })
     }
 

@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::{
     Log, Message, Placement, StoredCommit, StreamError,
     api::{backoff, get_on_any, get_on_leader, last_on_any, last_on_leader, next_on_leader, unavailable},
+    log::Line,
     publish::TRACE,
     streams,
 };
@@ -140,8 +141,8 @@ impl Log {
             max_bytes: limit.bytes.clamp(1, MAX_BYTES),
         };
         let body = serde_json::to_vec(&request).map_err(|error| unavailable(action, &error))?;
-        let client = self.client();
-        let mut losses = self.inner.losses.clone();
+        let Line { client, losses } = &self.inner.bulk;
+        let mut losses = losses.clone();
         losses.mark_unchanged();
         let inbox = client.new_inbox();
         let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| unavailable(action, &error))?;

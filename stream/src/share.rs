@@ -10,12 +10,20 @@ use dashmap::DashMap;
 use orgstream_events::OrgId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Appends of one org under way at once, in this process. Enough to fill a batch that shares a sync.
-pub(crate) const PER_ORG: usize = 64;
+use crate::SyncMode;
+
+/// Appends of one org under way at once, in this process, where each is a publish of its own. With more of them one org
+/// gets hardly more done, and what others append waits behind them.
+const SINGLY: usize = 16;
+/// The same where appends share batches: enough to fill one that shares a sync.
+const IN_BATCHES: usize = 64;
 
 /// The orgs that have appends under way or in line.
-#[derive(Debug, Default)]
-pub(crate) struct Shares(DashMap<OrgId, Arc<Semaphore>>);
+#[derive(Debug)]
+pub(crate) struct Shares {
+    each: usize,
+    lines: DashMap<OrgId, Arc<Semaphore>>,
+}
 
 /// A place among the appends of an org that are under way.
 #[derive(Debug)]
@@ -27,9 +35,17 @@ pub(crate) struct Share<'a> {
 }
 
 impl Shares {
+    pub(crate) fn new(sync: SyncMode) -> Self {
+        let each = match sync {
+            SyncMode::Durable => IN_BATCHES,
+            SyncMode::Relaxed => SINGLY,
+        };
+        Self { each, lines: DashMap::new() }
+    }
+
     /// Waits for a place, first come, first served.
     pub(crate) async fn enter(&self, org: OrgId) -> Share<'_> {
-        let line = Arc::clone(&self.0.entry(org).or_insert_with(|| Arc::new(Semaphore::new(PER_ORG))));
+        let line = Arc::clone(&self.lines.entry(org).or_insert_with(|| Arc::new(Semaphore::new(self.each))));
         // Made first, so that an org that nobody waits for any more is forgotten however this ends.
         let mut share = Share { shares: self, org, place: None };
         share.place = line.acquire_owned().await.ok();
@@ -41,7 +57,7 @@ impl Drop for Share<'_> {
     fn drop(&mut self) {
         self.place = None;
         // Whoever comes in holds the entry while taking a reference, so this sees everybody.
-        self.shares.0.remove_if(&self.org, |_, line| Arc::strong_count(line) == 1);
+        self.shares.lines.remove_if(&self.org, |_, line| Arc::strong_count(line) == 1);
     }
 }
 
@@ -62,22 +78,22 @@ mod tests {
 
     #[tokio::test]
     async fn an_org_has_its_share_and_no_more_and_is_in_nobodys_way() {
-        let shares = Shares::default();
-        let mut held = join_all((0..PER_ORG).map(|_| shares.enter(org(1)))).await;
+        let shares = Shares::new(SyncMode::Relaxed);
+        let mut held = join_all((0..SINGLY).map(|_| shares.enter(org(1)))).await;
         let mut next = Box::pin(shares.enter(org(1)));
         assert!(poll!(&mut next).is_pending());
         drop(shares.enter(org(2)).await);
         held.pop();
         let Poll::Ready(next) = poll!(&mut next) else { panic!("a place is free") };
         held.push(next);
-        assert_eq!(shares.0.len(), 1);
+        assert_eq!(shares.lines.len(), 1);
         held.clear();
-        assert!(shares.0.is_empty());
+        assert!(shares.lines.is_empty());
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn nobody_is_forgotten_however_they_come_and_go() {
-        let (shares, inside) = (Arc::new(Shares::default()), Arc::new(AtomicUsize::new(0)));
+        let (shares, inside) = (Arc::new(Shares::new(SyncMode::Relaxed)), Arc::new(AtomicUsize::new(0)));
         let tasks = (0..2_000_u32).map(|number| {
             let (shares, inside) = (Arc::clone(&shares), Arc::clone(&inside));
             tokio::spawn(async move {
@@ -88,7 +104,7 @@ mod tests {
                     return;
                 }
                 let _share = waiting.await;
-                assert!(inside.fetch_add(1, Ordering::SeqCst) < 3 * PER_ORG);
+                assert!(inside.fetch_add(1, Ordering::SeqCst) < 3 * SINGLY);
                 tokio::task::yield_now().await;
                 inside.fetch_sub(1, Ordering::SeqCst);
             })
@@ -96,6 +112,6 @@ mod tests {
         for task in join_all(tasks).await {
             task.unwrap();
         }
-        assert!(shares.0.is_empty());
+        assert!(shares.lines.is_empty());
     }
 }

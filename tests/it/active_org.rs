@@ -14,7 +14,10 @@ use proptest::{
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::api::{Answer, Api, Org, create_model, model};
+use crate::{
+    access::audited,
+    api::{Answer, Api, Org, create_model, model},
+};
 
 const RECORDS: &str = "/v1/organizations/current/records";
 
@@ -48,6 +51,12 @@ async fn s1_31_a_switch_is_of_the_session_and_counts() {
     assert!(api.get(&session, RECORDS).await.expect(200).text.contains("of switch-a"));
     let after = api.switch(&session, &b.slug).await.expect(200).json();
     assert_eq!(after["active_org"], json!({"org_id": b.id, "slug": b.slug}));
+    // Each organization's log has its own side of it, by the member that the person is there.
+    let entered = audited(&api, &b.owner, &b.id, "access.org_switched", 1).await;
+    assert_eq!((&entered[0]["data"]["direction"], &entered[0]["actor"]["type"]), (&json!("entered"), &json!("member")));
+    let left = audited(&api, &a.owner, &a.id, "access.org_switched", 2).await;
+    assert_eq!(left[0]["data"]["direction"], "left");
+    assert_ne!(left[0]["actor"]["id"], entered[0]["actor"]["id"]);
     assert_eq!(after["epoch"].as_u64(), before["epoch"].as_u64().map(|epoch| epoch + 1));
     assert_eq!(api.get(&session, "/v1/session").await.expect(200).json()["epoch"], after["epoch"]);
     let read = api.get(&session, RECORDS).await.expect(200);
@@ -91,6 +100,10 @@ async fn s1_33_where_one_is_no_member_one_cannot_go() {
         answers.insert(body.to_string());
     }
     assert_eq!(answers.len(), 1, "{answers:?}");
+    // All of it is in the log of the organization that the session acts in, and nothing in that of the other.
+    let denied = audited(&api, &a.owner, &a.id, "access.denied", 8).await;
+    assert!(denied.iter().all(|fact| fact["data"]["code"] == "not_found"), "{denied:?}");
+    audited(&api, &foreign.owner, &foreign.id, "access.denied", 0).await;
     assert!(api.switch(&session, "Not A Slug").await.expect(422).text.contains("/org"));
     let after = api.get(&session, "/v1/session").await.expect(200).json();
     assert_eq!((&after["epoch"], &after["active_org"]["org_id"]), (&epoch, &json!(a.id)));

@@ -1,7 +1,11 @@
 //! An org as the scheduler knows it, and its lanes, one for each pipeline: a short queue in order, or, over budget, only
 //! the place to go on from.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use orgstream_events::{OrgId, Pipeline, Shard};
 
@@ -24,13 +28,15 @@ pub(crate) struct Org {
     pub(crate) weight: f64,
     /// Transactions under way that it has a part in.
     pub(crate) slots: usize,
+    /// When one of them last began or ended.
+    pub(crate) moved_at: Option<Instant>,
     read_models: Lane,
     audit: Lane,
 }
 
 impl Org {
     pub(crate) fn new(weight: f64) -> Self {
-        Self { virtual_time: 0.0, weight, slots: 0, read_models: Lane::new(), audit: Lane::new() }
+        Self { virtual_time: 0.0, weight, slots: 0, moved_at: None, read_models: Lane::new(), audit: Lane::new() }
     }
 
     pub(crate) fn lane(&self, pipeline: Pipeline) -> &Lane {
@@ -51,9 +57,14 @@ impl Org {
         Pipeline::ALL.into_iter().map(|pipeline| (pipeline, self.lane(pipeline)))
     }
 
-    /// Whether nothing of it waits for a slot or is in one.
+    /// How long none of its transactions has begun or ended.
+    pub(crate) fn stands_still_for(&self, now: Instant) -> Duration {
+        self.moved_at.map_or(Duration::ZERO, |moved_at| now.saturating_duration_since(moved_at))
+    }
+
+    /// Whether nothing of it waits for a slot, is in one or rests after one.
     pub(crate) fn is_idle(&self) -> bool {
-        self.lanes().all(|(_, lane)| !matches!(lane.state, LaneState::Ready | LaneState::Running))
+        self.lanes().all(|(_, lane)| !matches!(lane.state, LaneState::Ready | LaneState::Running | LaneState::Resting))
     }
 
     /// Writes down database time that it had, or was thought to have and had not.
@@ -73,6 +84,8 @@ pub(crate) enum LaneState {
     Running,
     /// Waiting after a failure.
     BackingOff,
+    /// Letting others go first for a moment.
+    Resting,
 }
 
 /// The part of the stream that a detached lane has let pass.

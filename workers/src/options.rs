@@ -84,6 +84,13 @@ impl WorkerOptions {
         Self { slots, reserve: Self::usual_reserve(slots), ..self }
     }
 
+    /// Slots that must stay free when an org whose transactions have not moved for so long takes another one. Two
+    /// transactions of a busy org only compete with the quiet ones for processors; when one of them is stuck, its other
+    /// pipeline must not be.
+    pub(crate) fn reserve_against(&self, stands_still: Duration) -> usize {
+        if stands_still > self.group_timeout() { self.reserve } else { self.reserve.max(self.slots * 3 / 4) }
+    }
+
     /// Slots that one org may have while its single messages take longer than a slice should.
     pub(crate) fn dear_slots_of_one(&self) -> usize {
         (self.slots / 4).max(1)

@@ -281,8 +281,11 @@ pub(super) async fn burst(rig: &mut Rig, case: &Trial, hot: usize, events: usize
     let hot = rig.new_orgs(hot).await?;
     let loaded = Loaded::new(&hot, events)?;
     let best = case.crowd.best_drain;
-    let (mut row, _) = trial(rig, case, async |rig: &Rig, _: &mut Vec<WorkerProcess>| {
+    let crowd = rig.crowd(case.crowd.orgs).await?;
+    let mut from_us = 0;
+    let (mut row, outcome) = trial(rig, case, async |rig: &Rig, _: &mut Vec<WorkerProcess>| {
         let fired = loaded.fire(&rig.nats).await?;
+        from_us = fired.from_us;
         drained(&rig.log, &rig.db, &hot, PATIENCE).await?;
         Ok(Figures::from([("acknowledged_s", (fired.acknowledged_us - fired.from_us) as f64 / 1e6)]))
     })
@@ -299,6 +302,16 @@ pub(super) async fn burst(rig: &mut Rig, case: &Trial, hot: usize, events: usize
         ("quiet_p99_burst_append_ms", trace.p99_between(0.0, drained_s, |point| point.append_ms)),
         ("quiet_p99_burst_project_ms", trace.p99_between(0.0, drained_s, |point| point.project_ms)),
     ]);
+    // Those that share a shard with the burst, and so a cursor, and those that do not.
+    let to_us = from_us + (drained_s * 1e6) as i64;
+    let beside = |org: usize| crowd.get(org).is_some_and(|org| hot.iter().any(|hot| hot.shard == org.shard));
+    for (name, is_beside) in [("quiet_p99_burst_same_shard_ms", true), ("quiet_p99_burst_other_shards_ms", false)] {
+        let lags = outcome.lags.iter().filter(|lag| beside(lag.org) == is_beside);
+        let inside = lags.filter(|lag| (from_us..to_us).contains(&lag.intended_us));
+        let mut lags: Vec<f64> = inside.map(Lag::ms).collect();
+        lags.sort_unstable_by(f64::total_cmp);
+        row.figures.insert(name, quantile(&lags, 0.99));
+    }
     let mut seen = Vec::new();
     for org in &hot {
         seen.push(seen_of(&rig.db, org, 0).await?);

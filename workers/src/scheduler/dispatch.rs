@@ -33,6 +33,13 @@ const LANE_RISE: f64 = 0.1;
 const MANY_UNITS: f64 = 32.0;
 /// How long nothing was applied when there is nothing to do.
 const QUIET: Duration = Duration::from_millis(50);
+/// The part of what is left of a shared transaction that one lane may fill: whoever has more would make the others wait.
+const SHARED_PART: f64 = 0.25;
+/// How long a backlog rests after each of its transactions while others have something to do, as a part of what that took.
+/// Slots are not all that is shared: without this, a backlog keeps one processor busy all the time.
+const REST: f64 = 0.5;
+/// How long ago others must have had a transaction for a backlog to go on without rest.
+const COMPANY: Duration = Duration::from_millis(100);
 /// Slices that may share a transaction however long the database takes to answer.
 const LEAST_SHARED: f64 = 4.0;
 
@@ -52,6 +59,8 @@ pub(super) struct Service {
     fixed: f64,
     /// When a transaction was last committed.
     applied_at: Instant,
+    /// When a transaction of anybody but a backlog last began.
+    light_at: Option<Instant>,
     /// Counts those that have lined up, for the order of who came first.
     pub(super) turns: u64,
     pub(super) since: Instant,
@@ -68,6 +77,7 @@ impl Service {
             cost: FIRST_COST,
             fixed: FIRST_FIXED,
             applied_at: now,
+            light_at: None,
             turns: 0,
             since: now,
         }
@@ -90,10 +100,14 @@ impl Scheduler {
             return None;
         }
         self.service.busy += 1;
+        if !group.backlog {
+            self.service.light_at = Some(now);
+        }
         self.service.dear += usize::from(group.dear);
         for LaneSlice { key, .. } in group.firsts() {
             if let Some(org) = self.orgs.get_mut(&(key.shard, key.org)) {
                 org.slots += 1;
+                org.moved_at = Some(now);
             }
         }
         Some(group)
@@ -131,7 +145,6 @@ impl Scheduler {
         let mut held = Vec::new();
         while group.slices.len() < self.options.group_lanes && left > 0.0 {
             let Some((rank, key, dear)) = self.pop(group.slices.is_empty()) else { break };
-            let spare = self.options.slots - self.service.busy > self.options.reserve;
             let Some(org) = self.orgs.get_mut(&(key.shard, key.org)) else { continue };
             if org.virtual_time as u64 > rank {
                 // It was served since it lined up.
@@ -141,6 +154,8 @@ impl Scheduler {
                 continue;
             }
             let most = if dear { self.options.dear_slots_of_one() } else { usize::MAX };
+            let spare =
+                self.options.slots - self.service.busy > self.options.reserve_against(org.stands_still_for(now));
             if org.slots > 0 && (!spare || org.slots >= most) {
                 held.push((rank, key, dear));
                 continue;
@@ -188,9 +203,9 @@ impl Scheduler {
         planned
     }
 
-    /// Whether all that a lane has takes no more than `left` microseconds.
+    /// Whether all that a lane has takes no more than its part of the `left` microseconds of a transaction that is shared.
     fn fits(&self, key: LaneKey, left: f64) -> bool {
-        let units = (left - self.service.fixed) / self.cost_of(key);
+        let units = SHARED_PART * (left - self.service.fixed) / self.cost_of(key);
         self.lane(key).is_some_and(|lane| lane.skipped.is_none() && lane.fits_whole(units, self.options.slice_messages))
     }
 
@@ -293,8 +308,12 @@ impl Scheduler {
             let is_current = self.shards.get(&key.shard).is_some_and(|owned| owned.opening == *opening);
             if let Some(org) = self.orgs.get_mut(&(key.shard, key.org)).filter(|_| is_current) {
                 org.slots = org.slots.saturating_sub(1);
+                org.moved_at = Some(now);
             }
         }
+        let has_company = self.service.light_at.is_some_and(|at| now.saturating_duration_since(at) < COMPANY);
+        let took = now.saturating_duration_since(group.begun);
+        let rest = (group.backlog && has_company).then(|| took.mul_f64(REST));
         for (slice, outcome) in group.slices.iter().zip(outcomes) {
             let outcome = match outcome {
                 SliceOutcome::TimedOut if group.slices.len() == 1 && slice.deliveries.len() == 1 && !others_went_on => {
@@ -302,7 +321,7 @@ impl Scheduler {
                 }
                 outcome => outcome,
             };
-            self.slice_done(slice, outcome, group.slices.len() == 1, lost, now, jitter);
+            self.slice_done(slice, outcome, group.slices.len() == 1, lost, rest, now, jitter);
         }
     }
 
@@ -312,6 +331,7 @@ impl Scheduler {
         outcome: SliceOutcome,
         alone: bool,
         lost: Duration,
+        rest: Option<Duration>,
         now: Instant,
         jitter: f64,
     ) {
@@ -356,17 +376,18 @@ impl Scheduler {
                 }
                 let last = slice.deliveries.last().map_or(0, |delivery| delivery.seq());
                 self.bytes -= lane.applied(last);
+                wait = rest.map(|rest| (LaneState::Resting, rest));
             }
             SliceOutcome::Moved { stored } => self.bytes -= lane.moved(stored),
             SliceOutcome::Undone => lane.give_back(),
             SliceOutcome::Fenced => {
                 lane.give_back();
-                wait = Some(self.options.lease);
+                wait = Some((LaneState::BackingOff, self.options.lease));
             }
             SliceOutcome::Unavailable => {
                 lane.give_back();
                 lane.outages = lane.outages.saturating_add(1);
-                wait = Some(backoff(lane.outages, jitter));
+                wait = Some((LaneState::BackingOff, backoff(lane.outages, jitter)));
             }
             SliceOutcome::TimedOut if !alone => {
                 lane.give_back();
@@ -387,32 +408,32 @@ impl Scheduler {
                             _ => format!("applying it took longer than {:?}", self.options.message_timeout),
                         });
                     } else {
-                        wait = Some(backoff(lane.attempts, jitter));
+                        wait = Some((LaneState::BackingOff, backoff(lane.attempts, jitter)));
                     }
                 }
                 lane.step = 1;
             }
         }
-        if let Some(wait) = wait {
-            lane.state = LaneState::BackingOff;
-            self.backing_off.push(Reverse((now + wait, key)));
+        if let Some((state, wait)) = wait {
+            lane.state = state;
+            self.asleep.push(Reverse((now + wait, key)));
         }
         self.settle(key);
     }
 
-    /// When a lane wakes next, if one is backing off.
+    /// When a lane wakes next, if one is backing off or rests.
     pub(crate) fn next_wake(&self) -> Option<Instant> {
-        self.backing_off.peek().map(|Reverse((at, _))| *at)
+        self.asleep.peek().map(|Reverse((at, _))| *at)
     }
 
     fn wake(&mut self, now: Instant) {
-        while let Some(Reverse((at, key))) = self.backing_off.peek().copied() {
+        while let Some(Reverse((at, key))) = self.asleep.peek().copied() {
             if at > now {
                 break;
             }
-            self.backing_off.pop();
+            self.asleep.pop();
             if let Some(lane) = self.lane_mut(key)
-                && lane.state == LaneState::BackingOff
+                && matches!(lane.state, LaneState::BackingOff | LaneState::Resting)
             {
                 lane.state = LaneState::Idle;
                 self.settle(key);

@@ -81,16 +81,23 @@ impl World {
         for (key, lane) in self.scheduler.lanes().filter(|(_, lane)| lane.state == LaneState::Ready) {
             let held = self.scheduler.orgs[&(key.shard, key.org)].slots;
             let is_dear = lane.cost.is_some_and(|cost| cost * lane.first_units() > options.slice.as_micros() as f64);
-            let may_wait = (held > 0 && free <= options.reserve) || is_dear;
+            let may_wait = (held > 0 && free <= options.reserve_against(Duration::ZERO)) || is_dear;
             assert!(may_wait, "{free} slots are free, and org {} waits for one, with {held}", self.who(key));
         }
     }
 
-    /// Goes on to when the next transaction is done, or to `until` if that is earlier. False when nothing is under way.
+    /// Goes on to when the next transaction is done or the next lane wakes, or to `until` if that is earlier. False when
+    /// nothing is under way.
     fn advance(&mut self, until: u64) -> bool {
         self.dispatch();
         let next = self.running.iter().enumerate().min_by_key(|(_, (at, _))| *at).map(|(place, (at, _))| (place, *at));
+        let wakes =
+            self.scheduler.next_wake().map(|at| at.saturating_duration_since(self.began).as_micros() as u64 + 1);
         match next {
+            _ if wakes.is_some_and(|wakes| wakes <= until && next.is_none_or(|(_, at)| wakes < at)) => {
+                self.micros = self.micros.max(wakes.unwrap_or_default());
+                true
+            }
             Some((place, at)) if at <= until => {
                 self.micros = at;
                 let (_, group) = self.running.swap_remove(place);
@@ -285,16 +292,40 @@ fn a_plan_that_changes_changes_the_share_from_then_on() {
     }
 }
 
-/// With slots to spare, one org alone uses more than one; the reserve stays free for whoever comes.
+/// One org alone has one slot, and its other pipeline another one only while most are free, or once the first is stuck; the
+/// reserve stays free for whoever comes in any case.
 #[test]
-fn a_single_org_uses_what_is_not_reserved() {
+fn a_single_org_has_a_second_slot_only_if_others_lack_nothing() {
     for (slots, reserve) in (1..9).flat_map(|slots| (0..slots).map(move |reserve| (slots, reserve))) {
         let mut world = World::new(WorkerOptions { reserve, ..roomy(slots) }, &[40]);
         for _ in 0..5_000 {
             world.arrive(0);
         }
         world.dispatch();
-        assert_eq!(world.running.len(), Pipeline::ALL.len().min(slots - reserve), "{slots} slots, {reserve} reserved");
+        let spare = slots - reserve.max(slots * 3 / 4);
+        assert_eq!(world.running.len(), 2.min(spare), "{slots} slots, {reserve} reserved");
+        world.micros += 2 * world.scheduler.options.group_timeout().as_micros() as u64;
+        world.dispatch();
+        assert_eq!(world.running.len(), 2.min(slots - reserve), "{slots} slots, {reserve} reserved, and one is stuck");
         world.drain();
     }
+}
+
+/// A backlog works without rest while it is alone, and rests between its transactions while others have something to do.
+#[test]
+fn a_backlog_rests_only_in_company() {
+    let [alone, beside] = [false, true].map(|has_company| {
+        let mut world = World::new(roomy(4), &[40, 40]);
+        for _ in 0..20_000 {
+            world.arrive(0);
+        }
+        for tick in 1..=60 {
+            if has_company {
+                world.arrive(1);
+            }
+            world.run_until(tick * 5_000);
+        }
+        world.service[&0]
+    });
+    assert!((1.2..2.0).contains(&(alone / beside)), "{alone} µs of service alone, {beside} in company");
 }
