@@ -20,6 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    audit::webhook::{WebhookKeys, Webhooks},
     auth::{Authenticator, Scopes, issuers::Issuers, key::Pepper, leaks::LeakReporters},
     commands::{
         Command,
@@ -200,6 +201,7 @@ pub struct Api {
     auth: Arc<Authenticator>,
     log: Log,
     sender: Option<Sender>,
+    webhooks: Webhooks,
 }
 
 impl Api {
@@ -225,6 +227,8 @@ impl Api {
         let token = secrets.platform_token.as_deref();
         let auth = Arc::new(Authenticator::new(db.clone(), pepper.clone(), token, issuers, identity.lifetime()));
         let sender = outside.mail.map(|mailer| Sender::new(db.clone(), mailer, pepper.clone()));
+        let webhook_keys = WebhookKeys::new(pepper.clone());
+        let webhooks = Webhooks::new(db.clone(), webhook_keys.clone(), outside.local_issuers)?;
         let handler = CommandHandler::new(log.clone(), pepper, log.region().to_owned(), outside.dns);
         let handler = handler.with_identity_provider(outside.idp);
         let handler = if outside.local_issuers { handler.with_local_issuers() } else { handler };
@@ -239,9 +243,10 @@ impl Api {
             metrics,
             leak_reporters,
             proxies: TrustedProxies::new(secrets.trusted_proxies.iter().copied()),
+            webhook_keys,
             worker,
         });
-        Ok(Self { app, gateway, auth, log, sender })
+        Ok(Self { app, gateway, auth, log, sender, webhooks })
     }
 
     /// Serves until `stop`, then finishes what has begun.
@@ -257,7 +262,9 @@ impl Api {
                 None
             }
         };
+        let posting = tokio::spawn(self.webhooks.run(stop.clone()));
         http::serve(listener, self.app, stop).await?;
+        posting.await?;
         if let Some(sending) = sending {
             sending.await?;
         }

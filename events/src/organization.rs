@@ -92,6 +92,9 @@ pub struct OrganizationSettings {
     /// Whether people need a second factor.
     #[serde(skip_serializing_if = "is_default")]
     pub mfa_policy: MfaPolicy,
+    /// Where every event of the audit log is posted to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit_webhook: Option<String>,
 }
 
 /// Whether people need a second factor to act in the organization.

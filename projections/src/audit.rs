@@ -6,6 +6,7 @@
 mod checkpoints;
 mod signing;
 mod tree;
+mod webhooks;
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -30,6 +31,7 @@ pub use checkpoints::{
 pub use signing::{SigningDatabase, SigningTx, Wishes};
 pub(crate) use tree::LogEnd;
 pub use tree::{prove, tile};
+pub use webhooks::{WebhookState, webhook};
 
 /// One event of the log.
 #[derive(Debug, Clone, PartialEq)]
@@ -269,6 +271,18 @@ pub async fn list(
     }?;
     let Listing { rows, more } = Listing::new(rows, page, limit)?;
     Ok(Listing { rows: own(tx, rows)?, more })
+}
+
+/// Up to `limit` of them in the log's own order, behind the place `after`.
+pub async fn forward(
+    tx: &mut TenantTx,
+    filter: &AuditFilter,
+    after: Option<u64>,
+    limit: u16,
+) -> Result<Vec<AuditEntry>, DbError> {
+    let (org, idx) = (tx.org().uuid(), after.map_or(-1, to_bigint));
+    let rows = matching!("idx > $2", "idx", org, idx, i64::from(limit), filter).fetch_all(tx.connection()).await?;
+    own(tx, rows.into_iter().map(AuditEntry::try_from).collect::<Result<_, _>>()?)
 }
 
 /// Up to `limit` events in the log's own order, from `idx` on.

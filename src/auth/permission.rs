@@ -108,9 +108,11 @@ impl Permission {
 }
 
 macro_rules! command_permissions {
-    ($($command:ident: $permission:expr;)*) => {
-        /// What every command needs, by its name; none for those of people who are not in the organization yet.
-        pub const COMMANDS: &[(&str, Option<Permission>)] = &[$((<commands::$command as Named>::NAME, $permission)),*];
+    ($($command:ident: $permission:expr, $($event:literal)|+;)*) => {
+        /// Every command by its name, what it needs (none for those of people who are not in the organization yet), and
+        /// the events that the audit log may tell of it.
+        pub const COMMANDS: &[(&str, Option<Permission>, &[&str])] =
+            &[$((<commands::$command as Named>::NAME, $permission, &[$($event),+])),*];
 
         impl Permission {
             /// What a command needs; none for those of people who are not in the org yet.
@@ -123,44 +125,50 @@ macro_rules! command_permissions {
     };
 }
 
-// A command that is missing here does not compile.
+// A command that is missing here, or says nothing of what is told of it, does not compile.
 command_permissions! {
-    CreateOrganization: None;
-    RenameOrganization: Some(Permission::ManageOrganization);
-    ChangeSettings: Some(Permission::ManageOrganization);
-    UpgradeOrganization: Some(Permission::ManageOrganization);
-    SuspendOrganization: Some(Permission::Suspend);
-    ResumeOrganization: Some(Permission::Suspend);
-    ChangePlan: Some(Permission::ManagePlan);
-    AddMember: Some(Permission::ManageMembers);
-    ChangeMemberRole: Some(Permission::ManageMembers);
-    RemoveMember: Some(Permission::ManageMembers);
-    IssueInvitation: Some(Permission::ManageMembers);
-    ResendInvitation: Some(Permission::ManageMembers);
-    RevokeInvitation: Some(Permission::ManageMembers);
-    AcceptInvitation: None;
-    JoinByDomain: None;
-    JoinBySso: None;
-    DefineRole: Some(Permission::ManageRoles);
-    ChangeRole: Some(Permission::ManageRoles);
-    RemoveRole: Some(Permission::ManageRoles);
-    ClaimDomain: Some(Permission::ManageDomains);
-    ProveDomain: Some(Permission::ManageDomains);
-    RemoveDomain: Some(Permission::ManageDomains);
-    AddSsoConnection: Some(Permission::ManageSso);
-    SetDefaultSsoConnection: Some(Permission::ManageSso);
-    RemoveSsoConnection: Some(Permission::ManageSso);
-    IssueApiKey: Some(Permission::ManageKeys);
-    RotateApiKey: Some(Permission::ManageKeys);
-    RevokeApiKey: Some(Permission::ManageKeys);
-    RegisterKind: Some(Permission::ManageKinds);
-    ChangeKind: Some(Permission::ManageKinds);
-    RetireKind: Some(Permission::ManageKinds);
-    CreateRecord: Some(Permission::WriteRecords);
-    UpdateRecord: Some(Permission::WriteRecords);
-    ArchiveRecord: Some(Permission::WriteRecords);
-    RetryParked: Some(Permission::ManageParking);
-    SkipParked: Some(Permission::ManageParking);
+    CreateOrganization: None, "organization.created" | "organization.identity_linked" | "member.added";
+    RenameOrganization: Some(Permission::ManageOrganization), "organization.renamed";
+    ChangeSettings: Some(Permission::ManageOrganization), "organization.settings_changed";
+    UpgradeOrganization: Some(Permission::ManageOrganization), "organization.upgraded" | "organization.identity_linked";
+    SuspendOrganization: Some(Permission::Suspend), "organization.suspended";
+    ResumeOrganization: Some(Permission::Suspend), "organization.resumed";
+    ChangePlan: Some(Permission::ManagePlan), "organization.plan_changed";
+    AddMember: Some(Permission::ManageMembers), "member.added";
+    ChangeMemberRole: Some(Permission::ManageMembers), "member.role_changed";
+    RemoveMember: Some(Permission::ManageMembers), "member.removed";
+    IssueInvitation: Some(Permission::ManageMembers), "invitation.issued";
+    ResendInvitation: Some(Permission::ManageMembers), "invitation.resent";
+    RevokeInvitation: Some(Permission::ManageMembers), "invitation.revoked";
+    AcceptInvitation: None, "invitation.accepted" | "member.added";
+    JoinByDomain: None, "member.added";
+    JoinBySso: None, "member.added";
+    DefineRole: Some(Permission::ManageRoles), "role.defined";
+    ChangeRole: Some(Permission::ManageRoles), "role.changed";
+    RemoveRole: Some(Permission::ManageRoles), "role.removed";
+    ClaimDomain: Some(Permission::ManageDomains), "domain.claimed";
+    ProveDomain: Some(Permission::ManageDomains), "domain.proven";
+    RemoveDomain: Some(Permission::ManageDomains), "domain.removed";
+    AddSsoConnection: Some(Permission::ManageSso), "sso_connection.added";
+    SetDefaultSsoConnection: Some(Permission::ManageSso), "sso_connection.default_changed";
+    RemoveSsoConnection: Some(Permission::ManageSso), "sso_connection.removed";
+    IssueApiKey: Some(Permission::ManageKeys), "api_key.issued";
+    RotateApiKey: Some(Permission::ManageKeys), "api_key.rotated";
+    RevokeApiKey: Some(Permission::ManageKeys), "api_key.revoked";
+    RegisterKind: Some(Permission::ManageKinds), "kind.registered";
+    ChangeKind: Some(Permission::ManageKinds), "kind.changed";
+    RetireKind: Some(Permission::ManageKinds), "kind.retired";
+    CreateRecord: Some(Permission::WriteRecords), "record.created";
+    UpdateRecord: Some(Permission::WriteRecords), "record.updated";
+    ArchiveRecord: Some(Permission::WriteRecords), "record.archived";
+    RetryParked: Some(Permission::ManageParking), "parking.retried";
+    SkipParked: Some(Permission::ManageParking), "parking.skipped";
+}
+
+/// Whether the command is declared to tell of these events.
+pub fn tells_of(command: &str, events: &[String]) -> bool {
+    let declared = COMMANDS.iter().find(|(name, ..)| *name == command).map_or(&[][..], |(.., told)| told);
+    events.iter().all(|event| declared.contains(&event.as_str()))
 }
 
 impl fmt::Display for Permission {

@@ -151,20 +151,11 @@ fn prepared(org: OrgId, first: u64) -> anyhow::Result<Vec<Applied>> {
 /// Appends `events` events, spread over `orgs` new organizations.
 async fn backlog(rig: &Rig, events: u64, orgs: usize) -> anyhow::Result<Vec<(Placement, u64)>> {
     let log = rig.log();
-    let bar = bar(events, "making a backlog");
     let mut placements = Vec::with_capacity(orgs);
     for _ in 0..orgs.max(1) {
         placements.push(log.place(OrgId::fresh(0, rand::random())).await?);
     }
-    stream::iter(0..events)
-        .map(|number| append(log, &placements, number))
-        .buffer_unordered(AT_ONCE)
-        .try_for_each(|()| {
-            bar.inc(1);
-            std::future::ready(Ok(()))
-        })
-        .await?;
-    bar.finish_and_clear();
+    fill(log, &placements, events).await?;
     let mut heads = Vec::with_capacity(orgs);
     for placement in placements {
         let head = log.head(&placement).await?;
@@ -173,11 +164,33 @@ async fn backlog(rig: &Rig, events: u64, orgs: usize) -> anyhow::Result<Vec<(Pla
     Ok(heads)
 }
 
+async fn fill(log: &Log, placements: &[Placement], events: u64) -> anyhow::Result<()> {
+    let bar = bar(events, "making a backlog");
+    stream::iter(0..events)
+        .map(|number| append(log, placements, number))
+        .buffer_unordered(AT_ONCE)
+        .try_for_each(|()| {
+            bar.inc(1);
+            std::future::ready(Ok(()))
+        })
+        .await?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
 async fn append(log: &Log, placements: &[Placement], number: u64) -> anyhow::Result<()> {
     let place = usize::try_from(number)? % placements.len();
     let placement = placements.get(place).context("there is an organization")?;
     log.append(placement, &load::commit(placement.org, number)?, 0, None).await?;
     Ok(())
+}
+
+/// How long a worker takes for `events` events of the rig's own organization.
+pub(super) async fn one_org(rig: &mut Rig, events: u64) -> anyhow::Result<Duration> {
+    let placement = rig.placement().await?;
+    fill(rig.log(), std::slice::from_ref(&placement), events).await?;
+    let head = rig.log().head(&placement).await?;
+    Ok(project(rig, &[(placement, head)], events, 4).await?.1)
 }
 
 /// Lets a worker loose on the backlog until both pipelines have all of it.

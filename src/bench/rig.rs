@@ -70,7 +70,7 @@ async fn organization(stack: &Stack) -> anyhow::Result<(OrgId, String)> {
     let access = stack.auth.access(&principal, &OrgName::Id(org)).await?;
     let issue = IssueApiKey {
         name: "bench".to_owned(),
-        role: Role::Member,
+        role: Role::Admin,
         environment: KeyEnvironment::Test,
         expires_at: None,
         expires_in_days: None,

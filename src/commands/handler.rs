@@ -41,6 +41,7 @@ use crate::{
     auth::{
         Permission, Scopes,
         key::{KeyToken, Pepper},
+        permission::tells_of,
     },
     dns::TxtRecords,
     idp::{IdentityOrganizations, NoIdentityProvider},
@@ -325,6 +326,9 @@ impl CommandHandler {
             Err(CommandError::Unavailable(_) | CommandError::Internal(_)) => "failed",
             Err(_) => "refused",
         };
+        if let Ok(accepted) = &result {
+            debug_assert!(tells_of(request.command.name(), &accepted.events), "not declared: {accepted:?}");
+        }
         histogram!("orgstream_command_seconds", "outcome" => outcome).record(started.elapsed());
         counter!("orgstream_commands_total", "command" => request.command.name(), "outcome" => outcome).increment(1);
         result
@@ -372,7 +376,8 @@ impl CommandHandler {
                 self.execute::<Organization>(&attempt, &to, OrganizationCommand::Rename(command)).await
             }
             Command::ChangeSettings(command) => {
-                self.execute::<Organization>(&attempt, &to, OrganizationCommand::ChangeSettings(command)).await
+                let change = OrganizationCommand::ChangeSettings { command, local: self.local_issuers };
+                self.execute::<Organization>(&attempt, &to, change).await
             }
             Command::SuspendOrganization(command) => {
                 self.execute::<Organization>(&attempt, &to, OrganizationCommand::Suspend(command)).await

@@ -14,7 +14,10 @@ use orgstream_events::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::value::StrDeserializer};
 use utoipa::ToSchema;
 
-use super::{Aggregate, Facts, FieldError, Rejection, RejectionKind, openapi, text::Faults};
+use super::{
+    Aggregate, Facts, FieldError, Rejection, RejectionKind, openapi,
+    text::{Faults, is_outside},
+};
 
 /// The most entries of custom metadata, and the longest key and value in characters.
 pub const METADATA_LIMITS: (usize, usize, usize) = (50, 40, 500);
@@ -123,7 +126,12 @@ pub enum OrganizationCommand {
     /// Take other names.
     Rename(RenameOrganization),
     /// Take other settings.
-    ChangeSettings(ChangeSettings),
+    ChangeSettings {
+        /// As the caller has it.
+        command: ChangeSettings,
+        /// Whether addresses may be on this machine.
+        local: bool,
+    },
     /// Become an organization that others can join.
     Upgrade {
         /// As the caller has it.
@@ -244,6 +252,11 @@ pub struct ChangeSettings {
     /// How the organization looks to its members.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branding: Option<ChangeBranding>,
+    /// Where every event of the audit log is posted to, from the first on: an `https` address with a public name; `null` for
+    /// nowhere. How far that is, and what verifies the posts: `GET …/audit/webhook`.
+    #[serde(default, skip_serializing_if = "Patch::is_keep")]
+    #[schema(value_type = Option<String>, example = "https://siem.acme.example/orgstream", max_length = 255)]
+    pub audit_webhook: Patch<String>,
 }
 
 /// How an organization looks to its members. What is missing stays; `null` takes it away.
@@ -411,7 +424,7 @@ impl Aggregate for Organization {
                     faults.add("/name", "required", "give a name or a slug");
                 }
             }
-            OrganizationCommand::ChangeSettings(command) => command.check(&mut faults),
+            OrganizationCommand::ChangeSettings { command, local } => command.check(*local, &mut faults),
             OrganizationCommand::Suspend(SuspendOrganization { reason })
             | OrganizationCommand::Resume(ResumeOrganization { reason }) => faults.reason("/reason", reason),
             OrganizationCommand::Upgrade { command, .. } => {
@@ -441,7 +454,7 @@ impl Aggregate for Organization {
                 let unchanged = renamed.name == profile.name && renamed.slug == profile.slug;
                 Ok(if unchanged { vec![] } else { vec![OrganizationEvent::Renamed(renamed)] })
             }
-            OrganizationCommand::ChangeSettings(command) => {
+            OrganizationCommand::ChangeSettings { command, .. } => {
                 let profile = self.must_be_active()?;
                 if profile.tenant_type == TenantType::Personal && command.is_about_others() {
                     return Err(OrganizationError::Personal);
@@ -519,7 +532,7 @@ impl ChangeSettings {
             || self.branding.is_some()
     }
 
-    fn check(&self, faults: &mut Faults) {
+    fn check(&self, local: bool, faults: &mut Faults) {
         if let Patch::Set(methods) = &self.allowed_auth_methods
             && !methods.iter().any(LoginMethod::is_for_people)
         {
@@ -538,6 +551,12 @@ impl ChangeSettings {
         if let Some(branding) = &self.branding {
             branding.check(faults);
         }
+        if let Patch::Set(url) = &self.audit_webhook
+            && !is_outside(url, local)
+        {
+            let rule = "must be an https address with a public host name, of at most 255 characters, or null";
+            faults.add("/audit_webhook", "url", rule);
+        }
         for (key, value) in self.custom_metadata.iter().flatten() {
             let pointer = format!("/custom_metadata/{}", key.replace('~', "~0").replace('/', "~1"));
             faults.length(&pointer, key, 1, max_key);
@@ -550,16 +569,9 @@ impl ChangeSettings {
     }
 
     fn applied_to(self, mut settings: OrganizationSettings) -> OrganizationSettings {
-        match self.api_key_max_days {
-            Patch::Keep => {}
-            Patch::Clear => settings.api_key_max_days = None,
-            Patch::Set(days) => settings.api_key_max_days = Some(days),
-        }
-        match self.allowed_auth_methods {
-            Patch::Keep => {}
-            Patch::Clear => settings.allowed_auth_methods = None,
-            Patch::Set(methods) => settings.allowed_auth_methods = Some(methods),
-        }
+        settings.api_key_max_days = self.api_key_max_days.over(settings.api_key_max_days);
+        settings.allowed_auth_methods = self.allowed_auth_methods.over(settings.allowed_auth_methods);
+        settings.audit_webhook = self.audit_webhook.over(settings.audit_webhook);
         if let Some(policy) = self.mfa_policy {
             settings.mfa_policy = policy;
         }
@@ -686,7 +698,7 @@ mod tests {
     }
 
     fn settings(patch: serde_json::Value) -> OrganizationCommand {
-        OrganizationCommand::ChangeSettings(serde_json::from_value(patch).unwrap())
+        OrganizationCommand::ChangeSettings { command: serde_json::from_value(patch).unwrap(), local: false }
     }
 
     fn settings_changed(api_key_max_days: Option<u32>, metadata: &[(&str, &str)]) -> OrganizationEvent {

@@ -8,12 +8,15 @@ use orgstream_events::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Aggregate, Facts, FieldError, Rejection, RejectionKind, text::Faults};
+use super::{
+    Aggregate, Facts, FieldError, Rejection, RejectionKind,
+    text::{Faults, is_outside},
+};
 
 /// The most connections of an organization.
 pub const MAX_CONNECTIONS: usize = 20;
 /// The longest issuer and audience, in characters.
-const MAX_URL: usize = 255;
+const MAX_AUDIENCE: usize = 255;
 
 /// All connections of an organization.
 #[derive(Debug, Clone, Default)]
@@ -115,8 +118,8 @@ impl Aggregate for Connections {
             ConnectionCommand::Add { command: AddSsoConnection { name, issuer, audience, jit }, local } => {
                 let mut faults = Faults::default();
                 faults.name("/name", &name);
-                faults.length("/audience", &audience, 1, MAX_URL);
-                if issuer.len() > MAX_URL || !is_reachable(&issuer, local) {
+                faults.length("/audience", &audience, 1, MAX_AUDIENCE);
+                if issuer.contains('?') || !is_outside(&issuer, local) {
                     let rule = "must be an https address with a public host name, without query or user, as the tokens have it";
                     faults.add("/issuer", "url", rule);
                 }
@@ -152,21 +155,6 @@ impl Aggregate for Connections {
     fn event_of(event: &Event) -> Option<&SsoConnectionEvent> {
         if let Event::SsoConnection(event) = event { Some(event) } else { None }
     }
-}
-
-/// Whether this program may ask the address for keys. It is a customer's to choose, so it must not lead into our own network:
-/// only names that are public can be given, no numbers, and nothing but `https`.
-fn is_reachable(issuer: &str, local: bool) -> bool {
-    let host_of = |rest: &str| rest.split(['/', ':']).next().unwrap_or_default().to_owned();
-    let plain = issuer.bytes().all(|b| b.is_ascii_graphic()) && !issuer.contains(['?', '#', '@', '\\']);
-    let is_public = |host: &str| {
-        let inward = ["localhost", "local", "internal", "lan", "home", "corp", "arpa", "svc"];
-        host.to_ascii_lowercase().parse::<orgstream_events::DomainName>().is_ok()
-            && !host.rsplit('.').next().is_some_and(|last| inward.contains(&last.to_ascii_lowercase().as_str()))
-    };
-    let https = issuer.strip_prefix("https://").is_some_and(|rest| is_public(&host_of(rest)));
-    let loopback = issuer.strip_prefix("http://").is_some_and(|rest| host_of(rest) == "127.0.0.1");
-    plain && (https || (local && loopback))
 }
 
 /// Why the connections refuse.

@@ -270,7 +270,7 @@ pub async fn tile(
 }
 
 /// The payload as far as it may leave. Of an event that cannot be read nobody knows what is in it.
-fn payload(entry: &AuditEntry) -> Payload {
+pub(super) fn payload(entry: &AuditEntry) -> Payload {
     match entry.sealed.read_header() {
         Ok(header) if !is_inward(&header.event_type) => Payload::Here(entry.sealed.payload.to_vec()),
         _ => Payload::Withheld,

@@ -9,7 +9,7 @@ use axum::{
     http::{HeaderMap, HeaderName, header, request::Parts},
 };
 use futures_util::StreamExt;
-use orgstream_events::{AccessEvent, BreakGlassUsed};
+use orgstream_events::{AccessEvent, AuditRead, BreakGlassUsed};
 use orgstream_projections::BoundOrg;
 use serde::de::DeserializeOwned;
 
@@ -121,7 +121,8 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
             // One address for several organizations: what a client has of one tells nothing of another.
             parts.headers.remove(header::IF_NONE_MATCH);
         }
-        let (policy, origin, notes) = (policy_of(parts)?.policy, info(parts).origin(), app.gateway.notes());
+        let (RoutePolicy { policy, story, .. }, origin, notes) =
+            (policy_of(parts)?, info(parts).origin(), app.gateway.notes());
         let attempt = Attempt { target: policy.subject(), asked: named };
         let access = app.auth.access(&principal, &name).await.map_err(|error| {
             let problem = Problem::from(error);
@@ -153,6 +154,10 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
                     let (route, path) = (origin.route.clone(), parts.uri.path().to_owned());
                     let used = AccessEvent::BreakGlassUsed(BreakGlassUsed { id, route, path });
                     notes.write_down(access.bound(), access.actor(), &origin, used).await?;
+                } else if story == policy::AUDIT_READ {
+                    let (route, query) = (origin.route.clone(), parts.uri.query().map(str::to_owned));
+                    let read = AccessEvent::AuditRead(AuditRead { route, query, repeated: 1 });
+                    notes.note(access.bound(), access.actor(), &origin, read);
                 }
             }
             Policy::OrgCommands => {}

@@ -7,9 +7,11 @@
 pub mod active_org;
 pub mod api_keys;
 pub mod audit;
+pub mod audit_export;
 pub mod audit_proofs;
 pub mod audit_state;
 pub mod audit_tail;
+pub mod audit_webhook;
 pub mod break_glass;
 pub mod caches;
 pub mod commands;
@@ -64,6 +66,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
+    audit::webhook::WebhookKeys,
     auth::{Authenticator, leaks::LeakReporters},
     gateway::Gateway,
 };
@@ -94,6 +97,8 @@ pub struct Parts {
     pub leak_reporters: LeakReporters,
     /// Whose word counts about where a request came from.
     pub proxies: TrustedProxies,
+    /// What posts of audit logs are signed with.
+    pub webhook_keys: WebhookKeys,
     /// The worker of this process, if it has one.
     pub worker: Option<watch::Receiver<WorkerStatus>>,
 }
@@ -111,6 +116,7 @@ pub struct App {
     /// Who may report keys that leaked.
     pub leak_reporters: LeakReporters,
     pub(crate) proxies: TrustedProxies,
+    pub(crate) webhook_keys: WebhookKeys,
     pub(crate) cursors: CursorKey,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) readiness: Readiness,
@@ -121,7 +127,8 @@ pub struct App {
 impl App {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { gateway, auth, db, log, cursor_key, metrics, leak_reporters, proxies, worker } = parts;
+        let Parts { gateway, auth, db, log, cursor_key, metrics, leak_reporters, proxies, webhook_keys, worker } =
+            parts;
         Arc::new(Self {
             readiness: Readiness::new(log.clone(), db.clone(), worker),
             gateway,
@@ -130,6 +137,7 @@ impl App {
             log,
             leak_reporters,
             proxies,
+            webhook_keys,
             cursors: CursorKey::new(cursor_key),
             metrics,
             stopping: CancellationToken::new(),
@@ -187,6 +195,8 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(audit::list))
         .routes(routes!(audit::show))
         .routes(routes!(audit_tail::follow))
+        .routes(routes!(audit_export::export))
+        .routes(routes!(audit_webhook::show))
         .routes(routes!(audit_state::show))
         .routes(routes!(audit_proofs::event_proof))
         .routes(routes!(audit_proofs::checkpoint))

@@ -94,6 +94,9 @@ pub struct SettingsView {
     /// Whether people need a second factor.
     #[schema(schema_with = openapi::mfa_policy)]
     mfa_policy: MfaPolicy,
+    /// Where every event of the audit log is posted to.
+    #[schema(example = "https://siem.acme.example/orgstream")]
+    audit_webhook: Option<String>,
 }
 
 /// How an organization looks to its members.
@@ -122,6 +125,7 @@ impl From<OrganizationSettings> for SettingsView {
             branding: Branding { logo_url, primary_color, support_email },
             allowed_auth_methods,
             mfa_policy,
+            audit_webhook,
         } = settings;
         Self {
             api_key_max_days,
@@ -133,6 +137,7 @@ impl From<OrganizationSettings> for SettingsView {
             branding: BrandingView { logo_url, primary_color, support_email },
             allowed_auth_methods,
             mfa_policy,
+            audit_webhook,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use orgstream_events::Role;
 
-use super::policy::{Policy, ROUTES};
+use super::policy::{Policy, ROUTES, Story};
 use crate::auth::{Permission, permission::COMMANDS};
 
 const HEAD: &str = "\
@@ -38,13 +38,14 @@ pub fn permissions_page() -> String {
         });
     }
     page.push_str("\n## Commands\n\nBy `POST /v1/organizations/{org}/commands`, and by NATS on `cmd.<org>`.\n\n");
-    page.push_str("| command | permission |\n|---|---|\n");
-    for (name, permission) in COMMANDS {
-        let _ = writeln!(page, "| `{name}` | {} |", permission.map_or("a person, for themselves".to_owned(), code));
+    page.push_str("| command | permission | in the audit log |\n|---|---|---|\n");
+    for (name, permission, events) in COMMANDS {
+        let who = permission.map_or("a person, for themselves".to_owned(), code);
+        let _ = writeln!(page, "| `{name}` | {who} | `{}` |", events.join("`, `"));
     }
-    page.push_str("\n## Routes\n\n| route | who |\n|---|---|\n");
+    page.push_str("\n## Routes\n\n| route | who | in the audit log |\n|---|---|---|\n");
     for route in ROUTES {
-        let _ = writeln!(page, "| `{} {}` | {} |", route.method, route.path, who(route.policy));
+        let _ = writeln!(page, "| `{} {}` | {} | {} |", route.method, route.path, who(route.policy), told(route.story));
     }
     page
 }
@@ -65,5 +66,13 @@ fn who(policy: Policy) -> String {
         Policy::Operator => "operators".to_owned(),
         Policy::Org(permission) => code(permission),
         Policy::OrgCommands => "by command".to_owned(),
+    }
+}
+
+fn told(story: Story) -> String {
+    match story {
+        Story::Events => "what was done".to_owned(),
+        Story::Fact(name) => format!("`{name}`"),
+        Story::Reading | Story::Outside => String::new(),
     }
 }

@@ -18,6 +18,10 @@ use crate::{Log, Message, StreamError, api::unavailable, read::trace, streams};
 /// Messages asked for at once; when half of them have come, the next are asked for. All cursors share a connection, so
 /// this is also what one of a busy shard puts before the next message of a quiet one.
 const BATCH: usize = 200;
+/// The same for a cursor that has many messages to catch up with: somebody waits behind all of them.
+const CATCHING_UP: usize = 2_000;
+/// Messages ahead from which on a cursor is catching up.
+const FAR_BEHIND: u64 = 5_000;
 /// The same in bytes, and at least the largest message. With two requests open, a cursor's share of memory is twice this.
 const BATCH_BYTES: usize = 2 << 20;
 const EXPIRES: Duration = Duration::from_secs(30);
@@ -43,7 +47,8 @@ pub(crate) struct Feed {
     messages: Subscriber,
     inbox: String,
     ask: String,
-    request: Bytes,
+    /// Messages that are there and were not sent yet, as the server last said.
+    ahead: u64,
     /// Asked for and not yet come.
     open: usize,
     losses: watch::Receiver<u64>,
@@ -73,12 +78,6 @@ impl Feed {
         };
         let body = json!({ "stream_name": stream, "config": config, "action": "create" });
         let _: Info = log.ask(action, format!("CONSUMER.CREATE.{stream}.{name}"), &body).await?;
-        let request = json!({
-            "batch": BATCH,
-            "max_bytes": BATCH_BYTES,
-            "expires": u64::try_from(EXPIRES.as_nanos()).unwrap_or(u64::MAX),
-            "idle_heartbeat": u64::try_from(HEARTBEAT.as_nanos()).unwrap_or(u64::MAX),
-        });
         let client = log.client().clone();
         let inbox = client.new_inbox();
         Ok(Self {
@@ -87,7 +86,7 @@ impl Feed {
             client,
             inbox,
             ask: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"),
-            request: request.to_string().into(),
+            ahead: 0,
             open: 0,
             losses,
         })
@@ -96,10 +95,11 @@ impl Feed {
     /// Dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> Fed {
         let over = |reason: &str| Fed::Over { reason: reason.to_owned() };
-        if self.open <= BATCH / 2 {
-            let asked = self.client.publish_with_reply(self.ask.clone(), self.inbox.clone(), self.request.clone());
+        let batch = if self.ahead > FAR_BEHIND { CATCHING_UP } else { BATCH };
+        if self.open <= batch / 2 {
+            let asked = self.client.publish_with_reply(self.ask.clone(), self.inbox.clone(), request(batch));
             match tokio::time::timeout(HEARTBEAT, asked).await {
-                Ok(Ok(())) => self.open += BATCH,
+                Ok(Ok(())) => self.open += batch,
                 Ok(Err(error)) => return Fed::Over { reason: error.to_string() },
                 Err(_) => return over("the connection takes no more"),
             }
@@ -123,9 +123,10 @@ impl Feed {
 
     fn take(&mut self, message: async_nats::Message) -> Fed {
         self.open = self.open.saturating_sub(1);
-        let Some(seq) = message.reply.as_ref().and_then(|reply| stream_sequence(reply.as_str())) else {
+        let Some((seq, ahead)) = message.reply.as_ref().and_then(|reply| place(reply.as_str())) else {
             return Fed::Over { reason: "a message without a sequence".to_owned() };
         };
+        self.ahead = ahead;
         Fed::Message(Message {
             shard: self.shard,
             seq,
@@ -155,22 +156,36 @@ impl Feed {
     }
 }
 
-/// From `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`, or from the longer form
-/// that has a domain and an account before the stream.
-fn stream_sequence(reply: &str) -> Option<u64> {
+fn request(batch: usize) -> Bytes {
+    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    let request = json!({
+        "batch": batch,
+        "max_bytes": BATCH_BYTES,
+        "expires": nanos(EXPIRES),
+        "idle_heartbeat": nanos(HEARTBEAT),
+    });
+    request.to_string().into()
+}
+
+/// The stream's sequence and how many messages are still ahead, from
+/// `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`, or from the longer form that has a
+/// domain and an account before the stream, and more behind.
+fn place(reply: &str) -> Option<(u64, u64)> {
     let tokens = reply.split('.').count();
-    let place = if tokens <= 9 { 5 } else { 7 };
-    reply.strip_prefix("$JS.ACK.")?.split('.').nth(place - 2)?.parse().ok()
+    let first = if tokens <= 9 { 3 } else { 5 };
+    let mut rest = reply.strip_prefix("$JS.ACK.")?.split('.').skip(first);
+    let seq = rest.next()?.parse().ok()?;
+    Some((seq, rest.nth(2)?.parse().ok()?))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::stream_sequence;
+    use super::place;
 
     #[test]
-    fn both_forms_of_an_ack_subject_have_a_sequence() {
-        assert_eq!(stream_sequence("$JS.ACK.EV_0.cursor.1.42.7.1700000000000000000.3"), Some(42));
-        assert_eq!(stream_sequence("$JS.ACK.hub.hash.EV_0.cursor.1.42.7.1700000000000000000.3.rand"), Some(42));
-        assert_eq!(stream_sequence("_INBOX.x"), None);
+    fn both_forms_of_an_ack_subject_have_a_place() {
+        assert_eq!(place("$JS.ACK.EV_0.cursor.1.42.7.1700000000000000000.3"), Some((42, 3)));
+        assert_eq!(place("$JS.ACK.hub.hash.EV_0.cursor.1.42.7.1700000000000000000.3.rand"), Some((42, 3)));
+        assert_eq!(place("_INBOX.x"), None);
     }
 }

@@ -293,3 +293,40 @@ async fn a_stolen_key_forges_no_past() {
     });
     noticed.await.expect("the signing process does not notice");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn witnesses_of_the_operators_own_convince_whoever_did_not_pin_a_foreign_one() {
+    let (mut audited, tenant, mut database) = attacked(20).await;
+    fs::copy(audited.path("policy.txt"), audited.path("mine.txt")).unwrap();
+    audited.stop_signing();
+    audited.stop_witness();
+    edit(&mut database, tenant.id.uuid(), 17).await;
+    rechain(&mut database, tenant.id.uuid()).await;
+    // A witness that has seen nothing of it, with a key of the operator's.
+    audited.start_witness_in("accomplice", "policy.txt").await;
+    audited.start_signing();
+    audited.witnessed_head(&tenant, "accomplice.checkpoint").await;
+    audited.export(&tenant, "accomplice-bundle").await;
+    let bundle = "accomplice-bundle";
+    let pinned = ["--policy", "mine.txt"];
+    audited.verify(bundle, &pinned).await.expect(10).naming(&["0 of the pinned witnesses"]);
+    let known = [&pinned[..], &["--known", "kept.checkpoint"]].concat();
+    audited.verify(bundle, &known).await.expect(30).naming(&["history was rewritten"]);
+    // Left open: who takes the operator's word for who the witnesses are.
+    audited.verify(bundle, &POLICY).await.expect(0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_never_recorded_is_found_where_it_shows_and_nowhere_else() {
+    let (audited, tenant, mut database) = attacked(20).await;
+    let org = tenant.id.uuid();
+    // A change without an event, where customers see it: it follows from nothing that was recorded.
+    let changed = "UPDATE rm.records SET data = '{\"model\": \"another\"}' WHERE org_id = $1 AND id = (
+        SELECT id FROM rm.records WHERE org_id = $1 ORDER BY id LIMIT 1)";
+    assert_eq!(execute(&mut database, changed, org).await, 1);
+    let compared = audited.cluster.cli("", &["audit", "compare", "--org", &tenant.id.to_string()]).await.failure();
+    assert!(compared.stdout.contains("records"), "{compared:?}");
+    // Left open: no log proves what nobody put into it.
+    audited.export(&tenant, "silent").await;
+    audited.verify("silent", &[&POLICY[..], &["--known", "kept.checkpoint"]].concat()).await.expect(0);
+}

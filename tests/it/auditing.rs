@@ -92,16 +92,21 @@ impl Auditing {
     }
 
     pub(crate) async fn start_witness(&mut self) {
+        self.start_witness_in("witness", "policy.txt").await;
+    }
+
+    /// A witness with its memory and its key in a folder, and a policy that asks for it, in place of the one before.
+    pub(crate) async fn start_witness_in(&mut self, dir: &str, policy: &str) {
         let port = orgstream::servers::stable_listener(&self.path("port")).unwrap().local_addr().unwrap();
         let (http, url) = (port.to_string(), format!("http://{port}"));
-        let args =
-            ["witness", "--dir", "witness", "--name", "witness.test/w1", "--log-key", "keys/log.vkey", "--http", &http];
+        let name = format!("{dir}.test/w1");
+        let args = ["witness", "--dir", dir, "--name", &name, "--log-key", "keys/log.vkey", "--http", &http];
         self.witness = Some(self.spawn("witness.log", &args));
         let health = format!("{url}/healthz");
         eventually("the witness", async || reqwest::get(&health).await.ok().map(|_| ())).await;
-        let vkey = fs::read_to_string(self.path("witness/witness.vkey")).unwrap();
-        let policy = format!("witness w1 {} {url}\nquorum w1\n", vkey.trim_end());
-        fs::write(self.path("policy.txt"), policy).unwrap();
+        let vkey = fs::read_to_string(self.path(dir).join("witness.vkey")).unwrap();
+        let text = format!("witness w1 {} {url}\nquorum w1\n", vkey.trim_end());
+        fs::write(self.path(policy), text).unwrap();
     }
 
     pub(crate) fn stop_witness(&mut self) {

@@ -38,7 +38,7 @@ impl Api {
         self.post(bearer, "/v1/invitations/accept", &json!({"token": token})).await
     }
 
-    async fn patch(&self, bearer: &str, path: &str, body: &Value) -> Answer {
+    pub(crate) async fn patch(&self, bearer: &str, path: &str, body: &Value) -> Answer {
         Answer::of(self.request(Method::PATCH, path).bearer_auth(bearer).json(body)).await
     }
 

@@ -34,6 +34,7 @@ mod rebuild;
 mod rls;
 mod servers;
 mod sessions;
+mod stories;
 mod stream;
 mod support;
 mod telemetry;

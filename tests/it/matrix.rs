@@ -375,6 +375,7 @@ async fn walk(api: &Api) -> Vec<String> {
 }
 
 // S3.34
+// S2.3
 // S3.3
 // S3.8
 // S3.11

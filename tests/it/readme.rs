@@ -218,7 +218,11 @@ async fn the_walk_shows_what_it_says() {
     let again =
         |code: &str, expected: &str| Step { line: 0, code: code.to_owned(), expected: Some(expected.to_owned()) };
     let steps = [
-        again("eval \"$(./dev demo acme)\"\n./dev replay | wc -l", "336 events of org_...\n336"),
+        // With what was read meanwhile, which is in the log too.
+        again(
+            "eval \"$(./dev demo acme)\"\n./dev replay | grep -v access.audit_read | wc -l",
+            "... events of org_...\n336",
+        ),
         again("./dev publish .orgstream/webhooks.ndjson", "0 accepted, 329 were there already, 0 refused"),
     ];
     let outputs = run(&steps, dir.path()).await;

@@ -255,6 +255,24 @@ async fn what_the_audit_log_lacks_is_a_reason_not_to_build_from_it() {
     goes_on(&cluster, &tenant, "afterwards").await;
 }
 
+// S3.27
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_27_one_tenants_projection_is_built_again_and_nobody_elses() {
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let (tenant, other) = (cluster.tenant("again").await, cluster.tenant("not-again").await);
+    for one in [&tenant, &other] {
+        flood(&cluster, one, "many", 100).await;
+        cluster.until_projected(one).await;
+    }
+    let mut database = cluster.superuser().await;
+    let before = digests(&mut database).await;
+    rebuild(&cluster, &tenant, &[]).await.success();
+    assert_eq!(versions(&mut database, tenant.id).await.0, 2);
+    assert_eq!(versions(&mut database, other.id).await, (1, vec![1]));
+    rebuild(&cluster, &tenant, &["--drop-old"]).await.success();
+    assert_eq!(digests(&mut database).await, before, "the same rows, of everybody");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_command_goes_back_to_the_version_before_with_everything_since() {
     let cluster = Cluster::start(ClusterOptions::default()).await;

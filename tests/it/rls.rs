@@ -2,6 +2,8 @@
 //!
 //! The tables are asked of the catalogue, so a table that somebody adds is tested the day it appears.
 
+use std::time::Duration;
+
 use orgstream_events::{KeyId, Pipeline, Timestamp};
 use orgstream_projections::{
     Comparison, Database, DatabaseOptions, Page, SliceClass,
@@ -107,6 +109,7 @@ async fn two_orgs(database: &TestDatabase) -> (History, History) {
             user_agent: None,
         };
         key_uses::write(db, history.bound(), &[used]).await.unwrap();
+        db.take_webhook(history.bound(), "https://siem.example", Duration::from_secs(1)).await.unwrap();
     }
     (a, b)
 }

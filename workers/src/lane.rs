@@ -30,13 +30,23 @@ pub(crate) struct Org {
     pub(crate) slots: usize,
     /// When one of them last began or ended.
     pub(crate) moved_at: Option<Instant>,
+    /// Until when it lets others go first.
+    pub(crate) rests_until: Option<Instant>,
     read_models: Lane,
     audit: Lane,
 }
 
 impl Org {
     pub(crate) fn new(weight: f64) -> Self {
-        Self { virtual_time: 0.0, weight, slots: 0, moved_at: None, read_models: Lane::new(), audit: Lane::new() }
+        Self {
+            virtual_time: 0.0,
+            weight,
+            slots: 0,
+            moved_at: None,
+            rests_until: None,
+            read_models: Lane::new(),
+            audit: Lane::new(),
+        }
     }
 
     pub(crate) fn lane(&self, pipeline: Pipeline) -> &Lane {

@@ -33,8 +33,6 @@ const LANE_RISE: f64 = 0.1;
 const MANY_UNITS: f64 = 32.0;
 /// How long nothing was applied when there is nothing to do.
 const QUIET: Duration = Duration::from_millis(50);
-/// The part of what is left of a shared transaction that one lane may fill: whoever has more would make the others wait.
-const SHARED_PART: f64 = 0.25;
 /// How long a backlog rests after each of its transactions while others have something to do, as a part of what that took.
 /// Slots are not all that is shared: without this, a backlog keeps one processor busy all the time.
 const REST: f64 = 0.5;
@@ -82,6 +80,17 @@ impl Service {
             since: now,
         }
     }
+}
+
+/// How a slice's transaction ended, as far as it matters to each of its slices.
+#[derive(Debug, Clone, Copy)]
+struct Ended {
+    /// It had one slice.
+    alone: bool,
+    /// What each slice cost that came to nothing.
+    lost: Duration,
+    at: Instant,
+    jitter: f64,
 }
 
 impl Scheduler {
@@ -160,6 +169,11 @@ impl Scheduler {
                 held.push((rank, key, dear));
                 continue;
             }
+            if let Some(until) = org.rests_until.filter(|until| *until > now) {
+                org.lane_mut(key.pipeline).state = LaneState::Resting;
+                self.asleep.push(Reverse((until, key)));
+                continue;
+            }
             // What is dear, or failed, must not make others wait in its transaction. And a lane that would not get all of
             // its messages in gets more out of a transaction of its own.
             let alone = dear || org.lane(key.pipeline).must_be_alone();
@@ -203,9 +217,9 @@ impl Scheduler {
         planned
     }
 
-    /// Whether all that a lane has takes no more than its part of the `left` microseconds of a transaction that is shared.
+    /// Whether all that a lane has takes no more than `left` microseconds.
     fn fits(&self, key: LaneKey, left: f64) -> bool {
-        let units = SHARED_PART * (left - self.service.fixed) / self.cost_of(key);
+        let units = (left - self.service.fixed) / self.cost_of(key);
         self.lane(key).is_some_and(|lane| lane.skipped.is_none() && lane.fits_whole(units, self.options.slice_messages))
     }
 
@@ -304,37 +318,30 @@ impl Scheduler {
                 self.service.running.swap_remove(place);
             }
         }
+        let has_company = self.service.light_at.is_some_and(|at| now.saturating_duration_since(at) < COMPANY);
+        let took = now.saturating_duration_since(group.begun);
+        let rest = (group.backlog && !group.dear && has_company).then(|| took.mul_f64(REST).min(COMPANY));
         for LaneSlice { key, opening, .. } in group.firsts() {
             let is_current = self.shards.get(&key.shard).is_some_and(|owned| owned.opening == *opening);
             if let Some(org) = self.orgs.get_mut(&(key.shard, key.org)).filter(|_| is_current) {
                 org.slots = org.slots.saturating_sub(1);
                 org.moved_at = Some(now);
+                org.rests_until = rest.map(|rest| now + rest);
             }
         }
-        let has_company = self.service.light_at.is_some_and(|at| now.saturating_duration_since(at) < COMPANY);
-        let took = now.saturating_duration_since(group.begun);
-        let rest = (group.backlog && has_company).then(|| took.mul_f64(REST));
+        let alone = group.slices.len() == 1;
         for (slice, outcome) in group.slices.iter().zip(outcomes) {
             let outcome = match outcome {
-                SliceOutcome::TimedOut if group.slices.len() == 1 && slice.deliveries.len() == 1 && !others_went_on => {
+                SliceOutcome::TimedOut if alone && slice.deliveries.len() == 1 && !others_went_on => {
                     SliceOutcome::Unavailable
                 }
                 outcome => outcome,
             };
-            self.slice_done(slice, outcome, group.slices.len() == 1, lost, rest, now, jitter);
+            self.slice_done(slice, outcome, Ended { alone, lost, at: now, jitter });
         }
     }
 
-    fn slice_done(
-        &mut self,
-        slice: &LaneSlice,
-        outcome: SliceOutcome,
-        alone: bool,
-        lost: Duration,
-        rest: Option<Duration>,
-        now: Instant,
-        jitter: f64,
-    ) {
+    fn slice_done(&mut self, slice: &LaneSlice, outcome: SliceOutcome, Ended { alone, lost, at: now, jitter }: Ended) {
         let key = slice.key;
         if self.shards.get(&key.shard).is_none_or(|owned| owned.opening != slice.opening) {
             return;
@@ -376,18 +383,17 @@ impl Scheduler {
                 }
                 let last = slice.deliveries.last().map_or(0, |delivery| delivery.seq());
                 self.bytes -= lane.applied(last);
-                wait = rest.map(|rest| (LaneState::Resting, rest));
             }
             SliceOutcome::Moved { stored } => self.bytes -= lane.moved(stored),
             SliceOutcome::Undone => lane.give_back(),
             SliceOutcome::Fenced => {
                 lane.give_back();
-                wait = Some((LaneState::BackingOff, self.options.lease));
+                wait = Some(self.options.lease);
             }
             SliceOutcome::Unavailable => {
                 lane.give_back();
                 lane.outages = lane.outages.saturating_add(1);
-                wait = Some((LaneState::BackingOff, backoff(lane.outages, jitter)));
+                wait = Some(backoff(lane.outages, jitter));
             }
             SliceOutcome::TimedOut if !alone => {
                 lane.give_back();
@@ -408,14 +414,14 @@ impl Scheduler {
                             _ => format!("applying it took longer than {:?}", self.options.message_timeout),
                         });
                     } else {
-                        wait = Some((LaneState::BackingOff, backoff(lane.attempts, jitter)));
+                        wait = Some(backoff(lane.attempts, jitter));
                     }
                 }
                 lane.step = 1;
             }
         }
-        if let Some((state, wait)) = wait {
-            lane.state = state;
+        if let Some(wait) = wait {
+            lane.state = LaneState::BackingOff;
             self.asleep.push(Reverse((now + wait, key)));
         }
         self.settle(key);

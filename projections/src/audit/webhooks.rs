@@ -1,0 +1,126 @@
+//! How far audit logs have been sent to where their organizations want them: taken by whoever sends, for a while, and moved
+//! on only from where it stood.
+
+use std::time::Duration;
+
+use orgstream_events::{OrgId, Timestamp};
+
+use crate::{
+    BoundOrg, Database, DbError, TenantTx,
+    convert::{from_bigint, to_bigint},
+};
+
+/// The most orgs that are looked at together.
+const LOOKED_AT: i32 = 50;
+/// The longest pause after failures: they double from a second.
+const LONGEST_PAUSE: f64 = 3_600.0;
+
+/// How far one log has been sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebhookState {
+    /// To which address.
+    pub url: String,
+    /// The first event that it has not confirmed.
+    pub next_idx: u64,
+    /// Attempts in a row that came to nothing.
+    pub failures: u32,
+    /// What became of the last of them.
+    pub error: Option<String>,
+    /// When it last confirmed something.
+    pub delivered_at: Option<Timestamp>,
+    /// When it is tried next.
+    pub try_at: Timestamp,
+}
+
+/// How far an org's log has been sent; None before the first attempt.
+pub async fn webhook(tx: &mut TenantTx) -> Result<Option<WebhookState>, DbError> {
+    let row = sqlx::query!(
+        "SELECT url, next_idx, failures, error, delivered_at, try_at FROM ops.audit_webhooks WHERE org_id = $1",
+        tx.org().uuid(),
+    );
+    let row = row.fetch_optional(tx.connection()).await?;
+    Ok(row.map(|row| WebhookState {
+        url: row.url,
+        next_idx: from_bigint(row.next_idx),
+        failures: u32::try_from(row.failures).unwrap_or_default(),
+        error: row.error,
+        delivered_at: row.delivered_at.map(Timestamp::from),
+        try_at: row.try_at.into(),
+    }))
+}
+
+impl Database {
+    /// The orgs whose logs have something to send, or another address than before.
+    pub async fn audit_to_send(&self) -> Result<Vec<BoundOrg>, DbError> {
+        let orgs = sqlx::query_scalar!(r#"SELECT app.orgs_with_audit_to_send($1) AS "org!""#, LOOKED_AT);
+        let orgs = orgs.fetch_all(self.resolver_pool()).await?;
+        Ok(orgs.into_iter().map(|org| BoundOrg::proven_by_resolver(OrgId::from_uuid(org))).collect())
+    }
+
+    /// Takes the sending of one log to `url` for so long, unless somebody else has it. Returns where to go on; at another
+    /// address than before, that is the beginning.
+    pub async fn take_webhook(&self, org: BoundOrg, url: &str, lease: Duration) -> Result<Option<u64>, DbError> {
+        let mut tx = self.begin_maintenance(org).await?;
+        let next = sqlx::query_scalar!(
+            "INSERT INTO ops.audit_webhooks AS known (org_id, url, try_at) VALUES ($1, $2, now() + make_interval(secs => $3))
+            ON CONFLICT (org_id) DO UPDATE SET
+                next_idx = CASE WHEN known.url = excluded.url THEN known.next_idx ELSE 0 END,
+                failures = CASE WHEN known.url = excluded.url THEN known.failures ELSE 0 END,
+                error = CASE WHEN known.url = excluded.url THEN known.error END,
+                url = excluded.url,
+                try_at = excluded.try_at
+            WHERE known.try_at <= now() OR known.url <> excluded.url
+            RETURNING next_idx",
+            org.org().uuid(),
+            url,
+            lease.as_secs_f64(),
+        );
+        let next = next.fetch_optional(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(next.map(from_bigint))
+    }
+
+    /// `url` has confirmed the events from `from` up to `next`. False when somebody else has moved on meanwhile. The log stays
+    /// taken for so long.
+    pub async fn webhook_confirmed(
+        &self,
+        org: BoundOrg,
+        url: &str,
+        (from, next): (u64, u64),
+        lease: Duration,
+    ) -> Result<bool, DbError> {
+        let mut tx = self.begin_maintenance(org).await?;
+        let moved = sqlx::query!(
+            "UPDATE ops.audit_webhooks
+            SET next_idx = $4, failures = 0, error = NULL, delivered_at = now(), try_at = now() + make_interval(secs => $5)
+            WHERE org_id = $1 AND url = $2 AND next_idx = $3",
+            org.org().uuid(),
+            url,
+            to_bigint(from),
+            to_bigint(next),
+            lease.as_secs_f64(),
+        );
+        let moved = moved.execute(&mut *tx).await?.rows_affected();
+        tx.commit().await?;
+        Ok(moved == 1)
+    }
+
+    /// `url` did not confirm what comes at `from`. It is tried again after a pause.
+    pub async fn webhook_failed(&self, org: BoundOrg, url: &str, from: u64, error: &str) -> Result<(), DbError> {
+        let mut tx = self.begin_maintenance(org).await?;
+        sqlx::query!(
+            "UPDATE ops.audit_webhooks
+            SET failures = failures + 1, error = $4,
+                try_at = now() + make_interval(secs => least($5, 2 ^ least(failures, 20)))
+            WHERE org_id = $1 AND url = $2 AND next_idx = $3",
+            org.org().uuid(),
+            url,
+            to_bigint(from),
+            error,
+            LONGEST_PAUSE,
+        )
+        .execute(&mut *tx)
+        .await?;
+        Ok(tx.commit().await?)
+    }
+}

@@ -1,0 +1,267 @@
+//! Audit logs on their way to where organizations collect them: signed posts, in order, each until it is confirmed.
+//!
+//! The cursor is the place in the log, so whoever receives can prove that nothing is missing: the events of one post begin
+//! where the last one ended. Any number of processes may send; each log is sent by one of them at a time, and a post that
+//! was confirmed although nobody heard of it comes a second time under the same id.
+//!
+//! Headers and signature are those of Standard Webhooks, with Ed25519 (`v1a`): the key follows from the pepper and the
+//! organization, so no secret is stored, and none has to be handed out.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use ed25519_dalek::{Signer, SigningKey};
+use futures_util::{StreamExt, stream};
+use metrics::counter;
+use orgstream_events::{EventView, OrgId};
+use orgstream_projections::{BoundOrg, Database, DbError, audit, organizations};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::{auth::key::Pepper, commands::handler::now, http::audit::entry};
+
+/// How often it is looked whether there is anything to send.
+const EVERY: Duration = Duration::from_secs(1);
+/// Logs that are sent at the same time.
+const AT_ONCE: usize = 8;
+/// How long a log is taken for: longer than one post may take.
+const LEASE: Duration = Duration::from_secs(30);
+/// How long one log is sent before the others have their turn.
+const TURN: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The most events in one post, and about the most bytes; one event goes in any case.
+const EVENTS: u16 = 100;
+const BYTES: usize = 512 << 10;
+
+/// Sends audit logs. One per API process.
+pub struct Webhooks {
+    db: Database,
+    keys: WebhookKeys,
+    http: reqwest::Client,
+}
+
+/// What is posted.
+#[derive(Serialize)]
+struct Post {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    timestamp: String,
+    data: Part,
+}
+
+/// A stretch of the log without gaps.
+#[derive(Serialize)]
+struct Part {
+    org_id: OrgId,
+    /// The place of the first event.
+    from_idx: u64,
+    /// The place behind the last one: where the next post begins.
+    next_idx: u64,
+    events: Vec<EventView>,
+}
+
+/// The keys that posts are signed with, one for each organization.
+#[derive(Clone)]
+pub struct WebhookKeys(Pepper);
+
+impl WebhookKeys {
+    /// Keys that follow from this secret.
+    pub fn new(pepper: Pepper) -> Self {
+        Self(pepper)
+    }
+
+    fn of(&self, org: OrgId) -> SigningKey {
+        SigningKey::from_bytes(&self.0.mac_of("audit webhook", &org.to_string()).0)
+    }
+
+    /// What verifies the posts about this organization, as Standard Webhooks write it.
+    pub fn public(&self, org: OrgId) -> String {
+        format!("whpk_{}", STANDARD.encode(self.of(org).verifying_key().as_bytes()))
+    }
+}
+
+impl Webhooks {
+    /// `local` lets posts go to this machine too, as they must where everything runs on it.
+    pub fn new(db: Database, keys: WebhookKeys, local: bool) -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none());
+        let http = if local { http } else { http.dns_resolver(Arc::new(PublicOnly)) };
+        Ok(Self { db, keys, http: http.build()? })
+    }
+
+    /// Sends what there is until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {
+            if let Err(error) = self.round(&stop).await {
+                tracing::warn!(%error, "audit logs cannot be sent at the moment");
+            }
+        }
+    }
+
+    async fn round(&self, stop: &CancellationToken) -> Result<(), DbError> {
+        let orgs = self.db.audit_to_send().await?;
+        stream::iter(orgs)
+            .for_each_concurrent(AT_ONCE, |org| async move {
+                if let Err(error) = self.send(org, stop).await {
+                    tracing::warn!(org.id = %org.org(), %error, "an audit log cannot be sent at the moment");
+                }
+            })
+            .await;
+        Ok(())
+    }
+
+    /// Sends one log as far as it goes, or until others should have their turn.
+    async fn send(&self, org: BoundOrg, stop: &CancellationToken) -> Result<(), DbError> {
+        let settings = organizations::get(&mut self.db.read(org).await?).await?.map(|found| found.settings);
+        let Some(url) = settings.and_then(|settings| settings.audit_webhook) else { return Ok(()) };
+        let Some(mut from) = self.db.take_webhook(org, &url, LEASE).await? else { return Ok(()) };
+        let until = Instant::now() + TURN;
+        loop {
+            let events = self.part(org, from).await?;
+            if events.is_empty() || Instant::now() > until || stop.is_cancelled() {
+                // Nothing more is owed for now: whoever looks next may have it.
+                self.db.webhook_confirmed(org, &url, (from, from), Duration::ZERO).await?;
+                return Ok(());
+            }
+            let next = from + events.len() as u64;
+            if let Err(error) = self.post(org.org(), &url, from, events).await {
+                counter!("orgstream_audit_webhook_posts_total", "outcome" => "failed").increment(1);
+                tracing::warn!(org.id = %org.org(), event.idx = from, error, "a part of an audit log was not taken");
+                return self.db.webhook_failed(org, &url, from, &error).await;
+            }
+            counter!("orgstream_audit_webhook_posts_total", "outcome" => "confirmed").increment(1);
+            if !self.db.webhook_confirmed(org, &url, (from, next), LEASE).await? {
+                return Ok(());
+            }
+            from = next;
+        }
+    }
+
+    async fn part(&self, org: BoundOrg, from: u64) -> Result<Vec<EventView>, DbError> {
+        let rows = audit::from_idx(&mut self.db.read(org).await?, from, EVENTS).await?;
+        let mut bytes = 0;
+        let fits = |row: &&audit::AuditEntry| {
+            let is_first = bytes == 0;
+            bytes += row.sealed.header.len() + row.sealed.payload.len();
+            is_first || bytes <= BYTES
+        };
+        // An event that cannot be shown is the end until somebody has seen to it: passed over, it would be a gap.
+        let shown = rows.iter().take_while(fits).map(entry).map_while(|event| {
+            event
+                .inspect_err(|problem| tracing::error!(org.id = %org.org(), problem.detail, "an event cannot be shown"))
+                .ok()
+        });
+        Ok(shown.collect())
+    }
+
+    async fn post(&self, org: OrgId, url: &str, from: u64, events: Vec<EventView>) -> Result<(), String> {
+        let (now, next) = (now(), from + events.len() as u64);
+        let part = Part { org_id: org, from_idx: from, next_idx: next, events };
+        let post = Post { kind: "audit.events", timestamp: now.to_string(), data: part };
+        let body = serde_json::to_string(&post).map_err(|error| error.to_string())?;
+        // The same part has the same id however often it is sent.
+        let id = format!("{org}_{from}_{next}");
+        let seconds = now.unix_ms() / 1000;
+        let signed = format!("{id}.{seconds}.{body}");
+        let signature = self.keys.of(org).sign(signed.as_bytes());
+        let answer = self
+            .http
+            .post(url)
+            .header("content-type", "application/json")
+            .header("user-agent", concat!("orgstream/", env!("CARGO_PKG_VERSION")))
+            .header("webhook-id", id)
+            .header("webhook-timestamp", seconds.to_string())
+            .header("webhook-signature", format!("v1a,{}", STANDARD.encode(signature.to_bytes())))
+            .body(body)
+            .send()
+            .await
+            .map_err(|error| reason(&error))?;
+        if answer.status().is_success() { Ok(()) } else { Err(format!("it answers {}", answer.status())) }
+    }
+}
+
+/// What went wrong, without the address, which may have a secret of the receiver's in it.
+fn reason(error: &reqwest::Error) -> String {
+    let mut text = if error.is_timeout() { "no answer in time" } else { "it cannot be reached" }.to_owned();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Names lead to public addresses only: a customer chooses where posts go, and it must not be into our own network.
+struct PublicOnly;
+
+impl Resolve for PublicOnly {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let public: Vec<_> = found.filter(|address| is_public(address.ip())).collect();
+            if public.is_empty() {
+                return Err("the name leads to no public address".into());
+            }
+            Ok(Box::new(public.into_iter()) as Addrs)
+        })
+    }
+}
+
+fn is_public(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            let [a, b, ..] = ip.octets();
+            let shared = a == 100 && (64..128).contains(&b);
+            let reserved = a == 0 || a >= 224 || (a == 198 && (18..20).contains(&b)) || (a == 192 && b == 0);
+            !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || shared || reserved)
+        }
+        IpAddr::V6(ip) => match ip.to_ipv4_mapped() {
+            Some(ip) => is_public(IpAddr::V4(ip)),
+            // Of the rest only what is for everybody: neither unique local, link local nor multicast.
+            None => (ip.segments()[0] & 0xe000) == 0x2000,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn posts_go_to_public_addresses_only() {
+        for inward in [
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::1",
+            "::",
+            "fe80::1",
+            "fc00::1",
+            "fd12::1",
+            "ff02::1",
+            "::ffff:10.0.0.1",
+            "192.0.0.1",
+        ] {
+            assert!(!is_public(inward.parse().unwrap()), "{inward}");
+        }
+        for public in ["1.1.1.1", "93.184.216.34", "100.128.0.1", "172.32.0.1", "2606:2800:220:1::1", "::ffff:8.8.8.8"]
+        {
+            assert!(is_public(public.parse().unwrap()), "{public}");
+        }
+    }
+
+    #[test]
+    fn every_organization_has_a_key_of_its_own() {
+        let keys = WebhookKeys::new(Pepper::new([7; 32]).unwrap());
+        let [one, other, again] = [1, 2, 1].map(|number| keys.public(OrgId::fresh(0, [number; 10])));
+        assert_ne!(one, other);
+        assert_eq!(one, again);
+    }
+}
