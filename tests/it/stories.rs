@@ -190,11 +190,11 @@ async fn webhook(api: &Api, org: &Org) -> Value {
     api.get(&org.owner, &org.path("audit/webhook")).await.expect(200).json()
 }
 
-async fn caught_up(api: &Api, org: &Org) -> Value {
+async fn caught_up(api: &Api, org: &Org, url: &str) -> Value {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let state = webhook(api, org).await;
-        if state["behind"] == 0 && state["delivered_at"].is_string() {
+        if state["url"] == url && state["behind"] == 0 && state["delivered_at"].is_string() {
             return state;
         }
         assert!(Instant::now() < deadline, "{state}");
@@ -232,7 +232,7 @@ async fn whoever_collects_the_audit_log_can_prove_that_nothing_is_missing() {
     }
     let (_, position) = api.record(&other, "elsewhere").await;
     api.get_at(&other.owner, &other.path("audit/events"), &position).await.expect(200);
-    let state = caught_up(&api, &org).await;
+    let state = caught_up(&api, &org, &url).await;
     assert_eq!((&state["failures"], &state["error"]), (&json!(0), &Value::Null));
 
     let key = STANDARD.decode(state["public_key"].as_str().unwrap().strip_prefix("whpk_").unwrap()).unwrap();
@@ -266,7 +266,7 @@ async fn whoever_collects_the_audit_log_can_prove_that_nothing_is_missing() {
     let second = Collector::default();
     let url = second.start().await;
     api.patch(&org.owner, &org.path("settings"), &json!({"audit_webhook": url})).await.expect(200);
-    caught_up(&api, &org).await;
+    caught_up(&api, &org, &url).await;
     let first: Value = serde_json::from_str(&second.posts()[0].1).unwrap();
     assert_eq!(first["data"]["from_idx"], 0);
     let off: Answer = api.patch(&org.owner, &org.path("settings"), &json!({"audit_webhook": null})).await.expect(200);

@@ -30,23 +30,13 @@ pub(crate) struct Org {
     pub(crate) slots: usize,
     /// When one of them last began or ended.
     pub(crate) moved_at: Option<Instant>,
-    /// Until when it lets others go first.
-    pub(crate) rests_until: Option<Instant>,
     read_models: Lane,
     audit: Lane,
 }
 
 impl Org {
     pub(crate) fn new(weight: f64) -> Self {
-        Self {
-            virtual_time: 0.0,
-            weight,
-            slots: 0,
-            moved_at: None,
-            rests_until: None,
-            read_models: Lane::new(),
-            audit: Lane::new(),
-        }
+        Self { virtual_time: 0.0, weight, slots: 0, moved_at: None, read_models: Lane::new(), audit: Lane::new() }
     }
 
     pub(crate) fn lane(&self, pipeline: Pipeline) -> &Lane {
@@ -72,9 +62,9 @@ impl Org {
         self.moved_at.map_or(Duration::ZERO, |moved_at| now.saturating_duration_since(moved_at))
     }
 
-    /// Whether nothing of it waits for a slot, is in one or rests after one.
+    /// Whether nothing of it waits for a slot or is in one.
     pub(crate) fn is_idle(&self) -> bool {
-        self.lanes().all(|(_, lane)| !matches!(lane.state, LaneState::Ready | LaneState::Running | LaneState::Resting))
+        self.lanes().all(|(_, lane)| !matches!(lane.state, LaneState::Ready | LaneState::Running))
     }
 
     /// Writes down database time that it had, or was thought to have and had not.
@@ -94,8 +84,6 @@ pub(crate) enum LaneState {
     Running,
     /// Waiting after a failure.
     BackingOff,
-    /// Letting others go first for a moment.
-    Resting,
 }
 
 /// The part of the stream that a detached lane has let pass.

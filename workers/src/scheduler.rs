@@ -160,8 +160,7 @@ pub(crate) struct Scheduler {
     /// Lanes that wait for a slot, by rank, and apart from them those whose next message takes longer than a slice should.
     ready: BinaryHeap<Reverse<(u64, LaneKey)>>,
     ready_dear: BinaryHeap<Reverse<(u64, LaneKey)>>,
-    /// Lanes that back off or rest, by when they wake.
-    asleep: BinaryHeap<Reverse<(Instant, LaneKey)>>,
+    backing_off: BinaryHeap<Reverse<(Instant, LaneKey)>>,
     /// Lanes that want a refill, the one that has waited longest first, each once.
     wants_refill: VecDeque<LaneKey>,
     openings: u64,
@@ -180,7 +179,7 @@ impl Scheduler {
             shards: HashMap::new(),
             ready: BinaryHeap::new(),
             ready_dear: BinaryHeap::new(),
-            asleep: BinaryHeap::new(),
+            backing_off: BinaryHeap::new(),
             wants_refill: VecDeque::new(),
             openings: 0,
             bytes: 0,

@@ -33,11 +33,6 @@ const LANE_RISE: f64 = 0.1;
 const MANY_UNITS: f64 = 32.0;
 /// How long nothing was applied when there is nothing to do.
 const QUIET: Duration = Duration::from_millis(50);
-/// How long a backlog rests after each of its transactions while others have something to do, as a part of what that took.
-/// Slots are not all that is shared: without this, a backlog keeps one processor busy all the time.
-const REST: f64 = 0.5;
-/// How long ago others must have had a transaction for a backlog to go on without rest.
-const COMPANY: Duration = Duration::from_millis(100);
 /// Slices that may share a transaction however long the database takes to answer.
 const LEAST_SHARED: f64 = 4.0;
 
@@ -57,8 +52,6 @@ pub(super) struct Service {
     fixed: f64,
     /// When a transaction was last committed.
     applied_at: Instant,
-    /// When a transaction of anybody but a backlog last began.
-    light_at: Option<Instant>,
     /// Counts those that have lined up, for the order of who came first.
     pub(super) turns: u64,
     pub(super) since: Instant,
@@ -75,7 +68,6 @@ impl Service {
             cost: FIRST_COST,
             fixed: FIRST_FIXED,
             applied_at: now,
-            light_at: None,
             turns: 0,
             since: now,
         }
@@ -109,9 +101,6 @@ impl Scheduler {
             return None;
         }
         self.service.busy += 1;
-        if !group.backlog {
-            self.service.light_at = Some(now);
-        }
         self.service.dear += usize::from(group.dear);
         for LaneSlice { key, .. } in group.firsts() {
             if let Some(org) = self.orgs.get_mut(&(key.shard, key.org)) {
@@ -167,11 +156,6 @@ impl Scheduler {
                 self.options.slots - self.service.busy > self.options.reserve_against(org.stands_still_for(now));
             if org.slots > 0 && (!spare || org.slots >= most) {
                 held.push((rank, key, dear));
-                continue;
-            }
-            if let Some(until) = org.rests_until.filter(|until| *until > now) {
-                org.lane_mut(key.pipeline).state = LaneState::Resting;
-                self.asleep.push(Reverse((until, key)));
                 continue;
             }
             // What is dear, or failed, must not make others wait in its transaction. And a lane that would not get all of
@@ -318,15 +302,11 @@ impl Scheduler {
                 self.service.running.swap_remove(place);
             }
         }
-        let has_company = self.service.light_at.is_some_and(|at| now.saturating_duration_since(at) < COMPANY);
-        let took = now.saturating_duration_since(group.begun);
-        let rest = (group.backlog && !group.dear && has_company).then(|| took.mul_f64(REST).min(COMPANY));
         for LaneSlice { key, opening, .. } in group.firsts() {
             let is_current = self.shards.get(&key.shard).is_some_and(|owned| owned.opening == *opening);
             if let Some(org) = self.orgs.get_mut(&(key.shard, key.org)).filter(|_| is_current) {
                 org.slots = org.slots.saturating_sub(1);
                 org.moved_at = Some(now);
-                org.rests_until = rest.map(|rest| now + rest);
             }
         }
         let alone = group.slices.len() == 1;
@@ -422,24 +402,24 @@ impl Scheduler {
         }
         if let Some(wait) = wait {
             lane.state = LaneState::BackingOff;
-            self.asleep.push(Reverse((now + wait, key)));
+            self.backing_off.push(Reverse((now + wait, key)));
         }
         self.settle(key);
     }
 
-    /// When a lane wakes next, if one is backing off or rests.
+    /// When a lane wakes next, if one is backing off.
     pub(crate) fn next_wake(&self) -> Option<Instant> {
-        self.asleep.peek().map(|Reverse((at, _))| *at)
+        self.backing_off.peek().map(|Reverse((at, _))| *at)
     }
 
     fn wake(&mut self, now: Instant) {
-        while let Some(Reverse((at, key))) = self.asleep.peek().copied() {
+        while let Some(Reverse((at, key))) = self.backing_off.peek().copied() {
             if at > now {
                 break;
             }
-            self.asleep.pop();
+            self.backing_off.pop();
             if let Some(lane) = self.lane_mut(key)
-                && matches!(lane.state, LaneState::BackingOff | LaneState::Resting)
+                && lane.state == LaneState::BackingOff
             {
                 lane.state = LaneState::Idle;
                 self.settle(key);

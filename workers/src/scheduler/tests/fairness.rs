@@ -86,18 +86,11 @@ impl World {
         }
     }
 
-    /// Goes on to when the next transaction is done or the next lane wakes, or to `until` if that is earlier. False when
-    /// nothing is under way.
+    /// Goes on to when the next transaction is done, or to `until` if that is earlier. False when nothing is under way.
     fn advance(&mut self, until: u64) -> bool {
         self.dispatch();
         let next = self.running.iter().enumerate().min_by_key(|(_, (at, _))| *at).map(|(place, (at, _))| (place, *at));
-        let wakes =
-            self.scheduler.next_wake().map(|at| at.saturating_duration_since(self.began).as_micros() as u64 + 1);
         match next {
-            _ if wakes.is_some_and(|wakes| wakes <= until && next.is_none_or(|(_, at)| wakes < at)) => {
-                self.micros = self.micros.max(wakes.unwrap_or_default());
-                true
-            }
             Some((place, at)) if at <= until => {
                 self.micros = at;
                 let (_, group) = self.running.swap_remove(place);
@@ -309,23 +302,4 @@ fn a_single_org_has_a_second_slot_only_if_others_lack_nothing() {
         assert_eq!(world.running.len(), 2.min(slots - reserve), "{slots} slots, {reserve} reserved, and one is stuck");
         world.drain();
     }
-}
-
-/// A backlog works without rest while it is alone, and rests between its transactions while others have something to do.
-#[test]
-fn a_backlog_rests_only_in_company() {
-    let [alone, beside] = [false, true].map(|has_company| {
-        let mut world = World::new(roomy(4), &[40, 40]);
-        for _ in 0..20_000 {
-            world.arrive(0);
-        }
-        for tick in 1..=60 {
-            if has_company {
-                world.arrive(1);
-            }
-            world.run_until(tick * 5_000);
-        }
-        world.service[&0]
-    });
-    assert!((1.2..2.0).contains(&(alone / beside)), "{alone} µs of service alone, {beside} in company");
 }
