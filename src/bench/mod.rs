@@ -1,6 +1,7 @@
 //! Benchmarks that anyone can run. Each measures the raw limit of the machine in the same run, so that the ratio to it
 //! means something anywhere.
 
+mod access;
 mod append;
 mod audit;
 mod fairness;
@@ -19,9 +20,11 @@ use serde::Serialize;
 /// A benchmark starts private servers in a temporary folder and removes them again.
 #[derive(Subcommand)]
 pub(crate) enum Job {
+    /// Resolving credentials: what it takes to know who asks, from what a process remembers.
+    Access(access::Args),
     /// Appending: commands per second through the library, NATS and HTTP, against bare publishes of the same bytes.
     Append(append::Args),
-    /// The audit log's tree: what a leaf costs, a proof in a long log, and a head.
+    /// The audit log: what a leaf costs, a proof and a head in a long log, an export and its verification.
     Audit(audit::Args),
     /// Fairness: what quiet organizations notice of a neighbour's burst, against one queue and against turns by count.
     Fairness(Box<fairness::Args>),
@@ -32,6 +35,7 @@ pub(crate) enum Job {
 /// Runs the benchmark.
 pub(crate) async fn run(job: Job) -> anyhow::Result<()> {
     match job {
+        Job::Access(args) => access::run(args).await,
         Job::Append(args) => append::run(args).await,
         Job::Audit(args) => audit::run(args).await,
         Job::Fairness(args) => fairness::run(*args).await,
