@@ -1,8 +1,8 @@
 //! Audit logs on their way to where organizations collect them: signed posts, in order, each until it is confirmed.
 //!
 //! The cursor is the place in the log, so whoever receives can prove that nothing is missing: the events of one post begin
-//! where the last one ended. Any number of processes may send; each log is sent by one of them at a time, and a post that
-//! was confirmed although nobody heard of it comes a second time under the same id.
+//! where the last one ended. Any number of processes may send; each log is sent by one of them at a time. What was confirmed
+//! although nobody heard of it comes again, perhaps with what has happened since: whoever receives knows events by `idx`.
 //!
 //! Headers and signature are those of Standard Webhooks, with Ed25519 (`v1a`): the key follows from the pepper and the
 //! organization, so no secret is stored, and none has to be handed out.
@@ -118,41 +118,57 @@ impl Webhooks {
         let Some(mut from) = self.db.take_webhook(org, &url, LEASE).await? else { return Ok(()) };
         let until = Instant::now() + TURN;
         loop {
-            let events = self.part(org, from).await?;
-            if events.is_empty() || Instant::now() > until || stop.is_cancelled() {
-                // Nothing more is owed for now: whoever looks next may have it.
+            let (events, end) = match self.part(org, from).await? {
+                Ok(part) => part,
+                Err(trouble) => return self.failed(org, &url, from, &trouble).await,
+            };
+            if events.is_empty() {
+                // Another process has just sent all of it: nobody shall wait for this one's time to be over.
                 self.db.webhook_confirmed(org, &url, (from, from), Duration::ZERO).await?;
                 return Ok(());
             }
             let next = from + events.len() as u64;
-            if let Err(error) = self.post(org.org(), &url, from, events).await {
-                counter!("orgstream_audit_webhook_posts_total", "outcome" => "failed").increment(1);
-                tracing::warn!(org.id = %org.org(), event.idx = from, error, "a part of an audit log was not taken");
-                return self.db.webhook_failed(org, &url, from, &error).await;
+            if let Err(trouble) = self.post(org.org(), &url, from, events).await {
+                return self.failed(org, &url, from, &trouble).await;
             }
             counter!("orgstream_audit_webhook_posts_total", "outcome" => "confirmed").increment(1);
-            if !self.db.webhook_confirmed(org, &url, (from, next), LEASE).await? {
+            let goes_on = next < end && Instant::now() < until && !stop.is_cancelled();
+            // Nothing more is owed for now: then whoever looks next may have it.
+            let lease = if goes_on { LEASE } else { Duration::ZERO };
+            if !self.db.webhook_confirmed(org, &url, (from, next), lease).await? || !goes_on {
                 return Ok(());
             }
             from = next;
         }
     }
 
-    async fn part(&self, org: BoundOrg, from: u64) -> Result<Vec<EventView>, DbError> {
-        let rows = audit::from_idx(&mut self.db.read(org).await?, from, EVENTS).await?;
-        let mut bytes = 0;
-        let fits = |row: &&audit::AuditEntry| {
-            let is_first = bytes == 0;
+    async fn failed(&self, org: BoundOrg, url: &str, from: u64, trouble: &str) -> Result<(), DbError> {
+        counter!("orgstream_audit_webhook_posts_total", "outcome" => "failed").increment(1);
+        tracing::warn!(org.id = %org.org(), event.idx = from, trouble, "a part of an audit log was not taken");
+        self.db.webhook_failed(org, url, from, trouble).await
+    }
+
+    /// What goes into one post, and where the log ends; or why the next event cannot go. It is not passed over: that would be
+    /// a gap.
+    async fn part(&self, org: BoundOrg, from: u64) -> Result<Result<(Vec<EventView>, u64), String>, DbError> {
+        let mut tx = self.db.read(org).await?;
+        let (end, rows) = (audit::size(&mut tx).await?, audit::from_idx(&mut tx, from, EVENTS).await?);
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        for row in &rows {
             bytes += row.sealed.header.len() + row.sealed.payload.len();
-            is_first || bytes <= BYTES
-        };
-        // An event that cannot be shown is the end until somebody has seen to it: passed over, it would be a gap.
-        let shown = rows.iter().take_while(fits).map(entry).map_while(|event| {
-            event
-                .inspect_err(|problem| tracing::error!(org.id = %org.org(), problem.detail, "an event cannot be shown"))
-                .ok()
-        });
-        Ok(shown.collect())
+            if bytes > BYTES && !events.is_empty() {
+                break;
+            }
+            match entry(row) {
+                Ok(event) => events.push(event),
+                Err(problem) if events.is_empty() => {
+                    return Ok(Err(format!("event {from} cannot be shown: {}", problem.detail)));
+                }
+                // What is in front of it goes first.
+                Err(_) => break,
+            }
+        }
+        Ok(Ok((events, end)))
     }
 
     async fn post(&self, org: OrgId, url: &str, from: u64, events: Vec<EventView>) -> Result<(), String> {
@@ -160,7 +176,7 @@ impl Webhooks {
         let part = Part { org_id: org, from_idx: from, next_idx: next, events };
         let post = Post { kind: "audit.events", timestamp: now.to_string(), data: part };
         let body = serde_json::to_string(&post).map_err(|error| error.to_string())?;
-        // The same part has the same id however often it is sent.
+        // With its end: a part that has grown since it was last tried is another one, and must not be taken for known.
         let id = format!("{org}_{from}_{next}");
         let seconds = now.unix_ms() / 1000;
         let signed = format!("{id}.{seconds}.{body}");

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use orgstream_events::OrgId;
-use reqwest::header::AUTHORIZATION;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{rig::Rig, warn_of_debug_build};
@@ -64,11 +64,10 @@ async fn resolved(auth: &Authenticator, header: &str, org: OrgId) -> anyhow::Res
 
 /// A session of the owner, acting in the rig's organization.
 async fn session(rig: &Rig) -> anyhow::Result<String> {
-    let token = rig.stack.issuer.mint("bench@example.org", SIGN_IN)?;
-    let started = Api::with(&rig.stack.base_url, token)?.post("/v1/sessions", &Value::Null).await?;
+    let api = |credential| Api::with(&rig.stack.base_url, credential);
+    let started = api(rig.stack.issuer.mint("bench@example.org", SIGN_IN)?)?.post("/v1/sessions", &Value::Null).await?;
     let token = started.get("token").and_then(Value::as_str).context("the API gave no session")?.to_owned();
-    let switch = reqwest::Client::new().put(format!("{}/v1/session/active-org", rig.stack.base_url));
-    let switch = switch.header(AUTHORIZATION, format!("Bearer {token}")).json(&json!({"org": rig.org.to_string()}));
-    switch.send().await?.error_for_status()?;
+    let api = api(token.clone())?;
+    api.send(api.request(Method::PUT, "/v1/session/active-org").json(&json!({"org": rig.org.to_string()}))).await?;
     Ok(token)
 }

@@ -42,7 +42,8 @@ pub struct WebhookView {
 ///
 /// The setting `audit_webhook` says where to (`PATCH …/settings`). Every event is posted there in order, from the first on,
 /// until it is answered with 2xx; a post has `from_idx` and `next_idx`, and the next one begins where it ended, so whoever
-/// receives can prove that nothing is missing. A post may come twice, then under the same `webhook-id`.
+/// receives can prove that nothing is missing. What was not seen to be confirmed comes again, and may have grown: know events by
+/// their `idx`.
 #[utoipa::path(
     get, path = "/v1/organizations/{org}/audit/webhook", operation_id = "show_audit_webhook", tag = "audit",
     responses((status = 200, description = "How far it is", body = WebhookView)),

@@ -17,7 +17,8 @@ pub struct WorkerOptions {
     pub weights: PlanWeights,
     /// Transactions at the same time; the database pool must have as many connections.
     pub slots: usize,
-    /// Slots that must stay free when an org that has one takes another, so that whoever comes next need not wait.
+    /// Slots that must stay free when an org that has one takes another, so that whoever comes next need not wait. While its
+    /// first one goes on, three quarters in any case.
     pub reserve: usize,
     /// How much database time a slice aims for. What is in a slice cannot be interrupted, so this is what a quiet org
     /// may have to wait for.
