@@ -24,6 +24,9 @@ const CATCHING_UP: usize = 2_000;
 const FAR_BEHIND: u64 = 5_000;
 /// The same in bytes, and at least the largest message. With two requests open, a cursor's share of memory is twice this.
 const BATCH_BYTES: usize = 2 << 20;
+/// A request whose bytes are used up to the last one ends without a word. When nothing comes for this long after as many
+/// bytes as that takes, whatever was asked for counts as ended.
+const SPENT: Duration = Duration::from_millis(50);
 const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// A consumer that nobody asks any more removes itself.
@@ -51,6 +54,8 @@ pub(crate) struct Feed {
     ahead: u64,
     /// Asked for and not yet come.
     open: usize,
+    /// Bytes that have come since it was last certain what is open, counted as the server counts them.
+    came: usize,
     losses: watch::Receiver<u64>,
 }
 
@@ -88,43 +93,60 @@ impl Feed {
             ask: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"),
             ahead: 0,
             open: 0,
+            came: 0,
             losses,
         })
     }
 
     /// Dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> Fed {
-        let over = |reason: &str| Fed::Over { reason: reason.to_owned() };
+        loop {
+            if let Err(fed) = self.ask_ahead().await {
+                return fed;
+            }
+            // Most messages are here already: no timer is set for those.
+            let message = if let Some(message) = self.messages.next().now_or_never() {
+                message
+            } else {
+                let spent = self.came >= BATCH_BYTES;
+                tokio::select! {
+                    message = self.messages.next() => message,
+                    _ = self.losses.changed() => return over("the connection was lost"),
+                    () = tokio::time::sleep(SPENT), if spent => {
+                        (self.open, self.came) = (0, 0);
+                        continue;
+                    }
+                    () = tokio::time::sleep(2 * HEARTBEAT) => return over("the server has gone silent"),
+                }
+            };
+            return match message {
+                Some(message) if message.status.is_none() => self.take(message),
+                Some(message) => self.heed(&message),
+                None => over("the connection is closed"),
+            };
+        }
+    }
+
+    /// Asks for more while half of what was asked for is still to come.
+    async fn ask_ahead(&mut self) -> Result<(), Fed> {
         let batch = if self.ahead > FAR_BEHIND { CATCHING_UP } else { BATCH };
-        if self.open <= batch / 2 {
-            let asked = self.client.publish_with_reply(self.ask.clone(), self.inbox.clone(), request(batch));
-            match tokio::time::timeout(HEARTBEAT, asked).await {
-                Ok(Ok(())) => self.open += batch,
-                Ok(Err(error)) => return Fed::Over { reason: error.to_string() },
-                Err(_) => return over("the connection takes no more"),
-            }
+        if self.open > batch / 2 {
+            return Ok(());
         }
-        // Most messages are here already: no timer is set for those.
-        let message = if let Some(message) = self.messages.next().now_or_never() {
-            message
-        } else {
-            tokio::select! {
-                message = self.messages.next() => message,
-                _ = self.losses.changed() => return over("the connection was lost"),
-                () = tokio::time::sleep(2 * HEARTBEAT) => return over("the server has gone silent"),
-            }
-        };
-        match message {
-            Some(message) if message.status.is_none() => self.take(message),
-            Some(message) => self.heed(&message),
-            None => over("the connection is closed"),
+        let asked = self.client.publish_with_reply(self.ask.clone(), self.inbox.clone(), request(batch));
+        match tokio::time::timeout(HEARTBEAT, asked).await {
+            Ok(Ok(())) => self.open += batch,
+            Ok(Err(error)) => return Err(Fed::Over { reason: error.to_string() }),
+            Err(_) => return Err(over("the connection takes no more")),
         }
+        Ok(())
     }
 
     fn take(&mut self, message: async_nats::Message) -> Fed {
         self.open = self.open.saturating_sub(1);
+        self.came += message.length;
         let Some((seq, ahead)) = message.reply.as_ref().and_then(|reply| place(reply.as_str())) else {
-            return Fed::Over { reason: "a message without a sequence".to_owned() };
+            return over("a message without a sequence");
         };
         self.ahead = ahead;
         Fed::Message(Message {
@@ -154,6 +176,10 @@ impl Feed {
             }
         }
     }
+}
+
+fn over(reason: &str) -> Fed {
+    Fed::Over { reason: reason.to_owned() }
 }
 
 fn request(batch: usize) -> Bytes {

@@ -429,6 +429,28 @@ async fn a_cursor_sees_everything_once_through_crashes() {
     timeout(PATIENCE, reader).await.unwrap().unwrap();
 }
 
+/// A pull request that ends because its bytes are used up to the very last one says nothing of the messages it still owes.
+#[tokio::test]
+async fn a_cursor_goes_on_after_a_request_that_ended_without_a_word() {
+    const REQUEST: usize = 2 << 20;
+    let (_nats, log) = started(false).await;
+    let placement = log.place(org_number(1)).await.unwrap();
+    let subject = format!("ev.{}.{}.record.{}", placement.shard, placement.org, record_number(1));
+    let total = 8;
+    for seq in 1..=total {
+        let (consumer, time) = ("x".repeat("cursor_".len() + 32), "1".repeat(19));
+        let reply = format!("$JS.ACK.EV_{}.{consumer}.1.{seq}.{seq}.{time}.{}", placement.shard, total - seq);
+        let payload = vec![0; REQUEST / 4 - subject.len() - reply.len()];
+        log.client().request(subject.clone(), payload.into()).await.unwrap();
+    }
+    let mut cursor = log.cursor(placement.shard, 0).await.unwrap();
+    for seq in 1..=total {
+        // Half of what a cursor waits before it gives a silent server up.
+        let message = timeout(Duration::from_secs(5), cursor.next()).await;
+        assert_eq!(message.expect("the next message").unwrap().seq, seq);
+    }
+}
+
 #[tokio::test]
 async fn a_cursor_reports_a_hole_and_goes_on_behind_it() {
     let (_nats, log) = started(false).await;
