@@ -12,6 +12,7 @@ use orgstream_workers::{PlanWeight, PlanWeights, Policy, WorkerOptions};
 use uuid::Uuid;
 
 use crate::{
+    admission::PlanRate,
     auth::session::Lifetime,
     idp::{Auth0, IdentityOrganizations, NoIdentityProvider},
 };
@@ -114,7 +115,7 @@ pub struct SecretArgs {
     pub trusted_proxies: Vec<IpNet>,
 }
 
-/// Who may sign in, and for how long.
+/// Who may sign in, for how long, and what comes with their plans.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "People")]
 pub struct IdentityArgs {
@@ -134,6 +135,16 @@ pub struct IdentityArgs {
     /// The plan without organizations: whose personal organization is on it makes no others.
     #[arg(long, env = "ORGSTREAM_PUBLIC_PLAN", default_value = "public", value_name = "PLAN")]
     pub public_plan: PlanName,
+    /// How many commands a second an organization on a plan may send, all API processes together; ten seconds of that at
+    /// once after a pause. A plan that is not mentioned has no limit. May be repeated.
+    #[arg(
+        long = "plan-commands-per-second",
+        env = "ORGSTREAM_PLAN_COMMANDS_PER_SECOND",
+        value_delimiter = ',',
+        value_name = "PLAN=N",
+        help_heading = "HTTP"
+    )]
+    pub plan_rates: Vec<PlanRate>,
 }
 
 impl IdentityArgs {
@@ -145,6 +156,7 @@ impl IdentityArgs {
             session_idle_hours: 24,
             session_hours: 720,
             public_plan: PlanName::public(),
+            plan_rates: Vec::new(),
         }
     }
 

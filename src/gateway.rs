@@ -1,7 +1,7 @@
 //! The one way in for commands, whether they come by HTTP or NATS: permission, idempotency key, handler, outcome.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{BuildHasher, RandomState},
     time::Duration,
 };
@@ -21,6 +21,7 @@ use tokio::{
 use utoipa::ToSchema;
 
 use crate::{
+    admission::{Admission, Admitted},
     auth::{Access, AuthError, Permission, Principal, Scopes, invitation::InvitationToken},
     commands::{
         AcceptInvitation, Command, JoinByDomain, JoinBySso, RevokeApiKey,
@@ -124,24 +125,36 @@ pub struct Gateway {
     handler: CommandHandler,
     db: Database,
     notes: Notes,
-    public_plan: Option<PlanName>,
+    admission: Admission,
+    public_plan: PlanName,
     founding: Box<[Mutex<()>]>,
     last_founding: Mutex<()>,
     hasher: RandomState,
 }
 
 impl Gateway {
-    /// A way in to `handler`; `db` remembers idempotency keys, and `notes` who was turned away. Whose personal organization
-    /// is on `public_plan` makes no others.
-    pub fn new(handler: CommandHandler, db: Database, notes: Notes, public_plan: Option<PlanName>) -> Self {
+    /// A way in to `handler`; `db` remembers idempotency keys, and `notes` who was turned away. As much is taken as
+    /// `admission` allows, and whose personal organization is on `public_plan` makes no others.
+    pub fn new(
+        handler: CommandHandler,
+        db: Database,
+        notes: Notes,
+        admission: Admission,
+        public_plan: PlanName,
+    ) -> Self {
         let founding = (0..FOUNDING).map(|_| Mutex::new(())).collect();
         let (last_founding, hasher) = (Mutex::new(()), RandomState::new());
-        Self { handler, db, notes, public_plan, founding, last_founding, hasher }
+        Self { handler, db, notes, admission, public_plan, founding, last_founding, hasher }
     }
 
     /// Where what happens at the door is noted.
     pub fn notes(&self) -> &Notes {
         &self.notes
+    }
+
+    /// How much is taken of whom.
+    pub fn admission(&self) -> &Admission {
+        &self.admission
     }
 
     /// The handler itself, for what the program does on its own account.
@@ -177,10 +190,11 @@ impl Gateway {
             request_id: origin.request_id.clone(),
             trace: origin.trace.clone(),
         };
-        let reused = self.reused_keys(access.bound(), &requests).await;
+        let known = self.known_keys(access.bound(), &requests).await;
         let mut lanes: HashMap<String, Vec<(usize, Request)>> = HashMap::new();
         let mut outcomes: Vec<Option<Result<Accepted, Problem>>> = Vec::with_capacity(requests.len());
         let mut targets = Vec::with_capacity(requests.len());
+        let mut allowed = Vec::with_capacity(requests.len());
         for (place, request) in requests.into_iter().enumerate() {
             let permission = Permission::for_command(&request.command);
             let attempt = Attempt { target: permission.map_or("organization", Permission::subject), asked: None };
@@ -192,16 +206,38 @@ impl Gateway {
             if let Some(refusal) = &refusal {
                 self.notes.not_allowed(access, origin, attempt, refusal);
             }
-            let refusal = refusal.or_else(|| match &reused {
-                Ok(reused) => reused.contains(&place).then(|| CommandError::KeyReused.into()),
+            let refusal = refusal.or_else(|| match &known {
+                Ok(known) => known.reused.contains(&place).then(|| CommandError::KeyReused.into()),
                 Err(problem) => Some(problem.clone()),
             });
             if refusal.is_none() {
-                // What creates something is about a thing of its own; what changes something waits its turn.
-                let lane = request.command.order_key().unwrap_or_else(|| format!("#{place}"));
-                lanes.entry(lane).or_default().push((place, request));
+                allowed.push((place, request));
             }
             outcomes.push(refusal.map(Err));
+        }
+        // What was done before is only answered again, which takes nothing of the organization's rate.
+        let is_new = |place: usize| known.as_ref().is_ok_and(|known| !known.done.contains(&place));
+        let fresh = allowed.iter().filter(|(place, _)| is_new(*place)).count();
+        let Admitted { taken: mut room, refusal } = match access.rules() {
+            Some(rules) => self.admission.admit(access.org(), rules, fresh),
+            None => Admitted { taken: fresh, refusal: None },
+        };
+        if let Some(refusal) = &refusal {
+            self.notes.not_allowed(access, origin, Attempt { target: "commands", asked: None }, refusal);
+        }
+        for (place, request) in allowed {
+            if is_new(place) {
+                if room == 0 {
+                    if let Some(slot) = outcomes.get_mut(place) {
+                        *slot = refusal.clone().map(Err);
+                    }
+                    continue;
+                }
+                room -= 1;
+            }
+            // What creates something is about a thing of its own; what changes something waits its turn.
+            let lane = request.command.order_key().unwrap_or_else(|| format!("#{place}"));
+            lanes.entry(lane).or_default().push((place, request));
         }
         let finished: Vec<Vec<(usize, Result<Accepted, Problem>)>> = stream::iter(lanes.into_values())
             .map(|lane| self.in_order(&caller, lane))
@@ -241,8 +277,7 @@ impl Gateway {
             self.notes.turned_away(principal, origin, attempt, problem);
         })?;
         let personal = self.handler.profile(personal_org(creator.user)).await.map_err(Problem::from)?;
-        if let Some(plan) = personal.map(|profile| profile.plan).filter(|plan| Some(plan) == self.public_plan.as_ref())
-        {
+        if let Some(plan) = personal.map(|profile| profile.plan).filter(|plan| *plan == self.public_plan) {
             let detail = format!("your plan is {plan}, which has no organizations: choose another plan first");
             return Err(Problem::new(403, "plan_required", "Not on this plan", detail));
         }
@@ -450,36 +485,48 @@ impl Gateway {
         }
     }
 
-    /// The places of the requests whose idempotency key was used before for another command.
+    /// Which of the requests have an idempotency key that was used before, and for what.
     ///
     /// The stream itself finds a key that is used again for the same thing; this finds the others.
-    async fn reused_keys(&self, org: BoundOrg, requests: &[Request]) -> Result<Vec<usize>, Problem> {
+    async fn known_keys(&self, org: BoundOrg, requests: &[Request]) -> Result<KnownKeys, Problem> {
         let mut keyed: HashMap<CommandId, (usize, &Command)> = HashMap::new();
-        let mut reused = Vec::new();
+        let mut known = KnownKeys::default();
         for (place, request) in requests.iter().enumerate() {
             let Some(key) = &request.idempotency_key else { continue };
             let id = CommandId::from_idempotency_key(org.org(), key);
             if let Some((_, earlier)) = keyed.get(&id)
                 && **earlier != request.command
             {
-                reused.push(place);
+                known.reused.insert(place);
                 continue;
             }
             keyed.insert(id, (place, &request.command));
         }
         if keyed.is_empty() {
-            return Ok(reused);
+            return Ok(known);
         }
         let ids: Vec<CommandId> = keyed.keys().copied().collect();
         for done in idempotency::find(&mut self.db.read(org).await?, &ids).await? {
-            if let Some((place, command)) = keyed.get(&done.command_id)
-                && fingerprint(command).map_err(Problem::from)? != done.fingerprint
-            {
-                reused.push(*place);
+            if let Some((place, command)) = keyed.get(&done.command_id) {
+                let same = fingerprint(command).map_err(Problem::from)? == done.fingerprint;
+                if same {
+                    known.done.insert(*place)
+                } else {
+                    known.reused.insert(*place)
+                };
             }
         }
-        Ok(reused)
+        Ok(known)
     }
+}
+
+/// The places in a request of those whose idempotency key was used before.
+#[derive(Default)]
+struct KnownKeys {
+    /// For this command, which is done.
+    done: HashSet<usize>,
+    /// For another.
+    reused: HashSet<usize>,
 }
 
 /// The person, at an address that is proven to be theirs.

@@ -4,6 +4,7 @@
 //! the organization's stream (`orgstream_stream`), workers apply them fairly (`orgstream_workers`) to read models and an
 //! audit log (`orgstream_projections`), and queries read those (`http`). ARCHITECTURE.md is the map.
 
+pub mod admission;
 pub mod audit;
 pub mod auth;
 pub mod bench;

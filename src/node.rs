@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Display,
+    num::NonZeroU32,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -20,6 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::{Admission, PlanRates, count_peers},
     audit::webhook::{WebhookKeys, Webhooks},
     auth::{Authenticator, Scopes, issuers::Issuers, key::Pepper, leaks::LeakReporters},
     commands::{
@@ -200,6 +202,7 @@ pub struct Api {
     pub gateway: Arc<Gateway>,
     auth: Arc<Authenticator>,
     log: Log,
+    peers: watch::Sender<NonZeroU32>,
     sender: Option<Sender>,
     webhooks: Webhooks,
 }
@@ -233,7 +236,12 @@ impl Api {
         let handler = handler.with_identity_provider(outside.idp);
         let handler = if outside.local_issuers { handler.with_local_issuers() } else { handler };
         let notes = Notes::start(log.clone(), db.clone());
-        let gateway = Arc::new(Gateway::new(handler, db.clone(), notes, Some(identity.public_plan.clone())));
+        let rates = PlanRates::new(identity.plan_rates.iter().cloned());
+        let rates = rates.context("--plan-commands-per-second (ORGSTREAM_PLAN_COMMANDS_PER_SECOND)")?;
+        let (peers, known_peers) = watch::channel(NonZeroU32::MIN);
+        let admission = Admission::new(rates, known_peers);
+        let gateway = Gateway::new(handler, db.clone(), notes, admission, identity.public_plan.clone());
+        let gateway = Arc::new(gateway);
         let app = http::App::new(http::Parts {
             gateway: Arc::clone(&gateway),
             auth: Arc::clone(&auth),
@@ -246,7 +254,7 @@ impl Api {
             webhook_keys,
             worker,
         });
-        Ok(Self { app, gateway, auth, log, sender, webhooks })
+        Ok(Self { app, gateway, auth, log, peers, sender, webhooks })
     }
 
     /// Serves until `stop`, then finishes what has begun.
@@ -254,6 +262,7 @@ impl Api {
         let handler = self.gateway.handler();
         patiently("the event log", || register_default_kinds(handler)).await?;
         let client = self.log.client().clone();
+        let counting = tokio::spawn(count_peers(client.clone(), self.peers, stop.clone()));
         let producers = tokio::spawn(producers::serve(client, self.auth, Arc::clone(&self.gateway), stop.clone()));
         let sending = match self.sender {
             Some(sender) => Some(tokio::spawn(sender.run(stop.clone()))),
@@ -265,6 +274,7 @@ impl Api {
         let posting = tokio::spawn(self.webhooks.run(stop.clone()));
         http::serve(listener, self.app, stop).await?;
         posting.await?;
+        counting.await?;
         if let Some(sending) = sending {
             sending.await?;
         }

@@ -147,7 +147,7 @@ impl Notes {
         if access.is_operator() {
             return self.turned_away(&Principal::Operator, origin, attempt, problem);
         }
-        if problem.status == 403 {
+        if matches!(problem.status, 403 | 429) {
             self.note(access.bound(), access.actor(), origin, attempt.denied(origin, problem));
         }
     }

@@ -5,10 +5,11 @@ use std::time::Duration;
 use orgstream_events::{MAX_COMMIT_BYTES, OrgId};
 use orgstream_projections::DbError;
 use orgstream_stream::StreamError;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::{
+    admission::{CommandRate, LimitedBy},
     auth::AuthError,
     commands::{FieldError, Rejection, handler::CommandError},
 };
@@ -43,9 +44,15 @@ pub struct Problem {
     /// The fields that are wrong.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
-    /// When to try again; sent as `Retry-After`.
-    #[serde(skip)]
+    /// When to try again, in milliseconds from now; sent as `Retry-After` in seconds as well.
+    #[serde(rename = "retry_after_ms", skip_serializing_if = "Option::is_none", serialize_with = "milliseconds")]
+    #[schema(value_type = Option<u64>, example = 250)]
     pub retry_after: Option<Duration>,
+}
+
+#[expect(clippy::ref_option, reason = "serde calls it like this")]
+fn milliseconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)).serialize(serializer)
 }
 
 impl Problem {
@@ -111,6 +118,22 @@ impl Problem {
     pub fn unavailable(detail: impl Into<String>) -> Self {
         let problem = Self::new(503, "unavailable", "Temporarily unavailable", detail);
         Self { retry_after: Some(Duration::from_secs(1)), ..problem }
+    }
+
+    /// More commands than the organization may send at the moment.
+    pub fn over_rate(rate: CommandRate, wait: Duration) -> Self {
+        let CommandRate { per_second, burst, by } = rate;
+        let whose = match by {
+            LimitedBy::Organization => "this organization",
+            LimitedBy::Plan => "an organization of this plan",
+        };
+        let commands = if per_second.get() == 1 { "command" } else { "commands" };
+        let detail = format!(
+            "Not tried: {whose} may send {per_second} {commands} a second, and {burst} at once after a pause. \
+             Send it again later, with the same idempotency key, or ask the platform's operator for a higher limit."
+        );
+        let problem = Self::new(429, "rate_limit_exceeded", "Too many commands", detail);
+        Self { retry_after: Some(wait), ..problem }
     }
 
     /// A command behind another of the same request that has to be sent again.

@@ -53,8 +53,9 @@ pub use member::{MemberAdded, MemberEvent, MemberRemoved, MemberRoleChanged};
 pub use names::{DomainName, KeyPublicId, KindName, LoginMethod, NameError, PlanName, Slug};
 pub use organization::{
     Branding, InvitePolicy, JitProvisioning, MfaPolicy, OrganizationCreated, OrganizationEvent,
-    OrganizationIdentityLinked, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
-    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, TenantType,
+    OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged,
+    OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
+    OrganizationUpgraded, TenantType,
 };
 pub use parking::{ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline};
 pub use position::Position;

@@ -1,6 +1,9 @@
 //! Events of an organization.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +18,7 @@ event_enum! {
         Suspended(OrganizationSuspended) = "organization.suspended", 1;
         Resumed(OrganizationResumed) = "organization.resumed", 1;
         PlanChanged(OrganizationPlanChanged) = "organization.plan_changed", 1;
+        LimitsChanged(OrganizationLimitsChanged) = "organization.limits_changed", 1;
         Upgraded(OrganizationUpgraded) = "organization.upgraded", 1;
         IdentityLinked(OrganizationIdentityLinked) = "organization.identity_linked", 1;
     }
@@ -170,6 +174,21 @@ pub struct OrganizationResumed {
 pub struct OrganizationPlanChanged {
     /// The plan from now on.
     pub plan: PlanName,
+}
+
+/// All of its own limits as they are from now on. Without such an event it has those of its plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OrganizationLimitsChanged {
+    /// The limits.
+    pub limits: OrganizationLimits,
+}
+
+/// How much an organization may do, where that is not what its plan says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrganizationLimits {
+    /// Commands a second, on average; none for what its plan says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commands_per_second: Option<NonZeroU32>,
 }
 
 /// One person's own organization became one that others can join. Its id, its data and its keys stay.

@@ -1,7 +1,7 @@
 //! The bytes that last: golden files for every event version, round trips, and hostile input.
 #![cfg(test)]
 
-use std::{fs, path::PathBuf};
+use std::{fs, num::NonZeroU32, path::PathBuf};
 
 use orgstream_events::{
     AccessDenied, AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated,
@@ -11,12 +11,12 @@ use orgstream_events::{
     InvitationIssued, InvitationResent, InvitationRevoked, IsolationFailed, KNOWN_EVENTS, KeyEnvironment, KeyId,
     KeyRefused, KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired, LoginMethod, MAX_COMMIT_BYTES,
     MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, MfaPolicy, OrgId, OrgSwitched,
-    OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked, OrganizationPlanChanged, OrganizationRenamed,
-    OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
-    OrganizationUpgraded, OutcomeStatus, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline,
-    RecordArchived, RecordCreated, RecordEvent, RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent,
-    RoleId, RoleRemoved, Salt, Shard, SignedIn, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved,
-    SsoDefaultChanged, TenantType, Timestamp, UserId, Visibility,
+    OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged,
+    OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
+    OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, OutcomeStatus, ParkedEventsRetried,
+    ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordUpdated,
+    Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, Shard, SignedIn, SsoConnectionAdded,
+    SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -83,6 +83,9 @@ fn examples() -> Vec<(AggregateId, Event)> {
         organization(OrganizationEvent::Suspended(OrganizationSuspended { reason: "unpaid".to_owned() })),
         organization(OrganizationEvent::Resumed(OrganizationResumed { reason: "paid".to_owned() })),
         organization(OrganizationEvent::PlanChanged(OrganizationPlanChanged { plan: "enterprise".parse().unwrap() })),
+        organization(OrganizationEvent::LimitsChanged(OrganizationLimitsChanged {
+            limits: OrganizationLimits { commands_per_second: NonZeroU32::new(50) },
+        })),
         organization(OrganizationEvent::Upgraded(OrganizationUpgraded { tenant_type: TenantType::Organization })),
         organization(OrganizationEvent::IdentityLinked(OrganizationIdentityLinked {
             provider: "auth0".to_owned(),

@@ -25,6 +25,7 @@ pub mod parked;
 pub mod records;
 pub mod roles;
 pub mod sso_connections;
+pub mod usage;
 
 mod apply;
 mod as_of;

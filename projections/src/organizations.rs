@@ -3,7 +3,8 @@
 //! A plan has a table of its own, which knows no versions: workers share out by it while a rebuild goes through old plans.
 
 use orgstream_events::{
-    OrgId, OrganizationCreated, OrganizationEvent, OrganizationSettings, PlanName, Slug, TenantType, Timestamp,
+    OrgId, OrganizationCreated, OrganizationEvent, OrganizationLimits, OrganizationSettings, PlanName, Slug,
+    TenantType, Timestamp,
 };
 use sqlx::{PgConnection, types::Json};
 use time::OffsetDateTime;
@@ -34,6 +35,8 @@ pub struct Organization {
     pub settings: OrganizationSettings,
     /// What it has booked.
     pub plan: PlanName,
+    /// What it may do where that is not what its plan says.
+    pub limits: OrganizationLimits,
     /// Which organization of an external identity provider stands for it there.
     pub external_id: Option<String>,
     /// The aggregate's version.
@@ -55,6 +58,7 @@ pub(crate) struct Fold<'a> {
     suspension: Option<Suspension<'a>>,
     settings: Option<&'a OrganizationSettings>,
     plan: Option<(&'a PlanName, i64)>,
+    limits: Option<&'a OrganizationLimits>,
     tenant_type: Option<TenantType>,
     external_id: Option<&'a str>,
     stamp: Option<Stamp>,
@@ -94,6 +98,7 @@ impl<'a> Fold<'a> {
             OrganizationEvent::Suspended(event) => self.suspension = Some(Suspension::Because(&event.reason)),
             OrganizationEvent::Resumed(_) => self.suspension = Some(Suspension::Over),
             OrganizationEvent::PlanChanged(event) => self.plan = Some((&event.plan, stamp.seq)),
+            OrganizationEvent::LimitsChanged(event) => self.limits = Some(&event.limits),
             OrganizationEvent::Upgraded(event) => self.tenant_type = Some(event.tenant_type),
             OrganizationEvent::IdentityLinked(event) => self.external_id = Some(&event.external_id),
         }
@@ -124,6 +129,7 @@ impl<'a> Fold<'a> {
                     settings = coalesce($6, settings),
                     tenant_type = coalesce($10, tenant_type),
                     external_id = coalesce($11, external_id),
+                    limits = coalesce($12, limits),
                     version = $7,
                     updated_at = $8,
                     seq = $9
@@ -139,17 +145,18 @@ impl<'a> Fold<'a> {
                 stamp.seq,
                 self.tenant_type.as_ref().map(wire_name),
                 self.external_id,
+                self.limits.map(Json) as _,
             )
             .execute(connection)
             .await?;
             return all_there("rm.organizations", 1, changed.rows_affected());
         };
-        let defaults = OrganizationSettings::default();
+        let (defaults, no_limits) = (OrganizationSettings::default(), OrganizationLimits::default());
         sqlx::query!(
             "INSERT INTO rm.organizations
                 (org_id, slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at, seq,
-                external_id)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                external_id, limits)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
             ON CONFLICT (org_id, rm_version) DO UPDATE SET
                 slug = excluded.slug,
                 name = excluded.name,
@@ -161,7 +168,8 @@ impl<'a> Fold<'a> {
                 created_at = excluded.created_at,
                 updated_at = excluded.updated_at,
                 seq = excluded.seq,
-                external_id = excluded.external_id",
+                external_id = excluded.external_id,
+                limits = excluded.limits",
             org,
             self.slug.map(Slug::as_str),
             self.name,
@@ -174,6 +182,7 @@ impl<'a> Fold<'a> {
             stamp.at,
             stamp.seq,
             self.external_id,
+            Json(self.limits.unwrap_or(&no_limits)) as _,
         )
         .execute(connection)
         .await?;
@@ -186,7 +195,7 @@ pub async fn get(tx: &mut TenantTx) -> Result<Option<Organization>, DbError> {
     let org = tx.org();
     let row = sqlx::query!(
         "SELECT slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at, seq,
-            external_id, (SELECT plan FROM ops.plans WHERE org_id = $1) AS plan
+            external_id, limits, (SELECT plan FROM ops.plans WHERE org_id = $1) AS plan
         FROM rm.organizations WHERE org_id = $1",
         org.uuid(),
     )
@@ -202,6 +211,7 @@ pub async fn get(tx: &mut TenantTx) -> Result<Option<Organization>, DbError> {
             suspended_reason: row.suspended_reason,
             settings: from_json("an organization's settings", &row.settings)?,
             plan: row.plan.map(|plan| parsed("a plan", plan)).transpose()?.unwrap_or_default(),
+            limits: from_json("an organization's limits", &row.limits)?,
             external_id: row.external_id,
             version: from_bigint(row.version),
             created_at: row.created_at.into(),

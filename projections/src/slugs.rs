@@ -26,6 +26,7 @@ impl<'a> Fold<'a> {
             | OrganizationEvent::Suspended(_)
             | OrganizationEvent::Resumed(_)
             | OrganizationEvent::PlanChanged(_)
+            | OrganizationEvent::LimitsChanged(_)
             | OrganizationEvent::Upgraded(_)
             | OrganizationEvent::IdentityLinked(_) => {}
         }

@@ -9,7 +9,7 @@ use orgstream_events::{
 };
 use orgstream_projections::BoundOrg;
 
-use super::{AuthError, Permission, Scopes, session::ActiveSession};
+use super::{AuthError, Permission, Rules, Scopes, session::ActiveSession};
 
 /// Somebody who proved who they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +108,8 @@ pub struct Access {
     scopes: Scopes,
     /// What a role of the organization's own may. A built-in role is looked up in the table.
     own: Option<Arc<BTreeSet<Permission>>>,
+    /// What counts for everybody in the org; none for an operator.
+    rules: Option<Arc<Rules>>,
     actor: Actor,
 }
 
@@ -123,25 +125,35 @@ impl Access {
     /// `glass` lets them look at.
     pub(super) fn operator(org: OrgId, glass: Option<BreakGlassId>) -> Self {
         let (role, actor) = (Standing::Operator(glass), Principal::Operator.actor());
-        Self { org: BoundOrg::proven_by_credential(org), role, scopes: Scopes::ALL, own: None, actor }
+        Self { org: BoundOrg::proven_by_credential(org), role, scopes: Scopes::ALL, own: None, rules: None, actor }
     }
 
     /// A person in an org that they are a member of.
     pub(super) fn member(org: OrgId, member: MemberId, role: Role, principal: &Principal) -> Self {
         let actor = Actor { actor_type: ActorType::Member, id: member.to_string(), auth: Some(principal.auth()) };
         let (org, role) = (BoundOrg::proven_by_credential(org), Standing::Role(role));
-        Self { org, role, scopes: Scopes::ALL, own: None, actor }
+        Self { org, role, scopes: Scopes::ALL, own: None, rules: None, actor }
     }
 
     /// A key in the org that it belongs to.
     pub(super) fn key(org: OrgId, role: Role, scopes: Scopes, principal: &Principal) -> Self {
         let (role, actor) = (Standing::Role(role), principal.actor());
-        Self { org: BoundOrg::proven_by_credential(org), role, scopes, own: None, actor }
+        Self { org: BoundOrg::proven_by_credential(org), role, scopes, own: None, rules: None, actor }
     }
 
     /// The same with what the role of the organization's own may. Without it, whoever has such a role may do nothing.
     pub(super) fn with_own(self, permissions: Arc<BTreeSet<Permission>>) -> Self {
         Self { own: Some(permissions), ..self }
+    }
+
+    /// The same under the rules of the org.
+    pub(super) fn with_rules(self, rules: Arc<Rules>) -> Self {
+        Self { rules: Some(rules), ..self }
+    }
+
+    /// What counts for everybody in the org; none for an operator.
+    pub fn rules(&self) -> Option<&Rules> {
+        self.rules.as_deref()
     }
 
     /// The org, proven.

@@ -11,14 +11,13 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::{
-    Permission,
+    Permission, Rules,
     access::{Access, Principal},
     connections::{Connections, SsoLogin, claimed_issuer},
     issuers::Issuers,
     key::{KeyToken, Pepper},
     keys::{Keys, REMEMBER},
     oidc::{Login, OidcError},
-    rules::Rules,
     session::{ActiveSession, Lifetime, Sessions},
     session_token::SessionToken,
 };
@@ -169,8 +168,7 @@ pub struct Authenticator {
     keys: Keys,
     memberships: OrgCache<UserId, Arc<Remembered<members::Member>>>,
     own_roles: OrgCache<RoleId, Arc<Remembered<Permissions>>>,
-    rules: OrgCache<(), Arc<Remembered<Rules>>>,
-    suspensions: OrgCache<(), Arc<Remembered<bool>>>,
+    rules: OrgCache<(), Arc<Remembered<Arc<Rules>>>>,
 }
 
 /// A place where a person may act, as they may look at it without acting there.
@@ -201,7 +199,6 @@ impl Authenticator {
             memberships: OrgCache::new(REMEMBERED),
             own_roles: OrgCache::new(REMEMBERED),
             rules: OrgCache::new(REMEMBERED),
-            suspensions: OrgCache::new(REMEMBERED),
         }
     }
 
@@ -285,7 +282,6 @@ impl Authenticator {
             CacheView::of("memberships", "org/user", &self.memberships),
             CacheView::of("roles", "org/role", &self.own_roles),
             CacheView::of("rules", "org", &self.rules),
-            CacheView::of("suspensions", "org", &self.suspensions),
         ]
     }
 
@@ -295,14 +291,20 @@ impl Authenticator {
     /// A session acts in one organization at a time. Another one of the same person is refused with
     /// [`AuthError::ActiveOrgChanged`] and not with what it has: a page that was opened before a switch must learn of it.
     pub async fn access(&self, principal: &Principal, name: &OrgName) -> Result<Access, AuthError> {
-        let access = self.membership_of(principal, name).await?;
-        if !access.is_operator() && self.is_suspended(access.org()).await? {
-            return Err(AuthError::Suspended);
-        }
-        Ok(access)
+        let (access, proof) = self.membership_of(principal, name).await?;
+        let Some((method, second_factor)) = proof else { return Ok(access) };
+        let rules = self.rules(access.org()).await?;
+        rules.check(&method, second_factor)?;
+        Ok(access.with_rules(rules))
     }
 
-    async fn membership_of(&self, principal: &Principal, name: &OrgName) -> Result<Access, AuthError> {
+    /// The principal in that org whatever its rules are, and what these must be asked: how they proved who they are, and
+    /// whether that took a second factor. For an operator there is nothing to ask.
+    async fn membership_of(
+        &self,
+        principal: &Principal,
+        name: &OrgName,
+    ) -> Result<(Access, Option<(LoginMethod, bool)>), AuthError> {
         let org = match (name, principal) {
             (OrgName::Id(org), _) | (OrgName::Current, Principal::Key { org, .. } | Principal::Sso { org, .. }) => *org,
             (OrgName::Slug(slug), _) => self.db.org_of_slug(slug).await?.ok_or(AuthError::NotFound)?,
@@ -313,16 +315,15 @@ impl Authenticator {
                 return Err(AuthError::SessionRequired);
             }
         };
-        let access = match principal {
-            Principal::Operator => Access::operator(org, self.glass(org).await?),
+        let (access, proof) = match principal {
+            Principal::Operator => (Access::operator(org, self.glass(org).await?), None),
             Principal::Key { org: own, role, scopes, .. } if *own == org => {
-                self.rules(org).await?.check(&LoginMethod::api_key(), false)?;
-                Access::key(org, *role, scopes.clone(), principal)
+                (Access::key(org, *role, scopes.clone(), principal), Some((LoginMethod::api_key(), false)))
             }
             Principal::Sso { org: own, connection, user, second_factor, .. } if *own == org => {
                 let member = self.membership(org, *user).await?.ok_or(AuthError::NotFound)?;
-                self.rules(org).await?.check(&LoginMethod::sso(*connection), *second_factor)?;
-                Access::member(org, member.id, member.role, principal)
+                let proof = (LoginMethod::sso(*connection), *second_factor);
+                (Access::member(org, member.id, member.role, principal), Some(proof))
             }
             Principal::Key { .. } | Principal::Sso { .. } => return Err(AuthError::NotFound),
             Principal::User { method, second_factor, session, .. } => {
@@ -332,13 +333,13 @@ impl Authenticator {
                 {
                     return Err(AuthError::ActiveOrgChanged { epoch: session.epoch });
                 }
-                self.rules(org).await?.check(method, *second_factor)?;
-                Access::member(org, member.id, member.role, principal)
+                let proof = (method.clone(), *second_factor);
+                (Access::member(org, member.id, member.role, principal), Some(proof))
             }
         };
         match access.role() {
-            Role::Custom(role) => Ok(access.with_own(self.own_role(org, role).await?)),
-            _ => Ok(access),
+            Role::Custom(role) => Ok((access.with_own(self.own_role(org, role).await?), proof)),
+            _ => Ok((access, proof)),
         }
     }
 
@@ -420,22 +421,6 @@ impl Authenticator {
         Ok(break_glass::open(&mut tx, now()).await?.map(|glass| glass.id))
     }
 
-    async fn is_suspended(&self, org: OrgId) -> Result<bool, AuthError> {
-        let scoped = Scoped::new(org, ());
-        if let Some(suspended) = self.suspensions.get(&scoped).and_then(|known| known.fresh()) {
-            return Ok(suspended);
-        }
-        let at = Instant::now();
-        let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
-        let found = organizations::get(&mut tx).await?;
-        let value = found.is_some_and(|organization| organization.suspended_reason.is_some());
-        // Who is let in again is let in as soon as that is known.
-        if !value {
-            self.suspensions.insert(scoped, Remembered { value, at }.into());
-        }
-        Ok(value)
-    }
-
     /// What whoever has this role of the organization's own may do; nothing, once it was removed.
     async fn own_role(&self, org: OrgId, id: RoleId) -> Result<Permissions, AuthError> {
         let scoped = Scoped::new(org, id);
@@ -460,14 +445,19 @@ impl Authenticator {
         }
     }
 
-    async fn rules(&self, org: OrgId) -> Result<Rules, AuthError> {
+    /// What counts for everybody in the org.
+    pub async fn rules(&self, org: OrgId) -> Result<Arc<Rules>, AuthError> {
         let scoped = Scoped::new(org, ());
         if let Some(rules) = self.rules.get(&scoped).and_then(|rules| rules.fresh()) {
             return Ok(rules);
         }
+        let at = Instant::now();
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
-        let rules = organizations::get(&mut tx).await?.map(|found| Rules::from(&found.settings)).unwrap_or_default();
-        self.rules.insert(scoped, Remembered { value: rules.clone(), at: Instant::now() }.into());
+        let rules = Arc::new(organizations::get(&mut tx).await?.map(Rules::from).unwrap_or_default());
+        // Who is let in again is let in as soon as that is known.
+        if !rules.suspended {
+            self.rules.insert(scoped, Remembered { value: Arc::clone(&rules), at }.into());
+        }
         Ok(rules)
     }
 

@@ -18,3 +18,4 @@ pub mod session_token;
 pub use access::{Access, Principal};
 pub use authenticator::{AuthError, Authenticator};
 pub use permission::{Permission, Scopes};
+pub use rules::Rules;

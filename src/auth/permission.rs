@@ -71,7 +71,7 @@ permissions! {
     ManageParking = "parking:manage": ;
     /// Suspend and resume an organization. For operators.
     Suspend = "organization:suspend": ;
-    /// Put an organization on another plan. For operators.
+    /// Put an organization on another plan, or give it limits of its own. For operators.
     ManagePlan = "organization:plan": ;
     /// Look into an organization for a while, or end that. For operators.
     BreakGlass = "break_glass:manage": ;
@@ -134,6 +134,7 @@ command_permissions! {
     SuspendOrganization: Some(Permission::Suspend), "organization.suspended";
     ResumeOrganization: Some(Permission::Suspend), "organization.resumed";
     ChangePlan: Some(Permission::ManagePlan), "organization.plan_changed";
+    ChangeLimits: Some(Permission::ManagePlan), "organization.limits_changed";
     AddMember: Some(Permission::ManageMembers), "member.added";
     ChangeMemberRole: Some(Permission::ManageMembers), "member.role_changed";
     RemoveMember: Some(Permission::ManageMembers), "member.removed";

@@ -1,27 +1,37 @@
-//! What an organization demands of whoever acts in it, beside being a member: which ways to sign in, a second factor.
+//! What counts for everybody who acts in an organization: whether anybody may, which ways to sign in, a second factor, and
+//! how much it may do.
 
 use std::collections::BTreeSet;
 
-use orgstream_events::{LoginMethod, MfaPolicy, OrganizationSettings};
+use orgstream_events::{LoginMethod, MfaPolicy, OrganizationLimits, PlanName};
+use orgstream_projections::organizations::Organization;
 
 use super::AuthError;
 
-/// The demands of one organization. Without any, everybody who belongs there may act.
+/// The rules of one organization. By default everybody who belongs there may act.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
+    /// Nobody but the platform may act there.
+    pub(super) suspended: bool,
+    /// What it has booked.
+    pub plan: PlanName,
+    /// What it may do where that is not what its plan says.
+    pub limits: OrganizationLimits,
     allowed: Option<BTreeSet<LoginMethod>>,
     mfa: MfaPolicy,
 }
 
-impl From<&OrganizationSettings> for Rules {
-    fn from(settings: &OrganizationSettings) -> Self {
-        Self { allowed: settings.allowed_auth_methods.clone(), mfa: settings.mfa_policy }
+impl From<Organization> for Rules {
+    fn from(organization: Organization) -> Self {
+        let Organization { suspended_reason, plan, limits, settings, .. } = organization;
+        let suspended = suspended_reason.is_some();
+        Self { suspended, plan, limits, allowed: settings.allowed_auth_methods, mfa: settings.mfa_policy }
     }
 }
 
 impl Rules {
-    /// Refuses a way to sign in that the organization does not have, and a person without the second factor that it
-    /// wants. A key has no second factor: whoever issued it had to have one.
+    /// Refuses a way to sign in that the organization does not have, a person without the second factor that it wants, and
+    /// everybody where nobody may act. A key has no second factor: whoever issued it had to have one.
     pub(super) fn check(&self, method: &LoginMethod, second_factor: bool) -> Result<(), AuthError> {
         if let Some(allowed) = &self.allowed
             && !allowed.contains(method)
@@ -30,7 +40,11 @@ impl Rules {
             return Err(AuthError::MethodNotAllowed { method: method.clone(), allowed: allowed.join(", ") });
         }
         let needs_another = self.mfa == MfaPolicy::Required && method.is_for_people() && !second_factor;
-        if needs_another { Err(AuthError::MfaRequired) } else { Ok(()) }
+        match (needs_another, self.suspended) {
+            (true, _) => Err(AuthError::MfaRequired),
+            (false, true) => Err(AuthError::Suspended),
+            (false, false) => Ok(()),
+        }
     }
 }
 
@@ -39,7 +53,7 @@ mod tests {
     use super::*;
 
     fn rules(allowed: Option<&[LoginMethod]>, mfa: MfaPolicy) -> Rules {
-        Rules { allowed: allowed.map(|methods| methods.iter().cloned().collect()), mfa }
+        Rules { allowed: allowed.map(|methods| methods.iter().cloned().collect()), mfa, ..Rules::default() }
     }
 
     #[test]
@@ -56,6 +70,12 @@ mod tests {
         assert!(matches!(rules.check(&LoginMethod::api_key(), false), Err(AuthError::MethodNotAllowed { .. })));
         let connection = "sso:one".parse().unwrap();
         assert!(matches!(rules.check(&connection, true), Err(AuthError::MethodNotAllowed { .. })));
+    }
+
+    #[test]
+    fn nobody_acts_where_it_is_suspended() {
+        let rules = Rules { suspended: true, ..Rules::default() };
+        assert!(matches!(rules.check(&LoginMethod::api_key(), false), Err(AuthError::Suspended)));
     }
 
     #[test]

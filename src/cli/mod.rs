@@ -24,6 +24,7 @@ mod sign;
 mod stored;
 pub(crate) mod table;
 mod test_servers;
+mod usage;
 mod witness;
 mod work;
 
@@ -90,6 +91,10 @@ enum Job {
     Key(key::Job),
     /// Put an organization on a plan, which says how much of the workers' time it may have.
     Plan(plan::Args),
+    /// Give an organization limits of its own, or those of its plan again.
+    Limits(usage::LimitsArgs),
+    /// Show what an organization uses, and what it may use.
+    Usage(usage::UsageArgs),
     /// Build the read models of an organization, or of all, again from the audit log, beside those that are shown.
     Rebuild(rebuild::Args),
     /// Measure this machine against its raw limits.
@@ -127,6 +132,8 @@ impl Cli {
             Job::BreakGlass(args) => break_glass::run(args).await,
             Job::Key(job) => key::run(job),
             Job::Plan(args) => plan::run(args).await,
+            Job::Limits(args) => usage::change(args).await,
+            Job::Usage(args) => usage::show(args).await,
             Job::Rebuild(args) => rebuild::run(args).await,
             Job::Bench(job) => bench::run(job).await,
             Job::TestServers(args) => test_servers::run(args).await,

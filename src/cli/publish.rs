@@ -23,6 +23,10 @@ const BATCH_BYTES: usize = 900_000;
 const SHOWN: usize = 20;
 /// Tries of a batch that the API could not take.
 const TRIES: u32 = 8;
+/// Before the second of them; each further one is twice as long.
+const PAUSE: Duration = Duration::from_millis(250);
+/// How long is saved up at least when the organization may send only so much.
+const PACE: Duration = Duration::from_secs(1);
 
 /// Send commands from an NDJSON file. Sending the same file again changes nothing.
 ///
@@ -62,7 +66,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut seen: HashMap<Fingerprint, u64> = HashMap::new();
     let mut batch: Vec<(u64, Value)> = Vec::new();
     let (mut number, mut bytes, mut totals) = (0_u64, 0, Totals::default());
-    let mut publisher = Publisher { api, org, bar: &bar, totals: &mut totals };
+    let mut publisher = Publisher { api, org, bar: &bar, totals: &mut totals, paced: false };
     while let Some(line) = lines.next_line().await.with_context(|| format!("line {} cannot be read", number + 1))? {
         number += 1;
         bar.inc(line.len() as u64 + 1);
@@ -98,27 +102,41 @@ struct Publisher<'a> {
     org: String,
     bar: &'a ProgressBar,
     totals: &'a mut Totals,
+    /// Whether it was said that commands are held back.
+    paced: bool,
 }
 
 impl Publisher<'_> {
+    /// Sends the commands until each has an outcome that will not change.
     async fn send(&mut self, batch: Vec<(u64, Value)>) -> anyhow::Result<()> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let (numbers, commands): (Vec<u64>, Vec<Value>) = batch.into_iter().unzip();
-        let body = Value::Array(commands);
         let path = format!("/v1/organizations/{}/commands", self.org);
-        let mut pause = Duration::from_millis(250);
-        for attempt in 1..=TRIES {
+        let (mut open, mut attempt, mut pause) = (batch, 1, PAUSE);
+        while !open.is_empty() {
+            let body: Value = open.iter().map(|(_, command)| command.clone()).collect();
             let answer = self.api.request(Method::POST, &path).json(&body).send().await;
             let problem = match answer {
                 Ok(answer) if answer.status().is_success() => {
                     let outcomes: Vec<Value> = answer.json().await?;
-                    let status = |outcome: &Value| outcome.pointer("/error/status").and_then(Value::as_u64);
-                    // What the log could not take is sent again; what it has taken comes back as the same answer.
-                    if !outcomes.iter().any(|outcome| status(outcome) == Some(503)) {
-                        self.count(&numbers, &outcomes);
-                        return Ok(());
+                    let (before, mut over) = (open.len(), None);
+                    // What could not be taken is sent again; what the log has taken comes back as the same answer.
+                    let (again, done): (Vec<_>, Vec<_>) = open.into_iter().zip(outcomes).partition(|(_, outcome)| {
+                        match outcome.pointer("/error/status").and_then(Value::as_u64) {
+                            Some(429) => over = Some(outcome.pointer("/error/retry_after_ms").and_then(Value::as_u64)),
+                            Some(503) => {}
+                            _ => return false,
+                        }
+                        true
+                    });
+                    for ((number, _), outcome) in &done {
+                        self.count(*number, outcome);
+                    }
+                    open = again.into_iter().map(|(line, _)| line).collect();
+                    if open.len() < before {
+                        (attempt, pause) = (1, PAUSE);
+                    }
+                    if let Some(wait) = over {
+                        self.keep_pace(wait).await;
+                        continue;
                     }
                     "the event log does not answer".to_owned()
                 }
@@ -132,12 +150,29 @@ impl Publisher<'_> {
                 }
                 Err(error) => error.to_string(),
             };
+            if open.is_empty() {
+                break;
+            }
+            if attempt > TRIES {
+                let done = open.first().map_or(0, |(number, _)| *number).saturating_sub(1);
+                bail!(
+                    "gave up; the lines up to {done} are dealt with, and running the command again goes on from there"
+                );
+            }
             self.say(&format!("{problem}; trying again in {pause:?} ({attempt} of {TRIES})"));
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(8));
+            (attempt, pause) = (attempt + 1, (pause * 2).min(Duration::from_secs(8)));
         }
-        let done = numbers.first().unwrap_or(&0).saturating_sub(1);
-        bail!("gave up; the lines up to {done} are dealt with, and running the command again goes on from there")
+        Ok(())
+    }
+
+    /// Waits until the organization may send more.
+    async fn keep_pace(&mut self, wait: Option<u64>) {
+        if !self.paced {
+            self.paced = true;
+            self.say("the organization may send only so many commands a second: going on at that pace");
+        }
+        tokio::time::sleep(Duration::from_millis(wait.unwrap_or_default()).max(PACE)).await;
     }
 
     /// Prints a line without disturbing the bar.
@@ -145,22 +180,20 @@ impl Publisher<'_> {
         self.bar.suspend(|| eprintln!("{line}"));
     }
 
-    fn count(&mut self, numbers: &[u64], outcomes: &[Value]) {
-        for (number, outcome) in numbers.iter().zip(outcomes) {
-            let text = |pointer: &str| outcome.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-            if text("/status") == "accepted" {
-                let replayed = outcome.pointer("/replayed").and_then(Value::as_bool).unwrap_or_default();
-                if replayed {
-                    self.totals.replayed += 1;
-                } else {
-                    self.totals.accepted += 1;
-                }
-                self.totals.position = Some(text("/position"));
+    fn count(&mut self, number: u64, outcome: &Value) {
+        let text = |pointer: &str| outcome.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        if text("/status") == "accepted" {
+            let replayed = outcome.pointer("/replayed").and_then(Value::as_bool).unwrap_or_default();
+            if replayed {
+                self.totals.replayed += 1;
             } else {
-                self.totals.refused += 1;
-                if self.totals.refused <= SHOWN as u64 {
-                    self.say(&format!("line {number}: {} ({})", text("/error/detail"), text("/error/code")));
-                }
+                self.totals.accepted += 1;
+            }
+            self.totals.position = Some(text("/position"));
+        } else {
+            self.totals.refused += 1;
+            if self.totals.refused <= SHOWN as u64 {
+                self.say(&format!("line {number}: {} ({})", text("/error/detail"), text("/error/code")));
             }
         }
     }

@@ -388,6 +388,9 @@ impl CommandHandler {
             Command::ChangePlan(command) => {
                 self.execute::<Organization>(&attempt, &to, OrganizationCommand::ChangePlan(command)).await
             }
+            Command::ChangeLimits(command) => {
+                self.execute::<Organization>(&attempt, &to, OrganizationCommand::ChangeLimits(command)).await
+            }
             Command::AddMember(command) => {
                 self.may_give(&placement, by, command.role).await?;
                 self.execute::<Roster>(&attempt, &to, MemberCommand::Add { command, by }).await

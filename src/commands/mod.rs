@@ -43,8 +43,8 @@ pub use invitation::{AcceptInvitation, IssueInvitation, ResendInvitation, Revoke
 pub use kind::{ChangeKind, RegisterKind, RetireKind};
 pub use member::{AddMember, ChangeMemberRole, RemoveMember};
 pub use organization::{
-    ChangePlan, ChangeSettings, CreateOrganization, RenameOrganization, ResumeOrganization, SuspendOrganization,
-    UpgradeOrganization,
+    ChangeLimits, ChangePlan, ChangeSettings, CreateOrganization, RenameOrganization, ResumeOrganization,
+    SuspendOrganization, UpgradeOrganization,
 };
 pub use parking::{RetryParked, SkipParked};
 pub use record::{ArchiveRecord, CreateRecord, UpdateRecord};
@@ -153,6 +153,8 @@ commands! {
     ResumeOrganization = "resume_organization";
     /// Another plan.
     ChangePlan = "change_plan";
+    /// Other limits.
+    ChangeLimits = "change_limits";
     /// One more person.
     AddMember = "add_member";
     /// More or fewer rights for one person.
@@ -224,7 +226,8 @@ impl Command {
             | Self::UpgradeOrganization(_)
             | Self::SuspendOrganization(_)
             | Self::ResumeOrganization(_)
-            | Self::ChangePlan(_) => AggregateId::Organization(facts.org),
+            | Self::ChangePlan(_)
+            | Self::ChangeLimits(_) => AggregateId::Organization(facts.org),
             Self::AddMember(_)
             | Self::ChangeMemberRole(_)
             | Self::RemoveMember(_)
@@ -278,6 +281,7 @@ impl Command {
             | Self::SuspendOrganization(_)
             | Self::ResumeOrganization(_)
             | Self::ChangePlan(_)
+            | Self::ChangeLimits(_)
             | Self::ChangeMemberRole(_)
             | Self::RemoveMember(_)
             | Self::RotateApiKey(_)

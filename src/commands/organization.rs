@@ -1,15 +1,18 @@
-//! The organization itself: its names, its settings, its plan, and whether anybody may act in it.
+//! The organization itself: its names, its settings, its plan and limits, and whether anybody may act in it.
 //!
 //! That a slug is unique is a rule over all organizations, so it is no decision of this one: the handler claims the
 //! slug first and then asks here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
+};
 
 use orgstream_events::{
     AggregateType, Branding, DomainName, Event, InvitePolicy, JitProvisioning, LoginMethod, MfaPolicy,
-    OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked, OrganizationPlanChanged, OrganizationRenamed,
-    OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
-    OrganizationUpgraded, PlanName, Slug, TenantType,
+    OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged,
+    OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
+    OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, PlanName, Slug, TenantType,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::value::StrDeserializer};
 use utoipa::ToSchema;
@@ -84,6 +87,8 @@ pub struct Profile {
     pub settings: OrganizationSettings,
     /// What it has booked.
     pub plan: PlanName,
+    /// What it may do where that is not what its plan says.
+    pub limits: OrganizationLimits,
     /// Which organization of an external identity provider stands for it there.
     pub external_id: Option<String>,
     /// Why nobody but the platform may act in it, while that is so.
@@ -145,6 +150,8 @@ pub enum OrganizationCommand {
     Resume(ResumeOrganization),
     /// Be on another plan.
     ChangePlan(ChangePlan),
+    /// Have other limits.
+    ChangeLimits(ChangeLimits),
 }
 
 /// An organization of an external identity provider.
@@ -353,6 +360,17 @@ pub struct ChangePlan {
     pub plan: PlanName,
 }
 
+/// Gives it limits of its own. For platform operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeLimits {
+    /// Commands a second that are taken on average; what was not used in the last ten seconds may come at once. Without it,
+    /// or with null, what its plan says.
+    #[serde(default)]
+    #[schema(value_type = Option<u32>, minimum = 1, example = 50)]
+    pub commands_per_second: Option<NonZeroU32>,
+}
+
 impl Aggregate for Organization {
     type Command = OrganizationCommand;
     type Event = OrganizationEvent;
@@ -368,6 +386,7 @@ impl Aggregate for Organization {
                 region: event.region.clone(),
                 settings: OrganizationSettings::default(),
                 plan: PlanName::default(),
+                limits: OrganizationLimits::default(),
                 external_id: None,
                 suspended: None,
             });
@@ -383,6 +402,7 @@ impl Aggregate for Organization {
             OrganizationEvent::Suspended(event) => profile.suspended = Some(event.reason.clone()),
             OrganizationEvent::Resumed(_) => profile.suspended = None,
             OrganizationEvent::PlanChanged(event) => profile.plan.clone_from(&event.plan),
+            OrganizationEvent::LimitsChanged(event) => profile.limits.clone_from(&event.limits),
             OrganizationEvent::Upgraded(event) => profile.tenant_type = event.tenant_type,
             OrganizationEvent::IdentityLinked(event) => profile.external_id = Some(event.external_id.clone()),
         }
@@ -432,8 +452,8 @@ impl Aggregate for Organization {
                     faults.add("/tenant_type", "personal", "must be organization, team or workspace");
                 }
             }
-            // The name of a plan is right by its type.
-            OrganizationCommand::ChangePlan(_) => {}
+            // The name of a plan and a limit are right by their types.
+            OrganizationCommand::ChangePlan(_) | OrganizationCommand::ChangeLimits(_) => {}
         }
         faults.none_or(OrganizationError::Invalid)?;
         match command {
@@ -498,6 +518,13 @@ impl Aggregate for Organization {
                 Some(profile) if profile.plan == plan => Ok(vec![]),
                 Some(_) => Ok(vec![OrganizationEvent::PlanChanged(OrganizationPlanChanged { plan })]),
             },
+            OrganizationCommand::ChangeLimits(ChangeLimits { commands_per_second }) => {
+                let profile = self.profile.as_ref().ok_or(OrganizationError::NotFound)?;
+                let limits = OrganizationLimits { commands_per_second };
+                let changed = profile.limits != limits;
+                let event = OrganizationEvent::LimitsChanged(OrganizationLimitsChanged { limits });
+                Ok(if changed { vec![event] } else { vec![] })
+            }
         }
     }
 
@@ -974,6 +1001,22 @@ mod tests {
             given::<Organization>(&[created(), changed]).when(change_plan("standard")).is_ok_and(|all| all.len() == 1)
         );
         assert_eq!(given::<Organization>(&[created()]).when(change_plan("standard")), Ok(vec![]));
+    }
+
+    #[test]
+    fn limits_are_its_own_or_those_of_its_plan() {
+        let change =
+            |rate| OrganizationCommand::ChangeLimits(ChangeLimits { commands_per_second: NonZeroU32::new(rate) });
+        let changed = |rate| {
+            let limits = OrganizationLimits { commands_per_second: NonZeroU32::new(rate) };
+            OrganizationEvent::LimitsChanged(OrganizationLimitsChanged { limits })
+        };
+        assert_eq!(given::<Organization>(&[created()]).when(change(50)), Ok(vec![changed(50)]));
+        assert_eq!(given::<Organization>(&[created(), suspended()]).when(change(50)), Ok(vec![changed(50)]));
+        assert_eq!(given::<Organization>(&[created(), changed(50)]).when(change(50)), Ok(vec![]));
+        assert_eq!(given::<Organization>(&[created(), changed(50)]).when(change(0)), Ok(vec![changed(0)]));
+        assert_eq!(given::<Organization>(&[created()]).when(change(0)), Ok(vec![]));
+        assert_eq!(rejection(given::<Organization>(&[]).when(change(50))).code, "not_found");
     }
 
     #[test]

@@ -21,6 +21,7 @@ impl Command {
             Self::SuspendOrganization(_)
                 | Self::ResumeOrganization(_)
                 | Self::ChangePlan(_)
+                | Self::ChangeLimits(_)
                 | Self::RetryParked(_)
                 | Self::SkipParked(_)
         )
@@ -68,7 +69,8 @@ impl Command {
             | Self::UpgradeOrganization(_)
             | Self::SuspendOrganization(_)
             | Self::ResumeOrganization(_)
-            | Self::ChangePlan(_) => Some("organization".to_owned()),
+            | Self::ChangePlan(_)
+            | Self::ChangeLimits(_) => Some("organization".to_owned()),
             Self::AddMember(_)
             | Self::ChangeMemberRole(_)
             | Self::RemoveMember(_)

@@ -44,6 +44,7 @@ pub mod sessions;
 pub mod sso_connections;
 pub mod tail;
 pub mod tenants;
+pub mod usage;
 pub mod wait;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -167,6 +168,8 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(organizations::suspend))
         .routes(routes!(organizations::change_plan))
         .routes(routes!(organizations::resume))
+        .routes(routes!(usage::change_limits))
+        .routes(routes!(usage::show))
         .routes(routes!(commands::submit))
         .routes(routes!(members::list, members::add))
         .routes(routes!(members::show, members::change_role, members::remove))

@@ -346,12 +346,13 @@ fn problems() -> Value {
         ("413", "Over a limit, which `detail` names: payload_too_large"),
         ("415", "Another content type: unsupported_media_type"),
         ("422", "Can be read, but is wrong: validation_error (`errors` names the fields), idempotency_key_reused"),
+        ("429", "More than the organization may send at the moment: rate_limit_exceeded"),
         ("500", "A fault of ours: internal"),
         ("503", "Try again later: unavailable, projection_lagging"),
     ];
     let one = |(status, description): (&str, &str)| {
         let mut headers = json!({"X-Request-Id": {"$ref": "#/components/headers/XRequestId"}});
-        if matches!(status, "409" | "503")
+        if matches!(status, "409" | "429" | "503")
             && let Some(headers) = headers.as_object_mut()
         {
             headers.insert("Retry-After".to_owned(), json!({"$ref": "#/components/headers/RetryAfter"}));

@@ -153,6 +153,7 @@ impl From<Organization> for OrganizationView {
             suspended_reason,
             settings,
             plan,
+            limits: _,
             external_id: auth0_organization_id,
             version,
             created_at,

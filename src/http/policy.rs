@@ -128,6 +128,8 @@ pub const ROUTES: &[RoutePolicy] = &[
     route("POST", "/v1/organizations/{org}/suspend", Org(P::Suspend), Change, Events),
     route("POST", "/v1/organizations/{org}/resume", Org(P::Suspend), Change, Events),
     route("PUT", "/v1/organizations/{org}/plan", Org(P::ManagePlan), Change, Events),
+    route("PUT", "/v1/organizations/{org}/limits", Org(P::ManagePlan), Change, Events),
+    route("GET", "/v1/organizations/{org}/usage", Org(P::ReadOrganization), READ, Reading),
     route("POST", "/v1/organizations/{org}/commands", OrgCommands, Commands, Events),
     route("GET", "/v1/organizations/{org}/members", Org(P::ReadMembers), READ, Reading),
     route("POST", "/v1/organizations/{org}/members", Org(P::ManageMembers), Create, Events),

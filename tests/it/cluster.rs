@@ -47,11 +47,13 @@ pub(crate) struct ClusterOptions {
     pub(crate) lease_seconds: u64,
     /// More flags of `orgstream work`.
     pub(crate) work: Vec<String>,
+    /// More flags of `orgstream serve`.
+    pub(crate) serve: Vec<String>,
 }
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        Self { shards: 4, workers: 1, lease_seconds: 3, work: Vec::new() }
+        Self { shards: 4, workers: 1, lease_seconds: 3, work: Vec::new(), serve: Vec::new() }
     }
 }
 
@@ -90,7 +92,7 @@ impl Cluster {
         tokio::spawn(issuer.clone().serve(listener, issuing.clone()));
 
         let settings = settings(&options, &nats, &postgres);
-        let api = Program::serve("api", dir.path(), &settings, issuer.url());
+        let api = Program::serve("api", dir.path(), &settings, issuer.url(), &options);
         let mut cluster = Self {
             client: Client { http: client(), base: api.url.clone() },
             api,
@@ -124,7 +126,7 @@ impl Cluster {
     /// One more API beside the first: another process, with caches of its own.
     pub(crate) fn second_api(&self) -> Program {
         let settings = settings(&self.options, &self.nats, &self.postgres);
-        let mut api = Program::serve("second-api", self.dir.path(), &settings, self.issuer.url());
+        let mut api = Program::serve("second-api", self.dir.path(), &settings, self.issuer.url(), &self.options);
         api.start();
         api
     }
@@ -294,9 +296,15 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    fn serve(name: &str, dir: &Path, settings: &[(&'static str, String)], issuer: &str) -> Self {
+    fn serve(
+        name: &str,
+        dir: &Path,
+        settings: &[(&'static str, String)],
+        issuer: &str,
+        options: &ClusterOptions,
+    ) -> Self {
         let mut api = Self::new(name, "serve", dir, settings);
-        api.command.args(["--issuer-url", issuer]);
+        api.command.args(["--issuer-url", issuer]).args(&options.serve);
         api.command.env("ORGSTREAM_PEPPER", PEPPER).env("ORGSTREAM_PLATFORM_TOKEN", OPERATOR);
         api
     }

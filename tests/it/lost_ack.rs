@@ -1,11 +1,12 @@
 //! A lost acknowledgement: whoever sends a command again under its idempotency key gets one effect and the same answer,
 //! whatever happened in between and whichever process answers.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use async_nats::client::Request as NatsRequest;
 use futures_util::future::join_all;
 use orgstream::{
+    admission::{Admission, PlanRates},
     auth::{Authenticator, issuers::Issuers, key::Pepper, session::Lifetime},
     commands::{
         Command,
@@ -15,13 +16,13 @@ use orgstream::{
     gateway::{Gateway, Origin},
     notes::Notes,
 };
-use orgstream_events::{CommandId, PLATFORM_ORG, Pipeline};
+use orgstream_events::{CommandId, PLATFORM_ORG, Pipeline, PlanName};
 use orgstream_projections::BoundOrg;
 use orgstream_stream::{Log, LogOptions, SyncMode};
 use orgstream_workers::{Worker, WorkerOptions};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -350,7 +351,8 @@ async fn the_ledger_remembers_a_key_when_the_server_has_forgotten_it() {
     let access = auth.platform(&principal).unwrap();
     let notes = Notes::start(log.clone(), database.db.clone());
     let handler = CommandHandler::new(log, pepper, "local".to_owned(), Arc::new(SystemDns));
-    let gateway = Gateway::new(handler, database.db.clone(), notes, None);
+    let admission = Admission::new(PlanRates::default(), watch::channel(NonZeroU32::MIN).1);
+    let gateway = Gateway::new(handler, database.db.clone(), notes, admission, PlanName::public());
     let register = async |kind: &str, key: &str| {
         let command = json!({"type": "register_kind", "kind": kind, "title": kind, "visibility": "private",
             "cost": 1, "schema": {"type": "object"}});

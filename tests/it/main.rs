@@ -21,6 +21,7 @@ mod idp;
 mod isolation;
 mod joining;
 mod keys;
+mod limits;
 mod lost_ack;
 mod matrix;
 mod openapi;

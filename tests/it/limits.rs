@@ -1,0 +1,214 @@
+//! How much an organization uses, and how much of what it sends is taken.
+
+use std::num::NonZeroU32;
+
+use orgstream::admission::count_peers;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::{sync::watch, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::{Answer, Api, OPERATOR, Org, create_model, model},
+    cluster::{Cluster, ClusterOptions, PATIENCE, create, eventually},
+    support::Nats,
+};
+
+/// More than the bucket of one command a second holds, and than comes into it while a test runs.
+const MANY: usize = 200;
+
+impl Api {
+    async fn set_limit(&self, bearer: &str, org: &Org, commands_per_second: Value) -> Answer {
+        let request = self.request(Method::PUT, &org.path("limits")).bearer_auth(bearer);
+        Answer::of(request.json(&json!({"commands_per_second": commands_per_second}))).await
+    }
+
+    async fn usage(&self, org: &Org) -> Value {
+        self.get(&org.owner, &org.path("usage")).await.expect(200).json()
+    }
+
+    /// Waits until the limit is known at the door.
+    async fn until_limited(&self, org: &Org, limit: &Value) {
+        eventually("the limit to be known", async || (self.usage(org).await["commands"] == *limit).then_some(())).await;
+    }
+
+    /// Sends many commands at once: what became of each.
+    async fn send_many(&self, org: &Org, keys: &str) -> Vec<Value> {
+        let one = |n| {
+            let key = format!("{keys}-{n}");
+            json!({"command": create_model(&key), "idempotency_key": key})
+        };
+        let commands: Vec<Value> = (0..MANY).map(one).collect();
+        let answer = self.post(&org.owner, &org.path("commands"), &commands.into()).await.expect(200);
+        answer.json().as_array().unwrap().clone()
+    }
+}
+
+/// How many of them were taken: all up to one, and none behind it.
+fn taken(outcomes: &[Value]) -> usize {
+    assert_eq!(outcomes.len(), MANY);
+    let taken = outcomes.iter().filter(|outcome| outcome["status"] == "accepted").count();
+    for (place, outcome) in outcomes.iter().enumerate() {
+        assert_eq!(outcome["status"] == "accepted", place < taken, "{place}: {outcome}");
+        if place >= taken {
+            assert_eq!(outcome["error"]["code"], "rate_limit_exceeded", "{outcome}");
+            assert!(outcome["error"]["retry_after_ms"].as_u64().is_some_and(|wait| wait <= 1_000), "{outcome}");
+        }
+    }
+    taken
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_4_each_organization_has_its_own_usage_and_limits() {
+    let api = Api::start().await;
+    let (limited, free) = (api.org("limited").await, api.org("free").await);
+    for org in [&limited, &free] {
+        assert_eq!(api.usage(org).await["commands"], Value::Null);
+        assert_eq!(taken(&api.send_many(org, "before").await), MANY);
+    }
+    assert_eq!(api.set_limit(&limited.owner, &limited, json!(1)).await.expect(403).problem(), "forbidden");
+    let changed = api.set_limit(OPERATOR, &limited, json!(1)).await.expect(200);
+    assert_eq!(changed.json()["events"], json!(["organization.limits_changed"]));
+    assert_eq!(api.set_limit(OPERATOR, &limited, json!(1)).await.expect(200).json()["events"], json!([]));
+    for bad in [json!(0), json!(-1), json!(1.5), json!("fast")] {
+        api.set_limit(OPERATOR, &limited, bad).await.expect(422);
+    }
+    api.until_limited(&limited, &json!({"per_second": 1, "burst": 10, "limited_by": "organization"})).await;
+    assert_eq!(api.usage(&free).await["commands"], Value::Null);
+
+    let first = taken(&api.send_many(&limited, "burst").await);
+    assert!((10..MANY).contains(&first), "{first}");
+    assert_eq!(taken(&api.send_many(&free, "burst").await), MANY);
+    // One at a time is told by the status, with the time to wait.
+    let alone = loop {
+        let alone = api.post(&limited.owner, &limited.path("records"), &model("alone")).await;
+        if alone.status != 201 {
+            break alone.expect(429);
+        }
+    };
+    assert_eq!((alone.problem(), alone.header("retry-after")), ("rate_limit_exceeded".to_owned(), "1"));
+    // What was done before is answered again, and takes nothing of the rate.
+    let again = eventually("every key to be known", async || {
+        let again = api.send_many(&limited, "burst").await;
+        let replayed = again.iter().take(first).filter(|outcome| outcome["replayed"] == true).count();
+        (replayed == first).then_some(again)
+    })
+    .await;
+    assert!(taken(&again) >= first);
+    let told = eventually("the refusal to be in the audit log", async || {
+        let path = limited.path("audit/events?action=access.denied");
+        let denied = api.get(&limited.owner, &path).await.expect(200).json()["data"].as_array().unwrap().clone();
+        denied.into_iter().find(|denied| denied["data"]["code"] == "rate_limit_exceeded")
+    })
+    .await;
+    assert_eq!(told["data"]["target"], "commands", "{told}");
+
+    // The platform's own commands are not the organization's, and it may have as much as before.
+    let lifted = api.set_limit(OPERATOR, &limited, Value::Null).await.expect(200);
+    api.sees(&limited, lifted.header("stream-position")).await;
+    api.until_limited(&limited, &Value::Null).await;
+    assert_eq!(taken(&api.send_many(&limited, "after").await), MANY);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn usage_counts_what_an_organization_has() {
+    let api = Api::start().await;
+    let org = api.org("counted").await;
+    let usage = api.usage(&org).await;
+    assert_eq!((&usage["org_id"], &usage["plan"]), (&json!(org.id), &json!("standard")));
+    assert_eq!((&usage["members"], &usage["api_keys"]), (&json!(1), &json!(0)));
+    let before = usage["events"]["total"].as_u64().unwrap();
+    assert_eq!(usage["events"]["this_month"], before);
+    assert!(usage["events"]["since"].as_str().is_some_and(|since| since.ends_with("-01T00:00:00.000Z")), "{usage}");
+
+    let (key, _) = api.key(&org, "viewer").await;
+    api.join(&org, "ann@counted.example", "member").await;
+    let (_, position) = api.record(&org, "one").await;
+    api.sees(&org, &position).await;
+    let usage = api.usage(&org).await;
+    assert_eq!((&usage["members"], &usage["api_keys"]), (&json!(2), &json!(1)));
+    eventually("the audit log to have them", async || {
+        (api.usage(&org).await["events"]["total"] == before + 3).then_some(())
+    })
+    .await;
+    // What was recorded in another month is not this month's.
+    api.sql("SET session_replication_role = replica; UPDATE audit.events SET recorded_at = recorded_at - interval '32 days'")
+        .await;
+    let _ = api.record(&org, "two").await;
+    let counted = eventually("the new one to be counted", async || {
+        let usage = api.usage(&org).await;
+        (usage["events"]["total"] == before + 4).then_some(usage)
+    })
+    .await;
+    assert_eq!(counted["events"]["this_month"], 1, "{counted}");
+
+    let revoked = api.request(Method::DELETE, &org.path(&format!("api-keys/{key}"))).bearer_auth(&org.owner);
+    api.sees(&org, Answer::of(revoked).await.expect(200).header("stream-position")).await;
+    assert_eq!(api.usage(&org).await["api_keys"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_has_a_limit_and_a_publisher_goes_on_at_that_pace() {
+    let serve = ["--plan-commands-per-second", "trial=50"].map(str::to_owned).to_vec();
+    let cluster = Cluster::start(ClusterOptions { serve, ..ClusterOptions::default() }).await;
+    let (trial, usual) = (cluster.tenant("trial").await, cluster.tenant("usual").await);
+    cluster.cli(cluster.operator(), &["plan", "--org", "trial", "trial"]).await.success();
+    let shown = eventually("the plan's limit", async || {
+        let shown = cluster.cli(&trial.key, &["usage"]).await.success();
+        shown.stdout.contains("50 a second, 500 at once (by its plan)").then_some(shown)
+    })
+    .await;
+    assert!(shown.stderr.contains("is on the plan trial"), "{shown:?}");
+    let shown = cluster.cli(&usual.key, &["usage"]).await.success();
+    assert!(shown.stdout.contains("as many as it likes"), "{shown:?}");
+
+    let lines: String = (0..650).map(|number| format!("{}\n", create(number.to_string()))).collect();
+    let file = cluster.dir().join("commands.ndjson");
+    std::fs::write(&file, lines).unwrap();
+    let publish = ["publish", file.to_str().unwrap(), "--json"];
+    let paced = cluster.cli(&trial.key, &publish).await.success();
+    assert_eq!((&paced.json()["accepted"], &paced.json()["refused"]), (&json!(650), &json!(0)), "{paced:?}");
+    assert_eq!(paced.stderr.matches("going on at that pace").count(), 1, "{paced:?}");
+    let free = cluster.cli(&usual.key, &publish).await.success();
+    assert!(free.json()["accepted"] == 650 && !free.stderr.contains("pace"), "{free:?}");
+
+    // By its own limits, and by those of its plan again.
+    let limits =
+        async |args: &[&str]| cluster.cli(cluster.operator(), &[&["limits", "--org", "trial"], args].concat()).await;
+    let said = limits(&["--commands-per-second", "7"]).await.success();
+    assert!(said.stderr.contains("trial may send 7 commands a second from org_"), "{said:?}");
+    let said = limits(&["--commands-per-second", "7"]).await.success();
+    assert!(said.stderr.contains("trial had that already"), "{said:?}");
+    for (args, shown) in [(None, "7 a second, 70 at once (by its organization)"), (Some("--as-plan"), "(by its plan)")]
+    {
+        if let Some(arg) = args {
+            limits(&[arg]).await.success();
+        }
+        eventually("the limit to be shown", async || {
+            cluster.cli(&trial.key, &["usage"]).await.success().stdout.contains(shown).then_some(())
+        })
+        .await;
+    }
+    limits(&[]).await.failure();
+    limits(&["--commands-per-second", "0"]).await.failure();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_of_the_api_count_each_other() {
+    let nats = Nats::start(false).await;
+    let one = NonZeroU32::MIN;
+    let process = async || {
+        let ((sender, count), stop) = (watch::channel(one), CancellationToken::new());
+        let client = async_nats::connect(&nats.url).await.unwrap();
+        tokio::spawn(count_peers(client, sender, stop.clone()));
+        (count, stop)
+    };
+    let until = async |mut count: watch::Receiver<NonZeroU32>, expected: u32| {
+        timeout(PATIENCE, count.wait_for(|count| count.get() == expected)).await.unwrap().unwrap();
+    };
+    let ((first, _stop), (second, stop)) = (process().await, process().await);
+    until(first.clone(), 2).await;
+    until(second, 2).await;
+    stop.cancel();
+    until(first, 1).await;
+}
