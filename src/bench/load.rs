@@ -9,8 +9,8 @@ use std::{
 };
 
 use orgstream_events::{
-    Actor, ActorType, AggregateId, CommandId, Commit, CommitDraft, Context, Event, OrgId, RecordCreated, RecordEvent,
-    RecordId, Salt,
+    Actor, ActorType, AggregateId, CommandId, Commit, CommitDraft, Context, Event, OrgId, OrganizationCreated,
+    OrganizationEvent, RecordCreated, RecordEvent, RecordId, Salt, TenantType,
 };
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -29,12 +29,30 @@ pub(super) fn commit(org: OrgId, number: u64) -> anyhow::Result<Commit> {
 
 /// The same with content of the caller's own.
 pub(super) fn commit_of(org: OrgId, data: serde_json::Value) -> anyhow::Result<Commit> {
-    let now = now();
-    let command_id = CommandId::fresh(now.unix_ms(), rand::random());
+    let command_id = CommandId::fresh(now().unix_ms(), rand::random());
     let created = RecordCreated { kind: "webhook".parse()?, kind_version: 1, data };
+    let record = AggregateId::Record(RecordId::derive(command_id));
+    sealed(org, record, command_id, Event::Record(RecordEvent::Created(created)))
+}
+
+/// What every organization's history begins with.
+pub(super) fn creation(org: OrgId) -> anyhow::Result<Commit> {
+    let created = OrganizationCreated {
+        name: "Benchmark".to_owned(),
+        slug: format!("bench-{}", org.uuid().simple()).parse()?,
+        tenant_type: TenantType::Organization,
+        region: "local".to_owned(),
+    };
+    let command_id = CommandId::fresh(now().unix_ms(), rand::random());
+    let created = Event::Organization(OrganizationEvent::Created(created));
+    sealed(org, AggregateId::Organization(org), command_id, created)
+}
+
+fn sealed(org: OrgId, aggregate: AggregateId, command_id: CommandId, event: Event) -> anyhow::Result<Commit> {
+    let now = now();
     let draft = CommitDraft {
         org,
-        aggregate: AggregateId::Record(RecordId::derive(command_id)),
+        aggregate,
         version_before: 0,
         command_id,
         fingerprint: None,
@@ -45,7 +63,7 @@ pub(super) fn commit_of(org: OrgId, data: serde_json::Value) -> anyhow::Result<C
         correlation_id: None,
         request_id: None,
         context: Context::default(),
-        events: vec![Event::Record(RecordEvent::Created(created))],
+        events: vec![event],
     };
     Ok(draft.seal(|| Salt(rand::random()))?)
 }

@@ -29,8 +29,12 @@ impl Log {
 
     /// The sequence of the org's last message; 0 when it has none.
     pub async fn head(&self, placement: &Placement) -> Result<u64, StreamError> {
-        let everything = EventSubject::all_of_org(placement.shard, placement.org);
-        let last = last_on_leader(self.stream_of(placement.shard)?, &everything).await?;
+        self.last_of(placement.shard, placement.org).await
+    }
+
+    /// The same for whoever knows the shard.
+    pub async fn last_of(&self, shard: Shard, org: OrgId) -> Result<u64, StreamError> {
+        let last = last_on_leader(self.stream_of(shard)?, &EventSubject::all_of_org(shard, org)).await?;
         Ok(last.map_or(0, |message| message.sequence))
     }
 

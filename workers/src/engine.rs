@@ -7,7 +7,7 @@ use std::{
 };
 
 use metrics::{counter, gauge, histogram};
-use orgstream_events::{EventSubject, OrgId, Pipeline, Shard};
+use orgstream_events::{EventSubject, Pipeline, Shard};
 use orgstream_projections::{Database, LaneLag, Rebuild};
 use orgstream_stream::{Log, ReadLimit};
 use tokio::{
@@ -22,7 +22,7 @@ use crate::{
     lane::LaneState,
     options::WorkerOptions,
     rebuild::Rebuilds,
-    scheduler::{Group, LaneSlice, Mark, RefillWish, Scheduler, SliceOutcome},
+    scheduler::{Behind, Group, LaneSlice, Mark, Passed, RefillWish, Scheduler, SliceOutcome},
     slots::Slots,
 };
 
@@ -43,7 +43,9 @@ pub(crate) enum Input {
     /// A message from a shard's cursor.
     Message(Arc<Delivery>),
     /// The shard is ours.
-    Open { shard: Shard, epoch: u64, mark: u64, behind: Vec<(OrgId, Pipeline, u64)> },
+    Open { shard: Shard, epoch: u64, mark: u64, behind: Vec<Behind> },
+    /// The cursor of the shard passes over everything up to `to`, where `passed` have something.
+    PassOver { shard: Shard, to: u64, passed: Vec<Passed> },
     /// The shard is ours no longer; the answer is what may be written down about it.
     Close { shard: Shard, mark: oneshot::Sender<Option<Mark>> },
     /// The marks of all owned shards, please, and who lags the most.
@@ -193,6 +195,7 @@ fn receive(scheduler: &mut Scheduler, rebuilds: &mut Rebuilds, input: Input) {
             }
         },
         Input::Open { shard, epoch, mark, behind } => scheduler.open_shard(shard, epoch, mark, &behind),
+        Input::PassOver { shard, to, passed } => scheduler.pass_over(shard, to, &passed),
         Input::Close { shard, mark } => {
             // Whoever asked may be gone; then nobody needs the answer.
             let _ = mark.send(scheduler.marks().remove(&shard));

@@ -320,6 +320,15 @@ impl Lane {
         self.bytes = 0;
     }
 
+    /// The cursor passed over what its org has from `next` to `last`: a refill is to bring it.
+    pub(crate) fn pass_over(&mut self, next: u64, last: u64) {
+        if let Some(skipped) = &mut self.skipped {
+            skipped.last = skipped.last.max(last);
+        } else if !self.knows(last) {
+            self.skipped = Some(Skipped { next, last });
+        }
+    }
+
     /// A lane that begins detached: everything after `stored`, up to `last`, is to be read from the log.
     pub(crate) fn resume(&mut self, stored: u64, last: u64) {
         self.checkpoint = Some(stored);

@@ -134,6 +134,27 @@ pub(crate) struct RefillWish {
     pub(crate) bytes: usize,
 }
 
+/// What an org has in a part of the log that the cursor passes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Passed {
+    pub(crate) org: OrgId,
+    /// Its first message there.
+    pub(crate) next: u64,
+    /// Its last one, there or later.
+    pub(crate) last: u64,
+}
+
+/// A lane that was behind the mark of its shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Behind {
+    pub(crate) org: OrgId,
+    pub(crate) pipeline: Pipeline,
+    /// Its checkpoint in the database.
+    pub(crate) stored: u64,
+    /// The org's last message.
+    pub(crate) last: u64,
+}
+
 /// What the mark of a shard may say.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mark {
@@ -219,13 +240,28 @@ impl Scheduler {
     }
 
     /// The shard is ours, read from `mark` on; `behind` names the lanes that resume from their own checkpoints.
-    pub(crate) fn open_shard(&mut self, shard: Shard, epoch: u64, mark: u64, behind: &[(OrgId, Pipeline, u64)]) {
+    pub(crate) fn open_shard(&mut self, shard: Shard, epoch: u64, mark: u64, behind: &[Behind]) {
         self.openings += 1;
         self.shards.insert(shard, OwnedShard { epoch, opening: self.openings, cursor: mark });
-        for (org, pipeline, stored) in behind {
-            let key = LaneKey { shard, org: *org, pipeline: *pipeline };
-            self.lane_entry(key).resume(*stored, mark);
+        for Behind { org, pipeline, stored, last } in behind.iter().copied() {
+            let key = LaneKey { shard, org, pipeline };
+            self.lane_entry(key).resume(stored, last);
             self.settle(key);
+        }
+    }
+
+    /// The cursor of a shard goes on behind `to`, and `passed` names everybody who has something up to there.
+    pub(crate) fn pass_over(&mut self, shard: Shard, to: u64, passed: &[Passed]) {
+        self.pass(shard, to);
+        if !self.shards.contains_key(&shard) {
+            return;
+        }
+        for Passed { org, next, last } in passed.iter().copied() {
+            for pipeline in Pipeline::ALL {
+                let key = LaneKey { shard, org, pipeline };
+                self.lane_entry(key).pass_over(next, last);
+                self.settle(key);
+            }
         }
     }
 

@@ -40,6 +40,11 @@ impl Traffic {
         self.position.load(Ordering::Relaxed)
     }
 
+    /// The reader passes over everything up to there.
+    pub(crate) fn pass_over(&self, to: u64) {
+        self.position.store(to, Ordering::Relaxed);
+    }
+
     /// The log gave a message.
     pub(crate) fn note(&self, subject: &str, seq: u64) {
         self.position.store(seq, Ordering::Relaxed);

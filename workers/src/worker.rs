@@ -21,7 +21,7 @@ use crate::{
     engine::{Engine, Input},
     options::WorkerOptions,
     ownership::owners,
-    scheduler::Mark,
+    scheduler::{Behind, Mark},
     shard::read_shard,
     traffic::Traffic,
     watchdog::{Findings, Watchdog, Watched},
@@ -264,7 +264,8 @@ impl Worker {
         }
         let mut behind = Vec::with_capacity(mark.detached.len());
         for (org, pipeline) in mark.detached {
-            behind.push((org, pipeline, self.checkpoint(shard, org, pipeline).await?));
+            let stored = self.checkpoint(shard, org, pipeline).await?;
+            behind.push(Behind { org, pipeline, stored, last: self.log.last_of(shard, org).await? });
         }
         // The engine lives as long as the worker; were it gone, there would be nobody to work.
         let _ = engine.send(Input::Open { shard, epoch, mark: mark.seq, behind }).await;

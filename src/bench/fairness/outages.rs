@@ -79,11 +79,12 @@ pub(super) async fn restart(rig: &mut Rig, case: &Trial, backlog: usize) -> anyh
     })
 }
 
-/// Events of these organizations that are in the audit log.
+/// Events of these organizations that are in the audit log, but for their creation.
 async fn projected(rig: &Rig, orgs: &[Placement]) -> anyhow::Result<u64> {
     let mut events = 0;
     for org in orgs {
-        events += audit::size(&mut rig.db.read(BoundOrg::named_by_operator(org.org)).await?).await?;
+        let size = audit::size(&mut rig.db.read(BoundOrg::named_by_operator(org.org)).await?).await?;
+        events += size.saturating_sub(1);
     }
     Ok(events)
 }
@@ -128,10 +129,11 @@ pub(super) async fn lost_worker(rig: &mut Rig, case: &Trial) -> anyhow::Result<R
 pub(super) async fn at_rest(rig: &mut Rig, case: &Trial) -> anyhow::Result<Row> {
     let setup = case.workers.first().context("there is a worker")?;
     // New ones, so that the worker has seen none of them when it is weighed first.
-    let orgs = rig.new_orgs(case.crowd.orgs).await?;
+    let orgs = rig.new_places(case.crowd.orgs).await?;
     let worker = rig.worker(setup).await?;
     sleep(SETTLED).await;
     let empty = worker.rss();
+    rig.create(&orgs).await?;
     pour(&rig.log, &orgs, orgs.len() as u64).await?;
     drained(&rig.log, &rig.db, &orgs, PATIENCE).await?;
     sleep(SETTLED).await;

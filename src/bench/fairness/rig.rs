@@ -20,6 +20,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    bench::load::creation,
     config::{DatabaseArgs, NatsArgs},
     node,
     servers::{Nats, Postgres, PostgresOptions, child_command},
@@ -128,8 +129,24 @@ impl Rig {
 
     /// New organizations.
     pub(super) async fn new_orgs(&self, count: usize) -> anyhow::Result<Vec<Placement>> {
+        let orgs = self.new_places(count).await?;
+        self.create(&orgs).await?;
+        Ok(orgs)
+    }
+
+    /// Places for new organizations, of which nothing is in the log yet.
+    pub(super) async fn new_places(&self, count: usize) -> anyhow::Result<Vec<Placement>> {
         let ids = stream::iter((0..count).map(|_| OrgId::fresh(0, rand::random())));
         Ok(ids.map(|org| self.log.place(org)).buffer_unordered(AT_ONCE).try_collect().await?)
+    }
+
+    /// Begins the history of each.
+    pub(super) async fn create(&self, orgs: &[Placement]) -> anyhow::Result<()> {
+        let created = stream::iter(orgs).map(async |org| {
+            self.log.append(org, &creation(org.org)?, 0, None).await?;
+            anyhow::Ok(())
+        });
+        created.buffer_unordered(AT_ONCE).try_collect().await
     }
 
     /// Starts a worker process; the shards need not be its own yet.
