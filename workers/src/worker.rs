@@ -102,6 +102,8 @@ struct Owned {
     stop: CancellationToken,
     reader: JoinHandle<()>,
     traffic: Arc<Traffic>,
+    /// The mark that was written last.
+    written: Option<ShardMark>,
     /// What keeps the shard from being read, if anything does.
     trouble: watch::Receiver<Option<String>>,
 }
@@ -273,7 +275,7 @@ impl Worker {
         let (trouble, troubled) = watch::channel(None);
         let (log, engine, traffic) = (self.log.clone(), engine.clone(), Arc::new(Traffic::after(mark.seq)));
         let reader = tokio::spawn(read_shard(log, shard, Arc::clone(&traffic), engine, trouble, stop.clone()));
-        held.shards.insert(shard, Owned { epoch, stop, reader, traffic, trouble: troubled });
+        held.shards.insert(shard, Owned { epoch, stop, reader, traffic, written: None, trouble: troubled });
         tracing::debug!(%shard, epoch, event.seq = mark.seq, "working on this shard");
         Ok(())
     }
@@ -289,8 +291,13 @@ impl Worker {
             return Ok(());
         }
         for (shard, mark) in marks(engine).await {
-            if let Some(epoch) = held.shards.get(&shard).map(|owned| owned.epoch) {
-                held.write_mark(shard, epoch, &mark).await?;
+            // A shard in which nothing happens costs nothing.
+            let is_new = |owned: &&Owned| owned.written.as_ref() != Some(&mark);
+            let Some(epoch) = held.shards.get(&shard).filter(is_new).map(|owned| owned.epoch) else { continue };
+            if held.write_mark(shard, epoch, &mark).await?
+                && let Some(owned) = held.shards.get_mut(&shard)
+            {
+                owned.written = Some(mark);
             }
         }
         let shards: Vec<Shard> = held.shards.keys().copied().collect();
