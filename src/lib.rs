@@ -21,6 +21,7 @@ pub mod kinds;
 pub mod mail;
 pub mod node;
 pub mod notes;
+mod outward;
 pub mod problem;
 pub mod producers;
 pub mod scoped;

@@ -228,7 +228,8 @@ impl Api {
         let leak_reporters =
             secrets.leak_reporter_keys.as_deref().map(LeakReporters::load).transpose()?.unwrap_or_default();
         let token = secrets.platform_token.as_deref();
-        let auth = Arc::new(Authenticator::new(db.clone(), pepper.clone(), token, issuers, identity.lifetime()));
+        let auth = Authenticator::new(db.clone(), pepper.clone(), token, issuers, identity.lifetime());
+        let auth = Arc::new(if outside.local_issuers { auth.with_local_issuers() } else { auth });
         let sender = outside.mail.map(|mailer| Sender::new(db.clone(), mailer, pepper.clone()));
         let webhook_keys = WebhookKeys::new(pepper.clone());
         let webhooks = Webhooks::new(db.clone(), webhook_keys.clone(), outside.local_issuers)?;

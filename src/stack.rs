@@ -282,6 +282,7 @@ impl Stack {
         };
         let result = tokio::time::timeout(GRACE, finished).await;
         self.db.close().await;
+        self.log.close().await;
         self.postgres.stop().await;
         self.nats.stop().await;
         match result {

@@ -7,7 +7,7 @@
 //! Headers and signature are those of Standard Webhooks, with Ed25519 (`v1a`): the key follows from the pepper and the
 //! organization, so no secret is stored, and none has to be handed out.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ed25519_dalek::{Signer, SigningKey};
@@ -15,12 +15,11 @@ use futures_util::{StreamExt, stream};
 use metrics::counter;
 use orgstream_events::{EventView, OrgId};
 use orgstream_projections::{BoundOrg, Database, DbError, audit, organizations};
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::{auth::key::Pepper, commands::handler::now, http::audit::entry};
+use crate::{auth::key::Pepper, commands::handler::now, http::audit::entry, outward};
 
 /// How often it is looked whether there is anything to send.
 const EVERY: Duration = Duration::from_secs(1);
@@ -85,9 +84,7 @@ impl WebhookKeys {
 impl Webhooks {
     /// `local` lets posts go to this machine too, as they must where everything runs on it.
     pub fn new(db: Database, keys: WebhookKeys, local: bool) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none());
-        let http = if local { http } else { http.dns_resolver(Arc::new(PublicOnly)) };
-        Ok(Self { db, keys, http: http.build()? })
+        Ok(Self { db, keys, http: outward::client(local, TIMEOUT)? })
     }
 
     /// Sends what there is until `stop`.
@@ -208,70 +205,9 @@ fn reason(error: &reqwest::Error) -> String {
     text
 }
 
-/// Names lead to public addresses only: a customer chooses where posts go, and it must not be into our own network.
-struct PublicOnly;
-
-impl Resolve for PublicOnly {
-    fn resolve(&self, name: Name) -> Resolving {
-        Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let public: Vec<_> = found.filter(|address| is_public(address.ip())).collect();
-            if public.is_empty() {
-                return Err("the name leads to no public address".into());
-            }
-            Ok(Box::new(public.into_iter()) as Addrs)
-        })
-    }
-}
-
-fn is_public(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => {
-            let [a, b, ..] = ip.octets();
-            let shared = a == 100 && (64..128).contains(&b);
-            let reserved = a == 0 || a >= 224 || (a == 198 && (18..20).contains(&b)) || (a == 192 && b == 0);
-            !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || shared || reserved)
-        }
-        IpAddr::V6(ip) => match ip.to_ipv4_mapped() {
-            Some(ip) => is_public(IpAddr::V4(ip)),
-            // Of the rest only what is for everybody: neither unique local, link local nor multicast.
-            None => (ip.segments()[0] & 0xe000) == 0x2000,
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn posts_go_to_public_addresses_only() {
-        for inward in [
-            "127.0.0.1",
-            "10.1.2.3",
-            "172.16.0.1",
-            "192.168.1.1",
-            "169.254.169.254",
-            "100.64.0.1",
-            "0.0.0.0",
-            "224.0.0.1",
-            "255.255.255.255",
-            "::1",
-            "::",
-            "fe80::1",
-            "fc00::1",
-            "fd12::1",
-            "ff02::1",
-            "::ffff:10.0.0.1",
-            "192.0.0.1",
-        ] {
-            assert!(!is_public(inward.parse().unwrap()), "{inward}");
-        }
-        for public in ["1.1.1.1", "93.184.216.34", "100.128.0.1", "172.32.0.1", "2606:2800:220:1::1", "::ffff:8.8.8.8"]
-        {
-            assert!(is_public(public.parse().unwrap()), "{public}");
-        }
-    }
 
     #[test]
     fn every_organization_has_a_key_of_its_own() {

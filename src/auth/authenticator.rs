@@ -190,7 +190,7 @@ impl Authenticator {
         lifetime: Lifetime,
     ) -> Self {
         Self {
-            connections: Connections::new(db.clone()),
+            connections: Connections::new(db.clone(), false),
             sessions: Sessions::new(db.clone(), pepper.clone(), lifetime),
             keys: Keys::new(db.clone(), pepper),
             db,
@@ -200,6 +200,11 @@ impl Authenticator {
             own_roles: OrgCache::new(REMEMBERED),
             rules: OrgCache::new(REMEMBERED),
         }
+    }
+
+    /// Lets organizations have issuers of their own on this machine: for trying things out.
+    pub fn with_local_issuers(self) -> Self {
+        Self { connections: Connections::new(self.db.clone(), true), ..self }
     }
 
     /// The sessions of people.

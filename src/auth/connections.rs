@@ -37,6 +37,8 @@ type Found = Arc<Vec<(OrgId, ConnectionId, Arc<Oidc>)>>;
 /// The issuers of all organizations, each known when its first token comes.
 pub struct Connections {
     db: Database,
+    /// Whether issuers may be on this machine: for trying things out.
+    local: bool,
     /// With the keys that they published.
     issuers: Cache<(OrgId, ConnectionId), Arc<Oidc>>,
     found: Cache<String, (Instant, Found)>,
@@ -54,9 +56,9 @@ pub fn claimed_issuer(token: &str) -> Option<String> {
 }
 
 impl Connections {
-    /// Those that `db` knows.
-    pub fn new(db: Database) -> Self {
-        Self { db, issuers: Cache::new(REMEMBERED), found: Cache::new(REMEMBERED) }
+    /// Those that `db` knows; `local` says whether they may be on this machine.
+    pub fn new(db: Database, local: bool) -> Self {
+        Self { db, local, issuers: Cache::new(REMEMBERED), found: Cache::new(REMEMBERED) }
     }
 
     /// Whom the token is about, if `issuer`, which it names, is one that an organization has; none when nobody has it.
@@ -90,7 +92,7 @@ impl Connections {
                 let oidc = match self.issuers.get(&key) {
                     Some(oidc) => oidc,
                     None => {
-                        let oidc = Oidc::new(connection.issuer, connection.audience);
+                        let oidc = Oidc::of_customer(connection.issuer, connection.audience, self.local);
                         let oidc = Arc::new(oidc.map_err(|error| AuthError::Unavailable(error.to_string()))?);
                         self.issuers.insert(key, Arc::clone(&oidc));
                         oidc

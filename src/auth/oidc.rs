@@ -11,6 +11,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use tokio::sync::RwLock;
 
+use crate::outward;
+
 /// How long published keys are used without asking again.
 const KEEP: Duration = Duration::from_secs(600);
 /// How long known keys may go on being used while the issuer does not answer.
@@ -20,6 +22,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// How soon an issuer that did not answer is asked again: it is not to be called by every request that waits for it.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest answer of an issuer, in bytes.
+const MAX_ANSWER: usize = 1 << 20;
 /// How far the issuer's clock and ours may differ, in seconds.
 const LEEWAY: u64 = 30;
 /// Symmetric algorithms are not here: their key would be a secret that we share with the issuer.
@@ -113,6 +117,8 @@ pub struct Oidc {
     issuer: String,
     audience: String,
     http: reqwest::Client,
+    /// Whether it is a customer's choice, which must not lead into our own network; then whether it may to this machine.
+    foreign: Option<bool>,
     keys: RwLock<Keys>,
     /// [`ASK_AGAIN`], but for tests.
     ask_again: Duration,
@@ -121,9 +127,19 @@ pub struct Oidc {
 impl Oidc {
     /// Trusts `issuer` for tokens that name `audience`. It is asked for its keys when the first token comes.
     pub fn new(issuer: String, audience: String) -> Result<Self, OidcError> {
-        let http = reqwest::Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none()).build();
+        Self::reached_by(issuer, audience, None)
+    }
+
+    /// The same for an issuer that a customer has chosen: it and its keys are asked for at public addresses only. `local`
+    /// allows those of this machine too.
+    pub fn of_customer(issuer: String, audience: String, local: bool) -> Result<Self, OidcError> {
+        Self::reached_by(issuer, audience, Some(local))
+    }
+
+    fn reached_by(issuer: String, audience: String, foreign: Option<bool>) -> Result<Self, OidcError> {
+        let http = outward::client(foreign.unwrap_or(true), TIMEOUT);
         let http = http.map_err(|error| OidcError::Unavailable(error.to_string()))?;
-        Ok(Self { issuer, audience, http, keys: RwLock::default(), ask_again: ASK_AGAIN })
+        Ok(Self { issuer, audience, http, foreign, keys: RwLock::default(), ask_again: ASK_AGAIN })
     }
 
     /// What its tokens name as `iss`.
@@ -190,13 +206,24 @@ impl Oidc {
         if found.issuer != self.issuer {
             return Err(format!("{url} is the configuration of {}", found.issuer));
         }
+        if self.foreign.is_some_and(|local| !outward::is_outside(&found.jwks_uri, local)) {
+            return Err(format!("{url} has its keys at an address that is not public: {}", found.jwks_uri));
+        }
         self.get::<Published>(&found.jwks_uri).await.map(JwkSet::from)
     }
 
     async fn get<T: serde::de::DeserializeOwned>(&self, url: &str) -> Result<T, String> {
         let failed = |error: reqwest::Error| format!("the issuer does not answer: {error}");
-        let answer = self.http.get(url).send().await.and_then(reqwest::Response::error_for_status).map_err(failed)?;
-        answer.json().await.map_err(failed)
+        let answer = self.http.get(url).send().await.and_then(reqwest::Response::error_for_status);
+        let mut answer = answer.map_err(failed)?;
+        let mut body = Vec::new();
+        while let Some(part) = answer.chunk().await.map_err(failed)? {
+            if body.len() + part.len() > MAX_ANSWER {
+                return Err(format!("{url} answers with more than {MAX_ANSWER} bytes"));
+            }
+            body.extend_from_slice(&part);
+        }
+        serde_json::from_slice(&body).map_err(|error| format!("{url} does not answer with what it must: {error}"))
     }
 }
 
@@ -280,6 +307,21 @@ mod tests {
             let header = Header { kid: Some(self.kid.to_owned()), ..Header::new(self.algorithm) };
             encode(&header, &claims, &self.secret).unwrap()
         }
+    }
+
+    #[tokio::test]
+    async fn a_customers_issuer_leads_nowhere_inward() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let inward = json!({"issuer": url, "jwks_uri": "http://169.254.169.254/latest/meta-data"});
+        let discovery = async move || Json(inward);
+        let app = Router::new().route("/.well-known/openid-configuration", get(discovery));
+        let serving = tokio::spawn(async move { axum::serve(listener, app).await });
+        let asked = Oidc::of_customer(url, "us".to_owned(), true).unwrap().fetch().await;
+        assert!(asked.is_err_and(|error| error.contains("not public: http://169.254.169.254")));
+        serving.abort();
+        let named = Oidc::of_customer("https://localhost:1".to_owned(), "us".to_owned(), false).unwrap();
+        assert!(named.fetch().await.is_err());
     }
 
     #[tokio::test]

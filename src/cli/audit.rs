@@ -2,29 +2,17 @@
 
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
-use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use orgstream_events::OrgId;
-use orgstream_projections::Database;
 use orgstream_verifier::VerifyArgs;
 
 use super::client::Api;
-use crate::{
-    audit::{
-        compare::{self, Compared},
-        export::Export,
-    },
-    config::{ClientArgs, DatabaseArgs, NatsArgs},
-    node,
-};
+use crate::{audit::export::Export, config::ClientArgs};
 
 /// Export an organization's audit log, and verify an export.
 #[derive(clap::Subcommand)]
 pub(crate) enum Job {
     /// Write an organization's audit log into a folder: events, tree, signed heads, tables. Running it again goes on.
     Export(ExportArgs),
-    /// Compare an organization's stream, its audit log and its read models with each other. For operators.
-    Compare(CompareArgs),
     /// Verify an exported audit log: no network, no database, no account, and nothing is written.
     Verify(VerifyArgs),
 }
@@ -45,50 +33,8 @@ pub(crate) struct ExportArgs {
 pub(crate) async fn run(job: Job) -> anyhow::Result<ExitCode> {
     match job {
         Job::Export(args) => export(args).await,
-        Job::Compare(args) => compare(args).await,
         Job::Verify(args) => Ok(args.run()?.code().into()),
     }
-}
-
-/// Whose accounts, and where they are.
-#[derive(clap::Args)]
-pub(crate) struct CompareArgs {
-    /// The organization, by id.
-    #[arg(long, value_name = "ORG")]
-    org: OrgId,
-    /// Print what was found as JSON.
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    nats: NatsArgs,
-    #[command(flatten)]
-    database: DatabaseArgs,
-}
-
-async fn compare(args: CompareArgs) -> anyhow::Result<ExitCode> {
-    // Without the checks before a start: a database that fails them is the one to look at.
-    let db = Database::connect(&args.database.options(1)).await.context("PostgreSQL does not answer")?;
-    let log = node::connect_log(&args.nats).await?;
-    let compared = compare::compare(&log, &db, args.org).await?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&compared)?);
-    } else {
-        let Compared { stream, audit, signed, rows, differences } = &compared;
-        println!("stream       {} events, root {}", stream.0, stream.1);
-        println!("audit log    {} events, root {}", audit.0, audit.1);
-        match signed {
-            Some(size) => println!("signed       the head of {size} events is proven to begin with these"),
-            None => println!("signed       no head yet"),
-        }
-        println!("read models  {rows} rows");
-        for difference in differences {
-            println!("! {difference}");
-        }
-        if differences.is_empty() {
-            println!("all three say the same");
-        }
-    }
-    Ok(if compared.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn export(args: ExportArgs) -> anyhow::Result<ExitCode> {

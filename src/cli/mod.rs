@@ -65,8 +65,8 @@ enum Job {
     CheckConfig(check_config::Args),
     /// Send commands from an NDJSON file. Sending the same file again changes nothing.
     Publish(publish::Args),
-    /// Print an organization's events, in order, as NDJSON.
-    Replay(replay::Args),
+    /// Print an organization's events, in order, or what it was at some time; or verify what is kept of it.
+    Replay(Box<replay::Args>),
     /// Export an organization's audit log, and verify an export.
     #[command(subcommand)]
     Audit(audit::Job),
@@ -121,7 +121,7 @@ impl Cli {
             Job::Migrate(args) => migrate::run(args).await,
             Job::CheckConfig(args) => check_config::run(args).await,
             Job::Publish(args) => publish::run(args).await,
-            Job::Replay(args) => replay::run(args).await,
+            Job::Replay(args) => return replay::run(*args).await,
             Job::Audit(job) => return audit::run(job).await,
             Job::Sign(args) => sign::run(args).await,
             Job::Witness(args) => witness::run(args).await,

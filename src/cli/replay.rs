@@ -1,17 +1,23 @@
 //! `orgstream replay`: an organization's events, in order, one JSON object per line.
 
-use std::pin::pin;
+use std::{pin::pin, process::ExitCode};
 
 use anyhow::Context;
 use futures_util::TryStreamExt;
 use orgstream_events::Position;
+use orgstream_projections::Database;
 use reqwest::Method;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufWriter, stdout};
 use tokio_util::io::StreamReader;
 
 use super::client::Api;
-use crate::config::ClientArgs;
+use crate::{
+    audit::compare::{Compared, compare},
+    auth::authenticator::OrgName,
+    config::{ClientArgs, DatabaseArgs, NatsArgs},
+    node,
+};
 
 /// How long the audit log may take to catch up before the command gives up.
 const WAIT_SECONDS: u32 = 30;
@@ -36,11 +42,63 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", requires = "at",
         value_parser = ["organization", "members", "api_keys", "records"])]
     projection: Option<String>,
+    /// Print nothing but whether three accounts of the organization say the same: its stream and the audit log, event by
+    /// event and by the root over them, and the read models that are shown, row by row against a replay. Asks NATS and
+    /// PostgreSQL themselves, and is for operators; ends with 1 when they differ.
+    #[arg(long, requires = "org", conflicts_with_all = ["from", "at"])]
+    verify: bool,
+    /// Print what --verify found as JSON.
+    #[arg(long, requires = "verify")]
+    json: bool,
     #[command(flatten)]
     client: ClientArgs,
+    #[command(flatten)]
+    nats: NatsArgs,
+    #[command(flatten)]
+    database: DatabaseArgs,
 }
 
-pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.verify {
+        return verify(args).await;
+    }
+    print(args).await.map(|()| ExitCode::SUCCESS)
+}
+
+async fn verify(args: Args) -> anyhow::Result<ExitCode> {
+    // Without the checks before a start: a database that fails them is the one to look at.
+    let db = Database::connect(&args.database.options(1)).await.context("PostgreSQL does not answer")?;
+    let log = node::connect_log(&args.nats).await?;
+    let name = args.org.unwrap_or_default();
+    let org = match OrgName::parse(&name) {
+        Ok(OrgName::Id(org)) => Some(org),
+        Ok(OrgName::Slug(slug)) => db.org_of_slug(&slug).await?,
+        Ok(OrgName::Current) | Err(_) => None,
+    };
+    let org = org.with_context(|| format!("there is no organization {name}: give its id or its slug"))?;
+    let compared = compare(&log, &db, org).await?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&compared)?);
+    } else {
+        let Compared { stream, audit, signed, rows, differences } = &compared;
+        println!("stream       {} events, root {}", stream.0, stream.1);
+        println!("audit log    {} events, root {}", audit.0, audit.1);
+        match signed {
+            Some(size) => println!("signed       the head of {size} events is proven to begin with these"),
+            None => println!("signed       no head yet"),
+        }
+        println!("read models  {rows} rows");
+        for difference in differences {
+            println!("! {difference}");
+        }
+        if differences.is_empty() {
+            println!("all three say the same");
+        }
+    }
+    Ok(if compared.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn print(args: Args) -> anyhow::Result<()> {
     let api = Api::new(&args.client)?;
     let org = api.org(args.org).await?;
     if let Some(at) = args.at {

@@ -8,9 +8,7 @@ use orgstream_events::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{
-    Aggregate, Facts, FieldError, Rejection, RejectionKind, openapi, organization::MAX_KEY_DAYS, text::Faults,
-};
+use super::{Aggregate, Facts, FieldError, Rejection, RejectionKind, openapi, settings::MAX_KEY_DAYS, text::Faults};
 use crate::auth::{Permission, Scopes};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;

@@ -22,6 +22,7 @@ pub mod record;
 pub mod rejection;
 pub mod role;
 pub mod schema;
+pub mod settings;
 pub mod sso_connection;
 mod text;
 
@@ -43,13 +44,14 @@ pub use invitation::{AcceptInvitation, IssueInvitation, ResendInvitation, Revoke
 pub use kind::{ChangeKind, RegisterKind, RetireKind};
 pub use member::{AddMember, ChangeMemberRole, RemoveMember};
 pub use organization::{
-    ChangeLimits, ChangePlan, ChangeSettings, CreateOrganization, RenameOrganization, ResumeOrganization,
-    SuspendOrganization, UpgradeOrganization,
+    ChangeLimits, ChangePlan, CreateOrganization, RenameOrganization, ResumeOrganization, SuspendOrganization,
+    UpgradeOrganization,
 };
 pub use parking::{RetryParked, SkipParked};
 pub use record::{ArchiveRecord, CreateRecord, UpdateRecord};
 pub use rejection::{FieldError, Rejection, RejectionKind};
 pub use role::{ChangeRole, DefineRole, RemoveRole};
+pub use settings::ChangeSettings;
 pub use sso_connection::{AddSsoConnection, JoinBySso, RemoveSsoConnection, SetDefaultSsoConnection};
 
 /// What `decide` may know besides the state and the command. There is nothing else: no I/O, no clock, no randomness.

@@ -8,10 +8,8 @@ use orgstream_events::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{
-    Aggregate, Facts, FieldError, Rejection, RejectionKind,
-    text::{Faults, is_outside},
-};
+use super::{Aggregate, Facts, FieldError, Rejection, RejectionKind, text::Faults};
+use crate::outward::is_outside;
 
 /// The most connections of an organization.
 pub const MAX_CONNECTIONS: usize = 20;

@@ -1,6 +1,5 @@
 //! What a text in a command must be: the same rules for every aggregate, collected so that all faults show at once.
 
-use orgstream_events::DomainName;
 use serde_json::Value;
 
 use super::FieldError;
@@ -11,24 +10,6 @@ pub(super) const MAX_NAME: usize = 120;
 pub(super) const MAX_REASON: usize = 500;
 /// The longest e-mail address, as mail servers have it.
 const MAX_EMAIL: usize = 254;
-
-/// The longest address, in characters.
-const MAX_URL: usize = 255;
-
-/// Whether this program may send something to the address. It is a customer's to choose, so it must not lead into our own
-/// network: only names that are public can be given, no numbers, and nothing but `https`. `local` allows this machine too.
-pub(super) fn is_outside(url: &str, local: bool) -> bool {
-    let host_of = |rest: &str| rest.split(['/', ':', '?']).next().unwrap_or_default().to_owned();
-    let plain = url.len() <= MAX_URL && url.bytes().all(|b| b.is_ascii_graphic()) && !url.contains(['#', '@', '\\']);
-    let is_public = |host: &str| {
-        let inward = ["localhost", "local", "internal", "lan", "home", "corp", "arpa", "svc"];
-        host.to_ascii_lowercase().parse::<DomainName>().is_ok()
-            && !host.rsplit('.').next().is_some_and(|last| inward.contains(&last.to_ascii_lowercase().as_str()))
-    };
-    let https = url.strip_prefix("https://").is_some_and(|rest| is_public(&host_of(rest)));
-    let loopback = url.strip_prefix("http://").is_some_and(|rest| host_of(rest) == "127.0.0.1");
-    plain && (https || (local && loopback))
-}
 
 /// The faults found so far.
 #[derive(Debug, Default)]

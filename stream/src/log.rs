@@ -156,6 +156,15 @@ impl Log {
         &self.inner.client
     }
 
+    /// Ends the connections, so that nobody misses a server that is stopped afterwards.
+    pub async fn close(&self) {
+        for client in [&self.inner.client, &self.inner.bulk.client] {
+            if let Err(error) = client.drain().await {
+                tracing::debug!(%error, "a connection to NATS could not be ended in order");
+            }
+        }
+    }
+
     /// What placements made here are labelled with.
     pub fn region(&self) -> &str {
         &self.inner.options.region

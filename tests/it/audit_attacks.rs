@@ -87,7 +87,7 @@ async fn an_event_that_was_edited_is_found_by_its_bytes() {
     assert_eq!(execute(&mut database, edit_bytes, org).await, 1, "and back");
 
     // (The three accounts agree again.)
-    let compare = ["audit", "compare", "--org", &tenant.id.to_string()];
+    let compare = ["replay", "--verify", "--org", &tenant.id.to_string()];
     let compared = audited.cluster.cli("", &compare).await.success();
     assert!(compared.stdout.contains("all three say the same"), "{compared:?}");
 
@@ -146,7 +146,7 @@ async fn dropped_newest_events_are_missed_by_whoever_has_seen_them() {
         log.contains("events are lost").then_some(())
     })
     .await;
-    let compared = audited.cluster.cli("", &["audit", "compare", "--org", &tenant.id.to_string()]).await.failure();
+    let compared = audited.cluster.cli("", &["replay", "--verify", "--org", &tenant.id.to_string()]).await.failure();
     assert!(compared.stdout.contains("is not in the audit log"), "{compared:?}");
     audited.export(&tenant, "shorter").await;
     let known = [&POLICY[..], &["--known", "kept.checkpoint"]].concat();
@@ -324,7 +324,7 @@ async fn what_was_never_recorded_is_found_where_it_shows_and_nowhere_else() {
     let changed = "UPDATE rm.records SET data = '{\"model\": \"another\"}' WHERE org_id = $1 AND id = (
         SELECT id FROM rm.records WHERE org_id = $1 ORDER BY id LIMIT 1)";
     assert_eq!(execute(&mut database, changed, org).await, 1);
-    let compared = audited.cluster.cli("", &["audit", "compare", "--org", &tenant.id.to_string()]).await.failure();
+    let compared = audited.cluster.cli("", &["replay", "--verify", "--org", &tenant.id.to_string()]).await.failure();
     assert!(compared.stdout.contains("records"), "{compared:?}");
     // Left open: no log proves what nobody put into it.
     audited.export(&tenant, "silent").await;
