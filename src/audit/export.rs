@@ -30,7 +30,7 @@ use crate::cli::client::Api;
 /// Files that are asked for at the same time.
 const PARALLEL: usize = 6;
 /// How long the log may take to be signed up to its end, in seconds.
-const WAIT: u32 = 25;
+const WAIT: u32 = 15;
 
 /// An export under way.
 pub(crate) struct Export {
@@ -56,7 +56,7 @@ impl Export {
         fs::create_dir_all(&self.dir).await.with_context(|| format!("{} cannot be made", self.dir.display()))?;
         // A folder with a manifest says that it is whole, which it is not from here on.
         remove(&self.dir.join(MANIFEST)).await?;
-        let note = self.head().await?;
+        let note = self.head(bar).await?;
         let checkpoint: Checkpoint = note.text().parse()?;
         let (origin, size) = (checkpoint.origin().to_owned(), checkpoint.head().size);
         let org: OrgId = origin.rsplit('/').next().unwrap_or_default().parse().context("the log's name has no org")?;
@@ -90,8 +90,8 @@ impl Export {
         Ok(self.api.send(request).await?.text().await?)
     }
 
-    /// A signed head over everything that was there when the command began.
-    async fn head(&self) -> anyhow::Result<SignedNote> {
+    /// A signed head over everything that was there when the command began, or the newest that there is.
+    async fn head(&self, bar: &ProgressBar) -> anyhow::Result<SignedNote> {
         let wait = format!("wait={WAIT}");
         let progress = self.api.get(&format!("{}/projections", self.base)).await?;
         let mut request = self.api.request(Method::GET, &format!("{}/audit/events?limit=1", self.base));
@@ -104,8 +104,24 @@ impl Export {
         };
         let path = format!("{}/audit/checkpoint?at_least={}", self.base, last + 1);
         let request = self.api.request(Method::GET, &path).header("Prefer", &wait);
-        let note =
-            self.api.send(request).await.context("the log's head is not signed: is `orgstream sign` running?")?;
+        let note = match self.api.send(request).await {
+            Ok(note) => note,
+            Err(error) => {
+                // A log that is not signed any more is one that somebody wants to take away all the same.
+                let newest = self.api.request(Method::GET, &format!("{}/audit/checkpoint", self.base));
+                let Ok(newest) = self.api.send(newest).await else {
+                    return Err(error.context("no head of this log is signed: is `orgstream sign` running?"));
+                };
+                bar.suspend(|| {
+                    eprintln!(
+                        "the log has {} events, and its newest ones are not signed: the export ends where the last signed \
+                         head does. Ask the operator what `orgstream sign` says of this log",
+                        last + 1
+                    );
+                });
+                newest
+            }
+        };
         Ok(SignedNote::parse(&note.bytes().await?)?)
     }
 

@@ -121,7 +121,7 @@ impl Engine {
     fn observe(&self, scheduler: &Scheduler) {
         let (now, wall) = (Instant::now(), SystemTime::now());
         let (mut attached, mut detached, mut backing_off) = (0_u32, 0_u32, 0_u32);
-        let mut ages: HashMap<Pipeline, Vec<u64>> = HashMap::new();
+        let mut ages = Pipeline::ALL.map(|pipeline| (pipeline, Ages::default()));
         let mut lags = Vec::new();
         for (key, lane) in scheduler.lanes() {
             let is_detached = lane.skipped.is_some();
@@ -134,7 +134,9 @@ impl Engine {
                 backing_off += 1;
             }
             let age_ms = lane.oldest().map_or(0, |oldest| oldest.lag(now, wall).as_millis() as u64);
-            ages.entry(key.pipeline).or_default().push(age_ms);
+            if let Some((_, ages)) = ages.iter_mut().find(|(pipeline, _)| *pipeline == key.pipeline) {
+                ages.add(age_ms);
+            }
             if age_ms > 0 || is_detached {
                 let waiting = lane.len() + lane.in_slot.len();
                 let oldest = lane.oldest().map(|oldest| oldest.seq()).or(lane.skipped.map(|skipped| skipped.next));
@@ -154,18 +156,16 @@ impl Engine {
         gauge!("orgstream_lanes", "state" => "backing_off").set(backing_off);
         // By their bits: those of positive numbers are in the order of the numbers.
         let mut weights: BTreeMap<u64, u32> = self.options.weights.all().map(|weight| (weight.to_bits(), 0)).collect();
-        for weight in scheduler.weights() {
-            *weights.entry(weight.to_bits()).or_default() += 1;
+        for (weight, orgs) in scheduler.weights() {
+            *weights.entry(weight.to_bits()).or_default() += orgs;
         }
         for (weight, orgs) in weights {
             gauge!("orgstream_orgs", "weight" => f64::from_bits(weight).to_string()).set(orgs);
         }
         gauge!("orgstream_lane_bytes").set(scheduler.bytes() as f64);
         for (pipeline, mut ages) in ages {
-            ages.sort_unstable();
             for (label, share) in [("0.5", 0.5), ("0.9", 0.9), ("0.99", 0.99), ("1", 1.0)] {
-                let place = ((ages.len().saturating_sub(1)) as f64 * share) as usize;
-                let seconds = ages.get(place).map_or(0.0, |ms| *ms as f64 / 1000.0);
+                let seconds = ages.quantile(share) as f64 / 1000.0;
                 gauge!("orgstream_org_lag_seconds", "pipeline" => pipeline.name(), "quantile" => label).set(seconds);
             }
         }
@@ -176,6 +176,27 @@ impl Engine {
             gauge!("orgstream_worst_org_lag_seconds", "rank" => (rank + 1).to_string()).set(seconds);
         }
         self.worst.send_replace(lags);
+    }
+}
+
+/// How long what waits in lanes has waited. Most lanes are empty, and cost nothing but being counted.
+#[derive(Default)]
+struct Ages {
+    empty: usize,
+    /// In milliseconds.
+    others: Vec<u64>,
+}
+
+impl Ages {
+    fn add(&mut self, ms: u64) {
+        if ms == 0 { self.empty += 1 } else { self.others.push(ms) }
+    }
+
+    /// What this share of the lanes is not above.
+    fn quantile(&mut self, share: f64) -> u64 {
+        self.others.sort_unstable();
+        let place = ((self.empty + self.others.len()).saturating_sub(1) as f64 * share) as usize;
+        place.checked_sub(self.empty).and_then(|place| self.others.get(place)).copied().unwrap_or_default()
     }
 }
 
@@ -269,4 +290,19 @@ async fn refill(log: Log, wish: RefillWish) -> RefillReport {
         tokio::time::sleep(REFILL_PAUSE).await;
     }
     (wish, chunk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_lanes_count_as_waiting_for_no_time() {
+        let mut ages = Ages::default();
+        assert_eq!(ages.quantile(1.0), 0);
+        for ms in [0, 30, 0, 10, 0, 20, 0, 0, 0, 0] {
+            ages.add(ms);
+        }
+        assert_eq!([0.5, 0.7, 0.9, 1.0].map(|share| ages.quantile(share)), [0, 0, 20, 30]);
+    }
 }

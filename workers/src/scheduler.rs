@@ -229,9 +229,16 @@ impl Scheduler {
         self.orgs.entry((key.shard, key.org)).or_insert_with(|| Org::new(usual)).lane_mut(key.pipeline)
     }
 
-    /// What every org weighs.
-    pub(crate) fn weights(&self) -> impl Iterator<Item = f64> {
-        self.orgs.values().map(|org| org.weight)
+    /// What orgs weigh, and how many weigh that; the same weight may come again.
+    pub(crate) fn weights(&self) -> Vec<(f64, u32)> {
+        let mut runs: Vec<(f64, u32)> = Vec::new();
+        for org in self.orgs.values() {
+            match runs.last_mut() {
+                Some((weight, orgs)) if weight.to_bits() == org.weight.to_bits() => *orgs += 1,
+                _ => runs.push((org.weight, 1)),
+            }
+        }
+        runs
     }
 
     /// Bytes of messages in memory.
@@ -411,10 +418,14 @@ impl Scheduler {
             .map(|(shard, owned)| (*shard, Mark { seq: owned.cursor, detached: Vec::new() }))
             .collect();
         for (key, lane) in self.lanes() {
+            let oldest = lane.oldest();
+            if lane.skipped.is_none() && oldest.is_none() {
+                continue;
+            }
             let Some(mark) = marks.get_mut(&key.shard) else { continue };
             if lane.skipped.is_some() {
                 mark.detached.push((key.org, key.pipeline));
-            } else if let Some(oldest) = lane.oldest() {
+            } else if let Some(oldest) = oldest {
                 mark.seq = mark.seq.min(oldest.seq() - 1);
             }
         }
