@@ -24,9 +24,9 @@ const BEFORE: Duration = Duration::from_secs(5);
 const AFTERWARDS: Duration = Duration::from_secs(12);
 /// Workers that share the shards, of which one is killed.
 const WORKERS: u128 = 4;
-/// How long a worker without work is left alone, and then watched.
+/// How long a worker without work is left alone, and then watched: as long as its watchdog takes from one look to the next.
 const SETTLED: Duration = Duration::from_secs(5);
-const WATCHED: Duration = Duration::from_secs(10);
+const WATCHED: Duration = Duration::from_secs(30);
 
 /// F10: a worker is killed while it works off an organization's backlog, and started again at once.
 pub(super) async fn restart(rig: &mut Rig, case: &Trial, backlog: usize) -> anyhow::Result<Row> {
