@@ -109,7 +109,9 @@ impl Line {
                             lost.send_modify(|count| *count += 1);
                         }
                         Event::Connected => tracing::info!(connection = name, "connected to NATS"),
-                        Event::Closed => tracing::debug!(connection = name, "the connection to NATS is closed"),
+                        Event::Draining | Event::Closed => {
+                            tracing::debug!(connection = name, %event, "the connection to NATS is being closed");
+                        }
                         other => tracing::warn!(connection = name, event = %other, "NATS connection"),
                     }
                 }
