@@ -1,7 +1,7 @@
 //! How much of an organization's commands is taken: the door's part in keeping one burst from everybody else.
 //!
 //! Each organization has a rate, by its own limits or by its plan, and a bucket that holds ten seconds of it (GCRA). What
-//! comes on top is refused with the time to wait, before anything is read or written for it. The processes of the API say to
+//! comes on top is refused with the time to wait: nothing was read for it but whether it was done before. The processes of the API say to
 //! each other that they are there, and each takes its equal part of every rate; a process that hears nobody takes all of it,
 //! so trouble between them opens the door wider and never shuts it.
 
@@ -124,7 +124,7 @@ struct Bucket {
 impl Bucket {
     /// The part of one of `peers` processes.
     fn new(rate: CommandRate, peers: NonZeroU32) -> Self {
-        let one = TELL.mul_f64(f64::from(peers.get()) / f64::from(rate.per_second.get()));
+        let one = Duration::from_secs_f64(f64::from(peers.get()) / f64::from(rate.per_second.get()));
         let burst = NonZeroU32::new(rate.burst.get() / peers.get()).unwrap_or(NonZeroU32::MIN);
         let quota = Quota::with_period(one).unwrap_or(Quota::per_second(rate.per_second)).allow_burst(burst);
         Self { per_second: rate.per_second, peers, limiter: DefaultDirectRateLimiter::direct(quota) }
@@ -207,7 +207,7 @@ pub async fn count_peers(client: Client, count: watch::Sender<NonZeroU32>, stop:
             () = stop.cancelled() => return,
             Some(message) = heard.next() => {
                 if let Some(peer) = peer(&message).filter(|peer| *peer != me)
-                    && others.len() < MOST_PEERS
+                    && (others.contains_key(&peer) || others.len() < MOST_PEERS)
                 {
                     others.insert(peer, Instant::now());
                 }
@@ -263,7 +263,7 @@ mod tests {
         let one = admission.admit(PLATFORM_ORG, &rules("trial", 0), 25);
         let refusal = one.refusal.unwrap();
         assert_eq!((one.taken, refusal.status, refusal.code), (10, 429, "rate_limit_exceeded"));
-        assert!(refusal.retry_after.is_some_and(|wait| wait <= TELL), "{:?}", refusal.retry_after);
+        assert!(refusal.retry_after.is_some_and(|wait| wait <= Duration::from_secs(1)), "{:?}", refusal.retry_after);
         assert!(refusal.detail.contains("1 command a second"), "{}", refusal.detail);
         assert_eq!(admission.admit(PLATFORM_ORG, &rules("trial", 0), 1).taken, 0);
         // Another organization has a bucket of its own, and so has one whose limit was changed.
