@@ -12,6 +12,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    small_pages();
     match Box::pin(Cli::parse().run()).await {
         Ok(code) => code,
         Err(error) => {
@@ -19,4 +20,11 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Memory comes 4 KiB at a time, also to a program that grows: the allocator asks for pages of 2 MiB, and whoever needs the
+/// next one waits until the kernel has found and cleared it, for milliseconds on a busy machine.
+fn small_pages() {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }

@@ -49,6 +49,8 @@ struct Machine {
     cores: usize,
     profile: &'static str,
     version: &'static str,
+    /// Whether Linux shares the processors out by session.
+    autogroup: bool,
 }
 
 impl Machine {
@@ -57,6 +59,7 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(1, Into::into),
             profile: if cfg!(debug_assertions) { "debug" } else { "release" },
             version: env!("CARGO_PKG_VERSION"),
+            autogroup: is_autogrouped(),
         }
     }
 }
@@ -73,6 +76,22 @@ fn write_json<R: Serialize>(file: Option<&PathBuf>, rows: &[R]) -> anyhow::Resul
     let report = Report { machine: Machine::here(), rows };
     let text = serde_json::to_vec_pretty(&report)?;
     std::fs::write(file, text).with_context(|| format!("{} cannot be written", file.display()))
+}
+
+/// Whether Linux shares the processors out by session. Each of PostgreSQL's processes is a session of its own, so that all
+/// of the worker has as much of a processor as one connection, and what steps back does so only among its own threads.
+fn is_autogrouped() -> bool {
+    std::fs::read_to_string("/proc/sys/kernel/sched_autogroup_enabled").is_ok_and(|enabled| enabled.trim() != "0")
+}
+
+/// Who waits for a processor is then up to the kernel and not to what is measured.
+fn warn_of_autogroup() {
+    if is_autogrouped() {
+        eprintln!(
+            "Linux shares this machine's processors out by session, each of PostgreSQL's processes being one: quiet \
+             organizations wait several times longer beside a burst. Without it: sysctl kernel.sched_autogroup_enabled=0"
+        );
+    }
 }
 
 /// Figures of a build that was not optimized say little.

@@ -23,7 +23,7 @@ use self::{
     rig::{Rig, WorkerSetup},
     scenarios::{Crowd, Row, Trial, Trouble},
 };
-use super::{warn_of_debug_build, write_json};
+use super::{warn_of_autogroup, warn_of_debug_build, write_json};
 use crate::cli::table::table;
 
 /// Fairness: what quiet organizations notice of a neighbour's burst, against one queue and against turns by count.
@@ -90,6 +90,7 @@ const POLICIES: [(&str, &str); 3] = [("orgstream", "fair"), ("fifo", "fifo"), ("
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     warn_of_debug_build();
+    warn_of_autogroup();
     let mut rig = match (&args.nats_url, &args.database_url) {
         (Some(nats), Some(database)) => {
             Rig::yours(nats.clone(), database.clone(), args.database_password.clone()).await?
