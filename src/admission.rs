@@ -1,9 +1,9 @@
 //! How much of an organization's commands is taken: the door's part in keeping one burst from everybody else.
 //!
 //! Each organization has a rate, by its own limits or by its plan, and a bucket that holds ten seconds of it (GCRA). What
-//! comes on top is refused with the time to wait: nothing was read for it but whether it was done before. The processes of the API say to
-//! each other that they are there, and each takes its equal part of every rate; a process that hears nobody takes all of it,
-//! so trouble between them opens the door wider and never shuts it.
+//! comes on top is refused with the time to wait: nothing was read for it but whether it was done before. The processes of
+//! the API say to each other that they are there, and each takes its equal part of every rate; a process that hears nobody
+//! takes all of it, so trouble between them opens the door wider and never shuts it.
 
 use std::{
     collections::{BTreeMap, HashMap},

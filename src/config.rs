@@ -248,7 +248,7 @@ pub struct WorkArgs {
     #[arg(long, env = "ORGSTREAM_PLAN_WEIGHT", value_delimiter = ',', value_name = "PLAN=WEIGHT")]
     pub plan_weight: Vec<PlanWeight>,
     /// Database time that a slice of one org aims for, in milliseconds.
-    #[arg(long, env = "ORGSTREAM_SLICE_MS", default_value_t = 3, value_name = "MS")]
+    #[arg(long, env = "ORGSTREAM_SLICE_MS", default_value_t = 4, value_name = "MS")]
     pub slice_ms: u64,
     /// Messages that every lane may have in memory, in KiB. While there is room a lane may have more; what is over reads the
     /// log again at its own pace.

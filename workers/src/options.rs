@@ -62,7 +62,7 @@ impl WorkerOptions {
             weights: PlanWeights::default(),
             slots: 4,
             reserve: Self::usual_reserve(4),
-            slice: Duration::from_millis(3),
+            slice: Duration::from_millis(4),
             message_timeout: Duration::from_secs(10),
             lane_bytes: 256 * 1024,
             total_bytes: 128 * 1024 * 1024,

@@ -319,8 +319,7 @@ fn finish(scheduler: &mut Scheduler, group: &Group, micros: u64, now: Instant) {
 /// for more and more transactions of fewer and fewer messages.
 #[test]
 fn slices_keep_their_size_when_the_database_is_busy() {
-    let slice = Duration::from_millis(4);
-    let options = WorkerOptions { slice, lane_bytes: 1 << 20, total_bytes: 1 << 22, ..options() };
+    let options = WorkerOptions { lane_bytes: 1 << 20, total_bytes: 1 << 22, ..options() };
     let mut now = Instant::now();
     let mut scheduler = Scheduler::new(options, now);
     scheduler.open_shard(SHARD, 1, 0, &[]);
