@@ -240,7 +240,7 @@ pub struct WorkArgs {
     /// Transactions at the same time.
     #[arg(long, env = "ORGSTREAM_SLOTS", default_value_t = 4, value_name = "N")]
     pub slots: usize,
-    /// Slots that must stay free when an organization that has one takes another; by default a third of them.
+    /// Slots that organizations with a backlog leave free for whoever comes next; by default a third of them.
     #[arg(long, env = "ORGSTREAM_RESERVE", value_name = "N")]
     pub reserve: Option<usize>,
     /// What a plan weighs: an organization on a plan of weight 4 may have four times the database time that one of weight

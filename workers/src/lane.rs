@@ -9,7 +9,10 @@ use std::{
 
 use orgstream_events::{OrgId, Pipeline, Shard};
 
-use crate::delivery::Delivery;
+use crate::{
+    delivery::Delivery,
+    load::{ByLoad, Load},
+};
 
 /// A lane's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,8 +25,9 @@ pub(crate) struct LaneKey {
 /// One org: what is shared out is shared out among orgs, whichever lane of theirs it goes to.
 #[derive(Debug)]
 pub(crate) struct Org {
-    /// Database time that the org has had, in microseconds divided by its weight, on the scale of virtual time.
-    pub(crate) virtual_time: f64,
+    /// Database time that the org has had for each kind of work, in microseconds divided by its weight, on the scale of that
+    /// kind's virtual time.
+    pub(crate) virtual_time: ByLoad<f64>,
     /// How much of the database's time it may have against an org of weight 1.
     pub(crate) weight: f64,
     /// Transactions under way that it has a part in.
@@ -36,7 +40,14 @@ pub(crate) struct Org {
 
 impl Org {
     pub(crate) fn new(weight: f64) -> Self {
-        Self { virtual_time: 0.0, weight, slots: 0, moved_at: None, read_models: Lane::new(), audit: Lane::new() }
+        Self {
+            virtual_time: ByLoad::default(),
+            weight,
+            slots: 0,
+            moved_at: None,
+            read_models: Lane::new(),
+            audit: Lane::new(),
+        }
     }
 
     pub(crate) fn lane(&self, pipeline: Pipeline) -> &Lane {
@@ -62,14 +73,16 @@ impl Org {
         self.moved_at.map_or(Duration::ZERO, |moved_at| now.saturating_duration_since(moved_at))
     }
 
-    /// Whether nothing of it waits for a slot or is in one.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.lanes().all(|(_, lane)| !matches!(lane.state, LaneState::Ready | LaneState::Running))
+    /// Whether nothing of it waits for a slot with such work, or is in one.
+    pub(crate) fn is_without(&self, load: Load) -> bool {
+        let is_there = |lane: &Lane| matches!(lane.state, LaneState::Ready | LaneState::Running) && lane.load == load;
+        !self.lanes().any(|(_, lane)| is_there(lane))
     }
 
     /// Writes down database time that it had, or was thought to have and had not.
-    pub(crate) fn charge(&mut self, micros: f64) {
-        self.virtual_time = (self.virtual_time + micros / self.weight).max(0.0);
+    pub(crate) fn charge(&mut self, load: Load, micros: f64) {
+        let virtual_time = &mut self.virtual_time[load];
+        *virtual_time = (*virtual_time + micros / self.weight).max(0.0);
     }
 }
 
@@ -101,8 +114,10 @@ const FIRST_STEP: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Lane {
     pub(crate) state: LaneState,
-    /// Where it stands in the queue for slots; what is found there with another rank is out of date.
-    pub(crate) rank: u64,
+    /// When it last lined up for a slot, counted in those that did.
+    pub(crate) turn: u64,
+    /// With how much to do it waits, or is in its slot.
+    pub(crate) load: Load,
     /// What the database has stored, as far as is known; none until the first slice.
     pub(crate) checkpoint: Option<u64>,
     /// Messages being applied right now.
@@ -138,7 +153,8 @@ impl Lane {
     pub(crate) fn new() -> Self {
         Self {
             state: LaneState::Idle,
-            rank: 0,
+            turn: 0,
+            load: Load::Light,
             checkpoint: None,
             in_slot: Vec::new(),
             skipped: None,

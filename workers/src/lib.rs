@@ -13,6 +13,7 @@
 mod delivery;
 mod engine;
 mod lane;
+mod load;
 mod options;
 mod ownership;
 mod rebuild;

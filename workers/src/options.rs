@@ -17,8 +17,8 @@ pub struct WorkerOptions {
     pub weights: PlanWeights,
     /// Transactions at the same time; the database pool must have as many connections.
     pub slots: usize,
-    /// Slots that must stay free when an org that has one takes another, so that whoever comes next need not wait. While its
-    /// first one goes on, three quarters in any case.
+    /// Slots that backlogs leave free, so that whoever comes next need not wait. Where an org that has a slot takes another
+    /// while its first one goes on, three quarters must be free in any case.
     pub reserve: usize,
     /// How much database time a slice aims for. What is in a slice cannot be interrupted, so this is what a quiet org
     /// may have to wait for.
@@ -90,6 +90,11 @@ impl WorkerOptions {
     /// pipeline must not be.
     pub(crate) fn reserve_against(&self, stands_still: Duration) -> usize {
         if stands_still > self.group_timeout() { self.reserve } else { self.reserve.max(self.slots * 3 / 4) }
+    }
+
+    /// Slots that all backlogs may have together, while messages that are dear have so many.
+    pub(crate) fn backlog_slots(&self, dear: usize) -> usize {
+        self.slots.saturating_sub(self.reserve + dear).max(1)
     }
 
     /// Slots that one org may have while its single messages take longer than a slice should.

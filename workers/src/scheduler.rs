@@ -10,10 +10,12 @@ use std::{
 };
 
 use orgstream_events::{OrgId, Pipeline, PlanName, Shard};
+use orgstream_projections::SliceClass;
 
 use crate::{
     delivery::Delivery,
     lane::{Lane, LaneKey, LaneState, Org},
+    load::{ByLoad, Load},
     options::WorkerOptions,
 };
 
@@ -60,17 +62,14 @@ impl LaneSlice {
 pub(crate) struct Group {
     /// At least one, each of another lane.
     pub(crate) slices: Vec<LaneSlice>,
-    /// Its single messages take longer than a slice should.
-    dear: bool,
-    /// Of one lane, which has more than fits.
-    pub(crate) backlog: bool,
+    load: Load,
     /// When it got its slot.
     pub(crate) begun: Instant,
 }
 
 impl Group {
     fn new(begun: Instant) -> Self {
-        Self { slices: Vec::new(), dear: false, backlog: false, begun }
+        Self { slices: Vec::new(), load: Load::Light, begun }
     }
 
     /// The first slice of every org that has a part in it.
@@ -81,6 +80,14 @@ impl Group {
             before(place).all(|other| other.key.org != slice.key.org).then_some(slice)
         };
         self.slices.iter().enumerate().filter_map(first)
+    }
+
+    /// Whose connections it uses.
+    pub(crate) fn class(&self) -> SliceClass {
+        match self.load {
+            Load::Light => SliceClass::Light,
+            Load::Backlog | Load::Dear => SliceClass::Backlog,
+        }
     }
 
     /// How long each of its statements may take.
@@ -164,6 +171,15 @@ pub(crate) struct Mark {
     pub(crate) detached: Vec<(OrgId, Pipeline)>,
 }
 
+/// A place in line: the lowest rank is first, and of those who have the same, whoever came first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    rank: u64,
+    /// Counts those that have lined up. A place that is not of its lane's last turn is out of date.
+    turn: u64,
+    key: LaneKey,
+}
+
 #[derive(Debug)]
 struct OwnedShard {
     epoch: u64,
@@ -178,9 +194,8 @@ pub(crate) struct Scheduler {
     usual_weight: f64,
     orgs: HashMap<(Shard, OrgId), Org>,
     shards: HashMap<Shard, OwnedShard>,
-    /// Lanes that wait for a slot, by rank, and apart from them those whose next message takes longer than a slice should.
-    ready: BinaryHeap<Reverse<(u64, LaneKey)>>,
-    ready_dear: BinaryHeap<Reverse<(u64, LaneKey)>>,
+    /// Lanes that wait for a slot, with each kind of work.
+    ready: ByLoad<BinaryHeap<Reverse<Place>>>,
     backing_off: BinaryHeap<Reverse<(Instant, LaneKey)>>,
     /// Lanes that want a refill, the one that has waited longest first, each once.
     wants_refill: VecDeque<LaneKey>,
@@ -198,8 +213,7 @@ impl Scheduler {
             options,
             orgs: HashMap::new(),
             shards: HashMap::new(),
-            ready: BinaryHeap::new(),
-            ready_dear: BinaryHeap::new(),
+            ready: ByLoad::default(),
             backing_off: BinaryHeap::new(),
             wants_refill: VecDeque::new(),
             openings: 0,
@@ -275,6 +289,9 @@ impl Scheduler {
     /// The shard is no longer ours. Slices in slots end by themselves; the epoch in them decides.
     pub(crate) fn close_shard(&mut self, shard: Shard) {
         self.shards.remove(&shard);
+        for load in Load::ALL {
+            self.ready[load].retain(|Reverse(place)| place.key.shard != shard);
+        }
         let bytes = &mut self.bytes;
         self.orgs.retain(|(of, _), org| {
             let keep = *of != shard;

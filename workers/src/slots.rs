@@ -45,8 +45,11 @@ impl Slots {
     /// Starts a transaction; [`Slots::next`] says how it ended.
     pub(crate) fn start(&mut self, group: Group) {
         let (db, timeout) = (self.db.clone(), group.timeout(&self.options));
-        let class = if group.backlog { SliceClass::Backlog } else { SliceClass::Light };
-        let runtime = if group.backlog { self.backlog() } else { Handle::current() };
+        let class = group.class();
+        let runtime = match class {
+            SliceClass::Light => Handle::current(),
+            SliceClass::Backlog => self.backlog(),
+        };
         let running = async move {
             let outcomes = outcomes(&db, &group, class, timeout).await;
             (group, outcomes)

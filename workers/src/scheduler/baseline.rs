@@ -4,7 +4,7 @@
 use std::{cmp::Reverse, time::Instant};
 
 use super::{Group, Scheduler, dispatch::Service};
-use crate::{delivery::Delivery, lane::Lane};
+use crate::{delivery::Delivery, lane::Lane, load::Load};
 
 /// Messages in a transaction of the one queue.
 const FIFO_BATCH: usize = 100;
@@ -27,21 +27,22 @@ impl Scheduler {
         let mut group = Group::new(now);
         let mut room = FIFO_BATCH;
         while room > 0 {
-            let Some(Reverse((rank, key))) = self.ready.peek().copied() else { break };
-            if !self.is_waiting(key, rank) {
-                self.ready.pop();
+            let Some(Reverse(place)) = self.ready[Load::Light].peek().copied() else { break };
+            if !self.is_waiting(place) {
+                self.ready[Load::Light].pop();
                 continue;
             }
             let being_served = self.service.running.iter().filter_map(|key| self.lane(*key));
             let mut arrivals = being_served.filter_map(Lane::first_arrived);
-            if arrivals.any(|arrived| self.service.order(Some(arrived)) < rank) {
+            if arrivals.any(|arrived| self.service.order(Some(arrived)) < place.rank) {
                 break;
             }
-            self.ready.pop();
-            let next = self.ready.peek().map_or(u64::MAX, |Reverse((next, _))| *next);
+            let line = &mut self.ready[Load::Light];
+            line.pop();
+            let next = line.peek().map_or(u64::MAX, |Reverse(next)| next.rank);
             let since = self.service.since;
             let is_older = |_, delivery: &Delivery| order(since, delivery.arrived) <= next;
-            let Some(slice) = self.take(key, room, is_older) else { continue };
+            let Some(slice) = self.take(place.key, Load::Light, room, is_older) else { continue };
             room -= slice.deliveries.len().min(room);
             group.slices.push(slice);
         }
@@ -51,9 +52,9 @@ impl Scheduler {
     /// The next lane's turn: a transaction of its own, with up to `most` of its messages.
     pub(super) fn round_robin_group(&mut self, now: Instant, most: usize) -> Group {
         let mut group = Group::new(now);
-        while let Some(Reverse((rank, key))) = self.ready.pop() {
-            if self.is_waiting(key, rank)
-                && let Some(slice) = self.take(key, most, |_, _| true)
+        while let Some(Reverse(place)) = self.ready[Load::Light].pop() {
+            if self.is_waiting(place)
+                && let Some(slice) = self.take(place.key, Load::Light, most, |_, _| true)
             {
                 group.slices.push(slice);
                 break;

@@ -2,20 +2,22 @@
 //!
 //! Start-time fair queueing on measured cost: an org is charged the database time of its slices, divided by its weight, and
 //! the org that has had the least goes first. One that was idle starts at the current virtual time, so that sleeping earns
-//! no credit. The unit that cannot be interrupted decides how long a quiet org waits, so slices are short, an org that has
-//! a slot gets a second one only while others stay free, and orgs whose single messages take longer than a slice should
-//! have a few slots between them and no more.
+//! no credit. The unit that cannot be interrupted decides how long a quiet org waits, so slices are short, and not all slots
+//! are for everybody. There are three kinds of work ([`Load`]), each with a line, a virtual time and a part of the slots: those
+//! who have little to do share transactions and may use any slot, backlogs leave a reserve free, and orgs whose single
+//! messages take longer than a slice should have a few slots between them and no more. An org that has a slot gets a second
+//! one only while most are free.
 
 use std::{
     cmp::Reverse,
-    collections::BinaryHeap,
     time::{Duration, Instant},
 };
 
-use super::{Group, LaneSlice, Scheduler, SliceOutcome, others};
+use super::{Group, LaneSlice, Place, Scheduler, SliceOutcome, others};
 use crate::{
     delivery::Delivery,
-    lane::{LaneKey, LaneState},
+    lane::{Lane, LaneKey, LaneState},
+    load::{ByLoad, Load},
     options::Policy,
 };
 
@@ -29,27 +31,41 @@ const RISE: f64 = 0.03;
 /// The same for the messages of one org: one that has become slow must be noticed soon.
 const LANE_FALL: f64 = 0.5;
 const LANE_RISE: f64 = 0.1;
-/// Units of work from which on a slice says what a unit costs, and below which what a slice costs beside them.
+/// Units of work from which on a slice says what a unit costs.
 const MANY_UNITS: f64 = 32.0;
+/// How many times cheaper than usual the messages of an org can be: less than nothing is left when what a slice takes beside
+/// them was thought to be more than it was.
+const MUCH_CHEAPER: f64 = 2.0;
+/// Units of work up to which a lane has little to do: of those who share a transaction, each waits for all. A slice of no
+/// more says what slices take beside their work.
+const FEW_UNITS: f64 = 8.0;
 /// How long nothing was applied when there is nothing to do.
 const QUIET: Duration = Duration::from_millis(50);
+/// How much a small slice counts in what slices take at present, and how many times longer than that one takes that is slow.
+const PACE: f64 = 0.1;
+const SLOW: f64 = 4.0;
 /// Slices that may share a transaction however long the database takes to answer.
 const LEAST_SHARED: f64 = 4.0;
 
 /// What is known of the slots and of what a transaction takes.
 #[derive(Debug)]
 pub(super) struct Service {
-    /// Where the org stood that was served last, in microseconds.
-    pub(super) virtual_now: f64,
-    /// Slots that are taken, how many of them by rebuilds, and how many by orgs whose messages are dear.
+    /// For each kind of work: where the org stood that was served last, in microseconds; the slots that it has; and when it
+    /// last got one, counted in transactions.
+    pub(super) virtual_now: ByLoad<f64>,
+    taken: ByLoad<usize>,
+    begun: ByLoad<u64>,
+    transactions: u64,
+    /// Slots that are taken, and how many of them by rebuilds.
     busy: usize,
     lent: usize,
-    dear: usize,
     /// The lanes in them.
     pub(super) running: Vec<LaneKey>,
     /// Microseconds per unit of work and, beside them, per slice, when little else is going on.
     cost: f64,
     fixed: f64,
+    /// What a slice takes beside its work at present, whatever is going on.
+    pace: f64,
     /// When a transaction was last committed.
     applied_at: Instant,
     /// Counts those that have lined up, for the order of who came first.
@@ -60,16 +76,45 @@ pub(super) struct Service {
 impl Service {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            virtual_now: 0.0,
+            virtual_now: ByLoad::default(),
+            taken: ByLoad::default(),
+            begun: ByLoad::default(),
+            transactions: 0,
             busy: 0,
             lent: 0,
-            dear: 0,
             running: Vec::new(),
             cost: FIRST_COST,
             fixed: FIRST_FIXED,
+            pace: FIRST_FIXED,
             applied_at: now,
             turns: 0,
             since: now,
+        }
+    }
+}
+
+impl Service {
+    /// What a slice of `units` that took so many microseconds says of what slices take, and of what its lane's messages cost.
+    fn learn(&mut self, own: &mut Option<f64>, units: f64, took: f64, slice: f64) {
+        if units >= MANY_UNITS {
+            let each = ((took - self.fixed) / units).max(1.0);
+            let known = own.unwrap_or(self.cost);
+            *own = Some(towards(known, each.max(self.cost / MUCH_CHEAPER), LANE_FALL, LANE_RISE));
+            // One org that is slow says nothing about what the others' messages cost.
+            self.cost = towards(self.cost, each.min(slice), FALL, RISE);
+            return;
+        }
+        // So few only say that messages are dear, or no longer are.
+        let longer = took - self.pace;
+        let each = (longer / units.max(1.0)).max(self.cost);
+        let slow = each > slice && longer > SLOW * self.pace;
+        if slow || own.is_some_and(|known| known > each) {
+            *own = Some(towards(own.unwrap_or(self.cost), each, LANE_FALL, LANE_RISE));
+        }
+        if !slow && units <= FEW_UNITS {
+            let beside = (took - (units - 1.0).max(0.0) * self.cost).max(1.0);
+            self.fixed = towards(self.fixed, beside, FALL, RISE);
+            self.pace = towards(self.pace, beside, PACE, PACE);
         }
     }
 }
@@ -79,6 +124,7 @@ impl Service {
 struct Ended {
     /// It had one slice.
     alone: bool,
+    load: Load,
     /// What each slice cost that came to nothing.
     lost: Duration,
     at: Instant,
@@ -101,7 +147,9 @@ impl Scheduler {
             return None;
         }
         self.service.busy += 1;
-        self.service.dear += usize::from(group.dear);
+        self.service.taken[group.load] += 1;
+        self.service.transactions += 1;
+        self.service.begun[group.load] = self.service.transactions;
         for LaneSlice { key, .. } in group.firsts() {
             if let Some(org) = self.orgs.get_mut(&(key.shard, key.org)) {
                 org.slots += 1;
@@ -131,8 +179,7 @@ impl Scheduler {
     /// who writes all the time, nothing is, and that is no time to make use of.
     pub(crate) fn is_at_work(&self, now: Instant) -> bool {
         self.service.busy > self.service.lent
-            || !self.ready.is_empty()
-            || !self.ready_dear.is_empty()
+            || Load::ALL.into_iter().any(|load| !self.ready[load].is_empty())
             || now.saturating_duration_since(self.service.applied_at) < QUIET
     }
 
@@ -142,60 +189,75 @@ impl Scheduler {
         let mut left = slice.max(LEAST_SHARED * self.service.fixed);
         let mut held = Vec::new();
         while group.slices.len() < self.options.group_lanes && left > 0.0 {
-            let Some((rank, key, dear)) = self.pop(group.slices.is_empty()) else { break };
-            let Some(org) = self.orgs.get_mut(&(key.shard, key.org)) else { continue };
-            if org.virtual_time as u64 > rank {
-                // It was served since it lined up.
-                let rank = org.virtual_time as u64;
-                org.lane_mut(key.pipeline).rank = rank;
-                self.line(dear).push(Reverse((rank, key)));
+            let Some((place, load)) = self.pop(group.slices.is_empty()) else { break };
+            let key = place.key;
+            if self.load_of(key) != load {
+                // More has come since it lined up.
+                self.line_up(key);
                 continue;
             }
-            let most = if dear { self.options.dear_slots_of_one() } else { usize::MAX };
+            let Some(org) = self.orgs.get(&(key.shard, key.org)) else { continue };
+            let rank = org.virtual_time[load] as u64;
+            if rank > place.rank {
+                // Its org was served since it lined up.
+                self.ready[load].push(Reverse(Place { rank, ..place }));
+                continue;
+            }
+            let most = if load == Load::Dear { self.options.dear_slots_of_one() } else { usize::MAX };
             let spare =
                 self.options.slots - self.service.busy > self.options.reserve_against(org.stands_still_for(now));
             if org.slots > 0 && (!spare || org.slots >= most) {
-                held.push((rank, key, dear));
+                held.push((place, load));
                 continue;
             }
-            // What is dear, or failed, must not make others wait in its transaction. And a lane that would not get all of
-            // its messages in gets more out of a transaction of its own.
-            let alone = dear || org.lane(key.pipeline).must_be_alone();
-            let fits = self.fits(key, left);
-            if alone || !fits {
+            // What has much to do, or failed, must not make others wait in its transaction.
+            let alone = load != Load::Light || org.lane(key.pipeline).must_be_alone();
+            if alone || !self.fits(key, left) {
                 if !group.slices.is_empty() {
-                    self.line(dear).push(Reverse((rank, key)));
+                    self.ready[load].push(Reverse(place));
                     break;
                 }
-                self.service.virtual_now = self.service.virtual_now.max(rank as f64);
+                self.pass_to(place, load);
                 let units = slice / self.cost_of(key);
                 // Nothing, when what it had was taken back after it lined up: then it is the next one's turn.
-                let Some(taken) = self.take(key, self.options.slice_messages, |all, _| all <= units) else { continue };
+                let Some(taken) = self.take(key, load, self.options.slice_messages, |all, _| all <= units) else {
+                    continue;
+                };
+                left = slice - taken.charged;
                 group.slices.push(taken);
-                group.dear = dear;
-                group.backlog = dear || !fits;
+                group.load = load;
+                if load == Load::Backlog {
+                    self.bring_others(&mut group, key, left);
+                }
                 break;
             }
-            self.service.virtual_now = self.service.virtual_now.max(rank as f64);
+            self.pass_to(place, load);
             left -= self.join_group(&mut group, key);
-            // What one pipeline waits for, the other does too.
-            for other in others(key) {
-                let is_ready =
-                    self.lane(other).is_some_and(|lane| lane.state == LaneState::Ready && !lane.must_be_alone());
-                if is_ready && self.fits(other, left) {
-                    left -= self.join_group(&mut group, other);
-                }
-            }
+            left -= self.bring_others(&mut group, key, left);
         }
-        for (rank, key, dear) in held {
-            self.line(dear).push(Reverse((rank, key)));
+        for (place, load) in held {
+            self.ready[load].push(Reverse(place));
         }
         group
     }
 
+    /// What one pipeline of an org waits for, the others do too: gives them a share in its transaction, if all they have fits.
+    /// Returns what they will take, in microseconds.
+    fn bring_others(&mut self, group: &mut Group, key: LaneKey, left: f64) -> f64 {
+        let mut planned = 0.0;
+        for other in others(key) {
+            let may = |lane: &Lane| lane.state == LaneState::Ready && !lane.must_be_alone();
+            let may = self.lane(other).is_some_and(may) && self.load_of(other) <= group.load;
+            if may && self.fits(other, left - planned) {
+                planned += self.join_group(group, other);
+            }
+        }
+        planned
+    }
+
     /// Gives a lane a share in the transaction, with all that it has. Returns what it will take, in microseconds.
     fn join_group(&mut self, group: &mut Group, key: LaneKey) -> f64 {
-        let Some(slice) = self.take(key, self.options.slice_messages, |_, _| true) else { return 0.0 };
+        let Some(slice) = self.take(key, group.load, self.options.slice_messages, |_, _| true) else { return 0.0 };
         let planned = slice.charged;
         group.slices.push(slice);
         planned
@@ -212,38 +274,57 @@ impl Scheduler {
         self.lane(key).and_then(|lane| lane.cost).unwrap_or(self.service.cost).max(1.0)
     }
 
-    /// Takes the lane that is first in line, of either line, while lanes with dear messages have not all they may.
-    fn pop(&mut self, alone: bool) -> Option<(u64, LaneKey, bool)> {
+    /// How much a lane has to do.
+    fn load_of(&self, key: LaneKey) -> Load {
+        let Some(lane) = self.lane(key) else { return Load::Light };
+        let in_a_slice = self.options.slice.as_micros() as f64 / self.cost_of(key);
+        if lane.first_units() > in_a_slice {
+            Load::Dear
+        } else if lane.skipped.is_none() && lane.fits_whole(FEW_UNITS.min(in_a_slice), usize::MAX) {
+            Load::Light
+        } else {
+            Load::Backlog
+        }
+    }
+
+    /// Takes who is first in line. In a transaction that is not for it `alone`, that is somebody with little to do. Else, a kind
+    /// of work that has no slot goes before those that have, so that none is starved; and after that, whoever has less to do.
+    fn pop(&mut self, alone: bool) -> Option<(Place, Load)> {
         loop {
-            let may_be_dear = alone && self.service.dear < self.options.dear_slots();
-            let first = self.ready.peek().map(|Reverse((rank, _))| *rank);
-            let first_dear = self.ready_dear.peek().map(|Reverse((rank, _))| *rank).filter(|_| may_be_dear);
-            let dear = match (first, first_dear) {
-                (None, None) => return None,
-                (Some(first), Some(first_dear)) => first_dear < first,
-                (None, Some(_)) => true,
-                (Some(_), None) => false,
+            let (service, dear) = (&self.service, self.service.taken[Load::Dear]);
+            let may = |load: &Load| match load {
+                Load::Light => true,
+                Load::Backlog => alone && service.taken[Load::Backlog] < self.options.backlog_slots(dear),
+                Load::Dear => alone && dear < self.options.dear_slots(),
             };
-            let Some(Reverse((rank, key))) = self.line(dear).pop() else { continue };
-            if self.is_waiting(key, rank) {
-                return Some((rank, key, dear));
+            let waiting = Load::ALL.into_iter().filter(|load| !self.ready[*load].is_empty());
+            let load = waiting.filter(may).min_by_key(|load| {
+                let has_one = service.taken[*load] > 0;
+                (has_one, if has_one { 0 } else { service.begun[*load] }, *load)
+            })?;
+            let Some(Reverse(place)) = self.ready[load].pop() else { continue };
+            if self.is_waiting(place) {
+                return Some((place, load));
             }
         }
     }
 
-    pub(super) fn line(&mut self, dear: bool) -> &mut BinaryHeap<Reverse<(u64, LaneKey)>> {
-        if dear { &mut self.ready_dear } else { &mut self.ready }
+    /// Moves virtual time on to who is served now.
+    fn pass_to(&mut self, place: Place, load: Load) {
+        let virtual_now = &mut self.service.virtual_now[load];
+        *virtual_now = virtual_now.max(place.rank as f64);
     }
 
     /// Whether this place in line is one that the lane still has.
-    pub(super) fn is_waiting(&self, key: LaneKey, rank: u64) -> bool {
-        self.lane(key).is_some_and(|lane| lane.state == LaneState::Ready && lane.rank == rank)
+    pub(super) fn is_waiting(&self, place: Place) -> bool {
+        self.lane(place.key).is_some_and(|lane| lane.state == LaneState::Ready && lane.turn == place.turn)
     }
 
     /// Moves messages of a lane into a slot, and charges the org for them.
     pub(super) fn take(
         &mut self,
         key: LaneKey,
+        load: Load,
         most: usize,
         fits: impl Fn(f64, &Delivery) -> bool,
     ) -> Option<LaneSlice> {
@@ -256,11 +337,12 @@ impl Scheduler {
             return None;
         }
         lane.state = LaneState::Running;
+        lane.load = load;
         let deliveries = lane.take(most, fits).to_vec();
         let (from, park_first, attempts) = (lane.checkpoint, lane.park_first.clone(), lane.attempts);
         let mut slice = LaneSlice { key, epoch, opening, from, deliveries, park_first, attempts, charged: 0.0 };
         slice.charged = service.fixed + slice.units() * lane.cost.unwrap_or(service.cost);
-        org.charge(slice.charged);
+        org.charge(load, slice.charged);
         self.service.running.push(key);
         Some(slice)
     }
@@ -268,27 +350,28 @@ impl Scheduler {
     /// Puts a lane that has something to do in line.
     pub(super) fn line_up(&mut self, key: LaneKey) {
         self.service.turns += 1;
-        let (service, slice) = (&self.service, self.options.slice.as_micros() as f64);
+        let load = if self.options.policy == Policy::Fair { self.load_of(key) } else { Load::Light };
+        let (service, turn) = (&self.service, self.service.turns);
         let Some(org) = self.orgs.get_mut(&(key.shard, key.org)) else { return };
-        if org.is_idle() {
-            org.virtual_time = org.virtual_time.max(service.virtual_now);
+        if org.is_without(load) {
+            org.virtual_time[load] = org.virtual_time[load].max(service.virtual_now[load]);
         }
-        let virtual_time = org.virtual_time as u64;
+        let virtual_time = org.virtual_time[load];
         let lane = org.lane_mut(key.pipeline);
-        let (rank, dear) = match self.options.policy {
-            Policy::Fair => (virtual_time, lane.cost.unwrap_or(service.cost) * lane.first_units() > slice),
-            Policy::RoundRobin(_) => (service.turns, false),
-            Policy::Fifo => (service.order(lane.first_arrived()), false),
+        let rank = match self.options.policy {
+            Policy::Fair => virtual_time as u64,
+            Policy::RoundRobin(_) => turn,
+            Policy::Fifo => service.order(lane.first_arrived()),
         };
-        lane.state = LaneState::Ready;
-        lane.rank = rank;
-        self.line(dear).push(Reverse((rank, key)));
+        (lane.state, lane.load, lane.turn) = (LaneState::Ready, load, turn);
+        self.ready[load].push(Reverse(Place { rank, turn, key }));
     }
 
     /// A transaction ended: how, for each of its slices.
     pub(crate) fn done(&mut self, group: &Group, outcomes: Vec<SliceOutcome>, now: Instant, jitter: f64) {
         self.service.busy = self.service.busy.saturating_sub(1);
-        self.service.dear = self.service.dear.saturating_sub(usize::from(group.dear));
+        let taken = &mut self.service.taken[group.load];
+        *taken = taken.saturating_sub(1);
         let applied = outcomes.iter().any(|outcome| matches!(outcome, SliceOutcome::Applied { .. }));
         // Whether others were served meanwhile: then it is not the database that was too slow.
         let others_went_on = self.service.applied_at > group.begun;
@@ -317,11 +400,16 @@ impl Scheduler {
                 }
                 outcome => outcome,
             };
-            self.slice_done(slice, outcome, Ended { alone, lost, at: now, jitter });
+            self.slice_done(slice, outcome, Ended { alone, load: group.load, lost, at: now, jitter });
         }
     }
 
-    fn slice_done(&mut self, slice: &LaneSlice, outcome: SliceOutcome, Ended { alone, lost, at: now, jitter }: Ended) {
+    fn slice_done(
+        &mut self,
+        slice: &LaneSlice,
+        outcome: SliceOutcome,
+        Ended { alone, load, lost, at: now, jitter }: Ended,
+    ) {
         let key = slice.key;
         if self.shards.get(&key.shard).is_none_or(|owned| owned.opening != slice.opening) {
             return;
@@ -334,7 +422,7 @@ impl Scheduler {
                 Duration::ZERO
             }
         };
-        org.charge(spent.as_micros() as f64 - slice.charged);
+        org.charge(load, spent.as_micros() as f64 - slice.charged);
         if let SliceOutcome::Applied { plan, .. } = &outcome {
             org.weight = self.options.weights.of(plan);
         }
@@ -343,24 +431,9 @@ impl Scheduler {
         let mut wait = None;
         match outcome {
             SliceOutcome::Applied { cost, .. } => {
-                let units = slice.units();
                 let took = (cost.opening + cost.work).as_micros() as f64;
-                let each = ((took - self.service.fixed) / units.max(1.0)).max(1.0);
-                if units >= MANY_UNITS {
-                    lane.cost = Some(towards(lane.cost.unwrap_or(self.service.cost), each, LANE_FALL, LANE_RISE));
-                    // One org that is slow says nothing about what the others' messages cost.
-                    let usual = each.min(self.options.slice.as_micros() as f64);
-                    self.service.cost = towards(self.service.cost, usual, FALL, RISE);
-                } else {
-                    let slow = each > self.options.slice.as_micros() as f64;
-                    if slow || lane.cost.is_some_and(|known| known > each) {
-                        lane.cost = Some(towards(lane.cost.unwrap_or(self.service.cost), each, LANE_FALL, LANE_RISE));
-                    }
-                    if !slow {
-                        let fixed = (took - (units - 1.0).max(0.0) * self.service.cost).max(1.0);
-                        self.service.fixed = towards(self.service.fixed, fixed, FALL, RISE);
-                    }
-                }
+                let aim = self.options.slice.as_micros() as f64;
+                self.service.learn(&mut lane.cost, slice.units(), took, aim);
                 let last = slice.deliveries.last().map_or(0, |delivery| delivery.seq());
                 self.bytes -= lane.applied(last);
             }

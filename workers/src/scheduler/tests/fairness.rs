@@ -80,8 +80,13 @@ impl World {
         }
         for (key, lane) in self.scheduler.lanes().filter(|(_, lane)| lane.state == LaneState::Ready) {
             let held = self.scheduler.orgs[&(key.shard, key.org)].slots;
-            let is_dear = lane.cost.is_some_and(|cost| cost * lane.first_units() > options.slice.as_micros() as f64);
-            let may_wait = (held > 0 && free <= options.reserve_against(Duration::ZERO)) || is_dear;
+            let taken_by = |load| self.running.iter().filter(|(_, group)| group.load == load).count();
+            let kind_has_all = match lane.load {
+                Load::Light => false,
+                Load::Backlog => taken_by(Load::Backlog) >= options.backlog_slots(taken_by(Load::Dear)),
+                Load::Dear => true,
+            };
+            let may_wait = (held > 0 && free <= options.reserve_against(Duration::ZERO)) || kind_has_all;
             assert!(may_wait, "{free} slots are free, and org {} waits for one, with {held}", self.who(key));
         }
     }
@@ -238,7 +243,7 @@ proptest! {
             world.arrive(count + (round % u64::from(20 - count)) as u8);
         }
         let options = world.scheduler.options.clone();
-        let dear_now = world.running.iter().filter(|(_, group)| group.dear).count();
+        let dear_now = world.running.iter().filter(|(_, group)| group.load == Load::Dear).count();
         prop_assert!(dear_now <= options.dear_slots());
         world.drain();
         let quick = world.lags(|who| who >= count);
