@@ -82,12 +82,10 @@ impl Group {
         self.slices.iter().enumerate().filter_map(first)
     }
 
-    /// Whose connections it uses.
+    /// Whose connections it uses. Under the policies of comparison all work is of one kind, and what it brings decides.
     pub(crate) fn class(&self) -> SliceClass {
-        match self.load {
-            Load::Light => SliceClass::Light,
-            Load::Backlog | Load::Dear => SliceClass::Backlog,
-        }
+        let is_small = self.slices.iter().all(|slice| slice.units() <= dispatch::FEW_UNITS);
+        if self.load == Load::Light && is_small { SliceClass::Light } else { SliceClass::Backlog }
     }
 
     /// How long each of its statements may take.

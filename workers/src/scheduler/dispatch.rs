@@ -38,7 +38,7 @@ const MANY_UNITS: f64 = 32.0;
 const MUCH_CHEAPER: f64 = 2.0;
 /// Units of work up to which a lane has little to do: of those who share a transaction, each waits for all. A slice of no
 /// more says what slices take beside their work.
-const FEW_UNITS: f64 = 8.0;
+pub(super) const FEW_UNITS: f64 = 8.0;
 /// How long nothing was applied when there is nothing to do.
 const QUIET: Duration = Duration::from_millis(50);
 /// How much a small slice counts in what slices take at present, and how many times longer than that one takes that is slow.
