@@ -23,7 +23,8 @@ async fn main() -> ExitCode {
 }
 
 /// Memory comes 4 KiB at a time, also to a program that grows: the allocator asks for pages of 2 MiB, and whoever needs the
-/// next one waits until the kernel has found and cleared it, for milliseconds on a busy machine. The servers that it starts inherit this.
+/// next one waits until the kernel has found and cleared it, for milliseconds on a busy machine. The servers that it
+/// starts inherit this.
 fn small_pages() {
     #[cfg(target_os = "linux")]
     let _ = rustix::thread::disable_transparent_huge_pages(true);

@@ -84,7 +84,7 @@ impl World {
             let kind_has_all = match lane.load {
                 Load::Light => false,
                 Load::Backlog => taken_by(Load::Backlog) >= options.backlog_slots(taken_by(Load::Dear)),
-                Load::Dear => true,
+                Load::Dear => taken_by(Load::Dear) >= options.dear_slots() || held >= options.dear_slots_of_one(),
             };
             let may_wait = (held > 0 && free <= options.reserve_against(Duration::ZERO)) || kind_has_all;
             assert!(may_wait, "{free} slots are free, and org {} waits for one, with {held}", self.who(key));

@@ -321,16 +321,14 @@ fn finish(scheduler: &mut Scheduler, group: &Group, micros: u64, now: Instant) {
 #[test]
 fn slices_keep_their_size_when_the_database_is_busy() {
     let options = WorkerOptions { lane_bytes: 1 << 20, total_bytes: 1 << 22, ..options() };
-    // Messages that fit while the database has nothing else to do.
-    let fit = (options.slice.as_micros() as f64 - 400.0) / 40.0;
     let mut now = Instant::now();
     let mut scheduler = Scheduler::new(options, now);
     scheduler.open_shard(SHARD, 1, 0, &[]);
     let mut seq = 0;
     for (rounds, times) in [(60, 1), (20, 10), (60, 1), (200, 4)] {
-        let mut largest = 0;
+        let mut sizes = Vec::new();
         for _ in 0..rounds {
-            largest = 0;
+            sizes.clear();
             while scheduler.lane(key(1)).is_none_or(|lane| lane.len() < 500) {
                 seq += 1;
                 scheduler.offer(org(1), &delivery(org(1), seq, now));
@@ -340,7 +338,7 @@ fn slices_keep_their_size_when_the_database_is_busy() {
                 let outcomes = group.slices.iter().map(|slice| {
                     let messages = slice.deliveries.len() as u64;
                     if slice.key == key(1) {
-                        largest = largest.max(messages);
+                        sizes.push(messages);
                     }
                     let opening = Duration::from_micros(300 * times);
                     let cost = Cost { opening, ..work(times * (100 + 40 * messages)) };
@@ -350,11 +348,10 @@ fn slices_keep_their_size_when_the_database_is_busy() {
                 scheduler.done(&group, outcomes, now, 0.5);
             }
         }
-        let part = largest as f64 / fit;
-        assert!(
-            (0.25..1.3).contains(&part),
-            "{largest} messages after {rounds} slices that took {times} times as long"
-        );
+        // The last one of a round takes what is left.
+        sizes.pop();
+        let keep = !sizes.is_empty() && sizes.iter().all(|size| (25..=110).contains(size));
+        assert!(keep, "{sizes:?} messages after {rounds} rounds of slices that took {times} times as long");
     }
 }
 
