@@ -2,18 +2,19 @@
 
 use std::time::Duration;
 
-use async_nats::{
-    Subscriber,
-    jetstream::consumer::{AckPolicy, Config, DeliverPolicy, Info},
-};
+use async_nats::Subscriber;
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use orgstream_events::Shard;
 use serde_json::json;
 use tokio::sync::watch;
-use uuid::Uuid;
 
-use crate::{Log, Message, StreamError, api::unavailable, read::trace, streams};
+use crate::{
+    Log, Message, StreamError,
+    api::unavailable,
+    consumer::{self, Place, Reads},
+    read::trace,
+};
 
 /// Messages asked for at once; when half of them have come, the next are asked for. All cursors share a connection, so
 /// this is also what one of a busy shard puts before the next message of a quiet one.
@@ -69,20 +70,7 @@ impl Feed {
         if state.last_seq < after {
             return Err(StreamError::Behind { shard, last: state.last_seq, expected: after });
         }
-        let stream = streams::name(shard);
-        let name = format!("cursor_{}", Uuid::now_v7().simple());
-        let config = Config {
-            name: Some(name.clone()),
-            description: Some("an orgstream worker reading its shard".to_owned()),
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
-            ack_policy: AckPolicy::None,
-            memory_storage: true,
-            num_replicas: 1,
-            inactive_threshold: INACTIVE,
-            ..Config::default()
-        };
-        let body = json!({ "stream_name": stream, "config": config, "action": "create" });
-        let _: Info = log.ask(action, format!("CONSUMER.CREATE.{stream}.{name}"), &body).await?;
+        let ask = consumer::create(log, shard, Reads::Everything, after, INACTIVE).await?;
         let client = log.client().clone();
         let inbox = client.new_inbox();
         Ok(Self {
@@ -90,7 +78,7 @@ impl Feed {
             messages: client.subscribe(inbox.clone()).await.map_err(|error| unavailable(action, &error))?,
             client,
             inbox,
-            ask: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"),
+            ask,
             ahead: 0,
             open: 0,
             came: 0,
@@ -145,9 +133,7 @@ impl Feed {
     fn take(&mut self, message: async_nats::Message) -> Fed {
         self.open = self.open.saturating_sub(1);
         self.came += message.length;
-        let Some((seq, ahead)) = message.reply.as_ref().and_then(|reply| place(reply.as_str())) else {
-            return over("a message without a sequence");
-        };
+        let Some(Place { seq, ahead, .. }) = Place::of(&message) else { return over("a message without a sequence") };
         self.ahead = ahead;
         Fed::Message(Message {
             shard: self.shard,
@@ -191,27 +177,4 @@ fn request(batch: usize) -> Bytes {
         "idle_heartbeat": nanos(HEARTBEAT),
     });
     request.to_string().into()
-}
-
-/// The stream's sequence and how many messages are still ahead, from
-/// `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`, or from the longer form that has a
-/// domain and an account before the stream, and more behind.
-fn place(reply: &str) -> Option<(u64, u64)> {
-    let tokens = reply.split('.').count();
-    let first = if tokens <= 9 { 3 } else { 5 };
-    let mut rest = reply.strip_prefix("$JS.ACK.")?.split('.').skip(first);
-    let seq = rest.next()?.parse().ok()?;
-    Some((seq, rest.nth(2)?.parse().ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::place;
-
-    #[test]
-    fn both_forms_of_an_ack_subject_have_a_place() {
-        assert_eq!(place("$JS.ACK.EV_0.cursor.1.42.7.1700000000000000000.3"), Some((42, 3)));
-        assert_eq!(place("$JS.ACK.hub.hash.EV_0.cursor.1.42.7.1700000000000000000.3.rand"), Some((42, 3)));
-        assert_eq!(place("_INBOX.x"), None);
-    }
 }

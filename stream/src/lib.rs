@@ -7,7 +7,9 @@
 
 mod api;
 mod append;
+mod backlog;
 mod claims;
+mod consumer;
 mod cursor;
 mod directory;
 mod error;
@@ -25,6 +27,7 @@ mod tail;
 pub mod trace;
 
 pub use append::{Appended, Expected};
+pub use backlog::Backlog;
 pub use cursor::Cursor;
 pub use error::{AppendError, ClaimError, CursorError, StreamError};
 pub use log::{Log, LogOptions, SyncMode};

@@ -1,6 +1,6 @@
 //! Reading: one aggregate's history, one org's messages a chunk at a time, or all that an org has.
 //!
-//! None of this makes a consumer. One org is read by JetStream's batched direct get, which keeps no state between
+//! None of this makes a consumer, as a [`Backlog`](crate::Backlog) does. One org is read by JetStream's batched direct get, which keeps no state between
 //! requests; an aggregate is walked back from its last message, because every message holds the sequence before it.
 
 use std::time::Duration;
@@ -19,10 +19,10 @@ use crate::{
 };
 
 /// The longest silence within one read. The first answer comes after a scan, the others follow at once.
-const SILENCE: Duration = Duration::from_secs(5);
+pub(crate) const SILENCE: Duration = Duration::from_secs(5);
 /// Well below the capacity of a subscription, so that nothing of a read can be dropped on the way.
-const MAX_MESSAGES: usize = 4_096;
-const MAX_BYTES: usize = 16 << 20;
+pub(crate) const MAX_MESSAGES: usize = 4_096;
+pub(crate) const MAX_BYTES: usize = 16 << 20;
 /// Every request costs a count of what is left, up to milliseconds for an org of many aggregates: so not too small.
 const REPLAY_CHUNK: ReadLimit = ReadLimit { messages: 2_000, bytes: 2 << 20 };
 /// A replay outlives a server's restart; about 15 seconds of trying.

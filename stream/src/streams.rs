@@ -11,8 +11,8 @@ use crate::{Finding, Log, StreamError, api::code, api::unavailable};
 
 /// The stream of claims and placements.
 pub(crate) const SYSTEM: &str = "SYS";
-/// A worker has one consumer per shard, and a takeover leaves the old one for half a minute. nats-server 2.15 would
-/// allow 1,000 in silence, which is far beyond what one stream can serve.
+/// A worker has one consumer per shard, and one for each of a few orgs that it catches up with; a takeover leaves the old ones
+/// for half a minute. nats-server 2.15 would allow 1,000 in silence, which is far beyond what one stream can serve.
 const MAX_CONSUMERS: i32 = 256;
 
 /// How far a shard's stream reaches.
@@ -26,7 +26,7 @@ pub struct ShardState {
     pub messages: u64,
     /// How many bytes they take.
     pub bytes: u64,
-    /// Cursors on it: one for each worker that reads it, whatever the number of organizations.
+    /// Who reads it: the cursor of each worker, and what those catch up by with a few organizations; never one for each.
     pub consumers: usize,
 }
 

@@ -364,6 +364,58 @@ async fn a_replay_reads_many_chunks() {
     assert!(all.is_sorted());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_is_caught_up_with_by_one_consumer_and_without_it_too() {
+    let (mut nats, log) = started(true).await;
+    let orgs = neighbours(&log, 2).await;
+    let (mine, shard) = (&orgs[0], orgs[0].shard);
+    let appends = futures_util::stream::iter(0..1_000).map(|n| append(&log, &orgs[n as usize % 2], n, n, 0));
+    appends.buffer_unordered(50).count().await;
+    let all: Vec<_> = log.replay(mine, 1).map(|message| message.unwrap()).collect().await;
+    assert_eq!(all.len(), 500);
+
+    let mut backlog = log.backlog(shard, mine.org, all[10].seq);
+    let mut read = Vec::new();
+    let mut chunk_of = async |messages, bytes| {
+        let chunk = backlog.read(ReadLimit { messages, bytes }).await.unwrap();
+        let (count, ended) = (chunk.messages.len(), chunk.ended);
+        let consumers = log.shard_state(shard).await.unwrap().consumers;
+        read.extend(chunk.messages);
+        assert_eq!(backlog.goes_on_at(), (!ended).then(|| read.last().unwrap().seq + 1));
+        (count, ended, consumers)
+    };
+    // The first is an ordinary read; whoever has no more makes no consumer.
+    assert_eq!(chunk_of(100, 1 << 20).await, (100, false, 0));
+    assert_eq!(chunk_of(100, 1 << 20).await, (100, false, 1));
+    // The next message comes however large it is, and not more than may come.
+    assert_eq!(chunk_of(100, 1).await, (1, false, 1));
+    let (few, ended, consumers) = chunk_of(100, 4_000).await;
+    assert!((2..20).contains(&few) && !ended && consumers == 1, "{few} {ended} {consumers}");
+    assert_eq!(chunk_of(100, 1 << 20).await, (100, false, 1));
+    // The consumer is gone with its server, so a read goes on, and then another consumer.
+    nats.kill9().await;
+    nats.restart().await;
+    let again = loop {
+        match timeout(PATIENCE, log.shard_state(shard)).await.unwrap() {
+            Ok(state) => break state.consumers,
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    };
+    assert_eq!(again, 0);
+    assert_eq!(chunk_of(50, 1 << 20).await, (50, false, 0));
+    let rest = 490 - 351 - few;
+    assert_eq!(chunk_of(1_000, 1 << 20).await, (rest, true, 1));
+    let expected: Vec<_> = all[10..].iter().map(|message| (message.seq, &message.payload, &message.trace)).collect();
+    let found: Vec<_> = read.iter().map(|message| (message.seq, &message.payload, &message.trace)).collect();
+    assert_eq!(found, expected);
+
+    // What comes later is read where it ended.
+    assert!(backlog.read(ReadLimit { messages: 10, bytes: 1 << 20 }).await.unwrap().messages.is_empty());
+    let later = append(&log, mine, 2_000, 2_000, 0).await.seq;
+    let chunk = backlog.read(ReadLimit { messages: 10, bytes: 1 << 20 }).await.unwrap();
+    assert_eq!((chunk.messages[0].seq, chunk.messages.len(), chunk.ended), (later, 1, true));
+}
+
 #[tokio::test]
 async fn a_tail_goes_on_after_a_restart() {
     let (mut nats, log) = started(true).await;

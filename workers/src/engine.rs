@@ -7,9 +7,9 @@ use std::{
 };
 
 use metrics::{counter, gauge, histogram};
-use orgstream_events::{EventSubject, Pipeline, Shard};
+use orgstream_events::{EventSubject, OrgId, Pipeline, Shard};
 use orgstream_projections::{Database, LaneLag, Rebuild};
-use orgstream_stream::{Log, ReadLimit};
+use orgstream_stream::{Backlog, Log, ReadLimit};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     delivery::Delivery,
-    lane::LaneState,
+    lane::{LaneKey, LaneState},
     options::WorkerOptions,
     rebuild::Rebuilds,
     scheduler::{Behind, Group, LaneSlice, Mark, Passed, RefillWish, Scheduler, SliceOutcome},
@@ -28,8 +28,12 @@ use crate::{
 
 /// Refills at the same time, over all shards.
 const REFILLS: usize = 8;
-/// Messages that one refill asks for.
-const REFILL_MESSAGES: usize = 4_000;
+/// Messages that one refill asks for. What the log's server is about to send goes before what others of the shard wait for.
+const REFILL_MESSAGES: usize = 500;
+/// Orgs whose place in the log is kept between two refills, over all shards: a consumer of the server each.
+const BACKLOGS: usize = 32;
+/// How long it is kept when the org asks for nothing.
+const KEPT: Duration = Duration::from_secs(10);
 /// How long after a refill that failed or found nothing the next one may start.
 const REFILL_PAUSE: Duration = Duration::from_millis(100);
 /// How often the figures are brought up to date.
@@ -61,7 +65,7 @@ pub(crate) struct Engine {
     pub(crate) worst: tokio::sync::watch::Sender<Vec<LaneLag>>,
 }
 
-type RefillReport = (RefillWish, Option<Vec<Arc<Delivery>>>);
+type RefillReport = (RefillWish, Backlog, Option<Vec<Arc<Delivery>>>);
 
 impl Engine {
     /// Runs until `stop`, then until the slices in their slots have ended.
@@ -70,6 +74,7 @@ impl Engine {
         let mut slots = Slots::new(self.db.clone(), self.options.clone());
         let mut rebuilds = Rebuilds::new(self.db.clone(), &self.options, slots.backlog());
         let mut refills: JoinSet<RefillReport> = JoinSet::new();
+        let mut backlogs = Backlogs::default();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::new();
@@ -87,7 +92,8 @@ impl Engine {
                 }
                 Some((group, outcomes)) = slots.next() => finish(&mut scheduler, &group, outcomes),
                 Some(ended) = rebuilds.next() => rebuilds.finish(ended, &mut scheduler),
-                Some(Ok((wish, chunk))) = refills.join_next() => {
+                Some(Ok((wish, backlog, chunk))) = refills.join_next() => {
+                    backlogs.keep(wish.key, backlog);
                     if let Some(seq) = scheduler.refilled(wish, chunk.as_deref()) {
                         let key = wish.key;
                         counter!("orgstream_stream_gaps_total").increment(1);
@@ -100,6 +106,7 @@ impl Engine {
                 () = async { match wake { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => {}
                 _ = tick.tick() => {
                     self.observe(&scheduler);
+                    backlogs.forget();
                     rebuilds.observe(Instant::now());
                 }
                 () = stop.cancelled(), if !stop.is_cancelled() => {}
@@ -113,7 +120,7 @@ impl Engine {
             }
             rebuilds.start(&mut scheduler, now);
             for wish in scheduler.refills(REFILLS.saturating_sub(refills.len())) {
-                refills.spawn(refill(self.log.clone(), wish));
+                refills.spawn(refill(backlogs.take(&self.log, wish), wish));
             }
         }
     }
@@ -274,9 +281,32 @@ fn stages(slice: &LaneSlice, begun: Instant, now: Instant, wall: SystemTime) {
     }
 }
 
-async fn refill(log: Log, wish: RefillWish) -> RefillReport {
+/// Places in the log that refills go on from, so that the server need not look for them again.
+#[derive(Default)]
+struct Backlogs(HashMap<(Shard, OrgId, u64), (Backlog, Instant)>);
+
+impl Backlogs {
+    /// The one that stands where `wish` begins, whichever of the org's lanes brought it there.
+    fn take(&mut self, log: &Log, RefillWish { key, from, .. }: RefillWish) -> Backlog {
+        let kept = self.0.remove(&(key.shard, key.org, from));
+        kept.map_or_else(|| log.backlog(key.shard, key.org, from), |(backlog, _)| backlog)
+    }
+
+    fn keep(&mut self, key: LaneKey, backlog: Backlog) {
+        if let Some(next) = backlog.goes_on_at().filter(|_| self.0.len() < BACKLOGS) {
+            self.0.insert((key.shard, key.org, next), (backlog, Instant::now()));
+        }
+    }
+
+    /// Lets go of those that nobody came back for.
+    fn forget(&mut self) {
+        self.0.retain(|_, (_, kept_at)| kept_at.elapsed() < KEPT);
+    }
+}
+
+async fn refill(mut backlog: Backlog, wish: RefillWish) -> RefillReport {
     let limit = ReadLimit { messages: REFILL_MESSAGES, bytes: wish.bytes };
-    let chunk = match log.read(wish.key.shard, wish.key.org, wish.from, limit).await {
+    let chunk = match backlog.read(limit).await {
         Ok(chunk) => {
             let now = Instant::now();
             Some(chunk.messages.into_iter().map(|message| Delivery::new(message, now)).collect::<Vec<_>>())
@@ -289,7 +319,7 @@ async fn refill(log: Log, wish: RefillWish) -> RefillReport {
     if chunk.as_ref().is_none_or(Vec::is_empty) {
         tokio::time::sleep(REFILL_PAUSE).await;
     }
-    (wish, chunk)
+    (wish, backlog, chunk)
 }
 
 #[cfg(test)]

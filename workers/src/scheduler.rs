@@ -27,8 +27,10 @@ const EMPTY_REFILLS: u32 = 20;
 /// What a lane without any message may fetch when all lanes together have as much as they may, in bytes. One message comes
 /// in any case.
 const LEAST_REFILL: usize = 2 * 1024;
-/// Bytes of the largest refill. Asking costs the log's server tens of milliseconds, however little is wanted.
-const MOST_REFILL: usize = 4 * 1024 * 1024;
+/// Bytes of the largest refill: what the log's server has been asked for stands before what others want of it.
+const MOST_REFILL: usize = 512 * 1024;
+/// Refills that an org's other pipelines may be ahead of a lane by: it has what they read, and need not read it again.
+const SHARED_REFILLS: usize = 4;
 /// A refill may have this part of the memory that is free.
 const REFILL_PART: usize = 16;
 
@@ -371,7 +373,9 @@ impl Scheduler {
     fn share(&mut self, key: LaneKey, from: u64, chunk: &[Arc<Delivery>]) {
         let (Some(lane), Some(last)) = (self.lane(key), chunk.last()) else { return };
         let Some(next) = lane.skipped.map(|skipped| skipped.next) else { return };
-        if !(from..=last.seq()).contains(&next) || !self.has_room(lane) {
+        let may_have = SHARED_REFILLS * self.refill_bytes();
+        let has_room = lane.bytes() == 0 || (lane.bytes() <= may_have && self.bytes < self.options.total_bytes);
+        if !(from..=last.seq()).contains(&next) || !has_room {
             return;
         }
         let Some(org) = self.orgs.get_mut(&(key.shard, key.org)) else { return };

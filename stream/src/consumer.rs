@@ -1,0 +1,95 @@
+//! Consumers: what a worker reads by on the server. Ephemeral, in memory, without acknowledgements, and gone by themselves.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, Config, DeliverPolicy, Info};
+use orgstream_events::{EventSubject, OrgId, Shard};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::{Log, StreamError, streams};
+
+/// What is to be read of a shard, and why.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Reads {
+    Everything,
+    Only(OrgId),
+}
+
+/// Makes a consumer of what comes after `after`, which removes itself when nobody has asked it for so long. Returns the subject
+/// that it is asked by.
+pub(crate) async fn create(
+    log: &Log,
+    shard: Shard,
+    reads: Reads,
+    after: u64,
+    inactive: Duration,
+) -> Result<String, StreamError> {
+    let stream = streams::name(shard);
+    let (action, kind, description, filter_subject) = match reads {
+        Reads::Everything => ("begin a cursor", "cursor", "an orgstream worker reading its shard", String::new()),
+        Reads::Only(org) => {
+            let filter = EventSubject::all_of_org(shard, org);
+            ("begin to catch up", "backlog", "an orgstream worker catching up with one organization", filter)
+        }
+    };
+    let name = format!("{kind}_{}", Uuid::now_v7().simple());
+    let config = Config {
+        name: Some(name.clone()),
+        description: Some(description.to_owned()),
+        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
+        ack_policy: AckPolicy::None,
+        filter_subject,
+        memory_storage: true,
+        num_replicas: 1,
+        inactive_threshold: inactive,
+        ..Config::default()
+    };
+    // The server wants a filter named in the subject, too.
+    let subject = match config.filter_subject.as_str() {
+        "" => format!("CONSUMER.CREATE.{stream}.{name}"),
+        filter => format!("CONSUMER.CREATE.{stream}.{name}.{filter}"),
+    };
+    let body = json!({ "stream_name": stream, "config": config, "action": "create" });
+    let _: Info = log.ask(action, subject, &body).await?;
+    Ok(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"))
+}
+
+/// Where a message stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) seq: u64,
+    /// Counts what the consumer has sent.
+    pub(crate) number: u64,
+    /// Messages that are there and were not sent yet.
+    pub(crate) ahead: u64,
+}
+
+impl Place {
+    /// From `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`, or from the longer form
+    /// that has a domain and an account before the stream, and more behind.
+    pub(crate) fn of(message: &async_nats::Message) -> Option<Self> {
+        Self::parse(message.reply.as_ref()?.as_str())
+    }
+
+    fn parse(reply: &str) -> Option<Self> {
+        let tokens = reply.split('.').count();
+        let first = if tokens <= 9 { 3 } else { 5 };
+        let mut rest = reply.strip_prefix("$JS.ACK.")?.split('.').skip(first);
+        let (seq, number) = (rest.next()?.parse().ok()?, rest.next()?.parse().ok()?);
+        Some(Self { seq, number, ahead: rest.nth(1)?.parse().ok()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Place;
+
+    #[test]
+    fn both_forms_of_an_ack_subject_have_a_place() {
+        let place = Some(Place { seq: 42, number: 7, ahead: 3 });
+        assert_eq!(Place::parse("$JS.ACK.EV_0.cursor.1.42.7.1700000000000000000.3"), place);
+        assert_eq!(Place::parse("$JS.ACK.hub.hash.EV_0.cursor.1.42.7.1700000000000000000.3.rand"), place);
+        assert_eq!(Place::parse("_INBOX.x"), None);
+    }
+}
