@@ -1,4 +1,5 @@
-//! The stored descriptions of queries, which builds trust instead of a database, against the migrations.
+//! What the migrations make: that the stored descriptions of queries, which builds trust instead of a database, are true of
+//! it, and how it keeps what is large.
 
 use std::{fs, path::Path};
 
@@ -24,4 +25,17 @@ async fn every_stored_query_is_as_the_database_sees_it() {
         seen += 1;
     }
     assert!(seen > 50, "only {seen} queries");
+}
+
+#[tokio::test]
+async fn what_can_be_large_is_compressed_by_what_is_quick() {
+    let database = database().await;
+    let mut connection = PgConnection::connect(&database.owner_url).await.unwrap();
+    let columns: Vec<String> = sqlx::query_scalar(
+        "SELECT attrelid::regclass || '.' || attname FROM pg_attribute WHERE attcompression = 'l' ORDER BY 1",
+    )
+    .fetch_all(&mut connection)
+    .await
+    .unwrap();
+    assert_eq!(columns, ["audit.events.payload", "ops.parked.message", "rm.records.data"]);
 }

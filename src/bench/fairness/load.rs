@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 use futures_util::{StreamExt, stream, stream::FuturesUnordered};
-use orgstream_events::Commit;
+use orgstream_events::{Commit, OrgId};
 use orgstream_stream::{Log, Placement};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{
@@ -142,40 +142,66 @@ pub(super) struct Burst {
     pub(super) acknowledged_us: i64,
 }
 
-/// A burst, ready to be sent: making it must not take the processor from what is measured.
+/// What a neighbour is going to send, made beforehand: making it must not take the processor from what is measured.
 pub(super) struct Loaded(Vec<(Placement, Commit)>);
 
 impl Loaded {
     /// `events` events, dealt out among `orgs`.
     pub(super) fn new(orgs: &[Placement], events: usize) -> anyhow::Result<Self> {
+        Self::of(orgs, events, load::commit)
+    }
+
+    /// The same, each `commit(organization, number)` of the caller's making.
+    pub(super) fn of(
+        orgs: &[Placement],
+        events: usize,
+        commit: impl Fn(OrgId, u64) -> anyhow::Result<Commit>,
+    ) -> anyhow::Result<Self> {
         let dealt = orgs.iter().cycle().zip(0..events as u64);
-        let made = dealt.map(|(placement, number)| Ok((placement.clone(), load::commit(placement.org, number)?)));
+        let made = dealt.map(|(placement, number)| Ok((placement.clone(), commit(placement.org, number)?)));
         Ok(Self(made.collect::<anyhow::Result<_>>()?))
     }
 
-    /// Sends all of it as fast as it is acknowledged: by a process of its own, as far as one thread can be one.
+    /// Sends all of it as fast as it is acknowledged.
     pub(super) async fn fire(self, nats: &NatsArgs) -> anyhow::Result<Burst> {
+        self.send_apart(nats, None).await
+    }
+
+    /// Sends one event after the other, one each `every`, or whenever the one before is acknowledged.
+    pub(super) async fn drip(self, nats: &NatsArgs, every: Duration) -> anyhow::Result<Burst> {
+        self.send_apart(nats, Some(every)).await
+    }
+
+    /// Sends from a process of its own, as far as one thread can be one.
+    async fn send_apart(self, nats: &NatsArgs, every: Option<Duration>) -> anyhow::Result<Burst> {
         let (nats, (done, burst)) = (nats.clone(), oneshot::channel());
         thread::Builder::new().name("burst".to_owned()).spawn(move || {
             step_back();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let fired = runtime
+            let sent = runtime
                 .map_err(anyhow::Error::from)
-                .and_then(|runtime| runtime.block_on(async { self.send(&node::connect_log(&nats).await?).await }));
-            let _ = done.send(fired);
+                .and_then(|runtime| runtime.block_on(async { self.send(&node::connect_log(&nats).await?, every).await }));
+            let _ = done.send(sent);
         })?;
         burst.await?
     }
 
-    async fn send(self, log: &Log) -> anyhow::Result<Burst> {
+    async fn send(self, log: &Log, every: Option<Duration>) -> anyhow::Result<Burst> {
         let from_us = now_us();
+        let at_once = if every.is_some() { 1 } else { BURST_AT_ONCE };
+        let mut ticks = every.map(tokio::time::interval);
         let mut appends = stream::iter(self.0)
             .map(|(placement, commit)| async move { log.append(&placement, &commit, 0, None).await })
-            .buffer_unordered(BURST_AT_ONCE);
-        while let Some(appended) = appends.next().await {
-            appended?;
+            .buffer_unordered(at_once);
+        loop {
+            if let Some(ticks) = &mut ticks {
+                ticks.tick().await;
+            }
+            match appends.next().await {
+                Some(appended) => appended?,
+                None => return Ok(Burst { from_us, acknowledged_us: now_us() }),
+            };
         }
-        Ok(Burst { from_us, acknowledged_us: now_us() })
     }
 }
 
@@ -198,24 +224,4 @@ pub(super) async fn pour(log: &Log, orgs: &[Placement], events: u64) -> anyhow::
         appended?;
     }
     Ok(())
-}
-
-/// Sends events of one organization at a steady pace for some time, each `commit(number)` of the caller's making. Returns how
-/// many there were.
-pub(super) async fn drip(
-    log: &Log,
-    org: &Placement,
-    every: Duration,
-    time: Duration,
-    commit: impl Fn(u64) -> anyhow::Result<Commit>,
-) -> anyhow::Result<u64> {
-    let mut ticks = tokio::time::interval(every);
-    let began = tokio::time::Instant::now();
-    let mut sent = 0;
-    while began.elapsed() < time {
-        ticks.tick().await;
-        log.append(org, &commit(sent)?, 0, None).await?;
-        sent += 1;
-    }
-    Ok(sent)
 }

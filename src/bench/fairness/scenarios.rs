@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    load::{Loaded, Quiet, drip, now_us, pour},
+    load::{Loaded, Quiet, now_us, pour},
     measure::{Lag, Outcome, drained, jain, outcome, quantile, seen_of},
     rig::{Rig, WorkerProcess, WorkerSetup},
 };
@@ -294,6 +294,7 @@ pub(super) async fn burst(rig: &mut Rig, case: &Trial, hot: usize, events: usize
     let acknowledged_s = row.figures.get("acknowledged_s").copied().unwrap_or_default();
     let (trace, drained_s) = (&row.trace, row.trace.drained_s);
     row.figures.extend([
+        ("drained_s", drained_s),
         ("quiet_p99_appending_ms", trace.p99_between(0.0, acknowledged_s, |point| point.ms)),
         ("quiet_p99_draining_ms", trace.p99_between(acknowledged_s, drained_s, |point| point.ms)),
         // Until the log has the event, and from then on: the parts of the lag.
@@ -362,14 +363,14 @@ pub(super) async fn neighbour(rig: &mut Rig, case: &Trial, trouble: Trouble) -> 
         unhinder(owner_url).await?;
         hinder(owner_url, org, hindrance).await?;
     }
+    let events = (case.idle.as_secs_f64() / trouble.every().as_secs_f64()) as usize;
+    let loaded = Loaded::of(&neighbours, events, |org, number| match trouble {
+        Trouble::Slow | Trouble::Poison => load::commit(org, number),
+        Trouble::Huge => load::commit_of(org, huge(number)),
+    })?;
     let row = trial(rig, case, async |rig: &Rig, _: &mut Vec<WorkerProcess>| {
-        let log = rig.other_log().await?;
-        let commit = |number| match trouble {
-            Trouble::Slow | Trouble::Poison => load::commit(neighbour.org, number),
-            Trouble::Huge => load::commit_of(neighbour.org, huge(number)),
-        };
-        let sent = drip(&log, neighbour, trouble.every(), case.idle, commit).await?;
-        let mut figures = Figures::from([("neighbour_sent", sent as f64)]);
+        loaded.drip(&rig.nats, trouble.every()).await?;
+        let mut figures = Figures::from([("neighbour_sent", events as f64)]);
         if !matches!(trouble, Trouble::Slow) {
             // What is not in trouble itself goes on: all of it, but for the one that is refused.
             sleep(AFTER).await;
