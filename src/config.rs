@@ -303,6 +303,9 @@ pub enum PolicyName {
     Fifo,
     /// One after the other, a hundred messages each.
     Rr100,
+    /// As fair, but large backlogs are left alone: what a burst costs others before anything of it is applied.
+    #[value(hide = true)]
+    Held,
 }
 
 impl From<PolicyName> for Policy {
@@ -311,6 +314,7 @@ impl From<PolicyName> for Policy {
             PolicyName::Fair => Self::Fair,
             PolicyName::Fifo => Self::Fifo,
             PolicyName::Rr100 => Self::RoundRobin(100),
+            PolicyName::Held => Self::Held,
         }
     }
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{Log, StreamError, streams};
 
-/// What is to be read of a shard, and why.
+/// What of a shard is to be read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Reads {
     Everything,

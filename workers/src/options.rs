@@ -51,6 +51,8 @@ pub enum Policy {
     Fifo,
     /// One after the other, up to so many messages each. A baseline too: what job queues on a table do.
     RoundRobin(usize),
+    /// As [`Policy::Fair`], but nobody serves large backlogs: no scheduler can do better for the others. A baseline, too.
+    Held,
 }
 
 impl WorkerOptions {

@@ -178,9 +178,9 @@ impl Loaded {
         thread::Builder::new().name("burst".to_owned()).spawn(move || {
             step_back();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let sent = runtime
-                .map_err(anyhow::Error::from)
-                .and_then(|runtime| runtime.block_on(async { self.send(&node::connect_log(&nats).await?, every).await }));
+            let sent = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+                runtime.block_on(async { self.send(&node::connect_log(&nats).await?, every).await })
+            });
             let _ = done.send(sent);
         })?;
         burst.await?

@@ -12,7 +12,8 @@ const TOP: f64 = 50.0;
 const BOTTOM: f64 = 50.0;
 /// Seconds that one point of a line stands for.
 const STEP: f64 = 0.25;
-const COLOURS: [(&str, &str); 3] = [("orgstream", "#0b7a4b"), ("fifo", "#c0392b"), ("rr100", "#b9770e")];
+const COLOURS: [(&str, &str); 4] =
+    [("orgstream", "#0b7a4b"), ("fifo", "#c0392b"), ("rr100", "#b9770e"), ("held", "#7f8c8d")];
 
 /// The p99 of quiet lags over time, a line for each policy, of the burst among the largest crowd that all were measured
 /// with. None when there was no burst.

@@ -168,7 +168,7 @@ impl Rig {
             .stdout(Stdio::null())
             .stderr(log)
             .kill_on_drop(true);
-        if setup.policy != "fair" {
+        if ["fifo", "rr100"].contains(&setup.policy) {
             // What the baselines have to keep in their one order must be in memory.
             command.args(["--lane-kib", "4194304", "--lanes-mib", "4096"]);
         }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use super::{
+    HELD,
     load::{Loaded, Quiet, now_us, pour},
     measure::{Lag, Outcome, drained, jain, outcome, quantile, seen_of},
     rig::{Rig, WorkerProcess, WorkerSetup},
@@ -22,7 +23,7 @@ pub(super) const WARM_UP: Duration = Duration::from_secs(3);
 /// Quiet load after the disturbance, which is not measured.
 const AFTER: Duration = Duration::from_millis(500);
 /// How long the capacity is measured, and with how many events per second.
-const PROBE: Duration = Duration::from_secs(4);
+const PROBE: Duration = Duration::from_secs(10);
 const PROBE_RATE: f64 = 150.0;
 /// Organizations that a burst is spread over to see how fast it can be worked off at best.
 const SPREAD: usize = 8;
@@ -280,16 +281,27 @@ async fn last_seen(rig: &Rig, org: &Placement) -> anyhow::Result<i64> {
 pub(super) async fn burst(rig: &mut Rig, case: &Trial, hot: usize, events: usize) -> anyhow::Result<Row> {
     let hot = rig.new_orgs(hot).await?;
     let loaded = Loaded::new(&hot, events)?;
-    let best = case.crowd.best_drain;
+    let (best, held) = (case.crowd.best_drain, case.policy == HELD);
     let crowd = rig.crowd(case.crowd.orgs).await?;
     let mut from_us = 0;
     let (mut row, outcome) = trial(rig, case, async |rig: &Rig, _: &mut Vec<WorkerProcess>| {
         let fired = loaded.fire(&rig.nats).await?;
         from_us = fired.from_us;
-        drained(&rig.log, &rig.db, &hot, PATIENCE).await?;
+        if !held {
+            drained(&rig.log, &rig.db, &hot, PATIENCE).await?;
+        }
         Ok(Figures::from([("acknowledged_s", (fired.acknowledged_us - fired.from_us) as f64 / 1e6)]))
     })
     .await?;
+    if held {
+        // It must not be in the way of what is measured next.
+        let fair = case.workers.iter().map(|worker| WorkerSetup { policy: "fair", ..worker.clone() });
+        let workers = rig.workers(&fair.collect::<Vec<_>>()).await?;
+        drained(&rig.log, &rig.db, &hot, PATIENCE).await?;
+        for worker in workers {
+            worker.stop().await?;
+        }
+    }
     // While the burst is appended, producers and log compete for the processors too.
     let acknowledged_s = row.figures.get("acknowledged_s").copied().unwrap_or_default();
     let (trace, drained_s) = (&row.trace, row.trace.drained_s);
@@ -319,6 +331,9 @@ pub(super) async fn burst(rig: &mut Rig, case: &Trial, hot: usize, events: usize
     }
     let done: usize = seen.iter().map(Vec::len).sum();
     row.lost += events - done.min(events);
+    if held {
+        return Ok(row);
+    }
     row.drain_efficiency = Some(best / row.trace.drained_s);
     if hot.len() > 1 {
         row.jain = Some(evenness(&seen));

@@ -1,13 +1,21 @@
 //! What others do, to be measured against: one queue for everybody, and turns counted in messages. Neither looks at cost,
-//! keeps a slot free, or shares a transaction fairly. For `orgstream bench fairness` alone.
+//! keeps a slot free, or shares a transaction fairly. And what nobody can do better than: to leave backlogs alone. For
+//! `orgstream bench fairness` alone.
 
 use std::{cmp::Reverse, time::Instant};
 
 use super::{Group, Scheduler, dispatch::Service};
-use crate::{delivery::Delivery, lane::Lane, load::Load};
+use crate::{
+    delivery::Delivery,
+    lane::{Lane, LaneKey},
+    load::Load,
+    options::Policy,
+};
 
 /// Messages in a transaction of the one queue.
 const FIFO_BATCH: usize = 100;
+/// Messages from which on a backlog is one that is left alone.
+const HELD: usize = 1_000;
 
 fn order(since: Instant, arrived: Instant) -> u64 {
     arrived.saturating_duration_since(since).as_nanos() as u64
@@ -47,6 +55,12 @@ impl Scheduler {
             group.slices.push(slice);
         }
         group
+    }
+
+    /// Whether a lane is left alone for as long as this worker lives.
+    pub(super) fn is_held(&self, key: LaneKey) -> bool {
+        let is_large = |lane: &Lane| lane.skipped.is_some() || lane.len() > HELD;
+        self.options.policy == Policy::Held && self.lane(key).is_some_and(is_large)
     }
 
     /// The next lane's turn: a transaction of its own, with up to `most` of its messages.

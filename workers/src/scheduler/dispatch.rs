@@ -139,7 +139,7 @@ impl Scheduler {
             return None;
         }
         let group = match self.options.policy {
-            Policy::Fair => self.fair_group(now),
+            Policy::Fair | Policy::Held => self.fair_group(now),
             Policy::Fifo => self.fifo_group(now),
             Policy::RoundRobin(most) => self.round_robin_group(now, most),
         };
@@ -206,7 +206,8 @@ impl Scheduler {
             let most = if load == Load::Dear { self.options.dear_slots_of_one() } else { usize::MAX };
             let spare =
                 self.options.slots - self.service.busy > self.options.reserve_against(org.stands_still_for(now));
-            if org.slots > 0 && (!spare || org.slots >= most) {
+            let waits = org.slots > 0 && (!spare || org.slots >= most);
+            if waits || self.is_held(key) {
                 held.push((place, load));
                 continue;
             }
@@ -350,7 +351,8 @@ impl Scheduler {
     /// Puts a lane that has something to do in line.
     pub(super) fn line_up(&mut self, key: LaneKey) {
         self.service.turns += 1;
-        let load = if self.options.policy == Policy::Fair { self.load_of(key) } else { Load::Light };
+        let by_load = matches!(self.options.policy, Policy::Fair | Policy::Held);
+        let load = if by_load { self.load_of(key) } else { Load::Light };
         let (service, turn) = (&self.service, self.service.turns);
         let Some(org) = self.orgs.get_mut(&(key.shard, key.org)) else { return };
         if org.is_without(load) {
@@ -359,7 +361,7 @@ impl Scheduler {
         let virtual_time = org.virtual_time[load];
         let lane = org.lane_mut(key.pipeline);
         let rank = match self.options.policy {
-            Policy::Fair => virtual_time as u64,
+            Policy::Fair | Policy::Held => virtual_time as u64,
             Policy::RoundRobin(_) => turn,
             Policy::Fifo => service.order(lane.first_arrived()),
         };

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::options::Policy;
 
 mod burst;
 mod fairness;
@@ -451,6 +452,26 @@ fn a_quiet_org_goes_first() {
     let group = scheduler.next_group(now).unwrap();
     assert_eq!(group.slices[0].key.org, org(2));
     assert_eq!(group.slices.len(), 2, "both pipelines of it, and nobody else's backlog");
+}
+
+/// What the benchmark compares with: nobody serves the flood, neither in memory nor beyond, and the others go on.
+#[test]
+fn a_large_backlog_can_be_left_alone() {
+    let options = WorkerOptions { policy: Policy::Held, lane_bytes: 1 << 20, total_bytes: 1 << 22, ..options() };
+    let mut scheduler = Scheduler::new(options, Instant::now());
+    scheduler.open_shard(SHARD, 1, 0, &[]);
+    let now = Instant::now();
+    for seq in 1..=20_000 {
+        scheduler.offer(org(1), &delivery(org(1), seq, now));
+    }
+    assert!(scheduler.lanes().all(|(_, lane)| lane.skipped.is_some()), "it does not fit in memory");
+    for seq in 20_001..20_010 {
+        assert!(scheduler.next_group(now).is_none());
+        scheduler.offer(org(2), &delivery(org(2), seq, now));
+        let group = scheduler.next_group(now).unwrap();
+        assert!(group.slices.iter().all(|slice| slice.key.org == org(2)));
+        finish(&mut scheduler, &group, 40, now);
+    }
 }
 
 /// A message that always fails is found, tried a few times, and then parked; the lane goes on behind it.
