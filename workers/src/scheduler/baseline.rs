@@ -15,7 +15,7 @@ use crate::{
 /// Messages in a transaction of the one queue.
 const FIFO_BATCH: usize = 100;
 /// Messages from which on a backlog is one that is left alone.
-const HELD: usize = 1_000;
+const HELD: usize = 100;
 
 fn order(since: Instant, arrived: Instant) -> u64 {
     arrived.saturating_duration_since(since).as_nanos() as u64
