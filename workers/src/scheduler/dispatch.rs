@@ -31,6 +31,9 @@ const RISE: f64 = 0.03;
 /// The same for the messages of one org: one that has become slow must be noticed soon.
 const LANE_FALL: f64 = 0.5;
 const LANE_RISE: f64 = 0.1;
+/// The same for a few messages that were slow. So much that one which took five times what a slice should is enough: the next
+/// ones of its lane must not stand in the way of others meanwhile.
+const SLOW_RISE: f64 = 0.25;
 /// Units of work from which on a slice says what a unit costs.
 const MANY_UNITS: f64 = 32.0;
 /// How many times cheaper than usual the messages of an org can be: less than nothing is left when what a slice takes beside
@@ -109,7 +112,7 @@ impl Service {
         let each = (longer / units.max(1.0)).max(self.cost);
         let slow = each > slice && longer > SLOW * self.pace;
         if slow || own.is_some_and(|known| known > each) {
-            *own = Some(towards(own.unwrap_or(self.cost), each, LANE_FALL, LANE_RISE));
+            *own = Some(towards(own.unwrap_or(self.cost), each, LANE_FALL, SLOW_RISE));
         }
         if !slow && units <= FEW_UNITS {
             let beside = (took - (units - 1.0).max(0.0) * self.cost).max(1.0);
