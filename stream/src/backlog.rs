@@ -3,26 +3,19 @@
 //! A read by batched direct get counts each time what its org has left, which takes the server milliseconds for an org of
 //! many aggregates. So only the first chunk is read like that, and what follows by a consumer, which counts once.
 
-use std::time::Duration;
-
-use bytes::Bytes;
 use futures_util::StreamExt;
 use orgstream_events::{OrgId, Shard};
 use serde_json::json;
 
 use crate::{
-    Chunk, Log, Message, ReadLimit, StreamError,
+    Chunk, Log, ReadLimit, StreamError,
     api::unavailable,
-    consumer::{self, Place, Reads},
+    consumer::{self, Place, Reads, SPENT},
     log::Line,
-    read::{MAX_BYTES, MAX_MESSAGES, SILENCE, trace},
+    read::{MAX_BYTES, MAX_MESSAGES, SILENCE},
 };
 
 const ACTION: &str = "catch up with an org";
-/// A request whose bytes are used up to the last one ends without a word: so long is waited for one.
-const SPENT: Duration = Duration::from_millis(50);
-/// A consumer that nobody asks any more removes itself.
-const INACTIVE: Duration = Duration::from_secs(30);
 
 /// One org's messages from a place on, a chunk at a time. It can be dropped at any time, and holds no messages itself.
 #[derive(Debug)]
@@ -87,7 +80,7 @@ impl Backlog {
         let mut source = match self.source.take() {
             Some(source) => source,
             None => {
-                let ask = consumer::create(&self.log, self.shard, Reads::Only(self.org), after, INACTIVE).await?;
+                let ask = consumer::create(&self.log, self.shard, Reads::Only(self.org), after).await?;
                 Source { ask, sent: 0 }
             }
         };
@@ -144,14 +137,7 @@ impl Source {
             (self.sent, last) = (place.number, place.seq);
             came += answer.length;
             chunk.ended = place.ahead == 0;
-            chunk.messages.push(Message {
-                shard,
-                seq: place.seq,
-                trace: answer.headers.as_ref().and_then(trace),
-                subject: answer.subject.into_string(),
-                // Not a window on the connection's buffer, which one small message would keep whole.
-                payload: Bytes::copy_from_slice(&answer.payload),
-            });
+            chunk.messages.push(place.message(shard, answer));
         }
         Ok(chunk)
     }

@@ -3,11 +3,18 @@
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, Config, DeliverPolicy, Info};
+use bytes::Bytes;
 use orgstream_events::{EventSubject, OrgId, Shard};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::{Log, StreamError, streams};
+use crate::{Log, Message, StreamError, read::trace, streams};
+
+/// A consumer that nobody asks any more removes itself.
+const INACTIVE: Duration = Duration::from_secs(30);
+/// A request whose bytes are used up to the last one ends without a word. When nothing comes for this long after as many
+/// bytes as that takes, whatever was asked for counts as ended.
+pub(crate) const SPENT: Duration = Duration::from_millis(50);
 
 /// What of a shard is to be read.
 #[derive(Debug, Clone, Copy)]
@@ -16,15 +23,8 @@ pub(crate) enum Reads {
     Only(OrgId),
 }
 
-/// Makes a consumer of what comes after `after`, which removes itself when nobody has asked it for so long. Returns the subject
-/// that it is asked by.
-pub(crate) async fn create(
-    log: &Log,
-    shard: Shard,
-    reads: Reads,
-    after: u64,
-    inactive: Duration,
-) -> Result<String, StreamError> {
+/// Makes a consumer of what comes after `after`. Returns the subject that it is asked by.
+pub(crate) async fn create(log: &Log, shard: Shard, reads: Reads, after: u64) -> Result<String, StreamError> {
     let stream = streams::name(shard);
     let (action, kind, description, filter_subject) = match reads {
         Reads::Everything => ("begin a cursor", "cursor", "an orgstream worker reading its shard", String::new()),
@@ -42,7 +42,7 @@ pub(crate) async fn create(
         filter_subject,
         memory_storage: true,
         num_replicas: 1,
-        inactive_threshold: inactive,
+        inactive_threshold: INACTIVE,
         ..Config::default()
     };
     // The server wants a filter named in the subject, too.
@@ -70,6 +70,19 @@ impl Place {
     /// that has a domain and an account before the stream, and more behind.
     pub(crate) fn of(message: &async_nats::Message) -> Option<Self> {
         Self::parse(message.reply.as_ref()?.as_str())
+    }
+
+    /// The message that stands here.
+    pub(crate) fn message(self, shard: Shard, message: async_nats::Message) -> Message {
+        Message {
+            shard,
+            seq: self.seq,
+            trace: message.headers.as_ref().and_then(trace),
+            subject: message.subject.into_string(),
+            // The payload is a window on the connection's read buffer, which one small message kept in a lane would
+            // hold in memory whole.
+            payload: Bytes::copy_from_slice(&message.payload),
+        }
     }
 
     fn parse(reply: &str) -> Option<Self> {

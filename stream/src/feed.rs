@@ -12,8 +12,7 @@ use tokio::sync::watch;
 use crate::{
     Log, Message, StreamError,
     api::unavailable,
-    consumer::{self, Place, Reads},
-    read::trace,
+    consumer::{self, Place, Reads, SPENT},
 };
 
 /// Messages asked for at once; when half of them have come, the next are asked for. All cursors share a connection, so
@@ -25,14 +24,8 @@ const CATCHING_UP: usize = 2_000;
 const FAR_BEHIND: u64 = 5_000;
 /// The same in bytes, and at least the largest message. With two requests open, a cursor's share of memory is twice this.
 const BATCH_BYTES: usize = 2 << 20;
-/// A request whose bytes are used up to the last one ends without a word. When nothing comes for this long after as many
-/// bytes as that takes, whatever was asked for counts as ended.
-const SPENT: Duration = Duration::from_millis(50);
 const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// A consumer that nobody asks any more removes itself.
-const INACTIVE: Duration = Duration::from_secs(30);
-
 /// What a feed has to say.
 pub(crate) enum Fed {
     Message(Message),
@@ -70,7 +63,7 @@ impl Feed {
         if state.last_seq < after {
             return Err(StreamError::Behind { shard, last: state.last_seq, expected: after });
         }
-        let ask = consumer::create(log, shard, Reads::Everything, after, INACTIVE).await?;
+        let ask = consumer::create(log, shard, Reads::Everything, after).await?;
         let client = log.client().clone();
         let inbox = client.new_inbox();
         Ok(Self {
@@ -133,17 +126,9 @@ impl Feed {
     fn take(&mut self, message: async_nats::Message) -> Fed {
         self.open = self.open.saturating_sub(1);
         self.came += message.length;
-        let Some(Place { seq, ahead, .. }) = Place::of(&message) else { return over("a message without a sequence") };
-        self.ahead = ahead;
-        Fed::Message(Message {
-            shard: self.shard,
-            seq,
-            trace: message.headers.as_ref().and_then(trace),
-            subject: message.subject.into_string(),
-            // The payload is a window on the connection's read buffer, which one small message kept in a lane would
-            // hold in memory whole.
-            payload: Bytes::copy_from_slice(&message.payload),
-        })
+        let Some(place) = Place::of(&message) else { return over("a message without a sequence") };
+        self.ahead = place.ahead;
+        Fed::Message(place.message(self.shard, message))
     }
 
     /// What the server says about a request instead of sending messages.

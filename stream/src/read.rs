@@ -1,7 +1,8 @@
 //! Reading: one aggregate's history, one org's messages a chunk at a time, or all that an org has.
 //!
-//! None of this makes a consumer, as a [`Backlog`](crate::Backlog) does. One org is read by JetStream's batched direct get, which keeps no state between
-//! requests; an aggregate is walked back from its last message, because every message holds the sequence before it.
+//! None of this makes a consumer, as a [`Backlog`](crate::Backlog) does. One org is read by JetStream's batched direct get,
+//! which keeps no state between requests; an aggregate is walked back from its last message, because every message holds the
+//! sequence before it.
 
 use std::time::Duration;
 

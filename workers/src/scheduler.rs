@@ -373,9 +373,7 @@ impl Scheduler {
     fn share(&mut self, key: LaneKey, from: u64, chunk: &[Arc<Delivery>]) {
         let (Some(lane), Some(last)) = (self.lane(key), chunk.last()) else { return };
         let Some(next) = lane.skipped.map(|skipped| skipped.next) else { return };
-        let may_have = SHARED_REFILLS * self.refill_bytes();
-        let has_room = lane.bytes() == 0 || (lane.bytes() <= may_have && self.bytes < self.options.total_bytes);
-        if !(from..=last.seq()).contains(&next) || !has_room {
+        if !(from..=last.seq()).contains(&next) || !self.has_room(lane, SHARED_REFILLS * self.refill_bytes()) {
             return;
         }
         let Some(org) = self.orgs.get_mut(&(key.shard, key.org)) else { return };
@@ -423,10 +421,10 @@ impl Scheduler {
         }
     }
 
-    /// Whether a detached lane may be refilled. Half empty is early enough: the refill runs while the rest is applied. Over
-    /// the total, it must be empty; it comes here again after its slice.
-    fn has_room(&self, lane: &Lane) -> bool {
-        lane.bytes() == 0 || (lane.bytes() <= self.refill_bytes() / 2 && self.bytes < self.options.total_bytes)
+    /// Whether a detached lane that has no more than `bytes` may get what it skipped. Over the total, it must be empty; it
+    /// comes here again after its slice.
+    fn has_room(&self, lane: &Lane, bytes: usize) -> bool {
+        lane.bytes() == 0 || (lane.bytes() <= bytes && self.bytes < self.options.total_bytes)
     }
 
     /// What may be written down about the owned shards, so that a restart begins there.
@@ -457,7 +455,9 @@ impl Scheduler {
     /// Puts a lane where it belongs after anything about it changed.
     fn settle(&mut self, key: LaneKey) {
         let wants = |lane: &Lane| lane.skipped.is_some() && lane.refilling.is_none() && !lane.wants_refill;
-        let wants_refill = self.lane(key).is_some_and(|lane| wants(lane) && self.has_room(lane));
+        // Half empty is early enough: the refill runs while the rest is applied.
+        let has_room = |lane: &Lane| self.has_room(lane, self.refill_bytes() / 2);
+        let wants_refill = self.lane(key).is_some_and(|lane| wants(lane) && has_room(lane));
         let Some(org) = self.orgs.get_mut(&(key.shard, key.org)) else { return };
         let lane = org.lane_mut(key.pipeline);
         if wants_refill {
