@@ -358,3 +358,23 @@ pub struct ClientArgs {
     #[arg(long, env = "ORGSTREAM_SESSION", hide_env_values = true, value_name = "TOKEN")]
     pub session: Option<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        work: WorkArgs,
+    }
+
+    #[test]
+    fn a_worker_without_flags_is_the_usual_one() {
+        let id = Uuid::from_u128(1);
+        let command = Command::parse_from(["work", "--worker-id", &id.to_string()]);
+        assert_eq!(format!("{:?}", command.work.options().unwrap()), format!("{:?}", WorkerOptions::new(id)));
+    }
+}

@@ -11,7 +11,7 @@ use crate::{
     auth::{Authenticator, Principal, authenticator::OrgName},
     commands::{
         Command, CreateOrganization, CreateRecord, IssueApiKey,
-        handler::{Accepted, Request},
+        request::{Accepted, Request},
     },
     gateway::{Gateway, Origin},
     issuer::DevIssuer,

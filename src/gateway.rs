@@ -25,8 +25,9 @@ use crate::{
     auth::{Access, AuthError, Permission, Principal, Scopes, invitation::InvitationToken},
     commands::{
         AcceptInvitation, Command, JoinByDomain, JoinBySso, RevokeApiKey,
-        handler::{Accepted, Caller, CommandError, CommandHandler, Creator, Request, fingerprint},
+        handler::{CommandHandler, fingerprint},
         personal::{create_personal, no_address, personal_org},
+        request::{Accepted, Caller, CommandError, Creator, Request},
     },
     notes::{Attempt, Notes},
     problem::Problem,

@@ -26,7 +26,8 @@ use crate::{
     auth::{Authenticator, Scopes, issuers::Issuers, key::Pepper, leaks::LeakReporters},
     commands::{
         Command,
-        handler::{Caller, CommandError, CommandHandler, Request},
+        handler::CommandHandler,
+        request::{Caller, CommandError, Request},
     },
     config::{DatabaseArgs, IdentityArgs, NatsArgs, SecretArgs},
     dns::{SystemDns, TxtRecords},

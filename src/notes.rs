@@ -28,7 +28,7 @@ use tokio::{
 
 use crate::{
     auth::{Access, AuthError, Principal, session::ActiveSession},
-    commands::handler::{CommandError, now},
+    commands::{handler::now, request::CommandError},
     gateway::Origin,
     problem::Problem,
 };

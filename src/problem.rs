@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use crate::{
     admission::{CommandRate, LimitedBy},
     auth::AuthError,
-    commands::{FieldError, Rejection, handler::CommandError},
+    commands::{FieldError, Rejection, request::CommandError},
 };
 
 /// One error, `application/problem+json`.

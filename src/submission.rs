@@ -12,7 +12,7 @@ use crate::{
     auth::Access,
     commands::{
         Command,
-        handler::{Accepted, Request},
+        request::{Accepted, Request},
     },
     gateway::{Gateway, MAX_BATCH, Origin},
     problem::Problem,

@@ -11,19 +11,18 @@ use std::{
 
 use metrics::{counter, histogram};
 use orgstream_events::{
-    Actor, ActorType, AggregateId, CodecError, CommandId, CommitDraft, Context, CorrelationId, Event, EventId,
-    Fingerprint, KeyEnvironment, KindName, MemberId, OrgId, PLATFORM_ORG, Position, Role, Salt, Slug, TenantType,
-    Timestamp, UserId,
+    AggregateId, CommandId, CommitDraft, Event, Fingerprint, KeyEnvironment, KindName, OrgId, PLATFORM_ORG, Position,
+    Salt, TenantType, Timestamp,
 };
-use orgstream_stream::{AppendError, Appended, ClaimError, Freshness, Log, Placement, StreamError};
+use orgstream_stream::{AppendError, Appended, ClaimError, Freshness, Log, Placement};
 use tokio::{
     sync::{Mutex, MutexGuard},
     time::Instant,
 };
 
 use super::{
-    Command, CreateOrganization, Facts, FieldError, IssueApiKey, Rejection, RejectionKind, RotateApiKey,
-    api_key::{ApiKey, ApiKeyCommand, Grantor},
+    Command, Facts, FieldError, IssueApiKey, Rejection, RejectionKind, RotateApiKey,
+    api_key::{ApiKey, ApiKeyCommand},
     cache::{Cached, Caches, Earlier, Loaded},
     domain::{Domain, DomainCommand},
     invitation::{Invitation, InvitationCommand},
@@ -33,13 +32,14 @@ use super::{
     parking::{Parking, ParkingCommand},
     personal::creation,
     record::{Record, RecordCommand},
+    request::{Accepted, Caller, CommandError, Request},
     role::{RoleBook, RoleCommand},
     schema::ValidatedKind,
     sso_connection::{ConnectionCommand, Connections},
 };
 use crate::{
     auth::{
-        Permission, Scopes,
+        Permission,
         key::{KeyToken, Pepper},
         permission::tells_of,
     },
@@ -54,150 +54,6 @@ const CLOCK_SKEW: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_secs(1);
 /// Writers to one aggregate take turns inside this process, so that only other processes can get in between.
 const TURNS: usize = 1_024;
-
-/// Who asks, and how the request came.
-#[derive(Debug, Clone)]
-pub struct Caller {
-    /// The tenant, proven by whoever built this.
-    pub org: OrgId,
-    /// As the org's events will name them.
-    pub actor: Actor,
-    /// Their role there: nobody hands out more than they have.
-    pub role: Role,
-    /// What they may do within it; nor more than that.
-    pub scopes: Scopes,
-    /// The person behind them, where somebody must be one: who makes an organization or joins it.
-    pub creator: Option<Creator>,
-    /// The personal part of what is known of the request.
-    pub context: Context,
-    /// The request, as the access log has it.
-    pub request_id: Option<String>,
-    /// The W3C trace context to continue.
-    pub trace: Option<String>,
-}
-
-impl Caller {
-    /// What the caller may hand out.
-    fn grantor(&self) -> Grantor {
-        Grantor { role: self.role, scopes: self.scopes.clone() }
-    }
-}
-
-/// The person who makes an organization and becomes its owner, or who joins it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Creator {
-    /// The login identity.
-    pub user: UserId,
-    /// The e-mail address that their issuer verified.
-    pub email: String,
-}
-
-/// A command with what came around it.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// What is to be done.
-    pub command: Command,
-    /// Sent again under the same key, the command has no second effect and the same answer.
-    pub idempotency_key: Option<String>,
-    /// The version that the caller saw; another one refuses the command.
-    pub expected_version: Option<u64>,
-    /// When it happened, if that is not now.
-    pub occurred_at: Option<Timestamp>,
-    /// The event that made the caller send this.
-    pub causation_id: Option<EventId>,
-    /// What it belongs to.
-    pub correlation_id: Option<CorrelationId>,
-}
-
-impl From<Command> for Request {
-    fn from(command: Command) -> Self {
-        Self {
-            command,
-            idempotency_key: None,
-            expected_version: None,
-            occurred_at: None,
-            causation_id: None,
-            correlation_id: None,
-        }
-    }
-}
-
-/// What became of a command that was accepted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Accepted {
-    /// The command.
-    pub command_id: CommandId,
-    /// What it was about; the id of a new thing is in here.
-    pub aggregate: AggregateId,
-    /// The aggregate's version after it.
-    pub version: u64,
-    /// Where it stands in the org's stream.
-    pub position: Position,
-    /// The names of its events.
-    pub events: Vec<String>,
-    /// Whether it had been accepted before, and this is the same answer again.
-    pub replayed: bool,
-    /// The secret of a new API key; shown here and nowhere else.
-    pub token: Option<KeyToken>,
-}
-
-/// Why a command was not accepted.
-#[derive(Debug, thiserror::Error)]
-pub enum CommandError {
-    /// The rules say no.
-    #[error("{0}")]
-    Rejected(#[from] Rejection),
-    /// There is no such org.
-    #[error("there is no organization {0}")]
-    NoOrganization(OrgId),
-    /// The caller saw another version.
-    #[error("the version is {actual}, not {expected}: read it again and decide anew")]
-    VersionConflict {
-        /// What the caller saw.
-        expected: u64,
-        /// What it is.
-        actual: u64,
-    },
-    /// Others wrote to the same aggregate, twice in between.
-    #[error("others are writing to the same thing; try again")]
-    Contention,
-    /// The idempotency key belongs to another command.
-    #[error("this idempotency key was used for another command")]
-    KeyReused,
-    /// The events do not fit into a message.
-    #[error("{0}")]
-    TooLarge(CodecError),
-    /// The stream did not answer in time; the command may or may not be in it. Sent again under the same
-    /// idempotency key, it will have one effect.
-    #[error("the event log does not answer: {0}")]
-    Unavailable(String),
-    /// A fault of ours.
-    #[error("{0}")]
-    Internal(String),
-}
-
-impl From<StreamError> for CommandError {
-    fn from(error: StreamError) -> Self {
-        match error {
-            StreamError::Unavailable { .. } => Self::Unavailable(error.to_string()),
-            other => Self::Internal(other.to_string()),
-        }
-    }
-}
-
-impl From<AppendError> for CommandError {
-    fn from(error: AppendError) -> Self {
-        match error {
-            AppendError::Conflict { .. } => Self::Contention,
-            AppendError::KeyReused { .. } => Self::KeyReused,
-            AppendError::Codec(error @ (CodecError::TooLarge { .. } | CodecError::EventCount { .. })) => {
-                Self::TooLarge(error)
-            }
-            AppendError::Unavailable { .. } => Self::Unavailable(error.to_string()),
-            other => Self::Internal(other.to_string()),
-        }
-    }
-}
 
 /// One command on its way: everything but what it is about.
 pub(super) struct Attempt<'a> {
@@ -266,12 +122,12 @@ impl Attempt<'_> {
 
 /// Takes commands. One per process; cheap to share behind an [`Arc`].
 pub struct CommandHandler {
-    log: Log,
+    pub(super) log: Log,
     pepper: Pepper,
     pub(super) dns: Arc<dyn TxtRecords>,
     pub(super) idp: Arc<dyn IdentityOrganizations>,
     local_issuers: bool,
-    region: String,
+    pub(super) region: String,
     caches: Caches,
     turns: Box<[Mutex<()>]>,
     last_turn: Mutex<()>,
@@ -573,71 +429,6 @@ impl CommandHandler {
         Ok(Some(attempt.accepted(org, &to.aggregate, earlier, false)))
     }
 
-    /// A new organization and its owner: two aggregates, so an atomic batch, behind the claim on the slug.
-    async fn create_organization(
-        &self,
-        attempt: &Attempt<'_>,
-        command: &CreateOrganization,
-    ) -> Result<Accepted, CommandError> {
-        let Some(Creator { user, email }) = attempt.caller.creator.clone() else {
-            return Err(CommandError::Internal("an organization needs a person who makes it".to_owned()));
-        };
-        let org = OrgId::derive(attempt.command_id);
-        let facts = attempt.facts(org);
-        let create =
-            |identity| OrganizationCommand::Create { command: command.clone(), region: self.region.clone(), identity };
-        // What is refused leaves nothing behind, here or elsewhere.
-        Self::first::<Organization>(create(None), &facts)?;
-        let founded = Self::first::<Roster>(MemberCommand::Found { user_id: user, email }, &facts)?;
-        if command.tenant_type == TenantType::Personal {
-            // Its id follows from the person already; the claim says so to whoever looks at the log alone.
-            match self.log.claim("personal", &user.to_string(), org).await {
-                Ok(()) => {}
-                Err(ClaimError::Taken { by }) => {
-                    return Err(CommandError::Internal(format!("this person has a personal organization: {by}")));
-                }
-                Err(ClaimError::Stream(error)) => return Err(error.into()),
-            }
-        }
-        self.claim_slug(&command.slug, org).await?;
-        let identity = self.identity(org, command).await?;
-        let created = Self::first::<Organization>(create(identity), &facts)?;
-        let placement = self.log.place(org).await?;
-        let aggregate = AggregateId::Organization(org);
-        let mut drafts = Vec::with_capacity(2);
-        // Inside the organization its maker is the member that they become; who they are outside stays outside.
-        let member = MemberId::derive(attempt.command_id).to_string();
-        let actor = Actor { actor_type: ActorType::Member, id: member, ..attempt.caller.actor.clone() };
-        for (aggregate, events) in [(aggregate.clone(), created.clone()), (AggregateId::Member(org), founded)] {
-            drafts.push((CommitDraft { actor: actor.clone(), ..attempt.draft(org, aggregate, 0, events) }, 0));
-        }
-        match self.append_together(attempt, &placement, drafts).await {
-            Ok(appended) if appended.iter().all(|one| !one.replayed) => {
-                // The position after which both are there: the member's is the later one.
-                let seq = appended.iter().map(|one| one.seq).max().unwrap_or_default();
-                let events = created.iter().map(|event| event.wire().0.to_owned()).collect();
-                let version = created.len() as u64;
-                let earlier = Earlier { fingerprint: attempt.fingerprint, seq, version, events };
-                Ok(attempt.accepted(org, &aggregate, earlier, false))
-            }
-            Ok(_) | Err(AppendError::Conflict { .. }) => {
-                let loaded = self.load::<Organization>(&placement, &aggregate, Freshness::Leader).await?;
-                let founded = self.load::<Roster>(&placement, &AggregateId::Member(org), Freshness::Leader).await?;
-                let mut accepted = attempt.earlier(org, &aggregate, &loaded)?.ok_or(CommandError::Contention)?;
-                // The same position as the first time.
-                let both = founded.commands.get(&attempt.command_id).map_or(0, |earlier| earlier.seq);
-                accepted.position.seq = accepted.position.seq.max(both);
-                Ok(accepted)
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn first<A: Cached>(command: A::Command, facts: &Facts) -> Result<Vec<Event>, CommandError> {
-        let events = A::default().decide(command, facts).map_err(Into::into)?;
-        Ok(events.into_iter().map(A::wrap).collect())
-    }
-
     /// The token follows from the command, so that a retry is given the same one and nobody else can make it.
     async fn issue_api_key(
         &self,
@@ -710,11 +501,6 @@ impl CommandHandler {
             return Err(Rejection::from(OrganizationError::Personal).into());
         }
         Ok(())
-    }
-
-    async fn claim_slug(&self, slug: &Slug, org: OrgId) -> Result<(), CommandError> {
-        let detail = format!("the slug {slug} belongs to another organization: choose another one");
-        self.claim("slug", &claimable(slug), org, ("slug_taken", detail)).await
     }
 
     /// Claims what one organization alone can have; `taken` is the refusal when another one has it.
@@ -805,12 +591,6 @@ enum Decided {
 pub(super) struct Target<'a> {
     pub(super) placement: &'a Placement,
     pub(super) aggregate: AggregateId,
-}
-
-/// A slug as a claim takes it, whose subject is divided at dots: a slug has no capitals, so they can stand for what a claim
-/// cannot have, and no two slugs become the same.
-fn claimable(slug: &Slug) -> String {
-    slug.as_str().replace('.', "D").replace('~', "T")
 }
 
 /// The hash of a command's body: what tells a repetition from another command under the same key.

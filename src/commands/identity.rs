@@ -7,8 +7,9 @@ use orgstream_events::{AggregateId, OrgId, TenantType};
 
 use super::{
     CreateOrganization, Rejection, RejectionKind, UpgradeOrganization,
-    handler::{Accepted, Attempt, CommandError, CommandHandler, Target},
+    handler::{Attempt, CommandHandler, Target},
     organization::{ExternalIdentity, Organization, OrganizationCommand},
+    request::{Accepted, CommandError},
 };
 use crate::idp::{AUTH0, IdpError};
 

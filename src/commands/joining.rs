@@ -13,10 +13,11 @@ use super::{
     AcceptInvitation, Aggregate, IssueInvitation, JoinByDomain, JoinBySso, Rejection, RejectionKind,
     cache::Earlier,
     domain::{Domain, DomainCommand, record_name},
-    handler::{Accepted, Attempt, Caller, CommandError, CommandHandler, Creator, Target},
+    handler::{Attempt, CommandHandler, Target},
     invitation::{Invitation, InvitationCommand, InviteRules},
     member::{Closed, MemberCommand, MemberError, Roster},
     organization::Organization,
+    request::{Accepted, Caller, CommandError, Creator},
     role::RoleBook,
     sso_connection::Connections,
 };

@@ -6,6 +6,7 @@
 pub mod api_key;
 mod cache;
 pub mod domain;
+mod founding;
 pub mod handler;
 mod identity;
 pub mod invitation;
@@ -20,6 +21,7 @@ mod properties;
 mod public_domains;
 pub mod record;
 pub mod rejection;
+pub mod request;
 pub mod role;
 pub mod schema;
 pub mod settings;

@@ -3,7 +3,7 @@
 
 use orgstream_events::{CommandId, OrgId, PLATFORM_ORG, Slug, TenantType, UserId};
 
-use super::{CreateOrganization, handler::Request, organization::PERSONAL_SLUG};
+use super::{CreateOrganization, organization::PERSONAL_SLUG, request::Request};
 
 /// The idempotency key of the command. It has a space, which no caller's key can have.
 const KEY: &str = "personal organization";

@@ -22,7 +22,7 @@ use crate::{
     auth::{Access, AuthError, Principal, authenticator::OrgName},
     commands::{
         Command,
-        handler::{Accepted, Request},
+        request::{Accepted, Request},
     },
     gateway::Origin,
     notes::Attempt,

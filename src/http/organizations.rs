@@ -23,7 +23,7 @@ use super::{
 use crate::{
     commands::{
         ChangePlan, ChangeSettings, Command, CreateOrganization, RenameOrganization, ResumeOrganization,
-        SuspendOrganization, UpgradeOrganization, handler::Request, openapi,
+        SuspendOrganization, UpgradeOrganization, openapi, request::Request,
     },
     gateway::AcceptedCommand,
     problem::Problem,

@@ -11,7 +11,7 @@ use orgstream_events::{AggregateId, OrgId, Position};
 use serde::Serialize;
 
 use super::conditional::version_tag;
-use crate::{commands::handler::Accepted, gateway::AcceptedCommand, problem::Problem};
+use crate::{commands::request::Accepted, gateway::AcceptedCommand, problem::Problem};
 
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");

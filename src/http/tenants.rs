@@ -19,10 +19,9 @@ use super::{
 use crate::{
     auth::Principal,
     commands::{
-        Command, CreateOrganization,
-        handler::Request,
-        openapi,
+        Command, CreateOrganization, openapi,
         organization::{organization, tenant_type},
+        request::Request,
     },
     gateway::AcceptedCommand,
     problem::Problem,

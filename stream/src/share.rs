@@ -1,10 +1,15 @@
 //! How much of the door one org may take: appends under way at the same time.
 //!
 //! The server has no limit of its own on what comes in, and takes what comes in its order. So what an org has sent and
-//! is not answered yet is what all others of its shard stand behind. An org with more to say than its share waits here, in
-//! a line of its own.
+//! is not answered yet is what all others stand behind. An org with more to say than its share waits here, in a line of
+//! its own. The more orgs have something to say at the same time, the smaller is the share of each, so that fifty of them
+//! take no more of the door than a few do. One append of each may always be under way: who says one thing at a time never
+//! waits.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 
 use dashmap::DashMap;
 use orgstream_events::OrgId;
@@ -14,15 +19,19 @@ use crate::SyncMode;
 
 /// Appends of one org under way at once, in this process, where each is a publish of its own. With more of them one org
 /// gets hardly more done, and what others append waits behind them.
-const SINGLY: usize = 16;
+const SINGLY: u32 = 16;
 /// The same where appends share batches: enough to fill one that shares a sync.
-const IN_BATCHES: usize = 64;
+const IN_BATCHES: u32 = 64;
+/// Orgs that may have as many under way side by side. If there are more of them, each may have less.
+const SIDE_BY_SIDE: u32 = 8;
 
 /// The orgs that have appends under way or in line.
 #[derive(Debug)]
 pub(crate) struct Shares {
-    each: usize,
+    each: u32,
     lines: DashMap<OrgId, Arc<Semaphore>>,
+    /// How many lines there are.
+    orgs: AtomicU32,
 }
 
 /// A place among the appends of an org that are under way.
@@ -40,16 +49,25 @@ impl Shares {
             SyncMode::Durable => IN_BATCHES,
             SyncMode::Relaxed => SINGLY,
         };
-        Self { each, lines: DashMap::new() }
+        Self { each, lines: DashMap::new(), orgs: AtomicU32::new(0) }
     }
 
     /// Waits for a place, first come, first served.
     pub(crate) async fn enter(&self, org: OrgId) -> Share<'_> {
-        let line = Arc::clone(&self.lines.entry(org).or_insert_with(|| Arc::new(Semaphore::new(self.each))));
+        let line = Arc::clone(&self.lines.entry(org).or_insert_with(|| {
+            self.orgs.fetch_add(1, Ordering::Relaxed);
+            Arc::new(Semaphore::new(self.each as usize))
+        }));
         // Made first, so that an org that nobody waits for any more is forgotten however this ends.
         let mut share = Share { shares: self, org, place: None };
-        share.place = line.acquire_owned().await.ok();
+        share.place = line.acquire_many_owned(self.weight()).await.ok();
         share
+    }
+
+    /// How much of its org's share an append takes that comes now: all of it where the orgs are many.
+    fn weight(&self) -> u32 {
+        let orgs = self.orgs.load(Ordering::Relaxed);
+        orgs.div_ceil(SIDE_BY_SIDE).clamp(1, self.each)
     }
 }
 
@@ -57,18 +75,22 @@ impl Drop for Share<'_> {
     fn drop(&mut self) {
         self.place = None;
         // Whoever comes in holds the entry while taking a reference, so this sees everybody.
-        self.shares.lines.remove_if(&self.org, |_, line| Arc::strong_count(line) == 1);
+        if self.shares.lines.remove_if(&self.org, |_, line| Arc::strong_count(line) == 1).is_some() {
+            self.shares.orgs.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
+        collections::VecDeque,
         sync::atomic::{AtomicUsize, Ordering},
         task::Poll,
     };
 
     use futures_util::{future::join_all, poll};
+    use tokio::task::unconstrained;
 
     use super::*;
 
@@ -76,10 +98,21 @@ mod tests {
         OrgId::fresh(1_700_000_000_000, [number; 10])
     }
 
+    /// As many appends of the org as are under way at once.
+    async fn fill(shares: &Shares, org: OrgId) -> Vec<Share<'_>> {
+        let mut held = Vec::new();
+        // The runtime lets a task have only so much before it is another's turn.
+        while let Poll::Ready(share) = poll!(Box::pin(unconstrained(shares.enter(org)))) {
+            held.push(share);
+        }
+        held
+    }
+
     #[tokio::test]
     async fn an_org_has_its_share_and_no_more_and_is_in_nobodys_way() {
         let shares = Shares::new(SyncMode::Relaxed);
-        let mut held = join_all((0..SINGLY).map(|_| shares.enter(org(1)))).await;
+        let mut held = fill(&shares, org(1)).await;
+        assert_eq!(held.len(), SINGLY as usize);
         let mut next = Box::pin(shares.enter(org(1)));
         assert!(poll!(&mut next).is_pending());
         drop(shares.enter(org(2)).await);
@@ -89,6 +122,25 @@ mod tests {
         assert_eq!(shares.lines.len(), 1);
         held.clear();
         assert!(shares.lines.is_empty());
+        assert_eq!(shares.orgs.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn the_more_orgs_there_are_the_less_has_each_but_never_nothing() {
+        for (orgs, each) in [(1, 16), (8, 16), (9, 8), (50, 2), (200, 1)] {
+            let shares = Shares::new(SyncMode::Relaxed);
+            let mut held: VecDeque<Share<'_>> =
+                join_all((0..orgs).map(|number| shares.enter(org(number)))).await.into();
+            // Those came when there were fewer: each makes room for one that comes now.
+            for number in 0..orgs {
+                held.pop_front();
+                held.push_back(shares.enter(org(number)).await);
+            }
+            for number in 0..orgs {
+                held.extend(fill(&shares, org(number)).await);
+            }
+            assert_eq!(held.len(), usize::from(orgs) * each, "{orgs} organizations");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -104,7 +156,7 @@ mod tests {
                     return;
                 }
                 let _share = waiting.await;
-                assert!(inside.fetch_add(1, Ordering::SeqCst) < 3 * SINGLY);
+                assert!(inside.fetch_add(1, Ordering::SeqCst) < 3 * SINGLY as usize);
                 tokio::task::yield_now().await;
                 inside.fetch_sub(1, Ordering::SeqCst);
             })
@@ -113,5 +165,6 @@ mod tests {
             task.unwrap();
         }
         assert!(shares.lines.is_empty());
+        assert_eq!(shares.orgs.load(Ordering::Relaxed), 0);
     }
 }

@@ -8,10 +8,7 @@ use futures_util::future::join_all;
 use orgstream::{
     admission::{Admission, PlanRates},
     auth::{Authenticator, issuers::Issuers, key::Pepper, session::Lifetime},
-    commands::{
-        Command,
-        handler::{CommandHandler, Request},
-    },
+    commands::{Command, handler::CommandHandler, request::Request},
     dns::SystemDns,
     gateway::{Gateway, Origin},
     notes::Notes,

@@ -106,7 +106,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         _ => Rig::start().await?,
     };
     let rows = suite(&mut rig, &args).await;
-    rig.stop().await;
+    rig.stop(rows.is_ok()).await;
     let rows = rows?;
     print(&rows);
     if let Some(picture) = picture::draw(&rows) {

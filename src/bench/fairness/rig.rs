@@ -41,6 +41,8 @@ pub(super) struct Rig {
     pub(super) private: Option<Private>,
     pub(super) nats: NatsArgs,
     database: DatabaseArgs,
+    /// What the workers have to say.
+    worker_log: PathBuf,
     /// The organizations of each size of crowd, made once.
     crowds: HashMap<usize, Vec<Placement>>,
 }
@@ -111,7 +113,8 @@ impl Rig {
         let database = DatabaseArgs { database_url, database_password, database_connections: CONNECTIONS };
         let db = node::open_database(&database, 1).await?;
         let log = node::open_log(&nats, &db).await?;
-        Ok(Self { log, db, private, nats, database, crowds: HashMap::new() })
+        let worker_log = std::env::temp_dir().join(format!("orgstream-fairness-{}-worker.log", std::process::id()));
+        Ok(Self { log, db, private, nats, database, worker_log, crowds: HashMap::new() })
     }
 
     /// A connection of its own, as somebody else's producer has.
@@ -153,8 +156,7 @@ impl Rig {
     pub(super) async fn spawn(&self, setup: &WorkerSetup) -> anyhow::Result<WorkerProcess> {
         let program = std::env::current_exe().context("the program does not know where it is")?;
         let mut command = Command::from(child_command(&program, "KILL").await);
-        let log = std::env::temp_dir().join(format!("orgstream-fairness-{}-worker.log", std::process::id()));
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.worker_log)?;
         command
             .arg("work")
             .args(["--http", "127.0.0.1:0", "--policy", setup.policy, "--allow-unsafe-sync", "--log", "warn"])
@@ -201,14 +203,17 @@ impl Rig {
                 return Ok(());
             }
             if workers.iter_mut().any(WorkerProcess::has_ended) || since.elapsed() > PATIENCE {
-                bail!("a worker did not take its shards; its log is in {}", std::env::temp_dir().display());
+                bail!("a worker did not take its shards; its log is {}", self.worker_log.display());
             }
             sleep(POLL).await;
         }
     }
 
-    /// Stops what was started, and removes it.
-    pub(super) async fn stop(self) {
+    /// Stops what was started, and removes it. What the workers said stays for whoever looks into what went wrong.
+    pub(super) async fn stop(self, went_well: bool) {
+        if went_well {
+            let _ = std::fs::remove_file(&self.worker_log);
+        }
         self.db.close().await;
         if let Some(private) = self.private {
             private.postgres.stop().await;

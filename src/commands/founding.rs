@@ -1,0 +1,91 @@
+//! How an organization begins: two aggregates at once, behind the claim on its slug.
+
+use orgstream_events::{Actor, ActorType, AggregateId, CommitDraft, Event, MemberId, OrgId, Slug, TenantType};
+use orgstream_stream::{AppendError, ClaimError, Freshness};
+
+use super::{
+    CreateOrganization, Facts,
+    cache::{Cached, Earlier},
+    handler::{Attempt, CommandHandler},
+    member::{MemberCommand, Roster},
+    organization::{Organization, OrganizationCommand},
+    request::{Accepted, CommandError, Creator},
+};
+
+impl CommandHandler {
+    /// A new organization and its owner: two aggregates, so an atomic batch, behind the claim on the slug.
+    pub(super) async fn create_organization(
+        &self,
+        attempt: &Attempt<'_>,
+        command: &CreateOrganization,
+    ) -> Result<Accepted, CommandError> {
+        let Some(Creator { user, email }) = attempt.caller.creator.clone() else {
+            return Err(CommandError::Internal("an organization needs a person who makes it".to_owned()));
+        };
+        let org = OrgId::derive(attempt.command_id);
+        let facts = attempt.facts(org);
+        let create =
+            |identity| OrganizationCommand::Create { command: command.clone(), region: self.region.clone(), identity };
+        // What is refused leaves nothing behind, here or elsewhere.
+        Self::first::<Organization>(create(None), &facts)?;
+        let founded = Self::first::<Roster>(MemberCommand::Found { user_id: user, email }, &facts)?;
+        if command.tenant_type == TenantType::Personal {
+            // Its id follows from the person already; the claim says so to whoever looks at the log alone.
+            match self.log.claim("personal", &user.to_string(), org).await {
+                Ok(()) => {}
+                Err(ClaimError::Taken { by }) => {
+                    return Err(CommandError::Internal(format!("this person has a personal organization: {by}")));
+                }
+                Err(ClaimError::Stream(error)) => return Err(error.into()),
+            }
+        }
+        self.claim_slug(&command.slug, org).await?;
+        let identity = self.identity(org, command).await?;
+        let created = Self::first::<Organization>(create(identity), &facts)?;
+        let placement = self.log.place(org).await?;
+        let aggregate = AggregateId::Organization(org);
+        let mut drafts = Vec::with_capacity(2);
+        // Inside the organization its maker is the member that they become; who they are outside stays outside.
+        let member = MemberId::derive(attempt.command_id).to_string();
+        let actor = Actor { actor_type: ActorType::Member, id: member, ..attempt.caller.actor.clone() };
+        for (aggregate, events) in [(aggregate.clone(), created.clone()), (AggregateId::Member(org), founded)] {
+            drafts.push((CommitDraft { actor: actor.clone(), ..attempt.draft(org, aggregate, 0, events) }, 0));
+        }
+        match self.append_together(attempt, &placement, drafts).await {
+            Ok(appended) if appended.iter().all(|one| !one.replayed) => {
+                // The position after which both are there: the member's is the later one.
+                let seq = appended.iter().map(|one| one.seq).max().unwrap_or_default();
+                let events = created.iter().map(|event| event.wire().0.to_owned()).collect();
+                let version = created.len() as u64;
+                let earlier = Earlier { fingerprint: attempt.fingerprint, seq, version, events };
+                Ok(attempt.accepted(org, &aggregate, earlier, false))
+            }
+            Ok(_) | Err(AppendError::Conflict { .. }) => {
+                let loaded = self.load::<Organization>(&placement, &aggregate, Freshness::Leader).await?;
+                let founded = self.load::<Roster>(&placement, &AggregateId::Member(org), Freshness::Leader).await?;
+                let mut accepted = attempt.earlier(org, &aggregate, &loaded)?.ok_or(CommandError::Contention)?;
+                // The same position as the first time.
+                let both = founded.commands.get(&attempt.command_id).map_or(0, |earlier| earlier.seq);
+                accepted.position.seq = accepted.position.seq.max(both);
+                Ok(accepted)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn first<A: Cached>(command: A::Command, facts: &Facts) -> Result<Vec<Event>, CommandError> {
+        let events = A::default().decide(command, facts).map_err(Into::into)?;
+        Ok(events.into_iter().map(A::wrap).collect())
+    }
+
+    pub(super) async fn claim_slug(&self, slug: &Slug, org: OrgId) -> Result<(), CommandError> {
+        let detail = format!("the slug {slug} belongs to another organization: choose another one");
+        self.claim("slug", &claimable(slug), org, ("slug_taken", detail)).await
+    }
+}
+
+/// A slug as a claim takes it, whose subject is divided at dots: a slug has no capitals, so they can stand for what a claim
+/// cannot have, and no two slugs become the same.
+fn claimable(slug: &Slug) -> String {
+    slug.as_str().replace('.', "D").replace('~', "T")
+}

@@ -1,0 +1,154 @@
+//! What comes in and what goes out: who asks for what, and what became of it.
+
+use orgstream_events::{
+    Actor, AggregateId, CodecError, CommandId, Context, CorrelationId, EventId, OrgId, Position, Role, Timestamp,
+    UserId,
+};
+use orgstream_stream::{AppendError, StreamError};
+
+use super::{Command, Rejection, api_key::Grantor};
+use crate::auth::{Scopes, key::KeyToken};
+
+/// Who asks, and how the request came.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// The tenant, proven by whoever built this.
+    pub org: OrgId,
+    /// As the org's events will name them.
+    pub actor: Actor,
+    /// Their role there: nobody hands out more than they have.
+    pub role: Role,
+    /// What they may do within it; nor more than that.
+    pub scopes: Scopes,
+    /// The person behind them, where somebody must be one: who makes an organization or joins it.
+    pub creator: Option<Creator>,
+    /// The personal part of what is known of the request.
+    pub context: Context,
+    /// The request, as the access log has it.
+    pub request_id: Option<String>,
+    /// The W3C trace context to continue.
+    pub trace: Option<String>,
+}
+
+impl Caller {
+    /// What the caller may hand out.
+    pub(super) fn grantor(&self) -> Grantor {
+        Grantor { role: self.role, scopes: self.scopes.clone() }
+    }
+}
+
+/// The person who makes an organization and becomes its owner, or who joins it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Creator {
+    /// The login identity.
+    pub user: UserId,
+    /// The e-mail address that their issuer verified.
+    pub email: String,
+}
+
+/// A command with what came around it.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What is to be done.
+    pub command: Command,
+    /// Sent again under the same key, the command has no second effect and the same answer.
+    pub idempotency_key: Option<String>,
+    /// The version that the caller saw; another one refuses the command.
+    pub expected_version: Option<u64>,
+    /// When it happened, if that is not now.
+    pub occurred_at: Option<Timestamp>,
+    /// The event that made the caller send this.
+    pub causation_id: Option<EventId>,
+    /// What it belongs to.
+    pub correlation_id: Option<CorrelationId>,
+}
+
+impl From<Command> for Request {
+    fn from(command: Command) -> Self {
+        Self {
+            command,
+            idempotency_key: None,
+            expected_version: None,
+            occurred_at: None,
+            causation_id: None,
+            correlation_id: None,
+        }
+    }
+}
+
+/// What became of a command that was accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The command.
+    pub command_id: CommandId,
+    /// What it was about; the id of a new thing is in here.
+    pub aggregate: AggregateId,
+    /// The aggregate's version after it.
+    pub version: u64,
+    /// Where it stands in the org's stream.
+    pub position: Position,
+    /// The names of its events.
+    pub events: Vec<String>,
+    /// Whether it had been accepted before, and this is the same answer again.
+    pub replayed: bool,
+    /// The secret of a new API key; shown here and nowhere else.
+    pub token: Option<KeyToken>,
+}
+
+/// Why a command was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The rules say no.
+    #[error("{0}")]
+    Rejected(#[from] Rejection),
+    /// There is no such org.
+    #[error("there is no organization {0}")]
+    NoOrganization(OrgId),
+    /// The caller saw another version.
+    #[error("the version is {actual}, not {expected}: read it again and decide anew")]
+    VersionConflict {
+        /// What the caller saw.
+        expected: u64,
+        /// What it is.
+        actual: u64,
+    },
+    /// Others wrote to the same aggregate, twice in between.
+    #[error("others are writing to the same thing; try again")]
+    Contention,
+    /// The idempotency key belongs to another command.
+    #[error("this idempotency key was used for another command")]
+    KeyReused,
+    /// The events do not fit into a message.
+    #[error("{0}")]
+    TooLarge(CodecError),
+    /// The stream did not answer in time; the command may or may not be in it. Sent again under the same
+    /// idempotency key, it will have one effect.
+    #[error("the event log does not answer: {0}")]
+    Unavailable(String),
+    /// A fault of ours.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl From<StreamError> for CommandError {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Unavailable { .. } => Self::Unavailable(error.to_string()),
+            other => Self::Internal(other.to_string()),
+        }
+    }
+}
+
+impl From<AppendError> for CommandError {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::Conflict { .. } => Self::Contention,
+            AppendError::KeyReused { .. } => Self::KeyReused,
+            AppendError::Codec(error @ (CodecError::TooLarge { .. } | CodecError::EventCount { .. })) => {
+                Self::TooLarge(error)
+            }
+            AppendError::Unavailable { .. } => Self::Unavailable(error.to_string()),
+            other => Self::Internal(other.to_string()),
+        }
+    }
+}
