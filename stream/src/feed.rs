@@ -26,6 +26,7 @@ const FAR_BEHIND: u64 = 5_000;
 const BATCH_BYTES: usize = 2 << 20;
 const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
+
 /// What a feed has to say.
 pub(crate) enum Fed {
     Message(Message),

@@ -20,17 +20,20 @@ use crate::SyncMode;
 /// Appends of one org under way at once, in this process, where each is a publish of its own. With more of them one org
 /// gets hardly more done, and what others append waits behind them.
 const SINGLY: u32 = 16;
-/// The same where appends share batches: enough to fill one that shares a sync.
-const IN_BATCHES: u32 = 64;
 /// Orgs that may have as many under way side by side. If there are more of them, each may have less.
-const SIDE_BY_SIDE: u32 = 8;
+const SINGLY_SIDE_BY_SIDE: u32 = 8;
+/// The same where appends share batches: enough of one org to fill one that shares a sync, and enough of all of them to fill
+/// one for every shard.
+const IN_BATCHES: u32 = 64;
+const IN_BATCHES_SIDE_BY_SIDE: u32 = 32;
 
 /// The orgs that have appends under way or in line.
 #[derive(Debug)]
 pub(crate) struct Shares {
     each: u32,
+    side_by_side: u32,
     lines: DashMap<OrgId, Arc<Semaphore>>,
-    /// How many lines there are.
+    /// How many lines there are: every append asks, and the map would have to look into each of its parts.
     orgs: AtomicU32,
 }
 
@@ -45,11 +48,11 @@ pub(crate) struct Share<'a> {
 
 impl Shares {
     pub(crate) fn new(sync: SyncMode) -> Self {
-        let each = match sync {
-            SyncMode::Durable => IN_BATCHES,
-            SyncMode::Relaxed => SINGLY,
+        let (each, side_by_side) = match sync {
+            SyncMode::Durable => (IN_BATCHES, IN_BATCHES_SIDE_BY_SIDE),
+            SyncMode::Relaxed => (SINGLY, SINGLY_SIDE_BY_SIDE),
         };
-        Self { each, lines: DashMap::new(), orgs: AtomicU32::new(0) }
+        Self { each, side_by_side, lines: DashMap::new(), orgs: AtomicU32::new(0) }
     }
 
     /// Waits for a place, first come, first served.
@@ -67,7 +70,7 @@ impl Shares {
     /// How much of its org's share an append takes that comes now: all of it where the orgs are many.
     fn weight(&self) -> u32 {
         let orgs = self.orgs.load(Ordering::Relaxed);
-        orgs.div_ceil(SIDE_BY_SIDE).clamp(1, self.each)
+        orgs.div_ceil(self.side_by_side).clamp(1, self.each)
     }
 }
 
@@ -127,8 +130,11 @@ mod tests {
 
     #[tokio::test]
     async fn the_more_orgs_there_are_the_less_has_each_but_never_nothing() {
-        for (orgs, each) in [(1, 16), (8, 16), (9, 8), (50, 2), (200, 1)] {
-            let shares = Shares::new(SyncMode::Relaxed);
+        let (relaxed, durable) = (SyncMode::Relaxed, SyncMode::Durable);
+        let singly = [(1, 16), (8, 16), (9, 8), (50, 2), (200, 1)].map(|(orgs, each)| (relaxed, orgs, each));
+        let in_batches = [(1, 64), (32, 64), (33, 32), (200, 9)].map(|(orgs, each)| (durable, orgs, each));
+        for (sync, orgs, each) in singly.into_iter().chain(in_batches) {
+            let shares = Shares::new(sync);
             let mut held: VecDeque<Share<'_>> =
                 join_all((0..orgs).map(|number| shares.enter(org(number)))).await.into();
             // Those came when there were fewer: each makes room for one that comes now.
@@ -139,7 +145,7 @@ mod tests {
             for number in 0..orgs {
                 held.extend(fill(&shares, org(number)).await);
             }
-            assert_eq!(held.len(), usize::from(orgs) * each, "{orgs} organizations");
+            assert_eq!(held.len(), usize::from(orgs) * each, "{orgs} organizations, {sync:?}");
         }
     }
 
