@@ -11,8 +11,8 @@ use std::{
 
 use metrics::{counter, histogram};
 use orgstream_events::{
-    AggregateId, CommandId, CommitDraft, Event, Fingerprint, KeyEnvironment, KindName, OrgId, PLATFORM_ORG, Position,
-    Salt, TenantType, Timestamp,
+    AggregateId, CommandId, CommitDraft, Event, Fingerprint, KindName, OrgId, PLATFORM_ORG, Position, Salt, TenantType,
+    Timestamp,
 };
 use orgstream_stream::{AppendError, Appended, ClaimError, Freshness, Log, Placement};
 use tokio::{
@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    Command, Facts, FieldError, IssueApiKey, Rejection, RejectionKind, RotateApiKey,
+    Command, Facts, FieldError, Rejection, RejectionKind,
     api_key::{ApiKey, ApiKeyCommand},
     cache::{Cached, Caches, Earlier, Loaded},
     domain::{Domain, DomainCommand},
@@ -38,11 +38,7 @@ use super::{
     sso_connection::{ConnectionCommand, Connections},
 };
 use crate::{
-    auth::{
-        Permission,
-        key::{KeyToken, Pepper},
-        permission::tells_of,
-    },
+    auth::{Permission, key::Pepper, permission::tells_of},
     dns::TxtRecords,
     idp::{IdentityOrganizations, NoIdentityProvider},
     scoped::{CacheView, Scoped},
@@ -429,48 +425,11 @@ impl CommandHandler {
         Ok(Some(attempt.accepted(org, &to.aggregate, earlier, false)))
     }
 
-    /// The token follows from the command, so that a retry is given the same one and nobody else can make it.
-    async fn issue_api_key(
-        &self,
-        attempt: &Attempt<'_>,
-        to: &Target<'_>,
-        command: IssueApiKey,
-    ) -> Result<Accepted, CommandError> {
-        let max_days = self.max_key_days(to.placement).await?;
-        let token = KeyToken::generate(command.environment, self.pepper.derive(attempt.command_id.uuid().as_bytes()));
-        let (stored, by) = (token.stored(&self.pepper), attempt.caller.grantor());
-        let issue = ApiKeyCommand::Issue { command, token: stored, by, max_days };
-        let accepted = self.execute::<ApiKey>(attempt, to, issue).await?;
-        Ok(Accepted { token: Some(token), ..accepted })
-    }
-
     /// What the organization has, as it was at most a moment ago; none when it was never created.
     pub async fn profile(&self, org: OrgId) -> Result<Option<Profile>, CommandError> {
         let Some(placement) = self.log.placement(org).await? else { return Ok(None) };
         let loaded = self.look::<Organization>(&placement, &AggregateId::Organization(org)).await?;
         Ok(loaded.state.profile().cloned())
-    }
-
-    async fn rotate_api_key(
-        &self,
-        attempt: &Attempt<'_>,
-        to: &Target<'_>,
-        command: RotateApiKey,
-    ) -> Result<Accepted, CommandError> {
-        let max_days = self.max_key_days(to.placement).await?;
-        let key = self.look::<ApiKey>(to.placement, &to.aggregate).await?;
-        // A key that is not there is refused by its own rules.
-        let environment = key.state.issued().map_or(KeyEnvironment::Live, |issued| issued.environment);
-        let token = KeyToken::generate(environment, self.pepper.derive(attempt.command_id.uuid().as_bytes()));
-        let (stored, by) = (token.stored(&self.pepper), attempt.caller.grantor());
-        let rotate = ApiKeyCommand::Rotate { command, token: stored, by, max_days };
-        let accepted = self.execute::<ApiKey>(attempt, to, rotate).await?;
-        Ok(Accepted { token: Some(token), ..accepted })
-    }
-
-    async fn max_key_days(&self, placement: &Placement) -> Result<Option<u32>, CommandError> {
-        let organization = self.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
-        Ok(organization.state.profile().and_then(|profile| profile.settings.api_key_max_days))
     }
 
     async fn placement(&self, org: OrgId) -> Result<Placement, CommandError> {

@@ -24,6 +24,7 @@ pub mod rejection;
 pub mod request;
 pub mod role;
 pub mod schema;
+mod secrets;
 pub mod settings;
 pub mod sso_connection;
 mod text;

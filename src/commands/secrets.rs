@@ -1,0 +1,52 @@
+//! The secrets of API keys: made here, given once to who asked, and known to nobody else.
+
+use orgstream_events::{AggregateId, KeyEnvironment};
+use orgstream_stream::Placement;
+
+use super::{
+    IssueApiKey, RotateApiKey,
+    api_key::{ApiKey, ApiKeyCommand},
+    handler::{Attempt, CommandHandler, Target},
+    organization::Organization,
+    request::{Accepted, CommandError},
+};
+use crate::auth::key::KeyToken;
+
+impl CommandHandler {
+    /// The token follows from the command, so that a retry is given the same one and nobody else can make it.
+    pub(super) async fn issue_api_key(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        command: IssueApiKey,
+    ) -> Result<Accepted, CommandError> {
+        let max_days = self.max_key_days(to.placement).await?;
+        let token = KeyToken::generate(command.environment, self.pepper().derive(attempt.command_id.uuid().as_bytes()));
+        let (stored, by) = (token.stored(self.pepper()), attempt.caller.grantor());
+        let issue = ApiKeyCommand::Issue { command, token: stored, by, max_days };
+        let accepted = self.execute::<ApiKey>(attempt, to, issue).await?;
+        Ok(Accepted { token: Some(token), ..accepted })
+    }
+
+    pub(super) async fn rotate_api_key(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        command: RotateApiKey,
+    ) -> Result<Accepted, CommandError> {
+        let max_days = self.max_key_days(to.placement).await?;
+        let key = self.look::<ApiKey>(to.placement, &to.aggregate).await?;
+        // A key that is not there is refused by its own rules.
+        let environment = key.state.issued().map_or(KeyEnvironment::Live, |issued| issued.environment);
+        let token = KeyToken::generate(environment, self.pepper().derive(attempt.command_id.uuid().as_bytes()));
+        let (stored, by) = (token.stored(self.pepper()), attempt.caller.grantor());
+        let rotate = ApiKeyCommand::Rotate { command, token: stored, by, max_days };
+        let accepted = self.execute::<ApiKey>(attempt, to, rotate).await?;
+        Ok(Accepted { token: Some(token), ..accepted })
+    }
+
+    async fn max_key_days(&self, placement: &Placement) -> Result<Option<u32>, CommandError> {
+        let organization = self.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
+        Ok(organization.state.profile().and_then(|profile| profile.settings.api_key_max_days))
+    }
+}
