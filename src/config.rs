@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Where the streams are.
-#[derive(Debug, Clone, Args)]
+#[derive(Clone, Args)]
 #[command(next_help_heading = "NATS")]
 pub struct NatsArgs {
     /// The NATS server or cluster, with JetStream.
@@ -27,6 +27,11 @@ pub struct NatsArgs {
     /// A credentials file, when the server asks for one.
     #[arg(long, env = "ORGSTREAM_NATS_CREDS", value_name = "FILE")]
     pub nats_creds: Option<PathBuf>,
+    /// The keys that vouch for what is in the log, `ID:HEX` with 64 hexadecimal digits (`openssl rand -hex 32`), several with
+    /// commas: the first signs, and all are believed. Whoever does not have one can publish no event. A key is needed for as
+    /// long as there is something that it signed; a new one is given to every process before it becomes the first.
+    #[arg(long, env = "ORGSTREAM_COMMIT_KEYS", hide_env_values = true, value_name = "KEYS")]
+    pub commit_keys: String,
     /// The server's monitoring address; with one replica, the only way to see that every write is synced to disk.
     #[arg(long, env = "ORGSTREAM_NATS_MONITOR_URL", value_name = "URL")]
     pub nats_monitor_url: Option<String>,
@@ -46,16 +51,16 @@ pub struct NatsArgs {
 
 impl NatsArgs {
     /// The same, as the stream takes it.
-    pub fn log_options(&self, sync: SyncMode) -> LogOptions {
-        LogOptions {
-            url: self.nats_url.clone(),
+    pub fn log_options(&self, sync: SyncMode) -> anyhow::Result<LogOptions> {
+        let keys = self.commit_keys.parse().context("--commit-keys (ORGSTREAM_COMMIT_KEYS)")?;
+        Ok(LogOptions {
             creds: self.nats_creds.clone(),
             shards: self.shards,
             replicas: self.replicas,
             region: self.region.clone(),
             sync,
-            duplicate_window: Duration::from_secs(120),
-        }
+            ..LogOptions::new(&self.nats_url, Arc::new(keys))
+        })
     }
 }
 

@@ -101,7 +101,7 @@ pub async fn connect_log(nats: &NatsArgs) -> anyhow::Result<Log> {
         Some(url) if syncs_always(url).await? => SyncMode::Durable,
         _ => SyncMode::Relaxed,
     };
-    Log::connect(&nats.log_options(sync)).await.with_context(|| format!("NATS at {} does not answer", nats.nats_url))
+    Log::connect(&nats.log_options(sync)?).await.with_context(|| format!("NATS at {} does not answer", nats.nats_url))
 }
 
 /// What is wrong with the NATS side.

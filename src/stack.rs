@@ -83,6 +83,8 @@ pub struct Secrets {
     pub pepper: String,
     /// The platform operator's token.
     pub platform_token: String,
+    /// What vouches for the events in the log.
+    pub commit_keys: String,
     /// What the program logs in to PostgreSQL with.
     pub database_password: String,
     /// The worker, so that its own leases do not keep it waiting after a restart.
@@ -94,12 +96,16 @@ impl Secrets {
     pub fn load_or_create(path: &Path) -> anyhow::Result<Self> {
         if path.exists() {
             let text = std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
-            return serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()));
+            return serde_json::from_slice(&text).with_context(|| {
+                format!("{} is damaged, or of an older version: remove the data folder to begin anew", path.display())
+            });
         }
-        let random = || -> String { rand::random::<[u8; 24]>().iter().map(|byte| format!("{byte:02x}")).collect() };
+        let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+        let random = || hex(&rand::random::<[u8; 24]>());
         let secrets = Self {
             pepper: random(),
             platform_token: format!("operator_{}", random()),
+            commit_keys: format!("first:{}", hex(&rand::random::<[u8; 32]>())),
             database_password: random(),
             worker_id: Uuid::now_v7(),
         };
@@ -164,6 +170,7 @@ impl Stack {
         let nats_args = NatsArgs {
             nats_url: nats.url.clone(),
             nats_creds: None,
+            commit_keys: secrets.commit_keys.clone(),
             nats_monitor_url: Some(nats.monitor_url.clone()),
             replicas: 1,
             shards: options.shards,

@@ -49,6 +49,18 @@ pub enum CodecError {
         /// Its value.
         value: String,
     },
+    /// Nobody who accepts commands vouches for it as it lies in the log.
+    #[error("the message is not authentic: {reason}")]
+    NotAuthentic {
+        /// What is missing or wrong.
+        reason: String,
+    },
+    /// It is signed with a key that this process was not given.
+    #[error("the message is signed with commit key {id:?}, which this process does not have")]
+    UnknownKey {
+        /// The key's id.
+        id: String,
+    },
     /// The content is not the content that the header commits to.
     #[error("the payload does not match the header's commitment")]
     CommitmentBroken,
@@ -84,7 +96,7 @@ struct Content<T> {
 }
 
 /// Reads any MessagePack of ours, to a bounded depth. Lengths that the bytes claim are not trusted with memory.
-pub(crate) fn from_bytes<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, CodecError> {
+pub(crate) fn from_bytes<'a, T: Deserialize<'a>>(what: &'static str, bytes: &'a [u8]) -> Result<T, CodecError> {
     let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes);
     decoder.set_max_depth(MAX_DEPTH);
     T::deserialize(&mut decoder).map_err(|source| CodecError::Malformed { what, source })

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Actor, AggregateId, AggregateVersion, CodecError, CommandId, Context, CorrelationId, Event, EventId, EventSubject,
-    Fingerprint, Header, OrgId, Salt, Timestamp,
+    Actor, AggregateId, AggregateVersion, CodecError, CommandId, CommitKeys, Context, CorrelationId, Event, EventId,
+    EventSubject, Fingerprint, Header, OrgId, Salt, Timestamp,
     codec::{from_bytes, open_content, seal_content},
 };
 
@@ -110,14 +110,19 @@ pub struct Commit {
 }
 
 impl Commit {
-    /// The message's bytes.
+    /// The content of the message.
     pub fn encode(&self) -> Result<Bytes, CodecError> {
         let bytes = rmp_serde::to_vec_named(self)?;
         check_size(bytes.len())?;
         Ok(bytes.into())
     }
 
-    /// Reads a message; what it holds is opened by [`Commit::open`].
+    /// What is stored on `subject`, whose last sequence must be `previous`; none when nothing is expected there.
+    pub fn sign(&self, keys: &CommitKeys, subject: &EventSubject, previous: Option<u64>) -> Result<Bytes, CodecError> {
+        Ok(keys.sign(&subject.to_string(), previous, &self.encode()?)?.into())
+    }
+
+    /// Reads the content of a message; what it holds is opened by [`Commit::open`].
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         check_size(bytes.len())?;
         let commit: Self = from_bytes("commit", bytes)?;

@@ -23,6 +23,7 @@ mod parking;
 mod position;
 mod record;
 mod role;
+mod signed;
 mod subject;
 mod timestamp;
 mod view;
@@ -61,6 +62,7 @@ pub use parking::{ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeli
 pub use position::Position;
 pub use record::{RecordArchived, RecordCreated, RecordEvent, RecordUpdated};
 pub use role::{Role, RoleChanged, RoleDefined, RoleEvent, RoleRemoved};
+pub use signed::{CommitKeys, CommitKeysError};
 pub use subject::{AggregateId, AggregateType, EventSubject, Shard, SubjectError};
 pub use timestamp::Timestamp;
 pub use view::EventView;

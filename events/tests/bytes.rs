@@ -6,17 +6,18 @@ use std::{fs, num::NonZeroU32, path::PathBuf};
 use orgstream_events::{
     AccessDenied, AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated,
     AuditExported, AuditRead, Auth, AuthMethod, BreakGlassClosed, BreakGlassId, BreakGlassOpened, BreakGlassUsed,
-    CodecError, CommandId, Commit, CommitDraft, ConnectionId, Context, Direction, DomainClaimed, DomainEvent, DomainId,
-    DomainProven, DomainRemoved, Event, EventSubject, Fingerprint, InvitationAccepted, InvitationEvent, InvitationId,
-    InvitationIssued, InvitationResent, InvitationRevoked, IsolationFailed, KNOWN_EVENTS, KeyEnvironment, KeyId,
-    KeyRefused, KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired, LoginMethod, MAX_COMMIT_BYTES,
-    MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, MfaPolicy, OrgId, OrgSwitched,
-    OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged,
-    OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
-    OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, OutcomeStatus, ParkedEventsRetried,
-    ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordUpdated,
-    Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, Shard, SignedIn, SsoConnectionAdded,
-    SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UserId, Visibility,
+    CodecError, CommandId, Commit, CommitDraft, CommitKeys, ConnectionId, Context, Direction, DomainClaimed,
+    DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject, Fingerprint, InvitationAccepted,
+    InvitationEvent, InvitationId, InvitationIssued, InvitationResent, InvitationRevoked, IsolationFailed,
+    KNOWN_EVENTS, KeyEnvironment, KeyId, KeyRefused, KindChanged, KindDefinition, KindEvent, KindRegistered,
+    KindRetired, LoginMethod, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged,
+    MfaPolicy, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
+    OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
+    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, OutcomeStatus,
+    ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent,
+    RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, Shard, SignedIn,
+    SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UserId,
+    Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -287,6 +288,19 @@ fn every_event_has_its_golden_bytes() {
     }
     let known: Vec<_> = KNOWN_EVENTS.iter().flat_map(|events| events.iter().copied()).collect();
     assert_eq!(seen, known, "an event without an example, or in another order");
+}
+
+/// The frame around a message is stored as long as what is in it.
+#[test]
+fn a_signed_message_has_its_golden_bytes() {
+    let keys = CommitKeys::single("golden", [5; 32]).unwrap();
+    let bytes = keys.sign("ev.3.org.record.res", Some(300), b"content").unwrap();
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/message.signed.v1.hex");
+    if std::env::var_os("GOLDEN_WRITE").is_some() && !file.exists() {
+        fs::write(&file, hex(&bytes) + "\n").unwrap();
+    }
+    assert_eq!(hex(&bytes), fs::read_to_string(&file).unwrap().trim());
+    assert_eq!(keys.verify("ev.3.org.record.res", Some(300), &bytes).unwrap(), b"content");
 }
 
 /// What was added to shapes that were there before: written by newer programs, and so for ever as well.

@@ -38,8 +38,12 @@ pub struct Park<'a> {
     pub seq: u64,
     /// Its subject; the last two tokens name the aggregate.
     pub subject: &'a str,
-    /// Its bytes.
+    /// The commit's bytes; of a message whose signature did not hold, the message as it came.
     pub message: &'a [u8],
+    /// Whether the signature held.
+    pub verified: bool,
+    /// The last sequence of the subject that the log held its publisher to.
+    pub expected: Option<u64>,
     /// Failed itself, or waiting.
     pub state: ParkedState,
     /// What went wrong, in one line; empty when waiting.
@@ -79,8 +83,12 @@ impl Parked {
 pub struct ParkedMessage {
     /// What is known of it.
     pub parked: Parked,
-    /// Its bytes.
+    /// The commit's bytes; of a message whose signature did not hold, the message as it came.
     pub message: Vec<u8>,
+    /// Whether the signature held.
+    pub verified: bool,
+    /// The last sequence of the subject that the log held its publisher to.
+    pub expected: Option<u64>,
 }
 
 /// The aggregate of a subject as `<type>.<id>`, which is how an `AggregateId` shows itself. It need not be one that
@@ -101,9 +109,10 @@ pub async fn park(slice: &mut SliceTx, org: BoundOrg, messages: &[Park<'_>]) -> 
     let reasons = column(messages, |message| message.reason.replace('\0', " "));
     sqlx::query!(
         "INSERT INTO ops.parked AS parked
-            (org_id, pipeline, rm_version, seq, aggregate_type, aggregate_id, subject, message, state, reason, attempts)
+            (org_id, pipeline, rm_version, seq, aggregate_type, aggregate_id, subject, message, state, reason, attempts,
+            verified, expected)
         SELECT $1, $2, CASE WHEN $2 = 'read_models' THEN app.rm_version() ELSE 1 END, message.* FROM unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::text[],
-            $9::text[], $10::integer[]) AS message
+            $9::text[], $10::integer[], $11::boolean[], $12::bigint[]) AS message
         ON CONFLICT (org_id, pipeline, rm_version, seq) DO UPDATE SET
             state = excluded.state,
             reason = excluded.reason,
@@ -118,6 +127,8 @@ pub async fn park(slice: &mut SliceTx, org: BoundOrg, messages: &[Park<'_>]) -> 
         column(messages, |message| message.state.name()) as _,
         &reasons,
         &column(messages, |message| i32::try_from(message.attempts).unwrap_or(i32::MAX)),
+        &column(messages, |message| message.verified),
+        &column(messages, |message| message.expected.map(to_bigint)) as _,
     )
     .execute(connection)
     .await?;
@@ -146,7 +157,7 @@ pub async fn of_aggregate(
     let (connection, pipeline) = slice.connection(org)?;
     let (aggregate_type, aggregate_id) = aggregate.split_once('.').unwrap_or((aggregate, ""));
     let rows = sqlx::query!(
-        "SELECT pipeline, seq, subject, message, state, reason, attempts, parked_at FROM ops.parked
+        "SELECT pipeline, seq, subject, message, verified, expected, state, reason, attempts, parked_at FROM ops.parked
         WHERE org_id = $1 AND pipeline = $2 AND aggregate_type = $3 AND aggregate_id = $4 ORDER BY seq LIMIT $5",
         org.org().uuid(),
         pipeline.name(),
@@ -167,7 +178,8 @@ pub async fn of_aggregate(
                 attempts: row.attempts,
                 parked_at: row.parked_at,
             };
-            Ok(ParkedMessage { parked: parked.try_into()?, message: row.message })
+            let (verified, expected) = (row.verified, row.expected.map(from_bigint));
+            Ok(ParkedMessage { parked: parked.try_into()?, message: row.message, verified, expected })
         })
         .collect()
 }

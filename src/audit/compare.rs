@@ -61,7 +61,7 @@ async fn events(
         if message.seq > upto {
             break;
         }
-        for event in message.open()?.commit.events {
+        for event in message.open(log.keys())?.commit.events {
             let leaf = leaf_hash(&event.sealed.header);
             stream.append(leaf);
             let place = format!("{}:{}", org.org(), message.seq);

@@ -505,16 +505,23 @@ impl CommandHandler {
     ) -> Result<Arc<Loaded<A>>, CommandError> {
         let key = Scoped::new(placement.org, aggregate.clone());
         let cache = A::cache(&self.caches);
-        let mut loaded = cache.get(&key).map(|loaded| Loaded::clone(&loaded)).unwrap_or_default();
-        loaded.read_at = Instant::now();
-        for stored in self.log.load(placement, aggregate, loaded.seq, freshness).await? {
-            let commit = stored.commit;
-            let events = commit.events.iter().map(|opened| &opened.event);
-            loaded.take_in(commit.command_id, commit.fingerprint, stored.seq, events);
+        loop {
+            let mut loaded = cache.get(&key).map(|loaded| Loaded::clone(&loaded)).unwrap_or_default();
+            loaded.read_at = Instant::now();
+            let history = self.log.load(placement, aggregate, loaded.seq, freshness).await?;
+            for stored in history.commits {
+                let commit = stored.commit;
+                let events = commit.events.iter().map(|opened| &opened.event);
+                loaded.take_in(commit.command_id, commit.fingerprint, stored.seq, events);
+            }
+            loaded.seq = history.last;
+            let loaded = Arc::new(loaded);
+            // Each part is remembered, so that who comes back after a time-out goes on from there.
+            cache.insert(key.clone(), Arc::clone(&loaded));
+            if history.ended {
+                return Ok(loaded);
+            }
         }
-        let loaded = Arc::new(loaded);
-        cache.insert(key, Arc::clone(&loaded));
-        Ok(loaded)
     }
 
     /// Waits for its turn to write to the aggregate.

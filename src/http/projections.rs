@@ -93,7 +93,7 @@ async fn backlog(app: &App, placement: &Placement, after: u64) -> Result<Backlog
     while backlog.messages < COUNTED.into() {
         let chunk = app.log.read(placement.shard, placement.org, backlog.head + 1, limit).await?;
         if backlog.since.is_none() {
-            let first = chunk.messages.first().and_then(|message| message.open().ok());
+            let first = chunk.messages.first().and_then(|message| message.open(app.log.keys()).ok());
             backlog.since = first.and_then(|stored| stored.commit.events.first().map(|event| event.header.recorded_at));
         }
         backlog.messages = (backlog.messages + chunk.messages.len()).min(COUNTED.into());

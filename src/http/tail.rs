@@ -179,7 +179,7 @@ fn follow_messages(
                             yield Ok(last);
                             break;
                         }
-                        for event in events_of(&access, &message, guard.org) {
+                        for event in events_of(&guard.app, &access, &message) {
                             yield Ok(event);
                         }
                     }
@@ -196,9 +196,10 @@ fn follow_messages(
 }
 
 /// The events of one commit. Only the last carries the position: a reader that has it has all of them.
-fn events_of(access: &Access, message: &Message, org: OrgId) -> Vec<Event> {
+fn events_of(app: &App, access: &Access, message: &Message) -> Vec<Event> {
+    let org = access.org();
     let position = Position { org, seq: message.seq };
-    let stored = match message.open() {
+    let stored = match message.open(app.log.keys()) {
         Ok(stored) => stored,
         Err(error) => {
             tracing::warn!(org.id = %org, event.seq = message.seq, %error, "a tail passes over a message");

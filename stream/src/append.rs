@@ -7,12 +7,13 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{message::StreamMessage, stream::Stream};
-use orgstream_events::{CodecError, Commit, EventSubject};
+use orgstream_events::{CodecError, Commit, CommitKeys, EventSubject};
 use tokio::time::Instant;
 
 use crate::{
     AppendError, Log, Placement, StreamError,
     api::{backoff, get_on_leader, last_on_leader},
+    message::expected,
     publish::{Answer, Write},
 };
 
@@ -68,7 +69,7 @@ impl Log {
         expected: impl Into<Expected>,
         trace: Option<&str>,
     ) -> Result<Appended, AppendError> {
-        let write = prepare(placement, commit, expected.into(), trace, None)?;
+        let write = prepare(self.keys(), placement, commit, expected.into(), trace, None)?;
         let _share = self.inner.shares.enter(placement.org).await;
         let started = Instant::now();
         let result = self.append_one(placement, commit, write).await;
@@ -100,7 +101,7 @@ impl Log {
             None => within(deadline, self.inner.publisher.publish_in_turn(&write)).await?,
         };
         for tries in 0.. {
-            let reason = match decided(stream, answer, commit, &write.subject).await? {
+            let reason = match decided(self.keys(), stream, answer, commit, &write.subject).await? {
                 Ok(appended) => return Ok(appended),
                 Err(reason) => reason,
             };
@@ -126,7 +127,7 @@ impl Log {
         let mut writes = Vec::with_capacity(commits.len());
         for (ordinal, (commit, expected)) in commits.iter().enumerate() {
             let ordinal = (commits.len() > 1).then_some(ordinal);
-            let write = prepare(placement, commit, Expected::Last(*expected), trace, ordinal)?;
+            let write = prepare(self.keys(), placement, commit, Expected::Last(*expected), trace, ordinal)?;
             if writes.iter().any(|other: &Write| other.subject == write.subject) {
                 return Err(AppendError::Invalid(format!("{} appears twice", write.subject)));
             }
@@ -140,10 +141,12 @@ impl Log {
                     let first = (seq + 1).saturating_sub(writes.len() as u64);
                     return Ok((first..=seq).map(|seq| Appended { seq, replayed: false }).collect());
                 }
-                Answer::Stale | Answer::Duplicate { .. } => match found_together(stream, commits, &writes).await? {
-                    Ok(appended) => return Ok(appended),
-                    Err(reason) => reason,
-                },
+                Answer::Stale | Answer::Duplicate { .. } => {
+                    match found_together(self.keys(), stream, commits, &writes).await? {
+                        Ok(appended) => return Ok(appended),
+                        Err(reason) => reason,
+                    }
+                }
                 Answer::Unknown { reason } => reason,
                 Answer::Refused { code, description } => return Err(AppendError::Refused { code, description }),
                 Answer::TooLarge { size, limit } => return Err(CodecError::TooLarge { size, limit }.into()),
@@ -155,6 +158,7 @@ impl Log {
 }
 
 fn prepare(
+    keys: &CommitKeys,
     placement: &Placement,
     commit: &Commit,
     expected: Expected,
@@ -172,7 +176,7 @@ fn prepare(
     };
     Ok(Write {
         subject: subject.to_string(),
-        payload: commit.encode()?,
+        payload: commit.sign(keys, &subject, expected.seq())?,
         message_id: Some(message_id),
         expected: expected.seq(),
         trace: trace.map(str::to_owned),
@@ -181,6 +185,7 @@ fn prepare(
 
 /// What an answer means for the commit. The inner error is the reason to try again.
 async fn decided(
+    keys: &CommitKeys,
     stream: &Stream<()>,
     answer: Answer,
     commit: &Commit,
@@ -195,16 +200,22 @@ async fn decided(
         Answer::Duplicate { seq } => get_on_leader(stream, seq).await,
     };
     match stored {
-        Ok(stored) => ours(stored.as_ref(), commit, subject).map(Ok),
+        Ok(stored) => ours(keys, stored.as_ref(), commit, subject).map(Ok),
         Err(error) => retry_or_refuse(error),
     }
 }
 
 /// Whether `stored` is what an earlier try left behind.
-fn ours(stored: Option<&StreamMessage>, commit: &Commit, subject: &str) -> Result<Appended, AppendError> {
+fn ours(
+    keys: &CommitKeys,
+    stored: Option<&StreamMessage>,
+    commit: &Commit,
+    subject: &str,
+) -> Result<Appended, AppendError> {
     let conflict = || AppendError::Conflict { subject: subject.to_owned() };
     let stored = stored.ok_or_else(conflict)?;
-    let found = Commit::decode(&stored.payload).map_err(|_| conflict())?;
+    let content = keys.verify(&stored.subject, expected(&stored.headers), &stored.payload).map_err(|_| conflict())?;
+    let found = Commit::decode(content).map_err(|_| conflict())?;
     if found.command_id != commit.command_id {
         return Err(conflict());
     }
@@ -217,6 +228,7 @@ fn ours(stored: Option<&StreamMessage>, commit: &Commit, subject: &str) -> Resul
 
 /// After a refused batch: were all of its commits stored by an earlier try?
 async fn found_together(
+    keys: &CommitKeys,
     stream: &Stream<()>,
     commits: &[(Commit, u64)],
     writes: &[Write],
@@ -228,7 +240,7 @@ async fn found_together(
             Ok(stored) => stored,
             Err(error) => return retry_or_refuse(error),
         };
-        match ours(stored.as_ref(), commit, &write.subject) {
+        match ours(keys, stored.as_ref(), commit, &write.subject) {
             Ok(appended) => found.push(appended),
             Err(error @ AppendError::KeyReused { .. }) => return Err(error),
             Err(error) if stored.as_ref().map_or(0, |stored| stored.sequence) != *expected => return Err(error),

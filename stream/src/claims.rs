@@ -6,7 +6,7 @@ use orgstream_events::{OrgId, Timestamp};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::{ClaimError, Log, StreamError, api::last_on_leader, placement::system_write, publish::Write};
+use crate::{ClaimError, Log, StreamError, placement::system_write, publish::Write, system::Fact};
 
 /// An org is created moments after its claims. A claim this old whose org was never placed was left by a creation
 /// that died on the way.
@@ -22,7 +22,8 @@ struct Claim {
 }
 
 struct Found {
-    claim: Claim,
+    /// None when nothing on the subject is authentic.
+    claim: Option<Claim>,
     seq: u64,
     stored_at: OffsetDateTime,
 }
@@ -42,13 +43,15 @@ impl Log {
                 write.expected = Some(0);
                 continue;
             };
-            if found.claim.org == org {
-                return Ok(());
+            if let Some(Claim { org: by, .. }) = found.claim {
+                if by == org {
+                    return Ok(());
+                }
+                if !self.is_abandoned(by, found.stored_at).await? {
+                    return Err(ClaimError::Taken { by });
+                }
+                tracing::info!(org.id = %org, abandoned_by = %by, scope, "taking over an abandoned claim");
             }
-            if !self.is_abandoned(&found).await? {
-                return Err(ClaimError::Taken { by: found.claim.org });
-            }
-            tracing::info!(org.id = %org, abandoned_by = %found.claim.org, scope, "taking over an abandoned claim");
             write.expected = Some(found.seq);
         }
         let reason = "others keep claiming it".to_owned();
@@ -57,25 +60,23 @@ impl Log {
 
     /// Who has claimed `value` within `scope`.
     pub async fn claimed_by(&self, scope: &str, value: &str) -> Result<Option<OrgId>, StreamError> {
-        Ok(self.find_claim(&subject(scope, value)?).await?.map(|found| found.claim.org))
+        Ok(self.find_claim(&subject(scope, value)?).await?.and_then(|found| found.claim).map(|claim| claim.org))
     }
 
     async fn find_claim(&self, subject: &str) -> Result<Option<Found>, StreamError> {
-        let Some(message) = last_on_leader(&self.inner.system, subject).await? else {
-            return Ok(None);
-        };
+        let Some(Fact { seq, content, stored_at }) = self.system_fact(subject).await? else { return Ok(None) };
         let corrupt = |error: serde_json::Error| StreamError::Corrupt {
             subject: subject.to_owned(),
-            seq: message.sequence,
+            seq,
             reason: error.to_string(),
         };
-        let claim = serde_json::from_slice(&message.payload).map_err(corrupt)?;
-        Ok(Some(Found { claim, seq: message.sequence, stored_at: message.time }))
+        let claim = content.map(|content| serde_json::from_slice(&content)).transpose().map_err(corrupt)?;
+        Ok(Some(Found { claim, seq, stored_at }))
     }
 
-    async fn is_abandoned(&self, found: &Found) -> Result<bool, StreamError> {
-        let old = OffsetDateTime::now_utc() - found.stored_at > ABANDONED_AFTER;
-        Ok(old && self.placement(found.claim.org).await?.is_none())
+    async fn is_abandoned(&self, by: OrgId, stored_at: OffsetDateTime) -> Result<bool, StreamError> {
+        let old = OffsetDateTime::now_utc() - stored_at > ABANDONED_AFTER;
+        Ok(old && self.placement(by).await?.is_none())
     }
 }
 

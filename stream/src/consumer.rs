@@ -8,7 +8,7 @@ use orgstream_events::{EventSubject, OrgId, Shard};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::{Log, Message, StreamError, read::trace, streams};
+use crate::{Log, Message, StreamError, streams};
 
 /// A consumer that nobody asks any more removes itself.
 const INACTIVE: Duration = Duration::from_secs(30);
@@ -74,15 +74,10 @@ impl Place {
 
     /// The message that stands here.
     pub(crate) fn message(self, shard: Shard, message: async_nats::Message) -> Message {
-        Message {
-            shard,
-            seq: self.seq,
-            trace: message.headers.as_ref().and_then(trace),
-            subject: message.subject.into_string(),
-            // The payload is a window on the connection's read buffer, which one small message kept in a lane would
-            // hold in memory whole.
-            payload: Bytes::copy_from_slice(&message.payload),
-        }
+        // The payload is a window on the connection's read buffer, which one small message kept in a lane would hold in
+        // memory whole.
+        let payload = Bytes::copy_from_slice(&message.payload);
+        Message::new(shard, self.seq, message.subject.into_string(), message.headers.as_ref(), payload)
     }
 
     fn parse(reply: &str) -> Option<Self> {

@@ -17,6 +17,9 @@ impl Log {
         let (mut orgs, mut next) = (Vec::new(), 1);
         while let Some(message) = next_on_leader(&self.inner.system, PLACEMENTS, next).await? {
             next = message.sequence + 1;
+            if self.system_content(&message)?.is_none() {
+                continue;
+            }
             let org = message.subject.as_str().rsplit('.').next().and_then(|org| org.parse().ok());
             orgs.push(org.ok_or_else(|| StreamError::Corrupt {
                 subject: message.subject.to_string(),

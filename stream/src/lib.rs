@@ -23,6 +23,7 @@ mod queue;
 mod read;
 mod share;
 mod streams;
+mod system;
 mod tail;
 pub mod trace;
 
@@ -34,5 +35,5 @@ pub use log::{Log, LogOptions, SyncMode};
 pub use message::{Message, StoredCommit};
 pub use placement::Placement;
 pub use preflight::{Finding, preflight};
-pub use read::{Chunk, Freshness, ReadLimit};
+pub use read::{Chunk, Freshness, History, ReadLimit};
 pub use streams::ShardState;

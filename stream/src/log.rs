@@ -6,7 +6,7 @@ use async_nats::{
     ConnectOptions, Event,
     jetstream::{self, stream::Stream},
 };
-use orgstream_events::Shard;
+use orgstream_events::{CommitKeys, Shard};
 use tokio::sync::watch;
 
 use crate::{
@@ -23,6 +23,8 @@ pub struct LogOptions {
     pub url: String,
     /// A NATS credentials file.
     pub creds: Option<PathBuf>,
+    /// What vouches for messages that are appended, and which messages are believed.
+    pub keys: Arc<CommitKeys>,
     /// How many pooled streams there are. It cannot shrink.
     pub shards: u16,
     /// Copies of every message: 1, or 3 in a cluster.
@@ -35,11 +37,13 @@ pub struct LogOptions {
     pub duplicate_window: Duration,
 }
 
-impl Default for LogOptions {
-    fn default() -> Self {
+impl LogOptions {
+    /// The log at `url`, whose messages `keys` vouch for; everything else as it is by default.
+    pub fn new(url: impl Into<String>, keys: Arc<CommitKeys>) -> Self {
         Self {
-            url: "nats://127.0.0.1:4222".to_owned(),
+            url: url.into(),
             creds: None,
+            keys,
             shards: 16,
             replicas: 1,
             region: "local".to_owned(),
@@ -165,6 +169,11 @@ impl Log {
                 tracing::debug!(%error, "a connection to NATS could not be ended in order");
             }
         }
+    }
+
+    /// What vouches for the log's messages.
+    pub fn keys(&self) -> &Arc<CommitKeys> {
+        &self.inner.options.keys
     }
 
     /// What placements made here are labelled with.

@@ -1,9 +1,13 @@
 //! A message as it lies in the log, and a commit read out of one.
 
+use async_nats::{HeaderMap, header};
 use bytes::Bytes;
-use orgstream_events::{Commit, EventSubject, OpenedCommit, Shard};
+use orgstream_events::{CodecError, Commit, CommitKeys, EventSubject, OpenedCommit, Shard};
 
-use crate::StreamError;
+use crate::{StreamError, publish::TRACE};
+
+/// Makes an expectation one about another subject, so that it says nothing about its own.
+const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 
 /// One message of a shard's stream, not yet decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,19 +18,35 @@ pub struct Message {
     pub seq: u64,
     /// `ev.<shard>.<org>.<aggregate>.<id>`.
     pub subject: String,
-    /// An encoded [`Commit`].
+    /// A signed [`Commit`].
     pub payload: Bytes,
+    /// The last sequence of the subject that its publisher expected, and that the server held it to.
+    pub expected: Option<u64>,
     /// The W3C `traceparent` of the request that appended it.
     pub trace: Option<String>,
 }
 
 impl Message {
-    /// Decodes the commit and compares it with the subject it came on.
-    pub fn open(&self) -> Result<StoredCommit, StreamError> {
+    pub(crate) fn new(shard: Shard, seq: u64, subject: String, headers: Option<&HeaderMap>, payload: Bytes) -> Self {
+        let trace = headers.and_then(|headers| headers.get_last(TRACE)).map(|trace| trace.as_str().to_owned());
+        Self { shard, seq, subject, payload, expected: headers.and_then(expected), trace }
+    }
+
+    /// The bytes of the [`Commit`], once it is sure that a process of ours signed them for this place.
+    pub fn content(&self, keys: &CommitKeys) -> Result<&[u8], CodecError> {
+        keys.verify(&self.subject, self.expected, &self.payload)
+    }
+
+    /// Verifies and decodes the commit and compares it with the subject it came on.
+    pub fn open(&self, keys: &CommitKeys) -> Result<StoredCommit, StreamError> {
+        let content = self.content(keys).map_err(|error| self.corrupt(&error))?;
+        Ok(StoredCommit { seq: self.seq, commit: self.decode(content)?, trace: self.trace.clone() })
+    }
+
+    pub(crate) fn decode(&self, content: &[u8]) -> Result<OpenedCommit, StreamError> {
         let subject: EventSubject = self.subject.parse().map_err(|error| self.corrupt(&error))?;
-        let commit = Commit::decode(&self.payload).and_then(|commit| commit.open(&subject));
-        let commit = commit.map_err(|error| self.corrupt(&error))?;
-        Ok(StoredCommit { seq: self.seq, commit, trace: self.trace.clone() })
+        let commit = Commit::decode(content).and_then(|commit| commit.open(&subject));
+        commit.map_err(|error| self.corrupt(&error))
     }
 
     pub(crate) fn corrupt(&self, reason: &dyn std::fmt::Display) -> StreamError {
@@ -43,4 +63,21 @@ pub struct StoredCommit {
     pub commit: OpenedCommit,
     /// The W3C `traceparent` of the request that appended it.
     pub trace: Option<String>,
+}
+
+/// The last sequence of its own subject that the server held the publisher of a message to.
+pub(crate) fn expected(headers: &HeaderMap) -> Option<u64> {
+    if headers.get_last(EXPECTED_SUBJECT).is_some() {
+        return None;
+    }
+    headers.get_last(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE)?.as_str().parse().ok()
+}
+
+/// The alarm for a message that nobody of ours signed.
+pub(crate) fn forged(subject: &str, seq: u64, reason: &CodecError) {
+    metrics::counter!("orgstream_forged_messages_total").increment(1);
+    tracing::error!(
+        subject, event.seq = seq, %reason,
+        "a message in the log is not from a process of ours and is passed over: see who can publish to the broker"
+    );
 }

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Log, StreamError,
-    api::{backoff, last_on_leader},
+    api::backoff,
     publish::{Answer, Write},
+    system::Fact,
 };
 
 /// How long "not placed" is believed: it shields the server from floods of made-up org ids.
@@ -107,9 +108,12 @@ impl Log {
     /// says so too, so the caller must look at what is there.
     pub(crate) async fn write_system(&self, write: &Write) -> Result<bool, StreamError> {
         let action = "write to the system stream";
+        let signed = self.keys().sign(&write.subject, write.expected, &write.payload);
+        let payload = signed.map_err(|error| StreamError::Invalid(error.to_string()))?.into();
+        let write = Write { payload, ..write.clone() };
         let mut last = String::new();
         for tries in 0..TRIES {
-            match self.inner.publisher.publish_in_turn(write).await {
+            match self.inner.publisher.publish_in_turn(&write).await {
                 Answer::Stored { .. } => return Ok(true),
                 Answer::Stale | Answer::Duplicate { .. } => return Ok(false),
                 Answer::Unknown { reason } => last = reason,
@@ -127,11 +131,11 @@ impl Log {
 
     async fn stored_placement(&self, org: OrgId) -> Result<Option<Placement>, StreamError> {
         let subject = subject(org);
-        let Some(message) = last_on_leader(&self.inner.system, &subject).await? else {
+        let Some(Fact { seq, content: Some(content), .. }) = self.system_fact(&subject).await? else {
             return Ok(None);
         };
-        let corrupt = |reason: String| StreamError::Corrupt { subject: subject.clone(), seq: message.sequence, reason };
-        let stored: Stored = serde_json::from_slice(&message.payload).map_err(|error| corrupt(error.to_string()))?;
+        let corrupt = |reason: String| StreamError::Corrupt { subject: subject.clone(), seq, reason };
+        let stored: Stored = serde_json::from_slice(&content).map_err(|error| corrupt(error.to_string()))?;
         if stored.shard.0 >= self.inner.options.shards {
             return Err(StreamError::UnknownShard { shard: stored.shard, shards: self.inner.options.shards });
         }

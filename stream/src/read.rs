@@ -2,21 +2,25 @@
 //!
 //! None of this makes a consumer, as a [`Backlog`](crate::Backlog) does. One org is read by JetStream's batched direct get,
 //! which keeps no state between requests; an aggregate is walked back from its last message, because every message holds the
-//! sequence before it.
+//! sequence before it. A long history is read from its beginning on, a part at a time.
 
 use std::time::Duration;
 
-use async_nats::{HeaderMap, header, jetstream::message::StreamMessage};
+use async_nats::{
+    HeaderMap, header,
+    jetstream::{self, message::StreamMessage},
+};
 use futures_util::{Stream, StreamExt, stream};
-use orgstream_events::{AggregateId, EventSubject, OrgId, Shard};
+use orgstream_events::{AggregateId, CodecError, EventSubject, OrgId, Shard};
 use serde::Serialize;
 
 use crate::{
     Log, Message, Placement, StoredCommit, StreamError,
     api::{backoff, get_on_any, get_on_leader, last_on_any, last_on_leader, next_on_leader, unavailable},
     log::Line,
-    publish::TRACE,
+    message::forged,
     streams,
+    system::unreadable,
 };
 
 /// The longest silence within one read. The first answer comes after a scan, the others follow at once.
@@ -26,6 +30,8 @@ pub(crate) const MAX_MESSAGES: usize = 4_096;
 pub(crate) const MAX_BYTES: usize = 16 << 20;
 /// Every request costs a count of what is left, up to milliseconds for an org of many aggregates: so not too small.
 const REPLAY_CHUNK: ReadLimit = ReadLimit { messages: 2_000, bytes: 2 << 20 };
+/// Commits up to which a history is walked back, a read each; a longer one is read from its beginning on.
+const WALK: usize = 64;
 /// A replay outlives a server's restart; about 15 seconds of trying.
 const REPLAY_TRIES: u32 = 36;
 
@@ -47,6 +53,18 @@ pub struct ReadLimit {
     pub bytes: usize,
 }
 
+/// A part of an aggregate's history.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    /// Oldest first.
+    pub commits: Vec<StoredCommit>,
+    /// The last sequence that this part reaches on the aggregate's subject: what to load on from, and at the end what an
+    /// append has to expect.
+    pub last: u64,
+    /// Nothing came after it when it was read.
+    pub ended: bool,
+}
+
 /// What one read brought back.
 #[derive(Debug, Clone, Default)]
 pub struct Chunk {
@@ -65,9 +83,10 @@ struct BatchGet<'a> {
 }
 
 impl Log {
-    /// The aggregate's commits after `after` (exclusive; 0 gives all), oldest first.
+    /// The aggregate's commits after `after` (exclusive; 0 gives all), oldest first; of a long history the first part.
     ///
-    /// `after` must be 0 or the sequence of one of the aggregate's own commits.
+    /// `after` must be 0, or where an earlier part of the history ended. A message on the subject that nobody of ours
+    /// signed is passed over, with an alarm.
     #[tracing::instrument(level = "debug", skip_all, fields(org.id = %placement.org, shard = %placement.shard))]
     pub async fn load(
         &self,
@@ -75,7 +94,7 @@ impl Log {
         aggregate: &AggregateId,
         after: u64,
         freshness: Freshness,
-    ) -> Result<Vec<StoredCommit>, StreamError> {
+    ) -> Result<History, StreamError> {
         let shard = placement.shard;
         let stream = self.stream_of(shard)?;
         let subject = EventSubject { shard, org: placement.org, aggregate: aggregate.clone() }.to_string();
@@ -87,34 +106,78 @@ impl Log {
         if newest_seq < after && freshness == Freshness::Leader {
             return Err(StreamError::Behind { shard, last: newest_seq, expected: after });
         }
-
-        let mut commits = Vec::new();
-        let mut next = newest.filter(|message| message.sequence > after);
-        while let Some(message) = next {
-            let seq = message.sequence;
-            let corrupt = |reason: String| StreamError::Corrupt { subject: subject.clone(), seq, reason };
-            if message.subject.as_str() != subject {
-                return Err(corrupt(format!("the history of {subject} leads to a message on {}", message.subject)));
-            }
-            let before = expectation(&message.headers).filter(|before| *before < seq);
-            let before = before.ok_or_else(|| corrupt("it does not say which message came before it".to_owned()))?;
-            if before < after {
-                return Err(corrupt(format!("the history does not pass through {after}")));
-            }
-            commits.push(stored(shard, message).open()?);
-            next = if before == after {
-                None
-            } else {
-                // A replica may lack what its leader has; what the leader lacks is gone.
-                let found = match get_on_any(stream, before).await? {
-                    Some(found) => Some(found),
-                    None => get_on_leader(stream, before).await?,
-                };
-                Some(found.ok_or_else(|| corrupt(format!("message {before}, which came before it, is missing")))?)
-            };
+        let Some(newest) = newest.filter(|message| message.sequence > after) else {
+            return Ok(History { commits: Vec::new(), last: after, ended: true });
+        };
+        match self.walk_back(stream, stored(shard, newest), after).await? {
+            Some(commits) => Ok(History { commits, last: newest_seq, ended: true }),
+            None => self.read_forward(shard, &subject, after, newest_seq).await,
         }
-        commits.reverse();
-        Ok(commits)
+    }
+
+    /// From the newest commit back to `after`, by the expectations that the messages hold; none when that is too long a
+    /// way, or leads over a message that cannot be believed.
+    async fn walk_back(
+        &self,
+        stream: &jetstream::stream::Stream<()>,
+        newest: Message,
+        after: u64,
+    ) -> Result<Option<Vec<StoredCommit>>, StreamError> {
+        let mut commits = Vec::new();
+        let (shard, subject) = (newest.shard, newest.subject.clone());
+        let mut message = newest;
+        while commits.len() < WALK {
+            if message.subject != subject {
+                return Err(message.corrupt(&format!("the history of {subject} leads to it")));
+            }
+            let Ok(content) = message.content(self.keys()) else { return Ok(None) };
+            // What is authentic names the expectation that it was signed with.
+            let before = message.expected.filter(|before| *before < message.seq);
+            let before = before.ok_or_else(|| message.corrupt(&"it does not say which message came before it"))?;
+            if before < after {
+                return Err(message.corrupt(&format!("the history does not pass through {after}")));
+            }
+            let commit = message.decode(content)?;
+            commits.push(StoredCommit { seq: message.seq, commit, trace: message.trace.clone() });
+            if before == after {
+                commits.reverse();
+                return Ok(Some(commits));
+            }
+            // A replica may lack what its leader has; what the leader lacks is gone.
+            let found = match get_on_any(stream, before).await? {
+                Some(found) => Some(found),
+                None => get_on_leader(stream, before).await?,
+            };
+            let gone = || message.corrupt(&format!("message {before}, which came before it, is missing"));
+            message = stored(shard, found.ok_or_else(gone)?);
+        }
+        Ok(None)
+    }
+
+    /// The commits after `after`, as many as one read brings; `newest` is the last sequence on the subject.
+    async fn read_forward(&self, shard: Shard, subject: &str, after: u64, newest: u64) -> Result<History, StreamError> {
+        let chunk = self.batch_get(shard, subject, after + 1, REPLAY_CHUNK).await?;
+        let mut history = History { commits: Vec::new(), last: after, ended: false };
+        for message in chunk.messages {
+            match message.content(self.keys()) {
+                Ok(content) => {
+                    if message.expected != Some(history.last) {
+                        return Err(message.corrupt(&format!("the history does not pass through {}", history.last)));
+                    }
+                    let commit = message.decode(content)?;
+                    history.commits.push(StoredCommit { seq: message.seq, commit, trace: message.trace.clone() });
+                }
+                Err(reason @ CodecError::NotAuthentic { .. }) => forged(subject, message.seq, &reason),
+                Err(error) => return Err(unreadable(subject, message.seq, &error)),
+            }
+            history.last = message.seq;
+        }
+        history.ended = history.last >= newest;
+        if history.last == after {
+            let (action, reason) = ("load an aggregate", "the copy that answered is behind the leader".to_owned());
+            return Err(StreamError::Unavailable { action, reason });
+        }
+        Ok(history)
     }
 
     /// The org's messages from `from_seq` (inclusive), as many as `limit` allows.
@@ -184,13 +247,8 @@ impl Log {
             if messages.last().is_some_and(|message| message.seq != before) {
                 return Err(broken("an answer was lost"));
             }
-            messages.push(Message {
-                shard,
-                seq,
-                subject: subject.as_str().to_owned(),
-                payload: answer.payload,
-                trace: trace(&headers),
-            });
+            let subject = subject.as_str().to_owned();
+            messages.push(Message::new(shard, seq, subject, Some(&headers), answer.payload));
         }
     }
 
@@ -268,23 +326,9 @@ impl Reader {
 }
 
 fn stored(shard: Shard, message: StreamMessage) -> Message {
-    Message {
-        shard,
-        seq: message.sequence,
-        subject: message.subject.into_string(),
-        payload: message.payload,
-        trace: trace(&message.headers),
-    }
-}
-
-fn expectation(headers: &HeaderMap) -> Option<u64> {
-    number(headers, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE.as_ref())
+    Message::new(shard, message.sequence, message.subject.into_string(), Some(&message.headers), message.payload)
 }
 
 fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
     headers.get_last(name)?.as_str().parse().ok()
-}
-
-pub(crate) fn trace(headers: &HeaderMap) -> Option<String> {
-    headers.get_last(TRACE).map(|trace| trace.as_str().to_owned())
 }

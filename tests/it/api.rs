@@ -42,7 +42,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::support::{Nats, TempDir, TestDatabase, database};
+use crate::support::{Nats, TempDir, TestDatabase, commit_keys, database};
 
 pub(crate) const PEPPER: &str = "the pepper of the tests, which is no secret";
 pub(crate) const OPERATOR: &str = "the-platform-operator-of-the-tests";
@@ -204,7 +204,7 @@ impl Api {
         let database = database().await;
         let dir = TempDir::new();
         let stop = CancellationToken::new();
-        let options = LogOptions { url: nats.url.clone(), shards: 2, sync: SyncMode::Relaxed, ..LogOptions::default() };
+        let options = LogOptions { shards: 2, sync: SyncMode::Relaxed, ..LogOptions::new(&nats.url, commit_keys()) };
         let log = Log::connect(&options).await.unwrap();
         log.ensure_streams().await.unwrap();
 

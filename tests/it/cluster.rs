@@ -27,7 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::support::TempDir;
+use crate::support::{COMMIT_KEYS, TempDir, commit_keys};
 
 /// How long something may take that must come.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
@@ -152,10 +152,9 @@ impl Cluster {
     /// The event log, as another process of the product would open it.
     pub(crate) async fn log(&self) -> Log {
         let options = LogOptions {
-            url: self.nats.url.clone(),
             shards: self.options.shards,
             sync: SyncMode::Durable,
-            ..LogOptions::default()
+            ..LogOptions::new(&self.nats.url, commit_keys())
         };
         Log::connect(&options).await.unwrap()
     }
@@ -255,6 +254,7 @@ fn settings(options: &ClusterOptions, nats: &servers::Nats, postgres: &Postgres)
     vec![
         ("ORGSTREAM_NATS_URL", nats.url.clone()),
         ("ORGSTREAM_NATS_MONITOR_URL", nats.monitor_url.clone()),
+        ("ORGSTREAM_COMMIT_KEYS", COMMIT_KEYS.to_owned()),
         ("ORGSTREAM_SHARDS", options.shards.to_string()),
         ("ORGSTREAM_DATABASE_URL", format!("postgres://{}:{}/{DATABASE}", postgres.host, postgres.port)),
         ("ORGSTREAM_DATABASE_PASSWORD", DATABASE_PASSWORD.to_owned()),

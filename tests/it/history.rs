@@ -42,7 +42,7 @@ impl History {
         pin_mut!(replay);
         let mut commits = Vec::new();
         while let Some(message) = replay.next().await {
-            commits.push(message.unwrap().open().unwrap());
+            commits.push(message.unwrap().open(log.keys()).unwrap());
         }
         Self { org, commits }
     }

@@ -25,7 +25,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{Answer, Api, Org, PEPPER, mail_args, model, token_in};
+use crate::{
+    api::{Answer, Api, Org, PEPPER, mail_args, model, token_in},
+    support::commit_keys,
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -241,7 +244,7 @@ async fn expired(api: &Api, org: &Org, id: InvitationId) -> String {
     let pepper = Pepper::new(PEPPER.as_bytes()).unwrap();
     let command = CommandId::fresh(1_700_000_000_000, [9; 10]);
     let token = InvitationToken::of(&pepper, command);
-    let options = LogOptions { url: api.nats.url.clone(), shards: 2, ..LogOptions::default() };
+    let options = LogOptions { shards: 2, ..LogOptions::new(&api.nats.url, commit_keys()) };
     let log = Log::connect(&options).await.unwrap();
     let placement = log.placement(org.id.parse().unwrap()).await.unwrap().unwrap();
     let aggregate = AggregateId::Invitation(id);
@@ -252,7 +255,7 @@ async fn expired(api: &Api, org: &Org, id: InvitationId) -> String {
     let draft = CommitDraft {
         org: placement.org,
         aggregate,
-        version_before: history.len() as u64,
+        version_before: history.commits.len() as u64,
         command_id: command,
         fingerprint: None,
         actor: Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None },
@@ -265,7 +268,7 @@ async fn expired(api: &Api, org: &Org, id: InvitationId) -> String {
         events: vec![Event::Invitation(event)],
     };
     let commit = draft.seal(|| Salt([3; 32])).unwrap();
-    log.append(&placement, &commit, history.last().unwrap().seq, None).await.unwrap();
+    log.append(&placement, &commit, history.last, None).await.unwrap();
     token.reveal().to_owned()
 }
 

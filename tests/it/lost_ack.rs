@@ -26,7 +26,7 @@ use uuid::Uuid;
 use crate::{
     cluster::{Answer, Client, Cluster, ClusterOptions, PATIENCE, Tenant, create, eventually},
     history::History,
-    support::{Nats, database},
+    support::{Nats, commit_keys, database},
 };
 
 /// An answer without what says that it is a repetition.
@@ -329,11 +329,10 @@ async fn the_ledger_remembers_a_key_when_the_server_has_forgotten_it() {
     const WINDOW: Duration = Duration::from_millis(300);
     let (nats, database) = (Nats::start(false).await, database().await);
     let options = LogOptions {
-        url: nats.url.clone(),
         shards: 1,
         sync: SyncMode::Relaxed,
         duplicate_window: WINDOW,
-        ..LogOptions::default()
+        ..LogOptions::new(&nats.url, commit_keys())
     };
     let log = Log::connect(&options).await.unwrap();
     assert_eq!(log.ensure_streams().await.unwrap(), []);

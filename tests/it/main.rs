@@ -14,6 +14,7 @@ mod chaos;
 mod cli;
 mod cluster;
 mod compose;
+mod forged;
 mod history;
 mod http;
 mod identity;

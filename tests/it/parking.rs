@@ -38,13 +38,20 @@ impl Intruder {
         ack.await.unwrap().sequence
     }
 
+    /// Publishes a commit as if a process of ours had accepted it: with a signature that holds.
+    pub(crate) async fn publish_signed(&self, org: OrgId, aggregate: &str, before: u64, commit: &Commit) -> u64 {
+        let subject = format!("ev.{}.{org}.{aggregate}", self.placement(org).await.shard);
+        let signed = self.log.keys().sign(&subject, Some(before), &commit.encode().unwrap()).unwrap();
+        self.publish(org, aggregate, before, signed).await
+    }
+
     /// Three updates of what nobody created: the read models cannot apply them, the audit log can.
     pub(crate) async fn orphans(&self, org: OrgId, record: RecordId) -> Vec<u64> {
         let mut seqs = Vec::new();
         for version in 1..4 {
             let next = commit(org, record, version, vec![updated(&format!("v{}", version + 1))]);
             let before = seqs.last().copied().unwrap_or_default();
-            seqs.push(self.publish(org, &format!("record.{record}"), before, next.encode().unwrap().to_vec()).await);
+            seqs.push(self.publish_signed(org, &format!("record.{record}"), before, &next).await);
         }
         seqs
     }
@@ -128,17 +135,12 @@ async fn a_message_that_is_another_organizations_is_parked_and_applied_nowhere()
     disguised.events = commit(b.id, records[1], 0, vec![created("of b")]).events;
     // Everything is A's, but the aggregate is another.
     let elsewhere = commit(a.id, records[2], 0, vec![created("elsewhere")]);
-    let messages = [
-        (records[0], theirs.encode().unwrap().to_vec()),
-        (records[1], disguised.encode().unwrap().to_vec()),
-        (records[3], elsewhere.encode().unwrap().to_vec()),
-        (records[3], b"no message of ours".to_vec()),
-    ];
     let mut seqs = Vec::new();
-    for (record, payload) in messages {
-        let before = if seqs.len() == 3 { seqs[2] } else { 0 };
-        seqs.push(intruder.publish(a.id, &format!("record.{record}"), before, payload).await);
+    for (record, commit) in [(records[0], theirs), (records[1], disguised), (records[3], elsewhere)] {
+        seqs.push(intruder.publish_signed(a.id, &format!("record.{record}"), 0, &commit).await);
     }
+    let garbage = b"no message of ours".to_vec();
+    seqs.push(intruder.publish(a.id, &format!("record.{}", records[3]), seqs[2], garbage).await);
     // And a kind of aggregate that this version does not know.
     seqs.push(intruder.publish(a.id, "spaceship.enterprise", 0, b"from the future".to_vec()).await);
 
@@ -214,7 +216,7 @@ async fn a_poisoned_aggregate_stands_still_until_its_cause_is_mended() {
     assert_eq!(rows[0]["attempts"], 6);
     // What comes meanwhile waits behind it.
     let last = commit(tenant.id, record, 4, vec![updated("v5")]);
-    intruder.publish(tenant.id, &subject, seqs[2], last.encode().unwrap().to_vec()).await;
+    intruder.publish_signed(tenant.id, &subject, seqs[2], &last).await;
     until_parked(&cluster, &tenant, 4).await;
 
     // The cause is mended: the row that is missing comes from a backup.
@@ -259,7 +261,7 @@ async fn what_is_given_up_lets_what_waits_behind_it_pass() {
     for (version, event) in [created("v1"), updated("v2"), updated("v3")].into_iter().enumerate() {
         let next = commit(tenant.id, record, version as u64, vec![event]);
         let before = seqs.last().copied().unwrap();
-        seqs.push(intruder.publish(tenant.id, &subject, before, next.encode().unwrap().to_vec()).await);
+        seqs.push(intruder.publish_signed(tenant.id, &subject, before, &next).await);
     }
     let rows = until_parked(&cluster, &tenant, 8).await;
     let expected: Vec<(u64, &str)> = seqs.iter().copied().zip(["failed", "waiting", "waiting", "waiting"]).collect();

@@ -566,7 +566,9 @@ async fn parked_messages_wait_in_order_until_they_are_taken_out() {
     let org = history.bound();
     let subject = format!("ev.3.{}.record.{}", org.org(), history.record(1));
     let other = format!("ev.3.{}.record.{}", org.org(), history.record(2));
-    let park = |seq, subject, state, reason| Park { seq, subject, message: &[1, 2], state, reason, attempts: 1 };
+    let (message, verified, expected): (&[u8], _, _) = (&[1, 2], true, None);
+    let park =
+        |seq, subject, state, reason| Park { seq, subject, message, verified, expected, state, reason, attempts: 1 };
 
     let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
     tx.open(org, Pipeline::ReadModels, SHARD, epoch, None, 30).await.unwrap();

@@ -205,7 +205,7 @@ async fn what_is_parked_is_parked_in_the_new_version_too_and_what_was_decided_is
 
     // What comes for the aggregate waits, and an operator's decisions are carried out.
     let last = commit(tenant.id, record, 4, vec![updated("v5")]);
-    seqs.push(intruder.publish(tenant.id, &subject, seqs[2], last.encode().unwrap().to_vec()).await);
+    seqs.push(intruder.publish_signed(tenant.id, &subject, seqs[2], &last).await);
     until_parked(&cluster, &tenant, 4).await;
     for (place, seq) in seqs.iter().enumerate() {
         let seq = seq.to_string();

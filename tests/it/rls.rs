@@ -93,7 +93,9 @@ async fn two_orgs(database: &TestDatabase) -> (History, History) {
         tx.open(history.bound(), Pipeline::Audit, shard, epoch, Some(last), last + 1).await.unwrap();
         let subject = format!("ev.3.{}.record.{}", history.org, history.record(1));
         let state = parked::ParkedState::Failed;
-        let message = parked::Park { seq: last, subject: &subject, message: &[0], state, reason: "", attempts: 1 };
+        let (subject, verified, expected) = (subject.as_str(), true, None);
+        let message =
+            parked::Park { seq: last, subject, message: &[0], verified, expected, state, reason: "", attempts: 1 };
         parked::park(&mut tx, history.bound(), &[message]).await.unwrap();
         // Compared with itself, it is what it is.
         let mut comparison = Comparison::begin(db, history.bound(), 1).await.unwrap().unwrap();

@@ -13,13 +13,13 @@ use orgstream_stream::{
 };
 use tokio::time::timeout;
 
-use crate::support::Nats;
+use crate::support::{Nats, commit_keys};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 fn options(nats: &Nats) -> LogOptions {
-    LogOptions { url: nats.url.clone(), shards: 4, sync: SyncMode::Durable, ..LogOptions::default() }
+    LogOptions { shards: 4, sync: SyncMode::Durable, ..LogOptions::new(&nats.url, commit_keys()) }
 }
 
 fn ten_bytes(number: u64) -> [u8; 10] {
@@ -239,9 +239,9 @@ async fn a_stale_member_does_not_spoil_a_shared_batch() {
     assert_eq!(seqs.len(), 99);
     for (commit, result) in commits.iter().zip(&results).skip(1) {
         let history = log.load(&placement, &commit.aggregate, 0, Freshness::Any).await.unwrap();
-        assert_eq!(history.len(), 1);
-        assert_eq!(history[0].seq, result.as_ref().unwrap().seq);
-        assert_eq!(history[0].commit.command_id, commit.command_id);
+        assert_eq!(history.commits.len(), 1);
+        assert_eq!(history.last, result.as_ref().unwrap().seq);
+        assert_eq!(history.commits[0].commit.command_id, commit.command_id);
     }
 }
 
@@ -293,18 +293,18 @@ async fn a_history_is_walked_back_exactly() {
     let aggregate = AggregateId::Record(record_number(1));
     for freshness in [Freshness::Leader, Freshness::Any] {
         let all = log.load(&placement, &aggregate, 0, freshness).await.unwrap();
-        assert_eq!(all.iter().map(|stored| stored.seq).collect::<Vec<_>>(), seqs);
-        assert_eq!(all[3].trace.as_deref(), Some(TRACE));
+        assert_eq!(all.commits.iter().map(|stored| stored.seq).collect::<Vec<_>>(), seqs);
+        assert_eq!(all.commits[3].trace.as_deref(), Some(TRACE));
         let rest = log.load(&placement, &aggregate, seqs[16], freshness).await.unwrap();
-        assert_eq!(rest.iter().map(|stored| stored.seq).collect::<Vec<_>>(), seqs[17..]);
-        assert!(log.load(&placement, &aggregate, seqs[19], freshness).await.unwrap().is_empty());
+        assert_eq!(rest.commits.iter().map(|stored| stored.seq).collect::<Vec<_>>(), seqs[17..]);
+        assert!(log.load(&placement, &aggregate, seqs[19], freshness).await.unwrap().commits.is_empty());
     }
     let beside = log.load(&placement, &aggregate, seqs[10] - 1, Freshness::Leader).await.unwrap_err();
     assert!(matches!(beside, StreamError::Corrupt { .. }), "{beside}");
     let beyond = log.load(&placement, &aggregate, seqs[19] + 5, Freshness::Leader).await.unwrap_err();
     assert!(matches!(beyond, StreamError::Behind { .. }), "{beyond}");
     let nothing = AggregateId::Record(record_number(99));
-    assert!(log.load(&placement, &nothing, 0, Freshness::Leader).await.unwrap().is_empty());
+    assert!(log.load(&placement, &nothing, 0, Freshness::Leader).await.unwrap().commits.is_empty());
 }
 
 #[tokio::test]
@@ -312,10 +312,11 @@ async fn a_message_that_is_not_what_its_subject_says_is_named() {
     let (_nats, log) = started(false).await;
     let placement = log.place(org_number(1)).await.unwrap();
     let subject = format!("ev.{}.{}.record.{}", placement.shard, placement.org, record_number(1));
-    let foreign = record_commit(org_number(2), record_number(1), 1, "x").encode().unwrap();
+    let foreign = record_commit(org_number(2), record_number(1), 1, "x");
+    let foreign = log.keys().sign(&subject, Some(0), &foreign.encode().unwrap()).unwrap();
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
-    log.client().request_with_headers(subject.clone(), headers, foreign).await.unwrap();
+    log.client().request_with_headers(subject.clone(), headers, foreign.into()).await.unwrap();
     let aggregate = AggregateId::Record(record_number(1));
     let error = log.load(&placement, &aggregate, 0, Freshness::Leader).await.unwrap_err();
     let StreamError::Corrupt { subject: named, seq, .. } = &error else { panic!("{error}") };
@@ -348,7 +349,7 @@ async fn one_sparse_org_is_read_without_its_neighbours() {
 
     let replayed: Vec<_> = log.replay(sparse, mine[2]).map(|message| message.unwrap()).collect().await;
     assert_eq!(replayed.iter().map(|message| message.seq).collect::<Vec<_>>(), mine[2..]);
-    assert!(replayed.iter().all(|message| message.open().is_ok() && message.trace.as_deref() == Some(TRACE)));
+    assert!(replayed.iter().all(|message| message.open(log.keys()).is_ok() && message.trace.as_deref() == Some(TRACE)));
     let both: Vec<_> = log.replay(&orgs[0], 0).collect().await;
     assert_eq!(both.len(), 100);
 }

@@ -6,16 +6,28 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
 };
 
 use orgstream::servers::{self, Postgres, PostgresOptions, TEST_POSTGRES};
+use orgstream_events::CommitKeys;
 use orgstream_projections::{Database, DatabaseOptions, migrate};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 /// The roles are the cluster's, so all tests that share one must agree.
 const APP_PASSWORD: &str = "the password of the tests";
+
+/// What vouches for the events of the tests, as the program is told of it.
+pub(crate) const COMMIT_KEYS: &str = "tests:0707070707070707070707070707070707070707070707070707070707070707";
+
+/// The same for what a test opens itself.
+pub(crate) fn commit_keys() -> Arc<CommitKeys> {
+    Arc::new(COMMIT_KEYS.parse().unwrap())
+}
 
 /// A folder that is removed when dropped.
 pub(crate) struct TempDir(PathBuf);

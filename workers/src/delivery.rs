@@ -5,7 +5,8 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use orgstream_events::{Commit, EventSubject, OpenedCommit};
+use bytes::Bytes;
+use orgstream_events::{Commit, CommitKeys, EventSubject, OpenedCommit};
 use orgstream_stream::Message;
 
 /// Bytes that are as much work as a small message is.
@@ -16,12 +17,14 @@ const UNIT_BYTES: f64 = 4096.0;
 pub(crate) struct Delivery {
     pub(crate) message: Message,
     pub(crate) arrived: Instant,
+    keys: Arc<CommitKeys>,
     opened: OnceLock<Result<Arc<OpenedCommit>, String>>,
 }
 
 impl Delivery {
-    pub(crate) fn new(message: Message, arrived: Instant) -> Arc<Self> {
-        Arc::new(Self { message, arrived, opened: OnceLock::new() })
+    /// A message that counts as an event if one of `keys` vouches for it.
+    pub(crate) fn new(message: Message, arrived: Instant, keys: &Arc<CommitKeys>) -> Arc<Self> {
+        Arc::new(Self { message, arrived, keys: Arc::clone(keys), opened: OnceLock::new() })
     }
 
     pub(crate) fn seq(&self) -> u64 {
@@ -38,16 +41,23 @@ impl Delivery {
         self.message.payload.len() + self.message.subject.len() + size_of::<Self>()
     }
 
-    /// The commit, or why there is none: bytes that are not ours, or an envelope that belongs to another org.
+    /// The commit, or why there is none: a message that nobody of ours signed, bytes that cannot be read, or an envelope
+    /// that belongs to another org.
     pub(crate) fn open(&self) -> Result<&Arc<OpenedCommit>, &str> {
         let opened = self.opened.get_or_init(|| {
+            let content = self.message.content(&self.keys).map_err(|error| error.to_string())?;
             let subject: EventSubject = self.message.subject.parse().map_err(|error| format!("{error}"))?;
-            Commit::decode(&self.message.payload)
+            Commit::decode(content)
                 .and_then(|commit| commit.open(&subject))
                 .map(Arc::new)
                 .map_err(|error| error.to_string())
         });
         opened.as_ref().map_err(String::as_str)
+    }
+
+    /// The commit's own bytes once its signature holds; else none, and the message is kept as it came.
+    pub(crate) fn verified(&self) -> Option<Bytes> {
+        self.message.content(&self.keys).ok().map(|content| self.message.payload.slice_ref(content))
     }
 
     /// How long ago the command was accepted; for a message that cannot be read, how long it has been here.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use metrics::{counter, gauge, histogram};
-use orgstream_events::{EventSubject, OrgId, Pipeline, Shard};
+use orgstream_events::{CommitKeys, EventSubject, OrgId, Pipeline, Shard};
 use orgstream_projections::{Database, LaneLag, Rebuild};
 use orgstream_stream::{Backlog, Log, ReadLimit};
 use tokio::{
@@ -71,7 +71,7 @@ impl Engine {
     /// Runs until `stop`, then until the slices in their slots have ended.
     pub(crate) async fn run(self, mut input: mpsc::Receiver<Input>, stop: CancellationToken) {
         let mut scheduler = Scheduler::new(self.options.clone(), Instant::now());
-        let mut slots = Slots::new(self.db.clone(), self.options.clone());
+        let mut slots = Slots::new(self.db.clone(), Arc::clone(self.log.keys()), self.options.clone());
         let mut rebuilds = Rebuilds::new(self.db.clone(), &self.options, slots.backlog());
         let mut refills: JoinSet<RefillReport> = JoinSet::new();
         let mut backlogs = Backlogs::default();
@@ -120,7 +120,7 @@ impl Engine {
             }
             rebuilds.start(&mut scheduler, now);
             for wish in scheduler.refills(REFILLS.saturating_sub(refills.len())) {
-                refills.spawn(refill(backlogs.take(&self.log, wish), wish));
+                refills.spawn(refill(backlogs.take(&self.log, wish), wish, Arc::clone(self.log.keys())));
             }
         }
     }
@@ -304,12 +304,12 @@ impl Backlogs {
     }
 }
 
-async fn refill(mut backlog: Backlog, wish: RefillWish) -> RefillReport {
+async fn refill(mut backlog: Backlog, wish: RefillWish, keys: Arc<CommitKeys>) -> RefillReport {
     let limit = ReadLimit { messages: REFILL_MESSAGES, bytes: wish.bytes };
     let chunk = match backlog.read(limit).await {
         Ok(chunk) => {
             let now = Instant::now();
-            Some(chunk.messages.into_iter().map(|message| Delivery::new(message, now)).collect::<Vec<_>>())
+            Some(chunk.messages.into_iter().map(|message| Delivery::new(message, now, &keys)).collect::<Vec<_>>())
         }
         Err(error) => {
             tracing::warn!(org.id = %wish.key.org, event.seq = wish.from, %error, "a refill failed and will be tried again");

@@ -83,7 +83,7 @@ async fn read_on(
             Ok(message) => {
                 *seen = message.seq;
                 traffic.note(&message.subject, message.seq);
-                if engine.send(Input::Message(Delivery::new(message, Instant::now()))).await.is_err() {
+                if engine.send(Input::Message(Delivery::new(message, Instant::now(), log.keys()))).await.is_err() {
                     return Ok(());
                 }
             }

@@ -8,7 +8,9 @@ use std::{
 
 use bytes::Bytes;
 use metrics::counter;
-use orgstream_events::{AggregateId, Commit, Event, EventSubject, OpenedCommit, ParkingEvent, Pipeline, PlanName};
+use orgstream_events::{
+    AggregateId, Commit, CommitKeys, Event, EventSubject, OpenedCommit, ParkingEvent, Pipeline, PlanName,
+};
 use orgstream_projections::{
     Applied, BoundOrg, Database, DbError, Opening, SliceClass, SliceStart, SliceTx, apply,
     parked::{self, Park, ParkedMessage, ParkedState},
@@ -28,11 +30,12 @@ const RETRY_BATCH: u16 = 500;
 /// each, how it ended.
 pub(crate) async fn run_group(
     db: &Database,
+    keys: &CommitKeys,
     group: &[LaneSlice],
     class: SliceClass,
     timeout: Duration,
 ) -> Vec<SliceOutcome> {
-    match try_group(db, group, class, timeout).await {
+    match try_group(db, keys, group, class, timeout).await {
         Ok(outcomes) => outcomes,
         Err((failed, error)) => {
             tracing::debug!(%error, slices = group.len(), "a transaction was rolled back");
@@ -55,6 +58,7 @@ pub(crate) async fn run_group(
 /// The outcomes, or which slice failed and how.
 async fn try_group(
     db: &Database,
+    keys: &CommitKeys,
     group: &[LaneSlice],
     class: SliceClass,
     timeout: Duration,
@@ -69,7 +73,7 @@ async fn try_group(
         let first = outcomes.len();
         let started = open_all(&mut tx, of_one_org).await.map_err(|error| (first, error))?;
         for (slice, started) in of_one_org.iter().zip(started) {
-            let outcome = run_slice(&mut tx, slice, started).await;
+            let outcome = run_slice(&mut tx, keys, slice, started).await;
             outcomes.push(outcome.map_err(|error| (outcomes.len(), error))?);
         }
     }
@@ -133,7 +137,12 @@ async fn open_all(tx: &mut SliceTx, slices: &[LaneSlice]) -> Result<Vec<Option<S
 }
 
 /// What becomes of the slice if the transaction commits. Unless it is applied, the transaction is unchanged.
-async fn run_slice(tx: &mut SliceTx, slice: &LaneSlice, started: Option<Started>) -> Result<SliceOutcome, DbError> {
+async fn run_slice(
+    tx: &mut SliceTx,
+    keys: &CommitKeys,
+    slice: &LaneSlice,
+    started: Option<Started>,
+) -> Result<SliceOutcome, DbError> {
     let key = slice.key;
     let Some(Started { org, start, opening }) = started else {
         return Ok(SliceOutcome::Applied { cost: Cost::default(), plan: PlanName::default() });
@@ -146,7 +155,7 @@ async fn run_slice(tx: &mut SliceTx, slice: &LaneSlice, started: Option<Started>
     let (plan, working) = (tx.plan(), Instant::now());
     tx.turn_to(key.pipeline);
     let blocked = if parked { parked::aggregates(tx, org).await? } else { BTreeSet::new() };
-    let mut pass = Pass::new(tx, org, key.pipeline, blocked);
+    let mut pass = Pass::new(tx, org, key.pipeline, blocked, Some(keys));
     for (place, delivery) in slice.deliveries.iter().enumerate() {
         let refused = slice.park_first.as_deref().filter(|_| place == 0);
         let aggregate = delivery.aggregate();
@@ -159,6 +168,9 @@ async fn run_slice(tx: &mut SliceTx, slice: &LaneSlice, started: Option<Started>
                 let attempts = if refused.is_some() { slice.attempts } else { 1 };
                 pass.park(aggregate, ToPark::of(delivery, ParkedState::Failed, reason, attempts));
                 counter!("orgstream_parked_total", "pipeline" => key.pipeline.name()).increment(1);
+                if delivery.verified().is_none() {
+                    counter!("orgstream_forged_messages_total").increment(1);
+                }
                 tracing::error!(
                     org.id = %org.org(), pipeline = %key.pipeline, event.seq = delivery.seq(), aggregate, reason,
                     "an event cannot be applied: its aggregate is parked (see: orgstream park list)"
@@ -210,7 +222,10 @@ pub(crate) fn decisions(commit: &OpenedCommit, pipeline: Pipeline) -> Vec<Decisi
 pub(crate) struct ToPark {
     pub(crate) seq: u64,
     pub(crate) subject: String,
+    /// The commit's bytes; what is not verified is the message as it came.
     pub(crate) message: Bytes,
+    pub(crate) verified: bool,
+    pub(crate) expected: Option<u64>,
     pub(crate) state: ParkedState,
     pub(crate) reason: String,
     pub(crate) attempts: u32,
@@ -218,8 +233,12 @@ pub(crate) struct ToPark {
 
 impl ToPark {
     fn of(delivery: &Delivery, state: ParkedState, reason: &str, attempts: u32) -> Self {
-        let (subject, message) = (delivery.message.subject.clone(), delivery.message.payload.clone());
-        Self { seq: delivery.seq(), subject, message, state, reason: reason.to_owned(), attempts }
+        let (subject, expected) = (delivery.message.subject.clone(), delivery.message.expected);
+        let (message, verified) = match delivery.verified() {
+            Some(commit) => (commit, true),
+            None => (delivery.message.payload.clone(), false),
+        };
+        Self { seq: delivery.seq(), subject, message, verified, expected, state, reason: reason.to_owned(), attempts }
     }
 }
 
@@ -231,11 +250,20 @@ pub(crate) struct Pass<'a> {
     pub(crate) blocked: BTreeSet<String>,
     pub(crate) ready: Vec<Applied>,
     to_park: Vec<ToPark>,
+    /// What vouches for parked messages that are tried again. A rebuild needs none: what it parks was verified before it
+    /// came into the audit log.
+    keys: Option<&'a CommitKeys>,
 }
 
 impl<'a> Pass<'a> {
-    pub(crate) fn new(tx: &'a mut SliceTx, org: BoundOrg, pipeline: Pipeline, blocked: BTreeSet<String>) -> Self {
-        Self { tx, org, pipeline, blocked, ready: Vec::new(), to_park: Vec::new() }
+    pub(crate) fn new(
+        tx: &'a mut SliceTx,
+        org: BoundOrg,
+        pipeline: Pipeline,
+        blocked: BTreeSet<String>,
+        keys: Option<&'a CommitKeys>,
+    ) -> Self {
+        Self { tx, org, pipeline, blocked, ready: Vec::new(), to_park: Vec::new(), keys }
     }
 
     pub(crate) fn park(&mut self, aggregate: &str, message: ToPark) {
@@ -257,6 +285,8 @@ impl<'a> Pass<'a> {
                     seq: message.seq,
                     subject: &message.subject,
                     message: &message.message,
+                    verified: message.verified,
+                    expected: message.expected,
                     state: message.state,
                     reason: &message.reason,
                     attempts: message.attempts,
@@ -293,7 +323,7 @@ impl<'a> Pass<'a> {
 
     /// Whether all of `rows` could be applied; the first that could not stays parked, and so do those behind it.
     async fn apply_again(&mut self, rows: &[ParkedMessage]) -> Result<bool, DbError> {
-        let opened: Vec<Result<Applied, String>> = rows.iter().map(reopen).collect();
+        let opened: Vec<Result<Applied, String>> = rows.iter().map(|row| reopen(row, self.keys)).collect();
         if let Ok(all) = opened.iter().cloned().collect::<Result<Vec<_>, String>>()
             && self.attempt(&all).await?.is_ok()
         {
@@ -313,7 +343,17 @@ impl<'a> Pass<'a> {
                 );
                 let (state, attempts) = (ParkedState::Failed, 1);
                 let (subject, message) = (row.parked.subject.as_str(), row.message.as_slice());
-                let again = Park { seq: row.parked.seq, subject, message, state, reason: &reason, attempts };
+                let (verified, expected) = (row.verified, row.expected);
+                let again = Park {
+                    seq: row.parked.seq,
+                    subject,
+                    message,
+                    verified,
+                    expected,
+                    state,
+                    reason: &reason,
+                    attempts,
+                };
                 parked::park(self.tx, self.org, &[again]).await?;
                 return Ok(false);
             }
@@ -336,8 +376,16 @@ impl<'a> Pass<'a> {
     }
 }
 
-fn reopen(row: &ParkedMessage) -> Result<Applied, String> {
+fn reopen(row: &ParkedMessage, keys: Option<&CommitKeys>) -> Result<Applied, String> {
+    let content = match keys {
+        _ if row.verified => row.message.as_slice(),
+        Some(keys) => {
+            let verified = keys.verify(&row.parked.subject, row.expected, &row.message);
+            verified.map_err(|error| error.to_string())?
+        }
+        None => return Err("it was never verified".to_owned()),
+    };
     let subject: EventSubject = row.parked.subject.parse().map_err(|error| format!("{error}"))?;
-    let commit = Commit::decode(&row.message).and_then(|commit| commit.open(&subject));
+    let commit = Commit::decode(content).and_then(|commit| commit.open(&subject));
     commit.map(|commit| Applied { seq: row.parked.seq, commit: Arc::new(commit) }).map_err(|error| error.to_string())
 }

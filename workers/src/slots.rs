@@ -2,9 +2,10 @@
 //! processor: what must be quick never stands behind the decoding of a few hundred messages, nor behind a server process
 //! that the operating system knows as a busy one.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
+use orgstream_events::CommitKeys;
 use orgstream_projections::{Database, SliceClass};
 use tokio::{
     runtime::{Builder, Handle, Runtime},
@@ -25,13 +26,14 @@ const NICE: i32 = 10;
 
 pub(crate) struct Slots {
     db: Database,
+    keys: Arc<CommitKeys>,
     options: WorkerOptions,
     running: JoinSet<(Group, Vec<SliceOutcome>)>,
     backlog: Option<Runtime>,
 }
 
 impl Slots {
-    pub(crate) fn new(db: Database, options: WorkerOptions) -> Self {
+    pub(crate) fn new(db: Database, keys: Arc<CommitKeys>, options: WorkerOptions) -> Self {
         let backlog = Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("backlog")
@@ -39,19 +41,19 @@ impl Slots {
             .enable_all()
             .build()
             .inspect_err(|error| tracing::warn!(%error, "backlogs share the threads of everything else"));
-        Self { db, options, running: JoinSet::new(), backlog: backlog.ok() }
+        Self { db, keys, options, running: JoinSet::new(), backlog: backlog.ok() }
     }
 
     /// Starts a transaction; [`Slots::next`] says how it ended.
     pub(crate) fn start(&mut self, group: Group) {
-        let (db, timeout) = (self.db.clone(), group.timeout(&self.options));
+        let (db, keys, timeout) = (self.db.clone(), Arc::clone(&self.keys), group.timeout(&self.options));
         let class = group.class();
         let runtime = match class {
             SliceClass::Light => Handle::current(),
             SliceClass::Backlog => self.backlog(),
         };
         let running = async move {
-            let outcomes = outcomes(&db, &group, class, timeout).await;
+            let outcomes = outcomes(&db, &keys, &group, class, timeout).await;
             (group, outcomes)
         };
         self.running.spawn_on(running, &runtime);
@@ -82,8 +84,14 @@ impl Drop for Slots {
 }
 
 /// A panic is an outcome too: a message that a library cannot stand is found and parked like any other.
-async fn outcomes(db: &Database, group: &Group, class: SliceClass, timeout: Duration) -> Vec<SliceOutcome> {
-    let ran = AssertUnwindSafe(run_group(db, &group.slices, class, timeout)).catch_unwind().await;
+async fn outcomes(
+    db: &Database,
+    keys: &CommitKeys,
+    group: &Group,
+    class: SliceClass,
+    timeout: Duration,
+) -> Vec<SliceOutcome> {
+    let ran = AssertUnwindSafe(run_group(db, keys, &group.slices, class, timeout)).catch_unwind().await;
     ran.unwrap_or_else(|_| {
         let failed = || SliceOutcome::Failed { reason: "applying it ended in a panic; see the log".to_owned() };
         group.slices.iter().map(|_| failed()).collect()

@@ -82,6 +82,9 @@ pub(crate) struct Args {
     /// The password of its logins.
     #[arg(long, env = "ORGSTREAM_DATABASE_PASSWORD", hide_env_values = true, value_name = "TEXT")]
     database_password: Option<String>,
+    /// The commit keys of your installation.
+    #[arg(long, env = "ORGSTREAM_COMMIT_KEYS", hide_env_values = true, value_name = "KEYS")]
+    commit_keys: Option<String>,
     /// Where the picture of the burst goes.
     #[arg(long, default_value = "fairness.svg", value_name = "FILE")]
     svg: PathBuf,
@@ -101,7 +104,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     warn_of_autogroup();
     let mut rig = match (&args.nats_url, &args.database_url) {
         (Some(nats), Some(database)) => {
-            Rig::yours(nats.clone(), database.clone(), args.database_password.clone()).await?
+            let keys =
+                args.commit_keys.clone().context("--commit-keys says what vouches for the events in your log")?;
+            Rig::yours(nats.clone(), database.clone(), args.database_password.clone(), keys).await?
         }
         _ => Rig::start().await?,
     };

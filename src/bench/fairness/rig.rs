@@ -83,7 +83,8 @@ impl Rig {
         let database_url = format!("postgres://{}:{}/{DATABASE}", postgres.host, postgres.port);
         let nats_url = nats.url.clone();
         let private = Private { nats, postgres, owner_url, dir };
-        Self::open(nats_url, database_url, Some(password), Some(private)).await
+        let keys = format!("bench:{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
+        Self::open(nats_url, database_url, Some(password), keys, Some(private)).await
     }
 
     /// Uses servers that run already; the database must be migrated, and keep commit timestamps.
@@ -91,19 +92,22 @@ impl Rig {
         nats_url: String,
         database_url: String,
         password: Option<String>,
+        commit_keys: String,
     ) -> anyhow::Result<Self> {
-        Self::open(nats_url, database_url, password, None).await
+        Self::open(nats_url, database_url, password, commit_keys, None).await
     }
 
     async fn open(
         nats_url: String,
         database_url: String,
         database_password: Option<String>,
+        commit_keys: String,
         private: Option<Private>,
     ) -> anyhow::Result<Self> {
         let nats = NatsArgs {
             nats_url,
             nats_creds: None,
+            commit_keys,
             nats_monitor_url: None,
             replicas: 1,
             shards: SHARDS,
@@ -164,6 +168,7 @@ impl Rig {
             .args(["--shards", &SHARDS.to_string()])
             .args(&setup.flags)
             .env("ORGSTREAM_NATS_URL", &self.nats.nats_url)
+            .env("ORGSTREAM_COMMIT_KEYS", &self.nats.commit_keys)
             .env("ORGSTREAM_DATABASE_URL", &self.database.database_url)
             .env("ORGSTREAM_DATABASE_PASSWORD", self.database.database_password.as_deref().unwrap_or_default())
             .stdin(Stdio::null())

@@ -107,14 +107,15 @@ async fn apply(tx: &mut SliceTx, step: &Step, upto: u64, size: u32) -> Result<(u
     let is_all = commits.is_empty() || tx.count_events(org, last(&commits), upto, 1).await? == 0;
     let reached = if is_all { upto.max(step.reached) } else { last(&commits) };
     let blocked = if step.parked { parked::aggregates(tx, org).await? } else { BTreeSet::new() };
-    let mut pass = Pass::new(tx, org, Pipeline::ReadModels, blocked);
+    let mut pass = Pass::new(tx, org, Pipeline::ReadModels, blocked, None);
     let to_park = |applied: &Applied, state: ParkedState, reason: &str, attempts: u32| {
         let message = applied.commit.seal().and_then(|commit| commit.encode().ok()).unwrap_or_default();
         let subject = applied.commit.events.first().map_or_else(String::new, |event| {
             let aggregate = event.header.aggregate.aggregate.clone();
             EventSubject { shard, org: org.org(), aggregate }.to_string()
         });
-        ToPark { seq: applied.seq, subject, message, state, reason: reason.to_owned(), attempts }
+        let (seq, reason) = (applied.seq, reason.to_owned());
+        ToPark { seq, subject, message, verified: true, expected: None, state, reason, attempts }
     };
     for applied in commits {
         let decided = decisions(&applied.commit, Pipeline::ReadModels);

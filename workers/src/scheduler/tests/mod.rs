@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use orgstream_events::{AggregateId, EventSubject, RecordId};
+use orgstream_events::{AggregateId, CommitKeys, EventSubject, RecordId};
 use orgstream_stream::Message;
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -24,7 +24,8 @@ fn delivery(org: OrgId, seq: u64, now: Instant) -> Arc<Delivery> {
     let aggregate = AggregateId::Record(RecordId::fresh(0, [seq as u8; 10]));
     let subject = EventSubject { shard: SHARD, org, aggregate }.to_string();
     let payload = Bytes::from_static(&[0; 200]);
-    Delivery::new(Message { shard: SHARD, seq, subject, payload, trace: None }, now)
+    let keys = Arc::new(CommitKeys::single("tests", [7; 32]).unwrap());
+    Delivery::new(Message { shard: SHARD, seq, subject, payload, expected: None, trace: None }, now, &keys)
 }
 
 fn key(number: u8) -> LaneKey {

@@ -1,0 +1,75 @@
+//! The system stream: what counts on a subject is the last message that a process of ours signed.
+
+use async_nats::jetstream::message::StreamMessage;
+use bytes::Bytes;
+use orgstream_events::CodecError;
+use time::OffsetDateTime;
+
+use crate::{
+    Log, StreamError,
+    api::{last_on_leader, next_on_leader},
+    message::{expected, forged},
+};
+
+/// Messages that are looked through on one subject. There is one as a rule, and one more for each change of hands.
+const MAX_LOOKED_THROUGH: usize = 1_000;
+
+/// What a subject of the system stream says.
+pub(crate) struct Fact {
+    /// The last sequence on the subject, whoever wrote it: what the next write has to expect.
+    pub(crate) seq: u64,
+    /// The content of the last message that is authentic; none when there is no such message.
+    pub(crate) content: Option<Bytes>,
+    /// When the log took that message, or else the last one.
+    pub(crate) stored_at: OffsetDateTime,
+}
+
+impl Log {
+    /// What the subject says; none when nothing is on it.
+    pub(crate) async fn system_fact(&self, subject: &str) -> Result<Option<Fact>, StreamError> {
+        let Some(newest) = last_on_leader(&self.inner.system, subject).await? else { return Ok(None) };
+        let (seq, stored_at) = (newest.sequence, newest.time);
+        if let Some(content) = self.system_content(&newest)? {
+            return Ok(Some(Fact { seq, content: Some(content), stored_at }));
+        }
+        let mut fact = Fact { seq, content: None, stored_at };
+        let mut next = 1;
+        for _ in 0..MAX_LOOKED_THROUGH {
+            let Some(message) = next_on_leader(&self.inner.system, subject, next).await? else { return Ok(Some(fact)) };
+            if message.sequence >= seq {
+                return Ok(Some(fact));
+            }
+            next = message.sequence + 1;
+            if let Some(content) = self.system_content(&message)? {
+                (fact.content, fact.stored_at) = (Some(content), message.time);
+            }
+        }
+        let reason =
+            format!("more than {MAX_LOOKED_THROUGH} messages are on it, the last of which nobody of ours signed");
+        Err(StreamError::Corrupt { subject: subject.to_owned(), seq, reason })
+    }
+
+    /// What an authentic message says; none for one that nobody of ours signed, which raises the alarm.
+    pub(crate) fn system_content(&self, message: &StreamMessage) -> Result<Option<Bytes>, StreamError> {
+        let (subject, seq) = (message.subject.as_str(), message.sequence);
+        match self.keys().verify(subject, expected(&message.headers), &message.payload) {
+            Ok(content) => Ok(Some(message.payload.slice_ref(content))),
+            Err(reason @ CodecError::NotAuthentic { .. }) => {
+                forged(subject, seq, &reason);
+                Ok(None)
+            }
+            Err(error) => Err(unreadable(subject, seq, &error)),
+        }
+    }
+}
+
+/// What is signed cannot be read by this process: another one can, or this one once it has the key.
+pub(crate) fn unreadable(subject: &str, seq: u64, error: &CodecError) -> StreamError {
+    match error {
+        CodecError::UnknownKey { .. } => StreamError::Unavailable {
+            action: "verify a message",
+            reason: format!("{error}: give every process all keys (--commit-keys) before one of them signs"),
+        },
+        error => StreamError::Corrupt { subject: subject.to_owned(), seq, reason: error.to_string() },
+    }
+}
