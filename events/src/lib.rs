@@ -49,7 +49,7 @@ pub use ids::{
     OrgId, PLATFORM_ORG, RecordId, RoleId, SessionId, UserId,
 };
 pub use invitation::{InvitationAccepted, InvitationEvent, InvitationIssued, InvitationResent, InvitationRevoked};
-pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired, Visibility};
+pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, Visibility};
 pub use member::{MemberAdded, MemberEvent, MemberRemoved, MemberRoleChanged};
 pub use names::{DomainName, KeyPublicId, KindName, LoginMethod, NameError, PlanName, Slug};
 pub use organization::{
@@ -65,4 +65,4 @@ pub use role::{Role, RoleChanged, RoleDefined, RoleEvent, RoleRemoved};
 pub use signed::{CommitKeys, CommitKeysError};
 pub use subject::{AggregateId, AggregateType, EventSubject, Shard, SubjectError};
 pub use timestamp::Timestamp;
-pub use view::EventView;
+pub use view::{EventView, INWARD_FIELDS, is_inward};

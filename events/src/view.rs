@@ -5,6 +5,22 @@ use serde_json::Value;
 
 use crate::{Context, Header, Position, commit::OpenedEvent};
 
+/// Fields of events that are for the product itself: one links the memberships of a person, the others recognize a secret.
+/// The payloads of these events, and of no others, are kept back from whoever takes an audit log away: the type in an
+/// event's header, which the log signs, is the evidence that there was something to keep back.
+pub const INWARD_FIELDS: [(&str, &str); 5] = [
+    ("member.added", "user_id"),
+    ("invitation.issued", "token_mac"),
+    ("invitation.resent", "token_mac"),
+    ("api_key.issued", "secret_mac"),
+    ("api_key.rotated", "secret_mac"),
+];
+
+/// Whether events of this type have such fields.
+pub fn is_inward(event_type: &str) -> bool {
+    INWARD_FIELDS.iter().any(|(inward, _)| *inward == event_type)
+}
+
 /// The JSON form of an event.
 #[derive(Debug, Clone, Serialize)]
 pub struct EventView {

@@ -21,7 +21,6 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App,
-    event_view::is_inward,
     extract::{Item, OrgAccess, Query},
     page::{Page, PageQuery},
     reply,
@@ -272,7 +271,7 @@ pub async fn tile(
 /// The payload as far as it may leave. Of an event that cannot be read nobody knows what is in it.
 pub(super) fn payload(entry: &AuditEntry) -> Payload {
     match entry.sealed.read_header() {
-        Ok(header) if !is_inward(&header.event_type) => Payload::Here(entry.sealed.payload.to_vec()),
+        Ok(header) if !orgstream_events::is_inward(&header.event_type) => Payload::Here(entry.sealed.payload.to_vec()),
         _ => Payload::Withheld,
     }
 }

@@ -1,6 +1,6 @@
 //! Events as the API shows them: without what must not leave, and only to those who may see them.
 
-use orgstream_events::{ActorType, EventView, OpenedEvent};
+use orgstream_events::{ActorType, EventView, INWARD_FIELDS, OpenedEvent};
 use orgstream_projections::CreatedBy;
 use serde::Serialize;
 use utoipa::{
@@ -12,15 +12,6 @@ use crate::{
     auth::{Access, Permission},
     commands::openapi,
 };
-
-/// Fields of events that are for the product itself: one links the memberships of a person, the others recognize a secret.
-const INWARD: [(&str, &str); 5] = [
-    ("member.added", "user_id"),
-    ("invitation.issued", "token_mac"),
-    ("invitation.resent", "token_mac"),
-    ("api_key.issued", "secret_mac"),
-    ("api_key.rotated", "secret_mac"),
-];
 
 /// Who did something, by id.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -40,14 +31,9 @@ impl From<CreatedBy> for ActorView {
     }
 }
 
-/// Whether events of this type have such fields.
-pub fn is_inward(event_type: &str) -> bool {
-    INWARD.iter().any(|(inward, _)| *inward == event_type)
-}
-
 /// An event without what must not leave.
 pub fn shown(mut event: EventView) -> EventView {
-    for (event_type, field) in INWARD {
+    for (event_type, field) in INWARD_FIELDS {
         if event.header.event_type == event_type
             && let Some(fields) = event.data.as_object_mut()
         {

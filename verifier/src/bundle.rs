@@ -3,7 +3,7 @@
 //! Tiles and bundles of entries lie where C2SP tlog-tiles has them, so a bundle is also the static part of a log. Beside each
 //! bundle of entries there is one of payloads: for each event a letter, four bytes of length and the bytes.
 
-use orgstream_events::{Fingerprint, OrgId, Timestamp};
+use orgstream_events::{Fingerprint, OrgId, Timestamp, is_inward};
 use orgstream_transparency::{LogKey, Tile};
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +80,24 @@ pub enum Payload {
     Erased,
 }
 
+impl Payload {
+    /// Why the log gives no reason for the payload to be missing; None when it does, or when it is there.
+    ///
+    /// A mark in a bundle is nobody's signed word: whoever makes the bundle could mark what they would rather not show. Types
+    /// whose payloads are kept back are known beforehand, and an event's type is in its header. No event says that a payload
+    /// was erased, so none can have been.
+    pub fn unexplained(&self, event_type: &str) -> Option<&'static str> {
+        match self {
+            Self::Here(_) => None,
+            Self::Withheld if is_inward(event_type) => None,
+            Self::Withheld => {
+                Some("its payload is withheld, and events of its type have nothing that is kept back from an auditor")
+            }
+            Self::Erased => Some("its payload is marked as erased, and no event of the log says that it was"),
+        }
+    }
+}
+
 /// A bundle of entries as C2SP tlog-tiles has it: for each header two bytes of length and its bytes. None when a header is
 /// longer than that can say.
 pub fn encode_entries<'a>(headers: impl IntoIterator<Item = &'a [u8]>) -> Option<Vec<u8>> {
@@ -141,6 +159,19 @@ pub fn decode_payloads(mut bytes: &[u8], count: usize) -> Option<Vec<Payload>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_payload_is_missing_for_a_reason_that_the_log_gives_or_for_none() {
+        assert_eq!(Payload::Here(Vec::new()).unexplained("record.created"), None);
+        for (event_type, _) in orgstream_events::INWARD_FIELDS {
+            assert_eq!(Payload::Withheld.unexplained(event_type), None);
+            assert!(Payload::Erased.unexplained(event_type).is_some());
+        }
+        for known in orgstream_events::KNOWN_EVENTS.iter().flat_map(|known| known.iter()) {
+            let explained = Payload::Withheld.unexplained(known.0).is_none();
+            assert_eq!(explained, is_inward(known.0), "{}", known.0);
+        }
+    }
 
     #[test]
     fn what_is_written_is_read_and_nothing_else_is() {

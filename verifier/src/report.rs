@@ -84,7 +84,8 @@ pub struct Report {
     pub root: String,
     /// Events whose bytes were there.
     pub events: u64,
-    /// Payloads that were there and fit, that were kept back, and that are gone.
+    /// Payloads that were there and fit, that were kept back, and that are gone. For one that is missing without a reason in
+    /// the log there is a finding as well.
     pub payloads: [u64; 3],
     /// Signed heads that fit.
     pub checkpoints: u64,

@@ -303,7 +303,7 @@ impl Run<'_> {
         };
         let payloads = payloads.unwrap_or_else(|| {
             self.report.invalid(&payloads_path, format!("is not a bundle of {count} payloads"));
-            vec![Payload::Erased; count]
+            vec![Payload::Withheld; count]
         });
         let leaves: Vec<Hash> = headers.iter().map(|header| leaf_hash(header)).collect();
         for (nth, ((header, payload), leaf)) in headers.iter().zip(&payloads).zip(&leaves).enumerate() {
@@ -316,6 +316,9 @@ impl Run<'_> {
             match Entry::read(idx, header, payload) {
                 Ok(entry) => {
                     self.count(payload);
+                    if let Some(what) = payload.unexplained(&entry.header.event_type) {
+                        self.report.find(Outcome::Incomplete, Some(&payloads_path), Some(idx), what);
+                    }
                     self.keep_order(order, &entry, &path);
                     renderings.expect(&entry, &mut self.report);
                 }
@@ -395,7 +398,7 @@ impl Run<'_> {
             }
             Outcome::Incomplete => {
                 say("Each event that is here is genuine and in its place; of those that are not here only the hashes are \
-                     known."
+                     known, and what is in a payload that is not here is not known."
                     .to_owned());
             }
             Outcome::Valid | Outcome::NotWitnessed => {
