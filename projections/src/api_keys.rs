@@ -15,6 +15,7 @@ use crate::{
     convert::{column, fingerprint, from_bigint, from_wire, parsed, wire_name},
     key_uses::KeyUse,
     page::newest_first,
+    read_model::ReadModel,
 };
 
 /// A key as it is now.
@@ -76,6 +77,36 @@ impl Placed for ApiKey {
         Place { created_at: self.created_at, id: self.id.uuid() }
     }
 }
+
+pub(crate) const TABLE: ReadModel = ReadModel::by_id(
+    "api_keys",
+    "rm.api_keys",
+    "id",
+    &[
+        "id",
+        "name",
+        "public_id",
+        "secret_mac",
+        "last4",
+        "role",
+        "environment",
+        "expires_at",
+        "revoked_at",
+        "created_by_type",
+        "created_by_id",
+        "version",
+        "created_at",
+        "updated_at",
+        "seq",
+        "scopes",
+        "allowed_ips",
+        "previous_public_id",
+        "previous_secret_mac",
+        "previous_ends_at",
+    ],
+    &[("id", |id| KeyId::from_uuid(id).to_string())],
+)
+.without(&["secret_mac", "previous_secret_mac"]);
 
 /// What a slice does to the rows: births, and the last state of everything that changed.
 #[derive(Default)]

@@ -3,11 +3,11 @@
 //!
 //! The rows belong to a version that nobody else sees or has, so what is shown is not touched, and there is nothing to
 //! clean up. The same fold makes them that makes those which are shown. The events that go in are hashed on the way, and the
-//! tree over them must be the beginning of the newest one that was signed.
+//! tree over them must be the beginning of the newest one that was signed, or begin with it.
 
 use std::{sync::Arc, time::Duration};
 
-use orgstream_events::{OpenedCommit, SealedEvent, Timestamp};
+use orgstream_events::{Event, OpenedCommit, OrganizationEvent, PlanName, SealedEvent, Timestamp};
 use orgstream_transparency::{Frontier, Plan, TreeHead, leaf_hash, verify_consistency};
 
 use crate::{
@@ -39,8 +39,19 @@ pub struct AsOf {
     pub head: TreeHead,
     /// When the last of them was recorded.
     pub recorded_at: Option<Timestamp>,
-    /// The signed head that these events are proven to be the beginning of; None for events that are not signed yet.
+    /// The newest signed head: these events are proven to be its beginning, or to begin with what it was signed over. None
+    /// while nothing of the log is signed.
     pub signed: Option<AuditCheckpoint>,
+    /// What the organization had booked, and the stream sequence that says so; None while it was what everybody has. The
+    /// table of plans knows no versions, so it is here.
+    pub plan: Option<(PlanName, u64)>,
+}
+
+impl AsOf {
+    /// How many of the events no signed head covers.
+    pub fn unsigned(&self) -> u64 {
+        self.head.size.saturating_sub(self.signed.as_ref().map_or(0, |signed| signed.head.size))
+    }
 }
 
 /// More events than the caller would have applied.
@@ -58,6 +69,8 @@ impl Database {
         number: u16,
     ) -> Result<Result<AsOf, TooMany>, DbError> {
         let id = org.org().uuid();
+        // Before the events are counted: there are at least as many as it has.
+        let newest = audit::newest_checkpoint(&mut self.read(org).await?).await?;
         let mut slice = self.begin_slices(SliceClass::Backlog, STATEMENT).await?;
         // Versions that are built to stay count upwards from 1.
         slice.bind_version(org, -1 - i32::from(number)).await?;
@@ -77,7 +90,7 @@ impl Database {
             return Ok(Err(TooMany(count)));
         }
         slice.opened(org);
-        let (mut tree, mut recorded_at) = (Frontier::default(), None);
+        let (mut tree, mut recorded_at, mut plan) = (Frontier::default(), None, None::<(PlanName, u64)>);
         while tree.size() < count {
             let rows = sqlx::query!(
                 "SELECT seq, header, payload, fingerprint FROM audit.events
@@ -95,9 +108,22 @@ impl Database {
             for row in rows {
                 let (seq, idx) = (from_bigint(row.seq), tree.size());
                 tree.append(leaf_hash(&row.header));
+                // A head that is smaller than what is looked at is passed on the way.
+                let passed = newest.as_ref().map(|newest| newest.head).filter(|head| head.size == tree.size());
+                if passed.is_some_and(|head| head != tree.head()) {
+                    return Err(altered(
+                        org,
+                        format!("its first {} events are not those that were signed", tree.size()),
+                    ));
+                }
                 let sealed = SealedEvent { header: row.header.into(), payload: row.payload.into() };
                 let event = sealed.open().map_err(|error| altered(org, format!("event {idx}: {error}")))?;
                 recorded_at = Some(event.header.recorded_at);
+                if let Event::Organization(OrganizationEvent::PlanChanged(changed)) = &event.event
+                    && plan.as_ref().is_none_or(|(_, known)| *known < seq)
+                {
+                    plan = Some((changed.plan.clone(), seq));
+                }
                 match commits.last_mut() {
                     Some((last, commit)) if *last == seq => commit.events.push(event),
                     _ => {
@@ -114,20 +140,22 @@ impl Database {
             apply_read_models(&mut slice, org, &commits).await?;
         }
         let mut tx = slice.into_view(org, self.alarm());
-        let signed = signed(&mut tx, org, tree.head()).await?;
-        Ok(Ok(AsOf { tx, head: tree.head(), recorded_at, signed }))
+        if let Some(newest) = &newest {
+            begins(&mut tx, org, tree.head(), newest.head).await?;
+        }
+        Ok(Ok(AsOf { tx, head: tree.head(), recorded_at, signed: newest, plan }))
     }
 }
 
-/// The newest signed head, once it is proven that the events are its beginning.
-async fn signed(tx: &mut TenantTx, org: BoundOrg, head: TreeHead) -> Result<Option<AuditCheckpoint>, DbError> {
-    let newest = audit::newest_checkpoint(tx).await?.filter(|newest| newest.head.size >= head.size);
-    let Some(newest) = newest else { return Ok(None) };
+/// Proves that the events are the beginning of what was signed. A head that is smaller was passed on the way.
+async fn begins(tx: &mut TenantTx, org: BoundOrg, head: TreeHead, signed: TreeHead) -> Result<(), DbError> {
+    if signed.size < head.size {
+        return Ok(());
+    }
     let not_it =
         |error| altered(org, format!("its first {} events are not those that were signed: {error}", head.size));
-    let proof = audit::prove(tx, &Plan::consistency(head.size, newest.head.size).map_err(not_it)?).await?;
-    verify_consistency(head, newest.head, &proof).map_err(not_it)?;
-    Ok(Some(newest))
+    let proof = audit::prove(tx, &Plan::consistency(head.size, signed.size).map_err(not_it)?).await?;
+    verify_consistency(head, signed, &proof).map_err(not_it)
 }
 
 fn altered(org: BoundOrg, what: String) -> DbError {

@@ -3,7 +3,9 @@
 //! Each append also moves the frontier of the org's Merkle tree, in the same transaction and the same statement. Tiles,
 //! checkpoints and signatures are made later, by a process that holds the key (`signing.rs`), out of what is here.
 
+mod check;
 mod checkpoints;
+mod columns;
 mod signing;
 mod tree;
 mod webhooks;
@@ -18,14 +20,17 @@ use orgstream_transparency::{Hash, leaf_hash};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use columns::Columns;
+
 use crate::{
     Applied, BoundOrg, DbError, Listing, Page, Placed, SliceTx, TenantTx,
     apply::all_there,
     convert::{column, fingerprint, from_bigint, to_bigint},
 };
 
+pub use check::{LogCheck, StoredEvent, check, stored_from};
 pub use checkpoints::{
-    AuditCheckpoint, LogPolicy, ask_for_checkpoint, checkpoint_at, checkpoint_with, checkpoints, handovers,
+    AuditCheckpoint, LogPolicy, ask_for_checkpoint, checkpoint_at, checkpoint_with, checkpoints, handovers, keys,
     newest_checkpoint, policy,
 };
 pub use signing::{SigningDatabase, SigningTx, Wishes};
@@ -55,12 +60,17 @@ impl AuditEntry {
     }
 }
 
-/// The entries, if the stored bytes of each say that it is of the org that is read: the columns beside them might lie.
-fn own(tx: &TenantTx, entries: Vec<AuditEntry>) -> Result<Vec<AuditEntry>, DbError> {
+/// The entries, if the stored bytes of each say that it is of the org that is read, and one of those that were asked for: the
+/// columns beside them might lie.
+fn own(tx: &TenantTx, entries: Vec<AuditEntry>, filter: &AuditFilter) -> Result<Vec<AuditEntry>, DbError> {
     for entry in &entries {
         // What cannot be opened is reported by whoever wants to see it.
         if let Ok(opened) = entry.sealed.clone().open() {
             tx.check_own(opened.header.org_id, "audit.events")?;
+            if !filter.matches(entry.idx, &opened.header) {
+                let what = format!("the columns of event {} are not what the event says", entry.idx);
+                return Err(DbError::Altered { org: tx.org(), what });
+            }
         }
     }
     Ok(entries)
@@ -123,6 +133,7 @@ pub(crate) async fn append(
     }
     end.catch_up(connection, org).await?;
     let leaves = column(&events, |(.., event)| leaf_hash(&event.sealed.header));
+    let columns = column(&events, |(.., event)| Columns::of(&event.header));
     let after = end.after(&leaves);
     let inserted = sqlx::query!(
         "WITH head AS (
@@ -144,22 +155,22 @@ pub(crate) async fn append(
         to_bigint(end.size()),
         to_bigint(after.size()),
         after.to_bytes(),
-        &column(&events, |(.., event)| event.header.event_id.uuid()),
-        &column(&events, |(.., event)| event.header.command_id.uuid()),
+        &column(&columns, |columns| columns.event_id),
+        &column(&columns, |columns| columns.command_id),
         &column(&events, |(seq, ..)| *seq),
         &column(&events, |(_, nth, ..)| *nth),
-        &column(&events, |(.., event)| event.header.recorded_at.to_datetime()),
-        &column(&events, |(.., event)| event.header.occurred_at.to_datetime()),
-        column(&events, |(.., event)| event.header.event_type.as_str()) as _,
-        column(&events, |(.., event)| event.header.actor.actor_type.name()) as _,
-        column(&events, |(.., event)| event.header.actor.id.as_str()) as _,
-        column(&events, |(.., event)| target(event).0) as _,
-        column(&events, |(.., event)| target(event).1) as _,
+        &column(&columns, |columns| columns.recorded_at),
+        &column(&columns, |columns| columns.occurred_at),
+        column(&columns, |columns| columns.action) as _,
+        column(&columns, |columns| columns.actor_type) as _,
+        column(&columns, |columns| columns.actor_id) as _,
+        column(&columns, |columns| columns.target_type) as _,
+        column(&columns, |columns| columns.target_id) as _,
         column(&events, |(.., event)| &*event.sealed.header) as _,
         column(&events, |(.., event)| &*event.sealed.payload) as _,
         column(&leaves, |leaf| leaf.0.as_slice()) as _,
         column(&events, |(_, _, fingerprint, _)| fingerprint.map(|fingerprint| fingerprint.0.as_slice())) as _,
-        column(&events, |(.., event)| event.header.outcome.status.name()) as _,
+        column(&columns, |columns| columns.outcome) as _,
     )
     .execute(connection)
     .await?;
@@ -189,10 +200,6 @@ async fn without_repeated_facts<'a>(
     let mut seen: HashSet<Uuid> = known.fetch_all(connection).await?.into_iter().collect();
     events.retain(|(.., event)| !is_fact(event) || seen.insert(event.header.event_id.uuid()));
     Ok(events)
-}
-
-fn target(event: &OpenedEvent) -> (&str, &str) {
-    event.header.targets.first().map_or(("", ""), |target| (&target.target_type, &target.id))
 }
 
 struct Row {
@@ -264,13 +271,15 @@ pub async fn list(
     let (idx, to_older) = page.start();
     let org = tx.org().uuid();
     let rows = i64::from(limit) + 1;
-    let rows = if to_older {
+    let rows = if columns::are_in_doubt(tx, filter).await? {
+        Ok(columns::scan(tx, filter, (idx, to_older), rows).await?)
+    } else if to_older {
         matching!("idx < $2", "idx DESC", org, idx, rows, filter).fetch_all(tx.connection()).await
     } else {
         matching!("idx > $2", "idx", org, idx, rows, filter).fetch_all(tx.connection()).await
     }?;
     let Listing { rows, more } = Listing::new(rows, page, limit)?;
-    Ok(Listing { rows: own(tx, rows)?, more })
+    Ok(Listing { rows: own(tx, rows, filter)?, more })
 }
 
 /// Up to `limit` of them in the log's own order, behind the place `after`.
@@ -281,8 +290,12 @@ pub async fn forward(
     limit: u16,
 ) -> Result<Vec<AuditEntry>, DbError> {
     let (org, idx) = (tx.org().uuid(), after.map_or(-1, to_bigint));
-    let rows = matching!("idx > $2", "idx", org, idx, i64::from(limit), filter).fetch_all(tx.connection()).await?;
-    own(tx, rows.into_iter().map(AuditEntry::try_from).collect::<Result<_, _>>()?)
+    let rows = if columns::are_in_doubt(tx, filter).await? {
+        columns::scan(tx, filter, (idx, false), limit.into()).await?
+    } else {
+        matching!("idx > $2", "idx", org, idx, i64::from(limit), filter).fetch_all(tx.connection()).await?
+    };
+    own(tx, rows.into_iter().map(AuditEntry::try_from).collect::<Result<_, _>>()?, filter)
 }
 
 /// Up to `limit` events in the log's own order, from `idx` on.
@@ -297,7 +310,7 @@ pub async fn from_idx(tx: &mut TenantTx, idx: u64, limit: u16) -> Result<Vec<Aud
         i64::from(limit),
     );
     let rows = rows.fetch_all(tx.connection()).await?.into_iter().map(AuditEntry::try_from);
-    own(tx, rows.collect::<Result<_, _>>()?)
+    own(tx, rows.collect::<Result<_, _>>()?, &AuditFilter::default())
 }
 
 /// Up to `limit` events in the order of the stream, from the commit at `seq` on.
@@ -312,7 +325,7 @@ pub async fn from_seq(tx: &mut TenantTx, seq: u64, limit: u16) -> Result<Vec<Aud
         i64::from(limit),
     );
     let rows = rows.fetch_all(tx.connection()).await?.into_iter().map(AuditEntry::try_from);
-    own(tx, rows.collect::<Result<_, _>>()?)
+    own(tx, rows.collect::<Result<_, _>>()?, &AuditFilter::default())
 }
 
 /// The org's commits in the order of the stream, after `after` and up to `upto`: as many whole ones as have about `events`
@@ -373,7 +386,7 @@ pub async fn get(tx: &mut TenantTx, event: EventId) -> Result<Option<AuditEntry>
         event.uuid(),
     );
     let row = row.fetch_optional(tx.connection()).await?.map(AuditEntry::try_from).transpose()?;
-    Ok(own(tx, row.into_iter().collect())?.pop())
+    Ok(own(tx, row.into_iter().collect(), &AuditFilter::default())?.pop())
 }
 
 /// The place of the last event that the stream has at `seq` or before.

@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::{DbError, TenantTx, apply::Stamp, convert::column};
+use crate::{DbError, TenantTx, apply::Stamp, convert::column, read_model::ReadModel};
 
 /// An opening that has not ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +15,14 @@ pub struct BreakGlass {
     /// When it ends by itself.
     pub expires_at: Timestamp,
 }
+
+pub(crate) const TABLE: ReadModel = ReadModel::by_id(
+    "break_glasses",
+    "rm.break_glasses",
+    "id",
+    &["id", "operator", "reason", "approver", "opened_at", "expires_at", "closed_at", "seq"],
+    &[("id", |id| BreakGlassId::from_uuid(id).to_string())],
+);
 
 /// What a slice does to the rows.
 #[derive(Default)]

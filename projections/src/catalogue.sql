@@ -112,6 +112,14 @@ FROM append_only AS log WHERE NOT EXISTS (
     WHERE tgrelid = to_regclass(log.name) AND tgname = 'append_only' AND tgenabled IN ('O', 'A')
 )
 UNION ALL
+SELECT 'audit.events: the index events_that_do_not_fit is missing, so an edit of its columns would not be noticed',
+    'create it again, as the migration 0085 does'
+WHERE NOT EXISTS (
+    SELECT FROM pg_index
+    WHERE indexrelid = to_regclass('audit.events_that_do_not_fit') AND indrelid = to_regclass('audit.events')
+        AND indisvalid AND pg_get_expr(indpred, indrelid) LIKE '%NOT audit.fits(%'
+)
+UNION ALL
 SELECT format('the role %I may create objects in the schema %I', a.rolname, n.nspname), 'REVOKE CREATE ON SCHEMA'
 FROM app_roles AS a CROSS JOIN pg_namespace AS n
 WHERE n.nspname NOT LIKE 'pg\_%' AND has_schema_privilege(a.oid, n.oid, 'CREATE')

@@ -12,6 +12,7 @@ use crate::{
     apply::{Stamp, all_there},
     convert::{column, from_bigint, from_wire, parsed},
     page::newest_first,
+    read_model::ReadModel,
 };
 
 /// A domain as it is now.
@@ -54,6 +55,14 @@ impl Placed for Domain {
         Place { created_at: self.created_at, id: self.id.uuid() }
     }
 }
+
+pub(crate) const TABLE: ReadModel = ReadModel::by_id(
+    "domains",
+    "rm.domains",
+    "id",
+    &["id", "domain", "challenge", "status", "version", "created_at", "updated_at", "seq"],
+    &[("id", |id| DomainId::from_uuid(id).to_string())],
+);
 
 /// What a slice does to the rows: births, and the last state of everything that changed. A domain that is claimed again is
 /// born again.

@@ -1,16 +1,12 @@
 //! Whether the rows that are shown are those that the events make: two versions of an org's read models, compared row by
 //! row as they were at one moment, and what was found.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use orgstream_events::Fingerprint;
-use serde_json::Value;
-use sqlx::AssertSqlSafe;
 
 use crate::{
     BoundOrg, Database, DbError, SliceTx, TenantTx,
     convert::to_bigint,
-    versions::{TABLES, Versioned},
+    read_model::{Page, READ_MODELS, ReadModel, Stretch, differing_columns},
 };
 
 /// The most rows that are named; beyond them, they are counted.
@@ -44,8 +40,6 @@ pub struct Comparison {
     differences: u64,
 }
 
-type Page = BTreeMap<String, String>;
-
 impl Comparison {
     /// Begins to compare the version `built` with the one that is shown. None when one is ahead of the other.
     pub async fn begin(db: &Database, org: BoundOrg, built: i32) -> Result<Option<Self>, DbError> {
@@ -69,47 +63,25 @@ impl Comparison {
 
     /// Compares up to `rows` more. Whether that was all.
     pub async fn go_on(&mut self, rows: u32) -> Result<bool, DbError> {
-        let Some(versioned) = TABLES.get(self.table) else { return Ok(true) };
-        let shown = self.page(versioned, self.shown, rows).await?;
-        let built = self.page(versioned, self.built, rows).await?;
-        // A page that is full says nothing about what comes after its last row.
-        let ends = [&shown, &built].into_iter().filter(|page| page.len() >= rows as usize);
-        let end = ends.filter_map(|page| page.last_key_value()).map(|(key, _)| key.clone()).min();
-        let within = |key: &&String| end.as_ref().is_none_or(|end| *key <= end);
-        let keys: BTreeSet<&String> = shown.keys().chain(built.keys()).filter(within).collect();
-        let mut differing = Vec::new();
-        for key in keys {
-            let rows = [shown.get(key), built.get(key)];
-            for (sum, row) in self.sums.iter_mut().zip(rows) {
-                if let Some(digest) = row {
-                    *sum = Fingerprint::of(&[&sum.0, key.as_bytes(), digest.as_bytes()]);
-                }
-            }
-            if rows[0] != rows[1] {
-                differing.push(Drift {
-                    table: versioned.table.to_owned(),
-                    key: Some(key.clone()),
-                    columns: Vec::new(),
-                    shown: rows[0].cloned(),
-                    built: rows[1].cloned(),
-                });
-            }
-        }
-        for mut drift in differing {
+        let Some(model) = READ_MODELS.get(self.table).copied() else { return Ok(true) };
+        let shown = self.page(model, self.shown, rows).await?;
+        let built = self.page(model, self.built, rows).await?;
+        let stretch = Stretch::compare(model, &mut self.sums, (&shown, &built), rows);
+        for mut drift in stretch.differing {
             self.differences += 1;
             if usize::try_from(self.differences).is_ok_and(|number| number <= NAMED) {
-                drift.columns = self.columns(versioned, &drift).await?;
+                drift.columns = self.columns(model, &drift).await?;
                 self.found.push(drift);
             }
         }
-        self.after = end;
+        self.after = stretch.end;
         if self.after.is_none() {
             let [shown, built] = self.sums.map(|sum| Some(sum.to_string()));
-            self.found.push(Drift { table: versioned.table.to_owned(), key: None, columns: Vec::new(), shown, built });
+            self.found.push(Drift { table: model.table.to_owned(), key: None, columns: Vec::new(), shown, built });
             self.sums = [Fingerprint([0; 32]); 2];
             self.table += 1;
         }
-        Ok(self.table == TABLES.len())
+        Ok(self.table == READ_MODELS.len())
     }
 
     /// Rows that were found to differ.
@@ -140,48 +112,64 @@ impl Comparison {
         Ok(())
     }
 
-    /// The next rows of a version, by their keys, each as a checksum over its columns.
-    async fn page(&mut self, versioned: &Versioned, version: i32, rows: u32) -> Result<Page, DbError> {
-        let Versioned { table, key, key_type, condition, ignored } = versioned;
+    async fn page(&mut self, model: &ReadModel, version: i32, rows: u32) -> Result<Page, DbError> {
         self.tx.look_at(version).await?;
-        // Without a name of its own, the text would be what is sorted by, and not the key.
-        let query = format!(
-            "SELECT ({key})::text AS as_text, md5((to_jsonb(item) - '{ignored}'::text[])::text) FROM {table} AS item
-            WHERE org_id = $1 AND ($2::text IS NULL OR {key} > $2::{key_type}) {condition} ORDER BY {key} LIMIT $3"
-        );
-        let page: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(query))
-            .bind(self.tx.org().uuid())
-            .bind(&self.after)
-            .bind(i64::from(rows))
-            .fetch_all(self.tx.connection())
-            .await?;
-        Ok(page.into_iter().collect())
+        model.page(&mut self.tx, self.after.as_deref(), rows).await
     }
 
     /// The columns in which a row differs.
-    async fn columns(&mut self, versioned: &Versioned, drift: &Drift) -> Result<Vec<String>, DbError> {
-        let Versioned { table, key, key_type, condition, ignored } = versioned;
-        let mut rows = Vec::with_capacity(2);
-        for version in [self.shown, self.built] {
-            self.tx.look_at(version).await?;
-            let query = format!(
-                "SELECT to_jsonb(item) - '{ignored}'::text[] FROM {table} AS item
-                WHERE org_id = $1 AND {key} = $2::{key_type} {condition}"
-            );
-            let row: Option<Value> = sqlx::query_scalar(AssertSqlSafe(query))
-                .bind(self.tx.org().uuid())
-                .bind(&drift.key)
-                .fetch_optional(self.tx.connection())
-                .await?;
-            rows.extend(row);
-        }
-        let [Value::Object(shown), Value::Object(built)] = rows.as_slice() else { return Ok(Vec::new()) };
-        Ok(shown
-            .iter()
-            .filter(|(name, value)| built.get(*name) != Some(*value))
-            .map(|(name, _)| name.clone())
-            .collect())
+    async fn columns(&mut self, model: &ReadModel, drift: &Drift) -> Result<Vec<String>, DbError> {
+        self.tx.look_at(self.shown).await?;
+        let shown = model.row(&mut self.tx, drift.key.as_deref()).await?;
+        self.tx.look_at(self.built).await?;
+        let built = model.row(&mut self.tx, drift.key.as_deref()).await?;
+        Ok(differing_columns(shown.as_ref(), built.as_ref()))
     }
+}
+
+/// What a comparison of all tables came to.
+#[derive(Debug, Default)]
+pub struct TablesCompared {
+    /// How many rows are shown.
+    pub rows: u64,
+    /// The rows that differ, as many as are named.
+    pub found: Vec<Drift>,
+    /// How many there are.
+    pub differences: u64,
+}
+
+/// Compares every read model that follows from the events, row by row and in all columns: as the one transaction sees it,
+/// and as the other does.
+pub async fn compare_tables(shown: &mut TenantTx, made: &mut TenantTx) -> Result<TablesCompared, DbError> {
+    const ROWS: u32 = 500;
+    let mut compared = TablesCompared::default();
+    for tx in [&mut *shown, &mut *made] {
+        // By the key's own index, as above.
+        sqlx::query!("SELECT set_config('enable_sort', 'off', true)").fetch_one(tx.connection()).await?;
+    }
+    for model in READ_MODELS.into_iter().filter(|model| model.from_events) {
+        let (mut after, mut sums) = (None::<String>, [Fingerprint([0; 32]); 2]);
+        loop {
+            let one = model.page(shown, after.as_deref(), ROWS).await?;
+            let other = model.page(made, after.as_deref(), ROWS).await?;
+            let stretch = Stretch::compare(model, &mut sums, (&one, &other), ROWS);
+            compared.rows += stretch.rows;
+            for mut drift in stretch.differing {
+                compared.differences += 1;
+                if compared.found.len() < NAMED {
+                    let one = model.row(shown, drift.key.as_deref()).await?;
+                    let other = model.row(made, drift.key.as_deref()).await?;
+                    drift.columns = differing_columns(one.as_ref(), other.as_ref());
+                    compared.found.push(drift);
+                }
+            }
+            after = stretch.end;
+            if after.is_none() {
+                break;
+            }
+        }
+    }
+    Ok(compared)
 }
 
 /// What the last comparison of the bound org found: for every table the rows that differ, then its checksums.

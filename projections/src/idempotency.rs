@@ -9,7 +9,17 @@ use uuid::Uuid;
 use crate::{
     Applied, DbError, TenantTx,
     convert::{column, fingerprint, from_bigint, to_bigint},
+    read_model::ReadModel,
 };
+
+pub(crate) const TABLE: ReadModel = ReadModel::by_id(
+    "idempotency",
+    "ops.idempotency",
+    "command_id",
+    &["command_id", "fingerprint", "seq", "aggregate_type", "aggregate_id"],
+    &[("command_id", |id| CommandId::from_uuid(id).to_string())],
+)
+.without(&["fingerprint"]);
 
 /// A command that was carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,6 +16,7 @@ use crate::{
     apply::{Stamp, all_there},
     convert::{column, fingerprint, from_bigint, from_wire, parsed},
     page::newest_first,
+    read_model::ReadModel,
 };
 
 /// An invitation as it is now.
@@ -68,6 +69,30 @@ impl Placed for Invitation {
         Place { created_at: self.created_at, id: self.id.uuid() }
     }
 }
+
+pub(crate) const TABLE: ReadModel = ReadModel::by_id(
+    "invitations",
+    "rm.invitations",
+    "id",
+    &[
+        "id",
+        "email",
+        "role",
+        "status",
+        "expires_at",
+        "token_mac",
+        "token_command",
+        "member_id",
+        "created_by_type",
+        "created_by_id",
+        "version",
+        "created_at",
+        "updated_at",
+        "seq",
+    ],
+    &[("id", |id| InvitationId::from_uuid(id).to_string()), ("member_id", |id| MemberId::from_uuid(id).to_string())],
+)
+.without(&["token_mac", "token_command"]);
 
 /// What a slice does to the rows: births, and the last state of everything that changed; and the mails that have to leave.
 #[derive(Default)]

@@ -12,6 +12,7 @@ use crate::{
     DbError, TenantTx,
     apply::{Stamp, all_there},
     convert::{column, from_bigint, from_wire, parsed, wire_name},
+    read_model::ReadModel,
 };
 
 /// A kind as it is now.
@@ -32,6 +33,13 @@ pub struct Kind {
     /// The stream sequence of its last change.
     pub seq: u64,
 }
+
+pub(crate) const TABLE: ReadModel = ReadModel::by_text(
+    "kinds",
+    "rm.kinds",
+    "name COLLATE \"C\"",
+    &["name", "title", "schema", "visibility", "cost", "status", "version", "created_at", "updated_at", "seq"],
+);
 
 /// What a slice does to the rows: births, and the last state of everything that changed.
 #[derive(Default)]

@@ -12,6 +12,7 @@ use crate::{
     apply::{Stamp, all_there},
     convert::{column, from_bigint, parsed},
     page::newest_first,
+    read_model::ReadModel,
 };
 
 /// A member as they are now.
@@ -44,6 +45,15 @@ impl Placed for Member {
         Place { created_at: self.created_at, id: self.id.uuid() }
     }
 }
+
+pub(crate) const TABLE: ReadModel = ReadModel::by_id(
+    "members",
+    "rm.members",
+    "id",
+    &["id", "user_id", "email", "role", "status", "version", "created_at", "updated_at", "seq"],
+    &[("id", |id| MemberId::from_uuid(id).to_string())],
+)
+.without(&["user_id"]);
 
 /// What a slice does to the rows: births, and the last state of everything that changed.
 #[derive(Default)]

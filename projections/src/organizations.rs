@@ -14,6 +14,7 @@ use crate::{
     DbError, TenantTx,
     apply::{Stamp, all_there},
     convert::{from_bigint, from_json, from_wire, parsed, wire_name},
+    read_model::ReadModel,
 };
 
 /// An organization as it is now.
@@ -48,6 +49,27 @@ pub struct Organization {
     /// The stream sequence of its last change.
     pub seq: u64,
 }
+
+pub(crate) const TABLE: ReadModel = ReadModel::by_id(
+    "organization",
+    "rm.organizations",
+    "org_id",
+    &[
+        "slug",
+        "name",
+        "tenant_type",
+        "region",
+        "suspended_reason",
+        "settings",
+        "version",
+        "created_at",
+        "updated_at",
+        "seq",
+        "external_id",
+        "limits",
+    ],
+    &[],
+);
 
 /// What a slice does to the row. What is None stays as it is.
 #[derive(Default)]
@@ -220,4 +242,12 @@ pub async fn get(tx: &mut TenantTx) -> Result<Option<Organization>, DbError> {
         })
     })
     .transpose()
+}
+
+/// What the bound org has booked, and the stream sequence that says so; None on the usual plan.
+pub async fn booked(tx: &mut TenantTx) -> Result<Option<(PlanName, u64)>, DbError> {
+    let org = tx.org().uuid();
+    let row = sqlx::query!("SELECT plan, seq FROM ops.plans WHERE org_id = $1", org);
+    let row = row.fetch_optional(tx.connection()).await?;
+    row.map(|row| Ok((parsed("a plan", row.plan)?, from_bigint(row.seq)))).transpose()
 }

@@ -10,7 +10,17 @@ use time::OffsetDateTime;
 use crate::{
     BoundOrg, DbError, SliceTx, TenantTx,
     convert::{column, from_bigint, parsed, to_bigint},
+    read_model::ReadModel,
 };
+
+/// Which messages are parked follows from what went wrong here as well, so a replay has none.
+pub(crate) const TABLE: ReadModel = ReadModel::by_text(
+    "parked",
+    "ops.parked",
+    "lpad(seq::text, 20, '0')",
+    &["pipeline", "seq", "aggregate_type", "aggregate_id", "subject", "message", "state"],
+)
+.with_what_happened("AND pipeline = 'read_models'", &["reason", "attempts", "parked_at", "verified", "expected"]);
 
 /// Why a message is parked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

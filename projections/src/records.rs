@@ -12,6 +12,7 @@ use crate::{
     CreatedBy, DbError, Listing, Page, Placed, TenantTx,
     apply::{Stamp, all_there},
     convert::{column, from_bigint, parsed, to_bigint},
+    read_model::ReadModel,
 };
 
 /// A record as it is now.
@@ -48,6 +49,27 @@ impl Placed for Record {
         self.created_seq
     }
 }
+
+pub(crate) const TABLE: ReadModel = ReadModel::by_id(
+    "records",
+    "rm.records",
+    "id",
+    &[
+        "id",
+        "kind",
+        "kind_version",
+        "data",
+        "status",
+        "created_by_type",
+        "created_by_id",
+        "version",
+        "created_at",
+        "created_seq",
+        "updated_at",
+        "seq",
+    ],
+    &[("id", |id| RecordId::from_uuid(id).to_string())],
+);
 
 /// What a slice does to the rows: births, and the last state of everything that changed.
 #[derive(Default)]

@@ -13,6 +13,7 @@ use crate::{
     apply::{Stamp, all_there},
     convert::{column, from_bigint, from_json},
     page::newest_first,
+    read_model::ReadModel,
 };
 
 /// A role as it is now.
@@ -43,6 +44,14 @@ impl Placed for OwnRole {
         Place { created_at: self.created_at, id: self.id.uuid() }
     }
 }
+
+pub(crate) const TABLE: ReadModel = ReadModel::by_id(
+    "roles",
+    "rm.roles",
+    "id",
+    &["id", "name", "permissions", "status", "version", "created_at", "updated_at", "seq"],
+    &[("id", |id| RoleId::from_uuid(id).to_string())],
+);
 
 /// What a slice does to the rows: births, and the last state of everything that changed.
 #[derive(Default)]

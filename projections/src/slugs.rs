@@ -6,7 +6,9 @@ use orgstream_events::{OrganizationEvent, Slug};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::{DbError, convert::column};
+use crate::{DbError, convert::column, read_model::ReadModel};
+
+pub(crate) const TABLE: ReadModel = ReadModel::by_text("slugs", "rm.slugs", "slug COLLATE \"C\"", &["slug"]);
 
 #[derive(Default)]
 pub(crate) struct Fold<'a> {

@@ -12,6 +12,7 @@ use crate::{
     apply::{Stamp, all_there},
     convert::{column, from_bigint},
     page::newest_first,
+    read_model::ReadModel,
 };
 
 /// A connection as it is now.
@@ -48,6 +49,26 @@ impl Placed for SsoConnection {
         Place { created_at: self.created_at, id: self.id.uuid() }
     }
 }
+
+pub(crate) const TABLE: ReadModel = ReadModel::by_id(
+    "sso_connections",
+    "rm.sso_connections",
+    "id",
+    &[
+        "id",
+        "name",
+        "issuer",
+        "audience",
+        "jit",
+        "status",
+        "default_since",
+        "version",
+        "created_at",
+        "updated_at",
+        "seq",
+    ],
+    &[("id", |id| ConnectionId::from_uuid(id).to_string())],
+);
 
 /// What a slice does to the rows: births, and the last state of everything that changed.
 #[derive(Default)]

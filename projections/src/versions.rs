@@ -7,48 +7,9 @@ use sqlx::AssertSqlSafe;
 use crate::{
     BoundOrg, DbError, Rebuild, RebuildJob, RebuildState, SliceTx,
     convert::{column, from_bigint, to_bigint},
+    read_model::{READ_MODELS, ReadModel},
     rebuilds,
 };
-
-/// A table whose rows belong to versions.
-pub(crate) struct Versioned {
-    pub(crate) table: &'static str,
-    /// What tells the rows of one version apart, as an expression that the table is read in the order of.
-    pub(crate) key: &'static str,
-    pub(crate) key_type: &'static str,
-    /// Which of its rows they are.
-    pub(crate) condition: &'static str,
-    /// Columns that say what happened here, or of which version the row is: no function of the events.
-    pub(crate) ignored: &'static str,
-}
-
-/// All of them, the largest first.
-pub(crate) const TABLES: [Versioned; 13] = [
-    versioned("rm.records", "id", "uuid"),
-    versioned("ops.idempotency", "command_id", "uuid"),
-    versioned("rm.api_keys", "id", "uuid"),
-    versioned("rm.members", "id", "uuid"),
-    versioned("rm.invitations", "id", "uuid"),
-    versioned("rm.roles", "id", "uuid"),
-    versioned("rm.domains", "id", "uuid"),
-    versioned("rm.sso_connections", "id", "uuid"),
-    // Texts in an order that every server and this program agree on.
-    versioned("rm.kinds", "name COLLATE \"C\"", "text"),
-    versioned("rm.slugs", "slug COLLATE \"C\"", "text"),
-    versioned("rm.break_glasses", "id", "uuid"),
-    versioned("rm.organizations", "org_id", "uuid"),
-    Versioned {
-        table: "ops.parked",
-        key: "lpad(seq::text, 20, '0')",
-        key_type: "text",
-        condition: "AND pipeline = 'read_models'",
-        ignored: "{rm_version,reason,attempts,parked_at}",
-    },
-];
-
-const fn versioned(table: &'static str, key: &'static str, key_type: &'static str) -> Versioned {
-    Versioned { table, key, key_type, condition: "", ignored: "{rm_version}" }
-}
 
 /// A job's step that was opened.
 #[derive(Debug, Clone)]
@@ -257,7 +218,7 @@ impl SliceTx {
             .fetch_one(&mut *connection)
             .await?;
         let mut deleted = 0;
-        for Versioned { table, key, key_type, condition, .. } in TABLES {
+        for ReadModel { table, key, key_type, condition, .. } in READ_MODELS {
             let left = i64::from(rows) - i64::try_from(deleted).unwrap_or(i64::MAX);
             if left <= 0 {
                 return Ok(deleted);

@@ -1,21 +1,26 @@
 //! Three accounts of one organization, compared: the stream, the audit log, and the read models. Whoever changed one of them
 //! would have to change all three, and the heads that were signed.
 
-use std::fmt::Debug;
+use std::collections::VecDeque;
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, pin_mut};
-use orgstream_events::{OrgId, Pipeline};
+use orgstream_events::{OpenedEvent, OrgId, Pipeline};
 use orgstream_projections::{
-    BoundOrg, Database, DbError, Listing, Moment, Page, Place, Placed, TenantTx, api_keys, audit, checkpoints, members,
-    organizations, records,
+    BoundOrg, Database, DbError, Drift, Listing, Moment, Page, audit, audit::StoredEvent, checkpoints, compare_tables,
+    organizations,
 };
 use orgstream_stream::Log;
-use orgstream_transparency::{Frontier, TreeHead, leaf_hash};
+use orgstream_transparency::{Frontier, LogKey, PolicyFile, TreeHead, leaf_hash};
+use orgstream_verifier::log_key;
 use serde::Serialize;
 
-/// Rows and events that are read at a time.
+/// Heads that are read at a time.
 const PAGE: u16 = 500;
+/// Events that are read at a time: more than a commit has, which are 1,000 at most.
+const EVENTS: u16 = 2_000;
+/// The most differences that are named of each account.
+const NAMED: usize = 100;
 
 /// What the accounts say.
 #[derive(Debug, Serialize)]
@@ -24,8 +29,12 @@ pub(crate) struct Compared {
     pub(crate) stream: (u64, String),
     /// Events in the audit log, and the root over them, in the stream's order.
     pub(crate) audit: (u64, String),
-    /// The signed head that the audit log is proven to begin with.
+    /// Signed heads of the audit log that fit.
+    pub(crate) heads: u64,
+    /// The size of the newest of them.
     pub(crate) signed: Option<u64>,
+    /// Events of the audit log that no signed head covers.
+    pub(crate) unsigned: u64,
     /// Rows of the read models.
     pub(crate) rows: u64,
     /// What does not fit.
@@ -37,12 +46,24 @@ pub(crate) async fn compare(log: &Log, db: &Database, org: OrgId) -> anyhow::Res
     let bound = BoundOrg::named_by_operator(org);
     let mut differences = Vec::new();
     let (stream, audited) = events(log, db, bound, &mut differences).await?;
-    let (rows, signed) = read_models(db, bound, &mut differences).await?;
+    let mut checked = audit::check(&mut db.read(bound).await?).await?;
+    differences.append(&mut checked.differences);
+    signatures(db, bound, &mut differences).await?;
+    let rows = read_models(db, bound, &mut differences).await?;
     let told = |head: TreeHead| (head.size, head.root.to_string());
-    Ok(Compared { stream: told(stream), audit: told(audited), signed, rows, differences })
+    let signed = checked.newest.map(|newest| newest.head.size);
+    Ok(Compared {
+        stream: told(stream),
+        audit: told(audited),
+        heads: checked.heads,
+        signed,
+        unsigned: checked.head.size.saturating_sub(signed.unwrap_or(0)),
+        rows,
+        differences,
+    })
 }
 
-/// The stream and the audit log side by side, leaf by leaf.
+/// The stream and the audit log side by side, event by event.
 async fn events(
     log: &Log,
     db: &Database,
@@ -53,7 +74,12 @@ async fn events(
         log.placement(org.org()).await?.with_context(|| format!("there is no organization {}", org.org()))?;
     let upto = checkpoints::position(&mut db.read(org).await?, Pipeline::Audit).await?;
     let (mut stream, mut audited) = (Frontier::default(), Frontier::default());
-    let mut rows = Rows { db, org, left: Vec::new().into_iter(), next: 1 };
+    let mut rows = Rows { db, org, upto, left: VecDeque::new(), next: Some(1) };
+    let mut find = |what: String| {
+        if differences.len() < NAMED {
+            differences.push(what);
+        }
+    };
     let replay = log.replay(&placement, 1);
     pin_mut!(replay);
     while let Some(message) = replay.next().await {
@@ -61,122 +87,165 @@ async fn events(
         if message.seq > upto {
             break;
         }
-        for event in message.open(log.keys())?.commit.events {
+        let commit = message.open(log.keys())?.commit;
+        for (ordinal, event) in (0..).zip(&commit.events) {
+            let place = format!("{}:{}", org.org(), message.seq);
+            let fingerprint = commit.fingerprint.filter(|_| ordinal == 0);
+            let sealed = event.sealed.clone();
+            let expected = StoredEvent { seq: message.seq, ordinal, fingerprint, sealed };
+            // What stands at an earlier place belongs to nothing that the stream has.
+            while let Some(stray) = rows.next_before(message.seq, ordinal).await? {
+                audited.append(leaf_hash(&stray.sealed.header));
+                find(format!("the audit log has an event at {}:{} that the stream has not", org.org(), stray.seq));
+            }
+            let row = rows.next_at(message.seq, ordinal).await?;
+            if row.is_none() && is_told_already(db, org, event, &expected).await? {
+                continue;
+            }
             let leaf = leaf_hash(&event.sealed.header);
             stream.append(leaf);
-            let place = format!("{}:{}", org.org(), message.seq);
-            match rows.next(upto).await? {
-                Some((_, header)) => {
-                    let other = leaf_hash(&header);
-                    audited.append(other);
-                    if other != leaf && differences.is_empty() {
-                        differences.push(format!("the audit log has another event than the stream at {place}"));
-                    }
-                }
-                None if differences.is_empty() => {
-                    differences.push(format!("the event at {place} is not in the audit log"));
-                }
-                None => {}
+            let Some(row) = row else {
+                find(format!("the event at {place} is not in the audit log"));
+                continue;
+            };
+            audited.append(leaf_hash(&row.sealed.header));
+            for what in differing(&row, &expected) {
+                find(format!("the audit log has another {what} than the stream at {place}"));
             }
         }
     }
-    while let Some((seq, header)) = rows.next(upto).await? {
-        audited.append(leaf_hash(&header));
-        if differences.is_empty() {
-            differences.push(format!("the audit log has an event at {}:{seq} that the stream has not", org.org()));
-        }
+    while let Some(stray) = rows.next().await? {
+        audited.append(leaf_hash(&stray.sealed.header));
+        find(format!("the audit log has an event at {}:{} that the stream has not", org.org(), stray.seq));
     }
     Ok((stream.head(), audited.head()))
+}
+
+fn differing(row: &StoredEvent, expected: &StoredEvent) -> Vec<&'static str> {
+    let is_other: [(&str, bool); 3] = [
+        ("event", row.sealed.header != expected.sealed.header),
+        ("payload", row.sealed.payload != expected.sealed.payload),
+        ("fingerprint", row.fingerprint != expected.fingerprint),
+    ];
+    is_other.into_iter().filter(|(_, is_other)| *is_other).map(|(what, _)| what).collect()
+}
+
+/// A fact may be in the stream twice; the audit log has it once, where it came first.
+async fn is_told_already(
+    db: &Database,
+    org: BoundOrg,
+    event: &OpenedEvent,
+    expected: &StoredEvent,
+) -> anyhow::Result<bool> {
+    if !event.header.aggregate.aggregate.is_of_facts() {
+        return Ok(false);
+    }
+    let told = audit::get(&mut db.read(org).await?, event.header.event_id).await?;
+    Ok(told.is_some_and(|told| told.seq <= expected.seq && told.event_id == event.header.event_id))
 }
 
 /// The audit log's rows in the order of the stream.
 struct Rows<'a> {
     db: &'a Database,
     org: BoundOrg,
-    left: std::vec::IntoIter<(u64, Vec<u8>)>,
-    /// Rows are read by whole commits, from this sequence on; 0 at the end.
-    next: u64,
+    upto: u64,
+    left: VecDeque<StoredEvent>,
+    /// Rows are read by whole commits, from this sequence on; None at the end.
+    next: Option<u64>,
 }
 
 impl Rows<'_> {
-    async fn next(&mut self, upto: u64) -> Result<Option<(u64, Vec<u8>)>, DbError> {
-        if let Some(row) = self.left.next() {
-            return Ok(Some(row).filter(|(seq, _)| *seq <= upto));
+    async fn look(&mut self) -> Result<Option<&StoredEvent>, DbError> {
+        if self.left.is_empty()
+            && let Some(next) = self.next
+        {
+            let read = audit::stored_from(&mut self.db.read(self.org).await?, next, EVENTS).await?;
+            let last = read.last().map_or(0, |event| event.seq);
+            let is_end = read.len() < usize::from(EVENTS);
+            self.left.extend(read.into_iter().filter(|event| is_end || event.seq < last));
+            self.next = (!is_end).then_some(last);
         }
-        if self.next == 0 {
-            return Ok(None);
-        }
-        // A commit has 1,000 events at most, so this is always more than one.
-        let read = audit::from_seq(&mut self.db.read(self.org).await?, self.next, 2_000).await?;
-        let last = read.last().map_or(0, |entry| entry.seq);
-        let is_end = read.len() < 2_000;
-        let whole = read.into_iter().filter(|entry| is_end || entry.seq < last);
-        self.left = whole.map(|entry| (entry.seq, entry.sealed.header.to_vec())).collect::<Vec<_>>().into_iter();
-        self.next = if is_end { 0 } else { last };
-        Ok(self.left.next().filter(|(seq, _)| *seq <= upto))
+        Ok(self.left.front().filter(|event| event.seq <= self.upto))
+    }
+
+    async fn next(&mut self) -> Result<Option<StoredEvent>, DbError> {
+        Ok(if self.look().await?.is_some() { self.left.pop_front() } else { None })
+    }
+
+    /// The next one, if it stands before this place.
+    async fn next_before(&mut self, seq: u64, ordinal: u32) -> Result<Option<StoredEvent>, DbError> {
+        let is_before = self.look().await?.is_some_and(|event| (event.seq, event.ordinal) < (seq, ordinal));
+        Ok(if is_before { self.left.pop_front() } else { None })
+    }
+
+    /// The next one, if it stands at this place.
+    async fn next_at(&mut self, seq: u64, ordinal: u32) -> Result<Option<StoredEvent>, DbError> {
+        let is_at = self.look().await?.is_some_and(|event| (event.seq, event.ordinal) == (seq, ordinal));
+        Ok(if is_at { self.left.pop_front() } else { None })
     }
 }
 
-/// The rows that are shown against those that the audit log makes.
-async fn read_models(
-    db: &Database,
-    org: BoundOrg,
-    differences: &mut Vec<String>,
-) -> anyhow::Result<(u64, Option<u64>)> {
+/// Whether every head carries the signature of a key that the signing process has said is the log's. Whoever pinned the key
+/// knows better than this database which ones they are; see `audit verify`.
+async fn signatures(db: &Database, org: BoundOrg, differences: &mut Vec<String>) -> anyhow::Result<()> {
+    let mut tx = db.read(org).await?;
+    let keys: Vec<LogKey> = audit::keys(&mut tx).await?.iter().filter_map(|key| key.parse().ok()).collect();
+    let nobody = PolicyFile::parse(b"quorum none\n")?;
+    let mut page = Page::First;
+    loop {
+        let Listing { rows, more } = audit::checkpoints(&mut tx, &page, PAGE).await?;
+        for head in &rows {
+            let origin = head.note.text().lines().next().unwrap_or_default().to_owned();
+            let keys = keys.iter().filter_map(|key| log_key(key, &origin, org.org()));
+            let is_signed = keys.into_iter().any(|key| nobody.check(&key, &head.note).is_ok());
+            if !is_signed && differences.len() < NAMED {
+                differences.push(format!("the head of {} events is signed by no key of the log", head.head.size));
+            }
+        }
+        match rows.last() {
+            Some(last) if more => page = Page::After(last.head.size),
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// The rows that are shown against those that the audit log makes: all tables, all columns.
+async fn read_models(db: &Database, org: BoundOrg, differences: &mut Vec<String>) -> anyhow::Result<u64> {
     let mut shown = db.read(org).await?;
     let seq = checkpoints::position(&mut shown, Pipeline::ReadModels).await?;
     if checkpoints::position(&mut shown, Pipeline::Audit).await? < seq {
         bail!("the audit log is behind the read models: try again when it has caught up (orgstream lag)");
     }
-    let Some(idx) = audit::last_idx(&mut shown, seq).await? else { return Ok((0, None)) };
+    let Some(idx) = audit::last_idx(&mut shown, seq).await? else { return Ok(0) };
     let mut made = match db.as_of(org, Moment::Idx(idx), u64::MAX, rand::random()).await {
         Ok(Ok(made)) => made,
-        Ok(Err(_)) => return Ok((0, None)),
+        Ok(Err(_)) => return Ok(0),
         // What is not as it was signed is what is looked for here.
         Err(DbError::Altered { what, .. }) => {
             differences.push(format!("the audit log is not what was appended to it: {what}"));
-            return Ok((0, None));
+            return Ok(0);
         }
         Err(error) => return Err(error.into()),
     };
-    let mut rows = 0;
-    let one = (organizations::get(&mut shown).await?, organizations::get(&mut made.tx).await?);
-    rows += u64::from(one.0.is_some());
-    if one.0 != one.1 {
-        differences.push("the organization's row is not what its events make".to_owned());
+    let booked = organizations::booked(&mut shown).await?;
+    if booked != made.plan {
+        differences.push("ops.plans is not what the events make of it".to_owned());
     }
-    let (shown, made_tx) = (&mut shown, &mut made.tx);
-    let listed = async |tx: &mut TenantTx, page: &Page<Place>| members::list(tx, true, None, page, PAGE).await;
-    rows += table("members", shown, made_tx, listed, differences).await?;
-    let listed = async |tx: &mut TenantTx, page: &Page<Place>| api_keys::as_events_say(tx, page, PAGE).await;
-    rows += table("api_keys", shown, made_tx, listed, differences).await?;
-    let listed = async |tx: &mut TenantTx, page: &Page<u64>| records::list(tx, None, true, page, PAGE).await;
-    rows += table("records", shown, made_tx, listed, differences).await?;
-    Ok((rows, made.signed.map(|signed| signed.head.size)))
+    let compared = compare_tables(&mut shown, &mut made.tx).await?;
+    let more = compared.differences - compared.found.len() as u64;
+    differences.extend(compared.found.iter().map(in_words));
+    if more > 0 {
+        differences.push(format!("and {more} rows more"));
+    }
+    Ok(compared.rows)
 }
 
-/// One table, page by page, up to the first difference.
-async fn table<T: Placed<Place: Debug> + PartialEq>(
-    name: &str,
-    shown: &mut TenantTx,
-    made: &mut TenantTx,
-    list: impl AsyncFn(&mut TenantTx, &Page<T::Place>) -> Result<Listing<T>, DbError>,
-    differences: &mut Vec<String>,
-) -> Result<u64, DbError> {
-    let (mut page, mut count) = (Page::First, 0);
-    loop {
-        let (one, other) = (list(shown, &page).await?, list(made, &page).await?);
-        count += one.rows.len() as u64;
-        if one != other {
-            let pairs = one.rows.iter().zip(&other.rows);
-            let place = pairs.filter(|(one, other)| one != other).map(|(one, _)| format!("{:?}", one.place())).next();
-            let place = place.unwrap_or_else(|| "there are more on one side".to_owned());
-            differences.push(format!("{name} are not what the events make of them: {place}"));
-            return Ok(count);
-        }
-        match one.rows.last() {
-            Some(last) if one.more => page = Page::After(last.place()),
-            _ => return Ok(count),
-        }
+fn in_words(drift: &Drift) -> String {
+    let Drift { table, key, columns, shown, built } = drift;
+    let key = key.as_deref().unwrap_or_default();
+    match (shown, built) {
+        (Some(_), None) => format!("{table} {key}: follows from no event"),
+        (None, _) => format!("{table} {key}: is missing"),
+        _ => format!("{table} {key}: is not what the events make of it: {}", columns.join(", ")),
     }
 }

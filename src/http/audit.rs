@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{extract::State, response::Response};
-use orgstream_events::{ActorType, EventId, EventView, OutcomeStatus, Timestamp};
+use orgstream_events::{ActorType, EventId, EventView, KNOWN_EVENTS, OutcomeStatus, Timestamp};
 use orgstream_projections::audit::{self, AuditEntry, AuditFilter};
 use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
@@ -21,7 +21,7 @@ use crate::problem::Problem;
 #[derive(Debug, Clone, Default, Deserialize, Serialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct AuditQuery {
-    /// With this name.
+    /// With this name. One that no event has is refused.
     #[param(example = "record.created")]
     pub action: Option<String>,
     /// By this actor: a member, key or operator id.
@@ -50,10 +50,19 @@ pub struct AuditQuery {
     pub until: Option<Timestamp>,
 }
 
-impl From<AuditQuery> for AuditFilter {
-    fn from(query: AuditQuery) -> Self {
-        let AuditQuery { action, actor, actor_type, target, outcome, from_idx, to_idx, since, until } = query;
-        Self { action, actor_type, actor_id: actor, target_id: target, outcome, from_idx, to_idx, since, until }
+impl AuditQuery {
+    /// The same as the log takes it. An event that there is not is a slip, and not a question with an empty answer.
+    pub fn filter(self) -> Result<AuditFilter, Problem> {
+        let Self { action, actor, actor_type, target, outcome, from_idx, to_idx, since, until } = self;
+        let names = || KNOWN_EVENTS.iter().flat_map(|known| known.iter()).map(|(name, _)| *name);
+        if let Some(action) = action.as_deref().filter(|action| names().all(|name| name != *action)) {
+            let action: String = action.chars().take(80).collect();
+            let names: Vec<&str> = names().collect();
+            let detail = format!("no event is called {action}; there are: {}", names.join(", "));
+            return Err(Problem::invalid("/action", "unknown", detail));
+        }
+        let (actor_id, target_id) = (actor, target);
+        Ok(AuditFilter { action, actor_type, actor_id, target_id, outcome, from_idx, to_idx, since, until })
     }
 }
 
@@ -77,7 +86,7 @@ pub async fn list(
 ) -> Result<Response, Problem> {
     let cursors = app.cursors.listing(org.access.org(), "audit_events", &query);
     let part = cursors.read(page.cursor.as_deref())?;
-    let rows = audit::list(&mut org.view.tx, &query.into(), &part, page.limit()?).await?;
+    let rows = audit::list(&mut org.view.tx, &query.filter()?, &part, page.limit()?).await?;
     let Page { data, next_cursor, prev_cursor, has_more } = cursors.page(&part, rows, |row| entry(&row));
     let data: Vec<EventView> = data.into_iter().collect::<Result<_, _>>()?;
     Ok(org.view.listing(&Page { data, next_cursor, prev_cursor, has_more }))

@@ -111,9 +111,10 @@ pub async fn export(
 ) -> Result<Response, Problem> {
     let bound = org.access.bound();
     let end = audit::size(&mut app.db.read(bound).await?).await?;
-    let upto = query.to_idx.map_or(end, |to| to.min(end));
-    let from = query.from_idx.unwrap_or(0).min(upto);
-    let filter = AuditFilter { from_idx: Some(from), to_idx: Some(upto), ..query.into() };
+    let filter = query.filter()?;
+    let upto = filter.to_idx.map_or(end, |to| to.min(end));
+    let from = filter.from_idx.unwrap_or(0).min(upto);
+    let filter = AuditFilter { from_idx: Some(from), to_idx: Some(upto), ..filter };
     let whole = AuditFilter { from_idx: filter.from_idx, to_idx: filter.to_idx, ..AuditFilter::default() };
     let left_out = (filter != whole).then(|| parts.uri.query().unwrap_or_default().to_owned());
     let format_name = format.name().to_owned();

@@ -10,10 +10,15 @@ use axum::{
 };
 use orgstream_events::Timestamp;
 use orgstream_projections::{
-    AsOf, Listing, Moment, Page, Placed, TenantTx, TooMany, api_keys, members, organizations, records,
+    AsOf, BoundOrg, Listing, Moment, Page, Placed, ReadModel, TenantTx, TooMany, api_keys, audit, members,
+    organizations::{self, Organization},
+    records,
 };
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{
+    IntoParams,
+    openapi::{Object, ObjectBuilder, schema::Type},
+};
 
 use super::{
     App,
@@ -23,7 +28,7 @@ use super::{
     organizations::OrganizationView,
     records::RecordView,
 };
-use crate::problem::Problem;
+use crate::{commands::handler::now, problem::Problem};
 
 /// The most events that are applied for one answer.
 const MOST: u64 = 100_000;
@@ -32,38 +37,34 @@ const ROWS: u16 = 500;
 /// The longest answer.
 const MAX_BYTES: usize = 64 << 20;
 
-/// What is looked at.
-#[derive(Debug, Clone, Copy, Default, Deserialize, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Projection {
-    /// The organization itself.
-    Organization,
-    /// Members, those who left as well.
-    Members,
-    /// API keys.
-    ApiKeys,
-    /// Records, archived ones as well.
-    #[default]
-    Records,
-}
+/// What is looked at without saying what.
+const DEFAULT: &str = "records";
 
 /// Which moment of what.
 #[derive(Debug, Clone, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct StateQuery {
-    /// After the event at this place of the audit log, or at this time.
+    /// After the event at this place of the audit log, or at this time. Neither may lie in the future.
     #[param(example = "17")]
     pub at: String,
-    /// What to look at: `organization`, `members`, `api_keys` or `records`.
-    #[param(value_type = Option<String>, example = "records")]
-    pub projection: Option<Projection>,
+    /// The read model to look at; `records` without it.
+    #[param(schema_with = projections)]
+    pub projection: Option<String>,
+}
+
+/// The names of the read models.
+fn projections() -> Object {
+    let names: Vec<&str> = ReadModel::names().collect();
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).examples(["records"]).build()
 }
 
 /// See the organization as it was
 ///
 /// NDJSON. The first line says which events the state is made of: `size` and `root` of the tree over them, `recorded_at` of
-/// the last one, and `signed`, the size of the signed head that they are proven to be the beginning of (null while they are
-/// not signed). Each line behind it is a row as its own route shows it. Nothing that is shown changes.
+/// the last one, and `signed`, the size of the newest signed head, whose beginning they are or which they begin with (null while nothing is
+/// signed), and how many of the events that head does not cover, `unsigned`. Each line behind it is a row: of `organization`,
+/// `members`, `api_keys` and `records` as its own route shows it, of the others as the table has it, without what is the
+/// product's own. Nothing that is shown changes.
 #[utoipa::path(
     get, path = "/v1/organizations/{org}/audit/state", operation_id = "show_past_state", tag = "audit",
     params(StateQuery),
@@ -74,6 +75,11 @@ pub async fn show(
     org: OrgAccess,
     Query(query): Query<StateQuery>,
 ) -> Result<Response, Problem> {
+    let name = query.projection.as_deref().unwrap_or(DEFAULT);
+    let Some(model) = ReadModel::named(name) else {
+        let names: Vec<&str> = ReadModel::names().collect();
+        return Err(Problem::invalid_parameter("projection", &format!("must be one of: {}", names.join(", "))));
+    };
     let moment = match query.at.parse::<u64>() {
         Ok(idx) => Moment::Idx(idx),
         Err(_) => {
@@ -82,6 +88,7 @@ pub async fn show(
             Moment::Time(time.map_err(|_| Problem::invalid_parameter("at", rule))?)
         }
     };
+    not_to_come(&app, org.access.bound(), moment).await?;
     let state = match app.db.as_of(org.access.bound(), moment, MOST, rand::random()).await? {
         Ok(state) => state,
         Err(TooMany(events)) => {
@@ -90,10 +97,33 @@ pub async fn show(
             )));
         }
     };
-    let bytes = render(state, query.projection.unwrap_or_default()).await?;
+    let bytes = render(state, model).await?;
     let mut response = Body::from(bytes).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     Ok(response)
+}
+
+/// What has not happened yet cannot be shown, and the state of now is not it.
+async fn not_to_come(app: &App, org: BoundOrg, moment: Moment) -> Result<(), Problem> {
+    let mut tx = app.db.read(org).await?;
+    let size = audit::size(&mut tx).await?;
+    match moment {
+        Moment::Idx(idx) if idx >= size => {
+            let detail =
+                format!("the audit log has {size} events, so the last place in it is {}", size.saturating_sub(1));
+            Err(Problem::invalid("/at", "in_future", detail))
+        }
+        Moment::Time(time) if time > now() => {
+            // Whoever recorded the last event may have a clock that is ahead of this one.
+            let last = audit::from_idx(&mut tx, size.saturating_sub(1), 1).await?;
+            let last = last.first().and_then(|entry| entry.sealed.read_header().ok());
+            if last.is_some_and(|header| time <= header.recorded_at) {
+                return Ok(());
+            }
+            Err(Problem::invalid("/at", "in_future", format!("lies in the future: it is {} here", now())))
+        }
+        Moment::Idx(_) | Moment::Time(_) => Ok(()),
+    }
 }
 
 /// The first line.
@@ -103,20 +133,23 @@ struct Beginning {
     root: String,
     recorded_at: Option<Timestamp>,
     signed: Option<u64>,
+    unsigned: u64,
 }
 
-async fn render(state: AsOf, projection: Projection) -> Result<Vec<u8>, Problem> {
-    let AsOf { mut tx, head, recorded_at, signed } = state;
+async fn render(state: AsOf, model: &ReadModel) -> Result<Vec<u8>, Problem> {
+    let unsigned = state.unsigned();
+    let AsOf { mut tx, head, recorded_at, signed, plan } = state;
     let (mut lines, org) = (Lines(Vec::new()), tx.org());
     let signed = signed.map(|signed| signed.head.size);
-    lines.push(&Beginning { size: head.size, root: head.root.to_string(), recorded_at, signed })?;
-    match projection {
-        Projection::Organization => {
+    lines.push(&Beginning { size: head.size, root: head.root.to_string(), recorded_at, signed, unsigned })?;
+    match model.name {
+        "organization" => {
             if let Some(organization) = organizations::get(&mut tx).await? {
-                lines.push(&OrganizationView::from(organization))?;
+                let plan = plan.map(|(plan, _)| plan).unwrap_or_default();
+                lines.push(&OrganizationView::from(Organization { plan, ..organization }))?;
             }
         }
-        Projection::Members => {
+        "members" => {
             pages(
                 &mut lines,
                 &mut tx,
@@ -125,7 +158,7 @@ async fn render(state: AsOf, projection: Projection) -> Result<Vec<u8>, Problem>
             )
             .await?;
         }
-        Projection::ApiKeys => {
+        "api_keys" => {
             pages(
                 &mut lines,
                 &mut tx,
@@ -134,9 +167,23 @@ async fn render(state: AsOf, projection: Projection) -> Result<Vec<u8>, Problem>
             )
             .await?;
         }
-        Projection::Records => {
+        "records" => {
             let list = async |tx: &mut TenantTx, page: &Page<u64>| records::list(tx, None, true, page, ROWS).await;
             pages(&mut lines, &mut tx, list, RecordView::from).await?;
+        }
+        _ => {
+            let mut after = None;
+            loop {
+                let rows = model.list(&mut tx, after.as_deref(), ROWS).await?;
+                let is_last = rows.len() < usize::from(ROWS);
+                for (key, row) in rows {
+                    lines.push(&row)?;
+                    after = Some(key);
+                }
+                if is_last {
+                    break;
+                }
+            }
         }
     }
     Ok(lines.0)

@@ -16,12 +16,12 @@ use crate::{
 
 const POLICY: [&str; 2] = ["--policy", "policy.txt"];
 
-async fn execute(database: &mut PgConnection, sql: &str, org: Uuid) -> u64 {
+pub(crate) async fn execute(database: &mut PgConnection, sql: &str, org: Uuid) -> u64 {
     sqlx::query(AssertSqlSafe(sql.to_owned())).bind(org).execute(database).await.unwrap().rows_affected()
 }
 
 /// Every trigger of the audit log off: nothing but habit is in the way of its owner.
-async fn disarm(database: &mut PgConnection) {
+pub(crate) async fn disarm(database: &mut PgConnection) {
     for table in ["events", "tiles", "checkpoints", "signatures"] {
         let disarm = format!("ALTER TABLE audit.{table} DISABLE TRIGGER USER");
         sqlx::query(AssertSqlSafe(disarm)).execute(&mut *database).await.unwrap();

@@ -5,15 +5,14 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use futures_util::{StreamExt, pin_mut};
 use orgstream_events::{CommandId, Event, OpenedEvent, OrgId, RecordEvent};
+use orgstream_projections::READ_MODELS;
 use orgstream_stream::{Log, StoredCommit};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
-/// The tables that are a function of the stream, and have the rows of several versions of an organization's read models.
-const READ_MODELS: [&str; 7] =
-    ["rm.organizations", "rm.slugs", "rm.members", "rm.api_keys", "rm.kinds", "rm.records", "ops.idempotency"];
-const AUDIT: &str = "audit.events";
+/// The tables that are a function of the stream and have no versions.
+const UNVERSIONED: [&str; 2] = ["audit.events", "ops.plans"];
 /// Of which version the rows of the organization $1 are that queries see.
 const SHOWN: &str =
     "rm_version = (SELECT version FROM ops.checkpoints WHERE org_id = $1 AND pipeline = 'read_models' AND active)";
@@ -193,8 +192,9 @@ pub(crate) type Digests = BTreeMap<(String, Uuid), String>;
 /// The checksums of everything that the pipelines write and queries see.
 pub(crate) async fn digests(database: &mut PgConnection) -> Digests {
     let mut digests = Digests::new();
-    for table in READ_MODELS.into_iter().chain([AUDIT]) {
-        let shown = if table == AUDIT {
+    let versioned = READ_MODELS.into_iter().filter(|model| model.from_events).map(|model| model.table);
+    for table in versioned.chain(UNVERSIONED) {
+        let shown = if UNVERSIONED.contains(&table) {
             "pipeline = 'audit'"
         } else {
             "pipeline = 'read_models' AND place.version = rm_version"

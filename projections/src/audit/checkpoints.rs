@@ -141,3 +141,9 @@ pub async fn policy(tx: &mut TenantTx) -> Result<Option<LogPolicy>, DbError> {
         sqlx::query_as!(LogPolicy, "SELECT vkey, witnesses FROM ops.log_policies ORDER BY said_at DESC LIMIT 1");
     Ok(policy.fetch_optional(tx.connection()).await?)
 }
+
+/// Every key that ever signed the audit logs, as the signing process has said.
+pub async fn keys(tx: &mut TenantTx) -> Result<Vec<String>, DbError> {
+    let keys = sqlx::query_scalar!("SELECT vkey FROM ops.log_policies ORDER BY said_at");
+    Ok(keys.fetch_all(tx.connection()).await?)
+}

@@ -1,0 +1,284 @@
+//! The whole of an org's audit log against itself: every row with all its columns, the numbering, the tree, its edge and its
+//! tiles, and every head that was signed.
+
+use std::collections::VecDeque;
+
+use orgstream_events::{Fingerprint, SealedEvent};
+use orgstream_transparency::{Frontier, Hash, TILE_WIDTH, TreeHead, leaf_hash, subtree_root};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{AuditCheckpoint, checkpoints, columns::Columns};
+use crate::{
+    DbError, Page, TenantTx,
+    convert::{fingerprint, from_bigint, to_bigint},
+};
+
+/// Rows that are read at a time.
+const CHUNK: i64 = 500;
+/// Heads that are read at a time.
+const HEADS: u16 = 500;
+/// The most that is named; beyond it, the log is as altered as can be.
+const NAMED: usize = 100;
+
+/// What a check found.
+#[derive(Debug)]
+pub struct LogCheck {
+    /// How many events the log has, and the root over them.
+    pub head: TreeHead,
+    /// The newest signed head, when every one of them is of events that are there.
+    pub newest: Option<AuditCheckpoint>,
+    /// How many signed heads there are.
+    pub heads: u64,
+    /// What does not fit, in words.
+    pub differences: Vec<String>,
+}
+
+impl LogCheck {
+    fn find(&mut self, what: impl FnOnce() -> String) {
+        if self.differences.len() < NAMED {
+            self.differences.push(what());
+        }
+    }
+}
+
+struct Row {
+    idx: i64,
+    event_id: Uuid,
+    command_id: Uuid,
+    recorded_at: OffsetDateTime,
+    occurred_at: OffsetDateTime,
+    action: String,
+    actor_type: String,
+    actor_id: String,
+    target_type: String,
+    target_id: String,
+    outcome: String,
+    header: Vec<u8>,
+    payload: Vec<u8>,
+    leaf: Vec<u8>,
+}
+
+impl Row {
+    fn columns(&self) -> Columns<'_> {
+        Columns {
+            event_id: self.event_id,
+            command_id: self.command_id,
+            recorded_at: self.recorded_at,
+            occurred_at: self.occurred_at,
+            action: &self.action,
+            actor_type: &self.actor_type,
+            actor_id: &self.actor_id,
+            target_type: &self.target_type,
+            target_id: &self.target_id,
+            outcome: &self.outcome,
+        }
+    }
+}
+
+/// Checks the bound org's log as `tx` sees it. Only one tile of each level and a chunk of rows are in memory.
+pub async fn check(tx: &mut TenantTx) -> Result<LogCheck, DbError> {
+    let org = tx.org().uuid();
+    let mut found = LogCheck { head: Frontier::default().head(), newest: None, heads: 0, differences: Vec::new() };
+    let (mut tree, mut heads, mut tiles) = (Frontier::default(), Heads::default(), TileCheck::default());
+    loop {
+        let rows = sqlx::query_as!(
+            Row,
+            "SELECT idx, event_id, command_id, recorded_at, occurred_at, action, actor_type, actor_id, target_type,
+                target_id, outcome, header, payload, leaf
+            FROM audit.events WHERE org_id = $1 AND idx >= $2 ORDER BY idx LIMIT $3",
+            org,
+            to_bigint(tree.size()),
+            CHUNK,
+        );
+        let rows = rows.fetch_all(tx.connection()).await?;
+        let is_last = rows.len() < usize::try_from(CHUNK).unwrap_or(0);
+        for row in rows {
+            let idx = tree.size();
+            if from_bigint(row.idx) != idx {
+                found.find(|| format!("event {idx} of the audit log is missing"));
+                // Every place behind a hole is wrong as well, and the heads say the rest.
+                found.head = tree.head();
+                return Ok(found);
+            }
+            let leaf = leaf_hash(&row.header);
+            if row.leaf != leaf.0 {
+                found.find(|| format!("the stored leaf of event {idx} is not the hash of its header"));
+            }
+            match (SealedEvent { header: row.header.clone().into(), payload: row.payload.clone().into() }).open() {
+                Ok(opened) => {
+                    let differing = Columns::of(&opened.header).differing(&row.columns());
+                    if !differing.is_empty() {
+                        let names = differing.join(", ");
+                        found.find(|| format!("the columns of event {idx} are not what its header says: {names}"));
+                    }
+                    if opened.header.org_id != tx.org() {
+                        found.find(|| format!("event {idx} is an event of {}", opened.header.org_id));
+                    }
+                }
+                Err(error) => found.find(|| format!("event {idx} cannot be read: {error}")),
+            }
+            tree.append(leaf);
+            tiles.add(tx, leaf, &mut found).await?;
+            if let Some(signed) = heads.at(tx, tree.size()).await?
+                && signed.head.root != tree.root()
+            {
+                let size = tree.size();
+                found.find(|| format!("the first {size} events are not those that were signed as a head of {size}"));
+            }
+        }
+        if is_last {
+            break;
+        }
+    }
+    found.head = tree.head();
+    let size = tree.size();
+    if let Some(next) = heads.next(tx).await? {
+        let signed = next.head.size;
+        found.find(|| format!("a head of {signed} events was signed, and the log has {size}"));
+    }
+    (found.heads, found.newest) = (heads.count, heads.newest);
+    tiles.finish(tx, &mut found).await?;
+    edge(tx, &tree, &mut found).await?;
+    Ok(found)
+}
+
+/// The row that every append moves.
+async fn edge(tx: &mut TenantTx, tree: &Frontier, found: &mut LogCheck) -> Result<(), DbError> {
+    let org = tx.org().uuid();
+    let edge = sqlx::query!("SELECT next_idx, frontier FROM audit.heads WHERE org_id = $1", org);
+    let edge = edge.fetch_optional(tx.connection()).await?;
+    let next = edge.as_ref().map_or(0, |edge| from_bigint(edge.next_idx));
+    if next != tree.size() {
+        found.find(|| format!("the log says that it has {next} events, and it has {}", tree.size()));
+    }
+    // A log that is older than its frontier has none until it grows.
+    if let Some(frontier) = edge.and_then(|edge| edge.frontier)
+        && frontier != tree.to_bytes()
+    {
+        found.find(|| "the stored edge of the tree is not that of the events".to_owned());
+    }
+    Ok(())
+}
+
+/// The signed heads, in the order of their sizes, as the events go by.
+#[derive(Default)]
+struct Heads {
+    waiting: VecDeque<AuditCheckpoint>,
+    after: u64,
+    is_end: bool,
+    count: u64,
+    newest: Option<AuditCheckpoint>,
+}
+
+impl Heads {
+    /// The next one, whatever its size.
+    async fn next(&mut self, tx: &mut TenantTx) -> Result<Option<&AuditCheckpoint>, DbError> {
+        if self.waiting.is_empty() && !self.is_end {
+            let page = checkpoints::checkpoints(tx, &Page::Before(self.after), HEADS).await?;
+            self.is_end = !page.more;
+            // A page is newest first whichever way it was asked for.
+            self.waiting.extend(page.rows.into_iter().rev());
+            self.after = self.waiting.back().map_or(self.after, |last| last.head.size);
+        }
+        Ok(self.waiting.front())
+    }
+
+    /// The one of this size, if there is one.
+    async fn at(&mut self, tx: &mut TenantTx, size: u64) -> Result<Option<&AuditCheckpoint>, DbError> {
+        if self.next(tx).await?.is_none_or(|next| next.head.size != size) {
+            return Ok(None);
+        }
+        self.count += 1;
+        self.newest = self.waiting.pop_front();
+        Ok(self.newest.as_ref())
+    }
+}
+
+/// The tiles, level by level, each compared when it is full.
+#[derive(Default)]
+struct TileCheck {
+    levels: Vec<(u64, Vec<Hash>)>,
+    stored: u64,
+}
+
+impl TileCheck {
+    async fn add(&mut self, tx: &mut TenantTx, leaf: Hash, found: &mut LogCheck) -> Result<(), DbError> {
+        let (mut level, mut hash) = (0_usize, leaf);
+        loop {
+            if self.levels.len() == level {
+                self.levels.push((0, Vec::with_capacity(TILE_WIDTH.into())));
+            }
+            let Some((index, hashes)) = self.levels.get_mut(level) else { return Ok(()) };
+            hashes.push(hash);
+            if hashes.len() < usize::from(TILE_WIDTH) {
+                return Ok(());
+            }
+            let root = subtree_root(hashes);
+            let stored = sqlx::query!(
+                "SELECT hashes, root FROM audit.tiles WHERE org_id = $1 AND level = $2 AND index = $3",
+                tx.org().uuid(),
+                i16::try_from(level).unwrap_or(i16::MAX),
+                to_bigint(*index),
+            );
+            // One that is missing was not made yet: the signing process makes them.
+            if let Some(stored) = stored.fetch_optional(tx.connection()).await? {
+                self.stored += 1;
+                let expected: Vec<u8> = hashes.iter().flat_map(|hash| hash.0).collect();
+                if stored.hashes != expected || stored.root != root.0 {
+                    found.find(|| format!("the tile {level}/{index} of the tree is not that of the events"));
+                }
+            }
+            hashes.clear();
+            *index += 1;
+            (level, hash) = (level + 1, root);
+        }
+    }
+
+    async fn finish(self, tx: &mut TenantTx, found: &mut LogCheck) -> Result<(), DbError> {
+        let org = tx.org().uuid();
+        let count = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM audit.tiles WHERE org_id = $1"#, org);
+        let count = from_bigint(count.fetch_one(tx.connection()).await?);
+        if count != self.stored {
+            found.find(|| format!("{} stored tiles are of events that the log has not", count.abs_diff(self.stored)));
+        }
+        Ok(())
+    }
+}
+
+/// An event of the log, with all that the stream has of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredEvent {
+    /// The stream sequence of its commit.
+    pub seq: u64,
+    /// Its place in the commit, from 0.
+    pub ordinal: u32,
+    /// The fingerprint of the commit, with its first event.
+    pub fingerprint: Option<Fingerprint>,
+    /// The stored bytes.
+    pub sealed: SealedEvent,
+}
+
+/// Up to `limit` events in the order of the stream, from the commit at `seq` on.
+pub async fn stored_from(tx: &mut TenantTx, seq: u64, limit: u16) -> Result<Vec<StoredEvent>, DbError> {
+    let org = tx.org().uuid();
+    let rows = sqlx::query!(
+        "SELECT seq, ordinal, fingerprint, header, payload FROM audit.events
+        WHERE org_id = $1 AND seq >= $2 ORDER BY seq, ordinal LIMIT $3",
+        org,
+        to_bigint(seq),
+        i64::from(limit),
+    );
+    rows.fetch_all(tx.connection())
+        .await?
+        .into_iter()
+        .map(|row| {
+            Ok(StoredEvent {
+                seq: from_bigint(row.seq),
+                ordinal: u32::try_from(row.ordinal).unwrap_or(u32::MAX),
+                fingerprint: row.fingerprint.map(|bytes| fingerprint("a fingerprint", bytes)).transpose()?,
+                sealed: SealedEvent { header: row.header.into(), payload: row.payload.into() },
+            })
+        })
+        .collect()
+}

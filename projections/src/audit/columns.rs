@@ -1,0 +1,178 @@
+//! What the columns beside an event's bytes say: a function of its header, there for filters. The header decides.
+//!
+//! Whoever can write to the table can make a column say something else, and hide an event from every filter with it. So
+//! an index holds the rows where they do not fit (see the migration 0085), and while it has any of an org, filters read
+//! the headers of the org's events themselves.
+
+use orgstream_events::{ActorType, Header, OutcomeStatus, SealedEvent, Timestamp};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{AuditFilter, Row};
+use crate::{
+    DbError, TenantTx,
+    convert::{from_bigint, to_bigint},
+};
+
+/// Events whose headers are read at a time.
+const CHUNK: i64 = 1_000;
+
+/// The columns that follow from a header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Columns<'a> {
+    pub(crate) event_id: Uuid,
+    pub(crate) command_id: Uuid,
+    pub(crate) recorded_at: OffsetDateTime,
+    pub(crate) occurred_at: OffsetDateTime,
+    pub(crate) action: &'a str,
+    pub(crate) actor_type: &'a str,
+    pub(crate) actor_id: &'a str,
+    pub(crate) target_type: &'a str,
+    pub(crate) target_id: &'a str,
+    pub(crate) outcome: &'a str,
+}
+
+impl<'a> Columns<'a> {
+    /// What they have to say of an event.
+    pub(crate) fn of(header: &'a Header) -> Self {
+        let target = header.targets.first();
+        let (target_type, target_id) =
+            target.map_or(("", ""), |target| (target.target_type.as_str(), target.id.as_str()));
+        Self {
+            event_id: header.event_id.uuid(),
+            command_id: header.command_id.uuid(),
+            recorded_at: header.recorded_at.to_datetime(),
+            occurred_at: header.occurred_at.to_datetime(),
+            action: &header.event_type,
+            actor_type: header.actor.actor_type.name(),
+            actor_id: &header.actor.id,
+            target_type,
+            target_id,
+            outcome: header.outcome.status.name(),
+        }
+    }
+
+    /// The names of the columns in which `stored` says something else.
+    pub(crate) fn differing(&self, stored: &Columns<'_>) -> Vec<&'static str> {
+        let pairs = [
+            ("event_id", self.event_id == stored.event_id),
+            ("command_id", self.command_id == stored.command_id),
+            ("recorded_at", self.recorded_at == stored.recorded_at),
+            ("occurred_at", self.occurred_at == stored.occurred_at),
+            ("action", self.action == stored.action),
+            ("actor_type", self.actor_type == stored.actor_type),
+            ("actor_id", self.actor_id == stored.actor_id),
+            ("target_type", self.target_type == stored.target_type),
+            ("target_id", self.target_id == stored.target_id),
+            ("outcome", self.outcome == stored.outcome),
+        ];
+        pairs.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()
+    }
+}
+
+impl AuditFilter {
+    /// Whether it asks for anything but places in the log.
+    fn is_by_columns(&self) -> bool {
+        *self != Self { from_idx: self.from_idx, to_idx: self.to_idx, ..Self::default() }
+    }
+
+    /// Whether an event is one of those that are asked for, by what its header says.
+    pub(super) fn matches(&self, idx: u64, header: &Header) -> bool {
+        let is = |wanted: Option<&str>, found: &str| wanted.is_none_or(|wanted| wanted == found);
+        let columns = Columns::of(header);
+        is(self.action.as_deref(), columns.action)
+            && is(self.actor_type.map(ActorType::name), columns.actor_type)
+            && is(self.actor_id.as_deref(), columns.actor_id)
+            && is(self.target_id.as_deref(), columns.target_id)
+            && is(self.outcome.map(OutcomeStatus::name), columns.outcome)
+            && self.from_idx.is_none_or(|from| idx >= from)
+            && self.to_idx.is_none_or(|to| idx < to)
+            && self.since.is_none_or(|since| columns.recorded_at >= Timestamp::to_datetime(since))
+            && self.until.is_none_or(|until| columns.recorded_at < Timestamp::to_datetime(until))
+    }
+}
+
+/// Whether the filter has to go by the headers, because some column of the org's log does not say what they do.
+pub(super) async fn are_in_doubt(tx: &mut TenantTx, filter: &AuditFilter) -> Result<bool, DbError> {
+    if !filter.is_by_columns() {
+        return Ok(false);
+    }
+    let org = tx.org().uuid();
+    let first = sqlx::query_scalar!(
+        "SELECT idx FROM audit.events
+        WHERE org_id = $1 AND NOT audit.fits(org_id, event_id, command_id, action, actor_type, actor_id, target_type,
+            target_id, occurred_at, recorded_at, outcome, header)
+        ORDER BY idx LIMIT 1",
+        org,
+    );
+    let first = first.fetch_optional(tx.connection()).await?;
+    if let Some(idx) = first {
+        tracing::error!(org.id = %tx.org(), idx, "columns of the audit log do not say what its events say: read by the events");
+    }
+    Ok(first.is_some())
+}
+
+/// Up to `limit` events that the filter asks for, before `place` and backwards, or behind it and forwards, found by their
+/// headers. One whose header cannot be read may be what is asked for, so it is among them.
+pub(super) async fn scan(
+    tx: &mut TenantTx,
+    filter: &AuditFilter,
+    (mut place, to_older): (i64, bool),
+    limit: i64,
+) -> Result<Vec<Row>, DbError> {
+    let org = tx.org().uuid();
+    let most = usize::try_from(limit).unwrap_or(0);
+    let (from, to) = (filter.from_idx.map_or(0, to_bigint), filter.to_idx.map_or(i64::MAX, to_bigint));
+    let mut found = Vec::new();
+    while found.len() < most {
+        let headers = if to_older {
+            sqlx::query_as!(
+                Headed,
+                "SELECT idx, header FROM audit.events
+                WHERE org_id = $1 AND idx < $2 AND idx >= $3 AND idx < $4 ORDER BY idx DESC LIMIT $5",
+                org,
+                place,
+                from,
+                to,
+                CHUNK,
+            )
+            .fetch_all(tx.connection())
+            .await?
+        } else {
+            sqlx::query_as!(
+                Headed,
+                "SELECT idx, header FROM audit.events
+                WHERE org_id = $1 AND idx > $2 AND idx >= $3 AND idx < $4 ORDER BY idx LIMIT $5",
+                org,
+                place,
+                from,
+                to,
+                CHUNK,
+            )
+            .fetch_all(tx.connection())
+            .await?
+        };
+        let Some(last) = headers.last() else { break };
+        place = last.idx;
+        let matching = headers.into_iter().filter(|Headed { idx, header }| {
+            let sealed = SealedEvent { header: header.clone().into(), payload: Vec::new().into() };
+            sealed.read_header().map_or(true, |header| filter.matches(from_bigint(*idx), &header))
+        });
+        found.extend(matching.map(|headed| headed.idx));
+    }
+    found.truncate(most);
+    let rows = sqlx::query_as!(
+        Row,
+        "SELECT idx, event_id, seq, header, payload, leaf FROM audit.events WHERE org_id = $1 AND idx = ANY ($2)",
+        org,
+        &found,
+    );
+    let mut rows = rows.fetch_all(tx.connection()).await?;
+    rows.sort_by_key(|row| if to_older { -row.idx } else { row.idx });
+    Ok(rows)
+}
+
+struct Headed {
+    idx: i64,
+    header: Vec<u8>,
+}

@@ -1,0 +1,245 @@
+//! The read models, each declared once: its table, its key and its columns, in the file that has its statements.
+//!
+//! Everything that goes through all of them goes by the list here: the versions that are built and dropped, the comparison
+//! of two versions, the comparison of what is shown with a replay, the state of an organization in the past, and the
+//! checksums of the tests. A test asks the database's catalogue for a table or a column that no declaration has.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use orgstream_events::{Fingerprint, Timestamp};
+use serde_json::Value;
+use sqlx::AssertSqlSafe;
+use uuid::Uuid;
+
+use crate::{
+    DbError, Drift, TenantTx, api_keys, break_glass, domains, idempotency, invitations, kinds, members, organizations,
+    parked, records, roles, slugs, sso_connections,
+};
+
+/// All of them, the largest first.
+pub const READ_MODELS: [&ReadModel; 13] = [
+    &records::TABLE,
+    &idempotency::TABLE,
+    &api_keys::TABLE,
+    &members::TABLE,
+    &invitations::TABLE,
+    &roles::TABLE,
+    &domains::TABLE,
+    &sso_connections::TABLE,
+    &kinds::TABLE,
+    &slugs::TABLE,
+    &break_glass::TABLE,
+    &organizations::TABLE,
+    &parked::TABLE,
+];
+
+/// The columns that say whose a row is and of which version, before those of the read model.
+pub const OWNERSHIP: [&str; 2] = ["org_id", "rm_version"];
+
+/// Columns with ids, and how these are written.
+type Ids = &'static [(&'static str, fn(Uuid) -> String)];
+
+/// A table with the rows of several versions of an organization's read models.
+#[derive(Debug)]
+pub struct ReadModel {
+    /// Its name for people, in commands and queries.
+    pub name: &'static str,
+    /// The table, with its schema.
+    pub table: &'static str,
+    /// The columns that are a function of the events.
+    pub columns: &'static [&'static str],
+    /// The columns that say what happened here, and follow from no event.
+    pub local: &'static [&'static str],
+    /// The columns that are for the product itself and are shown to nobody.
+    pub inward: &'static [&'static str],
+    /// Whether its rows follow from the events alone.
+    pub from_events: bool,
+    /// What tells the rows of one version apart, as an expression that the table is read in the order of.
+    pub(crate) key: &'static str,
+    pub(crate) key_type: &'static str,
+    /// Which of the table's rows they are, as the rest of a condition.
+    pub(crate) condition: &'static str,
+    /// The columns with ids, and how these are written.
+    ids: Ids,
+}
+
+impl ReadModel {
+    /// A table whose rows a UUID tells apart, in the column `key`.
+    pub(crate) const fn by_id(
+        name: &'static str,
+        table: &'static str,
+        key: &'static str,
+        columns: &'static [&'static str],
+        ids: Ids,
+    ) -> Self {
+        Self { ids, ..Self::by_text(name, table, key, columns) }.keyed(key, "uuid")
+    }
+
+    /// The same by a text. Texts need `COLLATE "C"`, the order that every server and this program agree on.
+    pub(crate) const fn by_text(
+        name: &'static str,
+        table: &'static str,
+        key: &'static str,
+        columns: &'static [&'static str],
+    ) -> Self {
+        let (local, inward, ids) = (&[], &[], &[]);
+        Self { name, table, columns, local, inward, from_events: true, key, key_type: "text", condition: "", ids }
+    }
+
+    const fn keyed(self, key: &'static str, key_type: &'static str) -> Self {
+        Self { key, key_type, ..self }
+    }
+
+    /// Without showing these columns to anybody.
+    pub(crate) const fn without(self, inward: &'static [&'static str]) -> Self {
+        Self { inward, ..self }
+    }
+
+    /// Whose rows, the table's with this condition, follow from what happened here as well, which is in these columns.
+    pub(crate) const fn with_what_happened(self, condition: &'static str, local: &'static [&'static str]) -> Self {
+        Self { condition, local, from_events: false, ..self }
+    }
+
+    /// The read model of this name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        READ_MODELS.into_iter().find(|model| model.from_events && model.name == name)
+    }
+
+    /// The names of all that follow from events.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        READ_MODELS.into_iter().filter(|model| model.from_events).map(|model| model.name)
+    }
+
+    /// What is not compared, as an array of PostgreSQL.
+    fn ignored(&self) -> String {
+        let local: String = self.local.iter().map(|column| format!(",{column}")).collect();
+        format!("{{rm_version{local}}}")
+    }
+
+    /// The next rows of the version that `tx` sees, by their keys, each as a checksum over its columns.
+    pub(crate) async fn page(&self, tx: &mut TenantTx, after: Option<&str>, rows: u32) -> Result<Page, DbError> {
+        let Self { table, key, key_type, condition, .. } = self;
+        let ignored = self.ignored();
+        // Without a name of its own, the text would be what is sorted by, and not the key.
+        let query = format!(
+            "SELECT ({key})::text AS as_text, md5((to_jsonb(item) - '{ignored}'::text[])::text) FROM {table} AS item
+            WHERE org_id = $1 AND ($2::text IS NULL OR {key} > $2::{key_type}) {condition} ORDER BY {key} LIMIT $3"
+        );
+        let page: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(query))
+            .bind(tx.org().uuid())
+            .bind(after)
+            .bind(i64::from(rows))
+            .fetch_all(tx.connection())
+            .await?;
+        Ok(page.into_iter().collect())
+    }
+
+    /// One row of the version that `tx` sees, without what is not compared.
+    pub(crate) async fn row(&self, tx: &mut TenantTx, row: Option<&str>) -> Result<Option<Value>, DbError> {
+        let Self { table, key, key_type, condition, .. } = self;
+        let ignored = self.ignored();
+        let query = format!(
+            "SELECT to_jsonb(item) - '{ignored}'::text[] FROM {table} AS item
+            WHERE org_id = $1 AND {key} = $2::{key_type} {condition}"
+        );
+        let row = sqlx::query_scalar(AssertSqlSafe(query)).bind(tx.org().uuid()).bind(row);
+        Ok(row.fetch_optional(tx.connection()).await?)
+    }
+
+    /// Up to `limit` rows behind the key `after`, in the order of their keys, as JSON for people and programs: ids and times
+    /// as they are written everywhere, and nothing that is for the product itself. With each its key.
+    pub async fn list(
+        &self,
+        tx: &mut TenantTx,
+        after: Option<&str>,
+        limit: u16,
+    ) -> Result<Vec<(String, Value)>, DbError> {
+        let Self { table, key, key_type, condition, .. } = self;
+        let query = format!(
+            "SELECT ({key})::text AS as_text, to_jsonb(item) FROM {table} AS item
+            WHERE org_id = $1 AND ($2::text IS NULL OR {key} > $2::{key_type}) {condition} ORDER BY {key} LIMIT $3"
+        );
+        let rows: Vec<(String, Value)> = sqlx::query_as(AssertSqlSafe(query))
+            .bind(tx.org().uuid())
+            .bind(after)
+            .bind(i64::from(limit))
+            .fetch_all(tx.connection())
+            .await?;
+        Ok(rows.into_iter().map(|(key, row)| (key, self.shown(row))).collect())
+    }
+
+    fn shown(&self, row: Value) -> Value {
+        let Value::Object(mut fields) = row else { return row };
+        for column in OWNERSHIP.iter().chain(self.local).chain(self.inward) {
+            fields.remove(*column);
+        }
+        for (name, value) in &mut fields {
+            let Value::String(text) = &*value else { continue };
+            let id = self.ids.iter().find(|(column, _)| column == name);
+            let written = match id {
+                Some((_, written)) => text.parse().ok().map(written),
+                None if name.ends_with("_at") => text.parse().ok().map(|at: Timestamp| at.to_string()),
+                None => None,
+            };
+            if let Some(written) = written {
+                *value = Value::String(written);
+            }
+        }
+        Value::Object(fields)
+    }
+}
+
+/// A stretch of a table: keys and checksums.
+pub(crate) type Page = BTreeMap<String, String>;
+
+/// A stretch of a table on two sides, compared.
+pub(crate) struct Stretch {
+    /// The rows that differ, without their columns.
+    pub(crate) differing: Vec<Drift>,
+    /// How many rows the side that is shown has.
+    pub(crate) rows: u64,
+    /// The key that the next stretch is behind; none at the end of the table.
+    pub(crate) end: Option<String>,
+}
+
+impl Stretch {
+    /// Compares the next up to `rows` rows of each side, and adds them to the checksums.
+    pub(crate) fn compare(
+        model: &ReadModel,
+        sums: &mut [Fingerprint; 2],
+        (shown, built): (&Page, &Page),
+        rows: u32,
+    ) -> Self {
+        // A page that is full says nothing about what comes after its last row.
+        let ends = [shown, built].into_iter().filter(|page| page.len() >= rows as usize);
+        let end = ends.filter_map(|page| page.last_key_value()).map(|(key, _)| key.clone()).min();
+        let within = |key: &&String| end.as_ref().is_none_or(|end| *key <= end);
+        let keys: BTreeSet<&String> = shown.keys().chain(built.keys()).filter(within).collect();
+        let (mut differing, mut count) = (Vec::new(), 0);
+        for key in keys {
+            let (one, other) = (shown.get(key), built.get(key));
+            for (sum, row) in sums.iter_mut().zip([one, other]) {
+                if let Some(digest) = row {
+                    *sum = Fingerprint::of(&[&sum.0, key.as_bytes(), digest.as_bytes()]);
+                }
+            }
+            count += u64::from(one.is_some());
+            if one != other {
+                differing.push(Drift {
+                    table: model.table.to_owned(),
+                    key: Some(key.clone()),
+                    columns: Vec::new(),
+                    shown: one.cloned(),
+                    built: other.cloned(),
+                });
+            }
+        }
+        Self { differing, rows: count, end }
+    }
+}
+
+/// The columns in which two rows differ, when there are both.
+pub(crate) fn differing_columns(one: Option<&Value>, other: Option<&Value>) -> Vec<String> {
+    let (Some(Value::Object(one)), Some(Value::Object(other))) = (one, other) else { return Vec::new() };
+    one.iter().filter(|(name, value)| other.get(*name) != Some(*value)).map(|(name, _)| name.clone()).collect()
+}
