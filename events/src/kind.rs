@@ -11,6 +11,7 @@ event_enum! {
         Registered(KindRegistered) = "kind.registered", 1;
         Changed(KindChanged) = "kind.changed", 1;
         Retired(KindRetired) = "kind.retired", 1;
+        Restored(KindRestored) = "kind.restored", 1;
     }
 }
 
@@ -56,3 +57,7 @@ pub struct KindChanged {
 /// No new records of this kind; the old ones stay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KindRetired {}
+
+/// New records of this kind again, by the definition that it had.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KindRestored {}

@@ -10,14 +10,14 @@ use orgstream_events::{
     DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject, Fingerprint, InvitationAccepted,
     InvitationEvent, InvitationId, InvitationIssued, InvitationResent, InvitationRevoked, IsolationFailed,
     KNOWN_EVENTS, KeyEnvironment, KeyId, KeyRefused, KindChanged, KindDefinition, KindEvent, KindRegistered,
-    KindRetired, LoginMethod, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged,
-    MfaPolicy, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
-    OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
-    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, OutcomeStatus,
-    ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent,
-    RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, Shard, SignedIn,
-    SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UserId,
-    Visibility,
+    KindRestored, KindRetired, LoginMethod, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId, MemberRemoved,
+    MemberRoleChanged, MfaPolicy, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent,
+    OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged,
+    OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
+    OrganizationUpgraded, OutcomeStatus, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline,
+    RecordArchived, RecordCreated, RecordEvent, RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent,
+    RoleId, RoleRemoved, Salt, Shard, SignedIn, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved,
+    SsoDefaultChanged, TenantType, Timestamp, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -163,6 +163,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
         kind_event(KindEvent::Registered(KindRegistered { definition: definition.clone() })),
         kind_event(KindEvent::Changed(KindChanged { definition })),
         kind_event(KindEvent::Retired(KindRetired {})),
+        kind_event(KindEvent::Restored(KindRestored {})),
         (
             record.clone(),
             Event::Record(RecordEvent::Created(RecordCreated {

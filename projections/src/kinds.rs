@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    DbError, TenantTx,
+    BoundOrg, Database, DbError, TenantTx,
     apply::{Stamp, all_there},
     convert::{column, from_bigint, from_wire, parsed, wire_name},
     read_model::ReadModel,
@@ -64,6 +64,7 @@ impl<'a> Fold<'a> {
             }
             KindEvent::Changed(event) => (Some(&event.definition), None),
             KindEvent::Retired(_) => (None, Some("retired")),
+            KindEvent::Restored(_) => (None, Some("active")),
         };
         let change = self.changes.entry(name).or_insert(Change { definition: None, status: None, stamp });
         change.definition = definition.or(change.definition);
@@ -207,4 +208,41 @@ pub async fn get(tx: &mut TenantTx, name: &KindName) -> Result<Option<Kind>, DbE
         name.as_str(),
     );
     row.fetch_optional(tx.connection()).await?.map(Kind::try_from).transpose()
+}
+
+/// What a kind is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// Organizations that have records of it.
+    pub organizations: u64,
+    /// Their records of it, archived ones as well.
+    pub records: u64,
+    /// Whether that is all: beyond a thousand organizations, and a hundred thousand records in one, nobody counts on.
+    pub is_all: bool,
+}
+
+impl Database {
+    /// How far a kind reaches, over all organizations: numbers, and nobody's rows.
+    pub async fn reach_of_kind(&self, name: &KindName) -> Result<Reach, DbError> {
+        const ORGANIZATIONS: usize = 1_000;
+        const RECORDS: i64 = 100_000;
+        let orgs = self.orgs_of_kind(name).await?;
+        let mut reach = Reach { organizations: 0, records: 0, is_all: orgs.len() <= ORGANIZATIONS };
+        for org in orgs.into_iter().take(ORGANIZATIONS) {
+            let mut tx = self.read(BoundOrg::proven_by_resolver(org)).await?;
+            let count = sqlx::query_scalar!(
+                r#"SELECT count(*) AS "count!" FROM (
+                    SELECT FROM rm.records WHERE org_id = $1 AND kind = $2 LIMIT $3
+                ) AS record"#,
+                org.uuid(),
+                name.as_str(),
+                RECORDS,
+            );
+            let count = count.fetch_one(tx.connection()).await?;
+            reach.organizations += 1;
+            reach.records += from_bigint(count);
+            reach.is_all &= count < RECORDS;
+        }
+        Ok(reach)
+    }
 }

@@ -1,6 +1,6 @@
 //! The only questions that are asked before an org is known. Each answers with ids and nothing else.
 
-use orgstream_events::{DomainName, Fingerprint, KeyPublicId, OrgId, Slug, UserId};
+use orgstream_events::{DomainName, Fingerprint, KeyPublicId, KindName, OrgId, Slug, UserId};
 
 use crate::{Database, DbError};
 
@@ -32,6 +32,12 @@ impl Database {
     /// The orgs that sign their people in by this issuer, in the order of their ids; at most 20.
     pub async fn orgs_of_issuer(&self, issuer: &str) -> Result<Vec<OrgId>, DbError> {
         let orgs = sqlx::query_scalar!(r#"SELECT app.orgs_of_issuer($1) AS "org!""#, issuer);
+        Ok(orgs.fetch_all(self.resolver_pool()).await?.into_iter().map(OrgId::from_uuid).collect())
+    }
+
+    /// The orgs that have records of this kind, in the order of their ids; at most 1,001.
+    pub(crate) async fn orgs_of_kind(&self, kind: &KindName) -> Result<Vec<OrgId>, DbError> {
+        let orgs = sqlx::query_scalar!(r#"SELECT app.orgs_of_kind($1) AS "org!""#, kind.as_str());
         Ok(orgs.fetch_all(self.resolver_pool()).await?.into_iter().map(OrgId::from_uuid).collect())
     }
 

@@ -75,7 +75,7 @@ permissions! {
     ManagePlan = "organization:plan": ;
     /// Look into an organization for a while, or end that. For operators.
     BreakGlass = "break_glass:manage": ;
-    /// Register, change and retire kinds. For operators, in the platform's own org.
+    /// Register, change, retire and restore kinds. For operators, in the platform's own org.
     ManageKinds = "kinds:manage": ;
 }
 
@@ -159,6 +159,7 @@ command_permissions! {
     RegisterKind: Some(Permission::ManageKinds), "kind.registered";
     ChangeKind: Some(Permission::ManageKinds), "kind.changed";
     RetireKind: Some(Permission::ManageKinds), "kind.retired";
+    RestoreKind: Some(Permission::ManageKinds), "kind.restored";
     CreateRecord: Some(Permission::WriteRecords), "record.created";
     UpdateRecord: Some(Permission::WriteRecords), "record.updated";
     ArchiveRecord: Some(Permission::WriteRecords), "record.archived";

@@ -304,6 +304,7 @@ impl CommandHandler {
             Command::RegisterKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Register(command)).await,
             Command::ChangeKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Change(command)).await,
             Command::RetireKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Retire(command)).await,
+            Command::RestoreKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Restore(command)).await,
             Command::CreateRecord(command) => {
                 let kind = self.kind(&command.kind).await?;
                 self.execute::<Record>(&attempt, &to, RecordCommand::Create { command, kind }).await

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use orgstream_events::{
-    AggregateType, Event, KindChanged, KindDefinition, KindEvent, KindName, KindRegistered, KindRetired, Visibility,
+    AggregateType, Event, KindChanged, KindDefinition, KindEvent, KindName, KindRegistered, KindRestored, KindRetired,
+    Visibility,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -41,6 +42,8 @@ pub enum KindCommand {
     Change(ChangeKind),
     /// End.
     Retire(RetireKind),
+    /// Go on.
+    Restore(RestoreKind),
 }
 
 impl From<RegisterKind> for KindCommand {
@@ -58,6 +61,12 @@ impl From<ChangeKind> for KindCommand {
 impl From<RetireKind> for KindCommand {
     fn from(command: RetireKind) -> Self {
         Self::Retire(command)
+    }
+}
+
+impl From<RestoreKind> for KindCommand {
+    fn from(command: RestoreKind) -> Self {
+        Self::Restore(command)
     }
 }
 
@@ -120,6 +129,15 @@ pub struct RetireKind {
     pub kind: KindName,
 }
 
+/// New records of a kind that was retired, by the definition that it had then. For platform operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreKind {
+    /// Which.
+    #[schema(value_type = String, example = "evaluation")]
+    pub kind: KindName,
+}
+
 impl Aggregate for Kind {
     type Command = KindCommand;
     type Event = KindEvent;
@@ -134,7 +152,8 @@ impl Aggregate for Kind {
                 _,
             ) => (definition.clone(), false),
             (KindEvent::Retired(_), Some(current)) => (current.definition.clone(), true),
-            (KindEvent::Retired(_), None) => return,
+            (KindEvent::Restored(_), Some(current)) => (current.definition.clone(), false),
+            (KindEvent::Retired(_) | KindEvent::Restored(_), None) => return,
         };
         self.current = Some(Arc::new(ValidatedKind::new(definition, self.version, retired)));
     }
@@ -147,7 +166,9 @@ impl Aggregate for Kind {
                 check(&definition)?;
                 Ok(vec![KindEvent::Registered(KindRegistered { definition })])
             }
-            (KindCommand::Change(_) | KindCommand::Retire(_), None) => Err(KindError::NotFound),
+            (KindCommand::Change(_) | KindCommand::Retire(_) | KindCommand::Restore(_), None) => {
+                Err(KindError::NotFound)
+            }
             (KindCommand::Change(_), Some(current)) if current.retired => Err(KindError::Retired),
             (KindCommand::Change(ChangeKind { kind: _, title, schema, visibility, cost }), Some(current)) => {
                 let before = &current.definition;
@@ -163,6 +184,8 @@ impl Aggregate for Kind {
             }
             (KindCommand::Retire(_), Some(current)) if current.retired => Ok(vec![]),
             (KindCommand::Retire(_), Some(_)) => Ok(vec![KindEvent::Retired(KindRetired {})]),
+            (KindCommand::Restore(_), Some(current)) if !current.retired => Ok(vec![]),
+            (KindCommand::Restore(_), Some(_)) => Ok(vec![KindEvent::Restored(KindRestored {})]),
         }
     }
 
@@ -201,7 +224,7 @@ pub enum KindError {
     #[error("there is no kind of this name; register it first")]
     NotFound,
     /// It ended.
-    #[error("the kind is retired and does not change any more; register another one")]
+    #[error("the kind is retired and does not change; restore it first, or register another one")]
     Retired,
 }
 
@@ -295,6 +318,19 @@ mod tests {
         let kind = given::<Kind>(&[registered(), KindEvent::Retired(KindRetired {})]);
         assert_eq!(rejection(kind.when(change(json!({"cost": 2})))).code, "kind_retired");
         assert_eq!(kind.when(retire()), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_retired_kind_can_be_restored_and_is_what_it_was() {
+        let restore = || KindCommand::Restore(RestoreKind { kind: "evaluation".parse().unwrap() });
+        let (retired, restored) = (KindEvent::Retired(KindRetired {}), KindEvent::Restored(KindRestored {}));
+        assert_eq!(given::<Kind>(&[registered(), retired.clone()]).when(restore()), Ok(vec![restored.clone()]));
+        assert_eq!(given::<Kind>(&[registered()]).when(restore()), Ok(vec![]));
+        assert_eq!(rejection(given::<Kind>(&[]).when(restore())).code, "not_found");
+        let kind = given::<Kind>(&[registered(), retired, restored]);
+        let now = kind.0.validated().unwrap();
+        assert_eq!((now.version, now.retired, &now.definition), (3, false, &definition()));
+        assert_eq!(kind.when(retire()), Ok(vec![KindEvent::Retired(KindRetired {})]));
     }
 
     #[test]

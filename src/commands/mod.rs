@@ -44,7 +44,7 @@ use utoipa::{
 pub use api_key::{IssueApiKey, RevokeApiKey, RotateApiKey};
 pub use domain::{ClaimDomain, JoinByDomain, ProveDomain, RemoveDomain};
 pub use invitation::{AcceptInvitation, IssueInvitation, ResendInvitation, RevokeInvitation};
-pub use kind::{ChangeKind, RegisterKind, RetireKind};
+pub use kind::{ChangeKind, RegisterKind, RestoreKind, RetireKind};
 pub use member::{AddMember, ChangeMemberRole, RemoveMember};
 pub use organization::{
     ChangeLimits, ChangePlan, CreateOrganization, RenameOrganization, ResumeOrganization, SuspendOrganization,
@@ -208,6 +208,8 @@ commands! {
     ChangeKind = "change_kind";
     /// No new records of this kind.
     RetireKind = "retire_kind";
+    /// New records of a retired kind again.
+    RestoreKind = "restore_kind";
     /// A new record.
     CreateRecord = "create_record";
     /// New content of a record, whole.
@@ -255,6 +257,7 @@ impl Command {
             Self::RegisterKind(command) => AggregateId::Kind(command.kind.clone()),
             Self::ChangeKind(command) => AggregateId::Kind(command.kind.clone()),
             Self::RetireKind(command) => AggregateId::Kind(command.kind.clone()),
+            Self::RestoreKind(command) => AggregateId::Kind(command.kind.clone()),
             Self::CreateRecord(command) => {
                 AggregateId::Record(command.id.unwrap_or_else(|| RecordId::derive(facts.command_id)))
             }
@@ -301,6 +304,7 @@ impl Command {
             | Self::RevokeApiKey(_)
             | Self::ChangeKind(_)
             | Self::RetireKind(_)
+            | Self::RestoreKind(_)
             | Self::UpdateRecord(_)
             | Self::ArchiveRecord(_)
             | Self::RetryParked(_)
@@ -310,7 +314,7 @@ impl Command {
 
     /// Whether the command is about what all organizations share, and so only for [`PLATFORM_ORG`] and its operators.
     pub fn is_global(&self) -> bool {
-        matches!(self, Self::RegisterKind(_) | Self::ChangeKind(_) | Self::RetireKind(_))
+        matches!(self, Self::RegisterKind(_) | Self::ChangeKind(_) | Self::RetireKind(_) | Self::RestoreKind(_))
     }
 
     /// The tenant whose stream takes the events of this command when it was sent to `org`.

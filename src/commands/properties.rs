@@ -90,6 +90,7 @@ impl Command {
             Self::RegisterKind(command) => name(AggregateId::Kind(command.kind.clone())),
             Self::ChangeKind(command) => name(AggregateId::Kind(command.kind.clone())),
             Self::RetireKind(command) => name(AggregateId::Kind(command.kind.clone())),
+            Self::RestoreKind(command) => name(AggregateId::Kind(command.kind.clone())),
             Self::CreateRecord(command) => command.id.and_then(|id| name(AggregateId::Record(id))),
             Self::UpdateRecord(command) => name(AggregateId::Record(command.id)),
             Self::ArchiveRecord(command) => name(AggregateId::Record(command.id)),

@@ -2,21 +2,25 @@
 
 use std::sync::Arc;
 
-use axum::{extract::State, response::Response};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
 use orgstream_events::{KindDefinition, KindName, Timestamp, Visibility};
-use orgstream_projections::kinds::{self, Kind};
+use orgstream_projections::kinds::{self, Kind, Reach};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App,
-    extract::{Body, Item, PlatformWriter},
+    extract::{Body, Item, PLATFORM, PlatformWriter, Query},
     reply,
     wait::PlatformView,
 };
 use crate::{
-    commands::{ChangeKind, RegisterKind, RetireKind, openapi},
+    commands::{ChangeKind, RegisterKind, RestoreKind, RetireKind, openapi},
     gateway::AcceptedCommand,
     problem::Problem,
 };
@@ -85,6 +89,18 @@ pub struct KindChanges {
     pub cost: Option<u32>,
 }
 
+/// That there is such a kind, where nothing of it was found: a kind that there is not is a slip, and not a question with an
+/// empty answer.
+pub(super) async fn must_be_known(app: &App, name: &KindName) -> Result<(), Problem> {
+    let mut tx = app.db.read(PLATFORM).await?;
+    if kinds::get(&mut tx, name).await?.is_some() {
+        return Ok(());
+    }
+    let names: Vec<String> = kinds::list(&mut tx).await?.into_iter().map(|kind| kind.name.to_string()).collect();
+    let detail = format!("there is no kind {name}; there are: {}", names.join(", "));
+    Err(Problem::invalid("/kind", "unknown", detail))
+}
+
 /// List kinds
 #[utoipa::path(
     get, path = "/v1/kinds", operation_id = "list_kinds", tag = "kinds",
@@ -138,17 +154,65 @@ pub async fn change(
     writer.submit(&app, ChangeKind { kind, title, schema, visibility, cost }).await.map(reply::changed)
 }
 
+/// Whether it is to be done.
+#[derive(Debug, Clone, Copy, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct RetireQuery {
+    /// `true` changes nothing, and answers with what retiring the kind would touch.
+    #[param(example = false)]
+    pub dry_run: Option<bool>,
+}
+
+/// What retiring a kind would touch.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct KindReach {
+    /// The kind.
+    #[schema(value_type = String, example = "evaluation")]
+    pub kind: KindName,
+    /// Organizations with records of it, which could write no more of them.
+    #[schema(example = 12)]
+    pub organizations: u64,
+    /// Their records of it, archived ones as well; all of them stay.
+    #[schema(example = 3400)]
+    pub records: u64,
+    /// False when there are more than were counted.
+    pub complete: bool,
+}
+
 /// Retire a kind
 ///
-/// No new records of it are taken; the old ones stay. For platform operators.
+/// No new records of it are taken in any organization; the old ones stay. `dry_run=true` says first how many that is about
+/// (a `KindReach`), and `POST /v1/kinds/{kind}/restore` takes it back. For platform operators.
 #[utoipa::path(
     delete, path = "/v1/kinds/{kind}", operation_id = "retire_kind", tag = "kinds",
-    responses((status = 200, description = "Retired", body = AcceptedCommand)),
+    params(RetireQuery), responses((status = 200, description = "Retired", body = AcceptedCommand)),
 )]
 pub async fn retire(
     State(app): State<Arc<App>>,
     PlatformWriter(writer): PlatformWriter,
     Item(kind): Item<KindName>,
+    Query(RetireQuery { dry_run }): Query<RetireQuery>,
 ) -> Result<Response, Problem> {
+    if dry_run.unwrap_or_default() {
+        let known = kinds::get(&mut app.db.read(PLATFORM).await?, &kind).await?;
+        known.ok_or_else(Problem::not_found)?;
+        let Reach { organizations, records, is_all: complete } = app.db.reach_of_kind(&kind).await?;
+        return Ok(Json(KindReach { kind, organizations, records, complete }).into_response());
+    }
     writer.submit(&app, RetireKind { kind }).await.map(reply::changed)
+}
+
+/// Restore a kind
+///
+/// New records of a retired kind are taken again, by the definition that it had. For platform operators.
+#[utoipa::path(
+    post, path = "/v1/kinds/{kind}/restore", operation_id = "restore_kind", tag = "kinds",
+    responses((status = 200, description = "Restored", body = AcceptedCommand)),
+)]
+pub async fn restore(
+    State(app): State<Arc<App>>,
+    PlatformWriter(writer): PlatformWriter,
+    Item(kind): Item<KindName>,
+) -> Result<Response, Problem> {
+    writer.submit(&app, RestoreKind { kind }).await.map(reply::changed)
 }

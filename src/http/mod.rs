@@ -195,6 +195,7 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(records::show, records::update, records::archive))
         .routes(routes!(kinds::list, kinds::register))
         .routes(routes!(kinds::show, kinds::change, kinds::retire))
+        .routes(routes!(kinds::restore))
         .routes(routes!(audit::list))
         .routes(routes!(audit::show))
         .routes(routes!(audit_tail::follow))

@@ -116,6 +116,7 @@ pub const ROUTES: &[RoutePolicy] = &[
     route("GET", "/v1/kinds/{kind}", Public, READ, Outside),
     route("PATCH", "/v1/kinds/{kind}", Operator, Change, Events),
     route("DELETE", "/v1/kinds/{kind}", Operator, Change, Events),
+    route("POST", "/v1/kinds/{kind}/restore", Operator, Change, Events),
     route("POST", "/v1/leaked-keys", Public, Plain, Events),
     route("GET", "/v1/platform/caches", Operator, Plain, Outside),
     route("GET", "/v1/platform/lag", Operator, Plain, Outside),

@@ -13,6 +13,7 @@ use super::{
     App,
     event_view::ActorView,
     extract::{Body, Item, Query, Writer},
+    kinds,
     page::{Page, PageQuery},
     reply,
     wait::{OrgView, ReadModels},
@@ -105,6 +106,9 @@ pub async fn list(
     let part = cursors.read(page.cursor.as_deref())?;
     let archived = filter.archived.unwrap_or_default();
     let rows = records::list(&mut org.view.tx, filter.kind.as_ref(), archived, &part, page.limit()?).await?;
+    if let Some(kind) = filter.kind.as_ref().filter(|_| rows.rows.is_empty()) {
+        kinds::must_be_known(&app, kind).await?;
+    }
     Ok(org.view.listing(&cursors.page(&part, rows, RecordView::from)))
 }
 
