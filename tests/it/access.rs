@@ -11,17 +11,45 @@ use crate::api::{Answer, Api, OPERATOR, Org};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The events of one name in the org's audit log, the newest first, once there are `count`.
+/// The events of one name in the org's audit log, the newest first, once there are `count`; and no more of them in all that
+/// its stream has by then.
 pub(crate) async fn audited(api: &Api, bearer: &str, org: &str, action: &str, count: usize) -> Vec<Value> {
     let deadline = Instant::now() + PATIENCE;
     let path = format!("/v1/organizations/{org}/audit/events?limit=100&action={action}");
+    let find = async || api.get(bearer, &path).await.expect(200).json()["data"].as_array().unwrap().clone();
     loop {
-        let found = api.get(bearer, &path).await.expect(200).json()["data"].as_array().unwrap().clone();
+        let found = find().await;
         if found.len() >= count {
-            assert_eq!(found.len(), count, "{action} in {org}: {found:#?}");
-            return found;
+            break;
         }
         assert!(Instant::now() < deadline, "{} of {count} {action} in {org}: {found:#?}", found.len());
+        sleep(Duration::from_millis(20)).await;
+    }
+    settled(api, bearer, org).await;
+    let found = find().await;
+    assert_eq!(found.len(), count, "{action} in {org}: {found:#?}");
+    found
+}
+
+/// Waits until everything that the org's stream has is in its audit log.
+async fn settled(api: &Api, bearer: &str, org: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let shown = api.get(bearer, &format!("/v1/organizations/{org}/projections")).await.expect(200).json();
+        let audit = shown["data"].as_array().unwrap().iter().find(|one| one["pipeline"] == "audit").unwrap().clone();
+        if audit["behind"] == 0 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{audit}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Asks until the answer has this status.
+async fn until_status(api: &Api, bearer: &str, path: &str, status: u16) {
+    let deadline = Instant::now() + PATIENCE;
+    while api.get(bearer, path).await.status != status {
+        assert!(Instant::now() < deadline, "{path} is not answered {status}");
         sleep(Duration::from_millis(20)).await;
     }
 }
@@ -125,11 +153,14 @@ async fn a_key_that_is_refused_is_named_in_its_orgs_log() {
 
     let revoke = api.request(Method::DELETE, &org.path(&format!("api-keys/{id}"))).bearer_auth(&org.owner);
     Answer::of(revoke).await.expect(200);
-    while api.get(&key, &org.path("records")).await.status == 200 {}
+    until_status(&api, &key, &org.path("records"), 401).await;
     let fact = audited(&api, &org.owner, &org.id, "access.key_refused", 2).await.remove(0);
     assert_eq!((&fact["data"]["code"], &fact["actor"]["id"]), (&json!("revoked"), &json!(id)));
     // What names no key is nobody's business but the metrics'.
     api.get("os_live_000000000000_000000000000000000000000000000002AO7tm", &org.path("records")).await.expect(401);
+    // What is noted behind it has come to the log, so it would have as well.
+    api.get(&other, "/v1/platform/lag").await.expect(403);
+    denied(&api, &org, 1).await;
     audited(&api, &org.owner, &org.id, "access.key_refused", 2).await;
 }
 

@@ -1,6 +1,10 @@
 //! Organizations at an external identity provider: made or bound with ours, and never deleted.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json, Router,
@@ -14,7 +18,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::api::{Answer, Api};
+use crate::api::{Answer, Api, OPERATOR};
 
 /// Auth0 as far as organizations go, with everything that was asked of it.
 #[derive(Clone, Default)]
@@ -84,6 +88,11 @@ async fn answer(State(fake): State<FakeAuth0>, request: Request) -> axum::respon
                 None => StatusCode::NOT_FOUND.into_response(),
             }
         }
+        ("DELETE", id) => {
+            let id = id.trim_start_matches('/').to_owned();
+            asked.organizations.retain(|(_, other)| *other != id);
+            StatusCode::NO_CONTENT.into_response()
+        }
         _ => StatusCode::METHOD_NOT_ALLOWED.into_response(),
     }
 }
@@ -98,11 +107,13 @@ async fn s5_13_s5_31_what_stands_for_an_organization_elsewhere_is_made_or_bound_
     let make = async |body: Value| api.post(&ann, "/v1/organizations", &body).await;
     let linked = async |answer: &Answer| {
         let path = answer.header("location").to_owned();
+        let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             let shown = api.get(&ann, &path).await;
             if shown.status == 200 {
                 return shown.json()["auth0_organization_id"].clone();
             }
+            assert!(Instant::now() < deadline, "{shown:?}");
         }
     };
 
@@ -149,6 +160,19 @@ async fn s5_13_s5_31_what_stands_for_an_organization_elsewhere_is_made_or_bound_
     let late = again().await.expect(201);
     assert_eq!(late.json()["id"], org.to_string());
     assert_eq!(linked(&late).await, "org_early");
-    assert_eq!(auth0.asked("DELETE"), Vec::<String>::new());
+    // Whatever ends here, and however a creation fails: what stands for an organization there stays.
+    let there = || {
+        let asked = auth0.0.lock().unwrap();
+        asked.organizations.iter().map(|(_, id)| id.clone()).collect::<BTreeSet<String>>()
+    };
+    let before = there();
+    assert!(["org_made0", "org_theirs1", "org_early"].iter().all(|id| before.contains(*id)), "{before:?}");
+    let taken = make(json!({"name": "x", "slug": "idp-made"})).await.expect(409);
+    assert_eq!(taken.problem(), "slug_taken");
+    for id in [made.json()["id"].as_str().unwrap(), bound.json()["id"].as_str().unwrap()] {
+        let path = format!("/v1/organizations/{id}/suspend");
+        api.post(OPERATOR, &path, &json!({"reason": "unpaid"})).await.expect(200);
+    }
+    assert_eq!((there(), auth0.asked("DELETE")), (before, Vec::<String>::new()));
     assert_eq!(auth0.asked("POST").iter().filter(|path| *path == "/oauth/token").count(), 1, "a token is used again");
 }
