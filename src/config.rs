@@ -30,7 +30,14 @@ pub struct NatsArgs {
     /// The keys that vouch for what is in the log, `ID:HEX` with 64 hexadecimal digits (`openssl rand -hex 32`), several with
     /// commas: the first signs, and all are believed. Whoever does not have one can publish no event. A key is needed for as
     /// long as there is something that it signed; a new one is given to every process before it becomes the first.
-    #[arg(long, env = "ORGSTREAM_COMMIT_KEYS", hide_env_values = true, value_name = "KEYS")]
+    #[arg(
+        long,
+        env = "ORGSTREAM_COMMIT_KEYS",
+        hide_env_values = true,
+        default_value = "",
+        hide_default_value = true,
+        value_name = "KEYS"
+    )]
     pub commit_keys: String,
     /// The server's monitoring address; with one replica, the only way to see that every write is synced to disk.
     #[arg(long, env = "ORGSTREAM_NATS_MONITOR_URL", value_name = "URL")]
@@ -52,6 +59,8 @@ pub struct NatsArgs {
 impl NatsArgs {
     /// The same, as the stream takes it.
     pub fn log_options(&self, sync: SyncMode) -> anyhow::Result<LogOptions> {
+        // Not of clap: `replay` has these settings and asks NATS only with --verify.
+        anyhow::ensure!(!self.commit_keys.is_empty(), "--commit-keys (ORGSTREAM_COMMIT_KEYS) is missing");
         let keys = self.commit_keys.parse().context("--commit-keys (ORGSTREAM_COMMIT_KEYS)")?;
         Ok(LogOptions {
             creds: self.nats_creds.clone(),
@@ -85,6 +94,14 @@ pub struct DatabaseArgs {
 }
 
 impl DatabaseArgs {
+    /// That nobody answers, and where: with nothing that the address says of a login.
+    pub fn silent(&self) -> String {
+        let (scheme, rest) = self.database_url.split_once("://").unwrap_or(("postgres", &self.database_url));
+        let place = rest.split('?').next().unwrap_or_default();
+        let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
+        format!("PostgreSQL does not answer at {scheme}://{place} (--database-url or ORGSTREAM_DATABASE_URL)")
+    }
+
     /// The same, as the projections take it, with as many writing connections as a worker with `slots` needs.
     pub fn options(&self, slots: usize) -> DatabaseOptions {
         DatabaseOptions {

@@ -7,6 +7,7 @@ use orgstream_events::{KeyEnvironment, OrgId, Role, TenantType};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::cli::out::{OutputError, say};
 use crate::{
     auth::{Authenticator, Principal, authenticator::OrgName},
     commands::{
@@ -149,21 +150,18 @@ impl DemoFile {
     }
 
     /// Shows what there is to try, ready to paste.
-    pub fn print_card(&self, data_dir: &Path) {
+    pub(crate) fn print_card(&self, data_dir: &Path) -> Result<(), OutputError> {
         let url = &self.base_url;
-        println!("\nOrgstream is ready.\n");
-        println!("  API    {url}        docs  {url}/docs");
+        say!("\nOrgstream is ready.\n")?;
+        say!("  API    {url}        docs  {url}/docs")?;
         for org in &self.demo.orgs {
-            println!("  org    {:<8} {}  {}", org.slug, org.id, org.name);
+            say!("  org    {:<8} {}  {}", org.slug, org.id, org.name)?;
         }
-        println!("  more   {}: keys, tokens, server addresses", data_dir.join(FILE).display());
+        say!("  more   {}: keys, tokens, server addresses", data_dir.join(FILE).display())?;
         if let Some(org) = self.demo.orgs.first() {
-            println!("\nTry it:\n");
-            println!(
-                "  curl -s {url}/v1/organizations/{}/records -H 'Authorization: Bearer {}'",
-                org.slug, org.api_key
-            );
+            say!("\nTry it:\n")?;
+            say!("  curl -s {url}/v1/organizations/{}/records -H 'Authorization: Bearer {}'", org.slug, org.api_key)?;
         }
-        println!("\nCtrl-C stops everything; the data stays.\n");
+        say!("\nCtrl-C stops everything; the data stays.\n")
     }
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use mimalloc::MiMalloc;
-use orgstream::cli::Cli;
+use orgstream::cli::{self, Cli};
 
 /// Messages are many small allocations that are made by one thread and freed by another, which glibc is slow at.
 #[global_allocator]
@@ -13,13 +13,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 #[tokio::main]
 async fn main() -> ExitCode {
     small_pages();
-    match Box::pin(Cli::parse().run()).await {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    cli::ended(Box::pin(Cli::parse().run()).await)
 }
 
 /// Memory comes 4 KiB at a time, also to a program that grows: the allocator asks for pages of 2 MiB, and whoever needs the

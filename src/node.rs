@@ -113,7 +113,7 @@ pub async fn preflight_log(log: &Log, nats: &NatsArgs) -> anyhow::Result<Vec<Fin
 /// The database, migrated and safe to use; or every finding, one line each.
 pub async fn open_database(database: &DatabaseArgs, slots: usize) -> anyhow::Result<Database> {
     let (db, findings) = patiently("PostgreSQL", || async {
-        let db = Database::connect(&database.options(slots)).await.context("PostgreSQL does not answer")?;
+        let db = Database::connect(&database.options(slots)).await.with_context(|| database.silent())?;
         let findings = db.preflight().await.context("PostgreSQL could not be looked at")?;
         Ok((db, findings))
     })
@@ -167,6 +167,14 @@ pub fn stop_when_asked() -> anyhow::Result<CancellationToken> {
         }
     });
     Ok(stop)
+}
+
+/// What `starting` comes to, unless the process is asked to stop before: nothing is waited for then.
+pub async fn unless_asked<T>(
+    stop: &CancellationToken,
+    starting: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<Option<T>> {
+    stop.run_until_cancelled(Box::pin(starting)).await.transpose()
 }
 
 /// Listens, or says who should move.

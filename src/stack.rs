@@ -306,7 +306,7 @@ impl Stack {
 async fn signer(keys: &Path, database: &DatabaseArgs, witnesses: &str) -> anyhow::Result<Signer> {
     let files = KeyFiles::of_log(keys);
     let key = if files.exist() { files.load()? } else { files.make(HOST.parse()?)? };
-    let db = SigningDatabase::connect(&database.options(2)).await.context("PostgreSQL does not answer")?;
+    let db = SigningDatabase::connect(&database.options(2)).await.with_context(|| database.silent())?;
     Ok(Signer::new(db, key, witnesses, Pace::default())?.after(&files.handovers()?))
 }
 

@@ -1,18 +1,23 @@
 //! Logs, traces and metrics of the running program.
 
 use std::{
+    ffi::OsStr,
     io::IsTerminal,
     sync::{Mutex, PoisonError},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use reqwest::Url;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::config::{LogArgs, LogFormat};
+use crate::{
+    cli::progress::LogLines,
+    config::{LogArgs, LogFormat},
+};
 
 /// Keeps the exporters alive; flushes what is left when the program ends.
 pub struct Telemetry {
@@ -34,9 +39,11 @@ pub fn init(args: &LogArgs, is_service: bool) -> anyhow::Result<Telemetry> {
     let default = if is_service { "info,async_nats=warn,sqlx=warn" } else { "error,async_nats=off" };
     let filter = args.log.as_deref().unwrap_or(default);
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?} is not a filter"))?;
-    let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // A line that cannot be written is gone: there is nowhere else to say so.
+    let text = tracing_subscriber::fmt::layer().with_writer(LogLines).log_internal_errors(false);
+    let colored = is_colored(std::io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref());
     let format = match args.log_format {
-        LogFormat::Text => text.with_ansi(std::io::stderr().is_terminal()).with_target(false).boxed(),
+        LogFormat::Text => text.with_ansi(colored).with_target(false).boxed(),
         LogFormat::Json => text.json().flatten_event(true).boxed(),
     };
     let tracer = args.otlp_url.as_deref().map(tracer).transpose()?;
@@ -46,11 +53,30 @@ pub fn init(args: &LogArgs, is_service: bool) -> anyhow::Result<Telemetry> {
     Ok(Telemetry { tracer })
 }
 
+/// On a terminal, unless its user wants none; see no-color.org.
+fn is_colored(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
+    is_terminal && no_color.is_none_or(OsStr::is_empty)
+}
+
+/// Where traces are posted to: an address without a path is that of a collector, which takes them at `/v1/traces`.
+fn traces_url(text: &str) -> anyhow::Result<Url> {
+    let refused = || format!("--otlp-url {text:?} is no address of a collector: it looks like http://127.0.0.1:4318");
+    let mut url: Url = text.parse().with_context(refused)?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
+        bail!("{}", refused());
+    }
+    if url.path() == "/" {
+        url.set_path("/v1/traces");
+    }
+    Ok(url)
+}
+
 fn tracer(url: &str) -> anyhow::Result<SdkTracerProvider> {
+    let endpoint = traces_url(url)?;
     let exporter = SpanExporter::builder()
         .with_http()
         .with_protocol(Protocol::HttpBinary)
-        .with_endpoint(url)
+        .with_endpoint(endpoint)
         .build()
         .with_context(|| format!("--otlp-url {url:?} cannot be used"))?;
     let resource = Resource::builder().with_service_name("orgstream").build();
@@ -75,4 +101,30 @@ pub fn metrics() -> anyhow::Result<PrometheusHandle> {
         .set_buckets(&[1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0])?
         .install_recorder()
         .context("the metrics registry is already set up")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_collectors_address_gets_its_path_and_what_is_none_is_refused() {
+        for (given, posted) in [
+            ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+            ("http://collector:4318/", "http://collector:4318/v1/traces"),
+            ("https://collector/otlp/v1/traces", "https://collector/otlp/v1/traces"),
+            ("https://collector/?key=a", "https://collector/v1/traces?key=a"),
+        ] {
+            assert_eq!(traces_url(given).unwrap().as_str(), posted);
+        }
+        for refused in ["nonsense", "127.0.0.1:4318", "collector:4318", "ftp://collector", "http://", ""] {
+            assert!(format!("{:#}", traces_url(refused).unwrap_err()).contains("--otlp-url"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn colors_are_for_terminals_whose_users_want_them() {
+        assert!(is_colored(true, None) && is_colored(true, Some(OsStr::new(""))));
+        assert!(!is_colored(true, Some(OsStr::new("1"))) && !is_colored(false, None));
+    }
 }

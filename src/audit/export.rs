@@ -25,7 +25,7 @@ use tokio::{
     io::{AsyncWriteExt, BufWriter},
 };
 
-use crate::cli::client::Api;
+use crate::cli::{client::Api, out::note};
 
 /// Files that are asked for at the same time.
 const PARALLEL: usize = 6;
@@ -56,7 +56,7 @@ impl Export {
         fs::create_dir_all(&self.dir).await.with_context(|| format!("{} cannot be made", self.dir.display()))?;
         // A folder with a manifest says that it is whole, which it is not from here on.
         remove(&self.dir.join(MANIFEST)).await?;
-        let note = self.head(bar).await?;
+        let note = self.head().await?;
         let checkpoint: Checkpoint = note.text().parse()?;
         let (origin, size) = (checkpoint.origin().to_owned(), checkpoint.head().size);
         let org: OrgId = origin.rsplit('/').next().unwrap_or_default().parse().context("the log's name has no org")?;
@@ -91,7 +91,7 @@ impl Export {
     }
 
     /// A signed head over everything that was there when the command began, or the newest that there is.
-    async fn head(&self, bar: &ProgressBar) -> anyhow::Result<SignedNote> {
+    async fn head(&self) -> anyhow::Result<SignedNote> {
         let wait = format!("wait={WAIT}");
         let progress = self.api.get(&format!("{}/projections", self.base)).await?;
         let mut request = self.api.request(Method::GET, &format!("{}/audit/events?limit=1", self.base));
@@ -112,13 +112,11 @@ impl Export {
                 let Ok(newest) = self.api.send(newest).await else {
                     return Err(error.context("no head of this log is signed: is `orgstream sign` running?"));
                 };
-                bar.suspend(|| {
-                    eprintln!(
-                        "the log has {} events, and its newest ones are not signed: the export ends where the last signed \
-                         head does. Ask the operator what `orgstream sign` says of this log",
-                        last + 1
-                    );
-                });
+                note!(
+                    "the log has {} events, and its newest ones are not signed: the export ends where the last signed \
+                     head does. Ask the operator what `orgstream sign` says of this log",
+                    last + 1
+                );
                 newest
             }
         };

@@ -8,6 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{rig::Rig, warn_of_debug_build};
+use crate::cli::out::say;
 use crate::{
     auth::{Authenticator, authenticator::OrgName},
     cli::{client::Api, table::table},
@@ -33,7 +34,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         let us = |time: Duration| format!("{:.1} µs", time.as_secs_f64() * 1e6);
         figures.add_row([name.to_owned(), us(p50), us(p99), us(first)]);
     }
-    println!("{}", figures.trim_fmt());
+    say!("{}", figures.trim_fmt())?;
     Ok(())
 }
 

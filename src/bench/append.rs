@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{load, rig::Rig, warn_of_debug_build, write_json};
+use crate::cli::out::say;
 use crate::{bench::load::Measured, cli::table::table, config::ClientArgs};
 
 /// Commands in one bulk request, and publishes in one raw window.
@@ -89,7 +90,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         rig.stop().await?;
     }
     bar.finish_and_clear();
-    print(&rows);
+    print(&rows)?;
     write_json(args.json.as_ref(), &rows)
 }
 
@@ -106,7 +107,7 @@ fn row(sync: &str, mode: &'static str, path: &'static str, writers: usize, raw: 
     }
 }
 
-fn print(rows: &[Row]) {
+fn print(rows: &[Row]) -> anyhow::Result<()> {
     let mut table =
         table(&["sync", "mode", "writers", "path", "commands/s", "of raw", "p50 µs", "p99 µs"], &[2, 4, 5, 6, 7]);
     for row in rows {
@@ -121,8 +122,9 @@ fn print(rows: &[Row]) {
             format!("{:.0}", row.p99_us),
         ]);
     }
-    println!("{}", table.trim_fmt());
-    println!("p50 and p99 are of one request: one command, or {BULK} in bulk.");
+    say!("{}", table.trim_fmt())?;
+    say!("p50 and p99 are of one request: one command, or {BULK} in bulk.")?;
+    Ok(())
 }
 
 async fn measure(rig: &Rig, path: &str, bulk: bool, writers: usize, time: Duration) -> anyhow::Result<Measured> {

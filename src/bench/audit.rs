@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::{load, project, rig::Rig, warn_of_debug_build};
+use crate::cli::out::say;
 use crate::{
     audit::{
         export::Export,
@@ -75,21 +76,21 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     rig.stop().await?;
     let figures = figures?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&figures)?);
+        say!("{}", serde_json::to_string_pretty(&figures)?)?;
         return Ok(());
     }
     let Figures { events, raw_hash_us, leaf_us, projecting_us, exported, bundle_mb, .. } = figures;
     let Figures { first_head_s, next_head_ms, proof_ms_p50, proof_ms_p99, export_s, verify_s, hash_s, .. } = figures;
     let share = 100.0 * leaf_us / projecting_us;
-    println!("a leaf and its part of the tree   {leaf_us:.2} µs (SHA-256 of the same bytes: {raw_hash_us:.2} µs)");
-    println!("projecting an event               {projecting_us:.1} µs, of which the leaf is {share:.1} %");
-    println!("first head over {events} events   {first_head_s:.1} s");
-    println!("a head after 256 more             {next_head_ms:.1} ms");
-    println!("a proof                           {proof_ms_p50:.2} ms median, {proof_ms_p99:.2} ms p99");
+    say!("a leaf and its part of the tree   {leaf_us:.2} µs (SHA-256 of the same bytes: {raw_hash_us:.2} µs)")?;
+    say!("projecting an event               {projecting_us:.1} µs, of which the leaf is {share:.1} %")?;
+    say!("first head over {events} events   {first_head_s:.1} s")?;
+    say!("a head after 256 more             {next_head_ms:.1} ms")?;
+    say!("a proof                           {proof_ms_p50:.2} ms median, {proof_ms_p99:.2} ms p99")?;
     let speed = |seconds: f64| format!("{:.0} events/s, {:.0} MB/s", exported as f64 / seconds, bundle_mb / seconds);
-    println!("export of {exported} events        {} ({bundle_mb:.0} MB)", speed(export_s));
-    println!("its verification                  {}", speed(verify_s));
-    println!("SHA-256 of the same bytes         {}", speed(hash_s));
+    say!("export of {exported} events        {} ({bundle_mb:.0} MB)", speed(export_s))?;
+    say!("its verification                  {}", speed(verify_s))?;
+    say!("SHA-256 of the same bytes         {}", speed(hash_s))?;
     Ok(())
 }
 

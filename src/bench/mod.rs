@@ -15,6 +15,8 @@ use anyhow::Context;
 use clap::Subcommand;
 use serde::Serialize;
 
+use crate::cli::out::note;
+
 /// Measure this machine against its raw limits.
 ///
 /// A benchmark starts private servers in a temporary folder and removes them again.
@@ -87,7 +89,7 @@ fn is_autogrouped() -> bool {
 /// Who waits for a processor is then up to the kernel and not to what is measured.
 fn warn_of_autogroup() {
     if is_autogrouped() {
-        eprintln!(
+        note!(
             "Linux shares this machine's processors out by session, each of PostgreSQL's processes being one: quiet \
              organizations wait several times longer beside a burst. Without it: sysctl kernel.sched_autogroup_enabled=0"
         );
@@ -97,6 +99,6 @@ fn warn_of_autogroup() {
 /// Figures of a build that was not optimized say little.
 fn warn_of_debug_build() {
     if cfg!(debug_assertions) {
-        eprintln!("this is a debug build: for figures that count, run cargo run --release -- bench …");
+        note!("this is a debug build: for figures that count, run cargo run --release -- bench …");
     }
 }

@@ -19,6 +19,7 @@ use tokio::{task::JoinSet, time::Instant};
 use uuid::Uuid;
 
 use super::{load, rig::Rig, warn_of_debug_build, write_json};
+use crate::cli::out::say;
 use crate::cli::table::table;
 
 /// Events in one raw transaction.
@@ -73,7 +74,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         rows.push(row("worker", args.slots, *orgs, events, elapsed, &rows));
     }
     rig.stop().await?;
-    print(&rows);
+    print(&rows)?;
     write_json(args.json.as_ref(), &rows)
 }
 
@@ -92,7 +93,7 @@ fn row(what: &str, connections: usize, orgs: usize, events: u64, elapsed: Durati
     }
 }
 
-fn print(rows: &[Row]) {
+fn print(rows: &[Row]) -> anyhow::Result<()> {
     let head = ["what", "connections", "orgs", "events", "seconds", "events/s", "of raw, one", "of raw, all"];
     let mut table = table(&head, &[1, 2, 3, 4, 5, 6, 7]);
     for row in rows {
@@ -107,8 +108,9 @@ fn print(rows: &[Row]) {
             format!("{:.2}", row.of_raw_all),
         ]);
     }
-    println!("{}", table.trim_fmt());
-    println!("\"of raw\": against bare inserts on one connection, and on as many as the worker has.");
+    say!("{}", table.trim_fmt())?;
+    say!("\"of raw\": against bare inserts on one connection, and on as many as the worker has.")?;
+    Ok(())
 }
 
 /// Bare inserts, each connection for an org of its own.

@@ -1,11 +1,10 @@
 //! `orgstream audit`: take an audit log away, and verify it without anybody's help.
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use orgstream_verifier::VerifyArgs;
 
-use super::client::Api;
+use super::{client::Api, out::note, progress};
 use crate::{audit::export::Export, config::ClientArgs};
 
 /// Export an organization's audit log, and verify an export.
@@ -40,16 +39,9 @@ pub(crate) async fn run(job: Job) -> anyhow::Result<ExitCode> {
 async fn export(args: ExportArgs) -> anyhow::Result<ExitCode> {
     let api = Api::new(&args.client)?;
     let org = api.org(args.org).await?;
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if !std::io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3}%  {pos}/{len} events  {per_sec}  {eta} left")
-    {
-        bar.set_style(style);
-    }
+    let bar = progress::bar("{bar:40} {percent:>3}%  {pos}/{len} events  {per_sec}  {eta} left");
     let exported = Export::new(api, &org, args.out.clone()).run(&bar).await?;
     bar.finish_and_clear();
-    eprintln!("{} events of {} are in {}", exported.events, exported.origin, args.out.display());
+    note!("{} events of {} are in {}", exported.events, exported.origin, args.out.display());
     Ok(ExitCode::SUCCESS)
 }

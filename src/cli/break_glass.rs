@@ -4,6 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::Api;
+use super::out::note;
 use crate::config::ClientArgs;
 
 /// Look into an organization for a while, or end that.
@@ -36,13 +37,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let path = format!("/v1/organizations/{}/break-glass", args.org);
     if args.close {
         api.send(api.request(Method::DELETE, &path)).await?;
-        eprintln!("{} is closed to operators", args.org);
+        note!("{} is closed to operators", args.org);
         return Ok(());
     }
     let seconds = args.minutes.saturating_mul(60);
     let body = json!({"reason": args.reason, "approver": args.approver, "expires_in_seconds": seconds});
     let opened = api.post(&path, &body).await?;
     let until = opened.get("expires_at").and_then(Value::as_str).unwrap_or_default();
-    eprintln!("{} can be read until {until}; its audit log says so", args.org);
+    note!("{} can be read until {until}; its audit log says so", args.org);
     Ok(())
 }

@@ -3,8 +3,9 @@
 use std::fmt::Display;
 
 use anyhow::{anyhow, bail};
-use orgstream_projections::Database;
+use orgstream_projections::{Database, DbError};
 
+use super::out::{OutputError, say, told};
 use crate::{
     config::{DatabaseArgs, NatsArgs},
     node,
@@ -25,14 +26,18 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut findings = Vec::new();
     let log = node::connect_log(&args.nats).await;
     let nats = async { node::preflight_log(log.as_ref().map_err(|error| anyhow!("{error:#}"))?, &args.nats).await };
-    report("NATS", nats.await, &mut findings);
+    let nats = report("NATS", nats.await, &mut findings);
     let db = Database::connect(&args.database.options(1)).await;
-    let database = async { Ok(db.as_ref().map_err(|error| anyhow!("{error}"))?.preflight().await?) };
-    report("PostgreSQL", database.await, &mut findings);
+    let silent = |error: &DbError| anyhow!("{}: {error}", args.database.silent());
+    let database = async { Ok(db.as_ref().map_err(silent)?.preflight().await?) };
+    let postgres = report("PostgreSQL", database.await, &mut findings);
+    let mut history = Ok(());
     // Whether the one has what the other was told of can only be asked when nothing else is wrong.
     if let (Ok(log), Ok(db), true) = (&log, &db, findings.is_empty()) {
-        report("history", node::lost_data(log, db).await, &mut findings);
+        history = report("history", node::lost_data(log, db).await, &mut findings);
     }
+    // What was found counts, whether or not anybody read it.
+    let findings = told(findings, nats.and(postgres).and(history));
     if findings.is_empty() {
         return Ok(());
     }
@@ -42,16 +47,19 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     )
 }
 
-fn report<T: Display>(what: &str, found: anyhow::Result<Vec<T>>, findings: &mut Vec<String>) {
+fn report<T: Display>(
+    what: &str,
+    found: anyhow::Result<Vec<T>>,
+    findings: &mut Vec<String>,
+) -> Result<(), OutputError> {
     let lines: Vec<String> = match found {
         Ok(found) => found.iter().map(ToString::to_string).collect(),
         Err(error) => vec![format!("{error:#}")],
     };
-    if lines.is_empty() {
-        println!("{what:<10}  ok");
-    }
+    let mut said = if lines.is_empty() { say!("{what:<10}  ok") } else { Ok(()) };
     for line in lines {
-        println!("{what:<10}  {line}");
+        said = said.and(say!("{what:<10}  {line}"));
         findings.push(line);
     }
+    said
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
+use super::out::{say, told};
 use crate::{demo::DemoFile, stack::Secrets};
 
 /// Print the shell settings of a demo organization: eval "$(orgstream demo acme)".
@@ -20,24 +21,42 @@ pub(crate) struct Args {
     data_dir: PathBuf,
 }
 
+/// What is evaluated when there are no settings: what a shell has from before must not be taken for them.
+const NOTHING: &str = "unset ORGSTREAM_URL ORGSTREAM_API_KEY; false";
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    match settings(args) {
+        Ok(settings) => Ok(say!("{settings}")?),
+        Err(error) => {
+            told((), say!("{NOTHING}"));
+            Err(error)
+        }
+    }
+}
+
+/// The whole of it or nothing: half of it would be the address of one and the key of another.
+fn settings(args: &Args) -> anyhow::Result<String> {
     let file = DemoFile::read(&args.data_dir)?;
-    println!("export ORGSTREAM_URL={}", file.base_url);
+    let mut settings = vec![("ORGSTREAM_URL", file.base_url)];
     if args.operator {
         let secrets = Secrets::load_or_create(&args.data_dir.join("secrets.json"))?;
         // The program logs in as its own roles, so the owner stays out of the address.
         let (_, database) = file.postgres_url.rsplit_once('@').context("the database's address names its owner")?;
-        println!("export ORGSTREAM_API_KEY={}", file.platform_admin_token);
-        println!("export ORGSTREAM_NATS_URL={}", file.nats_url);
-        println!("export ORGSTREAM_NATS_MONITOR_URL={}", file.nats_monitor_url);
-        println!("export ORGSTREAM_DATABASE_URL=postgres://{database}");
-        println!("export ORGSTREAM_DATABASE_PASSWORD={}", secrets.database_password);
-        return Ok(());
+        settings.extend([
+            ("ORGSTREAM_API_KEY", file.platform_admin_token),
+            ("ORGSTREAM_NATS_URL", file.nats_url),
+            ("ORGSTREAM_NATS_MONITOR_URL", file.nats_monitor_url),
+            ("ORGSTREAM_COMMIT_KEYS", secrets.commit_keys),
+            ("ORGSTREAM_DATABASE_URL", format!("postgres://{database}")),
+            ("ORGSTREAM_DATABASE_PASSWORD", secrets.database_password),
+        ]);
+    } else {
+        let org = file.demo.orgs.iter().find(|org| org.slug == args.org).with_context(|| {
+            let slugs: Vec<&str> = file.demo.orgs.iter().map(|org| org.slug.as_str()).collect();
+            format!("there is no demo organization {:?}; there are: {}", args.org, slugs.join(", "))
+        })?;
+        settings.push(("ORGSTREAM_API_KEY", org.api_key.clone()));
     }
-    let org = file.demo.orgs.iter().find(|org| org.slug == args.org).with_context(|| {
-        let slugs: Vec<&str> = file.demo.orgs.iter().map(|org| org.slug.as_str()).collect();
-        format!("there is no demo organization {:?}; there are: {}", args.org, slugs.join(", "))
-    })?;
-    println!("export ORGSTREAM_API_KEY={}", org.api_key);
-    Ok(())
+    let lines: Vec<String> = settings.iter().map(|(name, value)| format!("export {name}={value}")).collect();
+    Ok(lines.join("\n"))
 }

@@ -3,14 +3,15 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 use uuid::Uuid;
 
-use super::sign;
+use super::{
+    out::{note, told},
+    progress, sign,
+};
 use crate::{
     config::WorkArgs,
     demo::{self, Demo, DemoFile},
@@ -47,18 +48,24 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let metrics = telemetry::metrics()?;
     let dir = prepare(&args.data_dir)?;
     let _lock = lock(&dir)?;
-    let steps = Steps::new();
+    let steps = progress::spinner();
     let mut worker = args.work.options()?;
     if args.work.worker_id.is_none() {
         worker.id = Uuid::nil();
     }
     let signing = Some(sign::witnesses(args.witnesses.as_ref())?);
     let options = StackOptions { http: args.http, worker: Some(worker), signing, ..StackOptions::new(&dir) };
-    let mut stack = Stack::start(options, metrics, |step| steps.say(step)).await?;
+    let starting = Stack::start(options, metrics, |step| steps.set_message(step));
+    // What is half started ends with the future that started it: the servers' processes are told to stop, and waited for.
+    let Some(mut stack) = node::unless_asked(&stop, starting).await? else {
+        steps.finish_and_clear();
+        note!("stopped before everything was started; the data is in {}", args.data_dir.display());
+        return Ok(());
+    };
     let demo = if args.no_demo {
         Demo::default()
     } else {
-        steps.say("making the demo organizations");
+        steps.set_message("making the demo organizations");
         let seeding = Box::pin(stop.run_until_cancelled(demo::seed(&stack.gateway, &stack.auth, &stack.issuer)));
         seeding.await.unwrap_or_else(|| Ok(Demo::default())).context("the demo could not be made")?
     };
@@ -72,13 +79,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         demo,
     };
     write_private(&dir.join(demo::FILE), &serde_json::to_vec_pretty(&file)?)?;
-    steps.done();
+    steps.finish_and_clear();
     if !stop.is_cancelled() {
-        file.print_card(&args.data_dir);
+        // Everything runs on whether or not anybody reads the card.
+        told((), file.print_card(&args.data_dir));
     }
     stack.watch_over(&stop).await;
     stack.stop().await?;
-    eprintln!("everything is stopped; the data is in {}", args.data_dir.display());
+    note!("everything is stopped; the data is in {}", args.data_dir.display());
     Ok(())
 }
 
@@ -96,26 +104,4 @@ fn lock(dir: &Path) -> anyhow::Result<File> {
         bail!("another orgstream dev is using {}: stop it, or choose another folder with --data-dir", dir.display());
     }
     Ok(file)
-}
-
-/// What is being waited for, in one line on a terminal and in the log elsewhere.
-struct Steps(ProgressBar);
-
-impl Steps {
-    fn new() -> Self {
-        let bar = ProgressBar::new_spinner();
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
-            bar.set_style(style);
-        }
-        bar.enable_steady_tick(Duration::from_millis(100));
-        Self(bar)
-    }
-
-    fn say(&self, step: &'static str) {
-        self.0.set_message(step);
-    }
-
-    fn done(&self) {
-        self.0.finish_and_clear();
-    }
 }

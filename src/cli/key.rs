@@ -5,6 +5,7 @@ use std::io::Read;
 use anyhow::{Context, bail};
 use orgstream_events::KeyEnvironment;
 
+use super::out::say;
 use crate::auth::key::{KeyToken, TOKEN_REGEX};
 
 #[derive(clap::Subcommand)]
@@ -25,7 +26,7 @@ pub(crate) fn run(job: Job) -> anyhow::Result<()> {
     match job {
         Job::Check(args) => check(args),
         Job::Pattern => {
-            println!("{TOKEN_REGEX}");
+            say!("{TOKEN_REGEX}")?;
             Ok(())
         }
     }
@@ -46,7 +47,7 @@ fn check(args: CheckArgs) -> anyhow::Result<()> {
                 KeyEnvironment::Live => "live",
                 KeyEnvironment::Test => "test",
             };
-            println!("{environment} key {}, ends in {}", token.public_id(), token.last4());
+            say!("{environment} key {}, ends in {}", token.public_id(), token.last4())?;
             Ok(())
         }
         Err(error) => bail!("{error}"),

@@ -5,6 +5,7 @@ use std::{io::IsTerminal, time::Duration};
 use clap::Args as ClapArgs;
 use serde_json::Value;
 
+use super::out::{note, say};
 use super::{client::Api, table::rows_table};
 use crate::config::ClientArgs;
 
@@ -40,19 +41,17 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     loop {
         let answer = api.get(&path).await?;
         if args.json {
-            println!("{answer}");
+            say!("{answer}")?;
         } else {
             if std::io::stdout().is_terminal() && args.watch {
-                print!("{CLEAR}");
+                say!("{CLEAR}")?;
             }
-            print_rows(&answer, if args.all { LANES } else { PIPELINES });
+            print_rows(&answer, if args.all { LANES } else { PIPELINES })?;
             if data(&answer).iter().any(|lane| lane.get("standing_ms").is_some_and(Value::is_u64)) {
-                eprintln!(
-                    "what has standing_ms does not move although there is more for it: the worker's log says more"
-                );
+                note!("what has standing_ms does not move although there is more for it: the worker's log says more");
             }
             if answer.get("workers") == Some(&Value::from(0)) {
-                eprintln!("no worker is running, so nothing catches up: start one (orgstream work)");
+                note!("no worker is running, so nothing catches up: start one (orgstream work)");
             }
         }
         if !args.watch {
@@ -71,13 +70,13 @@ const PIPELINES: (&[&str], &[usize]) =
 const LANES: (&[&str], &[usize]) =
     (&["org_id", "pipeline", "age_ms", "waiting", "detached", "standing_ms"], &[2, 3, 5]);
 
-fn print_rows(answer: &Value, (head, numbers): (&[&str], &[usize])) {
+fn print_rows(answer: &Value, (head, numbers): (&[&str], &[usize])) -> anyhow::Result<()> {
     let rows = data(answer);
     if rows.is_empty() {
-        println!("nothing is behind");
-        return;
+        say!("nothing is behind")?;
+        return Ok(());
     }
-    println!("{}", rows_table(rows, head, numbers).trim_fmt());
+    Ok(say!("{}", rows_table(rows, head, numbers).trim_fmt())?)
 }
 
 fn data(answer: &Value) -> &[Value] {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
+use super::out::note;
 use super::{
     client::Api,
     stored::{StoredSession, session_file},
@@ -54,7 +55,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = session_file()?;
     StoredSession { url: api.base().to_owned(), token: text.to_owned() }.write(&file)?;
     let place = session.pointer("/active_org/slug").and_then(Value::as_str).unwrap_or("your own organization");
-    eprintln!("signed in, acting in {place}; the session is in {}", file.display());
+    note!("signed in, acting in {place}; the session is in {}", file.display());
     Ok(())
 }
 

@@ -2,6 +2,8 @@
 
 use anyhow::Context;
 
+use super::out::note;
+
 /// Bring a database up to date, and give the program's logins their password.
 ///
 /// Runs every migration that is missing, each once, and sets the password of the logins `app_rw`, `app_ro` and
@@ -20,6 +22,6 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     orgstream_projections::migrate(&args.owner_url, args.database_password.as_deref())
         .await
         .context("the database was not migrated; nothing was changed by the step that failed")?;
-    eprintln!("the database is up to date");
+    note!("the database is up to date");
     Ok(())
 }

@@ -2,6 +2,8 @@
 //!
 //! Data goes to standard output and everything else to standard error, so that every command can stand in a pipe.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod audit;
 mod break_glass;
 mod check_config;
@@ -12,9 +14,11 @@ mod key;
 mod lag;
 mod login;
 mod migrate;
+pub(crate) mod out;
 mod outbox;
 mod park;
 mod plan;
+pub(crate) mod progress;
 mod publish;
 mod rebuild;
 mod replay;
@@ -31,6 +35,8 @@ mod work;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+pub use out::ended;
 
 use crate::{bench, config::LogArgs, telemetry};
 
@@ -128,7 +134,7 @@ impl Cli {
             Job::Login(args) => login::run(args).await,
             Job::Session(job) => session::run(job).await,
             Job::Lag(args) => lag::run(args).await,
-            Job::Park(job) => park::run(job).await,
+            Job::Park(job) => return park::run(job).await,
             Job::BreakGlass(args) => break_glass::run(args).await,
             Job::Key(job) => key::run(job),
             Job::Plan(args) => plan::run(args).await,

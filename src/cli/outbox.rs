@@ -4,6 +4,7 @@ use std::{fs, path::PathBuf, time::SystemTime};
 
 use anyhow::Context;
 
+use super::out::{note, say};
 use crate::stack::OUTBOX;
 
 /// Print the mails that `orgstream dev` wrote in place of sending them, the oldest first.
@@ -33,11 +34,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         mails.drain(..mails.len().saturating_sub(1));
     }
     if mails.is_empty() {
-        eprintln!("no mail was written yet");
+        note!("no mail was written yet");
     }
     for (_, path) in mails {
         let text = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-        println!("{}\n", text.replace('\r', "").trim_end());
+        say!("{}\n", text.replace('\r', "").trim_end())?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::Api;
+use super::out::note;
 use crate::config::ClientArgs;
 
 /// Put an organization on a plan.
@@ -27,10 +28,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let request = api.request(Method::PUT, &format!("/v1/organizations/{}/plan", args.org));
     let answer: Value = api.send(request.json(&json!({"plan": args.plan}))).await?.json().await?;
     if answer.pointer("/events").and_then(Value::as_array).is_some_and(Vec::is_empty) {
-        eprintln!("{} was on the plan {} already", args.org, args.plan);
+        note!("{} was on the plan {} already", args.org, args.plan);
     } else {
         let position = answer.get("position").and_then(Value::as_str).unwrap_or_default();
-        eprintln!("{} is on the plan {} from {position} on", args.org, args.plan);
+        note!("{} is on the plan {} from {position} on", args.org, args.plan);
     }
     Ok(())
 }

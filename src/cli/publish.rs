@@ -14,7 +14,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
-use super::client::Api;
+use super::{
+    client::Api,
+    out::{note, say},
+};
 use crate::config::ClientArgs;
 
 /// The API takes 1 MiB at a time; what lies around the commands needs a little of it.
@@ -87,9 +90,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let Totals { accepted, replayed, refused, position } = totals;
     if args.json {
-        println!("{}", json!({"accepted": accepted, "replayed": replayed, "refused": refused, "position": position}));
+        say!("{}", json!({"accepted": accepted, "replayed": replayed, "refused": refused, "position": position}))?;
     } else {
-        eprintln!("{accepted} accepted, {replayed} were there already, {refused} refused");
+        note!("{accepted} accepted, {replayed} were there already, {refused} refused");
     }
     if refused > 0 {
         bail!("{refused} of {number} lines were refused; the others are in. Mend those lines and send the file again");
@@ -177,7 +180,7 @@ impl Publisher<'_> {
 
     /// Prints a line without disturbing the bar.
     fn say(&self, line: &str) {
-        self.bar.suspend(|| eprintln!("{line}"));
+        self.bar.suspend(|| note!("{line}"));
     }
 
     fn count(&mut self, number: u64, outcome: &Value) {

@@ -1,16 +1,19 @@
 //! `orgstream rebuild`: a new version of read models, built by the workers beside the one that is shown.
 
-use std::{collections::HashMap, io::IsTerminal, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use orgstream_events::{CommandId, KeyId, MemberId, OrgId, RecordId};
 use orgstream_projections::{Asked, BoundOrg, Database, Drift, Rebuild, RebuildJob, RebuildState, drift};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::table::{rows_table, table};
+use super::{
+    out::{OutputError, note, say, told},
+    progress,
+};
 use crate::{
     config::{DatabaseArgs, NatsArgs},
     node,
@@ -129,7 +132,7 @@ async fn rebuild(what: &What) -> anyhow::Result<()> {
                 asked.insert(org, rebuild);
             }
             Asked::GoesOn(rebuild) => {
-                eprintln!("{org}: this is under way already, at {} of {} events", rebuild.events, rebuild.total);
+                note!("{org}: this is under way already, at {} of {} events", rebuild.events, rebuild.total);
                 asked.insert(org, rebuild);
             }
             Asked::Busy(rebuild) => bail!(
@@ -142,15 +145,15 @@ async fn rebuild(what: &What) -> anyhow::Result<()> {
         }
     }
     if what.detach {
-        eprintln!("asked for {} organizations; `orgstream rebuild status` shows how far they are", asked.len());
+        note!("asked for {} organizations; `orgstream rebuild status` shows how far they are", asked.len());
         return Ok(());
     }
     let orgs = asked.len();
     wait(&db, asked).await?;
     match job {
-        RebuildJob::Build => eprintln!("rebuilt the read models of {orgs} organizations"),
-        RebuildJob::RollBack => eprintln!("rolled back the read models of {orgs} organizations"),
-        RebuildJob::Drop => eprintln!("dropped the old versions of {orgs} organizations"),
+        RebuildJob::Build => note!("rebuilt the read models of {orgs} organizations"),
+        RebuildJob::RollBack => note!("rolled back the read models of {orgs} organizations"),
+        RebuildJob::Drop => note!("dropped the old versions of {orgs} organizations"),
         RebuildJob::Verify => {
             if let Some(org) = what.org {
                 verdict(&db, org, what.json).await?;
@@ -163,7 +166,7 @@ async fn rebuild(what: &What) -> anyhow::Result<()> {
 /// Waits until all that was asked for is done.
 async fn wait(db: &Database, mut asked: HashMap<OrgId, Rebuild>) -> anyhow::Result<()> {
     let (orgs, mut done_events) = (asked.len(), 0);
-    let bar = progress();
+    let bar = progress::bar("{bar:40} {pos}/{len} events  {msg}  {per_sec}  {eta} left");
     let (mut seen, mut since) = ((0, 0), tokio::time::Instant::now());
     let mut failures = Vec::new();
     while !asked.is_empty() {
@@ -204,47 +207,40 @@ async fn wait(db: &Database, mut asked: HashMap<OrgId, Rebuild>) -> anyhow::Resu
     Ok(())
 }
 
-/// A bar over the events of all organizations; nothing outside a terminal.
-fn progress() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if !std::io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} events  {msg}  {per_sec}  {eta} left") {
-        bar.set_style(style);
-    }
-    bar
-}
-
 /// Says what a comparison found.
 async fn verdict(db: &Database, org: OrgId, as_json: bool) -> anyhow::Result<()> {
     let differences = db.rebuilds_of(&[org]).await?.first().map_or(0, |rebuild| rebuild.differences);
     let found = drift(&mut db.read(BoundOrg::named_by_operator(org)).await?).await?;
+    let differences = told(differences, print_drift(org, differences, &found, as_json));
+    if differences > 0 {
+        bail!("{differences} rows of {org} are not what its events make of them; `rebuild --org {org}` mends them");
+    }
+    note!("the read models of {org} are what its events make of them");
+    Ok(())
+}
+
+fn print_drift(org: OrgId, differences: u64, found: &[Drift], as_json: bool) -> Result<(), OutputError> {
     if as_json {
-        println!("{}", json!({"org": org, "differences": differences, "data": found}));
+        say!("{}", json!({"org": org, "differences": differences, "data": found}))?;
     } else {
         let mut sums = table(&["table", "shown", "built"], &[]);
         let (tables, rows): (Vec<&Drift>, Vec<&Drift>) = found.iter().partition(|drift| drift.key.is_none());
         for Drift { table, shown, built, .. } in tables {
             sums.add_row([table.clone(), short(shown.as_deref()), short(built.as_deref())]);
         }
-        println!("{}", sums.trim_fmt());
+        say!("{}", sums.trim_fmt())?;
         for drift in &rows {
             let how = match (&drift.shown, &drift.built) {
                 (None, _) => "is missing".to_owned(),
                 (_, None) => "should not be there".to_owned(),
                 _ => format!("differs in {}", drift.columns.join(", ")),
             };
-            println!("{} {} {how}", drift.table, name(drift));
+            say!("{} {} {how}", drift.table, name(drift))?;
         }
         if differences > rows.len() as u64 {
-            println!("and {} rows more", differences - rows.len() as u64);
+            say!("and {} rows more", differences - rows.len() as u64)?;
         }
     }
-    if differences > 0 {
-        bail!("{differences} rows of {org} are not what its events make of them; `rebuild --org {org}` mends them");
-    }
-    eprintln!("the read models of {org} are what its events make of them");
     Ok(())
 }
 
@@ -274,11 +270,11 @@ async fn status(db: &Database, as_json: bool) -> anyhow::Result<()> {
     let rebuilds = db.rebuilds().await?;
     let rows: Vec<Value> = rebuilds.iter().map(|rebuild| json!(rebuild)).collect();
     if as_json {
-        println!("{}", json!({"data": rows}));
+        say!("{}", json!({"data": rows}))?;
     } else if rows.is_empty() {
-        println!("nothing was ever rebuilt");
+        say!("nothing was ever rebuilt")?;
     } else {
-        println!("{}", rows_table(&rows, STATUS.0, STATUS.1).trim_fmt());
+        say!("{}", rows_table(&rows, STATUS.0, STATUS.1).trim_fmt())?;
     }
     Ok(())
 }

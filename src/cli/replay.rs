@@ -3,15 +3,19 @@
 use std::{pin::pin, process::ExitCode};
 
 use anyhow::Context;
+use clap::builder::PossibleValuesParser;
 use futures_util::TryStreamExt;
 use orgstream_events::Position;
-use orgstream_projections::Database;
+use orgstream_projections::{Database, ReadModel};
 use reqwest::Method;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufWriter, stdout};
 use tokio_util::io::StreamReader;
 
-use super::client::Api;
+use super::{
+    client::Api,
+    out::{OutputError, note, say, told},
+};
 use crate::{
     audit::compare::{Compared, compare},
     auth::authenticator::OrgName,
@@ -38,12 +42,12 @@ pub(crate) struct Args {
     /// (RFC 3339). The first line says which signed head the events are proven to be the beginning of.
     #[arg(long, value_name = "IDX|TIME", conflicts_with = "from")]
     at: Option<String>,
-    /// What to print with --at: `organization`, `members`, `api_keys` or `records`.
-    #[arg(long, value_name = "NAME", requires = "at",
-        value_parser = ["organization", "members", "api_keys", "records"])]
+    /// The read model to print with --at; `records` without it.
+    #[arg(long, value_name = "NAME", requires = "at", value_parser = PossibleValuesParser::new(ReadModel::names()))]
     projection: Option<String>,
     /// Print nothing but whether three accounts of the organization say the same: its stream and the audit log, event by
-    /// event and by the root over them, and the read models that are shown, row by row against a replay. Asks NATS and
+    /// event and by the root over them, with every column, tile and signed head of the log; and the read models that are
+    /// shown, all tables and all columns against a replay. Says how many events no head was signed over. Asks NATS and
     /// PostgreSQL themselves, and is for operators; ends with 1 when they differ.
     #[arg(long, requires = "org", conflicts_with_all = ["from", "at"])]
     verify: bool,
@@ -67,7 +71,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 async fn verify(args: Args) -> anyhow::Result<ExitCode> {
     // Without the checks before a start: a database that fails them is the one to look at.
-    let db = Database::connect(&args.database.options(1)).await.context("PostgreSQL does not answer")?;
+    let db = Database::connect(&args.database.options(1)).await.with_context(|| args.database.silent())?;
     let log = node::connect_log(&args.nats).await?;
     let name = args.org.unwrap_or_default();
     let org = match OrgName::parse(&name) {
@@ -77,25 +81,32 @@ async fn verify(args: Args) -> anyhow::Result<ExitCode> {
     };
     let org = org.with_context(|| format!("there is no organization {name}: give its id or its slug"))?;
     let compared = compare(&log, &db, org).await?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&compared)?);
-    } else {
-        let Compared { stream, audit, signed, rows, differences } = &compared;
-        println!("stream       {} events, root {}", stream.0, stream.1);
-        println!("audit log    {} events, root {}", audit.0, audit.1);
+    let code = if compared.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    let text = if args.json { serde_json::to_string_pretty(&compared)? } else { in_words(&compared) };
+    Ok(told(code, say!("{text}")))
+}
+
+fn in_words(compared: &Compared) -> String {
+    let Compared { stream, audit, heads, signed, unsigned, rows, differences } = compared;
+    let mut lines = vec![
+        format!("stream       {} events, root {}", stream.0, stream.1),
+        format!("audit log    {} events, root {}", audit.0, audit.1),
         match signed {
-            Some(size) => println!("signed       the head of {size} events is proven to begin with these"),
-            None => println!("signed       no head yet"),
-        }
-        println!("read models  {rows} rows");
-        for difference in differences {
-            println!("! {difference}");
-        }
-        if differences.is_empty() {
-            println!("all three say the same");
-        }
+            Some(size) => format!(
+                "signed       {heads} heads fit, the newest over {size} events; {unsigned} events are behind it"
+            ),
+            None => format!("signed       no head: {unsigned} events are not signed"),
+        },
+        format!("read models  {rows} rows"),
+    ];
+    lines.extend(differences.iter().map(|difference| format!("! {difference}")));
+    if differences.is_empty() {
+        lines.push(match unsigned {
+            0 => "all three say the same, and every event is signed".to_owned(),
+            _ => format!("all three say the same; {unsigned} of {} events are not signed yet", audit.0),
+        });
     }
-    Ok(if compared.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    lines.join("\n")
 }
 
 async fn print(args: Args) -> anyhow::Result<()> {
@@ -108,8 +119,8 @@ async fn print(args: Args) -> anyhow::Result<()> {
         let request = api.request(Method::GET, &format!("/v1/organizations/{org}/audit/state?at={at}{projection}"));
         let rows = api.send(request).await?.bytes().await?;
         let mut out = stdout();
-        out.write_all(&rows).await?;
-        return Ok(out.flush().await?);
+        out.write_all(&rows).await.map_err(OutputError::from)?;
+        return Ok(out.flush().await.map_err(OutputError::from)?);
     }
     // A position is an id, a colon and a number: nothing that a query would have to escape.
     let from = args.from.map(|from| format!("?from={from}")).unwrap_or_default();
@@ -132,10 +143,10 @@ async fn print(args: Args) -> anyhow::Result<()> {
         if read == 0 {
             break;
         }
-        out.write_all(&line).await?;
+        out.write_all(&line).await.map_err(OutputError::from)?;
         events += 1;
     }
-    out.flush().await?;
-    eprintln!("{events} events of {org}");
+    out.flush().await.map_err(OutputError::from)?;
+    note!("{events} events of {org}");
     Ok(())
 }

@@ -30,14 +30,17 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let stop = node::stop_when_asked()?;
     let metrics = telemetry::metrics()?;
     let (mail, idp) = (Mailer::new(&args.mail)?, args.auth0.provider()?);
     let outside = node::Outside { mail, idp, ..node::Outside::default() };
-    let db = node::open_database(&args.database, 1).await?;
-    let log = node::open_log(&args.nats, &db).await?;
+    let opening = async {
+        let db = node::open_database(&args.database, 1).await?;
+        Ok((node::open_log(&args.nats, &db).await?, db))
+    };
+    let Some((log, db)) = node::unless_asked(&stop, opening).await? else { return Ok(()) };
     let api = node::Api::new(log, db, &args.secrets, &args.identity, metrics, None, outside)?;
     let listener = node::listen(&args.http).await?;
     tracing::info!(address = %listener.local_addr()?, "the API answers");
-    let stop = node::stop_when_asked()?;
     api.run(listener, stop).await
 }

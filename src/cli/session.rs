@@ -4,6 +4,7 @@ use clap::Subcommand;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use super::out::{note, say};
 use super::{client::Api, stored::StoredSession, table::rows_table};
 use crate::{commands::organization::CURRENT, config::ClientArgs};
 
@@ -45,16 +46,16 @@ pub(crate) enum Job {
 
 pub(crate) async fn run(job: Job) -> anyhow::Result<()> {
     match job {
-        Job::Show { client } => println!("{}", Api::new(&client)?.get("/v1/session").await?),
+        Job::Show { client } => say!("{}", Api::new(&client)?.get("/v1/session").await?)?,
         Job::List { json, client } => {
             let answer = Api::new(&client)?.get("/v1/sessions").await?;
             if json {
-                println!("{answer}");
+                say!("{answer}")?;
                 return Ok(());
             }
             let rows = answer.get("data").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
             let head = ["id", "current", "created_at", "last_seen_at", "expires_at", "user_agent"];
-            println!("{}", rows_table(rows, &head, &[]).trim_fmt());
+            say!("{}", rows_table(rows, &head, &[]).trim_fmt())?;
         }
         Job::Revoke { which, client } => {
             let api = Api::new(&client)?;
@@ -64,7 +65,7 @@ pub(crate) async fn run(job: Job) -> anyhow::Result<()> {
             if is_own && api.is_stored() {
                 StoredSession::forget()?;
             }
-            eprintln!("the session has ended");
+            note!("the session has ended");
         }
         Job::Switch { org, client } => {
             let api = Api::new(&client)?;
@@ -72,7 +73,7 @@ pub(crate) async fn run(job: Job) -> anyhow::Result<()> {
             let session: Value = api.send(request).await?.json().await?;
             let slug = session.pointer("/active_org/slug").and_then(Value::as_str).unwrap_or(&org);
             let epoch = session.get("epoch").and_then(Value::as_u64).unwrap_or_default();
-            eprintln!("the session acts in {slug} now (epoch {epoch})");
+            note!("the session acts in {slug} now (epoch {epoch})");
         }
     }
     Ok(())

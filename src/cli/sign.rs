@@ -7,6 +7,7 @@ use axum::{Router, routing::get};
 use orgstream_projections::audit::SigningDatabase;
 use orgstream_transparency::{Log, LogSigner};
 
+use super::out::say;
 use crate::{
     audit::{
         keys::KeyFiles,
@@ -60,18 +61,18 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let keys = KeyFiles::of_log(&args.keys);
     if let Some(host) = args.new_key {
         let key: LogSigner = keys.make::<Log>(host.parse().context("--new-key")?)?;
-        println!("{}", key.verifier());
+        say!("{}", key.verifier())?;
         return Ok(());
     }
     if !keys.exist() {
         bail!("there is no key in {}: make one with `orgstream sign --new-key HOST`", args.keys.display());
     }
     if args.hand_over {
-        println!("{}", keys.hand_over()?.verifier());
+        say!("{}", keys.hand_over()?.verifier())?;
         return Ok(());
     }
     let key = keys.load::<Log>()?;
-    let db = SigningDatabase::connect(&args.database.options(4)).await.context("PostgreSQL does not answer")?;
+    let db = SigningDatabase::connect(&args.database.options(4)).await.with_context(|| args.database.silent())?;
     node::refuse(&db.preflight().await.context("PostgreSQL could not be looked at")?)?;
     let pace = Pace { events: args.sign_events.max(1), wait: Duration::from_secs(args.sign_seconds.max(1)) };
     let signer = Signer::new(db, key, &witnesses(args.witnesses.as_ref())?, pace)?.after(&keys.handovers()?);

@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use super::out::{note, say};
 use super::{client::Api, table::table};
 use crate::config::ClientArgs;
 
@@ -25,7 +26,7 @@ pub(crate) async fn show(args: UsageArgs) -> anyhow::Result<()> {
     let api = Api::new(&args.client)?;
     let answer = api.get(&format!("/v1/organizations/{}/usage", api.org(args.org).await?)).await?;
     if args.json {
-        println!("{answer}");
+        say!("{answer}")?;
         return Ok(());
     }
     let text = |pointer: &str| match answer.pointer(pointer) {
@@ -43,8 +44,8 @@ pub(crate) async fn show(args: UsageArgs) -> anyhow::Result<()> {
     rows.add_row(["commands", "-", commands.as_deref().unwrap_or("as many as it likes")]);
     rows.add_row(["members", &text("/members"), "-"]);
     rows.add_row(["API keys", &text("/api_keys"), "-"]);
-    println!("{}", rows.trim_fmt());
-    eprintln!("{} is on the plan {}", text("/org_id"), text("/plan"));
+    say!("{}", rows.trim_fmt())?;
+    note!("{} is on the plan {}", text("/org_id"), text("/plan"));
     Ok(())
 }
 
@@ -76,10 +77,10 @@ pub(crate) async fn change(args: LimitsArgs) -> anyhow::Result<()> {
     let what =
         args.commands_per_second.map_or("what its plan says".to_owned(), |rate| format!("{rate} commands a second"));
     if answer.pointer("/events").and_then(Value::as_array).is_some_and(Vec::is_empty) {
-        eprintln!("{} had that already: {what}", args.org);
+        note!("{} had that already: {what}", args.org);
     } else {
         let position = answer.get("position").and_then(Value::as_str).unwrap_or_default();
-        eprintln!("{} may send {what} from {position} on", args.org);
+        note!("{} may send {what} from {position} on", args.org);
     }
     Ok(())
 }

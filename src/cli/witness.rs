@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf};
 use anyhow::Context;
 use orgstream_transparency::LogKey;
 
+use super::out::{say, told};
 use crate::{audit::witness::Witness, node};
 
 /// Run a witness: it signs a log's head when that continues the last one that it signed.
@@ -35,7 +36,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     });
     let witness = Witness::open(&args.dir, &args.name, logs.collect::<anyhow::Result<_>>()?)?;
     let listener = node::listen(&args.http).await?;
-    println!("{}", witness.key().verifier());
+    // It serves on whether or not anybody reads this.
+    told((), say!("{}", witness.key().verifier()));
     tracing::info!(address = %listener.local_addr()?, "the witness answers");
     let stop = node::stop_when_asked()?;
     Ok(witness.serve(listener, stop).await?)

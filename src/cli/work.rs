@@ -26,11 +26,14 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let options = args.work.options()?;
-    let metrics = telemetry::metrics()?;
-    let db = node::open_database(&args.database, args.work.slots).await?;
-    let log = node::open_log_for_work(&args.nats, &db).await?;
-    let worker = Worker::new(log.clone(), db.clone(), options);
     let stop = node::stop_when_asked()?;
+    let metrics = telemetry::metrics()?;
+    let opening = async {
+        let db = node::open_database(&args.database, args.work.slots).await?;
+        Ok((node::open_log_for_work(&args.nats, &db).await?, db))
+    };
+    let Some((log, db)) = node::unless_asked(&stop, opening).await? else { return Ok(()) };
+    let worker = Worker::new(log.clone(), db.clone(), options);
     let listener = node::listen(&args.http).await?;
     tracing::info!(address = %listener.local_addr()?, "the worker answers /readyz and /metrics");
     let probes = tokio::spawn(health::serve_worker(listener, log, db, worker.status(), metrics, stop.clone()));

@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use anyhow::Context;
 use orgstream_transparency::{PolicyFile, SignedNote};
 
-use crate::{KnownHead, Outcome, Report, Request, verify};
+use crate::{KnownHead, Outcome, Report, Request, output, verify};
 
 /// Verify an exported audit log: no network, no database, no account, and nothing is written.
 ///
@@ -31,16 +31,12 @@ pub struct VerifyArgs {
 }
 
 impl VerifyArgs {
-    /// Verifies, prints the report to standard output, and says how it ended.
+    /// Verifies, prints the report to standard output, and says how it ended: whether or not anybody reads the report.
     pub fn run(self) -> anyhow::Result<Outcome> {
         let json = self.json;
         let report = verify(&self.request()?);
-        if json {
-            print_json(&report)?;
-        } else {
-            print!("{report}");
-        }
-        Ok(report.outcome())
+        let text = if json { to_json(&report)? } else { report.to_string() };
+        Ok(output::told(report.outcome(), output::say(format_args!("{}", text.trim_end()))))
     }
 
     fn request(self) -> anyhow::Result<Request> {
@@ -65,12 +61,11 @@ impl VerifyArgs {
     }
 }
 
-fn print_json(report: &Report) -> anyhow::Result<()> {
+fn to_json(report: &Report) -> anyhow::Result<String> {
     let mut value = serde_json::to_value(report)?;
     if let Some(fields) = value.as_object_mut() {
         fields.insert("outcome".to_owned(), serde_json::to_value(report.outcome())?);
         fields.insert("code".to_owned(), report.outcome().code().into());
     }
-    println!("{}", serde_json::to_string_pretty(&value)?);
-    Ok(())
+    Ok(serde_json::to_string_pretty(&value)?)
 }

@@ -7,6 +7,7 @@
 mod bundle;
 mod cli;
 mod files;
+pub mod output;
 mod render;
 mod report;
 mod verify;

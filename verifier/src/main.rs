@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use orgstream_verifier::VerifyArgs;
+use orgstream_verifier::{VerifyArgs, output};
 
 /// Verify an exported audit log.
 #[derive(Parser)]
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     match Cli::parse().args.run() {
         Ok(outcome) => outcome.code().into(),
         Err(error) => {
-            eprintln!("Error: {error:#}");
+            output::note(format_args!("error: {error:#}"));
             2.into()
         }
     }

@@ -24,6 +24,7 @@ use self::{
     scenarios::{Crowd, Row, Trial, Trouble},
 };
 use super::{warn_of_autogroup, warn_of_debug_build, write_json};
+use crate::cli::out::{note, say};
 use crate::cli::table::table;
 
 /// Fairness: what quiet organizations notice of a neighbour's burst, against one queue and against turns by count.
@@ -113,10 +114,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let rows = suite(&mut rig, &args).await;
     rig.stop(rows.is_ok()).await;
     let rows = rows?;
-    print(&rows);
+    print(&rows)?;
     if let Some(picture) = picture::draw(&rows) {
         std::fs::write(&args.svg, picture)?;
-        println!("the picture of the burst is in {}", args.svg.display());
+        say!("the picture of the burst is in {}", args.svg.display())?;
     }
     write_json(args.json.as_ref(), &rows)
 }
@@ -229,7 +230,7 @@ impl Progress {
     }
 
     fn end(&self, result: &str) {
-        self.bar.suspend(|| eprintln!("{result}"));
+        self.bar.suspend(|| note!("{result}"));
         self.bar.inc(1);
     }
 }
@@ -260,7 +261,7 @@ fn cases(rows: &[Row]) -> Vec<Vec<&Row>> {
     cases
 }
 
-fn print(rows: &[Row]) {
+fn print(rows: &[Row]) -> anyhow::Result<()> {
     let head = [
         "scenario",
         "policy",
@@ -315,10 +316,11 @@ fn print(rows: &[Row]) {
             others.add_row([scenario, policy, orgs, &figure.replace('_', " "), &median, &worst]);
         }
     }
-    println!("{}", figures.trim_fmt());
-    println!(
+    say!("{}", figures.trim_fmt())?;
+    say!(
         "medians over seeds. IR99: the quiet organizations' p99 lag during the burst against the same without it; drain: the \
          time that the burst takes when it is spread over 8 organizations against the time it took.\n"
-    );
-    println!("{}", others.trim_fmt());
+    )?;
+    say!("{}", others.trim_fmt())?;
+    Ok(())
 }
