@@ -13,8 +13,13 @@ use uuid::Uuid;
 
 use crate::{
     admission::PlanRate,
-    auth::session::Lifetime,
+    auth::{
+        oidc::OidcError,
+        operators::{OperatorClaim, Operators},
+        session::Lifetime,
+    },
     idp::{Auth0, IdentityOrganizations, NoIdentityProvider},
+    quotas::HourlyLimits,
 };
 
 /// Where the streams are.
@@ -154,6 +159,32 @@ pub struct IdentityArgs {
     /// How long a session lasts in any case, in hours.
     #[arg(long, env = "ORGSTREAM_SESSION_HOURS", default_value_t = 720, value_name = "N")]
     pub session_hours: u32,
+    /// How many sessions one person has at a time.
+    #[arg(long, env = "ORGSTREAM_SESSIONS_PER_PERSON", default_value_t = 100, value_name = "N")]
+    pub sessions_per_person: u32,
+    /// How many organizations one person makes in an hour; 0 for no limit.
+    #[arg(long, env = "ORGSTREAM_ORGANIZATIONS_PER_HOUR", default_value_t = 20, value_name = "N")]
+    pub organizations_per_hour: u32,
+    /// How many mails with invitations an organization sends in an hour; 0 for no limit.
+    #[arg(long, env = "ORGSTREAM_INVITATIONS_PER_HOUR", default_value_t = 100, value_name = "N")]
+    pub invitations_per_hour: u32,
+    /// The OpenID Connect issuer of the platform's operators: `URL`, or `URL=AUDIENCE`. Whoever has a token of it with the
+    /// claim of --operator-claim is an operator, named in every entry by their verified e-mail address.
+    #[arg(long, env = "ORGSTREAM_OPERATOR_ISSUER", requires = "operator_claim", value_name = "URL[=AUDIENCE]")]
+    pub operator_issuer: Option<String>,
+    /// What the tokens of operators say and no others, like `groups=orgstream-operators`: a text, or one in a list.
+    #[arg(long, env = "ORGSTREAM_OPERATOR_CLAIM", requires = "operator_issuer", value_name = "NAME=VALUE")]
+    pub operator_claim: Option<OperatorClaim>,
+    /// Whether a second operator, who is another person, must approve before one looks into an organization. Where it is
+    /// `off`, the organization reads that in the entry.
+    #[arg(
+        long,
+        env = "ORGSTREAM_BREAK_GLASS_APPROVAL",
+        value_enum,
+        default_value_t = GlassApproval::Required,
+        value_name = "WHETHER"
+    )]
+    pub break_glass_approval: GlassApproval,
     /// The plan without organizations: whose personal organization is on it makes no others.
     #[arg(long, env = "ORGSTREAM_PUBLIC_PLAN", default_value = "public", value_name = "PLAN")]
     pub public_plan: PlanName,
@@ -177,6 +208,12 @@ impl IdentityArgs {
             audience: "orgstream".to_owned(),
             session_idle_hours: 24,
             session_hours: 720,
+            sessions_per_person: 100,
+            organizations_per_hour: 20,
+            invitations_per_hour: 100,
+            operator_issuer: None,
+            operator_claim: None,
+            break_glass_approval: GlassApproval::Required,
             public_plan: PlanName::public(),
             plan_rates: Vec::new(),
         }
@@ -184,17 +221,46 @@ impl IdentityArgs {
 
     /// Every issuer with its audience.
     pub fn issuers(&self) -> impl Iterator<Item = (String, String)> {
-        self.issuer_urls.iter().map(|issuer| match issuer.split_once('=') {
-            Some((url, audience)) => (url.to_owned(), audience.to_owned()),
-            None => (issuer.clone(), self.audience.clone()),
-        })
+        self.issuer_urls.iter().map(|issuer| self.with_audience(issuer))
+    }
+
+    fn with_audience(&self, issuer: &str) -> (String, String) {
+        let (url, audience) = issuer.split_once('=').unwrap_or((issuer, self.audience.as_str()));
+        (url.to_owned(), audience.to_owned())
+    }
+
+    /// Who operates the platform, beside whoever has its static token.
+    pub fn operators(&self, token: Option<&str>) -> Result<Operators, OidcError> {
+        let operators = Operators::with_token(token);
+        match (&self.operator_issuer, &self.operator_claim) {
+            (Some(issuer), Some(claim)) => {
+                let (issuer, audience) = self.with_audience(issuer);
+                operators.and_people(issuer, audience, claim.clone())
+            }
+            _ => Ok(operators),
+        }
+    }
+
+    /// What may be set going in an hour.
+    pub fn hourly(&self) -> HourlyLimits {
+        HourlyLimits::new(self.invitations_per_hour, self.organizations_per_hour)
     }
 
     /// How long sessions last.
     pub fn lifetime(&self) -> Lifetime {
         let hours = |hours: u32| Duration::from_secs(u64::from(hours.max(1)) * 3600);
-        Lifetime { idle: hours(self.session_idle_hours), longest: hours(self.session_hours) }
+        let most = self.sessions_per_person.max(1);
+        Lifetime { idle: hours(self.session_idle_hours), longest: hours(self.session_hours), most }
     }
+}
+
+/// Whether one operator alone looks into an organization.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GlassApproval {
+    /// Another one must approve, who is a person as the first is.
+    Required,
+    /// Nobody else is asked.
+    Off,
 }
 
 /// How mails leave.

@@ -26,11 +26,12 @@ use crate::{
     commands::{
         AcceptInvitation, Command, JoinByDomain, JoinBySso, RevokeApiKey,
         handler::{CommandHandler, fingerprint},
-        personal::{create_personal, no_address, personal_org},
+        personal::{create_personal, creation, no_address, personal_org},
         request::{Accepted, Caller, CommandError, Creator, Request},
     },
     notes::{Attempt, Notes},
     problem::Problem,
+    quotas::Quotas,
 };
 
 /// The most commands in one request.
@@ -127,6 +128,7 @@ pub struct Gateway {
     db: Database,
     notes: Notes,
     admission: Admission,
+    quotas: Quotas,
     public_plan: PlanName,
     founding: Box<[Mutex<()>]>,
     last_founding: Mutex<()>,
@@ -135,17 +137,18 @@ pub struct Gateway {
 
 impl Gateway {
     /// A way in to `handler`; `db` remembers idempotency keys, and `notes` who was turned away. As much is taken as
-    /// `admission` allows, and whose personal organization is on `public_plan` makes no others.
+    /// `admission` and `quotas` allow, and whose personal organization is on `public_plan` makes no others.
     pub fn new(
         handler: CommandHandler,
         db: Database,
         notes: Notes,
         admission: Admission,
+        quotas: Quotas,
         public_plan: PlanName,
     ) -> Self {
         let founding = (0..FOUNDING).map(|_| Mutex::new(())).collect();
         let (last_founding, hasher) = (Mutex::new(()), RandomState::new());
-        Self { handler, db, notes, admission, public_plan, founding, last_founding, hasher }
+        Self { handler, db, notes, admission, quotas, public_plan, founding, last_founding, hasher }
     }
 
     /// Where what happens at the door is noted.
@@ -156,6 +159,11 @@ impl Gateway {
     /// How much is taken of whom.
     pub fn admission(&self) -> &Admission {
         &self.admission
+    }
+
+    /// What is set going by whom.
+    pub fn quotas(&self) -> &Quotas {
+        &self.quotas
     }
 
     /// The handler itself, for what the program does on its own account.
@@ -235,6 +243,12 @@ impl Gateway {
                     continue;
                 }
                 room -= 1;
+                if let Err(refusal) = self.within_quota(access.org(), &request.command) {
+                    if let Some(slot) = outcomes.get_mut(place) {
+                        *slot = Some(Err(refusal));
+                    }
+                    continue;
+                }
             }
             // What creates something is about a thing of its own; what changes something waits its turn.
             let lane = request.command.order_key().unwrap_or_else(|| format!("#{place}"));
@@ -282,7 +296,26 @@ impl Gateway {
             let detail = format!("your plan is {plan}, which has no organizations: choose another plan first");
             return Err(Problem::new(403, "plan_required", "Not on this plan", detail));
         }
+        // Repeated under its key it makes no further one.
+        let is_known = match &request.idempotency_key {
+            Some(key) => {
+                let org = OrgId::derive(creation(&creator.user.to_string(), key));
+                self.handler.profile(org).await.map_err(Problem::from)?.is_some()
+            }
+            None => false,
+        };
+        if !is_known {
+            self.quotas.take_organization(creator.user)?;
+        }
         self.enter(PLATFORM_ORG, principal, creator, origin, request).await
+    }
+
+    /// Takes what the command sets going of what the organization may.
+    fn within_quota(&self, org: OrgId, command: &Command) -> Result<(), Problem> {
+        match command {
+            Command::IssueInvitation(_) | Command::ResendInvitation(_) => self.quotas.take_invitation(org),
+            _ => Ok(()),
+        }
     }
 
     /// The organization of this person alone, which is made when they first sign in.
@@ -543,7 +576,7 @@ fn person(principal: &Principal) -> Result<Creator, Problem> {
             "Only with an issuer of the platform",
             "Your organization's own issuer signed you in, which counts in that organization alone.",
         )),
-        Principal::Key { .. } | Principal::Operator => Err(AuthError::SessionOnly.into()),
+        Principal::Key { .. } | Principal::Operator(_) => Err(AuthError::SessionOnly.into()),
     }
 }
 

@@ -110,6 +110,11 @@ impl DevIssuer {
 
     /// A token for somebody of whom it says more.
     pub fn mint_as(&self, person: &Person<'_>, ttl: Duration) -> anyhow::Result<String> {
+        self.mint_with(person, Value::Null, ttl)
+    }
+
+    /// The same with claims of other names, or others in place of its own: an object, or nothing.
+    pub fn mint_with(&self, person: &Person<'_>, more: Value, ttl: Duration) -> anyhow::Result<String> {
         let email = person.email.trim();
         if !email.contains('@') || email.chars().any(|c| c.is_whitespace() || c.is_control()) {
             bail!("{email:?} is not an e-mail address");
@@ -118,7 +123,7 @@ impl DevIssuer {
         let claims = Claims {
             iss: &self.0.url,
             // The same person tomorrow, without a table of people.
-            sub: email.to_lowercase(),
+            sub: email.to_ascii_lowercase(),
             aud: AUDIENCE,
             email,
             email_verified: person.email_verified,
@@ -126,6 +131,10 @@ impl DevIssuer {
             iat: now,
             exp: now + ttl.min(MAX_TTL).as_secs(),
         };
+        let mut claims = serde_json::to_value(claims)?;
+        if let (Value::Object(claims), Value::Object(more)) = (&mut claims, more) {
+            claims.extend(more);
+        }
         let header = Header { kid: Some(self.0.kid.clone()), ..Header::new(Algorithm::EdDSA) };
         encode(&header, &claims, &self.0.key).context("the token cannot be signed")
     }

@@ -24,6 +24,7 @@ pub mod notes;
 mod outward;
 pub mod problem;
 pub mod producers;
+pub mod quotas;
 pub mod scoped;
 pub mod servers;
 pub mod stack;

@@ -38,6 +38,7 @@ use crate::{
     mail::{Mailer, Sender},
     notes::Notes,
     producers,
+    quotas::Quotas,
 };
 
 /// How long servers that are still starting are waited for.
@@ -236,8 +237,8 @@ impl Api {
         let cursor_key = Fingerprint::of(&[b"orgstream cursor", secrets.pepper.as_bytes()]).0;
         let leak_reporters =
             secrets.leak_reporter_keys.as_deref().map(LeakReporters::load).transpose()?.unwrap_or_default();
-        let token = secrets.platform_token.as_deref();
-        let auth = Authenticator::new(db.clone(), pepper.clone(), token, issuers, identity.lifetime());
+        let operators = identity.operators(secrets.platform_token.as_deref())?;
+        let auth = Authenticator::new(db.clone(), pepper.clone(), operators, issuers, identity.lifetime());
         let auth = Arc::new(if outside.local_issuers { auth.with_local_issuers() } else { auth });
         let sender = outside.mail.map(|mailer| Sender::new(db.clone(), mailer, pepper.clone()));
         let webhook_keys = WebhookKeys::new(pepper.clone());
@@ -249,8 +250,9 @@ impl Api {
         let rates = PlanRates::new(identity.plan_rates.iter().cloned());
         let rates = rates.context("--plan-commands-per-second (ORGSTREAM_PLAN_COMMANDS_PER_SECOND)")?;
         let (peers, known_peers) = watch::channel(NonZeroU32::MIN);
+        let quotas = Quotas::new(identity.hourly(), known_peers.clone());
         let admission = Admission::new(rates, known_peers);
-        let gateway = Gateway::new(handler, db.clone(), notes, admission, identity.public_plan.clone());
+        let gateway = Gateway::new(handler, db.clone(), notes, admission, quotas, identity.public_plan.clone());
         let gateway = Arc::new(gateway);
         let app = http::App::new(http::Parts {
             gateway: Arc::clone(&gateway),
@@ -262,6 +264,7 @@ impl Api {
             leak_reporters,
             proxies: TrustedProxies::new(secrets.trusted_proxies.iter().copied()),
             webhook_keys,
+            break_glass_approval: identity.break_glass_approval,
             worker,
         });
         Ok(Self { app, gateway, auth, log, peers, sender, webhooks })

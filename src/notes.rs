@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use crate::{
-    auth::{Access, AuthError, Principal, session::ActiveSession},
+    auth::{Access, AuthError, Operator, Principal, session::ActiveSession},
     commands::{handler::now, request::CommandError},
     gateway::Origin,
     problem::Problem,
@@ -131,7 +131,7 @@ impl Notes {
         }
         let fact = attempt.denied(origin, problem);
         let home = match principal {
-            Principal::Operator => None,
+            Principal::Operator(_) => None,
             Principal::Key { org, .. }
             | Principal::Sso { org, .. }
             | Principal::User { session: Some(ActiveSession { org: Some(org), .. }), .. } => Some(Place::Org(*org)),
@@ -145,7 +145,7 @@ impl Notes {
     /// Somebody was turned away from a thing of the organization that they are in. An operator is in none.
     pub fn not_allowed(&self, access: &Access, origin: &Origin, attempt: Attempt<'_>, problem: &Problem) {
         if access.is_operator() {
-            return self.turned_away(&Principal::Operator, origin, attempt, problem);
+            return self.turned_away(&Principal::Operator(Operator::Token), origin, attempt, problem);
         }
         if matches!(problem.status, 403 | 429) {
             self.note(access.bound(), access.actor(), origin, attempt.denied(origin, problem));
@@ -222,6 +222,7 @@ fn code(fact: &AccessEvent) -> &str {
         | AccessEvent::OrgSwitched(_)
         | AccessEvent::AuditExported(_)
         | AccessEvent::BreakGlassOpened(_)
+        | AccessEvent::BreakGlassApproved(_)
         | AccessEvent::BreakGlassUsed(_)
         | AccessEvent::BreakGlassClosed(_)
         | AccessEvent::IsolationFailed(_) => "",

@@ -190,6 +190,7 @@ impl From<AuthError> for Problem {
             }
             AuthError::MfaRequired => Self::new(403, "mfa_required", "Not without a second factor", detail),
             AuthError::CrossSite => Self::new(403, "cross_site_request", "Not from another site", detail),
+            AuthError::TooManySessions { .. } => Self::new(409, "too_many_sessions", "Too many sessions", detail),
             AuthError::TenantMismatch => Self::new(403, "tenant_mismatch", "Another organization", detail),
             AuthError::Unavailable(_) => {
                 tracing::warn!(error = detail, "a credential could not be checked");

@@ -115,10 +115,11 @@ async fn carry_out_request(
     origin: &Origin,
 ) -> Result<Answer, Problem> {
     let notes = gateway.notes();
-    let principal = auth.principal(header(request, "Authorization")).await;
+    let name = OrgName::parse(org_name(request));
+    let principal = auth.principal_at(header(request, "Authorization"), name.as_ref().ok()).await;
     let principal = principal.map_err(|error| notes.refused(error, origin))?;
     auth.keys().admit(&principal, &origin.context).map_err(|error| notes.refused(error, origin))?;
-    let name = OrgName::parse(org_name(request)).map_err(|rule| Problem::invalid_parameter("org", &rule))?;
+    let name = name.map_err(|rule| Problem::invalid_parameter("org", &rule))?;
     let access = auth.access(&principal, &name).await.map_err(|error| {
         let problem = Problem::from(error);
         let attempt = Attempt { target: "commands", asked: Some(org_name(request)) };

@@ -24,7 +24,7 @@ use crate::{
         signer::{Pace, Signer},
     },
     auth::Authenticator,
-    config::{DatabaseArgs, IdentityArgs, MailArgs, NatsArgs, SecretArgs},
+    config::{DatabaseArgs, GlassApproval, IdentityArgs, MailArgs, NatsArgs, SecretArgs},
     gateway::Gateway,
     issuer::DevIssuer,
     mail::Mailer,
@@ -188,7 +188,9 @@ impl Stack {
             leak_reporter_keys: None,
             trusted_proxies: Vec::new(),
         };
-        let identity = IdentityArgs::of_issuer(issuer.url());
+        // On one's own machine there is nobody else to ask.
+        let identity =
+            IdentityArgs { break_glass_approval: GlassApproval::Off, ..IdentityArgs::of_issuer(issuer.url()) };
         let db = node::open_database(&database_args, options.worker.as_ref().map_or(1, |worker| worker.slots)).await?;
         let log = node::open_log(&nats_args, &db).await?;
         let stop_worker = stop.child_token();

@@ -18,6 +18,7 @@ event_enum! {
         KeyRefused(KeyRefused) = "access.key_refused", 1;
         AuditRead(AuditRead) = "access.audit_read", 1;
         AuditExported(AuditExported) = "access.audit_exported", 1;
+        BreakGlassApproved(BreakGlassApproved) = "access.break_glass_approved", 1;
         BreakGlassOpened(BreakGlassOpened) = "access.break_glass_opened", 1;
         BreakGlassUsed(BreakGlassUsed) = "access.break_glass_used", 1;
         BreakGlassClosed(BreakGlassClosed) = "access.break_glass_closed", 1;
@@ -105,6 +106,19 @@ pub struct AuditExported {
     pub filter: Option<String>,
 }
 
+/// An operator of the platform approved that another one looks into this organization. Nobody looks by that alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BreakGlassApproved {
+    /// Names the opening that it is for.
+    pub id: BreakGlassId,
+    /// Whose look, by the name that they have here.
+    pub operator: String,
+    /// Why, in the words that they will have to use.
+    pub reason: String,
+    /// For how long at most, in seconds.
+    pub seconds: u32,
+}
+
 /// An operator of the platform may look into this organization for a while. Written before anything is shown.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BreakGlassOpened {
@@ -114,8 +128,21 @@ pub struct BreakGlassOpened {
     pub reason: String,
     /// The other operator, who agreed.
     pub approver: String,
+    /// What that is worth; none in entries of before it was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Approval>,
     /// When it ends by itself.
     pub expires_at: Timestamp,
+}
+
+/// What the word of a second operator is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Approval {
+    /// Another person, who proved to be an operator, approved.
+    Given,
+    /// The platform asks for none: whoever is named is named by the operator alone.
+    Off,
 }
 
 /// An operator looked. Written before anything is shown.
@@ -158,6 +185,7 @@ impl AccessEvent {
             | Self::OrgSwitched(_)
             | Self::AuditRead(_)
             | Self::AuditExported(_)
+            | Self::BreakGlassApproved(_)
             | Self::BreakGlassOpened(_)
             | Self::BreakGlassUsed(_)
             | Self::BreakGlassClosed(_) => Outcome::SUCCESS,
@@ -170,6 +198,7 @@ impl AccessEvent {
         match self {
             Self::Denied(fact) => target(&fact.target, fact.asked.clone().unwrap_or_default()),
             Self::KeyRefused(fact) => target("api_key", fact.key_id.to_string()),
+            Self::BreakGlassApproved(fact) => target("break_glass", fact.id.to_string()),
             Self::BreakGlassOpened(fact) => target("break_glass", fact.id.to_string()),
             Self::BreakGlassUsed(fact) => target("break_glass", fact.id.to_string()),
             Self::IsolationFailed(fact) => target("organization", fact.bound.to_string()),
@@ -190,6 +219,7 @@ impl AccessEvent {
             Self::SignedIn(_)
             | Self::OrgSwitched(_)
             | Self::AuditExported(_)
+            | Self::BreakGlassApproved(_)
             | Self::BreakGlassOpened(_)
             | Self::BreakGlassUsed(_)
             | Self::BreakGlassClosed(_)

@@ -29,8 +29,8 @@ mod timestamp;
 mod view;
 
 pub use access::{
-    AccessDenied, AccessEvent, AuditExported, AuditRead, BreakGlassClosed, BreakGlassOpened, BreakGlassUsed, Direction,
-    IsolationFailed, KeyRefused, OrgSwitched, SignedIn,
+    AccessDenied, AccessEvent, Approval, AuditExported, AuditRead, BreakGlassApproved, BreakGlassClosed,
+    BreakGlassOpened, BreakGlassUsed, Direction, IsolationFailed, KeyRefused, OrgSwitched, SignedIn,
 };
 pub use api_key::{ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, KeyEnvironment};
 pub use codec::CodecError;

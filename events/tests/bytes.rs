@@ -5,13 +5,13 @@ use std::{fs, num::NonZeroU32, path::PathBuf};
 
 use orgstream_events::{
     AccessDenied, AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated,
-    AuditExported, AuditRead, Auth, AuthMethod, BreakGlassClosed, BreakGlassId, BreakGlassOpened, BreakGlassUsed,
-    CodecError, CommandId, Commit, CommitDraft, CommitKeys, ConnectionId, Context, Direction, DomainClaimed,
-    DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject, Fingerprint, InvitationAccepted,
-    InvitationEvent, InvitationId, InvitationIssued, InvitationResent, InvitationRevoked, IsolationFailed,
-    KNOWN_EVENTS, KeyEnvironment, KeyId, KeyRefused, KindChanged, KindDefinition, KindEvent, KindRegistered,
-    KindRestored, KindRetired, LoginMethod, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId, MemberRemoved,
-    MemberRoleChanged, MfaPolicy, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent,
+    Approval, AuditExported, AuditRead, Auth, AuthMethod, BreakGlassApproved, BreakGlassClosed, BreakGlassId,
+    BreakGlassOpened, BreakGlassUsed, CodecError, CommandId, Commit, CommitDraft, CommitKeys, ConnectionId, Context,
+    Direction, DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject, Fingerprint,
+    InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued, InvitationResent, InvitationRevoked,
+    IsolationFailed, KNOWN_EVENTS, KeyEnvironment, KeyId, KeyRefused, KindChanged, KindDefinition, KindEvent,
+    KindRegistered, KindRestored, KindRetired, LoginMethod, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId,
+    MemberRemoved, MemberRoleChanged, MfaPolicy, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent,
     OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged,
     OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
     OrganizationUpgraded, OutcomeStatus, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline,
@@ -215,10 +215,17 @@ fn examples() -> Vec<(AggregateId, Event)> {
             upto_idx: 256,
             filter: None,
         })),
+        access(AccessEvent::BreakGlassApproved(BreakGlassApproved {
+            id: glass,
+            operator: "ann@platform.example".to_owned(),
+            reason: "ticket 7".to_owned(),
+            seconds: 900,
+        })),
         access(AccessEvent::BreakGlassOpened(BreakGlassOpened {
             id: glass,
             reason: "ticket 7".to_owned(),
             approver: "bob".to_owned(),
+            approval: None,
             expires_at: Timestamp::from_unix_ms(1_700_003_600_000),
         })),
         access(AccessEvent::BreakGlassUsed(BreakGlassUsed {
@@ -323,6 +330,16 @@ fn what_was_added_has_its_golden_bytes() {
             "aa6d66615f706f6c696379a87265717569726564",
         )
     );
+    let glass = BreakGlassOpened {
+        id: BreakGlassId::fresh(1_700_000_000_000, [6; 10]),
+        reason: "r".to_owned(),
+        approver: "b".to_owned(),
+        approval: Some(Approval::Given),
+        expires_at: Timestamp::from_unix_ms(0),
+    };
+    let opened = rmp_serde::to_vec_named(&glass).unwrap();
+    assert!(hex(&opened).contains(&hex(b"\xa8approval\xa5given")), "{}", hex(&opened));
+    assert_eq!(rmp_serde::from_slice::<BreakGlassOpened>(&opened).unwrap(), glass);
     assert_eq!(rmp_serde::from_slice::<Auth>(&bytes.0).unwrap(), auth);
     assert_eq!(rmp_serde::from_slice::<OrganizationSettings>(&bytes.1).unwrap(), settings);
 }

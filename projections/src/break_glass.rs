@@ -61,6 +61,7 @@ impl<'a> Fold<'a> {
             | AccessEvent::KeyRefused(_)
             | AccessEvent::AuditRead(_)
             | AccessEvent::AuditExported(_)
+            | AccessEvent::BreakGlassApproved(_)
             | AccessEvent::BreakGlassUsed(_)
             | AccessEvent::IsolationFailed(_) => {}
         }
@@ -100,15 +101,27 @@ impl<'a> Fold<'a> {
     }
 }
 
-/// The opening that goes on the longest, if there is one at `now`.
-pub async fn open(tx: &mut TenantTx, now: Timestamp) -> Result<Option<BreakGlass>, DbError> {
+/// The opening of this operator that goes on the longest, if there is one at `now`.
+pub async fn open(tx: &mut TenantTx, operator: &str, now: Timestamp) -> Result<Option<BreakGlass>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query!(
         "SELECT id, expires_at FROM rm.break_glasses
-        WHERE org_id = $1 AND closed_at IS NULL AND expires_at > $2 ORDER BY expires_at DESC LIMIT 1",
+        WHERE org_id = $1 AND operator = $3 AND closed_at IS NULL AND expires_at > $2 ORDER BY expires_at DESC LIMIT 1",
         org,
         now.to_datetime(),
+        operator,
     );
     let row = row.fetch_optional(tx.connection()).await?;
     Ok(row.map(|row| BreakGlass { id: BreakGlassId::from_uuid(row.id), expires_at: row.expires_at.into() }))
+}
+
+/// Whether there was an opening of this id, whatever became of it.
+pub async fn was_open(tx: &mut TenantTx, id: BreakGlassId) -> Result<bool, DbError> {
+    let org = tx.org().uuid();
+    let found = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM rm.break_glasses WHERE org_id = $1 AND id = $2) AS "exists!""#,
+        org,
+        id.uuid(),
+    );
+    Ok(found.fetch_one(tx.connection()).await?)
 }

@@ -196,7 +196,7 @@ pub async fn list(
         Row,
         r#"SELECT id, user_id, email, role, status = 'active' AS "active!", version, created_at, updated_at, seq
         FROM rm.members WHERE org_id = $1 AND ($5 OR status = 'active')
-            AND ($6::text IS NULL OR lower(email) = lower($6))"#,
+            AND ($6::text IS NULL OR lower(email COLLATE "C") = lower($6 COLLATE "C"))"#,
         tx,
         page,
         limit,

@@ -29,9 +29,9 @@ impl Database {
         Ok(orgs.fetch_all(self.resolver_pool()).await?.into_iter().map(OrgId::from_uuid).collect())
     }
 
-    /// The orgs that sign their people in by this issuer, in the order of their ids; at most 20.
-    pub async fn orgs_of_issuer(&self, issuer: &str) -> Result<Vec<OrgId>, DbError> {
-        let orgs = sqlx::query_scalar!(r#"SELECT app.orgs_of_issuer($1) AS "org!""#, issuer);
+    /// The org that signs its people in by this issuer for this audience; two when that is ambiguous.
+    pub async fn orgs_of_login(&self, issuer: &str, audience: &str) -> Result<Vec<OrgId>, DbError> {
+        let orgs = sqlx::query_scalar!(r#"SELECT app.orgs_of_login($1, $2) AS "org!""#, issuer, audience);
         Ok(orgs.fetch_all(self.resolver_pool()).await?.into_iter().map(OrgId::from_uuid).collect())
     }
 

@@ -9,13 +9,13 @@ use orgstream_events::{
 };
 use orgstream_projections::BoundOrg;
 
-use super::{AuthError, Permission, Rules, Scopes, session::ActiveSession};
+use super::{AuthError, Operator, Permission, Rules, Scopes, session::ActiveSession};
 
 /// Somebody who proved who they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Principal {
-    /// A platform operator.
-    Operator,
+    /// An operator of the platform.
+    Operator(Operator),
     /// A person, signed in with an issuer; in which orgs, their memberships say.
     User {
         /// The login identity.
@@ -63,7 +63,7 @@ impl Principal {
     /// The actor that this principal is outside every org, where it has no membership to be named by.
     pub fn actor(&self) -> Actor {
         let (actor_type, id) = match self {
-            Self::Operator => (ActorType::PlatformOperator, "operator".to_owned()),
+            Self::Operator(operator) => (ActorType::PlatformOperator, operator.name().to_owned()),
             Self::User { user, .. } | Self::Sso { user, .. } => (ActorType::Anonymous, user.to_string()),
             Self::Key { id, .. } => (ActorType::ApiKey, id.to_string()),
         };
@@ -74,8 +74,10 @@ impl Principal {
     fn auth(&self) -> Auth {
         let auth = |method| Auth { method, key_id: None, session_id: None };
         match self {
-            Self::Operator => auth(AuthMethod::PlatformToken),
-            Self::User { session: None, .. } | Self::Sso { .. } => auth(AuthMethod::Oidc),
+            Self::Operator(Operator::Token) => auth(AuthMethod::PlatformToken),
+            Self::Operator(Operator::Person { .. }) | Self::User { session: None, .. } | Self::Sso { .. } => {
+                auth(AuthMethod::Oidc)
+            }
             Self::User { session: Some(session), .. } => {
                 Auth { session_id: Some(session.id.to_string()), ..auth(AuthMethod::Session) }
             }
@@ -87,15 +89,20 @@ impl Principal {
     pub fn session(&self) -> Option<&ActiveSession> {
         match self {
             Self::User { session, .. } => session.as_ref(),
-            Self::Operator | Self::Sso { .. } | Self::Key { .. } => None,
+            Self::Operator(_) | Self::Sso { .. } | Self::Key { .. } => None,
         }
+    }
+
+    /// The operator that it is, if it is one.
+    pub fn operator(&self) -> Option<&Operator> {
+        if let Self::Operator(operator) = self { Some(operator) } else { None }
     }
 
     /// The person, or a refusal of everybody who is none.
     pub fn person(&self) -> Result<UserId, AuthError> {
         match self {
             Self::User { user, .. } => Ok(*user),
-            Self::Operator | Self::Sso { .. } | Self::Key { .. } => Err(AuthError::SessionOnly),
+            Self::Operator(_) | Self::Sso { .. } | Self::Key { .. } => Err(AuthError::SessionOnly),
         }
     }
 }
@@ -123,8 +130,8 @@ enum Standing {
 impl Access {
     /// An operator in `org`: for the platform's own org everything, for a tenant only what runs the platform, and what
     /// `glass` lets them look at.
-    pub(super) fn operator(org: OrgId, glass: Option<BreakGlassId>) -> Self {
-        let (role, actor) = (Standing::Operator(glass), Principal::Operator.actor());
+    pub(super) fn operator(org: OrgId, glass: Option<BreakGlassId>, principal: &Principal) -> Self {
+        let (role, actor) = (Standing::Operator(glass), principal.actor());
         Self { org: BoundOrg::proven_by_credential(org), role, scopes: Scopes::ALL, own: None, rules: None, actor }
     }
 

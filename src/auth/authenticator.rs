@@ -7,17 +7,16 @@ use orgstream_events::{
     BreakGlassId, KeyId, KeyPublicId, LoginMethod, OrgId, PLATFORM_ORG, Role, RoleId, Slug, UserId,
 };
 use orgstream_projections::{BoundOrg, Database, DbError, break_glass, members, organizations, roles};
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 
 use super::{
-    Permission, Rules,
+    Operator, Permission, Rules,
     access::{Access, Principal},
-    connections::{Connections, SsoLogin, claimed_issuer},
+    connections::{Claimed, Connections, SsoLogin},
     issuers::Issuers,
     key::{KeyToken, Pepper},
     keys::{Keys, REMEMBER},
     oidc::{Login, OidcError},
+    operators::Operators,
     session::{ActiveSession, Lifetime, Sessions},
     session_token::SessionToken,
 };
@@ -99,6 +98,15 @@ pub enum AuthError {
     /// A session makes no session.
     #[error("a session makes no other one: sign in at your issuer, and send its token")]
     SignInRequired,
+    /// The person has as many sessions as one may have.
+    #[error(
+        "you have {most} sessions already, as many as one person may have: end one that you do not need \
+         (GET /v1/sessions, DELETE /v1/sessions/{{session}}; your issuer's token is enough)"
+    )]
+    TooManySessions {
+        /// How many that is.
+        most: u32,
+    },
     /// `X-Tenant-ID` or `X-Org-Id` says another org than the credential does.
     #[error("the header names another organization than the credential")]
     TenantMismatch,
@@ -161,7 +169,7 @@ pub type Permissions = Arc<BTreeSet<Permission>>;
 /// Checks credentials. One per process.
 pub struct Authenticator {
     db: Database,
-    operator: Option<[u8; 32]>,
+    operators: Operators,
     issuers: Issuers,
     connections: Connections,
     sessions: Sessions,
@@ -181,20 +189,14 @@ pub struct Membership {
 }
 
 impl Authenticator {
-    /// `operator_token` is the platform operator's bearer token; without one there is no operator.
-    pub fn new(
-        db: Database,
-        pepper: Pepper,
-        operator_token: Option<&str>,
-        issuers: Issuers,
-        lifetime: Lifetime,
-    ) -> Self {
+    /// Knows those who operate the platform, and those whom `issuers` vouch for.
+    pub fn new(db: Database, pepper: Pepper, operators: Operators, issuers: Issuers, lifetime: Lifetime) -> Self {
         Self {
             connections: Connections::new(db.clone(), false),
             sessions: Sessions::new(db.clone(), pepper.clone(), lifetime),
             keys: Keys::new(db.clone(), pepper),
             db,
-            operator: operator_token.map(|token| Sha256::digest(token).into()),
+            operators,
             issuers,
             memberships: OrgCache::new(REMEMBERED),
             own_roles: OrgCache::new(REMEMBERED),
@@ -214,10 +216,18 @@ impl Authenticator {
 
     /// Who sends this `Authorization` header.
     pub async fn principal(&self, authorization: Option<&str>) -> Result<Principal, AuthError> {
+        self.principal_at(authorization, None).await
+    }
+
+    /// The same in a request that names an organization, whose own issuers come before those of others.
+    pub async fn principal_at(
+        &self,
+        authorization: Option<&str>,
+        place: Option<&OrgName>,
+    ) -> Result<Principal, AuthError> {
         let token = bearer(authorization)?;
-        let digest: [u8; 32] = Sha256::digest(token).into();
-        if self.operator.is_some_and(|operator| operator.ct_eq(&digest).into()) {
-            return Ok(Principal::Operator);
+        if self.operators.is_token(token) {
+            return Ok(Principal::Operator(Operator::Token));
         }
         if SessionToken::looks_like_one(token) {
             let session = self.sessions.of_token(token).await?;
@@ -232,12 +242,21 @@ impl Authenticator {
         if KeyToken::looks_like_one(token) {
             return self.keys.principal(token).await;
         }
-        if let Some(issuer) = claimed_issuer(token)
-            && !self.issuers.knows(&issuer)
-            && let Some(SsoLogin { org, connection, login }) = self.connections.verify(&issuer, token).await?
+        if let Some(operator) = self.operator(token).await? {
+            return Ok(Principal::Operator(operator));
+        }
+        if let Some(claimed) = Claimed::of(token)
+            && !self.issuers.knows(&claimed.iss)
         {
-            let (user, email, second_factor) = (login.user, login.verified_email, login.second_factor);
-            return Ok(Principal::Sso { org, connection, user, email, second_factor });
+            let place = match place {
+                Some(OrgName::Id(org)) => Some(*org),
+                Some(OrgName::Slug(slug)) => self.db.org_of_slug(slug).await?,
+                Some(OrgName::Current) | None => None,
+            };
+            if let Some(SsoLogin { org, connection, login }) = self.connections.verify(&claimed, token, place).await? {
+                let (user, email, second_factor) = (login.user, login.verified_email, login.second_factor);
+                return Ok(Principal::Sso { org, connection, user, email, second_factor });
+            }
         }
         let login = self.verified(token).await?;
         Ok(Principal::User {
@@ -261,11 +280,18 @@ impl Authenticator {
             self.keys.principal(token).await?;
             return Err(AuthError::SessionOnly);
         }
-        let digest: [u8; 32] = Sha256::digest(token).into();
-        if self.operator.is_some_and(|operator| operator.ct_eq(&digest).into()) {
+        if self.operators.is_token(token) || self.operator(token).await?.is_some() {
             return Err(AuthError::SessionOnly);
         }
         self.verified(token).await
+    }
+
+    /// The person who operates the platform, if this is a token of one.
+    async fn operator(&self, token: &str) -> Result<Option<Operator>, AuthError> {
+        match Claimed::of(token) {
+            Some(claimed) => self.operators.person(&claimed, token).await,
+            None => Ok(None),
+        }
     }
 
     async fn verified(&self, token: &str) -> Result<Login, AuthError> {
@@ -282,12 +308,14 @@ impl Authenticator {
 
     /// What is remembered at the moment.
     pub fn caches(&self) -> Vec<CacheView> {
-        vec![
+        let mut views = vec![
             self.keys.cache(),
             CacheView::of("memberships", "org/user", &self.memberships),
             CacheView::of("roles", "org/role", &self.own_roles),
             CacheView::of("rules", "org", &self.rules),
-        ]
+        ];
+        views.extend(self.connections.caches());
+        views
     }
 
     /// The principal in the org that `name` names, or [`AuthError::NotFound`] as for an org that does not exist. Who is in
@@ -316,12 +344,12 @@ impl Authenticator {
             (OrgName::Current, Principal::User { session: Some(session), .. }) => {
                 session.org.ok_or(AuthError::NotFound)?
             }
-            (OrgName::Current, Principal::User { session: None, .. } | Principal::Operator) => {
+            (OrgName::Current, Principal::User { session: None, .. } | Principal::Operator(_)) => {
                 return Err(AuthError::SessionRequired);
             }
         };
         let (access, proof) = match principal {
-            Principal::Operator => (Access::operator(org, self.glass(org).await?), None),
+            Principal::Operator(operator) => (Access::operator(org, self.glass(org, operator).await?, principal), None),
             Principal::Key { org: own, role, scopes, .. } if *own == org => {
                 (Access::key(org, *role, scopes.clone(), principal), Some((LoginMethod::api_key(), false)))
             }
@@ -412,18 +440,18 @@ impl Authenticator {
     /// The operator in the platform's own org.
     pub fn platform(&self, principal: &Principal) -> Result<Access, AuthError> {
         match principal {
-            Principal::Operator => Ok(Access::operator(PLATFORM_ORG, None)),
+            Principal::Operator(_) => Ok(Access::operator(PLATFORM_ORG, None, principal)),
             Principal::User { .. } | Principal::Sso { .. } | Principal::Key { .. } => Err(AuthError::NotFound),
         }
     }
 
-    /// By which opening an operator may look into the org. Asked each time: what is closed is closed at once.
-    async fn glass(&self, org: OrgId) -> Result<Option<BreakGlassId>, AuthError> {
+    /// By which opening of theirs an operator may look into the org. Asked each time: what is closed is closed at once.
+    async fn glass(&self, org: OrgId, operator: &Operator) -> Result<Option<BreakGlassId>, AuthError> {
         if org == PLATFORM_ORG {
             return Ok(None);
         }
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
-        Ok(break_glass::open(&mut tx, now()).await?.map(|glass| glass.id))
+        Ok(break_glass::open(&mut tx, operator.name(), now()).await?.map(|glass| glass.id))
     }
 
     /// What whoever has this role of the organization's own may do; nothing, once it was removed.
@@ -498,6 +526,6 @@ fn identities(principal: &Principal) -> Vec<UserId> {
             let by_email = email.as_deref().map(user_of_email);
             std::iter::once(*user).chain(by_email).collect()
         }
-        Principal::Operator | Principal::Sso { .. } | Principal::Key { .. } => Vec::new(),
+        Principal::Operator(_) | Principal::Sso { .. } | Principal::Key { .. } => Vec::new(),
     }
 }

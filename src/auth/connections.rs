@@ -1,5 +1,8 @@
 //! People whom an organization's own issuer signs in. What such an issuer says counts in that organization alone: it is the
 //! organization's to choose, so nobody else may be made to believe it.
+//!
+//! A request that names an organization is checked by that one's connections, whoever else has the same issuer. Where none
+//! is named, the pair of issuer and audience says which it is: one organization alone can have it.
 
 use std::{
     sync::Arc,
@@ -16,10 +19,14 @@ use super::{
     AuthError,
     oidc::{Login, Oidc, OidcError},
 };
+use crate::scoped::{CacheView, OrgCache, Scoped};
 
-/// How long it is believed which organizations an issuer is of. What is removed stops working within this.
-const REMEMBER: Duration = Duration::from_secs(1);
+/// How long it is believed which connections there are. With the way to the read models it stays under a second until what is
+/// removed stops working, in every process.
+const REMEMBER: Duration = Duration::from_millis(400);
 const REMEMBERED: usize = 10_000;
+/// Audiences of one token that are looked at.
+const MAX_AUDIENCES: usize = 8;
 
 /// Somebody whom a connection signed in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +39,10 @@ pub struct SsoLogin {
     pub login: Login,
 }
 
-type Found = Arc<Vec<(OrgId, ConnectionId, Arc<Oidc>)>>;
+/// Connections of one organization to one issuer.
+type OfOrg = Vec<(ConnectionId, Arc<Oidc>)>;
+/// Whoever has a pair, and when that was so.
+type Holders = (Instant, Arc<Vec<OrgId>>);
 
 /// The issuers of all organizations, each known when its first token comes.
 pub struct Connections {
@@ -40,72 +50,180 @@ pub struct Connections {
     /// Whether issuers may be on this machine: for trying things out.
     local: bool,
     /// With the keys that they published.
-    issuers: Cache<(OrgId, ConnectionId), Arc<Oidc>>,
-    found: Cache<String, (Instant, Found)>,
+    issuers: OrgCache<ConnectionId, Arc<Oidc>>,
+    of_org: OrgCache<String, (Instant, Arc<OfOrg>)>,
+    /// Which organizations have a pair of issuer and audience: ids, and nothing of theirs.
+    holders: Cache<(String, String), Holders>,
 }
 
-#[derive(Deserialize)]
-struct Unverified {
-    iss: String,
+/// What a token says of itself, which nobody has checked.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Claimed {
+    /// Who is to have signed it.
+    pub iss: String,
+    #[serde(default)]
+    aud: Audiences,
 }
 
-/// What a token says of its issuer, which nobody has checked.
-pub fn claimed_issuer(token: &str) -> Option<String> {
-    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
-    serde_json::from_slice::<Unverified>(&payload).ok().map(|claims| claims.iss)
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+enum Audiences {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Default for Audiences {
+    fn default() -> Self {
+        Self::Several(Vec::new())
+    }
+}
+
+impl Claimed {
+    /// Reads it out of a token.
+    pub fn of(token: &str) -> Option<Self> {
+        let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+        serde_json::from_slice(&payload).ok()
+    }
+
+    fn audiences(&self) -> &[String] {
+        match &self.aud {
+            Audiences::One(one) => std::slice::from_ref(one),
+            Audiences::Several(several) => several.get(..MAX_AUDIENCES).unwrap_or(several),
+        }
+    }
 }
 
 impl Connections {
     /// Those that `db` knows; `local` says whether they may be on this machine.
     pub fn new(db: Database, local: bool) -> Self {
-        Self { db, local, issuers: Cache::new(REMEMBERED), found: Cache::new(REMEMBERED) }
+        let (issuers, of_org) = (OrgCache::new(REMEMBERED), OrgCache::new(REMEMBERED));
+        Self { db, local, issuers, of_org, holders: Cache::new(REMEMBERED) }
     }
 
-    /// Whom the token is about, if `issuer`, which it names, is one that an organization has; none when nobody has it.
-    pub async fn verify(&self, issuer: &str, token: &str) -> Result<Option<SsoLogin>, AuthError> {
-        let found = self.of_issuer(issuer).await?;
+    /// What is remembered at the moment.
+    pub fn caches(&self) -> [CacheView; 2] {
+        [
+            CacheView::of("sso_issuers", "org/connection", &self.issuers),
+            CacheView::of("sso_connections", "org/issuer", &self.of_org),
+        ]
+    }
+
+    /// Whom the token is about, if the issuer that it names is one that an organization has; none when nobody has it.
+    /// `place` is the organization that the request names, whose word comes first there.
+    pub async fn verify(
+        &self,
+        claimed: &Claimed,
+        token: &str,
+        place: Option<OrgId>,
+    ) -> Result<Option<SsoLogin>, AuthError> {
         let mut refusal = None;
-        for (org, connection, oidc) in &*found {
-            match oidc.verify(token).await {
-                Ok(login) => return Ok(Some(SsoLogin { org: *org, connection: *connection, login })),
-                Err(error) => refusal = Some(error),
+        if let Some(org) = place
+            && let Some(login) = self.by_org(org, &claimed.iss, token, &mut refusal).await?
+        {
+            return Ok(Some(login));
+        }
+        let mut found = None;
+        for audience in claimed.audiences() {
+            for org in self.holders(&claimed.iss, audience).await?.iter().copied() {
+                let Some(login) = self.by_org(org, &claimed.iss, token, &mut refusal).await? else { continue };
+                match &found {
+                    None => found = Some(login),
+                    Some(SsoLogin { org: other, .. }) if *other == org => {}
+                    Some(_) => {
+                        return Err(AuthError::Unauthenticated(
+                            "several organizations sign people in by this issuer and audience: name yours in the path"
+                                .to_owned(),
+                        ));
+                    }
+                }
             }
         }
-        match refusal {
-            None => Ok(None),
-            Some(OidcError::Invalid(reason)) => Err(AuthError::Unauthenticated(reason)),
-            Some(OidcError::Unavailable(reason)) => Err(AuthError::Unavailable(reason)),
+        match (found, refusal) {
+            (Some(login), _) => Ok(Some(login)),
+            (None, None) => Ok(None),
+            (None, Some(OidcError::Invalid(reason))) => Err(AuthError::Unauthenticated(reason)),
+            (None, Some(OidcError::Unavailable(reason))) => Err(AuthError::Unavailable(reason)),
         }
     }
 
-    async fn of_issuer(&self, issuer: &str) -> Result<Found, AuthError> {
-        if let Some((at, found)) = self.found.get(issuer)
+    /// The same by the connections of one organization. Why they refuse is told by `refusal`.
+    async fn by_org(
+        &self,
+        org: OrgId,
+        issuer: &str,
+        token: &str,
+        refusal: &mut Option<OidcError>,
+    ) -> Result<Option<SsoLogin>, AuthError> {
+        for (connection, oidc) in self.of_org(org, issuer).await?.iter() {
+            match oidc.verify(token).await {
+                Ok(login) => return Ok(Some(SsoLogin { org, connection: *connection, login })),
+                Err(error) => *refusal = Some(error),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn of_org(&self, org: OrgId, issuer: &str) -> Result<Arc<OfOrg>, AuthError> {
+        let key = Scoped::new(org, issuer.to_owned());
+        if let Some((at, known)) = self.of_org.get(&key)
             && at.elapsed() < REMEMBER
         {
-            return Ok(found);
+            return Ok(known);
         }
+        // From before it is asked: what changes meanwhile may or may not be in the answer.
+        let at = Instant::now();
+        let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
         let mut found = Vec::new();
-        for org in self.db.orgs_of_issuer(issuer).await? {
-            let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
-            for connection in sso_connections::of_issuer(&mut tx, issuer).await? {
-                let key = (org, connection.id);
-                let oidc = match self.issuers.get(&key) {
-                    Some(oidc) => oidc,
-                    None => {
-                        let oidc = Oidc::of_customer(connection.issuer, connection.audience, self.local);
-                        let oidc = Arc::new(oidc.map_err(|error| AuthError::Unavailable(error.to_string()))?);
-                        self.issuers.insert(key, Arc::clone(&oidc));
-                        oidc
-                    }
-                };
-                found.push((org, connection.id, oidc));
-            }
+        for connection in sso_connections::of_issuer(&mut tx, issuer).await? {
+            let key = Scoped::new(org, connection.id);
+            let oidc = match self.issuers.get(&key) {
+                Some(oidc) => oidc,
+                None => {
+                    let oidc = Oidc::of_customer(connection.issuer, connection.audience, self.local);
+                    let oidc = Arc::new(oidc.map_err(|error| AuthError::Unavailable(error.to_string()))?);
+                    self.issuers.insert(key, Arc::clone(&oidc));
+                    oidc
+                }
+            };
+            found.push((connection.id, oidc));
         }
         let found = Arc::new(found);
-        // That nobody has it is not remembered: whoever has just added it tries it out.
+        // That there is none is not remembered: whoever has just added it tries it out.
         if !found.is_empty() {
-            self.found.insert(issuer.to_owned(), (Instant::now(), Arc::clone(&found)));
+            self.of_org.insert(key, (at, Arc::clone(&found)));
         }
         Ok(found)
+    }
+
+    async fn holders(&self, issuer: &str, audience: &str) -> Result<Arc<Vec<OrgId>>, AuthError> {
+        let key = (issuer.to_owned(), audience.to_owned());
+        if let Some((at, known)) = self.holders.get(&key)
+            && at.elapsed() < REMEMBER
+        {
+            return Ok(known);
+        }
+        let at = Instant::now();
+        let found = Arc::new(self.db.orgs_of_login(issuer, audience).await?);
+        if !found.is_empty() {
+            self.holders.insert(key, (at, Arc::clone(&found)));
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_names_one_audience_or_several() {
+        let token = |claims: &str| format!("e30.{}.x", URL_SAFE_NO_PAD.encode(claims));
+        let audiences = |claims: &str| Claimed::of(&token(claims)).map(|claimed| claimed.audiences().to_vec());
+        assert_eq!(audiences(r#"{"iss": "i", "aud": "a"}"#), Some(vec!["a".to_owned()]));
+        assert_eq!(audiences(r#"{"iss": "i", "aud": ["a", "b"]}"#), Some(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(audiences(r#"{"iss": "i"}"#), Some(vec![]));
+        assert_eq!(audiences(r#"{"aud": "a"}"#), None);
+        let many = format!(r#"{{"iss": "i", "aud": {:?}}}"#, vec!["a"; 100]);
+        assert_eq!(audiences(&many).map(|many| many.len()), Some(MAX_AUDIENCES));
     }
 }

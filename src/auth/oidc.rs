@@ -8,7 +8,7 @@ use jsonwebtoken::{
 };
 use orgstream_events::UserId;
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::sync::RwLock;
 
 use crate::outward;
@@ -68,6 +68,19 @@ struct Claims {
     email_verified: bool,
     #[serde(default)]
     amr: Vec<String>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
+
+impl Claims {
+    /// Whether the claim of this name has this value, or has it among its values.
+    fn say(&self, name: &str, value: &str) -> bool {
+        match self.others.get(name) {
+            Some(Value::String(text)) => text == value,
+            Some(Value::Array(values)) => values.iter().any(|one| one.as_str() == Some(value)),
+            _ => false,
+        }
+    }
 }
 
 /// Some issuers write `"true"`. Everything that is not clearly true is not.
@@ -149,10 +162,26 @@ impl Oidc {
 
     /// Who the token is about.
     pub async fn verify(&self, token: &str) -> Result<Login, OidcError> {
+        Ok(self.login(self.claims(token).await?))
+    }
+
+    /// The same of somebody whose token has this claim with this value, or with a list that has it; none without it.
+    pub async fn verify_with(&self, token: &str, name: &str, value: &str) -> Result<Option<Login>, OidcError> {
+        let claims = self.claims(token).await?;
+        Ok(claims.say(name, value).then(|| self.login(claims)))
+    }
+
+    async fn claims(&self, token: &str) -> Result<Claims, OidcError> {
         let invalid = |reason: String| OidcError::Invalid(format!("this token is not valid: {reason}"));
         let header = decode_header(token).map_err(|error| invalid(error.to_string()))?;
         if !ALGORITHMS.contains(&header.alg) {
             return Err(invalid(format!("it is signed with {:?}; RS256, ES256 and EdDSA are accepted", header.alg)));
+        }
+        // RFC 7515, 4.1.11: what a token says must be understood is understood, or it is not valid. Nothing of that is known here.
+        if let Some(names) = header.crit {
+            return Err(invalid(format!(
+                "its header says that {names:?} must be understood (crit), which nobody here does"
+            )));
         }
         let kid = header.kid.ok_or_else(|| invalid("its header names no key (kid)".to_owned()))?;
         let key = self.key(&kid).await?;
@@ -162,15 +191,18 @@ impl Oidc {
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.validate_nbf = true;
         validation.leeway = LEEWAY;
-        let claims = decode::<Claims>(token, &key, &validation).map_err(|error| invalid(error.to_string()))?.claims;
-        Ok(Login {
+        Ok(decode::<Claims>(token, &key, &validation).map_err(|error| invalid(error.to_string()))?.claims)
+    }
+
+    fn login(&self, claims: Claims) -> Login {
+        Login {
             user: UserId::from_login(&self.issuer, &claims.sub),
             issuer: self.issuer.clone(),
             subject: claims.sub,
             verified_email: claims.email.clone().filter(|_| claims.email_verified),
             email: claims.email,
             second_factor: claims.amr.iter().any(|method| SECOND_FACTORS.contains(&method.as_str())),
-        })
+        }
     }
 
     async fn key(&self, kid: &str) -> Result<DecodingKey, OidcError> {
@@ -339,6 +371,44 @@ mod tests {
         }
         let crossed = Key { kid: "e", ..Key::rsa("e") }.sign(&fake.url, &json!({}));
         assert!(matches!(oidc.verify(&crossed).await, Err(OidcError::Invalid(_))));
+    }
+
+    #[tokio::test]
+    async fn what_must_be_understood_and_is_not_is_refused() {
+        let fake = Fake::start().await;
+        let key = Key::ec("e");
+        fake.publish(&[&key]);
+        let seconds = now().unix_ms() / 1000;
+        let claims = json!({"iss": fake.url, "sub": "ann", "aud": "us", "exp": seconds + 600});
+        for (crit, counts) in [(None, true), (Some(vec!["exp".to_owned()]), false), (Some(vec![]), false)] {
+            let header = Header { kid: Some("e".to_owned()), crit, ..Header::new(key.algorithm) };
+            let token = encode(&header, &claims, &key.secret).unwrap();
+            let verified = fake.oidc().verify(&token).await;
+            assert_eq!(verified.is_ok(), counts, "{header:?}: {verified:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_claim_is_a_text_or_one_of_a_list() {
+        let fake = Fake::start().await;
+        let key = Key::ec("e");
+        fake.publish(&[&key]);
+        let oidc = fake.oidc();
+        for (groups, counts) in [
+            (json!("ops"), true),
+            (json!(["staff", "ops"]), true),
+            (json!(["staff"]), false),
+            (json!("ops staff"), false),
+            (json!({"ops": true}), false),
+            (json!(null), false),
+        ] {
+            let token = key.sign(&fake.url, &json!({"groups": groups}));
+            let found = oidc.verify_with(&token, "groups", "ops").await.unwrap();
+            assert_eq!(found.is_some(), counts, "{groups}");
+        }
+        assert!(oidc.verify_with(&key.sign(&fake.url, &json!({})), "groups", "ops").await.unwrap().is_none());
+        // What a claim is called is not what something else of the token is called.
+        assert!(oidc.verify_with(&key.sign(&fake.url, &json!({})), "sub", "ann").await.unwrap().is_none());
     }
 
     #[tokio::test]

@@ -33,6 +33,8 @@ pub struct Lifetime {
     pub idle: Duration,
     /// In any case.
     pub longest: Duration,
+    /// How many one person has at a time.
+    pub most: u32,
 }
 
 /// How a session begins.
@@ -114,10 +116,13 @@ impl Sessions {
             active_org: start.active_org,
             idle: self.lifetime.idle,
             longest: self.lifetime.longest,
+            most: self.lifetime.most,
             ip: start.ip.as_deref(),
             user_agent: start.user_agent.as_deref(),
         };
-        self.db.start_session(&new).await?;
+        if !self.db.start_session(&new).await? {
+            return Err(AuthError::TooManySessions { most: self.lifetime.most });
+        }
         Ok((token, self.load(&hash).await?))
     }
 

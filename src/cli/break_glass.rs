@@ -4,13 +4,14 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::Api;
-use super::out::note;
+use super::out::{note, say};
 use crate::config::ClientArgs;
 
 /// Look into an organization for a while, or end that.
 ///
-/// Without it the operator's token reads nothing of a tenant. The organization reads in its own audit log who looks, why,
-/// with whose consent and at what. This needs the platform operator's token in `ORGSTREAM_API_KEY`.
+/// Without it an operator reads nothing of a tenant. The organization reads in its own audit log who looks, why, with whose
+/// consent and at what. This needs an operator's token in `ORGSTREAM_API_KEY`, and the approval of another operator, who prints
+/// it with --approve, unless the platform asks for none.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The organization, by id or slug.
@@ -19,14 +20,20 @@ pub(crate) struct Args {
     /// Why; the organization reads it.
     #[arg(long, value_name = "TEXT", required_unless_present = "close")]
     reason: Option<String>,
-    /// The other operator, who agreed.
-    #[arg(long, value_name = "NAME", required_unless_present = "close")]
+    /// What another operator's --approve printed.
+    #[arg(long, value_name = "TEXT")]
+    approval: Option<String>,
+    /// The other operator, who agreed, as you say: where the platform asks for no approval.
+    #[arg(long, value_name = "NAME", conflicts_with = "approval")]
     approver: Option<String>,
+    /// Approve the look of this operator, for the same reason and as many minutes, in place of opening anything.
+    #[arg(long, value_name = "OPERATOR", conflicts_with_all = ["approval", "approver", "close"])]
+    approve: Option<String>,
     /// After how many minutes it ends by itself: 60 at most.
     #[arg(long, value_name = "N", default_value_t = 15)]
     minutes: u32,
     /// End it now.
-    #[arg(long, conflicts_with_all = ["reason", "approver"])]
+    #[arg(long, conflicts_with_all = ["reason", "approver", "approval"])]
     close: bool,
     #[command(flatten)]
     client: ClientArgs,
@@ -41,7 +48,20 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let seconds = args.minutes.saturating_mul(60);
-    let body = json!({"reason": args.reason, "approver": args.approver, "expires_in_seconds": seconds});
+    if let Some(operator) = &args.approve {
+        let body = json!({"operator": operator, "reason": args.reason, "expires_in_seconds": seconds});
+        let approved = api.post(&format!("{path}/approvals"), &body).await?;
+        let text = approved.get("approval").and_then(Value::as_str).unwrap_or_default();
+        say!("{text}")?;
+        note!("for {operator} alone, within an hour: orgstream break-glass --approval …");
+        return Ok(());
+    }
+    let mut body = json!({"reason": args.reason, "expires_in_seconds": seconds});
+    for (name, value) in [("approval", args.approval), ("approver", args.approver)] {
+        if let (Some(fields), Some(value)) = (body.as_object_mut(), value) {
+            fields.insert(name.to_owned(), Value::String(value));
+        }
+    }
     let opened = api.post(&path, &body).await?;
     let until = opened.get("expires_at").and_then(Value::as_str).unwrap_or_default();
     note!("{} can be read until {until}; its audit log says so", args.org);

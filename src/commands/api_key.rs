@@ -2,14 +2,16 @@
 
 use ipnet::IpNet;
 use orgstream_events::{
-    AggregateType, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, Event, Fingerprint, KeyEnvironment, KeyId,
-    KeyPublicId, Role, Timestamp,
+    ActorType, AggregateType, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, Event, Fingerprint,
+    KeyEnvironment, KeyId, KeyPublicId, Role, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Aggregate, Facts, FieldError, Rejection, RejectionKind, openapi, settings::MAX_KEY_DAYS, text::Faults};
-use crate::auth::{Permission, Scopes};
+use super::{
+    Aggregate, Facts, FieldError, Place, Rejection, RejectionKind, openapi, settings::MAX_KEY_DAYS, text::Faults,
+};
+use crate::auth::Permission;
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 /// The longest that the token before a rotation goes on.
@@ -23,30 +25,23 @@ pub struct ApiKey {
     issued: Option<ApiKeyIssued>,
     expires_at: Option<Timestamp>,
     revoked: bool,
-}
-
-/// What the caller may do themselves: nobody makes a key that may do more, and nobody is handed one.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Grantor {
-    /// Their role.
-    pub role: Role,
-    /// What they may do within it.
-    pub scopes: Scopes,
-}
-
-impl Grantor {
-    fn may_hand_out(&self, role: Role, scopes: &Scopes) -> Result<(), ApiKeyError> {
-        if !self.role.includes(role) {
-            return Err(ApiKeyError::RoleAboveOwn { by: self.role, role });
-        }
-        if self.scopes.include(scopes, role) { Ok(()) } else { Err(ApiKeyError::ScopesAboveOwn) }
-    }
+    issued_by: Option<(ActorType, String)>,
 }
 
 impl ApiKey {
     /// What was issued, if anything was.
     pub fn issued(&self) -> Option<&ApiKeyIssued> {
         self.issued.as_ref()
+    }
+
+    /// Who issued it.
+    pub fn issued_by(&self) -> Option<&(ActorType, String)> {
+        self.issued_by.as_ref()
+    }
+
+    /// Whether somebody ended it.
+    pub fn is_revoked(&self) -> bool {
+        self.revoked
     }
 }
 
@@ -59,8 +54,8 @@ pub enum ApiKeyCommand {
         command: IssueApiKey,
         /// What is kept of the token that the caller is shown.
         token: TokenParts,
-        /// The caller: a key is never more than who issues it.
-        by: Grantor,
+        /// What it may do where nothing is said of that: what the caller may, if that is not everything.
+        inherited: Option<Vec<String>>,
         /// The longest life that the organization allows, in days.
         max_days: Option<u32>,
     },
@@ -70,8 +65,6 @@ pub enum ApiKeyCommand {
         command: RotateApiKey,
         /// What is kept of the token that the caller is shown.
         token: TokenParts,
-        /// The caller, who is handed the key's token.
-        by: Grantor,
         /// The longest life that the organization allows, in days.
         max_days: Option<u32>,
     },
@@ -179,9 +172,16 @@ impl Aggregate for ApiKey {
         }
     }
 
+    fn apply_at(&mut self, event: &ApiKeyEvent, place: Place<'_>) {
+        if let ApiKeyEvent::Issued(_) = event {
+            self.issued_by = Some((place.actor.actor_type, place.actor.id.clone()));
+        }
+        self.apply(event);
+    }
+
     fn decide(&self, command: ApiKeyCommand, facts: &Facts) -> Result<Vec<ApiKeyEvent>, ApiKeyError> {
         match command {
-            ApiKeyCommand::Issue { command, token, by, max_days } => {
+            ApiKeyCommand::Issue { command, token, inherited, max_days } => {
                 if self.issued.is_some() {
                     return Err(ApiKeyError::AlreadyExists);
                 }
@@ -192,10 +192,9 @@ impl Aggregate for ApiKey {
                 let allowed_ips = networks(&command.allowed_ips, &mut faults);
                 let IssueApiKey { name, role, environment, scopes, .. } = command;
                 // Whoever may not do everything hands out what they may, unless they say less.
-                let scopes = scopes.or_else(|| by.scopes.names());
+                let scopes = scopes.or(inherited);
                 check_scopes(scopes.as_deref().unwrap_or_default(), role, &mut faults);
                 faults.none_or(ApiKeyError::Invalid)?;
-                by.may_hand_out(role, &Scopes::named(scopes.as_deref()))?;
                 let TokenParts { public_id, secret_mac, last4 } = token;
                 Ok(vec![ApiKeyEvent::Issued(ApiKeyIssued {
                     name,
@@ -209,13 +208,13 @@ impl Aggregate for ApiKey {
                     allowed_ips,
                 })])
             }
-            ApiKeyCommand::Rotate { command, token, by, max_days } => {
-                let issued = self.issued.as_ref().ok_or(ApiKeyError::NotFound)?;
+            ApiKeyCommand::Rotate { command, token, max_days } => {
+                if self.issued.is_none() {
+                    return Err(ApiKeyError::NotFound);
+                }
                 if self.revoked || self.expires_at.is_some_and(|end| end <= facts.now) {
                     return Err(ApiKeyError::Ended);
                 }
-                // The answer has the token, so it must not be more than its reader.
-                by.may_hand_out(issued.role, &Scopes::named(issued.scopes.as_deref()))?;
                 let mut faults = Faults::default();
                 if command.overlap_seconds > MAX_OVERLAP_SECONDS {
                     faults.add(
@@ -343,17 +342,6 @@ pub enum ApiKeyError {
     /// No such key.
     #[error("there is no such API key in this organization")]
     NotFound,
-    /// More than the caller has.
-    #[error("a caller with role {by} cannot issue a key with role {role}; choose a lower role")]
-    RoleAboveOwn {
-        /// The caller's role.
-        by: Role,
-        /// The role in question.
-        role: Role,
-    },
-    /// Scopes beyond the caller's.
-    #[error("a key cannot do more than whoever issues or rotates it: name fewer scopes")]
-    ScopesAboveOwn,
     /// Revoked or expired.
     #[error("this key has ended and cannot be rotated: issue another")]
     Ended,
@@ -365,8 +353,6 @@ impl From<ApiKeyError> for Rejection {
             ApiKeyError::Invalid(errors) => return Self::invalid(errors),
             ApiKeyError::AlreadyExists => (RejectionKind::Conflict, "api_key_exists"),
             ApiKeyError::NotFound => (RejectionKind::NotFound, "not_found"),
-            ApiKeyError::RoleAboveOwn { .. } => (RejectionKind::Forbidden, "role_above_own"),
-            ApiKeyError::ScopesAboveOwn => (RejectionKind::Forbidden, "scope_above_own"),
             ApiKeyError::Ended => (RejectionKind::Conflict, "api_key_ended"),
         };
         Self::new(kind, code, error)
@@ -387,25 +373,13 @@ mod tests {
         TokenParts { public_id, secret_mac: Fingerprint([7; 32]), last4: "wxyz".to_owned() }
     }
 
-    fn all(role: Role) -> Grantor {
-        Grantor { role, scopes: Scopes::ALL }
-    }
-
-    fn some(role: Role, scopes: &[&str]) -> Grantor {
-        let names: Vec<String> = scopes.iter().map(|name| (*name).to_owned()).collect();
-        Grantor { role, scopes: Scopes::named(Some(&names)) }
-    }
-
-    fn issue(fields: &serde_json::Value, by: Role, max_days: Option<u32>) -> ApiKeyCommand {
-        issue_by(fields, all(by), max_days)
-    }
-
-    fn issue_by(fields: &serde_json::Value, by: Grantor, max_days: Option<u32>) -> ApiKeyCommand {
+    fn issue(fields: &serde_json::Value, max_days: Option<u32>) -> ApiKeyCommand {
         let mut json = json!({"name": "ci", "role": "member"});
         for (name, value) in fields.as_object().unwrap() {
             json[name] = value.clone();
         }
-        ApiKeyCommand::Issue { command: serde_json::from_value(json).unwrap(), token: token(), by, max_days }
+        let command = serde_json::from_value(json).unwrap();
+        ApiKeyCommand::Issue { command, token: token(), inherited: None, max_days }
     }
 
     fn issued(expires_at: Option<Timestamp>) -> ApiKeyEvent {
@@ -424,10 +398,10 @@ mod tests {
         })
     }
 
-    fn rotate(overlap_seconds: u32, expires_in_days: Option<u32>, by: Grantor) -> ApiKeyCommand {
+    fn rotate(overlap_seconds: u32, expires_in_days: Option<u32>) -> ApiKeyCommand {
         let id = KeyId::fresh(1, [1; 10]);
         let command = RotateApiKey { id, overlap_seconds, expires_at: None, expires_in_days };
-        ApiKeyCommand::Rotate { command, token: token(), by, max_days: Some(90) }
+        ApiKeyCommand::Rotate { command, token: token(), max_days: Some(90) }
     }
 
     fn rotated(overlap_seconds: i64, expires_at: Option<Timestamp>) -> ApiKeyEvent {
@@ -446,22 +420,22 @@ mod tests {
 
     #[test]
     fn a_key_keeps_what_recognizes_its_secret() {
-        assert_eq!(given::<ApiKey>(&[]).when(issue(&json!({}), Role::Admin, None)), Ok(vec![issued(None)]));
+        assert_eq!(given::<ApiKey>(&[]).when(issue(&json!({}), None)), Ok(vec![issued(None)]));
     }
 
     #[test]
     fn a_key_lives_as_long_as_the_organization_allows_unless_said_otherwise() {
         let key = given::<ApiKey>(&[]);
-        assert_eq!(key.when(issue(&json!({}), Role::Admin, Some(90))), Ok(vec![issued(Some(in_days(90)))]));
-        let shorter = issue(&json!({"expires_in_days": 7}), Role::Admin, Some(90));
+        assert_eq!(key.when(issue(&json!({}), Some(90))), Ok(vec![issued(Some(in_days(90)))]));
+        let shorter = issue(&json!({"expires_in_days": 7}), Some(90));
         assert_eq!(key.when(shorter), Ok(vec![issued(Some(in_days(7)))]));
-        let exact = issue(&json!({"expires_at": in_days(90)}), Role::Admin, Some(90));
+        let exact = issue(&json!({"expires_at": in_days(90)}), Some(90));
         assert_eq!(key.when(exact), Ok(vec![issued(Some(in_days(90)))]));
     }
 
     #[test]
     fn a_key_cannot_outlive_what_the_organization_allows() {
-        let later = issue(&json!({"expires_in_days": 91}), Role::Admin, Some(90));
+        let later = issue(&json!({"expires_in_days": 91}), Some(90));
         let found = fields(given::<ApiKey>(&[]).when(later));
         assert_eq!(found, [("/expires_in_days".to_owned(), "too_late".to_owned())]);
     }
@@ -474,19 +448,13 @@ mod tests {
             (json!({"expires_at": in_days(0)}), "in_the_past"),
             (json!({"expires_at": in_days(1), "expires_in_days": 1}), "ambiguous"),
         ] {
-            assert_eq!(fields(given::<ApiKey>(&[]).when(issue(&json, Role::Admin, None)))[0].1, code);
+            assert_eq!(fields(given::<ApiKey>(&[]).when(issue(&json, None)))[0].1, code);
         }
     }
 
     #[test]
-    fn a_key_is_never_more_than_who_issues_it() {
-        let refused = rejection(given::<ApiKey>(&[]).when(issue(&json!({"role": "owner"}), Role::Admin, None)));
-        assert_eq!((refused.code, refused.kind.status()), ("role_above_own", 403));
-    }
-
-    #[test]
     fn a_key_is_issued_once() {
-        let again = given::<ApiKey>(&[issued(None)]).when(issue(&json!({}), Role::Admin, None));
+        let again = given::<ApiKey>(&[issued(None)]).when(issue(&json!({}), None));
         assert_eq!(rejection(again).code, "api_key_exists");
     }
 
@@ -505,9 +473,9 @@ mod tests {
     #[test]
     fn a_rotated_key_keeps_its_end_unless_said_otherwise() {
         let key = given::<ApiKey>(&[issued(Some(in_days(7)))]);
-        assert_eq!(key.when(rotate(60, None, all(Role::Admin))), Ok(vec![rotated(60, Some(in_days(7)))]));
-        assert_eq!(key.when(rotate(0, Some(30), all(Role::Admin))), Ok(vec![rotated(0, Some(in_days(30)))]));
-        let found = fields(key.when(rotate(604_801, Some(91), all(Role::Admin))));
+        assert_eq!(key.when(rotate(60, None)), Ok(vec![rotated(60, Some(in_days(7)))]));
+        assert_eq!(key.when(rotate(0, Some(30))), Ok(vec![rotated(0, Some(in_days(30)))]));
+        let found = fields(key.when(rotate(604_801, Some(91))));
         assert_eq!(found[0], ("/overlap_seconds".to_owned(), "out_of_range".to_owned()));
         assert_eq!(found[1], ("/expires_in_days".to_owned(), "too_late".to_owned()));
     }
@@ -520,49 +488,32 @@ mod tests {
             vec![issued(Some(in_days(0)))],
             vec![issued(None), rotated(0, Some(in_days(-1)))],
         ] {
-            assert_eq!(
-                rejection(given::<ApiKey>(&history).when(rotate(0, None, all(Role::Owner)))).code,
-                "api_key_ended"
-            );
+            assert_eq!(rejection(given::<ApiKey>(&history).when(rotate(0, None))).code, "api_key_ended");
         }
-        assert_eq!(rejection(given::<ApiKey>(&[]).when(rotate(0, None, all(Role::Owner)))).code, "not_found");
+        assert_eq!(rejection(given::<ApiKey>(&[]).when(rotate(0, None))).code, "not_found");
     }
 
     #[test]
-    fn nobody_is_handed_a_key_above_themselves() {
-        let key = given::<ApiKey>(&[issued(None)]);
-        let of_viewer = some(Role::Viewer, &["records:read"]);
-        assert_eq!(rejection(key.when(rotate(0, None, of_viewer))).code, "role_above_own");
-        let of_admin = some(Role::Admin, &["api_keys:manage", "records:read"]);
-        assert_eq!(rejection(key.when(rotate(0, None, of_admin.clone()))).code, "scope_above_own");
-        let new = given::<ApiKey>(&[]);
-        let writing = issue_by(&json!({"scopes": ["records:write"]}), of_admin.clone(), None);
-        assert_eq!(rejection(new.when(writing)).code, "scope_above_own");
-        let reading = issue_by(&json!({"scopes": ["records:read"]}), of_admin.clone(), None);
-        assert!(new.when(reading).is_ok());
-        // Without scopes it gets those of whoever issues it, as far as its role has them.
-        let inherited = rejection_or_scopes(new.when(issue_by(&json!({"role": "admin"}), of_admin, None)));
-        assert_eq!(inherited, Some(vec!["api_keys:manage".to_owned(), "records:read".to_owned()]));
-    }
-
-    fn rejection_or_scopes(decided: Result<Vec<ApiKeyEvent>, ApiKeyError>) -> Option<Vec<String>> {
-        match decided.unwrap().remove(0) {
-            ApiKeyEvent::Issued(issued) => issued.scopes,
+    fn without_scopes_a_key_gets_those_of_whoever_issues_it() {
+        let inherited = Some(vec!["api_keys:manage".to_owned(), "records:read".to_owned()]);
+        let ApiKeyCommand::Issue { command, token, max_days, .. } = issue(&json!({"role": "admin"}), None) else {
+            unreachable!()
+        };
+        let issue = ApiKeyCommand::Issue { command, token, inherited: inherited.clone(), max_days };
+        match given::<ApiKey>(&[]).when(issue).unwrap().remove(0) {
+            ApiKeyEvent::Issued(issued) => assert_eq!(issued.scopes, inherited),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn scopes_and_networks_are_what_they_say() {
-        let wrong = issue(
-            &json!({"scopes": ["records:eat", "members:manage"], "allowed_ips": ["here", "10.1.2.3/8"]}),
-            Role::Owner,
-            None,
-        );
+        let wrong =
+            issue(&json!({"scopes": ["records:eat", "members:manage"], "allowed_ips": ["here", "10.1.2.3/8"]}), None);
         let found = fields(given::<ApiKey>(&[]).when(wrong));
         let expected = [("/allowed_ips/0", "network"), ("/scopes/0", "unknown_value"), ("/scopes/1", "not_in_role")];
         assert_eq!(found, expected.map(|(pointer, code)| (pointer.to_owned(), code.to_owned())));
-        let right = issue(&json!({"allowed_ips": ["10.1.2.3/8", "2001:db8::1"]}), Role::Owner, None);
+        let right = issue(&json!({"allowed_ips": ["10.1.2.3/8", "2001:db8::1"]}), None);
         match given::<ApiKey>(&[]).when(right).unwrap().remove(0) {
             ApiKeyEvent::Issued(issued) => assert_eq!(issued.allowed_ips, ["10.0.0.0/8", "2001:db8::1/128"]),
             other => panic!("{other:?}"),

@@ -4,11 +4,11 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use orgstream_events::{AggregateId, CommandId, Event, Fingerprint};
+use orgstream_events::{ActorType, AggregateId, CommandId, Event, Fingerprint};
 use tokio::time::Instant;
 
 use super::{
-    Aggregate, api_key::ApiKey, domain::Domain, invitation::Invitation, kind::Kind, member::Roster,
+    Aggregate, Place, api_key::ApiKey, domain::Domain, invitation::Invitation, kind::Kind, member::Roster,
     organization::Organization, parking::Parking, record::Record, role::RoleBook, sso_connection::Connections,
 };
 use crate::scoped::{CacheView, OrgCache};
@@ -33,6 +33,8 @@ pub(super) struct Earlier {
     pub(super) seq: u64,
     pub(super) version: u64,
     pub(super) events: Vec<String>,
+    /// Whose command it was: who is given its secret again, if it has one.
+    pub(super) by: (ActorType, String),
 }
 
 impl<A: Default> Default for Loaded<A> {
@@ -47,7 +49,7 @@ impl<A: Aggregate> Loaded<A> {
         &mut self,
         command: CommandId,
         fingerprint: Option<Fingerprint>,
-        seq: u64,
+        place: Place<'_>,
         events: impl Iterator<Item = &'a Event>,
     ) -> Earlier {
         let mut names = Vec::new();
@@ -55,11 +57,12 @@ impl<A: Aggregate> Loaded<A> {
             self.version += 1;
             names.push(event.wire().0.to_owned());
             if let Some(event) = A::event_of(event) {
-                self.state.apply(event);
+                self.state.apply_at(event, place);
             }
         }
-        self.seq = seq;
-        let earlier = Earlier { fingerprint, seq, version: self.version, events: names };
+        self.seq = place.seq;
+        let by = (place.actor.actor_type, place.actor.id.clone());
+        let earlier = Earlier { fingerprint, seq: place.seq, version: self.version, events: names, by };
         if fingerprint.is_some() {
             self.commands.insert(command, earlier.clone());
         }

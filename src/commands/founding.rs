@@ -57,7 +57,7 @@ impl CommandHandler {
                 let seq = appended.iter().map(|one| one.seq).max().unwrap_or_default();
                 let events = created.iter().map(|event| event.wire().0.to_owned()).collect();
                 let version = created.len() as u64;
-                let earlier = Earlier { fingerprint: attempt.fingerprint, seq, version, events };
+                let earlier = Earlier { fingerprint: attempt.fingerprint, seq, version, events, by: attempt.by() };
                 Ok(attempt.accepted(org, &aggregate, earlier, false))
             }
             Ok(_) | Err(AppendError::Conflict { .. }) => {

@@ -11,8 +11,8 @@ use std::{
 
 use metrics::{counter, histogram};
 use orgstream_events::{
-    AggregateId, CommandId, CommitDraft, Event, Fingerprint, KindName, OrgId, PLATFORM_ORG, Position, Salt, TenantType,
-    Timestamp,
+    ActorType, AggregateId, CommandId, CommitDraft, Event, Fingerprint, KindName, OrgId, PLATFORM_ORG, Position, Salt,
+    TenantType, Timestamp,
 };
 use orgstream_stream::{AppendError, Appended, ClaimError, Freshness, Log, Placement};
 use tokio::{
@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    Command, Facts, FieldError, Rejection, RejectionKind,
+    Command, Facts, FieldError, Place, Rejection, RejectionKind,
     api_key::{ApiKey, ApiKeyCommand},
     cache::{Cached, Caches, Earlier, Loaded},
     domain::{Domain, DomainCommand},
@@ -92,9 +92,18 @@ impl Attempt<'_> {
     ) -> Result<Option<Accepted>, CommandError> {
         match loaded.commands.get(&self.command_id) {
             Some(earlier) if earlier.fingerprint != self.fingerprint => Err(CommandError::KeyReused),
+            // The same words of somebody else are another command where the answer has a secret in it.
+            Some(earlier) if self.request.command.answers_a_secret() && earlier.by != self.by() => {
+                Err(CommandError::KeyReused)
+            }
             Some(earlier) => Ok(Some(self.accepted(org, aggregate, earlier.clone(), true))),
             None => Ok(None),
         }
+    }
+
+    /// Whose command it is.
+    pub(super) fn by(&self) -> (ActorType, String) {
+        (self.caller.actor.actor_type, self.caller.actor.id.clone())
     }
 
     pub(super) fn accepted(&self, org: OrgId, aggregate: &AggregateId, done: Earlier, replayed: bool) -> Accepted {
@@ -111,7 +120,7 @@ impl Attempt<'_> {
 
     /// The answer when everything already is as asked.
     fn unchanged(&self, to: &Target<'_>, version: u64, seq: u64) -> Accepted {
-        let done = Earlier { fingerprint: self.fingerprint, seq, version, events: Vec::new() };
+        let done = Earlier { fingerprint: self.fingerprint, seq, version, events: Vec::new(), by: self.by() };
         self.accepted(to.placement.org, &to.aggregate, done, false)
     }
 }
@@ -122,7 +131,7 @@ pub struct CommandHandler {
     pepper: Pepper,
     pub(super) dns: Arc<dyn TxtRecords>,
     pub(super) idp: Arc<dyn IdentityOrganizations>,
-    local_issuers: bool,
+    pub(super) local_issuers: bool,
     pub(super) region: String,
     caches: Caches,
     turns: Box<[Mutex<()>]>,
@@ -217,6 +226,7 @@ impl CommandHandler {
         }
         let facts = attempt.facts(org);
         let to = Target { placement: &placement, aggregate: request.command.aggregate(&facts) };
+        let authority = self.may_grant(&placement, caller, &request.command).await?;
         let by = caller.role;
         match request.command.clone() {
             Command::CreateOrganization(_) => Err(CommandError::Internal("handled above".to_owned())),
@@ -244,11 +254,9 @@ impl CommandHandler {
                 self.execute::<Organization>(&attempt, &to, OrganizationCommand::ChangeLimits(command)).await
             }
             Command::AddMember(command) => {
-                self.may_give(&placement, by, command.role).await?;
                 self.execute::<Roster>(&attempt, &to, MemberCommand::Add { command, by }).await
             }
             Command::ChangeMemberRole(command) => {
-                self.may_give(&placement, by, command.role).await?;
                 self.execute::<Roster>(&attempt, &to, MemberCommand::ChangeRole { command, by }).await
             }
             Command::RemoveMember(command) => {
@@ -265,10 +273,7 @@ impl CommandHandler {
             Command::AcceptInvitation(command) => self.accept_invitation(&attempt, &to, &command).await,
             Command::JoinByDomain(command) => self.join_by_domain(&attempt, &to, &command).await,
             Command::JoinBySso(command) => self.join_by_sso(&attempt, &to, &command).await,
-            Command::AddSsoConnection(command) => {
-                let add = ConnectionCommand::Add { command, local: self.local_issuers };
-                self.execute::<Connections>(&attempt, &to, add).await
-            }
+            Command::AddSsoConnection(command) => self.add_sso_connection(&attempt, &to, command).await,
             Command::SetDefaultSsoConnection(command) => {
                 self.execute::<Connections>(&attempt, &to, ConnectionCommand::SetDefault(command)).await
             }
@@ -276,15 +281,15 @@ impl CommandHandler {
                 self.execute::<Connections>(&attempt, &to, ConnectionCommand::Remove(command)).await
             }
             Command::DefineRole(command) => {
-                let by = self.permissions_of(&placement, by).await?;
+                let by = authority.permissions();
                 self.execute::<RoleBook>(&attempt, &to, RoleCommand::Define { command, by }).await
             }
             Command::ChangeRole(command) => {
-                let by = self.permissions_of(&placement, by).await?;
+                let by = authority.permissions();
                 self.execute::<RoleBook>(&attempt, &to, RoleCommand::Change { command, by }).await
             }
             Command::RemoveRole(command) => {
-                let by = self.permissions_of(&placement, by).await?;
+                let by = authority.permissions();
                 self.execute::<RoleBook>(&attempt, &to, RoleCommand::Remove { command, by }).await
             }
             Command::ClaimDomain(command) => {
@@ -293,10 +298,7 @@ impl CommandHandler {
             }
             Command::ProveDomain(_) => self.prove_domain(&attempt, &to).await,
             Command::RemoveDomain(_) => self.execute::<Domain>(&attempt, &to, DomainCommand::Remove).await,
-            Command::IssueApiKey(command) => {
-                self.may_give(&placement, by, command.role).await?;
-                self.issue_api_key(&attempt, &to, command).await
-            }
+            Command::IssueApiKey(command) => self.issue_api_key(&attempt, &to, command).await,
             Command::RotateApiKey(command) => self.rotate_api_key(&attempt, &to, command).await,
             Command::RevokeApiKey(command) => {
                 self.execute::<ApiKey>(&attempt, &to, ApiKeyCommand::Revoke(command)).await
@@ -421,7 +423,8 @@ impl CommandHandler {
             return Ok(None);
         }
         let mut after = Loaded::clone(loaded);
-        let earlier = after.take_in(attempt.command_id, attempt.fingerprint, appended.seq, events.iter());
+        let place = Place { seq: appended.seq, actor: &attempt.caller.actor };
+        let earlier = after.take_in(attempt.command_id, attempt.fingerprint, place, events.iter());
         A::cache(&self.caches).insert(Scoped::new(org, to.aggregate.clone()), Arc::new(after));
         Ok(Some(attempt.accepted(org, &to.aggregate, earlier, false)))
     }
@@ -512,8 +515,11 @@ impl CommandHandler {
             let history = self.log.load(placement, aggregate, loaded.seq, freshness).await?;
             for stored in history.commits {
                 let commit = stored.commit;
+                // All events of a commit are one command's.
+                let Some(first) = commit.events.first() else { continue };
+                let place = Place { seq: stored.seq, actor: &first.header.actor };
                 let events = commit.events.iter().map(|opened| &opened.event);
-                loaded.take_in(commit.command_id, commit.fingerprint, stored.seq, events);
+                loaded.take_in(commit.command_id, commit.fingerprint, place, events);
             }
             loaded.seq = history.last;
             let loaded = Arc::new(loaded);

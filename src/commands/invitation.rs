@@ -5,14 +5,17 @@
 use std::collections::BTreeSet;
 
 use orgstream_events::{
-    AggregateType, DomainName, Event, Fingerprint, InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued,
-    InvitationResent, InvitationRevoked, InvitePolicy, MemberId, Role, Timestamp,
+    ActorType, AggregateType, DomainName, Event, Fingerprint, InvitationAccepted, InvitationEvent, InvitationId,
+    InvitationIssued, InvitationResent, InvitationRevoked, InvitePolicy, MemberId, Role, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 use utoipa::ToSchema;
 
-use super::{Aggregate, Facts, FieldError, Rejection, RejectionKind, openapi, text::Faults};
+use super::{
+    Aggregate, Facts, FieldError, Place, Rejection, RejectionKind, openapi,
+    text::{Faults, same_email},
+};
 use crate::auth::invitation::InvitationToken;
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
@@ -26,6 +29,16 @@ pub const MAX_DAYS: u32 = 30;
 pub struct Invitation {
     offer: Option<Offer>,
     end: Option<End>,
+    sent: Option<Sent>,
+}
+
+/// The newest mail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Sent {
+    /// Whose word it is.
+    by: (ActorType, String),
+    /// Where that stands in the org's stream.
+    at: u64,
 }
 
 /// What is offered, to whom.
@@ -49,6 +62,16 @@ impl Invitation {
     /// What is offered, once it was issued.
     pub fn offer(&self) -> Option<&Offer> {
         self.offer.as_ref()
+    }
+
+    /// Who offers it: whoever sent the newest mail.
+    pub fn sent_by(&self) -> Option<&(ActorType, String)> {
+        self.sent.as_ref().map(|sent| &sent.by)
+    }
+
+    /// Since where in the org's stream that is so.
+    pub fn sent_at(&self) -> u64 {
+        self.sent.as_ref().map_or(0, |sent| sent.at)
     }
 
     /// What can still be accepted, whether or not its time is over.
@@ -100,6 +123,8 @@ pub enum InvitationCommand {
         email: String,
         /// Who they become.
         member_id: MemberId,
+        /// Whether whoever sent it could send it now.
+        is_offered: bool,
     },
 }
 
@@ -190,6 +215,14 @@ impl Aggregate for Invitation {
         }
     }
 
+    fn apply_at(&mut self, event: &InvitationEvent, place: Place<'_>) {
+        if let InvitationEvent::Issued(_) | InvitationEvent::Resent(_) = event {
+            let by = (place.actor.actor_type, place.actor.id.clone());
+            self.sent = Some(Sent { by, at: place.seq });
+        }
+        self.apply(event);
+    }
+
     fn decide(&self, command: InvitationCommand, facts: &Facts) -> Result<Vec<InvitationEvent>, InvitationError> {
         let mut faults = Faults::default();
         let mut end = |days: Option<u32>| {
@@ -230,18 +263,21 @@ impl Aggregate for Invitation {
                 faults.none_or(InvitationError::Invalid)?;
                 Ok(vec![InvitationEvent::Revoked(InvitationRevoked { reason })])
             }
-            InvitationCommand::Accept { mac, email, member_id } => {
+            InvitationCommand::Accept { mac, email, member_id, is_offered } => {
                 // What became of an invitation is told to those who have its token, and to nobody else.
                 let token_mac = self.offer.as_ref().ok_or(InvitationError::NotFound)?.token_mac;
                 if !bool::from(token_mac.0.ct_eq(&mac.0)) {
                     return Err(InvitationError::NotFound);
                 }
                 let offer = self.open()?;
-                if offer.email.to_lowercase() != email.to_lowercase() {
+                if !same_email(&offer.email, &email) {
                     return Err(InvitationError::OtherEmail);
                 }
                 if offer.expires_at <= facts.now {
                     return Err(InvitationError::Expired(offer.expires_at));
+                }
+                if !is_offered {
+                    return Err(InvitationError::Withdrawn);
                 }
                 Ok(vec![InvitationEvent::Accepted(InvitationAccepted { member_id })])
             }
@@ -298,6 +334,9 @@ pub enum InvitationError {
     /// Its time is over.
     #[error("this invitation ended at {0}; ask for it to be sent again")]
     Expired(Timestamp),
+    /// Whoever sent it has no say in that any more.
+    #[error("whoever sent this invitation may not give this role any more; ask for another one")]
+    Withdrawn,
     /// It is for somebody else.
     #[error("this invitation is for another e-mail address; sign in with the address that it was sent to")]
     OtherEmail,
@@ -329,6 +368,7 @@ impl From<InvitationError> for Rejection {
             InvitationError::Used => (RejectionKind::Conflict, "invitation_used"),
             InvitationError::Revoked => (RejectionKind::Conflict, "invitation_revoked"),
             InvitationError::Expired(_) => (RejectionKind::Conflict, "invitation_expired"),
+            InvitationError::Withdrawn => (RejectionKind::Conflict, "invitation_withdrawn"),
             InvitationError::OtherEmail => (RejectionKind::Forbidden, "invitation_other_email"),
             InvitationError::AlreadyMember => (RejectionKind::Conflict, "already_member"),
             InvitationError::InvitesOff => (RejectionKind::Forbidden, "invites_off"),
@@ -368,7 +408,7 @@ mod tests {
 
     fn accept(mac: Fingerprint, email: &str) -> InvitationCommand {
         let member_id = MemberId::derive(facts().command_id);
-        InvitationCommand::Accept { mac, email: email.to_owned(), member_id }
+        InvitationCommand::Accept { mac, email: email.to_owned(), member_id, is_offered: true }
     }
 
     fn id() -> InvitationId {
@@ -436,6 +476,33 @@ mod tests {
         let invitation = given::<Invitation>(&[issued(in_days(1))]);
         assert_eq!(invitation.when(accept(MAC, "ANN@acme.example")), Ok(vec![accepted()]));
         assert_eq!(invitation.when(accept(MAC, "bob@acme.example")), Err(InvitationError::OtherEmail));
+    }
+
+    #[test]
+    fn nothing_but_the_letters_of_ascii_has_a_case() {
+        // A kelvin sign becomes a k where all of Unicode is folded, and is another mailbox.
+        let kim = |email: &str| {
+            InvitationEvent::Issued(InvitationIssued {
+                email: email.to_owned(),
+                role: Role::Member,
+                expires_at: in_days(1),
+                token_mac: MAC,
+            })
+        };
+        let invitation = given::<Invitation>(&[kim("kim@acme.example")]);
+        let stranger = invitation.when(accept(MAC, "\u{212a}im@acme.example"));
+        assert_eq!(stranger, Err(InvitationError::OtherEmail));
+        assert!(invitation.when(accept(MAC, "KIM@acme.example")).is_ok());
+    }
+
+    #[test]
+    fn an_invitation_ends_with_the_say_of_whoever_sent_it() {
+        let InvitationCommand::Accept { mac, email, member_id, .. } = accept(MAC, "ann@acme.example") else {
+            unreachable!()
+        };
+        let withdrawn = InvitationCommand::Accept { mac, email, member_id, is_offered: false };
+        let refused = given::<Invitation>(&[issued(in_days(1))]).when(withdrawn);
+        assert_eq!(rejection(refused).code, "invitation_withdrawn");
     }
 
     #[test]

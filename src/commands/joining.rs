@@ -1,27 +1,23 @@
-//! What it takes to let people in: invitations, the roles that may be handed out, and domains. The part of the handler that
+//! What it takes to let people in: invitations, domains and issuers. The part of the handler that
 //! finds out what those decisions need to know.
-
-use std::collections::BTreeSet;
 
 use orgstream_events::{
     Actor, ActorType, AggregateId, CommitDraft, DomainId, DomainName, Event, Fingerprint, JitProvisioning, MemberId,
-    Role,
 };
-use orgstream_stream::{AppendError, Freshness, Placement};
+use orgstream_stream::{AppendError, Freshness};
 
 use super::{
-    AcceptInvitation, Aggregate, IssueInvitation, JoinByDomain, JoinBySso, Rejection, RejectionKind,
+    AcceptInvitation, AddSsoConnection, Aggregate, IssueInvitation, JoinByDomain, JoinBySso, Rejection, RejectionKind,
     cache::Earlier,
     domain::{Domain, DomainCommand, record_name},
     handler::{Attempt, CommandHandler, Target},
     invitation::{Invitation, InvitationCommand, InviteRules},
-    member::{Closed, MemberCommand, MemberError, Roster},
+    member::{Closed, MemberCommand, Roster},
     organization::Organization,
     request::{Accepted, Caller, CommandError, Creator},
-    role::RoleBook,
-    sso_connection::Connections,
+    sso_connection::{ConnectionCommand, Connections},
 };
-use crate::auth::{Permission, invitation::InvitationToken};
+use crate::auth::invitation::InvitationToken;
 
 /// Lost races for the roster, before whoever wants to join may as well try again later.
 const TRIES: usize = 8;
@@ -46,7 +42,6 @@ impl CommandHandler {
         command: IssueInvitation,
     ) -> Result<Accepted, CommandError> {
         let (placement, by) = (to.placement, attempt.caller.role);
-        self.may_give(placement, by, command.role).await?;
         let organization = self.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
         let settings = organization.state.profile().map(|profile| profile.settings.clone()).unwrap_or_default();
         let roster = self.look::<Roster>(placement, &AggregateId::Member(placement.org)).await?;
@@ -84,11 +79,13 @@ impl CommandHandler {
                 accepted.position.seq = accepted.position.seq.max(both);
                 return Ok(accepted);
             }
-            let accept =
-                InvitationCommand::Accept { mac: command.token.mac(self.pepper()), email: email.clone(), member_id };
+            let mac = command.token.mac(self.pepper());
+            let is_offered = self.still_offers(placement, &members.state, &invitation.state).await?;
+            let accept = InvitationCommand::Accept { mac, email: email.clone(), member_id, is_offered };
             let accepted = invitation.state.decide(accept, &facts).map_err(Rejection::from)?;
             let role = invitation.state.offer().map(|offer| offer.role).ok_or(CommandError::Contention)?;
-            let join = MemberCommand::Join { user_id: user, email: email.clone(), role };
+            let sent = invitation.state.sent_at();
+            let join = MemberCommand::Join { user_id: user, email: email.clone(), role, sent };
             let joined = members.state.decide(join, &facts).map_err(Rejection::from)?;
             let accepted: Vec<Event> = accepted.into_iter().map(Invitation::wrap).collect();
             let joined: Vec<Event> = joined.into_iter().map(Roster::wrap).collect();
@@ -103,7 +100,7 @@ impl CommandHandler {
                 Ok(appended) => {
                     let seq = appended.iter().map(|one| one.seq).max().unwrap_or_default();
                     let replayed = appended.iter().any(|one| one.replayed);
-                    let done = Earlier { fingerprint: attempt.fingerprint, seq, version, events };
+                    let done = Earlier { fingerprint: attempt.fingerprint, seq, version, events, by: attempt.by() };
                     return Ok(attempt.accepted(org, aggregate, done, replayed));
                 }
                 Err(AppendError::Conflict { .. }) => {
@@ -160,6 +157,27 @@ impl CommandHandler {
         self.provision(attempt, to, closed).await
     }
 
+    /// A pair of issuer and audience is one organization's: a token that names it says by that which organization it is for.
+    /// What is refused claims nothing.
+    pub(super) async fn add_sso_connection(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        command: AddSsoConnection,
+    ) -> Result<Accepted, CommandError> {
+        let org = to.placement.org;
+        let pair = Fingerprint::of(&[command.issuer.as_bytes(), b"\0", command.audience.as_bytes()]);
+        let add = ConnectionCommand::Add { command, local: self.local_issuers };
+        let connections = self.load::<Connections>(to.placement, &to.aggregate, Freshness::Leader).await?;
+        if attempt.earlier(org, &to.aggregate, &connections)?.is_none() {
+            connections.state.decide(add.clone(), &attempt.facts(org)).map_err(Rejection::from)?;
+            let detail = "another organization signs people in by this issuer for this audience: register an audience of \
+                          your own at the issuer, and give that";
+            self.claim("sso", &pair.to_string(), org, ("sso_connection_taken", detail.to_owned())).await?;
+        }
+        self.execute::<Connections>(attempt, to, add).await
+    }
+
     async fn provision(
         &self,
         attempt: &Attempt<'_>,
@@ -188,36 +206,5 @@ impl CommandHandler {
             None => Vec::new(),
         };
         self.execute::<Domain>(attempt, to, DomainCommand::Prove { records }).await
-    }
-
-    /// Everything that whoever has this role may do now.
-    pub(super) async fn permissions_of(
-        &self,
-        placement: &Placement,
-        role: Role,
-    ) -> Result<BTreeSet<Permission>, CommandError> {
-        let Role::Custom(id) = role else { return Ok(Permission::of_role(role)) };
-        let book = self.look::<RoleBook>(placement, &AggregateId::Role(placement.org)).await?;
-        Ok(book.state.permissions(id).unwrap_or_default())
-    }
-
-    /// Refuses a role of the organization's own that is not there, or that may what whoever hands it out may not.
-    pub(super) async fn may_give(&self, placement: &Placement, by: Role, role: Role) -> Result<(), CommandError> {
-        let Role::Custom(id) = role else { return Ok(()) };
-        let aggregate = AggregateId::Role(placement.org);
-        let mut book = self.look::<RoleBook>(placement, &aggregate).await?;
-        if book.state.permissions(id).is_none() {
-            // It may have been made a moment ago, elsewhere.
-            book = self.load::<RoleBook>(placement, &aggregate, Freshness::Leader).await?;
-        }
-        let Some(permissions) = book.state.permissions(id) else {
-            let detail = format!("there is no role {id} in this organization; list its roles");
-            return Err(Rejection::field("/role", "unknown_role", detail).into());
-        };
-        if permissions.is_subset(&self.permissions_of(placement, by).await?) {
-            Ok(())
-        } else {
-            Err(Rejection::from(MemberError::RoleAboveOwn { by, role }).into())
-        }
     }
 }

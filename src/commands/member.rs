@@ -1,6 +1,6 @@
 //! The members of an organization: one aggregate, because "never the last owner" is a rule over all of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use orgstream_events::{
     AggregateType, Event, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, Role, UserId,
@@ -8,13 +8,18 @@ use orgstream_events::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Aggregate, Facts, FieldError, Rejection, RejectionKind, openapi, text::Faults};
+use super::{
+    Aggregate, Facts, FieldError, Place, Rejection, RejectionKind, openapi,
+    text::{Faults, fold_email, same_email},
+};
 
 /// Everybody who is a member now, and who has left.
 #[derive(Debug, Clone, Default)]
 pub struct Roster {
     members: BTreeMap<MemberId, Member>,
-    left: BTreeSet<UserId>,
+    /// Who has left, by their login and by their address, and where in the org's stream that was.
+    left: BTreeMap<UserId, u64>,
+    left_emails: BTreeMap<String, u64>,
 }
 
 /// One person inside one organization.
@@ -46,8 +51,42 @@ impl Roster {
 
     /// The member who has this address, whatever the case of its letters.
     pub fn of_email(&self, email: &str) -> Option<MemberId> {
-        let folded = email.to_lowercase();
-        self.members.iter().find(|(_, member)| member.email.to_lowercase() == folded).map(|(id, _)| *id)
+        self.members.iter().find(|(_, member)| same_email(&member.email, email)).map(|(id, _)| *id)
+    }
+
+    /// Where in the org's stream this person was last removed, by whichever login of theirs it was; 0 when they were not.
+    fn left_at(&self, user: UserId, email: &str) -> u64 {
+        let by_login = self.left.get(&user).copied();
+        let by_address = self.left_emails.get(&fold_email(email)).copied();
+        by_login.max(by_address).unwrap_or_default()
+    }
+
+    /// Whether this person was removed, and not asked back since.
+    fn has_left(&self, user: UserId, email: &str) -> bool {
+        self.left.contains_key(&user) || self.left_emails.contains_key(&fold_email(email))
+    }
+
+    /// What `event` makes of the roster, where `seq` is its place in the org's stream.
+    fn take_in(&mut self, event: &MemberEvent, seq: u64) {
+        match event {
+            MemberEvent::Added(event) => {
+                let member = Member { user_id: event.user_id, email: event.email.clone(), role: event.role };
+                self.left.remove(&member.user_id);
+                self.left_emails.remove(&fold_email(&member.email));
+                self.members.insert(event.member_id, member);
+            }
+            MemberEvent::RoleChanged(event) => {
+                if let Some(member) = self.members.get_mut(&event.member_id) {
+                    member.role = event.to;
+                }
+            }
+            MemberEvent::Removed(event) => {
+                if let Some(member) = self.members.remove(&event.member_id) {
+                    self.left_emails.insert(fold_email(&member.email), seq);
+                    self.left.insert(member.user_id, seq);
+                }
+            }
+        }
     }
 
     /// Refuses somebody who is a member already, and an address that another member has.
@@ -94,6 +133,8 @@ pub enum MemberCommand {
         email: String,
         /// What the invitation says that they may do.
         role: Role,
+        /// Where in the org's stream it was sent.
+        sent: u64,
     },
     /// One more, by signing in: with an address of a domain that is the organization's own, or by its own issuer.
     Provision {
@@ -170,7 +211,7 @@ pub struct RemoveMember {
 
 /// The identity of a person of whom only the e-mail address is known: no issuer ever has an empty name.
 pub fn user_of_email(email: &str) -> UserId {
-    UserId::from_login("", &email.to_lowercase())
+    UserId::from_login("", &fold_email(email))
 }
 
 impl Aggregate for Roster {
@@ -180,23 +221,11 @@ impl Aggregate for Roster {
     const TYPE: AggregateType = AggregateType::Member;
 
     fn apply(&mut self, event: &MemberEvent) {
-        match event {
-            MemberEvent::Added(event) => {
-                let member = Member { user_id: event.user_id, email: event.email.clone(), role: event.role };
-                self.left.remove(&member.user_id);
-                self.members.insert(event.member_id, member);
-            }
-            MemberEvent::RoleChanged(event) => {
-                if let Some(member) = self.members.get_mut(&event.member_id) {
-                    member.role = event.to;
-                }
-            }
-            MemberEvent::Removed(event) => {
-                if let Some(member) = self.members.remove(&event.member_id) {
-                    self.left.insert(member.user_id);
-                }
-            }
-        }
+        self.take_in(event, 0);
+    }
+
+    fn apply_at(&mut self, event: &MemberEvent, place: Place<'_>) {
+        self.take_in(event, place.seq);
     }
 
     fn decide(&self, command: MemberCommand, facts: &Facts) -> Result<Vec<MemberEvent>, MemberError> {
@@ -221,7 +250,11 @@ impl Aggregate for Roster {
                 self.not_here(user_id, &email)?;
                 add(user_id, email, role)
             }
-            MemberCommand::Join { user_id, email, role } => {
+            MemberCommand::Join { user_id, email, role, sent } => {
+                // Whoever removed them knew of no invitation, or meant it to be over.
+                if self.left_at(user_id, &email) > sent {
+                    return Err(MemberError::WasRemoved);
+                }
                 self.not_here(user_id, &email)?;
                 add(user_id, email, role)
             }
@@ -231,7 +264,7 @@ impl Aggregate for Roster {
                     Some(Closed::NotProven) => return Err(MemberError::DomainNotProven),
                     Some(Closed::NoJit) => return Err(MemberError::NoJit),
                     // Who was removed was meant to be: they come back when somebody asks them to.
-                    None if self.left.contains(&user_id) => return Err(MemberError::WasRemoved),
+                    None if self.has_left(user_id, &email) => return Err(MemberError::WasRemoved),
                     None => {}
                 }
                 self.not_here(user_id, &email)?;
@@ -294,7 +327,7 @@ pub enum MemberError {
     #[error("nobody joins by this connection; its jit says so")]
     NoJit,
     /// They were a member before.
-    #[error("this person was removed from the organization; they come back by an invitation")]
+    #[error("this person was removed from the organization; they come back by an invitation that is sent from now on")]
     WasRemoved,
     /// No such member, or not any more.
     #[error("there is no such member in this organization")]
@@ -332,6 +365,8 @@ impl From<MemberError> for Rejection {
 
 #[cfg(test)]
 mod tests {
+    use orgstream_events::{Actor, ActorType};
+
     use super::{
         super::testing::{facts, fields, given, rejection},
         *,
@@ -406,6 +441,7 @@ mod tests {
             user_id: UserId::from_login("https://issuer.example", user),
             email: email.to_owned(),
             role: Role::Admin,
+            sent: 1,
         };
         assert_eq!(rejection(roster.when(join("1", "other@acme.example"))).code, "already_member");
         assert_eq!(rejection(roster.when(join("2", "m1@acme.example"))).code, "email_taken");
@@ -424,8 +460,45 @@ mod tests {
         let removed = MemberEvent::Removed(MemberRemoved { member_id: id(2) });
         let after = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Member), removed]);
         assert_eq!(rejection(after.when(join(None))).code, "member_was_removed");
-        let invited = MemberCommand::Join { user_id: two.user_id, email: two.email.clone(), role: Role::Viewer };
+        let invited =
+            MemberCommand::Join { user_id: two.user_id, email: two.email.clone(), role: Role::Viewer, sent: 1 };
         assert!(after.when(invited).is_ok(), "an invitation is how they come back");
+    }
+
+    #[test]
+    fn whoever_was_removed_comes_back_by_no_other_login_and_by_no_older_invitation() {
+        let MemberEvent::Added(two) = added(2, Role::Member) else { unreachable!() };
+        let removed = MemberEvent::Removed(MemberRemoved { member_id: id(2) });
+        let mut roster = Roster::default();
+        let actor = Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None };
+        for (seq, event) in [added(1, Role::Owner), added(2, Role::Member), removed].iter().enumerate() {
+            roster.apply_at(event, Place { seq: 10 * (seq as u64 + 1), actor: &actor });
+        }
+        let other = UserId::from_login("https://another-issuer.example", "two");
+        let signs_in = |user_id, email: &str| {
+            roster.decide(MemberCommand::Provision { user_id, email: email.to_owned(), closed: None }, &facts())
+        };
+        assert_eq!(signs_in(other, "M2@ACME.example"), Err(MemberError::WasRemoved));
+        assert_eq!(signs_in(two.user_id, "new@acme.example"), Err(MemberError::WasRemoved));
+        assert!(signs_in(other, "new@acme.example").is_ok());
+        let accepts = |user_id, email: &str, sent| {
+            let join = MemberCommand::Join { user_id, email: email.to_owned(), role: Role::Admin, sent };
+            roster.decide(join, &facts())
+        };
+        for (user, email) in [(other, "m2@acme.example"), (two.user_id, "new@acme.example")] {
+            assert_eq!(accepts(user, email, 29), Err(MemberError::WasRemoved), "sent before the removal at 30");
+            assert!(accepts(user, email, 31).is_ok());
+        }
+    }
+
+    #[test]
+    fn letters_beyond_ascii_have_no_case_in_an_address() {
+        let roster = given::<Roster>(&[added(1, Role::Owner)]);
+        let MemberEvent::Added(one) = added(1, Role::Owner) else { unreachable!() };
+        let kelvin = one.email.replace('M', "\u{212a}");
+        assert_ne!(user_of_email("kim@acme.example"), user_of_email("\u{212a}im@acme.example"));
+        assert_eq!(roster.0.of_email(&kelvin), None);
+        assert_eq!(user_of_email("KIM@acme.example"), user_of_email("kim@acme.example"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod api_key;
 mod cache;
 pub mod domain;
 mod founding;
+mod grants;
 pub mod handler;
 mod identity;
 pub mod invitation;
@@ -32,7 +33,7 @@ mod text;
 use std::borrow::Cow;
 
 use orgstream_events::{
-    AggregateId, AggregateType, CommandId, DomainId, Event, InvitationId, KeyId, OrgId, PLATFORM_ORG, RecordId,
+    Actor, AggregateId, AggregateType, CommandId, DomainId, Event, InvitationId, KeyId, OrgId, PLATFORM_ORG, RecordId,
     Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,7 @@ use utoipa::{
 
 pub use api_key::{IssueApiKey, RevokeApiKey, RotateApiKey};
 pub use domain::{ClaimDomain, JoinByDomain, ProveDomain, RemoveDomain};
+pub use grants::Grant;
 pub use invitation::{AcceptInvitation, IssueInvitation, ResendInvitation, RevokeInvitation};
 pub use kind::{ChangeKind, RegisterKind, RestoreKind, RetireKind};
 pub use member::{AddMember, ChangeMemberRole, RemoveMember};
@@ -68,6 +70,15 @@ pub struct Facts {
     pub org: OrgId,
 }
 
+/// Where an event stands, and who did it.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The sequence of its commit in the org's stream.
+    pub seq: u64,
+    /// Whose doing it is.
+    pub actor: &'a Actor,
+}
+
 /// A consistency boundary: the state that a decision needs, rebuilt from its own events and nothing else.
 pub trait Aggregate: Default + Clone + Send + Sync + 'static {
     /// What can be asked of it, with everything that the handler found out beforehand.
@@ -81,6 +92,11 @@ pub trait Aggregate: Default + Clone + Send + Sync + 'static {
 
     /// Takes in what happened. It cannot fail: it already happened.
     fn apply(&mut self, event: &Self::Event);
+
+    /// The same, with where it stands and who did it, for those who compare what happened to two aggregates.
+    fn apply_at(&mut self, event: &Self::Event, _: Place<'_>) {
+        self.apply(event);
+    }
 
     /// Says what happens. No events mean that everything already is as asked, so that there is nothing to append.
     fn decide(&self, command: Self::Command, facts: &Facts) -> Result<Vec<Self::Event>, Self::Error>;

@@ -6,7 +6,7 @@ use orgstream_events::{
 };
 use orgstream_stream::{AppendError, StreamError};
 
-use super::{Command, Rejection, api_key::Grantor};
+use super::{Command, Rejection};
 use crate::auth::{Scopes, key::KeyToken};
 
 /// Who asks, and how the request came.
@@ -28,13 +28,6 @@ pub struct Caller {
     pub request_id: Option<String>,
     /// The W3C trace context to continue.
     pub trace: Option<String>,
-}
-
-impl Caller {
-    /// What the caller may hand out.
-    pub(super) fn grantor(&self) -> Grantor {
-        Grantor { role: self.role, scopes: self.scopes.clone() }
-    }
 }
 
 /// The person who makes an organization and becomes its owner, or who joins it.

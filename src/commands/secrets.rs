@@ -22,8 +22,8 @@ impl CommandHandler {
     ) -> Result<Accepted, CommandError> {
         let max_days = self.max_key_days(to.placement).await?;
         let token = KeyToken::generate(command.environment, self.pepper().derive(attempt.command_id.uuid().as_bytes()));
-        let (stored, by) = (token.stored(self.pepper()), attempt.caller.grantor());
-        let issue = ApiKeyCommand::Issue { command, token: stored, by, max_days };
+        let (stored, inherited) = (token.stored(self.pepper()), attempt.caller.scopes.names());
+        let issue = ApiKeyCommand::Issue { command, token: stored, inherited, max_days };
         let accepted = self.execute::<ApiKey>(attempt, to, issue).await?;
         Ok(Accepted { token: Some(token), ..accepted })
     }
@@ -39,8 +39,8 @@ impl CommandHandler {
         // A key that is not there is refused by its own rules.
         let environment = key.state.issued().map_or(KeyEnvironment::Live, |issued| issued.environment);
         let token = KeyToken::generate(environment, self.pepper().derive(attempt.command_id.uuid().as_bytes()));
-        let (stored, by) = (token.stored(self.pepper()), attempt.caller.grantor());
-        let rotate = ApiKeyCommand::Rotate { command, token: stored, by, max_days };
+        let stored = token.stored(self.pepper());
+        let rotate = ApiKeyCommand::Rotate { command, token: stored, max_days };
         let accepted = self.execute::<ApiKey>(attempt, to, rotate).await?;
         Ok(Accepted { token: Some(token), ..accepted })
     }

@@ -1,6 +1,6 @@
 //! An organization's connections to issuers of its own: one aggregate, because one of them is the default.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orgstream_events::{
     AggregateType, ConnectionId, Event, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged,
@@ -19,14 +19,21 @@ const MAX_AUDIENCE: usize = 255;
 /// All connections of an organization.
 #[derive(Debug, Clone, Default)]
 pub struct Connections {
-    connections: BTreeMap<ConnectionId, SsoConnectionAdded>,
+    all: BTreeMap<ConnectionId, SsoConnectionAdded>,
     default: Option<ConnectionId>,
+    /// All that there ever were: people came by them, and are members still.
+    issuers: BTreeSet<String>,
 }
 
 impl Connections {
+    /// Whether the issuer is one of the organization's, or once was.
+    pub fn has_had(&self, issuer: &str) -> bool {
+        self.issuers.contains(issuer)
+    }
+
     /// Whether whoever signs in by the connection may become a member.
     pub fn lets_in(&self, id: ConnectionId) -> bool {
-        self.connections.get(&id).is_some_and(|connection| connection.jit)
+        self.all.get(&id).is_some_and(|connection| connection.jit)
     }
 }
 
@@ -101,11 +108,12 @@ impl Aggregate for Connections {
     fn apply(&mut self, event: &SsoConnectionEvent) {
         match event {
             SsoConnectionEvent::Added(event) => {
-                self.connections.insert(event.connection_id, event.clone());
+                self.issuers.insert(event.issuer.clone());
+                self.all.insert(event.connection_id, event.clone());
             }
             SsoConnectionEvent::DefaultChanged(event) => self.default = Some(event.connection_id),
             SsoConnectionEvent::Removed(event) => {
-                self.connections.remove(&event.connection_id);
+                self.all.remove(&event.connection_id);
                 self.default = self.default.filter(|default| *default != event.connection_id);
             }
         }
@@ -117,15 +125,18 @@ impl Aggregate for Connections {
                 let mut faults = Faults::default();
                 faults.name("/name", &name);
                 faults.length("/audience", &audience, 1, MAX_AUDIENCE);
+                if audience.chars().any(char::is_control) {
+                    faults.add("/audience", "control_character", "must not contain control characters");
+                }
                 if issuer.contains('?') || !is_outside(&issuer, local) {
                     let rule = "must be an https address with a public host name, without query or user, as the tokens have it";
                     faults.add("/issuer", "url", rule);
                 }
                 faults.none_or(ConnectionError::Invalid)?;
-                if self.connections.len() >= MAX_CONNECTIONS {
+                if self.all.len() >= MAX_CONNECTIONS {
                     return Err(ConnectionError::TooMany);
                 }
-                if self.connections.values().any(|other| other.issuer == issuer && other.audience == audience) {
+                if self.all.values().any(|other| other.issuer == issuer && other.audience == audience) {
                     return Err(ConnectionError::AlreadyExists);
                 }
                 let connection_id = ConnectionId::derive(facts.command_id);
@@ -133,14 +144,14 @@ impl Aggregate for Connections {
                 Ok(vec![SsoConnectionEvent::Added(added)])
             }
             ConnectionCommand::SetDefault(SetDefaultSsoConnection { id }) => {
-                self.connections.get(&id).ok_or(ConnectionError::NotFound)?;
+                self.all.get(&id).ok_or(ConnectionError::NotFound)?;
                 if self.default == Some(id) {
                     return Ok(vec![]);
                 }
                 Ok(vec![SsoConnectionEvent::DefaultChanged(SsoDefaultChanged { connection_id: id })])
             }
             ConnectionCommand::Remove(RemoveSsoConnection { id }) => {
-                self.connections.get(&id).ok_or(ConnectionError::NotFound)?;
+                self.all.get(&id).ok_or(ConnectionError::NotFound)?;
                 Ok(vec![SsoConnectionEvent::Removed(SsoConnectionRemoved { connection_id: id })])
             }
         }

@@ -83,6 +83,17 @@ impl Faults {
     }
 }
 
+/// An e-mail address as addresses are compared: the letters of ASCII have no case, and all others are what they are. Unicode
+/// would fold letters of other mailboxes into these, as U+212A into k.
+pub(super) fn fold_email(email: &str) -> String {
+    email.to_ascii_lowercase()
+}
+
+/// Whether both are the same address.
+pub(super) fn same_email(one: &str, other: &str) -> bool {
+    one.eq_ignore_ascii_case(other)
+}
+
 /// Looks at every text inside `value`, keys included; `path` is the pointer to it.
 ///
 /// The database keeps JSON, but not the character U+0000, so a value that has one could be stored in the stream and

@@ -27,5 +27,6 @@ pub struct CachesView {
 pub async fn list(State(app): State<Arc<App>>, _: SignedIn) -> Json<CachesView> {
     let mut data = app.auth.caches();
     data.extend(app.gateway.handler().caches());
+    data.push(app.gateway.quotas().cache());
     Json(CachesView { data })
 }

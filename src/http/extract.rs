@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     App, active_org, conditional, cookie,
+    guard::Guard,
     middleware::RequestInfo,
     policy::{self, Policy, RoutePolicy},
 };
@@ -71,6 +72,11 @@ async fn path_params(parts: &mut Parts, app: &Arc<App>) -> Result<Vec<(String, S
     Ok(raw.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
 }
 
+/// The organization, as the path names it.
+fn named_org(params: &[(String, String)]) -> Option<&str> {
+    params.iter().find(|(name, _)| name == "org").map(|(_, value)| value.as_str())
+}
+
 /// Somebody who proved who they are.
 pub struct SignedIn(pub Principal);
 
@@ -81,14 +87,16 @@ impl FromRequestParts<Arc<App>> for SignedIn {
         let policy = policy_of(parts)?.policy;
         let credential = cookie::credential(parts)?;
         let origin = info(parts).origin();
-        let principal = app.auth.principal(credential.as_deref()).await;
+        let params = path_params(parts, app).await.unwrap_or_default();
+        let place = named_org(&params).and_then(|name| OrgName::parse(name).ok());
+        let principal = app.auth.principal_at(credential.as_deref(), place.as_ref()).await;
         let refused = |error| app.gateway.notes().refused(error, &origin);
         let mut principal = principal.map_err(refused)?;
         app.auth.keys().admit(&principal, &origin.context).map_err(refused)?;
         active_org::note(app, parts, &mut principal).await?;
         match policy {
             Policy::SignedIn | Policy::Org(_) | Policy::OrgCommands => Ok(Self(principal)),
-            Policy::Operator if principal == Principal::Operator => Ok(Self(principal)),
+            Policy::Operator if principal.operator().is_some() => Ok(Self(principal)),
             Policy::Operator => {
                 let problem = Problem::new(403, "forbidden", "Not allowed", "only the platform's operator may do this");
                 let attempt = Attempt { target: policy.subject(), asked: None };
@@ -114,7 +122,7 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
         let SignedIn(principal) = SignedIn::from_request_parts(parts, app).await?;
         let params = path_params(parts, app).await?;
-        let named = params.iter().find(|(name, _)| name == "org").map(|(_, value)| value.as_str());
+        let named = named_org(&params);
         let name =
             OrgName::parse(named.unwrap_or_default()).map_err(|rule| Problem::invalid_parameter("org", &rule))?;
         if name == OrgName::Current {
@@ -166,7 +174,10 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
             }
         }
         info(parts).found(access.org());
-        if principal == Principal::Operator && app.log.placement(access.org()).await?.is_none() {
+        let permission = if let Policy::Org(permission) = policy { Some(permission) } else { None };
+        let credential = cookie::credential(parts)?.unwrap_or_default();
+        info(parts).let_in(Guard::new(Arc::clone(app), credential, access.org(), permission, &principal));
+        if principal.operator().is_some() && app.log.placement(access.org()).await?.is_none() {
             // An operator may act in every organization, but not in one that does not exist.
             return Err(Problem::not_found());
         }

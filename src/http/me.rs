@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     auth::{
-        AuthError, Permission, Principal,
+        AuthError, Operator, Permission, Principal,
         authenticator::{Membership, OrgName},
     },
     commands::openapi,
@@ -31,7 +31,7 @@ pub struct MeView {
     #[serde(rename = "type")]
     #[schema(example = "api_key")]
     pub me: &'static str,
-    /// The verified e-mail address, of a user.
+    /// The verified e-mail address, of a user; of an operator who is a person, as whom every entry names them.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "ann@acme.example")]
     pub email: Option<String>,
@@ -147,7 +147,9 @@ pub async fn who_am_i(
         show_switcher,
     };
     Ok(Json(match &principal {
-        Principal::Operator => nobody,
+        Principal::Operator(operator) => {
+            MeView { email: matches!(operator, Operator::Person { .. }).then(|| operator.name().to_owned()), ..nobody }
+        }
         Principal::Sso { org, email, .. } => MeView { me: "user", email: email.clone(), org_id: Some(*org), ..nobody },
         Principal::Key { id, org, .. } => MeView { me: "api_key", key_id: Some(*id), org_id: Some(*org), ..nobody },
         Principal::User { user, email, session, .. } => MeView {
@@ -196,7 +198,7 @@ async fn memberships(
     limit: usize,
 ) -> Result<Vec<MembershipView>, Problem> {
     let found = match principal {
-        Principal::Operator => Vec::new(),
+        Principal::Operator(_) => Vec::new(),
         Principal::Key { .. } | Principal::Sso { .. } => return of_one(app, principal, after).await,
         Principal::User { .. } => app.auth.memberships(principal, after, limit).await?,
     };

@@ -22,7 +22,7 @@ use orgstream_stream::trace;
 use tokio::time::timeout;
 use tracing::{Instrument, Span, field::Empty};
 
-use super::{openapi, reply, wait};
+use super::{guard::Guard, openapi, reply, wait};
 use crate::{auth::session::ActiveSession, gateway::Origin, problem::Problem, submission::request_id};
 
 /// How long an answer may take, beside what the caller said it would wait. Streams begin within it and go on beyond.
@@ -44,6 +44,7 @@ struct Known {
     span: Option<Span>,
     org: OnceLock<OrgId>,
     session: OnceLock<ActiveSession>,
+    guard: OnceLock<Arc<Guard>>,
 }
 
 impl RequestInfo {
@@ -69,6 +70,16 @@ impl RequestInfo {
     /// Notes the session, as it was when the request came.
     pub fn came_with(&self, session: ActiveSession) {
         let _ = self.0.session.set(session);
+    }
+
+    /// Notes how to ask whether the caller may still be answered.
+    pub fn let_in(&self, guard: Guard) {
+        let _ = self.0.guard.set(Arc::new(guard));
+    }
+
+    /// The question whether the caller may still be answered, once they were let in.
+    pub fn guard(&self) -> Option<&Arc<Guard>> {
+        self.0.guard.get()
     }
 
     /// The session, once it is known that there is one.
@@ -98,6 +109,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         span: Some(span.clone()),
         org: OnceLock::new(),
         session: OnceLock::new(),
+        guard: OnceLock::new(),
     };
     let info = RequestInfo(Arc::new(known));
     request.extensions_mut().insert(info.clone());

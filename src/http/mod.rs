@@ -21,6 +21,7 @@ pub mod domains;
 pub mod event_view;
 pub mod events;
 pub mod extract;
+pub mod guard;
 pub mod health;
 pub mod invitations;
 pub mod kinds;
@@ -58,6 +59,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use orgstream_projections::Database;
 use orgstream_stream::Log;
 use orgstream_workers::WorkerStatus;
+use socket2::SockRef;
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -69,6 +71,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     audit::webhook::WebhookKeys,
     auth::{Authenticator, leaks::LeakReporters},
+    config::GlassApproval,
     gateway::Gateway,
 };
 use health::Readiness;
@@ -77,6 +80,9 @@ use proxies::TrustedProxies;
 
 /// How long requests that are under way may take to end when the server stops.
 const GRACE: Duration = Duration::from_secs(10);
+/// How much of an answer the kernel may keep for a client that does not read: what is there cannot be taken back, whoever may
+/// not have it any more. In bytes; Linux takes twice that.
+const SEND_BUFFER: usize = 256 << 10;
 /// How often histograms are emptied into their buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -100,6 +106,8 @@ pub struct Parts {
     pub proxies: TrustedProxies,
     /// What posts of audit logs are signed with.
     pub webhook_keys: WebhookKeys,
+    /// Whether an operator needs another's consent to look into an organization.
+    pub break_glass_approval: GlassApproval,
     /// The worker of this process, if it has one.
     pub worker: Option<watch::Receiver<WorkerStatus>>,
 }
@@ -118,6 +126,7 @@ pub struct App {
     pub leak_reporters: LeakReporters,
     pub(crate) proxies: TrustedProxies,
     pub(crate) webhook_keys: WebhookKeys,
+    pub(crate) break_glass_approval: GlassApproval,
     pub(crate) cursors: CursorKey,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) readiness: Readiness,
@@ -128,8 +137,19 @@ pub struct App {
 impl App {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { gateway, auth, db, log, cursor_key, metrics, leak_reporters, proxies, webhook_keys, worker } =
-            parts;
+        let Parts {
+            gateway,
+            auth,
+            db,
+            log,
+            cursor_key,
+            metrics,
+            leak_reporters,
+            proxies,
+            webhook_keys,
+            break_glass_approval,
+            worker,
+        } = parts;
         Arc::new(Self {
             readiness: Readiness::new(log.clone(), db.clone(), worker),
             gateway,
@@ -139,6 +159,7 @@ impl App {
             leak_reporters,
             proxies,
             webhook_keys,
+            break_glass_approval,
             cursors: CursorKey::new(cursor_key),
             metrics,
             stopping: CancellationToken::new(),
@@ -190,6 +211,7 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(api_keys::rotate))
         .routes(routes!(leaked_keys::report))
         .routes(routes!(break_glass::open, break_glass::close))
+        .routes(routes!(break_glass::approve))
         .routes(routes!(caches::list))
         .routes(routes!(records::list, records::create))
         .routes(routes!(records::show, records::update, records::archive))
@@ -224,7 +246,7 @@ pub fn router(app: Arc<App>) -> Router {
     let proxies = app.proxies.clone();
     router
         .route_layer(from_fn(middleware::known_parameters))
-        .route_layer(from_fn_with_state(Arc::clone(&app), active_org::watch))
+        .route_layer(from_fn(active_org::watch))
         .with_state(app)
         .merge(openapi::docs())
         .method_not_allowed_fallback(middleware::no_method)
@@ -240,6 +262,9 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, stop: CancellationToken
     let listener = listener.tap_io(|connection| {
         if let Err(error) = connection.set_nodelay(true) {
             tracing::debug!(%error, "a connection waits to fill its packets");
+        }
+        if let Err(error) = SockRef::from(&*connection).set_send_buffer_size(SEND_BUFFER) {
+            tracing::debug!(%error, "a connection keeps as much as the kernel likes");
         }
     });
     let service = router(app).into_make_service_with_connect_info::<SocketAddr>();

@@ -14,8 +14,8 @@ Written by the program from the tables that its routes, its NATS subjects and th
 `DOCS_WRITE=1 cargo nextest run -p orgstream --test it permissions_page` writes it anew.
 
 What is in neither table is allowed to nobody. An API key has a role and may have scopes: then it may do what its role may
-*and* its scopes name. What is an operator's is done with the platform's token; what else a tenant has, an operator reads
-only behind broken glass (`POST /v1/organizations/{org}/break-glass`), and those permissions are marked *glass*.
+*and* its scopes name, and gives nobody more than that. What is an operator's is done with an operator's token; what else a
+tenant has, an operator reads only behind broken glass (`POST /v1/organizations/{org}/break-glass`), and those permissions are marked *glass*.
 ";
 
 /// The page.

@@ -191,6 +191,13 @@ pub const ROUTES: &[RoutePolicy] = &[
         Plain,
         Fact("access.break_glass_closed"),
     ),
+    route(
+        "POST",
+        "/v1/organizations/{org}/break-glass/approvals",
+        Org(P::BreakGlass),
+        Plain,
+        Fact("access.break_glass_approved"),
+    ),
     route("GET", "/v1/organizations/{org}/parked", Org(P::ManageParking), Plain, Reading),
     route("POST", "/v1/organizations/{org}/parked/retry", Org(P::ManageParking), Create, Events),
     route("POST", "/v1/organizations/{org}/parked/skip", Org(P::ManageParking), Create, Events),

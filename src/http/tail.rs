@@ -16,26 +16,21 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt};
 use metrics::gauge;
-use orgstream_events::{OrgId, Position};
+use orgstream_events::Position;
 use orgstream_stream::{Message, StreamError};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use utoipa::IntoParams;
 
 use super::{
-    App, active_org, cookie,
+    App,
     event_view::{EventSchema, shown_to},
     events::after,
-    extract::{OrgAccess, Query, header_text},
+    extract::{OrgAccess, Query, header_text, info},
+    guard::{Guard, closed},
 };
-use crate::{
-    auth::{Access, AuthError, Permission, Principal, authenticator::OrgName},
-    problem::Problem,
-};
+use crate::{auth::Access, problem::Problem};
 
-/// How often it is asked again whether a reader without a session may still read; a session is looked at more often.
-const CHECK: Duration = Duration::from_secs(3);
 /// How often a quiet stream says that it is still there.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long a browser waits before it comes back.
@@ -56,8 +51,8 @@ pub struct TailQuery {
 ///
 /// Server-sent events: `data` is one event as JSON, `id` the position after which to resume. Whoever may read the audit
 /// log sees every event; others see the events of what they may read, without the request behind them. An event may come
-/// twice around a broken connection, told by its `event_id`. The stream ends (`event: closed`) when the credential no
-/// longer allows it or the server stops, and with `event: active_org_changed` within a second of the session being switched to
+/// twice around a broken connection, told by its `event_id`. The stream ends (`event: closed`) within a second of the credential
+/// no longer allowing it, or when the server stops, and with `event: active_org_changed` within a second of the session being switched to
 /// another organization. A stored message that cannot be read is passed over as `event: unreadable`.
 #[utoipa::path(
     get, path = "/v1/organizations/{org}/events/stream", operation_id = "follow_events", tag = "events",
@@ -70,7 +65,8 @@ pub async fn follow(
     Query(query): Query<TailQuery>,
     parts: Parts,
 ) -> Result<Response, Problem> {
-    let OrgAccess { access, principal } = org;
+    let OrgAccess { access, .. } = org;
+    let guard = Arc::clone(info(&parts).guard().ok_or_else(|| Problem::internal(&"a tail has no guard"))?);
     let placement = app.log.placement(access.org()).await?.ok_or_else(Problem::not_found)?;
     let resume = after("Last-Event-ID", header_text(&parts.headers, &LAST_EVENT_ID)?, access.org())?;
     let from = after("from", query.from.as_deref(), access.org())?;
@@ -79,87 +75,23 @@ pub async fn follow(
         None => app.log.shard_state(placement.shard).await?.last_seq,
     };
     let messages = app.log.tail(&placement, after.saturating_add(1));
-    let guard = Guard::of(&app, &parts, &access, &principal, Permission::ReadRecords)?;
-    let events = follow_messages(guard, access, messages);
+    let events = follow_messages(guard, app, access, messages);
     let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
     // A proxy that collects an answer before it passes it on would make a tail silent.
     response.headers_mut().insert("x-accel-buffering", header::HeaderValue::from_static("no"));
     Ok(response)
 }
 
-/// Asks again and again whether the reader may still read.
-pub(super) struct Guard {
-    pub(super) app: Arc<App>,
-    authorization: String,
-    pub(super) org: OrgId,
-    permission: Permission,
-    /// Of the reader's session, if that is what they came with.
-    epoch: Option<u64>,
-}
-
-impl Guard {
-    /// For whoever sent this request.
-    pub(super) fn of(
-        app: &Arc<App>,
-        parts: &Parts,
-        access: &Access,
-        principal: &Principal,
-        permission: Permission,
-    ) -> Result<Self, Problem> {
-        let authorization = cookie::credential(parts)?.unwrap_or_default();
-        let epoch = principal.session().map(|session| session.epoch);
-        Ok(Self { app: app.clone(), authorization, org: access.org(), permission, epoch })
-    }
-
-    /// How often to look.
-    pub(super) fn every(&self) -> Duration {
-        if self.epoch.is_some() { active_org::CHECK } else { CHECK }
-    }
-
-    /// The access as it is now, or why there is none. What cannot be checked at the moment changes nothing: the read
-    /// models may be away while the log goes on.
-    async fn check(&self) -> Result<Option<Access>, AuthError> {
-        let checked = async {
-            let principal = self.app.auth.principal(Some(&self.authorization)).await?;
-            // There and back again is a switch, too: what happened in between was not followed by this session.
-            if let Some(now) = principal.session().map(|session| session.epoch)
-                && self.epoch != Some(now)
-            {
-                return Err(AuthError::ActiveOrgChanged { epoch: now });
-            }
-            let access = self.app.auth.access(&principal, &OrgName::Id(self.org)).await?;
-            access.require(self.permission).map(|()| access)
-        };
-        match checked.await {
-            Ok(access) => Ok(Some(access)),
-            Err(AuthError::Unavailable(_)) => Ok(None),
-            Err(lost) => Err(lost),
-        }
-    }
-
-    /// Brings the access up to date, or says with which words the tail ends.
-    pub(super) async fn end(&self, access: &mut Access) -> Option<Event> {
-        match self.check().await {
-            Ok(Some(now)) => *access = now,
-            Ok(None) => {}
-            Err(AuthError::ActiveOrgChanged { epoch }) => return Some(switched(epoch)),
-            Err(lost) => return Some(closed(&lost.to_string())),
-        }
-        None
-    }
-}
-
 fn follow_messages(
-    guard: Guard,
+    guard: Arc<Guard>,
+    app: Arc<App>,
     mut access: Access,
     messages: impl Stream<Item = Result<Message, StreamError>> + Send,
 ) -> impl Stream<Item = Result<Event, Infallible>> + Send {
     stream! {
         let _counted = Counted::new();
-        let stopping = guard.app.stopping.clone();
+        let (org, stopping) = (access.org(), app.stopping.clone());
         let mut messages = std::pin::pin!(messages);
-        let mut checks = interval_at(Instant::now() + guard.every(), guard.every());
-        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         yield Ok(Event::default().retry(RETRY).comment("following"));
         loop {
             tokio::select! {
@@ -168,23 +100,20 @@ fn follow_messages(
                     yield Ok(closed("the server stops; come back"));
                     break;
                 }
-                _ = checks.tick() => if let Some(last) = guard.end(&mut access).await {
-                    yield Ok(last);
-                    break;
-                },
                 message = messages.next() => match message {
                     Some(Ok(message)) => {
-                        // A session that is switched in this process is told at once, and nothing more of the old place.
-                        if guard.epoch.is_some() && let Some(last) = guard.end(&mut access).await {
-                            yield Ok(last);
-                            break;
+                        // A role that changed shows more or less from here on. Who may not read at all is told by `guard`.
+                        match guard.check().await {
+                            Ok(Some(now)) => access = now,
+                            Ok(None) => {}
+                            Err(_) => break,
                         }
-                        for event in events_of(&guard.app, &access, &message) {
+                        for event in events_of(&app, &access, &message) {
                             yield Ok(event);
                         }
                     }
                     Some(Err(error)) => {
-                        tracing::error!(org.id = %guard.org, %error, "a tail cannot go on");
+                        tracing::error!(org.id = %org, %error, "a tail cannot go on");
                         yield Ok(closed("the event log cannot be read"));
                         break;
                     }
@@ -213,16 +142,6 @@ fn events_of(app: &App, access: &Access, message: &Message) -> Vec<Event> {
     let mut events: Vec<Event> = texts.into_iter().map(|text| Event::default().data(text)).collect();
     events.extend(last.map(|text| Event::default().id(position.to_string()).data(text)));
     events
-}
-
-pub(super) fn closed(reason: &str) -> Event {
-    Event::default().event("closed").data(json!({"reason": reason}).to_string())
-}
-
-/// The session of the reader acts in another organization now.
-fn switched(epoch: u64) -> Event {
-    let reason = AuthError::ActiveOrgChanged { epoch }.to_string();
-    Event::default().event("active_org_changed").data(json!({"reason": reason, "epoch": epoch}).to_string())
 }
 
 /// One open tail.

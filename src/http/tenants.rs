@@ -148,10 +148,12 @@ fn slug(name: &str, principal: &Principal, key: Option<&str>) -> Result<Slug, Pr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::Operator;
 
     #[test]
     fn a_slug_can_be_read_and_repeats_under_a_key() {
-        let slug = |name: &str, key: Option<&str>| slug(name, &Principal::Operator, key).unwrap().to_string();
+        let slug =
+            |name: &str, key: Option<&str>| slug(name, &Principal::Operator(Operator::Token), key).unwrap().to_string();
         assert!(slug("Acme Corp. (EU)", None).starts_with("acme-corp-eu-"));
         assert!(slug("日本", None).starts_with("tenant-"));
         assert_ne!(slug("Acme", None), slug("Acme", None));

@@ -7,11 +7,12 @@ use async_nats::client::Request as NatsRequest;
 use futures_util::future::join_all;
 use orgstream::{
     admission::{Admission, PlanRates},
-    auth::{Authenticator, issuers::Issuers, key::Pepper, session::Lifetime},
+    auth::{Authenticator, issuers::Issuers, key::Pepper, operators::Operators, session::Lifetime},
     commands::{Command, handler::CommandHandler, request::Request},
     dns::SystemDns,
     gateway::{Gateway, Origin},
     notes::Notes,
+    quotas::{HourlyLimits, Quotas},
 };
 use orgstream_events::{CommandId, PLATFORM_ORG, Pipeline, PlanName};
 use orgstream_projections::BoundOrg;
@@ -341,14 +342,21 @@ async fn the_ledger_remembers_a_key_when_the_server_has_forgotten_it() {
     let worker = tokio::spawn(worker.run(stop.clone()));
     let pepper = Pepper::new(b"a pepper that is long enough for a test").unwrap();
     let operator = "an operator of a platform of one test";
-    let lifetime = Lifetime { idle: Duration::from_secs(60), longest: Duration::from_secs(60) };
-    let auth = Authenticator::new(database.db.clone(), pepper.clone(), Some(operator), Issuers::default(), lifetime);
+    let lifetime = Lifetime { idle: Duration::from_secs(60), longest: Duration::from_secs(60), most: 100 };
+    let auth = Authenticator::new(
+        database.db.clone(),
+        pepper.clone(),
+        Operators::with_token(Some(operator)),
+        Issuers::default(),
+        lifetime,
+    );
     let principal = auth.principal(Some(&format!("Bearer {operator}"))).await.unwrap();
     let access = auth.platform(&principal).unwrap();
     let notes = Notes::start(log.clone(), database.db.clone());
     let handler = CommandHandler::new(log, pepper, "local".to_owned(), Arc::new(SystemDns));
     let admission = Admission::new(PlanRates::default(), watch::channel(NonZeroU32::MIN).1);
-    let gateway = Gateway::new(handler, database.db.clone(), notes, admission, PlanName::public());
+    let quotas = Quotas::new(HourlyLimits::new(0, 0), watch::channel(NonZeroU32::MIN).1);
+    let gateway = Gateway::new(handler, database.db.clone(), notes, admission, quotas, PlanName::public());
     let register = async |kind: &str, key: &str| {
         let command = json!({"type": "register_kind", "kind": kind, "title": kind, "visibility": "private",
             "cost": 1, "schema": {"type": "object"}});

@@ -186,6 +186,7 @@ impl History {
                 id: BreakGlassId::derive(history.command(110 + nth)),
                 reason: "ticket 7".to_owned(),
                 approver: "bob".to_owned(),
+                approval: None,
                 expires_at: Timestamp::from_unix_ms(BIRTH * 2),
             }))
         };
@@ -397,9 +398,16 @@ async fn the_rows_say_what_the_events_said() {
     let by_old_name = api_keys::get_by_public_id(&mut tx, &previous.public_id).await.unwrap();
     assert_eq!(by_old_name.as_ref(), Some(&keys[0]));
 
-    let glass = break_glass::open(&mut tx, Timestamp::from_unix_ms(BIRTH)).await.unwrap().unwrap();
-    assert_eq!(glass.id, BreakGlassId::derive(history.command(112)));
-    assert_eq!(break_glass::open(&mut tx, Timestamp::from_unix_ms(BIRTH * 2)).await.unwrap(), None);
+    // It is open to whoever opened it, and to nobody else.
+    let mut open = Vec::new();
+    for operator in ["mem_0", "mem_1", "mem_2"] {
+        open.extend(break_glass::open(&mut tx, operator, Timestamp::from_unix_ms(BIRTH)).await.unwrap());
+        assert_eq!(break_glass::open(&mut tx, operator, Timestamp::from_unix_ms(BIRTH * 2)).await.unwrap(), None);
+    }
+    let id = BreakGlassId::derive(history.command(112));
+    assert_eq!(open.iter().map(|glass| glass.id).collect::<Vec<_>>(), [id]);
+    assert!(break_glass::was_open(&mut tx, id).await.unwrap());
+    assert!(!break_glass::was_open(&mut tx, BreakGlassId::derive(history.command(119))).await.unwrap());
 
     let kinds = kinds::list(&mut tx).await.unwrap();
     assert_eq!((kinds[0].definition.title.as_str(), kinds[0].retired, kinds[0].version), ("Runs", true, 3));

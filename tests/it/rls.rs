@@ -586,8 +586,10 @@ async fn resolvers_answer_with_an_id_and_open_no_table() {
     assert_eq!(db.orgs_of_domain(&"acme.example".parse().unwrap()).await.unwrap(), orgs);
     assert_eq!(db.orgs_of_domain(&"other.example".parse().unwrap()).await.unwrap(), []);
 
-    assert_eq!(db.orgs_of_issuer("https://issuer.example").await.unwrap(), orgs);
-    assert_eq!(db.orgs_of_issuer("https://other.example").await.unwrap(), []);
+    assert_eq!(db.orgs_of_login("https://issuer.example", "audience 104").await.unwrap(), orgs);
+    for (issuer, audience) in [("https://issuer.example", "audience 105"), ("https://other.example", "audience 104")] {
+        assert_eq!(db.orgs_of_login(issuer, audience).await.unwrap(), []);
+    }
 
     // Two orgs with one key id: no answer is better than a guess.
     let mut connection = connect(&database.app_url("app_rw")).await;

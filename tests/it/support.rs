@@ -11,12 +11,14 @@ use std::{
         atomic::{AtomicU32, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use orgstream::servers::{self, Postgres, PostgresOptions, TEST_POSTGRES};
 use orgstream_events::CommitKeys;
 use orgstream_projections::{Database, DatabaseOptions, migrate};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::time::sleep;
 
 /// The roles are the cluster's, so all tests that share one must agree.
 const APP_PASSWORD: &str = "the password of the tests";
@@ -47,6 +49,21 @@ impl TempDir {
 impl Drop for TempDir {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What comes of `look` as soon as there is something, which must be within the second that the product promises: for what was
+/// revoked, taken away or changed, counted from its answer.
+pub(crate) async fn within_a_second<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        let asked = began.elapsed();
+        if let Some(seen) = look().await {
+            return seen;
+        }
+        // The last question that was asked in time may be answered late.
+        assert!(asked < Duration::from_secs(1), "{what}: not so after {asked:?}");
+        sleep(Duration::from_millis(10)).await;
     }
 }
 

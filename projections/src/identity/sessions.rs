@@ -33,6 +33,8 @@ pub struct NewSession<'a> {
     pub idle: Duration,
     /// It ends then in any case.
     pub longest: Duration,
+    /// How many the person may have.
+    pub most: u32,
     /// Where it began.
     pub ip: Option<&'a str>,
     /// With which program.
@@ -113,16 +115,24 @@ impl TryFrom<Row> for Session {
 }
 
 impl Database {
-    /// Begins a session, and forgets those of the same person that ended long ago.
-    pub async fn start_session(&self, new: &NewSession<'_>) -> Result<(), DbError> {
-        sqlx::query!(
+    /// Begins a session, and forgets those of the same person that ended long ago; false when they have as many as they may.
+    ///
+    /// The row of the person is held meanwhile, so that of many at the same time none is counted too late.
+    pub async fn start_session(&self, new: &NewSession<'_>) -> Result<bool, DbError> {
+        let mut tx = self.identity_pool().begin().await?;
+        let person = sqlx::query!("SELECT user_id FROM identity.users WHERE user_id = $1 FOR UPDATE", new.user.uuid());
+        person.fetch_optional(&mut *tx).await?;
+        let begun = sqlx::query!(
             "WITH forgotten AS (
                 DELETE FROM identity.sessions
                 WHERE user_id = $2 AND least(expires_at, ends_at, revoked_at) < now() - make_interval(days => $11)
             )
             INSERT INTO identity.sessions
                 (id, user_id, token_hash, method, second_factor, active_org, ip, user_agent, expires_at, ends_at)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now() + make_interval(secs => $9), now() + make_interval(secs => $10))",
+            SELECT $1::uuid, $2::uuid, $3::bytea, $4::text, $5::boolean, $6::uuid, $7::text, $8::text,
+                now() + make_interval(secs => $9), now() + make_interval(secs => $10)
+            WHERE (SELECT count(*) FROM identity.sessions
+                WHERE user_id = $2 AND revoked_at IS NULL AND expires_at > now() AND ends_at > now()) < $12::bigint",
             new.id.uuid(),
             new.user.uuid(),
             &new.token_hash.0[..],
@@ -134,10 +144,12 @@ impl Database {
             new.idle.min(new.longest).as_secs_f64(),
             new.longest.as_secs_f64(),
             KEPT_DAYS,
+            i64::from(new.most),
         )
-        .execute(self.identity_pool())
+        .execute(&mut *tx)
         .await?;
-        Ok(())
+        tx.commit().await?;
+        Ok(begun.rows_affected() > 0)
     }
 
     /// The session of a token, if it has not ended.

@@ -1,0 +1,263 @@
+//! What each command gives to somebody who did not have it, or lets somebody learn; and the one place where it is asked
+//! whether whoever sends it may.
+//!
+//! A command that is not listed in [`Command::grants`] does not compile. What it names that is stored (an invitation, a key)
+//! is looked up here, and the rule itself is `auth/authority.rs`.
+
+use std::collections::BTreeSet;
+
+use orgstream_events::{ActorType, AggregateId, InvitationId, JitProvisioning, KeyId, MemberId, Role};
+use orgstream_stream::{Freshness, Placement};
+
+use super::{
+    Command, Rejection, RejectionKind,
+    api_key::ApiKey,
+    handler::CommandHandler,
+    invitation::Invitation,
+    member::Roster,
+    organization::Organization,
+    request::{Caller, CommandError},
+    role::RoleBook,
+    settings::Patch,
+    sso_connection::Connections,
+};
+use crate::auth::{
+    Permission, Scopes,
+    authority::{Authority, Excess},
+};
+
+/// What a command gives.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Grant {
+    /// A role, to somebody who acts by it.
+    Role(Role),
+    /// These permissions: to a role, or to a place outside that learns what they open.
+    Permissions(BTreeSet<Permission>),
+    /// A key's token: its role within these scopes, or within those of whoever issues it.
+    Key(Role, Option<Vec<String>>),
+    /// The token of a key that is there.
+    KeyAgain(KeyId),
+    /// What an invitation that is there offers.
+    Invitation(InvitationId),
+    /// That this issuer says who signs in.
+    Issuer(String),
+    /// What somebody in the organization has offered, to whoever takes it: that they still may is asked where it is taken.
+    Offered,
+}
+
+impl Command {
+    /// Everything that the command gives.
+    pub fn grants(&self) -> Vec<Grant> {
+        match self {
+            Self::AddMember(command) => vec![Grant::Role(command.role)],
+            Self::ChangeMemberRole(command) => vec![Grant::Role(command.role)],
+            Self::IssueInvitation(command) => vec![Grant::Role(command.role)],
+            Self::ResendInvitation(command) => vec![Grant::Invitation(command.id)],
+            Self::DefineRole(command) => vec![Grant::Permissions(named(&command.permissions))],
+            Self::ChangeRole(command) => {
+                vec![Grant::Permissions(named(command.permissions.as_deref().unwrap_or_default()))]
+            }
+            // Everybody with an address of the domain may become a member.
+            Self::ProveDomain(_) => vec![Grant::Role(Role::Member)],
+            Self::AddSsoConnection(command) => vec![Grant::Issuer(command.issuer.clone())],
+            Self::IssueApiKey(command) => vec![Grant::Key(command.role, command.scopes.clone())],
+            Self::RotateApiKey(command) => vec![Grant::KeyAgain(command.id)],
+            Self::ChangeSettings(command) => {
+                let mut grants = Vec::new();
+                if command.jit_provisioning == Some(JitProvisioning::Restricted) {
+                    grants.push(Grant::Role(Role::Member));
+                }
+                if let Patch::Set(_) = command.audit_webhook {
+                    grants.push(Grant::Permissions(BTreeSet::from([Permission::ReadAudit])));
+                }
+                // Keys of people who left work again.
+                if command.revoke_keys_on_creator_exit == Some(false) {
+                    grants.push(Grant::Permissions(BTreeSet::from([Permission::ManageKeys])));
+                }
+                grants
+            }
+            Self::AcceptInvitation(_) | Self::JoinByDomain(_) | Self::JoinBySso(_) => vec![Grant::Offered],
+            // What these change is nobody's right, or takes one away.
+            Self::CreateOrganization(_)
+            | Self::RenameOrganization(_)
+            | Self::UpgradeOrganization(_)
+            | Self::SuspendOrganization(_)
+            | Self::ResumeOrganization(_)
+            | Self::ChangePlan(_)
+            | Self::ChangeLimits(_)
+            | Self::RemoveMember(_)
+            | Self::RevokeInvitation(_)
+            | Self::RemoveRole(_)
+            | Self::ClaimDomain(_)
+            | Self::RemoveDomain(_)
+            | Self::SetDefaultSsoConnection(_)
+            | Self::RemoveSsoConnection(_)
+            | Self::RevokeApiKey(_)
+            | Self::RegisterKind(_)
+            | Self::ChangeKind(_)
+            | Self::RetireKind(_)
+            | Self::RestoreKind(_)
+            | Self::CreateRecord(_)
+            | Self::UpdateRecord(_)
+            | Self::ArchiveRecord(_)
+            | Self::RetryParked(_)
+            | Self::SkipParked(_) => Vec::new(),
+        }
+    }
+
+    /// Whether the answer has a secret, which nobody but whoever sent the command may be given again.
+    pub fn answers_a_secret(&self) -> bool {
+        self.grants().iter().any(|grant| matches!(grant, Grant::Key(..) | Grant::KeyAgain(_)))
+    }
+}
+
+/// The permissions of these names. What is no permission gives nothing, and is refused by the role's own rules.
+fn named(names: &[String]) -> BTreeSet<Permission> {
+    names.iter().filter_map(|name| Permission::named(name)).collect()
+}
+
+impl CommandHandler {
+    /// Refuses what gives more than whoever sends it has; says how much that is.
+    pub(super) async fn may_grant(
+        &self,
+        placement: &Placement,
+        caller: &Caller,
+        command: &Command,
+    ) -> Result<Authority, CommandError> {
+        let of_role = self.permissions_of(placement, caller.role).await?;
+        let authority = Authority::new(caller.role, of_role, caller.scopes.clone());
+        for grant in command.grants() {
+            match grant {
+                Grant::Role(role) => self.may_grant_role(placement, &authority, role, &Scopes::ALL).await?,
+                Grant::Permissions(permissions) => authority.may_grant(&permissions).map_err(above)?,
+                Grant::Key(role, scopes) => {
+                    let scopes = scopes.map_or_else(|| caller.scopes.clone(), |names| Scopes::named(Some(&names)));
+                    self.may_grant_role(placement, &authority, role, &scopes).await?;
+                }
+                // What is not there is refused by its own rules, which know the words for it.
+                Grant::KeyAgain(id) => {
+                    let key = self.look::<ApiKey>(placement, &AggregateId::ApiKey(id)).await?;
+                    if let Some(issued) = key.state.issued() {
+                        let scopes = Scopes::named(issued.scopes.as_deref());
+                        self.may_grant_role(placement, &authority, issued.role, &scopes).await?;
+                    }
+                }
+                Grant::Invitation(id) => {
+                    let invitation = self.look::<Invitation>(placement, &AggregateId::Invitation(id)).await?;
+                    if let Some(offer) = invitation.state.offer() {
+                        self.may_grant_role(placement, &authority, offer.role, &Scopes::ALL).await?;
+                    }
+                }
+                Grant::Issuer(issuer) => {
+                    let aggregate = AggregateId::SsoConnection(placement.org);
+                    let known = self.look::<Connections>(placement, &aggregate).await?.state.has_had(&issuer);
+                    // Whoever came by this issuer before may be an admin by now, and it would say again who that is.
+                    let role = if known { Role::Admin } else { Role::Member };
+                    self.may_grant_role(placement, &authority, role, &Scopes::ALL).await?;
+                }
+                Grant::Offered => {}
+            }
+        }
+        Ok(authority)
+    }
+
+    async fn may_grant_role(
+        &self,
+        placement: &Placement,
+        authority: &Authority,
+        role: Role,
+        scopes: &Scopes,
+    ) -> Result<(), CommandError> {
+        let mut permissions = self.permissions_of_given(placement, role).await?;
+        permissions.retain(|permission| scopes.allow(*permission));
+        authority.may_grant_role(role, &permissions).map_err(above)
+    }
+
+    /// Everything that whoever has this role may do now.
+    pub(super) async fn permissions_of(
+        &self,
+        placement: &Placement,
+        role: Role,
+    ) -> Result<BTreeSet<Permission>, CommandError> {
+        let Role::Custom(id) = role else { return Ok(Permission::of_role(role)) };
+        let book = self.look::<RoleBook>(placement, &AggregateId::Role(placement.org)).await?;
+        Ok(book.state.permissions(id).unwrap_or_default())
+    }
+
+    /// The same of a role that somebody is to have, which must be there.
+    async fn permissions_of_given(
+        &self,
+        placement: &Placement,
+        role: Role,
+    ) -> Result<BTreeSet<Permission>, CommandError> {
+        let Role::Custom(id) = role else { return Ok(Permission::of_role(role)) };
+        let aggregate = AggregateId::Role(placement.org);
+        let mut book = self.look::<RoleBook>(placement, &aggregate).await?;
+        if book.state.permissions(id).is_none() {
+            // It may have been made a moment ago, elsewhere.
+            book = self.load::<RoleBook>(placement, &aggregate, Freshness::Leader).await?;
+        }
+        book.state.permissions(id).ok_or_else(|| {
+            let detail = format!("there is no role {id} in this organization; list its roles");
+            Rejection::field("/role", "unknown_role", detail).into()
+        })
+    }
+
+    /// Whether whoever sent an invitation could send it now: it is their word, and ends with their say.
+    pub(super) async fn still_offers(
+        &self,
+        placement: &Placement,
+        members: &Roster,
+        invitation: &Invitation,
+    ) -> Result<bool, CommandError> {
+        let (Some(offer), Some((kind, id))) = (invitation.offer(), invitation.sent_by()) else { return Ok(false) };
+        let (role, scopes) = match kind {
+            ActorType::Member => match id.parse::<MemberId>().ok().and_then(|id| members.get(id)) {
+                Some(member) => (member.role, Scopes::ALL),
+                None => return Ok(false),
+            },
+            ActorType::ApiKey => match id.parse::<KeyId>() {
+                Ok(id) => match self.standing_of_key(placement, members, id).await? {
+                    Some(standing) => standing,
+                    None => return Ok(false),
+                },
+                Err(_) => return Ok(false),
+            },
+            ActorType::PlatformOperator | ActorType::System => return Ok(true),
+            ActorType::Anonymous => return Ok(false),
+        };
+        let authority = Authority::new(role, self.permissions_of(placement, role).await?, scopes);
+        let inviting = authority.may_grant(&BTreeSet::from([Permission::ManageMembers]));
+        let given = self.permissions_of(placement, offer.role).await?;
+        Ok(inviting.and_then(|()| authority.may_grant_role(offer.role, &given)).is_ok())
+    }
+
+    /// What a key may, unless somebody ended it, or it ended with whoever issued it. That its time is over is nobody's
+    /// change of mind.
+    async fn standing_of_key(
+        &self,
+        placement: &Placement,
+        members: &Roster,
+        id: KeyId,
+    ) -> Result<Option<(Role, Scopes)>, CommandError> {
+        let key = self.load::<ApiKey>(placement, &AggregateId::ApiKey(id), Freshness::Leader).await?;
+        let Some(issued) = key.state.issued().filter(|_| !key.state.is_revoked()) else { return Ok(None) };
+        let creator = key.state.issued_by().filter(|(kind, _)| *kind == ActorType::Member);
+        let is_here = creator.is_none_or(|(_, id)| id.parse::<MemberId>().is_ok_and(|id| members.get(id).is_some()));
+        if !is_here {
+            let organization = self.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
+            if organization.state.profile().is_none_or(|profile| profile.settings.revoke_keys_on_creator_exit) {
+                return Ok(None);
+            }
+        }
+        Ok(Some((issued.role, Scopes::named(issued.scopes.as_deref()))))
+    }
+}
+
+fn above(excess: Excess) -> CommandError {
+    let code = match &excess {
+        Excess::Role { .. } | Excess::Permission { .. } => "role_above_own",
+        Excess::Scopes { .. } => "scope_above_own",
+    };
+    Rejection::new(RejectionKind::Forbidden, code, excess).into()
+}

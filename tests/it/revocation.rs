@@ -1,0 +1,25 @@
+//! What somebody is being answered ends when they may not have it any more.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+
+use crate::api::{Answer, Api};
+
+/// Something that waits is no different: what it would show is not shown any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_waits_ends_with_the_right_to_it() {
+    let api = Api::start().await;
+    let org = api.org("waiting").await;
+    let (id, key) = api.key(&org, "member").await;
+    let request = api.request(Method::GET, &org.path("records")).bearer_auth(&key);
+    let waiting = request.header("min-position", format!("{}:1000000", org.id)).header("prefer", "wait=30");
+    let waiting = tokio::spawn(Answer::of(waiting));
+    let answered = api.get(&key, &org.path("records")).await.expect(200);
+    assert!(!waiting.is_finished(), "{answered:?}");
+    let revoke = api.request(Method::DELETE, &org.path(&format!("api-keys/{id}"))).bearer_auth(&org.owner);
+    Answer::of(revoke).await.expect(200);
+    let ended = Instant::now();
+    assert_eq!(waiting.await.unwrap().expect(401).problem(), "unauthenticated");
+    assert!(ended.elapsed() < Duration::from_secs(1), "{:?}", ended.elapsed());
+}
