@@ -14,7 +14,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates curl \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin orgstream \
-    && install -d -m 700 -o 10001 /keys
+    && install -d -m 700 -o 10001 /keys /access /access/server /access/serve /access/work /access/admin /access/offline
 COPY --from=build /orgstream /usr/local/bin/orgstream
 USER 10001
 EXPOSE 8080 8081

@@ -18,6 +18,7 @@ use crate::{
         operators::{OperatorClaim, Operators},
         session::Lifetime,
     },
+    broker::Producers,
     idp::{Auth0, IdentityOrganizations, NoIdentityProvider},
     quotas::HourlyLimits,
 };
@@ -26,10 +27,10 @@ use crate::{
 #[derive(Clone, Args)]
 #[command(next_help_heading = "NATS")]
 pub struct NatsArgs {
-    /// The NATS server or cluster, with JetStream.
+    /// The NATS server or cluster, with JetStream; with `tls://` nothing is sent in the clear.
     #[arg(long, env = "ORGSTREAM_NATS_URL", default_value = "nats://127.0.0.1:4222", value_name = "URL")]
     pub nats_url: String,
-    /// A credentials file, when the server asks for one.
+    /// As whom to come: a credentials file, as `orgstream nats init` writes one for each part of the program.
     #[arg(long, env = "ORGSTREAM_NATS_CREDS", value_name = "FILE")]
     pub nats_creds: Option<PathBuf>,
     /// The keys that vouch for what is in the log, `ID:HEX` with 64 hexadecimal digits (`openssl rand -hex 32`), several with
@@ -44,6 +45,18 @@ pub struct NatsArgs {
         value_name = "KEYS"
     )]
     pub commit_keys: String,
+    /// Who may have signed the server's certificate, in PEM, when this machine does not know them. With it, nothing is sent in
+    /// the clear.
+    #[arg(long, env = "ORGSTREAM_NATS_CA", value_name = "FILE")]
+    pub nats_ca: Option<PathBuf>,
+    /// What producers' credentials are signed with: `serve/producers.json`, for `serve` alone. Without it nobody gets
+    /// credentials, and nobody is known by them.
+    #[arg(long, env = "ORGSTREAM_NATS_PRODUCERS", value_name = "FILE")]
+    pub nats_producers: Option<PathBuf>,
+    /// Start although whoever reaches the NATS server can write and read every organization's history, past all permissions.
+    /// For trying things out, where nobody but you reaches it.
+    #[arg(long, env = "ORGSTREAM_ALLOW_OPEN_NATS")]
+    pub allow_open_nats: bool,
     /// The server's monitoring address; with one replica, the only way to see that every write is synced to disk.
     #[arg(long, env = "ORGSTREAM_NATS_MONITOR_URL", value_name = "URL")]
     pub nats_monitor_url: Option<String>,
@@ -62,12 +75,20 @@ pub struct NatsArgs {
 }
 
 impl NatsArgs {
+    /// What producers' credentials are signed with. A server that lets everybody in says of nobody who they are.
+    pub fn producers(&self) -> anyhow::Result<Option<Arc<Producers>>> {
+        let load = |file: &PathBuf| Producers::load(file).map(Arc::new);
+        let found = self.nats_producers.as_ref().filter(|_| !self.allow_open_nats).map(load);
+        found.transpose().context("--nats-producers (ORGSTREAM_NATS_PRODUCERS)")
+    }
+
     /// The same, as the stream takes it.
     pub fn log_options(&self, sync: SyncMode) -> anyhow::Result<LogOptions> {
         // Not of clap: `replay` has these settings and asks NATS only with --verify.
         anyhow::ensure!(!self.commit_keys.is_empty(), "--commit-keys (ORGSTREAM_COMMIT_KEYS) is missing");
         let keys = self.commit_keys.parse().context("--commit-keys (ORGSTREAM_COMMIT_KEYS)")?;
         Ok(LogOptions {
+            ca: self.nats_ca.clone(),
             creds: self.nats_creds.clone(),
             shards: self.shards,
             replicas: self.replicas,

@@ -1,6 +1,9 @@
 //! The demo of `orgstream dev`: two organizations of two people, through the same doors that customers use.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, anyhow};
 use orgstream_events::{KeyEnvironment, OrgId, Role, TenantType};
@@ -34,6 +37,8 @@ pub struct DemoFile {
     pub base_url: String,
     /// The streams.
     pub nats_url: String,
+    /// The folder with the credentials for it, by who they are for.
+    pub nats_access: PathBuf,
     /// Where the streams' server tells about itself.
     pub nats_monitor_url: String,
     /// The database, as the login that owns it.

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
 use orgstream_events::{Actor, ActorType, Fingerprint, PLATFORM_ORG, Role};
 use orgstream_projections::Database;
-use orgstream_stream::{Finding, Log, SyncMode};
+use orgstream_stream::{Credentials, Finding, Log, SyncMode};
 use orgstream_workers::WorkerStatus;
 use tokio::{
     net::TcpListener,
@@ -24,6 +24,7 @@ use crate::{
     admission::{Admission, PlanRates, count_peers},
     audit::webhook::{WebhookKeys, Webhooks},
     auth::{Authenticator, Scopes, issuers::Issuers, key::Pepper, leaks::LeakReporters},
+    broker::Producers,
     commands::{
         Command,
         handler::CommandHandler,
@@ -50,7 +51,23 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub async fn open_log(nats: &NatsArgs, db: &Database) -> anyhow::Result<Log> {
     let (log, lost, findings) = reach_log(nats, db).await?;
     refuse(&[findings, lost].concat())?;
+    // Its own org is where the platform keeps the kinds.
+    patiently("the event log", || async { Ok(log.place(PLATFORM_ORG).await?) }).await?;
     Ok(log)
+}
+
+/// Makes the streams that are missing, as the administrator, and says how many these were.
+pub async fn make_streams(nats: &NatsArgs) -> anyhow::Result<usize> {
+    let (missing, findings) = patiently("NATS", || async {
+        let log = connect_log(nats).await?;
+        let missing = log.missing_streams().await.context("the streams could not be looked at")?;
+        let findings = log.ensure_streams().await.context("the streams could not be made")?;
+        log.close().await;
+        Ok((missing.len(), findings))
+    })
+    .await?;
+    refuse(&findings)?;
+    Ok(missing)
 }
 
 /// The same for a worker. When the log has lost data it is left as it is, and the worker starts all the same: it will do
@@ -67,12 +84,15 @@ async fn reach_log(nats: &NatsArgs, db: &Database) -> anyhow::Result<(Log, Vec<F
     patiently("NATS", || async {
         let log = connect_log(nats).await?;
         let lost = lost_data(&log, db).await?;
-        let mut findings = Vec::new();
-        // A stream that is made where one was lost would be the beginning of a second history under the same names.
-        if lost.is_empty() {
-            findings.extend(log.ensure_streams().await.context("the streams could not be made")?);
+        let findings = preflight_log(&log, nats).await?;
+        // One that is missing may be on its way; one that had something and is missing was lost.
+        let missing = log.missing_streams().await.context("the streams could not be looked at")?;
+        if lost.is_empty() && findings.is_empty() && !missing.is_empty() {
+            bail!(
+                "there is no stream {}: make the streams with `orgstream nats streams` and the administrator's credentials",
+                missing.join(", ")
+            );
         }
-        findings.extend(preflight_log(&log, nats).await?);
         Ok((log, lost, findings))
     })
     .await
@@ -108,7 +128,13 @@ pub async fn connect_log(nats: &NatsArgs) -> anyhow::Result<Log> {
 /// What is wrong with the NATS side.
 pub async fn preflight_log(log: &Log, nats: &NatsArgs) -> anyhow::Result<Vec<Finding>> {
     let monitor = nats.nats_monitor_url.as_deref();
-    orgstream_stream::preflight(log, monitor, nats.allow_unsafe_sync).await.context("NATS could not be looked at")
+    let preflight = orgstream_stream::preflight(log, monitor, nats.allow_unsafe_sync).await;
+    let mut findings = preflight.context("NATS could not be looked at")?;
+    if !nats.allow_open_nats {
+        let producer = nats.producers()?.map(|producers| producers.probe()).transpose()?;
+        findings.extend(log.door(producer.and_then(Credentials::parse)).await.context("NATS could not be looked at")?);
+    }
+    Ok(findings)
 }
 
 /// The database, migrated and safe to use; or every finding, one line each.
@@ -196,11 +222,14 @@ pub struct Outside {
     pub idp: Arc<dyn IdentityOrganizations>,
     /// Whether organizations may have issuers of their own on this machine: for trying things out.
     pub local_issuers: bool,
+    /// What producers' NATS credentials are signed with, where there are any.
+    pub producers: Option<Arc<Producers>>,
 }
 
 impl Default for Outside {
     fn default() -> Self {
-        Self { mail: None, dns: Arc::new(SystemDns), idp: Arc::new(NoIdentityProvider), local_issuers: false }
+        let (dns, idp) = (Arc::new(SystemDns), Arc::new(NoIdentityProvider));
+        Self { mail: None, dns, idp, local_issuers: false, producers: None }
     }
 }
 
@@ -215,6 +244,7 @@ pub struct Api {
     peers: watch::Sender<NonZeroU32>,
     sender: Option<Sender>,
     webhooks: Webhooks,
+    producers: Option<Arc<Producers>>,
 }
 
 impl Api {
@@ -266,8 +296,10 @@ impl Api {
             webhook_keys,
             break_glass_approval: identity.break_glass_approval,
             worker,
+            producers: outside.producers.clone(),
         });
-        Ok(Self { app, gateway, auth, log, peers, sender, webhooks })
+        let producers = outside.producers;
+        Ok(Self { app, gateway, auth, log, peers, sender, webhooks, producers })
     }
 
     /// Serves until `stop`, then finishes what has begun.
@@ -276,7 +308,8 @@ impl Api {
         patiently("the event log", || register_default_kinds(handler)).await?;
         let client = self.log.client().clone();
         let counting = tokio::spawn(count_peers(client.clone(), self.peers, stop.clone()));
-        let producers = tokio::spawn(producers::serve(client, self.auth, Arc::clone(&self.gateway), stop.clone()));
+        let door = producers::Door { auth: self.auth, gateway: Arc::clone(&self.gateway), users: self.producers };
+        let producers = tokio::spawn(producers::serve(client, door, stop.clone()));
         let sending = match self.sender {
             Some(sender) => Some(tokio::spawn(sender.run(stop.clone()))),
             None => {

@@ -180,6 +180,7 @@ impl From<AuthError> for Problem {
             AuthError::Forbidden { .. } => Self::new(403, "forbidden", "Not allowed", detail),
             AuthError::Suspended => Self::new(403, "organization_suspended", "Suspended", detail),
             AuthError::SessionOnly => Self::new(403, "session_only", "Not with an API key", detail),
+            AuthError::KeyOnly => Self::new(403, "key_only", "Not without an API key", detail),
             AuthError::SessionRequired => Self::new(403, "session_required", "Not without a session", detail),
             AuthError::SignInRequired => Self::new(403, "sign_in_required", "Not with a session", detail),
             AuthError::ActiveOrgChanged { .. } => {

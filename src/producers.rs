@@ -1,7 +1,8 @@
 //! Commands by NATS request: `cmd.<org>`, with the same bodies, answers and errors as HTTP.
 //!
-//! The credential is in the header `Authorization`, the encoding in `Content-Type`, the key in `Idempotency-Key`. The
-//! answer's header `Status` is what HTTP's status would be, and its body is what HTTP's body would be.
+//! Who asks is whoever nats-server says, by the credentials that were made for an API key, or, with a header
+//! `Authorization`, whoever that proves. The encoding is in `Content-Type`, the key in `Idempotency-Key`. The answer's header
+//! `Status` is what HTTP's status would be, and its body is what HTTP's body would be.
 
 use std::sync::Arc;
 
@@ -16,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::{
-    auth::{Access, Authenticator, authenticator::OrgName},
+    auth::{Access, AuthError, Authenticator, Principal, authenticator::OrgName},
+    broker::{NatsUser, Producers, REQUEST_INFO},
     gateway::{AcceptedCommand, CommandOutcome, Gateway, Origin},
     notes::Attempt,
     problem::Problem,
@@ -30,13 +32,43 @@ const ROUTE: &str = "NATS cmd.{org}";
 /// Requests under way at the same time. When there are more, they wait in NATS' own bounded buffers.
 const AT_ONCE: usize = 512;
 
+/// What a request goes through.
+#[derive(Clone)]
+pub struct Door {
+    /// Who asks.
+    pub auth: Arc<Authenticator>,
+    /// The way in.
+    pub gateway: Arc<Gateway>,
+    /// Whose credentials nats-server vouches for; none where it vouches for nobody.
+    pub users: Option<Arc<Producers>>,
+}
+
+impl Door {
+    /// Whom nats-server names.
+    fn user(&self, request: &Message) -> Option<NatsUser> {
+        let users = self.users.as_ref()?;
+        // The server's own header, in its own spelling, and once: it leaves other spellings to whoever wrote them.
+        let headers = request.headers.as_ref()?;
+        let mut infos = headers.iter().filter(|(name, _)| name.to_string() == REQUEST_INFO);
+        let (_, values) = infos.next().filter(|(_, values)| values.len() == 1)?;
+        users.recognize(values.first().filter(|_| infos.next().is_none())?.as_str())
+    }
+
+    async fn principal(
+        &self,
+        user: Option<&NatsUser>,
+        request: &Message,
+        org: Option<&OrgName>,
+    ) -> Result<Principal, AuthError> {
+        match (header(request, "Authorization"), user) {
+            (None, Some(user)) => self.auth.keys().principal_of(&user.key).await,
+            (authorization, _) => self.auth.principal_at(authorization, org).await,
+        }
+    }
+}
+
 /// Answers requests until `stop`, then those that have begun.
-pub async fn serve(
-    client: Client,
-    auth: Arc<Authenticator>,
-    gateway: Arc<Gateway>,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
+pub async fn serve(client: Client, door: Door, stop: CancellationToken) -> anyhow::Result<()> {
     // A slug may have dots, at which NATS divides subjects.
     let subscription = client.queue_subscribe("cmd.>", QUEUE.to_owned()).await;
     let mut requests = subscription.context("commands by NATS cannot be subscribed to")?;
@@ -50,9 +82,9 @@ pub async fn serve(
         };
         let Some(request) = request else { break };
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { break };
-        let (client, auth, gateway) = (client.clone(), Arc::clone(&auth), Arc::clone(&gateway));
+        let (client, door) = (client.clone(), door.clone());
         under_way.spawn(async move {
-            answer(&client, &auth, &gateway, request).await;
+            answer(&client, &door, request).await;
             drop(permit);
         });
     }
@@ -73,7 +105,7 @@ impl From<Problem> for Answer {
     }
 }
 
-async fn answer(client: &Client, auth: &Authenticator, gateway: &Gateway, request: Message) {
+async fn answer(client: &Client, door: &Door, request: Message) {
     let Some(reply) = request.reply.clone() else {
         tracing::warn!(subject = %request.subject, "a command without a reply subject was not carried out: use a request");
         return;
@@ -83,9 +115,11 @@ async fn answer(client: &Client, auth: &Authenticator, gateway: &Gateway, reques
     let org = org_name(&request);
     let span = tracing::info_span!("nats command", org.name = org, request_id = id, status = tracing::field::Empty);
     let trace = trace::join(&span, header(&request, "traceparent"));
-    let origin =
+    let mut origin =
         Origin { request_id: Some(id.clone()), trace: Some(trace), route: ROUTE.to_owned(), ..Origin::default() };
-    let answer = carry_out_request(auth, gateway, &request, &origin).instrument(span.clone()).await;
+    let user = door.user(&request);
+    origin.context.ip = user.as_ref().and_then(|user| user.ip).map(|ip| ip.to_string());
+    let answer = carry_out_request(door, user.as_ref(), &request, &origin).instrument(span.clone()).await;
     let answer = answer.unwrap_or_else(|problem| Answer::from(Problem { request_id: Some(id.clone()), ..problem }));
     span.record("status", answer.status);
     histogram!("orgstream_nats_request_seconds", "status" => answer.status.to_string()).record(started.elapsed());
@@ -109,14 +143,15 @@ async fn answer(client: &Client, auth: &Authenticator, gateway: &Gateway, reques
 }
 
 async fn carry_out_request(
-    auth: &Authenticator,
-    gateway: &Gateway,
+    door: &Door,
+    user: Option<&NatsUser>,
     request: &Message,
     origin: &Origin,
 ) -> Result<Answer, Problem> {
+    let (auth, gateway) = (&door.auth, &door.gateway);
     let notes = gateway.notes();
     let name = OrgName::parse(org_name(request));
-    let principal = auth.principal_at(header(request, "Authorization"), name.as_ref().ok()).await;
+    let principal = door.principal(user, request, name.as_ref().ok()).await;
     let principal = principal.map_err(|error| notes.refused(error, origin))?;
     auth.keys().admit(&principal, &origin.context).map_err(|error| notes.refused(error, origin))?;
     let name = name.map_err(|rule| Problem::invalid_parameter("org", &rule))?;

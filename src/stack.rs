@@ -128,8 +128,10 @@ pub struct Stack {
     pub database_url: String,
     /// The secrets of the data folder.
     pub secrets: Secrets,
-    /// The event log.
+    /// The event log, as the API has it.
     pub log: Log,
+    /// The same as a worker has it.
+    work_log: Log,
     /// The read models and the audit log.
     pub db: Database,
     /// The way in for commands.
@@ -169,7 +171,10 @@ impl Stack {
         let (issuer, issuing) = start_issuer(&dir.join("issuer"), stop.clone())?;
         let nats_args = NatsArgs {
             nats_url: nats.url.clone(),
-            nats_creds: None,
+            nats_creds: Some(nats.access.serve()),
+            nats_ca: None,
+            nats_producers: Some(nats.access.producers()),
+            allow_open_nats: false,
             commit_keys: secrets.commit_keys.clone(),
             nats_monitor_url: Some(nats.monitor_url.clone()),
             replicas: 1,
@@ -192,12 +197,16 @@ impl Stack {
         let identity =
             IdentityArgs { break_glass_approval: GlassApproval::Off, ..IdentityArgs::of_issuer(issuer.url()) };
         let db = node::open_database(&database_args, options.worker.as_ref().map_or(1, |worker| worker.slots)).await?;
+        node::make_streams(&NatsArgs { nats_creds: Some(nats.access.admin()), ..nats_args.clone() }).await?;
         let log = node::open_log(&nats_args, &db).await?;
+        // The worker comes as itself, so that what it may not do is not done here either.
+        let work_args = NatsArgs { nats_creds: Some(nats.access.work()), nats_producers: None, ..nats_args.clone() };
+        let work_log = node::connect_log(&work_args).await?;
         let stop_worker = stop.child_token();
         let (mut watch, mut worker) = (None, None);
         if let Some(chosen) = options.worker {
             let id = if chosen.id.is_nil() { secrets.worker_id } else { chosen.id };
-            let new = Worker::new(log.clone(), db.clone(), WorkerOptions { id, ..chosen });
+            let new = Worker::new(work_log.clone(), db.clone(), WorkerOptions { id, ..chosen });
             watch = Some(new.status());
             worker = Some(tokio::spawn(new.run(stop_worker.clone())));
         }
@@ -215,7 +224,12 @@ impl Stack {
             invitation_link: format!("{base_url}/join#token={{token}}"),
             ..MailArgs::default()
         };
-        let outside = node::Outside { mail: Mailer::new(&mail)?, local_issuers: true, ..node::Outside::default() };
+        let outside = node::Outside {
+            mail: Mailer::new(&mail)?,
+            local_issuers: true,
+            producers: nats_args.producers()?,
+            ..node::Outside::default()
+        };
         let api = node::Api::new(log.clone(), db.clone(), &secret_args, &identity, metrics, watch, outside)?;
         let (gateway, auth) = (Arc::clone(&api.gateway), Arc::clone(&api.app.auth));
         let api = tokio::spawn(api.run(listener, stop.clone()));
@@ -227,6 +241,7 @@ impl Stack {
             database_url: database_args.database_url,
             secrets,
             log,
+            work_log,
             db,
             gateway,
             auth,
@@ -243,7 +258,7 @@ impl Stack {
     /// Starts a worker beside what runs already, in place of the one that was stopped.
     pub fn start_worker(&mut self, options: WorkerOptions) {
         self.stop_worker = self.stop.child_token();
-        let worker = Worker::new(self.log.clone(), self.db.clone(), options);
+        let worker = Worker::new(self.work_log.clone(), self.db.clone(), options);
         self.worker = Some(tokio::spawn(worker.run(self.stop_worker.clone())));
     }
 
@@ -292,6 +307,7 @@ impl Stack {
         let result = tokio::time::timeout(GRACE, finished).await;
         self.db.close().await;
         self.log.close().await;
+        self.work_log.close().await;
         self.postgres.stop().await;
         self.nats.stop().await;
         match result {

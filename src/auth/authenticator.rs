@@ -66,6 +66,9 @@ pub enum AuthError {
     /// Only a person who signed in may do this, no key.
     #[error("an API key cannot do this: sign in as a person")]
     SessionOnly,
+    /// Only an API key may do this.
+    #[error("only an API key can do this: send the header Authorization: Bearer <API key>")]
+    KeyOnly,
     /// Only a session has what is asked for.
     #[error("this takes a session, which POST /v1/sessions makes of your token; or name the organization in the path")]
     SessionRequired,

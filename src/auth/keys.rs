@@ -8,7 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use orgstream_events::{ActorType, Context, KeyId, KeyPublicId, MemberId, OrgId, Timestamp};
+use orgstream_events::{ActorType, Context, KeyId, KeyPublicId, MemberId, OrgId, Slug, Timestamp};
 use orgstream_projections::{
     BoundOrg, Database, TenantTx,
     api_keys::{self, ApiKey},
@@ -67,8 +67,21 @@ impl Keys {
             text.parse().map_err(|error: KeyTokenError| AuthError::Unauthenticated(error.to_string()))?;
         let public_id = token.public_id().clone();
         let (org, known) = self.known(&public_id).await?;
-        let Known { key, creator_left, .. } = &*known;
-        match fault(&token, &self.pepper, key, *creator_left, now()) {
+        if !secret(&public_id, &known.key).is_some_and(|mac| token.matches(&self.pepper, mac)) {
+            return Err(AuthError::KeyRefused { org, id: known.key.id, public_id, code: "wrong_secret" });
+        }
+        Self::principal_as(org, &known, public_id)
+    }
+
+    /// The key of this public part, for somebody who proved by other means than its secret to be its bearer.
+    pub async fn principal_of(&self, public_id: &KeyPublicId) -> Result<Principal, AuthError> {
+        let (org, known) = self.known(public_id).await?;
+        Self::principal_as(org, &known, public_id.clone())
+    }
+
+    fn principal_as(org: OrgId, known: &Known, public_id: KeyPublicId) -> Result<Principal, AuthError> {
+        let Known { key, creator_left, .. } = known;
+        match fault(&public_id, key, *creator_left, now()) {
             None => Ok(Principal::Key {
                 id: key.id,
                 public_id,
@@ -81,10 +94,23 @@ impl Keys {
         }
     }
 
+    /// What credentials for elsewhere that are made of this token are bound to: the name of its organization, and when it
+    /// ends by itself.
+    pub async fn binding(&self, public_id: &KeyPublicId) -> Result<(Option<Slug>, Option<Timestamp>), AuthError> {
+        let (org, known) = self.known(public_id).await?;
+        let key = &known.key;
+        let previous = key.previous.as_ref().filter(|previous| previous.public_id == *public_id);
+        let ends = [key.expires_at, previous.map(|previous| previous.ends_at)].into_iter().flatten().min();
+        let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+        Ok((organizations::get(&mut tx).await?.map(|organization| organization.slug), ends))
+    }
+
     /// The organization and id of a key that is in somebody else's hands, if this is its whole token.
     pub async fn owner(&self, token: &KeyToken) -> Result<Option<(OrgId, KeyId)>, AuthError> {
         match self.known(token.public_id()).await {
-            Ok((org, known)) if secret(token, &known.key).is_some_and(|mac| token.matches(&self.pepper, mac)) => {
+            Ok((org, known))
+                if secret(token.public_id(), &known.key).is_some_and(|mac| token.matches(&self.pepper, mac)) =>
+            {
                 Ok(Some((org, known.key.id)))
             }
             Ok(_) | Err(AuthError::Unauthenticated(_)) => Ok(None),
@@ -127,15 +153,13 @@ impl Keys {
 }
 
 /// Why the key does not count, for its organization's log; None when it does.
-fn fault(token: &KeyToken, pepper: &Pepper, key: &ApiKey, creator_left: bool, now: Timestamp) -> Option<&'static str> {
+fn fault(public_id: &KeyPublicId, key: &ApiKey, creator_left: bool, now: Timestamp) -> Option<&'static str> {
     let is_past = |end: Option<Timestamp>| end.is_some_and(|end| end <= now);
-    if !secret(token, key).is_some_and(|mac| token.matches(pepper, mac)) {
-        Some("wrong_secret")
-    } else if key.revoked_at.is_some() {
+    if key.revoked_at.is_some() {
         Some("revoked")
     } else if is_past(key.expires_at) {
         Some("expired")
-    } else if key.public_id != *token.public_id() && is_past(key.previous.as_ref().map(|previous| previous.ends_at)) {
+    } else if key.public_id != *public_id && is_past(key.previous.as_ref().map(|previous| previous.ends_at)) {
         Some("rotated")
     } else if creator_left {
         Some("creator_left")
@@ -145,14 +169,11 @@ fn fault(token: &KeyToken, pepper: &Pepper, key: &ApiKey, creator_left: bool, no
 }
 
 /// What the secret of the token is compared with: a key that was rotated has two for a while.
-fn secret<'a>(token: &KeyToken, key: &'a ApiKey) -> Option<&'a orgstream_events::Fingerprint> {
-    if key.public_id == *token.public_id() {
+fn secret<'a>(public_id: &KeyPublicId, key: &'a ApiKey) -> Option<&'a orgstream_events::Fingerprint> {
+    if key.public_id == *public_id {
         return Some(&key.secret_mac);
     }
-    key.previous
-        .as_ref()
-        .filter(|previous| previous.public_id == *token.public_id())
-        .map(|previous| &previous.secret_mac)
+    key.previous.as_ref().filter(|previous| previous.public_id == *public_id).map(|previous| &previous.secret_mac)
 }
 
 /// What cannot be read allows nothing, and not everything: a single address that nobody has stands for it.

@@ -21,8 +21,13 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{load, rig::Rig, warn_of_debug_build, write_json};
-use crate::cli::out::say;
-use crate::{bench::load::Measured, cli::table::table, config::ClientArgs};
+use crate::{
+    auth::key::KeyToken,
+    bench::load::Measured,
+    broker::Producers,
+    cli::{out::say, table::table},
+    config::ClientArgs,
+};
 
 /// Commands in one bulk request, and publishes in one raw window.
 const BULK: u64 = 200;
@@ -141,7 +146,9 @@ async fn measure(rig: &Rig, path: &str, bulk: bool, writers: usize, time: Durati
 async fn raw(rig: &Rig, each: u64, writers: usize, time: Duration) -> anyhow::Result<Measured> {
     // Room for every publish of every window: a writer that waits for room would wait for its own acknowledgements.
     let room = (writers as u64 * each) as usize + 1;
-    let client = async_nats::connect(&rig.stack.nats.url).await?;
+    // As the administrator: a stream is made beside the product's.
+    let admin = async_nats::ConnectOptions::with_credentials_file(rig.stack.nats.access.admin()).await?;
+    let client = admin.connect(&rig.stack.nats.url).await?;
     let context = ContextBuilder::new().max_ack_inflight(room).build(client);
     let mut config = context.get_stream("EV_0").await?.cached_info().config.clone();
     "RAW".clone_into(&mut config.name);
@@ -214,7 +221,12 @@ fn commands(run: u32, number: u64, each: u64) -> Value {
 
 /// Requests to `cmd.<org>`.
 async fn nats(rig: &Rig, each: u64, writers: usize, time: Duration) -> anyhow::Result<Measured> {
-    let client = async_nats::connect(&rig.stack.nats.url).await?;
+    let producers = Producers::load(&rig.stack.nats.access.producers())?;
+    let token: KeyToken = rig.api_key.parse()?;
+    let user = producers.issue(token.public_id(), rig.org, None, None)?;
+    let user = async_nats::ConnectOptions::with_credentials(&user)?;
+    let user = user.custom_inbox_prefix(format!("_INBOX_{}", token.public_id()));
+    let client = user.connect(&rig.stack.nats.url).await?;
     let (org, key, run) = (rig.org, rig.api_key.clone(), rand::random());
     load::drive(writers, time, move |number| {
         let (client, key) = (client.clone(), key.clone());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 
 use super::out::{say, told};
-use crate::{demo::DemoFile, stack::Secrets};
+use crate::{broker::AccessFiles, demo::DemoFile, stack::Secrets};
 
 /// Print the shell settings of a demo organization: eval "$(orgstream demo acme)".
 #[derive(clap::Args)]
@@ -42,9 +42,12 @@ fn settings(args: &Args) -> anyhow::Result<String> {
         let secrets = Secrets::load_or_create(&args.data_dir.join("secrets.json"))?;
         // The program logs in as its own roles, so the owner stays out of the address.
         let (_, database) = file.postgres_url.rsplit_once('@').context("the database's address names its owner")?;
+        // Whoever looks into the log needs no more of it than a worker.
+        let reader = AccessFiles::at(&file.nats_access).work();
         settings.extend([
             ("ORGSTREAM_API_KEY", file.platform_admin_token),
             ("ORGSTREAM_NATS_URL", file.nats_url),
+            ("ORGSTREAM_NATS_CREDS", format!("'{}'", reader.display())),
             ("ORGSTREAM_NATS_MONITOR_URL", file.nats_monitor_url),
             ("ORGSTREAM_COMMIT_KEYS", secrets.commit_keys),
             ("ORGSTREAM_DATABASE_URL", format!("postgres://{database}")),

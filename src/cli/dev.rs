@@ -72,6 +72,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = DemoFile {
         base_url: stack.base_url.clone(),
         nats_url: stack.nats.url.clone(),
+        nats_access: stack.nats.access.dir().to_owned(),
         nats_monitor_url: stack.nats.monitor_url.clone(),
         postgres_url: stack.owner_url.clone(),
         issuer_url: stack.issuer.url().to_owned(),

@@ -1,17 +1,26 @@
-//! `orgstream key`: what can be said of an API key without asking anybody.
+//! `orgstream key`: what can be said of an API key without asking anybody, and what can be made of one.
 
 use std::io::Read;
 
 use anyhow::{Context, bail};
 use orgstream_events::KeyEnvironment;
+use serde_json::Value;
 
-use super::out::say;
-use crate::auth::key::{KeyToken, TOKEN_REGEX};
+use super::{
+    client::Api,
+    out::{note, say},
+};
+use crate::{
+    auth::key::{KeyToken, TOKEN_REGEX},
+    config::ClientArgs,
+};
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Job {
     /// Say whether a text can be an API key: its form and its checksum, without a server. Reads standard input without TOKEN.
     Check(CheckArgs),
+    /// Make credentials for NATS of an API key, and print them: the content of a .creds file, shown once.
+    Nats(ClientArgs),
     /// Print the regular expression of all API keys, for tools that look for leaked ones.
     Pattern,
 }
@@ -22,14 +31,23 @@ pub(crate) struct CheckArgs {
     token: Option<String>,
 }
 
-pub(crate) fn run(job: Job) -> anyhow::Result<()> {
+pub(crate) async fn run(job: Job) -> anyhow::Result<()> {
     match job {
         Job::Check(args) => check(args),
+        Job::Nats(args) => nats(&args).await,
         Job::Pattern => {
             say!("{TOKEN_REGEX}")?;
             Ok(())
         }
     }
+}
+
+async fn nats(args: &ClientArgs) -> anyhow::Result<()> {
+    let made = Api::new(args)?.post("/v1/nats-credentials", &Value::Null).await?;
+    let text = |name: &str| made.get(name).and_then(Value::as_str).unwrap_or_default();
+    say!("{}", text("credentials").trim_end())?;
+    note!("for commands to cmd.{}; answers come to inboxes that begin with {}", text("org_id"), text("inbox_prefix"));
+    Ok(())
 }
 
 fn check(args: CheckArgs) -> anyhow::Result<()> {

@@ -14,6 +14,7 @@ mod key;
 mod lag;
 mod login;
 mod migrate;
+mod nats;
 pub(crate) mod out;
 mod outbox;
 mod park;
@@ -67,6 +68,9 @@ enum Job {
     Work(work::Args),
     /// Bring a database up to date, and give the program's logins their password.
     Migrate(migrate::Args),
+    /// Make the accounts and credentials that NATS is run with, and the streams.
+    #[command(subcommand)]
+    Nats(nats::Job),
     /// Look at NATS and PostgreSQL as `serve` and `work` do before they start, and say what is wrong.
     CheckConfig(check_config::Args),
     /// Send commands from an NDJSON file. Sending the same file again changes nothing.
@@ -92,7 +96,7 @@ enum Job {
     Park(park::Job),
     /// Look into an organization for a while as its operator, in front of its audit log.
     BreakGlass(break_glass::Args),
-    /// Look at an API key without asking anybody.
+    /// Look at an API key without asking anybody, or make credentials for NATS of it.
     #[command(subcommand)]
     Key(key::Job),
     /// Put an organization on a plan, which says how much of the workers' time it may have.
@@ -125,6 +129,7 @@ impl Cli {
             Job::Serve(args) => Box::pin(serve::run(*args)).await,
             Job::Work(args) => work::run(args).await,
             Job::Migrate(args) => migrate::run(args).await,
+            Job::Nats(job) => nats::run(job).await,
             Job::CheckConfig(args) => check_config::run(args).await,
             Job::Publish(args) => publish::run(args).await,
             Job::Replay(args) => return replay::run(*args).await,
@@ -136,7 +141,7 @@ impl Cli {
             Job::Lag(args) => lag::run(args).await,
             Job::Park(job) => return park::run(job).await,
             Job::BreakGlass(args) => break_glass::run(args).await,
-            Job::Key(job) => key::run(job),
+            Job::Key(job) => key::run(job).await,
             Job::Plan(args) => plan::run(args).await,
             Job::Limits(args) => usage::change(args).await,
             Job::Usage(args) => usage::show(args).await,

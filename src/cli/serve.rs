@@ -33,7 +33,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let stop = node::stop_when_asked()?;
     let metrics = telemetry::metrics()?;
     let (mail, idp) = (Mailer::new(&args.mail)?, args.auth0.provider()?);
-    let outside = node::Outside { mail, idp, ..node::Outside::default() };
+    let outside = node::Outside { mail, idp, producers: args.nats.producers()?, ..node::Outside::default() };
     let opening = async {
         let db = node::open_database(&args.database, 1).await?;
         Ok((node::open_log(&args.nats, &db).await?, db))

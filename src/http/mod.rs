@@ -30,6 +30,7 @@ pub mod leaked_keys;
 pub mod me;
 pub mod members;
 pub mod middleware;
+pub mod nats_credentials;
 pub mod openapi;
 pub mod organizations;
 pub mod page;
@@ -71,6 +72,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     audit::webhook::WebhookKeys,
     auth::{Authenticator, leaks::LeakReporters},
+    broker::Producers,
     config::GlassApproval,
     gateway::Gateway,
 };
@@ -108,6 +110,8 @@ pub struct Parts {
     pub webhook_keys: WebhookKeys,
     /// Whether an operator needs another's consent to look into an organization.
     pub break_glass_approval: GlassApproval,
+    /// What producers' credentials for NATS are signed with, where there are any.
+    pub producers: Option<Arc<Producers>>,
     /// The worker of this process, if it has one.
     pub worker: Option<watch::Receiver<WorkerStatus>>,
 }
@@ -127,6 +131,7 @@ pub struct App {
     pub(crate) proxies: TrustedProxies,
     pub(crate) webhook_keys: WebhookKeys,
     pub(crate) break_glass_approval: GlassApproval,
+    pub(crate) producers: Option<Arc<Producers>>,
     pub(crate) cursors: CursorKey,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) readiness: Readiness,
@@ -148,6 +153,7 @@ impl App {
             proxies,
             webhook_keys,
             break_glass_approval,
+            producers,
             worker,
         } = parts;
         Arc::new(Self {
@@ -160,6 +166,7 @@ impl App {
             proxies,
             webhook_keys,
             break_glass_approval,
+            producers,
             cursors: CursorKey::new(cursor_key),
             metrics,
             stopping: CancellationToken::new(),
@@ -209,6 +216,7 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(api_keys::list, api_keys::issue))
         .routes(routes!(api_keys::show, api_keys::revoke))
         .routes(routes!(api_keys::rotate))
+        .routes(routes!(nats_credentials::make))
         .routes(routes!(leaked_keys::report))
         .routes(routes!(break_glass::open, break_glass::close))
         .routes(routes!(break_glass::approve))

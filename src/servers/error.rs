@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::broker::BrokerError;
+
 /// Why a private server could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -38,6 +40,15 @@ pub enum ServerError {
         dir: PathBuf,
         /// Whose it is, if it says.
         pid: Option<u32>,
+    },
+    /// Its accounts.
+    #[error(transparent)]
+    Access(#[from] BrokerError),
+    /// Its streams are where no account of ours reaches.
+    #[error("the streams in {} are from before NATS had accounts: delete the data folder to start afresh", dir.display())]
+    BeforeAccounts {
+        /// Where they are.
+        dir: PathBuf,
     },
     /// It ended, or never answered.
     #[error("{server} did not start: {reason}. The end of {}:\n{tail}", log.display())]

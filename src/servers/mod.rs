@@ -18,3 +18,4 @@ pub use nats::Nats;
 pub use postgres::{Postgres, PostgresOptions};
 pub(crate) use process::child_command;
 pub use shared::{TEST_POSTGRES, run_with_postgres};
+pub use tools::nats_server;

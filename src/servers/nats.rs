@@ -1,4 +1,4 @@
-//! A private nats-server with JetStream on disk.
+//! A private nats-server with JetStream on disk, and with the accounts that production has.
 
 use std::{
     net::Ipv4Addr,
@@ -19,8 +19,11 @@ use super::{
     process::{Server, Spec, end_leftovers},
     tools,
 };
+use crate::broker::{self, AccessFiles};
 
 const NAME: &str = "nats-server";
+/// The folder of its accounts, inside its own.
+const ACCESS: &str = "access";
 /// A server with much in its streams reads it before it answers.
 const READY_TIME: Duration = Duration::from_mins(2);
 const STOP_TIME: Duration = Duration::from_secs(20);
@@ -33,6 +36,8 @@ pub struct Nats {
     pub url: String,
     /// Where it answers questions about itself, over HTTP.
     pub monitor_url: String,
+    /// As whom to connect. Nobody is let in without.
+    pub access: AccessFiles,
     ports: [u16; 2],
     program: PathBuf,
     server: Server,
@@ -49,6 +54,14 @@ impl Nats {
         let program = tools::nats_server().await?;
         let folder = Folder::take(dir)?;
         end_leftovers(&folder.join("children.json"), Signal::TERM, STOP_TIME).await?;
+        let before = folder.join("jetstream/jetstream/$G/streams");
+        if before.exists() {
+            return Err(ServerError::BeforeAccounts { dir: before });
+        }
+        let mut access = AccessFiles::at(&folder.join(ACCESS));
+        if !access.exist() {
+            access = broker::make(&folder.join(ACCESS))?;
+        }
         let mut tries_left = TRIES;
         loop {
             tries_left -= 1;
@@ -57,7 +70,7 @@ impl Nats {
                 Ok(server) => {
                     let url = format!("nats://127.0.0.1:{}", ports[0]);
                     let monitor_url = format!("http://127.0.0.1:{}", ports[1]);
-                    return Ok(Self { url, monitor_url, ports, program, server, sync_always, folder });
+                    return Ok(Self { url, monitor_url, access, ports, program, server, sync_always, folder });
                 }
                 Err(error) if tries_left == 0 || !lost_a_port(&error) => return Err(error),
                 Err(_) => {}
@@ -148,6 +161,7 @@ fn configuration(store: &Path, [port, http]: [u16; 2], sync_always: bool) -> Str
          server_name: orgstream\n\
          listen: \"127.0.0.1:{port}\"\n\
          http: \"127.0.0.1:{http}\"\n\
+         include \"{ACCESS}/server/access.conf\"\n\
          jetstream {{\n  store_dir: {store}\n  {sync}\n}}\n"
     )
 }

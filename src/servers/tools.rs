@@ -16,7 +16,7 @@ const FIX_POSTGRES: &str = "Install it with ./dev or with your package manager (
     and put its programs on the PATH or name their folder in ORGSTREAM_POSTGRES_BIN";
 
 /// The nats-server to run.
-pub(super) async fn nats_server() -> Result<PathBuf, ServerError> {
+pub async fn nats_server() -> Result<PathBuf, ServerError> {
     let candidates: Vec<PathBuf> = match env::var_os("ORGSTREAM_NATS_SERVER") {
         Some(path) => vec![path.into()],
         None => places().map(|dir| dir.join(NATS_SERVER)).collect(),

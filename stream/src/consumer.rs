@@ -52,7 +52,7 @@ pub(crate) async fn create(log: &Log, shard: Shard, reads: Reads, after: u64) ->
     };
     let body = json!({ "stream_name": stream, "config": config, "action": "create" });
     let _: Info = log.ask(action, subject, &body).await?;
-    Ok(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"))
+    Ok(format!("{}.CONSUMER.MSG.NEXT.{stream}.{name}", log.inner.api))
 }
 
 /// Where a message stands.

@@ -5,13 +5,16 @@
 //! aggregate. Start with [`Log`]: a cheap handle, and every verb of the crate is a method on it, in the file of that
 //! name.
 
+pub mod access;
 mod api;
 mod append;
 mod backlog;
 mod claims;
 mod consumer;
+mod credentials;
 mod cursor;
 mod directory;
+mod door;
 mod error;
 mod feed;
 mod log;
@@ -29,6 +32,7 @@ pub mod trace;
 
 pub use append::{Appended, Expected};
 pub use backlog::Backlog;
+pub use credentials::{Credentials, Reach};
 pub use cursor::Cursor;
 pub use error::{AppendError, ClaimError, CursorError, StreamError};
 pub use log::{Log, LogOptions, SyncMode};

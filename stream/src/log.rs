@@ -3,14 +3,21 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{
-    ConnectOptions, Event,
+    Event,
     jetstream::{self, stream::Stream},
 };
 use orgstream_events::{CommitKeys, Shard};
 use tokio::sync::watch;
 
 use crate::{
-    StreamError, api::unavailable, placement::PlacementCache, publish::Publisher, queue::Queue, share::Shares, streams,
+    Credentials, StreamError,
+    api::unavailable,
+    credentials::{self, Reach},
+    placement::PlacementCache,
+    publish::Publisher,
+    queue::Queue,
+    share::Shares,
+    streams,
 };
 
 /// Requests that only read or administer are answered well within this, or the server is in trouble.
@@ -19,8 +26,10 @@ const API_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where the log is and how it is kept.
 #[derive(Debug, Clone)]
 pub struct LogOptions {
-    /// `nats://host:port`, or several with commas.
+    /// `nats://host:port`, or several with commas; with `tls://` nothing is sent in the clear.
     pub url: String,
+    /// The certificates of who may have signed the server's, in PEM. With it, nothing is sent in the clear either.
+    pub ca: Option<PathBuf>,
     /// A NATS credentials file.
     pub creds: Option<PathBuf>,
     /// What vouches for messages that are appended, and which messages are believed.
@@ -42,6 +51,7 @@ impl LogOptions {
     pub fn new(url: impl Into<String>, keys: Arc<CommitKeys>) -> Self {
         Self {
             url: url.into(),
+            ca: None,
             creds: None,
             keys,
             shards: 16,
@@ -50,6 +60,11 @@ impl LogOptions {
             sync: SyncMode::Durable,
             duplicate_window: Duration::from_mins(2),
         }
+    }
+
+    /// How the server is reached.
+    pub fn reach(&self) -> Reach {
+        Reach { url: self.url.clone(), ca: self.ca.clone() }
     }
 }
 
@@ -71,6 +86,8 @@ pub struct Log {
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) options: LogOptions,
+    /// Under which subject JetStream is asked.
+    pub(crate) api: String,
     pub(crate) jetstream: jetstream::Context,
     pub(crate) streams: Vec<Stream<()>>,
     pub(crate) system: Stream<()>,
@@ -95,10 +112,11 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    async fn open(options: &LogOptions, name: &'static str) -> Result<Self, StreamError> {
+    async fn open(reach: &Reach, user: Option<&Credentials>, name: &'static str) -> Result<Self, StreamError> {
         let (lost, losses) = watch::channel(0);
         let lost = Arc::new(lost);
-        let mut connect = ConnectOptions::new()
+        let connect = reach
+            .options(user)?
             .name(name)
             .connection_timeout(API_TIMEOUT)
             .request_timeout(Some(API_TIMEOUT))
@@ -120,12 +138,7 @@ impl Line {
                     }
                 }
             });
-        if let Some(creds) = &options.creds {
-            let invalid = |error| StreamError::Invalid(format!("cannot read {}: {error}", creds.display()));
-            connect = connect.credentials_file(creds).await.map_err(invalid)?;
-        }
-        let servers: Vec<&str> = options.url.split(',').map(str::trim).collect();
-        let client = connect.connect(servers).await.map_err(|error| unavailable("connect", &error))?;
+        let client = connect.connect(reach.servers()).await.map_err(|error| unavailable("connect", &error))?;
         Ok(Self { client, losses })
     }
 }
@@ -136,9 +149,15 @@ impl Log {
         if options.shards == 0 || options.replicas == 0 {
             return Err(StreamError::Invalid("there must be at least one shard and one replica".to_owned()));
         }
-        let Line { client, losses } = Line::open(options, "orgstream").await?;
-        let bulk = Line::open(options, "orgstream bulk").await?;
-        let jetstream = jetstream::new(client.clone());
+        let user = match &options.creds {
+            Some(path) => Some(Credentials::read(path).await?),
+            None => None,
+        };
+        let (reach, user) = (options.reach(), user.as_ref());
+        let Line { client, losses } = Line::open(&reach, user, "orgstream").await?;
+        let bulk = Line::open(&reach, user, "orgstream bulk").await?;
+        let api = credentials::api(user).to_owned();
+        let jetstream = jetstream::with_prefix(client.clone(), &api);
 
         let mut streams = Vec::with_capacity(options.shards.into());
         for shard in (0..options.shards).map(Shard) {
@@ -152,8 +171,20 @@ impl Log {
         };
         let (shares, placements) = (Shares::new(options.sync), PlacementCache::default());
         let options = options.clone();
-        let inner =
-            Inner { options, jetstream, streams, system, publisher, queues, shares, placements, losses, client, bulk };
+        let inner = Inner {
+            options,
+            api,
+            jetstream,
+            streams,
+            system,
+            publisher,
+            queues,
+            shares,
+            placements,
+            losses,
+            client,
+            bulk,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 

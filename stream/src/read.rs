@@ -210,8 +210,8 @@ impl Log {
         losses.mark_unchanged();
         let inbox = client.new_inbox();
         let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| unavailable(action, &error))?;
-        let sent =
-            client.publish_with_reply(format!("$JS.API.DIRECT.GET.{}", streams::name(shard)), inbox, body.into());
+        let ask = format!("{}.DIRECT.GET.{}", self.inner.api, streams::name(shard));
+        let sent = client.publish_with_reply(ask, inbox, body.into());
         tokio::time::timeout(SILENCE, sent)
             .await
             .map_err(|_| broken("the connection takes no more"))?

@@ -39,7 +39,8 @@ pub(crate) async fn handle(jetstream: &jetstream::Context, name: &str) -> Result
 }
 
 impl Log {
-    /// Creates the streams that are missing and compares those that exist with what they must be.
+    /// Creates the streams that are missing and compares those that exist with what they must be. Only the administrator's
+    /// credentials may do that.
     ///
     /// An existing stream is never changed here; every differing field is a finding.
     pub async fn ensure_streams(&self) -> Result<Vec<Finding>, StreamError> {
@@ -53,6 +54,17 @@ impl Log {
         }
         self.place(PLATFORM_ORG).await?;
         Ok(findings)
+    }
+
+    /// The streams that are not there.
+    pub async fn missing_streams(&self) -> Result<Vec<String>, StreamError> {
+        let mut missing = Vec::new();
+        for config in self.configs() {
+            if self.stream_info(&config.name).await?.is_none() {
+                missing.push(config.name);
+            }
+        }
+        Ok(missing)
     }
 
     /// Compares the streams that exist with what they must be, and creates none.
@@ -122,9 +134,9 @@ impl Log {
             storage: StorageType::File,
             retention: RetentionPolicy::Limits,
             discard: DiscardPolicy::New,
-            // Purging stays possible: the deletion of an org is the one reason to.
+            // Nothing takes a message out again, not even the administrator.
             deny_delete: true,
-            deny_purge: false,
+            deny_purge: true,
             max_messages: -1,
             max_messages_per_subject: -1,
             max_bytes: -1,

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::{
     access::audited,
     api::{Answer, Api, Org, create_model, model},
+    support::any_producer,
 };
 
 const RECORDS: &str = "/v1/organizations/current/records";
@@ -187,7 +188,7 @@ async fn s2_22_a_read_that_is_under_way_ends_with_the_switch() {
 async fn a_session_sends_commands_by_nats_where_it_acts() {
     let api = Api::start().await;
     let (a, b, session) = max_in_two(&api, "nats").await;
-    let client = async_nats::connect(&api.nats.url).await.unwrap();
+    let client = any_producer(&api.nats.url, &api.nats.access).await;
     let send = async |subject: String| {
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("Authorization", format!("Bearer {session}"));

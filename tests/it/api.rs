@@ -15,6 +15,7 @@ use futures_util::future::BoxFuture;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use orgstream::{
     auth::{Authenticator, key::KeyToken},
+    broker::Producers,
     config::{IdentityArgs, MailArgs, SecretArgs},
     dns::{DnsError, TxtRecords},
     gateway::Gateway,
@@ -204,16 +205,20 @@ impl Api {
         let database = database().await;
         let dir = TempDir::new();
         let stop = CancellationToken::new();
-        let options = LogOptions { shards: 2, sync: SyncMode::Relaxed, ..LogOptions::new(&nats.url, commit_keys()) };
-        let log = Log::connect(&options).await.unwrap();
-        log.ensure_streams().await.unwrap();
+        let log = async |creds: PathBuf| {
+            let options = LogOptions::new(&nats.url, commit_keys());
+            let options = LogOptions { creds: Some(creds), shards: 2, sync: SyncMode::Relaxed, ..options };
+            Log::connect(&options).await.unwrap()
+        };
+        log(nats.access.admin()).await.ensure_streams().await.unwrap();
+        let (log, work_log) = (log(nats.access.serve()).await, log(nats.access.work()).await);
 
         let issuing = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", issuing.local_addr().unwrap());
         let issuer = DevIssuer::load_or_create(dir.path(), url.clone()).unwrap();
         tokio::spawn(issuer.clone().serve(issuing, stop.clone()));
 
-        let worker = Worker::new(log.clone(), database.db.clone(), WorkerOptions::new(Uuid::now_v7()));
+        let worker = Worker::new(work_log, database.db.clone(), WorkerOptions::new(Uuid::now_v7()));
         let watch = worker.status();
         tokio::spawn(worker.run(stop.clone()));
         let mut identity = IdentityArgs::of_issuer(&url);
@@ -226,7 +231,8 @@ impl Api {
         };
         let (outbox, dns) = (dir.path().join("outbox"), Arc::<FakeDns>::default());
         let mail = Mailer::new(&mail(outbox.clone())).unwrap();
-        let outside = node::Outside { mail, dns: dns.clone(), idp, local_issuers: true };
+        let producers = Some(Arc::new(Producers::load(&nats.access.producers()).unwrap()));
+        let outside = node::Outside { mail, dns: dns.clone(), idp, local_issuers: true, producers };
         let db = database.db.clone();
         let (base, auth, gateway) = serve(&log, db.clone(), &secrets, &identity, &outside, Some(watch), &stop).await;
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();

@@ -246,12 +246,13 @@ async fn the_stream_gives_up_no_event() {
     let (audited, tenant, _) = attacked(5).await;
     let log = audited.cluster.log().await;
     let placement = log.placement(tenant.id).await.unwrap().unwrap();
-    let producer = audited.cluster.producer().await;
+    let administrator = audited.cluster.administrator().await;
     let delete = format!("$JS.API.STREAM.MSG.DELETE.EV_{}", placement.shard);
-    let answer = producer.request(delete, r#"{"seq": 1}"#.into()).await.unwrap();
+    let answer = administrator.request(delete, r#"{"seq": 1}"#.into()).await.unwrap();
     let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
     assert!(answer["error"]["description"].as_str().unwrap().contains("not permitted"), "{answer}");
-    // Left open: a whole stream can be deleted, and every process refuses to start on what is left.
+    // Left open, for the administrator alone: a whole stream can be deleted, and every process refuses to start on what is
+    // left.
     let history = crate::history::History::read(&log, tenant.id).await;
     history.assert_audited(&mut audited.cluster.superuser().await).await;
 }

@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use crate::{
     cluster::{Cluster, ClusterOptions, Tenant, create, eventually},
     history::History,
+    support::connect_as,
 };
 
 /// Lines of a file, each a command.
@@ -183,9 +184,16 @@ async fn check_config_finds_what_is_unsafe_and_changes_nothing() {
     assert_eq!(tables, 0);
     // A server that acknowledges before it syncs.
     let lazy = servers::Nats::start(&cluster.dir().join("lazy"), false).await.unwrap();
-    let variables = [("ORGSTREAM_NATS_URL", &*lazy.url), ("ORGSTREAM_NATS_MONITOR_URL", &*lazy.monitor_url)];
-    finds(&variables, &["NATS", "sync_interval: always"]).await;
-    let streams = async_nats::jetstream::new(async_nats::connect(&lazy.url).await.unwrap());
+    let creds = lazy.access.serve().to_str().unwrap().to_owned();
+    let producers = lazy.access.producers().to_str().unwrap().to_owned();
+    let lazily = [
+        ("ORGSTREAM_NATS_URL", &*lazy.url),
+        ("ORGSTREAM_NATS_MONITOR_URL", &*lazy.monitor_url),
+        ("ORGSTREAM_NATS_CREDS", &*creds),
+        ("ORGSTREAM_NATS_PRODUCERS", &*producers),
+    ];
+    finds(&lazily, &["NATS", "sync_interval: always"]).await;
+    let streams = async_nats::jetstream::new(connect_as(&lazy.url, &lazy.access.admin()).await);
     assert!(streams.get_stream("EV_0").await.is_err(), "looking has made a stream");
     // Nobody there at all.
     let variables = [
@@ -197,10 +205,9 @@ async fn check_config_finds_what_is_unsafe_and_changes_nothing() {
     assert!(said.stderr.contains("2 problems"), "{said:?}");
     // What `check-config` finds, `serve` and `work` refuse to start with, in the same words.
     for job in ["serve", "work"] {
-        let variables = [("ORGSTREAM_NATS_URL", &*lazy.url), ("ORGSTREAM_NATS_MONITOR_URL", &*lazy.monitor_url)];
         let mut command = cluster.command("", &[job, "--http", "127.0.0.1:0"]);
         command = command.env("ORGSTREAM_PEPPER", "a pepper that is long enough for a test");
-        for (name, value) in variables {
+        for (name, value) in lazily {
             command = command.env(name, value);
         }
         let said = command.run().await.failure();

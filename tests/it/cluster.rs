@@ -27,7 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::support::{COMMIT_KEYS, TempDir, commit_keys};
+use crate::support::{COMMIT_KEYS, TempDir, any_producer, commit_keys, connect_as};
 
 /// How long something may take that must come.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
@@ -85,13 +85,17 @@ impl Cluster {
         let owner_url = postgres.create_database(DATABASE).await.unwrap();
         orgstream_projections::migrate(&owner_url, Some(DATABASE_PASSWORD)).await.unwrap();
 
+        let streams = settings(&options, &nats, &postgres, nats.access.admin());
+        let made = program().args(["nats", "streams"]).envs(streams).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+
         let issuing = CancellationToken::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let issuer = DevIssuer::load_or_create(dir.path(), url).unwrap();
         tokio::spawn(issuer.clone().serve(listener, issuing.clone()));
 
-        let settings = settings(&options, &nats, &postgres);
+        let settings = settings(&options, &nats, &postgres, nats.access.serve());
         let api = Program::serve("api", dir.path(), &settings, issuer.url(), &options);
         let mut cluster = Self {
             client: Client { http: client(), base: api.url.clone() },
@@ -116,7 +120,7 @@ impl Cluster {
     /// Starts one more worker.
     pub(crate) fn add_worker(&mut self) -> &mut Program {
         let name = format!("worker-{}", self.workers.len());
-        let settings = settings(&self.options, &self.nats, &self.postgres);
+        let settings = settings(&self.options, &self.nats, &self.postgres, self.nats.access.work());
         let mut worker = Program::work(&name, self.dir.path(), &settings, &self.options);
         worker.start();
         self.workers.push(worker);
@@ -125,7 +129,7 @@ impl Cluster {
 
     /// One more API beside the first: another process, with caches of its own.
     pub(crate) fn second_api(&self) -> Program {
-        let settings = settings(&self.options, &self.nats, &self.postgres);
+        let settings = settings(&self.options, &self.nats, &self.postgres, self.nats.access.serve());
         let mut api = Program::serve("second-api", self.dir.path(), &settings, self.issuer.url(), &self.options);
         api.start();
         api
@@ -149,9 +153,10 @@ impl Cluster {
         PgConnection::connect(&self.owner_url).await.unwrap()
     }
 
-    /// The event log, as another process of the product would open it.
+    /// The event log, as another process of the API would open it.
     pub(crate) async fn log(&self) -> Log {
         let options = LogOptions {
+            creds: Some(self.nats.access.serve()),
             shards: self.options.shards,
             sync: SyncMode::Durable,
             ..LogOptions::new(&self.nats.url, commit_keys())
@@ -159,9 +164,14 @@ impl Cluster {
         Log::connect(&options).await.unwrap()
     }
 
-    /// A plain connection to NATS, as a producer has it.
+    /// A connection to NATS, as a producer has it, to every organization.
     pub(crate) async fn producer(&self) -> async_nats::Client {
-        async_nats::connect(&self.nats.url).await.unwrap()
+        any_producer(&self.nats.url, &self.nats.access).await
+    }
+
+    /// A connection to NATS that may do everything where the streams are.
+    pub(crate) async fn administrator(&self) -> async_nats::Client {
+        connect_as(&self.nats.url, &self.nats.access.admin()).await
     }
 
     /// A token of somebody.
@@ -201,7 +211,8 @@ impl Cluster {
     /// The same, to be run by the test.
     pub(crate) fn command(&self, credential: &str, args: &[&str]) -> Cli {
         let mut command = program();
-        command.args(args).envs(settings(&self.options, &self.nats, &self.postgres));
+        let reader = self.nats.access.work();
+        command.args(args).envs(settings(&self.options, &self.nats, &self.postgres, reader));
         command.env("ORGSTREAM_URL", &self.client.base).env("ORGSTREAM_API_KEY", credential);
         command.current_dir(self.dir.path());
         Cli(command)
@@ -250,9 +261,16 @@ impl Tenant {
 }
 
 /// What the parts of the product must be told of each other.
-fn settings(options: &ClusterOptions, nats: &servers::Nats, postgres: &Postgres) -> Vec<(&'static str, String)> {
+fn settings(
+    options: &ClusterOptions,
+    nats: &servers::Nats,
+    postgres: &Postgres,
+    creds: PathBuf,
+) -> Vec<(&'static str, String)> {
     vec![
         ("ORGSTREAM_NATS_URL", nats.url.clone()),
+        ("ORGSTREAM_NATS_CREDS", creds.to_str().unwrap().to_owned()),
+        ("ORGSTREAM_NATS_PRODUCERS", nats.access.producers().to_str().unwrap().to_owned()),
         ("ORGSTREAM_NATS_MONITOR_URL", nats.monitor_url.clone()),
         ("ORGSTREAM_COMMIT_KEYS", COMMIT_KEYS.to_owned()),
         ("ORGSTREAM_SHARDS", options.shards.to_string()),
@@ -262,7 +280,7 @@ fn settings(options: &ClusterOptions, nats: &servers::Nats, postgres: &Postgres)
 }
 
 /// The program, without the settings of whoever runs the tests. The kernel ends it if the test dies.
-fn program() -> Command {
+pub(crate) fn program() -> Command {
     const SETPRIV: &str = "/usr/bin/setpriv";
     let path = env!("CARGO_BIN_EXE_orgstream");
     let mut command = if Path::new(SETPRIV).exists() {

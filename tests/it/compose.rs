@@ -31,8 +31,10 @@ fn every_program_is_started_with_what_it_knows() {
     let mut started = BTreeSet::new();
     for (name, service) in &programs {
         let words = strings(&service["command"]);
-        let command =
-            cli.find_subcommand(words[0]).unwrap_or_else(|| panic!("{name}: there is no command {}", words[0]));
+        let jobs = words.iter().take_while(|word| !word.starts_with('-'));
+        let command = jobs.fold(&cli, |command, word| {
+            command.find_subcommand(word).unwrap_or_else(|| panic!("{name}: there is no command {word}"))
+        });
         let settings: Vec<_> = command.get_arguments().chain(cli.get_arguments()).collect();
         for flag in words.iter().filter_map(|word| word.strip_prefix("--")) {
             assert!(
@@ -40,7 +42,8 @@ fn every_program_is_started_with_what_it_knows() {
                 "{name}: there is no flag --{flag}"
             );
         }
-        let given: BTreeSet<&str> = service["environment"].as_object().unwrap().keys().map(String::as_str).collect();
+        let environment = service.get("environment").and_then(Value::as_object);
+        let given: BTreeSet<&str> = environment.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
         for variable in &given {
             let known = settings.iter().any(|setting| setting.get_env().is_some_and(|env| env == *variable));
             assert!(known, "{name}: there is no setting {variable}");
@@ -51,7 +54,7 @@ fn every_program_is_started_with_what_it_knows() {
         }
         started.insert(words[0]);
     }
-    assert_eq!(started, BTreeSet::from(["migrate", "serve", "sign", "work"]));
+    assert_eq!(started, BTreeSet::from(["migrate", "nats", "serve", "sign", "work"]));
 }
 
 #[test]
@@ -79,26 +82,47 @@ fn acknowledged_commands_are_on_disk_and_only_the_api_is_published() {
     let compose = compose();
     let nats = read("deploy/nats.conf");
     assert!(nats.contains("sync_interval: always") && nats.contains("store_dir"));
+    assert!(nats.contains("include \"access/access.conf\""), "whoever reaches NATS is let in");
     let services = compose["services"].as_object().unwrap();
-    for (name, service) in services {
+    for (name, service) in services.iter().filter(|(name, _)| *name != "nats-init") {
         let published = service.get("ports").map(strings).unwrap_or_default();
         assert!(published.is_empty() || name == "serve", "{name} is published");
         assert!(published.iter().all(|port| port.starts_with("127.0.0.1:")), "{name} is open to everybody");
-        assert!(name == "migrate" || service["healthcheck"]["test"].is_array(), "{name} has no health check");
+        let ends = ["migrate", "streams"].contains(&name.as_str());
+        assert!(ends || service["healthcheck"]["test"].is_array(), "{name} has no health check");
         let networks = strings(&service["networks"]);
         assert!(networks == ["servers"] || name == "serve", "{name} is on {networks:?}");
     }
     assert_eq!(compose["networks"]["servers"]["internal"], true);
-    for (name, service) in programs(&compose).into_iter().filter(|(name, _)| *name != "migrate") {
+    let ends = |name: &str| ["migrate", "streams", "nats-init"].contains(&name);
+    for (name, service) in programs(&compose).into_iter().filter(|(name, _)| !ends(name)) {
         let waits = &service["depends_on"];
         assert_eq!(waits["migrate"]["condition"], "service_completed_successfully", "{name}");
         // What signs has no business with the streams.
         if name != "sign" {
             assert_eq!(waits["nats"]["condition"], "service_healthy", "{name}");
+            assert_eq!(waits["streams"]["condition"], "service_completed_successfully", "{name}");
             assert_eq!(service["environment"]["ORGSTREAM_NATS_MONITOR_URL"], "http://nats:8222", "{name}");
         }
         let has_key = service["volumes"].as_array().is_some_and(|volumes| volumes.contains(&"keys:/keys".into()));
         assert_eq!(has_key, name == "sign", "{name} and the key of the audit logs");
+    }
+}
+
+#[test]
+fn each_part_has_its_own_credentials_for_nats_and_no_others() {
+    let compose = compose();
+    for (name, service) in compose["services"].as_object().unwrap().iter().filter(|(name, _)| *name != "nats-init") {
+        let volumes = service.get("volumes").map(strings).unwrap_or_default();
+        let access: Vec<&str> = volumes.into_iter().filter(|volume| volume.starts_with("access-")).collect();
+        let expected = match name.as_str() {
+            "nats" => vec!["access-server:/etc/nats/access:ro"],
+            "serve" => vec!["access-serve:/access:ro"],
+            "work" => vec!["access-work:/access:ro"],
+            "streams" => vec!["access-admin:/access:ro"],
+            _ => vec![],
+        };
+        assert_eq!(access, expected, "{name}");
     }
 }
 

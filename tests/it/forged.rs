@@ -22,7 +22,7 @@ use crate::{
 const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
 
 fn options(nats: &Nats, keys: Arc<CommitKeys>) -> LogOptions {
-    LogOptions { shards: 2, ..LogOptions::new(&nats.url, keys) }
+    LogOptions { creds: Some(nats.access.admin()), shards: 2, ..LogOptions::new(&nats.url, keys) }
 }
 
 async fn opened(nats: &Nats) -> Log {

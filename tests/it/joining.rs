@@ -244,7 +244,8 @@ async fn expired(api: &Api, org: &Org, id: InvitationId) -> String {
     let pepper = Pepper::new(PEPPER.as_bytes()).unwrap();
     let command = CommandId::fresh(1_700_000_000_000, [9; 10]);
     let token = InvitationToken::of(&pepper, command);
-    let options = LogOptions { shards: 2, ..LogOptions::new(&api.nats.url, commit_keys()) };
+    let options = LogOptions::new(&api.nats.url, commit_keys());
+    let options = LogOptions { creds: Some(api.nats.access.serve()), shards: 2, ..options };
     let log = Log::connect(&options).await.unwrap();
     let placement = log.placement(org.id.parse().unwrap()).await.unwrap().unwrap();
     let aggregate = AggregateId::Invitation(id);

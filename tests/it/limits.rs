@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::{Answer, Api, OPERATOR, Org, create_model, model},
     cluster::{Cluster, ClusterOptions, PATIENCE, create, eventually},
-    support::Nats,
+    support::{Nats, connect_as},
 };
 
 /// More than the bucket of one command a second holds, and than comes into it while a test runs.
@@ -199,7 +199,7 @@ async fn processes_of_the_api_count_each_other() {
     let one = NonZeroU32::MIN;
     let process = async || {
         let ((sender, count), stop) = (watch::channel(one), CancellationToken::new());
-        let client = async_nats::connect(&nats.url).await.unwrap();
+        let client = connect_as(&nats.url, &nats.access.serve()).await;
         tokio::spawn(count_peers(client, sender, stop.clone()));
         (count, stop)
     };

@@ -330,6 +330,7 @@ async fn the_ledger_remembers_a_key_when_the_server_has_forgotten_it() {
     const WINDOW: Duration = Duration::from_millis(300);
     let (nats, database) = (Nats::start(false).await, database().await);
     let options = LogOptions {
+        creds: Some(nats.access.admin()),
         shards: 1,
         sync: SyncMode::Relaxed,
         duplicate_window: WINDOW,

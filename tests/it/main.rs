@@ -11,6 +11,7 @@ mod audit_tree;
 mod auditing;
 mod authority;
 mod break_glass;
+mod broker;
 mod chaos;
 mod cli;
 mod cluster;

@@ -22,7 +22,7 @@ pub(crate) struct Intruder {
 
 impl Intruder {
     pub(crate) async fn of(cluster: &Cluster) -> Self {
-        Self { jetstream: jetstream::new(cluster.producer().await), log: cluster.log().await }
+        Self { jetstream: jetstream::new(cluster.administrator().await), log: cluster.log().await }
     }
 
     async fn placement(&self, org: OrgId) -> Placement {

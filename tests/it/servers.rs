@@ -16,7 +16,7 @@ use orgstream::servers::{Nats, Postgres, PostgresOptions, ServerError, run_with_
 use sqlx::{Connection, PgConnection};
 use tokio::time::{sleep, timeout};
 
-use crate::support::TempDir;
+use crate::support::{TempDir, connect_as};
 
 const FAST: PostgresOptions =
     PostgresOptions { without_fsync: true, max_connections: 20, shared_buffers_mib: 32, commit_timestamps: false };
@@ -53,7 +53,7 @@ async fn count(postgres: &Postgres) -> i64 {
 }
 
 async fn publish(nats: &Nats) -> u64 {
-    let client = async_nats::connect(&nats.url).await.unwrap();
+    let client = connect_as(&nats.url, &nats.access.admin()).await;
     let jetstream = async_nats::jetstream::new(client);
     let config = async_nats::jetstream::stream::Config { name: "kept".to_owned(), ..Default::default() };
     jetstream.get_or_create_stream(config).await.unwrap();

@@ -14,9 +14,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orgstream::servers::{self, Postgres, PostgresOptions, TEST_POSTGRES};
+use async_nats::{Client, ConnectOptions};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use nkeys::KeyPair;
+use orgstream::{
+    broker::AccessFiles,
+    servers::{self, Postgres, PostgresOptions, TEST_POSTGRES},
+};
 use orgstream_events::CommitKeys;
 use orgstream_projections::{Database, DatabaseOptions, migrate};
+use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::sleep;
 
@@ -73,10 +80,58 @@ fn unique() -> String {
     format!("{}_{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// A connection as the user whose credentials these are.
+pub(crate) async fn connect_as(url: &str, creds: &Path) -> Client {
+    connect_with(url, &fs::read_to_string(creds).unwrap()).await
+}
+
+/// The same with the text of the file. Its inbox is where its tags say.
+pub(crate) async fn connect_with(url: &str, creds: &str) -> Client {
+    let options = ConnectOptions::with_credentials(creds).unwrap();
+    options.custom_inbox_prefix(inbox(creds)).connect(url).await.unwrap()
+}
+
+/// Where answers to whoever has these credentials go.
+pub(crate) fn inbox(creds: &str) -> String {
+    let tags = claims(creds)["nats"]["tags"].take();
+    let found = tags.as_array().into_iter().flatten().find_map(|tag| tag.as_str()?.strip_prefix("inbox:"));
+    found.unwrap_or("_INBOX").to_owned()
+}
+
+/// What the token in credentials says.
+pub(crate) fn claims(creds: &str) -> Value {
+    let jwt = creds.lines().find(|line| line.starts_with("eyJ")).unwrap();
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(jwt.split('.').nth(1).unwrap()).unwrap()).unwrap()
+}
+
+/// A producer that may ask every organization: as nobody is whose credentials the program makes, and as a test needs it that
+/// has several. Only the producers' account's own key, which is kept offline, can sign that.
+pub(crate) async fn any_producer(url: &str, access: &AccessFiles) -> Client {
+    let keys: Value = serde_json::from_slice(&fs::read(access.offline()).unwrap()).unwrap();
+    let permissions = json!({"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1,
+        "tags": ["inbox:_INBOX_any"], "pub": {"allow": ["cmd.>"]}, "sub": {"allow": ["_INBOX_any.>"]}});
+    connect_with(url, &minted(keys["producers"].as_str().unwrap(), "any", &permissions)).await
+}
+
+/// Credentials that the key with this seed has signed.
+pub(crate) fn minted(seed: &str, name: &str, nats: &Value) -> String {
+    let (issuer, user) = (KeyPair::from_seed(seed).unwrap(), KeyPair::new_user());
+    let claims = json!({"jti": name, "iat": 1, "iss": issuer.public_key(), "sub": user.public_key(), "name": name, "nats": nats});
+    let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+    let signed = format!("{}.{}", part(r#"{"typ":"JWT","alg":"ed25519-nkey"}"#), part(&claims.to_string()));
+    let signature = URL_SAFE_NO_PAD.encode(issuer.sign(signed.as_bytes()).unwrap());
+    format!(
+        "-----BEGIN NATS USER JWT-----\n{signed}.{signature}\n------END NATS USER JWT------\n\n\
+         -----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
+        user.seed().unwrap()
+    )
+}
+
 /// A nats-server of this test alone.
 pub(crate) struct Nats {
     pub(crate) url: String,
     pub(crate) monitor_url: String,
+    pub(crate) access: AccessFiles,
     server: servers::Nats,
     _dir: TempDir,
 }
@@ -85,7 +140,8 @@ impl Nats {
     pub(crate) async fn start(sync_always: bool) -> Self {
         let dir = TempDir::new();
         let server = servers::Nats::start(dir.path(), sync_always).await.unwrap();
-        Self { url: server.url.clone(), monitor_url: server.monitor_url.clone(), server, _dir: dir }
+        let (url, monitor_url, access) = (server.url.clone(), server.monitor_url.clone(), server.access.clone());
+        Self { url, monitor_url, access, server, _dir: dir }
     }
 
     /// Kills it as a crash would.

@@ -24,8 +24,13 @@ use self::{
     scenarios::{Crowd, Row, Trial, Trouble},
 };
 use super::{warn_of_autogroup, warn_of_debug_build, write_json};
-use crate::cli::out::{note, say};
-use crate::cli::table::table;
+use crate::{
+    broker::AccessFiles,
+    cli::{
+        out::{note, say},
+        table::table,
+    },
+};
 
 /// Fairness: what quiet organizations notice of a neighbour's burst, against one queue and against turns by count.
 #[derive(ClapArgs)]
@@ -77,6 +82,9 @@ pub(crate) struct Args {
     /// Your NATS server, in place of a private one.
     #[arg(long, value_name = "URL", requires = "database_url")]
     nats_url: Option<String>,
+    /// The folder that `orgstream nats init` made for it; without it, it must let everybody in.
+    #[arg(long, value_name = "DIR", requires = "nats_url")]
+    nats_access: Option<PathBuf>,
     /// Your database, migrated, on a server with `track_commit_timestamp = on`.
     #[arg(long, value_name = "URL", requires = "nats_url")]
     database_url: Option<String>,
@@ -105,9 +113,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     warn_of_autogroup();
     let mut rig = match (&args.nats_url, &args.database_url) {
         (Some(nats), Some(database)) => {
+            let access = args.nats_access.as_deref().map(AccessFiles::at);
             let keys =
                 args.commit_keys.clone().context("--commit-keys says what vouches for the events in your log")?;
-            Rig::yours(nats.clone(), database.clone(), args.database_password.clone(), keys).await?
+            Rig::yours(nats.clone(), access, database.clone(), args.database_password.clone(), keys).await?
         }
         _ => Rig::start().await?,
     };

@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use crate::{
     bench::load::creation,
+    broker::AccessFiles,
     config::{DatabaseArgs, NatsArgs},
     node,
     servers::{Nats, Postgres, PostgresOptions, child_command},
@@ -40,6 +41,7 @@ pub(super) struct Rig {
     pub(super) db: Database,
     pub(super) private: Option<Private>,
     pub(super) nats: NatsArgs,
+    access: Option<AccessFiles>,
     database: DatabaseArgs,
     /// What the workers have to say.
     worker_log: PathBuf,
@@ -81,24 +83,27 @@ impl Rig {
         let password = format!("{:032x}", rand::random::<u128>());
         migrate(&owner_url, Some(&password)).await?;
         let database_url = format!("postgres://{}:{}/{DATABASE}", postgres.host, postgres.port);
-        let nats_url = nats.url.clone();
+        let (nats_url, access) = (nats.url.clone(), nats.access.clone());
         let private = Private { nats, postgres, owner_url, dir };
         let keys = format!("bench:{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
-        Self::open(nats_url, database_url, Some(password), keys, Some(private)).await
+        Self::open(nats_url, Some(access), database_url, Some(password), keys, Some(private)).await
     }
 
-    /// Uses servers that run already; the database must be migrated, and keep commit timestamps.
+    /// Uses servers that run already; the database must be migrated, and keep commit timestamps. Without the folder of its
+    /// accounts, NATS must let everybody in.
     pub(super) async fn yours(
         nats_url: String,
+        access: Option<AccessFiles>,
         database_url: String,
         password: Option<String>,
         commit_keys: String,
     ) -> anyhow::Result<Self> {
-        Self::open(nats_url, database_url, password, commit_keys, None).await
+        Self::open(nats_url, access, database_url, password, commit_keys, None).await
     }
 
     async fn open(
         nats_url: String,
+        access: Option<AccessFiles>,
         database_url: String,
         database_password: Option<String>,
         commit_keys: String,
@@ -106,7 +111,10 @@ impl Rig {
     ) -> anyhow::Result<Self> {
         let nats = NatsArgs {
             nats_url,
-            nats_creds: None,
+            nats_creds: access.as_ref().map(AccessFiles::serve),
+            nats_ca: None,
+            nats_producers: None,
+            allow_open_nats: access.is_none(),
             commit_keys,
             nats_monitor_url: None,
             replicas: 1,
@@ -116,9 +124,11 @@ impl Rig {
         };
         let database = DatabaseArgs { database_url, database_password, database_connections: CONNECTIONS };
         let db = node::open_database(&database, 1).await?;
+        let admin = access.as_ref().map(AccessFiles::admin);
+        node::make_streams(&NatsArgs { nats_creds: admin, ..nats.clone() }).await?;
         let log = node::open_log(&nats, &db).await?;
         let worker_log = std::env::temp_dir().join(format!("orgstream-fairness-{}-worker.log", std::process::id()));
-        Ok(Self { log, db, private, nats, database, worker_log, crowds: HashMap::new() })
+        Ok(Self { log, db, private, nats, access, database, worker_log, crowds: HashMap::new() })
     }
 
     /// A connection of its own, as somebody else's producer has.
@@ -175,6 +185,10 @@ impl Rig {
             .stdout(Stdio::null())
             .stderr(log)
             .kill_on_drop(true);
+        match &self.access {
+            Some(access) => command.env("ORGSTREAM_NATS_CREDS", access.work()),
+            None => command.arg("--allow-open-nats"),
+        };
         if ["fifo", "rr100"].contains(&setup.policy) {
             // What the baselines have to keep in their one order must be in memory.
             command.args(["--lane-kib", "4194304", "--lanes-mib", "4096"]);

@@ -1,0 +1,64 @@
+//! Credentials for NATS, made for whoever shows an API key.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::State,
+    http::{StatusCode, header},
+    response::Response,
+};
+use orgstream_events::{KeyPublicId, OrgId, Timestamp};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{App, extract::SignedIn, reply};
+use crate::{
+    auth::{AuthError, Principal},
+    problem::Problem,
+};
+
+/// Credentials for NATS.
+#[derive(Serialize, ToSchema)]
+pub struct NatsCredentialsView {
+    /// The content of a `.creds` file, as every NATS client reads it. It is shown in this answer and nowhere else.
+    #[schema(example = "-----BEGIN NATS USER JWT-----\n…")]
+    pub credentials: String,
+    /// The organization whose commands may be sent, as `cmd.<org>`.
+    #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q")]
+    pub org_id: OrgId,
+    /// The part of the API key's token that names it.
+    #[schema(value_type = String, example = "GBxCK2BwmHM4")]
+    pub public_id: KeyPublicId,
+    /// The only prefix of inboxes that answers can be read on: what a client calls its custom inbox prefix.
+    #[schema(example = "_INBOX_GBxCK2BwmHM4")]
+    pub inbox_prefix: String,
+    /// When they end, which is when the key does.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Make credentials for NATS
+///
+/// For whoever asks with an API key: a NATS user that may send commands to the key's organization, with what the key may do,
+/// and read the answers. Requests then need no key in their headers. Revoking or rotating the key ends what they may.
+#[utoipa::path(
+    post, path = "/v1/nats-credentials", operation_id = "make_nats_credentials", tag = "api keys",
+    responses((status = 201, description = "Made", body = NatsCredentialsView)),
+)]
+pub async fn make(State(app): State<Arc<App>>, SignedIn(principal): SignedIn) -> Result<Response, Problem> {
+    let Principal::Key { public_id, org: org_id, .. } = principal else { return Err(AuthError::KeyOnly.into()) };
+    let unable = || {
+        let detail = "this server makes no credentials for NATS: send commands by HTTP";
+        Problem::new(501, "nats_credentials_unavailable", "Not here", detail)
+    };
+    let producers = app.producers.as_ref().ok_or_else(unable)?;
+    let (slug, expires_at) = app.auth.keys().binding(&public_id).await?;
+    let made = producers.issue(&public_id, org_id, slug.as_ref(), expires_at);
+    let credentials = made.map_err(|error| Problem::internal(&error))?;
+    let inbox_prefix = format!("_INBOX_{public_id}");
+    let view = NatsCredentialsView { credentials, org_id, public_id, inbox_prefix, expires_at };
+    let mut response = reply::json(StatusCode::CREATED, Body::from(reply::json_bytes(&view)?));
+    response.headers_mut().insert(header::CACHE_CONTROL, reply::NEVER_KEPT);
+    Ok(response)
+}
