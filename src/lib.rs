@@ -8,6 +8,7 @@ pub mod admission;
 pub mod audit;
 pub mod auth;
 pub mod bench;
+pub mod body;
 pub mod broker;
 pub mod cli;
 pub mod commands;

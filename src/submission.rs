@@ -3,15 +3,16 @@
 //! HTTP and NATS both read bodies here, so that the same bytes mean the same thing whichever way they come.
 
 use orgstream_events::{CorrelationId, EventId, Timestamp};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
     auth::Access,
+    body::{Reading, read, refused, shaped},
     commands::{
-        Command,
+        Command, FieldError,
         request::{Accepted, Request},
     },
     gateway::{Gateway, MAX_BATCH, Origin},
@@ -20,17 +21,8 @@ use crate::{
 
 /// The largest body, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
-/// As deep as JSON is read; MessagePack counts every level twice.
-const MAX_DEPTH: usize = 256;
 
-/// How a body is encoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// `application/json`.
-    Json,
-    /// `application/msgpack`: maps with field names, ids and times as text, exactly the JSON objects in other bytes.
-    MessagePack,
-}
+pub use crate::body::{Format, parse_json};
 
 impl Format {
     /// The format that a `Content-Type` names. Its parameters do not matter: both formats have one charset.
@@ -92,10 +84,11 @@ pub enum Submission {
 impl Submission {
     /// Reads a body. `key` is the idempotency key that came beside it; of several commands each gets a part of it.
     pub fn read(body: &[u8], format: Format, key: Option<&str>) -> Result<Self, Problem> {
-        match parse_value(body, format)? {
-            Value::Array(items) => Self::many(items, key).map(Self::Many),
-            one => {
-                let mut request = read_command(one)?;
+        let Reading { value, faults } = read(body, format)?;
+        match value {
+            Some(Value::Array(items)) => Self::many(items, faults, key).map(Self::Many),
+            Some(one) => {
+                let mut request = read_command(one, faults)?;
                 match (key, &request.idempotency_key) {
                     (Some(outside), Some(inside)) if outside != inside => {
                         return Err(Problem::bad_request("the header Idempotency-Key and `idempotency_key` differ"));
@@ -105,10 +98,15 @@ impl Submission {
                 }
                 Ok(Self::One(Box::new(request)))
             }
+            None => Err(refused(faults)),
         }
     }
 
-    fn many(items: Vec<Value>, key: Option<&str>) -> Result<Vec<Result<Request, Problem>>, Problem> {
+    fn many(
+        items: Vec<Value>,
+        faults: Vec<FieldError>,
+        key: Option<&str>,
+    ) -> Result<Vec<Result<Request, Problem>>, Problem> {
         if items.is_empty() {
             return Err(Problem::bad_request("an array of commands must not be empty"));
         }
@@ -118,7 +116,19 @@ impl Submission {
                 "{count} commands are over the limit of {MAX_BATCH} in one request"
             )));
         }
-        let mut requests: Vec<Result<Request, Problem>> = items.into_iter().map(read_command).collect();
+        let mut faults_of: Vec<Vec<FieldError>> = items.iter().map(|_| Vec::new()).collect();
+        for fault in faults {
+            // A command is told of its own faults, as if it had come alone.
+            let (item, pointer) = fault.pointer.strip_prefix('/').and_then(|path| path.split_once('/')).map_or_else(
+                || (fault.pointer.trim_start_matches('/'), String::new()),
+                |(item, rest)| (item, format!("/{rest}")),
+            );
+            if let Some(faults) = item.parse::<usize>().ok().and_then(|item| faults_of.get_mut(item)) {
+                faults.push(FieldError { pointer, ..fault.clone() });
+            }
+        }
+        let mut requests: Vec<Result<Request, Problem>> =
+            items.into_iter().zip(faults_of).map(|(item, faults)| read_command(item, faults)).collect();
         for (index, request) in requests.iter_mut().enumerate() {
             if let Ok(request) = request
                 && request.idempotency_key.is_none()
@@ -192,16 +202,27 @@ pub fn request_id(given: Option<&str>) -> String {
     given.map_or_else(|| format!("req_{}", Uuid::now_v7().simple()), str::to_owned)
 }
 
-fn read_command(value: Value) -> Result<Request, Problem> {
-    if !value.is_object() {
+fn read_command(value: Value, mut faults: Vec<FieldError>) -> Result<Request, Problem> {
+    let Value::Object(fields) = &value else {
         return Err(Problem::bad_request("a command is a JSON object whose `type` says which command it is"));
+    };
+    let in_envelope = fields.contains_key("command");
+    if !faults.is_empty() {
+        // Pointers lead into the command, whatever is around it.
+        if in_envelope {
+            for fault in &mut faults {
+                if let Some(inside) = fault.pointer.strip_prefix("/command") {
+                    fault.pointer = inside.to_owned();
+                }
+            }
+        }
+        return Err(refused(faults));
     }
-    if value.get("command").is_none() {
-        let command: Command = from_value(value)?;
-        return Ok(command.into());
+    if !in_envelope {
+        return Ok(Command::read(value)?.into());
     }
-    let envelope: CommandEnvelope = from_value(value)?;
-    let command: Command = from_value(envelope.command)?;
+    let envelope: CommandEnvelope = shaped(value)?;
+    let command = Command::read(envelope.command)?;
     let key = envelope.idempotency_key.as_deref().map(idempotency_key).transpose()?;
     Ok(Request {
         idempotency_key: key,
@@ -211,86 +232,6 @@ fn read_command(value: Value) -> Result<Request, Problem> {
         correlation_id: envelope.correlation_id,
         ..command.into()
     })
-}
-
-fn parse_value(body: &[u8], format: Format) -> Result<Value, Problem> {
-    match format {
-        Format::Json => parse_json(body),
-        Format::MessagePack => {
-            let mut decoder = rmp_serde::Deserializer::new(body);
-            decoder.set_max_depth(MAX_DEPTH);
-            let value = Value::deserialize(&mut decoder)
-                .map_err(|error| malformed(format!("the body is not MessagePack that has a JSON form: {error}")))?;
-            match decoder.get_ref().len() {
-                0 => Ok(value),
-                more => Err(malformed(format!("the body has {more} bytes behind its MessagePack value"))),
-            }
-        }
-    }
-}
-
-/// Reads JSON. What is no JSON is 400; what is JSON of another shape is 422, with a pointer.
-pub fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    if let Err(error) = std::str::from_utf8(body) {
-        return Err(malformed(format!("the body is not UTF-8: byte {} is wrong", error.valid_up_to() + 1)));
-    }
-    if body.iter().all(u8::is_ascii_whitespace) {
-        return Err(malformed("the body is empty: send JSON".to_owned()));
-    }
-    let mut decoder = serde_json::Deserializer::from_slice(body);
-    let value = serde_path_to_error::deserialize(&mut decoder).map_err(|error| {
-        if error.inner().is_data() {
-            return misshapen(&error);
-        }
-        malformed(format!("the body is not JSON: {}", error.inner()))
-    })?;
-    decoder.end().map_err(|error| malformed(format!("the body is not JSON: {error}")))?;
-    Ok(value)
-}
-
-fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, Problem> {
-    serde_path_to_error::deserialize(value).map_err(|error| misshapen(&error))
-}
-
-fn malformed(detail: String) -> Problem {
-    Problem::new(400, "malformed_body", "Malformed body", detail)
-}
-
-fn misshapen(error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
-    use serde_path_to_error::Segment;
-
-    let mut pointer = String::new();
-    let step = |pointer: &mut String, name: &str| {
-        pointer.push('/');
-        pointer.push_str(&name.replace('~', "~0").replace('/', "~1"));
-    };
-    for segment in error.path() {
-        match segment {
-            Segment::Seq { index } => step(&mut pointer, &index.to_string()),
-            Segment::Map { key } => step(&mut pointer, key),
-            Segment::Enum { .. } | Segment::Unknown => {}
-        }
-    }
-    let message = error.inner().to_string();
-    // The decoder names the field only in its message.
-    let named = |prefix: &str| message.strip_prefix(prefix)?.split_once('`').map(|(name, _)| name);
-    let code = if let Some(name) = named("unknown field `") {
-        // Some decoders have it in the path as well.
-        if !pointer.ends_with(&format!("/{name}")) {
-            step(&mut pointer, name);
-        }
-        "unknown_field"
-    } else if let Some(name) = named("missing field `") {
-        step(&mut pointer, name);
-        "required"
-    } else if named("unknown variant `").is_some() {
-        "unknown_value"
-    } else {
-        "type"
-    };
-    let problem = Problem::invalid(&pointer, code, message.clone());
-    // The whole body is wrong, and there is no name to begin the sentence with.
-    if pointer.is_empty() { Problem { detail: message, ..problem } } else { problem }
 }
 
 #[cfg(test)]

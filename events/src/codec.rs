@@ -61,6 +61,9 @@ pub enum CodecError {
         /// The key's id.
         id: String,
     },
+    /// What was encoded reads back as something else.
+    #[error("the event does not read back as it was written")]
+    Unfaithful,
     /// The content is not the content that the header commits to.
     #[error("the payload does not match the header's commitment")]
     CommitmentBroken,

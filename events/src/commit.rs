@@ -49,7 +49,7 @@ pub struct CommitDraft {
 }
 
 impl CommitDraft {
-    /// Gives the events their bytes; `salt` is called once for each.
+    /// Gives the events their bytes, and reads each back; `salt` is called once for each.
     pub fn seal(self, mut salt: impl FnMut() -> Salt) -> Result<Commit, CodecError> {
         check_event_count(self.events.len())?;
         let place = format!("{}.{}", self.org, self.aggregate);
@@ -80,7 +80,12 @@ impl CommitDraft {
                 payload_commit,
                 payload_cipher_sha256: None,
             };
-            sealed.push(SealedEvent { header: rmp_serde::to_vec_named(&header)?.into(), payload: payload.into() });
+            let bytes = SealedEvent { header: rmp_serde::to_vec_named(&header)?.into(), payload: payload.into() };
+            // Whoever opens it later must find what was decided; what would not be found is not written.
+            if bytes.clone().open()?.event != *event {
+                return Err(CodecError::Unfaithful);
+            }
+            sealed.push(bytes);
         }
         Ok(Commit {
             v: VERSION,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::codec::event_enum;
+use crate::{codec::event_enum, json};
 
 event_enum! {
     /// What happens to a record kind.
@@ -33,6 +33,7 @@ pub struct KindDefinition {
     /// What people call it.
     pub title: String,
     /// JSON Schema (2020-12) that every record's data must satisfy.
+    #[serde(deserialize_with = "json::deserialize")]
     pub schema: Value,
     /// How far the platform's own records are seen.
     pub visibility: Visibility,

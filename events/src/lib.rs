@@ -15,6 +15,7 @@ mod envelope;
 mod event;
 mod ids;
 mod invitation;
+pub mod json;
 mod kind;
 mod member;
 mod names;

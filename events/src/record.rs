@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{KindName, codec::event_enum};
+use crate::{KindName, codec::event_enum, json};
 
 event_enum! {
     /// What happens to a record.
@@ -22,6 +22,7 @@ pub struct RecordCreated {
     /// Checked against this version of the kind's schema.
     pub kind_version: u64,
     /// The whole content.
+    #[serde(deserialize_with = "json::deserialize")]
     pub data: Value,
 }
 
@@ -33,6 +34,7 @@ pub struct RecordUpdated {
     /// Checked against this version of the kind's schema.
     pub kind_version: u64,
     /// The whole content from now on, not a difference.
+    #[serde(deserialize_with = "json::deserialize")]
     pub data: Value,
 }
 

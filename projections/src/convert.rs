@@ -1,8 +1,8 @@
 //! Between the types of events and those of columns.
 
 use orgstream_events::{Actor, ActorType, Fingerprint, MemberId};
-use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde::{Deserialize, Serialize, Serializer, de::DeserializeOwned, ser::Error};
+use serde_json::{Value, value::RawValue};
 
 use crate::DbError;
 
@@ -77,4 +77,61 @@ pub(crate) fn fingerprint(what: &'static str, bytes: Vec<u8>) -> Result<Fingerpr
     let bytes =
         bytes.try_into().map_err(|bytes: Vec<u8>| DbError::Unreadable { what, value: format!("{bytes:02x?}") })?;
     Ok(Fingerprint(bytes))
+}
+
+/// Somebody's JSON on its way to a column and back, as what it was.
+///
+/// PostgreSQL keeps a number by its decimal digits: a double that is written without a point would come back as a whole
+/// number. And every name of a field means itself, see [`orgstream_events::json`].
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Document(#[serde(deserialize_with = "orgstream_events::json::deserialize")] pub(crate) Value);
+
+/// The same, borrowed, to be written.
+pub(crate) struct Written<'a>(pub(crate) &'a Value);
+
+impl Serialize for Written<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Value::Number(number) => match number.as_f64().filter(|_| number.is_f64()).and_then(point) {
+                Some(text) => RawValue::from_string(text).map_err(S::Error::custom)?.serialize(serializer),
+                None => number.serialize(serializer),
+            },
+            Value::Array(items) => serializer.collect_seq(items.iter().map(Written)),
+            Value::Object(fields) => serializer.collect_map(fields.iter().map(|(name, value)| (name, Written(value)))),
+            value @ (Value::Null | Value::Bool(_) | Value::String(_)) => value.serialize(serializer),
+        }
+    }
+}
+
+/// A double as a decimal with a point, where it would look like a whole number of 64 bits without one.
+fn point(double: f64) -> Option<String> {
+    (1e15..1e20).contains(&double.abs()).then(|| format!("{double:.1}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_double_keeps_its_point() {
+        for (double, text) in [
+            (1e16, "10000000000000000.0"),
+            (-1e16, "-10000000000000000.0"),
+            (1.844_674_407_370_955e19, "18446744073709549568.0"),
+            (1.0, "1.0"),
+            (0.5, "0.5"),
+            (1e20, "1e+20"),
+        ] {
+            let written = serde_json::to_string(&Written(&json!({"a": [double]}))).unwrap();
+            assert_eq!(written, format!("{{\"a\":[{text}]}}"));
+            assert_eq!(serde_json::from_str::<Document>(&written).unwrap().0, json!({"a": [double]}));
+        }
+        for plain in [json!(10_000_000_000_000_000_u64), json!(-7), json!(u64::MAX), json!(["x", null, true, 1.5e300])]
+        {
+            assert_eq!(serde_json::to_string(&Written(&plain)).unwrap(), plain.to_string());
+        }
+    }
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use orgstream_events::{KindDefinition, KindEvent, KindName, Timestamp};
-use serde_json::Value;
 use sqlx::{PgConnection, types::Json};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -11,7 +10,7 @@ use uuid::Uuid;
 use crate::{
     BoundOrg, Database, DbError, TenantTx,
     apply::{Stamp, all_there},
-    convert::{column, from_bigint, from_wire, parsed, wire_name},
+    convert::{Document, Written, column, from_bigint, from_wire, parsed, wire_name},
     read_model::ReadModel,
 };
 
@@ -101,7 +100,7 @@ impl<'a> Fold<'a> {
                 org,
                 column(&changed, |(name, _)| name.as_str()) as _,
                 column(&changed, |(_, change)| change.definition.map(|kind| kind.title.as_str())) as _,
-                column(&changed, |(_, change)| change.definition.map(|kind| Json(&kind.schema))) as _,
+                column(&changed, |(_, change)| change.definition.map(|kind| Json(Written(&kind.schema)))) as _,
                 column(&changed, |(_, change)| change.definition.map(|kind| wire_name(&kind.visibility))) as _,
                 column(&changed, |(_, change)| change.definition.map(|kind| i64::from(kind.cost))) as _,
                 column(&changed, |(_, change)| change.status) as _,
@@ -133,7 +132,7 @@ impl<'a> Fold<'a> {
                 org,
                 column(&born, |(name, _)| name.as_str()) as _,
                 column(&born, |(_, change)| change.definition.map(|kind| kind.title.as_str())) as _,
-                column(&born, |(_, change)| change.definition.map(|kind| Json(&kind.schema))) as _,
+                column(&born, |(_, change)| change.definition.map(|kind| Json(Written(&kind.schema)))) as _,
                 column(&born, |(_, change)| change.definition.map(|kind| wire_name(&kind.visibility))) as _,
                 column(&born, |(_, change)| change.definition.map(|kind| i64::from(kind.cost))) as _,
                 column(&born, |(_, change)| change.status) as _,
@@ -152,7 +151,7 @@ impl<'a> Fold<'a> {
 struct Row {
     name: String,
     title: String,
-    schema: Value,
+    schema: Json<Document>,
     visibility: String,
     cost: i64,
     retired: bool,
@@ -170,7 +169,7 @@ impl TryFrom<Row> for Kind {
             name: parsed("a kind name", row.name)?,
             definition: KindDefinition {
                 title: row.title,
-                schema: row.schema,
+                schema: row.schema.0.0,
                 visibility: from_wire("a kind's visibility", row.visibility)?,
                 cost: u32::try_from(row.cost).unwrap_or(u32::MAX),
             },
@@ -188,7 +187,7 @@ pub async fn list(tx: &mut TenantTx) -> Result<Vec<Kind>, DbError> {
     let org = tx.org().uuid();
     let rows = sqlx::query_as!(
         Row,
-        r#"SELECT name, title, schema, visibility, cost, status = 'retired' AS "retired!", version, created_at,
+        r#"SELECT name, title, schema AS "schema: Json<Document>", visibility, cost, status = 'retired' AS "retired!", version, created_at,
             updated_at, seq
         FROM rm.kinds WHERE org_id = $1 ORDER BY name"#,
         org,
@@ -201,7 +200,7 @@ pub async fn get(tx: &mut TenantTx, name: &KindName) -> Result<Option<Kind>, DbE
     let org = tx.org().uuid();
     let row = sqlx::query_as!(
         Row,
-        r#"SELECT name, title, schema, visibility, cost, status = 'retired' AS "retired!", version, created_at,
+        r#"SELECT name, title, schema AS "schema: Json<Document>", visibility, cost, status = 'retired' AS "retired!", version, created_at,
             updated_at, seq
         FROM rm.kinds WHERE org_id = $1 AND name = $2"#,
         org,

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::{
     CreatedBy, DbError, Listing, Page, Placed, TenantTx,
     apply::{Stamp, all_there},
-    convert::{column, from_bigint, parsed, to_bigint},
+    convert::{Document, Written, column, from_bigint, parsed, to_bigint},
     read_model::ReadModel,
 };
 
@@ -136,7 +136,7 @@ impl<'a> Fold<'a> {
                 org,
                 &column(&changed, |(id, _)| id.uuid()),
                 column(&changed, |(_, change)| change.content.map(|(version, _)| to_bigint(version))) as _,
-                column(&changed, |(_, change)| change.content.map(|(_, data)| Json(data))) as _,
+                column(&changed, |(_, change)| change.content.map(|(_, data)| Json(Written(data)))) as _,
                 column(&changed, |(_, change)| change.status) as _,
                 &column(&changed, |(_, change)| change.stamp.version),
                 &column(&changed, |(_, change)| change.stamp.at),
@@ -169,7 +169,7 @@ impl<'a> Fold<'a> {
                 &column(&born, |(id, _)| id.uuid()),
                 column(&births, |birth| birth.kind.as_str()) as _,
                 column(&born, |(_, change)| change.content.map(|(version, _)| to_bigint(version))) as _,
-                column(&born, |(_, change)| change.content.map(|(_, data)| Json(data))) as _,
+                column(&born, |(_, change)| change.content.map(|(_, data)| Json(Written(data)))) as _,
                 column(&born, |(_, change)| change.status) as _,
                 column(&births, |birth| birth.by.actor_type.name()) as _,
                 column(&births, |birth| birth.by.id.as_str()) as _,
@@ -190,7 +190,7 @@ struct Row {
     id: Uuid,
     kind: String,
     kind_version: i64,
-    data: Value,
+    data: Json<Document>,
     archived: bool,
     created_by_type: String,
     created_by_id: String,
@@ -209,7 +209,7 @@ impl TryFrom<Row> for Record {
             id: RecordId::from_uuid(row.id),
             kind: parsed("a kind name", row.kind)?,
             kind_version: from_bigint(row.kind_version),
-            data: row.data,
+            data: row.data.0.0,
             archived: row.archived,
             created_by: CreatedBy::stored(row.created_by_type, row.created_by_id)?,
             version: from_bigint(row.version),
@@ -258,7 +258,7 @@ pub async fn list(
     // Two queries, because each has an index of its own.
     let rows = if let Some(kind) = kind {
         newest_first!(
-            r#"SELECT id, kind, kind_version, data, status = 'archived' AS "archived!", created_by_type, created_by_id,
+            r#"SELECT id, kind, kind_version, data AS "data: Json<Document>", status = 'archived' AS "archived!", created_by_type, created_by_id,
                 version, created_at, created_seq, updated_at, seq
             FROM rm.records WHERE org_id = $1 AND kind = $5"#,
             tx,
@@ -269,7 +269,7 @@ pub async fn list(
         )
     } else {
         newest_first!(
-            r#"SELECT id, kind, kind_version, data, status = 'archived' AS "archived!", created_by_type, created_by_id,
+            r#"SELECT id, kind, kind_version, data AS "data: Json<Document>", status = 'archived' AS "archived!", created_by_type, created_by_id,
                 version, created_at, created_seq, updated_at, seq
             FROM rm.records WHERE org_id = $1"#,
             tx,
@@ -286,7 +286,7 @@ pub async fn get(tx: &mut TenantTx, id: RecordId) -> Result<Option<Record>, DbEr
     let org = tx.org().uuid();
     let row = sqlx::query_as!(
         Row,
-        r#"SELECT id, kind, kind_version, data, status = 'archived' AS "archived!", created_by_type, created_by_id,
+        r#"SELECT id, kind, kind_version, data AS "data: Json<Document>", status = 'archived' AS "archived!", created_by_type, created_by_id,
             version, created_at, created_seq, updated_at, seq
         FROM rm.records WHERE org_id = $1 AND id = $2"#,
         org,

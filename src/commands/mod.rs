@@ -36,11 +36,14 @@ use orgstream_events::{
     Actor, AggregateId, AggregateType, CommandId, DomainId, Event, InvitationId, KeyId, OrgId, PLATFORM_ORG, RecordId,
     Timestamp,
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::Value;
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{RefOr, Schema},
 };
+
+use crate::body::{Misfit, shaped};
 
 pub use api_key::{IssueApiKey, RevokeApiKey, RotateApiKey};
 pub use domain::{ClaimDomain, JoinByDomain, ProveDomain, RemoveDomain};
@@ -117,8 +120,8 @@ pub trait Named {
 macro_rules! commands {
     ($($(#[$doc:meta])* $command:ident = $name:literal;)*) => {
         /// Everything that a producer can ask for: a JSON object whose `type` says which command it is.
-        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-        #[serde(tag = "type", expecting = "a command: an object whose `type` says which")]
+        #[derive(Debug, Clone, PartialEq, Serialize)]
+        #[serde(tag = "type")]
         pub enum Command {
             $($(#[$doc])* #[serde(rename = $name)] $command($command),)*
         }
@@ -130,6 +133,19 @@ macro_rules! commands {
         impl Command {
             /// The name of every command.
             pub const NAMES: &'static [&'static str] = &[$($name),*];
+
+            /// Reads a command: an object whose `type` says which, and whose other fields are the command's.
+            pub fn read(value: Value) -> Result<Self, Misfit> {
+                let Value::Object(mut fields) = value else {
+                    return Err(Misfit::must_be("an object whose `type` says which command it is"));
+                };
+                let name = fields.remove("type").ok_or_else(|| Misfit::missing("type"))?;
+                let name: String = shaped(name).map_err(|misfit| misfit.under("type"))?;
+                match name.as_str() {
+                    $($name => shaped::<$command>(Value::Object(fields)).map(Self::$command),)*
+                    _ => Err(Misfit::unknown_name(&name, Self::NAMES).under("type")),
+                }
+            }
 
             /// The command's name: its `type` on the wire.
             pub fn name(&self) -> &'static str {
@@ -390,45 +406,40 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::problem::Problem;
 
     #[test]
     fn a_command_reads_back_under_its_name() {
-        let command: Command =
-            serde_json::from_value(json!({"type": "create_record", "kind": "evaluation", "data": {"score": 1}}))
-                .unwrap();
+        let command =
+            Command::read(json!({"type": "create_record", "kind": "evaluation", "data": {"score": 1}})).unwrap();
         assert_eq!(command.name(), "create_record");
-        let text = serde_json::to_string(&command).unwrap();
-        assert_eq!(serde_json::from_str::<Command>(&text).unwrap(), command);
-    }
-
-    #[test]
-    fn the_same_command_can_come_as_message_pack() {
-        let id = RecordId::derive(testing::facts().command_id);
-        let json = json!({"type": "update_record", "id": id, "data": {"big": u64::MAX, "small": -1, "half": 0.5}});
-        let bytes = rmp_serde::to_vec_named(&json).unwrap();
-        let command: Command = rmp_serde::from_slice(&bytes).unwrap();
-        assert_eq!(command, serde_json::from_value(json).unwrap());
+        assert_eq!(Command::read(serde_json::to_value(&command).unwrap()).unwrap(), command);
     }
 
     #[test]
     fn an_unknown_field_is_refused_by_name() {
-        let error = serde_json::from_value::<Command>(json!({"type": "retire_kind", "kind": "model", "force": true}))
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("unknown field `force`"), "{error}");
+        let problem = refusal(json!({"type": "retire_kind", "kind": "model", "force": true}));
+        assert_eq!((problem.errors[0].pointer.as_str(), &*problem.errors[0].code), ("/force", "unknown_field"));
+        assert!(problem.detail.contains("there are: kind"), "{problem:?}");
     }
 
     #[test]
     fn an_unknown_command_is_refused_with_the_known_ones() {
-        let error = serde_json::from_value::<Command>(json!({"type": "drop_table"})).unwrap_err().to_string();
-        assert!(error.contains("unknown variant `drop_table`") && error.contains("`create_record`"), "{error}");
+        let problem = refusal(json!({"type": "drop_table"}));
+        assert_eq!((problem.errors[0].pointer.as_str(), &*problem.errors[0].code), ("/type", "unknown_value"));
+        assert!(problem.detail.contains("drop_table") && problem.detail.contains("create_record"), "{problem:?}");
+        assert_eq!(refusal(json!({"kind": "model"})).errors[0].pointer, "/type");
+        assert_eq!(refusal(json!({"type": 7})).errors[0].pointer, "/type");
     }
 
     #[test]
     fn an_id_of_another_kind_is_refused() {
-        let org = testing::facts().org;
-        let error = serde_json::from_value::<Command>(json!({"type": "archive_record", "id": org})).unwrap_err();
-        assert!(error.to_string().contains("is not a res_ id"), "{error}");
+        let problem = refusal(json!({"type": "archive_record", "id": testing::facts().org}));
+        assert!(problem.detail.contains("is not a res_ id"), "{problem:?}");
+    }
+
+    fn refusal(command: Value) -> Problem {
+        Command::read(command).unwrap_err().into()
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     auth::{Access, AuthError, Principal, authenticator::OrgName},
+    body::read_parameters,
     commands::{
         Command,
         request::{Accepted, Request},
@@ -270,12 +271,11 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Problem> {
-        let query = axum::extract::Query::<T>::try_from_uri(&parts.uri);
-        query.map(|axum::extract::Query(query)| Self(query)).map_err(|error| {
-            // The decoder says `name: reason` behind words of its own.
-            let text = error.body_text();
-            let reason = text.rsplit_once("query string: ").map_or(text.as_str(), |(_, reason)| reason);
-            let (name, rule) = reason.split_once(": ").unwrap_or(("query", reason));
+        let parameters = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
+        let axum::extract::Query(parameters) =
+            parameters.map_err(|_| Problem::invalid_parameter("query", "must be names and values: a=1&b=2"))?;
+        read_parameters(parameters).map(Self).map_err(|misfit| {
+            let (name, rule) = misfit.named();
             Problem::invalid_parameter(name, rule)
         })
     }

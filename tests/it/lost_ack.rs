@@ -361,7 +361,7 @@ async fn the_ledger_remembers_a_key_when_the_server_has_forgotten_it() {
     let register = async |kind: &str, key: &str| {
         let command = json!({"type": "register_kind", "kind": kind, "title": kind, "visibility": "private",
             "cost": 1, "schema": {"type": "object"}});
-        let command: Command = serde_json::from_value(command).unwrap();
+        let command = Command::read(command).unwrap();
         let request = Request { idempotency_key: Some(key.to_owned()), ..command.into() };
         gateway.submit(&access, &Origin::default(), request).await
     };

@@ -48,5 +48,6 @@ mod stream;
 mod support;
 mod telemetry;
 mod tenancy;
+mod values;
 mod watchdog;
 mod workers;
