@@ -365,7 +365,7 @@ impl Gateway {
     /// Adds whoever has just signed in to the organizations that let people in like that: what every way of signing in calls.
     pub async fn signed_in(&self, principal: &Principal, origin: &Origin) -> Result<(), Problem> {
         if let Principal::User { user, email: Some(email), .. } = principal {
-            self.join_by_domain(principal, *user, email, origin).await;
+            self.join_by_domain(principal, *user, email, origin).await?;
         }
         self.join_by_sso(principal, origin).await?;
         Ok(())
@@ -379,26 +379,24 @@ impl Gateway {
         user: UserId,
         email: &str,
         origin: &Origin,
-    ) -> Vec<OrgId> {
-        let Some(domain) = DomainName::of_email(email) else { return Vec::new() };
-        let found = async {
-            let orgs = self.db.orgs_of_domain(&domain).await?;
-            let known = if orgs.is_empty() { Vec::new() } else { self.db.orgs_of_user(user).await? };
-            Ok::<_, Problem>(orgs.into_iter().filter(move |org| !known.contains(org)))
-        };
+    ) -> Result<Vec<OrgId>, Problem> {
+        let Some(domain) = DomainName::of_email(email) else { return Ok(Vec::new()) };
+        let orgs = self.db.orgs_of_domain(&domain).await?;
+        let known = if orgs.is_empty() { Vec::new() } else { self.db.orgs_of_user(user).await? };
         let mut joined = Vec::new();
-        // Nobody is kept from signing in by what an organization might have given them besides.
-        for org in found.await.into_iter().flatten() {
+        for org in orgs.into_iter().filter(|org| !known.contains(org)) {
             let creator = Creator { user, email: email.to_owned() };
             let join = Command::from(JoinByDomain { domain: domain.clone() });
             match self.enter(org, principal, creator, origin, join.into()).await {
                 Ok(_) => joined.push(org),
+                Err(problem) if problem.retry_after.is_some() => return Err(not_joined(org, &problem)),
+                // Nobody is kept from signing in by what an organization does not give them.
                 Err(problem) => {
                     tracing::debug!(org.id = %org, code = problem.code, "nobody joins here by their domain");
                 }
             }
         }
-        joined
+        Ok(joined)
     }
 
     /// Adds whoever an organization's own issuer signed in to that organization, where it lets people in like that: what every
@@ -412,6 +410,7 @@ impl Gateway {
         let join = Command::from(JoinBySso { id: *connection });
         match self.enter(*org, principal, creator, origin, join.into()).await {
             Ok(_) => Ok(true),
+            Err(problem) if problem.retry_after.is_some() => Err(not_joined(*org, &problem)),
             // Nobody is kept from signing in by what they might have been given besides.
             Err(problem) if problem.status < 500 => {
                 tracing::debug!(org.id = %org, code = problem.code, "nobody joins here by signing in");
@@ -578,6 +577,12 @@ fn person(principal: &Principal) -> Result<Creator, Problem> {
         )),
         Principal::Key { .. } | Principal::Operator(_) => Err(AuthError::SessionOnly.into()),
     }
+}
+
+/// Whoever would be a member, but for something that passes, must hear of it and come again: in silence they would be none.
+fn not_joined(org: OrgId, problem: &Problem) -> Problem {
+    tracing::warn!(org.id = %org, code = problem.code, "somebody who signs in could not be added for now");
+    Problem::unavailable("You could not be added to your organization at the moment; sign in again.")
 }
 
 fn no_invitation() -> Problem {

@@ -5,13 +5,14 @@
 use std::{collections::HashMap, sync::Arc};
 
 use orgstream_events::{ActorType, AggregateId, CommandId, Event, Fingerprint};
+use quick_cache::sync::{EntryAction, EntryResult};
 use tokio::time::Instant;
 
 use super::{
     Aggregate, Place, api_key::ApiKey, domain::Domain, invitation::Invitation, kind::Kind, member::Roster,
     organization::Organization, parking::Parking, record::Record, role::RoleBook, sso_connection::Connections,
 };
-use crate::scoped::{CacheView, OrgCache};
+use crate::scoped::{CacheView, OrgCache, Scoped};
 
 /// An aggregate as it was read from the stream.
 #[derive(Debug, Clone)]
@@ -71,6 +72,40 @@ impl<A: Aggregate> Loaded<A> {
 }
 
 type Shelf<A> = OrgCache<AggregateId, Arc<Loaded<A>>>;
+
+/// Takes what was appended behind `loaded` into what is remembered: in its place, so that an aggregate with a long history
+/// is copied only where somebody looks at it at that moment.
+pub(super) fn advance<A: Aggregate, T>(
+    shelf: &Shelf<A>,
+    key: &Scoped<AggregateId>,
+    loaded: Arc<Loaded<A>>,
+    take_in: impl FnOnce(&mut Loaded<A>) -> T,
+) -> Option<T> {
+    let mut mine = Some((loaded, take_in));
+    let found = shelf.entry(key, None, |_, held| {
+        let Some((mut loaded, take_in)) = mine.take() else { return EntryAction::Retain(None) };
+        if Arc::ptr_eq(&loaded, held) {
+            drop(loaded);
+            return EntryAction::Retain(Some(take_in(Arc::make_mut(held))));
+        }
+        let earlier = take_in(Arc::make_mut(&mut loaded));
+        // Somebody may have read it again since, and found even more.
+        if held.seq < loaded.seq {
+            *held = loaded;
+        }
+        EntryAction::Retain(Some(earlier))
+    });
+    if let EntryResult::Retained(taken_in) = found {
+        return taken_in;
+    }
+    let (mut loaded, take_in) = mine?;
+    let earlier = take_in(Arc::make_mut(&mut loaded));
+    if let EntryResult::Vacant(place) = found {
+        // A shelf that is full remembers something else instead.
+        let _ = place.insert(loaded);
+    }
+    Some(earlier)
+}
 
 /// One bounded shelf per kind of aggregate.
 pub(super) struct Caches {
@@ -137,3 +172,35 @@ shelves!(
     Organization: organizations, Roster: rosters, Invitation: invitations, RoleBook: roles, Connections: connections, Domain: domains,
     ApiKey: api_keys, Kind: kinds, Record: records, Parking: parking
 );
+
+#[cfg(test)]
+mod tests {
+    use orgstream_events::{OrgId, RecordId};
+
+    use super::*;
+
+    #[test]
+    fn what_nobody_else_holds_is_not_copied() {
+        let shelf: Shelf<Record> = OrgCache::new(10);
+        let key = Scoped::new(OrgId::fresh(1, [1; 10]), AggregateId::Record(RecordId::fresh(1, [2; 10])));
+        let held = || shelf.get(&key).unwrap();
+        let step = |loaded: Arc<Loaded<Record>>, seq: u64| {
+            advance(&shelf, &key, loaded, |loaded| {
+                loaded.seq = seq;
+            });
+        };
+        step(Arc::default(), 1);
+        let place = Arc::as_ptr(&held());
+        step(held(), 2);
+        assert_eq!((held().seq, Arc::as_ptr(&held())), (2, place));
+        // Whoever looks at it goes on seeing what they saw.
+        let looked_at = held();
+        step(held(), 3);
+        assert_eq!((looked_at.seq, held().seq), (2, 3));
+        // What was read again since, and is further, stays.
+        step(Arc::default(), 2);
+        assert_eq!(held().seq, 3);
+        step(Arc::default(), 4);
+        assert_eq!(held().seq, 4);
+    }
+}

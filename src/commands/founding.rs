@@ -4,9 +4,10 @@ use orgstream_events::{Actor, ActorType, AggregateId, CommitDraft, Event, Member
 use orgstream_stream::{AppendError, ClaimError, Freshness};
 
 use super::{
-    CreateOrganization, Facts,
+    CreateOrganization, Facts, RenameOrganization,
     cache::{Cached, Earlier},
-    handler::{Attempt, CommandHandler},
+    claiming::Claim,
+    handler::{Attempt, CommandHandler, Target},
     member::{MemberCommand, Roster},
     organization::{Organization, OrganizationCommand},
     request::{Accepted, CommandError, Creator},
@@ -32,16 +33,48 @@ impl CommandHandler {
         if command.tenant_type == TenantType::Personal {
             // Its id follows from the person already; the claim says so to whoever looks at the log alone.
             match self.log.claim("personal", &user.to_string(), org).await {
-                Ok(()) => {}
+                Ok(_) => {}
                 Err(ClaimError::Taken { by }) => {
                     return Err(CommandError::Internal(format!("this person has a personal organization: {by}")));
                 }
                 Err(ClaimError::Stream(error)) => return Err(error.into()),
             }
         }
-        self.claim_slug(&command.slug, org).await?;
-        let identity = self.identity(org, command).await?;
-        let created = Self::first::<Organization>(create(identity), &facts)?;
+        let mut claims = vec![self.claim_slug(&command.slug, org).await?];
+        let founded = async {
+            let identity = self.identity(org, command, &mut claims).await?;
+            let created = Self::first::<Organization>(create(identity), &facts)?;
+            self.found(attempt, org, created, founded).await
+        };
+        let result = founded.await;
+        self.settle(claims, org, result).await
+    }
+
+    /// Another name or slug. What is refused, or changes nothing, claims nothing.
+    pub(super) async fn rename_organization(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        command: RenameOrganization,
+    ) -> Result<Accepted, CommandError> {
+        let (org, slug, mut claims) = (to.placement.org, command.slug.clone(), Vec::new());
+        let rename = OrganizationCommand::Rename(command);
+        if let Some(slug) = &slug
+            && self.would_happen::<Organization>(attempt, to, rename.clone()).await?
+        {
+            claims.push(self.claim_slug(slug, org).await?);
+        }
+        let result = self.execute::<Organization>(attempt, to, rename).await;
+        self.settle(claims, org, result).await
+    }
+
+    async fn found(
+        &self,
+        attempt: &Attempt<'_>,
+        org: OrgId,
+        created: Vec<Event>,
+        founded: Vec<Event>,
+    ) -> Result<Accepted, CommandError> {
         let placement = self.log.place(org).await?;
         let aggregate = AggregateId::Organization(org);
         let mut drafts = Vec::with_capacity(2);
@@ -78,7 +111,7 @@ impl CommandHandler {
         Ok(events.into_iter().map(A::wrap).collect())
     }
 
-    pub(super) async fn claim_slug(&self, slug: &Slug, org: OrgId) -> Result<(), CommandError> {
+    pub(super) async fn claim_slug(&self, slug: &Slug, org: OrgId) -> Result<Claim, CommandError> {
         let detail = format!("the slug {slug} belongs to another organization: choose another one");
         self.claim("slug", &claimable(slug), org, ("slug_taken", detail)).await
     }

@@ -14,22 +14,23 @@ use orgstream_events::{
     ActorType, AggregateId, CommandId, CommitDraft, Event, Fingerprint, KindName, OrgId, PLATFORM_ORG, Position, Salt,
     TenantType, Timestamp,
 };
-use orgstream_stream::{AppendError, Appended, ClaimError, Freshness, Log, Placement};
+use orgstream_stream::{AppendError, Appended, Freshness, Log, Placement};
 use tokio::{
     sync::{Mutex, MutexGuard},
     time::Instant,
 };
 
 use super::{
-    Command, Facts, FieldError, Place, Rejection, RejectionKind,
+    Command, Facts, FieldError, Place, Rejection,
     api_key::{ApiKey, ApiKeyCommand},
-    cache::{Cached, Caches, Earlier, Loaded},
+    cache::{Cached, Caches, Earlier, Loaded, advance},
     domain::{Domain, DomainCommand},
     invitation::{Invitation, InvitationCommand},
     kind::{Kind, KindCommand},
     member::{MemberCommand, Roster},
     organization::{Organization, OrganizationCommand, OrganizationError, Profile},
     parking::{Parking, ParkingCommand},
+    patience::Patience,
     personal::creation,
     record::{Record, RecordCommand},
     request::{Accepted, Caller, CommandError, Request},
@@ -231,12 +232,7 @@ impl CommandHandler {
         match request.command.clone() {
             Command::CreateOrganization(_) => Err(CommandError::Internal("handled above".to_owned())),
             Command::UpgradeOrganization(command) => self.upgrade_organization(&attempt, &to, command).await,
-            Command::RenameOrganization(command) => {
-                if let Some(slug) = &command.slug {
-                    self.claim_slug(slug, org).await?;
-                }
-                self.execute::<Organization>(&attempt, &to, OrganizationCommand::Rename(command)).await
-            }
+            Command::RenameOrganization(command) => self.rename_organization(&attempt, &to, command).await,
             Command::ChangeSettings(command) => {
                 let change = OrganizationCommand::ChangeSettings { command, local: self.local_issuers };
                 self.execute::<Organization>(&attempt, &to, change).await
@@ -344,7 +340,7 @@ impl CommandHandler {
         let _turn = self.turn(org, aggregate).await;
         let remembered = A::cache(&self.caches).get(&Scoped::new(org, aggregate.clone()));
         let mut certain = false;
-        let mut conflicts = 0;
+        let mut patience = Patience::new();
         let mut loaded = match remembered {
             Some(loaded) => loaded,
             // What a command creates under an id of its own is not there yet, unless the command was sent before.
@@ -355,17 +351,16 @@ impl CommandHandler {
             }
         };
         loop {
-            let refusal = match Self::decide(attempt, to, &loaded, command.clone()) {
+            match Self::decide(attempt, to, &loaded, command.clone()) {
                 Ok(Decided::Known(accepted)) => return Ok(accepted),
                 Ok(Decided::Events(events)) => {
-                    match self.append(attempt, to, &loaded, events).await {
+                    match self.append(attempt, to, loaded, events).await {
                         Ok(Some(accepted)) => return Ok(accepted),
-                        // Our own earlier success: the history knows the answer that was given.
-                        Ok(None) => CommandError::Contention,
-                        Err(CommandError::Contention) => {
-                            conflicts += 1;
-                            counter!("orgstream_append_conflicts_total").increment(1);
-                            CommandError::Contention
+                        // Our own earlier success (the history knows the answer that was given), or somebody else's.
+                        Ok(None) | Err(CommandError::Contention) => {
+                            if !patience.again().await {
+                                return Err(CommandError::Contention);
+                            }
                         }
                         Err(error) => {
                             A::cache(&self.caches).remove(&Scoped::new(org, aggregate.clone()));
@@ -374,16 +369,23 @@ impl CommandHandler {
                     }
                 }
                 Ok(Decided::Nothing) if certain => return Ok(attempt.unchanged(to, loaded.version, loaded.seq)),
-                Ok(Decided::Nothing) => CommandError::Contention,
                 Err(refusal) if certain => return Err(refusal),
-                Err(refusal) => refusal,
-            };
-            if conflicts > 1 {
-                return Err(refusal);
+                Ok(Decided::Nothing) | Err(_) => {}
             }
             loaded = self.load::<A>(placement, aggregate, Freshness::Leader).await?;
             certain = true;
         }
+    }
+
+    /// Whether something happens if the command is carried out now; a refusal, if it is refused.
+    pub(super) async fn would_happen<A: Cached>(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        command: A::Command,
+    ) -> Result<bool, CommandError> {
+        let loaded = self.load::<A>(to.placement, &to.aggregate, Freshness::Leader).await?;
+        Ok(matches!(Self::decide(attempt, to, &loaded, command)?, Decided::Events(_)))
     }
 
     fn decide<A: Cached>(
@@ -411,7 +413,7 @@ impl CommandHandler {
         &self,
         attempt: &Attempt<'_>,
         to: &Target<'_>,
-        loaded: &Arc<Loaded<A>>,
+        loaded: Arc<Loaded<A>>,
         events: Vec<Event>,
     ) -> Result<Option<Accepted>, CommandError> {
         let org = to.placement.org;
@@ -422,10 +424,12 @@ impl CommandHandler {
         if appended.replayed && attempt.fingerprint.is_some() {
             return Ok(None);
         }
-        let mut after = Loaded::clone(loaded);
+        let key = Scoped::new(org, to.aggregate.clone());
         let place = Place { seq: appended.seq, actor: &attempt.caller.actor };
-        let earlier = after.take_in(attempt.command_id, attempt.fingerprint, place, events.iter());
-        A::cache(&self.caches).insert(Scoped::new(org, to.aggregate.clone()), Arc::new(after));
+        let earlier = advance(A::cache(&self.caches), &key, loaded, |loaded| {
+            loaded.take_in(attempt.command_id, attempt.fingerprint, place, events.iter())
+        });
+        let earlier = earlier.ok_or_else(|| CommandError::Internal("a commit was not taken in".to_owned()))?;
         Ok(Some(attempt.accepted(org, &to.aggregate, earlier, false)))
     }
 
@@ -464,21 +468,6 @@ impl CommandHandler {
             return Err(Rejection::from(OrganizationError::Personal).into());
         }
         Ok(())
-    }
-
-    /// Claims what one organization alone can have; `taken` is the refusal when another one has it.
-    pub(super) async fn claim(
-        &self,
-        scope: &str,
-        value: &str,
-        org: OrgId,
-        taken: (&'static str, String),
-    ) -> Result<(), CommandError> {
-        match self.log.claim(scope, value, org).await {
-            Ok(()) => Ok(()),
-            Err(ClaimError::Taken { .. }) => Err(Rejection::new(RejectionKind::Conflict, taken.0, taken.1).into()),
-            Err(ClaimError::Stream(error)) => Err(error.into()),
-        }
     }
 
     /// The kind, ready to check data against; none when it was never registered.

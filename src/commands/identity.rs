@@ -7,6 +7,7 @@ use orgstream_events::{AggregateId, OrgId, TenantType};
 
 use super::{
     CreateOrganization, Rejection, RejectionKind, UpgradeOrganization,
+    claiming::Claim,
     handler::{Attempt, CommandHandler, Target},
     organization::{ExternalIdentity, Organization, OrganizationCommand},
     request::{Accepted, CommandError},
@@ -19,6 +20,7 @@ impl CommandHandler {
         &self,
         org: OrgId,
         command: &CreateOrganization,
+        claims: &mut Vec<Claim>,
     ) -> Result<Option<ExternalIdentity>, CommandError> {
         let Some(id) = &command.auth0_organization_id else {
             if command.tenant_type == TenantType::Personal {
@@ -32,7 +34,7 @@ impl CommandHandler {
         }
         let detail =
             format!("{id} stands for another organization already: give another one, or none to have one made");
-        self.claim(AUTH0, id, org, ("identity_taken", detail)).await?;
+        claims.push(self.claim(AUTH0, id, org, ("identity_taken", detail)).await?);
         Ok(Some(ExternalIdentity { provider: AUTH0.to_owned(), external_id: id.clone() }))
     }
 

@@ -14,13 +14,11 @@ use super::{
     invitation::{Invitation, InvitationCommand, InviteRules},
     member::{Closed, MemberCommand, Roster},
     organization::Organization,
+    patience::Patience,
     request::{Accepted, Caller, CommandError, Creator},
     sso_connection::{ConnectionCommand, Connections},
 };
 use crate::auth::invitation::InvitationToken;
-
-/// Lost races for the roster, before whoever wants to join may as well try again later.
-const TRIES: usize = 8;
 
 impl CommandHandler {
     /// What recognizes the token that this command makes.
@@ -71,7 +69,8 @@ impl CommandHandler {
         // Inside the organization they are the member that they become; who they are outside stays outside.
         let actor = Actor { actor_type: ActorType::Member, id: member_id.to_string(), ..attempt.caller.actor.clone() };
         let _turn = self.turn(org, &roster).await;
-        for _ in 0..TRIES {
+        let mut patience = Patience::new();
+        loop {
             let invitation = self.load::<Invitation>(placement, aggregate, Freshness::Leader).await?;
             let members = self.load::<Roster>(placement, &roster, Freshness::Leader).await?;
             if let Some(mut accepted) = attempt.earlier(org, aggregate, &invitation)? {
@@ -104,12 +103,13 @@ impl CommandHandler {
                     return Ok(attempt.accepted(org, aggregate, done, replayed));
                 }
                 Err(AppendError::Conflict { .. }) => {
-                    metrics::counter!("orgstream_append_conflicts_total").increment(1);
+                    if !patience.again().await {
+                        return Err(CommandError::Contention);
+                    }
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(CommandError::Contention)
     }
 
     /// Adds whoever signs in with an address of a domain that is the organization's own.
@@ -168,14 +168,16 @@ impl CommandHandler {
         let org = to.placement.org;
         let pair = Fingerprint::of(&[command.issuer.as_bytes(), b"\0", command.audience.as_bytes()]);
         let add = ConnectionCommand::Add { command, local: self.local_issuers };
+        let mut claims = Vec::new();
         let connections = self.load::<Connections>(to.placement, &to.aggregate, Freshness::Leader).await?;
         if attempt.earlier(org, &to.aggregate, &connections)?.is_none() {
             connections.state.decide(add.clone(), &attempt.facts(org)).map_err(Rejection::from)?;
             let detail = "another organization signs people in by this issuer for this audience: register an audience of \
                           your own at the issuer, and give that";
-            self.claim("sso", &pair.to_string(), org, ("sso_connection_taken", detail.to_owned())).await?;
+            claims.push(self.claim("sso", &pair.to_string(), org, ("sso_connection_taken", detail.to_owned())).await?);
         }
-        self.execute::<Connections>(attempt, to, add).await
+        let result = self.execute::<Connections>(attempt, to, add).await;
+        self.settle(claims, org, result).await
     }
 
     async fn provision(

@@ -5,6 +5,7 @@
 
 pub mod api_key;
 mod cache;
+mod claiming;
 pub mod domain;
 mod founding;
 mod grants;
@@ -17,6 +18,7 @@ pub mod member;
 pub mod openapi;
 pub mod organization;
 pub mod parking;
+mod patience;
 pub mod personal;
 mod properties;
 mod public_domains;

@@ -105,7 +105,7 @@ pub enum CommandError {
         /// What it is.
         actual: u64,
     },
-    /// Others wrote to the same aggregate, twice in between.
+    /// Others went on writing to the same aggregate, for as long as a command goes on against them.
     #[error("others are writing to the same thing; try again")]
     Contention,
     /// The idempotency key belongs to another command.
@@ -121,6 +121,21 @@ pub enum CommandError {
     /// A fault of ours.
     #[error("{0}")]
     Internal(String),
+}
+
+impl CommandError {
+    /// Whether it is known that nothing happened.
+    pub(super) fn is_certain(&self) -> bool {
+        match self {
+            Self::Rejected(_)
+            | Self::NoOrganization(_)
+            | Self::VersionConflict { .. }
+            | Self::Contention
+            | Self::KeyReused
+            | Self::TooLarge(_) => true,
+            Self::Unavailable(_) | Self::Internal(_) => false,
+        }
+    }
 }
 
 impl From<StreamError> for CommandError {
@@ -139,6 +154,11 @@ impl From<AppendError> for CommandError {
             AppendError::KeyReused { .. } => Self::KeyReused,
             AppendError::Codec(error @ (CodecError::TooLarge { .. } | CodecError::EventCount { .. })) => {
                 Self::TooLarge(error)
+            }
+            AppendError::Codec(error) => {
+                tracing::error!(%error, "a command's events do not read back as they were decided");
+                let detail = "the command was not taken: its content would not read back as it was sent";
+                Rejection::field("", "not_kept", detail).into()
             }
             AppendError::Unavailable { .. } => Self::Unavailable(error.to_string()),
             other => Self::Internal(other.to_string()),

@@ -19,6 +19,20 @@ const MAX_TOKEN: usize = 200;
 struct Claim {
     org: OrgId,
     at: Timestamp,
+    #[serde(default)]
+    state: State,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    /// For one command, which gives it back if nothing comes of it.
+    #[default]
+    New,
+    /// Another command of the org relies on it too, so nobody gives it back.
+    Kept,
+    /// Given back: anybody may have it.
+    Released,
 }
 
 struct Found {
@@ -29,23 +43,28 @@ struct Found {
 }
 
 impl Log {
-    /// Claims `value` within `scope` for `org`. Claiming again what is one's own is a success.
-    pub async fn claim(&self, scope: &str, value: &str, org: OrgId) -> Result<(), ClaimError> {
-        let subject = subject(scope, value)?;
-        let claim = Claim { org, at: OffsetDateTime::now_utc().into() };
-        let payload = serde_json::to_vec(&claim).map_err(|error| StreamError::Invalid(error.to_string()))?;
-        let mut write = Write { payload: payload.into(), ..system_write(subject) };
+    /// Claims `value` within `scope` for `org`. The sequence of a claim that is new is what [`Log::release`] takes; none says
+    /// that it was the org's own before.
+    pub async fn claim(&self, scope: &str, value: &str, org: OrgId) -> Result<Option<u64>, ClaimError> {
+        let mut write = claim_write(scope, value, org, State::New)?;
+        let mut is_own = false;
         for _ in 0..TRIES {
-            if self.write_system(&write).await? {
-                return Ok(());
+            if let Some(seq) = self.write_system(&write).await? {
+                return Ok(Some(seq).filter(|_| !is_own));
             }
             let Some(found) = self.find_claim(&write.subject).await? else {
                 write.expected = Some(0);
                 continue;
             };
-            if let Some(Claim { org: by, .. }) = found.claim {
-                if by == org {
-                    return Ok(());
+            if let Some(Claim { org: by, state, .. }) = found.claim {
+                if by == org && state == State::Kept {
+                    return Ok(None);
+                }
+                is_own = by == org && state == State::New;
+                if is_own || state == State::Released {
+                    let state = if is_own { State::Kept } else { State::New };
+                    write = Write { expected: Some(found.seq), ..claim_write(scope, value, org, state)? };
+                    continue;
                 }
                 if !self.is_abandoned(by, found.stored_at).await? {
                     return Err(ClaimError::Taken { by });
@@ -58,9 +77,16 @@ impl Log {
         Err(StreamError::Unavailable { action: "claim", reason }.into())
     }
 
+    /// Gives back the claim that was made at `seq`, unless somebody has relied on it since.
+    pub async fn release(&self, scope: &str, value: &str, org: OrgId, seq: u64) -> Result<(), StreamError> {
+        let write = Write { expected: Some(seq), ..claim_write(scope, value, org, State::Released)? };
+        self.write_system(&write).await.map(|_| ())
+    }
+
     /// Who has claimed `value` within `scope`.
     pub async fn claimed_by(&self, scope: &str, value: &str) -> Result<Option<OrgId>, StreamError> {
-        Ok(self.find_claim(&subject(scope, value)?).await?.and_then(|found| found.claim).map(|claim| claim.org))
+        let claim = self.find_claim(&subject(scope, value)?).await?.and_then(|found| found.claim);
+        Ok(claim.filter(|claim| claim.state != State::Released).map(|claim| claim.org))
     }
 
     async fn find_claim(&self, subject: &str) -> Result<Option<Found>, StreamError> {
@@ -78,6 +104,13 @@ impl Log {
         let old = OffsetDateTime::now_utc() - stored_at > ABANDONED_AFTER;
         Ok(old && self.placement(by).await?.is_none())
     }
+}
+
+/// The first claim of `value`, to be written.
+fn claim_write(scope: &str, value: &str, org: OrgId, state: State) -> Result<Write, StreamError> {
+    let claim = Claim { org, at: OffsetDateTime::now_utc().into(), state };
+    let payload = serde_json::to_vec(&claim).map_err(|error| StreamError::Invalid(error.to_string()))?;
+    Ok(Write { payload: payload.into(), ..system_write(subject(scope, value)?) })
 }
 
 fn subject(scope: &str, value: &str) -> Result<String, StreamError> {

@@ -92,7 +92,7 @@ impl Log {
         let chosen = Stored { shard: self.choose(org), region: self.inner.options.region.clone(), epoch: 1 };
         let payload = serde_json::to_vec(&chosen).map_err(|error| StreamError::Invalid(error.to_string()))?;
         let write = Write { payload: payload.into(), ..system_write(subject(org)) };
-        let placement = if self.write_system(&write).await? {
+        let placement = if self.write_system(&write).await?.is_some() {
             Placement { org, shard: chosen.shard, region: chosen.region, epoch: chosen.epoch }
         } else {
             self.stored_placement(org).await?.ok_or_else(|| StreamError::Unavailable {
@@ -104,9 +104,9 @@ impl Log {
         Ok(placement)
     }
 
-    /// Publishes on the system stream; false says that the expectation did not hold. A retry whose first try arrived
-    /// says so too, so the caller must look at what is there.
-    pub(crate) async fn write_system(&self, write: &Write) -> Result<bool, StreamError> {
+    /// Publishes on the system stream, and gives the sequence; none says that the expectation did not hold. A retry whose
+    /// first try arrived says so too, so the caller must look at what is there.
+    pub(crate) async fn write_system(&self, write: &Write) -> Result<Option<u64>, StreamError> {
         let action = "write to the system stream";
         let signed = self.keys().sign(&write.subject, write.expected, &write.payload);
         let payload = signed.map_err(|error| StreamError::Invalid(error.to_string()))?.into();
@@ -114,8 +114,8 @@ impl Log {
         let mut last = String::new();
         for tries in 0..TRIES {
             match self.inner.publisher.publish_in_turn(&write).await {
-                Answer::Stored { .. } => return Ok(true),
-                Answer::Stale | Answer::Duplicate { .. } => return Ok(false),
+                Answer::Stored { seq } => return Ok(Some(seq)),
+                Answer::Stale | Answer::Duplicate { .. } => return Ok(None),
                 Answer::Unknown { reason } => last = reason,
                 Answer::Refused { code, description } => {
                     return Err(StreamError::Refused { action, code, description });

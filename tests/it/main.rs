@@ -16,6 +16,7 @@ mod chaos;
 mod cli;
 mod cluster;
 mod compose;
+mod contention;
 mod evidence;
 mod forged;
 mod history;

@@ -571,6 +571,25 @@ async fn of_fifty_claims_one_wins() {
 }
 
 #[tokio::test]
+async fn a_claim_is_given_back_unless_somebody_relies_on_it() {
+    let (_nats, log) = started(true).await;
+    let (one, other) = (org_number(1), org_number(2));
+    let new = log.claim("slug", "free", one).await.unwrap().unwrap();
+    log.release("slug", "free", one, new).await.unwrap();
+    assert_eq!(log.claimed_by("slug", "free").await.unwrap(), None);
+    let new = log.claim("slug", "free", other).await.unwrap();
+    assert!(new.is_some());
+    assert!(matches!(log.claim("slug", "free", one).await, Err(ClaimError::Taken { by }) if by == other));
+
+    // Two commands of one org at once: the one that fails leaves it to the other.
+    let new = log.claim("slug", "shared", one).await.unwrap().unwrap();
+    let again = join_all((0..20).map(|_| log.claim("slug", "shared", one))).await;
+    assert!(again.into_iter().all(|claim| claim.unwrap().is_none()));
+    log.release("slug", "shared", one, new).await.unwrap();
+    assert_eq!(log.claimed_by("slug", "shared").await.unwrap(), Some(one));
+}
+
+#[tokio::test]
 async fn a_tail_beyond_the_end_of_the_log_ends_with_an_error() {
     let (_nats, log) = started(false).await;
     let placement = log.place(org_number(1)).await.unwrap();
