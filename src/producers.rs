@@ -92,6 +92,9 @@ pub async fn serve(client: Client, door: Door, stop: CancellationToken) -> anyho
     Ok(())
 }
 
+/// What goes back around the body takes at most this much of what the server lets through, in bytes.
+const HEADERS: usize = 1_024;
+
 /// What goes back.
 struct Answer {
     status: u16,
@@ -125,13 +128,20 @@ async fn answer(client: &Client, door: &Door, request: Message) {
     histogram!("orgstream_nats_request_seconds", "status" => answer.status.to_string()).record(started.elapsed());
     let mut headers = HeaderMap::new();
     headers.insert("Status", answer.status.to_string());
-    headers.insert("X-Request-Id", id);
+    headers.insert("X-Request-Id", id.as_str());
     headers.insert("Content-Type", if answer.status < 400 { "application/json" } else { "application/problem+json" });
     if answer.replayed {
         headers.insert("Idempotency-Replayed", "true");
     }
     let body = match answer.body {
-        Ok(body) => Bytes::from(body),
+        Ok(body) if body.len() + HEADERS <= client.max_payload() => Bytes::from(body),
+        Ok(body) => {
+            let problem = answer_too_large(body.len(), client.max_payload());
+            headers.insert("Status", problem.status.to_string());
+            headers.insert("Content-Type", "application/problem+json");
+            let problem = Problem { request_id: Some(id), ..problem };
+            serde_json::to_vec(&problem).unwrap_or_default().into()
+        }
         Err(error) => {
             tracing::error!(%error, "an answer has no JSON form");
             return;
@@ -189,6 +199,20 @@ async fn carry_out_body(
             Ok(Answer { status: 200, replayed: false, body: serde_json::to_vec(&outcomes) })
         }
     }
+}
+
+/// An answer that the server would not let through, so that nobody would ever hear what was done.
+fn answer_too_large(size: usize, limit: usize) -> Problem {
+    Problem::new(
+        413,
+        "answer_too_large",
+        "The answer is too large",
+        format!(
+            "The request was carried out, but its answer has {size} bytes, and this NATS server lets {limit} through. Ask \
+             again for less at a time: the same commands, each with its own idempotency key (of several under one header \
+             Idempotency-Key, command number N has the key `<header>/N`), are answered as they were and have no second effect."
+        ),
+    )
 }
 
 fn org_name(request: &Message) -> &str {
