@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use orgstream_events::PlanName;
-use orgstream_projections::DatabaseOptions;
+use orgstream_projections::{DatabaseOptions, LoginPassword, Passwords};
 use orgstream_stream::{LogOptions, SyncMode};
 use orgstream_workers::{PlanWeight, PlanWeights, Policy, WorkerOptions};
 use uuid::Uuid;
@@ -99,6 +99,12 @@ impl NatsArgs {
     }
 }
 
+/// Connections that are left for queries and sign-ins at least.
+const LEAST_QUERIES: u32 = 2;
+const USUAL_QUERIES: u32 = 13;
+/// More transactions at the same time are no gain anywhere.
+const MOST_SLOTS: u32 = 1_000;
+
 /// Where the tables are.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "PostgreSQL")]
@@ -114,9 +120,20 @@ pub struct DatabaseArgs {
     /// The password of those logins.
     #[arg(long, env = "ORGSTREAM_DATABASE_PASSWORD", hide_env_values = true, value_name = "TEXT")]
     pub database_password: Option<String>,
-    /// Connections for reads; a worker has up to twice `--slots` and a few more beside them.
-    #[arg(long, env = "ORGSTREAM_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "N")]
-    pub database_connections: u32,
+    /// The password of one of those logins, where each has its own: `app_rw` and `app_ro` for `serve` and `work`,
+    /// `app_identity` for `serve`, `app_sign` for `sign`. May be repeated; without commas.
+    #[arg(
+        long = "database-login-password",
+        env = "ORGSTREAM_DATABASE_LOGIN_PASSWORDS",
+        hide_env_values = true,
+        value_delimiter = ',',
+        value_name = "LOGIN=TEXT"
+    )]
+    pub login_passwords: Vec<LoginPassword>,
+    /// Connections of this process, all together: twice `--slots` for slices, three for leases and marks, and the others for
+    /// queries and sign-ins. By default 13 of those: 24 with four slots.
+    #[arg(long, env = "ORGSTREAM_DATABASE_CONNECTIONS", value_name = "N")]
+    pub database_connections: Option<u32>,
 }
 
 impl DatabaseArgs {
@@ -128,14 +145,32 @@ impl DatabaseArgs {
         format!("PostgreSQL does not answer at {scheme}://{place} (--database-url or ORGSTREAM_DATABASE_URL)")
     }
 
-    /// The same, as the projections take it, with as many writing connections as a worker with `slots` needs.
+    /// The same, as the projections take it: as many writing connections as a worker with `slots` needs, and what is left of
+    /// all of them for everything else. Where too few are left, there are two; see [`DatabaseArgs::check`].
     pub fn options(&self, slots: usize) -> DatabaseOptions {
+        let rw_connections = u32::try_from(slots).unwrap_or(u32::MAX).min(MOST_SLOTS);
+        let beside = DatabaseOptions::beside_queries(rw_connections);
         DatabaseOptions {
             url: self.database_url.clone(),
-            password: self.database_password.clone(),
-            rw_connections: u32::try_from(slots).unwrap_or(u32::MAX),
-            ro_connections: self.database_connections,
+            passwords: Passwords::new(self.database_password.clone(), self.login_passwords.iter().cloned()),
+            rw_connections,
+            ro_connections: match self.database_connections {
+                Some(all) => all.saturating_sub(beside).max(LEAST_QUERIES),
+                None => USUAL_QUERIES,
+            },
         }
+    }
+
+    /// Whether the connections are enough for a process with so many slots.
+    pub fn check(&self, slots: usize) -> anyhow::Result<()> {
+        let least = DatabaseOptions::beside_queries(self.options(slots).rw_connections) + LEAST_QUERIES;
+        let given = self.database_connections.unwrap_or(u32::MAX);
+        anyhow::ensure!(
+            given >= least,
+            "--database-connections (ORGSTREAM_DATABASE_CONNECTIONS) is {given}, and this process needs {least}: allow more, \
+             or let a worker have fewer --slots",
+        );
+        Ok(())
     }
 }
 
@@ -485,5 +520,27 @@ mod tests {
         let id = Uuid::from_u128(1);
         let command = Command::parse_from(["work", "--worker-id", &id.to_string()]);
         assert_eq!(format!("{:?}", command.work.options().unwrap()), format!("{:?}", WorkerOptions::new(id)));
+    }
+
+    #[derive(Parser)]
+    struct Connecting {
+        #[command(flatten)]
+        database: DatabaseArgs,
+    }
+
+    #[test]
+    fn all_connections_of_a_process_are_within_what_it_may_have() {
+        for (slots, all) in [(1, 7), (1, 20), (4, 13), (4, 20), (16, 60)] {
+            let flags = ["serve", "--database-connections", &all.to_string()];
+            let database = Connecting::parse_from(flags).database;
+            database.check(slots).unwrap();
+            let options = database.options(slots);
+            let needed = DatabaseOptions::beside_queries(options.rw_connections) + options.ro_connections;
+            assert_eq!(needed, all, "{slots} slots");
+        }
+        let few = Connecting::parse_from(["work", "--database-connections", "12"]).database;
+        let said = few.check(4).unwrap_err().to_string();
+        assert!(said.contains("is 12") && said.contains("needs 13"), "{said}");
+        Connecting::parse_from(["work"]).database.check(16).unwrap();
     }
 }

@@ -139,6 +139,7 @@ pub async fn preflight_log(log: &Log, nats: &NatsArgs) -> anyhow::Result<Vec<Fin
 
 /// The database, migrated and safe to use; or every finding, one line each.
 pub async fn open_database(database: &DatabaseArgs, slots: usize) -> anyhow::Result<Database> {
+    database.check(slots)?;
     let (db, findings) = patiently("PostgreSQL", || async {
         let db = Database::connect(&database.options(slots)).await.with_context(|| database.silent())?;
         let findings = db.preflight().await.context("PostgreSQL could not be looked at")?;

@@ -5,7 +5,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -37,9 +37,10 @@ pub const OUTBOX: &str = "outbox";
 const DATABASE: &str = "orgstream";
 /// What the audit logs of one machine are called by, before the org's id.
 const HOST: &str = "localhost";
-const CONNECTIONS: u32 = 8;
 /// How often the servers are looked at.
 const WATCH: Duration = Duration::from_millis(300);
+/// How often nats-server is asked whether it can write.
+const LOOK_INSIDE: Duration = Duration::from_secs(3);
 /// How long API and worker may take to finish what has begun.
 const GRACE: Duration = Duration::from_secs(15);
 
@@ -185,7 +186,8 @@ impl Stack {
         let database_args = DatabaseArgs {
             database_url: format!("postgres://{}:{}/{DATABASE}", postgres.host, postgres.port),
             database_password: Some(secrets.database_password.clone()),
-            database_connections: CONNECTIONS,
+            login_passwords: Vec::new(),
+            database_connections: None,
         };
         let secret_args = SecretArgs {
             pepper: secrets.pepper.clone(),
@@ -272,7 +274,20 @@ impl Stack {
 
     /// Starts a server again that ended by itself, until `stop`.
     pub async fn watch_over(&mut self, stop: &CancellationToken) {
+        let mut looked = Instant::now();
         while stop.run_until_cancelled(tokio::time::sleep(WATCH)).await.is_some() {
+            if looked.elapsed() > LOOK_INSIDE {
+                looked = Instant::now();
+                if let Some(reason) = self.nats.stuck().await {
+                    tracing::warn!(
+                        reason,
+                        "nats-server could not write to its disk, and is started again now that it can"
+                    );
+                    if let Err(error) = self.nats.restart().await {
+                        tracing::error!(%error, "nats-server does not start");
+                    }
+                }
+            }
             if let Some(status) = self.nats.ended() {
                 tracing::warn!(%status, "nats-server ended by itself and is started again");
                 if let Err(error) = self.nats.restart().await {

@@ -118,10 +118,10 @@ impl Event {
             Self::Member(MemberEvent::RoleChanged(event)) => ("member", event.member_id.to_string()),
             Self::Member(MemberEvent::Removed(event)) => ("member", event.member_id.to_string()),
             Self::Parking(ParkingEvent::Retried(event)) => {
-                (event.aggregate.aggregate_type().name(), event.aggregate.id())
+                (event.aggregate.aggregate.as_str(), event.aggregate.id.clone())
             }
             Self::Parking(ParkingEvent::Skipped(event)) => {
-                (event.aggregate.aggregate_type().name(), event.aggregate.id())
+                (event.aggregate.aggregate.as_str(), event.aggregate.id.clone())
             }
             Self::Access(event) => match event.target() {
                 Some(target) => return vec![target],

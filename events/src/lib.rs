@@ -64,6 +64,6 @@ pub use position::Position;
 pub use record::{RecordArchived, RecordCreated, RecordEvent, RecordUpdated};
 pub use role::{Role, RoleChanged, RoleDefined, RoleEvent, RoleRemoved};
 pub use signed::{CommitKeys, CommitKeysError};
-pub use subject::{AggregateId, AggregateType, EventSubject, Shard, SubjectError};
+pub use subject::{AggregateId, AggregateName, AggregateType, EventSubject, Shard, SubjectError};
 pub use timestamp::Timestamp;
 pub use view::{EventView, INWARD_FIELDS, is_inward};

@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AggregateId, codec::event_enum};
+use crate::{AggregateName, codec::event_enum};
 
 event_enum! {
     /// What is decided about parked events.
@@ -61,14 +61,14 @@ impl FromStr for Pipeline {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ParkedEventsRetried {
     /// Whose events.
-    pub aggregate: AggregateId,
+    pub aggregate: AggregateName,
 }
 
 /// Give up the first parked message of one aggregate, then apply the others in order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ParkedEventsSkipped {
     /// Whose events.
-    pub aggregate: AggregateId,
+    pub aggregate: AggregateName,
     /// The stream sequence of the message that is given up.
     pub seq: u64,
     /// Why, in the operator's words.

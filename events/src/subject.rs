@@ -36,7 +36,7 @@ macro_rules! aggregates {
 
         /// One aggregate of one org: the unit of ordering, of conflicts and of parking.
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "WireAggregateId", into = "WireAggregateId")]
+        #[serde(try_from = "AggregateName", into = "AggregateName")]
         pub enum AggregateId {
             $($(#[$doc])* $variant($id),)*
         }
@@ -105,24 +105,49 @@ impl fmt::Display for AggregateId {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct WireAggregateId {
+/// An aggregate as a subject names it, which need not be one that this version can read: what lies on such a subject has to
+/// be named, too, by whoever decides about it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct AggregateName {
+    /// The first token behind the org.
     #[serde(rename = "type")]
-    aggregate: String,
-    id: String,
+    pub aggregate: String,
+    /// All tokens behind that; empty where there are none.
+    pub id: String,
 }
 
-impl From<AggregateId> for WireAggregateId {
+impl AggregateName {
+    /// What a subject names, in the tokens behind its org.
+    pub fn of_subject(subject: &str) -> Self {
+        subject.splitn(4, '.').nth(3).unwrap_or_default().into()
+    }
+}
+
+impl fmt::Display for AggregateName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.aggregate)?;
+        if self.id.is_empty() { Ok(()) } else { write!(f, ".{}", self.id) }
+    }
+}
+
+impl From<&str> for AggregateName {
+    fn from(text: &str) -> Self {
+        let (aggregate, id) = text.split_once('.').unwrap_or((text, ""));
+        Self { aggregate: aggregate.to_owned(), id: id.to_owned() }
+    }
+}
+
+impl From<AggregateId> for AggregateName {
     fn from(aggregate: AggregateId) -> Self {
         Self { aggregate: aggregate.aggregate_type().name().to_owned(), id: aggregate.id() }
     }
 }
 
-impl TryFrom<WireAggregateId> for AggregateId {
+impl TryFrom<AggregateName> for AggregateId {
     type Error = SubjectError;
 
-    fn try_from(wire: WireAggregateId) -> Result<Self, SubjectError> {
-        Self::parse(&wire.aggregate, &wire.id)
+    fn try_from(name: AggregateName) -> Result<Self, SubjectError> {
+        Self::parse(&name.aggregate, &name.id)
     }
 }
 
@@ -222,6 +247,22 @@ mod tests {
             assert_eq!(subject.to_string().parse::<EventSubject>().unwrap(), subject);
             assert_eq!(EventSubject::route(&subject.to_string()).unwrap(), (Shard(3), org));
         }
+    }
+
+    #[test]
+    fn whatever_a_subject_names_can_be_named() {
+        let name = |subject| AggregateName::of_subject(subject);
+        for (subject, shown) in [
+            ("ev.3.org_1.record.res_2", "record.res_2"),
+            ("ev.3.org_1.record.a.b", "record.a.b"),
+            ("ev.3.org_1.spaceship", "spaceship"),
+            ("ev.3.org_1", ""),
+        ] {
+            assert_eq!(name(subject).to_string(), shown);
+            assert_eq!(AggregateName::from(shown), name(subject));
+        }
+        let id = AggregateId::Parking(Pipeline::Audit);
+        assert_eq!(AggregateName::from(id.clone()).to_string(), id.to_string());
     }
 
     #[test]

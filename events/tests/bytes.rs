@@ -183,12 +183,12 @@ fn examples() -> Vec<(AggregateId, Event)> {
         (record.clone(), Event::Record(RecordEvent::Archived(RecordArchived { reason: None }))),
         (
             AggregateId::Parking(Pipeline::ReadModels),
-            Event::Parking(ParkingEvent::Retried(ParkedEventsRetried { aggregate: record.clone() })),
+            Event::Parking(ParkingEvent::Retried(ParkedEventsRetried { aggregate: record.clone().into() })),
         ),
         (
             AggregateId::Parking(Pipeline::ReadModels),
             Event::Parking(ParkingEvent::Skipped(ParkedEventsSkipped {
-                aggregate: record,
+                aggregate: record.into(),
                 seq: 7,
                 reason: "broken by hand".to_owned(),
             })),

@@ -13,8 +13,8 @@ mod webhooks;
 use std::{collections::HashSet, sync::Arc};
 
 use orgstream_events::{
-    ActorType, CodecError, EventId, EventView, Fingerprint, OpenedCommit, OpenedEvent, OutcomeStatus, SealedEvent,
-    Timestamp,
+    ActorType, CodecError, EventId, EventView, Fingerprint, OpenedCommit, OpenedEvent, OrgId, OutcomeStatus,
+    SealedEvent, Timestamp,
 };
 use orgstream_transparency::{Hash, leaf_hash};
 use sqlx::PgConnection;
@@ -24,7 +24,6 @@ use columns::Columns;
 
 use crate::{
     Applied, BoundOrg, DbError, Listing, Page, Placed, SliceTx, TenantTx,
-    apply::all_there,
     convert::{column, fingerprint, from_bigint, to_bigint},
 };
 
@@ -174,7 +173,11 @@ pub(crate) async fn append(
     )
     .execute(connection)
     .await?;
-    all_there("audit.events", events.len(), inserted.rows_affected())?;
+    // No event can bring that about: the log ends elsewhere than where it was said to end.
+    if inserted.rows_affected() != events.len() as u64 {
+        let what = format!("it does not end at {}, where its frontier does", end.size());
+        return Err(DbError::Altered { org: OrgId::from_uuid(org), what });
+    }
     *end = after;
     Ok(())
 }

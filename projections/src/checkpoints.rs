@@ -4,7 +4,7 @@ use orgstream_events::{Pipeline, Shard, Timestamp};
 
 use crate::{
     DbError, TenantTx,
-    convert::{from_bigint, parsed},
+    convert::{from_bigint, parsed, to_bigint},
 };
 
 /// How far one pipeline has come.
@@ -28,15 +28,48 @@ pub struct Checkpoint {
 
 /// How far the pipeline has come with the bound org; 0 before the beginning.
 pub async fn position(tx: &mut TenantTx, pipeline: Pipeline) -> Result<u64, DbError> {
+    Ok(active(tx, pipeline).await?.map_or(0, |(_, seq)| seq))
+}
+
+/// The same with the stream that the sequence belongs to; none before the beginning.
+pub async fn active(tx: &mut TenantTx, pipeline: Pipeline) -> Result<Option<(Shard, u64)>, DbError> {
     let org = tx.org().uuid();
-    let seq = sqlx::query_scalar!(
-        "SELECT seq FROM ops.checkpoints WHERE org_id = $1 AND pipeline = $2 AND active",
+    let row = sqlx::query!(
+        "SELECT shard, seq FROM ops.checkpoints WHERE org_id = $1 AND pipeline = $2 AND active",
         org,
         pipeline.name(),
     )
     .fetch_optional(tx.connection())
     .await?;
-    Ok(seq.map_or(0, from_bigint))
+    Ok(row.map(|row| (Shard(u16::try_from(row.shard).unwrap_or(u16::MAX)), from_bigint(row.seq))))
+}
+
+/// How far a pipeline has come, and what it has left out on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// Everything up to it has been applied or parked; 0 before the beginning.
+    pub seq: u64,
+    /// The first message that is parked.
+    pub parked: Option<u64>,
+    /// Whether the message that was asked for is.
+    pub lacks_it: bool,
+}
+
+/// How far the pipeline has come with the bound org, and whether it has parked the message at `asked`.
+pub async fn reach(tx: &mut TenantTx, pipeline: Pipeline, asked: u64) -> Result<Reach, DbError> {
+    let org = tx.org().uuid();
+    let row = sqlx::query!(
+        r#"SELECT
+            (SELECT seq FROM ops.checkpoints WHERE org_id = $1 AND pipeline = $2 AND active) AS seq,
+            (SELECT min(seq) FROM ops.parked WHERE org_id = $1 AND pipeline = $2) AS parked,
+            EXISTS (SELECT FROM ops.parked WHERE org_id = $1 AND pipeline = $2 AND seq = $3) AS "lacks_it!""#,
+        org,
+        pipeline.name(),
+        to_bigint(asked),
+    )
+    .fetch_one(tx.connection())
+    .await?;
+    Ok(Reach { seq: row.seq.map_or(0, from_bigint), parked: row.parked.map(from_bigint), lacks_it: row.lacks_it })
 }
 
 /// How far every pipeline has come with the bound org.

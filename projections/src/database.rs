@@ -2,14 +2,17 @@
 
 use std::{fmt, time::Duration};
 
-use sqlx::{
-    AssertSqlSafe, PgPool, Postgres, SqlSafeStr, Transaction,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+use sqlx::{AssertSqlSafe, Postgres, SqlSafeStr, Transaction, postgres::PgConnectOptions};
 use tokio::sync::broadcast;
 use tracing::Instrument as _;
 
-use crate::{BoundOrg, Breach, DbError, SliceTx, TenantTx, breach::Alarm, catalogue, migrate};
+use crate::{
+    BoundOrg, Breach, DbError, Passwords, SliceTx, TenantTx,
+    breach::Alarm,
+    catalogue, migrate,
+    pool::{Pool, within},
+    pooler,
+};
 
 const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 const WRITE: &str = "BEGIN";
@@ -40,13 +43,19 @@ const READ_SETTINGS: [(&str, &str); 6] = [
     ("enable_bitmapscan", "off"),
     ("jit", "off"),
 ];
+/// Settings of a session, by name.
+type Settings<'a> = &'a [(&'static str, &'static str)];
+
 /// Leases and marks have connections of their own: a lease must be renewed however busy the slices are.
 const OPS_CONNECTIONS: u32 = 2;
-/// Who signs in is looked up once in a while, by a primary key or a hash.
-const IDENTITY_CONNECTIONS: u32 = 8;
+const OPS_SETTINGS: [(&str, &str); 3] =
+    [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
+/// The part of the connections for queries that is for who signs in: they are looked up once in a while, by a key.
+const IDENTITY_PART: u32 = 4;
 const IDENTITY_SETTINGS: [(&str, &str); 3] =
     [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a slice waits for somebody else's lock, unless its statements have less time altogether.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where the database is, and how many connections it may be asked for.
 #[derive(Clone)]
@@ -54,12 +63,20 @@ pub struct DatabaseOptions {
     /// `postgres://host:port/database`. A user in it is taken for every pool, and preflight refuses one with too many
     /// rights; without a user, each pool has the role that is made for it.
     pub url: String,
-    /// The password of the roles, where the server asks for one.
-    pub password: Option<String>,
+    /// The passwords of the roles, where the server asks for them.
+    pub passwords: Passwords,
     /// For slices of either class: the most that are committed at the same time.
     pub rw_connections: u32,
-    /// For queries.
+    /// For queries, and for who signs in, together.
     pub ro_connections: u32,
+}
+
+impl DatabaseOptions {
+    /// Connections that a process needs beside those for queries, with so many for slices: as many again for those of
+    /// backlogs, those of leases, and the one that marks are written on.
+    pub fn beside_queries(rw_connections: u32) -> u32 {
+        rw_connections.saturating_mul(2).saturating_add(OPS_CONNECTIONS + 1)
+    }
 }
 
 impl fmt::Debug for DatabaseOptions {
@@ -100,11 +117,11 @@ impl fmt::Display for Finding {
 /// A handle to the database; clones share their connections.
 #[derive(Debug, Clone)]
 pub struct Database {
-    slices: PgPool,
-    backlog: PgPool,
-    ops: PgPool,
-    ro: PgPool,
-    identity: PgPool,
+    slices: Pool,
+    backlog: Pool,
+    ops: Pool,
+    ro: Pool,
+    identity: Pool,
     alarm: Alarm,
 }
 
@@ -113,17 +130,18 @@ impl Database {
     pub async fn connect(options: &DatabaseOptions) -> Result<Self, DbError> {
         let light = [SLICE_SETTINGS.as_slice(), &LIGHT_SETTINGS].concat();
         let pool = |role, settings, connections| pool(options, role, settings, connections);
+        let identity = (options.ro_connections / IDENTITY_PART).max(1);
         let database = Self {
             slices: pool("app_rw", &light, options.rw_connections)?,
             backlog: pool("app_rw", &SLICE_SETTINGS, options.rw_connections)?,
-            ops: pool("app_rw", &[], OPS_CONNECTIONS)?,
-            ro: pool("app_ro", &READ_SETTINGS, options.ro_connections)?,
+            ops: pool("app_rw", &OPS_SETTINGS, OPS_CONNECTIONS)?,
+            ro: pool("app_ro", &READ_SETTINGS, options.ro_connections.saturating_sub(identity))?,
             // Connects when somebody signs in: workers never do.
-            identity: pool("app_identity", &IDENTITY_SETTINGS, IDENTITY_CONNECTIONS)?,
+            identity: pool("app_identity", &IDENTITY_SETTINGS, identity)?,
             alarm: Alarm::default(),
         };
-        drop(database.slices.acquire().await?);
-        drop(database.ro.acquire().await?);
+        database.slices.reach().await?;
+        database.ro.reach().await?;
         Ok(database)
     }
 
@@ -138,33 +156,58 @@ impl Database {
 
     /// Everything that must be put right before this database is used; nothing is the good answer.
     pub async fn preflight(&self) -> Result<Vec<Finding>, DbError> {
-        let mut findings = Vec::new();
-        let mut connection = self.ro.acquire().await?;
-        findings.extend(catalogue::login(&mut connection).await?);
-        let mut connection = self.ops.acquire().await?;
-        findings.extend(catalogue::login(&mut connection).await?);
+        // Without a pooler's leave no statement can be relied on, not even those that look.
+        let mut findings = pooler::sessions(&self.ops).await?;
+        if !findings.is_empty() {
+            return Ok(findings);
+        }
+        let light = [SLICE_SETTINGS.as_slice(), &LIGHT_SETTINGS].concat();
+        let pools: [(&str, &Pool, Settings<'_>); 5] = [
+            ("app_rw", &self.slices, &light),
+            ("app_rw", &self.backlog, &SLICE_SETTINGS),
+            ("app_rw", &self.ops, &OPS_SETTINGS),
+            ("app_ro", &self.ro, &READ_SETTINGS),
+            ("app_identity", &self.identity, &IDENTITY_SETTINGS),
+        ];
+        let mut connection = self.ro.inner().acquire().await?;
+        findings.extend(within(catalogue::login(&mut connection)).await?);
+        let mut connection = self.ops.inner().acquire().await?;
+        findings.extend(within(catalogue::login(&mut connection)).await?);
         if !findings.is_empty() {
             // Such a login breaks every other rule too; one line says it.
             findings.dedup();
             return Ok(findings);
         }
         // Without its tables the catalogue could only repeat the same thing in other words.
-        match migrate::pending(&mut connection).await? {
+        match within(migrate::pending(&mut connection)).await? {
             Some(pending) => Ok(vec![pending]),
             None => {
+                for (login, pool, settings) in pools {
+                    findings.extend(pooler::settings(login, pool, settings).await?);
+                }
                 // The login that only people's sign-ins use: it must be there before the first of them.
-                let mut identity = self.identity.acquire().await?;
-                findings.extend(catalogue::login(&mut identity).await?);
-                findings.extend(catalogue::check(&mut connection).await?);
+                let mut identity = self.identity.inner().acquire().await?;
+                findings.extend(within(catalogue::login(&mut identity)).await?);
+                findings.extend(within(catalogue::check(&mut connection)).await?);
                 Ok(findings)
             }
         }
     }
 
+    /// Fails while the database takes no writes: a replica, or one that was made read-only.
+    pub async fn check_writable(&self) -> Result<(), DbError> {
+        let asked = "SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off'";
+        let is_writable: bool = sqlx::query_scalar(asked).fetch_one(self.ops_pool()).await?;
+        if is_writable {
+            return Ok(());
+        }
+        Err(DbError::unavailable("it takes no writes: it is a replica, or default_transaction_read_only is on"))
+    }
+
     /// Every table, role and view that breaks the rules of tenancy.
     pub async fn catalogue(&self) -> Result<Vec<Finding>, DbError> {
-        let mut connection = self.ops.acquire().await?;
-        catalogue::check(&mut connection).await
+        let mut connection = self.ops.inner().acquire().await?;
+        within(catalogue::check(&mut connection)).await
     }
 
     /// A consistent, read-only view of one org's rows.
@@ -184,7 +227,13 @@ impl Database {
     /// A transaction that slices of any number of orgs are opened in, one after the other. A statement of it that takes
     /// longer than `timeout` ends it with [`DbError::TimedOut`].
     pub async fn begin_slices(&self, class: SliceClass, timeout: Duration) -> Result<SliceTx, DbError> {
-        let statement = format!("{WRITE}; SET LOCAL statement_timeout = {}", timeout.as_millis().max(1));
+        // A wait for somebody else's lock must end before the statement does, or it would count against whoever waits.
+        let lock = if timeout < Duration::from_secs(1) { LOCK_TIMEOUT } else { LOCK_TIMEOUT.min(timeout / 2) };
+        let statement = format!(
+            "{WRITE}; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}",
+            timeout.as_millis().max(1),
+            lock.as_millis(),
+        );
         let pool = match class {
             SliceClass::Light => &self.slices,
             SliceClass::Backlog => &self.backlog,
@@ -202,17 +251,17 @@ impl Database {
     }
 
     /// For the tables without tenant data, and for nothing else.
-    pub(crate) fn ops_pool(&self) -> &PgPool {
+    pub(crate) fn ops_pool(&self) -> &Pool {
         &self.ops
     }
 
     /// For users and sessions, and for nothing else.
-    pub(crate) fn identity_pool(&self) -> &PgPool {
+    pub(crate) fn identity_pool(&self) -> &Pool {
         &self.identity
     }
 
     /// For the functions of `resolve`, and for nothing else.
-    pub(crate) fn resolver_pool(&self) -> &PgPool {
+    pub(crate) fn resolver_pool(&self) -> &Pool {
         &self.ro
     }
 }
@@ -223,21 +272,16 @@ pub(crate) fn pool(
     role: &str,
     settings: &[(&str, &str)],
     connections: u32,
-) -> Result<PgPool, DbError> {
+) -> Result<Pool, DbError> {
     let mut connect: PgConnectOptions = options.url.parse()?;
     if !names_a_user(&options.url) {
         connect = connect.username(role);
     }
-    if let Some(password) = &options.password {
+    if let Some(password) = options.passwords.of(role) {
         connect = connect.password(password);
     }
     let connect = connect.application_name(&format!("orgstream {role}")).options(settings.iter().copied());
-    // Connections are not tried before use, which would cost a round trip each time; see `begin`.
-    Ok(PgPoolOptions::new()
-        .max_connections(connections.max(1))
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .test_before_acquire(false)
-        .connect_lazy_with(connect))
+    Ok(Pool::new(connect, connections))
 }
 
 fn names_a_user(url: &str) -> bool {
@@ -251,11 +295,7 @@ fn names_a_user(url: &str) -> bool {
 /// In a task of its own, which nobody can give up half-way. A caller that went away in between (a client that hung up)
 /// would leave a connection in the pool on which the server has begun a transaction and the client library has not
 /// noticed: whoever got it next would read from that transaction's old snapshot.
-async fn begin(
-    pool: &PgPool,
-    statement: &str,
-    org: Option<BoundOrg>,
-) -> Result<Transaction<'static, Postgres>, DbError> {
+async fn begin(pool: &Pool, statement: &str, org: Option<BoundOrg>) -> Result<Transaction<'static, Postgres>, DbError> {
     let statement = match org {
         // The only value is a UUID that this program formats: no text of anybody's gets here.
         Some(org) => format!("{statement}; SELECT app.bind('{}')", org.org().uuid()),
@@ -265,13 +305,14 @@ async fn begin(
 }
 
 /// The same with any binding that is part of the statement.
-pub(crate) async fn begin_with(pool: &PgPool, statement: String) -> Result<Transaction<'static, Postgres>, DbError> {
-    let begun = tokio::spawn(begin_at_last(pool.clone(), statement).in_current_span());
+pub(crate) async fn begin_with(pool: &Pool, statement: String) -> Result<Transaction<'static, Postgres>, DbError> {
+    let begun = tokio::spawn(within(begin_at_last(pool.clone(), statement)).in_current_span());
     Ok(begun.await.map_err(|_| sqlx::Error::WorkerCrashed)??)
 }
 
 /// A connection that died while it lay idle shows it only now, so each of the pool's may fail once.
-async fn begin_at_last(pool: PgPool, statement: String) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+async fn begin_at_last(pool: Pool, statement: String) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    let pool = pool.inner();
     let mut tries_left = pool.options().get_max_connections();
     loop {
         match pool.begin_with(AssertSqlSafe(statement.clone()).into_sql_str()).await {

@@ -5,7 +5,8 @@ use orgstream_events::OrgId;
 /// Why the database did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
-    /// Not reachable, shutting down, out of time or in a deadlock: the same again later may work.
+    /// Not reachable, shutting down, read-only, full, in a deadlock, or whatever else is not named below: nothing that was
+    /// asked for is to blame, and the same again later may work.
     #[error("the database cannot answer now: {0}")]
     Unavailable(#[source] sqlx::Error),
     /// A statement took longer than it may.
@@ -17,6 +18,9 @@ pub enum DbError {
     /// A constraint does not hold: something of the kind is there already, or something it needs is not.
     #[error("the rows contradict what is stored: {0}")]
     Conflict(#[source] sqlx::Error),
+    /// A value that no table takes, in whatever state the database is.
+    #[error("the database refuses a value: {0}")]
+    BadValue(#[source] sqlx::Error),
     /// An event changes a row that does not exist, because an earlier event was never applied.
     #[error("{changed} of {expected} rows of {table} are there to be changed")]
     RowsMissing {
@@ -56,7 +60,7 @@ pub enum DbError {
     /// A programming error: the transaction is not open for this org.
     #[error("this transaction has no open slice of {0}")]
     NotOpen(OrgId),
-    /// Anything else; bad data in an event ends here.
+    /// Anything else: an answer that is not as it was expected, which is a fault of this program.
     #[error(transparent)]
     Other(sqlx::Error),
 }
@@ -65,6 +69,27 @@ impl DbError {
     /// Whether the same again later may work. Everything else repeats itself.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::TimedOut(_))
+    }
+
+    /// Whether an event can be the cause, where its own statements met with this. The list is of what an event can do, and
+    /// not of what can happen to a database: what is not in it counts against nobody.
+    pub fn may_be_of_an_event(&self) -> bool {
+        matches!(self, Self::BadValue(_) | Self::Conflict(_) | Self::RowsMissing { .. })
+    }
+
+    /// Whether it may have to do with a few rows only: somebody else holds them. Everything else may be so everywhere.
+    pub fn is_of_some_rows(&self) -> bool {
+        match self {
+            Self::Unavailable(sqlx::Error::Database(refusal)) => {
+                refusal.code().is_some_and(|code| code.starts_with("40") || code == "55P03")
+            }
+            other => other.is_timeout(),
+        }
+    }
+
+    /// The database cannot answer now, for a reason that it does not say itself.
+    pub fn unavailable(reason: impl Into<String>) -> Self {
+        Self::Unavailable(sqlx::Error::Io(std::io::Error::other(reason.into())))
     }
 
     /// Whether it was given up because it took too long.
@@ -87,13 +112,13 @@ impl From<sqlx::Error> for DbError {
             E::Database(refusal) => match refusal.code().as_deref() {
                 Some("42501") => Self::Refused(error),
                 Some("57014") => Self::TimedOut(error),
-                // Serialization and deadlocks, resources, operator intervention, connections, and lock timeouts.
-                Some(code) if ["40", "53", "57", "58", "08"].contains(&code.get(..2).unwrap_or_default()) => {
-                    Self::Unavailable(error)
-                }
-                Some("55P03" | "55006" | "25P03") => Self::Unavailable(error),
-                Some(code) if code.starts_with("23") => Self::Conflict(error),
-                _ => Self::Other(error),
+                Some(code) => match code.get(..2).unwrap_or_default() {
+                    "23" => Self::Conflict(error),
+                    // Bad data; a row that is to be written twice by one statement; more than a row or an index can hold.
+                    "21" | "22" | "54" => Self::BadValue(error),
+                    _ => Self::Unavailable(error),
+                },
+                None => Self::Unavailable(error),
             },
             _ => Self::Other(error),
         }
@@ -109,5 +134,14 @@ mod tests {
         assert!(DbError::from(sqlx::Error::PoolTimedOut).is_retryable());
         assert!(DbError::from(sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into())).is_retryable());
         assert!(!DbError::from(sqlx::Error::RowNotFound).is_retryable());
+    }
+
+    #[test]
+    fn only_what_is_listed_can_be_the_fault_of_an_event() {
+        for trouble in [sqlx::Error::PoolTimedOut, sqlx::Error::RowNotFound, sqlx::Error::WorkerCrashed] {
+            assert!(!DbError::from(trouble).may_be_of_an_event());
+        }
+        assert!(!DbError::unavailable("it is read-only").may_be_of_an_event());
+        assert!(DbError::RowsMissing { table: "rm.records", expected: 1, changed: 0 }.may_be_of_an_event());
     }
 }

@@ -2,7 +2,7 @@
 
 use orgstream_events::{KeyId, Timestamp};
 
-use crate::{BoundOrg, Database, DbError, convert::column};
+use crate::{BoundOrg, Database, DbError, convert::column, pool::within};
 
 /// The last use of a key that is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct KeyUse {
 /// Writes the uses of some keys of an org down, each key once. A later one that is there stays.
 pub async fn write(db: &Database, org: BoundOrg, uses: &[KeyUse]) -> Result<(), DbError> {
     let mut tx = db.begin_maintenance(org).await?;
-    sqlx::query!(
+    let noted = sqlx::query!(
         "INSERT INTO ops.key_uses AS known (org_id, key_id, last_used_at, ip, user_agent)
         SELECT $1, used.* FROM unnest($2::uuid[], $3::timestamptz[], $4::text[], $5::text[]) AS used
         ON CONFLICT (org_id, key_id) DO UPDATE SET
@@ -33,9 +33,8 @@ pub async fn write(db: &Database, org: BoundOrg, uses: &[KeyUse]) -> Result<(), 
         &column(uses, |used| used.last_used_at.to_datetime()),
         column(uses, |used| used.ip.as_deref()) as _,
         column(uses, |used| used.user_agent.as_deref()) as _,
-    )
-    .execute(&mut *tx)
-    .await?;
-    tx.commit().await?;
+    );
+    within(noted.execute(&mut *tx)).await?;
+    within(tx.commit()).await?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use orgstream_events::{CommandId, InvitationId, OrgId};
 
-use crate::{BoundOrg, Database, DbError, convert::column};
+use crate::{BoundOrg, Database, DbError, convert::column, pool::within};
 
 /// How long after it was taken a mail is due again; every time twice as long, up to an hour.
 const AGAIN: Duration = Duration::from_secs(15);
@@ -63,7 +63,7 @@ impl Database {
 
     async fn take_mails_of(&self, org: BoundOrg) -> Result<Vec<Mail>, DbError> {
         let mut tx = self.begin_maintenance(org).await?;
-        let rows = sqlx::query!(
+        let taken = sqlx::query!(
             "UPDATE ops.mails SET attempts = attempts + 1,
                 next_at = now() + make_interval(secs => least(3600, $3::float8 * 2 ^ least(attempts, 10)))
             WHERE org_id = $1 AND id IN (
@@ -74,10 +74,9 @@ impl Database {
             org.org().uuid(),
             AT_ONCE,
             AGAIN.as_secs_f64(),
-        )
-        .fetch_all(&mut *tx)
-        .await?;
-        tx.commit().await?;
+        );
+        let rows = within(taken.fetch_all(&mut *tx)).await?;
+        within(tx.commit()).await?;
         Ok(column(&rows, |row| Mail {
             org,
             id: CommandId::from_uuid(row.id),
@@ -89,14 +88,13 @@ impl Database {
     /// Says what became of a mail; it is not due any more.
     pub async fn finish_mail(&self, mail: &Mail, outcome: MailOutcome) -> Result<(), DbError> {
         let mut tx = self.begin_maintenance(mail.org).await?;
-        sqlx::query!(
+        let finished = sqlx::query!(
             "UPDATE ops.mails SET outcome = $3 WHERE org_id = $1 AND id = $2",
             mail.org.org().uuid(),
             mail.id.uuid(),
             outcome.name(),
-        )
-        .execute(&mut *tx)
-        .await?;
-        Ok(tx.commit().await?)
+        );
+        within(finished.execute(&mut *tx)).await?;
+        Ok(within(tx.commit()).await?)
     }
 }

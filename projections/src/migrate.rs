@@ -3,14 +3,17 @@
 use std::{collections::HashMap, time::Duration};
 
 use sqlx::{
-    AssertSqlSafe, Connection, PgConnection,
+    AssertSqlSafe, ConnectOptions, Connection, PgConnection,
     migrate::{Migrate as _, Migrator},
+    postgres::PgConnectOptions,
 };
 
-use crate::{DbError, Finding};
+use crate::{
+    DbError, Finding,
+    passwords::{LOGINS, Passwords},
+};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
-const LOGIN_ROLES: [&str; 5] = ["app_rw", "app_ro", "app_audit", "app_sign", "app_identity"];
 
 /// Why a database could not be brought up to date.
 #[derive(Debug, thiserror::Error)]
@@ -23,16 +26,25 @@ pub enum MigrateError {
     Migration(#[from] sqlx::migrate::MigrateError),
 }
 
-/// Applies what is missing, as the login of `owner_url`, and gives the login roles their password if there is one.
+/// Applies what is missing, as the login of `owner_url`, and gives all login roles this password if there is one.
 pub async fn migrate(owner_url: &str, app_password: Option<&str>) -> Result<(), MigrateError> {
+    migrate_with(owner_url, &Passwords::new(app_password.map(str::to_owned), [])).await
+}
+
+/// The same, with a password for each.
+pub async fn migrate_with(owner_url: &str, passwords: &Passwords) -> Result<(), MigrateError> {
     let mut connection = PgConnection::connect(owner_url).await?;
     // `run` would give a future that cannot be sent to another thread.
     MIGRATIONS.run_direct(None, &mut connection, false).await?;
-    if let Some(password) = app_password {
-        for role in LOGIN_ROLES {
-            set_password(&mut connection, role, password).await?;
+    // Where statements are logged, these must not be.
+    let quiet: PgConnectOptions = owner_url.parse()?;
+    let mut quiet = quiet.disable_statement_logging().connect().await?;
+    for login in LOGINS {
+        if let Some(password) = passwords.of(login) {
+            set_password(&mut quiet, login, password).await?;
         }
     }
+    quiet.close().await?;
     connection.close().await?;
     Ok(())
 }

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::{
     Database, DbError,
     convert::{from_bigint, to_bigint},
+    pool::within,
 };
 
 /// A worker's right to a shard, until it expires or somebody takes it over.
@@ -175,7 +176,7 @@ impl Database {
 
     /// A connection to write marks on, made now.
     pub async fn mark_writer(&self) -> Result<MarkWriter, DbError> {
-        Ok(MarkWriter(PgConnection::connect_with(&self.ops_pool().connect_options()).await?))
+        Ok(MarkWriter(within(PgConnection::connect_with(&self.ops_pool().inner().connect_options())).await?))
     }
 }
 
@@ -191,7 +192,7 @@ pub struct MarkWriter(PgConnection);
 impl MarkWriter {
     /// Fails when the server was away: then what was committed since the last mark may be forgotten.
     pub async fn check(&mut self) -> Result<(), DbError> {
-        Ok(self.0.ping().await?)
+        Ok(within(self.0.ping()).await?)
     }
 
     /// Stores how far the shard has been worked off. False when another epoch owns the shard: nothing has changed.
@@ -199,7 +200,7 @@ impl MarkWriter {
         let detached = |wanted: Pipeline| -> Vec<Uuid> {
             mark.detached.iter().filter(|(_, pipeline)| *pipeline == wanted).map(|(org, _)| org.uuid()).collect()
         };
-        let stored = sqlx::query!(
+        let written = sqlx::query!(
             "INSERT INTO ops.shard_marks (shard, seq, epoch, detached_read_models, detached_audit)
             SELECT lease.shard, $3, lease.epoch, $4, $5 FROM ops.shard_leases AS lease
             WHERE lease.shard = $1 AND lease.epoch = $2
@@ -215,8 +216,8 @@ impl MarkWriter {
             &detached(Pipeline::ReadModels),
             &detached(Pipeline::Audit),
         )
-        .execute(&mut self.0)
-        .await?;
+        .execute(&mut self.0);
+        let stored = within(written).await?;
         Ok(stored.rows_affected() == 1)
     }
 }

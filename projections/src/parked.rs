@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use orgstream_events::{Pipeline, Timestamp};
+use orgstream_events::{AggregateName, Pipeline, Timestamp};
 use time::OffsetDateTime;
 
 use crate::{
@@ -102,14 +102,9 @@ pub struct ParkedMessage {
 }
 
 /// The aggregate of a subject as `<type>.<id>`, which is how an `AggregateId` shows itself. It need not be one that
-/// this version can read.
+/// this version can read, and is empty where the subject names none.
 pub fn aggregate_of(subject: &str) -> &str {
     subject.splitn(4, '.').nth(3).unwrap_or_default()
-}
-
-fn type_and_id(subject: &str) -> (&str, &str) {
-    let aggregate = aggregate_of(subject);
-    aggregate.split_once('.').unwrap_or((aggregate, ""))
 }
 
 /// Parks messages in the open slice's pipeline. One that is parked already is brought up to date.
@@ -117,6 +112,7 @@ pub async fn park(slice: &mut SliceTx, org: BoundOrg, messages: &[Park<'_>]) -> 
     let (connection, pipeline) = slice.connection(org)?;
     // PostgreSQL has no text with a zero in it, and the reason may quote what could not be read.
     let reasons = column(messages, |message| message.reason.replace('\0', " "));
+    let names = column(messages, |message| AggregateName::of_subject(message.subject));
     sqlx::query!(
         "INSERT INTO ops.parked AS parked
             (org_id, pipeline, rm_version, seq, aggregate_type, aggregate_id, subject, message, state, reason, attempts,
@@ -130,8 +126,8 @@ pub async fn park(slice: &mut SliceTx, org: BoundOrg, messages: &[Park<'_>]) -> 
         org.org().uuid(),
         pipeline.name(),
         &column(messages, |message| to_bigint(message.seq)),
-        column(messages, |message| type_and_id(message.subject).0) as _,
-        column(messages, |message| type_and_id(message.subject).1) as _,
+        column(&names, |name| name.aggregate.as_str()) as _,
+        column(&names, |name| name.id.as_str()) as _,
         column(messages, |message| message.subject) as _,
         column(messages, |message| message.message) as _,
         column(messages, |message| message.state.name()) as _,
@@ -149,7 +145,7 @@ pub async fn park(slice: &mut SliceTx, org: BoundOrg, messages: &[Park<'_>]) -> 
 pub async fn aggregates(slice: &mut SliceTx, org: BoundOrg) -> Result<BTreeSet<String>, DbError> {
     let (connection, pipeline) = slice.connection(org)?;
     let aggregates = sqlx::query_scalar!(
-        r#"SELECT DISTINCT aggregate_type || '.' || aggregate_id AS "aggregate!"
+        r#"SELECT DISTINCT aggregate_type || CASE aggregate_id WHEN '' THEN '' ELSE '.' || aggregate_id END AS "aggregate!"
         FROM ops.parked WHERE org_id = $1 AND pipeline = $2"#,
         org.org().uuid(),
         pipeline.name(),
@@ -157,22 +153,21 @@ pub async fn aggregates(slice: &mut SliceTx, org: BoundOrg) -> Result<BTreeSet<S
     Ok(aggregates.fetch_all(connection).await?.into_iter().collect())
 }
 
-/// The first `limit` parked messages of one aggregate (`<type>.<id>`) in the open slice's pipeline, in stream order.
+/// The first `limit` parked messages of one aggregate in the open slice's pipeline, in stream order.
 pub async fn of_aggregate(
     slice: &mut SliceTx,
     org: BoundOrg,
-    aggregate: &str,
+    aggregate: &AggregateName,
     limit: u16,
 ) -> Result<Vec<ParkedMessage>, DbError> {
     let (connection, pipeline) = slice.connection(org)?;
-    let (aggregate_type, aggregate_id) = aggregate.split_once('.').unwrap_or((aggregate, ""));
     let rows = sqlx::query!(
         "SELECT pipeline, seq, subject, message, verified, expected, state, reason, attempts, parked_at FROM ops.parked
         WHERE org_id = $1 AND pipeline = $2 AND aggregate_type = $3 AND aggregate_id = $4 ORDER BY seq LIMIT $5",
         org.org().uuid(),
         pipeline.name(),
-        aggregate_type,
-        aggregate_id,
+        aggregate.aggregate,
+        aggregate.id,
         i64::from(limit),
     );
     rows.fetch_all(connection)
@@ -259,7 +254,7 @@ mod tests {
     #[test]
     fn the_aggregate_of_a_subject_reads_like_an_aggregate_id() {
         assert_eq!(aggregate_of("ev.3.org_1.record.res_2"), "record.res_2");
-        assert_eq!(type_and_id("ev.3.org_1.record.res_2"), ("record", "res_2"));
+        assert_eq!(aggregate_of("ev.3.org_1.record.a.b"), "record.a.b");
         assert_eq!(aggregate_of("ev.3.org_1"), "");
     }
 }

@@ -1,7 +1,7 @@
 //! The transaction that events are applied in: slices of several orgs, each opened by its checkpoint.
 
 use orgstream_events::{OrgId, Pipeline, PlanName, Shard};
-use sqlx::{PgConnection, Postgres, Transaction};
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
 use crate::{
     BoundOrg, DbError, TenantTx,
@@ -162,6 +162,12 @@ impl SliceTx {
     /// Undoes all slices, and waits for it.
     pub async fn rollback(self) -> Result<(), DbError> {
         Ok(self.transaction.rollback().await?)
+    }
+
+    /// The same after a failure, which may have to do with how the connection has planned its statements: it forgets them.
+    pub async fn undo(mut self) -> Result<(), DbError> {
+        self.transaction.clear_cached_statements().await?;
+        self.rollback().await
     }
 
     /// The connection, before anything is open.

@@ -11,10 +11,10 @@ use std::{
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::ProgressBar;
-use orgstream_events::{Fingerprint, OrgId, Timestamp};
+use orgstream_events::{Fingerprint, OrgId, Pipeline, Timestamp};
 use orgstream_transparency::{Checkpoint, SignedNote, TILE_WIDTH, Tile};
 use orgstream_verifier::{
-    CHECKPOINTS, CSV, CSV_HEAD, Entry, FORMAT, HANDOVERS, JSONL, ListedFile, MANIFEST, Manifest, OCSF, POLICY,
+    CHECKPOINTS, CSV, CSV_HEAD, Entry, FORMAT, HANDOVERS, JSONL, ListedFile, MANIFEST, Manifest, OCSF, POLICY, Without,
     decode_entries, decode_payloads, payloads_path,
 };
 use reqwest::Method;
@@ -40,6 +40,15 @@ pub(crate) struct Export {
     files: Vec<ListedFile>,
 }
 
+/// The messages that the audit pipeline has passed and not applied.
+fn without(progress: &Value) -> Vec<Without> {
+    let pipelines = progress.pointer("/data").and_then(Value::as_array).into_iter().flatten();
+    let audit =
+        pipelines.filter(|pipeline| pipeline.get("pipeline").is_some_and(|name| name == Pipeline::Audit.name()));
+    let named = audit.filter_map(|audit| audit.get("without").and_then(Value::as_array)).flatten();
+    named.filter_map(|message| serde_json::from_value(message.clone()).ok()).collect()
+}
+
 /// What was exported.
 pub(crate) struct Exported {
     pub(crate) origin: String,
@@ -56,7 +65,8 @@ impl Export {
         fs::create_dir_all(&self.dir).await.with_context(|| format!("{} cannot be made", self.dir.display()))?;
         // A folder with a manifest says that it is whole, which it is not from here on.
         remove(&self.dir.join(MANIFEST)).await?;
-        let note = self.head().await?;
+        let progress = self.api.get(&format!("{}/projections", self.base)).await?;
+        let note = self.head(&progress).await?;
         let checkpoint: Checkpoint = note.text().parse()?;
         let (origin, size) = (checkpoint.origin().to_owned(), checkpoint.head().size);
         let org: OrgId = origin.rsplit('/').next().unwrap_or_default().parse().context("the log's name has no org")?;
@@ -79,6 +89,7 @@ impl Export {
             size,
             created_at: Timestamp::from_unix_ms(i64::try_from(now_ms()).unwrap_or(i64::MAX)),
             tool: format!("orgstream {}", env!("CARGO_PKG_VERSION")),
+            without: without(&progress),
             files: std::mem::take(&mut self.files),
         };
         replace(&self.dir.join(MANIFEST), &serde_json::to_vec_pretty(&manifest)?).await?;
@@ -91,14 +102,14 @@ impl Export {
     }
 
     /// A signed head over everything that was there when the command began, or the newest that there is.
-    async fn head(&self) -> anyhow::Result<SignedNote> {
+    async fn head(&self, progress: &Value) -> anyhow::Result<SignedNote> {
         let wait = format!("wait={WAIT}");
-        let progress = self.api.get(&format!("{}/projections", self.base)).await?;
-        let mut request = self.api.request(Method::GET, &format!("{}/audit/events?limit=1", self.base));
-        if let Some(head) = progress.pointer("/data/0/head").and_then(Value::as_str) {
-            request = request.header("Min-Position", head).header("Prefer", &wait);
-        }
-        let newest: Value = self.api.send(request).await?.json().await?;
+        let request = self.api.request(Method::GET, &format!("{}/audit/events?limit=1", self.base));
+        let newest = match progress.pointer("/data/0/head").and_then(Value::as_str) {
+            Some(head) => self.api.send_at(request, head, WAIT).await?,
+            None => self.api.send(request).await?,
+        };
+        let newest: Value = newest.json().await?;
         let Some(last) = newest.pointer("/data/0/idx").and_then(Value::as_u64) else {
             bail!("the audit log of this organization has no events yet");
         };

@@ -102,7 +102,8 @@ async fn measure(rig: &mut Rig, args: &Args) -> anyhow::Result<Figures> {
     let database = DatabaseArgs {
         database_url: rig.stack.database_url.clone(),
         database_password: Some(rig.stack.secrets.database_password.clone()),
-        database_connections: 2,
+        login_passwords: Vec::new(),
+        database_connections: None,
     };
     let db = SigningDatabase::connect(&database.options(2)).await?;
     let key = LogSigner::from_seed("bench".parse()?, &rand::random());

@@ -7,7 +7,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::stored::StoredSession;
+use super::{out::note, stored::StoredSession};
 use crate::config::ClientArgs;
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -97,6 +97,26 @@ impl Api {
     pub(crate) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
         let answer = request.send().await.map_err(|error| self.unreachable(error))?;
         if answer.status().is_success() { Ok(answer) } else { Err(Self::problem(answer).await) }
+    }
+
+    /// The same, with everything up to `head` in what is read, or all of it that could be applied: whoever reads on past what
+    /// could not is told so.
+    pub(crate) async fn send_at(&self, request: RequestBuilder, head: &str, wait: u32) -> anyhow::Result<Response> {
+        let at = request.try_clone().map(|at| at.header("Min-Position", head).header("Prefer", format!("wait={wait}")));
+        let Some(at) = at else { return self.send(request).await };
+        let answer = at.send().await.map_err(|error| self.unreachable(error))?;
+        let answer = match answer.status() {
+            status if status.is_success() => answer,
+            StatusCode::CONFLICT => self.send(request).await?,
+            _ => return Err(Self::problem(answer).await),
+        };
+        if let Some(first) = answer.headers().get("projection-parked").and_then(|first| first.to_str().ok()) {
+            note!(
+                "what is read here is without some messages that could not be applied, the first at {first}: \
+                 `orgstream lag --json` names them"
+            );
+        }
+        Ok(answer)
     }
 
     /// Nobody answers.

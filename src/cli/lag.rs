@@ -50,6 +50,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             if data(&answer).iter().any(|lane| lane.get("standing_ms").is_some_and(Value::is_u64)) {
                 note!("what has standing_ms does not move although there is more for it: the worker's log says more");
             }
+            if let Some(stray) = answer.pointer("/strays/0") {
+                note!("a message is no organization's, and somebody publishes such: {stray}");
+            }
             if answer.get("workers") == Some(&Value::from(0)) {
                 note!("no worker is running, so nothing catches up: start one (orgstream work)");
             }

@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use anyhow::{anyhow, bail};
 use clap::Subcommand;
-use orgstream_events::{Pipeline, Position};
+use orgstream_events::{AggregateName, Pipeline, Position};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -75,18 +75,14 @@ pub(crate) struct What {
     /// Which pipeline: `read_models` or `audit`.
     #[arg(long, value_name = "NAME", default_value = "read_models")]
     pipeline: Pipeline,
-    /// The aggregate, as `park list` shows it: `record.res_…`.
+    /// The aggregate, as `park list` shows it: `record.res_…`, or whatever stands there.
     #[arg(value_name = "AGGREGATE")]
     aggregate: String,
 }
 
 impl What {
-    fn command(&self) -> anyhow::Result<Value> {
-        let (aggregate, id) = self
-            .aggregate
-            .split_once('.')
-            .ok_or_else(|| anyhow::anyhow!("{:?} is no aggregate: it looks like record.res_…", self.aggregate))?;
-        Ok(json!({"pipeline": self.pipeline, "aggregate": {"type": aggregate, "id": id}}))
+    fn command(&self) -> Value {
+        json!({"pipeline": self.pipeline, "aggregate": AggregateName::from(self.aggregate.as_str())})
     }
 }
 
@@ -102,9 +98,9 @@ pub(crate) async fn run(job: Job) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Job::Retry { whose, what } => decide(&whose, &what, "retry", what.command()?, None).await,
+        Job::Retry { whose, what } => decide(&whose, &what, "retry", what.command(), None).await,
         Job::Skip { whose, what, seq, reason } => {
-            let mut command = what.command()?;
+            let mut command = what.command();
             if let Some(fields) = command.as_object_mut() {
                 fields.insert("seq".to_owned(), json!(seq));
                 fields.insert("reason".to_owned(), json!(reason));

@@ -124,13 +124,13 @@ async fn print(args: Args) -> anyhow::Result<()> {
     }
     // A position is an id, a colon and a number: nothing that a query would have to escape.
     let from = args.from.map(|from| format!("?from={from}")).unwrap_or_default();
-    let mut request = api.request(Method::GET, &format!("/v1/organizations/{org}/events{from}"));
+    let request = api.request(Method::GET, &format!("/v1/organizations/{org}/events{from}"));
     // What the stream has by now must be in the output, so the audit log is waited for.
     let progress = api.get(&format!("/v1/organizations/{org}/projections")).await?;
-    if let Some(head) = progress.pointer("/data/0/head").and_then(Value::as_str) {
-        request = request.header("Min-Position", head).header("Prefer", format!("wait={WAIT_SECONDS}"));
-    }
-    let answer = api.send(request).await?;
+    let answer = match progress.pointer("/data/0/head").and_then(Value::as_str) {
+        Some(head) => api.send_at(request, head, WAIT_SECONDS).await?,
+        None => api.send(request).await?,
+    };
     let body = answer.bytes_stream().map_err(std::io::Error::other);
     let mut lines = pin!(StreamReader::new(body));
     let mut out = BufWriter::new(stdout());

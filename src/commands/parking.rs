@@ -4,12 +4,15 @@
 //! whichever worker owns the org finds it in the stream and acts on it. One that is about nothing parked does nothing.
 
 use orgstream_events::{
-    AggregateId, AggregateType, Event, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline,
+    AggregateName, AggregateType, Event, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Aggregate, Facts, FieldError, Rejection, openapi, text::Faults};
+
+/// The longest name of an aggregate, in characters: that of the longest subject that a NATS server takes.
+const MAX_NAME: usize = 4_096;
 
 /// The decisions about one pipeline of one org. None depends on an earlier one, so there is nothing to remember.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,7 +48,7 @@ pub struct RetryParked {
     pub pipeline: Pipeline,
     /// Whose events.
     #[schema(schema_with = openapi::aggregate)]
-    pub aggregate: AggregateId,
+    pub aggregate: AggregateName,
 }
 
 /// Give up the first parked message of one aggregate, then apply the others in order. For platform operators.
@@ -57,7 +60,7 @@ pub struct SkipParked {
     pub pipeline: Pipeline,
     /// Whose events.
     #[schema(schema_with = openapi::aggregate)]
-    pub aggregate: AggregateId,
+    pub aggregate: AggregateName,
     /// The stream sequence of the message, so that nothing else can be given up by mistake.
     #[schema(minimum = 1)]
     pub seq: u64,
@@ -81,10 +84,14 @@ impl Aggregate for Parking {
     fn decide(&self, command: ParkingCommand, _: &Facts) -> Result<Vec<ParkingEvent>, ParkingError> {
         match command {
             ParkingCommand::Retry(RetryParked { aggregate, .. }) => {
+                let mut faults = Faults::default();
+                check_name(&mut faults, &aggregate);
+                faults.none_or(ParkingError::Invalid)?;
                 Ok(vec![ParkingEvent::Retried(ParkedEventsRetried { aggregate })])
             }
             ParkingCommand::Skip(SkipParked { aggregate, seq, reason, .. }) => {
                 let mut faults = Faults::default();
+                check_name(&mut faults, &aggregate);
                 faults.reason("/reason", &reason);
                 if seq == 0 {
                     faults.add("/seq", "out_of_range", "must be the sequence of a parked message, 1 or more");
@@ -101,6 +108,16 @@ impl Aggregate for Parking {
 
     fn event_of(event: &Event) -> Option<&ParkingEvent> {
         if let Event::Parking(event) = event { Some(event) } else { None }
+    }
+}
+
+/// The name is that of whatever lies on a subject, readable or not. It must only be one that a subject can have.
+fn check_name(faults: &mut Faults, AggregateName { aggregate, id }: &AggregateName) {
+    for (pointer, text) in [("/aggregate/type", aggregate), ("/aggregate/id", id)] {
+        faults.length(pointer, text, 0, MAX_NAME);
+        if text.chars().any(|char| char.is_whitespace() || char == '\0') {
+            faults.add(pointer, "malformed", "must be as a list of parked messages shows it, without spaces");
+        }
     }
 }
 
@@ -122,15 +139,15 @@ impl From<ParkingError> for Rejection {
 
 #[cfg(test)]
 mod tests {
-    use orgstream_events::RecordId;
+    use orgstream_events::{AggregateId, RecordId};
 
     use super::{
         super::testing::{fields, given},
         *,
     };
 
-    fn aggregate() -> AggregateId {
-        AggregateId::Record(RecordId::fresh(1, [1; 10]))
+    fn aggregate() -> AggregateName {
+        AggregateId::Record(RecordId::fresh(1, [1; 10])).into()
     }
 
     fn skip(seq: u64, reason: &str) -> ParkingCommand {
@@ -154,6 +171,20 @@ mod tests {
             given::<Parking>(&[]).when(skip(7, "bad data")),
             Ok(vec![ParkingEvent::Skipped(ParkedEventsSkipped { aggregate, seq: 7, reason })])
         );
+    }
+
+    #[test]
+    fn what_nobody_can_read_can_be_decided_about() {
+        for name in ["record.bad", "spaceship", "record.a.b", ""] {
+            let aggregate = AggregateName::from(name);
+            let retry = RetryParked { pipeline: Pipeline::Audit, aggregate: aggregate.clone() };
+            assert_eq!(
+                given::<Parking>(&[]).when(retry.into()),
+                Ok(vec![ParkingEvent::Retried(ParkedEventsRetried { aggregate })])
+            );
+        }
+        let impossible = RetryParked { pipeline: Pipeline::Audit, aggregate: AggregateName::from("record.a b") };
+        assert_eq!(fields(given::<Parking>(&[]).when(impossible.into())).len(), 1);
     }
 
     #[test]

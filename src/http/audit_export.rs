@@ -13,10 +13,11 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use orgstream_events::{AccessEvent, AuditExported};
+use orgstream_events::{AccessEvent, AuditExported, Pipeline, Position};
 use orgstream_projections::{
     BoundOrg, Database,
     audit::{self, AuditEntry, AuditFilter},
+    checkpoints,
 };
 use orgstream_verifier::{CSV_HEAD, Entry};
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,7 @@ use super::{
     audit::AuditQuery,
     audit_proofs::payload,
     extract::{OrgAccess, Query, info},
+    reply,
 };
 use crate::problem::Problem;
 
@@ -110,7 +112,10 @@ pub async fn export(
     Query(query): Query<AuditQuery>,
 ) -> Result<Response, Problem> {
     let bound = org.access.bound();
-    let end = audit::size(&mut app.db.read(bound).await?).await?;
+    let mut tx = app.db.read(bound).await?;
+    let end = audit::size(&mut tx).await?;
+    let parked = checkpoints::reach(&mut tx, Pipeline::Audit, 0).await?.parked;
+    drop(tx);
     let filter = query.filter()?;
     let upto = filter.to_idx.map_or(end, |to| to.min(end));
     let from = filter.from_idx.unwrap_or(0).min(upto);
@@ -126,6 +131,9 @@ pub async fn export(
     headers.insert(header::CONTENT_TYPE, format.content_type());
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
     let name = format!("attachment; filename=\"audit-{}-{from}-{upto}.{}\"", bound.org(), format.extension());
+    if let Some(seq) = parked {
+        headers.extend([reply::position("projection-parked", Position { org: bound.org(), seq })]);
+    }
     for (name, value) in [(header::CONTENT_DISPOSITION.as_str(), name), ("audit-range", format!("{from}-{upto}"))] {
         if let (Ok(name), Ok(value)) = (name.parse::<header::HeaderName>(), HeaderValue::try_from(value)) {
             headers.insert(name, value);

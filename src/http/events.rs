@@ -76,7 +76,7 @@ pub async fn replay(
     let first = log::from_seq(&mut org.view.tx, after.saturating_add(1), 1).await?;
     let begin = first.first().map_or(end, |entry| entry.idx);
     let end = query.limit.map_or(end, |limit| end.min(begin.saturating_add(limit)));
-    let (name, value) = org.view.position_header();
+    let positions = org.view.position_headers();
     let lines = lines(app.db.clone(), org.access.bound(), begin, end);
     // The transaction ends here; the stream has its own.
     drop(org);
@@ -84,7 +84,7 @@ pub async fn replay(
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
-    headers.insert(name, value);
+    headers.extend(positions);
     Ok(response)
 }
 

@@ -73,11 +73,23 @@ impl Readiness {
         // They are made together: when the first and the last are there, all are.
         let last = self.log.shards().last().unwrap_or(Shard(0));
         let states = try_join(self.log.shard_state(Shard(0)), self.log.shard_state(last)).await;
-        states.map(|_| ()).map_err(|error| error.to_string())
+        states.map(|_| ()).map_err(|error| error.to_string())?;
+        let troubles = self.log.troubles();
+        let Some((shard, reason)) = troubles.first() else { return Ok(()) };
+        Err(format!(
+            "{} shards take no appends; shard {shard}: {reason}. If NATS answers otherwise, its disk was full: make space, and \
+             restart nats-server (its monitor says more: /healthz?details=true)",
+            troubles.len()
+        ))
     }
 
     async fn database(&self) -> Result<(), String> {
-        self.db.read(BoundOrg::platform()).await.map(|_| ()).map_err(|error| error.to_string())
+        self.db.read(BoundOrg::platform()).await.map_err(|error| error.to_string())?;
+        self.db.check_writable().await.map_err(|error| error.to_string())?;
+        match self.worker.as_ref().and_then(|worker| worker.borrow().database.clone()) {
+            Some(trouble) => Err(format!("nothing is applied and nothing is parked: {trouble}")),
+            None => Ok(()),
+        }
     }
 
     async fn migrations(&self) -> Result<(), String> {

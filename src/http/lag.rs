@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{Json, extract::State};
-use orgstream_events::{OrgId, Pipeline, Shard};
-use orgstream_projections::{BoundOrg, checkpoints};
+use orgstream_events::{OrgId, Pipeline, Shard, Timestamp};
+use orgstream_projections::{BoundOrg, Stray, StrayFound, checkpoints};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -13,6 +13,8 @@ use crate::{commands::openapi, problem::Problem};
 
 /// A worker that has not been heard of for so long is not counted.
 const SEEN: Duration = Duration::from_secs(15);
+/// Strays that are shown.
+const STRAYS: u16 = 20;
 
 /// One lane: the work of one pipeline for one organization.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -51,6 +53,33 @@ pub struct ShardView {
     pub detached: usize,
 }
 
+/// A message that belongs to no organization of its shard, and was applied nowhere.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct StrayView {
+    /// The stream that it lies in.
+    #[schema(value_type = u16, example = 3)]
+    pub shard: Shard,
+    /// Its sequence there.
+    #[schema(example = 17)]
+    pub seq: u64,
+    /// The subject that it was published on.
+    #[schema(example = "ev.3.org_01h455vb4pex5vsknk084sn02q.record.x")]
+    pub subject: String,
+    /// Why it is nobody's.
+    #[schema(example = "org_01h455vb4pex5vsknk084sn02q lives in shard 5")]
+    pub reason: String,
+    /// When a worker came to it.
+    #[schema(value_type = String, format = DateTime)]
+    pub found_at: Timestamp,
+}
+
+impl From<StrayFound> for StrayView {
+    fn from(StrayFound { stray, found_at }: StrayFound) -> Self {
+        let Stray { shard, seq, subject, reason } = stray;
+        Self { shard, seq, subject, reason, found_at }
+    }
+}
+
 /// The lag of the whole platform.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct LagView {
@@ -62,6 +91,9 @@ pub struct LagView {
     pub data: Vec<LaneView>,
     /// Every shard.
     pub shards: Vec<ShardView>,
+    /// The last messages that belong to no organization of their shard, the newest first; at most 20. Somebody publishes
+    /// them past the program.
+    pub strays: Vec<StrayView>,
 }
 
 /// Show who is the furthest behind
@@ -116,5 +148,6 @@ pub async fn worst(State(app): State<Arc<App>>, _: SignedIn) -> Result<Json<LagV
             }
         }
     }
-    Ok(Json(LagView { workers, data, shards }))
+    let strays = app.db.strays(STRAYS).await?.into_iter().map(StrayView::from).collect();
+    Ok(Json(LagView { workers, data, shards, strays }))
 }

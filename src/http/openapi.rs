@@ -171,7 +171,7 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
     match shape {
         Shape::View(_) => {
             names.extend(["MinPosition", "Prefer", "IfNoneMatch"]);
-            answers.extend(["ProjectionPosition", "ETag"]);
+            answers.extend(["ProjectionPosition", "ProjectionParked", "ETag"]);
         }
         Shape::Create | Shape::Change | Shape::Commands => {
             names.push("IdempotencyKey");
@@ -263,6 +263,7 @@ fn header_name(component: &str) -> &'static str {
     match component {
         "XRequestId" => "X-Request-Id",
         "ProjectionPosition" => "Projection-Position",
+        "ProjectionParked" => "Projection-Parked",
         "StreamPosition" => "Stream-Position",
         "IdempotencyReplayed" => "Idempotency-Replayed",
         _ => "ETag",
@@ -322,6 +323,10 @@ fn headers() -> Value {
         "XRequestId": header("Names the request.", "req_0199f0c0"),
         "StreamPosition": header("Where the command stands: what `Min-Position` takes.", "org_01h455vb4pex5vsknk084sn02q:17"),
         "ProjectionPosition": header("How far what was read is.", "org_01h455vb4pex5vsknk084sn02q:17"),
+        "ProjectionParked": header(
+            "The first message on the way there that could not be applied; what was read is without it. Only when there is one.",
+            "org_01h455vb4pex5vsknk084sn02q:9",
+        ),
         "ETag": header("The version: what `If-Match` takes.", "\"3\""),
         "IdempotencyReplayed": header("`true` when the command had been accepted before, under the same key.", "true"),
         "RetryAfter": header("When to try again, in seconds.", "1"),

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
-use orgstream_events::{Pipeline, Position, Timestamp};
-use orgstream_projections::{checkpoints, parked};
+use orgstream_events::{OrgId, Pipeline, Position, Timestamp};
+use orgstream_projections::{
+    checkpoints,
+    parked::{self, Parked},
+};
 use orgstream_stream::{Placement, ReadLimit};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -14,6 +17,8 @@ use crate::{commands::openapi, problem::Problem};
 
 /// Messages that are counted at most. Counting all of a long backlog would be work for the log.
 const COUNTED: u16 = 1_000;
+/// Messages that are named that could not be applied.
+const NAMED: usize = 100;
 
 /// How far one pipeline is.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -36,9 +41,27 @@ pub struct ProjectionView {
     /// Messages that could not be applied, and those that wait behind them; counted up to 1,000.
     #[schema(example = 0)]
     pub parked: usize,
+    /// Which messages those are; the first 100. What was read, exported or proven of this pipeline is without them.
+    pub without: Vec<LackedView>,
     /// When something was last applied; null before the beginning.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub updated_at: Option<Timestamp>,
+}
+
+/// A message that a pipeline has passed and not applied.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct LackedView {
+    /// Where it is.
+    #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q:17")]
+    pub position: Position,
+    /// What it is about: `<type>.<id>`.
+    #[schema(example = "record.res_01h455vb4pex5vsknk084sn02q")]
+    pub aggregate: String,
+    /// `failed` itself, or `waiting` behind one that did.
+    #[schema(example = "failed")]
+    pub state: &'static str,
+    /// What went wrong; empty when waiting.
+    pub reason: String,
 }
 
 /// How far every pipeline is.
@@ -74,10 +97,23 @@ pub async fn list(State(app): State<Arc<App>>, org: OrgAccess) -> Result<Json<Pr
             behind: backlog.messages,
             behind_since: backlog.since,
             parked: parked.iter().filter(|parked| parked.pipeline == pipeline).count(),
+            without: without(&parked, pipeline, placement.org),
             updated_at: checkpoint.map(|checkpoint| checkpoint.updated_at),
         });
     }
     Ok(Json(ProjectionsView { data }))
+}
+
+fn without(parked: &[Parked], pipeline: Pipeline, org: OrgId) -> Vec<LackedView> {
+    let of_pipeline = parked.iter().filter(|parked| parked.pipeline == pipeline).take(NAMED);
+    of_pipeline
+        .map(|parked| LackedView {
+            position: Position { org, seq: parked.seq },
+            aggregate: parked.aggregate().to_owned(),
+            state: parked.state.name(),
+            reason: parked.reason.clone(),
+        })
+        .collect()
 }
 
 #[derive(Default)]

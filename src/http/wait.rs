@@ -61,6 +61,8 @@ pub struct View {
     pub tx: TenantTx,
     /// How far they are.
     pub position: Position,
+    /// The first message on the way that could not be applied, so that they are without it.
+    parked: Option<u64>,
     known: Option<HeaderValue>,
 }
 
@@ -75,17 +77,20 @@ impl View {
         let wanted = wanted.map_or(0, |wanted| wanted.seq);
         let known = headers.get(header::IF_NONE_MATCH).cloned();
         let mut tx = app.db.read(org).await?;
-        let mut seq = checkpoints::position(&mut tx, pipeline).await?;
-        if seq < wanted {
+        let mut reach = checkpoints::reach(&mut tx, pipeline, wanted).await?;
+        if reach.seq < wanted {
             drop(tx);
             let patience = patience(headers);
             if patience.is_zero() || !app.gateway.wait_for(org, pipeline, wanted, patience).await? {
-                return Err(lagging(pipeline, wanted, seq));
+                return Err(lagging(pipeline, wanted, reach.seq));
             }
             tx = app.db.read(org).await?;
-            seq = checkpoints::position(&mut tx, pipeline).await?;
+            reach = checkpoints::reach(&mut tx, pipeline, wanted).await?;
         }
-        Ok(Self { tx, position: Position { org: org.org(), seq }, known })
+        if reach.lacks_it {
+            return Err(parked(pipeline, wanted));
+        }
+        Ok(Self { tx, position: Position { org: org.org(), seq: reach.seq }, parked: reach.parked, known })
     }
 
     /// One thing at a version.
@@ -100,9 +105,11 @@ impl View {
         self.answer(&tag, body)
     }
 
-    /// The header that says how far the rows are.
-    pub fn position_header(&self) -> (HeaderName, HeaderValue) {
-        reply::position("projection-position", self.position)
+    /// The headers that say how far the rows are, and that they lack something on the way there, if they do.
+    pub fn position_headers(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> + use<> {
+        let position = Position { org: self.position.org, seq: self.parked.unwrap_or_default() };
+        let parked = self.parked.map(|_| reply::position("projection-parked", position));
+        std::iter::once(reply::position("projection-position", self.position)).chain(parked)
     }
 
     /// Bytes of some other type than JSON.
@@ -124,8 +131,7 @@ impl View {
         } else {
             reply::json(StatusCode::OK, Body::from(body))
         };
-        let (name, value) = self.position_header();
-        response.headers_mut().insert(name, value);
+        response.headers_mut().extend(self.position_headers());
         if let Ok(tag) = HeaderValue::from_str(tag) {
             response.headers_mut().insert(header::ETAG, tag);
         }
@@ -139,6 +145,16 @@ fn lagging(pipeline: Pipeline, wanted: u64, seq: u64) -> Problem {
     );
     let problem = Problem::new(503, "projection_lagging", "Not there yet", detail);
     Problem { retry_after: Some(Duration::from_secs(1)), ..problem }
+}
+
+/// The message that is asked for is behind the checkpoint, and what is read has nothing of it all the same.
+fn parked(pipeline: Pipeline, wanted: u64) -> Problem {
+    let detail = format!(
+        "the {pipeline} pipeline could not apply message {wanted}, or an earlier one of the same thing, and has parked it: what \
+         you read would lack it until the platform's operator has decided about it. Waiting does not help; without \
+         Min-Position the read goes on, and Projection-Parked names the first message that it lacks"
+    );
+    Problem::new(409, "event_parked", "Not applied", detail)
 }
 
 /// A view of the organization of the path.

@@ -74,6 +74,7 @@ impl Log {
         let started = Instant::now();
         let result = self.append_one(placement, commit, write).await;
         record(started, &result.as_ref().map(|appended| appended.replayed));
+        self.inner.troubles.note(placement.shard, result.as_ref().err());
         result
     }
 
@@ -90,6 +91,7 @@ impl Log {
         let started = Instant::now();
         let result = self.append_all(placement, commits, trace).await;
         record(started, &result.as_ref().map(|all| all.iter().any(|appended| appended.replayed)));
+        self.inner.troubles.note(placement.shard, result.as_ref().err());
         result
     }
 

@@ -29,6 +29,7 @@ mod streams;
 mod system;
 mod tail;
 pub mod trace;
+mod trouble;
 
 pub use append::{Appended, Expected};
 pub use backlog::Backlog;

@@ -18,6 +18,7 @@ use crate::{
     queue::Queue,
     share::Shares,
     streams,
+    trouble::Troubles,
 };
 
 /// Requests that only read or administer are answered well within this, or the server is in trouble.
@@ -96,6 +97,7 @@ pub(crate) struct Inner {
     pub(crate) queues: Vec<Queue>,
     pub(crate) shares: Shares,
     pub(crate) placements: PlacementCache,
+    pub(crate) troubles: Troubles,
     /// Counts lost connections: whoever waits for an answer from before can stop waiting.
     pub(crate) losses: watch::Receiver<u64>,
     client: async_nats::Client,
@@ -170,6 +172,7 @@ impl Log {
             SyncMode::Relaxed => Vec::new(),
         };
         let (shares, placements) = (Shares::new(options.sync), PlacementCache::default());
+        let troubles = Troubles::default();
         let options = options.clone();
         let inner = Inner {
             options,
@@ -181,6 +184,7 @@ impl Log {
             queues,
             shares,
             placements,
+            troubles,
             losses,
             client,
             bulk,
@@ -210,6 +214,11 @@ impl Log {
     /// What placements made here are labelled with.
     pub fn region(&self) -> &str {
         &self.inner.options.region
+    }
+
+    /// Copies of every message.
+    pub fn replicas(&self) -> usize {
+        self.inner.options.replicas
     }
 
     /// Every shard there is.

@@ -72,6 +72,15 @@ pub struct Chunk {
     pub messages: Vec<Message>,
     /// The org had nothing after these when the read ended.
     pub ended: bool,
+    /// How many it had after these, as far as whoever answered knew.
+    pub left: u64,
+}
+
+impl Chunk {
+    /// How many messages there were from the first of these on, as far as whoever answered knew.
+    pub fn count(&self) -> u64 {
+        self.messages.len() as u64 + self.left
+    }
 }
 
 #[derive(Serialize)]
@@ -229,8 +238,11 @@ impl Log {
             match answer.status.map(|status| status.as_u16()) {
                 None => {}
                 // The end of the batch; what is left for the next one is counted in it.
-                Some(204) => return Ok(Chunk { messages, ended: number(&headers, "Nats-Num-Pending") == Some(0) }),
-                Some(404) => return Ok(Chunk { messages, ended: true }),
+                Some(204) => {
+                    let left = number(&headers, "Nats-Num-Pending");
+                    return Ok(Chunk { messages, ended: left == Some(0), left: left.unwrap_or_default() });
+                }
+                Some(404) => return Ok(Chunk { messages, ended: true, left: 0 }),
                 Some(503) => return Err(broken("no server holds this stream now")),
                 Some(code) => {
                     let description = answer.description.unwrap_or_default();

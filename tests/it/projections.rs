@@ -594,14 +594,14 @@ async fn parked_messages_wait_in_order_until_they_are_taken_out() {
     assert_eq!(start, SliceStart::Open { parked: true });
     let aggregate = AggregateId::Record(history.record(1)).to_string();
     assert!(parked::aggregates(&mut tx, org).await.unwrap().contains(&aggregate));
-    let waiting = parked::of_aggregate(&mut tx, org, &aggregate, 10).await.unwrap();
+    let waiting = parked::of_aggregate(&mut tx, org, &aggregate.as_str().into(), 10).await.unwrap();
     assert_eq!(waiting.iter().map(|message| message.parked.seq).collect::<Vec<_>>(), [10, 20]);
     assert_eq!(waiting[0].message, [1, 2]);
     assert_eq!(waiting[0].parked.reason, "cannot decode   the payload");
 
     // Tried again in vain, then given up.
     parked::park(&mut tx, org, &[park(10, &subject, ParkedState::Failed, "still")]).await.unwrap();
-    let waiting = parked::of_aggregate(&mut tx, org, &aggregate, 10).await.unwrap();
+    let waiting = parked::of_aggregate(&mut tx, org, &aggregate.as_str().into(), 10).await.unwrap();
     assert_eq!((waiting[0].parked.attempts, waiting[0].parked.reason.as_str()), (2, "still"));
     assert_eq!(parked::remove(&mut tx, org, &[10, 20]).await.unwrap(), 2);
     tx.commit().await.unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use orgstream_events::{KeyId, Pipeline, Timestamp};
 use orgstream_projections::{
-    Comparison, Database, DatabaseOptions, Page, SliceClass,
+    Comparison, Database, DatabaseOptions, Page, Passwords, SliceClass,
     audit::SigningDatabase,
     checkpoints,
     key_uses::{self, KeyUse},
@@ -415,8 +415,12 @@ async fn one_reused_connection_never_shows_a_foreign_row() {
 async fn one_pooled_connection_serves_orgs_in_turn() {
     let database = support::database().await;
     let (a, b) = two_orgs(&database).await;
-    let options =
-        DatabaseOptions { url: database.app_url("app_ro"), password: None, rw_connections: 1, ro_connections: 1 };
+    let options = DatabaseOptions {
+        url: database.app_url("app_ro"),
+        passwords: Passwords::default(),
+        rw_connections: 1,
+        ro_connections: 1,
+    };
     let db = Database::connect(&options).await.unwrap();
     let mut dice = Dice(5);
     for _ in 0..200 {
@@ -602,8 +606,12 @@ async fn resolvers_answer_with_an_id_and_open_no_table() {
 #[tokio::test]
 async fn preflight_refuses_a_login_above_the_policies() {
     let database = support::database().await;
-    let options =
-        DatabaseOptions { url: database.owner_url.clone(), password: None, rw_connections: 1, ro_connections: 1 };
+    let options = DatabaseOptions {
+        url: database.owner_url.clone(),
+        passwords: Passwords::default(),
+        rw_connections: 1,
+        ro_connections: 1,
+    };
     let findings = Database::connect(&options).await.unwrap().preflight().await.unwrap();
     assert_eq!(findings.len(), 1, "{findings:?}");
     assert!(findings[0].what.contains("passes by row-level security"), "{findings:?}");

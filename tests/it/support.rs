@@ -22,13 +22,13 @@ use orgstream::{
     servers::{self, Postgres, PostgresOptions, TEST_POSTGRES},
 };
 use orgstream_events::CommitKeys;
-use orgstream_projections::{Database, DatabaseOptions, migrate};
+use orgstream_projections::{Database, DatabaseOptions, Passwords, migrate};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::sleep;
 
 /// The roles are the cluster's, so all tests that share one must agree.
-const APP_PASSWORD: &str = "the password of the tests";
+pub(crate) const APP_PASSWORD: &str = "the password of the tests";
 
 /// What vouches for the events of the tests, as the program is told of it.
 pub(crate) const COMMIT_KEYS: &str = "tests:0707070707070707070707070707070707070707070707070707070707070707";
@@ -238,8 +238,12 @@ async fn fresh(superuser_url: String, own: Option<(Postgres, TempDir)>) -> TestD
     let url = format!("postgres://{address}/{name}");
     let place = Place { name, superuser_url, own };
     migrate(&owner_url, Some(APP_PASSWORD)).await.unwrap();
-    let options =
-        DatabaseOptions { url, password: Some(APP_PASSWORD.to_owned()), rw_connections: 8, ro_connections: 8 };
+    let options = DatabaseOptions {
+        url,
+        passwords: Passwords::new(Some(APP_PASSWORD.to_owned()), []),
+        rw_connections: 8,
+        ro_connections: 8,
+    };
     let db = Database::connect(&options).await.unwrap();
     TestDatabase { db, owner_url, options, place }
 }

@@ -103,7 +103,8 @@ fn peak_memory(program: &Program) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_workers_share_the_shards_and_one_takes_over_when_the_other_dies() {
-    let mut cluster = Cluster::start(ClusterOptions { shards: 16, workers: 2, ..ClusterOptions::default() }).await;
+    let options = ClusterOptions { shards: 16, workers: 2, lease_seconds: 6, ..ClusterOptions::default() };
+    let mut cluster = Cluster::start(options).await;
     let tenants = cluster.tenants(12).await;
     until_owned_by(&cluster, 2).await;
     everybody_writes(&cluster, &tenants, "shared").await;
@@ -112,9 +113,9 @@ async fn two_workers_share_the_shards_and_one_takes_over_when_the_other_dies() {
     let died = Instant::now();
     until_owned_by(&cluster, 1).await;
     let taken = died.elapsed();
-    // The lease, and how often the other looks.
-    let lease = Duration::from_secs(cluster.options.lease_seconds);
-    assert!(taken < 5 * lease, "{taken:?}");
+    // As --lease-seconds says, and a second for it to be seen from outside.
+    let promised = Duration::from_secs(cluster.options.lease_seconds + 1);
+    assert!(taken < promised, "{taken:?}");
     everybody_writes(&cluster, &tenants, "alone").await;
 
     // One that comes takes its part, and what was moved in the middle of work is done once.
@@ -164,8 +165,10 @@ async fn a_backlog_of_one_organization_does_not_keep_another_waiting_and_fits_in
     let mut database = cluster.superuser().await;
     let (mut waits, mut detached, mut most) = (Vec::new(), 0.0_f64, 0.0_f64);
     let mut restarted = false;
+    let deadline = Instant::now() + 10 * PATIENCE;
     for number in 0.. {
         let begun = Instant::now();
+        assert!(begun < deadline, "the flood is not over after {number} quiet writes");
         everybody_writes(&cluster, std::slice::from_ref(&quiet), &format!("quiet-{number}")).await;
         let waited = begun.elapsed();
         let answer = cluster.client.get(&busy.key, &progress).await.expect(200);

@@ -3,7 +3,7 @@
 //! Tiles and bundles of entries lie where C2SP tlog-tiles has them, so a bundle is also the static part of a log. Beside each
 //! bundle of entries there is one of payloads: for each event a letter, four bytes of length and the bytes.
 
-use orgstream_events::{Fingerprint, OrgId, Timestamp, is_inward};
+use orgstream_events::{Fingerprint, OrgId, Position, Timestamp, is_inward};
 use orgstream_transparency::{LogKey, Tile};
 use serde::{Deserialize, Serialize};
 
@@ -39,8 +39,25 @@ pub struct Manifest {
     pub created_at: Timestamp,
     /// What wrote it.
     pub tool: String,
+    /// The messages that the log had passed and not taken in when the bundle was written. They have no number and no proof;
+    /// what they are is the operator's word.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<Without>,
     /// Every file but this one.
     pub files: Vec<ListedFile>,
+}
+
+/// A message that could not be taken into the log, or one that waits behind such a one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Without {
+    /// Where it is in the organization's stream.
+    pub position: Position,
+    /// What it is about.
+    pub aggregate: String,
+    /// `failed` or `waiting`.
+    pub state: String,
+    /// What went wrong; empty when waiting.
+    pub reason: String,
 }
 
 /// A file of a bundle.

@@ -13,8 +13,8 @@ mod report;
 mod verify;
 
 pub use bundle::{
-    CHECKPOINTS, CSV, FORMAT, HANDOVERS, JSONL, ListedFile, MANIFEST, Manifest, OCSF, POLICY, Payload, decode_entries,
-    decode_payloads, encode_entries, encode_payloads, log_key, payloads_path,
+    CHECKPOINTS, CSV, FORMAT, HANDOVERS, JSONL, ListedFile, MANIFEST, Manifest, OCSF, POLICY, Payload, Without,
+    decode_entries, decode_payloads, encode_entries, encode_payloads, log_key, payloads_path,
 };
 pub use cli::VerifyArgs;
 pub use render::{CSV_HEAD, Entry};

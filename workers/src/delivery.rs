@@ -7,6 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use orgstream_events::{Commit, CommitKeys, EventSubject, OpenedCommit};
+use orgstream_projections::parked::aggregate_of;
 use orgstream_stream::Message;
 
 /// Bytes that are as much work as a small message is.
@@ -71,8 +72,8 @@ impl Delivery {
         }
     }
 
-    /// The aggregate as the subject names it, `type.id`; the whole subject when it names none.
+    /// The aggregate as the subject names it, `type.id`, whether or not anybody can read that.
     pub(crate) fn aggregate(&self) -> &str {
-        self.message.subject.splitn(4, '.').nth(3).unwrap_or(&self.message.subject)
+        aggregate_of(&self.message.subject)
     }
 }

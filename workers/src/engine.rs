@@ -46,6 +46,8 @@ const WORST: usize = 10;
 pub(crate) enum Input {
     /// A message from a shard's cursor.
     Message(Arc<Delivery>),
+    /// The reader of the shard came to a message that is nobody's.
+    Pass { shard: Shard, seq: u64 },
     /// The shard is ours.
     Open { shard: Shard, epoch: u64, mark: u64, behind: Vec<Behind> },
     /// The cursor of the shard passes over everything up to `to`, where `passed` have something.
@@ -63,6 +65,8 @@ pub(crate) struct Engine {
     pub(crate) db: Database,
     pub(crate) options: WorkerOptions,
     pub(crate) worst: tokio::sync::watch::Sender<Vec<LaneLag>>,
+    /// What keeps the database from doing anything, while something does.
+    pub(crate) trouble: tokio::sync::watch::Sender<Option<Arc<str>>>,
 }
 
 type RefillReport = (RefillWish, Backlog, Option<Vec<Arc<Delivery>>>);
@@ -90,7 +94,10 @@ impl Engine {
                         receive(&mut scheduler, &mut rebuilds, one);
                     }
                 }
-                Some((group, outcomes)) = slots.next() => finish(&mut scheduler, &group, outcomes),
+                Some((group, outcomes)) = slots.next() => {
+                    finish(&mut scheduler, &group, outcomes);
+                    self.tell(&scheduler);
+                }
                 Some(ended) = rebuilds.next() => rebuilds.finish(ended, &mut scheduler),
                 Some(Ok((wish, backlog, chunk))) = refills.join_next() => {
                     backlogs.keep(wish.key, backlog);
@@ -106,6 +113,7 @@ impl Engine {
                 () = async { match wake { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => {}
                 _ = tick.tick() => {
                     self.observe(&scheduler);
+                    self.tell(&scheduler);
                     backlogs.forget();
                     rebuilds.observe(Instant::now());
                 }
@@ -123,6 +131,28 @@ impl Engine {
                 refills.spawn(refill(backlogs.take(&self.log, wish), wish, Arc::clone(self.log.keys())));
             }
         }
+    }
+
+    /// Says once when nothing can be applied any more, and once when it goes on.
+    fn tell(&self, scheduler: &Scheduler) {
+        let trouble = scheduler.trouble(Instant::now());
+        let before = self.trouble.borrow().is_some();
+        match trouble {
+            Some(reason) if !before => tracing::warn!(
+                error = %reason,
+                "the database does not do what it is asked, so nothing is applied; nothing is parked for it, and it is \
+                 asked again and again"
+            ),
+            None if before => tracing::info!("the database does what it is asked again"),
+            _ => {}
+        }
+        self.trouble.send_if_modified(|known| {
+            let is_new = known.as_ref() != trouble;
+            if is_new {
+                *known = trouble.cloned();
+            }
+            is_new
+        });
     }
 
     fn observe(&self, scheduler: &Scheduler) {
@@ -209,19 +239,14 @@ impl Ages {
 
 fn receive(scheduler: &mut Scheduler, rebuilds: &mut Rebuilds, input: Input) {
     match input {
-        Input::Message(delivery) => match EventSubject::route(&delivery.message.subject) {
-            Ok((shard, org)) if shard == delivery.message.shard => scheduler.offer(org, &delivery),
-            Ok(_) | Err(_) => {
-                // Nobody's: the stream takes only subjects of its shard, so this is not even an org's.
-                counter!("orgstream_stray_messages_total").increment(1);
-                tracing::error!(
-                    subject = delivery.message.subject,
-                    event.seq = delivery.seq(),
-                    "a message on a subject that is no org's was passed over"
-                );
-                scheduler.pass(delivery.message.shard, delivery.seq());
+        Input::Message(delivery) => {
+            // The reader hands out nothing else than what has an org.
+            match EventSubject::route(&delivery.message.subject) {
+                Ok((_, org)) => scheduler.offer(org, &delivery),
+                Err(_) => scheduler.pass(delivery.message.shard, delivery.seq()),
             }
-        },
+        }
+        Input::Pass { shard, seq } => scheduler.pass(shard, seq),
         Input::Open { shard, epoch, mark, behind } => scheduler.open_shard(shard, epoch, mark, &behind),
         Input::PassOver { shard, to, passed } => scheduler.pass_over(shard, to, &passed),
         Input::Close { shard, mark } => {
@@ -254,7 +279,7 @@ fn finish(scheduler: &mut Scheduler, group: &Group, outcomes: Vec<SliceOutcome>)
             SliceOutcome::Moved { .. } => counter!("orgstream_slice_retries_total", "cause" => "moved").increment(1),
             SliceOutcome::Fenced => counter!("orgstream_slice_retries_total", "cause" => "fenced").increment(1),
             SliceOutcome::Undone => counter!("orgstream_slice_retries_total", "cause" => "undone").increment(1),
-            SliceOutcome::Unavailable => {
+            SliceOutcome::Unavailable(_) => {
                 counter!("orgstream_slice_retries_total", "cause" => "unavailable").increment(1);
             }
             SliceOutcome::TimedOut => counter!("orgstream_slice_retries_total", "cause" => "timed_out").increment(1),

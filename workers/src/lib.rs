@@ -22,6 +22,7 @@ mod shard;
 mod slice;
 mod slots;
 mod standstill;
+mod strays;
 mod traffic;
 mod watchdog;
 mod weights;

@@ -37,6 +37,8 @@ pub struct WorkerOptions {
     pub attempts: u32,
     /// How long a shard may stand still when its worker dies.
     pub lease: Duration,
+    /// Messages behind the end of its shard from which on a reader asks who has any, and lets each read their own part.
+    pub far_behind: u64,
     /// How often the watchdog compares checkpoints with the log; what has not moved in between stands still.
     pub watch: Duration,
 }
@@ -72,6 +74,7 @@ impl WorkerOptions {
             group_lanes: 64,
             attempts: 5,
             lease: Duration::from_secs(6),
+            far_behind: 20_000,
             watch: Duration::from_secs(30),
         }
     }

@@ -16,7 +16,7 @@ use orgstream_events::{OrgId, Shard};
 use orgstream_projections::{Comparison, Database, DbError, Rebuild};
 use tokio::{runtime::Handle, task::JoinSet};
 
-use crate::{options::WorkerOptions, rebuild::budget::Budget, scheduler::Scheduler};
+use crate::{options::WorkerOptions, rebuild::budget::Budget, scheduler::Scheduler, slice::SILENCE};
 
 mod budget;
 mod step;
@@ -166,10 +166,15 @@ impl Rebuilds {
             let (size, comparison) = (job.size, job.comparison.take());
             let running = async move {
                 let begun = Instant::now();
+                // The server ends each statement in time, unless the connection to it leads nowhere.
+                let limit = SILENCE + 10 * timeout;
                 let step = step::run(&db, &known, epoch, size, timeout, comparison);
-                let outcome = AssertUnwindSafe(step).catch_unwind().await.unwrap_or_else(|_| {
-                    Err(StepError::Hindered("a step of it ended in a panic; see the log".to_owned()))
-                });
+                let step = AssertUnwindSafe(tokio::time::timeout(limit, step)).catch_unwind();
+                let silent = || DbError::unavailable(format!("no answer within {} seconds", limit.as_secs()));
+                let outcome = match step.await {
+                    Ok(outcome) => outcome.unwrap_or_else(|_| Err(silent().into())),
+                    Err(_) => Err(StepError::Hindered("a step of it ended in a panic; see the log".to_owned())),
+                };
                 let fatal = match &outcome {
                     Err(StepError::Database(error)) if error.is_retryable() => None,
                     Err(error) => Some(error.to_string()),

@@ -21,6 +21,7 @@ use crate::{
 
 mod baseline;
 mod dispatch;
+mod outage;
 
 /// Refills in a row that may bring nothing before the skipped messages count as gone.
 const EMPTY_REFILLS: u32 = 20;
@@ -124,12 +125,22 @@ pub(crate) enum SliceOutcome {
     Fenced,
     /// Nothing happened, through no fault of this slice: another one of the transaction failed.
     Undone,
-    /// Nothing happened: the database cannot be reached, or cannot go on.
-    Unavailable,
+    /// Nothing happened, and nobody is to blame: the database cannot be reached, or does not do what it is asked.
+    Unavailable(Trouble),
     /// Nothing happened: a statement of the transaction took longer than it may.
     TimedOut,
     /// Nothing happened: the database refuses what the slice says.
     Failed { reason: String },
+}
+
+/// What keeps the database from doing what it is asked, whatever that is.
+#[derive(Debug, Clone)]
+pub(crate) struct Trouble {
+    pub(crate) reason: Arc<str>,
+    /// Whether it would be the same for everybody.
+    pub(crate) everywhere: bool,
+    /// Whether the slice met with it itself, so that others had better not share a transaction with its lane.
+    pub(crate) suspect: bool,
 }
 
 /// A stretch of the log that a detached lane wants next.
@@ -204,6 +215,7 @@ pub(crate) struct Scheduler {
     /// Bytes of the refills under way, for every lane that may take them.
     promised: usize,
     service: dispatch::Service,
+    outage: outage::Outage,
 }
 
 impl Scheduler {
@@ -220,7 +232,13 @@ impl Scheduler {
             bytes: 0,
             promised: 0,
             service: dispatch::Service::new(now),
+            outage: outage::Outage::default(),
         }
+    }
+
+    /// What keeps the database from doing anything for anybody, while something does.
+    pub(crate) fn trouble(&self, now: Instant) -> Option<&Arc<str>> {
+        self.outage.reason(now)
     }
 
     pub(crate) fn lanes(&self) -> impl Iterator<Item = (LaneKey, &Lane)> {

@@ -5,120 +5,199 @@
 //! of them read their own part, and goes on from the end.
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use metrics::counter;
-use orgstream_events::{PLATFORM_ORG, Shard};
-use orgstream_stream::{CursorError, Log, StreamError};
+use orgstream_events::{EventSubject, OrgId, PLATFORM_ORG, Shard};
+use orgstream_projections::Stray;
+use orgstream_stream::{CursorError, Log, Message, ReadLimit, StreamError};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{delivery::Delivery, engine::Input, scheduler::Passed, traffic::Traffic};
+use crate::{delivery::Delivery, engine::Input, scheduler::Passed, strays::Strays, traffic::Traffic};
 
 /// How long to wait before a cursor that could not go on is opened again.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Messages behind the end of its shard from which on a reader asks who has any.
-const FAR_BEHIND: u64 = 20_000;
 /// Messages that are read in the time that one question takes, and in that of a lane's first look at its own part.
 const ASKING: u64 = 20;
 const LOOKING: u64 = 200;
 /// Questions at the same time.
 const AT_ONCE: usize = 16;
 
-/// Hands every message after where `traffic` is to the engine, until `stop`. What fails is tried again from where it
-/// stood, and `trouble` says what it is.
-pub(crate) async fn read_shard(
-    log: Log,
-    shard: Shard,
-    traffic: Arc<Traffic>,
-    engine: mpsc::Sender<Input>,
-    trouble: watch::Sender<Option<String>>,
-    stop: CancellationToken,
-) {
-    let mut seen = traffic.position();
-    while !stop.is_cancelled() {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            read = read_on(&log, shard, &mut seen, &traffic, &engine, &trouble) => {
-                if let Err(error) = read {
-                    let text = Some(error.to_string());
-                    let is_new = trouble.send_if_modified(|known| *known != text && { *known = text; true });
-                    if is_new {
-                        tracing::warn!(%shard, event.seq = seen, %error, "a shard cannot be read and is tried again");
+/// Tries to count what somebody has who goes on meanwhile.
+const LOOKS: usize = 4;
+/// A read that is only to say how much there is.
+const COUNT: ReadLimit = ReadLimit { messages: 1, bytes: 1 };
+
+/// One owned shard, as its reader has it.
+pub(crate) struct Reader {
+    pub(crate) log: Log,
+    pub(crate) shard: Shard,
+    pub(crate) traffic: Arc<Traffic>,
+    pub(crate) strays: Arc<Strays>,
+    pub(crate) engine: mpsc::Sender<Input>,
+    /// What keeps the shard from being read.
+    pub(crate) trouble: watch::Sender<Option<String>>,
+    /// Messages behind the end of its shard from which on a reader asks who has any.
+    pub(crate) far_behind: u64,
+}
+
+impl Reader {
+    /// Hands every message after where `traffic` is to the engine, until `stop`. What fails is tried again from where it
+    /// stood.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let mut seen = self.traffic.position();
+        let mut residents = HashSet::new();
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                read = self.read_on(&mut seen, &mut residents) => {
+                    if let Err(error) = read {
+                        let text = Some(error.to_string());
+                        let is_new =
+                            self.trouble.send_if_modified(|known| *known != text && { *known = text; true });
+                        if is_new {
+                            tracing::warn!(
+                                shard = %self.shard, event.seq = seen, %error,
+                                "a shard cannot be read and is tried again"
+                            );
+                        }
                     }
                 }
             }
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(PAUSE) => {}
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(PAUSE) => {}
+            }
         }
     }
-}
 
-/// Reads until the cursor cannot go on or the engine is gone.
-async fn read_on(
-    log: &Log,
-    shard: Shard,
-    seen: &mut u64,
-    traffic: &Traffic,
-    engine: &mpsc::Sender<Input>,
-    trouble: &watch::Sender<Option<String>>,
-) -> Result<(), StreamError> {
-    if let Some((to, passed)) = far_behind(log, shard, *seen).await? {
-        tracing::info!(%shard, messages = to - *seen, orgs = passed.len(), "far behind, so each reads its own part");
-        if engine.send(Input::PassOver { shard, to, passed }).await.is_err() {
-            return Ok(());
+    /// Reads until the cursor cannot go on or the engine is gone.
+    async fn read_on(&self, seen: &mut u64, residents: &mut HashSet<OrgId>) -> Result<(), StreamError> {
+        let shard = self.shard;
+        if let Some((to, passed)) = self.look_ahead(*seen).await? {
+            tracing::info!(%shard, messages = to - *seen, orgs = passed.len(), "far behind, so each reads its own part");
+            if self.engine.send(Input::PassOver { shard, to, passed }).await.is_err() {
+                return Ok(());
+            }
+            *seen = to;
+            self.traffic.pass_over(to);
         }
-        *seen = to;
-        traffic.pass_over(to);
-    }
-    let mut cursor = log.cursor(shard, *seen).await?;
-    trouble.send_if_modified(|known| known.take().is_some());
-    loop {
-        match cursor.next().await {
-            Ok(message) => {
-                *seen = message.seq;
-                traffic.note(&message.subject, message.seq);
-                if engine.send(Input::Message(Delivery::new(message, Instant::now(), log.keys()))).await.is_err() {
-                    return Ok(());
+        let mut cursor = self.log.cursor(shard, *seen).await?;
+        self.trouble.send_if_modified(|known| known.take().is_some());
+        loop {
+            match cursor.next().await {
+                Ok(message) => {
+                    let seq = message.seq;
+                    let input = match self.stray(&message, residents).await? {
+                        Some(reason) => {
+                            let subject = message.subject;
+                            self.strays.note(Stray { shard, seq, subject, reason });
+                            self.traffic.pass_over(seq);
+                            Input::Pass { shard, seq }
+                        }
+                        None => {
+                            self.traffic.note(&message.subject, seq);
+                            Input::Message(Delivery::new(message, Instant::now(), self.log.keys()))
+                        }
+                    };
+                    *seen = seq;
+                    if self.engine.send(input).await.is_err() {
+                        return Ok(());
+                    }
                 }
+                Err(CursorError::Gap { shard, expected, found }) => {
+                    counter!("orgstream_stream_gaps_total").increment(1);
+                    tracing::error!(%shard, expected, found, "messages are missing from the stream: look for a purge or lost storage");
+                }
+                Err(CursorError::Stream(error)) => return Err(error),
             }
-            Err(CursorError::Gap { shard, expected, found }) => {
-                counter!("orgstream_stream_gaps_total").increment(1);
-                tracing::error!(%shard, expected, found, "messages are missing from the stream: look for a purge or lost storage");
-            }
-            Err(CursorError::Stream(error)) => return Err(error),
         }
     }
-}
 
-/// How far a reader after `seen` should go at once, and who has something on the way; none when it had better read.
-///
-/// Nobody is missed: the first message of every org is its creation, which is what the shard's orgs are known by.
-async fn far_behind(log: &Log, shard: Shard, seen: u64) -> Result<Option<(u64, Vec<Passed>)>, StreamError> {
-    // The end first: whoever comes later is read.
-    let end = log.shard_end(shard).await?;
-    let messages = end.saturating_sub(seen);
-    if messages < FAR_BEHIND {
-        return Ok(None);
-    }
-    let mut orgs = log.orgs_of_shard(shard).await?;
-    orgs.push(PLATFORM_ORG);
-    if messages < ASKING * orgs.len() as u64 {
-        return Ok(None);
-    }
-    let passed: Vec<Option<Passed>> = stream::iter(orgs)
-        .map(async |org| match log.next_after(shard, org, seen).await? {
-            Some(next) if next <= end => Ok(Some(Passed { org, next, last: log.last_of(shard, org).await? })),
-            _ => Ok::<_, StreamError>(None),
+    /// Why the message is no organization's of this shard, if it is not. Where an org lives is asked once.
+    ///
+    /// A stream takes whatever is published on its subjects. What names an org that lives elsewhere has a sequence that says
+    /// nothing there, and would stand for that org's beginning if it came first.
+    async fn stray(&self, message: &Message, residents: &mut HashSet<OrgId>) -> Result<Option<String>, StreamError> {
+        let org = match EventSubject::route(&message.subject) {
+            Ok((shard, org)) if shard == self.shard => org,
+            Ok((shard, _)) => return Ok(Some(format!("it names shard {shard}"))),
+            Err(error) => return Ok(Some(error.to_string())),
+        };
+        if residents.contains(&org) {
+            return Ok(None);
+        }
+        Ok(match self.log.placement(org).await? {
+            Some(placement) if placement.shard == self.shard => {
+                residents.insert(org);
+                None
+            }
+            Some(placement) => Some(format!("{org} lives in shard {}", placement.shard)),
+            None => Some(format!("there is no organization {org}")),
         })
-        .buffer_unordered(AT_ONCE)
-        .try_collect()
-        .await?;
-    let passed: Vec<Passed> = passed.into_iter().flatten().collect();
-    Ok((messages >= LOOKING * passed.len() as u64).then_some((end, passed)))
+    }
+
+    /// How far a reader after `seen` should go at once, and who has something on the way; none when it had better read.
+    ///
+    /// The shard's orgs are known by their creation, which is the first message of each. Whether everybody is among them
+    /// is not taken for granted: what they have must come to all that there is, or it is read.
+    async fn look_ahead(&self, seen: u64) -> Result<Option<(u64, Vec<Passed>)>, StreamError> {
+        let (log, shard) = (&self.log, self.shard);
+        // The end first: whoever comes later is read.
+        let state = log.shard_state(shard).await?;
+        let end = state.last_seq;
+        let messages = end.saturating_sub(seen);
+        let has_gaps = state.first_seq > seen + 1 || state.messages != end.saturating_sub(state.first_seq) + 1;
+        if messages < self.far_behind || has_gaps {
+            return Ok(None);
+        }
+        let mut orgs = log.orgs_of_shard(shard).await?;
+        orgs.push(PLATFORM_ORG);
+        if messages < ASKING * orgs.len() as u64 {
+            return Ok(None);
+        }
+        let parts: Vec<Option<(Passed, u64)>> =
+            stream::iter(orgs).map(|org| self.part_of(org, seen, end)).buffer_unordered(AT_ONCE).try_collect().await?;
+        let (passed, counts): (Vec<Passed>, Vec<u64>) = parts.into_iter().flatten().unzip();
+        let counted: u64 = counts.iter().sum();
+        if counted < messages {
+            tracing::info!(
+                %shard, messages, counted,
+                "far behind, and not all of it is known to be somebody's, so it is read"
+            );
+            return Ok(None);
+        }
+        Ok((messages >= LOOKING * passed.len() as u64).then_some((end, passed)))
+    }
+
+    /// What the org has after `seen`, and how much of that up to `end`: no more than there is.
+    async fn part_of(&self, org: OrgId, seen: u64, end: u64) -> Result<Option<(Passed, u64)>, StreamError> {
+        let (log, shard) = (&self.log, self.shard);
+        if log.placement(org).await?.is_none_or(|placement| placement.shard != shard) {
+            return Ok(None);
+        }
+        let all = log.read(shard, org, seen + 1, COUNT).await?;
+        let Some(next) = all.messages.first().map(|first| first.seq).filter(|next| *next <= end) else {
+            return Ok(None);
+        };
+        let last = log.last_of(shard, org).await?;
+        let passed = |last| Passed { org, next, last };
+        if last <= end {
+            return Ok(Some((passed(last), all.count())));
+        }
+        // It goes on while it is counted. Copies may differ in how far they are, so a difference between two is no count.
+        for _ in 0..LOOKS * usize::from(log.replicas() == 1) {
+            let before = log.read(shard, org, end + 1, COUNT).await?.count();
+            let all = log.read(shard, org, seen + 1, COUNT).await?.count();
+            if log.read(shard, org, end + 1, COUNT).await?.count() == before {
+                return Ok(Some((passed(last), all.saturating_sub(before))));
+            }
+        }
+        Ok(Some((passed(last), 0)))
+    }
 }

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use metrics::counter;
 use orgstream_events::{
-    AggregateId, Commit, CommitKeys, Event, EventSubject, OpenedCommit, ParkingEvent, Pipeline, PlanName,
+    AggregateId, AggregateName, Commit, CommitKeys, Event, EventSubject, OpenedCommit, ParkingEvent, Pipeline, PlanName,
 };
 use orgstream_projections::{
     Applied, BoundOrg, Database, DbError, Opening, SliceClass, SliceStart, SliceTx, apply,
@@ -20,14 +20,43 @@ use tracing::Span;
 
 use crate::{
     delivery::Delivery,
-    scheduler::{Cost, LaneSlice, SliceOutcome},
+    scheduler::{Cost, LaneSlice, SliceOutcome, Trouble},
 };
 
+/// How long an answer of the database may take beyond the time that its statements may.
+pub(crate) const SILENCE: Duration = Duration::from_secs(5);
 /// Parked messages that are applied again at a time.
 const RETRY_BATCH: u16 = 500;
 
+/// Where a transaction was when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Begun, opened or committed, which no event has to do with.
+    Frame,
+    /// Opened for the slices of one org.
+    Opening,
+    /// In the statements of one slice's own events.
+    Own,
+}
+
+/// A transaction that came to nothing: in which slice, and how.
+struct Broken {
+    place: usize,
+    stage: Stage,
+    error: DbError,
+}
+
+impl Broken {
+    fn frame(error: DbError) -> Self {
+        Self { place: 0, stage: Stage::Frame, error }
+    }
+}
+
 /// Runs the slices of `group` in one transaction, none of whose statements takes longer than `timeout`, and says, for
 /// each, how it ended.
+///
+/// An event is blamed only for what its own statements met with, only if an event can bring that about at all, and only if
+/// the database did everything else that it was asked for before and does so afterwards.
 pub(crate) async fn run_group(
     db: &Database,
     keys: &CommitKeys,
@@ -35,55 +64,101 @@ pub(crate) async fn run_group(
     class: SliceClass,
     timeout: Duration,
 ) -> Vec<SliceOutcome> {
-    match try_group(db, keys, group, class, timeout).await {
-        Ok(outcomes) => outcomes,
-        Err((failed, error)) => {
-            tracing::debug!(%error, slices = group.len(), "a transaction was rolled back");
-            let outcome = |place: usize| {
-                if error.is_timeout() {
-                    SliceOutcome::TimedOut
-                } else if error.is_retryable() {
-                    SliceOutcome::Unavailable
-                } else if place == failed {
-                    SliceOutcome::Failed { reason: error.to_string() }
-                } else {
-                    SliceOutcome::Undone
-                }
-            };
-            (0..group.len()).map(outcome).collect()
+    // The server ends each statement in time. That it does not say so is for a connection that leads nowhere.
+    let limit = SILENCE + 3 * timeout;
+    let tried = tokio::time::timeout(limit, try_group(db, keys, group, class, timeout)).await;
+    let silent = || Broken::frame(DbError::unavailable(format!("no answer within {} seconds", limit.as_secs())));
+    let Broken { place: failed, stage, error } = match tried.unwrap_or_else(|_| Err(silent())) {
+        Ok(outcomes) => return outcomes,
+        Err(broken) => broken,
+    };
+    tracing::debug!(%error, ?stage, slices = group.len(), "a transaction was rolled back");
+    // Who it was that took too long, is found out by each of them trying alone.
+    if error.is_timeout() && (stage == Stage::Own || (stage == Stage::Opening && group.len() > 1)) {
+        return group.iter().map(|_| SliceOutcome::TimedOut).collect();
+    }
+    let mut trouble = error;
+    if stage == Stage::Own && trouble.may_be_of_an_event() {
+        let opened = group.get(failed..=failed).unwrap_or_default();
+        match tokio::time::timeout(limit, open_in_vain(db, opened, class, timeout)).await {
+            Ok(Ok(())) => {
+                let outcome = |place| {
+                    if place == failed {
+                        SliceOutcome::Failed { reason: trouble.to_string() }
+                    } else {
+                        SliceOutcome::Undone
+                    }
+                };
+                return (0..group.len()).map(outcome).collect();
+            }
+            Ok(Err(error)) => trouble = error,
+            Err(_) => trouble = silent().error,
         }
     }
+    let (reason, everywhere): (Arc<str>, bool) = (trouble.to_string().into(), !trouble.is_of_some_rows());
+    let outcome = |place| {
+        // Where it has to do with one org's rows, the others need not fail with them again.
+        let suspect = stage != Stage::Frame && place == failed;
+        SliceOutcome::Unavailable(Trouble { reason: Arc::clone(&reason), everywhere, suspect })
+    };
+    (0..group.len()).map(outcome).collect()
 }
 
-/// The outcomes, or which slice failed and how.
+/// Whether the database does all that a slice asks for besides what its events say. Nothing of it stays.
+async fn open_in_vain(
+    db: &Database,
+    slices: &[LaneSlice],
+    class: SliceClass,
+    timeout: Duration,
+) -> Result<(), DbError> {
+    let mut tx = db.begin_slices(class, timeout).await?;
+    open_all(&mut tx, slices).await?;
+    tx.rollback().await
+}
+
 async fn try_group(
     db: &Database,
     keys: &CommitKeys,
     group: &[LaneSlice],
     class: SliceClass,
     timeout: Duration,
-) -> Result<Vec<SliceOutcome>, (usize, DbError)> {
+) -> Result<Vec<SliceOutcome>, Broken> {
     // Each ends with the transaction, as a part of the trace of the command that it applies.
     let _spans = spans(group);
     let begun = Instant::now();
-    let mut tx = db.begin_slices(class, timeout).await.map_err(|error| (0, error))?;
+    let mut tx = db.begin_slices(class, timeout).await.map_err(Broken::frame)?;
     let shared = begun.elapsed();
-    let mut outcomes = Vec::with_capacity(group.len());
-    for of_one_org in group.chunk_by(|one, next| (one.key.shard, one.key.org) == (next.key.shard, next.key.org)) {
-        let first = outcomes.len();
-        let started = open_all(&mut tx, of_one_org).await.map_err(|error| (first, error))?;
-        for (slice, started) in of_one_org.iter().zip(started) {
-            let outcome = run_slice(&mut tx, keys, slice, started).await;
-            outcomes.push(outcome.map_err(|error| (outcomes.len(), error))?);
-        }
-    }
+    let mut outcomes = match fill(&mut tx, keys, group).await {
+        Ok(outcomes) => outcomes,
+        // A connection that cannot even undo it says nothing about any event.
+        Err(broken) => match tx.undo().await {
+            Ok(()) => return Err(broken),
+            Err(error) => return Err(Broken::frame(error)),
+        },
+    };
     let committing = Instant::now();
-    tx.commit().await.map_err(|error| (0, error))?;
+    tx.commit().await.map_err(Broken::frame)?;
     let applied = outcomes.iter().filter(|outcome| matches!(outcome, SliceOutcome::Applied { .. })).count();
     let share = (shared + committing.elapsed()) / u32::try_from(applied.max(1)).unwrap_or(u32::MAX);
     for outcome in &mut outcomes {
         if let SliceOutcome::Applied { cost, .. } = outcome {
             cost.shared = share;
+        }
+    }
+    Ok(outcomes)
+}
+
+/// Everything between the beginning of the transaction and its commit.
+async fn fill(tx: &mut SliceTx, keys: &CommitKeys, group: &[LaneSlice]) -> Result<Vec<SliceOutcome>, Broken> {
+    let mut outcomes = Vec::with_capacity(group.len());
+    for of_one_org in group.chunk_by(|one, next| (one.key.shard, one.key.org) == (next.key.shard, next.key.org)) {
+        let place = outcomes.len();
+        let opening = |error| Broken { place, stage: Stage::Opening, error };
+        let started = open_all(tx, of_one_org).await.map_err(opening)?;
+        for (slice, started) in of_one_org.iter().zip(started) {
+            let place = outcomes.len();
+            let own = |error| Broken { place, stage: Stage::Own, error };
+            outcomes.push(run_slice(tx, keys, slice, started).await.map_err(own)?);
         }
     }
     Ok(outcomes)
@@ -195,7 +270,7 @@ async fn run_slice(
 
 /// What an operator decided about parked events of this pipeline.
 pub(crate) struct Decision {
-    aggregate: AggregateId,
+    aggregate: AggregateName,
     /// The message to give up.
     skip: Option<u64>,
 }
@@ -303,7 +378,7 @@ impl<'a> Pass<'a> {
         let aggregate = decision.aggregate.to_string();
         let mut skip = decision.skip;
         loop {
-            let rows = parked::of_aggregate(self.tx, self.org, &aggregate, RETRY_BATCH).await?;
+            let rows = parked::of_aggregate(self.tx, self.org, &decision.aggregate, RETRY_BATCH).await?;
             let Some(first) = rows.first() else { break };
             if let Some(seq) = skip.take() {
                 // A decision about something that is no longer first has been overtaken.
@@ -367,7 +442,7 @@ impl<'a> Pass<'a> {
         self.tx.savepoint().await?;
         match apply(self.tx, self.org, commits).await {
             Ok(()) => self.tx.release_savepoint().await.map(Ok),
-            Err(error) if error.is_retryable() => Err(error),
+            Err(error) if !error.may_be_of_an_event() => Err(error),
             Err(error) => {
                 self.tx.rollback_to_savepoint().await?;
                 Ok(Err(error.to_string()))

@@ -13,11 +13,11 @@ use std::{
 
 use metrics::gauge;
 use orgstream_events::{EventSubject, OrgId, Pipeline, Shard};
-use orgstream_projections::{BoundOrg, Database, LaneLag, checkpoints};
+use orgstream_projections::{BoundOrg, Database, DbError, LaneLag, checkpoints};
 use orgstream_stream::Log;
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +32,8 @@ use crate::{
 const BUSY: usize = 256;
 /// Orgs on the round through all of them that one look takes in.
 const ROUND: usize = 64;
+/// How long a look may take: what answers does so long before.
+const LOOK: Duration = Duration::from_mins(2);
 /// Lanes that are named to whoever asks for the lag.
 const NAMED: usize = 100;
 
@@ -95,7 +97,9 @@ impl Watchdog {
             }
             let looked = tokio::select! {
                 () = stop.cancelled() => return,
-                looked = self.look() => looked,
+                looked = timeout(LOOK, self.look()) => looked.unwrap_or_else(|_| {
+                    Err(DbError::unavailable(format!("no answer within {} seconds", LOOK.as_secs())).into())
+                }),
             };
             if let Err(error) = looked {
                 tracing::warn!(%error, "nobody could look whether checkpoints stand still; it is tried again");
@@ -161,10 +165,15 @@ impl Watchdog {
     /// Compares an org's checkpoints with the log. `last` saves asking the log whether there is anything behind.
     async fn look_at(&mut self, shard: Shard, org: OrgId, last: Option<u64>) -> Result<(), WorkerError> {
         let Ok(bound) = BoundOrg::proven_by_route(&EventSubject::all_of_org(shard, org)) else { return Ok(()) };
+        // What an org has where it does not live is nobody's: see `strays`.
+        if self.log.placement(org).await?.is_none_or(|placement| placement.shard != shard) {
+            return Ok(());
+        }
         let mut tx = self.db.read(bound).await?;
         let mut stored = Vec::with_capacity(Pipeline::ALL.len());
         for pipeline in Pipeline::ALL {
-            stored.push((pipeline, checkpoints::position(&mut tx, pipeline).await?));
+            let found = checkpoints::active(&mut tx, pipeline).await?;
+            stored.push((pipeline, found.filter(|(of, _)| *of == shard).map_or(0, |(_, seq)| seq)));
         }
         drop(tx);
         let mut asked: Option<(u64, Option<u64>)> = None;

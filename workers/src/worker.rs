@@ -22,7 +22,8 @@ use crate::{
     options::WorkerOptions,
     ownership::owners,
     scheduler::{Behind, Mark},
-    shard::read_shard,
+    shard::Reader,
+    strays::Strays,
     traffic::Traffic,
     watchdog::{Findings, Watchdog, Watched},
 };
@@ -65,6 +66,8 @@ pub struct WorkerStatus {
     pub shards: Vec<Shard>,
     /// The shards it should have and cannot take, and why.
     pub problems: BTreeMap<Shard, String>,
+    /// What keeps the database from doing what the worker asks of it, if anything does.
+    pub database: Option<String>,
     /// Whether it has looked at least once.
     pub started: bool,
 }
@@ -78,6 +81,7 @@ pub struct Worker {
     worst: watch::Sender<Vec<LaneLag>>,
     watched: watch::Sender<Watched>,
     findings: watch::Sender<Findings>,
+    trouble: watch::Sender<Option<Arc<str>>>,
 }
 
 /// The shards of this worker, and what their marks are written on.
@@ -102,6 +106,7 @@ struct Owned {
     stop: CancellationToken,
     reader: JoinHandle<()>,
     traffic: Arc<Traffic>,
+    strays: Arc<Strays>,
     /// The mark that was written last.
     written: Option<ShardMark>,
     /// What keeps the shard from being read, if anything does.
@@ -119,6 +124,7 @@ impl Worker {
             worst: watch::Sender::default(),
             watched: watch::Sender::default(),
             findings: watch::Sender::default(),
+            trouble: watch::Sender::default(),
         }
     }
 
@@ -136,6 +142,7 @@ impl Worker {
             db: self.db.clone(),
             options: self.options.clone(),
             worst: self.worst.clone(),
+            trouble: self.trouble.clone(),
         };
         let running = tokio::spawn(running.run(input, engine_stop.clone()));
         let (log, db) = (self.log.clone(), self.db.clone());
@@ -154,6 +161,7 @@ impl Worker {
                 _ = leases.tick() => {
                     if let Err(error) = self.take_turns(&mut held, &engine).await {
                         tracing::warn!(%error, "leases could not be looked after and will be tried again");
+                        self.status.send_modify(|status| status.database = Some(error.to_string()));
                     }
                 }
                 _ = marks.tick() => {
@@ -232,7 +240,8 @@ impl Worker {
                 "the shards of this worker have changed"
             );
         }
-        self.status.send_replace(WorkerStatus { shards, problems, started: true });
+        let database = self.trouble.borrow().as_deref().map(str::to_owned);
+        self.status.send_replace(WorkerStatus { shards, problems, database, started: true });
         Ok(())
     }
 
@@ -266,6 +275,10 @@ impl Worker {
         }
         let mut behind = Vec::with_capacity(mark.detached.len());
         for (org, pipeline) in mark.detached {
+            // What an org has where it does not live is nobody's: see `strays`.
+            if self.log.placement(org).await?.is_none_or(|placement| placement.shard != shard) {
+                continue;
+            }
             let stored = self.checkpoint(shard, org, pipeline).await?;
             behind.push(Behind { org, pipeline, stored, last: self.log.last_of(shard, org).await? });
         }
@@ -273,16 +286,27 @@ impl Worker {
         let _ = engine.send(Input::Open { shard, epoch, mark: mark.seq, behind }).await;
         let stop = CancellationToken::new();
         let (trouble, troubled) = watch::channel(None);
-        let (log, engine, traffic) = (self.log.clone(), engine.clone(), Arc::new(Traffic::after(mark.seq)));
-        let reader = tokio::spawn(read_shard(log, shard, Arc::clone(&traffic), engine, trouble, stop.clone()));
-        held.shards.insert(shard, Owned { epoch, stop, reader, traffic, written: None, trouble: troubled });
+        let (traffic, strays) = (Arc::new(Traffic::after(mark.seq)), Arc::new(Strays::default()));
+        let reader = Reader {
+            log: self.log.clone(),
+            shard,
+            traffic: Arc::clone(&traffic),
+            strays: Arc::clone(&strays),
+            engine: engine.clone(),
+            trouble,
+            far_behind: self.options.far_behind,
+        };
+        let reader = tokio::spawn(reader.run(stop.clone()));
+        held.shards.insert(shard, Owned { epoch, stop, reader, traffic, strays, written: None, trouble: troubled });
         tracing::debug!(%shard, epoch, event.seq = mark.seq, "working on this shard");
         Ok(())
     }
 
+    /// Where the pipeline is with the org in this shard; 0 before the beginning.
     async fn checkpoint(&self, shard: Shard, org: OrgId, pipeline: Pipeline) -> Result<u64, DbError> {
         let Ok(bound) = BoundOrg::proven_by_route(&EventSubject::all_of_org(shard, org)) else { return Ok(0) };
-        checkpoints::position(&mut self.db.read(bound).await?, pipeline).await
+        let stored = checkpoints::active(&mut self.db.read(bound).await?, pipeline).await?;
+        Ok(stored.filter(|(of, _)| *of == shard).map_or(0, |(_, seq)| seq))
     }
 
     /// Writes down how far the shards have come, and passes on what is to be rebuilt.
@@ -290,7 +314,11 @@ impl Worker {
         if held.shards.is_empty() {
             return Ok(());
         }
-        for (shard, mark) in marks(engine).await {
+        let marks = marks(engine).await;
+        for (shard, owned) in &held.shards {
+            owned.strays.keep(&self.db, *shard).await?;
+        }
+        for (shard, mark) in marks {
             // A shard in which nothing happens costs nothing.
             let is_new = |owned: &&Owned| owned.written.as_ref() != Some(&mark);
             let Some(epoch) = held.shards.get(&shard).filter(is_new).map(|owned| owned.epoch) else { continue };
@@ -310,9 +338,11 @@ impl Worker {
 
     /// Ends the work on a shard and lets another worker have it at once.
     async fn give_back(&self, shard: Shard, held: &mut Holdings, engine: &mpsc::Sender<Input>) {
-        let Some(epoch) = held.shards.get(&shard).map(|owned| owned.epoch) else { return };
+        let owned = held.shards.get(&shard).map(|owned| (owned.epoch, Arc::clone(&owned.strays)));
+        let Some((epoch, strays)) = owned else { return };
         let mark = close(shard, held, engine).await;
         let done = async {
+            strays.keep(&self.db, shard).await?;
             if let Some(mark) = mark {
                 held.write_mark(shard, epoch, &mark).await?;
             }

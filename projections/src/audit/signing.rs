@@ -6,7 +6,7 @@
 
 use orgstream_events::OrgId;
 use orgstream_transparency::{Hash, Plan, SignatureLine, TILE_WIDTH, Tile, TreeHead, subtree_root, verify_consistency};
-use sqlx::{PgPool, Postgres, Transaction, postgres::PgListener};
+use sqlx::{Postgres, Transaction, postgres::PgListener};
 use uuid::Uuid;
 
 use super::tree::{self, LogEnd};
@@ -15,6 +15,7 @@ use crate::{
     convert::{fingerprint, from_bigint, to_bigint},
     database::{begin_with, pool},
     migrate,
+    pool::Pool,
 };
 
 const ROLE: &str = "app_sign";
@@ -26,7 +27,7 @@ const TILES: u64 = 64;
 /// The database as the signing process has it. Clones share their connections.
 #[derive(Debug, Clone)]
 pub struct SigningDatabase {
-    pool: PgPool,
+    pool: Pool,
 }
 
 impl SigningDatabase {
@@ -34,13 +35,13 @@ impl SigningDatabase {
     pub async fn connect(options: &DatabaseOptions) -> Result<Self, DbError> {
         let settings = [("statement_timeout", "15s"), ("idle_in_transaction_session_timeout", "15s"), ("jit", "off")];
         let pool = pool(options, ROLE, &settings, options.rw_connections)?;
-        drop(pool.acquire().await?);
+        pool.reach().await?;
         Ok(Self { pool })
     }
 
     /// What must be put right before it is used.
     pub async fn preflight(&self) -> Result<Vec<Finding>, DbError> {
-        let mut connection = self.pool.acquire().await?;
+        let mut connection = self.pool.inner().acquire().await?;
         let mut findings = catalogue::login(&mut connection).await?;
         findings.extend(migrate::pending(&mut connection).await?);
         Ok(findings)
@@ -79,7 +80,7 @@ impl SigningDatabase {
 
     /// The wishes of readers who do not want to wait for the next round.
     pub async fn wishes(&self) -> Result<Wishes, DbError> {
-        let mut listener = PgListener::connect_with(&self.pool).await?;
+        let mut listener = PgListener::connect_with(self.pool.inner()).await?;
         listener.listen(CHANNEL).await?;
         Ok(Wishes(listener))
     }

@@ -8,6 +8,7 @@ use orgstream_events::{OrgId, Timestamp};
 use crate::{
     BoundOrg, Database, DbError, TenantTx,
     convert::{from_bigint, to_bigint},
+    pool::within,
 };
 
 /// The most orgs that are looked at together.
@@ -75,8 +76,8 @@ impl Database {
             url,
             lease.as_secs_f64(),
         );
-        let next = next.fetch_optional(&mut *tx).await?;
-        tx.commit().await?;
+        let next = within(next.fetch_optional(&mut *tx)).await?;
+        within(tx.commit()).await?;
         Ok(next.map(from_bigint))
     }
 
@@ -100,15 +101,15 @@ impl Database {
             to_bigint(next),
             lease.as_secs_f64(),
         );
-        let moved = moved.execute(&mut *tx).await?.rows_affected();
-        tx.commit().await?;
+        let moved = within(moved.execute(&mut *tx)).await?.rows_affected();
+        within(tx.commit()).await?;
         Ok(moved == 1)
     }
 
     /// `url` did not confirm what comes at `from`. It is tried again after a pause.
     pub async fn webhook_failed(&self, org: BoundOrg, url: &str, from: u64, error: &str) -> Result<(), DbError> {
         let mut tx = self.begin_maintenance(org).await?;
-        sqlx::query!(
+        let noted = sqlx::query!(
             "UPDATE ops.audit_webhooks
             SET failures = failures + 1, error = $4,
                 try_at = now() + make_interval(secs => least($5, 2 ^ least(failures, 20)))
@@ -118,9 +119,8 @@ impl Database {
             to_bigint(from),
             error,
             LONGEST_PAUSE,
-        )
-        .execute(&mut *tx)
-        .await?;
-        Ok(tx.commit().await?)
+        );
+        within(noted.execute(&mut *tx)).await?;
+        Ok(within(tx.commit()).await?)
     }
 }

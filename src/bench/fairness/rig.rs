@@ -29,7 +29,6 @@ use crate::{
 
 const DATABASE: &str = "fairness";
 const SHARDS: u16 = 16;
-const CONNECTIONS: u32 = 8;
 /// How long a worker may take until it has its shards, and until it has stopped.
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
@@ -122,7 +121,8 @@ impl Rig {
             region: "local".to_owned(),
             allow_unsafe_sync: true,
         };
-        let database = DatabaseArgs { database_url, database_password, database_connections: CONNECTIONS };
+        let (login_passwords, database_connections) = (Vec::new(), None);
+        let database = DatabaseArgs { database_url, database_password, login_passwords, database_connections };
         let db = node::open_database(&database, 1).await?;
         let admin = access.as_ref().map(AccessFiles::admin);
         node::make_streams(&NatsArgs { nats_creds: admin, ..nats.clone() }).await?;

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Group, LaneSlice, Place, Scheduler, SliceOutcome, others};
+use super::{Group, LaneSlice, Place, Scheduler, SliceOutcome, Trouble, others};
 use crate::{
     delivery::Delivery,
     lane::{Lane, LaneKey, LaneState},
@@ -42,6 +42,8 @@ const MUCH_CHEAPER: f64 = 2.0;
 /// Units of work up to which a lane has little to do: of those who share a transaction, each waits for all. A slice of no
 /// more says what slices take beside their work.
 pub(super) const FEW_UNITS: f64 = 8.0;
+/// Tries in a row that came to nothing through no fault of an event, after which one that fails alone is told of.
+const TOLD_AT: u32 = 6;
 /// How long nothing was applied when there is nothing to do.
 const QUIET: Duration = Duration::from_millis(50);
 /// How much a small slice counts in what slices take at present, and how many times longer than that one takes that is slow.
@@ -138,7 +140,7 @@ impl Scheduler {
     /// The next transaction, if there is a slot for it and somebody who may have it.
     pub(crate) fn next_group(&mut self, now: Instant) -> Option<Group> {
         self.wake(now);
-        if self.service.busy >= self.options.slots {
+        if self.outage.is_pausing(now) || self.service.busy >= self.options.slots {
             return None;
         }
         let group = match self.options.policy {
@@ -383,6 +385,19 @@ impl Scheduler {
         if applied {
             self.service.applied_at = now;
         }
+        let answered = |outcome: &SliceOutcome| {
+            !matches!(outcome, SliceOutcome::Unavailable(_) | SliceOutcome::TimedOut | SliceOutcome::Undone)
+        };
+        if outcomes.iter().any(answered) {
+            self.outage.is_over();
+        }
+        let trouble = outcomes.iter().find_map(|outcome| match outcome {
+            SliceOutcome::Unavailable(trouble) if trouble.everywhere && !others_went_on => Some(trouble),
+            _ => None,
+        });
+        if let Some(trouble) = trouble {
+            self.outage.goes_on(trouble, now);
+        }
         // What came to nothing has had its time as well.
         let lost = now.saturating_duration_since(group.begun) / u32::try_from(group.slices.len()).unwrap_or(u32::MAX);
         for slice in &group.slices {
@@ -401,7 +416,8 @@ impl Scheduler {
         for (slice, outcome) in group.slices.iter().zip(outcomes) {
             let outcome = match outcome {
                 SliceOutcome::TimedOut if alone && slice.deliveries.len() == 1 && !others_went_on => {
-                    SliceOutcome::Unavailable
+                    let reason = "a message took too long, as all others did".into();
+                    SliceOutcome::Unavailable(Trouble { reason, everywhere: false, suspect: false })
                 }
                 outcome => outcome,
             };
@@ -423,7 +439,7 @@ impl Scheduler {
         let spent = match &outcome {
             SliceOutcome::Applied { cost, .. } => cost.total(),
             SliceOutcome::TimedOut | SliceOutcome::Failed { .. } => lost,
-            SliceOutcome::Moved { .. } | SliceOutcome::Fenced | SliceOutcome::Undone | SliceOutcome::Unavailable => {
+            SliceOutcome::Moved { .. } | SliceOutcome::Fenced | SliceOutcome::Undone | SliceOutcome::Unavailable(_) => {
                 Duration::ZERO
             }
         };
@@ -442,15 +458,30 @@ impl Scheduler {
                 let last = slice.deliveries.last().map_or(0, |delivery| delivery.seq());
                 self.bytes -= lane.applied(last);
             }
-            SliceOutcome::Moved { stored } => self.bytes -= lane.moved(stored),
+            SliceOutcome::Moved { stored } => {
+                if slice.from == Some(stored) {
+                    // It is where it was thought to be, and cannot be moved from there: asking at once says the same.
+                    lane.outages = lane.outages.saturating_add(1);
+                    wait = Some(backoff(lane.outages, jitter));
+                }
+                self.bytes -= lane.moved(stored);
+            }
             SliceOutcome::Undone => lane.give_back(),
             SliceOutcome::Fenced => {
                 lane.give_back();
                 wait = Some(self.options.lease);
             }
-            SliceOutcome::Unavailable => {
+            SliceOutcome::Unavailable(trouble) => {
                 lane.give_back();
+                lane.suspect |= trouble.suspect;
                 lane.outages = lane.outages.saturating_add(1);
+                if lane.outages == TOLD_AT && self.outage.reason(now).is_none() {
+                    tracing::warn!(
+                        org.id = %key.org, pipeline = %key.pipeline, error = %trouble.reason,
+                        event.seq = slice.deliveries.first().map(|first| first.seq()),
+                        "the database applies what others have, and not this; no event is blamed, and it is tried again and again"
+                    );
+                }
                 wait = Some(backoff(lane.outages, jitter));
             }
             SliceOutcome::TimedOut if !alone => {
@@ -471,7 +502,9 @@ impl Scheduler {
                             SliceOutcome::Failed { reason } => reason,
                             _ => format!("applying it took longer than {:?}", self.options.message_timeout),
                         });
-                    } else {
+                    }
+                    // At once when it is to be parked, but not when even that fails.
+                    if lane.attempts != self.options.attempts {
                         wait = Some(backoff(lane.attempts, jitter));
                     }
                 }
@@ -485,9 +518,11 @@ impl Scheduler {
         self.settle(key);
     }
 
-    /// When a lane wakes next, if one is backing off.
+    /// When something may be tried next that has to wait for a time.
     pub(crate) fn next_wake(&self) -> Option<Instant> {
-        self.backing_off.peek().map(|Reverse((at, _))| *at)
+        let first = self.backing_off.peek().map(|Reverse((at, _))| *at);
+        // Who wakes during an outage waits for its next pause to end.
+        self.outage.ends_at().or(first)
     }
 
     fn wake(&mut self, now: Instant) {

@@ -13,6 +13,7 @@ use crate::options::Policy;
 
 mod burst;
 mod fairness;
+mod outage;
 
 const SHARD: Shard = Shard(3);
 
@@ -152,7 +153,7 @@ impl Model {
                 self.world.open(slice);
             }
             outcomes.push(match (how, place) {
-                (0 | 1, _) => SliceOutcome::Unavailable,
+                (0 | 1, _) => away(),
                 (2, _) => SliceOutcome::TimedOut,
                 (_, 0) => SliceOutcome::Failed { reason: "no".to_owned() },
                 _ => SliceOutcome::Undone,
@@ -218,7 +219,7 @@ impl Model {
         let lost = std::mem::take(&mut self.in_slots);
         self.reopen();
         for group in &lost {
-            let outcomes = group.slices.iter().map(|_| SliceOutcome::Unavailable).collect();
+            let outcomes = group.slices.iter().map(|_| away()).collect();
             self.scheduler.done(group, outcomes, self.now, 0.5);
         }
     }
@@ -306,6 +307,11 @@ proptest! {
         prop_assert!(model.peak <= bound, "{} of {bound} bytes", model.peak);
         model.finish();
     }
+}
+
+/// Nobody gets an answer.
+fn away() -> SliceOutcome {
+    SliceOutcome::Unavailable(Trouble { reason: "it is away".into(), everywhere: true, suspect: false })
 }
 
 fn spent(micros: u64) -> SliceOutcome {

@@ -1,0 +1,169 @@
+//! Connections that are let go of when they lead nowhere.
+//!
+//! A server that ends a connection says so. A network that swallows everything, or a machine that is gone, says nothing, and
+//! whoever waits for an answer on such a connection waits for ever. So every statement outside of a transaction has a limit here
+//! beyond the server's own, transactions have one where they are begun and where they are used, and a connection goes back to
+//! its pool, or is taken out after it lay idle, only once it has answered.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures_util::{
+    StreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
+use sqlx::{
+    Connection, Describe, Either, Execute, Executor, PgConnection, PgPool, Postgres, SqlStr,
+    postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo},
+};
+use tokio::time::timeout;
+
+use crate::DbError;
+
+/// How long a pool may take to find or make a connection.
+const ACQUIRE: Duration = Duration::from_secs(10);
+/// How long an answer may take: longer than the server lets any statement run, and than a pool takes beside it.
+const SILENCE: Duration = Duration::from_secs(20);
+/// The same for a connection that is only asked whether it is there, before it is used; and after, when the statement of
+/// somebody who has gone away may still run.
+const PING: Duration = Duration::from_secs(2);
+const RELEASE: Duration = Duration::from_secs(16);
+/// A connection that was used so lately is believed to be there.
+const FRESH: Duration = Duration::from_secs(1);
+/// After how long a connection is replaced, and after how long without use it is closed.
+const LIFETIME: Duration = Duration::from_mins(15);
+const IDLE: Duration = Duration::from_mins(5);
+
+/// When a connection of a pool was last found dead: what has not been used since is not worth a try.
+#[derive(Debug, Clone, Default)]
+struct Deaths(Arc<Mutex<Option<Instant>>>);
+
+impl Deaths {
+    fn note(&self, error: &sqlx::Error) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        tracing::warn!(%error, "a connection to the database leads nowhere and is replaced, with all that lay idle beside it");
+    }
+
+    fn any_within(&self, time: Duration) -> bool {
+        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|last| last.elapsed() < time)
+    }
+}
+
+fn silent(limit: Duration) -> sqlx::Error {
+    let text = format!("the database has not answered for {} seconds", limit.as_secs());
+    sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, text))
+}
+
+async fn ping(connection: &mut PgConnection, limit: Duration, deaths: &Deaths) -> Result<(), sqlx::Error> {
+    let answered = timeout(limit, connection.ping()).await;
+    answered.unwrap_or_else(|_| Err(silent(limit))).inspect_err(|error| deaths.note(error))
+}
+
+/// What `work` comes to, if it does so before nobody can be expected to answer any more.
+pub(crate) async fn within<T, E: From<sqlx::Error>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    timeout(SILENCE, work).await.unwrap_or_else(|_| Err(silent(SILENCE).into()))
+}
+
+/// A pool whose statements end, in time or with an error.
+#[derive(Debug, Clone)]
+pub(crate) struct Pool(PgPool);
+
+impl Pool {
+    /// At most so many connections, made when they are needed.
+    pub(crate) fn new(connect: PgConnectOptions, connections: u32) -> Self {
+        let deaths = Deaths::default();
+        let died = deaths.clone();
+        let options = PgPoolOptions::new()
+            .max_connections(connections.max(1))
+            .acquire_timeout(ACQUIRE)
+            .max_lifetime(LIFETIME)
+            .idle_timeout(IDLE)
+            // Which would cost a round trip each time.
+            .test_before_acquire(false)
+            .before_acquire(move |connection, lay| {
+                let deaths = deaths.clone();
+                Box::pin(async move {
+                    if deaths.any_within(lay.idle_for) {
+                        return Err(silent(lay.idle_for));
+                    }
+                    if lay.idle_for > FRESH {
+                        ping(connection, PING, &deaths).await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .after_release(move |connection, _| {
+                let deaths = died.clone();
+                // Its user may have gone away in the middle of a statement.
+                Box::pin(async move { ping(connection, RELEASE, &deaths).await.map(|()| true) })
+            });
+        Self(options.connect_lazy_with(connect))
+    }
+
+    /// For transactions, and for who needs the same connection several times.
+    pub(crate) fn inner(&self) -> &PgPool {
+        &self.0
+    }
+
+    /// Closes every connection, and waits for what is under way.
+    pub(crate) async fn close(&self) {
+        self.0.close().await;
+    }
+
+    /// Fails if nobody answers.
+    pub(crate) async fn reach(&self) -> Result<(), DbError> {
+        drop(self.0.acquire().await?);
+        Ok(())
+    }
+}
+
+impl<'p> Executor<'p> for &'p Pool {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Either<PgQueryResult, PgRow>, sqlx::Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let answers = (&self.0).fetch_many(query);
+        stream::unfold(Some(answers), |answers| async move {
+            let mut answers = answers?;
+            match timeout(SILENCE, answers.next()).await {
+                Ok(answer) => answer.map(|answer| (answer, Some(answers))),
+                Err(_) => Some((Err(silent(SILENCE)), None)),
+            }
+        })
+        .boxed()
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        Box::pin(within((&self.0).fetch_optional(query)))
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
+    where
+        'p: 'e,
+    {
+        (&self.0).prepare_with(sql, parameters)
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, sqlx::Error>>
+    where
+        'p: 'e,
+    {
+        (&self.0).describe(sql)
+    }
+}
