@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::{
     Database, DbError,
     convert::{fingerprint, from_bigint, parsed},
+    pool::within,
 };
 
 /// How long it is remembered that there was a session, for its owner to look at, in days.
@@ -119,7 +120,11 @@ impl Database {
     ///
     /// The row of the person is held meanwhile, so that of many at the same time none is counted too late.
     pub async fn start_session(&self, new: &NewSession<'_>) -> Result<bool, DbError> {
-        let mut tx = self.identity_pool().begin().await?;
+        within(self.try_start_session(new)).await
+    }
+
+    async fn try_start_session(&self, new: &NewSession<'_>) -> Result<bool, DbError> {
+        let mut tx = self.identity_pool().inner().begin().await?;
         let person = sqlx::query!("SELECT user_id FROM identity.users WHERE user_id = $1 FOR UPDATE", new.user.uuid());
         person.fetch_optional(&mut *tx).await?;
         let begun = sqlx::query!(
