@@ -1,8 +1,13 @@
 //! Requests to addresses that customers choose: issuers of their own, webhooks. They must not lead into our own network,
 //! neither by what is written in an address nor by what its name leads to.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 
+use ipnet::IpNet;
 use orgstream_events::DomainName;
 use reqwest::{
     dns::{Addrs, Name, Resolve, Resolving},
@@ -28,8 +33,10 @@ pub(crate) fn is_outside(url: &str, local: bool) -> bool {
 }
 
 /// A client for such addresses, which follows nobody elsewhere. `local` lets it reach this machine and its network too.
+///
+/// It goes by no proxy, whatever the environment says: a proxy would look up the names itself, and reach what we must not.
 pub(crate) fn client(local: bool, timeout: Duration) -> Result<reqwest::Client, reqwest::Error> {
-    let http = reqwest::Client::builder().timeout(timeout).redirect(Policy::none());
+    let http = reqwest::Client::builder().timeout(timeout).redirect(Policy::none()).no_proxy();
     if local { http.build() } else { http.dns_resolver(Arc::new(PublicOnly)).build() }
 }
 
@@ -49,19 +56,48 @@ impl Resolve for PublicOnly {
     }
 }
 
+/// What of IPv4 is not for everybody (IANA's special-purpose registry), beside multicast and what is reserved.
+const NOT_FOR_ALL_V4: [(Ipv4Addr, u8); 15] = [
+    (Ipv4Addr::UNSPECIFIED, 8),
+    (Ipv4Addr::new(10, 0, 0, 0), 8),
+    (Ipv4Addr::new(100, 64, 0, 0), 10),
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(172, 16, 0, 0), 12),
+    (Ipv4Addr::new(192, 0, 0, 0), 24),
+    (Ipv4Addr::new(192, 0, 2, 0), 24),
+    (Ipv4Addr::new(192, 31, 196, 0), 24),
+    (Ipv4Addr::new(192, 52, 193, 0), 24),
+    (Ipv4Addr::new(192, 88, 99, 0), 24),
+    (Ipv4Addr::new(192, 168, 0, 0), 16),
+    (Ipv4Addr::new(198, 18, 0, 0), 15),
+    (Ipv4Addr::new(198, 51, 100, 0), 24),
+    (Ipv4Addr::new(203, 0, 113, 0), 24),
+];
+/// The part of IPv6 that is given out for everybody.
+const GLOBAL_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+/// What of that is not: protocols (Teredo among them), documentation, 6to4, and more documentation. Teredo and 6to4 have an
+/// address of IPv4 inside, which may be any.
+const NOT_FOR_ALL_V6: [(Ipv6Addr, u8); 5] = [
+    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
+    (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
+    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
+    (Ipv6Addr::new(0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0), 48),
+    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
+];
+
+/// Whether an address is one of the public internet, and nothing that stands for another address.
 fn is_public(ip: IpAddr) -> bool {
+    let within = |(network, length): (IpAddr, u8)| IpNet::new(network, length).is_ok_and(|net| net.contains(&ip));
     match ip {
-        IpAddr::V4(ip) => {
-            let [a, b, ..] = ip.octets();
-            let shared = a == 100 && (64..128).contains(&b);
-            let reserved = a == 0 || a >= 224 || (a == 198 && (18..20).contains(&b)) || (a == 192 && b == 0);
-            !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || shared || reserved)
+        IpAddr::V4(v4) => {
+            let is_for_few = NOT_FOR_ALL_V4.iter().any(|(network, length)| within((IpAddr::V4(*network), *length)));
+            !is_for_few && v4.octets().first().is_some_and(|first| *first < 224)
         }
-        IpAddr::V6(ip) => match ip.to_ipv4_mapped() {
-            Some(ip) => is_public(IpAddr::V4(ip)),
-            // Of the rest only what is for everybody: neither unique local, link local nor multicast.
-            None => (ip.segments()[0] & 0xe000) == 0x2000,
-        },
+        IpAddr::V6(_) => {
+            let is_for_few = NOT_FOR_ALL_V6.iter().any(|(network, length)| within((IpAddr::V6(*network), *length)));
+            within((IpAddr::V6(GLOBAL_V6.0), GLOBAL_V6.1)) && !is_for_few
+        }
     }
 }
 
@@ -89,11 +125,41 @@ mod tests {
             "ff02::1",
             "::ffff:10.0.0.1",
             "192.0.0.1",
+            "192.0.2.1",
+            "192.88.99.1",
+            "198.18.0.1",
+            "198.51.100.1",
+            "203.0.113.1",
+            "240.0.0.1",
+            // Addresses that stand for others: mapped, compatible, NAT64 (both prefixes), 6to4, Teredo.
+            "::ffff:8.8.8.8",
+            "::8.8.8.8",
+            "64:ff9b::a00:1",
+            "64:ff9b::808:808",
+            "64:ff9b:1::a00:1",
+            "2002:a00:1::1",
+            "2002:808:808::1",
+            "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+            // Site local, discard, benchmarks, ORCHID, documentation, SRv6.
+            "fec0::1",
+            "100::1",
+            "2001:2::1",
+            "2001:20::1",
+            "2001:db8::1",
+            "3fff::1",
+            "5f00::1",
         ] {
             assert!(!is_public(inward.parse().unwrap()), "{inward}");
         }
-        for public in ["1.1.1.1", "93.184.216.34", "100.128.0.1", "172.32.0.1", "2606:2800:220:1::1", "::ffff:8.8.8.8"]
-        {
+        for public in [
+            "1.1.1.1",
+            "93.184.216.34",
+            "100.128.0.1",
+            "172.32.0.1",
+            "2606:2800:220:1::1",
+            "2a00:1450::1",
+            "2001:4860:4860::8888",
+        ] {
             assert!(is_public(public.parse().unwrap()), "{public}");
         }
     }

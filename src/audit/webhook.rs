@@ -7,24 +7,38 @@
 //! Headers and signature are those of Standard Webhooks, with Ed25519 (`v1a`): the key follows from the pepper and the
 //! organization, so no secret is stored, and none has to be handed out.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ed25519_dalek::{Signer, SigningKey};
-use futures_util::{StreamExt, stream};
 use metrics::counter;
 use orgstream_events::{EventView, OrgId};
 use orgstream_projections::{BoundOrg, Database, DbError, audit, organizations};
 use serde::Serialize;
-use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{auth::key::Pepper, commands::handler::now, http::audit::entry, outward};
+use crate::{
+    auth::key::Pepper,
+    commands::handler::now,
+    http::audit::entry,
+    outward,
+    scoped::{OrgCache, Scoped},
+};
 
 /// How often it is looked whether there is anything to send.
 const EVERY: Duration = Duration::from_secs(1);
-/// Logs that are sent at the same time.
-const AT_ONCE: usize = 8;
+/// Logs that are sent at the same time, and how many of them may go to addresses that were slow when last asked: what the
+/// slow ones wait for, the others need not.
+const AT_ONCE: usize = 128;
+const SLOW_AT_ONCE: usize = 96;
+/// A post that takes longer makes its address a slow one.
+const SLOW: Duration = Duration::from_secs(1);
+/// Slow addresses that are remembered.
+const REMEMBERED: usize = 10_000;
 /// How long a log is taken for: longer than one post may take.
 const LEASE: Duration = Duration::from_secs(30);
 /// How long one log is sent before the others have their turn.
@@ -39,6 +53,7 @@ pub struct Webhooks {
     db: Database,
     keys: WebhookKeys,
     http: reqwest::Client,
+    slow: OrgCache<(), ()>,
 }
 
 /// What is posted.
@@ -84,35 +99,66 @@ impl WebhookKeys {
 impl Webhooks {
     /// `local` lets posts go to this machine too, as they must where everything runs on it.
     pub fn new(db: Database, keys: WebhookKeys, local: bool) -> Result<Self, reqwest::Error> {
-        Ok(Self { db, keys, http: outward::client(local, TIMEOUT)? })
+        Ok(Self { db, keys, http: outward::client(local, TIMEOUT)?, slow: OrgCache::new(REMEMBERED) })
     }
 
-    /// Sends what there is until `stop`.
+    /// Sends what there is until `stop`, each log on its own: none waits for another to be taken.
     pub async fn run(self, stop: CancellationToken) {
+        let (webhooks, sending) = (Arc::new(self), TaskTracker::new());
+        let all = Arc::new(Semaphore::new(AT_ONCE));
+        let slow = Arc::new(Semaphore::new(SLOW_AT_ONCE));
         while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {
-            if let Err(error) = self.round(&stop).await {
-                tracing::warn!(%error, "audit logs cannot be sent at the moment");
+            let due = match webhooks.db.audit_to_send().await {
+                Ok(due) => due,
+                Err(error) => {
+                    tracing::warn!(%error, "audit logs cannot be sent at the moment");
+                    continue;
+                }
+            };
+            for org in due {
+                // Who finds no room is due at the next look, too.
+                let among_slow = webhooks.is_slow(org).then(|| Arc::clone(&slow).try_acquire_owned()).transpose();
+                let (Ok(among_slow), Ok(turn)) = (among_slow, Arc::clone(&all).try_acquire_owned()) else { continue };
+                // Taken before it is left to itself, so that the next look does not find it again.
+                let taken = match webhooks.take(org).await {
+                    Ok(Some(taken)) => taken,
+                    Ok(None) => continue,
+                    Err(error) => {
+                        tracing::warn!(org.id = %org.org(), %error, "an audit log cannot be sent at the moment");
+                        continue;
+                    }
+                };
+                let (webhooks, stop) = (Arc::clone(&webhooks), stop.clone());
+                sending.spawn(async move {
+                    if let Err(error) = webhooks.send(org, taken, &stop).await {
+                        tracing::warn!(org.id = %org.org(), %error, "an audit log cannot be sent at the moment");
+                    }
+                    drop((turn, among_slow));
+                });
             }
         }
+        sending.close();
+        sending.wait().await;
     }
 
-    async fn round(&self, stop: &CancellationToken) -> Result<(), DbError> {
-        let orgs = self.db.audit_to_send().await?;
-        stream::iter(orgs)
-            .for_each_concurrent(AT_ONCE, |org| async move {
-                if let Err(error) = self.send(org, stop).await {
-                    tracing::warn!(org.id = %org.org(), %error, "an audit log cannot be sent at the moment");
-                }
-            })
-            .await;
-        Ok(())
+    fn is_slow(&self, org: BoundOrg) -> bool {
+        self.slow.get(&Scoped::new(org.org(), ())).is_some()
+    }
+
+    /// Takes the sending of one log: to which address, and from where on.
+    async fn take(&self, org: BoundOrg) -> Result<Option<(String, u64)>, DbError> {
+        let settings = organizations::get(&mut self.db.read(org).await?).await?.map(|found| found.settings);
+        let Some(url) = settings.and_then(|settings| settings.audit_webhook) else { return Ok(None) };
+        Ok(self.db.take_webhook(org, &url, LEASE).await?.map(|from| (url, from)))
     }
 
     /// Sends one log as far as it goes, or until others should have their turn.
-    async fn send(&self, org: BoundOrg, stop: &CancellationToken) -> Result<(), DbError> {
-        let settings = organizations::get(&mut self.db.read(org).await?).await?.map(|found| found.settings);
-        let Some(url) = settings.and_then(|settings| settings.audit_webhook) else { return Ok(()) };
-        let Some(mut from) = self.db.take_webhook(org, &url, LEASE).await? else { return Ok(()) };
+    async fn send(
+        &self,
+        org: BoundOrg,
+        (url, mut from): (String, u64),
+        stop: &CancellationToken,
+    ) -> Result<(), DbError> {
         let until = Instant::now() + TURN;
         loop {
             let (events, end) = match self.part(org, from).await? {
@@ -125,11 +171,20 @@ impl Webhooks {
                 return Ok(());
             }
             let next = from + events.len() as u64;
-            if let Err(trouble) = self.post(org.org(), &url, from, events).await {
+            let begun = Instant::now();
+            let posted = self.post(org.org(), &url, from, events).await;
+            let is_slow = begun.elapsed() > SLOW;
+            if is_slow {
+                self.slow.insert(Scoped::new(org.org(), ()), ());
+            } else {
+                self.slow.remove(&Scoped::new(org.org(), ()));
+            }
+            if let Err(trouble) = posted {
                 return self.failed(org, &url, from, &trouble).await;
             }
             counter!("orgstream_audit_webhook_posts_total", "outcome" => "confirmed").increment(1);
-            let goes_on = next < end && Instant::now() < until && !stop.is_cancelled();
+            // A slow one takes a turn for each post.
+            let goes_on = next < end && Instant::now() < until && !is_slow && !stop.is_cancelled();
             // Nothing more is owed for now: then whoever looks next may have it.
             let lease = if goes_on { LEASE } else { Duration::ZERO };
             if !self.db.webhook_confirmed(org, &url, (from, next), lease).await? || !goes_on {

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The most orgs that are looked at together.
-const LOOKED_AT: i32 = 50;
+const LOOKED_AT: i32 = 1_000;
 /// The longest pause after failures: they double from a second.
 const LONGEST_PAUSE: f64 = 3_600.0;
 
