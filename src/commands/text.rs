@@ -24,8 +24,10 @@ impl Faults {
     /// A name: one line that people can see.
     pub(super) fn name(&mut self, pointer: &str, text: &str) {
         self.length(pointer, text, 1, MAX_NAME);
-        if text.chars().any(char::is_control) {
-            self.add(pointer, "control_character", "must not contain control characters");
+        if text.chars().any(|c| c.is_control() || is_deceptive(c)) {
+            let rule =
+                "must not contain control characters, nor characters that change the direction of text or are not seen";
+            self.add(pointer, "control_character", rule);
         }
     }
 
@@ -46,8 +48,10 @@ impl Faults {
 
     /// Text without control characters other than the ends of lines and tabs.
     pub(super) fn lines(&mut self, pointer: &str, text: &str) {
-        if text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
-            self.add(pointer, "control_character", "must not contain control characters other than line ends and tabs");
+        if text.chars().any(|c| (c.is_control() && !matches!(c, '\n' | '\r' | '\t')) || is_deceptive(c)) {
+            let rule = "must not contain control characters other than line ends and tabs, nor characters that change the \
+                        direction of text or are not seen";
+            self.add(pointer, "control_character", rule);
         }
     }
 
@@ -92,6 +96,15 @@ pub(super) fn fold_email(email: &str) -> String {
 /// Whether both are the same address.
 pub(super) fn same_email(one: &str, other: &str) -> bool {
     one.eq_ignore_ascii_case(other)
+}
+
+/// Whether a character makes a text look like another one: it changes the direction of what follows, ends a line where
+/// nobody sees it, or is not seen itself. The joiners of Persian, of Indian scripts and of emoji are no such characters.
+fn is_deceptive(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180e}' | '\u{200b}'
+        | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{feff}'
+        | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// Looks at every text inside `value`, keys included; `path` is the pointer to it.
@@ -157,6 +170,15 @@ mod tests {
         assert!(codes(|faults| faults.name("/name", &"ä".repeat(120))).is_empty());
         assert_eq!(codes(|faults| faults.name("/name", "a\nb")), ["control_character"]);
         assert_eq!(codes(|faults| faults.name("/name", "a\0b")), ["control_character"]);
+        for deceptive in
+            ['\u{202e}', '\u{2066}', '\u{200f}', '\u{61c}', '\u{200b}', '\u{2028}', '\u{feff}', '\u{e0041}']
+        {
+            assert_eq!(codes(|faults| faults.name("/name", &format!("a{deceptive}b"))), ["control_character"]);
+            assert_eq!(codes(|faults| faults.reason("/reason", &format!("a{deceptive}b"))), ["control_character"]);
+        }
+        for honest in ["می\u{200c}خواهم", "क्\u{200d}ष", "👩\u{200d}💻", "שלום", "e\u{301}"] {
+            assert!(codes(|faults| faults.name("/name", honest)).is_empty(), "{honest}");
+        }
     }
 
     #[test]
