@@ -291,6 +291,7 @@ async fn every_acknowledged_command_is_there_exactly_once_whatever_is_killed() {
     eprintln!("to see the same again: ORGSTREAM_TEST_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    cluster.client.expect_trouble();
     let tenants = cluster.tenants(TENANTS).await;
     let (total, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let nats = cluster.producer().await;
@@ -373,6 +374,7 @@ async fn every_acknowledged_command_is_there_exactly_once_whatever_is_killed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_postgresql_forgets_in_a_crash_is_applied_again_though_nothing_new_comes() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    cluster.client.expect_trouble();
     let tenants = cluster.tenants(8).await;
     for round in 0..4 {
         // Every row can be seen, and none of them need be on disk yet.

@@ -82,6 +82,7 @@ async fn a_publisher_that_was_killed_goes_on_where_it_was() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_publisher_outlives_the_api_and_names_the_lines_that_are_refused() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    cluster.client.expect_trouble();
     let tenant = cluster.tenant("patient").await;
     let file = cluster.dir().join("commands.ndjson");
     let bad = json!({"type": "create_record", "kind": "model", "data": {}});

@@ -194,6 +194,43 @@ async fn a_plan_has_a_limit_and_a_publisher_goes_on_at_that_pace() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_of_the_api_share_one_limit() {
+    let api = Api::start().await;
+    let second = api.another().await;
+    let http = reqwest::Client::new();
+    let limit = json!({"per_second": 1, "burst": 10, "limited_by": "organization"});
+    let mut tries = 0;
+    // Until they have heard of each other, each takes all of it.
+    let both = eventually("two processes to take together what one limit allows", async || {
+        tries += 1;
+        let org = api.org(&format!("shared-{tries}")).await;
+        api.set_limit(OPERATOR, &org, json!(1)).await.expect(200);
+        api.until_limited(&org, &limit).await;
+        eventually("the limit to be known at the other door", async || {
+            let asked = http.get(format!("{second}{}", org.path("usage"))).bearer_auth(&org.owner).send().await.ok()?;
+            (asked.json::<Value>().await.ok()?["commands"] == limit).then_some(())
+        })
+        .await;
+        let commands = |door: &str| -> Value {
+            let one = |n| json!({"command": create_model("x"), "idempotency_key": format!("{door}-{n}")});
+            (0..MANY).map(one).collect::<Vec<_>>().into()
+        };
+        let here = async { api.post(&org.owner, &org.path("commands"), &commands("here")).await.expect(200).json() };
+        let there = async {
+            let request = http.post(format!("{second}{}", org.path("commands"))).bearer_auth(&org.owner);
+            request.json(&commands("there")).send().await.unwrap().json::<Value>().await.unwrap()
+        };
+        let (here, there) = tokio::join!(here, there);
+        let outcomes = [here, there].into_iter().flat_map(|outcomes| outcomes.as_array().unwrap().clone());
+        let both = outcomes.filter(|outcome| outcome["status"] == "accepted").count();
+        // What comes into the bucket while they are sent is no more than a few.
+        (both <= 15).then_some(both)
+    })
+    .await;
+    assert!(both >= 10, "{both} of 10 were taken");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn processes_of_the_api_count_each_other() {
     let nats = Nats::start(false).await;
     let one = NonZeroU32::MIN;

@@ -78,6 +78,7 @@ async fn twenty_times(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_at_once_have_one_effect_and_one_answer() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    cluster.client.expect_trouble();
     let mut second = cluster.second_api();
     second.ready().await;
     let (client, nats) = (cluster.client.of(&second), cluster.producer().await);
@@ -149,6 +150,7 @@ async fn twenty_at_once_have_one_effect_and_one_answer() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_stays_the_same_however_much_happened_since() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    cluster.client.expect_trouble();
     let tenant = cluster.tenant("later").await;
     let client = cluster.client.clone();
     let created = client.command(&tenant, "create", &create("v1")).await.expect(201);
@@ -189,6 +191,7 @@ async fn an_answer_stays_the_same_however_much_happened_since() {
 async fn a_nats_server_that_dies_while_commands_are_sent_costs_and_doubles_none() {
     const WRITERS: usize = 40;
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    cluster.client.expect_trouble();
     let tenant = Arc::new(cluster.tenant("dying").await);
     let record = cluster.client.command(&tenant, "the-record", &create("0")).await.expect(201).text("id");
     let commands_of = |round: usize| -> Vec<(String, Value)> {
@@ -242,6 +245,7 @@ async fn a_nats_server_that_dies_while_commands_are_sent_costs_and_doubles_none(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_belongs_to_one_command_of_one_organization() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    cluster.client.expect_trouble();
     let (tenant, other) = (cluster.tenant("key").await, cluster.tenant("other").await);
     let client = cluster.client.clone();
     let created = client.command(&tenant, "k", &create("one")).await.expect(201);
@@ -297,6 +301,7 @@ async fn a_key_belongs_to_one_command_of_one_organization() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_does_not_overtake_one_before_it_whose_effect_is_open() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    cluster.client.expect_trouble();
     let tenant = cluster.tenant("order").await;
     let made = cluster.client.command(&tenant, "made", &create("one")).await.expect(201);
     let update = |name: &str| json!({"type": "update_record", "id": made.text("id"), "data": {"name": name}});

@@ -256,6 +256,7 @@ async fn a_poisoned_aggregate_stands_still_until_its_cause_is_mended() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_given_up_lets_what_waits_behind_it_pass() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    cluster.client.expect_trouble();
     let tenant = cluster.tenant("skipped").await;
     let intruder = Intruder::of(&cluster).await;
     let (record, operator) = (fresh_record(), cluster.operator());

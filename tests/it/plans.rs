@@ -49,6 +49,7 @@ async fn until_weighed(worker: &Program, weight: &str, count: f64) {
 async fn a_plan_reaches_every_worker_that_comes_to_have_the_organization() {
     let work = ["--plan-weight", "standard=1,enterprise=4", "--plan-weight", "tiny=0.5"].map(str::to_owned).to_vec();
     let mut cluster = Cluster::start(ClusterOptions { work, ..ClusterOptions::default() }).await;
+    cluster.client.expect_trouble();
     let (tenant, other) = (cluster.tenant("booked").await, cluster.tenant("usual").await);
     let write = async |cluster: &Cluster, tenant: &Tenant, key: &str| {
         cluster.client.command(tenant, key, &create(key)).await.expect(201);

@@ -137,6 +137,7 @@ async fn what_is_written_meanwhile_is_in_the_new_version_exactly_once() {
 async fn a_rebuild_outlives_the_worker_and_the_command_that_asked_for_it() {
     const RECORDS: usize = 20_000;
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    cluster.client.expect_trouble();
     let tenant = cluster.tenant("killed").await;
     flood(&cluster, &tenant, "many", RECORDS).await;
     cluster.until_projected(&tenant).await;

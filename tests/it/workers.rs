@@ -105,6 +105,7 @@ fn peak_memory(program: &Program) -> u64 {
 async fn two_workers_share_the_shards_and_one_takes_over_when_the_other_dies() {
     let options = ClusterOptions { shards: 16, workers: 2, lease_seconds: 6, ..ClusterOptions::default() };
     let mut cluster = Cluster::start(options).await;
+    cluster.client.expect_trouble();
     let tenants = cluster.tenants(12).await;
     until_owned_by(&cluster, 2).await;
     everybody_writes(&cluster, &tenants, "shared").await;
@@ -241,6 +242,7 @@ fn lose_the_streams(cluster: &Cluster) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_ends_before_what_was_read_from_it_is_reported_and_nothing_is_done() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    cluster.client.expect_trouble();
     let tenants = cluster.tenants(4).await;
     everybody_writes(&cluster, &tenants, "before").await;
     until_marked(&cluster).await;
@@ -274,6 +276,7 @@ async fn a_stream_that_ends_before_what_was_read_from_it_is_reported_and_nothing
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_are_lost_under_a_running_product_are_reported_and_not_begun_anew() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    cluster.client.expect_trouble();
     let tenant = cluster.tenant("running").await;
     everybody_writes(&cluster, std::slice::from_ref(&tenant), "before").await;
     until_marked(&cluster).await;
