@@ -19,9 +19,13 @@ use crate::{
         session::Lifetime,
     },
     broker::Producers,
+    http::bounds::Limits,
     idp::{Auth0, IdentityOrganizations, NoIdentityProvider},
     quotas::HourlyLimits,
 };
+
+/// Open files of a process that are no connections of its callers.
+const OTHER_FILES: usize = 256;
 
 /// Where the streams are.
 #[derive(Clone, Args)]
@@ -196,6 +200,49 @@ pub struct SecretArgs {
         help_heading = "HTTP"
     )]
     pub trusted_proxies: Vec<IpNet>,
+}
+
+/// How much the API lets in, and who sees its figures.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "HTTP")]
+pub struct HttpArgs {
+    /// Connections at the same time; one address that is no trusted proxy's has at most half of them. Fewer when the
+    /// system allows fewer open files.
+    #[arg(long, env = "ORGSTREAM_HTTP_CONNECTIONS", default_value_t = 8_192, value_name = "N")]
+    pub http_connections: usize,
+    /// Bodies of requests in memory at the same time, in MiB; one organization has at most a quarter. What a body becomes
+    /// while it is carried out takes up to twenty times as much.
+    #[arg(long, env = "ORGSTREAM_HTTP_BODY_MIB", default_value_t = 8, value_name = "MIB")]
+    pub http_body_mib: usize,
+    /// A token that `GET /metrics` is shown for, besides that of the platform's operator; at least 32 characters.
+    #[arg(long, env = "ORGSTREAM_METRICS_TOKEN", hide_env_values = true, value_name = "TEXT")]
+    pub metrics_token: Option<String>,
+}
+
+impl Default for HttpArgs {
+    fn default() -> Self {
+        Self { http_connections: 8_192, http_body_mib: 8, metrics_token: None }
+    }
+}
+
+impl HttpArgs {
+    /// The same, as the API takes it.
+    pub fn limits(&self) -> Limits {
+        let connections = self.http_connections.min(connections_possible()).max(1);
+        Limits::default().with_connections(connections).with_body_bytes(self.http_body_mib.saturating_mul(1 << 20))
+    }
+}
+
+/// How many connections there is room for beside [`OTHER_FILES`], with as many open files as the system lets us have.
+fn connections_possible() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let known = getrlimit(Resource::Nofile);
+    // Most systems start programs with fewer than they may have.
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: known.maximum, maximum: known.maximum });
+    let files = if raised.is_ok() { known.maximum } else { known.current };
+    let files = files.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX);
+    files.saturating_sub(OTHER_FILES)
 }
 
 /// Who may sign in, for how long, and what comes with their plans.

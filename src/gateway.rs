@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     hash::{BuildHasher, RandomState},
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,12 +13,9 @@ use orgstream_events::{
     Actor, ActorType, CommandId, Context, DomainName, KeyId, OrgId, PLATFORM_ORG, Pipeline, PlanName, Position, Role,
     TenantType, UserId,
 };
-use orgstream_projections::{BoundOrg, Database, checkpoints, idempotency, invitations};
+use orgstream_projections::{BoundOrg, Database, idempotency, invitations};
 use serde::Serialize;
-use tokio::{
-    sync::Mutex,
-    time::{Instant, sleep},
-};
+use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
 use crate::{
@@ -32,6 +30,7 @@ use crate::{
     notes::{Attempt, Notes},
     problem::Problem,
     quotas::Quotas,
+    waiting::{Mark, Waiting},
 };
 
 /// The most commands in one request.
@@ -59,7 +58,7 @@ pub struct Origin {
 }
 
 /// What became of one command.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case", tag = "status")]
 pub enum CommandOutcome {
     /// It is in the event log.
@@ -129,6 +128,7 @@ pub struct Gateway {
     notes: Notes,
     admission: Admission,
     quotas: Quotas,
+    waiting: Arc<Waiting>,
     public_plan: PlanName,
     founding: Box<[Mutex<()>]>,
     last_founding: Mutex<()>,
@@ -148,7 +148,8 @@ impl Gateway {
     ) -> Self {
         let founding = (0..FOUNDING).map(|_| Mutex::new(())).collect();
         let (last_founding, hasher) = (Mutex::new(()), RandomState::new());
-        Self { handler, db, notes, admission, quotas, public_plan, founding, last_founding, hasher }
+        let waiting = Waiting::new(db.clone());
+        Self { handler, db, notes, admission, quotas, waiting, public_plan, founding, last_founding, hasher }
     }
 
     /// Where what happens at the door is noted.
@@ -473,18 +474,12 @@ impl Gateway {
         seq: u64,
         patience: Duration,
     ) -> Result<bool, Problem> {
-        let deadline = Instant::now() + patience;
-        let mut pause = Duration::from_millis(2);
-        loop {
-            if checkpoints::position(&mut self.db.read(org).await?, pipeline).await? >= seq {
-                return Ok(true);
-            }
-            if Instant::now() + pause > deadline {
-                return Ok(false);
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(50));
-        }
+        self.waiting.until(org, Mark::Applied(pipeline), seq, patience).await
+    }
+
+    /// Waits until the audit log has a signed head of at least `size`; false when it takes longer than `patience`.
+    pub async fn wait_for_signature(&self, org: BoundOrg, size: u64, patience: Duration) -> Result<bool, Problem> {
+        self.waiting.until(org, Mark::Signed, size, patience).await
     }
 
     async fn in_order(&self, caller: &Caller, lane: Vec<(usize, Request)>) -> Vec<(usize, Result<Accepted, Problem>)> {

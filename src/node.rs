@@ -30,7 +30,7 @@ use crate::{
         handler::CommandHandler,
         request::{Caller, CommandError, Request},
     },
-    config::{DatabaseArgs, IdentityArgs, NatsArgs, SecretArgs},
+    config::{DatabaseArgs, HttpArgs, IdentityArgs, NatsArgs, SecretArgs},
     dns::{SystemDns, TxtRecords},
     gateway::Gateway,
     http::{self, proxies::TrustedProxies},
@@ -225,12 +225,14 @@ pub struct Outside {
     pub local_issuers: bool,
     /// What producers' NATS credentials are signed with, where there are any.
     pub producers: Option<Arc<Producers>>,
+    /// How much of it is let in, and who sees the figures.
+    pub http: HttpArgs,
 }
 
 impl Default for Outside {
     fn default() -> Self {
-        let (dns, idp) = (Arc::new(SystemDns), Arc::new(NoIdentityProvider));
-        Self { mail: None, dns, idp, local_issuers: false, producers: None }
+        let (dns, idp, http) = (Arc::new(SystemDns), Arc::new(NoIdentityProvider), HttpArgs::default());
+        Self { mail: None, dns, idp, local_issuers: false, producers: None, http }
     }
 }
 
@@ -260,6 +262,9 @@ impl Api {
         outside: Outside,
     ) -> anyhow::Result<Self> {
         let pepper = Pepper::new(secrets.pepper.as_bytes()).context("the pepper (ORGSTREAM_PEPPER) is too short")?;
+        if outside.http.metrics_token.as_ref().is_some_and(|token| token.len() < 32) {
+            bail!("the token of the figures (ORGSTREAM_METRICS_TOKEN) must have at least 32 characters");
+        }
         if secrets.platform_token.as_ref().is_some_and(|token| token.len() < 32) {
             bail!("the platform token (ORGSTREAM_PLATFORM_TOKEN) must have at least 32 characters");
         }
@@ -298,6 +303,8 @@ impl Api {
             break_glass_approval: identity.break_glass_approval,
             worker,
             producers: outside.producers.clone(),
+            limits: outside.http.limits(),
+            metrics_token: outside.http.metrics_token,
         });
         let producers = outside.producers;
         Ok(Self { app, gateway, auth, log, peers, sender, webhooks, producers })
@@ -319,7 +326,7 @@ impl Api {
             }
         };
         let posting = tokio::spawn(self.webhooks.run(stop.clone()));
-        http::serve(listener, self.app, stop).await?;
+        http::serve(listener, self.app, stop).await;
         posting.await?;
         counting.await?;
         if let Some(sending) = sending {

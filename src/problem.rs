@@ -136,6 +136,50 @@ impl Problem {
         Self { retry_after: Some(wait), ..problem }
     }
 
+    /// No more connections are taken.
+    pub fn too_many_connections() -> Self {
+        let problem = Self::new(
+            503,
+            "too_many_connections",
+            "Too many connections",
+            "As many connections are open as may be, here or from your address: close some that you do not need, or try again.",
+        );
+        Self { retry_after: Some(Duration::from_secs(1)), ..problem }
+    }
+
+    /// As many requests as may be are under way for one who asks.
+    pub fn too_many_requests(most: usize, whose: &str) -> Self {
+        Self::too_much_at_once(&format!(
+            "{most} requests of {whose} are under way already, which is the most at one time"
+        ))
+    }
+
+    /// As many bytes of bodies as may be are under way for one organization.
+    pub fn too_many_bodies() -> Self {
+        Self::too_much_at_once("the large requests of this organization that came before take too long")
+    }
+
+    fn too_much_at_once(why: &str) -> Self {
+        let detail = format!("Not tried: {why}. Wait for answers before you send more.");
+        let problem = Self::new(429, "concurrency_limit_exceeded", "Too much at once", detail);
+        Self { retry_after: Some(Duration::from_secs(1)), ..problem }
+    }
+
+    /// As many streams as may be are open for one who asks.
+    pub fn too_many_streams(most: usize, whose: &str) -> Self {
+        let detail = format!("{most} streams of {whose} are open already, which is the most: close one, or share one.");
+        let problem = Self::new(429, "too_many_streams", "Too many streams", detail);
+        Self { retry_after: Some(Duration::from_secs(5)), ..problem }
+    }
+
+    /// This process has as much to do as it can hold.
+    pub fn overloaded() -> Self {
+        let detail = "Not tried: this server holds as much as it can at the moment. Send it again, with the same \
+                      idempotency key.";
+        let problem = Self::new(503, "overloaded", "Too much to do", detail);
+        Self { retry_after: Some(Duration::from_secs(1)), ..problem }
+    }
+
     /// A command behind another of the same request that has to be sent again.
     pub fn not_tried() -> Self {
         Self::unavailable(

@@ -25,9 +25,21 @@ pub const MAX_BODY: usize = 1 << 20;
 pub use crate::body::{Format, parse_json};
 
 impl Format {
-    /// The format that a `Content-Type` names. Its parameters do not matter: both formats have one charset.
+    /// The format that a `Content-Type` names. Both formats have one charset, which may be named and not be another.
     pub fn from_content_type(content_type: &str) -> Result<Self, Problem> {
-        let essence = content_type.split(';').next().unwrap_or_default().trim();
+        let mut parts = content_type.split(';').map(str::trim);
+        let essence = parts.next().unwrap_or_default();
+        let charsets = parts
+            .filter_map(|part| part.split_once('='))
+            .filter(|(name, _)| name.trim().eq_ignore_ascii_case("charset"));
+        for (_, charset) in charsets {
+            let charset = charset.trim().trim_matches('"');
+            if !["utf-8", "utf8", "us-ascii"].iter().any(|known| charset.eq_ignore_ascii_case(known)) {
+                return Err(Problem::unsupported(
+                    "a body is UTF-8: send it as that, and leave charset out or say utf-8",
+                ));
+            }
+        }
         if essence.eq_ignore_ascii_case("application/json") {
             Ok(Self::Json)
         } else if ["application/msgpack", "application/x-msgpack", "application/vnd.msgpack"]

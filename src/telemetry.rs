@@ -17,6 +17,7 @@ use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::Subscribe
 use crate::{
     cli::progress::LogLines,
     config::{LogArgs, LogFormat},
+    figures::{self, Process},
 };
 
 /// Keeps the exporters alive; flushes what is left when the program ends.
@@ -88,19 +89,25 @@ pub fn metrics_once() -> anyhow::Result<PrometheusHandle> {
     static ONCE: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
     let mut held = ONCE.lock().unwrap_or_else(PoisonError::into_inner);
     if held.is_none() {
-        *held = Some(metrics()?);
+        *held = Some(metrics(&[Process::Api, Process::Worker, Process::Signer])?);
     }
     held.clone().context("there is a registry")
 }
 
-/// Sets up the metrics registry; the handle renders what `/metrics` shows.
-pub fn metrics() -> anyhow::Result<PrometheusHandle> {
+/// Sets up the metrics registry, with the figures of these processes at 0; the handle renders what `/metrics` shows.
+pub fn metrics(processes: &[Process]) -> anyhow::Result<PrometheusHandle> {
     const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
-    PrometheusBuilder::new()
+    const ANSWERS: &[f64] = &[0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0];
+    let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
+        // One of these for every route.
+        .set_buckets_for_metric(Matcher::Full("orgstream_http_request_seconds".to_owned()), ANSWERS)?
         .set_buckets(&[1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0])?
         .install_recorder()
-        .context("the metrics registry is already set up")
+        .context("the metrics registry is already set up")?;
+    figures::describe();
+    figures::begin(processes);
+    Ok(handle)
 }
 
 #[cfg(test)]

@@ -111,6 +111,27 @@ install_postgres() {
 them with your package manager (Debian: apt-get install postgresql), or name their folder in ORGSTREAM_POSTGRES_BIN"
 }
 
+has_api_tools() {
+    [ -x "$api_tools/node_modules/.bin/redocly" ] && [ -x "$api_tools/node_modules/.bin/tsc" ] &&
+        [ -x "$api_tools/node_modules/.bin/openapi-typescript" ] && [ -d "$api_tools/python/openapi_python_client" ]
+}
+
+# What the API's description is checked with: a linter, and generators of clients in two languages. Only ./check wants them.
+install_api_tools() {
+    api_tools=$root/.orgstream/tools/api
+    has_api_tools && return
+    command -v npm >/dev/null 2>&1 || apt_install nodejs npm || true
+    python3 -m pip --version >/dev/null 2>&1 || apt_install python3-pip || true
+    say "installing what checks the API's description into .orgstream/tools/api with npm and pip"
+    mkdir -p "$api_tools"
+    npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$api_tools" \
+        @redocly/cli@2.77.0 openapi-typescript@7.13.0 typescript@5.9.3 >&2 || true
+    PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-input --upgrade \
+        --target "$api_tools/python" openapi-python-client==0.29.1 >/dev/null 2>&1 || true
+    has_api_tools || say "warning: they could not be installed (Node.js 20 with npm, and Python 3.10 with pip, are \
+needed), so the test that uses them will fail"
+}
+
 # What building takes beside the sources.
 install_compiler() {
     if ! command -v cargo >/dev/null 2>&1; then

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     config::WorkArgs,
     demo::{self, Demo, DemoFile},
+    figures::Process,
     node,
     servers::write_private,
     stack::{Stack, StackOptions},
@@ -45,7 +46,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let stop = node::stop_when_asked()?;
-    let metrics = telemetry::metrics()?;
+    let metrics = telemetry::metrics(&[Process::Api, Process::Worker, Process::Signer])?;
     let dir = prepare(&args.data_dir)?;
     let _lock = lock(&dir)?;
     let steps = progress::spinner();

@@ -1,7 +1,9 @@
 //! `orgstream serve`: an API process.
 
 use crate::{
-    config::{Auth0Args, DatabaseArgs, IdentityArgs, MailArgs, NatsArgs, SecretArgs},
+    config::{Auth0Args, DatabaseArgs, HttpArgs, IdentityArgs, MailArgs, NatsArgs, SecretArgs},
+    figures::Process,
+    http::health,
     mail::Mailer,
     node, telemetry,
 };
@@ -15,6 +17,11 @@ pub(crate) struct Args {
     /// Where to listen.
     #[arg(long, env = "ORGSTREAM_HTTP", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     http: String,
+    /// Where `/metrics` is shown to everybody who can reach it; nowhere without it.
+    #[arg(long, env = "ORGSTREAM_METRICS_HTTP", value_name = "ADDRESS", help_heading = "HTTP")]
+    metrics_http: Option<String>,
+    #[command(flatten)]
+    bounds: HttpArgs,
     #[command(flatten)]
     nats: NatsArgs,
     #[command(flatten)]
@@ -31,16 +38,22 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let stop = node::stop_when_asked()?;
-    let metrics = telemetry::metrics()?;
+    let metrics = telemetry::metrics(&[Process::Api])?;
     let (mail, idp) = (Mailer::new(&args.mail)?, args.auth0.provider()?);
-    let outside = node::Outside { mail, idp, producers: args.nats.producers()?, ..node::Outside::default() };
+    let producers = args.nats.producers()?;
+    let outside = node::Outside { mail, idp, producers, http: args.bounds, ..node::Outside::default() };
     let opening = async {
         let db = node::open_database(&args.database, 1).await?;
         Ok((node::open_log(&args.nats, &db).await?, db))
     };
     let Some((log, db)) = node::unless_asked(&stop, opening).await? else { return Ok(()) };
-    let api = node::Api::new(log, db, &args.secrets, &args.identity, metrics, None, outside)?;
+    let api = node::Api::new(log, db, &args.secrets, &args.identity, metrics.clone(), None, outside)?;
     let listener = node::listen(&args.http).await?;
     tracing::info!(address = %listener.local_addr()?, "the API answers");
+    if let Some(address) = &args.metrics_http {
+        let listener = node::listen(address).await?;
+        tracing::info!(address = %listener.local_addr()?, "the figures are shown");
+        tokio::spawn(health::serve_figures(listener, metrics, stop.clone()));
+    }
     api.run(listener, stop).await
 }

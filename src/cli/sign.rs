@@ -14,6 +14,7 @@ use crate::{
         signer::{Pace, Signer},
     },
     config::DatabaseArgs,
+    figures::Process,
     node, telemetry,
 };
 
@@ -76,7 +77,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     node::refuse(&db.preflight().await.context("PostgreSQL could not be looked at")?)?;
     let pace = Pace { events: args.sign_events.max(1), wait: Duration::from_secs(args.sign_seconds.max(1)) };
     let signer = Signer::new(db, key, &witnesses(args.witnesses.as_ref())?, pace)?.after(&keys.handovers()?);
-    let metrics = telemetry::metrics()?;
+    let metrics = telemetry::metrics(&[Process::Signer])?;
     let stop = node::stop_when_asked()?;
     let listener = node::listen(&args.http).await?;
     tracing::info!(address = %listener.local_addr()?, "signing; /healthz and /metrics answer");

@@ -4,6 +4,7 @@ use orgstream_workers::Worker;
 
 use crate::{
     config::{DatabaseArgs, NatsArgs, WorkArgs},
+    figures::Process,
     http::health,
     node, telemetry,
 };
@@ -27,7 +28,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let options = args.work.options()?;
     let stop = node::stop_when_asked()?;
-    let metrics = telemetry::metrics()?;
+    let metrics = telemetry::metrics(&[Process::Worker])?;
     let opening = async {
         let db = node::open_database(&args.database, args.work.slots).await?;
         Ok((node::open_log_for_work(&args.nats, &db).await?, db))

@@ -173,6 +173,10 @@ macro_rules! commands {
             fn name() -> Cow<'static, str> {
                 Cow::Borrowed("Command")
             }
+
+            fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+                schemas.extend(openapi::each_command(&[$(($name, <$command as PartialSchema>::schema)),*]));
+            }
         }
     };
 }
@@ -467,10 +471,17 @@ mod tests {
     #[test]
     fn every_command_is_documented_with_its_type() {
         let schema = serde_json::to_value(Command::schema()).unwrap();
-        let variants = schema["oneOf"].as_array().unwrap();
-        let names: Vec<_> = variants.iter().map(|variant| variant["properties"]["type"]["enum"][0].clone()).collect();
+        let mut schemas = Vec::new();
+        Command::schemas(&mut schemas);
+        let variants: Vec<_> =
+            schemas.into_iter().map(|(name, schema)| (name, serde_json::to_value(schema).unwrap())).collect();
+        let names: Vec<_> =
+            variants.iter().map(|(_, variant)| variant["properties"]["type"]["enum"][0].clone()).collect();
         assert_eq!(names, Command::NAMES);
-        for variant in variants {
+        for (number, (name, variant)) in variants.iter().enumerate() {
+            let reference = format!("#/components/schemas/{name}");
+            assert_eq!(schema["oneOf"][number]["$ref"], reference);
+            assert_eq!(schema["discriminator"]["mapping"][Command::NAMES[number]], reference);
             assert_eq!(variant["type"], "object");
             assert_eq!(variant["required"][0], "type");
             assert_eq!(variant["additionalProperties"], false);

@@ -5,42 +5,65 @@ use orgstream_events::{
 };
 use serde::Serialize;
 use utoipa::openapi::{
-    Object, ObjectBuilder, OneOfBuilder, RefOr, Schema,
-    schema::{AdditionalProperties, Type},
+    Object, ObjectBuilder, OneOfBuilder, Ref, RefOr, Schema,
+    schema::{AdditionalProperties, Discriminator, Type},
 };
 
 /// Makes the schema of one command.
 type SchemaOf = fn() -> RefOr<Schema>;
 
-/// One object per command, told apart by `type`.
+/// One object per command, told apart by `type`, each with a name of its own: programs that make clients of the
+/// description call their types by it.
 ///
 /// The derived form would be `allOf` of the fields and of the type, which no value satisfies once unknown fields are
 /// refused; so the type becomes a field like the others.
 pub(super) fn one_of_commands(commands: &[(&str, SchemaOf)]) -> RefOr<Schema> {
-    let one_of = commands.iter().fold(OneOfBuilder::new(), |one_of, (name, schema)| {
-        let fields = match schema() {
-            RefOr::T(Schema::Object(fields)) => fields,
-            // Commands are structs, and a struct is an object.
-            RefOr::T(_) | RefOr::Ref(_) => Object::default(),
-        };
-        let tag = ObjectBuilder::new().schema_type(Type::String).enum_values(Some([*name]));
-        let mut command = ObjectBuilder::new()
-            .schema_type(Type::Object)
-            .title(Some(*name))
-            .description(fields.description)
-            .property("type", tag)
-            .required("type")
-            .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(false)));
-        for (name, property) in fields.properties {
-            command = command.property(name, property);
-        }
-        for name in fields.required {
-            command = command.required(name);
-        }
-        one_of.item(command)
-    });
+    let mut one_of = OneOfBuilder::new();
+    let mut by_type = Discriminator::new("type");
+    for (name, _) in commands {
+        let reference = Ref::from_schema_name(schema_name(name));
+        by_type.mapping.insert((*name).to_owned(), reference.ref_location.clone());
+        one_of = one_of.item(reference);
+    }
     let description = "What a producer asks for; `type` says which command it is.";
-    one_of.description(Some(description)).into()
+    one_of.description(Some(description)).discriminator(Some(by_type)).into()
+}
+
+/// The schema of each command, by its name.
+pub(super) fn each_command(commands: &[(&str, SchemaOf)]) -> Vec<(String, RefOr<Schema>)> {
+    commands.iter().map(|(name, schema)| (schema_name(name), tagged(name, *schema).into())).collect()
+}
+
+/// `create_record` is `CreateRecordCommand`.
+fn schema_name(command: &str) -> String {
+    let words = command.split('_').map(|word| {
+        let mut letters = word.chars();
+        letters.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(letters).collect::<String>()
+    });
+    words.chain(["Command".to_owned()]).collect()
+}
+
+fn tagged(name: &str, schema: SchemaOf) -> Object {
+    let fields = match schema() {
+        RefOr::T(Schema::Object(fields)) => fields,
+        // Commands are structs, and a struct is an object.
+        RefOr::T(_) | RefOr::Ref(_) => Object::default(),
+    };
+    let tag = ObjectBuilder::new().schema_type(Type::String).enum_values(Some([name]));
+    let mut command = ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .title(Some(schema_name(name)))
+        .description(fields.description)
+        .property("type", tag)
+        .required("type")
+        .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(false)));
+    for (name, property) in fields.properties {
+        command = command.property(name, property);
+    }
+    for name in fields.required {
+        command = command.required(name);
+    }
+    command.build()
 }
 
 /// A role.

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    App,
+    App, ahead,
     audit::AuditQuery,
     audit_proofs::payload,
     extract::{OrgAccess, Query, info},
@@ -118,6 +118,7 @@ pub async fn export(
     drop(tx);
     let filter = query.filter()?;
     let upto = filter.to_idx.map_or(end, |to| to.min(end));
+    ahead::is_in_log("from_idx", filter.from_idx.unwrap_or(0), end)?;
     let from = filter.from_idx.unwrap_or(0).min(upto);
     let filter = AuditFilter { from_idx: Some(from), to_idx: Some(upto), ..filter };
     let whole = AuditFilter { from_idx: filter.from_idx, to_idx: filter.to_idx, ..AuditFilter::default() };

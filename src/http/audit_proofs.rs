@@ -16,7 +16,6 @@ use orgstream_projections::audit::{self, AuditCheckpoint, AuditEntry};
 use orgstream_transparency::{AddCheckpoint, Evidence, LogKey, Plan, TILE_WIDTH, Tile};
 use orgstream_verifier::{Payload, encode_entries, encode_payloads};
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
@@ -32,8 +31,6 @@ const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
 /// A tile that is full is the same for ever.
 const FOR_EVER: HeaderValue = HeaderValue::from_static("private, max-age=31536000, immutable");
-/// How often a checkpoint that somebody waits for is looked for.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// Which checkpoint.
 #[derive(Debug, Clone, Default, Deserialize, IntoParams)]
@@ -108,7 +105,7 @@ pub async fn checkpoint(
             let newest = audit::newest_checkpoint(&mut org.view.tx).await?;
             match newest.filter(|newest| newest.head.size >= wanted) {
                 Some(newest) => Some(newest),
-                None => Some(wait_for(&app, &org, wanted, wait::patience(&headers)).await?),
+                None => Some(wait_for(&app, &org, wanted, wait::patience(&headers)?).await?),
             }
         }
     };
@@ -123,22 +120,16 @@ async fn wait_for(
     wanted: u64,
     patience: Duration,
 ) -> Result<AuditCheckpoint, Problem> {
-    let deadline = Instant::now() + patience;
     let mut tx = app.db.read(org.access.bound()).await?;
     if audit::size(&mut tx).await? < wanted {
         return Err(Problem::invalid_parameter("at_least", "the audit log does not have that many events"));
     }
     audit::ask_for_checkpoint(tx).await?;
-    loop {
-        if Instant::now() >= deadline {
-            return Err(not_signed_yet());
-        }
-        sleep(LOOK).await;
-        let newest = audit::newest_checkpoint(&mut app.db.read(org.access.bound()).await?).await?;
-        if let Some(newest) = newest.filter(|newest| newest.head.size >= wanted) {
-            return Ok(newest);
-        }
+    if !app.gateway.wait_for_signature(org.access.bound(), wanted, patience).await? {
+        return Err(not_signed_yet());
     }
+    let newest = audit::newest_checkpoint(&mut app.db.read(org.access.bound()).await?).await?;
+    newest.ok_or_else(not_signed_yet)
 }
 
 /// List signed heads

@@ -21,7 +21,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use utoipa::IntoParams;
 
 use super::{
-    App, audit,
+    App, ahead, audit,
     event_view::EventSchema,
     extract::{OrgAccess, Query, header_text, invalid_header},
     guard::closed,
@@ -63,9 +63,14 @@ pub async fn follow(
     let bound = org.access.bound();
     let last = header_text(&parts.headers, &LAST_EVENT_ID)?.map(str::parse::<u64>);
     let last = last.transpose().map_err(|_| invalid_header("Last-Event-ID", "must be a place in the audit log"))?;
-    let next = match last.map(|last| last.saturating_add(1)).or(query.from_idx) {
-        Some(next) => next,
-        None => log::size(&mut app.db.read(bound).await?).await?,
+    let last = last.map(|last| ("Last-Event-ID", last.saturating_add(1)));
+    let size = log::size(&mut app.db.read(bound).await?).await?;
+    let next = match last.or(query.from_idx.map(|idx| ("from_idx", idx))) {
+        Some((name, next)) => {
+            ahead::is_in_log(name, next, size)?;
+            next
+        }
+        None => size,
     };
     let events = follow_log(app, bound, next);
     let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();

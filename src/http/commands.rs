@@ -12,7 +12,10 @@ use orgstream_events::Position;
 use serde_json::json;
 use utoipa::{
     PartialSchema, ToSchema,
-    openapi::{ArrayBuilder, OneOfBuilder, RefOr, Schema},
+    openapi::{
+        ArrayBuilder, Object, ObjectBuilder, OneOfBuilder, Ref, RefOr, Schema,
+        schema::{Discriminator, Type},
+    },
 };
 
 use super::{
@@ -72,10 +75,44 @@ impl PartialSchema for CommandAnswer {
 impl ToSchema for CommandAnswer {
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
         schemas.push(("AcceptedCommand".to_owned(), AcceptedCommand::schema()));
-        schemas.push(("CommandOutcome".to_owned(), CommandOutcome::schema()));
+        schemas.extend(outcomes());
         AcceptedCommand::schemas(schemas);
-        CommandOutcome::schemas(schemas);
     }
+}
+
+/// What became of each of several: one object for each `status`, told apart by it.
+///
+/// The derived form would be `allOf`, which programs that make clients of the description cannot tell apart.
+fn outcomes() -> [(String, RefOr<Schema>); 3] {
+    let status = |name: &str| ObjectBuilder::new().schema_type(Type::String).enum_values(Some([name]));
+    let fields = match AcceptedCommand::schema() {
+        RefOr::T(Schema::Object(fields)) => fields,
+        // It is a struct, and a struct is an object.
+        RefOr::T(_) | RefOr::Ref(_) => Object::default(),
+    };
+    let mut accepted = ObjectBuilder::new().schema_type(Type::Object).description(Some("It is in the event log."));
+    accepted = accepted.property("status", status("accepted")).required("status");
+    for (name, field) in fields.properties {
+        accepted = accepted.property(name, field);
+    }
+    for name in fields.required {
+        accepted = accepted.required(name);
+    }
+    let refused = ObjectBuilder::new().schema_type(Type::Object).description(Some("It is not, for the reason given."));
+    let refused = refused.property("status", status("refused")).required("status");
+    let refused = refused.property("error", Ref::from_schema_name("Problem")).required("error");
+    let mut by_status = Discriminator::new("status");
+    let mut either = OneOfBuilder::new().description(Some("What became of one of several commands."));
+    for (name, schema) in [("accepted", "AcceptedOutcome"), ("refused", "RefusedOutcome")] {
+        let reference = Ref::from_schema_name(schema);
+        by_status.mapping.insert(name.to_owned(), reference.ref_location.clone());
+        either = either.item(reference);
+    }
+    [
+        ("AcceptedOutcome".to_owned(), accepted.into()),
+        ("RefusedOutcome".to_owned(), refused.into()),
+        ("CommandOutcome".to_owned(), either.discriminator(Some(by_status)).into()),
+    ]
 }
 
 /// Send commands
@@ -98,11 +135,11 @@ impl ToSchema for CommandAnswer {
     ),
 )]
 pub async fn submit(State(app): State<Arc<App>>, writer: Writer, request: Request) -> Result<Response, Problem> {
-    let (format, body) = read_body(request).await?;
-    let mut request = match Submission::read(&body, format, writer.key.as_deref())? {
+    let (format, body) = read_body(&app, request).await?;
+    let request = match Submission::read(&body, format, writer.key.as_deref())? {
         Submission::One(request) => *request,
         Submission::Many(requests) => {
-            if writer.expected.is_some() {
+            if !writer.expected.is_empty() {
                 return Err(Problem::bad_request("If-Match is for one command; several have `expected_version` each"));
             }
             let outcomes = carry_out(&app.gateway, &writer.access, &writer.origin, requests).await;
@@ -110,14 +147,14 @@ pub async fn submit(State(app): State<Arc<App>>, writer: Writer, request: Reques
             return many(&outcomes);
         }
     };
-    match (writer.expected, request.expected_version) {
-        (Some(header), Some(version)) if header != version => {
-            return Err(Problem::bad_request("the header If-Match and `expected_version` differ"));
-        }
-        (header, version) => request.expected_version = version.or(header),
+    if let Some(version) = request.expected_version
+        && !writer.expected.is_empty()
+        && writer.expected != [version]
+    {
+        return Err(Problem::bad_request("the header If-Match and `expected_version` differ"));
     }
     let makes_something = request.command.makes_something();
-    let accepted = app.gateway.submit(&writer.access, &writer.origin, request).await?;
+    let accepted = writer.carry_out(&app, request).await?;
     Ok(if makes_something { reply::created(accepted) } else { reply::changed(accepted) })
 }
 

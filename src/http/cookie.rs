@@ -56,7 +56,17 @@ fn is_from_here(headers: &HeaderMap, uri: &Uri) -> bool {
     }
     let host = text(&header::HOST).or(uri.authority().map(axum::http::uri::Authority::as_str));
     let origin = text(&header::ORIGIN).and_then(|origin| origin.split_once("://"));
-    matches!((host, origin), (Some(host), Some((_, origin))) if host.eq_ignore_ascii_case(origin))
+    let Some((host, (scheme, origin))) = host.zip(origin) else { return false };
+    // The cookie is for secure pages only, which are those of https, and those of one's own machine.
+    let is_secure =
+        scheme.eq_ignore_ascii_case("https") || (scheme.eq_ignore_ascii_case("http") && is_this_machine(host));
+    is_secure && host.eq_ignore_ascii_case(origin)
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+    let name = name.map_or(host, |(name, _)| name);
+    name.eq_ignore_ascii_case("localhost") || matches!(name, "127.0.0.1" | "[::1]")
 }
 
 #[cfg(test)]
@@ -97,12 +107,18 @@ mod tests {
         for (name, value) in [
             ("sec-fetch-site", "cross-site"),
             ("sec-fetch-site", "same-site"),
+            ("origin", "http://acme.example"),
+            ("origin", "ftp://acme.example"),
             ("origin", "https://evil.example"),
             ("origin", "https://acme.example.evil"),
             ("origin", "null"),
             ("accept", "*/*"),
         ] {
             assert_eq!(with(name, value), Err("cross_site_request"), "{name}: {value}");
+        }
+        for host in ["localhost:8080", "127.0.0.1", "[::1]:8080"] {
+            let origin = format!("http://{host}");
+            assert!(asked("POST", &[("cookie", &cookie), ("host", host), ("origin", &origin)]).is_ok(), "{host}");
         }
     }
 

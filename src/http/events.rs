@@ -17,7 +17,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{
-    App, audit,
+    App, ahead, audit,
     event_view::EventSchema,
     extract::Query,
     wait::{AuditLog, OrgView},
@@ -72,6 +72,10 @@ pub async fn replay(
         return Err(Problem::invalid_parameter("limit", "must be 1 or more"));
     }
     let after = after("from", query.from.as_deref(), org.access.org())?.unwrap_or(0);
+    if after > org.view.position.seq {
+        // What was only just appended is not in the audit log yet, and it is no fault to ask for what follows it.
+        ahead::is_reached(&app, org.access.org(), "from", after).await?;
+    }
     let end = log::size(&mut org.view.tx).await?;
     let first = log::from_seq(&mut org.view.tx, after.saturating_add(1), 1).await?;
     let begin = first.first().map_or(end, |entry| entry.idx);

@@ -17,7 +17,7 @@ use super::{
     App, active_org, conditional, cookie,
     guard::Guard,
     middleware::RequestInfo,
-    policy::{self, Policy, RoutePolicy},
+    policy::{self, Policy, RoutePolicy, Shape},
 };
 use crate::{
     auth::{Access, AuthError, Principal, authenticator::OrgName},
@@ -94,6 +94,9 @@ impl FromRequestParts<Arc<App>> for SignedIn {
         let refused = |error| app.gateway.notes().refused(error, &origin);
         let mut principal = principal.map_err(refused)?;
         app.auth.keys().admit(&principal, &origin.context).map_err(refused)?;
+        if policy_of(parts)?.shape != Shape::Tail {
+            info(parts).hold([app.bounds.request_of_caller(&principal.actor().id)?]);
+        }
         active_org::note(app, parts, &mut principal).await?;
         match policy {
             Policy::SignedIn | Policy::Org(_) | Policy::OrgCommands => Ok(Self(principal)),
@@ -130,7 +133,7 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
             // One address for several organizations: what a client has of one tells nothing of another.
             parts.headers.remove(header::IF_NONE_MATCH);
         }
-        let (RoutePolicy { policy, story, .. }, origin, notes) =
+        let (RoutePolicy { policy, story, shape, .. }, origin, notes) =
             (policy_of(parts)?, info(parts).origin(), app.gateway.notes());
         let attempt = Attempt { target: policy.subject(), asked: named };
         let access = app.auth.access(&principal, &name).await.map_err(|error| {
@@ -175,6 +178,11 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
             }
         }
         info(parts).found(access.org());
+        if shape == Shape::Tail {
+            info(parts).hold(app.bounds.stream(&principal.actor().id, access.org())?);
+        } else {
+            info(parts).hold([app.bounds.request_of_org(access.org())?]);
+        }
         let permission = if let Policy::Org(permission) = policy { Some(permission) } else { None };
         let credential = cookie::credential(parts)?.unwrap_or_default();
         info(parts).let_in(Guard::new(Arc::clone(app), credential, access.org(), permission, &principal));
@@ -194,8 +202,8 @@ pub struct Writer {
     pub origin: Origin,
     /// Under which idempotency key.
     pub key: Option<String>,
-    /// The version that the caller saw.
-    pub expected: Option<u64>,
+    /// The versions that the caller saw, any of them; none is all.
+    pub expected: Vec<u64>,
 }
 
 /// The idempotency key of the headers.
@@ -213,15 +221,27 @@ impl Writer {
         })
     }
 
-    /// The command as it is sent on.
-    pub fn request(&self, command: impl Into<Command>) -> Request {
-        let command = command.into();
-        Request { idempotency_key: self.key.clone(), expected_version: self.expected, ..command.into() }
-    }
-
     /// Carries out one command.
     pub async fn submit(&self, app: &App, command: impl Into<Command>) -> Result<Accepted, Problem> {
-        app.gateway.submit(&self.access, &self.origin, self.request(command)).await
+        let command = command.into();
+        self.carry_out(app, Request { idempotency_key: self.key.clone(), ..command.into() }).await
+    }
+
+    /// Carries out one request, if the thing is at one of the versions that the caller saw. One is tried after the other: a
+    /// command that is refused for its version has done nothing.
+    pub async fn carry_out(&self, app: &App, request: Request) -> Result<Accepted, Problem> {
+        let Some((last, others)) = self.expected.split_last() else {
+            return app.gateway.submit(&self.access, &self.origin, request).await;
+        };
+        for version in others {
+            let request = Request { expected_version: Some(*version), ..request.clone() };
+            match app.gateway.submit(&self.access, &self.origin, request).await {
+                Err(problem) if problem.status == 412 => {}
+                outcome => return outcome,
+            }
+        }
+        let request = Request { expected_version: Some(*last), ..request };
+        app.gateway.submit(&self.access, &self.origin, request).await
     }
 }
 
@@ -287,8 +307,8 @@ pub struct Body<T>(pub T);
 impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: HttpRequest, _: &Arc<App>) -> Result<Self, Problem> {
-        let (format, bytes) = read_body(request).await?;
+    async fn from_request(request: HttpRequest, app: &Arc<App>) -> Result<Self, Problem> {
+        let (format, bytes) = read_body(app, request).await?;
         match format {
             Format::Json => submission::parse_json(&bytes).map(Self),
             Format::MessagePack => Err(Problem::unsupported("this route takes application/json")),
@@ -296,13 +316,20 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
     }
 }
 
-/// The body, not longer than the limit, and what its sender says it is.
-pub async fn read_body(request: HttpRequest) -> Result<(Format, Bytes), Problem> {
+/// The body, not longer than the limit, and what its sender says it is. Nothing of it is read before there is room for it,
+/// which it has until the request is carried out.
+pub async fn read_body(app: &App, request: HttpRequest) -> Result<(Format, Bytes), Problem> {
     let (parts, body) = request.into_parts();
     let content_type = header_text(&parts.headers, &header::CONTENT_TYPE)?;
     let format = match content_type {
         None => Err(Problem::unsupported("send the header Content-Type: application/json")),
         Some(text) => Format::from_content_type(text),
+    };
+    let format = match header_text(&parts.headers, &header::CONTENT_ENCODING)? {
+        Some(encoding) if !encoding.trim().eq_ignore_ascii_case("identity") => {
+            Err(Problem::unsupported("send the body as it is: without Content-Encoding, or with identity"))
+        }
+        _ => format,
     };
     let announced =
         header_text(&parts.headers, &header::CONTENT_LENGTH)?.and_then(|length| length.parse::<usize>().ok());
@@ -310,6 +337,8 @@ pub async fn read_body(request: HttpRequest) -> Result<(Format, Bytes), Problem>
         // The sender waits for a word before it sends the body, so there is nothing to read away.
         return Err(submission::body_too_large());
     }
+    let info = info(&parts);
+    info.hold_room(app.bounds.body(info.org(), announced.unwrap_or(MAX_BODY).min(MAX_BODY)).await?);
     let mut body = body.into_data_stream();
     let mut bytes = Vec::with_capacity(announced.unwrap_or_default().min(MAX_BODY));
     let mut size = 0;

@@ -10,24 +10,28 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::State,
-    http::{HeaderValue, StatusCode, header},
+    extract::{FromRequestParts, State},
+    http::{HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
     routing::get,
 };
 use futures_util::future::try_join;
 use metrics_exporter_prometheus::PrometheusHandle;
-use orgstream_events::Shard;
+use orgstream_events::{Fingerprint, Shard};
 use orgstream_projections::{BoundOrg, Database};
 use orgstream_stream::Log;
 use orgstream_workers::WorkerStatus;
 use serde::Serialize;
+use subtle::ConstantTimeEq;
 use tokio::{join, net::TcpListener, sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
-use super::App;
-use crate::commands::handler::now;
+use super::{
+    App,
+    extract::{SignedIn, header_text},
+};
+use crate::{commands::handler::now, problem::Problem};
 
 /// How long a part may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -189,13 +193,32 @@ impl IntoResponse for ReadyView {
 
 /// Show the figures
 ///
-/// In Prometheus' text format.
+/// In Prometheus' text format. With the operator's token, or with that of `--metrics-token`.
 #[utoipa::path(
     get, path = "/metrics", operation_id = "metrics", tag = "health",
     responses((status = 200, description = "The figures", body = String, content_type = "text/plain")),
 )]
-pub async fn metrics(State(app): State<Arc<App>>) -> Response {
-    figures(&app.metrics)
+pub async fn metrics(State(app): State<Arc<App>>, mut parts: Parts) -> Result<Response, Problem> {
+    let given = header_text(&parts.headers, &header::AUTHORIZATION)?.and_then(|text| text.strip_prefix("Bearer "));
+    let is_theirs = app.metrics_token.as_deref().zip(given).is_some_and(|(token, given)| {
+        // Of equal length whatever was given, so that the time says nothing.
+        let hash = |text: &str| Fingerprint::of(&[text.as_bytes()]).0;
+        hash(token).ct_eq(&hash(given)).into()
+    });
+    if !is_theirs {
+        SignedIn::from_request_parts(&mut parts, &app).await?;
+    }
+    Ok(figures(&app.metrics))
+}
+
+/// The figures alone, for whoever can reach `listener`, until `stop`.
+pub async fn serve_figures(
+    listener: TcpListener,
+    metrics: PrometheusHandle,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let router = Router::new().route("/metrics", get(async move || figures(&metrics)));
+    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 /// The probes of a process that only works: `/healthz`, `/readyz` and `/metrics`, until `stop`.

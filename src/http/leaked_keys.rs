@@ -77,7 +77,7 @@ pub async fn report(State(app): State<Arc<App>>, request: Request) -> Result<Jso
     };
     let (identifier, signature) = (header(&IDENTIFIER)?, header(&SIGNATURE)?);
     let origin = info(&parts).origin();
-    let (_, bytes) = read_body(Request::from_parts(parts, body)).await?;
+    let (_, bytes) = read_body(&app, Request::from_parts(parts, body)).await?;
     app.leak_reporters
         .verify(&identifier, &signature, &bytes)
         .map_err(|error| Problem::new(403, "bad_signature", "Not signed by anybody trusted here", error.to_string()))?;

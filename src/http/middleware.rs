@@ -4,29 +4,35 @@ use std::{
     any::Any,
     net::SocketAddr,
     panic::AssertUnwindSafe,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
 use axum::{
     body::Body,
     extract::{ConnectInfo, MatchedPath, Request},
-    http::{HeaderValue, Method, StatusCode, Uri, header, request::Parts},
+    http::{HeaderValue, StatusCode, Uri, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use futures_util::FutureExt;
-use metrics::histogram;
+use metrics::{counter, histogram};
 use orgstream_events::{Context, OrgId};
 use orgstream_stream::trace;
 use tokio::time::timeout;
 use tracing::{Instrument, Span, field::Empty};
 
-use super::{guard::Guard, openapi, reply, wait};
+use super::{
+    bounds::{Room, Slot},
+    compress,
+    guard::Guard,
+    openapi, policy, reply, server, wait,
+};
 use crate::{auth::session::ActiveSession, gateway::Origin, problem::Problem, submission::request_id};
 
 /// How long an answer may take, beside what the caller said it would wait. Streams begin within it and go on beyond.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
+const NO_PAGE: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 const REQUEST_ID: &str = "x-request-id";
 /// The longest `User-Agent` that is written down.
 const MAX_USER_AGENT: usize = 256;
@@ -45,6 +51,16 @@ struct Known {
     org: OnceLock<OrgId>,
     session: OnceLock<ActiveSession>,
     guard: OnceLock<Arc<Guard>>,
+    held: Mutex<Held>,
+}
+
+/// What a request takes of what there is for all.
+#[derive(Debug, Default)]
+struct Held {
+    /// Until the last byte of the answer is on its way.
+    slots: Vec<Slot>,
+    /// Until it is known what the answer is.
+    room: Option<Room>,
 }
 
 impl RequestInfo {
@@ -82,6 +98,26 @@ impl RequestInfo {
         self.0.guard.get()
     }
 
+    /// The org, once it is proven.
+    pub fn org(&self) -> Option<OrgId> {
+        self.0.org.get().copied()
+    }
+
+    /// Holds slots until the answer is over.
+    pub fn hold(&self, slots: impl IntoIterator<Item = Slot>) {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner).slots.extend(slots);
+    }
+
+    /// Holds the room of a body until the request is carried out.
+    pub fn hold_room(&self, room: Room) {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner).room = Some(room);
+    }
+
+    /// Gives the room of the body back, and hands over the slots.
+    fn release(&self) -> Vec<Slot> {
+        std::mem::take(&mut *self.0.held.lock().unwrap_or_else(PoisonError::into_inner)).slots
+    }
+
     /// The session, once it is known that there is one.
     pub fn session(&self) -> Option<&ActiveSession> {
         self.0.session.get()
@@ -100,7 +136,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         "request", http.method = %method, http.route = route, request_id = id, org.id = Empty, http.status = Empty
     );
     let trace = trace::join(&span, headers.get("traceparent").and_then(|value| value.to_str().ok()));
-    let limit = TIME_LIMIT + wait::patience(headers);
+    let limit = TIME_LIMIT + wait::patience(headers).unwrap_or_default();
     let known = Known {
         id: id.clone(),
         trace: Some(trace),
@@ -110,6 +146,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         org: OnceLock::new(),
         session: OnceLock::new(),
         guard: OnceLock::new(),
+        held: Mutex::default(),
     };
     let info = RequestInfo(Arc::new(known));
     request.extensions_mut().insert(info.clone());
@@ -123,10 +160,18 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         // The pages have words of their own for a page that is not there.
         response = no_route().await.into_response();
     }
+    compress::weaken(&mut response);
     if let Some(problem) = response.extensions_mut().remove::<Arc<Problem>>() {
         write_problem(&mut response, &problem, &info, &uri);
     }
+    let slots = info.release();
+    if !slots.is_empty() {
+        response = response.map(|body| server::held(body, slots));
+    }
     let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // What is no page of ours is none of anybody's.
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(NO_PAGE);
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(REQUEST_ID, id);
     }
@@ -134,17 +179,25 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     let (status, took) = (response.status(), started.elapsed());
     span.record("http.status", status.as_u16());
     span.in_scope(|| tracing::debug!(duration_ms = took.as_millis(), "answered"));
-    histogram!(
-        "orgstream_http_request_seconds",
-        "method" => method_label(&method), "route" => route, "status" => class(status),
-    )
-    .record(took);
+    // Only what the table has: paths and methods that callers make up must not make up time series.
+    let (method, route) = match policy::of(&method, &route) {
+        Some(known) => (known.method, known.path),
+        None => ("other", "unmatched"),
+    };
+    counter!("orgstream_http_requests_total", "method" => method, "route" => route, "status" => class(status))
+        .increment(1);
+    histogram!("orgstream_http_request_seconds", "method" => method, "route" => route).record(took);
     response
 }
 
 /// Refuses query parameters that the documentation of the route does not know: a filter with a typing error in its
-/// name would otherwise quietly select everything.
+/// name would otherwise quietly select everything. And the character U+0000 in any parameter: there is nothing stored
+/// that has it, nor could be.
 pub async fn known_parameters(request: Request, next: Next) -> Response {
+    if [request.uri().path(), request.uri().query().unwrap_or_default()].iter().any(|text| text.contains("%00")) {
+        let rule = "a parameter of the path or the query must not contain the character U+0000 (%00)";
+        return Problem::invalid("", "nul_character", rule).into_response();
+    }
     let path = request.extensions().get::<MatchedPath>();
     let known = path.and_then(|path| openapi::spec().query_parameters(request.method(), path.as_str()));
     if let (Some(query), Some(known)) = (request.uri().query(), known) {
@@ -201,19 +254,6 @@ fn context(request: &Request) -> Context {
     Context {
         ip: ip.map(|ConnectInfo(address)| address.ip().to_canonical().to_string()),
         user_agent: agent.map(|agent| agent.chars().take(MAX_USER_AGENT).collect()),
-    }
-}
-
-/// Methods that callers make up must not make up time series.
-fn method_label(method: &Method) -> &'static str {
-    match method.as_str() {
-        "GET" => "GET",
-        "HEAD" => "HEAD",
-        "POST" => "POST",
-        "PUT" => "PUT",
-        "PATCH" => "PATCH",
-        "DELETE" => "DELETE",
-        _ => "other",
     }
 }
 

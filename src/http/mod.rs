@@ -5,6 +5,7 @@
 //! the proven org; there is no other way to either.
 
 pub mod active_org;
+mod ahead;
 pub mod api_keys;
 pub mod audit;
 pub mod audit_export;
@@ -12,9 +13,11 @@ pub mod audit_proofs;
 pub mod audit_state;
 pub mod audit_tail;
 pub mod audit_webhook;
+pub mod bounds;
 pub mod break_glass;
 pub mod caches;
 pub mod commands;
+mod compress;
 pub mod conditional;
 pub mod cookie;
 pub mod domains;
@@ -42,6 +45,7 @@ pub mod proxies;
 pub mod records;
 pub mod reply;
 pub mod roles;
+mod server;
 pub mod sessions;
 pub mod sso_connections;
 pub mod tail;
@@ -49,18 +53,16 @@ pub mod tenants;
 pub mod usage;
 pub mod wait;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
     middleware::{from_fn, from_fn_with_state},
-    serve::ListenerExt,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 use orgstream_projections::Database;
 use orgstream_stream::Log;
 use orgstream_workers::WorkerStatus;
-use socket2::SockRef;
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -76,15 +78,13 @@ use crate::{
     config::GlassApproval,
     gateway::Gateway,
 };
+use bounds::{Bounds, Limits};
 use health::Readiness;
 use page::CursorKey;
 use proxies::TrustedProxies;
 
 /// How long requests that are under way may take to end when the server stops.
 const GRACE: Duration = Duration::from_secs(10);
-/// How much of an answer the kernel may keep for a client that does not read: what is there cannot be taken back, whoever may
-/// not have it any more. In bytes; Linux takes twice that.
-const SEND_BUFFER: usize = 256 << 10;
 /// How often histograms are emptied into their buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -114,6 +114,10 @@ pub struct Parts {
     pub producers: Option<Arc<Producers>>,
     /// The worker of this process, if it has one.
     pub worker: Option<watch::Receiver<WorkerStatus>>,
+    /// How much may be under way.
+    pub limits: Limits,
+    /// What `/metrics` is shown for, besides the operator's token.
+    pub metrics_token: Option<String>,
 }
 
 /// What every handler can reach.
@@ -134,6 +138,8 @@ pub struct App {
     pub(crate) producers: Option<Arc<Producers>>,
     pub(crate) cursors: CursorKey,
     pub(crate) metrics: PrometheusHandle,
+    pub(crate) metrics_token: Option<String>,
+    pub(crate) bounds: Bounds,
     pub(crate) readiness: Readiness,
     /// Cancelled when the server stops: streams end, everything else is finished.
     pub(crate) stopping: CancellationToken,
@@ -142,20 +148,8 @@ pub struct App {
 impl App {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts {
-            gateway,
-            auth,
-            db,
-            log,
-            cursor_key,
-            metrics,
-            leak_reporters,
-            proxies,
-            webhook_keys,
-            break_glass_approval,
-            producers,
-            worker,
-        } = parts;
+        let Parts { gateway, auth, db, log, cursor_key, metrics, leak_reporters, .. } = parts;
+        let Parts { proxies, webhook_keys, break_glass_approval, producers, worker, limits, metrics_token, .. } = parts;
         Arc::new(Self {
             readiness: Readiness::new(log.clone(), db.clone(), worker),
             gateway,
@@ -169,6 +163,8 @@ impl App {
             producers,
             cursors: CursorKey::new(cursor_key),
             metrics,
+            metrics_token,
+            bounds: Bounds::new(limits),
             stopping: CancellationToken::new(),
         })
     }
@@ -259,40 +255,32 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(openapi::docs())
         .method_not_allowed_fallback(middleware::no_method)
         .fallback(middleware::no_route)
+        .layer(from_fn(compress::may_shrink))
+        .layer(compress::layer())
         .layer(from_fn(middleware::observe))
         .layer(from_fn_with_state(proxies, proxies::forwarded))
 }
 
 /// Answers requests until `stop`, then ends streams, finishes what is under way and returns.
-pub async fn serve(listener: TcpListener, app: Arc<App>, stop: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, app: Arc<App>, stop: CancellationToken) {
     let stopping = app.stopping.clone();
     let upkeep = tokio::spawn(keep_up(app.metrics.clone(), stop.clone()));
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "a connection waits to fill its packets");
-        }
-        if let Err(error) = SockRef::from(&*connection).set_send_buffer_size(SEND_BUFFER) {
-            tracing::debug!(%error, "a connection keeps as much as the kernel likes");
-        }
-    });
-    let service = router(app).into_make_service_with_connect_info::<SocketAddr>();
-    let told = {
-        let stop = stop.clone();
-        async move {
-            stop.cancelled().await;
+    let router = router(Arc::clone(&app));
+    let room = |peer: std::net::SocketAddr| {
+        let address = peer.ip().to_canonical();
+        app.bounds.connection(address, app.proxies.trusts(address))
+    };
+    let mut server = std::pin::pin!(server::serve(listener, router, room, stop.clone()));
+    tokio::select! {
+        () = &mut server => {}
+        () = stop.cancelled() => {
             stopping.cancel();
+            if timeout(GRACE, server).await.is_err() {
+                tracing::warn!("some requests did not end in time");
+            }
         }
-    };
-    let mut server = std::pin::pin!(axum::serve(listener, service).with_graceful_shutdown(told).into_future());
-    let served = tokio::select! {
-        served = &mut server => served,
-        () = stop.cancelled() => timeout(GRACE, server).await.unwrap_or_else(|_| {
-            tracing::warn!("some requests did not end in time");
-            Ok(())
-        }),
-    };
+    }
     upkeep.abort();
-    served
 }
 
 async fn keep_up(metrics: PrometheusHandle, stop: CancellationToken) {

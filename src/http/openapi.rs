@@ -1,11 +1,15 @@
 //! The OpenAPI document: what handlers say about themselves, completed with what the policy table says of every route.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::LazyLock,
+};
 
 use axum::{
     Router,
     body::{Body, Bytes},
-    http::{Method, StatusCode},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
+    middleware::map_response,
     response::Response,
 };
 use serde_json::{Map, Value, json};
@@ -19,6 +23,7 @@ use super::{
     policy::{self, Policy, Shape},
     reply,
 };
+use crate::codes;
 
 /// Where people read it.
 pub const DOCS: &str = "/docs";
@@ -44,10 +49,11 @@ pub fn spec() -> &'static Spec {
     static SPEC: LazyLock<Spec> = LazyLock::new(|| {
         let (_, document) = documented().split_for_parts();
         let mut document = serde_json::to_value(&document).unwrap_or_default();
-        complete(&mut document);
-        let bytes = serde_json::to_vec(&document).unwrap_or_default().into();
+        // By the paths of the router, which `complete` writes as OpenAPI has them.
         let queries =
             operations(&document).map(|(method, path, operation)| ((method, path), queries(operation))).collect();
+        complete(&mut document);
+        let bytes = serde_json::to_vec(&document).unwrap_or_default().into();
         Spec { document, bytes, queries }
     });
     &SPEC
@@ -115,7 +121,27 @@ pub async fn openapi_json() -> Response {
 
 /// The pages under `/docs`, from files inside the program.
 pub fn docs() -> Router {
-    SwaggerUi::new(DOCS).config(Config::from("/openapi.json").persist_authorization(true)).into()
+    let pages: Router = SwaggerUi::new(DOCS).config(Config::from("/openapi.json")).into();
+    pages.layer(map_response(guarded))
+}
+
+/// What a browser must keep to on our pages, into which people paste their tokens.
+async fn guarded(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; \
+             connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        ),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
 }
 
 /// Adds to every operation what follows from its place in the table: parameters, headers, errors and who may use it.
@@ -136,7 +162,7 @@ fn complete(document: &mut Value) {
         }
     }
     let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) else { return };
-    for (path, item) in paths {
+    for (path, item) in paths.iter_mut() {
         for (method, operation) in item.as_object_mut().into_iter().flatten() {
             let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap_or_default();
             if let (Some(route), Some(operation)) = (policy::of(&method, path), operation.as_object_mut()) {
@@ -144,6 +170,38 @@ fn complete(document: &mut Value) {
             }
         }
     }
+    *paths = std::mem::take(paths).into_iter().map(|(path, item)| (documented_path(&path), item)).collect();
+    // What was only a part of something else, and is written out there, needs no name.
+    while drop_unused_schemas(document) {}
+}
+
+/// Drops the schemas that nothing refers to; whether there were any. Those may have been all that referred to others.
+fn drop_unused_schemas(document: &mut Value) -> bool {
+    fn referred(value: &Value, found: &mut HashSet<String>) {
+        match value {
+            Value::Object(fields) => {
+                let reference = fields.get("$ref").and_then(Value::as_str);
+                let name = reference.and_then(|reference| reference.strip_prefix("#/components/schemas/"));
+                found.extend(name.map(str::to_owned));
+                fields.values().for_each(|field| referred(field, found));
+            }
+            Value::Array(items) => items.iter().for_each(|item| referred(item, found)),
+            _ => {}
+        }
+    }
+    let mut used = HashSet::new();
+    referred(document, &mut used);
+    let Some(schemas) = document.pointer_mut("/components/schemas").and_then(Value::as_object_mut) else {
+        return false;
+    };
+    let before = schemas.len();
+    schemas.retain(|name, _| used.contains(name));
+    schemas.len() < before
+}
+
+/// A path of the router as OpenAPI has it, where a parameter that goes on to the end looks like every other.
+pub fn documented_path(path: &str) -> String {
+    path.replace("{*", "{")
 }
 
 fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Policy, shape: Shape) {
@@ -154,19 +212,14 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
     }
     let mut names = vec!["XRequestId", "Traceparent"];
     let mut answers = vec!["XRequestId"];
-    let mut errors = vec!["400", "500", "503"];
+    // What every route may answer, and what everybody who has to say who they are may be told.
+    let mut errors = vec!["400", "404", "422", "429", "500", "503"];
     let in_org = matches!(policy, Policy::Org(_) | Policy::OrgCommands);
     if in_org {
         names.extend(["XTenantId", "XOrgEpoch"]);
     }
     if policy != Policy::Public {
-        errors.extend(["401", "403"]);
-    }
-    if in_org || path.contains('{') {
-        errors.push("404");
-    }
-    if in_org {
-        errors.push("409");
+        errors.extend(["401", "403", "409"]);
     }
     match shape {
         Shape::View(_) => {
@@ -176,7 +229,7 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
         Shape::Create | Shape::Change | Shape::Commands => {
             names.push("IdempotencyKey");
             answers.extend(["StreamPosition", "ETag", "IdempotencyReplayed"]);
-            errors.extend(["409", "413", "422"]);
+            errors.push("409");
             if shape != Shape::Create {
                 names.push("IfMatch");
                 errors.push("412");
@@ -186,7 +239,8 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
         Shape::Plain => {}
     }
     if has_body {
-        errors.push("415");
+        // A report of leaked keys is signed by somebody, or refused.
+        errors.extend(["403", "413", "415"]);
     }
     let reference = |section: &str, name: &str| json!({"$ref": format!("#/components/{section}/{name}")});
     parameters.extend(names.into_iter().map(|name| reference("parameters", name)));
@@ -233,6 +287,7 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
 fn path_parameters(path: &str) -> Vec<Value> {
     let names = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
     names
+        .map(|name| name.trim_start_matches('*'))
         .map(|name| {
             let (description, example) = match name {
                 "org" => {
@@ -248,7 +303,7 @@ fn path_parameters(path: &str) -> Vec<Value> {
                 "record" => ("The record", "res_01h455vb4pex5vsknk084sn02q"),
                 "event" => ("The event", "evt_01h455vb4pex5vsknk084sn02q"),
                 "kind" => ("The kind", "evaluation"),
-                "*path" => ("Which tile, or which bundle", "0/000"),
+                "path" => ("Which tile, or which bundle", "0/000"),
                 _ => ("", ""),
             };
             json!({
@@ -333,39 +388,35 @@ fn headers() -> Value {
     })
 }
 
+/// What statuses mean, for those that come as a problem. Their codes follow from the table of codes.
+const PROBLEMS: [(u16, &str); 12] = [
+    (400, "It cannot be read"),
+    (401, "No valid credential"),
+    (403, "Not for this caller"),
+    (404, "Not here, or not for this caller"),
+    (409, "Not now, or a rule of the thing itself"),
+    (412, "Changed in the meantime"),
+    (413, "Over a limit"),
+    (415, "Another content type"),
+    (422, "It can be read, but is wrong"),
+    (429, "More than may be sent, or too much at once"),
+    (500, "A fault of ours"),
+    (503, "Try again later"),
+];
+
 fn problems() -> Value {
-    let table = [
-        (
-            "400",
-            "Cannot be read: bad_request, malformed_body, invalid_header, invalid_parameter, idempotency_key_missing",
-        ),
-        ("401", "No valid credential: unauthenticated"),
-        (
-            "403",
-            "Not for this caller: forbidden, session_only, session_required, sign_in_required, tenant_mismatch, \
-             auth_method_not_allowed, mfa_required, cross_site_request, plan_required, organization_suspended",
-        ),
-        ("404", "Not here, or not for this caller: not_found"),
-        ("409", "Not now: active_org_changed, contention, or a rule of the thing itself"),
-        ("412", "Changed in the meantime: version_conflict"),
-        ("413", "Over a limit, which `detail` names: payload_too_large"),
-        ("415", "Another content type: unsupported_media_type"),
-        ("422", "Can be read, but is wrong: validation_error (`errors` names the fields), idempotency_key_reused"),
-        ("429", "More than the organization may send at the moment: rate_limit_exceeded"),
-        ("500", "A fault of ours: internal"),
-        ("503", "Try again later: unavailable, projection_lagging"),
-    ];
-    let one = |(status, description): (&str, &str)| {
+    let one = |(status, meaning): (u16, &str)| {
         let mut headers = json!({"X-Request-Id": {"$ref": "#/components/headers/XRequestId"}});
-        if matches!(status, "409" | "429" | "503")
+        if matches!(status, 409 | 429 | 503)
             && let Some(headers) = headers.as_object_mut()
         {
             headers.insert("Retry-After".to_owned(), json!({"$ref": "#/components/headers/RetryAfter"}));
         }
         let content = json!({"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}});
+        let description = format!("{meaning}:\n{}", codes::of_status(status));
         (format!("Problem{status}"), json!({"description": description, "headers": headers, "content": content}))
     };
-    Value::Object(table.into_iter().map(one).collect())
+    Value::Object(PROBLEMS.into_iter().map(one).collect())
 }
 
 fn security_schemes() -> Value {

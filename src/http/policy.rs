@@ -100,7 +100,7 @@ use Story::{Events, Fact, Outside, Reading};
 pub const ROUTES: &[RoutePolicy] = &[
     route("GET", "/healthz", Public, Plain, Outside),
     route("GET", "/readyz", Public, Plain, Outside),
-    route("GET", "/metrics", Public, Plain, Outside),
+    route("GET", "/metrics", Operator, Plain, Outside),
     route("GET", "/openapi.json", Public, Plain, Outside),
     route("GET", "/v1/me", SignedIn, Plain, Outside),
     route("GET", "/v1/me/memberships", SignedIn, Plain, Outside),

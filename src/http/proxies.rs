@@ -2,7 +2,7 @@
 //! caller writes into `X-Forwarded-For` themselves decides about no network list and stands in no audit log.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -26,7 +26,7 @@ impl TrustedProxies {
         Self(networks.into_iter().collect())
     }
 
-    fn trusts(&self, address: IpAddr) -> bool {
+    pub(super) fn trusts(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(&address))
     }
 
@@ -36,16 +36,26 @@ impl TrustedProxies {
             return None;
         }
         let values: Vec<&str> = headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
-        let hops = values.iter().flat_map(|value| value.split(',')).map(|hop| hop.trim().parse::<IpAddr>());
+        let hops = values.iter().flat_map(|value| value.split(',')).map(address);
         for hop in hops.collect::<Vec<_>>().into_iter().rev() {
             // What is before something unreadable was not written by a proxy of ours.
-            let address = hop.ok()?.to_canonical();
+            let address = hop?.to_canonical();
             if !self.trusts(address) {
                 return Some(address);
             }
         }
         None
     }
+}
+
+/// An address as proxies write it: bare, with a port, in brackets, in quotes.
+fn address(hop: &str) -> Option<IpAddr> {
+    let hop = hop.trim();
+    let hop = hop.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(hop);
+    let bare = || hop.parse().ok();
+    let with_port = || hop.parse().ok().map(|address: SocketAddr| address.ip());
+    let in_brackets = || hop.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6);
+    bare().or_else(with_port).or_else(in_brackets)
 }
 
 /// Puts the client's address in the place of the proxy's.
@@ -77,7 +87,27 @@ mod tests {
         assert_eq!(client("10.0.0.1", &["198.51.100.1, 192.0.2.7"]).as_deref(), Some("192.0.2.7"));
         assert_eq!(client("10.0.0.1", &["198.51.100.1", "192.0.2.7, 10.0.0.2"]).as_deref(), Some("192.0.2.7"));
         assert_eq!(client("::ffff:10.0.0.1", &["::ffff:192.0.2.7"]).as_deref(), Some("192.0.2.7"));
-        for nothing in [&[][..], &["unknown"], &["10.0.0.3, 10.0.0.2"], &["192.0.2.7, unknown"]] {
+        for (written, meant) in [
+            ("192.0.2.7:4711", "192.0.2.7"),
+            ("[2001:db8::1]:443", "2001:db8::1"),
+            ("[2001:db8::1]", "2001:db8::1"),
+            ("\"[2001:db8::1]:443\"", "2001:db8::1"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("[::ffff:192.0.2.7]:1", "192.0.2.7"),
+            ("192.0.2.7:4711, 10.0.0.2:80", "192.0.2.7"),
+        ] {
+            assert_eq!(client("10.0.0.1", &[written]).as_deref(), Some(meant), "{written}");
+        }
+        for nothing in [
+            &[][..],
+            &["unknown"],
+            &["192.0.2.7:"],
+            &["192.0.2.7:port"],
+            &["[192.0.2.7]"],
+            &["_hidden"],
+            &["10.0.0.3, 10.0.0.2"],
+            &["192.0.2.7, unknown"],
+        ] {
             assert_eq!(client("10.0.0.1", nothing), None, "{nothing:?}");
         }
     }

@@ -23,7 +23,7 @@ use serde_json::json;
 use utoipa::IntoParams;
 
 use super::{
-    App,
+    App, ahead,
     event_view::{EventSchema, shown_to},
     events::after,
     extract::{OrgAccess, Query, header_text, info},
@@ -70,8 +70,12 @@ pub async fn follow(
     let placement = app.log.placement(access.org()).await?.ok_or_else(Problem::not_found)?;
     let resume = after("Last-Event-ID", header_text(&parts.headers, &LAST_EVENT_ID)?, access.org())?;
     let from = after("from", query.from.as_deref(), access.org())?;
-    let after = match resume.or(from) {
-        Some(seq) => seq,
+    let named = resume.map(|seq| ("Last-Event-ID", seq)).or(from.map(|seq| ("from", seq)));
+    let after = match named {
+        Some((name, seq)) => {
+            ahead::is_reached(&app, access.org(), name, seq).await?;
+            seq
+        }
         None => app.log.shard_state(placement.shard).await?.last_seq,
     };
     let messages = app.log.tail(&placement, after.saturating_add(1));

@@ -13,7 +13,7 @@ use orgstream_projections::{BoundOrg, TenantTx, checkpoints};
 use serde::Serialize;
 
 use super::{
-    App, conditional,
+    App, ahead, conditional,
     extract::{OrgAccess, PLATFORM, header_text, invalid_header},
     reply,
 };
@@ -25,14 +25,19 @@ const MIN_POSITION: HeaderName = HeaderName::from_static("min-position");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// How long the caller would wait: `Prefer: wait=N`, in seconds. Other preferences are not ours.
-pub fn patience(headers: &HeaderMap) -> Duration {
+pub fn patience(headers: &HeaderMap) -> Result<Duration, Problem> {
     let preferences = headers.get_all(PREFER).into_iter().filter_map(|value| value.to_str().ok());
     let wait = preferences
         .flat_map(|value| value.split([',', ';']))
-        .filter_map(|preference| preference.trim().split_once('='))
-        .find(|(name, _)| name.trim().eq_ignore_ascii_case("wait"))
-        .and_then(|(_, seconds)| seconds.trim().trim_matches('"').parse().ok());
-    wait.map_or(Duration::ZERO, Duration::from_secs).min(MAX_WAIT)
+        .map(|preference| preference.split_once('=').unwrap_or((preference, "")))
+        .find(|(name, _)| name.trim().eq_ignore_ascii_case("wait"));
+    let Some((_, seconds)) = wait else { return Ok(Duration::ZERO) };
+    let digits = Some(seconds.trim().trim_matches('"'))
+        .filter(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()));
+    let rule = "wait takes a whole number of seconds, like wait=5";
+    let digits = digits.ok_or_else(|| invalid_header("Prefer", rule))?;
+    // More digits than a number has are more than the most, too.
+    Ok(digits.parse().map_or(MAX_WAIT, Duration::from_secs).min(MAX_WAIT))
 }
 
 /// The pipeline whose tables are read.
@@ -75,12 +80,12 @@ impl View {
             return Err(invalid_header("Min-Position", "this is a position of another organization"));
         }
         let wanted = wanted.map_or(0, |wanted| wanted.seq);
-        let known = headers.get(header::IF_NONE_MATCH).cloned();
+        let (known, patience) = (headers.get(header::IF_NONE_MATCH).cloned(), patience(headers)?);
         let mut tx = app.db.read(org).await?;
         let mut reach = checkpoints::reach(&mut tx, pipeline, wanted).await?;
         if reach.seq < wanted {
             drop(tx);
-            let patience = patience(headers);
+            ahead::is_reached(app, org.org(), "Min-Position", wanted).await?;
             if patience.is_zero() || !app.gateway.wait_for(org, pipeline, wanted, patience).await? {
                 return Err(lagging(pipeline, wanted, reach.seq));
             }
@@ -194,7 +199,7 @@ mod tests {
     fn waits(text: &'static str) -> u64 {
         let mut headers = HeaderMap::new();
         headers.insert(PREFER, HeaderValue::from_static(text));
-        patience(&headers).as_secs()
+        patience(&headers).unwrap().as_secs()
     }
 
     #[test]
@@ -203,9 +208,15 @@ mod tests {
         assert_eq!(waits("respond-async, wait = 10"), 10);
         assert_eq!(waits("Wait=3; foo=bar"), 3);
         assert_eq!(waits("wait=600"), 30);
-        for none in ["wait", "wait=soon", "return=minimal", ""] {
+        assert_eq!(waits("wait=99999999999999999999999"), 30);
+        for none in ["return=minimal", "await=soon", ""] {
             assert_eq!(waits(none), 0, "{none}");
         }
-        assert_eq!(patience(&HeaderMap::new()), Duration::ZERO);
+        assert_eq!(patience(&HeaderMap::new()).unwrap(), Duration::ZERO);
+        for bad in ["wait", "wait=", "wait=soon", "wait=-1", "wait=1.5", "respond-async, wait=x"] {
+            let mut headers = HeaderMap::new();
+            headers.insert(PREFER, HeaderValue::from_static(bad));
+            assert_eq!(patience(&headers).unwrap_err().code, "invalid_header", "{bad}");
+        }
     }
 }

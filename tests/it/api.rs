@@ -16,7 +16,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use orgstream::{
     auth::{Authenticator, key::KeyToken},
     broker::Producers,
-    config::{IdentityArgs, MailArgs, SecretArgs},
+    config::{HttpArgs, IdentityArgs, MailArgs, SecretArgs},
     dns::{DnsError, TxtRecords},
     gateway::Gateway,
     idp::{IdentityOrganizations, NoIdentityProvider},
@@ -232,7 +232,7 @@ impl Api {
         let (outbox, dns) = (dir.path().join("outbox"), Arc::<FakeDns>::default());
         let mail = Mailer::new(&mail(outbox.clone())).unwrap();
         let producers = Some(Arc::new(Producers::load(&nats.access.producers()).unwrap()));
-        let outside = node::Outside { mail, dns: dns.clone(), idp, local_issuers: true, producers };
+        let outside = node::Outside { mail, dns: dns.clone(), idp, local_issuers: true, producers, ..node::Outside::default() };
         let db = database.db.clone();
         let (base, auth, gateway) = serve(&log, db.clone(), &secrets, &identity, &outside, Some(watch), &stop).await;
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
@@ -301,6 +301,13 @@ impl Api {
     pub(crate) async fn another(&self) -> String {
         let db = Database::connect(&self.database.options()).await.unwrap();
         serve(&self.log, db, &self.secrets, &self.identity, &self.outside, None, &self.stop).await.0
+    }
+
+    /// One more that lets in less, or shows its figures to others.
+    pub(crate) async fn another_with(&self, http: HttpArgs) -> String {
+        let outside = node::Outside { http, ..self.outside.clone() };
+        let db = Database::connect(&self.database.options()).await.unwrap();
+        serve(&self.log, db, &self.secrets, &self.identity, &outside, None, &self.stop).await.0
     }
 
     /// The status of a read at another process.

@@ -34,7 +34,7 @@ impl Route {
 
     /// Whether it is about one thing of the org that another org does not have. Every org has tiles of its own log.
     fn names_an_item(&self) -> bool {
-        self.path.matches('{').count() > usize::from(self.is_of_org()) && !self.path.contains("{*path}")
+        self.path.matches('{').count() > usize::from(self.is_of_org()) && !self.path.contains("{path}")
     }
 
     /// Whether a request of somebody who may send it could change what others of this test need.
@@ -75,7 +75,7 @@ impl Items {
             ("session", SessionId::fresh(1_700_000_000_000, [5; 10]).to_string()),
             ("kind", "no_such_kind".to_owned()),
             // A tile of the audit log.
-            ("*path", "0/000.p/1".to_owned()),
+            ("path", "0/000.p/1".to_owned()),
         ];
         Self(items.into())
     }

@@ -8,11 +8,12 @@ use std::{
 
 use orgstream::{
     auth::{Permission, permission::COMMANDS},
+    codes::{self, CODES, Code},
     commands::Command,
     http::{
-        openapi::{operations, spec},
+        openapi::{documented_path, operations, spec},
         permission_table::permissions_page,
-        policy::{Policy, ROUTES},
+        policy::{Policy, ROUTES, RoutePolicy},
     },
 };
 use serde_json::Value;
@@ -23,7 +24,7 @@ fn every_route_is_in_the_policy_table_and_documented() {
     let document = &spec().document;
     let documented: BTreeSet<(String, String)> = operations(document).map(|(method, path, _)| (method, path)).collect();
     let in_table: BTreeSet<(String, String)> =
-        ROUTES.iter().map(|route| (route.method.to_owned(), route.path.to_owned())).collect();
+        ROUTES.iter().map(|route| (route.method.to_owned(), documented_path(route.path))).collect();
     assert_eq!(documented, in_table);
     assert_eq!(in_table.len(), ROUTES.len(), "a route is in the table twice");
     assert_eq!(document["openapi"], "3.1.0");
@@ -43,7 +44,7 @@ fn every_operation_says_what_it_takes_and_how_it_fails() {
             assert!(parameters.iter().any(|parameter| named(&parameter)), "{of} does not document {name}");
         }
         let responses = operation["responses"].as_object().unwrap();
-        for status in ["400", "500", "503"] {
+        for status in ["400", "404", "422", "429", "500", "503"] {
             assert!(responses.contains_key(status), "{of} does not document {status}");
         }
         let public = operation["security"].as_array().unwrap().is_empty();
@@ -76,7 +77,8 @@ fn every_reference_in_the_document_leads_somewhere() {
 #[test]
 fn every_operation_says_which_permission_it_takes() {
     for (method, path, operation) in operations(&spec().document) {
-        let route = ROUTES.iter().find(|route| (route.method, route.path) == (&method, &path)).unwrap();
+        let is_it = |route: &&RoutePolicy| route.method == method && documented_path(route.path) == path;
+        let route = ROUTES.iter().find(is_it).unwrap();
         let permission = operation["x-permission"].as_str().unwrap();
         match route.policy {
             Policy::Org(expected) => assert_eq!(Permission::named(permission), Some(expected), "{method} {path}"),
@@ -106,4 +108,83 @@ fn permissions_page_is_what_the_program_does() {
     }
     let written = fs::read_to_string(&file).unwrap_or_default();
     assert_eq!(written, page, "docs/permissions.md is old: DOCS_WRITE=1 writes it anew");
+}
+
+/// Codes and the statuses that they come with, as they stand in the source.
+fn codes_in_use() -> BTreeSet<(String, u16)> {
+    fn files(folder: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                files(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    fn quoted(text: &str) -> Option<&str> {
+        text.trim_start().strip_prefix('"')?.split_once('"').map(|(code, _)| code)
+    }
+
+    let mut texts = Vec::new();
+    files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut texts);
+    let mut found = BTreeSet::new();
+    for text in &texts {
+        let text = text.split("#[cfg(test)]").next().unwrap();
+        for part in text.split("RejectionKind::").skip(1) {
+            let Some((kind, rest)) = part.split_once(',') else { continue };
+            let status = match kind {
+                "Invalid" => 422,
+                "NotFound" => 404,
+                "Conflict" => 409,
+                "Forbidden" => 403,
+                _ => continue,
+            };
+            found.extend(quoted(rest).map(|code| (code.to_owned(), status)));
+        }
+        for part in ["Problem::new(", "Self::new("].iter().flat_map(|call| text.split(call).skip(1)) {
+            let Some((status, rest)) = part.trim_start().split_once(',') else { continue };
+            if let Ok(status) = status.parse() {
+                found.extend(quoted(rest).map(|code| (code.to_owned(), status)));
+            }
+        }
+        // What is claimed for one organization and was another's.
+        for part in text.split("self.claim(").skip(1) {
+            let codes = part.split('(').filter_map(quoted).take(3).filter(|code| code.ends_with("_taken"));
+            found.extend(codes.map(|code| (code.to_owned(), 409)));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_code_of_an_error_is_in_the_table_with_its_statuses() {
+    let declared: BTreeSet<(String, u16)> =
+        CODES.iter().flat_map(|code| code.statuses.iter().map(|status| (code.code.to_owned(), *status))).collect();
+    let in_use = codes_in_use();
+    assert!(in_use.len() > 60, "{in_use:?}");
+    let missing: Vec<_> = in_use.difference(&declared).collect();
+    assert!(missing.is_empty(), "put these into src/codes.rs: {missing:?}");
+    // Refusals for fields are made in one place that names its code alone.
+    let fields = [("validation_error".to_owned(), 422)];
+    let dead: Vec<_> = declared.difference(&in_use).filter(|code| !fields.contains(code)).collect();
+    assert!(dead.is_empty(), "nothing answers these any more: {dead:?}");
+    let responses = &spec().document["components"]["responses"];
+    for Code { code, statuses, .. } in CODES.iter().filter(|code| code.code != "method_not_allowed") {
+        for status in *statuses {
+            let description = responses[format!("Problem{status}")]["description"].as_str().unwrap();
+            assert!(description.contains(&format!("`{code}`")), "{code} is not in the description of {status}");
+        }
+    }
+}
+
+#[test]
+fn page_of_errors_is_what_the_program_answers() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md");
+    let page = codes::page();
+    if std::env::var_os("DOCS_WRITE").is_some() {
+        fs::write(&file, &page).unwrap();
+    }
+    let written = fs::read_to_string(&file).unwrap_or_default();
+    assert_eq!(written, page, "docs/errors.md is old: DOCS_WRITE=1 writes it anew");
 }

@@ -72,6 +72,9 @@ async fn a_trace_reaches_from_the_caller_to_the_projection() {
     });
     assert!(seen.await.is_ok(), "the collector never got the projection's span of this trace");
 
+    let secrets = std::fs::read(dir.path().join("secrets.json")).unwrap();
+    let secrets: serde_json::Value = serde_json::from_slice(&secrets).unwrap();
+    let token = secrets["platform_token"].as_str().unwrap();
     // Some figures are brought up to date once a second.
     let wanted = [
         "orgstream_append_seconds",
@@ -86,7 +89,8 @@ async fn a_trace_reaches_from_the_caller_to_the_projection() {
     ];
     let shown = timeout(Duration::from_secs(30), async {
         loop {
-            let metrics = reqwest::get(format!("{base}/metrics")).await.unwrap().text().await.unwrap();
+            let asked = reqwest::Client::new().get(format!("{base}/metrics")).bearer_auth(token).send().await;
+            let metrics = asked.unwrap().text().await.unwrap();
             let missing: Vec<_> = wanted.iter().filter(|name| !metrics.contains(*name)).collect();
             if missing.is_empty() {
                 return;

@@ -1,0 +1,97 @@
+//! The figures under `/metrics`: all of them declared, and there before anything has happened.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use metrics_exporter_prometheus::PrometheusBuilder;
+use orgstream::figures::{self, FIGURES, Kind, Process, Values};
+
+/// Every source file of the program.
+fn sources(folder: &Path, found: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(fs::read_to_string(path).unwrap());
+        }
+    }
+}
+
+fn recorded() -> BTreeSet<(String, &'static str)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut texts = Vec::new();
+    for folder in ["src", "events/src", "stream/src", "projections/src", "workers/src"] {
+        sources(&root.join(folder), &mut texts);
+    }
+    let mut found = BTreeSet::new();
+    for text in texts {
+        for kind in ["counter", "gauge", "histogram"] {
+            for part in text.split(&format!("{kind}!(")).skip(1) {
+                if let Some((name, _)) = part.trim_start().strip_prefix('"').and_then(|rest| rest.split_once('"')) {
+                    found.insert((name.to_owned(), kind));
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_figure_is_declared_and_every_declaration_is_of_a_figure() {
+    let declared: BTreeSet<(String, &str)> = FIGURES
+        .iter()
+        .map(|figure| {
+            let kind = match figure.kind {
+                Kind::Counter => "counter",
+                Kind::Gauge => "gauge",
+                Kind::Histogram => "histogram",
+            };
+            (figure.name.to_owned(), kind)
+        })
+        .collect();
+    assert_eq!(declared.len(), FIGURES.len(), "a figure is declared twice");
+    let recorded = recorded();
+    let undeclared: Vec<_> = recorded.difference(&declared).collect();
+    assert!(undeclared.is_empty(), "declare these in src/figures.rs: {undeclared:?}");
+    let unused: Vec<_> = declared.difference(&recorded).collect();
+    assert!(unused.is_empty(), "nothing records these any more: {unused:?}");
+}
+
+#[test]
+fn figures_are_there_at_zero_before_anything_has_happened() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    metrics::with_local_recorder(&recorder, || {
+        figures::describe();
+        figures::begin(&[Process::Api, Process::Worker, Process::Signer]);
+    });
+    let shown = handle.render();
+    for figure in FIGURES {
+        let known = figure.labels.iter().all(|(_, values)| matches!(values, Values::Known(_)));
+        if known {
+            assert!(shown.contains(&format!("# HELP {} {}", figure.name, figure.help)), "{}", figure.name);
+            assert!(shown.contains(&format!("\n{}", figure.name)), "{} is not there", figure.name);
+        }
+    }
+    for line in [
+        "orgstream_isolation_failures_total 0",
+        "orgstream_stream_gaps_total 0",
+        "orgstream_orgs_standing_still 0",
+        "orgstream_parked_total{pipeline=\"audit\"} 0",
+        "orgstream_http_refused_total{reason=\"connections\"} 0",
+        "orgstream_mails_total{outcome=\"given_up\"} 0",
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line} is not in {shown}");
+    }
+}
+
+#[test]
+fn page_of_figures_is_what_the_program_shows() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+    let page = figures::page();
+    if std::env::var_os("DOCS_WRITE").is_some() {
+        fs::write(&file, &page).unwrap();
+    }
+    let written = fs::read_to_string(&file).unwrap_or_default();
+    assert_eq!(written, page, "docs/metrics.md is old: DOCS_WRITE=1 writes it anew");
+}
