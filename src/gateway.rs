@@ -15,7 +15,7 @@ use orgstream_events::{
 };
 use orgstream_projections::{BoundOrg, Database, idempotency, invitations};
 use serde::Serialize;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use utoipa::ToSchema;
 
 use crate::{
@@ -297,7 +297,8 @@ impl Gateway {
             let detail = format!("your plan is {plan}, which has no organizations: choose another plan first");
             return Err(Problem::new(403, "plan_required", "Not on this plan", detail));
         }
-        // Repeated under its key it makes no further one.
+        // Repeated under its key it makes no further one, and whoever sends it several times at once has sent it once.
+        let _turn = self.founding_turn(creator.user).await;
         let is_known = match &request.idempotency_key {
             Some(key) => {
                 let org = OrgId::derive(creation(&creator.user.to_string(), key));
@@ -309,6 +310,12 @@ impl Gateway {
             self.quotas.take_organization(creator.user)?;
         }
         self.enter(PLATFORM_ORG, principal, creator, origin, request).await
+    }
+
+    /// Waits until nothing else of this person is being founded here.
+    async fn founding_turn(&self, user: UserId) -> MutexGuard<'_, ()> {
+        let place = self.hasher.hash_one(user) as usize % FOUNDING;
+        self.founding.get(place).unwrap_or(&self.last_founding).lock().await
     }
 
     /// Takes what the command sets going of what the organization may.
@@ -325,9 +332,7 @@ impl Gateway {
     /// or a crash leave of it is the same command again, and its id follows from the person.
     pub async fn personal_organization(&self, principal: &Principal, origin: &Origin) -> Result<OrgId, Problem> {
         let user = principal.person()?;
-        let place = self.hasher.hash_one(user) as usize % FOUNDING;
-        let turn = self.founding.get(place).unwrap_or(&self.last_founding);
-        let _turn = turn.lock().await;
+        let _turn = self.founding_turn(user).await;
         if let Some(org) = self.db.personal_org(user).await? {
             return Ok(org);
         }

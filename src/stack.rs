@@ -5,7 +5,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -39,8 +39,6 @@ const DATABASE: &str = "orgstream";
 const HOST: &str = "localhost";
 /// How often the servers are looked at.
 const WATCH: Duration = Duration::from_millis(300);
-/// How often nats-server is asked whether it can write.
-const LOOK_INSIDE: Duration = Duration::from_secs(3);
 /// How long API and worker may take to finish what has begun.
 const GRACE: Duration = Duration::from_secs(15);
 
@@ -274,20 +272,7 @@ impl Stack {
 
     /// Starts a server again that ended by itself, until `stop`.
     pub async fn watch_over(&mut self, stop: &CancellationToken) {
-        let mut looked = Instant::now();
         while stop.run_until_cancelled(tokio::time::sleep(WATCH)).await.is_some() {
-            if looked.elapsed() > LOOK_INSIDE {
-                looked = Instant::now();
-                if let Some(reason) = self.nats.stuck().await {
-                    tracing::warn!(
-                        reason,
-                        "nats-server could not write to its disk, and is started again now that it can"
-                    );
-                    if let Err(error) = self.nats.restart().await {
-                        tracing::error!(%error, "nats-server does not start");
-                    }
-                }
-            }
             if let Some(status) = self.nats.ended() {
                 tracing::warn!(%status, "nats-server ended by itself and is started again");
                 if let Err(error) = self.nats.restart().await {

@@ -110,7 +110,7 @@ impl Submission {
                 }
                 Ok(Self::One(Box::new(request)))
             }
-            None => Err(refused(faults)),
+            None => Err(refused(inside_command(faults))),
         }
     }
 
@@ -214,21 +214,23 @@ pub fn request_id(given: Option<&str>) -> String {
     given.map_or_else(|| format!("req_{}", Uuid::now_v7().simple()), str::to_owned)
 }
 
-fn read_command(value: Value, mut faults: Vec<FieldError>) -> Result<Request, Problem> {
+/// Pointers lead into the command, whatever is around it: a command has no field `command`.
+fn inside_command(mut faults: Vec<FieldError>) -> Vec<FieldError> {
+    for fault in &mut faults {
+        if let Some(inside) = fault.pointer.strip_prefix("/command/") {
+            fault.pointer = format!("/{inside}");
+        }
+    }
+    faults
+}
+
+fn read_command(value: Value, faults: Vec<FieldError>) -> Result<Request, Problem> {
     let Value::Object(fields) = &value else {
         return Err(Problem::bad_request("a command is a JSON object whose `type` says which command it is"));
     };
     let in_envelope = fields.contains_key("command");
     if !faults.is_empty() {
-        // Pointers lead into the command, whatever is around it.
-        if in_envelope {
-            for fault in &mut faults {
-                if let Some(inside) = fault.pointer.strip_prefix("/command") {
-                    fault.pointer = inside.to_owned();
-                }
-            }
-        }
-        return Err(refused(faults));
+        return Err(refused(inside_command(faults)));
     }
     if !in_envelope {
         return Ok(Command::read(value)?.into());

@@ -37,7 +37,8 @@ impl Drop for Telemetry {
 ///
 /// What ends by itself (`is_service` false) has its own words for what goes wrong, and logs errors only.
 pub fn init(args: &LogArgs, is_service: bool) -> anyhow::Result<Telemetry> {
-    let default = if is_service { "info,async_nats=warn,sqlx=warn" } else { "error,async_nats=off" };
+    let default =
+        if is_service { "info,async_nats=warn,async_nats::connector=off,sqlx=warn" } else { "error,async_nats=off" };
     let filter = args.log.as_deref().unwrap_or(default);
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?} is not a filter"))?;
     // A line that cannot be written is gone: there is nowhere else to say so.

@@ -32,6 +32,8 @@ const SILENCE: Duration = Duration::from_secs(20);
 /// somebody who has gone away may still run.
 const PING: Duration = Duration::from_secs(2);
 const RELEASE: Duration = Duration::from_secs(16);
+/// How long the end of a pool is waited for.
+const CLOSE: Duration = Duration::from_secs(5);
 /// A connection that was used so lately is believed to be there.
 const FRESH: Duration = Duration::from_secs(1);
 /// After how long a connection is replaced, and after how long without use it is closed.
@@ -110,9 +112,11 @@ impl Pool {
         &self.0
     }
 
-    /// Closes every connection, and waits for what is under way.
+    /// Closes every connection, and waits for what is under way; not for connections that lead nowhere.
     pub(crate) async fn close(&self) {
-        self.0.close().await;
+        if timeout(CLOSE, self.0.close()).await.is_err() {
+            tracing::warn!("connections to the database that do not answer are left as they are");
+        }
     }
 
     /// Fails if nobody answers.

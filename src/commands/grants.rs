@@ -255,9 +255,11 @@ impl CommandHandler {
 }
 
 fn above(excess: Excess) -> CommandError {
-    let code = match &excess {
-        Excess::Role { .. } | Excess::Permission { .. } => "role_above_own",
-        Excess::Scopes { .. } => "scope_above_own",
+    let rejection = match &excess {
+        Excess::Role { .. } | Excess::Permission { .. } => {
+            Rejection::new(RejectionKind::Forbidden, "role_above_own", excess)
+        }
+        Excess::Scopes { .. } => Rejection::new(RejectionKind::Forbidden, "scope_above_own", excess),
     };
-    Rejection::new(RejectionKind::Forbidden, code, excess).into()
+    rejection.into()
 }

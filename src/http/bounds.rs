@@ -339,10 +339,10 @@ mod tests {
         let held = bounds.body(Some(org(1)), 1 << 20).await.unwrap();
         let refused = bounds.body(Some(org(1)), 1).await.unwrap_err();
         assert_eq!((refused.status, refused.code), (429, "concurrency_limit_exceeded"));
-        let _others = (bounds.body(Some(org(2)), 1 << 20).await.unwrap(), bounds.body(None, 1 << 20).await.unwrap());
+        let others = (bounds.body(Some(org(2)), 1 << 20).await.unwrap(), bounds.body(None, 1 << 20).await.unwrap());
         let refused = bounds.body(Some(org(3)), 1).await.unwrap_err();
         assert_eq!((refused.status, refused.code), (503, "overloaded"));
-        drop(held);
+        drop((held, others));
         // Larger than there may be is as large as there may be: the limit of a body is another one.
         let _again = bounds.body(Some(org(1)), 9 << 20).await.unwrap();
         assert!(!bounds.bodies.each.lock().unwrap().contains_key(&Some(org(3))));

@@ -50,7 +50,7 @@ pub async fn make(State(app): State<Arc<App>>, SignedIn(principal): SignedIn) ->
     let Principal::Key { public_id, org: org_id, .. } = principal else { return Err(AuthError::KeyOnly.into()) };
     let unable = || {
         let detail = "this server makes no credentials for NATS: send commands by HTTP";
-        Problem::new(501, "nats_credentials_unavailable", "Not here", detail)
+        Problem::new(404, "nats_credentials_unavailable", "Not here", detail)
     };
     let producers = app.producers.as_ref().ok_or_else(unable)?;
     let (slug, expires_at) = app.auth.keys().binding(&public_id).await?;

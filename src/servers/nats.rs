@@ -27,8 +27,6 @@ const ACCESS: &str = "access";
 /// A server with much in its streams reads it before it answers.
 const READY_TIME: Duration = Duration::from_mins(2);
 const STOP_TIME: Duration = Duration::from_secs(20);
-/// Bytes of free disk with which it is worth starting again.
-const ENOUGH_SPACE: u64 = 64 << 20;
 /// How often a start is tried when somebody else took a port in between.
 const TRIES: usize = 4;
 
@@ -88,14 +86,6 @@ impl Nats {
     /// How it ended, if it did without being asked to.
     pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
         self.server.ended()
-    }
-
-    /// What keeps it from writing a stream, although there is space for that by now: it goes on so until it is started
-    /// again.
-    pub async fn stuck(&self) -> Option<String> {
-        let reason = answers(self.ports).await.err().filter(|reason| reason.contains("write error"))?;
-        let disk = rustix::fs::statvfs(self.folder.join("jetstream").as_path()).ok()?;
-        (disk.f_bavail.saturating_mul(disk.f_frsize) > ENOUGH_SPACE).then_some(reason)
     }
 
     /// Stops it in order.

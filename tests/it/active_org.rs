@@ -149,12 +149,13 @@ async fn s2_22_a_read_that_is_under_way_ends_with_the_switch() {
     let api = Api::start().await;
     let second = api.another().await;
     let (a, b, session) = max_in_two(&api, "slow").await;
+    api.stop_worker().await;
+    let (_, unseen) = api.record(&a, "unseen").await;
     for base in [api.base.clone(), second] {
         api.switch(&session, &a.id).await.expect(200);
-        // It waits for a position that does not come.
-        let far = format!("{}:{}", a.id, 1_000_000);
+        // It waits for a position that no worker comes to.
         let slow = reqwest::Client::new().get(format!("{base}{RECORDS}")).bearer_auth(&session);
-        let slow = tokio::spawn(Answer::of(slow.header("min-position", far).header("prefer", "wait=20")));
+        let slow = tokio::spawn(Answer::of(slow.header("min-position", &unseen).header("prefer", "wait=20")));
         // A tail on the same side sees that the session is known there.
         let asked = reqwest::Client::new().get(format!("{base}/v1/session")).bearer_auth(&session);
         let epoch = Answer::of(asked).await.expect(200).json()["epoch"].as_u64().unwrap();

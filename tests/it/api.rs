@@ -38,6 +38,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::{
     net::TcpListener,
     sync::watch,
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -83,6 +84,8 @@ pub(crate) struct Api {
     http: reqwest::Client,
     log: Log,
     identity: IdentityArgs,
+    worker: Mutex<Option<JoinHandle<()>>>,
+    stop_worker: CancellationToken,
     stop: CancellationToken,
     secrets: SecretArgs,
     database: TestDatabase,
@@ -220,7 +223,8 @@ impl Api {
 
         let worker = Worker::new(work_log, database.db.clone(), WorkerOptions::new(Uuid::now_v7()));
         let watch = worker.status();
-        tokio::spawn(worker.run(stop.clone()));
+        let stop_worker = stop.child_token();
+        let worker = Mutex::new(Some(tokio::spawn(worker.run(stop_worker.clone()))));
         let mut identity = IdentityArgs::of_issuer(&url);
         change(&mut identity);
         let secrets = SecretArgs {
@@ -232,7 +236,8 @@ impl Api {
         let (outbox, dns) = (dir.path().join("outbox"), Arc::<FakeDns>::default());
         let mail = Mailer::new(&mail(outbox.clone())).unwrap();
         let producers = Some(Arc::new(Producers::load(&nats.access.producers()).unwrap()));
-        let outside = node::Outside { mail, dns: dns.clone(), idp, local_issuers: true, producers, ..node::Outside::default() };
+        let outside =
+            node::Outside { mail, dns: dns.clone(), idp, local_issuers: true, producers, ..node::Outside::default() };
         let db = database.db.clone();
         let (base, auth, gateway) = serve(&log, db.clone(), &secrets, &identity, &outside, Some(watch), &stop).await;
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
@@ -250,6 +255,8 @@ impl Api {
             log,
             secrets,
             identity,
+            worker,
+            stop_worker,
             stop,
             database,
             _dir: dir,
@@ -401,6 +408,15 @@ impl Api {
     pub(crate) async fn record(&self, org: &Org, name: &str) -> (String, String) {
         let made = self.post(&org.owner, &org.path("records"), &model(name)).await.expect(201).json();
         (made["id"].as_str().unwrap().to_owned(), made["position"].as_str().unwrap().to_owned())
+    }
+
+    /// Stops the worker: what happens from then on is in the log and in no table.
+    pub(crate) async fn stop_worker(&self) {
+        self.stop_worker.cancel();
+        let worker = self.worker.lock().unwrap().take();
+        if let Some(worker) = worker {
+            worker.await.unwrap();
+        }
     }
 
     /// A read that includes everything up to `position`.

@@ -112,8 +112,9 @@ fn only_the_projections_speak_sql() {
 fn what_is_pure_knows_no_clock_and_no_randomness() {
     let forbidden = ["SystemTime", "Instant::", "OffsetDateTime::now_utc", "Uuid::now_v7", "rand::"];
     assert_eq!(that_say(&forbidden, &["events/src", "transparency/src", "verifier/src"], &[]), NOWHERE);
-    // Nor does a decision: the handler hands both in.
-    let deciding = that_say(&forbidden, &["src/commands"], &["src/commands/handler.rs", "src/commands/cache.rs"]);
+    // Nor does a decision: the handler, with what it remembers and how long it goes on, hands both in.
+    let handling = ["src/commands/handler.rs", "src/commands/cache.rs", "src/commands/patience.rs"];
+    let deciding = that_say(&forbidden, &["src/commands"], &handling);
     assert_eq!(deciding, NOWHERE);
 }
 

@@ -89,7 +89,7 @@ impl Cluster {
         let owner_url = postgres.create_database(DATABASE).await.unwrap();
         orgstream_projections::migrate(&owner_url, Some(DATABASE_PASSWORD)).await.unwrap();
 
-        let streams = settings(&options, &nats, &postgres, nats.access.admin());
+        let streams = settings(&options, &nats, &postgres, &nats.access.admin());
         let made = program().args(["nats", "streams"]).envs(streams).output().unwrap();
         assert!(made.status.success(), "{made:?}");
 
@@ -99,7 +99,7 @@ impl Cluster {
         let issuer = DevIssuer::load_or_create(dir.path(), url).unwrap();
         tokio::spawn(issuer.clone().serve(listener, issuing.clone()));
 
-        let settings = settings(&options, &nats, &postgres, nats.access.serve());
+        let settings = settings(&options, &nats, &postgres, &nats.access.serve());
         let api = Program::serve("api", dir.path(), &settings, issuer.url(), &options);
         let mut cluster = Self {
             client: Client { http: client(), base: api.url.clone(), trouble: Arc::default() },
@@ -124,7 +124,7 @@ impl Cluster {
     /// Starts one more worker.
     pub(crate) fn add_worker(&mut self) -> &mut Program {
         let name = format!("worker-{}", self.workers.len());
-        let settings = settings(&self.options, &self.nats, &self.postgres, self.nats.access.work());
+        let settings = settings(&self.options, &self.nats, &self.postgres, &self.nats.access.work());
         let mut worker = Program::work(&name, self.dir.path(), &settings, &self.options);
         worker.start();
         self.workers.push(worker);
@@ -133,7 +133,7 @@ impl Cluster {
 
     /// One more API beside the first: another process, with caches of its own.
     pub(crate) fn second_api(&self) -> Program {
-        let settings = settings(&self.options, &self.nats, &self.postgres, self.nats.access.serve());
+        let settings = settings(&self.options, &self.nats, &self.postgres, &self.nats.access.serve());
         let mut api = Program::serve("second-api", self.dir.path(), &settings, self.issuer.url(), &self.options);
         api.start();
         api
@@ -216,7 +216,7 @@ impl Cluster {
     pub(crate) fn command(&self, credential: &str, args: &[&str]) -> Cli {
         let mut command = program();
         let reader = self.nats.access.work();
-        command.args(args).envs(settings(&self.options, &self.nats, &self.postgres, reader));
+        command.args(args).envs(settings(&self.options, &self.nats, &self.postgres, &reader));
         command.env("ORGSTREAM_URL", &self.client.base).env("ORGSTREAM_API_KEY", credential);
         command.current_dir(self.dir.path());
         Cli(command)
@@ -269,7 +269,7 @@ fn settings(
     options: &ClusterOptions,
     nats: &servers::Nats,
     postgres: &Postgres,
-    creds: PathBuf,
+    creds: &Path,
 ) -> Vec<(&'static str, String)> {
     vec![
         ("ORGSTREAM_NATS_URL", nats.url.clone()),

@@ -84,7 +84,8 @@ fn caller(org: OrgId, creator: Creator) -> Caller {
 async fn everybody_of_a_proven_domain_who_signs_in_at_once_is_a_member() {
     const PEOPLE: usize = 60;
     let nats = Nats::start(false).await;
-    let options = LogOptions { shards: 2, sync: SyncMode::Relaxed, ..LogOptions::new(&nats.url, commit_keys()) };
+    let options = LogOptions::new(&nats.url, commit_keys());
+    let options = LogOptions { creds: Some(nats.access.admin()), shards: 2, sync: SyncMode::Relaxed, ..options };
     let dns = Arc::new(FakeDns::default());
     let mut processes = Vec::new();
     for _ in 0..3 {

@@ -99,7 +99,8 @@ async fn verify(cluster: &Cluster, org: &str) -> Said {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_edit_of_any_read_model_is_found_and_each_can_be_seen_as_it_was() {
-    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let alone = vec!["--break-glass-approval".to_owned(), "off".to_owned()];
+    let cluster = Cluster::start(ClusterOptions { serve: alone, ..ClusterOptions::default() }).await;
     let tenant = with_everything(&cluster).await;
     let (org, mut database) = (tenant.id.to_string(), cluster.superuser().await);
     verify(&cluster, &org).await.success();

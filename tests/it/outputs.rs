@@ -145,7 +145,7 @@ async fn a_verification_keeps_its_verdict_whoever_reads_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_shell_evaluates_is_whole_or_takes_the_old_settings_away() {
     let dir = TempDir::new();
-    let demo = r#"{"base_url": "http://127.0.0.1:9", "nats_url": "n", "nats_monitor_url": "m", "postgres_url": "p@q",
+    let demo = r#"{"base_url": "http://127.0.0.1:9", "nats_url": "n", "nats_access": "a", "nats_monitor_url": "m", "postgres_url": "p@q",
         "issuer_url": "i", "platform_admin_token": "t", "users": [],
         "orgs": [{"id": "org_01h455vb4pex5vsknk084sn02q", "slug": "acme", "name": "Acme", "api_key": "key-of-acme"}]}"#;
     fs::write(dir.path().join("demo.json"), demo).unwrap();

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use orgstream_events::OrgId;
 use reqwest::Method;
 
 use crate::api::{Answer, Api};
@@ -11,9 +12,16 @@ use crate::api::{Answer, Api};
 async fn a_read_that_waits_ends_with_the_right_to_it() {
     let api = Api::start().await;
     let org = api.org("waiting").await;
-    let (id, key) = api.key(&org, "member").await;
-    let request = api.request(Method::GET, &org.path("records")).bearer_auth(&key);
-    let waiting = request.header("min-position", format!("{}:1000000", org.id)).header("prefer", "wait=30");
+    let (id, key) = api.key(&org, "admin").await;
+    // The audit log of the organization stands still, and everything else goes on.
+    let mut holder = api.owner().await;
+    sqlx::raw_sql("BEGIN").execute(&mut holder).await.unwrap();
+    let hold = "SELECT FROM ops.checkpoints WHERE org_id = $1 AND pipeline = 'audit' FOR UPDATE";
+    let org_id: OrgId = org.id.parse().unwrap();
+    sqlx::query(hold).bind(org_id.uuid()).execute(&mut holder).await.unwrap();
+    let (_, unseen) = api.record(&org, "unseen").await;
+    let request = api.request(Method::GET, &org.path("audit/events")).bearer_auth(&key);
+    let waiting = request.header("min-position", unseen).header("prefer", "wait=30");
     let waiting = tokio::spawn(Answer::of(waiting));
     let answered = api.get(&key, &org.path("records")).await.expect(200);
     assert!(!waiting.is_finished(), "{answered:?}");

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::{
     cluster::{Answer, Cluster, ClusterOptions, PATIENCE, eventually},
     parking::{Intruder, commit, created, fresh_record, goes_on, parked as parked_rows, until_parked},
-    support::{Nats, TestDatabase, commit_keys, database, own_database},
+    support::{Nats, TestDatabase, commit_keys, connect_as, database, own_database},
 };
 
 /// A worker of this process, with servers of its own.
@@ -33,7 +33,8 @@ pub(crate) struct Rig {
 impl Rig {
     pub(crate) async fn start(database: TestDatabase, change: impl FnOnce(&mut WorkerOptions)) -> Self {
         let nats = Nats::start(false).await;
-        let options = LogOptions { shards: 2, sync: SyncMode::Relaxed, ..LogOptions::new(&nats.url, commit_keys()) };
+        let options = LogOptions::new(&nats.url, commit_keys());
+        let options = LogOptions { creds: Some(nats.access.admin()), shards: 2, sync: SyncMode::Relaxed, ..options };
         let log = Log::connect(&options).await.unwrap();
         log.ensure_streams().await.unwrap();
         let mut options = WorkerOptions::new(Uuid::now_v7());
@@ -240,7 +241,7 @@ async fn the_password_of_one_login_opens_no_other() {
 
 /// Publishes a byte where the program would publish nothing.
 async fn publish(rig: &Rig, subject: String) -> u64 {
-    let jetstream = jetstream::new(async_nats::connect(&rig.nats.url).await.unwrap());
+    let jetstream = jetstream::new(connect_as(&rig.nats.url, &rig.nats.access.admin()).await);
     jetstream.publish(subject, "x".into()).await.unwrap().await.unwrap().sequence
 }
 
