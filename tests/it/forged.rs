@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use async_nats::HeaderMap;
 use orgstream_events::{
-    Actor, ActorType, AggregateId, CommandId, Commit, CommitDraft, CommitKeys, Context, Event, MemberAdded,
-    MemberEvent, MemberId, OrgId, PLATFORM_ORG, Pipeline, RecordEvent, RecordId, RecordUpdated, Role, Salt, Timestamp,
-    UserId,
+    AggregateId, Commit, CommitKeys, Event, MemberAdded, MemberEvent, MemberId, OrgId, PLATFORM_ORG, Pipeline,
+    RecordEvent, RecordId, RecordUpdated, Role, UserId,
 };
 use orgstream_stream::{AppendError, ClaimError, Freshness, Log, LogOptions, Placement, StreamError};
 use serde_json::{Value, json};
@@ -15,7 +14,7 @@ use uuid::Uuid;
 
 use crate::{
     cluster::{Cluster, ClusterOptions, eventually},
-    parking::{Intruder, until_parked},
+    parking::{Intruder, commit_of, until_parked},
     support::{Nats, commit_keys},
 };
 
@@ -31,30 +30,10 @@ async fn opened(nats: &Nats) -> Log {
     log
 }
 
-fn commit_of(org: OrgId, aggregate: AggregateId, version_before: u64, event: Event) -> Commit {
-    let now = Timestamp::from_unix_ms(1_700_000_000_000);
-    let draft = CommitDraft {
-        org,
-        aggregate,
-        version_before,
-        command_id: CommandId::from_uuid(Uuid::now_v7()),
-        fingerprint: None,
-        actor: Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None },
-        occurred_at: now,
-        recorded_at: now,
-        causation_id: None,
-        correlation_id: None,
-        request_id: None,
-        context: Context::default(),
-        events: vec![event],
-    };
-    draft.seal(|| Salt([7; 32])).unwrap()
-}
-
 fn update(org: OrgId, record: RecordId, version_before: u64) -> Commit {
     let data = json!({"number": version_before});
     let event = RecordEvent::Updated(RecordUpdated { kind: "model".parse().unwrap(), kind_version: 1, data });
-    commit_of(org, AggregateId::Record(record), version_before, Event::Record(event))
+    commit_of(org, AggregateId::Record(record), version_before, vec![Event::Record(event)])
 }
 
 /// Publishes past the program, as whoever reaches the broker could; the sequence that it got.
@@ -222,7 +201,7 @@ async fn a_stranger_at_the_broker_makes_nobody_an_owner() {
     let (member_id, user_id) = (MemberId::from_uuid(Uuid::now_v7()), UserId::from_uuid(Uuid::now_v7()));
     let email = "stranger@elsewhere.example".to_owned();
     let added = Event::Member(MemberEvent::Added(MemberAdded { member_id, user_id, email, role: Role::Owner }));
-    let forged = commit_of(tenant.id, aggregate.clone(), history.commits.len() as u64, added);
+    let forged = commit_of(tenant.id, aggregate.clone(), history.commits.len() as u64, vec![added]);
     let subject = aggregate.to_string();
     let seq = intruder.publish(tenant.id, &subject, history.last, forged.encode().unwrap().to_vec()).await;
 

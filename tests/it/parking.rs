@@ -63,10 +63,16 @@ pub(crate) fn fresh_record() -> RecordId {
 
 /// Bytes as the program would write them.
 pub(crate) fn commit(org: OrgId, record: RecordId, version_before: u64, events: Vec<RecordEvent>) -> Commit {
+    let events = events.into_iter().map(Event::Record).collect();
+    commit_of(org, AggregateId::Record(record), version_before, events)
+}
+
+/// The same of any aggregate.
+pub(crate) fn commit_of(org: OrgId, aggregate: AggregateId, version_before: u64, events: Vec<Event>) -> Commit {
     let now = Timestamp::from_unix_ms(1_700_000_000_000);
     let draft = CommitDraft {
         org,
-        aggregate: AggregateId::Record(record),
+        aggregate,
         version_before,
         command_id: CommandId::from_uuid(Uuid::now_v7()),
         fingerprint: None,
@@ -77,7 +83,7 @@ pub(crate) fn commit(org: OrgId, record: RecordId, version_before: u64, events: 
         correlation_id: None,
         request_id: None,
         context: Context::default(),
-        events: events.into_iter().map(Event::Record).collect(),
+        events,
     };
     draft.seal(|| Salt([7; 32])).unwrap()
 }
