@@ -117,8 +117,6 @@ enum Job {
 impl Cli {
     /// Does the job, and says with which code the process ends.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
-        // Two TLS providers are compiled in, through two libraries; what does not say which it wants gets this one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let is_service =
             matches!(self.command, Job::Dev(_) | Job::Serve(_) | Job::Work(_) | Job::Sign(_) | Job::Witness(_));
         let _telemetry = telemetry::init(&self.log, is_service)?;

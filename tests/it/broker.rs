@@ -546,7 +546,6 @@ async fn a_server_without_a_door_is_not_started_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_goes_over_the_wire_in_the_clear_when_tls_is_asked_for() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let dir = TempDir::new();
     let access = shipped_access(dir.path());
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();

@@ -51,6 +51,7 @@ mod servers;
 mod sessions;
 mod stories;
 mod stream;
+mod supply;
 mod support;
 mod telemetry;
 mod tenancy;
