@@ -273,9 +273,7 @@ impl CommandHandler {
             Command::SetDefaultSsoConnection(command) => {
                 self.execute::<Connections>(&attempt, &to, ConnectionCommand::SetDefault(command)).await
             }
-            Command::RemoveSsoConnection(command) => {
-                self.execute::<Connections>(&attempt, &to, ConnectionCommand::Remove(command)).await
-            }
+            Command::RemoveSsoConnection(command) => self.remove_sso_connection(&attempt, &to, command).await,
             Command::DefineRole(command) => {
                 let by = authority.permissions();
                 self.execute::<RoleBook>(&attempt, &to, RoleCommand::Define { command, by }).await

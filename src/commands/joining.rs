@@ -16,9 +16,16 @@ use super::{
     organization::Organization,
     patience::Patience,
     request::{Accepted, Caller, CommandError, Creator},
-    sso_connection::{ConnectionCommand, Connections},
+    sso_connection::{ConnectionCommand, Connections, RemoveSsoConnection},
 };
 use crate::auth::invitation::InvitationToken;
+
+/// The claims of pairs of issuer and audience.
+const SSO: &str = "sso";
+
+fn pair(issuer: &str, audience: &str) -> String {
+    Fingerprint::of(&[issuer.as_bytes(), b"\0", audience.as_bytes()]).to_string()
+}
 
 impl CommandHandler {
     /// What recognizes the token that this command makes.
@@ -166,7 +173,7 @@ impl CommandHandler {
         command: AddSsoConnection,
     ) -> Result<Accepted, CommandError> {
         let org = to.placement.org;
-        let pair = Fingerprint::of(&[command.issuer.as_bytes(), b"\0", command.audience.as_bytes()]);
+        let pair = pair(&command.issuer, &command.audience);
         let add = ConnectionCommand::Add { command, local: self.local_issuers };
         let mut claims = Vec::new();
         let connections = self.load::<Connections>(to.placement, &to.aggregate, Freshness::Leader).await?;
@@ -174,10 +181,31 @@ impl CommandHandler {
             connections.state.decide(add.clone(), &attempt.facts(org)).map_err(Rejection::from)?;
             let detail = "another organization signs people in by this issuer for this audience: register an audience of \
                           your own at the issuer, and give that";
-            claims.push(self.claim("sso", &pair.to_string(), org, ("sso_connection_taken", detail.to_owned())).await?);
+            claims.push(self.claim_anew(SSO, &pair, org, ("sso_connection_taken", detail.to_owned())).await?);
         }
         let result = self.execute::<Connections>(attempt, to, add).await;
         self.settle(claims, org, result).await
+    }
+
+    /// One connection less: its issuer and audience are whoever's next who names them. A removal that dies behind its commit
+    /// leaves them to the organization, which can add and remove the connection once more.
+    pub(super) async fn remove_sso_connection(
+        &self,
+        attempt: &Attempt<'_>,
+        to: &Target<'_>,
+        command: RemoveSsoConnection,
+    ) -> Result<Accepted, CommandError> {
+        let org = to.placement.org;
+        let connections = self.load::<Connections>(to.placement, &to.aggregate, Freshness::Leader).await?;
+        let held = match connections.state.names(command.id) {
+            Some((issuer, audience)) => Some(self.held(SSO, &pair(issuer, audience), org).await?),
+            None => None,
+        };
+        let result = self.execute::<Connections>(attempt, to, ConnectionCommand::Remove(command)).await;
+        if result.is_ok() {
+            self.give_back(held, org).await;
+        }
+        result
     }
 
     async fn provision(

@@ -31,6 +31,11 @@ impl Connections {
         self.issuers.contains(issuer)
     }
 
+    /// The issuer and the audience of a connection.
+    pub fn names(&self, id: ConnectionId) -> Option<(&str, &str)> {
+        self.all.get(&id).map(|connection| (connection.issuer.as_str(), connection.audience.as_str()))
+    }
+
     /// Whether whoever signs in by the connection may become a member.
     pub fn lets_in(&self, id: ConnectionId) -> bool {
         self.all.get(&id).is_some_and(|connection| connection.jit)

@@ -46,6 +46,23 @@ impl Log {
     /// Claims `value` within `scope` for `org`. The sequence of a claim that is new is what [`Log::release`] takes; none says
     /// that it was the org's own before.
     pub async fn claim(&self, scope: &str, value: &str, org: OrgId) -> Result<Option<u64>, ClaimError> {
+        self.take(scope, value, org, false).await
+    }
+
+    /// The same for what is given back once it is not needed any more: a claim of the org's own is written anew, so that it
+    /// outlasts whoever found it before ([`Log::claim_of`]) and gives it back.
+    pub async fn claim_anew(&self, scope: &str, value: &str, org: OrgId) -> Result<Option<u64>, ClaimError> {
+        self.take(scope, value, org, true).await
+    }
+
+    /// Where the claim of `org` on `value` stands, for [`Log::release`]; none if it has none.
+    pub async fn claim_of(&self, scope: &str, value: &str, org: OrgId) -> Result<Option<u64>, StreamError> {
+        let found = self.find_claim(&subject(scope, value)?).await?;
+        let is_own = |claim: &Claim| claim.org == org && claim.state != State::Released;
+        Ok(found.filter(|found| found.claim.as_ref().is_some_and(is_own)).map(|found| found.seq))
+    }
+
+    async fn take(&self, scope: &str, value: &str, org: OrgId, anew: bool) -> Result<Option<u64>, ClaimError> {
         let mut write = claim_write(scope, value, org, State::New)?;
         let mut is_own = false;
         for _ in 0..TRIES {
@@ -57,10 +74,10 @@ impl Log {
                 continue;
             };
             if let Some(Claim { org: by, state, .. }) = found.claim {
-                if by == org && state == State::Kept {
+                if by == org && state == State::Kept && !anew {
                     return Ok(None);
                 }
-                is_own = by == org && state == State::New;
+                is_own = by == org && state != State::Released;
                 if is_own || state == State::Released {
                     let state = if is_own { State::Kept } else { State::New };
                     write = Write { expected: Some(found.seq), ..claim_write(scope, value, org, state)? };
@@ -77,7 +94,7 @@ impl Log {
         Err(StreamError::Unavailable { action: "claim", reason }.into())
     }
 
-    /// Gives back the claim that was made at `seq`, unless somebody has relied on it since.
+    /// Gives back the claim that stands at `seq`, unless somebody has relied on it since.
     pub async fn release(&self, scope: &str, value: &str, org: OrgId, seq: u64) -> Result<(), StreamError> {
         let write = Write { expected: Some(seq), ..claim_write(scope, value, org, State::Released)? };
         self.write_system(&write).await.map(|_| ())

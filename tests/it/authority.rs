@@ -1,8 +1,14 @@
-//! What somebody was given is theirs alone, and ends with the say of whoever gave it.
+//! Nobody gives, sets or learns more than their role and their scopes allow; and what somebody was given ends with the say of
+//! whoever gave it.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use orgstream::issuer::{DevIssuer, Person};
+use orgstream::{
+    auth::Permission,
+    commands::{Command, Grant},
+    issuer::{DevIssuer, Person},
+};
+use orgstream_events::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -13,11 +19,251 @@ use crate::{
     support::within_a_second,
 };
 
+/// Somebody who may do some things.
+struct Giver {
+    name: String,
+    bearer: String,
+    role: Role,
+    may: BTreeSet<Permission>,
+}
+
+/// A command that gives something.
+struct Gift {
+    command: Value,
+    /// What whoever sends it needs.
+    needs: Permission,
+    /// The role that somebody has by it.
+    role: Option<Role>,
+    /// What somebody may do by it.
+    gives: BTreeSet<Permission>,
+}
+
+impl Gift {
+    fn role(command: Value, needs: Permission, role: Role) -> Self {
+        Self { command, needs, role: Some(role), gives: Permission::of_role(role) }
+    }
+
+    fn permissions(command: Value, needs: Permission, gives: &[Permission]) -> Self {
+        Self { command, needs, role: None, gives: gives.iter().copied().collect() }
+    }
+
+    fn name(&self) -> &str {
+        self.command["type"].as_str().unwrap()
+    }
+
+    /// Whether this giver may.
+    fn is_for(&self, giver: &Giver) -> bool {
+        let ranks = self.role.is_none_or(|role| giver.role.includes(role));
+        giver.may.contains(&self.needs) && ranks && self.gives.is_subset(&giver.may)
+    }
+}
+
+fn scopes(names: &[&str]) -> BTreeSet<Permission> {
+    names.iter().map(|name| Permission::named(name).unwrap()).collect()
+}
+
 impl Api {
+    /// A key of a role within scopes.
+    async fn scoped(&self, org: &Org, role: &str, scopes: &[&str]) -> String {
+        let body = json!({"name": "scoped", "role": role, "scopes": scopes});
+        let made = self.post(&org.owner, &org.path("api-keys"), &body).await.expect(201);
+        self.sees(org, made.header("stream-position")).await;
+        made.json()["token"].as_str().unwrap().to_owned()
+    }
+
     async fn command(&self, bearer: &str, org: &Org, key: Option<&str>, command: &Value) -> Answer {
         let request = self.request(Method::POST, &org.path("commands")).bearer_auth(bearer).json(command);
         Answer::of(key.into_iter().fold(request, |request, key| request.header("idempotency-key", key))).await
     }
+}
+
+/// The scopes that stand alone in a key: each right to give something, without the rest of what its role may.
+const GIVING: [&str; 6] =
+    ["members:manage", "roles:manage", "organization:manage", "api_keys:manage", "sso:manage", "domains:manage"];
+
+async fn givers(api: &Api, org: &Org) -> Vec<Giver> {
+    let mut givers = Vec::new();
+    for role in Role::BUILT_IN {
+        let (_, bearer) = api.key(org, &role.name()).await;
+        givers.push(Giver { name: role.to_string(), bearer, role, may: Permission::of_role(role) });
+    }
+    for scope in GIVING {
+        for role in [Role::Owner, Role::Admin] {
+            let bearer = api.scoped(org, &role.name(), &[scope]).await;
+            givers.push(Giver { name: format!("{role} with {scope}"), bearer, role, may: scopes(&[scope]) });
+        }
+        // A role of the organization's own with that alone, had by a person and by a key.
+        let body = json!({"name": scope, "permissions": [scope]});
+        let made = api.post(&org.owner, &org.path("roles"), &body).await.expect(201);
+        let id = made.json()["role_id"].as_str().unwrap().to_owned();
+        api.sees(org, made.header("stream-position")).await;
+        let email = format!("{}@givers.example", scope.replace(':', "-"));
+        api.join(org, &email, &id).await;
+        let role = id.parse().unwrap();
+        let may = scopes(&[scope]);
+        givers.push(Giver {
+            name: format!("a person with {scope}"),
+            bearer: api.person(&email),
+            role,
+            may: may.clone(),
+        });
+        givers.push(Giver { name: format!("a key with {scope}"), bearer: api.key(org, &id).await.1, role, may });
+    }
+    let most = ["members:manage", "members:read", "records:read", "organization:read", "projections:read"];
+    let bearer = api.scoped(org, "admin", &most).await;
+    givers.push(Giver { name: "a key for viewers".to_owned(), bearer, role: Role::Admin, may: scopes(&most) });
+    givers
+}
+
+/// Every command that gives something, with all that it can give. `nth` makes what it makes a thing of its own.
+fn gifts(nth: usize, things: &Value) -> Vec<Gift> {
+    use Permission as P;
+    let mut gifts = Vec::new();
+    for role in Role::BUILT_IN {
+        let email = format!("{role}-{nth}@gifts.example");
+        for command in [
+            json!({"type": "add_member", "email": format!("a-{email}"), "role": role}),
+            json!({"type": "issue_invitation", "email": format!("i-{email}"), "role": role}),
+            json!({"type": "change_member_role", "id": things["member"], "role": role}),
+        ] {
+            gifts.push(Gift::role(command, P::ManageMembers, role));
+        }
+        let key = json!({"type": "issue_api_key", "name": "k", "role": role, "scopes": Permission::of_role(role)
+            .into_iter().map(Permission::name).collect::<Vec<_>>()});
+        gifts.push(Gift::role(key, P::ManageKeys, role));
+        let of_role: Vec<P> = Permission::of_role(role).into_iter().collect();
+        let names: Vec<&str> = of_role.iter().map(|permission| permission.name()).collect();
+        let define = json!({"type": "define_role", "name": format!("{role} {nth}"), "permissions": names});
+        gifts.push(Gift::permissions(define, P::ManageRoles, &of_role));
+        let change = json!({"type": "change_role", "id": things["role"], "permissions": names});
+        gifts.push(Gift::permissions(change, P::ManageRoles, &of_role));
+    }
+    let settings = |mut change: Value| {
+        change["type"] = json!("change_settings");
+        change
+    };
+    let issuer = format!("https://issuer-{nth}.gifts.example");
+    gifts.extend([
+        Gift::role(json!({"type": "resend_invitation", "id": things["invitation"]}), P::ManageMembers, Role::Admin),
+        Gift::role(json!({"type": "rotate_api_key", "id": things["key"]}), P::ManageKeys, Role::Admin),
+        Gift::role(json!({"type": "prove_domain", "id": things["domain"]}), P::ManageDomains, Role::Member),
+        Gift::role(
+            json!({"type": "add_sso_connection", "name": "x", "issuer": issuer, "audience": "a", "jit": true}),
+            P::ManageSso,
+            Role::Member,
+        ),
+        // Whoever came by this issuer may be an admin by now.
+        Gift::role(
+            json!({"type": "add_sso_connection", "name": "x", "issuer": things["issuer"], "audience": nth.to_string()}),
+            P::ManageSso,
+            Role::Admin,
+        ),
+        Gift::role(settings(json!({"jit_provisioning": "restricted"})), P::ManageOrganization, Role::Member),
+        Gift::permissions(
+            settings(json!({"audit_webhook": "https://siem.gifts.example/x"})),
+            P::ManageOrganization,
+            &[P::ReadAudit],
+        ),
+        Gift::permissions(
+            settings(json!({"revoke_keys_on_creator_exit": false})),
+            P::ManageOrganization,
+            &[P::ManageKeys],
+        ),
+    ]);
+    gifts
+}
+
+/// What the gifts are about: an invitation and a key of an admin, a member, a role, a domain and an issuer.
+async fn things(api: &Api, org: &Org) -> Value {
+    let made = async |route: &str, body: Value| {
+        let made = api.post(&org.owner, &org.path(route), &body).await.expect(201);
+        api.sees(org, made.header("stream-position")).await;
+        made.json()["id"].clone()
+    };
+    let invitation = made("invitations", json!({"email": "open@gifts.example", "role": "admin"})).await;
+    let key = made("api-keys", json!({"name": "rotated", "role": "admin"})).await;
+    let domain = made("domains", json!({"domain": "gifts.example"})).await;
+    let issuer = "https://known.gifts.example";
+    made("sso-connections", json!({"name": "known", "issuer": issuer, "audience": "known"})).await;
+    let role = json!({"name": "changed", "permissions": []});
+    let role = api.post(&org.owner, &org.path("roles"), &role).await.expect(201).json()["role_id"].clone();
+    let member = api.join(org, "changed@gifts.example", "viewer").await;
+    json!({"invitation": invitation, "key": key, "domain": domain, "issuer": issuer, "role": role, "member": member})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_gives_more_than_their_role_and_their_scopes_allow() {
+    let api = Api::start_with(|identity| identity.invitations_per_hour = 0).await;
+    let org = api.org("gifts").await;
+    let (givers, things) = (givers(&api, &org).await, things(&api, &org).await);
+    // Every command that gives something is among the gifts, and nothing else is.
+    let given: BTreeSet<String> = gifts(0, &things).iter().map(|gift| gift.name().to_owned()).collect();
+    for gift in gifts(0, &things) {
+        let command = Command::read(gift.command.clone()).unwrap();
+        assert!(!command.grants().is_empty(), "{} gives nothing?", gift.name());
+    }
+    for command in orgstream::auth::permission::COMMANDS {
+        let gives = giving(command.0);
+        assert_eq!(given.contains(command.0), gives, "{}: tell `gifts`", command.0);
+    }
+    let mut wrong = Vec::new();
+    for (nth, giver) in givers.iter().enumerate() {
+        for gift in gifts(nth + 1, &things) {
+            let answer = api.command(&giver.bearer, &org, None, &gift.command).await;
+            let may = gift.is_for(giver);
+            // What may be done may still be refused for what it is about, and for nothing of whoever asks.
+            if (answer.status == 403) == may || answer.status >= 500 || answer.status == 401 || answer.status == 422 {
+                wrong.push(format!("{} sends {}: {}", giver.name, gift.command, answer.text));
+            }
+        }
+        // What was changed by who may is put back, so that the next one finds what the others did.
+        let back = json!({"type": "change_member_role", "id": things["member"], "role": "viewer"});
+        api.command(&org.owner, &org, None, &back).await.expect(200);
+        let back = json!({"type": "change_role", "id": things["role"], "permissions": []});
+        api.command(&org.owner, &org, None, &back).await.expect(200);
+    }
+    assert!(wrong.is_empty(), "{} answers are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Whether a command of this name can give something that was not somebody's: what an example of it says.
+fn giving(name: &str) -> bool {
+    let id = |prefix: &str| format!("{prefix}_01h455vb4pex5vsknk084sn02q");
+    let fields = json!({
+        "id": null, "email": "x@x.example", "role": "viewer", "name": "x", "slug": "xx", "permissions": [],
+        "issuer": "https://x.example", "audience": "x", "kind": "model", "domain": "x.example", "plan": "x",
+        "reason": "x", "data": {}, "pipeline": "audit", "title": "x", "schema": {}, "visibility": "private", "seq": 1,
+        "aggregate": {"type": "record", "id": id("res")},
+    });
+    // Joining takes what was offered, which is another test.
+    if ["accept_invitation", "join_by_domain", "join_by_sso"].contains(&name) {
+        return false;
+    }
+    let ids = ["mem", "inv", "role", "dom", "conn", "key", "res"];
+    let (mut read, mut why) = (Vec::new(), Vec::new());
+    // The fewest fields that it takes, found by its own refusals.
+    for prefix in ids {
+        let mut command = json!({"type": name});
+        for _ in 0..10 {
+            let misfit = match Command::read(command.clone()) {
+                Ok(command) => {
+                    read.push(command);
+                    break;
+                }
+                Err(misfit) => misfit,
+            };
+            let (field, _) = misfit.named();
+            if command.get(field).is_some() {
+                why.push(format!("{field} {misfit}"));
+                break;
+            }
+            command[field] = if field == "id" { json!(id(prefix)) } else { fields[field].clone() };
+        }
+    }
+    if name == "change_settings" {
+        read.push(Command::read(json!({"type": name, "jit_provisioning": "restricted"})).unwrap());
+    }
+    assert!(!read.is_empty(), "what does {name} take? {why:?} Tell `giving`");
+    read.iter().any(|command| command.grants().iter().any(|grant| *grant != Grant::Offered))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -72,7 +318,7 @@ async fn the_secret_of_a_key_is_given_again_to_whoever_it_was_made_for_and_to_no
 }
 
 /// An issuer that an organization can have as its own, beside that of the platform.
-async fn own_issuer(api: &Api, name: &str) -> (DevIssuer, CancellationToken) {
+pub(crate) async fn own_issuer(api: &Api, name: &str) -> (DevIssuer, CancellationToken) {
     let folder = api.outbox.parent().unwrap().join(name);
     std::fs::create_dir_all(&folder).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -121,6 +367,43 @@ async fn an_issuer_and_an_audience_are_one_organizations_and_no_others() {
     .await;
     assert!(refused.text.contains("name yours in the path"), "{refused:?}");
     api.get(&person, &victim.path("records")).await.expect(200);
+    stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_organization_gave_up_is_whoevers_next_who_claims_it() {
+    let api = Api::start().await;
+    let (first, next) = (api.org("first").await, api.org("next").await);
+    let (idp, stop) = own_issuer(&api, "own").await;
+    // Given up and taken again by the same, as often as they like; and in between it is nobody else's.
+    let mut connected = connect(&api, &first, &idp).await.expect(201);
+    for _ in 0..2 {
+        assert_eq!(connect(&api, &next, &idp).await.expect(409).problem(), "sso_connection_taken");
+        let path = first.path(&format!("sso-connections/{}", connected.json()["connection_id"].as_str().unwrap()));
+        api.delete(&first.owner, &path).await.expect(200);
+        connected = connect(&api, &first, &idp).await.expect(201);
+    }
+    let path = first.path(&format!("sso-connections/{}", connected.json()["connection_id"].as_str().unwrap()));
+    api.delete(&first.owner, &path).await.expect(200);
+    let taken = connect(&api, &next, &idp).await.expect(201);
+    assert_eq!(connect(&api, &first, &idp).await.expect(409).problem(), "sso_connection_taken");
+    // What was removed already gives nothing of the next one's back.
+    api.delete(&first.owner, &path).await.expect(404);
+    assert_eq!(connect(&api, &first, &idp).await.expect(409).problem(), "sso_connection_taken");
+    api.sees(&next, taken.header("stream-position")).await;
+    let person = idp.mint("ann@next.example", HOUR).unwrap();
+    api.get(&person, &next.path("records")).await.expect(404);
+    // A domain is whose DNS says so, each for itself: it can be claimed again, and waits for its proof again.
+    for org in [&first, &next, &first] {
+        let claim = json!({"domain": "moved.example"});
+        let claimed = api.post(&org.owner, &org.path("domains"), &claim).await.expect(201);
+        api.sees(org, claimed.header("stream-position")).await;
+        let path = claimed.header("location").to_owned();
+        assert_eq!(api.get(&org.owner, &path).await.expect(200).json()["status"], "claimed");
+        assert_eq!(api.post(&org.owner, &org.path("domains"), &claim).await.expect(409).problem(), "domain_exists");
+        let removed = api.delete(&org.owner, &path).await.expect(200);
+        api.sees(org, removed.header("stream-position")).await;
+    }
     stop.cancel();
 }
 

@@ -149,7 +149,7 @@ fn codes_in_use() -> BTreeSet<(String, u16)> {
             }
         }
         // What is claimed for one organization and was another's.
-        for part in text.split("self.claim(").skip(1) {
+        for part in ["self.claim(", "self.claim_anew("].iter().flat_map(|call| text.split(call).skip(1)) {
             let codes = part.split('(').filter_map(quoted).take(3).filter(|code| code.ends_with("_taken"));
             found.extend(codes.map(|code| (code.to_owned(), 409)));
         }

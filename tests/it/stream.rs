@@ -587,6 +587,20 @@ async fn a_claim_is_given_back_unless_somebody_relies_on_it() {
     assert!(again.into_iter().all(|claim| claim.unwrap().is_none()));
     log.release("slug", "shared", one, new).await.unwrap();
     assert_eq!(log.claimed_by("slug", "shared").await.unwrap(), Some(one));
+
+    // What is given back when it is not needed any more: by whoever found it as it still is, and by nobody else.
+    log.claim_anew("sso", "pair", one).await.unwrap().unwrap();
+    assert_eq!(log.claim_of("sso", "pair", other).await.unwrap(), None);
+    for _ in 0..3 {
+        let before = log.claim_of("sso", "pair", one).await.unwrap().unwrap();
+        assert_eq!(log.claim_anew("sso", "pair", one).await.unwrap(), None);
+        log.release("sso", "pair", one, before).await.unwrap();
+        assert_eq!(log.claimed_by("sso", "pair").await.unwrap(), Some(one));
+    }
+    let last = log.claim_of("sso", "pair", one).await.unwrap().unwrap();
+    log.release("sso", "pair", one, last).await.unwrap();
+    assert_eq!(log.claim_of("sso", "pair", one).await.unwrap(), None);
+    assert!(log.claim_anew("sso", "pair", other).await.unwrap().is_some());
 }
 
 #[tokio::test]
