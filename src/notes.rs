@@ -221,6 +221,7 @@ fn code(fact: &AccessEvent) -> &str {
         AccessEvent::SignedIn(_)
         | AccessEvent::OrgSwitched(_)
         | AccessEvent::AuditExported(_)
+        | AccessEvent::NatsCredentialsIssued(_)
         | AccessEvent::BreakGlassOpened(_)
         | AccessEvent::BreakGlassApproved(_)
         | AccessEvent::BreakGlassUsed(_)

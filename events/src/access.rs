@@ -18,6 +18,7 @@ event_enum! {
         KeyRefused(KeyRefused) = "access.key_refused", 1;
         AuditRead(AuditRead) = "access.audit_read", 1;
         AuditExported(AuditExported) = "access.audit_exported", 1;
+        NatsCredentialsIssued(NatsCredentialsIssued) = "access.nats_credentials_issued", 1;
         BreakGlassApproved(BreakGlassApproved) = "access.break_glass_approved", 1;
         BreakGlassOpened(BreakGlassOpened) = "access.break_glass_opened", 1;
         BreakGlassUsed(BreakGlassUsed) = "access.break_glass_used", 1;
@@ -106,6 +107,17 @@ pub struct AuditExported {
     pub filter: Option<String>,
 }
 
+/// Credentials for NATS were made of an API key, which they are good for as long as it is. Written before they are handed out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NatsCredentialsIssued {
+    /// The key that they stand for.
+    pub key_id: KeyId,
+    /// The part of its token that names it.
+    pub public_id: KeyPublicId,
+    /// When they end by themselves, which is when the key does.
+    pub expires_at: Option<Timestamp>,
+}
+
 /// An operator of the platform approved that another one looks into this organization. Nobody looks by that alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BreakGlassApproved {
@@ -185,6 +197,7 @@ impl AccessEvent {
             | Self::OrgSwitched(_)
             | Self::AuditRead(_)
             | Self::AuditExported(_)
+            | Self::NatsCredentialsIssued(_)
             | Self::BreakGlassApproved(_)
             | Self::BreakGlassOpened(_)
             | Self::BreakGlassUsed(_)
@@ -198,6 +211,7 @@ impl AccessEvent {
         match self {
             Self::Denied(fact) => target(&fact.target, fact.asked.clone().unwrap_or_default()),
             Self::KeyRefused(fact) => target("api_key", fact.key_id.to_string()),
+            Self::NatsCredentialsIssued(fact) => target("api_key", fact.key_id.to_string()),
             Self::BreakGlassApproved(fact) => target("break_glass", fact.id.to_string()),
             Self::BreakGlassOpened(fact) => target("break_glass", fact.id.to_string()),
             Self::BreakGlassUsed(fact) => target("break_glass", fact.id.to_string()),
@@ -219,6 +233,7 @@ impl AccessEvent {
             Self::SignedIn(_)
             | Self::OrgSwitched(_)
             | Self::AuditExported(_)
+            | Self::NatsCredentialsIssued(_)
             | Self::BreakGlassApproved(_)
             | Self::BreakGlassOpened(_)
             | Self::BreakGlassUsed(_)

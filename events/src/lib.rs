@@ -31,7 +31,8 @@ mod view;
 
 pub use access::{
     AccessDenied, AccessEvent, Approval, AuditExported, AuditRead, BreakGlassApproved, BreakGlassClosed,
-    BreakGlassOpened, BreakGlassUsed, Direction, IsolationFailed, KeyRefused, OrgSwitched, SignedIn,
+    BreakGlassOpened, BreakGlassUsed, Direction, IsolationFailed, KeyRefused, NatsCredentialsIssued, OrgSwitched,
+    SignedIn,
 };
 pub use api_key::{ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, KeyEnvironment};
 pub use codec::CodecError;

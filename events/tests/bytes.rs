@@ -11,13 +11,13 @@ use orgstream_events::{
     InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued, InvitationResent, InvitationRevoked,
     IsolationFailed, KNOWN_EVENTS, KeyEnvironment, KeyId, KeyRefused, KindChanged, KindDefinition, KindEvent,
     KindRegistered, KindRestored, KindRetired, LoginMethod, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId,
-    MemberRemoved, MemberRoleChanged, MfaPolicy, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent,
-    OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged,
-    OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
-    OrganizationUpgraded, OutcomeStatus, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline,
-    RecordArchived, RecordCreated, RecordEvent, RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent,
-    RoleId, RoleRemoved, Salt, Shard, SignedIn, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved,
-    SsoDefaultChanged, TenantType, Timestamp, UserId, Visibility,
+    MemberRemoved, MemberRoleChanged, MfaPolicy, NatsCredentialsIssued, OrgId, OrgSwitched, OrganizationCreated,
+    OrganizationEvent, OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged,
+    OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
+    OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, OutcomeStatus, ParkedEventsRetried,
+    ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordUpdated,
+    Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, Shard, SignedIn, SsoConnectionAdded,
+    SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -214,6 +214,11 @@ fn examples() -> Vec<(AggregateId, Event)> {
             from_idx: 0,
             upto_idx: 256,
             filter: None,
+        })),
+        access(AccessEvent::NatsCredentialsIssued(NatsCredentialsIssued {
+            key_id: KeyId::fresh(1_700_000_000_000, [4; 10]),
+            public_id: "AbCdEf012345".parse().unwrap(),
+            expires_at: Some(Timestamp::from_unix_ms(1_700_003_600_000)),
         })),
         access(AccessEvent::BreakGlassApproved(BreakGlassApproved {
             id: glass,

@@ -61,6 +61,7 @@ impl<'a> Fold<'a> {
             | AccessEvent::KeyRefused(_)
             | AccessEvent::AuditRead(_)
             | AccessEvent::AuditExported(_)
+            | AccessEvent::NatsCredentialsIssued(_)
             | AccessEvent::BreakGlassApproved(_)
             | AccessEvent::BreakGlassUsed(_)
             | AccessEvent::IsolationFailed(_) => {}

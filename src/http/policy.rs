@@ -118,7 +118,7 @@ pub const ROUTES: &[RoutePolicy] = &[
     route("DELETE", "/v1/kinds/{kind}", Operator, Change, Events),
     route("POST", "/v1/kinds/{kind}/restore", Operator, Change, Events),
     route("POST", "/v1/leaked-keys", Public, Plain, Events),
-    route("POST", "/v1/nats-credentials", SignedIn, Plain, Outside),
+    route("POST", "/v1/nats-credentials", SignedIn, Plain, Fact("access.nats_credentials_issued")),
     route("GET", "/v1/platform/caches", Operator, Plain, Outside),
     route("GET", "/v1/platform/lag", Operator, Plain, Outside),
     route("POST", "/v1/invitations/accept", SignedIn, Create, Events),

@@ -466,6 +466,16 @@ async fn a_good_producer_needs_no_key_in_its_requests_and_is_nobody_else() {
     assert_eq!(event["actor"]["id"], tenant.key_id, "{event}");
     assert_eq!(event["context"]["ip"], "127.0.0.1", "{event}");
 
+    // That it has credentials is told, each time, before they were handed out.
+    let path = tenant.path("audit/events?action=access.nats_credentials_issued");
+    let events = cluster.client.get_at(&tenant.owner, &path, &position).await.expect(200);
+    let issued = events.body["data"].as_array().unwrap();
+    assert_eq!(issued.len(), 2, "{issued:?}");
+    for event in issued {
+        assert_eq!((&event["actor"]["id"], &event["targets"][0]["id"]), (&json!(tenant.key_id), &json!(tenant.key_id)));
+        assert_eq!(event["data"]["public_id"], tenant.key.parse::<KeyToken>().unwrap().public_id().to_string());
+    }
+
     // Whatever it writes into its headers, it stays who it is.
     let theirs = credentials(&cluster, &other).await;
     let jwt = theirs.lines().find(|line| line.starts_with("eyJ")).unwrap();

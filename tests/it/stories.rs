@@ -31,9 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn every_route_and_every_command_has_an_audit_story() {
-    // What changes nothing that an organization has: a person ends a session of their own, wherever it acts; an API key is
-    // given another form, which is good for what the key is good for and ends with it.
-    let silent = [("DELETE", "/v1/sessions/{session}"), ("POST", "/v1/nats-credentials")];
+    // What changes nothing that an organization has: a person ends a session of their own, wherever it acts.
+    let silent = [("DELETE", "/v1/sessions/{session}")];
     // Heads, proofs and keys say nothing of what happened.
     let without_contents = [
         "audit/checkpoint",
