@@ -5,9 +5,16 @@
 //! It is walked three times: as it is; with row-level security switched off in the database, where the API alone must
 //! hold; and, in `rls.rs`, with the API left out, where the database alone must.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use orgstream::auth::{Permission, Scopes};
+use orgstream::{
+    auth::{Permission, invitation::InvitationToken, key::Pepper, permission::COMMANDS},
+    commands::Command,
+    issuer::Person,
+};
 use orgstream_events::{
     CommandId, ConnectionId, DomainId, EventId, InvitationId, KeyId, MemberId, OrgId, RecordId, Role, RoleId,
     SessionId, UserId,
@@ -15,8 +22,12 @@ use orgstream_events::{
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio_util::sync::CancellationToken;
 
-use crate::api::{Answer, Api, OPERATOR, Org, model};
+use crate::{
+    api::{Answer, Api, OPERATOR, Org, model},
+    authority::own_issuer,
+};
 
 /// One route as the description has it.
 #[derive(Debug, Clone)]
@@ -47,9 +58,8 @@ impl Route {
         Permission::named(&self.permission).is_none_or(Permission::is_operators)
     }
 
-    fn allows(&self, role: Role, scopes: &Scopes) -> bool {
-        Permission::named(&self.permission)
-            .is_none_or(|permission| permission.is_granted_to(role) && scopes.allow(permission))
+    fn allows(&self, may: &BTreeSet<Permission>) -> bool {
+        Permission::named(&self.permission).is_none_or(|permission| may.contains(&permission))
     }
 }
 
@@ -197,6 +207,13 @@ async fn call(api: &Api, route: &Route, items: &Items, bearer: Option<&str>, bod
     (status, body)
 }
 
+/// Somebody of the org that is looked at.
+struct Insider {
+    name: String,
+    may: BTreeSet<Permission>,
+    bearer: String,
+}
+
 /// Everybody and everything that the walk needs.
 struct Cast {
     mine: Org,
@@ -205,7 +222,13 @@ struct Cast {
     /// Things of the org that is not mine.
     their_things: Items,
     my_key: String,
-    roles: Vec<(Role, Scopes, String)>,
+    /// Who is in my org by each way there is, and so in no other.
+    my_people: Vec<(&'static str, String)>,
+    /// Who is in the other org, and may this much there.
+    theirs_inside: Vec<Insider>,
+    /// A record of every kind that there is.
+    their_records: Vec<String>,
+    own_issuer: CancellationToken,
     /// What was once somebody's right in the org that is not mine, or never was.
     unauthenticated: Vec<(&'static str, Option<String>)>,
     removed: String,
@@ -238,18 +261,73 @@ async fn cast(api: &Api) -> Cast {
         things.push((name, id.to_owned()));
     }
     let their_things = Items::nowhere(&theirs.id).with(things);
-    let mut roles = Vec::new();
+    let mut theirs_inside = Vec::new();
     for role in Role::BUILT_IN {
-        roles.push((role, Scopes::ALL, api.key(&theirs, &role.name()).await.1));
+        let bearer = api.key(&theirs, &role.name()).await.1;
+        theirs_inside.push(Insider { name: format!("a key: {role}"), may: Permission::of_role(role), bearer });
     }
     for names in [vec!["records:read"], vec!["members:read", "members:manage"], vec!["audit:read", "api_keys:read"]] {
         let body = json!({"name": "scoped", "role": "admin", "scopes": names});
         let made = api.post(&theirs.owner, &theirs.path("api-keys"), &body).await.expect(201);
         api.sees(&theirs, made.header("stream-position")).await;
-        let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
-        let token = made.json()["token"].as_str().unwrap().to_owned();
-        roles.push((Role::Admin, Scopes::named(Some(&names)), token));
+        let bearer = made.json()["token"].as_str().unwrap().to_owned();
+        let may = names.iter().filter_map(|name| Permission::named(name)).collect();
+        theirs_inside.push(Insider { name: format!("an admin's key with {names:?}"), may, bearer });
     }
+    // Roles of the org's own, had by a person and by a key.
+    for name in ["records:write", "audit:read", "members:manage"] {
+        let body = json!({"name": name, "permissions": [name]});
+        let made = api.post(&theirs.owner, &theirs.path("roles"), &body).await.expect(201);
+        api.sees(&theirs, made.header("stream-position")).await;
+        let role = made.json()["role_id"].as_str().unwrap().to_owned();
+        let email = format!("{}@theirs.example", name.replace(':', "-"));
+        api.join(&theirs, &email, &role).await;
+        let may: BTreeSet<Permission> = Permission::named(name).into_iter().collect();
+        let bearer = api.key(&theirs, &role).await.1;
+        theirs_inside.push(Insider { name: format!("a key of a role with {name}"), may: may.clone(), bearer });
+        theirs_inside.push(Insider { name: format!("a person with {name}"), may, bearer: api.person(&email) });
+    }
+    // People by session, and by the org's own issuer; the same of mine.
+    let (idp, own_issuer) = own_issuer(api, "matrix").await;
+    let mut my_people = vec![("another org's owner", mine.owner.clone())];
+    for (org, role) in [(&mine, Role::Owner), (&theirs, Role::Viewer)] {
+        let email = format!("session@{}.example", org.slug);
+        api.join(org, &email, &role.name()).await;
+        let session = api.session(&email).await;
+        api.switch(&session, &org.id).await.expect(200);
+        let aud = format!("app-of-{}", org.slug);
+        let body = json!({"name": "own", "issuer": idp.url(), "audience": aud, "jit": false});
+        api.post(&org.owner, &org.path("sso-connections"), &body).await.expect(201);
+        let email = format!("sso@{}.example", org.slug);
+        let user = UserId::from_login(idp.url(), &email);
+        let member = json!({"email": email, "role": role, "user_id": user});
+        let added = api.post(&org.owner, &org.path("members"), &member).await.expect(201);
+        api.sees(org, added.header("stream-position")).await;
+        let person = Person { email: &email, email_verified: true, amr: &[] };
+        let sso = idp.mint_with(&person, json!({"aud": aud}), Duration::from_hours(1)).unwrap();
+        if org.id == mine.id {
+            my_people.extend([("another org's session", session), ("another org's own issuer's", sso)]);
+        } else {
+            let may = Permission::of_role(role);
+            theirs_inside.push(Insider { name: "a session".to_owned(), may: may.clone(), bearer: session });
+            theirs_inside.push(Insider { name: "by the own issuer".to_owned(), may, bearer: sso });
+        }
+    }
+    let mut their_records = Vec::new();
+    let kinds = api.get(&theirs.owner, "/v1/kinds").await.expect(200).json();
+    for kind in kinds["data"].as_array().unwrap() {
+        let data = example(&kind["schema"], &kind["schema"], kind["kind"].as_str().unwrap());
+        let body = json!({"kind": kind["kind"], "data": data});
+        let made = api.post(&theirs.owner, &theirs.path("records"), &body).await;
+        if made.status == 422 {
+            // A pattern, which no example is made of.
+            continue;
+        }
+        let made = made.expect(201);
+        api.sees(&theirs, made.header("stream-position")).await;
+        their_records.push(made.json()["id"].as_str().unwrap().to_owned());
+    }
+    assert!(their_records.len() >= 3, "{kinds}");
     let soon = orgstream_events::Timestamp::from_unix_ms(orgstream::commands::handler::now().unix_ms() + 1_500);
     let body = json!({"name": "short", "role": "owner", "expires_at": soon});
     let short = api.post(&theirs.owner, &theirs.path("api-keys"), &body).await.expect(201);
@@ -280,11 +358,119 @@ async fn cast(api: &Api) -> Cast {
         ("garbage", Some("nonsense".to_owned())),
         ("a key that never was", Some(unknown)),
         ("a token that nobody signed", Some("eyJhbGciOiJub25lIn0.e30.".to_owned())),
-        ("a forged key", Some(Api::forge(&my_key, &roles[0].2))),
+        ("a forged key", Some(Api::forge(&my_key, &theirs_inside[0].bearer))),
         ("an expired key", Some(expired)),
         ("a revoked key", Some(revoked)),
     ];
-    Cast { mine, theirs, suspended, their_things, my_key, roles, unauthenticated, removed, suspended_key }
+    Cast {
+        mine,
+        theirs,
+        suspended,
+        their_things,
+        my_key,
+        my_people,
+        theirs_inside,
+        their_records,
+        own_issuer,
+        unauthenticated,
+        removed,
+        suspended_key,
+    }
+}
+
+impl Cast {
+    /// Who is not in the org that is looked at.
+    fn strangers(&self) -> Vec<(&'static str, &String)> {
+        let mut strangers = vec![("another org's key", &self.my_key), ("who was removed", &self.removed)];
+        strangers.extend(self.my_people.iter().map(|(who, bearer)| (*who, bearer)));
+        strangers
+    }
+}
+
+fn invitation_token() -> String {
+    let (pepper, nobody) = (Pepper::new(*b"sixteen bytes, no more").unwrap(), OrgId::fresh(1_700_000_000_000, [9; 10]));
+    InvitationToken::of(&pepper, CommandId::from_idempotency_key(nobody, "k")).reveal().to_owned()
+}
+
+/// The command with what its fields must be where the schema says no more than that they are texts.
+fn readable(mut command: Value) -> Value {
+    let texts = json!({
+        "kind": "model", "slug": "some-slug", "plan": "standard", "email": "x@x.example", "role": "viewer",
+        "domain": "x.example", "pipeline": "audit", "schema": {"type": "object"}, "token": invitation_token(),
+    });
+    for prefix in ["", "mem", "inv", "role", "dom", "conn", "key", "res"] {
+        if Command::read(command.clone()).is_ok() {
+            return command;
+        }
+        for (name, text) in texts.as_object().unwrap() {
+            if command.get(name).is_some() {
+                command[name] = text.clone();
+            }
+        }
+        if command.get("id").is_some() && !prefix.is_empty() {
+            command["id"] = json!(format!("{prefix}_01h455vb4pex5vsknk084sn02q"));
+        }
+    }
+    let read = Command::read(command.clone());
+    assert!(read.is_ok(), "{command}: {read:?}: tell `readable`");
+    command
+}
+
+/// Sends every shape of command as everybody, by the one route that takes them all.
+async fn walk_commands(api: &Api, cast: &Cast, wrong: &mut Vec<String>) {
+    let document = Answer::of(api.request(Method::GET, "/openapi.json")).await.expect(200).json();
+    let shapes = document.pointer("/components/schemas/Command/oneOf").unwrap().as_array().unwrap();
+    assert_eq!(shapes.len(), COMMANDS.len());
+    let send = async |org: &str, bearer: &str, command: &Value| {
+        let request = api.request(Method::POST, &format!("/v1/organizations/{org}/commands")).bearer_auth(bearer);
+        let answer = Answer::of(request.json(command)).await;
+        let mut body: Value = serde_json::from_str(&answer.text).unwrap_or_default();
+        if let Some(fields) = body.as_object_mut() {
+            fields.remove("request_id");
+            fields.remove("instance");
+        }
+        (answer.status, body)
+    };
+    let nowhere = OrgId::fresh(1_700_000_000_000, [9; 10]).to_string();
+    for shape in shapes {
+        let command = readable(example(shape, &document, "a command"));
+        let name = command["type"].as_str().unwrap();
+        let (_, needs, _) = COMMANDS.iter().find(|(known, ..)| *known == name).unwrap();
+        for (who, bearer) in cast.strangers() {
+            let answer = send(&cast.theirs.id, bearer, &command).await;
+            if answer.0 != 404 || answer != send(&nowhere, bearer, &command).await {
+                wrong.push(format!("{name} as {who}: {answer:?}"));
+            }
+        }
+        for Insider { name: who, may, bearer } in &cast.theirs_inside {
+            let allowed = needs.is_some_and(|permission| may.contains(&permission));
+            // Who may is asked for nothing that would change what the others find.
+            let harmless = json!({"type": name});
+            let answer = send(&cast.theirs.id, bearer, if allowed { &harmless } else { &command }).await;
+            if (answer.0 == 403) == allowed || answer.0 == 401 || answer.0 >= 500 {
+                wrong.push(format!("{name} as {who}: {answer:?}"));
+            }
+        }
+    }
+}
+
+/// Asks for a record of every kind as everybody who is not there.
+async fn walk_records(api: &Api, cast: &Cast, wrong: &mut Vec<String>) {
+    for id in &cast.their_records {
+        for (who, bearer) in cast.strangers() {
+            for org in [&cast.theirs, &cast.mine] {
+                let answer = api.get(bearer, &org.path(&format!("records/{id}"))).await;
+                let nothing = api.get(bearer, &org.path("records/res_01h455vb4pex5vsknk084sn02q")).await;
+                if answer.status != 404 || nothing.status != 404 {
+                    wrong.push(format!("{id} in {} as {who}: {answer:?}", org.slug));
+                }
+            }
+        }
+        let mine = api.get(&cast.my_key, &cast.mine.path("records")).await.expect(200);
+        if mine.text.contains(id) {
+            wrong.push(format!("{id} is among mine"));
+        }
+    }
 }
 
 /// Walks every route as everybody, and says what was wrong, all of it.
@@ -325,12 +511,7 @@ async fn walk(api: &Api) -> Vec<String> {
             continue;
         }
         // Strangers: the same as for what does not exist, to the byte.
-        let strangers = [
-            ("another org's key", &cast.my_key),
-            ("another org's owner", &cast.mine.owner),
-            ("who was removed", &cast.removed),
-        ];
-        for (who, bearer) in strangers {
+        for (who, bearer) in cast.strangers() {
             let answer = call(api, &route, &cast.their_things, Some(bearer), body).await;
             check(who, &answer, answer.0 == 404);
             let absent = call(api, &route, &Items::nowhere(&nowhere), Some(bearer), body).await;
@@ -345,14 +526,14 @@ async fn walk(api: &Api) -> Vec<String> {
             check("another org's key, on its own path", &answer, answer == absent && answer.0 >= 400);
         }
         // The roles, and what scopes leave of them.
-        for (role, scopes, bearer) in &cast.roles {
-            let allowed = route.allows(*role, scopes);
+        for Insider { name, may, bearer } in &cast.theirs_inside {
+            let allowed = route.allows(may);
             if allowed && route.is_dangerous() {
                 continue;
             }
             let answer = call(api, &route, &theirs, Some(bearer), if allowed { harmless } else { body }).await;
             let right = (answer.0 == 403) != allowed && answer.0 != 401 && answer.0 < 500;
-            check(&format!("{role} with {:?}", scopes.names()), &answer, right);
+            check(name, &answer, right);
         }
         // An operator runs the platform and reads nothing of a tenant.
         if !route.operators() {
@@ -365,6 +546,9 @@ async fn walk(api: &Api) -> Vec<String> {
             check(&format!("{who} of a suspended org"), &answer, right);
         }
     }
+    walk_commands(api, &cast, &mut wrong).await;
+    walk_records(api, &cast, &mut wrong).await;
+    cast.own_issuer.cancel();
     // After all of that, what is theirs is as it was.
     let record =
         api.get(&cast.theirs.owner, &cast.theirs.path(&format!("records/{}", cast.their_things.0["record"]))).await;
