@@ -30,7 +30,7 @@ const REMEMBERED: usize = 100_000;
 const AT_ONCE: usize = 4;
 
 /// Why a request goes no further.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum AuthError {
     /// No credential, or one that is not (or no longer) valid.
     #[error("{0}")]

@@ -205,6 +205,15 @@ impl Sessions {
         self.of_hash(&session.hash).await.map(|session| ActiveSession::from(&*session))
     }
 
+    /// Refuses a session that acts elsewhere by now, or was ended, as far as it is known here: what happened in this process.
+    pub async fn unchanged(&self, session: &ActiveSession) -> Result<(), AuthError> {
+        let epoch = match self.cache.get(&session.hash.0) {
+            Some(known) => known.session.epoch,
+            None => self.load(&session.hash).await?.epoch,
+        };
+        if epoch == session.epoch { Ok(()) } else { Err(AuthError::ActiveOrgChanged { epoch }) }
+    }
+
     /// Whether the session acts elsewhere by now. What cannot be asked at the moment has changed nothing.
     pub async fn has_switched(&self, session: &ActiveSession) -> bool {
         self.now(session).await.is_ok_and(|now| now.epoch != session.epoch)

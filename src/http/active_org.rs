@@ -9,15 +9,19 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, sleep};
 
 use super::{
     App,
     extract::{header_text, info, invalid_header},
-    guard::{CHECK, while_allowed},
+    guard::while_allowed,
+    looks::CHECK,
     middleware::RequestInfo,
 };
-use crate::{auth::Principal, problem::Problem};
+use crate::{
+    auth::{AuthError, Principal},
+    problem::Problem,
+};
 
 /// Which epoch of its session a request is meant for; in an answer, which one it is of.
 const EPOCH: HeaderName = HeaderName::from_static("x-org-epoch");
@@ -41,26 +45,15 @@ pub async fn watch(request: Request, next: Next) -> Response {
     let known = request.extensions().get::<RequestInfo>().cloned().unwrap_or_default();
     let began = Instant::now();
     let mut work = std::pin::pin!(next.run(request));
-    let mut checks = interval_at(began + CHECK, CHECK);
-    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let response = loop {
-        tokio::select! {
-            biased;
-            response = &mut work => break response,
-            _ = checks.tick(), if reads => {
-                if let Some(guard) = known.guard()
-                    && let Some(lost) = guard.lost().await
-                {
-                    return Problem::from(lost).into_response();
-                }
-            }
-        }
+    let response = tokio::select! {
+        biased;
+        response = &mut work => response,
+        lost = lost(&known), if reads => return Problem::from(lost).into_response(),
     };
     let Some(guard) = known.guard().filter(|_| reads && response.status().is_success()) else { return response };
-    // Of a session it is known at once what happened in this process; everybody else was let in a moment ago.
-    if (guard.is_of_session() || began.elapsed() > CHECK)
-        && let Some(lost) = guard.lost().await
-    {
+    // Who was let in a moment ago may still be here, but for what happened to their session in this process.
+    let checked = if began.elapsed() > CHECK { guard.check().await.map(|_| ()) } else { guard.is_where_it_was().await };
+    if let Err(lost) = checked {
         return Problem::from(lost).into_response();
     }
     let mut response = while_allowed(Arc::clone(guard), response);
@@ -68,4 +61,14 @@ pub async fn watch(request: Request, next: Next) -> Response {
         response.headers_mut().insert(EPOCH, HeaderValue::from(session.epoch));
     }
     response
+}
+
+/// Why whoever is let in may not be answered any more, once that is so.
+async fn lost(known: &RequestInfo) -> AuthError {
+    loop {
+        sleep(CHECK).await;
+        if let Some(guard) = known.guard() {
+            return guard.lost().await;
+        }
+    }
 }

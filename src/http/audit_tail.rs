@@ -17,11 +17,12 @@ use axum::{
 use futures_util::Stream;
 use orgstream_projections::{BoundOrg, audit as log};
 use serde::Deserialize;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{sync::watch, time::sleep};
 use utoipa::IntoParams;
 
 use super::{
-    App, ahead, audit,
+    App, ahead,
+    audit_feed::{Newest, Window},
     event_view::EventSchema,
     extract::{OrgAccess, Query, header_text, invalid_header},
     guard::closed,
@@ -29,10 +30,8 @@ use super::{
 };
 use crate::problem::Problem;
 
-/// How often a log that one has seen to its end is looked at again.
-const LOOK: Duration = Duration::from_millis(250);
-/// Events that are read at a time.
-const CHUNK: u16 = 200;
+/// How soon is tried again what could not be read.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// Where to begin.
 #[derive(Debug, Clone, Default, Deserialize, IntoParams)]
@@ -72,51 +71,63 @@ pub async fn follow(
         }
         None => size,
     };
-    let events = follow_log(app, bound, next);
+    let window = app.audit_feed.follow(bound, size);
+    let events = follow_log(app, bound, window, next);
     let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
     // A proxy that collects an answer before it passes it on would make a tail silent.
     response.headers_mut().insert("x-accel-buffering", header::HeaderValue::from_static("no"));
     Ok(response)
 }
 
-fn follow_log(app: Arc<App>, org: BoundOrg, mut next: u64) -> impl Stream<Item = Result<Event, Infallible>> + Send {
+fn follow_log(
+    app: Arc<App>,
+    org: BoundOrg,
+    mut window: watch::Receiver<Window>,
+    mut next: u64,
+) -> impl Stream<Item = Result<Event, Infallible>> + Send {
     stream! {
         let _counted = Counted::new();
         let stopping = app.stopping.clone();
-        let mut looks = interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         yield Ok(Event::default().retry(RETRY).comment("following"));
         loop {
-            tokio::select! {
-                biased;
-                () = stopping.cancelled() => {
-                    yield Ok(closed("the server stops; come back"));
+            let newest = window.borrow_and_update().from(next);
+            let texts = match newest {
+                Newest::Entries(texts) => Ok(texts),
+                Newest::Gone => app.audit_feed.read(org, next).await,
+                Newest::Ended(problem) => Err(problem),
+            };
+            let has_some = match texts {
+                Ok(texts) => {
+                    let has_some = !texts.is_empty();
+                    for text in texts {
+                        yield Ok(Event::default().id(next.to_string()).data(text));
+                        next += 1;
+                    }
+                    has_some
+                }
+                // The tables may be away for a while; what cannot be shown at all is the end.
+                Err(problem) if problem.status == 503 => {
+                    sleep(AGAIN).await;
+                    true
+                }
+                Err(problem) => {
+                    yield Ok(closed(&problem.detail));
                     break;
                 }
-                _ = looks.tick() => match chunk(&app, org, next).await {
-                    Ok(texts) => {
-                        if texts.len() == usize::from(CHUNK) {
-                            looks.reset_immediately();
-                        }
-                        for text in texts {
-                            yield Ok(Event::default().id(next.to_string()).data(text));
-                            next += 1;
-                        }
-                    }
-                    // The tables may be away for a while; what cannot be shown at all is the end.
-                    Err(problem) if problem.status == 503 => {}
-                    Err(problem) => {
-                        yield Ok(closed(&problem.detail));
+            };
+            if stopping.is_cancelled() {
+                yield Ok(closed("the server stops; come back"));
+                break;
+            }
+            if !has_some {
+                tokio::select! {
+                    () = stopping.cancelled() => {}
+                    changed = window.changed() => if changed.is_err() {
+                        yield Ok(closed("the audit log is not followed any more; come back"));
                         break;
-                    }
-                },
+                    },
+                }
             }
         }
     }
-}
-
-async fn chunk(app: &App, org: BoundOrg, from: u64) -> Result<Vec<String>, Problem> {
-    let rows = log::from_idx(&mut app.db.read(org).await?, from, CHUNK).await?;
-    let text = |row| serde_json::to_string(&audit::entry(row)?).map_err(|error| Problem::internal(&error));
-    rows.iter().map(text).collect()
 }

@@ -3,7 +3,7 @@
 //!
 //! [`Guard`] asks again. `active_org::watch` asks it while an answer is made, and [`while_allowed`] before each piece of one
 //! that streams, whatever its form: every streaming body of an organization's routes goes through it, without its handler's
-//! doing.
+//! doing. What is looked at again and again for it is shared (`looks.rs`).
 
 use std::{
     fmt,
@@ -23,35 +23,36 @@ use axum::{
 use futures_util::{StreamExt, stream};
 use orgstream_events::OrgId;
 use serde_json::json;
-use tokio::time::{MissedTickBehavior, interval_at, sleep};
+use tokio::{sync::watch, time::sleep};
 
-use super::{App, reply};
+use super::{
+    App,
+    looks::{Look, Standing},
+    reply,
+};
 use crate::{
-    auth::{Access, AuthError, Permission, Principal, authenticator::OrgName},
+    auth::{Access, AuthError, Permission, Principal, session::ActiveSession},
     problem::Problem,
 };
-
-/// How often it is asked again while nothing is sent. What is known of credentials and rights is up to half a second old, so
-/// with this and the way to the read models it stays within a second.
-pub const CHECK: Duration = Duration::from_millis(250);
-/// How long it is believed that somebody signed a token, which takes a while to find out. What its bearer may is asked anew.
-const SIGNED: Duration = Duration::from_millis(100);
 
 /// How long the last words of an answer have to get out before it breaks off, if its reader takes them.
 const LAST_WORDS: Duration = Duration::from_millis(50);
 /// About how much is sent between two questions, in bytes; whole lines of it. What is on its way cannot be taken back.
 const PIECE: usize = 64 << 10;
 
-/// The question whether the caller of a request may still be answered.
+/// The question whether the caller of a request may still be answered. Whoever asks shares the looks at what they may with
+/// all other answers to the same credential ([`Looks`](super::looks::Looks)).
 pub struct Guard {
     app: Arc<App>,
     authorization: String,
     org: OrgId,
     /// What the route takes.
     permission: Option<Permission>,
-    /// Of the caller's session, if that is what they came with.
-    epoch: Option<u64>,
-    signed: Mutex<Option<(Instant, Principal)>>,
+    /// The caller's, if that is what they came with.
+    session: Option<ActiveSession>,
+    /// When they were let in.
+    since: Instant,
+    looks: Mutex<Option<watch::Receiver<Option<Look>>>>,
 }
 
 impl fmt::Debug for Guard {
@@ -69,57 +70,78 @@ impl Guard {
         permission: Option<Permission>,
         principal: &Principal,
     ) -> Self {
-        let epoch = principal.session().map(|session| session.epoch);
-        Self { app, authorization, org, permission, epoch, signed: Mutex::default() }
+        let (session, since) = (principal.session().cloned(), Instant::now());
+        Self { app, authorization, org, permission, session, since, looks: Mutex::default() }
     }
 
-    /// Whether the caller has a session, of which a switch in this process is known at once.
-    pub fn is_of_session(&self) -> bool {
-        self.epoch.is_some()
-    }
-
-    /// The access as it is now, or why there is none. What cannot be found out at the moment changes nothing, and is no
-    /// answer: the read models may be away while the log goes on.
+    /// The access as it was a moment ago, or why there is none any more. What cannot be found out at the moment changes
+    /// nothing, and is no answer: the read models may be away while the log goes on.
     pub async fn check(&self) -> Result<Option<Access>, AuthError> {
-        match self.access().await {
-            Ok(access) => Ok(Some(access)),
-            Err(AuthError::Unavailable(_)) => Ok(None),
-            Err(lost) => Err(lost),
+        self.is_where_it_was().await?;
+        let mut looks = self.looks();
+        match looks.wait_for(Option::is_some).await {
+            Ok(look) => look.as_ref().map_or(Ok(None), |look| self.judge(look)),
+            Err(_) => Ok(None),
         }
     }
 
-    /// Why the caller may not be answered any more, if that is so.
-    pub async fn lost(&self) -> Option<AuthError> {
-        self.check().await.err()
+    /// Refuses a session that was switched or ended in this process. Everybody else is where they were.
+    pub async fn is_where_it_was(&self) -> Result<(), AuthError> {
+        let Some(session) = &self.session else { return Ok(()) };
+        match self.app.auth.sessions().unchanged(session).await {
+            Err(AuthError::Unavailable(_)) => Ok(()),
+            unchanged => unchanged,
+        }
     }
 
-    async fn access(&self) -> Result<Access, AuthError> {
-        let principal = self.principal().await?;
+    /// Why the caller may not be answered any more, once that is so.
+    pub async fn lost(&self) -> AuthError {
+        loop {
+            let mut looks = self.looks();
+            loop {
+                if let Some(look) = &*looks.borrow_and_update()
+                    && let Err(lost) = self.judge(look)
+                {
+                    return lost;
+                }
+                if looks.changed().await.is_err() {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn looks(&self) -> watch::Receiver<Option<Look>> {
+        let mut kept = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(looks) = &*kept {
+            let lost = looks.borrow().as_ref().is_some_and(|look| self.judge(look).is_err());
+            if lost || looks.has_changed().is_ok() {
+                return looks.clone();
+            }
+        }
+        // The first, or those that went on ended with what was so before the caller was let in.
+        kept.insert(self.app.looks.follow(self.org, &self.authorization)).clone()
+    }
+
+    fn judge(&self, look: &Look) -> Result<Option<Access>, AuthError> {
+        if look.began < self.since {
+            return Ok(None);
+        }
+        let Standing { access, epoch } = match &look.found {
+            Ok(standing) => standing,
+            Err(AuthError::Unavailable(_)) => return Ok(None),
+            Err(lost) => return Err(lost.clone()),
+        };
         // There and back again is a switch, too: what happened in between was not followed by this session.
-        if let Some(now) = principal.session().map(|session| session.epoch)
-            && self.epoch != Some(now)
+        if let Some(epoch) = *epoch
+            && self.session.as_ref().map(|session| session.epoch) != Some(epoch)
         {
-            return Err(AuthError::ActiveOrgChanged { epoch: now });
+            return Err(AuthError::ActiveOrgChanged { epoch });
         }
-        let access = self.app.auth.access(&principal, &OrgName::Id(self.org)).await?;
         if let Some(permission) = self.permission {
             access.require(permission)?;
         }
-        Ok(access)
-    }
-
-    async fn principal(&self) -> Result<Principal, AuthError> {
-        let known = || self.signed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, principal)) = &*known()
-            && at.elapsed() < SIGNED
-        {
-            return Ok(principal.clone());
-        }
-        let principal = self.app.auth.principal_at(Some(&self.authorization), Some(&OrgName::Id(self.org))).await?;
-        if let Principal::User { session: None, .. } | Principal::Sso { .. } = principal {
-            *known() = Some((Instant::now(), principal.clone()));
-        }
-        Ok(principal)
+        Ok(Some(access.clone()))
     }
 }
 
@@ -153,42 +175,39 @@ pub fn while_allowed(guard: Arc<Guard>, response: Response) -> Response {
     let (parts, body) = response.into_parts();
     let pieces = stream! {
         let mut pieces = body.into_data_stream();
-        let mut checks = interval_at(tokio::time::Instant::now() + CHECK, CHECK);
-        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut left = Bytes::new();
         loop {
             let piece = if left.is_empty() {
                 tokio::select! {
-                    piece = pieces.next() => Some(piece),
-                    _ = checks.tick() => None,
+                    piece = pieces.next() => guard.check().await.map(|_| piece),
+                    lost = guard.lost() => Err(lost),
                 }
             } else {
-                Some(Some(Ok(std::mem::take(&mut left))))
+                guard.check().await.map(|_| Some(Ok(std::mem::take(&mut left))))
             };
-            if let Some(lost) = guard.lost().await {
-                tracing::debug!(org.id = %guard.org, %lost, "an answer ends before its end");
-                let reason = lost.to_string();
-                if let Some(words) = last_words(form, lost).await {
-                    yield Ok(words);
-                }
-                if form != Form::Events {
-                    // What breaks off at once takes along what was not sent yet.
-                    sleep(LAST_WORDS).await;
-                    yield Err(axum::Error::new(std::io::Error::other(reason)));
-                }
-                break;
-            }
             match piece {
-                Some(Some(Ok(mut piece))) => {
+                Ok(Some(Ok(mut piece))) => {
                     left = piece.split_off(end_of_piece(&piece));
                     yield Ok(piece);
                 }
-                Some(Some(Err(error))) => {
+                Ok(Some(Err(error))) => {
                     yield Err(error);
                     break;
                 }
-                Some(None) => break,
-                None => {}
+                Ok(None) => break,
+                Err(lost) => {
+                    tracing::debug!(org.id = %guard.org, %lost, "an answer ends before its end");
+                    let reason = lost.to_string();
+                    if let Some(words) = last_words(form, lost).await {
+                        yield Ok(words);
+                    }
+                    if form != Form::Events {
+                        // What breaks off at once takes along what was not sent yet.
+                        sleep(LAST_WORDS).await;
+                        yield Err(axum::Error::new(std::io::Error::other(reason)));
+                    }
+                    break;
+                }
             }
         }
     };

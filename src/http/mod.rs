@@ -9,6 +9,7 @@ mod ahead;
 pub mod api_keys;
 pub mod audit;
 pub mod audit_export;
+pub mod audit_feed;
 pub mod audit_proofs;
 pub mod audit_state;
 pub mod audit_tail;
@@ -30,6 +31,7 @@ pub mod invitations;
 pub mod kinds;
 pub mod lag;
 pub mod leaked_keys;
+pub mod looks;
 pub mod me;
 pub mod members;
 pub mod middleware;
@@ -78,8 +80,10 @@ use crate::{
     config::GlassApproval,
     gateway::Gateway,
 };
+use audit_feed::AuditFeed;
 use bounds::{Bounds, Limits};
 use health::Readiness;
+use looks::Looks;
 use page::CursorKey;
 use proxies::TrustedProxies;
 
@@ -140,6 +144,8 @@ pub struct App {
     pub(crate) metrics: PrometheusHandle,
     pub(crate) metrics_token: Option<String>,
     pub(crate) bounds: Bounds,
+    pub(crate) looks: Arc<Looks>,
+    pub(crate) audit_feed: Arc<AuditFeed>,
     pub(crate) readiness: Readiness,
     /// Cancelled when the server stops: streams end, everything else is finished.
     pub(crate) stopping: CancellationToken,
@@ -152,6 +158,8 @@ impl App {
         let Parts { proxies, webhook_keys, break_glass_approval, producers, worker, limits, metrics_token, .. } = parts;
         Arc::new(Self {
             readiness: Readiness::new(log.clone(), db.clone(), worker),
+            looks: Looks::new(Arc::clone(&auth)),
+            audit_feed: AuditFeed::new(db.clone()),
             gateway,
             auth,
             db,

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use crate::{
-    api::{Answer, Api, OPERATOR, create_model, model},
+    api::{Answer, Api, OPERATOR, Tail, create_model, model},
     cluster::{Cluster, ClusterOptions, PATIENCE, eventually},
 };
 
@@ -128,6 +128,8 @@ async fn many_large_bodies_take_bounded_memory_and_are_all_carried_out() {
     assert!(grown < 256, "24 bodies of 1 MiB at once took {grown} MiB");
 }
 
+const READERS: u16 = 300;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_are_told_that_it_lags_and_those_who_wait_share_one_look() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
@@ -142,17 +144,57 @@ async fn readers_are_told_that_it_lags_and_those_who_wait_share_one_look() {
     assert_eq!(told.json::<Value>().await.unwrap()["code"], "projection_lagging");
     let mut superuser = cluster.superuser().await;
     let before = commits(&mut superuser).await;
-    let waits = (0..50).map(|_| {
+    let waits = (0..READERS).map(|_| {
         let request = cluster.client.request(Method::GET, &tenant.path("records"), &tenant.key);
-        request.header("min-position", &position).header("prefer", "wait=6").send()
+        request.header("min-position", &position).header("prefer", "wait=8").send()
     });
     let statuses: Vec<u16> =
         join_all(waits).await.into_iter().map(|answer| answer.unwrap().status().as_u16()).collect();
     assert!(statuses.iter().all(|status| *status == 503), "{statuses:?}");
-    // Each read once before it waited, and asks a few times a second whether it still may; to look every 50 ms for itself
-    // alone would be 120 times as much as one read.
+    // Each reads once before it waits. From then on one look every 50 ms at the mark and four a second at the right to wait
+    // are all of theirs; one look at the right of each would be 32 of each.
     let looks = commits(&mut superuser).await - before;
-    assert!(looks < 50 * 60, "{looks} transactions for 50 readers who wait for the same");
+    assert!(looks < 5 * i64::from(READERS), "{looks} transactions for {READERS} readers who wait for the same");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_who_follow_an_audit_log_share_what_is_found_in_it() {
+    const TAILS_OF_KEY: i64 = 30;
+    const EVENTS: i64 = 8;
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let tenant = cluster.tenant("followed").await;
+    let mut keys = Vec::new();
+    for name in ["one", "two", "three", "four"] {
+        let body = json!({"name": name, "role": "auditor"});
+        let made = cluster.client.post(&tenant.owner, &tenant.path("api-keys"), None, &body).await.expect(201);
+        keys.push(made.text("token"));
+    }
+    cluster.until_projected(&tenant).await;
+    let base = &cluster.client.base;
+    let follow = |key: &String| {
+        Tail::open(reqwest::Client::new().get(format!("{base}{}", tenant.path("audit/stream"))).bearer_auth(key))
+    };
+    let opened = keys.iter().flat_map(|key| (0..TAILS_OF_KEY).map(move |_| key)).map(follow);
+    let mut tails: Vec<Tail> = join_all(opened).await;
+    let mut superuser = cluster.superuser().await;
+    let before = commits(&mut superuser).await;
+    for number in 0..EVENTS {
+        let name = format!("seen-{number}");
+        let made = cluster.client.command(&tenant, &name, &crate::cluster::create(&name)).await.expect(201);
+        let seen = join_all(tails.iter_mut().map(|tail| async {
+            loop {
+                let (_, event) = tail.next().await;
+                if event["type"] == "record.created" {
+                    return event["targets"][0]["id"].clone();
+                }
+            }
+        }));
+        assert!(seen.await.iter().all(|id| *id == made.text("id")), "{name}");
+    }
+    // To read each event for each of them alone would be one of each, and the looks in between as many again.
+    let looks = commits(&mut superuser).await - before;
+    let alone = TAILS_OF_KEY * EVENTS * 4;
+    assert!(looks < alone / 2, "{looks} transactions for {EVENTS} events that 120 readers follow");
 }
 
 /// Transactions of the database so far.
