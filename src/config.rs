@@ -1,9 +1,13 @@
 //! Settings, each read once: a flag, or the environment variable named in `--help`.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{ffi::OsStr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::{
+    Arg, Args, Command, ValueEnum,
+    builder::TypedValueParser,
+    error::{Error as ClapError, ErrorKind},
+};
 use ipnet::IpNet;
 use orgstream_events::PlanName;
 use orgstream_projections::{DatabaseOptions, LoginPassword, Passwords};
@@ -22,6 +26,7 @@ use crate::{
     http::bounds::Limits,
     idp::{Auth0, IdentityOrganizations, NoIdentityProvider},
     quotas::HourlyLimits,
+    secret::{Address, Secret},
 };
 
 /// Open files of a process that are no connections of its callers.
@@ -32,23 +37,22 @@ const OTHER_FILES: usize = 256;
 #[command(next_help_heading = "NATS")]
 pub struct NatsArgs {
     /// The NATS server or cluster, with JetStream; with `tls://` nothing is sent in the clear.
-    #[arg(long, env = "ORGSTREAM_NATS_URL", default_value = "nats://127.0.0.1:4222", value_name = "URL")]
-    pub nats_url: String,
+    #[arg(
+        long,
+        env = "ORGSTREAM_NATS_URL",
+        hide_env_values = true,
+        default_value = "nats://127.0.0.1:4222",
+        value_name = "URL"
+    )]
+    pub nats_url: Address,
     /// As whom to come: a credentials file, as `orgstream nats init` writes one for each part of the program.
     #[arg(long, env = "ORGSTREAM_NATS_CREDS", value_name = "FILE")]
     pub nats_creds: Option<PathBuf>,
     /// The keys that vouch for what is in the log, `ID:HEX` with 64 hexadecimal digits (`openssl rand -hex 32`), several with
     /// commas: the first signs, and all are believed. Whoever does not have one can publish no event. A key is needed for as
     /// long as there is something that it signed; a new one is given to every process before it becomes the first.
-    #[arg(
-        long,
-        env = "ORGSTREAM_COMMIT_KEYS",
-        hide_env_values = true,
-        default_value = "",
-        hide_default_value = true,
-        value_name = "KEYS"
-    )]
-    pub commit_keys: String,
+    #[arg(long, env = "ORGSTREAM_COMMIT_KEYS", hide_env_values = true, value_name = "KEYS")]
+    pub commit_keys: Option<Secret>,
     /// Who may have signed the server's certificate, in PEM, when this machine does not know them. With it, nothing is sent in
     /// the clear.
     #[arg(long, env = "ORGSTREAM_NATS_CA", value_name = "FILE")]
@@ -62,8 +66,8 @@ pub struct NatsArgs {
     #[arg(long, env = "ORGSTREAM_ALLOW_OPEN_NATS")]
     pub allow_open_nats: bool,
     /// The server's monitoring address; with one replica, the only way to see that every write is synced to disk.
-    #[arg(long, env = "ORGSTREAM_NATS_MONITOR_URL", value_name = "URL")]
-    pub nats_monitor_url: Option<String>,
+    #[arg(long, env = "ORGSTREAM_NATS_MONITOR_URL", hide_env_values = true, value_name = "URL")]
+    pub nats_monitor_url: Option<Address>,
     /// Copies of every stream: 1 on a single server with `sync_interval: always`, 3 on a cluster.
     #[arg(long, env = "ORGSTREAM_REPLICAS", default_value_t = 1, value_name = "N")]
     pub replicas: usize,
@@ -89,8 +93,10 @@ impl NatsArgs {
     /// The same, as the stream takes it.
     pub fn log_options(&self, sync: SyncMode) -> anyhow::Result<LogOptions> {
         // Not of clap: `replay` has these settings and asks NATS only with --verify.
-        anyhow::ensure!(!self.commit_keys.is_empty(), "--commit-keys (ORGSTREAM_COMMIT_KEYS) is missing");
-        let keys = self.commit_keys.parse().context("--commit-keys (ORGSTREAM_COMMIT_KEYS)")?;
+        let keys = self.commit_keys.as_ref().context(
+            "--commit-keys (ORGSTREAM_COMMIT_KEYS) is missing: without the keys of the log nothing in it can be verified",
+        )?;
+        let keys = keys.reveal().parse().context("--commit-keys (ORGSTREAM_COMMIT_KEYS)")?;
         Ok(LogOptions {
             ca: self.nats_ca.clone(),
             creds: self.nats_creds.clone(),
@@ -98,7 +104,7 @@ impl NatsArgs {
             replicas: self.replicas,
             region: self.region.clone(),
             sync,
-            ..LogOptions::new(&self.nats_url, Arc::new(keys))
+            ..LogOptions::new(self.nats_url.whole(), Arc::new(keys))
         })
     }
 }
@@ -117,13 +123,14 @@ pub struct DatabaseArgs {
     #[arg(
         long,
         env = "ORGSTREAM_DATABASE_URL",
+        hide_env_values = true,
         default_value = "postgres://127.0.0.1:5432/orgstream",
         value_name = "URL"
     )]
-    pub database_url: String,
+    pub database_url: Address,
     /// The password of those logins.
     #[arg(long, env = "ORGSTREAM_DATABASE_PASSWORD", hide_env_values = true, value_name = "TEXT")]
-    pub database_password: Option<String>,
+    pub database_password: Option<Secret>,
     /// The password of one of those logins, where each has its own: `app_rw` and `app_ro` for `serve` and `work`,
     /// `app_identity` for `serve`, `app_sign` for `sign`. May be repeated; without commas.
     #[arg(
@@ -131,6 +138,7 @@ pub struct DatabaseArgs {
         env = "ORGSTREAM_DATABASE_LOGIN_PASSWORDS",
         hide_env_values = true,
         value_delimiter = ',',
+        value_parser = LoginPasswordParser,
         value_name = "LOGIN=TEXT"
     )]
     pub login_passwords: Vec<LoginPassword>,
@@ -143,10 +151,7 @@ pub struct DatabaseArgs {
 impl DatabaseArgs {
     /// That nobody answers, and where: with nothing that the address says of a login.
     pub fn silent(&self) -> String {
-        let (scheme, rest) = self.database_url.split_once("://").unwrap_or(("postgres", &self.database_url));
-        let place = rest.split('?').next().unwrap_or_default();
-        let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
-        format!("PostgreSQL does not answer at {scheme}://{place} (--database-url or ORGSTREAM_DATABASE_URL)")
+        format!("PostgreSQL does not answer at {} (--database-url or ORGSTREAM_DATABASE_URL)", self.database_url)
     }
 
     /// The same, as the projections take it: as many writing connections as a worker with `slots` needs, and what is left of
@@ -155,8 +160,11 @@ impl DatabaseArgs {
         let rw_connections = u32::try_from(slots).unwrap_or(u32::MAX).min(MOST_SLOTS);
         let beside = DatabaseOptions::beside_queries(rw_connections);
         DatabaseOptions {
-            url: self.database_url.clone(),
-            passwords: Passwords::new(self.database_password.clone(), self.login_passwords.iter().cloned()),
+            url: self.database_url.whole().to_owned(),
+            passwords: Passwords::new(
+                self.database_password.as_ref().map(|text| text.reveal().to_owned()),
+                self.login_passwords.iter().cloned(),
+            ),
             rw_connections,
             ro_connections: match self.database_connections {
                 Some(all) => all.saturating_sub(beside).max(LEAST_QUERIES),
@@ -178,16 +186,32 @@ impl DatabaseArgs {
     }
 }
 
+/// Reads [`LoginPassword`]s: other parsers have what they refuse repeated on the terminal.
+#[derive(Clone)]
+pub(crate) struct LoginPasswordParser;
+
+impl TypedValueParser for LoginPasswordParser {
+    type Value = LoginPassword;
+
+    fn parse_ref(&self, command: &Command, _: Option<&Arg>, value: &OsStr) -> Result<LoginPassword, ClapError> {
+        let said = |error| {
+            let text = format!("--database-login-password (ORGSTREAM_DATABASE_LOGIN_PASSWORDS): {error}\n");
+            ClapError::raw(ErrorKind::ValueValidation, text).with_cmd(command)
+        };
+        value.to_str().unwrap_or_default().parse::<LoginPassword>().map_err(said)
+    }
+}
+
 /// What the API must know and nobody else may.
 #[derive(Clone, Args)]
 #[command(next_help_heading = "Secrets")]
 pub struct SecretArgs {
     /// What API key secrets are hashed with. Losing it ends every key; at least 32 characters.
     #[arg(long, env = "ORGSTREAM_PEPPER", hide_env_values = true, value_name = "TEXT")]
-    pub pepper: String,
+    pub pepper: Secret,
     /// The platform operator's bearer token; at least 32 characters. Without one there is no operator.
     #[arg(long, env = "ORGSTREAM_PLATFORM_TOKEN", hide_env_values = true, value_name = "TEXT")]
-    pub platform_token: Option<String>,
+    pub platform_token: Option<Secret>,
     /// The public keys of those who may report leaked API keys, as GitHub publishes those of its secret scanning.
     #[arg(long, env = "ORGSTREAM_LEAK_REPORTER_KEYS", value_name = "FILE")]
     pub leak_reporter_keys: Option<PathBuf>,
@@ -216,7 +240,7 @@ pub struct HttpArgs {
     pub http_body_mib: usize,
     /// A token that `GET /metrics` is shown for, besides that of the platform's operator; at least 32 characters.
     #[arg(long, env = "ORGSTREAM_METRICS_TOKEN", hide_env_values = true, value_name = "TEXT")]
-    pub metrics_token: Option<String>,
+    pub metrics_token: Option<Secret>,
 }
 
 impl Default for HttpArgs {
@@ -373,7 +397,7 @@ pub struct MailArgs {
     /// The mail server: `smtps://user:password@host`, or `smtp://host?tls=required`. Without it, and without
     /// --mail-folder, mails wait until there is a way for them.
     #[arg(long, env = "ORGSTREAM_SMTP_URL", hide_env_values = true, value_name = "URL")]
-    pub smtp_url: Option<String>,
+    pub smtp_url: Option<Secret>,
     /// Put each mail into a file of this folder in place of sending it.
     #[arg(long, env = "ORGSTREAM_MAIL_FOLDER", value_name = "DIR")]
     pub mail_folder: Option<PathBuf>,
@@ -407,14 +431,16 @@ pub struct Auth0Args {
     pub auth0_client_id: Option<String>,
     /// Its secret.
     #[arg(long, env = "ORGSTREAM_AUTH0_CLIENT_SECRET", hide_env_values = true, value_name = "TEXT")]
-    pub auth0_client_secret: Option<String>,
+    pub auth0_client_secret: Option<Secret>,
 }
 
 impl Auth0Args {
     /// The provider that the settings name.
     pub fn provider(&self) -> anyhow::Result<Arc<dyn IdentityOrganizations>> {
         match (&self.auth0_url, &self.auth0_client_id, &self.auth0_client_secret) {
-            (Some(url), Some(id), Some(secret)) => Ok(Arc::new(Auth0::new(url, id.clone(), secret.clone())?)),
+            (Some(url), Some(id), Some(secret)) => {
+                Ok(Arc::new(Auth0::new(url, id.clone(), secret.reveal().to_owned())?))
+            }
             _ => Ok(Arc::new(NoIdentityProvider)),
         }
     }
@@ -522,8 +548,8 @@ pub struct LogArgs {
     #[arg(long, env = "ORGSTREAM_LOG", global = true, value_name = "FILTER")]
     pub log: Option<String>,
     /// Send traces to this OpenTelemetry collector (OTLP over HTTP).
-    #[arg(long, env = "ORGSTREAM_OTLP_URL", global = true, value_name = "URL")]
-    pub otlp_url: Option<String>,
+    #[arg(long, env = "ORGSTREAM_OTLP_URL", hide_env_values = true, global = true, value_name = "URL")]
+    pub otlp_url: Option<Address>,
 }
 
 /// How logs look.
@@ -544,10 +570,10 @@ pub struct ClientArgs {
     pub url: String,
     /// An API key of the organization, or another bearer token. Better in the environment than on a command line.
     #[arg(long, env = "ORGSTREAM_API_KEY", hide_env_values = true, value_name = "KEY")]
-    pub api_key: Option<String>,
+    pub api_key: Option<Secret>,
     /// A session of a person, in place of an API key; without either, the one that `orgstream login` keeps.
     #[arg(long, env = "ORGSTREAM_SESSION", hide_env_values = true, value_name = "TOKEN")]
-    pub session: Option<String>,
+    pub session: Option<Secret>,
 }
 
 #[cfg(test)]
@@ -557,7 +583,7 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Command {
+    struct Working {
         #[command(flatten)]
         work: WorkArgs,
     }
@@ -565,7 +591,7 @@ mod tests {
     #[test]
     fn a_worker_without_flags_is_the_usual_one() {
         let id = Uuid::from_u128(1);
-        let command = Command::parse_from(["work", "--worker-id", &id.to_string()]);
+        let command = Working::parse_from(["work", "--worker-id", &id.to_string()]);
         assert_eq!(format!("{:?}", command.work.options().unwrap()), format!("{:?}", WorkerOptions::new(id)));
     }
 
@@ -589,5 +615,32 @@ mod tests {
         let said = few.check(4).unwrap_err().to_string();
         assert!(said.contains("is 12") && said.contains("needs 13"), "{said}");
         Connecting::parse_from(["work"]).database.check(16).unwrap();
+    }
+
+    #[derive(Debug, Parser)]
+    struct Told {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        #[command(flatten)]
+        http: HttpArgs,
+        #[command(flatten)]
+        log: LogArgs,
+    }
+
+    #[test]
+    fn settings_show_nothing_of_the_secrets_in_them() {
+        let told = Told::parse_from([
+            "serve",
+            "--database-url=postgres://app:hidden1@db:5432/orgstream?password=hidden2",
+            "--database-password=hidden3",
+            "--database-login-password=app_ro=hidden4",
+            "--metrics-token=hidden5",
+            "--otlp-url=https://hidden6@collector/?key=hidden7",
+        ]);
+        let shown = format!("{told:?} {:?} {}", told.database.options(1), told.database.silent());
+        assert!(!shown.contains("hidden") && shown.contains("postgres://db:5432/orgstream"), "{shown}");
+        let refused = Told::try_parse_from(["serve", "--database-login-password=app_owner=hidden"]).unwrap_err();
+        let said = refused.to_string();
+        assert!(!said.contains("hidden") && said.contains("app_ro") && said.contains("LOGIN=TEXT"), "{said}");
     }
 }

@@ -5,6 +5,7 @@ use std::{fmt, time::Duration};
 use futures_util::future::BoxFuture;
 use hickory_resolver::{
     ResolverBuilder, TokioResolver,
+    net::NetError,
     proto::rr::{RData, RecordType},
 };
 use tokio::time::timeout;
@@ -30,18 +31,26 @@ pub struct SystemDns;
 impl TxtRecords for SystemDns {
     fn txt<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<String>, DnsError>> {
         Box::pin(async move {
-            let failed = |error: hickory_resolver::net::NetError| DnsError(error.to_string());
             // Made for each question: they are rare, and whoever just changed their DNS must not be told what was before.
-            let resolver = TokioResolver::builder_tokio().and_then(ResolverBuilder::build).map_err(failed)?;
-            // The dot at the end keeps the machine's own search domains out.
-            let asked = timeout(TIMEOUT, resolver.lookup(format!("{name}."), RecordType::TXT)).await;
-            match asked.map_err(|_| DnsError("no answer in time".to_owned()))? {
-                Ok(found) => Ok(found.answers().iter().filter_map(|record| text(&record.data)).collect()),
-                Err(error) if error.is_no_records_found() => Ok(Vec::new()),
-                Err(error) => Err(failed(error)),
-            }
+            let resolver =
+                TokioResolver::builder_tokio().and_then(ResolverBuilder::build).map_err(|error| failed(&error))?;
+            ask(&resolver, name).await
         })
     }
+}
+
+async fn ask(resolver: &TokioResolver, name: &str) -> Result<Vec<String>, DnsError> {
+    // The dot at the end keeps the machine's own search domains out.
+    let asked = timeout(TIMEOUT, resolver.lookup(format!("{name}."), RecordType::TXT)).await;
+    match asked.map_err(|_| DnsError("no answer in time".to_owned()))? {
+        Ok(found) => Ok(found.answers().iter().filter_map(|record| text(&record.data)).collect()),
+        Err(error) if error.is_no_records_found() => Ok(Vec::new()),
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+fn failed(error: &NetError) -> DnsError {
+    DnsError(error.to_string())
 }
 
 /// A record's text; long ones come in pieces.
@@ -49,4 +58,70 @@ fn text(data: &RData) -> Option<String> {
     let RData::TXT(txt) = data else { return None };
     let pieces = txt.txt_data.iter().map(|piece| String::from_utf8_lossy(piece));
     Some(pieces.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use hickory_resolver::{
+        config::{NameServerConfig, ResolverConfig},
+        net::runtime::TokioRuntimeProvider,
+    };
+    use tokio::net::UdpSocket;
+
+    use super::*;
+
+    /// A name server for two names: one that has two records, and one that is there without any. It does not answer for
+    /// `silent`, and knows no others.
+    async fn name_server() -> SocketAddr {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut buffer = [0; 1_500];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+                let query = &buffer[..length];
+                // Behind the head: labels up to an empty one, type and class.
+                let end = 12 + query[12..].iter().position(|byte| *byte == 0).unwrap() + 5;
+                let name = query[13..end].to_ascii_lowercase();
+                if name.starts_with(b"silent") {
+                    continue;
+                }
+                let long = [b"orgstream=".as_slice(), &[b'x'; 245], &[200], &[b'y'; 200]].concat();
+                let records: &[&[&[u8]]] = if name.starts_with(b"_orgstream-challenge") {
+                    &[&[b"\x0bv=spf1 -all"], &[b"\xff", &long]]
+                } else {
+                    &[]
+                };
+                let is_known = name.starts_with(b"_orgstream-challenge") || name.starts_with(b"empty");
+                let mut answer = query[..2].to_vec();
+                answer.extend([0x81, if is_known { 0x80 } else { 0x83 }, 0, 1, 0, records.len() as u8, 0, 0, 0, 0]);
+                answer.extend(&query[12..end]);
+                for data in records {
+                    let data = data.concat();
+                    answer.extend([0xc0, 12, 0, 16, 0, 1, 0, 0, 0, 0]);
+                    answer.extend((data.len() as u16).to_be_bytes());
+                    answer.extend(data);
+                }
+                socket.send_to(&answer, from).await.unwrap();
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_name_server_is_asked_and_its_records_are_put_together() {
+        let address = name_server().await;
+        let mut server = NameServerConfig::udp(address.ip());
+        server.connections[0].port = address.port();
+        let config = ResolverConfig::from_name_servers(vec![server]);
+        let resolver = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).build().unwrap();
+        let long = format!("orgstream={}{}", "x".repeat(245), "y".repeat(200));
+        let found = ask(&resolver, "_orgstream-challenge.acme.test").await.unwrap();
+        assert_eq!(found, ["v=spf1 -all".to_owned(), long]);
+        for without in ["empty.acme.test", "unknown.acme.test"] {
+            assert_eq!(ask(&resolver, without).await, Ok(Vec::new()), "{without}");
+        }
+        assert!(ask(&resolver, "silent.acme.test").await.is_err());
+    }
 }

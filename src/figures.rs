@@ -178,6 +178,14 @@ pub const FIGURES: &[Figure] = &[
     figure(
         Counter,
         Both,
+        "orgstream_traces_lost_total",
+        "spans",
+        &[],
+        "Spans that the collector of --otlp-url did not take.",
+    ),
+    figure(
+        Counter,
+        Both,
         "orgstream_isolation_failures_total",
         "rows",
         &[],

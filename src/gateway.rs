@@ -30,6 +30,7 @@ use crate::{
     notes::{Attempt, Notes},
     problem::Problem,
     quotas::Quotas,
+    secret::Secret,
     waiting::{Mark, Waiting},
 };
 
@@ -94,7 +95,8 @@ pub struct AcceptedCommand {
     pub replayed: bool,
     /// A new API key's secret text. It is shown in this answer and nowhere else.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub token: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub token: Option<Secret>,
 }
 
 impl From<Accepted> for AcceptedCommand {
@@ -107,7 +109,7 @@ impl From<Accepted> for AcceptedCommand {
             position: accepted.position.to_string(),
             events: accepted.events,
             replayed: accepted.replayed,
-            token: accepted.token.map(|token| token.reveal()),
+            token: accepted.token.map(|token| token.reveal().into()),
         }
     }
 }

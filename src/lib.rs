@@ -30,6 +30,7 @@ pub mod problem;
 pub mod producers;
 pub mod quotas;
 pub mod scoped;
+pub mod secret;
 pub mod servers;
 pub mod stack;
 pub mod submission;

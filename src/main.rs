@@ -1,19 +1,32 @@
 //! The program. Everything it does is a subcommand; see `orgstream --help`.
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use mimalloc::MiMalloc;
 use orgstream::cli::{self, Cli};
+use tokio::runtime::Runtime;
+
+/// How long what cannot be interrupted is waited for at the end.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Messages are many small allocations that are made by one thread and freed by another, which glibc is slow at.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     small_pages();
-    cli::ended(Box::pin(Cli::parse().run()).await)
+    let runtime = match Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: the program cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(async { cli::ended(Box::pin(Cli::parse().run()).await) });
+    // Whoever waits for standard input cannot be interrupted, and the line may never come.
+    runtime.shutdown_timeout(LAST_WAIT);
+    code
 }
 
 /// Memory comes 4 KiB at a time, also to a program that grows: the allocator asks for pages of 2 MiB, and whoever needs the

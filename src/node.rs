@@ -40,6 +40,7 @@ use crate::{
     notes::Notes,
     producers,
     quotas::Quotas,
+    secret::{Address, Secret},
 };
 
 /// How long servers that are still starting are waited for.
@@ -80,6 +81,8 @@ pub async fn open_log_for_work(nats: &NatsArgs, db: &Database) -> anyhow::Result
 
 /// The log, what it has lost, and what else is wrong with it.
 async fn reach_log(nats: &NatsArgs, db: &Database) -> anyhow::Result<(Log, Vec<Finding>, Vec<Finding>)> {
+    // A setting that is missing or wrong is no server that still starts: nothing is tried again for it.
+    nats.log_options(SyncMode::Relaxed)?;
     // All of it again when any of it fails: a server may go away between two questions.
     patiently("NATS", || async {
         let log = connect_log(nats).await?;
@@ -127,7 +130,7 @@ pub async fn connect_log(nats: &NatsArgs) -> anyhow::Result<Log> {
 
 /// What is wrong with the NATS side.
 pub async fn preflight_log(log: &Log, nats: &NatsArgs) -> anyhow::Result<Vec<Finding>> {
-    let monitor = nats.nats_monitor_url.as_deref();
+    let monitor = nats.nats_monitor_url.as_ref().map(Address::whole);
     let preflight = orgstream_stream::preflight(log, monitor, nats.allow_unsafe_sync).await;
     let mut findings = preflight.context("NATS could not be looked at")?;
     if !nats.allow_open_nats {
@@ -261,19 +264,20 @@ impl Api {
         worker: Option<watch::Receiver<WorkerStatus>>,
         outside: Outside,
     ) -> anyhow::Result<Self> {
-        let pepper = Pepper::new(secrets.pepper.as_bytes()).context("the pepper (ORGSTREAM_PEPPER) is too short")?;
-        if outside.http.metrics_token.as_ref().is_some_and(|token| token.len() < 32) {
+        let pepper =
+            Pepper::new(secrets.pepper.reveal().as_bytes()).context("the pepper (ORGSTREAM_PEPPER) is too short")?;
+        if outside.http.metrics_token.as_ref().is_some_and(|token| token.reveal().len() < 32) {
             bail!("the token of the figures (ORGSTREAM_METRICS_TOKEN) must have at least 32 characters");
         }
-        if secrets.platform_token.as_ref().is_some_and(|token| token.len() < 32) {
+        if secrets.platform_token.as_ref().is_some_and(|token| token.reveal().len() < 32) {
             bail!("the platform token (ORGSTREAM_PLATFORM_TOKEN) must have at least 32 characters");
         }
         let issuers = Issuers::new(identity.issuers())?;
         // Cursors are signed with a key of their own, so that neither can be used to make the other.
-        let cursor_key = Fingerprint::of(&[b"orgstream cursor", secrets.pepper.as_bytes()]).0;
+        let cursor_key = Fingerprint::of(&[b"orgstream cursor", secrets.pepper.reveal().as_bytes()]).0;
         let leak_reporters =
             secrets.leak_reporter_keys.as_deref().map(LeakReporters::load).transpose()?.unwrap_or_default();
-        let operators = identity.operators(secrets.platform_token.as_deref())?;
+        let operators = identity.operators(secrets.platform_token.as_ref().map(Secret::reveal))?;
         let auth = Authenticator::new(db.clone(), pepper.clone(), operators, issuers, identity.lifetime());
         let auth = Arc::new(if outside.local_issuers { auth.with_local_issuers() } else { auth });
         let sender = outside.mail.map(|mailer| Sender::new(db.clone(), mailer, pepper.clone()));
@@ -316,7 +320,12 @@ impl Api {
         patiently("the event log", || register_default_kinds(handler)).await?;
         let client = self.log.client().clone();
         let counting = tokio::spawn(count_peers(client.clone(), self.peers, stop.clone()));
-        let door = producers::Door { auth: self.auth, gateway: Arc::clone(&self.gateway), users: self.producers };
+        let door = producers::Door {
+            auth: self.auth,
+            gateway: Arc::clone(&self.gateway),
+            users: self.producers,
+            bounds: Arc::clone(&self.app.bounds),
+        };
         let producers = tokio::spawn(producers::serve(client, door, stop.clone()));
         let sending = match self.sender {
             Some(sender) => Some(tokio::spawn(sender.run(stop.clone()))),
@@ -348,8 +357,8 @@ pub fn refuse(findings: &[impl Display]) -> anyhow::Result<()> {
 }
 
 /// Whether the server syncs every write before it acknowledges it.
-async fn syncs_always(monitor: &str) -> anyhow::Result<bool> {
-    let url = format!("{}/jsz?config=true", monitor.trim_end_matches('/'));
+async fn syncs_always(monitor: &Address) -> anyhow::Result<bool> {
+    let url = format!("{}/jsz?config=true", monitor.whole().trim_end_matches('/'));
     let answer: serde_json::Value = reqwest::Client::builder()
         .timeout(Duration::from_secs(5))
         .build()?

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use async_nats::{Client, HeaderMap, HeaderValue, Message};
+use async_nats::{Client, HeaderMap, HeaderValue, Message, Subject};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use metrics::histogram;
@@ -20,6 +20,7 @@ use crate::{
     auth::{Access, AuthError, Authenticator, Principal, authenticator::OrgName},
     broker::{NatsUser, Producers, REQUEST_INFO},
     gateway::{AcceptedCommand, CommandOutcome, Gateway, Origin},
+    http::bounds::Bounds,
     notes::Attempt,
     problem::Problem,
     submission::{Format, MAX_BODY, Submission, body_too_large, carry_out, idempotency_key, request_id},
@@ -29,7 +30,7 @@ use crate::{
 const QUEUE: &str = "orgstream-api";
 /// This way in, as the audit log names it.
 const ROUTE: &str = "NATS cmd.{org}";
-/// Requests under way at the same time. When there are more, they wait in NATS' own bounded buffers.
+/// Requests under way at the same time. When there are more, they wait with the room that they take.
 const AT_ONCE: usize = 512;
 
 /// What a request goes through.
@@ -41,6 +42,8 @@ pub struct Door {
     pub gateway: Arc<Gateway>,
     /// Whose credentials nats-server vouches for; none where it vouches for nobody.
     pub users: Option<Arc<Producers>>,
+    /// How much may be in memory, with what comes by HTTP.
+    pub bounds: Arc<Bounds>,
 }
 
 impl Door {
@@ -80,16 +83,36 @@ pub async fn serve(client: Client, door: Door, stop: CancellationToken) -> anyho
             Some(_) = under_way.join_next() => continue,
             request = requests.next() => request,
         };
-        let Some(request) = request else { break };
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { break };
-        let (client, door) = (client.clone(), door.clone());
+        let Some(mut request) = request else { break };
+        // It is in memory already: who finds no room is told so at once, so that what waits here is bounded in bytes.
+        let held = match door.bounds.message(request.length.max(request.payload.len())) {
+            Ok(held) => held,
+            Err(problem) => {
+                request.payload = Bytes::new();
+                turn_away(&client, request, problem).await;
+                continue;
+            }
+        };
+        let (client, door, room) = (client.clone(), door.clone(), Arc::clone(&room));
         under_way.spawn(async move {
-            answer(&client, &door, request).await;
-            drop(permit);
+            if let Ok(permit) = room.acquire_owned().await {
+                answer(&client, &door, request).await;
+                drop(permit);
+            }
+            drop(held);
         });
     }
     while under_way.join_next().await.is_some() {}
     Ok(())
+}
+
+/// Answers what is not looked at.
+async fn turn_away(client: &Client, request: Message, problem: Problem) {
+    let id = request_id(header(&request, "X-Request-Id"));
+    let Some(reply) = request.reply else { return };
+    histogram!("orgstream_nats_request_seconds", "status" => problem.status.to_string()).record(0.0);
+    let answer = Answer::from(Problem { request_id: Some(id.clone()), ..problem });
+    send(client, reply, id, answer).await;
 }
 
 /// What goes back around the body takes at most this much of what the server lets through, in bytes.
@@ -126,6 +149,10 @@ async fn answer(client: &Client, door: &Door, request: Message) {
     let answer = answer.unwrap_or_else(|problem| Answer::from(Problem { request_id: Some(id.clone()), ..problem }));
     span.record("status", answer.status);
     histogram!("orgstream_nats_request_seconds", "status" => answer.status.to_string()).record(started.elapsed());
+    send(client, reply, id, answer).await;
+}
+
+async fn send(client: &Client, reply: Subject, id: String, answer: Answer) {
     let mut headers = HeaderMap::new();
     headers.insert("Status", answer.status.to_string());
     headers.insert("X-Request-Id", id.as_str());
@@ -171,7 +198,11 @@ async fn carry_out_request(
         notes.turned_away(&principal, origin, attempt, &problem);
         problem
     })?;
-    let answer = carry_out_body(gateway, &access, request, origin).await;
+    let held = door.bounds.message_of(access.org(), request.length.max(request.payload.len()));
+    let answer = match held {
+        Ok(_held) => carry_out_body(gateway, &access, request, origin).await,
+        Err(problem) => Err(problem),
+    };
     answer.map_err(|problem| problem.inside(Some(access.org())))
 }
 

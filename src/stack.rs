@@ -169,27 +169,27 @@ impl Stack {
         let stop = CancellationToken::new();
         let (issuer, issuing) = start_issuer(&dir.join("issuer"), stop.clone())?;
         let nats_args = NatsArgs {
-            nats_url: nats.url.clone(),
+            nats_url: nats.url.clone().into(),
             nats_creds: Some(nats.access.serve()),
             nats_ca: None,
             nats_producers: Some(nats.access.producers()),
             allow_open_nats: false,
-            commit_keys: secrets.commit_keys.clone(),
-            nats_monitor_url: Some(nats.monitor_url.clone()),
+            commit_keys: Some(secrets.commit_keys.clone().into()),
+            nats_monitor_url: Some(nats.monitor_url.clone().into()),
             replicas: 1,
             shards: options.shards,
             region: "local".to_owned(),
             allow_unsafe_sync: !options.sync_always,
         };
         let database_args = DatabaseArgs {
-            database_url: format!("postgres://{}:{}/{DATABASE}", postgres.host, postgres.port),
-            database_password: Some(secrets.database_password.clone()),
+            database_url: format!("postgres://{}:{}/{DATABASE}", postgres.host, postgres.port).into(),
+            database_password: Some(secrets.database_password.clone().into()),
             login_passwords: Vec::new(),
             database_connections: None,
         };
         let secret_args = SecretArgs {
-            pepper: secrets.pepper.clone(),
-            platform_token: Some(secrets.platform_token.clone()),
+            pepper: secrets.pepper.clone().into(),
+            platform_token: Some(secrets.platform_token.clone().into()),
             leak_reporter_keys: None,
             trusted_proxies: Vec::new(),
         };
@@ -238,7 +238,7 @@ impl Stack {
             nats,
             postgres,
             owner_url,
-            database_url: database_args.database_url,
+            database_url: database_args.database_url.whole().to_owned(),
             secrets,
             log,
             work_log,

@@ -323,7 +323,8 @@ mod tests {
         assert!(error.detail.contains("byte 7"), "{}", error.detail);
         assert_eq!(Submission::read(b"", Format::Json, None).unwrap_err().status, 400);
         let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
-        assert_eq!(Submission::read(deep.as_bytes(), Format::Json, None).unwrap_err().status, 400);
+        let refused = Submission::read(deep.as_bytes(), Format::Json, None).unwrap_err();
+        assert_eq!((refused.status, &*refused.errors[0].code), (422, "too_deep"));
     }
 
     #[test]

@@ -4,13 +4,20 @@ use std::{
     ffi::OsStr,
     io::IsTerminal,
     sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
+use metrics::counter;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
-use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use opentelemetry_sdk::{
+    Resource,
+    error::{OTelSdkError, OTelSdkResult},
+    propagation::TraceContextPropagator,
+    trace::{SdkTracerProvider, SpanData, SpanExporter as Export},
+};
 use reqwest::Url;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -48,7 +55,7 @@ pub fn init(args: &LogArgs, is_service: bool) -> anyhow::Result<Telemetry> {
         LogFormat::Text => text.with_ansi(colored).with_target(false).boxed(),
         LogFormat::Json => text.json().flatten_event(true).boxed(),
     };
-    let tracer = args.otlp_url.as_deref().map(tracer).transpose()?;
+    let tracer = args.otlp_url.as_ref().map(|url| tracer(url.whole())).transpose()?;
     let traces = tracer.as_ref().map(|tracer| tracing_opentelemetry::layer().with_tracer(tracer.tracer("orgstream")));
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
     tracing_subscriber::registry().with(filter).with(format).with(traces).init();
@@ -62,7 +69,10 @@ fn is_colored(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
 
 /// Where traces are posted to: an address without a path is that of a collector, which takes them at `/v1/traces`.
 fn traces_url(text: &str) -> anyhow::Result<Url> {
-    let refused = || format!("--otlp-url {text:?} is no address of a collector: it looks like http://127.0.0.1:4318");
+    // It is not repeated: it may hold a key.
+    let refused = || {
+        "--otlp-url (ORGSTREAM_OTLP_URL) is no address of a collector: it looks like http://127.0.0.1:4318".to_owned()
+    };
     let mut url: Url = text.parse().with_context(refused)?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
         bail!("{}", refused());
@@ -80,9 +90,67 @@ fn tracer(url: &str) -> anyhow::Result<SdkTracerProvider> {
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(endpoint)
         .build()
-        .with_context(|| format!("--otlp-url {url:?} cannot be used"))?;
+        .context("--otlp-url (ORGSTREAM_OTLP_URL) cannot be used")?;
+    let exporter = Heard { exporter, told: Mutex::new(None) };
     let resource = Resource::builder().with_service_name("orgstream").build();
     Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+}
+
+/// How long it is said no more that spans are lost, once it was said.
+const QUIET: Duration = Duration::from_secs(600);
+
+/// Sends spans on; when they are not taken, counts them and says so, but seldom.
+#[derive(Debug)]
+struct Heard<E> {
+    exporter: E,
+    told: Mutex<Option<Instant>>,
+}
+
+impl<E: Export> Heard<E> {
+    /// Whether it is time to say it (again).
+    fn is_due(&self, now: Instant) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = told.is_none_or(|told| now.saturating_duration_since(told) >= QUIET);
+        if is_due {
+            *told = Some(now);
+        }
+        is_due
+    }
+}
+
+impl<E: Export> Export for Heard<E> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len();
+        let sent = self.exporter.export(batch).await;
+        if let Err(error) = &sent {
+            counter!("orgstream_traces_lost_total").increment(spans as u64);
+            // Without the library's own words, which repeat the address with what may be a key.
+            let why =
+                if matches!(error, OTelSdkError::Timeout(_)) { "no answer in time" } else { "not reached, or refused" };
+            if self.is_due(Instant::now()) {
+                tracing::warn!(
+                    spans,
+                    why,
+                    "the collector of --otlp-url does not take traces, and these are lost; it is said again in ten \
+                     minutes at the earliest, and orgstream_traces_lost_total counts"
+                );
+            }
+        }
+        // It is dealt with: the library would say it again, each time.
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.exporter.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
+    }
 }
 
 /// The same registry however often it is asked for: for programs that start several stacks one after the other.
@@ -128,6 +196,22 @@ mod tests {
         for refused in ["nonsense", "127.0.0.1:4318", "collector:4318", "ftp://collector", "http://", ""] {
             assert!(format!("{:#}", traces_url(refused).unwrap_err()).contains("--otlp-url"), "{refused}");
         }
+    }
+
+    #[test]
+    fn spans_that_are_lost_are_told_of_once_in_a_while() {
+        #[derive(Debug)]
+        struct Deaf;
+
+        impl Export for Deaf {
+            async fn export(&self, _: Vec<SpanData>) -> OTelSdkResult {
+                Err(OTelSdkError::Timeout(Duration::ZERO))
+            }
+        }
+
+        let (heard, now) = (Heard { exporter: Deaf, told: Mutex::new(None) }, Instant::now());
+        let due: Vec<bool> = [0, 1, 599, 600, 601, 1_200].map(|s| heard.is_due(now + Duration::from_secs(s))).into();
+        assert_eq!(due, [true, false, false, true, false, true]);
     }
 
     #[test]

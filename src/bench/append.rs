@@ -243,7 +243,7 @@ async fn nats(rig: &Rig, each: u64, writers: usize, time: Duration) -> anyhow::R
 
 /// `POST /v1/organizations/{org}/commands`.
 async fn http(rig: &Rig, each: u64, writers: usize, time: Duration) -> anyhow::Result<Measured> {
-    let args = ClientArgs { url: rig.stack.base_url.clone(), api_key: Some(rig.api_key.clone()), session: None };
+    let args = ClientArgs { url: rig.stack.base_url.clone(), api_key: Some(rig.api_key.clone().into()), session: None };
     let api = crate::cli::client::Api::new(&args)?;
     let (path, run) = (format!("/v1/organizations/{}/commands", rig.org), rand::random());
     load::drive(writers, time, move |number| {

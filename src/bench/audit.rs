@@ -100,8 +100,8 @@ async fn measure(rig: &mut Rig, args: &Args) -> anyhow::Result<Figures> {
     let org = BoundOrg::named_by_operator(orgstream_events::OrgId::fresh(1, rand::random()));
     rig.stack.db.invent_audit_log(org, args.events).await?;
     let database = DatabaseArgs {
-        database_url: rig.stack.database_url.clone(),
-        database_password: Some(rig.stack.secrets.database_password.clone()),
+        database_url: rig.stack.database_url.clone().into(),
+        database_password: Some(rig.stack.secrets.database_password.clone().into()),
         login_passwords: Vec::new(),
         database_connections: None,
     };

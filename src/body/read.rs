@@ -22,6 +22,8 @@ use crate::{
 
 /// As deep as JSON is read; MessagePack counts every level twice.
 const MAX_DEPTH: usize = 256;
+/// What is said of whatever lies deeper.
+const TOO_DEEP: &str = "is nested too deeply";
 /// The most faults that one body, or one of the commands in it, is told of.
 const MAX_FAULTS: usize = 20;
 /// The most faults of all commands of one body together. No body that is carried out comes near it.
@@ -81,11 +83,13 @@ fn read_json(body: &[u8]) -> Result<Reading, Problem> {
         Ok(value) => return Ok(walk.with(value)),
         Err(error) => error.to_string(),
     };
-    // The decoder goes no further than these two, which are JSON but nothing that could be kept.
+    // The decoder goes no further than these three, which are JSON but nothing that could be kept.
     if error.starts_with("number out of range") {
         walk.fault("inexact_number", OUT_OF_RANGE);
     } else if error.starts_with("lone leading surrogate") || error.starts_with("unexpected end of hex escape") {
         walk.fault("lone_surrogate", "must not have half of a surrogate pair, which is no character");
+    } else if error.starts_with("recursion limit exceeded") {
+        walk.fault("too_deep", TOO_DEEP);
     } else {
         return Err(malformed(format!("the body is not JSON: {error}")));
     }
@@ -102,6 +106,10 @@ fn read_message_pack(body: &[u8]) -> Result<Reading, Problem> {
             more => Err(malformed(format!("the body has {more} bytes behind its MessagePack value"))),
         },
         Err(_) if walk.stopped.get() => Ok(walk.without_value()),
+        Err(rmp_serde::decode::Error::DepthLimitExceeded) => {
+            walk.fault("too_deep", TOO_DEEP);
+            Ok(walk.without_value())
+        }
         Err(error) => Err(malformed(format!("the body is not MessagePack: {error}"))),
     }
 }

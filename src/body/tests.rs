@@ -89,6 +89,18 @@ fn what_would_not_come_back_is_pointed_at_in_message_pack() {
 }
 
 #[test]
+fn what_is_too_deep_is_pointed_at() {
+    let deep = format!(r#"{{"x": 1, "a": {{"b": {}1{}}}}}"#, "[".repeat(200), "]".repeat(200));
+    // An array of one item, two hundred times.
+    let packed = [&[0x81, 0xa1, b'a'][..], &[0x91; 200], &[1]].concat();
+    for (faults, begins) in [(json_faults(&deep), "/a/b/0/0/0"), (packed_faults(&packed), "/a/0/0/0")] {
+        assert_eq!((faults.len(), faults[0].1.as_str()), (1, "too_deep"), "{faults:?}");
+        assert!(faults[0].0.starts_with(begins), "{faults:?}");
+    }
+    assert_eq!(parse_json::<Value>(deep.as_bytes()).unwrap_err().status, 422);
+}
+
+#[test]
 fn what_is_no_body_is_a_bad_request() {
     for body in ["", " ", "{", "{} {}", "[1,]", "nul", "01", "\"\\x\"", "{\"a\" 1}"] {
         assert_eq!(parse_json::<Value>(body.as_bytes()).unwrap_err().status, 400, "{body}");

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{out::note, stored::StoredSession};
-use crate::config::ClientArgs;
+use crate::{config::ClientArgs, secret::Address};
 
 const CONNECT: Duration = Duration::from_secs(5);
 const WHERE_KEYS_ARE: &str = "Give one in ORGSTREAM_API_KEY: eval \"$(orgstream demo acme)\" sets it to that of a demo \
@@ -41,13 +41,15 @@ struct Field {
 
 impl Api {
     pub(crate) fn new(args: &ClientArgs) -> anyhow::Result<Self> {
-        let given = [&args.api_key, &args.session].into_iter().flatten().find(|credential| !credential.is_empty());
+        let given =
+            [&args.api_key, &args.session].into_iter().flatten().find(|credential| !credential.reveal().is_empty());
         if let Some(credential) = given {
-            return Self::with(&args.url, credential.clone());
+            return Self::with(&args.url, credential.reveal().to_owned());
         }
         let stored = StoredSession::read(args.url.trim_end_matches('/'));
-        let stored =
-            stored.with_context(|| format!("there is no API key to ask {} with. {WHERE_KEYS_ARE}", args.url))?;
+        let stored = stored.with_context(|| {
+            format!("there is no API key to ask {} with. {WHERE_KEYS_ARE}", Address::from(args.url.clone()))
+        })?;
         Ok(Self { stored: true, ..Self::with(&args.url, stored.token)? })
     }
 
@@ -121,7 +123,7 @@ impl Api {
 
     /// Nobody answers.
     pub(crate) fn unreachable(&self, error: reqwest::Error) -> anyhow::Error {
-        let base = &self.base;
+        let base = Address::from(self.base.clone());
         anyhow::Error::new(error)
             .context(format!("the API at {base} does not answer: is it running? (--url or ORGSTREAM_URL says where)"))
     }

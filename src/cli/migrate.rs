@@ -4,6 +4,7 @@ use anyhow::Context;
 use orgstream_projections::{LoginPassword, Passwords};
 
 use super::out::note;
+use crate::config::LoginPasswordParser;
 
 /// Bring a database up to date, and give the program's logins their password.
 ///
@@ -24,6 +25,7 @@ pub(crate) struct Args {
         env = "ORGSTREAM_DATABASE_LOGIN_PASSWORDS",
         hide_env_values = true,
         value_delimiter = ',',
+        value_parser = LoginPasswordParser,
         value_name = "LOGIN=TEXT"
     )]
     login_passwords: Vec<LoginPassword>,

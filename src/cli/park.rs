@@ -15,8 +15,6 @@ use super::{
 };
 use crate::config::ClientArgs;
 
-/// How long a worker may take to carry a decision out before the command ends without it.
-const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(100);
 /// The exit code of a decision that is taken, and of which it is not known what came of it.
 const UNDER_WAY: u8 = 3;
@@ -78,6 +76,9 @@ pub(crate) struct What {
     /// The aggregate, as `park list` shows it: `record.res_…`, or whatever stands there.
     #[arg(value_name = "AGGREGATE")]
     aggregate: String,
+    /// How long a worker may take to carry the decision out, in seconds, before the command ends without it.
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    wait: u32,
 }
 
 impl What {
@@ -119,7 +120,8 @@ async fn decide(
     skipped: Option<u64>,
 ) -> anyhow::Result<ExitCode> {
     let api = Api::new(&whose.client)?;
-    let What { pipeline, aggregate } = what;
+    let What { pipeline, aggregate, wait } = what;
+    let patience = Duration::from_secs(u64::from(*wait));
     match (parked(&api, whose, what).await?.first(), skipped) {
         (None, _) => bail!(
             "nothing of {aggregate} is parked in {pipeline}, so there is nothing to {verb}; \
@@ -137,9 +139,9 @@ async fn decide(
     let position = answer.get("position").and_then(Value::as_str).unwrap_or_default();
     let decided: Position =
         position.parse().map_err(|error| anyhow!("the answer of the API has no position: {error}"))?;
-    if !is_carried_out(&api, whose, *pipeline, decided).await? {
+    if !is_carried_out(&api, whose, *pipeline, decided, patience).await? {
         note!(
-            "decided at {position} and under way: no worker has come to it within {PATIENCE:?} (is one running?). \
+            "decided at {position} and under way: no worker has come to it within {patience:?} (is one running?). \
              `orgstream park list --org {}` shows what is still parked",
             whose.org
         );
@@ -162,8 +164,14 @@ async fn decide(
 }
 
 /// Whether the pipeline comes to the decision in time.
-async fn is_carried_out(api: &Api, whose: &Whose, pipeline: Pipeline, decided: Position) -> anyhow::Result<bool> {
-    let deadline = Instant::now() + PATIENCE;
+async fn is_carried_out(
+    api: &Api,
+    whose: &Whose,
+    pipeline: Pipeline,
+    decided: Position,
+    patience: Duration,
+) -> anyhow::Result<bool> {
+    let deadline = Instant::now() + patience;
     loop {
         let answer = api.get(&format!("/v1/organizations/{}/projections", whose.org)).await?;
         let rows = answer.pointer("/data").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);

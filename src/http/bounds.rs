@@ -159,15 +159,14 @@ impl Bounds {
     /// Room for a body of `bytes`, once there is some. Nothing of the body is read before that.
     pub async fn body(&self, org: Option<OrgId>, bytes: usize) -> Result<Room, Problem> {
         let own = self.bodies.of(org, self.limits.body_bytes_of_org);
-        let kib = |most: usize| u32::try_from(bytes.div_ceil(KIB).clamp(1, most / KIB)).unwrap_or(u32::MAX);
         let mut room = Room { own: None, all: None, org, bodies: Arc::clone(&self.bodies) };
-        let waited = timeout(BODY_WAIT, own.acquire_many_owned(kib(self.limits.body_bytes_of_org))).await;
+        let waited = timeout(BODY_WAIT, own.acquire_many_owned(kib(bytes, self.limits.body_bytes_of_org))).await;
         let Ok(Ok(permit)) = waited else {
             refused("bodies_of_org");
             return Err(Problem::too_many_bodies());
         };
         room.own = Some(permit);
-        let all = Arc::clone(&self.bodies.all).acquire_many_owned(kib(self.limits.body_bytes));
+        let all = Arc::clone(&self.bodies.all).acquire_many_owned(kib(bytes, self.limits.body_bytes));
         let Ok(Ok(permit)) = timeout(BODY_WAIT, all).await else {
             refused("bodies");
             return Err(Problem::overloaded());
@@ -175,6 +174,36 @@ impl Bounds {
         room.all = Some(permit);
         Ok(room)
     }
+}
+
+/// For what comes whole, and is in memory when it is heard of: it waits for nothing.
+impl Bounds {
+    /// Room for a message of `bytes`, if there is any now.
+    pub fn message(&self, bytes: usize) -> Result<Room, Problem> {
+        let all = Arc::clone(&self.bodies.all).try_acquire_many_owned(kib(bytes, self.limits.body_bytes));
+        let all = all.map_err(|_| {
+            refused("bodies");
+            Problem::overloaded()
+        })?;
+        Ok(Room { own: None, all: Some(all), org: None, bodies: Arc::clone(&self.bodies) })
+    }
+
+    /// The part of `org` in it, once it is known whose it is.
+    pub fn message_of(&self, org: OrgId, bytes: usize) -> Result<Room, Problem> {
+        let most = self.limits.body_bytes_of_org;
+        let mut room = Room { own: None, all: None, org: Some(org), bodies: Arc::clone(&self.bodies) };
+        let own = self.bodies.of(Some(org), most).try_acquire_many_owned(kib(bytes, most));
+        room.own = Some(own.map_err(|_| {
+            refused("bodies_of_org");
+            Problem::too_many_bodies()
+        })?);
+        Ok(room)
+    }
+}
+
+/// How much room so many bytes take, of at most `most`.
+fn kib(bytes: usize, most: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(KIB).clamp(1, most / KIB)).unwrap_or(u32::MAX)
 }
 
 fn refused(reason: &'static str) {
@@ -330,6 +359,21 @@ mod tests {
         assert!(from("192.0.2.2").is_none(), "there are three altogether");
         drop(other);
         let _held = bounds.connection("192.0.2.1".parse().unwrap(), true).unwrap();
+    }
+
+    #[test]
+    fn messages_share_the_room_of_bodies_and_wait_for_none() {
+        let limits = Limits { body_bytes: 3 << 20, body_bytes_of_org: 1 << 20, ..Limits::default() };
+        let bounds = Bounds::new(limits);
+        let held = (bounds.message(2 << 20).unwrap(), bounds.message_of(org(1), 1 << 20).unwrap());
+        let refused = bounds.message_of(org(1), 1).map(|_| ()).unwrap_err();
+        assert_eq!((refused.status, refused.code), (429, "concurrency_limit_exceeded"));
+        drop(bounds.message_of(org(2), 1).unwrap());
+        let refused = bounds.message(2 << 20).map(|_| ()).unwrap_err();
+        assert_eq!((refused.status, refused.code), (503, "overloaded"));
+        drop(held);
+        drop(bounds.message(3 << 20).unwrap());
+        assert!(bounds.bodies.each.lock().unwrap().is_empty(), "who has nothing under way is not remembered");
     }
 
     #[tokio::test(start_paused = true)]

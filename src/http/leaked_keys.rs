@@ -15,7 +15,7 @@ use super::{
     App,
     extract::{header_text, info, read_body},
 };
-use crate::{auth::key::KeyToken, problem::Problem, submission::parse_json};
+use crate::{auth::key::KeyToken, problem::Problem, secret::Secret, submission::parse_json};
 
 const IDENTIFIER: HeaderName = HeaderName::from_static("github-public-key-identifier");
 const SIGNATURE: HeaderName = HeaderName::from_static("github-public-key-signature");
@@ -27,7 +27,8 @@ const MAX_FINDINGS: usize = 1_000;
 pub struct LeakedKey {
     /// The token, whole.
     #[schema(example = "os_live_…")]
-    pub token: String,
+    #[schema(value_type = String)]
+    pub token: Secret,
     /// What kind of token it was taken for.
     #[serde(rename = "type")]
     #[schema(example = "orgstream_api_key")]
@@ -87,7 +88,7 @@ pub async fn report(State(app): State<Arc<App>>, request: Request) -> Result<Jso
     }
     let mut verdicts = Vec::with_capacity(findings.len());
     for LeakedKey { token, token_type, url, source } in findings {
-        let key = match token.parse::<KeyToken>() {
+        let key = match token.reveal().parse::<KeyToken>() {
             Ok(parsed) => app.auth.keys().owner(&parsed).await?,
             Err(_) => None,
         };
@@ -96,7 +97,7 @@ pub async fn report(State(app): State<Arc<App>>, request: Request) -> Result<Jso
             app.gateway.revoke_leaked(org, id, &place, &origin).await?;
         }
         let label = if key.is_some() { "true_positive" } else { "false_positive" };
-        let token_hash = Fingerprint::of(&[token.as_bytes()]).to_string();
+        let token_hash = Fingerprint::of(&[token.reveal().as_bytes()]).to_string();
         verdicts.push(LeakedKeyVerdict { token_hash, token_type, label });
     }
     Ok(Json(verdicts))

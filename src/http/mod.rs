@@ -79,6 +79,7 @@ use crate::{
     broker::Producers,
     config::GlassApproval,
     gateway::Gateway,
+    secret::Secret,
 };
 use audit_feed::AuditFeed;
 use bounds::{Bounds, Limits};
@@ -121,7 +122,7 @@ pub struct Parts {
     /// How much may be under way.
     pub limits: Limits,
     /// What `/metrics` is shown for, besides the operator's token.
-    pub metrics_token: Option<String>,
+    pub metrics_token: Option<Secret>,
 }
 
 /// What every handler can reach.
@@ -142,8 +143,8 @@ pub struct App {
     pub(crate) producers: Option<Arc<Producers>>,
     pub(crate) cursors: CursorKey,
     pub(crate) metrics: PrometheusHandle,
-    pub(crate) metrics_token: Option<String>,
-    pub(crate) bounds: Bounds,
+    pub(crate) metrics_token: Option<Secret>,
+    pub(crate) bounds: Arc<Bounds>,
     pub(crate) looks: Arc<Looks>,
     pub(crate) audit_feed: Arc<AuditFeed>,
     pub(crate) readiness: Readiness,
@@ -172,7 +173,7 @@ impl App {
             cursors: CursorKey::new(cursor_key),
             metrics,
             metrics_token,
-            bounds: Bounds::new(limits),
+            bounds: Arc::new(Bounds::new(limits)),
             stopping: CancellationToken::new(),
         })
     }

@@ -28,6 +28,7 @@ use crate::{
     gateway::Origin,
     notes::Attempt,
     problem::Problem,
+    secret::Secret,
 };
 
 /// A session.
@@ -82,7 +83,8 @@ pub struct ActiveOrg {
 pub struct NewSessionView {
     /// What to send as `Authorization: Bearer` from now on. It is shown in this answer and nowhere else.
     #[schema(example = "os_ses_…")]
-    pub token: String,
+    #[schema(value_type = String)]
+    pub token: Secret,
     /// The session.
     #[serde(flatten)]
     pub session: SessionView,
@@ -172,7 +174,7 @@ pub async fn start(State(app): State<Arc<App>>, parts: Parts) -> Result<Response
     note(&app, &somebody, active_org, &origin, AccessEvent::SignedIn(orgstream_events::SignedIn { method })).await;
     let slug = app.auth.look(&principal, active_org).await?.map(|found| found.organization.slug);
     let active = Some(ActiveOrg { org_id: active_org, slug });
-    let body = NewSessionView { token: token.reveal().to_owned(), session: view(&session, true, active) };
+    let body = NewSessionView { token: token.reveal().to_owned().into(), session: view(&session, true, active) };
     let mut response = reply::json(StatusCode::CREATED, AnswerBody::from(reply::json_bytes(&body)?));
     response.headers_mut().insert(header::CACHE_CONTROL, reply::NEVER_KEPT);
     if let Some(cookie) = cookie::give(&token, app.auth.sessions().lifetime().longest) {

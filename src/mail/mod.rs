@@ -56,7 +56,7 @@ impl Mailer {
             (Some(_), Some(_)) => bail!("mails go to --smtp-url or to --mail-folder, not to both"),
             (Some(url), None) => {
                 // The URL is not repeated: it may hold a password.
-                let smtp = AsyncSmtpTransport::<Tokio1Executor>::from_url(url);
+                let smtp = AsyncSmtpTransport::<Tokio1Executor>::from_url(url.reveal());
                 Way::Smtp(
                     smtp.context("--smtp-url (ORGSTREAM_SMTP_URL) is not like smtps://user:password@host")?.build(),
                 )

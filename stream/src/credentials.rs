@@ -67,13 +67,20 @@ impl Credentials {
 }
 
 /// How the broker is reached, and as whom.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Reach {
     /// `nats://host:port`, or several with commas; with `tls://` nothing is sent in the clear.
     pub url: String,
     /// The certificates of who may have signed the server's, in PEM; by default those that this machine trusts. With it,
     /// nothing is sent in the clear either.
     pub ca: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Reach {
+    /// Without the address, which may hold a login.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reach").field("ca", &self.ca).finish_non_exhaustive()
+    }
 }
 
 impl Reach {

@@ -1,6 +1,6 @@
 //! The handle: the connections, and what every verb of the crate needs to know.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{
     Event,
@@ -25,7 +25,7 @@ use crate::{
 const API_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where the log is and how it is kept.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct LogOptions {
     /// `nats://host:port`, or several with commas; with `tls://` nothing is sent in the clear.
     pub url: String,
@@ -45,6 +45,15 @@ pub struct LogOptions {
     pub sync: SyncMode,
     /// How long the server remembers message ids. It only saves work: what makes a retry safe is the log itself.
     pub duplicate_window: Duration,
+}
+
+impl fmt::Debug for LogOptions {
+    /// Without the address, which may hold a login.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("LogOptions");
+        shown.field("shards", &self.shards).field("replicas", &self.replicas).field("region", &self.region);
+        shown.field("sync", &self.sync).finish_non_exhaustive()
+    }
 }
 
 impl LogOptions {

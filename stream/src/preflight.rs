@@ -70,7 +70,7 @@ async fn unsafe_sync(monitor_url: Option<&str>) -> Option<Finding> {
             Some(Finding { what, fix })
         }
         Err(error) => {
-            let what = format!("nats-server's monitoring address {monitor_url} cannot be read: {error}");
+            let what = format!("nats-server's monitoring address cannot be read: {error}");
             Some(Finding {
                 what,
                 fix: "correct the address, and enable `http` in nats-server's configuration".to_owned(),

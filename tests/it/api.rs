@@ -228,8 +228,8 @@ impl Api {
         let mut identity = IdentityArgs::of_issuer(&url);
         change(&mut identity);
         let secrets = SecretArgs {
-            pepper: PEPPER.to_owned(),
-            platform_token: Some(OPERATOR.to_owned()),
+            pepper: PEPPER.to_owned().into(),
+            platform_token: Some(OPERATOR.to_owned().into()),
             leak_reporter_keys: Some(leak_reporter_keys(dir.path())),
             trusted_proxies: Vec::new(),
         };

@@ -419,7 +419,7 @@ async fn figures_are_not_for_everybody() {
     api.get(TOKEN, "/metrics").await.expect(401);
     api.get(&org.owner, "/metrics").await.expect(403);
     api.get(OPERATOR, "/metrics").await.expect(200);
-    let with_token = HttpArgs { metrics_token: Some(TOKEN.to_owned()), ..HttpArgs::default() };
+    let with_token = HttpArgs { metrics_token: Some(TOKEN.to_owned().into()), ..HttpArgs::default() };
     let base = api.another_with(with_token).await;
     assert_eq!(api.status_at(&base, TOKEN, "/metrics").await, 200);
     assert_eq!(api.status_at(&base, &TOKEN[1..], "/metrics").await, 401);

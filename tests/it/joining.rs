@@ -328,7 +328,7 @@ async fn mails_leave_by_smtp() {
         }
     });
     let api = Api::start_mailing(|_| orgstream::config::MailArgs {
-        smtp_url: Some(format!("smtp://{address}")),
+        smtp_url: Some(format!("smtp://{address}").into()),
         ..mail_args()
     });
     let api = api.await;

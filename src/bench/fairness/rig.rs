@@ -24,6 +24,7 @@ use crate::{
     broker::AccessFiles,
     config::{DatabaseArgs, NatsArgs},
     node,
+    secret::Secret,
     servers::{Nats, Postgres, PostgresOptions, child_command},
 };
 
@@ -109,12 +110,12 @@ impl Rig {
         private: Option<Private>,
     ) -> anyhow::Result<Self> {
         let nats = NatsArgs {
-            nats_url,
+            nats_url: nats_url.into(),
             nats_creds: access.as_ref().map(AccessFiles::serve),
             nats_ca: None,
             nats_producers: None,
             allow_open_nats: access.is_none(),
-            commit_keys,
+            commit_keys: Some(commit_keys.into()),
             nats_monitor_url: None,
             replicas: 1,
             shards: SHARDS,
@@ -122,7 +123,12 @@ impl Rig {
             allow_unsafe_sync: true,
         };
         let (login_passwords, database_connections) = (Vec::new(), None);
-        let database = DatabaseArgs { database_url, database_password, login_passwords, database_connections };
+        let database = DatabaseArgs {
+            database_url: database_url.into(),
+            database_password: database_password.map(Secret::from),
+            login_passwords,
+            database_connections,
+        };
         let db = node::open_database(&database, 1).await?;
         let admin = access.as_ref().map(AccessFiles::admin);
         node::make_streams(&NatsArgs { nats_creds: admin, ..nats.clone() }).await?;
@@ -177,10 +183,10 @@ impl Rig {
             .args(["--slots", &setup.slots.to_string(), "--worker-id", &Uuid::from_u128(setup.number).to_string()])
             .args(["--shards", &SHARDS.to_string()])
             .args(&setup.flags)
-            .env("ORGSTREAM_NATS_URL", &self.nats.nats_url)
-            .env("ORGSTREAM_COMMIT_KEYS", &self.nats.commit_keys)
-            .env("ORGSTREAM_DATABASE_URL", &self.database.database_url)
-            .env("ORGSTREAM_DATABASE_PASSWORD", self.database.database_password.as_deref().unwrap_or_default())
+            .env("ORGSTREAM_NATS_URL", self.nats.nats_url.whole())
+            .env("ORGSTREAM_COMMIT_KEYS", self.nats.commit_keys.as_ref().map_or("", Secret::reveal))
+            .env("ORGSTREAM_DATABASE_URL", self.database.database_url.whole())
+            .env("ORGSTREAM_DATABASE_PASSWORD", self.database.database_password.as_ref().map_or("", Secret::reveal))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
