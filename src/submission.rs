@@ -337,7 +337,7 @@ mod tests {
         for hostile in
             [&[0xc1][..], &vec![0x91; 100_000], &[0xdd, 0xff, 0xff, 0xff, 0xff], &[0xdf, 0xff, 0xff, 0xff, 0xff], &[]]
         {
-            assert_eq!(Submission::read(hostile, Format::MessagePack, None).unwrap_err().status, 400);
+            assert_eq!(Submission::read(hostile, Format::MessagePack, None).unwrap_err().status, 422);
         }
     }
 

@@ -91,8 +91,8 @@ fn what_would_not_come_back_is_pointed_at_in_message_pack() {
 #[test]
 fn what_is_too_deep_is_pointed_at() {
     let deep = format!(r#"{{"x": 1, "a": {{"b": {}1{}}}}}"#, "[".repeat(200), "]".repeat(200));
-    // An array of one item, two hundred times.
-    let packed = [&[0x81, 0xa1, b'a'][..], &[0x91; 200], &[1]].concat();
+    // An array of one item, three hundred times.
+    let packed = [&[0x81, 0xa1, b'a'][..], &[0x91; 300], &[1]].concat();
     for (faults, begins) in [(json_faults(&deep), "/a/b/0/0/0"), (packed_faults(&packed), "/a/0/0/0")] {
         assert_eq!((faults.len(), faults[0].1.as_str()), (1, "too_deep"), "{faults:?}");
         assert!(faults[0].0.starts_with(begins), "{faults:?}");
