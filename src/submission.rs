@@ -334,11 +334,11 @@ mod tests {
         let Submission::One(json) = read(&record(), None).unwrap() else { panic!() };
         assert_eq!(packed.command, json.command);
         assert_eq!(Submission::read(b"{}", Format::MessagePack, None).unwrap_err().code, "malformed_body");
-        for hostile in
-            [&[0xc1][..], &vec![0x91; 100_000], &[0xdd, 0xff, 0xff, 0xff, 0xff], &[0xdf, 0xff, 0xff, 0xff, 0xff], &[]]
-        {
-            assert_eq!(Submission::read(hostile, Format::MessagePack, None).unwrap_err().status, 422);
+        for hostile in [&[0xc1][..], &[0xdd, 0xff, 0xff, 0xff, 0xff], &[0xdf, 0xff, 0xff, 0xff, 0xff], &[]] {
+            assert_eq!(Submission::read(hostile, Format::MessagePack, None).unwrap_err().status, 400);
         }
+        let deep = Submission::read(&vec![0x91; 100_000], Format::MessagePack, None).unwrap_err();
+        assert_eq!((deep.status, &*deep.errors[0].code), (422, "too_deep"));
     }
 
     #[test]
