@@ -59,7 +59,7 @@ def main(folder, pin, *known):
         path = bundle / file["path"]
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != file["sha256"]:
             wrong.append(f"{file['path']} is not the file that the manifest names")
-    stack, roots, idx = [], {0: sha()}, 0
+    stack, roots, idx, parked = [], {0: sha()}, 0, {}
     while idx < size:
         (index, width), groups = (idx // 256, min(256, size - idx)), []
         while index or not groups:
@@ -84,6 +84,12 @@ def main(folder, pin, *known):
                 if letter != b"P" and not (letter == b"W" and name[1 : 1 + name[0] - 0xA0] in INWARD):
                     missing.append(f"event {idx}: its payload is not here, and nothing in the log says why")
                 leaf = sha(b"\x00", header)
+                # Marks: what the log says that it lacks. The sequence is the first field; bytes of 0xcc to 0xcf are longer numbers.
+                if (mark := name[1 : 1 + name[0] - 0xA0]) in (b"parking.parked", b"parking.settled") and letter == b"P":
+                    seq = payload[payload.index(b"\xa3seq") + 4 :]
+                    seq = int.from_bytes(seq[1 : 1 + 2 ** (seq[0] - 0xCC)], "big") if seq[0] >= 0xCC else seq[0]
+                    wrong += [f"event {idx}: a mark that does not fit"] * (parked.get(seq) is not (None if mark == b"parking.parked" else True))
+                    parked[seq] = mark == b"parking.parked"
             stack.append((1, leaf))
             while len(stack) > 1 and stack[-2][0] == stack[-1][0]:
                 (count, left), (_, right) = stack[-2:]
@@ -91,6 +97,8 @@ def main(folder, pin, *known):
             idx += 1
             roots[idx] = root(stack)
         wrong += [f"{place} has more than {width} events"] * bool(entries or payloads)
+    parked = {entry["position"].rsplit(":", 1)[1]: True for entry in manifest.get("without", [])} | {str(s): p for s, p in parked.items()}
+    missing += [f"message {seq} is parked, and not in the log" for seq, is_parked in parked.items() if is_parked]
     heads = [(path, wrong) for path in sorted(bundle.glob("checkpoints/*"))]
     for path, list_ in heads + [(pathlib.Path(path), diverges) for path in known]:
         try:

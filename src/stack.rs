@@ -14,7 +14,7 @@ use orgstream_projections::{Database, audit::SigningDatabase};
 use orgstream_stream::Log;
 use orgstream_workers::{Worker, WorkerOptions};
 use serde::{Deserialize, Serialize};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -39,6 +39,9 @@ const DATABASE: &str = "orgstream";
 const HOST: &str = "localhost";
 /// How often the servers are looked at.
 const WATCH: Duration = Duration::from_millis(300);
+/// A server that was started again has this long before it is once more, for shards that take nothing: longer than a process
+/// tells of a failure that is over.
+const AGAIN: Duration = Duration::from_secs(45);
 /// How long API and worker may take to finish what has begun.
 const GRACE: Duration = Duration::from_secs(15);
 
@@ -270,14 +273,31 @@ impl Stack {
         }
     }
 
-    /// Starts a server again that ended by itself, until `stop`.
+    /// Starts a server again that ended by itself, until `stop`; and nats-server when it has given up a stream, which it does
+    /// when its disk is full and does not take back when there is space.
     pub async fn watch_over(&mut self, stop: &CancellationToken) {
+        let mut started: Option<Instant> = None;
         while stop.run_until_cancelled(tokio::time::sleep(WATCH)).await.is_some() {
             if let Some(status) = self.nats.ended() {
                 tracing::warn!(%status, "nats-server ended by itself and is started again");
                 if let Err(error) = self.nats.restart().await {
                     tracing::error!(%error, "nats-server does not start");
                 }
+                started = Some(Instant::now());
+            }
+            let troubles = self.log.troubles();
+            if let Some((shard, reason)) = troubles.first()
+                && started.is_none_or(|at| at.elapsed() > AGAIN)
+                && self.nats.has_space()
+            {
+                tracing::warn!(
+                    shards = troubles.len(), %shard, reason,
+                    "nats-server takes nothing for a shard though its disk has space: it is started again"
+                );
+                if let Err(error) = self.nats.restart().await {
+                    tracing::error!(%error, "nats-server does not start");
+                }
+                started = Some(Instant::now());
             }
             if let Some(status) = self.postgres.ended() {
                 tracing::warn!(%status, "PostgreSQL ended by itself and is started again");

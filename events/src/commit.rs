@@ -58,6 +58,7 @@ impl CommitDraft {
         for (ordinal, event) in self.events.iter().enumerate() {
             let (payload, payload_commit) = seal_content(&event.encode(&self.context)?, salt());
             let (event_type, schema) = event.wire();
+            let is_in_no_order = self.aggregate.is_of_facts() || event.is_mark();
             let header = Header {
                 v: VERSION,
                 org_id: self.org,
@@ -66,7 +67,7 @@ impl CommitDraft {
                 schema,
                 aggregate: AggregateVersion {
                     aggregate: self.aggregate.clone(),
-                    version: if self.aggregate.is_of_facts() { 0 } else { self.version_before + ordinal as u64 + 1 },
+                    version: if is_in_no_order { 0 } else { self.version_before + ordinal as u64 + 1 },
                 },
                 occurred_at: self.occurred_at,
                 recorded_at: self.recorded_at,

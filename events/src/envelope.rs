@@ -71,7 +71,7 @@ pub struct AggregateVersion {
     /// The aggregate.
     #[serde(flatten)]
     pub aggregate: AggregateId,
-    /// The version that this event brought it to; 0 for a fact, which is in no order with others.
+    /// The version that this event brought it to; 0 for a fact, which is in no order with others, and for a mark.
     pub version: u64,
 }
 

@@ -106,6 +106,11 @@ impl Event {
         Err(CodecError::Unknown { what: "event type", value: event_type.chars().take(80).collect() })
     }
 
+    /// Whether the audit log writes it of itself, so that no stream has it; see [`ParkingEvent::is_mark`].
+    pub fn is_mark(&self) -> bool {
+        if let Self::Parking(event) = self { event.is_mark() } else { false }
+    }
+
     /// How it ended, as the header says.
     pub(crate) fn outcome(&self) -> Outcome {
         if let Self::Access(event) = self { event.outcome() } else { Outcome::SUCCESS }
@@ -121,6 +126,12 @@ impl Event {
                 (event.aggregate.aggregate.as_str(), event.aggregate.id.clone())
             }
             Self::Parking(ParkingEvent::Skipped(event)) => {
+                (event.aggregate.aggregate.as_str(), event.aggregate.id.clone())
+            }
+            Self::Parking(ParkingEvent::Parked(event)) => {
+                (event.aggregate.aggregate.as_str(), event.aggregate.id.clone())
+            }
+            Self::Parking(ParkingEvent::Settled(event)) => {
                 (event.aggregate.aggregate.as_str(), event.aggregate.id.clone())
             }
             Self::Access(event) => match event.target() {

@@ -60,7 +60,9 @@ pub use organization::{
     OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
     OrganizationUpgraded, TenantType,
 };
-pub use parking::{ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline};
+pub use parking::{
+    MessageParked, MessageSettled, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, Settlement,
+};
 pub use position::Position;
 pub use record::{RecordArchived, RecordCreated, RecordEvent, RecordUpdated};
 pub use role::{Role, RoleChanged, RoleDefined, RoleEvent, RoleRemoved};

@@ -5,9 +5,11 @@
 //! clean up. The same fold makes them that makes those which are shown. The events that go in are hashed on the way, and the
 //! tree over them must be the beginning of the newest one that was signed, or begin with it.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use orgstream_events::{Event, OpenedCommit, OrganizationEvent, PlanName, SealedEvent, Timestamp};
+use orgstream_events::{
+    Event, OpenedCommit, OrganizationEvent, ParkingEvent, PlanName, SealedEvent, Settlement, Timestamp,
+};
 use orgstream_transparency::{Frontier, Plan, TreeHead, leaf_hash, verify_consistency};
 
 use crate::{
@@ -26,7 +28,8 @@ const STATEMENT: Duration = Duration::from_secs(10);
 pub enum Moment {
     /// After the event at this place of the audit log.
     Idx(u64),
-    /// After the last event that was recorded by then.
+    /// After the last event that was recorded by then. One that was parked, and taken in later, is not asked: it stands where
+    /// it was taken in.
     Time(Timestamp),
 }
 
@@ -45,6 +48,8 @@ pub struct AsOf {
     /// What the organization had booked, and the stream sequence that says so; None while it was what everybody has. The
     /// table of plans knows no versions, so it is here.
     pub plan: Option<(PlanName, u64)>,
+    /// The messages that the log had passed by then and had not taken in, by their sequences: they wait, or were given up.
+    pub without: BTreeSet<u64>,
 }
 
 impl AsOf {
@@ -79,8 +84,12 @@ impl Database {
             Moment::Time(time) => (None, Some(time.to_datetime())),
         };
         let last = sqlx::query_scalar!(
-            "SELECT max(idx) FROM audit.events
-            WHERE org_id = $1 AND ($2::bigint IS NULL OR idx <= $2) AND ($3::timestamptz IS NULL OR recorded_at <= $3)",
+            "SELECT max(idx) FROM audit.events AS event
+            WHERE org_id = $1 AND ($2::bigint IS NULL OR idx <= $2)
+                AND ($3::timestamptz IS NULL OR recorded_at <= $3 AND (ordinal < 0 OR NOT EXISTS (
+                    SELECT FROM audit.events AS mark
+                    WHERE mark.org_id = $1 AND mark.seq = event.seq AND mark.ordinal = -1
+                )))",
             id,
             idx,
             time,
@@ -91,14 +100,17 @@ impl Database {
         }
         slice.opened(org);
         let (mut tree, mut recorded_at, mut plan) = (Frontier::default(), None, None::<(PlanName, u64)>);
+        let mut without = BTreeSet::new();
         while tree.size() < count {
+            let from = to_bigint(tree.size());
+            let upto = from.saturating_add(CHUNK).min(to_bigint(count));
+            let end = audit::end_of_page(slice.unopened(), id, (from, upto)).await?.unwrap_or(from);
             let rows = sqlx::query!(
                 "SELECT seq, header, payload, fingerprint FROM audit.events
-                WHERE org_id = $1 AND idx >= $2 AND idx < $3 AND idx < $2 + $4 ORDER BY idx",
+                WHERE org_id = $1 AND idx >= $2 AND idx < $3 ORDER BY idx",
                 id,
-                to_bigint(tree.size()),
-                to_bigint(count),
-                CHUNK,
+                from,
+                end,
             );
             let rows = rows.fetch_all(slice.unopened()).await?;
             if rows.is_empty() {
@@ -118,7 +130,14 @@ impl Database {
                 }
                 let sealed = SealedEvent { header: row.header.into(), payload: row.payload.into() };
                 let event = sealed.open().map_err(|error| altered(org, format!("event {idx}: {error}")))?;
-                recorded_at = Some(event.header.recorded_at);
+                recorded_at = recorded_at.max(Some(event.header.recorded_at));
+                match &event.event {
+                    Event::Parking(ParkingEvent::Parked(parked)) => without.insert(parked.seq),
+                    Event::Parking(ParkingEvent::Settled(settled)) if settled.outcome == Settlement::Applied => {
+                        without.remove(&settled.seq)
+                    }
+                    _ => false,
+                };
                 if let Event::Organization(OrganizationEvent::PlanChanged(changed)) = &event.event
                     && plan.as_ref().is_none_or(|(_, known)| *known < seq)
                 {
@@ -143,7 +162,7 @@ impl Database {
         if let Some(newest) = &newest {
             begins(&mut tx, org, tree.head(), newest.head).await?;
         }
-        Ok(Ok(AsOf { tx, head: tree.head(), recorded_at, signed: newest, plan }))
+        Ok(Ok(AsOf { tx, head: tree.head(), recorded_at, signed: newest, plan, without }))
     }
 }
 

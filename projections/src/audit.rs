@@ -6,15 +6,19 @@
 mod check;
 mod checkpoints;
 mod columns;
+mod pages;
 mod signing;
 mod tree;
 mod webhooks;
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use orgstream_events::{
-    ActorType, CodecError, EventId, EventView, Fingerprint, OpenedCommit, OpenedEvent, OrgId, OutcomeStatus,
-    SealedEvent, Timestamp,
+    ActorType, CodecError, Event, EventId, EventView, Fingerprint, OpenedCommit, OpenedEvent, OrgId, OutcomeStatus,
+    ParkingEvent, SealedEvent, Timestamp,
 };
 use orgstream_transparency::{Hash, leaf_hash};
 use sqlx::PgConnection;
@@ -23,7 +27,7 @@ use uuid::Uuid;
 use columns::Columns;
 
 use crate::{
-    Applied, BoundOrg, DbError, Listing, Page, Placed, SliceTx, TenantTx,
+    Applied, BoundOrg, DbError, Placed, SliceTx, TenantTx,
     convert::{column, fingerprint, from_bigint, to_bigint},
 };
 
@@ -32,6 +36,8 @@ pub use checkpoints::{
     AuditCheckpoint, LogPolicy, ask_for_checkpoint, checkpoint_at, checkpoint_with, checkpoints, handovers, keys,
     newest_checkpoint, policy,
 };
+pub(crate) use pages::end_of_page;
+pub use pages::{PAGE_BYTES, Part, first_from, forward, from_idx, list};
 pub use signing::{SigningDatabase, SigningTx, Wishes};
 pub(crate) use tree::LogEnd;
 pub use tree::{prove, tile};
@@ -109,6 +115,19 @@ pub struct AuditFilter {
 /// An event with the sequence of its commit, its place there, and the fingerprint of the commit, if it is its first.
 type Numbered<'a> = (i64, i32, Option<&'a Fingerprint>, &'a OpenedEvent);
 
+/// The place in its commit of an event that no stream has: a mark. None of the stream's is before 0.
+fn ordinal_of_mark(event: &Event) -> Option<i32> {
+    let Event::Parking(event) = event else { return None };
+    match event {
+        ParkingEvent::Parked(_) => Some(PARKED),
+        ParkingEvent::Settled(_) => Some(-2),
+        ParkingEvent::Retried(_) | ParkingEvent::Skipped(_) => None,
+    }
+}
+
+/// The ordinal of the mark of a parked message. Queries have it as a literal.
+const PARKED: i32 = -1;
+
 /// Numbers the events on from the org's last and appends them: one statement, whatever their number. A fact that is there
 /// already is passed over, and takes no number.
 ///
@@ -123,7 +142,9 @@ pub(crate) async fn append(
         .iter()
         .flat_map(|Applied { seq, commit }| {
             let fingerprint = |nth| commit.fingerprint.as_ref().filter(|_| nth == 0);
-            (0..).zip(&commit.events).map(move |(nth, event)| (to_bigint(*seq), nth, fingerprint(nth), event))
+            (0..).zip(&commit.events).map(move |(nth, event)| {
+                (to_bigint(*seq), ordinal_of_mark(&event.event).unwrap_or(nth), fingerprint(nth), event)
+            })
         })
         .collect();
     let events = without_repeated_facts(connection, org, events).await?;
@@ -228,111 +249,8 @@ impl TryFrom<Row> for AuditEntry {
     }
 }
 
-macro_rules! matching {
-    ($from:tt, $order:tt, $org:expr, $idx:expr, $rows:expr, $filter:expr) => {
-        sqlx::query_as!(
-            Row,
-            "SELECT idx, event_id, seq, header, payload, leaf FROM audit.events
-            WHERE org_id = $1
-                AND ($4::text IS NULL OR action = $4)
-                AND ($5::text IS NULL OR actor_type = $5)
-                AND ($6::text IS NULL OR actor_id = $6)
-                AND ($7::text IS NULL OR target_id = $7)
-                AND ($8::timestamptz IS NULL OR recorded_at >= $8)
-                AND ($9::timestamptz IS NULL OR recorded_at < $9)
-                AND ($10::text IS NULL OR outcome = $10)
-                AND ($11::bigint IS NULL OR idx >= $11)
-                AND ($12::bigint IS NULL OR idx < $12)
-                AND "
-                + $from
-                + " ORDER BY "
-                + $order
-                + " LIMIT $3",
-            $org,
-            $idx,
-            $rows,
-            $filter.action.as_deref(),
-            $filter.actor_type.map(ActorType::name),
-            $filter.actor_id.as_deref(),
-            $filter.target_id.as_deref(),
-            $filter.since.map(Timestamp::to_datetime),
-            $filter.until.map(Timestamp::to_datetime),
-            $filter.outcome.map(OutcomeStatus::name),
-            $filter.from_idx.map(to_bigint),
-            $filter.to_idx.map(to_bigint),
-        )
-    };
-}
-
-/// The newest first.
-pub async fn list(
-    tx: &mut TenantTx,
-    filter: &AuditFilter,
-    page: &Page<u64>,
-    limit: u16,
-) -> Result<Listing<AuditEntry>, DbError> {
-    let (idx, to_older) = page.start();
-    let org = tx.org().uuid();
-    let rows = i64::from(limit) + 1;
-    let rows = if columns::are_in_doubt(tx, filter).await? {
-        Ok(columns::scan(tx, filter, (idx, to_older), rows).await?)
-    } else if to_older {
-        matching!("idx < $2", "idx DESC", org, idx, rows, filter).fetch_all(tx.connection()).await
-    } else {
-        matching!("idx > $2", "idx", org, idx, rows, filter).fetch_all(tx.connection()).await
-    }?;
-    let Listing { rows, more } = Listing::new(rows, page, limit)?;
-    Ok(Listing { rows: own(tx, rows, filter)?, more })
-}
-
-/// Up to `limit` of them in the log's own order, behind the place `after`.
-pub async fn forward(
-    tx: &mut TenantTx,
-    filter: &AuditFilter,
-    after: Option<u64>,
-    limit: u16,
-) -> Result<Vec<AuditEntry>, DbError> {
-    let (org, idx) = (tx.org().uuid(), after.map_or(-1, to_bigint));
-    let rows = if columns::are_in_doubt(tx, filter).await? {
-        columns::scan(tx, filter, (idx, false), limit.into()).await?
-    } else {
-        matching!("idx > $2", "idx", org, idx, i64::from(limit), filter).fetch_all(tx.connection()).await?
-    };
-    own(tx, rows.into_iter().map(AuditEntry::try_from).collect::<Result<_, _>>()?, filter)
-}
-
-/// Up to `limit` events in the log's own order, from `idx` on.
-pub async fn from_idx(tx: &mut TenantTx, idx: u64, limit: u16) -> Result<Vec<AuditEntry>, DbError> {
-    let org = tx.org().uuid();
-    let rows = sqlx::query_as!(
-        Row,
-        "SELECT idx, event_id, seq, header, payload, leaf
-        FROM audit.events WHERE org_id = $1 AND idx >= $2 ORDER BY idx LIMIT $3",
-        org,
-        to_bigint(idx),
-        i64::from(limit),
-    );
-    let rows = rows.fetch_all(tx.connection()).await?.into_iter().map(AuditEntry::try_from);
-    own(tx, rows.collect::<Result<_, _>>()?, &AuditFilter::default())
-}
-
-/// Up to `limit` events in the order of the stream, from the commit at `seq` on.
-pub async fn from_seq(tx: &mut TenantTx, seq: u64, limit: u16) -> Result<Vec<AuditEntry>, DbError> {
-    let org = tx.org().uuid();
-    let rows = sqlx::query_as!(
-        Row,
-        "SELECT idx, event_id, seq, header, payload, leaf
-        FROM audit.events WHERE org_id = $1 AND seq >= $2 ORDER BY seq, ordinal LIMIT $3",
-        org,
-        to_bigint(seq),
-        i64::from(limit),
-    );
-    let rows = rows.fetch_all(tx.connection()).await?.into_iter().map(AuditEntry::try_from);
-    own(tx, rows.collect::<Result<_, _>>()?, &AuditFilter::default())
-}
-
 /// The org's commits in the order of the stream, after `after` and up to `upto`: as many whole ones as have about `events`
-/// events and `bytes` bytes, and one at least. None is missing if the audit pipeline has come to `upto` and parked nothing.
+/// events and `bytes` bytes, and one at least, without the log's own marks. None is missing if the audit pipeline has come to `upto` and parked nothing.
 pub async fn commits(
     slice: &mut SliceTx,
     org: BoundOrg,
@@ -344,12 +262,12 @@ pub async fn commits(
     let rows = sqlx::query!(
         "WITH near AS (
             SELECT seq, ordinal, length(header) + length(payload) AS size FROM audit.events
-            WHERE org_id = $1 AND seq > $2 AND seq <= $3 ORDER BY seq, ordinal LIMIT $4
+            WHERE org_id = $1 AND seq > $2 AND seq <= $3 AND ordinal >= 0 ORDER BY seq, ordinal LIMIT $4
         ), sized AS (
             SELECT seq, sum(size) OVER (ORDER BY seq, ordinal) - size AS before FROM near
         )
         SELECT event.seq, event.header, event.payload, event.fingerprint FROM audit.events AS event
-        WHERE org_id = $1 AND event.seq > $2 AND event.seq <= (SELECT max(sized.seq) FROM sized WHERE before < $5)
+        WHERE org_id = $1 AND event.ordinal >= 0 AND event.seq > $2 AND event.seq <= (SELECT max(sized.seq) FROM sized WHERE before < $5)
         ORDER BY event.seq, event.ordinal",
         org.org().uuid(),
         to_bigint(after),
@@ -398,6 +316,27 @@ pub async fn last_idx(tx: &mut TenantTx, seq: u64) -> Result<Option<u64>, DbErro
     let last = sqlx::query_scalar("SELECT max(idx) FROM audit.events WHERE org_id = $1 AND seq <= $2");
     let last: Option<i64> = last.bind(org).bind(to_bigint(seq)).fetch_one(tx.connection()).await?;
     Ok(last.map(from_bigint))
+}
+
+/// Which of the messages at `seqs` have a mark that says that they are parked.
+pub async fn marked(slice: &mut SliceTx, org: BoundOrg, seqs: &[u64]) -> Result<BTreeSet<u64>, DbError> {
+    let (connection, _) = slice.connection(org)?;
+    let marked = sqlx::query_scalar!(
+        "SELECT seq FROM audit.events WHERE org_id = $1 AND seq = ANY ($2) AND ordinal = -1",
+        org.org().uuid(),
+        &column(seqs, |seq| to_bigint(*seq)),
+    );
+    Ok(marked.fetch_all(connection).await?.into_iter().map(from_bigint).collect())
+}
+
+/// When the last event of the log was recorded.
+pub async fn latest(slice: &mut SliceTx, org: BoundOrg) -> Result<Option<Timestamp>, DbError> {
+    let (connection, _) = slice.connection(org)?;
+    let latest = sqlx::query_scalar!(
+        "SELECT recorded_at FROM audit.events WHERE org_id = $1 ORDER BY idx DESC LIMIT 1",
+        org.org().uuid(),
+    );
+    Ok(latest.fetch_optional(connection).await?.map(Timestamp::from))
 }
 
 /// How many events the log has.

@@ -162,7 +162,7 @@ impl Database {
                 reached = CASE WHEN $8 THEN reached ELSE 0 END,
                 events = CASE WHEN $8 THEN events ELSE 0 END,
                 total = (
-                    SELECT count(*) FROM audit.events WHERE org_id = $1 AND seq > coalesce((
+                    SELECT count(*) FROM audit.events WHERE org_id = $1 AND ordinal >= 0 AND seq > coalesce((
                         SELECT seq FROM ops.checkpoints WHERE org_id = $1 AND pipeline = 'read_models' AND version = $5
                     ), 0) AND $3 <> 'drop'
                 ) + CASE WHEN $8 THEN events ELSE 0 END,

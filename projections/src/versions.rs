@@ -136,12 +136,12 @@ impl SliceTx {
         Ok(before)
     }
 
-    /// How many events the audit log has in `after..=upto`, counted up to `most`.
+    /// How many events the audit log has in `after..=upto`, without its marks, counted up to `most`.
     pub async fn count_events(&mut self, org: BoundOrg, after: u64, upto: u64, most: u32) -> Result<u32, DbError> {
         let (connection, _) = self.connection(org)?;
         let count = sqlx::query_scalar!(
             r#"SELECT count(*) AS "count!" FROM (
-                SELECT FROM audit.events WHERE org_id = $1 AND seq > $2 AND seq <= $3 LIMIT $4
+                SELECT FROM audit.events WHERE org_id = $1 AND seq > $2 AND seq <= $3 AND ordinal >= 0 LIMIT $4
             ) AS event"#,
             org.org().uuid(),
             to_bigint(after),
@@ -181,7 +181,8 @@ impl SliceTx {
         // A skip that came too late had no effect.
         let gone = sqlx::query_scalar!(
             r#"SELECT wanted AS "wanted!" FROM unnest($2::bigint[]) AS wanted
-            WHERE NOT EXISTS (SELECT FROM audit.events WHERE org_id = $1 AND seq = wanted) ORDER BY wanted LIMIT 1"#,
+            WHERE NOT EXISTS (SELECT FROM audit.events WHERE org_id = $1 AND seq = wanted AND ordinal >= 0)
+            ORDER BY wanted LIMIT 1"#,
             org.org().uuid(),
             &column(&by_audit_alone, |seq| to_bigint(*seq)),
         )

@@ -15,6 +15,8 @@ use orgstream_transparency::{Frontier, LogKey, PolicyFile, TreeHead, leaf_hash};
 use orgstream_verifier::log_key;
 use serde::Serialize;
 
+use super::lacked::Lacked;
+
 /// Heads that are read at a time.
 const PAGE: u16 = 500;
 /// Events that are read at a time: more than a commit has, which are 1,000 at most.
@@ -25,9 +27,9 @@ const NAMED: usize = 100;
 /// What the accounts say.
 #[derive(Debug, Serialize)]
 pub(crate) struct Compared {
-    /// Events in the stream, and the root over them.
+    /// Events in the stream that the audit log does not say it lacks, and the root over them.
     pub(crate) stream: (u64, String),
-    /// Events in the audit log, and the root over them, in the stream's order.
+    /// Events in the audit log without its own marks, and the root over them, in the stream's order.
     pub(crate) audit: (u64, String),
     /// Signed heads of the audit log that fit.
     pub(crate) heads: u64,
@@ -37,6 +39,8 @@ pub(crate) struct Compared {
     pub(crate) unsigned: u64,
     /// Rows of the read models.
     pub(crate) rows: u64,
+    /// Messages of the stream that are not in the audit log because an operator gave them up, as the log says; the first ones.
+    pub(crate) given_up: Vec<String>,
     /// What does not fit.
     pub(crate) differences: Vec<String>,
 }
@@ -45,7 +49,7 @@ pub(crate) struct Compared {
 pub(crate) async fn compare(log: &Log, db: &Database, org: OrgId) -> anyhow::Result<Compared> {
     let bound = BoundOrg::named_by_operator(org);
     let mut differences = Vec::new();
-    let (stream, audited) = events(log, db, bound, &mut differences).await?;
+    let (stream, audited, given_up) = events(log, db, bound, &mut differences).await?;
     let mut checked = audit::check(&mut db.read(bound).await?).await?;
     differences.append(&mut checked.differences);
     signatures(db, bound, &mut differences).await?;
@@ -59,6 +63,7 @@ pub(crate) async fn compare(log: &Log, db: &Database, org: OrgId) -> anyhow::Res
         signed,
         unsigned: checked.head.size.saturating_sub(signed.unwrap_or(0)),
         rows,
+        given_up,
         differences,
     })
 }
@@ -69,7 +74,7 @@ async fn events(
     db: &Database,
     org: BoundOrg,
     differences: &mut Vec<String>,
-) -> anyhow::Result<(TreeHead, TreeHead)> {
+) -> anyhow::Result<(TreeHead, TreeHead, Vec<String>)> {
     let placement =
         log.placement(org.org()).await?.with_context(|| format!("there is no organization {}", org.org()))?;
     let upto = checkpoints::position(&mut db.read(org).await?, Pipeline::Audit).await?;
@@ -80,6 +85,7 @@ async fn events(
             differences.push(what);
         }
     };
+    let mut lacked = Lacked::default();
     let replay = log.replay(&placement, 1);
     pin_mut!(replay);
     while let Some(message) = replay.next().await {
@@ -87,9 +93,29 @@ async fn events(
         if message.seq > upto {
             break;
         }
-        let commit = message.open(log.keys())?.commit;
+        let place = format!("{}:{}", org.org(), message.seq);
+        // What stands at an earlier place belongs to nothing that the stream has.
+        while let Some(stray) = rows.next_before(message.seq, i32::MIN).await? {
+            audited.append(leaf_hash(&stray.sealed.header));
+            find(format!("the audit log has an event at {}:{} that the stream has not", org.org(), stray.seq));
+        }
+        while let Some(mark) = rows.next_mark(message.seq).await? {
+            lacked.mark(&message, mark).into_iter().for_each(&mut find);
+        }
+        let commit = match message.open(log.keys()) {
+            Ok(stored) => stored.commit,
+            // It is in no log, and the mark in its place says so.
+            Err(_) if lacked.has(message.seq) => continue,
+            Err(error) => {
+                find(format!("the message at {place} cannot be read, and the audit log does not say so: {error}"));
+                continue;
+            }
+        };
+        if lacked.has(message.seq) && rows.next_is_behind(message.seq).await? {
+            continue;
+        }
+        lacked.found(message.seq);
         for (ordinal, event) in (0..).zip(&commit.events) {
-            let place = format!("{}:{}", org.org(), message.seq);
             let fingerprint = commit.fingerprint.filter(|_| ordinal == 0);
             let sealed = event.sealed.clone();
             let expected = StoredEvent { seq: message.seq, ordinal, fingerprint, sealed };
@@ -118,7 +144,8 @@ async fn events(
         audited.append(leaf_hash(&stray.sealed.header));
         find(format!("the audit log has an event at {}:{} that the stream has not", org.org(), stray.seq));
     }
-    Ok((stream.head(), audited.head()))
+    let given_up = lacked.finish(org.org(), find);
+    Ok((stream.head(), audited.head(), given_up))
 }
 
 fn differing(row: &StoredEvent, expected: &StoredEvent) -> Vec<&'static str> {
@@ -159,9 +186,8 @@ impl Rows<'_> {
         if self.left.is_empty()
             && let Some(next) = self.next
         {
-            let read = audit::stored_from(&mut self.db.read(self.org).await?, next, EVENTS).await?;
+            let (read, is_end) = audit::stored_from(&mut self.db.read(self.org).await?, next, EVENTS).await?;
             let last = read.last().map_or(0, |event| event.seq);
-            let is_end = read.len() < usize::from(EVENTS);
             self.left.extend(read.into_iter().filter(|event| is_end || event.seq < last));
             self.next = (!is_end).then_some(last);
         }
@@ -172,14 +198,25 @@ impl Rows<'_> {
         Ok(if self.look().await?.is_some() { self.left.pop_front() } else { None })
     }
 
+    /// Whether there is nothing at this sequence any more.
+    async fn next_is_behind(&mut self, seq: u64) -> Result<bool, DbError> {
+        Ok(self.look().await?.is_none_or(|event| event.seq > seq))
+    }
+
+    /// The next mark at this sequence.
+    async fn next_mark(&mut self, seq: u64) -> Result<Option<StoredEvent>, DbError> {
+        let is_mark = self.look().await?.is_some_and(|event| event.seq == seq && event.ordinal < 0);
+        Ok(if is_mark { self.left.pop_front() } else { None })
+    }
+
     /// The next one, if it stands before this place.
-    async fn next_before(&mut self, seq: u64, ordinal: u32) -> Result<Option<StoredEvent>, DbError> {
+    async fn next_before(&mut self, seq: u64, ordinal: i32) -> Result<Option<StoredEvent>, DbError> {
         let is_before = self.look().await?.is_some_and(|event| (event.seq, event.ordinal) < (seq, ordinal));
         Ok(if is_before { self.left.pop_front() } else { None })
     }
 
     /// The next one, if it stands at this place.
-    async fn next_at(&mut self, seq: u64, ordinal: u32) -> Result<Option<StoredEvent>, DbError> {
+    async fn next_at(&mut self, seq: u64, ordinal: i32) -> Result<Option<StoredEvent>, DbError> {
         let is_at = self.look().await?.is_some_and(|event| (event.seq, event.ordinal) == (seq, ordinal));
         Ok(if is_at { self.left.pop_front() } else { None })
     }

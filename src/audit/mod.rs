@@ -4,6 +4,7 @@
 pub(crate) mod compare;
 pub mod export;
 pub mod keys;
+mod lacked;
 pub mod signer;
 mod submit;
 pub mod webhook;

@@ -204,7 +204,7 @@ impl Webhooks {
     /// a gap.
     async fn part(&self, org: BoundOrg, from: u64) -> Result<Result<(Vec<EventView>, u64), String>, DbError> {
         let mut tx = self.db.read(org).await?;
-        let (end, rows) = (audit::size(&mut tx).await?, audit::from_idx(&mut tx, from, EVENTS).await?);
+        let (end, rows) = (audit::size(&mut tx).await?, audit::from_idx(&mut tx, from, EVENTS).await?.entries);
         let (mut events, mut bytes) = (Vec::new(), 0);
         for row in &rows {
             bytes += row.sealed.header.len() + row.sealed.payload.len();

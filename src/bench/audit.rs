@@ -118,7 +118,7 @@ async fn measure(rig: &mut Rig, args: &Args) -> anyhow::Result<Figures> {
         let index = rand::random_range(0..head.size);
         let begun = Instant::now();
         let mut tx = rig.stack.db.read(org).await?;
-        let entry = audit::from_idx(&mut tx, index, 1).await?;
+        let entry = audit::from_idx(&mut tx, index, 1).await?.entries;
         let proof = audit::prove(&mut tx, &Plan::inclusion(index, head.size)?).await?;
         times.push(begun.elapsed());
         let header = entry.first().context("the event is there")?;

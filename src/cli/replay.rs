@@ -87,7 +87,7 @@ async fn verify(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn in_words(compared: &Compared) -> String {
-    let Compared { stream, audit, heads, signed, unsigned, rows, differences } = compared;
+    let Compared { stream, audit, heads, signed, unsigned, rows, given_up, differences } = compared;
     let mut lines = vec![
         format!("stream       {} events, root {}", stream.0, stream.1),
         format!("audit log    {} events, root {}", audit.0, audit.1),
@@ -99,9 +99,13 @@ fn in_words(compared: &Compared) -> String {
         },
         format!("read models  {rows} rows"),
     ];
+    lines.extend(given_up.iter().map(|given_up| format!("- {given_up}")));
     lines.extend(differences.iter().map(|difference| format!("! {difference}")));
     if differences.is_empty() {
         lines.push(match unsigned {
+            _ if !given_up.is_empty() => {
+                format!("all three say the same but for what was given up; {unsigned} events are not signed yet")
+            }
             0 => "all three say the same, and every event is signed".to_owned(),
             _ => format!("all three say the same; {unsigned} of {} events are not signed yet", audit.0),
         });

@@ -78,6 +78,8 @@ impl Aggregate for Parking {
     fn apply(&mut self, event: &ParkingEvent) {
         match event {
             ParkingEvent::Retried(_) | ParkingEvent::Skipped(_) => {}
+            // Marks of the audit log, which no stream has.
+            ParkingEvent::Parked(_) | ParkingEvent::Settled(_) => {}
         }
     }
 

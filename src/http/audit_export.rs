@@ -32,7 +32,7 @@ use super::{
 };
 use crate::problem::Problem;
 
-/// Events that are read at a time.
+/// Events that are read at a time; fewer where they are large.
 const CHUNK: u16 = 500;
 
 /// The form of an export.
@@ -97,7 +97,8 @@ pub struct ExportQuery {
 ///
 /// The oldest first, each with its place in the log, `idx`, up to where the log ended when the request came
 /// (`Audit-Range: <first>-<behind the last>`). If it breaks off, go on with `from_idx` behind the last one that arrived. That it
-/// was exported is in the log before the first line is sent. For evidence that needs nobody's word take a bundle instead:
+/// was exported is in the log before the first line is sent. A message that the log could not take in has a `parking.parked` in
+/// its place, with its sequence, its SHA-256 and the reason, and a `parking.settled` where its fate was decided. For evidence that needs nobody's word take a bundle instead:
 /// `orgstream audit export`.
 #[utoipa::path(
     get, path = "/v1/organizations/{org}/audit/export", operation_id = "export_audit_events", tag = "audit",
@@ -167,12 +168,12 @@ fn lines(
             };
             let read = async { audit::forward(&mut db.read(org).await?, &filter, after, CHUNK).await };
             // The head of the answer is gone; all that is left is to break off, so that the reader knows.
-            let rows = read.await.map_err(io::Error::other)?;
-            let next = match rows.last() {
-                Some(last) if rows.len() == usize::from(CHUNK) => Place::Behind(Some(last.idx)),
+            let part = read.await.map_err(io::Error::other)?;
+            let next = match part.entries.last() {
+                Some(last) if part.more => Place::Behind(Some(last.idx)),
                 _ => Place::End,
             };
-            let text: String = rows.iter().flat_map(|row| [format.line(row), "\n".to_owned()]).collect();
+            let text: String = part.entries.iter().flat_map(|row| [format.line(row), "\n".to_owned()]).collect();
             Ok(Some((Bytes::from(text), (db, next))))
         }
     })

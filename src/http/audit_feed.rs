@@ -134,7 +134,7 @@ impl AuditFeed {
     /// Entries from `next` on, as they are sent.
     pub async fn read(&self, org: BoundOrg, next: u64) -> Result<Vec<Arc<str>>, Problem> {
         let _turn = self.looks.acquire().await;
-        let rows = log::from_idx(&mut self.db.read(org).await?, next, CHUNK).await?;
+        let rows = log::from_idx(&mut self.db.read(org).await?, next, CHUNK).await?.entries;
         let text = |row| serde_json::to_string(&audit::entry(row)?).map_err(|error| Problem::internal(&error));
         rows.iter().map(|row| text(row).map(Arc::from)).collect()
     }

@@ -3,7 +3,7 @@
 //! Everything here is read from what the signing process stored. This process holds no key and can prove nothing that was
 //! not signed.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{io, str::FromStr, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -11,8 +11,13 @@ use axum::{
     http::{HeaderMap, HeaderValue, header},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
+use futures_util::{Stream, stream};
 use orgstream_events::EventId;
-use orgstream_projections::audit::{self, AuditCheckpoint, AuditEntry};
+use orgstream_projections::{
+    BoundOrg, Database,
+    audit::{self, AuditCheckpoint, AuditEntry},
+};
 use orgstream_transparency::{AddCheckpoint, Evidence, LogKey, Plan, TILE_WIDTH, Tile};
 use orgstream_verifier::{Payload, encode_entries, encode_payloads};
 use serde::{Deserialize, Serialize};
@@ -233,30 +238,54 @@ pub async fn tile(
     org: OrgAccess,
     Item(file): Item<TileFile>,
 ) -> Result<Response, Problem> {
-    let mut tx = app.db.read(org.access.bound()).await?;
+    let bound = org.access.bound();
+    let mut tx = app.db.read(bound).await?;
     let tile = file.tile();
-    let bytes = if let TileFile::Hashes(tile) = file {
+    let body = if let TileFile::Hashes(tile) = file {
         let hashes = audit::tile(&mut tx, tile).await?.ok_or_else(Problem::not_found)?;
-        hashes.iter().flat_map(|hash| hash.0).collect()
+        Body::from(hashes.iter().flat_map(|hash| hash.0).collect::<Vec<u8>>())
     } else {
-        let rows = audit::from_idx(&mut tx, tile.index() * u64::from(TILE_WIDTH), tile.width()).await?;
-        if rows.len() < usize::from(tile.width()) {
+        let first = tile.index().saturating_mul(TILE_WIDTH.into());
+        let end = first.saturating_add(tile.width().into());
+        if audit::size(&mut tx).await? < end {
             return Err(Problem::not_found());
         }
-        match file {
-            TileFile::Payloads(_) => {
-                let payloads: Vec<Payload> = rows.iter().map(payload).collect();
-                encode_payloads(&payloads)
-            }
-            _ => encode_entries(rows.iter().map(|row| &*row.sealed.header))
-                .ok_or_else(|| Problem::internal(&"a header is longer than a bundle of entries has room for"))?,
-        }
+        Body::from_stream(tile_of_events(app.db.clone(), bound, file, (first, end)))
     };
-    let mut response = Body::from(bytes).into_response();
+    drop(tx);
+    let mut response = body.into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, BYTES);
     let keep = if tile.width() == TILE_WIDTH { FOR_EVER } else { reply::OWN };
     response.headers_mut().insert(header::CACHE_CONTROL, keep);
     Ok(response)
+}
+
+/// The bytes of a tile's events, a page of the log at a time.
+fn tile_of_events(
+    db: Database,
+    org: BoundOrg,
+    file: TileFile,
+    (first, end): (u64, u64),
+) -> impl Stream<Item = Result<Bytes, io::Error>> {
+    stream::try_unfold((db, first), move |(db, next)| async move {
+        let left = u16::try_from(end.saturating_sub(next)).unwrap_or(TILE_WIDTH);
+        if left == 0 {
+            return Ok(None);
+        }
+        let read = async { audit::from_idx(&mut db.read(org).await?, next, left).await };
+        // The head of the answer is gone; all that is left is to break off, so that the reader knows.
+        let rows = read.await.map_err(io::Error::other)?.entries;
+        if rows.is_empty() {
+            return Err(io::Error::other("the audit log ends before its own size"));
+        }
+        let bytes = match file {
+            TileFile::Payloads(_) => Some(encode_payloads(&rows.iter().map(payload).collect::<Vec<Payload>>())),
+            TileFile::Hashes(_) | TileFile::Entries(_) => encode_entries(rows.iter().map(|row| &*row.sealed.header)),
+        };
+        let bytes =
+            bytes.ok_or_else(|| io::Error::other("a header is longer than a bundle of entries has room for"))?;
+        Ok(Some((Bytes::from(bytes), (db, next + rows.len() as u64))))
+    })
 }
 
 /// The payload as far as it may leave. Of an event that cannot be read nobody knows what is in it.

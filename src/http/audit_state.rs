@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
-use orgstream_events::Timestamp;
+use orgstream_events::{Position, Timestamp};
 use orgstream_projections::{
     AsOf, BoundOrg, Listing, Moment, Page, Placed, ReadModel, TenantTx, TooMany, api_keys, audit, members,
     organizations::{self, Organization},
@@ -37,6 +37,9 @@ const ROWS: u16 = 500;
 /// The longest answer.
 const MAX_BYTES: usize = 64 << 20;
 
+/// Messages that are named that the state lacks.
+const NAMED: usize = 100;
+
 /// What is looked at without saying what.
 const DEFAULT: &str = "records";
 
@@ -62,7 +65,8 @@ fn projections() -> Object {
 ///
 /// NDJSON. The first line says which events the state is made of: `size` and `root` of the tree over them, `recorded_at` of
 /// the last one, and `signed`, the size of the newest signed head, whose beginning they are or which they begin with (null while nothing is
-/// signed), and how many of the events that head does not cover, `unsigned`. Each line behind it is a row: of `organization`,
+/// signed), how many of the events that head does not cover, `unsigned`, and which messages the audit log had passed by then
+/// and not taken in, `without` (the first 100): the state lacks what they say. Each line behind it is a row: of `organization`,
 /// `members`, `api_keys` and `records` as its own route shows it, of the others as the table has it, without what is the
 /// product's own. Nothing that is shown changes.
 #[utoipa::path(
@@ -116,7 +120,7 @@ async fn not_to_come(app: &App, org: BoundOrg, moment: Moment) -> Result<(), Pro
         Moment::Time(time) if time > now() => {
             // Whoever recorded the last event may have a clock that is ahead of this one.
             let last = audit::from_idx(&mut tx, size.saturating_sub(1), 1).await?;
-            let last = last.first().and_then(|entry| entry.sealed.read_header().ok());
+            let last = last.entries.first().and_then(|entry| entry.sealed.read_header().ok());
             if last.is_some_and(|header| time <= header.recorded_at) {
                 return Ok(());
             }
@@ -134,14 +138,16 @@ struct Beginning {
     recorded_at: Option<Timestamp>,
     signed: Option<u64>,
     unsigned: u64,
+    without: Vec<Position>,
 }
 
 async fn render(state: AsOf, model: &ReadModel) -> Result<Vec<u8>, Problem> {
     let unsigned = state.unsigned();
-    let AsOf { mut tx, head, recorded_at, signed, plan } = state;
+    let AsOf { mut tx, head, recorded_at, signed, plan, without } = state;
     let (mut lines, org) = (Lines(Vec::new()), tx.org());
     let signed = signed.map(|signed| signed.head.size);
-    lines.push(&Beginning { size: head.size, root: head.root.to_string(), recorded_at, signed, unsigned })?;
+    let without = without.into_iter().take(NAMED).map(|seq| Position { org, seq }).collect();
+    lines.push(&Beginning { size: head.size, root: head.root.to_string(), recorded_at, signed, unsigned, without })?;
     match model.name {
         "organization" => {
             if let Some(organization) = organizations::get(&mut tx).await? {

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::problem::Problem;
 
-/// Events in one transaction, and in memory.
+/// Events in one transaction, and in memory; fewer where they are large.
 const CHUNK: u16 = 500;
 
 /// Which part of the history.
@@ -57,7 +57,9 @@ pub fn after(name: &str, from: Option<&str>, org: OrgId) -> Result<Option<u64>, 
 ///
 /// The history of the organization in its own order, as NDJSON: one event per line, each with its `position` and its
 /// `idx`. It ends where the audit log ended when the request came (`Projection-Position`); to go on later, give the last
-/// `position` as `from`. To see what happens from then on, follow the tail.
+/// `position` as `from`. Where a message of the history could not be taken in there is a `parking.parked` in its place, with
+/// its sequence, its SHA-256 and the reason; what became of it says a `parking.settled`, behind which its events stand if it was
+/// taken in after all. To see what happens from then on, follow the tail.
 #[utoipa::path(
     get, path = "/v1/organizations/{org}/events", operation_id = "replay_events", tag = "events",
     params(ReplayQuery),
@@ -77,8 +79,7 @@ pub async fn replay(
         ahead::is_reached(&app, org.access.org(), "from", after).await?;
     }
     let end = log::size(&mut org.view.tx).await?;
-    let first = log::from_seq(&mut org.view.tx, after.saturating_add(1), 1).await?;
-    let begin = first.first().map_or(end, |entry| entry.idx);
+    let begin = log::first_from(&mut org.view.tx, after.saturating_add(1)).await?.unwrap_or(end);
     let end = query.limit.map_or(end, |limit| end.min(begin.saturating_add(limit)));
     let positions = org.view.position_headers();
     let lines = lines(app.db.clone(), org.access.bound(), begin, end);
@@ -109,7 +110,7 @@ fn lines(db: Database, org: BoundOrg, begin: u64, end: u64) -> impl Stream<Item 
 }
 
 async fn chunk(db: &Database, org: BoundOrg, from: u64, limit: u16) -> Result<(Bytes, u64), Problem> {
-    let rows = log::from_idx(&mut db.read(org).await?, from, limit).await?;
+    let rows = log::from_idx(&mut db.read(org).await?, from, limit).await?.entries;
     let mut bytes = Vec::with_capacity(rows.len() * 512);
     for row in &rows {
         serde_json::to_writer(&mut bytes, &audit::entry(row)?).map_err(|error| Problem::internal(&error))?;

@@ -27,6 +27,8 @@ const ACCESS: &str = "access";
 /// A server with much in its streams reads it before it answers.
 const READY_TIME: Duration = Duration::from_mins(2);
 const STOP_TIME: Duration = Duration::from_secs(20);
+/// Free bytes below which a disk counts as full: that of a block of messages, which a stream is written in.
+const LEAST_SPACE: u64 = 8 << 20;
 /// How often a start is tried when somebody else took a port in between.
 const TRIES: usize = 4;
 
@@ -86,6 +88,12 @@ impl Nats {
     /// How it ended, if it did without being asked to.
     pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
         self.server.ended()
+    }
+
+    /// Whether the disk that its streams are on has room for more than a few of the largest messages.
+    pub fn has_space(&self) -> bool {
+        let disk = rustix::fs::statvfs(self.folder.join("jetstream"));
+        disk.is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) > LEAST_SPACE)
     }
 
     /// Stops it in order.

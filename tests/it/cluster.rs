@@ -80,7 +80,11 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts all of it, and returns when API and workers are ready.
     pub(crate) async fn start(options: ClusterOptions) -> Self {
-        let dir = TempDir::new();
+        Self::start_in(TempDir::new(), options).await
+    }
+
+    /// The same in a folder that has been made ready: a disk may be mounted in it.
+    pub(crate) async fn start_in(dir: TempDir, options: ClusterOptions) -> Self {
         let fast = PostgresOptions { without_fsync: true, ..PostgresOptions::default() };
         let (nats_dir, postgres_dir) = (dir.path().join("nats"), dir.path().join("postgres"));
         let (nats, postgres) =

@@ -1,16 +1,27 @@
-//! A disk that is full under NATS: the shard says so, and goes on once there is space and the server was started again.
+//! A disk that is full under a server: what takes nothing says so, and goes on once there is space.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use async_nats::jetstream;
-use orgstream::servers::Nats;
+use orgstream::{
+    servers::Nats,
+    stack::{Stack, StackOptions},
+    telemetry,
+};
 use orgstream_events::OrgId;
 use orgstream_stream::{Log, LogOptions, SyncMode};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    cluster::eventually,
-    parking::{commit, created, fresh_record},
+    cluster::{Answer, Cluster, ClusterOptions, create, eventually},
+    history::History,
+    parking::{commit, created, fresh_record, parked},
     support::{TempDir, commit_keys, connect_as},
 };
 
@@ -18,17 +29,53 @@ use crate::{
 struct Disk(PathBuf);
 
 impl Disk {
-    fn mount(at: PathBuf) -> Option<Self> {
+    fn mount(at: PathBuf, size: &str) -> Option<Self> {
         std::fs::create_dir_all(&at).unwrap();
-        let size = ["-t", "tmpfs", "-o", "size=24m", "tmpfs"];
-        let mounted = Command::new("mount").args(size).arg(&at).output().ok()?;
-        mounted.status.success().then_some(Self(at))
+        let options = format!("size={size},mode=755");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&at).output().ok()?;
+        if !mounted.status.success() {
+            eprintln!("no disk can be mounted here; what is said of a full one is tested beside its source");
+            return None;
+        }
+        Some(Self(at))
     }
 
-    fn grow(&self) {
-        let grown = Command::new("mount").args(["-o", "remount,size=256m"]).arg(&self.0).status().unwrap();
-        assert!(grown.success());
+    fn grow(&self, size: &str) {
+        let size = format!("remount,size={size}");
+        assert!(Command::new("mount").args(["-o", &size]).arg(&self.0).status().unwrap().success());
     }
+
+    /// Leaves no room at all.
+    fn fill(&self) {
+        let into = format!("of={}", self.filler().display());
+        let output = Command::new("dd").args(["if=/dev/zero", "bs=64k", &into]).output().unwrap();
+        assert!(!output.status.success(), "{output:?}");
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(self.filler()).unwrap();
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.0.join("filler")
+    }
+}
+
+/// Publishes past the program until the stream of the first shard takes no more.
+async fn fill_stream(nats: (&str, &Path), org: OrgId) {
+    let jetstream = jetstream::new(connect_as(nats.0, nats.1).await);
+    for _ in 0..100 {
+        let filler = jetstream.publish(format!("ev.0.{org}.record.filler"), vec![0; 500_000].into()).await;
+        if filler.unwrap().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What `/readyz` says.
+async fn readiness(base: &str) -> Option<(u16, String)> {
+    let answer = reqwest::get(format!("{base}/readyz")).await.ok()?;
+    Some((answer.status().as_u16(), answer.text().await.ok()?))
 }
 
 impl Drop for Disk {
@@ -40,10 +87,7 @@ impl Drop for Disk {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shard_whose_disk_was_full_says_so_and_goes_on_after_a_restart() {
     let dir = TempDir::new();
-    let Some(disk) = Disk::mount(dir.path().join("nats/jetstream")) else {
-        eprintln!("no disk can be mounted here; what a shard in trouble says of itself is tested beside its source");
-        return;
-    };
+    let Some(disk) = Disk::mount(dir.path().join("nats/jetstream"), "24m") else { return };
     let mut nats = Nats::start(&dir.path().join("nats"), true).await.unwrap();
     let options = LogOptions::new(&nats.url, commit_keys());
     let options = LogOptions { creds: Some(nats.access.admin()), shards: 1, sync: SyncMode::Durable, ..options };
@@ -57,19 +101,107 @@ async fn a_shard_whose_disk_was_full_says_so_and_goes_on_after_a_restart() {
     write().await.unwrap();
     assert_eq!(log.troubles(), Vec::new());
 
-    let jetstream = jetstream::new(connect_as(&nats.url, &nats.access.admin()).await);
-    for _ in 0..100 {
-        let filler = jetstream.publish(format!("ev.0.{}.record.filler", org.org), vec![0; 500_000].into()).await;
-        if filler.unwrap().await.is_err() {
-            break;
-        }
-    }
+    fill_stream((&nats.url, &nats.access.admin()), org.org).await;
     write().await.unwrap_err();
     let troubles = log.troubles();
     assert!(troubles.len() == 1 && troubles[0].0 == org.shard, "{troubles:?}");
-    disk.grow();
+    disk.grow("256m");
     nats.restart().await.unwrap();
     eventually("the shard to take appends again", async || write().await.ok()).await;
     assert_eq!(log.troubles(), Vec::new());
     nats.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dev_starts_nats_again_once_its_disk_has_space_and_not_before() {
+    let dir = TempDir::new();
+    let Some(disk) = Disk::mount(dir.path().join("nats/jetstream"), "24m") else { return };
+    let options = StackOptions { shards: 1, worker: None, ..StackOptions::new(dir.path()) };
+    let mut stack = Stack::start(options, telemetry::metrics_once().unwrap(), |_| {}).await.unwrap();
+    let (log, base, stop) = (stack.log.clone(), stack.base_url.clone(), CancellationToken::new());
+    let (url, admin, pid) = (stack.nats.url.clone(), stack.nats.access.admin(), stack.nats.pid());
+    let lives = || Path::new(&format!("/proc/{pid}")).exists();
+    let scenario = async {
+        let org = log.place(OrgId::from_uuid(Uuid::now_v7())).await.unwrap();
+        let write = async || {
+            let commit = commit(org.org, fresh_record(), 0, vec![created("written")]);
+            log.append(&org, &commit, 0, None).await
+        };
+        write().await.unwrap();
+        fill_stream((&url, &admin), org.org).await;
+        write().await.unwrap_err();
+        let (status, text) = readiness(&base).await.unwrap();
+        assert!(status == 503 && text.contains("shard 0"), "{text}");
+        // Nothing is gained by starting it while there is no room.
+        write().await.unwrap_err();
+        assert!(lives(), "nats-server was started again on a full disk");
+        disk.grow("256m");
+        eventually("the shard to take appends again", async || write().await.ok()).await;
+        assert!(!lives());
+        let ready = async || readiness(&base).await.filter(|(status, _)| *status == 200);
+        eventually("the process to be ready", ready).await;
+        stop.cancel();
+    };
+    tokio::join!(scenario, stack.watch_over(&stop));
+    stack.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_under_postgres_loses_and_parks_nothing_and_is_over_when_there_is_room() {
+    let dir = TempDir::new();
+    let Some(disk) = Disk::mount(dir.path().join("postgres"), "200m") else { return };
+    let mut cluster = Cluster::start_in(dir, ClusterOptions::default()).await;
+    cluster.client.expect_trouble();
+    assert!(cluster.postgres.data_dir().starts_with(&disk.0), "the tables are elsewhere");
+    let tenant = cluster.tenant("full").await;
+    cluster.client.command(&tenant, "before", &create("before")).await.expect(201);
+    cluster.until_projected(&tenant).await;
+
+    disk.fill();
+    // The log takes what the tables cannot: a command either is accepted and applied later, or is refused as a whole.
+    let mut accepted = Vec::new();
+    let says_so = eventually("somebody to notice", async || {
+        let name = format!("full-{}", accepted.len());
+        let request = cluster.client.request(Method::POST, &tenant.path("commands"), &tenant.key);
+        let large =
+            json!({"type": "create_record", "kind": "model", "data": {"name": name, "notes": "x".repeat(100_000)}});
+        let answer = Answer::of(request.header("Idempotency-Key", &name).json(&large)).await;
+        match answer.map(|answer| (answer.status, answer)) {
+            Some((201, answer)) => accepted.push(answer.text("id")),
+            Some((503, _)) | None => {}
+            Some((status, answer)) => panic!("{status}: {answer:?}"),
+        }
+        for program in std::iter::once(&cluster.api).chain(&cluster.workers) {
+            if let Some((503, view)) = program.readiness().await
+                && view.to_string().contains("database")
+            {
+                return Some(view.to_string());
+            }
+        }
+        None
+    })
+    .await;
+    eprintln!("on a full disk: {says_so}");
+    disk.make_room();
+    // A server that the full disk has ended is started again by whoever runs it.
+    if cluster.postgres.ended().is_some() {
+        eprintln!("PostgreSQL had ended");
+        cluster.postgres.restart().await.unwrap();
+    }
+    cluster.ready().await;
+    let made = eventually("commands to be taken", async || {
+        let answer = cluster.client.command(&tenant, "after", &create("after")).await;
+        (answer.status == 201).then_some(answer)
+    })
+    .await;
+    accepted.push(made.text("id"));
+    cluster.until_projected(&tenant).await;
+    for id in accepted {
+        cluster.client.get(&tenant.key, &tenant.path(&format!("records/{id}"))).await.expect(200);
+    }
+    assert_eq!(parked(&cluster, &tenant).await, Vec::<Value>::new());
+    let mut database = cluster.superuser().await;
+    History::read(&cluster.log().await, tenant.id).await.assert_projected(&mut database).await;
+    // Before the folder that it is mounted in.
+    drop(disk);
 }

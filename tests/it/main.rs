@@ -37,6 +37,8 @@ mod matrix;
 mod openapi;
 mod openapi_tools;
 mod outputs;
+mod pages;
+mod parked_audit;
 mod parking;
 mod plans;
 mod producers;

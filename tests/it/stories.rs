@@ -64,6 +64,8 @@ fn every_route_and_every_command_has_an_audit_story() {
     assert!(COMMANDS.iter().all(|(.., events)| !events.is_empty()));
     // What happens to requests that are let in by no route: it is told wherever it happens.
     told.extend(["access.denied", "access.key_refused", "access.break_glass_used", "access.isolation_failed"]);
+    // What the audit log says of itself.
+    told.extend(["parking.parked", "parking.settled"]);
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("events/tests/golden");
     let files = fs::read_dir(golden).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
     // What commits are wrapped in is no event.

@@ -7,6 +7,7 @@
 mod bundle;
 mod cli;
 mod files;
+mod lacked;
 pub mod output;
 mod render;
 mod report;

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use orgstream_events::{ActorType, CodecError, Context, Header, OutcomeStatus, SealedEvent};
+use orgstream_events::{ActorType, CodecError, Context, Event, Header, OutcomeStatus, ParkingEvent, SealedEvent};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
@@ -28,6 +28,8 @@ pub struct Entry {
     /// What became of the payload: `shown`, `withheld` or `erased`.
     payload: &'static str,
     content: Option<(Value, Context)>,
+    /// What it says of a message that the log lacks, if it is a mark of the log.
+    pub(crate) mark: Option<ParkingEvent>,
 }
 
 impl Entry {
@@ -38,11 +40,17 @@ impl Entry {
             Payload::Here(bytes) => {
                 let opened = sealed(bytes).open()?;
                 let content = Some((opened.event.to_json(), opened.context));
-                Self { idx, header: opened.header, payload: "shown", content }
+                let mark = if let Event::Parking(event) = opened.event { Some(event) } else { None };
+                let mark = mark.filter(ParkingEvent::is_mark);
+                Self { idx, header: opened.header, payload: "shown", content, mark }
             }
-            Payload::Withheld => Self { idx, header: sealed(&[]).read_header()?, payload: "withheld", content: None },
-            Payload::Erased => Self { idx, header: sealed(&[]).read_header()?, payload: "erased", content: None },
+            Payload::Withheld => Self::bare(idx, sealed(&[]).read_header()?, "withheld"),
+            Payload::Erased => Self::bare(idx, sealed(&[]).read_header()?, "erased"),
         })
+    }
+
+    fn bare(idx: u64, header: Header, payload: &'static str) -> Self {
+        Self { idx, header, payload, content: None, mark: None }
     }
 
     fn data(&self) -> Option<Sorted<'_>> {

@@ -91,6 +91,10 @@ pub struct Report {
     pub checkpoints: u64,
     /// Pinned witnesses that have seen the head, and when, in seconds since 1970.
     pub witnesses: Vec<(String, u64)>,
+    /// Messages that the log says it lacks, or that the manifest says it does.
+    pub lacked: u64,
+    /// Messages that the log will never have, because the operator gave them up.
+    pub given_up: u64,
     /// What does not fit.
     pub findings: Vec<Finding>,
     /// Findings beyond those that are named.
@@ -129,6 +133,13 @@ impl fmt::Display for Report {
         writeln!(f, "  head         {size} events, root {root}")?;
         writeln!(f, "  events       {events}; payloads: {shown} match, {withheld} withheld, {erased} erased")?;
         writeln!(f, "  heads        {checkpoints} signed and consistent")?;
+        if self.lacked > 0 || self.given_up > 0 {
+            writeln!(
+                f,
+                "  lacks        {} messages that are parked, {} that were given up",
+                self.lacked, self.given_up
+            )?;
+        }
         for (name, time) in &self.witnesses {
             writeln!(f, "  witness      {name} at {time} (seconds since 1970)")?;
         }

@@ -16,6 +16,7 @@ use crate::{
     CHECKPOINTS, CSV, CSV_HEAD, Entry, FORMAT, HANDOVERS, JSONL, MANIFEST, Manifest, OCSF, Outcome, Payload, Report,
     decode_entries, decode_payloads,
     files::{Files, Lines},
+    lacked::Lacked,
     log_key, payloads_path,
 };
 
@@ -232,7 +233,12 @@ impl Run<'_> {
 
     fn read_events(&mut self) {
         let mut tree = Frontier::default();
-        let mut order = Order { org: self.manifest.org, latest: Timestamp::from_unix_ms(i64::MIN), seen_by: 0 };
+        let mut order = Order {
+            org: self.manifest.org,
+            latest: Timestamp::from_unix_ms(i64::MIN),
+            seen_by: 0,
+            lacked: Lacked::default(),
+        };
         let mut renderings = Renderings::open(&mut self.files, &mut self.report);
         let (mut roots, mut missing) = (Vec::new(), 0_u64);
         self.compare(&tree);
@@ -256,6 +262,7 @@ impl Run<'_> {
             }
         }
         renderings.finish(&mut self.report);
+        order.lacked.finish(self.manifest, &mut self.report);
         if missing > 0 {
             let what = format!("{missing} of {} events are not in the bundle", self.manifest.size);
             self.report.find(Outcome::Incomplete, None, None, what);
@@ -319,7 +326,8 @@ impl Run<'_> {
                     if let Some(what) = payload.unexplained(&entry.header.event_type) {
                         self.report.find(Outcome::Incomplete, Some(&payloads_path), Some(idx), what);
                     }
-                    self.keep_order(order, &entry, &path);
+                    let is_late = order.lacked.pass(&entry, &mut self.report);
+                    self.keep_order(order, &entry, is_late, &path);
                     renderings.expect(&entry, &mut self.report);
                 }
                 Err(error) => {
@@ -341,14 +349,15 @@ impl Run<'_> {
         } += 1;
     }
 
-    /// Whose it is, and when: time does not go back, and nothing was recorded after somebody had seen it.
-    fn keep_order(&mut self, order: &mut Order, entry: &Entry, path: &str) {
+    /// Whose it is, and when: time does not go back, but for what was parked and is taken in late, and nothing was recorded
+    /// after somebody had seen it.
+    fn keep_order(&mut self, order: &mut Order, entry: &Entry, is_late: bool, path: &str) {
         let mut wrong = |what: String| self.report.find(Outcome::Invalid, Some(path), Some(entry.idx), what);
         if entry.header.org_id != order.org {
             wrong(format!("it is an event of {}", entry.header.org_id));
         }
         let at = entry.header.recorded_at;
-        if at.unix_ms() < order.latest.unix_ms().saturating_sub(CLOCKS_MS) {
+        if !is_late && at.unix_ms() < order.latest.unix_ms().saturating_sub(CLOCKS_MS) {
             wrong(format!("it was recorded at {at}, before an event in front of it ({})", order.latest));
         }
         order.latest = order.latest.max(at);
@@ -400,10 +409,23 @@ impl Run<'_> {
                 say("Each event that is here is genuine and in its place; of those that are not here only the hashes are \
                      known, and what is in a payload that is not here is not known."
                     .to_owned());
+                if report.lacked > 0 {
+                    say(format!(
+                        "{} messages of the organization are parked: the log says so in their places, and lacks what \
+                         they say until the operator has decided about them.",
+                        report.lacked
+                    ));
+                }
             }
             Outcome::Valid | Outcome::NotWitnessed => {
                 say(format!("None of the {size} events was altered, dropped or put in since this head was signed."));
             }
+        }
+        if outcome <= Outcome::Incomplete && report.given_up > 0 {
+            say(format!(
+                "{} messages of the organization are not in the log, because the operator gave them up: see the notes.",
+                report.given_up
+            ));
         }
         if outcome <= Outcome::Incomplete {
             say("What happened after this head, and what was never recorded, is not part of the proof.".to_owned());
@@ -420,6 +442,7 @@ struct Order {
     org: OrgId,
     latest: Timestamp,
     seen_by: usize,
+    lacked: Lacked,
 }
 
 /// The tiles of leaves of a tree.

@@ -14,6 +14,7 @@ mod delivery;
 mod engine;
 mod lane;
 mod load;
+mod log_marks;
 mod options;
 mod ownership;
 mod rebuild;

@@ -9,10 +9,11 @@ use std::{
 use bytes::Bytes;
 use metrics::counter;
 use orgstream_events::{
-    AggregateId, AggregateName, Commit, CommitKeys, Event, EventSubject, OpenedCommit, ParkingEvent, Pipeline, PlanName,
+    AggregateId, AggregateName, Commit, CommitKeys, Event, EventId, EventSubject, Fingerprint, OpenedCommit,
+    ParkingEvent, Pipeline, PlanName, Timestamp,
 };
 use orgstream_projections::{
-    Applied, BoundOrg, Database, DbError, Opening, SliceClass, SliceStart, SliceTx, apply,
+    Applied, BoundOrg, Database, DbError, Opening, SliceClass, SliceStart, SliceTx, apply, audit,
     parked::{self, Park, ParkedMessage, ParkedState},
 };
 use orgstream_stream::trace;
@@ -20,6 +21,7 @@ use tracing::Span;
 
 use crate::{
     delivery::Delivery,
+    log_marks,
     scheduler::{Cost, LaneSlice, SliceOutcome, Trouble},
 };
 
@@ -236,12 +238,12 @@ async fn run_slice(
         let aggregate = delivery.aggregate();
         match (refused, delivery.open()) {
             (None, _) if pass.blocked.contains(aggregate) => {
-                pass.park(aggregate, ToPark::of(delivery, ParkedState::Waiting, "", 0));
+                pass.park(aggregate, ToPark::of(delivery, ParkedState::Waiting, "", 0)).await?;
             }
             (Some(reason), _) | (None, Err(reason)) => {
                 // What cannot be read is not tried again: it reads the same every time.
                 let attempts = if refused.is_some() { slice.attempts } else { 1 };
-                pass.park(aggregate, ToPark::of(delivery, ParkedState::Failed, reason, attempts));
+                pass.park(aggregate, ToPark::of(delivery, ParkedState::Failed, reason, attempts)).await?;
                 counter!("orgstream_parked_total", "pipeline" => key.pipeline.name()).increment(1);
                 if delivery.verified().is_none() {
                     counter!("orgstream_forged_messages_total").increment(1);
@@ -256,8 +258,9 @@ async fn run_slice(
                     org.id = %org.org(), pipeline = %key.pipeline, event.seq = delivery.seq(),
                     command.id = %commit.command_id, traceparent = delivery.message.trace, "applied"
                 );
+                pass.latest = commit.events.last().map(|event| event.header.recorded_at).or(pass.latest);
                 pass.ready.push(Applied { seq: delivery.seq(), commit: Arc::clone(commit) });
-                for decision in decisions(commit, key.pipeline) {
+                for decision in decisions(delivery.seq(), commit, key.pipeline) {
                     pass.flush().await?;
                     pass.carry_out(&decision).await?;
                 }
@@ -273,22 +276,25 @@ pub(crate) struct Decision {
     aggregate: AggregateName,
     /// The message to give up.
     skip: Option<u64>,
+    /// Where the decision stands, which event it is, and when it was made.
+    pub(crate) seq: u64,
+    pub(crate) event: EventId,
+    pub(crate) at: Timestamp,
 }
 
-pub(crate) fn decisions(commit: &OpenedCommit, pipeline: Pipeline) -> Vec<Decision> {
+pub(crate) fn decisions(seq: u64, commit: &OpenedCommit, pipeline: Pipeline) -> Vec<Decision> {
     let mut decisions = Vec::new();
     for event in &commit.events {
         if event.header.aggregate.aggregate != AggregateId::Parking(pipeline) {
             continue;
         }
-        if let Event::Parking(decision) = &event.event {
-            decisions.push(match decision {
-                ParkingEvent::Retried(retried) => Decision { aggregate: retried.aggregate.clone(), skip: None },
-                ParkingEvent::Skipped(skipped) => {
-                    Decision { aggregate: skipped.aggregate.clone(), skip: Some(skipped.seq) }
-                }
-            });
-        }
+        let Event::Parking(decision) = &event.event else { continue };
+        let (aggregate, skip) = match decision {
+            ParkingEvent::Retried(retried) => (retried.aggregate.clone(), None),
+            ParkingEvent::Skipped(skipped) => (skipped.aggregate.clone(), Some(skipped.seq)),
+            ParkingEvent::Parked(_) | ParkingEvent::Settled(_) => continue,
+        };
+        decisions.push(Decision { aggregate, skip, seq, event: event.header.event_id, at: event.header.recorded_at });
     }
     decisions
 }
@@ -304,6 +310,9 @@ pub(crate) struct ToPark {
     pub(crate) state: ParkedState,
     pub(crate) reason: String,
     pub(crate) attempts: u32,
+    /// When it was recorded, of what can be read, and the hash of the message as it lies in the stream: for its mark.
+    pub(crate) recorded_at: Option<Timestamp>,
+    pub(crate) sha256: Option<Fingerprint>,
 }
 
 impl ToPark {
@@ -313,7 +322,19 @@ impl ToPark {
             Some(commit) => (commit, true),
             None => (delivery.message.payload.clone(), false),
         };
-        Self { seq: delivery.seq(), subject, message, verified, expected, state, reason: reason.to_owned(), attempts }
+        let opened = delivery.open().ok().and_then(|commit| commit.events.first());
+        Self {
+            seq: delivery.seq(),
+            subject,
+            message,
+            verified,
+            expected,
+            state,
+            reason: reason.to_owned(),
+            attempts,
+            recorded_at: opened.map(|event| event.header.recorded_at),
+            sha256: Some(Fingerprint::of(&[&delivery.message.payload])),
+        }
     }
 }
 
@@ -324,6 +345,8 @@ pub(crate) struct Pass<'a> {
     pipeline: Pipeline,
     pub(crate) blocked: BTreeSet<String>,
     pub(crate) ready: Vec<Applied>,
+    /// When the newest event of the slice was recorded.
+    latest: Option<Timestamp>,
     to_park: Vec<ToPark>,
     /// What vouches for parked messages that are tried again. A rebuild needs none: what it parks was verified before it
     /// came into the audit log.
@@ -338,12 +361,23 @@ impl<'a> Pass<'a> {
         blocked: BTreeSet<String>,
         keys: Option<&'a CommitKeys>,
     ) -> Self {
-        Self { tx, org, pipeline, blocked, ready: Vec::new(), to_park: Vec::new(), keys }
+        Self { tx, org, pipeline, blocked, ready: Vec::new(), latest: None, to_park: Vec::new(), keys }
     }
 
-    pub(crate) fn park(&mut self, aggregate: &str, message: ToPark) {
+    /// Parks a message. The audit log gets a mark in its place.
+    pub(crate) async fn park(&mut self, aggregate: &str, message: ToPark) -> Result<(), DbError> {
         self.blocked.insert(aggregate.to_owned());
+        if self.pipeline == Pipeline::Audit {
+            let at = match message.recorded_at.or(self.latest) {
+                Some(at) => at,
+                // What cannot be read says no time; time in the log does not go back.
+                None => audit::latest(self.tx, self.org).await?.unwrap_or_else(log_marks::now),
+            };
+            self.latest = Some(at);
+            self.ready.push(log_marks::parked(self.org.org(), &message, at)?);
+        }
         self.to_park.push(message);
+        Ok(())
     }
 
     /// Writes what has gathered.
@@ -381,14 +415,19 @@ impl<'a> Pass<'a> {
             let rows = parked::of_aggregate(self.tx, self.org, &decision.aggregate, RETRY_BATCH).await?;
             let Some(first) = rows.first() else { break };
             if let Some(seq) = skip.take() {
-                // A decision about something that is no longer first has been overtaken.
+                // A decision about something that is no longer first has been overtaken. What waits goes on waiting.
                 if first.parked.seq != seq {
-                    break;
+                    return Ok(());
+                }
+                if self.pipeline == Pipeline::Audit {
+                    let marked = audit::marked(self.tx, self.org, &[seq]).await?;
+                    let marks = self.with_marks(first, None, decision, &marked)?;
+                    apply(self.tx, self.org, &marks).await?;
                 }
                 parked::remove(self.tx, self.org, &[seq]).await?;
                 continue;
             }
-            if !self.apply_again(&rows).await? {
+            if !self.apply_again(&rows, decision).await? {
                 return Ok(());
             }
         }
@@ -397,18 +436,27 @@ impl<'a> Pass<'a> {
     }
 
     /// Whether all of `rows` could be applied; the first that could not stays parked, and so do those behind it.
-    async fn apply_again(&mut self, rows: &[ParkedMessage]) -> Result<bool, DbError> {
-        let opened: Vec<Result<Applied, String>> = rows.iter().map(|row| reopen(row, self.keys)).collect();
+    async fn apply_again(&mut self, rows: &[ParkedMessage], decision: &Decision) -> Result<bool, DbError> {
+        let seqs: Vec<u64> = rows.iter().map(|row| row.parked.seq).collect();
+        let is_audit = self.pipeline == Pipeline::Audit;
+        let marked = if is_audit { audit::marked(self.tx, self.org, &seqs).await? } else { BTreeSet::new() };
+        let mut opened: Vec<Result<Vec<Applied>, String>> = Vec::with_capacity(rows.len());
+        for row in rows {
+            opened.push(match reopen(row, self.keys) {
+                Ok(one) if is_audit => Ok(self.with_marks(row, Some(one), decision, &marked)?),
+                Ok(one) => Ok(vec![one]),
+                Err(reason) => Err(reason),
+            });
+        }
         if let Ok(all) = opened.iter().cloned().collect::<Result<Vec<_>, String>>()
-            && self.attempt(&all).await?.is_ok()
+            && self.attempt(&all.concat()).await?.is_ok()
         {
-            let seqs: Vec<u64> = rows.iter().map(|row| row.parked.seq).collect();
             parked::remove(self.tx, self.org, &seqs).await?;
             return Ok(true);
         }
         for (row, opened) in rows.iter().zip(opened) {
             let refusal = match opened {
-                Ok(one) => self.attempt(&[one]).await?.err(),
+                Ok(one) => self.attempt(&one).await?.err(),
                 Err(reason) => Some(reason),
             };
             if let Some(reason) = refusal {
@@ -435,6 +483,24 @@ impl<'a> Pass<'a> {
             parked::remove(self.tx, self.org, &[row.parked.seq]).await?;
         }
         Ok(true)
+    }
+
+    /// What the audit log says of a parked message that is settled, and the message itself, if it is taken in now.
+    fn with_marks(
+        &self,
+        row: &ParkedMessage,
+        taken_in: Option<Applied>,
+        decision: &Decision,
+        marked: &BTreeSet<u64>,
+    ) -> Result<Vec<Applied>, DbError> {
+        let org = self.org.org();
+        let mut entries = Vec::with_capacity(3);
+        if !marked.contains(&row.parked.seq) {
+            entries.push(log_marks::parked_before(org, row, decision.at)?);
+        }
+        entries.push(log_marks::settled(org, row, decision, taken_in.as_ref())?);
+        entries.extend(taken_in);
+        Ok(entries)
     }
 
     /// Applies `commits`, or leaves everything as it was and says why.

@@ -8,7 +8,11 @@ use orgstream_transparency::{Frontier, Hash, TILE_WIDTH, TreeHead, leaf_hash, su
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{AuditCheckpoint, checkpoints, columns::Columns};
+use super::{
+    AuditCheckpoint, checkpoints,
+    columns::Columns,
+    pages::{PAGE_BYTES, end_of_page},
+};
 use crate::{
     DbError, Page, TenantTx,
     convert::{fingerprint, from_bigint, to_bigint},
@@ -81,18 +85,23 @@ pub async fn check(tx: &mut TenantTx) -> Result<LogCheck, DbError> {
     let org = tx.org().uuid();
     let mut found = LogCheck { head: Frontier::default().head(), newest: None, heads: 0, differences: Vec::new() };
     let (mut tree, mut heads, mut tiles) = (Frontier::default(), Heads::default(), TileCheck::default());
-    loop {
+    let newest = sqlx::query_scalar!("SELECT max(idx) FROM audit.events WHERE org_id = $1", org);
+    let end = newest.fetch_one(tx.connection()).await?.map_or(0, |newest| newest + 1);
+    while to_bigint(tree.size()) < end {
+        let from = to_bigint(tree.size());
+        // Behind a hole as long as a page there is none that fits, and the hole is found all the same.
+        let upto = end_of_page(tx.connection(), org, (from, from.saturating_add(CHUNK))).await?.unwrap_or(end);
         let rows = sqlx::query_as!(
             Row,
             "SELECT idx, event_id, command_id, recorded_at, occurred_at, action, actor_type, actor_id, target_type,
                 target_id, outcome, header, payload, leaf
-            FROM audit.events WHERE org_id = $1 AND idx >= $2 ORDER BY idx LIMIT $3",
+            FROM audit.events WHERE org_id = $1 AND idx >= $2 AND idx < $3 ORDER BY idx LIMIT $4",
             org,
-            to_bigint(tree.size()),
+            from,
+            upto,
             CHUNK,
         );
         let rows = rows.fetch_all(tx.connection()).await?;
-        let is_last = rows.len() < usize::try_from(CHUNK).unwrap_or(0);
         for row in rows {
             let idx = tree.size();
             if from_bigint(row.idx) != idx {
@@ -126,9 +135,6 @@ pub async fn check(tx: &mut TenantTx) -> Result<LogCheck, DbError> {
                 let size = tree.size();
                 found.find(|| format!("the first {size} events are not those that were signed as a head of {size}"));
             }
-        }
-        if is_last {
-            break;
         }
     }
     found.head = tree.head();
@@ -251,34 +257,47 @@ impl TileCheck {
 pub struct StoredEvent {
     /// The stream sequence of its commit.
     pub seq: u64,
-    /// Its place in the commit, from 0.
-    pub ordinal: u32,
+    /// Its place in the commit, from 0; less than that for a mark, which the log writes of itself and no stream has.
+    pub ordinal: i32,
     /// The fingerprint of the commit, with its first event.
     pub fingerprint: Option<Fingerprint>,
     /// The stored bytes.
     pub sealed: SealedEvent,
 }
 
-/// Up to `limit` events in the order of the stream, from the commit at `seq` on.
-pub async fn stored_from(tx: &mut TenantTx, seq: u64, limit: u16) -> Result<Vec<StoredEvent>, DbError> {
+/// The events in the order of the stream from the commit at `seq` on, `limit` of them or as many as a page has room for, and
+/// whether that is all. A page has room for more than one commit.
+pub async fn stored_from(tx: &mut TenantTx, seq: u64, limit: u16) -> Result<(Vec<StoredEvent>, bool), DbError> {
     let org = tx.org().uuid();
     let rows = sqlx::query!(
-        "SELECT seq, ordinal, fingerprint, header, payload FROM audit.events
-        WHERE org_id = $1 AND seq >= $2 ORDER BY seq, ordinal LIMIT $3",
+        r#"WITH near AS (
+            SELECT idx, seq, ordinal, length(header) + length(payload) AS size FROM audit.events
+            WHERE org_id = $1 AND seq >= $2 ORDER BY seq, ordinal, idx LIMIT $3
+        ), sized AS (
+            SELECT idx, sum(size) OVER (ORDER BY seq, ordinal, idx) - size AS before FROM near
+        )
+        SELECT event.seq, event.ordinal, event.fingerprint, event.header, event.payload,
+            (SELECT count(*) FROM near) AS "near!"
+        FROM sized JOIN audit.events AS event ON event.org_id = $1 AND event.idx = sized.idx
+        WHERE sized.before < $4 ORDER BY event.seq, event.ordinal, event.idx"#,
         org,
         to_bigint(seq),
         i64::from(limit),
+        PAGE_BYTES as _,
     );
-    rows.fetch_all(tx.connection())
-        .await?
+    let rows = rows.fetch_all(tx.connection()).await?;
+    let near = rows.first().map_or(0, |row| from_bigint(row.near));
+    let is_all = near < u64::from(limit) && rows.len() as u64 == near;
+    let events = rows
         .into_iter()
         .map(|row| {
             Ok(StoredEvent {
                 seq: from_bigint(row.seq),
-                ordinal: u32::try_from(row.ordinal).unwrap_or(u32::MAX),
+                ordinal: row.ordinal,
                 fingerprint: row.fingerprint.map(|bytes| fingerprint("a fingerprint", bytes)).transpose()?,
                 sealed: SealedEvent { header: row.header.into(), payload: row.payload.into() },
             })
         })
-        .collect()
+        .collect::<Result<_, DbError>>()?;
+    Ok((events, is_all))
 }

@@ -8,7 +8,7 @@ use orgstream_events::{ActorType, Header, OutcomeStatus, SealedEvent, Timestamp}
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{AuditFilter, Row};
+use super::{AuditFilter, pages::Sized};
 use crate::{
     DbError, TenantTx,
     convert::{from_bigint, to_bigint},
@@ -112,67 +112,52 @@ pub(super) async fn are_in_doubt(tx: &mut TenantTx, filter: &AuditFilter) -> Res
     Ok(first.is_some())
 }
 
-/// Up to `limit` events that the filter asks for, before `place` and backwards, or behind it and forwards, found by their
-/// headers. One whose header cannot be read may be what is asked for, so it is among them.
+/// Where up to `limit` events are that the filter asks for, before `place` and backwards, or behind it and forwards, found by
+/// their headers. One whose header cannot be read may be what is asked for, so it is among them.
+///
+/// The log is numbered without gaps, so a chunk of it is a range of places, whichever way it is gone through.
 pub(super) async fn scan(
     tx: &mut TenantTx,
     filter: &AuditFilter,
-    (mut place, to_older): (i64, bool),
+    (place, to_older): (i64, bool),
     limit: i64,
-) -> Result<Vec<Row>, DbError> {
+) -> Result<Vec<Sized>, DbError> {
     let org = tx.org().uuid();
     let most = usize::try_from(limit).unwrap_or(0);
-    let (from, to) = (filter.from_idx.map_or(0, to_bigint), filter.to_idx.map_or(i64::MAX, to_bigint));
+    let newest = sqlx::query_scalar!("SELECT max(idx) FROM audit.events WHERE org_id = $1", org);
+    let end = newest.fetch_one(tx.connection()).await?.map_or(0, |newest| newest + 1);
+    let mut from = filter.from_idx.map_or(0, to_bigint);
+    let mut to = filter.to_idx.map_or(end, to_bigint).min(end);
+    if to_older {
+        to = to.min(place);
+    } else {
+        from = from.max(place.saturating_add(1));
+    }
     let mut found = Vec::new();
-    while found.len() < most {
-        let headers = if to_older {
-            sqlx::query_as!(
-                Headed,
-                "SELECT idx, header FROM audit.events
-                WHERE org_id = $1 AND idx < $2 AND idx >= $3 AND idx < $4 ORDER BY idx DESC LIMIT $5",
-                org,
-                place,
-                from,
-                to,
-                CHUNK,
-            )
-            .fetch_all(tx.connection())
-            .await?
+    while found.len() < most && from < to {
+        let (first, behind) = if to_older { ((to - CHUNK).max(from), to) } else { (from, (from + CHUNK).min(to)) };
+        let mut headers = sqlx::query!(
+            r#"SELECT idx, header, length(header) + length(payload) AS "size!" FROM audit.events
+            WHERE org_id = $1 AND idx >= $2 AND idx < $3 ORDER BY idx"#,
+            org,
+            first,
+            behind,
+        )
+        .fetch_all(tx.connection())
+        .await?;
+        if to_older {
+            headers.reverse();
+            to = first;
         } else {
-            sqlx::query_as!(
-                Headed,
-                "SELECT idx, header FROM audit.events
-                WHERE org_id = $1 AND idx > $2 AND idx >= $3 AND idx < $4 ORDER BY idx LIMIT $5",
-                org,
-                place,
-                from,
-                to,
-                CHUNK,
-            )
-            .fetch_all(tx.connection())
-            .await?
-        };
-        let Some(last) = headers.last() else { break };
-        place = last.idx;
-        let matching = headers.into_iter().filter(|Headed { idx, header }| {
-            let sealed = SealedEvent { header: header.clone().into(), payload: Vec::new().into() };
-            sealed.read_header().map_or(true, |header| filter.matches(from_bigint(*idx), &header))
-        });
-        found.extend(matching.map(|headed| headed.idx));
+            from = behind;
+        }
+        for row in headers {
+            let sealed = SealedEvent { header: row.header.into(), payload: Vec::new().into() };
+            if sealed.read_header().map_or(true, |header| filter.matches(from_bigint(row.idx), &header)) {
+                found.push(Sized { idx: row.idx, size: row.size });
+            }
+        }
     }
     found.truncate(most);
-    let rows = sqlx::query_as!(
-        Row,
-        "SELECT idx, event_id, seq, header, payload, leaf FROM audit.events WHERE org_id = $1 AND idx = ANY ($2)",
-        org,
-        &found,
-    );
-    let mut rows = rows.fetch_all(tx.connection()).await?;
-    rows.sort_by_key(|row| if to_older { -row.idx } else { row.idx });
-    Ok(rows)
-}
-
-struct Headed {
-    idx: i64,
-    header: Vec<u8>,
+    Ok(found)
 }

@@ -115,10 +115,11 @@ async fn apply(tx: &mut SliceTx, step: &Step, upto: u64, size: u32) -> Result<(u
             EventSubject { shard, org: org.org(), aggregate }.to_string()
         });
         let (seq, reason) = (applied.seq, reason.to_owned());
-        ToPark { seq, subject, message, verified: true, expected: None, state, reason, attempts }
+        let (recorded_at, sha256) = (None, None);
+        ToPark { seq, subject, message, verified: true, expected: None, state, reason, attempts, recorded_at, sha256 }
     };
     for applied in commits {
-        let decided = decisions(&applied.commit, Pipeline::ReadModels);
+        let decided = decisions(applied.seq, &applied.commit, Pipeline::ReadModels);
         pass.ready.push(applied);
         for decision in decided {
             settle(&mut pass, &to_park).await?;
@@ -143,7 +144,7 @@ async fn settle(
     for applied in gathered {
         let aggregate = aggregate(&applied);
         if pass.blocked.contains(&aggregate) {
-            pass.park(&aggregate, to_park(&applied, ParkedState::Waiting, "", 0));
+            pass.park(&aggregate, to_park(&applied, ParkedState::Waiting, "", 0)).await?;
         } else {
             ready.push(applied);
         }
@@ -152,9 +153,9 @@ async fn settle(
         for applied in ready {
             let aggregate = aggregate(&applied);
             if pass.blocked.contains(&aggregate) {
-                pass.park(&aggregate, to_park(&applied, ParkedState::Waiting, "", 0));
+                pass.park(&aggregate, to_park(&applied, ParkedState::Waiting, "", 0)).await?;
             } else if let Err(reason) = pass.attempt(std::slice::from_ref(&applied)).await? {
-                pass.park(&aggregate, to_park(&applied, ParkedState::Failed, &reason, 1));
+                pass.park(&aggregate, to_park(&applied, ParkedState::Failed, &reason, 1)).await?;
             }
         }
     }
