@@ -11,21 +11,24 @@ use clap::{
 use ipnet::IpNet;
 use orgstream_events::PlanName;
 use orgstream_projections::{DatabaseOptions, LoginPassword, Passwords};
+use orgstream_stream::broker::Producers;
 use orgstream_stream::{LogOptions, SyncMode};
 use orgstream_workers::{PlanWeight, PlanWeights, Policy, WorkerOptions};
 use uuid::Uuid;
 
 use crate::{
-    admission::PlanRate,
+    adapters::{
+        identity_provider::{Auth0, IdentityOrganizations, NoIdentityProvider},
+        mail::Mailer,
+    },
+    api::http::kit::bounds::Limits,
     auth::{
+        approval::GlassApproval,
         oidc::OidcError,
         operators::{OperatorClaim, Operators},
         session::Lifetime,
     },
-    broker::Producers,
-    http::bounds::Limits,
-    idp::{Auth0, IdentityOrganizations, NoIdentityProvider},
-    quotas::HourlyLimits,
+    limits::{command_rate::PlanRate, hourly::HourlyLimits},
     secret::{Address, Secret},
 };
 
@@ -381,15 +384,6 @@ impl IdentityArgs {
     }
 }
 
-/// Whether one operator alone looks into an organization.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum GlassApproval {
-    /// Another one must approve, who is a person as the first is.
-    Required,
-    /// Nobody else is asked.
-    Off,
-}
-
 /// How mails leave.
 #[derive(Clone, Default, Args)]
 #[command(next_help_heading = "Mail")]
@@ -417,6 +411,18 @@ pub struct MailArgs {
         value_name = "URL"
     )]
     pub invitation_link: String,
+}
+
+impl MailArgs {
+    /// The way out for mails; none when the settings name none.
+    pub fn mailer(&self) -> anyhow::Result<Option<Mailer>> {
+        Mailer::new(
+            self.smtp_url.as_ref().map(Secret::reveal),
+            self.mail_folder.as_deref(),
+            &self.mail_from,
+            &self.invitation_link,
+        )
+    }
 }
 
 /// The external identity provider, where every organization has one that stands for it.
@@ -541,14 +547,21 @@ impl From<PolicyName> for Policy {
 #[command(next_help_heading = "Logs")]
 pub struct LogArgs {
     /// How logs look on standard error.
-    #[arg(long, env = "ORGSTREAM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, global = true)]
+    #[arg(long, env = "ORGSTREAM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, global = true, hide_short_help = true)]
     pub log_format: LogFormat,
     /// What is logged, in `tracing` filter syntax, for example `info,orgstream_workers=debug`. Without it: `info` by what
     /// runs until it is stopped, `error` by what ends by itself.
-    #[arg(long, env = "ORGSTREAM_LOG", global = true, value_name = "FILTER")]
+    #[arg(long, env = "ORGSTREAM_LOG", global = true, hide_short_help = true, value_name = "FILTER")]
     pub log: Option<String>,
     /// Send traces to this OpenTelemetry collector (OTLP over HTTP).
-    #[arg(long, env = "ORGSTREAM_OTLP_URL", hide_env_values = true, global = true, value_name = "URL")]
+    #[arg(
+        long,
+        env = "ORGSTREAM_OTLP_URL",
+        hide_env_values = true,
+        global = true,
+        hide_short_help = true,
+        value_name = "URL"
+    )]
     pub otlp_url: Option<Address>,
 }
 

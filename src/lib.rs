@@ -4,35 +4,21 @@
 //! the organization's stream (`orgstream_stream`), workers apply them fairly (`orgstream_workers`) to read models and an
 //! audit log (`orgstream_projections`), and queries read those (`http`). ARCHITECTURE.md is the map.
 
-pub mod admission;
+pub mod adapters;
+pub mod api;
+pub mod app;
 pub mod audit;
 pub mod auth;
-pub mod bench;
-pub mod body;
-pub mod broker;
 pub mod cli;
-pub mod codes;
+pub mod client;
+pub mod clock;
 pub mod commands;
 pub mod config;
-pub mod demo;
-pub mod dns;
-pub mod figures;
-pub mod gateway;
-pub mod http;
-pub mod idp;
-pub mod issuer;
-pub mod kinds;
-pub mod mail;
-pub mod node;
-pub mod notes;
-mod outward;
-pub mod problem;
-pub mod producers;
-pub mod quotas;
-pub mod scoped;
+pub mod dev;
+pub mod jobs;
+pub mod limits;
+pub mod process;
 pub mod secret;
-pub mod servers;
-pub mod stack;
-pub mod submission;
 pub mod telemetry;
-pub mod waiting;
+pub mod tenant_cache;
+pub mod terminal;

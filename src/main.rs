@@ -2,9 +2,11 @@
 
 use std::{io::Write, process::ExitCode, time::Duration};
 
-use clap::Parser;
 use mimalloc::MiMalloc;
-use orgstream::cli::{self, Cli};
+use orgstream::{
+    cli::{self, Cli},
+    process::small_pages,
+};
 use tokio::runtime::Runtime;
 
 /// How long what cannot be interrupted is waited for at the end.
@@ -23,16 +25,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let code = runtime.block_on(async { cli::ended(Box::pin(Cli::parse().run()).await) });
+    let code = runtime.block_on(async { cli::ended(Box::pin(Cli::from_command_line().run()).await) });
     // Whoever waits for standard input cannot be interrupted, and the line may never come.
     runtime.shutdown_timeout(LAST_WAIT);
     code
-}
-
-/// Memory comes 4 KiB at a time, also to a program that grows: the allocator asks for pages of 2 MiB, and whoever needs the
-/// next one waits until the kernel has found and cleared it, for milliseconds on a busy machine. The servers that it
-/// starts inherit this.
-fn small_pages() {
-    #[cfg(target_os = "linux")]
-    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }

@@ -1,6 +1,6 @@
 # What a fresh machine lacks, installed. Sourced by ./dev and ./check, which set `root` to the checkout.
 #
-# Servers are looked for where src/servers/tools.rs looks for them, in the same order; the two must agree.
+# Servers are looked for where servers/src/tools.rs looks for them, in the same order; the two must agree.
 
 say() {
     printf '%s\n' "$*" >&2

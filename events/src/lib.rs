@@ -53,7 +53,7 @@ pub use ids::{
 pub use invitation::{InvitationAccepted, InvitationEvent, InvitationIssued, InvitationResent, InvitationRevoked};
 pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, Visibility};
 pub use member::{MemberAdded, MemberEvent, MemberRemoved, MemberRoleChanged};
-pub use names::{DomainName, KeyPublicId, KindName, LoginMethod, NameError, PlanName, Slug};
+pub use names::{CURRENT_ORG, DomainName, KeyPublicId, KindName, LoginMethod, NameError, PlanName, Slug};
 pub use organization::{
     Branding, InvitePolicy, JitProvisioning, MfaPolicy, OrganizationCreated, OrganizationEvent,
     OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged,

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ConnectionId;
 
+/// The word that stands for the organization of whoever asks, where a slug or an id can be.
+pub const CURRENT_ORG: &str = "current";
+
 /// Why a text is not such a name. The message is meant for the person who typed it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a {what}: {rule}")]

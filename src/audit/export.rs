@@ -25,7 +25,7 @@ use tokio::{
     io::{AsyncWriteExt, BufWriter},
 };
 
-use crate::cli::{client::Api, out::note};
+use crate::{client::Api, terminal::out::note};
 
 /// Files that are asked for at the same time.
 const PARALLEL: usize = 6;
@@ -33,7 +33,7 @@ const PARALLEL: usize = 6;
 const WAIT: u32 = 15;
 
 /// An export under way.
-pub(crate) struct Export {
+pub struct Export {
     api: Api,
     base: String,
     dir: PathBuf,
@@ -50,18 +50,21 @@ fn without(progress: &Value) -> Vec<Without> {
 }
 
 /// What was exported.
-pub(crate) struct Exported {
-    pub(crate) origin: String,
-    pub(crate) events: u64,
+pub struct Exported {
+    /// The name of the log, as its signed heads have it.
+    pub origin: String,
+    /// How many events it has.
+    pub events: u64,
 }
 
 impl Export {
-    pub(crate) fn new(api: Api, org: &str, dir: PathBuf) -> Self {
+    /// An export of the organization `org` (id or slug) into the folder `dir`.
+    pub fn new(api: Api, org: &str, dir: PathBuf) -> Self {
         Self { api, base: format!("/v1/organizations/{org}"), dir, files: Vec::new() }
     }
 
     /// Writes the bundle; `bar` counts events.
-    pub(crate) async fn run(mut self, bar: &ProgressBar) -> anyhow::Result<Exported> {
+    pub async fn run(mut self, bar: &ProgressBar) -> anyhow::Result<Exported> {
         fs::create_dir_all(&self.dir).await.with_context(|| format!("{} cannot be made", self.dir.display()))?;
         // A folder with a manifest says that it is whole, which it is not from here on.
         remove(&self.dir.join(MANIFEST)).await?;

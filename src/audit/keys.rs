@@ -3,9 +3,8 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context, bail};
+use orgstream_servers::write_private;
 use orgstream_transparency::{HandOver, KeyName, Log, Role, SignedNote, SignerKey};
-
-use crate::servers::write_private;
 
 /// A pair of files, `<name>.key` and `<name>.vkey`.
 #[derive(Debug, Clone, Copy)]

@@ -7,5 +7,4 @@ pub mod keys;
 mod lacked;
 pub mod signer;
 mod submit;
-pub mod webhook;
 pub mod witness;

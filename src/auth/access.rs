@@ -3,13 +3,14 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use ipnet::IpNet;
+use orgstream_domain::{Permission, Scopes};
 use orgstream_events::{
     Actor, ActorType, Auth, AuthMethod, BreakGlassId, ConnectionId, KeyId, KeyPublicId, LoginMethod, MemberId, OrgId,
     PLATFORM_ORG, Role, UserId,
 };
 use orgstream_projections::BoundOrg;
 
-use super::{AuthError, Operator, Permission, Rules, Scopes, session::ActiveSession};
+use super::{AuthError, Operator, Rules, session::ActiveSession};
 
 /// Somebody who proved who they are.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,16 +1,25 @@
 //! One operator's consent to another's look into an organization: a text that only this product can have made, of who consents
 //! to what, for whom. It is kept nowhere, good for an hour, and for one opening, whose id is in it.
 
+use clap::ValueEnum;
 use std::fmt;
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use orgstream_domain::credentials::key::Pepper;
 use orgstream_events::{BreakGlassId, OrgId, Timestamp, UserId};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
-use super::key::Pepper;
-
 const PREFIX: &str = "osg_";
+/// Whether one operator alone looks into an organization.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GlassApproval {
+    /// Another one must approve, who is a person as the first is.
+    Required,
+    /// Nobody else is asked.
+    Off,
+}
+
 /// How long it is good, in milliseconds.
 const GOOD_FOR_MS: i64 = 60 * 60 * 1000;
 /// The longest text of one that is looked at, in bytes.

@@ -3,26 +3,32 @@
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use orgstream_domain::{
+    Permission,
+    credentials::{
+        key::{KeyToken, Pepper},
+        session::SessionToken,
+    },
+    member::user_of_email,
+};
 use orgstream_events::{
-    BreakGlassId, KeyId, KeyPublicId, LoginMethod, OrgId, PLATFORM_ORG, Role, RoleId, Slug, UserId,
+    BreakGlassId, CURRENT_ORG, KeyId, KeyPublicId, LoginMethod, OrgId, PLATFORM_ORG, Role, RoleId, Slug, UserId,
 };
 use orgstream_projections::{BoundOrg, Database, DbError, break_glass, members, organizations, roles};
 
 use super::{
-    Operator, Permission, Rules,
+    Operator, Rules,
     access::{Access, Principal},
     connections::{Claimed, Connections, SsoLogin},
     issuers::Issuers,
-    key::{KeyToken, Pepper},
     keys::{Keys, REMEMBER},
     oidc::{Login, OidcError},
     operators::Operators,
     session::{ActiveSession, Lifetime, Sessions},
-    session_token::SessionToken,
 };
 use crate::{
-    commands::{handler::now, member::user_of_email, organization::CURRENT},
-    scoped::{CacheView, OrgCache, Scoped},
+    clock::now,
+    tenant_cache::{CacheView, OrgCache, Scoped},
 };
 
 const REMEMBERED: usize = 100_000;
@@ -143,7 +149,7 @@ pub enum OrgName {
 impl OrgName {
     /// Reads an id, a slug or `current`. An id of another kind is an error, with the way out in its text.
     pub fn parse(text: &str) -> Result<Self, String> {
-        if text == CURRENT {
+        if text == CURRENT_ORG {
             return Ok(Self::Current);
         }
         if let Ok(slug) = text.parse::<Slug>() {

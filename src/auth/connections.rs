@@ -19,7 +19,7 @@ use super::{
     AuthError,
     oidc::{Login, Oidc, OidcError},
 };
-use crate::scoped::{CacheView, OrgCache, Scoped};
+use crate::tenant_cache::{CacheView, OrgCache, Scoped};
 
 /// How long it is believed which connections there are. With the way to the read models it stays under a second until what is
 /// removed stops working, in every process.

@@ -17,7 +17,7 @@ use orgstream_projections::{
 };
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::commands::handler::now;
+use crate::clock::now;
 
 /// A second use within this is not written down.
 const GRAIN_MS: i64 = 60_000;

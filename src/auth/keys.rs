@@ -8,6 +8,10 @@ use std::{
 };
 
 use ipnet::IpNet;
+use orgstream_domain::{
+    Scopes,
+    credentials::key::{KeyToken, KeyTokenError, Pepper},
+};
 use orgstream_events::{ActorType, Context, KeyId, KeyPublicId, MemberId, OrgId, Slug, Timestamp};
 use orgstream_projections::{
     BoundOrg, Database, TenantTx,
@@ -16,14 +20,10 @@ use orgstream_projections::{
 };
 use quick_cache::sync::Cache;
 
-use super::{
-    AuthError, Principal, Scopes,
-    key::{KeyToken, KeyTokenError, Pepper},
-    key_uses::KeyUses,
-};
+use super::{AuthError, Principal, key_uses::KeyUses};
 use crate::{
-    commands::handler::now,
-    scoped::{CacheView, OrgCache, Scoped},
+    clock::now,
+    tenant_cache::{CacheView, OrgCache, Scoped},
 };
 
 /// How long what is known of a key may be used again. With the way to the read models it stays under a second until what is

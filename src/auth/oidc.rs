@@ -11,7 +11,9 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use tokio::sync::RwLock;
 
-use crate::outward;
+use orgstream_domain::public_url::is_public_url;
+
+use crate::adapters::egress as outward;
 
 /// How long published keys are used without asking again.
 const KEEP: Duration = Duration::from_secs(600);
@@ -238,7 +240,7 @@ impl Oidc {
         if found.issuer != self.issuer {
             return Err(format!("{url} is the configuration of {}", found.issuer));
         }
-        if self.foreign.is_some_and(|local| !outward::is_outside(&found.jwks_uri, local)) {
+        if self.foreign.is_some_and(|local| !is_public_url(&found.jwks_uri, local)) {
             return Err(format!("{url} has its keys at an address that is not public: {}", found.jwks_uri));
         }
         self.get::<Published>(&found.jwks_uri).await.map(JwkSet::from)
@@ -272,7 +274,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::commands::handler::now;
+    use crate::clock::now;
 
     /// An issuer whose published keys can be changed, and that counts how often it is asked for them.
     #[derive(Clone, Default)]

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use orgstream_domain::credentials::{key::Pepper, session::SessionToken};
 use orgstream_events::{Fingerprint, LoginMethod, OrgId, SessionId, UserId};
 use orgstream_projections::{
     Database,
@@ -15,8 +16,8 @@ use orgstream_projections::{
 };
 use quick_cache::sync::Cache;
 
-use super::{AuthError, key::Pepper, session_token::SessionToken};
-use crate::commands::handler::now;
+use super::AuthError;
+use crate::clock::now;
 
 /// How long an answer of the database may be used again. What was revoked or switched elsewhere is noticed within this.
 const REMEMBER: Duration = Duration::from_millis(500);
@@ -128,9 +129,10 @@ impl Sessions {
 
     /// The session of a token, as it was at most half a second ago.
     pub(super) async fn of_token(&self, text: &str) -> Result<Arc<Session>, AuthError> {
-        let token: SessionToken = text
-            .parse()
-            .map_err(|error: super::session_token::SessionTokenError| AuthError::Unauthenticated(error.to_string()))?;
+        let token: SessionToken =
+            text.parse().map_err(|error: orgstream_domain::credentials::session::SessionTokenError| {
+                AuthError::Unauthenticated(error.to_string())
+            })?;
         self.of_hash(&token.hash(&self.pepper)).await
     }
 

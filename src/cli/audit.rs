@@ -4,8 +4,12 @@ use std::{path::PathBuf, process::ExitCode};
 
 use orgstream_verifier::VerifyArgs;
 
-use super::{client::Api, out::note, progress};
-use crate::{audit::export::Export, config::ClientArgs};
+use crate::{
+    audit::export::Export,
+    client::Api,
+    config::ClientArgs,
+    terminal::{out::note, progress},
+};
 
 /// Export an organization's audit log, and verify an export.
 #[derive(clap::Subcommand)]

@@ -3,9 +3,11 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::client::Api;
-use super::out::{note, say};
-use crate::config::ClientArgs;
+use crate::{
+    client::Api,
+    config::ClientArgs,
+    terminal::out::{note, say},
+};
 
 /// Look into an organization for a while, or end that.
 ///

@@ -5,10 +5,10 @@ use std::fmt::Display;
 use anyhow::{anyhow, bail};
 use orgstream_projections::{Database, DbError};
 
-use super::out::{OutputError, say, told};
 use crate::{
     config::{DatabaseArgs, NatsArgs},
-    node,
+    process as node,
+    terminal::out::{OutputError, say, told},
 };
 
 /// Look at NATS and PostgreSQL as `serve` and `work` do before they start, and say what is wrong.

@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
+use orgstream_stream::broker::AccessFiles;
 
-use super::out::{say, told};
-use crate::{broker::AccessFiles, demo::DemoFile, stack::Secrets};
+use crate::{
+    dev::{demo::DemoFile, stack::Secrets},
+    terminal::out::{say, told},
+};
 
 /// Print the shell settings of a demo organization: eval "$(orgstream demo acme)".
 #[derive(clap::Args)]

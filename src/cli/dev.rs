@@ -6,20 +6,22 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use orgstream_servers::write_private;
 use uuid::Uuid;
 
-use super::{
-    out::{note, told},
-    progress, sign,
-};
+use super::sign;
 use crate::{
     config::WorkArgs,
-    demo::{self, Demo, DemoFile},
-    figures::Process,
-    node,
-    servers::write_private,
-    stack::{Stack, StackOptions},
-    telemetry,
+    dev::{
+        demo::{self, Demo, DemoFile},
+        stack::{Stack, StackOptions},
+    },
+    process as node,
+    telemetry::{self, metrics::Process},
+    terminal::{
+        out::{note, told},
+        progress,
+    },
 };
 
 /// Run everything on this machine: private NATS and PostgreSQL, API, workers and a demo.

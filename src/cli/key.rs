@@ -3,16 +3,14 @@
 use std::io::Read;
 
 use anyhow::{Context, bail};
+use orgstream_domain::credentials::key::{KeyToken, TOKEN_REGEX};
 use orgstream_events::KeyEnvironment;
 use serde_json::Value;
 
-use super::{
-    client::Api,
-    out::{note, say},
-};
 use crate::{
-    auth::key::{KeyToken, TOKEN_REGEX},
+    client::Api,
     config::ClientArgs,
+    terminal::out::{note, say},
 };
 
 #[derive(clap::Subcommand)]

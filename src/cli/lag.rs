@@ -5,9 +5,14 @@ use std::{io::IsTerminal, time::Duration};
 use clap::Args as ClapArgs;
 use serde_json::Value;
 
-use super::out::{note, say};
-use super::{client::Api, table::rows_table};
-use crate::config::ClientArgs;
+use crate::{
+    client::Api,
+    config::ClientArgs,
+    terminal::{
+        out::{note, say},
+        table::rows_table,
+    },
+};
 
 /// Show how far the projections are.
 ///

@@ -5,12 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::out::note;
-use super::{
-    client::Api,
-    stored::{StoredSession, session_file},
-};
-use crate::demo::DemoFile;
+use crate::client::session::{StoredSession, session_file};
+use crate::{client::Api, dev::demo::DemoFile, terminal::out::note};
 
 /// Sign in as a person, and keep the session for the other commands.
 ///

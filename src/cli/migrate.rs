@@ -3,8 +3,7 @@
 use anyhow::Context;
 use orgstream_projections::{LoginPassword, Passwords};
 
-use super::out::note;
-use crate::config::LoginPasswordParser;
+use crate::{config::LoginPasswordParser, terminal::out::note};
 
 /// Bring a database up to date, and give the program's logins their password.
 ///

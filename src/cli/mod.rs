@@ -5,29 +5,27 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod audit;
+mod bench;
 mod break_glass;
 mod check_config;
-pub(crate) mod client;
-mod demo;
+mod completions;
+pub(crate) mod demo;
 mod dev;
+mod examples;
 mod key;
 mod lag;
 mod login;
 mod migrate;
 mod nats;
-pub(crate) mod out;
 mod outbox;
 mod park;
 mod plan;
-pub(crate) mod progress;
 mod publish;
 mod rebuild;
 mod replay;
 mod serve;
 mod session;
 mod sign;
-mod stored;
-pub(crate) mod table;
 mod test_servers;
 mod usage;
 mod witness;
@@ -35,11 +33,11 @@ mod work;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-pub use out::ended;
+pub use crate::terminal::out::ended;
 
-use crate::{bench, config::LogArgs, telemetry};
+use crate::{config::LogArgs, telemetry};
 
 /// An event-sourced backend for multi-tenant products: one stream of events per organization, fair workers,
 /// PostgreSQL read models under row-level security, an append-only audit log.
@@ -107,14 +105,28 @@ enum Job {
     Usage(usage::UsageArgs),
     /// Build the read models of an organization, or of all, again from the audit log, beside those that are shown.
     Rebuild(rebuild::Args),
-    /// Measure this machine against its raw limits.
-    #[command(subcommand)]
-    Bench(bench::Job),
+    /// Measure this machine against its raw limits. What `orgstream-bench` takes; see `orgstream bench --help`.
+    #[command(disable_help_flag = true)]
+    Bench(bench::Args),
+    /// Print what a shell needs to complete commands and flags.
+    Completions(completions::CompletionsArgs),
+    /// Write a page for `man` of each command.
+    Man(completions::ManArgs),
     #[command(hide = true)]
     TestServers(test_servers::Args),
 }
 
+/// Every command, with its examples.
+fn program() -> clap::Command {
+    examples::with_examples(Cli::command())
+}
+
 impl Cli {
+    /// Reads the command line; prints the help or what is wrong with it, and ends the process then.
+    pub fn from_command_line() -> Self {
+        Self::from_arg_matches(&program().get_matches()).unwrap_or_else(|error| error.exit())
+    }
+
     /// Does the job, and says with which code the process ends.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         let is_service =
@@ -144,7 +156,9 @@ impl Cli {
             Job::Limits(args) => usage::change(args).await,
             Job::Usage(args) => usage::show(args).await,
             Job::Rebuild(args) => rebuild::run(args).await,
-            Job::Bench(job) => bench::run(job).await,
+            Job::Bench(args) => return bench::run(&args),
+            Job::Completions(args) => completions::completions(&args),
+            Job::Man(args) => completions::man(&args),
             Job::TestServers(args) => test_servers::run(args).await,
         }?;
         Ok(ExitCode::SUCCESS)

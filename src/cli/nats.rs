@@ -2,8 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::out::{note, say};
-use crate::{broker, config::NatsArgs, node};
+use orgstream_stream::broker;
+
+use crate::{
+    config::NatsArgs,
+    process as node,
+    terminal::out::{note, say},
+};
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Job {

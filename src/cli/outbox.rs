@@ -4,8 +4,10 @@ use std::{fs, path::PathBuf, time::SystemTime};
 
 use anyhow::Context;
 
-use super::out::{note, say};
-use crate::stack::OUTBOX;
+use crate::{
+    dev::stack::OUTBOX,
+    terminal::out::{note, say},
+};
 
 /// Print the mails that `orgstream dev` wrote in place of sending them, the oldest first.
 #[derive(clap::Args)]

@@ -8,12 +8,14 @@ use orgstream_events::{AggregateName, Pipeline, Position};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::{
+use crate::{
     client::Api,
-    out::{note, say},
-    table::rows_table,
+    config::ClientArgs,
+    terminal::{
+        out::{note, say},
+        table::rows_table,
+    },
 };
-use crate::config::ClientArgs;
 
 const POLL: Duration = Duration::from_millis(100);
 /// The exit code of a decision that is taken, and of which it is not known what came of it.

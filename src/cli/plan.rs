@@ -3,9 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::client::Api;
-use super::out::note;
-use crate::config::ClientArgs;
+use crate::{client::Api, config::ClientArgs, terminal::out::note};
 
 /// Put an organization on a plan.
 ///

@@ -15,14 +15,14 @@ use serde::Serialize;
 use serde_json::{Value, json, value::RawValue};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, BufReader};
 
-use super::{
-    client::Api,
-    out::{note, say},
-};
 use crate::{
-    body::{self, Format},
+    api::{
+        body::{self, Format},
+        command_body::MAX_BODY,
+    },
+    client::Api,
     config::ClientArgs,
-    submission::MAX_BODY,
+    terminal::out::{note, say},
 };
 
 /// The API takes 1 MiB at a time; what lies around the commands needs a little of it.

@@ -9,14 +9,14 @@ use orgstream_projections::{Asked, BoundOrg, Database, Drift, Rebuild, RebuildJo
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::table::{rows_table, table};
-use super::{
-    out::{OutputError, note, say, told},
-    progress,
-};
 use crate::{
     config::{DatabaseArgs, NatsArgs},
-    node,
+    process as node,
+    terminal::{
+        out::{OutputError, note, say, told},
+        progress,
+        table::{rows_table, table},
+    },
 };
 
 const POLL: Duration = Duration::from_millis(100);

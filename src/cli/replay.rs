@@ -12,15 +12,13 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufWriter, stdout};
 use tokio_util::io::StreamReader;
 
-use super::{
-    client::Api,
-    out::{OutputError, note, say, told},
-};
 use crate::{
     audit::compare::{Compared, compare},
     auth::authenticator::OrgName,
+    client::Api,
     config::{ClientArgs, DatabaseArgs, NatsArgs},
-    node,
+    process as node,
+    terminal::out::{OutputError, note, say, told},
 };
 
 /// How long the audit log may take to catch up before the command gives up.

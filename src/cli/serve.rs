@@ -1,11 +1,10 @@
 //! `orgstream serve`: an API process.
 
 use crate::{
+    api::http::platform::health,
     config::{Auth0Args, DatabaseArgs, HttpArgs, IdentityArgs, MailArgs, NatsArgs, SecretArgs},
-    figures::Process,
-    http::health,
-    mail::Mailer,
-    node, telemetry,
+    process as node,
+    telemetry::{self, metrics::Process},
 };
 
 /// Run the API: HTTP, and commands by NATS request.
@@ -39,7 +38,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let stop = node::stop_when_asked()?;
     let metrics = telemetry::metrics(&[Process::Api])?;
-    let (mail, idp) = (Mailer::new(&args.mail)?, args.auth0.provider()?);
+    let (mail, idp) = (args.mail.mailer()?, args.auth0.provider()?);
     let producers = args.nats.producers()?;
     let outside = node::Outside { mail, idp, producers, http: args.bounds, ..node::Outside::default() };
     let opening = async {

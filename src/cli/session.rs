@@ -1,12 +1,19 @@
 //! `orgstream session`: the sessions of whoever signed in, and where they act.
 
 use clap::Subcommand;
+use orgstream_events::CURRENT_ORG;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::out::{note, say};
-use super::{client::Api, stored::StoredSession, table::rows_table};
-use crate::{commands::organization::CURRENT, config::ClientArgs};
+use crate::client::session::StoredSession;
+use crate::{
+    client::Api,
+    config::ClientArgs,
+    terminal::{
+        out::{note, say},
+        table::rows_table,
+    },
+};
 
 /// See, end or switch sessions of a person.
 ///
@@ -29,7 +36,7 @@ pub(crate) enum Job {
     /// End a session.
     Revoke {
         /// Which, as `session list` shows it; without it the one that is in use.
-        #[arg(value_name = "SESSION", default_value = CURRENT)]
+        #[arg(value_name = "SESSION", default_value = CURRENT_ORG)]
         which: String,
         #[command(flatten)]
         client: ClientArgs,
@@ -59,7 +66,7 @@ pub(crate) async fn run(job: Job) -> anyhow::Result<()> {
         }
         Job::Revoke { which, client } => {
             let api = Api::new(&client)?;
-            let is_own = which == CURRENT
+            let is_own = which == CURRENT_ORG
                 || api.get("/v1/session").await?.get("id").and_then(Value::as_str) == Some(which.as_str());
             api.send(api.request(Method::DELETE, &format!("/v1/sessions/{which}"))).await?;
             if is_own && api.is_stored() {

@@ -7,15 +7,15 @@ use axum::{Router, routing::get};
 use orgstream_projections::audit::SigningDatabase;
 use orgstream_transparency::{Log, LogSigner};
 
-use super::out::say;
 use crate::{
     audit::{
         keys::KeyFiles,
         signer::{Pace, Signer},
     },
     config::DatabaseArgs,
-    figures::Process,
-    node, telemetry,
+    process as node,
+    telemetry::{self, metrics::Process},
+    terminal::out::say,
 };
 
 /// Sign the heads of the organizations' audit logs, and have witnesses sign them too.

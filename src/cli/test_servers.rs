@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use crate::servers::run_with_postgres;
+use orgstream_servers::run_with_postgres;
 
 /// Run a program beside a throwaway PostgreSQL cluster, whose superuser's URL it finds in `ORGSTREAM_TEST_POSTGRES`.
 #[derive(clap::Args)]

@@ -5,9 +5,14 @@ use std::num::NonZeroU32;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::out::{note, say};
-use super::{client::Api, table::table};
-use crate::config::ClientArgs;
+use crate::{
+    client::Api,
+    config::ClientArgs,
+    terminal::{
+        out::{note, say},
+        table::table,
+    },
+};
 
 /// Show what an organization uses, and what it may use.
 #[derive(clap::Args)]

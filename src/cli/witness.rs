@@ -5,8 +5,11 @@ use std::{fs, path::PathBuf};
 use anyhow::Context;
 use orgstream_transparency::LogKey;
 
-use super::out::{say, told};
-use crate::{audit::witness::Witness, node};
+use crate::{
+    audit::witness::Witness,
+    process as node,
+    terminal::out::{say, told},
+};
 
 /// Run a witness: it signs a log's head when that continues the last one that it signed.
 ///

@@ -3,10 +3,10 @@
 use orgstream_workers::Worker;
 
 use crate::{
+    api::http::platform::health,
     config::{DatabaseArgs, NatsArgs, WorkArgs},
-    figures::Process,
-    http::health,
-    node, telemetry,
+    process as node,
+    telemetry::{self, metrics::Process},
 };
 
 /// Run a worker: read the streams, build the read models and the audit log.

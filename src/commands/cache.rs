@@ -4,15 +4,15 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use orgstream_domain::{
+    Aggregate, Place, api_key::ApiKey, domain::Domain, invitation::Invitation, kind::Kind, member::Roster,
+    organization::Organization, parking::Parking, record::Record, role::RoleBook, sso_connection::Connections,
+};
 use orgstream_events::{ActorType, AggregateId, CommandId, Event, Fingerprint};
 use quick_cache::sync::{EntryAction, EntryResult};
 use tokio::time::Instant;
 
-use super::{
-    Aggregate, Place, api_key::ApiKey, domain::Domain, invitation::Invitation, kind::Kind, member::Roster,
-    organization::Organization, parking::Parking, record::Record, role::RoleBook, sso_connection::Connections,
-};
-use crate::scoped::{CacheView, OrgCache, Scoped};
+use crate::tenant_cache::{CacheView, OrgCache, Scoped};
 
 /// An aggregate as it was read from the stream.
 #[derive(Debug, Clone)]

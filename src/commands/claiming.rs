@@ -1,10 +1,10 @@
 //! What one organization alone can have: claimed for a command whose decision is made, and given back if nothing comes of it.
 
+use orgstream_domain::{Rejection, RejectionKind};
 use orgstream_events::OrgId;
 use orgstream_stream::ClaimError;
 
 use super::{
-    Rejection, RejectionKind,
     handler::CommandHandler,
     request::{Accepted, CommandError},
 };

@@ -1,15 +1,17 @@
 //! How an organization begins: two aggregates at once, behind the claim on its slug.
 
+use orgstream_domain::{
+    CreateOrganization, Facts, RenameOrganization,
+    member::{MemberCommand, Roster},
+    organization::{Organization, OrganizationCommand},
+};
 use orgstream_events::{Actor, ActorType, AggregateId, CommitDraft, Event, MemberId, OrgId, Slug, TenantType};
 use orgstream_stream::{AppendError, ClaimError, Freshness};
 
 use super::{
-    CreateOrganization, Facts, RenameOrganization,
     cache::{Cached, Earlier},
     claiming::Claim,
     handler::{Attempt, CommandHandler, Target},
-    member::{MemberCommand, Roster},
-    organization::{Organization, OrganizationCommand},
     request::{Accepted, CommandError, Creator},
 };
 

@@ -1,120 +1,28 @@
-//! What each command gives to somebody who did not have it, or lets somebody learn; and the one place where it is asked
-//! whether whoever sends it may.
+//! The one place where it is asked whether a caller may give what a command gives.
 //!
-//! A command that is not listed in [`Command::grants`] does not compile. What it names that is stored (an invitation, a key)
-//! is looked up here, and the rule itself is `auth/authority.rs`.
+//! What that is, each command declares (`orgstream_domain::grants`). What it names that is stored (an invitation, a key) is
+//! looked up here, and the rule itself is `orgstream_domain::authority`.
 
 use std::collections::BTreeSet;
 
-use orgstream_events::{ActorType, AggregateId, InvitationId, JitProvisioning, KeyId, MemberId, Role};
-use orgstream_stream::{Freshness, Placement};
-
-use super::{
-    Command, Rejection, RejectionKind,
+use orgstream_domain::{
+    Command, Permission, Rejection, RejectionKind, Scopes,
     api_key::ApiKey,
-    handler::CommandHandler,
+    authority::{Authority, Excess},
+    grants::Grant,
     invitation::Invitation,
     member::Roster,
     organization::Organization,
-    request::{Caller, CommandError},
     role::RoleBook,
-    settings::Patch,
     sso_connection::Connections,
 };
-use crate::auth::{
-    Permission, Scopes,
-    authority::{Authority, Excess},
+use orgstream_events::{ActorType, AggregateId, KeyId, MemberId, Role};
+use orgstream_stream::{Freshness, Placement};
+
+use super::{
+    handler::CommandHandler,
+    request::{Caller, CommandError},
 };
-
-/// What a command gives.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Grant {
-    /// A role, to somebody who acts by it.
-    Role(Role),
-    /// These permissions: to a role, or to a place outside that learns what they open.
-    Permissions(BTreeSet<Permission>),
-    /// A key's token: its role within these scopes, or within those of whoever issues it.
-    Key(Role, Option<Vec<String>>),
-    /// The token of a key that is there.
-    KeyAgain(KeyId),
-    /// What an invitation that is there offers.
-    Invitation(InvitationId),
-    /// That this issuer says who signs in.
-    Issuer(String),
-    /// What somebody in the organization has offered, to whoever takes it: that they still may is asked where it is taken.
-    Offered,
-}
-
-impl Command {
-    /// Everything that the command gives.
-    pub fn grants(&self) -> Vec<Grant> {
-        match self {
-            Self::AddMember(command) => vec![Grant::Role(command.role)],
-            Self::ChangeMemberRole(command) => vec![Grant::Role(command.role)],
-            Self::IssueInvitation(command) => vec![Grant::Role(command.role)],
-            Self::ResendInvitation(command) => vec![Grant::Invitation(command.id)],
-            Self::DefineRole(command) => vec![Grant::Permissions(named(&command.permissions))],
-            Self::ChangeRole(command) => {
-                vec![Grant::Permissions(named(command.permissions.as_deref().unwrap_or_default()))]
-            }
-            // Everybody with an address of the domain may become a member.
-            Self::ProveDomain(_) => vec![Grant::Role(Role::Member)],
-            Self::AddSsoConnection(command) => vec![Grant::Issuer(command.issuer.clone())],
-            Self::IssueApiKey(command) => vec![Grant::Key(command.role, command.scopes.clone())],
-            Self::RotateApiKey(command) => vec![Grant::KeyAgain(command.id)],
-            Self::ChangeSettings(command) => {
-                let mut grants = Vec::new();
-                if command.jit_provisioning == Some(JitProvisioning::Restricted) {
-                    grants.push(Grant::Role(Role::Member));
-                }
-                if let Patch::Set(_) = command.audit_webhook {
-                    grants.push(Grant::Permissions(BTreeSet::from([Permission::ReadAudit])));
-                }
-                // Keys of people who left work again.
-                if command.revoke_keys_on_creator_exit == Some(false) {
-                    grants.push(Grant::Permissions(BTreeSet::from([Permission::ManageKeys])));
-                }
-                grants
-            }
-            Self::AcceptInvitation(_) | Self::JoinByDomain(_) | Self::JoinBySso(_) => vec![Grant::Offered],
-            // What these change is nobody's right, or takes one away.
-            Self::CreateOrganization(_)
-            | Self::RenameOrganization(_)
-            | Self::UpgradeOrganization(_)
-            | Self::SuspendOrganization(_)
-            | Self::ResumeOrganization(_)
-            | Self::ChangePlan(_)
-            | Self::ChangeLimits(_)
-            | Self::RemoveMember(_)
-            | Self::RevokeInvitation(_)
-            | Self::RemoveRole(_)
-            | Self::ClaimDomain(_)
-            | Self::RemoveDomain(_)
-            | Self::SetDefaultSsoConnection(_)
-            | Self::RemoveSsoConnection(_)
-            | Self::RevokeApiKey(_)
-            | Self::RegisterKind(_)
-            | Self::ChangeKind(_)
-            | Self::RetireKind(_)
-            | Self::RestoreKind(_)
-            | Self::CreateRecord(_)
-            | Self::UpdateRecord(_)
-            | Self::ArchiveRecord(_)
-            | Self::RetryParked(_)
-            | Self::SkipParked(_) => Vec::new(),
-        }
-    }
-
-    /// Whether the answer has a secret, which nobody but whoever sent the command may be given again.
-    pub fn answers_a_secret(&self) -> bool {
-        self.grants().iter().any(|grant| matches!(grant, Grant::Key(..) | Grant::KeyAgain(_)))
-    }
-}
-
-/// The permissions of these names. What is no permission gives nothing, and is refused by the role's own rules.
-fn named(names: &[String]) -> BTreeSet<Permission> {
-    names.iter().filter_map(|name| Permission::named(name)).collect()
-}
 
 impl CommandHandler {
     /// Refuses what gives more than whoever sends it has; says how much that is.

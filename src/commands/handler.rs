@@ -6,10 +6,25 @@
 use std::{
     hash::{BuildHasher, RandomState},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use metrics::{counter, histogram};
+use orgstream_domain::{
+    Command, Facts, FieldError, Place, Rejection, Requires,
+    api_key::{ApiKey, ApiKeyCommand},
+    credentials::key::Pepper,
+    domain::{Domain, DomainCommand},
+    invitation::{Invitation, InvitationCommand},
+    kind::{Kind, KindCommand},
+    member::{MemberCommand, Roster},
+    organization::{Organization, OrganizationCommand, OrganizationError, Profile},
+    parking::{Parking, ParkingCommand},
+    record::{Record, RecordCommand},
+    role::{RoleBook, RoleCommand},
+    schema::ValidatedKind,
+    sso_connection::{ConnectionCommand, Connections},
+};
 use orgstream_events::{
     ActorType, AggregateId, CommandId, CommitDraft, Event, Fingerprint, KindName, OrgId, PLATFORM_ORG, Position, Salt,
     TenantType, Timestamp,
@@ -21,28 +36,18 @@ use tokio::{
 };
 
 use super::{
-    Command, Facts, FieldError, Place, Rejection,
-    api_key::{ApiKey, ApiKeyCommand},
     cache::{Cached, Caches, Earlier, Loaded, advance},
-    domain::{Domain, DomainCommand},
-    invitation::{Invitation, InvitationCommand},
-    kind::{Kind, KindCommand},
-    member::{MemberCommand, Roster},
-    organization::{Organization, OrganizationCommand, OrganizationError, Profile},
-    parking::{Parking, ParkingCommand},
     patience::Patience,
     personal::creation,
-    record::{Record, RecordCommand},
     request::{Accepted, Caller, CommandError, Request},
-    role::{RoleBook, RoleCommand},
-    schema::ValidatedKind,
-    sso_connection::{ConnectionCommand, Connections},
 };
 use crate::{
-    auth::{Permission, key::Pepper, permission::tells_of},
-    dns::TxtRecords,
-    idp::{IdentityOrganizations, NoIdentityProvider},
-    scoped::{CacheView, Scoped},
+    adapters::{
+        dns::TxtRecords,
+        identity_provider::{IdentityOrganizations, NoIdentityProvider},
+    },
+    clock::now,
+    tenant_cache::{CacheView, Scoped},
 };
 
 /// How far in the future a producer's clock may be.
@@ -189,7 +194,7 @@ impl CommandHandler {
             Err(_) => "refused",
         };
         if let Ok(accepted) = &result {
-            debug_assert!(tells_of(request.command.name(), &accepted.events), "not declared: {accepted:?}");
+            debug_assert!(is_declared(&request.command, &accepted.events), "not declared: {accepted:?}");
         }
         histogram!("orgstream_command_seconds", "outcome" => outcome).record(started.elapsed());
         counter!("orgstream_commands_total", "command" => request.command.name(), "outcome" => outcome).increment(1);
@@ -208,7 +213,7 @@ impl CommandHandler {
         }
         let command_id = match &request.idempotency_key {
             // Who has no scope of their own in an organization yet is one.
-            Some(key) if Permission::for_command(&request.command).is_none() => creation(&caller.actor.id, key),
+            Some(key) if request.command.spec().requires == Requires::Person => creation(&caller.actor.id, key),
             Some(key) => CommandId::from_idempotency_key(caller.org, key),
             None => CommandId::fresh(now.unix_ms(), rand::random()),
         };
@@ -221,7 +226,7 @@ impl CommandHandler {
         let placement = self.placement(org).await?;
         if org != PLATFORM_ORG {
             self.check_active(&placement, &request.command).await?;
-            if request.command.is_about_others() {
+            if !request.command.spec().in_personal {
                 self.not_personal(&placement).await?;
             }
         }
@@ -448,7 +453,7 @@ impl CommandHandler {
         match organization.state.must_be_active() {
             Ok(_) => Ok(()),
             // What the platform decides about an organization works while nothing else does.
-            Err(_) if organization.state.profile().is_some() && command.works_while_suspended() => Ok(()),
+            Err(_) if organization.state.profile().is_some() && command.spec().while_suspended => Ok(()),
             Err(error) => Err(Rejection::from(error).into()),
         }
     }
@@ -559,10 +564,9 @@ pub fn fingerprint(command: &Command) -> Result<Fingerprint, CommandError> {
     Ok(Fingerprint::of(&[&body]))
 }
 
-/// The wall clock, read here and nowhere deeper.
-pub fn now() -> Timestamp {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_unix_ms(i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX))
+/// Whether the command is declared to have these events.
+fn is_declared(command: &Command, events: &[String]) -> bool {
+    events.iter().all(|event| command.spec().events.contains(&event.as_str()))
 }
 
 fn salt() -> Salt {

@@ -3,16 +3,18 @@
 //!
 //! It is made under a name that follows from the organization's id. Whoever tries again, after whatever went wrong, finds it.
 
+use orgstream_domain::{
+    CreateOrganization, Rejection, RejectionKind, UpgradeOrganization,
+    organization::{ExternalIdentity, Organization, OrganizationCommand},
+};
 use orgstream_events::{AggregateId, OrgId, TenantType};
 
 use super::{
-    CreateOrganization, Rejection, RejectionKind, UpgradeOrganization,
     claiming::Claim,
     handler::{Attempt, CommandHandler, Target},
-    organization::{ExternalIdentity, Organization, OrganizationCommand},
     request::{Accepted, CommandError},
 };
-use crate::idp::{AUTH0, IdpError};
+use crate::adapters::identity_provider::{AUTH0, IdpError};
 
 impl CommandHandler {
     /// The one that the caller has, or a new one where the platform has a provider. Personal organizations have none.

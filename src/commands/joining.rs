@@ -1,24 +1,26 @@
 //! What it takes to let people in: invitations, domains and issuers. The part of the handler that
 //! finds out what those decisions need to know.
 
+use orgstream_domain::{
+    AcceptInvitation, AddSsoConnection, Aggregate, IssueInvitation, JoinByDomain, JoinBySso, Rejection, RejectionKind,
+    credentials::invitation::InvitationToken,
+    domain::{Domain, DomainCommand, record_name},
+    invitation::{Invitation, InvitationCommand, InviteRules},
+    member::{Closed, MemberCommand, Roster},
+    organization::Organization,
+    sso_connection::{ConnectionCommand, Connections, RemoveSsoConnection},
+};
 use orgstream_events::{
     Actor, ActorType, AggregateId, CommitDraft, DomainId, DomainName, Event, Fingerprint, JitProvisioning, MemberId,
 };
 use orgstream_stream::{AppendError, Freshness};
 
 use super::{
-    AcceptInvitation, AddSsoConnection, Aggregate, IssueInvitation, JoinByDomain, JoinBySso, Rejection, RejectionKind,
     cache::Earlier,
-    domain::{Domain, DomainCommand, record_name},
     handler::{Attempt, CommandHandler, Target},
-    invitation::{Invitation, InvitationCommand, InviteRules},
-    member::{Closed, MemberCommand, Roster},
-    organization::Organization,
     patience::Patience,
     request::{Accepted, Caller, CommandError, Creator},
-    sso_connection::{ConnectionCommand, Connections, RemoveSsoConnection},
 };
-use crate::auth::invitation::InvitationToken;
 
 /// The claims of pairs of issuer and audience.
 const SSO: &str = "sso";

@@ -1,9 +1,10 @@
 //! The organization that everybody has for themselves. Its id, its slug and the command that makes it follow from the person,
 //! so that however often, and wherever at once, they sign in first, there is one.
 
+use orgstream_domain::{CreateOrganization, organization::PERSONAL_SLUG};
 use orgstream_events::{CommandId, OrgId, PLATFORM_ORG, Slug, TenantType, UserId};
 
-use super::{CreateOrganization, organization::PERSONAL_SLUG, request::Request};
+use super::request::Request;
 
 /// The idempotency key of the command. It has a space, which no caller's key can have.
 const KEY: &str = "personal organization";
@@ -29,7 +30,7 @@ pub fn create_personal(user: UserId) -> Request {
     let slug = slug.unwrap_or_else(|_| unreachable!());
     let (name, tenant_type) = (NAME.to_owned(), TenantType::Personal);
     let command = CreateOrganization { name, slug, tenant_type, auth0_organization_id: None };
-    Request { idempotency_key: Some(KEY.to_owned()), ..super::Command::from(command).into() }
+    Request { idempotency_key: Some(KEY.to_owned()), ..orgstream_domain::Command::from(command).into() }
 }
 
 /// The address of somebody whose issuer verified none. Nobody can have it, and it tells nothing of them.
@@ -42,7 +43,7 @@ pub fn no_address(user: UserId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::Command;
+    use orgstream_domain::Command;
 
     #[test]
     fn everybody_has_one_of_their_own() {

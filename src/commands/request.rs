@@ -1,13 +1,11 @@
 //! What comes in and what goes out: who asks for what, and what became of it.
 
+use orgstream_domain::{Command, Rejection, Scopes, credentials::key::KeyToken};
 use orgstream_events::{
     Actor, AggregateId, CodecError, CommandId, Context, CorrelationId, EventId, OrgId, Position, Role, Timestamp,
     UserId,
 };
 use orgstream_stream::{AppendError, StreamError};
-
-use super::{Command, Rejection};
-use crate::auth::{Scopes, key::KeyToken};
 
 /// Who asks, and how the request came.
 #[derive(Debug, Clone)]

@@ -1,16 +1,18 @@
 //! The secrets of API keys: made here, given once to who asked, and known to nobody else.
 
+use orgstream_domain::{
+    IssueApiKey, RotateApiKey,
+    api_key::{ApiKey, ApiKeyCommand},
+    credentials::key::KeyToken,
+    organization::Organization,
+};
 use orgstream_events::{AggregateId, KeyEnvironment};
 use orgstream_stream::Placement;
 
 use super::{
-    IssueApiKey, RotateApiKey,
-    api_key::{ApiKey, ApiKeyCommand},
     handler::{Attempt, CommandHandler, Target},
-    organization::Organization,
     request::{Accepted, CommandError},
 };
-use crate::auth::key::KeyToken;
 
 impl CommandHandler {
     /// The token follows from the command, so that a retry is given the same one and nobody else can make it.

@@ -9,6 +9,7 @@ pub mod access;
 mod api;
 mod append;
 mod backlog;
+pub mod broker;
 mod claims;
 mod consumer;
 mod credentials;

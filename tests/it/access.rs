@@ -172,7 +172,7 @@ async fn a_flood_is_folded_into_one_fact_with_a_count() {
     for _ in 0..50 {
         api.get(&key, &theirs.path("records")).await.expect(404);
     }
-    let each = usize::try_from(orgstream::notes::EACH).unwrap();
+    let each = usize::try_from(orgstream::app::access_log::EACH).unwrap();
     denied(&api, &mine, each).await;
     // The minute ends early when the process does.
     api.gateway.notes().flush().await;

@@ -14,18 +14,20 @@ use std::{
 use futures_util::future::BoxFuture;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use orgstream::{
-    auth::{Authenticator, key::KeyToken},
-    broker::Producers,
+    adapters::{
+        dns::{DnsError, TxtRecords},
+        identity_provider::{IdentityOrganizations, NoIdentityProvider},
+    },
+    app::submit::Gateway,
+    auth::Authenticator,
     config::{HttpArgs, IdentityArgs, MailArgs, SecretArgs},
-    dns::{DnsError, TxtRecords},
-    gateway::Gateway,
-    idp::{IdentityOrganizations, NoIdentityProvider},
-    issuer::DevIssuer,
-    mail::Mailer,
-    node,
+    dev::issuer::DevIssuer,
+    process as node,
 };
+use orgstream_domain::credentials::key::KeyToken;
 use orgstream_events::UserId;
 use orgstream_projections::Database;
+use orgstream_stream::broker::Producers;
 use orgstream_stream::{Log, LogOptions, SyncMode};
 use orgstream_workers::{Worker, WorkerOptions, WorkerStatus};
 use p256::{
@@ -234,7 +236,7 @@ impl Api {
             trusted_proxies: Vec::new(),
         };
         let (outbox, dns) = (dir.path().join("outbox"), Arc::<FakeDns>::default());
-        let mail = Mailer::new(&mail(outbox.clone())).unwrap();
+        let mail = mail(outbox.clone()).mailer().unwrap();
         let producers = Some(Arc::new(Producers::load(&nats.access.producers()).unwrap()));
         let outside =
             node::Outside { mail, dns: dns.clone(), idp, local_issuers: true, producers, ..node::Outside::default() };

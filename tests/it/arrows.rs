@@ -7,13 +7,15 @@ use std::{
     process::Command,
 };
 
-const CRATES: [&str; 6] = [
+const CRATES: [&str; 8] = [
     "orgstream-events",
+    "orgstream-domain",
     "orgstream-stream",
     "orgstream-transparency",
     "orgstream-projections",
     "orgstream-verifier",
     "orgstream-workers",
+    "orgstream-servers",
 ];
 
 /// Everything that a crate of ours depends on to run, directly or not.
@@ -35,8 +37,13 @@ fn ours(dependencies: &BTreeSet<String>) -> Vec<&str> {
 
 #[test]
 fn crates_depend_on_each_other_in_one_direction() {
-    let cases: [(&str, &[&str], &[&str]); 6] = [
+    let cases: [(&str, &[&str], &[&str]); 8] = [
         ("orgstream-events", &[], &["tokio", "async-nats", "sqlx", "axum", "clap", "reqwest"]),
+        (
+            "orgstream-domain",
+            &["orgstream-events"],
+            &["tokio", "async-nats", "sqlx", "axum", "clap", "reqwest", "rand", "time"],
+        ),
         ("orgstream-stream", &["orgstream-events"], &["sqlx", "axum", "clap"]),
         ("orgstream-transparency", &[], &["tokio", "async-nats", "sqlx", "axum", "clap", "reqwest", "rand", "time"]),
         (
@@ -54,6 +61,7 @@ fn crates_depend_on_each_other_in_one_direction() {
             &["orgstream-events", "orgstream-projections", "orgstream-stream", "orgstream-transparency"],
             &["axum", "clap"],
         ),
+        ("orgstream-servers", &["orgstream-events", "orgstream-stream"], &["axum", "clap"]),
     ];
     assert_eq!(cases.map(|(name, ..)| name), CRATES);
     for (name, knows, never) in cases {
@@ -96,26 +104,32 @@ const NOWHERE: [String; 0] = [];
 
 #[test]
 fn only_the_stream_talks_to_jetstream() {
-    let folders = ["events/src", "transparency/src", "projections/src", "verifier/src", "workers/src", "src"];
-    // The benchmarks measure what JetStream can do without us.
-    assert_eq!(that_say(&["jetstream::", "$JS."], &folders, &["src/bench/"]), NOWHERE);
+    // The benchmarks, too, ask JetStream: what it can do without us.
+    let folders = [
+        "events/src",
+        "domain/src",
+        "transparency/src",
+        "projections/src",
+        "servers/src",
+        "verifier/src",
+        "workers/src",
+        "src",
+    ];
+    assert_eq!(that_say(&["jetstream::", "$JS."], &folders, &[]), NOWHERE);
 }
 
 #[test]
 fn only_the_projections_speak_sql() {
-    let folders = ["events/src", "stream/src", "transparency/src", "verifier/src", "workers/src", "src"];
-    // Private servers are started, asked whether they answer, and given a database.
-    assert_eq!(that_say(&["sqlx::"], &folders, &["src/servers/"]), NOWHERE);
+    // Private servers, which are not among these, are asked whether they answer, and given a database.
+    let folders = ["events/src", "domain/src", "stream/src", "transparency/src", "verifier/src", "workers/src", "src"];
+    assert_eq!(that_say(&["sqlx::"], &folders, &[]), NOWHERE);
 }
 
 #[test]
 fn what_is_pure_knows_no_clock_and_no_randomness() {
     let forbidden = ["SystemTime", "Instant::", "OffsetDateTime::now_utc", "Uuid::now_v7", "rand::"];
-    assert_eq!(that_say(&forbidden, &["events/src", "transparency/src", "verifier/src"], &[]), NOWHERE);
-    // Nor does a decision: the handler, with what it remembers and how long it goes on, hands both in.
-    let handling = ["src/commands/handler.rs", "src/commands/cache.rs", "src/commands/patience.rs"];
-    let deciding = that_say(&forbidden, &["src/commands"], &handling);
-    assert_eq!(deciding, NOWHERE);
+    let pure = ["events/src", "domain/src", "transparency/src", "verifier/src"];
+    assert_eq!(that_say(&forbidden, &pure, &[]), NOWHERE);
 }
 
 #[test]
@@ -127,4 +141,91 @@ fn the_verifier_writes_nothing_and_asks_nobody() {
 #[test]
 fn decisions_read_no_projection() {
     assert_eq!(that_say(&["orgstream_projections"], &["src/commands"], &[]), NOWHERE);
+}
+
+/// The rooms of the program, each with those that it may know, in an order in which none knows a later one.
+const ROOMS: [(&str, &[&str]); 16] = [
+    ("clock", &[]),
+    ("tenant_cache", &[]),
+    ("terminal", &[]),
+    ("adapters", &[]),
+    ("auth", &["adapters", "clock", "tenant_cache"]),
+    ("limits", &["auth", "tenant_cache"]),
+    ("commands", &["adapters", "clock", "tenant_cache"]),
+    ("app", &["auth", "clock", "commands", "limits"]),
+    ("jobs", &["adapters", "app", "clock", "tenant_cache"]),
+    ("api", &["app", "auth", "clock", "commands", "jobs", "limits", "tenant_cache"]),
+    ("config", &["adapters", "api", "auth", "limits"]),
+    ("telemetry", &["config", "terminal"]),
+    ("client", &["config", "terminal"]),
+    ("audit", &["client", "terminal"]),
+    ("process", &["adapters", "api", "app", "auth", "commands", "config", "jobs", "limits"]),
+    ("dev", &["app", "audit", "auth", "commands", "config", "process", "terminal"]),
+];
+
+/// The rooms that a source names: `crate::room`, alone or in braces.
+fn rooms_named(text: &str) -> BTreeSet<String> {
+    let mut rooms = BTreeSet::new();
+    for (place, _) in text.match_indices("crate::") {
+        let rest = &text[place + "crate::".len()..];
+        let name = |text: &str| text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect::<String>();
+        let Some(inside) = rest.strip_prefix('{') else {
+            rooms.insert(name(rest));
+            continue;
+        };
+        let (mut depth, mut is_new) = (0, true);
+        for (at, c) in inside.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => is_new = true,
+                c if is_new && c.is_ascii_alphabetic() => {
+                    rooms.insert(name(&inside[at..]));
+                    is_new = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    rooms
+}
+
+#[test]
+fn rooms_of_the_program_know_each_other_in_one_direction() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for (place, (room, may_know)) in ROOMS.iter().enumerate() {
+        let earlier: Vec<&str> = ROOMS[..place].iter().map(|(room, _)| *room).collect();
+        assert!(may_know.iter().all(|other| earlier.contains(other)), "{room} comes before what it may know");
+        let path = if root.join(room).is_dir() { format!("src/{room}") } else { format!("src/{room}.rs") };
+        let mut known = BTreeSet::new();
+        for file in sources(&[&path]) {
+            known.extend(rooms_named(&fs::read_to_string(file).unwrap()));
+        }
+        known.remove(*room);
+        assert_eq!(known, may_know.iter().map(|room| (*room).to_owned()).collect(), "what src/{room} knows");
+    }
+    // The command line may know all of them; nothing is beside the rooms.
+    let rooms: BTreeSet<String> =
+        ROOMS.iter().map(|(room, _)| *room).chain(["cli", "lib", "main"]).map(str::to_owned).collect();
+    let found: BTreeSet<String> = fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().trim_end_matches(".rs").to_owned())
+        .collect();
+    assert_eq!(found, rooms);
+}
+
+#[test]
+fn every_crate_of_the_workspace_is_built_quickly() {
+    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let (_, members) = manifest.split_once("members = [").unwrap();
+    let (members, _) = members.split_once(']').unwrap();
+    let members: Vec<&str> = members.split('"').skip(1).step_by(2).collect();
+    assert_eq!(members.len(), CRATES.len() + 1, "the crates here and the benchmarks");
+    for name in members.iter().map(|member| format!("orgstream-{member}")).chain(["orgstream".to_owned()]) {
+        assert!(
+            manifest.contains(&format!("[profile.dev.package.{name}]\nopt-level = 0\n")),
+            "{name} in [profile.dev]"
+        );
+    }
 }

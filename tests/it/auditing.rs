@@ -97,7 +97,7 @@ impl Auditing {
 
     /// A witness with its memory and its key in a folder, and a policy that asks for it, in place of the one before.
     pub(crate) async fn start_witness_in(&mut self, dir: &str, policy: &str) {
-        let port = orgstream::servers::stable_listener(&self.path("port")).unwrap().local_addr().unwrap();
+        let port = orgstream_servers::stable_listener(&self.path("port")).unwrap().local_addr().unwrap();
         let (http, url) = (port.to_string(), format!("http://{port}"));
         let name = format!("{dir}.test/w1");
         let args = ["witness", "--dir", dir, "--name", &name, "--log-key", "keys/log.vkey", "--http", &http];

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use orgstream::{config::GlassApproval, issuer::Person};
+use orgstream::{auth::approval::GlassApproval, dev::issuer::Person};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::sleep;

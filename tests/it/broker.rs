@@ -11,12 +11,10 @@ use std::{
 
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, ServerError};
 use nkeys::KeyPair;
-use orgstream::{
-    auth::key::KeyToken,
-    broker::{AccessFiles, Producers},
-    servers::{self, nats_server},
-};
+use orgstream_domain::credentials::key::KeyToken;
 use orgstream_events::{KeyPublicId, OrgId};
+use orgstream_servers::nats_server;
+use orgstream_stream::broker::{AccessFiles, Producers};
 use orgstream_stream::{Credentials, Log, LogOptions, SyncMode};
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::timeout};
@@ -547,7 +545,7 @@ async fn a_server_without_a_door_is_not_started_on() {
     // And those of another server are none at all.
     let (theirs, lazy) = (TempDir::new(), TempDir::new());
     let access = shipped_access(theirs.path());
-    let lazy = servers::Nats::start(lazy.path(), true).await.unwrap();
+    let lazy = orgstream_servers::Nats::start(lazy.path(), true).await.unwrap();
     let foreign = cluster.command("", &["check-config"]).env("ORGSTREAM_NATS_URL", &lazy.url);
     let foreign = foreign.env("ORGSTREAM_NATS_CREDS", access.serve().to_str().unwrap());
     let said = foreign.env("ORGSTREAM_NATS_MONITOR_URL", &lazy.monitor_url).run().await.failure();

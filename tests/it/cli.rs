@@ -2,7 +2,6 @@
 
 use std::{collections::HashSet, fs, io::Write, os::unix::fs::PermissionsExt, process::Stdio, thread, time::Duration};
 
-use orgstream::servers;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
@@ -184,7 +183,7 @@ async fn check_config_finds_what_is_unsafe_and_changes_nothing() {
     let tables: i64 = sqlx::query_scalar(AssertSqlSafe(tables)).fetch_one(&mut inside).await.unwrap();
     assert_eq!(tables, 0);
     // A server that acknowledges before it syncs.
-    let lazy = servers::Nats::start(&cluster.dir().join("lazy"), false).await.unwrap();
+    let lazy = orgstream_servers::Nats::start(&cluster.dir().join("lazy"), false).await.unwrap();
     let creds = lazy.access.serve().to_str().unwrap().to_owned();
     let producers = lazy.access.producers().to_str().unwrap().to_owned();
     let lazily = [

@@ -14,11 +14,9 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use orgstream::{
-    issuer::DevIssuer,
-    servers::{self, Postgres, PostgresOptions, stable_listener},
-};
+use orgstream::dev::issuer::DevIssuer;
 use orgstream_events::{OrgId, Position};
+use orgstream_servers::{Postgres, PostgresOptions, stable_listener};
 use orgstream_stream::{Log, LogOptions, SyncMode};
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
 use rustix::process::{Pid, Signal, kill_process};
@@ -69,7 +67,7 @@ pub(crate) struct Cluster {
     pub(crate) issuer: DevIssuer,
     pub(crate) options: ClusterOptions,
     pub(crate) postgres: Postgres,
-    pub(crate) nats: servers::Nats,
+    pub(crate) nats: orgstream_servers::Nats,
     /// The database as the superuser.
     pub(crate) owner_url: String,
     issuing: CancellationToken,
@@ -88,7 +86,7 @@ impl Cluster {
         let fast = PostgresOptions { without_fsync: true, ..PostgresOptions::default() };
         let (nats_dir, postgres_dir) = (dir.path().join("nats"), dir.path().join("postgres"));
         let (nats, postgres) =
-            tokio::join!(servers::Nats::start(&nats_dir, true), Postgres::start(&postgres_dir, fast));
+            tokio::join!(orgstream_servers::Nats::start(&nats_dir, true), Postgres::start(&postgres_dir, fast));
         let (nats, postgres) = (nats.unwrap(), postgres.unwrap());
         let owner_url = postgres.create_database(DATABASE).await.unwrap();
         orgstream_projections::migrate(&owner_url, Some(DATABASE_PASSWORD)).await.unwrap();
@@ -271,7 +269,7 @@ impl Tenant {
 /// What the parts of the product must be told of each other.
 fn settings(
     options: &ClusterOptions,
-    nats: &servers::Nats,
+    nats: &orgstream_servers::Nats,
     postgres: &Postgres,
     creds: &Path,
 ) -> Vec<(&'static str, String)> {

@@ -9,14 +9,14 @@ use std::{
 use async_nats::{HeaderMap, client::Request};
 use axum::{Json, Router, extract::State, routing::post};
 use futures_util::future::join_all;
-use orgstream::{
-    auth::{Scopes, key::Pepper},
-    commands::{
-        ChangeSettings, ClaimDomain, Command, CreateOrganization, JoinByDomain, ProveDomain,
-        domain::{RECORD_KEY, record_name},
-        handler::CommandHandler,
-        request::{Accepted, Caller, Creator},
-    },
+use orgstream::commands::{
+    handler::CommandHandler,
+    request::{Accepted, Caller, Creator},
+};
+use orgstream_domain::{
+    ChangeSettings, ClaimDomain, Command, CreateOrganization, JoinByDomain, ProveDomain, Scopes,
+    credentials::key::Pepper,
+    domain::{RECORD_KEY, record_name},
 };
 use orgstream_events::{
     Actor, ActorType, Context, DomainId, DomainName, Event, JitProvisioning, MemberEvent, OrgId, PLATFORM_ORG, Role,

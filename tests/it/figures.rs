@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use metrics_exporter_prometheus::PrometheusBuilder;
-use orgstream::figures::{self, FIGURES, Kind, Process, Values};
+use orgstream::telemetry::{
+    self,
+    metrics::{FIGURES, Kind, Process, Values},
+};
 
 /// Every source file of the program.
 fn sources(folder: &Path, found: &mut Vec<String>) {
@@ -20,7 +23,7 @@ fn sources(folder: &Path, found: &mut Vec<String>) {
 fn recorded() -> BTreeSet<(String, &'static str)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut texts = Vec::new();
-    for folder in ["src", "events/src", "stream/src", "projections/src", "workers/src"] {
+    for folder in ["src", "domain/src", "events/src", "stream/src", "projections/src", "servers/src", "workers/src"] {
         sources(&root.join(folder), &mut texts);
     }
     let mut found = BTreeSet::new();
@@ -52,7 +55,7 @@ fn every_figure_is_declared_and_every_declaration_is_of_a_figure() {
     assert_eq!(declared.len(), FIGURES.len(), "a figure is declared twice");
     let recorded = recorded();
     let undeclared: Vec<_> = recorded.difference(&declared).collect();
-    assert!(undeclared.is_empty(), "declare these in src/figures.rs: {undeclared:?}");
+    assert!(undeclared.is_empty(), "declare these in src/telemetry/metrics.rs: {undeclared:?}");
     let unused: Vec<_> = declared.difference(&recorded).collect();
     assert!(unused.is_empty(), "nothing records these any more: {unused:?}");
 }
@@ -62,8 +65,8 @@ fn figures_are_there_at_zero_before_anything_has_happened() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
     metrics::with_local_recorder(&recorder, || {
-        figures::describe();
-        figures::begin(&[Process::Api, Process::Worker, Process::Signer]);
+        telemetry::metrics::describe();
+        telemetry::metrics::begin(&[Process::Api, Process::Worker, Process::Signer]);
     });
     let shown = handle.render();
     for figure in FIGURES {
@@ -88,7 +91,7 @@ fn figures_are_there_at_zero_before_anything_has_happened() {
 #[test]
 fn page_of_figures_is_what_the_program_shows() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
-    let page = figures::page();
+    let page = telemetry::metrics::page();
     if std::env::var_os("DOCS_WRITE").is_some() {
         fs::write(&file, &page).unwrap();
     }

@@ -7,11 +7,11 @@ use std::{
 
 use async_nats::jetstream;
 use orgstream::{
-    servers::Nats,
-    stack::{Stack, StackOptions},
+    dev::stack::{Stack, StackOptions},
     telemetry,
 };
 use orgstream_events::OrgId;
+use orgstream_servers::Nats;
 use orgstream_stream::{Log, LogOptions, SyncMode};
 use reqwest::Method;
 use serde_json::{Value, json};

@@ -9,9 +9,9 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use orgstream::servers::stable_listener;
 use orgstream_events::{OrgId, UserId};
 use orgstream_projections::{BoundOrg, Database, DatabaseOptions, identity::SignIn};
+use orgstream_servers::stable_listener;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},

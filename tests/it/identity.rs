@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use orgstream::issuer::{DevIssuer, Person};
+use orgstream::dev::issuer::{DevIssuer, Person};
 use orgstream_events::{OrgId, UserId};
 use reqwest::Method;
 use serde_json::{Value, json};

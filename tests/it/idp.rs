@@ -12,7 +12,7 @@ use axum::{
     http::StatusCode,
     response::IntoResponse,
 };
-use orgstream::idp::Auth0;
+use orgstream::adapters::identity_provider::Auth0;
 use orgstream_events::OrgId;
 use reqwest::Method;
 use serde_json::{Value, json};

@@ -1,10 +1,8 @@
 //! Every route as somebody who must not use it: nobody, another org's key, the wrong role, a revoked key, a member who
 //! left. The routes come from the policy table, so a new one is walked without being added here.
 
-use orgstream::{
-    auth::Permission,
-    http::policy::{Policy, ROUTES, RoutePolicy},
-};
+use orgstream::api::http::kit::policy::{Policy, ROUTES, RoutePolicy};
+use orgstream_domain::Permission;
 use orgstream_events::{
     CommandId, ConnectionId, DomainId, EventId, InvitationId, KeyId, MemberId, OrgId, RecordId, Role, RoleId,
 };

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use orgstream::{
-    auth::{invitation::InvitationToken, key::Pepper},
-    issuer::{DevIssuer, Person},
-    mail::{Mailer, Sender},
+    dev::issuer::{DevIssuer, Person},
+    jobs::mail::Sender,
 };
+use orgstream_domain::credentials::{invitation::InvitationToken, key::Pepper};
 use orgstream_events::{
     Actor, ActorType, AggregateId, CommandId, CommitDraft, Context, Event, InvitationEvent, InvitationId,
     InvitationResent, Salt, Timestamp,
@@ -302,7 +302,7 @@ async fn a_mail_that_nobody_could_send_leaves_when_somebody_can() {
     assert_eq!(api.db.take_mails().await.unwrap(), []);
     api.sql("UPDATE ops.mails SET next_at = now()").await;
     let folder = orgstream::config::MailArgs { mail_folder: Some(api.outbox.clone()), ..mail_args() };
-    let mailer = Mailer::new(&folder).unwrap().unwrap();
+    let mailer = folder.mailer().unwrap().unwrap();
     let (stop, pepper) = (CancellationToken::new(), Pepper::new(PEPPER.as_bytes()).unwrap());
     let sending = tokio::spawn(Sender::new(api.db.clone(), mailer, pepper).run(stop.clone()));
     let token = api.invited("ann@waiting.example", 1).await;

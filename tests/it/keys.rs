@@ -182,17 +182,17 @@ async fn a_key_ends_with_its_time_and_with_its_creator_if_the_org_says_so() {
     let fact = audited(&api, &org.owner, &org.id, "access.key_refused", 1).await.remove(0);
     assert_eq!((&fact["data"]["code"], &fact["data"]["key_id"]), (&json!("creator_left"), &json!(kept)));
 
-    let soon = orgstream_events::Timestamp::from_unix_ms(orgstream::commands::handler::now().unix_ms() + 4_000);
+    let soon = orgstream_events::Timestamp::from_unix_ms(orgstream::clock::now().unix_ms() + 4_000);
     let (_, short) = issue(&api, &org, &org.owner, &json!({"expires_at": soon})).await;
     // It is a key until then, and none afterwards, without anybody doing anything.
     let (mut before, mut last) = (0, 200);
     while last == 200 {
-        let asked = orgstream::commands::handler::now();
+        let asked = orgstream::clock::now();
         last = api.get(&short, &org.path("records")).await.status;
         before += u32::from(last == 200);
         let ago = asked.unix_ms() - soon.unix_ms();
         assert!(ago < 0 || last == 401, "it goes on {ago} ms after its time");
-        assert!(last == 200 || orgstream::commands::handler::now() >= soon, "it has ended before its time: {last}");
+        assert!(last == 200 || orgstream::clock::now() >= soon, "it has ended before its time: {last}");
         sleep(Duration::from_millis(20)).await;
     }
     assert!(before > 0 && last == 401, "{before} answers, then {last}");

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use orgstream::admission::count_peers;
+use orgstream::limits::command_rate::count_peers;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::timeout};

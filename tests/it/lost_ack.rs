@@ -6,14 +6,19 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use async_nats::client::Request as NatsRequest;
 use futures_util::future::join_all;
 use orgstream::{
-    admission::{Admission, PlanRates},
-    auth::{Authenticator, issuers::Issuers, key::Pepper, operators::Operators, session::Lifetime},
-    commands::{Command, handler::CommandHandler, request::Request},
-    dns::SystemDns,
-    gateway::{Gateway, Origin},
-    notes::Notes,
-    quotas::{HourlyLimits, Quotas},
+    adapters::dns::SystemDns,
+    app::{
+        access_log::Notes,
+        submit::{Gateway, Origin},
+    },
+    auth::{Authenticator, issuers::Issuers, operators::Operators, session::Lifetime},
+    commands::{handler::CommandHandler, request::Request},
+    limits::{
+        command_rate::{Admission, PlanRates},
+        hourly::{HourlyLimits, Quotas},
+    },
 };
+use orgstream_domain::{Command, credentials::key::Pepper};
 use orgstream_events::{CommandId, PLATFORM_ORG, Pipeline, PlanName};
 use orgstream_projections::BoundOrg;
 use orgstream_stream::{Log, LogOptions, SyncMode};

@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
-use orgstream::{
-    auth::{Permission, invitation::InvitationToken, key::Pepper, permission::COMMANDS},
-    commands::Command,
-    issuer::Person,
+use orgstream::dev::issuer::Person;
+use orgstream_domain::{
+    Command, Permission,
+    credentials::{invitation::InvitationToken, key::Pepper},
 };
 use orgstream_events::{
     CommandId, ConnectionId, DomainId, EventId, InvitationId, KeyId, MemberId, OrgId, RecordId, Role, RoleId,
@@ -328,7 +328,7 @@ async fn cast(api: &Api) -> Cast {
         their_records.push(made.json()["id"].as_str().unwrap().to_owned());
     }
     assert!(their_records.len() >= 3, "{kinds}");
-    let soon = orgstream_events::Timestamp::from_unix_ms(orgstream::commands::handler::now().unix_ms() + 1_500);
+    let soon = orgstream_events::Timestamp::from_unix_ms(orgstream::clock::now().unix_ms() + 1_500);
     let body = json!({"name": "short", "role": "owner", "expires_at": soon});
     let short = api.post(&theirs.owner, &theirs.path("api-keys"), &body).await.expect(201);
     let expired = short.json()["token"].as_str().unwrap().to_owned();
@@ -420,7 +420,7 @@ fn readable(mut command: Value) -> Value {
 async fn walk_commands(api: &Api, cast: &Cast, wrong: &mut Vec<String>) {
     let document = Answer::of(api.request(Method::GET, "/openapi.json")).await.expect(200).json();
     let shapes = document.pointer("/components/schemas/Command/oneOf").unwrap().as_array().unwrap();
-    assert_eq!(shapes.len(), COMMANDS.len());
+    assert_eq!(shapes.len(), Command::NAMES.len());
     let send = async |org: &str, bearer: &str, command: &Value| {
         let request = api.request(Method::POST, &format!("/v1/organizations/{org}/commands")).bearer_auth(bearer);
         let answer = Answer::of(request.json(command)).await;
@@ -435,7 +435,7 @@ async fn walk_commands(api: &Api, cast: &Cast, wrong: &mut Vec<String>) {
     for shape in shapes {
         let command = readable(example(shape, &document, "a command"));
         let name = command["type"].as_str().unwrap();
-        let (_, needs, _) = COMMANDS.iter().find(|(known, ..)| *known == name).unwrap();
+        let needs = Command::SPECS.iter().find(|spec| spec.name == name).unwrap().requires.permission();
         for (who, bearer) in cast.strangers() {
             let answer = send(&cast.theirs.id, bearer, &command).await;
             if answer.0 != 404 || answer != send(&nowhere, bearer, &command).await {

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output},
 };
 
-use orgstream::http::openapi::{operations, spec};
+use orgstream::api::http::kit::openapi::{operations, spec};
 
 use crate::support::TempDir;
 

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use orgstream::{config::GlassApproval, issuer::DevIssuer};
+use orgstream::{auth::approval::GlassApproval, dev::issuer::DevIssuer};
 use orgstream_events::OrgId;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};

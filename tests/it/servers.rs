@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use orgstream::servers::{Nats, Postgres, PostgresOptions, ServerError, run_with_postgres};
+use orgstream_servers::{Nats, Postgres, PostgresOptions, ServerError, run_with_postgres};
 use sqlx::{Connection, PgConnection};
 use tokio::time::{sleep, timeout};
 

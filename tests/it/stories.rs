@@ -12,10 +12,8 @@ use std::{
 use axum::{Router, body::Bytes, extract::State, http::HeaderMap, http::StatusCode, routing::post};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ed25519_dalek::{Signature, Verifier, VerifyingKey};
-use orgstream::{
-    auth::{Permission, permission::COMMANDS},
-    http::policy::{Policy, ROUTES, Shape, Story},
-};
+use orgstream::api::http::kit::policy::{Policy, ROUTES, Shape, Story};
+use orgstream_domain::{Command, Permission};
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
@@ -43,7 +41,7 @@ fn every_route_and_every_command_has_an_audit_story() {
         "audit/events/{event}/proof",
         "audit/webhook",
     ];
-    let mut told: BTreeSet<&str> = COMMANDS.iter().flat_map(|(.., events)| *events).copied().collect();
+    let mut told: BTreeSet<&str> = Command::SPECS.iter().flat_map(|spec| spec.events).copied().collect();
     for route in ROUTES {
         let (name, is_of_org) = (format!("{} {}", route.method, route.path), route.path.contains("{org}"));
         let changes = matches!(route.shape, Shape::Create | Shape::Change | Shape::Commands);
@@ -61,7 +59,7 @@ fn every_route_and_every_command_has_an_audit_story() {
             assert_eq!(shows, matches!(route.story, Story::Fact(_)), "{name}");
         }
     }
-    assert!(COMMANDS.iter().all(|(.., events)| !events.is_empty()));
+    assert!(Command::SPECS.iter().all(|spec| !spec.events.is_empty()));
     // What happens to requests that are let in by no route: it is told wherever it happens.
     told.extend(["access.denied", "access.key_refused", "access.break_glass_used", "access.isolation_failed"]);
     // What the audit log says of itself.

@@ -17,12 +17,10 @@ use std::{
 use async_nats::{Client, ConnectOptions};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use nkeys::KeyPair;
-use orgstream::{
-    broker::AccessFiles,
-    servers::{self, Postgres, PostgresOptions, TEST_POSTGRES},
-};
 use orgstream_events::CommitKeys;
 use orgstream_projections::{Database, DatabaseOptions, Passwords, migrate};
+use orgstream_servers::{Postgres, PostgresOptions, TEST_POSTGRES};
+use orgstream_stream::broker::AccessFiles;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::sleep;
@@ -132,14 +130,14 @@ pub(crate) struct Nats {
     pub(crate) url: String,
     pub(crate) monitor_url: String,
     pub(crate) access: AccessFiles,
-    server: servers::Nats,
+    server: orgstream_servers::Nats,
     _dir: TempDir,
 }
 
 impl Nats {
     pub(crate) async fn start(sync_always: bool) -> Self {
         let dir = TempDir::new();
-        let server = servers::Nats::start(dir.path(), sync_always).await.unwrap();
+        let server = orgstream_servers::Nats::start(dir.path(), sync_always).await.unwrap();
         let (url, monitor_url, access) = (server.url.clone(), server.monitor_url.clone(), server.access.clone());
         Self { url, monitor_url, access, server, _dir: dir }
     }

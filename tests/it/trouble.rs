@@ -1,7 +1,7 @@
 //! Trouble of the database, and messages that are nobody's: nothing is passed over for it, nobody is blamed, nothing spins.
 
 use async_nats::jetstream;
-use orgstream::problem::Problem;
+use orgstream::app::problem::Problem;
 use orgstream_events::{OrgId, Pipeline, Shard, UserId};
 use orgstream_projections::{
     BoundOrg, Database, DatabaseOptions, Passwords, checkpoints, identity::SignIn, migrate_with, parked,

@@ -1,0 +1,116 @@
+//! The load of the benchmarks: records of a few hundred bytes, and how long each took.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use orgstream::clock::now;
+use orgstream_events::{
+    Actor, ActorType, AggregateId, CommandId, Commit, CommitDraft, Context, Event, OrgId, OrganizationCreated,
+    OrganizationEvent, RecordCreated, RecordEvent, RecordId, Salt, TenantType,
+};
+use serde_json::json;
+use tokio::task::JoinSet;
+
+/// The content of every benchmark record: about 256 bytes as an event.
+pub(super) fn data(number: u64) -> serde_json::Value {
+    json!({"number": number, "text": "a record of the benchmark, as long as an ordinary small event is: about 256 bytes of payload with what is around it. ".repeat(2)})
+}
+
+/// A new record's commit, sealed as a command's would be.
+pub(super) fn commit(org: OrgId, number: u64) -> anyhow::Result<Commit> {
+    commit_of(org, data(number))
+}
+
+/// The same with content of the caller's own.
+pub(super) fn commit_of(org: OrgId, data: serde_json::Value) -> anyhow::Result<Commit> {
+    let command_id = CommandId::fresh(now().unix_ms(), rand::random());
+    let created = RecordCreated { kind: "webhook".parse()?, kind_version: 1, data };
+    let record = AggregateId::Record(RecordId::derive(command_id));
+    sealed(org, record, command_id, Event::Record(RecordEvent::Created(created)))
+}
+
+/// What every organization's history begins with.
+pub(super) fn creation(org: OrgId) -> anyhow::Result<Commit> {
+    let created = OrganizationCreated {
+        name: "Benchmark".to_owned(),
+        slug: format!("bench-{}", org.uuid().simple()).parse()?,
+        tenant_type: TenantType::Organization,
+        region: "local".to_owned(),
+    };
+    let command_id = CommandId::fresh(now().unix_ms(), rand::random());
+    let created = Event::Organization(OrganizationEvent::Created(created));
+    sealed(org, AggregateId::Organization(org), command_id, created)
+}
+
+fn sealed(org: OrgId, aggregate: AggregateId, command_id: CommandId, event: Event) -> anyhow::Result<Commit> {
+    let now = now();
+    let draft = CommitDraft {
+        org,
+        aggregate,
+        version_before: 0,
+        command_id,
+        fingerprint: None,
+        actor: Actor { actor_type: ActorType::System, id: "bench".to_owned(), auth: None },
+        occurred_at: now,
+        recorded_at: now,
+        causation_id: None,
+        correlation_id: None,
+        request_id: None,
+        context: Context::default(),
+        events: vec![event],
+    };
+    Ok(draft.seal(|| Salt(rand::random()))?)
+}
+
+/// What a stretch of load came to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Measured {
+    /// Writes per second.
+    pub(super) rate: f64,
+    /// The time of one request, median.
+    pub(super) p50: Duration,
+    /// The time of one request, of which one in a hundred took longer.
+    pub(super) p99: Duration,
+}
+
+/// Lets `writers` repeat `write` for `time`; each call says how many writes it made.
+pub(super) async fn drive<F, W>(writers: usize, time: Duration, write: W) -> anyhow::Result<Measured>
+where
+    F: Future<Output = anyhow::Result<u64>> + Send,
+    W: Fn(u64) -> F + Send + Sync + 'static,
+{
+    let write = Arc::new(write);
+    let (stop, numbers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let mut tasks = JoinSet::new();
+    let started = Instant::now();
+    for _ in 0..writers {
+        let (write, stop, numbers) = (Arc::clone(&write), Arc::clone(&stop), Arc::clone(&numbers));
+        tasks.spawn(async move {
+            let (mut writes, mut times) = (0, Vec::new());
+            while !stop.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                writes += write(numbers.fetch_add(1, Ordering::Relaxed)).await?;
+                times.push(begun.elapsed());
+            }
+            anyhow::Ok((writes, times))
+        });
+    }
+    tokio::time::sleep(time).await;
+    stop.store(true, Ordering::Relaxed);
+    let (mut writes, mut times) = (0, Vec::new());
+    while let Some(done) = tasks.join_next().await {
+        let (some, taken) = done??;
+        writes += some;
+        times.extend(taken);
+    }
+    let elapsed = started.elapsed();
+    times.sort_unstable();
+    let at =
+        |share: f64| times.get(((times.len().saturating_sub(1)) as f64 * share) as usize).copied().unwrap_or_default();
+    Ok(Measured { rate: writes as f64 / elapsed.as_secs_f64(), p50: at(0.5), p99: at(0.99) })
+}

@@ -1,0 +1,128 @@
+//! Benchmarks that anyone can run. Each measures the raw limit of the machine in the same run, so that the ratio to it
+//! means something anywhere.
+
+mod access;
+mod append;
+mod audit;
+mod fairness;
+mod load;
+mod project;
+mod rig;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use mimalloc::MiMalloc;
+use orgstream::{
+    config::LogArgs,
+    process::small_pages,
+    telemetry,
+    terminal::out::{ended, note},
+};
+use serde::Serialize;
+
+/// The allocator of the product.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+/// Measure this machine against its raw limits.
+///
+/// A benchmark starts private servers in a temporary folder and removes them again.
+#[derive(Parser)]
+#[command(name = "orgstream bench", bin_name = "orgstream bench", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Subcommand)]
+enum Benchmark {
+    /// Resolving credentials: what it takes to know who asks, from what a process remembers.
+    Access(access::Args),
+    /// Appending: commands per second through the library, NATS and HTTP, against bare publishes of the same bytes.
+    Append(append::Args),
+    /// The audit log: what a leaf costs, a proof and a head in a long log, an export and its verification.
+    Audit(audit::Args),
+    /// Fairness: what quiet organizations notice of a neighbour's burst, against one queue and against turns by count.
+    Fairness(Box<fairness::Args>),
+    /// Projecting: events per second into read models and audit log, against bare inserts of the same rows.
+    Project(project::Args),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    small_pages();
+    ended(Box::pin(run(Cli::parse())).await.map(|()| ExitCode::SUCCESS))
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let _telemetry = telemetry::init(&cli.log, false)?;
+    match cli.benchmark {
+        Benchmark::Access(args) => access::run(args).await,
+        Benchmark::Append(args) => append::run(args).await,
+        Benchmark::Audit(args) => audit::run(args).await,
+        Benchmark::Fairness(args) => fairness::run(*args).await,
+        Benchmark::Project(args) => project::run(args).await,
+    }
+}
+
+/// The machine that the figures are from.
+#[derive(Debug, Serialize)]
+struct Machine {
+    cores: usize,
+    profile: &'static str,
+    version: &'static str,
+    /// Whether Linux shares the processors out by session.
+    autogroup: bool,
+}
+
+impl Machine {
+    fn here() -> Self {
+        Self {
+            cores: std::thread::available_parallelism().map_or(1, Into::into),
+            profile: if cfg!(debug_assertions) { "debug" } else { "release" },
+            version: env!("CARGO_PKG_VERSION"),
+            autogroup: is_autogrouped(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Report<'a, R> {
+    machine: Machine,
+    rows: &'a [R],
+}
+
+/// Writes what was measured, if a file was asked for.
+fn write_json<R: Serialize>(file: Option<&PathBuf>, rows: &[R]) -> anyhow::Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let report = Report { machine: Machine::here(), rows };
+    let text = serde_json::to_vec_pretty(&report)?;
+    std::fs::write(file, text).with_context(|| format!("{} cannot be written", file.display()))
+}
+
+/// Whether Linux shares the processors out by session. Each of PostgreSQL's processes is a session of its own, so that all
+/// of the worker has as much of a processor as one connection, and what steps back does so only among its own threads.
+fn is_autogrouped() -> bool {
+    std::fs::read_to_string("/proc/sys/kernel/sched_autogroup_enabled").is_ok_and(|enabled| enabled.trim() != "0")
+}
+
+/// Who waits for a processor is then up to the kernel and not to what is measured.
+fn warn_of_autogroup() {
+    if is_autogrouped() {
+        note!(
+            "Linux shares this machine's processors out by session, each of PostgreSQL's processes being one: quiet \
+             organizations wait several times longer beside a burst. Without it: sysctl kernel.sched_autogroup_enabled=0"
+        );
+    }
+}
+
+/// Figures of a build that was not optimized say little.
+fn warn_of_debug_build() {
+    if cfg!(debug_assertions) {
+        note!("this is a debug build: for figures that count, run cargo run --release -- bench …");
+    }
+}

@@ -1,0 +1,138 @@
+//! The one rule of handing out: nobody gives, sets or learns more than their role and their scopes allow, both together.
+//!
+//! What a command gives is declared with the command (`commands/grants.rs`); this says whether somebody may.
+
+use std::collections::BTreeSet;
+
+use orgstream_events::Role;
+
+use crate::{Permission, Scopes};
+
+/// What somebody may do in an organization, as far as they may pass it on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authority {
+    role: Role,
+    of_role: BTreeSet<Permission>,
+    scopes: Scopes,
+}
+
+/// Why somebody may not give what they want to give.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Excess {
+    /// The role is above theirs.
+    #[error("the role {by} cannot give the role {role}; ask somebody who has it")]
+    Role {
+        /// Their role.
+        by: Role,
+        /// What they wanted to give.
+        role: Role,
+    },
+    /// Their role does not have it.
+    #[error("your role {by} does not have the permission {permission}, and nobody gives more than they have")]
+    Permission {
+        /// Their role.
+        by: Role,
+        /// The first that is missing.
+        permission: Permission,
+    },
+    /// Their role has it and their scopes do not.
+    #[error("this credential's scopes do not have the permission {permission}, and nobody gives more than they have")]
+    Scopes {
+        /// The first that is missing.
+        permission: Permission,
+    },
+}
+
+impl Authority {
+    /// Of somebody whose role has `of_role`, within `scopes`.
+    pub fn new(role: Role, of_role: BTreeSet<Permission>, scopes: Scopes) -> Self {
+        Self { role, of_role, scopes }
+    }
+
+    /// Everything that they may do.
+    pub fn permissions(&self) -> BTreeSet<Permission> {
+        self.of_role.iter().copied().filter(|permission| self.scopes.allow(*permission)).collect()
+    }
+
+    /// Whether they may give these permissions to somebody, or use them to learn something.
+    pub fn may_grant(&self, permissions: &BTreeSet<Permission>) -> Result<(), Excess> {
+        let by = self.role;
+        for &permission in permissions {
+            if !self.of_role.contains(&permission) {
+                return Err(Excess::Permission { by, permission });
+            }
+            if !self.scopes.allow(permission) {
+                return Err(Excess::Scopes { permission });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether they may give a role of which this is used: its permissions, or fewer. A role can be above another that may
+    /// as much: an admin makes no owner.
+    pub fn may_grant_role(&self, role: Role, permissions: &BTreeSet<Permission>) -> Result<(), Excess> {
+        if !self.role.includes(role) {
+            return Err(Excess::Role { by: self.role, role });
+        }
+        self.may_grant(permissions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scopes(names: &[&str]) -> Scopes {
+        Scopes::named(Some(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()))
+    }
+
+    fn of(role: Role, scopes: Scopes) -> Authority {
+        Authority::new(role, Permission::of_role(role), scopes)
+    }
+
+    #[test]
+    fn an_admin_without_scopes_gives_every_role_but_the_owners() {
+        let admin = of(Role::Admin, Scopes::ALL);
+        for role in Role::BUILT_IN {
+            let given = admin.may_grant_role(role, &Permission::of_role(role));
+            assert_eq!(given.is_ok(), role != Role::Owner, "{role}: {given:?}");
+        }
+        let refused = admin.may_grant_role(Role::Owner, &BTreeSet::new());
+        assert_eq!(refused, Err(Excess::Role { by: Role::Admin, role: Role::Owner }));
+    }
+
+    #[test]
+    fn scopes_bound_every_role_that_is_given() {
+        let members = of(Role::Owner, scopes(&["members:read", "members:manage"]));
+        for role in Role::BUILT_IN {
+            let given = members.may_grant_role(role, &Permission::of_role(role));
+            assert!(matches!(given, Err(Excess::Scopes { .. })), "{role}: {given:?}");
+        }
+        let viewing: Vec<&str> = Permission::of_role(Role::Viewer).into_iter().map(Permission::name).collect();
+        let viewer = of(Role::Admin, scopes(&viewing));
+        assert!(viewer.may_grant_role(Role::Viewer, &Permission::of_role(Role::Viewer)).is_ok());
+        assert!(viewer.may_grant_role(Role::Member, &Permission::of_role(Role::Member)).is_err());
+    }
+
+    /// Whatever the role and whatever the scopes, what may be given is what may be done.
+    #[test]
+    fn what_may_be_given_is_what_may_be_done() {
+        for role in Role::BUILT_IN {
+            for scope in Permission::ALL {
+                let authority = of(role, scopes(&[scope.name()]));
+                for permission in Permission::ALL {
+                    let may = permission.is_granted_to(role) && permission == scope;
+                    assert_eq!(authority.may_grant(&BTreeSet::from([*permission])).is_ok(), may, "{role} {scope}");
+                    assert_eq!(authority.permissions().contains(permission), may);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_scope_beyond_the_role_gives_nothing() {
+        let viewer = of(Role::Viewer, scopes(&["members:manage"]));
+        let refused = viewer.may_grant(&BTreeSet::from([Permission::ManageMembers]));
+        assert!(matches!(refused, Err(Excess::Permission { .. })), "{refused:?}");
+    }
+}

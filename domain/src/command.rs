@@ -1,0 +1,359 @@
+//! Every command: its name on the wire, how it is read, and what it is about.
+
+use std::borrow::Cow;
+
+use orgstream_events::{AggregateId, CommandId, OrgId, PLATFORM_ORG};
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{RefOr, Schema},
+};
+
+use crate::{
+    AcceptInvitation, AddMember, AddSsoConnection, ArchiveRecord, ChangeKind, ChangeLimits, ChangeMemberRole,
+    ChangePlan, ChangeRole, ChangeSettings, ClaimDomain, CreateOrganization, CreateRecord, DefineRole, Facts,
+    IssueApiKey, IssueInvitation, JoinByDomain, JoinBySso, Misfit, Permission, ProveDomain, RegisterKind, RemoveDomain,
+    RemoveMember, RemoveRole, RemoveSsoConnection, RenameOrganization, ResendInvitation, RestoreKind,
+    ResumeOrganization, RetireKind, RetryParked, RevokeApiKey, RevokeInvitation, RotateApiKey, SetDefaultSsoConnection,
+    SkipParked, SuspendOrganization, UpdateRecord, UpgradeOrganization, grants::Grant, openapi, shaped,
+};
+
+/// What is declared of a command, beside its fields and once. There are no defaults: who adds a command decides all of it.
+#[derive(Debug, PartialEq)]
+pub struct CommandSpec {
+    /// The `type` on the wire.
+    pub name: &'static str,
+    /// What a caller must have or be.
+    pub requires: Requires,
+    /// The names of the events that follow from it: the audit trail of the command.
+    pub events: &'static [&'static str],
+    /// Whether it makes something new, which a success then says (201).
+    pub creates: bool,
+    /// Whose stream takes its events.
+    pub scope: Scope,
+    /// Whether a suspended organization still takes it: what the platform decides, and nothing else.
+    pub while_suspended: bool,
+    /// Whether a personal organization takes it: everything but what needs several people.
+    pub in_personal: bool,
+    /// Whether it lets somebody in, who expects that as soon as it is answered.
+    pub gives_access: bool,
+    /// The hourly limit that it counts against.
+    pub hourly_limit: Option<HourlyLimit>,
+}
+
+/// What a caller of a command must have or be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Requires {
+    /// This permission in the organization.
+    Permission(Permission),
+    /// A person who signed in. They are not in the organization yet.
+    Person,
+}
+
+impl Requires {
+    /// The permission, if it is one.
+    pub fn permission(self) -> Option<Permission> {
+        match self {
+            Self::Permission(permission) => Some(permission),
+            Self::Person => None,
+        }
+    }
+}
+
+/// Whose stream takes the events of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// That of the organization that it was sent to.
+    Organization,
+    /// That of the platform ([`PLATFORM_ORG`]): the command is about what all organizations share, and for operators.
+    Platform,
+}
+
+/// What an organization may do so many times in an hour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HourlyLimit {
+    /// Invitations that are sent.
+    Invitations,
+}
+
+/// The aggregate that a command is about.
+pub enum About {
+    /// This one.
+    One(AggregateId),
+    /// One that it makes, whose id follows from the command's, so that a retry names the same and there is no history to read.
+    New(fn(CommandId) -> AggregateId),
+}
+
+/// A command as its aggregate's file declares it.
+pub trait Declared {
+    /// Everything but what depends on its fields.
+    const SPEC: CommandSpec;
+
+    /// The aggregate that it is about, in `org`.
+    fn about(&self, org: OrgId) -> About;
+
+    /// Everything that it gives to somebody who did not have it, or lets somebody learn.
+    fn grants(&self) -> Vec<Grant>;
+}
+
+/// A command as JSON: its name, then its fields.
+#[derive(Serialize)]
+struct Tagged<'a, C> {
+    #[serde(rename = "type")]
+    name: &'static str,
+    #[serde(flatten)]
+    command: &'a C,
+}
+
+macro_rules! commands {
+    ($($command:ident),* $(,)?) => {
+        /// Everything that a producer can ask for: a JSON object whose `type` says which command it is.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum Command {
+            $(#[doc = concat!("See [`", stringify!($command), "`].")] $command($command),)*
+        }
+
+        impl Serialize for Command {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                match self {
+                    $(Self::$command(command) => {
+                        Tagged { name: $command::SPEC.name, command }.serialize(serializer)
+                    })*
+                }
+            }
+        }
+
+        impl Command {
+            /// What is declared of every command.
+            pub const SPECS: &'static [CommandSpec] = &[$($command::SPEC),*];
+
+            /// The name of every command.
+            pub const NAMES: &'static [&'static str] = &[$($command::SPEC.name),*];
+
+            /// Reads a command: an object whose `type` says which, and whose other fields are the command's.
+            pub fn read(value: Value) -> Result<Self, Misfit> {
+                let Value::Object(mut fields) = value else {
+                    return Err(Misfit::must_be("an object whose `type` says which command it is"));
+                };
+                let name = fields.remove("type").ok_or_else(|| Misfit::missing("type"))?;
+                let name: String = shaped(name).map_err(|misfit| misfit.under("type"))?;
+                $(if name == $command::SPEC.name {
+                    return shaped::<$command>(Value::Object(fields)).map(Self::$command);
+                })*
+                Err(Misfit::unknown_name(&name, Self::NAMES).under("type"))
+            }
+
+            /// What is declared of it.
+            pub fn spec(&self) -> &'static CommandSpec {
+                match self {
+                    $(Self::$command(_) => const { &$command::SPEC },)*
+                }
+            }
+
+            fn about(&self, org: OrgId) -> About {
+                match self {
+                    $(Self::$command(command) => command.about(org),)*
+                }
+            }
+
+            /// Everything that it gives to somebody who did not have it, or lets somebody learn.
+            pub fn grants(&self) -> Vec<Grant> {
+                match self {
+                    $(Self::$command(command) => command.grants(),)*
+                }
+            }
+        }
+
+        $(impl From<$command> for Command {
+            fn from(command: $command) -> Self {
+                Self::$command(command)
+            }
+        })*
+
+        impl PartialSchema for Command {
+            fn schema() -> RefOr<Schema> {
+                openapi::one_of_commands(&[$(($command::SPEC.name, <$command as PartialSchema>::schema)),*])
+            }
+        }
+
+        impl ToSchema for Command {
+            fn name() -> Cow<'static, str> {
+                Cow::Borrowed("Command")
+            }
+
+            fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+                let commands = [$(($command::SPEC.name, <$command as PartialSchema>::schema as fn() -> RefOr<Schema>)),*];
+                schemas.extend(openapi::each_command(&commands));
+            }
+        }
+    };
+}
+
+commands! {
+    CreateOrganization,
+    RenameOrganization,
+    ChangeSettings,
+    UpgradeOrganization,
+    SuspendOrganization,
+    ResumeOrganization,
+    ChangePlan,
+    ChangeLimits,
+    AddMember,
+    ChangeMemberRole,
+    RemoveMember,
+    IssueInvitation,
+    ResendInvitation,
+    RevokeInvitation,
+    AcceptInvitation,
+    JoinByDomain,
+    DefineRole,
+    ChangeRole,
+    RemoveRole,
+    ClaimDomain,
+    ProveDomain,
+    RemoveDomain,
+    AddSsoConnection,
+    SetDefaultSsoConnection,
+    RemoveSsoConnection,
+    JoinBySso,
+    IssueApiKey,
+    RotateApiKey,
+    RevokeApiKey,
+    RegisterKind,
+    ChangeKind,
+    RetireKind,
+    RestoreKind,
+    CreateRecord,
+    UpdateRecord,
+    ArchiveRecord,
+    RetryParked,
+    SkipParked,
+}
+
+impl Command {
+    /// The name: its `type` on the wire.
+    pub fn name(&self) -> &'static str {
+        self.spec().name
+    }
+
+    /// The aggregate that it is about. What it creates gets an id that follows from the command, so a retry names the same
+    /// thing.
+    pub fn aggregate(&self, facts: &Facts) -> AggregateId {
+        match self.about(facts.org) {
+            About::One(aggregate) => aggregate,
+            About::New(derive) => derive(facts.command_id),
+        }
+    }
+
+    /// Whether it begins something whose id follows from the command, so that there is no history to read.
+    pub fn creates_under_own_id(&self) -> bool {
+        // Whose organization it is sent to makes no difference to that.
+        matches!(self.about(PLATFORM_ORG), About::New(_))
+    }
+
+    /// What other commands of the same request must wait for; none when there is nothing to wait for.
+    pub fn order_key(&self, org: OrgId) -> Option<AggregateId> {
+        match self.about(org) {
+            About::One(aggregate) => Some(aggregate),
+            About::New(_) => None,
+        }
+    }
+
+    /// The tenant whose stream takes its events when it was sent to `org`.
+    pub fn org(&self, org: OrgId) -> OrgId {
+        match self.spec().scope {
+            Scope::Organization => org,
+            Scope::Platform => PLATFORM_ORG,
+        }
+    }
+
+    /// Whether the answer has a secret, which nobody but whoever sent the command may be given again.
+    pub fn answers_a_secret(&self) -> bool {
+        self.grants().iter().any(|grant| matches!(grant, Grant::Key(..) | Grant::KeyAgain(_)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use orgstream_events::RecordId;
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing;
+    use crate::*;
+
+    #[test]
+    fn a_command_reads_back_under_its_name() {
+        let command =
+            Command::read(json!({"type": "create_record", "kind": "evaluation", "data": {"score": 1}})).unwrap();
+        assert_eq!(command.name(), "create_record");
+        assert_eq!(Command::read(serde_json::to_value(&command).unwrap()).unwrap(), command);
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused_by_name() {
+        let problem = refusal(json!({"type": "retire_kind", "kind": "model", "force": true}));
+        assert_eq!((problem.errors[0].pointer.as_str(), &*problem.errors[0].code), ("/force", "unknown_field"));
+        assert!(problem.detail.contains("there are: kind"), "{problem:?}");
+    }
+
+    #[test]
+    fn an_unknown_command_is_refused_with_the_known_ones() {
+        let problem = refusal(json!({"type": "drop_table"}));
+        assert_eq!((problem.errors[0].pointer.as_str(), &*problem.errors[0].code), ("/type", "unknown_value"));
+        assert!(problem.detail.contains("drop_table") && problem.detail.contains("create_record"), "{problem:?}");
+        assert_eq!(refusal(json!({"kind": "model"})).errors[0].pointer, "/type");
+        assert_eq!(refusal(json!({"type": 7})).errors[0].pointer, "/type");
+    }
+
+    #[test]
+    fn an_id_of_another_kind_is_refused() {
+        let problem = refusal(json!({"type": "archive_record", "id": testing::facts().org}));
+        assert!(problem.detail.contains("is not a res_ id"), "{problem:?}");
+    }
+
+    fn refusal(command: Value) -> Rejection {
+        Command::read(command).unwrap_err().into()
+    }
+
+    #[test]
+    fn what_a_command_creates_is_named_by_the_command() {
+        let facts = testing::facts();
+        let mut command = CreateRecord { kind: "model".parse().unwrap(), data: json!({}), id: None };
+        let derived = RecordId::derive(facts.command_id);
+        assert_eq!(Command::from(command.clone()).aggregate(&facts), AggregateId::Record(derived));
+        let chosen = RecordId::fresh(1, [9; 10]);
+        command.id = Some(chosen);
+        assert_eq!(Command::from(command).aggregate(&facts), AggregateId::Record(chosen));
+    }
+
+    #[test]
+    fn kinds_belong_to_the_platform_whoever_sends_them() {
+        let org = testing::facts().org;
+        let retire = Command::from(RetireKind { kind: "model".parse().unwrap() });
+        assert_eq!(retire.org(org), PLATFORM_ORG);
+        let archive = Command::from(ArchiveRecord { id: RecordId::fresh(1, [1; 10]), reason: None });
+        assert_eq!(archive.org(org), org);
+    }
+
+    #[test]
+    fn every_command_is_documented_with_its_type() {
+        let schema = serde_json::to_value(Command::schema()).unwrap();
+        let mut schemas = Vec::new();
+        Command::schemas(&mut schemas);
+        let variants: Vec<_> =
+            schemas.into_iter().map(|(name, schema)| (name, serde_json::to_value(schema).unwrap())).collect();
+        let names: Vec<_> =
+            variants.iter().map(|(_, variant)| variant["properties"]["type"]["enum"][0].clone()).collect();
+        assert_eq!(names, Command::NAMES);
+        for (number, (name, variant)) in variants.iter().enumerate() {
+            let reference = format!("#/components/schemas/{name}");
+            assert_eq!(schema["oneOf"][number]["$ref"], reference);
+            assert_eq!(schema["discriminator"]["mapping"][Command::NAMES[number]], reference);
+            assert_eq!(variant["type"], "object");
+            assert_eq!(variant["required"][0], "type");
+            assert_eq!(variant["additionalProperties"], false);
+        }
+    }
+}

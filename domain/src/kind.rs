@@ -1,0 +1,429 @@
+//! One kind of records: its schema, its visibility and its cost. Kinds are data of the platform, for all organizations.
+
+use std::sync::Arc;
+
+use orgstream_events::{
+    AggregateId, AggregateType, Event, KindChanged, KindDefinition, KindEvent, KindName, KindRegistered, KindRestored,
+    KindRetired, OrgId, Visibility,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use crate::{
+    About, Aggregate, CommandSpec, Declared, Facts, FieldError, Permission, Rejection, RejectionKind, Requires, Scope,
+    grants::Grant,
+    openapi,
+    schema::{ValidatedKind, compile},
+    text::Faults,
+};
+
+/// The most that one record can cost.
+pub const MAX_COST: u32 = 10_000;
+
+/// A kind, as decisions see it. By default it does not exist yet.
+#[derive(Debug, Clone, Default)]
+pub struct Kind {
+    version: u64,
+    current: Option<Arc<ValidatedKind>>,
+}
+
+impl Kind {
+    /// What it is, once it is registered, with the schema compiled.
+    pub fn validated(&self) -> Option<Arc<ValidatedKind>> {
+        self.current.clone()
+    }
+}
+
+/// What can be asked of a kind.
+#[derive(Debug, Clone, PartialEq)]
+pub enum KindCommand {
+    /// Begin.
+    Register(RegisterKind),
+    /// Take another definition.
+    Change(ChangeKind),
+    /// End.
+    Retire(RetireKind),
+    /// Go on.
+    Restore(RestoreKind),
+}
+
+impl From<RegisterKind> for KindCommand {
+    fn from(command: RegisterKind) -> Self {
+        Self::Register(command)
+    }
+}
+
+impl From<ChangeKind> for KindCommand {
+    fn from(command: ChangeKind) -> Self {
+        Self::Change(command)
+    }
+}
+
+impl From<RetireKind> for KindCommand {
+    fn from(command: RetireKind) -> Self {
+        Self::Retire(command)
+    }
+}
+
+impl From<RestoreKind> for KindCommand {
+    fn from(command: RestoreKind) -> Self {
+        Self::Restore(command)
+    }
+}
+
+/// A new kind of records. For platform operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterKind {
+    /// Its name in commands and paths: 1 to 63 of a-z, 0-9 and _, beginning with a letter. It never changes.
+    #[schema(value_type = String, example = "evaluation")]
+    pub kind: KindName,
+    /// What people call it.
+    #[schema(example = "Evaluation", max_length = 120)]
+    pub title: String,
+    /// JSON Schema (2020-12) that every record's data must satisfy: at most 64 KiB, referring only to itself.
+    #[schema(value_type = Object)]
+    pub schema: Value,
+    /// How far the platform's own records are seen.
+    #[schema(schema_with = openapi::visibility)]
+    pub visibility: Visibility,
+    /// What writing one record costs, in the units that limits count; 1 unless said otherwise.
+    #[serde(default = "one")]
+    #[schema(minimum = 1, maximum = 10000)]
+    pub cost: u32,
+}
+
+impl Declared for RegisterKind {
+    const SPEC: CommandSpec = CommandSpec {
+        name: "register_kind",
+        requires: Requires::Permission(Permission::ManageKinds),
+        events: &["kind.registered"],
+        creates: true,
+        scope: Scope::Platform,
+        while_suspended: false,
+        in_personal: true,
+        gives_access: false,
+        hourly_limit: None,
+    };
+
+    fn about(&self, _: OrgId) -> About {
+        About::One(AggregateId::Kind(self.kind.clone()))
+    }
+
+    fn grants(&self) -> Vec<Grant> {
+        Vec::new()
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// Another definition. What is missing stays. For platform operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeKind {
+    /// Which.
+    #[schema(value_type = String, example = "evaluation")]
+    pub kind: KindName,
+    /// What people call it from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// The schema for records written from now on; those that exist keep what they were checked against.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub schema: Option<Value>,
+    /// How far the platform's own records are seen from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = openapi::visibility, required = false)]
+    pub visibility: Option<Visibility>,
+    /// What writing one record costs from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 10000)]
+    pub cost: Option<u32>,
+}
+
+impl Declared for ChangeKind {
+    const SPEC: CommandSpec = CommandSpec {
+        name: "change_kind",
+        requires: Requires::Permission(Permission::ManageKinds),
+        events: &["kind.changed"],
+        creates: false,
+        scope: Scope::Platform,
+        while_suspended: false,
+        in_personal: true,
+        gives_access: false,
+        hourly_limit: None,
+    };
+
+    fn about(&self, _: OrgId) -> About {
+        About::One(AggregateId::Kind(self.kind.clone()))
+    }
+
+    fn grants(&self) -> Vec<Grant> {
+        Vec::new()
+    }
+}
+
+/// No new records of this kind; the old ones stay. For platform operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RetireKind {
+    /// Which.
+    #[schema(value_type = String, example = "evaluation")]
+    pub kind: KindName,
+}
+
+impl Declared for RetireKind {
+    const SPEC: CommandSpec = CommandSpec {
+        name: "retire_kind",
+        requires: Requires::Permission(Permission::ManageKinds),
+        events: &["kind.retired"],
+        creates: false,
+        scope: Scope::Platform,
+        while_suspended: false,
+        in_personal: true,
+        gives_access: false,
+        hourly_limit: None,
+    };
+
+    fn about(&self, _: OrgId) -> About {
+        About::One(AggregateId::Kind(self.kind.clone()))
+    }
+
+    fn grants(&self) -> Vec<Grant> {
+        Vec::new()
+    }
+}
+
+/// New records of a kind that was retired, by the definition that it had then. For platform operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreKind {
+    /// Which.
+    #[schema(value_type = String, example = "evaluation")]
+    pub kind: KindName,
+}
+
+impl Declared for RestoreKind {
+    const SPEC: CommandSpec = CommandSpec {
+        name: "restore_kind",
+        requires: Requires::Permission(Permission::ManageKinds),
+        events: &["kind.restored"],
+        creates: false,
+        scope: Scope::Platform,
+        while_suspended: false,
+        in_personal: true,
+        gives_access: false,
+        hourly_limit: None,
+    };
+
+    fn about(&self, _: OrgId) -> About {
+        About::One(AggregateId::Kind(self.kind.clone()))
+    }
+
+    fn grants(&self) -> Vec<Grant> {
+        Vec::new()
+    }
+}
+
+impl Aggregate for Kind {
+    type Command = KindCommand;
+    type Event = KindEvent;
+    type Error = KindError;
+    const TYPE: AggregateType = AggregateType::Kind;
+
+    fn apply(&mut self, event: &KindEvent) {
+        self.version += 1;
+        let (definition, retired) = match (event, &self.current) {
+            (
+                KindEvent::Registered(KindRegistered { definition }) | KindEvent::Changed(KindChanged { definition }),
+                _,
+            ) => (definition.clone(), false),
+            (KindEvent::Retired(_), Some(current)) => (current.definition.clone(), true),
+            (KindEvent::Restored(_), Some(current)) => (current.definition.clone(), false),
+            (KindEvent::Retired(_) | KindEvent::Restored(_), None) => return,
+        };
+        self.current = Some(Arc::new(ValidatedKind::new(definition, self.version, retired)));
+    }
+
+    fn decide(&self, command: KindCommand, _: &Facts) -> Result<Vec<KindEvent>, KindError> {
+        match (command, &self.current) {
+            (KindCommand::Register(_), Some(_)) => Err(KindError::AlreadyExists),
+            (KindCommand::Register(RegisterKind { kind: _, title, schema, visibility, cost }), None) => {
+                let definition = KindDefinition { title, schema, visibility, cost };
+                check(&definition)?;
+                Ok(vec![KindEvent::Registered(KindRegistered { definition })])
+            }
+            (KindCommand::Change(_) | KindCommand::Retire(_) | KindCommand::Restore(_), None) => {
+                Err(KindError::NotFound)
+            }
+            (KindCommand::Change(_), Some(current)) if current.retired => Err(KindError::Retired),
+            (KindCommand::Change(ChangeKind { kind: _, title, schema, visibility, cost }), Some(current)) => {
+                let before = &current.definition;
+                let definition = KindDefinition {
+                    title: title.unwrap_or_else(|| before.title.clone()),
+                    schema: schema.unwrap_or_else(|| before.schema.clone()),
+                    visibility: visibility.unwrap_or(before.visibility),
+                    cost: cost.unwrap_or(before.cost),
+                };
+                check(&definition)?;
+                let changed = definition != *before;
+                Ok(if changed { vec![KindEvent::Changed(KindChanged { definition })] } else { vec![] })
+            }
+            (KindCommand::Retire(_), Some(current)) if current.retired => Ok(vec![]),
+            (KindCommand::Retire(_), Some(_)) => Ok(vec![KindEvent::Retired(KindRetired {})]),
+            (KindCommand::Restore(_), Some(current)) if !current.retired => Ok(vec![]),
+            (KindCommand::Restore(_), Some(_)) => Ok(vec![KindEvent::Restored(KindRestored {})]),
+        }
+    }
+
+    fn wrap(event: KindEvent) -> Event {
+        Event::Kind(event)
+    }
+
+    fn event_of(event: &Event) -> Option<&KindEvent> {
+        if let Event::Kind(event) = event { Some(event) } else { None }
+    }
+}
+
+fn check(definition: &KindDefinition) -> Result<(), KindError> {
+    let mut faults = Faults::default();
+    faults.name("/title", &definition.title);
+    if !(1..=MAX_COST).contains(&definition.cost) {
+        faults.add("/cost", "out_of_range", format!("must be 1 to {MAX_COST}"));
+    }
+    let mut faults = faults.into_vec();
+    if let Err(schema) = compile(&definition.schema) {
+        faults.extend(schema);
+    }
+    if faults.is_empty() { Ok(()) } else { Err(KindError::Invalid(faults)) }
+}
+
+/// Why a kind refuses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KindError {
+    /// Its fields are wrong.
+    #[error("some fields are not as they must be")]
+    Invalid(Vec<FieldError>),
+    /// The name is taken, for ever.
+    #[error("there is a kind of this name already; change it with change_kind or choose another name")]
+    AlreadyExists,
+    /// No such kind.
+    #[error("there is no kind of this name; register it first")]
+    NotFound,
+    /// It ended.
+    #[error("the kind is retired and does not change; restore it first, or register another one")]
+    Retired,
+}
+
+impl From<KindError> for Rejection {
+    fn from(error: KindError) -> Self {
+        let (kind, code) = match error {
+            KindError::Invalid(errors) => return Self::invalid(errors),
+            KindError::AlreadyExists => (RejectionKind::Conflict, "kind_exists"),
+            KindError::NotFound => (RejectionKind::NotFound, "not_found"),
+            KindError::Retired => (RejectionKind::Conflict, "kind_retired"),
+        };
+        Self::new(kind, code, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{fields, given, rejection};
+
+    fn register(schema: Value) -> KindCommand {
+        let kind = "evaluation".parse().unwrap();
+        let title = "Evaluation".to_owned();
+        KindCommand::Register(RegisterKind { kind, title, schema, visibility: Visibility::Private, cost: 1 })
+    }
+
+    fn definition() -> KindDefinition {
+        let schema = json!({"type": "object"});
+        KindDefinition { title: "Evaluation".to_owned(), schema, visibility: Visibility::Private, cost: 1 }
+    }
+
+    fn registered() -> KindEvent {
+        KindEvent::Registered(KindRegistered { definition: definition() })
+    }
+
+    fn change(mut patch: Value) -> KindCommand {
+        patch["kind"] = json!("evaluation");
+        KindCommand::Change(serde_json::from_value(patch).unwrap())
+    }
+
+    fn retire() -> KindCommand {
+        KindCommand::Retire(RetireKind { kind: "evaluation".parse().unwrap() })
+    }
+
+    #[test]
+    fn a_kind_begins_with_its_definition() {
+        assert_eq!(given::<Kind>(&[]).when(register(json!({"type": "object"}))), Ok(vec![registered()]));
+    }
+
+    #[test]
+    fn a_name_is_registered_once() {
+        assert_eq!(rejection(given::<Kind>(&[registered()]).when(register(json!({})))).code, "kind_exists");
+    }
+
+    #[test]
+    fn a_bad_schema_is_pointed_at() {
+        let found = fields(given::<Kind>(&[]).when(register(json!({"properties": {"a": {"type": 1}}}))));
+        assert_eq!(found[0].0, "/schema/properties/a/type");
+    }
+
+    #[test]
+    fn title_and_cost_have_bounds() {
+        let kind = given::<Kind>(&[registered()]);
+        assert_eq!(fields(kind.when(change(json!({"title": "", "cost": 0})))).len(), 2);
+        assert_eq!(fields(kind.when(change(json!({"cost": 10_001}))))[0].0, "/cost");
+    }
+
+    #[test]
+    fn a_change_keeps_what_it_does_not_mention() {
+        let changed = KindDefinition { cost: 5, ..definition() };
+        assert_eq!(
+            given::<Kind>(&[registered()]).when(change(json!({"cost": 5}))),
+            Ok(vec![KindEvent::Changed(KindChanged { definition: changed })])
+        );
+        assert_eq!(given::<Kind>(&[registered()]).when(change(json!({"cost": 1}))), Ok(vec![]));
+    }
+
+    #[test]
+    fn every_change_is_a_version() {
+        let changed = KindEvent::Changed(KindChanged { definition: definition() });
+        let kind = given::<Kind>(&[registered(), changed]).0;
+        assert_eq!(kind.validated().unwrap().version, 2);
+    }
+
+    #[test]
+    fn a_retired_kind_does_not_change_any_more() {
+        let kind = given::<Kind>(&[registered(), KindEvent::Retired(KindRetired {})]);
+        assert_eq!(rejection(kind.when(change(json!({"cost": 2})))).code, "kind_retired");
+        assert_eq!(kind.when(retire()), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_retired_kind_can_be_restored_and_is_what_it_was() {
+        let restore = || KindCommand::Restore(RestoreKind { kind: "evaluation".parse().unwrap() });
+        let (retired, restored) = (KindEvent::Retired(KindRetired {}), KindEvent::Restored(KindRestored {}));
+        assert_eq!(given::<Kind>(&[registered(), retired.clone()]).when(restore()), Ok(vec![restored.clone()]));
+        assert_eq!(given::<Kind>(&[registered()]).when(restore()), Ok(vec![]));
+        assert_eq!(rejection(given::<Kind>(&[]).when(restore())).code, "not_found");
+        let kind = given::<Kind>(&[registered(), retired, restored]);
+        let now = kind.0.validated().unwrap();
+        assert_eq!((now.version, now.retired, &now.definition), (3, false, &definition()));
+        assert_eq!(kind.when(retire()), Ok(vec![KindEvent::Retired(KindRetired {})]));
+    }
+
+    #[test]
+    fn a_kind_is_retired_once_it_exists() {
+        assert_eq!(given::<Kind>(&[registered()]).when(retire()), Ok(vec![KindEvent::Retired(KindRetired {})]));
+        assert_eq!(rejection(given::<Kind>(&[]).when(retire())).code, "not_found");
+    }
+}

@@ -1,0 +1,53 @@
+//! What may happen: what a caller may ask for, and the pure decision whether it does.
+//!
+//! One file is one aggregate, always in the same order: state, `apply`, commands, `decide`, errors, tests. This crate does no
+//! I/O, reads no clock and draws no randomness; whoever handles commands does that for all of them and hands it in.
+//!
+//! Start with [`Aggregate`] and [`Command`].
+
+mod aggregate;
+pub mod api_key;
+pub mod authority;
+mod command;
+pub mod credentials;
+pub mod domain;
+pub mod grants;
+pub mod invitation;
+pub mod kind;
+pub mod member;
+pub mod openapi;
+pub mod organization;
+pub mod parking;
+pub mod permission;
+mod public_domains;
+pub mod public_url;
+pub mod record;
+pub mod rejection;
+pub mod role;
+pub mod schema;
+pub mod settings;
+pub mod shape;
+pub mod sso_connection;
+#[cfg(test)]
+mod testing;
+pub mod text;
+
+pub use aggregate::{Aggregate, Facts, Place};
+pub use api_key::{IssueApiKey, RevokeApiKey, RotateApiKey};
+pub use command::{About, Command, CommandSpec, Declared, HourlyLimit, Requires, Scope};
+pub use domain::{ClaimDomain, JoinByDomain, ProveDomain, RemoveDomain};
+pub use invitation::{AcceptInvitation, IssueInvitation, ResendInvitation, RevokeInvitation};
+pub use kind::{ChangeKind, RegisterKind, RestoreKind, RetireKind};
+pub use member::{AddMember, ChangeMemberRole, RemoveMember};
+pub use organization::{
+    ChangeLimits, ChangePlan, CreateOrganization, RenameOrganization, ResumeOrganization, SuspendOrganization,
+    UpgradeOrganization,
+};
+pub use parking::{RetryParked, SkipParked};
+pub use permission::{Permission, Scopes};
+pub use record::{ArchiveRecord, CreateRecord, UpdateRecord};
+pub use rejection::{FieldError, Rejection, RejectionKind};
+pub use role::{ChangeRole, DefineRole, RemoveRole};
+pub use settings::ChangeSettings;
+pub use shape::{Misfit, shaped};
+pub use sso_connection::{AddSsoConnection, JoinBySso, RemoveSsoConnection, SetDefaultSsoConnection};

@@ -1,0 +1,628 @@
+//! The members of an organization: one aggregate, because "never the last owner" is a rule over all of them.
+
+use std::collections::BTreeMap;
+
+use orgstream_events::{
+    AggregateId, AggregateType, Event, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, OrgId,
+    Role, UserId,
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    About, Aggregate, CommandSpec, Declared, Facts, FieldError, Permission, Place, Rejection, RejectionKind, Requires,
+    Scope,
+    grants::Grant,
+    openapi,
+    text::{Faults, fold_email, same_email},
+};
+
+/// Everybody who is a member now, and who has left.
+#[derive(Debug, Clone, Default)]
+pub struct Roster {
+    members: BTreeMap<MemberId, Member>,
+    /// Who has left, by their login and by their address, and where in the org's stream that was.
+    left: BTreeMap<UserId, u64>,
+    left_emails: BTreeMap<String, u64>,
+}
+
+/// One person inside one organization.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The person outside it.
+    pub user_id: UserId,
+    /// Where to reach them.
+    pub email: String,
+    /// What they may do.
+    pub role: Role,
+}
+
+impl Roster {
+    /// The member of this id.
+    pub fn get(&self, id: MemberId) -> Option<&Member> {
+        self.members.get(&id)
+    }
+
+    /// The member that this person is here.
+    pub fn of_user(&self, user: UserId) -> Option<(MemberId, &Member)> {
+        self.members.iter().find(|(_, member)| member.user_id == user).map(|(id, member)| (*id, member))
+    }
+
+    /// Everybody, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = (MemberId, &Member)> {
+        self.members.iter().map(|(id, member)| (*id, member))
+    }
+
+    /// The member who has this address, whatever the case of its letters.
+    pub fn of_email(&self, email: &str) -> Option<MemberId> {
+        self.members.iter().find(|(_, member)| same_email(&member.email, email)).map(|(id, _)| *id)
+    }
+
+    /// Where in the org's stream this person was last removed, by whichever login of theirs it was; 0 when they were not.
+    fn left_at(&self, user: UserId, email: &str) -> u64 {
+        let by_login = self.left.get(&user).copied();
+        let by_address = self.left_emails.get(&fold_email(email)).copied();
+        by_login.max(by_address).unwrap_or_default()
+    }
+
+    /// Whether this person was removed, and not asked back since.
+    fn has_left(&self, user: UserId, email: &str) -> bool {
+        self.left.contains_key(&user) || self.left_emails.contains_key(&fold_email(email))
+    }
+
+    /// What `event` makes of the roster, where `seq` is its place in the org's stream.
+    fn take_in(&mut self, event: &MemberEvent, seq: u64) {
+        match event {
+            MemberEvent::Added(event) => {
+                let member = Member { user_id: event.user_id, email: event.email.clone(), role: event.role };
+                self.left.remove(&member.user_id);
+                self.left_emails.remove(&fold_email(&member.email));
+                self.members.insert(event.member_id, member);
+            }
+            MemberEvent::RoleChanged(event) => {
+                if let Some(member) = self.members.get_mut(&event.member_id) {
+                    member.role = event.to;
+                }
+            }
+            MemberEvent::Removed(event) => {
+                if let Some(member) = self.members.remove(&event.member_id) {
+                    self.left_emails.insert(fold_email(&member.email), seq);
+                    self.left.insert(member.user_id, seq);
+                }
+            }
+        }
+    }
+
+    /// Refuses somebody who is a member already, and an address that another member has.
+    fn not_here(&self, user: UserId, email: &str) -> Result<(), MemberError> {
+        if self.of_user(user).is_some() {
+            return Err(MemberError::AlreadyMember);
+        }
+        if self.of_email(email).is_some() { Err(MemberError::EmailTaken) } else { Ok(()) }
+    }
+
+    fn existing(&self, id: MemberId) -> Result<&Member, MemberError> {
+        self.get(id).ok_or(MemberError::NotFound)
+    }
+
+    /// Refuses to take away the rights of the last one who has them all.
+    fn not_the_last_owner(&self, member: &Member) -> Result<(), MemberError> {
+        let owners = self.members.values().filter(|member| member.role == Role::Owner).count();
+        if member.role == Role::Owner && owners == 1 { Err(MemberError::LastOwner) } else { Ok(()) }
+    }
+}
+
+/// What can be asked of the members. `by` is the role of whoever asks: nobody hands out, or takes, more than they have.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MemberCommand {
+    /// The first member of a new organization: its owner.
+    Found {
+        /// Who made the organization.
+        user_id: UserId,
+        /// Where to reach them.
+        email: String,
+    },
+    /// One more.
+    Add {
+        /// As the caller has it.
+        command: AddMember,
+        /// The caller's role.
+        by: Role,
+    },
+    /// One more, by an invitation that was accepted.
+    Join {
+        /// Who.
+        user_id: UserId,
+        /// Where to reach them: the address that was invited, as their issuer verified it.
+        email: String,
+        /// What the invitation says that they may do.
+        role: Role,
+        /// Where in the org's stream it was sent.
+        sent: u64,
+    },
+    /// One more, by signing in: with an address of a domain that is the organization's own, or by its own issuer.
+    Provision {
+        /// Who.
+        user_id: UserId,
+        /// Where to reach them, as their issuer verified it.
+        email: String,
+        /// Why the organization lets nobody in like that, if it does not.
+        closed: Option<Closed>,
+    },
+    /// Another role.
+    ChangeRole {
+        /// As the caller has it.
+        command: ChangeMemberRole,
+        /// The caller's role.
+        by: Role,
+    },
+    /// One less.
+    Remove {
+        /// As the caller has it.
+        command: RemoveMember,
+        /// The caller's role.
+        by: Role,
+    },
+}
+
+/// Why nobody comes in by signing in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// The setting says so.
+    NotAllowed,
+    /// The domain is not proven, or not that of the address.
+    NotProven,
+    /// The connection makes no members.
+    NoJit,
+}
+
+/// One more person.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddMember {
+    /// Where to reach them. Unique inside the organization, whatever the case of its letters.
+    #[schema(example = "ann@acme.example", max_length = 254)]
+    pub email: String,
+    /// The login identity, if it is known; without it, the e-mail address is the identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "usr_01h455vb4pex5vsknk084sn02q")]
+    pub user_id: Option<UserId>,
+    /// What they may do; not more than you may.
+    #[schema(schema_with = openapi::role)]
+    pub role: Role,
+}
+
+impl Declared for AddMember {
+    const SPEC: CommandSpec = CommandSpec {
+        name: "add_member",
+        requires: Requires::Permission(Permission::ManageMembers),
+        events: &["member.added"],
+        creates: true,
+        scope: Scope::Organization,
+        while_suspended: false,
+        in_personal: false,
+        gives_access: true,
+        hourly_limit: None,
+    };
+
+    fn about(&self, org: OrgId) -> About {
+        About::One(AggregateId::Member(org))
+    }
+
+    fn grants(&self) -> Vec<Grant> {
+        vec![Grant::Role(self.role)]
+    }
+}
+
+/// More or fewer rights for one person.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeMemberRole {
+    /// Who.
+    #[schema(value_type = String, example = "mem_01h455vb4pex5vsknk084sn02q")]
+    pub id: MemberId,
+    /// What they may do from now on; not more than you may.
+    #[schema(schema_with = openapi::role)]
+    pub role: Role,
+}
+
+impl Declared for ChangeMemberRole {
+    const SPEC: CommandSpec = CommandSpec {
+        name: "change_member_role",
+        requires: Requires::Permission(Permission::ManageMembers),
+        events: &["member.role_changed"],
+        creates: false,
+        scope: Scope::Organization,
+        while_suspended: false,
+        in_personal: true,
+        gives_access: false,
+        hourly_limit: None,
+    };
+
+    fn about(&self, org: OrgId) -> About {
+        About::One(AggregateId::Member(org))
+    }
+
+    fn grants(&self) -> Vec<Grant> {
+        vec![Grant::Role(self.role)]
+    }
+}
+
+/// One person less. What they made stays.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveMember {
+    /// Who.
+    #[schema(value_type = String, example = "mem_01h455vb4pex5vsknk084sn02q")]
+    pub id: MemberId,
+}
+
+impl Declared for RemoveMember {
+    const SPEC: CommandSpec = CommandSpec {
+        name: "remove_member",
+        requires: Requires::Permission(Permission::ManageMembers),
+        events: &["member.removed"],
+        creates: false,
+        scope: Scope::Organization,
+        while_suspended: false,
+        in_personal: true,
+        gives_access: false,
+        hourly_limit: None,
+    };
+
+    fn about(&self, org: OrgId) -> About {
+        About::One(AggregateId::Member(org))
+    }
+
+    fn grants(&self) -> Vec<Grant> {
+        Vec::new()
+    }
+}
+
+/// The identity of a person of whom only the e-mail address is known: no issuer ever has an empty name.
+pub fn user_of_email(email: &str) -> UserId {
+    UserId::from_login("", &fold_email(email))
+}
+
+impl Aggregate for Roster {
+    type Command = MemberCommand;
+    type Event = MemberEvent;
+    type Error = MemberError;
+    const TYPE: AggregateType = AggregateType::Member;
+
+    fn apply(&mut self, event: &MemberEvent) {
+        self.take_in(event, 0);
+    }
+
+    fn apply_at(&mut self, event: &MemberEvent, place: Place<'_>) {
+        self.take_in(event, place.seq);
+    }
+
+    fn decide(&self, command: MemberCommand, facts: &Facts) -> Result<Vec<MemberEvent>, MemberError> {
+        let add = |user_id, email: String, role| {
+            let mut faults = Faults::default();
+            faults.email("/email", &email);
+            faults.none_or(MemberError::Invalid)?;
+            let member_id = MemberId::derive(facts.command_id);
+            Ok(vec![MemberEvent::Added(MemberAdded { member_id, user_id, email, role })])
+        };
+        match command {
+            MemberCommand::Found { user_id, email } => {
+                if self.members.is_empty() {
+                    add(user_id, email, Role::Owner)
+                } else {
+                    Err(MemberError::AlreadyFounded)
+                }
+            }
+            MemberCommand::Add { command: AddMember { email, user_id, role }, by } => {
+                within(by, role)?;
+                let user_id = user_id.unwrap_or_else(|| user_of_email(&email));
+                self.not_here(user_id, &email)?;
+                add(user_id, email, role)
+            }
+            MemberCommand::Join { user_id, email, role, sent } => {
+                // Whoever removed them knew of no invitation, or meant it to be over.
+                if self.left_at(user_id, &email) > sent {
+                    return Err(MemberError::WasRemoved);
+                }
+                self.not_here(user_id, &email)?;
+                add(user_id, email, role)
+            }
+            MemberCommand::Provision { user_id, email, closed } => {
+                match closed {
+                    Some(Closed::NotAllowed) => return Err(MemberError::JoiningOff),
+                    Some(Closed::NotProven) => return Err(MemberError::DomainNotProven),
+                    Some(Closed::NoJit) => return Err(MemberError::NoJit),
+                    // Who was removed was meant to be: they come back when somebody asks them to.
+                    None if self.has_left(user_id, &email) => return Err(MemberError::WasRemoved),
+                    None => {}
+                }
+                self.not_here(user_id, &email)?;
+                add(user_id, email, Role::Member)
+            }
+            MemberCommand::ChangeRole { command: ChangeMemberRole { id, role: to }, by } => {
+                let member = self.existing(id)?;
+                within(by, member.role)?;
+                within(by, to)?;
+                if member.role == to {
+                    return Ok(vec![]);
+                }
+                self.not_the_last_owner(member)?;
+                Ok(vec![MemberEvent::RoleChanged(MemberRoleChanged { member_id: id, from: member.role, to })])
+            }
+            MemberCommand::Remove { command: RemoveMember { id }, by } => {
+                let member = self.existing(id)?;
+                within(by, member.role)?;
+                self.not_the_last_owner(member)?;
+                Ok(vec![MemberEvent::Removed(MemberRemoved { member_id: id })])
+            }
+        }
+    }
+
+    fn wrap(event: MemberEvent) -> Event {
+        Event::Member(event)
+    }
+
+    fn event_of(event: &Event) -> Option<&MemberEvent> {
+        if let Event::Member(event) = event { Some(event) } else { None }
+    }
+}
+
+fn within(by: Role, role: Role) -> Result<(), MemberError> {
+    if by.includes(role) { Ok(()) } else { Err(MemberError::RoleAboveOwn { by, role }) }
+}
+
+/// Why the members refuse.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MemberError {
+    /// Its fields are wrong.
+    #[error("some fields are not as they must be")]
+    Invalid(Vec<FieldError>),
+    /// The organization has members already.
+    #[error("the organization has members already")]
+    AlreadyFounded,
+    /// The person is here.
+    #[error("this person is a member already; change their role instead")]
+    AlreadyMember,
+    /// Somebody else has the address.
+    #[error("a member with this e-mail address exists already; remove that member first or use another address")]
+    EmailTaken,
+    /// Nobody comes in by their domain.
+    #[error("this organization lets nobody join by signing in; its setting jit_provisioning says so")]
+    JoiningOff,
+    /// It is not the organization's domain, or not that of the address.
+    #[error("this organization has not proven that the domain of the address is its own")]
+    DomainNotProven,
+    /// It is a way to sign in, and no way to join.
+    #[error("nobody joins by this connection; its jit says so")]
+    NoJit,
+    /// They were a member before.
+    #[error("this person was removed from the organization; they come back by an invitation that is sent from now on")]
+    WasRemoved,
+    /// No such member, or not any more.
+    #[error("there is no such member in this organization")]
+    NotFound,
+    /// Somebody must be able to do everything.
+    #[error("the last owner cannot be removed or lose the role; make somebody else owner first")]
+    LastOwner,
+    /// More than the caller has.
+    #[error("a member with role {by} cannot give, change or take the role {role}; ask somebody who has it")]
+    RoleAboveOwn {
+        /// The caller's role.
+        by: Role,
+        /// The role in question.
+        role: Role,
+    },
+}
+
+impl From<MemberError> for Rejection {
+    fn from(error: MemberError) -> Self {
+        let (kind, code) = match error {
+            MemberError::Invalid(errors) => return Self::invalid(errors),
+            MemberError::AlreadyFounded => (RejectionKind::Conflict, "members_exist"),
+            MemberError::AlreadyMember => (RejectionKind::Conflict, "already_member"),
+            MemberError::EmailTaken => (RejectionKind::Conflict, "email_taken"),
+            MemberError::JoiningOff | MemberError::NoJit => (RejectionKind::Forbidden, "jit_not_allowed"),
+            MemberError::DomainNotProven => (RejectionKind::Forbidden, "domain_not_proven"),
+            MemberError::WasRemoved => (RejectionKind::Forbidden, "member_was_removed"),
+            MemberError::NotFound => (RejectionKind::NotFound, "not_found"),
+            MemberError::LastOwner => (RejectionKind::Conflict, "last_owner"),
+            MemberError::RoleAboveOwn { .. } => (RejectionKind::Forbidden, "role_above_own"),
+        };
+        Self::new(kind, code, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use orgstream_events::{Actor, ActorType};
+
+    use super::*;
+    use crate::testing::{facts, fields, given, rejection};
+
+    fn id(n: u8) -> MemberId {
+        MemberId::fresh(1_700_000_000_000, [n; 10])
+    }
+
+    fn added(n: u8, role: Role) -> MemberEvent {
+        let email = format!("M{n}@acme.example");
+        let user_id = UserId::from_login("https://issuer.example", &n.to_string());
+        MemberEvent::Added(MemberAdded { member_id: id(n), user_id, email, role })
+    }
+
+    fn add(email: &str, role: Role, by: Role) -> MemberCommand {
+        MemberCommand::Add { command: AddMember { email: email.to_owned(), user_id: None, role }, by }
+    }
+
+    fn change(n: u8, role: Role, by: Role) -> MemberCommand {
+        MemberCommand::ChangeRole { command: ChangeMemberRole { id: id(n), role }, by }
+    }
+
+    fn remove(n: u8, by: Role) -> MemberCommand {
+        MemberCommand::Remove { command: RemoveMember { id: id(n) }, by }
+    }
+
+    #[test]
+    fn the_creator_becomes_the_owner() {
+        let user_id = user_of_email("ann@acme.example");
+        let email = "ann@acme.example".to_owned();
+        let member_id = MemberId::derive(facts().command_id);
+        assert_eq!(
+            given::<Roster>(&[]).when(MemberCommand::Found { user_id, email: email.clone() }),
+            Ok(vec![MemberEvent::Added(MemberAdded { member_id, user_id, email, role: Role::Owner })])
+        );
+    }
+
+    #[test]
+    fn an_organization_is_founded_once() {
+        let found = MemberCommand::Found { user_id: user_of_email("x@y"), email: "x@y".to_owned() };
+        assert_eq!(given::<Roster>(&[added(1, Role::Owner)]).when(found), Err(MemberError::AlreadyFounded));
+    }
+
+    #[test]
+    fn a_person_without_a_login_is_known_by_the_email() {
+        let events = given::<Roster>(&[added(1, Role::Owner)]).when(add("Bob@Acme.example", Role::Member, Role::Owner));
+        let Ok([MemberEvent::Added(event)]) = events.as_deref() else { panic!("{events:?}") };
+        assert_eq!(event.user_id, user_of_email("bob@acme.example"));
+        assert_eq!(event.email, "Bob@Acme.example");
+    }
+
+    #[test]
+    fn nobody_is_a_member_twice() {
+        let MemberEvent::Added(one) = added(1, Role::Owner) else { unreachable!() };
+        let command =
+            AddMember { email: "other@acme.example".to_owned(), user_id: Some(one.user_id), role: Role::Viewer };
+        let again = MemberCommand::Add { command, by: Role::Owner };
+        assert_eq!(rejection(given::<Roster>(&[added(1, Role::Owner)]).when(again)).code, "already_member");
+    }
+
+    #[test]
+    fn an_email_belongs_to_one_member_whatever_its_case() {
+        let same = add("m1@ACME.example", Role::Viewer, Role::Owner);
+        assert_eq!(rejection(given::<Roster>(&[added(1, Role::Owner)]).when(same)).code, "email_taken");
+    }
+
+    #[test]
+    fn whoever_joins_by_an_invitation_is_nobodys_double() {
+        let roster = given::<Roster>(&[added(1, Role::Owner)]);
+        let join = |user: &str, email: &str| MemberCommand::Join {
+            user_id: UserId::from_login("https://issuer.example", user),
+            email: email.to_owned(),
+            role: Role::Admin,
+            sent: 1,
+        };
+        assert_eq!(rejection(roster.when(join("1", "other@acme.example"))).code, "already_member");
+        assert_eq!(rejection(roster.when(join("2", "m1@acme.example"))).code, "email_taken");
+        let joined = roster.when(join("2", "m2@acme.example"));
+        assert!(matches!(joined.as_deref(), Ok([MemberEvent::Added(added)]) if added.role == Role::Admin));
+    }
+
+    #[test]
+    fn whoever_was_removed_does_not_come_back_by_signing_in() {
+        let MemberEvent::Added(two) = added(2, Role::Member) else { unreachable!() };
+        let join = |closed| MemberCommand::Provision { user_id: two.user_id, email: two.email.clone(), closed };
+        let founded = given::<Roster>(&[added(1, Role::Owner)]);
+        assert!(founded.when(join(None)).is_ok_and(|events| events.len() == 1));
+        assert_eq!(rejection(founded.when(join(Some(Closed::NotAllowed)))).code, "jit_not_allowed");
+        assert_eq!(rejection(founded.when(join(Some(Closed::NotProven)))).code, "domain_not_proven");
+        let removed = MemberEvent::Removed(MemberRemoved { member_id: id(2) });
+        let after = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Member), removed]);
+        assert_eq!(rejection(after.when(join(None))).code, "member_was_removed");
+        let invited =
+            MemberCommand::Join { user_id: two.user_id, email: two.email.clone(), role: Role::Viewer, sent: 1 };
+        assert!(after.when(invited).is_ok(), "an invitation is how they come back");
+    }
+
+    #[test]
+    fn whoever_was_removed_comes_back_by_no_other_login_and_by_no_older_invitation() {
+        let MemberEvent::Added(two) = added(2, Role::Member) else { unreachable!() };
+        let removed = MemberEvent::Removed(MemberRemoved { member_id: id(2) });
+        let mut roster = Roster::default();
+        let actor = Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None };
+        for (seq, event) in [added(1, Role::Owner), added(2, Role::Member), removed].iter().enumerate() {
+            roster.apply_at(event, Place { seq: 10 * (seq as u64 + 1), actor: &actor });
+        }
+        let other = UserId::from_login("https://another-issuer.example", "two");
+        let signs_in = |user_id, email: &str| {
+            roster.decide(MemberCommand::Provision { user_id, email: email.to_owned(), closed: None }, &facts())
+        };
+        assert_eq!(signs_in(other, "M2@ACME.example"), Err(MemberError::WasRemoved));
+        assert_eq!(signs_in(two.user_id, "new@acme.example"), Err(MemberError::WasRemoved));
+        assert!(signs_in(other, "new@acme.example").is_ok());
+        let accepts = |user_id, email: &str, sent| {
+            let join = MemberCommand::Join { user_id, email: email.to_owned(), role: Role::Admin, sent };
+            roster.decide(join, &facts())
+        };
+        for (user, email) in [(other, "m2@acme.example"), (two.user_id, "new@acme.example")] {
+            assert_eq!(accepts(user, email, 29), Err(MemberError::WasRemoved), "sent before the removal at 30");
+            assert!(accepts(user, email, 31).is_ok());
+        }
+    }
+
+    #[test]
+    fn letters_beyond_ascii_have_no_case_in_an_address() {
+        let roster = given::<Roster>(&[added(1, Role::Owner)]);
+        let MemberEvent::Added(one) = added(1, Role::Owner) else { unreachable!() };
+        let kelvin = one.email.replace('M', "\u{212a}");
+        assert_ne!(user_of_email("kim@acme.example"), user_of_email("\u{212a}im@acme.example"));
+        assert_eq!(roster.0.of_email(&kelvin), None);
+        assert_eq!(user_of_email("KIM@acme.example"), user_of_email("kim@acme.example"));
+    }
+
+    #[test]
+    fn a_removed_person_can_come_back() {
+        let removed = MemberEvent::Removed(MemberRemoved { member_id: id(2) });
+        let roster = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Member), removed]);
+        assert!(roster.when(add("m2@acme.example", Role::Member, Role::Owner)).is_ok());
+    }
+
+    #[test]
+    fn the_last_owner_stays() {
+        let roster = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Admin)]);
+        assert_eq!(roster.when(remove(1, Role::Owner)), Err(MemberError::LastOwner));
+        assert_eq!(roster.when(change(1, Role::Admin, Role::Owner)), Err(MemberError::LastOwner));
+        assert_eq!(rejection(roster.when(remove(1, Role::Owner))).kind.status(), 409);
+    }
+
+    #[test]
+    fn one_of_two_owners_may_go() {
+        let roster = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Owner)]);
+        assert_eq!(
+            roster.when(remove(1, Role::Owner)),
+            Ok(vec![MemberEvent::Removed(MemberRemoved { member_id: id(1) })])
+        );
+    }
+
+    #[test]
+    fn a_new_role_says_what_it_was_before() {
+        let roster = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Admin)]);
+        let changed = MemberRoleChanged { member_id: id(2), from: Role::Admin, to: Role::Viewer };
+        assert_eq!(roster.when(change(2, Role::Viewer, Role::Admin)), Ok(vec![MemberEvent::RoleChanged(changed)]));
+        assert_eq!(roster.when(change(2, Role::Admin, Role::Owner)), Ok(vec![]));
+    }
+
+    #[test]
+    fn nobody_hands_out_or_takes_more_than_they_have() {
+        let roster = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Owner), added(3, Role::Admin)]);
+        for command in [
+            add("new@acme.example", Role::Owner, Role::Admin),
+            change(3, Role::Owner, Role::Admin),
+            change(1, Role::Viewer, Role::Admin),
+            remove(1, Role::Admin),
+        ] {
+            let refused = rejection(roster.when(command));
+            assert_eq!((refused.code, refused.kind.status()), ("role_above_own", 403));
+        }
+    }
+
+    #[test]
+    fn somebody_who_is_not_here_is_not_found() {
+        assert_eq!(rejection(given::<Roster>(&[added(1, Role::Owner)]).when(remove(9, Role::Owner))).code, "not_found");
+    }
+
+    #[test]
+    fn a_bad_email_is_pointed_at() {
+        let bad = add("not an address", Role::Viewer, Role::Owner);
+        assert_eq!(fields(given::<Roster>(&[]).when(bad)), [("/email".to_owned(), "email".to_owned())]);
+    }
+}

@@ -1,0 +1,242 @@
+//! What an operator decides about events that a pipeline could not apply.
+//!
+//! The decision knows nothing of what is parked, because that is the pipeline's own business: it is written down, and
+//! whichever worker owns the org finds it in the stream and acts on it. One that is about nothing parked does nothing.
+
+use orgstream_events::{
+    AggregateId, AggregateName, AggregateType, Event, OrgId, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent,
+    Pipeline,
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    About, Aggregate, CommandSpec, Declared, Facts, FieldError, Permission, Rejection, Requires, Scope, grants::Grant,
+    openapi, text::Faults,
+};
+
+/// The longest name of an aggregate, in characters: that of the longest subject that a NATS server takes.
+const MAX_NAME: usize = 4_096;
+
+/// The decisions about one pipeline of one org. None depends on an earlier one, so there is nothing to remember.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Parking;
+
+/// What can be decided.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ParkingCommand {
+    /// Try again.
+    Retry(RetryParked),
+    /// Give one up.
+    Skip(SkipParked),
+}
+
+impl From<RetryParked> for ParkingCommand {
+    fn from(command: RetryParked) -> Self {
+        Self::Retry(command)
+    }
+}
+
+impl From<SkipParked> for ParkingCommand {
+    fn from(command: SkipParked) -> Self {
+        Self::Skip(command)
+    }
+}
+
+/// Apply the parked events of one aggregate again, in order. For platform operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RetryParked {
+    /// In which pipeline.
+    #[schema(schema_with = openapi::pipeline)]
+    pub pipeline: Pipeline,
+    /// Whose events.
+    #[schema(schema_with = openapi::aggregate)]
+    pub aggregate: AggregateName,
+}
+
+impl Declared for RetryParked {
+    const SPEC: CommandSpec = CommandSpec {
+        name: "retry_parked",
+        requires: Requires::Permission(Permission::ManageParking),
+        events: &["parking.retried"],
+        creates: false,
+        scope: Scope::Organization,
+        while_suspended: true,
+        in_personal: true,
+        gives_access: false,
+        hourly_limit: None,
+    };
+
+    fn about(&self, _: OrgId) -> About {
+        About::One(AggregateId::Parking(self.pipeline))
+    }
+
+    fn grants(&self) -> Vec<Grant> {
+        Vec::new()
+    }
+}
+
+/// Give up the first parked message of one aggregate, then apply the others in order. For platform operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SkipParked {
+    /// In which pipeline.
+    #[schema(schema_with = openapi::pipeline)]
+    pub pipeline: Pipeline,
+    /// Whose events.
+    #[schema(schema_with = openapi::aggregate)]
+    pub aggregate: AggregateName,
+    /// The stream sequence of the message, so that nothing else can be given up by mistake.
+    #[schema(minimum = 1)]
+    pub seq: u64,
+    /// Why; the auditor reads it.
+    #[schema(max_length = 500)]
+    pub reason: String,
+}
+
+impl Declared for SkipParked {
+    const SPEC: CommandSpec = CommandSpec {
+        name: "skip_parked",
+        requires: Requires::Permission(Permission::ManageParking),
+        events: &["parking.skipped"],
+        creates: false,
+        scope: Scope::Organization,
+        while_suspended: true,
+        in_personal: true,
+        gives_access: false,
+        hourly_limit: None,
+    };
+
+    fn about(&self, _: OrgId) -> About {
+        About::One(AggregateId::Parking(self.pipeline))
+    }
+
+    fn grants(&self) -> Vec<Grant> {
+        Vec::new()
+    }
+}
+
+impl Aggregate for Parking {
+    type Command = ParkingCommand;
+    type Event = ParkingEvent;
+    type Error = ParkingError;
+    const TYPE: AggregateType = AggregateType::Parking;
+
+    fn apply(&mut self, event: &ParkingEvent) {
+        match event {
+            ParkingEvent::Retried(_) | ParkingEvent::Skipped(_) => {}
+            // Marks of the audit log, which no stream has.
+            ParkingEvent::Parked(_) | ParkingEvent::Settled(_) => {}
+        }
+    }
+
+    fn decide(&self, command: ParkingCommand, _: &Facts) -> Result<Vec<ParkingEvent>, ParkingError> {
+        match command {
+            ParkingCommand::Retry(RetryParked { aggregate, .. }) => {
+                let mut faults = Faults::default();
+                check_name(&mut faults, &aggregate);
+                faults.none_or(ParkingError::Invalid)?;
+                Ok(vec![ParkingEvent::Retried(ParkedEventsRetried { aggregate })])
+            }
+            ParkingCommand::Skip(SkipParked { aggregate, seq, reason, .. }) => {
+                let mut faults = Faults::default();
+                check_name(&mut faults, &aggregate);
+                faults.reason("/reason", &reason);
+                if seq == 0 {
+                    faults.add("/seq", "out_of_range", "must be the sequence of a parked message, 1 or more");
+                }
+                faults.none_or(ParkingError::Invalid)?;
+                Ok(vec![ParkingEvent::Skipped(ParkedEventsSkipped { aggregate, seq, reason })])
+            }
+        }
+    }
+
+    fn wrap(event: ParkingEvent) -> Event {
+        Event::Parking(event)
+    }
+
+    fn event_of(event: &Event) -> Option<&ParkingEvent> {
+        if let Event::Parking(event) = event { Some(event) } else { None }
+    }
+}
+
+/// The name is that of whatever lies on a subject, readable or not. It must only be one that a subject can have.
+fn check_name(faults: &mut Faults, AggregateName { aggregate, id }: &AggregateName) {
+    for (pointer, text) in [("/aggregate/type", aggregate), ("/aggregate/id", id)] {
+        faults.length(pointer, text, 0, MAX_NAME);
+        if text.chars().any(|char| char.is_whitespace() || char == '\0') {
+            faults.add(pointer, "malformed", "must be as a list of parked messages shows it, without spaces");
+        }
+    }
+}
+
+/// Why a decision is not written down.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParkingError {
+    /// Its fields are wrong.
+    #[error("some fields are not as they must be")]
+    Invalid(Vec<FieldError>),
+}
+
+impl From<ParkingError> for Rejection {
+    fn from(error: ParkingError) -> Self {
+        match error {
+            ParkingError::Invalid(errors) => Self::invalid(errors),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use orgstream_events::{AggregateId, RecordId};
+
+    use super::*;
+    use crate::testing::{fields, given};
+
+    fn aggregate() -> AggregateName {
+        AggregateId::Record(RecordId::fresh(1, [1; 10])).into()
+    }
+
+    fn skip(seq: u64, reason: &str) -> ParkingCommand {
+        let (pipeline, reason) = (Pipeline::ReadModels, reason.to_owned());
+        ParkingCommand::Skip(SkipParked { pipeline, aggregate: aggregate(), seq, reason })
+    }
+
+    #[test]
+    fn a_retry_names_the_aggregate() {
+        let retry = RetryParked { pipeline: Pipeline::Audit, aggregate: aggregate() };
+        assert_eq!(
+            given::<Parking>(&[]).when(retry.into()),
+            Ok(vec![ParkingEvent::Retried(ParkedEventsRetried { aggregate: aggregate() })])
+        );
+    }
+
+    #[test]
+    fn a_skip_names_the_message_and_the_reason() {
+        let (aggregate, reason) = (aggregate(), "bad data".to_owned());
+        assert_eq!(
+            given::<Parking>(&[]).when(skip(7, "bad data")),
+            Ok(vec![ParkingEvent::Skipped(ParkedEventsSkipped { aggregate, seq: 7, reason })])
+        );
+    }
+
+    #[test]
+    fn what_nobody_can_read_can_be_decided_about() {
+        for name in ["record.bad", "spaceship", "record.a.b", ""] {
+            let aggregate = AggregateName::from(name);
+            let retry = RetryParked { pipeline: Pipeline::Audit, aggregate: aggregate.clone() };
+            assert_eq!(
+                given::<Parking>(&[]).when(retry.into()),
+                Ok(vec![ParkingEvent::Retried(ParkedEventsRetried { aggregate })])
+            );
+        }
+        let impossible = RetryParked { pipeline: Pipeline::Audit, aggregate: AggregateName::from("record.a b") };
+        assert_eq!(fields(given::<Parking>(&[]).when(impossible.into())).len(), 1);
+    }
+
+    #[test]
+    fn a_skip_without_a_reason_or_a_message_is_refused() {
+        assert_eq!(fields(given::<Parking>(&[]).when(skip(0, " "))).len(), 2);
+    }
+}

@@ -1,0 +1,366 @@
+//! One record of some kind. Its data is whole in every event, and satisfies the schema that its kind had then.
+
+use std::sync::Arc;
+
+use orgstream_events::{
+    AggregateId, AggregateType, Event, KindName, OrgId, RecordArchived, RecordCreated, RecordEvent, RecordId,
+    RecordUpdated,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use crate::{
+    About, Aggregate, CommandSpec, Declared, Facts, FieldError, Permission, Rejection, RejectionKind, Requires, Scope,
+    grants::Grant, schema::ValidatedKind, text::Faults,
+};
+
+/// A record, as decisions see it. By default it does not exist yet.
+#[derive(Debug, Clone, Default)]
+pub struct Record {
+    kind: Option<KindName>,
+    archived: bool,
+}
+
+impl Record {
+    /// The kind that it has had from the beginning, once it exists.
+    pub fn kind(&self) -> Option<&KindName> {
+        self.kind.as_ref()
+    }
+}
+
+/// What can be asked of a record. `kind` is what the platform has under the name of the record's kind, if anything.
+#[derive(Debug, Clone)]
+pub enum RecordCommand {
+    /// Begin.
+    Create {
+        /// As the caller has it.
+        command: CreateRecord,
+        /// The kind.
+        kind: Option<Arc<ValidatedKind>>,
+    },
+    /// Take other data.
+    Update {
+        /// As the caller has it.
+        command: UpdateRecord,
+        /// The kind.
+        kind: Option<Arc<ValidatedKind>>,
+    },
+    /// End.
+    Archive(ArchiveRecord),
+}
+
+/// A new record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateRecord {
+    /// Of which kind.
+    #[schema(value_type = String, example = "evaluation")]
+    pub kind: KindName,
+    /// The whole content, as the kind's schema has it.
+    pub data: Value,
+    /// Its id, if you choose it yourself; otherwise the reply says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "res_01h455vb4pex5vsknk084sn02q")]
+    pub id: Option<RecordId>,
+}
+
+impl Declared for CreateRecord {
+    const SPEC: CommandSpec = CommandSpec {
+        name: "create_record",
+        requires: Requires::Permission(Permission::WriteRecords),
+        events: &["record.created"],
+        creates: true,
+        scope: Scope::Organization,
+        while_suspended: false,
+        in_personal: true,
+        gives_access: false,
+        hourly_limit: None,
+    };
+
+    fn about(&self, _: OrgId) -> About {
+        match self.id {
+            Some(id) => About::One(AggregateId::Record(id)),
+            None => About::New(|command| AggregateId::Record(RecordId::derive(command))),
+        }
+    }
+
+    fn grants(&self) -> Vec<Grant> {
+        Vec::new()
+    }
+}
+
+/// New content, whole: not a difference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateRecord {
+    /// Which.
+    #[schema(value_type = String, example = "res_01h455vb4pex5vsknk084sn02q")]
+    pub id: RecordId,
+    /// The whole content from now on, as the kind's schema has it today.
+    pub data: Value,
+}
+
+impl Declared for UpdateRecord {
+    const SPEC: CommandSpec = CommandSpec {
+        name: "update_record",
+        requires: Requires::Permission(Permission::WriteRecords),
+        events: &["record.updated"],
+        creates: false,
+        scope: Scope::Organization,
+        while_suspended: false,
+        in_personal: true,
+        gives_access: false,
+        hourly_limit: None,
+    };
+
+    fn about(&self, _: OrgId) -> About {
+        About::One(AggregateId::Record(self.id))
+    }
+
+    fn grants(&self) -> Vec<Grant> {
+        Vec::new()
+    }
+}
+
+/// Out of sight. The content and the history stay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ArchiveRecord {
+    /// Which.
+    #[schema(value_type = String, example = "res_01h455vb4pex5vsknk084sn02q")]
+    pub id: RecordId,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 500)]
+    pub reason: Option<String>,
+}
+
+impl Declared for ArchiveRecord {
+    const SPEC: CommandSpec = CommandSpec {
+        name: "archive_record",
+        requires: Requires::Permission(Permission::WriteRecords),
+        events: &["record.archived"],
+        creates: false,
+        scope: Scope::Organization,
+        while_suspended: false,
+        in_personal: true,
+        gives_access: false,
+        hourly_limit: None,
+    };
+
+    fn about(&self, _: OrgId) -> About {
+        About::One(AggregateId::Record(self.id))
+    }
+
+    fn grants(&self) -> Vec<Grant> {
+        Vec::new()
+    }
+}
+
+impl Aggregate for Record {
+    type Command = RecordCommand;
+    type Event = RecordEvent;
+    type Error = RecordError;
+    const TYPE: AggregateType = AggregateType::Record;
+
+    fn apply(&mut self, event: &RecordEvent) {
+        match event {
+            RecordEvent::Created(event) => self.kind = Some(event.kind.clone()),
+            RecordEvent::Updated(_) => {}
+            RecordEvent::Archived(_) => self.archived = true,
+        }
+    }
+
+    fn decide(&self, command: RecordCommand, _: &Facts) -> Result<Vec<RecordEvent>, RecordError> {
+        match command {
+            RecordCommand::Create { command: CreateRecord { kind: name, data, .. }, kind } => {
+                if self.kind.is_some() {
+                    return Err(RecordError::AlreadyExists);
+                }
+                let Some(kind) = kind else { return Err(RecordError::UnknownKind(name)) };
+                if kind.retired {
+                    return Err(RecordError::KindRetired(name));
+                }
+                kind.check(&data).map_err(RecordError::Invalid)?;
+                Ok(vec![RecordEvent::Created(RecordCreated { kind: name, kind_version: kind.version, data })])
+            }
+            RecordCommand::Update { command: UpdateRecord { data, .. }, kind } => {
+                let name = self.kind.as_ref().ok_or(RecordError::NotFound)?;
+                if self.archived {
+                    return Err(RecordError::Archived);
+                }
+                let kind = kind.ok_or_else(|| RecordError::UnknownKind(name.clone()))?;
+                kind.check(&data).map_err(RecordError::Invalid)?;
+                let (kind_version, kind) = (kind.version, name.clone());
+                Ok(vec![RecordEvent::Updated(RecordUpdated { kind, kind_version, data })])
+            }
+            RecordCommand::Archive(ArchiveRecord { reason, .. }) => {
+                if self.kind.is_none() {
+                    return Err(RecordError::NotFound);
+                }
+                if self.archived {
+                    return Ok(vec![]);
+                }
+                let mut faults = Faults::default();
+                if let Some(reason) = &reason {
+                    faults.reason("/reason", reason);
+                }
+                faults.none_or(RecordError::Invalid)?;
+                Ok(vec![RecordEvent::Archived(RecordArchived { reason })])
+            }
+        }
+    }
+
+    fn wrap(event: RecordEvent) -> Event {
+        Event::Record(event)
+    }
+
+    fn event_of(event: &Event) -> Option<&RecordEvent> {
+        if let Event::Record(event) = event { Some(event) } else { None }
+    }
+}
+
+/// Why a record refuses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// The data is not as the schema has it.
+    #[error("some fields are not as they must be")]
+    Invalid(Vec<FieldError>),
+    /// The id is taken.
+    #[error("there is a record with this id already; update it or choose another id")]
+    AlreadyExists,
+    /// No such record.
+    #[error("there is no such record in this organization")]
+    NotFound,
+    /// It ended.
+    #[error("the record is archived and does not change any more; create another one")]
+    Archived,
+    /// Nobody registered it.
+    #[error("there is no kind {0}; GET /v1/kinds lists those there are")]
+    UnknownKind(KindName),
+    /// No new records of it.
+    #[error("the kind {0} is retired: its records stay, but there are no new ones")]
+    KindRetired(KindName),
+}
+
+impl From<RecordError> for Rejection {
+    fn from(error: RecordError) -> Self {
+        let (kind, code) = match error {
+            RecordError::Invalid(errors) => return Self::invalid(errors),
+            RecordError::AlreadyExists => (RejectionKind::Conflict, "record_exists"),
+            RecordError::NotFound => (RejectionKind::NotFound, "not_found"),
+            RecordError::Archived => (RejectionKind::Conflict, "record_archived"),
+            RecordError::UnknownKind(_) => (RejectionKind::Invalid, "unknown_kind"),
+            RecordError::KindRetired(_) => (RejectionKind::Invalid, "kind_retired"),
+        };
+        Self::new(kind, code, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use orgstream_events::{KindDefinition, Visibility};
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{fields, given, rejection};
+
+    fn name() -> KindName {
+        "evaluation".parse().unwrap()
+    }
+
+    fn kind(retired: bool) -> Arc<ValidatedKind> {
+        let schema = json!({"properties": {"score": {"maximum": 1}}, "required": ["score"]});
+        let definition =
+            KindDefinition { title: "Evaluation".to_owned(), schema, visibility: Visibility::Private, cost: 1 };
+        Arc::new(ValidatedKind::new(definition, 3, retired))
+    }
+
+    fn id() -> RecordId {
+        RecordId::fresh(1, [1; 10])
+    }
+
+    fn create(data: Value, kind: impl Into<Option<Arc<ValidatedKind>>>) -> RecordCommand {
+        let kind = kind.into();
+        RecordCommand::Create { command: CreateRecord { kind: name(), data, id: None }, kind }
+    }
+
+    fn update(data: Value) -> RecordCommand {
+        RecordCommand::Update { command: UpdateRecord { id: id(), data }, kind: Some(kind(true)) }
+    }
+
+    fn archive() -> RecordCommand {
+        RecordCommand::Archive(ArchiveRecord { id: id(), reason: None })
+    }
+
+    fn created() -> RecordEvent {
+        RecordEvent::Created(RecordCreated { kind: name(), kind_version: 3, data: json!({"score": 1}) })
+    }
+
+    fn archived() -> RecordEvent {
+        RecordEvent::Archived(RecordArchived { reason: None })
+    }
+
+    #[test]
+    fn a_record_remembers_what_it_was_checked_against() {
+        assert_eq!(given::<Record>(&[]).when(create(json!({"score": 1}), kind(false))), Ok(vec![created()]));
+    }
+
+    #[test]
+    fn data_that_breaks_the_schema_is_pointed_at() {
+        let found = fields(given::<Record>(&[]).when(create(json!({"score": 2}), kind(false))));
+        assert_eq!(found, [("/data/score".to_owned(), "maximum".to_owned())]);
+        assert!(given::<Record>(&[created()]).when(update(json!({}))).is_err());
+    }
+
+    #[test]
+    fn an_id_is_taken_once() {
+        let again = given::<Record>(&[created()]).when(create(json!({"score": 1}), kind(false)));
+        assert_eq!(rejection(again).code, "record_exists");
+    }
+
+    #[test]
+    fn an_unknown_kind_is_refused() {
+        let refused = rejection(given::<Record>(&[]).when(create(json!({"score": 1}), None)));
+        assert_eq!((refused.code, refused.kind.status()), ("unknown_kind", 422));
+        assert!(refused.detail.contains("evaluation"), "{refused}");
+    }
+
+    #[test]
+    fn a_retired_kind_gets_no_new_records_but_keeps_its_old_ones() {
+        let record = given::<Record>(&[]);
+        assert_eq!(rejection(record.when(create(json!({"score": 1}), kind(true)))).code, "kind_retired");
+        assert!(given::<Record>(&[created()]).when(update(json!({"score": 0}))).is_ok());
+    }
+
+    #[test]
+    fn an_update_has_the_whole_data() {
+        let updated = RecordUpdated { kind: name(), kind_version: 3, data: json!({"score": 0}) };
+        assert_eq!(
+            given::<Record>(&[created()]).when(update(json!({"score": 0}))),
+            Ok(vec![RecordEvent::Updated(updated)])
+        );
+    }
+
+    #[test]
+    fn an_archived_record_does_not_change_any_more() {
+        assert_eq!(given::<Record>(&[created()]).when(archive()), Ok(vec![archived()]));
+        let record = given::<Record>(&[created(), archived()]);
+        assert_eq!(rejection(record.when(update(json!({"score": 0})))).code, "record_archived");
+        assert_eq!(record.when(archive()), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_record_that_does_not_exist_is_not_found() {
+        for command in [update(json!({"score": 0})), archive()] {
+            assert_eq!(rejection(given::<Record>(&[]).when(command)).kind, RejectionKind::NotFound);
+        }
+    }
+
+    #[test]
+    fn data_that_no_database_takes_is_refused() {
+        let found = fields(given::<Record>(&[]).when(create(json!({"score": 1, "note": "a\0b"}), kind(false))));
+        assert_eq!(found, [("/data/note".to_owned(), "nul_character".to_owned())]);
+    }
+}

@@ -1,0 +1,234 @@
+//! JSON Schemas: which ones a kind may have, and what data says about them.
+//!
+//! A schema is data that somebody wrote, run on data that somebody else wrote. So it is bounded in size and depth, its
+//! references stay inside it, and its patterns are matched by an engine whose time is linear in the text.
+
+use jsonschema::{PatternOptions, Validator};
+use orgstream_events::KindDefinition;
+use serde_json::Value;
+
+use crate::{
+    FieldError,
+    text::{Faults, storable, under},
+};
+
+/// The largest schema, in bytes of JSON.
+pub const MAX_SCHEMA_BYTES: usize = 65_536;
+/// How deep a schema may be nested.
+pub const MAX_SCHEMA_DEPTH: usize = 32;
+/// How deep a record's data may be nested.
+pub const MAX_DATA_DEPTH: usize = 100;
+/// The most faults of one record that are reported.
+pub const MAX_REPORTED: usize = 20;
+
+const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
+/// The largest pattern, in bytes of its compiled form.
+const PATTERN_BYTES: usize = 1 << 20;
+/// The longest text of one reported fault, in characters.
+const MAX_DETAIL: usize = 300;
+
+/// A kind whose schema is compiled: what a record's decision is given.
+#[derive(Debug)]
+pub struct ValidatedKind {
+    /// Its definition.
+    pub definition: KindDefinition,
+    /// The version of the definition.
+    pub version: u64,
+    /// Whether there are to be no new records.
+    pub retired: bool,
+    /// Compiled. A schema that was registered can be; should a later program disagree, then no data satisfies it.
+    validator: Result<Validator, Vec<FieldError>>,
+}
+
+impl ValidatedKind {
+    /// Compiles the schema of `definition`.
+    pub fn new(definition: KindDefinition, version: u64, retired: bool) -> Self {
+        let validator = compile(&definition.schema);
+        Self { definition, version, retired, validator }
+    }
+
+    /// What is wrong with `data`: at most [`MAX_REPORTED`] faults, each with a pointer that begins with `/data`.
+    pub(super) fn check(&self, data: &Value) -> Result<(), Vec<FieldError>> {
+        let validator = self.validator.as_ref().map_err(Clone::clone)?;
+        let mut faults = Faults::default();
+        storable(data, &mut "/data".to_owned(), MAX_DATA_DEPTH, &mut faults);
+        let mut faults = faults.into_vec();
+        // Data that is too deep is not shown to the schema, which may recurse with it.
+        if faults.is_empty() {
+            let found = validator.iter_errors(data).take(MAX_REPORTED);
+            faults.extend(found.map(|error| FieldError {
+                pointer: format!("/data{}", error.instance_path()),
+                code: error.kind().keyword().to_owned().into(),
+                // Without the value: it may be large, and it may be nobody's business in a log.
+                detail: shortened(&error.masked().to_string()),
+            }));
+        }
+        faults.truncate(MAX_REPORTED);
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+}
+
+/// Compiles `schema`, or says what is wrong with it, with pointers that begin with `/schema`.
+pub fn compile(schema: &Value) -> Result<Validator, Vec<FieldError>> {
+    let mut faults = Faults::default();
+    storable(schema, &mut "/schema".to_owned(), MAX_SCHEMA_DEPTH, &mut faults);
+    let bytes = schema.to_string().len();
+    if bytes > MAX_SCHEMA_BYTES {
+        faults.add("/schema", "too_long", format!("is {bytes} bytes long; the limit is {MAX_SCHEMA_BYTES}"));
+    }
+    match schema {
+        Value::Object(fields) if fields.get("$schema").is_some_and(|dialect| dialect != DIALECT) => {
+            faults.add("/schema/$schema", "dialect", format!("must be {DIALECT} or missing"));
+        }
+        Value::Object(_) => {}
+        _ => faults.add("/schema", "type", "must be a JSON object"),
+    }
+    if faults.is_empty() {
+        only_refers_to_itself(schema, &mut "/schema".to_owned(), &mut faults);
+    }
+    faults.none_or(|faults| faults)?;
+    jsonschema::draft202012::options()
+        .offline()
+        .should_validate_formats(true)
+        .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES).dfa_size_limit(PATTERN_BYTES))
+        .build(schema)
+        .map_err(|error| {
+            vec![FieldError {
+                pointer: format!("/schema{}", error.instance_path()),
+                code: error.kind().keyword().to_owned().into(),
+                detail: shortened(&error.to_string()),
+            }]
+        })
+}
+
+/// References lead to a place inside the schema, so that what it means cannot change from outside.
+fn only_refers_to_itself(schema: &Value, path: &mut String, faults: &mut Faults) {
+    match schema {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                under(path, name, |path| {
+                    let outside = value.as_str().is_some_and(|target| !target.starts_with('#'));
+                    if outside && matches!(name.as_str(), "$ref" | "$dynamicRef") {
+                        let detail = "must begin with #: a schema refers only to itself";
+                        faults.add(path.clone(), "remote_reference", detail);
+                    }
+                    only_refers_to_itself(value, path, faults);
+                });
+            }
+        }
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                under(path, &index.to_string(), |path| only_refers_to_itself(item, path, faults));
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+fn shortened(text: &str) -> String {
+    if text.chars().count() <= MAX_DETAIL {
+        return text.to_owned();
+    }
+    text.chars().take(MAX_DETAIL).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use orgstream_events::Visibility;
+    use serde_json::json;
+
+    use super::*;
+
+    fn kind(schema: Value) -> ValidatedKind {
+        let definition = KindDefinition { title: "X".to_owned(), schema, visibility: Visibility::Private, cost: 1 };
+        ValidatedKind::new(definition, 1, false)
+    }
+
+    fn faults(schema: &Value) -> Vec<(String, String)> {
+        let faults = compile(schema).map(|_| ()).unwrap_err();
+        faults.into_iter().map(|fault| (fault.pointer, fault.code.into_owned())).collect()
+    }
+
+    #[test]
+    fn a_schema_is_valid_2020_12() {
+        assert!(compile(&json!({"type": "object", "$schema": DIALECT})).is_ok());
+        assert_eq!(faults(&json!({"type": "objekt"}))[0].0, "/schema/type");
+        assert_eq!(faults(&json!({"properties": {"a": {"minimum": "1"}}}))[0].0, "/schema/properties/a/minimum");
+        assert_eq!(faults(&json!(true)), [("/schema".to_owned(), "type".to_owned())]);
+        let old = json!({"$schema": "http://json-schema.org/draft-07/schema#"});
+        assert_eq!(faults(&old), [("/schema/$schema".to_owned(), "dialect".to_owned())]);
+    }
+
+    #[test]
+    fn a_kind_whose_schema_does_not_compile_takes_nothing() {
+        let found = kind(json!({"type": "objekt"})).check(&json!({})).unwrap_err();
+        assert_eq!(found[0].pointer, "/schema/type");
+    }
+
+    #[test]
+    fn a_schema_refers_only_to_itself() {
+        assert!(
+            compile(&json!({"$defs": {"a": {"type": "string"}}, "properties": {"x": {"$ref": "#/$defs/a"}}})).is_ok()
+        );
+        for target in ["https://example.com/a.json", "file:///etc/passwd", "other.json"] {
+            let found = faults(&json!({"properties": {"x": {"$ref": target}}}));
+            assert_eq!(found, [("/schema/properties/x/$ref".to_owned(), "remote_reference".to_owned())]);
+        }
+        assert!(compile(&json!({"$ref": "#/$defs/missing"})).is_err());
+    }
+
+    #[test]
+    fn a_schema_is_bounded() {
+        assert_eq!(faults(&json!({"description": "x".repeat(MAX_SCHEMA_BYTES)}))[0].1, "too_long");
+        let deep = (0..MAX_SCHEMA_DEPTH).fold(json!({}), |inner, _| json!({"not": inner}));
+        assert_eq!(faults(&deep)[0].1, "too_deep");
+        assert!(compile(&json!({"pattern": "(?:a{1000}){1000}"})).is_err());
+    }
+
+    #[test]
+    fn a_schema_that_circles_ends_nothing() {
+        for schema in [
+            json!({"$ref": "#"}),
+            json!({"allOf": [{"$ref": "#"}]}),
+            json!({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}),
+            json!({"$defs": {"a": {"not": {"$ref": "#/$defs/a"}}}, "$ref": "#/$defs/a"}),
+            json!({"anyOf": [{"$dynamicRef": "#"}]}),
+        ] {
+            let _ = compile(&schema).map(|validator| validator.is_valid(&json!({"a": 1})));
+        }
+    }
+
+    #[test]
+    fn a_pattern_takes_linear_time() {
+        let slow = kind(json!({"properties": {"a": {"pattern": "^(a+)+$"}}}));
+        let text = "a".repeat(50_000) + "!";
+        assert_eq!(slow.check(&json!({"a": text})).unwrap_err()[0].code, "pattern");
+        assert!(compile(&json!({"pattern": "(?=a)b"})).is_err(), "look-around needs backtracking");
+    }
+
+    #[test]
+    fn faults_point_into_the_data_and_do_not_repeat_it() {
+        let kind =
+            kind(json!({"properties": {"score": {"maximum": 1}, "a/b": {"type": "string"}}, "required": ["id"]}));
+        let faults = kind.check(&json!({"score": 1234, "a/b": 5678})).unwrap_err();
+        let mut found: Vec<_> = faults.iter().map(|fault| (fault.pointer.as_str(), &*fault.code)).collect();
+        found.sort_unstable();
+        assert_eq!(found, [("/data", "required"), ("/data/a~1b", "type"), ("/data/score", "maximum")]);
+        assert!(!format!("{faults:?}").contains("1234"), "{faults:?}");
+    }
+
+    #[test]
+    fn at_most_twenty_faults_are_reported() {
+        let kind = kind(json!({"items": {"type": "string"}}));
+        assert_eq!(kind.check(&json!(vec![1; 100])).unwrap_err().len(), MAX_REPORTED);
+        assert_eq!(kind.check(&json!(vec!["\0"; 100])).unwrap_err().len(), MAX_REPORTED);
+    }
+
+    #[test]
+    fn data_that_recurses_with_its_schema_is_bounded() {
+        let kind = kind(json!({"properties": {"next": {"$ref": "#"}}}));
+        let deep = |depth| (0..depth).fold(json!({}), |inner, _| json!({"next": inner}));
+        assert!(kind.check(&deep(MAX_DATA_DEPTH - 1)).is_ok());
+        assert_eq!(kind.check(&deep(MAX_DATA_DEPTH)).unwrap_err()[0].code, "too_deep");
+    }
+}

@@ -1,0 +1,44 @@
+//! The given / when / then of every aggregate's tests.
+
+use orgstream_events::{CommandId, OrgId, Timestamp};
+
+use crate::{Aggregate, Facts, Rejection};
+
+/// The facts of every test: the first second of 2024.
+pub(crate) fn facts() -> Facts {
+    let now = Timestamp::from_unix_ms(1_704_067_200_000);
+    let org = OrgId::fresh(1_700_000_000_000, [1; 10]);
+    Facts { now, command_id: CommandId::fresh(now.unix_ms(), [2; 10]), org }
+}
+
+/// What is decided about `command` after `events`.
+pub(crate) fn given<A: Aggregate>(events: &[A::Event]) -> Given<A> {
+    let mut state = A::default();
+    for event in events {
+        state.apply(event);
+    }
+    Given(state)
+}
+
+pub(crate) struct Given<A>(pub(crate) A);
+
+impl<A: Aggregate> Given<A> {
+    pub(crate) fn when(&self, command: A::Command) -> Result<Vec<A::Event>, A::Error> {
+        self.0.decide(command, &facts())
+    }
+}
+
+/// The rejection that a refusal becomes.
+pub(crate) fn rejection<T: std::fmt::Debug, E: Into<Rejection>>(result: Result<T, E>) -> Rejection {
+    match result {
+        Ok(events) => panic!("accepted: {events:?}"),
+        Err(error) => error.into(),
+    }
+}
+
+/// The pointers and codes of a refusal for its fields.
+pub(crate) fn fields<T: std::fmt::Debug, E: Into<Rejection>>(result: Result<T, E>) -> Vec<(String, String)> {
+    let rejection = rejection(result);
+    assert_eq!(rejection.code, "validation_error", "{rejection}");
+    rejection.errors.into_iter().map(|error| (error.pointer, error.code.into_owned())).collect()
+}

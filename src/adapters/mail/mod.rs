@@ -1,0 +1,107 @@
+//! Mails that leave: what goes where, by SMTP or into a folder, and the loop that sends what the read models say is due.
+
+mod invitation;
+
+use std::{fmt, os::unix::fs::PermissionsExt, path::Path};
+
+use anyhow::{Context, bail};
+use lettre::{
+    AsyncFileTransport, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
+    message::{Body, Mailbox, header::ContentTransferEncoding},
+};
+
+pub use invitation::Invite;
+
+/// Where mails go, and what is the same in all of them.
+#[derive(Clone)]
+pub struct Mailer {
+    way: Way,
+    from: Mailbox,
+    /// Where whoever was invited goes; `{token}` stands for the token.
+    link: String,
+}
+
+#[derive(Clone)]
+enum Way {
+    Smtp(AsyncSmtpTransport<Tokio1Executor>),
+    /// One file for each mail.
+    Folder(AsyncFileTransport<Tokio1Executor>),
+}
+
+impl fmt::Debug for Mailer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The way holds a password.
+        f.debug_struct("Mailer").field("from", &self.from).field("link", &self.link).finish_non_exhaustive()
+    }
+}
+
+/// Why a mail did not leave.
+#[derive(Debug, thiserror::Error)]
+pub enum MailError {
+    /// It never will.
+    #[error("{0}")]
+    Refused(String),
+    /// It may, later.
+    #[error("{0}")]
+    NotNow(String),
+}
+
+impl Mailer {
+    /// A mailer as the settings say; none when they name no way.
+    ///
+    /// `link` is where whoever was invited goes; `{token}` stands for the token.
+    pub fn new(smtp: Option<&str>, folder: Option<&Path>, from: &str, link: &str) -> anyhow::Result<Option<Self>> {
+        let way = match (smtp, folder) {
+            (Some(_), Some(_)) => bail!("mails go to --smtp-url or to --mail-folder, not to both"),
+            (Some(url), None) => {
+                // The URL is not repeated: it may hold a password.
+                let smtp = AsyncSmtpTransport::<Tokio1Executor>::from_url(url);
+                Way::Smtp(
+                    smtp.context("--smtp-url (ORGSTREAM_SMTP_URL) is not like smtps://user:password@host")?.build(),
+                )
+            }
+            (None, Some(folder)) => Way::folder(folder)?,
+            (None, None) => return Ok(None),
+        };
+        let from = from.parse().context("--mail-from (ORGSTREAM_MAIL_FROM) is not an address")?;
+        if !link.contains("{token}") {
+            bail!("--invitation-link (ORGSTREAM_INVITATION_LINK) must have {{token}} where the token goes");
+        }
+        Ok(Some(Self { way, from, link: link.to_owned() }))
+    }
+
+    async fn send(&self, mail: Message) -> Result<(), MailError> {
+        match &self.way {
+            Way::Smtp(smtp) => match smtp.send(mail).await {
+                Ok(_) => Ok(()),
+                Err(error) => {
+                    // What a server says of an address has the address in it, which is nothing for a log.
+                    let said = error.status().map(|code| format!("the mail server answers {code}"));
+                    let reason = said.unwrap_or_else(|| error.to_string());
+                    Err(if error.is_permanent() { MailError::Refused(reason) } else { MailError::NotNow(reason) })
+                }
+            },
+            Way::Folder(folder) => {
+                folder.send(mail).await.map(|_| ()).map_err(|error| MailError::NotNow(error.to_string()))
+            }
+        }
+    }
+}
+
+impl Way {
+    /// The text as it travels. In a file it lies as it is, for people to read.
+    fn encoded(&self, text: String) -> Body {
+        match self {
+            Self::Smtp(_) => Body::new(text),
+            Self::Folder(_) => Body::dangerous_pre_encoded(text.into_bytes(), ContentTransferEncoding::EightBit),
+        }
+    }
+
+    /// The folder, made if it is not there. Tokens lie in it, so it is its owner's alone.
+    fn folder(folder: &Path) -> anyhow::Result<Self> {
+        let refused = || format!("the mail folder {} cannot be used", folder.display());
+        std::fs::create_dir_all(folder).with_context(refused)?;
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)).with_context(refused)?;
+        Ok(Self::Folder(AsyncFileTransport::new(folder)))
+    }
+}

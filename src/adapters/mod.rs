@@ -1,0 +1,6 @@
+//! What is outside: mail servers, DNS, identity providers, addresses that customers choose.
+
+pub mod dns;
+pub(crate) mod egress;
+pub mod identity_provider;
+pub mod mail;

@@ -1,0 +1,358 @@
+//! What handlers are handed: proof of who asks and in which org, ids, queries and bodies. Whatever is wrong with a
+//! request is said here, before a handler runs.
+
+use std::{fmt::Display, str::FromStr, sync::Arc};
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, MatchedPath, RawPathParams, Request as HttpRequest},
+    http::{HeaderMap, HeaderName, header, request::Parts},
+};
+use futures_util::StreamExt;
+use orgstream_domain::Command;
+use orgstream_events::{AccessEvent, AuditRead, BreakGlassUsed};
+use orgstream_projections::BoundOrg;
+use serde::de::DeserializeOwned;
+
+use super::{
+    active_org, conditional, cookie,
+    guard::Guard,
+    middleware::RequestInfo,
+    policy::{self, Policy, RoutePolicy, Shape},
+};
+use crate::{
+    api::{
+        body::read_parameters,
+        command_body as submission,
+        command_body::{Format, MAX_BODY},
+        http::App,
+    },
+    app::{access_log::Attempt, problem::Problem, submit::Origin},
+    auth::{Access, AuthError, Principal, authenticator::OrgName},
+    commands::request::{Accepted, Request},
+};
+
+/// How much of a body that is too large is still read, so that its sender gets to read the answer.
+const DRAIN: usize = 16 << 20;
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// Headers that may say again which org is meant.
+const ORG_ASSERTIONS: [HeaderName; 2] = [HeaderName::from_static("x-tenant-id"), HeaderName::from_static("x-org-id")];
+
+/// A header is wrong.
+pub fn invalid_header(name: &str, rule: &str) -> Problem {
+    Problem::new(400, "invalid_header", "Invalid header", format!("{name}: {rule}"))
+}
+
+/// The text of a header that may come once.
+pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next();
+    if values.next().is_some() {
+        return Err(invalid_header(name.as_str(), "must not come twice"));
+    }
+    let text = first.map(|value| value.to_str().map_err(|_| invalid_header(name.as_str(), "must be visible ASCII")));
+    text.transpose()
+}
+
+/// The route's own entry in the table.
+fn policy_of(parts: &Parts) -> Result<RoutePolicy, Problem> {
+    let path = parts.extensions.get::<MatchedPath>();
+    let found = path.and_then(|path| policy::of(&parts.method, path.as_str()));
+    found.ok_or_else(|| Problem::internal(&format!("{} {} has no policy", parts.method, parts.uri.path())))
+}
+
+/// What is known of the request besides what it says.
+pub fn info(parts: &Parts) -> RequestInfo {
+    parts.extensions.get::<RequestInfo>().cloned().unwrap_or_default()
+}
+
+/// The named parameters of the path.
+async fn path_params(parts: &mut Parts, app: &Arc<App>) -> Result<Vec<(String, String)>, Problem> {
+    let raw = RawPathParams::from_request_parts(parts, app).await;
+    let raw = raw.map_err(|error| Problem::invalid_parameter("path", &error.body_text()))?;
+    Ok(raw.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+}
+
+/// The organization, as the path names it.
+fn named_org(params: &[(String, String)]) -> Option<&str> {
+    params.iter().find(|(name, _)| name == "org").map(|(_, value)| value.as_str())
+}
+
+/// Somebody who proved who they are.
+pub struct SignedIn(pub Principal);
+
+impl FromRequestParts<Arc<App>> for SignedIn {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let policy = policy_of(parts)?.policy;
+        let credential = cookie::credential(parts)?;
+        let origin = info(parts).origin();
+        let params = path_params(parts, app).await.unwrap_or_default();
+        let place = named_org(&params).and_then(|name| OrgName::parse(name).ok());
+        let principal = app.auth.principal_at(credential.as_deref(), place.as_ref()).await;
+        let refused = |error| app.gateway.notes().refused(error, &origin);
+        let mut principal = principal.map_err(refused)?;
+        app.auth.keys().admit(&principal, &origin.context).map_err(refused)?;
+        if policy_of(parts)?.shape != Shape::Tail {
+            info(parts).hold([app.bounds.request_of_caller(&principal.actor().id)?]);
+        }
+        active_org::note(app, parts, &mut principal).await?;
+        match policy {
+            Policy::SignedIn | Policy::Org(_) | Policy::OrgCommands => Ok(Self(principal)),
+            Policy::Operator if principal.operator().is_some() => Ok(Self(principal)),
+            Policy::Operator => {
+                let problem = Problem::new(403, "forbidden", "Not allowed", "only the platform's operator may do this");
+                let attempt = Attempt { target: policy.subject(), asked: None };
+                app.gateway.notes().turned_away(&principal, &origin, attempt, &problem);
+                Err(problem)
+            }
+            Policy::Public => Err(Problem::internal(&"a public route asks who is there")),
+        }
+    }
+}
+
+/// Somebody in the organization of the path, with the permission of the route.
+pub struct OrgAccess {
+    /// The proof.
+    pub access: Access,
+    /// Whose proof it is.
+    pub principal: Principal,
+}
+
+impl FromRequestParts<Arc<App>> for OrgAccess {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let SignedIn(principal) = SignedIn::from_request_parts(parts, app).await?;
+        let params = path_params(parts, app).await?;
+        let named = named_org(&params);
+        let name =
+            OrgName::parse(named.unwrap_or_default()).map_err(|rule| Problem::invalid_parameter("org", &rule))?;
+        if name == OrgName::Current {
+            // One address for several organizations: what a client has of one tells nothing of another.
+            parts.headers.remove(header::IF_NONE_MATCH);
+        }
+        let (RoutePolicy { policy, story, shape, .. }, origin, notes) =
+            (policy_of(parts)?, info(parts).origin(), app.gateway.notes());
+        let attempt = Attempt { target: policy.subject(), asked: named };
+        let access = app.auth.access(&principal, &name).await.map_err(|error| {
+            let problem = Problem::from(error);
+            notes.turned_away(&principal, &origin, attempt, &problem);
+            problem
+        })?;
+        let not_allowed = |asked, error: AuthError| {
+            let problem = Problem::from(error);
+            notes.not_allowed(&access, &origin, Attempt { asked, ..attempt }, &problem);
+            problem
+        };
+        for header in ORG_ASSERTIONS {
+            if let Some(text) = header_text(&parts.headers, &header)? {
+                let asserted = match OrgName::parse(text) {
+                    Ok(OrgName::Id(org)) => Some(org),
+                    Ok(OrgName::Slug(slug)) => app.db.org_of_slug(&slug).await?,
+                    Ok(OrgName::Current) => Some(access.org()),
+                    Err(rule) => return Err(invalid_header(header.as_str(), &rule)),
+                };
+                if asserted != Some(access.org()) {
+                    return Err(not_allowed(Some(text), AuthError::TenantMismatch));
+                }
+            }
+        }
+        match policy {
+            Policy::Org(permission) => {
+                access.require(permission).map_err(|error| not_allowed(named, error))?;
+                if let Some(id) = access.glass().filter(|_| !permission.is_operators()) {
+                    let (route, path) = (origin.route.clone(), parts.uri.path().to_owned());
+                    let used = AccessEvent::BreakGlassUsed(BreakGlassUsed { id, route, path });
+                    notes.write_down(access.bound(), access.actor(), &origin, used).await?;
+                } else if story == policy::AUDIT_READ {
+                    let (route, query) = (origin.route.clone(), parts.uri.query().map(str::to_owned));
+                    let read = AccessEvent::AuditRead(AuditRead { route, query, repeated: 1 });
+                    notes.note(access.bound(), access.actor(), &origin, read);
+                }
+            }
+            Policy::OrgCommands => {}
+            Policy::Public | Policy::SignedIn | Policy::Operator => {
+                return Err(Problem::internal(&"a route without an organization asks for one"));
+            }
+        }
+        info(parts).found(access.org());
+        if shape == Shape::Tail {
+            info(parts).hold(app.bounds.stream(&principal.actor().id, access.org())?);
+        } else {
+            info(parts).hold([app.bounds.request_of_org(access.org())?]);
+        }
+        let permission = if let Policy::Org(permission) = policy { Some(permission) } else { None };
+        let credential = cookie::credential(parts)?.unwrap_or_default();
+        info(parts).let_in(Guard::new(Arc::clone(app), credential, access.org(), permission, &principal));
+        if principal.operator().is_some() && app.log.placement(access.org()).await?.is_none() {
+            // An operator may act in every organization, but not in one that does not exist.
+            return Err(Problem::not_found());
+        }
+        Ok(Self { access, principal })
+    }
+}
+
+/// Somebody who sends commands, and what the headers say about them.
+pub struct Writer {
+    /// The proof.
+    pub access: Access,
+    /// How the request came.
+    pub origin: Origin,
+    /// Under which idempotency key.
+    pub key: Option<String>,
+    /// The versions that the caller saw, any of them; none is all.
+    pub expected: Vec<u64>,
+}
+
+/// The idempotency key of the headers.
+pub fn idempotency_key(parts: &Parts) -> Result<Option<String>, Problem> {
+    header_text(&parts.headers, &IDEMPOTENCY_KEY)?.map(submission::idempotency_key).transpose()
+}
+
+impl Writer {
+    fn new(access: Access, parts: &Parts) -> Result<Self, Problem> {
+        Ok(Self {
+            access,
+            origin: info(parts).origin(),
+            key: idempotency_key(parts)?,
+            expected: conditional::if_match(&parts.headers)?,
+        })
+    }
+
+    /// Carries out one command.
+    pub async fn submit(&self, app: &App, command: impl Into<Command>) -> Result<Accepted, Problem> {
+        let command = command.into();
+        self.carry_out(app, Request { idempotency_key: self.key.clone(), ..command.into() }).await
+    }
+
+    /// Carries out one request, if the thing is at one of the versions that the caller saw. One is tried after the other: a
+    /// command that is refused for its version has done nothing.
+    pub async fn carry_out(&self, app: &App, request: Request) -> Result<Accepted, Problem> {
+        let Some((last, others)) = self.expected.split_last() else {
+            return app.gateway.submit(&self.access, &self.origin, request).await;
+        };
+        for version in others {
+            let request = Request { expected_version: Some(*version), ..request.clone() };
+            match app.gateway.submit(&self.access, &self.origin, request).await {
+                Err(problem) if problem.status == 412 => {}
+                outcome => return outcome,
+            }
+        }
+        let request = Request { expected_version: Some(*last), ..request };
+        app.gateway.submit(&self.access, &self.origin, request).await
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Writer {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let OrgAccess { access, .. } = OrgAccess::from_request_parts(parts, app).await?;
+        Self::new(access, parts)
+    }
+}
+
+/// An operator who changes what all organizations share.
+pub struct PlatformWriter(pub Writer);
+
+impl FromRequestParts<Arc<App>> for PlatformWriter {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let SignedIn(principal) = SignedIn::from_request_parts(parts, app).await?;
+        let access = app.auth.platform(&principal)?;
+        Writer::new(access, parts).map(Self)
+    }
+}
+
+/// The last parameter of the path: the one thing that the request is about.
+pub struct Item<T>(pub T);
+
+impl<T> FromRequestParts<Arc<App>> for Item<T>
+where
+    T: FromStr + Send,
+    T::Err: Display,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let params = path_params(parts, app).await?;
+        let (name, text) = params.last().ok_or_else(|| Problem::internal(&"the path names no item"))?;
+        text.parse().map(Self).map_err(|error: T::Err| Problem::invalid_parameter(name, &error.to_string()))
+    }
+}
+
+/// The query. Parameters that the documentation does not know never get here.
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Problem> {
+        let parameters = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
+        let axum::extract::Query(parameters) =
+            parameters.map_err(|_| Problem::invalid_parameter("query", "must be names and values: a=1&b=2"))?;
+        read_parameters(parameters).map(Self).map_err(|misfit| {
+            let (name, rule) = misfit.named();
+            Problem::invalid_parameter(name, rule)
+        })
+    }
+}
+
+/// A JSON body of a known shape.
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: HttpRequest, app: &Arc<App>) -> Result<Self, Problem> {
+        let (format, bytes) = read_body(app, request).await?;
+        match format {
+            Format::Json => submission::parse_json(&bytes).map(Self),
+            Format::MessagePack => Err(Problem::unsupported("this route takes application/json")),
+        }
+    }
+}
+
+/// The body, not longer than the limit, and what its sender says it is. Nothing of it is read before there is room for it,
+/// which it has until the request is carried out.
+pub async fn read_body(app: &App, request: HttpRequest) -> Result<(Format, Bytes), Problem> {
+    let (parts, body) = request.into_parts();
+    let content_type = header_text(&parts.headers, &header::CONTENT_TYPE)?;
+    let format = match content_type {
+        None => Err(Problem::unsupported("send the header Content-Type: application/json")),
+        Some(text) => Format::from_content_type(text),
+    };
+    let format = match header_text(&parts.headers, &header::CONTENT_ENCODING)? {
+        Some(encoding) if !encoding.trim().eq_ignore_ascii_case("identity") => {
+            Err(Problem::unsupported("send the body as it is: without Content-Encoding, or with identity"))
+        }
+        _ => format,
+    };
+    let announced =
+        header_text(&parts.headers, &header::CONTENT_LENGTH)?.and_then(|length| length.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > MAX_BODY) && parts.headers.contains_key(header::EXPECT) {
+        // The sender waits for a word before it sends the body, so there is nothing to read away.
+        return Err(submission::body_too_large());
+    }
+    let info = info(&parts);
+    info.hold_room(app.bounds.body(info.org(), announced.unwrap_or(MAX_BODY).min(MAX_BODY)).await?);
+    let mut body = body.into_data_stream();
+    let mut bytes = Vec::with_capacity(announced.unwrap_or_default().min(MAX_BODY));
+    let mut size = 0;
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|error| Problem::bad_request(format!("the body broke off: {error}")))?;
+        size += chunk.len();
+        if size <= MAX_BODY {
+            bytes.extend_from_slice(&chunk);
+        } else if size > DRAIN {
+            break;
+        }
+    }
+    if size > MAX_BODY { Err(submission::body_too_large()) } else { Ok((format?, bytes.into())) }
+}
+
+/// What all organizations share, for everybody to read.
+pub const PLATFORM: BoundOrg = BoundOrg::platform();

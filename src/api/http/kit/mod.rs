@@ -1,0 +1,20 @@
+//! What every route is made of: who asks, in which shape, how much, and what is answered.
+
+pub mod active_org;
+pub mod ahead;
+pub mod bounds;
+pub mod compress;
+pub mod conditional;
+pub mod cookie;
+pub mod extract;
+pub mod guard;
+pub mod looks;
+pub mod middleware;
+pub mod openapi;
+pub mod page;
+pub mod permission_table;
+pub mod policy;
+pub mod proxies;
+pub mod reply;
+pub mod server;
+pub mod wait;

@@ -1,0 +1,78 @@
+//! Who may do what, as a page for people: `docs/permissions.md`, written from the tables that the program itself obeys.
+
+use std::fmt::Write;
+
+use orgstream_domain::{Command, Permission};
+use orgstream_events::Role;
+
+use super::policy::{Policy, ROUTES, Story};
+
+const HEAD: &str = "\
+# Permissions
+
+Written by the program from the tables that its routes, its NATS subjects and this page share; a test compares it with them.
+`DOCS_WRITE=1 cargo nextest run -p orgstream --test it permissions_page` writes it anew.
+
+What is in neither table is allowed to nobody. An API key has a role and may have scopes: then it may do what its role may
+*and* its scopes name, and gives nobody more than that. What is an operator's is done with an operator's token; what else a
+tenant has, an operator reads only behind broken glass (`POST /v1/organizations/{org}/break-glass`), and those permissions are marked *glass*.
+";
+
+/// The page.
+pub fn permissions_page() -> String {
+    let mut page = HEAD.to_owned();
+    page.push_str("\n## Permissions and roles\n\n| permission |");
+    for role in Role::BUILT_IN {
+        let _ = write!(page, " {role} |");
+    }
+    page.push_str(" operator |\n|---|---|---|---|---|---|---|\n");
+    for permission in Permission::ALL {
+        let _ = write!(page, "| `{permission}` |");
+        for role in Role::BUILT_IN {
+            page.push_str(if permission.is_granted_to(role) { " yes |" } else { " |" });
+        }
+        page.push_str(match (permission.is_operators() || is_platforms(*permission), permission.is_reading()) {
+            (true, _) => " yes |\n",
+            (false, true) => " glass |\n",
+            (false, false) => " |\n",
+        });
+    }
+    page.push_str("\n## Commands\n\nBy `POST /v1/organizations/{org}/commands`, and by NATS on `cmd.<org>`.\n\n");
+    page.push_str("| command | permission | in the audit log |\n|---|---|---|\n");
+    for spec in Command::SPECS {
+        let who = spec.requires.permission().map_or("a person, for themselves".to_owned(), code);
+        let _ = writeln!(page, "| `{}` | {who} | `{}` |", spec.name, spec.events.join("`, `"));
+    }
+    page.push_str("\n## Routes\n\n| route | who | in the audit log |\n|---|---|---|\n");
+    for route in ROUTES {
+        let _ = writeln!(page, "| `{} {}` | {} | {} |", route.method, route.path, who(route.policy), told(route.story));
+    }
+    page
+}
+
+fn code(permission: Permission) -> String {
+    format!("`{permission}`")
+}
+
+/// Whether it is about the platform's own organization, which is the operator's.
+fn is_platforms(permission: Permission) -> bool {
+    !Role::BUILT_IN.into_iter().any(|role| permission.is_granted_to(role))
+}
+
+fn who(policy: Policy) -> String {
+    match policy {
+        Policy::Public => "everybody".to_owned(),
+        Policy::SignedIn => "whoever proves who they are".to_owned(),
+        Policy::Operator => "operators".to_owned(),
+        Policy::Org(permission) => code(permission),
+        Policy::OrgCommands => "by command".to_owned(),
+    }
+}
+
+fn told(story: Story) -> String {
+    match story {
+        Story::Events => "what was done".to_owned(),
+        Story::Fact(name) => format!("`{name}`"),
+        Story::Reading | Story::Outside => String::new(),
+    }
+}

@@ -1,0 +1,213 @@
+//! Every route there is, and who may use it: the one table that the extractors obey, the documentation quotes and a
+//! test compares with the router. A route that is missing here answers nobody.
+
+use std::{collections::HashMap, sync::LazyLock};
+
+use axum::http::Method;
+use orgstream_domain::Permission;
+use orgstream_events::Pipeline;
+
+/// Who may use a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// Everybody, without a credential.
+    Public,
+    /// Everybody who proves who they are.
+    SignedIn,
+    /// The platform's operators.
+    Operator,
+    /// Whoever has this permission in the organization of the path.
+    Org(Permission),
+    /// Whoever is in the organization of the path; every command then needs its own permission.
+    OrgCommands,
+}
+
+impl Policy {
+    /// What kind of thing the route is about.
+    pub fn subject(self) -> &'static str {
+        match self {
+            Self::Public | Self::SignedIn => "",
+            Self::Operator => "platform",
+            Self::Org(permission) => permission.subject(),
+            Self::OrgCommands => "commands",
+        }
+    }
+}
+
+/// What a route does, as far as its headers go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Reads what a pipeline made: `Min-Position`, `Prefer`, `If-None-Match`, `Projection-Position`.
+    View(Pipeline),
+    /// Makes something new: `Idempotency-Key`, `Stream-Position`.
+    Create,
+    /// Changes something that is there: `If-Match` besides.
+    Change,
+    /// Commands, which say themselves what they do.
+    Commands,
+    /// Follows what happens: `Last-Event-ID`.
+    Tail,
+    /// Answers without any of these.
+    Plain,
+}
+
+/// What the audit log of the organization tells of a request by this route, besides that somebody was turned away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Story {
+    /// What was done: the events of the command.
+    Events,
+    /// This fact about access.
+    Fact(&'static str),
+    /// Nothing: it shows what the organization has, and changes nothing.
+    Reading,
+    /// Nothing: no organization has a part in it.
+    Outside,
+}
+
+/// One route.
+#[derive(Debug, Clone, Copy)]
+pub struct RoutePolicy {
+    /// The HTTP method.
+    pub method: &'static str,
+    /// The path as the router has it.
+    pub path: &'static str,
+    /// Who may use it.
+    pub policy: Policy,
+    /// What it does.
+    pub shape: Shape,
+    /// What is told of it.
+    pub story: Story,
+}
+
+const READ: Shape = Shape::View(Pipeline::ReadModels);
+const AUDIT: Shape = Shape::View(Pipeline::Audit);
+
+/// The contents of the audit log were shown.
+pub const AUDIT_READ: Story = Story::Fact("access.audit_read");
+const AUDIT_EXPORTED: Story = Story::Fact("access.audit_exported");
+
+const fn route(method: &'static str, path: &'static str, policy: Policy, shape: Shape, story: Story) -> RoutePolicy {
+    RoutePolicy { method, path, policy, shape, story }
+}
+
+use Permission as P;
+use Policy::{Operator, Org, OrgCommands, Public, SignedIn};
+use Shape::{Change, Commands, Create, Plain, Tail};
+use Story::{Events, Fact, Outside, Reading};
+
+/// The table.
+pub const ROUTES: &[RoutePolicy] = &[
+    route("GET", "/healthz", Public, Plain, Outside),
+    route("GET", "/readyz", Public, Plain, Outside),
+    route("GET", "/metrics", Operator, Plain, Outside),
+    route("GET", "/openapi.json", Public, Plain, Outside),
+    route("GET", "/v1/me", SignedIn, Plain, Outside),
+    route("GET", "/v1/me/memberships", SignedIn, Plain, Outside),
+    route("GET", "/v1/sessions", SignedIn, Plain, Outside),
+    route("POST", "/v1/sessions", SignedIn, Plain, Fact("access.signed_in")),
+    route("DELETE", "/v1/sessions/{session}", SignedIn, Plain, Outside),
+    route("GET", "/v1/session", SignedIn, Plain, Outside),
+    route("PUT", "/v1/session/active-org", SignedIn, Plain, Fact("access.org_switched")),
+    route("POST", "/api/v1/tenants/", SignedIn, Create, Events),
+    route("POST", "/api/v1/tenants", SignedIn, Create, Events),
+    route("GET", "/v1/kinds", Public, READ, Outside),
+    route("POST", "/v1/kinds", Operator, Create, Events),
+    route("GET", "/v1/kinds/{kind}", Public, READ, Outside),
+    route("PATCH", "/v1/kinds/{kind}", Operator, Change, Events),
+    route("DELETE", "/v1/kinds/{kind}", Operator, Change, Events),
+    route("POST", "/v1/kinds/{kind}/restore", Operator, Change, Events),
+    route("POST", "/v1/leaked-keys", Public, Plain, Events),
+    route("POST", "/v1/nats-credentials", SignedIn, Plain, Fact("access.nats_credentials_issued")),
+    route("GET", "/v1/platform/caches", Operator, Plain, Outside),
+    route("GET", "/v1/platform/lag", Operator, Plain, Outside),
+    route("POST", "/v1/invitations/accept", SignedIn, Create, Events),
+    route("POST", "/v1/organizations", SignedIn, Create, Events),
+    route("GET", "/v1/organizations/{org}", Org(P::ReadOrganization), READ, Reading),
+    route("PATCH", "/v1/organizations/{org}", Org(P::ManageOrganization), Change, Events),
+    route("PATCH", "/v1/organizations/{org}/settings", Org(P::ManageOrganization), Change, Events),
+    route("POST", "/v1/organizations/{org}/upgrade", Org(P::ManageOrganization), Change, Events),
+    route("POST", "/v1/organizations/{org}/suspend", Org(P::Suspend), Change, Events),
+    route("POST", "/v1/organizations/{org}/resume", Org(P::Suspend), Change, Events),
+    route("PUT", "/v1/organizations/{org}/plan", Org(P::ManagePlan), Change, Events),
+    route("PUT", "/v1/organizations/{org}/limits", Org(P::ManagePlan), Change, Events),
+    route("GET", "/v1/organizations/{org}/usage", Org(P::ReadOrganization), READ, Reading),
+    route("POST", "/v1/organizations/{org}/commands", OrgCommands, Commands, Events),
+    route("GET", "/v1/organizations/{org}/members", Org(P::ReadMembers), READ, Reading),
+    route("POST", "/v1/organizations/{org}/members", Org(P::ManageMembers), Create, Events),
+    route("GET", "/v1/organizations/{org}/members/{member}", Org(P::ReadMembers), READ, Reading),
+    route("PATCH", "/v1/organizations/{org}/members/{member}", Org(P::ManageMembers), Change, Events),
+    route("DELETE", "/v1/organizations/{org}/members/{member}", Org(P::ManageMembers), Change, Events),
+    route("GET", "/v1/organizations/{org}/invitations", Org(P::ManageMembers), READ, Reading),
+    route("POST", "/v1/organizations/{org}/invitations", Org(P::ManageMembers), Create, Events),
+    route("GET", "/v1/organizations/{org}/invitations/{invitation}", Org(P::ManageMembers), READ, Reading),
+    route("DELETE", "/v1/organizations/{org}/invitations/{invitation}", Org(P::ManageMembers), Change, Events),
+    route("POST", "/v1/organizations/{org}/invitations/{invitation}/resend", Org(P::ManageMembers), Change, Events),
+    route("GET", "/v1/organizations/{org}/roles", Org(P::ReadMembers), READ, Reading),
+    route("POST", "/v1/organizations/{org}/roles", Org(P::ManageRoles), Create, Events),
+    route("GET", "/v1/organizations/{org}/roles/{role}", Org(P::ReadMembers), READ, Reading),
+    route("PATCH", "/v1/organizations/{org}/roles/{role}", Org(P::ManageRoles), Change, Events),
+    route("DELETE", "/v1/organizations/{org}/roles/{role}", Org(P::ManageRoles), Change, Events),
+    route("GET", "/v1/organizations/{org}/domains", Org(P::ManageDomains), READ, Reading),
+    route("POST", "/v1/organizations/{org}/domains", Org(P::ManageDomains), Create, Events),
+    route("GET", "/v1/organizations/{org}/domains/{domain}", Org(P::ManageDomains), READ, Reading),
+    route("DELETE", "/v1/organizations/{org}/domains/{domain}", Org(P::ManageDomains), Change, Events),
+    route("POST", "/v1/organizations/{org}/domains/{domain}/verify", Org(P::ManageDomains), Change, Events),
+    route("GET", "/v1/organizations/{org}/sso-connections", Org(P::ManageSso), READ, Reading),
+    route("POST", "/v1/organizations/{org}/sso-connections", Org(P::ManageSso), Create, Events),
+    route("GET", "/v1/organizations/{org}/sso-connections/{connection}", Org(P::ManageSso), READ, Reading),
+    route("DELETE", "/v1/organizations/{org}/sso-connections/{connection}", Org(P::ManageSso), Change, Events),
+    route("PUT", "/v1/organizations/{org}/sso-connections/{connection}/default", Org(P::ManageSso), Change, Events),
+    route("GET", "/v1/organizations/{org}/api-keys", Org(P::ReadKeys), READ, Reading),
+    route("POST", "/v1/organizations/{org}/api-keys", Org(P::ManageKeys), Create, Events),
+    route("GET", "/v1/organizations/{org}/api-keys/{key}", Org(P::ReadKeys), READ, Reading),
+    route("DELETE", "/v1/organizations/{org}/api-keys/{key}", Org(P::ManageKeys), Change, Events),
+    route("POST", "/v1/organizations/{org}/api-keys/{key}/rotate", Org(P::ManageKeys), Change, Events),
+    route("GET", "/v1/organizations/{org}/records", Org(P::ReadRecords), READ, Reading),
+    route("POST", "/v1/organizations/{org}/records", Org(P::WriteRecords), Create, Events),
+    route("GET", "/v1/organizations/{org}/records/{record}", Org(P::ReadRecords), READ, Reading),
+    route("PUT", "/v1/organizations/{org}/records/{record}", Org(P::WriteRecords), Change, Events),
+    route("DELETE", "/v1/organizations/{org}/records/{record}", Org(P::WriteRecords), Change, Events),
+    route("GET", "/v1/organizations/{org}/audit/events", Org(P::ReadAudit), AUDIT, AUDIT_READ),
+    route("GET", "/v1/organizations/{org}/audit/events/{event}", Org(P::ReadAudit), AUDIT, AUDIT_READ),
+    route("GET", "/v1/organizations/{org}/audit/events/{event}/proof", Org(P::ReadAudit), AUDIT, Reading),
+    route("GET", "/v1/organizations/{org}/audit/state", Org(P::ReadAudit), Plain, AUDIT_READ),
+    route("GET", "/v1/organizations/{org}/audit/stream", Org(P::ReadAudit), Tail, AUDIT_READ),
+    route("GET", "/v1/organizations/{org}/audit/checkpoint", Org(P::ReadAudit), AUDIT, Reading),
+    route("GET", "/v1/organizations/{org}/audit/checkpoints", Org(P::ReadAudit), AUDIT, Reading),
+    route("GET", "/v1/organizations/{org}/audit/policy", Org(P::ReadAudit), AUDIT, Reading),
+    route("GET", "/v1/organizations/{org}/audit/handovers", Org(P::ReadAudit), AUDIT, Reading),
+    route("GET", "/v1/organizations/{org}/audit/tile/{*path}", Org(P::ReadAudit), Plain, AUDIT_READ),
+    route("GET", "/v1/organizations/{org}/audit/consistency", Org(P::ReadAudit), AUDIT, Reading),
+    route("GET", "/v1/organizations/{org}/audit/webhook", Org(P::ReadAudit), Plain, Reading),
+    route("GET", "/v1/organizations/{org}/audit/export", Org(P::ReadAudit), Plain, AUDIT_EXPORTED),
+    route("GET", "/v1/organizations/{org}/events", Org(P::ReadAudit), AUDIT, AUDIT_READ),
+    route("GET", "/v1/organizations/{org}/events/stream", Org(P::ReadRecords), Tail, Reading),
+    route("GET", "/v1/organizations/{org}/projections", Org(P::ReadProjections), Plain, Reading),
+    route("POST", "/v1/organizations/{org}/break-glass", Org(P::BreakGlass), Plain, Fact("access.break_glass_opened")),
+    route(
+        "DELETE",
+        "/v1/organizations/{org}/break-glass",
+        Org(P::BreakGlass),
+        Plain,
+        Fact("access.break_glass_closed"),
+    ),
+    route(
+        "POST",
+        "/v1/organizations/{org}/break-glass/approvals",
+        Org(P::BreakGlass),
+        Plain,
+        Fact("access.break_glass_approved"),
+    ),
+    route("GET", "/v1/organizations/{org}/parked", Org(P::ManageParking), Plain, Reading),
+    route("POST", "/v1/organizations/{org}/parked/retry", Org(P::ManageParking), Create, Events),
+    route("POST", "/v1/organizations/{org}/parked/skip", Org(P::ManageParking), Create, Events),
+];
+
+static BY_ROUTE: LazyLock<HashMap<(&str, &str), RoutePolicy>> =
+    LazyLock::new(|| ROUTES.iter().map(|route| ((route.method, route.path), *route)).collect());
+
+/// The entry of a route. A HEAD is a GET whose body nobody wants.
+pub fn of(method: &Method, path: &str) -> Option<RoutePolicy> {
+    let method = if *method == Method::HEAD { &Method::GET } else { method };
+    BY_ROUTE.get(&(method.as_str(), path)).copied()
+}

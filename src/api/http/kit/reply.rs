@@ -1,0 +1,124 @@
+//! Answers: JSON, what became of a command, and problems.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use orgstream_events::{AggregateId, OrgId, Position};
+use serde::Serialize;
+
+use super::conditional::version_tag;
+use crate::{
+    app::{problem::Problem, submit::AcceptedCommand},
+    commands::request::Accepted,
+};
+
+const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Says that an answer was given before, under the same idempotency key.
+pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+/// Its only value.
+pub const TRUE: HeaderValue = HeaderValue::from_static("true");
+
+/// Answers are somebody's own, and true at the moment.
+pub const OWN: HeaderValue = HeaderValue::from_static("private, no-cache");
+
+/// Answers with a secret in them.
+pub const NEVER_KEPT: HeaderValue = HeaderValue::from_static("no-store");
+
+/// The bytes of an answer.
+pub fn json_bytes(value: &impl Serialize) -> Result<Vec<u8>, Problem> {
+    serde_json::to_vec(value).map_err(|error| Problem::internal(&error))
+}
+
+/// An answer of JSON bytes.
+pub fn json(status: StatusCode, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    response
+}
+
+/// A position as a header.
+pub fn position(name: &'static str, position: Position) -> (HeaderName, HeaderValue) {
+    let value = HeaderValue::from_str(&position.to_string());
+    (HeaderName::from_static(name), value.unwrap_or(HeaderValue::from_static("")))
+}
+
+/// A command made something new.
+pub fn created(accepted: Accepted) -> Response {
+    let location = location(accepted.position.org, &accepted.aggregate);
+    self::accepted(StatusCode::CREATED, location, accepted, |command| command)
+        .unwrap_or_else(IntoResponse::into_response)
+}
+
+/// A command changed something.
+pub fn changed(accepted: Accepted) -> Response {
+    self::accepted(StatusCode::OK, None, accepted, |command| command).unwrap_or_else(IntoResponse::into_response)
+}
+
+/// A command was accepted; `show` may say more about it.
+pub fn accepted<T: Serialize>(
+    status: StatusCode,
+    location: Option<String>,
+    accepted: Accepted,
+    show: impl FnOnce(AcceptedCommand) -> T,
+) -> Result<Response, Problem> {
+    let (at, tag, replayed) = (accepted.position, version_tag(accepted.version), accepted.replayed);
+    let body = json_bytes(&show(accepted.into()))?;
+    let mut response = json(status, Body::from(body));
+    let headers = response.headers_mut();
+    let (name, value) = position("stream-position", at);
+    headers.insert(name, value);
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        headers.insert(header::ETAG, tag);
+    }
+    if replayed {
+        headers.insert(REPLAYED, TRUE);
+    }
+    if let Some(location) = location.and_then(|path| HeaderValue::from_str(&path).ok()) {
+        headers.insert(header::LOCATION, location);
+    }
+    Ok(response)
+}
+
+/// Where a thing can be read. Members, roles and parked events are parts of one aggregate, which has no address;
+/// what adds a member knows the member's own.
+fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
+    match aggregate {
+        AggregateId::Organization(id) => Some(format!("/v1/organizations/{id}")),
+        AggregateId::ApiKey(id) => Some(format!("/v1/organizations/{org}/api-keys/{id}")),
+        AggregateId::Record(id) => Some(format!("/v1/organizations/{org}/records/{id}")),
+        AggregateId::Kind(name) => Some(format!("/v1/kinds/{name}")),
+        AggregateId::Invitation(id) => Some(format!("/v1/organizations/{org}/invitations/{id}")),
+        AggregateId::Domain(id) => Some(format!("/v1/organizations/{org}/domains/{id}")),
+        AggregateId::Member(_)
+        | AggregateId::Role(_)
+        | AggregateId::SsoConnection(_)
+        | AggregateId::Parking(_)
+        | AggregateId::Access(_) => None,
+    }
+}
+
+impl IntoResponse for Problem {
+    /// The middleware writes the body, because only there it is known which request this is.
+    fn into_response(self) -> Response {
+        let mut response =
+            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, PROBLEM_JSON);
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.status == 401 {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(wait) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+        }
+        response.extensions_mut().insert(Arc::new(self));
+        response
+    }
+}

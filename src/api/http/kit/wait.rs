@@ -1,0 +1,222 @@
+//! Reading what one wrote: `Min-Position` says how far the read models must be, `Prefer: wait=N` how long to wait.
+
+use std::{marker::PhantomData, sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    extract::FromRequestParts,
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+};
+use orgstream_events::{Pipeline, Position};
+use orgstream_projections::{BoundOrg, TenantTx, checkpoints};
+use serde::Serialize;
+
+use super::{
+    ahead, conditional,
+    extract::{OrgAccess, PLATFORM, header_text, invalid_header},
+    reply,
+};
+use crate::{api::http::App, app::problem::Problem, auth::Access};
+
+/// The longest that a read waits.
+pub const MAX_WAIT: Duration = Duration::from_secs(30);
+const MIN_POSITION: HeaderName = HeaderName::from_static("min-position");
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+
+/// How long the caller would wait: `Prefer: wait=N`, in seconds. Other preferences are not ours.
+pub fn patience(headers: &HeaderMap) -> Result<Duration, Problem> {
+    let preferences = headers.get_all(PREFER).into_iter().filter_map(|value| value.to_str().ok());
+    let wait = preferences
+        .flat_map(|value| value.split([',', ';']))
+        .map(|preference| preference.split_once('=').unwrap_or((preference, "")))
+        .find(|(name, _)| name.trim().eq_ignore_ascii_case("wait"));
+    let Some((_, seconds)) = wait else { return Ok(Duration::ZERO) };
+    let digits = Some(seconds.trim().trim_matches('"'))
+        .filter(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()));
+    let rule = "wait takes a whole number of seconds, like wait=5";
+    let digits = digits.ok_or_else(|| invalid_header("Prefer", rule))?;
+    // More digits than a number has are more than the most, too.
+    Ok(digits.parse().map_or(MAX_WAIT, Duration::from_secs).min(MAX_WAIT))
+}
+
+/// The pipeline whose tables are read.
+pub trait Source: Send + Sync {
+    /// Which.
+    const PIPELINE: Pipeline;
+}
+
+/// The tables behind the queries.
+pub struct ReadModels;
+
+impl Source for ReadModels {
+    const PIPELINE: Pipeline = Pipeline::ReadModels;
+}
+
+/// The audit log.
+pub struct AuditLog;
+
+impl Source for AuditLog {
+    const PIPELINE: Pipeline = Pipeline::Audit;
+}
+
+/// A consistent view of one org's rows, at least as new as the caller asked for.
+pub struct View {
+    /// The rows.
+    pub tx: TenantTx,
+    /// How far they are.
+    pub position: Position,
+    /// The first message on the way that could not be applied, so that they are without it.
+    parked: Option<u64>,
+    known: Option<HeaderValue>,
+}
+
+impl View {
+    /// Waits as the headers say, and opens the view.
+    pub async fn open(app: &App, org: BoundOrg, pipeline: Pipeline, headers: &HeaderMap) -> Result<Self, Problem> {
+        let wanted = header_text(headers, &MIN_POSITION)?.map(str::parse::<Position>);
+        let wanted = wanted.transpose().map_err(|rule| invalid_header("Min-Position", &rule))?;
+        if wanted.is_some_and(|wanted| wanted.org != org.org()) {
+            return Err(invalid_header("Min-Position", "this is a position of another organization"));
+        }
+        let wanted = wanted.map_or(0, |wanted| wanted.seq);
+        let (known, patience) = (headers.get(header::IF_NONE_MATCH).cloned(), patience(headers)?);
+        let mut tx = app.db.read(org).await?;
+        let mut reach = checkpoints::reach(&mut tx, pipeline, wanted).await?;
+        if reach.seq < wanted {
+            drop(tx);
+            ahead::is_reached(app, org.org(), "Min-Position", wanted).await?;
+            if patience.is_zero() || !app.gateway.wait_for(org, pipeline, wanted, patience).await? {
+                return Err(lagging(pipeline, wanted, reach.seq));
+            }
+            tx = app.db.read(org).await?;
+            reach = checkpoints::reach(&mut tx, pipeline, wanted).await?;
+        }
+        if reach.lacks_it {
+            return Err(parked(pipeline, wanted));
+        }
+        Ok(Self { tx, position: Position { org: org.org(), seq: reach.seq }, parked: reach.parked, known })
+    }
+
+    /// One thing at a version.
+    pub fn one(&self, version: u64, thing: &impl Serialize) -> Response {
+        self.answer(&conditional::version_tag(version), reply::json_bytes(thing))
+    }
+
+    /// A listing.
+    pub fn listing(&self, rows: &impl Serialize) -> Response {
+        let body = reply::json_bytes(rows);
+        let tag = body.as_ref().map(|body| conditional::body_tag(body)).unwrap_or_default();
+        self.answer(&tag, body)
+    }
+
+    /// The headers that say how far the rows are, and that they lack something on the way there, if they do.
+    pub fn position_headers(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> + use<> {
+        let position = Position { org: self.position.org, seq: self.parked.unwrap_or_default() };
+        let parked = self.parked.map(|_| reply::position("projection-parked", position));
+        std::iter::once(reply::position("projection-position", self.position)).chain(parked)
+    }
+
+    /// Bytes of some other type than JSON.
+    pub fn of_type(&self, content_type: HeaderValue, body: Vec<u8>) -> Response {
+        let mut response = self.answer(&conditional::body_tag(&body), Ok(body));
+        if response.status() == StatusCode::OK {
+            response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+        }
+        response
+    }
+
+    fn answer(&self, tag: &str, body: Result<Vec<u8>, Problem>) -> Response {
+        let body = match body {
+            Ok(body) => body,
+            Err(problem) => return problem.into_response(),
+        };
+        let mut response = if conditional::is_known(self.known.as_ref(), tag) {
+            StatusCode::NOT_MODIFIED.into_response()
+        } else {
+            reply::json(StatusCode::OK, Body::from(body))
+        };
+        response.headers_mut().extend(self.position_headers());
+        if let Ok(tag) = HeaderValue::from_str(tag) {
+            response.headers_mut().insert(header::ETAG, tag);
+        }
+        response
+    }
+}
+
+fn lagging(pipeline: Pipeline, wanted: u64, seq: u64) -> Problem {
+    let detail = format!(
+        "the {pipeline} pipeline is at {seq} and not yet at {wanted}: try again, or let the read wait with Prefer: wait=5"
+    );
+    let problem = Problem::new(503, "projection_lagging", "Not there yet", detail);
+    Problem { retry_after: Some(Duration::from_secs(1)), ..problem }
+}
+
+/// The message that is asked for is behind the checkpoint, and what is read has nothing of it all the same.
+fn parked(pipeline: Pipeline, wanted: u64) -> Problem {
+    let detail = format!(
+        "the {pipeline} pipeline could not apply message {wanted}, or an earlier one of the same thing, and has parked it: what \
+         you read would lack it until the platform's operator has decided about it. Waiting does not help; without \
+         Min-Position the read goes on, and Projection-Parked names the first message that it lacks"
+    );
+    Problem::new(409, "event_parked", "Not applied", detail)
+}
+
+/// A view of the organization of the path.
+pub struct OrgView<S> {
+    /// Whose view it is.
+    pub access: Access,
+    /// The view.
+    pub view: View,
+    source: PhantomData<S>,
+}
+
+impl<S: Source> FromRequestParts<Arc<App>> for OrgView<S> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let OrgAccess { access, .. } = OrgAccess::from_request_parts(parts, app).await?;
+        let view = View::open(app, access.bound(), S::PIPELINE, &parts.headers).await?;
+        Ok(Self { access, view, source: PhantomData })
+    }
+}
+
+/// A view of what all organizations share.
+pub struct PlatformView(pub View);
+
+impl FromRequestParts<Arc<App>> for PlatformView {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        View::open(app, PLATFORM, Pipeline::ReadModels, &parts.headers).await.map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waits(text: &'static str) -> u64 {
+        let mut headers = HeaderMap::new();
+        headers.insert(PREFER, HeaderValue::from_static(text));
+        patience(&headers).unwrap().as_secs()
+    }
+
+    #[test]
+    fn patience_is_read_from_prefer_and_bounded() {
+        assert_eq!(waits("wait=5"), 5);
+        assert_eq!(waits("respond-async, wait = 10"), 10);
+        assert_eq!(waits("Wait=3; foo=bar"), 3);
+        assert_eq!(waits("wait=600"), 30);
+        assert_eq!(waits("wait=99999999999999999999999"), 30);
+        for none in ["return=minimal", "await=soon", ""] {
+            assert_eq!(waits(none), 0, "{none}");
+        }
+        assert_eq!(patience(&HeaderMap::new()).unwrap(), Duration::ZERO);
+        for bad in ["wait", "wait=", "wait=soon", "wait=-1", "wait=1.5", "respond-async, wait=x"] {
+            let mut headers = HeaderMap::new();
+            headers.insert(PREFER, HeaderValue::from_static(bad));
+            assert_eq!(patience(&headers).unwrap_err().code, "invalid_header", "{bad}");
+        }
+    }
+}

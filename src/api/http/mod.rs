@@ -1,0 +1,191 @@
+//! The HTTP API: requests to commands and queries, and nothing that either of them decides.
+//!
+//! A request passes [`middleware`], then the extractors of its handler, which prove who asks and in which org as the
+//! table in [`policy`] demands it. A handler writes by way of the gateway and reads by way of a view that is bound to
+//! the proven org; there is no other way to either.
+
+pub mod audit;
+pub mod identity;
+pub mod kit;
+pub mod org;
+pub mod platform;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    middleware::{from_fn, from_fn_with_state},
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+use orgstream_projections::Database;
+use orgstream_stream::Log;
+use orgstream_stream::broker::Producers;
+use orgstream_workers::WorkerStatus;
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    time::{interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::auth::approval::GlassApproval;
+use crate::{
+    app::submit::Gateway,
+    auth::{Authenticator, leaks::LeakReporters},
+    jobs::audit_webhook::WebhookKeys,
+    secret::Secret,
+};
+use audit::feed::AuditFeed;
+use kit::bounds::{Bounds, Limits};
+use kit::looks::Looks;
+use kit::page::CursorKey;
+use kit::proxies::TrustedProxies;
+use platform::health::Readiness;
+
+/// How long requests that are under way may take to end when the server stops.
+const GRACE: Duration = Duration::from_secs(10);
+/// How often histograms are emptied into their buckets.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// What the API is made of.
+pub struct Parts {
+    /// The way in for commands.
+    pub gateway: Arc<Gateway>,
+    /// Who asks.
+    pub auth: Arc<Authenticator>,
+    /// The read models and the audit log.
+    pub db: Database,
+    /// The event log, for tails.
+    pub log: Log,
+    /// Signs cursors; the same for all servers behind one address.
+    pub cursor_key: [u8; 32],
+    /// What `/metrics` shows.
+    pub metrics: PrometheusHandle,
+    /// Who may report keys that leaked.
+    pub leak_reporters: LeakReporters,
+    /// Whose word counts about where a request came from.
+    pub proxies: TrustedProxies,
+    /// What posts of audit logs are signed with.
+    pub webhook_keys: WebhookKeys,
+    /// Whether an operator needs another's consent to look into an organization.
+    pub break_glass_approval: GlassApproval,
+    /// What producers' credentials for NATS are signed with, where there are any.
+    pub producers: Option<Arc<Producers>>,
+    /// The worker of this process, if it has one.
+    pub worker: Option<watch::Receiver<WorkerStatus>>,
+    /// How much may be under way.
+    pub limits: Limits,
+    /// What `/metrics` is shown for, besides the operator's token.
+    pub metrics_token: Option<Secret>,
+}
+
+/// What every handler can reach.
+pub struct App {
+    /// The way in for commands.
+    pub gateway: Arc<Gateway>,
+    /// Who asks.
+    pub auth: Arc<Authenticator>,
+    /// The read models and the audit log.
+    pub db: Database,
+    /// The event log.
+    pub log: Log,
+    /// Who may report keys that leaked.
+    pub leak_reporters: LeakReporters,
+    pub(crate) proxies: TrustedProxies,
+    pub(crate) webhook_keys: WebhookKeys,
+    pub(crate) break_glass_approval: GlassApproval,
+    pub(crate) producers: Option<Arc<Producers>>,
+    pub(crate) cursors: CursorKey,
+    pub(crate) metrics: PrometheusHandle,
+    pub(crate) metrics_token: Option<Secret>,
+    pub(crate) bounds: Arc<Bounds>,
+    pub(crate) looks: Arc<Looks>,
+    pub(crate) audit_feed: Arc<AuditFeed>,
+    pub(crate) readiness: Readiness,
+    /// Cancelled when the server stops: streams end, everything else is finished.
+    pub(crate) stopping: CancellationToken,
+}
+
+impl App {
+    /// Puts the parts together.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let Parts { gateway, auth, db, log, cursor_key, metrics, leak_reporters, .. } = parts;
+        let Parts { proxies, webhook_keys, break_glass_approval, producers, worker, limits, metrics_token, .. } = parts;
+        Arc::new(Self {
+            readiness: Readiness::new(log.clone(), db.clone(), worker),
+            looks: Looks::new(Arc::clone(&auth)),
+            audit_feed: AuditFeed::new(db.clone()),
+            gateway,
+            auth,
+            db,
+            log,
+            leak_reporters,
+            proxies,
+            webhook_keys,
+            break_glass_approval,
+            producers,
+            cursors: CursorKey::new(cursor_key),
+            metrics,
+            metrics_token,
+            bounds: Arc::new(Bounds::new(limits)),
+            stopping: CancellationToken::new(),
+        })
+    }
+}
+
+/// Every route, with its documentation.
+fn documented() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(kit::openapi::head())
+        .merge(org::routes())
+        .merge(audit::routes())
+        .merge(identity::routes())
+        .merge(platform::routes())
+        .routes(routes!(kit::openapi::openapi_json))
+}
+
+/// The API.
+pub fn router(app: Arc<App>) -> Router {
+    let (router, _) = documented().split_for_parts();
+    let proxies = app.proxies.clone();
+    router
+        .route_layer(from_fn(kit::middleware::known_parameters))
+        .route_layer(from_fn(kit::active_org::watch))
+        .with_state(app)
+        .merge(kit::openapi::docs())
+        .method_not_allowed_fallback(kit::middleware::no_method)
+        .fallback(kit::middleware::no_route)
+        .layer(from_fn(kit::compress::may_shrink))
+        .layer(kit::compress::layer())
+        .layer(from_fn(kit::middleware::observe))
+        .layer(from_fn_with_state(proxies, kit::proxies::forwarded))
+}
+
+/// Answers requests until `stop`, then ends streams, finishes what is under way and returns.
+pub async fn serve(listener: TcpListener, app: Arc<App>, stop: CancellationToken) {
+    let stopping = app.stopping.clone();
+    let upkeep = tokio::spawn(keep_up(app.metrics.clone(), stop.clone()));
+    let router = router(Arc::clone(&app));
+    let room = |peer: std::net::SocketAddr| {
+        let address = peer.ip().to_canonical();
+        app.bounds.connection(address, app.proxies.trusts(address))
+    };
+    let mut server = std::pin::pin!(kit::server::serve(listener, router, room, stop.clone()));
+    tokio::select! {
+        () = &mut server => {}
+        () = stop.cancelled() => {
+            stopping.cancel();
+            if timeout(GRACE, server).await.is_err() {
+                tracing::warn!("some requests did not end in time");
+            }
+        }
+    }
+    upkeep.abort();
+}
+
+async fn keep_up(metrics: PrometheusHandle, stop: CancellationToken) {
+    let mut ticks = interval(UPKEEP);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        metrics.run_upkeep();
+    }
+}

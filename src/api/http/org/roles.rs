@@ -1,0 +1,151 @@
+//! Roles that an organization makes itself, out of the permissions that there are.
+
+use std::sync::Arc;
+
+use axum::{extract::State, http::StatusCode, response::Response};
+use orgstream_domain::{ChangeRole, DefineRole, RemoveRole};
+use orgstream_events::{RoleId, Timestamp};
+use orgstream_projections::roles::{self, OwnRole};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    api::http::{
+        App,
+        kit::{
+            extract::{Body, Item, Query, Writer},
+            page::{Page, PageQuery},
+            reply,
+            wait::{OrgView, ReadModels},
+        },
+    },
+    app::{problem::Problem, submit::AcceptedCommand},
+};
+
+/// A role of the organization's own.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct RoleView {
+    /// Which: what members, invitations and keys have as their `role`.
+    #[schema(value_type = String, example = "role_01h455vb4pex5vsknk084sn02q")]
+    pub id: RoleId,
+    /// What people call it.
+    #[schema(example = "Ingest")]
+    pub name: String,
+    /// What whoever has it may do.
+    #[schema(example = json!(["records:read", "records:write"]))]
+    pub permissions: Vec<String>,
+    /// False once it was removed.
+    pub active: bool,
+    /// The version of all roles of the organization when this one last changed.
+    #[schema(example = 1)]
+    pub version: u64,
+    /// When it was made.
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    /// When it last changed.
+    #[schema(value_type = String, format = DateTime)]
+    pub updated_at: Timestamp,
+}
+
+impl From<OwnRole> for RoleView {
+    fn from(role: OwnRole) -> Self {
+        let OwnRole { id, name, permissions, active, version, created_at, updated_at, seq: _ } = role;
+        Self { id, name, permissions, active, version, created_at, updated_at }
+    }
+}
+
+/// Another name or other permissions. What is missing stays.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RoleChange {
+    /// What people call it from now on.
+    pub name: Option<String>,
+    /// All that whoever has it may do from now on.
+    pub permissions: Option<Vec<String>>,
+}
+
+/// What became of a command about a role.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct AcceptedRole {
+    /// Which.
+    #[schema(value_type = String, example = "role_01h455vb4pex5vsknk084sn02q")]
+    pub role_id: RoleId,
+    /// What became of the command.
+    #[serde(flatten)]
+    pub command: AcceptedCommand,
+}
+
+/// List roles
+///
+/// Those that the organization made itself, the newest first. Owner, admin, member, viewer and auditor are always there.
+#[utoipa::path(
+    get, path = "/v1/organizations/{org}/roles", operation_id = "list_roles", tag = "roles",
+    params(PageQuery), responses((status = 200, description = "One page", body = Page<RoleView>)),
+)]
+pub async fn list(
+    State(app): State<Arc<App>>,
+    mut org: OrgView<ReadModels>,
+    Query(page): Query<PageQuery>,
+) -> Result<Response, Problem> {
+    let cursors = app.cursors.listing(org.access.org(), "roles", &());
+    let part = cursors.read(page.cursor.as_deref())?;
+    let rows = roles::list(&mut org.view.tx, &part, page.limit()?).await?;
+    Ok(org.view.listing(&cursors.page(&part, rows, RoleView::from)))
+}
+
+/// Get a role
+#[utoipa::path(
+    get, path = "/v1/organizations/{org}/roles/{role}", operation_id = "get_role", tag = "roles",
+    responses((status = 200, description = "The role", body = RoleView)),
+)]
+pub async fn show(mut org: OrgView<ReadModels>, Item(id): Item<RoleId>) -> Result<Response, Problem> {
+    let found = roles::get(&mut org.view.tx, id).await?.ok_or_else(Problem::not_found)?;
+    // All roles are one aggregate, because their names differ, so they share a version.
+    let version = roles::version(&mut org.view.tx).await?;
+    Ok(org.view.one(version, &RoleView::from(found)))
+}
+
+/// Make a role
+///
+/// Never more than you may yourself (`role_above_own`). Members, invitations and keys name it by its id.
+#[utoipa::path(
+    post, path = "/v1/organizations/{org}/roles", operation_id = "define_role", tag = "roles",
+    request_body = DefineRole, responses((status = 201, description = "Made", body = AcceptedRole)),
+)]
+pub async fn define(
+    State(app): State<Arc<App>>,
+    writer: Writer,
+    Body(command): Body<DefineRole>,
+) -> Result<Response, Problem> {
+    let accepted = writer.submit(&app, command).await?;
+    let role_id = RoleId::derive(accepted.command_id);
+    let location = format!("/v1/organizations/{}/roles/{role_id}", accepted.position.org);
+    reply::accepted(StatusCode::CREATED, Some(location), accepted, |command| AcceptedRole { role_id, command })
+}
+
+/// Change a role
+///
+/// It reaches everybody who has the role within a second.
+#[utoipa::path(
+    patch, path = "/v1/organizations/{org}/roles/{role}", operation_id = "change_role", tag = "roles",
+    request_body = RoleChange, responses((status = 200, description = "Changed", body = AcceptedCommand)),
+)]
+pub async fn change(
+    State(app): State<Arc<App>>,
+    writer: Writer,
+    Item(id): Item<RoleId>,
+    Body(RoleChange { name, permissions }): Body<RoleChange>,
+) -> Result<Response, Problem> {
+    writer.submit(&app, ChangeRole { id, name, permissions }).await.map(reply::changed)
+}
+
+/// Remove a role
+///
+/// Whoever has it may do nothing from then on, until they are given another.
+#[utoipa::path(
+    delete, path = "/v1/organizations/{org}/roles/{role}", operation_id = "remove_role", tag = "roles",
+    responses((status = 200, description = "Removed", body = AcceptedCommand)),
+)]
+pub async fn remove(State(app): State<Arc<App>>, writer: Writer, Item(id): Item<RoleId>) -> Result<Response, Problem> {
+    writer.submit(&app, RemoveRole { id }).await.map(reply::changed)
+}

@@ -1,0 +1,34 @@
+//! What this process remembers of tenants: for operators who want to see that it is kept apart by org.
+
+use std::sync::Arc;
+
+use axum::{Json, extract::State};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{
+    api::http::{App, kit::extract::SignedIn},
+    tenant_cache::CacheView,
+};
+
+/// The caches of the process that answers.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct CachesView {
+    /// Each of them.
+    pub data: Vec<CacheView>,
+}
+
+/// List caches
+///
+/// What the process that answers remembers at the moment: numbers by organization, and nothing of what it is. No entry is
+/// found without its organization. For operators.
+#[utoipa::path(
+    get, path = "/v1/platform/caches", operation_id = "list_caches", tag = "health",
+    responses((status = 200, description = "Every cache of tenants' things", body = CachesView)),
+)]
+pub async fn list(State(app): State<Arc<App>>, _: SignedIn) -> Json<CachesView> {
+    let mut data = app.auth.caches();
+    data.extend(app.gateway.handler().caches());
+    data.push(app.gateway.quotas().cache());
+    Json(CachesView { data })
+}

@@ -1,0 +1,219 @@
+//! The catalogue of kinds: the same for all organizations, for everybody to read, for operators to change.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use orgstream_domain::{ChangeKind, RegisterKind, RestoreKind, RetireKind, openapi};
+use orgstream_events::{KindDefinition, KindName, Timestamp, Visibility};
+use orgstream_projections::kinds::{self, Kind, Reach};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::{IntoParams, ToSchema};
+
+use crate::{
+    api::http::{
+        App,
+        kit::{
+            extract::{Body, Item, PLATFORM, PlatformWriter, Query},
+            reply,
+            wait::PlatformView,
+        },
+    },
+    app::{problem::Problem, submit::AcceptedCommand},
+};
+
+/// A kind of records.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct KindView {
+    /// Its name in commands and filters.
+    #[schema(value_type = String, example = "evaluation")]
+    pub kind: KindName,
+    /// What people call it.
+    #[schema(example = "Evaluation")]
+    pub title: String,
+    /// JSON Schema (2020-12) that every record's data satisfies.
+    #[schema(value_type = Object)]
+    pub schema: Value,
+    /// How far the platform's own records of it are seen.
+    #[schema(schema_with = openapi::visibility)]
+    pub visibility: Visibility,
+    /// What writing one record costs, in the units that limits count.
+    #[schema(example = 1)]
+    pub cost: u32,
+    /// True once no new records of it are taken.
+    pub retired: bool,
+    /// The version that `If-Match` takes, and that records name as `kind_version`.
+    #[schema(example = 1)]
+    pub version: u64,
+    /// When it was registered.
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    /// When it last changed.
+    #[schema(value_type = String, format = DateTime)]
+    pub updated_at: Timestamp,
+}
+
+impl From<Kind> for KindView {
+    fn from(kind: Kind) -> Self {
+        let Kind { name, definition, retired, version, created_at, updated_at, seq: _ } = kind;
+        let KindDefinition { title, schema, visibility, cost } = definition;
+        Self { kind: name, title, schema, visibility, cost, retired, version, created_at, updated_at }
+    }
+}
+
+/// All kinds.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Catalogue {
+    /// The kinds, by name.
+    pub data: Vec<KindView>,
+}
+
+/// Another definition. What is missing stays.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KindChanges {
+    /// What people call it from now on.
+    #[schema(max_length = 120)]
+    pub title: Option<String>,
+    /// The schema for records written from now on; those that exist keep what they were checked against.
+    #[schema(value_type = Option<Object>)]
+    pub schema: Option<Value>,
+    /// How far the platform's own records are seen from now on.
+    #[schema(schema_with = openapi::visibility, required = false)]
+    pub visibility: Option<Visibility>,
+    /// What writing one record costs from now on.
+    #[schema(minimum = 1, maximum = 10000)]
+    pub cost: Option<u32>,
+}
+
+/// That there is such a kind, where nothing of it was found: a kind that there is not is a slip, and not a question with an
+/// empty answer.
+pub(crate) async fn must_be_known(app: &App, name: &KindName) -> Result<(), Problem> {
+    let mut tx = app.db.read(PLATFORM).await?;
+    if kinds::get(&mut tx, name).await?.is_some() {
+        return Ok(());
+    }
+    let names: Vec<String> = kinds::list(&mut tx).await?.into_iter().map(|kind| kind.name.to_string()).collect();
+    let detail = format!("there is no kind {name}; there are: {}", names.join(", "));
+    Err(Problem::invalid("/kind", "unknown", detail))
+}
+
+/// List kinds
+#[utoipa::path(
+    get, path = "/v1/kinds", operation_id = "list_kinds", tag = "kinds",
+    responses((status = 200, description = "All of them", body = Catalogue)),
+)]
+pub async fn list(PlatformView(mut view): PlatformView) -> Result<Response, Problem> {
+    let kinds = kinds::list(&mut view.tx).await?;
+    Ok(view.listing(&Catalogue { data: kinds.into_iter().map(KindView::from).collect() }))
+}
+
+/// Get a kind
+#[utoipa::path(
+    get, path = "/v1/kinds/{kind}", operation_id = "get_kind", tag = "kinds",
+    responses((status = 200, description = "The kind", body = KindView)),
+)]
+pub async fn show(Item(name): Item<KindName>, PlatformView(mut view): PlatformView) -> Result<Response, Problem> {
+    let found = kinds::get(&mut view.tx, &name).await?.ok_or_else(Problem::not_found)?;
+    let kind = KindView::from(found);
+    Ok(view.one(kind.version, &kind))
+}
+
+/// Register a kind
+///
+/// For platform operators.
+#[utoipa::path(
+    post, path = "/v1/kinds", operation_id = "register_kind", tag = "kinds",
+    request_body = RegisterKind, responses((status = 201, description = "Registered", body = AcceptedCommand)),
+)]
+pub async fn register(
+    State(app): State<Arc<App>>,
+    PlatformWriter(writer): PlatformWriter,
+    Body(command): Body<RegisterKind>,
+) -> Result<Response, Problem> {
+    writer.submit(&app, command).await.map(reply::created)
+}
+
+/// Change a kind
+///
+/// For platform operators.
+#[utoipa::path(
+    patch, path = "/v1/kinds/{kind}", operation_id = "change_kind", tag = "kinds",
+    request_body = KindChanges, responses((status = 200, description = "Changed", body = AcceptedCommand)),
+)]
+pub async fn change(
+    State(app): State<Arc<App>>,
+    PlatformWriter(writer): PlatformWriter,
+    Item(kind): Item<KindName>,
+    Body(changes): Body<KindChanges>,
+) -> Result<Response, Problem> {
+    let KindChanges { title, schema, visibility, cost } = changes;
+    writer.submit(&app, ChangeKind { kind, title, schema, visibility, cost }).await.map(reply::changed)
+}
+
+/// Whether it is to be done.
+#[derive(Debug, Clone, Copy, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct RetireQuery {
+    /// `true` changes nothing, and answers with what retiring the kind would touch.
+    #[param(example = false)]
+    pub dry_run: Option<bool>,
+}
+
+/// What retiring a kind would touch.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct KindReach {
+    /// The kind.
+    #[schema(value_type = String, example = "evaluation")]
+    pub kind: KindName,
+    /// Organizations with records of it, which could write no more of them.
+    #[schema(example = 12)]
+    pub organizations: u64,
+    /// Their records of it, archived ones as well; all of them stay.
+    #[schema(example = 3400)]
+    pub records: u64,
+    /// False when there are more than were counted.
+    pub complete: bool,
+}
+
+/// Retire a kind
+///
+/// No new records of it are taken in any organization; the old ones stay. `dry_run=true` says first how many that is about
+/// (a `KindReach`), and `POST /v1/kinds/{kind}/restore` takes it back. For platform operators.
+#[utoipa::path(
+    delete, path = "/v1/kinds/{kind}", operation_id = "retire_kind", tag = "kinds",
+    params(RetireQuery), responses((status = 200, description = "Retired", body = AcceptedCommand)),
+)]
+pub async fn retire(
+    State(app): State<Arc<App>>,
+    PlatformWriter(writer): PlatformWriter,
+    Item(kind): Item<KindName>,
+    Query(RetireQuery { dry_run }): Query<RetireQuery>,
+) -> Result<Response, Problem> {
+    if dry_run.unwrap_or_default() {
+        let known = kinds::get(&mut app.db.read(PLATFORM).await?, &kind).await?;
+        known.ok_or_else(Problem::not_found)?;
+        let Reach { organizations, records, is_all: complete } = app.db.reach_of_kind(&kind).await?;
+        return Ok(Json(KindReach { kind, organizations, records, complete }).into_response());
+    }
+    writer.submit(&app, RetireKind { kind }).await.map(reply::changed)
+}
+
+/// Restore a kind
+///
+/// New records of a retired kind are taken again, by the definition that it had. For platform operators.
+#[utoipa::path(
+    post, path = "/v1/kinds/{kind}/restore", operation_id = "restore_kind", tag = "kinds",
+    responses((status = 200, description = "Restored", body = AcceptedCommand)),
+)]
+pub async fn restore(
+    State(app): State<Arc<App>>,
+    PlatformWriter(writer): PlatformWriter,
+    Item(kind): Item<KindName>,
+) -> Result<Response, Problem> {
+    writer.submit(&app, RestoreKind { kind }).await.map(reply::changed)
+}

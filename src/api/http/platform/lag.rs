@@ -1,0 +1,156 @@
+//! Who is the furthest behind, over all orgs: the operator's first question.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Json, extract::State};
+use orgstream_domain::openapi;
+use orgstream_events::{OrgId, Pipeline, Shard, Timestamp};
+use orgstream_projections::{BoundOrg, Stray, StrayFound, checkpoints};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{
+    api::http::{App, kit::extract::SignedIn},
+    app::problem::Problem,
+};
+
+/// A worker that has not been heard of for so long is not counted.
+const SEEN: Duration = Duration::from_secs(15);
+/// Strays that are shown.
+const STRAYS: u16 = 20;
+
+/// One lane: the work of one pipeline for one organization.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct LaneView {
+    /// Whose.
+    #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q")]
+    pub org_id: OrgId,
+    /// Which pipeline.
+    #[schema(schema_with = openapi::pipeline)]
+    pub pipeline: Pipeline,
+    /// How long the oldest message in memory has waited, in milliseconds; null where no worker has said.
+    pub age_ms: Option<u64>,
+    /// Messages in memory that wait; null where no worker has said.
+    pub waiting: Option<usize>,
+    /// Whether the lane was over budget and reads the log at its own pace.
+    pub detached: bool,
+    /// How long its checkpoint is known not to have moved although the log has more for it, in milliseconds; null while
+    /// it moves. Whatever the lane says of itself: something holds it up, or it was forgotten.
+    pub standing_ms: Option<u64>,
+}
+
+/// One shard.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ShardView {
+    /// Which.
+    #[schema(value_type = u16, example = 3)]
+    pub shard: Shard,
+    /// The worker that has it; null when nobody has.
+    #[schema(value_type = Option<String>)]
+    pub worker: Option<uuid::Uuid>,
+    /// The last message of its stream.
+    pub head: u64,
+    /// Everything up to here is done for every organization that is not detached.
+    pub mark: u64,
+    /// How many lanes are behind the mark.
+    pub detached: usize,
+}
+
+/// A message that belongs to no organization of its shard, and was applied nowhere.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct StrayView {
+    /// The stream that it lies in.
+    #[schema(value_type = u16, example = 3)]
+    pub shard: Shard,
+    /// Its sequence there.
+    #[schema(example = 17)]
+    pub seq: u64,
+    /// The subject that it was published on.
+    #[schema(example = "ev.3.org_01h455vb4pex5vsknk084sn02q.record.x")]
+    pub subject: String,
+    /// Why it is nobody's.
+    #[schema(example = "org_01h455vb4pex5vsknk084sn02q lives in shard 5")]
+    pub reason: String,
+    /// When a worker came to it.
+    #[schema(value_type = String, format = DateTime)]
+    pub found_at: Timestamp,
+}
+
+impl From<StrayFound> for StrayView {
+    fn from(StrayFound { stray, found_at }: StrayFound) -> Self {
+        let Stray { shard, seq, subject, reason } = stray;
+        Self { shard, seq, subject, reason, found_at }
+    }
+}
+
+/// The lag of the whole platform.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct LagView {
+    /// How many workers live. Each says every few seconds which of its lanes are the furthest behind.
+    #[schema(example = 2)]
+    pub workers: usize,
+    /// The lanes that are the furthest behind: those that stand still, the worst of the others, and then the other detached
+    /// ones.
+    pub data: Vec<LaneView>,
+    /// Every shard.
+    pub shards: Vec<ShardView>,
+    /// The last messages that belong to no organization of their shard, the newest first; at most 20. Somebody publishes
+    /// them past the program.
+    pub strays: Vec<StrayView>,
+}
+
+/// Show who is the furthest behind
+///
+/// For platform operators.
+#[utoipa::path(
+    get, path = "/v1/platform/lag", operation_id = "get_lag", tag = "projections",
+    responses((status = 200, description = "The worst lanes, and every shard", body = LagView)),
+)]
+pub async fn worst(State(app): State<Arc<App>>, _: SignedIn) -> Result<Json<LagView>, Problem> {
+    let leases = app.db.leases().await?;
+    let workers = app.db.live_workers(SEEN).await?.len();
+    let mut named = Vec::new();
+    for lane in app.db.lagging_lanes(SEEN).await? {
+        // What a worker said a moment ago may have been done since.
+        let mut tx = app.db.read(BoundOrg::named_by_operator(lane.org)).await?;
+        if checkpoints::position(&mut tx, lane.pipeline).await? < lane.oldest {
+            named.push(lane);
+        }
+    }
+    let mut data: Vec<LaneView> = named
+        .iter()
+        .map(|lane| LaneView {
+            org_id: lane.org,
+            pipeline: lane.pipeline,
+            age_ms: Some(lane.age_ms),
+            waiting: Some(lane.waiting),
+            detached: lane.detached,
+            standing_ms: lane.standing_ms,
+        })
+        .collect();
+    let mut shards = Vec::new();
+    for shard in app.log.shards() {
+        let mark = app.db.shard_mark(shard).await?;
+        shards.push(ShardView {
+            shard,
+            worker: leases.iter().find(|lease| lease.shard == shard).and_then(|lease| lease.owner),
+            head: app.log.shard_state(shard).await?.last_seq,
+            mark: mark.seq,
+            detached: mark.detached.len(),
+        });
+        for (org_id, pipeline) in mark.detached {
+            if !named.iter().any(|lane| (lane.org, lane.pipeline) == (org_id, pipeline)) {
+                data.push(LaneView {
+                    org_id,
+                    pipeline,
+                    age_ms: None,
+                    waiting: None,
+                    detached: true,
+                    standing_ms: None,
+                });
+            }
+        }
+    }
+    let strays = app.db.strays(STRAYS).await?.into_iter().map(StrayView::from).collect();
+    Ok(Json(LagView { workers, data, shards, strays }))
+}

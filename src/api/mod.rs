@@ -1,0 +1,6 @@
+//! The API boundary: the same commands and queries by HTTP and by NATS.
+
+pub mod body;
+pub mod command_body;
+pub mod http;
+pub mod nats;

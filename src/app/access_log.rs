@@ -1,0 +1,393 @@
+//! What happened at the door, on its way into the log: who was turned away, which keys were refused, who read what.
+//!
+//! A note never fails and never delays the request it is about: it waits in a bounded queue, and what finds no room is
+//! counted and lost, as is what waits when the process is killed. What must be in the log before anything is shown,
+//! an export or an operator's look, is written by [`Notes::write_down`] and fails its request with it.
+//!
+//! Whoever knocks a thousand times is not given a thousand events. Of the same thing by the same actor in the same org,
+//! [`EACH`] a minute are written down one by one; what comes on top is counted, and becomes one fact at the minute's end. Of
+//! those who read the audit log none is: their reading would be what they read next. They become one fact a minute.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use metrics::counter;
+use orgstream_events::{
+    AccessDenied, AccessEvent, Actor, ActorType, AggregateId, Auth, AuthMethod, CommandId, CommitDraft, Event,
+    IsolationFailed, KeyRefused, OrgId, PLATFORM_ORG, Position, Salt, UserId,
+};
+use orgstream_projections::{BoundOrg, Breach, Database, members};
+use orgstream_stream::{AppendError, Expected, Log};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot},
+    time::{interval, timeout},
+};
+
+use super::{problem::Problem, submit::Origin};
+use crate::{
+    auth::{Access, AuthError, Operator, Principal, session::ActiveSession},
+    clock::now,
+    commands::request::CommandError,
+};
+
+/// Notes that wait to be written.
+const WAITING: usize = 4_096;
+/// Notes that are being written at the same time.
+const AT_ONCE: usize = 16;
+/// Of the same thing, written down one by one in a minute.
+pub const EACH: u32 = 10;
+const WINDOW: Duration = Duration::from_secs(60);
+/// Floods that are counted at the same time; of further ones only the first notes are kept.
+const FLOODS: usize = 10_000;
+/// How long the end of a process waits for what is still to be written.
+const GRACE: Duration = Duration::from_secs(5);
+/// The longest text of a caller's that is repeated.
+const MAX_ASKED: usize = 80;
+
+/// In whose log a fact belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Place {
+    Org(OrgId),
+    /// That of the first organization of a person, if there is one.
+    HomeOf(UserId),
+}
+
+#[derive(Debug, Clone)]
+struct Note {
+    place: Place,
+    actor: Actor,
+    origin: Origin,
+    fact: AccessEvent,
+}
+
+enum Message {
+    Note(Box<Note>),
+    Flush(oneshot::Sender<()>),
+}
+
+/// The way into the log for what is no command. One per process.
+pub struct Notes {
+    sender: mpsc::Sender<Message>,
+    log: Log,
+}
+
+/// What somebody was turned away from.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt<'a> {
+    /// What kind of thing: `records`, `members`, …
+    pub target: &'a str,
+    /// The organization as the caller named it.
+    pub asked: Option<&'a str>,
+}
+
+impl Attempt<'_> {
+    fn denied(self, origin: &Origin, problem: &Problem) -> AccessEvent {
+        AccessEvent::Denied(AccessDenied {
+            code: problem.code.to_owned(),
+            route: origin.route.clone(),
+            target: self.target.to_owned(),
+            asked: self.asked.map(|asked| asked.chars().take(MAX_ASKED).collect()),
+            repeated: 1,
+        })
+    }
+}
+
+impl Notes {
+    /// Starts to write what is noted.
+    pub fn start(log: Log, db: Database) -> Self {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        tokio::spawn(tell_breaches(db.breaches(), sender.downgrade()));
+        tokio::spawn(Writer { log: log.clone(), db, floods: HashMap::new() }.run(receiver));
+        Self { sender, log }
+    }
+
+    /// Notes that `actor` did something in `org`. It will be in the log soon.
+    pub fn note(&self, org: BoundOrg, actor: &Actor, origin: &Origin, fact: AccessEvent) {
+        self.send(Place::Org(org.org()), actor.clone(), origin, fact);
+    }
+
+    /// Writes a fact down and waits for it. For what must be in the log before anything is shown.
+    pub async fn write_down(
+        &self,
+        org: BoundOrg,
+        actor: &Actor,
+        origin: &Origin,
+        fact: AccessEvent,
+    ) -> Result<Position, Problem> {
+        count(&fact);
+        Ok(append(&self.log, org.org(), actor.clone(), origin.clone(), fact).await?)
+    }
+
+    /// Somebody was turned away from an organization that is not theirs, or from what is the platform's.
+    ///
+    /// It is in the log of their own organization and in the platform's, and not in that of the one they asked for, which
+    /// would be told of a stranger, and whose existence the stranger could tell.
+    pub fn turned_away(&self, principal: &Principal, origin: &Origin, attempt: Attempt<'_>, problem: &Problem) {
+        if !matches!(problem.status, 403 | 404) {
+            return;
+        }
+        let fact = attempt.denied(origin, problem);
+        let home = match principal {
+            Principal::Operator(_) => None,
+            Principal::Key { org, .. }
+            | Principal::Sso { org, .. }
+            | Principal::User { session: Some(ActiveSession { org: Some(org), .. }), .. } => Some(Place::Org(*org)),
+            Principal::User { user, .. } => Some(Place::HomeOf(*user)),
+        };
+        for place in home.into_iter().chain([Place::Org(PLATFORM_ORG)]) {
+            self.send(place, principal.actor(), origin, fact.clone());
+        }
+    }
+
+    /// Somebody was turned away from a thing of the organization that they are in. An operator is in none.
+    pub fn not_allowed(&self, access: &Access, origin: &Origin, attempt: Attempt<'_>, problem: &Problem) {
+        if access.is_operator() {
+            return self.turned_away(&Principal::Operator(Operator::Token), origin, attempt, problem);
+        }
+        if matches!(problem.status, 403 | 429) {
+            self.note(access.bound(), access.actor(), origin, attempt.denied(origin, problem));
+        }
+    }
+
+    /// What a credential that was not accepted is answered. If it names a key, the key's organization is told.
+    pub fn refused(&self, error: AuthError, origin: &Origin) -> Problem {
+        if let AuthError::KeyRefused { org, id, public_id, code } = &error {
+            // Who does not know the secret is not the key.
+            let actor = if *code == "wrong_secret" {
+                Actor { actor_type: ActorType::Anonymous, id: "anonymous".to_owned(), auth: None }
+            } else {
+                let key_id = Some(public_id.to_string());
+                let auth = Auth { method: AuthMethod::ApiKey, key_id, session_id: None };
+                Actor { actor_type: ActorType::ApiKey, id: id.to_string(), auth: Some(auth) }
+            };
+            let (key_id, public_id, code) = (*id, public_id.clone(), (*code).to_owned());
+            let fact = AccessEvent::KeyRefused(KeyRefused { key_id, public_id, code, repeated: 1 });
+            self.send(Place::Org(*org), actor, origin, fact);
+        }
+        error.into()
+    }
+
+    /// Waits until everything that was noted is written, for a moment at most.
+    pub async fn flush(&self) {
+        let (done, written) = oneshot::channel();
+        let flushed = async {
+            if self.sender.send(Message::Flush(done)).await.is_ok() {
+                let _ = written.await;
+            }
+        };
+        if timeout(GRACE, flushed).await.is_err() {
+            tracing::warn!("some facts about access were not written in time");
+        }
+    }
+
+    fn send(&self, place: Place, actor: Actor, origin: &Origin, fact: AccessEvent) {
+        count(&fact);
+        let note = Note { place, actor, origin: origin.clone(), fact };
+        if self.sender.try_send(Message::Note(Box::new(note))).is_err() {
+            lost("the queue is full");
+        }
+    }
+}
+
+/// Notes for the platform that isolation has failed, which everybody else must not learn.
+async fn tell_breaches(mut breaches: broadcast::Receiver<Breach>, sender: mpsc::WeakSender<Message>) {
+    loop {
+        let Breach { bound, found, table } = match breaches.recv().await {
+            Ok(breach) => breach,
+            Err(broadcast::error::RecvError::Lagged(_)) => continue,
+            Err(broadcast::error::RecvError::Closed) => break,
+        };
+        let fact = AccessEvent::IsolationFailed(IsolationFailed { bound, found, table: table.to_owned() });
+        count(&fact);
+        counter!("orgstream_isolation_failures_total").increment(1);
+        let actor = Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None };
+        let note = Note { place: Place::Org(PLATFORM_ORG), actor, origin: Origin::default(), fact };
+        let Some(sender) = sender.upgrade() else { break };
+        if sender.send(Message::Note(Box::new(note))).await.is_err() {
+            break;
+        }
+    }
+}
+
+/// What tells apart two facts of one name.
+fn code(fact: &AccessEvent) -> &str {
+    match fact {
+        AccessEvent::Denied(fact) => &fact.code,
+        AccessEvent::KeyRefused(fact) => &fact.code,
+        AccessEvent::AuditRead(fact) => &fact.route,
+        AccessEvent::SignedIn(_)
+        | AccessEvent::OrgSwitched(_)
+        | AccessEvent::AuditExported(_)
+        | AccessEvent::NatsCredentialsIssued(_)
+        | AccessEvent::BreakGlassOpened(_)
+        | AccessEvent::BreakGlassApproved(_)
+        | AccessEvent::BreakGlassUsed(_)
+        | AccessEvent::BreakGlassClosed(_)
+        | AccessEvent::IsolationFailed(_) => "",
+    }
+}
+
+fn count(fact: &AccessEvent) {
+    counter!("orgstream_access_facts_total", "fact" => fact.wire().0, "code" => code(fact).to_owned()).increment(1);
+}
+
+fn lost(reason: &'static str) {
+    counter!("orgstream_access_facts_lost_total").increment(1);
+    tracing::debug!(reason, "a fact about access was not written down");
+}
+
+/// The same thing by the same actor in the same org.
+type Flood = (Place, String, &'static str, String);
+
+struct Counted {
+    since: Instant,
+    written: u32,
+    more: u64,
+    last: Note,
+}
+
+struct Writer {
+    log: Log,
+    db: Database,
+    floods: HashMap<Flood, Counted>,
+}
+
+impl Writer {
+    async fn run(mut self, mut receiver: mpsc::Receiver<Message>) {
+        let mut ticks = interval(Duration::from_secs(1));
+        let mut writes = FuturesUnordered::new();
+        let mut flushed = Vec::new();
+        let mut open = true;
+        while open || !writes.is_empty() {
+            tokio::select! {
+                message = receiver.recv(), if open && writes.len() < AT_ONCE => match message {
+                    Some(Message::Note(note)) => writes.extend(self.admit(*note).map(|note| self.write(note))),
+                    Some(Message::Flush(done)) => {
+                        writes.extend(self.folded(Duration::ZERO).into_iter().map(|note| self.write(note)));
+                        flushed.push(done);
+                    }
+                    None => {
+                        open = false;
+                        writes.extend(self.folded(Duration::ZERO).into_iter().map(|note| self.write(note)));
+                    }
+                },
+                _ = ticks.tick(), if open => {
+                    writes.extend(self.folded(WINDOW).into_iter().map(|note| self.write(note)));
+                }
+                Some(()) = writes.next(), if !writes.is_empty() => {}
+            }
+            if writes.is_empty() {
+                for done in flushed.drain(..) {
+                    // Whoever asked has given up waiting.
+                    let _ = done.send(());
+                }
+            }
+        }
+    }
+
+    /// The note, if it is to be written down by itself.
+    fn admit(&mut self, mut note: Note) -> Option<Note> {
+        if note.fact.repeated().is_none() {
+            return Some(note);
+        }
+        let each = if matches!(note.fact, AccessEvent::AuditRead(_)) { 0 } else { EACH };
+        let key = (note.place, note.actor.id.clone(), note.fact.wire().0, code(&note.fact).to_owned());
+        if self.floods.len() >= FLOODS && !self.floods.contains_key(&key) {
+            lost("too many floods at once");
+            return None;
+        }
+        let begun = || Counted { since: Instant::now(), written: 0, more: 0, last: note.clone() };
+        let flood = self.floods.entry(key).or_insert_with(begun);
+        if flood.written < each {
+            flood.written += 1;
+            return Some(note);
+        }
+        if let (AccessEvent::AuditRead(read), AccessEvent::AuditRead(before)) = (&mut note.fact, &flood.last.fact)
+            && read.query != before.query
+        {
+            // They asked for several things.
+            read.query = None;
+        }
+        flood.more += 1;
+        flood.last = note;
+        None
+    }
+
+    /// Ends the floods that are older than `age`. What was only counted of them becomes one note each.
+    fn folded(&mut self, age: Duration) -> Vec<Note> {
+        let ended = self.floods.extract_if(|_, flood| flood.since.elapsed() >= age).map(|(_, flood)| flood);
+        let folded = ended.filter(|flood| flood.more > 0).map(|mut flood| {
+            if let Some(repeated) = flood.last.fact.repeated() {
+                *repeated = flood.more;
+            }
+            flood.last
+        });
+        folded.collect()
+    }
+
+    fn write(&self, note: Note) -> impl Future<Output = ()> + use<> {
+        let (log, db) = (self.log.clone(), self.db.clone());
+        async move {
+            let Note { place, actor, origin, fact } = note;
+            let written = match place {
+                Place::Org(org) => append(&log, org, actor, origin, fact).await.map(|_| ()),
+                Place::HomeOf(user) => match home(&db, user, &actor).await {
+                    Ok(Some((org, actor))) => append(&log, org, actor, origin, fact).await.map(|_| ()),
+                    Ok(None) => Ok(()),
+                    Err(error) => Err(CommandError::Unavailable(error.to_string())),
+                },
+            };
+            if let Err(error) = written {
+                tracing::warn!(%error, "a fact about access could not be written down");
+                lost("it could not be written");
+            }
+        }
+    }
+}
+
+/// The first organization of a person, and who they are there: who they are outside stays outside.
+async fn home(
+    db: &Database,
+    user: UserId,
+    outside: &Actor,
+) -> Result<Option<(OrgId, Actor)>, orgstream_projections::DbError> {
+    let Some(org) = db.orgs_of_user(user).await?.into_iter().next() else { return Ok(None) };
+    let mut tx = db.read(BoundOrg::proven_by_credential(org)).await?;
+    let member = members::get_by_user(&mut tx, user).await?;
+    Ok(member.map(|member| {
+        let actor = Actor { actor_type: ActorType::Member, id: member.id.to_string(), auth: outside.auth.clone() };
+        (org, actor)
+    }))
+}
+
+async fn append(
+    log: &Log,
+    org: OrgId,
+    actor: Actor,
+    origin: Origin,
+    fact: AccessEvent,
+) -> Result<Position, CommandError> {
+    let placement = log.placement(org).await?.ok_or(CommandError::NoOrganization(org))?;
+    let now = now();
+    let draft = CommitDraft {
+        org,
+        aggregate: AggregateId::Access(org),
+        version_before: 0,
+        command_id: CommandId::fresh(now.unix_ms(), rand::random()),
+        fingerprint: None,
+        actor,
+        occurred_at: now,
+        recorded_at: now,
+        causation_id: None,
+        correlation_id: None,
+        request_id: origin.request_id,
+        context: origin.context,
+        events: vec![Event::Access(fact)],
+    };
+    let commit = draft.seal(|| Salt(rand::random())).map_err(AppendError::from)?;
+    let appended = log.append(&placement, &commit, Expected::Any, origin.trace.as_deref()).await?;
+    Ok(Position { org, seq: appended.seq })
+}

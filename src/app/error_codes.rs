@@ -1,0 +1,124 @@
+//! Every code of an error, once: with which statuses it comes, and what it means to whoever gets it. The API's description
+//! and `docs/errors.md` are made of this table.
+
+/// One code.
+#[derive(Debug, Clone, Copy)]
+pub struct Code {
+    /// What programs match on. It never changes.
+    pub code: &'static str,
+    /// With which statuses it comes.
+    pub statuses: &'static [u16],
+    /// What is wrong, and the way out.
+    pub meaning: &'static str,
+}
+
+const fn code(code: &'static str, statuses: &'static [u16], meaning: &'static str) -> Code {
+    Code { code, statuses, meaning }
+}
+
+/// The table, by status.
+pub const CODES: &[Code] = &[
+    code("bad_request", &[400], "The request contradicts itself; `detail` says where."),
+    code("malformed_body", &[400], "The body is not what its content type says; `detail` says from which place on."),
+    code("invalid_header", &[400], "A header is not as it must be; `detail` names it."),
+    code("invalid_parameter", &[400], "A parameter of the path or the query is not as it must be; `detail` names it."),
+    code("idempotency_key_missing", &[400], "Several commands at once need an idempotency key."),
+    code("position_beyond_end", &[400], "The position lies behind the last event. Begin again without it."),
+    code("unauthenticated", &[401], "There is no credential, or none that counts (any more)."),
+    code("forbidden", &[403], "The role, or the scopes of the key, do not allow it."),
+    code("organization_suspended", &[403], "The organization is suspended by the platform."),
+    code("session_only", &[403], "Not with an API key: it takes a person."),
+    code("key_only", &[403], "It takes an API key, and not a person or an operator."),
+    code("session_required", &[403], "It takes a session: POST /v1/sessions makes one."),
+    code("sign_in_required", &[403], "It takes a token of the issuer, and not a session."),
+    code("auth_method_not_allowed", &[403], "The organization does not let people in who sign in this way."),
+    code("mfa_required", &[403], "The organization asks for a second factor."),
+    code("cross_site_request", &[403], "A cookie counts for requests of our own pages only."),
+    code("tenant_mismatch", &[403], "The header names another organization than the path."),
+    code("own_issuer_only", &[403], "The organization's own issuer signs people in for that organization alone."),
+    code("plan_required", &[403], "The plan does not include it."),
+    code("bad_signature", &[403], "The report is not signed by anybody who is trusted."),
+    code("role_above_own", &[403], "Nobody gives a role that may do more than they may themselves."),
+    code("scope_above_own", &[403], "Nobody gives scopes that they do not have themselves."),
+    code("approval_required", &[403], "It takes the approval of another operator."),
+    code("approval_not_valid", &[403], "The approval is not for this, or not by somebody else, or too old."),
+    code("operator_is_nobody", &[403], "It takes an operator who is a person, and not the static token."),
+    code("invitation_other_email", &[403], "The invitation is for another e-mail address."),
+    code("invites_off", &[403], "The organization does not invite anybody."),
+    code("domain_not_allowed", &[403], "The organization invites addresses of some domains only."),
+    code("jit_not_allowed", &[403], "The organization does not let people in by signing in."),
+    code("member_was_removed", &[403], "Whoever was removed comes back by an invitation."),
+    code("domain_not_proven", &[403, 409], "The domain is not proven to be the organization's."),
+    code("not_found", &[404], "There is no such thing, or none for this caller."),
+    code("nats_credentials_unavailable", &[404], "This installation issues no credentials for NATS."),
+    code("method_not_allowed", &[405], "The path has no such method; `Allow` names those that it has."),
+    code("active_org_changed", &[409], "The session acts in another organization now; `detail` says how to go on."),
+    code("event_parked", &[409], "The event at this position could not be applied: the operator decides about it."),
+    code("contention", &[409], "Too many changed the same thing at once. Try again."),
+    code("organization_exists", &[409], "There is an organization with this id already."),
+    code("slug_taken", &[409], "Another organization has this slug."),
+    code("identity_taken", &[409], "Another organization stands for this one at the external identity provider."),
+    code("organization_not_suspended", &[409], "The organization is not suspended."),
+    code("personal_organization", &[409], "A personal organization is for one person."),
+    code("not_a_personal_organization", &[409], "It is a personal organization no more."),
+    code("members_exist", &[409], "The organization has members already."),
+    code("already_member", &[409], "They are a member already."),
+    code("email_taken", &[409], "Another member has this e-mail address."),
+    code("last_owner", &[409], "An organization keeps at least one owner."),
+    code("invitation_exists", &[409], "There is an invitation with this id already."),
+    code("invitation_used", &[409], "The invitation was accepted already."),
+    code("invitation_revoked", &[409], "The invitation was taken back."),
+    code("invitation_withdrawn", &[409], "The invitation does not count any more. Ask for a new one."),
+    code("invitation_expired", &[409], "The invitation has expired. Ask for a new one."),
+    code("too_many_sessions", &[409], "The person has as many sessions as may be. End one."),
+    code("too_many_roles", &[409], "The organization has as many roles of its own as it may."),
+    code("domain_exists", &[409], "The organization has this domain already."),
+    code("dns_unavailable", &[409], "The name servers of the domain do not answer. Try again later."),
+    code("sso_connection_exists", &[409], "There is a connection with this id already."),
+    code("sso_connection_taken", &[409], "Another organization has this issuer and audience."),
+    code("too_many_sso_connections", &[409], "The organization has as many connections as it may."),
+    code("identity_provider_unavailable", &[409], "The external identity provider does not answer. Try again."),
+    code("api_key_exists", &[409], "There is a key with this id already."),
+    code("api_key_ended", &[409], "The key has expired or was revoked."),
+    code("record_exists", &[409], "There is a record with this id already."),
+    code("record_archived", &[409], "The record is archived and cannot be changed."),
+    code("kind_exists", &[409], "There is a kind of this name already."),
+    code("kind_retired", &[409, 422], "The kind is retired: nothing new of it is made."),
+    code("version_conflict", &[412], "It has changed since: read it again, and decide again."),
+    code("payload_too_large", &[413], "Over a limit, which `detail` names."),
+    code("answer_too_large", &[413], "The commands were carried out, and the answer does not fit: send fewer at once."),
+    code("unsupported_media_type", &[415], "The content type, its charset or its encoding is none that is taken."),
+    code("validation_error", &[422], "It can be read, but not be meant; `errors` names the fields."),
+    code("idempotency_key_reused", &[422], "The idempotency key was used for another command."),
+    code("unknown_kind", &[422], "There is no such kind."),
+    code("rate_limit_exceeded", &[429], "More than the organization may send. `Retry-After` says when."),
+    code("invitation_limit_exceeded", &[429], "More invitations than an organization may send in an hour."),
+    code("organization_limit_exceeded", &[429], "More organizations than one person may make in an hour."),
+    code("concurrency_limit_exceeded", &[429], "Too much at the same time. Wait for answers before sending more."),
+    code("too_many_streams", &[429], "As many streams are open as may be. Close one."),
+    code("internal", &[500], "A fault of ours. The request id finds it in the log."),
+    code("unavailable", &[503], "A part that this needs does not answer. Try again, with the same idempotency key."),
+    code("projection_lagging", &[503], "The read models are not there yet. Try again, or wait with `Prefer: wait=5`."),
+    code("overloaded", &[503], "The server holds as much as it can. Try again."),
+    code("too_many_connections", &[503], "As many connections are open as may be. Close some."),
+];
+
+/// The codes that come with a status, as a list in Markdown.
+pub fn of_status(status: u16) -> String {
+    let line = |code: &Code| format!("* `{}`: {}", code.code, code.meaning);
+    let lines: Vec<String> = CODES.iter().filter(|code| code.statuses.contains(&status)).map(line).collect();
+    lines.join("\n")
+}
+
+/// The table as a page.
+pub fn page() -> String {
+    let mut page = "# Errors\n\nEvery error is `application/problem+json` (RFC 9457), whichever way a command came. `code` is \
+                    one of these and never changes. Written by `DOCS_WRITE=1` from `src/app/error_codes.rs`.\n\n| code | status | \
+                    |\n|---|---|---|\n"
+        .to_owned();
+    for Code { code, statuses, meaning } in CODES {
+        let statuses: Vec<String> = statuses.iter().map(u16::to_string).collect();
+        page.push_str(&format!("| `{code}` | {} | {meaning} |\n", statuses.join(", ")));
+    }
+    page
+}

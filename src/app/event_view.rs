@@ -1,0 +1,158 @@
+//! Events as the API shows them: without what must not leave, and only to those who may see them.
+
+use orgstream_domain::{Permission, openapi};
+use orgstream_events::{ActorType, EventView, INWARD_FIELDS, OpenedEvent};
+use orgstream_projections::CreatedBy;
+use serde::Serialize;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{Object, ObjectBuilder, Ref, RefOr, Schema, schema::Type},
+};
+
+use crate::auth::Access;
+
+/// Who did something, by id.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ActorView {
+    /// What kind of actor.
+    #[serde(rename = "type")]
+    #[schema(value_type = String, example = "member")]
+    pub actor_type: ActorType,
+    /// A member, key or operator id.
+    #[schema(example = "mem_01h455vb4pex5vsknk084sn02q")]
+    pub id: String,
+}
+
+impl From<CreatedBy> for ActorView {
+    fn from(by: CreatedBy) -> Self {
+        Self { actor_type: by.actor_type, id: by.id }
+    }
+}
+
+/// An event without what must not leave.
+pub fn shown(mut event: EventView) -> EventView {
+    for (event_type, field) in INWARD_FIELDS {
+        if event.header.event_type == event_type
+            && let Some(fields) = event.data.as_object_mut()
+        {
+            fields.remove(field);
+        }
+    }
+    event
+}
+
+/// The event as `access` may see it, or nothing. Whoever may read the audit log sees everything; others see what they
+/// could read of the thing itself, without the request that it came by.
+pub fn shown_to(access: &Access, event: OpenedEvent, seq: u64) -> Option<EventView> {
+    let audits = access.require(Permission::ReadAudit).is_ok();
+    if !audits && access.require(permission_for(&event)?).is_err() {
+        return None;
+    }
+    let mut view = shown(EventView::new(event, seq, None));
+    if !audits {
+        view.context = orgstream_events::Context::default();
+    }
+    Some(view)
+}
+
+fn permission_for(event: &OpenedEvent) -> Option<Permission> {
+    use orgstream_events::Event;
+
+    match event.event {
+        Event::Organization(_) => Some(Permission::ReadOrganization),
+        Event::Member(_) | Event::Role(_) => Some(Permission::ReadMembers),
+        Event::Invitation(_) => Some(Permission::ManageMembers),
+        Event::SsoConnection(_) => Some(Permission::ManageSso),
+        Event::Domain(_) => Some(Permission::ManageDomains),
+        Event::ApiKey(_) => Some(Permission::ReadKeys),
+        Event::Record(_) => Some(Permission::ReadRecords),
+        Event::Kind(_) | Event::Parking(_) | Event::Access(_) => None,
+    }
+}
+
+/// How an event is documented; its type belongs to a crate that knows no OpenAPI.
+pub struct EventSchema;
+
+impl PartialSchema for EventSchema {
+    fn schema() -> RefOr<Schema> {
+        let time = || text("2026-03-01T12:00:00.000Z");
+        let actor = ObjectBuilder::new()
+            .property("type", text("api_key"))
+            .property("id", text("key_01h455vb4pex5vsknk084sn02q"))
+            .property("auth", any_object("How the actor proved it; null where there was nothing to prove"));
+        let target = ObjectBuilder::new()
+            .property("type", text("record"))
+            .property("id", text("res_01h455vb4pex5vsknk084sn02q"));
+        let outcome = ObjectBuilder::new().property("status", text("success")).property("code", nullable(text("")));
+        let aggregate: Object = openapi::aggregate();
+        let event = ObjectBuilder::new()
+            .property("position", described(text("org_01h455vb4pex5vsknk084sn02q:17"), "Where it stands in the stream"))
+            .property("idx", number("Its place in the audit log, counted from 0; absent in a tail"))
+            .property("v", number("The version of this envelope"))
+            .property("org_id", text("org_01h455vb4pex5vsknk084sn02q"))
+            .property("event_id", text("evt_01h455vb4pex5vsknk084sn02q"))
+            .property("type", described(text("record.created"), "What happened; the name never changes"))
+            .property("schema", number("The version of `data`'s shape under that name"))
+            .property("aggregate", ObjectBuilder::from(aggregate).property("version", number("After this event")))
+            .property("occurred_at", time())
+            .property("recorded_at", time())
+            .property("actor", actor)
+            .property("targets", utoipa::openapi::ArrayBuilder::new().items(target))
+            .property("outcome", outcome)
+            .property("command_id", text("cmd_01h455vb4pex5vsknk084sn02q"))
+            .property("causation_id", nullable(text("evt_01h455vb4pex5vsknk084sn02q")))
+            .property("correlation_id", text("cor_01h455vb4pex5vsknk084sn02q"))
+            .property("request_id", nullable(text("req_018f")))
+            .property("payload_commit", described(text("9f86d081…"), "SHA-256 over salt and content, hexadecimal"))
+            .property("payload_cipher_sha256", nullable(text("")))
+            .property("data", any_object("What happened, in the fields of its type"))
+            .property("context", any_object("The request behind it: `ip`, `user_agent`"));
+        [
+            "position",
+            "org_id",
+            "event_id",
+            "type",
+            "aggregate",
+            "occurred_at",
+            "recorded_at",
+            "actor",
+            "data",
+            "context",
+        ]
+        .into_iter()
+        .fold(event, ObjectBuilder::required)
+        .description(Some("One event: who did what to which thing, and when."))
+        .into()
+    }
+}
+
+impl ToSchema for EventSchema {
+    fn name() -> std::borrow::Cow<'static, str> {
+        "Event".into()
+    }
+}
+
+/// A reference to it.
+pub fn event_reference() -> Ref {
+    Ref::from_schema_name("Event")
+}
+
+fn text(example: &str) -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String).examples([example])
+}
+
+fn number(description: &str) -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::Integer).description(Some(description)).minimum(Some(0))
+}
+
+fn described(object: ObjectBuilder, description: &str) -> ObjectBuilder {
+    object.description(Some(description))
+}
+
+fn nullable(object: ObjectBuilder) -> ObjectBuilder {
+    object.schema_type(utoipa::openapi::schema::SchemaType::from_iter([Type::String, Type::Null]))
+}
+
+fn any_object(description: &str) -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::Object).description(Some(description))
+}

@@ -1,0 +1,11 @@
+//! What the API does, whichever way a request came: commands submitted, reads that wait, access that is noted, errors.
+
+pub mod access_log;
+pub mod error_codes;
+pub mod event_view;
+pub mod initial_kinds;
+mod onboarding;
+pub mod problem;
+mod read_your_writes;
+pub mod submit;
+pub mod waiting;

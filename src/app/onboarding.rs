@@ -1,0 +1,223 @@
+//! How people come in: an organization of one's own, an invitation accepted, joining by domain or by an issuer.
+//!
+//! Whoever is not in an organization yet has no permission there: what they may do is asked of the organization's history,
+//! and they are a person who signed in.
+
+use std::hash::BuildHasher;
+
+use orgstream_domain::{
+    AcceptInvitation, Command, JoinByDomain, JoinBySso, Scopes, credentials::invitation::InvitationToken,
+};
+use orgstream_events::{DomainName, OrgId, PLATFORM_ORG, Role, TenantType, UserId};
+use orgstream_projections::{BoundOrg, invitations};
+use tokio::sync::MutexGuard;
+
+use super::{access_log::Attempt, problem::Problem};
+use crate::{
+    auth::{AuthError, Principal},
+    commands::{
+        personal::{create_personal, creation, no_address, personal_org},
+        request::{Accepted, Caller, Creator, Request},
+    },
+};
+
+use super::submit::{Gateway, Origin};
+
+/// People who sign in for the first time take turns, each by their own place among these.
+pub(super) const FOUNDING: usize = 256;
+
+impl Gateway {
+    /// Makes an organization for the person who asks.
+    pub async fn create_organization(
+        &self,
+        principal: &Principal,
+        origin: &Origin,
+        request: Request,
+    ) -> Result<Accepted, Problem> {
+        if let Command::CreateOrganization(command) = &request.command
+            && command.tenant_type == TenantType::Personal
+        {
+            let rule = "a personal organization is made when its person first signs in: POST /v1/sessions";
+            return Err(Problem::invalid("/tenant_type", "reserved", rule));
+        }
+        let creator = person(principal).inspect_err(|problem| {
+            let attempt = Attempt { target: "organization", asked: None };
+            self.notes.turned_away(principal, origin, attempt, problem);
+        })?;
+        let personal = self.handler.profile(personal_org(creator.user)).await.map_err(Problem::from)?;
+        if let Some(plan) = personal.map(|profile| profile.plan).filter(|plan| *plan == self.public_plan) {
+            let detail = format!("your plan is {plan}, which has no organizations: choose another plan first");
+            return Err(Problem::new(403, "plan_required", "Not on this plan", detail));
+        }
+        // Repeated under its key it makes no further one, and whoever sends it several times at once has sent it once.
+        let _turn = self.founding_turn(creator.user).await;
+        let is_known = match &request.idempotency_key {
+            Some(key) => {
+                let org = OrgId::derive(creation(&creator.user.to_string(), key));
+                self.handler.profile(org).await.map_err(Problem::from)?.is_some()
+            }
+            None => false,
+        };
+        if !is_known {
+            self.quotas.take_organization(creator.user)?;
+        }
+        self.enter(PLATFORM_ORG, principal, creator, origin, request).await
+    }
+
+    /// Waits until nothing else of this person is being founded here.
+    async fn founding_turn(&self, user: UserId) -> MutexGuard<'_, ()> {
+        let place = self.hasher.hash_one(user) as usize % FOUNDING;
+        self.founding.get(place).unwrap_or(&self.last_founding).lock().await
+    }
+
+    /// The organization of this person alone, which is made when they first sign in.
+    ///
+    /// Whoever comes at the same time waits here, so that a thousand browser tabs are one command; what several processes
+    /// or a crash leave of it is the same command again, and its id follows from the person.
+    pub async fn personal_organization(&self, principal: &Principal, origin: &Origin) -> Result<OrgId, Problem> {
+        let user = principal.person()?;
+        let _turn = self.founding_turn(user).await;
+        if let Some(org) = self.db.personal_org(user).await? {
+            return Ok(org);
+        }
+        let email = match principal {
+            Principal::User { email: Some(email), .. } => email.clone(),
+            _ => no_address(user),
+        };
+        let accepted =
+            self.enter(PLATFORM_ORG, principal, Creator { user, email }, origin, create_personal(user)).await?;
+        let org = accepted.position.org;
+        self.db.note_personal_org(user, org).await?;
+        Ok(org)
+    }
+
+    /// Adds the person who asks to the organization that invited them.
+    pub async fn accept_invitation(
+        &self,
+        principal: &Principal,
+        origin: &Origin,
+        key: Option<String>,
+        token: InvitationToken,
+    ) -> Result<Accepted, Problem> {
+        let creator = person(principal)?;
+        let mac = token.mac(self.handler.pepper());
+        let org = self.db.org_of_invitation(&mac).await?.ok_or_else(no_invitation)?;
+        // Which one it is. Whether it can be accepted is decided by its history.
+        let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+        let found = invitations::get_by_token(&mut tx, &mac).await?.ok_or_else(no_invitation)?;
+        drop(tx);
+        let accept = Command::from(AcceptInvitation { id: found.id, token });
+        let request = Request { idempotency_key: key, ..accept.into() };
+        let accepted = self.enter(org, principal, creator, origin, request).await;
+        accepted.map_err(|problem| if problem.status == 404 { no_invitation() } else { problem })
+    }
+
+    /// Adds whoever has just signed in to the organizations that let people in like that: what every way of signing in calls.
+    pub async fn signed_in(&self, principal: &Principal, origin: &Origin) -> Result<(), Problem> {
+        if let Principal::User { user, email: Some(email), .. } = principal {
+            self.join_by_domain(principal, *user, email, origin).await?;
+        }
+        self.join_by_sso(principal, origin).await?;
+        Ok(())
+    }
+
+    /// Adds whoever signs in to the organizations that let people in by the domain of their address, and says which those
+    /// were: what every way of signing in calls once it knows who somebody is. `email` must be verified.
+    pub async fn join_by_domain(
+        &self,
+        principal: &Principal,
+        user: UserId,
+        email: &str,
+        origin: &Origin,
+    ) -> Result<Vec<OrgId>, Problem> {
+        let Some(domain) = DomainName::of_email(email) else { return Ok(Vec::new()) };
+        let orgs = self.db.orgs_of_domain(&domain).await?;
+        let known = if orgs.is_empty() { Vec::new() } else { self.db.orgs_of_user(user).await? };
+        let mut joined = Vec::new();
+        for org in orgs.into_iter().filter(|org| !known.contains(org)) {
+            let creator = Creator { user, email: email.to_owned() };
+            let join = Command::from(JoinByDomain { domain: domain.clone() });
+            match self.enter(org, principal, creator, origin, join.into()).await {
+                Ok(_) => joined.push(org),
+                Err(problem) if problem.retry_after.is_some() => return Err(not_joined(org, &problem)),
+                // Nobody is kept from signing in by what an organization does not give them.
+                Err(problem) => {
+                    tracing::debug!(org.id = %org, code = problem.code, "nobody joins here by their domain");
+                }
+            }
+        }
+        Ok(joined)
+    }
+
+    /// Adds whoever an organization's own issuer signed in to that organization, where it lets people in like that: what every
+    /// way of signing in calls once it knows who somebody is. True when they are a member now and were none.
+    pub async fn join_by_sso(&self, principal: &Principal, origin: &Origin) -> Result<bool, Problem> {
+        let Principal::Sso { org, connection, user, email: Some(email), .. } = principal else { return Ok(false) };
+        if self.db.orgs_of_user(*user).await?.contains(org) {
+            return Ok(false);
+        }
+        let creator = Creator { user: *user, email: email.clone() };
+        let join = Command::from(JoinBySso { id: *connection });
+        match self.enter(*org, principal, creator, origin, join.into()).await {
+            Ok(_) => Ok(true),
+            Err(problem) if problem.retry_after.is_some() => Err(not_joined(*org, &problem)),
+            // Nobody is kept from signing in by what they might have been given besides.
+            Err(problem) if problem.status < 500 => {
+                tracing::debug!(org.id = %org, code = problem.code, "nobody joins here by signing in");
+                Ok(false)
+            }
+            Err(problem) => Err(problem),
+        }
+    }
+
+    /// Carries out what somebody asks who is not in the organization yet.
+    async fn enter(
+        &self,
+        org: OrgId,
+        principal: &Principal,
+        creator: Creator,
+        origin: &Origin,
+        request: Request,
+    ) -> Result<Accepted, Problem> {
+        let caller = Caller {
+            org,
+            actor: principal.actor(),
+            role: Role::Owner,
+            scopes: Scopes::ALL,
+            creator: Some(creator),
+            context: origin.context.clone(),
+            request_id: origin.request_id.clone(),
+            trace: origin.trace.clone(),
+        };
+        let accepted = self.handler.handle(&caller, request).await?;
+        self.wait_for_access(accepted.position).await;
+        Ok(accepted)
+    }
+}
+
+/// The person, at an address that is proven to be theirs.
+fn person(principal: &Principal) -> Result<Creator, Problem> {
+    match principal {
+        Principal::User { user, email: Some(email), .. } => Ok(Creator { user: *user, email: email.clone() }),
+        Principal::User { email: None, .. } => {
+            Err(Problem::invalid("", "email_not_verified", "your issuer has not verified your e-mail address"))
+        }
+        Principal::Sso { .. } => Err(Problem::new(
+            403,
+            "own_issuer_only",
+            "Only with an issuer of the platform",
+            "Your organization's own issuer signed you in, which counts in that organization alone.",
+        )),
+        Principal::Key { .. } | Principal::Operator(_) => Err(AuthError::SessionOnly.into()),
+    }
+}
+
+/// Whoever would be a member, but for something that passes, must hear of it and come again: in silence they would be none.
+fn not_joined(org: OrgId, problem: &Problem) -> Problem {
+    tracing::warn!(org.id = %org, code = problem.code, "somebody who signs in could not be added for now");
+    Problem::unavailable("You could not be added to your organization at the moment; sign in again.")
+}
+
+fn no_invitation() -> Problem {
+    Problem::new(404, "not_found", "Not found", "There is no such invitation; was a newer one sent?")
+}

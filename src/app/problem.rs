@@ -1,0 +1,326 @@
+//! Every error as a caller sees it: RFC 9457 problem details with a stable code. HTTP and NATS share this one table.
+
+use std::time::Duration;
+
+use orgstream_domain::{FieldError, Misfit, Rejection};
+use orgstream_events::{MAX_COMMIT_BYTES, OrgId};
+use orgstream_projections::DbError;
+use orgstream_stream::StreamError;
+use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
+
+use crate::{
+    auth::AuthError,
+    commands::request::CommandError,
+    limits::{
+        Limit, OverLimit,
+        command_rate::{CommandRate, LimitedBy},
+    },
+};
+
+/// One error, `application/problem+json`.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct Problem {
+    /// A stable address for this kind of problem.
+    #[serde(rename = "type")]
+    #[schema(example = "https://orgstream.dev/problems/not_found")]
+    pub problem_type: String,
+    /// What kind of problem, for people.
+    pub title: &'static str,
+    /// The HTTP status.
+    #[schema(example = 404)]
+    pub status: u16,
+    /// What kind of problem, for programs; never changes.
+    #[schema(example = "not_found")]
+    pub code: &'static str,
+    /// What is wrong here and what to do about it.
+    pub detail: String,
+    /// The path that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// What to tell support.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// The organization, when it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub org_id: Option<OrgId>,
+    /// The fields that are wrong.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+    /// When to try again, in milliseconds from now; sent as `Retry-After` in seconds as well.
+    #[serde(rename = "retry_after_ms", skip_serializing_if = "Option::is_none", serialize_with = "milliseconds")]
+    #[schema(value_type = Option<u64>, example = 250)]
+    pub retry_after: Option<Duration>,
+}
+
+#[expect(clippy::ref_option, reason = "serde calls it like this")]
+fn milliseconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)).serialize(serializer)
+}
+
+impl Problem {
+    /// A problem of a known code.
+    pub fn new(status: u16, code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            problem_type: format!("https://orgstream.dev/problems/{code}"),
+            title,
+            status,
+            code,
+            detail: detail.into(),
+            instance: None,
+            request_id: None,
+            org_id: None,
+            errors: Vec::new(),
+            retry_after: None,
+        }
+    }
+
+    /// There is no such thing, or none for this caller: the same words either way.
+    pub fn not_found() -> Self {
+        Self::new(404, "not_found", "Not found", "There is no such thing here.")
+    }
+
+    /// The request cannot be read.
+    pub fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(400, "bad_request", "Bad request", detail)
+    }
+
+    /// A parameter of the path, the query or the subject is wrong.
+    pub fn invalid_parameter(name: &str, rule: &str) -> Self {
+        Self::new(400, "invalid_parameter", "Invalid parameter", format!("{name}: {rule}"))
+    }
+
+    /// The request can be read, but its values are wrong.
+    pub fn invalid(pointer: &str, code: &'static str, detail: impl Into<String>) -> Self {
+        let field = FieldError { pointer: pointer.to_owned(), code: code.into(), detail: detail.into() };
+        Rejection::invalid(vec![field]).into()
+    }
+
+    /// More bytes, or more items, than the limit that `detail` names.
+    pub fn too_large(detail: impl Into<String>) -> Self {
+        Self::new(413, "payload_too_large", "Too large", detail)
+    }
+
+    /// Bytes of a kind that nobody here reads.
+    pub fn unsupported(detail: &str) -> Self {
+        Self::new(415, "unsupported_media_type", "Unsupported media type", detail)
+    }
+
+    /// A fault of ours. What it was goes to the log, not to the caller.
+    pub fn internal(error: &dyn std::fmt::Display) -> Self {
+        tracing::error!(%error, "a request failed through a fault of ours");
+        Self::new(
+            500,
+            "internal",
+            "Internal error",
+            "Something went wrong on our side; the request id finds it in the log.",
+        )
+    }
+
+    /// Something that this program needs does not answer.
+    pub fn unavailable(detail: impl Into<String>) -> Self {
+        let problem = Self::new(503, "unavailable", "Temporarily unavailable", detail);
+        Self { retry_after: Some(Duration::from_secs(1)), ..problem }
+    }
+
+    /// No more connections are taken.
+    pub fn too_many_connections() -> Self {
+        let problem = Self::new(
+            503,
+            "too_many_connections",
+            "Too many connections",
+            "As many connections are open as may be, here or from your address: close some that you do not need, or try again.",
+        );
+        Self { retry_after: Some(Duration::from_secs(1)), ..problem }
+    }
+
+    /// As many requests as may be are under way for one who asks.
+    pub fn too_many_requests(most: usize, whose: &str) -> Self {
+        Self::too_much_at_once(&format!(
+            "{most} requests of {whose} are under way already, which is the most at one time"
+        ))
+    }
+
+    /// As many bytes of bodies as may be are under way for one organization.
+    pub fn too_many_bodies() -> Self {
+        Self::too_much_at_once("the large requests of this organization that came before take too long")
+    }
+
+    fn too_much_at_once(why: &str) -> Self {
+        let detail = format!("Not tried: {why}. Wait for answers before you send more.");
+        let problem = Self::new(429, "concurrency_limit_exceeded", "Too much at once", detail);
+        Self { retry_after: Some(Duration::from_secs(1)), ..problem }
+    }
+
+    /// As many streams as may be are open for one who asks.
+    pub fn too_many_streams(most: usize, whose: &str) -> Self {
+        let detail = format!("{most} streams of {whose} are open already, which is the most: close one, or share one.");
+        let problem = Self::new(429, "too_many_streams", "Too many streams", detail);
+        Self { retry_after: Some(Duration::from_secs(5)), ..problem }
+    }
+
+    /// This process has as much to do as it can hold.
+    pub fn overloaded() -> Self {
+        let detail = "Not tried: this server holds as much as it can at the moment. Send it again, with the same \
+                      idempotency key.";
+        let problem = Self::new(503, "overloaded", "Too much to do", detail);
+        Self { retry_after: Some(Duration::from_secs(1)), ..problem }
+    }
+
+    /// A command behind another of the same request that has to be sent again.
+    pub fn not_tried() -> Self {
+        Self::unavailable(
+            "Not tried: an earlier command of this request is about the same thing and has to be sent again. \
+             Send both again with the same idempotency keys.",
+        )
+    }
+
+    /// The same, with the organization that it happened in: but what a 404 says must not depend on whether the thing
+    /// exists somewhere else.
+    pub fn inside(self, org: Option<OrgId>) -> Self {
+        Self { org_id: org.filter(|_| self.status != 404), ..self }
+    }
+
+    /// Whether the same request may succeed later, or already has.
+    pub fn may_pass(&self) -> bool {
+        self.retry_after.is_some() || self.status >= 500
+    }
+}
+
+impl From<Rejection> for Problem {
+    fn from(rejection: Rejection) -> Self {
+        let title = match rejection.kind.status() {
+            404 => "Not found",
+            403 => "Not allowed",
+            409 => "Conflict",
+            _ => "Not valid",
+        };
+        let problem = Self::new(rejection.kind.status(), rejection.code, title, rejection.detail);
+        Self { errors: rejection.errors, ..problem }
+    }
+}
+
+impl From<OverLimit> for Problem {
+    fn from(over: OverLimit) -> Self {
+        let (code, title, detail) = match over.limit {
+            Limit::Commands(CommandRate { per_second, burst, by }) => {
+                let whose = match by {
+                    LimitedBy::Organization => "this organization",
+                    LimitedBy::Plan => "an organization of this plan",
+                };
+                let commands = if per_second.get() == 1 { "command" } else { "commands" };
+                let detail = format!(
+                    "Not tried: {whose} may send {per_second} {commands} a second, and {burst} at once after a pause. \
+                     Send it again later, with the same idempotency key, or ask the platform's operator for a higher limit."
+                );
+                ("rate_limit_exceeded", "Too many commands", detail)
+            }
+            Limit::Invitations(hourly) => {
+                let detail = format!(
+                    "Not tried: an organization sends {hourly} invitations an hour. Send it again later, or ask the \
+                     platform's operator for more (--invitations-per-hour)"
+                );
+                ("invitation_limit_exceeded", "Too many invitations", detail)
+            }
+            Limit::Organizations(hourly) => {
+                let detail = format!(
+                    "Not tried: one person makes {hourly} organizations an hour. Try again later, or ask the platform's \
+                     operator for more (--organizations-per-hour)"
+                );
+                ("organization_limit_exceeded", "Too many organizations", detail)
+            }
+        };
+        Self { retry_after: Some(over.retry_after), ..Self::new(429, code, title, detail) }
+    }
+}
+
+impl From<Misfit> for Problem {
+    fn from(misfit: Misfit) -> Self {
+        Rejection::from(misfit).into()
+    }
+}
+
+impl From<AuthError> for Problem {
+    fn from(error: AuthError) -> Self {
+        let detail = error.to_string();
+        match error {
+            AuthError::Unauthenticated(_) | AuthError::KeyRefused { .. } => {
+                Self::new(401, "unauthenticated", "Not signed in", detail)
+            }
+            AuthError::NotFound => Self::not_found(),
+            AuthError::Forbidden { .. } => Self::new(403, "forbidden", "Not allowed", detail),
+            AuthError::Suspended => Self::new(403, "organization_suspended", "Suspended", detail),
+            AuthError::SessionOnly => Self::new(403, "session_only", "Not with an API key", detail),
+            AuthError::KeyOnly => Self::new(403, "key_only", "Not without an API key", detail),
+            AuthError::SessionRequired => Self::new(403, "session_required", "Not without a session", detail),
+            AuthError::SignInRequired => Self::new(403, "sign_in_required", "Not with a session", detail),
+            AuthError::ActiveOrgChanged { .. } => {
+                Self::new(409, "active_org_changed", "Another organization is active", detail)
+            }
+            AuthError::MethodNotAllowed { .. } => {
+                Self::new(403, "auth_method_not_allowed", "Not signed in this way", detail)
+            }
+            AuthError::MfaRequired => Self::new(403, "mfa_required", "Not without a second factor", detail),
+            AuthError::CrossSite => Self::new(403, "cross_site_request", "Not from another site", detail),
+            AuthError::TooManySessions { .. } => Self::new(409, "too_many_sessions", "Too many sessions", detail),
+            AuthError::TenantMismatch => Self::new(403, "tenant_mismatch", "Another organization", detail),
+            AuthError::Unavailable(_) => {
+                tracing::warn!(error = detail, "a credential could not be checked");
+                Self::unavailable("The credential cannot be checked at the moment; try again.")
+            }
+        }
+    }
+}
+
+impl From<CommandError> for Problem {
+    fn from(error: CommandError) -> Self {
+        let detail = error.to_string();
+        match error {
+            CommandError::Rejected(rejection) => rejection.into(),
+            CommandError::NoOrganization(_) => Self::not_found(),
+            CommandError::VersionConflict { .. } => {
+                Self::new(412, "version_conflict", "Changed in the meantime", detail)
+            }
+            CommandError::Contention => {
+                let problem = Self::new(409, "contention", "Too many writers", detail);
+                Self { retry_after: Some(Duration::from_secs(1)), ..problem }
+            }
+            CommandError::KeyReused => Self::new(422, "idempotency_key_reused", "Idempotency key used before", detail),
+            CommandError::TooLarge(_) => {
+                Self::too_large(format!("{detail}; a command's events may have {MAX_COMMIT_BYTES} bytes together"))
+            }
+            CommandError::Unavailable(_) => {
+                tracing::warn!(error = detail, "a command could not be appended");
+                Self::unavailable(
+                    "The event log does not answer, so it is not known whether the command took effect. \
+                     Send it again with the same Idempotency-Key: it will have one effect.",
+                )
+            }
+            CommandError::Internal(_) => Self::internal(&detail),
+        }
+    }
+}
+
+impl From<DbError> for Problem {
+    fn from(error: DbError) -> Self {
+        if error.is_retryable() {
+            tracing::warn!(%error, "a query could not be answered");
+            Self::unavailable("The read models do not answer at the moment; try again.")
+        } else {
+            Self::internal(&error)
+        }
+    }
+}
+
+impl From<StreamError> for Problem {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Unavailable { .. } => {
+                tracing::warn!(%error, "the event log could not be read");
+                Self::unavailable("The event log does not answer at the moment; try again.")
+            }
+            other => Self::internal(&other),
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! The one way in for commands, whether they come by HTTP or NATS: permission, idempotency key, handler, outcome.
+
+use std::{
+    collections::{HashMap, HashSet},
+    hash::RandomState,
+    sync::Arc,
+};
+
+use futures_util::{StreamExt, stream};
+use metrics::counter;
+use orgstream_domain::{Command, HourlyLimit, Permission, RevokeApiKey, Scopes};
+use orgstream_events::{Actor, ActorType, AggregateId, CommandId, Context, KeyId, OrgId, PlanName, Role};
+use orgstream_projections::{BoundOrg, Database, idempotency};
+use serde::Serialize;
+use tokio::sync::Mutex;
+use utoipa::ToSchema;
+
+use super::{
+    access_log::{Attempt, Notes},
+    onboarding::FOUNDING,
+    problem::Problem,
+    waiting::Waiting,
+};
+use crate::{
+    auth::{Access, AuthError},
+    commands::{
+        handler::{CommandHandler, fingerprint},
+        request::{Accepted, Caller, CommandError, Request},
+    },
+    limits::{
+        command_rate::{Admission, Admitted},
+        hourly::Quotas,
+    },
+    secret::Secret,
+};
+
+/// The most commands in one request.
+pub const MAX_BATCH: usize = 1_000;
+/// Commands of one request that are under way at the same time.
+const AT_ONCE: usize = 64;
+/// How much is kept of where a key was found.
+const MAX_PLACE: usize = 400;
+
+/// How a request came, beside what it says.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// The personal part.
+    pub context: Context,
+    /// The request, as the access log has it.
+    pub request_id: Option<String>,
+    /// The W3C trace context to continue.
+    pub trace: Option<String>,
+    /// Which door: method and path as the router has it, or `NATS cmd`.
+    pub route: String,
+}
+
+/// What became of one command.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case", tag = "status")]
+pub enum CommandOutcome {
+    /// It is in the event log.
+    Accepted(AcceptedCommand),
+    /// It is not, for the reason given.
+    Refused {
+        /// Why.
+        error: Problem,
+    },
+}
+
+/// What a caller is told about a command that was accepted.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct AcceptedCommand {
+    /// The command's id.
+    #[schema(example = "cmd_01h455vb4pex5vsknk084sn02q")]
+    pub command_id: String,
+    /// What it was about.
+    #[schema(example = "record")]
+    pub aggregate: &'static str,
+    /// The id of that; of a new thing, its new id.
+    #[schema(example = "res_01h455vb4pex5vsknk084sn02q")]
+    pub id: String,
+    /// The version after the command: what `If-Match` takes.
+    pub version: u64,
+    /// Where it stands in the org's stream: what `Min-Position` takes.
+    #[schema(example = "org_01h455vb4pex5vsknk084sn02q:17")]
+    pub position: String,
+    /// The names of its events. None when everything already was as asked.
+    #[schema(example = json!(["record.created"]))]
+    pub events: Vec<String>,
+    /// Whether the command had been accepted before, under the same idempotency key.
+    pub replayed: bool,
+    /// A new API key's secret text. It is shown in this answer and nowhere else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub token: Option<Secret>,
+}
+
+impl From<Accepted> for AcceptedCommand {
+    fn from(accepted: Accepted) -> Self {
+        Self {
+            command_id: accepted.command_id.to_string(),
+            aggregate: accepted.aggregate.aggregate_type().name(),
+            id: accepted.aggregate.id(),
+            version: accepted.version,
+            position: accepted.position.to_string(),
+            events: accepted.events,
+            replayed: accepted.replayed,
+            token: accepted.token.map(|token| token.reveal().into()),
+        }
+    }
+}
+
+impl From<Result<Accepted, Problem>> for CommandOutcome {
+    fn from(result: Result<Accepted, Problem>) -> Self {
+        match result {
+            Ok(accepted) => Self::Accepted(accepted.into()),
+            Err(error) => Self::Refused { error },
+        }
+    }
+}
+
+/// The way in.
+pub struct Gateway {
+    pub(super) handler: CommandHandler,
+    pub(super) db: Database,
+    pub(super) notes: Notes,
+    admission: Admission,
+    pub(super) quotas: Quotas,
+    pub(super) waiting: Arc<Waiting>,
+    pub(super) public_plan: PlanName,
+    pub(super) founding: Box<[Mutex<()>]>,
+    pub(super) last_founding: Mutex<()>,
+    pub(super) hasher: RandomState,
+}
+
+impl Gateway {
+    /// A way in to `handler`; `db` remembers idempotency keys, and `notes` who was turned away. As much is taken as
+    /// `admission` and `quotas` allow, and whose personal organization is on `public_plan` makes no others.
+    pub fn new(
+        handler: CommandHandler,
+        db: Database,
+        notes: Notes,
+        admission: Admission,
+        quotas: Quotas,
+        public_plan: PlanName,
+    ) -> Self {
+        let founding = (0..FOUNDING).map(|_| Mutex::new(())).collect();
+        let (last_founding, hasher) = (Mutex::new(()), RandomState::new());
+        let waiting = Waiting::new(db.clone());
+        Self { handler, db, notes, admission, quotas, waiting, public_plan, founding, last_founding, hasher }
+    }
+
+    /// Where what happens at the door is noted.
+    pub fn notes(&self) -> &Notes {
+        &self.notes
+    }
+
+    /// How much is taken of whom.
+    pub fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
+    /// What is set going by whom.
+    pub fn quotas(&self) -> &Quotas {
+        &self.quotas
+    }
+
+    /// The handler itself, for what the program does on its own account.
+    pub fn handler(&self) -> &CommandHandler {
+        &self.handler
+    }
+
+    /// Carries out one command for somebody in an org.
+    pub async fn submit(&self, access: &Access, origin: &Origin, request: Request) -> Result<Accepted, Problem> {
+        self.submit_all(access, origin, vec![request])
+            .await
+            .pop()
+            .unwrap_or_else(|| Err(Problem::bad_request("no command")))
+    }
+
+    /// Carries out the commands, each with its own outcome, in the order they came.
+    ///
+    /// Commands about the same thing are carried out one after the other, and not at all behind one whose effect is
+    /// open; the others side by side.
+    pub async fn submit_all(
+        &self,
+        access: &Access,
+        origin: &Origin,
+        requests: Vec<Request>,
+    ) -> Vec<Result<Accepted, Problem>> {
+        let caller = Caller {
+            org: access.org(),
+            actor: access.actor().clone(),
+            role: access.role(),
+            scopes: access.scopes().clone(),
+            creator: None,
+            context: origin.context.clone(),
+            request_id: origin.request_id.clone(),
+            trace: origin.trace.clone(),
+        };
+        let known = self.known_keys(access.bound(), &requests).await;
+        let mut lanes: HashMap<Order, Vec<(usize, Request)>> = HashMap::new();
+        let mut outcomes: Vec<Option<Result<Accepted, Problem>>> = Vec::with_capacity(requests.len());
+        let mut targets = Vec::with_capacity(requests.len());
+        let mut allowed = Vec::with_capacity(requests.len());
+        for (place, request) in requests.into_iter().enumerate() {
+            let permission = request.command.spec().requires.permission();
+            let attempt = Attempt { target: permission.map_or("organization", Permission::subject), asked: None };
+            targets.push(attempt);
+            let refusal: Option<Problem> = match permission {
+                None => Some(AuthError::SessionOnly.into()),
+                Some(permission) => access.require(permission).err().map(Problem::from),
+            };
+            if let Some(refusal) = &refusal {
+                self.notes.not_allowed(access, origin, attempt, refusal);
+            }
+            let refusal = refusal.or_else(|| match &known {
+                Ok(known) => known.reused.contains(&place).then(|| CommandError::KeyReused.into()),
+                Err(problem) => Some(problem.clone()),
+            });
+            if refusal.is_none() {
+                allowed.push((place, request));
+            }
+            outcomes.push(refusal.map(Err));
+        }
+        // What was done before is only answered again, which takes nothing of the organization's rate.
+        let is_new = |place: usize| known.as_ref().is_ok_and(|known| !known.done.contains(&place));
+        let fresh = allowed.iter().filter(|(place, _)| is_new(*place)).count();
+        let Admitted { taken: mut room, refusal: over_rate } = match access.rules() {
+            Some(rules) => self.admission.admit(access.org(), rules, fresh),
+            None => Admitted { taken: fresh, refusal: None },
+        };
+        let refusal = over_rate.map(Problem::from);
+        if let Some(refusal) = &refusal {
+            self.notes.not_allowed(access, origin, Attempt { target: "commands", asked: None }, refusal);
+        }
+        for (place, request) in allowed {
+            if is_new(place) {
+                if room == 0 {
+                    if let Some(slot) = outcomes.get_mut(place) {
+                        *slot = refusal.clone().map(Err);
+                    }
+                    continue;
+                }
+                room -= 1;
+                if let Err(refusal) = self.within_quota(access.org(), &request.command) {
+                    if let Some(slot) = outcomes.get_mut(place) {
+                        *slot = Some(Err(refusal));
+                    }
+                    continue;
+                }
+            }
+            // What creates something is about a thing of its own; what changes something waits its turn.
+            let lane = request.command.order_key(access.org()).map_or(Order::Any(place), Order::Of);
+            lanes.entry(lane).or_default().push((place, request));
+        }
+        let finished: Vec<Vec<(usize, Result<Accepted, Problem>)>> = stream::iter(lanes.into_values())
+            .map(|lane| self.in_order(&caller, lane))
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        for (place, outcome) in finished.into_iter().flatten() {
+            // What the rules of a thing itself do not let this caller do.
+            if let (Err(problem), Some(attempt)) = (&outcome, targets.get(place))
+                && problem.status == 403
+            {
+                self.notes.not_allowed(access, origin, *attempt, problem);
+            }
+            if let Some(slot) = outcomes.get_mut(place) {
+                *slot = Some(outcome);
+            }
+        }
+        let unanswered = || Err(Problem::internal(&"a command was not answered"));
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(unanswered)).collect()
+    }
+
+    /// Takes what the command sets going of what the organization may.
+    fn within_quota(&self, org: OrgId, command: &Command) -> Result<(), Problem> {
+        match command.spec().hourly_limit {
+            Some(HourlyLimit::Invitations) => Ok(self.quotas.take_invitation(org)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends a key whose token somebody found in public; `place` says where, in the finder's words.
+    pub async fn revoke_leaked(&self, org: OrgId, id: KeyId, place: &str, origin: &Origin) -> Result<(), Problem> {
+        let caller = Caller {
+            org,
+            actor: Actor { actor_type: ActorType::System, id: "leaked_keys".to_owned(), auth: None },
+            role: Role::Owner,
+            scopes: Scopes::ALL,
+            creator: None,
+            context: origin.context.clone(),
+            request_id: origin.request_id.clone(),
+            trace: origin.trace.clone(),
+        };
+        let place: String = place.chars().filter(|c| !c.is_control()).take(MAX_PLACE).collect();
+        let reason = Some(format!("leaked: found in public, {place}"));
+        let accepted = self.handler.handle(&caller, Command::from(RevokeApiKey { id, reason }).into()).await?;
+        counter!("orgstream_leaked_keys_total").increment(1);
+        tracing::warn!(org.id = %org, key.id = %id, "a leaked key was revoked");
+        self.wait_for_access(accepted.position).await;
+        Ok(())
+    }
+
+    async fn in_order(&self, caller: &Caller, lane: Vec<(usize, Request)>) -> Vec<(usize, Result<Accepted, Problem>)> {
+        let mut outcomes = Vec::with_capacity(lane.len());
+        let mut is_open = false;
+        for (place, request) in lane {
+            // An earlier command that may still take effect, or be sent again, must not find itself overtaken.
+            if is_open {
+                outcomes.push((place, Err(Problem::not_tried())));
+                continue;
+            }
+            let gives_access = request.command.spec().gives_access;
+            let outcome = self.handler.handle(caller, request).await.map_err(Problem::from);
+            match &outcome {
+                Ok(accepted) if gives_access => self.wait_for_access(accepted.position).await,
+                Ok(_) => {}
+                Err(problem) => is_open = problem.may_pass(),
+            }
+            outcomes.push((place, outcome));
+        }
+        outcomes
+    }
+
+    /// Which of the requests have an idempotency key that was used before, and for what.
+    ///
+    /// The stream itself finds a key that is used again for the same thing; this finds the others.
+    async fn known_keys(&self, org: BoundOrg, requests: &[Request]) -> Result<KnownKeys, Problem> {
+        let mut keyed: HashMap<CommandId, (usize, &Command)> = HashMap::new();
+        let mut known = KnownKeys::default();
+        for (place, request) in requests.iter().enumerate() {
+            let Some(key) = &request.idempotency_key else { continue };
+            let id = CommandId::from_idempotency_key(org.org(), key);
+            if let Some((_, earlier)) = keyed.get(&id)
+                && **earlier != request.command
+            {
+                known.reused.insert(place);
+                continue;
+            }
+            keyed.insert(id, (place, &request.command));
+        }
+        if keyed.is_empty() {
+            return Ok(known);
+        }
+        let ids: Vec<CommandId> = keyed.keys().copied().collect();
+        for done in idempotency::find(&mut self.db.read(org).await?, &ids).await? {
+            if let Some((place, command)) = keyed.get(&done.command_id) {
+                let same = fingerprint(command).map_err(Problem::from)? == done.fingerprint;
+                if same {
+                    known.done.insert(*place)
+                } else {
+                    known.reused.insert(*place)
+                };
+            }
+        }
+        Ok(known)
+    }
+}
+
+/// What the commands of one request wait for: those about one aggregate for each other, and the rest for nothing.
+#[derive(PartialEq, Eq, Hash)]
+enum Order {
+    Of(AggregateId),
+    Any(usize),
+}
+
+/// The places in a request of those whose idempotency key was used before.
+#[derive(Default)]
+struct KnownKeys {
+    /// For this command, which is done.
+    done: HashSet<usize>,
+    /// For another.
+    reused: HashSet<usize>,
+}

@@ -1,0 +1,129 @@
+//! Waiting until something of an organization is there: everybody who waits for the same shares one look at the database,
+//! which is repeated while anybody waits. A thousand readers who wait cost it what one does.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use orgstream_events::{OrgId, Pipeline};
+use orgstream_projections::{BoundOrg, Database, DbError, audit, checkpoints};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{sleep, timeout},
+};
+
+use super::problem::Problem;
+
+/// Looks at the database at the same time, however many organizations are waited for.
+const AT_ONCE: usize = 4;
+/// The pause between two looks: it doubles from the one to the other.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+
+/// What is waited for: that it has come as far as a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mark {
+    /// The sequence that a pipeline has applied.
+    Applied(Pipeline),
+    /// The size of the newest signed head of the audit log.
+    Signed,
+}
+
+/// What the looks have found.
+#[derive(Debug, Clone, Default)]
+struct Found {
+    at: u64,
+    /// Why nothing more can be said.
+    trouble: Option<Problem>,
+}
+
+/// Who waits for what. One per process.
+pub struct Waiting {
+    db: Database,
+    looks: Semaphore,
+    followed: Mutex<HashMap<(OrgId, Mark), watch::Sender<Found>>>,
+}
+
+impl Waiting {
+    /// Nobody waits yet.
+    pub fn new(db: Database) -> Arc<Self> {
+        Arc::new(Self { db, looks: Semaphore::new(AT_ONCE), followed: Mutex::default() })
+    }
+
+    /// Waits until the mark of `org` is at `wanted`; false when it takes longer than `patience`.
+    pub async fn until(
+        self: &Arc<Self>,
+        org: BoundOrg,
+        mark: Mark,
+        wanted: u64,
+        patience: Duration,
+    ) -> Result<bool, Problem> {
+        let mut found = self.follow(org, mark);
+        let waited = timeout(patience, found.wait_for(|found| found.at >= wanted || found.trouble.is_some())).await;
+        match waited {
+            Ok(Ok(found)) => match &found.trouble {
+                Some(problem) => Err(problem.clone()),
+                None => Ok(true),
+            },
+            Ok(Err(_)) => Err(Problem::unavailable("The read models cannot be looked at at the moment; try again.")),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// What is found for whoever waits for this, and for one more.
+    fn follow(self: &Arc<Self>, org: BoundOrg, mark: Mark) -> watch::Receiver<Found> {
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = followed.get(&(org.org(), mark)) {
+            return known.subscribe();
+        }
+        let (sender, receiver) = watch::channel(Found::default());
+        followed.insert((org.org(), mark), sender.clone());
+        tokio::spawn(Arc::clone(self).look(org, mark, sender));
+        receiver
+    }
+
+    /// Looks again and again, for as long as anybody waits.
+    async fn look(self: Arc<Self>, org: BoundOrg, mark: Mark, sender: watch::Sender<Found>) {
+        let mut pause = PAUSES.0;
+        loop {
+            let found = self.look_once(org, mark).await.map_err(Problem::from);
+            let is_over = found.is_err();
+            // Those who come now begin anew, with looks of their own.
+            if self.forget(org, mark, is_over, &sender) {
+                sender.send_modify(|told| match found {
+                    Ok(at) => told.at = at,
+                    Err(problem) => told.trouble = Some(problem),
+                });
+                return;
+            }
+            let moved = sender.send_if_modified(|told| {
+                let at = found.as_ref().copied().unwrap_or_default();
+                let moves = at > told.at;
+                told.at = told.at.max(at);
+                moves
+            });
+            pause = if moved { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
+            sleep(pause).await;
+        }
+    }
+
+    async fn look_once(&self, org: BoundOrg, mark: Mark) -> Result<u64, DbError> {
+        let _turn = self.looks.acquire().await;
+        let mut tx = self.db.read(org).await?;
+        match mark {
+            Mark::Applied(pipeline) => checkpoints::position(&mut tx, pipeline).await,
+            Mark::Signed => Ok(audit::newest_checkpoint(&mut tx).await?.map_or(0, |newest| newest.head.size)),
+        }
+    }
+
+    /// Whether the looks end here, because nobody waits any more or because they fail.
+    fn forget(&self, org: BoundOrg, mark: Mark, is_over: bool, sender: &watch::Sender<Found>) -> bool {
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        let ends = is_over || sender.receiver_count() == 0;
+        if ends {
+            followed.remove(&(org.org(), mark));
+        }
+        ends
+    }
+}

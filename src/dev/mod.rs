@@ -1,0 +1,5 @@
+//! Everything on one machine: private servers, a sign-in and a demo. Nothing here runs in production.
+
+pub mod demo;
+pub mod issuer;
+pub mod stack;

@@ -1,0 +1,4 @@
+//! Work in the background of the API's processes.
+
+pub mod audit_webhook;
+pub mod mail;

@@ -1,0 +1,296 @@
+//! How much of an organization's commands is taken: the door's part in keeping one burst from everybody else.
+//!
+//! Each organization has a rate, by its own limits or by its plan, and a bucket that holds ten seconds of it (GCRA). What
+//! comes on top is refused with the time to wait: nothing was read for it but whether it was done before. The processes of
+//! the API say to each other that they are there, and each takes its equal part of every rate; a process that hears nobody
+//! takes all of it, so trouble between them opens the door wider and never shuts it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    num::NonZeroU32,
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+use async_nats::{Client, Message};
+use futures_util::StreamExt;
+use governor::{
+    DefaultDirectRateLimiter, Quota,
+    clock::{Clock, DefaultClock},
+};
+use metrics::counter;
+use orgstream_events::{NameError, OrgId, PlanName};
+use tokio::{
+    sync::watch,
+    time::{Instant, interval},
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Limit, OverLimit};
+use crate::{
+    auth::Rules,
+    tenant_cache::{OrgCache, Scoped},
+};
+
+/// How long an organization that was quiet may have been saving up.
+const SAVED_UP: Duration = Duration::from_secs(10);
+/// Organizations whose buckets are kept. One that is forgotten begins anew with a full one.
+const BUCKETS: usize = 100_000;
+/// Where processes of the API tell each other that they are there.
+const HERE: &str = "orgstream.api.here";
+const TELL: Duration = Duration::from_secs(1);
+/// Who was not heard of for so long is not there.
+const GONE: Duration = Duration::from_millis(3_500);
+/// Processes that are counted at most.
+const MOST_PEERS: usize = 1_000;
+
+/// How many commands a second the organizations of one plan may send, as an operator writes it: `trial=20`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanRate {
+    plan: PlanName,
+    rate: NonZeroU32,
+}
+
+/// Why a text says no rate of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanRateError {
+    /// It is not of this form.
+    #[error("{0:?} says no rate: write PLAN=N, like trial=20, with a whole number of commands a second from 1 on")]
+    NoRate(String),
+    /// There is no such plan.
+    #[error(transparent)]
+    Plan(#[from] NameError),
+    /// There are two rates.
+    #[error("the plan {0} is given two rates: leave one of them out")]
+    Twice(PlanName),
+}
+
+impl FromStr for PlanRate {
+    type Err = PlanRateError;
+
+    fn from_str(text: &str) -> Result<Self, PlanRateError> {
+        let no_rate = || PlanRateError::NoRate(text.to_owned());
+        let (plan, rate) = text.split_once('=').ok_or_else(no_rate)?;
+        Ok(Self { plan: plan.parse()?, rate: rate.parse().map_err(|_| no_rate())? })
+    }
+}
+
+/// How many commands a second plans are worth. One that is not mentioned has no limit.
+#[derive(Debug, Clone, Default)]
+pub struct PlanRates(BTreeMap<PlanName, NonZeroU32>);
+
+impl PlanRates {
+    /// All of them, each once.
+    pub fn new(list: impl IntoIterator<Item = PlanRate>) -> Result<Self, PlanRateError> {
+        let mut rates = BTreeMap::new();
+        for PlanRate { plan, rate } in list {
+            if rates.insert(plan.clone(), rate).is_some() {
+                return Err(PlanRateError::Twice(plan));
+            }
+        }
+        Ok(Self(rates))
+    }
+}
+
+/// Whose limit counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitedBy {
+    /// The organization's own.
+    Organization,
+    /// That of its plan.
+    Plan,
+}
+
+/// What may be sent, all processes together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommandRate {
+    /// Commands a second, on average.
+    pub per_second: NonZeroU32,
+    /// Commands at once by who was quiet.
+    pub burst: NonZeroU32,
+    /// Where that comes from.
+    pub by: LimitedBy,
+}
+
+/// What one process takes of an organization.
+struct Bucket {
+    per_second: NonZeroU32,
+    peers: NonZeroU32,
+    limiter: DefaultDirectRateLimiter,
+}
+
+impl Bucket {
+    /// The part of one of `peers` processes.
+    fn new(rate: CommandRate, peers: NonZeroU32) -> Self {
+        let one = Duration::from_secs_f64(f64::from(peers.get()) / f64::from(rate.per_second.get()));
+        let burst = NonZeroU32::new(rate.burst.get() / peers.get()).unwrap_or(NonZeroU32::MIN);
+        let quota = Quota::with_period(one).unwrap_or(Quota::per_second(rate.per_second)).allow_burst(burst);
+        Self { per_second: rate.per_second, peers, limiter: DefaultDirectRateLimiter::direct(quota) }
+    }
+}
+
+/// What becomes of the commands of one request.
+#[derive(Debug)]
+pub struct Admitted {
+    /// So many of them, from the first on, are taken.
+    pub taken: usize,
+    /// What the others are told, when there are others.
+    pub refusal: Option<OverLimit>,
+}
+
+/// Who is let in with how much. One per process.
+pub struct Admission {
+    plans: PlanRates,
+    buckets: OrgCache<(), Arc<Bucket>>,
+    peers: watch::Receiver<NonZeroU32>,
+    clock: DefaultClock,
+}
+
+impl Admission {
+    /// By these rates; `peers` are the processes that share them, this one included.
+    pub fn new(plans: PlanRates, peers: watch::Receiver<NonZeroU32>) -> Self {
+        Self { plans, buckets: OrgCache::new(BUCKETS), peers, clock: DefaultClock::default() }
+    }
+
+    /// What an organization may send; none when there is no limit.
+    pub fn rate(&self, rules: &Rules) -> Option<CommandRate> {
+        let own = rules.limits.commands_per_second.map(|rate| (rate, LimitedBy::Organization));
+        let (per_second, by) = own.or_else(|| Some((*self.plans.0.get(&rules.plan)?, LimitedBy::Plan)))?;
+        let seconds = u32::try_from(SAVED_UP.as_secs()).unwrap_or(1);
+        Some(CommandRate { per_second, burst: per_second.saturating_mul(NonZeroU32::new(seconds)?), by })
+    }
+
+    /// Takes as many of `count` commands of `org` as there is room for now.
+    pub fn admit(&self, org: OrgId, rules: &Rules, count: usize) -> Admitted {
+        let Some(rate) = self.rate(rules) else { return Admitted { taken: count, refusal: None } };
+        let bucket = self.bucket(org, rate);
+        for taken in 0..count {
+            if let Err(full) = bucket.limiter.check() {
+                let wait = full.wait_time_from(self.clock.now());
+                counter!("orgstream_commands_refused_total", "reason" => "rate")
+                    .increment((count - taken).try_into().unwrap_or(u64::MAX));
+                return Admitted {
+                    taken,
+                    refusal: Some(OverLimit { limit: Limit::Commands(rate), retry_after: wait }),
+                };
+            }
+        }
+        Admitted { taken: count, refusal: None }
+    }
+
+    /// The bucket of `org`, or a new one where its rate or the number of processes has changed.
+    fn bucket(&self, org: OrgId, rate: CommandRate) -> Arc<Bucket> {
+        let (peers, key) = (*self.peers.borrow(), Scoped::new(org, ()));
+        let is_right = |bucket: &Bucket| bucket.per_second == rate.per_second && bucket.peers == peers;
+        if let Some(bucket) = self.buckets.get(&key).filter(|bucket| is_right(bucket)) {
+            return bucket;
+        }
+        let bucket = Arc::new(Bucket::new(rate, peers));
+        self.buckets.insert(key, Arc::clone(&bucket));
+        bucket
+    }
+}
+
+/// Tells the other processes of the API that this one is there, and counts them, until `stop`.
+pub async fn count_peers(client: Client, count: watch::Sender<NonZeroU32>, stop: CancellationToken) {
+    let me = Uuid::now_v7();
+    let mut others: HashMap<Uuid, Instant> = HashMap::new();
+    let mut tick = interval(TELL);
+    let mut heard = match client.subscribe(HERE).await {
+        Ok(heard) => heard,
+        Err(error) => {
+            tracing::warn!(%error, "the other processes of the API cannot be heard: this one takes whole rates for its own");
+            return;
+        }
+    };
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some(message) = heard.next() => {
+                if let Some(peer) = peer(&message).filter(|peer| *peer != me)
+                    && (others.contains_key(&peer) || others.len() < MOST_PEERS)
+                {
+                    others.insert(peer, Instant::now());
+                }
+            }
+            _ = tick.tick() => {
+                others.retain(|_, seen| seen.elapsed() < GONE);
+                // Lost with the connection, it is told again in a second.
+                let _ = client.publish(HERE, me.as_bytes().to_vec().into()).await;
+            }
+        }
+        let now = u32::try_from(others.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let now = NonZeroU32::new(now).unwrap_or(NonZeroU32::MIN);
+        count.send_if_modified(|known| std::mem::replace(known, now) != now);
+    }
+}
+
+fn peer(message: &Message) -> Option<Uuid> {
+    Uuid::from_slice(&message.payload).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use orgstream_events::{OrganizationLimits, PLATFORM_ORG};
+
+    use super::*;
+
+    fn rules(plan: &str, own: u32) -> Rules {
+        let limits = OrganizationLimits { commands_per_second: NonZeroU32::new(own) };
+        let mut rules = Rules::default();
+        (rules.plan, rules.limits) = (plan.parse().unwrap(), limits);
+        rules
+    }
+
+    fn admission(peers: u32) -> (Admission, watch::Sender<NonZeroU32>) {
+        let (sender, receiver) = watch::channel(NonZeroU32::new(peers).unwrap());
+        let plans = PlanRates::new(["trial=1".parse().unwrap(), "pro=5".parse().unwrap()]).unwrap();
+        (Admission::new(plans, receiver), sender)
+    }
+
+    #[test]
+    fn a_limit_of_ones_own_goes_before_that_of_the_plan() {
+        let (admission, _peers) = admission(1);
+        let rate = |plan, own| admission.rate(&rules(plan, own)).map(|rate| (rate.per_second.get(), rate.by));
+        assert_eq!(rate("standard", 0), None);
+        assert_eq!(rate("trial", 0), Some((1, LimitedBy::Plan)));
+        assert_eq!(rate("trial", 7), Some((7, LimitedBy::Organization)));
+        assert_eq!(rate("standard", 7), Some((7, LimitedBy::Organization)));
+    }
+
+    #[test]
+    fn what_is_over_the_rate_waits_and_others_do_not() {
+        let (admission, _peers) = admission(1);
+        let one = admission.admit(PLATFORM_ORG, &rules("trial", 0), 25);
+        let refusal = one.refusal.unwrap();
+        let Limit::Commands(rate) = refusal.limit else { panic!("{refusal:?}") };
+        assert_eq!((one.taken, rate.per_second.get(), rate.burst.get()), (10, 1, 10));
+        assert!(refusal.retry_after <= Duration::from_secs(1), "{:?}", refusal.retry_after);
+        assert_eq!(admission.admit(PLATFORM_ORG, &rules("trial", 0), 1).taken, 0);
+        // Another organization has a bucket of its own, and so has one whose limit was changed.
+        let other = OrgId::fresh(1, [1; 10]);
+        assert_eq!(admission.admit(other, &rules("trial", 0), 10).taken, 10);
+        assert_eq!(admission.admit(PLATFORM_ORG, &rules("trial", 2), 30).taken, 20);
+        assert_eq!(admission.admit(PLATFORM_ORG, &rules("standard", 0), 5_000).taken, 5_000);
+    }
+
+    #[test]
+    fn processes_share_a_rate_in_equal_parts() {
+        let (admission, peers) = admission(2);
+        assert_eq!(admission.admit(PLATFORM_ORG, &rules("pro", 0), 100).taken, 25);
+        peers.send(NonZeroU32::new(100).unwrap()).unwrap();
+        // Fewer than one each: everybody still gets something.
+        assert_eq!(admission.admit(PLATFORM_ORG, &rules("pro", 0), 100).taken, 1);
+    }
+
+    #[test]
+    fn a_rate_is_a_whole_number_for_one_plan() {
+        for bad in ["trial", "trial=0", "trial=-1", "trial=1.5", "no plan=1"] {
+            assert!(bad.parse::<PlanRate>().is_err(), "{bad}");
+        }
+        let twice = PlanRates::new(["trial=1".parse().unwrap(), "trial=2".parse().unwrap()]);
+        assert!(matches!(twice, Err(PlanRateError::Twice(_))));
+    }
+}

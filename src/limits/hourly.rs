@@ -1,0 +1,146 @@
+//! What one organization, or one person, may set going in an hour without anybody having asked for more: mails to people who
+//! have not asked for them, and organizations.
+//!
+//! A bucket holds an hour's worth and fills again over the hour. As for commands (`admission.rs`), each process of the API takes
+//! its equal part, and one that hears of no others takes all of it.
+
+use std::{hash::Hash, num::NonZeroU32, sync::Arc, time::Duration};
+
+use governor::{
+    DefaultDirectRateLimiter, Quota,
+    clock::{Clock, DefaultClock},
+};
+use metrics::counter;
+use orgstream_events::{OrgId, UserId};
+use quick_cache::sync::Cache;
+use tokio::sync::watch;
+
+use super::{Limit, OverLimit};
+use crate::tenant_cache::{CacheView, OrgCache, Scoped};
+
+const HOUR: Duration = Duration::from_hours(1);
+/// Buckets that are kept of a kind. One that is forgotten begins anew with a full one.
+const BUCKETS: usize = 100_000;
+
+/// How much that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HourlyLimits {
+    /// Mails with invitations, of one organization; none for no limit.
+    pub invitations: Option<NonZeroU32>,
+    /// Organizations that one person makes; none for no limit.
+    pub organizations: Option<NonZeroU32>,
+}
+
+impl HourlyLimits {
+    /// So many of each, where 0 is no limit.
+    pub fn new(invitations: u32, organizations: u32) -> Self {
+        Self { invitations: NonZeroU32::new(invitations), organizations: NonZeroU32::new(organizations) }
+    }
+}
+
+/// One process's part of somebody's hour.
+struct Bucket {
+    peers: NonZeroU32,
+    limiter: DefaultDirectRateLimiter,
+}
+
+impl Bucket {
+    fn new(hourly: NonZeroU32, peers: NonZeroU32) -> Self {
+        let part = NonZeroU32::new(hourly.get() / peers.get()).unwrap_or(NonZeroU32::MIN);
+        let quota = Quota::with_period(HOUR / part.get()).unwrap_or(Quota::per_hour(part)).allow_burst(part);
+        Self { peers, limiter: DefaultDirectRateLimiter::direct(quota) }
+    }
+}
+
+/// What was set going in the last hour, as far as this process knows. One per process.
+pub struct Quotas {
+    limits: HourlyLimits,
+    invitations: OrgCache<(), Arc<Bucket>>,
+    organizations: Cache<UserId, Arc<Bucket>>,
+    peers: watch::Receiver<NonZeroU32>,
+    clock: DefaultClock,
+}
+
+impl Quotas {
+    /// Within these limits; `peers` are the processes that share them, this one included.
+    pub fn new(limits: HourlyLimits, peers: watch::Receiver<NonZeroU32>) -> Self {
+        let (invitations, organizations) = (OrgCache::new(BUCKETS), Cache::new(BUCKETS));
+        Self { limits, invitations, organizations, peers, clock: DefaultClock::default() }
+    }
+
+    /// What is remembered at the moment.
+    pub fn cache(&self) -> CacheView {
+        CacheView::of("invitations_of_the_hour", "org", &self.invitations)
+    }
+
+    /// Takes one mail to somebody who is invited.
+    pub fn take_invitation(&self, org: OrgId) -> Result<(), OverLimit> {
+        let Some(hourly) = self.limits.invitations else { return Ok(()) };
+        self.take(&self.invitations, Scoped::new(org, ()), hourly).map_err(|retry_after| {
+            counter!("orgstream_quota_refused_total", "quota" => "invitations").increment(1);
+            OverLimit { limit: Limit::Invitations(hourly), retry_after }
+        })
+    }
+
+    /// Takes one organization that this person makes.
+    pub fn take_organization(&self, user: UserId) -> Result<(), OverLimit> {
+        let Some(hourly) = self.limits.organizations else { return Ok(()) };
+        self.take(&self.organizations, user, hourly).map_err(|retry_after| {
+            counter!("orgstream_quota_refused_total", "quota" => "organizations").increment(1);
+            OverLimit { limit: Limit::Organizations(hourly), retry_after }
+        })
+    }
+
+    fn take<K: Hash + Eq + Clone>(
+        &self,
+        buckets: &Cache<K, Arc<Bucket>>,
+        key: K,
+        hourly: NonZeroU32,
+    ) -> Result<(), Duration> {
+        let peers = *self.peers.borrow();
+        let bucket = match buckets.get(&key).filter(|bucket| bucket.peers == peers) {
+            Some(bucket) => bucket,
+            None => {
+                let bucket = Arc::new(Bucket::new(hourly, peers));
+                buckets.insert(key, Arc::clone(&bucket));
+                bucket
+            }
+        };
+        bucket.limiter.check().map_err(|full| full.wait_time_from(self.clock.now()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quotas(limits: HourlyLimits, peers: u32) -> Quotas {
+        let (_, peers) = watch::channel(NonZeroU32::new(peers).unwrap());
+        Quotas::new(limits, peers)
+    }
+
+    fn org(n: u8) -> OrgId {
+        OrgId::fresh(1_700_000_000_000, [n; 10])
+    }
+
+    #[test]
+    fn an_hours_worth_is_taken_and_no_more_and_each_has_their_own() {
+        let quotas = quotas(HourlyLimits::new(3, 2), 1);
+        let taken = (0..10).filter(|_| quotas.take_invitation(org(1)).is_ok()).count();
+        assert_eq!(taken, 3);
+        assert!(quotas.take_invitation(org(2)).is_ok());
+        let ann = UserId::from_login("https://issuer.example", "ann");
+        assert!(quotas.take_organization(ann).is_ok() && quotas.take_organization(ann).is_ok());
+        let refused = quotas.take_organization(ann).unwrap_err();
+        assert_eq!(refused.limit, Limit::Organizations(NonZeroU32::new(2).unwrap()));
+        assert!(refused.retry_after <= HOUR / 2);
+    }
+
+    #[test]
+    fn processes_share_and_nothing_is_no_limit() {
+        let shared = quotas(HourlyLimits::new(9, 0), 3);
+        assert_eq!((0..20).filter(|_| shared.take_invitation(org(1)).is_ok()).count(), 3);
+        let ann = UserId::from_login("https://issuer.example", "ann");
+        assert!((0..1_000).all(|_| shared.take_organization(ann).is_ok()));
+    }
+}

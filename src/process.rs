@@ -1,0 +1,406 @@
+//! The parts of a running program, put together once they were looked at.
+
+use std::{
+    fmt::Display,
+    num::NonZeroU32,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use metrics_exporter_prometheus::PrometheusHandle;
+use orgstream_domain::{Command, Scopes, credentials::key::Pepper};
+use orgstream_events::{Actor, ActorType, Fingerprint, PLATFORM_ORG, Role};
+use orgstream_projections::Database;
+use orgstream_stream::broker::Producers;
+use orgstream_stream::{Credentials, Finding, Log, SyncMode};
+use orgstream_workers::WorkerStatus;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    adapters::{
+        dns::{SystemDns, TxtRecords},
+        identity_provider::{IdentityOrganizations, NoIdentityProvider},
+        mail::Mailer,
+    },
+    api::{
+        http::{self, kit::proxies::TrustedProxies},
+        nats as producers,
+    },
+    app::{access_log::Notes, initial_kinds::default_kinds, submit::Gateway},
+    auth::{Authenticator, issuers::Issuers, leaks::LeakReporters},
+    commands::{
+        handler::CommandHandler,
+        request::{Caller, CommandError, Request},
+    },
+    config::{DatabaseArgs, HttpArgs, IdentityArgs, NatsArgs, SecretArgs},
+    jobs::{
+        audit_webhook::{WebhookKeys, Webhooks},
+        mail::Sender,
+    },
+    limits::{
+        command_rate::{Admission, PlanRates, count_peers},
+        hourly::Quotas,
+    },
+    secret::{Address, Secret},
+};
+
+/// How long servers that are still starting are waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The log, with its streams there and as they must be, and with all that `db` has been told of; or every finding, one
+/// line each.
+pub async fn open_log(nats: &NatsArgs, db: &Database) -> anyhow::Result<Log> {
+    let (log, lost, findings) = reach_log(nats, db).await?;
+    refuse(&[findings, lost].concat())?;
+    // Its own org is where the platform keeps the kinds.
+    patiently("the event log", || async { Ok(log.place(PLATFORM_ORG).await?) }).await?;
+    Ok(log)
+}
+
+/// Makes the streams that are missing, as the administrator, and says how many these were.
+pub async fn make_streams(nats: &NatsArgs) -> anyhow::Result<usize> {
+    let (missing, findings) = patiently("NATS", || async {
+        let log = connect_log(nats).await?;
+        let missing = log.missing_streams().await.context("the streams could not be looked at")?;
+        let findings = log.ensure_streams().await.context("the streams could not be made")?;
+        log.close().await;
+        Ok((missing.len(), findings))
+    })
+    .await?;
+    refuse(&findings)?;
+    Ok(missing)
+}
+
+/// The same for a worker. When the log has lost data it is left as it is, and the worker starts all the same: it will do
+/// nothing, and say why to whoever asks whether it is ready.
+pub async fn open_log_for_work(nats: &NatsArgs, db: &Database) -> anyhow::Result<Log> {
+    let (log, _, findings) = reach_log(nats, db).await?;
+    refuse(&findings)?;
+    Ok(log)
+}
+
+/// The log, what it has lost, and what else is wrong with it.
+async fn reach_log(nats: &NatsArgs, db: &Database) -> anyhow::Result<(Log, Vec<Finding>, Vec<Finding>)> {
+    // A setting that is missing or wrong is no server that still starts: nothing is tried again for it.
+    nats.log_options(SyncMode::Relaxed)?;
+    // All of it again when any of it fails: a server may go away between two questions.
+    patiently("NATS", || async {
+        let log = connect_log(nats).await?;
+        let lost = lost_data(&log, db).await?;
+        let findings = preflight_log(&log, nats).await?;
+        // One that is missing may be on its way; one that had something and is missing was lost.
+        let missing = log.missing_streams().await.context("the streams could not be looked at")?;
+        if lost.is_empty() && findings.is_empty() && !missing.is_empty() {
+            bail!(
+                "there is no stream {}: make the streams with `orgstream nats streams` and the administrator's credentials",
+                missing.join(", ")
+            );
+        }
+        Ok((log, lost, findings))
+    })
+    .await
+}
+
+/// Every shard that ends before what the workers have read from it.
+pub async fn lost_data(log: &Log, db: &Database) -> anyhow::Result<Vec<Finding>> {
+    let mut lost = Vec::new();
+    for shard in log.shards() {
+        let mark = db.shard_mark(shard).await.context("the marks of the workers could not be read")?.seq;
+        let last = log.shard_end(shard).await.context("the streams could not be looked at")?;
+        if last < mark {
+            lost.push(Finding {
+                what: format!(
+                    "shard {shard} ends at {last}, but its events were applied up to {mark}: the log lost data"
+                ),
+                fix: "restore the streams from a replica or a backup before anything is appended".to_owned(),
+            });
+        }
+    }
+    Ok(lost)
+}
+
+/// Connects, and looks which way of appending suits the server.
+pub async fn connect_log(nats: &NatsArgs) -> anyhow::Result<Log> {
+    let sync = match &nats.nats_monitor_url {
+        Some(url) if syncs_always(url).await? => SyncMode::Durable,
+        _ => SyncMode::Relaxed,
+    };
+    Log::connect(&nats.log_options(sync)?).await.with_context(|| format!("NATS at {} does not answer", nats.nats_url))
+}
+
+/// What is wrong with the NATS side.
+pub async fn preflight_log(log: &Log, nats: &NatsArgs) -> anyhow::Result<Vec<Finding>> {
+    let monitor = nats.nats_monitor_url.as_ref().map(Address::whole);
+    let preflight = orgstream_stream::preflight(log, monitor, nats.allow_unsafe_sync).await;
+    let mut findings = preflight.context("NATS could not be looked at")?;
+    if !nats.allow_open_nats {
+        let producer = nats.producers()?.map(|producers| producers.probe()).transpose()?;
+        findings.extend(log.door(producer.and_then(Credentials::parse)).await.context("NATS could not be looked at")?);
+    }
+    Ok(findings)
+}
+
+/// The database, migrated and safe to use; or every finding, one line each.
+pub async fn open_database(database: &DatabaseArgs, slots: usize) -> anyhow::Result<Database> {
+    database.check(slots)?;
+    let (db, findings) = patiently("PostgreSQL", || async {
+        let db = Database::connect(&database.options(slots)).await.with_context(|| database.silent())?;
+        let findings = db.preflight().await.context("PostgreSQL could not be looked at")?;
+        Ok((db, findings))
+    })
+    .await?;
+    refuse(&findings)?;
+    Ok(db)
+}
+
+/// Registers the kinds of records that every installation begins with. Doing it again changes nothing.
+pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<()> {
+    let caller = Caller {
+        org: PLATFORM_ORG,
+        actor: Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None },
+        role: Role::Owner,
+        scopes: Scopes::ALL,
+        creator: None,
+        context: orgstream_events::Context::default(),
+        request_id: None,
+        trace: None,
+    };
+    for kind in default_kinds()? {
+        let name = kind.kind.clone();
+        match handler.handle(&caller, Request::from(Command::RegisterKind(kind))).await {
+            Ok(_) => {}
+            // An operator may have changed it since, and that is what counts.
+            Err(CommandError::Rejected(rejection)) if rejection.code == "kind_exists" => {}
+            Err(error) => return Err(error).with_context(|| format!("the kind {name} could not be registered")),
+        }
+    }
+    Ok(())
+}
+
+/// Cancelled when the process is asked to stop, by Ctrl-C or SIGTERM. Asking a second time ends it at once.
+pub fn stop_when_asked() -> anyhow::Result<CancellationToken> {
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    let stop = CancellationToken::new();
+    let asked = stop.clone();
+    tokio::spawn(async move {
+        for time in 0..2 {
+            tokio::select! {
+                _ = interrupted.recv() => {}
+                _ = terminated.recv() => {}
+            }
+            if time == 0 {
+                tracing::info!("stopping; ask again to stop at once");
+                asked.cancel();
+            } else {
+                std::process::exit(130);
+            }
+        }
+    });
+    Ok(stop)
+}
+
+/// What `starting` comes to, unless the process is asked to stop before: nothing is waited for then.
+pub async fn unless_asked<T>(
+    stop: &CancellationToken,
+    starting: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<Option<T>> {
+    stop.run_until_cancelled(Box::pin(starting)).await.transpose()
+}
+
+/// Listens, or says who should move.
+pub async fn listen(address: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{address} cannot be listened on: choose another with --http"))
+}
+
+/// What the API asks of the world outside, and tells it.
+#[derive(Debug, Clone)]
+pub struct Outside {
+    /// How mails leave; without a way they wait.
+    pub mail: Option<Mailer>,
+    /// What domains are proven by.
+    pub dns: Arc<dyn TxtRecords>,
+    /// Where organizations have others that stand for them.
+    pub idp: Arc<dyn IdentityOrganizations>,
+    /// Whether organizations may have issuers of their own on this machine: for trying things out.
+    pub local_issuers: bool,
+    /// What producers' NATS credentials are signed with, where there are any.
+    pub producers: Option<Arc<Producers>>,
+    /// How much of it is let in, and who sees the figures.
+    pub http: HttpArgs,
+}
+
+impl Default for Outside {
+    fn default() -> Self {
+        let (dns, idp, http) = (Arc::new(SystemDns), Arc::new(NoIdentityProvider), HttpArgs::default());
+        Self { mail: None, dns, idp, local_issuers: false, producers: None, http }
+    }
+}
+
+/// The API of a process: HTTP, commands by NATS, and what both need.
+pub struct Api {
+    /// What HTTP serves.
+    pub app: Arc<http::App>,
+    /// The way in for commands of this process itself.
+    pub gateway: Arc<Gateway>,
+    auth: Arc<Authenticator>,
+    log: Log,
+    peers: watch::Sender<NonZeroU32>,
+    sender: Option<Sender>,
+    webhooks: Webhooks,
+    producers: Option<Arc<Producers>>,
+}
+
+impl Api {
+    /// Puts the API together. `worker` is this process's own, if it has one.
+    pub fn new(
+        log: Log,
+        db: Database,
+        secrets: &SecretArgs,
+        identity: &IdentityArgs,
+        metrics: PrometheusHandle,
+        worker: Option<watch::Receiver<WorkerStatus>>,
+        outside: Outside,
+    ) -> anyhow::Result<Self> {
+        let pepper =
+            Pepper::new(secrets.pepper.reveal().as_bytes()).context("the pepper (ORGSTREAM_PEPPER) is too short")?;
+        if outside.http.metrics_token.as_ref().is_some_and(|token| token.reveal().len() < 32) {
+            bail!("the token of the figures (ORGSTREAM_METRICS_TOKEN) must have at least 32 characters");
+        }
+        if secrets.platform_token.as_ref().is_some_and(|token| token.reveal().len() < 32) {
+            bail!("the platform token (ORGSTREAM_PLATFORM_TOKEN) must have at least 32 characters");
+        }
+        let issuers = Issuers::new(identity.issuers())?;
+        // Cursors are signed with a key of their own, so that neither can be used to make the other.
+        let cursor_key = Fingerprint::of(&[b"orgstream cursor", secrets.pepper.reveal().as_bytes()]).0;
+        let leak_reporters =
+            secrets.leak_reporter_keys.as_deref().map(LeakReporters::load).transpose()?.unwrap_or_default();
+        let operators = identity.operators(secrets.platform_token.as_ref().map(Secret::reveal))?;
+        let auth = Authenticator::new(db.clone(), pepper.clone(), operators, issuers, identity.lifetime());
+        let auth = Arc::new(if outside.local_issuers { auth.with_local_issuers() } else { auth });
+        let sender = outside.mail.map(|mailer| Sender::new(db.clone(), mailer, pepper.clone()));
+        let webhook_keys = WebhookKeys::new(pepper.clone());
+        let webhooks = Webhooks::new(db.clone(), webhook_keys.clone(), outside.local_issuers)?;
+        let handler = CommandHandler::new(log.clone(), pepper, log.region().to_owned(), outside.dns);
+        let handler = handler.with_identity_provider(outside.idp);
+        let handler = if outside.local_issuers { handler.with_local_issuers() } else { handler };
+        let notes = Notes::start(log.clone(), db.clone());
+        let rates = PlanRates::new(identity.plan_rates.iter().cloned());
+        let rates = rates.context("--plan-commands-per-second (ORGSTREAM_PLAN_COMMANDS_PER_SECOND)")?;
+        let (peers, known_peers) = watch::channel(NonZeroU32::MIN);
+        let quotas = Quotas::new(identity.hourly(), known_peers.clone());
+        let admission = Admission::new(rates, known_peers);
+        let gateway = Gateway::new(handler, db.clone(), notes, admission, quotas, identity.public_plan.clone());
+        let gateway = Arc::new(gateway);
+        let app = http::App::new(http::Parts {
+            gateway: Arc::clone(&gateway),
+            auth: Arc::clone(&auth),
+            db,
+            log: log.clone(),
+            cursor_key,
+            metrics,
+            leak_reporters,
+            proxies: TrustedProxies::new(secrets.trusted_proxies.iter().copied()),
+            webhook_keys,
+            break_glass_approval: identity.break_glass_approval,
+            worker,
+            producers: outside.producers.clone(),
+            limits: outside.http.limits(),
+            metrics_token: outside.http.metrics_token,
+        });
+        let producers = outside.producers;
+        Ok(Self { app, gateway, auth, log, peers, sender, webhooks, producers })
+    }
+
+    /// Serves until `stop`, then finishes what has begun.
+    pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
+        let handler = self.gateway.handler();
+        patiently("the event log", || register_default_kinds(handler)).await?;
+        let client = self.log.client().clone();
+        let counting = tokio::spawn(count_peers(client.clone(), self.peers, stop.clone()));
+        let door = producers::Door {
+            auth: self.auth,
+            gateway: Arc::clone(&self.gateway),
+            users: self.producers,
+            bounds: Arc::clone(&self.app.bounds),
+        };
+        let producers = tokio::spawn(producers::serve(client, door, stop.clone()));
+        let sending = match self.sender {
+            Some(sender) => Some(tokio::spawn(sender.run(stop.clone()))),
+            None => {
+                tracing::warn!("there is no way for mails to leave, so they wait: set --smtp-url or --mail-folder");
+                None
+            }
+        };
+        let posting = tokio::spawn(self.webhooks.run(stop.clone()));
+        http::serve(listener, self.app, stop).await;
+        posting.await?;
+        counting.await?;
+        if let Some(sending) = sending {
+            sending.await?;
+        }
+        let ended = producers.await?;
+        self.gateway.notes().flush().await;
+        ended
+    }
+}
+
+/// Every finding, one line each, as the reason not to start.
+pub fn refuse(findings: &[impl Display]) -> anyhow::Result<()> {
+    if findings.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> = findings.iter().map(|finding| format!("  {finding}")).collect();
+    bail!("this cannot be started safely:\n{}", lines.join("\n"))
+}
+
+/// Whether the server syncs every write before it acknowledges it.
+async fn syncs_always(monitor: &Address) -> anyhow::Result<bool> {
+    let url = format!("{}/jsz?config=true", monitor.whole().trim_end_matches('/'));
+    let answer: serde_json::Value = reqwest::Client::builder()
+        .timeout(Duration::from_secs(5))
+        .build()?
+        .get(&url)
+        .send()
+        .await
+        .with_context(|| format!("the monitoring address {monitor} does not answer"))?
+        .json()
+        .await?;
+    Ok(answer.pointer("/config/sync_always").and_then(serde_json::Value::as_bool).unwrap_or_default())
+}
+
+/// Tries until it works or [`PATIENCE`] is over: servers that are started together come up in any order.
+async fn patiently<T, F: Future<Output = anyhow::Result<T>>>(what: &str, attempt: impl Fn() -> F) -> anyhow::Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut told = false;
+    loop {
+        match attempt().await {
+            Ok(part) => return Ok(part),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(error) => {
+                if !told {
+                    tracing::info!("waiting for {what}: {error:#}");
+                    told = true;
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Memory comes 4 KiB at a time, also to a program that grows: the allocator asks for pages of 2 MiB, and whoever needs the
+/// next one waits until the kernel has found and cleared it, for milliseconds on a busy machine. The servers that it
+/// starts inherit this.
+pub fn small_pages() {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
+}

@@ -1,0 +1,464 @@
+//! Every figure that the program shows under `/metrics`: its name, kind, labels and meaning, declared here once. What has
+//! known labels is there from the start, at 0, so that an alarm on the first incident has something to compare with.
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+/// What kind of figure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It only grows.
+    Counter,
+    /// It goes up and down.
+    Gauge,
+    /// How values are distributed, in buckets.
+    Histogram,
+}
+
+/// Which process has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Process {
+    /// `orgstream serve`.
+    Api,
+    /// `orgstream work`.
+    Worker,
+    /// `orgstream sign`.
+    Signer,
+    /// Each that has the event log: API and workers.
+    Both,
+}
+
+/// The values of a label: all of them where they are known beforehand, and bounded by something else where they are not.
+#[derive(Debug, Clone, Copy)]
+pub enum Values {
+    /// These and no others.
+    Known(&'static [&'static str]),
+    /// As many as there are of this.
+    Bounded(&'static str),
+}
+
+/// One figure.
+#[derive(Debug, Clone, Copy)]
+pub struct Figure {
+    /// Its name.
+    pub name: &'static str,
+    /// What kind.
+    pub kind: Kind,
+    /// What it counts.
+    pub unit: &'static str,
+    /// Where it is.
+    pub process: Process,
+    /// By what it is told apart.
+    pub labels: &'static [(&'static str, Values)],
+    /// What it says, and what to do about it.
+    pub help: &'static str,
+}
+
+const fn figure(
+    kind: Kind,
+    process: Process,
+    name: &'static str,
+    unit: &'static str,
+    labels: &'static [(&'static str, Values)],
+    help: &'static str,
+) -> Figure {
+    Figure { name, kind, unit, process, labels, help }
+}
+
+use Kind::{Counter, Gauge, Histogram};
+use Process::{Api, Both, Signer, Worker};
+use Values::{Bounded, Known};
+
+const PIPELINE: (&str, Values) = ("pipeline", Known(&["read_models", "audit"]));
+
+/// The table.
+pub const FIGURES: &[Figure] = &[
+    figure(
+        Histogram,
+        Api,
+        "orgstream_http_request_seconds",
+        "seconds",
+        &[("method", Bounded("routes")), ("route", Bounded("routes"))],
+        "From a request to the head of its answer.",
+    ),
+    figure(
+        Counter,
+        Api,
+        "orgstream_http_requests_total",
+        "requests",
+        &[("method", Bounded("routes")), ("route", Bounded("routes")), ("status", Bounded("classes"))],
+        "Requests that were answered, by class of status (2xx, 4xx, …).",
+    ),
+    figure(Gauge, Api, "orgstream_http_connections", "connections", &[], "Open connections."),
+    figure(Gauge, Api, "orgstream_http_tails", "streams", &[], "Open streams of events."),
+    figure(
+        Counter,
+        Api,
+        "orgstream_http_refused_total",
+        "refusals",
+        &[(
+            "reason",
+            Known(&[
+                "connections",
+                "connections_of_address",
+                "requests_of_org",
+                "requests_of_caller",
+                "streams",
+                "streams_of_org",
+                "streams_of_caller",
+                "bodies",
+                "bodies_of_org",
+            ]),
+        )],
+        "What was over a bound of this process: everybody's (`connections`, `streams`, `bodies`) or one caller's.",
+    ),
+    figure(
+        Histogram,
+        Api,
+        "orgstream_nats_request_seconds",
+        "seconds",
+        &[("status", Bounded("statuses"))],
+        "From a command by NATS to its answer.",
+    ),
+    figure(
+        Histogram,
+        Api,
+        "orgstream_command_seconds",
+        "seconds",
+        &[("outcome", Known(&["accepted", "replayed", "refused", "failed"]))],
+        "What carrying out a command takes.",
+    ),
+    figure(
+        Counter,
+        Api,
+        "orgstream_commands_total",
+        "commands",
+        &[("command", Bounded("commands")), ("outcome", Bounded("outcomes"))],
+        "Commands, by what became of them.",
+    ),
+    figure(
+        Counter,
+        Api,
+        "orgstream_commands_refused_total",
+        "commands",
+        &[("reason", Known(&["rate"]))],
+        "Commands that were over an organization's rate.",
+    ),
+    figure(
+        Counter,
+        Api,
+        "orgstream_quota_refused_total",
+        "refusals",
+        &[("quota", Known(&["invitations", "organizations"]))],
+        "What was over an hourly limit.",
+    ),
+    figure(
+        Counter,
+        Api,
+        "orgstream_append_conflicts_total",
+        "appends",
+        &[],
+        "Appends that others were faster than, and that were decided again.",
+    ),
+    figure(
+        Counter,
+        Api,
+        "orgstream_access_facts_total",
+        "facts",
+        &[("fact", Bounded("facts")), ("code", Bounded("codes and routes"))],
+        "Who was turned away, which keys were refused, who read the audit log.",
+    ),
+    figure(
+        Counter,
+        Api,
+        "orgstream_access_facts_lost_total",
+        "facts",
+        &[],
+        "Such facts that could not be written down. More than a few: the log does not keep up.",
+    ),
+    figure(
+        Counter,
+        Both,
+        "orgstream_traces_lost_total",
+        "spans",
+        &[],
+        "Spans that the collector of --otlp-url did not take.",
+    ),
+    figure(
+        Counter,
+        Both,
+        "orgstream_isolation_failures_total",
+        "rows",
+        &[],
+        "Rows that were another organization's. Anything but 0 is an incident.",
+    ),
+    figure(Counter, Api, "orgstream_leaked_keys_total", "keys", &[], "Keys that were found in public and revoked."),
+    figure(
+        Counter,
+        Api,
+        "orgstream_key_uses_lost_total",
+        "uses",
+        &[],
+        "Uses of keys that were not noted, as the database was away.",
+    ),
+    figure(
+        Counter,
+        Api,
+        "orgstream_mails_total",
+        "mails",
+        &[("outcome", Known(&["sent", "void", "given_up", "later"]))],
+        "Mails, by what became of them. Look at those given up.",
+    ),
+    figure(
+        Counter,
+        Api,
+        "orgstream_audit_webhook_posts_total",
+        "posts",
+        &[("outcome", Known(&["confirmed", "failed"]))],
+        "Parts of audit logs that were sent to where organizations want them.",
+    ),
+    figure(
+        Histogram,
+        Both,
+        "orgstream_append_seconds",
+        "seconds",
+        &[("outcome", Known(&["stored", "replayed", "conflict", "key_reused", "unavailable", "refused"]))],
+        "What the log takes for an append.",
+    ),
+    figure(
+        Counter,
+        Both,
+        "orgstream_append_retries_total",
+        "appends",
+        &[],
+        "Appends that were tried again, as the log did not answer.",
+    ),
+    figure(Histogram, Both, "orgstream_append_batch_size", "commits", &[], "Commits that share a batch."),
+    figure(
+        Counter,
+        Worker,
+        "orgstream_cursor_messages_total",
+        "messages",
+        &[],
+        "Messages that were read from the log.",
+    ),
+    figure(
+        Counter,
+        Worker,
+        "orgstream_cursor_gaps_total",
+        "gaps",
+        &[],
+        "Gaps in what the server delivered, which were read again.",
+    ),
+    figure(
+        Counter,
+        Worker,
+        "orgstream_stream_gaps_total",
+        "gaps",
+        &[],
+        "Gaps in the log itself. Anything but 0 means lost history.",
+    ),
+    figure(
+        Counter,
+        Both,
+        "orgstream_forged_messages_total",
+        "messages",
+        &[],
+        "Messages in the log that no process of ours signed. Anything but 0 is an incident: see who can publish to the broker.",
+    ),
+    figure(
+        Counter,
+        Worker,
+        "orgstream_stray_messages_total",
+        "messages",
+        &[],
+        "Messages that are of no organization where they are.",
+    ),
+    figure(
+        Counter,
+        Worker,
+        "orgstream_parked_total",
+        "events",
+        &[PIPELINE],
+        "Events that could not be applied and were set aside: `orgstream park list` names them.",
+    ),
+    figure(
+        Gauge,
+        Worker,
+        "orgstream_orgs_standing_still",
+        "organizations",
+        &[],
+        "Organizations whose checkpoint does not move although their stream goes on. Anything but 0 is an incident: `orgstream lag --all` names them.",
+    ),
+    figure(
+        Gauge,
+        Worker,
+        "orgstream_readers_standing_still",
+        "shards",
+        &[],
+        "Shards that nobody reads on although there is something. Anything but 0 is an incident.",
+    ),
+    figure(Gauge, Worker, "orgstream_shards_owned", "shards", &[], "Shards that this worker works on."),
+    figure(
+        Gauge,
+        Worker,
+        "orgstream_lanes",
+        "lanes",
+        &[("state", Known(&["attached", "detached", "backing_off"]))],
+        "Organizations with something to do, by where it is: in memory, in the log, or waiting after a failure.",
+    ),
+    figure(Gauge, Worker, "orgstream_lane_bytes", "bytes", &[], "Messages in memory."),
+    figure(
+        Gauge,
+        Worker,
+        "orgstream_orgs",
+        "organizations",
+        &[("weight", Bounded("weights of plans"))],
+        "Organizations with something to do, by weight.",
+    ),
+    figure(
+        Gauge,
+        Worker,
+        "orgstream_org_lag_seconds",
+        "seconds",
+        &[PIPELINE, ("quantile", Known(&["0.5", "0.9", "0.99", "1"]))],
+        "How far behind organizations are, by quantile.",
+    ),
+    figure(
+        Gauge,
+        Worker,
+        "orgstream_worst_org_lag_seconds",
+        "seconds",
+        &[("rank", Bounded("ranks"))],
+        "How far behind those are that are the furthest behind.",
+    ),
+    figure(
+        Histogram,
+        Worker,
+        "orgstream_projection_lag_seconds",
+        "seconds",
+        &[PIPELINE],
+        "From the append of an event to its commit in the tables.",
+    ),
+    figure(
+        Histogram,
+        Worker,
+        "orgstream_stage_seconds",
+        "seconds",
+        &[PIPELINE, ("stage", Known(&["deliver", "wait", "run"]))],
+        "Where that time goes, for the first event of each slice: until a worker has it, until it has a slot, until it is committed.",
+    ),
+    figure(Histogram, Worker, "orgstream_slice_seconds", "seconds", &[PIPELINE], "Database time of a slice."),
+    figure(Histogram, Worker, "orgstream_slice_messages", "messages", &[PIPELINE], "Messages of a slice."),
+    figure(
+        Counter,
+        Worker,
+        "orgstream_slice_retries_total",
+        "slices",
+        &[("cause", Known(&["moved", "fenced", "undone", "unavailable", "timed_out", "failed"]))],
+        "Slices that were not committed and are tried again.",
+    ),
+    figure(
+        Gauge,
+        Worker,
+        "orgstream_rebuilds_active",
+        "rebuilds",
+        &[],
+        "Versions of read models that are being built.",
+    ),
+    figure(Gauge, Worker, "orgstream_rebuild_share", "share", &[], "The part of the slots' time that rebuilds have."),
+    figure(Counter, Worker, "orgstream_rebuild_events_total", "events", &[], "Events that rebuilds have applied."),
+    figure(Counter, Signer, "orgstream_audit_checkpoints_total", "heads", &[], "Heads of audit logs that were signed."),
+    figure(
+        Counter,
+        Signer,
+        "orgstream_audit_refused_total",
+        "logs",
+        &[],
+        "Logs that contradict what was signed. Anything but 0 is an incident.",
+    ),
+    figure(
+        Counter,
+        Signer,
+        "orgstream_audit_cosignatures_total",
+        "signatures",
+        &[("witness", Bounded("witnesses"))],
+        "Signatures of witnesses.",
+    ),
+    figure(
+        Counter,
+        Signer,
+        "orgstream_audit_witness_failures_total",
+        "failures",
+        &[("witness", Bounded("witnesses"))],
+        "Heads that a witness did not sign.",
+    ),
+];
+
+/// Says what every figure is, to whoever reads `/metrics`.
+pub fn describe() {
+    for figure in FIGURES {
+        let unit = if figure.unit == "seconds" { Unit::Seconds } else { Unit::Count };
+        match figure.kind {
+            Counter => describe_counter!(figure.name, unit, figure.help),
+            Gauge => describe_gauge!(figure.name, unit, figure.help),
+            Histogram => describe_histogram!(figure.name, unit, figure.help),
+        }
+    }
+}
+
+/// Lets the figures of a process begin at 0, as far as their labels are known.
+pub fn begin(processes: &[Process]) {
+    let has_log = processes.iter().any(|process| matches!(process, Api | Worker));
+    for figure in FIGURES {
+        if processes.contains(&figure.process) || (figure.process == Both && has_log) {
+            for labels in combinations(figure.labels) {
+                match figure.kind {
+                    Counter => counter!(figure.name, &labels).increment(0),
+                    Gauge => gauge!(figure.name, &labels).increment(0),
+                    Histogram => drop(histogram!(figure.name, &labels)),
+                }
+            }
+        }
+    }
+}
+
+/// Every combination of the values of labels; none when one of them is not known beforehand.
+fn combinations(labels: &'static [(&'static str, Values)]) -> Vec<Vec<(&'static str, &'static str)>> {
+    let mut all = vec![Vec::new()];
+    for (name, values) in labels {
+        let Known(values) = values else { return Vec::new() };
+        all = all
+            .into_iter()
+            .flat_map(|rest: Vec<_>| values.iter().map(move |value| [&rest[..], &[(*name, *value)]].concat()))
+            .collect();
+    }
+    all
+}
+
+/// The table as a page.
+pub fn page() -> String {
+    let mut page = "# Figures\n\nWhat `/metrics` shows, in Prometheus' text format. Written by `DOCS_WRITE=1` from \
+                    `src/telemetry/metrics.rs`.\n\n| figure | kind | of | labels | |\n|---|---|---|---|---|\n"
+        .to_owned();
+    for figure in FIGURES {
+        let kind = match figure.kind {
+            Counter => "counter",
+            Gauge => "gauge",
+            Histogram => "histogram",
+        };
+        let process = match figure.process {
+            Api => "`serve`",
+            Worker => "`work`",
+            Signer => "`sign`",
+            Both => "`serve`, `work`",
+        };
+        let label = |(name, values): &(&str, Values)| match values {
+            Known(values) => format!("`{name}`: {}", values.join(", ")),
+            Bounded(what) => format!("`{name}` ({what})"),
+        };
+        let labels: Vec<String> = figure.labels.iter().map(label).collect();
+        let (name, unit, help) = (figure.name, figure.unit, figure.help);
+        page.push_str(&format!("| `{name}` | {kind}, {unit} | {process} | {} | {help} |\n", labels.join("; ")));
+    }
+    page
+}

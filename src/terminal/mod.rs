@@ -1,0 +1,5 @@
+//! What the program says to people: lines, tables and progress. A closed pipe or a full disk is no panic.
+
+pub mod out;
+pub mod progress;
+pub mod table;
