@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """A second opinion on an exported audit log, with nothing but Python: python3 docs/verify.py BUNDLE log.vkey [KNOWN ...]
-Exit codes as `audit verify`: 10 valid (it asks no witness), 20 incomplete, 30 diverges from a KNOWN one, 40 invalid."""
+It verifies the events in tile/ and not what events.jsonl, events.csv and events.ocsf.jsonl make of them, and says so. Exit codes as `audit verify`: 10 valid (it asks no witness), 20 incomplete, 30 diverges from a KNOWN one, 40 invalid."""
 import base64, functools, hashlib, json, pathlib, sys
 sha = lambda *parts: hashlib.sha256(b"".join(parts)).digest()
 # The only events whose payloads may be withheld: they have fields that are the product's own. None may be erased.
@@ -55,6 +55,7 @@ def main(folder, pin, *known):
     public, origin, size = base64.b64decode(key)[1:], manifest["origin"], manifest["size"]
     if origin not in (name, f"{name}/{manifest['org']}"):
         sys.exit(print(f"the bundle is of {origin}, the key of {name}") or 40)
+    listed = {file["path"] for file in manifest["files"]}
     for file in manifest["files"]:
         path = bundle / file["path"]
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != file["sha256"]:
@@ -65,8 +66,11 @@ def main(folder, pin, *known):
         while index or not groups:
             groups, index = [f"{'x' if groups else ''}{index % 1000:03}"] + groups, index // 1000
         place = "/".join(groups) + (f".p/{width}" if width < 256 else "")
-        files, entries, payloads = [bundle / "tile" / kind / place for kind in ("entries", "payloads", "0")], b"", b""
-        if whole := files[0].is_file():
+        names = [f"tile/{kind}/{place}" for kind in ("entries", "payloads", "0")]
+        files, entries, payloads = [bundle / name for name in names], b"", b""
+        whole = names[0] in listed and files[0].is_file()
+        wrong += [f"{name} is not in the manifest" for name in (names[:2] if whole else names[2:]) if name not in listed]
+        if whole:
             entries, payloads = files[0].read_bytes(), files[1].read_bytes()
         missing += [f"the events from {idx} on are not here"] * (not whole)
         for nth in range(width):
@@ -99,15 +103,19 @@ def main(folder, pin, *known):
         wrong += [f"{place} has more than {width} events"] * bool(entries or payloads)
     parked = {entry["position"].rsplit(":", 1)[1]: True for entry in manifest.get("without", [])} | {str(s): p for s, p in parked.items()}
     missing += [f"message {seq} is parked, and not in the log" for seq, is_parked in parked.items() if is_parked]
-    heads = [(path, wrong) for path in sorted(bundle.glob("checkpoints/*"))]
+    heads = [(bundle / name, wrong) for name in sorted(listed) if name.startswith("checkpoints/")]
     for path, list_ in heads + [(pathlib.Path(path), diverges) for path in known]:
         try:
             if roots.get((head := checkpoint(path.read_text(), origin, public))[0]) != head[1]:
                 list_.append(f"{path}: the first {head[0]} events have another root")
         except (ValueError, IndexError) as error:
             wrong.append(f"{path}: {error}")
-    wrong += [f"no checkpoint of {size} events"] * (not (bundle / "checkpoints" / str(size)).is_file())
-    print("\n".join(wrong + diverges + missing) or f"{size} events of {origin} are as they were signed")
+    wrong += [f"no checkpoint of {size} events"] * (f"checkpoints/{size}" not in listed)
+    tables = [name for name in ("events.jsonl", "events.csv", "events.ocsf.jsonl") if (bundle / name).exists()]
+    wrong += [f"{name} is not in the manifest" for name in tables if name not in listed]
+    print("\n".join(wrong + diverges + missing) or f"{size} events of {origin} are, in tile/, as they were signed")
+    if tables:
+        print("not compared with the events: " + ", ".join(tables) + " (`orgstream audit verify` does)")
     sys.exit(40 if wrong else 30 if diverges else 20 if missing else 10)
 if __name__ == "__main__":
     try:

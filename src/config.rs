@@ -13,6 +13,7 @@ use orgstream_events::PlanName;
 use orgstream_projections::{DatabaseOptions, LoginPassword, Passwords};
 use orgstream_stream::broker::Producers;
 use orgstream_stream::{LogOptions, SyncMode};
+use orgstream_transparency::LogKey;
 use orgstream_workers::{PlanWeight, PlanWeights, Policy, WorkerOptions};
 use uuid::Uuid;
 
@@ -149,6 +150,17 @@ pub struct DatabaseArgs {
     /// queries and sign-ins. By default 13 of those: 24 with four slots.
     #[arg(long, env = "ORGSTREAM_DATABASE_CONNECTIONS", value_name = "N")]
     pub database_connections: Option<u32>,
+    /// The public key of the audit logs, `log.vkey`, from wherever `orgstream sign` is: heads that it has not signed are then
+    /// not believed, whatever the database says. Without it, the keys that the database names are, and whoever can change
+    /// the database can name their own.
+    #[arg(long, env = "ORGSTREAM_LOG_KEY", value_parser = log_key, value_name = "FILE")]
+    pub log_key: Option<LogKey>,
+}
+
+/// The key in a file.
+fn log_key(path: &str) -> Result<LogKey, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{path} cannot be read: {error}"))?;
+    text.trim_end().parse().map_err(|error| format!("{path} is not the public key of a log: {error}"))
 }
 
 impl DatabaseArgs {

@@ -152,6 +152,7 @@ pub async fn open_database(database: &DatabaseArgs, slots: usize) -> anyhow::Res
     database.check(slots)?;
     let (db, findings) = patiently("PostgreSQL", || async {
         let db = Database::connect(&database.options(slots)).await.with_context(|| database.silent())?;
+        let db = db.pinning(database.log_key.clone());
         let findings = db.preflight().await.context("PostgreSQL could not be looked at")?;
         Ok((db, findings))
     })

@@ -104,11 +104,13 @@ async fn measure(rig: &mut Rig, args: &Args) -> anyhow::Result<Figures> {
         database_password: Some(rig.stack.secrets.database_password.clone().into()),
         login_passwords: Vec::new(),
         database_connections: None,
+        log_key: None,
     };
     let db = SigningDatabase::connect(&database.options(2)).await?;
     let key = LogSigner::from_seed("bench".parse()?, &rand::random());
     let pin = key.verifier().clone();
-    let signer = Signer::new(db, key, "quorum none\n", Pace::default())?;
+    let signer = Signer::new(db.clone(), key, "quorum none\n", Pace::default())?;
+    db.say_policy(&pin.to_string(), "quorum none\n", &[]).await?;
     let begun = Instant::now();
     let head = signer.sign(org).await?.context("the log has a head")?;
     let first_head = begun.elapsed();

@@ -3,25 +3,34 @@
 //!
 //! The rows belong to a version that nobody else sees or has, so what is shown is not touched, and there is nothing to
 //! clean up. The same fold makes them that makes those which are shown. The events that go in are hashed on the way, and the
-//! tree over them must be the beginning of the newest one that was signed, or begin with it.
+//! tree over them must be the beginning of the newest one that was signed, or begin with it; its signature is verified. Where
+//! an event stands in the stream, and the fingerprint of its command, are in no header: nothing here proves them, and
+//! `replay --verify` compares them with the stream.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use orgstream_events::{
-    Event, OpenedCommit, OrganizationEvent, ParkingEvent, PlanName, SealedEvent, Settlement, Timestamp,
+    CommandId, Event, OpenedCommit, OrganizationEvent, ParkingEvent, PlanName, SealedEvent, Settlement, Timestamp,
 };
 use orgstream_transparency::{Frontier, Plan, TreeHead, leaf_hash, verify_consistency};
 
 use crate::{
-    Applied, BoundOrg, Database, DbError, SliceClass, TenantTx, apply_read_models,
-    audit::{self, AuditCheckpoint},
+    Applied, BoundOrg, Database, DbError, SliceClass, SliceTx, TenantTx, apply_read_models,
+    audit::{self, AuditCheckpoint, KeysOf, Pin, TrustedKeys},
+    breach::Alarm,
     convert::{fingerprint, from_bigint, to_bigint},
 };
 
 /// Events that are applied at a time.
 const CHUNK: i64 = 500;
+/// The mark behind which the events of a message are that was parked.
+const SETTLED: &str = "parking.settled";
+/// Headers that are read at a time where nothing else of the events is.
+const HEADERS: i64 = 4_096;
 /// How long one statement may take.
 const STATEMENT: Duration = Duration::from_secs(10);
+/// How long the transaction may wait for the next.
+const IDLE: &str = "10min";
 
 /// Which moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +54,8 @@ pub struct AsOf {
     /// The newest signed head: these events are proven to be its beginning, or to begin with what it was signed over. None
     /// while nothing of the log is signed.
     pub signed: Option<AuditCheckpoint>,
+    /// Whose word it is that the key of that head is the log's.
+    pub keys_of: KeysOf,
     /// What the organization had booked, and the stream sequence that says so; None while it was what everybody has. The
     /// table of plans knows no versions, so it is here.
     pub plan: Option<(PlanName, u64)>,
@@ -63,7 +74,61 @@ impl AsOf {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooMany(pub u64);
 
+/// Read models that are made anew of whatever commits one has, in a transaction that is undone: the rows belong to a version
+/// that nobody else sees or has.
+#[derive(Debug)]
+pub struct Scratch {
+    slice: SliceTx,
+    org: BoundOrg,
+    alarm: Alarm,
+    pin: Pin,
+    plan: Option<(PlanName, u64)>,
+}
+
+impl Scratch {
+    /// Applies more commits, in the order of the stream. What cannot be applied leaves everything as it was before.
+    pub async fn apply(&mut self, commits: &[Applied]) -> Result<(), DbError> {
+        self.slice.opened(self.org);
+        self.slice.savepoint().await?;
+        if let Err(error) = apply_read_models(&mut self.slice, self.org, commits).await {
+            if error.may_be_of_an_event() {
+                self.slice.rollback_to_savepoint().await?;
+            }
+            return Err(error);
+        }
+        self.slice.release_savepoint().await?;
+        for Applied { seq, commit } in commits {
+            for event in &commit.events {
+                if let Event::Organization(OrganizationEvent::PlanChanged(changed)) = &event.event
+                    && self.plan.as_ref().is_none_or(|(_, known)| known < seq)
+                {
+                    self.plan = Some((changed.plan.clone(), *seq));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows, for the usual queries, and what the organization had booked; see [`AsOf`].
+    pub fn into_view(self) -> (TenantTx, Option<(PlanName, u64)>) {
+        (self.slice.into_view(self.org, self.alarm, self.pin), self.plan)
+    }
+}
+
 impl Database {
+    /// Read models of `org` without a row. `number` tells apart those who look at the same time.
+    pub async fn scratch(&self, org: BoundOrg, number: u16) -> Result<Scratch, DbError> {
+        let mut slice = self.begin_slices(SliceClass::Backlog, STATEMENT).await?;
+        // Versions that are built to stay count upwards from 1.
+        slice.bind_version(org, -1 - i32::from(number)).await?;
+        // Whoever fills it may have to wait for what it is filled with.
+        sqlx::query("SELECT set_config('idle_in_transaction_session_timeout', $1, true)")
+            .bind(IDLE)
+            .execute(slice.unopened())
+            .await?;
+        Ok(Scratch { slice, org, alarm: self.alarm(), pin: self.pin(), plan: None })
+    }
+
     /// The read models of `org` as they were at `moment`, unless that takes more than `most` events. `number` tells apart
     /// those who look at the same time.
     pub async fn as_of(
@@ -75,36 +140,29 @@ impl Database {
     ) -> Result<Result<AsOf, TooMany>, DbError> {
         let id = org.org().uuid();
         // Before the events are counted: there are at least as many as it has.
-        let newest = audit::newest_checkpoint(&mut self.read(org).await?).await?;
-        let mut slice = self.begin_slices(SliceClass::Backlog, STATEMENT).await?;
-        // Versions that are built to stay count upwards from 1.
-        slice.bind_version(org, -1 - i32::from(number)).await?;
-        let (idx, time) = match moment {
-            Moment::Idx(idx) => (Some(to_bigint(idx)), None),
-            Moment::Time(time) => (None, Some(time.to_datetime())),
+        let mut tx = self.read(org).await?;
+        let newest = audit::newest_checkpoint(&mut tx).await?;
+        let keys_of = TrustedKeys::of(&mut tx).await?.by;
+        tx.finish().await?;
+        let mut scratch = self.scratch(org, number).await?;
+        let count = match moment {
+            Moment::Idx(idx) => {
+                let last = sqlx::query_scalar::<_, Option<i64>>(
+                    "SELECT max(idx) FROM audit.events WHERE org_id = $1 AND idx <= $2",
+                );
+                let last = last.bind(id).bind(to_bigint(idx)).fetch_one(scratch.slice.unopened()).await?;
+                last.map_or(0, |last| from_bigint(last) + 1)
+            }
+            Moment::Time(time) => recorded_by(&mut scratch.slice, org, time, newest.as_ref()).await?,
         };
-        let last = sqlx::query_scalar!(
-            "SELECT max(idx) FROM audit.events AS event
-            WHERE org_id = $1 AND ($2::bigint IS NULL OR idx <= $2)
-                AND ($3::timestamptz IS NULL OR recorded_at <= $3 AND (ordinal < 0 OR NOT EXISTS (
-                    SELECT FROM audit.events AS mark
-                    WHERE mark.org_id = $1 AND mark.seq = event.seq AND mark.ordinal = -1
-                )))",
-            id,
-            idx,
-            time,
-        );
-        let count = last.fetch_one(slice.unopened()).await?.map_or(0, |last| from_bigint(last) + 1);
         if count > most {
             return Ok(Err(TooMany(count)));
         }
-        slice.opened(org);
-        let (mut tree, mut recorded_at, mut plan) = (Frontier::default(), None, None::<(PlanName, u64)>);
-        let mut without = BTreeSet::new();
+        let (mut tree, mut recorded_at, mut without) = (Frontier::default(), None, BTreeSet::new());
         while tree.size() < count {
             let from = to_bigint(tree.size());
             let upto = from.saturating_add(CHUNK).min(to_bigint(count));
-            let end = audit::end_of_page(slice.unopened(), id, (from, upto)).await?.unwrap_or(from);
+            let end = audit::end_of_page(scratch.slice.unopened(), id, (from, upto)).await?.unwrap_or(from);
             let rows = sqlx::query!(
                 "SELECT seq, header, payload, fingerprint FROM audit.events
                 WHERE org_id = $1 AND idx >= $2 AND idx < $3 ORDER BY idx",
@@ -112,7 +170,7 @@ impl Database {
                 from,
                 end,
             );
-            let rows = rows.fetch_all(slice.unopened()).await?;
+            let rows = rows.fetch_all(scratch.slice.unopened()).await?;
             if rows.is_empty() {
                 return Err(altered(org, format!("event {} is missing", tree.size())));
             }
@@ -120,16 +178,12 @@ impl Database {
             for row in rows {
                 let (seq, idx) = (from_bigint(row.seq), tree.size());
                 tree.append(leaf_hash(&row.header));
-                // A head that is smaller than what is looked at is passed on the way.
-                let passed = newest.as_ref().map(|newest| newest.head).filter(|head| head.size == tree.size());
-                if passed.is_some_and(|head| head != tree.head()) {
-                    return Err(altered(
-                        org,
-                        format!("its first {} events are not those that were signed", tree.size()),
-                    ));
-                }
+                passes(org, &tree, newest.as_ref())?;
                 let sealed = SealedEvent { header: row.header.into(), payload: row.payload.into() };
                 let event = sealed.open().map_err(|error| altered(org, format!("event {idx}: {error}")))?;
+                if event.header.org_id != org.org() {
+                    return Err(altered(org, format!("event {idx} is an event of {}", event.header.org_id)));
+                }
                 recorded_at = recorded_at.max(Some(event.header.recorded_at));
                 match &event.event {
                     Event::Parking(ParkingEvent::Parked(parked)) => without.insert(parked.seq),
@@ -138,11 +192,6 @@ impl Database {
                     }
                     _ => false,
                 };
-                if let Event::Organization(OrganizationEvent::PlanChanged(changed)) = &event.event
-                    && plan.as_ref().is_none_or(|(_, known)| *known < seq)
-                {
-                    plan = Some((changed.plan.clone(), seq));
-                }
                 match commits.last_mut() {
                     Some((last, commit)) if *last == seq => commit.events.push(event),
                     _ => {
@@ -155,14 +204,71 @@ impl Database {
             }
             let commits: Vec<Applied> =
                 commits.into_iter().map(|(seq, commit)| Applied { seq, commit: Arc::new(commit) }).collect();
-            slice.opened(org);
-            apply_read_models(&mut slice, org, &commits).await?;
+            scratch.apply(&commits).await?;
         }
-        let mut tx = slice.into_view(org, self.alarm());
+        let (mut tx, plan) = scratch.into_view();
         if let Some(newest) = &newest {
             begins(&mut tx, org, tree.head(), newest.head).await?;
         }
-        Ok(Ok(AsOf { tx, head: tree.head(), recorded_at, signed: newest, plan, without }))
+        Ok(Ok(AsOf { tx, head: tree.head(), recorded_at, signed: newest, keys_of, plan, without }))
+    }
+}
+
+/// How many events there are up to the last that was recorded by `time`, as the headers say. The tree over all of them goes by
+/// on the way: one whose header was changed would be at another place.
+async fn recorded_by(
+    slice: &mut SliceTx,
+    org: BoundOrg,
+    time: Timestamp,
+    newest: Option<&AuditCheckpoint>,
+) -> Result<u64, DbError> {
+    let (mut tree, mut count, mut late) = (Frontier::default(), 0, None::<CommandId>);
+    loop {
+        // Which command's events come late is in a payload, and a mark is one of few.
+        let rows = sqlx::query_as::<_, (Vec<u8>, Vec<u8>)>(
+            "SELECT header, CASE WHEN ordinal < 0 THEN payload ELSE '' END FROM audit.events
+            WHERE org_id = $1 AND idx >= $2 AND idx < $2 + $3 ORDER BY idx",
+        );
+        let rows = rows.bind(org.org().uuid()).bind(to_bigint(tree.size())).bind(HEADERS);
+        let rows = rows.fetch_all(slice.unopened()).await?;
+        if rows.is_empty() {
+            break;
+        }
+        for (header, payload) in rows {
+            let idx = tree.size();
+            tree.append(leaf_hash(&header));
+            passes(org, &tree, newest)?;
+            let unreadable = |error| altered(org, format!("event {idx}: {error}"));
+            let sealed = SealedEvent { header: header.into(), payload: payload.into() };
+            let header = sealed.read_header().map_err(unreadable)?;
+            late = late.filter(|command| *command == header.command_id);
+            if late.is_none() && header.recorded_at <= time {
+                count = tree.size();
+            }
+            // The column that says which rows are marks proves nothing: a mark without its payload cannot be opened.
+            if header.event_type == SETTLED
+                && let Event::Parking(ParkingEvent::Settled(settled)) = sealed.open().map_err(unreadable)?.event
+            {
+                late = settled.command_id.filter(|_| settled.outcome == Settlement::Applied);
+            }
+        }
+    }
+    match newest {
+        Some(newest) if newest.head.size > tree.size() => {
+            Err(altered(org, format!("{} events were signed, and event {} is missing", newest.head.size, tree.size())))
+        }
+        _ => Ok(count),
+    }
+}
+
+/// A head that is smaller than what is looked at is passed on the way.
+fn passes(org: BoundOrg, tree: &Frontier, newest: Option<&AuditCheckpoint>) -> Result<(), DbError> {
+    let passed = newest.map(|newest| newest.head).filter(|head| head.size == tree.size());
+    match passed {
+        Some(head) if head != tree.head() => {
+            Err(altered(org, format!("its first {} events are not those that were signed", tree.size())))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -9,6 +9,7 @@ mod columns;
 mod pages;
 mod signing;
 mod tree;
+mod trust;
 mod webhooks;
 
 use std::{
@@ -31,7 +32,7 @@ use crate::{
     convert::{column, fingerprint, from_bigint, to_bigint},
 };
 
-pub use check::{LogCheck, StoredEvent, check, stored_from};
+pub use check::{LogCheck, LogChecking, StoredEvent, check, stored_from};
 pub use checkpoints::{
     AuditCheckpoint, LogPolicy, ask_for_checkpoint, checkpoint_at, checkpoint_with, checkpoints, handovers, keys,
     newest_checkpoint, policy,
@@ -41,6 +42,8 @@ pub use pages::{PAGE_BYTES, Part, first_from, forward, from_idx, list};
 pub use signing::{SigningDatabase, SigningTx, Wishes};
 pub(crate) use tree::LogEnd;
 pub use tree::{prove, tile};
+pub(crate) use trust::Pin;
+pub use trust::{KeysOf, TrustedKeys};
 pub use webhooks::{WebhookState, webhook};
 
 /// One event of the log.

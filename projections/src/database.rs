@@ -2,12 +2,14 @@
 
 use std::{fmt, time::Duration};
 
+use orgstream_transparency::LogKey;
 use sqlx::{AssertSqlSafe, Postgres, SqlSafeStr, Transaction, postgres::PgConnectOptions};
 use tokio::sync::broadcast;
 use tracing::Instrument as _;
 
 use crate::{
     BoundOrg, Breach, DbError, Passwords, SliceTx, TenantTx,
+    audit::Pin,
     breach::Alarm,
     catalogue, migrate,
     pool::{Pool, within},
@@ -123,6 +125,7 @@ pub struct Database {
     ro: Pool,
     identity: Pool,
     alarm: Alarm,
+    pin: Pin,
 }
 
 impl Database {
@@ -139,10 +142,16 @@ impl Database {
             // Connects when somebody signs in: workers never do.
             identity: pool("app_identity", &IDENTITY_SETTINGS, identity)?,
             alarm: Alarm::default(),
+            pin: Pin::default(),
         };
         database.slices.reach().await?;
         database.ro.reach().await?;
         Ok(database)
+    }
+
+    /// The same, for a process that was given the key of the audit logs: heads that it has not signed are not believed.
+    pub fn pinning(self, key: Option<LogKey>) -> Self {
+        Self { pin: Pin::new(key), ..self }
     }
 
     /// Closes every connection, and waits for the transactions that are under way.
@@ -212,11 +221,15 @@ impl Database {
 
     /// A consistent, read-only view of one org's rows.
     pub async fn read(&self, org: BoundOrg) -> Result<TenantTx, DbError> {
-        Ok(TenantTx::new(begin(&self.ro, READ, Some(org)).await?, org, self.alarm()))
+        Ok(TenantTx::new(begin(&self.ro, READ, Some(org)).await?, org, self.alarm(), self.pin()))
     }
 
     pub(crate) fn alarm(&self) -> Alarm {
         self.alarm.clone()
+    }
+
+    pub(crate) fn pin(&self) -> Pin {
+        self.pin.clone()
     }
 
     /// Every row of a wrong org that is read from now on.

@@ -35,6 +35,8 @@ pub struct Comparison {
     built: i32,
     table: usize,
     after: Option<String>,
+    /// Rows of the table so far, on the side that is shown.
+    rows: u64,
     sums: [Fingerprint; 2],
     found: Vec<Drift>,
     differences: u64,
@@ -58,7 +60,7 @@ impl Comparison {
         sqlx::query!("SELECT set_config('enable_sort', 'off', true)").fetch_one(tx.connection()).await?;
         let sums = [Fingerprint([0; 32]); 2];
         let (found, differences) = (Vec::new(), 0);
-        Ok(Some(Self { tx, shown: equal.version, built, table: 0, after: None, sums, found, differences }))
+        Ok(Some(Self { tx, shown: equal.version, built, table: 0, after: None, rows: 0, sums, found, differences }))
     }
 
     /// Compares up to `rows` more. Whether that was all.
@@ -67,15 +69,24 @@ impl Comparison {
         let shown = self.page(model, self.shown, rows).await?;
         let built = self.page(model, self.built, rows).await?;
         let stretch = Stretch::compare(model, &mut self.sums, (&shown, &built), rows);
+        self.rows += stretch.rows;
         for mut drift in stretch.differing {
             self.differences += 1;
             if usize::try_from(self.differences).is_ok_and(|number| number <= NAMED) {
-                drift.columns = self.columns(model, &drift).await?;
+                if drift.columns.is_empty() {
+                    drift.columns = self.columns(model, &drift).await?;
+                }
                 self.found.push(drift);
             }
         }
         self.after = stretch.end;
         if self.after.is_none() {
+            self.tx.look_at(self.shown).await?;
+            let stored = model.count(&mut self.tx).await?;
+            if let Some(drift) = Drift::beside_the_index(model, std::mem::take(&mut self.rows), stored) {
+                self.differences += 1;
+                self.found.push(drift);
+            }
             let [shown, built] = self.sums.map(|sum| Some(sum.to_string()));
             self.found.push(Drift { table: model.table.to_owned(), key: None, columns: Vec::new(), shown, built });
             self.sums = [Fingerprint([0; 32]); 2];
@@ -148,18 +159,21 @@ pub async fn compare_tables(shown: &mut TenantTx, made: &mut TenantTx) -> Result
         sqlx::query!("SELECT set_config('enable_sort', 'off', true)").fetch_one(tx.connection()).await?;
     }
     for model in READ_MODELS.into_iter().filter(|model| model.from_events) {
-        let (mut after, mut sums) = (None::<String>, [Fingerprint([0; 32]); 2]);
+        let (mut after, mut sums, mut found) = (None::<String>, [Fingerprint([0; 32]); 2], 0);
         loop {
             let one = model.page(shown, after.as_deref(), ROWS).await?;
             let other = model.page(made, after.as_deref(), ROWS).await?;
             let stretch = Stretch::compare(model, &mut sums, (&one, &other), ROWS);
             compared.rows += stretch.rows;
+            found += stretch.rows;
             for mut drift in stretch.differing {
                 compared.differences += 1;
                 if compared.found.len() < NAMED {
                     let one = model.row(shown, drift.key.as_deref()).await?;
                     let other = model.row(made, drift.key.as_deref()).await?;
-                    drift.columns = differing_columns(one.as_ref(), other.as_ref());
+                    if drift.columns.is_empty() {
+                        drift.columns = differing_columns(one.as_ref(), other.as_ref());
+                    }
                     compared.found.push(drift);
                 }
             }
@@ -167,6 +181,10 @@ pub async fn compare_tables(shown: &mut TenantTx, made: &mut TenantTx) -> Result
             if after.is_none() {
                 break;
             }
+        }
+        if let Some(drift) = Drift::beside_the_index(model, found, model.count(shown).await?) {
+            compared.differences += 1;
+            compared.found.push(drift);
         }
     }
     Ok(compared)

@@ -52,7 +52,7 @@ mod tenant;
 mod versions;
 
 pub use apply::{Applied, apply, apply_audit, apply_read_models};
-pub use as_of::{AsOf, Moment, TooMany};
+pub use as_of::{AsOf, Moment, Scratch, TooMany};
 pub use breach::Breach;
 pub use convert::CreatedBy;
 pub use database::{Database, DatabaseOptions, Finding, SliceClass};

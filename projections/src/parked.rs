@@ -247,6 +247,14 @@ pub async fn list(tx: &mut TenantTx, after: Option<(Pipeline, u64)>, limit: u16)
     rows.fetch_all(tx.connection()).await?.into_iter().map(Parked::try_from).collect()
 }
 
+/// The stored bytes of one parked message, and whether its signature held.
+pub async fn bytes(tx: &mut TenantTx, pipeline: Pipeline, seq: u64) -> Result<Option<(Vec<u8>, bool)>, DbError> {
+    let stored =
+        sqlx::query_as("SELECT message, verified FROM ops.parked WHERE org_id = $1 AND pipeline = $2 AND seq = $3");
+    let stored = stored.bind(tx.org().uuid()).bind(pipeline.name()).bind(to_bigint(seq));
+    Ok(stored.fetch_optional(tx.connection()).await?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,8 +12,8 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::{
-    DbError, Drift, TenantTx, api_keys, break_glass, domains, idempotency, invitations, kinds, members, organizations,
-    parked, records, roles, slugs, sso_connections,
+    DbError, Drift, TenantTx, api_keys, break_glass, convert::from_bigint, domains, idempotency, invitations, kinds,
+    members, organizations, parked, records, roles, slugs, sso_connections,
 };
 
 /// All of them, the largest first.
@@ -131,7 +131,16 @@ impl ReadModel {
             .bind(i64::from(rows))
             .fetch_all(tx.connection())
             .await?;
-        Ok(page.into_iter().collect())
+        let mut found = Page { rows: BTreeMap::new(), count: page.len() };
+        for (key, sum) in page {
+            found.rows.entry(key).or_default().push(sum);
+        }
+        Ok(found)
+    }
+
+    /// How many rows of the version that `tx` sees there are, whatever the indexes say.
+    pub(crate) async fn count(&self, tx: &mut TenantTx) -> Result<u64, DbError> {
+        count_in_table(tx, self.table, self.condition).await
     }
 
     /// One row of the version that `tx` sees, without what is not compared.
@@ -189,8 +198,32 @@ impl ReadModel {
     }
 }
 
-/// A stretch of a table: keys and checksums.
-pub(crate) type Page = BTreeMap<String, String>;
+/// How many rows of the bound org a table has that fulfil the rest of a condition. The table itself is read, and no index: a
+/// row that a broken one does not lead to may be shown by another.
+pub(crate) async fn count_in_table(
+    tx: &mut TenantTx,
+    table: &'static str,
+    condition: &'static str,
+) -> Result<u64, DbError> {
+    const WITHOUT: &str =
+        "SELECT set_config('enable_seqscan', 'on', true), set_config('enable_indexscan', 'off', true),
+        set_config('enable_indexonlyscan', 'off', true), set_config('statement_timeout', '10min', true)";
+    const WITH: &str = "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_indexscan', 'on', true),
+        set_config('enable_indexonlyscan', 'on', true)";
+    sqlx::query(WITHOUT).execute(tx.connection()).await?;
+    let query = format!("SELECT count(*) FROM {table} AS item WHERE org_id = $1 {condition}");
+    let org = tx.org().uuid();
+    let count: i64 = sqlx::query_scalar(AssertSqlSafe(query)).bind(org).fetch_one(tx.connection()).await?;
+    sqlx::query(WITH).execute(tx.connection()).await?;
+    Ok(from_bigint(count))
+}
+
+/// A stretch of a table.
+pub(crate) struct Page {
+    /// Checksums by keys. There is one of each, unless the table's own index is broken.
+    rows: BTreeMap<String, Vec<String>>,
+    count: usize,
+}
 
 /// A stretch of a table on two sides, compared.
 pub(crate) struct Stretch {
@@ -211,30 +244,44 @@ impl Stretch {
         rows: u32,
     ) -> Self {
         // A page that is full says nothing about what comes after its last row.
-        let ends = [shown, built].into_iter().filter(|page| page.len() >= rows as usize);
-        let end = ends.filter_map(|page| page.last_key_value()).map(|(key, _)| key.clone()).min();
+        let ends = [shown, built].into_iter().filter(|page| page.count >= rows as usize);
+        let end = ends.filter_map(|page| page.rows.last_key_value()).map(|(key, _)| key.clone()).min();
         let within = |key: &&String| end.as_ref().is_none_or(|end| *key <= end);
-        let keys: BTreeSet<&String> = shown.keys().chain(built.keys()).filter(within).collect();
+        let keys: BTreeSet<&String> = shown.rows.keys().chain(built.rows.keys()).filter(within).collect();
         let (mut differing, mut count) = (Vec::new(), 0);
         for key in keys {
-            let (one, other) = (shown.get(key), built.get(key));
-            for (sum, row) in sums.iter_mut().zip([one, other]) {
-                if let Some(digest) = row {
+            let [one, other] = [shown, built].map(|page| page.rows.get(key).map_or(&[][..], Vec::as_slice));
+            for (sum, rows) in sums.iter_mut().zip([one, other]) {
+                for digest in rows {
                     *sum = Fingerprint::of(&[&sum.0, key.as_bytes(), digest.as_bytes()]);
                 }
             }
-            count += u64::from(one.is_some());
+            count += one.len() as u64;
             if one != other {
+                let twice = (one.len() > 1).then(|| format!("there are {} rows of this key", one.len()));
                 differing.push(Drift {
                     table: model.table.to_owned(),
                     key: Some(key.clone()),
-                    columns: Vec::new(),
-                    shown: one.cloned(),
-                    built: other.cloned(),
+                    columns: twice.into_iter().collect(),
+                    shown: one.first().cloned(),
+                    built: other.first().cloned(),
                 });
             }
         }
         Self { differing, rows: count, end }
+    }
+}
+
+impl Drift {
+    /// The rows of a table that are there and that the index of its key does not lead to; none if it leads to all.
+    pub(crate) fn beside_the_index(model: &ReadModel, found: u64, stored: u64) -> Option<Self> {
+        (found != stored).then(|| Self {
+            table: model.table.to_owned(),
+            key: Some(format!("(the table has {stored} rows, and {found} of them are found by their keys)")),
+            columns: Vec::new(),
+            shown: Some(stored.to_string()),
+            built: None,
+        })
     }
 }
 

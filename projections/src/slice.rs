@@ -5,7 +5,7 @@ use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
 use crate::{
     BoundOrg, DbError, TenantTx,
-    audit::LogEnd,
+    audit::{LogEnd, Pin},
     breach::Alarm,
     convert::{column, from_bigint, to_bigint},
 };
@@ -182,8 +182,8 @@ impl SliceTx {
     }
 
     /// The same transaction for queries: they see what was written in it. Nobody commits it.
-    pub(crate) fn into_view(self, org: BoundOrg, alarm: Alarm) -> TenantTx {
-        TenantTx::new(self.transaction, org, alarm)
+    pub(crate) fn into_view(self, org: BoundOrg, alarm: Alarm, pin: Pin) -> TenantTx {
+        TenantTx::new(self.transaction, org, alarm, pin)
     }
 
     /// Binds the transaction to `org` and to a version of its read models by hand.

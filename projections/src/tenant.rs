@@ -3,7 +3,7 @@
 use orgstream_events::{EventSubject, OrgId, PLATFORM_ORG, SubjectError};
 use sqlx::{PgConnection, Postgres, Transaction};
 
-use crate::{DbError, breach::Alarm};
+use crate::{DbError, audit::Pin, breach::Alarm};
 
 /// An org that somebody has proven, which is more than an [`OrgId`] that somebody has named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,11 +53,31 @@ pub struct TenantTx {
     transaction: Transaction<'static, Postgres>,
     org: OrgId,
     alarm: Alarm,
+    pin: Pin,
 }
 
+/// How long a transaction that compares everything may be idle between two statements, and how long one of them may take.
+const PATIENCE: &str = "10min";
+
 impl TenantTx {
-    pub(crate) fn new(transaction: Transaction<'static, Postgres>, org: BoundOrg, alarm: Alarm) -> Self {
-        Self { transaction, org: org.0, alarm }
+    pub(crate) fn new(transaction: Transaction<'static, Postgres>, org: BoundOrg, alarm: Alarm, pin: Pin) -> Self {
+        Self { transaction, org: org.0, alarm, pin }
+    }
+
+    /// What this process was told of the key of the audit logs.
+    pub(crate) fn pin(&self) -> &Pin {
+        &self.pin
+    }
+
+    /// For an operator's command that compares the whole of an org, at its own pace.
+    pub async fn take_time(&mut self) -> Result<(), DbError> {
+        sqlx::query(
+            "SELECT set_config('statement_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $1, true)",
+        )
+        .bind(PATIENCE)
+        .execute(&mut *self.transaction)
+        .await?;
+        Ok(())
     }
 
     /// Goes on only if a row of `table` says that it is of this org.

@@ -1,32 +1,56 @@
-//! Three accounts of one organization, compared: the stream, the audit log, and the read models. Whoever changed one of them
-//! would have to change all three, and the heads that were signed.
+//! Three accounts of one organization, compared: the stream, the audit log, and the read models. The stream is the truth: the
+//! others are compared up to where it ends, whatever they say of how far they are, and the read models with what its own
+//! messages make. Whoever changed one of them would have to change all three, and the heads that were signed.
 
-use std::collections::VecDeque;
-
-use anyhow::{Context, bail};
-use futures_util::{StreamExt, pin_mut};
-use orgstream_events::{OpenedEvent, OrgId, Pipeline};
-use orgstream_projections::{
-    BoundOrg, Database, DbError, Drift, Listing, Moment, Page, audit, audit::StoredEvent, checkpoints, compare_tables,
-    organizations,
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
 };
-use orgstream_stream::Log;
-use orgstream_transparency::{Frontier, LogKey, PolicyFile, TreeHead, leaf_hash};
-use orgstream_verifier::log_key;
+
+use anyhow::Context;
+use futures_util::{StreamExt, pin_mut};
+use orgstream_events::{
+    AggregateId, AggregateName, CodecError, Event, OpenedCommit, OpenedEvent, OrgId, ParkingEvent, Pipeline,
+};
+use orgstream_projections::{
+    Applied, BoundOrg, Database, DbError, Drift, Scratch, TenantTx,
+    audit::{self, KeysOf, StoredEvent},
+    checkpoints, compare_tables, organizations,
+    parked::{self, Parked},
+};
+use orgstream_stream::{Freshness, Log, Message, Placement};
+use orgstream_transparency::{Frontier, TreeHead, leaf_hash};
 use serde::Serialize;
+use tokio::time::{Instant, sleep};
 
 use super::lacked::Lacked;
 
-/// Heads that are read at a time.
-const PAGE: u16 = 500;
 /// Events that are read at a time: more than a commit has, which are 1,000 at most.
 const EVENTS: u16 = 2_000;
-/// The most differences that are named of each account.
+/// Events that are applied at a time.
+const APPLIED: usize = 500;
+/// Parked messages that are read at a time.
+const PAGE: u16 = 500;
+/// The most that is named of each kind; the rest is counted.
 const NAMED: usize = 100;
+/// How often it is looked whether the pipelines have caught up.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What no comparison can say anything about, because it follows from no event.
+const BESIDE_THE_EVENTS: &str = "what follows from no event: mails that are due, when keys were used, how far logs were sent \
+    elsewhere, people and sessions, leases and jobs of workers, and why messages are parked";
+/// A version that is kept to go back to.
+const OTHER_VERSIONS: &str = "versions of the read models that are not shown";
+/// Without a key from elsewhere.
+const NO_PIN: &str = "the log's key: heads were verified by the keys that the database names; give --log-key to have them \
+    verified by the one that you know";
 
 /// What the accounts say.
 #[derive(Debug, Serialize)]
 pub(crate) struct Compared {
+    /// The last sequence that the stream has of the organization.
+    pub(crate) ends: u64,
     /// Events in the stream that the audit log does not say it lacks, and the root over them.
     pub(crate) stream: (u64, String),
     /// Events in the audit log without its own marks, and the root over them, in the stream's order.
@@ -35,6 +59,8 @@ pub(crate) struct Compared {
     pub(crate) heads: u64,
     /// The size of the newest of them.
     pub(crate) signed: Option<u64>,
+    /// Whose word it is that the keys that signed them are the log's.
+    pub(crate) keys_of: KeysOf,
     /// Events of the audit log that no signed head covers.
     pub(crate) unsigned: u64,
     /// Rows of the read models.
@@ -43,109 +69,414 @@ pub(crate) struct Compared {
     pub(crate) given_up: Vec<String>,
     /// What does not fit.
     pub(crate) differences: Vec<String>,
+    /// Differences beyond those that are named.
+    pub(crate) more: u64,
+    /// What is worth knowing and is no difference: messages that are in no account, and why.
+    pub(crate) notes: Vec<String>,
+    /// What was compared with nothing.
+    pub(crate) not_compared: Vec<String>,
 }
 
-/// Compares them as far as both pipelines are.
-pub(crate) async fn compare(log: &Log, db: &Database, org: OrgId) -> anyhow::Result<Compared> {
+/// What was found so far.
+#[derive(Default)]
+struct Found {
+    differences: Vec<String>,
+    more: u64,
+    notes: Vec<String>,
+}
+
+impl Found {
+    fn differs(&mut self, what: impl Into<String>) {
+        if self.differences.len() < NAMED {
+            self.differences.push(what.into());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn note(&mut self, what: impl Into<String>) {
+        match self.notes.len() {
+            number if number < NAMED => self.notes.push(what.into()),
+            NAMED => self.notes.push("and more of the kind".to_owned()),
+            _ => {}
+        }
+    }
+}
+
+/// Compares them up to the end of the stream, for which the pipelines are waited for up to `patience`.
+pub(crate) async fn compare(log: &Log, db: &Database, org: OrgId, patience: Duration) -> anyhow::Result<Compared> {
+    let placement = log.placement(org).await?.with_context(|| format!("there is no organization {org}"))?;
     let bound = BoundOrg::named_by_operator(org);
-    let mut differences = Vec::new();
-    let (stream, audited, given_up) = events(log, db, bound, &mut differences).await?;
-    let mut checked = audit::check(&mut db.read(bound).await?).await?;
-    differences.append(&mut checked.differences);
-    signatures(db, bound, &mut differences).await?;
-    let rows = read_models(db, bound, &mut differences).await?;
+    let end = log.head(&placement).await?;
+    catch_up(db, bound, &placement, end, patience).await?;
+    // Everything in the tables is of one moment, and the stream has everything that they may have by then.
+    let mut shown = db.read(bound).await?;
+    shown.take_time().await?;
+    let mut found = Found::default();
+    let mut upto = Vec::new();
+    let now = log.head(&placement).await?;
+    for pipeline in Pipeline::ALL {
+        let place = checkpoints::active(&mut shown, pipeline).await?;
+        upto.push(reach(
+            &placement,
+            pipeline,
+            place.map(|(shard, seq)| (shard == placement.shard, seq)),
+            (end, now),
+            &mut found,
+        ));
+    }
+    let upto: [u64; 2] = upto.try_into().unwrap_or([end, end]);
+    let (stream, audited, scratch, given_up) =
+        Comparing::begin(log, db, &placement, &mut shown, upto, &mut found).await?.run(log, &placement).await?;
+    if now == 0 {
+        found.differs("the stream has no event of this organization, so there is nothing to compare with");
+    }
+    let checked = audit::check(&mut shown).await?;
+    checked.differences.into_iter().for_each(|what| found.differs(what));
+    let (mut made, plan) = scratch.into_view();
+    made.take_time().await?;
+    if organizations::booked(&mut shown).await? != plan {
+        found.differs("ops.plans is not what the events make of it");
+    }
+    let tables = compare_tables(&mut shown, &mut made).await?;
+    found.more += tables.differences.saturating_sub(tables.found.len() as u64);
+    tables.found.iter().for_each(|drift| found.differs(in_words(drift)));
     let told = |head: TreeHead| (head.size, head.root.to_string());
     let signed = checked.newest.map(|newest| newest.head.size);
+    let mut not_compared = vec![BESIDE_THE_EVENTS.to_owned(), OTHER_VERSIONS.to_owned()];
+    if checked.keys_of == KeysOf::Database {
+        not_compared.push(NO_PIN.to_owned());
+    }
     Ok(Compared {
+        ends: now,
         stream: told(stream),
         audit: told(audited),
         heads: checked.heads,
         signed,
+        keys_of: checked.keys_of,
         unsigned: checked.head.size.saturating_sub(signed.unwrap_or(0)),
-        rows,
+        rows: tables.rows,
         given_up,
-        differences,
+        differences: found.differences,
+        more: found.more,
+        notes: found.notes,
+        not_compared,
     })
 }
 
-/// The stream and the audit log side by side, event by event.
-async fn events(
-    log: &Log,
+/// Waits until both pipelines say that they have come to `end`, or for as long as the patience lasts.
+async fn catch_up(
     db: &Database,
     org: BoundOrg,
-    differences: &mut Vec<String>,
-) -> anyhow::Result<(TreeHead, TreeHead, Vec<String>)> {
-    let placement =
-        log.placement(org.org()).await?.with_context(|| format!("there is no organization {}", org.org()))?;
-    let upto = checkpoints::position(&mut db.read(org).await?, Pipeline::Audit).await?;
-    let (mut stream, mut audited) = (Frontier::default(), Frontier::default());
-    let mut rows = Rows { db, org, upto, left: VecDeque::new(), next: Some(1) };
-    let mut find = |what: String| {
-        if differences.len() < NAMED {
-            differences.push(what);
+    placement: &Placement,
+    end: u64,
+    patience: Duration,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let mut tx = db.read(org).await?;
+        let mut is_behind = false;
+        for pipeline in Pipeline::ALL {
+            let place = checkpoints::active(&mut tx, pipeline).await?;
+            is_behind |= place.is_none_or(|(shard, seq)| shard == placement.shard && seq < end);
         }
-    };
-    let mut lacked = Lacked::default();
-    let replay = log.replay(&placement, 1);
-    pin_mut!(replay);
-    while let Some(message) = replay.next().await {
-        let message = message?;
-        if message.seq > upto {
-            break;
+        if !is_behind || Instant::now() >= deadline {
+            return Ok(());
         }
-        let place = format!("{}:{}", org.org(), message.seq);
+        drop(tx);
+        sleep(LOOK).await;
+    }
+}
+
+/// Up to which sequence a pipeline's tables are compared: what the stream had when the command began, and what the checkpoint
+/// says beyond that, if the stream has it. `place` is whether the checkpoint is of the right stream, and its sequence.
+fn reach(
+    placement: &Placement,
+    pipeline: Pipeline,
+    place: Option<(bool, u64)>,
+    (end, now): (u64, u64),
+    found: &mut Found,
+) -> u64 {
+    match place {
+        None if end > 0 => found.differs(format!("{pipeline} has no checkpoint, and the stream ends at {now}")),
+        Some((false, _)) => {
+            found.differs(format!("the checkpoint of {pipeline} is of another shard than {}", placement.shard));
+        }
+        Some((true, seq)) if seq < end => found.differs(format!(
+            "the checkpoint of {pipeline} is at {seq}, and the stream had come to {end}: the pipeline is behind (see \
+             `orgstream lag`), or the checkpoint was changed"
+        )),
+        Some((true, seq)) if seq > now => found.differs(format!(
+            "the checkpoint of {pipeline} is at {seq}, and the stream ends at {now}: the log has lost data, or the \
+             checkpoint was changed"
+        )),
+        _ => {}
+    }
+    place.map_or(end, |(_, seq)| seq.clamp(end, now.max(end)))
+}
+
+/// The stream's messages, one after the other, and what should be there of each.
+struct Comparing<'a> {
+    org: OrgId,
+    rows: Rows<'a>,
+    upto: [u64; 2],
+    found: &'a mut Found,
+    scratch: Scratch,
+    /// Commits that were not applied yet, and how many events they have.
+    waiting: (Vec<Applied>, usize),
+    /// Aggregates of which something could not be applied.
+    blocked: BTreeSet<AggregateName>,
+    parked: BTreeMap<(Pipeline, u64), Parked>,
+    /// Messages that operators gave up for the read models.
+    skipped: BTreeSet<u64>,
+    /// What the audit log says it lacks.
+    lacked: Lacked,
+    trees: [Frontier; 2],
+    /// The place in the audit log of the last event that was not taken in late.
+    last_idx: Option<u64>,
+}
+
+impl<'a> Comparing<'a> {
+    async fn begin(
+        log: &Log,
+        db: &Database,
+        placement: &Placement,
+        shown: &'a mut TenantTx,
+        upto: [u64; 2],
+        found: &'a mut Found,
+    ) -> anyhow::Result<Self> {
+        let (mut stored, mut after) = (BTreeMap::new(), None);
+        loop {
+            let page = parked::list(shown, after, PAGE).await?;
+            let is_last = page.len() < usize::from(PAGE);
+            after = page.last().map(|parked| (parked.pipeline, parked.seq));
+            stored.extend(page.into_iter().map(|parked| ((parked.pipeline, parked.seq), parked)));
+            if is_last {
+                break;
+            }
+        }
+        Ok(Self {
+            org: placement.org,
+            rows: Rows { tx: shown, left: VecDeque::new(), next: Some(1) },
+            upto,
+            found,
+            scratch: db.scratch(BoundOrg::named_by_operator(placement.org), rand::random()).await?,
+            waiting: (Vec::new(), 0),
+            blocked: BTreeSet::new(),
+            parked: stored,
+            skipped: skipped(log, placement).await?,
+            lacked: Lacked::default(),
+            trees: Default::default(),
+            last_idx: None,
+        })
+    }
+
+    async fn run(
+        mut self,
+        log: &Log,
+        placement: &Placement,
+    ) -> anyhow::Result<(TreeHead, TreeHead, Scratch, Vec<String>)> {
+        let replay = log.replay(placement, 1);
+        pin_mut!(replay);
+        let last = self.upto.into_iter().max().unwrap_or(0);
+        while let Some(message) = replay.next().await {
+            let message = message?;
+            if message.seq > last {
+                break;
+            }
+            self.message(log, &message).await?;
+        }
+        while let Some(stray) = self.rows.next().await? {
+            self.stray(&stray);
+        }
+        self.apply().await?;
+        for ((pipeline, seq), parked) in std::mem::take(&mut self.parked) {
+            self.found.differs(format!(
+                "ops.parked has a message of {pipeline} at {}:{seq} ({}) that the stream has not",
+                self.org, parked.subject
+            ));
+        }
+        let (found, [stream, audited]) = (self.found, self.trees);
+        let given_up = self.lacked.finish(self.org, |what| found.differs(what));
+        Ok((stream.head(), audited.head(), self.scratch, given_up))
+    }
+
+    async fn message(&mut self, log: &Log, message: &Message) -> anyhow::Result<()> {
+        let (place, seq) = (format!("{}:{}", self.org, message.seq), message.seq);
         // What stands at an earlier place belongs to nothing that the stream has.
-        while let Some(stray) = rows.next_before(message.seq, i32::MIN).await? {
-            audited.append(leaf_hash(&stray.sealed.header));
-            find(format!("the audit log has an event at {}:{} that the stream has not", org.org(), stray.seq));
+        while let Some(stray) = self.rows.next_before(seq, i32::MIN).await? {
+            self.stray(&stray);
         }
-        while let Some(mark) = rows.next_mark(message.seq).await? {
-            lacked.mark(&message, mark).into_iter().for_each(&mut find);
-        }
-        let commit = match message.open(log.keys()) {
-            Ok(stored) => stored.commit,
-            // It is in no log, and the mark in its place says so.
-            Err(_) if lacked.has(message.seq) => continue,
-            Err(error) => {
-                find(format!("the message at {place} cannot be read, and the audit log does not say so: {error}"));
-                continue;
+        while let Some(mark) = self.rows.next_mark(seq).await? {
+            if let Some(what) = self.lacked.mark(message, mark) {
+                self.found.differs(what);
             }
-        };
-        if lacked.has(message.seq) && rows.next_is_behind(message.seq).await? {
-            continue;
         }
-        lacked.found(message.seq);
+        let content = message.content(log.keys());
+        for pipeline in Pipeline::ALL {
+            self.parked_as_it_came(pipeline, message, content.as_deref().ok()).await?;
+        }
+        let [applied, audited] = self.upto;
+        match message.open(log.keys()) {
+            Ok(stored) => {
+                let commit = Arc::new(stored.commit);
+                let is_told = seq <= audited && self.audited(seq, &commit).await?;
+                if seq <= applied && !is_told {
+                    self.applied(seq, AggregateName::of_subject(&message.subject), commit).await?;
+                }
+            }
+            // It counts nowhere, and what the audit log says of it is all that there is to compare.
+            Err(error) => match content {
+                _ if self.lacked.has(seq) => {
+                    self.found.note(format!("the message {place} is in no account: {error}"));
+                }
+                Err(CodecError::NotAuthentic { .. }) => {
+                    let what = "and the audit log has no mark in its place";
+                    self.found.differs(format!("the message {place} is in no account, {what}: {error}"));
+                }
+                _ => self.found.differs(format!(
+                    "the message at {place} cannot be read, and the audit log does not say so: {error}"
+                )),
+            },
+        }
+        for pipeline in Pipeline::ALL {
+            self.parked.remove(&(pipeline, seq));
+        }
+        Ok(())
+    }
+
+    /// Compares one message with the audit log. Whether all of it are facts that were told before.
+    async fn audited(&mut self, seq: u64, commit: &OpenedCommit) -> anyhow::Result<bool> {
+        let place = format!("{}:{seq}", self.org);
+        if self.lacked.has(seq) && self.rows.next_is_behind(seq).await? {
+            return Ok(false);
+        }
+        self.lacked.found(seq);
+        let mut told = 0;
         for (ordinal, event) in (0..).zip(&commit.events) {
-            let fingerprint = commit.fingerprint.filter(|_| ordinal == 0);
-            let sealed = event.sealed.clone();
-            let expected = StoredEvent { seq: message.seq, ordinal, fingerprint, sealed };
-            // What stands at an earlier place belongs to nothing that the stream has.
-            while let Some(stray) = rows.next_before(message.seq, ordinal).await? {
-                audited.append(leaf_hash(&stray.sealed.header));
-                find(format!("the audit log has an event at {}:{} that the stream has not", org.org(), stray.seq));
+            while let Some(stray) = self.rows.next_before(seq, ordinal).await? {
+                self.stray(&stray);
             }
-            let row = rows.next_at(message.seq, ordinal).await?;
-            if row.is_none() && is_told_already(db, org, event, &expected).await? {
+            let expected = StoredEvent {
+                idx: None,
+                seq,
+                ordinal,
+                fingerprint: commit.fingerprint.filter(|_| ordinal == 0),
+                sealed: event.sealed.clone(),
+            };
+            let row = self.rows.next_at(seq, ordinal).await?;
+            if row.is_none() && self.is_told_already(event, seq).await? {
+                told += 1;
                 continue;
             }
-            let leaf = leaf_hash(&event.sealed.header);
-            stream.append(leaf);
+            let [stream, audited] = &mut self.trees;
+            stream.append(leaf_hash(&event.sealed.header));
             let Some(row) = row else {
-                find(format!("the event at {place} is not in the audit log"));
+                self.found.differs(format!("the event at {place} is not in the audit log"));
                 continue;
             };
             audited.append(leaf_hash(&row.sealed.header));
             for what in differing(&row, &expected) {
-                find(format!("the audit log has another {what} than the stream at {place}"));
+                self.found.differs(format!("the audit log has another {what} than the stream at {place}"));
+            }
+            // What was parked has the place at which it was taken in.
+            if let Some(idx) = row.idx.filter(|_| !self.lacked.has(seq)) {
+                if self.last_idx.is_some_and(|last| last > idx) {
+                    self.found.differs(format!("event {idx} of the audit log stands before one that came earlier"));
+                }
+                self.last_idx = self.last_idx.max(Some(idx));
             }
         }
+        if self.parked.contains_key(&(Pipeline::Audit, seq)) && told < commit.events.len() {
+            self.found.differs(format!("ops.parked has the message {place} of audit, and the audit log has it, too"));
+        }
+        Ok(told == commit.events.len())
     }
-    while let Some(stray) = rows.next().await? {
+
+    /// Remembers a message to be applied, unless it is one that the read models do not have.
+    async fn applied(&mut self, seq: u64, aggregate: AggregateName, commit: Arc<OpenedCommit>) -> anyhow::Result<()> {
+        let place = format!("{}:{seq}", self.org);
+        if self.parked.contains_key(&(Pipeline::ReadModels, seq)) {
+            let what = "is parked and was not applied (see `orgstream park list`)";
+            self.found.differs(format!("read models: the message {place} {what}"));
+            return Ok(());
+        }
+        if self.skipped.contains(&seq) {
+            self.found.note(format!("read models: an operator gave up the message {place}"));
+            return Ok(());
+        }
+        if self.blocked.contains(&aggregate) {
+            return Ok(());
+        }
+        self.waiting.1 += commit.events.len();
+        self.waiting.0.push(Applied { seq, commit });
+        if self.waiting.1 >= APPLIED { self.apply().await } else { Ok(()) }
+    }
+
+    /// Applies what has gathered; where it cannot be, one by one.
+    async fn apply(&mut self) -> anyhow::Result<()> {
+        let (commits, _) = std::mem::take(&mut self.waiting);
+        match self.scratch.apply(&commits).await {
+            Err(error) if error.may_be_of_an_event() => {}
+            other => return Ok(other?),
+        }
+        for applied in commits {
+            let first = applied.commit.events.first().map(|event| event.header.aggregate.aggregate.clone());
+            let Some(aggregate) = first.map(AggregateName::from) else { continue };
+            if self.blocked.contains(&aggregate) {
+                continue;
+            }
+            match self.scratch.apply(std::slice::from_ref(&applied)).await {
+                Ok(()) => {}
+                Err(error) if error.may_be_of_an_event() => {
+                    let place = format!("{}:{}", self.org, applied.seq);
+                    self.found.differs(format!(
+                        "read models: the message {place} cannot be applied, so {aggregate} was compared without it and \
+                         what came after it: {error}"
+                    ));
+                    self.blocked.insert(aggregate);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what is parked of a message with it.
+    async fn parked_as_it_came(
+        &mut self,
+        pipeline: Pipeline,
+        message: &Message,
+        content: Option<&[u8]>,
+    ) -> Result<(), DbError> {
+        let Some(parked) = self.parked.get(&(pipeline, message.seq)) else { return Ok(()) };
+        let stored = parked::bytes(self.rows.tx, pipeline, message.seq).await?;
+        let is_it = stored.is_some_and(|(bytes, verified)| {
+            let came = if verified { content } else { Some(&*message.payload) };
+            came == Some(&*bytes)
+        });
+        if !is_it || parked.subject != message.subject {
+            let place = format!("{}:{}", self.org, message.seq);
+            self.found.differs(format!("ops.parked has another message of {pipeline} than the stream at {place}"));
+        }
+        Ok(())
+    }
+
+    fn stray(&mut self, stray: &StoredEvent) {
+        let [_, audited] = &mut self.trees;
         audited.append(leaf_hash(&stray.sealed.header));
-        find(format!("the audit log has an event at {}:{} that the stream has not", org.org(), stray.seq));
+        let (org, seq) = (self.org, stray.seq);
+        self.found.differs(format!("the audit log has an event at {org}:{seq} that the stream has not"));
     }
-    let given_up = lacked.finish(org.org(), find);
-    Ok((stream.head(), audited.head(), given_up))
+
+    /// A fact may be in the stream twice; the audit log has it once, where it came first.
+    async fn is_told_already(&mut self, event: &OpenedEvent, seq: u64) -> Result<bool, DbError> {
+        if !event.header.aggregate.aggregate.is_of_facts() {
+            return Ok(false);
+        }
+        let told = audit::get(self.rows.tx, event.header.event_id).await?;
+        Ok(told.is_some_and(|told| told.seq <= seq && told.event_id == event.header.event_id))
+    }
 }
 
 fn differing(row: &StoredEvent, expected: &StoredEvent) -> Vec<&'static str> {
@@ -157,25 +488,25 @@ fn differing(row: &StoredEvent, expected: &StoredEvent) -> Vec<&'static str> {
     is_other.into_iter().filter(|(_, is_other)| *is_other).map(|(what, _)| what).collect()
 }
 
-/// A fact may be in the stream twice; the audit log has it once, where it came first.
-async fn is_told_already(
-    db: &Database,
-    org: BoundOrg,
-    event: &OpenedEvent,
-    expected: &StoredEvent,
-) -> anyhow::Result<bool> {
-    if !event.header.aggregate.aggregate.is_of_facts() {
-        return Ok(false);
+/// The messages that operators gave up for the read models, as the stream has it.
+async fn skipped(log: &Log, placement: &Placement) -> anyhow::Result<BTreeSet<u64>> {
+    let (mut skipped, mut after, mut ended) = (BTreeSet::new(), 0, false);
+    while !ended {
+        let decisions = AggregateId::Parking(Pipeline::ReadModels);
+        let part = log.load(placement, &decisions, after, Freshness::Leader).await?;
+        (after, ended) = (part.last, part.ended);
+        for event in part.commits.iter().flat_map(|stored| &stored.commit.events) {
+            if let Event::Parking(ParkingEvent::Skipped(skip)) = &event.event {
+                skipped.insert(skip.seq);
+            }
+        }
     }
-    let told = audit::get(&mut db.read(org).await?, event.header.event_id).await?;
-    Ok(told.is_some_and(|told| told.seq <= expected.seq && told.event_id == event.header.event_id))
+    Ok(skipped)
 }
 
 /// The audit log's rows in the order of the stream.
 struct Rows<'a> {
-    db: &'a Database,
-    org: BoundOrg,
-    upto: u64,
+    tx: &'a mut TenantTx,
     left: VecDeque<StoredEvent>,
     /// Rows are read by whole commits, from this sequence on; None at the end.
     next: Option<u64>,
@@ -186,16 +517,19 @@ impl Rows<'_> {
         if self.left.is_empty()
             && let Some(next) = self.next
         {
-            let (read, is_end) = audit::stored_from(&mut self.db.read(self.org).await?, next, EVENTS).await?;
+            let (read, is_end) = audit::stored_from(self.tx, next, EVENTS).await?;
             let last = read.last().map_or(0, |event| event.seq);
-            self.left.extend(read.into_iter().filter(|event| is_end || event.seq < last));
-            self.next = (!is_end).then_some(last);
+            // No commit has so many: where all of them say that they are of one, they are read as they are.
+            let is_one = read.first().is_some_and(|event| event.seq == last);
+            self.left.extend(read.into_iter().filter(|event| is_end || is_one || event.seq < last));
+            self.next = (!is_end).then_some(if is_one { last.saturating_add(1) } else { last });
         }
-        Ok(self.left.front().filter(|event| event.seq <= self.upto))
+        Ok(self.left.front())
     }
 
     async fn next(&mut self) -> Result<Option<StoredEvent>, DbError> {
-        Ok(if self.look().await?.is_some() { self.left.pop_front() } else { None })
+        self.look().await?;
+        Ok(self.left.pop_front())
     }
 
     /// Whether there is nothing at this sequence any more.
@@ -220,61 +554,6 @@ impl Rows<'_> {
         let is_at = self.look().await?.is_some_and(|event| (event.seq, event.ordinal) == (seq, ordinal));
         Ok(if is_at { self.left.pop_front() } else { None })
     }
-}
-
-/// Whether every head carries the signature of a key that the signing process has said is the log's. Whoever pinned the key
-/// knows better than this database which ones they are; see `audit verify`.
-async fn signatures(db: &Database, org: BoundOrg, differences: &mut Vec<String>) -> anyhow::Result<()> {
-    let mut tx = db.read(org).await?;
-    let keys: Vec<LogKey> = audit::keys(&mut tx).await?.iter().filter_map(|key| key.parse().ok()).collect();
-    let nobody = PolicyFile::parse(b"quorum none\n")?;
-    let mut page = Page::First;
-    loop {
-        let Listing { rows, more } = audit::checkpoints(&mut tx, &page, PAGE).await?;
-        for head in &rows {
-            let origin = head.note.text().lines().next().unwrap_or_default().to_owned();
-            let keys = keys.iter().filter_map(|key| log_key(key, &origin, org.org()));
-            let is_signed = keys.into_iter().any(|key| nobody.check(&key, &head.note).is_ok());
-            if !is_signed && differences.len() < NAMED {
-                differences.push(format!("the head of {} events is signed by no key of the log", head.head.size));
-            }
-        }
-        match rows.last() {
-            Some(last) if more => page = Page::After(last.head.size),
-            _ => return Ok(()),
-        }
-    }
-}
-
-/// The rows that are shown against those that the audit log makes: all tables, all columns.
-async fn read_models(db: &Database, org: BoundOrg, differences: &mut Vec<String>) -> anyhow::Result<u64> {
-    let mut shown = db.read(org).await?;
-    let seq = checkpoints::position(&mut shown, Pipeline::ReadModels).await?;
-    if checkpoints::position(&mut shown, Pipeline::Audit).await? < seq {
-        bail!("the audit log is behind the read models: try again when it has caught up (orgstream lag)");
-    }
-    let Some(idx) = audit::last_idx(&mut shown, seq).await? else { return Ok(0) };
-    let mut made = match db.as_of(org, Moment::Idx(idx), u64::MAX, rand::random()).await {
-        Ok(Ok(made)) => made,
-        Ok(Err(_)) => return Ok(0),
-        // What is not as it was signed is what is looked for here.
-        Err(DbError::Altered { what, .. }) => {
-            differences.push(format!("the audit log is not what was appended to it: {what}"));
-            return Ok(0);
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let booked = organizations::booked(&mut shown).await?;
-    if booked != made.plan {
-        differences.push("ops.plans is not what the events make of it".to_owned());
-    }
-    let compared = compare_tables(&mut shown, &mut made.tx).await?;
-    let more = compared.differences - compared.found.len() as u64;
-    differences.extend(compared.found.iter().map(in_words));
-    if more > 0 {
-        differences.push(format!("and {more} rows more"));
-    }
-    Ok(compared.rows)
 }
 
 fn in_words(drift: &Drift) -> String {

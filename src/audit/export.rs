@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::ProgressBar;
 use orgstream_events::{Fingerprint, OrgId, Pipeline, Timestamp};
-use orgstream_transparency::{Checkpoint, SignedNote, TILE_WIDTH, Tile};
+use orgstream_transparency::{Checkpoint, LogKey, SignedNote, TILE_WIDTH, Tile};
 use orgstream_verifier::{
     CHECKPOINTS, CSV, CSV_HEAD, Entry, FORMAT, HANDOVERS, JSONL, ListedFile, MANIFEST, Manifest, OCSF, POLICY, Without,
     decode_entries, decode_payloads, payloads_path,
@@ -55,6 +55,8 @@ pub struct Exported {
     pub origin: String,
     /// How many events it has.
     pub events: u64,
+    /// The key that the log's operator names.
+    pub key: LogKey,
 }
 
 impl Export {
@@ -78,6 +80,8 @@ impl Export {
         self.fetch_checkpoints(size).await?;
         self.write_renderings(size).await?;
         let policy = self.text("/audit/policy").await?;
+        let key = policy.lines().find_map(|line| line.strip_prefix("log ")).and_then(|key| key.trim().parse().ok());
+        let key = key.context("the policy of the log names no key")?;
         self.write(POLICY, policy.as_bytes()).await?;
         let notes = self.api.get(&format!("{}/audit/handovers", self.base)).await?;
         for (nth, note) in notes.pointer("/data").and_then(Value::as_array).into_iter().flatten().enumerate() {
@@ -96,7 +100,7 @@ impl Export {
             files: std::mem::take(&mut self.files),
         };
         replace(&self.dir.join(MANIFEST), &serde_json::to_vec_pretty(&manifest)?).await?;
-        Ok(Exported { origin, events: size })
+        Ok(Exported { origin, events: size, key })
     }
 
     async fn text(&self, path: &str) -> anyhow::Result<String> {

@@ -1,6 +1,9 @@
 //! Keys in a folder: the secret half for its owner alone, the public half to be handed out.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 use orgstream_servers::write_private;
@@ -27,6 +30,11 @@ impl<'a> KeyFiles<'a> {
     /// Whether there is a key.
     pub fn exist(&self) -> bool {
         self.dir.join(format!("{}.key", self.name)).exists()
+    }
+
+    /// The file with the public half.
+    pub fn public(&self) -> PathBuf {
+        self.dir.join(format!("{}.vkey", self.name))
     }
 
     /// Reads the key.

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use orgstream_verifier::VerifyArgs;
+use orgstream_verifier::{Outcome, Request, VerifyArgs, verify};
 
 use crate::{
     audit::export::Export,
@@ -14,7 +14,8 @@ use crate::{
 /// Export an organization's audit log, and verify an export.
 #[derive(clap::Subcommand)]
 pub(crate) enum Job {
-    /// Write an organization's audit log into a folder: events, tree, signed heads, tables. Running it again goes on.
+    /// Write an organization's audit log into a folder: events, tree, signed heads, tables. Running it again goes on. Ends with
+    /// 40 when what was written is not what its own log signed.
     Export(ExportArgs),
     /// Verify an exported audit log: no network, no database, no account, and nothing is written.
     Verify(VerifyArgs),
@@ -47,5 +48,17 @@ async fn export(args: ExportArgs) -> anyhow::Result<ExitCode> {
     let exported = Export::new(api, &org, args.out.clone()).run(&bar).await?;
     bar.finish_and_clear();
     note!("{} events of {} are in {}", exported.events, exported.origin, args.out.display());
+    // What does not even fit its own operator's key is taken away all the same, as the evidence that it is.
+    let (bundle, pin) = (args.out, exported.key);
+    let request = Request { bundle, pin, policy: None, known: Vec::new() };
+    let report = tokio::task::spawn_blocking(move || verify(&request)).await?;
+    if report.outcome() == Outcome::Invalid {
+        let first = report.findings.iter().find(|finding| finding.outcome == Outcome::Invalid);
+        note!(
+            "this is not what was signed{}; `orgstream audit verify` says all of it",
+            first.map_or_else(String::new, |finding| format!(": {finding}"))
+        );
+        return Ok(Outcome::Invalid.code().into());
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,11 @@ use anyhow::Context;
 use orgstream_stream::broker::AccessFiles;
 
 use crate::{
-    dev::{demo::DemoFile, stack::Secrets},
+    audit::keys::KeyFiles,
+    dev::{
+        demo::DemoFile,
+        stack::{KEYS, Secrets},
+    },
     terminal::out::{say, told},
 };
 
@@ -56,6 +60,10 @@ fn settings(args: &Args) -> anyhow::Result<String> {
             ("ORGSTREAM_DATABASE_URL", format!("postgres://{database}")),
             ("ORGSTREAM_DATABASE_PASSWORD", secrets.database_password),
         ]);
+        let log_key = KeyFiles::of_log(&args.data_dir.join(KEYS)).public();
+        if let Ok(log_key) = log_key.canonicalize() {
+            settings.push(("ORGSTREAM_LOG_KEY", format!("'{}'", log_key.display())));
+        }
     } else {
         let org = file.demo.orgs.iter().find(|org| org.slug == args.org).with_context(|| {
             let slugs: Vec<&str> = file.demo.orgs.iter().map(|org| org.slug.as_str()).collect();

@@ -5,7 +5,11 @@ use std::{collections::HashMap, time::Duration};
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use orgstream_events::{CommandId, KeyId, MemberId, OrgId, RecordId};
-use orgstream_projections::{Asked, BoundOrg, Database, Drift, Rebuild, RebuildJob, RebuildState, drift};
+use orgstream_projections::{
+    Asked, BoundOrg, Database, Drift, Rebuild, RebuildJob, RebuildState,
+    audit::{self, KeysOf},
+    drift,
+};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -150,6 +154,9 @@ async fn rebuild(what: &What) -> anyhow::Result<()> {
     }
     let orgs = asked.len();
     wait(&db, asked).await?;
+    if let Some(org) = what.org.filter(|_| job != RebuildJob::Drop) {
+        made_of(&db, org).await?;
+    }
     match job {
         RebuildJob::Build => note!("rebuilt the read models of {orgs} organizations"),
         RebuildJob::RollBack => note!("rolled back the read models of {orgs} organizations"),
@@ -160,6 +167,22 @@ async fn rebuild(what: &What) -> anyhow::Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Says how far what was built is proven.
+async fn made_of(db: &Database, org: OrgId) -> anyhow::Result<()> {
+    let mut tx = db.read(BoundOrg::named_by_operator(org)).await?;
+    let signed = audit::newest_checkpoint(&mut tx).await?.map_or(0, |newest| newest.head.size);
+    let (size, by) = (audit::size(&mut tx).await?, audit::TrustedKeys::of(&mut tx).await?.by);
+    let by = match by {
+        KeysOf::Pinned => "the key that was given",
+        KeysOf::Database => "a key that the database names",
+    };
+    note!(
+        "{org}: made of the audit log, of whose {size} events {signed} are as {by} has signed them; the others, sequences and \
+         fingerprints are as the table has them, and `orgstream replay --verify` compares all of it with the stream"
+    );
     Ok(())
 }
 

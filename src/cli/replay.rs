@@ -1,12 +1,12 @@
 //! `orgstream replay`: an organization's events, in order, one JSON object per line.
 
-use std::{pin::pin, process::ExitCode};
+use std::{pin::pin, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::builder::PossibleValuesParser;
 use futures_util::TryStreamExt;
 use orgstream_events::Position;
-use orgstream_projections::{Database, ReadModel};
+use orgstream_projections::{Database, ReadModel, audit::KeysOf};
 use reqwest::Method;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufWriter, stdout};
@@ -23,6 +23,8 @@ use crate::{
 
 /// How long the audit log may take to catch up before the command gives up.
 const WAIT_SECONDS: u32 = 30;
+/// How long both pipelines may take to come to the end of the stream before that is a difference.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Print an organization's events, in order, as NDJSON.
 ///
@@ -43,10 +45,11 @@ pub(crate) struct Args {
     /// The read model to print with --at; `records` without it.
     #[arg(long, value_name = "NAME", requires = "at", value_parser = PossibleValuesParser::new(ReadModel::names()))]
     projection: Option<String>,
-    /// Print nothing but whether three accounts of the organization say the same: its stream and the audit log, event by
-    /// event and by the root over them, with every column, tile and signed head of the log; and the read models that are
-    /// shown, all tables and all columns against a replay. Says how many events no head was signed over. Asks NATS and
-    /// PostgreSQL themselves, and is for operators; ends with 1 when they differ.
+    /// Print nothing but whether three accounts of the organization say the same, up to where its stream ends: the stream and
+    /// the audit log, event by event and by the root over them, with every column, tile and signed head of the log; and the
+    /// read models that are shown, all tables and all columns against a replay of the stream. Says how many events no head
+    /// was signed over, and what was not compared. Asks NATS and PostgreSQL themselves, reads whole tables, and is for
+    /// operators; ends with 1 when they differ.
     #[arg(long, requires = "org", conflicts_with_all = ["from", "at"])]
     verify: bool,
     /// Print what --verify found as JSON.
@@ -70,6 +73,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 async fn verify(args: Args) -> anyhow::Result<ExitCode> {
     // Without the checks before a start: a database that fails them is the one to look at.
     let db = Database::connect(&args.database.options(1)).await.with_context(|| args.database.silent())?;
+    let db = db.pinning(args.database.log_key.clone());
     let log = node::connect_log(&args.nats).await?;
     let name = args.org.unwrap_or_default();
     let org = match OrgName::parse(&name) {
@@ -78,33 +82,42 @@ async fn verify(args: Args) -> anyhow::Result<ExitCode> {
         Ok(OrgName::Current) | Err(_) => None,
     };
     let org = org.with_context(|| format!("there is no organization {name}: give its id or its slug"))?;
-    let compared = compare(&log, &db, org).await?;
+    let compared = compare(&log, &db, org, PATIENCE).await?;
     let code = if compared.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     let text = if args.json { serde_json::to_string_pretty(&compared)? } else { in_words(&compared) };
     Ok(told(code, say!("{text}")))
 }
 
 fn in_words(compared: &Compared) -> String {
-    let Compared { stream, audit, heads, signed, unsigned, rows, given_up, differences } = compared;
+    let Compared { ends, stream, audit, heads, signed, keys_of, unsigned, rows, given_up, .. } = compared;
+    let by = match keys_of {
+        KeysOf::Pinned => "by the key that you gave",
+        KeysOf::Database => "by a key that the database names",
+    };
     let mut lines = vec![
-        format!("stream       {} events, root {}", stream.0, stream.1),
+        format!("stream       {} events, root {}, up to {ends}", stream.0, stream.1),
         format!("audit log    {} events, root {}", audit.0, audit.1),
         match signed {
             Some(size) => format!(
-                "signed       {heads} heads fit, the newest over {size} events; {unsigned} events are behind it"
+                "signed       {heads} heads fit {by}, the newest over {size} events; {unsigned} events are behind it"
             ),
             None => format!("signed       no head: {unsigned} events are not signed"),
         },
         format!("read models  {rows} rows"),
     ];
     lines.extend(given_up.iter().map(|given_up| format!("- {given_up}")));
-    lines.extend(differences.iter().map(|difference| format!("! {difference}")));
-    if differences.is_empty() {
-        lines.push(match unsigned {
+    lines.extend(compared.differences.iter().map(|difference| format!("! {difference}")));
+    if compared.more > 0 {
+        lines.push(format!("! and {} more", compared.more));
+    }
+    lines.extend(compared.notes.iter().map(|note| format!("note: {note}")));
+    lines.extend(compared.not_compared.iter().map(|what| format!("not compared: {what}")));
+    if compared.differences.is_empty() {
+        lines.push(match (unsigned, stream.0) {
             _ if !given_up.is_empty() => {
                 format!("all three say the same but for what was given up; {unsigned} events are not signed yet")
             }
-            0 => "all three say the same, and every event is signed".to_owned(),
+            (0, 1..) => "all three say the same, and every event is signed".to_owned(),
             _ => format!("all three say the same; {unsigned} of {} events are not signed yet", audit.0),
         });
     }

@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, time::Duration};
 use anyhow::{Context, bail};
 use axum::{Router, routing::get};
 use orgstream_projections::audit::SigningDatabase;
-use orgstream_transparency::{Log, LogSigner};
+use orgstream_transparency::{HandOver, Log, LogKey, LogSigner, SignedNote};
 
 use crate::{
     audit::{
@@ -34,6 +34,10 @@ pub(crate) struct Args {
     /// it can follow; witnesses have to be given the new `log.vkey`.
     #[arg(long, conflicts_with = "new_key")]
     hand_over: bool,
+    /// Sign although another key of the same host has signed here and did not hand over: whoever pinned that one will refuse
+    /// all that is signed from now on. For when it is lost.
+    #[arg(long)]
+    new_log: bool,
     /// The witnesses to ask, as a C2SP tlog-policy with their addresses.
     #[arg(long, env = "ORGSTREAM_WITNESSES", value_name = "FILE")]
     witnesses: Option<PathBuf>,
@@ -58,6 +62,23 @@ pub(crate) fn witnesses(file: Option<&PathBuf>) -> anyhow::Result<String> {
     }
 }
 
+/// Fails when a key of the same host has signed here that this one does not follow from.
+async fn refuse_another(db: &SigningDatabase, key: &LogKey, own: &[SignedNote]) -> anyhow::Result<()> {
+    let (said, stored) = db.known_keys().await.context("the keys that have signed could not be read")?;
+    let stored = stored.iter().filter_map(|note| SignedNote::parse(note.as_bytes()).ok());
+    let notes: Vec<SignedNote> = stored.chain(own.iter().cloned()).collect();
+    let connected = HandOver::follow(key, &notes);
+    let said = said.iter().filter_map(|vkey| vkey.parse::<LogKey>().ok());
+    if let Some(other) = said.into_iter().find(|other| other.name() == key.name() && !connected.contains(other)) {
+        bail!(
+            "the logs of {} were signed by another key ({other}), which did not hand over to the one in --keys: use that one, \
+             let it hand over with --hand-over, or, if it is lost, start with --new-log",
+            key.name()
+        );
+    }
+    Ok(())
+}
+
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let keys = KeyFiles::of_log(&args.keys);
     if let Some(host) = args.new_key {
@@ -75,6 +96,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let key = keys.load::<Log>()?;
     let db = SigningDatabase::connect(&args.database.options(4)).await.with_context(|| args.database.silent())?;
     node::refuse(&db.preflight().await.context("PostgreSQL could not be looked at")?)?;
+    if !args.new_log {
+        refuse_another(&db, key.verifier(), &keys.handovers()?).await?;
+    }
     let pace = Pace { events: args.sign_events.max(1), wait: Duration::from_secs(args.sign_seconds.max(1)) };
     let signer = Signer::new(db, key, &witnesses(args.witnesses.as_ref())?, pace)?.after(&keys.handovers()?);
     let metrics = telemetry::metrics(&[Process::Signer])?;

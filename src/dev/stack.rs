@@ -13,6 +13,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use orgstream_projections::{Database, audit::SigningDatabase};
 use orgstream_servers::{Nats, Postgres, PostgresOptions, stable_listener, write_private};
 use orgstream_stream::Log;
+use orgstream_transparency::LogSigner;
 use orgstream_workers::{Worker, WorkerOptions};
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
@@ -37,6 +38,8 @@ pub const OUTBOX: &str = "outbox";
 const DATABASE: &str = "orgstream";
 /// What the audit logs of one machine are called by, before the org's id.
 const HOST: &str = "localhost";
+/// Where they are, inside the data folder.
+pub const KEYS: &str = "keys";
 /// How often the servers are looked at.
 const WATCH: Duration = Duration::from_millis(300);
 /// A server that was started again has this long before it is once more, for shards that take nothing: longer than a process
@@ -189,6 +192,11 @@ impl Stack {
             database_password: Some(secrets.database_password.clone().into()),
             login_passwords: Vec::new(),
             database_connections: None,
+            // Everything believes the key that the signing process has, and not what the database says of it.
+            log_key: match &options.signing {
+                Some(_) => Some(signing_key(&dir.join(KEYS))?.verifier().clone()),
+                None => None,
+            },
         };
         let secret_args = SecretArgs {
             pepper: secrets.pepper.clone().into(),
@@ -215,7 +223,7 @@ impl Stack {
         }
         let signing = match &options.signing {
             Some(witnesses) => {
-                let signer = signer(&dir.join("keys"), &database_args, witnesses).await?;
+                let signer = signer(&dir.join(KEYS), &database_args, witnesses).await?;
                 Some(tokio::spawn(signer.run(stop.clone())))
             }
             None => None,
@@ -340,10 +348,15 @@ impl Stack {
     }
 }
 
+/// The key of the audit logs in the data folder, which is made the first time.
+fn signing_key(keys: &Path) -> anyhow::Result<LogSigner> {
+    let files = KeyFiles::of_log(keys);
+    if files.exist() { files.load() } else { files.make(HOST.parse()?) }
+}
+
 /// The signing process as a task, with a key of the data folder.
 async fn signer(keys: &Path, database: &DatabaseArgs, witnesses: &str) -> anyhow::Result<Signer> {
-    let files = KeyFiles::of_log(keys);
-    let key = if files.exist() { files.load()? } else { files.make(HOST.parse()?)? };
+    let (files, key) = (KeyFiles::of_log(keys), signing_key(keys)?);
     let db = SigningDatabase::connect(&database.options(2)).await.with_context(|| database.silent())?;
     Ok(Signer::new(db, key, witnesses, Pace::default())?.after(&files.handovers()?))
 }

@@ -114,7 +114,8 @@ async fn an_event_that_was_edited_is_found_by_its_bytes() {
     assert_eq!(now.body.as_str().unwrap(), before.to_string());
     // Which keeps nobody from taking the evidence away.
     let export = ["audit", "export", "--out", "unsigned"];
-    let said = audited.cluster.cli(&tenant.key, &export).await.success();
+    let said = audited.cluster.cli(&tenant.key, &export).await.failure();
+    assert!(said.stderr.contains("this is not what was signed"), "{said:?}");
     assert!(said.stderr.contains("its newest ones are not signed"), "{said:?}");
     audited.verify("unsigned", &POLICY).await.expect(40).naming(&["its bytes"]);
     audited.stop_signing();

@@ -187,6 +187,7 @@ async fn a_second_root_for_one_size_is_refused_whoever_signs() {
 
     // What is kept of signatures is what readers see, the log's own first.
     let key = LogSigner::from_seed(format!("tree.test/{}", org.org()).parse().unwrap(), &[1; 32]);
+    one.say_policy(&key.verifier().to_string(), "quorum none\n", &[]).await.unwrap();
     let mut tx = one.begin(org).await.unwrap();
     let signed = key.sign(head);
     tx.keep(head.size, &signed.signatures()[0]).await.unwrap();

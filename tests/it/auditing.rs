@@ -11,7 +11,10 @@ use orgstream_transparency::{Log, LogKey, LogSigner, SignedNote};
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::cluster::{Cluster, ClusterOptions, Tenant, create, eventually};
+use crate::{
+    cluster::{Cluster, ClusterOptions, Tenant, create, eventually, program},
+    support::TempDir,
+};
 
 /// The key's host, and so the first part of every log's name.
 pub(crate) const HOST: &str = "audit.test";
@@ -66,6 +69,20 @@ impl Auditing {
         let cluster = Cluster::start(ClusterOptions::default()).await;
         let made = cluster.cli("", &["sign", "--keys", "keys", "--new-key", HOST]).await.success();
         assert_eq!(made.stdout, fs::read_to_string(cluster.dir().join("keys/log.vkey")).unwrap());
+        fs::write(cluster.dir().join("policy.txt"), "quorum none\n").unwrap();
+        Self { cluster, signing: None, witness: None }
+    }
+
+    /// The same where API and workers were given the key, which nobody can change in the database.
+    pub(crate) async fn start_pinned() -> Self {
+        let outside = TempDir::new();
+        let keys = outside.path().join("keys");
+        let made = program().arg("sign").arg("--keys").arg(&keys).args(["--new-key", HOST]).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let pin = vec!["--log-key".to_owned(), keys.join("log.vkey").to_str().unwrap().to_owned()];
+        let options = ClusterOptions { serve: pin.clone(), work: pin, ..ClusterOptions::default() };
+        let cluster = Cluster::start(options).await;
+        copy(&keys, &cluster.dir().join("keys"));
         fs::write(cluster.dir().join("policy.txt"), "quorum none\n").unwrap();
         Self { cluster, signing: None, witness: None }
     }
@@ -167,8 +184,11 @@ impl Auditing {
         note
     }
 
-    pub(crate) async fn export(&self, tenant: &Tenant, out: &str) {
-        self.cluster.cli(&tenant.key, &["audit", "export", "--out", out]).await.success();
+    /// Exports a log, whatever became of it. Whether it is what was signed, as the export itself says.
+    pub(crate) async fn export(&self, tenant: &Tenant, out: &str) -> bool {
+        let said = self.cluster.cli(&tenant.key, &["audit", "export", "--out", out]).await;
+        assert!(said.ok || said.stderr.contains("this is not what was signed"), "{said:?}");
+        said.ok
     }
 
     /// Verifies as an auditor does who has pinned the log's key and a policy.

@@ -60,6 +60,7 @@ mod telemetry;
 mod tenancy;
 mod trouble;
 mod unfinished;
+mod unfooled;
 mod values;
 mod watchdog;
 mod workers;

@@ -143,6 +143,16 @@ impl VerifierKey<Log> {
     pub fn named(&self, name: KeyName) -> Self {
         Self { name, ..self.clone() }
     }
+
+    /// The key that signs `origin`, given the key that somebody pinned: this one, by its own name or by its host's, when it
+    /// signs the logs of a host and `origin` is that host's log of the name `log`.
+    pub fn of_log(&self, origin: &str, log: &str) -> Option<Self> {
+        if self.name.as_str() == origin {
+            return Some(self.clone());
+        }
+        let is_hosts = origin.strip_prefix(self.name.as_str()).and_then(|rest| rest.strip_prefix('/')) == Some(log);
+        is_hosts.then(|| origin.parse().ok().map(|name| self.named(name))).flatten()
+    }
 }
 
 impl<R: Role> FromStr for VerifierKey<R> {

@@ -74,11 +74,7 @@ pub struct ListedFile {
 /// The key that signs the log `origin` of `org`, given the key that somebody pinned: the same one, by its own name or by its
 /// host's.
 pub fn log_key(pin: &LogKey, origin: &str, org: OrgId) -> Option<LogKey> {
-    if pin.name().as_str() == origin {
-        return Some(pin.clone());
-    }
-    let is_hosts = origin == format!("{}/{org}", pin.name());
-    is_hosts.then(|| origin.parse().ok().map(|name| pin.named(name))).flatten()
+    pin.of_log(origin, &org.to_string())
 }
 
 /// Where the payloads of a tile's events are.

@@ -10,7 +10,7 @@ use std::{
 use orgstream_events::Fingerprint;
 use sha2::{Digest as _, Sha256};
 
-use crate::{ListedFile, MANIFEST, Manifest, Report};
+use crate::{CSV, JSONL, ListedFile, MANIFEST, Manifest, OCSF, Report};
 
 /// The longest file that is read into memory: 256 entries of 64 KiB, or 256 payloads of 1 MB.
 const MAX_FILE: u64 = 300 << 20;
@@ -104,7 +104,10 @@ impl Files {
                     continue;
                 }
                 let name = path.strip_prefix(&self.dir).unwrap_or(&path).to_string_lossy().into_owned();
-                if name != MANIFEST && !self.listed.contains_key(&name) {
+                if [JSONL, CSV, OCSF].contains(&&*name) && !self.listed.contains_key(&name) {
+                    // It is what people read, and whoever reads it takes it for a part of what was verified.
+                    report.invalid(&name, "lies in the bundle, and the manifest does not name it");
+                } else if name != MANIFEST && !self.listed.contains_key(&name) {
                     report.notes.push(format!("{name} is not part of the bundle and was not looked at"));
                 }
             }

@@ -20,8 +20,13 @@ use crate::{
     log_key, payloads_path,
 };
 
-/// How far the clocks of the processes that accept commands may be apart, and of witnesses from them.
+/// How far the clocks of the processes that accept commands may be apart, and of witnesses from them, without a word.
 const CLOCKS_MS: i64 = 60_000;
+/// How far a clock may be wrong before a time is taken for one that was put there. In between it is noted: an entry cannot be
+/// changed any more, so a log would be invalid for ever because of a clock that was wrong for a minute.
+const WRONG_CLOCK_MS: i64 = 24 * 3_600_000;
+/// The most events whose times are noted one by one.
+const NOTED: u64 = 20;
 
 /// What is to be verified, and by what.
 #[derive(Debug, Clone)]
@@ -233,12 +238,8 @@ impl Run<'_> {
 
     fn read_events(&mut self) {
         let mut tree = Frontier::default();
-        let mut order = Order {
-            org: self.manifest.org,
-            latest: Timestamp::from_unix_ms(i64::MIN),
-            seen_by: 0,
-            lacked: Lacked::default(),
-        };
+        let latest = Timestamp::from_unix_ms(i64::MIN);
+        let mut order = Order { org: self.manifest.org, latest, seen_by: 0, lacked: Lacked::default(), noted: 0 };
         let mut renderings = Renderings::open(&mut self.files, &mut self.report);
         let (mut roots, mut missing) = (Vec::new(), 0_u64);
         self.compare(&tree);
@@ -263,6 +264,10 @@ impl Run<'_> {
         }
         renderings.finish(&mut self.report);
         order.lacked.finish(self.manifest, &mut self.report);
+        if order.noted > NOTED {
+            let more = order.noted - NOTED;
+            self.report.notes.push(format!("{more} more events have times that do not fit the order of the log"));
+        }
         if missing > 0 {
             let what = format!("{missing} of {} events are not in the bundle", self.manifest.size);
             self.report.find(Outcome::Incomplete, None, None, what);
@@ -350,25 +355,46 @@ impl Run<'_> {
     }
 
     /// Whose it is, and when: time does not go back, but for what was parked and is taken in late, and nothing was recorded
-    /// after somebody had seen it.
+    /// after somebody had seen it. What a clock that is wrong explains is noted.
     fn keep_order(&mut self, order: &mut Order, entry: &Entry, is_late: bool, path: &str) {
-        let mut wrong = |what: String| self.report.find(Outcome::Invalid, Some(path), Some(entry.idx), what);
+        let (report, idx) = (&mut self.report, entry.idx);
         if entry.header.org_id != order.org {
-            wrong(format!("it is an event of {}", entry.header.org_id));
+            let what = format!("it is an event of {}", entry.header.org_id);
+            report.find(Outcome::Invalid, Some(path), Some(idx), what);
         }
         let at = entry.header.recorded_at;
-        if !is_late && at.unix_ms() < order.latest.unix_ms().saturating_sub(CLOCKS_MS) {
-            wrong(format!("it was recorded at {at}, before an event in front of it ({})", order.latest));
-        }
-        order.latest = order.latest.max(at);
-        while self.seen_by.get(order.seen_by).is_some_and(|(size, _)| *size <= entry.idx) {
+        while self.seen_by.get(order.seen_by).is_some_and(|(size, _)| *size <= idx) {
             order.seen_by += 1;
         }
-        if let Some((size, seen)) = self.seen_by.get(order.seen_by)
+        let seen_without = order.seen_by.checked_sub(1).and_then(|before| self.seen_by.get(before)).copied();
+        let back = order.latest.unix_ms().saturating_sub(at.unix_ms());
+        if !is_late && back > CLOCKS_MS {
+            let what = format!("it was recorded at {at}, before an event in front of it ({})", order.latest);
+            if back > WRONG_CLOCK_MS {
+                report.find(Outcome::Invalid, Some(path), Some(idx), what);
+            } else {
+                let seen = seen_without.filter(|(_, seen)| at.unix_ms() < seen.saturating_sub(CLOCKS_MS));
+                let seen = seen
+                    .map(|(_, seen)| Timestamp::from_unix_ms(seen))
+                    .map_or_else(String::new, |seen| format!("; a witness saw the log without it at {seen}"));
+                order.note(report, idx, &format!("{what}: a clock was wrong, or it was dated back{seen}"));
+            }
+        }
+        let mut known = at;
+        if let Some((size, seen)) = self.seen_by.get(order.seen_by).copied()
             && at.unix_ms() > seen.saturating_add(CLOCKS_MS)
         {
-            wrong(format!("it says that it was recorded at {at}, after a witness had seen the first {size} events"));
+            let what =
+                format!("it says that it was recorded at {at}, after a witness had seen the first {size} events");
+            if at.unix_ms() > seen.saturating_add(WRONG_CLOCK_MS) {
+                report.find(Outcome::Invalid, Some(path), Some(idx), what);
+            } else {
+                order.note(report, idx, &format!("{what}: a clock was ahead"));
+            }
+            // It was there by then, whatever its clock said.
+            known = Timestamp::from_unix_ms(seen);
         }
+        order.latest = order.latest.max(known);
     }
 
     /// The tiles above the leaves have to be the roots of those below.
@@ -443,6 +469,17 @@ struct Order {
     latest: Timestamp,
     seen_by: usize,
     lacked: Lacked,
+    /// Events whose times were noted.
+    noted: u64,
+}
+
+impl Order {
+    fn note(&mut self, report: &mut Report, idx: u64, what: &str) {
+        self.noted += 1;
+        if self.noted <= NOTED {
+            report.notes.push(format!("event {idx}: {what}"));
+        }
+    }
 }
 
 /// The tiles of leaves of a tree.

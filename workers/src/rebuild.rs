@@ -13,7 +13,7 @@ use std::{
 use futures_util::FutureExt;
 use metrics::{counter, gauge};
 use orgstream_events::{OrgId, Shard};
-use orgstream_projections::{Comparison, Database, DbError, Rebuild};
+use orgstream_projections::{Comparison, Database, DbError, Rebuild, audit::LogChecking};
 use tokio::{runtime::Handle, task::JoinSet};
 
 use crate::{options::WorkerOptions, rebuild::budget::Budget, scheduler::Scheduler, slice::SILENCE};
@@ -32,12 +32,21 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// The same when the database cannot be reached, doubled each time up to 64 times.
 const OUTAGE: Duration = Duration::from_millis(100);
 
+/// What a job remembers from step to step, and begins again without.
+#[derive(Default)]
+pub(crate) struct Memory {
+    /// The comparison of the version with what is shown.
+    comparison: Option<Box<Comparison>>,
+    /// The check of the audit log that the version is made of.
+    checking: Option<Box<LogChecking>>,
+}
+
 /// How a step ended.
 pub(crate) enum StepOutcome {
     /// There is more to do.
-    GoesOn { rebuild: Rebuild, comparison: Option<Box<Comparison>>, events: u64 },
+    GoesOn { rebuild: Rebuild, memory: Memory, events: u64 },
     /// Nothing could be done yet.
-    Waits,
+    Waits(Memory),
     /// The job is done.
     Done { rebuild: Rebuild, events: u64 },
     /// It is not ours, or another job by now.
@@ -68,7 +77,7 @@ struct Job {
     rebuild: Rebuild,
     epoch: u64,
     size: u32,
-    comparison: Option<Box<Comparison>>,
+    memory: Memory,
     running: bool,
     not_before: Option<Instant>,
     /// Steps in a row that came to nothing through no fault of the job.
@@ -163,12 +172,12 @@ impl Rebuilds {
             }
             job.running = true;
             let (db, timeout, known, epoch) = (self.db.clone(), self.timeout, job.rebuild.clone(), job.epoch);
-            let (size, comparison) = (job.size, job.comparison.take());
+            let (size, memory) = (job.size, std::mem::take(&mut job.memory));
             let running = async move {
                 let begun = Instant::now();
                 // The server ends each statement in time, unless the connection to it leads nowhere.
                 let limit = SILENCE + 10 * timeout;
-                let step = step::run(&db, &known, epoch, size, timeout, comparison);
+                let step = step::run(&db, &known, epoch, size, timeout, memory);
                 let step = AssertUnwindSafe(tokio::time::timeout(limit, step)).catch_unwind();
                 let silent = || DbError::unavailable(format!("no answer within {} seconds", limit.as_secs()));
                 let outcome = match step.await {
@@ -210,12 +219,12 @@ impl Rebuilds {
             at_work, "a step of a rebuild"
         );
         match ended.outcome {
-            Ok(StepOutcome::GoesOn { rebuild, comparison, events }) => {
+            Ok(StepOutcome::GoesOn { rebuild, memory, events }) => {
                 counter!("orgstream_rebuild_events_total").increment(events);
                 let aim = if at_work { self.slice } else { IDLE_STEP };
-                job.went_on(rebuild, comparison, ended.took, aim);
+                job.went_on(rebuild, memory, ended.took, aim);
             }
-            Ok(StepOutcome::Waits) => job.not_before = Some(now + PAUSE),
+            Ok(StepOutcome::Waits(memory)) => (job.memory, job.not_before) = (memory, Some(now + PAUSE)),
             Ok(StepOutcome::Done { rebuild, events }) => {
                 counter!("orgstream_rebuild_events_total").increment(events);
                 tracing::info!(
@@ -226,7 +235,7 @@ impl Rebuilds {
             }
             Err(StepError::Database(error)) if error.is_retryable() => {
                 tracing::debug!(org.id = %ended.org, %error, "a step of a rebuild will be tried again");
-                job.comparison = None;
+                job.memory = Memory::default();
                 job.outages = job.outages.saturating_add(1);
                 if error.is_timeout() {
                     job.size = 1;
@@ -272,7 +281,7 @@ impl Job {
             rebuild,
             epoch,
             size: FIRST_SIZE,
-            comparison: None,
+            memory: Memory::default(),
             running: false,
             not_before: None,
             outages: 0,
@@ -281,13 +290,13 @@ impl Job {
     }
 
     /// A step was committed; the next is as large as it takes to last as long as it should.
-    fn went_on(&mut self, rebuild: Rebuild, comparison: Option<Box<Comparison>>, took: Duration, aim: Duration) {
+    fn went_on(&mut self, rebuild: Rebuild, memory: Memory, took: Duration, aim: Duration) {
         let fitting = f64::from(self.size) * aim.as_secs_f64() / took.as_secs_f64().max(1e-6);
         // Other states do other things with it.
         let same = (self.rebuild.job, self.rebuild.state) == (rebuild.job, rebuild.state);
         let least = if took < 10 * aim { FIRST_SIZE.min(self.size) } else { 1 };
         self.size = if same { (fitting as u32).min(self.size * 2).clamp(least, MOST) } else { FIRST_SIZE };
-        (self.rebuild, self.comparison) = (rebuild, comparison);
+        (self.rebuild, self.memory) = (rebuild, memory);
         (self.outages, self.timeouts, self.not_before) = (0, 0, None);
     }
 }

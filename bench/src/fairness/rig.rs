@@ -128,6 +128,7 @@ impl Rig {
             database_password: database_password.map(Secret::from),
             login_passwords,
             database_connections,
+            log_key: None,
         };
         let db = node::open_database(&database, 1).await?;
         let admin = access.as_ref().map(AccessFiles::admin);

@@ -9,17 +9,18 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    AuditCheckpoint, checkpoints,
+    AuditCheckpoint, KeysOf, TrustedKeys, checkpoints,
     columns::Columns,
     pages::{PAGE_BYTES, end_of_page},
 };
 use crate::{
     DbError, Page, TenantTx,
     convert::{fingerprint, from_bigint, to_bigint},
+    read_model::count_in_table,
 };
 
 /// Rows that are read at a time.
-const CHUNK: i64 = 500;
+const CHUNK: u32 = 500;
 /// Heads that are read at a time.
 const HEADS: u16 = 500;
 /// The most that is named; beyond it, the log is as altered as can be.
@@ -30,10 +31,12 @@ const NAMED: usize = 100;
 pub struct LogCheck {
     /// How many events the log has, and the root over them.
     pub head: TreeHead,
-    /// The newest signed head, when every one of them is of events that are there.
+    /// The newest head that fits and is signed.
     pub newest: Option<AuditCheckpoint>,
-    /// How many signed heads there are.
+    /// How many heads fit and are signed.
     pub heads: u64,
+    /// Whose word it is that the keys which have signed them are the log's.
+    pub keys_of: KeysOf,
     /// What does not fit, in words.
     pub differences: Vec<String>,
 }
@@ -82,16 +85,54 @@ impl Row {
 
 /// Checks the bound org's log as `tx` sees it. Only one tile of each level and a chunk of rows are in memory.
 pub async fn check(tx: &mut TenantTx) -> Result<LogCheck, DbError> {
-    let org = tx.org().uuid();
-    let mut found = LogCheck { head: Frontier::default().head(), newest: None, heads: 0, differences: Vec::new() };
-    let (mut tree, mut heads, mut tiles) = (Frontier::default(), Heads::default(), TileCheck::default());
-    let newest = sqlx::query_scalar!("SELECT max(idx) FROM audit.events WHERE org_id = $1", org);
-    let end = newest.fetch_one(tx.connection()).await?.map_or(0, |newest| newest + 1);
-    while to_bigint(tree.size()) < end {
-        let from = to_bigint(tree.size());
+    let mut checking = LogChecking::default();
+    while !checking.go_on(tx, CHUNK).await? {}
+    let mut found = checking.finish(tx).await?;
+    let stored = count_in_table(tx, "audit.events", "").await?;
+    if stored != found.head.size {
+        let size = found.head.size;
+        found.find(|| format!("the table has {stored} events, and {size} of them are found by their places"));
+    }
+    Ok(found)
+}
+
+/// A check under way. Each part of it may see the log as it is by then.
+#[derive(Debug, Default)]
+pub struct LogChecking {
+    tree: Frontier,
+    heads: Heads,
+    tiles: TileCheck,
+    keys: Option<TrustedKeys>,
+    differences: Vec<String>,
+    /// An event is missing: every place behind it is wrong as well.
+    is_broken: bool,
+}
+
+impl LogChecking {
+    fn find(&mut self, what: impl FnOnce() -> String) {
+        if self.differences.len() < NAMED {
+            self.differences.push(what());
+        }
+    }
+
+    /// Checks up to `rows` events more. Whether the log ends behind them.
+    pub async fn go_on(&mut self, tx: &mut TenantTx, rows: u32) -> Result<bool, DbError> {
+        let org = tx.org().uuid();
+        if self.keys.is_none() {
+            self.keys = Some(TrustedKeys::of(tx).await?);
+        }
+        // There may be more of them than when it was last looked.
+        self.heads.is_end = false;
+        let newest = sqlx::query_scalar!("SELECT max(idx) FROM audit.events WHERE org_id = $1", org);
+        let end = newest.fetch_one(tx.connection()).await?.map_or(0, |newest| newest + 1);
+        let from = to_bigint(self.tree.size());
+        if from >= end {
+            return Ok(true);
+        }
         // Behind a hole as long as a page there is none that fits, and the hole is found all the same.
-        let upto = end_of_page(tx.connection(), org, (from, from.saturating_add(CHUNK))).await?.unwrap_or(end);
-        let rows = sqlx::query_as!(
+        let upto = from.saturating_add(i64::from(rows));
+        let upto = end_of_page(tx.connection(), org, (from, upto)).await?.unwrap_or(end);
+        let chunk = sqlx::query_as!(
             Row,
             "SELECT idx, event_id, command_id, recorded_at, occurred_at, action, actor_type, actor_id, target_type,
                 target_id, outcome, header, payload, leaf
@@ -99,54 +140,103 @@ pub async fn check(tx: &mut TenantTx) -> Result<LogCheck, DbError> {
             org,
             from,
             upto,
-            CHUNK,
+            i64::from(rows),
         );
-        let rows = rows.fetch_all(tx.connection()).await?;
-        for row in rows {
-            let idx = tree.size();
-            if from_bigint(row.idx) != idx {
-                found.find(|| format!("event {idx} of the audit log is missing"));
-                // Every place behind a hole is wrong as well, and the heads say the rest.
-                found.head = tree.head();
-                return Ok(found);
-            }
-            let leaf = leaf_hash(&row.header);
-            if row.leaf != leaf.0 {
-                found.find(|| format!("the stored leaf of event {idx} is not the hash of its header"));
-            }
-            match (SealedEvent { header: row.header.clone().into(), payload: row.payload.clone().into() }).open() {
-                Ok(opened) => {
-                    let differing = Columns::of(&opened.header).differing(&row.columns());
-                    if !differing.is_empty() {
-                        let names = differing.join(", ");
-                        found.find(|| format!("the columns of event {idx} are not what its header says: {names}"));
-                    }
-                    if opened.header.org_id != tx.org() {
-                        found.find(|| format!("event {idx} is an event of {}", opened.header.org_id));
-                    }
+        let chunk = chunk.fetch_all(tx.connection()).await?;
+        for row in chunk {
+            let idx = self.tree.size();
+            if self.is_broken || from_bigint(row.idx) != idx {
+                if !self.is_broken {
+                    self.find(|| format!("event {idx} of the audit log is missing"));
                 }
-                Err(error) => found.find(|| format!("event {idx} cannot be read: {error}")),
+                // What is behind a hole has another place than it says, and the heads say the rest.
+                self.is_broken = true;
+                return Ok(true);
             }
-            tree.append(leaf);
-            tiles.add(tx, leaf, &mut found).await?;
-            if let Some(signed) = heads.at(tx, tree.size()).await?
-                && signed.head.root != tree.root()
-            {
-                let size = tree.size();
-                found.find(|| format!("the first {size} events are not those that were signed as a head of {size}"));
+            self.check_row(tx, idx, &row).await?;
+        }
+        Ok(to_bigint(self.tree.size()) >= end)
+    }
+
+    async fn check_row(&mut self, tx: &mut TenantTx, idx: u64, row: &Row) -> Result<(), DbError> {
+        let leaf = leaf_hash(&row.header);
+        if row.leaf != leaf.0 {
+            self.find(|| format!("the stored leaf of event {idx} is not the hash of its header"));
+        }
+        match (SealedEvent { header: row.header.clone().into(), payload: row.payload.clone().into() }).open() {
+            Ok(opened) => {
+                let differing = Columns::of(&opened.header).differing(&row.columns());
+                if !differing.is_empty() {
+                    let names = differing.join(", ");
+                    self.find(|| format!("the columns of event {idx} are not what its header says: {names}"));
+                }
+                if opened.header.org_id != tx.org() {
+                    self.find(|| format!("event {idx} is an event of {}", opened.header.org_id));
+                }
+            }
+            Err(error) => self.find(|| format!("event {idx} cannot be read: {error}")),
+        }
+        self.tree.append(leaf);
+        if let Some(what) = self.tiles.add(tx, leaf).await? {
+            self.find(|| what);
+        }
+        let size = self.tree.size();
+        if let Some(head) = self.heads.at(tx, size).await? {
+            if head.head.root == self.tree.root() {
+                if self.signed(&head) {
+                    self.heads.fit(head);
+                }
+            } else {
+                let before = self.heads.newest.as_ref().map_or(0, |head| head.head.size);
+                self.find(|| {
+                    format!(
+                        "the first {size} events are not those that were signed as a head of {size}: one of the events \
+                         {before} to {} is another",
+                        size - 1
+                    )
+                });
+                self.signed(&head);
             }
         }
+        Ok(())
     }
-    found.head = tree.head();
-    let size = tree.size();
-    if let Some(next) = heads.next(tx).await? {
-        let signed = next.head.size;
-        found.find(|| format!("a head of {signed} events was signed, and the log has {size}"));
+
+    /// Whether the log has signed the head, which is a difference if it has not.
+    fn signed(&mut self, head: &AuditCheckpoint) -> bool {
+        let is_signed = self.keys.as_ref().is_some_and(|keys| keys.have_signed(head));
+        if !is_signed {
+            let size = head.head.size;
+            self.find(|| format!("the head of {size} events is signed by no key of the log"));
+        }
+        is_signed
     }
-    (found.heads, found.newest) = (heads.count, heads.newest);
-    tiles.finish(tx, &mut found).await?;
-    edge(tx, &tree, &mut found).await?;
-    Ok(found)
+
+    /// What is to be compared when all events have gone by, as `tx` sees it, in which they have to have ended.
+    pub async fn finish(mut self, tx: &mut TenantTx) -> Result<LogCheck, DbError> {
+        let size = self.tree.size();
+        let keys = match self.keys.take() {
+            Some(keys) => keys,
+            None => TrustedKeys::of(tx).await?,
+        };
+        let mut found = LogCheck {
+            head: self.tree.head(),
+            newest: None,
+            heads: self.heads.count,
+            keys_of: keys.by,
+            differences: self.differences,
+        };
+        if self.is_broken {
+            return Ok(found);
+        }
+        if let Some(next) = self.heads.next(tx).await? {
+            let signed = next.head.size;
+            found.find(|| format!("a head of {signed} events was signed, and the log has {size}"));
+        }
+        found.newest = self.heads.newest;
+        self.tiles.finish(tx, &mut found).await?;
+        edge(tx, &self.tree, &mut found).await?;
+        Ok(found)
+    }
 }
 
 /// The row that every append moves.
@@ -168,7 +258,7 @@ async fn edge(tx: &mut TenantTx, tree: &Frontier, found: &mut LogCheck) -> Resul
 }
 
 /// The signed heads, in the order of their sizes, as the events go by.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Heads {
     waiting: VecDeque<AuditCheckpoint>,
     after: u64,
@@ -191,34 +281,40 @@ impl Heads {
     }
 
     /// The one of this size, if there is one.
-    async fn at(&mut self, tx: &mut TenantTx, size: u64) -> Result<Option<&AuditCheckpoint>, DbError> {
-        if self.next(tx).await?.is_none_or(|next| next.head.size != size) {
-            return Ok(None);
+    async fn at(&mut self, tx: &mut TenantTx, size: u64) -> Result<Option<AuditCheckpoint>, DbError> {
+        // One that is smaller was written down after the events of its size had gone by.
+        while self.next(tx).await?.is_some_and(|next| next.head.size < size) {
+            self.waiting.pop_front();
         }
+        let is_it = self.next(tx).await?.is_some_and(|next| next.head.size == size);
+        Ok(if is_it { self.waiting.pop_front() } else { None })
+    }
+
+    fn fit(&mut self, head: AuditCheckpoint) {
         self.count += 1;
-        self.newest = self.waiting.pop_front();
-        Ok(self.newest.as_ref())
+        self.newest = Some(head);
     }
 }
 
 /// The tiles, level by level, each compared when it is full.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct TileCheck {
     levels: Vec<(u64, Vec<Hash>)>,
     stored: u64,
 }
 
 impl TileCheck {
-    async fn add(&mut self, tx: &mut TenantTx, leaf: Hash, found: &mut LogCheck) -> Result<(), DbError> {
-        let (mut level, mut hash) = (0_usize, leaf);
+    /// The next leaf. What is wrong with the tiles that it completes, in words.
+    async fn add(&mut self, tx: &mut TenantTx, leaf: Hash) -> Result<Option<String>, DbError> {
+        let (mut level, mut hash, mut wrong) = (0_usize, leaf, None);
         loop {
             if self.levels.len() == level {
                 self.levels.push((0, Vec::with_capacity(TILE_WIDTH.into())));
             }
-            let Some((index, hashes)) = self.levels.get_mut(level) else { return Ok(()) };
+            let Some((index, hashes)) = self.levels.get_mut(level) else { return Ok(wrong) };
             hashes.push(hash);
             if hashes.len() < usize::from(TILE_WIDTH) {
-                return Ok(());
+                return Ok(wrong);
             }
             let root = subtree_root(hashes);
             let stored = sqlx::query!(
@@ -232,7 +328,12 @@ impl TileCheck {
                 self.stored += 1;
                 let expected: Vec<u8> = hashes.iter().flat_map(|hash| hash.0).collect();
                 if stored.hashes != expected || stored.root != root.0 {
-                    found.find(|| format!("the tile {level}/{index} of the tree is not that of the events"));
+                    let differs = hashes.iter().zip(stored.hashes.chunks(32)).position(|(own, hash)| own.0 != *hash);
+                    let which = differs.filter(|_| level == 0).map_or_else(String::new, |nth| {
+                        format!(": event {} is another", *index * u64::from(TILE_WIDTH) + nth as u64)
+                    });
+                    let what = format!("the tile {level}/{index} of the tree is not that of the events{which}");
+                    wrong.get_or_insert(what);
                 }
             }
             hashes.clear();
@@ -255,6 +356,8 @@ impl TileCheck {
 /// An event of the log, with all that the stream has of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredEvent {
+    /// Its place in the log; None of an event that is only expected there.
+    pub idx: Option<u64>,
     /// The stream sequence of its commit.
     pub seq: u64,
     /// Its place in the commit, from 0; less than that for a mark, which the log writes of itself and no stream has.
@@ -276,7 +379,7 @@ pub async fn stored_from(tx: &mut TenantTx, seq: u64, limit: u16) -> Result<(Vec
         ), sized AS (
             SELECT idx, sum(size) OVER (ORDER BY seq, ordinal, idx) - size AS before FROM near
         )
-        SELECT event.seq, event.ordinal, event.fingerprint, event.header, event.payload,
+        SELECT event.idx, event.seq, event.ordinal, event.fingerprint, event.header, event.payload,
             (SELECT count(*) FROM near) AS "near!"
         FROM sized JOIN audit.events AS event ON event.org_id = $1 AND event.idx = sized.idx
         WHERE sized.before < $4 ORDER BY event.seq, event.ordinal, event.idx"#,
@@ -292,6 +395,7 @@ pub async fn stored_from(tx: &mut TenantTx, seq: u64, limit: u16) -> Result<(Vec
         .into_iter()
         .map(|row| {
             Ok(StoredEvent {
+                idx: Some(from_bigint(row.idx)),
                 seq: from_bigint(row.seq),
                 ordinal: row.ordinal,
                 fingerprint: row.fingerprint.map(|bytes| fingerprint("a fingerprint", bytes)).transpose()?,

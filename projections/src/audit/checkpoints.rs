@@ -6,6 +6,7 @@ use orgstream_events::Timestamp;
 use orgstream_transparency::{Hash, SignedNote, TreeHead};
 use time::OffsetDateTime;
 
+use super::TrustedKeys;
 use crate::{
     DbError, Listing, Page, Placed, TenantTx,
     convert::{fingerprint, from_bigint, to_bigint},
@@ -76,18 +77,27 @@ macro_rules! signed {
     };
 }
 
-/// The newest, if the log has any.
+/// The row as a head, whose signature is verified: one that nobody signed is none to rely on.
+async fn verified(tx: &mut TenantTx, row: Option<Row>) -> Result<Option<AuditCheckpoint>, DbError> {
+    let Some(row) = row else { return Ok(None) };
+    let head = AuditCheckpoint::try_from(row)?;
+    Ok(Some(TrustedKeys::of(tx).await?.only_signed(head)?))
+}
+
+/// The newest, if the log has any. An error if it is not signed by the log.
 pub async fn newest_checkpoint(tx: &mut TenantTx) -> Result<Option<AuditCheckpoint>, DbError> {
     let org = tx.org().uuid();
     let row = signed!("true ORDER BY made.size DESC LIMIT 1", org);
-    row.fetch_optional(tx.connection()).await?.map(AuditCheckpoint::try_from).transpose()
+    let row = row.fetch_optional(tx.connection()).await?;
+    verified(tx, row).await
 }
 
-/// The one of this size.
+/// The one of this size. An error if it is not signed by the log.
 pub async fn checkpoint_at(tx: &mut TenantTx, size: u64) -> Result<Option<AuditCheckpoint>, DbError> {
     let org = tx.org().uuid();
     let row = signed!("made.size = $2", org, to_bigint(size));
-    row.fetch_optional(tx.connection()).await?.map(AuditCheckpoint::try_from).transpose()
+    let row = row.fetch_optional(tx.connection()).await?;
+    verified(tx, row).await
 }
 
 /// The best evidence for the event at `idx`: of those that contain it the one that most have signed, and the newest of these.
@@ -97,10 +107,10 @@ pub async fn checkpoint_with(tx: &mut TenantTx, idx: u64) -> Result<Option<Audit
     let rows = signed!("made.size > $2 ORDER BY made.size DESC LIMIT 64", org, to_bigint(idx));
     let rows = rows.fetch_all(tx.connection()).await?;
     let best = rows.into_iter().max_by_key(|row| (row.lines.len(), row.size));
-    best.map(AuditCheckpoint::try_from).transpose()
+    verified(tx, best).await
 }
 
-/// All of them, the newest first.
+/// All of them, the newest first, as they are stored: whoever reads them verifies them.
 pub async fn checkpoints(tx: &mut TenantTx, page: &Page<u64>, limit: u16) -> Result<Listing<AuditCheckpoint>, DbError> {
     let (size, to_older) = page.start();
     let org = tx.org().uuid();

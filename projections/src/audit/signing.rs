@@ -78,6 +78,13 @@ impl SigningDatabase {
         Ok(())
     }
 
+    /// Every key that has said here that it signs, and every note by which one handed over to the next.
+    pub async fn known_keys(&self) -> Result<(Vec<String>, Vec<String>), DbError> {
+        let keys = sqlx::query_scalar("SELECT vkey FROM ops.log_policies ORDER BY said_at");
+        let notes = sqlx::query_scalar("SELECT note FROM ops.log_handovers ORDER BY said_at, note");
+        Ok((keys.fetch_all(&self.pool).await?, notes.fetch_all(&self.pool).await?))
+    }
+
     /// The wishes of readers who do not want to wait for the next round.
     pub async fn wishes(&self) -> Result<Wishes, DbError> {
         let mut listener = PgListener::connect_with(self.pool.inner()).await?;

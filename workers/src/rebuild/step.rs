@@ -4,16 +4,21 @@ use std::{collections::BTreeSet, time::Duration};
 
 use orgstream_events::{EventSubject, Pipeline};
 use orgstream_projections::{
-    Applied, Comparison, Database, DbError, Rebuild, RebuildJob, RebuildState, SliceClass, SliceTx, Step, audit,
+    Applied, BoundOrg, Comparison, Database, DbError, Rebuild, RebuildJob, RebuildState, SliceClass, SliceTx, Step,
+    audit::{self, KeysOf, LogChecking},
     parked::{self, ParkedState},
 };
 
-use super::{StepError, StepOutcome};
+use super::{Memory, StepError, StepOutcome};
 use crate::slice::{Pass, ToPark, decisions};
 
 /// Events between a version and the one that is shown, up to which the last of them are applied while the org's slices
 /// wait.
 const GAP: u32 = 500;
+/// Events that a step checks at least: they are hashed, which takes less than to apply them.
+const LEAST_CHECKED: u32 = 500;
+/// What is told of an audit log that was altered.
+const TOLD: usize = 5;
 /// Bytes of events in one step, beyond the first commit.
 const BYTES: u32 = 4 << 20;
 
@@ -24,16 +29,16 @@ pub(crate) async fn run(
     epoch: u64,
     size: u32,
     timeout: Duration,
-    comparison: Option<Box<Comparison>>,
+    memory: Memory,
 ) -> Result<StepOutcome, StepError> {
     if known.state == RebuildState::Comparing {
-        return compare(db, known, epoch, size, timeout, comparison).await;
+        return compare(db, known, epoch, size, timeout, memory.comparison).await;
     }
     let mut tx = db.begin_slices(SliceClass::Backlog, timeout).await?;
     let Some(step) = tx.open_step(known, epoch).await? else { return Ok(StepOutcome::Gone) };
     match step.rebuild.state {
         RebuildState::Clearing | RebuildState::Dropping => delete(tx, step.rebuild, size).await,
-        RebuildState::Building => build(tx, step, epoch, size).await,
+        RebuildState::Building => build(db, tx, step, epoch, size, memory).await,
         RebuildState::Comparing | RebuildState::Done | RebuildState::Failed => Ok(StepOutcome::Gone),
     }
 }
@@ -50,11 +55,26 @@ async fn delete(mut tx: SliceTx, mut rebuild: Rebuild, size: u32) -> Result<Step
     keep(tx, rebuild, 0).await
 }
 
-/// Applies some events to the version; when few are missing, all of them, and then shows it.
-async fn build(mut tx: SliceTx, mut step: Step, epoch: u64, size: u32) -> Result<StepOutcome, StepError> {
+/// Applies some events to the version; when few are missing, checks the audit log that they came from, applies the others,
+/// and then shows it.
+async fn build(
+    db: &Database,
+    mut tx: SliceTx,
+    mut step: Step,
+    epoch: u64,
+    size: u32,
+    mut memory: Memory,
+) -> Result<StepOutcome, StepError> {
     let org = step.rebuild.bound();
     let is_audited = step.audited >= step.shown;
     let is_last = is_audited && tx.count_events(org, step.reached, step.shown, GAP + 1).await? <= GAP;
+    if is_last && step.unaudited == 0 {
+        let checking = memory.checking.get_or_insert_default();
+        if !checking.go_on(&mut db.read(org).await?, size.max(LEAST_CHECKED)).await? {
+            // Whoever waits for the job sees that it goes on.
+            return keep_with(tx, step.rebuild, memory, 0).await;
+        }
+    }
     if is_last {
         // From here on no slice of the org is under way, until this ends.
         tx.hold_shown(org).await?;
@@ -69,12 +89,12 @@ async fn build(mut tx: SliceTx, mut step: Step, epoch: u64, size: u32) -> Result
     }
     let upto = step.shown.min(step.audited);
     let (events, reached) = match is_last {
-        true if step.audited < step.shown => return Ok(StepOutcome::Waits),
+        true if step.audited < step.shown => return Ok(StepOutcome::Waits(memory)),
         true => apply(&mut tx, &step, upto, GAP + 1).await?,
         false => apply(&mut tx, &step, upto, size).await?,
     };
     if events == 0 && reached == step.reached && !(is_last && reached == step.shown) {
-        return Ok(StepOutcome::Waits);
+        return Ok(StepOutcome::Waits(memory));
     }
     tx.move_version(&step.rebuild, epoch, reached).await?;
     let mut rebuild = step.rebuild;
@@ -86,6 +106,8 @@ async fn build(mut tx: SliceTx, mut step: Step, epoch: u64, size: u32) -> Result
                 "the audit pipeline gave up message {seq}, so what is built from the audit log lacks it"
             )));
         }
+        // Nothing is shown, or compared, that is made of other events than were signed.
+        is_as_appended(db, org, memory.checking.take()).await?;
         rebuild.state = match rebuild.job {
             RebuildJob::Verify => RebuildState::Comparing,
             RebuildJob::Build | RebuildJob::RollBack | RebuildJob::Drop => {
@@ -94,7 +116,30 @@ async fn build(mut tx: SliceTx, mut step: Step, epoch: u64, size: u32) -> Result
             }
         };
     }
-    keep(tx, rebuild, events).await
+    keep_with(tx, rebuild, memory, events).await
+}
+
+/// Goes to the end of the check, and fails unless the audit log is what was appended to it, as far as that can be told: by the
+/// hashes of its events, its tree, and the heads of it that were signed.
+async fn is_as_appended(db: &Database, org: BoundOrg, checking: Option<Box<LogChecking>>) -> Result<(), StepError> {
+    let (mut checking, mut view) = (checking.unwrap_or_default(), db.read(org).await?);
+    while !checking.go_on(&mut view, GAP).await? {}
+    let checked = checking.finish(&mut view).await?;
+    if !checked.differences.is_empty() {
+        let first = checked.differences.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join("; ");
+        return Err(StepError::Hindered(format!(
+            "the audit log is not what was appended to it, so read models are not built from it: {first}; see \
+             `orgstream replay --verify`, which compares all of it with the stream"
+        )));
+    }
+    if checked.keys_of == KeysOf::Pinned && checked.newest.is_none() {
+        return Err(StepError::Hindered(
+            "no head of the audit log is signed, so nothing says that it is what was appended to it: wait until `orgstream \
+             sign` has signed one, and ask again"
+                .to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 /// Applies commits after those that the version has, up to `upto`: as many as have about `size` events. How many events
@@ -197,18 +242,23 @@ async fn compare(
         }
         Some(_) => {}
     }
-    let comparison = begun.filter(|_| !is_done);
+    let memory = Memory { comparison: begun.filter(|_| !is_done), ..Memory::default() };
     tx.keep_step(&rebuild).await?;
     tx.commit().await?;
-    Ok(StepOutcome::GoesOn { rebuild, comparison, events: 0 })
+    Ok(StepOutcome::GoesOn { rebuild, memory, events: 0 })
+}
+
+/// Commits the step of a job that remembers nothing.
+async fn keep(tx: SliceTx, rebuild: Rebuild, events: u64) -> Result<StepOutcome, StepError> {
+    keep_with(tx, rebuild, Memory::default(), events).await
 }
 
 /// Commits the step.
-async fn keep(mut tx: SliceTx, rebuild: Rebuild, events: u64) -> Result<StepOutcome, StepError> {
+async fn keep_with(mut tx: SliceTx, rebuild: Rebuild, memory: Memory, events: u64) -> Result<StepOutcome, StepError> {
     tx.keep_step(&rebuild).await?;
     tx.commit().await?;
     Ok(match rebuild.state {
         RebuildState::Done => StepOutcome::Done { rebuild, events },
-        _ => StepOutcome::GoesOn { rebuild, comparison: None, events },
+        _ => StepOutcome::GoesOn { rebuild, memory, events },
     })
 }

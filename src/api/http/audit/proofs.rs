@@ -15,10 +15,10 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 use orgstream_events::EventId;
 use orgstream_projections::{
-    BoundOrg, Database,
+    BoundOrg, Database, DbError,
     audit::{self, AuditCheckpoint, AuditEntry},
 };
-use orgstream_transparency::{AddCheckpoint, Evidence, LogKey, Plan, TILE_WIDTH, Tile};
+use orgstream_transparency::{AddCheckpoint, Evidence, LogKey, Plan, TILE_WIDTH, Tile, leaf_hash, verify_inclusion};
 use orgstream_verifier::{Payload, encode_entries, encode_payloads};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -348,10 +348,17 @@ pub async fn consistency(
 )]
 pub async fn event_proof(mut org: OrgView<AuditLog>, Item(id): Item<EventId>) -> Result<Response, Problem> {
     let tx = &mut org.view.tx;
-    let index = audit::get(tx, id).await?.ok_or_else(Problem::not_found)?.idx;
+    let entry = audit::get(tx, id).await?.ok_or_else(Problem::not_found)?;
+    let index = entry.idx;
     let signed = audit::checkpoint_with(tx, index).await?.ok_or_else(not_signed_yet)?;
     let plan = Plan::inclusion(index, signed.head.size).map_err(|error| Problem::internal(&error))?;
     let proof = audit::prove(tx, &plan).await?;
+    // Whoever gets a proof must not be the first who finds out that it proves something else.
+    if let Err(error) = verify_inclusion(leaf_hash(&entry.sealed.header), index, signed.head, &proof) {
+        let what =
+            format!("event {index} is not in the tree of the signed head of {} events: {error}", signed.head.size);
+        return Err(DbError::Altered { org: tx.org(), what }.into());
+    }
     Ok(org.view.text(Evidence { extra: None, index, proof, checkpoint: signed.note }.to_string()))
 }
 

@@ -10,7 +10,9 @@ use axum::{
 };
 use orgstream_events::{Position, Timestamp};
 use orgstream_projections::{
-    AsOf, BoundOrg, Listing, Moment, Page, Placed, ReadModel, TenantTx, TooMany, api_keys, audit, members,
+    AsOf, BoundOrg, Listing, Moment, Page, Placed, ReadModel, TenantTx, TooMany, api_keys,
+    audit::{self, KeysOf},
+    members,
     organizations::{self, Organization},
     records,
 };
@@ -66,7 +68,10 @@ fn projections() -> Object {
 /// NDJSON. The first line says which events the state is made of: `size` and `root` of the tree over them, `recorded_at` of
 /// the last one, and `signed`, the size of the newest signed head, whose beginning they are or which they begin with (null while nothing is
 /// signed), how many of the events that head does not cover, `unsigned`, and which messages the audit log had passed by then
-/// and not taken in, `without` (the first 100): the state lacks what they say. Each line behind it is a row: of `organization`,
+/// and not taken in, `without` (the first 100): the state lacks what they say. The head's signature is verified: `keys_of`
+/// is `pinned` where that was by a key that this installation was given, and `database` where it had to be by one that its
+/// database names. `unproven` names what rows have that no head is signed over. A time is compared with what the events
+/// themselves say. Each line behind it is a row: of `organization`,
 /// `members`, `api_keys` and `records` as its own route shows it, of the others as the table has it, without what is the
 /// product's own. Nothing that is shown changes.
 #[utoipa::path(
@@ -139,15 +144,29 @@ struct Beginning {
     signed: Option<u64>,
     unsigned: u64,
     without: Vec<Position>,
+    keys_of: Option<KeysOf>,
+    unproven: [&'static str; 2],
 }
+
+/// What read models have and no header does, so that no signed head says anything about it.
+const UNPROVEN: [&str; 2] = ["sequences in the stream", "fingerprints of commands"];
 
 async fn render(state: AsOf, model: &ReadModel) -> Result<Vec<u8>, Problem> {
     let unsigned = state.unsigned();
-    let AsOf { mut tx, head, recorded_at, signed, plan, without } = state;
+    let AsOf { mut tx, head, recorded_at, signed, keys_of, plan, without } = state;
     let (mut lines, org) = (Lines(Vec::new()), tx.org());
     let signed = signed.map(|signed| signed.head.size);
     let without = without.into_iter().take(NAMED).map(|seq| Position { org, seq }).collect();
-    lines.push(&Beginning { size: head.size, root: head.root.to_string(), recorded_at, signed, unsigned, without })?;
+    lines.push(&Beginning {
+        size: head.size,
+        root: head.root.to_string(),
+        recorded_at,
+        signed,
+        unsigned,
+        without,
+        keys_of: signed.map(|_| keys_of),
+        unproven: UNPROVEN,
+    })?;
     match model.name {
         "organization" => {
             if let Some(organization) = organizations::get(&mut tx).await? {
