@@ -13,12 +13,13 @@ use orgstream_domain::{Command, Scopes, credentials::key::Pepper};
 use orgstream_events::{Actor, ActorType, Fingerprint, PLATFORM_ORG, Role};
 use orgstream_projections::Database;
 use orgstream_stream::broker::Producers;
-use orgstream_stream::{Credentials, Finding, Log, SyncMode};
+use orgstream_stream::{Credentials, Finding, Log, StreamName, SyncMode, Tip};
 use orgstream_workers::WorkerStatus;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +42,7 @@ use crate::{
     config::{DatabaseArgs, HttpArgs, IdentityArgs, NatsArgs, SecretArgs},
     jobs::{
         audit_webhook::{WebhookKeys, Webhooks},
+        history::Histories,
         mail::Sender,
     },
     limits::{
@@ -83,6 +85,9 @@ pub async fn make_streams(nats: &NatsArgs) -> anyhow::Result<usize> {
 pub async fn open_log_for_work(nats: &NatsArgs, db: &Database) -> anyhow::Result<Log> {
     let (log, _, findings) = reach_log(nats, db).await?;
     refuse(&findings)?;
+    for (stream, what) in patiently("the event log", || lost_streams(&log, db)).await? {
+        log.lose(stream, &what);
+    }
     Ok(log)
 }
 
@@ -108,7 +113,7 @@ async fn reach_log(nats: &NatsArgs, db: &Database) -> anyhow::Result<(Log, Vec<F
     .await
 }
 
-/// Every shard that ends before what the workers have read from it.
+/// Every shard that ends before what the workers have read from it, and every stream that is not what it was.
 pub async fn lost_data(log: &Log, db: &Database) -> anyhow::Result<Vec<Finding>> {
     let mut lost = Vec::new();
     for shard in log.shards() {
@@ -119,9 +124,33 @@ pub async fn lost_data(log: &Log, db: &Database) -> anyhow::Result<Vec<Finding>>
                 what: format!(
                     "shard {shard} ends at {last}, but its events were applied up to {mark}: the log lost data"
                 ),
-                fix: "restore the streams from a replica or a backup before anything is appended".to_owned(),
+                fix: "restore the streams from a replica or a backup before anything is appended, and see \
+                      `orgstream history list`"
+                    .to_owned(),
             });
         }
+    }
+    lost.extend(lost_streams(log, db).await?.into_iter().map(|(stream, what)| Finding {
+        what: format!("stream {stream}: {what}: the log lost data"),
+        fix: "stop serve and work, and see `orgstream history list`".to_owned(),
+    }));
+    Ok(lost)
+}
+
+/// Every stream that is not what it was, and how that was found.
+async fn lost_streams(log: &Log, db: &Database) -> anyhow::Result<Vec<(StreamName, String)>> {
+    let mut lost = Vec::new();
+    for history in db.histories().await.context("what is known of the streams could not be read")? {
+        let Ok(stream) = history.stream.parse::<StreamName>() else { continue };
+        if !log.streams().any(|known| known == stream) {
+            continue;
+        }
+        let tip = Tip { seq: history.seq, digest: history.digest };
+        let what = match history.lost {
+            Some((what, at)) => Some(format!("{what} (found at {at})")),
+            None => log.lacks(stream, tip).await.context("the streams could not be looked at")?,
+        };
+        lost.extend(what.map(|what| (stream, what)));
     }
     Ok(lost)
 }
@@ -343,7 +372,9 @@ impl Api {
             }
         };
         let posting = tokio::spawn(self.webhooks.run(stop.clone()));
+        let watching = watch_history(&self.log, &self.app.db, &stop);
         http::serve(listener, self.app, stop).await;
+        watching.await?;
         posting.await?;
         counting.await?;
         if let Some(sending) = sending {
@@ -353,6 +384,11 @@ impl Api {
         self.gateway.notes().flush().await;
         ended
     }
+}
+
+/// Looks whether the log is still what it was, until `stop`.
+pub fn watch_history(log: &Log, db: &Database, stop: &CancellationToken) -> JoinHandle<()> {
+    tokio::spawn(Histories::new(log.clone(), db.clone()).run(stop.clone()))
 }
 
 /// Every finding, one line each, as the reason not to start.

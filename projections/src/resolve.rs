@@ -1,6 +1,6 @@
 //! The only questions that are asked before an org is known. Each answers with ids and nothing else.
 
-use orgstream_events::{DomainName, Fingerprint, KeyPublicId, KindName, OrgId, Slug, UserId};
+use orgstream_events::{DomainName, Fingerprint, KeyPublicId, KindName, OrgId, Shard, Slug, UserId};
 
 use crate::{Database, DbError};
 
@@ -38,6 +38,12 @@ impl Database {
     /// The orgs that have records of this kind, in the order of their ids; at most 1,001.
     pub(crate) async fn orgs_of_kind(&self, kind: &KindName) -> Result<Vec<OrgId>, DbError> {
         let orgs = sqlx::query_scalar!(r#"SELECT app.orgs_of_kind($1) AS "org!""#, kind.as_str());
+        Ok(orgs.fetch_all(self.resolver_pool()).await?.into_iter().map(OrgId::from_uuid).collect())
+    }
+
+    /// The orgs that the tables have of this shard, in the order of their ids.
+    pub async fn orgs_of_shard(&self, shard: Shard) -> Result<Vec<OrgId>, DbError> {
+        let orgs = sqlx::query_scalar!(r#"SELECT app.orgs_of_shard($1) AS "org!""#, i32::from(shard.0));
         Ok(orgs.fetch_all(self.resolver_pool()).await?.into_iter().map(OrgId::from_uuid).collect())
     }
 

@@ -98,6 +98,11 @@ pub const CODES: &[Code] = &[
     code("too_many_streams", &[429], "As many streams are open as may be. Close one."),
     code("internal", &[500], "A fault of ours. The request id finds it in the log."),
     code("unavailable", &[503], "A part that this needs does not answer. Try again, with the same idempotency key."),
+    code(
+        "history_lost",
+        &[503],
+        "The event log lost messages. Nothing is taken until the operator has decided; then send it again.",
+    ),
     code("projection_lagging", &[503], "The read models are not there yet. Try again, or wait with `Prefer: wait=5`."),
     code("overloaded", &[503], "The server holds as much as it can. Try again."),
     code("too_many_connections", &[503], "As many connections are open as may be. Close some."),

@@ -124,6 +124,13 @@ impl Problem {
         Self { retry_after: Some(Duration::from_secs(1)), ..problem }
     }
 
+    /// The log is not what it was, and nothing is added to it.
+    pub fn history_lost() -> Self {
+        let detail = "The event log has lost messages of the part that this organization is in, so it takes no commands until \
+                      the platform's operator has decided how to go on. Nothing of this command counts.";
+        Self::new(503, "history_lost", "History lost", detail)
+    }
+
     /// No more connections are taken.
     pub fn too_many_connections() -> Self {
         let problem = Self::new(
@@ -297,6 +304,10 @@ impl From<CommandError> for Problem {
                      Send it again with the same Idempotency-Key: it will have one effect.",
                 )
             }
+            CommandError::HistoryLost(_) => {
+                tracing::warn!(error = detail, "a command was not taken");
+                Self::history_lost()
+            }
             CommandError::Internal(_) => Self::internal(&detail),
         }
     }
@@ -319,6 +330,10 @@ impl From<StreamError> for Problem {
             StreamError::Unavailable { .. } => {
                 tracing::warn!(%error, "the event log could not be read");
                 Self::unavailable("The event log does not answer at the moment; try again.")
+            }
+            StreamError::Lost { .. } | StreamError::Behind { .. } => {
+                tracing::warn!(%error, "the event log could not be read");
+                Self::history_lost()
             }
             other => Self::internal(&other),
         }

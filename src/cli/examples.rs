@@ -27,6 +27,16 @@ orgstream dev --http 127.0.0.1:0 --no-demo # any free port, and an empty platfor
     ),
     ("check-config", "orgstream check-config # with the settings of `serve` or `work` in the environment"),
     (
+        "history list",
+        "orgstream history list # with the settings of `serve` in the environment; 1 when a stream is lost",
+    ),
+    ("history refill", "orgstream history refill EV_9 # after every serve and work was stopped"),
+    (
+        "history accept",
+        "orgstream history accept EV_9         # after a better copy was brought back
+orgstream history accept EV_9 --lossy # without what is missing, for good",
+    ),
+    (
         "publish",
         "orgstream publish commands.ndjson            # one command a line; again changes nothing
 orgstream publish commands.ndjson --from 501 # go on behind line 500",

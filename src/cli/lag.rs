@@ -52,13 +52,18 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
                 say!("{CLEAR}")?;
             }
             print_rows(&answer, if args.all { LANES } else { PIPELINES })?;
-            if data(&answer).iter().any(|lane| lane.get("standing_ms").is_some_and(Value::is_u64)) {
+            if list(&answer, "/data").iter().any(|lane| lane.get("standing_ms").is_some_and(Value::is_u64)) {
                 note!("what has standing_ms does not move although there is more for it: the worker's log says more");
             }
-            if let Some(stray) = answer.pointer("/strays/0") {
+            for stray in list(&answer, "/strays") {
                 note!("a message is no organization's, and somebody publishes such: {stray}");
             }
-            if answer.get("workers") == Some(&Value::from(0)) {
+            for lost in lost(&answer) {
+                note!(
+                    "the log lost data, so nothing is taken and nothing applied there: {lost}; see `orgstream history list`"
+                );
+            }
+            if is_without_workers(&answer) {
                 note!("no worker is running, so nothing catches up: start one (orgstream work)");
             }
         }
@@ -79,14 +84,27 @@ const LANES: (&[&str], &[usize]) =
     (&["org_id", "pipeline", "age_ms", "waiting", "detached", "standing_ms"], &[2, 3, 5]);
 
 fn print_rows(answer: &Value, (head, numbers): (&[&str], &[usize])) -> anyhow::Result<()> {
-    let rows = data(answer);
+    let rows = list(answer, "/data");
     if rows.is_empty() {
-        say!("nothing is behind")?;
+        // Whoever could say what is behind is not there, or has nothing to compare with.
+        let is_known = !is_without_workers(answer) && lost(answer).is_empty();
+        say!("{}", if is_known { "nothing is behind" } else { "nobody says what is behind" })?;
         return Ok(());
     }
     Ok(say!("{}", rows_table(rows, head, numbers).trim_fmt())?)
 }
 
-fn data(answer: &Value) -> &[Value] {
-    answer.pointer("/data").and_then(Value::as_array).map_or(&[][..], Vec::as_slice)
+fn list<'a>(answer: &'a Value, name: &str) -> &'a [Value] {
+    answer.pointer(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice)
+}
+
+fn is_without_workers(answer: &Value) -> bool {
+    answer.get("workers") == Some(&Value::from(0))
+}
+
+/// What is said of lost streams, of one's own or of all.
+fn lost(answer: &Value) -> Vec<String> {
+    let shard = |shard: &Value| Some(format!("shard {}: {}", shard.get("shard")?, shard.get("lost")?.as_str()?));
+    let own = answer.get("lost").and_then(Value::as_str).map(str::to_owned);
+    own.into_iter().chain(list(answer, "/shards").iter().filter_map(shard)).collect()
 }

@@ -12,6 +12,7 @@ mod completions;
 pub(crate) mod demo;
 mod dev;
 mod examples;
+mod history;
 mod key;
 mod lag;
 mod login;
@@ -71,6 +72,9 @@ enum Job {
     Nats(nats::Job),
     /// Look at NATS and PostgreSQL as `serve` and `work` do before they start, and say what is wrong.
     CheckConfig(check_config::Args),
+    /// See which streams of the log are not what they were, and decide how to go on.
+    #[command(subcommand)]
+    History(history::Job),
     /// Send commands from an NDJSON file. Sending the same file again changes nothing.
     Publish(publish::Args),
     /// Print an organization's events, in order, or what it was at some time; or verify what is kept of it.
@@ -141,6 +145,7 @@ impl Cli {
             Job::Migrate(args) => migrate::run(args).await,
             Job::Nats(job) => nats::run(job).await,
             Job::CheckConfig(args) => check_config::run(args).await,
+            Job::History(job) => return Box::pin(history::run(job)).await,
             Job::Publish(args) => publish::run(args).await,
             Job::Replay(args) => return replay::run(*args).await,
             Job::Audit(job) => return audit::run(job).await,

@@ -190,7 +190,7 @@ impl CommandHandler {
         let outcome = match &result {
             Ok(accepted) if accepted.replayed => "replayed",
             Ok(_) => "accepted",
-            Err(CommandError::Unavailable(_) | CommandError::Internal(_)) => "failed",
+            Err(CommandError::Unavailable(_) | CommandError::HistoryLost(_) | CommandError::Internal(_)) => "failed",
             Err(_) => "refused",
         };
         if let Ok(accepted) = &result {

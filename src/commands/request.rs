@@ -116,6 +116,9 @@ pub enum CommandError {
     /// idempotency key, it will have one effect.
     #[error("the event log does not answer: {0}")]
     Unavailable(String),
+    /// The log is not what it was: nothing is appended until an operator has decided.
+    #[error("{0}")]
+    HistoryLost(String),
     /// A fault of ours.
     #[error("{0}")]
     Internal(String),
@@ -131,7 +134,7 @@ impl CommandError {
             | Self::Contention
             | Self::KeyReused
             | Self::TooLarge(_) => true,
-            Self::Unavailable(_) | Self::Internal(_) => false,
+            Self::Unavailable(_) | Self::HistoryLost(_) | Self::Internal(_) => false,
         }
     }
 }
@@ -140,6 +143,7 @@ impl From<StreamError> for CommandError {
     fn from(error: StreamError) -> Self {
         match error {
             StreamError::Unavailable { .. } => Self::Unavailable(error.to_string()),
+            StreamError::Lost { .. } | StreamError::Behind { .. } => Self::HistoryLost(error.to_string()),
             other => Self::Internal(other.to_string()),
         }
     }
@@ -159,6 +163,7 @@ impl From<AppendError> for CommandError {
                 Rejection::field("", "not_kept", detail).into()
             }
             AppendError::Unavailable { .. } => Self::Unavailable(error.to_string()),
+            AppendError::Lost { .. } => Self::HistoryLost(error.to_string()),
             other => Self::Internal(other.to_string()),
         }
     }

@@ -213,6 +213,8 @@ impl Stack {
         // The worker comes as itself, so that what it may not do is not done here either.
         let work_args = NatsArgs { nats_creds: Some(nats.access.work()), nats_producers: None, ..nats_args.clone() };
         let work_log = node::connect_log(&work_args).await?;
+        // Its answers are needed by nobody: it ends with the others.
+        drop(node::watch_history(&work_log, &db, &stop));
         let stop_worker = stop.child_token();
         let (mut watch, mut worker) = (None, None);
         if let Some(chosen) = options.worker {

@@ -1,4 +1,5 @@
 //! Work in the background of the API's processes.
 
 pub mod audit_webhook;
+pub mod history;
 pub mod mail;

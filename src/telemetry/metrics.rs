@@ -260,6 +260,14 @@ pub const FIGURES: &[Figure] = &[
     figure(
         Counter,
         Both,
+        "orgstream_streams_lost_total",
+        "streams",
+        &[],
+        "Streams that were found not to be what they were. Anything but 0 means lost history: see `orgstream history`.",
+    ),
+    figure(
+        Counter,
+        Both,
         "orgstream_forged_messages_total",
         "messages",
         &[],

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{message::StreamMessage, stream::Stream};
-use orgstream_events::{CodecError, Commit, CommitKeys, EventSubject};
+use orgstream_events::{CodecError, Commit, CommitKeys, EventSubject, Shard};
 use tokio::time::Instant;
 
 use crate::{
@@ -95,20 +95,43 @@ impl Log {
         result
     }
 
+    /// Whether the shard is what it was, as far as this process knows: where that has to be looked for, the inner error says
+    /// why nobody could.
+    async fn certain(&self, shard: Shard, deadline: Instant) -> Result<Result<(), String>, AppendError> {
+        self.inner.tips.refuse(shard)?;
+        match within(deadline, self.make_sure(shard)).await? {
+            Ok(()) => Ok(Ok(())),
+            Err(StreamError::Lost { stream, what }) => Err(AppendError::Lost { stream, what }),
+            Err(error) => retry_or_refuse(error),
+        }
+    }
+
     async fn append_one(&self, placement: &Placement, commit: &Commit, write: Write) -> Result<Appended, AppendError> {
         let stream = self.stream_of(placement.shard).map_err(|error| AppendError::Invalid(error.to_string()))?;
         let deadline = Instant::now() + DEADLINE;
-        let mut answer = match self.inner.queues.get(usize::from(placement.shard.0)) {
-            Some(queue) => within(deadline, queue.publish(write.clone())).await?,
-            None => within(deadline, self.inner.publisher.publish_in_turn(&write)).await?,
+        let tips = &self.inner.tips;
+        let queue = self.inner.queues.get(usize::from(placement.shard.0));
+        let mut before = tips.end(placement.shard);
+        let mut answer = match (self.certain(placement.shard, deadline).await?, queue) {
+            (Err(reason), _) => Answer::Unknown { reason },
+            (Ok(()), Some(queue)) => within(deadline, queue.publish(write.clone())).await?,
+            (Ok(()), None) => within(deadline, self.inner.publisher.publish_in_turn(&write)).await?,
         };
         for tries in 0.. {
             let reason = match decided(self.keys(), stream, answer, commit, &write.subject).await? {
-                Ok(appended) => return Ok(appended),
+                Ok(appended) if appended.replayed => return Ok(appended),
+                Ok(appended) => {
+                    tips.acknowledged(placement.shard, before, (appended.seq, appended.seq), &write.payload)?;
+                    return Ok(appended);
+                }
                 Err(reason) => reason,
             };
             pause(tries, deadline, reason).await?;
-            answer = within(deadline, self.inner.publisher.publish_in_turn(&write)).await?;
+            before = tips.end(placement.shard);
+            answer = match self.certain(placement.shard, deadline).await? {
+                Ok(()) => within(deadline, self.inner.publisher.publish_in_turn(&write)).await?,
+                Err(reason) => Answer::Unknown { reason },
+            };
         }
         Err(AppendError::Unavailable { reason: "out of tries".to_owned() })
     }
@@ -138,9 +161,16 @@ impl Log {
         let deadline = Instant::now() + DEADLINE;
         let batch: Vec<&Write> = writes.iter().collect();
         for tries in 0.. {
-            let reason = match within(deadline, self.inner.publisher.publish_batch(&batch)).await? {
+            let before = self.inner.tips.end(placement.shard);
+            let answer = match self.certain(placement.shard, deadline).await? {
+                Ok(()) => within(deadline, self.inner.publisher.publish_batch(&batch)).await?,
+                Err(reason) => Answer::Unknown { reason },
+            };
+            let reason = match answer {
                 Answer::Stored { seq } => {
+                    let last = writes.last().map(|write| write.payload.clone()).unwrap_or_default();
                     let first = (seq + 1).saturating_sub(writes.len() as u64);
+                    self.inner.tips.acknowledged(placement.shard, before, (first, seq), &last)?;
                     return Ok((first..=seq).map(|seq| Appended { seq, replayed: false }).collect());
                 }
                 Answer::Stale | Answer::Duplicate { .. } => {
@@ -287,7 +317,7 @@ fn record(started: Instant, result: &Result<bool, &AppendError>) {
         Ok(true) => "replayed",
         Err(AppendError::Conflict { .. }) => "conflict",
         Err(AppendError::KeyReused { .. }) => "key_reused",
-        Err(AppendError::Unavailable { .. }) => "unavailable",
+        Err(AppendError::Unavailable { .. } | AppendError::Lost { .. }) => "unavailable",
         Err(AppendError::Codec(_) | AppendError::Refused { .. } | AppendError::Invalid(_)) => "refused",
     };
     metrics::histogram!("orgstream_append_seconds", "outcome" => outcome).record(started.elapsed().as_secs_f64());

@@ -13,6 +13,7 @@ use crate::{
     CursorError, Log, Message, StreamError,
     api::backoff,
     feed::{Fed, Feed},
+    tips::StreamName,
 };
 
 /// Reads one shard from a place on.
@@ -120,6 +121,7 @@ impl Cursor {
 
     fn hand_out(&mut self, message: Message) -> Message {
         self.last = message.seq;
+        self.log.inner.tips.note(StreamName::Shard(self.shard), message.seq, &message.payload);
         self.doubted = false;
         self.attempts = 0;
         self.delivered.increment(1);

@@ -2,6 +2,8 @@
 
 use orgstream_events::{CodecError, OrgId, Shard};
 
+use crate::tips::StreamName;
+
 /// Why the log could not be read, or is not there.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
@@ -43,6 +45,14 @@ pub enum StreamError {
         /// The sequence that it had once.
         expected: u64,
     },
+    /// The stream is not what it was: history is lost, and an operator has to decide.
+    #[error("the log lost data: stream {stream}: {what}")]
+    Lost {
+        /// The stream.
+        stream: StreamName,
+        /// How that was found.
+        what: String,
+    },
     /// There is no such shard.
     #[error("shard {shard} does not exist: there are {shards}")]
     UnknownShard {
@@ -79,6 +89,15 @@ pub enum AppendError {
     Unavailable {
         /// What the last try saw.
         reason: String,
+    },
+    /// The stream is not what it was, so nothing is appended to it until an operator has decided. Whether this commit was
+    /// stored before that was found is of no use to anybody.
+    #[error("the log lost data: stream {stream}: {what}")]
+    Lost {
+        /// The stream.
+        stream: StreamName,
+        /// How that was found.
+        what: String,
     },
     /// The server refuses this message, whoever sends it and however often.
     #[error("the event log refused the message: {description} (error {code})")]

@@ -13,6 +13,7 @@ use crate::{
     Log, Message, StreamError,
     api::unavailable,
     consumer::{self, Place, Reads, SPENT},
+    tips::StreamName,
 };
 
 /// Messages asked for at once; when half of them have come, the next are asked for. All cursors share a connection, so
@@ -64,6 +65,7 @@ impl Feed {
         if state.last_seq < after {
             return Err(StreamError::Behind { shard, last: state.last_seq, expected: after });
         }
+        log.look_back(StreamName::Shard(shard)).await?;
         let ask = consumer::create(log, shard, Reads::Everything, after).await?;
         let client = log.client().clone();
         let inbox = client.new_inbox();

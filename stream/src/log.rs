@@ -18,6 +18,7 @@ use crate::{
     queue::Queue,
     share::Shares,
     streams,
+    tips::Tips,
     trouble::Troubles,
 };
 
@@ -107,6 +108,7 @@ pub(crate) struct Inner {
     pub(crate) shares: Shares,
     pub(crate) placements: PlacementCache,
     pub(crate) troubles: Troubles,
+    pub(crate) tips: Tips,
     /// Counts lost connections: whoever waits for an answer from before can stop waiting.
     pub(crate) losses: watch::Receiver<u64>,
     client: async_nats::Client,
@@ -181,7 +183,7 @@ impl Log {
             SyncMode::Relaxed => Vec::new(),
         };
         let (shares, placements) = (Shares::new(options.sync), PlacementCache::default());
-        let troubles = Troubles::default();
+        let (troubles, tips) = (Troubles::default(), Tips::new(options.shards));
         let options = options.clone();
         let inner = Inner {
             options,
@@ -194,6 +196,7 @@ impl Log {
             shares,
             placements,
             troubles,
+            tips,
             losses,
             client,
             bulk,

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_nats::{
     Client, HeaderMap,
     client::{Request, RequestErrorKind},
-    header,
+    header::{self, HeaderName},
 };
 use bytes::Bytes;
 use serde::Deserialize;
@@ -111,7 +111,16 @@ impl Publisher {
 
     /// Publishes one message, once.
     pub(crate) async fn publish(&self, write: &Write) -> Answer {
-        match self.request(write, write.headers()).await {
+        self.publish_with(write, &[]).await
+    }
+
+    /// The same with more headers.
+    pub(crate) async fn publish_with(&self, write: &Write, more: &[(HeaderName, String)]) -> Answer {
+        let mut headers = write.headers();
+        for (name, value) in more {
+            headers.insert(name.clone(), value.as_str());
+        }
+        match self.request(write, headers).await {
             Ok(ack) => answer(ack),
             Err(answer) => answer,
         }

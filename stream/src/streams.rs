@@ -103,7 +103,7 @@ impl Log {
         Ok(info.map_or(0, |info| info.state.last_sequence))
     }
 
-    async fn stream_info(&self, name: &str) -> Result<Option<Info>, StreamError> {
+    pub(crate) async fn stream_info(&self, name: &str) -> Result<Option<Info>, StreamError> {
         match self.ask("read a stream's state", format!("STREAM.INFO.{name}"), &()).await {
             Ok(info) => Ok(Some(info)),
             Err(StreamError::Refused { code: code::STREAM_NOT_FOUND, .. }) => Ok(None),

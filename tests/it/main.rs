@@ -33,6 +33,7 @@ mod keys;
 mod kinds;
 mod limits;
 mod lost_ack;
+mod lost_history;
 mod matrix;
 mod openapi;
 mod openapi_tools;

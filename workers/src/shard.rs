@@ -14,7 +14,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use metrics::counter;
 use orgstream_events::{EventSubject, OrgId, PLATFORM_ORG, Shard};
 use orgstream_projections::Stray;
-use orgstream_stream::{CursorError, Log, Message, ReadLimit, StreamError};
+use orgstream_stream::{CursorError, Log, Message, ReadLimit, StreamError, is_placeholder};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -94,6 +94,10 @@ impl Reader {
                 Ok(message) => {
                     let seq = message.seq;
                     let input = match self.stray(&message, residents).await? {
+                        Some(_) if is_placeholder(&message.subject) => {
+                            self.traffic.pass_over(seq);
+                            Input::Pass { shard, seq }
+                        }
                         Some(reason) => {
                             let subject = message.subject;
                             self.strays.note(Stray { shard, seq, subject, reason });

@@ -9,7 +9,7 @@ use std::{
 use metrics::gauge;
 use orgstream_events::{EventSubject, OrgId, Pipeline, Shard};
 use orgstream_projections::{BoundOrg, Database, DbError, LaneLag, MarkWriter, Rebuild, ShardMark, checkpoints};
-use orgstream_stream::{Log, StreamError};
+use orgstream_stream::{Log, StreamError, StreamName};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -211,7 +211,10 @@ impl Worker {
         for shard in self.log.shards() {
             let should = owners.get(&shard) == Some(&me);
             if held.shards.contains_key(&shard) {
-                if !should {
+                if let Some(what) = self.log.lost_of(StreamName::Shard(shard)) {
+                    close(shard, held, engine).await;
+                    problems.insert(shard, StreamError::Lost { stream: StreamName::Shard(shard), what }.to_string());
+                } else if !should {
                     self.give_back(shard, held, engine).await;
                 }
             } else if should
@@ -268,6 +271,10 @@ impl Worker {
         held: &mut Holdings,
         engine: &mpsc::Sender<Input>,
     ) -> Result<(), WorkerError> {
+        let stream = StreamName::Shard(shard);
+        if let Some(what) = self.log.lost_of(stream) {
+            return Err(StreamError::Lost { stream, what }.into());
+        }
         let mark = self.db.shard_mark(shard).await?;
         let last = self.log.shard_end(shard).await?;
         if last < mark.seq {

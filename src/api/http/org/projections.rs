@@ -9,7 +9,7 @@ use orgstream_projections::{
     checkpoints,
     parked::{self, Parked},
 };
-use orgstream_stream::{Placement, ReadLimit};
+use orgstream_stream::{Placement, ReadLimit, StreamName};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -72,6 +72,9 @@ pub struct LackedView {
 pub struct ProjectionsView {
     /// The pipelines.
     pub data: Vec<ProjectionView>,
+    /// How it was found that the event log lost messages of the part that the organization is in, while the operator has not
+    /// decided about it; null as a rule. Until then nothing is taken, and what is shown here is of before.
+    pub lost: Option<String>,
 }
 
 /// Show how far the projections are
@@ -104,7 +107,8 @@ pub async fn list(State(app): State<Arc<App>>, org: OrgAccess) -> Result<Json<Pr
             updated_at: checkpoint.map(|checkpoint| checkpoint.updated_at),
         });
     }
-    Ok(Json(ProjectionsView { data }))
+    let lost = app.log.lost_of(StreamName::Shard(placement.shard)).or_else(|| app.log.lost_of(StreamName::System));
+    Ok(Json(ProjectionsView { data, lost }))
 }
 
 fn without(parked: &[Parked], pipeline: Pipeline, org: OrgId) -> Vec<LackedView> {

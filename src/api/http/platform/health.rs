@@ -82,6 +82,12 @@ impl Readiness {
         let last = self.log.shards().last().unwrap_or(Shard(0));
         let states = try_join(self.log.shard_state(Shard(0)), self.log.shard_state(last)).await;
         states.map(|_| ()).map_err(|error| error.to_string())?;
+        if let Some((stream, what)) = self.log.lost().into_iter().next() {
+            return Err(format!(
+                "the log lost data: stream {stream}: {what}. Nothing is taken and nothing applied of it until an operator has \
+                 decided: see `orgstream history`"
+            ));
+        }
         let troubles = self.log.troubles();
         let Some((shard, reason)) = troubles.first() else { return Ok(()) };
         Err(format!(

@@ -6,6 +6,7 @@ use axum::{Json, extract::State};
 use orgstream_domain::openapi;
 use orgstream_events::{OrgId, Pipeline, Shard, Timestamp};
 use orgstream_projections::{BoundOrg, Stray, StrayFound, checkpoints};
+use orgstream_stream::StreamName;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -54,6 +55,8 @@ pub struct ShardView {
     pub mark: u64,
     /// How many lanes are behind the mark.
     pub detached: usize,
+    /// How it was found that the stream lost messages, while no operator has decided about it; null as a rule.
+    pub lost: Option<String>,
 }
 
 /// A message that belongs to no organization of its shard, and was applied nowhere.
@@ -137,6 +140,7 @@ pub async fn worst(State(app): State<Arc<App>>, _: SignedIn) -> Result<Json<LagV
             head: app.log.shard_state(shard).await?.last_seq,
             mark: mark.seq,
             detached: mark.detached.len(),
+            lost: app.log.lost_of(StreamName::Shard(shard)),
         });
         for (org_id, pipeline) in mark.detached {
             if !named.iter().any(|lane| (lane.org, lane.pipeline) == (org_id, pipeline)) {

@@ -1,0 +1,175 @@
+//! Looks every second whether the log is still what it was, and tells the other processes through the database.
+//!
+//! Each process remembers the last message that it has seen of each stream (`orgstream_stream`), and the database the last
+//! that any of them has seen. A stream that lacks one of these came back from an older copy, however far it has grown since:
+//! it takes no more commands and nothing of it is applied, in every process and after every start, until an operator has
+//! decided. An idle stream costs one question; one that has moved, two or three.
+
+use std::{collections::HashMap, time::Duration};
+
+use futures_util::{StreamExt, stream};
+use orgstream_events::Fingerprint;
+use orgstream_projections::{Database, DbError, HistoryStep, StreamHistory};
+use orgstream_stream::{Log, StreamEnd, StreamError, StreamName, Tip};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+const EVERY: Duration = Duration::from_secs(1);
+/// How long a look may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Streams that are looked at together.
+const AT_ONCE: usize = 8;
+/// The era of a stream that nothing was remembered of when this process began.
+const FIRST_ERA: i32 = 1;
+
+/// Why nobody could look.
+#[derive(Debug, thiserror::Error)]
+pub enum HistoryError {
+    /// The log does not answer.
+    #[error(transparent)]
+    Log(#[from] StreamError),
+    /// The database does not answer.
+    #[error(transparent)]
+    Database(#[from] DbError),
+}
+
+/// What one look at a stream came to.
+enum Sight {
+    /// It is what it was, and ends here; nothing was ever written to it without a tip.
+    There(StreamEnd, Option<Tip>),
+    /// It is another.
+    Lost(String),
+}
+
+/// The watch over the log's streams, one for a process.
+pub struct Histories {
+    log: Log,
+    db: Database,
+    /// What the database remembered at the last look.
+    kept: HashMap<StreamName, StreamHistory>,
+    /// The eras in which this process began.
+    eras: Option<HashMap<StreamName, i32>>,
+    /// What was found at the last look.
+    seen: HashMap<StreamName, (StreamEnd, Option<Tip>)>,
+}
+
+impl Histories {
+    /// A watch that has seen nothing yet.
+    pub fn new(log: Log, db: Database) -> Self {
+        Self { log, db, kept: HashMap::new(), eras: None, seen: HashMap::new() }
+    }
+
+    /// Looks until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut looks = interval(EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut could = true;
+        while stop.run_until_cancelled(looks.tick()).await.is_some() {
+            let looked = stop.run_until_cancelled(timeout(PATIENCE, self.look())).await;
+            let error = match looked {
+                None => return,
+                Some(Ok(Ok(()))) => None,
+                Some(Ok(Err(error))) => Some(error.to_string()),
+                Some(Err(_)) => Some(format!("no answer within {} seconds", PATIENCE.as_secs())),
+            };
+            if let (Some(error), true) = (&error, could) {
+                tracing::warn!(error, "nobody could look whether the log is what it was; it is tried again");
+            }
+            could = error.is_none();
+        }
+    }
+
+    /// Looks at every stream once, and passes on what was found.
+    pub async fn look(&mut self) -> Result<(), HistoryError> {
+        // What this process knows itself it can look for without the database.
+        let mut failed = self.read().await.err().map(HistoryError::from);
+        let streams: Vec<StreamName> = self.log.streams().collect();
+        let looks = stream::iter(streams).map(|stream| self.look_at(stream)).buffer_unordered(AT_ONCE);
+        let sights: Vec<(StreamName, Result<Sight, StreamError>)> = looks.collect().await;
+        let mut steps = Vec::new();
+        for (stream, sight) in sights {
+            match sight {
+                Ok(Sight::There(end, tip)) => {
+                    self.seen.insert(stream, (end, tip));
+                    steps.extend(tip.and_then(|tip| self.step(stream, tip)));
+                }
+                Ok(Sight::Lost(what)) if failed.is_none() => self.write_down(stream, &what).await?,
+                Ok(Sight::Lost(_)) => {}
+                Err(error) => failed = Some(failed.unwrap_or(error.into())),
+            }
+        }
+        self.db.go_on_with(&steps).await?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Takes in what the database remembers.
+    async fn read(&mut self) -> Result<(), DbError> {
+        let kept = self.db.histories().await?.into_iter();
+        self.kept = kept.filter_map(|history| Some((history.stream.parse().ok()?, history))).collect();
+        let eras = || self.kept.iter().map(|(stream, history)| (*stream, history.era)).collect();
+        self.eras.get_or_insert_with(eras);
+        Ok(())
+    }
+
+    fn era(&self, stream: StreamName) -> i32 {
+        self.eras.as_ref().and_then(|eras| eras.get(&stream).copied()).unwrap_or(FIRST_ERA)
+    }
+
+    async fn look_at(&self, stream: StreamName) -> (StreamName, Result<Sight, StreamError>) {
+        (stream, self.sight(stream).await)
+    }
+
+    async fn sight(&self, stream: StreamName) -> Result<Sight, StreamError> {
+        let kept = self.kept.get(&stream);
+        if kept.is_some_and(|kept| kept.era != self.era(stream)) {
+            self.log.lose(stream, "an operator has decided about it: start this process again");
+        } else if let Some((what, _)) = kept.and_then(|kept| kept.lost.as_ref()) {
+            self.log.lose(stream, what);
+        }
+        if let Some(what) = self.log.lost_of(stream) {
+            return Ok(Sight::Lost(what));
+        }
+        let end = self.log.end_of(stream).await?;
+        let kept = kept.map(|kept| Tip { seq: kept.seq, digest: kept.digest });
+        let mut tips: Vec<Tip> = [kept, self.log.tip(stream)].into_iter().flatten().collect();
+        tips.dedup();
+        if let Some((before, tip)) = self.seen.get(&stream)
+            && *before == end
+            && tips.iter().all(|known| Some(*known) == *tip)
+        {
+            return Ok(Sight::There(end, *tip));
+        }
+        // The end first: it counts only if what was there before still is, afterwards.
+        let newest = tips.iter().max_by_key(|tip| tip.seq).copied();
+        let seen = match newest {
+            Some(tip) if tip.seq >= end.seq => None,
+            _ if end.seq == 0 => None,
+            _ => self.log.see(stream, end.seq).await?,
+        };
+        for tip in tips {
+            if let Some(what) = self.log.lacks(stream, tip).await? {
+                self.log.lose(stream, &what);
+                return Ok(Sight::Lost(what));
+            }
+        }
+        Ok(Sight::There(end, seen.or(newest)))
+    }
+
+    /// From what the database remembers to what is there.
+    fn step(&self, stream: StreamName, tip: Tip) -> Option<HistoryStep> {
+        let kept = self.kept.get(&stream);
+        let from = kept.map(|kept| kept.seq);
+        let to = StreamHistory { era: self.era(stream), ..StreamHistory::new(stream.to_string(), tip.seq, tip.digest) };
+        from.is_none_or(|from| from < tip.seq).then_some(HistoryStep { from, to })
+    }
+
+    /// Tells everybody that the stream is lost, with the last message that this process knows of it.
+    async fn write_down(&self, stream: StreamName, what: &str) -> Result<(), DbError> {
+        if self.kept.get(&stream).is_some_and(|kept| kept.lost.is_some() || kept.era != self.era(stream)) {
+            return Ok(());
+        }
+        let tip = self.log.tip(stream).unwrap_or(Tip { seq: 0, digest: Fingerprint::of(&[]) });
+        let history = StreamHistory::new(stream.to_string(), tip.seq, tip.digest);
+        self.db.lose_history(&StreamHistory { era: self.era(stream), ..history }, what).await
+    }
+}

@@ -1,0 +1,64 @@
+//! Writing back what a stream has lost, each message where it was: by an operator's command, while nobody else appends.
+
+use async_nats::header;
+use bytes::Bytes;
+use orgstream_events::{Commit, EventSubject, Shard};
+
+use crate::{
+    AppendError, Log, Message, StreamError,
+    api::{get_on_leader, last_on_leader},
+    publish::{Answer, Write},
+    tips::StreamName,
+};
+
+/// The word in the place of the org, for what nobody has any more.
+const NOBODY: &str = "lost";
+
+/// Whether a message stands in the place of one that was lost.
+pub fn is_placeholder(subject: &str) -> bool {
+    subject.split('.').nth(2) == Some(NOBODY)
+}
+
+impl Log {
+    /// The shard's message `seq`, if there is one.
+    pub async fn message(&self, shard: Shard, seq: u64) -> Result<Option<Message>, StreamError> {
+        let found = get_on_leader(self.stream_of(shard)?, seq).await?;
+        Ok(found.map(|found| {
+            Message::new(shard, found.sequence, found.subject.to_string(), Some(&found.headers), found.payload)
+        }))
+    }
+
+    /// Writes the commit, or a placeholder for what nobody has any more, as the shard's message `seq`: nowhere else.
+    pub async fn write_back(&self, shard: Shard, seq: u64, commit: Option<&Commit>) -> Result<(), AppendError> {
+        let invalid = |error: StreamError| AppendError::Invalid(error.to_string());
+        let stream = self.stream_of(shard).map_err(invalid)?;
+        let mut expected = None;
+        let (subject, payload) = match commit {
+            Some(commit) => {
+                let subject = EventSubject { shard, org: commit.org_id, aggregate: commit.aggregate.clone() };
+                if !commit.aggregate.is_of_facts() {
+                    let last = last_on_leader(stream, &subject.to_string()).await.map_err(invalid)?;
+                    expected = Some(last.map_or(0, |last| last.sequence));
+                }
+                let payload = commit.sign(self.keys(), &subject, expected)?;
+                (subject.to_string(), payload)
+            }
+            None => (format!("ev.{shard}.{NOBODY}.{seq}"), Bytes::from(format!("message {seq} was lost"))),
+        };
+        // Without a message id: what the server remembers of ids is of no use here.
+        let write = Write { subject, payload: payload.clone(), message_id: None, expected, trace: None };
+        let headers = [(header::NATS_EXPECTED_LAST_SEQUENCE, (seq.saturating_sub(1)).to_string())];
+        match self.inner.publisher.publish_with(&write, &headers).await {
+            Answer::Stored { seq: stored } if stored == seq => {
+                self.inner.tips.note(StreamName::Shard(shard), seq, &payload);
+                Ok(())
+            }
+            Answer::Unknown { reason } => Err(AppendError::Unavailable { reason }),
+            Answer::Refused { code, description } => Err(AppendError::Refused { code, description }),
+            other => Err(AppendError::Invalid(format!(
+                "message {seq} of shard {shard} cannot be written back ({other:?}): somebody else appends to it; stop every \
+                 process of the program first"
+            ))),
+        }
+    }
+}
