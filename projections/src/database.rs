@@ -294,7 +294,7 @@ pub(crate) fn pool(
         connect = connect.password(password);
     }
     let connect = connect.application_name(&format!("orgstream {role}")).options(settings.iter().copied());
-    Ok(Pool::new(connect, connections))
+    Ok(Pool::new(connect, connections, role != "app_ro"))
 }
 
 fn names_a_user(url: &str) -> bool {

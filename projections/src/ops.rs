@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::{
     Database, DbError,
     convert::{from_bigint, to_bigint},
-    pool::within,
+    pool::{is_writable, within},
 };
 
 /// A worker's right to a shard, until it expires or somebody takes it over.
@@ -190,9 +190,13 @@ impl Database {
 pub struct MarkWriter(PgConnection);
 
 impl MarkWriter {
-    /// Fails when the server was away: then what was committed since the last mark may be forgotten.
+    /// Fails when the server was away: then what was committed since the last mark may be forgotten. Also when the session may
+    /// not write.
     pub async fn check(&mut self) -> Result<(), DbError> {
-        Ok(within(self.0.ping()).await?)
+        if within(is_writable(&mut self.0)).await? {
+            return Ok(());
+        }
+        Err(DbError::unavailable("the connection that marks are written on may not write, and is replaced"))
     }
 
     /// Stores how far the shard has been worked off. False when another epoch owns the shard: nothing has changed.

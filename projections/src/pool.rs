@@ -3,7 +3,7 @@
 //! A server that ends a connection says so. A network that swallows everything, or a machine that is gone, says nothing, and
 //! whoever waits for an answer on such a connection waits for ever. So every statement outside of a transaction has a limit here
 //! beyond the server's own, transactions have one where they are begun and where they are used, and a connection goes back to
-//! its pool, or is taken out after it lay idle, only once it has answered.
+//! its pool, or is taken out after it lay idle, only once it has answered; and one that writes, once it has said that it still may.
 
 use std::{
     io,
@@ -66,6 +66,19 @@ async fn ping(connection: &mut PgConnection, limit: Duration, deaths: &Deaths) -
     answered.unwrap_or_else(|_| Err(silent(limit))).inspect_err(|error| deaths.note(error))
 }
 
+/// The same for a connection that writes: whether it may still. A session keeps the `default_transaction_read_only` that it
+/// began with, however soon the database or the login is given another, so one that may not write is never asked again.
+async fn writes(connection: &mut PgConnection, limit: Duration, deaths: &Deaths) -> Result<bool, sqlx::Error> {
+    let answered = timeout(limit, is_writable(connection)).await;
+    answered.unwrap_or_else(|_| Err(silent(limit))).inspect_err(|error| deaths.note(error))
+}
+
+/// Whether the session may write.
+pub(crate) async fn is_writable(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let asked = sqlx::query_scalar("SELECT current_setting('transaction_read_only') = 'off'");
+    asked.fetch_one(connection).await
+}
+
 /// What `work` comes to, if it does so before nobody can be expected to answer any more.
 pub(crate) async fn within<T, E: From<sqlx::Error>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     timeout(SILENCE, work).await.unwrap_or_else(|_| Err(silent(SILENCE).into()))
@@ -76,8 +89,8 @@ pub(crate) async fn within<T, E: From<sqlx::Error>>(work: impl Future<Output = R
 pub(crate) struct Pool(PgPool);
 
 impl Pool {
-    /// At most so many connections, made when they are needed.
-    pub(crate) fn new(connect: PgConnectOptions, connections: u32) -> Self {
+    /// At most so many connections, made when they are needed; `is_to_write` says what for.
+    pub(crate) fn new(connect: PgConnectOptions, connections: u32, is_to_write: bool) -> Self {
         let deaths = Deaths::default();
         let died = deaths.clone();
         let options = PgPoolOptions::new()
@@ -93,16 +106,22 @@ impl Pool {
                     if deaths.any_within(lay.idle_for) {
                         return Err(silent(lay.idle_for));
                     }
-                    if lay.idle_for > FRESH {
-                        ping(connection, PING, &deaths).await?;
+                    match lay.idle_for > FRESH {
+                        true if is_to_write => writes(connection, PING, &deaths).await,
+                        true => ping(connection, PING, &deaths).await.map(|()| true),
+                        false => Ok(true),
                     }
-                    Ok(true)
                 })
             })
             .after_release(move |connection, _| {
                 let deaths = died.clone();
                 // Its user may have gone away in the middle of a statement.
-                Box::pin(async move { ping(connection, RELEASE, &deaths).await.map(|()| true) })
+                Box::pin(async move {
+                    if is_to_write {
+                        return writes(connection, RELEASE, &deaths).await;
+                    }
+                    ping(connection, RELEASE, &deaths).await.map(|()| true)
+                })
             });
         Self(options.connect_lazy_with(connect))
     }

@@ -46,6 +46,7 @@ mod producers;
 mod projections;
 mod queries;
 mod quotas;
+mod read_only;
 mod readme;
 mod rebuild;
 mod revocation;
