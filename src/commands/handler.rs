@@ -343,6 +343,8 @@ impl CommandHandler {
         let _turn = self.turn(org, aggregate).await;
         let remembered = A::cache(&self.caches).get(&Scoped::new(org, aggregate.clone()));
         let mut certain = false;
+        // Whether this is the last look: nothing is appended after it.
+        let (mut last, mut was_there) = (false, false);
         let mut patience = Patience::new();
         let mut loaded = match remembered {
             Some(loaded) => loaded,
@@ -356,15 +358,15 @@ impl CommandHandler {
         loop {
             match Self::decide(attempt, to, &loaded, command.clone()) {
                 Ok(Decided::Known(accepted)) => return Ok(accepted),
+                // A try of ours may have been stored before the race was lost, so only the history says that it was not.
+                Ok(Decided::Events(_)) if last => return Err(CommandError::Contention),
                 Ok(Decided::Events(events)) => {
                     match self.append(attempt, to, loaded, events).await {
                         Ok(Some(accepted)) => return Ok(accepted),
-                        // Our own earlier success (the history knows the answer that was given), or somebody else's.
-                        Ok(None) | Err(CommandError::Contention) => {
-                            if !patience.again().await {
-                                return Err(CommandError::Contention);
-                            }
-                        }
+                        // Our own earlier success: the history knows the answer that was given.
+                        Ok(None) if was_there => return Err(unreadable_success()),
+                        Ok(None) => was_there = true,
+                        Err(CommandError::Contention) => last = !patience.again().await,
                         Err(error) => {
                             A::cache(&self.caches).remove(&Scoped::new(org, aggregate.clone()));
                             return Err(error);
@@ -540,6 +542,11 @@ impl CommandHandler {
             drafts.into_iter().map(|(draft, seq)| Ok((draft.seal(salt)?, seq))).collect();
         self.log.append_together(placement, &sealed?, attempt.caller.trace.as_deref()).await
     }
+}
+
+/// The log says that the command is there, and the history does not: the effect is unknown to this process.
+fn unreadable_success() -> CommandError {
+    CommandError::Unavailable("an earlier try of the command is stored, and cannot be read here".to_owned())
 }
 
 /// What a decision came to.

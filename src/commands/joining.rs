@@ -79,6 +79,7 @@ impl CommandHandler {
         let actor = Actor { actor_type: ActorType::Member, id: member_id.to_string(), ..attempt.caller.actor.clone() };
         let _turn = self.turn(org, &roster).await;
         let mut patience = Patience::new();
+        let mut last = false;
         loop {
             let invitation = self.load::<Invitation>(placement, aggregate, Freshness::Leader).await?;
             let members = self.load::<Roster>(placement, &roster, Freshness::Leader).await?;
@@ -86,6 +87,9 @@ impl CommandHandler {
                 let both = members.commands.get(&attempt.command_id).map_or(0, |earlier| earlier.seq);
                 accepted.position.seq = accepted.position.seq.max(both);
                 return Ok(accepted);
+            }
+            if last {
+                return Err(CommandError::Contention);
             }
             let mac = command.token.mac(self.pepper());
             let is_offered = self.still_offers(placement, &members.state, &invitation.state).await?;
@@ -111,11 +115,8 @@ impl CommandHandler {
                     let done = Earlier { fingerprint: attempt.fingerprint, seq, version, events, by: attempt.by() };
                     return Ok(attempt.accepted(org, aggregate, done, replayed));
                 }
-                Err(AppendError::Conflict { .. }) => {
-                    if !patience.again().await {
-                        return Err(CommandError::Contention);
-                    }
-                }
+                // A try of ours may have been stored all the same: the histories are looked at once more.
+                Err(AppendError::Conflict { .. }) => last = !patience.again().await,
                 Err(error) => return Err(error.into()),
             }
         }

@@ -31,6 +31,7 @@ mod isolation;
 mod joining;
 mod keys;
 mod kinds;
+mod late_answers;
 mod limits;
 mod lost_ack;
 mod lost_history;
