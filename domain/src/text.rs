@@ -58,9 +58,10 @@ impl Faults {
     /// Something that can be an e-mail address. Whether it is one, only a mail sent there can tell.
     pub(super) fn email(&mut self, pointer: &str, text: &str) {
         let parts = text.split_once('@').filter(|(local, domain)| {
-            let separated =
-                text.chars().any(|c| c.is_whitespace() || c.is_control() || matches!(c, ',' | ';' | '<' | '>'));
-            !local.is_empty() && !domain.is_empty() && !domain.contains('@') && !separated
+            let is_other = |c: char| c.is_whitespace() || c.is_control() || is_deceptive(c) || is_joiner(c);
+            let separated = text.chars().any(|c| is_other(c) || matches!(c, ',' | ';' | '<' | '>'));
+            // No part of a domain is empty, nor the whole of it.
+            !local.is_empty() && !domain.contains('@') && domain.split('.').all(|label| !label.is_empty()) && !separated
         });
         if parts.is_none() || text.len() > MAX_EMAIL {
             self.add(
@@ -105,6 +106,11 @@ fn is_deceptive(c: char) -> bool {
         '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180e}' | '\u{200b}'
         | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{feff}'
         | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// Whether nobody sees a character that words have and addresses do not.
+fn is_joiner(c: char) -> bool {
+    matches!(c, '\u{200c}' | '\u{200d}')
 }
 
 /// Looks at every text inside `value`, keys included; `path` is the pointer to it.
@@ -194,6 +200,14 @@ mod tests {
         }
         for bad in ["", "ann", "@acme", "ann@", "a@b@c", "a b@c", "a@b\n", "Ann <ann@acme.example>", "a@b,c@d"] {
             assert_eq!(codes(|faults| faults.email("/email", bad)), ["email"], "{bad}");
+        }
+        for bad in ["a@x..example", "a@x.example.", "a@.example"] {
+            assert_eq!(codes(|faults| faults.email("/email", bad)), ["email"], "{bad}");
+        }
+        for unseen in ['\u{202e}', '\u{200b}', '\u{200c}', '\u{200d}', '\u{2066}', '\u{feff}', '\u{ad}', '\u{e0041}'] {
+            for bad in [format!("{unseen}ann@acme.example"), format!("ann@acme.example{unseen}")] {
+                assert_eq!(codes(|faults| faults.email("/email", &bad)), ["email"], "{bad:?}");
+            }
         }
     }
 

@@ -68,5 +68,5 @@ pub use record::{RecordArchived, RecordCreated, RecordEvent, RecordUpdated};
 pub use role::{Role, RoleChanged, RoleDefined, RoleEvent, RoleRemoved};
 pub use signed::{CommitKeys, CommitKeysError};
 pub use subject::{AggregateId, AggregateName, AggregateType, EventSubject, Shard, SubjectError};
-pub use timestamp::Timestamp;
+pub use timestamp::{Timestamp, TimestampError};
 pub use view::{EventView, INWARD_FIELDS, is_inward};

@@ -9,7 +9,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 use metrics::counter;
 use orgstream_domain::{Command, HourlyLimit, Permission, RevokeApiKey, Scopes};
-use orgstream_events::{Actor, ActorType, AggregateId, CommandId, Context, KeyId, OrgId, PlanName, Role};
+use orgstream_events::{Actor, ActorType, AggregateId, CommandId, Context, Fingerprint, KeyId, OrgId, PlanName, Role};
 use orgstream_projections::{BoundOrg, Database, idempotency};
 use serde::Serialize;
 use tokio::sync::Mutex;
@@ -328,27 +328,25 @@ impl Gateway {
     ///
     /// The stream itself finds a key that is used again for the same thing; this finds the others.
     async fn known_keys(&self, org: BoundOrg, requests: &[Request]) -> Result<KnownKeys, Problem> {
-        let mut keyed: HashMap<CommandId, (usize, &Command)> = HashMap::new();
+        let mut keyed: HashMap<CommandId, (usize, Fingerprint)> = HashMap::new();
         let mut known = KnownKeys::default();
         for (place, request) in requests.iter().enumerate() {
             let Some(key) = &request.idempotency_key else { continue };
             let id = CommandId::from_idempotency_key(org.org(), key);
-            if let Some((_, earlier)) = keyed.get(&id)
-                && **earlier != request.command
-            {
+            let asked = fingerprint(request).map_err(Problem::from)?;
+            if keyed.get(&id).is_some_and(|(_, earlier)| *earlier != asked) {
                 known.reused.insert(place);
                 continue;
             }
-            keyed.insert(id, (place, &request.command));
+            keyed.insert(id, (place, asked));
         }
         if keyed.is_empty() {
             return Ok(known);
         }
         let ids: Vec<CommandId> = keyed.keys().copied().collect();
         for done in idempotency::find(&mut self.db.read(org).await?, &ids).await? {
-            if let Some((place, command)) = keyed.get(&done.command_id) {
-                let same = fingerprint(command).map_err(Problem::from)? == done.fingerprint;
-                if same {
+            if let Some((place, asked)) = keyed.get(&done.command_id) {
+                if *asked == done.fingerprint {
                     known.done.insert(*place)
                 } else {
                     known.reused.insert(*place)

@@ -217,7 +217,7 @@ impl CommandHandler {
             Some(key) => CommandId::from_idempotency_key(caller.org, key),
             None => CommandId::fresh(now.unix_ms(), rand::random()),
         };
-        let fingerprint = request.idempotency_key.as_ref().map(|_| fingerprint(&request.command)).transpose()?;
+        let fingerprint = request.idempotency_key.as_ref().map(|_| fingerprint(request)).transpose()?;
         let attempt = Attempt { caller, request, command_id, fingerprint, now };
         if let Command::CreateOrganization(command) = &request.command {
             return self.create_organization(&attempt, command).await;
@@ -565,10 +565,18 @@ pub(super) struct Target<'a> {
     pub(super) aggregate: AggregateId,
 }
 
-/// The hash of a command's body: what tells a repetition from another command under the same key.
-pub fn fingerprint(command: &Command) -> Result<Fingerprint, CommandError> {
-    let body = serde_json::to_vec(command).map_err(|error| CommandError::Internal(error.to_string()))?;
-    Ok(Fingerprint::of(&[&body]))
+/// The hash of what is asked for: what tells a repetition from another request under the same key. What is said around the
+/// command counts as far as it is in the events; a version is a condition, and those that were tried for one are one request.
+pub fn fingerprint(request: &Request) -> Result<Fingerprint, CommandError> {
+    let json = |value: serde_json::Result<Vec<u8>>| value.map_err(|error| CommandError::Internal(error.to_string()));
+    let body = json(serde_json::to_vec(&request.command))?;
+    let Request { occurred_at, causation_id, correlation_id, .. } = request;
+    if occurred_at.is_none() && causation_id.is_none() && correlation_id.is_none() {
+        return Ok(Fingerprint::of(&[&body]));
+    }
+    let around = json(serde_json::to_vec(&(occurred_at, causation_id, correlation_id)))?;
+    // JSON has no byte 0, so that nothing else reads like the two together.
+    Ok(Fingerprint::of(&[&body, &[0], &around]))
 }
 
 /// Whether the command is declared to have these events.
