@@ -4,3 +4,4 @@ pub mod body;
 pub mod command_body;
 pub mod http;
 pub mod nats;
+pub mod turns;

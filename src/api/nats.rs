@@ -2,7 +2,7 @@
 //!
 //! Who asks is whoever nats-server says, by the credentials that were made for an API key, or, with a header
 //! `Authorization`, whoever that proves. The encoding is in `Content-Type`, the key in `Idempotency-Key`. The answer's header
-//! `Status` is what HTTP's status would be, and its body is what HTTP's body would be.
+//! [`STATUS`] is what HTTP's status would be, and its body is what HTTP's body would be.
 
 use std::sync::Arc;
 
@@ -19,12 +19,14 @@ use tracing::Instrument;
 
 use super::{
     command_body::{Format, MAX_BODY, Submission, body_too_large, carry_out, idempotency_key, request_id},
-    http::kit::bounds::Bounds,
+    http::kit::bounds::{Bounds, Room, Slot, Whose},
+    turns::Turns,
 };
 use crate::{
     app::{
         access_log::Attempt,
         problem::Problem,
+        seldom::Seldom,
         submit::{AcceptedCommand, CommandOutcome, Gateway, Origin},
     },
     auth::{Access, AuthError, Authenticator, Principal, authenticator::OrgName},
@@ -34,8 +36,16 @@ use crate::{
 const QUEUE: &str = "orgstream-api";
 /// This way in, as the audit log names it.
 const ROUTE: &str = "NATS cmd.{org}";
-/// Requests under way at the same time. When there are more, they wait with the room that they take.
+/// What HTTP's status would be. NATS has a header `Status` of its own, of which clients make errors of their own.
+pub const STATUS: &str = "Orgstream-Status";
+/// In an answer, the key whose credentials asked: nats-server lets whoever asks name the subject of the answer, be it in an
+/// inbox of somebody else, who knows by this that they have asked nothing.
+pub const ASKED_BY: &str = "Orgstream-Key";
+/// Requests that are carried out at the same time, altogether and of one organization. Others wait with the room that they take.
 const AT_ONCE: usize = 512;
+const AT_ONCE_OF_ONE: usize = 128;
+/// Requests of one organization that wait for the word of an issuer at the same time. Nothing that others wait for is held.
+const ASKING_OF_ONE: usize = 16;
 
 /// What a request goes through.
 #[derive(Clone)]
@@ -46,8 +56,30 @@ pub struct Door {
     pub gateway: Arc<Gateway>,
     /// Whose credentials nats-server vouches for; none where it vouches for nobody.
     pub users: Option<Arc<Producers>>,
-    /// How much may be in memory, with what comes by HTTP.
+    /// How much may be under way, with what comes by HTTP.
     pub bounds: Arc<Bounds>,
+}
+
+/// What requests wait for.
+#[derive(Clone)]
+struct Lanes {
+    all: Arc<Semaphore>,
+    working: Arc<Turns<Whose>>,
+    asking: Arc<Turns<Whose>>,
+}
+
+impl Lanes {
+    fn new() -> Self {
+        let all = Arc::new(Semaphore::new(AT_ONCE));
+        Self { all, working: Turns::new(AT_ONCE_OF_ONE), asking: Turns::new(ASKING_OF_ONE) }
+    }
+}
+
+/// A request that was heard of.
+struct Heard {
+    request: Message,
+    user: Option<NatsUser>,
+    whose: Whose,
 }
 
 impl Door {
@@ -59,6 +91,23 @@ impl Door {
         let mut infos = headers.iter().filter(|(name, _)| name.to_string() == REQUEST_INFO);
         let (_, values) = infos.next().filter(|(_, values)| values.len() == 1)?;
         users.recognize(values.first().filter(|_| infos.next().is_none())?.as_str())
+    }
+
+    /// Takes room for a request, which is in memory already: who finds none is told so at once, so that what waits is bounded.
+    fn hear(&self, request: Message) -> Result<(Heard, (Slot, Room)), (Message, Problem)> {
+        let user = self.user(&request);
+        // Who is asked for is no proof of who asks; but where nats-server vouches for nobody, there is nothing else.
+        let (whose, caller) = match &user {
+            Some(user) => (Whose::Org(user.org), user.key.to_string()),
+            None => (Whose::Caller(request.subject.to_string()), request.subject.to_string()),
+        };
+        let bytes = request.length.max(request.payload.len());
+        let held = self.bounds.request_of_caller(&caller);
+        let held = held.and_then(|slot| Ok((slot, self.bounds.message(whose.clone(), bytes)?)));
+        match held {
+            Ok(held) => Ok((Heard { request, user, whose }, held)),
+            Err(problem) => Err((request, problem)),
+        }
     }
 
     async fn principal(
@@ -79,7 +128,7 @@ pub async fn serve(client: Client, door: Door, stop: CancellationToken) -> anyho
     // A slug may have dots, at which NATS divides subjects.
     let subscription = client.queue_subscribe("cmd.>", QUEUE.to_owned()).await;
     let mut requests = subscription.context("commands by NATS cannot be subscribed to")?;
-    let room = Arc::new(Semaphore::new(AT_ONCE));
+    let lanes = Lanes::new();
     let mut under_way = JoinSet::new();
     loop {
         let request = tokio::select! {
@@ -87,24 +136,17 @@ pub async fn serve(client: Client, door: Door, stop: CancellationToken) -> anyho
             Some(_) = under_way.join_next() => continue,
             request = requests.next() => request,
         };
-        let Some(mut request) = request else { break };
-        // It is in memory already: who finds no room is told so at once, so that what waits here is bounded in bytes.
-        let held = match door.bounds.message(request.length.max(request.payload.len())) {
-            Ok(held) => held,
-            Err(problem) => {
-                request.payload = Bytes::new();
-                turn_away(&client, request, problem).await;
-                continue;
+        let Some(request) = request else { break };
+        let (client, door, lanes) = (client.clone(), door.clone(), lanes.clone());
+        match door.hear(request) {
+            Ok((heard, held)) => {
+                under_way.spawn(async move {
+                    answer(&client, &door, &lanes, heard).await;
+                    drop(held);
+                });
             }
-        };
-        let (client, door, room) = (client.clone(), door.clone(), Arc::clone(&room));
-        under_way.spawn(async move {
-            if let Ok(permit) = room.acquire_owned().await {
-                answer(&client, &door, request).await;
-                drop(permit);
-            }
-            drop(held);
-        });
+            Err((request, problem)) => turn_away(&client, request, problem).await,
+        }
     }
     while under_way.join_next().await.is_some() {}
     Ok(())
@@ -116,7 +158,7 @@ async fn turn_away(client: &Client, request: Message, problem: Problem) {
     let Some(reply) = request.reply else { return };
     histogram!("orgstream_nats_request_seconds", "status" => problem.status.to_string()).record(0.0);
     let answer = Answer::from(Problem { request_id: Some(id.clone()), ..problem });
-    send(client, reply, id, answer).await;
+    send(client, reply, None, id, answer).await;
 }
 
 /// What goes back around the body takes at most this much of what the server lets through, in bytes.
@@ -135,32 +177,39 @@ impl From<Problem> for Answer {
     }
 }
 
-async fn answer(client: &Client, door: &Door, request: Message) {
+async fn answer(client: &Client, door: &Door, lanes: &Lanes, heard: Heard) {
+    let request = &heard.request;
     let Some(reply) = request.reply.clone() else {
-        tracing::warn!(subject = %request.subject, "a command without a reply subject was not carried out: use a request");
+        static LINE: Seldom = Seldom::new();
+        if let Some(times) = LINE.may_say() {
+            let subject = request.subject.as_str();
+            tracing::warn!(subject, times, "commands without a reply subject were not carried out: use a request");
+        }
         return;
     };
     let started = Instant::now();
-    let id = request_id(header(&request, "X-Request-Id"));
-    let org = org_name(&request);
+    let id = request_id(header(request, "X-Request-Id"));
+    let org = org_name(request);
     let span = tracing::info_span!("nats command", org.name = org, request_id = id, status = tracing::field::Empty);
-    let trace = trace::join(&span, header(&request, "traceparent"));
+    let trace = trace::join(&span, header(request, "traceparent"));
     let mut origin =
         Origin { request_id: Some(id.clone()), trace: Some(trace), route: ROUTE.to_owned(), ..Origin::default() };
-    let user = door.user(&request);
-    origin.context.ip = user.as_ref().and_then(|user| user.ip).map(|ip| ip.to_string());
-    let answer = carry_out_request(door, user.as_ref(), &request, &origin).instrument(span.clone()).await;
+    origin.context.ip = heard.user.as_ref().and_then(|user| user.ip).map(|ip| ip.to_string());
+    let answer = carry_out_request(door, lanes, &heard, &origin).instrument(span.clone()).await;
     let answer = answer.unwrap_or_else(|problem| Answer::from(Problem { request_id: Some(id.clone()), ..problem }));
     span.record("status", answer.status);
     histogram!("orgstream_nats_request_seconds", "status" => answer.status.to_string()).record(started.elapsed());
-    send(client, reply, id, answer).await;
+    send(client, reply, heard.user.as_ref(), id, answer).await;
 }
 
-async fn send(client: &Client, reply: Subject, id: String, answer: Answer) {
+async fn send(client: &Client, reply: Subject, user: Option<&NatsUser>, id: String, answer: Answer) {
     let mut headers = HeaderMap::new();
-    headers.insert("Status", answer.status.to_string());
+    headers.insert(STATUS, answer.status.to_string());
     headers.insert("X-Request-Id", id.as_str());
     headers.insert("Content-Type", if answer.status < 400 { "application/json" } else { "application/problem+json" });
+    if let Some(user) = user {
+        headers.insert(ASKED_BY, user.key.to_string());
+    }
     if answer.replayed {
         headers.insert("Idempotency-Replayed", "true");
     }
@@ -168,7 +217,7 @@ async fn send(client: &Client, reply: Subject, id: String, answer: Answer) {
         Ok(body) if body.len() + HEADERS <= client.max_payload() => Bytes::from(body),
         Ok(body) => {
             let problem = answer_too_large(body.len(), client.max_payload());
-            headers.insert("Status", problem.status.to_string());
+            headers.insert(STATUS, problem.status.to_string());
             headers.insert("Content-Type", "application/problem+json");
             let problem = Problem { request_id: Some(id), ..problem };
             serde_json::to_vec(&problem).unwrap_or_default().into()
@@ -185,14 +234,25 @@ async fn send(client: &Client, reply: Subject, id: String, answer: Answer) {
 
 async fn carry_out_request(
     door: &Door,
-    user: Option<&NatsUser>,
-    request: &Message,
+    lanes: &Lanes,
+    Heard { request, user, whose, .. }: &Heard,
     origin: &Origin,
 ) -> Result<Answer, Problem> {
     let (auth, gateway) = (&door.auth, &door.gateway);
     let notes = gateway.notes();
     let name = OrgName::parse(org_name(request));
-    let principal = door.principal(user, request, name.as_ref().ok()).await;
+    let principal = async || door.principal(user.as_ref(), request, name.as_ref().ok()).await;
+    let of_issuer = if Authenticator::asks_an_issuer(header(request, "Authorization")) {
+        let _asking = lanes.asking.take(whose.clone()).await;
+        Some(principal().await)
+    } else {
+        None
+    };
+    let (_turn, _permit) = (lanes.working.take(whose.clone()).await, lanes.all.acquire().await);
+    let principal = match of_issuer {
+        Some(principal) => principal,
+        None => principal().await,
+    };
     let principal = principal.map_err(|error| notes.refused(error, origin))?;
     auth.keys().admit(&principal, &origin.context).map_err(|error| notes.refused(error, origin))?;
     let name = name.map_err(|rule| Problem::invalid_parameter("org", &rule))?;
@@ -202,11 +262,7 @@ async fn carry_out_request(
         notes.turned_away(&principal, origin, attempt, &problem);
         problem
     })?;
-    let held = door.bounds.message_of(access.org(), request.length.max(request.payload.len()));
-    let answer = match held {
-        Ok(_held) => carry_out_body(gateway, &access, request, origin).await,
-        Err(problem) => Err(problem),
-    };
+    let answer = carry_out_body(gateway, &access, request, origin).await;
     answer.map_err(|problem| problem.inside(Some(access.org())))
 }
 

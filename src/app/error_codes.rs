@@ -52,6 +52,7 @@ pub const CODES: &[Code] = &[
     code("not_found", &[404], "There is no such thing, or none for this caller."),
     code("nats_credentials_unavailable", &[404], "This installation issues no credentials for NATS."),
     code("method_not_allowed", &[405], "The path has no such method; `Allow` names those that it has."),
+    code("body_too_slow", &[408], "The body does not come as fast as it must; `detail` says how fast that is."),
     code("active_org_changed", &[409], "The session acts in another organization now; `detail` says how to go on."),
     code("event_parked", &[409], "The event at this position could not be applied: the operator decides about it."),
     code("contention", &[409], "Too many changed the same thing at once. Try again."),

@@ -7,5 +7,6 @@ pub mod initial_kinds;
 mod onboarding;
 pub mod problem;
 mod read_your_writes;
+pub mod seldom;
 pub mod submit;
 pub mod waiting;

@@ -9,6 +9,7 @@ use orgstream_stream::StreamError;
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
+use super::seldom::Seldom;
 use crate::{
     auth::AuthError,
     commands::request::CommandError,
@@ -149,9 +150,20 @@ impl Problem {
         ))
     }
 
-    /// As many bytes of bodies as may be are under way for one organization.
+    /// As many bytes of bodies as may be are under way for one organization, or for who asks outside of any.
     pub fn too_many_bodies() -> Self {
-        Self::too_much_at_once("the large requests of this organization that came before take too long")
+        Self::too_much_at_once("your large requests that came before take too long")
+    }
+
+    /// A body that does not come as fast as it must.
+    pub fn body_too_slow(patience: Duration, slowest: usize) -> Self {
+        let detail = format!(
+            "the body came too slowly: after {} seconds at least {} KiB of it must come in each second",
+            patience.as_secs(),
+            slowest >> 10
+        );
+        let problem = Self::new(408, "body_too_slow", "Too slow", detail);
+        Self { retry_after: Some(Duration::from_secs(1)), ..problem }
     }
 
     fn too_much_at_once(why: &str) -> Self {
@@ -273,7 +285,10 @@ impl From<AuthError> for Problem {
             AuthError::TooManySessions { .. } => Self::new(409, "too_many_sessions", "Too many sessions", detail),
             AuthError::TenantMismatch => Self::new(403, "tenant_mismatch", "Another organization", detail),
             AuthError::Unavailable(_) => {
-                tracing::warn!(error = detail, "a credential could not be checked");
+                static LINE: Seldom = Seldom::new();
+                if let Some(times) = LINE.may_say() {
+                    tracing::warn!(error = detail, times, "credentials could not be checked");
+                }
                 Self::unavailable("The credential cannot be checked at the moment; try again.")
             }
         }

@@ -277,6 +277,11 @@ impl Authenticator {
         })
     }
 
+    /// Whether it takes a word of somebody's issuer to find out who sends this header: which may take its time.
+    pub fn asks_an_issuer(authorization: Option<&str>) -> bool {
+        bearer(authorization).is_ok_and(|token| Claimed::of(token).is_some())
+    }
+
     /// Somebody who signs in: with a token of their issuer, and with nothing else.
     pub async fn login(&self, authorization: Option<&str>) -> Result<Login, AuthError> {
         let token = bearer(authorization)?;

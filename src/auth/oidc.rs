@@ -1,6 +1,9 @@
 //! Tokens of one OpenID Connect issuer: discovered when first needed, checked against its published keys.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use jsonwebtoken::{
     Algorithm, DecodingKey, Validation, decode, decode_header,
@@ -9,7 +12,7 @@ use jsonwebtoken::{
 use orgstream_events::UserId;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
-use tokio::sync::RwLock;
+use tokio::{sync::watch, time::timeout};
 
 use orgstream_domain::public_url::is_public_url;
 
@@ -21,9 +24,14 @@ const KEEP: Duration = Duration::from_secs(600);
 const KEEP_UNREACHABLE: Duration = Duration::from_secs(3600);
 /// How soon an unknown key id may make us ask again.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
-/// How soon an issuer that did not answer is asked again: it is not to be called by every request that waits for it.
+/// How soon an issuer that did not answer is asked again: it is not to be called by every request that waits for it. One that
+/// a customer chose is asked after twice as long each time, up to the longest.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
+const TRY_AGAIN_LATEST: Duration = Duration::from_secs(30);
+/// How long an issuer has for all that it is asked.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Requests that wait for one issuer that a customer chose, and that has never answered. Others are told so at once.
+const WAITING: usize = 64;
 /// The longest answer of an issuer, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
 /// How far the issuer's clock and ours may differ, in seconds.
@@ -114,8 +122,17 @@ impl From<Published> for JwkSet {
 #[derive(Default)]
 struct Keys {
     set: Option<(JwkSet, Instant)>,
-    /// When it last failed to answer, and why.
-    failed: Option<(String, Instant)>,
+    /// That it did not answer when it was asked last.
+    failed: Option<Failure>,
+    /// There while it is being asked, for whoever waits for that. It is dropped at the end.
+    asking: Option<watch::Sender<()>>,
+}
+
+struct Failure {
+    reason: String,
+    at: Instant,
+    /// How often in a row.
+    times: u32,
 }
 
 impl Keys {
@@ -125,16 +142,52 @@ impl Keys {
         let key = DecodingKey::from_jwk(set.find(kid)?).map_err(|error| OidcError::Invalid(error.to_string()));
         Some((key, asked.elapsed()))
     }
+
+    /// The same for whoever has waited as long as one may.
+    fn answer(&self, kid: &str) -> Result<DecodingKey, OidcError> {
+        match (self.find(kid), &self.failed) {
+            (Some((key, _)), None) => key,
+            // Keys do not change because nobody can be asked; but neither is an old answer good for ever.
+            (Some((key, age)), Some(_)) if age < KEEP_UNREACHABLE => key,
+            (_, Some(failure)) => Err(OidcError::Unavailable(failure.reason.clone())),
+            (None, None) => Err(OidcError::Invalid(format!("the issuer has no key {kid:?}"))),
+        }
+    }
+
+    fn take_in(&mut self, answer: Result<JwkSet, String>) {
+        match answer {
+            Ok(set) => (self.set, self.failed) = (Some((set, Instant::now())), None),
+            Err(reason) => {
+                let times = self.failed.as_ref().map_or(0, |failure| failure.times).saturating_add(1);
+                self.failed = Some(Failure { reason, at: Instant::now(), times });
+            }
+        }
+    }
 }
 
-/// One issuer that is trusted.
-pub struct Oidc {
+/// Where an issuer says what its keys are.
+struct Source {
     issuer: String,
-    audience: String,
     http: reqwest::Client,
     /// Whether it is a customer's choice, which must not lead into our own network; then whether it may to this machine.
     foreign: Option<bool>,
-    keys: RwLock<Keys>,
+}
+
+/// An issuer that is being asked, until this is dropped.
+struct Asking(Arc<Mutex<Keys>>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).asking = None;
+    }
+}
+
+/// One issuer that is trusted. It is asked once at a time, whoever waits for its answer, and goes on being asked when nobody
+/// waits any more.
+pub struct Oidc {
+    source: Arc<Source>,
+    audience: String,
+    keys: Arc<Mutex<Keys>>,
     /// [`ASK_AGAIN`], but for tests.
     ask_again: Duration,
 }
@@ -154,12 +207,13 @@ impl Oidc {
     fn reached_by(issuer: String, audience: String, foreign: Option<bool>) -> Result<Self, OidcError> {
         let http = outward::client(foreign.unwrap_or(true), TIMEOUT);
         let http = http.map_err(|error| OidcError::Unavailable(error.to_string()))?;
-        Ok(Self { issuer, audience, http, foreign, keys: RwLock::default(), ask_again: ASK_AGAIN })
+        let source = Arc::new(Source { issuer, http, foreign });
+        Ok(Self { source, audience, keys: Arc::default(), ask_again: ASK_AGAIN })
     }
 
     /// What its tokens name as `iss`.
     pub fn issuer(&self) -> &str {
-        &self.issuer
+        &self.source.issuer
     }
 
     /// Who the token is about.
@@ -188,7 +242,7 @@ impl Oidc {
         let kid = header.kid.ok_or_else(|| invalid("its header names no key (kid)".to_owned()))?;
         let key = self.key(&kid).await?;
         let mut validation = Validation::new(header.alg);
-        validation.set_issuer(&[&self.issuer]);
+        validation.set_issuer(&[self.issuer()]);
         validation.set_audience(&[&self.audience]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.validate_nbf = true;
@@ -198,8 +252,8 @@ impl Oidc {
 
     fn login(&self, claims: Claims) -> Login {
         Login {
-            user: UserId::from_login(&self.issuer, &claims.sub),
-            issuer: self.issuer.clone(),
+            user: UserId::from_login(self.issuer(), &claims.sub),
+            issuer: self.issuer().to_owned(),
             subject: claims.sub,
             verified_email: claims.email.clone().filter(|_| claims.email_verified),
             email: claims.email,
@@ -207,33 +261,68 @@ impl Oidc {
         }
     }
 
+    fn keys(&self) -> MutexGuard<'_, Keys> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn key(&self, kid: &str) -> Result<DecodingKey, OidcError> {
-        if let Some((key, age)) = self.keys.read().await.find(kid)
-            && age < KEEP
-        {
-            return key;
-        }
-        let mut held = self.keys.write().await;
-        let may_ask = match (&held.failed, &held.set) {
-            (Some((_, at)), _) => at.elapsed() > TRY_AGAIN,
+        let mut told = {
+            let mut keys = self.keys();
+            if let Some((key, age)) = keys.find(kid)
+                && age < KEEP
+            {
+                return key;
+            }
+            match &keys.asking {
+                Some(asking) if self.is_strange(&keys) && asking.receiver_count() >= WAITING => {
+                    let reason = "the issuer is being asked for its keys, and many wait for that".to_owned();
+                    return Err(OidcError::Unavailable(reason));
+                }
+                Some(asking) => asking.subscribe(),
+                None if self.may_ask(&keys) => self.ask(&mut keys),
+                None => return keys.answer(kid),
+            }
+        };
+        // It says nothing, and is dropped when the answer is there.
+        let _ = told.changed().await;
+        self.keys().answer(kid)
+    }
+
+    /// Whether it is a customer's choice that has never answered.
+    fn is_strange(&self, keys: &Keys) -> bool {
+        self.source.foreign.is_some() && keys.set.is_none()
+    }
+
+    fn may_ask(&self, keys: &Keys) -> bool {
+        match (&keys.failed, &keys.set) {
+            (Some(failure), _) => {
+                let times = if self.source.foreign.is_some() { failure.times } else { 1 };
+                let pause = TRY_AGAIN.saturating_mul(1_u32.checked_shl(times.saturating_sub(1)).unwrap_or(u32::MAX));
+                failure.at.elapsed() > pause.min(TRY_AGAIN_LATEST)
+            }
             (None, Some((_, asked))) => asked.elapsed() > self.ask_again,
             (None, None) => true,
-        };
-        if may_ask {
-            match self.fetch().await {
-                Ok(set) => *held = Keys { set: Some((set, Instant::now())), failed: None },
-                Err(reason) => held.failed = Some((reason, Instant::now())),
-            }
-        }
-        match (held.find(kid), &held.failed) {
-            (Some((key, _)), None) => key,
-            // Keys do not change because nobody can be asked; but neither is an old answer good for ever.
-            (Some((key, age)), Some(_)) if age < KEEP_UNREACHABLE => key,
-            (_, Some((reason, _))) => Err(OidcError::Unavailable(reason.clone())),
-            (None, None) => Err(OidcError::Invalid(format!("the issuer has no key {kid:?}"))),
         }
     }
 
+    /// Begins to ask. Whoever came for the answer may go away: it is for those who come next, too.
+    fn ask(&self, keys: &mut Keys) -> watch::Receiver<()> {
+        let (asking, told) = watch::channel(());
+        keys.asking = Some(asking);
+        let (source, asking) = (Arc::clone(&self.source), Asking(Arc::clone(&self.keys)));
+        tokio::spawn(async move {
+            let answer = timeout(TIMEOUT, source.fetch()).await;
+            let answer = answer.unwrap_or_else(|_| {
+                Err(format!("the issuer does not answer: nothing came within {} seconds", TIMEOUT.as_secs()))
+            });
+            asking.0.lock().unwrap_or_else(PoisonError::into_inner).take_in(answer);
+            drop(asking);
+        });
+        told
+    }
+}
+
+impl Source {
     async fn fetch(&self) -> Result<JwkSet, String> {
         let url = format!("{}/.well-known/openid-configuration", self.issuer.trim_end_matches('/'));
         let found: Discovery = self.get(&url).await?;
@@ -351,11 +440,11 @@ mod tests {
         let discovery = async move || Json(inward);
         let app = Router::new().route("/.well-known/openid-configuration", get(discovery));
         let serving = tokio::spawn(async move { axum::serve(listener, app).await });
-        let asked = Oidc::of_customer(url, "us".to_owned(), true).unwrap().fetch().await;
+        let asked = Oidc::of_customer(url, "us".to_owned(), true).unwrap().source.fetch().await;
         assert!(asked.is_err_and(|error| error.contains("not public: http://169.254.169.254")));
         serving.abort();
         let named = Oidc::of_customer("https://localhost:1".to_owned(), "us".to_owned(), false).unwrap();
-        assert!(named.fetch().await.is_err());
+        assert!(named.source.fetch().await.is_err());
     }
 
     #[tokio::test]
@@ -480,14 +569,58 @@ mod tests {
         let token = key.sign(&fake.url, &json!({}));
         oidc.verify(&token).await.unwrap();
         {
-            let mut keys = oidc.keys.write().await;
-            keys.failed = Some(("away".to_owned(), Instant::now()));
+            let mut keys = oidc.keys();
+            keys.failed = Some(Failure { reason: "away".to_owned(), at: Instant::now(), times: 1 });
             keys.set.as_mut().unwrap().1 -= KEEP;
         }
         oidc.verify(&token).await.unwrap();
         let unknown = oidc.verify(&Key::rsa("r").sign(&fake.url, &json!({}))).await;
         assert!(matches!(unknown, Err(OidcError::Unavailable(_))), "{unknown:?}");
-        oidc.keys.write().await.set.as_mut().unwrap().1 -= KEEP_UNREACHABLE;
+        oidc.keys().set.as_mut().unwrap().1 -= KEEP_UNREACHABLE;
         assert!(matches!(oidc.verify(&token).await, Err(OidcError::Unavailable(_))));
+    }
+
+    #[tokio::test]
+    async fn an_issuer_that_is_silent_is_asked_once_and_few_wait_for_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&connections);
+        let silent = tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                held.push(connection);
+            }
+        });
+        let oidc = Arc::new(Oidc::of_customer(url.clone(), "us".to_owned(), true).unwrap());
+        let token = Key::ec("e").sign(&url, &json!({}));
+        let began = Instant::now();
+        let asked = (0..200).map(|_| {
+            let (oidc, token) = (Arc::clone(&oidc), token.clone());
+            tokio::spawn(async move { (oidc.verify(&token).await.is_err(), began.elapsed()) })
+        });
+        let mut waited = 0;
+        for asked in asked.collect::<Vec<_>>() {
+            let (is_refused, after) = asked.await.unwrap();
+            assert!(is_refused && after < TIMEOUT + TRY_AGAIN, "{after:?}");
+            waited += usize::from(after > TIMEOUT / 2);
+        }
+        assert_eq!((waited, connections.load(Ordering::Relaxed)), (WAITING, 1));
+        // What is known of it by then is that it does not answer, and nobody waits for that again.
+        let began = Instant::now();
+        assert!(matches!(oidc.verify(&token).await, Err(OidcError::Unavailable(_))));
+        assert!(began.elapsed() < TRY_AGAIN);
+        let mut keys = oidc.keys();
+        for times in [1, 2, 4, 8, 16, 30, 30] {
+            let failure = keys.failed.as_mut().unwrap();
+            failure.at = Instant::now().checked_sub(Duration::from_secs(times) - TRY_AGAIN / 2).unwrap();
+            assert!(!oidc.may_ask(&keys), "{times}");
+            keys.failed.as_mut().unwrap().at -= TRY_AGAIN;
+            assert!(oidc.may_ask(&keys), "{times}");
+            keys.take_in(Err("silent".to_owned()));
+        }
+        drop(keys);
+        silent.abort();
     }
 }

@@ -195,7 +195,7 @@ async fn a_session_sends_commands_by_nats_where_it_acts() {
         headers.insert("Authorization", format!("Bearer {session}"));
         let body = create_model("by nats").to_string();
         let answer = client.request_with_headers(subject, headers, body.into()).await.unwrap();
-        let status = answer.headers.as_ref().unwrap().get("Status").unwrap().to_string();
+        let status = answer.headers.as_ref().unwrap().get("Orgstream-Status").unwrap().to_string();
         (status, serde_json::from_slice::<Value>(&answer.payload).unwrap())
     };
     let (status, accepted) = send("cmd.current".to_owned()).await;

@@ -437,7 +437,7 @@ async fn send(client: &Client, org: &str, headers: HeaderMap, name: &str) -> (St
     let body = create(name).to_string();
     let request = client.request_with_headers(format!("cmd.{org}"), headers, body.into());
     let answer = timeout(PATIENCE, request).await.unwrap().unwrap();
-    let status = answer.headers.as_ref().unwrap().get("Status").unwrap().to_string();
+    let status = answer.headers.as_ref().unwrap().get("Orgstream-Status").unwrap().to_string();
     (status, serde_json::from_slice(&answer.payload).unwrap())
 }
 

@@ -191,7 +191,7 @@ impl Writer {
             .payload(serde_json::to_vec(body).unwrap().into())
             .timeout(Some(NATS_TIMEOUT));
         let answer = self.nats.send_request(format!("cmd.{}", self.tenant.id), request).await.ok()?;
-        let status = answer.headers.as_ref()?.get("Status")?.as_str().parse().ok()?;
+        let status = answer.headers.as_ref()?.get("Orgstream-Status")?.as_str().parse().ok()?;
         let body = serde_json::from_slice(&answer.payload).unwrap();
         Some(Answer { status, headers: reqwest::header::HeaderMap::new(), body })
     }

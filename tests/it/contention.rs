@@ -162,7 +162,7 @@ async fn an_answer_that_nats_would_not_let_through_says_how_to_ask_for_it() {
         let body = serde_json::to_vec(&body).unwrap();
         let request = Request::new().headers(headers).payload(body.into()).timeout(Some(PATIENCE));
         let answer = nats.send_request(format!("cmd.{}", tenant.id), request).await.unwrap();
-        let status: u16 = answer.headers.as_ref().unwrap().get("Status").unwrap().as_str().parse().unwrap();
+        let status: u16 = answer.headers.as_ref().unwrap().get("Orgstream-Status").unwrap().as_str().parse().unwrap();
         (status, serde_json::from_slice::<Value>(&answer.payload).unwrap())
     };
     // Every refusal lists all commands there are, twice.

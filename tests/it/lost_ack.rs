@@ -53,7 +53,7 @@ async fn by_nats(nats: &async_nats::Client, tenant: &Tenant, key: &str, command:
     let payload = serde_json::to_vec(command).unwrap().into();
     let request = NatsRequest::new().headers(headers).payload(payload).timeout(Some(PATIENCE));
     let answer = nats.send_request(format!("cmd.{}", tenant.id), request).await.unwrap();
-    let status = answer.headers.unwrap().get("Status").unwrap().as_str().parse().unwrap();
+    let status = answer.headers.unwrap().get("Orgstream-Status").unwrap().as_str().parse().unwrap();
     let body = serde_json::from_slice(&answer.payload).unwrap();
     Answer { status, headers: reqwest::header::HeaderMap::new(), body }
 }

@@ -79,7 +79,7 @@ impl Sent {
                 (name, values[0].as_str().parse().unwrap())
             })
             .collect();
-        let status = headers["status"].to_str().unwrap().parse().unwrap();
+        let status = headers["orgstream-status"].to_str().unwrap().parse().unwrap();
         Answer { status, headers, body: serde_json::from_slice(&answer.payload).unwrap() }
     }
 }

@@ -100,44 +100,52 @@ async fn bodies_by_nats_have_the_room_of_those_by_http_and_are_told_when_there_i
     let serve = vec!["--http-body-mib".to_owned(), "1".to_owned()];
     let cluster = Cluster::start(ClusterOptions { serve, ..ClusterOptions::default() }).await;
     let (tenant, other) = (cluster.tenant("bulky").await, cluster.tenant("beside").await);
+    let third = cluster.tenant("third").await;
     let nats = cluster.producer().await;
-    let send = async |tenant: &crate::cluster::Tenant, key: &str| {
+    let send = async |tenant: &crate::cluster::Tenant, name: String| {
         let mut headers = HeaderMap::new();
         headers.insert("Authorization", format!("Bearer {}", tenant.key));
-        headers.insert("Idempotency-Key", key);
-        let body = serde_json::to_vec(&create("x".to_owned())).unwrap();
+        let body = serde_json::to_vec(&create(name)).unwrap();
         let request = Request::new().headers(headers).payload(body.into()).timeout(Some(PATIENCE));
         let answer = nats.send_request(format!("cmd.{}", tenant.id), request).await.unwrap();
-        let status: u16 = answer.headers.as_ref().unwrap().get("Status").unwrap().as_str().parse().unwrap();
+        let status = answer.headers.as_ref().unwrap().get("Orgstream-Status").unwrap();
+        let status: u16 = status.as_str().parse().unwrap();
         (status, serde_json::from_slice::<Value>(&answer.payload).unwrap())
     };
-    assert_eq!(send(&tenant, "before").await.0, 201);
+    let large = "x".repeat(600 << 10);
+    assert_eq!(send(&third, "before".to_owned()).await.0, 201);
+    assert_ne!(send(&third, large.clone()).await.0, 503);
 
-    // A body of the whole room that does not come to its end.
-    let address = cluster.client.base.strip_prefix("http://").unwrap().to_owned();
-    let mut slow = TcpStream::connect(&address).await.unwrap();
-    let head = format!(
-        "POST {} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
-         content-length: 1048576\r\n\r\n[",
-        tenant.path("commands"),
-        tenant.key
-    );
-    slow.write_all(head.as_bytes()).await.unwrap();
-    let mut tries = 0;
+    // Bodies of nearly the whole room that do not come to their end.
+    let mut slow = Vec::new();
+    for tenant in [&tenant, &other] {
+        let address = cluster.client.base.strip_prefix("http://").unwrap().to_owned();
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        let head = format!(
+            "POST {} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
+             content-length: 1048576\r\n\r\n",
+            tenant.path("commands"),
+            tenant.key
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // What is not read, because there is no room for it, is not sent to its end.
+        slow.push(tokio::spawn(async move {
+            let _ = stream.write_all(&vec![b' '; 900 << 10]).await;
+            std::future::pending::<()>().await;
+        }));
+    }
     let refused = eventually("no room", async || {
-        tries += 1;
-        let (status, answer) = send(&other, &format!("try-{tries}")).await;
-        (status != 201).then_some((status, answer))
+        let (status, answer) = send(&third, large.clone()).await;
+        (status == 503).then_some(answer)
     })
     .await;
-    assert_eq!(
-        (refused.0, &refused.1["code"], &refused.1["retry_after_ms"]),
-        (503, &json!("overloaded"), &json!(1000))
-    );
-    // What finds no room is answered at once, whoever sends it, and there is room again when the other is gone.
-    assert_eq!(send(&tenant, "during").await.0, 503);
-    drop(slow);
-    eventually("room", async || (send(&other, "after").await.0 == 201).then_some(())).await;
+    assert_eq!((&refused["code"], &refused["retry_after_ms"]), (&json!("overloaded"), &json!(1000)));
+    // What is small has room beside them, and there is room for the large when they are gone.
+    assert_eq!(send(&third, "beside".to_owned()).await.0, 201);
+    for slow in slow {
+        slow.abort();
+    }
+    eventually("room", async || (send(&third, large.clone()).await.0 != 503).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

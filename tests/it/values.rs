@@ -91,7 +91,7 @@ async fn send_by_nats(nats: &async_nats::Client, tenant: &Tenant, format: &str, 
     headers.insert("Authorization", format!("Bearer {}", tenant.key));
     let request = Request::new().headers(headers).payload(body.into()).timeout(Some(PATIENCE));
     let answer = nats.send_request(format!("cmd.{}", tenant.id), request).await.unwrap();
-    let status = answer.headers.unwrap().get("Status").unwrap().as_str().parse().unwrap();
+    let status = answer.headers.unwrap().get("Orgstream-Status").unwrap().as_str().parse().unwrap();
     (status, serde_json::from_slice(&answer.payload).unwrap())
 }
 

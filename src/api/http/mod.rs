@@ -157,6 +157,7 @@ pub fn router(app: Arc<App>) -> Router {
         .fallback(kit::middleware::no_route)
         .layer(from_fn(kit::compress::may_shrink))
         .layer(kit::compress::layer())
+        .layer(from_fn(kit::middleware::names_its_host))
         .layer(from_fn(kit::middleware::observe))
         .layer(from_fn_with_state(proxies, kit::proxies::forwarded))
 }

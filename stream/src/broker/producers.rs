@@ -41,6 +41,8 @@ struct File {
 pub struct NatsUser {
     /// The API key that their credentials were made for.
     pub key: KeyPublicId,
+    /// The one organization that they may send commands to.
+    pub org: OrgId,
     /// Where they connect from.
     pub ip: Option<IpAddr>,
 }
@@ -95,7 +97,8 @@ impl Producers {
         // The server ends connections whose credentials have expired; one that is a moment late is not waited for.
         let is_good = acc == self.account && shown.sub == user && (shown.exp == 0 || shown.exp > unix_seconds());
         let key = shown.name.parse().ok().filter(|_| is_good)?;
-        Some(NatsUser { key, ip: host.parse().ok() })
+        let org = shown.nats.tags.iter().find_map(|tag| tag.strip_prefix("org:")?.parse().ok())?;
+        Some(NatsUser { key, org, ip: host.parse().ok() })
     }
 }
 
@@ -122,7 +125,7 @@ mod tests {
         let (ours, theirs) = (producers(), producers());
         let (key, org): (KeyPublicId, OrgId) = ("GBxCK2BwmHM4".parse().unwrap(), OrgId::fresh(1, [1; 10]));
         let creds = ours.issue(&key, org, None, None).unwrap();
-        let user = NatsUser { key: key.clone(), ip: Some("192.0.2.7".parse().unwrap()) };
+        let user = NatsUser { key: key.clone(), org, ip: Some("192.0.2.7".parse().unwrap()) };
         assert_eq!(ours.recognize(&said(&ours.account, &creds)), Some(user));
         assert_eq!(ours.recognize(&said(&theirs.account, &creds)), None, "another account");
         assert_eq!(theirs.recognize(&said(&theirs.account, &creds)), None, "another signature");

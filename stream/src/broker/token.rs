@@ -56,6 +56,15 @@ pub(super) struct Shown {
     pub(super) name: String,
     #[serde(default)]
     pub(super) exp: u64,
+    #[serde(default)]
+    pub(super) nats: ShownNats,
+}
+
+/// The same of NATS' own part.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct ShownNats {
+    #[serde(default)]
+    pub(super) tags: Vec<String>,
 }
 
 /// The claims of a token that `issuer` has signed; none for every other text.

@@ -6,16 +6,15 @@ use std::{
     fmt,
     hash::Hash,
     net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex, PoisonError},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use metrics::counter;
 use orgstream_events::OrgId;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::{sync::Notify, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::app::problem::Problem;
 
@@ -41,9 +40,9 @@ pub struct Limits {
     pub streams_of_org: usize,
     /// Those of one person, key or operator.
     pub streams_of_caller: usize,
-    /// Bytes of request bodies that are being read or carried out. What they become takes up to twenty times as much.
+    /// Bytes of request bodies that have come and are not carried out yet. What they become takes up to twenty times as much.
     pub body_bytes: usize,
-    /// Those of one organization; of everybody without one together.
+    /// Those of one organization, and of one who asks outside of any.
     pub body_bytes_of_org: usize,
 }
 
@@ -95,7 +94,7 @@ impl Bounds {
     /// Nothing is under way yet.
     pub fn new(limits: Limits) -> Self {
         Self {
-            bodies: Arc::new(Bodies::new(limits.body_bytes)),
+            bodies: Arc::new(Bodies::new(&limits)),
             limits,
             connections: Arc::default(),
             addresses: Arc::default(),
@@ -156,58 +155,44 @@ impl Bounds {
         Ok([caller, org, all])
     }
 
-    /// Room for a body of `bytes`, once there is some. Nothing of the body is read before that.
-    pub async fn body(&self, org: Option<OrgId>, bytes: usize) -> Result<Room, Problem> {
-        let own = self.bodies.of(org, self.limits.body_bytes_of_org);
-        let mut room = Room { own: None, all: None, org, bodies: Arc::clone(&self.bodies) };
-        let waited = timeout(BODY_WAIT, own.acquire_many_owned(kib(bytes, self.limits.body_bytes_of_org))).await;
-        let Ok(Ok(permit)) = waited else {
-            refused("bodies_of_org");
-            return Err(Problem::too_many_bodies());
-        };
-        room.own = Some(permit);
-        let all = Arc::clone(&self.bodies.all).acquire_many_owned(kib(bytes, self.limits.body_bytes));
-        let Ok(Ok(permit)) = timeout(BODY_WAIT, all).await else {
-            refused("bodies");
-            return Err(Problem::overloaded());
-        };
-        room.all = Some(permit);
-        Ok(room)
-    }
-}
-
-/// For what comes whole, and is in memory when it is heard of: it waits for nothing.
-impl Bounds {
-    /// Room for a message of `bytes`, if there is any now.
-    pub fn message(&self, bytes: usize) -> Result<Room, Problem> {
-        let all = Arc::clone(&self.bodies.all).try_acquire_many_owned(kib(bytes, self.limits.body_bytes));
-        let all = all.map_err(|_| {
-            refused("bodies");
-            Problem::overloaded()
-        })?;
-        Ok(Room { own: None, all: Some(all), org: None, bodies: Arc::clone(&self.bodies) })
+    /// Room for a body of `whose`, of which nothing has come yet.
+    pub fn body(&self, whose: Whose) -> Room {
+        Room::new(&self.bodies, whose)
     }
 
-    /// The part of `org` in it, once it is known whose it is.
-    pub fn message_of(&self, org: OrgId, bytes: usize) -> Result<Room, Problem> {
-        let most = self.limits.body_bytes_of_org;
-        let mut room = Room { own: None, all: None, org: Some(org), bodies: Arc::clone(&self.bodies) };
-        let own = self.bodies.of(Some(org), most).try_acquire_many_owned(kib(bytes, most));
-        room.own = Some(own.map_err(|_| {
-            refused("bodies_of_org");
-            Problem::too_many_bodies()
-        })?);
-        Ok(room)
+    /// Room for what comes whole and is in memory when it is heard of, if there is any now.
+    pub fn message(&self, whose: Whose, bytes: usize) -> Result<Room, Problem> {
+        let mut room = self.body(whose);
+        match room.take(bytes) {
+            Ok(()) => {
+                room.is_whole();
+                Ok(room)
+            }
+            Err(short) => Err(short.into()),
+        }
     }
-}
-
-/// How much room so many bytes take, of at most `most`.
-fn kib(bytes: usize, most: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(KIB).clamp(1, most / KIB)).unwrap_or(u32::MAX)
 }
 
 fn refused(reason: &'static str) {
     counter!("orgstream_http_refused_total", "reason" => reason).increment(1);
+}
+
+/// Whose room a body takes: everybody has a part of their own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Whose {
+    /// An organization's.
+    Org(OrgId),
+    /// That of somebody who proved who they are, and acts in no organization.
+    Caller(String),
+    /// Of nobody it is known who they are, but where they come from.
+    Network(Option<IpAddr>),
+}
+
+impl Whose {
+    /// Whoever comes from there.
+    pub fn from(address: Option<IpAddr>) -> Self {
+        Self::Network(address.map(network))
+    }
 }
 
 /// Who has an address of IPv6 has a network of them.
@@ -269,20 +254,141 @@ impl fmt::Debug for Slot {
     }
 }
 
+/// The room of bodies. Nobody takes so much of it that less is left than they have themselves. Where there is none left for
+/// somebody all the same, whoever has the most gives some back: of bodies that have not come to their end.
 #[derive(Debug)]
 struct Bodies {
-    all: Arc<Semaphore>,
-    each: Mutex<HashMap<Option<OrgId>, Arc<Semaphore>>>,
+    all: usize,
+    of_one: usize,
+    taken: Mutex<Taken>,
+    freed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    /// What all have, but for the one that is certain.
+    bytes: usize,
+    /// How much of it is about to be given back.
+    leaving: usize,
+    of: HashMap<Whose, Held>,
+    /// The one body for which there is room in any case, so that many that are half here do not wait for each other.
+    certain: Option<u64>,
+    next: u64,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    bytes: usize,
+    /// The one body that may go beyond the part of whose it is, for the same reason.
+    certain: Option<u64>,
+    /// Bodies that are still on their way, with what they have, and how they are told to give it back.
+    coming: HashMap<u64, (usize, CancellationToken)>,
+}
+
+impl Taken {
+    /// Has whoever has the most give some of it back, if that is more than `than`; true when somebody is newly told to.
+    fn make_room(&mut self, needed: usize, than: usize) -> bool {
+        if self.leaving >= needed {
+            return false;
+        }
+        let most = self.of.values_mut().filter(|held| held.bytes > than && !held.coming.is_empty());
+        let Some(held) = most.max_by_key(|held| held.bytes) else { return false };
+        let largest = held.coming.iter().max_by_key(|(_, (bytes, _))| *bytes).map(|(id, _)| *id);
+        let Some((bytes, told)) = largest.and_then(|id| held.coming.remove(&id)) else { return false };
+        self.leaving += bytes;
+        told.cancel();
+        true
+    }
+}
+
+/// What there is not enough of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Short {
+    Own,
+    All,
+}
+
+impl From<Short> for Problem {
+    fn from(short: Short) -> Self {
+        match short {
+            Short::Own => {
+                refused("bodies_of_org");
+                Self::too_many_bodies()
+            }
+            Short::All => {
+                refused("bodies");
+                Self::overloaded()
+            }
+        }
+    }
 }
 
 impl Bodies {
-    fn new(bytes: usize) -> Self {
-        Self { all: Arc::new(Semaphore::new(bytes / KIB)), each: Mutex::default() }
+    fn new(limits: &Limits) -> Self {
+        let (all, of_one) = (limits.body_bytes, limits.body_bytes_of_org);
+        Self { all, of_one, taken: Mutex::default(), freed: Notify::new() }
     }
 
-    fn of(&self, org: Option<OrgId>, bytes: usize) -> Arc<Semaphore> {
-        let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(each.entry(org).or_insert_with(|| Arc::new(Semaphore::new(bytes / KIB))))
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `more` bytes for this room.
+    fn take(&self, room: &Room, more: usize) -> Result<(), Short> {
+        let mut taken = self.taken();
+        let Taken { bytes, of, certain, .. } = &mut *taken;
+        let own = of.entry(room.whose.clone()).or_default();
+        if own.bytes + more > self.of_one && *own.certain.get_or_insert(room.id) != room.id {
+            return Err(Short::Own);
+        }
+        if *certain != Some(room.id) {
+            if own.bytes + more <= self.all.saturating_sub(*bytes + more) {
+                *bytes += more;
+            } else if certain.is_none() {
+                *certain = Some(room.id);
+                *bytes -= room.bytes;
+                own.coming.remove(&room.id);
+            } else {
+                let would_have = own.bytes + more;
+                if own.bytes == 0 && own.certain.is_none() {
+                    of.remove(&room.whose);
+                }
+                let is_told = taken.make_room(more, would_have);
+                drop(taken);
+                if is_told {
+                    // Whoever is to give theirs back may be waiting for more.
+                    self.freed.notify_waiters();
+                }
+                return Err(Short::All);
+            }
+        }
+        own.bytes += more;
+        if *certain != Some(room.id) {
+            own.coming.insert(room.id, (room.bytes + more, room.told.clone()));
+        }
+        Ok(())
+    }
+
+    fn give_back(&self, room: &Room) {
+        let mut taken = self.taken();
+        if taken.certain == Some(room.id) {
+            taken.certain = None;
+        } else {
+            taken.bytes -= room.bytes;
+        }
+        if room.told.is_cancelled() {
+            taken.leaving -= room.bytes;
+        }
+        if let Some(own) = taken.of.get_mut(&room.whose) {
+            own.bytes -= room.bytes;
+            own.certain = own.certain.filter(|certain| *certain != room.id);
+            own.coming.remove(&room.id);
+            if own.bytes == 0 && own.certain.is_none() {
+                taken.of.remove(&room.whose);
+            }
+        }
+        drop(taken);
+        self.freed.notify_waiters();
     }
 }
 
@@ -290,20 +396,71 @@ impl Bodies {
 #[derive(Debug)]
 #[must_use]
 pub struct Room {
-    own: Option<OwnedSemaphorePermit>,
-    all: Option<OwnedSemaphorePermit>,
-    org: Option<OrgId>,
+    id: u64,
+    whose: Whose,
+    bytes: usize,
+    /// Cancelled when it is to be given back.
+    told: CancellationToken,
     bodies: Arc<Bodies>,
+}
+
+impl Room {
+    fn new(bodies: &Arc<Bodies>, whose: Whose) -> Self {
+        let mut taken = bodies.taken();
+        taken.next = taken.next.wrapping_add(1);
+        Self { id: taken.next, whose, bytes: 0, told: CancellationToken::new(), bodies: Arc::clone(bodies) }
+    }
+
+    /// Waits a moment until there is room for a body of which `bytes` are here now.
+    pub async fn hold(&mut self, bytes: usize) -> Result<(), Problem> {
+        let bodies = Arc::clone(&self.bodies);
+        let mut short = Short::Own;
+        let until_held = async {
+            loop {
+                let mut freed = pin!(bodies.freed.notified());
+                freed.as_mut().enable();
+                match self.take(bytes) {
+                    Ok(()) => return Ok(()),
+                    Err(why) if self.told.is_cancelled() => return Err(why),
+                    Err(why) => short = why,
+                }
+                freed.await;
+            }
+        };
+        let held = timeout(BODY_WAIT, until_held).await;
+        held.unwrap_or(Err(short)).map_err(Problem::from)
+    }
+
+    /// Returns, with the reason, when the room of a body that still comes must be given back.
+    pub async fn is_taken_back(&self) -> Problem {
+        self.told.cancelled().await;
+        Short::Own.into()
+    }
+
+    /// The whole body is here.
+    pub fn is_whole(&self) {
+        if let Some(own) = self.bodies.taken().of.get_mut(&self.whose) {
+            own.coming.remove(&self.id);
+        }
+    }
+
+    fn take(&mut self, bytes: usize) -> Result<(), Short> {
+        if self.told.is_cancelled() {
+            return Err(Short::Own);
+        }
+        let whole = bytes.div_ceil(KIB).max(1) * KIB;
+        let more = whole.saturating_sub(self.bytes);
+        if more > 0 {
+            self.bodies.take(self, more)?;
+            self.bytes += more;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        (self.own, self.all) = (None, None);
-        let mut each = self.bodies.each.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever waits for a part of it, or has one, holds it too.
-        if each.get(&self.org).is_some_and(|own| Arc::strong_count(own) == 1) {
-            each.remove(&self.org);
-        }
+        self.bodies.give_back(self);
     }
 }
 
@@ -361,34 +518,116 @@ mod tests {
         let _held = bounds.connection("192.0.2.1".parse().unwrap(), true).unwrap();
     }
 
-    #[test]
-    fn messages_share_the_room_of_bodies_and_wait_for_none() {
-        let limits = Limits { body_bytes: 3 << 20, body_bytes_of_org: 1 << 20, ..Limits::default() };
-        let bounds = Bounds::new(limits);
-        let held = (bounds.message(2 << 20).unwrap(), bounds.message_of(org(1), 1 << 20).unwrap());
-        let refused = bounds.message_of(org(1), 1).map(|_| ()).unwrap_err();
-        assert_eq!((refused.status, refused.code), (429, "concurrency_limit_exceeded"));
-        drop(bounds.message_of(org(2), 1).unwrap());
-        let refused = bounds.message(2 << 20).map(|_| ()).unwrap_err();
-        assert_eq!((refused.status, refused.code), (503, "overloaded"));
-        drop(held);
-        drop(bounds.message(3 << 20).unwrap());
-        assert!(bounds.bodies.each.lock().unwrap().is_empty(), "who has nothing under way is not remembered");
+    fn small() -> Bounds {
+        Bounds::new(Limits { body_bytes: 4 << 20, body_bytes_of_org: 1 << 20, ..Limits::default() })
+    }
+
+    fn held(bounds: &Bounds) -> (usize, usize) {
+        let taken = bounds.bodies.taken();
+        (taken.bytes, taken.of.len())
     }
 
     #[tokio::test(start_paused = true)]
-    async fn bodies_of_one_organization_leave_room_for_those_of_others() {
-        let limits = Limits { body_bytes: 3 << 20, body_bytes_of_org: 1 << 20, ..Limits::default() };
-        let bounds = Bounds::new(limits);
-        let held = bounds.body(Some(org(1)), 1 << 20).await.unwrap();
-        let refused = bounds.body(Some(org(1)), 1).await.unwrap_err();
+    async fn a_body_takes_room_as_it_comes_and_one_of_each_comes_to_its_end() {
+        let bounds = small();
+        let mut rooms: Vec<Room> = (0..50).map(|_| bounds.body(Whose::Org(org(1)))).collect();
+        for room in &mut rooms {
+            room.hold(1).await.unwrap();
+        }
+        assert_eq!(held(&bounds), (50 * KIB, 1), "what did not come takes nothing");
+        let mut first = rooms.pop().unwrap();
+        first.hold(1 << 20).await.unwrap();
+        let refused = rooms.first_mut().unwrap().hold(500 * KIB).await.unwrap_err();
         assert_eq!((refused.status, refused.code), (429, "concurrency_limit_exceeded"));
-        let others = (bounds.body(Some(org(2)), 1 << 20).await.unwrap(), bounds.body(None, 1 << 20).await.unwrap());
-        let refused = bounds.body(Some(org(3)), 1).await.unwrap_err();
+        let second = rooms.pop().unwrap();
+        let waiting = tokio::spawn(async move {
+            let mut second = second;
+            second.hold(500 * KIB).await.map(|()| second)
+        });
+        tokio::task::yield_now().await;
+        drop(first);
+        let second = waiting.await.unwrap().unwrap();
+        drop((second, rooms));
+        assert_eq!(held(&bounds), (0, 0), "who has nothing under way is not remembered");
+    }
+
+    #[test]
+    fn however_many_take_what_they_may_there_is_room_for_the_next() {
+        let bounds = small();
+        let mut rooms: Vec<Room> = Vec::new();
+        let callers = (0..100).flat_map(|number| {
+            let from = Whose::from(Some([192, 0, 2, number].into()));
+            [Whose::Org(org(number)), Whose::Caller(number.to_string()), from]
+        });
+        for whose in callers {
+            let mut room = bounds.body(whose.clone());
+            // Whoever is told to gives back what they have.
+            while room.take(1).is_err() {
+                let before = rooms.len();
+                rooms.retain(|room| !room.told.is_cancelled());
+                assert!(rooms.len() < before, "{whose:?} finds no room: {:?}", held(&bounds));
+            }
+            for size in 2..=1_024 {
+                let _ = room.take(size * KIB);
+            }
+            rooms.push(room);
+        }
+        assert!(held(&bounds).0 <= 4 << 20, "{:?}", held(&bounds));
+        assert!(rooms.len() > 100, "{}", rooms.len());
+        drop(rooms);
+        assert_eq!(held(&bounds), (0, 0));
+    }
+
+    #[test]
+    fn many_bodies_that_are_half_here_do_not_wait_for_each_other() {
+        let bounds = small();
+        let mut rooms: Vec<Room> = (0..12).map(|number| bounds.body(Whose::Org(org(number)))).collect();
+        let mut size = KIB;
+        while rooms.iter_mut().filter_map(|room| room.take(size).ok()).count() > 1 {
+            size += KIB;
+        }
+        rooms.retain(|room| !room.told.is_cancelled());
+        while !rooms.is_empty() {
+            let whole = rooms.iter_mut().position(|room| room.take(1 << 20).is_ok());
+            drop(rooms.remove(whole.expect("one of them to come to its end")));
+        }
+        assert_eq!(held(&bounds), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_whole_is_not_taken_back() {
+        let bounds = small();
+        let (mut whole, mut coming) = (bounds.body(Whose::Org(org(1))), bounds.body(Whose::Org(org(2))));
+        whole.hold(1 << 20).await.unwrap();
+        whole.is_whole();
+        coming.hold(1 << 20).await.unwrap();
+        let (mut third, mut certain) = (bounds.body(Whose::Org(org(3))), bounds.body(Whose::Org(org(4))));
+        third.hold(1 << 20).await.unwrap();
+        third.is_whole();
+        certain.hold(1 << 20).await.unwrap();
+        let mut next = bounds.body(Whose::Org(org(5)));
+        next.hold(512 << 10).await.unwrap();
+        next.is_whole();
+        let mut last = bounds.body(Whose::Org(org(6)));
+        assert_eq!(last.take(300 << 10), Err(Short::All));
+        assert_eq!(coming.is_taken_back().await.code, "concurrency_limit_exceeded");
+        assert!(!whole.told.is_cancelled() && !certain.told.is_cancelled());
+        drop(coming);
+        last.hold(300 << 10).await.unwrap();
+    }
+
+    #[test]
+    fn messages_wait_for_no_room() {
+        let bounds = small();
+        let held = bounds.message(Whose::Org(org(1)), 1 << 20).unwrap();
+        let _certain = bounds.message(Whose::Org(org(1)), 1).unwrap();
+        let refused = bounds.message(Whose::Org(org(1)), 1).unwrap_err();
+        assert_eq!((refused.status, refused.code), (429, "concurrency_limit_exceeded"));
+        let _other = bounds.message(Whose::Org(org(2)), 1 << 20).unwrap();
+        let _certain = bounds.message(Whose::Org(org(3)), 1 << 20).unwrap();
+        let refused = bounds.message(Whose::Org(org(4)), 1 << 20).unwrap_err();
         assert_eq!((refused.status, refused.code), (503, "overloaded"));
-        drop((held, others));
-        // Larger than there may be is as large as there may be: the limit of a body is another one.
-        let _again = bounds.body(Some(org(1)), 9 << 20).await.unwrap();
-        assert!(!bounds.bodies.each.lock().unwrap().contains_key(&Some(org(3))));
+        drop(held);
+        let _again = bounds.message(Whose::Org(org(1)), 1).unwrap();
     }
 }

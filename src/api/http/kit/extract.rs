@@ -1,10 +1,10 @@
 //! What handlers are handed: proof of who asks and in which org, ids, queries and bodies. Whatever is wrong with a
 //! request is said here, before a handler runs.
 
-use std::{fmt::Display, str::FromStr, sync::Arc};
+use std::{fmt::Display, str::FromStr, sync::Arc, time::Duration};
 
 use axum::{
-    body::Bytes,
+    body::{Body as HttpBody, BodyDataStream, Bytes},
     extract::{FromRequest, FromRequestParts, MatchedPath, RawPathParams, Request as HttpRequest},
     http::{HeaderMap, HeaderName, header, request::Parts},
 };
@@ -13,6 +13,7 @@ use orgstream_domain::Command;
 use orgstream_events::{AccessEvent, AuditRead, BreakGlassUsed};
 use orgstream_projections::BoundOrg;
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     active_org, conditional, cookie,
@@ -35,6 +36,12 @@ use crate::{
 /// How much of a body that is too large is still read, so that its sender gets to read the answer.
 const DRAIN: usize = 16 << 20;
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// How fast a body must come, in bytes a second, and for how long it need not. A whole one is then here, or refused, before the
+/// time of its request is over.
+const SLOWEST: usize = 64 << 10;
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Memory that is asked for before any of a body is here, in bytes at most.
+const AT_FIRST: usize = 16 << 10;
 /// Headers that may say again which org is meant.
 const ORG_ASSERTIONS: [HeaderName; 2] = [HeaderName::from_static("x-tenant-id"), HeaderName::from_static("x-org-id")];
 
@@ -93,6 +100,7 @@ impl FromRequestParts<Arc<App>> for SignedIn {
         let principal = app.auth.principal_at(credential.as_deref(), place.as_ref()).await;
         let refused = |error| app.gateway.notes().refused(error, &origin);
         let mut principal = principal.map_err(refused)?;
+        info(parts).came_as(&principal);
         app.auth.keys().admit(&principal, &origin.context).map_err(refused)?;
         if policy_of(parts)?.shape != Shape::Tail {
             info(parts).hold([app.bounds.request_of_caller(&principal.actor().id)?]);
@@ -316,8 +324,8 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
     }
 }
 
-/// The body, not longer than the limit, and what its sender says it is. Nothing of it is read before there is room for it,
-/// which it has until the request is carried out.
+/// The body, not longer than the limit, and what its sender says it is. It takes room as it comes, and has it until the request
+/// is carried out; what it says of its length takes none.
 pub async fn read_body(app: &App, request: HttpRequest) -> Result<(Format, Bytes), Problem> {
     let (parts, body) = request.into_parts();
     let content_type = header_text(&parts.headers, &header::CONTENT_TYPE)?;
@@ -338,20 +346,58 @@ pub async fn read_body(app: &App, request: HttpRequest) -> Result<(Format, Bytes
         return Err(submission::body_too_large());
     }
     let info = info(&parts);
-    info.hold_room(app.bounds.body(info.org(), announced.unwrap_or(MAX_BODY).min(MAX_BODY)).await?);
-    let mut body = body.into_data_stream();
-    let mut bytes = Vec::with_capacity(announced.unwrap_or_default().min(MAX_BODY));
+    let mut room = app.bounds.body(info.whose());
+    let mut coming = Coming::new(body);
+    let mut bytes = Vec::with_capacity(announced.unwrap_or_default().min(AT_FIRST));
     let mut size = 0;
-    while let Some(chunk) = body.next().await {
-        let chunk = chunk.map_err(|error| Problem::bad_request(format!("the body broke off: {error}")))?;
+    loop {
+        let chunk = tokio::select! {
+            chunk = coming.next() => chunk?,
+            refused = room.is_taken_back() => return Err(refused),
+        };
+        let Some(chunk) = chunk else { break };
         size += chunk.len();
         if size <= MAX_BODY {
+            coming.kept_waiting_by(room.hold(size)).await?;
             bytes.extend_from_slice(&chunk);
         } else if size > DRAIN {
             break;
         }
     }
+    room.is_whole();
+    info.hold_room(room);
     if size > MAX_BODY { Err(submission::body_too_large()) } else { Ok((format?, bytes.into())) }
+}
+
+/// A body on its way, which has to come as fast as [`SLOWEST`] says.
+struct Coming {
+    body: BodyDataStream,
+    /// By when more of it must be here.
+    due: Instant,
+}
+
+impl Coming {
+    fn new(body: HttpBody) -> Self {
+        Self { body: body.into_data_stream(), due: Instant::now() + PATIENCE }
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        let Ok(chunk) = timeout_at(self.due, self.body.next()).await else {
+            return Err(Problem::body_too_slow(PATIENCE, SLOWEST));
+        };
+        let chunk = chunk.transpose().map_err(|error| Problem::bad_request(format!("the body broke off: {error}")))?;
+        let came = chunk.as_ref().map_or(0, Bytes::len);
+        self.due += Duration::from_secs_f64(came as f64 / SLOWEST as f64);
+        Ok(chunk)
+    }
+
+    /// Waits for something that is not the sender's to hurry.
+    async fn kept_waiting_by<T>(&mut self, other: impl Future<Output = T>) -> T {
+        let since = Instant::now();
+        let done = other.await;
+        self.due += since.elapsed();
+        done
+    }
 }
 
 /// What all organizations share, for everybody to read.

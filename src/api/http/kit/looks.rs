@@ -10,7 +10,7 @@ use std::{
 use orgstream_events::OrgId;
 use sha2::{Digest, Sha256};
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{MissedTickBehavior, interval},
 };
 
@@ -19,6 +19,9 @@ use crate::auth::{Access, AuthError, Authenticator, authenticator::OrgName};
 /// How often it is looked again. What is known of credentials and rights is up to half a second old, so with this and the way
 /// to the read models it stays within a second.
 pub const CHECK: Duration = Duration::from_millis(250);
+
+/// Looks at the same time, however many credentials there are: they take that much of what reads have, and no more.
+const AT_ONCE: usize = 4;
 
 /// Somebody in an organization, as they were found.
 #[derive(Debug, Clone)]
@@ -51,13 +54,14 @@ type Last = Option<Look>;
 /// The looks that are repeated at the moment: no more than there are answers under way. One per process.
 pub struct Looks {
     auth: Arc<Authenticator>,
+    turns: Semaphore,
     followed: Mutex<HashMap<Whose, watch::Sender<Last>>>,
 }
 
 impl Looks {
     /// Nobody is being answered yet.
     pub fn new(auth: Arc<Authenticator>) -> Arc<Self> {
-        Arc::new(Self { auth, followed: Mutex::default() })
+        Arc::new(Self { auth, turns: Semaphore::new(AT_ONCE), followed: Mutex::default() })
     }
 
     /// What is found of this credential in `org` from now on, for as long as the receiver or another one is kept. The last is
@@ -79,8 +83,10 @@ impl Looks {
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             checks.tick().await;
+            let turn = self.turns.acquire().await;
             let began = Instant::now();
             let look = Look { began, found: self.look(whose.0, &authorization).await };
+            drop(turn);
             // Who comes from here on begins anew: they were let in since.
             let ends = self.forget(&whose, look.is_the_end(), &sender);
             sender.send_replace(Some(look));

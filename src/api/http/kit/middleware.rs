@@ -11,7 +11,7 @@ use std::{
 use axum::{
     body::Body,
     extract::{ConnectInfo, MatchedPath, Request},
-    http::{HeaderValue, StatusCode, Uri, header, request::Parts},
+    http::{HeaderValue, StatusCode, Uri, Version, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -23,15 +23,16 @@ use tokio::time::timeout;
 use tracing::{Instrument, Span, field::Empty};
 
 use super::{
-    bounds::{Room, Slot},
+    bounds::{Room, Slot, Whose},
     compress,
+    extract::invalid_header,
     guard::Guard,
     openapi, policy, reply, server, wait,
 };
 use crate::{
     api::command_body::request_id,
     app::{problem::Problem, submit::Origin},
-    auth::session::ActiveSession,
+    auth::{Principal, session::ActiveSession},
 };
 
 /// How long an answer may take, beside what the caller said it would wait. Streams begin within it and go on beyond.
@@ -54,6 +55,7 @@ struct Known {
     span: Option<Span>,
     org: OnceLock<OrgId>,
     session: OnceLock<ActiveSession>,
+    caller: OnceLock<Whose>,
     guard: OnceLock<Arc<Guard>>,
     held: Mutex<Held>,
 }
@@ -90,6 +92,25 @@ impl RequestInfo {
     /// Notes the session, as it was when the request came.
     pub fn came_with(&self, session: ActiveSession) {
         let _ = self.0.session.set(session);
+    }
+
+    /// Notes who asks.
+    pub fn came_as(&self, principal: &Principal) {
+        let whose = match principal {
+            Principal::Key { org, .. } | Principal::Sso { org, .. } => Whose::Org(*org),
+            Principal::Operator(_) | Principal::User { .. } => Whose::Caller(principal.actor().id),
+        };
+        let _ = self.0.caller.set(whose);
+    }
+
+    /// Whose room the request takes: the organization's that it is about, or of whoever asks.
+    pub fn whose(&self) -> Whose {
+        let address = || self.0.context.ip.as_deref().and_then(|ip| ip.parse().ok());
+        match (self.0.org.get(), self.0.caller.get()) {
+            (Some(org), _) => Whose::Org(*org),
+            (None, Some(caller)) => caller.clone(),
+            (None, None) => Whose::from(address()),
+        }
     }
 
     /// Notes how to ask whether the caller may still be answered.
@@ -149,6 +170,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         span: Some(span.clone()),
         org: OnceLock::new(),
         session: OnceLock::new(),
+        caller: OnceLock::new(),
         guard: OnceLock::new(),
         held: Mutex::default(),
     };
@@ -192,6 +214,19 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         .increment(1);
     histogram!("orgstream_http_request_seconds", "method" => method, "route" => route).record(took);
     response
+}
+
+/// Refuses a request by HTTP/1.1 that does not say, once, which server it is for (RFC 9112, 3.2): programs in between that take
+/// another one for meant would be of two minds.
+pub async fn names_its_host(request: Request, next: Next) -> Response {
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    if request.version() == Version::HTTP_11 && hosts != 1 {
+        let said = if hosts == 0 { "is missing" } else { "must not come twice" };
+        let mut response = invalid_header("Host", said).into_response();
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        return response;
+    }
+    next.run(request).await
 }
 
 /// Refuses query parameters that the documentation of the route does not know: a filter with a typing error in its

@@ -1,0 +1,45 @@
+//! Lines of the log that strangers may cause as often as they like.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// How long nothing is said after something was.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// A line that is written seldom, however often there is a reason, and then says how often there was one.
+#[derive(Debug, Default)]
+pub struct Seldom(Mutex<(Option<Instant>, u64)>);
+
+impl Seldom {
+    /// Nothing was said yet.
+    pub const fn new() -> Self {
+        Self(Mutex::new((None, 0)))
+    }
+
+    /// How often there was a reason since the line was written last, this time included, if it may be written now.
+    pub fn may_say(&self) -> Option<u64> {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        said.1 += 1;
+        if said.0.is_some_and(|at| at.elapsed() < PAUSE) {
+            return None;
+        }
+        said.0 = Some(Instant::now());
+        Some(std::mem::take(&mut said.1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_one_line_with_its_count() {
+        let line = Seldom::new();
+        assert_eq!(line.may_say(), Some(1));
+        assert_eq!((0..1_000).filter_map(|_| line.may_say()).count(), 0);
+        line.0.lock().unwrap().0 = Instant::now().checked_sub(PAUSE);
+        assert_eq!((line.may_say(), line.may_say()), (Some(1_001), None));
+    }
+}
