@@ -75,6 +75,11 @@ impl Lanes {
     }
 }
 
+/// What a request takes until it is answered.
+type Held = (Slot, Room);
+/// A request that is not looked at, and why.
+type Refused = Box<(Message, Problem)>;
+
 /// A request that was heard of.
 struct Heard {
     request: Message,
@@ -94,7 +99,7 @@ impl Door {
     }
 
     /// Takes room for a request, which is in memory already: who finds none is told so at once, so that what waits is bounded.
-    fn hear(&self, request: Message) -> Result<(Heard, (Slot, Room)), (Message, Problem)> {
+    fn hear(&self, request: Message) -> Result<(Heard, Held), Refused> {
         let user = self.user(&request);
         // Who is asked for is no proof of who asks; but where nats-server vouches for nobody, there is nothing else.
         let (whose, caller) = match &user {
@@ -106,7 +111,7 @@ impl Door {
         let held = held.and_then(|slot| Ok((slot, self.bounds.message(whose.clone(), bytes)?)));
         match held {
             Ok(held) => Ok((Heard { request, user, whose }, held)),
-            Err(problem) => Err((request, problem)),
+            Err(problem) => Err(Box::new((request, problem))),
         }
     }
 
@@ -145,7 +150,10 @@ pub async fn serve(client: Client, door: Door, stop: CancellationToken) -> anyho
                     drop(held);
                 });
             }
-            Err((request, problem)) => turn_away(&client, request, problem).await,
+            Err(refused) => {
+                let (request, problem) = *refused;
+                turn_away(&client, request, problem).await;
+            }
         }
     }
     while under_way.join_next().await.is_some() {}

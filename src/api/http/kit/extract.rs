@@ -353,12 +353,18 @@ pub async fn read_body(app: &App, request: HttpRequest) -> Result<(Format, Bytes
     loop {
         let chunk = tokio::select! {
             chunk = coming.next() => chunk?,
-            refused = room.is_taken_back() => return Err(refused),
+            refused = room.is_taken_back() => {
+                drop((room, bytes));
+                return Err(coming.read_away(size, refused).await);
+            }
         };
         let Some(chunk) = chunk else { break };
         size += chunk.len();
         if size <= MAX_BODY {
-            coming.kept_waiting_by(room.hold(size)).await?;
+            if let Err(refused) = coming.kept_waiting_by(room.hold(size)).await {
+                drop((room, bytes));
+                return Err(coming.read_away(size, refused).await);
+            }
             bytes.extend_from_slice(&chunk);
         } else if size > DRAIN {
             break;
@@ -389,6 +395,16 @@ impl Coming {
         let came = chunk.as_ref().map_or(0, Bytes::len);
         self.due += Duration::from_secs_f64(came as f64 / SLOWEST as f64);
         Ok(chunk)
+    }
+
+    /// Reads the rest away, of a body of which `size` bytes came, so that its sender gets to read why it was refused.
+    async fn read_away(&mut self, mut size: usize, refused: Problem) -> Problem {
+        while size <= DRAIN
+            && let Ok(Some(chunk)) = self.next().await
+        {
+            size += chunk.len();
+        }
+        refused
     }
 
     /// Waits for something that is not the sender's to hurry.
