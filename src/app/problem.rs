@@ -222,7 +222,7 @@ impl From<Rejection> for Problem {
 
 impl From<OverLimit> for Problem {
     fn from(over: OverLimit) -> Self {
-        let (code, title, detail) = match over.limit {
+        let problem = match over.limit {
             Limit::Commands(CommandRate { per_second, burst, by }) => {
                 let whose = match by {
                     LimitedBy::Organization => "this organization",
@@ -233,24 +233,24 @@ impl From<OverLimit> for Problem {
                     "Not tried: {whose} may send {per_second} {commands} a second, and {burst} at once after a pause. \
                      Send it again later, with the same idempotency key, or ask the platform's operator for a higher limit."
                 );
-                ("rate_limit_exceeded", "Too many commands", detail)
+                Self::new(429, "rate_limit_exceeded", "Too many commands", detail)
             }
             Limit::Invitations(hourly) => {
                 let detail = format!(
                     "Not tried: an organization sends {hourly} invitations an hour. Send it again later, or ask the \
                      platform's operator for more (--invitations-per-hour)"
                 );
-                ("invitation_limit_exceeded", "Too many invitations", detail)
+                Self::new(429, "invitation_limit_exceeded", "Too many invitations", detail)
             }
             Limit::Organizations(hourly) => {
                 let detail = format!(
                     "Not tried: one person makes {hourly} organizations an hour. Try again later, or ask the platform's \
                      operator for more (--organizations-per-hour)"
                 );
-                ("organization_limit_exceeded", "Too many organizations", detail)
+                Self::new(429, "organization_limit_exceeded", "Too many organizations", detail)
             }
         };
-        Self { retry_after: Some(over.retry_after), ..Self::new(429, code, title, detail) }
+        Self { retry_after: Some(over.retry_after), ..problem }
     }
 }
 

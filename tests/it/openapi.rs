@@ -126,7 +126,9 @@ fn codes_in_use() -> BTreeSet<(String, u16)> {
     }
 
     let mut texts = Vec::new();
-    files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut texts);
+    for folder in ["src", "domain/src"] {
+        files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut texts);
+    }
     let mut found = BTreeSet::new();
     for text in &texts {
         let text = text.split("#[cfg(test)]").next().unwrap();

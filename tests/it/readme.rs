@@ -322,7 +322,8 @@ fn every_command_is_in_the_table() {
         let below: Vec<_> = command.get_subcommands().map(|below| format!("`{name} {}`", below.get_name())).collect();
         let names = if below.is_empty() { vec![format!("`{name}`")] } else { below };
         for name in names {
-            assert!(table.contains(&name), "{name} is missing");
+            // The benchmarks are a program of their own, with a row for some of them at a time.
+            assert!(table.contains(&name) || (name == "`bench`" && table.contains("`bench ")), "{name} is missing");
         }
     }
 }
