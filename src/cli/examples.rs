@@ -89,8 +89,8 @@ orgstream limits --org acme --as-plan",
     ("usage", "orgstream usage --org acme"),
     (
         "rebuild",
-        "orgstream rebuild --org acme          # beside what is shown, then in its place
-orgstream rebuild --org acme --verify # compare, and show nothing
+        "orgstream rebuild --org org_01h455vb4pex5vsknk084sn02q # beside what is shown, then in its place
+orgstream rebuild --org org_01h455vb4pex5vsknk084sn02q --verify # compare, and show nothing
 orgstream rebuild --all --detach      # every organization; look at it by `orgstream rebuild status`",
     ),
     ("completions", "orgstream completions bash > ~/.local/share/bash-completion/completions/orgstream"),
