@@ -125,9 +125,11 @@ impl Aggregate for Parking {
 
     fn apply(&mut self, event: &ParkingEvent) {
         match event {
-            ParkingEvent::Retried(_) | ParkingEvent::Skipped(_) => {}
-            // Marks of the audit log, which no stream has.
-            ParkingEvent::Parked(_) | ParkingEvent::Settled(_) => {}
+            // The last two are marks of the audit log, which no stream has.
+            ParkingEvent::Retried(_)
+            | ParkingEvent::Skipped(_)
+            | ParkingEvent::Parked(_)
+            | ParkingEvent::Settled(_) => {}
         }
     }
 

@@ -74,7 +74,7 @@ pub(crate) struct Compared {
     /// What is worth knowing and is no difference: messages that are in no account, and why.
     pub(crate) notes: Vec<String>,
     /// What was compared with nothing.
-    pub(crate) not_compared: Vec<String>,
+    pub(crate) left_out: Vec<String>,
 }
 
 /// What was found so far.
@@ -143,9 +143,9 @@ pub(crate) async fn compare(log: &Log, db: &Database, org: OrgId, patience: Dura
     tables.found.iter().for_each(|drift| found.differs(in_words(drift)));
     let told = |head: TreeHead| (head.size, head.root.to_string());
     let signed = checked.newest.map(|newest| newest.head.size);
-    let mut not_compared = vec![BESIDE_THE_EVENTS.to_owned(), OTHER_VERSIONS.to_owned()];
+    let mut left_out = vec![BESIDE_THE_EVENTS.to_owned(), OTHER_VERSIONS.to_owned()];
     if checked.keys_of == KeysOf::Database {
-        not_compared.push(NO_PIN.to_owned());
+        left_out.push(NO_PIN.to_owned());
     }
     Ok(Compared {
         ends: now,
@@ -160,7 +160,7 @@ pub(crate) async fn compare(log: &Log, db: &Database, org: OrgId, patience: Dura
         differences: found.differences,
         more: found.more,
         notes: found.notes,
-        not_compared,
+        left_out,
     })
 }
 

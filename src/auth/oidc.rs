@@ -614,7 +614,7 @@ mod tests {
         let mut keys = oidc.keys();
         for times in [1, 2, 4, 8, 16, 30, 30] {
             let failure = keys.failed.as_mut().unwrap();
-            failure.at = Instant::now().checked_sub(Duration::from_secs(times) - TRY_AGAIN / 2).unwrap();
+            failure.at = Instant::now().checked_sub(Duration::from_secs(times).saturating_sub(TRY_AGAIN / 2)).unwrap();
             assert!(!oidc.may_ask(&keys), "{times}");
             keys.failed.as_mut().unwrap().at -= TRY_AGAIN;
             assert!(oidc.may_ask(&keys), "{times}");

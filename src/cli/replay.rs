@@ -111,7 +111,7 @@ fn in_words(compared: &Compared) -> String {
         lines.push(format!("! and {} more", compared.more));
     }
     lines.extend(compared.notes.iter().map(|note| format!("note: {note}")));
-    lines.extend(compared.not_compared.iter().map(|what| format!("not compared: {what}")));
+    lines.extend(compared.left_out.iter().map(|what| format!("not compared: {what}")));
     if compared.differences.is_empty() {
         lines.push(match (unsigned, stream.0) {
             _ if !given_up.is_empty() => {

@@ -162,15 +162,15 @@ async fn a_plan_has_a_limit_and_a_publisher_goes_on_at_that_pace() {
     let shown = cluster.cli(&usual.key, &["usage"]).await.success();
     assert!(shown.stdout.contains("as many as it likes"), "{shown:?}");
 
-    let lines: String = (0..650).map(|number| format!("{}\n", create(number.to_string()))).collect();
+    let lines: String = (0..900).map(|number| format!("{}\n", create(number.to_string()))).collect();
     let file = cluster.dir().join("commands.ndjson");
     std::fs::write(&file, lines).unwrap();
     let publish = ["publish", file.to_str().unwrap(), "--json"];
     let paced = cluster.cli(&trial.key, &publish).await.success();
-    assert_eq!((&paced.json()["accepted"], &paced.json()["refused"]), (&json!(650), &json!(0)), "{paced:?}");
+    assert_eq!((&paced.json()["accepted"], &paced.json()["refused"]), (&json!(900), &json!(0)), "{paced:?}");
     assert_eq!(paced.stderr.matches("going on at that pace").count(), 1, "{paced:?}");
     let free = cluster.cli(&usual.key, &publish).await.success();
-    assert!(free.json()["accepted"] == 650 && !free.stderr.contains("pace"), "{free:?}");
+    assert!(free.json()["accepted"] == 900 && !free.stderr.contains("pace"), "{free:?}");
 
     // By its own limits, and by those of its plan again.
     let limits =

@@ -40,7 +40,10 @@ impl Reading {
     async fn rest(mut self) -> (Vec<u8>, bool) {
         let mut bytes = Vec::new();
         loop {
-            match timeout(Duration::from_secs(20), self.answer.chunk()).await.expect("it goes on and on") {
+            match timeout(Duration::from_secs(20), self.answer.chunk())
+                .await
+                .unwrap_or_else(|_| panic!("{} goes on and on", self.path))
+            {
                 Ok(Some(chunk)) => bytes.extend_from_slice(&chunk),
                 Ok(None) => return (bytes, true),
                 Err(_) => return (bytes, false),

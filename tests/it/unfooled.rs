@@ -38,6 +38,8 @@ async fn all(database: &mut PgConnection, org: OrgId, statements: &[&str]) {
     }
 }
 
+const BACK: &str = "UPDATE ops.checkpoints SET seq = 0 WHERE org_id = $1 AND active";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_stream_says_where_it_ends_and_no_checkpoint_does() {
     let mut audited = Auditing::start_unwitnessed().await;
@@ -54,7 +56,6 @@ async fn the_stream_says_where_it_ends_and_no_checkpoint_does() {
         assert!(said.stdout.contains(what), "{said:?}");
     }
 
-    const BACK: &str = "UPDATE ops.checkpoints SET seq = 0 WHERE org_id = $1 AND active";
     let forgeries: [(&[&str], &[&str]); 6] = [
         // Nothing is left of the audit log, and the checkpoints say that nothing ever was there.
         (

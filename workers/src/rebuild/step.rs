@@ -107,7 +107,9 @@ async fn build(
             )));
         }
         // Nothing is shown, or compared, that is made of other events than were signed.
-        is_as_appended(db, org, memory.checking.take()).await?;
+        if !is_as_appended(db, org, memory.checking.take()).await? {
+            return Ok(StepOutcome::Waits(memory));
+        }
         rebuild.state = match rebuild.job {
             RebuildJob::Verify => RebuildState::Comparing,
             RebuildJob::Build | RebuildJob::RollBack | RebuildJob::Drop => {
@@ -120,8 +122,9 @@ async fn build(
 }
 
 /// Goes to the end of the check, and fails unless the audit log is what was appended to it, as far as that can be told: by the
-/// hashes of its events, its tree, and the heads of it that were signed.
-async fn is_as_appended(db: &Database, org: BoundOrg, checking: Option<Box<LogChecking>>) -> Result<(), StepError> {
+/// hashes of its events, its tree, and the heads of it that were signed. False while none was signed yet with the key that was
+/// given: the signing process comes by within seconds.
+async fn is_as_appended(db: &Database, org: BoundOrg, checking: Option<Box<LogChecking>>) -> Result<bool, StepError> {
     let (mut checking, mut view) = (checking.unwrap_or_default(), db.read(org).await?);
     while !checking.go_on(&mut view, GAP).await? {}
     let checked = checking.finish(&mut view).await?;
@@ -132,14 +135,7 @@ async fn is_as_appended(db: &Database, org: BoundOrg, checking: Option<Box<LogCh
              `orgstream replay --verify`, which compares all of it with the stream"
         )));
     }
-    if checked.keys_of == KeysOf::Pinned && checked.newest.is_none() {
-        return Err(StepError::Hindered(
-            "no head of the audit log is signed, so nothing says that it is what was appended to it: wait until `orgstream \
-             sign` has signed one, and ask again"
-                .to_owned(),
-        ));
-    }
-    Ok(())
+    Ok(checked.keys_of != KeysOf::Pinned || checked.newest.is_some())
 }
 
 /// Applies commits after those that the version has, up to `upto`: as many as have about `size` events. How many events

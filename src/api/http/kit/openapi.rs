@@ -239,7 +239,7 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
     }
     if has_body {
         // A report of leaked keys is signed by somebody, or refused.
-        errors.extend(["403", "413", "415"]);
+        errors.extend(["403", "408", "413", "415"]);
     }
     let reference = |section: &str, name: &str| json!({"$ref": format!("#/components/{section}/{name}")});
     parameters.extend(names.into_iter().map(|name| reference("parameters", name)));
@@ -388,11 +388,12 @@ fn headers() -> Value {
 }
 
 /// What statuses mean, for those that come as a problem. Their codes follow from the table of codes.
-const PROBLEMS: [(u16, &str); 12] = [
+const PROBLEMS: [(u16, &str); 13] = [
     (400, "It cannot be read"),
     (401, "No valid credential"),
     (403, "Not for this caller"),
     (404, "Not here, or not for this caller"),
+    (408, "Not in time"),
     (409, "Not now, or a rule of the thing itself"),
     (412, "Changed in the meantime"),
     (413, "Over a limit"),
