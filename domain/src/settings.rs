@@ -10,8 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::{
-    About, CommandSpec, Declared, Permission, Requires, Scope, grants::Grant, openapi,
-    public_url::is_public_url as is_outside, text::Faults,
+    About, CommandSpec, Declared, Permission, Requires, Scope, grants::Grant, openapi, public_url::is_public_url,
+    text::Faults,
 };
 
 /// The most entries of custom metadata, and the longest key and value in characters.
@@ -195,7 +195,7 @@ impl ChangeSettings {
             branding.check(faults);
         }
         if let Patch::Set(url) = &self.audit_webhook
-            && !is_outside(url, local)
+            && !is_public_url(url, local)
         {
             let rule = "must be an https address with a public host name, of at most 255 characters, or null";
             faults.add("/audit_webhook", "url", rule);

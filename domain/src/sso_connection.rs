@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use crate::{
     About, Aggregate, CommandSpec, Declared, Facts, FieldError, Permission, Rejection, RejectionKind, Requires, Scope,
-    grants::Grant, public_url::is_public_url as is_outside, text::Faults,
+    grants::Grant, public_url::is_public_url, text::Faults,
 };
 
 /// The most connections of an organization.
@@ -224,7 +224,7 @@ impl Aggregate for Connections {
                 if audience.chars().any(char::is_control) {
                     faults.add("/audience", "control_character", "must not contain control characters");
                 }
-                if issuer.contains('?') || !is_outside(&issuer, local) {
+                if issuer.contains('?') || !is_public_url(&issuer, local) {
                     let rule = "must be an https address with a public host name, without query or user, as the tokens have it";
                     faults.add("/issuer", "url", rule);
                 }

@@ -5,8 +5,12 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use crate::client::session::{StoredSession, session_file};
-use crate::{client::Api, dev::demo::DemoFile, terminal::out::note};
+use crate::{
+    client::Api,
+    client::session::{StoredSession, session_file},
+    dev::demo::DemoFile,
+    terminal::out::note,
+};
 
 /// Sign in as a person, and keep the session for the other commands.
 ///

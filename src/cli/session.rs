@@ -5,9 +5,9 @@ use orgstream_events::CURRENT_ORG;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::client::session::StoredSession;
 use crate::{
     client::Api,
+    client::session::StoredSession,
     config::ClientArgs,
     terminal::{
         out::{note, say},

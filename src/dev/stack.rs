@@ -21,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::issuer::DevIssuer;
-use crate::auth::approval::GlassApproval;
 use crate::{
     app::submit::Gateway,
     audit::{
@@ -29,6 +28,7 @@ use crate::{
         signer::{Pace, Signer},
     },
     auth::Authenticator,
+    auth::approval::GlassApproval,
     config::{DatabaseArgs, IdentityArgs, MailArgs, NatsArgs, SecretArgs},
     process as node,
 };

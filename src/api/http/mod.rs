@@ -29,9 +29,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::auth::approval::GlassApproval;
 use crate::{
     app::submit::Gateway,
+    auth::approval::GlassApproval,
     auth::{Authenticator, leaks::LeakReporters},
     jobs::audit_webhook::WebhookKeys,
     secret::Secret,

@@ -8,7 +8,6 @@ use orgstream_projections::audit::{self, AuditEntry, AuditFilter};
 use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
-use crate::app::event_view::{EventSchema, shown};
 use crate::{
     api::http::{
         App,
@@ -18,6 +17,7 @@ use crate::{
             wait::{AuditLog, OrgView},
         },
     },
+    app::event_view::{EventSchema, shown},
     app::problem::Problem,
 };
 

@@ -21,7 +21,6 @@ use tokio::{sync::watch, time::sleep};
 use utoipa::IntoParams;
 
 use super::feed::{Newest, Window};
-use crate::app::event_view::EventSchema;
 use crate::{
     api::http::{
         App,
@@ -32,6 +31,7 @@ use crate::{
         },
         org::tail::{Counted, KEEP_ALIVE, LAST_EVENT_ID, RETRY},
     },
+    app::event_view::EventSchema,
     app::problem::Problem,
 };
 

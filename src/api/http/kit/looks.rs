@@ -17,7 +17,7 @@ use tokio::{
 use crate::auth::{Access, AuthError, Authenticator, authenticator::OrgName};
 
 /// How often it is looked again. What is known of credentials and rights is up to half a second old, so with this and the way
-/// to the read models it stays within a second.
+/// to the read models it stays within a second, where the organization has no backlog there.
 pub const CHECK: Duration = Duration::from_millis(250);
 
 /// Looks at the same time, however many credentials there are: they take that much of what reads have, and no more.

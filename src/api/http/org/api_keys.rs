@@ -9,7 +9,6 @@ use orgstream_projections::api_keys::{self, ApiKey, PreviousToken};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::app::event_view::ActorView;
 use crate::{
     api::http::{
         App,
@@ -20,6 +19,7 @@ use crate::{
             wait::{OrgView, ReadModels},
         },
     },
+    app::event_view::ActorView,
     app::{problem::Problem, submit::AcceptedCommand},
 };
 

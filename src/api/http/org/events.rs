@@ -16,7 +16,6 @@ use orgstream_projections::{BoundOrg, Database, audit as log};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::app::event_view::EventSchema;
 use crate::{
     api::http::{
         App,
@@ -27,6 +26,7 @@ use crate::{
             wait::{AuditLog, OrgView},
         },
     },
+    app::event_view::EventSchema,
     app::problem::Problem,
 };
 

@@ -15,7 +15,6 @@ use orgstream_projections::invitations::{self, Invitation, InvitationStatus};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::app::event_view::ActorView;
 use crate::{
     api::http::{
         App,
@@ -26,6 +25,7 @@ use crate::{
             wait::{OrgView, ReadModels},
         },
     },
+    app::event_view::ActorView,
     app::{problem::Problem, submit::AcceptedCommand},
 };
 

@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
-use crate::app::event_view::ActorView;
 use crate::{
     api::http::{
         App,
@@ -22,6 +21,7 @@ use crate::{
         },
         platform::kinds,
     },
+    app::event_view::ActorView,
     app::{problem::Problem, submit::AcceptedCommand},
 };
 

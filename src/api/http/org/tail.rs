@@ -23,7 +23,6 @@ use serde_json::json;
 use utoipa::IntoParams;
 
 use super::events::after;
-use crate::app::event_view::{EventSchema, shown_to};
 use crate::{
     api::http::{
         App,
@@ -33,6 +32,7 @@ use crate::{
             guard::{Guard, closed},
         },
     },
+    app::event_view::{EventSchema, shown_to},
     app::problem::Problem,
     auth::Access,
 };

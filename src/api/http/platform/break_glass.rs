@@ -20,7 +20,6 @@ use orgstream_projections::break_glass;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::auth::approval::GlassApproval;
 use crate::{
     api::http::{
         App,
@@ -30,6 +29,7 @@ use crate::{
         },
     },
     app::{problem::Problem, submit::Origin},
+    auth::approval::GlassApproval,
     auth::{Access, Operator, Principal, approval::Approval as Consent},
     clock::now,
 };
