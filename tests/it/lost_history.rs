@@ -71,6 +71,16 @@ async fn until_refused(cluster: &Cluster, tenant: &Tenant, what: &str) {
     .await;
 }
 
+/// Everybody is told through the database, once a second.
+async fn until_written_down(database: &mut PgConnection, stream: StreamName) {
+    eventually("the loss to be written down", async || {
+        let lost =
+            sqlx::query_scalar("SELECT lost IS NOT NULL FROM ops.histories WHERE stream = $1").bind(stream.to_string());
+        lost.fetch_one(&mut *database).await.unwrap_or(false).then_some(())
+    })
+    .await;
+}
+
 async fn until_it_says_so(program: &Program) {
     eventually(&format!("{} to say that the log lost data", program.name), async || {
         let (status, body) = program.readiness().await?;
@@ -225,6 +235,7 @@ async fn a_better_copy_can_be_brought_back_and_what_nobody_has_can_be_given_up()
 
     bring_back(&mut cluster, "older").await;
     until_refused(&cluster, &tenant, "after").await;
+    until_written_down(&mut database, stream).await;
     stop(&mut cluster).await;
     bring_back(&mut cluster, "better").await;
     let accepted = history(&cluster, &["accept", &name]).await.success();
@@ -239,6 +250,7 @@ async fn a_better_copy_can_be_brought_back_and_what_nobody_has_can_be_given_up()
 
     bring_back(&mut cluster, "older").await;
     until_refused(&cluster, &tenant, "after").await;
+    until_written_down(&mut database, stream).await;
     stop(&mut cluster).await;
     let given_up = history(&cluster, &["accept", &name, "--lossy"]).await.success();
     for seq in lost.iter().chain(&more) {
