@@ -197,6 +197,7 @@ pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<
         actor: Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None },
         role: Role::Owner,
         scopes: Scopes::ALL,
+        proof: None,
         creator: None,
         context: orgstream_events::Context::default(),
         request_id: None,
@@ -315,7 +316,7 @@ impl Api {
         let leak_reporters =
             secrets.leak_reporter_keys.as_deref().map(LeakReporters::load).transpose()?.unwrap_or_default();
         let operators = identity.operators(secrets.platform_token.as_ref().map(Secret::reveal))?;
-        let auth = Authenticator::new(db.clone(), pepper.clone(), operators, issuers, identity.lifetime());
+        let auth = Authenticator::new(db.clone(), log.clone(), pepper.clone(), operators, issuers, identity.lifetime());
         let auth = Arc::new(if outside.local_issuers { auth.with_local_issuers() } else { auth });
         let sender = outside.mail.map(|mailer| Sender::new(db.clone(), mailer, pepper.clone()));
         let webhook_keys = WebhookKeys::new(pepper.clone());
@@ -329,7 +330,8 @@ impl Api {
         let (peers, known_peers) = watch::channel(NonZeroU32::MIN);
         let quotas = Quotas::new(identity.hourly(), known_peers.clone());
         let admission = Admission::new(rates, known_peers);
-        let gateway = Gateway::new(handler, db.clone(), notes, admission, quotas, identity.public_plan.clone());
+        let plan = identity.public_plan.clone();
+        let gateway = Gateway::new(handler, Arc::clone(&auth), db.clone(), notes, admission, quotas, plan);
         let gateway = Arc::new(gateway);
         let app = http::App::new(http::Parts {
             gateway: Arc::clone(&gateway),

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use orgstream_events::{
     ActorType, AggregateId, AggregateType, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, Event, Fingerprint,
-    KeyEnvironment, KeyId, KeyPublicId, OrgId, Role, Timestamp,
+    KeyEnvironment, KeyId, KeyPublicId, MemberId, OrgId, Role, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -26,6 +26,10 @@ pub struct ApiKey {
     expires_at: Option<Timestamp>,
     revoked: bool,
     issued_by: Option<(ActorType, String)>,
+    /// The token that goes on as long as the key.
+    current: Option<KeyPublicId>,
+    /// The one before, and when it ends.
+    previous: Option<(KeyPublicId, Timestamp)>,
 }
 
 impl ApiKey {
@@ -37,6 +41,29 @@ impl ApiKey {
     /// Who issued it.
     pub fn issued_by(&self) -> Option<&(ActorType, String)> {
         self.issued_by.as_ref()
+    }
+
+    /// The member on whose word it is: who issued it, or who issued the key that did, and so on.
+    pub fn creator(&self) -> Option<MemberId> {
+        match &self.issued_by {
+            Some((ActorType::Member, id)) => id.parse().ok(),
+            _ => self.issued.as_ref().and_then(|issued| issued.creator),
+        }
+    }
+
+    /// When the key ends by itself.
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        self.expires_at
+    }
+
+    /// Until when a token of it counts: until a time, or as long as the key. One that is neither the last nor the one before
+    /// counts no more.
+    pub fn token_ends_at(&self, public_id: &KeyPublicId) -> Option<Timestamp> {
+        if self.current.as_ref() == Some(public_id) {
+            return None;
+        }
+        let previous = self.previous.as_ref().filter(|(previous, _)| previous == public_id);
+        Some(previous.map_or(Timestamp::from_unix_ms(0), |(_, ends_at)| *ends_at))
     }
 
     /// Whether somebody ended it.
@@ -56,6 +83,8 @@ pub enum ApiKeyCommand {
         token: TokenParts,
         /// What it may do where nothing is said of that: what the caller may, if that is not everything.
         inherited: Option<Vec<String>>,
+        /// The member on whose word a key issues it.
+        creator: Option<MemberId>,
         /// The longest life that the organization allows, in days.
         max_days: Option<u32>,
     },
@@ -217,7 +246,7 @@ impl Declared for RevokeApiKey {
     }
 
     fn grants(&self) -> Vec<Grant> {
-        Vec::new()
+        vec![Grant::KeyEnded(self.id)]
     }
 }
 
@@ -231,9 +260,14 @@ impl Aggregate for ApiKey {
         match event {
             ApiKeyEvent::Issued(event) => {
                 self.expires_at = event.expires_at;
+                self.current = Some(event.public_id.clone());
                 self.issued = Some(event.clone());
             }
-            ApiKeyEvent::Rotated(event) => self.expires_at = event.expires_at,
+            ApiKeyEvent::Rotated(event) => {
+                self.expires_at = event.expires_at;
+                let before = self.current.replace(event.public_id.clone());
+                self.previous = before.map(|before| (before, event.previous_ends_at));
+            }
             ApiKeyEvent::Revoked(_) => self.revoked = true,
         }
     }
@@ -247,7 +281,7 @@ impl Aggregate for ApiKey {
 
     fn decide(&self, command: ApiKeyCommand, facts: &Facts) -> Result<Vec<ApiKeyEvent>, ApiKeyError> {
         match command {
-            ApiKeyCommand::Issue { command, token, inherited, max_days } => {
+            ApiKeyCommand::Issue { command, token, inherited, creator, max_days } => {
                 if self.issued.is_some() {
                     return Err(ApiKeyError::AlreadyExists);
                 }
@@ -272,6 +306,7 @@ impl Aggregate for ApiKey {
                     expires_at,
                     scopes,
                     allowed_ips,
+                    creator,
                 })])
             }
             ApiKeyCommand::Rotate { command, token, max_days } => {
@@ -427,6 +462,7 @@ impl From<ApiKeyError> for Rejection {
 
 #[cfg(test)]
 mod tests {
+    use orgstream_events::Actor;
     use serde_json::json;
 
     use super::*;
@@ -443,7 +479,7 @@ mod tests {
             json[name] = value.clone();
         }
         let command = serde_json::from_value(json).unwrap();
-        ApiKeyCommand::Issue { command, token: token(), inherited: None, max_days }
+        ApiKeyCommand::Issue { command, token: token(), inherited: None, creator: None, max_days }
     }
 
     fn issued(expires_at: Option<Timestamp>) -> ApiKeyEvent {
@@ -459,6 +495,7 @@ mod tests {
             expires_at,
             scopes: None,
             allowed_ips: Vec::new(),
+            creator: None,
         })
     }
 
@@ -563,11 +600,48 @@ mod tests {
         let ApiKeyCommand::Issue { command, token, max_days, .. } = issue(&json!({"role": "admin"}), None) else {
             unreachable!()
         };
-        let issue = ApiKeyCommand::Issue { command, token, inherited: inherited.clone(), max_days };
+        let issue = ApiKeyCommand::Issue { command, token, inherited: inherited.clone(), creator: None, max_days };
         match given::<ApiKey>(&[]).when(issue).unwrap().remove(0) {
             ApiKeyEvent::Issued(issued) => assert_eq!(issued.scopes, inherited),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_key_knows_on_whose_word_it_is_and_which_of_its_tokens_count() {
+        let ann = MemberId::fresh(1, [3; 10]);
+        let by = |actor_type, id: String| Actor { actor_type, id, auth: None };
+        let of_a_key = match issue(&json!({}), None) {
+            ApiKeyCommand::Issue { command, token, inherited, max_days, .. } => {
+                ApiKeyCommand::Issue { command, token, inherited, creator: Some(ann), max_days }
+            }
+            other => panic!("{other:?}"),
+        };
+        let of_a_key = given::<ApiKey>(&[]).when(of_a_key).unwrap().remove(0);
+        for (event, actor) in [
+            (issued(None), by(ActorType::Member, ann.to_string())),
+            (of_a_key, by(ActorType::ApiKey, KeyId::fresh(1, [4; 10]).to_string())),
+        ] {
+            let mut key = ApiKey::default();
+            key.apply_at(&event, Place { seq: 1, actor: &actor });
+            assert_eq!(key.creator(), Some(ann), "{actor:?}");
+        }
+        let public_ids = ["AbCdEf012345", "GhIjKl012345", "MnOpQr012345"].map(|text| text.parse().unwrap());
+        let [first, second, third]: &[KeyPublicId; 3] = &public_ids;
+        let rotated = |public_id: &KeyPublicId, ends| {
+            let (secret_mac, last4) = (Fingerprint([7; 32]), "wxyz".to_owned());
+            let previous_ends_at = Timestamp::from_unix_ms(ends);
+            ApiKeyEvent::Rotated(ApiKeyRotated {
+                public_id: public_id.clone(),
+                secret_mac,
+                last4,
+                previous_ends_at,
+                expires_at: None,
+            })
+        };
+        let key = given::<ApiKey>(&[issued(None), rotated(second, 10), rotated(third, 20)]).0;
+        let ends = |public_id| key.token_ends_at(public_id).map(Timestamp::unix_ms);
+        assert_eq!((ends(first), ends(second), ends(third)), (Some(0), Some(20), None));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{
     AcceptInvitation, AddMember, AddSsoConnection, ArchiveRecord, ChangeKind, ChangeLimits, ChangeMemberRole,
     ChangePlan, ChangeRole, ChangeSettings, ClaimDomain, CreateOrganization, CreateRecord, DefineRole, Facts,
     IssueApiKey, IssueInvitation, JoinByDomain, JoinBySso, Misfit, Permission, ProveDomain, RegisterKind, RemoveDomain,
-    RemoveMember, RemoveRole, RemoveSsoConnection, RenameOrganization, ResendInvitation, RestoreKind,
+    RemoveMember, RemoveRole, RemoveSsoConnection, RenameOrganization, ResendInvitation, RestoreKind, RestoreSignIn,
     ResumeOrganization, RetireKind, RetryParked, RevokeApiKey, RevokeInvitation, RotateApiKey, SetDefaultSsoConnection,
     SkipParked, SuspendOrganization, UpdateRecord, UpgradeOrganization, grants::Grant, openapi, shaped,
 };
@@ -197,6 +197,7 @@ commands! {
     UpgradeOrganization,
     SuspendOrganization,
     ResumeOrganization,
+    RestoreSignIn,
     ChangePlan,
     ChangeLimits,
     AddMember,

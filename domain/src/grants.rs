@@ -20,6 +20,8 @@ pub enum Grant {
     Key(Role, Option<Vec<String>>),
     /// The token of a key that is there.
     KeyAgain(KeyId),
+    /// Nothing, but it ends a key that is there, which is for those who may do as much as the key.
+    KeyEnded(KeyId),
     /// What an invitation that is there offers.
     Invitation(InvitationId),
     /// That this issuer says who signs in.

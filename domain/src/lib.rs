@@ -40,8 +40,8 @@ pub use invitation::{AcceptInvitation, IssueInvitation, ResendInvitation, Revoke
 pub use kind::{ChangeKind, RegisterKind, RestoreKind, RetireKind};
 pub use member::{AddMember, ChangeMemberRole, RemoveMember};
 pub use organization::{
-    ChangeLimits, ChangePlan, CreateOrganization, RenameOrganization, ResumeOrganization, SuspendOrganization,
-    UpgradeOrganization,
+    ChangeLimits, ChangePlan, CreateOrganization, RenameOrganization, RestoreSignIn, ResumeOrganization,
+    SuspendOrganization, UpgradeOrganization,
 };
 pub use parking::{RetryParked, SkipParked};
 pub use permission::{Permission, Scopes};

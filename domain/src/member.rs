@@ -70,6 +70,11 @@ impl Roster {
         self.left.contains_key(&user) || self.left_emails.contains_key(&fold_email(email))
     }
 
+    /// Whether a key acts for somebody who is not here any more: it brings nobody back who was removed.
+    fn is_left_behind(&self, voucher: Option<MemberId>) -> bool {
+        voucher.is_some_and(|voucher| self.get(voucher).is_none())
+    }
+
     /// What `event` makes of the roster, where `seq` is its place in the org's stream.
     fn take_in(&mut self, event: &MemberEvent, seq: u64) {
         match event {
@@ -128,6 +133,8 @@ pub enum MemberCommand {
         command: AddMember,
         /// The caller's role.
         by: Role,
+        /// The member on whose word a key acts.
+        voucher: Option<MemberId>,
     },
     /// One more, by an invitation that was accepted.
     Join {
@@ -139,6 +146,8 @@ pub enum MemberCommand {
         role: Role,
         /// Where in the org's stream it was sent.
         sent: u64,
+        /// The member on whose word a key has sent it.
+        voucher: Option<MemberId>,
     },
     /// One more, by signing in: with an address of a domain that is the organization's own, or by its own issuer.
     Provision {
@@ -314,15 +323,19 @@ impl Aggregate for Roster {
                     Err(MemberError::AlreadyFounded)
                 }
             }
-            MemberCommand::Add { command: AddMember { email, user_id, role }, by } => {
+            MemberCommand::Add { command: AddMember { email, user_id, role }, by, voucher } => {
                 within(by, role)?;
                 let user_id = user_id.unwrap_or_else(|| user_of_email(&email));
+                if self.is_left_behind(voucher) && self.has_left(user_id, &email) {
+                    return Err(MemberError::WasRemoved);
+                }
                 self.not_here(user_id, &email)?;
                 add(user_id, email, role)
             }
-            MemberCommand::Join { user_id, email, role, sent } => {
+            MemberCommand::Join { user_id, email, role, sent, voucher } => {
                 // Whoever removed them knew of no invitation, or meant it to be over.
-                if self.left_at(user_id, &email) > sent {
+                let asks_back = self.is_left_behind(voucher) && self.has_left(user_id, &email);
+                if asks_back || self.left_at(user_id, &email) > sent {
                     return Err(MemberError::WasRemoved);
                 }
                 self.not_here(user_id, &email)?;
@@ -451,7 +464,7 @@ mod tests {
     }
 
     fn add(email: &str, role: Role, by: Role) -> MemberCommand {
-        MemberCommand::Add { command: AddMember { email: email.to_owned(), user_id: None, role }, by }
+        MemberCommand::Add { command: AddMember { email: email.to_owned(), user_id: None, role }, by, voucher: None }
     }
 
     fn change(n: u8, role: Role, by: Role) -> MemberCommand {
@@ -492,7 +505,7 @@ mod tests {
         let MemberEvent::Added(one) = added(1, Role::Owner) else { unreachable!() };
         let command =
             AddMember { email: "other@acme.example".to_owned(), user_id: Some(one.user_id), role: Role::Viewer };
-        let again = MemberCommand::Add { command, by: Role::Owner };
+        let again = MemberCommand::Add { command, by: Role::Owner, voucher: None };
         assert_eq!(rejection(given::<Roster>(&[added(1, Role::Owner)]).when(again)).code, "already_member");
     }
 
@@ -510,6 +523,7 @@ mod tests {
             email: email.to_owned(),
             role: Role::Admin,
             sent: 1,
+            voucher: None,
         };
         assert_eq!(rejection(roster.when(join("1", "other@acme.example"))).code, "already_member");
         assert_eq!(rejection(roster.when(join("2", "m1@acme.example"))).code, "email_taken");
@@ -528,8 +542,13 @@ mod tests {
         let removed = MemberEvent::Removed(MemberRemoved { member_id: id(2) });
         let after = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Member), removed]);
         assert_eq!(rejection(after.when(join(None))).code, "member_was_removed");
-        let invited =
-            MemberCommand::Join { user_id: two.user_id, email: two.email.clone(), role: Role::Viewer, sent: 1 };
+        let invited = MemberCommand::Join {
+            user_id: two.user_id,
+            email: two.email.clone(),
+            role: Role::Viewer,
+            sent: 1,
+            voucher: None,
+        };
         assert!(after.when(invited).is_ok(), "an invitation is how they come back");
     }
 
@@ -550,7 +569,7 @@ mod tests {
         assert_eq!(signs_in(two.user_id, "new@acme.example"), Err(MemberError::WasRemoved));
         assert!(signs_in(other, "new@acme.example").is_ok());
         let accepts = |user_id, email: &str, sent| {
-            let join = MemberCommand::Join { user_id, email: email.to_owned(), role: Role::Admin, sent };
+            let join = MemberCommand::Join { user_id, email: email.to_owned(), role: Role::Admin, sent, voucher: None };
             roster.decide(join, &facts())
         };
         for (user, email) in [(other, "m2@acme.example"), (two.user_id, "new@acme.example")] {
@@ -574,6 +593,31 @@ mod tests {
         let removed = MemberEvent::Removed(MemberRemoved { member_id: id(2) });
         let roster = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Member), removed]);
         assert!(roster.when(add("m2@acme.example", Role::Member, Role::Owner)).is_ok());
+    }
+
+    #[test]
+    fn nobody_who_was_removed_is_asked_back_by_a_key_that_was_left_behind() {
+        let removed = MemberEvent::Removed(MemberRemoved { member_id: id(2) });
+        let roster = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Admin), added(3, Role::Admin), removed]);
+        let asked = |email: &str, by| {
+            let command = AddMember { email: email.to_owned(), user_id: None, role: Role::Admin };
+            let add = MemberCommand::Add { command, by: Role::Admin, voucher: Some(id(by)) };
+            let user_id = user_of_email(email);
+            let join = MemberCommand::Join {
+                user_id,
+                email: email.to_owned(),
+                role: Role::Admin,
+                sent: 9,
+                voucher: Some(id(by)),
+            };
+            [roster.when(add), roster.when(join)]
+        };
+        for refused in asked("M2@acme.example", 2) {
+            assert_eq!(rejection(refused).code, "member_was_removed");
+        }
+        // A key of somebody who is here may, and one that was left behind may ask for others.
+        assert!(asked("m2@acme.example", 3).iter().all(Result::is_ok));
+        assert!(asked("new@acme.example", 2).iter().all(Result::is_ok));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::num::NonZeroU32;
 
 use orgstream_events::{
-    AggregateId, AggregateType, CURRENT_ORG, Event, OrgId, OrganizationCreated, OrganizationEvent,
+    AggregateId, AggregateType, CURRENT_ORG, Event, MfaPolicy, OrgId, OrganizationCreated, OrganizationEvent,
     OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged,
     OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
     OrganizationUpgraded, PlanName, Slug, TenantType,
@@ -18,7 +18,7 @@ use crate::{
     About, Aggregate, CommandSpec, Declared, Facts, FieldError, Permission, Rejection, RejectionKind, Requires, Scope,
     grants::Grant,
     openapi,
-    settings::{ChangeSettings, METADATA_LIMITS},
+    settings::{ChangeSettings, Door, METADATA_LIMITS},
     text::Faults,
 };
 
@@ -127,7 +127,11 @@ pub enum OrganizationCommand {
         command: ChangeSettings,
         /// Whether addresses may be on this machine.
         local: bool,
+        /// What is known of the ways in.
+        door: Door,
     },
+    /// Let everybody sign in again, in every way.
+    RestoreSignIn(RestoreSignIn),
     /// Become an organization that others can join.
     Upgrade {
         /// As the caller has it.
@@ -345,6 +349,39 @@ impl Declared for ResumeOrganization {
     }
 }
 
+/// Takes away what an organization asks of how people sign in, so that they can again: every way, and no second factor. For
+/// platform operators, where an organization has locked itself out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreSignIn {
+    /// Why; it stays in the organization's audit log.
+    #[schema(max_length = 500, example = "ticket 4711: their issuer is gone")]
+    pub reason: String,
+}
+
+impl Declared for RestoreSignIn {
+    const SPEC: CommandSpec = CommandSpec {
+        name: "restore_sign_in",
+        requires: Requires::Permission(Permission::Suspend),
+        events: &["organization.settings_changed"],
+        creates: false,
+        scope: Scope::Organization,
+        while_suspended: true,
+        in_personal: true,
+        gives_access: true,
+        hourly_limit: None,
+    };
+
+    fn about(&self, org: OrgId) -> About {
+        About::One(AggregateId::Organization(org))
+    }
+
+    // Nobody comes in who is no member: the ways in are what they were before the organization narrowed them.
+    fn grants(&self) -> Vec<Grant> {
+        Vec::new()
+    }
+}
+
 /// Puts it on another plan. For platform operators.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -482,9 +519,10 @@ impl Aggregate for Organization {
                     faults.add("/name", "required", "give a name or a slug");
                 }
             }
-            OrganizationCommand::ChangeSettings { command, local } => command.check(*local, &mut faults),
+            OrganizationCommand::ChangeSettings { command, local, door } => command.check(*local, door, &mut faults),
             OrganizationCommand::Suspend(SuspendOrganization { reason })
-            | OrganizationCommand::Resume(ResumeOrganization { reason }) => faults.reason("/reason", reason),
+            | OrganizationCommand::Resume(ResumeOrganization { reason })
+            | OrganizationCommand::RestoreSignIn(RestoreSignIn { reason }) => faults.reason("/reason", reason),
             OrganizationCommand::Upgrade { command, .. } => {
                 if command.tenant_type == TenantType::Personal {
                     faults.add("/tenant_type", "personal", "must be organization, team or workspace");
@@ -512,7 +550,7 @@ impl Aggregate for Organization {
                 let unchanged = renamed.name == profile.name && renamed.slug == profile.slug;
                 Ok(if unchanged { vec![] } else { vec![OrganizationEvent::Renamed(renamed)] })
             }
-            OrganizationCommand::ChangeSettings { command, .. } => {
+            OrganizationCommand::ChangeSettings { command, door, .. } => {
                 let profile = self.must_be_active()?;
                 if profile.tenant_type == TenantType::Personal && command.is_about_others() {
                     return Err(OrganizationError::Personal);
@@ -528,9 +566,23 @@ impl Aggregate for Organization {
                     );
                     return Err(OrganizationError::Invalid(faults.into_vec()));
                 }
+                if !door.stays_open(before, &settings) {
+                    return Err(OrganizationError::LocksOut);
+                }
                 let changed = settings != *before;
-                let event = OrganizationEvent::SettingsChanged(OrganizationSettingsChanged { settings });
+                let event = OrganizationEvent::SettingsChanged(OrganizationSettingsChanged { settings, reason: None });
                 Ok(if changed { vec![event] } else { vec![] })
+            }
+            OrganizationCommand::RestoreSignIn(RestoreSignIn { reason }) => {
+                let before = &self.profile.as_ref().ok_or(OrganizationError::NotFound)?.settings;
+                let settings = OrganizationSettings {
+                    allowed_auth_methods: None,
+                    mfa_policy: MfaPolicy::default(),
+                    ..before.clone()
+                };
+                let changed = settings != *before;
+                let settings = OrganizationSettingsChanged { settings, reason: Some(reason) };
+                Ok(if changed { vec![OrganizationEvent::SettingsChanged(settings)] } else { vec![] })
             }
             OrganizationCommand::Upgrade { command: UpgradeOrganization { tenant_type }, identity } => {
                 match self.must_be_active()?.tenant_type {
@@ -604,6 +656,12 @@ pub enum OrganizationError {
     /// There is nothing to end.
     #[error("the organization is not suspended")]
     NotSuspended,
+    /// Nobody might be able to change it again.
+    #[error(
+        "this takes a way to sign in from people, or asks for a second factor: sign in as a person in a way that stays, and \
+         with a second factor if it is to be required, and change it then"
+    )]
+    LocksOut,
     /// It is one person's own.
     #[error("this is a personal organization, which is one person's alone: upgrade it first (upgrade_organization)")]
     Personal,
@@ -620,6 +678,7 @@ impl From<OrganizationError> for Rejection {
             OrganizationError::NotFound => (RejectionKind::NotFound, "not_found"),
             OrganizationError::Suspended(_) => (RejectionKind::Forbidden, "organization_suspended"),
             OrganizationError::NotSuspended => (RejectionKind::Conflict, "organization_not_suspended"),
+            OrganizationError::LocksOut => (RejectionKind::Conflict, "would_lock_out"),
             OrganizationError::Personal => (RejectionKind::Conflict, "personal_organization"),
             OrganizationError::NotPersonal => (RejectionKind::Conflict, "not_a_personal_organization"),
         };
@@ -631,7 +690,7 @@ impl From<OrganizationError> for Rejection {
 mod tests {
     use std::collections::BTreeMap;
 
-    use orgstream_events::{Branding, LoginMethod, MfaPolicy};
+    use orgstream_events::{Branding, ConnectionId, LoginMethod, MfaPolicy};
     use serde_json::json;
 
     use super::*;
@@ -656,14 +715,25 @@ mod tests {
         OrganizationEvent::Suspended(OrganizationSuspended { reason: "unpaid".to_owned() })
     }
 
+    fn settings_by(patch: serde_json::Value, by: Option<(LoginMethod, bool)>) -> OrganizationCommand {
+        let door = Door { connections: [sso()].into(), by };
+        OrganizationCommand::ChangeSettings { command: serde_json::from_value(patch).unwrap(), local: false, door }
+    }
+
+    /// The one connection of the organization.
+    fn sso() -> LoginMethod {
+        LoginMethod::sso(ConnectionId::fresh(1, [5; 10]))
+    }
+
     fn settings(patch: serde_json::Value) -> OrganizationCommand {
-        OrganizationCommand::ChangeSettings { command: serde_json::from_value(patch).unwrap(), local: false }
+        settings_by(patch, Some((LoginMethod::oidc(), true)))
     }
 
     fn settings_changed(api_key_max_days: Option<u32>, metadata: &[(&str, &str)]) -> OrganizationEvent {
         let custom_metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         OrganizationEvent::SettingsChanged(OrganizationSettingsChanged {
             settings: OrganizationSettings { api_key_max_days, custom_metadata, ..OrganizationSettings::default() },
+            reason: None,
         })
     }
 
@@ -697,6 +767,41 @@ mod tests {
             let found = fields(given::<Organization>(&[]).when(create(command, None)));
             assert_eq!(found[0].0, "/auth0_organization_id", "{bad}");
         }
+    }
+
+    #[test]
+    fn nobody_takes_a_way_in_that_they_could_not_give_back() {
+        let active = given::<Organization>(&[created()]);
+        let (oidc, key) = (LoginMethod::oidc(), LoginMethod::api_key());
+        let only_sso = json!({"allowed_auth_methods": [sso()]});
+        let required = json!({"mfa_policy": "required"});
+        let refused = |patch: &serde_json::Value, by| rejection(active.when(settings_by(patch.clone(), by))).code;
+        for by in [None, Some((key.clone(), false)), Some((oidc.clone(), true))] {
+            assert_eq!(refused(&only_sso, by), "would_lock_out");
+        }
+        for by in [None, Some((key.clone(), false)), Some((oidc.clone(), false)), Some((sso(), false))] {
+            assert_eq!(refused(&required, by), "would_lock_out");
+        }
+        assert!(active.when(settings_by(only_sso.clone(), Some((sso(), false)))).is_ok());
+        assert!(active.when(settings_by(required, Some((oidc.clone(), true)))).is_ok());
+        // What leaves people all their ways is for everybody who may change settings.
+        let open = json!({"allowed_auth_methods": [sso(), "oidc", "api_key"]});
+        let [event] = active.when(settings_by(open, Some((oidc, false)))).unwrap().try_into().unwrap();
+        let narrow = given::<Organization>(&[created(), event.clone()]);
+        let without_keys = json!({"allowed_auth_methods": [sso(), "oidc"], "api_key_max_days": 9});
+        assert!(narrow.when(settings_by(without_keys, Some((key, false)))).is_ok());
+        let foreign = json!({"allowed_auth_methods": [LoginMethod::sso(ConnectionId::fresh(1, [6; 10])), "oidc"]});
+        let found = fields(active.when(settings_by(foreign, Some((sso(), true)))));
+        assert_eq!(found, [("/allowed_auth_methods".to_owned(), "unknown_connection".to_owned())]);
+        // And the platform's operator lets them in again, whatever it is.
+        let restore = || OrganizationCommand::RestoreSignIn(RestoreSignIn { reason: "ticket 4711".to_owned() });
+        let restored = narrow.when(restore()).unwrap();
+        let [OrganizationEvent::SettingsChanged(after)] = restored.as_slice() else { panic!("{restored:?}") };
+        assert_eq!(
+            (after.settings.allowed_auth_methods.as_ref(), after.reason.as_deref()),
+            (None, Some("ticket 4711"))
+        );
+        assert_eq!(active.when(restore()), Ok(vec![]));
     }
 
     #[test]

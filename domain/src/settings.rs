@@ -24,6 +24,52 @@ const MAX_ALLOWED_DOMAINS: usize = 50;
 /// The longest address of a logo, in characters.
 const MAX_LOGO_URL: usize = 500;
 
+/// What is known, beside the settings, of the ways in: which ones can be chosen, and how whoever chooses came in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Door {
+    /// The connections that the organization has.
+    pub connections: BTreeSet<LoginMethod>,
+    /// How the caller proved who they are, and whether that took a second factor.
+    pub by: Option<(LoginMethod, bool)>,
+}
+
+impl Door {
+    /// Whether the organization has this way in.
+    fn has(&self, method: &LoginMethod) -> bool {
+        *method == LoginMethod::oidc() || *method == LoginMethod::api_key() || self.connections.contains(method)
+    }
+
+    /// Whether whoever changes the settings from `before` to `after` could go on: what takes a way in from people is decided
+    /// by a person who has come by what is left, or it might be left to nobody.
+    pub(super) fn stays_open(&self, before: &OrganizationSettings, after: &OrganizationSettings) -> bool {
+        let asks_more = after.mfa_policy == MfaPolicy::Required && before.mfa_policy != MfaPolicy::Required;
+        let takes_a_way = match (&before.allowed_auth_methods, &after.allowed_auth_methods) {
+            (_, None) => false,
+            (None, Some(_)) => true,
+            (Some(before), Some(after)) => before.difference(after).any(LoginMethod::is_for_people),
+        };
+        if !asks_more && !takes_a_way {
+            return true;
+        }
+        let Some((method, second_factor)) = &self.by else { return false };
+        method.is_for_people()
+            && after.allowed_auth_methods.as_ref().is_none_or(|allowed| allowed.contains(method))
+            && (after.mfa_policy != MfaPolicy::Required || *second_factor)
+    }
+}
+
+/// Whether somebody can come in by these settings when a connection of the organization's is gone.
+pub fn leads_in_without(
+    settings: &OrganizationSettings,
+    gone: &LoginMethod,
+    connections: &BTreeSet<LoginMethod>,
+) -> bool {
+    let Some(allowed) = &settings.allowed_auth_methods else { return true };
+    let is_left =
+        |method: &LoginMethod| method != gone && (*method == LoginMethod::oidc() || connections.contains(method));
+    !allowed.contains(gone) || allowed.iter().any(is_left)
+}
+
 /// Other settings. What is missing stays; `null` takes a setting away.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -165,7 +211,6 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patch<T> {
 }
 
 impl ChangeSettings {
-    /// Whether it changes what only an organization of several people has.
     /// Whether it makes sense only where several people are.
     pub(super) fn is_about_others(&self) -> bool {
         self.jit_provisioning.is_some()
@@ -175,7 +220,13 @@ impl ChangeSettings {
     }
 
     /// What is wrong with it by itself. `local` allows addresses on this machine.
-    pub(super) fn check(&self, local: bool, faults: &mut Faults) {
+    pub(super) fn check(&self, local: bool, door: &Door, faults: &mut Faults) {
+        if let Patch::Set(methods) = &self.allowed_auth_methods
+            && let Some(unknown) = methods.iter().find(|method| !door.has(method))
+        {
+            let rule = format!("this organization has no connection {}: list its sso-connections", unknown.as_str());
+            faults.add("/allowed_auth_methods", "unknown_connection", rule);
+        }
         if let Patch::Set(methods) = &self.allowed_auth_methods
             && !methods.iter().any(LoginMethod::is_for_people)
         {

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use orgstream_events::{
-    AggregateId, AggregateType, ConnectionId, Event, OrgId, SsoConnectionAdded, SsoConnectionEvent,
-    SsoConnectionRemoved, SsoDefaultChanged,
+    AggregateId, AggregateType, ConnectionId, Event, LoginMethod, OrgId, OrganizationSettings, SsoConnectionAdded,
+    SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
     About, Aggregate, CommandSpec, Declared, Facts, FieldError, Permission, Rejection, RejectionKind, Requires, Scope,
-    grants::Grant, public_url::is_public_url, text::Faults,
+    grants::Grant, public_url::is_public_url, settings::leads_in_without, text::Faults,
 };
 
 /// The most connections of an organization.
@@ -39,6 +39,16 @@ impl Connections {
         self.all.get(&id).map(|connection| (connection.issuer.as_str(), connection.audience.as_str()))
     }
 
+    /// All connections, as ways to sign in.
+    pub fn methods(&self) -> BTreeSet<LoginMethod> {
+        self.all.keys().map(|id| LoginMethod::sso(*id)).collect()
+    }
+
+    /// Whether there is such a connection.
+    pub fn has(&self, id: ConnectionId) -> bool {
+        self.all.contains_key(&id)
+    }
+
     /// Whether whoever signs in by the connection may become a member.
     pub fn lets_in(&self, id: ConnectionId) -> bool {
         self.all.get(&id).is_some_and(|connection| connection.jit)
@@ -58,7 +68,12 @@ pub enum ConnectionCommand {
     /// Another default.
     SetDefault(SetDefaultSsoConnection),
     /// One less.
-    Remove(RemoveSsoConnection),
+    Remove {
+        /// As the caller has it.
+        command: RemoveSsoConnection,
+        /// What the organization's settings say of the ways in.
+        settings: OrganizationSettings,
+    },
 }
 
 /// An issuer that people sign in to this organization with, and to no other by it.
@@ -246,8 +261,11 @@ impl Aggregate for Connections {
                 }
                 Ok(vec![SsoConnectionEvent::DefaultChanged(SsoDefaultChanged { connection_id: id })])
             }
-            ConnectionCommand::Remove(RemoveSsoConnection { id }) => {
+            ConnectionCommand::Remove { command: RemoveSsoConnection { id }, settings } => {
                 self.all.get(&id).ok_or(ConnectionError::NotFound)?;
+                if !leads_in_without(&settings, &LoginMethod::sso(id), &self.methods()) {
+                    return Err(ConnectionError::LastWayIn);
+                }
                 Ok(vec![SsoConnectionEvent::Removed(SsoConnectionRemoved { connection_id: id })])
             }
         }
@@ -274,6 +292,11 @@ pub enum ConnectionError {
     /// No such connection, or not any more.
     #[error("there is no such connection in this organization")]
     NotFound,
+    /// Nobody could come in any more.
+    #[error(
+        "the setting allowed_auth_methods has no other way for people than this connection: allow another one first"
+    )]
+    LastWayIn,
     /// There are enough.
     #[error("an organization has at most {MAX_CONNECTIONS} connections; remove one first")]
     TooMany,
@@ -285,6 +308,7 @@ impl From<ConnectionError> for Rejection {
             ConnectionError::Invalid(errors) => return Self::invalid(errors),
             ConnectionError::AlreadyExists => (RejectionKind::Conflict, "sso_connection_exists"),
             ConnectionError::NotFound => (RejectionKind::NotFound, "not_found"),
+            ConnectionError::LastWayIn => (RejectionKind::Conflict, "last_way_in"),
             ConnectionError::TooMany => (RejectionKind::Conflict, "too_many_sso_connections"),
         };
         Self::new(kind, code, error)
@@ -351,8 +375,26 @@ mod tests {
         let without = given::<Connections>(&[added(1), changed(1), removed.clone()]);
         assert_eq!(rejection(without.when(default(1))).code, "not_found");
         assert!(!without.0.lets_in(id(1)));
-        let remove = ConnectionCommand::Remove(RemoveSsoConnection { id: id(1) });
-        assert_eq!(given::<Connections>(&[added(1)]).when(remove), Ok(vec![removed]));
+        assert_eq!(given::<Connections>(&[added(1)]).when(remove(1, None)), Ok(vec![removed]));
+    }
+
+    fn remove(n: u8, allowed: Option<&[LoginMethod]>) -> ConnectionCommand {
+        let allowed_auth_methods = allowed.map(|methods| methods.iter().cloned().collect());
+        let settings = OrganizationSettings { allowed_auth_methods, ..OrganizationSettings::default() };
+        ConnectionCommand::Remove { command: RemoveSsoConnection { id: id(n) }, settings }
+    }
+
+    #[test]
+    fn the_last_way_in_for_people_stays() {
+        let both = given::<Connections>(&[added(1), added(2)]);
+        let [one, two, gone] = [1, 2, 9].map(|n| LoginMethod::sso(id(n)));
+        for allowed in [vec![one.clone()], vec![one.clone(), LoginMethod::api_key()], vec![one.clone(), gone]] {
+            assert_eq!(rejection(both.when(remove(1, Some(&allowed)))).code, "last_way_in", "{allowed:?}");
+            assert!(both.when(remove(2, Some(&allowed))).is_ok());
+        }
+        for allowed in [vec![one.clone(), two], vec![one, LoginMethod::oidc()]] {
+            assert!(both.when(remove(1, Some(&allowed))).is_ok(), "{allowed:?}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Fingerprint, KeyPublicId, Role, Timestamp, codec::event_enum};
+use crate::{Fingerprint, KeyPublicId, MemberId, Role, Timestamp, codec::event_enum};
 
 event_enum! {
     /// What happens to an API key.
@@ -46,6 +46,9 @@ pub struct ApiKeyIssued {
     /// The networks that the bearer may come from; none is all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed_ips: Vec<String>,
+    /// The member on whose word it is, where a key of theirs issued it: it ends with them as theirs do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creator: Option<MemberId>,
 }
 
 /// The same key with another secret. The old one goes on for a while, so that nothing has to change at one moment.

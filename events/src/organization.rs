@@ -65,10 +65,13 @@ pub struct OrganizationRenamed {
 pub struct OrganizationSettingsChanged {
     /// The settings.
     pub settings: OrganizationSettings,
+    /// Why, where it was the platform's operator who changed them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// What an organization decides about itself. A field that is missing has its default.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OrganizationSettings {
     /// The longest life of a new API key, in days; none means that keys need not expire.
@@ -99,6 +102,24 @@ pub struct OrganizationSettings {
     /// Where every event of the audit log is posted to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit_webhook: Option<String>,
+}
+
+impl Default for OrganizationSettings {
+    fn default() -> Self {
+        Self {
+            api_key_max_days: None,
+            // Whoever is removed must not stay by what they have left behind.
+            revoke_keys_on_creator_exit: true,
+            custom_metadata: BTreeMap::new(),
+            jit_provisioning: JitProvisioning::default(),
+            invite_policy: InvitePolicy::default(),
+            allowed_domains: BTreeSet::new(),
+            branding: Branding::default(),
+            allowed_auth_methods: None,
+            mfa_policy: MfaPolicy::default(),
+            audit_webhook: None,
+        }
+    }
 }
 
 /// Whether people need a second factor to act in the organization.

@@ -81,6 +81,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 custom_metadata: [("crm".to_owned(), "42".to_owned())].into(),
                 ..OrganizationSettings::default()
             },
+            reason: None,
         })),
         organization(OrganizationEvent::Suspended(OrganizationSuspended { reason: "unpaid".to_owned() })),
         organization(OrganizationEvent::Resumed(OrganizationResumed { reason: "paid".to_owned() })),
@@ -148,6 +149,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 expires_at: Some(Timestamp::from_unix_ms(1_800_000_000_000)),
                 scopes: None,
                 allowed_ips: Vec::new(),
+                creator: None,
             })),
         ),
         (
@@ -344,6 +346,7 @@ fn what_was_added_has_its_golden_bytes() {
     let settings = OrganizationSettings {
         allowed_auth_methods: Some([LoginMethod::oidc(), LoginMethod::api_key()].into()),
         mfa_policy: MfaPolicy::Required,
+        revoke_keys_on_creator_exit: false,
         ..OrganizationSettings::default()
     };
     let bytes = (rmp_serde::to_vec_named(&auth).unwrap(), rmp_serde::to_vec_named(&settings).unwrap());

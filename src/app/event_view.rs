@@ -4,6 +4,7 @@ use orgstream_domain::{Permission, openapi};
 use orgstream_events::{ActorType, EventView, INWARD_FIELDS, OpenedEvent};
 use orgstream_projections::CreatedBy;
 use serde::Serialize;
+use serde_json::Value;
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{Object, ObjectBuilder, Ref, RefOr, Schema, schema::Type},
@@ -51,8 +52,19 @@ pub fn shown_to(access: &Access, event: OpenedEvent, seq: u64) -> Option<EventVi
     let mut view = shown(EventView::new(event, seq, None));
     if !audits {
         view.context = orgstream_events::Context::default();
+        if !may_see_webhook(access)
+            && let Some(settings) = view.data.get_mut("settings").and_then(Value::as_object_mut)
+        {
+            settings.remove("audit_webhook");
+        }
     }
     Some(view)
+}
+
+/// Whether `access` may know where the audit log is sent, which may be an address with a secret in it: who may set it, and who
+/// may read what is sent there.
+pub fn may_see_webhook(access: &Access) -> bool {
+    [Permission::ManageOrganization, Permission::ReadAudit].iter().any(|permission| access.require(*permission).is_ok())
 }
 
 fn permission_for(event: &OpenedEvent) -> Option<Permission> {

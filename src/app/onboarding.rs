@@ -58,10 +58,15 @@ impl Gateway {
             }
             None => false,
         };
-        if !is_known {
-            self.quotas.take_organization(creator.user)?;
+        let taken = if is_known { None } else { Some(self.quotas.take_organization(creator.user)?) };
+        let made = self.enter(PLATFORM_ORG, principal, creator, origin, request).await;
+        // Who is refused has used nothing up.
+        if let Some(taken) = taken
+            && made.as_ref().is_err_and(|problem| !problem.may_pass())
+        {
+            taken.give_back();
         }
-        self.enter(PLATFORM_ORG, principal, creator, origin, request).await
+        made
     }
 
     /// Waits until nothing else of this person is being founded here.
@@ -184,6 +189,7 @@ impl Gateway {
             actor: principal.actor(),
             role: Role::Owner,
             scopes: Scopes::ALL,
+            proof: None,
             creator: Some(creator),
             context: origin.context.clone(),
             request_id: origin.request_id.clone(),

@@ -1,9 +1,11 @@
 //! The one way in for commands, whether they come by HTTP or NATS: permission, idempotency key, handler, outcome.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
     hash::RandomState,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt, stream};
@@ -22,14 +24,14 @@ use super::{
     waiting::Waiting,
 };
 use crate::{
-    auth::{Access, AuthError},
+    auth::{Access, AuthError, Authenticator},
     commands::{
         handler::{CommandHandler, fingerprint},
         request::{Accepted, Caller, CommandError, Request},
     },
     limits::{
         command_rate::{Admission, Admitted},
-        hourly::Quotas,
+        hourly::{Quotas, Taken},
     },
     secret::Secret,
 };
@@ -38,6 +40,8 @@ use crate::{
 pub const MAX_BATCH: usize = 1_000;
 /// Commands of one request that are under way at the same time.
 const AT_ONCE: usize = 64;
+/// How long a request is carried out before it is asked again whether its caller may.
+const AGAIN: Duration = Duration::from_millis(250);
 /// How much is kept of where a key was found.
 const MAX_PLACE: usize = 400;
 
@@ -122,6 +126,7 @@ impl From<Result<Accepted, Problem>> for CommandOutcome {
 /// The way in.
 pub struct Gateway {
     pub(super) handler: CommandHandler,
+    auth: Arc<Authenticator>,
     pub(super) db: Database,
     pub(super) notes: Notes,
     admission: Admission,
@@ -134,10 +139,11 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A way in to `handler`; `db` remembers idempotency keys, and `notes` who was turned away. As much is taken as
+    /// A way in to `handler` for those whom `auth` knows; `db` remembers idempotency keys, and `notes` who was turned away. As much is taken as
     /// `admission` and `quotas` allow, and whose personal organization is on `public_plan` makes no others.
     pub fn new(
         handler: CommandHandler,
+        auth: Arc<Authenticator>,
         db: Database,
         notes: Notes,
         admission: Admission,
@@ -147,7 +153,7 @@ impl Gateway {
         let founding = (0..FOUNDING).map(|_| Mutex::new(())).collect();
         let (last_founding, hasher) = (Mutex::new(()), RandomState::new());
         let waiting = Waiting::new(db.clone());
-        Self { handler, db, notes, admission, quotas, waiting, public_plan, founding, last_founding, hasher }
+        Self { handler, auth, db, notes, admission, quotas, waiting, public_plan, founding, last_founding, hasher }
     }
 
     /// Where what happens at the door is noted.
@@ -188,11 +194,13 @@ impl Gateway {
         origin: &Origin,
         requests: Vec<Request>,
     ) -> Vec<Result<Accepted, Problem>> {
+        let began = Instant::now();
         let caller = Caller {
             org: access.org(),
             actor: access.actor().clone(),
             role: access.role(),
             scopes: access.scopes().clone(),
+            proof: access.proof().cloned(),
             creator: None,
             context: origin.context.clone(),
             request_id: origin.request_id.clone(),
@@ -234,6 +242,7 @@ impl Gateway {
         if let Some(refusal) = &refusal {
             self.notes.not_allowed(access, origin, Attempt { target: "commands", asked: None }, refusal);
         }
+        let mut taken: HashMap<usize, Taken> = HashMap::new();
         for (place, request) in allowed {
             if is_new(place) {
                 if room == 0 {
@@ -243,11 +252,14 @@ impl Gateway {
                     continue;
                 }
                 room -= 1;
-                if let Err(refusal) = self.within_quota(access.org(), &request.command) {
-                    if let Some(slot) = outcomes.get_mut(place) {
-                        *slot = Some(Err(refusal));
+                match self.within_quota(access.org(), &request.command) {
+                    Ok(quota) => taken.extend(quota.map(|quota| (place, quota))),
+                    Err(refusal) => {
+                        if let Some(slot) = outcomes.get_mut(place) {
+                            *slot = Some(Err(refusal));
+                        }
+                        continue;
                     }
-                    continue;
                 }
             }
             // What creates something is about a thing of its own; what changes something waits its turn.
@@ -255,11 +267,17 @@ impl Gateway {
             lanes.entry(lane).or_default().push((place, request));
         }
         let finished: Vec<Vec<(usize, Result<Accepted, Problem>)>> = stream::iter(lanes.into_values())
-            .map(|lane| self.in_order(&caller, lane))
+            .map(|lane| self.in_order(&caller, access, began, lane))
             .buffer_unordered(AT_ONCE)
             .collect()
             .await;
         for (place, outcome) in finished.into_iter().flatten() {
+            // Who is refused has used nothing up.
+            if let Some(quota) = taken.remove(&place)
+                && outcome.as_ref().is_err_and(|problem| !problem.may_pass())
+            {
+                quota.give_back();
+            }
             // What the rules of a thing itself do not let this caller do.
             if let (Err(problem), Some(attempt)) = (&outcome, targets.get(place))
                 && problem.status == 403
@@ -275,10 +293,10 @@ impl Gateway {
     }
 
     /// Takes what the command sets going of what the organization may.
-    fn within_quota(&self, org: OrgId, command: &Command) -> Result<(), Problem> {
+    fn within_quota(&self, org: OrgId, command: &Command) -> Result<Option<Taken>, Problem> {
         match command.spec().hourly_limit {
-            Some(HourlyLimit::Invitations) => Ok(self.quotas.take_invitation(org)?),
-            None => Ok(()),
+            Some(HourlyLimit::Invitations) => Ok(Some(self.quotas.take_invitation(org)?)),
+            None => Ok(None),
         }
     }
 
@@ -289,6 +307,7 @@ impl Gateway {
             actor: Actor { actor_type: ActorType::System, id: "leaked_keys".to_owned(), auth: None },
             role: Role::Owner,
             scopes: Scopes::ALL,
+            proof: None,
             creator: None,
             context: origin.context.clone(),
             request_id: origin.request_id.clone(),
@@ -303,7 +322,13 @@ impl Gateway {
         Ok(())
     }
 
-    async fn in_order(&self, caller: &Caller, lane: Vec<(usize, Request)>) -> Vec<(usize, Result<Accepted, Problem>)> {
+    async fn in_order(
+        &self,
+        caller: &Caller,
+        access: &Access,
+        began: Instant,
+        lane: Vec<(usize, Request)>,
+    ) -> Vec<(usize, Result<Accepted, Problem>)> {
         let mut outcomes = Vec::with_capacity(lane.len());
         let mut is_open = false;
         for (place, request) in lane {
@@ -313,7 +338,15 @@ impl Gateway {
                 continue;
             }
             let gives_access = request.command.spec().gives_access;
-            let outcome = self.handler.handle(caller, request).await.map_err(Problem::from);
+            let caller = if began.elapsed() < AGAIN {
+                Ok(Cow::Borrowed(caller))
+            } else {
+                self.as_now(caller, access, &request).await.map(Cow::Owned)
+            };
+            let outcome = match caller {
+                Ok(caller) => self.handler.handle(&caller, request).await.map_err(Problem::from),
+                Err(lost) => Err(lost.into()),
+            };
             match &outcome {
                 Ok(accepted) if gives_access => self.wait_for_access(accepted.position).await,
                 Ok(_) => {}
@@ -322,6 +355,15 @@ impl Gateway {
             outcomes.push((place, outcome));
         }
         outcomes
+    }
+
+    /// Whoever asks, with what they may by now, if they still may do this: a long array is no way to go on for longer.
+    async fn as_now(&self, caller: &Caller, access: &Access, request: &Request) -> Result<Caller, AuthError> {
+        let now = self.auth.again(access).await?;
+        if let Some(permission) = request.command.spec().requires.permission() {
+            now.require(permission)?;
+        }
+        Ok(Caller { role: now.role(), scopes: now.scopes().clone(), ..caller.clone() })
     }
 
     /// Which of the requests have an idempotency key that was used before, and for what.

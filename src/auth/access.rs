@@ -118,7 +118,10 @@ pub struct Access {
     own: Option<Arc<BTreeSet<Permission>>>,
     /// What counts for everybody in the org; none for an operator.
     rules: Option<Arc<Rules>>,
+    /// How they proved who they are, and whether that took a second factor; none for an operator.
+    proof: Option<(LoginMethod, bool)>,
     actor: Actor,
+    principal: Principal,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,20 +136,23 @@ impl Access {
     /// `glass` lets them look at.
     pub(super) fn operator(org: OrgId, glass: Option<BreakGlassId>, principal: &Principal) -> Self {
         let (role, actor) = (Standing::Operator(glass), principal.actor());
-        Self { org: BoundOrg::proven_by_credential(org), role, scopes: Scopes::ALL, own: None, rules: None, actor }
+        let (org, scopes) = (BoundOrg::proven_by_credential(org), Scopes::ALL);
+        Self { org, role, scopes, own: None, rules: None, proof: None, actor, principal: principal.clone() }
     }
 
     /// A person in an org that they are a member of.
     pub(super) fn member(org: OrgId, member: MemberId, role: Role, principal: &Principal) -> Self {
         let actor = Actor { actor_type: ActorType::Member, id: member.to_string(), auth: Some(principal.auth()) };
         let (org, role) = (BoundOrg::proven_by_credential(org), Standing::Role(role));
-        Self { org, role, scopes: Scopes::ALL, own: None, rules: None, actor }
+        let scopes = Scopes::ALL;
+        Self { org, role, scopes, own: None, rules: None, proof: None, actor, principal: principal.clone() }
     }
 
     /// A key in the org that it belongs to.
     pub(super) fn key(org: OrgId, role: Role, scopes: Scopes, principal: &Principal) -> Self {
         let (role, actor) = (Standing::Role(role), principal.actor());
-        Self { org: BoundOrg::proven_by_credential(org), role, scopes, own: None, rules: None, actor }
+        let org = BoundOrg::proven_by_credential(org);
+        Self { org, role, scopes, own: None, rules: None, proof: None, actor, principal: principal.clone() }
     }
 
     /// The same with what the role of the organization's own may. Without it, whoever has such a role may do nothing.
@@ -154,9 +160,14 @@ impl Access {
         Self { own: Some(permissions), ..self }
     }
 
-    /// The same under the rules of the org.
-    pub(super) fn with_rules(self, rules: Arc<Rules>) -> Self {
-        Self { rules: Some(rules), ..self }
+    /// The same under the rules of the org, which this proof of who it is has met.
+    pub(super) fn with_rules(self, rules: Arc<Rules>, proof: (LoginMethod, bool)) -> Self {
+        Self { rules: Some(rules), proof: Some(proof), ..self }
+    }
+
+    /// How they proved who they are, and whether that took a second factor; none for an operator.
+    pub fn proof(&self) -> Option<&(LoginMethod, bool)> {
+        self.proof.as_ref()
     }
 
     /// What counts for everybody in the org; none for an operator.
@@ -172,6 +183,11 @@ impl Access {
     /// The org.
     pub fn org(&self) -> OrgId {
         self.org.org()
+    }
+
+    /// Who it was given to.
+    pub(super) fn principal(&self) -> &Principal {
+        &self.principal
     }
 
     /// As the org's events name whoever asks.

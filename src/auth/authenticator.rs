@@ -14,12 +14,16 @@ use orgstream_domain::{
 use orgstream_events::{
     BreakGlassId, CURRENT_ORG, KeyId, KeyPublicId, LoginMethod, OrgId, PLATFORM_ORG, Role, RoleId, Slug, UserId,
 };
-use orgstream_projections::{BoundOrg, Database, DbError, break_glass, members, organizations, roles};
+use orgstream_projections::{
+    BoundOrg, Database, DbError, break_glass, checkpoints::Reach, members, organizations, roles,
+};
+use orgstream_stream::Log;
 
 use super::{
     Operator, Rules,
     access::{Access, Principal},
     connections::{Claimed, Connections, SsoLogin},
+    decided::{self, Decided},
     issuers::Issuers,
     keys::{Keys, REMEMBER},
     oidc::{Login, OidcError},
@@ -178,6 +182,7 @@ pub type Permissions = Arc<BTreeSet<Permission>>;
 /// Checks credentials. One per process.
 pub struct Authenticator {
     db: Database,
+    decided: Arc<Decided>,
     operators: Operators,
     issuers: Issuers,
     connections: Connections,
@@ -198,13 +203,23 @@ pub struct Membership {
 }
 
 impl Authenticator {
-    /// Knows those who operate the platform, and those whom `issuers` vouch for.
-    pub fn new(db: Database, pepper: Pepper, operators: Operators, issuers: Issuers, lifetime: Lifetime) -> Self {
+    /// Knows those who operate the platform, and those whom `issuers` vouch for. What `log` says of somebody's rights counts
+    /// before what the read models in `db` do.
+    pub fn new(
+        db: Database,
+        log: Log,
+        pepper: Pepper,
+        operators: Operators,
+        issuers: Issuers,
+        lifetime: Lifetime,
+    ) -> Self {
+        let decided = Arc::new(Decided::new(log));
         Self {
-            connections: Connections::new(db.clone(), false),
+            connections: Connections::new(db.clone(), Arc::clone(&decided), false),
             sessions: Sessions::new(db.clone(), pepper.clone(), lifetime),
-            keys: Keys::new(db.clone(), pepper),
+            keys: Keys::new(db.clone(), Arc::clone(&decided), pepper),
             db,
+            decided,
             operators,
             issuers,
             memberships: OrgCache::new(REMEMBERED),
@@ -215,7 +230,7 @@ impl Authenticator {
 
     /// Lets organizations have issuers of their own on this machine: for trying things out.
     pub fn with_local_issuers(self) -> Self {
-        Self { connections: Connections::new(self.db.clone(), true), ..self }
+        Self { connections: Connections::new(self.db.clone(), Arc::clone(&self.decided), true), ..self }
     }
 
     /// The sessions of people.
@@ -342,7 +357,25 @@ impl Authenticator {
         let Some((method, second_factor)) = proof else { return Ok(access) };
         let rules = self.rules(access.org()).await?;
         rules.check(&method, second_factor)?;
-        Ok(access.with_rules(rules))
+        Ok(access.with_rules(rules, (method, second_factor)))
+    }
+
+    /// The same access as it is now, for what goes on for a while. That a session acts elsewhere by now changes nothing about what
+    /// was begun where it acted then.
+    pub async fn again(&self, access: &Access) -> Result<Access, AuthError> {
+        let before = access.principal();
+        let name = OrgName::Id(access.org());
+        match before {
+            Principal::Key { public_id, .. } => {
+                let principal = self.keys.principal_of(public_id).await?;
+                return self.access(&principal, &name).await;
+            }
+            Principal::User { session: Some(session), .. } => {
+                self.sessions.now(session).await?;
+            }
+            Principal::User { session: None, .. } | Principal::Sso { .. } | Principal::Operator(_) => {}
+        }
+        self.access(before, &name).await
     }
 
     /// The principal in that org whatever its rules are, and what these must be asked: how they proved who they are, and
@@ -441,14 +474,32 @@ impl Authenticator {
 
     async fn look_as(&self, users: &[UserId], org: OrgId) -> Result<Option<Membership>, AuthError> {
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+        let reach = decided::reach(&mut tx).await?;
+        let mut found = None;
         for user in users {
             if let Some(member) = members::get_by_user(&mut tx, *user).await? {
-                let organization = organizations::get(&mut tx).await?;
-                return Ok(organization.map(|organization| Membership { member, organization }));
+                found = organizations::get(&mut tx).await?.map(|organization| Membership { member, organization });
+                break;
             }
         }
-        // Gone since it was listed.
-        Ok(None)
+        drop(tx);
+        // None when they are gone since it was listed.
+        let Some(Membership { member, organization }) = found else { return Ok(None) };
+        let member = self.as_decided(org, member, reach).await?;
+        Ok(member.map(|member| Membership { member, organization }))
+    }
+
+    /// The member as the log has them; none when they were removed.
+    async fn as_decided(
+        &self,
+        org: OrgId,
+        member: members::Member,
+        reach: Reach,
+    ) -> Result<Option<members::Member>, AuthError> {
+        Ok(match self.decided.roster(org, reach).await? {
+            Some(roster) => roster.get(member.id).map(|now| members::Member { role: now.role, ..member }),
+            None => Some(member),
+        })
     }
 
     /// The operator in the platform's own org.
@@ -465,7 +516,11 @@ impl Authenticator {
             return Ok(None);
         }
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
-        Ok(break_glass::open(&mut tx, operator.name(), now()).await?.map(|glass| glass.id))
+        let reach = decided::reach(&mut tx).await?;
+        let Some(glass) = break_glass::open(&mut tx, operator.name(), now()).await? else { return Ok(None) };
+        drop(tx);
+        let is_closed = self.decided.is_glass_closed(org, reach).await?;
+        Ok(Some(glass.id).filter(|_| !is_closed))
     }
 
     /// What whoever has this role of the organization's own may do; nothing, once it was removed.
@@ -474,12 +529,18 @@ impl Authenticator {
         if let Some(permissions) = self.own_roles.get(&scoped).and_then(|role| role.fresh()) {
             return Ok(permissions);
         }
+        let at = Instant::now();
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+        let reach = decided::reach(&mut tx).await?;
         let role = roles::get(&mut tx, id).await?.filter(|role| role.active);
+        drop(tx);
         let names = role.map(|role| role.permissions).unwrap_or_default();
-        let permissions: BTreeSet<_> = names.iter().filter_map(|name| Permission::named(name)).collect();
+        let mut permissions: BTreeSet<_> = names.iter().filter_map(|name| Permission::named(name)).collect();
+        if let Some(book) = self.decided.roles(org, reach).await? {
+            permissions = book.permissions(id).unwrap_or_default();
+        }
         let permissions = Arc::new(permissions);
-        let remembered = Remembered { value: Arc::clone(&permissions), at: Instant::now() };
+        let remembered = Remembered { value: Arc::clone(&permissions), at };
         self.own_roles.insert(scoped, remembered.into());
         Ok(permissions)
     }
@@ -500,7 +561,13 @@ impl Authenticator {
         }
         let at = Instant::now();
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
-        let rules = Arc::new(organizations::get(&mut tx).await?.map(Rules::from).unwrap_or_default());
+        let reach = decided::reach(&mut tx).await?;
+        let mut rules = organizations::get(&mut tx).await?.map(Rules::from).unwrap_or_default();
+        drop(tx);
+        if let Some(organization) = self.decided.organization(org, reach).await? {
+            rules = organization.profile().map(Rules::from).unwrap_or_default();
+        }
+        let rules = Arc::new(rules);
         // Who is let in again is let in as soon as that is known.
         if !rules.suspended {
             self.rules.insert(scoped, Remembered { value: Arc::clone(&rules), at }.into());
@@ -512,10 +579,15 @@ impl Authenticator {
         if let Some(member) = self.memberships.get(&Scoped::new(org, user)).and_then(|member| member.fresh()) {
             return Ok(Some(member));
         }
+        let at = Instant::now();
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+        let reach = decided::reach(&mut tx).await?;
         let member = members::get_by_user(&mut tx, user).await?;
+        drop(tx);
+        let Some(member) = member else { return Ok(None) };
+        let member = self.as_decided(org, member, reach).await?;
         if let Some(member) = &member {
-            let remembered = Remembered { value: member.clone(), at: Instant::now() };
+            let remembered = Remembered { value: member.clone(), at };
             self.memberships.insert(Scoped::new(org, user), remembered.into());
         }
         Ok(member)

@@ -17,12 +17,13 @@ use serde::Deserialize;
 
 use super::{
     AuthError,
+    decided::{self, Decided},
     oidc::{Login, Oidc, OidcError},
 };
 use crate::tenant_cache::{CacheView, OrgCache, Scoped};
 
-/// How long it is believed which connections there are. With the way to the read models it stays under a second until what is
-/// removed stops working, in every process.
+/// How long it is believed which connections there are. With what the log is believed for (`decided.rs`) it stays under a second
+/// until what is removed stops working, in every process.
 const REMEMBER: Duration = Duration::from_millis(400);
 const REMEMBERED: usize = 10_000;
 /// Audiences of one token that are looked at.
@@ -47,6 +48,7 @@ type Holders = (Instant, Arc<Vec<OrgId>>);
 /// The issuers of all organizations, each known when its first token comes.
 pub struct Connections {
     db: Database,
+    decided: Arc<Decided>,
     /// Whether issuers may be on this machine: for trying things out.
     local: bool,
     /// With the keys that they published.
@@ -95,9 +97,9 @@ impl Claimed {
 
 impl Connections {
     /// Those that `db` knows; `local` says whether they may be on this machine.
-    pub fn new(db: Database, local: bool) -> Self {
+    pub(super) fn new(db: Database, decided: Arc<Decided>, local: bool) -> Self {
         let (issuers, of_org) = (OrgCache::new(REMEMBERED), OrgCache::new(REMEMBERED));
-        Self { db, local, issuers, of_org, holders: Cache::new(REMEMBERED) }
+        Self { db, decided, local, issuers, of_org, holders: Cache::new(REMEMBERED) }
     }
 
     /// What is remembered at the moment.
@@ -173,8 +175,16 @@ impl Connections {
         // From before it is asked: what changes meanwhile may or may not be in the answer.
         let at = Instant::now();
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+        let reach = decided::reach(&mut tx).await?;
+        let rows = sso_connections::of_issuer(&mut tx, issuer).await?;
+        drop(tx);
+        let decided = if rows.is_empty() { None } else { self.decided.connections(org, reach).await? };
         let mut found = Vec::new();
-        for connection in sso_connections::of_issuer(&mut tx, issuer).await? {
+        for connection in rows {
+            // It may have been removed since.
+            if decided.as_ref().is_some_and(|decided| !decided.has(connection.id)) {
+                continue;
+            }
             let key = Scoped::new(org, connection.id);
             let oidc = match self.issuers.get(&key) {
                 Some(oidc) => oidc,

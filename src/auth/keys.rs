@@ -16,24 +16,32 @@ use orgstream_events::{ActorType, Context, KeyId, KeyPublicId, MemberId, OrgId, 
 use orgstream_projections::{
     BoundOrg, Database, TenantTx,
     api_keys::{self, ApiKey},
+    checkpoints::Reach,
     members, organizations,
 };
 use quick_cache::sync::Cache;
 
-use super::{AuthError, Principal, key_uses::KeyUses};
+use super::{
+    AuthError, Principal,
+    decided::{self, Decided},
+    key_uses::KeyUses,
+};
 use crate::{
     clock::now,
     tenant_cache::{CacheView, OrgCache, Scoped},
 };
 
-/// How long what is known of a key may be used again. With the way to the read models it stays under a second until what is
-/// revoked stops working, in every process.
-pub const REMEMBER: Duration = Duration::from_millis(500);
+/// How long what is known of a key may be used again. With what the log is believed for (`decided.rs`) and the looks while
+/// something is answered it stays under a second until what is revoked stops working, in every process, however far behind
+/// the read models are.
+pub const REMEMBER: Duration = Duration::from_millis(400);
 const REMEMBERED: usize = 100_000;
 
 #[derive(Debug, Clone)]
 struct Known {
     key: ApiKey,
+    /// When the token that names it ends, where the read models do not know yet that it was replaced.
+    token_ends_at: Option<Timestamp>,
     /// Whoever issued it is gone, and the organization wants its keys gone with them.
     creator_left: bool,
     at: Instant,
@@ -42,6 +50,7 @@ struct Known {
 /// Knows keys. One per process.
 pub struct Keys {
     db: Database,
+    decided: Arc<Decided>,
     pepper: Pepper,
     /// Whose key it is: ids, and nothing of the key.
     owners: Cache<KeyPublicId, OrgId>,
@@ -51,9 +60,9 @@ pub struct Keys {
 
 impl Keys {
     /// Keys whose secrets are hashed with `pepper`. When they were used is written down in the background.
-    pub fn new(db: Database, pepper: Pepper) -> Self {
+    pub(super) fn new(db: Database, decided: Arc<Decided>, pepper: Pepper) -> Self {
         let uses = KeyUses::start(db.clone());
-        Self { db, pepper, owners: Cache::new(REMEMBERED), known: OrgCache::new(REMEMBERED), uses }
+        Self { db, decided, pepper, owners: Cache::new(REMEMBERED), known: OrgCache::new(REMEMBERED), uses }
     }
 
     /// What is remembered at the moment.
@@ -80,8 +89,8 @@ impl Keys {
     }
 
     fn principal_as(org: OrgId, known: &Known, public_id: KeyPublicId) -> Result<Principal, AuthError> {
-        let Known { key, creator_left, .. } = known;
-        match fault(&public_id, key, *creator_left, now()) {
+        let key = &known.key;
+        match fault(&public_id, known, now()) {
             None => Ok(Principal::Key {
                 id: key.id,
                 public_id,
@@ -100,7 +109,10 @@ impl Keys {
         let (org, known) = self.known(public_id).await?;
         let key = &known.key;
         let previous = key.previous.as_ref().filter(|previous| previous.public_id == *public_id);
-        let ends = [key.expires_at, previous.map(|previous| previous.ends_at)].into_iter().flatten().min();
+        let ends = [key.expires_at, known.token_ends_at, previous.map(|previous| previous.ends_at)]
+            .into_iter()
+            .flatten()
+            .min();
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
         Ok((organizations::get(&mut tx).await?.map(|organization| organization.slug), ends))
     }
@@ -131,6 +143,18 @@ impl Keys {
         Ok(())
     }
 
+    /// Whether whoever vouches for a key is gone, and the organization wants its keys gone with them.
+    async fn has_left(&self, org: OrgId, creator: Creator) -> Result<bool, AuthError> {
+        let Creator { member, mut is_here, mut takes_keys, reach } = creator;
+        if let Some(roster) = self.decided.roster(org, reach).await? {
+            is_here = roster.get(member).is_some();
+        }
+        if let Some(organization) = self.decided.organization(org, reach).await? {
+            takes_keys = organization.profile().is_none_or(|profile| profile.settings.revoke_keys_on_creator_exit);
+        }
+        Ok(takes_keys && !is_here)
+    }
+
     async fn known(&self, public_id: &KeyPublicId) -> Result<(OrgId, Arc<Known>), AuthError> {
         let refused =
             || AuthError::Unauthenticated("this API key is not valid: it is unknown, revoked or expired".to_owned());
@@ -143,9 +167,38 @@ impl Keys {
         let at = Instant::now();
         let org = self.db.org_of_key(public_id).await?.ok_or_else(refused)?;
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
-        let key = api_keys::get_by_public_id(&mut tx, public_id).await?.ok_or_else(refused)?;
-        let creator_left = creator_left(&mut tx, &key).await?;
-        let known = Arc::new(Known { key, creator_left, at });
+        let reach = decided::reach(&mut tx).await?;
+        let mut key = api_keys::get_by_public_id(&mut tx, public_id).await?.ok_or_else(refused)?;
+        let creator = match key.created_by.member() {
+            Some(member) => Some(Creator::find(&mut tx, member, reach).await?),
+            None => None,
+        };
+        // The log is asked with no connection in hand that others wait for.
+        drop(tx);
+        // On whose word the key of a key is, its own history says.
+        let by_a_key = key.created_by.actor_type == ActorType::ApiKey;
+        let decided = self.decided.key(org, key.id, Some(reach).filter(|_| !by_a_key)).await?;
+        let creator = match (creator, decided.as_ref().and_then(|decided| decided.creator())) {
+            (None, Some(member)) => {
+                let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+                let reach = decided::reach(&mut tx).await?;
+                Some(Creator::find(&mut tx, member, reach).await?)
+            }
+            (creator, _) => creator,
+        };
+        let creator_left = match creator {
+            Some(creator) => self.has_left(org, creator).await?,
+            None => false,
+        };
+        let mut token_ends_at = None;
+        if let Some(decided) = &decided {
+            if decided.is_revoked() {
+                key.revoked_at.get_or_insert_with(now);
+            }
+            key.expires_at = decided.expires_at();
+            token_ends_at = decided.token_ends_at(public_id);
+        }
+        let known = Arc::new(Known { key, token_ends_at, creator_left, at });
         self.owners.insert(public_id.clone(), org);
         self.known.insert(Scoped::new(org, public_id.clone()), Arc::clone(&known));
         Ok((org, known))
@@ -153,15 +206,18 @@ impl Keys {
 }
 
 /// Why the key does not count, for its organization's log; None when it does.
-fn fault(public_id: &KeyPublicId, key: &ApiKey, creator_left: bool, now: Timestamp) -> Option<&'static str> {
+fn fault(public_id: &KeyPublicId, known: &Known, now: Timestamp) -> Option<&'static str> {
+    let Known { key, token_ends_at, creator_left, .. } = known;
     let is_past = |end: Option<Timestamp>| end.is_some_and(|end| end <= now);
     if key.revoked_at.is_some() {
         Some("revoked")
     } else if is_past(key.expires_at) {
         Some("expired")
-    } else if key.public_id != *public_id && is_past(key.previous.as_ref().map(|previous| previous.ends_at)) {
+    } else if is_past(*token_ends_at)
+        || (key.public_id != *public_id && is_past(key.previous.as_ref().map(|previous| previous.ends_at)))
+    {
         Some("rotated")
-    } else if creator_left {
+    } else if *creator_left {
         Some("creator_left")
     } else {
         None
@@ -182,12 +238,20 @@ fn parsed(nets: &[String]) -> Arc<[IpNet]> {
     nets.iter().map(|net| net.parse().unwrap_or(nobody)).collect()
 }
 
-async fn creator_left(tx: &mut TenantTx, key: &ApiKey) -> Result<bool, AuthError> {
-    let member = (key.created_by.actor_type == ActorType::Member).then(|| key.created_by.id.parse::<MemberId>().ok());
-    let Some(member) = member.flatten() else { return Ok(false) };
-    let organization = organizations::get(tx).await?;
-    if !organization.is_some_and(|organization| organization.settings.revoke_keys_on_creator_exit) {
-        return Ok(false);
+/// On whose word a key is, as the read models have it.
+struct Creator {
+    member: MemberId,
+    is_here: bool,
+    /// Whether the organization wants the keys of who is gone gone with them.
+    takes_keys: bool,
+    reach: Reach,
+}
+
+impl Creator {
+    async fn find(tx: &mut TenantTx, member: MemberId, reach: Reach) -> Result<Self, AuthError> {
+        let is_here = members::get(tx, member).await?.is_some_and(|member| member.active);
+        let organization = organizations::get(tx).await?;
+        let takes_keys = organization.is_some_and(|organization| organization.settings.revoke_keys_on_creator_exit);
+        Ok(Self { member, is_here, takes_keys, reach })
     }
-    Ok(members::get(tx, member).await?.is_none_or(|member| !member.active))
 }

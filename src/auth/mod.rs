@@ -4,6 +4,7 @@ pub mod access;
 pub mod approval;
 pub mod authenticator;
 pub mod connections;
+mod decided;
 pub mod issuers;
 pub mod key_uses;
 pub mod keys;

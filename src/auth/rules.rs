@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use orgstream_domain::organization::Profile;
 use orgstream_events::{LoginMethod, MfaPolicy, OrganizationLimits, PlanName};
 use orgstream_projections::organizations::Organization;
 
@@ -26,6 +27,14 @@ impl From<Organization> for Rules {
         let Organization { suspended_reason, plan, limits, settings, .. } = organization;
         let suspended = suspended_reason.is_some();
         Self { suspended, plan, limits, allowed: settings.allowed_auth_methods, mfa: settings.mfa_policy }
+    }
+}
+
+impl From<&Profile> for Rules {
+    fn from(profile: &Profile) -> Self {
+        let Profile { suspended, plan, limits, settings, .. } = profile;
+        let (allowed, mfa) = (settings.allowed_auth_methods.clone(), settings.mfa_policy);
+        Self { suspended: suspended.is_some(), plan: plan.clone(), limits: limits.clone(), allowed, mfa }
     }
 }
 

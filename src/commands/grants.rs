@@ -50,6 +50,19 @@ impl CommandHandler {
                         self.may_grant_role(placement, &authority, issued.role, &scopes).await?;
                     }
                 }
+                Grant::KeyEnded(id) => {
+                    let key = self.look::<ApiKey>(placement, &AggregateId::ApiKey(id)).await?;
+                    if let Some(issued) = key.state.issued() {
+                        let scopes = Scopes::named(issued.scopes.as_deref());
+                        // A role that was removed gives the key nothing.
+                        let mut permissions = self.permissions_of(placement, issued.role).await?;
+                        permissions.retain(|permission| scopes.allow(*permission));
+                        authority.may_grant_role(issued.role, &permissions).map_err(|excess| {
+                            let detail = "this key may do more than you: ask somebody who may do as much to revoke it";
+                            above_as(&excess, &detail)
+                        })?;
+                    }
+                }
                 Grant::Invitation(id) => {
                     let invitation = self.look::<Invitation>(placement, &AggregateId::Invitation(id)).await?;
                     if let Some(offer) = invitation.state.offer() {
@@ -59,8 +72,9 @@ impl CommandHandler {
                 Grant::Issuer(issuer) => {
                     let aggregate = AggregateId::SsoConnection(placement.org);
                     let known = self.look::<Connections>(placement, &aggregate).await?.state.has_had(&issuer);
-                    // Whoever came by this issuer before may be an admin by now, and it would say again who that is.
-                    let role = if known { Role::Admin } else { Role::Member };
+                    // Who came by this issuer before nobody can say: it may have been an owner, and another audience of it would
+                    // say again who that is.
+                    let role = if known { Role::Owner } else { Role::Member };
                     self.may_grant_role(placement, &authority, role, &Scopes::ALL).await?;
                 }
                 Grant::Offered => {}
@@ -140,7 +154,7 @@ impl CommandHandler {
         Ok(inviting.and_then(|()| authority.may_grant_role(offer.role, &given)).is_ok())
     }
 
-    /// What a key may, unless somebody ended it, or it ended with whoever issued it. That its time is over is nobody's
+    /// What a key may, unless somebody ended it, or it ended with whoever's word it is. That its time is over is nobody's
     /// change of mind.
     async fn standing_of_key(
         &self,
@@ -150,9 +164,7 @@ impl CommandHandler {
     ) -> Result<Option<(Role, Scopes)>, CommandError> {
         let key = self.load::<ApiKey>(placement, &AggregateId::ApiKey(id), Freshness::Leader).await?;
         let Some(issued) = key.state.issued().filter(|_| !key.state.is_revoked()) else { return Ok(None) };
-        let creator = key.state.issued_by().filter(|(kind, _)| *kind == ActorType::Member);
-        let is_here = creator.is_none_or(|(_, id)| id.parse::<MemberId>().is_ok_and(|id| members.get(id).is_some()));
-        if !is_here {
+        if key.state.creator().is_some_and(|creator| members.get(creator).is_none()) {
             let organization = self.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
             if organization.state.profile().is_none_or(|profile| profile.settings.revoke_keys_on_creator_exit) {
                 return Ok(None);
@@ -160,14 +172,31 @@ impl CommandHandler {
         }
         Ok(Some((issued.role, Scopes::named(issued.scopes.as_deref()))))
     }
+
+    /// The member on whose word a key acts; none of who is no key.
+    pub(super) async fn vouching(
+        &self,
+        placement: &Placement,
+        actor: (ActorType, &str),
+    ) -> Result<Option<MemberId>, CommandError> {
+        let (ActorType::ApiKey, id) = actor else { return Ok(None) };
+        let Ok(id) = id.parse::<KeyId>() else { return Ok(None) };
+        Ok(self.look::<ApiKey>(placement, &AggregateId::ApiKey(id)).await?.state.creator())
+    }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "as `map_err` hands it on")]
 fn above(excess: Excess) -> CommandError {
-    let rejection = match &excess {
+    above_as(&excess, &excess)
+}
+
+/// The same, said as `detail`.
+fn above_as(excess: &Excess, detail: &dyn std::fmt::Display) -> CommandError {
+    let rejection = match excess {
         Excess::Role { .. } | Excess::Permission { .. } => {
-            Rejection::new(RejectionKind::Forbidden, "role_above_own", excess)
+            Rejection::new(RejectionKind::Forbidden, "role_above_own", detail)
         }
-        Excess::Scopes { .. } => Rejection::new(RejectionKind::Forbidden, "scope_above_own", excess),
+        Excess::Scopes { .. } => Rejection::new(RejectionKind::Forbidden, "scope_above_own", detail),
     };
     rejection.into()
 }

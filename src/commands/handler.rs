@@ -4,6 +4,7 @@
 //! the stream's own refusal of a stale expectation is what makes the decision safe.
 
 use std::{
+    collections::BTreeSet,
     hash::{BuildHasher, RandomState},
     sync::Arc,
     time::Duration,
@@ -23,6 +24,7 @@ use orgstream_domain::{
     record::{Record, RecordCommand},
     role::{RoleBook, RoleCommand},
     schema::ValidatedKind,
+    settings::{Door, Patch},
     sso_connection::{ConnectionCommand, Connections},
 };
 use orgstream_events::{
@@ -110,6 +112,11 @@ impl Attempt<'_> {
     /// Whose command it is.
     pub(super) fn by(&self) -> (ActorType, String) {
         (self.caller.actor.actor_type, self.caller.actor.id.clone())
+    }
+
+    /// The same, to look somebody up by.
+    pub(super) fn actor(&self) -> (ActorType, &str) {
+        (self.caller.actor.actor_type, &self.caller.actor.id)
     }
 
     pub(super) fn accepted(&self, org: OrgId, aggregate: &AggregateId, done: Earlier, replayed: bool) -> Accepted {
@@ -239,8 +246,19 @@ impl CommandHandler {
             Command::UpgradeOrganization(command) => self.upgrade_organization(&attempt, &to, command).await,
             Command::RenameOrganization(command) => self.rename_organization(&attempt, &to, command).await,
             Command::ChangeSettings(command) => {
-                let change = OrganizationCommand::ChangeSettings { command, local: self.local_issuers };
+                let connections = AggregateId::SsoConnection(org);
+                let connections = match &command.allowed_auth_methods {
+                    Patch::Set(_) => {
+                        self.load::<Connections>(&placement, &connections, Freshness::Leader).await?.state.methods()
+                    }
+                    Patch::Keep | Patch::Clear => BTreeSet::new(),
+                };
+                let door = Door { connections, by: caller.proof.clone() };
+                let change = OrganizationCommand::ChangeSettings { command, local: self.local_issuers, door };
                 self.execute::<Organization>(&attempt, &to, change).await
+            }
+            Command::RestoreSignIn(command) => {
+                self.execute::<Organization>(&attempt, &to, OrganizationCommand::RestoreSignIn(command)).await
             }
             Command::SuspendOrganization(command) => {
                 self.execute::<Organization>(&attempt, &to, OrganizationCommand::Suspend(command)).await
@@ -255,7 +273,8 @@ impl CommandHandler {
                 self.execute::<Organization>(&attempt, &to, OrganizationCommand::ChangeLimits(command)).await
             }
             Command::AddMember(command) => {
-                self.execute::<Roster>(&attempt, &to, MemberCommand::Add { command, by }).await
+                let voucher = self.vouching(&placement, attempt.actor()).await?;
+                self.execute::<Roster>(&attempt, &to, MemberCommand::Add { command, by, voucher }).await
             }
             Command::ChangeMemberRole(command) => {
                 self.execute::<Roster>(&attempt, &to, MemberCommand::ChangeRole { command, by }).await

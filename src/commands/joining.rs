@@ -97,7 +97,11 @@ impl CommandHandler {
             let accepted = invitation.state.decide(accept, &facts).map_err(Rejection::from)?;
             let role = invitation.state.offer().map(|offer| offer.role).ok_or(CommandError::Contention)?;
             let sent = invitation.state.sent_at();
-            let join = MemberCommand::Join { user_id: user, email: email.clone(), role, sent };
+            let voucher = match invitation.state.sent_by() {
+                Some((kind, id)) => self.vouching(placement, (*kind, id)).await?,
+                None => None,
+            };
+            let join = MemberCommand::Join { user_id: user, email: email.clone(), role, sent, voucher };
             let joined = members.state.decide(join, &facts).map_err(Rejection::from)?;
             let accepted: Vec<Event> = accepted.into_iter().map(Invitation::wrap).collect();
             let joined: Vec<Event> = joined.into_iter().map(Roster::wrap).collect();
@@ -204,7 +208,11 @@ impl CommandHandler {
             Some((issuer, audience)) => Some(self.held(SSO, &pair(issuer, audience), org).await?),
             None => None,
         };
-        let result = self.execute::<Connections>(attempt, to, ConnectionCommand::Remove(command)).await;
+        let organization = AggregateId::Organization(org);
+        let organization = self.load::<Organization>(to.placement, &organization, Freshness::Leader).await?;
+        let settings = organization.state.profile().map(|profile| profile.settings.clone()).unwrap_or_default();
+        let remove = ConnectionCommand::Remove { command, settings };
+        let result = self.execute::<Connections>(attempt, to, remove).await;
         if result.is_ok() {
             self.give_back(held, org).await;
         }

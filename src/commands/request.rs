@@ -2,8 +2,8 @@
 
 use orgstream_domain::{Command, Rejection, Scopes, credentials::key::KeyToken};
 use orgstream_events::{
-    Actor, AggregateId, CodecError, CommandId, Context, CorrelationId, EventId, OrgId, Position, Role, Timestamp,
-    UserId,
+    Actor, AggregateId, CodecError, CommandId, Context, CorrelationId, EventId, LoginMethod, OrgId, Position, Role,
+    Timestamp, UserId,
 };
 use orgstream_stream::{AppendError, StreamError};
 
@@ -18,6 +18,8 @@ pub struct Caller {
     pub role: Role,
     /// What they may do within it; nor more than that.
     pub scopes: Scopes,
+    /// How they proved who they are, and whether that took a second factor; none of whoever is in no organization.
+    pub proof: Option<(LoginMethod, bool)>,
     /// The person behind them, where somebody must be one: who makes an organization or joins it.
     pub creator: Option<Creator>,
     /// The personal part of what is known of the request.

@@ -25,7 +25,8 @@ impl CommandHandler {
         let max_days = self.max_key_days(to.placement).await?;
         let token = KeyToken::generate(command.environment, self.pepper().derive(attempt.command_id.uuid().as_bytes()));
         let (stored, inherited) = (token.stored(self.pepper()), attempt.caller.scopes.names());
-        let issue = ApiKeyCommand::Issue { command, token: stored, inherited, max_days };
+        let creator = self.vouching(to.placement, attempt.actor()).await?;
+        let issue = ApiKeyCommand::Issue { command, token: stored, inherited, creator, max_days };
         let accepted = self.execute::<ApiKey>(attempt, to, issue).await?;
         Ok(Accepted { token: Some(token), ..accepted })
     }

@@ -1,15 +1,17 @@
 //! What one organization, or one person, may set going in an hour without anybody having asked for more: mails to people who
 //! have not asked for them, and organizations.
 //!
-//! A bucket holds an hour's worth and fills again over the hour. As for commands (`admission.rs`), each process of the API takes
+//! A bucket holds an hour's worth and fills again over the hour. What is taken for something of which nothing came is given back,
+//! so that nobody uses up what they may not use. As for commands (`admission.rs`), each process of the API takes
 //! its equal part, and one that hears of no others takes all of it.
 
-use std::{hash::Hash, num::NonZeroU32, sync::Arc, time::Duration};
-
-use governor::{
-    DefaultDirectRateLimiter, Quota,
-    clock::{Clock, DefaultClock},
+use std::{
+    hash::Hash,
+    num::NonZeroU32,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
+
 use metrics::counter;
 use orgstream_events::{OrgId, UserId};
 use quick_cache::sync::Cache;
@@ -41,14 +43,60 @@ impl HourlyLimits {
 /// One process's part of somebody's hour.
 struct Bucket {
     peers: NonZeroU32,
-    limiter: DefaultDirectRateLimiter,
+    /// What it holds.
+    part: u32,
+    level: Mutex<Level>,
+}
+
+/// How much there was, and when; it grows since.
+struct Level {
+    left: f64,
+    at: Instant,
 }
 
 impl Bucket {
     fn new(hourly: NonZeroU32, peers: NonZeroU32) -> Self {
-        let part = NonZeroU32::new(hourly.get() / peers.get()).unwrap_or(NonZeroU32::MIN);
-        let quota = Quota::with_period(HOUR / part.get()).unwrap_or(Quota::per_hour(part)).allow_burst(part);
-        Self { peers, limiter: DefaultDirectRateLimiter::direct(quota) }
+        let part = (hourly.get() / peers.get()).max(1);
+        Self { peers, part, level: Mutex::new(Level { left: f64::from(part), at: Instant::now() }) }
+    }
+
+    /// Takes one, or says when there is one.
+    fn take(&self, now: Instant) -> Result<(), Duration> {
+        self.change(now, |left, for_one| {
+            if *left < 1.0 {
+                return Err(for_one.mul_f64(1.0 - *left));
+            }
+            *left -= 1.0;
+            Ok(())
+        })
+    }
+
+    fn give_back(&self, now: Instant) {
+        let most = f64::from(self.part);
+        self.change(now, |left, _| *left = (*left + 1.0).min(most));
+    }
+
+    /// Changes what is left at `now`; one more comes in the time that is given.
+    fn change<T>(&self, now: Instant, change: impl FnOnce(&mut f64, Duration) -> T) -> T {
+        let for_one = HOUR / self.part;
+        let mut level = self.level.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = now.saturating_duration_since(level.at);
+        level.left = (level.left + since.div_duration_f64(for_one)).min(f64::from(self.part));
+        level.at = level.at.max(now);
+        change(&mut level.left, for_one)
+    }
+}
+
+/// One that was taken. Unless something came of it, it is given back.
+#[must_use]
+pub struct Taken(Option<Arc<Bucket>>);
+
+impl Taken {
+    /// Gives it back: it is certain that nothing came of it.
+    pub fn give_back(self) {
+        if let Some(bucket) = self.0 {
+            bucket.give_back(Instant::now());
+        }
     }
 }
 
@@ -58,14 +106,13 @@ pub struct Quotas {
     invitations: OrgCache<(), Arc<Bucket>>,
     organizations: Cache<UserId, Arc<Bucket>>,
     peers: watch::Receiver<NonZeroU32>,
-    clock: DefaultClock,
 }
 
 impl Quotas {
     /// Within these limits; `peers` are the processes that share them, this one included.
     pub fn new(limits: HourlyLimits, peers: watch::Receiver<NonZeroU32>) -> Self {
         let (invitations, organizations) = (OrgCache::new(BUCKETS), Cache::new(BUCKETS));
-        Self { limits, invitations, organizations, peers, clock: DefaultClock::default() }
+        Self { limits, invitations, organizations, peers }
     }
 
     /// What is remembered at the moment.
@@ -74,8 +121,8 @@ impl Quotas {
     }
 
     /// Takes one mail to somebody who is invited.
-    pub fn take_invitation(&self, org: OrgId) -> Result<(), OverLimit> {
-        let Some(hourly) = self.limits.invitations else { return Ok(()) };
+    pub fn take_invitation(&self, org: OrgId) -> Result<Taken, OverLimit> {
+        let Some(hourly) = self.limits.invitations else { return Ok(Taken(None)) };
         self.take(&self.invitations, Scoped::new(org, ()), hourly).map_err(|retry_after| {
             counter!("orgstream_quota_refused_total", "quota" => "invitations").increment(1);
             OverLimit { limit: Limit::Invitations(hourly), retry_after }
@@ -83,8 +130,8 @@ impl Quotas {
     }
 
     /// Takes one organization that this person makes.
-    pub fn take_organization(&self, user: UserId) -> Result<(), OverLimit> {
-        let Some(hourly) = self.limits.organizations else { return Ok(()) };
+    pub fn take_organization(&self, user: UserId) -> Result<Taken, OverLimit> {
+        let Some(hourly) = self.limits.organizations else { return Ok(Taken(None)) };
         self.take(&self.organizations, user, hourly).map_err(|retry_after| {
             counter!("orgstream_quota_refused_total", "quota" => "organizations").increment(1);
             OverLimit { limit: Limit::Organizations(hourly), retry_after }
@@ -96,7 +143,7 @@ impl Quotas {
         buckets: &Cache<K, Arc<Bucket>>,
         key: K,
         hourly: NonZeroU32,
-    ) -> Result<(), Duration> {
+    ) -> Result<Taken, Duration> {
         let peers = *self.peers.borrow();
         let bucket = match buckets.get(&key).filter(|bucket| bucket.peers == peers) {
             Some(bucket) => bucket,
@@ -106,7 +153,7 @@ impl Quotas {
                 bucket
             }
         };
-        bucket.limiter.check().map_err(|full| full.wait_time_from(self.clock.now()))
+        bucket.take(Instant::now()).map(|()| Taken(Some(bucket)))
     }
 }
 
@@ -131,9 +178,30 @@ mod tests {
         assert!(quotas.take_invitation(org(2)).is_ok());
         let ann = UserId::from_login("https://issuer.example", "ann");
         assert!(quotas.take_organization(ann).is_ok() && quotas.take_organization(ann).is_ok());
-        let refused = quotas.take_organization(ann).unwrap_err();
+        let refused = quotas.take_organization(ann).err().unwrap();
         assert_eq!(refused.limit, Limit::Organizations(NonZeroU32::new(2).unwrap()));
         assert!(refused.retry_after <= HOUR / 2);
+    }
+
+    #[test]
+    fn what_nothing_came_of_is_there_again_and_an_hour_fills_a_bucket() {
+        let quotas = quotas(HourlyLimits::new(2, 0), 1);
+        for _ in 0..20 {
+            quotas.take_invitation(org(1)).unwrap().give_back();
+        }
+        let kept: Vec<_> = (0..2).map(|_| quotas.take_invitation(org(1)).unwrap()).collect();
+        assert!(quotas.take_invitation(org(1)).is_err());
+        for taken in kept {
+            taken.give_back();
+        }
+        assert_eq!((0..9).filter(|_| quotas.take_invitation(org(1)).is_ok()).count(), 2, "no more than there were");
+        let bucket = Bucket::new(NonZeroU32::new(4).unwrap(), NonZeroU32::MIN);
+        let began = Instant::now();
+        let taken = |minutes: u64| {
+            let now = began + Duration::from_mins(minutes);
+            (0..9).filter(|_| bucket.take(now).is_ok()).count()
+        };
+        assert_eq!((taken(0), taken(14), taken(16), taken(120)), (4, 0, 1, 4));
     }
 
     #[test]

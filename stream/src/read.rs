@@ -124,6 +124,46 @@ impl Log {
         }
     }
 
+    /// Where the aggregate's history ends: the last sequence on its subject, whoever wrote it; 0 when nothing is on it. Every
+    /// write that was acknowledged before is seen.
+    pub async fn end_of_history(&self, placement: &Placement, aggregate: &AggregateId) -> Result<u64, StreamError> {
+        let Placement { org, shard, .. } = *placement;
+        let stream = self.stream_of(shard)?;
+        let subject = EventSubject { shard, org, aggregate: aggregate.clone() }.to_string();
+        // The only copy is the leader's, and a direct question is the cheaper one.
+        let last = match self.inner.options.replicas {
+            1 => last_on_any(stream, &subject).await?,
+            _ => last_on_leader(stream, &subject).await?,
+        };
+        Ok(last.map_or(0, |message| message.sequence))
+    }
+
+    /// The facts of an aggregate after `after` (exclusive), oldest first, as many as one read brings: they follow from nothing
+    /// that came before, so there is no history to walk.
+    pub async fn facts(
+        &self,
+        placement: &Placement,
+        aggregate: &AggregateId,
+        after: u64,
+    ) -> Result<History, StreamError> {
+        let Placement { org, shard, .. } = *placement;
+        let subject = EventSubject { shard, org, aggregate: aggregate.clone() }.to_string();
+        let chunk = self.batch_get(shard, &subject, after + 1, REPLAY_CHUNK).await?;
+        let mut history = History { commits: Vec::new(), last: after, ended: chunk.ended };
+        for message in chunk.messages {
+            match message.content(self.keys()) {
+                Ok(content) => {
+                    let commit = message.decode(content)?;
+                    history.commits.push(StoredCommit { seq: message.seq, commit, trace: message.trace.clone() });
+                }
+                Err(reason @ CodecError::NotAuthentic { .. }) => forged(&subject, message.seq, &reason),
+                Err(error) => return Err(unreadable(&subject, message.seq, &error)),
+            }
+            history.last = message.seq;
+        }
+        Ok(history)
+    }
+
     /// From the newest commit back to `after`, by the expectations that the messages hold; none when that is too long a
     /// way, or leads over a message that cannot be believed.
     async fn walk_back(

@@ -143,17 +143,19 @@ fn gifts(nth: usize, things: &Value) -> Vec<Gift> {
     gifts.extend([
         Gift::role(json!({"type": "resend_invitation", "id": things["invitation"]}), P::ManageMembers, Role::Admin),
         Gift::role(json!({"type": "rotate_api_key", "id": things["key"]}), P::ManageKeys, Role::Admin),
+        // It gives nothing, and asks as much.
+        Gift::role(json!({"type": "revoke_api_key", "id": things["revoked"]}), P::ManageKeys, Role::Admin),
         Gift::role(json!({"type": "prove_domain", "id": things["domain"]}), P::ManageDomains, Role::Member),
         Gift::role(
             json!({"type": "add_sso_connection", "name": "x", "issuer": issuer, "audience": "a", "jit": true}),
             P::ManageSso,
             Role::Member,
         ),
-        // Whoever came by this issuer may be an admin by now.
+        // Whoever came by this issuer may be an owner by now.
         Gift::role(
             json!({"type": "add_sso_connection", "name": "x", "issuer": things["issuer"], "audience": nth.to_string()}),
             P::ManageSso,
-            Role::Admin,
+            Role::Owner,
         ),
         Gift::role(settings(json!({"jit_provisioning": "restricted"})), P::ManageOrganization, Role::Member),
         Gift::permissions(
@@ -179,13 +181,14 @@ async fn things(api: &Api, org: &Org) -> Value {
     };
     let invitation = made("invitations", json!({"email": "open@gifts.example", "role": "admin"})).await;
     let key = made("api-keys", json!({"name": "rotated", "role": "admin"})).await;
+    let revoked = made("api-keys", json!({"name": "revoked", "role": "admin"})).await;
     let domain = made("domains", json!({"domain": "gifts.example"})).await;
     let issuer = "https://known.gifts.example";
     made("sso-connections", json!({"name": "known", "issuer": issuer, "audience": "known"})).await;
     let role = json!({"name": "changed", "permissions": []});
     let role = api.post(&org.owner, &org.path("roles"), &role).await.expect(201).json()["role_id"].clone();
     let member = api.join(org, "changed@gifts.example", "viewer").await;
-    json!({"invitation": invitation, "key": key, "domain": domain, "issuer": issuer, "role": role, "member": member})
+    json!({"invitation": invitation, "key": key, "revoked": revoked, "domain": domain, "issuer": issuer, "role": role, "member": member})
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

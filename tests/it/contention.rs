@@ -73,6 +73,7 @@ fn caller(org: OrgId, creator: Creator) -> Caller {
         actor: Actor { actor_type: ActorType::Member, id: creator.user.to_string(), auth: None },
         role: Role::Owner,
         scopes: Scopes::ALL,
+        proof: None,
         creator: Some(creator),
         context: Context::default(),
         request_id: None,

@@ -73,9 +73,9 @@ async fn fill_stream(nats: (&str, &Path), org: OrgId) {
 }
 
 /// What `/readyz` says.
-async fn readiness(base: &str) -> Option<(u16, String)> {
-    let answer = reqwest::get(format!("{base}/readyz")).await.ok()?;
-    Some((answer.status().as_u16(), answer.text().await.ok()?))
+async fn readiness(base: &str) -> Result<(u16, String), reqwest::Error> {
+    let answer = reqwest::get(format!("{base}/readyz")).await?;
+    Ok((answer.status().as_u16(), answer.text().await?))
 }
 
 impl Drop for Disk {
@@ -138,7 +138,7 @@ async fn dev_starts_nats_again_once_its_disk_has_space_and_not_before() {
         disk.grow("256m");
         eventually("the shard to take appends again", async || write().await.ok()).await;
         assert!(!lives());
-        let ready = async || readiness(&base).await.filter(|(status, _)| *status == 200);
+        let ready = async || readiness(&base).await.ok().filter(|(status, _)| *status == 200);
         eventually("the process to be ready", ready).await;
         stop.cancel();
     };

@@ -349,12 +349,13 @@ async fn s4_4_an_organization_says_how_one_signs_in_to_it() {
     api.change_settings(&a, &json!({"allowed_auth_methods": null})).await;
     until("ok", async || api.get(&key_a, &a.path("records")).await).await;
 
-    api.change_settings(&a, &json!({"mfa_policy": "required"})).await;
-    until("mfa_required", async || api.get(&a.owner, &a.path("records")).await).await.expect(403);
-    api.get(&key_a, &a.path("records")).await.expect(200);
     let owner = "owner@strict.example";
     let strong = Person { email: owner, email_verified: true, amr: &["pwd".to_owned(), "otp".to_owned()] };
     let strong = api.issuer.mint_as(&strong, HOUR).unwrap();
+    let with_two = Org { id: a.id.clone(), slug: a.slug.clone(), owner: strong.clone() };
+    api.change_settings(&with_two, &json!({"mfa_policy": "required"})).await;
+    until("mfa_required", async || api.get(&a.owner, &a.path("records")).await).await.expect(403);
+    api.get(&key_a, &a.path("records")).await.expect(200);
     api.get(&strong, &a.path("records")).await.expect(200);
     // A session has the factors that it began with.
     let weak = api.session(owner).await;
@@ -367,8 +368,7 @@ async fn s4_4_an_organization_says_how_one_signs_in_to_it() {
     let session = session["token"].as_str().unwrap();
     api.switch(session, &a.id).await.expect(200);
     api.get(session, "/v1/organizations/current/records").await.expect(200);
-    let optional = Org { id: a.id.clone(), slug: a.slug.clone(), owner: strong };
-    api.change_settings(&optional, &json!({"mfa_policy": "optional"})).await;
+    api.change_settings(&with_two, &json!({"mfa_policy": "optional"})).await;
     until("ok", async || api.get(&a.owner, &a.path("records")).await).await;
 }
 

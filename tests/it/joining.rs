@@ -405,10 +405,11 @@ async fn s1_34_members_are_found_by_email_change_roles_at_once_and_leave_what_th
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_end_with_who_issued_them_where_the_organization_says_so() {
+async fn keys_end_with_who_issued_them_unless_the_organization_says_otherwise() {
     let api = Api::start().await;
     let (org, other) = (api.org("strict").await, api.org("lenient").await);
-    api.patch(&org.owner, &org.path("settings"), &json!({"revoke_keys_on_creator_exit": true})).await.expect(200);
+    let keep = json!({"revoke_keys_on_creator_exit": false});
+    api.patch(&other.owner, &other.path("settings"), &keep).await.expect(200);
     let mut keys = Vec::new();
     for (org, email) in [(&org, "ann@strict.example"), (&other, "ann@lenient.example")] {
         let (ann, id) = api.joined(org, email, "admin").await;

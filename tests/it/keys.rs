@@ -169,15 +169,18 @@ async fn a_key_ends_with_its_time_and_with_its_creator_if_the_org_says_so() {
     let added = api.post(&org.owner, &org.path("members"), &body).await.expect(201);
     api.sees(&org, added.header("stream-position")).await;
     let (kept, of_ann) = issue(&api, &org, &ann, &json!({})).await;
+    let settings = async |policy: &serde_json::Value| {
+        let change = api.request(Method::PATCH, &org.path("settings")).bearer_auth(&org.owner).json(policy);
+        let changed = Answer::of(change).await.expect(200);
+        api.sees(&org, changed.header("stream-position")).await;
+    };
+    settings(&json!({"revoke_keys_on_creator_exit": false})).await;
 
     let leave = api.request(Method::DELETE, added.header("location")).bearer_auth(&org.owner);
     let left = Answer::of(leave).await.expect(200);
     api.sees(&org, left.header("stream-position")).await;
     api.get(&of_ann, &org.path("records")).await.expect(200);
-    let policy = json!({"revoke_keys_on_creator_exit": true});
-    let change = api.request(Method::PATCH, &org.path("settings")).bearer_auth(&org.owner).json(&policy);
-    let changed = Answer::of(change).await.expect(200);
-    api.sees(&org, changed.header("stream-position")).await;
+    settings(&json!({"revoke_keys_on_creator_exit": true})).await;
     refused_everywhere(&api, &[&api.base], &of_ann, &org.path("records"), 401).await;
     let fact = audited(&api, &org.owner, &org.id, "access.key_refused", 1).await.remove(0);
     assert_eq!((&fact["data"]["code"], &fact["data"]["key_id"]), (&json!("creator_left"), &json!(kept)));

@@ -92,6 +92,7 @@ async fn a_command_whose_answer_came_late_is_a_success_and_no_lost_race() {
         role: Role::Owner,
         scopes: Scopes::ALL,
         creator: None,
+        proof: None,
         context: Context::default(),
         request_id: None,
         trace: None,

@@ -356,6 +356,7 @@ async fn the_ledger_remembers_a_key_when_the_server_has_forgotten_it() {
     let lifetime = Lifetime { idle: Duration::from_secs(60), longest: Duration::from_secs(60), most: 100 };
     let auth = Authenticator::new(
         database.db.clone(),
+        log.clone(),
         pepper.clone(),
         Operators::with_token(Some(operator)),
         Issuers::default(),
@@ -367,7 +368,8 @@ async fn the_ledger_remembers_a_key_when_the_server_has_forgotten_it() {
     let handler = CommandHandler::new(log, pepper, "local".to_owned(), Arc::new(SystemDns));
     let admission = Admission::new(PlanRates::default(), watch::channel(NonZeroU32::MIN).1);
     let quotas = Quotas::new(HourlyLimits::new(0, 0), watch::channel(NonZeroU32::MIN).1);
-    let gateway = Gateway::new(handler, database.db.clone(), notes, admission, quotas, PlanName::public());
+    let gateway =
+        Gateway::new(handler, Arc::new(auth), database.db.clone(), notes, admission, quotas, PlanName::public());
     let register = async |kind: &str, key: &str| {
         let command = json!({"type": "register_kind", "kind": kind, "title": kind, "visibility": "private",
             "cost": 1, "schema": {"type": "object"}});

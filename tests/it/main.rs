@@ -52,6 +52,7 @@ mod read_only;
 mod readme;
 mod rebuild;
 mod revocation;
+mod rights;
 mod rls;
 mod secrets;
 mod servers;

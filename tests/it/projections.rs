@@ -120,7 +120,7 @@ impl History {
         history.commit(AggregateId::Organization(org), 1, about(OrganizationEvent::Renamed(rename)));
         history.commit(AggregateId::Organization(org), 2, about(OrganizationEvent::Suspended(suspended)));
         history.commit(AggregateId::Organization(org), 3, about(OrganizationEvent::Resumed(resumed)));
-        let changed = OrganizationEvent::SettingsChanged(OrganizationSettingsChanged { settings });
+        let changed = OrganizationEvent::SettingsChanged(OrganizationSettingsChanged { settings, reason: None });
         history.commit(AggregateId::Organization(org), 4, about(changed));
 
         // The same login leaves and comes back as another member.
@@ -140,6 +140,7 @@ impl History {
             expires_at: Some(Timestamp::from_unix_ms(BIRTH * 2)),
             scopes: Some(vec!["records:read".to_owned()]),
             allowed_ips: vec!["192.0.2.0/24".to_owned()],
+            creator: None,
         };
         let rotated = |nth: u8| {
             ApiKeyEvent::Rotated(ApiKeyRotated {
@@ -716,6 +717,7 @@ async fn the_token_before_the_last_rotation_is_the_previous_one() {
             expires_at: None,
             scopes: None,
             allowed_ips: Vec::new(),
+            creator: None,
         };
         history.commit(key.clone(), 0, vec![Event::ApiKey(ApiKeyEvent::Issued(issued))]);
         for nth in 1..4_u8 {

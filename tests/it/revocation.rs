@@ -16,20 +16,20 @@ use crate::{
 };
 
 /// The routes that stream: downloads in every form, and tails.
-const DOWNLOADS: [&str; 4] =
+pub(crate) const DOWNLOADS: [&str; 4] =
     ["events", "audit/export?format=jsonl", "audit/export?format=csv", "audit/export?format=ocsf"];
-const TAILS: [&str; 2] = ["events/stream", "audit/stream"];
+pub(crate) const TAILS: [&str; 2] = ["events/stream", "audit/stream"];
 /// What a program that does not read may have waiting for it: in hyper, in the kernel, on both sides.
-const ON_ITS_WAY: usize = 2 << 20;
+pub(crate) const ON_ITS_WAY: usize = 2 << 20;
 
 /// An answer that is being read.
-struct Reading {
-    path: &'static str,
+pub(crate) struct Reading {
+    pub(crate) path: &'static str,
     answer: Response,
 }
 
 impl Reading {
-    async fn begin(base: &str, bearer: &str, org: &Org, path: &'static str) -> Self {
+    pub(crate) async fn begin(base: &str, bearer: &str, org: &Org, path: &'static str) -> Self {
         let client = reqwest::Client::builder().no_gzip().build().unwrap();
         let answer = client.get(format!("{base}{}", org.path(path))).bearer_auth(bearer).send().await.unwrap();
         assert_eq!(answer.status(), 200, "{path}");
@@ -53,7 +53,7 @@ impl Reading {
 }
 
 /// An organization whose history is longer than what can be on its way.
-async fn big(api: &Api, name: &str) -> Org {
+pub(crate) async fn big(api: &Api, name: &str) -> Org {
     let org = api.org(name).await;
     let text = "x".repeat(60_000);
     for batch in 0..10 {
@@ -75,7 +75,7 @@ async fn big(api: &Api, name: &str) -> Org {
 
 /// How somebody loses what they had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Loss {
+pub(crate) enum Loss {
     KeyRevoked,
     MemberRemoved,
     RoleTaken,
@@ -86,7 +86,7 @@ enum Loss {
     Suspended,
 }
 
-const LOSSES: [Loss; 8] = [
+pub(crate) const LOSSES: [Loss; 8] = [
     Loss::KeyRevoked,
     Loss::MemberRemoved,
     Loss::RoleTaken,
@@ -98,7 +98,12 @@ const LOSSES: [Loss; 8] = [
 ];
 
 /// Somebody who may read all of the organization, and what ends that.
-async fn somebody(api: &Api, org: &Org, loss: Loss, idp: &DevIssuer) -> (String, (Method, String, String, Value)) {
+pub(crate) async fn somebody(
+    api: &Api,
+    org: &Org,
+    loss: Loss,
+    idp: &DevIssuer,
+) -> (String, (Method, String, String, Value)) {
     let email = format!("{loss:?}@readers.example").to_lowercase();
     let owners = |method, path: &str, body| (method, org.owner.clone(), org.path(path), body);
     match loss {
@@ -155,7 +160,7 @@ fn ends(loss: Loss, path: &str) -> bool {
 }
 
 /// Routes that somebody can read to begin with: an operator behind broken glass as well.
-fn routes() -> impl Iterator<Item = &'static str> {
+pub(crate) fn routes() -> impl Iterator<Item = &'static str> {
     DOWNLOADS.into_iter().chain(TAILS)
 }
 
@@ -205,7 +210,7 @@ async fn what_is_read_ends_within_a_second_of_not_being_allowed_any_more() {
 
 impl Reading {
     /// The rest, where the loss ends it.
-    async fn rest_if(self, loss: Loss) -> Option<(Vec<u8>, bool)> {
+    pub(crate) async fn rest_if(self, loss: Loss) -> Option<(Vec<u8>, bool)> {
         if ends(loss, self.path) { Some(self.rest().await) } else { None }
     }
 }

@@ -24,7 +24,10 @@ use futures_util::{StreamExt, stream};
 use orgstream_domain::Permission;
 use orgstream_events::OrgId;
 use serde_json::json;
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::{
     looks::{Look, Standing},
@@ -36,6 +39,10 @@ use crate::{
     auth::{Access, AuthError, Principal, session::ActiveSession},
 };
 
+/// How old a look may be that something is sent by.
+const FRESH: Duration = Duration::from_millis(400);
+/// How long an answer pauses while it cannot be found out whether it may go on, before it ends.
+const PAUSE: Duration = Duration::from_secs(30);
 /// How long the last words of an answer have to get out before it breaks off, if its reader takes them.
 const LAST_WORDS: Duration = Duration::from_millis(50);
 /// About how much is sent between two questions, in bytes; whole lines of it. What is on its way cannot be taken back.
@@ -75,14 +82,29 @@ impl Guard {
         Self { app, authorization, org, permission, session, since, looks: Mutex::default() }
     }
 
-    /// The access as it was a moment ago, or why there is none any more. What cannot be found out at the moment changes
-    /// nothing, and is no answer: the read models may be away while the log goes on.
-    pub async fn check(&self) -> Result<Option<Access>, AuthError> {
+    /// The access as it was a moment ago, or why there is none any more. What cannot be found out at the moment is waited for: a
+    /// right that nobody confirms is none, and whoever has it loses a moment.
+    pub async fn check(&self) -> Result<Access, AuthError> {
         self.is_where_it_was().await?;
-        let mut looks = self.looks();
-        match looks.wait_for(Option::is_some).await {
-            Ok(look) => look.as_ref().map_or(Ok(None), |look| self.judge(look)),
-            Err(_) => Ok(None),
+        let unconfirmed = || AuthError::Unavailable("whether you still may cannot be found out; come back".to_owned());
+        timeout(PAUSE, self.confirmed()).await.unwrap_or_else(|_| Err(unconfirmed()))
+    }
+
+    /// What the next look finds, or the last one if it was just now; a loss counts however long ago it was found.
+    async fn confirmed(&self) -> Result<Access, AuthError> {
+        loop {
+            let mut looks = self.looks();
+            loop {
+                if let Some(look) = &*looks.borrow_and_update()
+                    && let Some(access) = self.judge(look)?
+                    && look.ended.elapsed() < FRESH
+                {
+                    return Ok(access);
+                }
+                if looks.changed().await.is_err() {
+                    break;
+                }
+            }
         }
     }
 

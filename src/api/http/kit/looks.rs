@@ -16,8 +16,8 @@ use tokio::{
 
 use crate::auth::{Access, AuthError, Authenticator, authenticator::OrgName};
 
-/// How often it is looked again. What is known of credentials and rights is up to half a second old, so with this and the way
-/// to the read models it stays within a second, where the organization has no backlog there.
+/// How often it is looked again. What is known of credentials and rights is up to half a second old, so with this it stays within
+/// a second, however far behind the read models are.
 pub const CHECK: Duration = Duration::from_millis(250);
 
 /// Looks at the same time, however many credentials there are: they take that much of what reads have, and no more.
@@ -37,6 +37,8 @@ pub struct Standing {
 pub struct Look {
     /// Who was let in later is told nothing by it.
     pub began: Instant,
+    /// When it was known.
+    pub ended: Instant,
     /// What was found; [`AuthError::Unavailable`] is nothing.
     pub found: Result<Standing, AuthError>,
 }
@@ -85,8 +87,9 @@ impl Looks {
             checks.tick().await;
             let turn = self.turns.acquire().await;
             let began = Instant::now();
-            let look = Look { began, found: self.look(whose.0, &authorization).await };
+            let found = self.look(whose.0, &authorization).await;
             drop(turn);
+            let look = Look { began, ended: Instant::now(), found };
             // Who comes from here on begins anew: they were let in since.
             let ends = self.forget(&whose, look.is_the_end(), &sender);
             sender.send_replace(Some(look));

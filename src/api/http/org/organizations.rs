@@ -27,7 +27,7 @@ use crate::{
             wait::{OrgView, ReadModels},
         },
     },
-    app::{problem::Problem, submit::AcceptedCommand},
+    app::{event_view::may_see_webhook, problem::Problem, submit::AcceptedCommand},
     commands::request::Request,
 };
 
@@ -96,7 +96,7 @@ pub struct SettingsView {
     /// Whether people need a second factor.
     #[schema(schema_with = openapi::mfa_policy)]
     mfa_policy: MfaPolicy,
-    /// Where every event of the audit log is posted to.
+    /// Where every event of the audit log is posted to; null, too, for who may neither set that nor read the log.
     #[schema(example = "https://siem.acme.example/orgstream")]
     audit_webhook: Option<String>,
 }
@@ -213,7 +213,10 @@ pub async fn create(
 )]
 pub async fn show(mut org: OrgView<ReadModels>) -> Result<Response, Problem> {
     let found = organizations::get(&mut org.view.tx).await?.ok_or_else(Problem::not_found)?;
-    let view = OrganizationView::from(found);
+    let mut view = OrganizationView::from(found);
+    if !may_see_webhook(&org.access) {
+        view.settings.audit_webhook = None;
+    }
     Ok(org.view.one(view.version, &view))
 }
 

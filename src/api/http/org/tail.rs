@@ -114,8 +114,7 @@ fn follow_messages(
                     Some(Ok(message)) => {
                         // A role that changed shows more or less from here on. Who may not read at all is told by `guard`.
                         match guard.check().await {
-                            Ok(Some(now)) => access = now,
-                            Ok(None) => {}
+                            Ok(now) => access = now,
                             Err(_) => break,
                         }
                         for event in events_of(&app, &access, &message) {
