@@ -28,16 +28,16 @@ pub type OrgCache<K, V> = Cache<Scoped<K>, V>;
 /// What is in a cache at the moment.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct CacheView {
-    /// What is remembered.
+    /// Name of the cache.
     #[schema(example = "memberships")]
     pub name: &'static str,
-    /// What its entries are found by: the organization first.
+    /// Parts of the key of an entry, the organization first.
     #[schema(example = "org/user")]
     pub key: &'static str,
-    /// How many entries there are at most.
+    /// Largest number of entries.
     #[schema(example = 100_000)]
     pub capacity: u64,
-    /// How many there are of each organization.
+    /// Number of entries of each organization.
     #[schema(value_type = std::collections::HashMap<String, u64>)]
     pub entries: BTreeMap<String, u64>,
 }

@@ -116,31 +116,30 @@ pub struct TokenParts {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IssueApiKey {
-    /// What people call it: 1 to 120 characters.
+    /// Display name, 1 to 120 characters.
     #[schema(example = "ci", max_length = 120)]
     pub name: String,
-    /// What its bearer may do; not more than you may.
+    /// Role of the key: a built-in name or the id of a custom role; it may do no more than the caller.
     #[schema(schema_with = openapi::role)]
     pub role: Role,
-    /// What it is meant for; `live` unless said otherwise.
+    /// Purpose of the key: `live` (the default) or `test`. Shown in its token; both work alike.
     #[serde(default = "live")]
     #[schema(schema_with = openapi::key_environment)]
     pub environment: KeyEnvironment,
-    /// When it ends, in RFC 3339. Either this or `expires_in_days`; without both it lives as long as the organization
-    /// allows.
+    /// Time of expiry, RFC 3339; excludes `expires_in_days`. Without both, the key lasts as long as the organization allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_at: Option<Timestamp>,
-    /// After how many days it ends.
+    /// Days until it expires, 1 to 3,650; excludes `expires_at`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 3650)]
     pub expires_in_days: Option<u32>,
-    /// What its bearer may do within the role, by names of permissions; everything that you may without it.
+    /// Names of permissions that bound the role; without it, everything that the caller may do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = json!(["records:read", "records:write"]))]
     pub scopes: Option<Vec<String>>,
-    /// The addresses or networks (CIDR) that its bearer may come from; any without it. A key with such a list does not
-    /// work by NATS, where nobody knows who comes from where.
+    /// Addresses or networks (CIDR) that the key works from, at most 32; without it, any. A key with this list does not work by
+    /// NATS, where the address of the sender is unknown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 32, example = json!(["192.0.2.0/24", "2001:db8::/32"]))]
     pub allowed_ips: Vec<String>,
@@ -172,18 +171,18 @@ impl Declared for IssueApiKey {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RotateApiKey {
-    /// Which.
+    /// API key id, not its token (`key_` and 26 characters).
     #[schema(value_type = String, example = "key_01h455vb4pex5vsknk084sn02q")]
     pub id: KeyId,
-    /// How long the token before goes on, in seconds; not at all without it. A token from before that ends now.
+    /// Seconds for which the token before still works, 0 (the default) to 604,800. A token from an earlier rotation ends now.
     #[serde(default)]
     #[schema(maximum = 604_800)]
     pub overlap_seconds: u32,
-    /// When the key ends from now on, in RFC 3339. Either this or `expires_in_days`; without both it ends when it did.
+    /// New time of expiry, RFC 3339; excludes `expires_in_days`. Without both, it stays as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_at: Option<Timestamp>,
-    /// After how many days it ends.
+    /// Days until it expires, 1 to 3,650; excludes `expires_at`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 3650)]
     pub expires_in_days: Option<u32>,
@@ -219,10 +218,10 @@ fn live() -> KeyEnvironment {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RevokeApiKey {
-    /// Which.
+    /// API key id, not its token (`key_` and 26 characters).
     #[schema(value_type = String, example = "key_01h455vb4pex5vsknk084sn02q")]
     pub id: KeyId,
-    /// Why.
+    /// Reason for the audit log, at most 500 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 500)]
     pub reason: Option<String>,

@@ -64,7 +64,7 @@ pub enum DomainCommand {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClaimDomain {
-    /// Which; in lower case. Domains where everybody can have an address are refused.
+    /// Domain name in lower case. Domains of public mail services are refused.
     #[schema(value_type = String, example = "acme.example")]
     pub domain: DomainName,
 }
@@ -95,7 +95,7 @@ impl Declared for ClaimDomain {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProveDomain {
-    /// Which.
+    /// Domain id (`dom_` and 26 characters).
     #[schema(value_type = String, example = "dom_01h455vb4pex5vsknk084sn02q")]
     pub id: DomainId,
 }
@@ -128,7 +128,7 @@ impl Declared for ProveDomain {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JoinByDomain {
-    /// Which; it must be that of the address.
+    /// Domain name, the one of the caller's verified e-mail address.
     #[schema(value_type = String, example = "acme.example")]
     pub domain: DomainName,
 }
@@ -159,7 +159,7 @@ impl Declared for JoinByDomain {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveDomain {
-    /// Which.
+    /// Domain id (`dom_` and 26 characters).
     #[schema(value_type = String, example = "dom_01h455vb4pex5vsknk084sn02q")]
     pub id: DomainId,
 }
@@ -315,9 +315,8 @@ mod tests {
         assert_eq!(given::<Domain>(&[claimed(), proven()]).when(prove(&[])), Ok(vec![]));
     }
 
-    // S2.17
     #[test]
-    fn domains_where_everybody_has_an_address_are_refused() {
+    fn s2_17_domains_of_public_mail_services_are_refused() {
         for public in ["gmail.com", "outlook.com", "yahoo.co.uk", "proton.me"] {
             let found = fields(given::<Domain>(&[]).when(claim(public)));
             assert_eq!(found, [("/domain".to_owned(), "public_domain".to_owned())], "{public}");

@@ -147,13 +147,14 @@ pub struct InviteRules {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IssueInvitation {
-    /// Who. Only somebody who signs in with this address, verified by their issuer, can accept.
+    /// E-mail address of the invited person, at most 254 characters. Accepting takes a sign-in with this address, verified by
+    /// its issuer.
     #[schema(example = "ann@acme.example", max_length = 254)]
     pub email: String,
-    /// What they may do once they accepted; not more than you may.
+    /// Role of the future member; it may do no more than the caller.
     #[schema(schema_with = openapi::role)]
     pub role: Role,
-    /// After how many days it ends, 1 to 30; 7 unless said otherwise.
+    /// Days until it expires, 1 to 30; 7 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 30)]
     pub expires_in_days: Option<u32>,
@@ -185,10 +186,10 @@ impl Declared for IssueInvitation {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResendInvitation {
-    /// Which.
+    /// Invitation id (`inv_` and 26 characters).
     #[schema(value_type = String, example = "inv_01h455vb4pex5vsknk084sn02q")]
     pub id: InvitationId,
-    /// After how many days it ends, 1 to 30; 7 unless said otherwise.
+    /// Days until it expires, 1 to 30; 7 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 30)]
     pub expires_in_days: Option<u32>,
@@ -220,10 +221,10 @@ impl Declared for ResendInvitation {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RevokeInvitation {
-    /// Which.
+    /// Invitation id (`inv_` and 26 characters).
     #[schema(value_type = String, example = "inv_01h455vb4pex5vsknk084sn02q")]
     pub id: InvitationId,
-    /// Why.
+    /// Reason for the audit log, at most 500 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 500)]
     pub reason: Option<String>,
@@ -255,10 +256,10 @@ impl Declared for RevokeInvitation {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AcceptInvitation {
-    /// Which; it is found by the token.
+    /// Invitation id (`inv_` and 26 characters); found by the token.
     #[schema(value_type = String, example = "inv_01h455vb4pex5vsknk084sn02q")]
     pub id: InvitationId,
-    /// The token of the mail.
+    /// Token of the invitation mail (`osi_…`).
     #[schema(value_type = String)]
     pub token: InvitationToken,
 }

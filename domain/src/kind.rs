@@ -76,19 +76,19 @@ impl From<RestoreKind> for KindCommand {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegisterKind {
-    /// Its name in commands and paths: 1 to 63 of a-z, 0-9 and _, beginning with a letter. It never changes.
+    /// Permanent name in commands and paths: 1 to 63 characters of a-z, 0-9 and _, beginning with a letter.
     #[schema(value_type = String, example = "evaluation")]
     pub kind: KindName,
-    /// What people call it.
+    /// Display name, 1 to 120 characters.
     #[schema(example = "Evaluation", max_length = 120)]
     pub title: String,
     /// JSON Schema (2020-12) that every record's data must satisfy: at most 64 KiB, referring only to itself.
     #[schema(value_type = Object)]
     pub schema: Value,
-    /// How far the platform's own records are seen.
+    /// Reach of the platform's own records of the kind.
     #[schema(schema_with = openapi::visibility)]
     pub visibility: Visibility,
-    /// What writing one record costs, in the units that limits count; 1 unless said otherwise.
+    /// Cost of writing one record, in the units of limits: 1 (the default) to 10,000.
     #[serde(default = "one")]
     #[schema(minimum = 1, maximum = 10000)]
     pub cost: u32,
@@ -124,21 +124,21 @@ fn one() -> u32 {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeKind {
-    /// Which.
+    /// Kind of record, by name: 1 to 63 characters of a-z, 0-9 and _.
     #[schema(value_type = String, example = "evaluation")]
     pub kind: KindName,
-    /// What people call it from now on.
+    /// New display name, 1 to 120 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
-    /// The schema for records written from now on; those that exist keep what they were checked against.
+    /// JSON Schema (2020-12) for records that are written from now on; existing records stay as they were checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub schema: Option<Value>,
-    /// How far the platform's own records are seen from now on.
+    /// New reach of the platform's own records of the kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = openapi::visibility, required = false)]
     pub visibility: Option<Visibility>,
-    /// What writing one record costs from now on.
+    /// New cost of writing one record, in the units of limits: 1 to 10,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 10000)]
     pub cost: Option<u32>,
@@ -170,7 +170,7 @@ impl Declared for ChangeKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RetireKind {
-    /// Which.
+    /// Kind of record, by name: 1 to 63 characters of a-z, 0-9 and _.
     #[schema(value_type = String, example = "evaluation")]
     pub kind: KindName,
 }
@@ -201,7 +201,7 @@ impl Declared for RetireKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RestoreKind {
-    /// Which.
+    /// Kind of record, by name: 1 to 63 characters of a-z, 0-9 and _.
     #[schema(value_type = String, example = "evaluation")]
     pub kind: KindName,
 }

@@ -189,14 +189,14 @@ pub enum Closed {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AddMember {
-    /// Where to reach them. Unique inside the organization, whatever the case of its letters.
+    /// E-mail address, at most 254 characters. Unique in the organization, in any case of letters.
     #[schema(example = "ann@acme.example", max_length = 254)]
     pub email: String,
-    /// The login identity, if it is known; without it, the e-mail address is the identity.
+    /// Id of the person (`usr_` and 26 characters), if known; without it, the e-mail address identifies the person.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "usr_01h455vb4pex5vsknk084sn02q")]
     pub user_id: Option<UserId>,
-    /// What they may do; not more than you may.
+    /// Role of the member; it may do no more than the caller.
     #[schema(schema_with = openapi::role)]
     pub role: Role,
 }
@@ -227,10 +227,10 @@ impl Declared for AddMember {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeMemberRole {
-    /// Who.
+    /// Member id (`mem_` and 26 characters).
     #[schema(value_type = String, example = "mem_01h455vb4pex5vsknk084sn02q")]
     pub id: MemberId,
-    /// What they may do from now on; not more than you may.
+    /// New role of the member; it may do no more than the caller.
     #[schema(schema_with = openapi::role)]
     pub role: Role,
 }
@@ -261,7 +261,7 @@ impl Declared for ChangeMemberRole {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveMember {
-    /// Who.
+    /// Member id (`mem_` and 26 characters).
     #[schema(value_type = String, example = "mem_01h455vb4pex5vsknk084sn02q")]
     pub id: MemberId,
 }

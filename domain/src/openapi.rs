@@ -49,7 +49,8 @@ fn tagged(name: &str, schema: SchemaOf) -> Object {
         // Commands are structs, and a struct is an object.
         RefOr::T(_) | RefOr::Ref(_) => Object::default(),
     };
-    let tag = ObjectBuilder::new().schema_type(Type::String).enum_values(Some([name]));
+    let says = format!("Name of the command: `{name}`.");
+    let tag = ObjectBuilder::new().schema_type(Type::String).description(Some(says)).enum_values(Some([name]));
     let mut command = ObjectBuilder::new()
         .schema_type(Type::Object)
         .title(Some(schema_name(name)))
@@ -68,62 +69,77 @@ fn tagged(name: &str, schema: SchemaOf) -> Object {
 
 /// A role.
 pub fn role() -> Object {
-    let description = "`owner`, `admin`, `member` (or `editor`), `viewer`, `auditor`, or the id of a role of the \
-                       organization's own (`role_…`)";
+    let description =
+        "Role: `owner`, `admin`, `member` (or `editor`), `viewer`, `auditor`, or the id of a custom role (`role_…`)";
     let names = Role::BUILT_IN.map(|role| role.name().into_owned());
     ObjectBuilder::new().schema_type(Type::String).description(Some(description)).examples(names).build()
 }
 
 /// Whether people become members by signing in.
 pub fn jit_provisioning() -> Object {
-    names(&[JitProvisioning::NotAllowed, JitProvisioning::Restricted])
+    names(
+        "Membership by signing in: never, or with a verified address of a proven domain.",
+        &[JitProvisioning::NotAllowed, JitProvisioning::Restricted],
+    )
 }
 
 /// Who may be invited.
 pub fn invite_policy() -> Object {
-    names(&[InvitePolicy::All, InvitePolicy::Restricted, InvitePolicy::None])
+    names(
+        "Addresses that may be invited: all, those of `allowed_domains`, or none.",
+        &[InvitePolicy::All, InvitePolicy::Restricted, InvitePolicy::None],
+    )
 }
 
 /// What a key is meant for.
 pub fn key_environment() -> Object {
-    names(&[KeyEnvironment::Live, KeyEnvironment::Test])
+    names("Purpose of the key, shown in its token; both work alike.", &[KeyEnvironment::Live, KeyEnvironment::Test])
 }
 
 /// How far the platform's own records of a kind are seen.
 pub fn visibility() -> Object {
-    names(&[Visibility::DefaultOn, Visibility::OptIn, Visibility::Private])
+    names(
+        "Reach of the platform's own records of the kind.",
+        &[Visibility::DefaultOn, Visibility::OptIn, Visibility::Private],
+    )
 }
 
 /// What kind of tenant.
 pub fn tenant_type() -> Object {
-    names(&[TenantType::Personal, TenantType::Organization, TenantType::Team, TenantType::Workspace])
+    names(
+        "Type of tenant; `organization` by default.",
+        &[TenantType::Personal, TenantType::Organization, TenantType::Team, TenantType::Workspace],
+    )
 }
 
 /// Whether people need a second factor.
 pub fn mfa_policy() -> Object {
-    names(&[MfaPolicy::Optional, MfaPolicy::Required])
+    names("Second factor of people.", &[MfaPolicy::Optional, MfaPolicy::Required])
 }
 
 /// One of the pipelines.
 pub fn pipeline() -> Object {
-    names(&Pipeline::ALL)
+    names("Pipeline from the event log to the tables.", &Pipeline::ALL)
 }
 
 /// An aggregate, as event headers name it.
 pub fn aggregate() -> Object {
-    let text = |example: &str| ObjectBuilder::new().schema_type(Type::String).examples([example]);
+    let text = |example: &str, says: &str| {
+        ObjectBuilder::new().schema_type(Type::String).description(Some(says)).examples([example])
+    };
     ObjectBuilder::new()
         .schema_type(Type::Object)
-        .property("type", text("record"))
-        .property("id", text("res_01h455vb4pex5vsknk084sn02q"))
+        .description(Some("Aggregate, by type and id."))
+        .property("type", text("record", "Type of the aggregate"))
+        .property("id", text("res_01h455vb4pex5vsknk084sn02q", "Id of the aggregate"))
         .required("type")
         .required("id")
         .build()
 }
 
-fn names(values: &[impl Serialize]) -> Object {
+fn names(description: &str, values: &[impl Serialize]) -> Object {
     let names = values.iter().filter_map(|value| serde_json::to_value(value).ok());
-    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).build()
+    ObjectBuilder::new().schema_type(Type::String).description(Some(description)).enum_values(Some(names)).build()
 }
 
 #[cfg(test)]

@@ -169,20 +169,20 @@ impl From<ExternalIdentity> for OrganizationEvent {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateOrganization {
-    /// What people call it: 1 to 120 characters.
+    /// Display name, 1 to 120 characters.
     #[serde(alias = "display_name")]
     #[schema(example = "Acme Corp", max_length = 120)]
     pub name: String,
-    /// Its name in URLs: 2 to 128 of a-z and 0-9, with single `-`, `.`, `_` or `~` between them. Unique over all
+    /// Name in URLs: 2 to 128 characters of a-z and 0-9, with single `-`, `.`, `_` or `~` between them. Unique over all
     /// organizations; some words are reserved.
     #[schema(value_type = String, example = "acme")]
     pub slug: Slug,
-    /// What kind of tenant; `organization` unless said otherwise, which may also be called `tenant`. In any case of letters.
-    /// A personal one is made when its person first signs in, and not by this command.
+    /// Type of tenant in any case of letters: `organization` by default, which may also be called `tenant`. A `personal` one is
+    /// made at the first sign-in of its person.
     #[serde(default = "organization", deserialize_with = "tenant_type")]
     #[schema(schema_with = openapi::tenant_type)]
     pub tenant_type: TenantType,
-    /// The Auth0 organization that stands for it there; without it one is made, where the platform has an Auth0 tenant.
+    /// Id of the Auth0 organization to bind; without it one is made, where the platform has an Auth0 tenant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "org_9ybsU1dN2dKfDkBi")]
     pub auth0_organization_id: Option<String>,
@@ -226,10 +226,10 @@ pub fn organization() -> TenantType {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RenameOrganization {
-    /// What people call it from now on.
+    /// New display name, 1 to 120 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Its name in URLs from now on.
+    /// New name in URLs, as in creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub slug: Option<Slug>,
@@ -261,7 +261,7 @@ impl Declared for RenameOrganization {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpgradeOrganization {
-    /// What it becomes; `organization` unless said otherwise.
+    /// New type of tenant; `organization` by default.
     #[serde(default = "organization")]
     #[schema(schema_with = openapi::tenant_type)]
     pub tenant_type: TenantType,
@@ -293,7 +293,7 @@ impl Declared for UpgradeOrganization {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SuspendOrganization {
-    /// Why; its members see it.
+    /// Reason for the members, 1 to 500 characters.
     pub reason: String,
 }
 
@@ -323,7 +323,7 @@ impl Declared for SuspendOrganization {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResumeOrganization {
-    /// Why.
+    /// Reason for the audit log, 1 to 500 characters.
     pub reason: String,
 }
 
@@ -354,7 +354,7 @@ impl Declared for ResumeOrganization {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RestoreSignIn {
-    /// Why; it stays in the organization's audit log.
+    /// Reason for the audit log, 1 to 500 characters.
     #[schema(max_length = 500, example = "ticket 4711: their issuer is gone")]
     pub reason: String,
 }
@@ -386,7 +386,7 @@ impl Declared for RestoreSignIn {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangePlan {
-    /// The plan: 1 to 63 of a-z, 0-9, - and _, beginning with a letter.
+    /// Name of the plan: 1 to 63 characters of a-z, 0-9, - and _, beginning with a letter.
     #[schema(value_type = String, example = "enterprise")]
     pub plan: PlanName,
 }
@@ -417,8 +417,8 @@ impl Declared for ChangePlan {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeLimits {
-    /// Commands a second that are taken on average; what was not used in the last ten seconds may come at once. Without it,
-    /// or with null, what its plan says.
+    /// Commands per second on average, from 1; ten seconds of that may come at once after a pause. Without it, or with null,
+    /// the limit of the plan.
     #[serde(default)]
     #[schema(value_type = Option<u32>, minimum = 1, example = 50)]
     pub commands_per_second: Option<NonZeroU32>,
@@ -816,9 +816,8 @@ mod tests {
         assert_eq!(found, [("/name".to_owned(), "too_short".to_owned())]);
     }
 
-    // S5.8
     #[test]
-    fn a_kind_of_tenant_has_two_names_in_any_case() {
+    fn s5_8_a_type_of_tenant_has_two_names_in_any_case() {
         for (text, wanted) in [
             ("tenant", TenantType::Organization),
             ("ORGANIZATION", TenantType::Organization),
@@ -971,9 +970,8 @@ mod tests {
         assert_eq!(fields(organization.when(settings(bad))).len(), 3);
     }
 
-    // S4.11
     #[test]
-    fn reserved_slugs_are_refused_but_kept_by_who_has_one() {
+    fn s4_11_reserved_slugs_are_refused_and_existing_ones_kept() {
         let admin = || "admin".parse::<Slug>().unwrap();
         let OrganizationCommand::Create { command, region, identity } = create("Acme") else { unreachable!() };
         let command = CreateOrganization { slug: admin(), ..command };

@@ -47,10 +47,10 @@ impl From<SkipParked> for ParkingCommand {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RetryParked {
-    /// In which pipeline.
+    /// Pipeline that parked the events.
     #[schema(schema_with = openapi::pipeline)]
     pub pipeline: Pipeline,
-    /// Whose events.
+    /// Aggregate with the parked events.
     #[schema(schema_with = openapi::aggregate)]
     pub aggregate: AggregateName,
 }
@@ -81,16 +81,16 @@ impl Declared for RetryParked {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SkipParked {
-    /// In which pipeline.
+    /// Pipeline that parked the events.
     #[schema(schema_with = openapi::pipeline)]
     pub pipeline: Pipeline,
-    /// Whose events.
+    /// Aggregate with the parked events.
     #[schema(schema_with = openapi::aggregate)]
     pub aggregate: AggregateName,
-    /// The stream sequence of the message, so that nothing else can be given up by mistake.
+    /// Stream sequence of the message to give up, from 1; any other first message is refused.
     #[schema(minimum = 1)]
     pub seq: u64,
-    /// Why; the auditor reads it.
+    /// Reason for the audit log, 1 to 500 characters.
     #[schema(max_length = 500)]
     pub reason: String,
 }

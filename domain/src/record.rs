@@ -54,12 +54,12 @@ pub enum RecordCommand {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateRecord {
-    /// Of which kind.
+    /// Kind of record, by name: 1 to 63 characters of a-z, 0-9 and _.
     #[schema(value_type = String, example = "evaluation")]
     pub kind: KindName,
-    /// The whole content, as the kind's schema has it.
+    /// Content of the record, as the kind's schema has it.
     pub data: Value,
-    /// Its id, if you choose it yourself; otherwise the reply says it.
+    /// Record id of the caller's choice (`res_` and 26 characters); without it, the answer has a new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "res_01h455vb4pex5vsknk084sn02q")]
     pub id: Option<RecordId>,
@@ -94,10 +94,10 @@ impl Declared for CreateRecord {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateRecord {
-    /// Which.
+    /// Record id (`res_` and 26 characters).
     #[schema(value_type = String, example = "res_01h455vb4pex5vsknk084sn02q")]
     pub id: RecordId,
-    /// The whole content from now on, as the kind's schema has it today.
+    /// New content of the record, all of it, as the kind's schema has it today.
     pub data: Value,
 }
 
@@ -127,10 +127,10 @@ impl Declared for UpdateRecord {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ArchiveRecord {
-    /// Which.
+    /// Record id (`res_` and 26 characters).
     #[schema(value_type = String, example = "res_01h455vb4pex5vsknk084sn02q")]
     pub id: RecordId,
-    /// Why.
+    /// Reason for the audit log, at most 500 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 500)]
     pub reason: Option<String>,

@@ -46,13 +46,13 @@ impl RejectionKind {
 /// One thing that is wrong with one field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FieldError {
-    /// Which field: a JSON pointer into the command.
+    /// JSON pointer to the wrong field of the command.
     #[schema(example = "/data/score")]
     pub pointer: String,
-    /// What is wrong, in snake case or as the JSON Schema keyword.
+    /// Fault for programs: snake case, or the keyword of the JSON Schema.
     #[schema(example = "maximum", value_type = String)]
     pub code: Cow<'static, str>,
-    /// The same for people.
+    /// Fault in words.
     #[schema(example = "value is greater than the maximum of 1")]
     pub detail: String,
 }

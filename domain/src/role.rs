@@ -72,10 +72,10 @@ pub enum RoleCommand {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DefineRole {
-    /// What people call it: 1 to 120 characters, another name than that of every other role.
+    /// Display name, 1 to 120 characters, unique among the custom roles of the organization.
     #[schema(example = "Ingest", max_length = 120)]
     pub name: String,
-    /// What whoever has it may do: names of permissions, none that you have not yourself.
+    /// Names of permissions of the role; none that the caller does not have.
     #[schema(example = json!(["records:read", "records:write"]))]
     pub permissions: Vec<String>,
 }
@@ -106,13 +106,13 @@ impl Declared for DefineRole {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeRole {
-    /// Which.
+    /// Custom role id (`role_` and 26 characters).
     #[schema(value_type = String, example = "role_01h455vb4pex5vsknk084sn02q")]
     pub id: RoleId,
-    /// What people call it from now on.
+    /// New display name, 1 to 120 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// All that whoever has it may do from now on.
+    /// New and complete names of permissions of the role; none that the caller does not have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permissions: Option<Vec<String>>,
 }
@@ -143,7 +143,7 @@ impl Declared for ChangeRole {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveRole {
-    /// Which.
+    /// Custom role id (`role_` and 26 characters).
     #[schema(value_type = String, example = "role_01h455vb4pex5vsknk084sn02q")]
     pub id: RoleId,
 }

@@ -74,45 +74,44 @@ pub fn leads_in_without(
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeSettings {
-    /// The longest life of a new API key, in days (1 to 3650); `null` for no limit.
+    /// Longest life of a new API key, in days, 1 to 3,650; null for no limit.
     #[serde(default, skip_serializing_if = "Patch::is_keep")]
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 3650)]
     pub api_key_max_days: Patch<u32>,
-    /// Whether the keys that a member issued end when the member is removed.
+    /// True (the default) if the keys that a member issued end with the membership.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoke_keys_on_creator_exit: Option<bool>,
-    /// How one may prove who one is here: `oidc`, `api_key` or `sso:` and the id of a connection, with at least one way for
-    /// people; `null` for every way.
+    /// Ways to authenticate: `oidc`, `api_key`, or `sso:` and the id of a connection, with at least one for people; null for
+    /// every way.
     #[serde(default, skip_serializing_if = "Patch::is_keep")]
     #[schema(value_type = Option<Vec<String>>, example = json!(["oidc", "api_key"]))]
     pub allowed_auth_methods: Patch<BTreeSet<LoginMethod>>,
-    /// Whether people need a second factor to act here: `optional` or `required`.
+    /// Second factor of people: `optional` or `required`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = openapi::mfa_policy)]
     pub mfa_policy: Option<MfaPolicy>,
-    /// Your own notes: at most 50, keys of at most 40 and values of at most 500 characters. A key that is missing
-    /// stays, a key with `null` goes.
+    /// Notes of the organization, at most 50: keys of at most 40 and values of at most 500 characters. A key that is missing
+    /// stays; a key with null is removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<std::collections::HashMap<String, Option<String>>>)]
     pub custom_metadata: Option<BTreeMap<String, Option<String>>>,
-    /// Whether people become members by signing in: `not_allowed`, or `restricted` to verified addresses of domains
-    /// that the organization has proven to be its own.
+    /// Membership by signing in: `not_allowed`, or `restricted` to verified addresses of proven domains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = openapi::jit_provisioning)]
     pub jit_provisioning: Option<JitProvisioning>,
-    /// Who may be invited: `all`, `restricted` to addresses of `allowed_domains`, or `none`.
+    /// Addresses that may be invited: `all`, `restricted` to those of `allowed_domains`, or `none`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = openapi::invite_policy)]
     pub invite_policy: Option<InvitePolicy>,
-    /// Whose addresses may be invited, all of them: at most 50 domains, in lower case.
+    /// Domains whose addresses may be invited, all of them: at most 50, in lower case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<String>>, example = json!(["acme.example"]))]
     pub allowed_domains: Option<BTreeSet<DomainName>>,
-    /// How the organization looks to its members.
+    /// Look of the organization for its members.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branding: Option<ChangeBranding>,
-    /// Where every event of the audit log is posted to, from the first on: an `https` address with a public name; `null` for
-    /// nowhere. How far that is, and what verifies the posts: `GET …/audit/webhook`.
+    /// `https` address with a public name that every event of the audit log is posted to, from the first on, at most 255
+    /// characters; null for none. Progress and public key: `GET …/audit/webhook`.
     #[serde(default, skip_serializing_if = "Patch::is_keep")]
     #[schema(value_type = Option<String>, example = "https://siem.acme.example/orgstream", max_length = 255)]
     pub audit_webhook: Patch<String>,
@@ -155,15 +154,15 @@ impl Declared for ChangeSettings {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeBranding {
-    /// Where its logo is: an `https` address.
+    /// `https` address of the logo, at most 500 characters; null for none.
     #[serde(default, skip_serializing_if = "Patch::is_keep")]
     #[schema(value_type = Option<String>, example = "https://acme.example/logo.svg", max_length = 500)]
     pub logo_url: Patch<String>,
-    /// Its colour.
+    /// Colour: `#` and six hexadecimal digits; null for none.
     #[serde(default, skip_serializing_if = "Patch::is_keep")]
     #[schema(value_type = Option<String>, example = "#0a84ff")]
     pub primary_color: Patch<String>,
-    /// Where its members get help.
+    /// E-mail address that members get help at; null for none.
     #[serde(default, skip_serializing_if = "Patch::is_keep")]
     #[schema(value_type = Option<String>, example = "help@acme.example")]
     pub support_email: Patch<String>,

@@ -80,17 +80,16 @@ pub enum ConnectionCommand {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AddSsoConnection {
-    /// What people call it: 1 to 120 characters.
+    /// Display name, 1 to 120 characters.
     #[schema(example = "Okta", max_length = 120)]
     pub name: String,
-    /// What the issuer's tokens name as `iss`: an `https` address with a public name, under which
-    /// `/.well-known/openid-configuration` is.
+    /// Issuer of the tokens (`iss`): an `https` address with a public name, which serves `/.well-known/openid-configuration`.
     #[schema(example = "https://acme.okta.example", max_length = 255)]
     pub issuer: String,
-    /// What they must name as `aud`.
+    /// Audience of the tokens (`aud`); a pair of issuer and audience belongs to one organization.
     #[schema(example = "orgstream-acme", max_length = 255)]
     pub audience: String,
-    /// Whether whoever signs in by it becomes a member, while the organization's `jit_provisioning` is `restricted`.
+    /// True if a person becomes a member by signing in with the connection, while `jit_provisioning` is `restricted`.
     #[serde(default)]
     pub jit: bool,
 }
@@ -121,7 +120,7 @@ impl Declared for AddSsoConnection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetDefaultSsoConnection {
-    /// Which.
+    /// SSO connection id (`conn_` and 26 characters).
     #[schema(value_type = String, example = "conn_01h455vb4pex5vsknk084sn02q")]
     pub id: ConnectionId,
 }
@@ -152,7 +151,7 @@ impl Declared for SetDefaultSsoConnection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveSsoConnection {
-    /// Which.
+    /// SSO connection id (`conn_` and 26 characters).
     #[schema(value_type = String, example = "conn_01h455vb4pex5vsknk084sn02q")]
     pub id: ConnectionId,
 }
@@ -183,7 +182,7 @@ impl Declared for RemoveSsoConnection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JoinBySso {
-    /// By which connection.
+    /// SSO connection id (`conn_` and 26 characters).
     #[schema(value_type = String, example = "conn_01h455vb4pex5vsknk084sn02q")]
     pub id: ConnectionId,
 }

@@ -251,9 +251,8 @@ mod tests {
         assert_eq!(RecordId::derive(keyed).uuid().get_version_num(), 8);
     }
 
-    // S4.12
     #[test]
-    fn a_hundred_thousand_members_of_a_thousand_orgs_are_all_different() {
+    fn s4_12_a_hundred_thousand_members_of_a_thousand_orgs_are_all_different() {
         let mut seen = std::collections::HashSet::new();
         for org in 0..1_000_u32 {
             let org = OrgId::fresh(1_700_000_000_000, [(org >> 8) as u8, org as u8, 0, 0, 0, 0, 0, 0, 0, 0]);

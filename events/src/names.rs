@@ -166,9 +166,8 @@ impl LoginMethod {
 mod tests {
     use super::*;
 
-    // S4.11
     #[test]
-    fn slugs_are_url_safe() {
+    fn s4_11_slugs_are_url_safe() {
         for good in ["acme", "a1", "acme-corp-2", "acme.example", "a_b~c", &"a".repeat(128)] {
             assert!(good.parse::<Slug>().is_ok(), "{good}");
         }

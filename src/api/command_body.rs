@@ -64,22 +64,22 @@ pub fn body_too_large() -> Problem {
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CommandEnvelope {
-    /// What is to be done.
+    /// Command to carry out; `type` names it.
     #[schema(value_type = Command)]
     pub command: Value,
-    /// Sent again under the same key, the command has no second effect and the same answer. 1 to 255 visible
-    /// characters.
+    /// Key of the caller for retries, 1 to 255 visible characters: a command sent again under it has no second effect and the
+    /// same answer.
     #[schema(example = "import-7/line-12")]
     pub idempotency_key: Option<String>,
-    /// The version that you saw; any other refuses the command (`version_conflict`).
+    /// Version that the caller saw; the command is refused at any other (`version_conflict`).
     pub expected_version: Option<u64>,
-    /// When it happened, if that is not now. At most 5 minutes in the future.
+    /// Time of the occurrence, RFC 3339; now by default, at most 5 minutes in the future.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub occurred_at: Option<Timestamp>,
-    /// The event that made you send this.
+    /// Event that caused the command (`evt_` and 26 characters).
     #[schema(value_type = Option<String>, example = "evt_01h455vb4pex5vsknk084sn02q")]
     pub causation_id: Option<EventId>,
-    /// What it belongs to.
+    /// Id of the larger piece of work (`cor_` and 26 characters).
     #[schema(value_type = Option<String>, example = "cor_01h455vb4pex5vsknk084sn02q")]
     pub correlation_id: Option<CorrelationId>,
 }

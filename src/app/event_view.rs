@@ -15,11 +15,11 @@ use crate::auth::Access;
 /// Who did something, by id.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ActorView {
-    /// What kind of actor.
+    /// Type of actor: `member`, `api_key`, `platform_operator`, `system` or `anonymous`.
     #[serde(rename = "type")]
     #[schema(value_type = String, example = "member")]
     pub actor_type: ActorType,
-    /// A member, key or operator id.
+    /// Id of the actor: of a member, a key or an operator.
     #[schema(example = "mem_01h455vb4pex5vsknk084sn02q")]
     pub id: String,
 }
@@ -87,38 +87,67 @@ pub struct EventSchema;
 
 impl PartialSchema for EventSchema {
     fn schema() -> RefOr<Schema> {
-        let time = || text("2026-03-01T12:00:00.000Z");
+        let time = |of: &str| {
+            described(text("2026-03-01T12:00:00.000Z"), &format!("Time of {of}, RFC 3339 in UTC, milliseconds"))
+        };
+        let id = |example: &str, of: &str| described(text(example), of);
         let actor = ObjectBuilder::new()
-            .property("type", text("api_key"))
-            .property("id", text("key_01h455vb4pex5vsknk084sn02q"))
-            .property("auth", any_object("How the actor proved it; null where there was nothing to prove"));
+            .description(Some("Actor who caused the event"))
+            .property("type", described(text("api_key"), "Type of actor, such as `member` or `api_key`"))
+            .property("id", id("key_01h455vb4pex5vsknk084sn02q", "Id of the actor, by its type"))
+            .property("auth", any_object("Authentication of the actor; null where there was none"));
         let target = ObjectBuilder::new()
-            .property("type", text("record"))
-            .property("id", text("res_01h455vb4pex5vsknk084sn02q"));
-        let outcome = ObjectBuilder::new().property("status", text("success")).property("code", nullable(text("")));
+            .property("type", described(text("record"), "Type of the target"))
+            .property("id", id("res_01h455vb4pex5vsknk084sn02q", "Id of the target"));
+        let code = nullable(described(text("forbidden"), "Error code of a failure; null after a success"));
+        let outcome = ObjectBuilder::new()
+            .description(Some("Outcome of the action"))
+            .property("status", described(text("success"), "Status: `success`, `denied` or `failed`"))
+            .property("code", code);
         let aggregate: Object = openapi::aggregate();
         let event = ObjectBuilder::new()
-            .property("position", described(text("org_01h455vb4pex5vsknk084sn02q:17"), "Where it stands in the stream"))
-            .property("idx", number("Its place in the audit log, counted from 0; absent in a tail"))
-            .property("v", number("The version of this envelope"))
-            .property("org_id", text("org_01h455vb4pex5vsknk084sn02q"))
-            .property("event_id", text("evt_01h455vb4pex5vsknk084sn02q"))
-            .property("type", described(text("record.created"), "What happened; the name never changes"))
-            .property("schema", number("The version of `data`'s shape under that name"))
-            .property("aggregate", ObjectBuilder::from(aggregate).property("version", number("After this event")))
-            .property("occurred_at", time())
-            .property("recorded_at", time())
+            .property(
+                "position",
+                described(text("org_01h455vb4pex5vsknk084sn02q:17"), "Position in the organization's stream"),
+            )
+            .property("idx", number("Index in the audit log, from 0; absent in a tail"))
+            .property("v", number("Version of this envelope"))
+            .property("org_id", id("org_01h455vb4pex5vsknk084sn02q", "Organization id (`org_` and 26 characters)"))
+            .property("event_id", id("evt_01h455vb4pex5vsknk084sn02q", "Event id (`evt_` and 26 characters)"))
+            .property("type", described(text("record.created"), "Permanent name of the type of event"))
+            .property("schema", number("Version of the shape of `data`"))
+            .property(
+                "aggregate",
+                ObjectBuilder::from(aggregate).property("version", number("Version of the aggregate after the event")),
+            )
+            .property("occurred_at", time("the occurrence, as the producer states it"))
+            .property("recorded_at", time("acceptance"))
             .property("actor", actor)
-            .property("targets", utoipa::openapi::ArrayBuilder::new().items(target))
+            .property(
+                "targets",
+                utoipa::openapi::ArrayBuilder::new().items(target).description(Some("Things that the event is about")),
+            )
             .property("outcome", outcome)
-            .property("command_id", text("cmd_01h455vb4pex5vsknk084sn02q"))
-            .property("causation_id", nullable(text("evt_01h455vb4pex5vsknk084sn02q")))
-            .property("correlation_id", text("cor_01h455vb4pex5vsknk084sn02q"))
-            .property("request_id", nullable(text("req_018f")))
+            .property(
+                "command_id",
+                id("cmd_01h455vb4pex5vsknk084sn02q", "Command that caused it (`cmd_` and 26 characters)"),
+            )
+            .property(
+                "causation_id",
+                nullable(id("evt_01h455vb4pex5vsknk084sn02q", "Event that caused the command; null for none")),
+            )
+            .property(
+                "correlation_id",
+                id("cor_01h455vb4pex5vsknk084sn02q", "Id of the larger piece of work (`cor_` and 26 characters)"),
+            )
+            .property("request_id", nullable(id("req_018f", "Id of the request; null for none")))
             .property("payload_commit", described(text("9f86d081…"), "SHA-256 over salt and content, hexadecimal"))
-            .property("payload_cipher_sha256", nullable(text("")))
-            .property("data", any_object("What happened, in the fields of its type"))
-            .property("context", any_object("The request behind it: `ip`, `user_agent`"));
+            .property(
+                "payload_cipher_sha256",
+                nullable(described(text(""), "SHA-256 of the encrypted payload, hexadecimal; null for a plain one")),
+            )
+            .property("data", any_object("Content of the event, in the fields of its type"))
+            .property("context", any_object("Origin of the request: `ip` and `user_agent`"));
         [
             "position",
             "org_id",

@@ -22,34 +22,34 @@ use crate::{
 /// One error, `application/problem+json`.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Problem {
-    /// A stable address for this kind of problem.
+    /// Permanent URI of the kind of problem.
     #[serde(rename = "type")]
     #[schema(example = "https://orgstream.dev/problems/not_found")]
     pub problem_type: String,
-    /// What kind of problem, for people.
+    /// Kind of problem in words.
     pub title: &'static str,
-    /// The HTTP status.
+    /// HTTP status of the answer.
     #[schema(example = 404)]
     pub status: u16,
-    /// What kind of problem, for programs; never changes.
+    /// Kind of problem for programs: one of a fixed list, see `docs/reference/errors.md`.
     #[schema(example = "not_found")]
     pub code: &'static str,
-    /// What is wrong here and what to do about it.
+    /// Fault of this request, and the way out.
     pub detail: String,
-    /// The path that was asked for.
+    /// Path of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
-    /// What to tell support.
+    /// Id of the request, for support.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
-    /// The organization, when it is known.
+    /// Organization id, when it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub org_id: Option<OrgId>,
-    /// The fields that are wrong.
+    /// Wrong fields of the command, at most 20 of a record's data.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
-    /// When to try again, in milliseconds from now; sent as `Retry-After` in seconds as well.
+    /// Milliseconds until a retry makes sense; `Retry-After` has it in seconds.
     #[serde(rename = "retry_after_ms", skip_serializing_if = "Option::is_none", serialize_with = "milliseconds")]
     #[schema(value_type = Option<u64>, example = 250)]
     pub retry_after: Option<Duration>,

@@ -74,26 +74,26 @@ pub enum CommandOutcome {
 /// What a caller is told about a command that was accepted.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct AcceptedCommand {
-    /// The command's id.
+    /// Command id (`cmd_` and 26 characters).
     #[schema(example = "cmd_01h455vb4pex5vsknk084sn02q")]
     pub command_id: String,
-    /// What it was about.
+    /// Type of the aggregate, such as `record`.
     #[schema(example = "record")]
     pub aggregate: &'static str,
-    /// The id of that; of a new thing, its new id.
+    /// Id of the aggregate; of a created thing, its new id.
     #[schema(example = "res_01h455vb4pex5vsknk084sn02q")]
     pub id: String,
-    /// The version after the command: what `If-Match` takes.
+    /// Version after the command; `If-Match` takes it.
     pub version: u64,
-    /// Where it stands in the org's stream: what `Min-Position` takes.
+    /// Position in the organization's stream; `Min-Position` takes it.
     #[schema(example = "org_01h455vb4pex5vsknk084sn02q:17")]
     pub position: String,
-    /// The names of its events. None when everything already was as asked.
+    /// Names of the events; empty when everything already was as asked.
     #[schema(example = json!(["record.created"]))]
     pub events: Vec<String>,
-    /// Whether the command had been accepted before, under the same idempotency key.
+    /// True if the command had been accepted before, under the same idempotency key.
     pub replayed: bool,
-    /// A new API key's secret text. It is shown in this answer and nowhere else.
+    /// Token of a new API key. It is shown in this answer and nowhere else.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub token: Option<Secret>,

@@ -102,7 +102,7 @@ pub struct ExportQuery {
 /// The oldest first, each with its place in the log, `idx`, up to where the log ended when the request came
 /// (`Audit-Range: <first>-<behind the last>`). If it breaks off, go on with `from_idx` behind the last one that arrived. That it
 /// was exported is in the log before the first line is sent. A message that the log could not take in has a `parking.parked` in
-/// its place, with its sequence, its SHA-256 and the reason, and a `parking.settled` where its fate was decided. For evidence that needs nobody's word take a bundle instead:
+/// its place, with its sequence, its SHA-256 and the reason, and a `parking.settled` where its fate was decided. For evidence that stands alone take a bundle instead:
 /// `orgstream audit export`.
 #[utoipa::path(
     get, path = "/v1/organizations/{org}/audit/export", operation_id = "export_audit_events", tag = "audit",

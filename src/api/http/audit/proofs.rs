@@ -56,17 +56,17 @@ pub struct CheckpointQuery {
 /// A signed head, as listings show it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CheckpointView {
-    /// How many events it is over.
+    /// Number of events that the head covers.
     #[schema(example = 256)]
     pub size: u64,
-    /// The root hash, base64.
+    /// Root hash of the tree, base64.
     pub root: String,
-    /// When it was made, as this system says. Witnesses say it themselves, in their signatures.
+    /// Time of signing by this system's clock, RFC 3339 in UTC. Witnesses state their own in their signatures.
     #[schema(value_type = String, format = DateTime)]
     pub made_at: orgstream_events::Timestamp,
-    /// How many others signed it.
+    /// Number of witnesses that signed it.
     pub witnesses: usize,
-    /// The signed note: what to keep.
+    /// Signed note (C2SP checkpoint) to keep.
     pub note: String,
 }
 
@@ -159,7 +159,7 @@ pub async fn checkpoints(
     Ok(org.view.listing(&cursors.page(&part, rows, CheckpointView::from)))
 }
 
-/// What the log's operator says of keys
+/// Get the operator's policy of keys
 ///
 /// The log's public key and the witnesses that it asks, as a C2SP policy. Advice: an auditor pins keys that came from
 /// elsewhere.
@@ -175,9 +175,9 @@ pub async fn policy(mut org: OrgView<AuditLog>) -> Result<Response, Problem> {
     Ok(org.view.text(format!("log {key}\n{}", policy.witnesses)))
 }
 
-/// How the log's key was replaced
+/// List hand-overs of the log's key
 ///
-/// Notes that the old key and the new one signed: whoever pinned an old key can follow.
+/// Notes that the old key and the new one signed: a holder of an old key can follow.
 #[utoipa::path(
     get, path = "/v1/organizations/{org}/audit/handovers", operation_id = "list_audit_handovers", tag = "audit",
     responses((status = 200, description = "Signed notes, the oldest first", body = HandOvers)),
@@ -190,7 +190,7 @@ pub async fn handovers(mut org: OrgView<AuditLog>) -> Result<Response, Problem> 
 /// Notes by which keys handed over.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct HandOvers {
-    /// The notes.
+    /// Signed notes, oldest first: one for each replaced key.
     pub data: Vec<String>,
 }
 
@@ -312,7 +312,7 @@ pub struct ConsistencyQuery {
     pub to: Option<u64>,
 }
 
-/// Prove that the log only grew
+/// Prove consistency of two heads
 ///
 /// The proof that the first `from` events of the checkpoint `to` are those of the head that you hold, as the body of a C2SP
 /// `add-checkpoint` request: `old <from>`, the hashes, and the checkpoint that they lead to.
@@ -341,7 +341,7 @@ pub async fn consistency(
 /// Prove one event
 ///
 /// A C2SP tlog-proof: the event's place in the log, the hashes from it to the root, and the signed head. With the event's
-/// header bytes and the log's key it convinces anybody, offline and for ever.
+/// header bytes and the log's key it is evidence offline and for ever.
 #[utoipa::path(
     get, path = "/v1/organizations/{org}/audit/events/{event}/proof", operation_id = "prove_audit_event", tag = "audit",
     responses((status = 200, description = "The proof", body = String, content_type = "text/plain")),

@@ -63,7 +63,7 @@ fn projections() -> Object {
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).examples(["records"]).build()
 }
 
-/// See the organization as it was
+/// Get the state at an event or a time
 ///
 /// NDJSON. The first line says which events the state is made of: `size` and `root` of the tree over them, `recorded_at` of
 /// the last one, and `signed`, the size of the newest signed head, whose beginning they are or which they begin with (null while nothing is

@@ -50,7 +50,7 @@ pub struct AuditTailQuery {
 
 /// Follow the audit log
 ///
-/// Server-sent events: `data` is one event as JSON, `id` its place in the log, `idx`. Places have no gaps, so whoever has seen
+/// Server-sent events: `data` is one event as JSON, `id` its place in the log, `idx`. Places have no gaps, so a reader that has seen
 /// 0 to N has seen everything up to N. The stream ends (`event: closed`) within a second of the credential no longer allowing it,
 /// or when the server stops, and with `event: active_org_changed` when the session is switched to another organization.
 #[utoipa::path(

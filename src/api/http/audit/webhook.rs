@@ -16,34 +16,34 @@ use crate::{
 /// How far the audit log has been sent.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct WebhookView {
-    /// Where to; null while nothing is sent (the setting `audit_webhook`).
+    /// Address that the log is posted to; null while the setting `audit_webhook` is off.
     #[schema(example = "https://siem.acme.example/orgstream")]
     pub url: Option<String>,
-    /// What verifies the posts: `webhook-signature` is an Ed25519 signature, `v1a` of Standard Webhooks.
+    /// Public key of the posts: `webhook-signature` is an Ed25519 signature, `v1a` of Standard Webhooks.
     pub public_key: String,
-    /// The first event that was not confirmed yet.
+    /// Index in the audit log of the first event that is not confirmed.
     #[schema(example = 256)]
     pub next_idx: u64,
-    /// Events that are in the log and not confirmed yet.
+    /// Number of events in the log that are not confirmed.
     #[schema(example = 0)]
     pub behind: u64,
-    /// Attempts in a row that came to nothing.
+    /// Number of failed attempts since the last success.
     #[schema(example = 0)]
     pub failures: u32,
-    /// What became of the last of them.
+    /// Outcome of the last failed attempt; null without one.
     pub error: Option<String>,
-    /// When something was last confirmed.
+    /// Time of the last confirmation, RFC 3339 in UTC.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub delivered_at: Option<Timestamp>,
-    /// When it is tried again, after a failure.
+    /// Time of the next attempt after a failure, RFC 3339 in UTC.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub try_at: Option<Timestamp>,
 }
 
-/// Show where the audit log is sent
+/// Show the audit webhook
 ///
 /// The setting `audit_webhook` says where to (`PATCH …/settings`). Every event is posted there in order, from the first on,
-/// until it is answered with 2xx; a post has `from_idx` and `next_idx`, and the next one begins where it ended, so whoever
+/// until it is answered with 2xx; a post has `from_idx` and `next_idx`, and the next one begins where it ended, so a collector that
 /// receives can prove that nothing is missing. What was not seen to be confirmed comes again, and may have grown: know events by
 /// their `idx`.
 #[utoipa::path(

@@ -32,19 +32,19 @@ const MAX_FINDINGS: usize = 1_000;
 /// One finding, as code hosts send it.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct LeakedKey {
-    /// The token, whole.
+    /// Token that was found, all of it.
     #[schema(example = "os_live_…")]
     #[schema(value_type = String)]
     pub token: Secret,
-    /// What kind of token it was taken for.
+    /// Type of token, as the reporter names it.
     #[serde(rename = "type")]
     #[schema(example = "orgstream_api_key")]
     pub token_type: String,
-    /// Where it was found.
+    /// Address of the place where it was found.
     #[serde(default)]
     #[schema(example = "https://github.com/acme/app/blob/main/.env")]
     pub url: Option<String>,
-    /// In what.
+    /// Kind of place where it was found, such as `content` or `commit`.
     #[serde(default)]
     #[schema(example = "commit")]
     pub source: Option<String>,
@@ -53,11 +53,11 @@ pub struct LeakedKey {
 /// What was made of one finding.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct LeakedKeyVerdict {
-    /// The SHA-256 of the token, in hexadecimal: the token itself is not repeated.
+    /// SHA-256 of the token, hexadecimal; the token itself is not repeated.
     pub token_hash: String,
-    /// As it was reported.
+    /// Type of token, as reported.
     pub token_type: String,
-    /// `true_positive` if it was a key, which has ended now; otherwise `false_positive`.
+    /// `true_positive` for a key, which has ended now; otherwise `false_positive`.
     #[schema(example = "true_positive")]
     pub label: &'static str,
 }
@@ -67,7 +67,7 @@ pub struct LeakedKeyVerdict {
 /// For code hosts that look for secrets (GitHub's secret scanning partners). The body is signed: the headers
 /// `Github-Public-Key-Identifier` and `Github-Public-Key-Signature` name the key and hold an ECDSA signature (P-256,
 /// SHA-256, base64 of DER). Keys that are trusted are in the file that `ORGSTREAM_LEAK_REPORTER_KEYS` names; without it
-/// nobody can report anything. A key whose whole token is known to the public is revoked at once, and its organization
+/// no report is taken. A key whose whole token is known to the public is revoked at once, and its organization
 /// reads in its audit log where it was found.
 #[utoipa::path(
     post, path = "/v1/leaked-keys", operation_id = "report_leaked_keys", tag = "api keys",

@@ -27,80 +27,80 @@ const SHOWN: usize = 100;
 /// Whoever asks.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct MeView {
-    /// `user`, `api_key` or `platform_operator`.
+    /// Type of principal: `user`, `api_key` or `platform_operator`.
     #[serde(rename = "type")]
     #[schema(example = "api_key")]
     pub me: &'static str,
-    /// The verified e-mail address, of a user; of an operator who is a person, as whom every entry names them.
+    /// Verified e-mail address of a person; of an operator, the name in every audit entry.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "ann@acme.example")]
     pub email: Option<String>,
-    /// Which key, of an API key.
+    /// API key id (`key_` and 26 characters), for an API key.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "key_01h455vb4pex5vsknk084sn02q")]
     pub key_id: Option<KeyId>,
-    /// Which session, of a user who came with one.
+    /// Session id (`ses_` and 26 characters), for a person with a session.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "ses_01h455vb4pex5vsknk084sn02q")]
     pub session_id: Option<SessionId>,
-    /// Where this credential acts: the organization of an API key, the active one of a session, and of a token the only
-    /// one that its user is a member of.
+    /// Organization that the credential acts in: of an API key its own, of a session the active one, of a token the only
+    /// membership of its person.
     #[schema(value_type = Option<String>, example = "org_01h455vb4pex5vsknk084sn02q")]
     pub org_id: Option<OrgId>,
-    /// How often the active organization of the session was chosen.
+    /// Number of times that the session chose an active organization.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,
-    /// The organization of this person alone, of a user who has signed in.
+    /// Personal organization of the person (`org_` and 26 characters), once signed in.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "org_01h455vb4pex5vsknk084sn02q")]
     pub personal_org: Option<OrgId>,
-    /// Where one may act: at most 100. `GET /v1/me/memberships` goes on.
+    /// Memberships, at most 100; `GET /v1/me/memberships` has all.
     pub memberships: Vec<MembershipView>,
-    /// Whether there is anything to choose.
+    /// True if there is more than one organization to choose from.
     pub show_switcher: bool,
 }
 
 /// A place to act in.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct MembershipView {
-    /// The organization.
+    /// Organization id (`org_` and 26 characters).
     #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q")]
     pub org_id: OrgId,
-    /// Its name in URLs.
+    /// Name in URLs: 2 to 128 characters of a-z, 0-9 and single `-`, `.`, `_` or `~`.
     #[schema(value_type = String, example = "acme")]
     pub slug: Slug,
-    /// What people call it.
+    /// Display name, 1 to 120 characters.
     #[schema(example = "Acme Corp")]
     pub name: String,
-    /// What kind of tenant.
+    /// Type of tenant: `personal`, `organization`, `team` or `workspace`.
     #[schema(schema_with = openapi::tenant_type)]
     pub tenant_type: TenantType,
-    /// As whom: a member or key id.
+    /// Id of the caller in the organization: a member or key id.
     #[schema(example = "mem_01h455vb4pex5vsknk084sn02q")]
     pub actor_id: String,
-    /// What one may do there.
+    /// Role of the caller in the organization: a built-in name or the id of a custom role.
     #[schema(schema_with = openapi::role)]
     pub role: Role,
-    /// The role with those that it includes.
+    /// Role of the caller with every role that it includes.
     #[schema(value_type = Vec<String>, example = json!(["admin", "member", "viewer"]))]
     pub effective_roles: Vec<Role>,
-    /// What that comes to, by the names of permissions.
+    /// Names of the permissions that the role comes to.
     #[schema(example = json!(["records:read", "records:write"]))]
     pub permissions: Vec<&'static str>,
-    /// Whether a switcher should show it: somebody's own organization stands behind the scenes while it is their only one.
+    /// True if a switcher shows it: a personal organization is hidden while it is the only one.
     pub visible: bool,
-    /// Whether the organization is suspended.
+    /// True while the organization is suspended.
     pub suspended: bool,
 }
 
 /// One part of the memberships.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct MembershipList {
-    /// The memberships, in the order of the organizations' ids.
+    /// Memberships, in the order of the organizations' ids.
     pub data: Vec<MembershipView>,
-    /// What follows; null at the end.
+    /// Cursor of the next page; null on the last.
     pub next_cursor: Option<String>,
-    /// Whether anything follows.
+    /// True if there is a next page.
     pub has_more: bool,
 }
 
@@ -115,13 +115,13 @@ pub struct MembershipQuery {
     pub cursor: Option<String>,
 }
 
-/// Show who I am
+/// Show the caller
 ///
-/// Whoever has a verified address of a domain that an organization has proven to be its own, and lets people in by, joins
+/// A person with a verified address of a domain that an organization has proven to be its own, and lets people in by, joins
 /// it here.
 #[utoipa::path(
     get, path = "/v1/me", operation_id = "who_am_i", tag = "me",
-    responses((status = 200, description = "Whoever this credential belongs to", body = MeView)),
+    responses((status = 200, description = "The principal of this credential", body = MeView)),
 )]
 pub async fn who_am_i(
     State(app): State<Arc<App>>,
@@ -164,9 +164,9 @@ pub async fn who_am_i(
     }))
 }
 
-/// List where I may act
+/// List my memberships
 ///
-/// The organizations that you are a member of: those that you joined under this login, and those where somebody added you by
+/// The organizations that you are a member of: those that you joined under this login, and those where an admin added you by
 /// an e-mail address that your issuer has verified.
 #[utoipa::path(
     get, path = "/v1/me/memberships", operation_id = "list_memberships", tag = "me",

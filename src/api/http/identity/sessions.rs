@@ -36,35 +36,35 @@ use crate::{
 /// A session.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct SessionView {
-    /// Its id; not its token.
+    /// Session id (`ses_` and 26 characters), not its token.
     #[schema(value_type = String, example = "ses_01h455vb4pex5vsknk084sn02q")]
     pub id: SessionId,
-    /// Whether it is the one that this request came with.
+    /// True for the session of this request.
     pub current: bool,
-    /// The one organization that it acts in; null when its person is no member there any more.
+    /// Organization that the session acts in; null once its person is no member there.
     pub active_org: Option<ActiveOrg>,
-    /// Counts the switches: what `X-Org-Epoch` takes.
+    /// Number of switches; `X-Org-Epoch` takes it.
     #[schema(example = 1)]
     pub epoch: u64,
-    /// How its person proved who they are.
+    /// Way of the sign-in: `oidc`, or `sso:` and the id of a connection.
     #[schema(value_type = String, example = "oidc")]
     pub method: LoginMethod,
-    /// Whether that took a second factor.
+    /// True if the sign-in took a second factor.
     pub second_factor: bool,
-    /// Where it began.
+    /// Address of the sign-in.
     pub ip: Option<String>,
-    /// With which program.
+    /// User agent of the sign-in.
     pub user_agent: Option<String>,
-    /// When it began.
+    /// Time of the sign-in, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When it was last used, to the minute.
+    /// Time of the last use, to the minute.
     #[schema(value_type = String, format = DateTime)]
     pub last_seen_at: Timestamp,
-    /// When it ends unless it is used before.
+    /// Time of expiry unless it is used before, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub expires_at: Timestamp,
-    /// When it ends in any case.
+    /// Time of the end in any case, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub ends_at: Timestamp,
 }
@@ -72,10 +72,10 @@ pub struct SessionView {
 /// The organization that a session acts in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ActiveOrg {
-    /// Which.
+    /// Organization id (`org_` and 26 characters).
     #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q")]
     pub org_id: OrgId,
-    /// Its name in URLs; null for the moment in which a new organization is not in the read models yet.
+    /// Name in URLs; null for the moment in which a new organization is not in the read models.
     #[schema(value_type = Option<String>, example = "acme")]
     pub slug: Option<Slug>,
 }
@@ -83,7 +83,7 @@ pub struct ActiveOrg {
 /// A session that was just begun.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct NewSessionView {
-    /// What to send as `Authorization: Bearer` from now on. It is shown in this answer and nowhere else.
+    /// Token for `Authorization: Bearer` (`os_ses_…`). It is shown in this answer and nowhere else.
     #[schema(example = "os_ses_…")]
     #[schema(value_type = String)]
     pub token: Secret,
@@ -95,7 +95,7 @@ pub struct NewSessionView {
 /// The sessions of a person.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct SessionList {
-    /// Those that have not ended, newest first; at most 100.
+    /// Sessions that have not ended, newest first; at most 100.
     pub data: Vec<SessionView>,
 }
 
@@ -103,7 +103,7 @@ pub struct SessionList {
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Switch {
-    /// The organization, by id or slug.
+    /// Organization to act in, by id or slug.
     #[schema(example = "acme")]
     pub org: String,
 }
@@ -127,7 +127,7 @@ impl FromStr for SessionName {
 /// Sign in
 ///
 /// Takes a token (JWT) of your OpenID Connect issuer and begins a session. Its token is in the answer, once, and in a cookie
-/// for browsers (`__Host-orgstream_session`). Whoever signs in for the first time gets an organization of their own. The
+/// for browsers (`__Host-orgstream_session`). The first sign-in of a person makes their personal organization. The
 /// session acts in one organization at a time: to begin with, the one where your newest session acts, or your own. API keys
 /// make no sessions: `session_only`.
 #[utoipa::path(

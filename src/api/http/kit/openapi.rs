@@ -88,28 +88,28 @@ pub fn head() -> OpenApi {
         )
         .servers(Some([ServerBuilder::new().url("/").build()]))
         .tags(Some([
-            tag("commands", "What producers send: one command or a thousand."),
-            tag("records", "What organizations keep."),
-            tag("events", "The history of an organization: replay it, follow it."),
-            tag("audit", "Who did what."),
-            tag("organizations", "The tenant itself."),
-            tag("members", "Who is in an organization, and what they may do."),
-            tag("invitations", "Ways in, each for one person."),
-            tag("roles", "Roles that an organization makes itself."),
-            tag("domains", "Domains that an organization has proven to be its own."),
-            tag("sso", "Issuers of an organization's own."),
+            tag("commands", "Requests to change something: one command or a thousand."),
+            tag("records", "Documents of an organization, each of a kind."),
+            tag("events", "The history of an organization: replay and live tail."),
+            tag("audit", "The audit log: events, proofs, exports."),
+            tag("organizations", "Tenants: settings, plan, limits, usage, break-glass access."),
+            tag("members", "People in an organization, with their roles."),
+            tag("invitations", "Invitations by e-mail, each for one person."),
+            tag("roles", "Custom roles of an organization."),
+            tag("domains", "Domains that an organization has claimed or proven."),
+            tag("sso", "OpenID Connect issuers of an organization's own."),
             tag("api keys", "Credentials of programs; each belongs to one organization."),
-            tag("kinds", "What records look like: the same for all organizations."),
-            tag("projections", "How far the read models and the audit log are."),
+            tag("kinds", "Kinds of record with their schemas: the same for all organizations."),
+            tag("projections", "Progress of read models and audit log."),
             tag("parking", "Events that could not be applied. For operators."),
-            tag("me", "Who the caller is."),
-            tag("sessions", "Signing in, and the one organization that a session acts in."),
-            tag("health", "Whether the program lives and can work."),
+            tag("me", "The caller and their memberships."),
+            tag("sessions", "Sign-in, sessions, and the active organization."),
+            tag("health", "Liveness, readiness, metrics, caches."),
         ]))
         .build()
 }
 
-/// Get this document
+/// Get the OpenAPI document
 #[utoipa::path(
     get, path = "/openapi.json", operation_id = "openapi", tag = "health",
     responses((status = 200, description = "OpenAPI 3.1", body = Object)),
@@ -160,6 +160,7 @@ fn complete(document: &mut Value) {
             }
         }
     }
+    describe_choices(document);
     let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) else { return };
     for (path, item) in paths.iter_mut() {
         for (method, operation) in item.as_object_mut().into_iter().flatten() {
@@ -172,6 +173,23 @@ fn complete(document: &mut Value) {
     *paths = std::mem::take(paths).into_iter().map(|(path, item)| (documented_path(&path), item)).collect();
     // What was only a part of something else, and is written out there, needs no name.
     while drop_unused_schemas(document) {}
+}
+
+/// Gives a field that may be null the description of what it is otherwise, which stands inside the choice.
+fn describe_choices(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            let choices = fields.get("oneOf").and_then(Value::as_array);
+            let found =
+                choices.and_then(|choices| choices.iter().find_map(|choice| choice.get("description").cloned()));
+            if let Some(found) = found {
+                fields.entry("description").or_insert(found);
+            }
+            fields.values_mut().for_each(describe_choices);
+        }
+        Value::Array(items) => items.iter_mut().for_each(describe_choices),
+        _ => {}
+    }
 }
 
 /// Drops the schemas that nothing refers to; whether there were any. Those may have been all that referred to others.

@@ -40,13 +40,13 @@ impl PageQuery {
 /// One page of a listing.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Page<T> {
-    /// The rows.
+    /// Rows of this page.
     pub data: Vec<T>,
-    /// What follows these rows; null at the end.
+    /// Cursor of the next page; null on the last.
     pub next_cursor: Option<String>,
-    /// What precedes them; null at the beginning.
+    /// Cursor of the page before; null on the first.
     pub prev_cursor: Option<String>,
-    /// Whether anything follows.
+    /// True if there is a next page.
     pub has_more: bool,
 }
 

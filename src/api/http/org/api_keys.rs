@@ -26,54 +26,54 @@ use crate::{
 /// An API key, without its secret.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ApiKeyView {
-    /// Which.
+    /// API key id, not its token (`key_` and 26 characters).
     #[schema(value_type = String, example = "key_01h455vb4pex5vsknk084sn02q")]
     pub id: KeyId,
-    /// What people call it.
+    /// Display name, 1 to 120 characters.
     #[schema(example = "ci")]
     pub name: String,
-    /// The part of the token that names it.
+    /// Public part of the token, which names the key.
     #[schema(value_type = String, example = "GBxCK2BwmHM4")]
     pub public_id: KeyPublicId,
-    /// The last four characters of the token.
+    /// Last four characters of the token.
     #[schema(example = "5rKc")]
     pub last4: String,
-    /// What its bearer may do.
+    /// Role of the key: a built-in name or the id of a custom role.
     #[schema(schema_with = openapi::role)]
     pub role: Role,
-    /// What it is meant for.
+    /// Purpose of the key: `live` or `test`.
     #[schema(schema_with = openapi::key_environment)]
     pub environment: KeyEnvironment,
-    /// When it ends by itself, if it does.
+    /// Time of expiry, RFC 3339 in UTC; null for none.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_at: Option<Timestamp>,
-    /// What its bearer may do within the role; null is everything that the role may.
+    /// Names of permissions that bound the role; null for all of the role.
     pub scopes: Option<Vec<String>>,
-    /// The networks that its bearer may come from; empty is all.
+    /// Networks (CIDR) that the key works from; empty for any.
     pub allowed_ips: Vec<String>,
-    /// The token before the last rotation; null when there was none.
+    /// Token before the last rotation; null without one.
     pub previous: Option<PreviousTokenView>,
-    /// When it was revoked, if it was.
+    /// Time of revocation, RFC 3339 in UTC; null while it works.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub revoked_at: Option<Timestamp>,
-    /// When it was last used, to the minute and some seconds late; null when it never was.
+    /// Time of the last use, to the minute and some seconds late; null before the first.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub last_used_at: Option<Timestamp>,
-    /// From which address it was last used.
+    /// Address of the last use.
     #[schema(example = "192.0.2.7")]
     pub last_used_ip: Option<String>,
-    /// What its bearer called itself then.
+    /// User agent of the last use.
     #[schema(example = "curl/8.5")]
     pub last_used_user_agent: Option<String>,
-    /// Who issued it.
+    /// Actor who issued the key.
     pub created_by: ActorView,
-    /// The version that `If-Match` takes.
+    /// Version of the thing, counted from 1; `If-Match` takes it.
     #[schema(example = 1)]
     pub version: u64,
-    /// When it was issued.
+    /// Time of issue, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// Time of the last change, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
 }
@@ -81,10 +81,10 @@ pub struct ApiKeyView {
 /// A token that was replaced.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct PreviousTokenView {
-    /// The part of the token that named the key.
+    /// Public part of that token, which named the key.
     #[schema(value_type = String, example = "GBxCK2BwmHM4")]
     pub public_id: KeyPublicId,
-    /// When it ended, or will.
+    /// Time at which it stops working, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub ends_at: Timestamp,
 }
@@ -164,13 +164,13 @@ pub struct KeyQuery {
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rotation {
-    /// How long the token before goes on, in seconds: not at all without it, 7 days at most.
+    /// Seconds for which the token before still works, 0 (the default) to 604,800.
     #[schema(maximum = 604_800, example = 3600)]
     pub overlap_seconds: u32,
-    /// When the key ends from now on, in RFC 3339. Either this or `expires_in_days`; without both it ends when it did.
+    /// New time of expiry, RFC 3339; excludes `expires_in_days`. Without both, it stays as it is.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_at: Option<Timestamp>,
-    /// After how many days it ends.
+    /// Days until it expires, 1 to 3,650; excludes `expires_at`.
     #[schema(minimum = 1, maximum = 3650)]
     pub expires_in_days: Option<u32>,
 }
@@ -223,7 +223,7 @@ pub async fn issue(
 /// Rotate an API key
 ///
 /// The key gets another secret; the answer's `token` is it, shown here and nowhere else. The token before goes on for
-/// `overlap_seconds`, so that nothing has to change at one moment. Nobody is handed a key that may do more than they may.
+/// `overlap_seconds`, so that nothing has to change at one moment. A caller gets no key that may do more than they may.
 #[utoipa::path(
     post, path = "/v1/organizations/{org}/api-keys/{key}/rotate", operation_id = "rotate_api_key", tag = "api keys",
     request_body = Rotation, responses((status = 200, description = "Rotated", body = AcceptedCommand)),

@@ -90,7 +90,10 @@ impl ToSchema for CommandAnswer {
 ///
 /// The derived form would be `allOf`, which programs that make clients of the description cannot tell apart.
 fn outcomes() -> [(String, RefOr<Schema>); 3] {
-    let status = |name: &str| ObjectBuilder::new().schema_type(Type::String).enum_values(Some([name]));
+    let status = |name: &str| {
+        let says = "Status of the command: `accepted` or `refused`.";
+        ObjectBuilder::new().schema_type(Type::String).description(Some(says)).enum_values(Some([name]))
+    };
     let fields = match AcceptedCommand::schema() {
         RefOr::T(Schema::Object(fields)) => fields,
         // It is a struct, and a struct is an object.
@@ -106,7 +109,9 @@ fn outcomes() -> [(String, RefOr<Schema>); 3] {
     }
     let refused = ObjectBuilder::new().schema_type(Type::Object).description(Some("It is not, for the reason given."));
     let refused = refused.property("status", status("refused")).required("status");
-    let refused = refused.property("error", Ref::from_schema_name("Problem")).required("error");
+    let mut error = Ref::from_schema_name("Problem");
+    "Reason of the refusal.".clone_into(&mut error.description);
+    let refused = refused.property("error", error).required("error");
     let mut by_status = Discriminator::new("status");
     let mut either = OneOfBuilder::new().description(Some("What became of one of several commands."));
     for (name, schema) in [("accepted", "AcceptedOutcome"), ("refused", "RefusedOutcome")] {

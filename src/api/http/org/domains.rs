@@ -28,24 +28,24 @@ use crate::{
 /// A domain, and what proves it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct DomainView {
-    /// Which.
+    /// Domain id (`dom_` and 26 characters).
     #[schema(value_type = String, example = "dom_01h455vb4pex5vsknk084sn02q")]
     pub id: DomainId,
-    /// Its name.
+    /// Domain name in lower case.
     #[schema(value_type = String, example = "acme.example")]
     pub domain: DomainName,
-    /// `claimed`, `proven` or `removed`.
+    /// State: `claimed`, `proven` or `removed`.
     #[schema(value_type = String, example = "claimed")]
     pub status: DomainStatus,
-    /// The TXT record that proves it.
+    /// TXT record that proves the domain.
     pub record: TxtRecord,
-    /// The version that `If-Match` takes.
+    /// Version of the thing, counted from 1; `If-Match` takes it.
     #[schema(example = 1)]
     pub version: u64,
-    /// When it was claimed.
+    /// Time of the claim, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// Time of the last change, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
 }
@@ -53,10 +53,10 @@ pub struct DomainView {
 /// A TXT record.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct TxtRecord {
-    /// Its name.
+    /// Name of the DNS record.
     #[schema(example = "_orgstream-challenge.acme.example")]
     pub name: String,
-    /// What it says.
+    /// Text of the DNS record.
     #[schema(example = "orgstream-domain-verification=5f0c6f9a0c4e4d5f8a7b6c5d4e3f2a1b")]
     pub value: String,
 }
@@ -102,7 +102,7 @@ pub async fn show(mut org: OrgView<ReadModels>, Item(id): Item<DomainId>) -> Res
 
 /// Claim a domain
 ///
-/// It is worth nothing until it is proven. Domains where everybody can have an address are refused (`public_domain`).
+/// It is worth nothing until it is proven. Domains of public mail services are refused (`public_domain`).
 #[utoipa::path(
     post, path = "/v1/organizations/{org}/domains", operation_id = "claim_domain", tag = "domains",
     request_body = ClaimDomain, responses((status = 201, description = "Claimed", body = AcceptedCommand)),
@@ -117,7 +117,7 @@ pub async fn claim(
 
 /// Prove a domain
 ///
-/// Looks for the TXT record now. With `jit_provisioning` set to `restricted`, whoever signs in with a verified address of
+/// Looks for the TXT record now. With `jit_provisioning` set to `restricted`, a person who signs in with a verified address of
 /// a proven domain becomes a member.
 #[utoipa::path(
     post, path = "/v1/organizations/{org}/domains/{domain}/verify", operation_id = "prove_domain", tag = "domains",
@@ -127,7 +127,7 @@ pub async fn prove(State(app): State<Arc<App>>, writer: Writer, Item(id): Item<D
     writer.submit(&app, ProveDomain { id }).await.map(reply::changed)
 }
 
-/// Give a domain up
+/// Remove a domain
 ///
 /// Members who came by it stay.
 #[utoipa::path(

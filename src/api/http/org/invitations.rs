@@ -32,33 +32,33 @@ use crate::{
 /// An invitation, without its token.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct InvitationView {
-    /// Which.
+    /// Invitation id (`inv_` and 26 characters).
     #[schema(value_type = String, example = "inv_01h455vb4pex5vsknk084sn02q")]
     pub id: InvitationId,
-    /// Who may accept it.
+    /// E-mail address that may accept it.
     #[schema(example = "ann@acme.example")]
     pub email: String,
-    /// What they may do then.
+    /// Role of the future member: a built-in name or the id of a custom role.
     #[schema(schema_with = openapi::role)]
     pub role: Role,
-    /// `pending`, `accepted` or `revoked`. One whose time is over is pending: it can be sent again.
+    /// State: `pending`, `accepted` or `revoked`. An expired one is pending, and can be sent again.
     #[schema(value_type = String, example = "pending")]
     pub status: InvitationStatus,
-    /// Until when it can be accepted.
+    /// Time of expiry, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub expires_at: Timestamp,
-    /// Who accepted it.
+    /// Member that it became (`mem_` and 26 characters); null until accepted.
     #[schema(value_type = Option<String>, example = "mem_01h455vb4pex5vsknk084sn02q")]
     pub member_id: Option<MemberId>,
-    /// Who invited.
+    /// Actor who invited.
     pub created_by: ActorView,
-    /// The version that `If-Match` takes.
+    /// Version of the thing, counted from 1; `If-Match` takes it.
     #[schema(example = 1)]
     pub version: u64,
-    /// When it was issued.
+    /// Time of issue, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// Time of the last change, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
 }
@@ -89,7 +89,7 @@ impl From<Invitation> for InvitationView {
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SendAgain {
-    /// After how many days it ends, 1 to 30; 7 unless said otherwise.
+    /// Days until it expires, 1 to 30; 7 by default.
     #[schema(minimum = 1, maximum = 30)]
     pub expires_in_days: Option<u32>,
 }
@@ -106,18 +106,18 @@ pub struct RevokeQuery {
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Accept {
-    /// The token of the mail.
+    /// Token of the invitation mail (`osi_…`).
     #[schema(value_type = String, example = "osi_3kTMd9sWvXbQ7yPzL2RfNcGhJ8a4E6u1000000")]
     pub token: InvitationToken,
 }
 
-/// Somebody has joined.
+/// The new membership.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Joined {
-    /// The organization.
+    /// Organization id (`org_` and 26 characters).
     #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q")]
     pub org_id: OrgId,
-    /// Who they are inside it.
+    /// Member id (`mem_` and 26 characters).
     #[schema(value_type = String, example = "mem_01h455vb4pex5vsknk084sn02q")]
     pub member_id: MemberId,
     /// What became of the command.
@@ -154,7 +154,7 @@ pub async fn show(mut org: OrgView<ReadModels>, Item(id): Item<InvitationId>) ->
     Ok(org.view.one(view.version, &view))
 }
 
-/// Invite somebody
+/// Invite a person
 ///
 /// They get a mail with a token, which is shown nowhere else. Refused to a personal organization
 /// (`personal_organization`), above your own role (`role_above_own`), and as the organization's `invite_policy` says
@@ -190,7 +190,7 @@ pub async fn resend(
 
 /// Revoke an invitation
 ///
-/// Nobody can accept it any more.
+/// It can no longer be accepted.
 #[utoipa::path(
     delete, path = "/v1/organizations/{org}/invitations/{invitation}", operation_id = "revoke_invitation",
     tag = "invitations", params(RevokeQuery),

@@ -25,33 +25,33 @@ use crate::{
 /// A member. The person behind it, who may be a member elsewhere too, is never shown.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct MemberView {
-    /// The person inside this organization.
+    /// Member id (`mem_` and 26 characters).
     #[schema(value_type = String, example = "mem_01h455vb4pex5vsknk084sn02q")]
     pub id: MemberId,
-    /// The organization.
+    /// Organization id (`org_` and 26 characters).
     #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q")]
     pub org_id: OrgId,
-    /// Where to reach them.
+    /// E-mail address, unique in the organization.
     #[schema(example = "ann@acme.example")]
     pub email: String,
-    /// What they may do.
+    /// Role of the member: a built-in name or the id of a custom role.
     #[schema(schema_with = openapi::role)]
     pub role: Role,
-    /// The same with every role that it includes: whoever is an owner is an admin, too.
+    /// Role of the member with every role that it includes: an owner is also an admin.
     #[schema(value_type = Vec<String>, example = json!(["admin", "member", "viewer"]))]
     pub effective_roles: Vec<Role>,
-    /// `active`, or `removed` once they left.
+    /// State: `active`, or `removed`.
     #[schema(example = "active")]
     pub status: &'static str,
-    /// False once they left.
+    /// True until the member leaves.
     pub active: bool,
-    /// The version of the organization's roster when something about them last changed.
+    /// Version of the organization's roster at the last change of this member.
     #[schema(example = 1)]
     pub version: u64,
-    /// When they joined.
+    /// Time of joining, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When something about them last changed.
+    /// Time of the last change, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
 }
@@ -78,7 +78,7 @@ pub struct MemberQuery {
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewRole {
-    /// What they may do from now on; not more than you may.
+    /// New role of the member; it may do no more than the caller.
     #[schema(schema_with = openapi::role)]
     pub role: Role,
 }
@@ -86,7 +86,7 @@ pub struct NewRole {
 /// What became of a command about a member.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct AcceptedMember {
-    /// Who.
+    /// Member id (`mem_` and 26 characters).
     #[schema(value_type = String, example = "mem_01h455vb4pex5vsknk084sn02q")]
     pub member_id: MemberId,
     /// What became of the command.
@@ -143,7 +143,7 @@ pub async fn add(
     reply::accepted(StatusCode::CREATED, Some(location), accepted, |command| AcceptedMember { member_id, command })
 }
 
-/// Change what a member may do
+/// Change the role of a member
 ///
 /// The last owner stays one.
 #[utoipa::path(

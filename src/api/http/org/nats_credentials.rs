@@ -27,26 +27,26 @@ use crate::{
 /// Credentials for NATS.
 #[derive(Serialize, ToSchema)]
 pub struct NatsCredentialsView {
-    /// The content of a `.creds` file, as every NATS client reads it. It is shown in this answer and nowhere else.
+    /// Content of a `.creds` file for NATS clients. It is shown in this answer and nowhere else.
     #[schema(example = "-----BEGIN NATS USER JWT-----\n…")]
     pub credentials: String,
-    /// The organization whose commands may be sent, as `cmd.<org>`.
+    /// Organization that takes the commands, on `cmd.<org>`.
     #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q")]
     pub org_id: OrgId,
-    /// The part of the API key's token that names it.
+    /// Public part of the API key's token.
     #[schema(value_type = String, example = "GBxCK2BwmHM4")]
     pub public_id: KeyPublicId,
-    /// The only prefix of inboxes that answers can be read on: what a client calls its custom inbox prefix.
+    /// Prefix of the inboxes that answers can be read on: the custom inbox prefix of a NATS client.
     #[schema(example = "_INBOX_GBxCK2BwmHM4")]
     pub inbox_prefix: String,
-    /// When they end, which is when the key does.
+    /// Time of expiry, that of the key; null for none.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_at: Option<Timestamp>,
 }
 
 /// Make credentials for NATS
 ///
-/// For whoever asks with an API key: a NATS user that may send commands to the key's organization, with what the key may do,
+/// For a caller with an API key: a NATS user that may send commands to the key's organization, with what the key may do,
 /// and read the answers. Requests then need no key in their headers. Revoking or rotating the key ends what they may. It counts
 /// as a command of the organization, whose audit log names the key and the credentials' end.
 #[utoipa::path(

@@ -34,38 +34,38 @@ use crate::{
 /// An organization.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct OrganizationView {
-    /// Its id, which never changes.
+    /// Organization id (`org_` and 26 characters); it never changes.
     #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q")]
     pub id: OrgId,
-    /// Its name in URLs.
+    /// Name in URLs: 2 to 128 characters of a-z, 0-9 and single `-`, `.`, `_` or `~`.
     #[schema(value_type = String, example = "acme")]
     pub slug: Slug,
-    /// What people call it.
+    /// Display name, 1 to 120 characters.
     #[schema(example = "Acme Corp")]
     pub name: String,
-    /// What kind of tenant.
+    /// Type of tenant: `personal`, `organization`, `team` or `workspace`.
     #[schema(schema_with = openapi::tenant_type)]
     pub tenant_type: TenantType,
-    /// Where its data lives.
+    /// Region that holds the data.
     #[schema(example = "local")]
     pub region: String,
-    /// Why nobody but the platform may act in it; null while everybody may.
+    /// Reason of the suspension; null while the organization is not suspended.
     pub suspended_reason: Option<String>,
-    /// What it decided about itself.
+    /// Settings of the organization.
     pub settings: SettingsView,
-    /// What it has booked: `standard` unless the platform's operator says otherwise.
+    /// Name of the plan; `standard` unless an operator changed it.
     #[schema(value_type = String, example = "standard")]
     pub plan: PlanName,
-    /// The Auth0 organization that stands for it there, if there is one.
+    /// Id of the bound Auth0 organization; null without one.
     #[schema(example = "org_9ybsU1dN2dKfDkBi")]
     pub auth0_organization_id: Option<String>,
-    /// The version that `If-Match` takes.
+    /// Version of the thing, counted from 1; `If-Match` takes it.
     #[schema(example = 1)]
     pub version: u64,
-    /// When it was created.
+    /// Time of creation, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// Time of the last change, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
 }
@@ -73,30 +73,30 @@ pub struct OrganizationView {
 /// What an organization decided about itself: all of it, the defaults included.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct SettingsView {
-    /// The longest life of a new API key, in days; null when keys need not expire.
+    /// Longest life of a new API key, in days; null for no limit.
     api_key_max_days: Option<u32>,
-    /// Whether the keys that a member issued end when the member is removed.
+    /// True (the default) if the keys that a member issued end with the membership.
     revoke_keys_on_creator_exit: bool,
-    /// Your own notes.
+    /// Notes of the organization, by key.
     custom_metadata: BTreeMap<String, String>,
-    /// Whether people become members by signing in.
+    /// Membership by signing in: `not_allowed`, or `restricted` to proven domains.
     #[schema(schema_with = openapi::jit_provisioning)]
     jit_provisioning: JitProvisioning,
-    /// Who may be invited.
+    /// Addresses that may be invited: `all`, `restricted` or `none`.
     #[schema(schema_with = openapi::invite_policy)]
     invite_policy: InvitePolicy,
-    /// Whose addresses may be invited, where that is restricted.
+    /// Domains whose addresses may be invited, while `invite_policy` is `restricted`.
     #[schema(value_type = Vec<String>)]
     allowed_domains: BTreeSet<DomainName>,
-    /// How it looks.
+    /// Look of the organization for its members.
     branding: BrandingView,
-    /// How one may prove who one is; null for every way.
+    /// Ways to authenticate; null for every way.
     #[schema(value_type = Option<Vec<String>>)]
     allowed_auth_methods: Option<BTreeSet<LoginMethod>>,
-    /// Whether people need a second factor.
+    /// Second factor of people: `optional` or `required`.
     #[schema(schema_with = openapi::mfa_policy)]
     mfa_policy: MfaPolicy,
-    /// Where every event of the audit log is posted to; null, too, for who may neither set that nor read the log.
+    /// Address that the audit log is posted to; null for none, and for a caller who may neither set it nor read the log.
     #[schema(example = "https://siem.acme.example/orgstream")]
     audit_webhook: Option<String>,
 }
@@ -104,13 +104,13 @@ pub struct SettingsView {
 /// How an organization looks to its members.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct BrandingView {
-    /// Where its logo is.
+    /// `https` address of the logo; null for none.
     #[schema(example = "https://acme.example/logo.svg")]
     logo_url: Option<String>,
-    /// Its colour.
+    /// Colour: `#` and six hexadecimal digits; null for none.
     #[schema(example = "#0a84ff")]
     primary_color: Option<String>,
-    /// Where its members get help.
+    /// E-mail address that members get help at; null for none.
     #[schema(example = "help@acme.example")]
     support_email: Option<String>,
 }
@@ -184,7 +184,7 @@ impl From<Organization> for OrganizationView {
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Reason {
-    /// 1 to 500 characters; it stays in the audit log.
+    /// Reason for the audit log, 1 to 500 characters.
     #[schema(max_length = 500, example = "unpaid since May")]
     pub reason: String,
 }
@@ -268,7 +268,7 @@ pub async fn upgrade(
 
 /// Suspend an organization
 ///
-/// Nobody but the platform may act in it until it is resumed. For platform operators.
+/// Only the platform may act in it until it is resumed. For platform operators.
 #[utoipa::path(
     post, path = "/v1/organizations/{org}/suspend", operation_id = "suspend_organization", tag = "organizations",
     request_body = Reason, responses((status = 200, description = "Suspended", body = AcceptedCommand)),
@@ -296,7 +296,7 @@ pub async fn resume(
     writer.submit(&app, ResumeOrganization { reason }).await.map(reply::changed)
 }
 
-/// Put an organization on another plan
+/// Change the plan of an organization
 ///
 /// What a plan is worth in the workers' time is a setting of the workers. For platform operators.
 #[utoipa::path(

@@ -26,27 +26,27 @@ const NAMED: usize = 100;
 /// How far one pipeline is.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ProjectionView {
-    /// Which pipeline.
+    /// Pipeline: `read_models` or `audit`.
     #[schema(schema_with = openapi::pipeline)]
     pub pipeline: Pipeline,
-    /// Everything up to here has been applied or parked.
+    /// Position up to which everything is applied or parked.
     #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q:17")]
     pub position: Position,
-    /// The last message of the organization, or of those that were counted.
+    /// Position of the last message of the organization, or of the last that was counted.
     #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q:17")]
     pub head: Position,
-    /// Messages that wait to be applied; counted up to 1,000.
+    /// Number of messages to apply, counted up to 1,000.
     #[schema(example = 0)]
     pub behind: usize,
-    /// When the first of them was recorded; null when nothing waits.
+    /// Time of the first of them, RFC 3339 in UTC; null when there is none.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub behind_since: Option<Timestamp>,
-    /// Messages that could not be applied, and those that wait behind them; counted up to 1,000.
+    /// Number of parked messages, with those that wait behind them; counted up to 1,000.
     #[schema(example = 0)]
     pub parked: usize,
-    /// Which messages those are; the first 100. What was read, exported or proven of this pipeline is without them.
+    /// Parked messages, the first 100: reads, exports and proofs of this pipeline are without them.
     pub without: Vec<LackedView>,
-    /// When something was last applied; null before the beginning.
+    /// Time of the last applied message, RFC 3339 in UTC; null before the first.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub updated_at: Option<Timestamp>,
 }
@@ -54,30 +54,30 @@ pub struct ProjectionView {
 /// A message that a pipeline has passed and not applied.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct LackedView {
-    /// Where it is.
+    /// Position of the message.
     #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q:17")]
     pub position: Position,
-    /// What it is about: `<type>.<id>`.
+    /// Aggregate of the message: `<type>.<id>`.
     #[schema(example = "record.res_01h455vb4pex5vsknk084sn02q")]
     pub aggregate: String,
-    /// `failed` itself, or `waiting` behind one that did.
+    /// State: `failed`, or `waiting` behind a message that failed.
     #[schema(example = "failed")]
     pub state: &'static str,
-    /// What went wrong; empty when waiting.
+    /// Error in words; empty when waiting.
     pub reason: String,
 }
 
 /// How far every pipeline is.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ProjectionsView {
-    /// The pipelines.
+    /// State of each pipeline.
     pub data: Vec<ProjectionView>,
-    /// How it was found that the event log lost messages of the part that the organization is in, while the operator has not
-    /// decided about it; null as a rule. Until then nothing is taken, and what is shown here is of before.
+    /// Finding that the shard of the organization lost messages, while the operator has not decided; null otherwise. Until then
+    /// no command is taken, and reads show the state before.
     pub lost: Option<String>,
 }
 
-/// Show how far the projections are
+/// Show the progress of the pipelines
 #[utoipa::path(
     get, path = "/v1/organizations/{org}/projections", operation_id = "list_projections", tag = "projections",
     responses((status = 200, description = "Every pipeline", body = ProjectionsView)),

@@ -28,29 +28,29 @@ use crate::{
 /// A record.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct RecordView {
-    /// Which.
+    /// Record id (`res_` and 26 characters).
     #[schema(value_type = String, example = "res_01h455vb4pex5vsknk084sn02q")]
     pub id: RecordId,
-    /// Of this kind.
+    /// Kind of record, by name.
     #[schema(value_type = String, example = "evaluation")]
     pub kind: KindName,
-    /// Checked against this version of the kind.
+    /// Version of the kind that the content was checked against.
     #[schema(example = 1)]
     pub kind_version: u64,
-    /// The whole content.
+    /// Content of the record, all of it.
     #[schema(example = json!({"score": 0.93}))]
     pub data: Value,
-    /// True once it is out of sight.
+    /// True once the record is archived.
     pub archived: bool,
-    /// Who created it.
+    /// Actor who created it.
     pub created_by: ActorView,
-    /// The version that `If-Match` takes.
+    /// Version of the thing, counted from 1; `If-Match` takes it.
     #[schema(example = 1)]
     pub version: u64,
-    /// When it was created.
+    /// Time of creation, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// Time of the last change, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
 }
@@ -77,7 +77,7 @@ pub struct RecordQuery {
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RecordContent {
-    /// The whole content from now on, as the kind's schema has it today.
+    /// New content of the record, all of it, as the kind's schema has it today.
     #[schema(example = json!({"score": 0.95}))]
     pub data: Value,
 }

@@ -25,24 +25,24 @@ use crate::{
 /// A role of the organization's own.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct RoleView {
-    /// Which: what members, invitations and keys have as their `role`.
+    /// Custom role id (`role_` and 26 characters): the `role` of members, invitations and keys.
     #[schema(value_type = String, example = "role_01h455vb4pex5vsknk084sn02q")]
     pub id: RoleId,
-    /// What people call it.
+    /// Display name, 1 to 120 characters.
     #[schema(example = "Ingest")]
     pub name: String,
-    /// What whoever has it may do.
+    /// Names of permissions of the role.
     #[schema(example = json!(["records:read", "records:write"]))]
     pub permissions: Vec<String>,
-    /// False once it was removed.
+    /// True until the role is removed.
     pub active: bool,
-    /// The version of all roles of the organization when this one last changed.
+    /// Version of the organization's custom roles at the last change of this one.
     #[schema(example = 1)]
     pub version: u64,
-    /// When it was made.
+    /// Time of creation, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// Time of the last change, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
 }
@@ -58,16 +58,16 @@ impl From<OwnRole> for RoleView {
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RoleChange {
-    /// What people call it from now on.
+    /// New display name, 1 to 120 characters.
     pub name: Option<String>,
-    /// All that whoever has it may do from now on.
+    /// New and complete names of permissions of the role; none that the caller does not have.
     pub permissions: Option<Vec<String>>,
 }
 
 /// What became of a command about a role.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct AcceptedRole {
-    /// Which.
+    /// Custom role id (`role_` and 26 characters).
     #[schema(value_type = String, example = "role_01h455vb4pex5vsknk084sn02q")]
     pub role_id: RoleId,
     /// What became of the command.
@@ -105,7 +105,7 @@ pub async fn show(mut org: OrgView<ReadModels>, Item(id): Item<RoleId>) -> Resul
     Ok(org.view.one(version, &RoleView::from(found)))
 }
 
-/// Make a role
+/// Create a role
 ///
 /// Never more than you may yourself (`role_above_own`). Members, invitations and keys name it by its id.
 #[utoipa::path(
@@ -125,7 +125,7 @@ pub async fn define(
 
 /// Change a role
 ///
-/// It reaches everybody who has the role within a second.
+/// It reaches all members and keys with the role within a second.
 #[utoipa::path(
     patch, path = "/v1/organizations/{org}/roles/{role}", operation_id = "change_role", tag = "roles",
     request_body = RoleChange, responses((status = 200, description = "Changed", body = AcceptedCommand)),
@@ -141,7 +141,7 @@ pub async fn change(
 
 /// Remove a role
 ///
-/// Whoever has it may do nothing from then on, until they are given another.
+/// Its members and keys may do nothing from then on, until they have another.
 #[utoipa::path(
     delete, path = "/v1/organizations/{org}/roles/{role}", operation_id = "remove_role", tag = "roles",
     responses((status = 200, description = "Removed", body = AcceptedCommand)),

@@ -25,31 +25,31 @@ use crate::{
 /// An issuer that people sign in to this organization with.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct SsoConnectionView {
-    /// Which.
+    /// SSO connection id (`conn_` and 26 characters).
     #[schema(value_type = String, example = "conn_01h455vb4pex5vsknk084sn02q")]
     pub id: ConnectionId,
-    /// What people call it.
+    /// Display name, 1 to 120 characters.
     #[schema(example = "Okta")]
     pub name: String,
-    /// What the issuer's tokens name as `iss`.
+    /// Issuer of the tokens (`iss`).
     #[schema(example = "https://acme.okta.example")]
     pub issuer: String,
-    /// What they must name as `aud`.
+    /// Audience of the tokens (`aud`).
     #[schema(example = "orgstream-acme")]
     pub audience: String,
-    /// Whether whoever signs in by it becomes a member, while the organization's `jit_provisioning` is `restricted`.
+    /// True if a person becomes a member by signing in with the connection, while `jit_provisioning` is `restricted`.
     pub jit: bool,
-    /// Whether people who do not say otherwise are sent there.
+    /// True for the connection that people are sent to by default.
     pub is_default: bool,
-    /// False once it was removed.
+    /// True until the connection is removed.
     pub active: bool,
-    /// The version of all connections of the organization when this one last changed.
+    /// Version of the organization's connections at the last change of this one.
     #[schema(example = 1)]
     pub version: u64,
-    /// When it was added.
+    /// Time of creation, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// Time of the last change, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
 }
@@ -76,7 +76,7 @@ impl From<SsoConnection> for SsoConnectionView {
 /// What became of a command about a connection.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct AcceptedConnection {
-    /// Which.
+    /// SSO connection id (`conn_` and 26 characters).
     #[schema(value_type = String, example = "conn_01h455vb4pex5vsknk084sn02q")]
     pub connection_id: ConnectionId,
     /// What became of the command.
@@ -116,7 +116,7 @@ pub async fn show(mut org: OrgView<ReadModels>, Item(id): Item<ConnectionId>) ->
 
 /// Add a connection
 ///
-/// Tokens of this issuer are accepted in this organization and nowhere else. With `jit`, whoever signs in by it becomes a
+/// Tokens of this issuer are accepted in this organization and nowhere else. With `jit`, a person who signs in by it becomes a
 /// member, while the organization's `jit_provisioning` is `restricted`.
 #[utoipa::path(
     post, path = "/v1/organizations/{org}/sso-connections", operation_id = "add_sso_connection", tag = "sso",

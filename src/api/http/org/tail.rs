@@ -55,7 +55,7 @@ pub struct TailQuery {
 
 /// Follow events
 ///
-/// Server-sent events: `data` is one event as JSON, `id` the position after which to resume. Whoever may read the audit
+/// Server-sent events: `data` is one event as JSON, `id` the position after which to resume. A caller who may read the audit
 /// log sees every event; others see the events of what they may read, without the request behind them. An event may come
 /// twice around a broken connection, told by its `event_id`. The stream ends (`event: closed`) within a second of the credential
 /// no longer allowing it, or when the server stops, and with `event: active_org_changed` within a second of the session being switched to

@@ -26,34 +26,34 @@ use crate::{
 /// What an organization uses, and may use.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct UsageView {
-    /// Whose.
+    /// Organization id (`org_` and 26 characters).
     #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q")]
     pub org_id: OrgId,
-    /// What it has booked.
+    /// Name of the plan.
     #[schema(value_type = String, example = "standard")]
     pub plan: PlanName,
-    /// Its events.
+    /// Events in the audit log.
     pub events: EventsView,
-    /// Active members.
+    /// Number of active members.
     #[schema(example = 3)]
     pub members: u64,
-    /// API keys that work.
+    /// Number of API keys that work.
     #[schema(example = 2)]
     pub api_keys: u64,
-    /// Commands that it may send; null while it has no limit.
+    /// Limit of commands; null without one.
     pub commands: Option<CommandsView>,
 }
 
 /// How many events there are.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct EventsView {
-    /// In its audit log, since its beginning.
+    /// Number of events since the beginning of the audit log.
     #[schema(example = 12_345)]
     pub total: u64,
-    /// Of these, since `since`.
+    /// Number of events since `since`.
     #[schema(example = 678)]
     pub this_month: u64,
-    /// When this month began, in UTC.
+    /// Beginning of this month, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
 }
@@ -61,13 +61,13 @@ pub struct EventsView {
 /// A limit of commands.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct CommandsView {
-    /// On average.
+    /// Commands per second on average.
     #[schema(value_type = u32, example = 50)]
     pub per_second: NonZeroU32,
-    /// At once after a pause.
+    /// Commands at once after a pause.
     #[schema(value_type = u32, example = 500)]
     pub burst: NonZeroU32,
-    /// Whose limit it is: `organization` or `plan`.
+    /// Source of the limit: `organization` or `plan`.
     #[schema(example = "plan")]
     pub limited_by: &'static str,
 }
@@ -82,7 +82,7 @@ impl From<CommandRate> for CommandsView {
     }
 }
 
-/// Show what an organization uses, and may use
+/// Show usage and limits
 #[utoipa::path(
     get, path = "/v1/organizations/{org}/usage", operation_id = "show_usage", tag = "organizations",
     responses((status = 200, description = "Usage and limits", body = UsageView)),

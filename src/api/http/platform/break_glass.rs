@@ -46,17 +46,17 @@ const WAIT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BreakGlassRequest {
-    /// 10 to 500 characters; the organization reads them.
+    /// Reason for the organization, 10 to 500 characters.
     #[schema(min_length = 10, max_length = 500, example = "ticket 4711: exports of acme come out empty")]
     pub reason: String,
-    /// What `POST …/break-glass/approvals` answered another operator. It can be left out only where the platform asks for no
-    /// second approval.
+    /// Approval by another operator (`osg_…`), from `POST …/break-glass/approvals`. Optional only where the platform asks for
+    /// none.
     pub approval: Option<String>,
-    /// The other operator, who agreed, as you say: where the platform asks for no second approval, and the organization reads
-    /// that nobody has checked it.
+    /// Name of the operator who agreed, as the caller states it, where the platform asks for no approval; the organization
+    /// reads that it is unverified.
     #[schema(max_length = 120, example = "bob@platform.example")]
     pub approver: Option<String>,
-    /// After how many seconds it ends by itself: 1 to 3,600, and no more than was approved.
+    /// Seconds until the access ends by itself: 1 to 3,600, and no more than approved.
     #[schema(minimum = 1, maximum = 3600, example = 900)]
     pub expires_in_seconds: u32,
 }
@@ -65,13 +65,13 @@ pub struct BreakGlassRequest {
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApprovalRequest {
-    /// Whose look, as `GET /v1/me` shows them.
+    /// Operator who is to read, as their `GET /v1/me` names them.
     #[schema(max_length = 300, example = "ann@platform.example")]
     pub operator: String,
-    /// Why: exactly as they will say it.
+    /// Reason, exactly as the other operator will give it, 10 to 500 characters.
     #[schema(min_length = 10, max_length = 500, example = "ticket 4711: exports of acme come out empty")]
     pub reason: String,
-    /// For how long at most: 1 to 3,600 seconds.
+    /// Longest duration of the access in seconds, 1 to 3,600.
     #[schema(minimum = 1, maximum = 3600, example = 900)]
     pub expires_in_seconds: u32,
 }
@@ -79,10 +79,10 @@ pub struct ApprovalRequest {
 /// The consent, for whom it was given.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ApprovalView {
-    /// What they send as `approval`, once. It is shown in this answer and nowhere else.
+    /// Approval for one use (`osg_…`). It is shown in this answer and nowhere else.
     #[schema(example = "osg_…")]
     pub approval: String,
-    /// Until when they can use it: for an hour.
+    /// Time until which it can be used: one hour, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub usable_until: Timestamp,
 }
@@ -90,23 +90,23 @@ pub struct ApprovalView {
 /// An opening.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct BreakGlassView {
-    /// Names it in the organization's audit log.
+    /// Id of the access in the organization's audit log (`glass_` and 26 characters).
     #[schema(value_type = String, example = "glass_01h455vb4pex5vsknk084sn02q")]
     pub id: BreakGlassId,
-    /// When it ends by itself.
+    /// Time at which it ends by itself, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub expires_at: Timestamp,
-    /// Where it stands in the organization's stream.
+    /// Position of the event in the organization's stream.
     #[schema(example = "org_01h455vb4pex5vsknk084sn02q:17")]
     pub position: String,
 }
 
-/// Look into an organization
+/// Open break-glass access
 ///
-/// For operators. Until it ends, what the organization has can be read by whoever opened it; nothing can be changed. The
+/// For operators. Until it ends, what the organization has can be read by the operator who opened it; nothing can be changed. The
 /// opening, and every single look, are in the organization's audit log before anything is shown. Unless the platform's setting
 /// says otherwise it takes the approval of another operator (`approval_required`), and both are people who signed in: the
-/// static token is nobody's in particular.
+/// static token names no person.
 #[utoipa::path(
     post, path = "/v1/organizations/{org}/break-glass", operation_id = "break_glass", tag = "organizations",
     request_body = BreakGlassRequest, responses((status = 201, description = "Open", body = BreakGlassView)),
@@ -146,7 +146,7 @@ pub async fn open(
     answer(StatusCode::CREATED, position, &BreakGlassView { id, expires_at, position: position.to_string() })
 }
 
-/// Approve another operator's look
+/// Approve break-glass access of another operator
 ///
 /// For operators who are people. The answer is for the one who is named, for this organization, this reason and no longer than
 /// this. That it was approved, and by whom, is in the organization's audit log before the answer.
@@ -244,12 +244,12 @@ fn check_request(reason: &str, expires_in_seconds: u32) -> Result<(), Problem> {
 /// What was closed.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ClosedView {
-    /// Where that stands in the organization's stream.
+    /// Position of the event in the organization's stream.
     #[schema(example = "org_01h455vb4pex5vsknk084sn02q:17")]
     pub position: String,
 }
 
-/// Look no more
+/// End break-glass access
 ///
 /// For operators. Ends whatever is open in the organization.
 #[utoipa::path(

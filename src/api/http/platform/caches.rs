@@ -14,7 +14,7 @@ use crate::{
 /// The caches of the process that answers.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct CachesView {
-    /// Each of them.
+    /// Caches of this process.
     pub data: Vec<CacheView>,
 }
 

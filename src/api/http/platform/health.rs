@@ -143,10 +143,10 @@ impl Readiness {
 /// The program lives.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct HealthView {
-    /// Always `ok`.
+    /// Fixed text `ok`.
     #[schema(example = "ok")]
     pub status: &'static str,
-    /// Which version of the program.
+    /// Version of the program.
     #[schema(example = "0.1.0")]
     pub version: &'static str,
 }
@@ -154,24 +154,24 @@ pub struct HealthView {
 /// Whether the program can work.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ReadyView {
-    /// Whether nothing is missing.
+    /// True if nothing is missing.
     pub ready: bool,
-    /// What is missing, in one line each.
+    /// Parts that are missing, each with one line.
     pub waiting_for: Vec<WaitView>,
 }
 
 /// What is missing.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct WaitView {
-    /// `nats`, `streams`, `database`, `migrations` or `shards`.
+    /// Part: `nats`, `streams`, `database`, `migrations` or `shards`.
     #[schema(example = "nats")]
     pub part: &'static str,
-    /// What is known of it.
+    /// State of the part in one line.
     #[schema(example = "no answer within 2 seconds")]
     pub detail: String,
 }
 
-/// Is the program alive?
+/// Check liveness
 #[utoipa::path(
     get, path = "/healthz", operation_id = "healthz", tag = "health",
     responses((status = 200, description = "It is", body = HealthView)),
@@ -180,7 +180,7 @@ pub async fn healthz() -> Json<HealthView> {
     Json(HealthView { status: "ok", version: env!("CARGO_PKG_VERSION") })
 }
 
-/// Can the program work?
+/// Check readiness
 ///
 /// Asks everything that it needs, each time. Not ready is no reason to restart it.
 #[utoipa::path(
@@ -201,7 +201,7 @@ impl IntoResponse for ReadyView {
     }
 }
 
-/// Show the figures
+/// Show metrics
 ///
 /// In Prometheus' text format. With the operator's token, or with that of `--metrics-token`.
 #[utoipa::path(

@@ -29,30 +29,30 @@ use crate::{
 /// A kind of records.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct KindView {
-    /// Its name in commands and filters.
+    /// Permanent name in commands and filters.
     #[schema(value_type = String, example = "evaluation")]
     pub kind: KindName,
-    /// What people call it.
+    /// Display name, 1 to 120 characters.
     #[schema(example = "Evaluation")]
     pub title: String,
     /// JSON Schema (2020-12) that every record's data satisfies.
     #[schema(value_type = Object)]
     pub schema: Value,
-    /// How far the platform's own records of it are seen.
+    /// Reach of the platform's own records of the kind.
     #[schema(schema_with = openapi::visibility)]
     pub visibility: Visibility,
-    /// What writing one record costs, in the units that limits count.
+    /// Cost of writing one record, in the units of limits: 1 to 10,000.
     #[schema(example = 1)]
     pub cost: u32,
-    /// True once no new records of it are taken.
+    /// True once the kind takes no new records.
     pub retired: bool,
-    /// The version that `If-Match` takes, and that records name as `kind_version`.
+    /// Version of the kind; `If-Match` takes it, and records name it as `kind_version`.
     #[schema(example = 1)]
     pub version: u64,
-    /// When it was registered.
+    /// Time of registration, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// Time of the last change, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
 }
@@ -68,7 +68,7 @@ impl From<Kind> for KindView {
 /// All kinds.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Catalogue {
-    /// The kinds, by name.
+    /// Kinds, ordered by name.
     pub data: Vec<KindView>,
 }
 
@@ -76,16 +76,16 @@ pub struct Catalogue {
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KindChanges {
-    /// What people call it from now on.
+    /// New display name, 1 to 120 characters.
     #[schema(max_length = 120)]
     pub title: Option<String>,
-    /// The schema for records written from now on; those that exist keep what they were checked against.
+    /// JSON Schema (2020-12) for records that are written from now on; existing records stay as they were checked.
     #[schema(value_type = Option<Object>)]
     pub schema: Option<Value>,
-    /// How far the platform's own records are seen from now on.
+    /// New reach of the platform's own records of the kind.
     #[schema(schema_with = openapi::visibility, required = false)]
     pub visibility: Option<Visibility>,
-    /// What writing one record costs from now on.
+    /// New cost of writing one record, in the units of limits: 1 to 10,000.
     #[schema(minimum = 1, maximum = 10000)]
     pub cost: Option<u32>,
 }
@@ -167,13 +167,13 @@ pub struct RetireQuery {
 /// What retiring a kind would touch.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct KindReach {
-    /// The kind.
+    /// Permanent name of the kind.
     #[schema(value_type = String, example = "evaluation")]
     pub kind: KindName,
-    /// Organizations with records of it, which could write no more of them.
+    /// Number of organizations with records of the kind, which could write no more of them.
     #[schema(example = 12)]
     pub organizations: u64,
-    /// Their records of it, archived ones as well; all of them stay.
+    /// Number of records of the kind, archived ones included; all of them stay.
     #[schema(example = 3400)]
     pub records: u64,
     /// False when there are more than were counted.

@@ -23,58 +23,58 @@ const STRAYS: u16 = 20;
 /// One lane: the work of one pipeline for one organization.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct LaneView {
-    /// Whose.
+    /// Organization id (`org_` and 26 characters).
     #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q")]
     pub org_id: OrgId,
-    /// Which pipeline.
+    /// Pipeline: `read_models` or `audit`.
     #[schema(schema_with = openapi::pipeline)]
     pub pipeline: Pipeline,
-    /// How long the oldest message in memory has waited, in milliseconds; null where no worker has said.
+    /// Wait of the oldest message in memory, in milliseconds; null without a report of a worker.
     pub age_ms: Option<u64>,
-    /// Messages in memory that wait; null where no worker has said.
+    /// Number of messages in memory; null without a report of a worker.
     pub waiting: Option<usize>,
-    /// Whether the lane was over budget and reads the log at its own pace.
+    /// True if the lane is over its memory and reads the log at its own pace.
     pub detached: bool,
-    /// How long its checkpoint is known not to have moved although the log has more for it, in milliseconds; null while
-    /// it moves. Whatever the lane says of itself: something holds it up, or it was forgotten.
+    /// Milliseconds since which the checkpoint has not moved although the log has more for it; null while it moves. Measured
+    /// from outside of the lane.
     pub standing_ms: Option<u64>,
 }
 
 /// One shard.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ShardView {
-    /// Which.
+    /// Number of the shard, from 0.
     #[schema(value_type = u16, example = 3)]
     pub shard: Shard,
-    /// The worker that has it; null when nobody has.
+    /// Id of the worker that owns it; null without an owner.
     #[schema(value_type = Option<String>)]
     pub worker: Option<uuid::Uuid>,
-    /// The last message of its stream.
+    /// Sequence of the last message of the stream.
     pub head: u64,
-    /// Everything up to here is done for every organization that is not detached.
+    /// Low watermark: sequence up to which every organization that is not detached is done.
     pub mark: u64,
-    /// How many lanes are behind the mark.
+    /// Number of lanes behind the low watermark.
     pub detached: usize,
-    /// How it was found that the stream lost messages, while no operator has decided about it; null as a rule.
+    /// Finding that the stream lost messages, while the operator has not decided; null otherwise.
     pub lost: Option<String>,
 }
 
 /// A message that belongs to no organization of its shard, and was applied nowhere.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct StrayView {
-    /// The stream that it lies in.
+    /// Shard whose stream has the message.
     #[schema(value_type = u16, example = 3)]
     pub shard: Shard,
-    /// Its sequence there.
+    /// Sequence of the message in the stream.
     #[schema(example = 17)]
     pub seq: u64,
-    /// The subject that it was published on.
+    /// Subject of the message.
     #[schema(example = "ev.3.org_01h455vb4pex5vsknk084sn02q.record.x")]
     pub subject: String,
-    /// Why it is nobody's.
+    /// Reason for which it belongs to no organization.
     #[schema(example = "org_01h455vb4pex5vsknk084sn02q lives in shard 5")]
     pub reason: String,
-    /// When a worker came to it.
+    /// Time at which a worker read it, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub found_at: Timestamp,
 }
@@ -89,20 +89,18 @@ impl From<StrayFound> for StrayView {
 /// The lag of the whole platform.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct LagView {
-    /// How many workers live. Each says every few seconds which of its lanes are the furthest behind.
+    /// Number of live workers. Each reports every few seconds the lanes that are the furthest behind.
     #[schema(example = 2)]
     pub workers: usize,
-    /// The lanes that are the furthest behind: those that stand still, the worst of the others, and then the other detached
-    /// ones.
+    /// Lanes that are the furthest behind: stalled ones, the worst of the others, then other detached ones.
     pub data: Vec<LaneView>,
-    /// Every shard.
+    /// State of each shard.
     pub shards: Vec<ShardView>,
-    /// The last messages that belong to no organization of their shard, the newest first; at most 20. Somebody publishes
-    /// them past the program.
+    /// Messages that belong to no organization of their shard, newest first, at most 20: another program published them.
     pub strays: Vec<StrayView>,
 }
 
-/// Show who is the furthest behind
+/// Show the organizations that are the furthest behind
 ///
 /// For platform operators.
 #[utoipa::path(

@@ -27,23 +27,23 @@ use crate::{
 /// A message that a pipeline could not apply, or that waits behind such a one.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ParkedView {
-    /// By which pipeline.
+    /// Pipeline: `read_models` or `audit`.
     #[schema(schema_with = openapi::pipeline)]
     pub pipeline: Pipeline,
-    /// Its sequence in the stream: what skipping it names.
+    /// Stream sequence of the message; skipping takes it.
     #[schema(example = 17)]
     pub seq: u64,
-    /// The aggregate that stands still: `<type>.<id>`.
+    /// Aggregate whose events wait: `<type>.<id>`.
     #[schema(example = "record.res_01h455vb4pex5vsknk084sn02q")]
     pub aggregate: String,
-    /// `failed` itself, or `waiting` behind one that did.
+    /// State: `failed`, or `waiting` behind a message that failed.
     #[schema(example = "failed")]
     pub state: &'static str,
-    /// What went wrong; empty when waiting.
+    /// Error in words; empty when waiting.
     pub reason: String,
-    /// How often it was tried.
+    /// Number of attempts to apply it.
     pub attempts: u32,
-    /// When it was first parked.
+    /// Time of the first parking, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub parked_at: Timestamp,
 }

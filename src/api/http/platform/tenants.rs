@@ -35,14 +35,14 @@ const READABLE: usize = 40;
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateTenant {
-    /// What people call it: 1 to 120 characters.
+    /// Display name, 1 to 120 characters.
     #[schema(example = "Acme Corp", max_length = 120)]
     pub display_name: String,
-    /// What kind; `organization`, which may also be called `tenant`, unless said otherwise. In any case of letters.
+    /// Type of tenant in any case of letters: `organization` by default, which may also be called `tenant`.
     #[serde(default = "organization", deserialize_with = "tenant_type")]
     #[schema(schema_with = openapi::tenant_type)]
     pub tenant_type: TenantType,
-    /// The Auth0 organization that stands for it there; without it one is made, where the platform has an Auth0 tenant.
+    /// Id of the Auth0 organization to bind; without it one is made, where the platform has an Auth0 tenant.
     #[schema(example = "org_9ybsU1dN2dKfDkBi")]
     pub auth0_organization_id: Option<String>,
 }
@@ -50,16 +50,16 @@ pub struct CreateTenant {
 /// The tenant that was made.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct CreatedTenant {
-    /// Its id, the same as that of the organization.
+    /// Tenant id, equal to the organization id (`org_` and 26 characters).
     #[schema(example = "org_01h455vb4pex5vsknk084sn02q")]
     pub tenant_id: String,
-    /// What people call it.
+    /// Display name, 1 to 120 characters.
     #[schema(example = "Acme Corp")]
     pub display_name: String,
-    /// Its name in URLs, which follows from the name and can be changed.
+    /// Name in URLs, made from the display name; it can be changed.
     #[schema(value_type = String, example = "acme-corp-3k9x0q2m")]
     pub slug: Slug,
-    /// What kind of tenant.
+    /// Type of tenant: `personal`, `organization`, `team` or `workspace`.
     #[schema(schema_with = openapi::tenant_type)]
     pub tenant_type: TenantType,
     /// What became of the command.
