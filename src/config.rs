@@ -40,7 +40,7 @@ const OTHER_FILES: usize = 256;
 #[derive(Clone, Args)]
 #[command(next_help_heading = "NATS")]
 pub struct NatsArgs {
-    /// The NATS server or cluster, with JetStream; with `tls://` nothing is sent in the clear.
+    /// The NATS server or cluster, with JetStream, several addresses with commas; with `tls://` nothing is sent in the clear.
     #[arg(
         long,
         env = "ORGSTREAM_NATS_URL",
@@ -53,7 +53,7 @@ pub struct NatsArgs {
     #[arg(long, env = "ORGSTREAM_NATS_CREDS", value_name = "FILE")]
     pub nats_creds: Option<PathBuf>,
     /// The keys that vouch for what is in the log, `ID:HEX` with 64 hexadecimal digits (`openssl rand -hex 32`), several with
-    /// commas: the first signs, and all are believed. Whoever does not have one can publish no event. A key is needed for as
+    /// commas: the first signs, and all are believed. Without one, no event can be published. A key is needed for as
     /// long as there is something that it signed; a new one is given to every process before it becomes the first.
     #[arg(long, env = "ORGSTREAM_COMMIT_KEYS", hide_env_values = true, value_name = "KEYS")]
     pub commit_keys: Option<Secret>,
@@ -61,12 +61,12 @@ pub struct NatsArgs {
     /// the clear.
     #[arg(long, env = "ORGSTREAM_NATS_CA", value_name = "FILE")]
     pub nats_ca: Option<PathBuf>,
-    /// What producers' credentials are signed with: `serve/producers.json`, for `serve` alone. Without it nobody gets
-    /// credentials, and nobody is known by them.
+    /// What producers' credentials are signed with: `serve/producers.json`, for `serve` alone. Without it no
+    /// credentials are issued, and none are accepted.
     #[arg(long, env = "ORGSTREAM_NATS_PRODUCERS", value_name = "FILE")]
     pub nats_producers: Option<PathBuf>,
-    /// Start although whoever reaches the NATS server can write and read every organization's history, past all permissions.
-    /// For trying things out, where nobody but you reaches it.
+    /// Start although every client that reaches the NATS server can write and read every organization's history.
+    /// For trying things out, on a server that only you reach.
     #[arg(long, env = "ORGSTREAM_ALLOW_OPEN_NATS")]
     pub allow_open_nats: bool,
     /// The server's monitoring address; with one replica, the only way to see that every write is synced to disk.
@@ -78,7 +78,7 @@ pub struct NatsArgs {
     /// Pooled streams that organizations share. Fixed once the first organization exists.
     #[arg(long, env = "ORGSTREAM_SHARDS", default_value_t = 16, value_name = "N")]
     pub shards: u16,
-    /// The region that this installation is.
+    /// The region of this installation: the label of new organizations.
     #[arg(long, env = "ORGSTREAM_REGION", default_value = "local", value_name = "NAME")]
     pub region: String,
     /// Start although a power failure can lose acknowledged commands. For trying things out.
@@ -151,8 +151,8 @@ pub struct DatabaseArgs {
     #[arg(long, env = "ORGSTREAM_DATABASE_CONNECTIONS", value_name = "N")]
     pub database_connections: Option<u32>,
     /// The public key of the audit logs, `log.vkey`, from wherever `orgstream sign` is: heads that it has not signed are then
-    /// not believed, whatever the database says. Without it, the keys that the database names are, and whoever can change
-    /// the database can name their own.
+    /// not believed, whatever the database says. Without it, the keys that the database names are, and a change of
+    /// the database can name others.
     #[arg(long, env = "ORGSTREAM_LOG_KEY", value_parser = log_key, value_name = "FILE")]
     pub log_key: Option<LogKey>,
 }
@@ -221,13 +221,14 @@ impl TypedValueParser for LoginPasswordParser {
 #[derive(Clone, Args)]
 #[command(next_help_heading = "Secrets")]
 pub struct SecretArgs {
-    /// What API key secrets are hashed with. Losing it ends every key; at least 32 characters.
+    /// What API keys and sessions are hashed with. Losing it ends all of them; at least 32 characters.
     #[arg(long, env = "ORGSTREAM_PEPPER", hide_env_values = true, value_name = "TEXT")]
     pub pepper: Secret,
     /// The platform operator's bearer token; at least 32 characters. Without one there is no operator.
     #[arg(long, env = "ORGSTREAM_PLATFORM_TOKEN", hide_env_values = true, value_name = "TEXT")]
     pub platform_token: Option<Secret>,
-    /// The public keys of those who may report leaked API keys, as GitHub publishes those of its secret scanning.
+    /// The public keys of those who may report leaked API keys, as GitHub publishes those of its secret scanning. Without it,
+    /// no report is taken.
     #[arg(long, env = "ORGSTREAM_LEAK_REPORTER_KEYS", value_name = "FILE")]
     pub leak_reporter_keys: Option<PathBuf>,
     /// The networks of the reverse proxies in front, like 10.0.0.0/8: only their `X-Forwarded-For` is believed.
@@ -310,7 +311,7 @@ pub struct IdentityArgs {
     /// How many mails with invitations an organization sends in an hour; 0 for no limit.
     #[arg(long, env = "ORGSTREAM_INVITATIONS_PER_HOUR", default_value_t = 100, value_name = "N")]
     pub invitations_per_hour: u32,
-    /// The OpenID Connect issuer of the platform's operators: `URL`, or `URL=AUDIENCE`. Whoever has a token of it with the
+    /// The OpenID Connect issuer of the platform's operators: `URL`, or `URL=AUDIENCE`. A person with a token of it and the
     /// claim of --operator-claim is an operator, named in every entry by their verified e-mail address.
     #[arg(long, env = "ORGSTREAM_OPERATOR_ISSUER", requires = "operator_claim", value_name = "URL[=AUDIENCE]")]
     pub operator_issuer: Option<String>,
@@ -415,7 +416,7 @@ pub struct MailArgs {
         value_name = "ADDRESS"
     )]
     pub mail_from: String,
-    /// Where whoever was invited goes; `{token}` stands for the token.
+    /// The address in invitation mails; `{token}` stands for the token.
     #[arg(
         long,
         env = "ORGSTREAM_INVITATION_LINK",
@@ -475,14 +476,14 @@ pub struct WorkArgs {
     /// Transactions at the same time.
     #[arg(long, env = "ORGSTREAM_SLOTS", default_value_t = 4, value_name = "N")]
     pub slots: usize,
-    /// Slots that organizations with a backlog leave free for whoever comes next; by default a third of them.
+    /// Slots that organizations with a backlog leave free for other work; by default a third of them.
     #[arg(long, env = "ORGSTREAM_RESERVE", value_name = "N")]
     pub reserve: Option<usize>,
     /// What a plan weighs: an organization on a plan of weight 4 may have four times the database time that one of weight
     /// 1 has, when both want all they can get. 0.01 to 100; a plan that is not mentioned weighs 1. May be repeated.
     #[arg(long, env = "ORGSTREAM_PLAN_WEIGHT", value_delimiter = ',', value_name = "PLAN=WEIGHT")]
     pub plan_weight: Vec<PlanWeight>,
-    /// Database time that a slice of one org aims for, in milliseconds.
+    /// Database time that a batch of one organization aims for, in milliseconds.
     #[arg(long, env = "ORGSTREAM_SLICE_MS", default_value_t = 4, value_name = "MS")]
     pub slice_ms: u64,
     /// Messages that every lane may have in memory, in KiB. While there is room a lane may have more; what is over reads the
@@ -565,7 +566,8 @@ pub struct LogArgs {
     /// runs until it is stopped, `error` by what ends by itself.
     #[arg(long, env = "ORGSTREAM_LOG", global = true, hide_short_help = true, value_name = "FILTER")]
     pub log: Option<String>,
-    /// Send traces to this OpenTelemetry collector (OTLP over HTTP).
+    /// Send traces to this OpenTelemetry collector (OTLP over HTTP), at `/v1/traces` unless the address has a path. Spans that it
+    /// does not take are counted and logged.
     #[arg(
         long,
         env = "ORGSTREAM_OTLP_URL",

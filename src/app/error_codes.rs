@@ -1,5 +1,5 @@
-//! Every code of an error, once: with which statuses it comes, and what it means to whoever gets it. The API's description
-//! and `docs/errors.md` are made of this table.
+//! Every code of an error, once: with which statuses it comes, and what it means to the caller. The API's description
+//! and `docs/reference/errors.md` are made of this table.
 
 /// One code.
 #[derive(Debug, Clone, Copy)]
@@ -37,17 +37,17 @@ pub const CODES: &[Code] = &[
     code("tenant_mismatch", &[403], "The header names another organization than the path."),
     code("own_issuer_only", &[403], "The organization's own issuer signs people in for that organization alone."),
     code("plan_required", &[403], "The plan does not include it."),
-    code("bad_signature", &[403], "The report is not signed by anybody who is trusted."),
-    code("role_above_own", &[403], "Nobody gives a role that may do more than they may themselves."),
-    code("scope_above_own", &[403], "Nobody gives scopes that they do not have themselves."),
+    code("bad_signature", &[403], "The report is not signed by a trusted reporter."),
+    code("role_above_own", &[403], "The role may do more than the caller, who cannot give it."),
+    code("scope_above_own", &[403], "The scopes are more than the caller has, who cannot give them."),
     code("approval_required", &[403], "It takes the approval of another operator."),
-    code("approval_not_valid", &[403], "The approval is not for this, or not by somebody else, or too old."),
-    code("operator_is_nobody", &[403], "It takes an operator who is a person, and not the static token."),
+    code("approval_not_valid", &[403], "The approval is for another access, by the caller, or too old."),
+    code("operator_is_nobody", &[403], "It takes an operator who signed in, not the static token."),
     code("invitation_other_email", &[403], "The invitation is for another e-mail address."),
-    code("invites_off", &[403], "The organization does not invite anybody."),
+    code("invites_off", &[403], "The organization takes no invitations."),
     code("domain_not_allowed", &[403], "The organization invites addresses of some domains only."),
     code("jit_not_allowed", &[403], "The organization does not let people in by signing in."),
-    code("member_was_removed", &[403], "Whoever was removed comes back by an invitation."),
+    code("member_was_removed", &[403], "A removed member comes back by an invitation only."),
     code("domain_not_proven", &[403, 409], "The domain is not proven to be the organization's."),
     code("not_found", &[404], "There is no such thing, or none for this caller."),
     code("nats_credentials_unavailable", &[404], "This installation issues no credentials for NATS."),
@@ -63,7 +63,7 @@ pub const CODES: &[Code] = &[
     code("personal_organization", &[409], "A personal organization is for one person."),
     code("not_a_personal_organization", &[409], "It is a personal organization no more."),
     code("members_exist", &[409], "The organization has members already."),
-    code("would_lock_out", &[409], "Nobody might be able to change it again: sign in in a way that stays allowed."),
+    code("would_lock_out", &[409], "The change might lock out its author: sign in in a way that stays allowed."),
     code("already_member", &[409], "They are a member already."),
     code("email_taken", &[409], "Another member has this e-mail address."),
     code("last_owner", &[409], "An organization keeps at least one owner."),
@@ -120,9 +120,9 @@ pub fn of_status(status: u16) -> String {
 
 /// The table as a page.
 pub fn page() -> String {
-    let mut page = "# Errors\n\nEvery error is `application/problem+json` (RFC 9457), whichever way a command came. `code` is \
+    let mut page = "# Error codes\n\nEvery error is `application/problem+json` (RFC 9457), whichever way a command came. `code` is \
                     one of these and never changes. Written by `DOCS_WRITE=1` from `src/app/error_codes.rs`.\n\n| code | status | \
-                    |\n|---|---|---|\n"
+                    meaning |\n|---|---|---|\n"
         .to_owned();
     for Code { code, statuses, meaning } in CODES {
         let statuses: Vec<String> = statuses.iter().map(u16::to_string).collect();

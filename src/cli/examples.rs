@@ -16,7 +16,7 @@ orgstream dev --http 127.0.0.1:0 --no-demo # any free port, and an empty platfor
     ("outbox", "orgstream outbox --last # the newest mail that `orgstream dev` has written"),
     (
         "serve",
-        "orgstream serve --http 0.0.0.0:8080 --pepper SECRET # settings are better in the environment: see the README",
+        "orgstream serve --http 0.0.0.0:8080 --pepper SECRET # settings are better in the environment: docs/reference/settings.md",
     ),
     ("work", "orgstream work --http 127.0.0.1:9090 # health and metrics there"),
     ("migrate", "orgstream migrate --owner-url postgres://owner@db.example/orgstream # before a new version starts"),

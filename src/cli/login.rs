@@ -14,7 +14,7 @@ use crate::{
 
 /// Sign in as a person, and keep the session for the other commands.
 ///
-/// With a token of your issuer (--token), or, beside `orgstream dev`, as anybody (--email): its issuer signs in whoever asks.
+/// With a token of your issuer (--token), or, beside `orgstream dev`, as any person (--email): its issuer signs in everyone.
 /// The session is kept in ~/.config/orgstream, readable by you alone, and used by commands that are given no API key.
 #[derive(clap::Args)]
 pub(crate) struct Args {

@@ -23,6 +23,7 @@ mod park;
 mod plan;
 mod publish;
 mod rebuild;
+pub mod reference;
 mod replay;
 mod serve;
 mod session;
@@ -98,7 +99,7 @@ enum Job {
     Park(park::Job),
     /// Look into an organization for a while as its operator, in front of its audit log.
     BreakGlass(break_glass::Args),
-    /// Look at an API key without asking anybody, or make credentials for NATS of it.
+    /// Look at an API key without asking a server, or make credentials for NATS of it.
     #[command(subcommand)]
     Key(key::Job),
     /// Put an organization on a plan, which says how much of the workers' time it may have.

@@ -16,7 +16,7 @@ pub(crate) struct Args {
     /// Where to listen.
     #[arg(long, env = "ORGSTREAM_HTTP", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     http: String,
-    /// Where `/metrics` is shown to everybody who can reach it; nowhere without it.
+    /// An address where `/metrics` is shown without a credential; without it, none.
     #[arg(long, env = "ORGSTREAM_METRICS_HTTP", value_name = "ADDRESS", help_heading = "HTTP")]
     metrics_http: Option<String>,
     #[command(flatten)]

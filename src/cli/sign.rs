@@ -30,11 +30,11 @@ pub(crate) struct Args {
     /// Make a key for the logs of this host, and end. Every log is called `<host>/<organization>`.
     #[arg(long, value_name = "HOST")]
     new_key: Option<String>,
-    /// Put a new key in the place of the one that is there, and end. The old key signs that it hands over, so whoever pinned
+    /// Put a new key in the place of the one that is there, and end. The old key signs that it hands over, so a holder of
     /// it can follow; witnesses have to be given the new `log.vkey`.
     #[arg(long, conflicts_with = "new_key")]
     hand_over: bool,
-    /// Sign although another key of the same host has signed here and did not hand over: whoever pinned that one will refuse
+    /// Sign although another key of the same host has signed here and did not hand over: a holder of that one will refuse
     /// all that is signed from now on. For when it is lost.
     #[arg(long)]
     new_log: bool,

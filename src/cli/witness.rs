@@ -13,7 +13,7 @@ use crate::{
 
 /// Run a witness: it signs a log's head when that continues the last one that it signed.
 ///
-/// It is for customers and auditors, on machines of their own: whoever runs the logs gains nothing by running it. It speaks
+/// It is for customers and auditors, on machines of their own: one that the operator of the logs runs proves nothing. It speaks
 /// C2SP tlog-witness. Its folder has its key, made the first time, and what it signed last; `witness.vkey` is what others
 /// put into their policies.
 #[derive(clap::Args)]

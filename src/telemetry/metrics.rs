@@ -109,7 +109,7 @@ pub const FIGURES: &[Figure] = &[
                 "bodies_of_org",
             ]),
         )],
-        "What was over a bound of this process: everybody's (`connections`, `streams`, `bodies`) or one caller's.",
+        "Requests over a bound of this process: a common one (`connections`, `streams`, `bodies`) or one caller's.",
     ),
     figure(
         Histogram,
@@ -165,7 +165,7 @@ pub const FIGURES: &[Figure] = &[
         "orgstream_access_facts_total",
         "facts",
         &[("fact", Bounded("facts")), ("code", Bounded("codes and routes"))],
-        "Who was turned away, which keys were refused, who read the audit log.",
+        "Access events: denied requests, refused keys, reads of the audit log.",
     ),
     figure(
         Counter,
@@ -303,7 +303,7 @@ pub const FIGURES: &[Figure] = &[
         "orgstream_readers_standing_still",
         "shards",
         &[],
-        "Shards that nobody reads on although there is something. Anything but 0 is an incident.",
+        "Shards with messages that no worker reads. Anything but 0 is an incident.",
     ),
     figure(Gauge, Worker, "orgstream_shards_owned", "shards", &[], "Shards that this worker works on."),
     figure(
@@ -445,8 +445,8 @@ fn combinations(labels: &'static [(&'static str, Values)]) -> Vec<Vec<(&'static 
 
 /// The table as a page.
 pub fn page() -> String {
-    let mut page = "# Figures\n\nWhat `/metrics` shows, in Prometheus' text format. Written by `DOCS_WRITE=1` from \
-                    `src/telemetry/metrics.rs`.\n\n| figure | kind | of | labels | |\n|---|---|---|---|---|\n"
+    let mut page = "# Metrics\n\nWhat `/metrics` shows, in Prometheus' text format. Written by `DOCS_WRITE=1` from \
+                    `src/telemetry/metrics.rs`.\n\n| metric | kind | of | labels | meaning |\n|---|---|---|---|---|\n"
         .to_owned();
     for figure in FIGURES {
         let kind = match figure.kind {

@@ -17,7 +17,7 @@ const REFUSAL: Duration = Duration::from_secs(3);
 /// Refusals that are kept until somebody looks.
 const KEPT: usize = 64;
 
-const FIX: &str = "run it with the accounts that `orgstream nats init` makes (README.md, \"Production\")";
+const FIX: &str = "run it with the accounts that `orgstream nats init` makes (docs/operations.md)";
 
 /// A connection on which refusals are heard.
 struct Probe {

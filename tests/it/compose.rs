@@ -59,15 +59,15 @@ fn every_program_is_started_with_what_it_knows() {
 
 #[test]
 fn every_secret_must_be_given_and_is_in_the_recipe() {
-    let (text, readme) = (read("docker-compose.yml"), read("README.md"));
-    let (_, recipe) = readme.split_once("\nfor name in POSTGRES_PASSWORD ").unwrap();
+    let (text, operations) = (read("docker-compose.yml"), read("docs/operations.md"));
+    let (_, recipe) = operations.split_once("\nfor name in POSTGRES_PASSWORD ").unwrap();
     let (recipe, _) = recipe.split_once("\n```").unwrap();
     let recipe = format!("POSTGRES_PASSWORD {recipe}");
     let mut secrets = 0;
     for part in text.split("${").skip(1) {
         let (name, rest) = part.split_once(':').unwrap();
         assert!(rest.starts_with('?'), "{name} has a default, or may be left out");
-        assert!(recipe.contains(name), "{name} is not made by the recipe in README.md");
+        assert!(recipe.contains(name), "{name} is not made by the recipe in docs/operations.md");
         secrets += 1;
     }
     assert!(secrets >= 5, "{secrets}");

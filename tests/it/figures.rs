@@ -87,14 +87,3 @@ fn figures_are_there_at_zero_before_anything_has_happened() {
         assert!(shown.lines().any(|shown| shown == line), "{line} is not in {shown}");
     }
 }
-
-#[test]
-fn page_of_figures_is_what_the_program_shows() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
-    let page = telemetry::metrics::page();
-    if std::env::var_os("DOCS_WRITE").is_some() {
-        fs::write(&file, &page).unwrap();
-    }
-    let written = fs::read_to_string(&file).unwrap_or_default();
-    assert_eq!(written, page, "docs/metrics.md is old: DOCS_WRITE=1 writes it anew");
-}

@@ -41,6 +41,7 @@ mod openapi;
 mod openapi_tools;
 mod outputs;
 mod pages;
+mod papers;
 mod parked_audit;
 mod parking;
 mod plans;

@@ -9,10 +9,9 @@ use std::{
 use orgstream::{
     api::http::kit::{
         openapi::{documented_path, operations, spec},
-        permission_table::permissions_page,
         policy::{Policy, ROUTES, RoutePolicy},
     },
-    app::error_codes::{self, CODES, Code},
+    app::error_codes::{CODES, Code},
 };
 use orgstream_domain::{Command, Permission, Requires};
 use serde_json::Value;
@@ -97,18 +96,6 @@ fn every_command_declares_its_permission() {
     assert_eq!(free, outsiders, "only people who are not in the organization yet need none");
 }
 
-#[test]
-fn permissions_page_is_what_the_program_does() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/permissions.md");
-    let page = permissions_page();
-    if std::env::var_os("DOCS_WRITE").is_some() {
-        fs::create_dir_all(file.parent().unwrap()).unwrap();
-        fs::write(&file, &page).unwrap();
-    }
-    let written = fs::read_to_string(&file).unwrap_or_default();
-    assert_eq!(written, page, "docs/permissions.md is old: DOCS_WRITE=1 writes it anew");
-}
-
 /// Codes and the statuses that they come with, as they stand in the source.
 fn codes_in_use() -> BTreeSet<(String, u16)> {
     fn files(folder: &Path, found: &mut Vec<String>) {
@@ -177,15 +164,4 @@ fn every_code_of_an_error_is_in_the_table_with_its_statuses() {
             assert!(description.contains(&format!("`{code}`")), "{code} is not in the description of {status}");
         }
     }
-}
-
-#[test]
-fn page_of_errors_is_what_the_program_answers() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md");
-    let page = error_codes::page();
-    if std::env::var_os("DOCS_WRITE").is_some() {
-        fs::write(&file, &page).unwrap();
-    }
-    let written = fs::read_to_string(&file).unwrap_or_default();
-    assert_eq!(written, page, "docs/errors.md is old: DOCS_WRITE=1 writes it anew");
 }

@@ -1,20 +1,16 @@
-//! The documents against the program: the README's walk, run word for word as a newcomer would paste it, its tables, and
-//! the map in ARCHITECTURE.md.
+//! The README's first steps and the walk of docs/guide.md, run word for word as a newcomer would paste them.
 //!
 //! A block of the walk stands behind `<!-- walk -->`; a `text` block right after it is what must be seen, with `...` for
-//! anything. All blocks run in one shell, in the checkout. Only the environment differs: the data is in a temporary
+//! anything. All blocks of a document run in one shell, in the checkout. Only the environment differs: the data is in a temporary
 //! folder, the port is free, and the program is the one that was built for the tests.
 
 use std::{
-    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
 
-use clap::CommandFactory;
-use orgstream::{api::http::kit::policy::ROUTES, cli::Cli};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -24,7 +20,9 @@ use tokio::{
 
 use crate::support::TempDir;
 
-const README: &str = include_str!("../../README.md");
+/// The documents, in the order in which they are walked, beside one `./dev`.
+const DOCUMENTS: [(&str, &str); 2] =
+    [("README.md", include_str!("../../README.md")), ("docs/guide.md", include_str!("../../docs/guide.md"))];
 /// The last line of what `./dev` prints when it is ready.
 const READY: &str = "Ctrl-C stops everything; the data stays.";
 const START_TIME: Duration = Duration::from_mins(2);
@@ -36,21 +34,22 @@ const MARK: char = '\u{1}';
 /// One block of the walk.
 #[derive(Debug)]
 struct Step {
+    document: &'static str,
     line: usize,
     code: String,
     expected: Option<String>,
 }
 
 /// The block that starts everything, and the others.
-fn walk() -> (Step, Vec<Step>) {
-    let lines: Vec<&str> = README.lines().collect();
+fn walk(document: &'static str, text: &str) -> (Step, Vec<Step>) {
+    let lines: Vec<&str> = text.lines().collect();
     let (mut start, mut steps) = (None, Vec::new());
     let mut at = 0;
     while at < lines.len() {
         let marked = at > 0 && lines[at - 1].starts_with("<!-- walk");
         let is_start = marked && lines[at - 1] == "<!-- walk: start -->";
-        assert!(lines[at] != "```bash" || marked, "line {}: every bash block belongs to the walk", at + 1);
-        assert!(!marked || lines[at] == "```bash", "line {}: a walk has a bash block", at + 1);
+        assert!(lines[at] != "```bash" || marked, "{document} line {}: every bash block belongs to the walk", at + 1);
+        assert!(!marked || lines[at] == "```bash", "{document} line {}: a walk has a bash block", at + 1);
         if !marked {
             at += 1;
             continue;
@@ -58,7 +57,7 @@ fn walk() -> (Step, Vec<Step>) {
         let (code, end) = block(&lines, at);
         let next = (end..lines.len()).find(|next| !lines[*next].is_empty()).unwrap_or(end);
         let expected = (lines.get(next) == Some(&"```text")).then(|| block(&lines, next).0);
-        let step = Step { line: at + 1, code, expected };
+        let step = Step { document, line: at + 1, code, expected };
         if is_start {
             assert!(start.replace(step).is_none(), "it starts once");
         } else {
@@ -184,42 +183,43 @@ async fn run(steps: &[Step], dir: &Path) -> Vec<String> {
 
 fn see(step: &Step, output: &str) {
     if let Some(expected) = &step.expected {
-        let (line, code) = (step.line, &step.code);
+        let Step { document, line, code, .. } = step;
         assert!(
             matches(expected, output.trim_matches('\n')),
-            "README line {line}:\n{code}\n\nsays\n{expected}\n\nbut shows\n{output}"
+            "{document} line {line}:\n{code}\n\nsays\n{expected}\n\nbut shows\n{output}"
         );
     }
 }
 
 #[tokio::test]
 async fn the_walk_shows_what_it_says() {
-    let (start, steps) = walk();
+    let walks = DOCUMENTS.map(|(document, text)| walk(document, text));
     let dir = TempDir::new();
-    let (dev, card) = Dev::start(&start.code, dir.path()).await;
-    see(&start, &card);
-
-    let outputs = run(&steps, dir.path()).await;
-    for (step, output) in steps.iter().zip(&outputs) {
-        see(step, output);
-    }
-    // The mark behind the last block is one more.
-    if outputs.len() <= steps.len() {
-        let (step, output) = (&steps[outputs.len() - 1], &outputs[outputs.len() - 1]);
-        let hint =
-            if step.code.contains("npm pack") { "\nThe walk needs npm, and its registry within reach." } else { "" };
-        panic!(
-            "README line {}: this block failed.{hint}\n{}\n\nshows\n{output}\n\n{}",
-            step.line,
-            step.code,
-            dev.log()
-        );
+    let (dev, card) = Dev::start(&walks[0].0.code, dir.path()).await;
+    for (start, steps) in &walks {
+        assert_eq!(start.code, walks[0].0.code, "all begin alike");
+        see(start, &card);
+        let outputs = run(steps, dir.path()).await;
+        for (step, output) in steps.iter().zip(&outputs) {
+            see(step, output);
+        }
+        // The mark behind the last block is one more.
+        if outputs.len() <= steps.len() {
+            let (Step { document, line, code, .. }, output) = (&steps[outputs.len() - 1], &outputs[outputs.len() - 1]);
+            let hint =
+                if code.contains("npm pack") { "\nThe walk needs npm, and its registry within reach." } else { "" };
+            panic!("{document} line {line}: this block failed.{hint}\n{code}\n\nshows\n{output}\n\n{}", dev.log());
+        }
     }
     dev.interrupt().await;
 
-    let (dev, _) = Dev::start(&start.code, dir.path()).await;
-    let again =
-        |code: &str, expected: &str| Step { line: 0, code: code.to_owned(), expected: Some(expected.to_owned()) };
+    let (dev, _) = Dev::start(&walks[0].0.code, dir.path()).await;
+    let again = |code: &str, expected: &str| Step {
+        document: "after a restart",
+        line: 0,
+        code: code.to_owned(),
+        expected: Some(expected.to_owned()),
+    };
     let steps = [
         // With what was read meanwhile, which is in the log too.
         again(
@@ -294,112 +294,4 @@ fn running_in(dir: &Path) -> Vec<String> {
         .filter_map(|pid| fs::read(format!("/proc/{pid}/cmdline")).ok());
     let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
     lines.filter(|line| line.contains(&*dir.to_string_lossy())).collect()
-}
-
-/// Every command of the program that is not hidden.
-fn commands() -> Vec<clap::Command> {
-    let mut all = vec![Cli::command()];
-    let mut at = 0;
-    while at < all.len() {
-        let below: Vec<_> = all[at].get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect();
-        all.extend(below);
-        at += 1;
-    }
-    all
-}
-
-/// The text between a heading and the next of its kind.
-fn section(heading: &str) -> &'static str {
-    let (_, text) = README.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no section {heading}"));
-    text.split("\n## ").next().unwrap_or_default()
-}
-
-#[test]
-fn every_command_is_in_the_table() {
-    let table = section("Commands");
-    for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
-        let name = command.get_name();
-        let below: Vec<_> = command.get_subcommands().map(|below| format!("`{name} {}`", below.get_name())).collect();
-        let names = if below.is_empty() { vec![format!("`{name}`")] } else { below };
-        for name in names {
-            // The benchmarks are a program of their own, with a row for some of them at a time.
-            assert!(table.contains(&name) || (name == "`bench`" && table.contains("`bench ")), "{name} is missing");
-        }
-    }
-}
-
-#[test]
-fn every_route_is_in_the_table() {
-    let table = section("Routes");
-    for route in ROUTES {
-        let last = route.path.rsplit('/').next().unwrap_or_default();
-        let row = table.lines().find(|row| {
-            let named = row.contains(&format!("{}`", route.path)) || row.contains(&format!("`/{last}`"));
-            named && row.contains(&format!("`{}", route.method))
-        });
-        assert!(row.is_some(), "{} {} is missing", route.method, route.path);
-    }
-}
-
-#[test]
-fn every_setting_is_in_the_table_with_its_default() {
-    let table = section("Configuration");
-    let mut known = BTreeSet::from(["ORGSTREAM_NATS_SERVER".to_owned(), "ORGSTREAM_POSTGRES_BIN".to_owned()]);
-    for command in commands() {
-        for setting in command.get_arguments() {
-            let Some(name) = setting.get_env().and_then(|name| name.to_str()) else { continue };
-            let row = table.lines().find(|row| row.contains(&format!("`{name}`")));
-            let row = row.unwrap_or_else(|| panic!("{name} is missing"));
-            for default in setting.get_default_values() {
-                assert!(
-                    row.contains(&format!("`{}`", default.to_str().unwrap())),
-                    "{name}: the default is {default:?}"
-                );
-            }
-            known.insert(name.to_owned());
-        }
-    }
-    let named =
-        table.split('`').filter(|word| word.starts_with("ORGSTREAM_") && !word.contains('=')).map(str::to_owned);
-    assert_eq!(named.filter(|name| !known.contains(name)).collect::<Vec<_>>(), [] as [String; 0], "no such settings");
-}
-
-#[test]
-fn every_source_is_on_the_map() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let map = fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
-    for (heading, folder) in [
-        ("events/", "events/src"),
-        ("domain/", "domain/src"),
-        ("stream/", "stream/src"),
-        ("transparency/", "transparency/src"),
-        ("projections/", "projections/src"),
-        ("verifier/", "verifier/src"),
-        ("workers/", "workers/src"),
-        ("servers/", "servers/src"),
-        ("src/", "src"),
-    ] {
-        let (_, text) = map.split_once(&format!("\n### {heading}\n")).unwrap_or_else(|| panic!("no part {heading}"));
-        let part = text.split("\n#").next().unwrap_or_default();
-        let entries = fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap());
-        let names: BTreeSet<String> = entries
-            .map(|entry| {
-                let slash = if entry.path().is_dir() { "/" } else { "" };
-                format!("`{}{slash}`", entry.file_name().to_string_lossy())
-            })
-            // What every crate begins with, and the other half of scheduler.rs.
-            .filter(|name| !["`lib.rs`", "`main.rs`", "`scheduler/`"].contains(&name.as_str()))
-            .collect();
-        for name in &names {
-            assert!(part.contains(name), "{name} of {folder} is not on the map");
-        }
-        let named = part
-            .split('`')
-            .skip(1)
-            .step_by(2)
-            .filter(|word| !word.contains('/') && word.split_once('.').is_some_and(|(_, end)| end == "rs"));
-        for name in named.filter(|name| folder != "src" || root.join(folder).join(name).exists()) {
-            assert!(names.contains(&format!("`{name}`")), "{name} is on the map, but not in {folder}");
-        }
-    }
 }

@@ -16,5 +16,6 @@ pub mod permission_table;
 pub mod policy;
 pub mod proxies;
 pub mod reply;
+pub mod route_table;
 pub mod server;
 pub mod wait;

@@ -1,4 +1,4 @@
-//! Who may do what, as a page for people: `docs/permissions.md`, written from the tables that the program itself obeys.
+//! Who may do what, as a page for people: `docs/reference/permissions.md`, written from the tables that the program itself obeys.
 
 use std::fmt::Write;
 
@@ -10,12 +10,12 @@ use super::policy::{Policy, ROUTES, Story};
 const HEAD: &str = "\
 # Permissions
 
-Written by the program from the tables that its routes, its NATS subjects and this page share; a test compares it with them.
-`DOCS_WRITE=1 cargo nextest run -p orgstream --test it permissions_page` writes it anew.
+Written by `DOCS_WRITE=1` from the tables that the routes, the NATS subjects and this page share.
 
-What is in neither table is allowed to nobody. An API key has a role and may have scopes: then it may do what its role may
-*and* its scopes name, and gives nobody more than that. What is an operator's is done with an operator's token; what else a
-tenant has, an operator reads only behind broken glass (`POST /v1/organizations/{org}/break-glass`), and those permissions are marked *glass*.
+What is in neither table is allowed to no caller. An API key has a role and may have scopes: then it may do what its role may
+*and* its scopes name, and gives no more than that. What is an operator's is done with an operator's token; what else a
+tenant has, an operator reads only by break-glass access (`POST /v1/organizations/{org}/break-glass`); those permissions are
+marked *glass*.
 ";
 
 /// The page.
@@ -61,8 +61,8 @@ fn is_platforms(permission: Permission) -> bool {
 
 fn who(policy: Policy) -> String {
     match policy {
-        Policy::Public => "everybody".to_owned(),
-        Policy::SignedIn => "whoever proves who they are".to_owned(),
+        Policy::Public => "no credential needed".to_owned(),
+        Policy::SignedIn => "every credential".to_owned(),
         Policy::Operator => "operators".to_owned(),
         Policy::Org(permission) => code(permission),
         Policy::OrgCommands => "by command".to_owned(),
