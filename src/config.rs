@@ -484,8 +484,8 @@ pub struct WorkArgs {
     #[arg(long, env = "ORGSTREAM_PLAN_WEIGHT", value_delimiter = ',', value_name = "PLAN=WEIGHT")]
     pub plan_weight: Vec<PlanWeight>,
     /// Database time that a batch of one organization aims for, in milliseconds.
-    #[arg(long, env = "ORGSTREAM_SLICE_MS", default_value_t = 4, value_name = "MS")]
-    pub slice_ms: u64,
+    #[arg(long, env = "ORGSTREAM_BATCH_MS", default_value_t = 4, value_name = "MS")]
+    pub batch_ms: u64,
     /// Messages that every lane may have in memory, in KiB. While there is room a lane may have more; what is over reads the
     /// log again at its own pace.
     #[arg(long, env = "ORGSTREAM_LANE_KIB", default_value_t = 256, value_name = "KIB")]
@@ -519,7 +519,7 @@ impl WorkArgs {
             slots,
             reserve: self.reserve.unwrap_or(WorkerOptions::usual_reserve(slots)).min(slots - 1),
             policy: self.policy.into(),
-            slice: Duration::from_millis(self.slice_ms.max(1)),
+            batch: Duration::from_millis(self.batch_ms.max(1)),
             message_timeout: Duration::from_secs(self.message_seconds.max(1)),
             lane_bytes: self.lane_kib.max(1) * 1024,
             total_bytes: self.lanes_mib.max(1) * 1024 * 1024,

@@ -33,7 +33,7 @@ use crate::{
         http::{self, kit::proxies::TrustedProxies},
         nats as producers,
     },
-    app::{access_log::Notes, initial_kinds::default_kinds, submit::Gateway},
+    app::{access_log::AccessLog, initial_kinds::default_kinds, submit::Gateway},
     auth::{Authenticator, issuers::Issuers, leaks::LeakReporters},
     commands::{
         handler::CommandHandler,
@@ -53,7 +53,7 @@ use crate::{
 };
 
 /// How long servers that are still starting are waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// The log, with its streams there and as they must be, and with all that `db` has been told of; or every finding, one
@@ -117,7 +117,7 @@ async fn reach_log(nats: &NatsArgs, db: &Database) -> anyhow::Result<(Log, Vec<F
 pub async fn lost_data(log: &Log, db: &Database) -> anyhow::Result<Vec<Finding>> {
     let mut lost = Vec::new();
     for shard in log.shards() {
-        let mark = db.shard_mark(shard).await.context("the marks of the workers could not be read")?.seq;
+        let mark = db.low_watermark(shard).await.context("the marks of the workers could not be read")?.seq;
         let last = log.shard_end(shard).await.context("the streams could not be looked at")?;
         if last < mark {
             lost.push(Finding {
@@ -255,7 +255,7 @@ pub async fn listen(address: &str) -> anyhow::Result<TcpListener> {
 
 /// What the API asks of the world outside, and tells it.
 #[derive(Debug, Clone)]
-pub struct Outside {
+pub struct Adapters {
     /// How mails leave; without a way they wait.
     pub mail: Option<Mailer>,
     /// What domains are proven by.
@@ -270,7 +270,7 @@ pub struct Outside {
     pub http: HttpArgs,
 }
 
-impl Default for Outside {
+impl Default for Adapters {
     fn default() -> Self {
         let (dns, idp, http) = (Arc::new(SystemDns), Arc::new(NoIdentityProvider), HttpArgs::default());
         Self { mail: None, dns, idp, local_issuers: false, producers: None, http }
@@ -300,7 +300,7 @@ impl Api {
         identity: &IdentityArgs,
         metrics: PrometheusHandle,
         worker: Option<watch::Receiver<WorkerStatus>>,
-        outside: Outside,
+        outside: Adapters,
     ) -> anyhow::Result<Self> {
         let pepper =
             Pepper::new(secrets.pepper.reveal().as_bytes()).context("the pepper (ORGSTREAM_PEPPER) is too short")?;
@@ -324,14 +324,14 @@ impl Api {
         let handler = CommandHandler::new(log.clone(), pepper, log.region().to_owned(), outside.dns);
         let handler = handler.with_identity_provider(outside.idp);
         let handler = if outside.local_issuers { handler.with_local_issuers() } else { handler };
-        let notes = Notes::start(log.clone(), db.clone());
+        let access_log = AccessLog::start(log.clone(), db.clone());
         let rates = PlanRates::new(identity.plan_rates.iter().cloned());
         let rates = rates.context("--plan-commands-per-second (ORGSTREAM_PLAN_COMMANDS_PER_SECOND)")?;
         let (peers, known_peers) = watch::channel(NonZeroU32::MIN);
         let quotas = Quotas::new(identity.hourly(), known_peers.clone());
         let admission = Admission::new(rates, known_peers);
         let plan = identity.public_plan.clone();
-        let gateway = Gateway::new(handler, Arc::clone(&auth), db.clone(), notes, admission, quotas, plan);
+        let gateway = Gateway::new(handler, Arc::clone(&auth), db.clone(), access_log, admission, quotas, plan);
         let gateway = Arc::new(gateway);
         let app = http::App::new(http::Parts {
             gateway: Arc::clone(&gateway),
@@ -359,7 +359,7 @@ impl Api {
         patiently("the event log", || register_default_kinds(handler)).await?;
         let client = self.log.client().clone();
         let counting = tokio::spawn(count_peers(client.clone(), self.peers, stop.clone()));
-        let door = producers::Door {
+        let door = producers::SignInMethods {
             auth: self.auth,
             gateway: Arc::clone(&self.gateway),
             users: self.producers,
@@ -383,7 +383,7 @@ impl Api {
             sending.await?;
         }
         let ended = producers.await?;
-        self.gateway.notes().flush().await;
+        self.gateway.access_log().flush().await;
         ended
     }
 }
@@ -417,9 +417,9 @@ async fn syncs_always(monitor: &Address) -> anyhow::Result<bool> {
     Ok(answer.pointer("/config/sync_always").and_then(serde_json::Value::as_bool).unwrap_or_default())
 }
 
-/// Tries until it works or [`PATIENCE`] is over: servers that are started together come up in any order.
+/// Tries until it works or [`TIMEOUT`] is over: servers that are started together come up in any order.
 async fn patiently<T, F: Future<Output = anyhow::Result<T>>>(what: &str, attempt: impl Fn() -> F) -> anyhow::Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut told = false;
     loop {
         match attempt().await {

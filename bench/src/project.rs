@@ -24,7 +24,7 @@ use crate::{load, rig::Rig, warn_of_debug_build, write_json};
 /// Events in one raw transaction.
 const RAW_BATCH: usize = 100;
 /// Appends under way while the backlog is made.
-const AT_ONCE: usize = 256;
+const MAX_CONCURRENCY: usize = 256;
 const POLL: Duration = Duration::from_millis(250);
 
 /// Projecting: events per second into read models and audit log, against bare inserts of the same rows.
@@ -169,7 +169,7 @@ async fn fill(log: &Log, placements: &[Placement], events: u64) -> anyhow::Resul
     let bar = bar(events, "making a backlog");
     stream::iter(0..events)
         .map(|number| append(log, placements, number))
-        .buffer_unordered(AT_ONCE)
+        .buffer_unordered(MAX_CONCURRENCY)
         .try_for_each(|()| {
             bar.inc(1);
             std::future::ready(Ok(()))

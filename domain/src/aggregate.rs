@@ -6,7 +6,7 @@ use crate::Rejection;
 
 /// What `decide` may know besides the state and the command. There is nothing else: no I/O, no clock, no randomness.
 #[derive(Debug, Clone, Copy)]
-pub struct Facts {
+pub struct DecisionContext {
     /// The time, read once for the whole command.
     pub now: Timestamp,
     /// The command; the ids of everything it creates follow from it.
@@ -44,7 +44,7 @@ pub trait Aggregate: Default + Clone + Send + Sync + 'static {
     }
 
     /// Says what happens. No events mean that everything already is as asked, so that there is nothing to append.
-    fn decide(&self, command: Self::Command, facts: &Facts) -> Result<Vec<Self::Event>, Self::Error>;
+    fn decide(&self, command: Self::Command, context: &DecisionContext) -> Result<Vec<Self::Event>, Self::Error>;
 
     /// The event among all events.
     fn wrap(event: Self::Event) -> Event;

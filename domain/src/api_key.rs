@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    About, Aggregate, CommandSpec, Declared, Facts, FieldError, Permission, Place, Rejection, RejectionKind, Requires,
-    Scope, grants::Grant, openapi, settings::MAX_KEY_DAYS, text::Faults,
+    About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, Permission, Place, Rejection, RejectionKind,
+    Requires, Scope, grants::Grant, openapi, settings::MAX_KEY_DAYS, text::Faults,
 };
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
@@ -278,7 +278,7 @@ impl Aggregate for ApiKey {
         self.apply(event);
     }
 
-    fn decide(&self, command: ApiKeyCommand, facts: &Facts) -> Result<Vec<ApiKeyEvent>, ApiKeyError> {
+    fn decide(&self, command: ApiKeyCommand, context: &DecisionContext) -> Result<Vec<ApiKeyEvent>, ApiKeyError> {
         match command {
             ApiKeyCommand::Issue { command, token, inherited, creator, max_days } => {
                 if self.issued.is_some() {
@@ -287,7 +287,7 @@ impl Aggregate for ApiKey {
                 let mut faults = Faults::default();
                 faults.name("/name", &command.name);
                 let lifetime = (command.expires_at, command.expires_in_days);
-                let expires_at = end(lifetime, facts.now, max_days, &mut faults);
+                let expires_at = end(lifetime, context.now, max_days, &mut faults);
                 let allowed_ips = networks(&command.allowed_ips, &mut faults);
                 let IssueApiKey { name, role, environment, scopes, .. } = command;
                 // Whoever may not do everything hands out what they may, unless they say less.
@@ -312,7 +312,7 @@ impl Aggregate for ApiKey {
                 if self.issued.is_none() {
                     return Err(ApiKeyError::NotFound);
                 }
-                if self.revoked || self.expires_at.is_some_and(|end| end <= facts.now) {
+                if self.revoked || self.expires_at.is_some_and(|end| end <= context.now) {
                     return Err(ApiKeyError::Ended);
                 }
                 let mut faults = Faults::default();
@@ -325,11 +325,11 @@ impl Aggregate for ApiKey {
                 }
                 let expires_at = match (command.expires_at, command.expires_in_days) {
                     (None, None) => self.expires_at,
-                    lifetime => end(lifetime, facts.now, max_days, &mut faults),
+                    lifetime => end(lifetime, context.now, max_days, &mut faults),
                 };
                 faults.none_or(ApiKeyError::Invalid)?;
                 let overlap_ms = i64::from(command.overlap_seconds) * 1000;
-                let previous_ends_at = Timestamp::from_unix_ms(facts.now.unix_ms() + overlap_ms);
+                let previous_ends_at = Timestamp::from_unix_ms(context.now.unix_ms() + overlap_ms);
                 let TokenParts { public_id, secret_mac, last4 } = token;
                 let rotated = ApiKeyRotated { public_id, secret_mac, last4, previous_ends_at, expires_at };
                 Ok(vec![ApiKeyEvent::Rotated(rotated)])
@@ -465,7 +465,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::testing::{facts, fields, given, rejection};
+    use crate::testing::{context, fields, given, rejection};
 
     fn token() -> TokenParts {
         let public_id = "AbCdEf012345".parse().unwrap();
@@ -506,7 +506,7 @@ mod tests {
 
     fn rotated(overlap_seconds: i64, expires_at: Option<Timestamp>) -> ApiKeyEvent {
         let TokenParts { public_id, secret_mac, last4 } = token();
-        let previous_ends_at = Timestamp::from_unix_ms(facts().now.unix_ms() + overlap_seconds * 1000);
+        let previous_ends_at = Timestamp::from_unix_ms(context().now.unix_ms() + overlap_seconds * 1000);
         ApiKeyEvent::Rotated(ApiKeyRotated { public_id, secret_mac, last4, previous_ends_at, expires_at })
     }
 
@@ -515,7 +515,7 @@ mod tests {
     }
 
     fn in_days(days: i64) -> Timestamp {
-        Timestamp::from_unix_ms(facts().now.unix_ms() + days * DAY_MS)
+        Timestamp::from_unix_ms(context().now.unix_ms() + days * DAY_MS)
     }
 
     #[test]

@@ -12,7 +12,7 @@ use utoipa::{
 
 use crate::{
     AcceptInvitation, AddMember, AddSsoConnection, ArchiveRecord, ChangeKind, ChangeLimits, ChangeMemberRole,
-    ChangePlan, ChangeRole, ChangeSettings, ClaimDomain, CreateOrganization, CreateRecord, DefineRole, Facts,
+    ChangePlan, ChangeRole, ChangeSettings, ClaimDomain, CreateOrganization, CreateRecord, DecisionContext, DefineRole,
     IssueApiKey, IssueInvitation, JoinByDomain, JoinBySso, Misfit, Permission, ProveDomain, RegisterKind, RemoveDomain,
     RemoveMember, RemoveRole, RemoveSsoConnection, RenameOrganization, ResendInvitation, RestoreKind, RestoreSignIn,
     ResumeOrganization, RetireKind, RetryParked, RevokeApiKey, RevokeInvitation, RotateApiKey, SetDefaultSsoConnection,
@@ -240,10 +240,10 @@ impl Command {
 
     /// The aggregate that it is about. What it creates gets an id that follows from the command, so a retry names the same
     /// thing.
-    pub fn aggregate(&self, facts: &Facts) -> AggregateId {
-        match self.about(facts.org) {
+    pub fn aggregate(&self, context: &DecisionContext) -> AggregateId {
+        match self.about(context.org) {
             About::One(aggregate) => aggregate,
-            About::New(derive) => derive(facts.command_id),
+            About::New(derive) => derive(context.command_id),
         }
     }
 
@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn an_id_of_another_kind_is_refused() {
-        let problem = refusal(json!({"type": "archive_record", "id": testing::facts().org}));
+        let problem = refusal(json!({"type": "archive_record", "id": testing::context().org}));
         assert!(problem.detail.contains("is not a res_ id"), "{problem:?}");
     }
 
@@ -320,18 +320,18 @@ mod tests {
 
     #[test]
     fn what_a_command_creates_is_named_by_the_command() {
-        let facts = testing::facts();
+        let context = testing::context();
         let mut command = CreateRecord { kind: "model".parse().unwrap(), data: json!({}), id: None };
-        let derived = RecordId::derive(facts.command_id);
-        assert_eq!(Command::from(command.clone()).aggregate(&facts), AggregateId::Record(derived));
+        let derived = RecordId::derive(context.command_id);
+        assert_eq!(Command::from(command.clone()).aggregate(&context), AggregateId::Record(derived));
         let chosen = RecordId::fresh(1, [9; 10]);
         command.id = Some(chosen);
-        assert_eq!(Command::from(command).aggregate(&facts), AggregateId::Record(chosen));
+        assert_eq!(Command::from(command).aggregate(&context), AggregateId::Record(chosen));
     }
 
     #[test]
     fn kinds_belong_to_the_platform_whoever_sends_them() {
-        let org = testing::facts().org;
+        let org = testing::context().org;
         let retire = Command::from(RetireKind { kind: "model".parse().unwrap() });
         assert_eq!(retire.org(org), PLATFORM_ORG);
         let archive = Command::from(ArchiveRecord { id: RecordId::fresh(1, [1; 10]), reason: None });

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    About, Aggregate, CommandSpec, Declared, Facts, FieldError, Permission, Rejection, RejectionKind, Requires, Scope,
-    grants::Grant, public_domains,
+    About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, Permission, Rejection, RejectionKind,
+    Requires, Scope, grants::Grant, public_domains,
 };
 
 /// Below which name of the domain its TXT record is looked for.
@@ -200,7 +200,7 @@ impl Aggregate for Domain {
         }
     }
 
-    fn decide(&self, command: DomainCommand, _: &Facts) -> Result<Vec<DomainEvent>, DomainError> {
+    fn decide(&self, command: DomainCommand, _: &DecisionContext) -> Result<Vec<DomainEvent>, DomainError> {
         match (command, &self.claim) {
             (DomainCommand::Claim { .. }, Some(_)) => Err(DomainError::AlreadyExists),
             (DomainCommand::Claim { command: ClaimDomain { domain }, challenge }, None) => {

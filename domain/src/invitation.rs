@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq as _;
 use utoipa::ToSchema;
 
 use crate::{
-    About, Aggregate, CommandSpec, Declared, Facts, FieldError, HourlyLimit, Permission, Place, Rejection,
+    About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, HourlyLimit, Permission, Place, Rejection,
     RejectionKind, Requires, Scope,
     credentials::invitation::InvitationToken,
     grants::Grant,
@@ -316,14 +316,18 @@ impl Aggregate for Invitation {
         self.apply(event);
     }
 
-    fn decide(&self, command: InvitationCommand, facts: &Facts) -> Result<Vec<InvitationEvent>, InvitationError> {
+    fn decide(
+        &self,
+        command: InvitationCommand,
+        context: &DecisionContext,
+    ) -> Result<Vec<InvitationEvent>, InvitationError> {
         let mut faults = Faults::default();
         let mut end = |days: Option<u32>| {
             let days = days.unwrap_or(USUAL_DAYS);
             if !(1..=MAX_DAYS).contains(&days) {
                 faults.add("/expires_in_days", "out_of_range", format!("must be 1 to {MAX_DAYS}"));
             }
-            Timestamp::from_unix_ms(facts.now.unix_ms() + i64::from(days) * DAY_MS)
+            Timestamp::from_unix_ms(context.now.unix_ms() + i64::from(days) * DAY_MS)
         };
         match command {
             InvitationCommand::Issue { command: IssueInvitation { email, role, expires_in_days }, mac, by, rules } => {
@@ -366,7 +370,7 @@ impl Aggregate for Invitation {
                 if !same_email(&offer.email, &email) {
                     return Err(InvitationError::OtherEmail);
                 }
-                if offer.expires_at <= facts.now {
+                if offer.expires_at <= context.now {
                     return Err(InvitationError::Expired(offer.expires_at));
                 }
                 if !is_offered {
@@ -475,7 +479,7 @@ impl From<InvitationError> for Rejection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{facts, fields, given, rejection};
+    use crate::testing::{context, fields, given, rejection};
 
     const MAC: Fingerprint = Fingerprint([7; 32]);
 
@@ -485,7 +489,7 @@ mod tests {
     }
 
     fn in_days(days: i64) -> Timestamp {
-        Timestamp::from_unix_ms(facts().now.unix_ms() + days * DAY_MS)
+        Timestamp::from_unix_ms(context().now.unix_ms() + days * DAY_MS)
     }
 
     fn issued(ends: Timestamp) -> InvitationEvent {
@@ -498,7 +502,7 @@ mod tests {
     }
 
     fn accept(mac: Fingerprint, email: &str) -> InvitationCommand {
-        let member_id = MemberId::derive(facts().command_id);
+        let member_id = MemberId::derive(context().command_id);
         InvitationCommand::Accept { mac, email: email.to_owned(), member_id, is_offered: true }
     }
 
@@ -523,7 +527,7 @@ mod tests {
     }
 
     fn accepted() -> InvitationEvent {
-        InvitationEvent::Accepted(InvitationAccepted { member_id: MemberId::derive(facts().command_id) })
+        InvitationEvent::Accepted(InvitationAccepted { member_id: MemberId::derive(context().command_id) })
     }
 
     #[test]

@@ -11,7 +11,8 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::{
-    About, Aggregate, CommandSpec, Declared, Facts, FieldError, Permission, Rejection, RejectionKind, Requires, Scope,
+    About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, Permission, Rejection, RejectionKind,
+    Requires, Scope,
     grants::Grant,
     openapi,
     schema::{ValidatedKind, compile},
@@ -248,7 +249,7 @@ impl Aggregate for Kind {
         self.current = Some(Arc::new(ValidatedKind::new(definition, self.version, retired)));
     }
 
-    fn decide(&self, command: KindCommand, _: &Facts) -> Result<Vec<KindEvent>, KindError> {
+    fn decide(&self, command: KindCommand, _: &DecisionContext) -> Result<Vec<KindEvent>, KindError> {
         match (command, &self.current) {
             (KindCommand::Register(_), Some(_)) => Err(KindError::AlreadyExists),
             (KindCommand::Register(RegisterKind { kind: _, title, schema, visibility, cost }), None) => {

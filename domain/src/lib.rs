@@ -32,7 +32,7 @@ pub mod sso_connection;
 mod testing;
 pub mod text;
 
-pub use aggregate::{Aggregate, Facts, Place};
+pub use aggregate::{Aggregate, DecisionContext, Place};
 pub use api_key::{IssueApiKey, RevokeApiKey, RotateApiKey};
 pub use command::{About, Command, CommandSpec, Declared, HourlyLimit, Requires, Scope};
 pub use domain::{ClaimDomain, JoinByDomain, ProveDomain, RemoveDomain};

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    About, Aggregate, CommandSpec, Declared, Facts, FieldError, Permission, Place, Rejection, RejectionKind, Requires,
-    Scope,
+    About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, Permission, Place, Rejection, RejectionKind,
+    Requires, Scope,
     grants::Grant,
     openapi,
     text::{Faults, fold_email, same_email},
@@ -19,8 +19,8 @@ use crate::{
 
 /// Everybody who is a member now, and who has left.
 #[derive(Debug, Clone, Default)]
-pub struct Roster {
-    members: BTreeMap<MemberId, Member>,
+pub struct Members {
+    current: BTreeMap<MemberId, Member>,
     /// Who has left, by their login and by their address, and where in the org's stream that was.
     left: BTreeMap<UserId, u64>,
     left_emails: BTreeMap<String, u64>,
@@ -37,25 +37,25 @@ pub struct Member {
     pub role: Role,
 }
 
-impl Roster {
+impl Members {
     /// The member of this id.
     pub fn get(&self, id: MemberId) -> Option<&Member> {
-        self.members.get(&id)
+        self.current.get(&id)
     }
 
     /// The member that this person is here.
     pub fn of_user(&self, user: UserId) -> Option<(MemberId, &Member)> {
-        self.members.iter().find(|(_, member)| member.user_id == user).map(|(id, member)| (*id, member))
+        self.current.iter().find(|(_, member)| member.user_id == user).map(|(id, member)| (*id, member))
     }
 
     /// Everybody, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = (MemberId, &Member)> {
-        self.members.iter().map(|(id, member)| (*id, member))
+        self.current.iter().map(|(id, member)| (*id, member))
     }
 
     /// The member who has this address, whatever the case of its letters.
     pub fn of_email(&self, email: &str) -> Option<MemberId> {
-        self.members.iter().find(|(_, member)| same_email(&member.email, email)).map(|(id, _)| *id)
+        self.current.iter().find(|(_, member)| same_email(&member.email, email)).map(|(id, _)| *id)
     }
 
     /// Where in the org's stream this person was last removed, by whichever login of theirs it was; 0 when they were not.
@@ -76,21 +76,21 @@ impl Roster {
     }
 
     /// What `event` makes of the roster, where `seq` is its place in the org's stream.
-    fn take_in(&mut self, event: &MemberEvent, seq: u64) {
+    fn fold(&mut self, event: &MemberEvent, seq: u64) {
         match event {
             MemberEvent::Added(event) => {
                 let member = Member { user_id: event.user_id, email: event.email.clone(), role: event.role };
                 self.left.remove(&member.user_id);
                 self.left_emails.remove(&fold_email(&member.email));
-                self.members.insert(event.member_id, member);
+                self.current.insert(event.member_id, member);
             }
             MemberEvent::RoleChanged(event) => {
-                if let Some(member) = self.members.get_mut(&event.member_id) {
+                if let Some(member) = self.current.get_mut(&event.member_id) {
                     member.role = event.to;
                 }
             }
             MemberEvent::Removed(event) => {
-                if let Some(member) = self.members.remove(&event.member_id) {
+                if let Some(member) = self.current.remove(&event.member_id) {
                     self.left_emails.insert(fold_email(&member.email), seq);
                     self.left.insert(member.user_id, seq);
                 }
@@ -112,7 +112,7 @@ impl Roster {
 
     /// Refuses to take away the rights of the last one who has them all.
     fn not_the_last_owner(&self, member: &Member) -> Result<(), MemberError> {
-        let owners = self.members.values().filter(|member| member.role == Role::Owner).count();
+        let owners = self.current.values().filter(|member| member.role == Role::Owner).count();
         if member.role == Role::Owner && owners == 1 { Err(MemberError::LastOwner) } else { Ok(()) }
     }
 }
@@ -293,31 +293,31 @@ pub fn user_of_email(email: &str) -> UserId {
     UserId::from_login("", &fold_email(email))
 }
 
-impl Aggregate for Roster {
+impl Aggregate for Members {
     type Command = MemberCommand;
     type Event = MemberEvent;
     type Error = MemberError;
     const TYPE: AggregateType = AggregateType::Member;
 
     fn apply(&mut self, event: &MemberEvent) {
-        self.take_in(event, 0);
+        self.fold(event, 0);
     }
 
     fn apply_at(&mut self, event: &MemberEvent, place: Place<'_>) {
-        self.take_in(event, place.seq);
+        self.fold(event, place.seq);
     }
 
-    fn decide(&self, command: MemberCommand, facts: &Facts) -> Result<Vec<MemberEvent>, MemberError> {
+    fn decide(&self, command: MemberCommand, context: &DecisionContext) -> Result<Vec<MemberEvent>, MemberError> {
         let add = |user_id, email: String, role| {
             let mut faults = Faults::default();
             faults.email("/email", &email);
             faults.none_or(MemberError::Invalid)?;
-            let member_id = MemberId::derive(facts.command_id);
+            let member_id = MemberId::derive(context.command_id);
             Ok(vec![MemberEvent::Added(MemberAdded { member_id, user_id, email, role })])
         };
         match command {
             MemberCommand::Found { user_id, email } => {
-                if self.members.is_empty() {
+                if self.current.is_empty() {
                     add(user_id, email, Role::Owner)
                 } else {
                     Err(MemberError::AlreadyFounded)
@@ -451,7 +451,7 @@ mod tests {
     use orgstream_events::{Actor, ActorType};
 
     use super::*;
-    use crate::testing::{facts, fields, given, rejection};
+    use crate::testing::{context, fields, given, rejection};
 
     fn id(n: u8) -> MemberId {
         MemberId::fresh(1_700_000_000_000, [n; 10])
@@ -479,9 +479,9 @@ mod tests {
     fn the_creator_becomes_the_owner() {
         let user_id = user_of_email("ann@acme.example");
         let email = "ann@acme.example".to_owned();
-        let member_id = MemberId::derive(facts().command_id);
+        let member_id = MemberId::derive(context().command_id);
         assert_eq!(
-            given::<Roster>(&[]).when(MemberCommand::Found { user_id, email: email.clone() }),
+            given::<Members>(&[]).when(MemberCommand::Found { user_id, email: email.clone() }),
             Ok(vec![MemberEvent::Added(MemberAdded { member_id, user_id, email, role: Role::Owner })])
         );
     }
@@ -489,12 +489,13 @@ mod tests {
     #[test]
     fn an_organization_is_founded_once() {
         let found = MemberCommand::Found { user_id: user_of_email("x@y"), email: "x@y".to_owned() };
-        assert_eq!(given::<Roster>(&[added(1, Role::Owner)]).when(found), Err(MemberError::AlreadyFounded));
+        assert_eq!(given::<Members>(&[added(1, Role::Owner)]).when(found), Err(MemberError::AlreadyFounded));
     }
 
     #[test]
     fn a_person_without_a_login_is_known_by_the_email() {
-        let events = given::<Roster>(&[added(1, Role::Owner)]).when(add("Bob@Acme.example", Role::Member, Role::Owner));
+        let events =
+            given::<Members>(&[added(1, Role::Owner)]).when(add("Bob@Acme.example", Role::Member, Role::Owner));
         let Ok([MemberEvent::Added(event)]) = events.as_deref() else { panic!("{events:?}") };
         assert_eq!(event.user_id, user_of_email("bob@acme.example"));
         assert_eq!(event.email, "Bob@Acme.example");
@@ -506,18 +507,18 @@ mod tests {
         let command =
             AddMember { email: "other@acme.example".to_owned(), user_id: Some(one.user_id), role: Role::Viewer };
         let again = MemberCommand::Add { command, by: Role::Owner, voucher: None };
-        assert_eq!(rejection(given::<Roster>(&[added(1, Role::Owner)]).when(again)).code, "already_member");
+        assert_eq!(rejection(given::<Members>(&[added(1, Role::Owner)]).when(again)).code, "already_member");
     }
 
     #[test]
     fn an_email_belongs_to_one_member_whatever_its_case() {
         let same = add("m1@ACME.example", Role::Viewer, Role::Owner);
-        assert_eq!(rejection(given::<Roster>(&[added(1, Role::Owner)]).when(same)).code, "email_taken");
+        assert_eq!(rejection(given::<Members>(&[added(1, Role::Owner)]).when(same)).code, "email_taken");
     }
 
     #[test]
     fn whoever_joins_by_an_invitation_is_nobodys_double() {
-        let roster = given::<Roster>(&[added(1, Role::Owner)]);
+        let roster = given::<Members>(&[added(1, Role::Owner)]);
         let join = |user: &str, email: &str| MemberCommand::Join {
             user_id: UserId::from_login("https://issuer.example", user),
             email: email.to_owned(),
@@ -535,12 +536,12 @@ mod tests {
     fn whoever_was_removed_does_not_come_back_by_signing_in() {
         let MemberEvent::Added(two) = added(2, Role::Member) else { unreachable!() };
         let join = |closed| MemberCommand::Provision { user_id: two.user_id, email: two.email.clone(), closed };
-        let founded = given::<Roster>(&[added(1, Role::Owner)]);
+        let founded = given::<Members>(&[added(1, Role::Owner)]);
         assert!(founded.when(join(None)).is_ok_and(|events| events.len() == 1));
         assert_eq!(rejection(founded.when(join(Some(Closed::NotAllowed)))).code, "jit_not_allowed");
         assert_eq!(rejection(founded.when(join(Some(Closed::NotProven)))).code, "domain_not_proven");
         let removed = MemberEvent::Removed(MemberRemoved { member_id: id(2) });
-        let after = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Member), removed]);
+        let after = given::<Members>(&[added(1, Role::Owner), added(2, Role::Member), removed]);
         assert_eq!(rejection(after.when(join(None))).code, "member_was_removed");
         let invited = MemberCommand::Join {
             user_id: two.user_id,
@@ -556,21 +557,21 @@ mod tests {
     fn whoever_was_removed_comes_back_by_no_other_login_and_by_no_older_invitation() {
         let MemberEvent::Added(two) = added(2, Role::Member) else { unreachable!() };
         let removed = MemberEvent::Removed(MemberRemoved { member_id: id(2) });
-        let mut roster = Roster::default();
+        let mut roster = Members::default();
         let actor = Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None };
         for (seq, event) in [added(1, Role::Owner), added(2, Role::Member), removed].iter().enumerate() {
             roster.apply_at(event, Place { seq: 10 * (seq as u64 + 1), actor: &actor });
         }
         let other = UserId::from_login("https://another-issuer.example", "two");
         let signs_in = |user_id, email: &str| {
-            roster.decide(MemberCommand::Provision { user_id, email: email.to_owned(), closed: None }, &facts())
+            roster.decide(MemberCommand::Provision { user_id, email: email.to_owned(), closed: None }, &context())
         };
         assert_eq!(signs_in(other, "M2@ACME.example"), Err(MemberError::WasRemoved));
         assert_eq!(signs_in(two.user_id, "new@acme.example"), Err(MemberError::WasRemoved));
         assert!(signs_in(other, "new@acme.example").is_ok());
         let accepts = |user_id, email: &str, sent| {
             let join = MemberCommand::Join { user_id, email: email.to_owned(), role: Role::Admin, sent, voucher: None };
-            roster.decide(join, &facts())
+            roster.decide(join, &context())
         };
         for (user, email) in [(other, "m2@acme.example"), (two.user_id, "new@acme.example")] {
             assert_eq!(accepts(user, email, 29), Err(MemberError::WasRemoved), "sent before the removal at 30");
@@ -580,7 +581,7 @@ mod tests {
 
     #[test]
     fn letters_beyond_ascii_have_no_case_in_an_address() {
-        let roster = given::<Roster>(&[added(1, Role::Owner)]);
+        let roster = given::<Members>(&[added(1, Role::Owner)]);
         let MemberEvent::Added(one) = added(1, Role::Owner) else { unreachable!() };
         let kelvin = one.email.replace('M', "\u{212a}");
         assert_ne!(user_of_email("kim@acme.example"), user_of_email("\u{212a}im@acme.example"));
@@ -591,14 +592,14 @@ mod tests {
     #[test]
     fn a_removed_person_can_come_back() {
         let removed = MemberEvent::Removed(MemberRemoved { member_id: id(2) });
-        let roster = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Member), removed]);
+        let roster = given::<Members>(&[added(1, Role::Owner), added(2, Role::Member), removed]);
         assert!(roster.when(add("m2@acme.example", Role::Member, Role::Owner)).is_ok());
     }
 
     #[test]
     fn nobody_who_was_removed_is_asked_back_by_a_key_that_was_left_behind() {
         let removed = MemberEvent::Removed(MemberRemoved { member_id: id(2) });
-        let roster = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Admin), added(3, Role::Admin), removed]);
+        let roster = given::<Members>(&[added(1, Role::Owner), added(2, Role::Admin), added(3, Role::Admin), removed]);
         let asked = |email: &str, by| {
             let command = AddMember { email: email.to_owned(), user_id: None, role: Role::Admin };
             let add = MemberCommand::Add { command, by: Role::Admin, voucher: Some(id(by)) };
@@ -622,7 +623,7 @@ mod tests {
 
     #[test]
     fn the_last_owner_stays() {
-        let roster = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Admin)]);
+        let roster = given::<Members>(&[added(1, Role::Owner), added(2, Role::Admin)]);
         assert_eq!(roster.when(remove(1, Role::Owner)), Err(MemberError::LastOwner));
         assert_eq!(roster.when(change(1, Role::Admin, Role::Owner)), Err(MemberError::LastOwner));
         assert_eq!(rejection(roster.when(remove(1, Role::Owner))).kind.status(), 409);
@@ -630,7 +631,7 @@ mod tests {
 
     #[test]
     fn one_of_two_owners_may_go() {
-        let roster = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Owner)]);
+        let roster = given::<Members>(&[added(1, Role::Owner), added(2, Role::Owner)]);
         assert_eq!(
             roster.when(remove(1, Role::Owner)),
             Ok(vec![MemberEvent::Removed(MemberRemoved { member_id: id(1) })])
@@ -639,7 +640,7 @@ mod tests {
 
     #[test]
     fn a_new_role_says_what_it_was_before() {
-        let roster = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Admin)]);
+        let roster = given::<Members>(&[added(1, Role::Owner), added(2, Role::Admin)]);
         let changed = MemberRoleChanged { member_id: id(2), from: Role::Admin, to: Role::Viewer };
         assert_eq!(roster.when(change(2, Role::Viewer, Role::Admin)), Ok(vec![MemberEvent::RoleChanged(changed)]));
         assert_eq!(roster.when(change(2, Role::Admin, Role::Owner)), Ok(vec![]));
@@ -647,7 +648,7 @@ mod tests {
 
     #[test]
     fn nobody_hands_out_or_takes_more_than_they_have() {
-        let roster = given::<Roster>(&[added(1, Role::Owner), added(2, Role::Owner), added(3, Role::Admin)]);
+        let roster = given::<Members>(&[added(1, Role::Owner), added(2, Role::Owner), added(3, Role::Admin)]);
         for command in [
             add("new@acme.example", Role::Owner, Role::Admin),
             change(3, Role::Owner, Role::Admin),
@@ -661,12 +662,15 @@ mod tests {
 
     #[test]
     fn somebody_who_is_not_here_is_not_found() {
-        assert_eq!(rejection(given::<Roster>(&[added(1, Role::Owner)]).when(remove(9, Role::Owner))).code, "not_found");
+        assert_eq!(
+            rejection(given::<Members>(&[added(1, Role::Owner)]).when(remove(9, Role::Owner))).code,
+            "not_found"
+        );
     }
 
     #[test]
     fn a_bad_email_is_pointed_at() {
         let bad = add("not an address", Role::Viewer, Role::Owner);
-        assert_eq!(fields(given::<Roster>(&[]).when(bad)), [("/email".to_owned(), "email".to_owned())]);
+        assert_eq!(fields(given::<Members>(&[]).when(bad)), [("/email".to_owned(), "email".to_owned())]);
     }
 }

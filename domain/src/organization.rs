@@ -15,10 +15,11 @@ use serde::{Deserialize, Deserializer, Serialize, de::value::StrDeserializer};
 use utoipa::ToSchema;
 
 use crate::{
-    About, Aggregate, CommandSpec, Declared, Facts, FieldError, Permission, Rejection, RejectionKind, Requires, Scope,
+    About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, Permission, Rejection, RejectionKind,
+    Requires, Scope,
     grants::Grant,
     openapi,
-    settings::{ChangeSettings, Door, METADATA_LIMITS},
+    settings::{ChangeSettings, METADATA_LIMITS, SignInMethods},
     text::Faults,
 };
 
@@ -128,7 +129,7 @@ pub enum OrganizationCommand {
         /// Whether addresses may be on this machine.
         local: bool,
         /// What is known of the ways in.
-        door: Door,
+        door: SignInMethods,
     },
     /// Let everybody sign in again, in every way.
     RestoreSignIn(RestoreSignIn),
@@ -483,7 +484,11 @@ impl Aggregate for Organization {
         }
     }
 
-    fn decide(&self, command: OrganizationCommand, _: &Facts) -> Result<Vec<OrganizationEvent>, OrganizationError> {
+    fn decide(
+        &self,
+        command: OrganizationCommand,
+        _: &DecisionContext,
+    ) -> Result<Vec<OrganizationEvent>, OrganizationError> {
         let mut faults = Faults::default();
         match &command {
             OrganizationCommand::Create { command, .. } => {
@@ -716,7 +721,7 @@ mod tests {
     }
 
     fn settings_by(patch: serde_json::Value, by: Option<(LoginMethod, bool)>) -> OrganizationCommand {
-        let door = Door { connections: [sso()].into(), by };
+        let door = SignInMethods { connections: [sso()].into(), by };
         OrganizationCommand::ChangeSettings { command: serde_json::from_value(patch).unwrap(), local: false, door }
     }
 

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    About, Aggregate, CommandSpec, Declared, Facts, FieldError, Permission, Rejection, Requires, Scope, grants::Grant,
-    openapi, text::Faults,
+    About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, Permission, Rejection, Requires, Scope,
+    grants::Grant, openapi, text::Faults,
 };
 
 /// The longest name of an aggregate, in characters: that of the longest subject that a NATS server takes.
@@ -133,7 +133,7 @@ impl Aggregate for Parking {
         }
     }
 
-    fn decide(&self, command: ParkingCommand, _: &Facts) -> Result<Vec<ParkingEvent>, ParkingError> {
+    fn decide(&self, command: ParkingCommand, _: &DecisionContext) -> Result<Vec<ParkingEvent>, ParkingError> {
         match command {
             ParkingCommand::Retry(RetryParked { aggregate, .. }) => {
                 let mut faults = Faults::default();

@@ -11,8 +11,8 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::{
-    About, Aggregate, CommandSpec, Declared, Facts, FieldError, Permission, Rejection, RejectionKind, Requires, Scope,
-    grants::Grant, schema::ValidatedKind, text::Faults,
+    About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, Permission, Rejection, RejectionKind,
+    Requires, Scope, grants::Grant, schema::ValidatedKind, text::Faults,
 };
 
 /// A record, as decisions see it. By default it does not exist yet.
@@ -172,7 +172,7 @@ impl Aggregate for Record {
         }
     }
 
-    fn decide(&self, command: RecordCommand, _: &Facts) -> Result<Vec<RecordEvent>, RecordError> {
+    fn decide(&self, command: RecordCommand, _: &DecisionContext) -> Result<Vec<RecordEvent>, RecordError> {
         match command {
             RecordCommand::Create { command: CreateRecord { kind: name, data, .. }, kind } => {
                 if self.kind.is_some() {

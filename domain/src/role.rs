@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    About, Aggregate, CommandSpec, Declared, Facts, FieldError, Permission, Rejection, RejectionKind, Requires, Scope,
-    grants::Grant, text::Faults,
+    About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, Permission, Rejection, RejectionKind,
+    Requires, Scope, grants::Grant, text::Faults,
 };
 
 /// The most roles that an organization can make itself.
@@ -21,20 +21,20 @@ pub const MAX_ROLES: usize = 100;
 
 /// All roles of an organization's own.
 #[derive(Debug, Clone, Default)]
-pub struct RoleBook {
-    roles: BTreeMap<RoleId, OwnRole>,
+pub struct CustomRoles {
+    roles: BTreeMap<RoleId, CustomRole>,
 }
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OwnRole {
+pub struct CustomRole {
     /// What people call it.
     pub name: String,
     /// What whoever has it may do, by the names of permissions.
     pub permissions: Vec<String>,
 }
 
-impl RoleBook {
+impl CustomRoles {
     /// What whoever has the role may do; none when there is no such role. A name that is no permission any more gives none.
     pub fn permissions(&self, id: RoleId) -> Option<BTreeSet<Permission>> {
         let role = self.roles.get(&id)?;
@@ -170,7 +170,7 @@ impl Declared for RemoveRole {
     }
 }
 
-impl Aggregate for RoleBook {
+impl Aggregate for CustomRoles {
     type Command = RoleCommand;
     type Event = RoleEvent;
     type Error = RoleError;
@@ -180,7 +180,7 @@ impl Aggregate for RoleBook {
         match event {
             RoleEvent::Defined(RoleDefined { role_id, name, permissions })
             | RoleEvent::Changed(RoleChanged { role_id, name, permissions }) => {
-                let role = OwnRole { name: name.clone(), permissions: permissions.clone() };
+                let role = CustomRole { name: name.clone(), permissions: permissions.clone() };
                 self.roles.insert(*role_id, role);
             }
             RoleEvent::Removed(event) => {
@@ -189,10 +189,10 @@ impl Aggregate for RoleBook {
         }
     }
 
-    fn decide(&self, command: RoleCommand, facts: &Facts) -> Result<Vec<RoleEvent>, RoleError> {
+    fn decide(&self, command: RoleCommand, context: &DecisionContext) -> Result<Vec<RoleEvent>, RoleError> {
         match command {
             RoleCommand::Define { command: DefineRole { name, permissions }, by } => {
-                let role_id = RoleId::derive(facts.command_id);
+                let role_id = RoleId::derive(context.command_id);
                 if self.roles.len() >= MAX_ROLES {
                     return Err(RoleError::TooMany);
                 }
@@ -206,7 +206,7 @@ impl Aggregate for RoleBook {
                 let name = name.unwrap_or_else(|| before.name.clone());
                 let permissions = permissions.unwrap_or_else(|| before.permissions.clone());
                 let permissions = self.checked(id, &name, permissions, &by)?;
-                if *before == (OwnRole { name: name.clone(), permissions: permissions.clone() }) {
+                if *before == (CustomRole { name: name.clone(), permissions: permissions.clone() }) {
                     return Ok(vec![]);
                 }
                 Ok(vec![RoleEvent::Changed(RoleChanged { role_id: id, name, permissions })])
@@ -227,7 +227,7 @@ impl Aggregate for RoleBook {
     }
 }
 
-impl RoleBook {
+impl CustomRoles {
     /// The permissions in one order and each once, if name and permissions are as they must be.
     fn checked(
         &self,
@@ -296,7 +296,7 @@ mod tests {
     use orgstream_events::Role;
 
     use super::*;
-    use crate::testing::{facts, fields, given, rejection};
+    use crate::testing::{context, fields, given, rejection};
 
     fn of(role: Role) -> BTreeSet<Permission> {
         Permission::of_role(role)
@@ -322,13 +322,13 @@ mod tests {
 
     #[test]
     fn a_role_has_each_permission_once_in_one_order() {
-        let decided = given::<RoleBook>(&[]).when(define(
+        let decided = given::<CustomRoles>(&[]).when(define(
             "Ingest",
             &["records:write", "records:read", "records:write"],
             Role::Admin,
         ));
         let expected = RoleDefined {
-            role_id: RoleId::derive(facts().command_id),
+            role_id: RoleId::derive(context().command_id),
             name: "Ingest".to_owned(),
             permissions: texts(&["records:read", "records:write"]),
         };
@@ -337,9 +337,9 @@ mod tests {
 
     #[test]
     fn a_role_is_never_more_than_who_makes_it() {
-        let refused = given::<RoleBook>(&[]).when(define("Boss", &["parking:manage"], Role::Owner));
+        let refused = given::<CustomRoles>(&[]).when(define("Boss", &["parking:manage"], Role::Owner));
         assert_eq!(rejection(refused).code, "role_above_own");
-        let book = given::<RoleBook>(&[defined(1, "Keys", &["api_keys:manage"])]);
+        let book = given::<CustomRoles>(&[defined(1, "Keys", &["api_keys:manage"])]);
         let less = ChangeRole { id: id(1), name: None, permissions: Some(vec![]) };
         assert_eq!(
             rejection(book.when(RoleCommand::Change { command: less, by: of(Role::Member) })).code,
@@ -351,7 +351,7 @@ mod tests {
 
     #[test]
     fn names_differ_whatever_the_case_of_their_letters() {
-        let book = given::<RoleBook>(&[defined(1, "Ingest", &[])]);
+        let book = given::<CustomRoles>(&[defined(1, "Ingest", &[])]);
         for taken in ["ingest", " INGEST ", "Owner", "editor"] {
             assert_eq!(fields(book.when(define(taken, &[], Role::Owner))), [("/name".to_owned(), "taken".to_owned())]);
         }
@@ -361,14 +361,14 @@ mod tests {
 
     #[test]
     fn what_is_no_permission_is_pointed_at() {
-        let bad = given::<RoleBook>(&[]).when(define("X", &["records:read", "records:fly"], Role::Owner));
+        let bad = given::<CustomRoles>(&[]).when(define("X", &["records:read", "records:fly"], Role::Owner));
         assert_eq!(fields(bad), [("/permissions/1".to_owned(), "unknown_permission".to_owned())]);
     }
 
     #[test]
     fn a_removed_role_gives_nothing() {
         let removed = RoleEvent::Removed(RoleRemoved { role_id: id(1) });
-        let book = given::<RoleBook>(&[defined(1, "Ingest", &["records:write"]), removed]);
+        let book = given::<CustomRoles>(&[defined(1, "Ingest", &["records:write"]), removed]);
         assert_eq!(book.0.permissions(id(1)), None);
         let again = RoleCommand::Remove { command: RemoveRole { id: id(1) }, by: of(Role::Owner) };
         assert_eq!(book.when(again), Err(RoleError::NotFound));

@@ -26,14 +26,14 @@ const MAX_LOGO_URL: usize = 500;
 
 /// What is known, beside the settings, of the ways in: which ones can be chosen, and how whoever chooses came in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Door {
+pub struct SignInMethods {
     /// The connections that the organization has.
     pub connections: BTreeSet<LoginMethod>,
     /// How the caller proved who they are, and whether that took a second factor.
     pub by: Option<(LoginMethod, bool)>,
 }
 
-impl Door {
+impl SignInMethods {
     /// Whether the organization has this way in.
     fn has(&self, method: &LoginMethod) -> bool {
         *method == LoginMethod::oidc() || *method == LoginMethod::api_key() || self.connections.contains(method)
@@ -219,7 +219,7 @@ impl ChangeSettings {
     }
 
     /// What is wrong with it by itself. `local` allows addresses on this machine.
-    pub(super) fn check(&self, local: bool, door: &Door, faults: &mut Faults) {
+    pub(super) fn check(&self, local: bool, door: &SignInMethods, faults: &mut Faults) {
         if let Patch::Set(methods) = &self.allowed_auth_methods
             && let Some(unknown) = methods.iter().find(|method| !door.has(method))
         {

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    About, Aggregate, CommandSpec, Declared, Facts, FieldError, Permission, Rejection, RejectionKind, Requires, Scope,
-    grants::Grant, public_url::is_public_url, settings::leads_in_without, text::Faults,
+    About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, Permission, Rejection, RejectionKind,
+    Requires, Scope, grants::Grant, public_url::is_public_url, settings::leads_in_without, text::Faults,
 };
 
 /// The most connections of an organization.
@@ -229,7 +229,11 @@ impl Aggregate for Connections {
         }
     }
 
-    fn decide(&self, command: ConnectionCommand, facts: &Facts) -> Result<Vec<SsoConnectionEvent>, ConnectionError> {
+    fn decide(
+        &self,
+        command: ConnectionCommand,
+        context: &DecisionContext,
+    ) -> Result<Vec<SsoConnectionEvent>, ConnectionError> {
         match command {
             ConnectionCommand::Add { command: AddSsoConnection { name, issuer, audience, jit }, local } => {
                 let mut faults = Faults::default();
@@ -249,7 +253,7 @@ impl Aggregate for Connections {
                 if self.all.values().any(|other| other.issuer == issuer && other.audience == audience) {
                     return Err(ConnectionError::AlreadyExists);
                 }
-                let connection_id = ConnectionId::derive(facts.command_id);
+                let connection_id = ConnectionId::derive(context.command_id);
                 let added = SsoConnectionAdded { connection_id, name, issuer, audience, jit };
                 Ok(vec![SsoConnectionEvent::Added(added)])
             }

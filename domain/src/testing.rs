@@ -2,13 +2,13 @@
 
 use orgstream_events::{CommandId, OrgId, Timestamp};
 
-use crate::{Aggregate, Facts, Rejection};
+use crate::{Aggregate, DecisionContext, Rejection};
 
-/// The facts of every test: the first second of 2024.
-pub(crate) fn facts() -> Facts {
+/// The context of every test: the first second of 2024.
+pub(crate) fn context() -> DecisionContext {
     let now = Timestamp::from_unix_ms(1_704_067_200_000);
     let org = OrgId::fresh(1_700_000_000_000, [1; 10]);
-    Facts { now, command_id: CommandId::fresh(now.unix_ms(), [2; 10]), org }
+    DecisionContext { now, command_id: CommandId::fresh(now.unix_ms(), [2; 10]), org }
 }
 
 /// What is decided about `command` after `events`.
@@ -24,7 +24,7 @@ pub(crate) struct Given<A>(pub(crate) A);
 
 impl<A: Aggregate> Given<A> {
     pub(crate) fn when(&self, command: A::Command) -> Result<Vec<A::Event>, A::Error> {
-        self.0.decide(command, &facts())
+        self.0.decide(command, &context())
     }
 }
 

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     CreatedBy, DbError, Listing, Page, Place, Placed, TenantTx,
-    apply::{Stamp, all_there},
+    apply::{RowVersion, all_there},
     convert::{column, fingerprint, from_bigint, from_wire, parsed, wire_name},
     key_uses::KeyUse,
     page::newest_first,
@@ -108,10 +108,10 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
 )
 .without(&["secret_mac", "previous_secret_mac"]);
 
-/// What a slice does to the rows: births, and the last state of everything that changed.
+/// What a batch does to the rows: inserts, and the last state of everything that changed.
 #[derive(Default)]
-pub(crate) struct Fold<'a> {
-    births: BTreeMap<KeyId, Birth<'a>>,
+pub(crate) struct Changeset<'a> {
+    inserts: BTreeMap<KeyId, Birth<'a>>,
     changes: BTreeMap<KeyId, Change<'a>>,
 }
 
@@ -125,12 +125,12 @@ struct Birth<'a> {
 struct Change<'a> {
     revoked_at: Option<OffsetDateTime>,
     rotated: Option<&'a ApiKeyRotated>,
-    /// The rotation before, if that was in the same slice.
+    /// The rotation before, if that was in the same batch.
     before: Option<&'a ApiKeyRotated>,
-    stamp: Stamp,
+    row_version: RowVersion,
 }
 
-/// A row that is new in the slice, as it is at the slice's end.
+/// A row that is new in the batch, as it is at the batch's end.
 struct Born<'a> {
     birth: Birth<'a>,
     change: Change<'a>,
@@ -165,24 +165,25 @@ impl Born<'_> {
     }
 }
 
-impl<'a> Fold<'a> {
-    pub(crate) fn apply(&mut self, id: KeyId, event: &'a ApiKeyEvent, by: &'a Actor, stamp: Stamp) {
-        let change = self.changes.entry(id).or_insert(Change { revoked_at: None, rotated: None, before: None, stamp });
+impl<'a> Changeset<'a> {
+    pub(crate) fn apply(&mut self, id: KeyId, event: &'a ApiKeyEvent, by: &'a Actor, row_version: RowVersion) {
+        let change =
+            self.changes.entry(id).or_insert(Change { revoked_at: None, rotated: None, before: None, row_version });
         match event {
             ApiKeyEvent::Issued(issued) => {
-                self.births.insert(id, Birth { issued, by, at: stamp.at });
+                self.inserts.insert(id, Birth { issued, by, at: row_version.at });
             }
             ApiKeyEvent::Rotated(rotated) => change.before = change.rotated.replace(rotated),
-            ApiKeyEvent::Revoked(_) => change.revoked_at = Some(stamp.at),
+            ApiKeyEvent::Revoked(_) => change.revoked_at = Some(row_version.at),
         }
-        change.stamp = stamp;
+        change.row_version = row_version;
     }
 
     pub(crate) async fn write(mut self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
-        let mut born = Vec::with_capacity(self.births.len());
+        let mut born = Vec::with_capacity(self.inserts.len());
         let mut changed = Vec::with_capacity(self.changes.len());
         for (id, change) in self.changes {
-            match self.births.remove(&id) {
+            match self.inserts.remove(&id) {
                 Some(birth) => born.push((id, Born { birth, change })),
                 None => changed.push((id, change)),
             }
@@ -228,9 +229,9 @@ impl<'a> Fold<'a> {
                 org,
                 &column(&changed, |(id, _)| id.uuid()),
                 column(&changed, |(_, change)| change.revoked_at) as _,
-                &column(&changed, |(_, change)| change.stamp.version),
-                &column(&changed, |(_, change)| change.stamp.at),
-                &column(&changed, |(_, change)| change.stamp.seq),
+                &column(&changed, |(_, change)| change.row_version.version),
+                &column(&changed, |(_, change)| change.row_version.at),
+                &column(&changed, |(_, change)| change.row_version.seq),
                 &column(&changed, |(_, change)| rotated(change)),
                 column(&changed, |(_, change)| change.rotated.map(|rotated| rotated.public_id.as_str())) as _,
                 column(&changed, |(_, change)| change.rotated.map(|rotated| rotated.secret_mac.0.as_slice())) as _,
@@ -300,10 +301,10 @@ impl<'a> Fold<'a> {
                 column(&born, |(_, born)| born.change.revoked_at) as _,
                 column(&born, |(_, born)| born.birth.by.actor_type.name()) as _,
                 column(&born, |(_, born)| born.birth.by.id.as_str()) as _,
-                &column(&born, |(_, born)| born.change.stamp.version),
+                &column(&born, |(_, born)| born.change.row_version.version),
                 &column(&born, |(_, born)| born.birth.at),
-                &column(&born, |(_, born)| born.change.stamp.at),
-                &column(&born, |(_, born)| born.change.stamp.seq),
+                &column(&born, |(_, born)| born.change.row_version.at),
+                &column(&born, |(_, born)| born.change.row_version.seq),
             )
             .execute(connection)
             .await?;

@@ -1,7 +1,7 @@
-//! Events to rows. A slice is folded in memory to the last state of every row it touches, then written with one or two
+//! Events to rows. a batch is folded in memory to the last state of every row it touches, then written with one or two
 //! statements per table, whatever the number of events.
 //!
-//! Rows that are born in the slice are inserted whole. Rows that only change are read, overlaid and upserted in one
+//! Rows that are born in the batch are inserted whole. Rows that only change are read, overlaid and upserted in one
 //! statement, and not with `UPDATE ... FROM`: a join leaves the planner free to read all rows of the org for a few, and
 //! with a cached plan, or statistics from before the org grew, it does (measured: 350 rows/s in place of 30,000). A
 //! lateral subquery is looked up row by row. That it asks for the first of a range in order, where sorting is off, leaves
@@ -13,7 +13,7 @@ use orgstream_events::{AggregateId, Event, Header, OpenedCommit, Pipeline};
 use time::OffsetDateTime;
 
 use crate::{
-    BoundOrg, DbError, SliceTx, api_keys, audit, break_glass, convert::to_bigint, domains, idempotency, invitations,
+    ApplyTx, BoundOrg, DbError, api_keys, audit, break_glass, convert::to_bigint, domains, idempotency, invitations,
     kinds, members, organizations, records, roles, slugs, sso_connections,
 };
 
@@ -28,61 +28,67 @@ pub struct Applied {
 
 /// What every row carries from the last event that changed it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Stamp {
+pub(crate) struct RowVersion {
     pub(crate) version: i64,
     pub(crate) at: OffsetDateTime,
     pub(crate) seq: i64,
 }
 
-impl Stamp {
+impl RowVersion {
     fn new(header: &Header, seq: u64) -> Self {
         Self { version: to_bigint(header.aggregate.version), at: header.recorded_at.to_datetime(), seq: to_bigint(seq) }
     }
 }
 
-/// Applies `commits` to the tables of the pipeline that the slice was opened for.
-pub async fn apply(slice: &mut SliceTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
-    match slice.connection(org)?.1 {
-        Pipeline::ReadModels => apply_read_models(slice, org, commits).await,
-        Pipeline::Audit => apply_audit(slice, org, commits).await,
+/// Applies `commits` to the tables of the pipeline that the batch was opened for.
+pub async fn apply(batch: &mut ApplyTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
+    match batch.connection(org)?.1 {
+        Pipeline::ReadModels => apply_read_models(batch, org, commits).await,
+        Pipeline::Audit => apply_audit(batch, org, commits).await,
     }
 }
 
 /// Applies `commits`, in stream order, to the tables behind the queries.
-pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
-    let connection = slice.connection_of(org, Pipeline::ReadModels)?;
+pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
+    let connection = batch.connection_of(org, Pipeline::ReadModels)?;
     let org = org.org().uuid();
-    let mut organizations = organizations::Fold::default();
-    let mut slugs = slugs::Fold::default();
-    let mut members = members::Fold::default();
-    let mut invitations = invitations::Fold::default();
-    let mut roles = roles::Fold::default();
-    let mut domains = domains::Fold::default();
-    let mut sso_connections = sso_connections::Fold::default();
-    let mut api_keys = api_keys::Fold::default();
-    let mut kinds = kinds::Fold::default();
-    let mut records = records::Fold::default();
-    let mut glasses = break_glass::Fold::default();
+    let mut organizations = organizations::Changeset::default();
+    let mut slugs = slugs::Changeset::default();
+    let mut members = members::Changeset::default();
+    let mut invitations = invitations::Changeset::default();
+    let mut roles = roles::Changeset::default();
+    let mut domains = domains::Changeset::default();
+    let mut sso_connections = sso_connections::Changeset::default();
+    let mut api_keys = api_keys::Changeset::default();
+    let mut kinds = kinds::Changeset::default();
+    let mut records = records::Changeset::default();
+    let mut glasses = break_glass::Changeset::default();
     for Applied { seq, commit } in commits {
         for event in &commit.events {
             let header = &event.header;
-            let stamp = Stamp::new(header, *seq);
+            let row_version = RowVersion::new(header, *seq);
             match (&event.event, &header.aggregate.aggregate) {
-                (Event::Record(event), AggregateId::Record(id)) => records.apply(*id, event, &header.actor, stamp),
+                (Event::Record(event), AggregateId::Record(id)) => {
+                    records.apply(*id, event, &header.actor, row_version);
+                }
                 (Event::Organization(event), AggregateId::Organization(_)) => {
-                    organizations.apply(event, stamp);
+                    organizations.apply(event, row_version);
                     slugs.apply(event);
                 }
-                (Event::Member(event), AggregateId::Member(_)) => members.apply(event, stamp),
+                (Event::Member(event), AggregateId::Member(_)) => members.apply(event, row_version),
                 (Event::Invitation(event), AggregateId::Invitation(id)) => {
-                    invitations.apply(*id, event, commit.command_id, &header.actor, stamp);
+                    invitations.apply(*id, event, commit.command_id, &header.actor, row_version);
                 }
-                (Event::Role(event), AggregateId::Role(_)) => roles.apply(event, stamp),
-                (Event::Domain(event), AggregateId::Domain(id)) => domains.apply(*id, event, stamp),
-                (Event::SsoConnection(event), AggregateId::SsoConnection(_)) => sso_connections.apply(event, stamp),
-                (Event::ApiKey(event), AggregateId::ApiKey(id)) => api_keys.apply(*id, event, &header.actor, stamp),
-                (Event::Kind(event), AggregateId::Kind(name)) => kinds.apply(name, event, stamp),
-                (Event::Access(event), AggregateId::Access(_)) => glasses.apply(event, &header.actor, stamp),
+                (Event::Role(event), AggregateId::Role(_)) => roles.apply(event, row_version),
+                (Event::Domain(event), AggregateId::Domain(id)) => domains.apply(*id, event, row_version),
+                (Event::SsoConnection(event), AggregateId::SsoConnection(_)) => {
+                    sso_connections.apply(event, row_version);
+                }
+                (Event::ApiKey(event), AggregateId::ApiKey(id)) => {
+                    api_keys.apply(*id, event, &header.actor, row_version);
+                }
+                (Event::Kind(event), AggregateId::Kind(name)) => kinds.apply(name, event, row_version),
+                (Event::Access(event), AggregateId::Access(_)) => glasses.apply(event, &header.actor, row_version),
                 // What an operator decided about parked events is carried out by the worker; there is no row for it.
                 (Event::Parking(_), AggregateId::Parking(_)) => {}
                 (
@@ -120,8 +126,8 @@ pub async fn apply_read_models(slice: &mut SliceTx, org: BoundOrg, commits: &[Ap
 }
 
 /// Appends the events of `commits`, in stream order, to the audit log.
-pub async fn apply_audit(slice: &mut SliceTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
-    let (connection, end) = slice.log_of(org)?;
+pub async fn apply_audit(batch: &mut ApplyTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
+    let (connection, end) = batch.log_of(org)?;
     audit::append(connection, org.org().uuid(), end, commits).await
 }
 

@@ -15,10 +15,10 @@ use orgstream_events::{
 use orgstream_transparency::{Frontier, Plan, TreeHead, leaf_hash, verify_consistency};
 
 use crate::{
-    Applied, BoundOrg, Database, DbError, SliceClass, SliceTx, TenantTx, apply_read_models,
+    Applied, ApplyTx, BatchClass, BoundOrg, Database, DbError, TenantTx, apply_read_models,
     audit::{self, AuditCheckpoint, KeysOf, Pin, TrustedKeys},
-    breach::Alarm,
     convert::{fingerprint, from_bigint, to_bigint},
+    isolation_violation::Alarm,
 };
 
 /// Events that are applied at a time.
@@ -78,7 +78,7 @@ pub struct TooMany(pub u64);
 /// that nobody else sees or has.
 #[derive(Debug)]
 pub struct Scratch {
-    slice: SliceTx,
+    batch: ApplyTx,
     org: BoundOrg,
     alarm: Alarm,
     pin: Pin,
@@ -88,15 +88,15 @@ pub struct Scratch {
 impl Scratch {
     /// Applies more commits, in the order of the stream. What cannot be applied leaves everything as it was before.
     pub async fn apply(&mut self, commits: &[Applied]) -> Result<(), DbError> {
-        self.slice.opened(self.org);
-        self.slice.savepoint().await?;
-        if let Err(error) = apply_read_models(&mut self.slice, self.org, commits).await {
+        self.batch.opened(self.org);
+        self.batch.savepoint().await?;
+        if let Err(error) = apply_read_models(&mut self.batch, self.org, commits).await {
             if error.may_be_of_an_event() {
-                self.slice.rollback_to_savepoint().await?;
+                self.batch.rollback_to_savepoint().await?;
             }
             return Err(error);
         }
-        self.slice.release_savepoint().await?;
+        self.batch.release_savepoint().await?;
         for Applied { seq, commit } in commits {
             for event in &commit.events {
                 if let Event::Organization(OrganizationEvent::PlanChanged(changed)) = &event.event
@@ -111,22 +111,22 @@ impl Scratch {
 
     /// The rows, for the usual queries, and what the organization had booked; see [`AsOf`].
     pub fn into_view(self) -> (TenantTx, Option<(PlanName, u64)>) {
-        (self.slice.into_view(self.org, self.alarm, self.pin), self.plan)
+        (self.batch.into_view(self.org, self.alarm, self.pin), self.plan)
     }
 }
 
 impl Database {
     /// Read models of `org` without a row. `number` tells apart those who look at the same time.
     pub async fn scratch(&self, org: BoundOrg, number: u16) -> Result<Scratch, DbError> {
-        let mut slice = self.begin_slices(SliceClass::Backlog, STATEMENT).await?;
+        let mut batch = self.begin_batches(BatchClass::Backlog, STATEMENT).await?;
         // Versions that are built to stay count upwards from 1.
-        slice.bind_version(org, -1 - i32::from(number)).await?;
+        batch.bind_version(org, -1 - i32::from(number)).await?;
         // Whoever fills it may have to wait for what it is filled with.
         sqlx::query("SELECT set_config('idle_in_transaction_session_timeout', $1, true)")
             .bind(IDLE)
-            .execute(slice.unopened())
+            .execute(batch.unopened())
             .await?;
-        Ok(Scratch { slice, org, alarm: self.alarm(), pin: self.pin(), plan: None })
+        Ok(Scratch { batch, org, alarm: self.alarm(), pin: self.pin(), plan: None })
     }
 
     /// The read models of `org` as they were at `moment`, unless that takes more than `most` events. `number` tells apart
@@ -150,10 +150,10 @@ impl Database {
                 let last = sqlx::query_scalar::<_, Option<i64>>(
                     "SELECT max(idx) FROM audit.events WHERE org_id = $1 AND idx <= $2",
                 );
-                let last = last.bind(id).bind(to_bigint(idx)).fetch_one(scratch.slice.unopened()).await?;
+                let last = last.bind(id).bind(to_bigint(idx)).fetch_one(scratch.batch.unopened()).await?;
                 last.map_or(0, |last| from_bigint(last) + 1)
             }
-            Moment::Time(time) => recorded_by(&mut scratch.slice, org, time, newest.as_ref()).await?,
+            Moment::Time(time) => recorded_by(&mut scratch.batch, org, time, newest.as_ref()).await?,
         };
         if count > most {
             return Ok(Err(TooMany(count)));
@@ -162,7 +162,7 @@ impl Database {
         while tree.size() < count {
             let from = to_bigint(tree.size());
             let upto = from.saturating_add(CHUNK).min(to_bigint(count));
-            let end = audit::end_of_page(scratch.slice.unopened(), id, (from, upto)).await?.unwrap_or(from);
+            let end = audit::end_of_page(scratch.batch.unopened(), id, (from, upto)).await?.unwrap_or(from);
             let rows = sqlx::query!(
                 "SELECT seq, header, payload, fingerprint FROM audit.events
                 WHERE org_id = $1 AND idx >= $2 AND idx < $3 ORDER BY idx",
@@ -170,7 +170,7 @@ impl Database {
                 from,
                 end,
             );
-            let rows = rows.fetch_all(scratch.slice.unopened()).await?;
+            let rows = rows.fetch_all(scratch.batch.unopened()).await?;
             if rows.is_empty() {
                 return Err(altered(org, format!("event {} is missing", tree.size())));
             }
@@ -217,7 +217,7 @@ impl Database {
 /// How many events there are up to the last that was recorded by `time`, as the headers say. The tree over all of them goes by
 /// on the way: one whose header was changed would be at another place.
 async fn recorded_by(
-    slice: &mut SliceTx,
+    batch: &mut ApplyTx,
     org: BoundOrg,
     time: Timestamp,
     newest: Option<&AuditCheckpoint>,
@@ -230,7 +230,7 @@ async fn recorded_by(
             WHERE org_id = $1 AND idx >= $2 AND idx < $2 + $3 ORDER BY idx",
         );
         let rows = rows.bind(org.org().uuid()).bind(to_bigint(tree.size())).bind(HEADERS);
-        let rows = rows.fetch_all(slice.unopened()).await?;
+        let rows = rows.fetch_all(batch.unopened()).await?;
         if rows.is_empty() {
             break;
         }

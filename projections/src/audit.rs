@@ -28,7 +28,7 @@ use uuid::Uuid;
 use columns::Columns;
 
 use crate::{
-    Applied, BoundOrg, DbError, Placed, SliceTx, TenantTx,
+    Applied, ApplyTx, BoundOrg, DbError, Placed, TenantTx,
     convert::{column, fingerprint, from_bigint, to_bigint},
 };
 
@@ -206,7 +206,7 @@ pub(crate) async fn append(
     Ok(())
 }
 
-/// The events without those facts that are in the log, or came before in the same slice. Only facts can come twice: every
+/// The events without those facts that are in the log, or came before in the same batch. Only facts can come twice: every
 /// other append expects what it comes after.
 async fn without_repeated_facts<'a>(
     connection: &mut PgConnection,
@@ -255,13 +255,13 @@ impl TryFrom<Row> for AuditEntry {
 /// The org's commits in the order of the stream, after `after` and up to `upto`: as many whole ones as have about `events`
 /// events and `bytes` bytes, and one at least, without the log's own marks. None is missing if the audit pipeline has come to `upto` and parked nothing.
 pub async fn commits(
-    slice: &mut SliceTx,
+    batch: &mut ApplyTx,
     org: BoundOrg,
     after: u64,
     upto: u64,
     (events, bytes): (u32, u32),
 ) -> Result<Vec<Applied>, DbError> {
-    let (connection, _) = slice.connection(org)?;
+    let (connection, _) = batch.connection(org)?;
     let rows = sqlx::query!(
         "WITH near AS (
             SELECT seq, ordinal, length(header) + length(payload) AS size FROM audit.events
@@ -322,8 +322,8 @@ pub async fn last_idx(tx: &mut TenantTx, seq: u64) -> Result<Option<u64>, DbErro
 }
 
 /// Which of the messages at `seqs` have a mark that says that they are parked.
-pub async fn marked(slice: &mut SliceTx, org: BoundOrg, seqs: &[u64]) -> Result<BTreeSet<u64>, DbError> {
-    let (connection, _) = slice.connection(org)?;
+pub async fn marked(batch: &mut ApplyTx, org: BoundOrg, seqs: &[u64]) -> Result<BTreeSet<u64>, DbError> {
+    let (connection, _) = batch.connection(org)?;
     let marked = sqlx::query_scalar!(
         "SELECT seq FROM audit.events WHERE org_id = $1 AND seq = ANY ($2) AND ordinal = -1",
         org.org().uuid(),
@@ -333,8 +333,8 @@ pub async fn marked(slice: &mut SliceTx, org: BoundOrg, seqs: &[u64]) -> Result<
 }
 
 /// When the last event of the log was recorded.
-pub async fn latest(slice: &mut SliceTx, org: BoundOrg) -> Result<Option<Timestamp>, DbError> {
-    let (connection, _) = slice.connection(org)?;
+pub async fn latest(batch: &mut ApplyTx, org: BoundOrg) -> Result<Option<Timestamp>, DbError> {
+    let (connection, _) = batch.connection(org)?;
     let latest = sqlx::query_scalar!(
         "SELECT recorded_at FROM audit.events WHERE org_id = $1 ORDER BY idx DESC LIMIT 1",
         org.org().uuid(),

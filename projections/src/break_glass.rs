@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::{DbError, TenantTx, apply::Stamp, convert::column, read_model::ReadModel};
+use crate::{DbError, TenantTx, apply::RowVersion, convert::column, read_model::ReadModel};
 
 /// An opening that has not ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,11 +24,11 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
     &[("id", |id| BreakGlassId::from_uuid(id).to_string())],
 );
 
-/// What a slice does to the rows.
+/// What a batch does to the rows.
 #[derive(Default)]
-pub(crate) struct Fold<'a> {
+pub(crate) struct Changeset<'a> {
     opened: Vec<Opened<'a>>,
-    /// When whatever was open before the slice was closed.
+    /// When whatever was open before the batch was closed.
     closed_at: Option<OffsetDateTime>,
 }
 
@@ -36,22 +36,22 @@ struct Opened<'a> {
     event: &'a BreakGlassOpened,
     operator: &'a str,
     closed_at: Option<OffsetDateTime>,
-    stamp: Stamp,
+    row_version: RowVersion,
 }
 
-impl<'a> Fold<'a> {
-    pub(crate) fn apply(&mut self, event: &'a AccessEvent, by: &'a Actor, stamp: Stamp) {
+impl<'a> Changeset<'a> {
+    pub(crate) fn apply(&mut self, event: &'a AccessEvent, by: &'a Actor, row_version: RowVersion) {
         match event {
             AccessEvent::BreakGlassOpened(event) => {
                 // A fact may come twice; the first counts.
                 if self.opened.iter().all(|opened| opened.event.id != event.id) {
-                    self.opened.push(Opened { event, operator: &by.id, closed_at: None, stamp });
+                    self.opened.push(Opened { event, operator: &by.id, closed_at: None, row_version });
                 }
             }
             AccessEvent::BreakGlassClosed(_) => {
-                self.closed_at.get_or_insert(stamp.at);
+                self.closed_at.get_or_insert(row_version.at);
                 for opened in &mut self.opened {
-                    opened.closed_at.get_or_insert(stamp.at);
+                    opened.closed_at.get_or_insert(row_version.at);
                 }
             }
             // Facts for the audit log alone.
@@ -90,10 +90,10 @@ impl<'a> Fold<'a> {
                 column(&opened, |opened| opened.operator) as _,
                 column(&opened, |opened| opened.event.reason.as_str()) as _,
                 column(&opened, |opened| opened.event.approver.as_str()) as _,
-                &column(&opened, |opened| opened.stamp.at),
+                &column(&opened, |opened| opened.row_version.at),
                 &column(&opened, |opened| opened.event.expires_at.to_datetime()),
                 column(&opened, |opened| opened.closed_at) as _,
-                &column(&opened, |opened| opened.stamp.seq),
+                &column(&opened, |opened| opened.row_version.seq),
             )
             .execute(connection)
             .await?;

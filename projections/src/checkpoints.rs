@@ -1,4 +1,4 @@
-//! How far each pipeline has come with an org. The writing half is the opening of a slice.
+//! How far each pipeline has come with an org. The writing half is the opening of a batch.
 
 use orgstream_events::{Pipeline, Shard, Timestamp};
 

@@ -8,24 +8,25 @@ use tokio::sync::broadcast;
 use tracing::Instrument as _;
 
 use crate::{
-    BoundOrg, Breach, DbError, Passwords, SliceTx, TenantTx,
+    ApplyTx, BoundOrg, DbError, IsolationViolation, Passwords, TenantTx,
     audit::Pin,
-    breach::Alarm,
-    catalogue, migrate,
+    catalogue,
+    isolation_violation::Alarm,
+    migrate,
     pool::{Pool, within},
     pooler,
 };
 
 const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 const WRITE: &str = "BEGIN";
-/// A slice takes milliseconds. What takes longer is stuck, and holds others up.
+/// a batch takes milliseconds. What takes longer is stuck, and holds others up.
 const SLICE_SETTINGS: [(&str, &str); 8] = [
-    // Rows and checkpoint are lost together and replayed together, so a slice need not wait for the disk.
+    // Rows and checkpoint are lost together and replayed together, so a batch need not wait for the disk.
     ("synchronous_commit", "off"),
     ("statement_timeout", "15s"),
     ("lock_timeout", "3s"),
     ("idle_in_transaction_session_timeout", "15s"),
-    // Every statement of a slice goes by a primary key. A plan that was made while the tables were small, or before
+    // Every statement of a batch goes by a primary key. A plan that was made while the tables were small, or before
     // they had statistics, must not read them whole; and a statement that runs for a millisecond is not compiled.
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
@@ -48,7 +49,7 @@ const READ_SETTINGS: [(&str, &str); 6] = [
 /// Settings of a session, by name.
 type Settings<'a> = &'a [(&'static str, &'static str)];
 
-/// Leases and marks have connections of their own: a lease must be renewed however busy the slices are.
+/// Leases and marks have connections of their own: a lease must be renewed however busy the batches are.
 const OPS_CONNECTIONS: u32 = 2;
 const OPS_SETTINGS: [(&str, &str); 3] =
     [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
@@ -56,7 +57,7 @@ const OPS_SETTINGS: [(&str, &str); 3] =
 const IDENTITY_PART: u32 = 4;
 const IDENTITY_SETTINGS: [(&str, &str); 3] =
     [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
-/// How long a slice waits for somebody else's lock, unless its statements have less time altogether.
+/// How long a batch waits for somebody else's lock, unless its statements have less time altogether.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where the database is, and how many connections it may be asked for.
@@ -67,14 +68,14 @@ pub struct DatabaseOptions {
     pub url: String,
     /// The passwords of the roles, where the server asks for them.
     pub passwords: Passwords,
-    /// For slices of either class: the most that are committed at the same time.
+    /// For batches of either class: the most that are committed at the same time.
     pub rw_connections: u32,
     /// For queries, and for who signs in, together.
     pub ro_connections: u32,
 }
 
 impl DatabaseOptions {
-    /// Connections that a process needs beside those for queries, with so many for slices: as many again for those of
+    /// Connections that a process needs beside those for queries, with so many for batches: as many again for those of
     /// backlogs, those of leases, and the one that marks are written on.
     pub fn beside_queries(rw_connections: u32) -> u32 {
         rw_connections.saturating_mul(2).saturating_add(OPS_CONNECTIONS + 1)
@@ -91,10 +92,10 @@ impl fmt::Debug for DatabaseOptions {
     }
 }
 
-/// What a transaction of slices is for, which decides whose connections it uses: a server process that has a backlog to
+/// What a transaction of batches is for, which decides whose connections it uses: a server process that has a backlog to
 /// work off is one that the operating system lets others go before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SliceClass {
+pub enum BatchClass {
     /// A few messages that somebody waits for.
     Light,
     /// More of the same, with more behind it.
@@ -119,7 +120,7 @@ impl fmt::Display for Finding {
 /// A handle to the database; clones share their connections.
 #[derive(Debug, Clone)]
 pub struct Database {
-    slices: Pool,
+    batches: Pool,
     backlog: Pool,
     ops: Pool,
     ro: Pool,
@@ -135,7 +136,7 @@ impl Database {
         let pool = |role, settings, connections| pool(options, role, settings, connections);
         let identity = (options.ro_connections / IDENTITY_PART).max(1);
         let database = Self {
-            slices: pool("app_rw", &light, options.rw_connections)?,
+            batches: pool("app_rw", &light, options.rw_connections)?,
             backlog: pool("app_rw", &SLICE_SETTINGS, options.rw_connections)?,
             ops: pool("app_rw", &OPS_SETTINGS, OPS_CONNECTIONS)?,
             ro: pool("app_ro", &READ_SETTINGS, options.ro_connections.saturating_sub(identity))?,
@@ -144,7 +145,7 @@ impl Database {
             alarm: Alarm::default(),
             pin: Pin::default(),
         };
-        database.slices.reach().await?;
+        database.batches.reach().await?;
         database.ro.reach().await?;
         Ok(database)
     }
@@ -156,7 +157,7 @@ impl Database {
 
     /// Closes every connection, and waits for the transactions that are under way.
     pub async fn close(&self) {
-        self.slices.close().await;
+        self.batches.close().await;
         self.backlog.close().await;
         self.ops.close().await;
         self.ro.close().await;
@@ -172,7 +173,7 @@ impl Database {
         }
         let light = [SLICE_SETTINGS.as_slice(), &LIGHT_SETTINGS].concat();
         let pools: [(&str, &Pool, Settings<'_>); 5] = [
-            ("app_rw", &self.slices, &light),
+            ("app_rw", &self.batches, &light),
             ("app_rw", &self.backlog, &SLICE_SETTINGS),
             ("app_rw", &self.ops, &OPS_SETTINGS),
             ("app_ro", &self.ro, &READ_SETTINGS),
@@ -233,13 +234,13 @@ impl Database {
     }
 
     /// Every row of a wrong org that is read from now on.
-    pub fn breaches(&self) -> broadcast::Receiver<Breach> {
+    pub fn isolation_violations(&self) -> broadcast::Receiver<IsolationViolation> {
         self.alarm.listen()
     }
 
-    /// A transaction that slices of any number of orgs are opened in, one after the other. A statement of it that takes
+    /// A transaction that batches of any number of orgs are opened in, one after the other. A statement of it that takes
     /// longer than `timeout` ends it with [`DbError::TimedOut`].
-    pub async fn begin_slices(&self, class: SliceClass, timeout: Duration) -> Result<SliceTx, DbError> {
+    pub async fn begin_batches(&self, class: BatchClass, timeout: Duration) -> Result<ApplyTx, DbError> {
         // A wait for somebody else's lock must end before the statement does, or it would count against whoever waits.
         let lock = if timeout < Duration::from_secs(1) { LOCK_TIMEOUT } else { LOCK_TIMEOUT.min(timeout / 2) };
         let statement = format!(
@@ -248,15 +249,15 @@ impl Database {
             lock.as_millis(),
         );
         let pool = match class {
-            SliceClass::Light => &self.slices,
-            SliceClass::Backlog => &self.backlog,
+            BatchClass::Light => &self.batches,
+            BatchClass::Backlog => &self.backlog,
         };
-        Ok(SliceTx::new(begin(pool, &statement, None).await?))
+        Ok(ApplyTx::new(begin(pool, &statement, None).await?))
     }
 
-    /// As a slice begins, but bound from the start: see `raw`.
+    /// As a batch begins, but bound from the start: see `raw`.
     pub(crate) async fn begin_raw(&self, org: BoundOrg) -> Result<Transaction<'static, Postgres>, DbError> {
-        begin(&self.slices, WRITE, Some(org)).await
+        begin(&self.batches, WRITE, Some(org)).await
     }
 
     pub(crate) async fn begin_maintenance(&self, org: BoundOrg) -> Result<Transaction<'static, Postgres>, DbError> {

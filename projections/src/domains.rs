@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     DbError, Listing, Page, Place, Placed, TenantTx,
-    apply::{Stamp, all_there},
+    apply::{RowVersion, all_there},
     convert::{column, from_bigint, from_wire, parsed},
     page::newest_first,
     read_model::ReadModel,
@@ -64,30 +64,30 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
     &[("id", |id| DomainId::from_uuid(id).to_string())],
 );
 
-/// What a slice does to the rows: births, and the last state of everything that changed. A domain that is claimed again is
+/// What a batch does to the rows: inserts, and the last state of everything that changed. A domain that is claimed again is
 /// born again.
 #[derive(Default)]
-pub(crate) struct Fold<'a> {
-    births: BTreeMap<DomainId, (&'a DomainClaimed, OffsetDateTime)>,
-    changes: BTreeMap<DomainId, (&'static str, Stamp)>,
+pub(crate) struct Changeset<'a> {
+    inserts: BTreeMap<DomainId, (&'a DomainClaimed, OffsetDateTime)>,
+    changes: BTreeMap<DomainId, (&'static str, RowVersion)>,
 }
 
-impl<'a> Fold<'a> {
-    pub(crate) fn apply(&mut self, id: DomainId, event: &'a DomainEvent, stamp: Stamp) {
+impl<'a> Changeset<'a> {
+    pub(crate) fn apply(&mut self, id: DomainId, event: &'a DomainEvent, row_version: RowVersion) {
         let status = match event {
             DomainEvent::Claimed(claimed) => {
-                self.births.insert(id, (claimed, stamp.at));
+                self.inserts.insert(id, (claimed, row_version.at));
                 "claimed"
             }
             DomainEvent::Proven(_) => "proven",
             DomainEvent::Removed(_) => "removed",
         };
-        self.changes.insert(id, (status, stamp));
+        self.changes.insert(id, (status, row_version));
     }
 
     pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
         let (born, changed): (Vec<_>, Vec<_>) =
-            self.changes.into_iter().partition(|(id, _)| self.births.contains_key(id));
+            self.changes.into_iter().partition(|(id, _)| self.inserts.contains_key(id));
         if !changed.is_empty() {
             let updated = sqlx::query!(
                 "INSERT INTO rm.domains (org_id, id, domain, challenge, status, version, created_at, updated_at, seq)
@@ -107,16 +107,16 @@ impl<'a> Fold<'a> {
                 org,
                 &column(&changed, |(id, _)| id.uuid()),
                 column(&changed, |(_, (status, _))| *status) as _,
-                &column(&changed, |(_, (_, stamp))| stamp.version),
-                &column(&changed, |(_, (_, stamp))| stamp.at),
-                &column(&changed, |(_, (_, stamp))| stamp.seq),
+                &column(&changed, |(_, (_, row_version))| row_version.version),
+                &column(&changed, |(_, (_, row_version))| row_version.at),
+                &column(&changed, |(_, (_, row_version))| row_version.seq),
             )
             .execute(&mut *connection)
             .await?;
             all_there("rm.domains", changed.len(), updated.rows_affected())?;
         }
         if !born.is_empty() {
-            let births: Vec<_> = self.births.into_values().collect();
+            let inserts: Vec<_> = self.inserts.into_values().collect();
             sqlx::query!(
                 "INSERT INTO rm.domains (org_id, id, domain, challenge, status, version, created_at, updated_at, seq)
                 SELECT $1, born.* FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::bigint[],
@@ -131,13 +131,13 @@ impl<'a> Fold<'a> {
                     seq = excluded.seq",
                 org,
                 &column(&born, |(id, _)| id.uuid()),
-                column(&births, |(claimed, _)| claimed.domain.as_str()) as _,
-                column(&births, |(claimed, _)| claimed.challenge.as_str()) as _,
+                column(&inserts, |(claimed, _)| claimed.domain.as_str()) as _,
+                column(&inserts, |(claimed, _)| claimed.challenge.as_str()) as _,
                 column(&born, |(_, (status, _))| *status) as _,
-                &column(&born, |(_, (_, stamp))| stamp.version),
-                &column(&births, |(_, at)| *at),
-                &column(&born, |(_, (_, stamp))| stamp.at),
-                &column(&born, |(_, (_, stamp))| stamp.seq),
+                &column(&born, |(_, (_, row_version))| row_version.version),
+                &column(&inserts, |(_, at)| *at),
+                &column(&born, |(_, (_, row_version))| row_version.at),
+                &column(&born, |(_, (_, row_version))| row_version.seq),
             )
             .execute(connection)
             .await?;

@@ -4,7 +4,7 @@
 use orgstream_events::Fingerprint;
 
 use crate::{
-    BoundOrg, Database, DbError, SliceTx, TenantTx,
+    ApplyTx, BoundOrg, Database, DbError, TenantTx,
     convert::to_bigint,
     read_model::{Page, READ_MODELS, ReadModel, Stretch, differing_columns},
 };
@@ -101,8 +101,8 @@ impl Comparison {
     }
 
     /// Writes down what was found, in place of what the last comparison of the org found.
-    pub async fn keep(&self, slice: &mut SliceTx, org: BoundOrg) -> Result<(), DbError> {
-        let (connection, _) = slice.connection(org)?;
+    pub async fn keep(&self, batch: &mut ApplyTx, org: BoundOrg) -> Result<(), DbError> {
+        let (connection, _) = batch.connection(org)?;
         let id = org.org().uuid();
         sqlx::query!("DELETE FROM ops.drift WHERE org_id = $1", id).execute(&mut *connection).await?;
         for (place, drift) in (0_u64..).zip(&self.found) {

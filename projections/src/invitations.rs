@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     CreatedBy, DbError, Listing, Page, Place, Placed, TenantTx,
-    apply::{Stamp, all_there},
+    apply::{RowVersion, all_there},
     convert::{column, fingerprint, from_bigint, from_wire, parsed},
     page::newest_first,
     read_model::ReadModel,
@@ -94,10 +94,10 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
 )
 .without(&["token_mac", "token_command"]);
 
-/// What a slice does to the rows: births, and the last state of everything that changed; and the mails that have to leave.
+/// What a batch does to the rows: inserts, and the last state of everything that changed; and the mails that have to leave.
 #[derive(Default)]
-pub(crate) struct Fold<'a> {
-    births: BTreeMap<InvitationId, Birth<'a>>,
+pub(crate) struct Changeset<'a> {
+    inserts: BTreeMap<InvitationId, Birth<'a>>,
     changes: BTreeMap<InvitationId, Change>,
     mails: Vec<(CommandId, InvitationId)>,
 }
@@ -113,7 +113,7 @@ struct Change {
     offer: Option<Offer>,
     status: Option<&'static str>,
     member_id: Option<Uuid>,
-    stamp: Stamp,
+    row_version: RowVersion,
 }
 
 #[derive(Clone, Copy)]
@@ -123,19 +123,19 @@ struct Offer {
     token_command: CommandId,
 }
 
-impl<'a> Fold<'a> {
+impl<'a> Changeset<'a> {
     pub(crate) fn apply(
         &mut self,
         id: InvitationId,
         event: &'a InvitationEvent,
         command: CommandId,
         by: &'a Actor,
-        stamp: Stamp,
+        row_version: RowVersion,
     ) {
         let offer = |expires_at, token_mac| Some(Offer { expires_at, token_mac, token_command: command });
         let (offer, status, member_id) = match event {
             InvitationEvent::Issued(issued) => {
-                self.births.insert(id, Birth { issued, by, at: stamp.at });
+                self.inserts.insert(id, Birth { issued, by, at: row_version.at });
                 (offer(issued.expires_at, issued.token_mac), Some("pending"), None)
             }
             InvitationEvent::Resent(event) => (offer(event.expires_at, event.token_mac), None, None),
@@ -145,16 +145,17 @@ impl<'a> Fold<'a> {
         if offer.is_some() {
             self.mails.push((command, id));
         }
-        let change = self.changes.entry(id).or_insert(Change { offer: None, status: None, member_id: None, stamp });
+        let change =
+            self.changes.entry(id).or_insert(Change { offer: None, status: None, member_id: None, row_version });
         change.offer = offer.or(change.offer);
         change.status = status.or(change.status);
         change.member_id = member_id.or(change.member_id);
-        change.stamp = stamp;
+        change.row_version = row_version;
     }
 
     pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
         let (born, changed): (Vec<_>, Vec<_>) =
-            self.changes.into_iter().partition(|(id, _)| self.births.contains_key(id));
+            self.changes.into_iter().partition(|(id, _)| self.inserts.contains_key(id));
         if !changed.is_empty() {
             let updated = sqlx::query!(
                 "INSERT INTO rm.invitations (org_id, id, email, role, status, expires_at, token_mac, token_command,
@@ -186,16 +187,16 @@ impl<'a> Fold<'a> {
                 column(&changed, |(_, change)| change.offer.map(|offer| offer.token_mac.0.to_vec())) as _,
                 column(&changed, |(_, change)| change.offer.map(|offer| offer.token_command.uuid())) as _,
                 column(&changed, |(_, change)| change.member_id) as _,
-                &column(&changed, |(_, change)| change.stamp.version),
-                &column(&changed, |(_, change)| change.stamp.at),
-                &column(&changed, |(_, change)| change.stamp.seq),
+                &column(&changed, |(_, change)| change.row_version.version),
+                &column(&changed, |(_, change)| change.row_version.at),
+                &column(&changed, |(_, change)| change.row_version.seq),
             )
             .execute(&mut *connection)
             .await?;
             all_there("rm.invitations", changed.len(), updated.rows_affected())?;
         }
         if !born.is_empty() {
-            let births: Vec<_> = self.births.into_values().collect();
+            let inserts: Vec<_> = self.inserts.into_values().collect();
             sqlx::query!(
                 "INSERT INTO rm.invitations (org_id, id, email, role, status, expires_at, token_mac, token_command,
                     member_id, created_by_type, created_by_id, version, created_at, updated_at, seq)
@@ -218,19 +219,19 @@ impl<'a> Fold<'a> {
                     seq = excluded.seq",
                 org,
                 &column(&born, |(id, _)| id.uuid()),
-                column(&births, |birth| birth.issued.email.as_str()) as _,
-                column(&births, |birth| birth.issued.role.to_string()) as _,
+                column(&inserts, |birth| birth.issued.email.as_str()) as _,
+                column(&inserts, |birth| birth.issued.role.to_string()) as _,
                 column(&born, |(_, change)| change.status) as _,
                 column(&born, |(_, change)| change.offer.map(|offer| offer.expires_at.to_datetime())) as _,
                 column(&born, |(_, change)| change.offer.map(|offer| offer.token_mac.0.to_vec())) as _,
                 column(&born, |(_, change)| change.offer.map(|offer| offer.token_command.uuid())) as _,
                 column(&born, |(_, change)| change.member_id) as _,
-                column(&births, |birth| birth.by.actor_type.name()) as _,
-                column(&births, |birth| birth.by.id.as_str()) as _,
-                &column(&born, |(_, change)| change.stamp.version),
-                &column(&births, |birth| birth.at),
-                &column(&born, |(_, change)| change.stamp.at),
-                &column(&born, |(_, change)| change.stamp.seq),
+                column(&inserts, |birth| birth.by.actor_type.name()) as _,
+                column(&inserts, |birth| birth.by.id.as_str()) as _,
+                &column(&born, |(_, change)| change.row_version.version),
+                &column(&inserts, |birth| birth.at),
+                &column(&born, |(_, change)| change.row_version.at),
+                &column(&born, |(_, change)| change.row_version.seq),
             )
             .execute(&mut *connection)
             .await?;

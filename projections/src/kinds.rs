@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     BoundOrg, Database, DbError, TenantTx,
-    apply::{Stamp, all_there},
+    apply::{RowVersion, all_there},
     convert::{Document, Written, column, from_bigint, from_wire, parsed, wire_name},
     read_model::ReadModel,
 };
@@ -40,10 +40,10 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_text(
     &["name", "title", "schema", "visibility", "cost", "status", "version", "created_at", "updated_at", "seq"],
 );
 
-/// What a slice does to the rows: births, and the last state of everything that changed.
+/// What a batch does to the rows: inserts, and the last state of everything that changed.
 #[derive(Default)]
-pub(crate) struct Fold<'a> {
-    births: BTreeMap<&'a KindName, OffsetDateTime>,
+pub(crate) struct Changeset<'a> {
+    inserts: BTreeMap<&'a KindName, OffsetDateTime>,
     changes: BTreeMap<&'a KindName, Change<'a>>,
 }
 
@@ -51,29 +51,29 @@ pub(crate) struct Fold<'a> {
 struct Change<'a> {
     definition: Option<&'a KindDefinition>,
     status: Option<&'static str>,
-    stamp: Stamp,
+    row_version: RowVersion,
 }
 
-impl<'a> Fold<'a> {
-    pub(crate) fn apply(&mut self, name: &'a KindName, event: &'a KindEvent, stamp: Stamp) {
+impl<'a> Changeset<'a> {
+    pub(crate) fn apply(&mut self, name: &'a KindName, event: &'a KindEvent, row_version: RowVersion) {
         let (definition, status) = match event {
             KindEvent::Registered(event) => {
-                self.births.insert(name, stamp.at);
+                self.inserts.insert(name, row_version.at);
                 (Some(&event.definition), Some("active"))
             }
             KindEvent::Changed(event) => (Some(&event.definition), None),
             KindEvent::Retired(_) => (None, Some("retired")),
             KindEvent::Restored(_) => (None, Some("active")),
         };
-        let change = self.changes.entry(name).or_insert(Change { definition: None, status: None, stamp });
+        let change = self.changes.entry(name).or_insert(Change { definition: None, status: None, row_version });
         change.definition = definition.or(change.definition);
         change.status = status.or(change.status);
-        change.stamp = stamp;
+        change.row_version = row_version;
     }
 
     pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
         let (born, changed): (Vec<_>, Vec<_>) =
-            self.changes.into_iter().partition(|(name, _)| self.births.contains_key(name));
+            self.changes.into_iter().partition(|(name, _)| self.inserts.contains_key(name));
         if !changed.is_empty() {
             let updated = sqlx::query!(
                 "INSERT INTO rm.kinds (org_id, name, title, schema, visibility, cost, status, version, created_at,
@@ -104,16 +104,16 @@ impl<'a> Fold<'a> {
                 column(&changed, |(_, change)| change.definition.map(|kind| wire_name(&kind.visibility))) as _,
                 column(&changed, |(_, change)| change.definition.map(|kind| i64::from(kind.cost))) as _,
                 column(&changed, |(_, change)| change.status) as _,
-                &column(&changed, |(_, change)| change.stamp.version),
-                &column(&changed, |(_, change)| change.stamp.at),
-                &column(&changed, |(_, change)| change.stamp.seq),
+                &column(&changed, |(_, change)| change.row_version.version),
+                &column(&changed, |(_, change)| change.row_version.at),
+                &column(&changed, |(_, change)| change.row_version.seq),
             )
             .execute(&mut *connection)
             .await?;
             all_there("rm.kinds", changed.len(), updated.rows_affected())?;
         }
         if !born.is_empty() {
-            let births: Vec<_> = self.births.into_values().collect();
+            let inserts: Vec<_> = self.inserts.into_values().collect();
             sqlx::query!(
                 "INSERT INTO rm.kinds (org_id, name, title, schema, visibility, cost, status, version, created_at,
                     updated_at, seq)
@@ -136,10 +136,10 @@ impl<'a> Fold<'a> {
                 column(&born, |(_, change)| change.definition.map(|kind| wire_name(&kind.visibility))) as _,
                 column(&born, |(_, change)| change.definition.map(|kind| i64::from(kind.cost))) as _,
                 column(&born, |(_, change)| change.status) as _,
-                &column(&born, |(_, change)| change.stamp.version),
-                &births,
-                &column(&born, |(_, change)| change.stamp.at),
-                &column(&born, |(_, change)| change.stamp.seq),
+                &column(&born, |(_, change)| change.row_version.version),
+                &inserts,
+                &column(&born, |(_, change)| change.row_version.at),
+                &column(&born, |(_, change)| change.row_version.seq),
             )
             .execute(connection)
             .await?;

@@ -1,7 +1,7 @@
 //! Read models, the audit log and their queries, on PostgreSQL under forced row-level security.
 //!
 //! This is the only crate with SQL. One file is one table: its row, how events change it, and its queries. Nothing here
-//! reaches a table but through a transaction that is bound to one org ([`TenantTx`] to read, [`SliceTx`] to apply), and
+//! reaches a table but through a transaction that is bound to one org ([`TenantTx`] to read, [`ApplyTx`] to apply), and
 //! the only way to bind one is a [`BoundOrg`], which authentication and the stream give out.
 //!
 //! Who has signed in ([`identity`]) is no tenant's and lies in a schema of its own, behind a login that reaches nothing else.
@@ -18,9 +18,9 @@ pub mod identity;
 pub mod invitations;
 pub mod key_uses;
 pub mod kinds;
-pub mod mails;
 pub mod members;
 pub mod organizations;
+pub mod outbox;
 pub mod parked;
 pub mod records;
 pub mod roles;
@@ -28,14 +28,15 @@ pub mod sso_connections;
 pub mod usage;
 
 mod apply;
+mod apply_tx;
 mod as_of;
-mod breach;
 mod catalogue;
 mod convert;
 mod database;
 mod drift;
 mod error;
 mod histories;
+mod isolation_violation;
 mod migrate;
 mod ops;
 mod page;
@@ -46,28 +47,27 @@ mod raw;
 mod read_model;
 mod rebuilds;
 mod resolve;
-mod slice;
 mod slugs;
 mod strays;
 mod tenant;
 mod versions;
 
 pub use apply::{Applied, apply, apply_audit, apply_read_models};
+pub use apply_tx::{ApplyTx, BatchStart, Opening};
 pub use as_of::{AsOf, Moment, Scratch, TooMany};
-pub use breach::Breach;
 pub use convert::CreatedBy;
-pub use database::{Database, DatabaseOptions, Finding, SliceClass};
+pub use database::{BatchClass, Database, DatabaseOptions, Finding};
 pub use drift::{Comparison, Drift, TablesCompared, compare_tables, drift};
 pub use error::DbError;
 pub use histories::{HistoryStep, StreamHistory};
+pub use isolation_violation::IsolationViolation;
 pub use migrate::{MigrateError, migrate, migrate_with};
-pub use ops::{LaneLag, Lease, MarkWriter, ShardMark};
+pub use ops::{LaneLag, Lease, LowWatermark, WatermarkWriter};
 pub use page::{Listing, Page, Place, Placed};
 pub use passwords::{LoginPassword, LoginPasswordError, Passwords};
 pub use raw::{Hindrance, Seen, hinder, seen, unhinder};
 pub use read_model::{OWNERSHIP, READ_MODELS, ReadModel};
 pub use rebuilds::{Asked, Rebuild, RebuildJob, RebuildState};
-pub use slice::{Opening, SliceStart, SliceTx};
 pub use strays::{Stray, StrayFound};
 pub use tenant::{BoundOrg, TenantTx};
 pub use versions::Step;

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     DbError, Listing, Page, Place, Placed, TenantTx,
-    apply::{Stamp, all_there},
+    apply::{RowVersion, all_there},
     convert::{column, from_bigint, parsed},
     page::newest_first,
     read_model::ReadModel,
@@ -55,10 +55,10 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
 )
 .without(&["user_id"]);
 
-/// What a slice does to the rows: births, and the last state of everything that changed.
+/// What a batch does to the rows: inserts, and the last state of everything that changed.
 #[derive(Default)]
-pub(crate) struct Fold<'a> {
-    births: BTreeMap<MemberId, (&'a MemberAdded, OffsetDateTime)>,
+pub(crate) struct Changeset<'a> {
+    inserts: BTreeMap<MemberId, (&'a MemberAdded, OffsetDateTime)>,
     changes: BTreeMap<MemberId, Change>,
 }
 
@@ -66,28 +66,28 @@ pub(crate) struct Fold<'a> {
 struct Change {
     role: Option<Role>,
     status: Option<&'static str>,
-    stamp: Stamp,
+    row_version: RowVersion,
 }
 
-impl<'a> Fold<'a> {
-    pub(crate) fn apply(&mut self, event: &'a MemberEvent, stamp: Stamp) {
+impl<'a> Changeset<'a> {
+    pub(crate) fn apply(&mut self, event: &'a MemberEvent, row_version: RowVersion) {
         let (id, role, status) = match event {
             MemberEvent::Added(event) => {
-                self.births.insert(event.member_id, (event, stamp.at));
+                self.inserts.insert(event.member_id, (event, row_version.at));
                 (event.member_id, Some(event.role), Some("active"))
             }
             MemberEvent::RoleChanged(event) => (event.member_id, Some(event.to), None),
             MemberEvent::Removed(event) => (event.member_id, None, Some("removed")),
         };
-        let change = self.changes.entry(id).or_insert(Change { role: None, status: None, stamp });
+        let change = self.changes.entry(id).or_insert(Change { role: None, status: None, row_version });
         change.role = role.or(change.role);
         change.status = status.or(change.status);
-        change.stamp = stamp;
+        change.row_version = row_version;
     }
 
     pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
         let (born, changed): (Vec<_>, Vec<_>) =
-            self.changes.into_iter().partition(|(id, _)| self.births.contains_key(id));
+            self.changes.into_iter().partition(|(id, _)| self.inserts.contains_key(id));
         // The older rows first: somebody may have been removed before the same login was added again.
         if !changed.is_empty() {
             let updated = sqlx::query!(
@@ -111,16 +111,16 @@ impl<'a> Fold<'a> {
                 &column(&changed, |(id, _)| id.uuid()),
                 column(&changed, |(_, change)| change.role.map(|role| role.to_string())) as _,
                 column(&changed, |(_, change)| change.status) as _,
-                &column(&changed, |(_, change)| change.stamp.version),
-                &column(&changed, |(_, change)| change.stamp.at),
-                &column(&changed, |(_, change)| change.stamp.seq),
+                &column(&changed, |(_, change)| change.row_version.version),
+                &column(&changed, |(_, change)| change.row_version.at),
+                &column(&changed, |(_, change)| change.row_version.seq),
             )
             .execute(&mut *connection)
             .await?;
             all_there("rm.members", changed.len(), updated.rows_affected())?;
         }
         if !born.is_empty() {
-            let births: Vec<_> = self.births.values().collect();
+            let inserts: Vec<_> = self.inserts.values().collect();
             sqlx::query!(
                 "INSERT INTO rm.members
                     (org_id, id, user_id, email, role, status, version, created_at, updated_at, seq)
@@ -137,14 +137,14 @@ impl<'a> Fold<'a> {
                     seq = excluded.seq",
                 org,
                 &column(&born, |(id, _)| id.uuid()),
-                &column(&births, |(added, _)| added.user_id.uuid()),
-                column(&births, |(added, _)| added.email.as_str()) as _,
+                &column(&inserts, |(added, _)| added.user_id.uuid()),
+                column(&inserts, |(added, _)| added.email.as_str()) as _,
                 column(&born, |(_, change)| change.role.map(|role| role.to_string())) as _,
                 column(&born, |(_, change)| change.status) as _,
-                &column(&born, |(_, change)| change.stamp.version),
-                &column(&births, |(_, at)| *at),
-                &column(&born, |(_, change)| change.stamp.at),
-                &column(&born, |(_, change)| change.stamp.seq),
+                &column(&born, |(_, change)| change.row_version.version),
+                &column(&inserts, |(_, at)| *at),
+                &column(&born, |(_, change)| change.row_version.at),
+                &column(&born, |(_, change)| change.row_version.seq),
             )
             .execute(connection)
             .await?;

@@ -21,19 +21,19 @@ pub struct Lease {
     pub shard: Shard,
     /// The worker; none once it was given back.
     pub owner: Option<Uuid>,
-    /// Grows whenever the owner changes; what every slice is checked against.
+    /// Grows whenever the owner changes; what every batch is checked against.
     pub epoch: u64,
     /// When anybody may take it.
     pub expires_at: Timestamp,
 }
 
-/// Where a cursor may start: everything up to it is done for every org that is not detached.
+/// Where a cursor may start: everything up to it is done for every org that is not `catching_up`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ShardMark {
+pub struct LowWatermark {
     /// The stream sequence.
     pub seq: u64,
     /// The lanes that are behind the mark and catch up from their own checkpoints.
-    pub detached: Vec<(OrgId, Pipeline)>,
+    pub catching_up: Vec<(OrgId, Pipeline)>,
 }
 
 /// How far behind one lane is, as its worker sees it.
@@ -45,12 +45,12 @@ pub struct LaneLag {
     pub pipeline: Pipeline,
     /// The stream sequence of the oldest message that waits.
     pub oldest: u64,
-    /// Messages in memory that wait; a detached lane has more of them in the log.
+    /// Messages in memory that wait; a catching up lane has more of them in the log.
     pub waiting: usize,
     /// How long ago the oldest of them was accepted, in milliseconds.
     pub age_ms: u64,
     /// Whether the lane reads the log at its own pace.
-    pub detached: bool,
+    pub catching_up: bool,
     /// How long its checkpoint is known not to have moved although the log has more for it, in milliseconds.
     pub standing_ms: Option<u64>,
 }
@@ -156,18 +156,18 @@ impl Database {
     }
 
     /// How far the shard has been worked off; the beginning when nobody has yet.
-    pub async fn shard_mark(&self, shard: Shard) -> Result<ShardMark, DbError> {
+    pub async fn low_watermark(&self, shard: Shard) -> Result<LowWatermark, DbError> {
         let row = sqlx::query!(
             "SELECT seq, detached_read_models, detached_audit FROM ops.shard_marks WHERE shard = $1",
             i32::from(shard.0),
         )
         .fetch_optional(self.ops_pool())
         .await?;
-        Ok(row.map_or_else(ShardMark::default, |row| {
+        Ok(row.map_or_else(LowWatermark::default, |row| {
             let lanes = |orgs: Vec<Uuid>, pipeline| orgs.into_iter().map(move |org| (OrgId::from_uuid(org), pipeline));
-            ShardMark {
+            LowWatermark {
                 seq: from_bigint(row.seq),
-                detached: lanes(row.detached_read_models, Pipeline::ReadModels)
+                catching_up: lanes(row.detached_read_models, Pipeline::ReadModels)
                     .chain(lanes(row.detached_audit, Pipeline::Audit))
                     .collect(),
             }
@@ -175,8 +175,8 @@ impl Database {
     }
 
     /// A connection to write marks on, made now.
-    pub async fn mark_writer(&self) -> Result<MarkWriter, DbError> {
-        Ok(MarkWriter(within(PgConnection::connect_with(&self.ops_pool().inner().connect_options())).await?))
+    pub async fn watermark_writer(&self) -> Result<WatermarkWriter, DbError> {
+        Ok(WatermarkWriter(within(PgConnection::connect_with(&self.ops_pool().inner().connect_options())).await?))
     }
 }
 
@@ -187,9 +187,9 @@ impl Database {
 /// outlives a crash: while this one lives, everything that was committed after it was made is still there, and a mark
 /// that is written on it puts all of that on disk.
 #[derive(Debug)]
-pub struct MarkWriter(PgConnection);
+pub struct WatermarkWriter(PgConnection);
 
-impl MarkWriter {
+impl WatermarkWriter {
     /// Fails when the server was away: then what was committed since the last mark may be forgotten. Also when the session may
     /// not write.
     pub async fn check(&mut self) -> Result<(), DbError> {
@@ -200,9 +200,9 @@ impl MarkWriter {
     }
 
     /// Stores how far the shard has been worked off. False when another epoch owns the shard: nothing has changed.
-    pub async fn write(&mut self, shard: Shard, epoch: u64, mark: &ShardMark) -> Result<bool, DbError> {
-        let detached = |wanted: Pipeline| -> Vec<Uuid> {
-            mark.detached.iter().filter(|(_, pipeline)| *pipeline == wanted).map(|(org, _)| org.uuid()).collect()
+    pub async fn write(&mut self, shard: Shard, epoch: u64, mark: &LowWatermark) -> Result<bool, DbError> {
+        let catching_up = |wanted: Pipeline| -> Vec<Uuid> {
+            mark.catching_up.iter().filter(|(_, pipeline)| *pipeline == wanted).map(|(org, _)| org.uuid()).collect()
         };
         let written = sqlx::query!(
             "INSERT INTO ops.shard_marks (shard, seq, epoch, detached_read_models, detached_audit)
@@ -217,8 +217,8 @@ impl MarkWriter {
             i32::from(shard.0),
             to_bigint(epoch),
             to_bigint(mark.seq),
-            &detached(Pipeline::ReadModels),
-            &detached(Pipeline::Audit),
+            &catching_up(Pipeline::ReadModels),
+            &catching_up(Pipeline::Audit),
         )
         .execute(&mut self.0);
         let stored = within(written).await?;

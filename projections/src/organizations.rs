@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     DbError, TenantTx,
-    apply::{Stamp, all_there},
+    apply::{RowVersion, all_there},
     convert::{from_bigint, from_json, from_wire, parsed, wire_name},
     read_model::ReadModel,
 };
@@ -71,9 +71,9 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
     &[],
 );
 
-/// What a slice does to the row. What is None stays as it is.
+/// What a batch does to the row. What is None stays as it is.
 #[derive(Default)]
-pub(crate) struct Fold<'a> {
+pub(crate) struct Changeset<'a> {
     created: Option<(&'a OrganizationCreated, OffsetDateTime)>,
     slug: Option<&'a Slug>,
     name: Option<&'a str>,
@@ -83,7 +83,7 @@ pub(crate) struct Fold<'a> {
     limits: Option<&'a OrganizationLimits>,
     tenant_type: Option<TenantType>,
     external_id: Option<&'a str>,
-    stamp: Option<Stamp>,
+    row_version: Option<RowVersion>,
 }
 
 enum Suspension<'a> {
@@ -100,12 +100,12 @@ impl<'a> Suspension<'a> {
     }
 }
 
-impl<'a> Fold<'a> {
-    pub(crate) fn apply(&mut self, event: &'a OrganizationEvent, stamp: Stamp) {
+impl<'a> Changeset<'a> {
+    pub(crate) fn apply(&mut self, event: &'a OrganizationEvent, row_version: RowVersion) {
         match event {
             OrganizationEvent::Created(event) => {
                 *self = Self {
-                    created: Some((event, stamp.at)),
+                    created: Some((event, row_version.at)),
                     slug: Some(&event.slug),
                     name: Some(&event.name),
                     tenant_type: Some(event.tenant_type),
@@ -119,16 +119,16 @@ impl<'a> Fold<'a> {
             OrganizationEvent::SettingsChanged(event) => self.settings = Some(&event.settings),
             OrganizationEvent::Suspended(event) => self.suspension = Some(Suspension::Because(&event.reason)),
             OrganizationEvent::Resumed(_) => self.suspension = Some(Suspension::Over),
-            OrganizationEvent::PlanChanged(event) => self.plan = Some((&event.plan, stamp.seq)),
+            OrganizationEvent::PlanChanged(event) => self.plan = Some((&event.plan, row_version.seq)),
             OrganizationEvent::LimitsChanged(event) => self.limits = Some(&event.limits),
             OrganizationEvent::Upgraded(event) => self.tenant_type = Some(event.tenant_type),
             OrganizationEvent::IdentityLinked(event) => self.external_id = Some(&event.external_id),
         }
-        self.stamp = Some(stamp);
+        self.row_version = Some(row_version);
     }
 
     pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
-        let Some(stamp) = self.stamp else { return Ok(()) };
+        let Some(row_version) = self.row_version else { return Ok(()) };
         if let Some((plan, seq)) = self.plan {
             // Not what the history says on the way to what is known already.
             sqlx::query!(
@@ -162,9 +162,9 @@ impl<'a> Fold<'a> {
                 self.suspension.is_some(),
                 self.suspension.as_ref().and_then(Suspension::reason),
                 self.settings.map(Json) as _,
-                stamp.version,
-                stamp.at,
-                stamp.seq,
+                row_version.version,
+                row_version.at,
+                row_version.seq,
                 self.tenant_type.as_ref().map(wire_name),
                 self.external_id,
                 self.limits.map(Json) as _,
@@ -199,10 +199,10 @@ impl<'a> Fold<'a> {
             created.region,
             self.suspension.as_ref().and_then(Suspension::reason),
             Json(self.settings.unwrap_or(&defaults)) as _,
-            stamp.version,
+            row_version.version,
             created_at,
-            stamp.at,
-            stamp.seq,
+            row_version.at,
+            row_version.seq,
             self.external_id,
             Json(self.limits.unwrap_or(&no_limits)) as _,
         )

@@ -8,7 +8,7 @@ use orgstream_events::{AggregateName, Pipeline, Timestamp};
 use time::OffsetDateTime;
 
 use crate::{
-    BoundOrg, DbError, SliceTx, TenantTx,
+    ApplyTx, BoundOrg, DbError, TenantTx,
     convert::{column, from_bigint, parsed, to_bigint},
     read_model::ReadModel,
 };
@@ -107,9 +107,9 @@ pub fn aggregate_of(subject: &str) -> &str {
     subject.splitn(4, '.').nth(3).unwrap_or_default()
 }
 
-/// Parks messages in the open slice's pipeline. One that is parked already is brought up to date.
-pub async fn park(slice: &mut SliceTx, org: BoundOrg, messages: &[Park<'_>]) -> Result<(), DbError> {
-    let (connection, pipeline) = slice.connection(org)?;
+/// Parks messages in the open batch's pipeline. One that is parked already is brought up to date.
+pub async fn park(batch: &mut ApplyTx, org: BoundOrg, messages: &[Park<'_>]) -> Result<(), DbError> {
+    let (connection, pipeline) = batch.connection(org)?;
     // PostgreSQL has no text with a zero in it, and the reason may quote what could not be read.
     let reasons = column(messages, |message| message.reason.replace('\0', " "));
     let names = column(messages, |message| AggregateName::of_subject(message.subject));
@@ -141,9 +141,9 @@ pub async fn park(slice: &mut SliceTx, org: BoundOrg, messages: &[Park<'_>]) -> 
     Ok(())
 }
 
-/// The aggregates (`<type>.<id>`) that have parked messages in the open slice's pipeline.
-pub async fn aggregates(slice: &mut SliceTx, org: BoundOrg) -> Result<BTreeSet<String>, DbError> {
-    let (connection, pipeline) = slice.connection(org)?;
+/// The aggregates (`<type>.<id>`) that have parked messages in the open batch's pipeline.
+pub async fn aggregates(batch: &mut ApplyTx, org: BoundOrg) -> Result<BTreeSet<String>, DbError> {
+    let (connection, pipeline) = batch.connection(org)?;
     let aggregates = sqlx::query_scalar!(
         r#"SELECT DISTINCT aggregate_type || CASE aggregate_id WHEN '' THEN '' ELSE '.' || aggregate_id END AS "aggregate!"
         FROM ops.parked WHERE org_id = $1 AND pipeline = $2"#,
@@ -153,14 +153,14 @@ pub async fn aggregates(slice: &mut SliceTx, org: BoundOrg) -> Result<BTreeSet<S
     Ok(aggregates.fetch_all(connection).await?.into_iter().collect())
 }
 
-/// The first `limit` parked messages of one aggregate in the open slice's pipeline, in stream order.
+/// The first `limit` parked messages of one aggregate in the open batch's pipeline, in stream order.
 pub async fn of_aggregate(
-    slice: &mut SliceTx,
+    batch: &mut ApplyTx,
     org: BoundOrg,
     aggregate: &AggregateName,
     limit: u16,
 ) -> Result<Vec<ParkedMessage>, DbError> {
-    let (connection, pipeline) = slice.connection(org)?;
+    let (connection, pipeline) = batch.connection(org)?;
     let rows = sqlx::query!(
         "SELECT pipeline, seq, subject, message, verified, expected, state, reason, attempts, parked_at FROM ops.parked
         WHERE org_id = $1 AND pipeline = $2 AND aggregate_type = $3 AND aggregate_id = $4 ORDER BY seq LIMIT $5",
@@ -189,9 +189,9 @@ pub async fn of_aggregate(
         .collect()
 }
 
-/// Takes messages out of the open slice's pipeline: they were applied, or given up. How many there were.
-pub async fn remove(slice: &mut SliceTx, org: BoundOrg, seqs: &[u64]) -> Result<u64, DbError> {
-    let (connection, pipeline) = slice.connection(org)?;
+/// Takes messages out of the open batch's pipeline: they were applied, or given up. How many there were.
+pub async fn remove(batch: &mut ApplyTx, org: BoundOrg, seqs: &[u64]) -> Result<u64, DbError> {
+    let (connection, pipeline) = batch.connection(org)?;
     let removed = sqlx::query!(
         "DELETE FROM ops.parked WHERE org_id = $1 AND pipeline = $2 AND seq = ANY ($3)",
         org.org().uuid(),

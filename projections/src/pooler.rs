@@ -33,7 +33,7 @@ pub(crate) async fn sessions(pool: &Pool) -> Result<Vec<Finding>, DbError> {
     .await
 }
 
-/// Whether the connections of a pool have what was set for them: what guards slices and reads is lost without a word where a
+/// Whether the connections of a pool have what was set for them: what guards batches and reads is lost without a word where a
 /// pooler ignores it.
 pub(crate) async fn settings(login: &str, pool: &Pool, settings: &[(&str, &str)]) -> Result<Option<Finding>, DbError> {
     within(async {

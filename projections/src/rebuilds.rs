@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The most jobs that a worker is told of at a time.
-const AT_ONCE: i64 = 1_000;
+const MAX_CONCURRENCY: i64 = 1_000;
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -195,7 +195,7 @@ impl Database {
                 started_at, updated_at
             FROM ops.rebuilds WHERE shard = ANY($1) AND state NOT IN ('done', 'failed') ORDER BY started_at LIMIT $2",
             &shards,
-            AT_ONCE,
+            MAX_CONCURRENCY,
         );
         rows.fetch_all(self.ops_pool()).await?.into_iter().map(Rebuild::try_from).collect()
     }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     CreatedBy, DbError, Listing, Page, Placed, TenantTx,
-    apply::{Stamp, all_there},
+    apply::{RowVersion, all_there},
     convert::{Document, Written, column, from_bigint, parsed, to_bigint},
     read_model::ReadModel,
 };
@@ -71,10 +71,10 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
     &[("id", |id| RecordId::from_uuid(id).to_string())],
 );
 
-/// What a slice does to the rows: births, and the last state of everything that changed.
+/// What a batch does to the rows: inserts, and the last state of everything that changed.
 #[derive(Default)]
-pub(crate) struct Fold<'a> {
-    births: BTreeMap<RecordId, Birth<'a>>,
+pub(crate) struct Changeset<'a> {
+    inserts: BTreeMap<RecordId, Birth<'a>>,
     changes: BTreeMap<RecordId, Change<'a>>,
 }
 
@@ -89,28 +89,28 @@ struct Birth<'a> {
 struct Change<'a> {
     content: Option<(u64, &'a Value)>,
     status: Option<&'static str>,
-    stamp: Stamp,
+    row_version: RowVersion,
 }
 
-impl<'a> Fold<'a> {
-    pub(crate) fn apply(&mut self, id: RecordId, event: &'a RecordEvent, by: &'a Actor, stamp: Stamp) {
+impl<'a> Changeset<'a> {
+    pub(crate) fn apply(&mut self, id: RecordId, event: &'a RecordEvent, by: &'a Actor, row_version: RowVersion) {
         let (content, status) = match event {
             RecordEvent::Created(event) => {
-                self.births.insert(id, Birth { kind: &event.kind, by, at: stamp.at, seq: stamp.seq });
+                self.inserts.insert(id, Birth { kind: &event.kind, by, at: row_version.at, seq: row_version.seq });
                 (Some((event.kind_version, &event.data)), Some("active"))
             }
             RecordEvent::Updated(event) => (Some((event.kind_version, &event.data)), None),
             RecordEvent::Archived(_) => (None, Some("archived")),
         };
-        let change = self.changes.entry(id).or_insert(Change { content: None, status: None, stamp });
+        let change = self.changes.entry(id).or_insert(Change { content: None, status: None, row_version });
         change.content = content.or(change.content);
         change.status = status.or(change.status);
-        change.stamp = stamp;
+        change.row_version = row_version;
     }
 
     pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
         let (born, changed): (Vec<_>, Vec<_>) =
-            self.changes.into_iter().partition(|(id, _)| self.births.contains_key(id));
+            self.changes.into_iter().partition(|(id, _)| self.inserts.contains_key(id));
         if !changed.is_empty() {
             let updated = sqlx::query!(
                 "INSERT INTO rm.records (org_id, id, kind, kind_version, data, status, created_by_type, created_by_id,
@@ -138,16 +138,16 @@ impl<'a> Fold<'a> {
                 column(&changed, |(_, change)| change.content.map(|(version, _)| to_bigint(version))) as _,
                 column(&changed, |(_, change)| change.content.map(|(_, data)| Json(Written(data)))) as _,
                 column(&changed, |(_, change)| change.status) as _,
-                &column(&changed, |(_, change)| change.stamp.version),
-                &column(&changed, |(_, change)| change.stamp.at),
-                &column(&changed, |(_, change)| change.stamp.seq),
+                &column(&changed, |(_, change)| change.row_version.version),
+                &column(&changed, |(_, change)| change.row_version.at),
+                &column(&changed, |(_, change)| change.row_version.seq),
             )
             .execute(&mut *connection)
             .await?;
             all_there("rm.records", changed.len(), updated.rows_affected())?;
         }
         if !born.is_empty() {
-            let births: Vec<_> = self.births.into_values().collect();
+            let inserts: Vec<_> = self.inserts.into_values().collect();
             sqlx::query!(
                 "INSERT INTO rm.records (org_id, id, kind, kind_version, data, status, created_by_type, created_by_id,
                     version, created_at, created_seq, updated_at, seq)
@@ -167,17 +167,17 @@ impl<'a> Fold<'a> {
                     seq = excluded.seq",
                 org,
                 &column(&born, |(id, _)| id.uuid()),
-                column(&births, |birth| birth.kind.as_str()) as _,
+                column(&inserts, |birth| birth.kind.as_str()) as _,
                 column(&born, |(_, change)| change.content.map(|(version, _)| to_bigint(version))) as _,
                 column(&born, |(_, change)| change.content.map(|(_, data)| Json(Written(data)))) as _,
                 column(&born, |(_, change)| change.status) as _,
-                column(&births, |birth| birth.by.actor_type.name()) as _,
-                column(&births, |birth| birth.by.id.as_str()) as _,
-                &column(&born, |(_, change)| change.stamp.version),
-                &column(&births, |birth| birth.at),
-                &column(&births, |birth| birth.seq),
-                &column(&born, |(_, change)| change.stamp.at),
-                &column(&born, |(_, change)| change.stamp.seq),
+                column(&inserts, |birth| birth.by.actor_type.name()) as _,
+                column(&inserts, |birth| birth.by.id.as_str()) as _,
+                &column(&born, |(_, change)| change.row_version.version),
+                &column(&inserts, |birth| birth.at),
+                &column(&inserts, |birth| birth.seq),
+                &column(&born, |(_, change)| change.row_version.at),
+                &column(&born, |(_, change)| change.row_version.seq),
             )
             .execute(connection)
             .await?;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     DbError, Listing, Page, Place, Placed, TenantTx,
-    apply::{Stamp, all_there},
+    apply::{RowVersion, all_there},
     convert::{column, from_bigint, from_json},
     page::newest_first,
     read_model::ReadModel,
@@ -18,7 +18,7 @@ use crate::{
 
 /// A role as it is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OwnRole {
+pub struct CustomRole {
     /// Which.
     pub id: RoleId,
     /// What people call it.
@@ -37,7 +37,7 @@ pub struct OwnRole {
     pub seq: u64,
 }
 
-impl Placed for OwnRole {
+impl Placed for CustomRole {
     type Place = Place;
 
     fn place(&self) -> Place {
@@ -53,10 +53,10 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
     &[("id", |id| RoleId::from_uuid(id).to_string())],
 );
 
-/// What a slice does to the rows: births, and the last state of everything that changed.
+/// What a batch does to the rows: inserts, and the last state of everything that changed.
 #[derive(Default)]
-pub(crate) struct Fold<'a> {
-    births: BTreeMap<RoleId, OffsetDateTime>,
+pub(crate) struct Changeset<'a> {
+    inserts: BTreeMap<RoleId, OffsetDateTime>,
     changes: BTreeMap<RoleId, Change<'a>>,
 }
 
@@ -64,14 +64,14 @@ pub(crate) struct Fold<'a> {
 struct Change<'a> {
     content: Option<(&'a str, &'a [String])>,
     status: Option<&'static str>,
-    stamp: Stamp,
+    row_version: RowVersion,
 }
 
-impl<'a> Fold<'a> {
-    pub(crate) fn apply(&mut self, event: &'a RoleEvent, stamp: Stamp) {
+impl<'a> Changeset<'a> {
+    pub(crate) fn apply(&mut self, event: &'a RoleEvent, row_version: RowVersion) {
         let (id, content, status) = match event {
             RoleEvent::Defined(event) => {
-                self.births.insert(event.role_id, stamp.at);
+                self.inserts.insert(event.role_id, row_version.at);
                 (event.role_id, Some((event.name.as_str(), event.permissions.as_slice())), Some("active"))
             }
             RoleEvent::Changed(event) => {
@@ -79,15 +79,15 @@ impl<'a> Fold<'a> {
             }
             RoleEvent::Removed(event) => (event.role_id, None, Some("removed")),
         };
-        let change = self.changes.entry(id).or_insert(Change { content: None, status: None, stamp });
+        let change = self.changes.entry(id).or_insert(Change { content: None, status: None, row_version });
         change.content = content.or(change.content);
         change.status = status.or(change.status);
-        change.stamp = stamp;
+        change.row_version = row_version;
     }
 
     pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
         let (born, changed): (Vec<_>, Vec<_>) =
-            self.changes.into_iter().partition(|(id, _)| self.births.contains_key(id));
+            self.changes.into_iter().partition(|(id, _)| self.inserts.contains_key(id));
         if !changed.is_empty() {
             let updated = sqlx::query!(
                 "INSERT INTO rm.roles (org_id, id, name, permissions, status, version, created_at, updated_at, seq)
@@ -111,16 +111,16 @@ impl<'a> Fold<'a> {
                 column(&changed, |(_, change)| change.content.map(|(name, _)| name)) as _,
                 column(&changed, |(_, change)| change.content.map(|(_, permissions)| Json(permissions))) as _,
                 column(&changed, |(_, change)| change.status) as _,
-                &column(&changed, |(_, change)| change.stamp.version),
-                &column(&changed, |(_, change)| change.stamp.at),
-                &column(&changed, |(_, change)| change.stamp.seq),
+                &column(&changed, |(_, change)| change.row_version.version),
+                &column(&changed, |(_, change)| change.row_version.at),
+                &column(&changed, |(_, change)| change.row_version.seq),
             )
             .execute(&mut *connection)
             .await?;
             all_there("rm.roles", changed.len(), updated.rows_affected())?;
         }
         if !born.is_empty() {
-            let births: Vec<_> = self.births.into_values().collect();
+            let inserts: Vec<_> = self.inserts.into_values().collect();
             sqlx::query!(
                 "INSERT INTO rm.roles (org_id, id, name, permissions, status, version, created_at, updated_at, seq)
                 SELECT $1, born.* FROM unnest($2::uuid[], $3::text[], $4::jsonb[], $5::text[], $6::bigint[],
@@ -138,10 +138,10 @@ impl<'a> Fold<'a> {
                 column(&born, |(_, change)| change.content.map(|(name, _)| name)) as _,
                 column(&born, |(_, change)| change.content.map(|(_, permissions)| Json(permissions))) as _,
                 column(&born, |(_, change)| change.status) as _,
-                &column(&born, |(_, change)| change.stamp.version),
-                &births,
-                &column(&born, |(_, change)| change.stamp.at),
-                &column(&born, |(_, change)| change.stamp.seq),
+                &column(&born, |(_, change)| change.row_version.version),
+                &inserts,
+                &column(&born, |(_, change)| change.row_version.at),
+                &column(&born, |(_, change)| change.row_version.seq),
             )
             .execute(connection)
             .await?;
@@ -161,7 +161,7 @@ struct Row {
     seq: i64,
 }
 
-impl TryFrom<Row> for OwnRole {
+impl TryFrom<Row> for CustomRole {
     type Error = DbError;
 
     fn try_from(row: Row) -> Result<Self, DbError> {
@@ -179,7 +179,7 @@ impl TryFrom<Row> for OwnRole {
 }
 
 /// The roles that there are.
-pub async fn list(tx: &mut TenantTx, page: &Page<Place>, limit: u16) -> Result<Listing<OwnRole>, DbError> {
+pub async fn list(tx: &mut TenantTx, page: &Page<Place>, limit: u16) -> Result<Listing<CustomRole>, DbError> {
     let rows = newest_first!(
         Row,
         r#"SELECT id, name, permissions, status = 'active' AS "active!", version, created_at, updated_at, seq
@@ -192,7 +192,7 @@ pub async fn list(tx: &mut TenantTx, page: &Page<Place>, limit: u16) -> Result<L
 }
 
 /// One role, removed or not.
-pub async fn get(tx: &mut TenantTx, id: RoleId) -> Result<Option<OwnRole>, DbError> {
+pub async fn get(tx: &mut TenantTx, id: RoleId) -> Result<Option<CustomRole>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query_as!(
         Row,
@@ -201,7 +201,7 @@ pub async fn get(tx: &mut TenantTx, id: RoleId) -> Result<Option<OwnRole>, DbErr
         org,
         id.uuid(),
     );
-    row.fetch_optional(tx.connection()).await?.map(OwnRole::try_from).transpose()
+    row.fetch_optional(tx.connection()).await?.map(CustomRole::try_from).transpose()
 }
 
 /// The version of all roles together: of the last change to any.

@@ -11,11 +11,11 @@ use crate::{DbError, convert::column, read_model::ReadModel};
 pub(crate) const TABLE: ReadModel = ReadModel::by_text("slugs", "rm.slugs", "slug COLLATE \"C\"", &["slug"]);
 
 #[derive(Default)]
-pub(crate) struct Fold<'a> {
+pub(crate) struct Changeset<'a> {
     slugs: BTreeSet<&'a Slug>,
 }
 
-impl<'a> Fold<'a> {
+impl<'a> Changeset<'a> {
     pub(crate) fn apply(&mut self, event: &'a OrganizationEvent) {
         match event {
             OrganizationEvent::Created(event) => {

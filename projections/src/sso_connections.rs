@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     DbError, Listing, Page, Place, Placed, TenantTx,
-    apply::{Stamp, all_there},
+    apply::{RowVersion, all_there},
     convert::{column, from_bigint},
     page::newest_first,
     read_model::ReadModel,
@@ -70,10 +70,10 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
     &[("id", |id| ConnectionId::from_uuid(id).to_string())],
 );
 
-/// What a slice does to the rows: births, and the last state of everything that changed.
+/// What a batch does to the rows: inserts, and the last state of everything that changed.
 #[derive(Default)]
-pub(crate) struct Fold<'a> {
-    births: BTreeMap<ConnectionId, (&'a SsoConnectionAdded, OffsetDateTime)>,
+pub(crate) struct Changeset<'a> {
+    inserts: BTreeMap<ConnectionId, (&'a SsoConnectionAdded, OffsetDateTime)>,
     changes: BTreeMap<ConnectionId, Change>,
 }
 
@@ -81,28 +81,28 @@ pub(crate) struct Fold<'a> {
 struct Change {
     status: Option<&'static str>,
     default_since: Option<i64>,
-    stamp: Stamp,
+    row_version: RowVersion,
 }
 
-impl<'a> Fold<'a> {
-    pub(crate) fn apply(&mut self, event: &'a SsoConnectionEvent, stamp: Stamp) {
+impl<'a> Changeset<'a> {
+    pub(crate) fn apply(&mut self, event: &'a SsoConnectionEvent, row_version: RowVersion) {
         let (id, status, default_since) = match event {
             SsoConnectionEvent::Added(added) => {
-                self.births.insert(added.connection_id, (added, stamp.at));
+                self.inserts.insert(added.connection_id, (added, row_version.at));
                 (added.connection_id, Some("active"), None)
             }
-            SsoConnectionEvent::DefaultChanged(event) => (event.connection_id, None, Some(stamp.version)),
+            SsoConnectionEvent::DefaultChanged(event) => (event.connection_id, None, Some(row_version.version)),
             SsoConnectionEvent::Removed(event) => (event.connection_id, Some("removed"), None),
         };
-        let change = self.changes.entry(id).or_insert(Change { status: None, default_since: None, stamp });
+        let change = self.changes.entry(id).or_insert(Change { status: None, default_since: None, row_version });
         change.status = status.or(change.status);
         change.default_since = default_since.or(change.default_since);
-        change.stamp = stamp;
+        change.row_version = row_version;
     }
 
     pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
         let (born, changed): (Vec<_>, Vec<_>) =
-            self.changes.into_iter().partition(|(id, _)| self.births.contains_key(id));
+            self.changes.into_iter().partition(|(id, _)| self.inserts.contains_key(id));
         if !changed.is_empty() {
             let updated = sqlx::query!(
                 "INSERT INTO rm.sso_connections
@@ -126,16 +126,16 @@ impl<'a> Fold<'a> {
                 &column(&changed, |(id, _)| id.uuid()),
                 column(&changed, |(_, change)| change.status) as _,
                 column(&changed, |(_, change)| change.default_since) as _,
-                &column(&changed, |(_, change)| change.stamp.version),
-                &column(&changed, |(_, change)| change.stamp.at),
-                &column(&changed, |(_, change)| change.stamp.seq),
+                &column(&changed, |(_, change)| change.row_version.version),
+                &column(&changed, |(_, change)| change.row_version.at),
+                &column(&changed, |(_, change)| change.row_version.seq),
             )
             .execute(&mut *connection)
             .await?;
             all_there("rm.sso_connections", changed.len(), updated.rows_affected())?;
         }
         if !born.is_empty() {
-            let births: Vec<_> = self.births.into_values().collect();
+            let inserts: Vec<_> = self.inserts.into_values().collect();
             sqlx::query!(
                 "INSERT INTO rm.sso_connections
                     (org_id, id, name, issuer, audience, jit, status, default_since, version, created_at, updated_at, seq)
@@ -154,16 +154,16 @@ impl<'a> Fold<'a> {
                     seq = excluded.seq",
                 org,
                 &column(&born, |(id, _)| id.uuid()),
-                column(&births, |(added, _)| added.name.as_str()) as _,
-                column(&births, |(added, _)| added.issuer.as_str()) as _,
-                column(&births, |(added, _)| added.audience.as_str()) as _,
-                &column(&births, |(added, _)| added.jit),
+                column(&inserts, |(added, _)| added.name.as_str()) as _,
+                column(&inserts, |(added, _)| added.issuer.as_str()) as _,
+                column(&inserts, |(added, _)| added.audience.as_str()) as _,
+                &column(&inserts, |(added, _)| added.jit),
                 column(&born, |(_, change)| change.status) as _,
                 &column(&born, |(_, change)| change.default_since.unwrap_or_default()),
-                &column(&born, |(_, change)| change.stamp.version),
-                &column(&births, |(_, at)| *at),
-                &column(&born, |(_, change)| change.stamp.at),
-                &column(&born, |(_, change)| change.stamp.seq),
+                &column(&born, |(_, change)| change.row_version.version),
+                &column(&inserts, |(_, at)| *at),
+                &column(&born, |(_, change)| change.row_version.at),
+                &column(&born, |(_, change)| change.row_version.seq),
             )
             .execute(connection)
             .await?;

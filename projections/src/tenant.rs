@@ -3,7 +3,7 @@
 use orgstream_events::{EventSubject, OrgId, PLATFORM_ORG, SubjectError};
 use sqlx::{PgConnection, Postgres, Transaction};
 
-use crate::{DbError, audit::Pin, breach::Alarm};
+use crate::{DbError, audit::Pin, isolation_violation::Alarm};
 
 /// An org that somebody has proven, which is more than an [`OrgId`] that somebody has named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,7 +57,7 @@ pub struct TenantTx {
 }
 
 /// How long a transaction that compares everything may be idle between two statements, and how long one of them may take.
-const PATIENCE: &str = "10min";
+const TIMEOUT: &str = "10min";
 
 impl TenantTx {
     pub(crate) fn new(transaction: Transaction<'static, Postgres>, org: BoundOrg, alarm: Alarm, pin: Pin) -> Self {
@@ -74,7 +74,7 @@ impl TenantTx {
         sqlx::query(
             "SELECT set_config('statement_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $1, true)",
         )
-        .bind(PATIENCE)
+        .bind(TIMEOUT)
         .execute(&mut *self.transaction)
         .await?;
         Ok(())

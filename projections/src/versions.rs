@@ -1,11 +1,11 @@
 //! The versions of an org's read models, and the transaction of one step of a job on them: bound to the version that the
-//! job is about, fenced like any slice, with the job's own row held against everybody else.
+//! job is about, fenced like any batch, with the job's own row held against everybody else.
 
 use orgstream_events::{AggregateId, Event, ParkingEvent, Pipeline, SealedEvent};
 use sqlx::AssertSqlSafe;
 
 use crate::{
-    BoundOrg, DbError, Rebuild, RebuildJob, RebuildState, SliceTx,
+    ApplyTx, BoundOrg, DbError, Rebuild, RebuildJob, RebuildState,
     convert::{column, from_bigint, to_bigint},
     read_model::{READ_MODELS, ReadModel},
     rebuilds,
@@ -28,7 +28,7 @@ pub struct Step {
     pub parked: bool,
 }
 
-impl SliceTx {
+impl ApplyTx {
     /// Opens the next step of a job. None when the shard has another owner, or the job is another by now.
     pub async fn open_step(&mut self, known: &Rebuild, epoch: u64) -> Result<Option<Step>, DbError> {
         let (bound, org) = (known.bound(), known.org.uuid());

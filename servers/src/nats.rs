@@ -176,14 +176,14 @@ fn configuration(store: &Path, [port, http]: [u16; 2], sync_always: bool) -> Str
 
 /// Whether a client is greeted and JetStream has read what it stores.
 async fn answers([port, http]: [u16; 2]) -> Result<(), String> {
-    const PATIENCE: Duration = Duration::from_secs(2);
+    const TIMEOUT: Duration = Duration::from_secs(2);
     let greeting = async {
         let connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
         let mut line = String::new();
         BufReader::new(connection.take(64 * 1024)).read_line(&mut line).await?;
         Ok::<_, std::io::Error>(line)
     };
-    let line = timeout(PATIENCE, greeting).await.map_err(|_| "it greets nobody")?.map_err(|error| error.to_string())?;
+    let line = timeout(TIMEOUT, greeting).await.map_err(|_| "it greets nobody")?.map_err(|error| error.to_string())?;
     if !line.starts_with("INFO ") {
         return Err("something else answers on its port".to_owned());
     }
@@ -195,7 +195,7 @@ async fn answers([port, http]: [u16; 2]) -> Result<(), String> {
         Ok::<_, std::io::Error>(reply)
     };
     let reply =
-        timeout(PATIENCE, health).await.map_err(|_| "its monitor is silent")?.map_err(|error| error.to_string())?;
+        timeout(TIMEOUT, health).await.map_err(|_| "its monitor is silent")?.map_err(|error| error.to_string())?;
     let status = reply.split_ascii_whitespace().nth(1);
     if status == Some("200") {
         Ok(())

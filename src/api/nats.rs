@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     app::{
-        access_log::Attempt,
+        access_log::DeniedRequest,
         problem::Problem,
         seldom::Seldom,
         submit::{AcceptedCommand, CommandOutcome, Gateway, Origin},
@@ -42,14 +42,14 @@ pub const STATUS: &str = "Orgstream-Status";
 /// inbox of somebody else, who knows by this that they have asked nothing.
 pub const ASKED_BY: &str = "Orgstream-Key";
 /// Requests that are carried out at the same time, altogether and of one organization. Others wait with the room that they take.
-const AT_ONCE: usize = 512;
+const MAX_CONCURRENCY: usize = 512;
 const AT_ONCE_OF_ONE: usize = 128;
 /// Requests of one organization that wait for the word of an issuer at the same time. Nothing that others wait for is held.
 const ASKING_OF_ONE: usize = 16;
 
 /// What a request goes through.
 #[derive(Clone)]
-pub struct Door {
+pub struct SignInMethods {
     /// Who asks.
     pub auth: Arc<Authenticator>,
     /// The way in.
@@ -70,7 +70,7 @@ struct Lanes {
 
 impl Lanes {
     fn new() -> Self {
-        let all = Arc::new(Semaphore::new(AT_ONCE));
+        let all = Arc::new(Semaphore::new(MAX_CONCURRENCY));
         Self { all, working: Turns::new(AT_ONCE_OF_ONE), asking: Turns::new(ASKING_OF_ONE) }
     }
 }
@@ -87,7 +87,7 @@ struct Heard {
     whose: Whose,
 }
 
-impl Door {
+impl SignInMethods {
     /// Whom nats-server names.
     fn user(&self, request: &Message) -> Option<NatsUser> {
         let users = self.users.as_ref()?;
@@ -129,7 +129,7 @@ impl Door {
 }
 
 /// Answers requests until `stop`, then those that have begun.
-pub async fn serve(client: Client, door: Door, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(client: Client, door: SignInMethods, stop: CancellationToken) -> anyhow::Result<()> {
     // A slug may have dots, at which NATS divides subjects.
     let subscription = client.queue_subscribe("cmd.>", QUEUE.to_owned()).await;
     let mut requests = subscription.context("commands by NATS cannot be subscribed to")?;
@@ -185,7 +185,7 @@ impl From<Problem> for Answer {
     }
 }
 
-async fn answer(client: &Client, door: &Door, lanes: &Lanes, heard: Heard) {
+async fn answer(client: &Client, door: &SignInMethods, lanes: &Lanes, heard: Heard) {
     let request = &heard.request;
     let Some(reply) = request.reply.clone() else {
         static LINE: Seldom = Seldom::new();
@@ -241,13 +241,13 @@ async fn send(client: &Client, reply: Subject, user: Option<&NatsUser>, id: Stri
 }
 
 async fn carry_out_request(
-    door: &Door,
+    door: &SignInMethods,
     lanes: &Lanes,
     Heard { request, user, whose, .. }: &Heard,
     origin: &Origin,
 ) -> Result<Answer, Problem> {
     let (auth, gateway) = (&door.auth, &door.gateway);
-    let notes = gateway.notes();
+    let access_log = gateway.access_log();
     let name = OrgName::parse(org_name(request));
     let principal = async || door.principal(user.as_ref(), request, name.as_ref().ok()).await;
     let of_issuer = if Authenticator::asks_an_issuer(header(request, "Authorization")) {
@@ -261,13 +261,13 @@ async fn carry_out_request(
         Some(principal) => principal,
         None => principal().await,
     };
-    let principal = principal.map_err(|error| notes.refused(error, origin))?;
-    auth.keys().admit(&principal, &origin.context).map_err(|error| notes.refused(error, origin))?;
+    let principal = principal.map_err(|error| access_log.refused(error, origin))?;
+    auth.keys().admit(&principal, &origin.context).map_err(|error| access_log.refused(error, origin))?;
     let name = name.map_err(|rule| Problem::invalid_parameter("org", &rule))?;
     let access = auth.access(&principal, &name).await.map_err(|error| {
         let problem = Problem::from(error);
-        let attempt = Attempt { target: "commands", asked: Some(org_name(request)) };
-        notes.turned_away(&principal, origin, attempt, &problem);
+        let attempt = DeniedRequest { target: "commands", asked: Some(org_name(request)) };
+        access_log.denied(&principal, origin, attempt, &problem);
         problem
     })?;
     let answer = carry_out_body(gateway, &access, request, origin).await;

@@ -2,7 +2,7 @@
 //!
 //! A note never fails and never delays the request it is about: it waits in a bounded queue, and what finds no room is
 //! counted and lost, as is what waits when the process is killed. What must be in the log before anything is shown,
-//! an export or an operator's look, is written by [`Notes::write_down`] and fails its request with it.
+//! an export or an operator's look, is written by [`AccessLog::write_down`] and fails its request with it.
 //!
 //! Whoever knocks a thousand times is not given a thousand events. Of the same thing by the same actor in the same org,
 //! [`EACH`] a minute are written down one by one; what comes on top is counted, and becomes one fact at the minute's end. Of
@@ -19,7 +19,7 @@ use orgstream_events::{
     AccessDenied, AccessEvent, Actor, ActorType, AggregateId, Auth, AuthMethod, CommandId, CommitDraft, Event,
     IsolationFailed, KeyRefused, OrgId, PLATFORM_ORG, Position, Salt, UserId,
 };
-use orgstream_projections::{BoundOrg, Breach, Database, members};
+use orgstream_projections::{BoundOrg, Database, IsolationViolation, members};
 use orgstream_stream::{AppendError, Expected, Log};
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
@@ -33,14 +33,14 @@ use crate::{
     commands::request::CommandError,
 };
 
-/// Notes that wait to be written.
+/// `AccessLog` that wait to be written.
 const WAITING: usize = 4_096;
-/// Notes that are being written at the same time.
-const AT_ONCE: usize = 16;
+/// `AccessLog` that are being written at the same time.
+const MAX_CONCURRENCY: usize = 16;
 /// Of the same thing, written down one by one in a minute.
 pub const EACH: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(60);
-/// Floods that are counted at the same time; of further ones only the first notes are kept.
+/// Floods that are counted at the same time; of further ones only the first access log are kept.
 const FLOODS: usize = 10_000;
 /// How long the end of a process waits for what is still to be written.
 const GRACE: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ enum Place {
 }
 
 #[derive(Debug, Clone)]
-struct Note {
+struct Entry {
     place: Place,
     actor: Actor,
     origin: Origin,
@@ -64,26 +64,26 @@ struct Note {
 }
 
 enum Message {
-    Note(Box<Note>),
+    Entry(Box<Entry>),
     Flush(oneshot::Sender<()>),
 }
 
 /// The way into the log for what is no command. One per process.
-pub struct Notes {
+pub struct AccessLog {
     sender: mpsc::Sender<Message>,
     log: Log,
 }
 
 /// What somebody was turned away from.
 #[derive(Debug, Clone, Copy)]
-pub struct Attempt<'a> {
+pub struct DeniedRequest<'a> {
     /// What kind of thing: `records`, `members`, …
     pub target: &'a str,
     /// The organization as the caller named it.
     pub asked: Option<&'a str>,
 }
 
-impl Attempt<'_> {
+impl DeniedRequest<'_> {
     fn denied(self, origin: &Origin, problem: &Problem) -> AccessEvent {
         AccessEvent::Denied(AccessDenied {
             code: problem.code.to_owned(),
@@ -95,17 +95,17 @@ impl Attempt<'_> {
     }
 }
 
-impl Notes {
+impl AccessLog {
     /// Starts to write what is noted.
     pub fn start(log: Log, db: Database) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
-        tokio::spawn(tell_breaches(db.breaches(), sender.downgrade()));
+        tokio::spawn(report_isolation_violations(db.isolation_violations(), sender.downgrade()));
         tokio::spawn(Writer { log: log.clone(), db, floods: HashMap::new() }.run(receiver));
         Self { sender, log }
     }
 
-    /// Notes that `actor` did something in `org`. It will be in the log soon.
-    pub fn note(&self, org: BoundOrg, actor: &Actor, origin: &Origin, fact: AccessEvent) {
+    /// `AccessLog` that `actor` did something in `org`. It will be in the log soon.
+    pub fn record(&self, org: BoundOrg, actor: &Actor, origin: &Origin, fact: AccessEvent) {
         self.send(Place::Org(org.org()), actor.clone(), origin, fact);
     }
 
@@ -125,7 +125,7 @@ impl Notes {
     ///
     /// It is in the log of their own organization and in the platform's, and not in that of the one they asked for, which
     /// would be told of a stranger, and whose existence the stranger could tell.
-    pub fn turned_away(&self, principal: &Principal, origin: &Origin, attempt: Attempt<'_>, problem: &Problem) {
+    pub fn denied(&self, principal: &Principal, origin: &Origin, attempt: DeniedRequest<'_>, problem: &Problem) {
         if !matches!(problem.status, 403 | 404) {
             return;
         }
@@ -143,12 +143,12 @@ impl Notes {
     }
 
     /// Somebody was turned away from a thing of the organization that they are in. An operator is in none.
-    pub fn not_allowed(&self, access: &Access, origin: &Origin, attempt: Attempt<'_>, problem: &Problem) {
+    pub fn not_allowed(&self, access: &Access, origin: &Origin, attempt: DeniedRequest<'_>, problem: &Problem) {
         if access.is_operator() {
-            return self.turned_away(&Principal::Operator(Operator::Token), origin, attempt, problem);
+            return self.denied(&Principal::Operator(Operator::Token), origin, attempt, problem);
         }
         if matches!(problem.status, 403 | 429) {
-            self.note(access.bound(), access.actor(), origin, attempt.denied(origin, problem));
+            self.record(access.bound(), access.actor(), origin, attempt.denied(origin, problem));
         }
     }
 
@@ -185,18 +185,21 @@ impl Notes {
 
     fn send(&self, place: Place, actor: Actor, origin: &Origin, fact: AccessEvent) {
         count(&fact);
-        let note = Note { place, actor, origin: origin.clone(), fact };
-        if self.sender.try_send(Message::Note(Box::new(note))).is_err() {
+        let note = Entry { place, actor, origin: origin.clone(), fact };
+        if self.sender.try_send(Message::Entry(Box::new(note))).is_err() {
             lost("the queue is full");
         }
     }
 }
 
-/// Notes for the platform that isolation has failed, which everybody else must not learn.
-async fn tell_breaches(mut breaches: broadcast::Receiver<Breach>, sender: mpsc::WeakSender<Message>) {
+/// `AccessLog` for the platform that isolation has failed, which everybody else must not learn.
+async fn report_isolation_violations(
+    mut isolation_violations: broadcast::Receiver<IsolationViolation>,
+    sender: mpsc::WeakSender<Message>,
+) {
     loop {
-        let Breach { bound, found, table } = match breaches.recv().await {
-            Ok(breach) => breach,
+        let IsolationViolation { bound, found, table } = match isolation_violations.recv().await {
+            Ok(isolation_violation) => isolation_violation,
             Err(broadcast::error::RecvError::Lagged(_)) => continue,
             Err(broadcast::error::RecvError::Closed) => break,
         };
@@ -204,9 +207,9 @@ async fn tell_breaches(mut breaches: broadcast::Receiver<Breach>, sender: mpsc::
         count(&fact);
         counter!("orgstream_isolation_failures_total").increment(1);
         let actor = Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None };
-        let note = Note { place: Place::Org(PLATFORM_ORG), actor, origin: Origin::default(), fact };
+        let note = Entry { place: Place::Org(PLATFORM_ORG), actor, origin: Origin::default(), fact };
         let Some(sender) = sender.upgrade() else { break };
-        if sender.send(Message::Note(Box::new(note))).await.is_err() {
+        if sender.send(Message::Entry(Box::new(note))).await.is_err() {
             break;
         }
     }
@@ -246,7 +249,7 @@ struct Counted {
     since: Instant,
     written: u32,
     more: u64,
-    last: Note,
+    last: Entry,
 }
 
 struct Writer {
@@ -263,8 +266,8 @@ impl Writer {
         let mut open = true;
         while open || !writes.is_empty() {
             tokio::select! {
-                message = receiver.recv(), if open && writes.len() < AT_ONCE => match message {
-                    Some(Message::Note(note)) => writes.extend(self.admit(*note).map(|note| self.write(note))),
+                message = receiver.recv(), if open && writes.len() < MAX_CONCURRENCY => match message {
+                    Some(Message::Entry(note)) => writes.extend(self.admit(*note).map(|note| self.write(note))),
                     Some(Message::Flush(done)) => {
                         writes.extend(self.folded(Duration::ZERO).into_iter().map(|note| self.write(note)));
                         flushed.push(done);
@@ -289,7 +292,7 @@ impl Writer {
     }
 
     /// The note, if it is to be written down by itself.
-    fn admit(&mut self, mut note: Note) -> Option<Note> {
+    fn admit(&mut self, mut note: Entry) -> Option<Entry> {
         if note.fact.repeated().is_none() {
             return Some(note);
         }
@@ -317,7 +320,7 @@ impl Writer {
     }
 
     /// Ends the floods that are older than `age`. What was only counted of them becomes one note each.
-    fn folded(&mut self, age: Duration) -> Vec<Note> {
+    fn folded(&mut self, age: Duration) -> Vec<Entry> {
         let ended = self.floods.extract_if(|_, flood| flood.since.elapsed() >= age).map(|(_, flood)| flood);
         let folded = ended.filter(|flood| flood.more > 0).map(|mut flood| {
             if let Some(repeated) = flood.last.fact.repeated() {
@@ -328,10 +331,10 @@ impl Writer {
         folded.collect()
     }
 
-    fn write(&self, note: Note) -> impl Future<Output = ()> + use<> {
+    fn write(&self, note: Entry) -> impl Future<Output = ()> + use<> {
         let (log, db) = (self.log.clone(), self.db.clone());
         async move {
-            let Note { place, actor, origin, fact } = note;
+            let Entry { place, actor, origin, fact } = note;
             let written = match place {
                 Place::Org(org) => append(&log, org, actor, origin, fact).await.map(|_| ()),
                 Place::HomeOf(user) => match home(&db, user, &actor).await {

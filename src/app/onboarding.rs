@@ -12,7 +12,7 @@ use orgstream_events::{DomainName, OrgId, PLATFORM_ORG, Role, TenantType, UserId
 use orgstream_projections::{BoundOrg, invitations};
 use tokio::sync::MutexGuard;
 
-use super::{access_log::Attempt, problem::Problem};
+use super::{access_log::DeniedRequest, problem::Problem};
 use crate::{
     auth::{AuthError, Principal},
     commands::{
@@ -41,8 +41,8 @@ impl Gateway {
             return Err(Problem::invalid("/tenant_type", "reserved", rule));
         }
         let creator = person(principal).inspect_err(|problem| {
-            let attempt = Attempt { target: "organization", asked: None };
-            self.notes.turned_away(principal, origin, attempt, problem);
+            let attempt = DeniedRequest { target: "organization", asked: None };
+            self.access_log.denied(principal, origin, attempt, problem);
         })?;
         let personal = self.handler.profile(personal_org(creator.user)).await.map_err(Problem::from)?;
         if let Some(plan) = personal.map(|profile| profile.plan).filter(|plan| *plan == self.public_plan) {

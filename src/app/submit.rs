@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
 use super::{
-    access_log::{Attempt, Notes},
+    access_log::{AccessLog, DeniedRequest},
     onboarding::FOUNDING,
     problem::Problem,
     waiting::Waiting,
@@ -39,7 +39,7 @@ use crate::{
 /// The most commands in one request.
 pub const MAX_BATCH: usize = 1_000;
 /// Commands of one request that are under way at the same time.
-const AT_ONCE: usize = 64;
+const MAX_CONCURRENCY: usize = 64;
 /// How long a request is carried out before it is asked again whether its caller may.
 const AGAIN: Duration = Duration::from_millis(250);
 /// How much is kept of where a key was found.
@@ -128,7 +128,7 @@ pub struct Gateway {
     pub(super) handler: CommandHandler,
     auth: Arc<Authenticator>,
     pub(super) db: Database,
-    pub(super) notes: Notes,
+    pub(super) access_log: AccessLog,
     admission: Admission,
     pub(super) quotas: Quotas,
     pub(super) waiting: Arc<Waiting>,
@@ -145,7 +145,7 @@ impl Gateway {
         handler: CommandHandler,
         auth: Arc<Authenticator>,
         db: Database,
-        notes: Notes,
+        access_log: AccessLog,
         admission: Admission,
         quotas: Quotas,
         public_plan: PlanName,
@@ -153,12 +153,12 @@ impl Gateway {
         let founding = (0..FOUNDING).map(|_| Mutex::new(())).collect();
         let (last_founding, hasher) = (Mutex::new(()), RandomState::new());
         let waiting = Waiting::new(db.clone());
-        Self { handler, auth, db, notes, admission, quotas, waiting, public_plan, founding, last_founding, hasher }
+        Self { handler, auth, db, access_log, admission, quotas, waiting, public_plan, founding, last_founding, hasher }
     }
 
     /// Where what happens at the door is noted.
-    pub fn notes(&self) -> &Notes {
-        &self.notes
+    pub fn access_log(&self) -> &AccessLog {
+        &self.access_log
     }
 
     /// How much is taken of whom.
@@ -213,14 +213,14 @@ impl Gateway {
         let mut allowed = Vec::with_capacity(requests.len());
         for (place, request) in requests.into_iter().enumerate() {
             let permission = request.command.spec().requires.permission();
-            let attempt = Attempt { target: permission.map_or("organization", Permission::subject), asked: None };
+            let attempt = DeniedRequest { target: permission.map_or("organization", Permission::subject), asked: None };
             targets.push(attempt);
             let refusal: Option<Problem> = match permission {
                 None => Some(AuthError::SessionOnly.into()),
                 Some(permission) => access.require(permission).err().map(Problem::from),
             };
             if let Some(refusal) = &refusal {
-                self.notes.not_allowed(access, origin, attempt, refusal);
+                self.access_log.not_allowed(access, origin, attempt, refusal);
             }
             let refusal = refusal.or_else(|| match &known {
                 Ok(known) => known.reused.contains(&place).then(|| CommandError::KeyReused.into()),
@@ -240,7 +240,7 @@ impl Gateway {
         };
         let refusal = over_rate.map(Problem::from);
         if let Some(refusal) = &refusal {
-            self.notes.not_allowed(access, origin, Attempt { target: "commands", asked: None }, refusal);
+            self.access_log.not_allowed(access, origin, DeniedRequest { target: "commands", asked: None }, refusal);
         }
         let mut taken: HashMap<usize, Taken> = HashMap::new();
         for (place, request) in allowed {
@@ -268,7 +268,7 @@ impl Gateway {
         }
         let finished: Vec<Vec<(usize, Result<Accepted, Problem>)>> = stream::iter(lanes.into_values())
             .map(|lane| self.in_order(&caller, access, began, lane))
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(MAX_CONCURRENCY)
             .collect()
             .await;
         for (place, outcome) in finished.into_iter().flatten() {
@@ -282,7 +282,7 @@ impl Gateway {
             if let (Err(problem), Some(attempt)) = (&outcome, targets.get(place))
                 && problem.status == 403
             {
-                self.notes.not_allowed(access, origin, *attempt, problem);
+                self.access_log.not_allowed(access, origin, *attempt, problem);
             }
             if let Some(slot) = outcomes.get_mut(place) {
                 *slot = Some(outcome);

@@ -17,7 +17,7 @@ use tokio::{
 use super::problem::Problem;
 
 /// Looks at the database at the same time, however many organizations are waited for.
-const AT_ONCE: usize = 4;
+const MAX_CONCURRENCY: usize = 4;
 /// The pause between two looks: it doubles from the one to the other.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 
@@ -48,7 +48,7 @@ pub struct Waiting {
 impl Waiting {
     /// Nobody waits yet.
     pub fn new(db: Database) -> Arc<Self> {
-        Arc::new(Self { db, looks: Semaphore::new(AT_ONCE), followed: Mutex::default() })
+        Arc::new(Self { db, looks: Semaphore::new(MAX_CONCURRENCY), followed: Mutex::default() })
     }
 
     /// Waits until the mark of `org` is at `wanted`; false when it takes longer than `patience`.

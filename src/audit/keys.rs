@@ -44,17 +44,17 @@ impl<'a> KeyFiles<'a> {
         text.trim_end().parse().with_context(|| format!("{} is not the key of a {}", path.display(), self.name))
     }
 
-    /// The notes by which the keys that were here handed over to the next.
+    /// The access log by which the keys that were here handed over to the next.
     pub fn handovers(&self) -> anyhow::Result<Vec<SignedNote>> {
-        let mut notes = Vec::new();
+        let mut access_log = Vec::new();
         for entry in fs::read_dir(self.dir).with_context(|| format!("{} cannot be read", self.dir.display()))? {
             let path = entry?.path();
             if path.extension().is_some_and(|end| end == "handover") {
                 let read = SignedNote::parse(&fs::read(&path)?).ok().filter(|note| HandOver::read(note).is_ok());
-                notes.push(read.with_context(|| format!("{} is no hand-over", path.display()))?);
+                access_log.push(read.with_context(|| format!("{} is no hand-over", path.display()))?);
             }
         }
-        Ok(notes)
+        Ok(access_log)
     }
 
     /// Puts a new key in the place of the one that is there, which signs that it is so and is kept beside it.

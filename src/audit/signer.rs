@@ -71,7 +71,7 @@ impl Signer {
         })
     }
 
-    /// The notes by which earlier keys handed over to this one, which readers are shown.
+    /// The access log by which earlier keys handed over to this one, which readers are shown.
     pub fn after(self, handovers: &[SignedNote]) -> Self {
         Self { handovers: handovers.iter().map(ToString::to_string).collect(), ..self }
     }

@@ -10,7 +10,7 @@ use orgstream_events::{
 };
 use orgstream_projections::BoundOrg;
 
-use super::{AuthError, Operator, Rules, session::ActiveSession};
+use super::{AuthError, Operator, OrgPolicy, session::ActiveSession};
 
 /// Somebody who proved who they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,12 +112,12 @@ impl Principal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Access {
     org: BoundOrg,
-    role: Standing,
+    role: Authority,
     scopes: Scopes,
     /// What a role of the organization's own may. A built-in role is looked up in the table.
     own: Option<Arc<BTreeSet<Permission>>>,
     /// What counts for everybody in the org; none for an operator.
-    rules: Option<Arc<Rules>>,
+    rules: Option<Arc<OrgPolicy>>,
     /// How they proved who they are, and whether that took a second factor; none for an operator.
     proof: Option<(LoginMethod, bool)>,
     actor: Actor,
@@ -125,7 +125,7 @@ pub struct Access {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+enum Authority {
     /// With the opening by which they may look into the org of a tenant, if there is one.
     Operator(Option<BreakGlassId>),
     Role(Role),
@@ -133,9 +133,9 @@ enum Standing {
 
 impl Access {
     /// An operator in `org`: for the platform's own org everything, for a tenant only what runs the platform, and what
-    /// `glass` lets them look at.
-    pub(super) fn operator(org: OrgId, glass: Option<BreakGlassId>, principal: &Principal) -> Self {
-        let (role, actor) = (Standing::Operator(glass), principal.actor());
+    /// `grant` lets them look at.
+    pub(super) fn operator(org: OrgId, grant: Option<BreakGlassId>, principal: &Principal) -> Self {
+        let (role, actor) = (Authority::Operator(grant), principal.actor());
         let (org, scopes) = (BoundOrg::proven_by_credential(org), Scopes::ALL);
         Self { org, role, scopes, own: None, rules: None, proof: None, actor, principal: principal.clone() }
     }
@@ -143,14 +143,14 @@ impl Access {
     /// A person in an org that they are a member of.
     pub(super) fn member(org: OrgId, member: MemberId, role: Role, principal: &Principal) -> Self {
         let actor = Actor { actor_type: ActorType::Member, id: member.to_string(), auth: Some(principal.auth()) };
-        let (org, role) = (BoundOrg::proven_by_credential(org), Standing::Role(role));
+        let (org, role) = (BoundOrg::proven_by_credential(org), Authority::Role(role));
         let scopes = Scopes::ALL;
         Self { org, role, scopes, own: None, rules: None, proof: None, actor, principal: principal.clone() }
     }
 
     /// A key in the org that it belongs to.
     pub(super) fn key(org: OrgId, role: Role, scopes: Scopes, principal: &Principal) -> Self {
-        let (role, actor) = (Standing::Role(role), principal.actor());
+        let (role, actor) = (Authority::Role(role), principal.actor());
         let org = BoundOrg::proven_by_credential(org);
         Self { org, role, scopes, own: None, rules: None, proof: None, actor, principal: principal.clone() }
     }
@@ -161,7 +161,7 @@ impl Access {
     }
 
     /// The same under the rules of the org, which this proof of who it is has met.
-    pub(super) fn with_rules(self, rules: Arc<Rules>, proof: (LoginMethod, bool)) -> Self {
+    pub(super) fn with_rules(self, rules: Arc<OrgPolicy>, proof: (LoginMethod, bool)) -> Self {
         Self { rules: Some(rules), proof: Some(proof), ..self }
     }
 
@@ -171,7 +171,7 @@ impl Access {
     }
 
     /// What counts for everybody in the org; none for an operator.
-    pub fn rules(&self) -> Option<&Rules> {
+    pub fn rules(&self) -> Option<&OrgPolicy> {
         self.rules.as_deref()
     }
 
@@ -197,14 +197,14 @@ impl Access {
 
     /// Whether it is an operator's, who is in no organization of a tenant.
     pub fn is_operator(&self) -> bool {
-        matches!(self.role, Standing::Operator(_))
+        matches!(self.role, Authority::Operator(_))
     }
 
     /// By which opening an operator may look into a tenant's org, if they do.
-    pub fn glass(&self) -> Option<BreakGlassId> {
+    pub fn grant(&self) -> Option<BreakGlassId> {
         match self.role {
-            Standing::Operator(glass) => glass,
-            Standing::Role(_) => None,
+            Authority::Operator(grant) => grant,
+            Authority::Role(_) => None,
         }
     }
 
@@ -216,8 +216,8 @@ impl Access {
     /// The role whose rights bound what may be handed out.
     pub fn role(&self) -> Role {
         match self.role {
-            Standing::Operator(_) => Role::Owner,
-            Standing::Role(role) => role,
+            Authority::Operator(_) => Role::Owner,
+            Authority::Role(role) => role,
         }
     }
 
@@ -229,13 +229,13 @@ impl Access {
     /// Goes on only if this is allowed.
     pub fn require(&self, permission: Permission) -> Result<(), AuthError> {
         let allowed = match self.role {
-            Standing::Operator(glass) => {
-                self.org() == PLATFORM_ORG || permission.is_operators() || (glass.is_some() && permission.is_reading())
+            Authority::Operator(grant) => {
+                self.org() == PLATFORM_ORG || permission.is_operators() || (grant.is_some() && permission.is_reading())
             }
-            Standing::Role(Role::Custom(_)) => {
+            Authority::Role(Role::Custom(_)) => {
                 self.own.as_ref().is_some_and(|own| own.contains(&permission)) && self.scopes.allow(permission)
             }
-            Standing::Role(role) => permission.is_granted_to(role) && self.scopes.allow(permission),
+            Authority::Role(role) => permission.is_granted_to(role) && self.scopes.allow(permission),
         };
         if allowed {
             Ok(())

@@ -20,12 +20,12 @@ use orgstream_projections::{
 use orgstream_stream::Log;
 
 use super::{
-    Operator, Rules,
+    Operator, OrgPolicy,
     access::{Access, Principal},
     connections::{Claimed, Connections, SsoLogin},
     decided::{self, Decided},
     issuers::Issuers,
-    keys::{Keys, REMEMBER},
+    keys::{CACHE_TTL, Keys},
     oidc::{Login, OidcError},
     operators::Operators,
     session::{ActiveSession, Lifetime, Sessions},
@@ -35,9 +35,9 @@ use crate::{
     tenant_cache::{CacheView, OrgCache, Scoped},
 };
 
-const REMEMBERED: usize = 100_000;
+const CACHE_CAPACITY: usize = 100_000;
 /// Memberships that are looked up at the same time.
-const AT_ONCE: usize = 4;
+const MAX_CONCURRENCY: usize = 4;
 
 /// Why a request goes no further.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -172,7 +172,7 @@ struct Remembered<T> {
 
 impl<T: Clone> Remembered<T> {
     fn fresh(&self) -> Option<T> {
-        (self.at.elapsed() < REMEMBER).then(|| self.value.clone())
+        (self.at.elapsed() < CACHE_TTL).then(|| self.value.clone())
     }
 }
 
@@ -189,8 +189,8 @@ pub struct Authenticator {
     sessions: Sessions,
     keys: Keys,
     memberships: OrgCache<UserId, Arc<Remembered<members::Member>>>,
-    own_roles: OrgCache<RoleId, Arc<Remembered<Permissions>>>,
-    rules: OrgCache<(), Arc<Remembered<Arc<Rules>>>>,
+    custom_roles: OrgCache<RoleId, Arc<Remembered<Permissions>>>,
+    rules: OrgCache<(), Arc<Remembered<Arc<OrgPolicy>>>>,
 }
 
 /// A place where a person may act, as they may look at it without acting there.
@@ -222,9 +222,9 @@ impl Authenticator {
             decided,
             operators,
             issuers,
-            memberships: OrgCache::new(REMEMBERED),
-            own_roles: OrgCache::new(REMEMBERED),
-            rules: OrgCache::new(REMEMBERED),
+            memberships: OrgCache::new(CACHE_CAPACITY),
+            custom_roles: OrgCache::new(CACHE_CAPACITY),
+            rules: OrgCache::new(CACHE_CAPACITY),
         }
     }
 
@@ -340,7 +340,7 @@ impl Authenticator {
         let mut views = vec![
             self.keys.cache(),
             CacheView::of("memberships", "org/user", &self.memberships),
-            CacheView::of("roles", "org/role", &self.own_roles),
+            CacheView::of("roles", "org/role", &self.custom_roles),
             CacheView::of("rules", "org", &self.rules),
         ];
         views.extend(self.connections.caches());
@@ -396,7 +396,7 @@ impl Authenticator {
             }
         };
         let (access, proof) = match principal {
-            Principal::Operator(operator) => (Access::operator(org, self.glass(org, operator).await?, principal), None),
+            Principal::Operator(operator) => (Access::operator(org, self.grant(org, operator).await?, principal), None),
             Principal::Key { org: own, role, scopes, .. } if *own == org => {
                 (Access::key(org, *role, scopes.clone(), principal), Some((LoginMethod::api_key(), false)))
             }
@@ -418,7 +418,7 @@ impl Authenticator {
             }
         };
         match access.role() {
-            Role::Custom(role) => Ok((access.with_own(self.own_role(org, role).await?), proof)),
+            Role::Custom(role) => Ok((access.with_own(self.custom_role(org, role).await?), proof)),
             _ => Ok((access, proof)),
         }
     }
@@ -463,7 +463,7 @@ impl Authenticator {
         orgs.retain(|org| after.is_none_or(|after| *org > after));
         orgs.truncate(limit);
         let found: Vec<_> =
-            stream::iter(orgs).map(|org| self.look_as(&users, org)).buffered(AT_ONCE).try_collect().await?;
+            stream::iter(orgs).map(|org| self.look_as(&users, org)).buffered(MAX_CONCURRENCY).try_collect().await?;
         Ok(found.into_iter().flatten().collect())
     }
 
@@ -511,22 +511,22 @@ impl Authenticator {
     }
 
     /// By which opening of theirs an operator may look into the org. Asked each time: what is closed is closed at once.
-    async fn glass(&self, org: OrgId, operator: &Operator) -> Result<Option<BreakGlassId>, AuthError> {
+    async fn grant(&self, org: OrgId, operator: &Operator) -> Result<Option<BreakGlassId>, AuthError> {
         if org == PLATFORM_ORG {
             return Ok(None);
         }
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
         let reach = decided::reach(&mut tx).await?;
-        let Some(glass) = break_glass::open(&mut tx, operator.name(), now()).await? else { return Ok(None) };
+        let Some(grant) = break_glass::open(&mut tx, operator.name(), now()).await? else { return Ok(None) };
         drop(tx);
-        let is_closed = self.decided.is_glass_closed(org, reach).await?;
-        Ok(Some(glass.id).filter(|_| !is_closed))
+        let is_closed = self.decided.is_break_glass_closed(org, reach).await?;
+        Ok(Some(grant.id).filter(|_| !is_closed))
     }
 
     /// What whoever has this role of the organization's own may do; nothing, once it was removed.
-    async fn own_role(&self, org: OrgId, id: RoleId) -> Result<Permissions, AuthError> {
+    async fn custom_role(&self, org: OrgId, id: RoleId) -> Result<Permissions, AuthError> {
         let scoped = Scoped::new(org, id);
-        if let Some(permissions) = self.own_roles.get(&scoped).and_then(|role| role.fresh()) {
+        if let Some(permissions) = self.custom_roles.get(&scoped).and_then(|role| role.fresh()) {
             return Ok(permissions);
         }
         let at = Instant::now();
@@ -541,20 +541,20 @@ impl Authenticator {
         }
         let permissions = Arc::new(permissions);
         let remembered = Remembered { value: Arc::clone(&permissions), at };
-        self.own_roles.insert(scoped, remembered.into());
+        self.custom_roles.insert(scoped, remembered.into());
         Ok(permissions)
     }
 
     /// What whoever has this role in the organization may do.
     pub async fn permissions(&self, org: OrgId, role: Role) -> Result<Permissions, AuthError> {
         match role {
-            Role::Custom(id) => self.own_role(org, id).await,
+            Role::Custom(id) => self.custom_role(org, id).await,
             role => Ok(Arc::new(Permission::of_role(role))),
         }
     }
 
     /// What counts for everybody in the org.
-    pub async fn rules(&self, org: OrgId) -> Result<Arc<Rules>, AuthError> {
+    pub async fn rules(&self, org: OrgId) -> Result<Arc<OrgPolicy>, AuthError> {
         let scoped = Scoped::new(org, ());
         if let Some(rules) = self.rules.get(&scoped).and_then(|rules| rules.fresh()) {
             return Ok(rules);
@@ -562,10 +562,10 @@ impl Authenticator {
         let at = Instant::now();
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
         let reach = decided::reach(&mut tx).await?;
-        let mut rules = organizations::get(&mut tx).await?.map(Rules::from).unwrap_or_default();
+        let mut rules = organizations::get(&mut tx).await?.map(OrgPolicy::from).unwrap_or_default();
         drop(tx);
         if let Some(organization) = self.decided.organization(org, reach).await? {
-            rules = organization.profile().map(Rules::from).unwrap_or_default();
+            rules = organization.profile().map(OrgPolicy::from).unwrap_or_default();
         }
         let rules = Arc::new(rules);
         // Who is let in again is let in as soon as that is known.

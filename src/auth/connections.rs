@@ -24,8 +24,8 @@ use crate::tenant_cache::{CacheView, OrgCache, Scoped};
 
 /// How long it is believed which connections there are. With what the log is believed for (`decided.rs`) it stays under a second
 /// until what is removed stops working, in every process.
-const REMEMBER: Duration = Duration::from_millis(400);
-const REMEMBERED: usize = 10_000;
+const CACHE_TTL: Duration = Duration::from_millis(400);
+const CACHE_CAPACITY: usize = 10_000;
 /// Audiences of one token that are looked at.
 const MAX_AUDIENCES: usize = 8;
 
@@ -98,8 +98,8 @@ impl Claimed {
 impl Connections {
     /// Those that `db` knows; `local` says whether they may be on this machine.
     pub(super) fn new(db: Database, decided: Arc<Decided>, local: bool) -> Self {
-        let (issuers, of_org) = (OrgCache::new(REMEMBERED), OrgCache::new(REMEMBERED));
-        Self { db, decided, local, issuers, of_org, holders: Cache::new(REMEMBERED) }
+        let (issuers, of_org) = (OrgCache::new(CACHE_CAPACITY), OrgCache::new(CACHE_CAPACITY));
+        Self { db, decided, local, issuers, of_org, holders: Cache::new(CACHE_CAPACITY) }
     }
 
     /// What is remembered at the moment.
@@ -168,7 +168,7 @@ impl Connections {
     async fn of_org(&self, org: OrgId, issuer: &str) -> Result<Arc<OfOrg>, AuthError> {
         let key = Scoped::new(org, issuer.to_owned());
         if let Some((at, known)) = self.of_org.get(&key)
-            && at.elapsed() < REMEMBER
+            && at.elapsed() < CACHE_TTL
         {
             return Ok(known);
         }
@@ -208,7 +208,7 @@ impl Connections {
     async fn holders(&self, issuer: &str, audience: &str) -> Result<Arc<Vec<OrgId>>, AuthError> {
         let key = (issuer.to_owned(), audience.to_owned());
         if let Some((at, known)) = self.holders.get(&key)
-            && at.elapsed() < REMEMBER
+            && at.elapsed() < CACHE_TTL
         {
             return Ok(known);
         }

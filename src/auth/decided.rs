@@ -11,7 +11,7 @@ use std::{
 };
 
 use orgstream_domain::{
-    Aggregate, Place, api_key::ApiKey, member::Roster, organization::Organization, role::RoleBook,
+    Aggregate, Place, api_key::ApiKey, member::Members, organization::Organization, role::CustomRoles,
     sso_connection::Connections,
 };
 use orgstream_events::{AccessEvent, AggregateId, Event, KeyId, OrgId, Pipeline};
@@ -28,8 +28,8 @@ use crate::tenant_cache::{OrgCache, Scoped};
 /// How long it is believed where a history ends.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long the log may take to say so.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How much is looked through for a glass that was closed, in reads.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// How much is looked through for a break-glass grant that was closed, in reads.
 const PARTS: usize = 8;
 /// Of how many aggregates of each kind something is kept.
 const KEPT: usize = 20_000;
@@ -54,16 +54,16 @@ impl<A: Default> Default for Known<A> {
     }
 }
 
-type Shelf<A> = OrgCache<AggregateId, Arc<Mutex<Known<A>>>>;
+type AggregateCache<A> = OrgCache<AggregateId, Arc<Mutex<Known<A>>>>;
 
 /// What was decided about rights. One per process.
 pub(super) struct Decided {
     log: Log,
-    organizations: Shelf<Organization>,
-    rosters: Shelf<Roster>,
-    roles: Shelf<RoleBook>,
-    keys: Shelf<ApiKey>,
-    connections: Shelf<Connections>,
+    organizations: AggregateCache<Organization>,
+    rosters: AggregateCache<Members>,
+    roles: AggregateCache<CustomRoles>,
+    keys: AggregateCache<ApiKey>,
+    connections: AggregateCache<Connections>,
 }
 
 impl Decided {
@@ -79,12 +79,12 @@ impl Decided {
     }
 
     /// Its members, likewise.
-    pub(super) async fn roster(&self, org: OrgId, reach: Reach) -> Result<Option<Arc<Roster>>, AuthError> {
+    pub(super) async fn roster(&self, org: OrgId, reach: Reach) -> Result<Option<Arc<Members>>, AuthError> {
         self.newer(&self.rosters, org, AggregateId::Member(org), Some(reach)).await
     }
 
     /// The roles of its own, likewise.
-    pub(super) async fn roles(&self, org: OrgId, reach: Reach) -> Result<Option<Arc<RoleBook>>, AuthError> {
+    pub(super) async fn roles(&self, org: OrgId, reach: Reach) -> Result<Option<Arc<CustomRoles>>, AuthError> {
         self.newer(&self.roles, org, AggregateId::Role(org), Some(reach)).await
     }
 
@@ -103,9 +103,9 @@ impl Decided {
         self.newer(&self.keys, org, AggregateId::ApiKey(id), reach).await
     }
 
-    /// Whether the glass was closed in `org` since the read models came as far as they are. Asked each time: nothing of an
+    /// Whether the break-glass grant was closed in `org` since the read models came as far as they are. Asked each time: nothing of an
     /// operator's look is remembered. With more facts in between than are looked through, it is.
-    pub(super) async fn is_glass_closed(&self, org: OrgId, reach: Reach) -> Result<bool, AuthError> {
+    pub(super) async fn is_break_glass_closed(&self, org: OrgId, reach: Reach) -> Result<bool, AuthError> {
         let Some(placement) = self.log.placement(org).await.map_err(|error| unanswered(&error))? else {
             return Ok(false);
         };
@@ -129,7 +129,7 @@ impl Decided {
     /// The aggregate as the log has it, unless `reach` has all of it.
     async fn newer<A: Aggregate>(
         &self,
-        shelf: &Shelf<A>,
+        shelf: &AggregateCache<A>,
         org: OrgId,
         aggregate: AggregateId,
         reach: Option<Reach>,
@@ -183,7 +183,7 @@ impl Decided {
             return end.clone().map_err(AuthError::Unavailable);
         }
         let asked = Instant::now();
-        let end = match timeout(PATIENCE, self.log.end_of_history(placement, aggregate)).await {
+        let end = match timeout(TIMEOUT, self.log.end_of_history(placement, aggregate)).await {
             Ok(Ok(end)) => Ok(end),
             Ok(Err(error)) => Err(unanswered_text(&error)),
             Err(_) => Err("the event log does not answer in time".to_owned()),

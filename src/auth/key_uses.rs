@@ -24,7 +24,7 @@ const GRAIN_MS: i64 = 60_000;
 /// How often what was noted is written.
 const EVERY: Duration = Duration::from_secs(2);
 /// Keys that are remembered; when there are more, all are forgotten, and some are written a second time within the grain.
-const REMEMBERED: usize = 100_000;
+const CACHE_CAPACITY: usize = 100_000;
 
 #[derive(Default)]
 struct Seen {
@@ -61,7 +61,7 @@ impl KeyUses {
         if seen.written.get(&(org, key)).is_some_and(|written| *written >= at) {
             return;
         }
-        if seen.written.len() >= REMEMBERED {
+        if seen.written.len() >= CACHE_CAPACITY {
             seen.written.clear();
         }
         seen.written.insert((org, key), at);

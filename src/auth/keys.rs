@@ -34,8 +34,8 @@ use crate::{
 /// How long what is known of a key may be used again. With what the log is believed for (`decided.rs`) and the looks while
 /// something is answered it stays under a second until what is revoked stops working, in every process, however far behind
 /// the read models are.
-pub const REMEMBER: Duration = Duration::from_millis(400);
-const REMEMBERED: usize = 100_000;
+pub const CACHE_TTL: Duration = Duration::from_millis(400);
+const CACHE_CAPACITY: usize = 100_000;
 
 #[derive(Debug, Clone)]
 struct Known {
@@ -62,7 +62,7 @@ impl Keys {
     /// Keys whose secrets are hashed with `pepper`. When they were used is written down in the background.
     pub(super) fn new(db: Database, decided: Arc<Decided>, pepper: Pepper) -> Self {
         let uses = KeyUses::start(db.clone());
-        Self { db, decided, pepper, owners: Cache::new(REMEMBERED), known: OrgCache::new(REMEMBERED), uses }
+        Self { db, decided, pepper, owners: Cache::new(CACHE_CAPACITY), known: OrgCache::new(CACHE_CAPACITY), uses }
     }
 
     /// What is remembered at the moment.
@@ -130,7 +130,7 @@ impl Keys {
         }
     }
 
-    /// Goes on only if `principal` may come from where the request does, and notes that it came. Only keys are bound to
+    /// Goes on only if `principal` may come from where the request does, and access log that it came. Only keys are bound to
     /// addresses.
     pub fn admit(&self, principal: &Principal, context: &Context) -> Result<(), AuthError> {
         let Principal::Key { id, public_id, org, allowed_ips, .. } = principal else { return Ok(()) };
@@ -160,7 +160,7 @@ impl Keys {
             || AuthError::Unauthenticated("this API key is not valid: it is unknown, revoked or expired".to_owned());
         if let Some(org) = self.owners.get(public_id)
             && let Some(known) = self.known.get(&Scoped::new(org, public_id.clone()))
-            && known.at.elapsed() < REMEMBER
+            && known.at.elapsed() < CACHE_TTL
         {
             return Ok((org, known));
         }

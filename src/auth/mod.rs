@@ -17,4 +17,4 @@ pub mod session;
 pub use access::{Access, Principal};
 pub use authenticator::{AuthError, Authenticator};
 pub use operators::Operator;
-pub use rules::Rules;
+pub use rules::OrgPolicy;

@@ -154,7 +154,7 @@ impl Keys {
         }
     }
 
-    fn take_in(&mut self, answer: Result<JwkSet, String>) {
+    fn fold(&mut self, answer: Result<JwkSet, String>) {
         match answer {
             Ok(set) => (self.set, self.failed) = (Some((set, Instant::now())), None),
             Err(reason) => {
@@ -315,7 +315,7 @@ impl Oidc {
             let answer = answer.unwrap_or_else(|_| {
                 Err(format!("the issuer does not answer: nothing came within {} seconds", TIMEOUT.as_secs()))
             });
-            asking.0.lock().unwrap_or_else(PoisonError::into_inner).take_in(answer);
+            asking.0.lock().unwrap_or_else(PoisonError::into_inner).fold(answer);
             drop(asking);
         });
         told
@@ -618,7 +618,7 @@ mod tests {
             assert!(!oidc.may_ask(&keys), "{times}");
             keys.failed.as_mut().unwrap().at -= TRY_AGAIN;
             assert!(oidc.may_ask(&keys), "{times}");
-            keys.take_in(Err("silent".to_owned()));
+            keys.fold(Err("silent".to_owned()));
         }
         drop(keys);
         silent.abort();

@@ -11,7 +11,7 @@ use super::AuthError;
 
 /// The rules of one organization. By default everybody who belongs there may act.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Rules {
+pub struct OrgPolicy {
     /// Nobody but the platform may act there.
     pub(super) suspended: bool,
     /// What it has booked.
@@ -22,7 +22,7 @@ pub struct Rules {
     mfa: MfaPolicy,
 }
 
-impl From<Organization> for Rules {
+impl From<Organization> for OrgPolicy {
     fn from(organization: Organization) -> Self {
         let Organization { suspended_reason, plan, limits, settings, .. } = organization;
         let suspended = suspended_reason.is_some();
@@ -30,7 +30,7 @@ impl From<Organization> for Rules {
     }
 }
 
-impl From<&Profile> for Rules {
+impl From<&Profile> for OrgPolicy {
     fn from(profile: &Profile) -> Self {
         let Profile { suspended, plan, limits, settings, .. } = profile;
         let (allowed, mfa) = (settings.allowed_auth_methods.clone(), settings.mfa_policy);
@@ -38,7 +38,7 @@ impl From<&Profile> for Rules {
     }
 }
 
-impl Rules {
+impl OrgPolicy {
     /// Refuses a way to sign in that the organization does not have, a person without the second factor that it wants, and
     /// everybody where nobody may act. A key has no second factor: whoever issued it had to have one.
     pub(super) fn check(&self, method: &LoginMethod, second_factor: bool) -> Result<(), AuthError> {
@@ -61,14 +61,14 @@ impl Rules {
 mod tests {
     use super::*;
 
-    fn rules(allowed: Option<&[LoginMethod]>, mfa: MfaPolicy) -> Rules {
-        Rules { allowed: allowed.map(|methods| methods.iter().cloned().collect()), mfa, ..Rules::default() }
+    fn rules(allowed: Option<&[LoginMethod]>, mfa: MfaPolicy) -> OrgPolicy {
+        OrgPolicy { allowed: allowed.map(|methods| methods.iter().cloned().collect()), mfa, ..OrgPolicy::default() }
     }
 
     #[test]
     fn without_demands_everybody_may_act() {
         for method in [LoginMethod::oidc(), LoginMethod::api_key()] {
-            assert!(Rules::default().check(&method, false).is_ok());
+            assert!(OrgPolicy::default().check(&method, false).is_ok());
         }
     }
 
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn nobody_acts_where_it_is_suspended() {
-        let rules = Rules { suspended: true, ..Rules::default() };
+        let rules = OrgPolicy { suspended: true, ..OrgPolicy::default() };
         assert!(matches!(rules.check(&LoginMethod::api_key(), false), Err(AuthError::Suspended)));
     }
 

@@ -20,8 +20,8 @@ use super::AuthError;
 use crate::clock::now;
 
 /// How long an answer of the database may be used again. What was revoked or switched elsewhere is noticed within this.
-const REMEMBER: Duration = Duration::from_millis(500);
-const REMEMBERED: usize = 100_000;
+const CACHE_TTL: Duration = Duration::from_millis(500);
+const CACHE_CAPACITY: usize = 100_000;
 /// How exactly it is known when a session was last used.
 const TOUCH: Duration = Duration::from_mins(1);
 /// The most sessions that are listed.
@@ -96,7 +96,7 @@ pub struct Sessions {
 
 impl Sessions {
     pub(super) fn new(db: Database, pepper: Pepper, lifetime: Lifetime) -> Self {
-        Self { db, pepper, lifetime, cache: Cache::new(REMEMBERED) }
+        Self { db, pepper, lifetime, cache: Cache::new(CACHE_CAPACITY) }
     }
 
     /// How long they last.
@@ -138,7 +138,7 @@ impl Sessions {
 
     async fn of_hash(&self, hash: &Fingerprint) -> Result<Arc<Session>, AuthError> {
         if let Some(remembered) = self.cache.get(&hash.0)
-            && remembered.at.elapsed() < REMEMBER
+            && remembered.at.elapsed() < CACHE_TTL
         {
             return Ok(Arc::clone(&remembered.session));
         }

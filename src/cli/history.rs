@@ -231,7 +231,7 @@ impl Missing {
     async fn look(log: &Log, db: &Database, shard: Shard, known: u64) -> anyhow::Result<Self> {
         let mut orgs: BTreeSet<OrgId> = db.orgs_of_shard(shard).await?.into_iter().collect();
         orgs.insert(PLATFORM_ORG);
-        let mut target = known.max(db.shard_mark(shard).await?.seq);
+        let mut target = known.max(db.low_watermark(shard).await?.seq);
         for org in &orgs {
             let of_org = checkpoints::all(&mut db.read(BoundOrg::named_by_operator(*org)).await?).await?;
             let here = of_org.iter().filter(|checkpoint| checkpoint.active && checkpoint.shard == shard);

@@ -81,7 +81,7 @@ const PIPELINES: (&[&str], &[usize]) =
     (&["pipeline", "behind", "parked", "behind_since", "position", "head", "updated_at"], &[1, 2]);
 /// The columns of the lanes that are behind.
 const LANES: (&[&str], &[usize]) =
-    (&["org_id", "pipeline", "age_ms", "waiting", "detached", "standing_ms"], &[2, 3, 5]);
+    (&["org_id", "pipeline", "age_ms", "waiting", "catching_up", "standing_ms"], &[2, 3, 5]);
 
 fn print_rows(answer: &Value, (head, numbers): (&[&str], &[usize])) -> anyhow::Result<()> {
     let rows = list(answer, "/data");

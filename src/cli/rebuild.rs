@@ -25,7 +25,7 @@ use crate::{
 
 const POLL: Duration = Duration::from_millis(100);
 /// How long nothing may move before the command says so.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// Characters of a checksum that people are shown.
 const SHOWN: usize = 16;
 /// The columns of `rebuild status`, and which of them are numbers.
@@ -216,8 +216,8 @@ async fn wait(db: &Database, mut asked: HashMap<OrgId, Rebuild>) -> anyhow::Resu
         let moved = asked.values().map(|one| one.updated_at.unix_ms()).max().unwrap_or_default();
         if (events, moved) != seen {
             (seen, since) = ((events, moved), tokio::time::Instant::now());
-        } else if since.elapsed() > PATIENCE {
-            bail!("nothing has moved for {PATIENCE:?} at event {events}: is a worker running?");
+        } else if since.elapsed() > TIMEOUT {
+            bail!("nothing has moved for {TIMEOUT:?} at event {events}: is a worker running?");
         }
         if !asked.is_empty() {
             tokio::time::sleep(POLL).await;

@@ -24,7 +24,7 @@ use crate::{
 /// How long the audit log may take to catch up before the command gives up.
 const WAIT_SECONDS: u32 = 30;
 /// How long both pipelines may take to come to the end of the stream before that is a difference.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Print an organization's events, in order, as NDJSON.
 ///
@@ -82,7 +82,7 @@ async fn verify(args: Args) -> anyhow::Result<ExitCode> {
         Ok(OrgName::Current) | Err(_) => None,
     };
     let org = org.with_context(|| format!("there is no organization {name}: give its id or its slug"))?;
-    let compared = compare(&log, &db, org, PATIENCE).await?;
+    let compared = compare(&log, &db, org, TIMEOUT).await?;
     let code = if compared.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     let text = if args.json { serde_json::to_string_pretty(&compared)? } else { in_words(&compared) };
     Ok(told(code, say!("{text}")))

@@ -40,7 +40,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let metrics = telemetry::metrics(&[Process::Api])?;
     let (mail, idp) = (args.mail.mailer()?, args.auth0.provider()?);
     let producers = args.nats.producers()?;
-    let outside = node::Outside { mail, idp, producers, http: args.bounds, ..node::Outside::default() };
+    let outside = node::Adapters { mail, idp, producers, http: args.bounds, ..node::Adapters::default() };
     let opening = async {
         let db = node::open_database(&args.database, 1).await?;
         Ok((node::open_log(&args.nats, &db).await?, db))

@@ -5,8 +5,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use orgstream_domain::{
-    Aggregate, Place, api_key::ApiKey, domain::Domain, invitation::Invitation, kind::Kind, member::Roster,
-    organization::Organization, parking::Parking, record::Record, role::RoleBook, sso_connection::Connections,
+    Aggregate, Place, api_key::ApiKey, domain::Domain, invitation::Invitation, kind::Kind, member::Members,
+    organization::Organization, parking::Parking, record::Record, role::CustomRoles, sso_connection::Connections,
 };
 use orgstream_events::{ActorType, AggregateId, CommandId, Event, Fingerprint};
 use quick_cache::sync::{EntryAction, EntryResult};
@@ -23,13 +23,13 @@ pub(super) struct Loaded<A> {
     /// The stream sequence of the last commit; 0 when there is none.
     pub(super) seq: u64,
     /// The commands that came under an idempotency key, and what was answered.
-    pub(super) commands: HashMap<CommandId, Earlier>,
+    pub(super) commands: HashMap<CommandId, PriorResult>,
     pub(super) read_at: Instant,
 }
 
 /// A command that was carried out.
 #[derive(Debug, Clone)]
-pub(super) struct Earlier {
+pub(super) struct PriorResult {
     pub(super) fingerprint: Option<Fingerprint>,
     pub(super) seq: u64,
     pub(super) version: u64,
@@ -46,13 +46,13 @@ impl<A: Default> Default for Loaded<A> {
 
 impl<A: Aggregate> Loaded<A> {
     /// Takes in one commit and says what its command is to be answered.
-    pub(super) fn take_in<'a>(
+    pub(super) fn fold<'a>(
         &mut self,
         command: CommandId,
         fingerprint: Option<Fingerprint>,
         place: Place<'_>,
         events: impl Iterator<Item = &'a Event>,
-    ) -> Earlier {
+    ) -> PriorResult {
         let mut names = Vec::new();
         for event in events {
             self.version += 1;
@@ -63,7 +63,7 @@ impl<A: Aggregate> Loaded<A> {
         }
         self.seq = place.seq;
         let by = (place.actor.actor_type, place.actor.id.clone());
-        let earlier = Earlier { fingerprint, seq: place.seq, version: self.version, events: names, by };
+        let earlier = PriorResult { fingerprint, seq: place.seq, version: self.version, events: names, by };
         if fingerprint.is_some() {
             self.commands.insert(command, earlier.clone());
         }
@@ -71,24 +71,24 @@ impl<A: Aggregate> Loaded<A> {
     }
 }
 
-type Shelf<A> = OrgCache<AggregateId, Arc<Loaded<A>>>;
+type AggregateCache<A> = OrgCache<AggregateId, Arc<Loaded<A>>>;
 
 /// Takes what was appended behind `loaded` into what is remembered: in its place, so that an aggregate with a long history
 /// is copied only where somebody looks at it at that moment.
 pub(super) fn advance<A: Aggregate, T>(
-    shelf: &Shelf<A>,
+    shelf: &AggregateCache<A>,
     key: &Scoped<AggregateId>,
     loaded: Arc<Loaded<A>>,
-    take_in: impl FnOnce(&mut Loaded<A>) -> T,
+    fold: impl FnOnce(&mut Loaded<A>) -> T,
 ) -> Option<T> {
-    let mut mine = Some((loaded, take_in));
+    let mut mine = Some((loaded, fold));
     let found = shelf.entry(key, None, |_, held| {
-        let Some((mut loaded, take_in)) = mine.take() else { return EntryAction::Retain(None) };
+        let Some((mut loaded, fold)) = mine.take() else { return EntryAction::Retain(None) };
         if Arc::ptr_eq(&loaded, held) {
             drop(loaded);
-            return EntryAction::Retain(Some(take_in(Arc::make_mut(held))));
+            return EntryAction::Retain(Some(fold(Arc::make_mut(held))));
         }
-        let earlier = take_in(Arc::make_mut(&mut loaded));
+        let earlier = fold(Arc::make_mut(&mut loaded));
         // Somebody may have read it again since, and found even more.
         if held.seq < loaded.seq {
             *held = loaded;
@@ -98,8 +98,8 @@ pub(super) fn advance<A: Aggregate, T>(
     if let EntryResult::Retained(taken_in) = found {
         return taken_in;
     }
-    let (mut loaded, take_in) = mine?;
-    let earlier = take_in(Arc::make_mut(&mut loaded));
+    let (mut loaded, fold) = mine?;
+    let earlier = fold(Arc::make_mut(&mut loaded));
     if let EntryResult::Vacant(place) = found {
         // A shelf that is full remembers something else instead.
         let _ = place.insert(loaded);
@@ -109,16 +109,16 @@ pub(super) fn advance<A: Aggregate, T>(
 
 /// One bounded shelf per kind of aggregate.
 pub(super) struct Caches {
-    organizations: Shelf<Organization>,
-    rosters: Shelf<Roster>,
-    invitations: Shelf<Invitation>,
-    roles: Shelf<RoleBook>,
-    connections: Shelf<Connections>,
-    domains: Shelf<Domain>,
-    api_keys: Shelf<ApiKey>,
-    kinds: Shelf<Kind>,
-    records: Shelf<Record>,
-    parking: Shelf<Parking>,
+    organizations: AggregateCache<Organization>,
+    rosters: AggregateCache<Members>,
+    invitations: AggregateCache<Invitation>,
+    roles: AggregateCache<CustomRoles>,
+    connections: AggregateCache<Connections>,
+    domains: AggregateCache<Domain>,
+    api_keys: AggregateCache<ApiKey>,
+    kinds: AggregateCache<Kind>,
+    records: AggregateCache<Record>,
+    parking: AggregateCache<Parking>,
 }
 
 impl Default for Caches {
@@ -155,13 +155,13 @@ impl Caches {
 
 /// An aggregate that has a shelf.
 pub(super) trait Cached: Aggregate<Command: Clone> {
-    fn cache(caches: &Caches) -> &Shelf<Self>;
+    fn cache(caches: &Caches) -> &AggregateCache<Self>;
 }
 
 macro_rules! shelves {
     ($($aggregate:ident: $shelf:ident),*) => {$(
         impl Cached for $aggregate {
-            fn cache(caches: &Caches) -> &Shelf<Self> {
+            fn cache(caches: &Caches) -> &AggregateCache<Self> {
                 &caches.$shelf
             }
         }
@@ -169,7 +169,7 @@ macro_rules! shelves {
 }
 
 shelves!(
-    Organization: organizations, Roster: rosters, Invitation: invitations, RoleBook: roles, Connections: connections, Domain: domains,
+    Organization: organizations, Members: rosters, Invitation: invitations, CustomRoles: roles, Connections: connections, Domain: domains,
     ApiKey: api_keys, Kind: kinds, Record: records, Parking: parking
 );
 
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn what_nobody_else_holds_is_not_copied() {
-        let shelf: Shelf<Record> = OrgCache::new(10);
+        let shelf: AggregateCache<Record> = OrgCache::new(10);
         let key = Scoped::new(OrgId::fresh(1, [1; 10]), AggregateId::Record(RecordId::fresh(1, [2; 10])));
         let held = || shelf.get(&key).unwrap();
         let step = |loaded: Arc<Loaded<Record>>, seq: u64| {

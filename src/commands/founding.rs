@@ -1,17 +1,17 @@
 //! How an organization begins: two aggregates at once, behind the claim on its slug.
 
 use orgstream_domain::{
-    CreateOrganization, Facts, RenameOrganization,
-    member::{MemberCommand, Roster},
+    CreateOrganization, DecisionContext, RenameOrganization,
+    member::{MemberCommand, Members},
     organization::{Organization, OrganizationCommand},
 };
 use orgstream_events::{Actor, ActorType, AggregateId, CommitDraft, Event, MemberId, OrgId, Slug, TenantType};
 use orgstream_stream::{AppendError, ClaimError, Freshness};
 
 use super::{
-    cache::{Cached, Earlier},
+    cache::{Cached, PriorResult},
     claiming::Claim,
-    handler::{Attempt, CommandHandler, Target},
+    handler::{CommandContext, CommandHandler, Target},
     request::{Accepted, CommandError, Creator},
 };
 
@@ -19,19 +19,19 @@ impl CommandHandler {
     /// A new organization and its owner: two aggregates, so an atomic batch, behind the claim on the slug.
     pub(super) async fn create_organization(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         command: &CreateOrganization,
     ) -> Result<Accepted, CommandError> {
         let Some(Creator { user, email }) = attempt.caller.creator.clone() else {
             return Err(CommandError::Internal("an organization needs a person who makes it".to_owned()));
         };
         let org = OrgId::derive(attempt.command_id);
-        let facts = attempt.facts(org);
+        let decision_context = attempt.decision_context(org);
         let create =
             |identity| OrganizationCommand::Create { command: command.clone(), region: self.region.clone(), identity };
         // What is refused leaves nothing behind, here or elsewhere.
-        Self::first::<Organization>(create(None), &facts)?;
-        let founded = Self::first::<Roster>(MemberCommand::Found { user_id: user, email }, &facts)?;
+        Self::first::<Organization>(create(None), &decision_context)?;
+        let founded = Self::first::<Members>(MemberCommand::Found { user_id: user, email }, &decision_context)?;
         if command.tenant_type == TenantType::Personal {
             // Its id follows from the person already; the claim says so to whoever looks at the log alone.
             match self.log.claim("personal", &user.to_string(), org).await {
@@ -45,7 +45,7 @@ impl CommandHandler {
         let mut claims = vec![self.claim_slug(&command.slug, org).await?];
         let founded = async {
             let identity = self.identity(org, command, &mut claims).await?;
-            let created = Self::first::<Organization>(create(identity), &facts)?;
+            let created = Self::first::<Organization>(create(identity), &decision_context)?;
             self.found(attempt, org, created, founded).await
         };
         let result = founded.await;
@@ -55,7 +55,7 @@ impl CommandHandler {
     /// Another name or slug. What is refused, or changes nothing, claims nothing.
     pub(super) async fn rename_organization(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         to: &Target<'_>,
         command: RenameOrganization,
     ) -> Result<Accepted, CommandError> {
@@ -72,7 +72,7 @@ impl CommandHandler {
 
     async fn found(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         org: OrgId,
         created: Vec<Event>,
         founded: Vec<Event>,
@@ -92,12 +92,12 @@ impl CommandHandler {
                 let seq = appended.iter().map(|one| one.seq).max().unwrap_or_default();
                 let events = created.iter().map(|event| event.wire().0.to_owned()).collect();
                 let version = created.len() as u64;
-                let earlier = Earlier { fingerprint: attempt.fingerprint, seq, version, events, by: attempt.by() };
+                let earlier = PriorResult { fingerprint: attempt.fingerprint, seq, version, events, by: attempt.by() };
                 Ok(attempt.accepted(org, &aggregate, earlier, false))
             }
             Ok(_) | Err(AppendError::Conflict { .. }) => {
                 let loaded = self.load::<Organization>(&placement, &aggregate, Freshness::Leader).await?;
-                let founded = self.load::<Roster>(&placement, &AggregateId::Member(org), Freshness::Leader).await?;
+                let founded = self.load::<Members>(&placement, &AggregateId::Member(org), Freshness::Leader).await?;
                 let mut accepted = attempt.earlier(org, &aggregate, &loaded)?.ok_or(CommandError::Contention)?;
                 // The same position as the first time.
                 let both = founded.commands.get(&attempt.command_id).map_or(0, |earlier| earlier.seq);
@@ -108,8 +108,8 @@ impl CommandHandler {
         }
     }
 
-    fn first<A: Cached>(command: A::Command, facts: &Facts) -> Result<Vec<Event>, CommandError> {
-        let events = A::default().decide(command, facts).map_err(Into::into)?;
+    fn first<A: Cached>(command: A::Command, decision_context: &DecisionContext) -> Result<Vec<Event>, CommandError> {
+        let events = A::default().decide(command, decision_context).map_err(Into::into)?;
         Ok(events.into_iter().map(A::wrap).collect())
     }
 

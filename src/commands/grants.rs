@@ -11,9 +11,9 @@ use orgstream_domain::{
     authority::{Authority, Excess},
     grants::Grant,
     invitation::Invitation,
-    member::Roster,
+    member::Members,
     organization::Organization,
-    role::RoleBook,
+    role::CustomRoles,
     sso_connection::Connections,
 };
 use orgstream_events::{ActorType, AggregateId, KeyId, MemberId, Role};
@@ -102,7 +102,7 @@ impl CommandHandler {
         role: Role,
     ) -> Result<BTreeSet<Permission>, CommandError> {
         let Role::Custom(id) = role else { return Ok(Permission::of_role(role)) };
-        let book = self.look::<RoleBook>(placement, &AggregateId::Role(placement.org)).await?;
+        let book = self.look::<CustomRoles>(placement, &AggregateId::Role(placement.org)).await?;
         Ok(book.state.permissions(id).unwrap_or_default())
     }
 
@@ -114,10 +114,10 @@ impl CommandHandler {
     ) -> Result<BTreeSet<Permission>, CommandError> {
         let Role::Custom(id) = role else { return Ok(Permission::of_role(role)) };
         let aggregate = AggregateId::Role(placement.org);
-        let mut book = self.look::<RoleBook>(placement, &aggregate).await?;
+        let mut book = self.look::<CustomRoles>(placement, &aggregate).await?;
         if book.state.permissions(id).is_none() {
             // It may have been made a moment ago, elsewhere.
-            book = self.load::<RoleBook>(placement, &aggregate, Freshness::Leader).await?;
+            book = self.load::<CustomRoles>(placement, &aggregate, Freshness::Leader).await?;
         }
         book.state.permissions(id).ok_or_else(|| {
             let detail = format!("there is no role {id} in this organization; list its roles");
@@ -129,7 +129,7 @@ impl CommandHandler {
     pub(super) async fn still_offers(
         &self,
         placement: &Placement,
-        members: &Roster,
+        members: &Members,
         invitation: &Invitation,
     ) -> Result<bool, CommandError> {
         let (Some(offer), Some((kind, id))) = (invitation.offer(), invitation.sent_by()) else { return Ok(false) };
@@ -159,7 +159,7 @@ impl CommandHandler {
     async fn standing_of_key(
         &self,
         placement: &Placement,
-        members: &Roster,
+        members: &Members,
         id: KeyId,
     ) -> Result<Option<(Role, Scopes)>, CommandError> {
         let key = self.load::<ApiKey>(placement, &AggregateId::ApiKey(id), Freshness::Leader).await?;

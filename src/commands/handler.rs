@@ -12,19 +12,19 @@ use std::{
 
 use metrics::{counter, histogram};
 use orgstream_domain::{
-    Command, Facts, FieldError, Place, Rejection, Requires,
+    Command, DecisionContext, FieldError, Place, Rejection, Requires,
     api_key::{ApiKey, ApiKeyCommand},
     credentials::key::Pepper,
     domain::{Domain, DomainCommand},
     invitation::{Invitation, InvitationCommand},
     kind::{Kind, KindCommand},
-    member::{MemberCommand, Roster},
+    member::{MemberCommand, Members},
     organization::{Organization, OrganizationCommand, OrganizationError, Profile},
     parking::{Parking, ParkingCommand},
     record::{Record, RecordCommand},
-    role::{RoleBook, RoleCommand},
+    role::{CustomRoles, RoleCommand},
     schema::ValidatedKind,
-    settings::{Door, Patch},
+    settings::{Patch, SignInMethods},
     sso_connection::{ConnectionCommand, Connections},
 };
 use orgstream_events::{
@@ -38,7 +38,7 @@ use tokio::{
 };
 
 use super::{
-    cache::{Cached, Caches, Earlier, Loaded, advance},
+    cache::{Cached, Caches, Loaded, PriorResult, advance},
     patience::Patience,
     personal::creation,
     request::{Accepted, Caller, CommandError, Request},
@@ -60,7 +60,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const TURNS: usize = 1_024;
 
 /// One command on its way: everything but what it is about.
-pub(super) struct Attempt<'a> {
+pub(super) struct CommandContext<'a> {
     pub(super) caller: &'a Caller,
     pub(super) request: &'a Request,
     pub(super) command_id: CommandId,
@@ -68,9 +68,9 @@ pub(super) struct Attempt<'a> {
     pub(super) now: Timestamp,
 }
 
-impl Attempt<'_> {
-    pub(super) fn facts(&self, org: OrgId) -> Facts {
-        Facts { now: self.now, command_id: self.command_id, org }
+impl CommandContext<'_> {
+    pub(super) fn decision_context(&self, org: OrgId) -> DecisionContext {
+        DecisionContext { now: self.now, command_id: self.command_id, org }
     }
 
     pub(super) fn draft(&self, org: OrgId, aggregate: AggregateId, version: u64, events: Vec<Event>) -> CommitDraft {
@@ -119,7 +119,7 @@ impl Attempt<'_> {
         (self.caller.actor.actor_type, &self.caller.actor.id)
     }
 
-    pub(super) fn accepted(&self, org: OrgId, aggregate: &AggregateId, done: Earlier, replayed: bool) -> Accepted {
+    pub(super) fn accepted(&self, org: OrgId, aggregate: &AggregateId, done: PriorResult, replayed: bool) -> Accepted {
         Accepted {
             command_id: self.command_id,
             aggregate: aggregate.clone(),
@@ -133,7 +133,7 @@ impl Attempt<'_> {
 
     /// The answer when everything already is as asked.
     fn unchanged(&self, to: &Target<'_>, version: u64, seq: u64) -> Accepted {
-        let done = Earlier { fingerprint: self.fingerprint, seq, version, events: Vec::new(), by: self.by() };
+        let done = PriorResult { fingerprint: self.fingerprint, seq, version, events: Vec::new(), by: self.by() };
         self.accepted(to.placement.org, &to.aggregate, done, false)
     }
 }
@@ -225,7 +225,7 @@ impl CommandHandler {
             None => CommandId::fresh(now.unix_ms(), rand::random()),
         };
         let fingerprint = request.idempotency_key.as_ref().map(|_| fingerprint(request)).transpose()?;
-        let attempt = Attempt { caller, request, command_id, fingerprint, now };
+        let attempt = CommandContext { caller, request, command_id, fingerprint, now };
         if let Command::CreateOrganization(command) = &request.command {
             return self.create_organization(&attempt, command).await;
         }
@@ -237,8 +237,8 @@ impl CommandHandler {
                 self.not_personal(&placement).await?;
             }
         }
-        let facts = attempt.facts(org);
-        let to = Target { placement: &placement, aggregate: request.command.aggregate(&facts) };
+        let decision_context = attempt.decision_context(org);
+        let to = Target { placement: &placement, aggregate: request.command.aggregate(&decision_context) };
         let authority = self.may_grant(&placement, caller, &request.command).await?;
         let by = caller.role;
         match request.command.clone() {
@@ -253,7 +253,7 @@ impl CommandHandler {
                     }
                     Patch::Keep | Patch::Clear => BTreeSet::new(),
                 };
-                let door = Door { connections, by: caller.proof.clone() };
+                let door = SignInMethods { connections, by: caller.proof.clone() };
                 let change = OrganizationCommand::ChangeSettings { command, local: self.local_issuers, door };
                 self.execute::<Organization>(&attempt, &to, change).await
             }
@@ -274,13 +274,13 @@ impl CommandHandler {
             }
             Command::AddMember(command) => {
                 let voucher = self.vouching(&placement, attempt.actor()).await?;
-                self.execute::<Roster>(&attempt, &to, MemberCommand::Add { command, by, voucher }).await
+                self.execute::<Members>(&attempt, &to, MemberCommand::Add { command, by, voucher }).await
             }
             Command::ChangeMemberRole(command) => {
-                self.execute::<Roster>(&attempt, &to, MemberCommand::ChangeRole { command, by }).await
+                self.execute::<Members>(&attempt, &to, MemberCommand::ChangeRole { command, by }).await
             }
             Command::RemoveMember(command) => {
-                self.execute::<Roster>(&attempt, &to, MemberCommand::Remove { command, by }).await
+                self.execute::<Members>(&attempt, &to, MemberCommand::Remove { command, by }).await
             }
             Command::IssueInvitation(command) => self.issue_invitation(&attempt, &to, command).await,
             Command::ResendInvitation(command) => {
@@ -300,15 +300,15 @@ impl CommandHandler {
             Command::RemoveSsoConnection(command) => self.remove_sso_connection(&attempt, &to, command).await,
             Command::DefineRole(command) => {
                 let by = authority.permissions();
-                self.execute::<RoleBook>(&attempt, &to, RoleCommand::Define { command, by }).await
+                self.execute::<CustomRoles>(&attempt, &to, RoleCommand::Define { command, by }).await
             }
             Command::ChangeRole(command) => {
                 let by = authority.permissions();
-                self.execute::<RoleBook>(&attempt, &to, RoleCommand::Change { command, by }).await
+                self.execute::<CustomRoles>(&attempt, &to, RoleCommand::Change { command, by }).await
             }
             Command::RemoveRole(command) => {
                 let by = authority.permissions();
-                self.execute::<RoleBook>(&attempt, &to, RoleCommand::Remove { command, by }).await
+                self.execute::<CustomRoles>(&attempt, &to, RoleCommand::Remove { command, by }).await
             }
             Command::ClaimDomain(command) => {
                 let challenge = self.domain_challenge(&attempt);
@@ -353,7 +353,7 @@ impl CommandHandler {
     /// refusal proves nothing until the aggregate was read again.
     pub(super) async fn execute<A: Cached>(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         to: &Target<'_>,
         command: A::Command,
     ) -> Result<Accepted, CommandError> {
@@ -404,7 +404,7 @@ impl CommandHandler {
     /// Whether something happens if the command is carried out now; a refusal, if it is refused.
     pub(super) async fn would_happen<A: Cached>(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         to: &Target<'_>,
         command: A::Command,
     ) -> Result<bool, CommandError> {
@@ -413,7 +413,7 @@ impl CommandHandler {
     }
 
     fn decide<A: Cached>(
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         to: &Target<'_>,
         loaded: &Loaded<A>,
         command: A::Command,
@@ -427,7 +427,7 @@ impl CommandHandler {
         {
             return Err(CommandError::VersionConflict { expected, actual: loaded.version });
         }
-        let events = loaded.state.decide(command, &attempt.facts(org)).map_err(Into::into)?;
+        let events = loaded.state.decide(command, &attempt.decision_context(org)).map_err(Into::into)?;
         let events: Vec<Event> = events.into_iter().map(A::wrap).collect();
         Ok(if events.is_empty() { Decided::Nothing } else { Decided::Events(events) })
     }
@@ -435,7 +435,7 @@ impl CommandHandler {
     /// None when the commit was there already.
     async fn append<A: Cached>(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         to: &Target<'_>,
         loaded: Arc<Loaded<A>>,
         events: Vec<Event>,
@@ -451,7 +451,7 @@ impl CommandHandler {
         let key = Scoped::new(org, to.aggregate.clone());
         let place = Place { seq: appended.seq, actor: &attempt.caller.actor };
         let earlier = advance(A::cache(&self.caches), &key, loaded, |loaded| {
-            loaded.take_in(attempt.command_id, attempt.fingerprint, place, events.iter())
+            loaded.fold(attempt.command_id, attempt.fingerprint, place, events.iter())
         });
         let earlier = earlier.ok_or_else(|| CommandError::Internal("a commit was not taken in".to_owned()))?;
         Ok(Some(attempt.accepted(org, &to.aggregate, earlier, false)))
@@ -532,7 +532,7 @@ impl CommandHandler {
                 let Some(first) = commit.events.first() else { continue };
                 let place = Place { seq: stored.seq, actor: &first.header.actor };
                 let events = commit.events.iter().map(|opened| &opened.event);
-                loaded.take_in(commit.command_id, commit.fingerprint, place, events);
+                loaded.fold(commit.command_id, commit.fingerprint, place, events);
             }
             loaded.seq = history.last;
             let loaded = Arc::new(loaded);
@@ -553,7 +553,7 @@ impl CommandHandler {
     /// Appends commits to several aggregates of one org, all or none.
     pub(super) async fn append_together(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         placement: &Placement,
         drafts: Vec<(CommitDraft, u64)>,
     ) -> Result<Vec<Appended>, AppendError> {

@@ -11,7 +11,7 @@ use orgstream_events::{AggregateId, OrgId, TenantType};
 
 use super::{
     claiming::Claim,
-    handler::{Attempt, CommandHandler, Target},
+    handler::{CommandContext, CommandHandler, Target},
     request::{Accepted, CommandError},
 };
 use crate::adapters::identity_provider::{AUTH0, IdpError};
@@ -43,7 +43,7 @@ impl CommandHandler {
     /// Upgrades a personal organization, and gives it what stands for it at the provider.
     pub(super) async fn upgrade_organization(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         to: &Target<'_>,
         command: UpgradeOrganization,
     ) -> Result<Accepted, CommandError> {

@@ -6,7 +6,7 @@ use orgstream_domain::{
     credentials::invitation::InvitationToken,
     domain::{Domain, DomainCommand, record_name},
     invitation::{Invitation, InvitationCommand, InviteRules},
-    member::{Closed, MemberCommand, Roster},
+    member::{Closed, MemberCommand, Members},
     organization::Organization,
     sso_connection::{ConnectionCommand, Connections, RemoveSsoConnection},
 };
@@ -16,8 +16,8 @@ use orgstream_events::{
 use orgstream_stream::{AppendError, Freshness};
 
 use super::{
-    cache::Earlier,
-    handler::{Attempt, CommandHandler, Target},
+    cache::PriorResult,
+    handler::{CommandContext, CommandHandler, Target},
     patience::Patience,
     request::{Accepted, Caller, CommandError, Creator},
 };
@@ -31,12 +31,12 @@ fn pair(issuer: &str, audience: &str) -> String {
 
 impl CommandHandler {
     /// What recognizes the token that this command makes.
-    pub(super) fn invitation_mac(&self, attempt: &Attempt<'_>) -> Fingerprint {
+    pub(super) fn invitation_mac(&self, attempt: &CommandContext<'_>) -> Fingerprint {
         InvitationToken::of(self.pepper(), attempt.command_id).mac(self.pepper())
     }
 
     /// What a TXT record must say for a claim: nobody else can know it before, and nobody needs to keep it secret after.
-    pub(super) fn domain_challenge(&self, attempt: &Attempt<'_>) -> String {
+    pub(super) fn domain_challenge(&self, attempt: &CommandContext<'_>) -> String {
         let seed = [b"domain ", attempt.command_id.uuid().as_bytes().as_slice()].concat();
         self.pepper().derive(&seed).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
     }
@@ -44,14 +44,14 @@ impl CommandHandler {
     /// The token goes into a mail later, made again out of the command's id: see `mail`.
     pub(super) async fn issue_invitation(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         to: &Target<'_>,
         command: IssueInvitation,
     ) -> Result<Accepted, CommandError> {
         let (placement, by) = (to.placement, attempt.caller.role);
         let organization = self.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
         let settings = organization.state.profile().map(|profile| profile.settings.clone()).unwrap_or_default();
-        let roster = self.look::<Roster>(placement, &AggregateId::Member(placement.org)).await?;
+        let roster = self.look::<Members>(placement, &AggregateId::Member(placement.org)).await?;
         let rules = InviteRules {
             policy: settings.invite_policy,
             allowed_domains: settings.allowed_domains,
@@ -64,7 +64,7 @@ impl CommandHandler {
     /// An invitation and the roster: two aggregates, so an atomic batch, and both are decided anew when either has moved on.
     pub(super) async fn accept_invitation(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         to: &Target<'_>,
         command: &AcceptInvitation,
     ) -> Result<Accepted, CommandError> {
@@ -73,7 +73,7 @@ impl CommandHandler {
         };
         let Target { placement, aggregate } = to;
         let (org, roster) = (placement.org, AggregateId::Member(placement.org));
-        let facts = attempt.facts(org);
+        let decision_context = attempt.decision_context(org);
         let member_id = MemberId::derive(attempt.command_id);
         // Inside the organization they are the member that they become; who they are outside stays outside.
         let actor = Actor { actor_type: ActorType::Member, id: member_id.to_string(), ..attempt.caller.actor.clone() };
@@ -82,7 +82,7 @@ impl CommandHandler {
         let mut last = false;
         loop {
             let invitation = self.load::<Invitation>(placement, aggregate, Freshness::Leader).await?;
-            let members = self.load::<Roster>(placement, &roster, Freshness::Leader).await?;
+            let members = self.load::<Members>(placement, &roster, Freshness::Leader).await?;
             if let Some(mut accepted) = attempt.earlier(org, aggregate, &invitation)? {
                 let both = members.commands.get(&attempt.command_id).map_or(0, |earlier| earlier.seq);
                 accepted.position.seq = accepted.position.seq.max(both);
@@ -94,7 +94,7 @@ impl CommandHandler {
             let mac = command.token.mac(self.pepper());
             let is_offered = self.still_offers(placement, &members.state, &invitation.state).await?;
             let accept = InvitationCommand::Accept { mac, email: email.clone(), member_id, is_offered };
-            let accepted = invitation.state.decide(accept, &facts).map_err(Rejection::from)?;
+            let accepted = invitation.state.decide(accept, &decision_context).map_err(Rejection::from)?;
             let role = invitation.state.offer().map(|offer| offer.role).ok_or(CommandError::Contention)?;
             let sent = invitation.state.sent_at();
             let voucher = match invitation.state.sent_by() {
@@ -102,9 +102,9 @@ impl CommandHandler {
                 None => None,
             };
             let join = MemberCommand::Join { user_id: user, email: email.clone(), role, sent, voucher };
-            let joined = members.state.decide(join, &facts).map_err(Rejection::from)?;
+            let joined = members.state.decide(join, &decision_context).map_err(Rejection::from)?;
             let accepted: Vec<Event> = accepted.into_iter().map(Invitation::wrap).collect();
-            let joined: Vec<Event> = joined.into_iter().map(Roster::wrap).collect();
+            let joined: Vec<Event> = joined.into_iter().map(Members::wrap).collect();
             let version = invitation.version + accepted.len() as u64;
             let events = accepted.iter().chain(&joined).map(|event| event.wire().0.to_owned()).collect();
             let drafts = [
@@ -116,7 +116,7 @@ impl CommandHandler {
                 Ok(appended) => {
                     let seq = appended.iter().map(|one| one.seq).max().unwrap_or_default();
                     let replayed = appended.iter().any(|one| one.replayed);
-                    let done = Earlier { fingerprint: attempt.fingerprint, seq, version, events, by: attempt.by() };
+                    let done = PriorResult { fingerprint: attempt.fingerprint, seq, version, events, by: attempt.by() };
                     return Ok(attempt.accepted(org, aggregate, done, replayed));
                 }
                 // A try of ours may have been stored all the same: the histories are looked at once more.
@@ -129,7 +129,7 @@ impl CommandHandler {
     /// Adds whoever signs in with an address of a domain that is the organization's own.
     pub(super) async fn join_by_domain(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         to: &Target<'_>,
         command: &JoinByDomain,
     ) -> Result<Accepted, CommandError> {
@@ -154,7 +154,7 @@ impl CommandHandler {
     /// Adds whoever signs in by an issuer that is the organization's own.
     pub(super) async fn join_by_sso(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         to: &Target<'_>,
         command: &JoinBySso,
     ) -> Result<Accepted, CommandError> {
@@ -175,7 +175,7 @@ impl CommandHandler {
     /// What is refused claims nothing.
     pub(super) async fn add_sso_connection(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         to: &Target<'_>,
         command: AddSsoConnection,
     ) -> Result<Accepted, CommandError> {
@@ -185,7 +185,7 @@ impl CommandHandler {
         let mut claims = Vec::new();
         let connections = self.load::<Connections>(to.placement, &to.aggregate, Freshness::Leader).await?;
         if attempt.earlier(org, &to.aggregate, &connections)?.is_none() {
-            connections.state.decide(add.clone(), &attempt.facts(org)).map_err(Rejection::from)?;
+            connections.state.decide(add.clone(), &attempt.decision_context(org)).map_err(Rejection::from)?;
             let detail = "another organization signs people in by this issuer for this audience: register an audience of \
                           your own at the issuer, and give that";
             claims.push(self.claim_anew(SSO, &pair, org, ("sso_connection_taken", detail.to_owned())).await?);
@@ -198,7 +198,7 @@ impl CommandHandler {
     /// leaves them to the organization, which can add and remove the connection once more.
     pub(super) async fn remove_sso_connection(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         to: &Target<'_>,
         command: RemoveSsoConnection,
     ) -> Result<Accepted, CommandError> {
@@ -221,7 +221,7 @@ impl CommandHandler {
 
     async fn provision(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         to: &Target<'_>,
         closed: Option<Closed>,
     ) -> Result<Accepted, CommandError> {
@@ -231,12 +231,16 @@ impl CommandHandler {
         let member_id = MemberId::derive(attempt.command_id).to_string();
         let actor = Actor { actor_type: ActorType::Member, id: member_id, ..attempt.caller.actor.clone() };
         let caller = Caller { actor, ..attempt.caller.clone() };
-        let attempt = Attempt { caller: &caller, ..*attempt };
-        self.execute::<Roster>(&attempt, to, MemberCommand::Provision { user_id: user, email, closed }).await
+        let attempt = CommandContext { caller: &caller, ..*attempt };
+        self.execute::<Members>(&attempt, to, MemberCommand::Provision { user_id: user, email, closed }).await
     }
 
     /// Asks the domain's DNS what it says.
-    pub(super) async fn prove_domain(&self, attempt: &Attempt<'_>, to: &Target<'_>) -> Result<Accepted, CommandError> {
+    pub(super) async fn prove_domain(
+        &self,
+        attempt: &CommandContext<'_>,
+        to: &Target<'_>,
+    ) -> Result<Accepted, CommandError> {
         let domain = self.look::<Domain>(to.placement, &to.aggregate).await?;
         let records = match domain.state.claim() {
             Some(claim) => self.dns.txt(&record_name(&claim.domain)).await.map_err(|error| {

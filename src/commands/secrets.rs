@@ -10,7 +10,7 @@ use orgstream_events::{AggregateId, KeyEnvironment};
 use orgstream_stream::Placement;
 
 use super::{
-    handler::{Attempt, CommandHandler, Target},
+    handler::{CommandContext, CommandHandler, Target},
     request::{Accepted, CommandError},
 };
 
@@ -18,7 +18,7 @@ impl CommandHandler {
     /// The token follows from the command, so that a retry is given the same one and nobody else can make it.
     pub(super) async fn issue_api_key(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         to: &Target<'_>,
         command: IssueApiKey,
     ) -> Result<Accepted, CommandError> {
@@ -33,7 +33,7 @@ impl CommandHandler {
 
     pub(super) async fn rotate_api_key(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &CommandContext<'_>,
         to: &Target<'_>,
         command: RotateApiKey,
     ) -> Result<Accepted, CommandError> {

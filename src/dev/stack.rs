@@ -237,11 +237,11 @@ impl Stack {
             invitation_link: format!("{base_url}/join#token={{token}}"),
             ..MailArgs::default()
         };
-        let outside = node::Outside {
+        let outside = node::Adapters {
             mail: mail.mailer()?,
             local_issuers: true,
             producers: nats_args.producers()?,
-            ..node::Outside::default()
+            ..node::Adapters::default()
         };
         let api = node::Api::new(log.clone(), db.clone(), &secret_args, &identity, metrics, watch, outside)?;
         let (gateway, auth) = (Arc::clone(&api.gateway), Arc::clone(&api.app.auth));

@@ -33,12 +33,12 @@ use crate::{
 const EVERY: Duration = Duration::from_secs(1);
 /// Logs that are sent at the same time, and how many of them may go to addresses that were slow when last asked: what the
 /// slow ones wait for, the others need not.
-const AT_ONCE: usize = 128;
+const MAX_CONCURRENCY: usize = 128;
 const SLOW_AT_ONCE: usize = 96;
 /// A post that takes longer makes its address a slow one.
 const SLOW: Duration = Duration::from_secs(1);
 /// Slow addresses that are remembered.
-const REMEMBERED: usize = 10_000;
+const CACHE_CAPACITY: usize = 10_000;
 /// How long a log is taken for: longer than one post may take.
 const LEASE: Duration = Duration::from_secs(30);
 /// How long one log is sent before the others have their turn.
@@ -99,13 +99,13 @@ impl WebhookKeys {
 impl Webhooks {
     /// `local` lets posts go to this machine too, as they must where everything runs on it.
     pub fn new(db: Database, keys: WebhookKeys, local: bool) -> Result<Self, reqwest::Error> {
-        Ok(Self { db, keys, http: outward::client(local, TIMEOUT)?, slow: OrgCache::new(REMEMBERED) })
+        Ok(Self { db, keys, http: outward::client(local, TIMEOUT)?, slow: OrgCache::new(CACHE_CAPACITY) })
     }
 
     /// Sends what there is until `stop`, each log on its own: none waits for another to be taken.
     pub async fn run(self, stop: CancellationToken) {
         let (webhooks, sending) = (Arc::new(self), TaskTracker::new());
-        let all = Arc::new(Semaphore::new(AT_ONCE));
+        let all = Arc::new(Semaphore::new(MAX_CONCURRENCY));
         let slow = Arc::new(Semaphore::new(SLOW_AT_ONCE));
         while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {
             let due = match webhooks.db.audit_to_send().await {

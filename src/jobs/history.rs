@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 const EVERY: Duration = Duration::from_secs(1);
 /// How long a look may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 /// Streams that are looked at together.
-const AT_ONCE: usize = 8;
+const MAX_CONCURRENCY: usize = 8;
 /// The era of a stream that nothing was remembered of when this process began.
 const FIRST_ERA: i32 = 1;
 
@@ -65,12 +65,12 @@ impl Histories {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut could = true;
         while stop.run_until_cancelled(looks.tick()).await.is_some() {
-            let looked = stop.run_until_cancelled(timeout(PATIENCE, self.look())).await;
+            let looked = stop.run_until_cancelled(timeout(TIMEOUT, self.look())).await;
             let error = match looked {
                 None => return,
                 Some(Ok(Ok(()))) => None,
                 Some(Ok(Err(error))) => Some(error.to_string()),
-                Some(Err(_)) => Some(format!("no answer within {} seconds", PATIENCE.as_secs())),
+                Some(Err(_)) => Some(format!("no answer within {} seconds", TIMEOUT.as_secs())),
             };
             if let (Some(error), true) = (&error, could) {
                 tracing::warn!(error, "nobody could look whether the log is what it was; it is tried again");
@@ -84,7 +84,7 @@ impl Histories {
         // What this process knows itself it can look for without the database.
         let mut failed = self.read().await.err().map(HistoryError::from);
         let streams: Vec<StreamName> = self.log.streams().collect();
-        let looks = stream::iter(streams).map(|stream| self.look_at(stream)).buffer_unordered(AT_ONCE);
+        let looks = stream::iter(streams).map(|stream| self.look_at(stream)).buffer_unordered(MAX_CONCURRENCY);
         let sights: Vec<(StreamName, Result<Sight, StreamError>)> = looks.collect().await;
         let mut steps = Vec::new();
         for (stream, sight) in sights {

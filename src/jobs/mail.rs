@@ -11,8 +11,8 @@ use orgstream_events::ActorType;
 use orgstream_projections::{
     Database, DbError,
     invitations::{self, InvitationStatus},
-    mails::{Mail, MailOutcome},
     members, organizations,
+    outbox::{Mail, MailOutcome},
 };
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;

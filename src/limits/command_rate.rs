@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use super::{Limit, OverLimit};
 use crate::{
-    auth::Rules,
+    auth::OrgPolicy,
     tenant_cache::{OrgCache, Scoped},
 };
 
@@ -155,7 +155,7 @@ impl Admission {
     }
 
     /// What an organization may send; none when there is no limit.
-    pub fn rate(&self, rules: &Rules) -> Option<CommandRate> {
+    pub fn rate(&self, rules: &OrgPolicy) -> Option<CommandRate> {
         let own = rules.limits.commands_per_second.map(|rate| (rate, LimitedBy::Organization));
         let (per_second, by) = own.or_else(|| Some((*self.plans.0.get(&rules.plan)?, LimitedBy::Plan)))?;
         let seconds = u32::try_from(SAVED_UP.as_secs()).unwrap_or(1);
@@ -163,7 +163,7 @@ impl Admission {
     }
 
     /// Takes as many of `count` commands of `org` as there is room for now.
-    pub fn admit(&self, org: OrgId, rules: &Rules, count: usize) -> Admitted {
+    pub fn admit(&self, org: OrgId, rules: &OrgPolicy, count: usize) -> Admitted {
         let Some(rate) = self.rate(rules) else { return Admitted { taken: count, refusal: None } };
         let bucket = self.bucket(org, rate);
         for taken in 0..count {
@@ -237,9 +237,9 @@ mod tests {
 
     use super::*;
 
-    fn rules(plan: &str, own: u32) -> Rules {
+    fn rules(plan: &str, own: u32) -> OrgPolicy {
         let limits = OrganizationLimits { commands_per_second: NonZeroU32::new(own) };
-        let mut rules = Rules::default();
+        let mut rules = OrgPolicy::default();
         (rules.plan, rules.limits) = (plan.parse().unwrap(), limits);
         rules
     }

@@ -12,7 +12,7 @@ use orgstream_events::Shard;
 use crate::{
     CursorError, Log, Message, StreamError,
     api::backoff,
-    feed::{Fed, Feed},
+    subscription::{Received, Subscription},
     tips::StreamName,
 };
 
@@ -35,8 +35,8 @@ pub struct Cursor {
 /// Where the messages come from. A feed that is being made is kept here and not in a future of [`Cursor::next`], so
 /// that a caller who drops those often still gets one.
 enum Source {
-    Feed(Box<Feed>),
-    Beginning(BoxFuture<'static, Result<Feed, StreamError>>),
+    Subscription(Box<Subscription>),
+    Beginning(BoxFuture<'static, Result<Subscription, StreamError>>),
 }
 
 impl fmt::Debug for Cursor {
@@ -50,12 +50,12 @@ impl Log {
     ///
     /// Fails when the shard ends before `after_seq`: something was read from it that is not there any more.
     pub async fn cursor(&self, shard: Shard, after_seq: u64) -> Result<Cursor, StreamError> {
-        let feed = Feed::begin(self, shard, after_seq).await?;
+        let feed = Subscription::begin(self, shard, after_seq).await?;
         Ok(Cursor {
             log: self.clone(),
             shard,
             last: after_seq,
-            source: Source::Feed(Box::new(feed)),
+            source: Source::Subscription(Box::new(feed)),
             attempts: 0,
             doubted: false,
             held: None,
@@ -73,10 +73,10 @@ impl Cursor {
         }
         loop {
             let fed = match &mut self.source {
-                Source::Feed(feed) => feed.next().await,
+                Source::Subscription(feed) => feed.next().await,
                 Source::Beginning(beginning) => match beginning.await {
                     Ok(feed) => {
-                        self.source = Source::Feed(Box::new(feed));
+                        self.source = Source::Subscription(Box::new(feed));
                         continue;
                     }
                     Err(StreamError::Unavailable { reason, .. }) => {
@@ -91,22 +91,22 @@ impl Cursor {
                 },
             };
             match fed {
-                Fed::Message(message) if message.seq == self.last + 1 => return Ok(self.hand_out(message)),
+                Received::Message(message) if message.seq == self.last + 1 => return Ok(self.hand_out(message)),
                 // Repeated by the server: it was handed out before.
-                Fed::Message(message) if message.seq <= self.last => {}
-                Fed::Message(_) if !self.doubted => {
+                Received::Message(message) if message.seq <= self.last => {}
+                Received::Message(_) if !self.doubted => {
                     self.doubted = true;
                     self.begin_again();
                 }
-                Fed::Message(message) => {
+                Received::Message(message) => {
                     let (shard, expected, found) = (self.shard, self.last + 1, message.seq);
                     metrics::counter!("orgstream_cursor_gaps_total").increment(1);
                     self.last = found - 1;
                     self.held = Some(message);
                     return Err(CursorError::Gap { shard, expected, found });
                 }
-                Fed::Alive => self.attempts = 0,
-                Fed::Over { reason } => {
+                Received::Alive => self.attempts = 0,
+                Received::Over { reason } => {
                     tracing::warn!(shard = %self.shard, after = self.last, reason, "the cursor begins again");
                     self.begin_again();
                 }
@@ -137,7 +137,7 @@ impl Cursor {
             if let Some(wait) = wait {
                 tokio::time::sleep(wait).await;
             }
-            Feed::begin(&log, shard, last).await
+            Subscription::begin(&log, shard, last).await
         }));
     }
 }

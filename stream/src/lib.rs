@@ -6,28 +6,28 @@
 //! name.
 
 pub mod access;
+mod access_check;
 mod api;
 mod append;
-mod backlog;
 pub mod broker;
+mod catch_up;
 mod claims;
 mod consumer;
 mod credentials;
 mod cursor;
 mod directory;
-mod door;
 mod error;
-mod feed;
+mod in_flight;
 mod log;
 mod message;
 mod placement;
 mod preflight;
 mod publish;
-mod queue;
+mod publish_batcher;
 mod read;
 mod refill;
-mod share;
 mod streams;
+mod subscription;
 mod system;
 mod tail;
 mod tips;
@@ -35,7 +35,7 @@ pub mod trace;
 mod trouble;
 
 pub use append::{Appended, Expected};
-pub use backlog::Backlog;
+pub use catch_up::CatchUpReader;
 pub use credentials::{Credentials, Reach};
 pub use cursor::Cursor;
 pub use error::{AppendError, ClaimError, CursorError, StreamError};

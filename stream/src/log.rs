@@ -13,10 +13,10 @@ use crate::{
     Credentials, StreamError,
     api::unavailable,
     credentials::{self, Reach},
+    in_flight::InFlightLimiter,
     placement::PlacementCache,
     publish::Publisher,
-    queue::Queue,
-    share::Shares,
+    publish_batcher::PublishBatcher,
     streams,
     tips::Tips,
     trouble::Troubles,
@@ -104,8 +104,8 @@ pub(crate) struct Inner {
     pub(crate) system: Stream<()>,
     pub(crate) publisher: Publisher,
     /// One for each shard when appends share batches; none otherwise.
-    pub(crate) queues: Vec<Queue>,
-    pub(crate) shares: Shares,
+    pub(crate) queues: Vec<PublishBatcher>,
+    pub(crate) shares: InFlightLimiter,
     pub(crate) placements: PlacementCache,
     pub(crate) troubles: Troubles,
     pub(crate) tips: Tips,
@@ -114,17 +114,17 @@ pub(crate) struct Inner {
     client: async_nats::Client,
     /// For reads of many messages at once. What answers them would stand in the way of everything else on one connection:
     /// a cursor's next message would wait until some megabytes of history have been sent and taken apart.
-    pub(crate) bulk: Line,
+    pub(crate) bulk: Connection,
 }
 
 /// One connection, and how often it was lost.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct Connection {
     pub(crate) client: async_nats::Client,
     pub(crate) losses: watch::Receiver<u64>,
 }
 
-impl Line {
+impl Connection {
     async fn open(reach: &Reach, user: Option<&Credentials>, name: &'static str) -> Result<Self, StreamError> {
         let (lost, losses) = watch::channel(0);
         let lost = Arc::new(lost);
@@ -167,8 +167,8 @@ impl Log {
             None => None,
         };
         let (reach, user) = (options.reach(), user.as_ref());
-        let Line { client, losses } = Line::open(&reach, user, "orgstream").await?;
-        let bulk = Line::open(&reach, user, "orgstream bulk").await?;
+        let Connection { client, losses } = Connection::open(&reach, user, "orgstream").await?;
+        let bulk = Connection::open(&reach, user, "orgstream bulk").await?;
         let api = credentials::api(user).to_owned();
         let jetstream = jetstream::with_prefix(client.clone(), &api);
 
@@ -179,10 +179,10 @@ impl Log {
         let system = streams::handle(&jetstream, streams::SYSTEM).await?;
         let publisher = Publisher::new(client.clone(), losses.clone());
         let queues = match options.sync {
-            SyncMode::Durable => streams.iter().map(|_| Queue::start(publisher.clone())).collect(),
+            SyncMode::Durable => streams.iter().map(|_| PublishBatcher::start(publisher.clone())).collect(),
             SyncMode::Relaxed => Vec::new(),
         };
-        let (shares, placements) = (Shares::new(options.sync), PlacementCache::default());
+        let (shares, placements) = (InFlightLimiter::new(options.sync), PlacementCache::default());
         let (troubles, tips) = (Troubles::default(), Tips::new(options.shards));
         let options = options.clone();
         let inner = Inner {

@@ -1,6 +1,6 @@
 //! Reading: one aggregate's history, one org's messages a chunk at a time, or all that an org has.
 //!
-//! None of this makes a consumer, as a [`Backlog`](crate::Backlog) does. One org is read by JetStream's batched direct get,
+//! None of this makes a consumer, as a [`CatchUpReader`](crate::CatchUpReader) does. One org is read by JetStream's batched direct get,
 //! which keeps no state between requests; an aggregate is walked back from its last message, because every message holds the
 //! sequence before it. A long history is read from its beginning on, a part at a time.
 
@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::{
     Log, Message, Placement, StoredCommit, StreamError,
     api::{backoff, get_on_any, get_on_leader, last_on_any, last_on_leader, next_on_leader, unavailable},
-    log::Line,
+    log::Connection,
     message::forged,
     streams,
     system::unreadable,
@@ -254,7 +254,7 @@ impl Log {
             max_bytes: limit.bytes.clamp(1, MAX_BYTES),
         };
         let body = serde_json::to_vec(&request).map_err(|error| unavailable(action, &error))?;
-        let Line { client, losses } = &self.inner.bulk;
+        let Connection { client, losses } = &self.inner.bulk;
         let mut losses = losses.clone();
         losses.mark_unchanged();
         let inbox = client.new_inbox();

@@ -92,7 +92,7 @@ async fn s3_35_an_attempt_on_another_org_is_in_the_log_of_whoever_made_it() {
     assert_eq!(platform[2]["data"], data);
     assert!(platform[1]["actor"]["id"].as_str().unwrap().starts_with("usr_"), "{}", platform[1]);
     // The one that was asked for is told nothing.
-    api.gateway.notes().flush().await;
+    api.gateway.access_log().flush().await;
     let (_, position) = api.record(&theirs, "a").await;
     api.get_at(&theirs.owner, &theirs.path("audit/events"), &position).await.expect(200);
     denied(&api, &theirs, 0).await;
@@ -175,7 +175,7 @@ async fn a_flood_is_folded_into_one_fact_with_a_count() {
     let each = usize::try_from(orgstream::app::access_log::EACH).unwrap();
     denied(&api, &mine, each).await;
     // The minute ends early when the process does.
-    api.gateway.notes().flush().await;
+    api.gateway.access_log().flush().await;
     let facts = denied(&api, &mine, each + 1).await;
     let repeated: Vec<u64> = facts.iter().map(|fact| fact["data"]["repeated"].as_u64().unwrap()).collect();
     assert_eq!((repeated[0], repeated.iter().sum()), (40, 50), "{repeated:?}");

@@ -104,7 +104,7 @@ async fn s1_33_where_one_is_no_member_one_cannot_go() {
     // All of it is in the log of the organization that the session acts in, and nothing in that of the other.
     let denied = audited(&api, &a.owner, &a.id, "access.denied", 8).await;
     assert!(denied.iter().all(|fact| fact["data"]["code"] == "not_found"), "{denied:?}");
-    api.gateway.notes().flush().await;
+    api.gateway.access_log().flush().await;
     audited(&api, &foreign.owner, &foreign.id, "access.denied", 0).await;
     assert!(api.switch(&session, "Not A Slug").await.expect(422).text.contains("/org"));
     let after = api.get(&session, "/v1/session").await.expect(200).json();

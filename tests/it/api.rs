@@ -82,7 +82,7 @@ pub(crate) struct Api {
     /// What DNS says.
     pub(crate) dns: Arc<FakeDns>,
     pub(crate) db: Database,
-    outside: node::Outside,
+    outside: node::Adapters,
     http: reqwest::Client,
     log: Log,
     identity: IdentityArgs,
@@ -167,7 +167,7 @@ async fn serve(
     db: Database,
     secrets: &SecretArgs,
     identity: &IdentityArgs,
-    outside: &node::Outside,
+    outside: &node::Adapters,
     watch: Option<watch::Receiver<WorkerStatus>>,
     stop: &CancellationToken,
 ) -> (String, Arc<Authenticator>, Arc<Gateway>) {
@@ -239,7 +239,7 @@ impl Api {
         let mail = mail(outbox.clone()).mailer().unwrap();
         let producers = Some(Arc::new(Producers::load(&nats.access.producers()).unwrap()));
         let outside =
-            node::Outside { mail, dns: dns.clone(), idp, local_issuers: true, producers, ..node::Outside::default() };
+            node::Adapters { mail, dns: dns.clone(), idp, local_issuers: true, producers, ..node::Adapters::default() };
         let db = database.db.clone();
         let (base, auth, gateway) = serve(&log, db.clone(), &secrets, &identity, &outside, Some(watch), &stop).await;
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
@@ -314,7 +314,7 @@ impl Api {
 
     /// One more that lets in less, or shows its figures to others.
     pub(crate) async fn another_with(&self, http: HttpArgs) -> String {
-        let outside = node::Outside { http, ..self.outside.clone() };
+        let outside = node::Adapters { http, ..self.outside.clone() };
         let db = Database::connect(&self.database.options()).await.unwrap();
         serve(&self.log, db, &self.secrets, &self.identity, &outside, None, &self.stop).await.0
     }

@@ -3,7 +3,7 @@
 
 use orgstream_events::{OrgId, Pipeline, Shard};
 use orgstream_projections::{
-    BoundOrg, DbError, SliceClass, apply,
+    BatchClass, BoundOrg, DbError, apply,
     audit::{self, SigningDatabase},
 };
 use orgstream_transparency::{
@@ -108,7 +108,7 @@ async fn a_log_that_is_older_than_its_frontier_gets_one() {
         // What an older program left behind has none.
         sqlx::query("UPDATE audit.heads SET frontier = NULL").execute(&mut owner).await.unwrap();
         let to = slice.last().unwrap().seq;
-        let mut tx = database.db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
+        let mut tx = database.db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
         tx.open(history.bound(), Pipeline::Audit, Shard(3), epoch, from, to).await.unwrap();
         apply(&mut tx, history.bound(), slice).await.unwrap();
         tx.commit().await.unwrap();

@@ -79,7 +79,7 @@ fn figures_are_there_at_zero_before_anything_has_happened() {
     for line in [
         "orgstream_isolation_failures_total 0",
         "orgstream_stream_gaps_total 0",
-        "orgstream_orgs_standing_still 0",
+        "orgstream_orgs_stalled 0",
         "orgstream_parked_total{pipeline=\"audit\"} 0",
         "orgstream_http_refused_total{reason=\"connections\"} 0",
         "orgstream_mails_total{outcome=\"given_up\"} 0",

@@ -101,7 +101,7 @@ impl History {
         for (seq, ordinal, event) in self.events() {
             assert_eq!(event.header.org_id, self.org);
             assert!(ids.insert(event.header.event_id), "event {ordinal} of {seq} of {} is there twice", self.org);
-            // Facts are in no order.
+            // DecisionContext are in no order.
             if event.header.aggregate.aggregate.is_of_facts() {
                 continue;
             }

@@ -13,7 +13,7 @@ use orgstream_events::{
     Actor, ActorType, AggregateId, CommandId, CommitDraft, Context, Event, InvitationEvent, InvitationId,
     InvitationResent, Salt, Timestamp,
 };
-use orgstream_projections::mails::MailOutcome;
+use orgstream_projections::outbox::MailOutcome;
 use orgstream_stream::{Freshness, Log, LogOptions};
 use reqwest::Method;
 use serde_json::{Value, json};

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use orgstream::{
     adapters::dns::SystemDns,
     app::{
-        access_log::Notes,
+        access_log::AccessLog,
         submit::{Gateway, Origin},
     },
     auth::{Authenticator, issuers::Issuers, operators::Operators, session::Lifetime},
@@ -364,7 +364,7 @@ async fn the_ledger_remembers_a_key_when_the_server_has_forgotten_it() {
     );
     let principal = auth.principal(Some(&format!("Bearer {operator}"))).await.unwrap();
     let access = auth.platform(&principal).unwrap();
-    let notes = Notes::start(log.clone(), database.db.clone());
+    let notes = AccessLog::start(log.clone(), database.db.clone());
     let handler = CommandHandler::new(log, pepper, "local".to_owned(), Arc::new(SystemDns));
     let admission = Admission::new(PlanRates::default(), watch::channel(NonZeroU32::MIN).1);
     let quotas = Quotas::new(HourlyLimits::new(0, 0), watch::channel(NonZeroU32::MIN).1);

@@ -16,7 +16,7 @@ use orgstream_events::{
     Visibility,
 };
 use orgstream_projections::{
-    Applied, BoundOrg, Database, DbError, LaneLag, Page, Placed, ShardMark, SliceClass, SliceStart, api_keys, apply,
+    Applied, BatchClass, BatchStart, BoundOrg, Database, DbError, LaneLag, LowWatermark, Page, Placed, api_keys, apply,
     audit::{self, AuditFilter},
     break_glass, checkpoints, domains, idempotency, invitations, kinds, members, organizations,
     parked::{self, Park, ParkedState},
@@ -273,9 +273,9 @@ impl History {
         let mut from = None;
         for slice in self.commits.chunks(size) {
             let to = slice.last().unwrap().seq;
-            let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
+            let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
             let start = tx.open(self.bound(), pipeline, SHARD, epoch, from, to).await.unwrap();
-            assert_eq!(start, SliceStart::Open { parked: false });
+            assert_eq!(start, BatchStart::Open { parked: false });
             apply(&mut tx, self.bound(), slice).await.unwrap();
             tx.commit().await.unwrap();
             from = Some(to);
@@ -459,20 +459,20 @@ async fn a_slice_is_applied_once() {
     let pipeline = Pipeline::Audit;
 
     // Dropped, not committed: nothing happened.
-    let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
-    assert_eq!(tx.open(org, pipeline, SHARD, epoch, None, first).await.unwrap(), SliceStart::Open { parked: false });
+    let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
+    assert_eq!(tx.open(org, pipeline, SHARD, epoch, None, first).await.unwrap(), BatchStart::Open { parked: false });
     apply(&mut tx, org, &history.commits[..1]).await.unwrap();
     drop(tx);
 
-    let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
-    assert_eq!(tx.open(org, pipeline, SHARD, epoch, Some(0), first).await.unwrap(), SliceStart::Open { parked: false });
+    let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
+    assert_eq!(tx.open(org, pipeline, SHARD, epoch, Some(0), first).await.unwrap(), BatchStart::Open { parked: false });
     apply(&mut tx, org, &history.commits[..1]).await.unwrap();
     tx.commit().await.unwrap();
 
     // Delivered again, or by somebody with an old idea of the checkpoint: moved, and closed to every write.
     for from in [None, Some(0), Some(first - 1)] {
-        let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
-        let moved = SliceStart::Moved { stored_seq: first };
+        let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
+        let moved = BatchStart::Moved { stored_seq: first };
         assert_eq!(tx.open(org, pipeline, SHARD, epoch, from, first).await.unwrap(), moved);
         let refused = apply(&mut tx, org, &history.commits[..1]).await.unwrap_err();
         assert!(matches!(refused, DbError::NotOpen(_)), "{refused}");
@@ -480,9 +480,9 @@ async fn a_slice_is_applied_once() {
     }
 
     // Under an epoch that is over: fenced.
-    let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
+    let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
     let fenced = tx.open(org, pipeline, SHARD, epoch + 1, Some(first), second).await.unwrap();
-    assert_eq!(fenced, SliceStart::Fenced);
+    assert_eq!(fenced, BatchStart::Fenced);
     drop(tx);
 
     let mut tx = db.read(org).await.unwrap();
@@ -496,7 +496,7 @@ async fn a_slice_takes_only_its_own_org_and_pipeline() {
     let db = &database.db;
     let epoch = lease(db).await;
     let (a, b) = (History::eventful(1), History::eventful(2));
-    let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
+    let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
     tx.open(a.bound(), Pipeline::ReadModels, SHARD, epoch, None, 10).await.unwrap();
     assert!(matches!(apply(&mut tx, b.bound(), &b.commits[..1]).await, Err(DbError::NotOpen(_))));
     let audit = orgstream_projections::apply_audit(&mut tx, a.bound(), &a.commits[..1]).await;
@@ -513,7 +513,7 @@ async fn a_change_of_nothing_is_an_error_and_undoes_its_slice() {
     for late in &history.commits[8..] {
         // Neither what begins something nor a fact, which is at no version, changes anything that must be there.
         let birth = late.commit.events.iter().any(|event| event.header.aggregate.version <= 1);
-        let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
+        let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
         tx.open(history.bound(), Pipeline::ReadModels, SHARD, epoch, None, late.seq).await.unwrap();
         let applied = apply(&mut tx, history.bound(), std::slice::from_ref(late)).await;
         assert_eq!(matches!(applied, Err(DbError::RowsMissing { .. })), !birth, "{applied:?}");
@@ -579,7 +579,7 @@ async fn parked_messages_wait_in_order_until_they_are_taken_out() {
     let park =
         |seq, subject, state, reason| Park { seq, subject, message, verified, expected, state, reason, attempts: 1 };
 
-    let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
+    let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
     tx.open(org, Pipeline::ReadModels, SHARD, epoch, None, 30).await.unwrap();
     let messages = [
         park(20, &subject, ParkedState::Waiting, ""),
@@ -590,9 +590,9 @@ async fn parked_messages_wait_in_order_until_they_are_taken_out() {
     tx.commit().await.unwrap();
 
     // The next slice is told, and finds them.
-    let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
+    let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
     let start = tx.open(org, Pipeline::ReadModels, SHARD, epoch, Some(30), 40).await.unwrap();
-    assert_eq!(start, SliceStart::Open { parked: true });
+    assert_eq!(start, BatchStart::Open { parked: true });
     let aggregate = AggregateId::Record(history.record(1)).to_string();
     assert!(parked::aggregates(&mut tx, org).await.unwrap().contains(&aggregate));
     let waiting = parked::of_aggregate(&mut tx, org, &aggregate.as_str().into(), 10).await.unwrap();
@@ -617,9 +617,9 @@ async fn parked_messages_wait_in_order_until_they_are_taken_out() {
     drop(tx);
 
     // Another pipeline knows nothing of them.
-    let mut tx = db.begin_slices(SliceClass::Light, SLICE).await.unwrap();
+    let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
     let start = tx.open(org, Pipeline::Audit, SHARD, epoch, None, 40).await.unwrap();
-    assert_eq!(start, SliceStart::Open { parked: false });
+    assert_eq!(start, BatchStart::Open { parked: false });
 }
 
 #[tokio::test]
@@ -634,18 +634,18 @@ async fn a_shard_has_one_owner_and_every_change_of_owner_a_new_epoch() {
     assert_eq!(db.renew_leases(other, TTL).await.unwrap(), []);
 
     let org = History::new(1).org;
-    let mark = ShardMark { seq: 7, detached: vec![(org, Pipeline::ReadModels), (org, Pipeline::Audit)] };
-    let mut marks = db.mark_writer().await.unwrap();
+    let mark = LowWatermark { seq: 7, catching_up: vec![(org, Pipeline::ReadModels), (org, Pipeline::Audit)] };
+    let mut marks = db.watermark_writer().await.unwrap();
     assert!(marks.write(SHARD, lease.epoch, &mark).await.unwrap());
-    assert_eq!(db.shard_mark(SHARD).await.unwrap(), mark);
+    assert_eq!(db.low_watermark(SHARD).await.unwrap(), mark);
 
     // Given back, and taken by another: what the first still has under way is refused.
     assert!(db.release_lease(SHARD, one, lease.epoch).await.unwrap());
     assert!(!db.release_lease(SHARD, one, lease.epoch).await.unwrap());
     let next = db.acquire_lease(SHARD, other, Duration::ZERO).await.unwrap().unwrap();
     assert!(next.epoch > lease.epoch);
-    assert!(!marks.write(SHARD, lease.epoch, &ShardMark::default()).await.unwrap());
-    assert_eq!(db.shard_mark(SHARD).await.unwrap(), mark);
+    assert!(!marks.write(SHARD, lease.epoch, &LowWatermark::default()).await.unwrap());
+    assert_eq!(db.low_watermark(SHARD).await.unwrap(), mark);
 
     // Expired: anybody may have it.
     let last = db.acquire_lease(SHARD, one, TTL).await.unwrap().unwrap();
@@ -659,7 +659,7 @@ async fn a_shard_has_one_owner_and_every_change_of_owner_a_new_epoch() {
         oldest: 7,
         waiting: 3,
         age_ms,
-        detached: false,
+        catching_up: false,
     };
     db.announce_worker(one, &[lag(1)]).await.unwrap();
     db.announce_worker(one, &[lag(30), lag(10)]).await.unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use orgstream_events::{KeyId, Pipeline, Timestamp};
 use orgstream_projections::{
-    Comparison, Database, DatabaseOptions, Page, Passwords, SliceClass,
+    BatchClass, Comparison, Database, DatabaseOptions, Page, Passwords,
     audit::SigningDatabase,
     checkpoints,
     key_uses::{self, KeyUse},
@@ -88,7 +88,7 @@ async fn two_orgs(database: &TestDatabase) -> (History, History) {
             history.apply(db, pipeline, epoch, 100).await;
         }
         let last = history.commits.last().unwrap().seq;
-        let mut tx = db.begin_slices(SliceClass::Light, crate::projections::SLICE).await.unwrap();
+        let mut tx = db.begin_batches(BatchClass::Light, crate::projections::SLICE).await.unwrap();
         let shard = orgstream_events::Shard(3);
         tx.open(history.bound(), Pipeline::Audit, shard, epoch, Some(last), last + 1).await.unwrap();
         let subject = format!("ev.3.{}.record.{}", history.org, history.record(1));

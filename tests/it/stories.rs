@@ -49,7 +49,7 @@ fn every_route_and_every_command_has_an_audit_story() {
             Story::Events => assert_ne!(route.method, "GET", "{name}"),
             Story::Fact(fact) => assert!(told.insert(fact) || !changes, "{name}"),
             Story::Reading => assert!(is_of_org && route.method == "GET", "{name} is not told of"),
-            Story::Outside => {
+            Story::Adapters => {
                 assert!(!is_of_org && !changes, "{name} is not told of");
                 assert!(route.method == "GET" || silent.contains(&(route.method, route.path)), "{name} is not told of");
             }
@@ -101,7 +101,7 @@ async fn who_reads_the_audit_log_is_in_it() {
     let reads = "access.audit_read";
     audited(&api, &org.owner, &org.id, "access.denied", 1).await;
     assert!(audited(&api, &org.owner, &org.id, reads, 0).await.is_empty(), "a minute is one fact");
-    api.gateway.notes().flush().await;
+    api.gateway.access_log().flush().await;
     let facts = {
         let deadline = Instant::now() + PATIENCE;
         loop {

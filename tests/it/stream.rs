@@ -377,7 +377,7 @@ async fn a_backlog_is_caught_up_with_by_one_consumer_and_without_it_too() {
     let all: Vec<_> = log.replay(mine, 1).map(|message| message.unwrap()).collect().await;
     assert_eq!(all.len(), 500);
 
-    let mut backlog = log.backlog(shard, mine.org, all[10].seq);
+    let mut backlog = log.catch_up_reader(shard, mine.org, all[10].seq);
     let mut read = Vec::new();
     let mut chunk_of = async |messages, bytes| {
         let chunk = backlog.read(ReadLimit { messages, bytes }).await.unwrap();

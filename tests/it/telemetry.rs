@@ -82,10 +82,10 @@ async fn a_trace_reaches_from_the_caller_to_the_projection() {
         "orgstream_org_lag_seconds",
         "orgstream_worst_org_lag_seconds",
         "orgstream_lanes",
-        "orgstream_slice_seconds",
+        "orgstream_batch_seconds",
         "orgstream_stage_seconds",
         "orgstream_orgs",
-        "orgstream_orgs_standing_still",
+        "orgstream_orgs_stalled",
     ];
     let shown = timeout(Duration::from_secs(30), async {
         loop {

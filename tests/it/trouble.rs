@@ -286,7 +286,7 @@ async fn a_message_in_a_shard_where_its_organization_does_not_live_is_told_of_on
     for shard in [Shard(0), Shard(1)] {
         let end = rig.log.shard_end(shard).await.unwrap();
         eventually("the mark to pass them", async || {
-            (rig.database.db.shard_mark(shard).await.unwrap().seq == end).then_some(())
+            (rig.database.db.low_watermark(shard).await.unwrap().seq == end).then_some(())
         })
         .await;
     }

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::cluster::{Cluster, ClusterOptions, Tenant, create, eventually, seq_of, uuid};
 
-const STANDING: &str = "orgstream_orgs_standing_still";
+const STANDING: &str = "orgstream_orgs_stalled";
 
 async fn start() -> Cluster {
     let work = ["--watch-seconds", "1"].map(str::to_owned).to_vec();

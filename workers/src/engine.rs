@@ -1,4 +1,4 @@
-//! The one task that owns the scheduler: messages, refills and finished slices come in, transactions go out.
+//! The one task that owns the scheduler: messages, catch up reads and finished batches come in, transactions go out.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,7 +9,7 @@ use std::{
 use metrics::{counter, gauge, histogram};
 use orgstream_events::{CommitKeys, EventSubject, OrgId, Pipeline, Shard};
 use orgstream_projections::{Database, LaneLag, Rebuild};
-use orgstream_stream::{Backlog, Log, ReadLimit};
+use orgstream_stream::{CatchUpReader, Log, ReadLimit};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
@@ -22,19 +22,19 @@ use crate::{
     lane::{LaneKey, LaneState},
     options::WorkerOptions,
     rebuild::Rebuilds,
-    scheduler::{Behind, Group, LaneSlice, Mark, Passed, RefillWish, Scheduler, SliceOutcome},
+    scheduler::{BatchOutcome, Behind, CatchUpRead, Group, LaneBatch, Mark, Passed, Scheduler},
     slots::Slots,
 };
 
 /// Refills at the same time, over all shards.
 const REFILLS: usize = 8;
-/// Messages that one refill asks for. What the log's server is about to send goes before what others of the shard wait for.
+/// Messages that one catch up read asks for. What the log's server is about to send goes before what others of the shard wait for.
 const REFILL_MESSAGES: usize = 500;
-/// Orgs whose place in the log is kept between two refills, over all shards: a consumer of the server each.
+/// Orgs whose place in the log is kept between two catch up reads, over all shards: a consumer of the server each.
 const BACKLOGS: usize = 32;
 /// How long it is kept when the org asks for nothing.
 const KEPT: Duration = Duration::from_secs(10);
-/// How long after a refill that failed or found nothing the next one may start.
+/// How long after a catch up read that failed or found nothing the next one may start.
 const REFILL_PAUSE: Duration = Duration::from_millis(100);
 /// How often the figures are brought up to date.
 const TICK: Duration = Duration::from_secs(1);
@@ -69,16 +69,16 @@ pub(crate) struct Engine {
     pub(crate) trouble: tokio::sync::watch::Sender<Option<Arc<str>>>,
 }
 
-type RefillReport = (RefillWish, Backlog, Option<Vec<Arc<Delivery>>>);
+type CatchUpReport = (CatchUpRead, CatchUpReader, Option<Vec<Arc<Delivery>>>);
 
 impl Engine {
-    /// Runs until `stop`, then until the slices in their slots have ended.
+    /// Runs until `stop`, then until the batches in their slots have ended.
     pub(crate) async fn run(self, mut input: mpsc::Receiver<Input>, stop: CancellationToken) {
         let mut scheduler = Scheduler::new(self.options.clone(), Instant::now());
         let mut slots = Slots::new(self.db.clone(), Arc::clone(self.log.keys()), self.options.clone());
         let mut rebuilds = Rebuilds::new(self.db.clone(), &self.options, slots.backlog());
-        let mut refills: JoinSet<RefillReport> = JoinSet::new();
-        let mut backlogs = Backlogs::default();
+        let mut catch_up_reads: JoinSet<CatchUpReport> = JoinSet::new();
+        let mut backlogs = CatchUpReaders::default();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::new();
@@ -99,9 +99,9 @@ impl Engine {
                     self.tell(&scheduler);
                 }
                 Some(ended) = rebuilds.next() => rebuilds.finish(ended, &mut scheduler),
-                Some(Ok((wish, backlog, chunk))) = refills.join_next() => {
+                Some(Ok((wish, backlog, chunk))) = catch_up_reads.join_next() => {
                     backlogs.keep(wish.key, backlog);
-                    if let Some(seq) = scheduler.refilled(wish, chunk.as_deref()) {
+                    if let Some(seq) = scheduler.caught_up(wish, chunk.as_deref()) {
                         let key = wish.key;
                         counter!("orgstream_stream_gaps_total").increment(1);
                         tracing::error!(
@@ -127,8 +127,8 @@ impl Engine {
                 slots.start(group);
             }
             rebuilds.start(&mut scheduler, now);
-            for wish in scheduler.refills(REFILLS.saturating_sub(refills.len())) {
-                refills.spawn(refill(backlogs.take(&self.log, wish), wish, Arc::clone(self.log.keys())));
+            for wish in scheduler.catch_up_reads(REFILLS.saturating_sub(catch_up_reads.len())) {
+                catch_up_reads.spawn(catch_up_read(backlogs.take(&self.log, wish), wish, Arc::clone(self.log.keys())));
             }
         }
     }
@@ -157,13 +157,13 @@ impl Engine {
 
     fn observe(&self, scheduler: &Scheduler) {
         let (now, wall) = (Instant::now(), SystemTime::now());
-        let (mut attached, mut detached, mut backing_off) = (0_u32, 0_u32, 0_u32);
+        let (mut attached, mut catching_up, mut backing_off) = (0_u32, 0_u32, 0_u32);
         let mut ages = Pipeline::ALL.map(|pipeline| (pipeline, Ages::default()));
         let mut lags = Vec::new();
         for (key, lane) in scheduler.lanes() {
-            let is_detached = lane.skipped.is_some();
-            if is_detached {
-                detached += 1;
+            let is_catching_up = lane.skipped.is_some();
+            if is_catching_up {
+                catching_up += 1;
             } else {
                 attached += 1;
             }
@@ -174,7 +174,7 @@ impl Engine {
             if let Some((_, ages)) = ages.iter_mut().find(|(pipeline, _)| *pipeline == key.pipeline) {
                 ages.add(age_ms);
             }
-            if age_ms > 0 || is_detached {
+            if age_ms > 0 || is_catching_up {
                 let waiting = lane.len() + lane.in_slot.len();
                 let oldest = lane.oldest().map(|oldest| oldest.seq()).or(lane.skipped.map(|skipped| skipped.next));
                 lags.push(LaneLag {
@@ -183,13 +183,13 @@ impl Engine {
                     oldest: oldest.unwrap_or_default(),
                     waiting,
                     age_ms,
-                    detached: is_detached,
+                    catching_up: is_catching_up,
                     standing_ms: None,
                 });
             }
         }
         gauge!("orgstream_lanes", "state" => "attached").set(attached);
-        gauge!("orgstream_lanes", "state" => "detached").set(detached);
+        gauge!("orgstream_lanes", "state" => "catching_up").set(catching_up);
         gauge!("orgstream_lanes", "state" => "backing_off").set(backing_off);
         // By their bits: those of positive numbers are in the order of the numbers.
         let mut weights: BTreeMap<u64, u32> = self.options.weights.all().map(|weight| (weight.to_bits(), 0)).collect();
@@ -248,7 +248,7 @@ fn receive(scheduler: &mut Scheduler, rebuilds: &mut Rebuilds, input: Input) {
         }
         Input::Pass { shard, seq } => scheduler.pass(shard, seq),
         Input::Open { shard, epoch, mark, behind } => scheduler.open_shard(shard, epoch, mark, &behind),
-        Input::PassOver { shard, to, passed } => scheduler.pass_over(shard, to, &passed),
+        Input::PassOver { shard, to, passed } => scheduler.fast_forward(shard, to, &passed),
         Input::Close { shard, mark } => {
             // Whoever asked may be gone; then nobody needs the answer.
             let _ = mark.send(scheduler.marks().remove(&shard));
@@ -262,32 +262,32 @@ fn receive(scheduler: &mut Scheduler, rebuilds: &mut Rebuilds, input: Input) {
     }
 }
 
-fn finish(scheduler: &mut Scheduler, group: &Group, outcomes: Vec<SliceOutcome>) {
+fn finish(scheduler: &mut Scheduler, group: &Group, outcomes: Vec<BatchOutcome>) {
     let (now, wall) = (Instant::now(), SystemTime::now());
-    for (slice, outcome) in group.slices.iter().zip(&outcomes) {
-        let pipeline = slice.key.pipeline.name();
+    for (batch, outcome) in group.batches.iter().zip(&outcomes) {
+        let pipeline = batch.key.pipeline.name();
         match outcome {
-            SliceOutcome::Applied { cost, .. } => {
-                histogram!("orgstream_slice_seconds", "pipeline" => pipeline).record(cost.total());
-                histogram!("orgstream_slice_messages", "pipeline" => pipeline).record(slice.deliveries.len() as f64);
-                stages(slice, group.begun, now, wall);
-                for delivery in &slice.deliveries {
+            BatchOutcome::Applied { cost, .. } => {
+                histogram!("orgstream_batch_seconds", "pipeline" => pipeline).record(cost.total());
+                histogram!("orgstream_batch_messages", "pipeline" => pipeline).record(batch.deliveries.len() as f64);
+                stages(batch, group.begun, now, wall);
+                for delivery in &batch.deliveries {
                     let lag = delivery.lag(now, wall);
                     histogram!("orgstream_projection_lag_seconds", "pipeline" => pipeline).record(lag);
                 }
             }
-            SliceOutcome::Moved { .. } => counter!("orgstream_slice_retries_total", "cause" => "moved").increment(1),
-            SliceOutcome::Fenced => counter!("orgstream_slice_retries_total", "cause" => "fenced").increment(1),
-            SliceOutcome::Undone => counter!("orgstream_slice_retries_total", "cause" => "undone").increment(1),
-            SliceOutcome::Unavailable(_) => {
-                counter!("orgstream_slice_retries_total", "cause" => "unavailable").increment(1);
+            BatchOutcome::Moved { .. } => counter!("orgstream_batch_retries_total", "cause" => "moved").increment(1),
+            BatchOutcome::Fenced => counter!("orgstream_batch_retries_total", "cause" => "fenced").increment(1),
+            BatchOutcome::Undone => counter!("orgstream_batch_retries_total", "cause" => "undone").increment(1),
+            BatchOutcome::Unavailable(_) => {
+                counter!("orgstream_batch_retries_total", "cause" => "unavailable").increment(1);
             }
-            SliceOutcome::TimedOut => counter!("orgstream_slice_retries_total", "cause" => "timed_out").increment(1),
-            SliceOutcome::Failed { reason } => {
-                counter!("orgstream_slice_retries_total", "cause" => "failed").increment(1);
+            BatchOutcome::TimedOut => counter!("orgstream_batch_retries_total", "cause" => "timed_out").increment(1),
+            BatchOutcome::Failed { reason } => {
+                counter!("orgstream_batch_retries_total", "cause" => "failed").increment(1);
                 tracing::warn!(
-                    org.id = %slice.key.org, pipeline, event.seq = slice.deliveries.first().map(|first| first.seq()),
-                    messages = slice.deliveries.len(), reason, "a slice failed and will be tried again"
+                    org.id = %batch.key.org, pipeline, event.seq = batch.deliveries.first().map(|first| first.seq()),
+                    messages = batch.deliveries.len(), reason, "a batch failed and will be tried again"
                 );
             }
         }
@@ -295,29 +295,29 @@ fn finish(scheduler: &mut Scheduler, group: &Group, outcomes: Vec<SliceOutcome>)
     scheduler.done(group, outcomes, now, rand::random());
 }
 
-/// Where the time of a slice's first message went: it stands for the others, which came after it.
-fn stages(slice: &LaneSlice, begun: Instant, now: Instant, wall: SystemTime) {
-    let Some(first) = slice.deliveries.first() else { return };
+/// Where the time of a batch's first message went: it stands for the others, which came after it.
+fn stages(batch: &LaneBatch, begun: Instant, now: Instant, wall: SystemTime) {
+    let Some(first) = batch.deliveries.first() else { return };
     let (wait, run) = (begun.saturating_duration_since(first.arrived), now.saturating_duration_since(begun));
     let deliver = first.lag(now, wall).saturating_sub(wait + run);
     for (stage, took) in [("deliver", deliver), ("wait", wait), ("run", run)] {
-        let pipeline = slice.key.pipeline.name();
+        let pipeline = batch.key.pipeline.name();
         histogram!("orgstream_stage_seconds", "pipeline" => pipeline, "stage" => stage).record(took);
     }
 }
 
-/// Places in the log that refills go on from, so that the server need not look for them again.
+/// Places in the log that catch up reads go on from, so that the server need not look for them again.
 #[derive(Default)]
-struct Backlogs(HashMap<(Shard, OrgId, u64), (Backlog, Instant)>);
+struct CatchUpReaders(HashMap<(Shard, OrgId, u64), (CatchUpReader, Instant)>);
 
-impl Backlogs {
+impl CatchUpReaders {
     /// The one that stands where `wish` begins, whichever of the org's lanes brought it there.
-    fn take(&mut self, log: &Log, RefillWish { key, from, .. }: RefillWish) -> Backlog {
+    fn take(&mut self, log: &Log, CatchUpRead { key, from, .. }: CatchUpRead) -> CatchUpReader {
         let kept = self.0.remove(&(key.shard, key.org, from));
-        kept.map_or_else(|| log.backlog(key.shard, key.org, from), |(backlog, _)| backlog)
+        kept.map_or_else(|| log.catch_up_reader(key.shard, key.org, from), |(backlog, _)| backlog)
     }
 
-    fn keep(&mut self, key: LaneKey, backlog: Backlog) {
+    fn keep(&mut self, key: LaneKey, backlog: CatchUpReader) {
         if let Some(next) = backlog.goes_on_at().filter(|_| self.0.len() < BACKLOGS) {
             self.0.insert((key.shard, key.org, next), (backlog, Instant::now()));
         }
@@ -329,7 +329,7 @@ impl Backlogs {
     }
 }
 
-async fn refill(mut backlog: Backlog, wish: RefillWish, keys: Arc<CommitKeys>) -> RefillReport {
+async fn catch_up_read(mut backlog: CatchUpReader, wish: CatchUpRead, keys: Arc<CommitKeys>) -> CatchUpReport {
     let limit = ReadLimit { messages: REFILL_MESSAGES, bytes: wish.bytes };
     let chunk = match backlog.read(limit).await {
         Ok(chunk) => {
@@ -337,7 +337,7 @@ async fn refill(mut backlog: Backlog, wish: RefillWish, keys: Arc<CommitKeys>) -
             Some(chunk.messages.into_iter().map(|message| Delivery::new(message, now, &keys)).collect::<Vec<_>>())
         }
         Err(error) => {
-            tracing::warn!(org.id = %wish.key.org, event.seq = wish.from, %error, "a refill failed and will be tried again");
+            tracing::warn!(org.id = %wish.key.org, event.seq = wish.from, %error, "a catch_up_read failed and will be tried again");
             None
         }
     };

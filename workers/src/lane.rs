@@ -11,7 +11,7 @@ use orgstream_events::{OrgId, Pipeline, Shard};
 
 use crate::{
     delivery::Delivery,
-    load::{ByLoad, Load},
+    work_class::{ByClass, WorkClass},
 };
 
 /// A lane's name.
@@ -27,7 +27,7 @@ pub(crate) struct LaneKey {
 pub(crate) struct Org {
     /// Database time that the org has had for each kind of work, in microseconds divided by its weight, on the scale of that
     /// kind's virtual time.
-    pub(crate) virtual_time: ByLoad<f64>,
+    pub(crate) virtual_time: ByClass<f64>,
     /// How much of the database's time it may have against an org of weight 1.
     pub(crate) weight: f64,
     /// Transactions under way that it has a part in.
@@ -41,7 +41,7 @@ pub(crate) struct Org {
 impl Org {
     pub(crate) fn new(weight: f64) -> Self {
         Self {
-            virtual_time: ByLoad::default(),
+            virtual_time: ByClass::default(),
             weight,
             slots: 0,
             moved_at: None,
@@ -69,19 +69,19 @@ impl Org {
     }
 
     /// How long none of its transactions has begun or ended.
-    pub(crate) fn stands_still_for(&self, now: Instant) -> Duration {
+    pub(crate) fn stalled_for(&self, now: Instant) -> Duration {
         self.moved_at.map_or(Duration::ZERO, |moved_at| now.saturating_duration_since(moved_at))
     }
 
     /// Whether nothing of it waits for a slot with such work, or is in one.
-    pub(crate) fn is_without(&self, load: Load) -> bool {
-        let is_there = |lane: &Lane| matches!(lane.state, LaneState::Ready | LaneState::Running) && lane.load == load;
+    pub(crate) fn is_without(&self, class: WorkClass) -> bool {
+        let is_there = |lane: &Lane| matches!(lane.state, LaneState::Ready | LaneState::Running) && lane.class == class;
         !self.lanes().any(|(_, lane)| is_there(lane))
     }
 
     /// Writes down database time that it had, or was thought to have and had not.
-    pub(crate) fn charge(&mut self, load: Load, micros: f64) {
-        let virtual_time = &mut self.virtual_time[load];
+    pub(crate) fn charge(&mut self, class: WorkClass, micros: f64) {
+        let virtual_time = &mut self.virtual_time[class];
         *virtual_time = (*virtual_time + micros / self.weight).max(0.0);
     }
 }
@@ -89,7 +89,7 @@ impl Org {
 /// Where a lane stands with the scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LaneState {
-    /// Nothing to do, or waiting for a refill.
+    /// Nothing to do, or waiting for a `catch-up read`.
     Idle,
     /// Waiting for a slot.
     Ready,
@@ -99,16 +99,16 @@ pub(crate) enum LaneState {
     BackingOff,
 }
 
-/// The part of the stream that a detached lane has let pass.
+/// The part of the stream that a catching up lane has let pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Skipped {
-    /// Where the next refill begins.
+    /// Where the next catch up read begins.
     pub(crate) next: u64,
     /// The last message that the cursor let pass.
     pub(crate) last: u64,
 }
 
-/// Messages in the first slice of a lane, of which nobody knows yet what they cost.
+/// Messages in the first batch of a lane, of which nobody knows yet what they cost.
 const FIRST_STEP: usize = 8;
 
 #[derive(Debug)]
@@ -117,22 +117,22 @@ pub(crate) struct Lane {
     /// When it last lined up for a slot, counted in those that did.
     pub(crate) turn: u64,
     /// With how much to do it waits, or is in its slot.
-    pub(crate) load: Load,
-    /// What the database has stored, as far as is known; none until the first slice.
+    pub(crate) class: WorkClass,
+    /// What the database has stored, as far as is known; none until the first batch.
     pub(crate) checkpoint: Option<u64>,
     /// Messages being applied right now.
     pub(crate) in_slot: Vec<Arc<Delivery>>,
-    /// Set while the lane is detached.
+    /// Set while the lane is `catching_up`.
     pub(crate) skipped: Option<Skipped>,
-    /// Whether it is among those that wait for a refill.
-    pub(crate) wants_refill: bool,
-    /// Where the refill that is under way begins.
-    pub(crate) refilling: Option<u64>,
+    /// Whether it is among those that wait for a `catch-up read`.
+    pub(crate) wants_catch_up: bool,
+    /// Where the catch up read that is under way begins.
+    pub(crate) catching_up_now: Option<u64>,
     /// Refills in a row that brought nothing although something was skipped.
-    pub(crate) empty_refills: u32,
-    /// Microseconds of database time per unit of work (see [`Delivery::units`]), smoothed; none until the first slice.
+    pub(crate) empty_catch_up_reads: u32,
+    /// Microseconds of database time per unit of work (see [`Delivery::units`]), smoothed; none until the first batch.
     pub(crate) cost: Option<f64>,
-    /// The most messages in the next slice, doubled by each that is applied; 1 after a failure, to find the message that
+    /// The most messages in the next batch, doubled by each that is applied; 1 after a failure, to find the message that
     /// fails.
     pub(crate) step: usize,
     /// A transaction that it shared took too long, so it gets one of its own until it has shown what it costs.
@@ -141,7 +141,7 @@ pub(crate) struct Lane {
     pub(crate) attempts: u32,
     /// Times in a row that the database could not be reached: nobody's fault, and no reason to park anything.
     pub(crate) outages: u32,
-    /// Why the first message is to be parked in the next slice.
+    /// Why the first message is to be parked in the next batch.
     pub(crate) park_first: Option<String>,
     queue: VecDeque<Arc<Delivery>>,
     bytes: usize,
@@ -154,13 +154,13 @@ impl Lane {
         Self {
             state: LaneState::Idle,
             turn: 0,
-            load: Load::Light,
+            class: WorkClass::Light,
             checkpoint: None,
             in_slot: Vec::new(),
             skipped: None,
-            wants_refill: false,
-            refilling: None,
-            empty_refills: 0,
+            wants_catch_up: false,
+            catching_up_now: None,
+            empty_catch_up_reads: 0,
             cost: None,
             step: FIRST_STEP,
             suspect: false,
@@ -197,7 +197,7 @@ impl Lane {
         self.in_slot.first().or_else(|| self.queue.front())
     }
 
-    /// Takes a message from the cursor, unless the lane is detached or must be, which leaves it to a refill.
+    /// Takes a message from the cursor, unless the lane is catching up or must be, which leaves it to a `catch-up read`.
     /// Returns the bytes that it added.
     pub(crate) fn offer(&mut self, delivery: &Arc<Delivery>, room: usize) -> usize {
         let seq = delivery.seq();
@@ -215,8 +215,8 @@ impl Lane {
         self.push(Arc::clone(delivery))
     }
 
-    /// Takes a message that a refill brought. Returns the bytes that it added.
-    pub(crate) fn refill(&mut self, delivery: Arc<Delivery>) -> usize {
+    /// Takes a message that a catch up read brought. Returns the bytes that it added.
+    pub(crate) fn catch_up_read(&mut self, delivery: Arc<Delivery>) -> usize {
         let seq = delivery.seq();
         if let Some(skipped) = &mut self.skipped {
             skipped.next = skipped.next.max(seq + 1);
@@ -260,7 +260,7 @@ impl Lane {
         &self.in_slot
     }
 
-    /// Whether all that waits could go into one slice of so many units of work and messages.
+    /// Whether all that waits could go into one batch of so many units of work and messages.
     pub(crate) fn fits_whole(&self, units: f64, messages: usize) -> bool {
         let mut left = units;
         self.queue.len() <= messages
@@ -275,7 +275,7 @@ impl Lane {
         self.step == 1 || self.suspect
     }
 
-    /// The slice was applied. Returns the bytes that it freed.
+    /// The batch was applied. Returns the bytes that it freed.
     pub(crate) fn applied(&mut self, seq: u64) -> usize {
         self.checkpoint = Some(seq);
         self.attempts = 0;
@@ -288,7 +288,7 @@ impl Lane {
         freed
     }
 
-    /// The slice had no effect: its messages go back to the front.
+    /// The batch had no effect: its messages go back to the front.
     pub(crate) fn give_back(&mut self) {
         for delivery in self.in_slot.drain(..).rev() {
             self.queue.push_front(delivery);
@@ -336,8 +336,8 @@ impl Lane {
         self.bytes = 0;
     }
 
-    /// The cursor passed over what its org has from `next` to `last`: a refill is to bring it.
-    pub(crate) fn pass_over(&mut self, next: u64, last: u64) {
+    /// The cursor passed over what its org has from `next` to `last`: a catch up read is to bring it.
+    pub(crate) fn fast_forward(&mut self, next: u64, last: u64) {
         if let Some(skipped) = &mut self.skipped {
             skipped.last = skipped.last.max(last);
         } else if !self.knows(last) {
@@ -345,7 +345,7 @@ impl Lane {
         }
     }
 
-    /// A lane that begins detached: everything after `stored`, up to `last`, is to be read from the log.
+    /// A lane that begins `catching_up`: everything after `stored`, up to `last`, is to be read from the log.
     pub(crate) fn resume(&mut self, stored: u64, last: u64) {
         self.checkpoint = Some(stored);
         self.last_queued = stored;

@@ -3,30 +3,30 @@
 //! ```text
 //! shard cursor ──> scheduler (one task: lanes, virtual time) ──> slots (one short transaction each) ──> checkpoint
 //!      ^                 │ over budget: detach                          │ failure: back off, then park
-//!      └── lease         └──> refill from the log at the lane's pace    └──> acknowledged by the checkpoint alone
+//!      └── lease         └──> catch up read from the log at the lane's pace    └──> acknowledged by the checkpoint alone
 //! ```
 //!
 //! [`Worker::run`] owns shards by lease, reads each owned shard once, and hands every commit to its org's lanes, one per
-//! pipeline. Lanes take turns by measured database time. A slice's rows and its checkpoint commit together, so a commit
+//! pipeline. Lanes take turns by measured database time. A batch's rows and its checkpoint commit together, so a commit
 //! that is delivered twice has one effect.
 
+mod batch;
 mod delivery;
 mod engine;
 mod lane;
-mod load;
 mod log_marks;
 mod options;
 mod ownership;
 mod rebuild;
 mod scheduler;
 mod shard;
-mod slice;
 mod slots;
-mod standstill;
+mod stall;
 mod strays;
 mod traffic;
 mod watchdog;
 mod weights;
+mod work_class;
 mod worker;
 
 pub use options::{Policy, WorkerOptions};

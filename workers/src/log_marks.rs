@@ -17,7 +17,7 @@ use orgstream_projections::{
     parked::{ParkedMessage, ParkedState},
 };
 
-use crate::slice::{Decision, ToPark};
+use crate::batch::{Decision, ToPark};
 
 /// The longest reason that a mark repeats, in characters.
 const MAX_REASON: usize = 2_000;

@@ -20,17 +20,17 @@ pub struct WorkerOptions {
     /// Slots that backlogs leave free, so that whoever comes next need not wait. Where an org that has a slot takes another
     /// while its first one goes on, three quarters must be free in any case.
     pub reserve: usize,
-    /// How much database time a slice aims for. What is in a slice cannot be interrupted, so this is what a quiet org
+    /// How much database time a batch aims for. What is in a batch cannot be interrupted, so this is what a quiet org
     /// may have to wait for.
-    pub slice: Duration,
+    pub batch: Duration,
     /// How long a single message may take before its transaction is given up.
     pub message_timeout: Duration,
-    /// Messages that every lane may have in memory, in bytes; while there is room, it may have more before it is detached.
+    /// Messages that every lane may have in memory, in bytes; while there is room, it may have more before it is `catching_up`.
     pub lane_bytes: usize,
-    /// Messages of all lanes in memory, in bytes, before every growing lane is detached.
+    /// Messages of all lanes in memory, in bytes, before every growing lane is `catching_up`.
     pub total_bytes: usize,
-    /// The most messages in one slice.
-    pub slice_messages: usize,
+    /// The most messages in one batch.
+    pub batch_messages: usize,
     /// The most lanes that share one transaction.
     pub group_lanes: usize,
     /// Tries of a message that the database refuses, before its aggregate is parked.
@@ -66,11 +66,11 @@ impl WorkerOptions {
             weights: PlanWeights::default(),
             slots: 4,
             reserve: Self::usual_reserve(4),
-            slice: Duration::from_millis(4),
+            batch: Duration::from_millis(4),
             message_timeout: Duration::from_secs(10),
             lane_bytes: 256 * 1024,
             total_bytes: 128 * 1024 * 1024,
-            slice_messages: 500,
+            batch_messages: 500,
             group_lanes: 64,
             attempts: 5,
             lease: Duration::from_secs(6),
@@ -93,22 +93,22 @@ impl WorkerOptions {
     /// Slots that must stay free when an org whose transactions have not moved for so long takes another one. Two
     /// transactions of a busy org only compete with the quiet ones for processors; when one of them is stuck, its other
     /// pipeline must not be.
-    pub(crate) fn reserve_against(&self, stands_still: Duration) -> usize {
-        if stands_still > self.group_timeout() { self.reserve } else { self.reserve.max(self.slots * 3 / 4) }
+    pub(crate) fn reserve_against(&self, is_stalled: Duration) -> usize {
+        if is_stalled > self.group_timeout() { self.reserve } else { self.reserve.max(self.slots * 3 / 4) }
     }
 
-    /// Slots that all backlogs may have together, while messages that are dear have so many.
-    pub(crate) fn backlog_slots(&self, dear: usize) -> usize {
-        self.slots.saturating_sub(self.reserve + dear).max(1)
+    /// Slots that all backlogs may have together, while messages that are expensive have so many.
+    pub(crate) fn backlog_slots(&self, expensive: usize) -> usize {
+        self.slots.saturating_sub(self.reserve + expensive).max(1)
     }
 
-    /// Slots that one org may have while its single messages take longer than a slice should.
-    pub(crate) fn dear_slots_of_one(&self) -> usize {
+    /// Slots that one org may have while its single messages take longer than a batch should.
+    pub(crate) fn expensive_slots_of_one(&self) -> usize {
         (self.slots / 4).max(1)
     }
 
     /// Slots that all such orgs may have together.
-    pub(crate) fn dear_slots(&self) -> usize {
+    pub(crate) fn expensive_slots(&self) -> usize {
         (self.slots / 2).max(1)
     }
 
@@ -120,6 +120,6 @@ impl WorkerOptions {
 
     /// How long a transaction of several lanes may take before each of them gets one of its own.
     pub(crate) fn group_timeout(&self) -> Duration {
-        (25 * self.slice).max(Duration::from_millis(100)).min(self.message_timeout)
+        (25 * self.batch).max(Duration::from_millis(100)).min(self.message_timeout)
     }
 }

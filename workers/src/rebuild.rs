@@ -1,6 +1,6 @@
 //! Rebuilds: what the versions of read models in the owned shards need, step by step, behind everything else.
 //!
-//! A step is a transaction like a slice, with a slot of its own, but no lane: nothing that somebody waits for stands behind
+//! A step is a transaction like a batch, with a slot of its own, but no lane: nothing that somebody waits for stands behind
 //! it. It never takes one of the slots in reserve, and while there is other work, all steps together get a tenth of the
 //! slots' time. All that must survive is in the database, so whoever owns the shard next goes on where this worker stood.
 
@@ -16,7 +16,7 @@ use orgstream_events::{OrgId, Shard};
 use orgstream_projections::{Comparison, Database, DbError, Rebuild, audit::LogChecking};
 use tokio::{runtime::Handle, task::JoinSet};
 
-use crate::{options::WorkerOptions, rebuild::budget::Budget, scheduler::Scheduler, slice::SILENCE};
+use crate::{batch::SILENCE, options::WorkerOptions, rebuild::budget::Budget, scheduler::Scheduler};
 
 mod budget;
 mod step;
@@ -90,7 +90,7 @@ struct Job {
 pub(crate) struct Rebuilds {
     db: Database,
     backlog: Handle,
-    slice: Duration,
+    batch: Duration,
     timeout: Duration,
     attempts: u32,
     jobs: BTreeMap<OrgId, Job>,
@@ -106,13 +106,13 @@ impl Rebuilds {
         Self {
             db,
             backlog,
-            slice: options.slice,
+            batch: options.batch,
             timeout: options.message_timeout,
             attempts: options.attempts,
             jobs: BTreeMap::new(),
             turns: VecDeque::new(),
             running: JoinSet::new(),
-            budget: Budget::new(options.slots, options.slice, Instant::now()),
+            budget: Budget::new(options.slots, options.batch, Instant::now()),
         }
     }
 
@@ -221,7 +221,7 @@ impl Rebuilds {
         match ended.outcome {
             Ok(StepOutcome::GoesOn { rebuild, memory, events }) => {
                 counter!("orgstream_rebuild_events_total").increment(events);
-                let aim = if at_work { self.slice } else { IDLE_STEP };
+                let aim = if at_work { self.batch } else { IDLE_STEP };
                 job.went_on(rebuild, memory, ended.took, aim);
             }
             Ok(StepOutcome::Waits(memory)) => (job.memory, job.not_before) = (memory, Some(now + PAUSE)),
@@ -259,7 +259,7 @@ impl Rebuilds {
     pub(crate) fn next_wake(&self, now: Instant) -> Option<Instant> {
         let waiting = self.jobs.values().filter(|job| !job.running);
         let opens_at = self.budget.opens_at();
-        // One that waits for neither waits for a slot, and hears of that when another step or slice ends.
+        // One that waits for neither waits for a slot, and hears of that when another step or batch ends.
         waiting.filter_map(|job| job.not_before.filter(|at| *at > now).or(opens_at)).min()
     }
 

@@ -1,6 +1,6 @@
 //! All lanes of all owned shards, in one place, owned by one task; no lock and no await in here.
 //!
-//! This file is what comes in: messages, refills, shards. [`dispatch`] says who is next.
+//! This file is what comes in: messages, catch up reads, shards. [`dispatch`] says who is next.
 
 use std::{
     cmp::Reverse,
@@ -10,13 +10,13 @@ use std::{
 };
 
 use orgstream_events::{OrgId, Pipeline, PlanName, Shard};
-use orgstream_projections::SliceClass;
+use orgstream_projections::BatchClass;
 
 use crate::{
     delivery::Delivery,
     lane::{Lane, LaneKey, LaneState, Org},
-    load::{ByLoad, Load},
     options::WorkerOptions,
+    work_class::{ByClass, WorkClass},
 };
 
 mod baseline;
@@ -28,21 +28,21 @@ const EMPTY_REFILLS: u32 = 20;
 /// What a lane without any message may fetch when all lanes together have as much as they may, in bytes. One message comes
 /// in any case.
 const LEAST_REFILL: usize = 2 * 1024;
-/// Bytes of the largest refill: what the log's server has been asked for stands before what others want of it.
+/// Bytes of the largest `catch-up read`: what the log's server has been asked for stands before what others want of it.
 const MOST_REFILL: usize = 512 * 1024;
 /// Refills that an org's other pipelines may be ahead of a lane by: it has what they read, and need not read it again.
 const SHARED_REFILLS: usize = 4;
-/// A refill may have this part of the memory that is free.
+/// A catch up read may have this part of the memory that is free.
 const REFILL_PART: usize = 16;
 
 /// A piece of one lane for one transaction.
 #[derive(Debug)]
-pub(crate) struct LaneSlice {
+pub(crate) struct LaneBatch {
     pub(crate) key: LaneKey,
     pub(crate) epoch: u64,
     /// Which opening of the shard it is from.
     opening: u64,
-    /// The checkpoint that the slice starts from, as far as it is known.
+    /// The checkpoint that the batch starts from, as far as it is known.
     pub(crate) from: Option<u64>,
     /// In order, at least one.
     pub(crate) deliveries: Vec<Arc<Delivery>>,
@@ -50,11 +50,11 @@ pub(crate) struct LaneSlice {
     pub(crate) park_first: Option<String>,
     /// How often the first was tried before.
     pub(crate) attempts: u32,
-    /// Microseconds that the org was charged when the slice was handed out.
+    /// Microseconds that the org was charged when the batch was handed out.
     charged: f64,
 }
 
-impl LaneSlice {
+impl LaneBatch {
     fn units(&self) -> f64 {
         self.deliveries.iter().map(|delivery| delivery.units()).sum()
     }
@@ -64,40 +64,40 @@ impl LaneSlice {
 #[derive(Debug)]
 pub(crate) struct Group {
     /// At least one, each of another lane.
-    pub(crate) slices: Vec<LaneSlice>,
-    load: Load,
+    pub(crate) batches: Vec<LaneBatch>,
+    class: WorkClass,
     /// When it got its slot.
     pub(crate) begun: Instant,
 }
 
 impl Group {
     fn new(begun: Instant) -> Self {
-        Self { slices: Vec::new(), load: Load::Light, begun }
+        Self { batches: Vec::new(), class: WorkClass::Light, begun }
     }
 
-    /// The first slice of every org that has a part in it.
-    fn firsts(&self) -> impl Iterator<Item = &LaneSlice> {
-        let before = |place: usize| self.slices.iter().take(place);
-        let first = move |(place, slice): (usize, _)| {
-            let slice: &LaneSlice = slice;
-            before(place).all(|other| other.key.org != slice.key.org).then_some(slice)
+    /// The first batch of every org that has a part in it.
+    fn firsts(&self) -> impl Iterator<Item = &LaneBatch> {
+        let before = |place: usize| self.batches.iter().take(place);
+        let first = move |(place, batch): (usize, _)| {
+            let batch: &LaneBatch = batch;
+            before(place).all(|other| other.key.org != batch.key.org).then_some(batch)
         };
-        self.slices.iter().enumerate().filter_map(first)
+        self.batches.iter().enumerate().filter_map(first)
     }
 
     /// Whose connections it uses. Under the policies of comparison all work is of one kind, and what it brings decides.
-    pub(crate) fn class(&self) -> SliceClass {
-        let is_small = self.slices.iter().all(|slice| slice.units() <= dispatch::FEW_UNITS);
-        if self.load == Load::Light && is_small { SliceClass::Light } else { SliceClass::Backlog }
+    pub(crate) fn class(&self) -> BatchClass {
+        let is_small = self.batches.iter().all(|batch| batch.units() <= dispatch::FEW_UNITS);
+        if self.class == WorkClass::Light && is_small { BatchClass::Light } else { BatchClass::Backlog }
     }
 
     /// How long each of its statements may take.
     pub(crate) fn timeout(&self, options: &WorkerOptions) -> Duration {
-        if self.slices.len() > 1 { options.group_timeout() } else { options.message_timeout }
+        if self.batches.len() > 1 { options.group_timeout() } else { options.message_timeout }
     }
 }
 
-/// Database time of a slice.
+/// Database time of a batch.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Cost {
     /// Its part of beginning and committing the transaction.
@@ -114,22 +114,22 @@ impl Cost {
     }
 }
 
-/// How a slice ended.
+/// How a batch ended.
 #[derive(Debug)]
-pub(crate) enum SliceOutcome {
+pub(crate) enum BatchOutcome {
     /// Rows and checkpoint are committed; the org had this plan before.
     Applied { cost: Cost, plan: PlanName },
     /// Nothing happened: the stored checkpoint is another.
     Moved { stored: u64 },
     /// Nothing happened: the shard belongs to another worker.
     Fenced,
-    /// Nothing happened, through no fault of this slice: another one of the transaction failed.
+    /// Nothing happened, through no fault of this batch: another one of the transaction failed.
     Undone,
     /// Nothing happened, and nobody is to blame: the database cannot be reached, or does not do what it is asked.
     Unavailable(Trouble),
     /// Nothing happened: a statement of the transaction took longer than it may.
     TimedOut,
-    /// Nothing happened: the database refuses what the slice says.
+    /// Nothing happened: the database refuses what the batch says.
     Failed { reason: String },
 }
 
@@ -139,13 +139,13 @@ pub(crate) struct Trouble {
     pub(crate) reason: Arc<str>,
     /// Whether it would be the same for everybody.
     pub(crate) everywhere: bool,
-    /// Whether the slice met with it itself, so that others had better not share a transaction with its lane.
+    /// Whether the batch met with it itself, so that others had better not share a transaction with its lane.
     pub(crate) suspect: bool,
 }
 
-/// A stretch of the log that a detached lane wants next.
+/// A stretch of the log that a catching up lane wants next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RefillWish {
+pub(crate) struct CatchUpRead {
     pub(crate) key: LaneKey,
     pub(crate) from: u64,
     /// As much as there is room for.
@@ -176,10 +176,10 @@ pub(crate) struct Behind {
 /// What the mark of a shard may say.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mark {
-    /// Everything up to here is applied, but for the detached lanes.
+    /// Everything up to here is applied, but for the catching up lanes.
     pub(crate) seq: u64,
     /// The lanes that are behind and take care of themselves.
-    pub(crate) detached: Vec<(OrgId, Pipeline)>,
+    pub(crate) catching_up: Vec<(OrgId, Pipeline)>,
 }
 
 /// A place in line: the lowest rank is first, and of those who have the same, whoever came first.
@@ -194,25 +194,25 @@ struct Place {
 #[derive(Debug)]
 struct OwnedShard {
     epoch: u64,
-    /// Counts the openings of all shards: a slice that outlives its own says nothing about the lanes of the next.
+    /// Counts the openings of all shards: a batch that outlives its own says nothing about the lanes of the next.
     opening: u64,
     cursor: u64,
 }
 
 pub(crate) struct Scheduler {
     options: WorkerOptions,
-    /// What an org weighs until its first slice has said which plan it has.
+    /// What an org weighs until its first batch has said which plan it has.
     usual_weight: f64,
     orgs: HashMap<(Shard, OrgId), Org>,
     shards: HashMap<Shard, OwnedShard>,
     /// Lanes that wait for a slot, with each kind of work.
-    ready: ByLoad<BinaryHeap<Reverse<Place>>>,
+    ready: ByClass<BinaryHeap<Reverse<Place>>>,
     backing_off: BinaryHeap<Reverse<(Instant, LaneKey)>>,
-    /// Lanes that want a refill, the one that has waited longest first, each once.
-    wants_refill: VecDeque<LaneKey>,
+    /// Lanes that want a catch up read, the one that has waited longest first, each once.
+    wants_catch_up: VecDeque<LaneKey>,
     openings: u64,
     bytes: usize,
-    /// Bytes of the refills under way, for every lane that may take them.
+    /// Bytes of the catch up reads under way, for every lane that may take them.
     promised: usize,
     service: dispatch::Service,
     outage: outage::Outage,
@@ -225,9 +225,9 @@ impl Scheduler {
             options,
             orgs: HashMap::new(),
             shards: HashMap::new(),
-            ready: ByLoad::default(),
+            ready: ByClass::default(),
             backing_off: BinaryHeap::new(),
-            wants_refill: VecDeque::new(),
+            wants_catch_up: VecDeque::new(),
             openings: 0,
             bytes: 0,
             promised: 0,
@@ -290,7 +290,7 @@ impl Scheduler {
     }
 
     /// The cursor of a shard goes on behind `to`, and `passed` names everybody who has something up to there.
-    pub(crate) fn pass_over(&mut self, shard: Shard, to: u64, passed: &[Passed]) {
+    pub(crate) fn fast_forward(&mut self, shard: Shard, to: u64, passed: &[Passed]) {
         self.pass(shard, to);
         if !self.shards.contains_key(&shard) {
             return;
@@ -298,7 +298,7 @@ impl Scheduler {
         for Passed { org, next, last } in passed.iter().copied() {
             for pipeline in Pipeline::ALL {
                 let key = LaneKey { shard, org, pipeline };
-                self.lane_entry(key).pass_over(next, last);
+                self.lane_entry(key).fast_forward(next, last);
                 self.settle(key);
             }
         }
@@ -307,8 +307,8 @@ impl Scheduler {
     /// The shard is no longer ours. Slices in slots end by themselves; the epoch in them decides.
     pub(crate) fn close_shard(&mut self, shard: Shard) {
         self.shards.remove(&shard);
-        for load in Load::ALL {
-            self.ready[load].retain(|Reverse(place)| place.key.shard != shard);
+        for class in WorkClass::ALL {
+            self.ready[class].retain(|Reverse(place)| place.key.shard != shard);
         }
         let bytes = &mut self.bytes;
         self.orgs.retain(|(of, _), org| {
@@ -350,31 +350,31 @@ impl Scheduler {
         }
     }
 
-    /// What a refill brought; `None` when the log could not be read. Returns where messages seem to be gone.
+    /// What a catch up read brought; `None` when the log could not be read. Returns where messages seem to be gone.
     ///
-    /// The org's other lanes take from it what they want next, so that the pipelines of a detached org, which advance side
+    /// The org's other lanes take from it what they want next, so that the pipelines of a catching up org, which advance side
     /// by side, read and decode its messages once.
-    pub(crate) fn refilled(&mut self, wish: RefillWish, chunk: Option<&[Arc<Delivery>]>) -> Option<u64> {
+    pub(crate) fn caught_up(&mut self, wish: CatchUpRead, chunk: Option<&[Arc<Delivery>]>) -> Option<u64> {
         let key = wish.key;
         self.promised = self.promised.saturating_sub(wish.bytes * Pipeline::ALL.len());
         let lane = self.orgs.get_mut(&(key.shard, key.org))?.lane_mut(key.pipeline);
-        lane.refilling = None;
+        lane.catching_up_now = None;
         let mut lost = None;
         // A lane that was rewound or moved on meanwhile wants something else by now.
         let still_wanted = lane.skipped.is_some_and(|skipped| skipped.next == wish.from);
         match chunk {
             _ if !still_wanted => {}
             Some([]) => {
-                lane.empty_refills += 1;
-                if lane.empty_refills >= EMPTY_REFILLS {
+                lane.empty_catch_up_reads += 1;
+                if lane.empty_catch_up_reads >= EMPTY_REFILLS {
                     lost = lane.skipped.take().map(|skipped| skipped.next);
-                    lane.empty_refills = 0;
+                    lane.empty_catch_up_reads = 0;
                 }
             }
             Some(chunk) => {
-                lane.empty_refills = 0;
+                lane.empty_catch_up_reads = 0;
                 for delivery in chunk {
-                    self.bytes += lane.refill(Arc::clone(delivery));
+                    self.bytes += lane.catch_up_read(Arc::clone(delivery));
                 }
             }
             None => {}
@@ -391,47 +391,47 @@ impl Scheduler {
     fn share(&mut self, key: LaneKey, from: u64, chunk: &[Arc<Delivery>]) {
         let (Some(lane), Some(last)) = (self.lane(key), chunk.last()) else { return };
         let Some(next) = lane.skipped.map(|skipped| skipped.next) else { return };
-        if !(from..=last.seq()).contains(&next) || !self.has_room(lane, SHARED_REFILLS * self.refill_bytes()) {
+        if !(from..=last.seq()).contains(&next) || !self.has_room(lane, SHARED_REFILLS * self.catch_up_bytes()) {
             return;
         }
         let Some(org) = self.orgs.get_mut(&(key.shard, key.org)) else { return };
         let lane = org.lane_mut(key.pipeline);
         for delivery in chunk.iter().filter(|delivery| delivery.seq() >= next) {
-            self.bytes += lane.refill(Arc::clone(delivery));
+            self.bytes += lane.catch_up_read(Arc::clone(delivery));
         }
     }
 
-    /// Whether a refill that is under way for another lane of the org may bring what comes at `next`.
+    /// Whether a catch up read that is under way for another lane of the org may bring what comes at `next`.
     fn is_on_its_way(&self, key: LaneKey, next: u64) -> bool {
-        let begins = |other: LaneKey| self.lane(other).and_then(|lane| lane.refilling);
+        let begins = |other: LaneKey| self.lane(other).and_then(|lane| lane.catching_up_now);
         others(key).any(|other| begins(other).is_some_and(|from| from <= next))
     }
 
-    /// The lanes that want to be refilled now, each asked for once until [`Scheduler::refilled`].
-    pub(crate) fn refills(&mut self, at_most: usize) -> Vec<RefillWish> {
+    /// The lanes that want to be `caught_up` now, each asked for once until [`Scheduler::caught_up`].
+    pub(crate) fn catch_up_reads(&mut self, at_most: usize) -> Vec<CatchUpRead> {
         let mut wishes = Vec::new();
         while wishes.len() < at_most {
-            let Some(key) = self.wants_refill.pop_front() else { break };
+            let Some(key) = self.wants_catch_up.pop_front() else { break };
             let Some(lane) = self.lane_mut(key) else { continue };
-            lane.wants_refill = false;
-            let Some(from) = lane.skipped.map(|skipped| skipped.next).filter(|_| lane.refilling.is_none()) else {
+            lane.wants_catch_up = false;
+            let Some(from) = lane.skipped.map(|skipped| skipped.next).filter(|_| lane.catching_up_now.is_none()) else {
                 continue;
             };
             if self.is_on_its_way(key, from) {
                 continue;
             }
-            let bytes = self.refill_bytes();
+            let bytes = self.catch_up_bytes();
             if let Some(lane) = self.lane_mut(key) {
-                lane.refilling = Some(from);
+                lane.catching_up_now = Some(from);
                 self.promised += bytes * Pipeline::ALL.len();
-                wishes.push(RefillWish { key, from, bytes });
+                wishes.push(CatchUpRead { key, from, bytes });
             }
         }
         wishes
     }
 
-    /// How much a refill may bring now.
-    fn refill_bytes(&self) -> usize {
+    /// How much a catch up read may bring now.
+    fn catch_up_bytes(&self) -> usize {
         let lane_bytes = self.options.lane_bytes;
         match self.options.total_bytes.checked_sub(self.bytes + self.promised) {
             None | Some(0) => lane_bytes.min(LEAST_REFILL),
@@ -439,8 +439,8 @@ impl Scheduler {
         }
     }
 
-    /// Whether a detached lane that has no more than `bytes` may get what it skipped. Over the total, it must be empty; it
-    /// comes here again after its slice.
+    /// Whether a catching up lane that has no more than `bytes` may get what it skipped. Over the total, it must be empty; it
+    /// comes here again after its batch.
     fn has_room(&self, lane: &Lane, bytes: usize) -> bool {
         lane.bytes() == 0 || (lane.bytes() <= bytes && self.bytes < self.options.total_bytes)
     }
@@ -450,7 +450,7 @@ impl Scheduler {
         let mut marks: HashMap<Shard, Mark> = self
             .shards
             .iter()
-            .map(|(shard, owned)| (*shard, Mark { seq: owned.cursor, detached: Vec::new() }))
+            .map(|(shard, owned)| (*shard, Mark { seq: owned.cursor, catching_up: Vec::new() }))
             .collect();
         for (key, lane) in self.lanes() {
             let oldest = lane.oldest();
@@ -459,28 +459,28 @@ impl Scheduler {
             }
             let Some(mark) = marks.get_mut(&key.shard) else { continue };
             if lane.skipped.is_some() {
-                mark.detached.push((key.org, key.pipeline));
+                mark.catching_up.push((key.org, key.pipeline));
             } else if let Some(oldest) = oldest {
                 mark.seq = mark.seq.min(oldest.seq() - 1);
             }
         }
         for mark in marks.values_mut() {
-            mark.detached.sort_unstable();
+            mark.catching_up.sort_unstable();
         }
         marks
     }
 
     /// Puts a lane where it belongs after anything about it changed.
     fn settle(&mut self, key: LaneKey) {
-        let wants = |lane: &Lane| lane.skipped.is_some() && lane.refilling.is_none() && !lane.wants_refill;
-        // Half empty is early enough: the refill runs while the rest is applied.
-        let has_room = |lane: &Lane| self.has_room(lane, self.refill_bytes() / 2);
-        let wants_refill = self.lane(key).is_some_and(|lane| wants(lane) && has_room(lane));
+        let wants = |lane: &Lane| lane.skipped.is_some() && lane.catching_up_now.is_none() && !lane.wants_catch_up;
+        // Half empty is early enough: the catch up read runs while the rest is applied.
+        let has_room = |lane: &Lane| self.has_room(lane, self.catch_up_bytes() / 2);
+        let wants_catch_up = self.lane(key).is_some_and(|lane| wants(lane) && has_room(lane));
         let Some(org) = self.orgs.get_mut(&(key.shard, key.org)) else { return };
         let lane = org.lane_mut(key.pipeline);
-        if wants_refill {
-            lane.wants_refill = true;
-            self.wants_refill.push_back(key);
+        if wants_catch_up {
+            lane.wants_catch_up = true;
+            self.wants_catch_up.push_back(key);
         }
         if lane.state == LaneState::Idle && !lane.is_empty() {
             self.line_up(key);

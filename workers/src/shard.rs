@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 const ASKING: u64 = 20;
 const LOOKING: u64 = 200;
 /// Questions at the same time.
-const AT_ONCE: usize = 16;
+const MAX_CONCURRENCY: usize = 16;
 
 /// Tries to count what somebody has who goes on meanwhile.
 const LOOKS: usize = 4;
@@ -85,7 +85,7 @@ impl Reader {
                 return Ok(());
             }
             *seen = to;
-            self.traffic.pass_over(to);
+            self.traffic.fast_forward(to);
         }
         let mut cursor = self.log.cursor(shard, *seen).await?;
         self.trouble.send_if_modified(|known| known.take().is_some());
@@ -95,13 +95,13 @@ impl Reader {
                     let seq = message.seq;
                     let input = match self.stray(&message, residents).await? {
                         Some(_) if is_placeholder(&message.subject) => {
-                            self.traffic.pass_over(seq);
+                            self.traffic.fast_forward(seq);
                             Input::Pass { shard, seq }
                         }
                         Some(reason) => {
                             let subject = message.subject;
                             self.strays.note(Stray { shard, seq, subject, reason });
-                            self.traffic.pass_over(seq);
+                            self.traffic.fast_forward(seq);
                             Input::Pass { shard, seq }
                         }
                         None => {
@@ -165,8 +165,11 @@ impl Reader {
         if messages < ASKING * orgs.len() as u64 {
             return Ok(None);
         }
-        let parts: Vec<Option<(Passed, u64)>> =
-            stream::iter(orgs).map(|org| self.part_of(org, seen, end)).buffer_unordered(AT_ONCE).try_collect().await?;
+        let parts: Vec<Option<(Passed, u64)>> = stream::iter(orgs)
+            .map(|org| self.part_of(org, seen, end))
+            .buffer_unordered(MAX_CONCURRENCY)
+            .try_collect()
+            .await?;
         let (passed, counts): (Vec<Passed>, Vec<u64>) = parts.into_iter().flatten().unzip();
         let counted: u64 = counts.iter().sum();
         if counted < messages {

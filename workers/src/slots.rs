@@ -6,16 +6,16 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use orgstream_events::CommitKeys;
-use orgstream_projections::{Database, SliceClass};
+use orgstream_projections::{BatchClass, Database};
 use tokio::{
     runtime::{Builder, Handle, Runtime},
     task::JoinSet,
 };
 
 use crate::{
+    batch::run_group,
     options::WorkerOptions,
-    scheduler::{Group, SliceOutcome},
-    slice::run_group,
+    scheduler::{BatchOutcome, Group},
 };
 
 /// Threads for backlogs.
@@ -28,7 +28,7 @@ pub(crate) struct Slots {
     db: Database,
     keys: Arc<CommitKeys>,
     options: WorkerOptions,
-    running: JoinSet<(Group, Vec<SliceOutcome>)>,
+    running: JoinSet<(Group, Vec<BatchOutcome>)>,
     backlog: Option<Runtime>,
 }
 
@@ -49,8 +49,8 @@ impl Slots {
         let (db, keys, timeout) = (self.db.clone(), Arc::clone(&self.keys), group.timeout(&self.options));
         let class = group.class();
         let runtime = match class {
-            SliceClass::Light => Handle::current(),
-            SliceClass::Backlog => self.backlog(),
+            BatchClass::Light => Handle::current(),
+            BatchClass::Backlog => self.backlog(),
         };
         let running = async move {
             let outcomes = outcomes(&db, &keys, &group, class, timeout).await;
@@ -60,7 +60,7 @@ impl Slots {
     }
 
     /// The next transaction that ended; none when there is none under way.
-    pub(crate) async fn next(&mut self) -> Option<(Group, Vec<SliceOutcome>)> {
+    pub(crate) async fn next(&mut self) -> Option<(Group, Vec<BatchOutcome>)> {
         // Only an abort could keep a task from its result, and nobody aborts one.
         self.running.join_next().await.and_then(Result::ok)
     }
@@ -88,13 +88,13 @@ async fn outcomes(
     db: &Database,
     keys: &CommitKeys,
     group: &Group,
-    class: SliceClass,
+    class: BatchClass,
     timeout: Duration,
-) -> Vec<SliceOutcome> {
-    let ran = AssertUnwindSafe(run_group(db, keys, &group.slices, class, timeout)).catch_unwind().await;
+) -> Vec<BatchOutcome> {
+    let ran = AssertUnwindSafe(run_group(db, keys, &group.batches, class, timeout)).catch_unwind().await;
     ran.unwrap_or_else(|_| {
-        let failed = || SliceOutcome::Failed { reason: "applying it ended in a panic; see the log".to_owned() };
-        group.slices.iter().map(|_| failed()).collect()
+        let failed = || BatchOutcome::Failed { reason: "applying it ended in a panic; see the log".to_owned() };
+        group.batches.iter().map(|_| failed()).collect()
     })
 }
 

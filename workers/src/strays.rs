@@ -8,7 +8,7 @@ use orgstream_events::Shard;
 use orgstream_projections::{Database, DbError, Stray};
 
 /// The most that are written down at a time, which is once a second. More are counted.
-const REMEMBERED: usize = 100;
+const CACHE_CAPACITY: usize = 100;
 
 /// What one reader found since it was last written down.
 #[derive(Debug, Default)]
@@ -26,7 +26,7 @@ impl Strays {
     pub(crate) fn note(&self, stray: Stray) {
         counter!("orgstream_stray_messages_total").increment(1);
         let mut found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if found.strays.len() < REMEMBERED {
+        if found.strays.len() < CACHE_CAPACITY {
             found.strays.push(stray);
         } else {
             found.more += 1;
@@ -40,7 +40,7 @@ impl Strays {
         if let Err(error) = db.keep_strays(shard, &strays).await {
             let mut found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let since = std::mem::replace(&mut *found, Found { strays, more });
-            let room = REMEMBERED.saturating_sub(found.strays.len());
+            let room = CACHE_CAPACITY.saturating_sub(found.strays.len());
             found.more += since.more + since.strays.len().saturating_sub(room) as u64;
             found.strays.extend(since.strays.into_iter().take(room));
             return Err(error);

@@ -13,7 +13,7 @@ use std::{
 use orgstream_events::{EventSubject, OrgId};
 
 /// The most orgs that are remembered until somebody looks. More are found on the watchdog's rounds.
-const REMEMBERED: usize = 10_000;
+const CACHE_CAPACITY: usize = 10_000;
 
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
@@ -41,7 +41,7 @@ impl Traffic {
     }
 
     /// The reader passes over everything up to there.
-    pub(crate) fn pass_over(&self, to: u64) {
+    pub(crate) fn fast_forward(&self, to: u64) {
         self.position.store(to, Ordering::Relaxed);
     }
 
@@ -52,7 +52,7 @@ impl Traffic {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = recent.orgs.get_mut(&org) {
             *last = seq;
-        } else if recent.orgs.len() < REMEMBERED {
+        } else if recent.orgs.len() < CACHE_CAPACITY {
             recent.orgs.insert(org, seq);
         }
     }

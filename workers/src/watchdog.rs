@@ -2,7 +2,7 @@
 //!
 //! Lag is what lanes say of themselves, and a lane that has lost its message says that it has nothing to do. The watchdog
 //! believes no lane: it compares what the log has with the checkpoints in the database, at two looks (see
-//! [`crate::standstill`]). A look is bounded, whatever the number of orgs: some of those that had messages lately, some of
+//! [`crate::stall`]). A look is bounded, whatever the number of orgs: some of those that had messages lately, some of
 //! all others in turn, and whoever was behind at the last look.
 
 use std::{
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     lane::LaneKey,
-    standstill::{Change, Sight, Standstills},
+    stall::{Change, Sight, Stalls},
     traffic::Traffic,
     worker::WorkerError,
 };
@@ -68,8 +68,8 @@ pub(crate) struct Watchdog {
     db: Database,
     watched: watch::Receiver<Watched>,
     findings: watch::Sender<Findings>,
-    readers: Standstills<Shard>,
-    lanes: Standstills<LaneKey>,
+    readers: Stalls<Shard>,
+    lanes: Stalls<LaneKey>,
     /// Who comes next on the round through all orgs, and of which shard the last of them are.
     round: VecDeque<(Shard, OrgId)>,
     round_at: Option<Shard>,
@@ -82,7 +82,7 @@ impl Watchdog {
         watched: watch::Receiver<Watched>,
         findings: watch::Sender<Findings>,
     ) -> Self {
-        let (readers, lanes) = (Standstills::default(), Standstills::default());
+        let (readers, lanes) = (Stalls::default(), Stalls::default());
         Self { log, db, watched, findings, readers, lanes, round: VecDeque::new(), round_at: None }
     }
 
@@ -192,7 +192,7 @@ impl Watchdog {
                 Some(Change::Stands) => tracing::error!(
                     org.id = %org, %pipeline, checkpoint = at, event.seq = next,
                     "the checkpoint of this organization stands still although its stream goes on: look in pg_locks for \
-                     who holds its row of ops.checkpoints, and in this log for slices of it that fail"
+                     who holds its row of ops.checkpoints, and in this log for batches of it that fail"
                 ),
                 Some(Change::Moves) => {
                     tracing::info!(org.id = %org, %pipeline, checkpoint = at, "the checkpoint of this organization moves again");
@@ -206,7 +206,7 @@ impl Watchdog {
     fn report(&self) {
         let now = Instant::now();
         let orgs: BTreeSet<OrgId> = self.lanes.standing().map(|(lane, _)| lane.org).collect();
-        gauge!("orgstream_orgs_standing_still").set(u32::try_from(orgs.len()).unwrap_or(u32::MAX));
+        gauge!("orgstream_orgs_stalled").set(u32::try_from(orgs.len()).unwrap_or(u32::MAX));
         let mut lanes: Vec<LaneLag> = self
             .lanes
             .standing()
@@ -216,7 +216,7 @@ impl Watchdog {
                 oldest: suspect.next,
                 waiting: 0,
                 age_ms: 0,
-                detached: false,
+                catching_up: false,
                 standing_ms: Some(suspect.for_so_long(now).as_millis() as u64),
             })
             .collect();
@@ -227,7 +227,7 @@ impl Watchdog {
             .standing()
             .map(|(shard, reader)| (shard, format!("its reader stands at {} although the stream goes on", reader.at)))
             .collect();
-        gauge!("orgstream_readers_standing_still").set(u32::try_from(readers.len()).unwrap_or(u32::MAX));
+        gauge!("orgstream_readers_stalled").set(u32::try_from(readers.len()).unwrap_or(u32::MAX));
         self.findings.send_replace(Findings { lanes, readers });
     }
 }
@@ -238,8 +238,8 @@ mod tests {
 
     fn lane(number: u8, standing_ms: Option<u64>) -> LaneLag {
         let org = OrgId::fresh(1_700_000_000_000, [number; 10]);
-        let (pipeline, oldest, waiting, age_ms, detached) = (Pipeline::Audit, 7, 2, 50, false);
-        LaneLag { org, pipeline, oldest, waiting, age_ms, detached, standing_ms }
+        let (pipeline, oldest, waiting, age_ms, catching_up) = (Pipeline::Audit, 7, 2, 50, false);
+        LaneLag { org, pipeline, oldest, waiting, age_ms, catching_up, standing_ms }
     }
 
     #[test]

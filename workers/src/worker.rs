@@ -8,7 +8,9 @@ use std::{
 
 use metrics::gauge;
 use orgstream_events::{EventSubject, OrgId, Pipeline, Shard};
-use orgstream_projections::{BoundOrg, Database, DbError, LaneLag, MarkWriter, Rebuild, ShardMark, checkpoints};
+use orgstream_projections::{
+    BoundOrg, Database, DbError, LaneLag, LowWatermark, Rebuild, WatermarkWriter, checkpoints,
+};
 use orgstream_stream::{Log, StreamError, StreamName};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -32,7 +34,7 @@ use crate::{
 const INPUT: usize = 512;
 /// How often marks are written and rebuilds are looked for.
 const MARKS: Duration = Duration::from_secs(1);
-/// How long slices may take to end when the worker stops.
+/// How long batches may take to end when the worker stops.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Why a worker cannot take a shard.
@@ -88,12 +90,12 @@ pub struct Worker {
 #[derive(Default)]
 struct Holdings {
     shards: HashMap<Shard, Owned>,
-    marks: Option<MarkWriter>,
+    marks: Option<WatermarkWriter>,
 }
 
 impl Holdings {
     /// Writes a mark. False when the shard is another worker's by now.
-    async fn write_mark(&mut self, shard: Shard, epoch: u64, mark: &ShardMark) -> Result<bool, DbError> {
+    async fn write_mark(&mut self, shard: Shard, epoch: u64, mark: &LowWatermark) -> Result<bool, DbError> {
         match &mut self.marks {
             Some(marks) => marks.write(shard, epoch, mark).await,
             None => Ok(false),
@@ -108,7 +110,7 @@ struct Owned {
     traffic: Arc<Traffic>,
     strays: Arc<Strays>,
     /// The mark that was written last.
-    written: Option<ShardMark>,
+    written: Option<LowWatermark>,
     /// What keeps the shard from being read, if anything does.
     trouble: watch::Receiver<Option<String>>,
 }
@@ -177,7 +179,7 @@ impl Worker {
         engine_stop.cancel();
         drop(engine);
         if timeout(GRACE, running).await.is_err() {
-            tracing::warn!("some slices did not end in time; their transactions are rolled back");
+            tracing::warn!("some batches did not end in time; their transactions are rolled back");
         }
         if watching.await.is_err() {
             tracing::error!("the watchdog had panicked");
@@ -259,7 +261,7 @@ impl Worker {
         for shard in held.shards.keys().copied().collect::<Vec<_>>() {
             close(shard, held, engine).await;
         }
-        held.marks = Some(self.db.mark_writer().await?);
+        held.marks = Some(self.db.watermark_writer().await?);
         Ok(())
     }
 
@@ -275,13 +277,13 @@ impl Worker {
         if let Some(what) = self.log.lost_of(stream) {
             return Err(StreamError::Lost { stream, what }.into());
         }
-        let mark = self.db.shard_mark(shard).await?;
+        let mark = self.db.low_watermark(shard).await?;
         let last = self.log.shard_end(shard).await?;
         if last < mark.seq {
             return Err(WorkerError::DataLoss { shard, last, mark: mark.seq });
         }
-        let mut behind = Vec::with_capacity(mark.detached.len());
-        for (org, pipeline) in mark.detached {
+        let mut behind = Vec::with_capacity(mark.catching_up.len());
+        for (org, pipeline) in mark.catching_up {
             // What an org has where it does not live is nobody's: see `strays`.
             if self.log.placement(org).await?.is_none_or(|placement| placement.shard != shard) {
                 continue;
@@ -363,15 +365,15 @@ impl Worker {
 }
 
 /// How far every shard has come.
-async fn marks(engine: &mpsc::Sender<Input>) -> HashMap<Shard, ShardMark> {
+async fn marks(engine: &mpsc::Sender<Input>) -> HashMap<Shard, LowWatermark> {
     let (answer, marks) = oneshot::channel();
     let _ = engine.send(Input::Marks(answer)).await;
     let marks = marks.await.unwrap_or_default();
-    marks.into_iter().map(|(shard, Mark { seq, detached })| (shard, ShardMark { seq, detached })).collect()
+    marks.into_iter().map(|(shard, Mark { seq, catching_up })| (shard, LowWatermark { seq, catching_up })).collect()
 }
 
 /// Stops reading a shard and empties its lanes; the answer is what may be written down about it.
-async fn close(shard: Shard, held: &mut Holdings, engine: &mpsc::Sender<Input>) -> Option<ShardMark> {
+async fn close(shard: Shard, held: &mut Holdings, engine: &mpsc::Sender<Input>) -> Option<LowWatermark> {
     let owned = held.shards.remove(&shard)?;
     owned.stop.cancel();
     if owned.reader.await.is_err() {
@@ -379,6 +381,6 @@ async fn close(shard: Shard, held: &mut Holdings, engine: &mpsc::Sender<Input>) 
     }
     let (answer, mark) = oneshot::channel();
     let _ = engine.send(Input::Close { shard, mark: answer }).await;
-    let Mark { seq, detached } = mark.await.ok().flatten()?;
-    Some(ShardMark { seq, detached })
+    let Mark { seq, catching_up } = mark.await.ok().flatten()?;
+    Some(LowWatermark { seq, catching_up })
 }

@@ -13,7 +13,7 @@ use super::load::Sent;
 
 const POLL: Duration = Duration::from_millis(50);
 /// Queries at the same time, once the load is over.
-const AT_ONCE: usize = 4;
+const MAX_CONCURRENCY: usize = 4;
 
 /// An event of the quiet load, from when it was to be sent until both pipelines had it.
 #[derive(Debug, Clone, Copy)]
@@ -89,7 +89,7 @@ pub(super) async fn outcome(db: &Database, orgs: &[Placement], sent: &[Sent]) ->
             let first = sent.iter().map(|one| one.seq).min().unwrap_or_default();
             anyhow::Ok((seen_of(db, placement, first.saturating_sub(1)).await?, sent))
         })
-        .buffer_unordered(AT_ONCE);
+        .buffer_unordered(MAX_CONCURRENCY);
     let mut looked_up = std::pin::pin!(looked_up);
     let mut outcome = Outcome::default();
     while let Some(one) = looked_up.next().await {

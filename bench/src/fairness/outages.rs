@@ -13,7 +13,7 @@ use super::{
     load::{Loaded, Quiet, now_us, pour},
     measure::{Outcome, drained, outcome, quantile},
     rig::{Rig, WorkerProcess, WorkerSetup},
-    scenarios::{Figures, PATIENCE, Row, Trial, WARM_UP, trial},
+    scenarios::{Figures, Row, TIMEOUT, Trial, WARM_UP, trial},
 };
 
 /// Events of a backlog that are made at a time.
@@ -40,7 +40,7 @@ pub(super) async fn restart(rig: &mut Rig, case: &Trial, backlog: usize) -> anyh
     sleep(case.idle).await;
     let idle_to = now_us();
     let mut sent = quiet.stop().await?;
-    drained(&rig.log, &rig.db, &orgs, PATIENCE).await?;
+    drained(&rig.log, &rig.db, &orgs, TIMEOUT).await?;
     worker.kill9().await?;
 
     for part in (0..backlog).step_by(PART) {
@@ -56,9 +56,9 @@ pub(super) async fn restart(rig: &mut Rig, case: &Trial, backlog: usize) -> anyh
     sleep(AFTERWARDS).await;
     let until = now_us();
     sent.extend(quiet.stop().await?);
-    drained(&rig.log, &rig.db, &orgs, PATIENCE).await?;
+    drained(&rig.log, &rig.db, &orgs, TIMEOUT).await?;
     let meanwhile = projected(rig, &hot).await?.saturating_sub(before);
-    drained(&rig.log, &rig.db, &hot, PATIENCE).await?;
+    drained(&rig.log, &rig.db, &hot, TIMEOUT).await?;
     let rss = worker.peak_rss();
     worker.stop().await?;
 
@@ -135,7 +135,7 @@ pub(super) async fn at_rest(rig: &mut Rig, case: &Trial) -> anyhow::Result<Row> 
     let empty = worker.rss();
     rig.create(&orgs).await?;
     pour(&rig.log, &orgs, orgs.len() as u64).await?;
-    drained(&rig.log, &rig.db, &orgs, PATIENCE).await?;
+    drained(&rig.log, &rig.db, &orgs, TIMEOUT).await?;
     sleep(SETTLED).await;
     let (full, before) = (worker.rss(), worker.processor_time());
     sleep(WATCHED).await;
@@ -150,14 +150,14 @@ pub(super) async fn at_rest(rig: &mut Rig, case: &Trial) -> anyhow::Result<Row> 
     let began = Instant::now();
     private.nats.restart().await?;
     for shard in &shards {
-        while rig.log.shard_end(*shard).await.is_err() && began.elapsed() < PATIENCE {
+        while rig.log.shard_end(*shard).await.is_err() && began.elapsed() < TIMEOUT {
             sleep(Duration::from_millis(10)).await;
         }
     }
     let back = began.elapsed();
     // Nobody is forgotten: everybody's next event arrives.
     pour(&rig.log, &orgs, orgs.len() as u64).await?;
-    drained(&rig.log, &rig.db, &orgs, PATIENCE).await?;
+    drained(&rig.log, &rig.db, &orgs, TIMEOUT).await?;
     let lost = (2 * orgs.len() as u64).saturating_sub(projected(rig, &orgs).await?);
     let rss = worker.peak_rss();
     worker.stop().await?;

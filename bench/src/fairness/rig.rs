@@ -31,10 +31,10 @@ use crate::load::creation;
 const DATABASE: &str = "fairness";
 const SHARDS: u16 = 16;
 /// How long a worker may take until it has its shards, and until it has stopped.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 /// Appends under way while something is prepared.
-const AT_ONCE: usize = 128;
+const MAX_CONCURRENCY: usize = 128;
 
 pub(super) struct Rig {
     pub(super) log: Log,
@@ -161,7 +161,7 @@ impl Rig {
     /// Places for new organizations, of which nothing is in the log yet.
     pub(super) async fn new_places(&self, count: usize) -> anyhow::Result<Vec<Placement>> {
         let ids = stream::iter((0..count).map(|_| OrgId::fresh(0, rand::random())));
-        Ok(ids.map(|org| self.log.place(org)).buffer_unordered(AT_ONCE).try_collect().await?)
+        Ok(ids.map(|org| self.log.place(org)).buffer_unordered(MAX_CONCURRENCY).try_collect().await?)
     }
 
     /// Begins the history of each.
@@ -170,7 +170,7 @@ impl Rig {
             self.log.append(org, &creation(org.org)?, 0, None).await?;
             anyhow::Ok(())
         });
-        created.buffer_unordered(AT_ONCE).try_collect().await
+        created.buffer_unordered(MAX_CONCURRENCY).try_collect().await
     }
 
     /// Starts a worker process; the shards need not be its own yet.
@@ -228,7 +228,7 @@ impl Rig {
             if owners.len() == usize::from(SHARDS) && different == workers.len() && live == workers.len() {
                 return Ok(());
             }
-            if workers.iter_mut().any(WorkerProcess::has_ended) || since.elapsed() > PATIENCE {
+            if workers.iter_mut().any(WorkerProcess::has_ended) || since.elapsed() > TIMEOUT {
                 bail!("a worker did not take its shards; its log is {}", self.worker_log.display());
             }
             sleep(POLL).await;
@@ -263,7 +263,7 @@ impl WorkerProcess {
     pub(super) async fn stop(mut self) -> anyhow::Result<ExitStatus> {
         let pid = self.pid()?;
         kill_process(pid, Signal::TERM).context("the worker could not be asked to stop")?;
-        Ok(timeout(PATIENCE, self.child.wait()).await.context("the worker does not stop")??)
+        Ok(timeout(TIMEOUT, self.child.wait()).await.context("the worker does not stop")??)
     }
 
     fn pid(&self) -> anyhow::Result<Pid> {

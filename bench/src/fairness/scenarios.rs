@@ -17,7 +17,7 @@ use super::{
 use crate::load;
 
 /// How long a backlog may take to be worked off before the benchmark gives up.
-pub(super) const PATIENCE: Duration = Duration::from_mins(15);
+pub(super) const TIMEOUT: Duration = Duration::from_mins(15);
 /// Quiet load before anything is measured.
 pub(super) const WARM_UP: Duration = Duration::from_secs(3);
 /// Quiet load after the disturbance, which is not measured.
@@ -181,7 +181,7 @@ pub(super) async fn trial(
     let sent = quiet.stop().await?;
     let touched: std::collections::BTreeSet<usize> = sent.iter().map(|one| one.org).collect();
     let touched: Vec<Placement> = touched.into_iter().filter_map(|org| orgs.get(org).cloned()).collect();
-    drained(&rig.log, &rig.db, &touched, PATIENCE).await?;
+    drained(&rig.log, &rig.db, &touched, TIMEOUT).await?;
     let rss = workers.iter().map(WorkerProcess::peak_rss).max().unwrap_or_default();
     for worker in workers {
         worker.stop().await?;
@@ -205,7 +205,7 @@ pub(super) async fn capacity(rig: &mut Rig, worker: &WorkerSetup, orgs: usize) -
     // Everybody has a history, so that nobody's first event is part of what is measured.
     pour(&rig.log, &crowd, orgs as u64).await?;
     let working = rig.worker(worker).await?;
-    drained(&rig.log, &rig.db, &crowd, PATIENCE).await?;
+    drained(&rig.log, &rig.db, &crowd, TIMEOUT).await?;
     let before = Processors::now()?;
     sleep(PROBE).await;
     let resting = Processors::now()?.busy_since(before);
@@ -257,7 +257,7 @@ pub(super) async fn best_drain(
     let quiet = Quiet::start(&rig.log, &crowd, rate, 0);
     sleep(WARM_UP).await;
     let fired = burst.fire(&rig.nats).await?;
-    drained(&rig.log, &rig.db, &many, PATIENCE).await?;
+    drained(&rig.log, &rig.db, &many, TIMEOUT).await?;
     quiet.stop().await?;
     working.stop().await?;
     let mut done = fired.from_us;
@@ -288,7 +288,7 @@ pub(super) async fn burst(rig: &mut Rig, case: &Trial, hot: usize, events: usize
         let fired = loaded.fire(&rig.nats).await?;
         from_us = fired.from_us;
         if !held {
-            drained(&rig.log, &rig.db, &hot, PATIENCE).await?;
+            drained(&rig.log, &rig.db, &hot, TIMEOUT).await?;
         }
         Ok(Figures::from([("acknowledged_s", (fired.acknowledged_us - fired.from_us) as f64 / 1e6)]))
     })
@@ -297,7 +297,7 @@ pub(super) async fn burst(rig: &mut Rig, case: &Trial, hot: usize, events: usize
         // It must not be in the way of what is measured next.
         let fair = case.workers.iter().map(|worker| WorkerSetup { policy: "fair", ..worker.clone() });
         let workers = rig.workers(&fair.collect::<Vec<_>>()).await?;
-        drained(&rig.log, &rig.db, &hot, PATIENCE).await?;
+        drained(&rig.log, &rig.db, &hot, TIMEOUT).await?;
         for worker in workers {
             worker.stop().await?;
         }
@@ -414,7 +414,7 @@ pub(super) async fn sustained(rig: &mut Rig, case: &Trial, time: Duration) -> an
         let grown = rss(workers) - half_way;
         let sent = producer.stop().await?;
         let stopped = now_us();
-        drained(&rig.log, &rig.db, &hot, PATIENCE).await?;
+        drained(&rig.log, &rig.db, &hot, TIMEOUT).await?;
         Ok(Figures::from([
             ("neighbour_sent", sent.len() as f64),
             ("neighbour_behind_s", (now_us() - stopped) as f64 / 1e6),
@@ -441,8 +441,8 @@ pub(super) async fn rebuild(rig: &mut Rig, case: &Trial, events: usize) -> anyho
             if rebuilds.iter().all(|rebuild| !rebuild.state.is_under_way()) {
                 break rebuilds;
             }
-            if began.elapsed() > PATIENCE {
-                bail!("the rebuild of all has not ended after {PATIENCE:?}");
+            if began.elapsed() > TIMEOUT {
+                bail!("the rebuild of all has not ended after {TIMEOUT:?}");
             }
             sleep(WATCHED).await;
         };

@@ -35,14 +35,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use orgstream_domain::{Aggregate, Facts, kind::Kind};
+    use orgstream_domain::{Aggregate, DecisionContext, kind::Kind};
 
     #[test]
     fn every_default_kind_can_be_registered() {
         let (now, command_id) = (Timestamp::default(), CommandId::fresh(1, [1; 10]));
         for kind in default_kinds().unwrap() {
             let name = kind.kind.clone();
-            let decided = Kind::default().decide(kind.into(), &Facts { now, command_id, org: PLATFORM_ORG });
+            let decided = Kind::default().decide(kind.into(), &DecisionContext { now, command_id, org: PLATFORM_ORG });
             assert_eq!(decided.map(|events| events.len()), Ok(1), "{name}");
         }
     }

@@ -21,9 +21,9 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    pub(super) fn new(slots: usize, slice: Duration, now: Instant) -> Self {
+    pub(super) fn new(slots: usize, batch: Duration, now: Instant) -> Self {
         let slots = slots as f64;
-        Self { slots, most: SAVED * micros(slice), left: 0.0, at: now, spent: 0.0, asked_at: now }
+        Self { slots, most: SAVED * micros(batch), left: 0.0, at: now, spent: 0.0, asked_at: now }
     }
 
     /// Time has passed.

@@ -4,15 +4,15 @@ use std::{collections::BTreeSet, time::Duration};
 
 use orgstream_events::{EventSubject, Pipeline};
 use orgstream_projections::{
-    Applied, BoundOrg, Comparison, Database, DbError, Rebuild, RebuildJob, RebuildState, SliceClass, SliceTx, Step,
+    Applied, ApplyTx, BatchClass, BoundOrg, Comparison, Database, DbError, Rebuild, RebuildJob, RebuildState, Step,
     audit::{self, KeysOf, LogChecking},
     parked::{self, ParkedState},
 };
 
 use super::{Memory, StepError, StepOutcome};
-use crate::slice::{Pass, ToPark, decisions};
+use crate::batch::{Pass, ToPark, decisions};
 
-/// Events between a version and the one that is shown, up to which the last of them are applied while the org's slices
+/// Events between a version and the one that is shown, up to which the last of them are applied while the org's batches
 /// wait.
 const GAP: u32 = 500;
 /// Events that a step checks at least: they are hashed, which takes less than to apply them.
@@ -34,7 +34,7 @@ pub(crate) async fn run(
     if known.state == RebuildState::Comparing {
         return compare(db, known, epoch, size, timeout, memory.comparison).await;
     }
-    let mut tx = db.begin_slices(SliceClass::Backlog, timeout).await?;
+    let mut tx = db.begin_batches(BatchClass::Backlog, timeout).await?;
     let Some(step) = tx.open_step(known, epoch).await? else { return Ok(StepOutcome::Gone) };
     match step.rebuild.state {
         RebuildState::Clearing | RebuildState::Dropping => delete(tx, step.rebuild, size).await,
@@ -44,7 +44,7 @@ pub(crate) async fn run(
 }
 
 /// Deletes some rows of a version that is not needed.
-async fn delete(mut tx: SliceTx, mut rebuild: Rebuild, size: u32) -> Result<StepOutcome, StepError> {
+async fn delete(mut tx: ApplyTx, mut rebuild: Rebuild, size: u32) -> Result<StepOutcome, StepError> {
     match tx.superfluous_versions(&rebuild).await?.first() {
         Some(version) => {
             tx.drop_version(rebuild.bound(), *version, size).await?;
@@ -59,7 +59,7 @@ async fn delete(mut tx: SliceTx, mut rebuild: Rebuild, size: u32) -> Result<Step
 /// and then shows it.
 async fn build(
     db: &Database,
-    mut tx: SliceTx,
+    mut tx: ApplyTx,
     mut step: Step,
     epoch: u64,
     size: u32,
@@ -76,7 +76,7 @@ async fn build(
         }
     }
     if is_last {
-        // From here on no slice of the org is under way, until this ends.
+        // From here on no batch of the org is under way, until this ends.
         tx.hold_shown(org).await?;
         step = tx.look_again(&step.rebuild).await?;
     }
@@ -140,7 +140,7 @@ async fn is_as_appended(db: &Database, org: BoundOrg, checking: Option<Box<LogCh
 
 /// Applies commits after those that the version has, up to `upto`: as many as have about `size` events. How many events
 /// that were, and where the version is now.
-async fn apply(tx: &mut SliceTx, step: &Step, upto: u64, size: u32) -> Result<(u64, u64), StepError> {
+async fn apply(tx: &mut ApplyTx, step: &Step, upto: u64, size: u32) -> Result<(u64, u64), StepError> {
     let (org, shard) = (step.rebuild.bound(), step.rebuild.shard);
     let commits = audit::commits(tx, org, step.reached, upto, (size, BYTES)).await?;
     let events: usize = commits.iter().map(|Applied { commit, .. }| commit.events.len()).sum();
@@ -225,7 +225,7 @@ async fn compare(
         Some(comparison) => comparison.go_on(size).await?,
         None => false,
     };
-    let mut tx = db.begin_slices(SliceClass::Backlog, timeout).await?;
+    let mut tx = db.begin_batches(BatchClass::Backlog, timeout).await?;
     let Some(step) = tx.open_step(known, epoch).await? else { return Ok(StepOutcome::Gone) };
     let mut rebuild = step.rebuild;
     match &begun {
@@ -245,12 +245,12 @@ async fn compare(
 }
 
 /// Commits the step of a job that remembers nothing.
-async fn keep(tx: SliceTx, rebuild: Rebuild, events: u64) -> Result<StepOutcome, StepError> {
+async fn keep(tx: ApplyTx, rebuild: Rebuild, events: u64) -> Result<StepOutcome, StepError> {
     keep_with(tx, rebuild, Memory::default(), events).await
 }
 
 /// Commits the step.
-async fn keep_with(mut tx: SliceTx, rebuild: Rebuild, memory: Memory, events: u64) -> Result<StepOutcome, StepError> {
+async fn keep_with(mut tx: ApplyTx, rebuild: Rebuild, memory: Memory, events: u64) -> Result<StepOutcome, StepError> {
     tx.keep_step(&rebuild).await?;
     tx.commit().await?;
     Ok(match rebuild.state {

@@ -8,8 +8,8 @@ use super::{Group, Scheduler, dispatch::Service};
 use crate::{
     delivery::Delivery,
     lane::{Lane, LaneKey},
-    load::Load,
     options::Policy,
+    work_class::WorkClass,
 };
 
 /// Messages in a transaction of the one queue.
@@ -35,9 +35,9 @@ impl Scheduler {
         let mut group = Group::new(now);
         let mut room = FIFO_BATCH;
         while room > 0 {
-            let Some(Reverse(place)) = self.ready[Load::Light].peek().copied() else { break };
+            let Some(Reverse(place)) = self.ready[WorkClass::Light].peek().copied() else { break };
             if !self.is_waiting(place) {
-                self.ready[Load::Light].pop();
+                self.ready[WorkClass::Light].pop();
                 continue;
             }
             let being_served = self.service.running.iter().filter_map(|key| self.lane(*key));
@@ -45,14 +45,14 @@ impl Scheduler {
             if arrivals.any(|arrived| self.service.order(Some(arrived)) < place.rank) {
                 break;
             }
-            let line = &mut self.ready[Load::Light];
+            let line = &mut self.ready[WorkClass::Light];
             line.pop();
             let next = line.peek().map_or(u64::MAX, |Reverse(next)| next.rank);
             let since = self.service.since;
             let is_older = |_, delivery: &Delivery| order(since, delivery.arrived) <= next;
-            let Some(slice) = self.take(place.key, Load::Light, room, is_older) else { continue };
-            room -= slice.deliveries.len().min(room);
-            group.slices.push(slice);
+            let Some(batch) = self.take(place.key, WorkClass::Light, room, is_older) else { continue };
+            room -= batch.deliveries.len().min(room);
+            group.batches.push(batch);
         }
         group
     }
@@ -66,11 +66,11 @@ impl Scheduler {
     /// The next lane's turn: a transaction of its own, with up to `most` of its messages.
     pub(super) fn round_robin_group(&mut self, now: Instant, most: usize) -> Group {
         let mut group = Group::new(now);
-        while let Some(Reverse(place)) = self.ready[Load::Light].pop() {
+        while let Some(Reverse(place)) = self.ready[WorkClass::Light].pop() {
             if self.is_waiting(place)
-                && let Some(slice) = self.take(place.key, Load::Light, most, |_, _| true)
+                && let Some(batch) = self.take(place.key, WorkClass::Light, most, |_, _| true)
             {
-                group.slices.push(slice);
+                group.batches.push(batch);
                 break;
             }
         }

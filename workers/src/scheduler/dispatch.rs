@@ -1,11 +1,11 @@
 //! Who is next.
 //!
-//! Start-time fair queueing on measured cost: an org is charged the database time of its slices, divided by its weight, and
+//! Start-time fair queueing on measured cost: an org is charged the database time of its batches, divided by its weight, and
 //! the org that has had the least goes first. One that was idle starts at the current virtual time, so that sleeping earns
-//! no credit. The unit that cannot be interrupted decides how long a quiet org waits, so slices are short, and not all slots
-//! are for everybody. There are three kinds of work ([`Load`]), each with a line, a virtual time and a part of the slots: those
+//! no credit. The unit that cannot be interrupted decides how long a quiet org waits, so batches are short, and not all slots
+//! are for everybody. There are three kinds of work ([`WorkClass`]), each with a line, a virtual time and a part of the slots: those
 //! who have little to do share transactions and may use any slot, backlogs leave a reserve free, and orgs whose single
-//! messages take longer than a slice should have a few slots between them and no more. An org that has a slot gets a second
+//! messages take longer than a batch should have a few slots between them and no more. An org that has a slot gets a second
 //! one only while most are free.
 
 use std::{
@@ -13,40 +13,40 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Group, LaneSlice, Place, Scheduler, SliceOutcome, Trouble, others};
+use super::{BatchOutcome, Group, LaneBatch, Place, Scheduler, Trouble, others};
 use crate::{
     delivery::Delivery,
     lane::{Lane, LaneKey, LaneState},
-    load::{ByLoad, Load},
     options::Policy,
+    work_class::{ByClass, WorkClass},
 };
 
-/// Microseconds that a slice and each unit of work in it are thought to take before anything was measured.
+/// Microseconds that a batch and each unit of work in it are thought to take before anything was measured.
 const FIRST_FIXED: f64 = 500.0;
 const FIRST_COST: f64 = 50.0;
 /// How much a measurement counts that is lower than what was thought, and one that is higher. What something takes on a
-/// busy machine says more about the machine: smaller slices would only make it busier.
+/// busy machine says more about the machine: smaller batches would only make it busier.
 const FALL: f64 = 0.3;
 const RISE: f64 = 0.03;
 /// The same for the messages of one org: one that has become slow must be noticed soon.
 const LANE_FALL: f64 = 0.5;
 const LANE_RISE: f64 = 0.1;
-/// The same for a few messages that were slow. So much that one which took five times what a slice should is enough: the next
+/// The same for a few messages that were slow. So much that one which took five times what a batch should is enough: the next
 /// ones of its lane must not stand in the way of others meanwhile.
 const SLOW_RISE: f64 = 0.25;
-/// Units of work from which on a slice says what a unit costs.
+/// Units of work from which on a batch says what a unit costs.
 const MANY_UNITS: f64 = 32.0;
-/// How many times cheaper than usual the messages of an org can be: less than nothing is left when what a slice takes beside
+/// How many times cheaper than usual the messages of an org can be: less than nothing is left when what a batch takes beside
 /// them was thought to be more than it was.
 const MUCH_CHEAPER: f64 = 2.0;
-/// Units of work up to which a lane has little to do: of those who share a transaction, each waits for all. A slice of no
-/// more says what slices take beside their work.
+/// Units of work up to which a lane has little to do: of those who share a transaction, each waits for all. A batch of no
+/// more says what batches take beside their work.
 pub(super) const FEW_UNITS: f64 = 8.0;
 /// Tries in a row that came to nothing through no fault of an event, after which one that fails alone is told of.
 const TOLD_AT: u32 = 6;
 /// How long nothing was applied when there is nothing to do.
 const QUIET: Duration = Duration::from_millis(50);
-/// How much a small slice counts in what slices take at present, and how many times longer than that one takes that is slow.
+/// How much a small batch counts in what batches take at present, and how many times longer than that one takes that is slow.
 const PACE: f64 = 0.1;
 const SLOW: f64 = 4.0;
 /// Slices that may share a transaction however long the database takes to answer.
@@ -57,19 +57,19 @@ const LEAST_SHARED: f64 = 4.0;
 pub(super) struct Service {
     /// For each kind of work: where the org stood that was served last, in microseconds; the slots that it has; and when it
     /// last got one, counted in transactions.
-    pub(super) virtual_now: ByLoad<f64>,
-    taken: ByLoad<usize>,
-    begun: ByLoad<u64>,
+    pub(super) virtual_now: ByClass<f64>,
+    taken: ByClass<usize>,
+    begun: ByClass<u64>,
     transactions: u64,
     /// Slots that are taken, and how many of them by rebuilds.
     busy: usize,
     lent: usize,
     /// The lanes in them.
     pub(super) running: Vec<LaneKey>,
-    /// Microseconds per unit of work and, beside them, per slice, when little else is going on.
+    /// Microseconds per unit of work and, beside them, per batch, when little else is going on.
     cost: f64,
     fixed: f64,
-    /// What a slice takes beside its work at present, whatever is going on.
+    /// What a batch takes beside its work at present, whatever is going on.
     pace: f64,
     /// When a transaction was last committed.
     applied_at: Instant,
@@ -81,9 +81,9 @@ pub(super) struct Service {
 impl Service {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            virtual_now: ByLoad::default(),
-            taken: ByLoad::default(),
-            begun: ByLoad::default(),
+            virtual_now: ByClass::default(),
+            taken: ByClass::default(),
+            begun: ByClass::default(),
             transactions: 0,
             busy: 0,
             lent: 0,
@@ -99,20 +99,20 @@ impl Service {
 }
 
 impl Service {
-    /// What a slice of `units` that took so many microseconds says of what slices take, and of what its lane's messages cost.
-    fn learn(&mut self, own: &mut Option<f64>, units: f64, took: f64, slice: f64) {
+    /// What a batch of `units` that took so many microseconds says of what batches take, and of what its lane's messages cost.
+    fn learn(&mut self, own: &mut Option<f64>, units: f64, took: f64, batch: f64) {
         if units >= MANY_UNITS {
             let each = ((took - self.fixed) / units).max(1.0);
             let known = own.unwrap_or(self.cost);
             *own = Some(towards(known, each.max(self.cost / MUCH_CHEAPER), LANE_FALL, LANE_RISE));
             // One org that is slow says nothing about what the others' messages cost.
-            self.cost = towards(self.cost, each.min(slice), FALL, RISE);
+            self.cost = towards(self.cost, each.min(batch), FALL, RISE);
             return;
         }
-        // So few only say that messages are dear, or no longer are.
+        // So few only say that messages are expensive, or no longer are.
         let longer = took - self.pace;
         let each = (longer / units.max(1.0)).max(self.cost);
-        let slow = each > slice && longer > SLOW * self.pace;
+        let slow = each > batch && longer > SLOW * self.pace;
         if slow || own.is_some_and(|known| known > each) {
             *own = Some(towards(own.unwrap_or(self.cost), each, LANE_FALL, SLOW_RISE));
         }
@@ -124,13 +124,13 @@ impl Service {
     }
 }
 
-/// How a slice's transaction ended, as far as it matters to each of its slices.
+/// How a batch's transaction ended, as far as it matters to each of its batches.
 #[derive(Debug, Clone, Copy)]
 struct Ended {
-    /// It had one slice.
+    /// It had one batch.
     alone: bool,
-    load: Load,
-    /// What each slice cost that came to nothing.
+    class: WorkClass,
+    /// What each batch cost that came to nothing.
     lost: Duration,
     at: Instant,
     jitter: f64,
@@ -148,14 +148,14 @@ impl Scheduler {
             Policy::Fifo => self.fifo_group(now),
             Policy::RoundRobin(most) => self.round_robin_group(now, most),
         };
-        if group.slices.is_empty() {
+        if group.batches.is_empty() {
             return None;
         }
         self.service.busy += 1;
-        self.service.taken[group.load] += 1;
+        self.service.taken[group.class] += 1;
         self.service.transactions += 1;
-        self.service.begun[group.load] = self.service.transactions;
-        for LaneSlice { key, .. } in group.firsts() {
+        self.service.begun[group.class] = self.service.transactions;
+        for LaneBatch { key, .. } in group.firsts() {
             if let Some(org) = self.orgs.get_mut(&(key.shard, key.org)) {
                 org.slots += 1;
                 org.moved_at = Some(now);
@@ -180,69 +180,68 @@ impl Scheduler {
         self.service.lent = self.service.lent.saturating_sub(1);
     }
 
-    /// Whether anything but rebuilds is in a slot, waits for one, or was in one a moment ago: between two slices of somebody
+    /// Whether anything but rebuilds is in a slot, waits for one, or was in one a moment ago: between two batches of somebody
     /// who writes all the time, nothing is, and that is no time to make use of.
     pub(crate) fn is_at_work(&self, now: Instant) -> bool {
         self.service.busy > self.service.lent
-            || Load::ALL.into_iter().any(|load| !self.ready[load].is_empty())
+            || WorkClass::ALL.into_iter().any(|class| !self.ready[class].is_empty())
             || now.saturating_duration_since(self.service.applied_at) < QUIET
     }
 
     fn fair_group(&mut self, now: Instant) -> Group {
-        let slice = self.options.slice.as_micros() as f64;
+        let batch = self.options.batch.as_micros() as f64;
         let mut group = Group::new(now);
-        let mut left = slice.max(LEAST_SHARED * self.service.fixed);
+        let mut left = batch.max(LEAST_SHARED * self.service.fixed);
         let mut held = Vec::new();
-        while group.slices.len() < self.options.group_lanes && left > 0.0 {
-            let Some((place, load)) = self.pop(group.slices.is_empty()) else { break };
+        while group.batches.len() < self.options.group_lanes && left > 0.0 {
+            let Some((place, class)) = self.pop(group.batches.is_empty()) else { break };
             let key = place.key;
-            if self.load_of(key) != load {
+            if self.load_of(key) != class {
                 // More has come since it lined up.
                 self.line_up(key);
                 continue;
             }
             let Some(org) = self.orgs.get(&(key.shard, key.org)) else { continue };
-            let rank = org.virtual_time[load] as u64;
+            let rank = org.virtual_time[class] as u64;
             if rank > place.rank {
                 // Its org was served since it lined up.
-                self.ready[load].push(Reverse(Place { rank, ..place }));
+                self.ready[class].push(Reverse(Place { rank, ..place }));
                 continue;
             }
-            let most = if load == Load::Dear { self.options.dear_slots_of_one() } else { usize::MAX };
-            let spare =
-                self.options.slots - self.service.busy > self.options.reserve_against(org.stands_still_for(now));
+            let most = if class == WorkClass::Expensive { self.options.expensive_slots_of_one() } else { usize::MAX };
+            let spare = self.options.slots - self.service.busy > self.options.reserve_against(org.stalled_for(now));
             let waits = org.slots > 0 && (!spare || org.slots >= most);
             if waits || self.is_held(key) {
-                held.push((place, load));
+                held.push((place, class));
                 continue;
             }
             // What has much to do, or failed, must not make others wait in its transaction.
-            let alone = load != Load::Light || org.lane(key.pipeline).must_be_alone();
+            let alone = class != WorkClass::Light || org.lane(key.pipeline).must_be_alone();
             if alone || !self.fits(key, left) {
-                if !group.slices.is_empty() {
-                    self.ready[load].push(Reverse(place));
+                if !group.batches.is_empty() {
+                    self.ready[class].push(Reverse(place));
                     break;
                 }
-                self.pass_to(place, load);
-                let units = slice / self.cost_of(key);
+                self.pass_to(place, class);
+                let units = batch / self.cost_of(key);
                 // Nothing, when what it had was taken back after it lined up: then it is the next one's turn.
-                let Some(taken) = self.take(key, load, self.options.slice_messages, |all, _| all <= units) else {
+                let Some(taken) = self.take(key, class, self.options.batch_messages, |all, _| all <= units) else {
                     continue;
                 };
-                left = slice - taken.charged;
-                group.slices.push(taken);
-                group.load = load;
-                if load == Load::Backlog {
+                left = batch - taken.charged;
+                group.batches.push(taken);
+                group.class = class;
+                if class == WorkClass::Backlogged {
                     self.bring_others(&mut group, key, left);
                 }
                 break;
             }
-            self.pass_to(place, load);
+            self.pass_to(place, class);
             left -= self.join_group(&mut group, key);
             left -= self.bring_others(&mut group, key, left);
         }
-        for (place, load) in held {
-            self.ready[load].push(Reverse(place));
+        for (place, class) in held {
+            self.ready[class].push(Reverse(place));
         }
         group
     }
@@ -253,7 +252,7 @@ impl Scheduler {
         let mut planned = 0.0;
         for other in others(key) {
             let may = |lane: &Lane| lane.state == LaneState::Ready && !lane.must_be_alone();
-            let may = self.lane(other).is_some_and(may) && self.load_of(other) <= group.load;
+            let may = self.lane(other).is_some_and(may) && self.load_of(other) <= group.class;
             if may && self.fits(other, left - planned) {
                 planned += self.join_group(group, other);
             }
@@ -263,16 +262,16 @@ impl Scheduler {
 
     /// Gives a lane a share in the transaction, with all that it has. Returns what it will take, in microseconds.
     fn join_group(&mut self, group: &mut Group, key: LaneKey) -> f64 {
-        let Some(slice) = self.take(key, group.load, self.options.slice_messages, |_, _| true) else { return 0.0 };
-        let planned = slice.charged;
-        group.slices.push(slice);
+        let Some(batch) = self.take(key, group.class, self.options.batch_messages, |_, _| true) else { return 0.0 };
+        let planned = batch.charged;
+        group.batches.push(batch);
         planned
     }
 
     /// Whether all that a lane has takes no more than `left` microseconds.
     fn fits(&self, key: LaneKey, left: f64) -> bool {
         let units = (left - self.service.fixed) / self.cost_of(key);
-        self.lane(key).is_some_and(|lane| lane.skipped.is_none() && lane.fits_whole(units, self.options.slice_messages))
+        self.lane(key).is_some_and(|lane| lane.skipped.is_none() && lane.fits_whole(units, self.options.batch_messages))
     }
 
     /// Microseconds that a unit of a lane's work takes.
@@ -281,43 +280,45 @@ impl Scheduler {
     }
 
     /// How much a lane has to do.
-    fn load_of(&self, key: LaneKey) -> Load {
-        let Some(lane) = self.lane(key) else { return Load::Light };
-        let in_a_slice = self.options.slice.as_micros() as f64 / self.cost_of(key);
-        if lane.first_units() > in_a_slice {
-            Load::Dear
-        } else if lane.skipped.is_none() && lane.fits_whole(FEW_UNITS.min(in_a_slice), usize::MAX) {
-            Load::Light
+    fn load_of(&self, key: LaneKey) -> WorkClass {
+        let Some(lane) = self.lane(key) else { return WorkClass::Light };
+        let in_a_batch = self.options.batch.as_micros() as f64 / self.cost_of(key);
+        if lane.first_units() > in_a_batch {
+            WorkClass::Expensive
+        } else if lane.skipped.is_none() && lane.fits_whole(FEW_UNITS.min(in_a_batch), usize::MAX) {
+            WorkClass::Light
         } else {
-            Load::Backlog
+            WorkClass::Backlogged
         }
     }
 
     /// Takes who is first in line. In a transaction that is not for it `alone`, that is somebody with little to do. Else, a kind
     /// of work that has no slot goes before those that have, so that none is starved; and after that, whoever has less to do.
-    fn pop(&mut self, alone: bool) -> Option<(Place, Load)> {
+    fn pop(&mut self, alone: bool) -> Option<(Place, WorkClass)> {
         loop {
-            let (service, dear) = (&self.service, self.service.taken[Load::Dear]);
-            let may = |load: &Load| match load {
-                Load::Light => true,
-                Load::Backlog => alone && service.taken[Load::Backlog] < self.options.backlog_slots(dear),
-                Load::Dear => alone && dear < self.options.dear_slots(),
+            let (service, expensive) = (&self.service, self.service.taken[WorkClass::Expensive]);
+            let may = |class: &WorkClass| match class {
+                WorkClass::Light => true,
+                WorkClass::Backlogged => {
+                    alone && service.taken[WorkClass::Backlogged] < self.options.backlog_slots(expensive)
+                }
+                WorkClass::Expensive => alone && expensive < self.options.expensive_slots(),
             };
-            let waiting = Load::ALL.into_iter().filter(|load| !self.ready[*load].is_empty());
-            let load = waiting.filter(may).min_by_key(|load| {
-                let has_one = service.taken[*load] > 0;
-                (has_one, if has_one { 0 } else { service.begun[*load] }, *load)
+            let waiting = WorkClass::ALL.into_iter().filter(|class| !self.ready[*class].is_empty());
+            let class = waiting.filter(may).min_by_key(|class| {
+                let has_one = service.taken[*class] > 0;
+                (has_one, if has_one { 0 } else { service.begun[*class] }, *class)
             })?;
-            let Some(Reverse(place)) = self.ready[load].pop() else { continue };
+            let Some(Reverse(place)) = self.ready[class].pop() else { continue };
             if self.is_waiting(place) {
-                return Some((place, load));
+                return Some((place, class));
             }
         }
     }
 
     /// Moves virtual time on to who is served now.
-    fn pass_to(&mut self, place: Place, load: Load) {
-        let virtual_now = &mut self.service.virtual_now[load];
+    fn pass_to(&mut self, place: Place, class: WorkClass) {
+        let virtual_now = &mut self.service.virtual_now[class];
         *virtual_now = virtual_now.max(place.rank as f64);
     }
 
@@ -330,10 +331,10 @@ impl Scheduler {
     pub(super) fn take(
         &mut self,
         key: LaneKey,
-        load: Load,
+        class: WorkClass,
         most: usize,
         fits: impl Fn(f64, &Delivery) -> bool,
-    ) -> Option<LaneSlice> {
+    ) -> Option<LaneBatch> {
         let (epoch, opening) = self.shards.get(&key.shard).map(|owned| (owned.epoch, owned.opening))?;
         let (service, org) = (&self.service, self.orgs.get_mut(&(key.shard, key.org))?);
         let lane = org.lane_mut(key.pipeline);
@@ -343,163 +344,163 @@ impl Scheduler {
             return None;
         }
         lane.state = LaneState::Running;
-        lane.load = load;
+        lane.class = class;
         let deliveries = lane.take(most, fits).to_vec();
         let (from, park_first, attempts) = (lane.checkpoint, lane.park_first.clone(), lane.attempts);
-        let mut slice = LaneSlice { key, epoch, opening, from, deliveries, park_first, attempts, charged: 0.0 };
-        slice.charged = service.fixed + slice.units() * lane.cost.unwrap_or(service.cost);
-        org.charge(load, slice.charged);
+        let mut batch = LaneBatch { key, epoch, opening, from, deliveries, park_first, attempts, charged: 0.0 };
+        batch.charged = service.fixed + batch.units() * lane.cost.unwrap_or(service.cost);
+        org.charge(class, batch.charged);
         self.service.running.push(key);
-        Some(slice)
+        Some(batch)
     }
 
     /// Puts a lane that has something to do in line.
     pub(super) fn line_up(&mut self, key: LaneKey) {
         self.service.turns += 1;
         let by_load = matches!(self.options.policy, Policy::Fair | Policy::Held);
-        let load = if by_load { self.load_of(key) } else { Load::Light };
+        let class = if by_load { self.load_of(key) } else { WorkClass::Light };
         let (service, turn) = (&self.service, self.service.turns);
         let Some(org) = self.orgs.get_mut(&(key.shard, key.org)) else { return };
-        if org.is_without(load) {
-            org.virtual_time[load] = org.virtual_time[load].max(service.virtual_now[load]);
+        if org.is_without(class) {
+            org.virtual_time[class] = org.virtual_time[class].max(service.virtual_now[class]);
         }
-        let virtual_time = org.virtual_time[load];
+        let virtual_time = org.virtual_time[class];
         let lane = org.lane_mut(key.pipeline);
         let rank = match self.options.policy {
             Policy::Fair | Policy::Held => virtual_time as u64,
             Policy::RoundRobin(_) => turn,
             Policy::Fifo => service.order(lane.first_arrived()),
         };
-        (lane.state, lane.load, lane.turn) = (LaneState::Ready, load, turn);
-        self.ready[load].push(Reverse(Place { rank, turn, key }));
+        (lane.state, lane.class, lane.turn) = (LaneState::Ready, class, turn);
+        self.ready[class].push(Reverse(Place { rank, turn, key }));
     }
 
-    /// A transaction ended: how, for each of its slices.
-    pub(crate) fn done(&mut self, group: &Group, outcomes: Vec<SliceOutcome>, now: Instant, jitter: f64) {
+    /// A transaction ended: how, for each of its batches.
+    pub(crate) fn done(&mut self, group: &Group, outcomes: Vec<BatchOutcome>, now: Instant, jitter: f64) {
         self.service.busy = self.service.busy.saturating_sub(1);
-        let taken = &mut self.service.taken[group.load];
+        let taken = &mut self.service.taken[group.class];
         *taken = taken.saturating_sub(1);
-        let applied = outcomes.iter().any(|outcome| matches!(outcome, SliceOutcome::Applied { .. }));
+        let applied = outcomes.iter().any(|outcome| matches!(outcome, BatchOutcome::Applied { .. }));
         // Whether others were served meanwhile: then it is not the database that was too slow.
         let others_went_on = self.service.applied_at > group.begun;
         if applied {
             self.service.applied_at = now;
         }
-        let answered = |outcome: &SliceOutcome| {
-            !matches!(outcome, SliceOutcome::Unavailable(_) | SliceOutcome::TimedOut | SliceOutcome::Undone)
+        let answered = |outcome: &BatchOutcome| {
+            !matches!(outcome, BatchOutcome::Unavailable(_) | BatchOutcome::TimedOut | BatchOutcome::Undone)
         };
         if outcomes.iter().any(answered) {
             self.outage.is_over();
         }
         let trouble = outcomes.iter().find_map(|outcome| match outcome {
-            SliceOutcome::Unavailable(trouble) if trouble.everywhere && !others_went_on => Some(trouble),
+            BatchOutcome::Unavailable(trouble) if trouble.everywhere && !others_went_on => Some(trouble),
             _ => None,
         });
         if let Some(trouble) = trouble {
             self.outage.goes_on(trouble, now);
         }
         // What came to nothing has had its time as well.
-        let lost = now.saturating_duration_since(group.begun) / u32::try_from(group.slices.len()).unwrap_or(u32::MAX);
-        for slice in &group.slices {
-            if let Some(place) = self.service.running.iter().position(|running| *running == slice.key) {
+        let lost = now.saturating_duration_since(group.begun) / u32::try_from(group.batches.len()).unwrap_or(u32::MAX);
+        for batch in &group.batches {
+            if let Some(place) = self.service.running.iter().position(|running| *running == batch.key) {
                 self.service.running.swap_remove(place);
             }
         }
-        for LaneSlice { key, opening, .. } in group.firsts() {
+        for LaneBatch { key, opening, .. } in group.firsts() {
             let is_current = self.shards.get(&key.shard).is_some_and(|owned| owned.opening == *opening);
             if let Some(org) = self.orgs.get_mut(&(key.shard, key.org)).filter(|_| is_current) {
                 org.slots = org.slots.saturating_sub(1);
                 org.moved_at = Some(now);
             }
         }
-        let alone = group.slices.len() == 1;
-        for (slice, outcome) in group.slices.iter().zip(outcomes) {
+        let alone = group.batches.len() == 1;
+        for (batch, outcome) in group.batches.iter().zip(outcomes) {
             let outcome = match outcome {
-                SliceOutcome::TimedOut if alone && slice.deliveries.len() == 1 && !others_went_on => {
+                BatchOutcome::TimedOut if alone && batch.deliveries.len() == 1 && !others_went_on => {
                     let reason = "a message took too long, as all others did".into();
-                    SliceOutcome::Unavailable(Trouble { reason, everywhere: false, suspect: false })
+                    BatchOutcome::Unavailable(Trouble { reason, everywhere: false, suspect: false })
                 }
                 outcome => outcome,
             };
-            self.slice_done(slice, outcome, Ended { alone, load: group.load, lost, at: now, jitter });
+            self.batch_done(batch, outcome, Ended { alone, class: group.class, lost, at: now, jitter });
         }
     }
 
-    fn slice_done(
+    fn batch_done(
         &mut self,
-        slice: &LaneSlice,
-        outcome: SliceOutcome,
-        Ended { alone, load, lost, at: now, jitter }: Ended,
+        batch: &LaneBatch,
+        outcome: BatchOutcome,
+        Ended { alone, class, lost, at: now, jitter }: Ended,
     ) {
-        let key = slice.key;
-        if self.shards.get(&key.shard).is_none_or(|owned| owned.opening != slice.opening) {
+        let key = batch.key;
+        if self.shards.get(&key.shard).is_none_or(|owned| owned.opening != batch.opening) {
             return;
         }
         let Some(org) = self.orgs.get_mut(&(key.shard, key.org)) else { return };
         let spent = match &outcome {
-            SliceOutcome::Applied { cost, .. } => cost.total(),
-            SliceOutcome::TimedOut | SliceOutcome::Failed { .. } => lost,
-            SliceOutcome::Moved { .. } | SliceOutcome::Fenced | SliceOutcome::Undone | SliceOutcome::Unavailable(_) => {
+            BatchOutcome::Applied { cost, .. } => cost.total(),
+            BatchOutcome::TimedOut | BatchOutcome::Failed { .. } => lost,
+            BatchOutcome::Moved { .. } | BatchOutcome::Fenced | BatchOutcome::Undone | BatchOutcome::Unavailable(_) => {
                 Duration::ZERO
             }
         };
-        org.charge(load, spent.as_micros() as f64 - slice.charged);
-        if let SliceOutcome::Applied { plan, .. } = &outcome {
+        org.charge(class, spent.as_micros() as f64 - batch.charged);
+        if let BatchOutcome::Applied { plan, .. } = &outcome {
             org.weight = self.options.weights.of(plan);
         }
         let lane = org.lane_mut(key.pipeline);
         lane.state = LaneState::Idle;
         let mut wait = None;
         match outcome {
-            SliceOutcome::Applied { cost, .. } => {
+            BatchOutcome::Applied { cost, .. } => {
                 let took = (cost.opening + cost.work).as_micros() as f64;
-                let aim = self.options.slice.as_micros() as f64;
-                self.service.learn(&mut lane.cost, slice.units(), took, aim);
-                let last = slice.deliveries.last().map_or(0, |delivery| delivery.seq());
+                let aim = self.options.batch.as_micros() as f64;
+                self.service.learn(&mut lane.cost, batch.units(), took, aim);
+                let last = batch.deliveries.last().map_or(0, |delivery| delivery.seq());
                 self.bytes -= lane.applied(last);
             }
-            SliceOutcome::Moved { stored } => {
-                if slice.from == Some(stored) {
+            BatchOutcome::Moved { stored } => {
+                if batch.from == Some(stored) {
                     // It is where it was thought to be, and cannot be moved from there: asking at once says the same.
                     lane.outages = lane.outages.saturating_add(1);
                     wait = Some(backoff(lane.outages, jitter));
                 }
                 self.bytes -= lane.moved(stored);
             }
-            SliceOutcome::Undone => lane.give_back(),
-            SliceOutcome::Fenced => {
+            BatchOutcome::Undone => lane.give_back(),
+            BatchOutcome::Fenced => {
                 lane.give_back();
                 wait = Some(self.options.lease);
             }
-            SliceOutcome::Unavailable(trouble) => {
+            BatchOutcome::Unavailable(trouble) => {
                 lane.give_back();
                 lane.suspect |= trouble.suspect;
                 lane.outages = lane.outages.saturating_add(1);
                 if lane.outages == TOLD_AT && self.outage.reason(now).is_none() {
                     tracing::warn!(
                         org.id = %key.org, pipeline = %key.pipeline, error = %trouble.reason,
-                        event.seq = slice.deliveries.first().map(|first| first.seq()),
+                        event.seq = batch.deliveries.first().map(|first| first.seq()),
                         "the database applies what others have, and not this; no event is blamed, and it is tried again and again"
                     );
                 }
                 wait = Some(backoff(lane.outages, jitter));
             }
-            SliceOutcome::TimedOut if !alone => {
+            BatchOutcome::TimedOut if !alone => {
                 lane.give_back();
                 lane.suspect = true;
             }
-            SliceOutcome::TimedOut | SliceOutcome::Failed { .. } => {
+            BatchOutcome::TimedOut | BatchOutcome::Failed { .. } => {
                 lane.give_back();
-                let single = slice.deliveries.len() == 1;
-                if matches!(outcome, SliceOutcome::TimedOut) {
+                let single = batch.deliveries.len() == 1;
+                if matches!(outcome, BatchOutcome::TimedOut) {
                     // What a message costs that was not finished is known from below.
-                    lane.cost = Some(lost.as_micros() as f64 / slice.units().max(1.0));
+                    lane.cost = Some(lost.as_micros() as f64 / batch.units().max(1.0));
                 }
                 if single {
                     lane.attempts += 1;
                     if lane.attempts >= self.options.attempts {
                         lane.park_first = Some(match outcome {
-                            SliceOutcome::Failed { reason } => reason,
+                            BatchOutcome::Failed { reason } => reason,
                             _ => format!("applying it took longer than {:?}", self.options.message_timeout),
                         });
                     }

@@ -130,8 +130,8 @@ pub async fn export(
     let left_out = (filter != whole).then(|| parts.uri.query().unwrap_or_default().to_owned());
     let format_name = format.name().to_owned();
     let fact = AuditExported { format: format_name, from_idx: from, upto_idx: upto, filter: left_out };
-    let (origin, notes) = (info(&parts).origin(), app.gateway.notes());
-    notes.write_down(bound, org.access.actor(), &origin, AccessEvent::AuditExported(fact)).await?;
+    let (origin, access_log) = (info(&parts).origin(), app.gateway.access_log());
+    access_log.write_down(bound, org.access.actor(), &origin, AccessEvent::AuditExported(fact)).await?;
     let mut response = Body::from_stream(lines(app.db.clone(), bound, format, filter)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, format.content_type());

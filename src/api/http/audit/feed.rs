@@ -20,7 +20,7 @@ use crate::app::problem::Problem;
 /// How often a log is looked at again.
 const LOOK: Duration = Duration::from_millis(250);
 /// Looks at the database at the same time, however many organizations are followed.
-const AT_ONCE: usize = 4;
+const MAX_CONCURRENCY: usize = 4;
 /// Entries that are read at a time, and kept.
 const CHUNK: u16 = 200;
 /// Bytes of entries that are kept of an organization.
@@ -90,7 +90,7 @@ pub struct AuditFeed {
 impl AuditFeed {
     /// Nobody follows anything yet.
     pub fn new(db: Database) -> Arc<Self> {
-        Arc::new(Self { db, looks: Semaphore::new(AT_ONCE), followed: Mutex::default() })
+        Arc::new(Self { db, looks: Semaphore::new(MAX_CONCURRENCY), followed: Mutex::default() })
     }
 
     /// The newest entries of the log of `org`, which has `size`, for as long as the receiver or another one is kept.

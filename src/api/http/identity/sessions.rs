@@ -24,7 +24,7 @@ use crate::{
             reply,
         },
     },
-    app::{access_log::Attempt, problem::Problem, submit::Origin},
+    app::{access_log::DeniedRequest, problem::Problem, submit::Origin},
     auth::{
         AuthError, Principal,
         authenticator::{Membership, OrgName},
@@ -275,10 +275,10 @@ pub async fn switch(
     let (before, origin) = (principal.session().and_then(|session| session.org), info(&parts).origin());
     let session = app.auth.switch(&principal, &name).await.map_err(|error| {
         let problem = Problem::from(error);
-        app.gateway.notes().turned_away(
+        app.gateway.access_log().denied(
             &principal,
             &origin,
-            Attempt { target: "session", asked: Some(&org) },
+            DeniedRequest { target: "session", asked: Some(&org) },
             &problem,
         );
         problem
@@ -304,11 +304,11 @@ fn acting(principal: &Principal, session: ActiveSession) -> Principal {
     somebody
 }
 
-/// Notes what a person did in the log of an organization, as the member that they are there. Where they are none, or may not
+/// Records what a person did in the log of an organization, as the member that they are there. Where they are none, or may not
 /// act, there is nobody to name.
 async fn note(app: &App, somebody: &Principal, org: OrgId, origin: &Origin, fact: AccessEvent) {
     if let Ok(access) = app.auth.access(somebody, &OrgName::Id(org)).await {
-        app.gateway.notes().note(access.bound(), access.actor(), origin, fact);
+        app.gateway.access_log().record(access.bound(), access.actor(), origin, fact);
     }
 }
 

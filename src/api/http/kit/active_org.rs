@@ -26,7 +26,7 @@ use crate::{
 /// Which epoch of its session a request is meant for; in an answer, which one it is of.
 const EPOCH: HeaderName = HeaderName::from_static("x-org-epoch");
 
-/// Notes the session behind a request, and refuses one that is meant for another epoch of it.
+/// Stores the session behind a request, and refuses one that is meant for another epoch of it.
 pub async fn note(app: &App, parts: &Parts, principal: &mut Principal) -> Result<(), Problem> {
     let Principal::User { session: Some(session), .. } = principal else { return Ok(()) };
     if let Some(text) = header_text(&parts.headers, &EPOCH)? {

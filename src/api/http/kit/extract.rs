@@ -28,7 +28,7 @@ use crate::{
         command_body::{Format, MAX_BODY},
         http::App,
     },
-    app::{access_log::Attempt, problem::Problem, submit::Origin},
+    app::{access_log::DeniedRequest, problem::Problem, submit::Origin},
     auth::{Access, AuthError, Principal, authenticator::OrgName},
     commands::request::{Accepted, Request},
 };
@@ -39,7 +39,7 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// How fast a body must come, in bytes a second, and for how long it need not. A whole one is then here, or refused, before the
 /// time of its request is over.
 const SLOWEST: usize = 64 << 10;
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Memory that is asked for before any of a body is here, in bytes at most.
 const AT_FIRST: usize = 16 << 10;
 /// Headers that may say again which org is meant.
@@ -98,7 +98,7 @@ impl FromRequestParts<Arc<App>> for SignedIn {
         let params = path_params(parts, app).await.unwrap_or_default();
         let place = named_org(&params).and_then(|name| OrgName::parse(name).ok());
         let principal = app.auth.principal_at(credential.as_deref(), place.as_ref()).await;
-        let refused = |error| app.gateway.notes().refused(error, &origin);
+        let refused = |error| app.gateway.access_log().refused(error, &origin);
         let mut principal = principal.map_err(refused)?;
         info(parts).came_as(&principal);
         app.auth.keys().admit(&principal, &origin.context).map_err(refused)?;
@@ -111,8 +111,8 @@ impl FromRequestParts<Arc<App>> for SignedIn {
             Policy::Operator if principal.operator().is_some() => Ok(Self(principal)),
             Policy::Operator => {
                 let problem = Problem::new(403, "forbidden", "Not allowed", "only the platform's operator may do this");
-                let attempt = Attempt { target: policy.subject(), asked: None };
-                app.gateway.notes().turned_away(&principal, &origin, attempt, &problem);
+                let attempt = DeniedRequest { target: policy.subject(), asked: None };
+                app.gateway.access_log().denied(&principal, &origin, attempt, &problem);
                 Err(problem)
             }
             Policy::Public => Err(Problem::internal(&"a public route asks who is there")),
@@ -141,17 +141,17 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
             // One address for several organizations: what a client has of one tells nothing of another.
             parts.headers.remove(header::IF_NONE_MATCH);
         }
-        let (RoutePolicy { policy, story, shape, .. }, origin, notes) =
-            (policy_of(parts)?, info(parts).origin(), app.gateway.notes());
-        let attempt = Attempt { target: policy.subject(), asked: named };
+        let (RoutePolicy { policy, story, shape, .. }, origin, access_log) =
+            (policy_of(parts)?, info(parts).origin(), app.gateway.access_log());
+        let attempt = DeniedRequest { target: policy.subject(), asked: named };
         let access = app.auth.access(&principal, &name).await.map_err(|error| {
             let problem = Problem::from(error);
-            notes.turned_away(&principal, &origin, attempt, &problem);
+            access_log.denied(&principal, &origin, attempt, &problem);
             problem
         })?;
         let not_allowed = |asked, error: AuthError| {
             let problem = Problem::from(error);
-            notes.not_allowed(&access, &origin, Attempt { asked, ..attempt }, &problem);
+            access_log.not_allowed(&access, &origin, DeniedRequest { asked, ..attempt }, &problem);
             problem
         };
         for header in ORG_ASSERTIONS {
@@ -170,14 +170,14 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
         match policy {
             Policy::Org(permission) => {
                 access.require(permission).map_err(|error| not_allowed(named, error))?;
-                if let Some(id) = access.glass().filter(|_| !permission.is_operators()) {
+                if let Some(id) = access.grant().filter(|_| !permission.is_operators()) {
                     let (route, path) = (origin.route.clone(), parts.uri.path().to_owned());
                     let used = AccessEvent::BreakGlassUsed(BreakGlassUsed { id, route, path });
-                    notes.write_down(access.bound(), access.actor(), &origin, used).await?;
+                    access_log.write_down(access.bound(), access.actor(), &origin, used).await?;
                 } else if story == policy::AUDIT_READ {
                     let (route, query) = (origin.route.clone(), parts.uri.query().map(str::to_owned));
                     let read = AccessEvent::AuditRead(AuditRead { route, query, repeated: 1 });
-                    notes.note(access.bound(), access.actor(), &origin, read);
+                    access_log.record(access.bound(), access.actor(), &origin, read);
                 }
             }
             Policy::OrgCommands => {}
@@ -384,12 +384,12 @@ struct Coming {
 
 impl Coming {
     fn new(body: HttpBody) -> Self {
-        Self { body: body.into_data_stream(), due: Instant::now() + PATIENCE }
+        Self { body: body.into_data_stream(), due: Instant::now() + TIMEOUT }
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
         let Ok(chunk) = timeout_at(self.due, self.body.next()).await else {
-            return Err(Problem::body_too_slow(PATIENCE, SLOWEST));
+            return Err(Problem::body_too_slow(TIMEOUT, SLOWEST));
         };
         let chunk = chunk.transpose().map_err(|error| Problem::bad_request(format!("the body broke off: {error}")))?;
         let came = chunk.as_ref().map_or(0, Bytes::len);

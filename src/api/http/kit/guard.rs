@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use super::{
-    looks::{Look, Standing},
+    looks::{Authority, Look},
     reply,
 };
 use crate::{
@@ -150,7 +150,7 @@ impl Guard {
         if look.began < self.since {
             return Ok(None);
         }
-        let Standing { access, epoch } = match &look.found {
+        let Authority { access, epoch } = match &look.found {
             Ok(standing) => standing,
             Err(AuthError::Unavailable(_)) => return Ok(None),
             Err(lost) => return Err(lost.clone()),

@@ -21,11 +21,11 @@ use crate::auth::{Access, AuthError, Authenticator, authenticator::OrgName};
 pub const CHECK: Duration = Duration::from_millis(250);
 
 /// Looks at the same time, however many credentials there are: they take that much of what reads have, and no more.
-const AT_ONCE: usize = 4;
+const MAX_CONCURRENCY: usize = 4;
 
 /// Somebody in an organization, as they were found.
 #[derive(Debug, Clone)]
-pub struct Standing {
+pub struct Authority {
     /// What they may there.
     pub access: Access,
     /// Of their session, if that is what they came with.
@@ -40,7 +40,7 @@ pub struct Look {
     /// When it was known.
     pub ended: Instant,
     /// What was found; [`AuthError::Unavailable`] is nothing.
-    pub found: Result<Standing, AuthError>,
+    pub found: Result<Authority, AuthError>,
 }
 
 impl Look {
@@ -63,7 +63,7 @@ pub struct Looks {
 impl Looks {
     /// Nobody is being answered yet.
     pub fn new(auth: Arc<Authenticator>) -> Arc<Self> {
-        Arc::new(Self { auth, turns: Semaphore::new(AT_ONCE), followed: Mutex::default() })
+        Arc::new(Self { auth, turns: Semaphore::new(MAX_CONCURRENCY), followed: Mutex::default() })
     }
 
     /// What is found of this credential in `org` from now on, for as long as the receiver or another one is kept. The last is
@@ -99,11 +99,11 @@ impl Looks {
         }
     }
 
-    async fn look(&self, org: OrgId, authorization: &str) -> Result<Standing, AuthError> {
+    async fn look(&self, org: OrgId, authorization: &str) -> Result<Authority, AuthError> {
         let name = OrgName::Id(org);
         let principal = self.auth.principal_at(Some(authorization), Some(&name)).await?;
         let access = self.auth.access(&principal, &name).await?;
-        Ok(Standing { access, epoch: principal.session().map(|session| session.epoch) })
+        Ok(Authority { access, epoch: principal.session().map(|session| session.epoch) })
     }
 
     /// Whether the looks end here: nobody is being answered any more, or nobody may be.

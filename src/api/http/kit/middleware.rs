@@ -80,7 +80,7 @@ impl RequestInfo {
         }
     }
 
-    /// Notes the org, now that it is proven.
+    /// Stores the org, now that it is proven.
     pub fn found(&self, org: OrgId) {
         if self.0.org.set(org).is_ok()
             && let Some(span) = &self.0.span
@@ -89,12 +89,12 @@ impl RequestInfo {
         }
     }
 
-    /// Notes the session, as it was when the request came.
+    /// Stores the session, as it was when the request came.
     pub fn came_with(&self, session: ActiveSession) {
         let _ = self.0.session.set(session);
     }
 
-    /// Notes who asks.
+    /// Stores the caller.
     pub fn came_as(&self, principal: &Principal) {
         let whose = match principal {
             Principal::Key { org, .. } | Principal::Sso { org, .. } => Whose::Org(*org),
@@ -113,7 +113,7 @@ impl RequestInfo {
         }
     }
 
-    /// Notes how to ask whether the caller may still be answered.
+    /// Stores how to ask whether the caller may still be answered.
     pub fn let_in(&self, guard: Guard) {
         let _ = self.0.guard.set(Arc::new(guard));
     }

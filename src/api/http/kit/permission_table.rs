@@ -15,7 +15,7 @@ Written by `DOCS_WRITE=1` from the tables that the routes, the NATS subjects and
 What is in neither table is allowed to no caller. An API key has a role and may have scopes: then it may do what its role may
 *and* its scopes name, and gives no more than that. What is an operator's is done with an operator's token; what else a
 tenant has, an operator reads only by break-glass access (`POST /v1/organizations/{org}/break-glass`); those permissions are
-marked *glass*.
+marked *break-glass*.
 ";
 
 /// The page.
@@ -33,7 +33,7 @@ pub fn permissions_page() -> String {
         }
         page.push_str(match (permission.is_operators() || is_platforms(*permission), permission.is_reading()) {
             (true, _) => " yes |\n",
-            (false, true) => " glass |\n",
+            (false, true) => " break-glass |\n",
             (false, false) => " |\n",
         });
     }
@@ -73,6 +73,6 @@ fn told(story: Story) -> String {
     match story {
         Story::Events => "what was done".to_owned(),
         Story::Fact(name) => format!("`{name}`"),
-        Story::Reading | Story::Outside => String::new(),
+        Story::Reading | Story::Adapters => String::new(),
     }
 }

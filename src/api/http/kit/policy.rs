@@ -61,7 +61,7 @@ pub enum Story {
     /// Nothing: it shows what the organization has, and changes nothing.
     Reading,
     /// Nothing: no organization has a part in it.
-    Outside,
+    Adapters,
 }
 
 /// One route.
@@ -93,33 +93,33 @@ const fn route(method: &'static str, path: &'static str, policy: Policy, shape: 
 use Permission as P;
 use Policy::{Operator, Org, OrgCommands, Public, SignedIn};
 use Shape::{Change, Commands, Create, Plain, Tail};
-use Story::{Events, Fact, Outside, Reading};
+use Story::{Adapters, Events, Fact, Reading};
 
 /// The table.
 pub const ROUTES: &[RoutePolicy] = &[
-    route("GET", "/healthz", Public, Plain, Outside),
-    route("GET", "/readyz", Public, Plain, Outside),
-    route("GET", "/metrics", Operator, Plain, Outside),
-    route("GET", "/openapi.json", Public, Plain, Outside),
-    route("GET", "/v1/me", SignedIn, Plain, Outside),
-    route("GET", "/v1/me/memberships", SignedIn, Plain, Outside),
-    route("GET", "/v1/sessions", SignedIn, Plain, Outside),
+    route("GET", "/healthz", Public, Plain, Adapters),
+    route("GET", "/readyz", Public, Plain, Adapters),
+    route("GET", "/metrics", Operator, Plain, Adapters),
+    route("GET", "/openapi.json", Public, Plain, Adapters),
+    route("GET", "/v1/me", SignedIn, Plain, Adapters),
+    route("GET", "/v1/me/memberships", SignedIn, Plain, Adapters),
+    route("GET", "/v1/sessions", SignedIn, Plain, Adapters),
     route("POST", "/v1/sessions", SignedIn, Plain, Fact("access.signed_in")),
-    route("DELETE", "/v1/sessions/{session}", SignedIn, Plain, Outside),
-    route("GET", "/v1/session", SignedIn, Plain, Outside),
+    route("DELETE", "/v1/sessions/{session}", SignedIn, Plain, Adapters),
+    route("GET", "/v1/session", SignedIn, Plain, Adapters),
     route("PUT", "/v1/session/active-org", SignedIn, Plain, Fact("access.org_switched")),
     route("POST", "/api/v1/tenants/", SignedIn, Create, Events),
     route("POST", "/api/v1/tenants", SignedIn, Create, Events),
-    route("GET", "/v1/kinds", Public, READ, Outside),
+    route("GET", "/v1/kinds", Public, READ, Adapters),
     route("POST", "/v1/kinds", Operator, Create, Events),
-    route("GET", "/v1/kinds/{kind}", Public, READ, Outside),
+    route("GET", "/v1/kinds/{kind}", Public, READ, Adapters),
     route("PATCH", "/v1/kinds/{kind}", Operator, Change, Events),
     route("DELETE", "/v1/kinds/{kind}", Operator, Change, Events),
     route("POST", "/v1/kinds/{kind}/restore", Operator, Change, Events),
     route("POST", "/v1/leaked-keys", Public, Plain, Events),
     route("POST", "/v1/nats-credentials", SignedIn, Plain, Fact("access.nats_credentials_issued")),
-    route("GET", "/v1/platform/caches", Operator, Plain, Outside),
-    route("GET", "/v1/platform/lag", Operator, Plain, Outside),
+    route("GET", "/v1/platform/caches", Operator, Plain, Adapters),
+    route("GET", "/v1/platform/lag", Operator, Plain, Adapters),
     route("POST", "/v1/invitations/accept", SignedIn, Create, Events),
     route("POST", "/v1/organizations", SignedIn, Create, Events),
     route("GET", "/v1/organizations/{org}", Org(P::ReadOrganization), READ, Reading),

@@ -316,7 +316,7 @@ impl<G: Send + 'static> HttpBody for Held<G> {
 
 impl<G> Unpin for Held<G> {}
 
-/// A stream that notes when something comes, and breaks off when what was said is not taken.
+/// A stream that access log when something comes, and breaks off when what was said is not taken.
 struct Watched {
     io: TcpStream,
     activity: Arc<Activity>,

@@ -76,7 +76,7 @@ pub async fn make(
     let credentials = made.map_err(|error| Problem::internal(&error))?;
     let issued = NatsCredentialsIssued { key_id, public_id: public_id.clone(), expires_at };
     let (origin, fact) = (info(&parts).origin(), AccessEvent::NatsCredentialsIssued(issued));
-    app.gateway.notes().write_down(access.bound(), access.actor(), &origin, fact).await?;
+    app.gateway.access_log().write_down(access.bound(), access.actor(), &origin, fact).await?;
     let inbox_prefix = format!("_INBOX_{public_id}");
     let view = NatsCredentialsView { credentials, org_id, public_id, inbox_prefix, expires_at };
     let mut response = reply::json(StatusCode::CREATED, Body::from(reply::json_bytes(&view)?));

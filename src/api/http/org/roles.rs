@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{extract::State, http::StatusCode, response::Response};
 use orgstream_domain::{ChangeRole, DefineRole, RemoveRole};
 use orgstream_events::{RoleId, Timestamp};
-use orgstream_projections::roles::{self, OwnRole};
+use orgstream_projections::roles::{self, CustomRole};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -47,9 +47,9 @@ pub struct RoleView {
     pub updated_at: Timestamp,
 }
 
-impl From<OwnRole> for RoleView {
-    fn from(role: OwnRole) -> Self {
-        let OwnRole { id, name, permissions, active, version, created_at, updated_at, seq: _ } = role;
+impl From<CustomRole> for RoleView {
+    fn from(role: CustomRole) -> Self {
+        let CustomRole { id, name, permissions, active, version, created_at, updated_at, seq: _ } = role;
         Self { id, name, permissions, active, version, created_at, updated_at }
     }
 }

@@ -183,7 +183,7 @@ pub async fn approve(
     let text = text.ok_or_else(|| Problem::invalid("/reason", "too_long", "must be shorter"))?;
     let Consent { id, operator, reason, seconds, until, .. } = approval;
     let fact = AccessEvent::BreakGlassApproved(BreakGlassApproved { id, operator, reason, seconds });
-    app.gateway.notes().write_down(access.bound(), access.actor(), &info(&parts).origin(), fact).await?;
+    app.gateway.access_log().write_down(access.bound(), access.actor(), &info(&parts).origin(), fact).await?;
     tracing::info!(org.id = %access.org(), glass.id = %id, "an operator approves another's look");
     let view = ApprovalView { approval: text.reveal().to_owned(), usable_until: until };
     let mut response = reply::json(StatusCode::CREATED, HttpBody::from(reply::json_bytes(&view)?));
@@ -268,7 +268,7 @@ pub async fn close(
 
 /// Writes the fact down, and waits until it holds.
 async fn write(app: &App, access: &Access, origin: &Origin, fact: AccessEvent) -> Result<Position, Problem> {
-    let position = app.gateway.notes().write_down(access.bound(), access.actor(), origin, fact).await?;
+    let position = app.gateway.access_log().write_down(access.bound(), access.actor(), origin, fact).await?;
     if !app.gateway.wait_for(access.bound(), Pipeline::ReadModels, position.seq, WAIT).await? {
         tracing::warn!(org.id = %access.org(), "broken glass was answered before the read models had it");
     }

@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// How long a part may take to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 const METRICS_TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// Looks whether everything that the program needs is there.
@@ -256,7 +256,7 @@ fn figures(metrics: &PrometheusHandle) -> Response {
 }
 
 async fn check(part: &'static str, work: impl Future<Output = Result<(), String>>) -> Option<WaitView> {
-    let answer = timeout(PATIENCE, work).await;
-    let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {} seconds", PATIENCE.as_secs())));
+    let answer = timeout(TIMEOUT, work).await;
+    let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {} seconds", TIMEOUT.as_secs())));
     answer.err().map(|detail| WaitView { part, detail })
 }

@@ -34,7 +34,7 @@ pub struct LaneView {
     /// Number of messages in memory; null without a report of a worker.
     pub waiting: Option<usize>,
     /// True if the lane is over its memory and reads the log at its own pace.
-    pub detached: bool,
+    pub catching_up: bool,
     /// Milliseconds since which the checkpoint has not moved although the log has more for it; null while it moves. Measured
     /// from outside of the lane.
     pub standing_ms: Option<u64>,
@@ -51,10 +51,10 @@ pub struct ShardView {
     pub worker: Option<uuid::Uuid>,
     /// Sequence of the last message of the stream.
     pub head: u64,
-    /// Low watermark: sequence up to which every organization that is not detached is done.
+    /// Low watermark: sequence up to which every organization that is not catching up is done.
     pub mark: u64,
     /// Number of lanes behind the low watermark.
-    pub detached: usize,
+    pub catching_up: usize,
     /// Finding that the stream lost messages, while the operator has not decided; null otherwise.
     pub lost: Option<String>,
 }
@@ -125,29 +125,29 @@ pub async fn worst(State(app): State<Arc<App>>, _: SignedIn) -> Result<Json<LagV
             pipeline: lane.pipeline,
             age_ms: Some(lane.age_ms),
             waiting: Some(lane.waiting),
-            detached: lane.detached,
+            catching_up: lane.catching_up,
             standing_ms: lane.standing_ms,
         })
         .collect();
     let mut shards = Vec::new();
     for shard in app.log.shards() {
-        let mark = app.db.shard_mark(shard).await?;
+        let mark = app.db.low_watermark(shard).await?;
         shards.push(ShardView {
             shard,
             worker: leases.iter().find(|lease| lease.shard == shard).and_then(|lease| lease.owner),
             head: app.log.shard_state(shard).await?.last_seq,
             mark: mark.seq,
-            detached: mark.detached.len(),
+            catching_up: mark.catching_up.len(),
             lost: app.log.lost_of(StreamName::Shard(shard)),
         });
-        for (org_id, pipeline) in mark.detached {
+        for (org_id, pipeline) in mark.catching_up {
             if !named.iter().any(|lane| (lane.org, lane.pipeline) == (org_id, pipeline)) {
                 data.push(LaneView {
                     org_id,
                     pipeline,
                     age_ms: None,
                     waiting: None,
-                    detached: true,
+                    catching_up: true,
                     standing_ms: None,
                 });
             }

@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::*;
 
-/// Microseconds of a processor that a transaction, a slice in it and a message take, as measured on two cores, and what is
+/// Microseconds of a processor that a transaction, a batch in it and a message take, as measured on two cores, and what is
 /// lost on the way to and fro, on average: little on a quiet machine, more on a busy one.
 const TRANSACTION: f64 = 600.0;
 const SLICE: f64 = 600.0;
@@ -107,20 +107,20 @@ fn play(bursting: u16, seed: u64) -> Played {
             let stretch = (now - began) / work;
             let took = |work: f64| Duration::from_nanos((work * stretch * 1e3) as u64);
             let mut outcomes = Vec::new();
-            for slice in &group.slices {
-                for delivery in &slice.deliveries {
+            for batch in &group.batches {
+                for delivery in &batch.deliveries {
                     played[delivery.seq() as usize - 1].2 = now;
                 }
-                let shared = took(TRANSACTION / group.slices.len() as f64);
-                let work = took(SLICE / 2.0 + MESSAGE * slice.deliveries.len() as f64);
+                let shared = took(TRANSACTION / group.batches.len() as f64);
+                let work = took(SLICE / 2.0 + MESSAGE * batch.deliveries.len() as f64);
                 let cost = Cost { shared, opening: took(SLICE / 2.0), work };
-                outcomes.push(SliceOutcome::Applied { cost, plan: PlanName::default() });
+                outcomes.push(BatchOutcome::Applied { cost, plan: PlanName::default() });
             }
             scheduler.done(&group, outcomes, at(now), 0.5);
         }
         while let Some(group) = scheduler.next_group(at(now)) {
-            let of_slice = |slice: &LaneSlice| SLICE + MESSAGE * slice.deliveries.len() as f64;
-            let work = TRANSACTION + group.slices.iter().map(of_slice).sum::<f64>();
+            let of_batch = |batch: &LaneBatch| SLICE + MESSAGE * batch.deliveries.len() as f64;
+            let work = TRANSACTION + group.batches.iter().map(of_batch).sum::<f64>();
             let to_and_fro = TO_AND_FRO[usize::from(running.len() > 1)];
             let left = work - (1.0 - rng.random_range(0.0..1.0_f64)).ln() * to_and_fro;
             running.push(Running { left, work, began: now, group });

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::weights::PlanWeights;
 
-/// Microseconds that a transaction and each slice in it take beside their messages.
+/// Microseconds that a transaction and each batch in it take beside their messages.
 const TRANSACTION: u64 = 150;
 const SLICE: u64 = 250;
 
@@ -68,8 +68,8 @@ impl World {
     /// Fills the slots, and sees to it that none stays empty that somebody could have had.
     fn dispatch(&mut self) {
         while let Some(group) = self.scheduler.next_group(self.now()) {
-            let messages = |slice: &LaneSlice| self.costs[&self.who(slice.key)] * slice.deliveries.len() as u64;
-            let takes = TRANSACTION + group.slices.iter().map(|slice| SLICE + messages(slice)).sum::<u64>();
+            let messages = |batch: &LaneBatch| self.costs[&self.who(batch.key)] * batch.deliveries.len() as u64;
+            let takes = TRANSACTION + group.batches.iter().map(|batch| SLICE + messages(batch)).sum::<u64>();
             self.longest = self.longest.max(takes);
             self.running.push((self.micros + takes, group));
         }
@@ -80,11 +80,16 @@ impl World {
         }
         for (key, lane) in self.scheduler.lanes().filter(|(_, lane)| lane.state == LaneState::Ready) {
             let held = self.scheduler.orgs[&(key.shard, key.org)].slots;
-            let taken_by = |load| self.running.iter().filter(|(_, group)| group.load == load).count();
-            let kind_has_all = match lane.load {
-                Load::Light => false,
-                Load::Backlog => taken_by(Load::Backlog) >= options.backlog_slots(taken_by(Load::Dear)),
-                Load::Dear => taken_by(Load::Dear) >= options.dear_slots() || held >= options.dear_slots_of_one(),
+            let taken_by = |class| self.running.iter().filter(|(_, group)| group.class == class).count();
+            let kind_has_all = match lane.class {
+                WorkClass::Light => false,
+                WorkClass::Backlogged => {
+                    taken_by(WorkClass::Backlogged) >= options.backlog_slots(taken_by(WorkClass::Expensive))
+                }
+                WorkClass::Expensive => {
+                    taken_by(WorkClass::Expensive) >= options.expensive_slots()
+                        || held >= options.expensive_slots_of_one()
+                }
             };
             let may_wait = (held > 0 && free <= options.reserve_against(Duration::ZERO)) || kind_has_all;
             assert!(may_wait, "{free} slots are free, and org {} waits for one, with {held}", self.who(key));
@@ -100,19 +105,19 @@ impl World {
                 self.micros = at;
                 let (_, group) = self.running.swap_remove(place);
                 let mut outcomes = Vec::new();
-                let shared = TRANSACTION / group.slices.len() as u64;
-                for slice in &group.slices {
-                    let who = self.who(slice.key);
-                    let work = self.costs[&who] * slice.deliveries.len() as u64;
+                let shared = TRANSACTION / group.batches.len() as u64;
+                for batch in &group.batches {
+                    let who = self.who(batch.key);
+                    let work = self.costs[&who] * batch.deliveries.len() as u64;
                     *self.service.entry(who).or_default() += (shared + SLICE + work) as f64;
-                    for delivery in &slice.deliveries {
+                    for delivery in &batch.deliveries {
                         self.done.entry(delivery.seq()).or_default().push(at);
                     }
                     let micros = Duration::from_micros;
                     let cost =
                         Cost { shared: micros(shared), opening: micros(SLICE / 2), work: micros(SLICE / 2 + work) };
                     let plan = self.plans.get(&who).cloned().unwrap_or_default();
-                    outcomes.push(SliceOutcome::Applied { cost, plan });
+                    outcomes.push(BatchOutcome::Applied { cost, plan });
                 }
                 let now = self.now();
                 self.scheduler.done(&group, outcomes, now, 0.5);
@@ -189,7 +194,7 @@ proptest! {
 
     /// One org's backlog costs the others at most the transactions that cannot be interrupted, and everybody is served.
     #[test]
-    fn a_neighbours_backlog_costs_no_more_than_a_slice(
+    fn a_neighbours_backlog_costs_no_more_than_a_batch(
         arrivals in prop::collection::vec((0_u64..200_000, 1_u8..30), 20..120),
         cost in 20_u64..200,
         slots in 2_usize..6,
@@ -221,27 +226,27 @@ proptest! {
         }
     }
 
-    /// However dear the messages of a few orgs are, they have their own part of the slots and no more.
+    /// However expensive the messages of a few orgs are, they have their own part of the slots and no more.
     #[test]
-    fn dear_messages_have_their_own_part_of_the_slots(
-        dear in prop::collection::vec(20_000_u64..5_000_000, 1..5),
+    fn expensive_messages_have_their_own_part_of_the_slots(
+        expensive in prop::collection::vec(20_000_u64..5_000_000, 1..5),
         slots in 2_usize..9,
     ) {
-        beside_dear(&dear, slots);
+        beside_expensive(&expensive, slots);
     }
 }
 
-/// Those that are barely dear are known for it after their first message.
+/// Those that are barely expensive are known for it after their first message.
 #[test]
-fn what_is_barely_dear_is_dear_at_once() {
-    beside_dear(&[20_000, 20_000], 2);
+fn what_is_barely_expensive_is_expensive_at_once() {
+    beside_expensive(&[20_000, 20_000], 2);
 }
 
-fn beside_dear(dear: &[u64], slots: usize) {
+fn beside_expensive(expensive: &[u64], slots: usize) {
     let mut costs = vec![50; 20];
-    costs.splice(0..dear.len(), dear.iter().copied());
+    costs.splice(0..expensive.len(), expensive.iter().copied());
     let mut world = World::new(roomy(slots), &costs);
-    let count = dear.len() as u8;
+    let count = expensive.len() as u8;
     // A first message is like any other's.
     (0..count).for_each(|who| world.arrive(who));
     world.drain();
@@ -254,12 +259,12 @@ fn beside_dear(dear: &[u64], slots: usize) {
         world.arrive(count + (round % u64::from(20 - count)) as u8);
     }
     let options = world.scheduler.options.clone();
-    let dear_now = world.running.iter().filter(|(_, group)| group.load == Load::Dear).count();
-    assert!(dear_now <= options.dear_slots());
+    let expensive_now = world.running.iter().filter(|(_, group)| group.class == WorkClass::Expensive).count();
+    assert!(expensive_now <= options.expensive_slots());
     world.drain();
     let quick = world.lags(|who| who >= count);
     let worst = at(&quick, 1.0);
-    assert!(worst <= 10_000, "{worst} µs beside messages of {dear:?} µs, with {slots} slots");
+    assert!(worst <= 10_000, "{worst} µs beside messages of {expensive:?} µs, with {slots} slots");
 }
 
 /// Sleeping earns nothing: an org that was idle for long does not own the machine when it comes back.

@@ -60,16 +60,16 @@ impl World {
         self.on_disk = OnDisk { checkpoints: self.checkpoints.clone(), applied: self.applied.clone() };
     }
 
-    /// What `ops.open_slice` and the apply behind it do: nothing unless the checkpoint is where the slice begins.
-    fn open(&mut self, slice: &LaneSlice) -> bool {
-        let lane = (slice.key.org, slice.key.pipeline);
+    /// What `ops.begin_batch` and the apply behind it do: nothing unless the checkpoint is where the batch begins.
+    fn open(&mut self, batch: &LaneBatch) -> bool {
+        let lane = (batch.key.org, batch.key.pipeline);
         let fits = match self.checkpoints.get(&lane) {
-            None => slice.from.unwrap_or_default() == 0,
-            stored => slice.from.as_ref() == stored,
+            None => batch.from.unwrap_or_default() == 0,
+            stored => batch.from.as_ref() == stored,
         };
         if fits {
-            self.checkpoints.insert(lane, slice.deliveries.last().unwrap().seq());
-            self.applied.entry(lane).or_default().extend(slice.deliveries.iter().map(|one| one.seq()));
+            self.checkpoints.insert(lane, batch.deliveries.last().unwrap().seq());
+            self.applied.entry(lane).or_default().extend(batch.deliveries.iter().map(|one| one.seq()));
         }
         fits
     }
@@ -80,7 +80,7 @@ struct Model {
     scheduler: Scheduler,
     cursor: u64,
     in_slots: Vec<Group>,
-    refills: Vec<(RefillWish, Vec<Arc<Delivery>>)>,
+    catch_up_reads: Vec<(CatchUpRead, Vec<Arc<Delivery>>)>,
     now: Instant,
     peak: usize,
 }
@@ -91,7 +91,7 @@ impl Model {
         let mut scheduler = Scheduler::new(options(), now);
         scheduler.open_shard(SHARD, 1, 0, &[]);
         let (world, in_slots) = (World::default(), Vec::new());
-        Self { world, scheduler, cursor: 0, in_slots, refills: Vec::new(), now, peak: 0 }
+        Self { world, scheduler, cursor: 0, in_slots, catch_up_reads: Vec::new(), now, peak: 0 }
     }
 
     fn append(&mut self, org: OrgId) {
@@ -108,7 +108,7 @@ impl Model {
     }
 
     /// The cursor goes to the end of the log at once, and leaves what is on the way to the lanes.
-    fn pass_over(&mut self) {
+    fn fast_forward(&mut self) {
         let seen = self.cursor;
         let last_of = |org| self.world.log.iter().rev().find(|(_, one)| *one == org).map(|(seq, _)| *seq);
         let mut passed: BTreeMap<OrgId, Passed> = BTreeMap::new();
@@ -116,26 +116,26 @@ impl Model {
             passed.entry(org).or_insert(Passed { org, next: seq, last: last_of(org).unwrap() });
         }
         self.cursor = self.world.log.len() as u64;
-        self.scheduler.pass_over(SHARD, self.cursor, &passed.into_values().collect::<Vec<_>>());
+        self.scheduler.fast_forward(SHARD, self.cursor, &passed.into_values().collect::<Vec<_>>());
     }
 
     fn dispatch(&mut self) {
         self.in_slots.extend(self.scheduler.next_group(self.now));
     }
 
-    /// Commits the oldest group as the database would: each slice by its own checkpoint.
+    /// Commits the oldest group as the database would: each batch by its own checkpoint.
     fn commit(&mut self) {
         if self.in_slots.is_empty() {
             return;
         }
         let group = self.in_slots.remove(0);
         let mut outcomes = Vec::new();
-        for slice in &group.slices {
-            let lane = (slice.key.org, slice.key.pipeline);
-            outcomes.push(if self.world.open(slice) {
+        for batch in &group.batches {
+            let lane = (batch.key.org, batch.key.pipeline);
+            outcomes.push(if self.world.open(batch) {
                 spent(300)
             } else {
-                SliceOutcome::Moved { stored: self.world.checkpoints.get(&lane).copied().unwrap_or_default() }
+                BatchOutcome::Moved { stored: self.world.checkpoints.get(&lane).copied().unwrap_or_default() }
             });
         }
         self.scheduler.done(&group, outcomes, self.now, 0.5);
@@ -148,31 +148,31 @@ impl Model {
         }
         let group = self.in_slots.remove(0);
         let mut outcomes = Vec::new();
-        for (place, slice) in group.slices.iter().enumerate() {
+        for (place, batch) in group.batches.iter().enumerate() {
             if how == 0 {
-                self.world.open(slice);
+                self.world.open(batch);
             }
             outcomes.push(match (how, place) {
                 (0 | 1, _) => away(),
-                (2, _) => SliceOutcome::TimedOut,
-                (_, 0) => SliceOutcome::Failed { reason: "no".to_owned() },
-                _ => SliceOutcome::Undone,
+                (2, _) => BatchOutcome::TimedOut,
+                (_, 0) => BatchOutcome::Failed { reason: "no".to_owned() },
+                _ => BatchOutcome::Undone,
             });
         }
         self.scheduler.done(&group, outcomes, self.now, 0.5);
     }
 
-    /// The refills that were under way arrive, and others begin.
-    fn refill(&mut self) {
-        for (wish, chunk) in std::mem::take(&mut self.refills) {
+    /// The catch up reads that were under way arrive, and others begin.
+    fn catch_up_read(&mut self) {
+        for (wish, chunk) in std::mem::take(&mut self.catch_up_reads) {
             // Nothing was ever purged from this log.
-            assert_eq!(self.scheduler.refilled(wish, Some(&chunk)), None);
+            assert_eq!(self.scheduler.caught_up(wish, Some(&chunk)), None);
         }
-        for wish in self.scheduler.refills(4) {
+        for wish in self.scheduler.catch_up_reads(4) {
             // Two at a time, and not beyond what the log has.
             let chunk = self.world.log.iter().filter(|(seq, org)| *seq >= wish.from && *org == wish.key.org);
             let chunk = chunk.take(2).map(|(seq, org)| delivery(*org, *seq, self.now)).collect();
-            self.refills.push((wish, chunk));
+            self.catch_up_reads.push((wish, chunk));
         }
         self.peak = self.peak.max(self.scheduler.bytes());
     }
@@ -190,7 +190,7 @@ impl Model {
             for pipeline in Pipeline::ALL {
                 let stored = self.world.checkpoints.get(&(*org, pipeline)).copied().unwrap_or_default();
                 assert!(
-                    stored >= *seq || mark.detached.contains(&(*org, pipeline)),
+                    stored >= *seq || mark.catching_up.contains(&(*org, pipeline)),
                     "the mark {} passes {seq} of {org}, which {pipeline} has only to {stored}",
                     mark.seq,
                 );
@@ -201,12 +201,12 @@ impl Model {
     /// The process dies; the next one begins where the mark says.
     fn restart(&mut self) {
         self.in_slots.clear();
-        self.refills.clear();
+        self.catch_up_reads.clear();
         self.scheduler = Scheduler::new(options(), self.now);
         self.open(2);
     }
 
-    /// The shard is given back and taken again, while slices and refills from before are still under way.
+    /// The shard is given back and taken again, while batches and catch up reads from before are still under way.
     fn reopen(&mut self) {
         self.scheduler.close_shard(SHARD);
         self.open(2);
@@ -219,7 +219,7 @@ impl Model {
         let lost = std::mem::take(&mut self.in_slots);
         self.reopen();
         for group in &lost {
-            let outcomes = group.slices.iter().map(|_| away()).collect();
+            let outcomes = group.batches.iter().map(|_| away()).collect();
             self.scheduler.done(group, outcomes, self.now, 0.5);
         }
     }
@@ -227,7 +227,7 @@ impl Model {
     fn open(&mut self, epoch: u64) {
         let mark = &self.world.mark;
         let behind: Vec<_> = mark
-            .detached
+            .catching_up
             .iter()
             .map(|(org, pipeline)| {
                 let stored = self.world.checkpoints.get(&(*org, *pipeline)).copied().unwrap_or_default();
@@ -243,7 +243,7 @@ impl Model {
         for _ in 0..10_000 {
             self.now += Duration::from_secs(10);
             self.read();
-            self.refill();
+            self.catch_up_read();
             self.dispatch();
             self.commit();
             let done = self.cursor as usize == self.world.log.len()
@@ -269,19 +269,19 @@ proptest! {
                 7 => model.dispatch(),
                 8 => model.commit(),
                 9 => model.fail(who),
-                10 => model.refill(),
+                10 => model.catch_up_read(),
                 11 => model.write_mark(),
                 12 if who == 0 => model.restart(),
                 13 if who == 0 => model.reopen(),
                 14 if who == 0 => model.crash(),
-                15 if who < 2 => model.pass_over(),
+                15 if who < 2 => model.fast_forward(),
                 _ => model.now += Duration::from_millis(60),
             }
         }
         model.finish();
         model.write_mark();
         prop_assert_eq!(model.world.mark.seq, model.world.log.len() as u64);
-        prop_assert!(model.world.mark.detached.is_empty());
+        prop_assert!(model.world.mark.catching_up.is_empty());
         for number in 0..4 {
             let expected: Vec<u64> =
                 model.world.log.iter().filter(|(_, one)| *one == org(number)).map(|(seq, _)| *seq).collect();
@@ -310,24 +310,24 @@ proptest! {
 }
 
 /// Nobody gets an answer.
-fn away() -> SliceOutcome {
-    SliceOutcome::Unavailable(Trouble { reason: "it is away".into(), everywhere: true, suspect: false })
+fn away() -> BatchOutcome {
+    BatchOutcome::Unavailable(Trouble { reason: "it is away".into(), everywhere: true, suspect: false })
 }
 
-fn spent(micros: u64) -> SliceOutcome {
-    SliceOutcome::Applied { cost: work(micros), plan: PlanName::default() }
+fn spent(micros: u64) -> BatchOutcome {
+    BatchOutcome::Applied { cost: work(micros), plan: PlanName::default() }
 }
 
 /// Ends a transaction, each of whose messages took `micros`.
 fn finish(scheduler: &mut Scheduler, group: &Group, micros: u64, now: Instant) {
-    let outcomes = group.slices.iter().map(|slice| spent(micros * slice.deliveries.len() as u64)).collect();
+    let outcomes = group.batches.iter().map(|batch| spent(micros * batch.deliveries.len() as u64)).collect();
     scheduler.done(group, outcomes, now, 0.5);
 }
 
-/// However slow a database is that others keep busy, a slice does not become smaller for it: the database would be asked
+/// However slow a database is that others keep busy, a batch does not become smaller for it: the database would be asked
 /// for more and more transactions of fewer and fewer messages.
 #[test]
-fn slices_keep_their_size_when_the_database_is_busy() {
+fn batches_keep_their_size_when_the_database_is_busy() {
     let options = WorkerOptions { lane_bytes: 1 << 20, total_bytes: 1 << 22, ..options() };
     let mut now = Instant::now();
     let mut scheduler = Scheduler::new(options, now);
@@ -343,14 +343,14 @@ fn slices_keep_their_size_when_the_database_is_busy() {
             }
             now += Duration::from_millis(1);
             while let Some(group) = scheduler.next_group(now) {
-                let outcomes = group.slices.iter().map(|slice| {
-                    let messages = slice.deliveries.len() as u64;
-                    if slice.key == key(1) {
+                let outcomes = group.batches.iter().map(|batch| {
+                    let messages = batch.deliveries.len() as u64;
+                    if batch.key == key(1) {
                         sizes.push(messages);
                     }
                     let opening = Duration::from_micros(300 * times);
                     let cost = Cost { opening, ..work(times * (100 + 40 * messages)) };
-                    SliceOutcome::Applied { cost, plan: PlanName::default() }
+                    BatchOutcome::Applied { cost, plan: PlanName::default() }
                 });
                 let outcomes = outcomes.collect();
                 scheduler.done(&group, outcomes, now, 0.5);
@@ -359,7 +359,7 @@ fn slices_keep_their_size_when_the_database_is_busy() {
         // The last one of a round takes what is left.
         sizes.pop();
         let keep = !sizes.is_empty() && sizes.iter().all(|size| (25..=110).contains(size));
-        assert!(keep, "{sizes:?} messages after {rounds} rounds of slices that took {times} times as long");
+        assert!(keep, "{sizes:?} messages after {rounds} rounds of batches that took {times} times as long");
     }
 }
 
@@ -367,9 +367,9 @@ fn work(micros: u64) -> Cost {
     Cost { work: Duration::from_micros(micros), ..Cost::default() }
 }
 
-/// However long a lane stays detached, it stands in the queue for refills once, and nobody who came later goes first.
+/// However long a lane stays catching up, it stands in the queue for catch up reads once, and nobody who came later goes first.
 #[test]
-fn a_detached_lane_waits_for_its_refill_in_turn() {
+fn a_detached_lane_waits_for_its_catch_up_read_in_turn() {
     let mut scheduler = Scheduler::new(options(), Instant::now());
     scheduler.open_shard(SHARD, 1, 0, &[]);
     let now = Instant::now();
@@ -392,14 +392,14 @@ fn a_detached_lane_waits_for_its_refill_in_turn() {
         finish(&mut scheduler, &group, 1_000, now);
     }
     flood(&mut scheduler, 2_000);
-    assert_eq!(scheduler.wants_refill.len(), 4);
-    let first = scheduler.wants_refill.front().copied();
-    assert_eq!(scheduler.refills(1).first().map(|wish| wish.key), first);
+    assert_eq!(scheduler.wants_catch_up.len(), 4);
+    let first = scheduler.wants_catch_up.front().copied();
+    assert_eq!(scheduler.catch_up_reads(1).first().map(|wish| wish.key), first);
 }
 
-/// However many lanes are detached, refills keep to the total; and what they bring for one pipeline, the other takes too.
+/// However many lanes are catching up, catch up reads keep to the total; and what they bring for one pipeline, the other takes too.
 #[test]
-fn refills_stop_at_the_total_and_are_shared() {
+fn catch_up_reads_stop_at_the_total_and_are_shared() {
     let now = Instant::now();
     let owner = |seq: u64| org((seq % 40) as u8);
     let log: Vec<Arc<Delivery>> = (1..=16_000).map(|seq| delivery(owner(seq), seq, now)).collect();
@@ -410,9 +410,9 @@ fn refills_stop_at_the_total_and_are_shared() {
         for message in &log {
             scheduler.offer(owner(message.seq()), message);
         }
-        let (mut refills, mut peak) = (0, 0);
+        let (mut catch_up_reads, mut peak) = (0, 0);
         loop {
-            for wish in scheduler.refills(8) {
+            for wish in scheduler.catch_up_reads(8) {
                 let mut room = wish.bytes;
                 let is_wanted =
                     |message: &&Arc<Delivery>| message.seq() >= wish.from && owner(message.seq()) == wish.key.org;
@@ -422,20 +422,23 @@ fn refills_stop_at_the_total_and_are_shared() {
                     fits
                 });
                 let chunk: Vec<_> = chunk.cloned().collect();
-                scheduler.refilled(wish, Some(&chunk));
-                refills += 1;
+                scheduler.caught_up(wish, Some(&chunk));
+                catch_up_reads += 1;
             }
             peak = peak.max(scheduler.bytes());
             let Some(group) = scheduler.next_group(now) else { break };
             finish(&mut scheduler, &group, 40, now);
         }
         assert!(scheduler.lanes().all(|(_, lane)| lane.skipped.is_none() && lane.is_empty()));
-        // Eight refills are asked for at a time, and each may fill two lanes.
+        // Eight catch up reads are asked for at a time, and each may fill two lanes.
         let bound = total_bytes + 8 * 2 * lane_bytes + 80 * LEAST_REFILL;
         assert!(peak <= bound, "{peak} of {bound} bytes");
         let read_once = log.len() * log[0].bytes() / lane_bytes;
         if total_bytes > lane_bytes * 80 {
-            assert!(refills < 2 * read_once, "{refills} refills for what {read_once} could bring to both pipelines");
+            assert!(
+                catch_up_reads < 2 * read_once,
+                "{catch_up_reads} catch_up_reads for what {read_once} could bring to both pipelines"
+            );
         }
     }
 }
@@ -457,8 +460,8 @@ fn a_quiet_org_goes_first() {
     }
     scheduler.offer(org(2), &delivery(org(2), 2_001, now));
     let group = scheduler.next_group(now).unwrap();
-    assert_eq!(group.slices[0].key.org, org(2));
-    assert_eq!(group.slices.len(), 2, "both pipelines of it, and nobody else's backlog");
+    assert_eq!(group.batches[0].key.org, org(2));
+    assert_eq!(group.batches.len(), 2, "both pipelines of it, and nobody else's backlog");
 }
 
 /// What the benchmark compares with: nobody serves the flood, neither in memory nor beyond, and the others go on.
@@ -476,7 +479,7 @@ fn a_large_backlog_can_be_left_alone() {
         assert!(scheduler.next_group(now).is_none());
         scheduler.offer(org(2), &delivery(org(2), seq, now));
         let group = scheduler.next_group(now).unwrap();
-        assert!(group.slices.iter().all(|slice| slice.key.org == org(2)));
+        assert!(group.batches.iter().all(|batch| batch.key.org == org(2)));
         finish(&mut scheduler, &group, 40, now);
     }
 }
@@ -496,23 +499,23 @@ fn a_poisoned_message_is_parked_after_its_attempts() {
         now += Duration::from_secs(10);
         let Some(group) = scheduler.next_group(now) else { continue };
         let mut outcomes = Vec::new();
-        for slice in &group.slices {
-            let poisoned = slice.deliveries.iter().any(|one| one.seq() == 1);
-            let outcome = if poisoned && slice.park_first.is_none() && slice.key.pipeline == Pipeline::ReadModels {
-                SliceOutcome::Failed { reason: "poison".to_owned() }
+        for batch in &group.batches {
+            let poisoned = batch.deliveries.iter().any(|one| one.seq() == 1);
+            let outcome = if poisoned && batch.park_first.is_none() && batch.key.pipeline == Pipeline::ReadModels {
+                BatchOutcome::Failed { reason: "poison".to_owned() }
             } else {
-                parked.extend(slice.park_first.clone());
-                if slice.key.pipeline == Pipeline::ReadModels {
-                    applied.extend(slice.deliveries.iter().map(|one| one.seq()));
+                parked.extend(batch.park_first.clone());
+                if batch.key.pipeline == Pipeline::ReadModels {
+                    applied.extend(batch.deliveries.iter().map(|one| one.seq()));
                 }
                 spent(1_000)
             };
             outcomes.push(outcome);
         }
-        // What shares a transaction with a slice that fails is undone with it.
-        let failed = outcomes.iter().any(|outcome| matches!(outcome, SliceOutcome::Failed { .. }));
-        for outcome in outcomes.iter_mut().filter(|outcome| failed && matches!(outcome, SliceOutcome::Applied { .. })) {
-            *outcome = SliceOutcome::Undone;
+        // What shares a transaction with a batch that fails is undone with it.
+        let failed = outcomes.iter().any(|outcome| matches!(outcome, BatchOutcome::Failed { .. }));
+        for outcome in outcomes.iter_mut().filter(|outcome| failed && matches!(outcome, BatchOutcome::Applied { .. })) {
+            *outcome = BatchOutcome::Undone;
         }
         scheduler.done(&group, outcomes, now, 0.5);
     }
@@ -534,7 +537,7 @@ fn slots_are_lent_to_rebuilds_but_for_the_reserve() {
     assert!(scheduler.is_at_work(now));
     let group = scheduler.next_group(now).expect("the reserve is free");
     assert!(!scheduler.lend_slot() && scheduler.is_at_work(now));
-    let outcomes = group.slices.iter().map(|_| spent(300)).collect();
+    let outcomes = group.batches.iter().map(|_| spent(300)).collect();
     scheduler.done(&group, outcomes, now, 0.5);
     // For a moment; then nobody is there.
     assert!(scheduler.is_at_work(now) && !scheduler.is_at_work(now + Duration::from_secs(1)));

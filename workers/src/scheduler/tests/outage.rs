@@ -17,7 +17,7 @@ fn run(
     scheduler: &mut Scheduler,
     now: &mut Instant,
     time: Duration,
-    ends: impl Fn(&LaneSlice) -> SliceOutcome,
+    ends: impl Fn(&LaneBatch) -> BatchOutcome,
 ) -> usize {
     let (until, mut transactions) = (*now + time, 0);
     while *now < until {
@@ -28,7 +28,7 @@ fn run(
         *now += Duration::from_millis(1);
         for group in groups {
             transactions += 1;
-            let outcomes = group.slices.iter().map(&ends).collect();
+            let outcomes = group.batches.iter().map(&ends).collect();
             scheduler.done(&group, outcomes, *now, 0.5);
         }
     }
@@ -45,7 +45,7 @@ fn a_database_in_trouble_is_asked_ever_more_rarely_and_nobody_pays_for_it() {
     for (key, lane) in scheduler.lanes() {
         assert!(lane.attempts == 0 && lane.park_first.is_none(), "{key:?} is blamed");
     }
-    let charged: f64 = scheduler.orgs.values().map(|org| org.virtual_time[Load::Light]).sum();
+    let charged: f64 = scheduler.orgs.values().map(|org| org.virtual_time[WorkClass::Light]).sum();
     assert!(charged.abs() < 1.0, "{charged} microseconds were charged");
 
     run(&mut scheduler, &mut now, Duration::from_secs(20), |_| spent(300));
@@ -57,10 +57,10 @@ fn a_database_in_trouble_is_asked_ever_more_rarely_and_nobody_pays_for_it() {
 fn one_org_in_trouble_holds_nobody_else_up() {
     let mut now = Instant::now();
     let mut scheduler = waiting(20, now);
-    let ends = |slice: &LaneSlice| {
-        let own = slice.key.org == org(7);
+    let ends = |batch: &LaneBatch| {
+        let own = batch.key.org == org(7);
         let trouble = Trouble { reason: "its rows are held".into(), everywhere: false, suspect: true };
-        if own { SliceOutcome::Unavailable(trouble) } else { spent(300) }
+        if own { BatchOutcome::Unavailable(trouble) } else { spent(300) }
     };
     let asked = run(&mut scheduler, &mut now, Duration::from_secs(30), ends);
     assert!(asked < 100, "{asked} transactions in half a minute");
@@ -74,7 +74,7 @@ fn one_org_in_trouble_holds_nobody_else_up() {
 fn a_checkpoint_that_cannot_be_moved_from_where_it_is_makes_nobody_spin() {
     let mut now = Instant::now();
     let mut scheduler = waiting(1, now);
-    let asked = run(&mut scheduler, &mut now, Duration::from_secs(60), |_| SliceOutcome::Moved { stored: 0 });
+    let asked = run(&mut scheduler, &mut now, Duration::from_secs(60), |_| BatchOutcome::Moved { stored: 0 });
     assert!((5..80).contains(&asked), "{asked} transactions in a minute");
 }
 
@@ -82,7 +82,7 @@ fn a_checkpoint_that_cannot_be_moved_from_where_it_is_makes_nobody_spin() {
 fn what_cannot_even_be_parked_makes_nobody_spin() {
     let mut now = Instant::now();
     let mut scheduler = waiting(1, now);
-    let refused = |_: &LaneSlice| SliceOutcome::Failed { reason: "no".to_owned() };
+    let refused = |_: &LaneBatch| BatchOutcome::Failed { reason: "no".to_owned() };
     let asked = run(&mut scheduler, &mut now, Duration::from_secs(60), refused);
     assert!((5..80).contains(&asked), "{asked} transactions in a minute");
 }

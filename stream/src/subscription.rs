@@ -29,7 +29,7 @@ const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// What a feed has to say.
-pub(crate) enum Fed {
+pub(crate) enum Received {
     Message(Message),
     /// Nothing new, but the server is there.
     Alive,
@@ -40,7 +40,7 @@ pub(crate) enum Fed {
 }
 
 #[derive(Debug)]
-pub(crate) struct Feed {
+pub(crate) struct Subscription {
     client: async_nats::Client,
     shard: Shard,
     messages: Subscriber,
@@ -55,7 +55,7 @@ pub(crate) struct Feed {
     losses: watch::Receiver<u64>,
 }
 
-impl Feed {
+impl Subscription {
     /// Makes a consumer that starts after `after`.
     pub(crate) async fn begin(log: &Log, shard: Shard, after: u64) -> Result<Self, StreamError> {
         let action = "begin a cursor";
@@ -83,7 +83,7 @@ impl Feed {
     }
 
     /// Dropping the future loses nothing.
-    pub(crate) async fn next(&mut self) -> Fed {
+    pub(crate) async fn next(&mut self) -> Received {
         loop {
             if let Err(fed) = self.ask_ahead().await {
                 return fed;
@@ -112,7 +112,7 @@ impl Feed {
     }
 
     /// Asks for more while half of what was asked for is still to come.
-    async fn ask_ahead(&mut self) -> Result<(), Fed> {
+    async fn ask_ahead(&mut self) -> Result<(), Received> {
         let batch = if self.ahead > FAR_BEHIND { CATCHING_UP } else { BATCH };
         if self.open > batch / 2 {
             return Ok(());
@@ -120,40 +120,40 @@ impl Feed {
         let asked = self.client.publish_with_reply(self.ask.clone(), self.inbox.clone(), request(batch));
         match tokio::time::timeout(HEARTBEAT, asked).await {
             Ok(Ok(())) => self.open += batch,
-            Ok(Err(error)) => return Err(Fed::Over { reason: error.to_string() }),
+            Ok(Err(error)) => return Err(Received::Over { reason: error.to_string() }),
             Err(_) => return Err(over("the connection takes no more")),
         }
         Ok(())
     }
 
-    fn take(&mut self, message: async_nats::Message) -> Fed {
+    fn take(&mut self, message: async_nats::Message) -> Received {
         self.open = self.open.saturating_sub(1);
         self.came += message.length;
         let Some(place) = Place::of(&message) else { return over("a message without a sequence") };
         self.ahead = place.ahead;
-        Fed::Message(place.message(self.shard, message))
+        Received::Message(place.message(self.shard, message))
     }
 
     /// What the server says about a request instead of sending messages.
-    fn heed(&mut self, message: &async_nats::Message) -> Fed {
+    fn heed(&mut self, message: &async_nats::Message) -> Received {
         let left = || message.headers.as_ref()?.get_last("Nats-Pending-Messages")?.as_str().parse::<usize>().ok();
         match message.status.map(|status| status.as_u16()) {
-            Some(100) => Fed::Alive,
+            Some(100) => Received::Alive,
             // A request that ran out of time or of bytes, and how many of its messages it still owes.
             Some(408 | 409) if left().is_some() => {
                 self.open = self.open.saturating_sub(left().unwrap_or_default());
-                Fed::Alive
+                Received::Alive
             }
             status => {
                 let text = message.description.as_deref().unwrap_or_default();
-                Fed::Over { reason: format!("the consumer ended: {} {text}", status.unwrap_or_default()) }
+                Received::Over { reason: format!("the consumer ended: {} {text}", status.unwrap_or_default()) }
             }
         }
     }
 }
 
-fn over(reason: &str) -> Fed {
-    Fed::Over { reason: reason.to_owned() }
+fn over(reason: &str) -> Received {
+    Received::Over { reason: reason.to_owned() }
 }
 
 fn request(batch: usize) -> Bytes {

@@ -12,7 +12,7 @@ use crate::{BoundOrg, Database, DbError, convert::column, pool::within};
 /// How long after it was taken a mail is due again; every time twice as long, up to an hour.
 const AGAIN: Duration = Duration::from_secs(15);
 /// The most mails of one org that are taken at once.
-const AT_ONCE: i64 = 10;
+const MAX_CONCURRENCY: i64 = 10;
 /// The most mails that are looked at to find out which orgs have any.
 const LOOKED_AT: i32 = 200;
 
@@ -72,7 +72,7 @@ impl Database {
             )
             RETURNING id, invitation_id, attempts",
             org.org().uuid(),
-            AT_ONCE,
+            MAX_CONCURRENCY,
             AGAIN.as_secs_f64(),
         );
         let rows = within(taken.fetch_all(&mut *tx)).await?;

@@ -11,7 +11,7 @@ use crate::{
     Chunk, Log, ReadLimit, StreamError,
     api::unavailable,
     consumer::{self, Place, Reads, SPENT},
-    log::Line,
+    log::Connection,
     read::{MAX_BYTES, MAX_MESSAGES, SILENCE},
 };
 
@@ -19,7 +19,7 @@ const ACTION: &str = "catch up with an org";
 
 /// One org's messages from a place on, a chunk at a time. It can be dropped at any time, and holds no messages itself.
 #[derive(Debug)]
-pub struct Backlog {
+pub struct CatchUpReader {
     log: Log,
     shard: Shard,
     org: OrgId,
@@ -40,12 +40,12 @@ struct Source {
 
 impl Log {
     /// For reading what `org` has from `from_seq` (inclusive) on. Nothing is asked of the server yet.
-    pub fn backlog(&self, shard: Shard, org: OrgId, from_seq: u64) -> Backlog {
-        Backlog { log: self.clone(), shard, org, next: from_seq.max(1), goes_on: false, source: None }
+    pub fn catch_up_reader(&self, shard: Shard, org: OrgId, from_seq: u64) -> CatchUpReader {
+        CatchUpReader { log: self.clone(), shard, org, next: from_seq.max(1), goes_on: false, source: None }
     }
 }
 
-impl Backlog {
+impl CatchUpReader {
     /// The org's next messages, as [`Log::read`] would bring them. After an error it can be asked again.
     pub async fn read(&mut self, limit: ReadLimit) -> Result<Chunk, StreamError> {
         let mut chunk = Chunk::default();
@@ -99,7 +99,7 @@ impl Source {
         let broken = |reason: &str| StreamError::Unavailable { action: ACTION, reason: reason.to_owned() };
         let (batch, bytes) = (limit.messages.clamp(1, MAX_MESSAGES), limit.bytes.clamp(1, MAX_BYTES));
         let request = json!({ "batch": batch, "max_bytes": bytes, "no_wait": true }).to_string();
-        let Line { client, losses } = &log.inner.bulk;
+        let Connection { client, losses } = &log.inner.bulk;
         let mut losses = losses.clone();
         losses.mark_unchanged();
         // Of its own, so that no late word about one request is taken for one about the next.

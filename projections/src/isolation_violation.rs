@@ -8,12 +8,12 @@ use tokio::sync::broadcast;
 
 use crate::DbError;
 
-/// Breaches that wait to be told. When nobody listens, the program's log has them.
+/// Isolation violations that wait to be told. When nobody listens, the program's log has them.
 const WAITING: usize = 64;
 
 /// What was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Breach {
+pub struct IsolationViolation {
     /// The org that was read for.
     pub bound: OrgId,
     /// The org that the row belongs to.
@@ -22,9 +22,9 @@ pub struct Breach {
     pub table: &'static str,
 }
 
-/// Where breaches are told.
+/// Where isolation violations are told.
 #[derive(Debug, Clone)]
-pub(crate) struct Alarm(broadcast::Sender<Breach>);
+pub(crate) struct Alarm(broadcast::Sender<IsolationViolation>);
 
 impl Default for Alarm {
     fn default() -> Self {
@@ -33,7 +33,7 @@ impl Default for Alarm {
 }
 
 impl Alarm {
-    pub(crate) fn listen(&self) -> broadcast::Receiver<Breach> {
+    pub(crate) fn listen(&self) -> broadcast::Receiver<IsolationViolation> {
         self.0.subscribe()
     }
 
@@ -44,7 +44,7 @@ impl Alarm {
         }
         tracing::error!(org.id = %bound, found.org.id = %found, table, "a row of another organization was read; it is not shown");
         // Nobody listens in a process that only works.
-        let _ = self.0.send(Breach { bound, found, table });
+        let _ = self.0.send(IsolationViolation { bound, found, table });
         Err(DbError::ForeignRow { bound, found, table })
     }
 }

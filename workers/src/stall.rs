@@ -50,15 +50,15 @@ impl Suspect {
 
 /// Everybody who was behind at the last look.
 #[derive(Debug)]
-pub(crate) struct Standstills<K>(BTreeMap<K, Suspect>);
+pub(crate) struct Stalls<K>(BTreeMap<K, Suspect>);
 
-impl<K> Default for Standstills<K> {
+impl<K> Default for Stalls<K> {
     fn default() -> Self {
         Self(BTreeMap::new())
     }
 }
 
-impl<K: Ord + Copy> Standstills<K> {
+impl<K: Ord + Copy> Stalls<K> {
     /// Takes in what a look saw.
     pub(crate) fn see(&mut self, who: K, sight: Sight, now: Instant) -> Option<Change> {
         let known = self.0.get_mut(&who);
@@ -121,22 +121,22 @@ mod tests {
 
     /// What looks at one lane, one after the other, have changed.
     fn looks(sights: &[Sight]) -> Vec<Option<Change>> {
-        let (mut standstills, mut now) = (Standstills::default(), Instant::now());
+        let (mut stalls, mut now) = (Stalls::default(), Instant::now());
         let mut changes = Vec::new();
         for sight in sights {
-            changes.push(standstills.see(1, *sight, now));
+            changes.push(stalls.see(1, *sight, now));
             now += Duration::from_secs(30);
         }
         changes
     }
 
     #[test]
-    fn who_is_behind_twice_at_the_same_place_stands_still_and_is_named_once() {
+    fn who_is_behind_twice_at_the_same_place_is_stalled_and_is_named_once() {
         assert_eq!(looks(&[behind(7), behind(7), behind(7)]), [None, Some(Change::Stands), None]);
     }
 
     #[test]
-    fn who_has_everything_never_stands_still() {
+    fn who_has_everything_is_never_stalled() {
         assert_eq!(looks(&[done(7), done(7), done(7)]), [None; 3]);
     }
 
@@ -159,24 +159,24 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_between_two_looks_is_nobodys_standstill() {
-        let (mut standstills, now) = (Standstills::default(), Instant::now());
-        assert_eq!(standstills.see(1, behind(7), now), None);
-        assert_eq!(standstills.see(1, behind(7), now), Some(Change::Stands));
-        assert_eq!(standstills.see(2, behind(7), now), None);
-        standstills.looked_in_vain();
-        assert_eq!(standstills.see(2, behind(7), now), None);
-        assert_eq!(standstills.see(1, behind(7), now), None, "it was named before");
-        assert_eq!(standstills.standing().count(), 1);
+    fn an_outage_between_two_looks_is_nobodys_stall() {
+        let (mut stalls, now) = (Stalls::default(), Instant::now());
+        assert_eq!(stalls.see(1, behind(7), now), None);
+        assert_eq!(stalls.see(1, behind(7), now), Some(Change::Stands));
+        assert_eq!(stalls.see(2, behind(7), now), None);
+        stalls.looked_in_vain();
+        assert_eq!(stalls.see(2, behind(7), now), None);
+        assert_eq!(stalls.see(1, behind(7), now), None, "it was named before");
+        assert_eq!(stalls.standing().count(), 1);
     }
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let (mut standstills, now) = (Standstills::default(), Instant::now());
+        let (mut stalls, now) = (Stalls::default(), Instant::now());
         for who in 0..2 * SUSPECTS {
-            standstills.see(who, behind(7), now);
+            stalls.see(who, behind(7), now);
         }
-        assert_eq!(standstills.suspects().count(), SUSPECTS);
+        assert_eq!(stalls.suspects().count(), SUSPECTS);
     }
 
     proptest! {

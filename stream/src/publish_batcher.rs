@@ -33,11 +33,11 @@ struct Waiting {
 
 /// The way into one shard's queue.
 #[derive(Debug)]
-pub(crate) struct Queue {
+pub(crate) struct PublishBatcher {
     sender: mpsc::Sender<Waiting>,
 }
 
-impl Queue {
+impl PublishBatcher {
     pub(crate) fn start(publisher: Publisher) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
         tokio::spawn(run(publisher, receiver));

@@ -29,7 +29,7 @@ const IN_BATCHES_SIDE_BY_SIDE: u32 = 32;
 
 /// The orgs that have appends under way or in line.
 #[derive(Debug)]
-pub(crate) struct Shares {
+pub(crate) struct InFlightLimiter {
     each: u32,
     side_by_side: u32,
     lines: DashMap<OrgId, Arc<Semaphore>>,
@@ -39,14 +39,14 @@ pub(crate) struct Shares {
 
 /// A place among the appends of an org that are under way.
 #[derive(Debug)]
-pub(crate) struct Share<'a> {
-    shares: &'a Shares,
+pub(crate) struct InFlightPermit<'a> {
+    shares: &'a InFlightLimiter,
     org: OrgId,
     /// None only while it is dropped, or where the semaphore is closed, which none ever is.
     place: Option<OwnedSemaphorePermit>,
 }
 
-impl Shares {
+impl InFlightLimiter {
     pub(crate) fn new(sync: SyncMode) -> Self {
         let (each, side_by_side) = match sync {
             SyncMode::Durable => (IN_BATCHES, IN_BATCHES_SIDE_BY_SIDE),
@@ -56,13 +56,13 @@ impl Shares {
     }
 
     /// Waits for a place, first come, first served.
-    pub(crate) async fn enter(&self, org: OrgId) -> Share<'_> {
+    pub(crate) async fn enter(&self, org: OrgId) -> InFlightPermit<'_> {
         let line = Arc::clone(&self.lines.entry(org).or_insert_with(|| {
             self.orgs.fetch_add(1, Ordering::Relaxed);
             Arc::new(Semaphore::new(self.each as usize))
         }));
         // Made first, so that an org that nobody waits for any more is forgotten however this ends.
-        let mut share = Share { shares: self, org, place: None };
+        let mut share = InFlightPermit { shares: self, org, place: None };
         share.place = line.acquire_many_owned(self.weight()).await.ok();
         share
     }
@@ -74,7 +74,7 @@ impl Shares {
     }
 }
 
-impl Drop for Share<'_> {
+impl Drop for InFlightPermit<'_> {
     fn drop(&mut self) {
         self.place = None;
         // Whoever comes in holds the entry while taking a reference, so this sees everybody.
@@ -102,7 +102,7 @@ mod tests {
     }
 
     /// As many appends of the org as are under way at once.
-    async fn fill(shares: &Shares, org: OrgId) -> Vec<Share<'_>> {
+    async fn fill(shares: &InFlightLimiter, org: OrgId) -> Vec<InFlightPermit<'_>> {
         let mut held = Vec::new();
         // The runtime lets a task have only so much before it is another's turn.
         while let Poll::Ready(share) = poll!(Box::pin(unconstrained(shares.enter(org)))) {
@@ -113,7 +113,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_org_has_its_share_and_no_more_and_is_in_nobodys_way() {
-        let shares = Shares::new(SyncMode::Relaxed);
+        let shares = InFlightLimiter::new(SyncMode::Relaxed);
         let mut held = fill(&shares, org(1)).await;
         assert_eq!(held.len(), SINGLY as usize);
         let mut next = Box::pin(shares.enter(org(1)));
@@ -134,8 +134,8 @@ mod tests {
         let singly = [(1, 16), (8, 16), (9, 8), (50, 2), (200, 1)].map(|(orgs, each)| (relaxed, orgs, each));
         let in_batches = [(1, 64), (32, 64), (33, 32), (200, 9)].map(|(orgs, each)| (durable, orgs, each));
         for (sync, orgs, each) in singly.into_iter().chain(in_batches) {
-            let shares = Shares::new(sync);
-            let mut held: VecDeque<Share<'_>> =
+            let shares = InFlightLimiter::new(sync);
+            let mut held: VecDeque<InFlightPermit<'_>> =
                 join_all((0..orgs).map(|number| shares.enter(org(number)))).await.into();
             // Those came when there were fewer: each makes room for one that comes now.
             for number in 0..orgs {
@@ -151,7 +151,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn nobody_is_forgotten_however_they_come_and_go() {
-        let (shares, inside) = (Arc::new(Shares::new(SyncMode::Relaxed)), Arc::new(AtomicUsize::new(0)));
+        let (shares, inside) = (Arc::new(InFlightLimiter::new(SyncMode::Relaxed)), Arc::new(AtomicUsize::new(0)));
         let tasks = (0..2_000_u32).map(|number| {
             let (shares, inside) = (Arc::clone(&shares), Arc::clone(&inside));
             tokio::spawn(async move {

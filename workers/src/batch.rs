@@ -1,4 +1,4 @@
-//! One transaction: the slices of a few lanes, each opened by its checkpoint, all committed together or not at all.
+//! One transaction: the batches of a few lanes, each opened by its checkpoint, all committed together or not at all.
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +13,7 @@ use orgstream_events::{
     ParkingEvent, Pipeline, PlanName, Timestamp,
 };
 use orgstream_projections::{
-    Applied, BoundOrg, Database, DbError, Opening, SliceClass, SliceStart, SliceTx, apply, audit,
+    Applied, ApplyTx, BatchClass, BatchStart, BoundOrg, Database, DbError, Opening, apply, audit,
     parked::{self, Park, ParkedMessage, ParkedState},
 };
 use orgstream_stream::trace;
@@ -22,7 +22,7 @@ use tracing::Span;
 use crate::{
     delivery::Delivery,
     log_marks,
-    scheduler::{Cost, LaneSlice, SliceOutcome, Trouble},
+    scheduler::{BatchOutcome, Cost, LaneBatch, Trouble},
 };
 
 /// How long an answer of the database may take beyond the time that its statements may.
@@ -35,13 +35,13 @@ const RETRY_BATCH: u16 = 500;
 enum Stage {
     /// Begun, opened or committed, which no event has to do with.
     Frame,
-    /// Opened for the slices of one org.
+    /// Opened for the batches of one org.
     Opening,
-    /// In the statements of one slice's own events.
+    /// In the statements of one batch's own events.
     Own,
 }
 
-/// A transaction that came to nothing: in which slice, and how.
+/// A transaction that came to nothing: in which batch, and how.
 struct Broken {
     place: usize,
     stage: Stage,
@@ -54,7 +54,7 @@ impl Broken {
     }
 }
 
-/// Runs the slices of `group` in one transaction, none of whose statements takes longer than `timeout`, and says, for
+/// Runs the batches of `group` in one transaction, none of whose statements takes longer than `timeout`, and says, for
 /// each, how it ended.
 ///
 /// An event is blamed only for what its own statements met with, only if an event can bring that about at all, and only if
@@ -62,10 +62,10 @@ impl Broken {
 pub(crate) async fn run_group(
     db: &Database,
     keys: &CommitKeys,
-    group: &[LaneSlice],
-    class: SliceClass,
+    group: &[LaneBatch],
+    class: BatchClass,
     timeout: Duration,
-) -> Vec<SliceOutcome> {
+) -> Vec<BatchOutcome> {
     // The server ends each statement in time. That it does not say so is for a connection that leads nowhere.
     let limit = SILENCE + 3 * timeout;
     let tried = tokio::time::timeout(limit, try_group(db, keys, group, class, timeout)).await;
@@ -74,10 +74,10 @@ pub(crate) async fn run_group(
         Ok(outcomes) => return outcomes,
         Err(broken) => broken,
     };
-    tracing::debug!(%error, ?stage, slices = group.len(), "a transaction was rolled back");
+    tracing::debug!(%error, ?stage, batches = group.len(), "a transaction was rolled back");
     // Who it was that took too long, is found out by each of them trying alone.
     if error.is_timeout() && (stage == Stage::Own || (stage == Stage::Opening && group.len() > 1)) {
-        return group.iter().map(|_| SliceOutcome::TimedOut).collect();
+        return group.iter().map(|_| BatchOutcome::TimedOut).collect();
     }
     let mut trouble = error;
     if stage == Stage::Own && trouble.may_be_of_an_event() {
@@ -86,9 +86,9 @@ pub(crate) async fn run_group(
             Ok(Ok(())) => {
                 let outcome = |place| {
                     if place == failed {
-                        SliceOutcome::Failed { reason: trouble.to_string() }
+                        BatchOutcome::Failed { reason: trouble.to_string() }
                     } else {
-                        SliceOutcome::Undone
+                        BatchOutcome::Undone
                     }
                 };
                 return (0..group.len()).map(outcome).collect();
@@ -101,34 +101,34 @@ pub(crate) async fn run_group(
     let outcome = |place| {
         // Where it has to do with one org's rows, the others need not fail with them again.
         let suspect = stage != Stage::Frame && place == failed;
-        SliceOutcome::Unavailable(Trouble { reason: Arc::clone(&reason), everywhere, suspect })
+        BatchOutcome::Unavailable(Trouble { reason: Arc::clone(&reason), everywhere, suspect })
     };
     (0..group.len()).map(outcome).collect()
 }
 
-/// Whether the database does all that a slice asks for besides what its events say. Nothing of it stays.
+/// Whether the database does all that a batch asks for besides what its events say. Nothing of it stays.
 async fn open_in_vain(
     db: &Database,
-    slices: &[LaneSlice],
-    class: SliceClass,
+    batches: &[LaneBatch],
+    class: BatchClass,
     timeout: Duration,
 ) -> Result<(), DbError> {
-    let mut tx = db.begin_slices(class, timeout).await?;
-    open_all(&mut tx, slices).await?;
+    let mut tx = db.begin_batches(class, timeout).await?;
+    open_all(&mut tx, batches).await?;
     tx.rollback().await
 }
 
 async fn try_group(
     db: &Database,
     keys: &CommitKeys,
-    group: &[LaneSlice],
-    class: SliceClass,
+    group: &[LaneBatch],
+    class: BatchClass,
     timeout: Duration,
-) -> Result<Vec<SliceOutcome>, Broken> {
+) -> Result<Vec<BatchOutcome>, Broken> {
     // Each ends with the transaction, as a part of the trace of the command that it applies.
     let _spans = spans(group);
     let begun = Instant::now();
-    let mut tx = db.begin_slices(class, timeout).await.map_err(Broken::frame)?;
+    let mut tx = db.begin_batches(class, timeout).await.map_err(Broken::frame)?;
     let shared = begun.elapsed();
     let mut outcomes = match fill(&mut tx, keys, group).await {
         Ok(outcomes) => outcomes,
@@ -140,10 +140,10 @@ async fn try_group(
     };
     let committing = Instant::now();
     tx.commit().await.map_err(Broken::frame)?;
-    let applied = outcomes.iter().filter(|outcome| matches!(outcome, SliceOutcome::Applied { .. })).count();
+    let applied = outcomes.iter().filter(|outcome| matches!(outcome, BatchOutcome::Applied { .. })).count();
     let share = (shared + committing.elapsed()) / u32::try_from(applied.max(1)).unwrap_or(u32::MAX);
     for outcome in &mut outcomes {
-        if let SliceOutcome::Applied { cost, .. } = outcome {
+        if let BatchOutcome::Applied { cost, .. } = outcome {
             cost.shared = share;
         }
     }
@@ -151,29 +151,29 @@ async fn try_group(
 }
 
 /// Everything between the beginning of the transaction and its commit.
-async fn fill(tx: &mut SliceTx, keys: &CommitKeys, group: &[LaneSlice]) -> Result<Vec<SliceOutcome>, Broken> {
+async fn fill(tx: &mut ApplyTx, keys: &CommitKeys, group: &[LaneBatch]) -> Result<Vec<BatchOutcome>, Broken> {
     let mut outcomes = Vec::with_capacity(group.len());
     for of_one_org in group.chunk_by(|one, next| (one.key.shard, one.key.org) == (next.key.shard, next.key.org)) {
         let place = outcomes.len();
         let opening = |error| Broken { place, stage: Stage::Opening, error };
         let started = open_all(tx, of_one_org).await.map_err(opening)?;
-        for (slice, started) in of_one_org.iter().zip(started) {
+        for (batch, started) in of_one_org.iter().zip(started) {
             let place = outcomes.len();
             let own = |error| Broken { place, stage: Stage::Own, error };
-            outcomes.push(run_slice(tx, keys, slice, started).await.map_err(own)?);
+            outcomes.push(run_batch(tx, keys, batch, started).await.map_err(own)?);
         }
     }
     Ok(outcomes)
 }
 
 /// One span for every command that somebody traces, under the command's own.
-fn spans(group: &[LaneSlice]) -> Vec<Span> {
+fn spans(group: &[LaneBatch]) -> Vec<Span> {
     let mut spans = Vec::new();
-    for slice in group {
-        for delivery in &slice.deliveries {
+    for batch in group {
+        for delivery in &batch.deliveries {
             if let Some(traced) = delivery.message.trace.as_deref().filter(|trace| trace::is_sampled(trace)) {
                 let span = tracing::info_span!(
-                    "project", org.id = %slice.key.org, pipeline = %slice.key.pipeline, event.seq = delivery.seq(),
+                    "project", org.id = %batch.key.org, pipeline = %batch.key.pipeline, event.seq = delivery.seq(),
                     command.id = delivery.open().ok().map(|commit| commit.command_id.to_string()),
                 );
                 trace::join(&span, Some(traced));
@@ -184,57 +184,57 @@ fn spans(group: &[LaneSlice]) -> Vec<Span> {
     spans
 }
 
-/// How the opening of a slice ended, and its part of the time that it took.
+/// How the opening of a batch ended, and its part of the time that it took.
 struct Started {
     org: BoundOrg,
-    start: SliceStart,
+    start: BatchStart,
     opening: Duration,
 }
 
-/// Opens the slices of one org; none for those that have nothing in them.
-async fn open_all(tx: &mut SliceTx, slices: &[LaneSlice]) -> Result<Vec<Option<Started>>, DbError> {
-    let opening = |slice: &LaneSlice| {
-        let to = slice.deliveries.last()?.seq();
-        Some(Opening { pipeline: slice.key.pipeline, from: slice.from, to })
+/// Opens the batches of one org; none for those that have nothing in them.
+async fn open_all(tx: &mut ApplyTx, batches: &[LaneBatch]) -> Result<Vec<Option<Started>>, DbError> {
+    let opening = |batch: &LaneBatch| {
+        let to = batch.deliveries.last()?.seq();
+        Some(Opening { pipeline: batch.key.pipeline, from: batch.from, to })
     };
-    let openings: Vec<Opening> = slices.iter().filter_map(opening).collect();
-    let subject = slices.iter().find_map(|slice| Some(&slice.deliveries.first()?.message.subject));
+    let openings: Vec<Opening> = batches.iter().filter_map(opening).collect();
+    let subject = batches.iter().find_map(|batch| Some(&batch.deliveries.first()?.message.subject));
     let bound = subject.and_then(|subject| BoundOrg::proven_by_route(subject).ok());
-    let (Some(org), Some(LaneSlice { key, epoch, .. })) = (bound, slices.first()) else {
-        return Ok(slices.iter().map(|_| None).collect());
+    let (Some(org), Some(LaneBatch { key, epoch, .. })) = (bound, batches.first()) else {
+        return Ok(batches.iter().map(|_| None).collect());
     };
     let began = Instant::now();
     let mut starts = tx.open_all(org, key.shard, *epoch, &openings).await?.into_iter();
     let share = began.elapsed() / u32::try_from(openings.len().max(1)).unwrap_or(u32::MAX);
-    let started = |slice| {
-        opening(slice)?;
+    let started = |batch| {
+        opening(batch)?;
         starts.next().map(|start| Started { org, start, opening: share })
     };
-    Ok(slices.iter().map(started).collect())
+    Ok(batches.iter().map(started).collect())
 }
 
-/// What becomes of the slice if the transaction commits. Unless it is applied, the transaction is unchanged.
-async fn run_slice(
-    tx: &mut SliceTx,
+/// What becomes of the batch if the transaction commits. Unless it is applied, the transaction is unchanged.
+async fn run_batch(
+    tx: &mut ApplyTx,
     keys: &CommitKeys,
-    slice: &LaneSlice,
+    batch: &LaneBatch,
     started: Option<Started>,
-) -> Result<SliceOutcome, DbError> {
-    let key = slice.key;
+) -> Result<BatchOutcome, DbError> {
+    let key = batch.key;
     let Some(Started { org, start, opening }) = started else {
-        return Ok(SliceOutcome::Applied { cost: Cost::default(), plan: PlanName::default() });
+        return Ok(BatchOutcome::Applied { cost: Cost::default(), plan: PlanName::default() });
     };
     let parked = match start {
-        SliceStart::Open { parked } => parked,
-        SliceStart::Moved { stored_seq } => return Ok(SliceOutcome::Moved { stored: stored_seq }),
-        SliceStart::Fenced => return Ok(SliceOutcome::Fenced),
+        BatchStart::Open { parked } => parked,
+        BatchStart::Moved { stored_seq } => return Ok(BatchOutcome::Moved { stored: stored_seq }),
+        BatchStart::Fenced => return Ok(BatchOutcome::Fenced),
     };
     let (plan, working) = (tx.plan(), Instant::now());
     tx.turn_to(key.pipeline);
     let blocked = if parked { parked::aggregates(tx, org).await? } else { BTreeSet::new() };
     let mut pass = Pass::new(tx, org, key.pipeline, blocked, Some(keys));
-    for (place, delivery) in slice.deliveries.iter().enumerate() {
-        let refused = slice.park_first.as_deref().filter(|_| place == 0);
+    for (place, delivery) in batch.deliveries.iter().enumerate() {
+        let refused = batch.park_first.as_deref().filter(|_| place == 0);
         let aggregate = delivery.aggregate();
         match (refused, delivery.open()) {
             (None, _) if pass.blocked.contains(aggregate) => {
@@ -242,7 +242,7 @@ async fn run_slice(
             }
             (Some(reason), _) | (None, Err(reason)) => {
                 // What cannot be read is not tried again: it reads the same every time.
-                let attempts = if refused.is_some() { slice.attempts } else { 1 };
+                let attempts = if refused.is_some() { batch.attempts } else { 1 };
                 pass.park(aggregate, ToPark::of(delivery, ParkedState::Failed, reason, attempts)).await?;
                 counter!("orgstream_parked_total", "pipeline" => key.pipeline.name()).increment(1);
                 if delivery.verified().is_none() {
@@ -268,7 +268,7 @@ async fn run_slice(
         }
     }
     pass.flush().await?;
-    Ok(SliceOutcome::Applied { cost: Cost { shared: Duration::ZERO, opening, work: working.elapsed() }, plan })
+    Ok(BatchOutcome::Applied { cost: Cost { shared: Duration::ZERO, opening, work: working.elapsed() }, plan })
 }
 
 /// What an operator decided about parked events of this pipeline.
@@ -338,14 +338,14 @@ impl ToPark {
     }
 }
 
-/// One slice under way.
+/// One batch under way.
 pub(crate) struct Pass<'a> {
-    pub(crate) tx: &'a mut SliceTx,
+    pub(crate) tx: &'a mut ApplyTx,
     org: BoundOrg,
     pipeline: Pipeline,
     pub(crate) blocked: BTreeSet<String>,
     pub(crate) ready: Vec<Applied>,
-    /// When the newest event of the slice was recorded.
+    /// When the newest event of the batch was recorded.
     latest: Option<Timestamp>,
     to_park: Vec<ToPark>,
     /// What vouches for parked messages that are tried again. A rebuild needs none: what it parks was verified before it
@@ -355,7 +355,7 @@ pub(crate) struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     pub(crate) fn new(
-        tx: &'a mut SliceTx,
+        tx: &'a mut ApplyTx,
         org: BoundOrg,
         pipeline: Pipeline,
         blocked: BTreeSet<String>,

@@ -1,4 +1,4 @@
-//! The transaction that events are applied in: slices of several orgs, each opened by its checkpoint.
+//! The transaction that events are applied in: batches of several orgs, each opened by its checkpoint.
 
 use orgstream_events::{OrgId, Pipeline, PlanName, Shard};
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
@@ -6,13 +6,13 @@ use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use crate::{
     BoundOrg, DbError, TenantTx,
     audit::{LogEnd, Pin},
-    breach::Alarm,
     convert::{column, from_bigint, to_bigint},
+    isolation_violation::Alarm,
 };
 
-/// What became of an attempt to open a slice.
+/// What became of an attempt to open a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SliceStart {
+pub enum BatchStart {
     /// The checkpoint has been moved; now apply what lies between.
     Open {
         /// Whether the org has parked messages in this pipeline, which later ones of the same aggregate must follow.
@@ -27,7 +27,7 @@ pub enum SliceStart {
     Fenced,
 }
 
-/// A slice that is to be opened: of one pipeline, from where its checkpoint is to where it will be.
+/// a batch that is to be opened: of one pipeline, from where its checkpoint is to where it will be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Opening {
     /// Which tables it is for.
@@ -38,25 +38,25 @@ pub struct Opening {
     pub to: u64,
 }
 
-/// One transaction for the slices of any number of orgs. Dropping it undoes all of them.
+/// One transaction for the batches of any number of orgs. Dropping it undoes all of them.
 #[derive(Debug)]
-pub struct SliceTx {
+pub struct ApplyTx {
     transaction: Transaction<'static, Postgres>,
-    /// The org that it is bound to, with the pipelines whose slices are open, and the one of them that is written to.
+    /// The org that it is bound to, with the pipelines whose batches are open, and the one of them that is written to.
     open: Option<(OrgId, Vec<Pipeline>)>,
     current: Option<Pipeline>,
     plan: Option<PlanName>,
-    /// Where the org's audit log ends, while a slice of it is open, and where it ended at the savepoint.
+    /// Where the org's audit log ends, while a batch of it is open, and where it ended at the savepoint.
     log_end: Option<LogEnd>,
     saved_end: Option<LogEnd>,
 }
 
-impl SliceTx {
+impl ApplyTx {
     pub(crate) fn new(transaction: Transaction<'static, Postgres>) -> Self {
         Self { transaction, open: None, current: None, plan: None, log_end: None, saved_end: None }
     }
 
-    /// Opens a single slice, and turns to it.
+    /// Opens a single batch, and turns to it.
     pub async fn open(
         &mut self,
         org: BoundOrg,
@@ -65,23 +65,23 @@ impl SliceTx {
         epoch: u64,
         from: Option<u64>,
         to: u64,
-    ) -> Result<SliceStart, DbError> {
+    ) -> Result<BatchStart, DbError> {
         let starts = self.open_all(org, shard, epoch, &[Opening { pipeline, from, to }]).await?;
         self.turn_to(pipeline);
         starts.first().copied().ok_or(DbError::NotOpen(org.org()))
     }
 
-    /// Binds the transaction to `org` and moves the checkpoints of its slices, in one round trip. The answers are in the
+    /// Binds the transaction to `org` and moves the checkpoints of its batches, in one round trip. The answers are in the
     /// order of `openings`, and each holds for itself.
     ///
-    /// The slices before these are complete: there is no way back to them.
+    /// The batches before these are complete: there is no way back to them.
     pub async fn open_all(
         &mut self,
         org: BoundOrg,
         shard: Shard,
         epoch: u64,
         openings: &[Opening],
-    ) -> Result<Vec<SliceStart>, DbError> {
+    ) -> Result<Vec<BatchStart>, DbError> {
         self.close();
         let rows = sqlx::query!(
             r#"SELECT opened.state AS "state!", opened.stored_seq AS "stored_seq!", opened.parked AS "parked!",
@@ -93,45 +93,45 @@ impl SliceTx {
             org.org().uuid(),
             i32::from(shard.0),
             to_bigint(epoch),
-            column(openings, |slice| slice.pipeline.name()) as _,
-            &column(openings, |slice| slice.from.map(to_bigint)) as &[Option<i64>],
-            &column(openings, |slice| to_bigint(slice.to)),
+            column(openings, |batch| batch.pipeline.name()) as _,
+            &column(openings, |batch| batch.from.map(to_bigint)) as &[Option<i64>],
+            &column(openings, |batch| to_bigint(batch.to)),
         )
         .fetch_all(&mut *self.transaction)
         .await?;
         let mut starts = Vec::with_capacity(openings.len());
         let mut open = Vec::with_capacity(openings.len());
-        for (slice, row) in openings.iter().zip(rows) {
+        for (batch, row) in openings.iter().zip(rows) {
             starts.push(match row.state.as_str() {
                 "open" => {
-                    open.push(slice.pipeline);
-                    // A name that only a newer version can read must not keep the slice from being applied.
+                    open.push(batch.pipeline);
+                    // A name that only a newer version can read must not keep the batch from being applied.
                     self.plan = row.plan.and_then(|plan| plan.parse().ok());
-                    if slice.pipeline == Pipeline::Audit {
+                    if batch.pipeline == Pipeline::Audit {
                         self.log_end = Some(LogEnd::stored(row.audit_size, row.audit_frontier)?);
                     }
-                    SliceStart::Open { parked: row.parked }
+                    BatchStart::Open { parked: row.parked }
                 }
-                "moved" => SliceStart::Moved { stored_seq: from_bigint(row.stored_seq) },
-                "fenced" => SliceStart::Fenced,
-                _ => return Err(DbError::Unreadable { what: "the state of a slice", value: row.state }),
+                "moved" => BatchStart::Moved { stored_seq: from_bigint(row.stored_seq) },
+                "fenced" => BatchStart::Fenced,
+                _ => return Err(DbError::Unreadable { what: "the state of a batch", value: row.state }),
             });
         }
         self.open = Some((org.org(), open));
         Ok(starts)
     }
 
-    /// What is written from here on belongs to the slice of `pipeline`, if that is open.
+    /// What is written from here on belongs to the batch of `pipeline`, if that is open.
     pub fn turn_to(&mut self, pipeline: Pipeline) {
         self.current = self.open.as_ref().and_then(|(_, open)| open.contains(&pipeline).then_some(pipeline));
     }
 
-    /// What the org of the open slices has booked, as was known when the slice was opened.
+    /// What the org of the open batches has booked, as was known when the batch was opened.
     pub fn plan(&self) -> PlanName {
         self.plan.clone().unwrap_or_default()
     }
 
-    /// A place to come back to inside the open slice. One at a time.
+    /// A place to come back to inside the open batch. One at a time.
     pub async fn savepoint(&mut self) -> Result<(), DbError> {
         self.saved_end = self.log_end.clone();
         self.say("SAVEPOINT attempt").await
@@ -142,7 +142,7 @@ impl SliceTx {
         self.say("RELEASE SAVEPOINT attempt").await
     }
 
-    /// What happened since the savepoint is undone, and the slice goes on.
+    /// What happened since the savepoint is undone, and the batch goes on.
     pub async fn rollback_to_savepoint(&mut self) -> Result<(), DbError> {
         self.log_end = self.saved_end.take();
         self.say("ROLLBACK TO SAVEPOINT attempt").await?;
@@ -154,12 +154,12 @@ impl SliceTx {
         Ok(())
     }
 
-    /// Makes all slices last, together.
+    /// Makes all batches last, together.
     pub async fn commit(self) -> Result<(), DbError> {
         Ok(self.transaction.commit().await?)
     }
 
-    /// Undoes all slices, and waits for it.
+    /// Undoes all batches, and waits for it.
     pub async fn rollback(self) -> Result<(), DbError> {
         Ok(self.transaction.rollback().await?)
     }
@@ -204,7 +204,7 @@ impl SliceTx {
         self.current = Some(Pipeline::ReadModels);
     }
 
-    /// The connection, if the current slice is one of `org`.
+    /// The connection, if the current batch is one of `org`.
     pub(crate) fn connection(&mut self, org: BoundOrg) -> Result<(&mut PgConnection, Pipeline), DbError> {
         match (&self.open, self.current) {
             (Some((open, _)), Some(pipeline)) if *open == org.org() => Ok((&mut self.transaction, pipeline)),
@@ -212,7 +212,7 @@ impl SliceTx {
         }
     }
 
-    /// The same, if the slice is also one of this pipeline.
+    /// The same, if the batch is also one of this pipeline.
     pub(crate) fn connection_of(&mut self, org: BoundOrg, pipeline: Pipeline) -> Result<&mut PgConnection, DbError> {
         match self.connection(org)? {
             (connection, open) if open == pipeline => Ok(connection),
