@@ -33,7 +33,7 @@ use crate::{
     secret::{Address, Secret},
 };
 
-/// Open files of a process that are no connections of its callers.
+/// The open files of a process other than its callers' connections.
 const OTHER_FILES: usize = 256;
 
 /// Where the streams are.
@@ -87,16 +87,16 @@ pub struct NatsArgs {
 }
 
 impl NatsArgs {
-    /// What producers' credentials are signed with. A server that lets everybody in says of nobody who they are.
+    /// Returns the signing keys of producers' credentials. A NATS server that is open to all authenticates none of them.
     pub fn producers(&self) -> anyhow::Result<Option<Arc<Producers>>> {
         let load = |file: &PathBuf| Producers::load(file).map(Arc::new);
         let found = self.nats_producers.as_ref().filter(|_| !self.allow_open_nats).map(load);
         found.transpose().context("--nats-producers (ORGSTREAM_NATS_PRODUCERS)")
     }
 
-    /// The same, as the stream takes it.
+    /// Returns the settings as options of the log.
     pub fn log_options(&self, sync: SyncMode) -> anyhow::Result<LogOptions> {
-        // Not of clap: `replay` has these settings and asks NATS only with --verify.
+        // Not of clap: `replay` has these settings and queries NATS only with --verify.
         let keys = self.commit_keys.as_ref().context(
             "--commit-keys (ORGSTREAM_COMMIT_KEYS) is missing: without the keys of the log nothing in it can be verified",
         )?;
@@ -113,10 +113,10 @@ impl NatsArgs {
     }
 }
 
-/// Connections that are left for queries and sign-ins at least.
+/// The minimum number of connections that are left for queries and sign-ins.
 const LEAST_QUERIES: u32 = 2;
 const USUAL_QUERIES: u32 = 13;
-/// More transactions at the same time are no gain anywhere.
+/// More concurrent transactions gain nothing.
 const MOST_SLOTS: u32 = 1_000;
 
 /// Where the tables are.
@@ -157,20 +157,20 @@ pub struct DatabaseArgs {
     pub log_key: Option<LogKey>,
 }
 
-/// The key in a file.
+/// Reads the key from a file.
 fn log_key(path: &str) -> Result<LogKey, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("{path} cannot be read: {error}"))?;
     text.trim_end().parse().map_err(|error| format!("{path} is not the public key of a log: {error}"))
 }
 
 impl DatabaseArgs {
-    /// That nobody answers, and where: with nothing that the address says of a login.
+    /// Returns the error for a database that does not answer, with its address but without the login in it.
     pub fn silent(&self) -> String {
         format!("PostgreSQL does not answer at {} (--database-url or ORGSTREAM_DATABASE_URL)", self.database_url)
     }
 
-    /// The same, as the projections take it: as many writing connections as a worker with `slots` needs, and what is left of
-    /// all of them for everything else. Where too few are left, there are two; see [`DatabaseArgs::check`].
+    /// Returns the settings as options of the projections: as many writing connections as a worker with `slots` needs, and
+    /// the rest of all of them for everything else. Where too few are left, there are two; see [`DatabaseArgs::check`].
     pub fn options(&self, slots: usize) -> DatabaseOptions {
         let rw_connections = u32::try_from(slots).unwrap_or(u32::MAX).min(MOST_SLOTS);
         let beside = DatabaseOptions::beside_queries(rw_connections);
@@ -188,7 +188,7 @@ impl DatabaseArgs {
         }
     }
 
-    /// Whether the connections are enough for a process with so many slots.
+    /// Checks that the connections are enough for a process with so many slots.
     pub fn check(&self, slots: usize) -> anyhow::Result<()> {
         let least = DatabaseOptions::beside_queries(self.options(slots).rw_connections) + LEAST_QUERIES;
         let given = self.database_connections.unwrap_or(u32::MAX);
@@ -201,7 +201,7 @@ impl DatabaseArgs {
     }
 }
 
-/// Reads [`LoginPassword`]s: other parsers have what they refuse repeated on the terminal.
+/// Parses [`LoginPassword`]s: other parsers repeat a refused value on the terminal.
 #[derive(Clone)]
 pub(crate) struct LoginPasswordParser;
 
@@ -266,14 +266,14 @@ impl Default for HttpArgs {
 }
 
 impl HttpArgs {
-    /// The same, as the API takes it.
+    /// Returns the settings as limits of the API.
     pub fn limits(&self) -> Limits {
         let connections = self.http_connections.min(connections_possible()).max(1);
         Limits::default().with_connections(connections).with_body_bytes(self.http_body_mib.saturating_mul(1 << 20))
     }
 }
 
-/// How many connections there is room for beside [`OTHER_FILES`], with as many open files as the system lets us have.
+/// Returns how many connections there is room for beside [`OTHER_FILES`], with as many open files as the system permits.
 fn connections_possible() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -344,7 +344,7 @@ pub struct IdentityArgs {
 }
 
 impl IdentityArgs {
-    /// One issuer, and everything else as it is by default.
+    /// Creates the settings for one issuer, with defaults for everything else.
     pub fn of_issuer(url: &str) -> Self {
         Self {
             issuer_urls: vec![url.to_owned()],
@@ -362,7 +362,7 @@ impl IdentityArgs {
         }
     }
 
-    /// Every issuer with its audience.
+    /// Iterates over all issuers with their audiences.
     pub fn issuers(&self) -> impl Iterator<Item = (String, String)> {
         self.issuer_urls.iter().map(|issuer| self.with_audience(issuer))
     }
@@ -372,7 +372,7 @@ impl IdentityArgs {
         (url.to_owned(), audience.to_owned())
     }
 
-    /// Who operates the platform, beside whoever has its static token.
+    /// Returns the operators of the platform, besides the bearer of its static token.
     pub fn operators(&self, token: Option<&str>) -> Result<Operators, OidcError> {
         let operators = Operators::with_token(token);
         match (&self.operator_issuer, &self.operator_claim) {
@@ -384,12 +384,12 @@ impl IdentityArgs {
         }
     }
 
-    /// What may be set going in an hour.
+    /// Returns the hourly quotas.
     pub fn hourly(&self) -> HourlyLimits {
         HourlyLimits::new(self.invitations_per_hour, self.organizations_per_hour)
     }
 
-    /// How long sessions last.
+    /// Returns the lifetime of sessions.
     pub fn lifetime(&self) -> Lifetime {
         let hours = |hours: u32| Duration::from_secs(u64::from(hours.max(1)) * 3600);
         let most = self.sessions_per_person.max(1);
@@ -427,7 +427,7 @@ pub struct MailArgs {
 }
 
 impl MailArgs {
-    /// The way out for mails; none when the settings name none.
+    /// Returns the mailer; none when the settings name none.
     pub fn mailer(&self) -> anyhow::Result<Option<Mailer>> {
         Mailer::new(
             self.smtp_url.as_ref().map(Secret::reveal),
@@ -454,7 +454,7 @@ pub struct Auth0Args {
 }
 
 impl Auth0Args {
-    /// The provider that the settings name.
+    /// Returns the provider in the settings.
     pub fn provider(&self) -> anyhow::Result<Arc<dyn IdentityOrganizations>> {
         match (&self.auth0_url, &self.auth0_client_id, &self.auth0_client_secret) {
             (Some(url), Some(id), Some(secret)) => {
@@ -509,7 +509,7 @@ pub struct WorkArgs {
 }
 
 impl WorkArgs {
-    /// The same, as the workers take it.
+    /// Returns the settings as options of the workers.
     pub fn options(&self) -> anyhow::Result<WorkerOptions> {
         let weights = PlanWeights::new(self.plan_weight.iter().cloned());
         let id = self.worker_id.unwrap_or_else(Uuid::now_v7);

@@ -1,4 +1,4 @@
-//! The program. Everything it does is a subcommand; see `orgstream --help`.
+//! The program. Every function is a subcommand; see `orgstream --help`.
 
 use std::{io::Write, process::ExitCode, time::Duration};
 
@@ -9,7 +9,7 @@ use orgstream::{
 };
 use tokio::runtime::Runtime;
 
-/// How long what cannot be interrupted is waited for at the end.
+/// The maximum wait at the end for what cannot be interrupted.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Messages are many small allocations that are made by one thread and freed by another, which glibc is slow at.
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         }
     };
     let code = runtime.block_on(async { cli::ended(Box::pin(Cli::from_command_line().run()).await) });
-    // Whoever waits for standard input cannot be interrupted, and the line may never come.
+    // A read of standard input cannot be interrupted, and the line may never come.
     runtime.shutdown_timeout(LAST_WAIT);
     code
 }

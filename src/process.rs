@@ -1,4 +1,4 @@
-//! The parts of a running program, put together once they were looked at.
+//! The parts of a running program, assembled after their checks.
 
 use std::{
     fmt::Display,
@@ -52,21 +52,21 @@ use crate::{
     secret::{Address, Secret},
 };
 
-/// How long servers that are still starting are waited for.
+/// The timeout of servers that are still starting.
 const TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The log, with its streams there and as they must be, and with all that `db` has been told of; or every finding, one
-/// line each.
+/// Opens the log, with its streams present and valid, and with everything that `db` knows of; or fails with every finding,
+/// one line each.
 pub async fn open_log(nats: &NatsArgs, db: &Database) -> anyhow::Result<Log> {
     let (log, lost, findings) = reach_log(nats, db).await?;
     refuse(&[findings, lost].concat())?;
-    // Its own org is where the platform keeps the kinds.
+    // The platform keeps the kinds in its own org.
     patiently("the event log", || async { Ok(log.place(PLATFORM_ORG).await?) }).await?;
     Ok(log)
 }
 
-/// Makes the streams that are missing, as the administrator, and says how many these were.
+/// Creates the missing streams, as the administrator, and returns their number.
 pub async fn make_streams(nats: &NatsArgs) -> anyhow::Result<usize> {
     let (missing, findings) = patiently("NATS", || async {
         let log = connect_log(nats).await?;
@@ -80,8 +80,8 @@ pub async fn make_streams(nats: &NatsArgs) -> anyhow::Result<usize> {
     Ok(missing)
 }
 
-/// The same for a worker. When the log has lost data it is left as it is, and the worker starts all the same: it will do
-/// nothing, and say why to whoever asks whether it is ready.
+/// Opens the log for a worker. When the log has lost data it is left as it is, and the worker starts all the same: it will
+/// do nothing, and report the reason in its readiness.
 pub async fn open_log_for_work(nats: &NatsArgs, db: &Database) -> anyhow::Result<Log> {
     let (log, _, findings) = reach_log(nats, db).await?;
     refuse(&findings)?;
@@ -91,16 +91,16 @@ pub async fn open_log_for_work(nats: &NatsArgs, db: &Database) -> anyhow::Result
     Ok(log)
 }
 
-/// The log, what it has lost, and what else is wrong with it.
+/// Returns the log, its lost data, and its other findings.
 async fn reach_log(nats: &NatsArgs, db: &Database) -> anyhow::Result<(Log, Vec<Finding>, Vec<Finding>)> {
-    // A setting that is missing or wrong is no server that still starts: nothing is tried again for it.
+    // A missing or invalid setting is no server that still starts: it is not retried.
     nats.log_options(SyncMode::Relaxed)?;
-    // All of it again when any of it fails: a server may go away between two questions.
+    // All of it is retried when any of it fails: a server may go away between two queries.
     patiently("NATS", || async {
         let log = connect_log(nats).await?;
         let lost = lost_data(&log, db).await?;
         let findings = preflight_log(&log, nats).await?;
-        // One that is missing may be on its way; one that had something and is missing was lost.
+        // A missing stream may be about to be created; a missing one that had something was lost.
         let missing = log.missing_streams().await.context("the streams could not be looked at")?;
         if lost.is_empty() && findings.is_empty() && !missing.is_empty() {
             bail!(
@@ -113,7 +113,7 @@ async fn reach_log(nats: &NatsArgs, db: &Database) -> anyhow::Result<(Log, Vec<F
     .await
 }
 
-/// Every shard that ends before what the workers have read from it, and every stream that is not what it was.
+/// Returns every shard that ends before what the workers have read from it, and every stream with lost history.
 pub async fn lost_data(log: &Log, db: &Database) -> anyhow::Result<Vec<Finding>> {
     let mut lost = Vec::new();
     for shard in log.shards() {
@@ -137,7 +137,7 @@ pub async fn lost_data(log: &Log, db: &Database) -> anyhow::Result<Vec<Finding>>
     Ok(lost)
 }
 
-/// Every stream that is not what it was, and how that was found.
+/// Returns every stream with lost history, and how that was found.
 async fn lost_streams(log: &Log, db: &Database) -> anyhow::Result<Vec<(StreamName, String)>> {
     let mut lost = Vec::new();
     for history in db.histories().await.context("what is known of the streams could not be read")? {
@@ -155,7 +155,7 @@ async fn lost_streams(log: &Log, db: &Database) -> anyhow::Result<Vec<(StreamNam
     Ok(lost)
 }
 
-/// Connects, and looks which way of appending suits the server.
+/// Connects, and detects which way of appending suits the server.
 pub async fn connect_log(nats: &NatsArgs) -> anyhow::Result<Log> {
     let sync = match &nats.nats_monitor_url {
         Some(url) if syncs_always(url).await? => SyncMode::Durable,
@@ -164,7 +164,7 @@ pub async fn connect_log(nats: &NatsArgs) -> anyhow::Result<Log> {
     Log::connect(&nats.log_options(sync)?).await.with_context(|| format!("NATS at {} does not answer", nats.nats_url))
 }
 
-/// What is wrong with the NATS side.
+/// Returns the findings about the NATS side.
 pub async fn preflight_log(log: &Log, nats: &NatsArgs) -> anyhow::Result<Vec<Finding>> {
     let monitor = nats.nats_monitor_url.as_ref().map(Address::whole);
     let preflight = orgstream_stream::preflight(log, monitor, nats.allow_unsafe_sync).await;
@@ -176,7 +176,7 @@ pub async fn preflight_log(log: &Log, nats: &NatsArgs) -> anyhow::Result<Vec<Fin
     Ok(findings)
 }
 
-/// The database, migrated and safe to use; or every finding, one line each.
+/// Opens the database, migrated and safe to use; or fails with every finding, one line each.
 pub async fn open_database(database: &DatabaseArgs, slots: usize) -> anyhow::Result<Database> {
     database.check(slots)?;
     let (db, findings) = patiently("PostgreSQL", || async {
@@ -190,7 +190,7 @@ pub async fn open_database(database: &DatabaseArgs, slots: usize) -> anyhow::Res
     Ok(db)
 }
 
-/// Registers the kinds of records that every installation begins with. Doing it again changes nothing.
+/// Registers the kinds of records that every installation starts with. Repeating it changes nothing.
 pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<()> {
     let caller = Caller {
         org: PLATFORM_ORG,
@@ -207,7 +207,7 @@ pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<
         let name = kind.kind.clone();
         match handler.handle(&caller, Request::from(Command::RegisterKind(kind))).await {
             Ok(_) => {}
-            // An operator may have changed it since, and that is what counts.
+            // An operator may have changed it since, which takes precedence.
             Err(CommandError::Rejected(rejection)) if rejection.code == "kind_exists" => {}
             Err(error) => return Err(error).with_context(|| format!("the kind {name} could not be registered")),
         }
@@ -215,7 +215,8 @@ pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<
     Ok(())
 }
 
-/// Cancelled when the process is asked to stop, by Ctrl-C or SIGTERM. Asking a second time ends it at once.
+/// Returns a token that is cancelled when the process is asked to stop, by Ctrl-C or SIGTERM. A second signal ends it at
+/// once.
 pub fn stop_when_asked() -> anyhow::Result<CancellationToken> {
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
@@ -238,7 +239,7 @@ pub fn stop_when_asked() -> anyhow::Result<CancellationToken> {
     Ok(stop)
 }
 
-/// What `starting` comes to, unless the process is asked to stop before: nothing is waited for then.
+/// Returns the result of `starting`, unless the process is asked to stop before: then it waits for nothing.
 pub async fn unless_asked<T>(
     stop: &CancellationToken,
     starting: impl Future<Output = anyhow::Result<T>>,
@@ -246,27 +247,27 @@ pub async fn unless_asked<T>(
     stop.run_until_cancelled(Box::pin(starting)).await.transpose()
 }
 
-/// Listens, or says who should move.
+/// Listens; the error names the setting to change.
 pub async fn listen(address: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("{address} cannot be listened on: choose another with --http"))
 }
 
-/// What the API asks of the world outside, and tells it.
+/// The external systems of the API.
 #[derive(Debug, Clone)]
 pub struct Adapters {
-    /// How mails leave; without a way they wait.
+    /// The mailer; without one, mails wait.
     pub mail: Option<Mailer>,
-    /// What domains are proven by.
+    /// The resolver that proves domains.
     pub dns: Arc<dyn TxtRecords>,
-    /// Where organizations have others that stand for them.
+    /// The provider where organizations have counterparts.
     pub idp: Arc<dyn IdentityOrganizations>,
-    /// Whether organizations may have issuers of their own on this machine: for trying things out.
+    /// Whether organizations may have issuers of their own on this machine: for trials.
     pub local_issuers: bool,
-    /// What producers' NATS credentials are signed with, where there are any.
+    /// The signing keys of producers' NATS credentials, if there are any.
     pub producers: Option<Arc<Producers>>,
-    /// How much of it is let in, and who sees the figures.
+    /// The limits of HTTP, and who may read the metrics.
     pub http: HttpArgs,
 }
 
@@ -277,11 +278,11 @@ impl Default for Adapters {
     }
 }
 
-/// The API of a process: HTTP, commands by NATS, and what both need.
+/// The API of a process: HTTP, commands by NATS, and their shared parts.
 pub struct Api {
-    /// What HTTP serves.
+    /// The HTTP application.
     pub app: Arc<http::App>,
-    /// The way in for commands of this process itself.
+    /// The entry point for commands of this process itself.
     pub gateway: Arc<Gateway>,
     auth: Arc<Authenticator>,
     log: Log,
@@ -292,7 +293,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// Puts the API together. `worker` is this process's own, if it has one.
+    /// Assembles the API. `worker` is this process's own, if it has one.
     pub fn new(
         log: Log,
         db: Database,
@@ -353,7 +354,7 @@ impl Api {
         Ok(Self { app, gateway, auth, log, peers, sender, webhooks, producers })
     }
 
-    /// Serves until `stop`, then finishes what has begun.
+    /// Serves until `stop`, then finishes started work.
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
         let handler = self.gateway.handler();
         patiently("the event log", || register_default_kinds(handler)).await?;
@@ -388,12 +389,12 @@ impl Api {
     }
 }
 
-/// Looks whether the log is still what it was, until `stop`.
+/// Checks that the log has lost no history, until `stop`.
 pub fn watch_history(log: &Log, db: &Database, stop: &CancellationToken) -> JoinHandle<()> {
     tokio::spawn(Histories::new(log.clone(), db.clone()).run(stop.clone()))
 }
 
-/// Every finding, one line each, as the reason not to start.
+/// Fails with every finding, one line each, as the reason not to start.
 pub fn refuse(findings: &[impl Display]) -> anyhow::Result<()> {
     if findings.is_empty() {
         return Ok(());
@@ -417,7 +418,7 @@ async fn syncs_always(monitor: &Address) -> anyhow::Result<bool> {
     Ok(answer.pointer("/config/sync_always").and_then(serde_json::Value::as_bool).unwrap_or_default())
 }
 
-/// Tries until it works or [`TIMEOUT`] is over: servers that are started together come up in any order.
+/// Retries until success or [`TIMEOUT`]: servers that are started together come up in any order.
 async fn patiently<T, F: Future<Output = anyhow::Result<T>>>(what: &str, attempt: impl Fn() -> F) -> anyhow::Result<T> {
     let deadline = Instant::now() + TIMEOUT;
     let mut told = false;
@@ -436,9 +437,9 @@ async fn patiently<T, F: Future<Output = anyhow::Result<T>>>(what: &str, attempt
     }
 }
 
-/// Memory comes 4 KiB at a time, also to a program that grows: the allocator asks for pages of 2 MiB, and whoever needs the
-/// next one waits until the kernel has found and cleared it, for milliseconds on a busy machine. The servers that it
-/// starts inherit this.
+/// Makes the kernel allocate memory 4 KiB at a time, also to a program that grows: the allocator requests pages of 2 MiB,
+/// and the thread that needs the next one waits until the kernel has found and cleared it, for milliseconds on a busy
+/// machine. The servers that it starts inherit this.
 pub fn small_pages() {
     #[cfg(target_os = "linux")]
     let _ = rustix::thread::disable_transparent_huge_pages(true);

@@ -1,18 +1,18 @@
-//! Texts that nobody may see, and addresses with a login in them: what is logged, or said in an error, shows neither. Who
-//! needs the text itself asks for it by name.
+//! Secret texts, and addresses with a login in them: neither is shown in logs or errors. Code that needs the text itself
+//! requests it by name.
 
 use std::fmt;
 
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
-/// A text that is for its holder alone. It is shown as that; only where it is an answer's purpose is it serialized.
+/// A secret text. It is never shown; only where that is an answer's purpose is it serialized.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
-    /// The text, for whom it is for.
+    /// Returns the text, for its intended recipient.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -30,12 +30,12 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// An address of a server, or several with commas, maybe with a login. It is shown without that and without its query.
+/// An address of a server, or several with commas, maybe with a login. It is shown without the login and the query.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Address(String);
 
 impl Address {
-    /// All of it, to connect with.
+    /// Returns all of it, to connect with.
     pub fn whole(&self) -> &str {
         &self.0
     }
@@ -50,7 +50,7 @@ impl From<String> for Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let each: Option<Vec<String>> = self.0.split(',').map(without_login).collect();
-        // A comma may also stand in the login.
+        // A login may also have a comma in it.
         match each.map(|each| each.join(",")).or_else(|| without_login(&self.0)) {
             Some(shown) => f.write_str(&shown),
             None => f.write_str("an address that cannot be read"),
@@ -64,7 +64,7 @@ impl fmt::Debug for Address {
     }
 }
 
-/// Scheme, host, port and path of one address; none when it is not sure which part of it is what.
+/// Returns scheme, host, port and path of one address; none when it is not certain which part of it is which.
 fn without_login(text: &str) -> Option<String> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".:-_[]".contains(&byte);
     match text.trim().parse::<Url>() {

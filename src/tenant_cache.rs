@@ -1,5 +1,5 @@
-//! The key of everything that this process remembers of tenants. There is none without an org, so that what is remembered
-//! of one org cannot be handed to another that happens to have the same id, slug or name in it.
+//! The key of all caches of tenants' data. There is none without an org, so that a cached item of one org cannot be returned
+//! to another that happens to have the same id, slug or name in it.
 
 use std::{collections::BTreeMap, hash::Hash};
 
@@ -8,7 +8,7 @@ use quick_cache::sync::Cache;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// Something of one org.
+/// An item of one org.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Scoped<K> {
     org: OrgId,
@@ -16,13 +16,13 @@ pub struct Scoped<K> {
 }
 
 impl<K> Scoped<K> {
-    /// The key of `item` in `org`.
+    /// Creates the key of `item` in `org`.
     pub fn new(org: OrgId, item: K) -> Self {
         Self { org, item }
     }
 }
 
-/// A cache of tenants' things.
+/// A cache of tenants' items.
 pub type OrgCache<K, V> = Cache<Scoped<K>, V>;
 
 /// What is in a cache at the moment.

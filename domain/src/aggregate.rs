@@ -1,10 +1,10 @@
-//! A consistency boundary, and what its decisions may know.
+//! A consistency boundary, and the inputs of its decisions.
 
 use orgstream_events::{Actor, AggregateType, CommandId, Event, OrgId, Timestamp};
 
 use crate::Rejection;
 
-/// What `decide` may know besides the state and the command. There is nothing else: no I/O, no clock, no randomness.
+/// The inputs of `decide` besides the state and the command. There are no others: no I/O, no clock, no randomness.
 #[derive(Debug, Clone, Copy)]
 pub struct DecisionContext {
     /// The time, read once for the whole command.
@@ -15,40 +15,41 @@ pub struct DecisionContext {
     pub org: OrgId,
 }
 
-/// Where an event stands, and who did it.
+/// The position and the actor of an event.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
     /// The sequence of its commit in the org's stream.
     pub seq: u64,
-    /// Whose doing it is.
+    /// The principal that caused it.
     pub actor: &'a Actor,
 }
 
 /// A consistency boundary: the state that a decision needs, rebuilt from its own events and nothing else.
 pub trait Aggregate: Default + Clone + Send + Sync + 'static {
-    /// What can be asked of it, with everything that the handler found out beforehand.
+    /// Its commands, with everything that the handler looked up beforehand.
     type Command: Send;
-    /// What can happen to it.
+    /// Its events.
     type Event;
-    /// Why it refuses.
+    /// The reasons for a refusal.
     type Error: Into<Rejection>;
-    /// Its kind, as subjects have it.
+    /// Its type, as it appears in subjects.
     const TYPE: AggregateType;
 
-    /// Takes in what happened. It cannot fail: it already happened.
+    /// Applies an event. It cannot fail: the event has already happened.
     fn apply(&mut self, event: &Self::Event);
 
-    /// The same, with where it stands and who did it, for those who compare what happened to two aggregates.
+    /// Like `apply`, with the event's position and actor, for callers that compare events of two aggregates.
     fn apply_at(&mut self, event: &Self::Event, _: Place<'_>) {
         self.apply(event);
     }
 
-    /// Says what happens. No events mean that everything already is as asked, so that there is nothing to append.
+    /// Returns the events that follow from the command. No events mean that the state is already as requested, so that there
+    /// is nothing to append.
     fn decide(&self, command: Self::Command, context: &DecisionContext) -> Result<Vec<Self::Event>, Self::Error>;
 
-    /// The event among all events.
+    /// Wraps the event in the enum of all events.
     fn wrap(event: Self::Event) -> Event;
 
-    /// The event, if it is one of this aggregate's.
+    /// Returns the event if it belongs to this aggregate.
     fn event_of(event: &Event) -> Option<&Self::Event>;
 }

@@ -14,36 +14,36 @@ use crate::{
 };
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
-/// The longest that the token before a rotation goes on.
+/// The maximum time that the previous token stays valid after a rotation.
 const MAX_OVERLAP_SECONDS: u32 = 7 * 24 * 60 * 60;
-/// The most networks of one key.
+/// The maximum number of networks of one key.
 const MAX_NETWORKS: usize = 32;
 
-/// A key, as decisions see it. By default it does not exist yet.
+/// The state of a key. By default it does not exist yet.
 #[derive(Debug, Clone, Default)]
 pub struct ApiKey {
     issued: Option<ApiKeyIssued>,
     expires_at: Option<Timestamp>,
     revoked: bool,
     issued_by: Option<(ActorType, String)>,
-    /// The token that goes on as long as the key.
+    /// The token that is valid as long as the key.
     current: Option<KeyPublicId>,
-    /// The one before, and when it ends.
+    /// The previous token, and when it expires.
     previous: Option<(KeyPublicId, Timestamp)>,
 }
 
 impl ApiKey {
-    /// What was issued, if anything was.
+    /// Returns the issuing event, if the key was issued.
     pub fn issued(&self) -> Option<&ApiKeyIssued> {
         self.issued.as_ref()
     }
 
-    /// Who issued it.
+    /// Returns the principal that issued it.
     pub fn issued_by(&self) -> Option<&(ActorType, String)> {
         self.issued_by.as_ref()
     }
 
-    /// The member on whose word it is: who issued it, or who issued the key that did, and so on.
+    /// Returns the member that vouches for the key: the one that issued it, or that issued the key that did, and so on.
     pub fn creator(&self) -> Option<MemberId> {
         match &self.issued_by {
             Some((ActorType::Member, id)) => id.parse().ok(),
@@ -51,13 +51,13 @@ impl ApiKey {
         }
     }
 
-    /// When the key ends by itself.
+    /// Returns when the key expires.
     pub fn expires_at(&self) -> Option<Timestamp> {
         self.expires_at
     }
 
-    /// Until when a token of it counts: until a time, or as long as the key. One that is neither the last nor the one before
-    /// counts no more.
+    /// Returns how long a token of the key is valid: until a time, or as long as the key. A token that is neither the
+    /// current nor the previous one is no longer valid.
     pub fn token_ends_at(&self, public_id: &KeyPublicId) -> Option<Timestamp> {
         if self.current.as_ref() == Some(public_id) {
             return None;
@@ -66,49 +66,49 @@ impl ApiKey {
         Some(previous.map_or(Timestamp::from_unix_ms(0), |(_, ends_at)| *ends_at))
     }
 
-    /// Whether somebody ended it.
+    /// Whether the key was revoked.
     pub fn is_revoked(&self) -> bool {
         self.revoked
     }
 }
 
-/// What can be asked of a key.
+/// The commands of a key.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ApiKeyCommand {
-    /// Begin.
+    /// Issues the key.
     Issue {
-        /// As the caller has it.
+        /// The command as received.
         command: IssueApiKey,
-        /// What is kept of the token that the caller is shown.
+        /// The stored parts of the token that the caller receives.
         token: TokenParts,
-        /// What it may do where nothing is said of that: what the caller may, if that is not everything.
+        /// The default scopes: the caller's own, if those are limited.
         inherited: Option<Vec<String>>,
-        /// The member on whose word a key issues it.
+        /// The member that vouches for a key that is issued with another key.
         creator: Option<MemberId>,
-        /// The longest life that the organization allows, in days.
+        /// The longest lifetime that the organization allows, in days.
         max_days: Option<u32>,
     },
-    /// Another secret.
+    /// Replaces the secret.
     Rotate {
-        /// As the caller has it.
+        /// The command as received.
         command: RotateApiKey,
-        /// What is kept of the token that the caller is shown.
+        /// The stored parts of the token that the caller receives.
         token: TokenParts,
-        /// The longest life that the organization allows, in days.
+        /// The longest lifetime that the organization allows, in days.
         max_days: Option<u32>,
     },
-    /// End.
+    /// Revokes the key.
     Revoke(RevokeApiKey),
 }
 
-/// What is kept of a token. None of it is the secret.
+/// The stored parts of a token. None of them is the secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenParts {
-    /// The part that names the key.
+    /// The part that identifies the key.
     pub public_id: KeyPublicId,
-    /// What recognizes the secret.
+    /// The keyed hash that verifies the secret.
     pub secret_mac: Fingerprint,
-    /// What a person tells keys apart by.
+    /// The last characters, by which a person tells keys apart.
     pub last4: String,
 }
 
@@ -290,7 +290,7 @@ impl Aggregate for ApiKey {
                 let expires_at = end(lifetime, context.now, max_days, &mut faults);
                 let allowed_ips = networks(&command.allowed_ips, &mut faults);
                 let IssueApiKey { name, role, environment, scopes, .. } = command;
-                // Whoever may not do everything hands out what they may, unless they say less.
+                // A caller with limited scopes passes those on, unless the command names fewer.
                 let scopes = scopes.or(inherited);
                 check_scopes(scopes.as_deref().unwrap_or_default(), role, &mut faults);
                 faults.none_or(ApiKeyError::Invalid)?;
@@ -360,7 +360,7 @@ impl Aggregate for ApiKey {
     }
 }
 
-/// When a key ends, within what the organization allows.
+/// Returns when a key expires, within the organization's limit.
 fn end(
     lifetime: (Option<Timestamp>, Option<u32>),
     now: Timestamp,
@@ -394,7 +394,7 @@ fn end(
     Some(end)
 }
 
-/// Addresses and networks in one form, the bits behind the prefix left out.
+/// Normalizes addresses and networks, with the bits behind the prefix cleared.
 fn networks(texts: &[String], faults: &mut Faults) -> Vec<String> {
     if texts.len() > MAX_NETWORKS {
         faults.add("/allowed_ips", "too_many", format!("must be at most {MAX_NETWORKS}"));
@@ -430,19 +430,19 @@ fn check_scopes(scopes: &[String], role: Role, faults: &mut Faults) {
     }
 }
 
-/// Why a key refuses.
+/// The reasons why a key command is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApiKeyError {
-    /// Its fields are wrong.
+    /// Fields are invalid.
     #[error("some fields are not as they must be")]
     Invalid(Vec<FieldError>),
-    /// It was issued before.
+    /// The key was issued before.
     #[error("this key was issued already; send a new command id to issue another")]
     AlreadyExists,
     /// No such key.
     #[error("there is no such API key in this organization")]
     NotFound,
-    /// Revoked or expired.
+    /// The key is revoked or expired.
     #[error("this key has ended and cannot be rotated: issue another")]
     Ended,
 }

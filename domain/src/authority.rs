@@ -1,6 +1,6 @@
-//! The one rule of handing out: nobody gives, sets or learns more than their role and their scopes allow, both together.
+//! The delegation rule: a principal grants, sets or learns no more than its role and its scopes both allow.
 //!
-//! What a command gives is declared with the command (`commands/grants.rs`); this says whether somebody may.
+//! What a command grants is declared with the command (`commands/grants.rs`); this module decides whether the principal may.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use orgstream_events::Role;
 
 use crate::{Permission, Scopes};
 
-/// What somebody may do in an organization, as far as they may pass it on.
+/// The permissions of a principal in an organization, as far as it may delegate them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authority {
     role: Role,
@@ -16,45 +16,45 @@ pub struct Authority {
     scopes: Scopes,
 }
 
-/// Why somebody may not give what they want to give.
+/// The reason why a principal may not grant something.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Excess {
-    /// The role is above theirs.
+    /// The role is above the principal's own.
     #[error("the role {by} cannot give the role {role}; ask somebody who has it")]
     Role {
-        /// Their role.
+        /// The principal's role.
         by: Role,
-        /// What they wanted to give.
+        /// The role to be granted.
         role: Role,
     },
-    /// Their role does not have it.
+    /// The principal's role lacks the permission.
     #[error("your role {by} does not have the permission {permission}, and nobody gives more than they have")]
     Permission {
-        /// Their role.
+        /// The principal's role.
         by: Role,
-        /// The first that is missing.
+        /// The first missing permission.
         permission: Permission,
     },
-    /// Their role has it and their scopes do not.
+    /// The principal's role has the permission and its scopes do not.
     #[error("this credential's scopes do not have the permission {permission}, and nobody gives more than they have")]
     Scopes {
-        /// The first that is missing.
+        /// The first missing permission.
         permission: Permission,
     },
 }
 
 impl Authority {
-    /// Of somebody whose role has `of_role`, within `scopes`.
+    /// The authority of a principal whose role has the permissions `of_role`, within `scopes`.
     pub fn new(role: Role, of_role: BTreeSet<Permission>, scopes: Scopes) -> Self {
         Self { role, of_role, scopes }
     }
 
-    /// Everything that they may do.
+    /// Returns all permissions of the principal.
     pub fn permissions(&self) -> BTreeSet<Permission> {
         self.of_role.iter().copied().filter(|permission| self.scopes.allow(*permission)).collect()
     }
 
-    /// Whether they may give these permissions to somebody, or use them to learn something.
+    /// Checks that the principal may grant these permissions, or use them to learn something.
     pub fn may_grant(&self, permissions: &BTreeSet<Permission>) -> Result<(), Excess> {
         let by = self.role;
         for &permission in permissions {
@@ -68,8 +68,8 @@ impl Authority {
         Ok(())
     }
 
-    /// Whether they may give a role of which this is used: its permissions, or fewer. A role can be above another that may
-    /// as much: an admin makes no owner.
+    /// Checks that the principal may grant a role of which these `permissions` are used: all of the role's, or fewer. A role
+    /// can be above another with the same permissions: an admin creates no owner.
     pub fn may_grant_role(&self, role: Role, permissions: &BTreeSet<Permission>) -> Result<(), Excess> {
         if !self.role.includes(role) {
             return Err(Excess::Role { by: self.role, role });
@@ -114,7 +114,7 @@ mod tests {
         assert!(viewer.may_grant_role(Role::Member, &Permission::of_role(Role::Member)).is_err());
     }
 
-    /// Whatever the role and whatever the scopes, what may be given is what may be done.
+    /// For every role and all scopes, a principal may grant exactly what it may do.
     #[test]
     fn what_may_be_given_is_what_may_be_done() {
         for role in Role::BUILT_IN {

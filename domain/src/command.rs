@@ -1,4 +1,4 @@
-//! Every command: its name on the wire, how it is read, and what it is about.
+//! All commands: their names on the wire, how they are parsed, and the aggregates that they address.
 
 use std::borrow::Cow;
 
@@ -19,40 +19,40 @@ use crate::{
     SkipParked, SuspendOrganization, UpdateRecord, UpgradeOrganization, grants::Grant, openapi, shaped,
 };
 
-/// What is declared of a command, beside its fields and once. There are no defaults: who adds a command decides all of it.
+/// The declaration of a command, besides its fields. There are no defaults: each command decides all of it.
 #[derive(Debug, PartialEq)]
 pub struct CommandSpec {
     /// The `type` on the wire.
     pub name: &'static str,
-    /// What a caller must have or be.
+    /// The permission or the kind of principal that is required.
     pub requires: Requires,
     /// The names of the events that follow from it: the audit trail of the command.
     pub events: &'static [&'static str],
-    /// Whether it makes something new, which a success then says (201).
+    /// Whether it creates a resource, which makes the success status 201.
     pub creates: bool,
-    /// Whose stream takes its events.
+    /// The organization whose stream receives its events.
     pub scope: Scope,
-    /// Whether a suspended organization still takes it: what the platform decides, and nothing else.
+    /// Whether a suspended organization still accepts it: decisions of the platform, and nothing else.
     pub while_suspended: bool,
-    /// Whether a personal organization takes it: everything but what needs several people.
+    /// Whether a personal organization accepts it: everything but commands that need several people.
     pub in_personal: bool,
-    /// Whether it lets somebody in, who expects that as soon as it is answered.
+    /// Whether it grants access that must be effective as soon as the command is answered.
     pub gives_access: bool,
     /// The hourly limit that it counts against.
     pub hourly_limit: Option<HourlyLimit>,
 }
 
-/// What a caller of a command must have or be.
+/// The requirement on the caller of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Requires {
     /// This permission in the organization.
     Permission(Permission),
-    /// A person who signed in. They are not in the organization yet.
+    /// A signed-in person, who is not a member of the organization yet.
     Person,
 }
 
 impl Requires {
-    /// The permission, if it is one.
+    /// Returns the permission, if the requirement is one.
     pub fn permission(self) -> Option<Permission> {
         match self {
             Self::Permission(permission) => Some(permission),
@@ -61,39 +61,40 @@ impl Requires {
     }
 }
 
-/// Whose stream takes the events of a command.
+/// The organization whose stream receives the events of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// That of the organization that it was sent to.
+    /// The organization that the command was sent to.
     Organization,
-    /// That of the platform ([`PLATFORM_ORG`]): the command is about what all organizations share, and for operators.
+    /// The platform's ([`PLATFORM_ORG`]): the command is for operators and about data that all organizations share.
     Platform,
 }
 
-/// What an organization may do so many times in an hour.
+/// The operations that are limited per organization and hour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HourlyLimit {
-    /// Invitations that are sent.
+    /// Invitations sent.
     Invitations,
 }
 
-/// The aggregate that a command is about.
+/// The aggregate that a command addresses.
 pub enum About {
-    /// This one.
+    /// An existing aggregate.
     One(AggregateId),
-    /// One that it makes, whose id follows from the command's, so that a retry names the same and there is no history to read.
+    /// A new aggregate, whose id follows from the command's, so that a retry names the same one and there is no history to
+    /// read.
     New(fn(CommandId) -> AggregateId),
 }
 
-/// A command as its aggregate's file declares it.
+/// A command as declared in its aggregate's file.
 pub trait Declared {
-    /// Everything but what depends on its fields.
+    /// Everything that does not depend on its fields.
     const SPEC: CommandSpec;
 
-    /// The aggregate that it is about, in `org`.
+    /// Returns the aggregate that it addresses, in `org`.
     fn about(&self, org: OrgId) -> About;
 
-    /// Everything that it gives to somebody who did not have it, or lets somebody learn.
+    /// Returns everything that it grants or discloses.
     fn grants(&self) -> Vec<Grant>;
 }
 
@@ -108,7 +109,7 @@ struct Tagged<'a, C> {
 
 macro_rules! commands {
     ($($command:ident),* $(,)?) => {
-        /// Everything that a producer can ask for: a JSON object whose `type` says which command it is.
+        /// Every command that a producer can send: a JSON object whose `type` names the command.
         #[derive(Debug, Clone, PartialEq)]
         pub enum Command {
             $(#[doc = concat!("See [`", stringify!($command), "`].")] $command($command),)*
@@ -125,13 +126,13 @@ macro_rules! commands {
         }
 
         impl Command {
-            /// What is declared of every command.
+            /// The declarations of all commands.
             pub const SPECS: &'static [CommandSpec] = &[$($command::SPEC),*];
 
-            /// The name of every command.
+            /// The names of all commands.
             pub const NAMES: &'static [&'static str] = &[$($command::SPEC.name),*];
 
-            /// Reads a command: an object whose `type` says which, and whose other fields are the command's.
+            /// Parses a command: an object whose `type` names it, and whose other fields are the command's.
             pub fn read(value: Value) -> Result<Self, Misfit> {
                 let Value::Object(mut fields) = value else {
                     return Err(Misfit::must_be("an object whose `type` says which command it is"));
@@ -144,7 +145,7 @@ macro_rules! commands {
                 Err(Misfit::unknown_name(&name, Self::NAMES).under("type"))
             }
 
-            /// What is declared of it.
+            /// Returns the command's declaration.
             pub fn spec(&self) -> &'static CommandSpec {
                 match self {
                     $(Self::$command(_) => const { &$command::SPEC },)*
@@ -157,7 +158,7 @@ macro_rules! commands {
                 }
             }
 
-            /// Everything that it gives to somebody who did not have it, or lets somebody learn.
+            /// Returns everything that it grants or discloses.
             pub fn grants(&self) -> Vec<Grant> {
                 match self {
                     $(Self::$command(command) => command.grants(),)*
@@ -233,13 +234,13 @@ commands! {
 }
 
 impl Command {
-    /// The name: its `type` on the wire.
+    /// Returns the name: its `type` on the wire.
     pub fn name(&self) -> &'static str {
         self.spec().name
     }
 
-    /// The aggregate that it is about. What it creates gets an id that follows from the command, so a retry names the same
-    /// thing.
+    /// Returns the aggregate that it addresses. What it creates gets an id that follows from the command, so a retry names
+    /// the same aggregate.
     pub fn aggregate(&self, context: &DecisionContext) -> AggregateId {
         match self.about(context.org) {
             About::One(aggregate) => aggregate,
@@ -247,13 +248,13 @@ impl Command {
         }
     }
 
-    /// Whether it begins something whose id follows from the command, so that there is no history to read.
+    /// Whether it creates an aggregate whose id follows from the command, so that there is no history to read.
     pub fn creates_under_own_id(&self) -> bool {
-        // Whose organization it is sent to makes no difference to that.
+        // The organization that it is sent to makes no difference here.
         matches!(self.about(PLATFORM_ORG), About::New(_))
     }
 
-    /// What other commands of the same request must wait for; none when there is nothing to wait for.
+    /// Returns the aggregate on which other commands of the same request must wait; none when there is nothing to wait for.
     pub fn order_key(&self, org: OrgId) -> Option<AggregateId> {
         match self.about(org) {
             About::One(aggregate) => Some(aggregate),
@@ -261,7 +262,7 @@ impl Command {
         }
     }
 
-    /// The tenant whose stream takes its events when it was sent to `org`.
+    /// Returns the organization whose stream receives its events when it was sent to `org`.
     pub fn org(&self, org: OrgId) -> OrgId {
         match self.spec().scope {
             Scope::Organization => org,
@@ -269,7 +270,7 @@ impl Command {
         }
     }
 
-    /// Whether the answer has a secret, which nobody but whoever sent the command may be given again.
+    /// Whether the answer has a secret, which only the sender of the command may be given again.
     pub fn answers_a_secret(&self) -> bool {
         self.grants().iter().any(|grant| matches!(grant, Grant::Key(..) | Grant::KeyAgain(_)))
     }

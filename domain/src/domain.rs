@@ -1,4 +1,4 @@
-//! One domain of an organization: claimed, then proven by what its DNS says, then perhaps removed.
+//! One domain of an organization: claimed, then proven by its DNS records, then perhaps removed.
 
 use orgstream_events::{
     AggregateId, AggregateType, DomainClaimed, DomainEvent, DomainId, DomainName, DomainProven, DomainRemoved, Event,
@@ -12,12 +12,12 @@ use crate::{
     Requires, Scope, grants::Grant, public_domains,
 };
 
-/// Below which name of the domain its TXT record is looked for.
+/// The name below the domain where its TXT record is queried.
 pub const RECORD: &str = "_orgstream-challenge";
-/// What stands before the challenge in the record.
+/// The text before the challenge in the record.
 pub const RECORD_KEY: &str = "orgstream-domain-verification=";
 
-/// A domain, as decisions see it. By default nobody has claimed it.
+/// The state of a domain. By default it is unclaimed.
 #[derive(Debug, Clone, Default)]
 pub struct Domain {
     claim: Option<DomainClaimed>,
@@ -25,38 +25,38 @@ pub struct Domain {
 }
 
 impl Domain {
-    /// What was claimed, while it is.
+    /// Returns the claim, while there is one.
     pub fn claim(&self) -> Option<&DomainClaimed> {
         self.claim.as_ref()
     }
 
-    /// Whether the domain's DNS said that it is the organization's.
+    /// Whether the domain's DNS proved that it is the organization's.
     pub fn is_proven(&self) -> bool {
         self.proven
     }
 }
 
-/// Where the TXT record of a domain must be.
+/// Returns the name of a domain's TXT record.
 pub fn record_name(domain: &DomainName) -> String {
     format!("{RECORD}.{domain}")
 }
 
-/// What can be asked of a domain.
+/// The commands of a domain.
 #[derive(Debug, Clone, PartialEq)]
 pub enum DomainCommand {
-    /// Begin.
+    /// Claims the domain.
     Claim {
-        /// As the caller has it.
+        /// The command as received.
         command: ClaimDomain,
-        /// What a TXT record of the domain must say.
+        /// The text that a TXT record of the domain must have.
         challenge: String,
     },
-    /// Count as the organization's own.
+    /// Proves the claim.
     Prove {
-        /// What the domain's TXT records say.
+        /// The contents of the domain's TXT records.
         records: Vec<String>,
     },
-    /// End.
+    /// Removes the domain.
     Remove,
 }
 
@@ -118,7 +118,7 @@ impl Declared for ProveDomain {
     }
 
     fn grants(&self) -> Vec<Grant> {
-        // Everybody with an address of the domain may become a member.
+        // Every owner of an address of the domain may become a member.
         vec![Grant::Role(Role::Member)]
     }
 }
@@ -234,26 +234,26 @@ impl Aggregate for Domain {
     }
 }
 
-/// Why a domain refuses.
+/// The reasons why a domain command is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DomainError {
-    /// It is the organization's already.
+    /// The domain is the organization's already.
     #[error("the organization has claimed this domain already")]
     AlreadyExists,
-    /// It is not the organization's.
+    /// The domain is not the organization's.
     #[error("there is no such domain in this organization")]
     NotFound,
-    /// Everybody can have an address there.
+    /// The domain is a public mailbox provider's.
     #[error(
         "everybody can have an address at {0}, so no organization can say that it is its own; give your own domain"
     )]
     Public(DomainName),
-    /// Its DNS does not say so.
+    /// The domain's DNS does not have the record.
     #[error("{name} has no TXT record {wanted:?}; add it, and try again when your DNS shows it")]
     NotProven {
-        /// Where the record must be.
+        /// The name of the record.
         name: String,
-        /// What it must say.
+        /// The required content.
         wanted: String,
     },
 }

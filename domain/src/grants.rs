@@ -1,7 +1,7 @@
-//! What each command gives to somebody who did not have it, or lets somebody learn.
+//! What each command grants or discloses.
 //!
-//! Each command declares it ([`crate::Declared::grants`]). Whether whoever sends it may is one rule
-//! ([`crate::authority`]), asked in one place: where commands are handled.
+//! Each command declares it ([`crate::Declared::grants`]). Whether the sender may is one rule ([`crate::authority`]),
+//! checked in one place: where commands are handled.
 
 use std::collections::BTreeSet;
 
@@ -9,29 +9,30 @@ use orgstream_events::{InvitationId, KeyId, Role};
 
 use crate::Permission;
 
-/// What a command gives.
+/// A grant of a command.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Grant {
-    /// A role, to somebody who acts by it.
+    /// A role, to a principal that acts by it.
     Role(Role),
-    /// These permissions: to a role, or to a place outside that learns what they open.
+    /// These permissions: to a role, or to an external endpoint that receives what they open.
     Permissions(BTreeSet<Permission>),
-    /// A key's token: its role within these scopes, or within those of whoever issues it.
+    /// A key's token: its role within these scopes, or within those of the issuing principal.
     Key(Role, Option<Vec<String>>),
-    /// The token of a key that is there.
+    /// The token of an existing key.
     KeyAgain(KeyId),
-    /// Nothing, but it ends a key that is there, which is for those who may do as much as the key.
+    /// No permission, but the end of an existing key, which requires as many permissions as the key has.
     KeyEnded(KeyId),
-    /// What an invitation that is there offers.
+    /// The offer of an existing invitation.
     Invitation(InvitationId),
-    /// That this issuer says who signs in.
+    /// The right of this issuer to vouch for identities.
     Issuer(String),
-    /// What somebody in the organization has offered, to whoever takes it: that they still may is asked where it is taken.
+    /// What a member of the organization has offered, to the recipient: whether the offer still holds is checked on
+    /// acceptance.
     Offered,
 }
 
 impl Grant {
-    /// The permissions of these names. What is no permission gives nothing, and is refused by the role's own rules.
+    /// The permissions of these names. An unknown name grants nothing, and is refused by the role's own rules.
     pub(crate) fn permissions_named(names: &[String]) -> Self {
         Self::Permissions(names.iter().filter_map(|name| Permission::named(name)).collect())
     }

@@ -1,6 +1,6 @@
-//! One invitation: issued once, then accepted or revoked; until then it can be sent again, and it ends by itself.
+//! One invitation: issued once, then accepted or revoked; until then it can be resent, and it expires.
 //!
-//! Who is a member is for the roster to say, so whoever accepts is added there in the same atomic append.
+//! Membership is decided by the roster, so the accepting person is added there in the same atomic append.
 
 use std::collections::BTreeSet;
 
@@ -23,12 +23,12 @@ use crate::{
 };
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
-/// How long an invitation can be accepted when nothing else is said, in days.
+/// The default validity of an invitation, in days.
 pub const USUAL_DAYS: u32 = 7;
-/// The longest that an invitation can be accepted, in days.
+/// The longest validity of an invitation, in days.
 pub const MAX_DAYS: u32 = 30;
 
-/// An invitation, as decisions see it. By default it does not exist yet.
+/// The state of an invitation. By default it does not exist yet.
 #[derive(Debug, Clone, Default)]
 pub struct Invitation {
     offer: Option<Offer>,
@@ -39,18 +39,18 @@ pub struct Invitation {
 /// The newest mail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Sent {
-    /// Whose word it is.
+    /// The principal that vouches for it.
     by: (ActorType, String),
-    /// Where that stands in the org's stream.
+    /// Its position in the org's stream.
     at: u64,
 }
 
-/// What is offered, to whom.
+/// The offered role and its recipient.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
-    /// Only whoever has this address can accept.
+    /// The only address that can accept.
     pub email: String,
-    /// What they may do then.
+    /// The role on acceptance.
     pub role: Role,
     expires_at: Timestamp,
     token_mac: Fingerprint,
@@ -63,22 +63,22 @@ enum End {
 }
 
 impl Invitation {
-    /// What is offered, once it was issued.
+    /// Returns the offer, once it was issued.
     pub fn offer(&self) -> Option<&Offer> {
         self.offer.as_ref()
     }
 
-    /// Who offers it: whoever sent the newest mail.
+    /// Returns the principal that vouches for the offer: the sender of the newest mail.
     pub fn sent_by(&self) -> Option<&(ActorType, String)> {
         self.sent.as_ref().map(|sent| &sent.by)
     }
 
-    /// Since where in the org's stream that is so.
+    /// Returns the position of that mail in the org's stream.
     pub fn sent_at(&self) -> u64 {
         self.sent.as_ref().map_or(0, |sent| sent.at)
     }
 
-    /// What can still be accepted, whether or not its time is over.
+    /// Returns the offer if it can still be accepted, expired or not.
     fn open(&self) -> Result<&Offer, InvitationError> {
         match (&self.offer, self.end) {
             (None, _) => Err(InvitationError::NotFound),
@@ -89,55 +89,55 @@ impl Invitation {
     }
 }
 
-/// What can be asked of an invitation. `by` is the role of whoever asks, `mac` recognizes the token.
+/// The commands of an invitation. `by` is the caller's role, `mac` verifies the token.
 #[derive(Debug, Clone, PartialEq)]
 pub enum InvitationCommand {
-    /// Begin.
+    /// Issues the invitation.
     Issue {
-        /// As the caller has it.
+        /// The command as received.
         command: IssueInvitation,
-        /// Of the token that goes to the mailbox.
+        /// The hash of the token that is mailed.
         mac: Fingerprint,
         /// The caller's role.
         by: Role,
-        /// Whom the organization lets be invited.
+        /// The organization's rules for invitations.
         rules: InviteRules,
     },
-    /// Send a new token in place of the one before.
+    /// Sends a new token in place of the previous one.
     Resend {
-        /// As the caller has it.
+        /// The command as received.
         command: ResendInvitation,
-        /// Of the new token.
+        /// The hash of the new token.
         mac: Fingerprint,
         /// The caller's role.
         by: Role,
     },
-    /// End.
+    /// Revokes the invitation.
     Revoke {
-        /// As the caller has it.
+        /// The command as received.
         command: RevokeInvitation,
         /// The caller's role.
         by: Role,
     },
-    /// Join.
+    /// Accepts the invitation.
     Accept {
-        /// Of the token that was shown.
+        /// The hash of the token that was presented.
         mac: Fingerprint,
         /// The address that the person's issuer verified.
         email: String,
-        /// Who they become.
+        /// The id of the new member.
         member_id: MemberId,
-        /// Whether whoever sent it could send it now.
+        /// Whether the sender could still send it now.
         is_offered: bool,
     },
 }
 
-/// Whom an organization lets be invited.
+/// The recipients that an organization lets be invited.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InviteRules {
-    /// In general.
+    /// The general policy.
     pub policy: InvitePolicy,
-    /// Whose addresses, where that is restricted.
+    /// The domains of permitted addresses, where the policy restricts them.
     pub allowed_domains: BTreeSet<DomainName>,
     /// Whether the person is a member already.
     pub is_member: bool,
@@ -361,7 +361,7 @@ impl Aggregate for Invitation {
                 Ok(vec![InvitationEvent::Revoked(InvitationRevoked { reason })])
             }
             InvitationCommand::Accept { mac, email, member_id, is_offered } => {
-                // What became of an invitation is told to those who have its token, and to nobody else.
+                // The outcome of an invitation is disclosed only to holders of its token.
                 let token_mac = self.offer.as_ref().ok_or(InvitationError::NotFound)?.token_mac;
                 if !bool::from(token_mac.0.ct_eq(&mac.0)) {
                     return Err(InvitationError::NotFound);
@@ -410,43 +410,43 @@ fn within(by: Role, role: Role) -> Result<(), InvitationError> {
     if by.includes(role) { Ok(()) } else { Err(InvitationError::RoleAboveOwn { by, role }) }
 }
 
-/// Why an invitation refuses.
+/// The reasons why an invitation command is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvitationError {
-    /// Its fields are wrong.
+    /// Fields are invalid.
     #[error("some fields are not as they must be")]
     Invalid(Vec<FieldError>),
-    /// It was issued before.
+    /// The invitation was issued before.
     #[error("this invitation was issued already; send a new command id to issue another")]
     AlreadyExists,
     /// No such invitation, or not with this token.
     #[error("there is no such invitation; was a newer one sent?")]
     NotFound,
-    /// Somebody joined with it.
+    /// The invitation was accepted.
     #[error("this invitation was accepted already; ask for another one")]
     Used,
-    /// It was taken back.
+    /// The invitation was revoked.
     #[error("this invitation was revoked; ask for another one")]
     Revoked,
-    /// Its time is over.
+    /// The invitation has expired.
     #[error("this invitation ended at {0}; ask for it to be sent again")]
     Expired(Timestamp),
-    /// Whoever sent it has no say in that any more.
+    /// The sender has lost the right to invite.
     #[error("whoever sent this invitation may not give this role any more; ask for another one")]
     Withdrawn,
-    /// It is for somebody else.
+    /// The invitation is for another address.
     #[error("this invitation is for another e-mail address; sign in with the address that it was sent to")]
     OtherEmail,
-    /// There is nobody to invite.
+    /// The person is a member already.
     #[error("a member with this e-mail address exists already; change their role instead")]
     AlreadyMember,
-    /// The organization invites nobody.
+    /// The organization has disabled invitations.
     #[error("this organization invites nobody; its setting invite_policy says so")]
     InvitesOff,
-    /// The organization invites others.
+    /// The organization does not permit this address.
     #[error("this organization invites only addresses of its allowed_domains; add the domain there first")]
     DomainNotAllowed,
-    /// More than the caller has.
+    /// The role is above the caller's own.
     #[error("a member with role {by} cannot invite with the role {role}, or change such an invitation")]
     RoleAboveOwn {
         /// The caller's role.
@@ -575,7 +575,7 @@ mod tests {
 
     #[test]
     fn nothing_but_the_letters_of_ascii_has_a_case() {
-        // A kelvin sign becomes a k where all of Unicode is folded, and is another mailbox.
+        // Unicode case folding turns a kelvin sign into a k, which is another mailbox.
         let kim = |email: &str| {
             InvitationEvent::Issued(InvitationIssued {
                 email: email.to_owned(),

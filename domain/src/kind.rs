@@ -19,10 +19,10 @@ use crate::{
     text::Faults,
 };
 
-/// The most that one record can cost.
+/// The maximum cost of one record.
 pub const MAX_COST: u32 = 10_000;
 
-/// A kind, as decisions see it. By default it does not exist yet.
+/// The state of a kind. By default it does not exist yet.
 #[derive(Debug, Clone, Default)]
 pub struct Kind {
     version: u64,
@@ -30,22 +30,22 @@ pub struct Kind {
 }
 
 impl Kind {
-    /// What it is, once it is registered, with the schema compiled.
+    /// Returns the definition, once it is registered, with the schema compiled.
     pub fn validated(&self) -> Option<Arc<ValidatedKind>> {
         self.current.clone()
     }
 }
 
-/// What can be asked of a kind.
+/// The commands of a kind.
 #[derive(Debug, Clone, PartialEq)]
 pub enum KindCommand {
-    /// Begin.
+    /// Registers the kind.
     Register(RegisterKind),
-    /// Take another definition.
+    /// Changes the definition.
     Change(ChangeKind),
-    /// End.
+    /// Retires the kind.
     Retire(RetireKind),
-    /// Go on.
+    /// Restores the kind.
     Restore(RestoreKind),
 }
 
@@ -302,19 +302,19 @@ fn check(definition: &KindDefinition) -> Result<(), KindError> {
     if faults.is_empty() { Ok(()) } else { Err(KindError::Invalid(faults)) }
 }
 
-/// Why a kind refuses.
+/// The reasons why a kind command is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KindError {
-    /// Its fields are wrong.
+    /// Fields are invalid.
     #[error("some fields are not as they must be")]
     Invalid(Vec<FieldError>),
-    /// The name is taken, for ever.
+    /// The name is taken permanently.
     #[error("there is a kind of this name already; change it with change_kind or choose another name")]
     AlreadyExists,
     /// No such kind.
     #[error("there is no kind of this name; register it first")]
     NotFound,
-    /// It ended.
+    /// The kind is retired.
     #[error("the kind is retired and does not change; restore it first, or register another one")]
     Retired,
 }

@@ -1,7 +1,7 @@
-//! What may happen: what a caller may ask for, and the pure decision whether it does.
+//! The domain model: the commands that a caller may send, and the pure decisions on them.
 //!
-//! One file is one aggregate, always in the same order: state, `apply`, commands, `decide`, errors, tests. This crate does no
-//! I/O, reads no clock and draws no randomness; whoever handles commands does that for all of them and hands it in.
+//! One file is one aggregate, always in the same order: state, `apply`, commands, `decide`, errors, tests. This crate does
+//! no I/O, reads no clock and draws no randomness; the command handler does that for all of them and passes the results in.
 //!
 //! Start with [`Aggregate`] and [`Command`].
 

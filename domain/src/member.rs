@@ -17,11 +17,11 @@ use crate::{
     text::{Faults, fold_email, same_email},
 };
 
-/// Everybody who is a member now, and who has left.
+/// The current members, and the former ones.
 #[derive(Debug, Clone, Default)]
 pub struct Members {
     current: BTreeMap<MemberId, Member>,
-    /// Who has left, by their login and by their address, and where in the org's stream that was.
+    /// The former members, by their login and by their address, with the position of the removal in the org's stream.
     left: BTreeMap<UserId, u64>,
     left_emails: BTreeMap<String, u64>,
 }
@@ -29,53 +29,54 @@ pub struct Members {
 /// One person inside one organization.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// The person outside it.
+    /// The person's identity across organizations.
     pub user_id: UserId,
-    /// Where to reach them.
+    /// The e-mail address.
     pub email: String,
-    /// What they may do.
+    /// The role.
     pub role: Role,
 }
 
 impl Members {
-    /// The member of this id.
+    /// Returns the member of this id.
     pub fn get(&self, id: MemberId) -> Option<&Member> {
         self.current.get(&id)
     }
 
-    /// The member that this person is here.
+    /// Returns the membership of this person.
     pub fn of_user(&self, user: UserId) -> Option<(MemberId, &Member)> {
         self.current.iter().find(|(_, member)| member.user_id == user).map(|(id, member)| (*id, member))
     }
 
-    /// Everybody, oldest first.
+    /// Iterates over all members, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = (MemberId, &Member)> {
         self.current.iter().map(|(id, member)| (*id, member))
     }
 
-    /// The member who has this address, whatever the case of its letters.
+    /// Returns the member with this address, regardless of case.
     pub fn of_email(&self, email: &str) -> Option<MemberId> {
         self.current.iter().find(|(_, member)| same_email(&member.email, email)).map(|(id, _)| *id)
     }
 
-    /// Where in the org's stream this person was last removed, by whichever login of theirs it was; 0 when they were not.
+    /// Returns the position in the org's stream where this person was last removed, under any of their logins; 0 without a
+    /// removal.
     fn left_at(&self, user: UserId, email: &str) -> u64 {
         let by_login = self.left.get(&user).copied();
         let by_address = self.left_emails.get(&fold_email(email)).copied();
         by_login.max(by_address).unwrap_or_default()
     }
 
-    /// Whether this person was removed, and not asked back since.
+    /// Whether this person was removed, and not invited or added again since.
     fn has_left(&self, user: UserId, email: &str) -> bool {
         self.left.contains_key(&user) || self.left_emails.contains_key(&fold_email(email))
     }
 
-    /// Whether a key acts for somebody who is not here any more: it brings nobody back who was removed.
+    /// Whether a key's voucher is no longer a member: such a key brings back no removed person.
     fn is_left_behind(&self, voucher: Option<MemberId>) -> bool {
         voucher.is_some_and(|voucher| self.get(voucher).is_none())
     }
 
-    /// What `event` makes of the roster, where `seq` is its place in the org's stream.
+    /// Applies `event` to the roster, where `seq` is its position in the org's stream.
     fn fold(&mut self, event: &MemberEvent, seq: u64) {
         match event {
             MemberEvent::Added(event) => {
@@ -98,7 +99,7 @@ impl Members {
         }
     }
 
-    /// Refuses somebody who is a member already, and an address that another member has.
+    /// Refuses a person who is a member already, and an address that another member has.
     fn not_here(&self, user: UserId, email: &str) -> Result<(), MemberError> {
         if self.of_user(user).is_some() {
             return Err(MemberError::AlreadyMember);
@@ -110,78 +111,78 @@ impl Members {
         self.get(id).ok_or(MemberError::NotFound)
     }
 
-    /// Refuses to take away the rights of the last one who has them all.
+    /// Refuses to remove the rights of the last owner.
     fn not_the_last_owner(&self, member: &Member) -> Result<(), MemberError> {
         let owners = self.current.values().filter(|member| member.role == Role::Owner).count();
         if member.role == Role::Owner && owners == 1 { Err(MemberError::LastOwner) } else { Ok(()) }
     }
 }
 
-/// What can be asked of the members. `by` is the role of whoever asks: nobody hands out, or takes, more than they have.
+/// The commands of the members. `by` is the caller's role: no caller grants or removes more than it has.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MemberCommand {
-    /// The first member of a new organization: its owner.
+    /// Adds the first member of a new organization: its owner.
     Found {
-        /// Who made the organization.
+        /// The founder.
         user_id: UserId,
-        /// Where to reach them.
+        /// The e-mail address.
         email: String,
     },
-    /// One more.
+    /// Adds a member.
     Add {
-        /// As the caller has it.
+        /// The command as received.
         command: AddMember,
         /// The caller's role.
         by: Role,
-        /// The member on whose word a key acts.
+        /// The member that vouches for the calling key.
         voucher: Option<MemberId>,
     },
-    /// One more, by an invitation that was accepted.
+    /// Adds a member by an accepted invitation.
     Join {
-        /// Who.
+        /// The person.
         user_id: UserId,
-        /// Where to reach them: the address that was invited, as their issuer verified it.
+        /// The e-mail address: the one that was invited, as the person's issuer verified it.
         email: String,
-        /// What the invitation says that they may do.
+        /// The role that the invitation offers.
         role: Role,
-        /// Where in the org's stream it was sent.
+        /// The position in the org's stream where it was sent.
         sent: u64,
-        /// The member on whose word a key has sent it.
+        /// The member that vouches for the key that sent it.
         voucher: Option<MemberId>,
     },
-    /// One more, by signing in: with an address of a domain that is the organization's own, or by its own issuer.
+    /// Adds a member by sign-in: with an address of a domain that is the organization's own, or by its own issuer.
     Provision {
-        /// Who.
+        /// The person.
         user_id: UserId,
-        /// Where to reach them, as their issuer verified it.
+        /// The e-mail address, as the person's issuer verified it.
         email: String,
-        /// Why the organization lets nobody in like that, if it does not.
+        /// The reason why the organization permits no members by sign-in, if it does not.
         closed: Option<Closed>,
     },
-    /// Another role.
+    /// Changes the role.
     ChangeRole {
-        /// As the caller has it.
+        /// The command as received.
         command: ChangeMemberRole,
         /// The caller's role.
         by: Role,
     },
-    /// One less.
+    /// Removes a member.
     Remove {
-        /// As the caller has it.
+        /// The command as received.
         command: RemoveMember,
         /// The caller's role.
         by: Role,
     },
 }
 
-/// Why nobody comes in by signing in.
+/// The reason why a sign-in creates no member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closed {
-    /// The setting says so.
+    /// The setting forbids it.
     NotAllowed,
     /// The domain is not proven, or not that of the address.
     NotProven,
-    /// The connection makes no members.
+    /// The connection creates no members.
     NoJit,
 }
 
@@ -288,7 +289,7 @@ impl Declared for RemoveMember {
     }
 }
 
-/// The identity of a person of whom only the e-mail address is known: no issuer ever has an empty name.
+/// Returns the identity of a person of whom only the e-mail address is known: no issuer ever has an empty name.
 pub fn user_of_email(email: &str) -> UserId {
     UserId::from_login("", &fold_email(email))
 }
@@ -333,7 +334,7 @@ impl Aggregate for Members {
                 add(user_id, email, role)
             }
             MemberCommand::Join { user_id, email, role, sent, voucher } => {
-                // Whoever removed them knew of no invitation, or meant it to be over.
+                // The remover knew of no invitation, or meant it to be void.
                 let asks_back = self.is_left_behind(voucher) && self.has_left(user_id, &email);
                 if asks_back || self.left_at(user_id, &email) > sent {
                     return Err(MemberError::WasRemoved);
@@ -346,7 +347,7 @@ impl Aggregate for Members {
                     Some(Closed::NotAllowed) => return Err(MemberError::JoiningOff),
                     Some(Closed::NotProven) => return Err(MemberError::DomainNotProven),
                     Some(Closed::NoJit) => return Err(MemberError::NoJit),
-                    // Who was removed was meant to be: they come back when somebody asks them to.
+                    // A removal was deliberate: the person comes back only by an invitation or an addition.
                     None if self.has_left(user_id, &email) => return Err(MemberError::WasRemoved),
                     None => {}
                 }
@@ -385,40 +386,40 @@ fn within(by: Role, role: Role) -> Result<(), MemberError> {
     if by.includes(role) { Ok(()) } else { Err(MemberError::RoleAboveOwn { by, role }) }
 }
 
-/// Why the members refuse.
+/// The reasons why a member command is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MemberError {
-    /// Its fields are wrong.
+    /// Fields are invalid.
     #[error("some fields are not as they must be")]
     Invalid(Vec<FieldError>),
     /// The organization has members already.
     #[error("the organization has members already")]
     AlreadyFounded,
-    /// The person is here.
+    /// The person is a member already.
     #[error("this person is a member already; change their role instead")]
     AlreadyMember,
-    /// Somebody else has the address.
+    /// Another member has the address.
     #[error("a member with this e-mail address exists already; remove that member first or use another address")]
     EmailTaken,
-    /// Nobody comes in by their domain.
+    /// The organization permits no joining by domain.
     #[error("this organization lets nobody join by signing in; its setting jit_provisioning says so")]
     JoiningOff,
-    /// It is not the organization's domain, or not that of the address.
+    /// The domain is not the organization's, or not that of the address.
     #[error("this organization has not proven that the domain of the address is its own")]
     DomainNotProven,
-    /// It is a way to sign in, and no way to join.
+    /// The connection permits sign-in, but no joining.
     #[error("nobody joins by this connection; its jit says so")]
     NoJit,
-    /// They were a member before.
+    /// The person is a former member.
     #[error("this person was removed from the organization; they come back by an invitation that is sent from now on")]
     WasRemoved,
-    /// No such member, or not any more.
+    /// No such member, or no longer.
     #[error("there is no such member in this organization")]
     NotFound,
-    /// Somebody must be able to do everything.
+    /// At least one owner must remain.
     #[error("the last owner cannot be removed or lose the role; make somebody else owner first")]
     LastOwner,
-    /// More than the caller has.
+    /// The role is above the caller's own.
     #[error("a member with role {by} cannot give, change or take the role {role}; ask somebody who has it")]
     RoleAboveOwn {
         /// The caller's role.
@@ -616,7 +617,7 @@ mod tests {
         for refused in asked("M2@acme.example", 2) {
             assert_eq!(rejection(refused).code, "member_was_removed");
         }
-        // A key of somebody who is here may, and one that was left behind may ask for others.
+        // A key whose voucher is a member may, and one whose voucher was removed may invite others.
         assert!(asked("m2@acme.example", 3).iter().all(Result::is_ok));
         assert!(asked("new@acme.example", 2).iter().all(Result::is_ok));
     }

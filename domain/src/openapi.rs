@@ -1,4 +1,4 @@
-//! How commands are documented: the schemas that types of the pure `events` crate cannot carry themselves.
+//! OpenAPI schemas of commands: those that types of the pure `events` crate cannot carry themselves.
 
 use orgstream_events::{
     InvitePolicy, JitProvisioning, KeyEnvironment, MfaPolicy, Pipeline, Role, TenantType, Visibility,
@@ -9,11 +9,10 @@ use utoipa::openapi::{
     schema::{AdditionalProperties, Discriminator, Type},
 };
 
-/// Makes the schema of one command.
+/// Builds the schema of one command.
 type SchemaOf = fn() -> RefOr<Schema>;
 
-/// One object per command, told apart by `type`, each with a name of its own: programs that make clients of the
-/// description call their types by it.
+/// One object per command, distinguished by `type`, each with a name of its own: client generators name their types by it.
 ///
 /// The derived form would be `allOf` of the fields and of the type, which no value satisfies once unknown fields are
 /// refused; so the type becomes a field like the others.
@@ -29,12 +28,12 @@ pub(super) fn one_of_commands(commands: &[(&str, SchemaOf)]) -> RefOr<Schema> {
     one_of.description(Some(description)).discriminator(Some(by_type)).into()
 }
 
-/// The schema of each command, by its name.
+/// Returns the schema of each command, by its name.
 pub(super) fn each_command(commands: &[(&str, SchemaOf)]) -> Vec<(String, RefOr<Schema>)> {
     commands.iter().map(|(name, schema)| (schema_name(name), tagged(name, *schema).into())).collect()
 }
 
-/// `create_record` is `CreateRecordCommand`.
+/// `create_record` becomes `CreateRecordCommand`.
 fn schema_name(command: &str) -> String {
     let words = command.split('_').map(|word| {
         let mut letters = word.chars();
@@ -75,7 +74,7 @@ pub fn role() -> Object {
     ObjectBuilder::new().schema_type(Type::String).description(Some(description)).examples(names).build()
 }
 
-/// Whether people become members by signing in.
+/// Whether sign-in creates members.
 pub fn jit_provisioning() -> Object {
     names(
         "Membership by signing in: never, or with a verified address of a proven domain.",
@@ -83,7 +82,7 @@ pub fn jit_provisioning() -> Object {
     )
 }
 
-/// Who may be invited.
+/// The policy on who may be invited.
 pub fn invite_policy() -> Object {
     names(
         "Addresses that may be invited: all, those of `allowed_domains`, or none.",
@@ -91,12 +90,12 @@ pub fn invite_policy() -> Object {
     )
 }
 
-/// What a key is meant for.
+/// The environment of a key.
 pub fn key_environment() -> Object {
     names("Purpose of the key, shown in its token; both work alike.", &[KeyEnvironment::Live, KeyEnvironment::Test])
 }
 
-/// How far the platform's own records of a kind are seen.
+/// The visibility of the platform's own records of a kind.
 pub fn visibility() -> Object {
     names(
         "Reach of the platform's own records of the kind.",
@@ -104,7 +103,7 @@ pub fn visibility() -> Object {
     )
 }
 
-/// What kind of tenant.
+/// The kind of tenant.
 pub fn tenant_type() -> Object {
     names(
         "Type of tenant; `organization` by default.",
@@ -112,17 +111,17 @@ pub fn tenant_type() -> Object {
     )
 }
 
-/// Whether people need a second factor.
+/// The policy on second factors.
 pub fn mfa_policy() -> Object {
     names("Second factor of people.", &[MfaPolicy::Optional, MfaPolicy::Required])
 }
 
-/// One of the pipelines.
+/// A pipeline.
 pub fn pipeline() -> Object {
     names("Pipeline from the event log to the tables.", &Pipeline::ALL)
 }
 
-/// An aggregate, as event headers name it.
+/// An aggregate, as it appears in event headers.
 pub fn aggregate() -> Object {
     let text = |example: &str, says: &str| {
         ObjectBuilder::new().schema_type(Type::String).description(Some(says)).examples([example])

@@ -1,7 +1,7 @@
-//! The organization itself: its names, its plan and limits, and whether anybody may act in it.
+//! The organization itself: its names, its plan and limits, and whether it is suspended.
 //!
-//! That a slug is unique is a rule over all organizations, so it is no decision of this one: the handler claims the
-//! slug first and then asks here.
+//! A unique slug is a rule over all organizations, so it is no decision of this one: the handler claims the slug first and
+//! then decides here.
 
 use std::num::NonZeroU32;
 
@@ -23,7 +23,7 @@ use crate::{
     text::Faults,
 };
 
-/// Slugs that could be mistaken for something else: a part of this product's addresses, or somebody with rights. An
+/// Slugs that could be mistaken for something else: a part of this product's addresses, or a privileged party. An
 /// organization that has one keeps it.
 pub const RESERVED_SLUGS: [&str; 30] = [
     "account",
@@ -58,42 +58,42 @@ pub const RESERVED_SLUGS: [&str; 30] = [
     "www",
 ];
 
-/// An organization, as decisions see it. By default it does not exist yet.
+/// The state of an organization. By default it does not exist yet.
 #[derive(Debug, Clone, Default)]
 pub struct Organization {
     profile: Option<Profile>,
 }
 
-/// What an organization that exists has.
+/// The state of an existing organization.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Profile {
-    /// What people call it.
+    /// The display name.
     pub name: String,
     /// Its name in URLs.
     pub slug: Slug,
-    /// What kind of tenant.
+    /// The kind of tenant.
     pub tenant_type: TenantType,
-    /// Where its data lives.
+    /// The region of its data.
     pub region: String,
-    /// What it decided about itself.
+    /// Its own settings.
     pub settings: OrganizationSettings,
-    /// What it has booked.
+    /// Its plan.
     pub plan: PlanName,
-    /// What it may do where that is not what its plan says.
+    /// The limits that override its plan's.
     pub limits: OrganizationLimits,
-    /// Which organization of an external identity provider stands for it there.
+    /// The id of its counterpart at an external identity provider.
     pub external_id: Option<String>,
-    /// Why nobody but the platform may act in it, while that is so.
+    /// The reason for a suspension, which only the platform's commands pass, while there is one.
     pub suspended: Option<String>,
 }
 
 impl Organization {
-    /// What it has, once it exists.
+    /// Returns the profile, once the organization exists.
     pub fn profile(&self) -> Option<&Profile> {
         self.profile.as_ref()
     }
 
-    /// Why nobody but the platform may act in it, while that is so.
+    /// Returns the reason for a suspension, which only the platform's commands pass, while there is one.
     pub fn suspended(&self) -> Option<&str> {
         self.profile.as_ref().and_then(|profile| profile.suspended.as_deref())
     }
@@ -108,52 +108,52 @@ impl Organization {
     }
 }
 
-/// What can be asked of an organization.
+/// The commands of an organization.
 #[derive(Debug, Clone, PartialEq)]
 pub enum OrganizationCommand {
-    /// Begin.
+    /// Creates the organization.
     Create {
-        /// As the caller has it.
+        /// The command as received.
         command: CreateOrganization,
-        /// Where the placement put it.
+        /// The region that the placement chose.
         region: String,
-        /// What stands for it at the external identity provider.
+        /// Its counterpart at the external identity provider.
         identity: Option<ExternalIdentity>,
     },
-    /// Take other names.
+    /// Changes the names.
     Rename(RenameOrganization),
-    /// Take other settings.
+    /// Changes the settings.
     ChangeSettings {
-        /// As the caller has it.
+        /// The command as received.
         command: ChangeSettings,
         /// Whether addresses may be on this machine.
         local: bool,
-        /// What is known of the ways in.
+        /// The known sign-in methods.
         door: SignInMethods,
     },
-    /// Let everybody sign in again, in every way.
+    /// Restores sign-in for all members, by every method.
     RestoreSignIn(RestoreSignIn),
-    /// Become an organization that others can join.
+    /// Turns a personal organization into one that others can join.
     Upgrade {
-        /// As the caller has it.
+        /// The command as received.
         command: UpgradeOrganization,
-        /// What stands for it at the external identity provider.
+        /// Its counterpart at the external identity provider.
         identity: Option<ExternalIdentity>,
     },
-    /// Stop everybody.
+    /// Suspends the organization.
     Suspend(SuspendOrganization),
-    /// Let everybody go on.
+    /// Ends the suspension.
     Resume(ResumeOrganization),
-    /// Be on another plan.
+    /// Changes the plan.
     ChangePlan(ChangePlan),
-    /// Have other limits.
+    /// Changes the limits.
     ChangeLimits(ChangeLimits),
 }
 
 /// An organization of an external identity provider.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExternalIdentity {
-    /// Which provider.
+    /// The provider's name.
     pub provider: String,
     /// The organization's id there.
     pub external_id: String,
@@ -211,14 +211,14 @@ impl Declared for CreateOrganization {
     }
 }
 
-/// Reads a kind of tenant as people write it.
+/// Parses a kind of tenant in its human-readable form.
 pub fn tenant_type<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TenantType, D::Error> {
     let text = String::deserialize(deserializer)?.to_lowercase();
     let name = if text == "tenant" { "organization" } else { text.as_str() };
     TenantType::deserialize(StrDeserializer::<D::Error>::new(name))
 }
 
-/// The tenant type of who does not say any.
+/// The default tenant type.
 pub fn organization() -> TenantType {
     TenantType::Organization
 }
@@ -377,7 +377,7 @@ impl Declared for RestoreSignIn {
         About::One(AggregateId::Organization(org))
     }
 
-    // Nobody comes in who is no member: the ways in are what they were before the organization narrowed them.
+    // No non-member gains access: the sign-in methods are those from before the organization restricted them.
     fn grants(&self) -> Vec<Grant> {
         Vec::new()
     }
@@ -514,7 +514,7 @@ impl Aggregate for Organization {
                 if let Some(name) = &command.name {
                     faults.name("/name", name);
                 }
-                // A slug that it has already stays good, whatever was reserved since.
+                // A slug that the organization has already stays valid, even if it was reserved since.
                 if let Some(slug) = &command.slug
                     && self.profile.as_ref().is_none_or(|profile| profile.slug != *slug)
                 {
@@ -533,7 +533,7 @@ impl Aggregate for Organization {
                     faults.add("/tenant_type", "personal", "must be organization, team or workspace");
                 }
             }
-            // The name of a plan and a limit are right by their types.
+            // The name of a plan and a limit are valid by their types.
             OrganizationCommand::ChangePlan(_) | OrganizationCommand::ChangeLimits(_) => {}
         }
         faults.none_or(OrganizationError::Invalid)?;
@@ -632,10 +632,10 @@ impl Aggregate for Organization {
     }
 }
 
-/// What begins the slug of every personal organization; the rest follows from its id, so nobody can take it before.
+/// The prefix of the slug of every personal organization; the rest follows from its id, so it cannot be taken before.
 pub const PERSONAL_SLUG: &str = "personal-";
 
-/// Refuses the slugs that mean something else.
+/// Refuses reserved slugs.
 fn not_reserved(slug: &Slug, faults: &mut Faults) {
     let name = slug.as_str();
     if name == CURRENT_ORG || name.starts_with(PERSONAL_SLUG) || RESERVED_SLUGS.contains(&name) {
@@ -643,34 +643,34 @@ fn not_reserved(slug: &Slug, faults: &mut Faults) {
     }
 }
 
-/// Why an organization refuses.
+/// The reasons why an organization command is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OrganizationError {
-    /// Its fields are wrong.
+    /// Fields are invalid.
     #[error("some fields are not as they must be")]
     Invalid(Vec<FieldError>),
-    /// It was created before.
+    /// The organization was created before.
     #[error("the organization exists already; send a new command id to create another")]
     AlreadyExists,
-    /// Nothing was ever created under this id.
+    /// No organization was ever created under this id.
     #[error("there is no such organization")]
     NotFound,
-    /// Nobody but the platform may act.
+    /// The organization is suspended for all but the platform.
     #[error("the organization is suspended ({0}); only the platform operator can resume it")]
     Suspended(String),
-    /// There is nothing to end.
+    /// There is no suspension to end.
     #[error("the organization is not suspended")]
     NotSuspended,
-    /// Nobody might be able to change it again.
+    /// The change could lock out everyone able to revert it.
     #[error(
         "this takes a way to sign in from people, or asks for a second factor: sign in as a person in a way that stays, and \
          with a second factor if it is to be required, and change it then"
     )]
     LocksOut,
-    /// It is one person's own.
+    /// The organization is personal.
     #[error("this is a personal organization, which is one person's alone: upgrade it first (upgrade_organization)")]
     Personal,
-    /// It is for several people already.
+    /// The organization is not personal.
     #[error("only a personal organization can be upgraded; this one is for several people already")]
     NotPersonal,
 }
@@ -789,7 +789,7 @@ mod tests {
         }
         assert!(active.when(settings_by(only_sso.clone(), Some((sso(), false)))).is_ok());
         assert!(active.when(settings_by(required, Some((oidc.clone(), true)))).is_ok());
-        // What leaves people all their ways is for everybody who may change settings.
+        // A change that keeps all sign-in methods is open to every principal that may change settings.
         let open = json!({"allowed_auth_methods": [sso(), "oidc", "api_key"]});
         let [event] = active.when(settings_by(open, Some((oidc, false)))).unwrap().try_into().unwrap();
         let narrow = given::<Organization>(&[created(), event.clone()]);
@@ -798,7 +798,7 @@ mod tests {
         let foreign = json!({"allowed_auth_methods": [LoginMethod::sso(ConnectionId::fresh(1, [6; 10])), "oidc"]});
         let found = fields(active.when(settings_by(foreign, Some((sso(), true)))));
         assert_eq!(found, [("/allowed_auth_methods".to_owned(), "unknown_connection".to_owned())]);
-        // And the platform's operator lets them in again, whatever it is.
+        // And the platform's operator restores sign-in, whatever was left.
         let restore = || OrganizationCommand::RestoreSignIn(RestoreSignIn { reason: "ticket 4711".to_owned() });
         let restored = narrow.when(restore()).unwrap();
         let [OrganizationEvent::SettingsChanged(after)] = restored.as_slice() else { panic!("{restored:?}") };

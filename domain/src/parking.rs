@@ -1,7 +1,7 @@
-//! What an operator decides about events that a pipeline could not apply.
+//! An operator's decisions about events that a pipeline could not apply.
 //!
-//! The decision knows nothing of what is parked, because that is the pipeline's own business: it is written down, and
-//! whichever worker owns the org finds it in the stream and acts on it. One that is about nothing parked does nothing.
+//! The decision has no knowledge of what is parked, because that is the pipeline's own state: it is recorded, and the worker
+//! that owns the org finds it in the stream and acts on it. A decision about something that is not parked has no effect.
 
 use orgstream_events::{
     AggregateId, AggregateName, AggregateType, Event, OrgId, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent,
@@ -15,19 +15,19 @@ use crate::{
     grants::Grant, openapi, text::Faults,
 };
 
-/// The longest name of an aggregate, in characters: that of the longest subject that a NATS server takes.
+/// The longest name of an aggregate, in characters: that of the longest subject that a NATS server accepts.
 const MAX_NAME: usize = 4_096;
 
-/// The decisions about one pipeline of one org. None depends on an earlier one, so there is nothing to remember.
+/// The decisions about one pipeline of one org. None depends on an earlier one, so there is no state.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Parking;
 
-/// What can be decided.
+/// The decisions.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ParkingCommand {
-    /// Try again.
+    /// Retries an aggregate.
     Retry(RetryParked),
-    /// Give one up.
+    /// Skips an event.
     Skip(SkipParked),
 }
 
@@ -163,7 +163,7 @@ impl Aggregate for Parking {
     }
 }
 
-/// The name is that of whatever lies on a subject, readable or not. It must only be one that a subject can have.
+/// Checks a name, which is that of whatever lies on a subject, readable or not. It must only be one that a subject can have.
 fn check_name(faults: &mut Faults, AggregateName { aggregate, id }: &AggregateName) {
     for (pointer, text) in [("/aggregate/type", aggregate), ("/aggregate/id", id)] {
         faults.length(pointer, text, 0, MAX_NAME);
@@ -173,10 +173,10 @@ fn check_name(faults: &mut Faults, AggregateName { aggregate, id }: &AggregateNa
     }
 }
 
-/// Why a decision is not written down.
+/// The reasons why a decision is not recorded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParkingError {
-    /// Its fields are wrong.
+    /// Fields are invalid.
     #[error("some fields are not as they must be")]
     Invalid(Vec<FieldError>),
 }

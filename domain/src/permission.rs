@@ -1,33 +1,33 @@
-//! What may be done, and by whom: the one table that routes, commands and the documentation share.
+//! Permissions and the roles that have them: the one table that routes, commands and the documentation share.
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use orgstream_events::Role;
 macro_rules! permissions {
     ($($(#[$doc:meta])* $variant:ident = $name:literal: $($role:ident),*;)*) => {
-        /// One thing that a principal may or may not do in an org.
+        /// An action that a principal may or may not perform in an org.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Permission {
             $($(#[$doc])* $variant,)*
         }
 
         impl Permission {
-            /// Every permission there is.
+            /// All permissions.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
-            /// The name, as errors and the documentation have it.
+            /// Returns the name in errors and the documentation.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)*
                 }
             }
 
-            /// The permission of this name.
+            /// Returns the permission of this name.
             pub fn named(name: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|permission| permission.name() == name)
             }
 
-            /// Whether the role has it. What a role of an organization's own may, that organization says.
+            /// Whether the role has it. The permissions of a custom role are defined by its organization.
             pub fn is_granted_to(self, role: Role) -> bool {
                 match self {
                     $(Self::$variant => [$(Role::$role),*].contains(&role),)*
@@ -38,21 +38,21 @@ macro_rules! permissions {
 }
 
 permissions! {
-    /// See the organization and its settings.
+    /// Read the organization and its settings.
     ReadOrganization = "organization:read": Owner, Admin, Member, Viewer;
-    /// Rename it, change its settings.
+    /// Rename the organization, change its settings.
     ManageOrganization = "organization:manage": Owner, Admin;
-    /// See which domains it has; claim, prove and remove them.
+    /// List its domains; claim, prove and remove them.
     ManageDomains = "domains:manage": Owner, Admin;
-    /// See, add and remove connections to issuers of its own.
+    /// List, add and remove its SSO connections.
     ManageSso = "sso:manage": Owner, Admin;
-    /// See who the members are.
+    /// List the members.
     ReadMembers = "members:read": Owner, Admin, Member, Viewer;
-    /// Add, change and remove members; see, issue, resend and revoke invitations.
+    /// Add, change and remove members; list, issue, resend and revoke invitations.
     ManageMembers = "members:manage": Owner, Admin;
-    /// Make, change and remove roles of the organization's own.
+    /// Create, change and remove custom roles.
     ManageRoles = "roles:manage": Owner, Admin;
-    /// See which API keys there are.
+    /// List the API keys.
     ReadKeys = "api_keys:read": Owner, Admin;
     /// Issue, rotate and revoke API keys.
     ManageKeys = "api_keys:manage": Owner, Admin;
@@ -62,32 +62,32 @@ permissions! {
     WriteRecords = "records:write": Owner, Admin, Member;
     /// Read and replay the audit log.
     ReadAudit = "audit:read": Owner, Admin, Auditor;
-    /// See how far the projections are.
+    /// Read the progress of the projections.
     ReadProjections = "projections:read": Owner, Admin, Member, Viewer, Auditor;
-    /// See, retry and skip parked events. For operators.
+    /// List, retry and skip parked events. For operators.
     ManageParking = "parking:manage": ;
     /// Suspend and resume an organization. For operators.
     Suspend = "organization:suspend": ;
-    /// Put an organization on another plan, or give it limits of its own. For operators.
+    /// Change an organization's plan, or override its limits. For operators.
     ManagePlan = "organization:plan": ;
-    /// Look into an organization for a while, or end that. For operators.
+    /// Open a break-glass grant, with temporary read access to an organization, or end it. For operators.
     BreakGlass = "break_glass:manage": ;
     /// Register, change, retire and restore kinds. For operators, in the platform's own org.
     ManageKinds = "kinds:manage": ;
 }
 
 impl Permission {
-    /// What it is about: the name before the colon.
+    /// Returns its subject: the name before the colon.
     pub fn subject(self) -> &'static str {
         self.name().split(':').next().unwrap_or_default()
     }
 
-    /// Everything that a built-in role may do.
+    /// Returns all permissions of a built-in role.
     pub fn of_role(role: Role) -> BTreeSet<Self> {
         Self::ALL.iter().copied().filter(|permission| permission.is_granted_to(role)).collect()
     }
 
-    /// Whether it only looks at what a tenant has: what an operator may do behind broken glass.
+    /// Whether it only reads tenant data: what an operator may do under a break-glass grant.
     pub fn is_reading(self) -> bool {
         matches!(
             self,
@@ -110,15 +110,15 @@ impl fmt::Display for Permission {
     }
 }
 
-/// What a key may do within its role: everything, or only these permissions.
+/// The permissions of a key within its role: all of them, or only these.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scopes(Option<Arc<[Permission]>>);
 
 impl Scopes {
-    /// Everything that the role may.
+    /// All permissions of the role.
     pub const ALL: Self = Self(None);
 
-    /// Reads what is stored. A name that only a newer version knows allows nothing here.
+    /// Parses the stored names. A name that only a newer version knows allows nothing here.
     pub fn named(names: Option<&[String]>) -> Self {
         Self(names.map(|names| names.iter().filter_map(|name| Permission::named(name)).collect()))
     }
@@ -128,9 +128,9 @@ impl Scopes {
         self.0.as_ref().is_none_or(|scopes| scopes.contains(&permission))
     }
 
-    /// Whether whoever has these may hand out `other` to somebody of a role.
+    /// Whether a principal with these scopes may grant `other` to a principal with the role.
     pub fn include(&self, other: &Self, role: Role) -> bool {
-        // What a role of an organization's own may is not known here.
+        // The permissions of a custom role are not known here.
         if matches!(role, Role::Custom(_)) {
             return self.0.is_none();
         }
@@ -140,7 +140,7 @@ impl Scopes {
             .all(|permission| self.allow(*permission))
     }
 
-    /// Their names; none for everything.
+    /// Returns their names; none for all permissions.
     pub fn names(&self) -> Option<Vec<String>> {
         self.0.as_ref().map(|scopes| scopes.iter().map(|scope| scope.name().to_owned()).collect())
     }
@@ -161,7 +161,7 @@ mod tests {
         assert!(reading.include(&scopes(&["records:read"]), Role::Member));
         assert!(!reading.include(&scopes(&["records:write"]), Role::Member));
         assert!(!reading.include(&Scopes::ALL, Role::Viewer));
-        // What the role does not have anyway is no more than nothing.
+        // A scope that the role does not have anyway adds nothing.
         assert!(reading.include(&scopes(&["records:read", "members:manage"]), Role::Viewer));
         assert!(!reading.include(&scopes(&["records:read", "members:manage"]), Role::Admin));
     }

@@ -1,13 +1,13 @@
-//! Domains where everybody can have an e-mail address: no organization can prove that one of them is its own.
+//! Public mailbox domains, where anyone can have an e-mail address: no organization can prove that one of them is its own.
 //!
-//! The large free mailbox providers and disposable mailboxes, as the providers name their own domains. Whoever could put a
-//! TXT record there would be the provider, so the list saves people from a claim that leads nowhere; the proof is what counts.
+//! The large free mailbox providers and disposable mailboxes, as the providers name their own domains. Only the provider
+//! could set a TXT record there, so the list saves people from a claim that leads nowhere; the proof is what counts.
 
 use orgstream_events::DomainName;
 
 const PUBLIC: &str = include_str!("public_domains.txt");
 
-/// Whether everybody can have an address there.
+/// Whether the domain is a public mailbox domain.
 pub(super) fn is_public(domain: &DomainName) -> bool {
     PUBLIC.lines().any(|line| line == domain.as_str())
 }

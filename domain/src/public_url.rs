@@ -1,12 +1,12 @@
-//! Addresses that customers choose: which of them may be asked at all, by what is written in them.
+//! URLs that customers choose: which of them may be requested at all, judging by their text.
 
 use orgstream_events::DomainName;
 
-/// The longest address, in characters.
+/// The longest URL, in characters.
 const MAX_URL: usize = 255;
 
-/// Whether this program may send something to the address. It is a customer's to choose, so it must not lead into our own
-/// network: only names that are public can be given, no numbers, and nothing but `https`. `local` allows this machine too.
+/// Whether this program may send something to the URL. A customer chooses it, so it must not lead into our own network: only
+/// public names are permitted, no IP addresses, and no scheme but `https`. `local` permits this machine too.
 pub fn is_public_url(url: &str, local: bool) -> bool {
     let host_of = |rest: &str| rest.split(['/', ':', '?']).next().unwrap_or_default().to_owned();
     let plain = url.len() <= MAX_URL && url.bytes().all(|b| b.is_ascii_graphic()) && !url.contains(['#', '@', '\\']);

@@ -1,4 +1,4 @@
-//! One record of some kind. Its data is whole in every event, and satisfies the schema that its kind had then.
+//! One record of some kind. Its data is complete in every event, and satisfies the schema that its kind had then.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::{
     Requires, Scope, grants::Grant, schema::ValidatedKind, text::Faults,
 };
 
-/// A record, as decisions see it. By default it does not exist yet.
+/// The state of a record. By default it does not exist yet.
 #[derive(Debug, Clone, Default)]
 pub struct Record {
     kind: Option<KindName>,
@@ -23,30 +23,30 @@ pub struct Record {
 }
 
 impl Record {
-    /// The kind that it has had from the beginning, once it exists.
+    /// Returns the kind, which never changes, once the record exists.
     pub fn kind(&self) -> Option<&KindName> {
         self.kind.as_ref()
     }
 }
 
-/// What can be asked of a record. `kind` is what the platform has under the name of the record's kind, if anything.
+/// The commands of a record. `kind` is the platform's definition of the record's kind, if there is one.
 #[derive(Debug, Clone)]
 pub enum RecordCommand {
-    /// Begin.
+    /// Creates the record.
     Create {
-        /// As the caller has it.
+        /// The command as received.
         command: CreateRecord,
         /// The kind.
         kind: Option<Arc<ValidatedKind>>,
     },
-    /// Take other data.
+    /// Replaces the data.
     Update {
-        /// As the caller has it.
+        /// The command as received.
         command: UpdateRecord,
         /// The kind.
         kind: Option<Arc<ValidatedKind>>,
     },
-    /// End.
+    /// Archives the record.
     Archive(ArchiveRecord),
 }
 
@@ -221,10 +221,10 @@ impl Aggregate for Record {
     }
 }
 
-/// Why a record refuses.
+/// The reasons why a record command is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    /// The data is not as the schema has it.
+    /// The data does not satisfy the schema.
     #[error("some fields are not as they must be")]
     Invalid(Vec<FieldError>),
     /// The id is taken.
@@ -233,13 +233,13 @@ pub enum RecordError {
     /// No such record.
     #[error("there is no such record in this organization")]
     NotFound,
-    /// It ended.
+    /// The record is archived.
     #[error("the record is archived and does not change any more; create another one")]
     Archived,
-    /// Nobody registered it.
+    /// The kind is not registered.
     #[error("there is no kind {0}; GET /v1/kinds lists those there are")]
     UnknownKind(KindName),
-    /// No new records of it.
+    /// The kind is retired and accepts no new records.
     #[error("the kind {0} is retired: its records stay, but there are no new ones")]
     KindRetired(KindName),
 }

@@ -1,38 +1,38 @@
-//! Refusals: one shape for every way in, so that HTTP and NATS say the same thing.
+//! Rejections: one shape for every API, so that HTTP and NATS give the same answer.
 
 use std::{borrow::Cow, fmt};
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// A refusal that every caller understands.
+/// A rejection that every caller understands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
-    /// Stable, in snake case; what programs match on.
+    /// A stable code in snake case, for programs to match on.
     pub code: &'static str,
-    /// What class of refusal.
+    /// The class of the rejection.
     pub kind: RejectionKind,
-    /// One sentence for people, saying the way out.
+    /// One sentence for people, naming the remedy.
     pub detail: String,
-    /// The fields that are wrong, if that is the reason.
+    /// The invalid fields, if that is the reason.
     pub errors: Vec<FieldError>,
 }
 
-/// The classes of refusals, by whose turn it is.
+/// The classes of rejections, by the action required.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RejectionKind {
-    /// The command cannot be meant like this: 422.
+    /// The command is malformed: 422.
     Invalid,
-    /// The thing does not exist here: 404.
+    /// The resource does not exist here: 404.
     NotFound,
-    /// The command makes sense, but not now: 409.
+    /// The command conflicts with the current state: 409.
     Conflict,
-    /// Not for this caller: 403.
+    /// The caller lacks the permission: 403.
     Forbidden,
 }
 
 impl RejectionKind {
-    /// The HTTP status.
+    /// Returns the HTTP status.
     pub fn status(self) -> u16 {
         match self {
             Self::Invalid => 422,
@@ -58,17 +58,17 @@ pub struct FieldError {
 }
 
 impl Rejection {
-    /// A refusal without fields.
+    /// Creates a rejection without fields.
     pub fn new(kind: RejectionKind, code: &'static str, detail: impl fmt::Display) -> Self {
         Self { code, kind, detail: detail.to_string(), errors: Vec::new() }
     }
 
-    /// A refusal for the value of one field.
+    /// Creates a rejection for the value of one field.
     pub fn field(pointer: impl Into<String>, code: &'static str, detail: impl fmt::Display) -> Self {
         Self::invalid(vec![FieldError { pointer: pointer.into(), code: code.into(), detail: detail.to_string() }])
     }
 
-    /// A refusal for the values of fields.
+    /// Creates a rejection for the values of fields.
     pub fn invalid(errors: Vec<FieldError>) -> Self {
         let detail = match errors.as_slice() {
             [only] if only.pointer.is_empty() => only.detail.clone(),

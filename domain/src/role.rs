@@ -1,7 +1,7 @@
-//! The roles that an organization makes itself: one aggregate, because their names differ from each other.
+//! The custom roles of an organization: one aggregate, because their names must be distinct.
 //!
-//! A role is never more than whoever makes it has. What somebody with a role may do is looked up whenever they ask for
-//! something, so a change of it reaches everybody who has it.
+//! A role never has more permissions than its creator. The permissions of a principal with a custom role are resolved on
+//! every request, so a change reaches all holders of the role.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,54 +16,55 @@ use crate::{
     Requires, Scope, grants::Grant, text::Faults,
 };
 
-/// The most roles that an organization can make itself.
+/// The maximum number of custom roles of an organization.
 pub const MAX_ROLES: usize = 100;
 
-/// All roles of an organization's own.
+/// All custom roles of an organization.
 #[derive(Debug, Clone, Default)]
 pub struct CustomRoles {
     roles: BTreeMap<RoleId, CustomRole>,
 }
 
-/// One of them.
+/// A custom role.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CustomRole {
-    /// What people call it.
+    /// The display name.
     pub name: String,
-    /// What whoever has it may do, by the names of permissions.
+    /// The permissions of its holders, by name.
     pub permissions: Vec<String>,
 }
 
 impl CustomRoles {
-    /// What whoever has the role may do; none when there is no such role. A name that is no permission any more gives none.
+    /// Returns the permissions of the role's holders; none when there is no such role. A name that is no longer a permission
+    /// grants none.
     pub fn permissions(&self, id: RoleId) -> Option<BTreeSet<Permission>> {
         let role = self.roles.get(&id)?;
         Some(role.permissions.iter().filter_map(|name| Permission::named(name)).collect())
     }
 }
 
-/// What can be asked of the roles. `by` is all that whoever asks may do.
+/// The commands of the roles. `by` is the caller's permissions.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RoleCommand {
-    /// One more.
+    /// Defines a role.
     Define {
-        /// As the caller has it.
+        /// The command as received.
         command: DefineRole,
-        /// What the caller may do.
+        /// The caller's permissions.
         by: BTreeSet<Permission>,
     },
-    /// Another name, or other permissions.
+    /// Changes the name or the permissions.
     Change {
-        /// As the caller has it.
+        /// The command as received.
         command: ChangeRole,
-        /// What the caller may do.
+        /// The caller's permissions.
         by: BTreeSet<Permission>,
     },
-    /// One less.
+    /// Removes a role.
     Remove {
-        /// As the caller has it.
+        /// The command as received.
         command: RemoveRole,
-        /// What the caller may do.
+        /// The caller's permissions.
         by: BTreeSet<Permission>,
     },
 }
@@ -201,7 +202,7 @@ impl Aggregate for CustomRoles {
             }
             RoleCommand::Change { command: ChangeRole { id, name, permissions }, by } => {
                 let before = self.roles.get(&id).ok_or(RoleError::NotFound)?;
-                // What it could do before is taken from somebody, so it must not be more than the caller's own either.
+                // The permissions from before are taken from its holders, so they must not exceed the caller's own either.
                 not_above(&before.permissions, &by)?;
                 let name = name.unwrap_or_else(|| before.name.clone());
                 let permissions = permissions.unwrap_or_else(|| before.permissions.clone());
@@ -228,7 +229,7 @@ impl Aggregate for CustomRoles {
 }
 
 impl CustomRoles {
-    /// The permissions in one order and each once, if name and permissions are as they must be.
+    /// Returns the permissions sorted and deduplicated, if name and permissions are valid.
     fn checked(
         &self,
         id: RoleId,
@@ -262,19 +263,19 @@ fn not_above(permissions: &[String], by: &BTreeSet<Permission>) -> Result<(), Ro
     above.map_or(Ok(()), |permission| Err(RoleError::AboveOwn(permission)))
 }
 
-/// Why the roles refuse.
+/// The reasons why a role command is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RoleError {
-    /// Its fields are wrong.
+    /// Fields are invalid.
     #[error("some fields are not as they must be")]
     Invalid(Vec<FieldError>),
-    /// No such role, or not any more.
+    /// No such role, or no longer.
     #[error("there is no such role in this organization")]
     NotFound,
-    /// There are enough.
+    /// The maximum number of roles is reached.
     #[error("an organization has at most {MAX_ROLES} roles of its own; remove one first")]
     TooMany,
-    /// More than the caller has.
+    /// The permission exceeds the caller's own.
     #[error("you do not have the permission {0} yourself; ask somebody who has it")]
     AboveOwn(Permission),
 }

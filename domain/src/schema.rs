@@ -1,7 +1,7 @@
-//! JSON Schemas: which ones a kind may have, and what data says about them.
+//! JSON Schemas: which ones a kind may have, and the validation of data against them.
 //!
-//! A schema is data that somebody wrote, run on data that somebody else wrote. So it is bounded in size and depth, its
-//! references stay inside it, and its patterns are matched by an engine whose time is linear in the text.
+//! A schema is data of one party that is run on data of another. So it is bounded in size and depth, its references stay
+//! inside it, and its patterns are matched by an engine whose time is linear in the text.
 
 use jsonschema::{PatternOptions, Validator};
 use orgstream_events::KindDefinition;
@@ -14,11 +14,11 @@ use crate::{
 
 /// The largest schema, in bytes of JSON.
 pub const MAX_SCHEMA_BYTES: usize = 65_536;
-/// How deep a schema may be nested.
+/// The maximum nesting depth of a schema.
 pub const MAX_SCHEMA_DEPTH: usize = 32;
-/// How deep a record's data may be nested.
+/// The maximum nesting depth of a record's data.
 pub const MAX_DATA_DEPTH: usize = 100;
-/// The most faults of one record that are reported.
+/// The maximum number of reported faults of one record.
 pub const MAX_REPORTED: usize = 20;
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -27,16 +27,16 @@ const PATTERN_BYTES: usize = 1 << 20;
 /// The longest text of one reported fault, in characters.
 const MAX_DETAIL: usize = 300;
 
-/// A kind whose schema is compiled: what a record's decision is given.
+/// A kind with a compiled schema: an input of a record's decision.
 #[derive(Debug)]
 pub struct ValidatedKind {
     /// Its definition.
     pub definition: KindDefinition,
     /// The version of the definition.
     pub version: u64,
-    /// Whether there are to be no new records.
+    /// Whether the kind accepts no new records.
     pub retired: bool,
-    /// Compiled. A schema that was registered can be; should a later program disagree, then no data satisfies it.
+    /// The compiled schema. A registered schema compiles; should a later program disagree, then no data satisfies it.
     validator: Result<Validator, Vec<FieldError>>,
 }
 
@@ -47,19 +47,19 @@ impl ValidatedKind {
         Self { definition, version, retired, validator }
     }
 
-    /// What is wrong with `data`: at most [`MAX_REPORTED`] faults, each with a pointer that begins with `/data`.
+    /// Validates `data`: returns at most [`MAX_REPORTED`] faults, each with a pointer that begins with `/data`.
     pub(super) fn check(&self, data: &Value) -> Result<(), Vec<FieldError>> {
         let validator = self.validator.as_ref().map_err(Clone::clone)?;
         let mut faults = Faults::default();
         storable(data, &mut "/data".to_owned(), MAX_DATA_DEPTH, &mut faults);
         let mut faults = faults.into_vec();
-        // Data that is too deep is not shown to the schema, which may recurse with it.
+        // Data that is too deep is not validated, since the schema may recurse with it.
         if faults.is_empty() {
             let found = validator.iter_errors(data).take(MAX_REPORTED);
             faults.extend(found.map(|error| FieldError {
                 pointer: format!("/data{}", error.instance_path()),
                 code: error.kind().keyword().to_owned().into(),
-                // Without the value: it may be large, and it may be nobody's business in a log.
+                // Without the value: it may be large, and it may not belong in a log.
                 detail: shortened(&error.masked().to_string()),
             }));
         }
@@ -68,7 +68,7 @@ impl ValidatedKind {
     }
 }
 
-/// Compiles `schema`, or says what is wrong with it, with pointers that begin with `/schema`.
+/// Compiles `schema`, or returns its faults, with pointers that begin with `/schema`.
 pub fn compile(schema: &Value) -> Result<Validator, Vec<FieldError>> {
     let mut faults = Faults::default();
     storable(schema, &mut "/schema".to_owned(), MAX_SCHEMA_DEPTH, &mut faults);
@@ -101,7 +101,7 @@ pub fn compile(schema: &Value) -> Result<Validator, Vec<FieldError>> {
         })
 }
 
-/// References lead to a place inside the schema, so that what it means cannot change from outside.
+/// Checks that references stay inside the schema, so that its meaning cannot change from outside.
 fn only_refers_to_itself(schema: &Value, path: &mut String, faults: &mut Faults) {
     match schema {
         Value::Object(fields) => {

@@ -1,4 +1,4 @@
-//! What an organization decides about itself: each setting with its rule.
+//! The settings of an organization: each with its rule.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,33 +14,33 @@ use crate::{
     text::Faults,
 };
 
-/// The most entries of custom metadata, and the longest key and value in characters.
+/// The maximum number of custom metadata entries, and the longest key and value in characters.
 pub const METADATA_LIMITS: (usize, usize, usize) = (50, 40, 500);
-/// The longest life that an organization can allow its keys, in days.
+/// The longest lifetime that an organization can allow its keys, in days.
 pub const MAX_KEY_DAYS: u32 = 3650;
 
-/// The most domains whose addresses may be invited.
+/// The maximum number of domains whose addresses may be invited.
 const MAX_ALLOWED_DOMAINS: usize = 50;
-/// The longest address of a logo, in characters.
+/// The longest URL of a logo, in characters.
 const MAX_LOGO_URL: usize = 500;
 
-/// What is known, beside the settings, of the ways in: which ones can be chosen, and how whoever chooses came in.
+/// The known sign-in methods, besides the settings: which ones can be chosen, and how the caller signed in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SignInMethods {
-    /// The connections that the organization has.
+    /// The connections of the organization.
     pub connections: BTreeSet<LoginMethod>,
-    /// How the caller proved who they are, and whether that took a second factor.
+    /// How the caller was authenticated, and whether with a second factor.
     pub by: Option<(LoginMethod, bool)>,
 }
 
 impl SignInMethods {
-    /// Whether the organization has this way in.
+    /// Whether the organization has this sign-in method.
     fn has(&self, method: &LoginMethod) -> bool {
         *method == LoginMethod::oidc() || *method == LoginMethod::api_key() || self.connections.contains(method)
     }
 
-    /// Whether whoever changes the settings from `before` to `after` could go on: what takes a way in from people is decided
-    /// by a person who has come by what is left, or it might be left to nobody.
+    /// Whether the caller that changes the settings from `before` to `after` keeps access: a sign-in method is removed only
+    /// by a person who has signed in by a remaining one, or no one might be left able to sign in.
     pub(super) fn stays_open(&self, before: &OrganizationSettings, after: &OrganizationSettings) -> bool {
         let asks_more = after.mfa_policy == MfaPolicy::Required && before.mfa_policy != MfaPolicy::Required;
         let takes_a_way = match (&before.allowed_auth_methods, &after.allowed_auth_methods) {
@@ -58,7 +58,7 @@ impl SignInMethods {
     }
 }
 
-/// Whether somebody can come in by these settings when a connection of the organization's is gone.
+/// Whether sign-in is possible under these settings when a connection of the organization is gone.
 pub fn leads_in_without(
     settings: &OrganizationSettings,
     gone: &LoginMethod,
@@ -142,7 +142,7 @@ impl Declared for ChangeSettings {
         if let Patch::Set(_) = self.audit_webhook {
             grants.push(Grant::Permissions(BTreeSet::from([Permission::ReadAudit])));
         }
-        // Keys of people who left work again.
+        // Keys of former members become valid again.
         if self.revoke_keys_on_creator_exit == Some(false) {
             grants.push(Grant::Permissions(BTreeSet::from([Permission::ManageKeys])));
         }
@@ -168,13 +168,13 @@ pub struct ChangeBranding {
     pub support_email: Patch<String>,
 }
 
-/// What a patch says of a setting that can be absent.
+/// A patch of an optional setting.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Patch<T> {
-    /// Not mentioned: it stays.
+    /// Absent: it stays.
     #[default]
     Keep,
-    /// `null`: it goes.
+    /// `null`: it is removed.
     Clear,
     /// A value: it changes.
     Set(T),
@@ -210,7 +210,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patch<T> {
 }
 
 impl ChangeSettings {
-    /// Whether it makes sense only where several people are.
+    /// Whether it makes sense only with several members.
     pub(super) fn is_about_others(&self) -> bool {
         self.jit_provisioning.is_some()
             || self.invite_policy.is_some()
@@ -218,7 +218,7 @@ impl ChangeSettings {
             || self.branding.is_some()
     }
 
-    /// What is wrong with it by itself. `local` allows addresses on this machine.
+    /// Checks each setting by itself. `local` permits addresses on this machine.
     pub(super) fn check(&self, local: bool, door: &SignInMethods, faults: &mut Faults) {
         if let Patch::Set(methods) = &self.allowed_auth_methods
             && let Some(unknown) = methods.iter().find(|method| !door.has(method))
@@ -261,7 +261,7 @@ impl ChangeSettings {
         }
     }
 
-    /// The settings with these changes.
+    /// Returns the settings with these changes.
     pub(super) fn applied_to(self, mut settings: OrganizationSettings) -> OrganizationSettings {
         settings.api_key_max_days = self.api_key_max_days.over(settings.api_key_max_days);
         settings.allowed_auth_methods = self.allowed_auth_methods.over(settings.allowed_auth_methods);

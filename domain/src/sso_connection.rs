@@ -14,7 +14,7 @@ use crate::{
     Requires, Scope, grants::Grant, public_url::is_public_url, settings::leads_in_without, text::Faults,
 };
 
-/// The most connections of an organization.
+/// The maximum number of connections of an organization.
 pub const MAX_CONNECTIONS: usize = 20;
 /// The longest issuer and audience, in characters.
 const MAX_AUDIENCE: usize = 255;
@@ -24,54 +24,54 @@ const MAX_AUDIENCE: usize = 255;
 pub struct Connections {
     all: BTreeMap<ConnectionId, SsoConnectionAdded>,
     default: Option<ConnectionId>,
-    /// All that there ever were: people came by them, and are members still.
+    /// The issuers of all connections, past ones included: people joined by them, and are members still.
     issuers: BTreeSet<String>,
 }
 
 impl Connections {
-    /// Whether the issuer is one of the organization's, or once was.
+    /// Whether the issuer is, or was, one of the organization's.
     pub fn has_had(&self, issuer: &str) -> bool {
         self.issuers.contains(issuer)
     }
 
-    /// The issuer and the audience of a connection.
+    /// Returns the issuer and the audience of a connection.
     pub fn names(&self, id: ConnectionId) -> Option<(&str, &str)> {
         self.all.get(&id).map(|connection| (connection.issuer.as_str(), connection.audience.as_str()))
     }
 
-    /// All connections, as ways to sign in.
+    /// Returns all connections, as sign-in methods.
     pub fn methods(&self) -> BTreeSet<LoginMethod> {
         self.all.keys().map(|id| LoginMethod::sso(*id)).collect()
     }
 
-    /// Whether there is such a connection.
+    /// Whether the connection exists.
     pub fn has(&self, id: ConnectionId) -> bool {
         self.all.contains_key(&id)
     }
 
-    /// Whether whoever signs in by the connection may become a member.
+    /// Whether a person who signs in by the connection may become a member.
     pub fn lets_in(&self, id: ConnectionId) -> bool {
         self.all.get(&id).is_some_and(|connection| connection.jit)
     }
 }
 
-/// What can be asked of the connections.
+/// The commands of the connections.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ConnectionCommand {
-    /// One more.
+    /// Adds a connection.
     Add {
-        /// As the caller has it.
+        /// The command as received.
         command: AddSsoConnection,
-        /// Whether an issuer may be on this machine, which is for trying things out.
+        /// Whether an issuer may be on this machine, which is for trials.
         local: bool,
     },
-    /// Another default.
+    /// Changes the default.
     SetDefault(SetDefaultSsoConnection),
-    /// One less.
+    /// Removes a connection.
     Remove {
-        /// As the caller has it.
+        /// The command as received.
         command: RemoveSsoConnection,
-        /// What the organization's settings say of the ways in.
+        /// The organization's settings for sign-in methods.
         settings: OrganizationSettings,
     },
 }
@@ -283,24 +283,24 @@ impl Aggregate for Connections {
     }
 }
 
-/// Why the connections refuse.
+/// The reasons why a connection command is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectionError {
-    /// Its fields are wrong.
+    /// Fields are invalid.
     #[error("some fields are not as they must be")]
     Invalid(Vec<FieldError>),
-    /// There is one like it.
+    /// An equal connection exists.
     #[error("the organization has a connection to this issuer with this audience already")]
     AlreadyExists,
-    /// No such connection, or not any more.
+    /// No such connection, or no longer.
     #[error("there is no such connection in this organization")]
     NotFound,
-    /// Nobody could come in any more.
+    /// No sign-in method would remain.
     #[error(
         "the setting allowed_auth_methods has no other way for people than this connection: allow another one first"
     )]
     LastWayIn,
-    /// There are enough.
+    /// The maximum number of connections is reached.
     #[error("an organization has at most {MAX_CONNECTIONS} connections; remove one first")]
     TooMany,
 }

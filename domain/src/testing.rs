@@ -1,4 +1,4 @@
-//! The given / when / then of every aggregate's tests.
+//! The given / when / then helpers of every aggregate's tests.
 
 use orgstream_events::{CommandId, OrgId, Timestamp};
 
@@ -11,7 +11,7 @@ pub(crate) fn context() -> DecisionContext {
     DecisionContext { now, command_id: CommandId::fresh(now.unix_ms(), [2; 10]), org }
 }
 
-/// What is decided about `command` after `events`.
+/// Returns the decision on `command` after `events`.
 pub(crate) fn given<A: Aggregate>(events: &[A::Event]) -> Given<A> {
     let mut state = A::default();
     for event in events {
@@ -28,7 +28,7 @@ impl<A: Aggregate> Given<A> {
     }
 }
 
-/// The rejection that a refusal becomes.
+/// Returns the rejection of a refusal.
 pub(crate) fn rejection<T: std::fmt::Debug, E: Into<Rejection>>(result: Result<T, E>) -> Rejection {
     match result {
         Ok(events) => panic!("accepted: {events:?}"),
@@ -36,7 +36,7 @@ pub(crate) fn rejection<T: std::fmt::Debug, E: Into<Rejection>>(result: Result<T
     }
 }
 
-/// The pointers and codes of a refusal for its fields.
+/// Returns the pointers and codes of a refusal for its fields.
 pub(crate) fn fields<T: std::fmt::Debug, E: Into<Rejection>>(result: Result<T, E>) -> Vec<(String, String)> {
     let rejection = rejection(result);
     assert_eq!(rejection.code, "validation_error", "{rejection}");

@@ -1,4 +1,4 @@
-//! What a text in a command must be: the same rules for every aggregate, collected so that all faults show at once.
+//! Rules for texts in commands: the same for every aggregate, collected so that all faults show at once.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use crate::FieldError;
 pub(super) const MAX_NAME: usize = 120;
 /// The longest reason, in characters.
 pub(super) const MAX_REASON: usize = 500;
-/// The longest e-mail address, as mail servers have it.
+/// The longest e-mail address, as mail servers limit it.
 const MAX_EMAIL: usize = 254;
 
 /// The faults found so far.
@@ -16,12 +16,12 @@ const MAX_EMAIL: usize = 254;
 pub(super) struct Faults(Vec<FieldError>);
 
 impl Faults {
-    /// One more fault.
+    /// Adds a fault.
     pub(super) fn add(&mut self, pointer: impl Into<String>, code: &'static str, detail: impl Into<String>) {
         self.0.push(FieldError { pointer: pointer.into(), code: code.into(), detail: detail.into() });
     }
 
-    /// A name: one line that people can see.
+    /// Checks a name: one visible line.
     pub(super) fn name(&mut self, pointer: &str, text: &str) {
         self.length(pointer, text, 1, MAX_NAME);
         if text.chars().any(|c| c.is_control() || is_deceptive(c)) {
@@ -31,13 +31,13 @@ impl Faults {
         }
     }
 
-    /// A reason: a few lines.
+    /// Checks a reason: a few lines.
     pub(super) fn reason(&mut self, pointer: &str, text: &str) {
         self.length(pointer, text, 1, MAX_REASON);
         self.lines(pointer, text);
     }
 
-    /// Text of `min` to `max` characters, of which at least `min` are not spaces around it.
+    /// Checks a text of `min` to `max` characters, of which at least `min` remain after trimming.
     pub(super) fn length(&mut self, pointer: &str, text: &str, min: usize, max: usize) {
         if text.trim().chars().count() < min {
             self.add(pointer, "too_short", format!("must have at least {min} characters besides spaces"));
@@ -46,7 +46,7 @@ impl Faults {
         }
     }
 
-    /// Text without control characters other than the ends of lines and tabs.
+    /// Checks a text without control characters other than line ends and tabs.
     pub(super) fn lines(&mut self, pointer: &str, text: &str) {
         if text.chars().any(|c| (c.is_control() && !matches!(c, '\n' | '\r' | '\t')) || is_deceptive(c)) {
             let rule = "must not contain control characters other than line ends and tabs, nor characters that change the \
@@ -55,7 +55,7 @@ impl Faults {
         }
     }
 
-    /// Something that can be an e-mail address. Whether it is one, only a mail sent there can tell.
+    /// Checks the form of an e-mail address. Whether it exists, only a mail sent there can tell.
     pub(super) fn email(&mut self, pointer: &str, text: &str) {
         let parts = text.split_once('@').filter(|(local, domain)| {
             let is_other = |c: char| c.is_whitespace() || c.is_control() || is_deceptive(c) || is_joiner(c);
@@ -72,24 +72,24 @@ impl Faults {
         }
     }
 
-    /// Whether none was found.
+    /// Whether there are no faults.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// All faults, or none.
+    /// Fails with all faults, if there are any.
     pub(super) fn none_or<E>(self, error: impl FnOnce(Vec<FieldError>) -> E) -> Result<(), E> {
         if self.0.is_empty() { Ok(()) } else { Err(error(self.0)) }
     }
 
-    /// The faults.
+    /// Returns the faults.
     pub(super) fn into_vec(self) -> Vec<FieldError> {
         self.0
     }
 }
 
-/// An e-mail address as addresses are compared: the letters of ASCII have no case, and all others are what they are. Unicode
-/// would fold letters of other mailboxes into these, as U+212A into k.
+/// Folds an e-mail address for comparison: ASCII letters have no case, and all others stay as they are. Unicode would fold
+/// letters of other mailboxes into these, as U+212A into k.
 pub(super) fn fold_email(email: &str) -> String {
     email.to_ascii_lowercase()
 }
@@ -99,8 +99,8 @@ pub(super) fn same_email(one: &str, other: &str) -> bool {
     one.eq_ignore_ascii_case(other)
 }
 
-/// Whether a character makes a text look like another one: it changes the direction of what follows, ends a line where
-/// nobody sees it, or is not seen itself. The joiners of Persian, of Indian scripts and of emoji are no such characters.
+/// Whether a character makes a text look like another one: it changes the direction of what follows, ends a line invisibly,
+/// or is itself invisible. The joiners of Persian, of Indian scripts and of emoji are no such characters.
 fn is_deceptive(c: char) -> bool {
     matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180e}' | '\u{200b}'
@@ -108,15 +108,15 @@ fn is_deceptive(c: char) -> bool {
         | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// Whether nobody sees a character that words have and addresses do not.
+/// Whether the character is an invisible joiner, which words have and addresses do not.
 fn is_joiner(c: char) -> bool {
     matches!(c, '\u{200c}' | '\u{200d}')
 }
 
-/// Looks at every text inside `value`, keys included; `path` is the pointer to it.
+/// Checks every text inside `value`, keys included; `path` is the pointer to it.
 ///
-/// The database keeps JSON, but not the character U+0000, so a value that has one could be stored in the stream and
-/// then never be projected. Depth is bounded for the same reason: everything that reads the value later recurses.
+/// The database stores JSON, but not the character U+0000, so a value that has one could be stored in the stream and then
+/// never be projected. Depth is bounded for the same reason: everything that reads the value later recurses.
 pub(super) fn storable(value: &Value, path: &mut String, depth_left: usize, faults: &mut Faults) {
     let Some(depth_left) = depth_left.checked_sub(1) else {
         faults.add(path.clone(), "too_deep", "is nested too deeply");
@@ -147,7 +147,7 @@ pub(super) fn storable(value: &Value, path: &mut String, depth_left: usize, faul
     }
 }
 
-/// Calls `visit` with `path` one step longer: the text of one JSON pointer grows and shrinks as the walk does.
+/// Calls `visit` with `path` one step longer: the text of one JSON pointer grows and shrinks with the traversal.
 pub(super) fn under(path: &mut String, step: &str, visit: impl FnOnce(&mut String)) {
     let length = path.len();
     path.push('/');

@@ -1,16 +1,16 @@
-//! What happened at an organization's door: who was turned away, who came in, what was read for the record. None of it
-//! is a write, all of it belongs into the audit log.
+//! Access events of an organization: denials, sign-ins, and reads that are recorded. None of them is a write, all of them
+//! belong in the audit log.
 //!
-//! These are facts, not decisions: nothing follows from the one before, so they share a subject, are appended without an
-//! expectation, and bring their aggregate to no version (their headers say 0). What keeps a fact from being there twice
-//! is its event id, which follows from its command id.
+//! They are not decisions: none depends on an earlier one, so they share a subject, are appended without an expectation, and
+//! give their aggregate no version (their headers say 0). An access event is deduplicated by its event id, which follows
+//! from its command id.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{BreakGlassId, KeyId, KeyPublicId, OrgId, Outcome, OutcomeStatus, Target, Timestamp, codec::event_enum};
 
 event_enum! {
-    /// What happens at the door.
+    /// The access events.
     AccessEvent {
         Denied(AccessDenied) = "access.denied", 1;
         SignedIn(SignedIn) = "access.signed_in", 1;
@@ -27,164 +27,165 @@ event_enum! {
     }
 }
 
-/// Somebody who proved who they are was turned away.
+/// An authenticated principal was denied.
 ///
-/// It stands in the log of the actor's own organization, never in that of the organization that was asked for.
+/// It is recorded in the log of the actor's own organization, never in that of the requested organization.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AccessDenied {
-    /// The stable error code that the caller was answered.
+    /// The stable error code of the answer.
     pub code: String,
-    /// Which door: method and path as the router has it, or `NATS cmd`.
+    /// The entry point: method and path as the router has it, or `NATS cmd`.
     pub route: String,
-    /// What kind of thing was asked for: `record`, `member`, …
+    /// The type of the requested resource: `record`, `member`, …
     pub target: String,
-    /// The organization as the caller named it; whether there is one is not said.
+    /// The organization as the caller named it; whether it exists is not disclosed.
     pub asked: Option<String>,
-    /// How many attempts this stands for: 1, or more where a flood of the same was folded into one.
+    /// The number of attempts that this stands for: 1, or more where repeated identical ones were aggregated.
     pub repeated: u64,
 }
 
 /// A person signed in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SignedIn {
-    /// How: `oidc`, `password`, …
+    /// The method: `oidc`, `password`, …
     pub method: String,
 }
 
-/// A person turned to this organization, or away from it. Where from, or where to, is nobody's business here.
+/// A session switched to this organization, or away from it. The other organization is not disclosed here.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OrgSwitched {
-    /// Whether they came or went.
+    /// Whether the session entered or left.
     pub direction: Direction,
     /// The session's count of switches, which only grows.
     pub epoch: u64,
 }
 
-/// Which way somebody went.
+/// The direction of a switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
-    /// In.
+    /// The session switched to this organization.
     Entered,
-    /// Out.
+    /// The session switched to another organization.
     Left,
 }
 
 /// A token that names a key of this organization was not accepted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KeyRefused {
-    /// The key that it names.
+    /// The key.
     pub key_id: KeyId,
-    /// The part of the token that names it.
+    /// The part of the token that identifies the key.
     pub public_id: KeyPublicId,
-    /// Why: `wrong_secret`, `revoked`, `expired` or `ip_not_allowed`.
+    /// The reason: `wrong_secret`, `revoked`, `expired` or `ip_not_allowed`.
     pub code: String,
-    /// How many attempts this stands for: 1, or more where a flood of the same was folded into one.
+    /// The number of attempts that this stands for: 1, or more where repeated identical ones were aggregated.
     pub repeated: u64,
 }
 
 /// The audit log was read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AuditRead {
-    /// Which door: method and path as the router has it.
+    /// The entry point: method and path as the router has it.
     pub route: String,
-    /// What was asked for, as the query had it.
+    /// The query string of the request.
     pub query: Option<String>,
-    /// How many reads this stands for: 1, or more where many of the same were folded into one.
+    /// The number of reads that this stands for: 1, or more where many identical ones were aggregated.
     pub repeated: u64,
 }
 
-/// A part of the audit log left in a file. Written before the file is handed out.
+/// A part of the audit log was exported to a file. Recorded before the file is delivered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AuditExported {
-    /// In which form: `jsonl`, `csv`, `ocsf`, `bundle`, …
+    /// The format: `jsonl`, `csv`, `ocsf`, `bundle`, …
     pub format: String,
-    /// The first place in the log.
+    /// The first index in the log.
     pub from_idx: u64,
-    /// The place before which it ends.
+    /// The index before which it ends.
     pub upto_idx: u64,
-    /// What was left out, as the query had it.
+    /// The filter, as in the query.
     pub filter: Option<String>,
 }
 
-/// Credentials for NATS were made of an API key, which they are good for as long as it is. Written before they are handed out.
+/// NATS credentials were derived from an API key, and are valid as long as it is. Recorded before they are delivered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NatsCredentialsIssued {
-    /// The key that they stand for.
+    /// The key.
     pub key_id: KeyId,
-    /// The part of its token that names it.
+    /// The part of its token that identifies it.
     pub public_id: KeyPublicId,
-    /// When they end by themselves, which is when the key does.
+    /// The expiry, which is the key's.
     pub expires_at: Option<Timestamp>,
 }
 
-/// An operator of the platform approved that another one looks into this organization. Nobody looks by that alone.
+/// An operator of the platform approved another operator's access to this organization. The approval alone gives no access.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BreakGlassApproved {
-    /// Names the opening that it is for.
+    /// The id of the break-glass grant that it is for.
     pub id: BreakGlassId,
-    /// Whose look, by the name that they have here.
+    /// The operator to be granted access, under the name that operators have here.
     pub operator: String,
-    /// Why, in the words that they will have to use.
+    /// The reason, which the grant must repeat verbatim.
     pub reason: String,
-    /// For how long at most, in seconds.
+    /// The maximum duration, in seconds.
     pub seconds: u32,
 }
 
-/// An operator of the platform may look into this organization for a while. Written before anything is shown.
+/// An operator of the platform received a temporary break-glass grant for this organization. Recorded before anything is
+/// shown.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BreakGlassOpened {
-    /// Names this opening.
+    /// The id of the grant.
     pub id: BreakGlassId,
-    /// Why, in the operator's words.
+    /// The reason, in the operator's words.
     pub reason: String,
-    /// The other operator, who agreed.
+    /// The approving operator.
     pub approver: String,
-    /// What that is worth; none in entries of before it was asked.
+    /// The strength of the approval; none in entries from before it was recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<Approval>,
-    /// When it ends by itself.
+    /// When the grant expires.
     pub expires_at: Timestamp,
 }
 
-/// What the word of a second operator is worth.
+/// The strength of a second operator's approval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Approval {
-    /// Another person, who proved to be an operator, approved.
+    /// Another person, authenticated as an operator, approved.
     Given,
-    /// The platform asks for none: whoever is named is named by the operator alone.
+    /// The platform requires no approval: the approver is only named by the operator.
     Off,
 }
 
-/// An operator looked. Written before anything is shown.
+/// An operator read data under a break-glass grant. Recorded before anything is shown.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BreakGlassUsed {
-    /// By which opening.
+    /// The grant.
     pub id: BreakGlassId,
-    /// At what: method and path as the router has it.
+    /// The entry point: method and path as the router has it.
     pub route: String,
     /// The path itself.
     pub path: String,
 }
 
-/// Whatever was open in this organization is closed.
+/// All break-glass grants of this organization were closed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BreakGlassClosed {}
 
-/// A row that was read for one organization turned out to be another's. The request ended there; somebody must act.
+/// A row that was read for one organization belongs to another. The request ended there; an operator must act.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct IsolationFailed {
-    /// The organization that was read for.
+    /// The organization that the read was bound to.
     pub bound: OrgId,
     /// The organization that the row belongs to.
     pub found: OrgId,
-    /// Where the row lies.
+    /// The table of the row.
     pub table: String,
 }
 
 impl AccessEvent {
-    /// How it ended, as the header says.
+    /// Returns the outcome, as in the header.
     pub(crate) fn outcome(&self) -> Outcome {
         let denied = |code: &str| Outcome { status: OutcomeStatus::Denied, code: Some(code.to_owned()) };
         match self {
@@ -205,7 +206,7 @@ impl AccessEvent {
         }
     }
 
-    /// What it was done to; none where that is the organization as a whole.
+    /// Returns the target; none where that is the organization as a whole.
     pub(crate) fn target(&self) -> Option<Target> {
         let target = |target_type: &str, id: String| Some(Target { target_type: target_type.to_owned(), id });
         match self {
@@ -224,7 +225,7 @@ impl AccessEvent {
         }
     }
 
-    /// The attempts that a fact stands for; none where each is written down by itself.
+    /// Returns the number of attempts that an access event stands for; none where each is recorded individually.
     pub fn repeated(&mut self) -> Option<&mut u64> {
         match self {
             Self::Denied(fact) => Some(&mut fact.repeated),

@@ -1,25 +1,25 @@
-//! Bytes to events and back. Old shapes are lifted to today's here, and nowhere else.
+//! Encoding and decoding of events. Old shapes are upcast to today's here, and nowhere else.
 //!
-//! A payload is `marker || salt || content`. Marker 0 says that the content is plain MessagePack; other markers are
-//! kept free for encryption. The content is a map of `data` (the event's fields) and `context`.
+//! A payload is `marker || salt || content`. Marker 0 says that the content is plain MessagePack; other markers are reserved
+//! for encryption. The content is a map of `data` (the event's fields) and `context`.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{AggregateId, Context, Fingerprint, OrgId, Salt};
 
 const PLAIN: u8 = 0;
-/// JSON itself is read to a depth of 128, and every level of it can cost two here.
+/// JSON itself is parsed to a depth of 128, and every level of it can cost two here.
 const MAX_DEPTH: usize = 300;
 
-/// Why bytes are not an event of ours. Every one of these is an answer, never a panic.
+/// The reason why bytes are not a valid event. Every one of these is an answer, never a panic.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
-    /// Not MessagePack, or not of this shape.
+    /// Not MessagePack, or not of the expected shape.
     #[error("cannot decode the {what}: {source}")]
     Malformed {
-        /// Which part.
+        /// The part.
         what: &'static str,
-        /// What the decoder says.
+        /// The decoder's error.
         source: rmp_serde::decode::Error,
     },
     /// A value that has no MessagePack form.
@@ -28,59 +28,59 @@ pub enum CodecError {
     /// Larger than the limit; both in bytes.
     #[error("a commit of {size} bytes is over the limit of {limit}")]
     TooLarge {
-        /// How large it is.
+        /// The size.
         size: usize,
-        /// How large it may be.
+        /// The limit.
         limit: usize,
     },
-    /// None, or more than the limit.
+    /// No events, or more than the limit.
     #[error("a commit has 1 to {limit} events, not {count}")]
     EventCount {
-        /// How many there are.
+        /// The number of events.
         count: usize,
-        /// How many there may be.
+        /// The limit.
         limit: usize,
     },
-    /// Written by a newer program, or by no program of ours.
+    /// Written by a newer program, or by a foreign one.
     #[error("unknown {what} {value}: written by a newer version of orgstream?")]
     Unknown {
-        /// Which part.
+        /// The part.
         what: &'static str,
         /// Its value.
         value: String,
     },
-    /// Nobody who accepts commands vouches for it as it lies in the log.
+    /// No process that accepts commands vouches for the message as it lies in the log.
     #[error("the message is not authentic: {reason}")]
     NotAuthentic {
         /// What is missing or wrong.
         reason: String,
     },
-    /// It is signed with a key that this process was not given.
+    /// It is signed with a key that this process lacks.
     #[error("the message is signed with commit key {id:?}, which this process does not have")]
     UnknownKey {
         /// The key's id.
         id: String,
     },
-    /// What was encoded reads back as something else.
+    /// Decoding the encoded bytes gives another value.
     #[error("the event does not read back as it was written")]
     Unfaithful,
-    /// The content is not the content that the header commits to.
+    /// The content does not match the header's commitment.
     #[error("the payload does not match the header's commitment")]
     CommitmentBroken,
     /// The envelope and the subject (or two headers) name different orgs.
     #[error("the envelope belongs to {envelope}, but it came for {expected}")]
     ForeignOrg {
-        /// What the envelope says.
+        /// The org in the envelope.
         envelope: OrgId,
-        /// What the subject says.
+        /// The org in the subject.
         expected: OrgId,
     },
     /// The envelope and the subject (or two headers) name different aggregates.
     #[error("the envelope is about {envelope}, but it came for {expected}")]
     ForeignAggregate {
-        /// What the envelope says.
+        /// The aggregate in the envelope.
         envelope: Box<AggregateId>,
-        /// What the subject says.
+        /// The aggregate in the subject.
         expected: Box<AggregateId>,
     },
 }
@@ -98,7 +98,7 @@ struct Content<T> {
     context: Context,
 }
 
-/// Reads any MessagePack of ours, to a bounded depth. Lengths that the bytes claim are not trusted with memory.
+/// Decodes MessagePack to a bounded depth. Lengths that the bytes claim allocate no memory.
 pub(crate) fn from_bytes<'a, T: Deserialize<'a>>(what: &'static str, bytes: &'a [u8]) -> Result<T, CodecError> {
     let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes);
     decoder.set_max_depth(MAX_DEPTH);
@@ -113,7 +113,7 @@ pub(crate) fn decode_content<T: DeserializeOwned>(content: &[u8]) -> Result<(T, 
     from_bytes::<Content<T>>("payload", content).map(|content| (content.data, content.context))
 }
 
-/// The payload bytes of `content`, and the commitment to it.
+/// Returns the payload bytes of `content`, and the commitment to it.
 pub(crate) fn seal_content(content: &[u8], salt: Salt) -> (Vec<u8>, Fingerprint) {
     let mut payload = Vec::with_capacity(1 + salt.0.len() + content.len());
     payload.push(PLAIN);
@@ -122,7 +122,7 @@ pub(crate) fn seal_content(content: &[u8], salt: Salt) -> (Vec<u8>, Fingerprint)
     (payload, Fingerprint::of(&[&salt.0, content]))
 }
 
-/// The content inside `payload`, once it has been compared with its commitment.
+/// Returns the content inside `payload`, once it has been checked against its commitment.
 pub(crate) fn open_content(payload: &[u8], commitment: Fingerprint) -> Result<&[u8], CodecError> {
     match payload.split_first() {
         Some((&PLAIN, salted)) if Fingerprint::of(&[salted]) == commitment => {
@@ -151,10 +151,10 @@ macro_rules! event_enum {
         }
 
         impl $name {
-            /// Every name that is written today, with its schema version.
+            /// All names that are written today, with their schema versions.
             pub(crate) const KNOWN: &'static [(&'static str, u16)] = &[$(($wire, $schema)),+];
 
-            /// The permanent name and the schema version of this event.
+            /// Returns the permanent name and the schema version of this event.
             pub fn wire(&self) -> (&'static str, u16) {
                 match self {
                     $(Self::$variant(_) => ($wire, $schema),)+
@@ -189,7 +189,7 @@ macro_rules! event_enum {
                 }
             }
 
-            /// The event's fields as people and APIs read them.
+            /// Returns the event's fields in their JSON form for people and APIs.
             pub(crate) fn to_json(&self) -> serde_json::Value {
                 match self {
                     $(Self::$variant(body) => serde_json::to_value(body).unwrap_or_default(),)+
@@ -213,7 +213,7 @@ mod tests {
         floor: i32,
     }
 
-    /// What version 1 of `desk.moved` looked like.
+    /// Version 1 of `desk.moved`.
     #[derive(Serialize, Deserialize)]
     struct MovedV1 {
         place: String,

@@ -13,43 +13,43 @@ use crate::{
 
 /// The largest message, in bytes: a little under the server's own default of 1 MiB, headers included.
 pub const MAX_COMMIT_BYTES: usize = 1_000_000;
-/// The most events that one command may cause.
+/// The maximum number of events of one command.
 pub const MAX_EVENTS_PER_COMMIT: usize = 1_000;
 const VERSION: u8 = 1;
 
-/// What a command decided, before it has bytes.
+/// The events of a decided command, before encoding.
 #[derive(Debug, Clone)]
 pub struct CommitDraft {
     /// The tenant.
     pub org: OrgId,
-    /// What the events are about.
+    /// The aggregate.
     pub aggregate: AggregateId,
-    /// The aggregate's version before these events; 0 when they begin it.
+    /// The aggregate's version before these events; 0 when they are its first.
     pub version_before: u64,
     /// The command.
     pub command_id: CommandId,
     /// The hash of the command's body, when it came under an idempotency key.
     pub fingerprint: Option<Fingerprint>,
-    /// Who did it.
+    /// The actor.
     pub actor: Actor,
-    /// When it happened.
+    /// When the events happened.
     pub occurred_at: Timestamp,
-    /// When it was accepted.
+    /// When the command was accepted.
     pub recorded_at: Timestamp,
     /// The event that caused the command, if one did.
     pub causation_id: Option<EventId>,
-    /// What it belongs to; none begins something new.
+    /// The correlation; none starts a new one.
     pub correlation_id: Option<CorrelationId>,
-    /// The request, as the access log has it.
+    /// The request id, as in the access log.
     pub request_id: Option<String>,
-    /// The personal part of what is known of the request.
+    /// The personal data about the request.
     pub context: Context,
-    /// What happened.
+    /// The events.
     pub events: Vec<Event>,
 }
 
 impl CommitDraft {
-    /// Gives the events their bytes, and reads each back; `salt` is called once for each.
+    /// Encodes the events, and decodes each again as a check; `salt` is called once for each.
     pub fn seal(self, mut salt: impl FnMut() -> Salt) -> Result<Commit, CodecError> {
         check_event_count(self.events.len())?;
         let place = format!("{}.{}", self.org, self.aggregate);
@@ -82,7 +82,7 @@ impl CommitDraft {
                 payload_cipher_sha256: None,
             };
             let bytes = SealedEvent { header: rmp_serde::to_vec_named(&header)?.into(), payload: payload.into() };
-            // Whoever opens it later must find what was decided; what would not be found is not written.
+            // Events that would decode differently from what was decided are not written.
             if bytes.clone().open()?.event != *event {
                 return Err(CodecError::Unfaithful);
             }
@@ -105,7 +105,7 @@ pub struct Commit {
     v: u8,
     /// The tenant.
     pub org_id: OrgId,
-    /// What the events are about.
+    /// The aggregate.
     pub aggregate: AggregateId,
     /// The command.
     pub command_id: CommandId,
@@ -116,19 +116,19 @@ pub struct Commit {
 }
 
 impl Commit {
-    /// The content of the message.
+    /// Returns the content of the message.
     pub fn encode(&self) -> Result<Bytes, CodecError> {
         let bytes = rmp_serde::to_vec_named(self)?;
         check_size(bytes.len())?;
         Ok(bytes.into())
     }
 
-    /// What is stored on `subject`, whose last sequence must be `previous`; none when nothing is expected there.
+    /// Returns the signed bytes to store on `subject`, whose last sequence must be `previous`; none means no expectation.
     pub fn sign(&self, keys: &CommitKeys, subject: &EventSubject, previous: Option<u64>) -> Result<Bytes, CodecError> {
         Ok(keys.sign(&subject.to_string(), previous, &self.encode()?)?.into())
     }
 
-    /// Reads the content of a message; what it holds is opened by [`Commit::open`].
+    /// Decodes the content of a message; [`Commit::open`] decodes its events.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         check_size(bytes.len())?;
         let commit: Self = from_bytes("commit", bytes)?;
@@ -141,7 +141,7 @@ impl Commit {
 
     /// Opens the events of a commit that came on `subject`.
     ///
-    /// A commit, or a header in it, that names another org or aggregate than the subject does is refused whole.
+    /// A commit, or a header in it, that names another org or aggregate than the subject does is refused as a whole.
     pub fn open(self, subject: &EventSubject) -> Result<OpenedCommit, CodecError> {
         let belongs = |org: OrgId, aggregate: &AggregateId| {
             if org != subject.org {
@@ -164,17 +164,17 @@ impl Commit {
     }
 }
 
-/// One event as it is stored for ever: two byte strings, the first committing to the second.
+/// One event as it is stored permanently: two byte strings, the first committing to the second.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedEvent {
     /// The header's bytes; the audit leaf is computed over exactly these.
     pub header: Bytes,
-    /// The payload's bytes, beginning with how they are encoded.
+    /// The payload's bytes, starting with the encoding marker.
     pub payload: Bytes,
 }
 
 impl SealedEvent {
-    /// Decodes both parts and compares the payload with the header's commitment.
+    /// Decodes both parts and checks the payload against the header's commitment.
     pub fn open(self) -> Result<OpenedEvent, CodecError> {
         let header = self.read_header()?;
         let content = open_content(&self.payload, header.payload_commit)?;
@@ -204,7 +204,7 @@ pub struct OpenedCommit {
 }
 
 impl OpenedCommit {
-    /// The message that it was opened from; none without events.
+    /// Returns the message that it was opened from; none without events.
     pub fn seal(&self) -> Option<Commit> {
         let header = &self.events.first()?.header;
         Some(Commit {
@@ -218,14 +218,14 @@ impl OpenedCommit {
     }
 }
 
-/// An event that can be read, beside the bytes it was read from.
+/// A decoded event, with the bytes it was decoded from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OpenedEvent {
-    /// Who, what, when.
+    /// The header: actor, action and time.
     pub header: Header,
-    /// What happened.
+    /// The event.
     pub event: Event,
-    /// The personal part of what is known of the request.
+    /// The personal data about the request.
     pub context: Context,
     /// The stored bytes.
     pub sealed: SealedEvent,

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{ConnectionId, codec::event_enum};
 
 event_enum! {
-    /// What happens to connections.
+    /// The events of connections.
     SsoConnectionEvent {
         Added(SsoConnectionAdded) = "sso_connection.added", 1;
         DefaultChanged(SsoDefaultChanged) = "sso_connection.default_changed", 1;
@@ -13,31 +13,31 @@ event_enum! {
     }
 }
 
-/// People of this issuer may sign in to this organization, and to no other by it.
+/// A connection was added: people of this issuer may sign in to this organization, and by it to no other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SsoConnectionAdded {
-    /// Which.
+    /// The connection.
     pub connection_id: ConnectionId,
-    /// What people call it.
+    /// The display name.
     pub name: String,
-    /// What the issuer's tokens name as `iss`.
+    /// The issuer: `iss` of its tokens.
     pub issuer: String,
-    /// What they must name as `aud`.
+    /// The required `aud` of its tokens.
     pub audience: String,
-    /// Whether whoever signs in by it becomes a member, where the organization lets people in like that.
+    /// Whether a person who signs in by it becomes a member, where the organization permits that.
     pub jit: bool,
 }
 
-/// People who do not say otherwise are sent there.
+/// The default connection changed: people who choose no other are sent there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SsoDefaultChanged {
-    /// Which.
+    /// The connection.
     pub connection_id: ConnectionId,
 }
 
-/// Nobody signs in by it any more. Members who came by it stay.
+/// The connection was removed, and sign-in by it ends. Members who joined by it stay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SsoConnectionRemoved {
-    /// Which.
+    /// The connection.
     pub connection_id: ConnectionId,
 }

@@ -1,11 +1,11 @@
-//! Events of a domain that an organization says is its own.
+//! Events of a domain that an organization claims.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{DomainName, codec::event_enum};
 
 event_enum! {
-    /// What happens to a domain.
+    /// The events of a domain.
     DomainEvent {
         Claimed(DomainClaimed) = "domain.claimed", 1;
         Proven(DomainProven) = "domain.proven", 1;
@@ -13,25 +13,25 @@ event_enum! {
     }
 }
 
-/// The organization says that the domain is its own, which is worth nothing until it is proven.
+/// The organization claimed the domain, which has no effect until it is proven.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DomainClaimed {
-    /// Which.
+    /// The domain.
     pub domain: DomainName,
-    /// What a TXT record of the domain must say.
+    /// The text that a TXT record of the domain must have.
     pub challenge: String,
 }
 
-/// The domain's own DNS said so.
+/// The domain's own DNS proved the claim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DomainProven {
-    /// Which.
+    /// The domain.
     pub domain: DomainName,
 }
 
-/// It is not the organization's any more.
+/// The domain is no longer the organization's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DomainRemoved {
-    /// Which.
+    /// The domain.
     pub domain: DomainName,
 }

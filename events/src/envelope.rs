@@ -1,8 +1,8 @@
-//! The envelope of one event: a header that is safe to keep for ever, and a payload that may one day be erased.
+//! The envelope of one event: a header that is safe to keep permanently, and a payload that may one day be erased.
 //!
-//! The header names who did what to which thing and when, and commits to the payload with a salted hash. Everything
-//! personal or bulky is in the payload. The audit log hashes the stored header bytes, so the header keeps its meaning,
-//! its proofs and its place in the log even after the payload is gone.
+//! The header names the actor, the action, the target and the time, and commits to the payload with a salted hash.
+//! Everything personal or large is in the payload. The audit log hashes the stored header bytes, so the header keeps its
+//! meaning, its proofs and its place in the log even after the payload is gone.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use crate::{AggregateId, CommandId, CorrelationId, EventId, OrgId, Timestamp};
 pub struct Fingerprint(pub [u8; 32]);
 
 impl Fingerprint {
-    /// The hash of the concatenated `parts`.
+    /// Returns the hash of the concatenated `parts`.
     pub fn of(parts: &[&[u8]]) -> Self {
         let mut hash = Sha256::new();
         for part in parts {
@@ -71,19 +71,19 @@ pub struct AggregateVersion {
     /// The aggregate.
     #[serde(flatten)]
     pub aggregate: AggregateId,
-    /// The version that this event brought it to; 0 for a fact, which is in no order with others, and for a mark.
+    /// The version after this event; 0 for an access event, which has no order, and for a mark.
     pub version: u64,
 }
 
-/// Who did it.
+/// The actor of an event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Actor {
-    /// What kind of actor.
+    /// The kind of actor.
     #[serde(rename = "type")]
     pub actor_type: ActorType,
     /// A member, key or operator id; `system` and `anonymous` name themselves.
     pub id: String,
-    /// How the actor proved it, where there was something to prove.
+    /// How the actor was authenticated, if it was.
     pub auth: Option<Auth>,
 }
 
@@ -99,12 +99,12 @@ pub enum ActorType {
     PlatformOperator,
     /// The product itself.
     System,
-    /// Nobody who could be told.
+    /// An unauthenticated caller.
     Anonymous,
 }
 
 impl ActorType {
-    /// The name on the wire.
+    /// Returns the name on the wire.
     pub fn name(self) -> &'static str {
         match self {
             Self::Member => "member",
@@ -116,10 +116,10 @@ impl ActorType {
     }
 }
 
-/// How an actor was recognized. Ids only, never a secret.
+/// How an actor was authenticated. Ids only, never a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Auth {
-    /// By which kind of credential.
+    /// The kind of credential.
     pub method: AuthMethod,
     /// The API key, when it was one.
     pub key_id: Option<String>,
@@ -137,48 +137,48 @@ pub enum AuthMethod {
     Oidc,
     /// The platform operator's token.
     PlatformToken,
-    /// A session, which began with a token of an issuer.
+    /// A session, which was created with a token of an issuer.
     Session,
 }
 
-/// A thing that was acted on.
+/// The target of an action.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// What kind of thing: `record`, `member`, …
+    /// The type of target: `record`, `member`, …
     #[serde(rename = "type")]
     pub target_type: String,
     /// Its id.
     pub id: String,
 }
 
-/// How it ended.
+/// The outcome of an action.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Done, refused or failed.
+    /// Success, denied or failed.
     pub status: OutcomeStatus,
-    /// The stable error code, when it was not done.
+    /// The stable error code, unless it succeeded.
     pub code: Option<String>,
 }
 
 impl Outcome {
-    /// It was done.
+    /// The successful outcome.
     pub const SUCCESS: Self = Self { status: OutcomeStatus::Success, code: None };
 }
 
-/// The three ways to end.
+/// The three outcomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutcomeStatus {
-    /// Done.
+    /// It succeeded.
     Success,
-    /// Refused: the actor was not allowed to.
+    /// It was denied: the actor lacked the permission.
     Denied,
-    /// Tried and failed.
+    /// It was tried and failed.
     Failed,
 }
 
 impl OutcomeStatus {
-    /// The name on the wire.
+    /// Returns the name on the wire.
     pub fn name(self) -> &'static str {
         match self {
             Self::Success => "success",
@@ -188,13 +188,13 @@ impl OutcomeStatus {
     }
 }
 
-/// What is known of the request behind an event. Personal, so it is part of the payload.
+/// The data about the request behind an event. Personal, so it is part of the payload.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Context {
     /// The caller's address as this server saw it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip: Option<String>,
-    /// What the caller calls itself.
+    /// The caller's user agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_agent: Option<String>,
 }
@@ -206,32 +206,32 @@ pub struct Header {
     pub v: u8,
     /// The tenant.
     pub org_id: OrgId,
-    /// Unique, and the same however often the command is retried.
+    /// The event's id, unique and the same for every retry of the command.
     pub event_id: EventId,
-    /// `noun.verb_past`, the permanent name of what happened.
+    /// `noun.verb_past`, the permanent name of the event type.
     #[serde(rename = "type")]
     pub event_type: String,
     /// The version of the content's shape under that name.
     pub schema: u16,
-    /// The aggregate, at the version that this event made.
+    /// The aggregate, at the version after this event.
     pub aggregate: AggregateVersion,
-    /// When it happened, as the producer says.
+    /// When it happened, as reported by the producer.
     pub occurred_at: Timestamp,
     /// When this product accepted it.
     pub recorded_at: Timestamp,
-    /// Who did it.
+    /// The actor.
     pub actor: Actor,
-    /// What it was done to; the first is the thing itself.
+    /// The targets; the first is the aggregate itself.
     pub targets: Vec<Target>,
-    /// How it ended.
+    /// The outcome.
     pub outcome: Outcome,
-    /// The command that this follows from.
+    /// The command that caused it.
     pub command_id: CommandId,
     /// The event that caused the command, if one did.
     pub causation_id: Option<EventId>,
-    /// Shared by everything that follows from one beginning.
+    /// Shared by everything with the same origin.
     pub correlation_id: CorrelationId,
-    /// The request, as the access log has it.
+    /// The request id, as in the access log.
     pub request_id: Option<String>,
     /// `SHA-256(salt || content)`: binds the header to its content without showing it.
     pub payload_commit: Fingerprint,

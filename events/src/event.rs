@@ -1,4 +1,4 @@
-//! All events there are, by aggregate.
+//! All events, by aggregate.
 
 use serde_json::Value;
 
@@ -30,7 +30,7 @@ pub enum Event {
     Record(RecordEvent),
     /// Of parked events.
     Parking(ParkingEvent),
-    /// Of what happens at the door.
+    /// Of the access to it.
     Access(AccessEvent),
 }
 
@@ -52,7 +52,7 @@ macro_rules! each {
     };
 }
 
-/// Every event that is written today: its permanent name and schema version, by aggregate.
+/// All events that are written today: permanent names and schema versions, by aggregate.
 pub const KNOWN_EVENTS: &[&[(&str, u16)]] = &[
     OrganizationEvent::KNOWN,
     MemberEvent::KNOWN,
@@ -68,12 +68,12 @@ pub const KNOWN_EVENTS: &[&[(&str, u16)]] = &[
 ];
 
 impl Event {
-    /// The permanent name and the schema version.
+    /// Returns the permanent name and the schema version.
     pub fn wire(&self) -> (&'static str, u16) {
         each!(self, event => event.wire())
     }
 
-    /// The event's fields as people and APIs read them.
+    /// Returns the event's fields in their JSON form for people and APIs.
     pub fn to_json(&self) -> Value {
         each!(self, event => event.to_json())
     }
@@ -106,17 +106,17 @@ impl Event {
         Err(CodecError::Unknown { what: "event type", value: event_type.chars().take(80).collect() })
     }
 
-    /// Whether the audit log writes it of itself, so that no stream has it; see [`ParkingEvent::is_mark`].
+    /// Whether the audit log itself writes the event, so that no stream has it; see [`ParkingEvent::is_mark`].
     pub fn is_mark(&self) -> bool {
         if let Self::Parking(event) = self { event.is_mark() } else { false }
     }
 
-    /// How it ended, as the header says.
+    /// Returns the outcome, as in the header.
     pub(crate) fn outcome(&self) -> Outcome {
         if let Self::Access(event) = self { event.outcome() } else { Outcome::SUCCESS }
     }
 
-    /// What the event was done to, as the header names it.
+    /// Returns the targets, as in the header.
     pub(crate) fn targets(&self, aggregate: &AggregateId) -> Vec<Target> {
         let (target_type, id) = match self {
             Self::Member(MemberEvent::Added(event)) => ("member", event.member_id.to_string()),

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::DomainName;
 
-/// Why a text is not the id that was asked for.
+/// The reason why a text is not an id of the requested kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a {expected}_ id: it must be \"{expected}_\" and 26 base32 characters")]
 pub struct IdError {
@@ -99,7 +99,7 @@ macro_rules! typed_ids {
             type Err = IdError;
 
             fn from_str(text: &str) -> Result<Self, IdError> {
-                // Exactly one spelling per id: the parser below also reads the base32 letters that people confuse.
+                // Exactly one spelling per id: the parser below also accepts the base32 letters that people confuse.
                 let id = (text.len() == $prefix.len() + 27 && text.starts_with($prefix))
                     .then(|| text.parse::<TypeSafeId<DynamicType>>().ok())
                     .flatten()
@@ -140,19 +140,19 @@ typed_ids! {
     OrgId = "org";
     /// A login identity, across organizations. Never shown inside one: see [`MemberId`].
     UserId = "usr";
-    /// A user's presence in one organization: what that organization's events and audit log name.
+    /// A user's membership in one organization: the id in that organization's events and audit log.
     MemberId = "mem";
     /// An API key. Not the secret, and not the public part of the token.
     KeyId = "key";
     /// An invitation to one organization.
     InvitationId = "inv";
-    /// A role that an organization made itself.
+    /// A custom role of an organization.
     RoleId = "role";
-    /// A domain that an organization says is its own.
+    /// A domain that an organization claims.
     DomainId = "dom";
-    /// An issuer that one organization signs its people in with.
+    /// An issuer by which one organization's people sign in.
     ConnectionId = "conn";
-    /// A session of a person who signed in. Not the secret.
+    /// A session of a signed-in person. Not the secret.
     SessionId = "ses";
     /// A record of some kind, owned by one organization.
     RecordId = "res";
@@ -160,9 +160,9 @@ typed_ids! {
     EventId = "evt";
     /// One command, the same for every retry under one idempotency key.
     CommandId = "cmd";
-    /// What a chain of commands and events has in common.
+    /// The id that a chain of commands and events shares.
     CorrelationId = "cor";
-    /// One time that an operator may look into an organization.
+    /// A break-glass grant: an operator's temporary access to an organization.
     BreakGlassId = "glass";
 }
 
@@ -172,35 +172,35 @@ typed_ids! {
 pub const PLATFORM_ORG: OrgId = OrgId::from_uuid(Uuid::from_u128(0x0000_0000_0000_8000_8000_0000_0000_0001));
 
 impl CommandId {
-    /// The id of every command sent to `org` under the idempotency key `key`.
+    /// Returns the id of every command sent to `org` under the idempotency key `key`.
     pub fn from_idempotency_key(org: OrgId, key: &str) -> Self {
         Self(derived(Self::PREFIX, None, &[org.0.as_bytes(), key.as_bytes()]))
     }
 }
 
 impl EventId {
-    /// The id of a command's event: by command, aggregate subject and place in the commit.
+    /// Returns the id of a command's event: by command, aggregate subject and index in the commit.
     pub fn derive(command: CommandId, subject: &str, ordinal: usize) -> Self {
         Self(derived(Self::PREFIX, Some(command.0), &[subject.as_bytes(), &(ordinal as u64).to_be_bytes()]))
     }
 }
 
 impl CorrelationId {
-    /// The correlation of a command that continues no other.
+    /// Returns the correlation of a command that continues no other.
     pub fn derive(command: CommandId) -> Self {
         Self(derived(Self::PREFIX, Some(command.0), &[]))
     }
 }
 
 impl DomainId {
-    /// The domain inside one organization: whoever names it again means the same one.
+    /// Returns the id of the domain inside one organization: the same each time it is claimed.
     pub fn of(org: OrgId, domain: &DomainName) -> Self {
         Self(derived(Self::PREFIX, None, &[org.0.as_bytes(), domain.as_str().as_bytes()]))
     }
 }
 
 impl UserId {
-    /// A person as one issuer knows them: the same user whoever asks, with no table to look them up in.
+    /// Returns the id of a person as one issuer knows them: the same in every organization, without a lookup table.
     pub fn from_login(issuer: &str, subject: &str) -> Self {
         Self(derived(Self::PREFIX, None, &[issuer.as_bytes(), subject.as_bytes()]))
     }
@@ -209,7 +209,7 @@ impl UserId {
 macro_rules! derived_from_command {
     ($($name:ident),*) => {$(
         impl $name {
-            /// The id that `command` gives to the thing it creates; a retry names the same thing.
+            /// Returns the id of what `command` creates; a retry names the same thing.
             pub fn derive(command: CommandId) -> Self {
                 Self(derived(Self::PREFIX, Some(command.0), &[]))
             }
@@ -257,7 +257,7 @@ mod tests {
         for org in 0..1_000_u32 {
             let org = OrgId::fresh(1_700_000_000_000, [(org >> 8) as u8, org as u8, 0, 0, 0, 0, 0, 0, 0, 0]);
             for member in 0..100 {
-                // Every org counts its own, so the keys are the same everywhere and the members must not be.
+                // Every org numbers its own, so the keys are the same in all orgs and the members must differ.
                 let command = CommandId::from_idempotency_key(org, &format!("member-{member}"));
                 assert!(seen.insert(MemberId::derive(command)));
             }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Fingerprint, MemberId, Role, Timestamp, codec::event_enum};
 
 event_enum! {
-    /// What happens to an invitation.
+    /// The events of an invitation.
     InvitationEvent {
         Issued(InvitationIssued) = "invitation.issued", 1;
         Resent(InvitationResent) = "invitation.resent", 1;
@@ -14,38 +14,38 @@ event_enum! {
     }
 }
 
-/// Somebody may join. The token that they join with goes to their mailbox and is stored nowhere.
+/// An invitation was issued. Its token goes to the recipient's mailbox and is stored nowhere.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InvitationIssued {
-    /// Who: only whoever has this address, as an issuer verified it, can accept.
+    /// The recipient: only a person with this address, verified by an issuer, can accept.
     pub email: String,
-    /// What they may do once they accepted.
+    /// The role on acceptance.
     pub role: Role,
-    /// Until when they can.
+    /// When the invitation expires.
     pub expires_at: Timestamp,
-    /// A keyed hash of the token: enough to recognize it, useless without the server's pepper.
+    /// A keyed hash of the token: enough to verify it, useless without the server's pepper.
     pub token_mac: Fingerprint,
 }
 
-/// A new token went to the same mailbox, and the one before is void.
+/// A new token went to the same mailbox, and the previous one is void.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InvitationResent {
-    /// Until when it can be accepted now.
+    /// When it expires now.
     pub expires_at: Timestamp,
     /// A keyed hash of the new token.
     pub token_mac: Fingerprint,
 }
 
-/// Nobody can accept it any more.
+/// The invitation was revoked and can no longer be accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InvitationRevoked {
-    /// Why, if somebody said.
+    /// The reason, if one was given.
     pub reason: Option<String>,
 }
 
 /// The person joined, in the same atomic append.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InvitationAccepted {
-    /// Who they are inside the organization.
+    /// The id of the new member.
     pub member_id: MemberId,
 }

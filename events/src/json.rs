@@ -1,7 +1,7 @@
-//! JSON that other people wrote, read back with every field name meaning itself.
+//! Parsing of third-party JSON, in which every field name means itself.
 //!
 //! `serde_json::Value` reads an object whose first field has one of its own private names as something else: the field is
-//! gone, or the whole object is. That must not happen to what is kept for ever, so events are read by this.
+//! gone, or the whole object is. That must not happen to data that is kept permanently, so events are parsed by this.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use serde::{
 };
 use serde_json::{Map, Number, Value};
 
-/// Reads any JSON; for `#[serde(deserialize_with = "…")]`.
+/// Deserializes any JSON; for `#[serde(deserialize_with = "…")]`.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
     Plain.deserialize(deserializer)
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::{codec::event_enum, json};
 
 event_enum! {
-    /// What happens to a record kind.
+    /// The events of a record kind.
     KindEvent {
         Registered(KindRegistered) = "kind.registered", 1;
         Changed(KindChanged) = "kind.changed", 1;
@@ -15,50 +15,50 @@ event_enum! {
     }
 }
 
-/// How far the platform's own records of a kind are seen.
+/// The visibility of the platform's own records of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Visibility {
     /// Every organization sees them.
     DefaultOn,
-    /// An organization sees them when it asks to.
+    /// An organization sees them when it requests them.
     OptIn,
-    /// There are none: records of this kind are always somebody's own.
+    /// There are none: records of this kind always belong to one organization.
     Private,
 }
 
-/// What a kind is.
+/// The definition of a kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KindDefinition {
-    /// What people call it.
+    /// The display name.
     pub title: String,
     /// JSON Schema (2020-12) that every record's data must satisfy.
     #[serde(deserialize_with = "json::deserialize")]
     pub schema: Value,
-    /// How far the platform's own records are seen.
+    /// The visibility of the platform's own records.
     pub visibility: Visibility,
-    /// What writing one record costs, in the units that limits count.
+    /// The cost of writing one record, in the units that limits count.
     pub cost: u32,
 }
 
-/// A new kind.
+/// A kind was registered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KindRegistered {
-    /// What it is.
+    /// The definition.
     pub definition: KindDefinition,
 }
 
-/// A new definition. Records written under older ones keep them.
+/// The definition changed. Records written under older ones keep them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KindChanged {
-    /// What it is from now on.
+    /// The definition from now on.
     pub definition: KindDefinition,
 }
 
-/// No new records of this kind; the old ones stay.
+/// The kind was retired: no new records; the old ones stay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KindRetired {}
 
-/// New records of this kind again, by the definition that it had.
+/// The kind was restored: new records are accepted again, under the definition that it had.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KindRestored {}

@@ -1,7 +1,7 @@
-//! What happened, and nothing else: ids, events, the envelope around them, their bytes and their subjects.
+//! The event vocabulary: ids, events, the envelope around them, their encoding and their subjects.
 //!
-//! This crate is pure. It does no I/O, knows no clock and no randomness (both are arguments), and depends on neither
-//! NATS nor SQL. Everything that outlives a process, bytes and names, is decided here and only here.
+//! This crate is pure. It does no I/O, has no clock and no randomness (both are arguments), and depends on neither NATS nor
+//! SQL. Everything that outlives a process, bytes and names, is defined here and only here.
 //!
 //! Start with [`Commit`]: one command's events as one message on one aggregate's [`EventSubject`].
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{MemberId, Role, UserId, codec::event_enum};
 
 event_enum! {
-    /// What happens to members.
+    /// The events of members.
     MemberEvent {
         Added(MemberAdded) = "member.added", 1;
         RoleChanged(MemberRoleChanged) = "member.role_changed", 1;
@@ -16,30 +16,30 @@ event_enum! {
 /// A person joined.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MemberAdded {
-    /// The person inside this organization.
+    /// The id of the member inside this organization.
     pub member_id: MemberId,
-    /// The person outside it; links the memberships of one login, and is shown to nobody.
+    /// The person's identity across organizations; links the memberships of one login, and is never shown.
     pub user_id: UserId,
-    /// Where to reach them.
+    /// The e-mail address.
     pub email: String,
-    /// What they may do.
+    /// The role.
     pub role: Role,
 }
 
-/// A member may do more, or less.
+/// A member's role changed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MemberRoleChanged {
-    /// Who.
+    /// The member.
     pub member_id: MemberId,
-    /// What they could do before.
+    /// The role before.
     pub from: Role,
-    /// What they may do now.
+    /// The role now.
     pub to: Role,
 }
 
-/// A person left; what they made stays.
+/// A member was removed; the data that they created stays.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MemberRemoved {
-    /// Who.
+    /// The member.
     pub member_id: MemberId,
 }

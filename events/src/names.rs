@@ -1,4 +1,4 @@
-//! Names that people choose and that end up in subjects and URLs. Each is parsed once, into its newtype.
+//! Names that people choose and that appear in subjects and URLs. Each is parsed once, into its newtype.
 
 use std::{fmt, str::FromStr};
 
@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::ConnectionId;
 
-/// The word that stands for the organization of whoever asks, where a slug or an id can be.
+/// The word for the caller's own organization, where a slug or an id is accepted.
 pub const CURRENT_ORG: &str = "current";
 
-/// Why a text is not such a name. The message is meant for the person who typed it.
+/// The reason why a text is not a valid name. The message is meant for the person who typed it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a {what}: {rule}")]
 pub struct NameError {
@@ -26,7 +26,7 @@ macro_rules! names {
         pub struct $name(String);
 
         impl $name {
-            /// The name as text.
+            /// Returns the name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -82,11 +82,12 @@ names! {
             && !text.first().is_some_and(between)
             && !text.last().is_some_and(between)
             && !text.windows(2).any(|pair| pair.iter().all(between))
-            // An id is accepted wherever a slug is, so the two must never look alike; nor like an id of another kind.
+            // An id is accepted wherever a slug is, so the two must never look alike; nor may a slug look like an id of
+            // another kind.
             && !text.starts_with(b"org_")
             && !text.rsplit(|b| *b == b'_').next().is_some_and(|last| last.len() == 26 && last.len() < text.len())
     };
-    /// A domain of e-mail addresses, in lower case, as DNS has it (`xn--` for other letters).
+    /// A domain of e-mail addresses, in lower case and in DNS form (`xn--` for other letters).
     DomainName: "domain", "at least two labels of a-z, 0-9 and hyphens with dots between them, in lower case", |text| {
         let is_label = |label: &[u8]| {
             (1..=63).contains(&label.len())
@@ -97,51 +98,51 @@ names! {
         text.len() <= 253
             && text.contains(&b'.')
             && text.split(|b| *b == b'.').all(is_label)
-            // A number at the end is an address, no name.
+            // A number at the end makes it an IP address, no name.
             && text.rsplit(|b| *b == b'.').next().is_some_and(|last| last.iter().any(u8::is_ascii_lowercase))
     };
-    /// What an organization has booked, for example `standard` or `enterprise`. What a plan means is up to whoever asks.
+    /// The name of a plan, for example `standard` or `enterprise`. Its meaning is up to the component that uses it.
     PlanName: "plan name", "1 to 63 of a-z, 0-9, - and _, beginning with a letter", |text| {
         text.len() <= 63
             && text.first().is_some_and(u8::is_ascii_lowercase)
             && text.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
     };
-    /// A way to prove who one is, as an organization allows or forbids it.
+    /// A sign-in method, as an organization allows or forbids it.
     LoginMethod: "way to sign in", "oidc, api_key, or sso: and the id of a connection", |text| {
         let connection = |id: &[u8]| {
             (1..=63).contains(&id.len()) && id.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
         };
         matches!(text, b"oidc" | b"api_key") || text.strip_prefix(b"sso:").is_some_and(connection)
     };
-    /// The part of an API key that names it: not secret, and enough to find the key's organization.
+    /// The part of an API key that identifies it: not secret, and enough to find the key's organization.
     KeyPublicId: "key id", "12 of 0-9, A-Z and a-z", |text| {
         text.len() == 12 && text.iter().all(u8::is_ascii_alphanumeric)
     };
 }
 
 impl DomainName {
-    /// The domain of an e-mail address, whatever the case of its letters; none when it has no good one.
+    /// Returns the domain of an e-mail address, in lower case; none when it has no valid one.
     pub fn of_email(email: &str) -> Option<Self> {
         email.rsplit_once('@')?.1.to_ascii_lowercase().parse().ok()
     }
 }
 
 impl PlanName {
-    /// The plan of those who look at what all organizations share, and have none of their own.
+    /// Returns the plan of callers that read data of all organizations, and have no organization of their own.
     pub fn public() -> Self {
         Self("public".to_owned())
     }
 }
 
 impl Default for PlanName {
-    /// The plan of every organization that was never put on another.
+    /// Returns the plan of every organization that was never put on another.
     fn default() -> Self {
         Self("standard".to_owned())
     }
 }
 
 impl LoginMethod {
-    /// A token of a configured OpenID Connect issuer, or a session that began with one.
+    /// A token of a configured OpenID Connect issuer, or a session that was created with one.
     pub fn oidc() -> Self {
         Self("oidc".to_owned())
     }
@@ -151,12 +152,12 @@ impl LoginMethod {
         Self("api_key".to_owned())
     }
 
-    /// An issuer that one organization signs its people in with.
+    /// An issuer by which one organization's people sign in.
     pub fn sso(connection: ConnectionId) -> Self {
         Self(format!("sso:{connection}"))
     }
 
-    /// Whether people can prove with it who they are.
+    /// Whether the method authenticates people.
     pub fn is_for_people(&self) -> bool {
         self.0 != "api_key"
     }

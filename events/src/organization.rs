@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{DomainName, LoginMethod, PlanName, Slug, codec::event_enum};
 
 event_enum! {
-    /// What happens to an organization as a whole.
+    /// The events of an organization as a whole.
     OrganizationEvent {
         Created(OrganizationCreated) = "organization.created", 1;
         Renamed(OrganizationRenamed) = "organization.renamed", 1;
@@ -24,11 +24,11 @@ event_enum! {
     }
 }
 
-/// What kind of tenant it is. All kinds are isolated alike.
+/// The kind of tenant. All kinds are isolated alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TenantType {
-    /// One person's own.
+    /// A single person.
     Personal,
     /// A company or another group of people.
     Organization,
@@ -38,68 +38,68 @@ pub enum TenantType {
     Workspace,
 }
 
-/// A new organization. Its creator is added as the owner in the same atomic append.
+/// An organization was created. Its creator is added as the owner in the same atomic append.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OrganizationCreated {
-    /// What people call it.
+    /// The display name.
     pub name: String,
     /// Its name in URLs.
     pub slug: Slug,
-    /// What kind of tenant.
+    /// The kind of tenant.
     pub tenant_type: TenantType,
-    /// Where its data lives.
+    /// The region of its data.
     pub region: String,
 }
 
-/// New names; the id never changes, and an old slug goes on leading here.
+/// The names changed; the id never does, and an old slug still resolves to the organization.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OrganizationRenamed {
-    /// What people call it from now on.
+    /// The display name from now on.
     pub name: String,
     /// Its name in URLs from now on.
     pub slug: Slug,
 }
 
-/// All settings as they are from now on.
+/// The settings changed; the event has all of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OrganizationSettingsChanged {
     /// The settings.
     pub settings: OrganizationSettings,
-    /// Why, where it was the platform's operator who changed them.
+    /// The reason, where the platform's operator changed them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// What an organization decides about itself. A field that is missing has its default.
+/// The settings of an organization. A missing field has its default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OrganizationSettings {
-    /// The longest life of a new API key, in days; none means that keys need not expire.
+    /// The longest lifetime of a new API key, in days; none means that keys need not expire.
     pub api_key_max_days: Option<u32>,
     /// Whether the keys that a member issued end when the member is removed.
     pub revoke_keys_on_creator_exit: bool,
-    /// Whatever the customer wants to keep here.
+    /// Arbitrary data of the customer.
     pub custom_metadata: BTreeMap<String, String>,
-    // What is the default is not written, so that the bytes of older events stay what they are.
-    /// Whether people become members by signing in.
+    // Defaults are not serialized, so that the bytes of older events stay the same.
+    /// Whether sign-in creates members.
     #[serde(skip_serializing_if = "is_default")]
     pub jit_provisioning: JitProvisioning,
-    /// Who may be invited.
+    /// The policy on who may be invited.
     #[serde(skip_serializing_if = "is_default")]
     pub invite_policy: InvitePolicy,
-    /// Whose addresses may be invited, where that is restricted.
+    /// The domains of permitted addresses, where invitations are restricted.
     #[serde(skip_serializing_if = "is_default")]
     pub allowed_domains: BTreeSet<DomainName>,
-    /// How it looks.
+    /// The branding.
     #[serde(skip_serializing_if = "is_default")]
     pub branding: Branding,
-    /// How one may prove who one is; none means in every way that the platform knows.
+    /// The allowed sign-in methods; none means all that the platform knows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_auth_methods: Option<BTreeSet<LoginMethod>>,
     /// Whether people need a second factor.
     #[serde(skip_serializing_if = "is_default")]
     pub mfa_policy: MfaPolicy,
-    /// Where every event of the audit log is posted to.
+    /// The URL that every event of the audit log is posted to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit_webhook: Option<String>,
 }
@@ -108,7 +108,7 @@ impl Default for OrganizationSettings {
     fn default() -> Self {
         Self {
             api_key_max_days: None,
-            // Whoever is removed must not stay by what they have left behind.
+            // A removed member must not keep access by the keys left behind.
             revoke_keys_on_creator_exit: true,
             custom_metadata: BTreeMap::new(),
             jit_provisioning: JitProvisioning::default(),
@@ -126,48 +126,48 @@ impl Default for OrganizationSettings {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MfaPolicy {
-    /// No.
+    /// Not required.
     #[default]
     Optional,
-    /// Yes: their issuer must have asked for one when they signed in.
+    /// Required: the person's issuer must have requested one at sign-in.
     Required,
 }
 
-/// Whether people become members by signing in.
+/// Whether sign-in creates members.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JitProvisioning {
-    /// Nobody does.
+    /// Sign-in creates no members.
     #[default]
     NotAllowed,
-    /// Whoever has a verified address of a domain that the organization has proven to be its own.
+    /// Sign-in creates a member if the person has a verified address of a domain that the organization has proven.
     Restricted,
 }
 
-/// Who may be invited.
+/// The policy on who may be invited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InvitePolicy {
-    /// Everybody.
+    /// All addresses.
     #[default]
     All,
     /// Addresses of the allowed domains.
     Restricted,
-    /// Nobody.
+    /// No address.
     None,
 }
 
-/// How an organization looks to its members.
+/// The branding that members see.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Branding {
-    /// Where its logo is: an `https` address.
+    /// The URL of its logo: an `https` address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logo_url: Option<String>,
     /// Its colour, as `#rrggbb`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub primary_color: Option<String>,
-    /// Where its members get help: an e-mail address.
+    /// The e-mail address of its support.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub support_email: Option<String>,
 }
@@ -176,53 +176,53 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// Nobody but the platform may act in the organization any more.
+/// The organization was suspended: only the platform may act in it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OrganizationSuspended {
-    /// Why, in the operator's words.
+    /// The reason, in the operator's words.
     pub reason: String,
 }
 
-/// Everything works again.
+/// The suspension ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OrganizationResumed {
-    /// Why, in the operator's words.
+    /// The reason, in the operator's words.
     pub reason: String,
 }
 
-/// It has booked something else. Without such an event it has the default plan.
+/// The plan changed. Without such an event the organization has the default plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OrganizationPlanChanged {
     /// The plan from now on.
     pub plan: PlanName,
 }
 
-/// All of its own limits as they are from now on. Without such an event it has those of its plan.
+/// The organization's own limits changed; the event has all of them. Without such an event it has those of its plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OrganizationLimitsChanged {
     /// The limits.
     pub limits: OrganizationLimits,
 }
 
-/// How much an organization may do, where that is not what its plan says.
+/// The limits that override the plan's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OrganizationLimits {
-    /// Commands a second, on average; none for what its plan says.
+    /// Commands per second, on average; none means the plan's limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commands_per_second: Option<NonZeroU32>,
 }
 
-/// One person's own organization became one that others can join. Its id, its data and its keys stay.
+/// A personal organization became one that others can join. Its id, its data and its keys stay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OrganizationUpgraded {
-    /// What kind of tenant it is from now on.
+    /// The kind of tenant from now on.
     pub tenant_type: TenantType,
 }
 
-/// An organization of an external identity provider stands for this one there. It is never deleted from here.
+/// The organization was linked to its counterpart at an external identity provider, which is never deleted from here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OrganizationIdentityLinked {
-    /// Which provider.
+    /// The provider's name.
     pub provider: String,
     /// The organization's id there.
     pub external_id: String,

@@ -1,10 +1,10 @@
-//! Events of parking: what an operator decided about events that a pipeline could not apply, and what the audit log says of
+//! Events of parking: an operator's decisions about events that a pipeline could not apply, and the audit log's records of
 //! those that it lacks.
 //!
-//! The decision travels in the org's own stream, so that it is ordered with the events it is about, is audited like
-//! everything else, and is carried out by whichever worker owns the org. The *marks*, `parking.parked` and
-//! `parking.settled`, are in no stream: the audit pipeline writes them into the log where it passes over a message, and where
-//! that one's fate is decided (`docs/decisions/0041-the-log-marks-what-it-lacks.md`).
+//! The decision is in the org's own stream, so that it is ordered with the events it is about, is audited like everything
+//! else, and is carried out by the worker that owns the org. The *marks*, `parking.parked` and `parking.settled`, are in no
+//! stream: the audit pipeline writes them into the log where it passes over a message, and where that message's fate is
+//! decided (`docs/decisions/0041-the-log-marks-what-it-lacks.md`).
 
 use std::{fmt, str::FromStr};
 
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{AggregateName, CommandId, Fingerprint, OrgId, Timestamp, codec::event_enum};
 
 event_enum! {
-    /// What is decided about parked events, and the audit log's marks.
+    /// The decisions about parked events, and the audit log's marks.
     ParkingEvent {
         Retried(ParkedEventsRetried) = "parking.retried", 1;
         Skipped(ParkedEventsSkipped) = "parking.skipped", 1;
@@ -23,7 +23,7 @@ event_enum! {
 }
 
 impl ParkingEvent {
-    /// Whether it is one that the audit log writes of itself, and that no stream has.
+    /// Whether the event is a mark, which the audit log itself writes and no stream has.
     pub fn is_mark(&self) -> bool {
         match self {
             Self::Parked(_) | Self::Settled(_) => true,
@@ -32,7 +32,7 @@ impl ParkingEvent {
     }
 }
 
-/// The pipelines that consume every org's stream. The names are permanent: checkpoints carry them.
+/// The pipelines that consume every org's stream. The names are permanent: checkpoints have them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pipeline {
@@ -43,10 +43,10 @@ pub enum Pipeline {
 }
 
 impl Pipeline {
-    /// Every pipeline.
+    /// All pipelines.
     pub const ALL: [Self; 2] = [Self::ReadModels, Self::Audit];
 
-    /// The permanent name.
+    /// Returns the permanent name.
     pub fn name(self) -> &'static str {
         match self {
             Self::ReadModels => "read_models",
@@ -72,68 +72,68 @@ impl FromStr for Pipeline {
     }
 }
 
-/// Apply the parked events of one aggregate again, in order.
+/// The parked events of one aggregate are to be applied again, in order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ParkedEventsRetried {
-    /// Whose events.
+    /// The aggregate.
     pub aggregate: AggregateName,
 }
 
-/// Give up the first parked message of one aggregate, then apply the others in order.
+/// The first parked message of one aggregate is given up, and the others are to be applied in order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ParkedEventsSkipped {
-    /// Whose events.
+    /// The aggregate.
     pub aggregate: AggregateName,
-    /// The stream sequence of the message that is given up.
+    /// The stream sequence of the skipped message.
     pub seq: u64,
-    /// Why, in the operator's words.
+    /// The reason, in the operator's words.
     pub reason: String,
 }
 
-/// A message stands here in the organization's stream, and the audit log lacks what it says. A mark.
+/// A mark: the organization's stream has a message here whose events the audit log lacks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MessageParked {
-    /// Its sequence in the stream; first of all, where a reader without a decoder finds it.
+    /// Its sequence in the stream; the first field, where a reader without a decoder finds it.
     pub seq: u64,
-    /// What its subject names.
+    /// The aggregate that its subject names.
     pub aggregate: AggregateName,
-    /// Whether it waits behind an earlier one of its aggregate, and could not be applied itself otherwise.
+    /// Whether it waits behind an earlier one of its aggregate, without a failure of its own.
     pub waiting: bool,
-    /// What went wrong; empty when waiting.
+    /// The error; empty when waiting.
     pub reason: String,
     /// When it was parked, by the worker's clock.
     pub parked_at: Timestamp,
-    /// The SHA-256 of the message as it lies in the stream; none where it was parked by a program that knew no marks.
+    /// The SHA-256 of the message as it lies in the stream; none where it was parked by a version without marks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Fingerprint>,
 }
 
-/// What became of a parked message. A mark.
+/// A mark: the outcome of a parked message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MessageSettled {
-    /// The sequence of the parked message; first of all, as above.
+    /// The sequence of the parked message; the first field, as above.
     pub seq: u64,
-    /// What its subject names.
+    /// The aggregate that its subject names.
     pub aggregate: AggregateName,
-    /// What became of it.
+    /// The outcome.
     pub outcome: Settlement,
     /// The command whose events follow; none when there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command_id: Option<CommandId>,
 }
 
-/// What can become of a parked message.
+/// The outcomes of a parked message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Settlement {
-    /// It is taken in now: its events follow.
+    /// It is applied now: its events follow.
     Applied,
-    /// It never will be: an operator has given it up.
+    /// It never will be: an operator has skipped it.
     GivenUp,
 }
 
 impl CommandId {
-    /// The id that the mark of a message has in place of a command's, the same whoever writes it.
+    /// Returns the id that a message's mark has in place of a command's, the same for every writer.
     pub fn of_mark(org: OrgId, subject: &str, seq: u64, name: &str) -> Self {
         Self::from_idempotency_key(org, &format!("mark {name} {seq} {subject}"))
     }

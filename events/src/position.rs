@@ -1,4 +1,4 @@
-//! A place in one org's stream, as clients carry it: `<org>:<sequence>`.
+//! A position in one org's stream, in the form that clients use: `<org>:<sequence>`.
 
 use std::{fmt, str::FromStr};
 

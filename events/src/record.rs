@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::{KindName, codec::event_enum, json};
 
 event_enum! {
-    /// What happens to a record.
+    /// The events of a record.
     RecordEvent {
         Created(RecordCreated) = "record.created", 1;
         Updated(RecordUpdated) = "record.updated", 1;
@@ -14,33 +14,33 @@ event_enum! {
     }
 }
 
-/// A new record.
+/// A record was created.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RecordCreated {
-    /// Of this kind.
+    /// The kind.
     pub kind: KindName,
-    /// Checked against this version of the kind's schema.
+    /// The version of the kind's schema that it was validated against.
     pub kind_version: u64,
     /// The whole content.
     #[serde(deserialize_with = "json::deserialize")]
     pub data: Value,
 }
 
-/// New content.
+/// The content was replaced.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RecordUpdated {
-    /// The kind that the record has had from the beginning.
+    /// The kind, which never changes.
     pub kind: KindName,
-    /// Checked against this version of the kind's schema.
+    /// The version of the kind's schema that it was validated against.
     pub kind_version: u64,
     /// The whole content from now on, not a difference.
     #[serde(deserialize_with = "json::deserialize")]
     pub data: Value,
 }
 
-/// Out of sight; the content and the history stay.
+/// The record was archived; the content and the history stay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RecordArchived {
-    /// Why, if somebody said.
+    /// The reason, if one was given.
     pub reason: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! What members and keys may do: the roles that every organization has, and the events of those that it makes itself.
+//! Roles of members and keys: the built-in roles, and the events of an organization's custom ones.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use crate::{RoleId, codec::event_enum};
 
 event_enum! {
-    /// What happens to the roles that an organization makes itself.
+    /// The events of custom roles.
     RoleEvent {
         Defined(RoleDefined) = "role.defined", 1;
         Changed(RoleChanged) = "role.changed", 1;
@@ -15,8 +15,8 @@ event_enum! {
     }
 }
 
-/// What a member or a key may do. The first four include each other; an auditor reads the audit log and nothing else. On the
-/// wire a role is one text: a name, or the id of a role of the organization's own.
+/// The role of a member or a key. The first four include each other; an auditor reads the audit log and nothing else. On the
+/// wire a role is one text: a name, or the id of a custom role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Everything, deletion included.
@@ -29,15 +29,15 @@ pub enum Role {
     Viewer,
     /// The audit log only.
     Auditor,
-    /// What the organization says that this role of its own may.
+    /// The permissions that the organization defined for this custom role.
     Custom(RoleId),
 }
 
 impl Role {
-    /// The roles that every organization has.
+    /// The built-in roles, which every organization has.
     pub const BUILT_IN: [Self; 5] = [Self::Owner, Self::Admin, Self::Member, Self::Viewer, Self::Auditor];
 
-    /// The text on the wire.
+    /// Returns the text on the wire.
     pub fn name(self) -> Cow<'static, str> {
         Cow::Borrowed(match self {
             Self::Owner => "owner",
@@ -49,8 +49,9 @@ impl Role {
         })
     }
 
-    /// Whether whoever has this role may hand out `other`. What a role of the organization's own may is not known here, so
-    /// whoever has one hands out that one alone; that it is no more than an admin's is for whoever knows what it may.
+    /// Whether a holder of this role may grant `other`. The permissions of a custom role are not known here, so its holder
+    /// grants that role alone; the check that it has no more than an admin's is left to the caller that knows its
+    /// permissions.
     pub fn includes(self, other: Self) -> bool {
         match self {
             Self::Owner => true,
@@ -60,7 +61,7 @@ impl Role {
         }
     }
 
-    /// This role and every built-in one that it includes, the strongest first: whoever has a role has these.
+    /// Returns this role and every built-in one that it includes, the strongest first: the effective roles of a holder.
     pub fn effective(self) -> Vec<Self> {
         match self {
             Self::Owner => vec![Self::Owner, Self::Admin, Self::Member, Self::Viewer],
@@ -81,7 +82,7 @@ impl FromStr for Role {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // What other products call their members.
+        // The name of a member in other products.
         if text.eq_ignore_ascii_case("editor") {
             return Ok(Self::Member);
         }
@@ -109,32 +110,32 @@ impl<'de> Deserialize<'de> for Role {
     }
 }
 
-/// A role of the organization's own.
+/// A custom role was defined.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoleDefined {
-    /// Which.
+    /// The role.
     pub role_id: RoleId,
-    /// What people call it.
+    /// The display name.
     pub name: String,
-    /// What whoever has it may do, by the names of permissions.
+    /// The permissions of its holders, by name.
     pub permissions: Vec<String>,
 }
 
-/// It may do something else from now on, or is called something else.
+/// A custom role's permissions or its name changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoleChanged {
-    /// Which.
+    /// The role.
     pub role_id: RoleId,
-    /// What people call it from now on.
+    /// The display name from now on.
     pub name: String,
-    /// All that whoever has it may do from now on.
+    /// All permissions of its holders from now on.
     pub permissions: Vec<String>,
 }
 
-/// It is gone: whoever had it may do nothing any more, until they are given another.
+/// A custom role was removed: its holders have no permissions until they are given another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoleRemoved {
-    /// Which.
+    /// The role.
     pub role_id: RoleId,
 }
 

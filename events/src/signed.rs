@@ -1,8 +1,8 @@
-//! What vouches for a message of the log: a MAC by a process that accepts commands, so that whoever can publish to the
-//! broker cannot write history.
+//! Signatures of messages in the log: a MAC by a process that accepts commands, so that access to publish to the broker is
+//! not enough to write history.
 //!
 //! The MAC covers the subject, the sequence that the writer expected there, and the content. A message that is copied to
-//! another subject, or published again on its own, therefore does not pass: its expectation would have to hold once more.
+//! another subject, or published again on its own, therefore does not verify: its expectation would have to hold once more.
 
 use std::{fmt, str::FromStr};
 
@@ -17,10 +17,10 @@ const DOMAIN: &[u8] = b"orgstream signed message 1";
 const MAX_KEY_ID: usize = 32;
 /// More keys than a rotation ever needs.
 const MAX_KEYS: usize = 16;
-/// The bytes of a key.
+/// The length of a key, in bytes.
 const KEY_BYTES: usize = 32;
 
-/// The keys that vouch for what is appended: the first signs, and all of them are believed.
+/// The keys that vouch for appended messages: the first signs, and all of them verify.
 ///
 /// As text: `ID:HEX`, several with commas. `HEX` are the 64 digits of 32 random bytes, `ID` 1 to 32 of `a-z 0-9 -`.
 #[derive(Clone)]
@@ -35,18 +35,18 @@ struct Key {
     mac: Hmac<Sha256>,
 }
 
-/// Why a text is no list of keys. It never quotes a key.
+/// The reason why a text is not a list of keys. It never quotes a key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommitKeysError {
-    /// There is none, or there are too many.
+    /// There are no keys, or too many.
     #[error("there must be 1 to {MAX_KEYS} commit keys, separated by commas, not {0}")]
     Count(usize),
-    /// An entry is not of the form.
+    /// An entry is malformed.
     #[error(
         "commit key number {0} is not ID:HEX, with 1 to 32 of a-z, 0-9 and - for ID, and 64 hexadecimal digits for HEX"
     )]
     Malformed(usize),
-    /// Two entries have one id.
+    /// Two entries have the same id.
     #[error("two commit keys have the id {0}")]
     Twice(String),
 }
@@ -65,33 +65,34 @@ struct Signed<'a> {
 }
 
 impl CommitKeys {
-    /// One key, from its 32 bytes.
+    /// Creates a list of one key, from its 32 bytes.
     pub fn single(id: &str, key: [u8; KEY_BYTES]) -> Result<Self, CommitKeysError> {
         Ok(Self { signing: Key::new(id, &key).ok_or(CommitKeysError::Malformed(1))?, others: Vec::new() })
     }
 
-    /// The id of the key that signs.
+    /// Returns the id of the key that signs.
     pub fn signing_id(&self) -> &str {
         &self.signing.id
     }
 
-    /// The ids of all keys, the one that signs first.
+    /// Returns the ids of all keys, the one that signs first.
     pub fn ids(&self) -> impl Iterator<Item = &str> {
         self.all().map(|key| key.id.as_str())
     }
 
-    /// The stored bytes of `content` on `subject`, whose last sequence must be `previous`; none when nothing is expected.
+    /// Returns the stored bytes of `content` on `subject`, whose last sequence must be `previous`; none means no
+    /// expectation.
     pub fn sign(&self, subject: &str, previous: Option<u64>, content: &[u8]) -> Result<Vec<u8>, CodecError> {
         let mac = self.signing.over(subject, previous, content).finalize().into_bytes();
         let signed = Signed { v: VERSION, key: &self.signing.id, previous, mac: &mac, content };
         Ok(rmp_serde::to_vec_named(&signed)?)
     }
 
-    /// The content of stored bytes that were signed for `subject`, if the log held them to what their writer expected
-    /// there: `enforced` is the expectation that is stored beside the message.
+    /// Returns the content of stored bytes that were signed for `subject`, if the log enforced their writer's expectation:
+    /// `enforced` is the expectation that is stored beside the message.
     ///
-    /// A key that is not here is another error than a message that nobody signed: who has not been given the newest key
-    /// must not take what it signed for forged.
+    /// An unknown key is another error than a missing signature: a process without the newest key must not take what it
+    /// signed for forged.
     pub fn verify<'a>(&self, subject: &str, enforced: Option<u64>, bytes: &'a [u8]) -> Result<&'a [u8], CodecError> {
         let unsigned = |reason: String| CodecError::NotAuthentic { reason };
         let signed: Signed<'a> = from_bytes("signature", bytes).map_err(|_| unsigned("it is not signed".to_owned()))?;

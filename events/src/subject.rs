@@ -1,4 +1,4 @@
-//! Subjects, written and parsed in this one place: `ev.<shard>.<org>.<aggregate>.<id>`.
+//! Subjects, formatted and parsed in this one place: `ev.<shard>.<org>.<aggregate>.<id>`.
 
 use std::{fmt, str::FromStr};
 
@@ -26,7 +26,7 @@ macro_rules! aggregates {
         }
 
         impl AggregateType {
-            /// The name on the wire.
+            /// Returns the name on the wire.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)*
@@ -42,21 +42,21 @@ macro_rules! aggregates {
         }
 
         impl AggregateId {
-            /// Which kind of aggregate this is.
+            /// Returns the type of the aggregate.
             pub fn aggregate_type(&self) -> AggregateType {
                 match self {
                     $(Self::$variant(_) => AggregateType::$variant,)*
                 }
             }
 
-            /// The id without its type, as subjects and headers have it.
+            /// Returns the id without its type, as in subjects and headers.
             pub fn id(&self) -> String {
                 match self {
                     $(Self::$variant(id) => id.to_string(),)*
                 }
             }
 
-            /// Reads the two parts that [`AggregateId::aggregate_type`] and [`AggregateId::id`] give.
+            /// Parses the two parts that [`AggregateId::aggregate_type`] and [`AggregateId::id`] give.
             pub fn parse(aggregate: &str, id: &str) -> Result<Self, SubjectError> {
                 match aggregate {
                     $($name => id.parse().map(Self::$variant).map_err(|_| SubjectError::new(id, "a bad aggregate id")),)*
@@ -74,7 +74,7 @@ aggregates! {
     Member(OrgId) = "member";
     /// One invitation.
     Invitation(InvitationId) = "invitation";
-    /// All roles that an organization made itself. One aggregate, because their names differ.
+    /// All custom roles of an organization. One aggregate, because their names must be distinct.
     Role(OrgId) = "role";
     /// One domain of an organization.
     Domain(DomainId) = "domain";
@@ -86,14 +86,14 @@ aggregates! {
     Kind(KindName) = "kind";
     /// One record.
     Record(RecordId) = "record";
-    /// What an operator decided about the parked events of one pipeline.
+    /// An operator's decisions about the parked events of one pipeline.
     Parking(Pipeline) = "parking";
-    /// What happened at the organization's door: facts that are in no order and have no versions.
+    /// Access to the organization: access events, which have no order and no versions.
     Access(OrgId) = "access";
 }
 
 impl AggregateId {
-    /// Whether its events are facts, each by itself: appended without an expectation, and at no version.
+    /// Whether its events are access events: each is appended without an expectation, and at no version.
     pub fn is_of_facts(&self) -> bool {
         matches!(self, Self::Access(_))
     }
@@ -105,8 +105,8 @@ impl fmt::Display for AggregateId {
     }
 }
 
-/// An aggregate as a subject names it, which need not be one that this version can read: what lies on such a subject has to
-/// be named, too, by whoever decides about it.
+/// An aggregate as a subject names it, which need not be one that this version can parse: the decision on a parked message
+/// has to name such a subject, too.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct AggregateName {
     /// The first token behind the org.
@@ -117,7 +117,7 @@ pub struct AggregateName {
 }
 
 impl AggregateName {
-    /// What a subject names, in the tokens behind its org.
+    /// Parses what a subject names, in the tokens behind its org.
     pub fn of_subject(subject: &str) -> Self {
         subject.splitn(4, '.').nth(3).unwrap_or_default().into()
     }
@@ -151,7 +151,7 @@ impl TryFrom<AggregateName> for AggregateId {
     }
 }
 
-/// Why a text is not one of our subjects.
+/// The reason why a text is not a valid subject.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is {problem}")]
 pub struct SubjectError {
@@ -165,34 +165,34 @@ impl SubjectError {
     }
 }
 
-/// Where the commits of one aggregate go.
+/// The subject of the commits of one aggregate.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct EventSubject {
     /// The stream that holds the org.
     pub shard: Shard,
-    /// The org, before anything else that could tell two aggregates apart.
+    /// The org, before anything else that could distinguish two aggregates.
     pub org: OrgId,
     /// The aggregate.
     pub aggregate: AggregateId,
 }
 
 impl EventSubject {
-    /// Everything in one shard.
+    /// Returns the wildcard of everything in one shard.
     pub fn all_in_shard(shard: Shard) -> String {
         format!("ev.{shard}.>")
     }
 
-    /// Everything of one org.
+    /// Returns the wildcard of everything of one org.
     pub fn all_of_org(shard: Shard, org: OrgId) -> String {
         format!("ev.{shard}.{org}.>")
     }
 
-    /// The organization itself of every org in one shard: one subject each.
+    /// Returns the wildcard of the organization aggregates of all orgs in one shard: one subject each.
     pub fn every_org_in_shard(shard: Shard) -> String {
         format!("ev.{shard}.*.{}.*", AggregateType::Organization.name())
     }
 
-    /// The shard and org of a subject, without looking at the aggregate: all that routing needs.
+    /// Parses the shard and org of a subject, without the aggregate: all that routing needs.
     pub fn route(subject: &str) -> Result<(Shard, OrgId), SubjectError> {
         let mut tokens = subject.split('.');
         match (tokens.next(), tokens.next().map(str::parse), tokens.next().map(str::parse)) {

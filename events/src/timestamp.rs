@@ -17,19 +17,19 @@ const MILLIS: &[BorrowedFormatItem<'static>] =
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// Wraps Unix milliseconds. What lies outside the years 1 to 9999 is brought to the nearer end.
+    /// Wraps Unix milliseconds. Values outside the years 1 to 9999 are clamped to the nearer end.
     pub fn from_unix_ms(ms: i64) -> Self {
         const FIRST: i64 = -62_135_596_800_000;
         const LAST: i64 = 253_402_300_799_999;
         Self(ms.clamp(FIRST, LAST))
     }
 
-    /// Unix milliseconds.
+    /// Returns Unix milliseconds.
     pub fn unix_ms(self) -> i64 {
         self.0
     }
 
-    /// The same moment as `time` has it (what the database driver takes).
+    /// Returns the same moment as a `time` value (for the database driver).
     pub fn to_datetime(self) -> OffsetDateTime {
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
@@ -48,13 +48,13 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// Why a text is no moment: it would not be kept as it was said.
+/// The reason why a text is not a valid moment: it would not be preserved as given.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TimestampError {
-    /// It has another form.
+    /// It is malformed.
     #[error("must be an RFC 3339 time like 2026-01-31T09:30:00.125Z or 2026-01-31T10:30:00+01:00")]
     Form,
-    /// It has the form, and there is no such moment.
+    /// It is well-formed, and there is no such moment.
     #[error("there is no such moment, or it is a leap second (:60), which times here do not have")]
     NoMoment,
     /// Digits would be lost.
@@ -65,7 +65,7 @@ pub enum TimestampError {
     Year,
 }
 
-/// Reads RFC 3339, as far as whole milliseconds keep what it says.
+/// Parses RFC 3339, as far as whole milliseconds represent it.
 impl FromStr for Timestamp {
     type Err = TimestampError;
 
@@ -92,7 +92,7 @@ impl FromStr for Timestamp {
                 return Err(TimestampError::TooFine);
             }
         }
-        // The library takes a leap second for the moment before it.
+        // The library reads a leap second as the moment before it.
         if moment.ends_with("60") {
             return Err(TimestampError::NoMoment);
         }

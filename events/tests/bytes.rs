@@ -1,4 +1,4 @@
-//! The bytes that last: golden files for every event version, round trips, and hostile input.
+//! The persistent bytes: golden files for every event version, round trips, and hostile input.
 #![cfg(test)]
 
 use std::{fs, num::NonZeroU32, path::PathBuf};
@@ -35,7 +35,7 @@ fn member() -> MemberId {
     MemberId::fresh(1_700_000_000_000, [2; 10])
 }
 
-/// One example of every event there is, with the aggregate it belongs to.
+/// Returns one example of every event, with the aggregate it belongs to.
 fn examples() -> Vec<(AggregateId, Event)> {
     let slug = |text: &str| text.parse().unwrap();
     let kind = |text: &str| text.parse().unwrap();
@@ -300,7 +300,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A golden file is written once, with `GOLDEN_WRITE=1`, and never edited: it is what is out there.
+/// A golden file is written once, with `GOLDEN_WRITE=1`, and never edited: such bytes are in production.
 #[test]
 fn every_event_has_its_golden_bytes() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
@@ -326,7 +326,7 @@ fn every_event_has_its_golden_bytes() {
     assert_eq!(seen, known, "an event without an example, or in another order");
 }
 
-/// The frame around a message is stored as long as what is in it.
+/// The frame around a message is stored as long as its content.
 #[test]
 fn a_signed_message_has_its_golden_bytes() {
     let keys = CommitKeys::single("golden", [5; 32]).unwrap();
@@ -339,7 +339,7 @@ fn a_signed_message_has_its_golden_bytes() {
     assert_eq!(keys.verify("ev.3.org.record.res", Some(300), &bytes).unwrap(), b"content");
 }
 
-/// What was added to shapes that were there before: written by newer programs, and so for ever as well.
+/// Fields that were added to existing shapes: written by newer programs, and so permanent as well.
 #[test]
 fn what_was_added_has_its_golden_bytes() {
     let auth = Auth { method: AuthMethod::Session, key_id: None, session_id: Some("ses_1".to_owned()) };
@@ -417,7 +417,7 @@ fn a_commit_over_the_limit_says_the_limit() {
     assert!(error.contains("1 to 1000 events, not 0"), "{error}");
 }
 
-/// A length of four billion that is not there must cost an error, not four gigabytes.
+/// A claimed length of four billion must cost an error, not four gigabytes.
 #[test]
 fn claimed_lengths_are_not_believed() {
     for head in [[0xdd, 0xff, 0xff, 0xff, 0xff], [0xdf, 0xff, 0xff, 0xff, 0xff], [0xc6, 0xff, 0xff, 0xff, 0xff]] {

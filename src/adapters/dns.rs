@@ -1,4 +1,4 @@
-//! What DNS says about a domain: a port, because what it says in tests is for the tests to decide.
+//! DNS records of a domain: a port, so that tests decide the answers.
 
 use std::{fmt, time::Duration};
 
@@ -10,17 +10,17 @@ use hickory_resolver::{
 };
 use tokio::time::timeout;
 
-/// How long an answer may take.
+/// The timeout of an answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why DNS gave no answer. A name without records is an answer.
+/// The reason for a missing DNS answer. A name without records is an answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct DnsError(pub String);
 
 /// Looks up the TXT records of a name.
 pub trait TxtRecords: fmt::Debug + Send + Sync + 'static {
-    /// All of them, each in one piece; none when the name has none.
+    /// Returns all of them, each joined; none when the name has none.
     fn txt<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<String>, DnsError>>;
 }
 
@@ -31,7 +31,7 @@ pub struct SystemDns;
 impl TxtRecords for SystemDns {
     fn txt<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<String>, DnsError>> {
         Box::pin(async move {
-            // Made for each question: they are rare, and whoever just changed their DNS must not be told what was before.
+            // Created for each query: they are rare, and a caller who has just changed the DNS must not get a cached answer.
             let resolver =
                 TokioResolver::builder_tokio().and_then(ResolverBuilder::build).map_err(|error| failed(&error))?;
             ask(&resolver, name).await
@@ -40,7 +40,7 @@ impl TxtRecords for SystemDns {
 }
 
 async fn ask(resolver: &TokioResolver, name: &str) -> Result<Vec<String>, DnsError> {
-    // The dot at the end keeps the machine's own search domains out.
+    // The trailing dot excludes the machine's own search domains.
     let asked = timeout(TIMEOUT, resolver.lookup(format!("{name}."), RecordType::TXT)).await;
     match asked.map_err(|_| DnsError("no answer in time".to_owned()))? {
         Ok(found) => Ok(found.answers().iter().filter_map(|record| text(&record.data)).collect()),
@@ -53,7 +53,7 @@ fn failed(error: &NetError) -> DnsError {
     DnsError(error.to_string())
 }
 
-/// A record's text; long ones come in pieces.
+/// Returns a record's text; long ones come in pieces.
 fn text(data: &RData) -> Option<String> {
     let RData::TXT(txt) = data else { return None };
     let pieces = txt.txt_data.iter().map(|piece| String::from_utf8_lossy(piece));
@@ -72,7 +72,7 @@ mod tests {
 
     use super::*;
 
-    /// A name server for two names: one that has two records, and one that is there without any. It does not answer for
+    /// A name server for two names: one that has two records, and one that exists without any. It does not answer for
     /// `silent`, and knows no others.
     async fn name_server() -> SocketAddr {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -81,7 +81,7 @@ mod tests {
             let mut buffer = [0; 1_500];
             while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
                 let query = &buffer[..length];
-                // Behind the head: labels up to an empty one, type and class.
+                // After the header: labels up to an empty one, type and class.
                 let end = 12 + query[12..].iter().position(|byte| *byte == 0).unwrap() + 5;
                 let name = query[13..end].to_ascii_lowercase();
                 if name.starts_with(b"silent") {

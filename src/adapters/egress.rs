@@ -1,5 +1,5 @@
 //! Requests to addresses that customers choose: issuers of their own, webhooks. They must not lead into our own network,
-//! neither by what is written in an address nor by what its name leads to.
+//! neither by the text of an address nor by what its name resolves to.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -13,15 +13,16 @@ use reqwest::{
     redirect::Policy,
 };
 
-/// A client for such addresses, which follows nobody elsewhere. `local` lets it reach this machine and its network too.
+/// Creates a client for such addresses, which follows no redirects. `local` lets it reach this machine and its network too.
 ///
-/// It goes by no proxy, whatever the environment says: a proxy would look up the names itself, and reach what we must not.
+/// It uses no proxy, whatever the environment says: a proxy would resolve the names itself, and reach addresses that are
+/// forbidden to us.
 pub(crate) fn client(local: bool, timeout: Duration) -> Result<reqwest::Client, reqwest::Error> {
     let http = reqwest::Client::builder().timeout(timeout).redirect(Policy::none()).no_proxy();
     if local { http.build() } else { http.dns_resolver(Arc::new(PublicOnly)).build() }
 }
 
-/// Names lead to public addresses only: a customer chooses where posts go, and it must not be into our own network.
+/// Resolves names to public addresses only: a customer chooses where posts go, and it must not be into our own network.
 struct PublicOnly;
 
 impl Resolve for PublicOnly {
@@ -37,7 +38,7 @@ impl Resolve for PublicOnly {
     }
 }
 
-/// What of IPv4 is not for everybody (IANA's special-purpose registry), beside multicast and what is reserved.
+/// IPv4 ranges that are not public (IANA's special-purpose registry), besides multicast and reserved ones.
 const NOT_FOR_ALL_V4: [(Ipv4Addr, u8); 15] = [
     (Ipv4Addr::UNSPECIFIED, 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
@@ -55,10 +56,10 @@ const NOT_FOR_ALL_V4: [(Ipv4Addr, u8); 15] = [
     (Ipv4Addr::new(198, 51, 100, 0), 24),
     (Ipv4Addr::new(203, 0, 113, 0), 24),
 ];
-/// The part of IPv6 that is given out for everybody.
+/// The IPv6 range that is assigned for public use.
 const GLOBAL_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
-/// What of that is not: protocols (Teredo among them), documentation, 6to4, and more documentation. Teredo and 6to4 have an
-/// address of IPv4 inside, which may be any.
+/// The parts of it that are not: protocols (Teredo among them), documentation, 6to4, and more documentation. Teredo and 6to4
+/// embed an IPv4 address, which may be any.
 const NOT_FOR_ALL_V6: [(Ipv6Addr, u8); 5] = [
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
     (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
@@ -67,7 +68,7 @@ const NOT_FOR_ALL_V6: [(Ipv6Addr, u8); 5] = [
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
 ];
 
-/// Whether an address is one of the public internet, and nothing that stands for another address.
+/// Whether an address belongs to the public internet, and does not stand for another address.
 fn is_public(ip: IpAddr) -> bool {
     let within = |(network, length): (IpAddr, u8)| IpNet::new(network, length).is_ok_and(|net| net.contains(&ip));
     match ip {

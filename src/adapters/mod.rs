@@ -1,4 +1,4 @@
-//! What is outside: mail servers, DNS, identity providers, addresses that customers choose.
+//! External systems: mail servers, DNS, identity providers, addresses that customers choose.
 
 pub mod dns;
 pub(crate) mod egress;

@@ -1,6 +1,6 @@
-//! What a producer sends: one command or many, as JSON or MessagePack, with or without an envelope around each.
+//! The bodies of producers: one command or many, as JSON or MessagePack, with or without an envelope around each.
 //!
-//! HTTP and NATS both read bodies here, so that the same bytes mean the same thing whichever way they come.
+//! HTTP and NATS both parse bodies here, so that the same bytes mean the same by either protocol.
 
 use orgstream_domain::{Command, FieldError, shaped};
 use orgstream_events::{CorrelationId, EventId, Timestamp};
@@ -25,7 +25,7 @@ pub const MAX_BODY: usize = 1 << 20;
 pub use super::body::{Format, parse_json};
 
 impl Format {
-    /// The format that a `Content-Type` names. Both formats have one charset, which may be named and not be another.
+    /// Parses the format in a `Content-Type`. Both formats have one charset, which may be named and not be another.
     pub fn from_content_type(content_type: &str) -> Result<Self, Problem> {
         let mut parts = content_type.split(';').map(str::trim);
         let essence = parts.next().unwrap_or_default();
@@ -55,7 +55,7 @@ impl Format {
     }
 }
 
-/// What to answer to a body over [`MAX_BODY`].
+/// Returns the answer to a body over [`MAX_BODY`].
 pub fn body_too_large() -> Problem {
     Problem::too_large(format!("the body is over the limit of {MAX_BODY} bytes (1 MiB)"))
 }
@@ -84,7 +84,7 @@ pub struct CommandEnvelope {
     pub correlation_id: Option<CorrelationId>,
 }
 
-/// What a body asks for. A command that cannot be read is its own refusal; the others are carried out.
+/// The commands of a body. A command that cannot be parsed is its own refusal; the others are carried out.
 #[derive(Debug)]
 pub enum Submission {
     /// One command.
@@ -94,7 +94,7 @@ pub enum Submission {
 }
 
 impl Submission {
-    /// Reads a body. `key` is the idempotency key that came beside it; of several commands each gets a part of it.
+    /// Parses a body. `key` is the idempotency key that came beside it; of several commands each gets a part of it.
     pub fn read(body: &[u8], format: Format, key: Option<&str>) -> Result<Self, Problem> {
         let Reading { value, faults } = read(body, format)?;
         match value {
@@ -130,7 +130,7 @@ impl Submission {
         }
         let mut faults_of: Vec<Vec<FieldError>> = items.iter().map(|_| Vec::new()).collect();
         for fault in faults {
-            // A command is told of its own faults, as if it had come alone.
+            // A command reports its own faults, as if it had come alone.
             let (item, pointer) = fault.pointer.strip_prefix('/').and_then(|path| path.split_once('/')).map_or_else(
                 || (fault.pointer.trim_start_matches('/'), String::new()),
                 |(item, rest)| (item, format!("/{rest}")),
@@ -163,7 +163,7 @@ impl Submission {
     }
 }
 
-/// Carries out those that could be read; every outcome is at the place of its command.
+/// Carries out the parsed commands; every outcome is at the index of its command.
 pub async fn carry_out(
     gateway: &Gateway,
     access: &Access,
@@ -191,7 +191,7 @@ pub async fn carry_out(
         .collect()
 }
 
-/// A key as people may choose it: 1 to 255 visible ASCII characters, bare or quoted.
+/// Parses an idempotency key: 1 to 255 visible ASCII characters, bare or quoted.
 pub fn idempotency_key(text: &str) -> Result<String, Problem> {
     let quoted = text.len() >= 2 && text.starts_with('"') && text.ends_with('"');
     let key = if quoted { text.get(1..text.len() - 1).unwrap_or_default() } else { text };
@@ -205,7 +205,7 @@ pub fn idempotency_key(text: &str) -> Result<String, Problem> {
     }
 }
 
-/// The caller's own id of a request, if it can be one; otherwise a new one.
+/// Returns the caller's own id of a request, if it is valid; otherwise a new one.
 pub fn request_id(given: Option<&str>) -> String {
     let given = given.filter(|id| {
         let safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(&byte);
@@ -214,7 +214,7 @@ pub fn request_id(given: Option<&str>) -> String {
     given.map_or_else(|| format!("req_{}", Uuid::now_v7().simple()), str::to_owned)
 }
 
-/// Pointers lead into the command, whatever is around it: a command has no field `command`.
+/// Moves pointers into the command, whatever is around it: a command has no field `command`.
 fn inside_command(mut faults: Vec<FieldError>) -> Vec<FieldError> {
     for fault in &mut faults {
         if let Some(inside) = fault.pointer.strip_prefix("/command/") {

@@ -1,8 +1,8 @@
 //! Commands by NATS request: `cmd.<org>`, with the same bodies, answers and errors as HTTP.
 //!
-//! Who asks is whoever nats-server says, by the credentials that were made for an API key, or, with a header
-//! `Authorization`, whoever that proves. The encoding is in `Content-Type`, the key in `Idempotency-Key`. The answer's header
-//! [`STATUS`] is what HTTP's status would be, and its body is what HTTP's body would be.
+//! The caller is authenticated by nats-server, by the credentials that were derived from an API key, or by a header
+//! `Authorization`. The encoding is in `Content-Type`, the key in `Idempotency-Key`. The answer's header [`STATUS`] is what
+//! HTTP's status would be, and its body is what HTTP's body would be.
 
 use std::sync::Arc;
 
@@ -34,33 +34,34 @@ use crate::{
 
 /// All API processes share the requests.
 const QUEUE: &str = "orgstream-api";
-/// This way in, as the audit log names it.
+/// This entry point, as the audit log names it.
 const ROUTE: &str = "NATS cmd.{org}";
-/// What HTTP's status would be. NATS has a header `Status` of its own, of which clients make errors of their own.
+/// What HTTP's status would be. NATS has a header `Status` of its own, which clients turn into errors of their own.
 pub const STATUS: &str = "Orgstream-Status";
-/// In an answer, the key whose credentials asked: nats-server lets whoever asks name the subject of the answer, be it in an
-/// inbox of somebody else, who knows by this that they have asked nothing.
+/// In an answer, the key whose credentials sent the request: nats-server lets a requester name the subject of the answer,
+/// even in another client's inbox, which recognizes by this that the request was not its own.
 pub const ASKED_BY: &str = "Orgstream-Key";
-/// Requests that are carried out at the same time, altogether and of one organization. Others wait with the room that they take.
+/// The maximum number of concurrent requests, in total and of one organization. Others wait with the room that they take.
 const MAX_CONCURRENCY: usize = 512;
 const AT_ONCE_OF_ONE: usize = 128;
-/// Requests of one organization that wait for the word of an issuer at the same time. Nothing that others wait for is held.
+/// The maximum number of requests of one organization that wait for an issuer at the same time. They hold nothing that
+/// others wait for.
 const ASKING_OF_ONE: usize = 16;
 
-/// What a request goes through.
+/// The components that a request passes.
 #[derive(Clone)]
 pub struct SignInMethods {
-    /// Who asks.
+    /// The authentication.
     pub auth: Arc<Authenticator>,
-    /// The way in.
+    /// The entry point for commands.
     pub gateway: Arc<Gateway>,
-    /// Whose credentials nats-server vouches for; none where it vouches for nobody.
+    /// The producers that nats-server authenticates; none where it authenticates none.
     pub users: Option<Arc<Producers>>,
-    /// How much may be under way, with what comes by HTTP.
+    /// The in-flight limits, shared with HTTP.
     pub bounds: Arc<Bounds>,
 }
 
-/// What requests wait for.
+/// The queues of requests.
 #[derive(Clone)]
 struct Lanes {
     all: Arc<Semaphore>,
@@ -75,12 +76,12 @@ impl Lanes {
     }
 }
 
-/// What a request takes until it is answered.
+/// The capacity that a request holds until it is answered.
 type Held = (Slot, Room);
-/// A request that is not looked at, and why.
+/// A request that is not processed, and why.
 type Refused = Box<(Message, Problem)>;
 
-/// A request that was heard of.
+/// A received request.
 struct Heard {
     request: Message,
     user: Option<NatsUser>,
@@ -88,20 +89,22 @@ struct Heard {
 }
 
 impl SignInMethods {
-    /// Whom nats-server names.
+    /// Returns the user that nats-server names.
     fn user(&self, request: &Message) -> Option<NatsUser> {
         let users = self.users.as_ref()?;
-        // The server's own header, in its own spelling, and once: it leaves other spellings to whoever wrote them.
+        // The server's own header, in its own spelling, and once: it passes on other spellings as clients wrote them.
         let headers = request.headers.as_ref()?;
         let mut infos = headers.iter().filter(|(name, _)| name.to_string() == REQUEST_INFO);
         let (_, values) = infos.next().filter(|(_, values)| values.len() == 1)?;
         users.recognize(values.first().filter(|_| infos.next().is_none())?.as_str())
     }
 
-    /// Takes room for a request, which is in memory already: who finds none is told so at once, so that what waits is bounded.
+    /// Takes room for a request, which is in memory already: without room it is refused at once, so that the queue is
+    /// bounded.
     fn hear(&self, request: Message) -> Result<(Heard, Held), Refused> {
         let user = self.user(&request);
-        // Who is asked for is no proof of who asks; but where nats-server vouches for nobody, there is nothing else.
+        // The requested organization does not prove the caller; but where nats-server authenticates none, there is nothing
+        // else.
         let (whose, caller) = match &user {
             Some(user) => (Whose::Org(user.org), user.key.to_string()),
             None => (Whose::Caller(request.subject.to_string()), request.subject.to_string()),
@@ -128,7 +131,7 @@ impl SignInMethods {
     }
 }
 
-/// Answers requests until `stop`, then those that have begun.
+/// Serves requests until `stop`, then those in flight.
 pub async fn serve(client: Client, door: SignInMethods, stop: CancellationToken) -> anyhow::Result<()> {
     // A slug may have dots, at which NATS divides subjects.
     let subscription = client.queue_subscribe("cmd.>", QUEUE.to_owned()).await;
@@ -160,7 +163,7 @@ pub async fn serve(client: Client, door: SignInMethods, stop: CancellationToken)
     Ok(())
 }
 
-/// Answers what is not looked at.
+/// Answers a request that is not processed.
 async fn turn_away(client: &Client, request: Message, problem: Problem) {
     let id = request_id(header(&request, "X-Request-Id"));
     let Some(reply) = request.reply else { return };
@@ -169,10 +172,10 @@ async fn turn_away(client: &Client, request: Message, problem: Problem) {
     send(client, reply, None, id, answer).await;
 }
 
-/// What goes back around the body takes at most this much of what the server lets through, in bytes.
+/// The headers of an answer take at most this much of the server's maximum payload, in bytes.
 const HEADERS: usize = 1_024;
 
-/// What goes back.
+/// The answer.
 struct Answer {
     status: u16,
     body: serde_json::Result<Vec<u8>>,
@@ -300,7 +303,7 @@ async fn carry_out_body(
     }
 }
 
-/// An answer that the server would not let through, so that nobody would ever hear what was done.
+/// Returns the problem of an answer that the server would reject, so that the result would never be reported.
 fn answer_too_large(size: usize, limit: usize) -> Problem {
     Problem::new(
         413,
@@ -319,7 +322,7 @@ fn org_name(request: &Message) -> &str {
 }
 
 fn header<'a>(request: &'a Message, name: &str) -> Option<&'a str> {
-    // NATS keeps the case of header names; HTTP clients do not care about it, and neither should these.
+    // NATS keeps the case of header names; HTTP clients ignore it, and so must this.
     let headers = request.headers.as_ref()?;
     let found = headers.iter().find(|(key, _)| key.to_string().eq_ignore_ascii_case(name));
     found.and_then(|(_, values)| values.first()).map(HeaderValue::as_str)

@@ -1,4 +1,4 @@
-//! Taking turns: each has so many under way at the same time, and whoever has as many waits for their own alone.
+//! Fair turns: each key has a limited number in flight, and a caller at that limit waits for its own key's turns alone.
 
 use std::{
     collections::HashMap,
@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The turns of each. Who has none and waits for none is not remembered.
+/// The turns of each key. A key without turns or waiters is not stored.
 #[derive(Debug)]
 pub struct Turns<K: Eq + Hash> {
     of_each: usize,
@@ -16,18 +16,18 @@ pub struct Turns<K: Eq + Hash> {
 }
 
 impl<K: Eq + Hash + Clone> Turns<K> {
-    /// So many of each.
+    /// Creates turns, with so many of each key.
     pub fn new(of_each: usize) -> Arc<Self> {
         Arc::new(Self { of_each, taken: Mutex::default() })
     }
 
-    /// Waits for a turn of `whose`, behind those who came before.
+    /// Waits for a turn of `whose`, in order of arrival.
     pub async fn take(self: &Arc<Self>, whose: K) -> Turn<K> {
         let own = {
             let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(taken.entry(whose.clone()).or_insert_with(|| Arc::new(Semaphore::new(self.of_each))))
         };
-        // From before it waits, so that who goes away meanwhile is forgotten as well.
+        // Created before the wait, so that a cancelled waiter is removed as well.
         let mut turn = Turn { permit: None, whose, turns: Arc::clone(self) };
         turn.permit = own.acquire_owned().await.ok();
         turn
@@ -47,7 +47,7 @@ impl<K: Eq + Hash> Drop for Turn<K> {
     fn drop(&mut self) {
         self.permit = None;
         let mut taken = self.turns.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever waits for a turn, or has one, holds it too.
+        // All waiters for a turn, and its holders, hold it too.
         if taken.get(&self.whose).is_some_and(|own| Arc::strong_count(own) == 1) {
             taken.remove(&self.whose);
         }

@@ -1,12 +1,13 @@
-//! What happened at the door, on its way into the log: who was turned away, which keys were refused, who read what.
+//! Access events on their way into the log: denials, refused keys, recorded reads.
 //!
-//! A note never fails and never delays the request it is about: it waits in a bounded queue, and what finds no room is
-//! counted and lost, as is what waits when the process is killed. What must be in the log before anything is shown,
-//! an export or an operator's look, is written by [`AccessLog::write_down`] and fails its request with it.
+//! Recording an event never fails and never delays its request: the event waits in a bounded queue. Events that find no room
+//! are counted and lost, as are those that wait when the process is killed. Events that must be in the log before anything
+//! is shown, of an export or an operator's read, are written by [`AccessLog::write_down`], which fails its request with it.
 //!
-//! Whoever knocks a thousand times is not given a thousand events. Of the same thing by the same actor in the same org,
-//! [`EACH`] a minute are written down one by one; what comes on top is counted, and becomes one fact at the minute's end. Of
-//! those who read the audit log none is: their reading would be what they read next. They become one fact a minute.
+//! A flood of a thousand attempts does not become a thousand events. Of the same event by the same actor in the same org,
+//! [`EACH`] a minute are written individually; further ones are counted, and become one access event at the minute's end. Of
+//! audit log reads none is written individually: such events would be what the reader reads next. They become one access
+//! event a minute.
 
 use std::{
     collections::HashMap,
@@ -33,25 +34,25 @@ use crate::{
     commands::request::CommandError,
 };
 
-/// `AccessLog` that wait to be written.
+/// The maximum number of access events that wait to be written.
 const WAITING: usize = 4_096;
-/// `AccessLog` that are being written at the same time.
+/// The maximum number of access events that are being written at the same time.
 const MAX_CONCURRENCY: usize = 16;
-/// Of the same thing, written down one by one in a minute.
+/// The number of identical events per minute that are written individually.
 pub const EACH: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(60);
-/// Floods that are counted at the same time; of further ones only the first access log are kept.
+/// The maximum number of floods that are counted at the same time; of further ones only the first access events are kept.
 const FLOODS: usize = 10_000;
-/// How long the end of a process waits for what is still to be written.
+/// The maximum time that the end of a process waits for unwritten events.
 const GRACE: Duration = Duration::from_secs(5);
 /// The longest text of a caller's that is repeated.
 const MAX_ASKED: usize = 80;
 
-/// In whose log a fact belongs.
+/// The log that an access event belongs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Place {
     Org(OrgId),
-    /// That of the first organization of a person, if there is one.
+    /// The log of a person's first organization, if there is one.
     HomeOf(UserId),
 }
 
@@ -68,16 +69,16 @@ enum Message {
     Flush(oneshot::Sender<()>),
 }
 
-/// The way into the log for what is no command. One per process.
+/// The writer of access events, which are no commands. One per process.
 pub struct AccessLog {
     sender: mpsc::Sender<Message>,
     log: Log,
 }
 
-/// What somebody was turned away from.
+/// The request that was denied.
 #[derive(Debug, Clone, Copy)]
 pub struct DeniedRequest<'a> {
-    /// What kind of thing: `records`, `members`, …
+    /// The type of resource: `records`, `members`, …
     pub target: &'a str,
     /// The organization as the caller named it.
     pub asked: Option<&'a str>,
@@ -96,7 +97,7 @@ impl DeniedRequest<'_> {
 }
 
 impl AccessLog {
-    /// Starts to write what is noted.
+    /// Starts to write recorded events.
     pub fn start(log: Log, db: Database) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
         tokio::spawn(report_isolation_violations(db.isolation_violations(), sender.downgrade()));
@@ -104,12 +105,12 @@ impl AccessLog {
         Self { sender, log }
     }
 
-    /// `AccessLog` that `actor` did something in `org`. It will be in the log soon.
+    /// Records an access event of `actor` in `org`. It will be in the log soon.
     pub fn record(&self, org: BoundOrg, actor: &Actor, origin: &Origin, fact: AccessEvent) {
         self.send(Place::Org(org.org()), actor.clone(), origin, fact);
     }
 
-    /// Writes a fact down and waits for it. For what must be in the log before anything is shown.
+    /// Writes an access event and waits for it. For events that must be in the log before anything is shown.
     pub async fn write_down(
         &self,
         org: BoundOrg,
@@ -121,10 +122,10 @@ impl AccessLog {
         Ok(append(&self.log, org.org(), actor.clone(), origin.clone(), fact).await?)
     }
 
-    /// Somebody was turned away from an organization that is not theirs, or from what is the platform's.
+    /// Records the denial of a request for an organization that is not the caller's, or for platform data.
     ///
-    /// It is in the log of their own organization and in the platform's, and not in that of the one they asked for, which
-    /// would be told of a stranger, and whose existence the stranger could tell.
+    /// It is recorded in the log of the caller's own organization and in the platform's, and not in that of the requested
+    /// one, which would learn of an unrelated party, and whose existence that party could infer.
     pub fn denied(&self, principal: &Principal, origin: &Origin, attempt: DeniedRequest<'_>, problem: &Problem) {
         if !matches!(problem.status, 403 | 404) {
             return;
@@ -142,7 +143,7 @@ impl AccessLog {
         }
     }
 
-    /// Somebody was turned away from a thing of the organization that they are in. An operator is in none.
+    /// Records the denial of a request inside the caller's organization. An operator is in none.
     pub fn not_allowed(&self, access: &Access, origin: &Origin, attempt: DeniedRequest<'_>, problem: &Problem) {
         if access.is_operator() {
             return self.denied(&Principal::Operator(Operator::Token), origin, attempt, problem);
@@ -152,10 +153,10 @@ impl AccessLog {
         }
     }
 
-    /// What a credential that was not accepted is answered. If it names a key, the key's organization is told.
+    /// Returns the answer to a refused credential. If it identifies a key, the event is recorded for the key's organization.
     pub fn refused(&self, error: AuthError, origin: &Origin) -> Problem {
         if let AuthError::KeyRefused { org, id, public_id, code } = &error {
-            // Who does not know the secret is not the key.
+            // A caller that does not know the secret is not the key.
             let actor = if *code == "wrong_secret" {
                 Actor { actor_type: ActorType::Anonymous, id: "anonymous".to_owned(), auth: None }
             } else {
@@ -170,7 +171,7 @@ impl AccessLog {
         error.into()
     }
 
-    /// Waits until everything that was noted is written, for a moment at most.
+    /// Waits until all recorded events are written, for at most `GRACE`.
     pub async fn flush(&self) {
         let (done, written) = oneshot::channel();
         let flushed = async {
@@ -192,7 +193,7 @@ impl AccessLog {
     }
 }
 
-/// `AccessLog` for the platform that isolation has failed, which everybody else must not learn.
+/// Records isolation violations for the platform, which no other party may learn of.
 async fn report_isolation_violations(
     mut isolation_violations: broadcast::Receiver<IsolationViolation>,
     sender: mpsc::WeakSender<Message>,
@@ -215,7 +216,7 @@ async fn report_isolation_violations(
     }
 }
 
-/// What tells apart two facts of one name.
+/// Returns what distinguishes two access events of one name.
 fn code(fact: &AccessEvent) -> &str {
     match fact {
         AccessEvent::Denied(fact) => &fact.code,
@@ -242,7 +243,7 @@ fn lost(reason: &'static str) {
     tracing::debug!(reason, "a fact about access was not written down");
 }
 
-/// The same thing by the same actor in the same org.
+/// The same event by the same actor in the same org.
 type Flood = (Place, String, &'static str, String);
 
 struct Counted {
@@ -284,14 +285,14 @@ impl Writer {
             }
             if writes.is_empty() {
                 for done in flushed.drain(..) {
-                    // Whoever asked has given up waiting.
+                    // The caller may have given up waiting.
                     let _ = done.send(());
                 }
             }
         }
     }
 
-    /// The note, if it is to be written down by itself.
+    /// Returns the event, if it is to be written individually.
     fn admit(&mut self, mut note: Entry) -> Option<Entry> {
         if note.fact.repeated().is_none() {
             return Some(note);
@@ -311,7 +312,7 @@ impl Writer {
         if let (AccessEvent::AuditRead(read), AccessEvent::AuditRead(before)) = (&mut note.fact, &flood.last.fact)
             && read.query != before.query
         {
-            // They asked for several things.
+            // The reads were for several things.
             read.query = None;
         }
         flood.more += 1;
@@ -319,7 +320,7 @@ impl Writer {
         None
     }
 
-    /// Ends the floods that are older than `age`. What was only counted of them becomes one note each.
+    /// Ends the floods that are older than `age`. The events that were only counted become one entry for each flood.
     fn folded(&mut self, age: Duration) -> Vec<Entry> {
         let ended = self.floods.extract_if(|_, flood| flood.since.elapsed() >= age).map(|(_, flood)| flood);
         let folded = ended.filter(|flood| flood.more > 0).map(|mut flood| {
@@ -351,7 +352,7 @@ impl Writer {
     }
 }
 
-/// The first organization of a person, and who they are there: who they are outside stays outside.
+/// Returns the first organization of a person, and their member there: their identity outside is not disclosed.
 async fn home(
     db: &Database,
     user: UserId,

@@ -1,14 +1,14 @@
-//! Every code of an error, once: with which statuses it comes, and what it means to the caller. The API's description
-//! and `docs/reference/errors.md` are made of this table.
+//! All error codes, each once: with their statuses and their meaning to the client. The API's description and
+//! `docs/reference/errors.md` are generated from this table.
 
-/// One code.
+/// An error code.
 #[derive(Debug, Clone, Copy)]
 pub struct Code {
-    /// What programs match on. It never changes.
+    /// The code that programs match on. It never changes.
     pub code: &'static str,
-    /// With which statuses it comes.
+    /// The statuses that it comes with.
     pub statuses: &'static [u16],
-    /// What is wrong, and the way out.
+    /// The cause and the remedy.
     pub meaning: &'static str,
 }
 
@@ -111,14 +111,14 @@ pub const CODES: &[Code] = &[
     code("too_many_connections", &[503], "As many connections are open as may be. Close some."),
 ];
 
-/// The codes that come with a status, as a list in Markdown.
+/// Returns the codes of a status, as a list in Markdown.
 pub fn of_status(status: u16) -> String {
     let line = |code: &Code| format!("* `{}`: {}", code.code, code.meaning);
     let lines: Vec<String> = CODES.iter().filter(|code| code.statuses.contains(&status)).map(line).collect();
     lines.join("\n")
 }
 
-/// The table as a page.
+/// Returns the table as a page.
 pub fn page() -> String {
     let mut page = "# Error codes\n\nEvery error is `application/problem+json` (RFC 9457), whichever way a command came. `code` is \
                     one of these and never changes. Written by `DOCS_WRITE=1` from `src/app/error_codes.rs`.\n\n| code | status | \

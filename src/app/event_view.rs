@@ -1,4 +1,4 @@
-//! Events as the API shows them: without what must not leave, and only to those who may see them.
+//! Events as the API shows them: without internal fields, and only to those who may see them.
 
 use orgstream_domain::{Permission, openapi};
 use orgstream_events::{ActorType, EventView, INWARD_FIELDS, OpenedEvent};
@@ -30,7 +30,7 @@ impl From<CreatedBy> for ActorView {
     }
 }
 
-/// An event without what must not leave.
+/// Removes the internal fields from an event.
 pub fn shown(mut event: EventView) -> EventView {
     for (event_type, field) in INWARD_FIELDS {
         if event.header.event_type == event_type
@@ -42,8 +42,8 @@ pub fn shown(mut event: EventView) -> EventView {
     event
 }
 
-/// The event as `access` may see it, or nothing. Whoever may read the audit log sees everything; others see what they
-/// could read of the thing itself, without the request that it came by.
+/// Returns the event as `access` may see it, if it may. A principal that may read the audit log sees everything; others see
+/// what they could read of the resource itself, without the data about the request.
 pub fn shown_to(access: &Access, event: OpenedEvent, seq: u64) -> Option<EventView> {
     let audits = access.require(Permission::ReadAudit).is_ok();
     if !audits && access.require(permission_for(&event)?).is_err() {
@@ -61,8 +61,8 @@ pub fn shown_to(access: &Access, event: OpenedEvent, seq: u64) -> Option<EventVi
     Some(view)
 }
 
-/// Whether `access` may know where the audit log is sent, which may be an address with a secret in it: who may set it, and who
-/// may read what is sent there.
+/// Whether `access` may see where the audit log is sent, which may be an address with a secret in it: principals that may
+/// set it, or read what is sent there.
 pub fn may_see_webhook(access: &Access) -> bool {
     [Permission::ManageOrganization, Permission::ReadAudit].iter().any(|permission| access.require(*permission).is_ok())
 }
@@ -82,7 +82,7 @@ fn permission_for(event: &OpenedEvent) -> Option<Permission> {
     }
 }
 
-/// How an event is documented; its type belongs to a crate that knows no OpenAPI.
+/// The schema of events, whose type belongs to a crate without OpenAPI.
 pub struct EventSchema;
 
 impl PartialSchema for EventSchema {
@@ -173,7 +173,7 @@ impl ToSchema for EventSchema {
     }
 }
 
-/// A reference to it.
+/// Returns a reference to it.
 pub fn event_reference() -> Ref {
     Ref::from_schema_name("Event")
 }

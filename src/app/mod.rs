@@ -1,4 +1,4 @@
-//! What the API does, whichever way a request came: commands submitted, reads that wait, access that is noted, errors.
+//! The operations of the API, whichever way a request came: submitted commands, waiting reads, recorded access, errors.
 
 pub mod access_log;
 pub mod error_codes;

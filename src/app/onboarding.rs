@@ -1,7 +1,7 @@
-//! How people come in: an organization of one's own, an invitation accepted, joining by domain or by an issuer.
+//! Joining: a person's own organizations, accepted invitations, joining by domain or by an issuer.
 //!
-//! Whoever is not in an organization yet has no permission there: what they may do is asked of the organization's history,
-//! and they are a person who signed in.
+//! A person who is not in an organization yet has no permission there: what they may do is decided by the organization's
+//! history, and they are signed in.
 
 use std::hash::BuildHasher;
 
@@ -23,11 +23,11 @@ use crate::{
 
 use super::submit::{Gateway, Origin};
 
-/// People who sign in for the first time take turns, each by their own place among these.
+/// The number of locks for first sign-ins, to each of which persons are assigned.
 pub(super) const FOUNDING: usize = 256;
 
 impl Gateway {
-    /// Makes an organization for the person who asks.
+    /// Creates an organization for the caller.
     pub async fn create_organization(
         &self,
         principal: &Principal,
@@ -49,7 +49,7 @@ impl Gateway {
             let detail = format!("your plan is {plan}, which has no organizations: choose another plan first");
             return Err(Problem::new(403, "plan_required", "Not on this plan", detail));
         }
-        // Repeated under its key it makes no further one, and whoever sends it several times at once has sent it once.
+        // Repeated under its key the command creates no further organization, and sent several times at once it counts once.
         let _turn = self.founding_turn(creator.user).await;
         let is_known = match &request.idempotency_key {
             Some(key) => {
@@ -60,7 +60,7 @@ impl Gateway {
         };
         let taken = if is_known { None } else { Some(self.quotas.take_organization(creator.user)?) };
         let made = self.enter(PLATFORM_ORG, principal, creator, origin, request).await;
-        // Who is refused has used nothing up.
+        // A refused command consumes no quota.
         if let Some(taken) = taken
             && made.as_ref().is_err_and(|problem| !problem.may_pass())
         {
@@ -75,10 +75,10 @@ impl Gateway {
         self.founding.get(place).unwrap_or(&self.last_founding).lock().await
     }
 
-    /// The organization of this person alone, which is made when they first sign in.
+    /// Returns the person's personal organization, which is created when they first sign in.
     ///
-    /// Whoever comes at the same time waits here, so that a thousand browser tabs are one command; what several processes
-    /// or a crash leave of it is the same command again, and its id follows from the person.
+    /// Concurrent callers wait here, so that a thousand browser tabs are one command; several processes or a crash repeat
+    /// the same command, and its id follows from the person.
     pub async fn personal_organization(&self, principal: &Principal, origin: &Origin) -> Result<OrgId, Problem> {
         let user = principal.person()?;
         let _turn = self.founding_turn(user).await;
@@ -96,7 +96,7 @@ impl Gateway {
         Ok(org)
     }
 
-    /// Adds the person who asks to the organization that invited them.
+    /// Adds the caller to the organization that invited them.
     pub async fn accept_invitation(
         &self,
         principal: &Principal,
@@ -107,7 +107,7 @@ impl Gateway {
         let creator = person(principal)?;
         let mac = token.mac(self.handler.pepper());
         let org = self.db.org_of_invitation(&mac).await?.ok_or_else(no_invitation)?;
-        // Which one it is. Whether it can be accepted is decided by its history.
+        // Finds the invitation. Whether it can be accepted is decided by its history.
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
         let found = invitations::get_by_token(&mut tx, &mac).await?.ok_or_else(no_invitation)?;
         drop(tx);
@@ -117,7 +117,7 @@ impl Gateway {
         accepted.map_err(|problem| if problem.status == 404 { no_invitation() } else { problem })
     }
 
-    /// Adds whoever has just signed in to the organizations that let people in like that: what every way of signing in calls.
+    /// Adds a person who has just signed in to the organizations that permit it: called by every sign-in method.
     pub async fn signed_in(&self, principal: &Principal, origin: &Origin) -> Result<(), Problem> {
         if let Principal::User { user, email: Some(email), .. } = principal {
             self.join_by_domain(principal, *user, email, origin).await?;
@@ -126,8 +126,8 @@ impl Gateway {
         Ok(())
     }
 
-    /// Adds whoever signs in to the organizations that let people in by the domain of their address, and says which those
-    /// were: what every way of signing in calls once it knows who somebody is. `email` must be verified.
+    /// Adds a person who signs in to the organizations that permit joining by the domain of their address, and returns
+    /// those: called by every sign-in method after authentication. `email` must be verified.
     pub async fn join_by_domain(
         &self,
         principal: &Principal,
@@ -145,7 +145,7 @@ impl Gateway {
             match self.enter(org, principal, creator, origin, join.into()).await {
                 Ok(_) => joined.push(org),
                 Err(problem) if problem.retry_after.is_some() => return Err(not_joined(org, &problem)),
-                // Nobody is kept from signing in by what an organization does not give them.
+                // An organization's refusal does not keep a person from signing in.
                 Err(problem) => {
                     tracing::debug!(org.id = %org, code = problem.code, "nobody joins here by their domain");
                 }
@@ -154,8 +154,8 @@ impl Gateway {
         Ok(joined)
     }
 
-    /// Adds whoever an organization's own issuer signed in to that organization, where it lets people in like that: what every
-    /// way of signing in calls once it knows who somebody is. True when they are a member now and were none.
+    /// Adds a person whom an organization's own issuer signed in to that organization, where it permits that: called by
+    /// every sign-in method after authentication. Returns true when the person has become a member.
     pub async fn join_by_sso(&self, principal: &Principal, origin: &Origin) -> Result<bool, Problem> {
         let Principal::Sso { org, connection, user, email: Some(email), .. } = principal else { return Ok(false) };
         if self.db.orgs_of_user(*user).await?.contains(org) {
@@ -166,7 +166,7 @@ impl Gateway {
         match self.enter(*org, principal, creator, origin, join.into()).await {
             Ok(_) => Ok(true),
             Err(problem) if problem.retry_after.is_some() => Err(not_joined(*org, &problem)),
-            // Nobody is kept from signing in by what they might have been given besides.
+            // A refusal here does not keep a person from signing in.
             Err(problem) if problem.status < 500 => {
                 tracing::debug!(org.id = %org, code = problem.code, "nobody joins here by signing in");
                 Ok(false)
@@ -175,7 +175,7 @@ impl Gateway {
         }
     }
 
-    /// Carries out what somebody asks who is not in the organization yet.
+    /// Carries out a command of a person who is not in the organization yet.
     async fn enter(
         &self,
         org: OrgId,
@@ -201,7 +201,7 @@ impl Gateway {
     }
 }
 
-/// The person, at an address that is proven to be theirs.
+/// Returns the person, at an address that is proven to be theirs.
 fn person(principal: &Principal) -> Result<Creator, Problem> {
     match principal {
         Principal::User { user, email: Some(email), .. } => Ok(Creator { user: *user, email: email.clone() }),
@@ -218,7 +218,8 @@ fn person(principal: &Principal) -> Result<Creator, Problem> {
     }
 }
 
-/// Whoever would be a member, but for something that passes, must hear of it and come again: in silence they would be none.
+/// A transient failure must be reported, so that the person signs in again: without an error they would silently not be a
+/// member.
 fn not_joined(org: OrgId, problem: &Problem) -> Problem {
     tracing::warn!(org.id = %org, code = problem.code, "somebody who signs in could not be added for now");
     Problem::unavailable("You could not be added to your organization at the moment; sign in again.")

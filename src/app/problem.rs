@@ -1,4 +1,4 @@
-//! Every error as a caller sees it: RFC 9457 problem details with a stable code. HTTP and NATS share this one table.
+//! All errors as a caller sees them: RFC 9457 problem details with a stable code. HTTP and NATS share this one table.
 
 use std::time::Duration;
 
@@ -61,7 +61,7 @@ fn milliseconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result
 }
 
 impl Problem {
-    /// A problem of a known code.
+    /// Creates a problem of a known code.
     pub fn new(status: u16, code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
         Self {
             problem_type: format!("https://orgstream.dev/problems/{code}"),
@@ -77,22 +77,22 @@ impl Problem {
         }
     }
 
-    /// There is no such thing, or none for this caller: the same words either way.
+    /// The resource does not exist, or not for this caller: the same words either way.
     pub fn not_found() -> Self {
         Self::new(404, "not_found", "Not found", "There is no such thing here.")
     }
 
-    /// The request cannot be read.
+    /// The request cannot be parsed.
     pub fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(400, "bad_request", "Bad request", detail)
     }
 
-    /// A parameter of the path, the query or the subject is wrong.
+    /// A parameter of the path, the query or the subject is invalid.
     pub fn invalid_parameter(name: &str, rule: &str) -> Self {
         Self::new(400, "invalid_parameter", "Invalid parameter", format!("{name}: {rule}"))
     }
 
-    /// The request can be read, but its values are wrong.
+    /// The request can be parsed, but its values are invalid.
     pub fn invalid(pointer: &str, code: &'static str, detail: impl Into<String>) -> Self {
         let field = FieldError { pointer: pointer.to_owned(), code: code.into(), detail: detail.into() };
         Rejection::invalid(vec![field]).into()
@@ -103,12 +103,12 @@ impl Problem {
         Self::new(413, "payload_too_large", "Too large", detail)
     }
 
-    /// Bytes of a kind that nobody here reads.
+    /// The media type is unsupported.
     pub fn unsupported(detail: &str) -> Self {
         Self::new(415, "unsupported_media_type", "Unsupported media type", detail)
     }
 
-    /// A fault of ours. What it was goes to the log, not to the caller.
+    /// An internal error. Its cause goes to the log, not to the caller.
     pub fn internal(error: &dyn std::fmt::Display) -> Self {
         tracing::error!(%error, "a request failed through a fault of ours");
         Self::new(
@@ -119,20 +119,20 @@ impl Problem {
         )
     }
 
-    /// Something that this program needs does not answer.
+    /// A dependency of this program does not answer.
     pub fn unavailable(detail: impl Into<String>) -> Self {
         let problem = Self::new(503, "unavailable", "Temporarily unavailable", detail);
         Self { retry_after: Some(Duration::from_secs(1)), ..problem }
     }
 
-    /// The log is not what it was, and nothing is added to it.
+    /// The log has lost history, and nothing is appended to it.
     pub fn history_lost() -> Self {
         let detail = "The event log has lost messages of the part that this organization is in, so it takes no commands until \
                       the platform's operator has decided how to go on. Nothing of this command counts.";
         Self::new(503, "history_lost", "History lost", detail)
     }
 
-    /// No more connections are taken.
+    /// No more connections are accepted.
     pub fn too_many_connections() -> Self {
         let problem = Self::new(
             503,
@@ -143,19 +143,19 @@ impl Problem {
         Self { retry_after: Some(Duration::from_secs(1)), ..problem }
     }
 
-    /// As many requests as may be are under way for one who asks.
+    /// The in-flight limit of requests of one caller is reached.
     pub fn too_many_requests(most: usize, whose: &str) -> Self {
         Self::too_much_at_once(&format!(
             "{most} requests of {whose} are under way already, which is the most at one time"
         ))
     }
 
-    /// As many bytes of bodies as may be are under way for one organization, or for who asks outside of any.
+    /// The in-flight limit of body bytes of one organization, or of a caller outside of any, is reached.
     pub fn too_many_bodies() -> Self {
         Self::too_much_at_once("your large requests that came before take too long")
     }
 
-    /// A body that does not come as fast as it must.
+    /// A body arrives slower than required.
     pub fn body_too_slow(patience: Duration, slowest: usize) -> Self {
         let detail = format!(
             "the body came too slowly: after {} seconds at least {} KiB of it must come in each second",
@@ -172,14 +172,14 @@ impl Problem {
         Self { retry_after: Some(Duration::from_secs(1)), ..problem }
     }
 
-    /// As many streams as may be are open for one who asks.
+    /// The limit of open streams of one caller is reached.
     pub fn too_many_streams(most: usize, whose: &str) -> Self {
         let detail = format!("{most} streams of {whose} are open already, which is the most: close one, or share one.");
         let problem = Self::new(429, "too_many_streams", "Too many streams", detail);
         Self { retry_after: Some(Duration::from_secs(5)), ..problem }
     }
 
-    /// This process has as much to do as it can hold.
+    /// This process is at capacity.
     pub fn overloaded() -> Self {
         let detail = "Not tried: this server holds as much as it can at the moment. Send it again, with the same \
                       idempotency key.";
@@ -187,7 +187,7 @@ impl Problem {
         Self { retry_after: Some(Duration::from_secs(1)), ..problem }
     }
 
-    /// A command behind another of the same request that has to be sent again.
+    /// The command is behind another of the same request that has to be sent again.
     pub fn not_tried() -> Self {
         Self::unavailable(
             "Not tried: an earlier command of this request is about the same thing and has to be sent again. \
@@ -195,8 +195,8 @@ impl Problem {
         )
     }
 
-    /// The same, with the organization that it happened in: but what a 404 says must not depend on whether the thing
-    /// exists somewhere else.
+    /// Adds the organization that it happened in: but the text of a 404 must not depend on whether the resource exists in
+    /// another one.
     pub fn inside(self, org: Option<OrgId>) -> Self {
         Self { org_id: org.filter(|_| self.status != 404), ..self }
     }

@@ -1,24 +1,24 @@
-//! Lines of the log that strangers may cause as often as they like.
+//! Rate-limited log lines, whose cause any caller may trigger without limit.
 
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-/// How long nothing is said after something was.
+/// The minimum interval between two lines.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// A line that is written seldom, however often there is a reason, and then says how often there was one.
+/// A log line that is written seldom, however often there is a reason, with the number of reasons since.
 #[derive(Debug, Default)]
 pub struct Seldom(Mutex<(Option<Instant>, u64)>);
 
 impl Seldom {
-    /// Nothing was said yet.
+    /// Starts without a line written.
     pub const fn new() -> Self {
         Self(Mutex::new((None, 0)))
     }
 
-    /// How often there was a reason since the line was written last, this time included, if it may be written now.
+    /// Returns the number of reasons since the line was last written, this one included, if it may be written now.
     pub fn may_say(&self) -> Option<u64> {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         said.1 += 1;

@@ -1,4 +1,4 @@
-//! The one way in for commands, whether they come by HTTP or NATS: permission, idempotency key, handler, outcome.
+//! The one entry point for commands, whether they come by HTTP or NATS: permission, idempotency key, handler, outcome.
 
 use std::{
     borrow::Cow,
@@ -36,37 +36,37 @@ use crate::{
     secret::Secret,
 };
 
-/// The most commands in one request.
+/// The maximum number of commands in one request.
 pub const MAX_BATCH: usize = 1_000;
-/// Commands of one request that are under way at the same time.
+/// The maximum number of concurrent commands of one request.
 const MAX_CONCURRENCY: usize = 64;
-/// How long a request is carried out before it is asked again whether its caller may.
+/// How long a request is carried out before its caller's authorization is checked again.
 const AGAIN: Duration = Duration::from_millis(250);
-/// How much is kept of where a key was found.
+/// The longest stored text of where a key was found.
 const MAX_PLACE: usize = 400;
 
-/// How a request came, beside what it says.
+/// The origin of a request, besides its content.
 #[derive(Debug, Clone, Default)]
 pub struct Origin {
-    /// The personal part.
+    /// The personal data about the request.
     pub context: Context,
-    /// The request, as the access log has it.
+    /// The request id, as in the access log.
     pub request_id: Option<String>,
     /// The W3C trace context to continue.
     pub trace: Option<String>,
-    /// Which door: method and path as the router has it, or `NATS cmd`.
+    /// The entry point: method and path as the router has it, or `NATS cmd`.
     pub route: String,
 }
 
-/// What became of one command.
+/// The outcome of one command.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case", tag = "status")]
 pub enum CommandOutcome {
-    /// It is in the event log.
+    /// The command is in the event log.
     Accepted(AcceptedCommand),
-    /// It is not, for the reason given.
+    /// The command was refused, for the given reason.
     Refused {
-        /// Why.
+        /// The reason.
         error: Problem,
     },
 }
@@ -123,7 +123,7 @@ impl From<Result<Accepted, Problem>> for CommandOutcome {
     }
 }
 
-/// The way in.
+/// The entry point for commands.
 pub struct Gateway {
     pub(super) handler: CommandHandler,
     auth: Arc<Authenticator>,
@@ -139,8 +139,9 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A way in to `handler` for those whom `auth` knows; `db` remembers idempotency keys, and `notes` who was turned away. As much is taken as
-    /// `admission` and `quotas` allow, and whose personal organization is on `public_plan` makes no others.
+    /// Creates an entry point to `handler` for principals that `auth` authenticates; `db` stores idempotency keys, and
+    /// `notes` records denials. Commands are accepted as far as `admission` and `quotas` allow, and a person whose personal
+    /// organization is on `public_plan` creates no others.
     pub fn new(
         handler: CommandHandler,
         auth: Arc<Authenticator>,
@@ -156,27 +157,27 @@ impl Gateway {
         Self { handler, auth, db, access_log, admission, quotas, waiting, public_plan, founding, last_founding, hasher }
     }
 
-    /// Where what happens at the door is noted.
+    /// Returns the recorder of access events.
     pub fn access_log(&self) -> &AccessLog {
         &self.access_log
     }
 
-    /// How much is taken of whom.
+    /// Returns the rate limits of commands.
     pub fn admission(&self) -> &Admission {
         &self.admission
     }
 
-    /// What is set going by whom.
+    /// Returns the hourly quotas.
     pub fn quotas(&self) -> &Quotas {
         &self.quotas
     }
 
-    /// The handler itself, for what the program does on its own account.
+    /// Returns the handler itself, for the program's own commands.
     pub fn handler(&self) -> &CommandHandler {
         &self.handler
     }
 
-    /// Carries out one command for somebody in an org.
+    /// Carries out one command for a principal in an org.
     pub async fn submit(&self, access: &Access, origin: &Origin, request: Request) -> Result<Accepted, Problem> {
         self.submit_all(access, origin, vec![request])
             .await
@@ -186,8 +187,8 @@ impl Gateway {
 
     /// Carries out the commands, each with its own outcome, in the order they came.
     ///
-    /// Commands about the same thing are carried out one after the other, and not at all behind one whose effect is
-    /// open; the others side by side.
+    /// Commands about the same aggregate are carried out one after the other, and not at all behind one whose effect is
+    /// uncertain; the others concurrently.
     pub async fn submit_all(
         &self,
         access: &Access,
@@ -231,7 +232,7 @@ impl Gateway {
             }
             outcomes.push(refusal.map(Err));
         }
-        // What was done before is only answered again, which takes nothing of the organization's rate.
+        // A command that was done before is only answered again, which consumes nothing of the organization's rate.
         let is_new = |place: usize| known.as_ref().is_ok_and(|known| !known.done.contains(&place));
         let fresh = allowed.iter().filter(|(place, _)| is_new(*place)).count();
         let Admitted { taken: mut room, refusal: over_rate } = match access.rules() {
@@ -262,7 +263,7 @@ impl Gateway {
                     }
                 }
             }
-            // What creates something is about a thing of its own; what changes something waits its turn.
+            // A command that creates something is about an aggregate of its own; one that changes something waits its turn.
             let lane = request.command.order_key(access.org()).map_or(Order::Any(place), Order::Of);
             lanes.entry(lane).or_default().push((place, request));
         }
@@ -272,13 +273,13 @@ impl Gateway {
             .collect()
             .await;
         for (place, outcome) in finished.into_iter().flatten() {
-            // Who is refused has used nothing up.
+            // A refused command consumes no quota.
             if let Some(quota) = taken.remove(&place)
                 && outcome.as_ref().is_err_and(|problem| !problem.may_pass())
             {
                 quota.give_back();
             }
-            // What the rules of a thing itself do not let this caller do.
+            // The aggregate's own rules do not permit this caller the command.
             if let (Err(problem), Some(attempt)) = (&outcome, targets.get(place))
                 && problem.status == 403
             {
@@ -292,7 +293,7 @@ impl Gateway {
         outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(unanswered)).collect()
     }
 
-    /// Takes what the command sets going of what the organization may.
+    /// Takes the command's quota from the organization's.
     fn within_quota(&self, org: OrgId, command: &Command) -> Result<Option<Taken>, Problem> {
         match command.spec().hourly_limit {
             Some(HourlyLimit::Invitations) => Ok(Some(self.quotas.take_invitation(org)?)),
@@ -300,7 +301,7 @@ impl Gateway {
         }
     }
 
-    /// Ends a key whose token somebody found in public; `place` says where, in the finder's words.
+    /// Revokes a key whose token was found in public; `place` says where, in the finder's words.
     pub async fn revoke_leaked(&self, org: OrgId, id: KeyId, place: &str, origin: &Origin) -> Result<(), Problem> {
         let caller = Caller {
             org,
@@ -332,7 +333,7 @@ impl Gateway {
         let mut outcomes = Vec::with_capacity(lane.len());
         let mut is_open = false;
         for (place, request) in lane {
-            // An earlier command that may still take effect, or be sent again, must not find itself overtaken.
+            // An earlier command that may still take effect, or be sent again, must not be overtaken.
             if is_open {
                 outcomes.push((place, Err(Problem::not_tried())));
                 continue;
@@ -357,7 +358,8 @@ impl Gateway {
         outcomes
     }
 
-    /// Whoever asks, with what they may by now, if they still may do this: a long array is no way to go on for longer.
+    /// Returns the caller with its current rights, if it is still authorized: a long array does not extend a lost
+    /// authorization.
     async fn as_now(&self, caller: &Caller, access: &Access, request: &Request) -> Result<Caller, AuthError> {
         let now = self.auth.again(access).await?;
         if let Some(permission) = request.command.spec().requires.permission() {
@@ -366,9 +368,9 @@ impl Gateway {
         Ok(Caller { role: now.role(), scopes: now.scopes().clone(), ..caller.clone() })
     }
 
-    /// Which of the requests have an idempotency key that was used before, and for what.
+    /// Returns which of the requests have an idempotency key that was used before, and for which command.
     ///
-    /// The stream itself finds a key that is used again for the same thing; this finds the others.
+    /// The stream itself detects a key that is used again for the same aggregate; this detects the others.
     async fn known_keys(&self, org: BoundOrg, requests: &[Request]) -> Result<KnownKeys, Problem> {
         let mut keyed: HashMap<CommandId, (usize, Fingerprint)> = HashMap::new();
         let mut known = KnownKeys::default();
@@ -399,18 +401,18 @@ impl Gateway {
     }
 }
 
-/// What the commands of one request wait for: those about one aggregate for each other, and the rest for nothing.
+/// The order among the commands of one request: those about one aggregate wait for each other, and the rest for nothing.
 #[derive(PartialEq, Eq, Hash)]
 enum Order {
     Of(AggregateId),
     Any(usize),
 }
 
-/// The places in a request of those whose idempotency key was used before.
+/// The indices in a request of those whose idempotency key was used before.
 #[derive(Default)]
 struct KnownKeys {
     /// For this command, which is done.
     done: HashSet<usize>,
-    /// For another.
+    /// For another command.
     reused: HashSet<usize>,
 }

@@ -1,5 +1,5 @@
-//! Waiting until something of an organization is there: everybody who waits for the same shares one look at the database,
-//! which is repeated while anybody waits. A thousand readers who wait cost it what one does.
+//! Waiting for an organization's progress: all waiters for the same progress share one query, which is repeated while any of
+//! them waits. A thousand waiting readers cost the database what one does.
 
 use std::{
     collections::HashMap,
@@ -16,12 +16,12 @@ use tokio::{
 
 use super::problem::Problem;
 
-/// Looks at the database at the same time, however many organizations are waited for.
+/// The maximum number of concurrent queries, however many organizations are waited for.
 const MAX_CONCURRENCY: usize = 4;
-/// The pause between two looks: it doubles from the one to the other.
+/// The pause between two queries: it doubles each time, from the first to the second value.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 
-/// What is waited for: that it has come as far as a number.
+/// The progress to wait for: a number to be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mark {
     /// The sequence that a pipeline has applied.
@@ -30,15 +30,15 @@ pub enum Mark {
     Signed,
 }
 
-/// What the looks have found.
+/// The result of the queries.
 #[derive(Debug, Clone, Default)]
 struct Found {
     at: u64,
-    /// Why nothing more can be said.
+    /// The error that ended the queries.
     trouble: Option<Problem>,
 }
 
-/// Who waits for what. One per process.
+/// All waiters, by what they wait for. One per process.
 pub struct Waiting {
     db: Database,
     looks: Semaphore,
@@ -46,12 +46,12 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Nobody waits yet.
+    /// Starts without waiters.
     pub fn new(db: Database) -> Arc<Self> {
         Arc::new(Self { db, looks: Semaphore::new(MAX_CONCURRENCY), followed: Mutex::default() })
     }
 
-    /// Waits until the mark of `org` is at `wanted`; false when it takes longer than `patience`.
+    /// Waits until the progress of `org` has reached `wanted`; returns false when it takes longer than `patience`.
     pub async fn until(
         self: &Arc<Self>,
         org: BoundOrg,
@@ -71,7 +71,7 @@ impl Waiting {
         }
     }
 
-    /// What is found for whoever waits for this, and for one more.
+    /// Subscribes one more waiter to the shared result.
     fn follow(self: &Arc<Self>, org: BoundOrg, mark: Mark) -> watch::Receiver<Found> {
         let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = followed.get(&(org.org(), mark)) {
@@ -83,13 +83,13 @@ impl Waiting {
         receiver
     }
 
-    /// Looks again and again, for as long as anybody waits.
+    /// Repeats the query, for as long as there are waiters.
     async fn look(self: Arc<Self>, org: BoundOrg, mark: Mark, sender: watch::Sender<Found>) {
         let mut pause = PAUSES.0;
         loop {
             let found = self.look_once(org, mark).await.map_err(Problem::from);
             let is_over = found.is_err();
-            // Those who come now begin anew, with looks of their own.
+            // Later waiters start a query of their own.
             if self.forget(org, mark, is_over, &sender) {
                 sender.send_modify(|told| match found {
                     Ok(at) => told.at = at,
@@ -117,7 +117,7 @@ impl Waiting {
         }
     }
 
-    /// Whether the looks end here, because nobody waits any more or because they fail.
+    /// Whether the queries end here, because there are no more waiters or because they fail.
     fn forget(&self, org: BoundOrg, mark: Mark, is_over: bool, sender: &watch::Sender<Found>) -> bool {
         let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
         let ends = is_over || sender.receiver_count() == 0;

@@ -1,6 +1,6 @@
-//! Three accounts of one organization, compared: the stream, the audit log, and the read models. The stream is the truth: the
-//! others are compared up to where it ends, whatever they say of how far they are, and the read models with what its own
-//! messages make. Whoever changed one of them would have to change all three, and the heads that were signed.
+//! A comparison of three records of one organization: the stream, the audit log, and the read models. The stream is
+//! authoritative: the others are compared up to its end, whatever they report of their own progress, and the read models
+//! with what its messages produce. To hide a change, an attacker would have to change all three, and the signed heads.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -26,58 +26,59 @@ use tokio::time::{Instant, sleep};
 
 use super::lacked::Lacked;
 
-/// Events that are read at a time: more than a commit has, which are 1,000 at most.
+/// The number of events that are read at a time: more than a commit has, which are 1,000 at most.
 const EVENTS: u16 = 2_000;
-/// Events that are applied at a time.
+/// The number of events that are applied at a time.
 const APPLIED: usize = 500;
-/// Parked messages that are read at a time.
+/// The number of parked messages that are read at a time.
 const PAGE: u16 = 500;
-/// The most that is named of each kind; the rest is counted.
+/// The maximum number of named items of each kind; the rest is counted.
 const NAMED: usize = 100;
-/// How often it is looked whether the pipelines have caught up.
+/// The polling interval of the pipelines' progress.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What no comparison can say anything about, because it follows from no event.
+/// State that is not compared, because it follows from no event.
 const BESIDE_THE_EVENTS: &str = "what follows from no event: mails that are due, when keys were used, how far logs were sent \
     elsewhere, people and sessions, leases and jobs of workers, and why messages are parked";
-/// A version that is kept to go back to.
+/// Versions that are kept for a rollback, and not compared.
 const OTHER_VERSIONS: &str = "versions of the read models that are not shown";
-/// Without a key from elsewhere.
+/// The note about a missing external key.
 const NO_PIN: &str = "the log's key: heads were verified by the keys that the database names; give --log-key to have them \
     verified by the one that you know";
 
-/// What the accounts say.
+/// The result of the comparison.
 #[derive(Debug, Serialize)]
 pub(crate) struct Compared {
-    /// The last sequence that the stream has of the organization.
+    /// The last sequence of the organization in the stream.
     pub(crate) ends: u64,
-    /// Events in the stream that the audit log does not say it lacks, and the root over them.
+    /// The number of events in the stream that the audit log does not mark as lacking, and the root over them.
     pub(crate) stream: (u64, String),
-    /// Events in the audit log without its own marks, and the root over them, in the stream's order.
+    /// The number of events in the audit log without its own marks, and the root over them, in the stream's order.
     pub(crate) audit: (u64, String),
-    /// Signed heads of the audit log that fit.
+    /// The number of valid signed heads of the audit log.
     pub(crate) heads: u64,
     /// The size of the newest of them.
     pub(crate) signed: Option<u64>,
-    /// Whose word it is that the keys that signed them are the log's.
+    /// The source of trust in the keys that signed them.
     pub(crate) keys_of: KeysOf,
-    /// Events of the audit log that no signed head covers.
+    /// The number of events of the audit log that no signed head covers.
     pub(crate) unsigned: u64,
-    /// Rows of the read models.
+    /// The number of rows of the read models.
     pub(crate) rows: u64,
-    /// Messages of the stream that are not in the audit log because an operator gave them up, as the log says; the first ones.
+    /// Messages of the stream that are not in the audit log because an operator skipped them, according to the log; the
+    /// first ones.
     pub(crate) given_up: Vec<String>,
-    /// What does not fit.
+    /// The differences.
     pub(crate) differences: Vec<String>,
-    /// Differences beyond those that are named.
+    /// The number of differences beyond those that are named.
     pub(crate) more: u64,
-    /// What is worth knowing and is no difference: messages that are in no account, and why.
+    /// Notes that are no differences: messages that are in no record, and why.
     pub(crate) notes: Vec<String>,
-    /// What was compared with nothing.
+    /// State that was not compared.
     pub(crate) left_out: Vec<String>,
 }
 
-/// What was found so far.
+/// The findings so far.
 #[derive(Default)]
 struct Found {
     differences: Vec<String>,
@@ -103,13 +104,13 @@ impl Found {
     }
 }
 
-/// Compares them up to the end of the stream, for which the pipelines are waited for up to `patience`.
+/// Compares the records up to the end of the stream, waiting for the pipelines for up to `patience`.
 pub(crate) async fn compare(log: &Log, db: &Database, org: OrgId, patience: Duration) -> anyhow::Result<Compared> {
     let placement = log.placement(org).await?.with_context(|| format!("there is no organization {org}"))?;
     let bound = BoundOrg::named_by_operator(org);
     let end = log.head(&placement).await?;
     catch_up(db, bound, &placement, end, patience).await?;
-    // Everything in the tables is of one moment, and the stream has everything that they may have by then.
+    // All tables are read at one moment, and the stream has everything that they may have by then.
     let mut shown = db.read(bound).await?;
     shown.take_time().await?;
     let mut found = Found::default();
@@ -164,7 +165,7 @@ pub(crate) async fn compare(log: &Log, db: &Database, org: OrgId, patience: Dura
     })
 }
 
-/// Waits until both pipelines say that they have come to `end`, or for as long as the patience lasts.
+/// Waits until both pipelines report `end`, or until the patience is exhausted.
 async fn catch_up(
     db: &Database,
     org: BoundOrg,
@@ -188,8 +189,9 @@ async fn catch_up(
     }
 }
 
-/// Up to which sequence a pipeline's tables are compared: what the stream had when the command began, and what the checkpoint
-/// says beyond that, if the stream has it. `place` is whether the checkpoint is of the right stream, and its sequence.
+/// Returns the sequence up to which a pipeline's tables are compared: the stream's end when the command started, and the
+/// checkpoint's sequence beyond that, if the stream has it. `place` is whether the checkpoint is of the right stream, and
+/// its sequence.
 fn reach(
     placement: &Placement,
     pipeline: Pipeline,
@@ -215,24 +217,24 @@ fn reach(
     place.map_or(end, |(_, seq)| seq.clamp(end, now.max(end)))
 }
 
-/// The stream's messages, one after the other, and what should be there of each.
+/// The stream's messages, one after the other, with the expected state of each.
 struct Comparing<'a> {
     org: OrgId,
     rows: Rows<'a>,
     upto: [u64; 2],
     found: &'a mut Found,
     scratch: Scratch,
-    /// Commits that were not applied yet, and how many events they have.
+    /// Commits that were not applied yet, and the number of their events.
     waiting: (Vec<Applied>, usize),
-    /// Aggregates of which something could not be applied.
+    /// Aggregates with an event that could not be applied.
     blocked: BTreeSet<AggregateName>,
     parked: BTreeMap<(Pipeline, u64), Parked>,
-    /// Messages that operators gave up for the read models.
+    /// Messages that operators skipped for the read models.
     skipped: BTreeSet<u64>,
-    /// What the audit log says it lacks.
+    /// The audit log's marks of what it lacks.
     lacked: Lacked,
     trees: [Frontier; 2],
-    /// The place in the audit log of the last event that was not taken in late.
+    /// The index in the audit log of the last event that was not applied late.
     last_idx: Option<u64>,
 }
 
@@ -303,7 +305,7 @@ impl<'a> Comparing<'a> {
 
     async fn message(&mut self, log: &Log, message: &Message) -> anyhow::Result<()> {
         let (place, seq) = (format!("{}:{}", self.org, message.seq), message.seq);
-        // What stands at an earlier place belongs to nothing that the stream has.
+        // Rows at an earlier position belong to nothing in the stream.
         while let Some(stray) = self.rows.next_before(seq, i32::MIN).await? {
             self.stray(&stray);
         }
@@ -325,7 +327,7 @@ impl<'a> Comparing<'a> {
                     self.applied(seq, AggregateName::of_subject(&message.subject), commit).await?;
                 }
             }
-            // It counts nowhere, and what the audit log says of it is all that there is to compare.
+            // It is not counted, and the audit log's mark of it is all that can be compared.
             Err(error) => match content {
                 _ if self.lacked.has(seq) => {
                     self.found.note(format!("the message {place} is in no account: {error}"));
@@ -345,7 +347,7 @@ impl<'a> Comparing<'a> {
         Ok(())
     }
 
-    /// Compares one message with the audit log. Whether all of it are facts that were told before.
+    /// Compares one message with the audit log. Returns whether all of it are access events that are recorded already.
     async fn audited(&mut self, seq: u64, commit: &OpenedCommit) -> anyhow::Result<bool> {
         let place = format!("{}:{seq}", self.org);
         if self.lacked.has(seq) && self.rows.next_is_behind(seq).await? {
@@ -379,7 +381,7 @@ impl<'a> Comparing<'a> {
             for what in differing(&row, &expected) {
                 self.found.differs(format!("the audit log has another {what} than the stream at {place}"));
             }
-            // What was parked has the place at which it was taken in.
+            // A parked message's events have the index at which they were applied.
             if let Some(idx) = row.idx.filter(|_| !self.lacked.has(seq)) {
                 if self.last_idx.is_some_and(|last| last > idx) {
                     self.found.differs(format!("event {idx} of the audit log stands before one that came earlier"));
@@ -393,7 +395,7 @@ impl<'a> Comparing<'a> {
         Ok(told == commit.events.len())
     }
 
-    /// Remembers a message to be applied, unless it is one that the read models do not have.
+    /// Queues a message to be applied, unless it is one that the read models do not have.
     async fn applied(&mut self, seq: u64, aggregate: AggregateName, commit: Arc<OpenedCommit>) -> anyhow::Result<()> {
         let place = format!("{}:{seq}", self.org);
         if self.parked.contains_key(&(Pipeline::ReadModels, seq)) {
@@ -413,7 +415,7 @@ impl<'a> Comparing<'a> {
         if self.waiting.1 >= APPLIED { self.apply().await } else { Ok(()) }
     }
 
-    /// Applies what has gathered; where it cannot be, one by one.
+    /// Applies the queued commits; where that fails, one by one.
     async fn apply(&mut self) -> anyhow::Result<()> {
         let (commits, _) = std::mem::take(&mut self.waiting);
         match self.scratch.apply(&commits).await {
@@ -442,7 +444,7 @@ impl<'a> Comparing<'a> {
         Ok(())
     }
 
-    /// Compares what is parked of a message with it.
+    /// Compares the parked copy of a message with it.
     async fn parked_as_it_came(
         &mut self,
         pipeline: Pipeline,
@@ -469,7 +471,7 @@ impl<'a> Comparing<'a> {
         self.found.differs(format!("the audit log has an event at {org}:{seq} that the stream has not"));
     }
 
-    /// A fact may be in the stream twice; the audit log has it once, where it came first.
+    /// An access event may be in the stream twice; the audit log has it once, where it came first.
     async fn is_told_already(&mut self, event: &OpenedEvent, seq: u64) -> Result<bool, DbError> {
         if !event.header.aggregate.aggregate.is_of_facts() {
             return Ok(false);
@@ -488,7 +490,7 @@ fn differing(row: &StoredEvent, expected: &StoredEvent) -> Vec<&'static str> {
     is_other.into_iter().filter(|(_, is_other)| *is_other).map(|(what, _)| what).collect()
 }
 
-/// The messages that operators gave up for the read models, as the stream has it.
+/// Returns the messages that operators skipped for the read models, according to the stream.
 async fn skipped(log: &Log, placement: &Placement) -> anyhow::Result<BTreeSet<u64>> {
     let (mut skipped, mut after, mut ended) = (BTreeSet::new(), 0, false);
     while !ended {
@@ -508,7 +510,7 @@ async fn skipped(log: &Log, placement: &Placement) -> anyhow::Result<BTreeSet<u6
 struct Rows<'a> {
     tx: &'a mut TenantTx,
     left: VecDeque<StoredEvent>,
-    /// Rows are read by whole commits, from this sequence on; None at the end.
+    /// Rows are read by whole commits, from this sequence on; none at the end.
     next: Option<u64>,
 }
 
@@ -519,7 +521,7 @@ impl Rows<'_> {
         {
             let (read, is_end) = audit::stored_from(self.tx, next, EVENTS).await?;
             let last = read.last().map_or(0, |event| event.seq);
-            // No commit has so many: where all of them say that they are of one, they are read as they are.
+            // No commit has so many: where all of them claim to be of one, they are read as they are.
             let is_one = read.first().is_some_and(|event| event.seq == last);
             self.left.extend(read.into_iter().filter(|event| is_end || is_one || event.seq < last));
             self.next = (!is_end).then_some(if is_one { last.saturating_add(1) } else { last });
@@ -532,24 +534,24 @@ impl Rows<'_> {
         Ok(self.left.pop_front())
     }
 
-    /// Whether there is nothing at this sequence any more.
+    /// Whether there are no more rows at this sequence.
     async fn next_is_behind(&mut self, seq: u64) -> Result<bool, DbError> {
         Ok(self.look().await?.is_none_or(|event| event.seq > seq))
     }
 
-    /// The next mark at this sequence.
+    /// Returns the next mark at this sequence.
     async fn next_mark(&mut self, seq: u64) -> Result<Option<StoredEvent>, DbError> {
         let is_mark = self.look().await?.is_some_and(|event| event.seq == seq && event.ordinal < 0);
         Ok(if is_mark { self.left.pop_front() } else { None })
     }
 
-    /// The next one, if it stands before this place.
+    /// Returns the next row, if it is before this position.
     async fn next_before(&mut self, seq: u64, ordinal: i32) -> Result<Option<StoredEvent>, DbError> {
         let is_before = self.look().await?.is_some_and(|event| (event.seq, event.ordinal) < (seq, ordinal));
         Ok(if is_before { self.left.pop_front() } else { None })
     }
 
-    /// The next one, if it stands at this place.
+    /// Returns the next row, if it is at this position.
     async fn next_at(&mut self, seq: u64, ordinal: i32) -> Result<Option<StoredEvent>, DbError> {
         let is_at = self.look().await?.is_some_and(|event| (event.seq, event.ordinal) == (seq, ordinal));
         Ok(if is_at { self.left.pop_front() } else { None })

@@ -1,7 +1,7 @@
-//! The export: an org's audit log as a folder of files that an auditor takes away and verifies alone.
+//! The export: an org's audit log as a folder of files that an auditor downloads and verifies alone.
 //!
-//! It asks the API for what a C2SP log shows anybody, files that never change first, so an export that was broken off goes
-//! on where it was. The renderings are made here, from the same bytes, and last of all the manifest.
+//! It reads the public files of a C2SP log from the API, files that never change first, so an interrupted export continues
+//! where it was. The renderings are made here, from the same bytes, and last of all the manifest.
 
 use std::{
     collections::BTreeSet,
@@ -27,12 +27,12 @@ use tokio::{
 
 use crate::{client::Api, terminal::out::note};
 
-/// Files that are asked for at the same time.
+/// The number of files that are requested concurrently.
 const PARALLEL: usize = 6;
-/// How long the log may take to be signed up to its end, in seconds.
+/// How long to wait for a signature over the log's end, in seconds.
 const WAIT: u32 = 15;
 
-/// An export under way.
+/// A running export.
 pub struct Export {
     api: Api,
     base: String,
@@ -40,7 +40,7 @@ pub struct Export {
     files: Vec<ListedFile>,
 }
 
-/// The messages that the audit pipeline has passed and not applied.
+/// Returns the messages that the audit pipeline has passed and not applied.
 fn without(progress: &Value) -> Vec<Without> {
     let pipelines = progress.pointer("/data").and_then(Value::as_array).into_iter().flatten();
     let audit =
@@ -49,18 +49,18 @@ fn without(progress: &Value) -> Vec<Without> {
     named.filter_map(|message| serde_json::from_value(message.clone()).ok()).collect()
 }
 
-/// What was exported.
+/// The result of an export.
 pub struct Exported {
-    /// The name of the log, as its signed heads have it.
+    /// The name of the log, as in its signed heads.
     pub origin: String,
-    /// How many events it has.
+    /// The number of events.
     pub events: u64,
     /// The key that the log's operator names.
     pub key: LogKey,
 }
 
 impl Export {
-    /// An export of the organization `org` (id or slug) into the folder `dir`.
+    /// Creates an export of the organization `org` (id or slug) into the folder `dir`.
     pub fn new(api: Api, org: &str, dir: PathBuf) -> Self {
         Self { api, base: format!("/v1/organizations/{org}"), dir, files: Vec::new() }
     }
@@ -68,7 +68,7 @@ impl Export {
     /// Writes the bundle; `bar` counts events.
     pub async fn run(mut self, bar: &ProgressBar) -> anyhow::Result<Exported> {
         fs::create_dir_all(&self.dir).await.with_context(|| format!("{} cannot be made", self.dir.display()))?;
-        // A folder with a manifest says that it is whole, which it is not from here on.
+        // A folder with a manifest counts as complete, which it is not from here on.
         remove(&self.dir.join(MANIFEST)).await?;
         let progress = self.api.get(&format!("{}/projections", self.base)).await?;
         let note = self.head(&progress).await?;
@@ -108,7 +108,7 @@ impl Export {
         Ok(self.api.send(request).await?.text().await?)
     }
 
-    /// A signed head over everything that was there when the command began, or the newest that there is.
+    /// Returns a signed head over everything that was there when the command started, or else the newest one.
     async fn head(&self, progress: &Value) -> anyhow::Result<SignedNote> {
         let wait = format!("wait={WAIT}");
         let request = self.api.request(Method::GET, &format!("{}/audit/events?limit=1", self.base));
@@ -125,7 +125,7 @@ impl Export {
         let note = match self.api.send(request).await {
             Ok(note) => note,
             Err(error) => {
-                // A log that is not signed any more is one that somebody wants to take away all the same.
+                // A log that is no longer signed can be exported all the same.
                 let newest = self.api.request(Method::GET, &format!("{}/audit/checkpoint", self.base));
                 let Ok(newest) = self.api.send(newest).await else {
                     return Err(error.context("no head of this log is signed: is `orgstream sign` running?"));
@@ -141,7 +141,7 @@ impl Export {
         Ok(SignedNote::parse(&note.bytes().await?)?)
     }
 
-    /// Hashes, headers and payloads. What is there already, and is as long as it says, is kept.
+    /// Fetches hashes, headers and payloads. Existing files of the declared length are kept.
     async fn fetch_tiles(&mut self, size: u64, bar: &ProgressBar) -> anyhow::Result<()> {
         let wanted = Tile::grown(0, size).flat_map(|tile| {
             let leaves = tile.level() == 0;
@@ -172,7 +172,7 @@ impl Export {
         Ok(())
     }
 
-    /// Every signed head up to the one that was asked for, with the signatures that it has by now.
+    /// Fetches all signed heads up to the requested one, with the signatures that they have by now.
     async fn fetch_checkpoints(&mut self, size: u64) -> anyhow::Result<()> {
         let mut cursor = String::new();
         loop {
@@ -191,7 +191,7 @@ impl Export {
         }
     }
 
-    /// The events for people and for other programs.
+    /// Writes the events for people and for other programs.
     async fn write_renderings(&mut self, size: u64) -> anyhow::Result<()> {
         let (mut jsonl, mut csv, mut ocsf) = (
             Rendering::new(&self.dir, JSONL).await?,
@@ -207,7 +207,7 @@ impl Export {
             let payloads = decode_payloads(&payloads, count).context("a bundle of payloads changed meanwhile")?;
             for (nth, (header, payload)) in headers.into_iter().zip(&payloads).enumerate() {
                 let idx = tile.index() * u64::from(TILE_WIDTH) + nth as u64;
-                // An event that cannot be read has empty lines, and verification says why.
+                // An undecodable event has empty lines, and verification says why.
                 let entry = Entry::read(idx, header, payload).ok();
                 let line = |text: fn(&Entry) -> String| entry.as_ref().map(text).unwrap_or_default();
                 jsonl.line(&line(Entry::jsonl)).await?;
@@ -227,7 +227,7 @@ impl Export {
         Ok(())
     }
 
-    /// Files of an earlier, shorter export: tiles that are no longer at the edge.
+    /// Removes files of an earlier, shorter export: tiles that are no longer at the edge.
     async fn remove_leftovers(&self) -> anyhow::Result<()> {
         let listed: BTreeSet<PathBuf> = self.files.iter().map(|file| self.dir.join(&file.path)).collect();
         let mut folders = vec![self.dir.join("tile"), self.dir.join(CHECKPOINTS)];
@@ -250,7 +250,7 @@ fn now_ms() -> u128 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis()
 }
 
-/// Whether a file is as long as its tile makes it: hashes, entries, payloads.
+/// Whether a file has the length of its tile: hashes, entries, payloads.
 fn is_whole(bytes: &[u8], tile: &Tile, what: u8) -> bool {
     let count = usize::from(tile.width());
     match what {
@@ -273,7 +273,7 @@ async fn remove(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Writes a file that is there whole or not at all.
+/// Writes a file atomically.
 async fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let written = async {
         if let Some(folder) = path.parent() {

@@ -1,4 +1,4 @@
-//! Keys in a folder: the secret half for its owner alone, the public half to be handed out.
+//! Keys in a folder: the secret half for its owner alone, the public half to be distributed.
 
 use std::{
     fs,
@@ -17,12 +17,12 @@ pub struct KeyFiles<'a> {
 }
 
 impl<'a> KeyFiles<'a> {
-    /// The key that signs audit logs.
+    /// Names the key that signs audit logs.
     pub fn of_log(dir: &'a Path) -> Self {
         Self { dir, name: "log" }
     }
 
-    /// The key of a witness.
+    /// Names the key of a witness.
     pub fn of_witness(dir: &'a Path) -> Self {
         Self { dir, name: "witness" }
     }
@@ -32,19 +32,19 @@ impl<'a> KeyFiles<'a> {
         self.dir.join(format!("{}.key", self.name)).exists()
     }
 
-    /// The file with the public half.
+    /// Returns the file with the public half.
     pub fn public(&self) -> PathBuf {
         self.dir.join(format!("{}.vkey", self.name))
     }
 
-    /// Reads the key.
+    /// Loads the key.
     pub fn load<R: Role>(&self) -> anyhow::Result<SignerKey<R>> {
         let path = self.dir.join(format!("{}.key", self.name));
         let text = fs::read_to_string(&path).with_context(|| format!("there is no key at {}", path.display()))?;
         text.trim_end().parse().with_context(|| format!("{} is not the key of a {}", path.display(), self.name))
     }
 
-    /// The access log by which the keys that were here handed over to the next.
+    /// Returns the notes by which earlier keys of this folder handed over to the next.
     pub fn handovers(&self) -> anyhow::Result<Vec<SignedNote>> {
         let mut access_log = Vec::new();
         for entry in fs::read_dir(self.dir).with_context(|| format!("{} cannot be read", self.dir.display()))? {
@@ -57,13 +57,13 @@ impl<'a> KeyFiles<'a> {
         Ok(access_log)
     }
 
-    /// Puts a new key in the place of the one that is there, which signs that it is so and is kept beside it.
+    /// Replaces the present key by a new one, which the old one signs; the old one is kept beside it.
     pub fn hand_over(&self) -> anyhow::Result<SignerKey<Log>> {
         let old = self.load::<Log>()?;
         let new = SignerKey::from_seed(old.verifier().name().clone(), &rand::random());
         let id = old.verifier().id().map(|byte| format!("{byte:02x}")).concat();
         let file = |end: &str| self.dir.join(format!("{}{end}", self.name));
-        // The note first: a key that nobody can follow to must not come into use.
+        // The note first: a key without a chain from the old one must not come into use.
         fs::write(file(&format!("-{id}.handover")), HandOver::sign(&old, &new).to_string())?;
         fs::rename(file(".key"), file(&format!("-{id}.key")))?;
         fs::write(file(".vkey"), format!("{}\n", new.verifier()))?;
@@ -71,7 +71,7 @@ impl<'a> KeyFiles<'a> {
         Ok(new)
     }
 
-    /// Makes a key, and refuses to replace one.
+    /// Creates a key, and refuses to replace one.
     pub fn make<R: Role>(&self, name: KeyName) -> anyhow::Result<SignerKey<R>> {
         if self.exist() {
             bail!("there is a key in {} already: whoever pinned it would not know another", self.dir.display());
@@ -79,7 +79,7 @@ impl<'a> KeyFiles<'a> {
         fs::create_dir_all(self.dir).with_context(|| format!("{} cannot be made", self.dir.display()))?;
         let key = SignerKey::from_seed(name, &rand::random());
         let file = |end: &str| self.dir.join(format!("{}.{end}", self.name));
-        // The public half first: a secret that nobody can check would be the harder one to explain.
+        // The public half first: a secret without it could not be verified.
         fs::write(file("vkey"), format!("{}\n", key.verifier())).context("the public key cannot be written")?;
         write_private(&file("key"), format!("{}\n", key.to_secret_text()).as_bytes())?;
         Ok(key)

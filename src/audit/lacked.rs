@@ -1,5 +1,5 @@
-//! What the audit log says it lacks, held against the stream: each mark of a parked message must be that message's, and each of
-//! them must have been settled.
+//! The audit log's marks of what it lacks, compared with the stream: each mark of a parked message must match that message,
+//! and each of them must have been settled.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use orgstream_events::{Event, Fingerprint, MessageParked, MessageSettled, OrgId,
 use orgstream_projections::audit::StoredEvent;
 use orgstream_stream::Message;
 
-/// Messages that were given up that are named.
+/// The maximum number of named skipped messages.
 const NAMED: usize = 100;
 
 /// A message with a mark.
@@ -18,12 +18,12 @@ struct Marked {
     settled: Option<MessageSettled>,
 }
 
-/// The messages with a mark, as the stream goes by.
+/// The messages with a mark, in the order of the stream.
 #[derive(Default)]
 pub(super) struct Lacked(BTreeMap<u64, Marked>);
 
 impl Lacked {
-    /// Takes a mark that stands at the place of `message`; what is wrong with it.
+    /// Records a mark at the position of `message`; returns its error, if it does not match.
     pub(super) fn mark(&mut self, message: &Message, mark: StoredEvent) -> Option<String> {
         let at = message.seq;
         let opened = match mark.sealed.open() {
@@ -55,14 +55,14 @@ impl Lacked {
         self.0.contains_key(&seq)
     }
 
-    /// The events of the message are in the log.
+    /// Records that the events of the message are in the log.
     pub(super) fn found(&mut self, seq: u64) {
         if let Some(marked) = self.0.get_mut(&seq) {
             marked.found = true;
         }
     }
 
-    /// What was given up, in words; what does not fit goes to `find`.
+    /// Returns the skipped messages, in words; passes mismatches to `find`.
     pub(super) fn finish(self, org: OrgId, mut find: impl FnMut(String)) -> Vec<String> {
         let mut given_up = Vec::new();
         for (seq, Marked { parked, found, settled }) in self.0 {

@@ -1,5 +1,5 @@
-//! What makes the audit log one that nobody has to believe: the process that signs it, the witness that others run, and the
-//! export that is verified without either; and the log on its way to where its organization collects it.
+//! The verifiable audit log: the process that signs it, the witness that third parties run, and the export that is verified
+//! without either; and the delivery of the log to its organization.
 
 pub(crate) mod compare;
 pub mod export;

@@ -1,7 +1,7 @@
-//! The process that signs: it follows how far the orgs' logs have grown, stores their trees, and signs their heads.
+//! The signing process: it follows the growth of the orgs' logs, stores their trees, and signs their heads.
 //!
 //! It has a login of its own and the only key. Of each log it signs a head after so many events or so many seconds,
-//! whichever comes first, and whenever a reader wishes. The head stands in the database, on disk, before it is signed, and
+//! whichever comes first, and at a reader's request. The head is stored in the database, on disk, before it is signed, and
 //! under a key that has room for one root only; so no crash and no second process can make two histories of one log.
 
 use std::{collections::HashSet, time::Duration};
@@ -22,19 +22,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::submit::Submitter;
 
-/// How often the logs are looked at.
+/// The polling interval of the logs.
 const LOOK: Duration = Duration::from_secs(1);
-/// Orgs that wait for one witness. More are found again at the next round.
+/// The queue length of one witness, in orgs. Further ones are found again at the next round.
 const QUEUE: usize = 1_024;
-/// How often a head is tried that somebody else may be making at the same time.
+/// The maximum number of attempts at a head that another process may be making at the same time.
 const TRIES: usize = 3;
 
-/// When heads are signed.
+/// The schedule of signing.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
-    /// Events after which a log is signed at once.
+    /// The number of events after which a log is signed at once.
     pub events: u64,
-    /// How long a single event waits.
+    /// The maximum wait of a single event.
     pub wait: Duration,
 }
 
@@ -56,7 +56,8 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// `witnesses` is a policy file: those of its witnesses that have an address are asked for cosignatures.
+    /// Creates a signer. `witnesses` is a policy file: those of its witnesses that have an address are asked for
+    /// cosignatures.
     pub fn new(db: SigningDatabase, key: LogSigner, witnesses: &str, pace: Pace) -> anyhow::Result<Self> {
         let lines = witnesses.lines().filter(|line| !line.trim_start().starts_with("log "));
         let witness_lines: String = lines.flat_map(|line| [line, "\n"]).collect();
@@ -71,7 +72,7 @@ impl Signer {
         })
     }
 
-    /// The access log by which earlier keys handed over to this one, which readers are shown.
+    /// Adds the notes by which earlier keys handed over to this one, which are published to readers.
     pub fn after(self, handovers: &[SignedNote]) -> Self {
         Self { handovers: handovers.iter().map(ToString::to_string).collect(), ..self }
     }
@@ -123,7 +124,7 @@ impl Signer {
                 }
                 if self.sign_and_tell(org).await {
                     for queue in &queues {
-                        // A queue that is full is worked off; the next round finds what it had no room for.
+                        // A full queue is being processed; the next round finds what it had no room for.
                         let _ = queue.try_send(org);
                     }
                 }
@@ -132,7 +133,7 @@ impl Signer {
         while submitting.join_next().await.is_some() {}
     }
 
-    /// What is needed of the database, again after it was away.
+    /// Publishes the policy and subscribes to the requests in the database, again after an outage.
     async fn start(&self) -> Option<Wishes> {
         let started = async {
             self.db.say_policy(&self.key.verifier().to_string(), &self.witness_lines, &self.handovers).await?;
@@ -147,7 +148,7 @@ impl Signer {
         }
     }
 
-    /// Signs, and says whether there is a signed head.
+    /// Signs, and returns whether there is a signed head.
     async fn sign_and_tell(&mut self, org: BoundOrg) -> bool {
         match self.sign(org).await {
             Ok(head) => {
@@ -171,7 +172,7 @@ impl Signer {
         }
     }
 
-    /// Signs the log's head as it is now, unless that was done; None for a log without events.
+    /// Signs the log's current head, unless that was done; none for a log without events.
     pub async fn sign(&self, org: BoundOrg) -> Result<Option<TreeHead>, DbError> {
         let mut tries_left = TRIES;
         loop {
@@ -214,7 +215,7 @@ impl Signer {
     }
 }
 
-/// The next wish; never without a connection for them.
+/// Returns the next request; waits forever without a connection.
 async fn next_wish(wishes: &mut Option<Wishes>) -> Result<BoundOrg, DbError> {
     match wishes {
         Some(wishes) => wishes.next().await,

@@ -1,4 +1,4 @@
-//! Asking a witness to sign (C2SP tlog-witness): one task for each, so that one that is slow holds up no other.
+//! Submission of heads to witnesses (C2SP tlog-witness): one task for each, so that a slow one holds up no other.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use reqwest::{StatusCode, header};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// How long a witness may take to answer.
+/// The timeout of a witness.
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// The pause after a failure, doubled with each.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
-/// How often one head is sent: a witness that has seen less or more says so once.
+/// The number of attempts for one head: a witness that has seen less or more says so once.
 const TRIES: usize = 3;
 
-/// Sends the heads of logs to one witness, and keeps what it signs.
+/// Sends the heads of logs to one witness, and stores its signatures.
 pub(super) struct Submitter {
     db: SigningDatabase,
     witness: KnownWitness,
@@ -33,7 +33,7 @@ impl Submitter {
         Self { db, witness, http: http.unwrap_or_default() }
     }
 
-    /// Sends what comes until `stop`.
+    /// Sends queued heads until `stop`.
     pub(super) async fn run(self, mut orgs: mpsc::Receiver<BoundOrg>, stop: CancellationToken) {
         let mut pause = PAUSES.0;
         while let Some(Some(org)) = stop.run_until_cancelled(orgs.recv()).await {
@@ -46,7 +46,7 @@ impl Submitter {
                         org.id = %org.org(), witness = self.witness.name, error = format!("{error:#}"),
                         "a witness did not sign; it is asked again"
                     );
-                    // The round of the signer finds this org, and all others without this signature, again.
+                    // The next round of the signer finds this org, and all others without this signature, again.
                     if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                         return;
                     }
@@ -56,7 +56,7 @@ impl Submitter {
         }
     }
 
-    /// The newest head, who signed it, and the largest size that this witness signed.
+    /// Returns the newest head, its signed note, and the largest size that this witness signed.
     async fn newest(&self, org: BoundOrg) -> anyhow::Result<Option<(TreeHead, SignedNote, u64)>> {
         let mut tx = self.db.begin(org).await?;
         let Some((head, origin)) = tx.newest().await? else { return Ok(None) };
@@ -112,7 +112,7 @@ impl Submitter {
     }
 }
 
-/// A body that is not longer than any answer of a witness.
+/// Returns a body that is not longer than any answer of a witness.
 async fn body_of(mut answer: reqwest::Response) -> anyhow::Result<Vec<u8>> {
     let mut body = Vec::new();
     while let Some(chunk) = answer.chunk().await? {

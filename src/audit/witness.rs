@@ -1,7 +1,7 @@
-//! A witness (C2SP tlog-witness): it signs a head of a log when that continues the last one that it signed, and remembers.
+//! A witness (C2SP tlog-witness): it signs a head of a log when that extends the last one that it signed, and stores it.
 //!
-//! It needs nothing of the system whose logs it follows but their public key, and whoever runs it should be somebody else.
-//! What it remembers is one file, which is on disk in its new form before a signature leaves the process.
+//! It needs only the public keys of the logs that it follows, nothing else of their system, and should be run by another
+//! party. Its state is one file, which is on disk in its new form before a signature leaves the process.
 
 use std::{
     collections::BTreeMap,
@@ -55,8 +55,8 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// The witness of a folder, which is made with its key when it is not there. `logs` are the keys of the logs that it
-    /// follows; the key of a host stands for the logs of all its orgs.
+    /// Opens the witness of a folder, which is created with its key when it is missing. `logs` are the keys of the logs that
+    /// it follows; the key of a host stands for the logs of all its orgs.
     pub fn open(dir: &Path, name: &str, logs: Vec<LogKey>) -> anyhow::Result<Self> {
         let (keys, path) = (KeyFiles::of_witness(dir), dir.join(STATE));
         if !keys.exist() {
@@ -79,12 +79,12 @@ impl Witness {
         Ok(Self { key, logs, path, heads: Mutex::new(heads) })
     }
 
-    /// The key that its signatures are verified with.
+    /// Returns the key that verifies its signatures.
     pub fn key(&self) -> &WitnessSigner {
         &self.key
     }
 
-    /// The keys of a log, by its name.
+    /// Returns the keys of a log, by its name.
     fn keys_of(&self, origin: &str) -> Vec<LogKey> {
         let of_log = |key: &LogKey| {
             let is_hosts = origin.strip_prefix(key.name().as_str()).is_some_and(|rest| rest.starts_with('/'));
@@ -94,7 +94,7 @@ impl Witness {
         self.logs.iter().filter_map(of_log).collect()
     }
 
-    /// Decides, remembers, signs: one request after the other, because the order is what it is for.
+    /// Decides, stores, signs: one request after the other, because a consistent order is the purpose.
     async fn add_checkpoint(&self, body: &[u8]) -> Result<SignatureLine, Failure> {
         let request = AddCheckpoint::parse(body).map_err(Refusal::from)?;
         let mut heads = self.heads.lock().await;
@@ -110,7 +110,7 @@ impl Witness {
         let TreeHead { size, root } = accepted.head();
         let before = heads.heads.insert(origin.clone(), Head { size, root: root.to_string() });
         if let Err(error) = tokio::task::block_in_place(|| store(&self.path, &heads)) {
-            // Nothing was signed, so what stands there is still what was signed last.
+            // Nothing was signed, so the file still has what was signed last.
             match before {
                 Some(before) => heads.heads.insert(origin, before),
                 None => heads.heads.remove(&origin),
@@ -122,7 +122,7 @@ impl Witness {
         Ok(accepted.cosign(&self.key, now))
     }
 
-    /// Answers requests until `stop`.
+    /// Serves requests until `stop`.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> std::io::Result<()> {
         let router = Router::new()
             .route("/add-checkpoint", post(answer))
@@ -133,7 +133,7 @@ impl Witness {
     }
 }
 
-/// Why a request has no signature for an answer.
+/// The reason why a request gets no signature.
 enum Failure {
     Refused(Refusal),
     Storage(anyhow::Error),
@@ -173,7 +173,7 @@ fn store(path: &Path, heads: &Heads) -> anyhow::Result<()> {
         file.write_all(&serde_json::to_vec_pretty(heads)?)?;
         file.sync_all()?;
         fs::rename(&new, path)?;
-        // The new name is part of the folder, which is synced by itself.
+        // The new name is part of the folder, which is synced separately.
         File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
     };
     write().with_context(|| format!("{} cannot be written", path.display()))

@@ -1,4 +1,4 @@
-//! What a credential proves: first somebody, then somebody in an org.
+//! Authenticated principals, and their access to an org.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -12,29 +12,29 @@ use orgstream_projections::BoundOrg;
 
 use super::{AuthError, Operator, OrgPolicy, session::ActiveSession};
 
-/// Somebody who proved who they are.
+/// An authenticated principal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Principal {
     /// An operator of the platform.
     Operator(Operator),
-    /// A person, signed in with an issuer; in which orgs, their memberships say.
+    /// A person who signed in with an issuer; the orgs follow from their memberships.
     User {
         /// The login identity.
         user: UserId,
         /// The e-mail address that the issuer verified, if it did.
         email: Option<String>,
-        /// How they proved who they are, now or when their session began.
+        /// How the person was authenticated, now or when the session was created.
         method: LoginMethod,
         /// Whether that took a second factor.
         second_factor: bool,
-        /// Their session; none when they came with a token of their issuer.
+        /// The session; none with a token of the issuer.
         session: Option<ActiveSession>,
     },
-    /// A person whom an organization's own issuer signed in, which counts there and nowhere else.
+    /// A person whom an organization's own issuer signed in, which is valid in that org alone.
     Sso {
         /// The one org.
         org: OrgId,
-        /// By which of its connections.
+        /// The connection.
         connection: ConnectionId,
         /// The login identity.
         user: UserId,
@@ -45,15 +45,15 @@ pub enum Principal {
     },
     /// An API key. It implies its org and can act in no other.
     Key {
-        /// Which key.
+        /// The key's id.
         id: KeyId,
-        /// The part of the token that names it.
+        /// The part of the token that identifies it.
         public_id: KeyPublicId,
         /// The one org that it belongs to.
         org: OrgId,
-        /// What it may do there at most.
+        /// The role, which bounds its permissions there.
         role: Role,
-        /// What it may do within that role.
+        /// The scopes within that role.
         scopes: Scopes,
         /// The networks that its bearer may come from; none is all.
         allowed_ips: Arc<[IpNet]>,
@@ -61,7 +61,7 @@ pub enum Principal {
 }
 
 impl Principal {
-    /// The actor that this principal is outside every org, where it has no membership to be named by.
+    /// Returns the actor for this principal outside every org, where it has no membership to be named by.
     pub fn actor(&self) -> Actor {
         let (actor_type, id) = match self {
             Self::Operator(operator) => (ActorType::PlatformOperator, operator.name().to_owned()),
@@ -71,7 +71,7 @@ impl Principal {
         Actor { actor_type, id, auth: Some(self.auth()) }
     }
 
-    /// How they proved who they are, as events say it.
+    /// Returns how the principal was authenticated, in the form of events.
     fn auth(&self) -> Auth {
         let auth = |method| Auth { method, key_id: None, session_id: None };
         match self {
@@ -86,7 +86,7 @@ impl Principal {
         }
     }
 
-    /// The session that they came with, if they did.
+    /// Returns the session of the request, if it has one.
     pub fn session(&self) -> Option<&ActiveSession> {
         match self {
             Self::User { session, .. } => session.as_ref(),
@@ -94,12 +94,12 @@ impl Principal {
         }
     }
 
-    /// The operator that it is, if it is one.
+    /// Returns the operator, if the principal is one.
     pub fn operator(&self) -> Option<&Operator> {
         if let Self::Operator(operator) = self { Some(operator) } else { None }
     }
 
-    /// The person, or a refusal of everybody who is none.
+    /// Returns the person, or refuses a principal that is none.
     pub fn person(&self) -> Result<UserId, AuthError> {
         match self {
             Self::User { user, .. } => Ok(*user),
@@ -108,17 +108,17 @@ impl Principal {
     }
 }
 
-/// Somebody in one org: the proof that a handler needs before it reads or writes anything.
+/// A principal in one org: the proof that a handler needs before it reads or writes anything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Access {
     org: BoundOrg,
     role: Authority,
     scopes: Scopes,
-    /// What a role of the organization's own may. A built-in role is looked up in the table.
+    /// The permissions of a custom role. A built-in role's are in the table.
     own: Option<Arc<BTreeSet<Permission>>>,
-    /// What counts for everybody in the org; none for an operator.
+    /// The rules for all principals in the org; none for an operator.
     rules: Option<Arc<OrgPolicy>>,
-    /// How they proved who they are, and whether that took a second factor; none for an operator.
+    /// How the principal was authenticated, and whether that took a second factor; none for an operator.
     proof: Option<(LoginMethod, bool)>,
     actor: Actor,
     principal: Principal,
@@ -126,21 +126,21 @@ pub struct Access {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Authority {
-    /// With the opening by which they may look into the org of a tenant, if there is one.
+    /// With the break-glass grant for the org of a tenant, if there is one.
     Operator(Option<BreakGlassId>),
     Role(Role),
 }
 
 impl Access {
-    /// An operator in `org`: for the platform's own org everything, for a tenant only what runs the platform, and what
-    /// `grant` lets them look at.
+    /// Creates an operator's access to `org`: for the platform's own org everything, for a tenant only operating the
+    /// platform, and what `grant` lets the operator read.
     pub(super) fn operator(org: OrgId, grant: Option<BreakGlassId>, principal: &Principal) -> Self {
         let (role, actor) = (Authority::Operator(grant), principal.actor());
         let (org, scopes) = (BoundOrg::proven_by_credential(org), Scopes::ALL);
         Self { org, role, scopes, own: None, rules: None, proof: None, actor, principal: principal.clone() }
     }
 
-    /// A person in an org that they are a member of.
+    /// Creates the access of a person to an org that they are a member of.
     pub(super) fn member(org: OrgId, member: MemberId, role: Role, principal: &Principal) -> Self {
         let actor = Actor { actor_type: ActorType::Member, id: member.to_string(), auth: Some(principal.auth()) };
         let (org, role) = (BoundOrg::proven_by_credential(org), Authority::Role(role));
@@ -148,59 +148,59 @@ impl Access {
         Self { org, role, scopes, own: None, rules: None, proof: None, actor, principal: principal.clone() }
     }
 
-    /// A key in the org that it belongs to.
+    /// Creates the access of a key to the org that it belongs to.
     pub(super) fn key(org: OrgId, role: Role, scopes: Scopes, principal: &Principal) -> Self {
         let (role, actor) = (Authority::Role(role), principal.actor());
         let org = BoundOrg::proven_by_credential(org);
         Self { org, role, scopes, own: None, rules: None, proof: None, actor, principal: principal.clone() }
     }
 
-    /// The same with what the role of the organization's own may. Without it, whoever has such a role may do nothing.
+    /// Adds the permissions of the custom role. Without them, a holder of such a role has none.
     pub(super) fn with_own(self, permissions: Arc<BTreeSet<Permission>>) -> Self {
         Self { own: Some(permissions), ..self }
     }
 
-    /// The same under the rules of the org, which this proof of who it is has met.
+    /// Adds the rules of the org, which this authentication has met.
     pub(super) fn with_rules(self, rules: Arc<OrgPolicy>, proof: (LoginMethod, bool)) -> Self {
         Self { rules: Some(rules), proof: Some(proof), ..self }
     }
 
-    /// How they proved who they are, and whether that took a second factor; none for an operator.
+    /// Returns how the principal was authenticated, and whether that took a second factor; none for an operator.
     pub fn proof(&self) -> Option<&(LoginMethod, bool)> {
         self.proof.as_ref()
     }
 
-    /// What counts for everybody in the org; none for an operator.
+    /// Returns the rules for all principals in the org; none for an operator.
     pub fn rules(&self) -> Option<&OrgPolicy> {
         self.rules.as_deref()
     }
 
-    /// The org, proven.
+    /// Returns the org, proven.
     pub fn bound(&self) -> BoundOrg {
         self.org
     }
 
-    /// The org.
+    /// Returns the org.
     pub fn org(&self) -> OrgId {
         self.org.org()
     }
 
-    /// Who it was given to.
+    /// Returns the principal that has this access.
     pub(super) fn principal(&self) -> &Principal {
         &self.principal
     }
 
-    /// As the org's events name whoever asks.
+    /// Returns the actor for the org's events.
     pub fn actor(&self) -> &Actor {
         &self.actor
     }
 
-    /// Whether it is an operator's, who is in no organization of a tenant.
+    /// Whether it is an operator's, who is a member of no tenant.
     pub fn is_operator(&self) -> bool {
         matches!(self.role, Authority::Operator(_))
     }
 
-    /// By which opening an operator may look into a tenant's org, if they do.
+    /// Returns the break-glass grant by which an operator may read a tenant's org, if there is one.
     pub fn grant(&self) -> Option<BreakGlassId> {
         match self.role {
             Authority::Operator(grant) => grant,
@@ -208,12 +208,12 @@ impl Access {
         }
     }
 
-    /// What may be done within the role, which bounds what may be handed out.
+    /// Returns the scopes within the role, which bound what may be granted.
     pub fn scopes(&self) -> &Scopes {
         &self.scopes
     }
 
-    /// The role whose rights bound what may be handed out.
+    /// Returns the role whose permissions bound what may be granted.
     pub fn role(&self) -> Role {
         match self.role {
             Authority::Operator(_) => Role::Owner,
@@ -221,12 +221,12 @@ impl Access {
         }
     }
 
-    /// Everything that is allowed.
+    /// Iterates over all permissions.
     pub fn permissions(&self) -> impl Iterator<Item = Permission> + '_ {
         Permission::ALL.iter().copied().filter(|permission| self.require(*permission).is_ok())
     }
 
-    /// Goes on only if this is allowed.
+    /// Fails unless the permission is granted.
     pub fn require(&self, permission: Permission) -> Result<(), AuthError> {
         let allowed = match self.role {
             Authority::Operator(grant) => {
@@ -240,7 +240,7 @@ impl Access {
         if allowed {
             Ok(())
         } else if self.is_operator() {
-            // What a tenant has is not the operator's to see, and not even to know of.
+            // A tenant's data is hidden from the operator, including its existence.
             Err(AuthError::NotFound)
         } else {
             Err(AuthError::Forbidden { permission, role: self.role(), scoped: self.scopes != Scopes::ALL })

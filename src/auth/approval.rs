@@ -1,5 +1,5 @@
-//! One operator's consent to another's look into an organization: a text that only this product can have made, of who consents
-//! to what, for whom. It is kept nowhere, good for an hour, and for one opening, whose id is in it.
+//! One operator's approval of another's break-glass grant: a text that only this product can have made, with the approver,
+//! the grant and the operator. It is stored nowhere, and valid for an hour and for one grant, whose id is in it.
 
 use clap::ValueEnum;
 use std::fmt;
@@ -20,50 +20,50 @@ pub enum GlassApproval {
     Off,
 }
 
-/// How long it is good, in milliseconds.
+/// The validity, in milliseconds.
 const GOOD_FOR_MS: i64 = 60 * 60 * 1000;
-/// The longest text of one that is looked at, in bytes.
+/// The longest text that is parsed, in bytes.
 const MAX_TEXT: usize = 4_096;
 
-/// What was consented to, and by whom.
+/// The content of an approval.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Approval {
-    /// Names the opening.
+    /// The id of the grant.
     pub id: BreakGlassId,
-    /// Where.
+    /// The organization.
     pub org: OrgId,
-    /// Whose look, as the organization's log names them.
+    /// The operator to be granted access, as the organization's log names them.
     pub operator: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// For how long at most, in seconds.
+    /// The maximum duration, in seconds.
     pub seconds: u32,
-    /// Who consents.
+    /// The approver.
     pub approver: String,
-    /// Their login identity.
+    /// The approver's login identity.
     pub user: UserId,
-    /// Until when the consent can be used.
+    /// When the approval expires.
     pub until: Timestamp,
 }
 
-/// The text of an approval. Printing it does not show it.
+/// The text of an approval. Formatting it does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApprovalText(String);
 
 impl Approval {
-    /// Until when a consent of this moment can be used.
+    /// Returns when an approval of this moment expires.
     pub fn end(now: Timestamp) -> Timestamp {
         Timestamp::from_unix_ms(now.unix_ms() + GOOD_FOR_MS)
     }
 
-    /// Its text; none when it is longer than one may be.
+    /// Returns its text; none when it is longer than permitted.
     pub fn sealed(&self, pepper: &Pepper) -> Option<ApprovalText> {
         let body = URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).ok()?);
         let text = format!("{PREFIX}{body}.{}", tag(pepper, &body));
         (text.len() <= MAX_TEXT).then_some(ApprovalText(text))
     }
 
-    /// What a text says, if this product made it.
+    /// Returns the content of a text, if this product made it.
     pub fn open(pepper: &Pepper, text: &str) -> Option<Self> {
         let (body, mac) = text.strip_prefix(PREFIX).filter(|_| text.len() <= MAX_TEXT)?.split_once('.')?;
         if !bool::from(tag(pepper, body).as_bytes().ct_eq(mac.as_bytes())) {
@@ -74,7 +74,7 @@ impl Approval {
 }
 
 impl ApprovalText {
-    /// The whole text.
+    /// Returns the whole text.
     pub fn reveal(&self) -> &str {
         &self.0
     }

@@ -36,50 +36,50 @@ use crate::{
 };
 
 const CACHE_CAPACITY: usize = 100_000;
-/// Memberships that are looked up at the same time.
+/// The maximum number of concurrent membership lookups.
 const MAX_CONCURRENCY: usize = 4;
 
-/// Why a request goes no further.
+/// The reason why a request is denied.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AuthError {
     /// No credential, or one that is not (or no longer) valid.
     #[error("{0}")]
     Unauthenticated(String),
-    /// A token that names a key, and is not accepted. The caller is told no more than that; its organization is told why.
+    /// A token that identifies a key, and is not accepted. The caller is given no reason; the key's organization is.
     #[error("this API key is not valid: it is unknown, revoked or expired")]
     KeyRefused {
-        /// The organization of the key that it names.
+        /// The organization of the key.
         org: OrgId,
-        /// That key.
+        /// The key.
         id: KeyId,
-        /// The part of the token that names it.
+        /// The part of the token that identifies it.
         public_id: KeyPublicId,
         /// `wrong_secret`, `revoked`, `expired`, `rotated`, `creator_left` or `ip_not_allowed`.
         code: &'static str,
     },
-    /// There is no such thing for this principal; whether it exists for others is not said.
+    /// There is no such resource for this principal; whether it exists for others is not disclosed.
     #[error("not found")]
     NotFound,
-    /// The principal may be here, but not do this.
+    /// The principal has access here, but not this permission.
     #[error("{} does not have the permission {permission}", holder(*.role, *.scoped))]
     Forbidden {
-        /// What was needed.
+        /// The required permission.
         permission: Permission,
-        /// What is there.
+        /// The principal's role.
         role: Role,
-        /// Whether there is less than the role has.
+        /// Whether the scopes are narrower than the role.
         scoped: bool,
     },
-    /// Nobody but the platform may act in the organization.
+    /// The organization is suspended for all but the platform.
     #[error("this organization is suspended: ask the platform's operator")]
     Suspended,
-    /// Only a person who signed in may do this, no key.
+    /// This requires a signed-in person, not a key.
     #[error("an API key cannot do this: sign in as a person")]
     SessionOnly,
-    /// Only an API key may do this.
+    /// This requires an API key.
     #[error("only an API key can do this: send the header Authorization: Bearer <API key>")]
     KeyOnly,
-    /// Only a session has what is asked for.
+    /// This requires a session.
     #[error("this takes a session, which POST /v1/sessions makes of your token; or name the organization in the path")]
     SessionRequired,
     /// The session acts in another organization than the request is meant for.
@@ -88,47 +88,47 @@ pub enum AuthError {
          with PUT /v1/session/active-org"
     )]
     ActiveOrgChanged {
-        /// The epoch of the session now.
+        /// The current epoch of the session.
         epoch: u64,
     },
-    /// The organization does not have this way to sign in.
+    /// The organization does not allow this sign-in method.
     #[error("this organization does not accept {method}, only: {allowed}")]
     MethodNotAllowed {
-        /// How the caller signed in.
+        /// The caller's sign-in method.
         method: LoginMethod,
-        /// What would be accepted.
+        /// The allowed methods.
         allowed: String,
     },
-    /// The organization wants a second factor.
+    /// The organization requires a second factor.
     #[error("this organization wants a second factor: sign in again with one, so that your issuer says so (amr)")]
     MfaRequired,
-    /// A browser sends its cookie for a page of somebody else.
+    /// The cookie came with a request from a page of another origin.
     #[error(
         "a request by cookie that changes something must come from a page of this server: send Sec-Fetch-Site or Origin, \
          or the token as Authorization: Bearer"
     )]
     CrossSite,
-    /// A session makes no session.
+    /// A session cannot create a session.
     #[error("a session makes no other one: sign in at your issuer, and send its token")]
     SignInRequired,
-    /// The person has as many sessions as one may have.
+    /// The person has the maximum number of sessions.
     #[error(
         "you have {most} sessions already, as many as one person may have: end one that you do not need \
          (GET /v1/sessions, DELETE /v1/sessions/{{session}}; your issuer's token is enough)"
     )]
     TooManySessions {
-        /// How many that is.
+        /// The maximum.
         most: u32,
     },
-    /// `X-Tenant-ID` or `X-Org-Id` says another org than the credential does.
+    /// `X-Tenant-ID` or `X-Org-Id` names another org than the credential does.
     #[error("the header names another organization than the credential")]
     TenantMismatch,
-    /// The question could not be answered.
+    /// The check could not be made.
     #[error("the credential cannot be checked now: {0}")]
     Unavailable(String),
 }
 
-/// Who lacks a permission, in the words of an error.
+/// Names the principal that lacks a permission, for an error's text.
 fn holder(role: Role, scoped: bool) -> String {
     if scoped { "this API key".to_owned() } else { format!("the role {role}") }
 }
@@ -146,12 +146,12 @@ pub enum OrgName {
     Id(OrgId),
     /// By slug.
     Slug(Slug),
-    /// Not by name: the one that the credential acts in.
+    /// Not named: the one that the credential acts in.
     Current,
 }
 
 impl OrgName {
-    /// Reads an id, a slug or `current`. An id of another kind is an error, with the way out in its text.
+    /// Parses an id, a slug or `current`. An id of another kind is an error, with the remedy in its text.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text == CURRENT_ORG {
             return Ok(Self::Current);
@@ -176,7 +176,7 @@ impl<T: Clone> Remembered<T> {
     }
 }
 
-/// What a role of an organization's own may.
+/// The permissions of a custom role.
 pub type Permissions = Arc<BTreeSet<Permission>>;
 
 /// Checks credentials. One per process.
@@ -193,18 +193,18 @@ pub struct Authenticator {
     rules: OrgCache<(), Arc<Remembered<Arc<OrgPolicy>>>>,
 }
 
-/// A place where a person may act, as they may look at it without acting there.
+/// A person's membership in an organization, to be shown without acting there.
 #[derive(Debug, Clone)]
 pub struct Membership {
-    /// Who they are there.
+    /// The person's member there.
     pub member: members::Member,
-    /// What it is.
+    /// The organization.
     pub organization: organizations::Organization,
 }
 
 impl Authenticator {
-    /// Knows those who operate the platform, and those whom `issuers` vouch for. What `log` says of somebody's rights counts
-    /// before what the read models in `db` do.
+    /// Creates an authenticator for the platform's operators, and for the people whom `issuers` vouch for. The rights in
+    /// `log` take precedence over those of the read models in `db`.
     pub fn new(
         db: Database,
         log: Log,
@@ -228,22 +228,22 @@ impl Authenticator {
         }
     }
 
-    /// Lets organizations have issuers of their own on this machine: for trying things out.
+    /// Lets organizations have issuers of their own on this machine: for trials.
     pub fn with_local_issuers(self) -> Self {
         Self { connections: Connections::new(self.db.clone(), Arc::clone(&self.decided), true), ..self }
     }
 
-    /// The sessions of people.
+    /// Returns the sessions of people.
     pub fn sessions(&self) -> &Sessions {
         &self.sessions
     }
 
-    /// Who sends this `Authorization` header.
+    /// Returns the principal of this `Authorization` header.
     pub async fn principal(&self, authorization: Option<&str>) -> Result<Principal, AuthError> {
         self.principal_at(authorization, None).await
     }
 
-    /// The same in a request that names an organization, whose own issuers come before those of others.
+    /// Like `principal`, in a request that names an organization, whose own issuers take precedence over those of others.
     pub async fn principal_at(
         &self,
         authorization: Option<&str>,
@@ -292,12 +292,12 @@ impl Authenticator {
         })
     }
 
-    /// Whether it takes a word of somebody's issuer to find out who sends this header: which may take its time.
+    /// Whether the principal of this header can be found only by asking an issuer, which may be slow.
     pub fn asks_an_issuer(authorization: Option<&str>) -> bool {
         bearer(authorization).is_ok_and(|token| Claimed::of(token).is_some())
     }
 
-    /// Somebody who signs in: with a token of their issuer, and with nothing else.
+    /// Authenticates a sign-in: with an issuer's token, and with nothing else.
     pub async fn login(&self, authorization: Option<&str>) -> Result<Login, AuthError> {
         let token = bearer(authorization)?;
         if SessionToken::looks_like_one(token) {
@@ -315,7 +315,7 @@ impl Authenticator {
         self.verified(token).await
     }
 
-    /// The person who operates the platform, if this is a token of one.
+    /// Returns the platform operator, if this is a token of one.
     async fn operator(&self, token: &str) -> Result<Option<Operator>, AuthError> {
         match Claimed::of(token) {
             Some(claimed) => self.operators.person(&claimed, token).await,
@@ -330,12 +330,12 @@ impl Authenticator {
         })
     }
 
-    /// The API keys.
+    /// Returns the API keys.
     pub fn keys(&self) -> &Keys {
         &self.keys
     }
 
-    /// What is remembered at the moment.
+    /// Returns the current cache contents.
     pub fn caches(&self) -> Vec<CacheView> {
         let mut views = vec![
             self.keys.cache(),
@@ -347,11 +347,12 @@ impl Authenticator {
         views
     }
 
-    /// The principal in the org that `name` names, or [`AuthError::NotFound`] as for an org that does not exist. Who is in
-    /// one that is suspended gets no further.
+    /// Returns the principal's access to the org of `name`, or [`AuthError::NotFound`] as for an org that does not exist.
+    /// Principals of a suspended org are denied.
     ///
     /// A session acts in one organization at a time. Another one of the same person is refused with
-    /// [`AuthError::ActiveOrgChanged`] and not with what it has: a page that was opened before a switch must learn of it.
+    /// [`AuthError::ActiveOrgChanged`], not answered with that one's data: a page that was opened before a switch must learn
+    /// of it.
     pub async fn access(&self, principal: &Principal, name: &OrgName) -> Result<Access, AuthError> {
         let (access, proof) = self.membership_of(principal, name).await?;
         let Some((method, second_factor)) = proof else { return Ok(access) };
@@ -360,8 +361,8 @@ impl Authenticator {
         Ok(access.with_rules(rules, (method, second_factor)))
     }
 
-    /// The same access as it is now, for what goes on for a while. That a session acts elsewhere by now changes nothing about what
-    /// was begun where it acted then.
+    /// Returns the current state of the same access, for long operations. A session that has switched to another
+    /// organization keeps the operations that it began in this one.
     pub async fn again(&self, access: &Access) -> Result<Access, AuthError> {
         let before = access.principal();
         let name = OrgName::Id(access.org());
@@ -378,8 +379,8 @@ impl Authenticator {
         self.access(before, &name).await
     }
 
-    /// The principal in that org whatever its rules are, and what these must be asked: how they proved who they are, and
-    /// whether that took a second factor. For an operator there is nothing to ask.
+    /// Returns the principal's access to that org whatever its rules are, and the input of these rules: how the principal
+    /// was authenticated, and whether that took a second factor. An operator is subject to no rules.
     async fn membership_of(
         &self,
         principal: &Principal,
@@ -423,7 +424,7 @@ impl Authenticator {
         }
     }
 
-    /// Lets a session act in another organization of the same person, or answers as if there were none of that name.
+    /// Switches a session to another organization of the same person, or answers as if there were none of that name.
     pub async fn switch(&self, principal: &Principal, name: &OrgName) -> Result<ActiveSession, AuthError> {
         principal.person()?;
         let session = principal.session().ok_or(AuthError::SessionRequired)?;
@@ -436,7 +437,7 @@ impl Authenticator {
         self.sessions.switch(session, org).await.map(|session| ActiveSession::from(&*session))
     }
 
-    /// Who the person is in `org`. Whoever was added by e-mail address is whoever an issuer verified to have it.
+    /// Returns the person's member in `org`. A member added by e-mail address is any person for whom an issuer verified it.
     pub async fn member(&self, principal: &Principal, org: OrgId) -> Result<Option<members::Member>, AuthError> {
         for user in identities(principal) {
             if let Some(member) = self.membership(org, user).await? {
@@ -446,7 +447,7 @@ impl Authenticator {
         Ok(None)
     }
 
-    /// Where the person may act, in the order of the organizations' ids: at most `limit`, and those after `after`.
+    /// Returns the person's memberships, in the order of the organizations' ids: at most `limit`, and those after `after`.
     pub async fn memberships(
         &self,
         principal: &Principal,
@@ -467,7 +468,8 @@ impl Authenticator {
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// The person in `org` and what that is, as the read models have it now; for looking, not for acting.
+    /// Returns the person's membership in `org` and the organization, as the read models have them now; for display, not for
+    /// acting.
     pub async fn look(&self, principal: &Principal, org: OrgId) -> Result<Option<Membership>, AuthError> {
         self.look_as(&identities(principal), org).await
     }
@@ -483,13 +485,13 @@ impl Authenticator {
             }
         }
         drop(tx);
-        // None when they are gone since it was listed.
+        // None when the membership ended since it was listed.
         let Some(Membership { member, organization }) = found else { return Ok(None) };
         let member = self.as_decided(org, member, reach).await?;
         Ok(member.map(|member| Membership { member, organization }))
     }
 
-    /// The member as the log has them; none when they were removed.
+    /// Returns the member as the log has it; none when it was removed.
     async fn as_decided(
         &self,
         org: OrgId,
@@ -502,7 +504,7 @@ impl Authenticator {
         })
     }
 
-    /// The operator in the platform's own org.
+    /// Returns the operator's access to the platform's own org.
     pub fn platform(&self, principal: &Principal) -> Result<Access, AuthError> {
         match principal {
             Principal::Operator(_) => Ok(Access::operator(PLATFORM_ORG, None, principal)),
@@ -510,7 +512,7 @@ impl Authenticator {
         }
     }
 
-    /// By which opening of theirs an operator may look into the org. Asked each time: what is closed is closed at once.
+    /// Returns the operator's break-glass grant for the org. Queried each time: a closed grant ends at once.
     async fn grant(&self, org: OrgId, operator: &Operator) -> Result<Option<BreakGlassId>, AuthError> {
         if org == PLATFORM_ORG {
             return Ok(None);
@@ -523,7 +525,7 @@ impl Authenticator {
         Ok(Some(grant.id).filter(|_| !is_closed))
     }
 
-    /// What whoever has this role of the organization's own may do; nothing, once it was removed.
+    /// Returns the permissions of this custom role; none, once it was removed.
     async fn custom_role(&self, org: OrgId, id: RoleId) -> Result<Permissions, AuthError> {
         let scoped = Scoped::new(org, id);
         if let Some(permissions) = self.custom_roles.get(&scoped).and_then(|role| role.fresh()) {
@@ -545,7 +547,7 @@ impl Authenticator {
         Ok(permissions)
     }
 
-    /// What whoever has this role in the organization may do.
+    /// Returns the permissions of this role in the organization.
     pub async fn permissions(&self, org: OrgId, role: Role) -> Result<Permissions, AuthError> {
         match role {
             Role::Custom(id) => self.custom_role(org, id).await,
@@ -553,7 +555,7 @@ impl Authenticator {
         }
     }
 
-    /// What counts for everybody in the org.
+    /// Returns the rules for all principals in the org.
     pub async fn rules(&self, org: OrgId) -> Result<Arc<OrgPolicy>, AuthError> {
         let scoped = Scoped::new(org, ());
         if let Some(rules) = self.rules.get(&scoped).and_then(|rules| rules.fresh()) {
@@ -568,7 +570,7 @@ impl Authenticator {
             rules = organization.profile().map(OrgPolicy::from).unwrap_or_default();
         }
         let rules = Arc::new(rules);
-        // Who is let in again is let in as soon as that is known.
+        // A resumed organization is accessible as soon as the change is known.
         if !rules.suspended {
             self.rules.insert(scoped, Remembered { value: Arc::clone(&rules), at }.into());
         }
@@ -594,7 +596,7 @@ impl Authenticator {
     }
 }
 
-/// The token of an `Authorization` header.
+/// Returns the token of an `Authorization` header.
 fn bearer(authorization: Option<&str>) -> Result<&str, AuthError> {
     let unauthenticated = |reason: &str| AuthError::Unauthenticated(reason.to_owned());
     let header = authorization
@@ -605,7 +607,7 @@ fn bearer(authorization: Option<&str>) -> Result<&str, AuthError> {
     }
 }
 
-/// Whom a person may be a member as: themselves, and whoever has their verified e-mail address.
+/// Returns the users as which a person may be a member: their own, and that of their verified e-mail address.
 fn identities(principal: &Principal) -> Vec<UserId> {
     match principal {
         Principal::User { user, email, .. } => {

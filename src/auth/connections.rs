@@ -1,8 +1,8 @@
-//! People whom an organization's own issuer signs in. What such an issuer says counts in that organization alone: it is the
-//! organization's to choose, so nobody else may be made to believe it.
+//! People whom an organization's own issuer signs in. Such an issuer is trusted in that organization alone: the organization
+//! chooses it, so no other one may be made to trust it.
 //!
-//! A request that names an organization is checked by that one's connections, whoever else has the same issuer. Where none
-//! is named, the pair of issuer and audience says which it is: one organization alone can have it.
+//! A request that names an organization is checked by that one's connections, even if others have the same issuer. Where
+//! none is named, the pair of issuer and audience identifies it: one organization alone can have it.
 
 use std::{
     sync::Arc,
@@ -22,46 +22,46 @@ use super::{
 };
 use crate::tenant_cache::{CacheView, OrgCache, Scoped};
 
-/// How long it is believed which connections there are. With what the log is believed for (`decided.rs`) it stays under a second
-/// until what is removed stops working, in every process.
+/// The TTL of the list of connections. With the TTL of log reads (`decided.rs`), a removed connection stops working in under
+/// a second, in every process.
 const CACHE_TTL: Duration = Duration::from_millis(400);
 const CACHE_CAPACITY: usize = 10_000;
-/// Audiences of one token that are looked at.
+/// The maximum number of audiences of one token that are checked.
 const MAX_AUDIENCES: usize = 8;
 
-/// Somebody whom a connection signed in.
+/// A person whom a connection signed in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SsoLogin {
-    /// The one organization where that counts.
+    /// The one organization where that is valid.
     pub org: OrgId,
-    /// By which of its connections.
+    /// The connection.
     pub connection: ConnectionId,
-    /// Who.
+    /// The person.
     pub login: Login,
 }
 
 /// Connections of one organization to one issuer.
 type OfOrg = Vec<(ConnectionId, Arc<Oidc>)>;
-/// Whoever has a pair, and when that was so.
+/// The holders of a pair, and when they were read.
 type Holders = (Instant, Arc<Vec<OrgId>>);
 
-/// The issuers of all organizations, each known when its first token comes.
+/// The issuers of all organizations, each loaded when its first token comes.
 pub struct Connections {
     db: Database,
     decided: Arc<Decided>,
-    /// Whether issuers may be on this machine: for trying things out.
+    /// Whether issuers may be on this machine: for trials.
     local: bool,
     /// With the keys that they published.
     issuers: OrgCache<ConnectionId, Arc<Oidc>>,
     of_org: OrgCache<String, (Instant, Arc<OfOrg>)>,
-    /// Which organizations have a pair of issuer and audience: ids, and nothing of theirs.
+    /// The organizations that have a pair of issuer and audience: ids, and nothing else of theirs.
     holders: Cache<(String, String), Holders>,
 }
 
-/// What a token says of itself, which nobody has checked.
+/// The unverified claims of a token.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Claimed {
-    /// Who is to have signed it.
+    /// The claimed signer.
     pub iss: String,
     #[serde(default)]
     aud: Audiences,
@@ -81,7 +81,7 @@ impl Default for Audiences {
 }
 
 impl Claimed {
-    /// Reads it out of a token.
+    /// Parses the claims of a token.
     pub fn of(token: &str) -> Option<Self> {
         let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
         serde_json::from_slice(&payload).ok()
@@ -96,13 +96,13 @@ impl Claimed {
 }
 
 impl Connections {
-    /// Those that `db` knows; `local` says whether they may be on this machine.
+    /// Uses the connections in `db`; `local` says whether their issuers may be on this machine.
     pub(super) fn new(db: Database, decided: Arc<Decided>, local: bool) -> Self {
         let (issuers, of_org) = (OrgCache::new(CACHE_CAPACITY), OrgCache::new(CACHE_CAPACITY));
         Self { db, decided, local, issuers, of_org, holders: Cache::new(CACHE_CAPACITY) }
     }
 
-    /// What is remembered at the moment.
+    /// Returns the current cache contents.
     pub fn caches(&self) -> [CacheView; 2] {
         [
             CacheView::of("sso_issuers", "org/connection", &self.issuers),
@@ -110,8 +110,8 @@ impl Connections {
         ]
     }
 
-    /// Whom the token is about, if the issuer that it names is one that an organization has; none when nobody has it.
-    /// `place` is the organization that the request names, whose word comes first there.
+    /// Verifies the token, if an organization has the issuer that it names; none when no organization has it. `place` is the
+    /// organization that the request names, whose connections take precedence there.
     pub async fn verify(
         &self,
         claimed: &Claimed,
@@ -148,7 +148,7 @@ impl Connections {
         }
     }
 
-    /// The same by the connections of one organization. Why they refuse is told by `refusal`.
+    /// Verifies by the connections of one organization. `refusal` has the reason for a refusal.
     async fn by_org(
         &self,
         org: OrgId,
@@ -172,7 +172,7 @@ impl Connections {
         {
             return Ok(known);
         }
-        // From before it is asked: what changes meanwhile may or may not be in the answer.
+        // Taken before the query: changes meanwhile may or may not be in the answer.
         let at = Instant::now();
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
         let reach = decided::reach(&mut tx).await?;
@@ -198,7 +198,7 @@ impl Connections {
             found.push((connection.id, oidc));
         }
         let found = Arc::new(found);
-        // That there is none is not remembered: whoever has just added it tries it out.
+        // An empty result is not cached: an administrator tries a connection right after adding it.
         if !found.is_empty() {
             self.of_org.insert(key, (at, Arc::clone(&found)));
         }

@@ -1,9 +1,10 @@
-//! What the log says of rights that the read models do not know yet. They can be far behind it, by a backlog that the holder of
-//! a key makes on purpose, so what they say of a right counts only as far as the log has nothing newer about it.
+//! Rights in the log that the read models lack so far. The read models can be far behind, by a backlog that the holder of a
+//! key makes on purpose, so their answer about a right is valid only as far as the log has nothing newer about it.
 //!
-//! Of each aggregate that a right hangs on it is asked where its history ends: one question in a tenth of a second, whoever
-//! shares it. If the read models have applied that, they are right, and that is all. If not, the history is read and kept, and
-//! each change of it is read once. A log that does not answer vouches for nothing: nobody goes on by what was right before.
+//! For each aggregate that a right depends on, the end of its history is queried: once in a tenth of a second, shared by all
+//! callers. If the read models have applied it, they are current, and no more is needed. If not, the history is read and
+//! cached, and each change of it is read once. A log that does not answer vouches for nothing: no request proceeds on
+//! earlier rights.
 
 use std::{
     sync::Arc,
@@ -25,25 +26,25 @@ use tokio::{sync::Mutex, time::timeout};
 use super::AuthError;
 use crate::tenant_cache::{OrgCache, Scoped};
 
-/// How long it is believed where a history ends.
+/// The TTL of the end of a history.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long the log may take to say so.
+/// The timeout of that query.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How much is looked through for a break-glass grant that was closed, in reads.
+/// The maximum number of reads in the search for a closed break-glass grant.
 const PARTS: usize = 8;
-/// Of how many aggregates of each kind something is kept.
+/// The maximum number of cached aggregates of each kind.
 const KEPT: usize = 20_000;
 
-/// How far the read models are with the org of `tx`, asked before a row that is to be judged by it.
+/// Returns how far the read models are with the org of `tx`, queried before a row that is to be judged by it.
 pub(super) async fn reach(tx: &mut TenantTx) -> Result<Reach, DbError> {
     checkpoints::reach(tx, Pipeline::ReadModels, 0).await
 }
 
-/// What is known of one aggregate.
+/// The known state of one aggregate.
 struct Known<A> {
-    /// Where its history ended when that was last asked, or why it could not be said.
+    /// The end of its history at the last query, or the reason why that failed.
     end: Option<(Instant, Result<u64, String>)>,
-    /// As far as it was read.
+    /// The state, as far as the history was read.
     state: Arc<A>,
     seq: u64,
 }
@@ -56,7 +57,7 @@ impl<A: Default> Default for Known<A> {
 
 type AggregateCache<A> = OrgCache<AggregateId, Arc<Mutex<Known<A>>>>;
 
-/// What was decided about rights. One per process.
+/// The decisions about rights. One per process.
 pub(super) struct Decided {
     log: Log,
     organizations: AggregateCache<Organization>,
@@ -67,33 +68,33 @@ pub(super) struct Decided {
 }
 
 impl Decided {
-    /// As `log` has it.
+    /// Reads from `log`.
     pub(super) fn new(log: Log) -> Self {
         let (organizations, rosters, roles) = (OrgCache::new(KEPT), OrgCache::new(KEPT), OrgCache::new(KEPT));
         Self { log, organizations, rosters, roles, keys: OrgCache::new(KEPT), connections: OrgCache::new(KEPT) }
     }
 
-    /// The organization, if the read models lack something of it.
+    /// Returns the organization, if the read models lack some of its events.
     pub(super) async fn organization(&self, org: OrgId, reach: Reach) -> Result<Option<Arc<Organization>>, AuthError> {
         self.newer(&self.organizations, org, AggregateId::Organization(org), Some(reach)).await
     }
 
-    /// Its members, likewise.
+    /// Returns its members, likewise.
     pub(super) async fn roster(&self, org: OrgId, reach: Reach) -> Result<Option<Arc<Members>>, AuthError> {
         self.newer(&self.rosters, org, AggregateId::Member(org), Some(reach)).await
     }
 
-    /// The roles of its own, likewise.
+    /// Returns its custom roles, likewise.
     pub(super) async fn roles(&self, org: OrgId, reach: Reach) -> Result<Option<Arc<CustomRoles>>, AuthError> {
         self.newer(&self.roles, org, AggregateId::Role(org), Some(reach)).await
     }
 
-    /// Its connections to issuers, likewise.
+    /// Returns its connections to issuers, likewise.
     pub(super) async fn connections(&self, org: OrgId, reach: Reach) -> Result<Option<Arc<Connections>>, AuthError> {
         self.newer(&self.connections, org, AggregateId::SsoConnection(org), Some(reach)).await
     }
 
-    /// A key, likewise; in any case without `reach`.
+    /// Returns a key, likewise; in any case without `reach`.
     pub(super) async fn key(
         &self,
         org: OrgId,
@@ -103,8 +104,8 @@ impl Decided {
         self.newer(&self.keys, org, AggregateId::ApiKey(id), reach).await
     }
 
-    /// Whether the break-glass grant was closed in `org` since the read models came as far as they are. Asked each time: nothing of an
-    /// operator's look is remembered. With more facts in between than are looked through, it is.
+    /// Whether the break-glass grants of `org` were closed after the read models' position. Queried each time: an operator's
+    /// access is never cached. If there are more access events since than the search reads, the grant counts as closed.
     pub(super) async fn is_break_glass_closed(&self, org: OrgId, reach: Reach) -> Result<bool, AuthError> {
         let Some(placement) = self.log.placement(org).await.map_err(|error| unanswered(&error))? else {
             return Ok(false);
@@ -126,7 +127,7 @@ impl Decided {
         Ok(after < end)
     }
 
-    /// The aggregate as the log has it, unless `reach` has all of it.
+    /// Returns the aggregate as the log has it, unless `reach` has all of it.
     async fn newer<A: Aggregate>(
         &self,
         shelf: &AggregateCache<A>,
@@ -134,7 +135,7 @@ impl Decided {
         aggregate: AggregateId,
         reach: Option<Reach>,
     ) -> Result<Option<Arc<A>>, AuthError> {
-        // Of what is nowhere in the log nothing was decided.
+        // About an organization that is not in the log, nothing was decided.
         let Some(placement) = self.log.placement(org).await.map_err(|error| unanswered(&error))? else {
             return Ok(None);
         };
@@ -142,10 +143,10 @@ impl Decided {
             Ok::<_, std::convert::Infallible>(Arc::default())
         });
         let Ok(known) = known;
-        // Those who ask at the same time wait for one question, and for one reading.
+        // Concurrent callers share one query, and one read.
         let mut known = known.lock().await;
         let end = self.end(&mut known, &placement, &aggregate).await?;
-        // What could not be applied is behind the checkpoint, and in no row.
+        // An event that could not be applied is behind the checkpoint, and in no row.
         if reach.is_some_and(|reach| end <= reach.seq && reach.parked.is_none()) {
             return Ok(None);
         }
@@ -169,8 +170,8 @@ impl Decided {
         Ok(Some(Arc::clone(&known.state)))
     }
 
-    /// Where the history ends, as it was at most a moment ago. That the log does not answer is remembered, too: whoever has
-    /// waited for it meanwhile is told the same.
+    /// Returns the end of the history, as it was at most `LOOK` ago. A log that does not answer is cached, too: callers
+    /// that have waited meanwhile get the same error.
     async fn end<A>(
         &self,
         known: &mut Known<A>,
@@ -188,7 +189,7 @@ impl Decided {
             Ok(Err(error)) => Err(unanswered_text(&error)),
             Err(_) => Err("the event log does not answer in time".to_owned()),
         };
-        // An end is from before it was asked for; that there was no answer is from now.
+        // An end dates from before the query; a missing answer, from now.
         let at = if end.is_ok() { asked } else { Instant::now() };
         known.end = Some((at, end.clone()));
         end.map_err(AuthError::Unavailable)

@@ -1,4 +1,4 @@
-//! The issuers that are trusted, and which of them a token says it is from.
+//! The trusted issuers, and the choice among them by a token's claim.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
@@ -10,7 +10,7 @@ struct Claim {
     iss: String,
 }
 
-/// Everybody whose tokens count. A person is a person of one of them: the same name at another one is somebody else.
+/// All trusted issuers. A person is a person of one of them: the same name at another one is another person.
 #[derive(Default)]
 pub struct Issuers(Vec<Oidc>);
 
@@ -25,9 +25,9 @@ impl Issuers {
         self.0.iter().any(|oidc| oidc.issuer() == issuer)
     }
 
-    /// Who the token is about, as the issuer says that the token itself names.
+    /// Verifies the token with the issuer that it names, and returns its subject.
     pub async fn verify(&self, token: &str) -> Result<Login, OidcError> {
-        // What it says is believed by nobody yet: it only chooses whose keys it is checked with.
+        // The claim is unverified so far: it only selects the issuer whose keys verify the token.
         let payload = token.split('.').nth(1).and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
         let claim = payload.and_then(|bytes| serde_json::from_slice::<Claim>(&bytes).ok());
         let named = claim.and_then(|claim| self.0.iter().find(|oidc| oidc.issuer() == claim.iss));

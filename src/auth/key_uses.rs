@@ -1,7 +1,7 @@
-//! When keys were last used, and from where: noted in memory, written down now and then, a minute's grain.
+//! The last use of keys, and its address: recorded in memory, written periodically, at a granularity of a minute.
 //!
-//! An event for every call would be a second log, larger than the first. What is lost with a process is some seconds of
-//! what somebody looks at to find keys that nobody uses.
+//! An event for every call would be a second log, larger than the first. A process that dies loses some seconds of data that
+//! serves to find unused keys.
 
 use std::{
     collections::HashMap,
@@ -19,11 +19,12 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::clock::now;
 
-/// A second use within this is not written down.
+/// A second use within this is not written.
 const GRAIN_MS: i64 = 60_000;
-/// How often what was noted is written.
+/// The interval between writes.
 const EVERY: Duration = Duration::from_secs(2);
-/// Keys that are remembered; when there are more, all are forgotten, and some are written a second time within the grain.
+/// The maximum number of cached keys; when there are more, all are evicted, and some are written a second time within the
+/// granularity.
 const CACHE_CAPACITY: usize = 100_000;
 
 #[derive(Default)]
@@ -38,7 +39,7 @@ pub struct KeyUses {
 }
 
 impl KeyUses {
-    /// Starts to write down what is noted.
+    /// Starts to write recorded uses.
     pub(super) fn start(db: Database) -> Self {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let weak = Arc::downgrade(&seen);
@@ -54,7 +55,7 @@ impl KeyUses {
         Self { seen }
     }
 
-    /// The key was used.
+    /// Records a use of the key.
     pub(super) fn note(&self, org: OrgId, key: KeyId, context: &Context) {
         let at = now().unix_ms() / GRAIN_MS * GRAIN_MS;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,5 @@
-//! API keys as credentials: found by the public part of a token, proven by its secret, and bounded by what was decided
-//! about them: an end, a rotation, addresses, whoever issued them.
+//! API keys as credentials: found by the public part of a token, proven by its secret, and bounded by the decisions about
+//! them: an end, a rotation, addresses, the membership of the voucher.
 
 use std::{
     net::IpAddr,
@@ -31,46 +31,45 @@ use crate::{
     tenant_cache::{CacheView, OrgCache, Scoped},
 };
 
-/// How long what is known of a key may be used again. With what the log is believed for (`decided.rs`) and the looks while
-/// something is answered it stays under a second until what is revoked stops working, in every process, however far behind
-/// the read models are.
+/// The TTL of a cached key. With the TTL of log reads (`decided.rs`) and the re-checks while a response goes on, a revoked
+/// key stops working in under a second, in every process, however far behind the read models are.
 pub const CACHE_TTL: Duration = Duration::from_millis(400);
 const CACHE_CAPACITY: usize = 100_000;
 
 #[derive(Debug, Clone)]
 struct Known {
     key: ApiKey,
-    /// When the token that names it ends, where the read models do not know yet that it was replaced.
+    /// When the token expires, where the read models do not have its rotation yet.
     token_ends_at: Option<Timestamp>,
-    /// Whoever issued it is gone, and the organization wants its keys gone with them.
+    /// The voucher is no longer a member, and the organization revokes the keys of former members.
     creator_left: bool,
     at: Instant,
 }
 
-/// Knows keys. One per process.
+/// Checks keys. One per process.
 pub struct Keys {
     db: Database,
     decided: Arc<Decided>,
     pepper: Pepper,
-    /// Whose key it is: ids, and nothing of the key.
+    /// The organization of each key: ids, and nothing of the key.
     owners: Cache<KeyPublicId, OrgId>,
     known: OrgCache<KeyPublicId, Arc<Known>>,
     uses: KeyUses,
 }
 
 impl Keys {
-    /// Keys whose secrets are hashed with `pepper`. When they were used is written down in the background.
+    /// Checks keys whose secrets are hashed with `pepper`. Their uses are recorded in the background.
     pub(super) fn new(db: Database, decided: Arc<Decided>, pepper: Pepper) -> Self {
         let uses = KeyUses::start(db.clone());
         Self { db, decided, pepper, owners: Cache::new(CACHE_CAPACITY), known: OrgCache::new(CACHE_CAPACITY), uses }
     }
 
-    /// What is remembered at the moment.
+    /// Returns the current cache contents.
     pub fn cache(&self) -> CacheView {
         CacheView::of("api_keys", "org/public_id", &self.known)
     }
 
-    /// The key whose token this is.
+    /// Returns the key of this token.
     pub async fn principal(&self, text: &str) -> Result<Principal, AuthError> {
         let token: KeyToken =
             text.parse().map_err(|error: KeyTokenError| AuthError::Unauthenticated(error.to_string()))?;
@@ -82,7 +81,7 @@ impl Keys {
         Self::principal_as(org, &known, public_id)
     }
 
-    /// The key of this public part, for somebody who proved by other means than its secret to be its bearer.
+    /// Returns the key of this public part, for a bearer that was authenticated by other means than its secret.
     pub async fn principal_of(&self, public_id: &KeyPublicId) -> Result<Principal, AuthError> {
         let (org, known) = self.known(public_id).await?;
         Self::principal_as(org, &known, public_id.clone())
@@ -103,8 +102,8 @@ impl Keys {
         }
     }
 
-    /// What credentials for elsewhere that are made of this token are bound to: the name of its organization, and when it
-    /// ends by itself.
+    /// Returns what derived external credentials of this token are bound to: the slug of its organization, and when it
+    /// expires.
     pub async fn binding(&self, public_id: &KeyPublicId) -> Result<(Option<Slug>, Option<Timestamp>), AuthError> {
         let (org, known) = self.known(public_id).await?;
         let key = &known.key;
@@ -117,7 +116,7 @@ impl Keys {
         Ok((organizations::get(&mut tx).await?.map(|organization| organization.slug), ends))
     }
 
-    /// The organization and id of a key that is in somebody else's hands, if this is its whole token.
+    /// Returns the organization and id of a leaked key, if this is its whole token.
     pub async fn owner(&self, token: &KeyToken) -> Result<Option<(OrgId, KeyId)>, AuthError> {
         match self.known(token.public_id()).await {
             Ok((org, known))
@@ -130,7 +129,7 @@ impl Keys {
         }
     }
 
-    /// Goes on only if `principal` may come from where the request does, and access log that it came. Only keys are bound to
+    /// Fails unless `principal` is accepted from the request's address, and records the use. Only keys are bound to
     /// addresses.
     pub fn admit(&self, principal: &Principal, context: &Context) -> Result<(), AuthError> {
         let Principal::Key { id, public_id, org, allowed_ips, .. } = principal else { return Ok(()) };
@@ -143,7 +142,7 @@ impl Keys {
         Ok(())
     }
 
-    /// Whether whoever vouches for a key is gone, and the organization wants its keys gone with them.
+    /// Whether a key's voucher is no longer a member, and the organization revokes the keys of former members.
     async fn has_left(&self, org: OrgId, creator: Creator) -> Result<bool, AuthError> {
         let Creator { member, mut is_here, mut takes_keys, reach } = creator;
         if let Some(roster) = self.decided.roster(org, reach).await? {
@@ -173,9 +172,9 @@ impl Keys {
             Some(member) => Some(Creator::find(&mut tx, member, reach).await?),
             None => None,
         };
-        // The log is asked with no connection in hand that others wait for.
+        // The log is queried without holding a connection that others wait for.
         drop(tx);
-        // On whose word the key of a key is, its own history says.
+        // The voucher of a key that a key issued is in its own history.
         let by_a_key = key.created_by.actor_type == ActorType::ApiKey;
         let decided = self.decided.key(org, key.id, Some(reach).filter(|_| !by_a_key)).await?;
         let creator = match (creator, decided.as_ref().and_then(|decided| decided.creator())) {
@@ -205,7 +204,7 @@ impl Keys {
     }
 }
 
-/// Why the key does not count, for its organization's log; None when it does.
+/// Returns the reason why the key is invalid, for its organization's log; none when it is valid.
 fn fault(public_id: &KeyPublicId, known: &Known, now: Timestamp) -> Option<&'static str> {
     let Known { key, token_ends_at, creator_left, .. } = known;
     let is_past = |end: Option<Timestamp>| end.is_some_and(|end| end <= now);
@@ -224,7 +223,7 @@ fn fault(public_id: &KeyPublicId, known: &Known, now: Timestamp) -> Option<&'sta
     }
 }
 
-/// What the secret of the token is compared with: a key that was rotated has two for a while.
+/// Returns the hash for the token's secret: a rotated key has two for a while.
 fn secret<'a>(public_id: &KeyPublicId, key: &'a ApiKey) -> Option<&'a orgstream_events::Fingerprint> {
     if key.public_id == *public_id {
         return Some(&key.secret_mac);
@@ -232,17 +231,17 @@ fn secret<'a>(public_id: &KeyPublicId, key: &'a ApiKey) -> Option<&'a orgstream_
     key.previous.as_ref().filter(|previous| previous.public_id == *public_id).map(|previous| &previous.secret_mac)
 }
 
-/// What cannot be read allows nothing, and not everything: a single address that nobody has stands for it.
+/// An unparsable network allows nothing, rather than everything: an unusable address stands for it.
 fn parsed(nets: &[String]) -> Arc<[IpNet]> {
     let nobody = IpNet::from(IpAddr::from([0, 0, 0, 0]));
     nets.iter().map(|net| net.parse().unwrap_or(nobody)).collect()
 }
 
-/// On whose word a key is, as the read models have it.
+/// The voucher of a key, as the read models have it.
 struct Creator {
     member: MemberId,
     is_here: bool,
-    /// Whether the organization wants the keys of who is gone gone with them.
+    /// Whether the organization revokes the keys of former members.
     takes_keys: bool,
     reach: Reach,
 }

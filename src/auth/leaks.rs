@@ -1,7 +1,7 @@
-//! Reports of keys that lie around in public, as code hosts send them: signed with a key that the operator trusts.
+//! Reports of publicly leaked keys, as code hosts send them: signed with a key that the operator trusts.
 //!
-//! The form is that of GitHub's secret scanning partners: a JSON array of findings, an ECDSA signature (P-256, SHA-256)
-//! over its bytes, and the name of the key that it was made with. Which keys there are, a file of the operator's says.
+//! The form is that of GitHub's secret scanning partners: a JSON array of findings, an ECDSA signature (P-256, SHA-256) over
+//! its bytes, and the name of the key that it was made with. The keys are in a file of the operator's.
 
 use std::{collections::HashMap, path::Path};
 
@@ -28,19 +28,19 @@ struct PublicKey {
     key: String,
 }
 
-/// Why a report does not count.
+/// The reason why a report is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ReportError {
-    /// Nobody is trusted with that name.
+    /// No trusted key has that name.
     #[error("no key of that name may sign reports here")]
     UnknownKey,
-    /// The signature is not one, or not of these bytes.
+    /// The signature is malformed, or not of these bytes.
     #[error("the signature does not fit the body")]
     BadSignature,
 }
 
 impl LeakReporters {
-    /// Reads the file that the code host publishes: `{"public_keys": [{"key_identifier", "key"}]}`, keys as PEM.
+    /// Loads the file that the code host publishes: `{"public_keys": [{"key_identifier", "key"}]}`, keys as PEM.
     pub fn load(file: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
         Self::parse(&text).with_context(|| format!("{} is not a list of public keys", file.display()))
@@ -59,12 +59,12 @@ impl LeakReporters {
         Ok(Self(keys))
     }
 
-    /// Whether anybody may send reports.
+    /// Whether there are no trusted keys, so that reports are not accepted.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Goes on only if `signature` (base64, DER) was made over `body` with the key of this name.
+    /// Fails unless `signature` (base64, DER) was made over `body` with the key of this name.
     pub fn verify(&self, name: &str, signature: &str, body: &[u8]) -> Result<(), ReportError> {
         let key = self.0.get(name).ok_or(ReportError::UnknownKey)?;
         let bytes = STANDARD.decode(signature).map_err(|_| ReportError::BadSignature)?;

@@ -1,4 +1,4 @@
-//! Who asks, and what they may do. The only place where a credential becomes an org.
+//! Authentication and authorization. The only place where a credential becomes an org.
 
 pub mod access;
 pub mod approval;

@@ -18,55 +18,55 @@ use orgstream_domain::public_url::is_public_url;
 
 use crate::adapters::egress as outward;
 
-/// How long published keys are used without asking again.
+/// The TTL of published keys.
 const KEEP: Duration = Duration::from_secs(600);
-/// How long known keys may go on being used while the issuer does not answer.
+/// How long known keys may stay in use while the issuer does not answer.
 const KEEP_UNREACHABLE: Duration = Duration::from_secs(3600);
-/// How soon an unknown key id may make us ask again.
+/// The minimum interval between refreshes for an unknown key id.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
-/// How soon an issuer that did not answer is asked again: it is not to be called by every request that waits for it. One that
-/// a customer chose is asked after twice as long each time, up to the longest.
+/// The retry interval of an issuer that did not answer: it is not called by every request that waits for it. For one that a
+/// customer chose, it doubles each time, up to the maximum.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 const TRY_AGAIN_LATEST: Duration = Duration::from_secs(30);
-/// How long an issuer has for all that it is asked.
+/// The timeout of all queries to an issuer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Requests that wait for one issuer that a customer chose, and that has never answered. Others are told so at once.
+/// The maximum number of requests that wait for one customer's issuer that has never answered. Others fail at once.
 const WAITING: usize = 64;
 /// The longest answer of an issuer, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
-/// How far the issuer's clock and ours may differ, in seconds.
+/// The tolerated clock skew of the issuer, in seconds.
 const LEEWAY: u64 = 30;
-/// Symmetric algorithms are not here: their key would be a secret that we share with the issuer.
+/// Symmetric algorithms are absent: their key would be a secret that we share with the issuer.
 const ALGORITHMS: [Algorithm; 3] = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
-/// What an issuer says in `amr` (RFC 8176) when it asked for more than a password.
+/// The `amr` values (RFC 8176) of an issuer that requested more than a password.
 const SECOND_FACTORS: [&str; 12] =
     ["mfa", "otp", "hwk", "swk", "sc", "sms", "tel", "fpt", "face", "iris", "retina", "vbm"];
 
-/// Why a token does not count.
+/// The reason why a token is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum OidcError {
     /// It is not valid, and will not be.
     #[error("{0}")]
     Invalid(String),
-    /// The issuer could not be asked for its keys.
+    /// The issuer's keys could not be fetched.
     #[error("{0}")]
     Unavailable(String),
 }
 
-/// Somebody whom the issuer knows.
+/// A person whom the issuer authenticated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Login {
     /// The login identity.
     pub user: UserId,
-    /// Who vouches for them.
+    /// The issuer.
     pub issuer: String,
-    /// Their name there.
+    /// The subject there.
     pub subject: String,
-    /// The e-mail address, verified or not: for them to see, and for nothing else.
+    /// The e-mail address, verified or not: for display to the person, and for nothing else.
     pub email: Option<String>,
     /// The e-mail address, if the issuer verified it.
     pub verified_email: Option<String>,
-    /// Whether the issuer asked for a second factor.
+    /// Whether the issuer requested a second factor.
     pub second_factor: bool,
 }
 
@@ -93,7 +93,7 @@ impl Claims {
     }
 }
 
-/// Some issuers write `"true"`. Everything that is not clearly true is not.
+/// Some issuers write `"true"`. Everything that is not clearly true is false.
 fn truth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     let value = Value::deserialize(deserializer)?;
     Ok(value == Value::Bool(true) || value.as_str() == Some("true"))
@@ -105,7 +105,7 @@ struct Discovery {
     jwks_uri: String,
 }
 
-/// The published keys, as far as they are of a kind that is known here: one of another kind must not spoil the others.
+/// The published keys of known kinds: one of another kind must not spoil the others.
 #[derive(Deserialize)]
 struct Published {
     keys: Vec<Value>,
@@ -118,36 +118,36 @@ impl From<Published> for JwkSet {
     }
 }
 
-/// What is known of the issuer's keys.
+/// The known keys of the issuer.
 #[derive(Default)]
 struct Keys {
     set: Option<(JwkSet, Instant)>,
-    /// That it did not answer when it was asked last.
+    /// The failure of the last query, if it failed.
     failed: Option<Failure>,
-    /// There while it is being asked, for whoever waits for that. It is dropped at the end.
+    /// Present during a query, for those that wait for it. It is dropped at the end.
     asking: Option<watch::Sender<()>>,
 }
 
 struct Failure {
     reason: String,
     at: Instant,
-    /// How often in a row.
+    /// The number of consecutive failures.
     times: u32,
 }
 
 impl Keys {
-    /// The key, and how long ago the issuer said so.
+    /// Returns the key, and its age since the issuer published it.
     fn find(&self, kid: &str) -> Option<(Result<DecodingKey, OidcError>, Duration)> {
         let (set, asked) = self.set.as_ref()?;
         let key = DecodingKey::from_jwk(set.find(kid)?).map_err(|error| OidcError::Invalid(error.to_string()));
         Some((key, asked.elapsed()))
     }
 
-    /// The same for whoever has waited as long as one may.
+    /// Like `find`, for callers that have waited as long as permitted.
     fn answer(&self, kid: &str) -> Result<DecodingKey, OidcError> {
         match (self.find(kid), &self.failed) {
             (Some((key, _)), None) => key,
-            // Keys do not change because nobody can be asked; but neither is an old answer good for ever.
+            // An outage of the issuer does not change its keys; but an old answer is not valid for ever either.
             (Some((key, age)), Some(_)) if age < KEEP_UNREACHABLE => key,
             (_, Some(failure)) => Err(OidcError::Unavailable(failure.reason.clone())),
             (None, None) => Err(OidcError::Invalid(format!("the issuer has no key {kid:?}"))),
@@ -165,15 +165,15 @@ impl Keys {
     }
 }
 
-/// Where an issuer says what its keys are.
+/// The address of an issuer's keys.
 struct Source {
     issuer: String,
     http: reqwest::Client,
-    /// Whether it is a customer's choice, which must not lead into our own network; then whether it may to this machine.
+    /// Set for a customer's issuer, which must not lead into our own network; then, whether this machine is permitted.
     foreign: Option<bool>,
 }
 
-/// An issuer that is being asked, until this is dropped.
+/// A query to an issuer, which ends when this is dropped.
 struct Asking(Arc<Mutex<Keys>>);
 
 impl Drop for Asking {
@@ -182,8 +182,7 @@ impl Drop for Asking {
     }
 }
 
-/// One issuer that is trusted. It is asked once at a time, whoever waits for its answer, and goes on being asked when nobody
-/// waits any more.
+/// One trusted issuer. Its waiting callers share one query at a time, which continues when they have all gone.
 pub struct Oidc {
     source: Arc<Source>,
     audience: String,
@@ -193,13 +192,13 @@ pub struct Oidc {
 }
 
 impl Oidc {
-    /// Trusts `issuer` for tokens that name `audience`. It is asked for its keys when the first token comes.
+    /// Trusts `issuer` for tokens that name `audience`. Its keys are fetched when the first token comes.
     pub fn new(issuer: String, audience: String) -> Result<Self, OidcError> {
         Self::reached_by(issuer, audience, None)
     }
 
-    /// The same for an issuer that a customer has chosen: it and its keys are asked for at public addresses only. `local`
-    /// allows those of this machine too.
+    /// Like `new`, for an issuer that a customer has chosen: it and its keys are fetched from public addresses only. `local`
+    /// permits those of this machine too.
     pub fn of_customer(issuer: String, audience: String, local: bool) -> Result<Self, OidcError> {
         Self::reached_by(issuer, audience, Some(local))
     }
@@ -211,17 +210,17 @@ impl Oidc {
         Ok(Self { source, audience, keys: Arc::default(), ask_again: ASK_AGAIN })
     }
 
-    /// What its tokens name as `iss`.
+    /// Returns the `iss` of its tokens.
     pub fn issuer(&self) -> &str {
         &self.source.issuer
     }
 
-    /// Who the token is about.
+    /// Verifies the token and returns the person.
     pub async fn verify(&self, token: &str) -> Result<Login, OidcError> {
         Ok(self.login(self.claims(token).await?))
     }
 
-    /// The same of somebody whose token has this claim with this value, or with a list that has it; none without it.
+    /// Like `verify`, for a token that has this claim with this value, or with a list that has it; none without it.
     pub async fn verify_with(&self, token: &str, name: &str, value: &str) -> Result<Option<Login>, OidcError> {
         let claims = self.claims(token).await?;
         Ok(claims.say(name, value).then(|| self.login(claims)))
@@ -233,7 +232,7 @@ impl Oidc {
         if !ALGORITHMS.contains(&header.alg) {
             return Err(invalid(format!("it is signed with {:?}; RS256, ES256 and EdDSA are accepted", header.alg)));
         }
-        // RFC 7515, 4.1.11: what a token says must be understood is understood, or it is not valid. Nothing of that is known here.
+        // RFC 7515, 4.1.11: a token with critical extensions that are not understood is invalid. None is known here.
         if let Some(names) = header.crit {
             return Err(invalid(format!(
                 "its header says that {names:?} must be understood (crit), which nobody here does"
@@ -283,12 +282,12 @@ impl Oidc {
                 None => return keys.answer(kid),
             }
         };
-        // It says nothing, and is dropped when the answer is there.
+        // It carries no value, and is dropped when the answer is there.
         let _ = told.changed().await;
         self.keys().answer(kid)
     }
 
-    /// Whether it is a customer's choice that has never answered.
+    /// Whether it is a customer's issuer that has never answered.
     fn is_strange(&self, keys: &Keys) -> bool {
         self.source.foreign.is_some() && keys.set.is_none()
     }
@@ -305,7 +304,7 @@ impl Oidc {
         }
     }
 
-    /// Begins to ask. Whoever came for the answer may go away: it is for those who come next, too.
+    /// Starts a query. It outlives its caller: later callers use the answer, too.
     fn ask(&self, keys: &mut Keys) -> watch::Receiver<()> {
         let (asking, told) = watch::channel(());
         keys.asking = Some(asking);
@@ -365,7 +364,7 @@ mod tests {
     use super::*;
     use crate::clock::now;
 
-    /// An issuer whose published keys can be changed, and that counts how often it is asked for them.
+    /// An issuer whose published keys can be changed, and that counts how often they are fetched.
     #[derive(Clone, Default)]
     struct Fake {
         url: String,
@@ -451,7 +450,7 @@ mod tests {
     async fn a_token_is_checked_with_the_key_that_it_names() {
         let fake = Fake::start().await;
         let (rsa, ec) = (Key::rsa("r"), Key::ec("e"));
-        // A key of a kind that nobody here knows does not spoil the others.
+        // A key of an unknown kind does not spoil the others.
         fake.publish(&[&rsa, &ec]);
         fake.keys.lock().unwrap().push(json!({"kty": "AKP", "kid": "x", "alg": "ML-DSA-44", "pub": "AA"}));
         let oidc = fake.oidc();
@@ -498,7 +497,7 @@ mod tests {
             assert_eq!(found.is_some(), counts, "{groups}");
         }
         assert!(oidc.verify_with(&key.sign(&fake.url, &json!({})), "groups", "ops").await.unwrap().is_none());
-        // What a claim is called is not what something else of the token is called.
+        // The name of a claim is not the name of another part of the token.
         assert!(oidc.verify_with(&key.sign(&fake.url, &json!({})), "sub", "ann").await.unwrap().is_none());
     }
 
@@ -532,7 +531,7 @@ mod tests {
             let refused = oidc.verify(&key.sign(&fake.url, &wrong)).await;
             assert!(matches!(refused, Err(OidcError::Invalid(_))), "{why}: {refused:?}");
         }
-        // Clocks differ a little.
+        // Some clock skew is tolerated.
         assert!(oidc.verify(&key.sign(&fake.url, &json!({"exp": seconds - 10}))).await.is_ok());
     }
 
@@ -562,7 +561,7 @@ mod tests {
         let refused = nobody.verify(&key.sign("http://127.0.0.1:1", &json!({}))).await;
         assert!(matches!(refused, Err(OidcError::Unavailable(_))), "{refused:?}");
 
-        // Known keys go on being good while it is away; of unknown ones nothing is known.
+        // Known keys stay valid during an outage; unknown ones cannot be judged.
         let fake = Fake::start().await;
         fake.publish(&[&key]);
         let oidc = fake.oidc();
@@ -607,7 +606,7 @@ mod tests {
             waited += usize::from(after > TIMEOUT / 2);
         }
         assert_eq!((waited, connections.load(Ordering::Relaxed)), (WAITING, 1));
-        // What is known of it by then is that it does not answer, and nobody waits for that again.
+        // The outage is known by then, and no request waits for it again.
         let began = Instant::now();
         assert!(matches!(oidc.verify(&token).await, Err(OidcError::Unavailable(_))));
         assert!(began.elapsed() < TRY_AGAIN);

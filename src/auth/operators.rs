@@ -1,5 +1,5 @@
-//! The operators of the platform: people whom an issuer vouches for, by a claim that says that they are; and a static token,
-//! which is nobody's in particular, for the time before there are any.
+//! The operators of the platform: people with an issuer's token that has the operator claim; and a static token, which
+//! identifies no person, for the time before there are any.
 
 use std::str::FromStr;
 
@@ -13,22 +13,22 @@ use super::{
     oidc::{Oidc, OidcError},
 };
 
-/// Who operates the platform.
+/// A platform operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operator {
-    /// Whoever has the static token.
+    /// The bearer of the static token.
     Token,
     /// A person.
     Person {
         /// The login identity.
         user: UserId,
-        /// As every entry names them: the address that their issuer verified, or their name there.
+        /// The name in all entries: the address that the issuer verified, or the person's name there.
         name: String,
     },
 }
 
 impl Operator {
-    /// What the events of an organization call them.
+    /// Returns the name in an organization's events.
     pub fn name(&self) -> &str {
         match self {
             Self::Token => "operator",
@@ -37,7 +37,7 @@ impl Operator {
     }
 }
 
-/// What tokens of operators say, and no others: `groups=orgstream-operators`.
+/// The claim of operators' tokens, and no others: `groups=orgstream-operators`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OperatorClaim {
     /// The name of the claim.
@@ -59,7 +59,7 @@ impl FromStr for OperatorClaim {
     }
 }
 
-/// Knows operators. One per process.
+/// Recognizes operators. One per process.
 #[derive(Default)]
 pub struct Operators {
     token: Option<[u8; 32]>,
@@ -67,12 +67,12 @@ pub struct Operators {
 }
 
 impl Operators {
-    /// Whoever has the token, if there is one.
+    /// Accepts the static token, if there is one.
     pub fn with_token(token: Option<&str>) -> Self {
         Self { token: token.map(|token| Sha256::digest(token).into()), people: None }
     }
 
-    /// And whoever has a token of this issuer, for this audience, that has the claim.
+    /// Accepts also tokens of this issuer, for this audience, with the claim.
     pub fn and_people(self, issuer: String, audience: String, claim: OperatorClaim) -> Result<Self, OidcError> {
         Ok(Self { people: Some((Oidc::new(issuer, audience)?, claim)), ..self })
     }
@@ -83,8 +83,7 @@ impl Operators {
         self.token.is_some_and(|token| token.ct_eq(&digest).into())
     }
 
-    /// The person whose token this is, if they operate the platform. A token that is not good for that may be for something
-    /// else.
+    /// Returns the person of this token, if it is an operator's. A token that is not may still be valid for another use.
     pub async fn person(&self, claimed: &Claimed, text: &str) -> Result<Option<Operator>, AuthError> {
         let Some((oidc, claim)) = &self.people else { return Ok(None) };
         if claimed.iss != oidc.issuer() {

@@ -1,5 +1,4 @@
-//! What counts for everybody who acts in an organization: whether anybody may, which ways to sign in, a second factor, and
-//! how much it may do.
+//! The rules for all principals in an organization: suspension, sign-in methods, a second factor, and limits.
 
 use std::collections::BTreeSet;
 
@@ -9,14 +8,14 @@ use orgstream_projections::organizations::Organization;
 
 use super::AuthError;
 
-/// The rules of one organization. By default everybody who belongs there may act.
+/// The rules of one organization. By default every principal that belongs there may act.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OrgPolicy {
-    /// Nobody but the platform may act there.
+    /// The organization is suspended for all but the platform.
     pub(super) suspended: bool,
-    /// What it has booked.
+    /// Its plan.
     pub plan: PlanName,
-    /// What it may do where that is not what its plan says.
+    /// The limits that override its plan's.
     pub limits: OrganizationLimits,
     allowed: Option<BTreeSet<LoginMethod>>,
     mfa: MfaPolicy,
@@ -39,8 +38,8 @@ impl From<&Profile> for OrgPolicy {
 }
 
 impl OrgPolicy {
-    /// Refuses a way to sign in that the organization does not have, a person without the second factor that it wants, and
-    /// everybody where nobody may act. A key has no second factor: whoever issued it had to have one.
+    /// Refuses a sign-in method that the organization does not allow, a person without the second factor that it requires,
+    /// and every principal while it is suspended. A key has no second factor: its issuing principal had to have one.
     pub(super) fn check(&self, method: &LoginMethod, second_factor: bool) -> Result<(), AuthError> {
         if let Some(allowed) = &self.allowed
             && !allowed.contains(method)

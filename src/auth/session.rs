@@ -1,7 +1,7 @@
-//! Sessions: how long they last, what is remembered of them, and the one organization that each acts in.
+//! Sessions: their lifetime, their cache, and the one organization that each acts in.
 //!
-//! A session is a row that any process may change: one switches it, another ends it. So what is remembered is remembered
-//! for half a second, and whoever changes a session here changes what is remembered here at once.
+//! A session is a row that any process may change: one switches it, another ends it. So the cache has a TTL of half a
+//! second, and a change in this process updates this process's cache at once.
 
 use std::{
     sync::Arc,
@@ -19,57 +19,57 @@ use quick_cache::sync::Cache;
 use super::AuthError;
 use crate::clock::now;
 
-/// How long an answer of the database may be used again. What was revoked or switched elsewhere is noticed within this.
+/// The TTL of a database answer. A revocation or a switch in another process is noticed within this.
 const CACHE_TTL: Duration = Duration::from_millis(500);
 const CACHE_CAPACITY: usize = 100_000;
-/// How exactly it is known when a session was last used.
+/// The granularity of a session's last use.
 const TOUCH: Duration = Duration::from_mins(1);
-/// The most sessions that are listed.
+/// The maximum number of listed sessions.
 const LISTED: u16 = 100;
 
-/// How long sessions last.
+/// The lifetime of sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lifetime {
-    /// Without being used.
+    /// Without use.
     pub idle: Duration,
-    /// In any case.
+    /// In total.
     pub longest: Duration,
-    /// How many one person has at a time.
+    /// The maximum number per person.
     pub most: u32,
 }
 
-/// How a session begins.
+/// The properties of a new session.
 #[derive(Debug, Clone)]
 pub struct Start {
-    /// Whose it is.
+    /// The person.
     pub user: UserId,
-    /// How they proved who they are.
+    /// How the person was authenticated.
     pub method: LoginMethod,
     /// Whether that took a second factor.
     pub second_factor: bool,
-    /// Where it acts to begin with.
+    /// The organization that it acts in initially.
     pub active_org: OrgId,
-    /// Where it begins.
+    /// The client's address.
     pub ip: Option<String>,
-    /// With which program.
+    /// The client's user agent.
     pub user_agent: Option<String>,
 }
 
-/// The session behind a request: which one, and in which organization it acts.
+/// The session of a request, with the organization that it acts in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ActiveSession {
     /// Its id.
     pub id: SessionId,
     /// The one organization that it acts in.
     pub org: Option<OrgId>,
-    /// How often that was chosen.
+    /// The number of switches so far.
     pub epoch: u64,
     pub(super) hash: Fingerprint,
 }
 
 impl ActiveSession {
-    /// The same as it was in this organization, to say who did something there. It opens nothing: what a session may is
-    /// looked up by its token.
+    /// Returns the session as it was in this organization, to identify the actor there. It gives no access: a session's
+    /// rights are looked up by its token.
     pub fn acting_in(&self, org: OrgId) -> Self {
         Self { org: Some(org), ..self.clone() }
     }
@@ -86,7 +86,7 @@ struct Remembered {
     at: Instant,
 }
 
-/// The sessions of everybody. One per process.
+/// All sessions. One per process.
 pub struct Sessions {
     db: Database,
     pepper: Pepper,
@@ -99,12 +99,12 @@ impl Sessions {
         Self { db, pepper, lifetime, cache: Cache::new(CACHE_CAPACITY) }
     }
 
-    /// How long they last.
+    /// Returns the lifetime.
     pub fn lifetime(&self) -> Lifetime {
         self.lifetime
     }
 
-    /// Begins one. The token is shown to its owner and nowhere else.
+    /// Creates a session. The token is shown to its owner and nowhere else.
     pub async fn start(&self, start: &Start) -> Result<(SessionToken, Arc<Session>), AuthError> {
         let token = SessionToken::generate(rand::random());
         let hash = token.hash(&self.pepper);
@@ -127,7 +127,7 @@ impl Sessions {
         Ok((token, self.load(&hash).await?))
     }
 
-    /// The session of a token, as it was at most half a second ago.
+    /// Returns the session of a token, as it was at most half a second ago.
     pub(super) async fn of_token(&self, text: &str) -> Result<Arc<Session>, AuthError> {
         let token: SessionToken =
             text.parse().map_err(|error: orgstream_domain::credentials::session::SessionTokenError| {
@@ -145,9 +145,9 @@ impl Sessions {
         self.load(hash).await
     }
 
-    /// The session as the database has it now.
+    /// Loads the session from the database.
     async fn load(&self, hash: &Fingerprint) -> Result<Arc<Session>, AuthError> {
-        // From before it is asked: what changes meanwhile may or may not be in the answer.
+        // Taken before the query: changes meanwhile may or may not be in the answer.
         let at = Instant::now();
         let Some(session) = self.db.session(hash).await? else {
             self.cache.remove(&hash.0);
@@ -159,7 +159,7 @@ impl Sessions {
         Ok(self.remember(session, at))
     }
 
-    /// Remembers it, unless a later switch is known already.
+    /// Caches it, unless a later switch is known already.
     fn remember(&self, session: Session, at: Instant) -> Arc<Session> {
         if let Some(known) = self.cache.get(&session.token_hash.0)
             && known.session.epoch > session.epoch
@@ -171,12 +171,12 @@ impl Sessions {
         session
     }
 
-    /// The sessions of a person that have not ended, newest first; at most a hundred.
+    /// Returns the sessions of a person that have not ended, newest first; at most a hundred.
     pub async fn list(&self, user: UserId) -> Result<Vec<Session>, AuthError> {
         Ok(self.db.sessions_of(user, LISTED).await?)
     }
 
-    /// Ends one of this person's; false when there is none.
+    /// Ends a session of this person's; returns false when there is none.
     pub async fn revoke(&self, user: UserId, id: SessionId) -> Result<bool, AuthError> {
         let hash = self.db.revoke_session(user, id).await?;
         if let Some(hash) = &hash {
@@ -185,7 +185,7 @@ impl Sessions {
         Ok(hash.is_some())
     }
 
-    /// Lets the session act in `org` from now on, where the person was found to be a member; the session after that.
+    /// Switches the session to `org`, where the person is a member; returns the session after that.
     pub(super) async fn switch(&self, session: &ActiveSession, org: OrgId) -> Result<Arc<Session>, AuthError> {
         let ended = || AuthError::Unauthenticated("this session has ended: sign in again".to_owned());
         let epoch = self.db.switch_session(session.id, org).await?.ok_or_else(ended)?;
@@ -197,17 +197,17 @@ impl Sessions {
         Ok(self.remember(Session { active_org: Some(org), epoch, ..Session::clone(&before) }, at))
     }
 
-    /// All of the session, for its owner to look at.
+    /// Returns the whole session, for its owner.
     pub async fn show(&self, session: &ActiveSession) -> Result<Arc<Session>, AuthError> {
         self.of_hash(&session.hash).await
     }
 
-    /// What the session is now, where `session` is what it was when a request came.
+    /// Returns the current session, where `session` is its state when the request came.
     pub async fn now(&self, session: &ActiveSession) -> Result<ActiveSession, AuthError> {
         self.of_hash(&session.hash).await.map(|session| ActiveSession::from(&*session))
     }
 
-    /// Refuses a session that acts elsewhere by now, or was ended, as far as it is known here: what happened in this process.
+    /// Refuses a session that has switched or ended since, as far as this process knows: by changes in this process.
     pub async fn unchanged(&self, session: &ActiveSession) -> Result<(), AuthError> {
         let epoch = match self.cache.get(&session.hash.0) {
             Some(known) => known.session.epoch,
@@ -216,13 +216,13 @@ impl Sessions {
         if epoch == session.epoch { Ok(()) } else { Err(AuthError::ActiveOrgChanged { epoch }) }
     }
 
-    /// Whether the session acts elsewhere by now. What cannot be asked at the moment has changed nothing.
+    /// Whether the session has switched since. A failed query counts as no change.
     pub async fn has_switched(&self, session: &ActiveSession) -> bool {
         self.now(session).await.is_ok_and(|now| now.epoch != session.epoch)
     }
 
-    /// Refuses a caller who believes the session to be at another epoch than it is. Who is ahead of what is remembered
-    /// here was answered by another process, so the database is asked.
+    /// Refuses a caller that expects another epoch than the session's. A caller ahead of the cache was answered by another
+    /// process, so the database is queried.
     pub async fn expect_epoch(&self, session: &ActiveSession, epoch: u64) -> Result<ActiveSession, AuthError> {
         let mut current = session.clone();
         if epoch > current.epoch {

@@ -1,4 +1,4 @@
-//! `orgstream audit`: take an audit log away, and verify it without anybody's help.
+//! `orgstream audit`: export an audit log, and verify it independently.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -48,7 +48,7 @@ async fn export(args: ExportArgs) -> anyhow::Result<ExitCode> {
     let exported = Export::new(api, &org, args.out.clone()).run(&bar).await?;
     bar.finish_and_clear();
     note!("{} events of {} are in {}", exported.events, exported.origin, args.out.display());
-    // What does not even fit its own operator's key is taken away all the same, as the evidence that it is.
+    // A log that its own operator's key does not verify is exported all the same, as evidence.
     let (bundle, pin) = (args.out, exported.key);
     let request = Request { bundle, pin, policy: None, known: Vec::new() };
     let report = tokio::task::spawn_blocking(move || verify(&request)).await?;

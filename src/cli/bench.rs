@@ -13,7 +13,7 @@ pub(crate) struct Args {
     args: Vec<OsString>,
 }
 
-/// Becomes that program.
+/// Replaces this process with that program.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let here = env::current_exe().context("this program's own path is not known")?;
     let program = here.with_file_name(PROGRAM);

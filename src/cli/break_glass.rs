@@ -1,4 +1,4 @@
-//! `orgstream break-glass`: an operator looks into an organization, in front of everybody who reads its audit log.
+//! `orgstream break-glass`: an operator's temporary read access to an organization, visible in its audit log.
 
 use reqwest::Method;
 use serde_json::{Value, json};

@@ -32,11 +32,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let database = async { Ok(db.as_ref().map_err(silent)?.preflight().await?) };
     let postgres = report("PostgreSQL", database.await, &mut findings);
     let mut history = Ok(());
-    // Whether the one has what the other was told of can only be asked when nothing else is wrong.
+    // Whether the log has everything that the database knows of can only be checked when nothing else is wrong.
     if let (Ok(log), Ok(db), true) = (&log, &db, findings.is_empty()) {
         history = report("history", node::lost_data(log, db).await, &mut findings);
     }
-    // What was found counts, whether or not anybody read it.
+    // The findings count, whether or not their output was read.
     let findings = told(findings, nats.and(postgres).and(history));
     if findings.is_empty() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! `orgstream completions` and `orgstream man`: the same declarations as the help, for shells and for `man`.
+//! `orgstream completions` and `orgstream man`: the declarations of the help, for shells and for `man`.
 
 use std::path::PathBuf;
 

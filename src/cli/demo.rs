@@ -1,4 +1,4 @@
-//! `orgstream demo`: the shell settings of a demo organization, and those of whoever runs the demo.
+//! `orgstream demo`: the shell settings of a demo organization, and those of the demo's operator.
 
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ pub(crate) struct Args {
     data_dir: PathBuf,
 }
 
-/// What is evaluated when there are no settings: what a shell has from before must not be taken for them.
+/// The output without settings: earlier settings of the shell must not be taken for them.
 const NOTHING: &str = "unset ORGSTREAM_URL ORGSTREAM_API_KEY; false";
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -41,15 +41,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// The whole of it or nothing: half of it would be the address of one and the key of another.
+/// Returns all settings or none: half of them would be the address of one and the key of another.
 fn settings(args: &Args) -> anyhow::Result<String> {
     let file = DemoFile::read(&args.data_dir)?;
     let mut settings = vec![("ORGSTREAM_URL", file.base_url)];
     if args.operator {
         let secrets = Secrets::load_or_create(&args.data_dir.join("secrets.json"))?;
-        // The program logs in as its own roles, so the owner stays out of the address.
+        // The program logs in with its own roles, so the owner is left out of the address.
         let (_, database) = file.postgres_url.rsplit_once('@').context("the database's address names its owner")?;
-        // Whoever looks into the log needs no more of it than a worker.
+        // A reader of the log needs no more access to it than a worker.
         let reader = AccessFiles::at(&file.nats_access).work();
         settings.extend([
             ("ORGSTREAM_API_KEY", file.platform_admin_token),

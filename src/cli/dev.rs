@@ -59,7 +59,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let signing = Some(sign::witnesses(args.witnesses.as_ref())?);
     let options = StackOptions { http: args.http, worker: Some(worker), signing, ..StackOptions::new(&dir) };
     let starting = Stack::start(options, metrics, |step| steps.set_message(step));
-    // What is half started ends with the future that started it: the servers' processes are told to stop, and waited for.
+    // Half-started parts end with the future that started them: the servers' processes are stopped and waited for.
     let Some(mut stack) = node::unless_asked(&stop, starting).await? else {
         steps.finish_and_clear();
         note!("stopped before everything was started; the data is in {}", args.data_dir.display());
@@ -85,7 +85,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     write_private(&dir.join(demo::FILE), &serde_json::to_vec_pretty(&file)?)?;
     steps.finish_and_clear();
     if !stop.is_cancelled() {
-        // Everything runs on whether or not anybody reads the card.
+        // Everything runs on whether or not the card's output is read.
         told((), file.print_card(&args.data_dir));
     }
     stack.watch_over(&stop).await;
@@ -94,14 +94,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The data folder, made if it is not there, as an absolute path.
+/// Returns the data folder, created if it is missing, as an absolute path.
 fn prepare(dir: &Path) -> anyhow::Result<PathBuf> {
     let refused = || format!("the data folder {} cannot be used: choose another with --data-dir", dir.display());
     std::fs::create_dir_all(dir).with_context(refused)?;
     dir.canonicalize().with_context(refused)
 }
 
-/// Holds the folder for this process. The lock ends with the process, however it ends.
+/// Locks the folder for this process. The lock ends with the process, however it ends.
 fn lock(dir: &Path) -> anyhow::Result<File> {
     let file = File::create(dir.join("lock"))?;
     if file.try_lock().is_err() {

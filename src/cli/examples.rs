@@ -1,8 +1,8 @@
-//! Examples under the `--help` of each command. A test reads every one of them as the program would.
+//! Examples under the `--help` of each command. A test parses every one of them as the program would.
 
 use clap::Command;
 
-/// Commands by their words behind `orgstream`, each with what people type and why.
+/// Commands by their words after `orgstream`, each with example lines and their purpose.
 const EXAMPLES: &[(&str, &str)] = &[
     (
         "dev",
@@ -97,7 +97,7 @@ orgstream rebuild --all --detach      # every organization; look at it by `orgst
     ("man", "orgstream man --dir ~/.local/share/man/man1"),
 ];
 
-/// The program with these under its help.
+/// Adds the examples to the help of the program's commands.
 pub(super) fn with_examples(program: Command) -> Command {
     EXAMPLES.iter().fold(program, |program, (command, examples)| {
         let words: Vec<&str> = command.split(' ').collect();
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
     use crate::cli::Cli;
 
-    /// Every command that does something, by its words.
+    /// Collects every executable command, by its words.
     fn leaves(command: &Command, words: &str, found: &mut BTreeSet<String>) {
         let visible = |inner: &&Command| !inner.is_hide_set() && inner.get_name() != "help";
         let inner: Vec<&Command> = command.get_subcommands().filter(visible).collect();

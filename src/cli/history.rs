@@ -1,4 +1,4 @@
-//! `orgstream history`: streams that are not what they were, what they have lost, and what an operator decides about them.
+//! `orgstream history`: streams with lost history, their lost messages, and an operator's decisions about them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,15 +18,15 @@ use crate::{
     terminal::out::{note, say, told},
 };
 
-/// Sequences that are looked at together.
+/// The number of sequences that are compared at a time.
 const WINDOW: u64 = 1_000;
-/// Windows in front of the end of a stream in which its last message that the audit log knows is looked for.
+/// The number of windows before the end of a stream in which its last message that the audit log has is searched.
 const BACK: u64 = 20;
-/// Events that are read at once: more than any commit has.
+/// The number of events that are read at once: more than any commit has.
 const EVENTS: u16 = 2_000;
-/// Lost messages that are named.
+/// The maximum number of lost messages that are named.
 const NAMED: usize = 100;
-/// A worker that was heard of so lately may still be running.
+/// A worker with a sign of life in this time may still be running.
 const SEEN: Duration = Duration::from_secs(15);
 
 /// See which streams are not what they were, and decide how to go on.
@@ -81,7 +81,7 @@ pub(crate) async fn run(job: Job) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Both sides, without the checks before a start: what fails those is looked at here.
+/// Opens both sides, without the checks at start: a stream that fails those is examined here.
 async fn open(at: &Where) -> anyhow::Result<(Log, Database)> {
     let db = Database::connect(&at.database.options(1)).await.with_context(|| at.database.silent())?;
     Ok((node::connect_log(&at.nats).await?, db))
@@ -115,7 +115,7 @@ async fn histories(db: &Database) -> anyhow::Result<BTreeMap<StreamName, StreamH
     Ok(kept.into_iter().filter_map(|history| Some((history.stream.parse().ok()?, history))).collect())
 }
 
-/// What is wrong with the stream: what was found, or what can be seen now.
+/// Returns what is wrong with the stream: as recorded, or as it can be seen now.
 async fn wrong(log: &Log, stream: StreamName, history: &StreamHistory) -> anyhow::Result<Option<String>> {
     match &history.lost {
         Some((what, at)) => Ok(Some(format!("{what} (found at {at})"))),
@@ -127,7 +127,7 @@ fn tip(history: &StreamHistory) -> Tip {
     Tip { seq: history.seq, digest: history.digest }
 }
 
-/// The lost stream, once nobody can be writing to it or reading from it.
+/// Returns the lost stream, once no process can be writing to it or reading from it.
 async fn lost(log: &Log, db: &Database, stream: StreamName) -> anyhow::Result<StreamHistory> {
     let history = histories(db).await?.remove(&stream).with_context(|| format!("nothing is known of {stream}"))?;
     let Some(what) = wrong(log, stream, &history).await? else {
@@ -136,7 +136,7 @@ async fn lost(log: &Log, db: &Database, stream: StreamName) -> anyhow::Result<St
     if !db.live_workers(SEEN).await?.is_empty() {
         bail!("a worker is running, or was {} seconds ago: stop every serve and work first", SEEN.as_secs());
     }
-    // So that a decision has something to be about.
+    // Recorded, so that the decision has a subject.
     db.lose_history(&history, &what).await?;
     Ok(history)
 }
@@ -189,7 +189,7 @@ async fn accept(stream: StreamName, lossy: bool, at: &Where) -> anyhow::Result<E
             if let StreamName::Shard(shard) = stream {
                 let missing = Missing::look(&log, &db, shard, history.seq).await?;
                 lines.extend(missing.in_words());
-                // New messages stand behind everything that anybody was ever told of.
+                // New messages go behind every position that was ever reported.
                 for seq in missing.end + 1..=missing.target {
                     log.write_back(shard, seq, None).await?;
                 }
@@ -201,7 +201,7 @@ async fn accept(stream: StreamName, lossy: bool, at: &Where) -> anyhow::Result<E
     Ok(told(ExitCode::SUCCESS, say!("{}", lines.join("\n"))))
 }
 
-/// From here on the stream is what it is now.
+/// Records the present state of the stream as its history.
 async fn settle(log: &Log, db: &Database, stream: StreamName) -> anyhow::Result<()> {
     let end = log.end_of(stream).await?.seq;
     let tip = log.see(stream, end).await?.with_context(|| format!("{stream} has no message"))?;
@@ -211,18 +211,18 @@ async fn settle(log: &Log, db: &Database, stream: StreamName) -> anyhow::Result<
     Ok(())
 }
 
-/// What a shard has lost, as far as the audit logs of its organizations can say.
+/// The messages that a shard has lost, as far as the audit logs of its organizations show.
 struct Missing {
     orgs: BTreeSet<OrgId>,
-    /// Where the stream ends.
+    /// The last sequence of the stream.
     end: u64,
-    /// The last sequence that anybody was told of.
+    /// The last sequence that was ever reported.
     target: u64,
-    /// The first message that the stream has in another's place, if it has gone on.
+    /// The first message that the stream has in another's place, if it has diverged.
     fork: Option<u64>,
-    /// The messages of the audit log that the stream has not, the first of them.
+    /// The first of the audit log's messages that the stream lacks.
     named: Vec<(u64, String)>,
-    /// How many there are, and how many sequences nobody can say anything of.
+    /// How many there are, and how many sequences are in no audit log.
     audited: u64,
     unknown: u64,
 }
@@ -253,8 +253,8 @@ impl Missing {
         Ok(missing)
     }
 
-    /// Goes back from the end to the last message that stream and audit log both have. The first behind it, if the stream
-    /// has anything there that the audit log has otherwise.
+    /// Searches backwards from the end for the last message that stream and audit log both have. Returns the first one
+    /// behind it, if the stream differs there from the audit log.
     async fn look_for_a_fork(&self, log: &Log, db: &Database, shard: Shard) -> anyhow::Result<Option<u64>> {
         let (mut to, mut fork) = (self.end, None);
         for _ in 0..BACK {
@@ -274,7 +274,7 @@ impl Missing {
         Ok(fork)
     }
 
-    /// The commits that the audit logs have at these sequences.
+    /// Returns the commits that the audit logs have at these sequences.
     async fn window(&self, db: &Database, from: u64, to: u64) -> anyhow::Result<BTreeMap<u64, Commit>> {
         let mut commits = BTreeMap::new();
         for org in &self.orgs {
@@ -282,9 +282,9 @@ impl Missing {
             let mut tx = db.read(BoundOrg::named_by_operator(*org)).await?;
             while next <= to {
                 let (mut rows, is_all) = audit::stored_from(&mut tx, next, EVENTS).await?;
-                // The last commit may go on behind what was read.
+                // The last commit may continue behind what was read.
                 let cut = if is_all { None } else { rows.last().map(|row| row.seq) };
-                // What has a place before 0 marks what the pipeline could not take in.
+                // An ordinal below 0 is a mark of what the pipeline could not apply.
                 rows.retain(|row| row.ordinal >= 0 && row.seq <= to && Some(row.seq) != cut);
                 let mut opened: BTreeMap<u64, OpenedCommit> = BTreeMap::new();
                 for row in rows {

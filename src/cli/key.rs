@@ -1,4 +1,4 @@
-//! `orgstream key`: what can be said of an API key without asking anybody, and what can be made of one.
+//! `orgstream key`: checks of an API key without a server, and credentials derived from one.
 
 use std::io::Read;
 

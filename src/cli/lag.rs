@@ -1,4 +1,4 @@
-//! `orgstream lag`: how far behind the projections are, and whose.
+//! `orgstream lag`: how far behind the projections are, by organization.
 
 use std::{io::IsTerminal, time::Duration};
 
@@ -74,7 +74,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// Clears the screen and begins at its top.
+/// Clears the screen and moves to its top.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 /// The columns of an organization's pipelines, and which of them are numbers.
 const PIPELINES: (&[&str], &[usize]) =
@@ -86,7 +86,7 @@ const LANES: (&[&str], &[usize]) =
 fn print_rows(answer: &Value, (head, numbers): (&[&str], &[usize])) -> anyhow::Result<()> {
     let rows = list(answer, "/data");
     if rows.is_empty() {
-        // Whoever could say what is behind is not there, or has nothing to compare with.
+        // There may be no process that knows the lag, or nothing to compare with.
         let is_known = !is_without_workers(answer) && lost(answer).is_empty();
         say!("{}", if is_known { "nothing is behind" } else { "nobody says what is behind" })?;
         return Ok(());
@@ -102,7 +102,7 @@ fn is_without_workers(answer: &Value) -> bool {
     answer.get("workers") == Some(&Value::from(0))
 }
 
-/// What is said of lost streams, of one's own or of all.
+/// Returns the text about lost streams, of one organization or of all.
 fn lost(answer: &Value) -> Vec<String> {
     let shard = |shard: &Value| Some(format!("shard {}: {}", shard.get("shard")?, shard.get("lost")?.as_str()?));
     let own = answer.get("lost").and_then(Value::as_str).map(str::to_owned);

@@ -1,4 +1,4 @@
-//! `orgstream migrate`: a database brought up to date.
+//! `orgstream migrate`: bring a database up to date.
 
 use anyhow::Context;
 use orgstream_projections::{LoginPassword, Passwords};

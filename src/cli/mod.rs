@@ -1,6 +1,6 @@
 //! The command line: one binary, one subcommand per job.
 //!
-//! Data goes to standard output and everything else to standard error, so that every command can stand in a pipe.
+//! Data goes to standard output and everything else to standard error, so that every command can be part of a pipe.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -121,18 +121,18 @@ enum Job {
     TestServers(test_servers::Args),
 }
 
-/// Every command, with its examples.
+/// Returns all commands, with their examples.
 fn program() -> clap::Command {
     examples::with_examples(Cli::command())
 }
 
 impl Cli {
-    /// Reads the command line; prints the help or what is wrong with it, and ends the process then.
+    /// Parses the command line; prints the help or the error, and ends the process then.
     pub fn from_command_line() -> Self {
         Self::from_arg_matches(&program().get_matches()).unwrap_or_else(|error| error.exit())
     }
 
-    /// Does the job, and says with which code the process ends.
+    /// Runs the job, and returns the process's exit code.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         let is_service =
             matches!(self.command, Job::Dev(_) | Job::Serve(_) | Job::Work(_) | Job::Sign(_) | Job::Witness(_));

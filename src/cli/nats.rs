@@ -1,4 +1,4 @@
-//! `orgstream nats`: what an administrator does at the NATS server, once.
+//! `orgstream nats`: an administrator's one-time work at the NATS server.
 
 use std::path::PathBuf;
 

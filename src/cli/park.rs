@@ -1,4 +1,4 @@
-//! `orgstream park`: events that could not be applied, and what is decided about them.
+//! `orgstream park`: events that could not be applied, and the decisions about them.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -18,9 +18,9 @@ use crate::{
 };
 
 const POLL: Duration = Duration::from_millis(100);
-/// The exit code of a decision that is taken, and of which it is not known what came of it.
+/// The exit code of a decision that was recorded, and whose result is not known.
 const UNDER_WAY: u8 = 3;
-/// Parked messages of one aggregate that are looked at.
+/// The maximum number of parked messages of one aggregate that are checked.
 const MOST: usize = 10_000;
 
 /// See, retry or skip events that could not be applied.
@@ -113,7 +113,7 @@ pub(crate) async fn run(job: Job) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Decides, and waits until it is carried out: a decision that came to nothing is told from one that helped.
+/// Decides, and waits until it is carried out: a decision without effect is distinguished from one that helped.
 async fn decide(
     whose: &Whose,
     what: &What,
@@ -158,14 +158,14 @@ async fn decide(
     let (attempts, reason) = (text("attempts").unwrap_or_default(), text("reason").unwrap_or_default());
     let why = format!("message {seq} cannot be applied after {attempts} attempts: {reason}");
     if skipped.is_some_and(|skipped| skipped != seq) {
-        // It is given up, as was asked for; that the next one is stuck as well is another decision.
+        // It is skipped, as requested; that the next one is stuck as well is another decision.
         note!("decided at {position} and carried out; {} messages are still parked: {why}", left.len());
         return Ok(ExitCode::SUCCESS);
     }
     bail!("decided at {position} and carried out, and {} messages are still parked: {why}", left.len());
 }
 
-/// Whether the pipeline comes to the decision in time.
+/// Whether the pipeline carries out the decision in time.
 async fn is_carried_out(
     api: &Api,
     whose: &Whose,
@@ -189,7 +189,7 @@ async fn is_carried_out(
     }
 }
 
-/// What is parked of the aggregate, in the order of the stream.
+/// Returns the parked messages of the aggregate, in the order of the stream.
 async fn parked(api: &Api, whose: &Whose, what: &What) -> anyhow::Result<Vec<Value>> {
     let (mut found, mut cursor) = (Vec::new(), String::new());
     loop {

@@ -1,4 +1,4 @@
-//! `orgstream plan`: what an organization has booked.
+//! `orgstream plan`: an organization's plan.
 
 use reqwest::Method;
 use serde_json::{Value, json};

@@ -25,19 +25,19 @@ use crate::{
     terminal::out::{note, say},
 };
 
-/// The API takes 1 MiB at a time; what lies around the commands needs a little of it.
+/// The API accepts 1 MiB at a time; the text around the commands needs a little of it.
 const BATCH_BYTES: usize = 900_000;
-/// The longest line, in bytes: what one request takes, without what lies around the command.
+/// The longest line, in bytes: the body limit of a request, without the text around the command.
 const MAX_LINE: usize = MAX_BODY - 256;
-/// The most refusals that are printed.
+/// The maximum number of refusals that are printed.
 const SHOWN: u64 = 20;
-/// Tries of a batch that the API could not take.
+/// The maximum number of attempts for a batch that the API could not accept.
 const TRIES: u32 = 8;
-/// Before the second of them; each further one is twice as long.
+/// The pause before the second of them; each further one is twice as long.
 const PAUSE: Duration = Duration::from_millis(250);
-/// How long is saved up at least when the organization may send only so much.
+/// The minimum time to save up when the organization's rate is limited.
 const PACE: Duration = Duration::from_secs(1);
-/// How often it is said how far it is, where there is no terminal to draw a bar on.
+/// The interval of progress reports, where there is no terminal to draw a bar on.
 const TELL: Duration = Duration::from_secs(10);
 
 /// Send commands from an NDJSON file. Sending the same file again changes nothing.
@@ -74,7 +74,7 @@ struct Totals {
     position: Option<String>,
 }
 
-/// A line on its way: its text as it stands in the file.
+/// A line in flight: its text as in the file.
 #[derive(Serialize)]
 struct Line {
     #[serde(skip)]
@@ -97,7 +97,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         paced: false,
         told: Instant::now(),
     };
-    // Whatever ends it, it is said what has become of the lines.
+    // However it ends, the outcome of the lines is reported.
     let outcome = tokio::select! {
         outcome = publisher.publish(source, &args) => outcome,
         _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
@@ -128,13 +128,13 @@ struct Publisher {
     org: String,
     bar: ProgressBar,
     totals: Totals,
-    /// How many lines were read.
+    /// The number of lines that were read.
     lines: u64,
     /// The first line whose outcome is open.
     next: u64,
-    /// Whether it was said that commands are held back.
+    /// Whether it was reported that commands are held back.
     paced: bool,
-    /// When it was last said how far it is.
+    /// When the progress was last reported.
     told: Instant,
 }
 
@@ -189,7 +189,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Sends the commands until each has an outcome that will not change.
+    /// Sends the commands until each has a final outcome.
     async fn send(&mut self, batch: Vec<Line>) -> anyhow::Result<()> {
         let path = format!("/v1/organizations/{}/commands", self.org);
         let (mut open, mut attempt, mut pause) = (batch, 1, PAUSE);
@@ -200,8 +200,8 @@ impl Publisher {
                 Ok(answer) if answer.status().is_success() => {
                     let outcomes: Vec<Value> = answer.json().await?;
                     let (before, mut over, mut why) = (open.len(), None, None);
-                    // What could not be taken is sent again, with what waits behind it; what the log has taken comes back as
-                    // the same answer.
+                    // Commands that were not accepted are sent again, with those that wait behind them; those in the log get
+                    // the same answer again.
                     let (again, done): (Vec<_>, Vec<_>) = open.into_iter().zip(outcomes).partition(|(_, outcome)| {
                         let status = outcome.pointer("/error/status").and_then(Value::as_u64);
                         let wait = outcome.pointer("/error/retry_after_ms").and_then(Value::as_u64);
@@ -231,7 +231,7 @@ impl Publisher {
                     format!("the API answered {}", answer.status())
                 }
                 Ok(answer) => return Err(Api::problem(answer).await),
-                // Nobody was ever there: more likely a wrong address than an outage.
+                // The API never answered: more likely a wrong address than an outage.
                 Err(error) if error.is_connect() && attempt == 1 && self.totals.position.is_none() => {
                     return Err(self.api.unreachable(error));
                 }
@@ -259,7 +259,7 @@ impl Publisher {
         self.tell();
     }
 
-    /// Says how far it is, where no bar does.
+    /// Reports the progress, where no bar does.
     fn tell(&mut self) {
         if self.bar.is_hidden() && self.told.elapsed() >= TELL {
             self.told = Instant::now();
@@ -297,7 +297,7 @@ impl Publisher {
     }
 }
 
-/// The command that a line holds, as it is written there; or what is wrong with it, which no API need be asked.
+/// Parses the command of a line, verbatim; or returns its error, which needs no request to the API.
 fn command(text: &[u8]) -> Result<Box<RawValue>, String> {
     let is_kept = body::read(text, Format::Json).and_then(body::Reading::whole);
     is_kept.map_err(|problem| format!("{} ({})", problem.detail, problem.code))?;
@@ -306,13 +306,13 @@ fn command(text: &[u8]) -> Result<Box<RawValue>, String> {
 
 /// A line of the file.
 struct Read {
-    /// Without its end; none when it is longer than any line may be.
+    /// Without its line end; none when it is longer than the maximum.
     text: Option<Vec<u8>>,
-    /// With its end, in bytes.
+    /// With its line end, in bytes.
     length: u64,
 }
 
-/// The next line. Of one that is too long no more is held than a line may have.
+/// Reads the next line. Of a line that is too long no more than the maximum is held.
 async fn next_line(source: &mut (impl AsyncBufRead + Unpin)) -> std::io::Result<Option<Read>> {
     let (mut text, mut length) = (Vec::new(), 0_usize);
     loop {
@@ -345,7 +345,7 @@ async fn open(file: &Path) -> anyhow::Result<Box<dyn AsyncRead + Unpin + Send>> 
     Ok(Box::new(opened.with_context(|| format!("{} cannot be read", file.display()))?))
 }
 
-/// A bar over the bytes of the file, or a counter when its size is not known; nothing outside a terminal.
+/// Returns a bar over the bytes of the file, or a counter when its size is not known; nothing outside a terminal.
 async fn progress(file: &Path) -> ProgressBar {
     let size = tokio::fs::metadata(file).await.map(|file| file.len()).ok();
     let style = match size {

@@ -1,4 +1,4 @@
-//! `orgstream rebuild`: a new version of read models, built by the workers beside the one that is shown.
+//! `orgstream rebuild`: a new version of read models, built by the workers beside the active one.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -24,9 +24,9 @@ use crate::{
 };
 
 const POLL: Duration = Duration::from_millis(100);
-/// How long nothing may move before the command says so.
+/// How long nothing may move before the command reports a stall.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// Characters of a checksum that people are shown.
+/// The number of characters of a displayed checksum.
 const SHOWN: usize = 16;
 /// The columns of `rebuild status`, and which of them are numbers.
 const STATUS: (&[&str], &[usize]) = (
@@ -170,7 +170,7 @@ async fn rebuild(what: &What) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says how far what was built is proven.
+/// Reports how far the built version is proven.
 async fn made_of(db: &Database, org: OrgId) -> anyhow::Result<()> {
     let mut tx = db.read(BoundOrg::named_by_operator(org)).await?;
     let signed = audit::newest_checkpoint(&mut tx).await?.map_or(0, |newest| newest.head.size);
@@ -186,7 +186,7 @@ async fn made_of(db: &Database, org: OrgId) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until all that was asked for is done.
+/// Waits until all requested rebuilds are done.
 async fn wait(db: &Database, mut asked: HashMap<OrgId, Rebuild>) -> anyhow::Result<()> {
     let (orgs, mut done_events) = (asked.len(), 0);
     let bar = progress::bar("{bar:40} {pos}/{len} events  {msg}  {per_sec}  {eta} left");
@@ -230,7 +230,7 @@ async fn wait(db: &Database, mut asked: HashMap<OrgId, Rebuild>) -> anyhow::Resu
     Ok(())
 }
 
-/// Says what a comparison found.
+/// Reports the result of a comparison.
 async fn verdict(db: &Database, org: OrgId, as_json: bool) -> anyhow::Result<()> {
     let differences = db.rebuilds_of(&[org]).await?.first().map_or(0, |rebuild| rebuild.differences);
     let found = drift(&mut db.read(BoundOrg::named_by_operator(org)).await?).await?;
@@ -267,7 +267,7 @@ fn print_drift(org: OrgId, differences: u64, found: &[Drift], as_json: bool) -> 
     Ok(())
 }
 
-/// A checksum as far as people compare it.
+/// Shortens a checksum for display.
 fn short(sum: Option<&str>) -> String {
     match sum.filter(|sum| sum.contains(|digit| digit != '0')) {
         Some(sum) => sum.chars().take(SHOWN).collect(),
@@ -275,7 +275,7 @@ fn short(sum: Option<&str>) -> String {
     }
 }
 
-/// The row as APIs name it.
+/// Returns the row's name in the API.
 fn name(drift: &Drift) -> String {
     let key = drift.key.clone().unwrap_or_default();
     let Ok(id) = key.parse::<Uuid>() else { return key };

@@ -23,7 +23,7 @@ use crate::{
 
 /// How long the audit log may take to catch up before the command gives up.
 const WAIT_SECONDS: u32 = 30;
-/// How long both pipelines may take to come to the end of the stream before that is a difference.
+/// How long both pipelines may take to reach the end of the stream before that is a difference.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Print an organization's events, in order, as NDJSON.
@@ -71,7 +71,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 async fn verify(args: Args) -> anyhow::Result<ExitCode> {
-    // Without the checks before a start: a database that fails them is the one to look at.
+    // Without the checks at start: a database that fails them is the one to examine.
     let db = Database::connect(&args.database.options(1)).await.with_context(|| args.database.silent())?;
     let db = db.pinning(args.database.log_key.clone());
     let log = node::connect_log(&args.nats).await?;
@@ -128,7 +128,7 @@ async fn print(args: Args) -> anyhow::Result<()> {
     let api = Api::new(&args.client)?;
     let org = api.org(args.org).await?;
     if let Some(at) = args.at {
-        // Of what a place or a time consists of, only this is something else in a query.
+        // Of the characters of a position or a time, only this has another meaning in a query.
         let at = at.replace('+', "%2B");
         let projection = args.projection.map(|name| format!("&projection={name}")).unwrap_or_default();
         let request = api.request(Method::GET, &format!("/v1/organizations/{org}/audit/state?at={at}{projection}"));
@@ -137,10 +137,10 @@ async fn print(args: Args) -> anyhow::Result<()> {
         out.write_all(&rows).await.map_err(OutputError::from)?;
         return Ok(out.flush().await.map_err(OutputError::from)?);
     }
-    // A position is an id, a colon and a number: nothing that a query would have to escape.
+    // A position is an id, a colon and a number: nothing to be escaped in a query.
     let from = args.from.map(|from| format!("?from={from}")).unwrap_or_default();
     let request = api.request(Method::GET, &format!("/v1/organizations/{org}/events{from}"));
-    // What the stream has by now must be in the output, so the audit log is waited for.
+    // The output must have what the stream has by now, so the audit log is waited for.
     let progress = api.get(&format!("/v1/organizations/{org}/projections")).await?;
     let answer = match progress.pointer("/data/0/head").and_then(Value::as_str) {
         Some(head) => api.send_at(request, head, WAIT_SECONDS).await?,

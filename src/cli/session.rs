@@ -1,4 +1,4 @@
-//! `orgstream session`: the sessions of whoever signed in, and where they act.
+//! `orgstream session`: a person's sessions, and the organizations that they act in.
 
 use clap::Subcommand;
 use orgstream_events::CURRENT_ORG;

@@ -54,7 +54,7 @@ pub(crate) struct Args {
     database: DatabaseArgs,
 }
 
-/// The lines about witnesses of a policy file.
+/// Returns the lines about witnesses of a policy file.
 pub(crate) fn witnesses(file: Option<&PathBuf>) -> anyhow::Result<String> {
     match file {
         None => Ok("quorum none\n".to_owned()),
@@ -62,7 +62,7 @@ pub(crate) fn witnesses(file: Option<&PathBuf>) -> anyhow::Result<String> {
     }
 }
 
-/// Fails when a key of the same host has signed here that this one does not follow from.
+/// Fails when a key of the same host has signed here, and this one is not its successor.
 async fn refuse_another(db: &SigningDatabase, key: &LogKey, own: &[SignedNote]) -> anyhow::Result<()> {
     let (said, stored) = db.known_keys().await.context("the keys that have signed could not be read")?;
     let stored = stored.iter().filter_map(|note| SignedNote::parse(note.as_bytes()).ok());

@@ -1,4 +1,4 @@
-//! `orgstream test-servers`: a program beside a PostgreSQL cluster that its processes share. What `./check` runs tests in.
+//! `orgstream test-servers`: a program beside a PostgreSQL cluster that its processes share. `./check` runs tests in it.
 
 use std::ffi::OsString;
 
@@ -17,7 +17,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let status = run_with_postgres(&args.program, &args.args).await?;
     if !status.success() {
-        // The program has said what went wrong; its own code says it to whoever called us.
+        // The program has reported its error; its own exit code is passed on.
         std::process::exit(status.code().unwrap_or(1));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! `orgstream usage` and `orgstream limits`: what an organization uses, and what it may use.
+//! `orgstream usage` and `orgstream limits`: an organization's usage and limits.
 
 use std::num::NonZeroU32;
 

@@ -1,4 +1,4 @@
-//! `orgstream witness`: a witness for other people's logs.
+//! `orgstream witness`: a witness for third parties' logs.
 
 use std::{fs, path::PathBuf};
 
@@ -39,7 +39,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     });
     let witness = Witness::open(&args.dir, &args.name, logs.collect::<anyhow::Result<_>>()?)?;
     let listener = node::listen(&args.http).await?;
-    // It serves on whether or not anybody reads this.
+    // It serves whether or not this output is read.
     told((), say!("{}", witness.key().verifier()));
     tracing::info!(address = %listener.local_addr()?, "the witness answers");
     let stop = node::stop_when_asked()?;

@@ -1,4 +1,4 @@
-//! The API as the client commands use it: one connection pool, one key, errors in the API's own words.
+//! The API client of the client commands: one connection pool, one key, errors in the API's own words.
 
 pub mod session;
 
@@ -24,7 +24,7 @@ pub struct Api {
     stored: bool,
 }
 
-/// An error of the API, as it sends them.
+/// An error of the API, in its wire form.
 #[derive(Debug, Deserialize)]
 struct Problem {
     code: String,
@@ -41,7 +41,7 @@ struct Field {
 }
 
 impl Api {
-    /// A client of the API that the settings name, with their credential or the stored session.
+    /// Creates a client of the API in the settings, with their credential or the stored session.
     pub fn new(args: &ClientArgs) -> anyhow::Result<Self> {
         let given =
             [&args.api_key, &args.session].into_iter().flatten().find(|credential| !credential.reveal().is_empty());
@@ -55,38 +55,38 @@ impl Api {
         Ok(Self { stored: true, ..Self::with(&args.url, stored.token)? })
     }
 
-    /// A client with this very credential.
+    /// Creates a client with this credential.
     pub fn with(url: &str, key: String) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder().connect_timeout(CONNECT).build()?;
         Ok(Self { http, base: url.trim_end_matches('/').to_owned(), key, stored: false })
     }
 
-    /// Where the API is.
+    /// Returns the URL of the API.
     pub fn base(&self) -> &str {
         &self.base
     }
 
-    /// Whether the credential is the session that `orgstream login` keeps.
+    /// Whether the credential is the session that `orgstream login` stores.
     pub fn is_stored(&self) -> bool {
         self.stored
     }
 
-    /// A request to `path` of that API, with the credential.
+    /// Creates a request to `path` of that API, with the credential.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.key)
     }
 
-    /// The answer to `GET path`.
+    /// Returns the answer to `GET path`.
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
         Ok(self.send(self.request(Method::GET, path)).await?.json().await?)
     }
 
-    /// The answer to `POST path` with a JSON body.
+    /// Returns the answer to `POST path` with a JSON body.
     pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         Ok(self.send(self.request(Method::POST, path).json(body)).await?.json().await?)
     }
 
-    /// The organization that commands are for when none is named: the one that the key belongs to.
+    /// Returns the organization for commands: the named one, or by default the one that the key belongs to.
     pub async fn org(&self, named: Option<String>) -> anyhow::Result<String> {
         if let Some(named) = named {
             return Ok(named);
@@ -104,8 +104,8 @@ impl Api {
         if answer.status().is_success() { Ok(answer) } else { Err(Self::problem(answer).await) }
     }
 
-    /// The same, with everything up to `head` in what is read, or all of it that could be applied: whoever reads on past what
-    /// could not is told so.
+    /// Like `send`, for a read that includes everything up to `head`, or all of it that could be applied: a user who reads
+    /// past what could not is warned.
     pub async fn send_at(&self, request: RequestBuilder, head: &str, wait: u32) -> anyhow::Result<Response> {
         let at = request.try_clone().map(|at| at.header("Min-Position", head).header("Prefer", format!("wait={wait}")));
         let Some(at) = at else { return self.send(request).await };
@@ -124,14 +124,14 @@ impl Api {
         Ok(answer)
     }
 
-    /// Nobody answers.
+    /// Returns the error for an API that does not answer.
     pub fn unreachable(&self, error: reqwest::Error) -> anyhow::Error {
         let base = Address::from(self.base.clone());
         anyhow::Error::new(error)
             .context(format!("the API at {base} does not answer: is it running? (--url or ORGSTREAM_URL says where)"))
     }
 
-    /// What the API says is wrong.
+    /// Returns the API's error.
     pub async fn problem(answer: Response) -> anyhow::Error {
         let status = answer.status();
         let problem: Problem = match answer.json().await {

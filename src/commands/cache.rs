@@ -1,6 +1,6 @@
-//! What a process remembers of aggregates, so that most commands need not read the stream before they append to it.
+//! A process's cache of aggregates, so that most commands need not read the stream before they append to it.
 //!
-//! What is here may be behind; see `CommandHandler::execute` for why that is safe.
+//! A cached aggregate may be stale; see `CommandHandler::execute` for why that is safe.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -18,11 +18,11 @@ use crate::tenant_cache::{CacheView, OrgCache, Scoped};
 #[derive(Debug, Clone)]
 pub(super) struct Loaded<A> {
     pub(super) state: A,
-    /// Events so far.
+    /// The number of events so far.
     pub(super) version: u64,
     /// The stream sequence of the last commit; 0 when there is none.
     pub(super) seq: u64,
-    /// The commands that came under an idempotency key, and what was answered.
+    /// The commands with an idempotency key, and their answers.
     pub(super) commands: HashMap<CommandId, PriorResult>,
     pub(super) read_at: Instant,
 }
@@ -34,7 +34,7 @@ pub(super) struct PriorResult {
     pub(super) seq: u64,
     pub(super) version: u64,
     pub(super) events: Vec<String>,
-    /// Whose command it was: who is given its secret again, if it has one.
+    /// The sender, who may be given its secret again, if it has one.
     pub(super) by: (ActorType, String),
 }
 
@@ -45,7 +45,7 @@ impl<A: Default> Default for Loaded<A> {
 }
 
 impl<A: Aggregate> Loaded<A> {
-    /// Takes in one commit and says what its command is to be answered.
+    /// Applies one commit and returns the answer of its command.
     pub(super) fn fold<'a>(
         &mut self,
         command: CommandId,
@@ -73,8 +73,8 @@ impl<A: Aggregate> Loaded<A> {
 
 type AggregateCache<A> = OrgCache<AggregateId, Arc<Loaded<A>>>;
 
-/// Takes what was appended behind `loaded` into what is remembered: in its place, so that an aggregate with a long history
-/// is copied only where somebody looks at it at that moment.
+/// Applies an appended commit to the cached aggregate `loaded`: in place, so that an aggregate with a long history is copied
+/// only while it is in use.
 pub(super) fn advance<A: Aggregate, T>(
     shelf: &AggregateCache<A>,
     key: &Scoped<AggregateId>,
@@ -89,7 +89,7 @@ pub(super) fn advance<A: Aggregate, T>(
             return EntryAction::Retain(Some(fold(Arc::make_mut(held))));
         }
         let earlier = fold(Arc::make_mut(&mut loaded));
-        // Somebody may have read it again since, and found even more.
+        // Another task may have read it again since, and found more events.
         if held.seq < loaded.seq {
             *held = loaded;
         }
@@ -101,13 +101,13 @@ pub(super) fn advance<A: Aggregate, T>(
     let (mut loaded, fold) = mine?;
     let earlier = fold(Arc::make_mut(&mut loaded));
     if let EntryResult::Vacant(place) = found {
-        // A shelf that is full remembers something else instead.
+        // At capacity, another aggregate is evicted.
         let _ = place.insert(loaded);
     }
     Some(earlier)
 }
 
-/// One bounded shelf per kind of aggregate.
+/// One bounded cache per kind of aggregate.
 pub(super) struct Caches {
     organizations: AggregateCache<Organization>,
     rosters: AggregateCache<Members>,
@@ -139,7 +139,7 @@ impl Default for Caches {
 }
 
 impl Caches {
-    /// What is remembered at the moment.
+    /// Returns the current cache contents.
     pub(super) fn views(&self) -> Vec<CacheView> {
         const KEY: &str = "org/aggregate";
         vec![
@@ -153,7 +153,7 @@ impl Caches {
     }
 }
 
-/// An aggregate that has a shelf.
+/// A cached aggregate.
 pub(super) trait Cached: Aggregate<Command: Clone> {
     fn cache(caches: &Caches) -> &AggregateCache<Self>;
 }
@@ -193,11 +193,11 @@ mod tests {
         let place = Arc::as_ptr(&held());
         step(held(), 2);
         assert_eq!((held().seq, Arc::as_ptr(&held())), (2, place));
-        // Whoever looks at it goes on seeing what they saw.
+        // A reader's copy stays as it was.
         let looked_at = held();
         step(held(), 3);
         assert_eq!((looked_at.seq, held().seq), (2, 3));
-        // What was read again since, and is further, stays.
+        // A later and longer read stays.
         step(Arc::default(), 2);
         assert_eq!(held().seq, 3);
         step(Arc::default(), 4);

@@ -1,4 +1,5 @@
-//! What one organization alone can have: claimed for a command whose decision is made, and given back if nothing comes of it.
+//! Claims of values that only one organization can have: made for a command whose decision is made, and released if it has
+//! no effect.
 
 use orgstream_domain::{Rejection, RejectionKind};
 use orgstream_events::OrgId;
@@ -13,12 +14,12 @@ use super::{
 pub(super) struct Claim {
     scope: &'static str,
     value: String,
-    /// Where it stands in the log if it is new; one that the organization had before stays whatever happens.
+    /// Its position in the log if it is new; an earlier claim of the organization stays in any case.
     new: Option<u64>,
 }
 
 impl CommandHandler {
-    /// Claims what one organization alone can have; `taken` is the refusal when another one has it.
+    /// Claims a value for one organization; `taken` is the refusal when another one has it.
     pub(super) async fn claim(
         &self,
         scope: &'static str,
@@ -29,7 +30,7 @@ impl CommandHandler {
         made(scope, value, self.log.claim(scope, value, org).await, taken)
     }
 
-    /// The same for what another command gives back: see [`CommandHandler::held`].
+    /// Like `claim`, for a value that another command releases: see [`CommandHandler::held`].
     pub(super) async fn claim_anew(
         &self,
         scope: &'static str,
@@ -40,13 +41,13 @@ impl CommandHandler {
         made(scope, value, self.log.claim_anew(scope, value, org).await, taken)
     }
 
-    /// What the organization has claimed, found before a command that ends the need for it, to be given back after that.
-    /// Who claims it anew in between keeps it.
+    /// Returns the organization's claim, queried before a command that ends the need for it, to be released after that. A
+    /// new claim in between keeps it.
     pub(super) async fn held(&self, scope: &'static str, value: &str, org: OrgId) -> Result<Claim, CommandError> {
         Ok(Claim { scope, value: value.to_owned(), new: self.log.claim_of(scope, value, org).await? })
     }
 
-    /// Gives back what was claimed for a command of which it is certain that nothing came.
+    /// Releases what was claimed for a command that certainly had no effect.
     pub(super) async fn settle(
         &self,
         claims: Vec<Claim>,
@@ -59,7 +60,7 @@ impl CommandHandler {
         result
     }
 
-    /// Gives back what nothing needs any more. What cannot be given back stays the organization's.
+    /// Releases claims that are no longer needed. A claim whose release fails stays the organization's.
     pub(super) async fn give_back(&self, claims: impl IntoIterator<Item = Claim>, org: OrgId) {
         for Claim { scope, value, new } in claims {
             let Some(seq) = new else { continue };

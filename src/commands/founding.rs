@@ -1,4 +1,4 @@
-//! How an organization begins: two aggregates at once, behind the claim on its slug.
+//! The creation of an organization: two aggregates at once, behind the claim on its slug.
 
 use orgstream_domain::{
     CreateOrganization, DecisionContext, RenameOrganization,
@@ -16,7 +16,7 @@ use super::{
 };
 
 impl CommandHandler {
-    /// A new organization and its owner: two aggregates, so an atomic batch, behind the claim on the slug.
+    /// Creates an organization and its owner: two aggregates, so an atomic batch, behind the claim on the slug.
     pub(super) async fn create_organization(
         &self,
         attempt: &CommandContext<'_>,
@@ -29,11 +29,11 @@ impl CommandHandler {
         let decision_context = attempt.decision_context(org);
         let create =
             |identity| OrganizationCommand::Create { command: command.clone(), region: self.region.clone(), identity };
-        // What is refused leaves nothing behind, here or elsewhere.
+        // A refused command leaves nothing behind, here or elsewhere.
         Self::first::<Organization>(create(None), &decision_context)?;
         let founded = Self::first::<Members>(MemberCommand::Found { user_id: user, email }, &decision_context)?;
         if command.tenant_type == TenantType::Personal {
-            // Its id follows from the person already; the claim says so to whoever looks at the log alone.
+            // Its id follows from the person already; the claim records that for readers of the log alone.
             match self.log.claim("personal", &user.to_string(), org).await {
                 Ok(_) => {}
                 Err(ClaimError::Taken { by }) => {
@@ -52,7 +52,7 @@ impl CommandHandler {
         self.settle(claims, org, result).await
     }
 
-    /// Another name or slug. What is refused, or changes nothing, claims nothing.
+    /// Changes the name or the slug. A command that is refused, or changes nothing, claims nothing.
     pub(super) async fn rename_organization(
         &self,
         attempt: &CommandContext<'_>,
@@ -80,7 +80,7 @@ impl CommandHandler {
         let placement = self.log.place(org).await?;
         let aggregate = AggregateId::Organization(org);
         let mut drafts = Vec::with_capacity(2);
-        // Inside the organization its maker is the member that they become; who they are outside stays outside.
+        // Inside the organization its creator appears as their member; their identity outside is not disclosed.
         let member = MemberId::derive(attempt.command_id).to_string();
         let actor = Actor { actor_type: ActorType::Member, id: member, ..attempt.caller.actor.clone() };
         for (aggregate, events) in [(aggregate.clone(), created.clone()), (AggregateId::Member(org), founded)] {
@@ -119,8 +119,8 @@ impl CommandHandler {
     }
 }
 
-/// A slug as a claim takes it, whose subject is divided at dots: a slug has no capitals, so they can stand for what a claim
-/// cannot have, and no two slugs become the same.
+/// Encodes a slug as a claim, whose subject is divided at dots: a slug has no capitals, so they can stand for the characters
+/// that a claim cannot have, and no two slugs become the same.
 fn claimable(slug: &Slug) -> String {
     slug.as_str().replace('.', "D").replace('~', "T")
 }

@@ -1,6 +1,6 @@
-//! The one place where it is asked whether a caller may give what a command gives.
+//! The one place where a command's grants are checked against its caller's authority.
 //!
-//! What that is, each command declares (`orgstream_domain::grants`). What it names that is stored (an invitation, a key) is
+//! Each command declares its grants (`orgstream_domain::grants`). Stored things that they name (an invitation, a key) are
 //! looked up here, and the rule itself is `orgstream_domain::authority`.
 
 use std::collections::BTreeSet;
@@ -25,7 +25,7 @@ use super::{
 };
 
 impl CommandHandler {
-    /// Refuses what gives more than whoever sends it has; says how much that is.
+    /// Refuses a command that grants more than its caller has; returns the caller's authority.
     pub(super) async fn may_grant(
         &self,
         placement: &Placement,
@@ -42,7 +42,7 @@ impl CommandHandler {
                     let scopes = scopes.map_or_else(|| caller.scopes.clone(), |names| Scopes::named(Some(&names)));
                     self.may_grant_role(placement, &authority, role, &scopes).await?;
                 }
-                // What is not there is refused by its own rules, which know the words for it.
+                // A missing key is refused by its own rules, which have the right error for it.
                 Grant::KeyAgain(id) => {
                     let key = self.look::<ApiKey>(placement, &AggregateId::ApiKey(id)).await?;
                     if let Some(issued) = key.state.issued() {
@@ -72,8 +72,8 @@ impl CommandHandler {
                 Grant::Issuer(issuer) => {
                     let aggregate = AggregateId::SsoConnection(placement.org);
                     let known = self.look::<Connections>(placement, &aggregate).await?.state.has_had(&issuer);
-                    // Who came by this issuer before nobody can say: it may have been an owner, and another audience of it would
-                    // say again who that is.
+                    // The people who joined by this issuer before are unknown: one may have been an owner, and another
+                    // audience of the issuer could identify anyone as that person again.
                     let role = if known { Role::Owner } else { Role::Member };
                     self.may_grant_role(placement, &authority, role, &Scopes::ALL).await?;
                 }
@@ -95,7 +95,7 @@ impl CommandHandler {
         authority.may_grant_role(role, &permissions).map_err(above)
     }
 
-    /// Everything that whoever has this role may do now.
+    /// Returns the current permissions of this role.
     pub(super) async fn permissions_of(
         &self,
         placement: &Placement,
@@ -106,7 +106,7 @@ impl CommandHandler {
         Ok(book.state.permissions(id).unwrap_or_default())
     }
 
-    /// The same of a role that somebody is to have, which must be there.
+    /// Like `permissions_of`, for a role to be granted, which must exist.
     async fn permissions_of_given(
         &self,
         placement: &Placement,
@@ -116,7 +116,7 @@ impl CommandHandler {
         let aggregate = AggregateId::Role(placement.org);
         let mut book = self.look::<CustomRoles>(placement, &aggregate).await?;
         if book.state.permissions(id).is_none() {
-            // It may have been made a moment ago, elsewhere.
+            // It may have been created a moment ago, by another process.
             book = self.load::<CustomRoles>(placement, &aggregate, Freshness::Leader).await?;
         }
         book.state.permissions(id).ok_or_else(|| {
@@ -125,7 +125,7 @@ impl CommandHandler {
         })
     }
 
-    /// Whether whoever sent an invitation could send it now: it is their word, and ends with their say.
+    /// Whether the sender of an invitation could send it now: the invitation is void once its sender loses the right.
     pub(super) async fn still_offers(
         &self,
         placement: &Placement,
@@ -154,8 +154,8 @@ impl CommandHandler {
         Ok(inviting.and_then(|()| authority.may_grant_role(offer.role, &given)).is_ok())
     }
 
-    /// What a key may, unless somebody ended it, or it ended with whoever's word it is. That its time is over is nobody's
-    /// change of mind.
+    /// Returns the role and scopes of a key, unless it was revoked, or ended with the membership of its voucher. An expired
+    /// key keeps them: expiry is no revocation of its invitations.
     async fn standing_of_key(
         &self,
         placement: &Placement,
@@ -173,7 +173,7 @@ impl CommandHandler {
         Ok(Some((issued.role, Scopes::named(issued.scopes.as_deref()))))
     }
 
-    /// The member on whose word a key acts; none of who is no key.
+    /// Returns the member that vouches for a key; none if the actor is no key.
     pub(super) async fn vouching(
         &self,
         placement: &Placement,
@@ -190,7 +190,7 @@ fn above(excess: Excess) -> CommandError {
     above_as(&excess, &excess)
 }
 
-/// The same, said as `detail`.
+/// Like `above`, with `detail` as the text.
 fn above_as(excess: &Excess, detail: &dyn std::fmt::Display) -> CommandError {
     let rejection = match excess {
         Excess::Role { .. } | Excess::Permission { .. } => {

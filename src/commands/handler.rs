@@ -1,7 +1,7 @@
-//! From a command to a commit: load, decide, append, and on a conflict once more.
+//! From a command to a commit: load, decide, append, and retry on a conflict.
 //!
-//! HTTP and NATS both end here. Nothing in here reads a projection: what a decision needs comes from the stream, and
-//! the stream's own refusal of a stale expectation is what makes the decision safe.
+//! HTTP and NATS both end here. Nothing in here reads a projection: the inputs of a decision come from the stream, and the
+//! stream's own refusal of a stale expectation is what makes the decision safe.
 
 use std::{
     collections::BTreeSet,
@@ -52,14 +52,14 @@ use crate::{
     tenant_cache::{CacheView, Scoped},
 };
 
-/// How far in the future a producer's clock may be.
+/// The tolerated clock skew of a producer, into the future.
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
-/// How old a state may be that a command only looks at: whether the org is suspended, what the kind's schema is.
+/// The TTL of a state that a command only reads: whether the org is suspended, what the kind's schema is.
 const LOOK: Duration = Duration::from_secs(1);
-/// Writers to one aggregate take turns inside this process, so that only other processes can get in between.
+/// Writers to one aggregate take turns inside this process, so that only other processes can conflict.
 const TURNS: usize = 1_024;
 
-/// One command on its way: everything but what it is about.
+/// The state of one command's execution: everything but its target.
 pub(super) struct CommandContext<'a> {
     pub(super) caller: &'a Caller,
     pub(super) request: &'a Request,
@@ -91,7 +91,7 @@ impl CommandContext<'_> {
         }
     }
 
-    /// The answer of an earlier success of the same command, if the aggregate's history has one.
+    /// Returns the answer of an earlier success of the same command, if the aggregate's history has one.
     pub(super) fn earlier<A>(
         &self,
         org: OrgId,
@@ -100,7 +100,7 @@ impl CommandContext<'_> {
     ) -> Result<Option<Accepted>, CommandError> {
         match loaded.commands.get(&self.command_id) {
             Some(earlier) if earlier.fingerprint != self.fingerprint => Err(CommandError::KeyReused),
-            // The same words of somebody else are another command where the answer has a secret in it.
+            // The same command of another sender is another command where the answer has a secret.
             Some(earlier) if self.request.command.answers_a_secret() && earlier.by != self.by() => {
                 Err(CommandError::KeyReused)
             }
@@ -109,12 +109,12 @@ impl CommandContext<'_> {
         }
     }
 
-    /// Whose command it is.
+    /// Returns the sender of the command.
     pub(super) fn by(&self) -> (ActorType, String) {
         (self.caller.actor.actor_type, self.caller.actor.id.clone())
     }
 
-    /// The same, to look somebody up by.
+    /// Returns the sender, borrowed, for lookups.
     pub(super) fn actor(&self) -> (ActorType, &str) {
         (self.caller.actor.actor_type, &self.caller.actor.id)
     }
@@ -131,14 +131,14 @@ impl CommandContext<'_> {
         }
     }
 
-    /// The answer when everything already is as asked.
+    /// Returns the answer when the state is already as requested.
     fn unchanged(&self, to: &Target<'_>, version: u64, seq: u64) -> Accepted {
         let done = PriorResult { fingerprint: self.fingerprint, seq, version, events: Vec::new(), by: self.by() };
         self.accepted(to.placement.org, &to.aggregate, done, false)
     }
 }
 
-/// Takes commands. One per process; cheap to share behind an [`Arc`].
+/// Handles commands. One per process; cheap to share behind an [`Arc`].
 pub struct CommandHandler {
     pub(super) log: Log,
     pepper: Pepper,
@@ -153,7 +153,7 @@ pub struct CommandHandler {
 }
 
 impl CommandHandler {
-    /// A handler that appends to `log`; `pepper` is what API key secrets are hashed with, `dns` what domains are proven by.
+    /// Creates a handler that appends to `log`; `pepper` hashes the secrets of API keys, `dns` proves domains.
     pub fn new(log: Log, pepper: Pepper, region: String, dns: Arc<dyn TxtRecords>) -> Self {
         let turns = (0..TURNS).map(|_| Mutex::new(())).collect();
         Self {
@@ -170,27 +170,27 @@ impl CommandHandler {
         }
     }
 
-    /// What is remembered at the moment.
+    /// Returns the current cache contents.
     pub fn caches(&self) -> Vec<CacheView> {
         self.caches.views()
     }
 
-    /// The same for trying things out: organizations may have issuers of their own on this machine.
+    /// Permits organizations issuers of their own on this machine, for trials.
     pub fn with_local_issuers(self) -> Self {
         Self { local_issuers: true, ..self }
     }
 
-    /// The same with an external identity provider, where every organization has one that stands for it.
+    /// Adds an external identity provider, where every organization has a counterpart.
     pub fn with_identity_provider(self, idp: Arc<dyn IdentityOrganizations>) -> Self {
         Self { idp, ..self }
     }
 
-    /// The server's own secret, which tokens are made of.
+    /// Returns the server's own secret, from which tokens are derived.
     pub fn pepper(&self) -> &Pepper {
         &self.pepper
     }
 
-    /// Decides `request` for `caller` and appends what follows from it.
+    /// Decides `request` for `caller` and appends the events that follow.
     pub async fn handle(&self, caller: &Caller, request: Request) -> Result<Accepted, CommandError> {
         let started = Instant::now();
         let result = self.dispatch(caller, &request).await;
@@ -219,7 +219,7 @@ impl CommandHandler {
             return Err(Rejection::invalid(vec![field]).into());
         }
         let command_id = match &request.idempotency_key {
-            // Who has no scope of their own in an organization yet is one.
+            // A principal that is in no organization yet is the scope of its keys itself.
             Some(key) if request.command.spec().requires == Requires::Person => creation(&caller.actor.id, key),
             Some(key) => CommandId::from_idempotency_key(caller.org, key),
             None => CommandId::fresh(now.unix_ms(), rand::random()),
@@ -330,7 +330,7 @@ impl CommandHandler {
                 self.execute::<Record>(&attempt, &to, RecordCommand::Create { command, kind }).await
             }
             Command::UpdateRecord(command) => {
-                // The record says of which kind it is; one that is not there is refused by its own rules.
+                // The record determines its kind; a missing record is refused by its own rules.
                 let kind = match self.look::<Record>(&placement, &to.aggregate).await?.state.kind() {
                     Some(name) => self.kind(name).await?,
                     None => None,
@@ -347,10 +347,10 @@ impl CommandHandler {
         }
     }
 
-    /// Decides and appends, from what is remembered of the aggregate if anything is.
+    /// Decides and appends, from the cached aggregate if there is one.
     ///
-    /// What is remembered may be behind another process. An append that the stream accepts proves that it was not; a
-    /// refusal proves nothing until the aggregate was read again.
+    /// The cache may be behind another process. An append that the stream accepts proves that it was not; a refusal proves
+    /// nothing until the aggregate was read again.
     pub(super) async fn execute<A: Cached>(
         &self,
         attempt: &CommandContext<'_>,
@@ -362,12 +362,13 @@ impl CommandHandler {
         let _turn = self.turn(org, aggregate).await;
         let remembered = A::cache(&self.caches).get(&Scoped::new(org, aggregate.clone()));
         let mut certain = false;
-        // Whether this is the last look: nothing is appended after it.
+        // `last` marks the last read: nothing is appended after it.
         let (mut last, mut was_there) = (false, false);
         let mut patience = Patience::new();
         let mut loaded = match remembered {
             Some(loaded) => loaded,
-            // What a command creates under an id of its own is not there yet, unless the command was sent before.
+            // An aggregate that a command creates under an id of its own does not exist yet, unless the command was sent
+            // before.
             None if attempt.request.command.creates_under_own_id() => Arc::default(),
             None => {
                 certain = true;
@@ -377,12 +378,12 @@ impl CommandHandler {
         loop {
             match Self::decide(attempt, to, &loaded, command.clone()) {
                 Ok(Decided::Known(accepted)) => return Ok(accepted),
-                // A try of ours may have been stored before the race was lost, so only the history says that it was not.
+                // An attempt of ours may have been stored before the conflict, so only the history can rule that out.
                 Ok(Decided::Events(_)) if last => return Err(CommandError::Contention),
                 Ok(Decided::Events(events)) => {
                     match self.append(attempt, to, loaded, events).await {
                         Ok(Some(accepted)) => return Ok(accepted),
-                        // Our own earlier success: the history knows the answer that was given.
+                        // Our own earlier success: the history has the answer that was given.
                         Ok(None) if was_there => return Err(unreadable_success()),
                         Ok(None) => was_there = true,
                         Err(CommandError::Contention) => last = !patience.again().await,
@@ -401,7 +402,7 @@ impl CommandHandler {
         }
     }
 
-    /// Whether something happens if the command is carried out now; a refusal, if it is refused.
+    /// Whether the command would append events now; fails if it is refused.
     pub(super) async fn would_happen<A: Cached>(
         &self,
         attempt: &CommandContext<'_>,
@@ -432,7 +433,7 @@ impl CommandHandler {
         Ok(if events.is_empty() { Decided::Nothing } else { Decided::Events(events) })
     }
 
-    /// None when the commit was there already.
+    /// Appends; none when the commit was there already.
     async fn append<A: Cached>(
         &self,
         attempt: &CommandContext<'_>,
@@ -457,7 +458,7 @@ impl CommandHandler {
         Ok(Some(attempt.accepted(org, &to.aggregate, earlier, false)))
     }
 
-    /// What the organization has, as it was at most a moment ago; none when it was never created.
+    /// Returns the organization's profile, as it was at most `LOOK` ago; none when it was never created.
     pub async fn profile(&self, org: OrgId) -> Result<Option<Profile>, CommandError> {
         let Some(placement) = self.log.placement(org).await? else { return Ok(None) };
         let loaded = self.look::<Organization>(&placement, &AggregateId::Organization(org)).await?;
@@ -473,19 +474,19 @@ impl CommandHandler {
         let organization = self.look::<Organization>(placement, &aggregate).await?;
         match organization.state.must_be_active() {
             Ok(_) => Ok(()),
-            // What the platform decides about an organization works while nothing else does.
+            // The platform's commands about an organization work while no others do.
             Err(_) if organization.state.profile().is_some() && command.spec().while_suspended => Ok(()),
             Err(error) => Err(Rejection::from(error).into()),
         }
     }
 
-    /// Refuses what needs several people while the organization is one person's own.
+    /// Refuses a command that needs several people while the organization is personal.
     async fn not_personal(&self, placement: &Placement) -> Result<(), CommandError> {
         let aggregate = AggregateId::Organization(placement.org);
         let is_personal = |loaded: &Loaded<Organization>| {
             loaded.state.profile().is_some_and(|profile| profile.tenant_type == TenantType::Personal)
         };
-        // Somebody may have upgraded it a moment ago, elsewhere.
+        // It may have been upgraded a moment ago, by another process.
         if is_personal(&*self.look::<Organization>(placement, &aggregate).await?)
             && is_personal(&*self.load::<Organization>(placement, &aggregate, Freshness::Leader).await?)
         {
@@ -494,14 +495,14 @@ impl CommandHandler {
         Ok(())
     }
 
-    /// The kind, ready to check data against; none when it was never registered.
+    /// Returns the kind, ready to validate data; none when it was never registered.
     async fn kind(&self, name: &KindName) -> Result<Option<Arc<ValidatedKind>>, CommandError> {
         let placement = self.placement(PLATFORM_ORG).await?;
         let loaded = self.look::<Kind>(&placement, &AggregateId::Kind(name.clone())).await?;
         Ok(loaded.state.validated())
     }
 
-    /// The aggregate as it was at most a moment ago: for what a command only looks at.
+    /// Returns the aggregate as it was at most `LOOK` ago, for a command that only reads it.
     pub(super) async fn look<A: Cached>(
         &self,
         placement: &Placement,
@@ -513,7 +514,7 @@ impl CommandHandler {
         }
     }
 
-    /// The aggregate as the stream has it, read on from where it was read before.
+    /// Returns the aggregate as the stream has it, read on from its cached position.
     pub(super) async fn load<A: Cached>(
         &self,
         placement: &Placement,
@@ -536,7 +537,7 @@ impl CommandHandler {
             }
             loaded.seq = history.last;
             let loaded = Arc::new(loaded);
-            // Each part is remembered, so that who comes back after a time-out goes on from there.
+            // Each part is cached, so that a retry after a timeout continues from there.
             cache.insert(key.clone(), Arc::clone(&loaded));
             if history.ended {
                 return Ok(loaded);
@@ -563,29 +564,29 @@ impl CommandHandler {
     }
 }
 
-/// The log says that the command is there, and the history does not: the effect is unknown to this process.
+/// The log reports the command as stored, and the history lacks it: the effect is unknown to this process.
 fn unreadable_success() -> CommandError {
     CommandError::Unavailable("an earlier try of the command is stored, and cannot be read here".to_owned())
 }
 
-/// What a decision came to.
+/// The result of a decision.
 enum Decided {
     /// The command was carried out before.
     Known(Accepted),
-    /// Everything is as asked already.
+    /// The state is as requested already.
     Nothing,
-    /// This happens.
+    /// These events are to be appended.
     Events(Vec<Event>),
 }
 
-/// What a command is about, and where that lives.
+/// The target of a command, and its placement.
 pub(super) struct Target<'a> {
     pub(super) placement: &'a Placement,
     pub(super) aggregate: AggregateId,
 }
 
-/// The hash of what is asked for: what tells a repetition from another request under the same key. What is said around the
-/// command counts as far as it is in the events; a version is a condition, and those that were tried for one are one request.
+/// Returns the hash of a request, which distinguishes a repetition from another request under the same key. Metadata of the
+/// command counts as far as it is in the events; a version is a condition, and attempts with different ones are one request.
 pub fn fingerprint(request: &Request) -> Result<Fingerprint, CommandError> {
     let json = |value: serde_json::Result<Vec<u8>>| value.map_err(|error| CommandError::Internal(error.to_string()));
     let body = json(serde_json::to_vec(&request.command))?;
@@ -594,7 +595,7 @@ pub fn fingerprint(request: &Request) -> Result<Fingerprint, CommandError> {
         return Ok(Fingerprint::of(&[&body]));
     }
     let around = json(serde_json::to_vec(&(occurred_at, causation_id, correlation_id)))?;
-    // JSON has no byte 0, so that nothing else reads like the two together.
+    // JSON has no byte 0, so that nothing else encodes like the two together.
     Ok(Fingerprint::of(&[&body, &[0], &around]))
 }
 

@@ -1,7 +1,7 @@
-//! What stands for an organization at the external identity provider: found out before the organization is decided, so that
+//! An organization's counterpart at the external identity provider: resolved before the organization is decided, so that
 //! both are in one commit.
 //!
-//! It is made under a name that follows from the organization's id. Whoever tries again, after whatever went wrong, finds it.
+//! It is created under a name that follows from the organization's id. A retry, after whatever failure, finds it.
 
 use orgstream_domain::{
     CreateOrganization, Rejection, RejectionKind, UpgradeOrganization,
@@ -17,7 +17,8 @@ use super::{
 use crate::adapters::identity_provider::{AUTH0, IdpError};
 
 impl CommandHandler {
-    /// The one that the caller has, or a new one where the platform has a provider. Personal organizations have none.
+    /// Returns the counterpart that the caller names, or a new one where the platform has a provider. Personal organizations
+    /// have none.
     pub(super) async fn identity(
         &self,
         org: OrgId,
@@ -40,7 +41,7 @@ impl CommandHandler {
         Ok(Some(ExternalIdentity { provider: AUTH0.to_owned(), external_id: id.clone() }))
     }
 
-    /// Upgrades a personal organization, and gives it what stands for it at the provider.
+    /// Upgrades a personal organization, and links its counterpart at the provider.
     pub(super) async fn upgrade_organization(
         &self,
         attempt: &CommandContext<'_>,

@@ -1,5 +1,5 @@
-//! What it takes to let people in: invitations, domains and issuers. The part of the handler that
-//! finds out what those decisions need to know.
+//! Commands about joining: invitations, domains and issuers. The part of the handler that resolves the inputs of those
+//! decisions.
 
 use orgstream_domain::{
     AcceptInvitation, AddSsoConnection, Aggregate, IssueInvitation, JoinByDomain, JoinBySso, Rejection, RejectionKind,
@@ -30,18 +30,18 @@ fn pair(issuer: &str, audience: &str) -> String {
 }
 
 impl CommandHandler {
-    /// What recognizes the token that this command makes.
+    /// Returns the hash of the token that this command issues.
     pub(super) fn invitation_mac(&self, attempt: &CommandContext<'_>) -> Fingerprint {
         InvitationToken::of(self.pepper(), attempt.command_id).mac(self.pepper())
     }
 
-    /// What a TXT record must say for a claim: nobody else can know it before, and nobody needs to keep it secret after.
+    /// Returns the required TXT record of a claim: it cannot be known to others before, and need not be secret after.
     pub(super) fn domain_challenge(&self, attempt: &CommandContext<'_>) -> String {
         let seed = [b"domain ", attempt.command_id.uuid().as_bytes().as_slice()].concat();
         self.pepper().derive(&seed).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The token goes into a mail later, made again out of the command's id: see `mail`.
+    /// Issues an invitation. The token is mailed later, derived again from the command's id: see `mail`.
     pub(super) async fn issue_invitation(
         &self,
         attempt: &CommandContext<'_>,
@@ -61,7 +61,8 @@ impl CommandHandler {
         self.execute::<Invitation>(attempt, to, InvitationCommand::Issue { command, mac, by, rules }).await
     }
 
-    /// An invitation and the roster: two aggregates, so an atomic batch, and both are decided anew when either has moved on.
+    /// Accepts an invitation, which changes the roster too: two aggregates, so an atomic batch, and both are decided anew
+    /// when either has moved on.
     pub(super) async fn accept_invitation(
         &self,
         attempt: &CommandContext<'_>,
@@ -75,7 +76,7 @@ impl CommandHandler {
         let (org, roster) = (placement.org, AggregateId::Member(placement.org));
         let decision_context = attempt.decision_context(org);
         let member_id = MemberId::derive(attempt.command_id);
-        // Inside the organization they are the member that they become; who they are outside stays outside.
+        // Inside the organization the person appears as their member; their identity outside is not disclosed.
         let actor = Actor { actor_type: ActorType::Member, id: member_id.to_string(), ..attempt.caller.actor.clone() };
         let _turn = self.turn(org, &roster).await;
         let mut patience = Patience::new();
@@ -119,14 +120,14 @@ impl CommandHandler {
                     let done = PriorResult { fingerprint: attempt.fingerprint, seq, version, events, by: attempt.by() };
                     return Ok(attempt.accepted(org, aggregate, done, replayed));
                 }
-                // A try of ours may have been stored all the same: the histories are looked at once more.
+                // An attempt of ours may have been stored all the same: the histories are read once more.
                 Err(AppendError::Conflict { .. }) => last = !patience.again().await,
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// Adds whoever signs in with an address of a domain that is the organization's own.
+    /// Adds a person who signs in with an address of a domain that is the organization's own.
     pub(super) async fn join_by_domain(
         &self,
         attempt: &CommandContext<'_>,
@@ -151,7 +152,7 @@ impl CommandHandler {
         self.provision(attempt, to, closed).await
     }
 
-    /// Adds whoever signs in by an issuer that is the organization's own.
+    /// Adds a person who signs in by an issuer that is the organization's own.
     pub(super) async fn join_by_sso(
         &self,
         attempt: &CommandContext<'_>,
@@ -171,8 +172,8 @@ impl CommandHandler {
         self.provision(attempt, to, closed).await
     }
 
-    /// A pair of issuer and audience is one organization's: a token that names it says by that which organization it is for.
-    /// What is refused claims nothing.
+    /// Adds a connection. A pair of issuer and audience belongs to one organization: a token that names it is thereby for
+    /// that organization. A refused command claims nothing.
     pub(super) async fn add_sso_connection(
         &self,
         attempt: &CommandContext<'_>,
@@ -194,7 +195,7 @@ impl CommandHandler {
         self.settle(claims, org, result).await
     }
 
-    /// One connection less: its issuer and audience are whoever's next who names them. A removal that dies behind its commit
+    /// Removes a connection: its issuer and audience become free for the next claim. A removal that dies behind its commit
     /// leaves them to the organization, which can add and remove the connection once more.
     pub(super) async fn remove_sso_connection(
         &self,
@@ -235,7 +236,7 @@ impl CommandHandler {
         self.execute::<Members>(&attempt, to, MemberCommand::Provision { user_id: user, email, closed }).await
     }
 
-    /// Asks the domain's DNS what it says.
+    /// Queries the domain's DNS.
     pub(super) async fn prove_domain(
         &self,
         attempt: &CommandContext<'_>,
@@ -247,7 +248,7 @@ impl CommandHandler {
                 let detail = format!("DNS could not be asked: {error}; try again");
                 Rejection::new(RejectionKind::Conflict, "dns_unavailable", detail)
             })?,
-            // Its own rules say that it is not there.
+            // A missing domain is refused by its own rules.
             None => Vec::new(),
         };
         self.execute::<Domain>(attempt, to, DomainCommand::Prove { records }).await

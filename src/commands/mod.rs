@@ -1,7 +1,7 @@
-//! From a command to a commit: what is loaded, decided and appended, and what has to be found out beforehand.
+//! From a command to a commit: loading, deciding and appending, and resolving the inputs beforehand.
 //!
-//! What may happen is decided in the crate `orgstream_domain`, which is pure. The handler here reads the clock, draws the
-//! randomness and talks to the log for it.
+//! The decisions are in the crate `orgstream_domain`, which is pure. The handler here reads the clock, draws the randomness
+//! and talks to the log for it.
 
 mod cache;
 mod claiming;

@@ -1,5 +1,5 @@
-//! The organization that everybody has for themselves. Its id, its slug and the command that makes it follow from the person,
-//! so that however often, and wherever at once, they sign in first, there is one.
+//! The personal organization of each person. Its id, its slug and the command that creates it follow from the person, so
+//! that there is one, however often, and wherever at once, they sign in first.
 
 use orgstream_domain::{CreateOrganization, organization::PERSONAL_SLUG};
 use orgstream_events::{CommandId, OrgId, PLATFORM_ORG, Slug, TenantType, UserId};
@@ -10,17 +10,18 @@ use super::request::Request;
 const KEY: &str = "personal organization";
 const NAME: &str = "Personal";
 
-/// The id of every command of `actor` that makes an organization under `key`: one that is new has no scope of its own yet.
+/// Returns the id of every command of `actor` that creates an organization under `key`: a new organization has no scope of
+/// its own yet.
 pub fn creation(actor: &str, key: &str) -> CommandId {
     CommandId::from_idempotency_key(PLATFORM_ORG, &format!("{actor}/{key}"))
 }
 
-/// The organization of this person alone, whether it was made or not.
+/// Returns the id of this person's personal organization, whether it was created or not.
 pub fn personal_org(user: UserId) -> OrgId {
     OrgId::derive(creation(&user.to_string(), KEY))
 }
 
-/// The command that makes it, to be sent by the person.
+/// Returns the command that creates it, to be sent by the person.
 pub fn create_personal(user: UserId) -> Request {
     let id = personal_org(user).to_string();
     let (_, digits) = id.split_once('_').unwrap_or_default();
@@ -33,7 +34,8 @@ pub fn create_personal(user: UserId) -> Request {
     Request { idempotency_key: Some(KEY.to_owned()), ..orgstream_domain::Command::from(command).into() }
 }
 
-/// The address of somebody whose issuer verified none. Nobody can have it, and it tells nothing of them.
+/// Returns a placeholder for the address of a person whose issuer verified none. It cannot be a real address, and discloses
+/// nothing.
 pub fn no_address(user: UserId) -> String {
     let org = personal_org(user).to_string();
     let (_, digits) = org.split_once('_').unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What comes in and what goes out: who asks for what, and what became of it.
+//! Requests and their results: the caller, the command, and its outcome.
 
 use orgstream_domain::{Command, Rejection, Scopes, credentials::key::KeyToken};
 use orgstream_events::{
@@ -7,30 +7,30 @@ use orgstream_events::{
 };
 use orgstream_stream::{AppendError, StreamError};
 
-/// Who asks, and how the request came.
+/// The caller, and the data about its request.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// The tenant, proven by whoever built this.
+    /// The tenant, proven by the code that creates this.
     pub org: OrgId,
-    /// As the org's events will name them.
+    /// The actor for the org's events.
     pub actor: Actor,
-    /// Their role there: nobody hands out more than they have.
+    /// The role there: no caller grants more than it has.
     pub role: Role,
-    /// What they may do within it; nor more than that.
+    /// The scopes within it; nor more than those.
     pub scopes: Scopes,
-    /// How they proved who they are, and whether that took a second factor; none of whoever is in no organization.
+    /// How the caller was authenticated, and whether that took a second factor; none outside of an organization.
     pub proof: Option<(LoginMethod, bool)>,
-    /// The person behind them, where somebody must be one: who makes an organization or joins it.
+    /// The person, where one is required: to create an organization or to join it.
     pub creator: Option<Creator>,
-    /// The personal part of what is known of the request.
+    /// The personal data about the request.
     pub context: Context,
-    /// The request, as the access log has it.
+    /// The request id, as in the access log.
     pub request_id: Option<String>,
     /// The W3C trace context to continue.
     pub trace: Option<String>,
 }
 
-/// The person who makes an organization and becomes its owner, or who joins it.
+/// The person who creates an organization and becomes its owner, or who joins it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Creator {
     /// The login identity.
@@ -39,12 +39,12 @@ pub struct Creator {
     pub email: String,
 }
 
-/// A command with what came around it.
+/// A command with its metadata.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// What is to be done.
+    /// The command.
     pub command: Command,
-    /// Sent again under the same key, the command has no second effect and the same answer.
+    /// Repeated under the same key, the command has no second effect and the same answer.
     pub idempotency_key: Option<String>,
     /// The version that the caller saw; another one refuses the command.
     pub expected_version: Option<u64>,
@@ -52,7 +52,7 @@ pub struct Request {
     pub occurred_at: Option<Timestamp>,
     /// The event that made the caller send this.
     pub causation_id: Option<EventId>,
-    /// What it belongs to.
+    /// The correlation id.
     pub correlation_id: Option<CorrelationId>,
 }
 
@@ -69,16 +69,16 @@ impl From<Command> for Request {
     }
 }
 
-/// What became of a command that was accepted.
+/// The result of an accepted command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {
     /// The command.
     pub command_id: CommandId,
-    /// What it was about; the id of a new thing is in here.
+    /// Its aggregate, with the id of a created one.
     pub aggregate: AggregateId,
     /// The aggregate's version after it.
     pub version: u64,
-    /// Where it stands in the org's stream.
+    /// Its position in the org's stream.
     pub position: Position,
     /// The names of its events.
     pub events: Vec<String>,
@@ -88,10 +88,10 @@ pub struct Accepted {
     pub token: Option<KeyToken>,
 }
 
-/// Why a command was not accepted.
+/// The reason why a command was not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// The rules say no.
+    /// The domain rules refuse it.
     #[error("{0}")]
     Rejected(#[from] Rejection),
     /// There is no such org.
@@ -100,12 +100,12 @@ pub enum CommandError {
     /// The caller saw another version.
     #[error("the version is {actual}, not {expected}: read it again and decide anew")]
     VersionConflict {
-        /// What the caller saw.
+        /// The version that the caller saw.
         expected: u64,
-        /// What it is.
+        /// The current version.
         actual: u64,
     },
-    /// Others went on writing to the same aggregate, for as long as a command goes on against them.
+    /// Other writers held the same aggregate for the whole retry budget.
     #[error("others are writing to the same thing; try again")]
     Contention,
     /// The idempotency key belongs to another command.
@@ -114,20 +114,20 @@ pub enum CommandError {
     /// The events do not fit into a message.
     #[error("{0}")]
     TooLarge(CodecError),
-    /// The stream did not answer in time; the command may or may not be in it. Sent again under the same
-    /// idempotency key, it will have one effect.
+    /// The stream did not answer in time; the command may or may not be in it. Repeated under the same idempotency key, it
+    /// will have one effect.
     #[error("the event log does not answer: {0}")]
     Unavailable(String),
-    /// The log is not what it was: nothing is appended until an operator has decided.
+    /// The log has lost history: nothing is appended until an operator has decided.
     #[error("{0}")]
     HistoryLost(String),
-    /// A fault of ours.
+    /// An internal error.
     #[error("{0}")]
     Internal(String),
 }
 
 impl CommandError {
-    /// Whether it is known that nothing happened.
+    /// Whether the command certainly had no effect.
     pub(super) fn is_certain(&self) -> bool {
         match self {
             Self::Rejected(_)

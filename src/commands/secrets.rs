@@ -1,4 +1,4 @@
-//! The secrets of API keys: made here, given once to who asked, and known to nobody else.
+//! The secrets of API keys: created here, given once to the caller, and known to no other party.
 
 use orgstream_domain::{
     IssueApiKey, RotateApiKey,
@@ -15,7 +15,7 @@ use super::{
 };
 
 impl CommandHandler {
-    /// The token follows from the command, so that a retry is given the same one and nobody else can make it.
+    /// The token is derived from the command, so that a retry is given the same one and no other party can make it.
     pub(super) async fn issue_api_key(
         &self,
         attempt: &CommandContext<'_>,
@@ -39,7 +39,7 @@ impl CommandHandler {
     ) -> Result<Accepted, CommandError> {
         let max_days = self.max_key_days(to.placement).await?;
         let key = self.look::<ApiKey>(to.placement, &to.aggregate).await?;
-        // A key that is not there is refused by its own rules.
+        // A missing key is refused by its own rules.
         let environment = key.state.issued().map_or(KeyEnvironment::Live, |issued| issued.environment);
         let token = KeyToken::generate(environment, self.pepper().derive(attempt.command_id.uuid().as_bytes()));
         let stored = token.stored(self.pepper());

@@ -1,4 +1,4 @@
-//! The demo of `orgstream dev`: two organizations of two people, through the same doors that customers use.
+//! The demo of `orgstream dev`: two organizations of two people, through the same APIs that customers use.
 
 use std::{
     path::{Path, PathBuf},
@@ -22,28 +22,28 @@ use crate::{
     terminal::out::{OutputError, say},
 };
 
-/// Where `orgstream dev` writes what scripts need to know, inside its data folder.
+/// The file in the data folder where `orgstream dev` writes settings for scripts.
 pub const FILE: &str = "demo.json";
-/// How long the demo's sign-ins last.
+/// The lifetime of the demo's sign-ins.
 const SIGN_IN: Duration = Duration::from_secs(30 * 24 * 3600);
-/// What one demo organization is: its slug, its name, and its owner.
+/// The demo organizations: slug, name, and owner.
 const ORGS: [(&str, &str, &str); 2] =
     [("acme", "Acme Corp", "ann@acme.example"), ("globex", "Globex Industries", "bob@globex.example")];
 
-/// What `<data-dir>/demo.json` holds.
+/// The content of `<data-dir>/demo.json`.
 #[derive(Serialize, Deserialize)]
 pub struct DemoFile {
-    /// The API.
+    /// The URL of the API.
     pub base_url: String,
-    /// The streams.
+    /// The address of the streams' server.
     pub nats_url: String,
-    /// The folder with the credentials for it, by who they are for.
+    /// The folder with the NATS credentials, by their holders.
     pub nats_access: PathBuf,
-    /// Where the streams' server tells about itself.
+    /// The monitoring address of the streams' server.
     pub nats_monitor_url: String,
-    /// The database, as the login that owns it.
+    /// The URL of the database, with the login that owns it.
     pub postgres_url: String,
-    /// The built-in OpenID Connect issuer.
+    /// The URL of the built-in OpenID Connect issuer.
     pub issuer_url: String,
     /// The platform operator's bearer token.
     pub platform_admin_token: String,
@@ -55,16 +55,16 @@ pub struct DemoFile {
 /// The people and organizations of the demo.
 #[derive(Default, Serialize, Deserialize)]
 pub struct Demo {
-    /// Who can sign in.
+    /// The people who can sign in.
     pub users: Vec<DemoUser>,
-    /// What they own.
+    /// Their organizations.
     pub orgs: Vec<DemoOrg>,
 }
 
 /// A person.
 #[derive(Serialize, Deserialize)]
 pub struct DemoUser {
-    /// Their address.
+    /// The e-mail address.
     pub email: String,
     /// A bearer token of the built-in issuer.
     pub token: String,
@@ -77,13 +77,13 @@ pub struct DemoOrg {
     pub id: OrgId,
     /// Its name in URLs.
     pub slug: String,
-    /// What people call it.
+    /// The display name.
     pub name: String,
     /// An API key with the role admin.
     pub api_key: String,
 }
 
-/// Makes the demo, or finds it as it was made: every command has an idempotency key.
+/// Creates the demo, or finds it as it was created: every command has an idempotency key.
 pub async fn seed(gateway: &Gateway, auth: &Authenticator, issuer: &DevIssuer) -> anyhow::Result<Demo> {
     let mut demo = Demo::default();
     for (slug, name, email) in ORGS {
@@ -154,7 +154,7 @@ impl DemoFile {
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
     }
 
-    /// Shows what there is to try, ready to paste.
+    /// Prints the commands to try, ready to paste.
     pub(crate) fn print_card(&self, data_dir: &Path) -> Result<(), OutputError> {
         let url = &self.base_url;
         say!("\nOrgstream is ready.\n")?;

@@ -1,6 +1,6 @@
-//! A small OpenID Connect issuer for `orgstream dev`: it signs in whoever asks, so it listens on loopback only.
+//! A small OpenID Connect issuer for `orgstream dev`: it signs in any caller, so it listens on loopback only.
 //!
-//! It is there so that people exist without an account anywhere. Everything else treats it like any other issuer.
+//! It provides people without an account anywhere. Everything else treats it like any other issuer.
 
 use std::{
     fs,
@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 /// The audience of every token.
 pub const AUDIENCE: &str = "orgstream";
 const KEY_FILE: &str = "issuer.key";
-/// What stands before the 32 secret bytes of an Ed25519 key in PKCS #8.
+/// The bytes before the 32 secret bytes of an Ed25519 key in PKCS #8.
 const PKCS8_ED25519: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 const DEFAULT_TTL: Duration = Duration::from_hours(12);
@@ -49,14 +49,14 @@ struct Claims<'a> {
     exp: u64,
 }
 
-/// Somebody who signs in, as far as it is not the usual.
+/// A person who signs in, with the claims that differ from the defaults.
 #[derive(Debug, Clone)]
 pub struct Person<'a> {
-    /// Their address, which is also who they are.
+    /// The e-mail address, which is also the identity.
     pub email: &'a str,
-    /// Whether it is to count as verified.
+    /// Whether it counts as verified.
     pub email_verified: bool,
-    /// How they proved who they are (RFC 8176), for example `mfa`.
+    /// The authentication methods (RFC 8176), for example `mfa`.
     pub amr: &'a [String],
 }
 
@@ -72,7 +72,7 @@ struct Signer {
 }
 
 impl DevIssuer {
-    /// An issuer whose key is kept in `dir`, readable by its owner alone. People stay who they are only as long as
+    /// Creates an issuer whose key is kept in `dir`, readable by its owner alone. People keep their identity only as long as
     /// `url` is the same.
     pub fn load_or_create(dir: &Path, url: String) -> anyhow::Result<Self> {
         let path = dir.join(KEY_FILE);
@@ -97,22 +97,22 @@ impl DevIssuer {
         Ok(Self(Arc::new(Signer { url, key, kid, jwks })))
     }
 
-    /// Where it is reachable, and what its tokens name as `iss`.
+    /// Returns its URL, which is also the `iss` of its tokens.
     pub fn url(&self) -> &str {
         &self.0.url
     }
 
-    /// A token for whoever has this e-mail address, which counts as verified.
+    /// Mints a token for this e-mail address, which counts as verified.
     pub fn mint(&self, email: &str, ttl: Duration) -> anyhow::Result<String> {
         self.mint_as(&Person { email, email_verified: true, amr: &[] }, ttl)
     }
 
-    /// A token for somebody of whom it says more.
+    /// Mints a token with further claims.
     pub fn mint_as(&self, person: &Person<'_>, ttl: Duration) -> anyhow::Result<String> {
         self.mint_with(person, Value::Null, ttl)
     }
 
-    /// The same with claims of other names, or others in place of its own: an object, or nothing.
+    /// Like `mint_as`, with other claims, or others in place of its own: an object, or nothing.
     pub fn mint_with(&self, person: &Person<'_>, more: Value, ttl: Duration) -> anyhow::Result<String> {
         let email = person.email.trim();
         if !email.contains('@') || email.chars().any(|c| c.is_whitespace() || c.is_control()) {
@@ -138,7 +138,7 @@ impl DevIssuer {
         encode(&header, &claims, &self.0.key).context("the token cannot be signed")
     }
 
-    /// Answers on `listener`, which must be on loopback, until `stop`.
+    /// Serves on `listener`, which must be on loopback, until `stop`.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
         let address = listener.local_addr()?;
         if !address.ip().is_loopback() {
@@ -174,11 +174,11 @@ async fn jwks(State(issuer): State<DevIssuer>) -> Json<Value> {
 #[serde(deny_unknown_fields)]
 struct TokenRequest {
     email: String,
-    /// In seconds; 12 hours without it.
+    /// In seconds; 12 hours by default.
     expires_in: Option<u64>,
-    /// True without it.
+    /// True by default.
     email_verified: Option<bool>,
-    /// How they are to have proved who they are, for example `["pwd", "mfa"]`.
+    /// The authentication methods, for example `["pwd", "mfa"]`.
     #[serde(default)]
     amr: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! Everything on one machine: private servers, a sign-in and a demo. Nothing here runs in production.
+//! Everything on one machine: private servers, sign-in and a demo. Nothing here runs in production.
 
 pub mod demo;
 pub mod issuer;

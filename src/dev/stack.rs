@@ -33,32 +33,32 @@ use crate::{
     process as node,
 };
 
-/// Where mails go, inside the data folder.
+/// The folder of outgoing mails, inside the data folder.
 pub const OUTBOX: &str = "outbox";
 const DATABASE: &str = "orgstream";
-/// What the audit logs of one machine are called by, before the org's id.
+/// The host name of the audit logs of one machine, before the org's id.
 const HOST: &str = "localhost";
-/// Where they are, inside the data folder.
+/// The folder of their keys, inside the data folder.
 pub const KEYS: &str = "keys";
-/// How often the servers are looked at.
+/// The polling interval of the servers.
 const WATCH: Duration = Duration::from_millis(300);
-/// A server that was started again has this long before it is once more, for shards that take nothing: longer than a process
-/// tells of a failure that is over.
+/// The minimum interval between restarts of nats-server for shards that accept nothing: longer than a process reports a
+/// failure that is over.
 const AGAIN: Duration = Duration::from_secs(45);
-/// How long API and worker may take to finish what has begun.
+/// How long API and worker may take to finish their work.
 const GRACE: Duration = Duration::from_secs(15);
 
-/// How the stack is to be.
+/// The options of the stack.
 pub struct StackOptions {
-    /// Where everything is kept.
+    /// The data folder.
     pub dir: PathBuf,
-    /// Where the API listens; port 0 takes a free one.
+    /// The listen address of the API; port 0 selects a free one.
     pub http: String,
     /// Whether NATS syncs every write before it acknowledges it.
     pub sync_always: bool,
-    /// How PostgreSQL is run.
+    /// The options of PostgreSQL.
     pub postgres: PostgresOptions,
-    /// Pooled streams.
+    /// The number of pooled streams.
     pub shards: u16,
     /// The worker; its id is replaced by the folder's own. None for an API alone.
     pub worker: Option<WorkerOptions>,
@@ -67,7 +67,7 @@ pub struct StackOptions {
 }
 
 impl StackOptions {
-    /// Everything in `dir`, as `orgstream dev` has it.
+    /// Creates the options of `orgstream dev`, with everything in `dir`.
     pub fn new(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
@@ -81,23 +81,23 @@ impl StackOptions {
     }
 }
 
-/// The secrets of one data folder: made once, kept with the data, readable by its owner only.
+/// The secrets of one data folder: created once, kept with the data, readable by its owner only.
 #[derive(Serialize, Deserialize)]
 pub struct Secrets {
-    /// What API key secrets are hashed with.
+    /// The secret that hashes API key secrets.
     pub pepper: String,
     /// The platform operator's token.
     pub platform_token: String,
-    /// What vouches for the events in the log.
+    /// The keys that vouch for the events in the log.
     pub commit_keys: String,
-    /// What the program logs in to PostgreSQL with.
+    /// The password of the program's PostgreSQL logins.
     pub database_password: String,
-    /// The worker, so that its own leases do not keep it waiting after a restart.
+    /// The worker's id, so that its own leases do not keep it waiting after a restart.
     pub worker_id: Uuid,
 }
 
 impl Secrets {
-    /// Reads the file, or makes it.
+    /// Reads the file, or creates it.
     pub fn load_or_create(path: &Path) -> anyhow::Result<Self> {
         if path.exists() {
             let text = std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
@@ -121,29 +121,29 @@ impl Secrets {
 
 /// The running stack.
 pub struct Stack {
-    /// The API.
+    /// The URL of the API.
     pub base_url: String,
     /// The streams' server.
     pub nats: Nats,
     /// The tables' server.
     pub postgres: Postgres,
-    /// The database as the login that owns it.
+    /// The URL of the database with the login that owns it.
     pub owner_url: String,
-    /// The database without a login, as the program is told of it.
+    /// The URL of the database without a login, as the program is configured with it.
     pub database_url: String,
     /// The secrets of the data folder.
     pub secrets: Secrets,
-    /// The event log, as the API has it.
+    /// The event log, with the API's access.
     pub log: Log,
-    /// The same as a worker has it.
+    /// The event log, with a worker's access.
     work_log: Log,
     /// The read models and the audit log.
     pub db: Database,
-    /// The way in for commands.
+    /// The entry point for commands.
     pub gateway: Arc<Gateway>,
-    /// Who asks.
+    /// The authentication.
     pub auth: Arc<Authenticator>,
-    /// Who may sign in.
+    /// The issuer of the people.
     pub issuer: DevIssuer,
     stop: CancellationToken,
     stop_worker: CancellationToken,
@@ -154,7 +154,7 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Starts everything; `say` is told what is being waited for.
+    /// Starts everything; `say` receives the progress.
     pub async fn start(
         options: StackOptions,
         metrics: PrometheusHandle,
@@ -192,7 +192,7 @@ impl Stack {
             database_password: Some(secrets.database_password.clone().into()),
             login_passwords: Vec::new(),
             database_connections: None,
-            // Everything believes the key that the signing process has, and not what the database says of it.
+            // Every component trusts the signing process's key, rather than the one that the database names.
             log_key: match &options.signing {
                 Some(_) => Some(signing_key(&dir.join(KEYS))?.verifier().clone()),
                 None => None,
@@ -204,16 +204,16 @@ impl Stack {
             leak_reporter_keys: None,
             trusted_proxies: Vec::new(),
         };
-        // On one's own machine there is nobody else to ask.
+        // On a developer's own machine there is no one else to ask.
         let identity =
             IdentityArgs { break_glass_approval: GlassApproval::Off, ..IdentityArgs::of_issuer(issuer.url()) };
         let db = node::open_database(&database_args, options.worker.as_ref().map_or(1, |worker| worker.slots)).await?;
         node::make_streams(&NatsArgs { nats_creds: Some(nats.access.admin()), ..nats_args.clone() }).await?;
         let log = node::open_log(&nats_args, &db).await?;
-        // The worker comes as itself, so that what it may not do is not done here either.
+        // The worker uses its own credentials, so that its restrictions apply here, too.
         let work_args = NatsArgs { nats_creds: Some(nats.access.work()), nats_producers: None, ..nats_args.clone() };
         let work_log = node::connect_log(&work_args).await?;
-        // Its answers are needed by nobody: it ends with the others.
+        // Its result is not needed: it ends with the others.
         drop(node::watch_history(&work_log, &db, &stop));
         let stop_worker = stop.child_token();
         let (mut watch, mut worker) = (None, None);
@@ -268,14 +268,14 @@ impl Stack {
         })
     }
 
-    /// Starts a worker beside what runs already, in place of the one that was stopped.
+    /// Starts a worker beside the running parts, in place of the one that was stopped.
     pub fn start_worker(&mut self, options: WorkerOptions) {
         self.stop_worker = self.stop.child_token();
         let worker = Worker::new(self.work_log.clone(), self.db.clone(), options);
         self.worker = Some(tokio::spawn(worker.run(self.stop_worker.clone())));
     }
 
-    /// Stops the worker and leaves the rest as it is.
+    /// Stops the worker and leaves the rest running.
     pub async fn stop_worker(&mut self) {
         self.stop_worker.cancel();
         if let Some(worker) = self.worker.take() {
@@ -283,8 +283,8 @@ impl Stack {
         }
     }
 
-    /// Starts a server again that ended by itself, until `stop`; and nats-server when it has given up a stream, which it does
-    /// when its disk is full and does not take back when there is space.
+    /// Restarts a server that ended by itself, until `stop`; and nats-server when it has given up a stream, which it does
+    /// when its disk is full and does not reverse when there is space.
     pub async fn watch_over(&mut self, stop: &CancellationToken) {
         let mut started: Option<Instant> = None;
         while stop.run_until_cancelled(tokio::time::sleep(WATCH)).await.is_some() {
@@ -321,7 +321,7 @@ impl Stack {
         }
     }
 
-    /// Finishes what has begun and stops everything, the servers last.
+    /// Finishes started work and stops everything, the servers last.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         self.stop.cancel();
         let finished = async {
@@ -350,13 +350,13 @@ impl Stack {
     }
 }
 
-/// The key of the audit logs in the data folder, which is made the first time.
+/// Returns the key of the audit logs in the data folder, which is created the first time.
 fn signing_key(keys: &Path) -> anyhow::Result<LogSigner> {
     let files = KeyFiles::of_log(keys);
     if files.exist() { files.load() } else { files.make(HOST.parse()?) }
 }
 
-/// The signing process as a task, with a key of the data folder.
+/// Creates the signing process as a task, with a key of the data folder.
 async fn signer(keys: &Path, database: &DatabaseArgs, witnesses: &str) -> anyhow::Result<Signer> {
     let (files, key) = (KeyFiles::of_log(keys), signing_key(keys)?);
     let db = SigningDatabase::connect(&database.options(2)).await.with_context(|| database.silent())?;
@@ -364,7 +364,7 @@ async fn signer(keys: &Path, database: &DatabaseArgs, witnesses: &str) -> anyhow
 }
 
 fn start_issuer(dir: &Path, stop: CancellationToken) -> anyhow::Result<(DevIssuer, JoinHandle<anyhow::Result<()>>)> {
-    // The address is part of who its users are, so it must be the same at every start.
+    // The address is part of its users' identity, so it must be the same at every start.
     let listener = stable_listener(dir)?;
     let url = format!("http://{}", listener.local_addr()?);
     listener.set_nonblocking(true)?;

@@ -1,11 +1,11 @@
-//! Audit logs on their way to where organizations collect them: signed posts, in order, each until it is confirmed.
+//! Webhooks for audit logs: signed posts to an address of the organization's, in order, each repeated until it is confirmed.
 //!
-//! The cursor is the place in the log, so whoever receives can prove that nothing is missing: the events of one post begin
-//! where the last one ended. Any number of processes may send; each log is sent by one of them at a time. What was confirmed
-//! although nobody heard of it comes again, perhaps with what has happened since: whoever receives knows events by `idx`.
+//! The cursor is the index in the log, so the receiver can prove that nothing is missing: the events of one post start where
+//! the last one ended. Any number of processes may send; each log is sent by one of them at a time. A post whose
+//! confirmation was lost is repeated, perhaps with further events: the receiver deduplicates events by `idx`.
 //!
-//! Headers and signature are those of Standard Webhooks, with Ed25519 (`v1a`): the key follows from the pepper and the
-//! organization, so no secret is stored, and none has to be handed out.
+//! Headers and signature are those of Standard Webhooks, with Ed25519 (`v1a`): the key is derived from the pepper and the
+//! organization, so no secret is stored, and none has to be distributed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,22 +29,22 @@ use crate::{
     tenant_cache::{OrgCache, Scoped},
 };
 
-/// How often it is looked whether there is anything to send.
+/// The polling interval.
 const EVERY: Duration = Duration::from_secs(1);
-/// Logs that are sent at the same time, and how many of them may go to addresses that were slow when last asked: what the
-/// slow ones wait for, the others need not.
+/// The maximum number of logs that are sent at the same time, and of those to addresses that were slow at their last post:
+/// the slow ones do not hold up the others.
 const MAX_CONCURRENCY: usize = 128;
 const SLOW_AT_ONCE: usize = 96;
-/// A post that takes longer makes its address a slow one.
+/// The duration of a post that makes its address a slow one.
 const SLOW: Duration = Duration::from_secs(1);
-/// Slow addresses that are remembered.
+/// The maximum number of cached slow addresses.
 const CACHE_CAPACITY: usize = 10_000;
-/// How long a log is taken for: longer than one post may take.
+/// The lease of a log: longer than one post may take.
 const LEASE: Duration = Duration::from_secs(30);
 /// How long one log is sent before the others have their turn.
 const TURN: Duration = Duration::from_secs(20);
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The most events in one post, and about the most bytes; one event goes in any case.
+/// The maximum number of events in one post, and the approximate maximum of bytes; one event goes in any case.
 const EVENTS: u16 = 100;
 const BYTES: usize = 512 << 10;
 
@@ -56,7 +56,7 @@ pub struct Webhooks {
     slow: OrgCache<(), ()>,
 }
 
-/// What is posted.
+/// The body of a post.
 #[derive(Serialize)]
 struct Post {
     #[serde(rename = "type")]
@@ -69,9 +69,9 @@ struct Post {
 #[derive(Serialize)]
 struct Part {
     org_id: OrgId,
-    /// The place of the first event.
+    /// The index of the first event.
     from_idx: u64,
-    /// The place behind the last one: where the next post begins.
+    /// The index behind the last one: where the next post starts.
     next_idx: u64,
     events: Vec<EventView>,
 }
@@ -81,7 +81,7 @@ struct Part {
 pub struct WebhookKeys(Pepper);
 
 impl WebhookKeys {
-    /// Keys that follow from this secret.
+    /// Derives the keys from this secret.
     pub fn new(pepper: Pepper) -> Self {
         Self(pepper)
     }
@@ -90,19 +90,19 @@ impl WebhookKeys {
         SigningKey::from_bytes(&self.0.mac_of("audit webhook", &org.to_string()).0)
     }
 
-    /// What verifies the posts about this organization, as Standard Webhooks write it.
+    /// Returns the key that verifies the posts about this organization, in the form of Standard Webhooks.
     pub fn public(&self, org: OrgId) -> String {
         format!("whpk_{}", STANDARD.encode(self.of(org).verifying_key().as_bytes()))
     }
 }
 
 impl Webhooks {
-    /// `local` lets posts go to this machine too, as they must where everything runs on it.
+    /// Creates the sender. `local` lets posts go to this machine too, as they must where everything runs on it.
     pub fn new(db: Database, keys: WebhookKeys, local: bool) -> Result<Self, reqwest::Error> {
         Ok(Self { db, keys, http: outward::client(local, TIMEOUT)?, slow: OrgCache::new(CACHE_CAPACITY) })
     }
 
-    /// Sends what there is until `stop`, each log on its own: none waits for another to be taken.
+    /// Sends what is due until `stop`, each log on its own: none waits for another.
     pub async fn run(self, stop: CancellationToken) {
         let (webhooks, sending) = (Arc::new(self), TaskTracker::new());
         let all = Arc::new(Semaphore::new(MAX_CONCURRENCY));
@@ -116,10 +116,10 @@ impl Webhooks {
                 }
             };
             for org in due {
-                // Who finds no room is due at the next look, too.
+                // A log that finds no room is due at the next poll, too.
                 let among_slow = webhooks.is_slow(org).then(|| Arc::clone(&slow).try_acquire_owned()).transpose();
                 let (Ok(among_slow), Ok(turn)) = (among_slow, Arc::clone(&all).try_acquire_owned()) else { continue };
-                // Taken before it is left to itself, so that the next look does not find it again.
+                // Leased before its task is spawned, so that the next poll does not find it again.
                 let taken = match webhooks.take(org).await {
                     Ok(Some(taken)) => taken,
                     Ok(None) => continue,
@@ -145,14 +145,14 @@ impl Webhooks {
         self.slow.get(&Scoped::new(org.org(), ())).is_some()
     }
 
-    /// Takes the sending of one log: to which address, and from where on.
+    /// Takes the lease of one log; returns its address and cursor.
     async fn take(&self, org: BoundOrg) -> Result<Option<(String, u64)>, DbError> {
         let settings = organizations::get(&mut self.db.read(org).await?).await?.map(|found| found.settings);
         let Some(url) = settings.and_then(|settings| settings.audit_webhook) else { return Ok(None) };
         Ok(self.db.take_webhook(org, &url, LEASE).await?.map(|from| (url, from)))
     }
 
-    /// Sends one log as far as it goes, or until others should have their turn.
+    /// Sends one log to its end, or until the others have their turn.
     async fn send(
         &self,
         org: BoundOrg,
@@ -166,7 +166,7 @@ impl Webhooks {
                 Err(trouble) => return self.failed(org, &url, from, &trouble).await,
             };
             if events.is_empty() {
-                // Another process has just sent all of it: nobody shall wait for this one's time to be over.
+                // Another process has just sent all of it: the lease is released at once.
                 self.db.webhook_confirmed(org, &url, (from, from), Duration::ZERO).await?;
                 return Ok(());
             }
@@ -185,7 +185,7 @@ impl Webhooks {
             counter!("orgstream_audit_webhook_posts_total", "outcome" => "confirmed").increment(1);
             // A slow one takes a turn for each post.
             let goes_on = next < end && Instant::now() < until && !is_slow && !stop.is_cancelled();
-            // Nothing more is owed for now: then whoever looks next may have it.
+            // Nothing more is due for now: the lease is released to the next poll.
             let lease = if goes_on { LEASE } else { Duration::ZERO };
             if !self.db.webhook_confirmed(org, &url, (from, next), lease).await? || !goes_on {
                 return Ok(());
@@ -200,8 +200,8 @@ impl Webhooks {
         self.db.webhook_failed(org, url, from, trouble).await
     }
 
-    /// What goes into one post, and where the log ends; or why the next event cannot go. It is not passed over: that would be
-    /// a gap.
+    /// Returns the events of one post, and where the log ends; or why the next event cannot be sent. It is not skipped: that
+    /// would be a gap.
     async fn part(&self, org: BoundOrg, from: u64) -> Result<Result<(Vec<EventView>, u64), String>, DbError> {
         let mut tx = self.db.read(org).await?;
         let (end, rows) = (audit::size(&mut tx).await?, audit::from_idx(&mut tx, from, EVENTS).await?.entries);
@@ -216,7 +216,7 @@ impl Webhooks {
                 Err(error) if events.is_empty() => {
                     return Ok(Err(format!("event {from} cannot be shown: {error}")));
                 }
-                // What is in front of it goes first.
+                // The events before it are sent first.
                 Err(_) => break,
             }
         }
@@ -228,7 +228,7 @@ impl Webhooks {
         let part = Part { org_id: org, from_idx: from, next_idx: next, events };
         let post = Post { kind: "audit.events", timestamp: now.to_string(), data: part };
         let body = serde_json::to_string(&post).map_err(|error| error.to_string())?;
-        // With its end: a part that has grown since it was last tried is another one, and must not be taken for known.
+        // With its end: a part that has grown since the last attempt is another one, and must not be taken for a duplicate.
         let id = format!("{org}_{from}_{next}");
         let seconds = now.unix_ms() / 1000;
         let signed = format!("{id}.{seconds}.{body}");
@@ -249,7 +249,7 @@ impl Webhooks {
     }
 }
 
-/// What went wrong, without the address, which may have a secret of the receiver's in it.
+/// Describes an error, without the address, which may have a secret of the receiver's in it.
 fn reason(error: &reqwest::Error) -> String {
     let mut text = if error.is_timeout() { "no answer in time" } else { "it cannot be reached" }.to_owned();
     let mut source = std::error::Error::source(error);

@@ -1,9 +1,9 @@
-//! Looks every second whether the log is still what it was, and tells the other processes through the database.
+//! Checks every second that the log has lost no history, and reports to the other processes through the database.
 //!
-//! Each process remembers the last message that it has seen of each stream (`orgstream_stream`), and the database the last
-//! that any of them has seen. A stream that lacks one of these came back from an older copy, however far it has grown since:
-//! it takes no more commands and nothing of it is applied, in every process and after every start, until an operator has
-//! decided. An idle stream costs one question; one that has moved, two or three.
+//! Each process keeps the last message that it has seen of each stream (`orgstream_stream`), and the database the last that
+//! any of them has seen. A stream that lacks one of these was restored from an older copy, however far it has grown since:
+//! it accepts no more commands and nothing of it is applied, in every process and after every start, until an operator has
+//! decided. An idle stream costs one query; one that has moved, two or three.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -15,14 +15,14 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 const EVERY: Duration = Duration::from_secs(1);
-/// How long a look may take.
+/// The timeout of a check.
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// Streams that are looked at together.
+/// The number of streams that are checked concurrently.
 const MAX_CONCURRENCY: usize = 8;
-/// The era of a stream that nothing was remembered of when this process began.
+/// The era of a stream that had no stored history when this process started.
 const FIRST_ERA: i32 = 1;
 
-/// Why nobody could look.
+/// The reason why a check failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
     /// The log does not answer.
@@ -33,11 +33,11 @@ pub enum HistoryError {
     Database(#[from] DbError),
 }
 
-/// What one look at a stream came to.
+/// The result of the check of one stream.
 enum Sight {
-    /// It is what it was, and ends here; nothing was ever written to it without a tip.
+    /// The history is intact, and ends here; none when nothing was ever written to the stream.
     There(StreamEnd, Option<Tip>),
-    /// It is another.
+    /// The history was lost.
     Lost(String),
 }
 
@@ -45,21 +45,21 @@ enum Sight {
 pub struct Histories {
     log: Log,
     db: Database,
-    /// What the database remembered at the last look.
+    /// The history in the database at the last check.
     kept: HashMap<StreamName, StreamHistory>,
-    /// The eras in which this process began.
+    /// The eras in which this process started.
     eras: Option<HashMap<StreamName, i32>>,
-    /// What was found at the last look.
+    /// The results of the last check.
     seen: HashMap<StreamName, (StreamEnd, Option<Tip>)>,
 }
 
 impl Histories {
-    /// A watch that has seen nothing yet.
+    /// Creates a watch without results.
     pub fn new(log: Log, db: Database) -> Self {
         Self { log, db, kept: HashMap::new(), eras: None, seen: HashMap::new() }
     }
 
-    /// Looks until `stop`.
+    /// Checks until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut looks = interval(EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -79,9 +79,9 @@ impl Histories {
         }
     }
 
-    /// Looks at every stream once, and passes on what was found.
+    /// Checks every stream once, and passes on the results.
     pub async fn look(&mut self) -> Result<(), HistoryError> {
-        // What this process knows itself it can look for without the database.
+        // What this process has seen itself can be checked without the database.
         let mut failed = self.read().await.err().map(HistoryError::from);
         let streams: Vec<StreamName> = self.log.streams().collect();
         let looks = stream::iter(streams).map(|stream| self.look_at(stream)).buffer_unordered(MAX_CONCURRENCY);
@@ -102,7 +102,7 @@ impl Histories {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Takes in what the database remembers.
+    /// Reads the history in the database.
     async fn read(&mut self) -> Result<(), DbError> {
         let kept = self.db.histories().await?.into_iter();
         self.kept = kept.filter_map(|history| Some((history.stream.parse().ok()?, history))).collect();
@@ -139,7 +139,7 @@ impl Histories {
         {
             return Ok(Sight::There(end, *tip));
         }
-        // The end first: it counts only if what was there before still is, afterwards.
+        // The end is read first: it is valid only if the earlier messages are still there afterwards.
         let newest = tips.iter().max_by_key(|tip| tip.seq).copied();
         let seen = match newest {
             Some(tip) if tip.seq >= end.seq => None,
@@ -155,7 +155,7 @@ impl Histories {
         Ok(Sight::There(end, seen.or(newest)))
     }
 
-    /// From what the database remembers to what is there.
+    /// Returns the step from the history in the database to the observed end.
     fn step(&self, stream: StreamName, tip: Tip) -> Option<HistoryStep> {
         let kept = self.kept.get(&stream);
         let from = kept.map(|kept| kept.seq);
@@ -163,7 +163,7 @@ impl Histories {
         from.is_none_or(|from| from < tip.seq).then_some(HistoryStep { from, to })
     }
 
-    /// Tells everybody that the stream is lost, with the last message that this process knows of it.
+    /// Reports to all processes that the stream is lost, with the last message that this process knows of it.
     async fn write_down(&self, stream: StreamName, what: &str) -> Result<(), DbError> {
         if self.kept.get(&stream).is_some_and(|kept| kept.lost.is_some() || kept.era != self.era(stream)) {
             return Ok(());

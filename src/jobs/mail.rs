@@ -1,7 +1,7 @@
-//! The loop that sends what is due. Any number of processes may run it: each mail is taken by one of them at a time.
+//! The loop that sends due mails. Any number of processes may run it: each mail is taken by one of them at a time.
 //!
-//! An invitation and its mail are written by the same slice, so nothing is sent that did not happen, and nothing that happened
-//! is forgotten: a mail that was taken by a process that died is due again.
+//! An invitation and its mail are written by the same batch, so no mail is sent for what did not happen, and none is lost
+//! for what did: a mail that was taken by a process that died is due again.
 
 use std::time::Duration;
 
@@ -22,12 +22,12 @@ use crate::{
     clock::now,
 };
 
-/// How often it is looked whether anything is due.
+/// The polling interval.
 const EVERY: Duration = Duration::from_millis(500);
-/// How often a mail is tried before a person must look: over a day, with the pauses between.
+/// The maximum number of attempts before an operator must act: over a day, with the pauses between.
 const TRIES: u32 = 24;
 
-/// Sends mails. One per process that has a way to send them.
+/// Sends mails. One per process that has a transport.
 pub struct Sender {
     db: Database,
     mailer: Mailer,
@@ -35,12 +35,12 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// `pepper` makes the tokens again that are in the mails.
+    /// Creates a sender. `pepper` derives the tokens of the mails again.
     pub fn new(db: Database, mailer: Mailer, pepper: Pepper) -> Self {
         Self { db, mailer, pepper }
     }
 
-    /// Sends what is due until `stop`, then what was taken.
+    /// Sends due mails until `stop`, then those already taken.
     pub async fn run(self, stop: CancellationToken) {
         while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {
             if let Err(error) = self.round().await {
@@ -83,7 +83,7 @@ impl Sender {
         let Some(invitation) = invitations::get(&mut tx, mail.invitation).await? else {
             return Ok(Ok(MailOutcome::Void));
         };
-        // It may have been sent again since, accepted or revoked, and its time may be over.
+        // It may have been resent since, accepted or revoked, and it may have expired.
         let is_due = invitation.token_command == mail.id
             && invitation.status == InvitationStatus::Pending
             && invitation.expires_at > now();

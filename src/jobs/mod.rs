@@ -1,4 +1,4 @@
-//! Work in the background of the API's processes.
+//! Background jobs of the API's processes.
 
 pub mod audit_webhook;
 pub mod history;

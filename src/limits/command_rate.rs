@@ -1,9 +1,9 @@
-//! How much of an organization's commands is taken: the door's part in keeping one burst from everybody else.
+//! The command rate limit of organizations: admission's part in keeping one organization's burst from the others.
 //!
-//! Each organization has a rate, by its own limits or by its plan, and a bucket that holds ten seconds of it (GCRA). What
-//! comes on top is refused with the time to wait: nothing was read for it but whether it was done before. The processes of
-//! the API say to each other that they are there, and each takes its equal part of every rate; a process that hears nobody
-//! takes all of it, so trouble between them opens the door wider and never shuts it.
+//! Each organization has a rate, by its own limits or by its plan, and a bucket that holds ten seconds of it (GCRA). Excess
+//! commands are refused with the time to wait: nothing was read for them but whether they were done before. The processes of
+//! the API announce themselves to each other, and each takes its equal share of every rate; a process that hears no others
+//! takes all of it, so trouble between them loosens the limit and never tightens it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -34,35 +34,35 @@ use crate::{
     tenant_cache::{OrgCache, Scoped},
 };
 
-/// How long an organization that was quiet may have been saving up.
+/// The maximum burst: how long an idle organization accumulates its rate.
 const SAVED_UP: Duration = Duration::from_secs(10);
-/// Organizations whose buckets are kept. One that is forgotten begins anew with a full one.
+/// The maximum number of cached buckets. An evicted one starts again full.
 const BUCKETS: usize = 100_000;
-/// Where processes of the API tell each other that they are there.
+/// The subject where processes of the API announce themselves to each other.
 const HERE: &str = "orgstream.api.here";
 const TELL: Duration = Duration::from_secs(1);
-/// Who was not heard of for so long is not there.
+/// The time without an announcement after which a process counts as gone.
 const GONE: Duration = Duration::from_millis(3_500);
-/// Processes that are counted at most.
+/// The maximum number of counted processes.
 const MOST_PEERS: usize = 1_000;
 
-/// How many commands a second the organizations of one plan may send, as an operator writes it: `trial=20`.
+/// The commands per second that the organizations of one plan may send, as an operator writes it: `trial=20`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanRate {
     plan: PlanName,
     rate: NonZeroU32,
 }
 
-/// Why a text says no rate of a plan.
+/// The reason why a text is not the rate of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanRateError {
-    /// It is not of this form.
+    /// It is malformed.
     #[error("{0:?} says no rate: write PLAN=N, like trial=20, with a whole number of commands a second from 1 on")]
     NoRate(String),
-    /// There is no such plan.
+    /// The plan's name is invalid.
     #[error(transparent)]
     Plan(#[from] NameError),
-    /// There are two rates.
+    /// A plan has two rates.
     #[error("the plan {0} is given two rates: leave one of them out")]
     Twice(PlanName),
 }
@@ -77,12 +77,12 @@ impl FromStr for PlanRate {
     }
 }
 
-/// How many commands a second plans are worth. One that is not mentioned has no limit.
+/// The commands per second of plans. A plan that is absent has no limit.
 #[derive(Debug, Clone, Default)]
 pub struct PlanRates(BTreeMap<PlanName, NonZeroU32>);
 
 impl PlanRates {
-    /// All of them, each once.
+    /// Collects the rates, one for each plan.
     pub fn new(list: impl IntoIterator<Item = PlanRate>) -> Result<Self, PlanRateError> {
         let mut rates = BTreeMap::new();
         for PlanRate { plan, rate } in list {
@@ -94,27 +94,27 @@ impl PlanRates {
     }
 }
 
-/// Whose limit counts.
+/// The source of a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LimitedBy {
     /// The organization's own.
     Organization,
-    /// That of its plan.
+    /// The organization's plan.
     Plan,
 }
 
-/// What may be sent, all processes together.
+/// The rate and burst, of all processes together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommandRate {
-    /// Commands a second, on average.
+    /// Commands per second, on average.
     pub per_second: NonZeroU32,
-    /// Commands at once by who was quiet.
+    /// The number of commands at once after an idle time.
     pub burst: NonZeroU32,
-    /// Where that comes from.
+    /// The source of the limit.
     pub by: LimitedBy,
 }
 
-/// What one process takes of an organization.
+/// One process's share of an organization's rate.
 struct Bucket {
     per_second: NonZeroU32,
     peers: NonZeroU32,
@@ -122,7 +122,7 @@ struct Bucket {
 }
 
 impl Bucket {
-    /// The part of one of `peers` processes.
+    /// Creates the share of one of `peers` processes.
     fn new(rate: CommandRate, peers: NonZeroU32) -> Self {
         let one = Duration::from_secs_f64(f64::from(peers.get()) / f64::from(rate.per_second.get()));
         let burst = NonZeroU32::new(rate.burst.get() / peers.get()).unwrap_or(NonZeroU32::MIN);
@@ -131,16 +131,16 @@ impl Bucket {
     }
 }
 
-/// What becomes of the commands of one request.
+/// The admission of the commands of one request.
 #[derive(Debug)]
 pub struct Admitted {
-    /// So many of them, from the first on, are taken.
+    /// The number of admitted commands, from the first on.
     pub taken: usize,
-    /// What the others are told, when there are others.
+    /// The refusal of the others, when there are others.
     pub refusal: Option<OverLimit>,
 }
 
-/// Who is let in with how much. One per process.
+/// The rate limits of all organizations. One per process.
 pub struct Admission {
     plans: PlanRates,
     buckets: OrgCache<(), Arc<Bucket>>,
@@ -149,12 +149,12 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// By these rates; `peers` are the processes that share them, this one included.
+    /// Admits by these rates; `peers` is the number of processes that share them, this one included.
     pub fn new(plans: PlanRates, peers: watch::Receiver<NonZeroU32>) -> Self {
         Self { plans, buckets: OrgCache::new(BUCKETS), peers, clock: DefaultClock::default() }
     }
 
-    /// What an organization may send; none when there is no limit.
+    /// Returns the rate of an organization; none when there is no limit.
     pub fn rate(&self, rules: &OrgPolicy) -> Option<CommandRate> {
         let own = rules.limits.commands_per_second.map(|rate| (rate, LimitedBy::Organization));
         let (per_second, by) = own.or_else(|| Some((*self.plans.0.get(&rules.plan)?, LimitedBy::Plan)))?;
@@ -162,7 +162,7 @@ impl Admission {
         Some(CommandRate { per_second, burst: per_second.saturating_mul(NonZeroU32::new(seconds)?), by })
     }
 
-    /// Takes as many of `count` commands of `org` as there is room for now.
+    /// Admits as many of `count` commands of `org` as the rate permits now.
     pub fn admit(&self, org: OrgId, rules: &OrgPolicy, count: usize) -> Admitted {
         let Some(rate) = self.rate(rules) else { return Admitted { taken: count, refusal: None } };
         let bucket = self.bucket(org, rate);
@@ -180,7 +180,7 @@ impl Admission {
         Admitted { taken: count, refusal: None }
     }
 
-    /// The bucket of `org`, or a new one where its rate or the number of processes has changed.
+    /// Returns the bucket of `org`, or a new one where its rate or the number of processes has changed.
     fn bucket(&self, org: OrgId, rate: CommandRate) -> Arc<Bucket> {
         let (peers, key) = (*self.peers.borrow(), Scoped::new(org, ()));
         let is_right = |bucket: &Bucket| bucket.per_second == rate.per_second && bucket.peers == peers;
@@ -193,7 +193,7 @@ impl Admission {
     }
 }
 
-/// Tells the other processes of the API that this one is there, and counts them, until `stop`.
+/// Announces this process to the other processes of the API, and counts them, until `stop`.
 pub async fn count_peers(client: Client, count: watch::Sender<NonZeroU32>, stop: CancellationToken) {
     let me = Uuid::now_v7();
     let mut others: HashMap<Uuid, Instant> = HashMap::new();
@@ -217,7 +217,7 @@ pub async fn count_peers(client: Client, count: watch::Sender<NonZeroU32>, stop:
             }
             _ = tick.tick() => {
                 others.retain(|_, seen| seen.elapsed() < GONE);
-                // Lost with the connection, it is told again in a second.
+                // An announcement that is lost with the connection is repeated in a second.
                 let _ = client.publish(HERE, me.as_bytes().to_vec().into()).await;
             }
         }
@@ -281,7 +281,7 @@ mod tests {
         let (admission, peers) = admission(2);
         assert_eq!(admission.admit(PLATFORM_ORG, &rules("pro", 0), 100).taken, 25);
         peers.send(NonZeroU32::new(100).unwrap()).unwrap();
-        // Fewer than one each: everybody still gets something.
+        // Fewer than one each: each process still admits something.
         assert_eq!(admission.admit(PLATFORM_ORG, &rules("pro", 0), 100).taken, 1);
     }
 

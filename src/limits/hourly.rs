@@ -1,9 +1,9 @@
-//! What one organization, or one person, may set going in an hour without anybody having asked for more: mails to people who
-//! have not asked for them, and organizations.
+//! Hourly quotas of one organization, or one person, for unrequested effects: mails to recipients who have not asked for
+//! them, and new organizations.
 //!
-//! A bucket holds an hour's worth and fills again over the hour. What is taken for something of which nothing came is given back,
-//! so that nobody uses up what they may not use. As for commands (`admission.rs`), each process of the API takes
-//! its equal part, and one that hears of no others takes all of it.
+//! A bucket holds an hour's worth and refills over the hour. The quota of a command without effect is returned, so that a
+//! refused caller consumes none. As for commands (`command_rate.rs`), each process of the API takes its equal share, and one
+//! that hears no others takes all of it.
 
 use std::{
     hash::Hash,
@@ -21,34 +21,34 @@ use super::{Limit, OverLimit};
 use crate::tenant_cache::{CacheView, OrgCache, Scoped};
 
 const HOUR: Duration = Duration::from_hours(1);
-/// Buckets that are kept of a kind. One that is forgotten begins anew with a full one.
+/// The maximum number of cached buckets of a kind. An evicted one starts again full.
 const BUCKETS: usize = 100_000;
 
-/// How much that is.
+/// The quotas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HourlyLimits {
     /// Mails with invitations, of one organization; none for no limit.
     pub invitations: Option<NonZeroU32>,
-    /// Organizations that one person makes; none for no limit.
+    /// Organizations that one person creates; none for no limit.
     pub organizations: Option<NonZeroU32>,
 }
 
 impl HourlyLimits {
-    /// So many of each, where 0 is no limit.
+    /// Creates the quotas, where 0 is no limit.
     pub fn new(invitations: u32, organizations: u32) -> Self {
         Self { invitations: NonZeroU32::new(invitations), organizations: NonZeroU32::new(organizations) }
     }
 }
 
-/// One process's part of somebody's hour.
+/// One process's share of one hourly quota.
 struct Bucket {
     peers: NonZeroU32,
-    /// What it holds.
+    /// Its capacity.
     part: u32,
     level: Mutex<Level>,
 }
 
-/// How much there was, and when; it grows since.
+/// The level at a moment; it refills since.
 struct Level {
     left: f64,
     at: Instant,
@@ -60,7 +60,7 @@ impl Bucket {
         Self { peers, part, level: Mutex::new(Level { left: f64::from(part), at: Instant::now() }) }
     }
 
-    /// Takes one, or says when there is one.
+    /// Takes one, or returns when there is one.
     fn take(&self, now: Instant) -> Result<(), Duration> {
         self.change(now, |left, for_one| {
             if *left < 1.0 {
@@ -76,7 +76,7 @@ impl Bucket {
         self.change(now, |left, _| *left = (*left + 1.0).min(most));
     }
 
-    /// Changes what is left at `now`; one more comes in the time that is given.
+    /// Changes the level at `now`; one unit refills in the given time.
     fn change<T>(&self, now: Instant, change: impl FnOnce(&mut f64, Duration) -> T) -> T {
         let for_one = HOUR / self.part;
         let mut level = self.level.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,12 +87,12 @@ impl Bucket {
     }
 }
 
-/// One that was taken. Unless something came of it, it is given back.
+/// One unit that was taken. It is to be returned if the command has no effect.
 #[must_use]
 pub struct Taken(Option<Arc<Bucket>>);
 
 impl Taken {
-    /// Gives it back: it is certain that nothing came of it.
+    /// Returns the unit to its quota: the command certainly had no effect.
     pub fn give_back(self) {
         if let Some(bucket) = self.0 {
             bucket.give_back(Instant::now());
@@ -100,7 +100,7 @@ impl Taken {
     }
 }
 
-/// What was set going in the last hour, as far as this process knows. One per process.
+/// The quotas used in the last hour, as far as this process knows. One per process.
 pub struct Quotas {
     limits: HourlyLimits,
     invitations: OrgCache<(), Arc<Bucket>>,
@@ -109,18 +109,18 @@ pub struct Quotas {
 }
 
 impl Quotas {
-    /// Within these limits; `peers` are the processes that share them, this one included.
+    /// Applies these limits; `peers` is the number of processes that share them, this one included.
     pub fn new(limits: HourlyLimits, peers: watch::Receiver<NonZeroU32>) -> Self {
         let (invitations, organizations) = (OrgCache::new(BUCKETS), Cache::new(BUCKETS));
         Self { limits, invitations, organizations, peers }
     }
 
-    /// What is remembered at the moment.
+    /// Returns the current cache contents.
     pub fn cache(&self) -> CacheView {
         CacheView::of("invitations_of_the_hour", "org", &self.invitations)
     }
 
-    /// Takes one mail to somebody who is invited.
+    /// Takes one mail to an invited person.
     pub fn take_invitation(&self, org: OrgId) -> Result<Taken, OverLimit> {
         let Some(hourly) = self.limits.invitations else { return Ok(Taken(None)) };
         self.take(&self.invitations, Scoped::new(org, ()), hourly).map_err(|retry_after| {
@@ -129,7 +129,7 @@ impl Quotas {
         })
     }
 
-    /// Takes one organization that this person makes.
+    /// Takes one organization of this person's quota.
     pub fn take_organization(&self, user: UserId) -> Result<Taken, OverLimit> {
         let Some(hourly) = self.limits.organizations else { return Ok(Taken(None)) };
         self.take(&self.organizations, user, hourly).map_err(|retry_after| {

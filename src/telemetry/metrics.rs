@@ -1,20 +1,20 @@
-//! Every figure that the program shows under `/metrics`: its name, kind, labels and meaning, declared here once. What has
-//! known labels is there from the start, at 0, so that an alarm on the first incident has something to compare with.
+//! All metrics that the program exposes under `/metrics`: name, kind, labels and meaning, declared here once. Metrics with
+//! known labels exist from the start, at 0, so that an alarm on the first incident has something to compare with.
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
-/// What kind of figure.
+/// The kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// It only grows.
+    /// It only increases.
     Counter,
-    /// It goes up and down.
+    /// It increases and decreases.
     Gauge,
-    /// How values are distributed, in buckets.
+    /// The distribution of values, in buckets.
     Histogram,
 }
 
-/// Which process has it.
+/// The process that has the metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Process {
     /// `orgstream serve`.
@@ -23,11 +23,11 @@ pub enum Process {
     Worker,
     /// `orgstream sign`.
     Signer,
-    /// Each that has the event log: API and workers.
+    /// Each process that has the event log: API and workers.
     Both,
 }
 
-/// The values of a label: all of them where they are known beforehand, and bounded by something else where they are not.
+/// The values of a label: all of them where they are known beforehand, and their bound where they are not.
 #[derive(Debug, Clone, Copy)]
 pub enum Values {
     /// These and no others.
@@ -36,20 +36,20 @@ pub enum Values {
     Bounded(&'static str),
 }
 
-/// One figure.
+/// One metric.
 #[derive(Debug, Clone, Copy)]
 pub struct Figure {
     /// Its name.
     pub name: &'static str,
-    /// What kind.
+    /// The kind.
     pub kind: Kind,
-    /// What it counts.
+    /// The unit.
     pub unit: &'static str,
-    /// Where it is.
+    /// The process.
     pub process: Process,
-    /// By what it is told apart.
+    /// The labels.
     pub labels: &'static [(&'static str, Values)],
-    /// What it says, and what to do about it.
+    /// The meaning, and the action to take.
     pub help: &'static str,
 }
 
@@ -402,7 +402,7 @@ pub const FIGURES: &[Figure] = &[
     ),
 ];
 
-/// Says what every figure is, to whoever reads `/metrics`.
+/// Registers the description of every metric for `/metrics`.
 pub fn describe() {
     for figure in FIGURES {
         let unit = if figure.unit == "seconds" { Unit::Seconds } else { Unit::Count };
@@ -414,7 +414,7 @@ pub fn describe() {
     }
 }
 
-/// Lets the figures of a process begin at 0, as far as their labels are known.
+/// Starts the metrics of a process at 0, as far as their labels are known.
 pub fn begin(processes: &[Process]) {
     let has_log = processes.iter().any(|process| matches!(process, Api | Worker));
     for figure in FIGURES {
@@ -430,7 +430,7 @@ pub fn begin(processes: &[Process]) {
     }
 }
 
-/// Every combination of the values of labels; none when one of them is not known beforehand.
+/// Returns every combination of the values of labels; none when one of them is not known beforehand.
 fn combinations(labels: &'static [(&'static str, Values)]) -> Vec<Vec<(&'static str, &'static str)>> {
     let mut all = vec![Vec::new()];
     for (name, values) in labels {
@@ -443,7 +443,7 @@ fn combinations(labels: &'static [(&'static str, Values)]) -> Vec<Vec<(&'static 
     all
 }
 
-/// The table as a page.
+/// Returns the table as a page.
 pub fn page() -> String {
     let mut page = "# Metrics\n\nWhat `/metrics` shows, in Prometheus' text format. Written by `DOCS_WRITE=1` from \
                     `src/telemetry/metrics.rs`.\n\n| metric | kind | of | labels | meaning |\n|---|---|---|---|---|\n"

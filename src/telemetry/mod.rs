@@ -29,7 +29,7 @@ use crate::{
     terminal::progress::LogLines,
 };
 
-/// Keeps the exporters alive; flushes what is left when the program ends.
+/// Keeps the exporters alive; flushes pending data when the program ends.
 pub struct Telemetry {
     tracer: Option<SdkTracerProvider>,
 }
@@ -42,15 +42,15 @@ impl Drop for Telemetry {
     }
 }
 
-/// Sets up logs on standard error and, if asked for, traces to a collector. Call once, inside the runtime.
+/// Sets up logs on standard error and, if requested, traces to a collector. Call once, inside the runtime.
 ///
-/// What ends by itself (`is_service` false) has its own words for what goes wrong, and logs errors only.
+/// A command that ends by itself (`is_service` false) reports its own errors, and logs errors only.
 pub fn init(args: &LogArgs, is_service: bool) -> anyhow::Result<Telemetry> {
     let default =
         if is_service { "info,async_nats=warn,async_nats::connector=off,sqlx=warn" } else { "error,async_nats=off" };
     let filter = args.log.as_deref().unwrap_or(default);
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?} is not a filter"))?;
-    // A line that cannot be written is gone: there is nowhere else to say so.
+    // A line that cannot be written is lost: there is nowhere else to report it.
     let text = tracing_subscriber::fmt::layer().with_writer(LogLines).log_internal_errors(false);
     let colored = is_colored(std::io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref());
     let format = match args.log_format {
@@ -64,12 +64,13 @@ pub fn init(args: &LogArgs, is_service: bool) -> anyhow::Result<Telemetry> {
     Ok(Telemetry { tracer })
 }
 
-/// On a terminal, unless its user wants none; see no-color.org.
+/// Whether to color the output: on a terminal, unless its user wants none; see no-color.org.
 fn is_colored(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
     is_terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
-/// Where traces are posted to: an address without a path is that of a collector, which takes them at `/v1/traces`.
+/// Returns the URL that traces are posted to: an address without a path is a collector's, which accepts them at
+/// `/v1/traces`.
 fn traces_url(text: &str) -> anyhow::Result<Url> {
     // It is not repeated: it may hold a key.
     let refused = || {
@@ -98,10 +99,10 @@ fn tracer(url: &str) -> anyhow::Result<SdkTracerProvider> {
     Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
 }
 
-/// How long it is said no more that spans are lost, once it was said.
+/// The minimum interval between reports of lost spans.
 const QUIET: Duration = Duration::from_secs(600);
 
-/// Sends spans on; when they are not taken, counts them and says so, but seldom.
+/// Exports spans; when they are not accepted, counts them and reports that, rate-limited.
 #[derive(Debug)]
 struct Heard<E> {
     exporter: E,
@@ -109,7 +110,7 @@ struct Heard<E> {
 }
 
 impl<E: Export> Heard<E> {
-    /// Whether it is time to say it (again).
+    /// Whether a report is due (again).
     fn is_due(&self, now: Instant) -> bool {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let is_due = told.is_none_or(|told| now.saturating_duration_since(told) >= QUIET);
@@ -126,7 +127,7 @@ impl<E: Export> Export for Heard<E> {
         let sent = self.exporter.export(batch).await;
         if let Err(error) = &sent {
             counter!("orgstream_traces_lost_total").increment(spans as u64);
-            // Without the library's own words, which repeat the address with what may be a key.
+            // Without the library's own words, which repeat the address with a possible key.
             let why =
                 if matches!(error, OTelSdkError::Timeout(_)) { "no answer in time" } else { "not reached, or refused" };
             if self.is_due(Instant::now()) {
@@ -138,7 +139,7 @@ impl<E: Export> Export for Heard<E> {
                 );
             }
         }
-        // It is dealt with: the library would say it again, each time.
+        // It is handled: the library would report it again, each time.
         Ok(())
     }
 
@@ -155,7 +156,7 @@ impl<E: Export> Export for Heard<E> {
     }
 }
 
-/// The same registry however often it is asked for: for programs that start several stacks one after the other.
+/// Returns the same registry on every call: for programs that start several stacks one after the other.
 pub fn metrics_once() -> anyhow::Result<PrometheusHandle> {
     static ONCE: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
     let mut held = ONCE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -165,7 +166,7 @@ pub fn metrics_once() -> anyhow::Result<PrometheusHandle> {
     held.clone().context("there is a registry")
 }
 
-/// Sets up the metrics registry, with the figures of these processes at 0; the handle renders what `/metrics` shows.
+/// Sets up the metrics registry, with the metrics of these processes at 0; the handle renders `/metrics`.
 pub fn metrics(processes: &[Process]) -> anyhow::Result<PrometheusHandle> {
     const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
     const ANSWERS: &[f64] = &[0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0];

@@ -1,4 +1,4 @@
-//! What the program says to people: lines, tables and progress. A closed pipe or a full disk is no panic.
+//! Terminal output: lines, tables and progress. A closed pipe or a full disk is no panic.
 
 pub mod out;
 pub mod progress;

@@ -1,4 +1,4 @@
-//! The one way out for what commands say; see `orgstream_verifier::output`. A line goes between two pictures of the progress
+//! The one output path of commands; see `orgstream_verifier::output`. A line goes between two renderings of the progress
 //! bar, if one is shown, and never into it.
 
 use std::{fmt, process::ExitCode};
@@ -8,7 +8,7 @@ pub(crate) use orgstream_verifier::output::{OutputError, told};
 
 use super::progress;
 
-/// A line on standard output, for `?` to hand on.
+/// A line on standard output, whose error `?` passes on.
 #[macro_export]
 macro_rules! say {
     ($($text:tt)*) => { $crate::terminal::out::line(format_args!($($text)*)) };
@@ -32,7 +32,7 @@ pub fn aside(text: fmt::Arguments<'_>) {
     progress::between(|| output::note(text));
 }
 
-/// How the process ends. That nobody reads on is no failure, and nothing to speak of.
+/// Returns the exit code of the process. A closed standard output is no failure, and is not reported.
 pub fn ended(result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {
         Ok(code) => code,

@@ -1,5 +1,5 @@
-//! The bars that show how far a command is. They share standard error with the log and with what commands say, so all of
-//! them are drawn by one hand, which puts them aside for every line.
+//! Progress bars. They share standard error with the log and with the output of commands, so all of them are drawn in one
+//! place, which hides them for every line.
 
 use std::{
     io::{self, Write},
@@ -13,7 +13,7 @@ use tracing_subscriber::fmt::MakeWriter;
 /// Nothing is drawn where standard error is no terminal.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// A bar that looks like this.
+/// Creates a bar of this template.
 pub fn bar(template: &str) -> ProgressBar {
     let bar = BARS.add(ProgressBar::no_length());
     if let Ok(style) = ProgressStyle::with_template(template) {
@@ -22,19 +22,19 @@ pub fn bar(template: &str) -> ProgressBar {
     bar
 }
 
-/// Something that turns while it takes long, with a message.
+/// Creates a spinner for a long operation, with a message.
 pub fn spinner() -> ProgressBar {
     let spinner = bar("{spinner} {msg}");
     spinner.enable_steady_tick(Duration::from_millis(100));
     spinner
 }
 
-/// Does something while no bar is on the screen.
+/// Runs a closure while no bar is on the screen.
 pub fn between<T>(what: impl FnOnce() -> T) -> T {
     BARS.suspend(what)
 }
 
-/// Where the log goes: standard error, a line at a time, between two pictures of the bars.
+/// The writer of the log: standard error, a line at a time, between two renderings of the bars.
 #[derive(Debug, Clone, Copy)]
 pub struct LogLines;
 

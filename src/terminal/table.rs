@@ -1,9 +1,9 @@
-//! Tables for people: aligned, plain, and no wider than they must be.
+//! Tables for people: aligned, plain, and no wider than necessary.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde_json::Value;
 
-/// A table with this head; `numbers` are the columns that are aligned to the right.
+/// Creates a table with this head; `numbers` are the columns that are aligned to the right.
 pub fn table(head: &[&str], numbers: &[usize]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(head);
@@ -15,7 +15,7 @@ pub fn table(head: &[&str], numbers: &[usize]) -> Table {
     table
 }
 
-/// A table of JSON objects: a column for each field in `head`, a dash where there is nothing.
+/// Creates a table of JSON objects: a column for each field in `head`, a dash where there is nothing.
 pub fn rows_table(rows: &[Value], head: &[&str], numbers: &[usize]) -> Table {
     let mut table = table(head, numbers);
     for row in rows {

@@ -1,7 +1,7 @@
 //! The text of an invitation's token: `osi_<32 base62 secret><6 base62 checksum>`.
 //!
-//! It is made out of the command that issued or resent the invitation and the server's own secret, so whoever sends the
-//! mail makes it again from what is stored, which without that secret is worth nothing.
+//! It is derived from the command that issued or resent the invitation and the server's own secret, so the mail sender
+//! derives it again from the stored state, which is worthless without that secret.
 
 use std::{fmt, str::FromStr};
 
@@ -14,12 +14,12 @@ const PREFIX: &str = "osi_";
 const SECRET_LENGTH: usize = 32;
 const CHECKSUM_LENGTH: usize = 6;
 
-/// A token. Printing it never shows it; [`InvitationToken::reveal`] does, and is for the one mail that may.
+/// A token. Formatting it never shows it; [`InvitationToken::reveal`] does, and is for the one mail that may.
 #[derive(Clone, PartialEq, Eq)]
 pub struct InvitationToken(String);
 
 impl InvitationToken {
-    /// The token that `command` made.
+    /// Returns the token that `command` issued.
     pub fn of(pepper: &Pepper, command: CommandId) -> Self {
         let random = pepper.derive(&[b"invitation ", command.uuid().as_bytes().as_slice()].concat());
         let digits = |from: usize| {
@@ -31,12 +31,12 @@ impl InvitationToken {
         Self(body + &checksum)
     }
 
-    /// What is stored of it.
+    /// Returns the keyed hash that is stored.
     pub fn mac(&self, pepper: &Pepper) -> Fingerprint {
         pepper.mac_of("invitation", &self.0)
     }
 
-    /// The whole token.
+    /// Returns the whole token.
     pub fn reveal(&self) -> &str {
         &self.0
     }

@@ -1,8 +1,8 @@
 //! The text of an API key: `os_live_<12 base62 key id>_<32 base62 secret><6 base62 checksum>`.
 //!
-//! The key id finds the key, the secret proves it, and the checksum lets a typing error be refused before anything is
-//! looked up. The checksum is no protection. Only a keyed hash of the secret is stored; a slow hash would gain nothing,
-//! since nobody guesses 190 random bits.
+//! The key id finds the key, the secret proves it, and the checksum lets a typing error be refused before any lookup. The
+//! checksum is no protection. Only a keyed hash of the secret is stored; a slow hash would gain nothing, since 190 random
+//! bits cannot be guessed.
 
 use std::{fmt, str::FromStr};
 
@@ -13,45 +13,45 @@ use subtle::ConstantTimeEq as _;
 
 use crate::api_key::TokenParts;
 
-/// What every token looks like, for those who search text for leaked ones.
+/// The pattern of every token, for scanners that search text for leaked ones.
 pub const TOKEN_REGEX: &str = "os_(live|test)_[0-9A-Za-z]{12}_[0-9A-Za-z]{38}";
 
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const SECRET_LENGTH: usize = 32;
 const CHECKSUM_LENGTH: usize = 6;
 
-/// The server's own secret. Without it, a stolen table recognizes no key.
+/// The server's own secret. Without it, a stolen table verifies no key.
 #[derive(Clone)]
 pub struct Pepper(Vec<u8>);
 
 impl Pepper {
-    /// Takes the bytes, if there are enough to be a secret at all (16).
+    /// Wraps the bytes, if there are enough for a secret (16).
     pub fn new(bytes: impl Into<Vec<u8>>) -> Option<Self> {
         Some(Self(bytes.into())).filter(|pepper| pepper.0.len() >= 16)
     }
 
-    /// What is stored of a secret: `HMAC-SHA256(pepper, secret)`.
+    /// Returns the stored hash of a secret: `HMAC-SHA256(pepper, secret)`.
     pub fn mac(&self, token: &KeyToken) -> Fingerprint {
         Fingerprint(self.tag(token.secret.as_bytes()))
     }
 
-    /// What is stored of a secret of another kind than an API key's.
+    /// Returns the stored hash of a secret of another kind than an API key's.
     pub fn mac_of(&self, what: &str, secret: &str) -> Fingerprint {
-        // Longer than a key's secret in any case, so that neither is ever an answer of the other.
+        // Longer than a key's secret in any case, so that neither hash is ever valid for the other.
         Fingerprint(self.tag(&[b"orgstream secret ", what.as_bytes(), b" ", secret.as_bytes()].concat()))
     }
 
-    /// What is stored of a session's token. The words before it keep it apart from every key's secret.
+    /// Returns the stored hash of a session's token. The prefix keeps it apart from every key's secret.
     pub(super) fn session_hash(&self, token: &[u8]) -> Fingerprint {
         Fingerprint(self.tag(&[b"orgstream session token ", token].concat()))
     }
 
-    /// 48 bytes that follow from this secret and `seed`, as [`KeyToken::generate`] takes them: a retried command makes
-    /// the same token again, which nobody else can.
+    /// Derives 48 bytes from this secret and `seed`, as [`KeyToken::generate`] takes them: a retried command makes the same
+    /// token again, which is impossible without this secret.
     pub fn derive(&self, seed: &[u8]) -> [u8; 48] {
         let mut random = [0; 48];
         for (part, chunk) in random.chunks_mut(32).enumerate() {
-            // The parts differ in length from everything that `mac` hashes, so no answer of one is an answer of the other.
+            // The parts differ in length from everything that `mac` hashes, so no result of one is a result of the other.
             let tag =
                 self.tag(&[b"orgstream api key token ", seed, &[u8::try_from(part).unwrap_or_default()]].concat());
             for (to, from) in chunk.iter_mut().zip(tag) {
@@ -62,7 +62,7 @@ impl Pepper {
     }
 
     fn tag(&self, message: &[u8]) -> [u8; 32] {
-        // HMAC takes keys of every length, so the error has no case.
+        // HMAC accepts keys of every length, so the error is impossible.
         Hmac::<Sha256>::new_from_slice(&self.0)
             .map_or([0; 32], |hmac| hmac.chain_update(message).finalize().into_bytes().into())
     }
@@ -74,7 +74,7 @@ impl fmt::Debug for Pepper {
     }
 }
 
-/// A token, parsed. Printing it never shows the secret; [`KeyToken::reveal`] does, and is for the one reply that may.
+/// A parsed token. Formatting it never shows the secret; [`KeyToken::reveal`] does, and is for the one reply that may.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyToken {
     environment: KeyEnvironment,
@@ -83,9 +83,9 @@ pub struct KeyToken {
 }
 
 impl KeyToken {
-    /// A new token out of randomness that the caller draws.
+    /// Creates a token out of randomness that the caller draws.
     pub fn generate(environment: KeyEnvironment, random: [u8; 48]) -> Self {
-        // Each third makes 12 or 16 digits of 62: what is left of 128 bits makes no digit likelier than another by more
+        // Each third makes 12 or 16 base62 digits: the modulo bias of 128 bits makes no digit likelier than another by more
         // than one in 2^32.
         let digits = |from: usize, length: usize| {
             let third = random.iter().skip(from).take(16);
@@ -102,45 +102,45 @@ impl KeyToken {
         Self { environment, public_id, secret }
     }
 
-    /// A token's text with the checksum that belongs to it; `body` is everything before that.
+    /// Appends the checksum to a token's text; `body` is everything before it.
     pub fn completed(body: &str) -> String {
         format!("{body}{}", checksum(body))
     }
 
-    /// Whether a credential is meant to be an API key, by how it begins.
+    /// Whether a credential is meant to be an API key, by its prefix.
     pub fn looks_like_one(text: &str) -> bool {
         text.starts_with("os_")
     }
 
-    /// The part that names the key. Not secret.
+    /// Returns the part that identifies the key. Not secret.
     pub fn public_id(&self) -> &KeyPublicId {
         &self.public_id
     }
 
-    /// What the key is meant for.
+    /// Returns the environment of the key.
     pub fn environment(&self) -> KeyEnvironment {
         self.environment
     }
 
-    /// The whole token.
+    /// Returns the whole token.
     pub fn reveal(&self) -> String {
         let body = format!("os_{}_{}_{}", environment_name(self.environment), self.public_id, self.secret);
         Self::completed(&body)
     }
 
-    /// The last four characters of the whole token. They are of the checksum, so they tell nothing of the secret
-    /// that could be used.
+    /// Returns the last four characters of the whole token. They belong to the checksum, so they disclose nothing usable of
+    /// the secret.
     pub fn last4(&self) -> String {
         let token = self.reveal();
         token.get(token.len().saturating_sub(4)..).unwrap_or_default().to_owned()
     }
 
-    /// Whether this is the secret that was stored, in a time that does not tell how much of it is right.
+    /// Whether this is the stored secret, in constant time, which does not disclose how much of it is right.
     pub fn matches(&self, pepper: &Pepper, stored: &Fingerprint) -> bool {
         pepper.mac(self).0.ct_eq(&stored.0).into()
     }
 
-    /// What is stored of it.
+    /// Returns the stored parts.
     pub fn stored(&self, pepper: &Pepper) -> TokenParts {
         TokenParts { public_id: self.public_id.clone(), secret_mac: pepper.mac(self), last4: self.last4() }
     }
@@ -152,10 +152,10 @@ impl fmt::Debug for KeyToken {
     }
 }
 
-/// Why a text is not an API key. It never repeats the text.
+/// The reason why a text is not an API key. It never repeats the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyTokenError {
-    /// Another form altogether.
+    /// Not of the form of a key.
     #[error("not an API key of this product: they look like os_live_…; was it cut off?")]
     Form,
     /// The form is right, the checksum is not.
@@ -192,12 +192,12 @@ fn environment_name(environment: KeyEnvironment) -> &'static str {
     }
 }
 
-/// CRC32 over everything before it, in base62, padded with zeros.
+/// Returns the CRC32 of everything before it, in base62, padded with zeros.
 pub(super) fn checksum(body: &str) -> String {
     base62(u128::from(crc32fast::hash(body.as_bytes())), CHECKSUM_LENGTH)
 }
 
-/// The last `length` digits of `number`, most significant first.
+/// Returns the last `length` digits of `number`, most significant first.
 pub(super) fn base62(mut number: u128, length: usize) -> String {
     let mut digits: Vec<char> = Vec::with_capacity(length);
     for _ in 0..length {

@@ -1,4 +1,4 @@
-//! Secrets that a caller shows: how they are made, read and hashed. What is stored of each is a keyed hash.
+//! Secrets that a caller presents: how they are made, parsed and hashed. Each is stored as a keyed hash.
 
 pub mod invitation;
 pub mod key;

@@ -1,7 +1,7 @@
-//! The text of a session: `os_ses_<44 base62 secret><6 base62 checksum>`, 256 bits that nobody guesses.
+//! The text of a session: `os_ses_<44 base62 secret><6 base62 checksum>`, 256 bits that cannot be guessed.
 //!
-//! As with API keys only a keyed hash is stored, and the checksum lets a typing error be refused before anything is
-//! looked up. Unlike a key the hash is also what finds the session: there is no part that is not secret.
+//! As with API keys only a keyed hash is stored, and the checksum lets a typing error be refused before any lookup. Unlike a
+//! key, the session is also found by the hash: there is no part that is not secret.
 
 use std::{fmt, str::FromStr};
 
@@ -9,20 +9,20 @@ use orgstream_events::Fingerprint;
 
 use super::key::{Pepper, base62, checksum};
 
-/// What every session's text looks like, for those who search text for leaked ones.
+/// The pattern of every session's text, for scanners that search text for leaked ones.
 pub const SESSION_REGEX: &str = "os_ses_[0-9A-Za-z]{50}";
 
 const PREFIX: &str = "os_ses_";
-/// Digits of 62 that 128 bits need.
+/// The number of base62 digits that 128 bits need.
 const HALF: usize = 22;
 const CHECKSUM_LENGTH: usize = 6;
 
-/// A session's secret, parsed. Printing it shows nothing of it; [`SessionToken::reveal`] does.
+/// A session's secret, parsed. Formatting it shows nothing of it; [`SessionToken::reveal`] does.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SessionToken(String);
 
 impl SessionToken {
-    /// A new one out of randomness that the caller draws.
+    /// Creates a token out of randomness that the caller draws.
     pub fn generate(random: [u8; 32]) -> Self {
         let half = |from: usize| {
             let bytes = random.iter().skip(from).take(16);
@@ -33,17 +33,17 @@ impl SessionToken {
         Self(body + &checksum)
     }
 
-    /// Whether a credential is meant to be a session, by how it begins.
+    /// Whether a credential is meant to be a session, by its prefix.
     pub fn looks_like_one(text: &str) -> bool {
         text.starts_with(PREFIX)
     }
 
-    /// The whole text.
+    /// Returns the whole text.
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// What is stored of it, and what finds it.
+    /// Returns the hash that is stored, and by which the session is found.
     pub fn hash(&self, pepper: &Pepper) -> Fingerprint {
         pepper.session_hash(self.0.as_bytes())
     }
@@ -55,7 +55,7 @@ impl fmt::Debug for SessionToken {
     }
 }
 
-/// A text is no session. It is not repeated.
+/// The text is not a session. It is not repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this is no session of this product, or it has a typing error: sign in again")]
 pub struct SessionTokenError;

@@ -1,4 +1,4 @@
-//! What does not fit, said in the words of the API: which field, and what it must be.
+//! Mismatches, in the words of the API: which field, and what it must be.
 
 use std::{borrow::Cow, fmt};
 
@@ -6,15 +6,15 @@ use serde::de::{self, Expected, Unexpected};
 
 use crate::{FieldError, Rejection};
 
-/// The most names that are listed.
+/// The maximum number of listed names.
 const MAX_LISTED: usize = 60;
-/// The longest text of a caller that is repeated to them, in characters.
+/// The longest text of a caller that is quoted back, in characters.
 const MAX_QUOTED: usize = 100;
 
-/// A value that has not the shape that it must have.
+/// A value of the wrong shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Misfit {
-    /// Where: the innermost step first.
+    /// The path: the innermost step first.
     path: Vec<Cow<'static, str>>,
     code: &'static str,
     detail: String,
@@ -32,18 +32,18 @@ impl Misfit {
         self
     }
 
-    /// A name that none of `known` is.
+    /// A name that is none of `known`.
     pub fn unknown_name(name: &str, known: &[&str]) -> Self {
         let detail = format!("{:?} is not known here; there are: {}", shortened(name), listed(known));
         Self { path: Vec::new(), code: "unknown_value", detail }
     }
 
-    /// A field that must be there.
+    /// A missing field.
     pub fn missing(field: &'static str) -> Self {
         Self { path: vec![field.into()], code: "required", detail: "is missing".to_owned() }
     }
 
-    /// The name of the outermost step, and what is wrong: for parameters, which have no pointers.
+    /// Returns the name of the outermost step, and the fault: for parameters, which have no pointers.
     pub fn named(&self) -> (&str, &str) {
         (self.path.last().map_or("query", |name| name), &self.detail)
     }
@@ -117,7 +117,7 @@ fn shortened(text: &str) -> String {
     text.chars().take(MAX_QUOTED).chain(['…']).collect()
 }
 
-/// What a value is, as JSON calls it.
+/// Returns the JSON name of a value's type.
 fn kind(value: Unexpected<'_>) -> &'static str {
     match value {
         Unexpected::Bool(true) => "true",

@@ -1,4 +1,4 @@
-//! A value in the shape of a type: what a caller sends where an object is expected is an object.
+//! Deserialization of JSON values into types, strictly: where an object is expected, only an object is accepted.
 
 mod misfit;
 
@@ -13,12 +13,12 @@ use serde_json::{Map, Value, map};
 
 pub use misfit::Misfit;
 
-/// Reads `value` as a `T`.
+/// Deserializes `value` as a `T`.
 pub fn shaped<T: DeserializeOwned>(value: Value) -> Result<T, Misfit> {
     T::deserialize(Shaped(value))
 }
 
-/// A value that is asked for as what it must be.
+/// A value, deserialized as the requested type.
 struct Shaped(Value);
 
 impl Shaped {
@@ -35,7 +35,7 @@ impl Shaped {
     }
 }
 
-/// Whole numbers: the type of each says what fits.
+/// Integers: the type of each determines the range.
 macro_rules! whole_numbers {
     ($($method:ident: $number:ident = $get:ident, $visit:ident;)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
@@ -191,7 +191,7 @@ impl<'de> SeqAccess<'de> for Items {
 
 struct Fields {
     fields: map::IntoIter,
-    /// The name and the value that are next.
+    /// The next name and value.
     open: Option<(String, Value)>,
 }
 

@@ -1,4 +1,4 @@
-//! Auth0's Management API, as far as organizations go.
+//! Auth0's Management API, limited to organizations.
 
 use std::{
     fmt,
@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use super::{IdentityOrganizations, IdpError};
 
 const TIMEOUT: Duration = Duration::from_secs(8);
-/// How long before its end a token is not used any more.
+/// How long before its expiry a token is no longer used.
 const MARGIN: Duration = Duration::from_secs(60);
 
 /// One Auth0 tenant, and the machine-to-machine application that may manage its organizations.
@@ -45,14 +45,14 @@ struct Organization {
 }
 
 impl Auth0 {
-    /// The tenant at `url`, for example `https://acme.eu.auth0.com`.
+    /// Uses the tenant at `url`, for example `https://acme.eu.auth0.com`.
     pub fn new(url: &str, client_id: String, client_secret: String) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none()).build()?;
         let url = url.trim_end_matches('/').to_owned();
         Ok(Self { url, client_id, client_secret, http, token: Mutex::new(None) })
     }
 
-    /// A token of the application, asked for again shortly before the last one ends.
+    /// Returns a token of the application, renewed shortly before the last one expires.
     async fn token(&self) -> Result<String, IdpError> {
         let mut held = self.token.lock().await;
         if let Some((token, ends)) = &*held
@@ -85,7 +85,7 @@ impl Auth0 {
         let made = self.request(Method::POST, "").await?.json(&body).send().await;
         let made = match made {
             Ok(response) if response.status() == StatusCode::CONFLICT => {
-                // An earlier try arrived.
+                // An earlier attempt succeeded.
                 self.request(Method::GET, &format!("/name/{name}")).await?.send().await
             }
             other => other,
@@ -110,12 +110,12 @@ impl IdentityOrganizations for Auth0 {
     }
 }
 
-/// The response, if it is a good one.
+/// Returns the response, if it is successful.
 fn answer(response: reqwest::Result<Response>) -> Result<Response, IdpError> {
     response.and_then(Response::error_for_status).map_err(|error| failed(&error))
 }
 
-/// What went wrong, without the address: its path says which organization, and its host is in the settings.
+/// Describes an error, without the address: its path identifies the organization, and its host is in the settings.
 fn failed(error: &reqwest::Error) -> IdpError {
     let what = match error.status() {
         Some(status) => format!("it answers {status}"),

@@ -1,5 +1,5 @@
-//! The external identity provider, if the platform has one: every organization of several people has one there that stands for
-//! it. The port can make and find such organizations, and has no way to delete one.
+//! The external identity provider, if the platform has one: every organization of several people has a counterpart there.
+//! The port can create and find such organizations, and has no way to delete one.
 
 mod auth0;
 
@@ -10,20 +10,20 @@ use orgstream_events::OrgId;
 
 pub use auth0::Auth0;
 
-/// The name of the one provider that there is an adapter for, in events and claims.
+/// The name of the only supported provider, in events and claims.
 pub const AUTH0: &str = "auth0";
 
-/// Why the provider gave no answer.
+/// The reason for the provider's missing answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct IdpError(pub String);
 
 /// Organizations at the provider.
 pub trait IdentityOrganizations: fmt::Debug + Send + Sync + 'static {
-    /// Makes the one that stands for `org`, or finds it as an earlier try made it. None where there is no provider.
+    /// Creates the counterpart of `org`, or finds it as an earlier attempt created it. None where there is no provider.
     fn provision<'a>(&'a self, org: OrgId, name: &'a str) -> BoxFuture<'a, Result<Option<String>, IdpError>>;
 
-    /// Whether there is one of this id. Where there is no provider, the caller is believed.
+    /// Whether an organization of this id exists. Where there is no provider, the caller is trusted.
     fn exists<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<bool, IdpError>>;
 }
 

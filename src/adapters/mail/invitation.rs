@@ -1,4 +1,4 @@
-//! The mail that invites somebody.
+//! The invitation mail.
 
 use lettre::{
     Message,
@@ -9,19 +9,19 @@ use orgstream_events::{CommandId, Timestamp};
 
 use super::{MailError, Mailer};
 
-/// What the mail says.
+/// The content of the mail.
 pub struct Invite<'a> {
-    /// Names the mail, so that one that comes twice is seen to be the same.
+    /// The id of the mail, so that a duplicate is recognized.
     pub id: CommandId,
     /// The address.
     pub to: &'a str,
     /// The organization's name.
     pub organization: &'a str,
-    /// Who invited, if it was a member who is still known.
+    /// The inviting person, if it was a member who is still known.
     pub by: Option<&'a str>,
-    /// What proves the invitation.
+    /// The token that proves the invitation.
     pub token: &'a InvitationToken,
-    /// When the invitation ends.
+    /// When the invitation expires.
     pub expires_at: Timestamp,
 }
 

@@ -1,4 +1,4 @@
-//! Mails that leave: what goes where, by SMTP or into a folder, and the loop that sends what the read models say is due.
+//! Outgoing mails: their transport, by SMTP or into a folder, and the loop that sends what is due in the read models.
 
 mod invitation;
 
@@ -12,12 +12,12 @@ use lettre::{
 
 pub use invitation::Invite;
 
-/// Where mails go, and what is the same in all of them.
+/// The transport of mails, and their common parts.
 #[derive(Clone)]
 pub struct Mailer {
     way: Way,
     from: Mailbox,
-    /// Where whoever was invited goes; `{token}` stands for the token.
+    /// The link for the invited person; `{token}` stands for the token.
     link: String,
 }
 
@@ -30,26 +30,26 @@ enum Way {
 
 impl fmt::Debug for Mailer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The way holds a password.
+        // The transport holds a password.
         f.debug_struct("Mailer").field("from", &self.from).field("link", &self.link).finish_non_exhaustive()
     }
 }
 
-/// Why a mail did not leave.
+/// The reason why a mail was not sent.
 #[derive(Debug, thiserror::Error)]
 pub enum MailError {
-    /// It never will.
+    /// A permanent failure.
     #[error("{0}")]
     Refused(String),
-    /// It may, later.
+    /// A transient failure.
     #[error("{0}")]
     NotNow(String),
 }
 
 impl Mailer {
-    /// A mailer as the settings say; none when they name no way.
+    /// Creates a mailer from the settings; none when they name no transport.
     ///
-    /// `link` is where whoever was invited goes; `{token}` stands for the token.
+    /// `link` is the link for the invited person; `{token}` stands for the token.
     pub fn new(smtp: Option<&str>, folder: Option<&Path>, from: &str, link: &str) -> anyhow::Result<Option<Self>> {
         let way = match (smtp, folder) {
             (Some(_), Some(_)) => bail!("mails go to --smtp-url or to --mail-folder, not to both"),
@@ -75,7 +75,7 @@ impl Mailer {
             Way::Smtp(smtp) => match smtp.send(mail).await {
                 Ok(_) => Ok(()),
                 Err(error) => {
-                    // What a server says of an address has the address in it, which is nothing for a log.
+                    // The server's text about an address has the address in it, which does not belong in a log.
                     let said = error.status().map(|code| format!("the mail server answers {code}"));
                     let reason = said.unwrap_or_else(|| error.to_string());
                     Err(if error.is_permanent() { MailError::Refused(reason) } else { MailError::NotNow(reason) })
@@ -89,7 +89,7 @@ impl Mailer {
 }
 
 impl Way {
-    /// The text as it travels. In a file it lies as it is, for people to read.
+    /// Returns the text as it is transferred. In a file it stays as it is, for people to read.
     fn encoded(&self, text: String) -> Body {
         match self {
             Self::Smtp(_) => Body::new(text),
@@ -97,7 +97,7 @@ impl Way {
         }
     }
 
-    /// The folder, made if it is not there. Tokens lie in it, so it is its owner's alone.
+    /// Uses the folder, created if it is missing. Tokens lie in it, so it is readable by its owner alone.
     fn folder(folder: &Path) -> anyhow::Result<Self> {
         let refused = || format!("the mail folder {} cannot be used", folder.display());
         std::fs::create_dir_all(folder).with_context(refused)?;

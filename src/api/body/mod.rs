@@ -1,9 +1,9 @@
-//! Bodies and parameters: what callers write, read in one way for every route and every way in.
+//! Bodies and parameters: parsed in one way for every route and every protocol.
 //!
-//! First the bytes become a value (`read`), and whatever would not come back as it was sent is refused: a number that would
-//! be rounded, a field that comes twice, what JSON or the database does not have. Then the value takes the shape that the
-//! route has (`shape`), in which an object is an object and never an array of its fields. Both point at what is wrong, in
-//! the words of the API.
+//! First the bytes become a value (`read`), and whatever would not be returned as it was sent is refused: a number that
+//! would be rounded, a duplicate field, values that JSON or the database does not have. Then the value takes the shape of
+//! the route (`shape`), in which an object is an object and never an array of its fields. Both point at the fault, in the
+//! words of the API.
 
 mod number;
 mod parameters;
@@ -18,7 +18,7 @@ use orgstream_domain::shaped;
 
 use crate::app::problem::Problem;
 
-/// How a body is encoded.
+/// The encoding of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// `application/json`.
@@ -27,8 +27,8 @@ pub enum Format {
     MessagePack,
 }
 
-/// Reads a JSON body of a known shape. What is no JSON is 400; what cannot be kept or has another shape is 422, with a
-/// pointer.
+/// Parses a JSON body of a known shape. Malformed JSON is 400; a value that cannot be kept or has another shape is 422, with
+/// a pointer.
 pub fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     shaped(read(body, Format::Json)?.whole()?).map_err(Problem::from)
 }

@@ -1,11 +1,11 @@
-//! When a number is kept exactly.
+//! The rules for numbers that are kept exactly.
 //!
-//! Whole numbers from -2^63 to 2^64 - 1 are kept as they are, all others as IEEE 754 doubles, which are written with the
-//! fewest digits that tell them apart. A number is taken if what is written then denotes the same number.
+//! Integers from -2^63 to 2^64 - 1 are kept as they are, all others as IEEE 754 doubles, which are formatted with the fewest
+//! digits that distinguish them. A number is accepted if the formatted one denotes the same number.
 
 use serde_json::Number;
 
-/// Why a number in JSON is not taken; `text` is what its sender wrote, `read` what the decoder made of it.
+/// Returns why a number in JSON is refused; `text` is the sender's text, `read` the decoder's value.
 pub(super) fn fault_in_text(text: &str, read: f64) -> Option<String> {
     if read == 0.0 && read.is_sign_negative() {
         return Some(NEGATIVE_ZERO.to_owned());
@@ -18,7 +18,7 @@ pub(super) fn fault_in_text(text: &str, read: f64) -> Option<String> {
         .then(|| format!("cannot be kept exactly and would become {written}: send that, or send the number as text"))
 }
 
-/// Why a double that came as such is not taken.
+/// Returns why a double that came as such is refused.
 pub(super) fn fault_in_double(read: f64) -> Option<String> {
     if !read.is_finite() {
         return Some("must be a number that JSON has, which NaN and the infinities are not".to_owned());
@@ -26,12 +26,12 @@ pub(super) fn fault_in_double(read: f64) -> Option<String> {
     (read == 0.0 && read.is_sign_negative()).then(|| NEGATIVE_ZERO.to_owned())
 }
 
-/// Why a number that no double comes near is not taken.
+/// The fault of a number that no double comes near.
 pub(super) const OUT_OF_RANGE: &str = "is out of range: whole numbers go from -9223372036854775808 to 18446744073709551615, \
                                        others to 1.7976931348623157e308; send it as text";
 const NEGATIVE_ZERO: &str = "is a negative zero, which cannot be kept: send 0";
 
-/// A decimal number in one form only: its sign, its digits without zeros around them, and the power of ten of the last one.
+/// Normalizes a decimal number: its sign, its digits without zeros around them, and the power of ten of the last one.
 fn decimal(text: &str) -> Option<(bool, String, i64)> {
     let (negative, text) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
@@ -51,7 +51,7 @@ fn decimal(text: &str) -> Option<(bool, String, i64)> {
     Some((negative, significant.to_owned(), exponent))
 }
 
-/// The numbers of a JSON text as they are written, in their order. What is no JSON gives any.
+/// Iterates over the numbers of a JSON text as they are written, in their order. Invalid JSON gives arbitrary ones.
 pub(super) struct Numbers<'a>(pub(super) &'a str);
 
 impl<'a> Iterator for Numbers<'a> {
@@ -74,14 +74,14 @@ impl<'a> Iterator for Numbers<'a> {
     }
 }
 
-/// What follows a string whose opening quote is gone.
+/// Returns the text after a string whose opening quote is gone.
 fn behind_string(mut text: &str) -> Option<&str> {
     loop {
         let (_, rest) = text.split_at_checked(text.find(['"', '\\'])?)?;
         if let Some(behind) = rest.strip_prefix('"') {
             return Some(behind);
         }
-        // A backslash, and what it makes harmless.
+        // A backslash, and the character that it escapes.
         let mut escaped = rest.chars();
         escaped.nth(1);
         text = escaped.as_str();

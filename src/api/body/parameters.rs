@@ -1,4 +1,4 @@
-//! The parameters of a query in the shape of a type. All of them are texts; what they must be, the type says.
+//! Deserialization of query parameters into a type. All of them are texts; the type determines their form.
 
 use orgstream_domain::Misfit;
 use serde::{
@@ -7,14 +7,14 @@ use serde::{
     forward_to_deserialize_any,
 };
 
-/// Reads the parameters as a `T`.
+/// Deserializes the parameters as a `T`.
 pub fn read_parameters<T: DeserializeOwned>(parameters: Vec<(String, String)>) -> Result<T, Misfit> {
     T::deserialize(Parameters { rest: parameters.into_iter(), open: None })
 }
 
 struct Parameters {
     rest: std::vec::IntoIter<(String, String)>,
-    /// The name and the text that are next.
+    /// The next name and text.
     open: Option<(String, String)>,
 }
 
@@ -51,7 +51,7 @@ impl<'de> MapAccess<'de> for Parameters {
 
 struct Parameter(String);
 
-/// Whole numbers: the type of each says what fits.
+/// Integers: the type of each determines the range.
 macro_rules! whole_numbers {
     ($($method:ident: $number:ident, $visit:ident;)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {

@@ -1,4 +1,5 @@
-//! Bytes to a value that is kept exactly, wherever it goes from here; whatever could not be is pointed at.
+//! Parsing of bytes to a value that is kept exactly, wherever it goes from here; anything that could not be is reported with
+//! a pointer.
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,29 +19,29 @@ use super::{
 };
 use crate::app::problem::Problem;
 
-/// As deep as JSON is read; MessagePack counts every level twice.
+/// The maximum depth of JSON; MessagePack counts every level twice.
 const MAX_DEPTH: usize = 256;
-/// What is said of whatever lies deeper.
+/// The fault of anything deeper.
 const TOO_DEEP: &str = "is nested too deeply";
-/// The most faults that one body, or one of the commands in it, is told of.
+/// The maximum number of faults that one body, or one of the commands in it, reports.
 const MAX_FAULTS: usize = 20;
-/// The most faults of all commands of one body together. No body that is carried out comes near it.
+/// The maximum number of faults of all commands of one body together. No body that is carried out comes near it.
 const MAX_FAULTS_OF_ALL: usize = 50_000;
 /// The longest pointer to a fault, in bytes.
 const MAX_POINTER: usize = 1_000;
-/// How the JSON decoder's own names begin. To other programs that use it they are no names of fields.
+/// The prefix of the JSON decoder's own names. For other programs that use it they are not names of fields.
 const RESERVED: &str = "$serde_json::private::";
 
-/// What a body says, and what of it cannot be kept.
+/// The content of a body, and the parts of it that cannot be kept.
 pub struct Reading {
-    /// The value; none when it could not be read to its end.
+    /// The value; none when it could not be parsed to its end.
     pub value: Option<Value>,
-    /// What cannot be kept.
+    /// The parts that cannot be kept.
     pub faults: Vec<FieldError>,
 }
 
 impl Reading {
-    /// The value, if all of it can be kept.
+    /// Returns the value, if all of it can be kept.
     pub fn whole(self) -> Result<Value, Problem> {
         match self.value {
             Some(value) if self.faults.is_empty() => Ok(value),
@@ -49,18 +50,18 @@ impl Reading {
     }
 }
 
-/// The answer to what cannot be kept.
+/// Returns the answer to a value that cannot be kept.
 pub fn refused(mut faults: Vec<FieldError>) -> Problem {
     faults.truncate(MAX_FAULTS);
     Rejection::invalid(faults).into()
 }
 
-/// What is no body of this format at all: 400.
+/// Returns the answer to a malformed body of this format: 400.
 pub fn malformed(detail: impl Into<String>) -> Problem {
     Problem::new(400, "malformed_body", "Malformed body", detail)
 }
 
-/// Reads a body.
+/// Parses a body.
 pub fn read(body: &[u8], format: Format) -> Result<Reading, Problem> {
     match format {
         Format::Json => read_json(body),
@@ -81,7 +82,7 @@ fn read_json(body: &[u8]) -> Result<Reading, Problem> {
         Ok(value) => return Ok(walk.with(value)),
         Err(error) => error.to_string(),
     };
-    // The decoder goes no further than these three, which are JSON but nothing that could be kept.
+    // The decoder stops at these three, which are JSON but cannot be kept.
     if error.starts_with("number out of range") {
         walk.fault("inexact_number", OUT_OF_RANGE);
     } else if error.starts_with("lone leading surrogate") || error.starts_with("unexpected end of hex escape") {
@@ -112,13 +113,13 @@ fn read_message_pack(body: &[u8]) -> Result<Reading, Problem> {
     }
 }
 
-/// Where the reading is, and what it found.
+/// The position of the parser, and its findings.
 struct Walk<'a> {
     path: RefCell<String>,
     faults: RefCell<Vec<FieldError>>,
-    /// How many faults there are in the item of the body that is being read.
+    /// The number of faults in the item of the body that is being parsed.
     in_item: Cell<usize>,
-    /// Whether the reading ended at a fault.
+    /// Whether parsing ended at a fault.
     stopped: Cell<bool>,
     /// The numbers as the sender wrote them; MessagePack has them in one form only.
     numbers: RefCell<Option<Numbers<'a>>>,
@@ -143,7 +144,7 @@ impl<'a> Walk<'a> {
         Reading { value: None, faults: self.faults.into_inner() }
     }
 
-    /// Goes one step down; [`Walk::leave`] takes what this gives.
+    /// Goes one step down; [`Walk::leave`] takes the result.
     fn enter(&self, step: &str) -> usize {
         let mut path = self.path.borrow_mut();
         let length = path.len();
@@ -170,7 +171,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// A fault behind which there is nothing to read.
+    /// Reports a fault behind which nothing can be parsed.
     fn stop<E: Error>(&self, code: &'static str, detail: &str) -> E {
         if !self.stopped.replace(true) {
             self.fault(code, detail);
@@ -190,7 +191,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// One value on the way.
+/// One value in the traversal.
 #[derive(Clone, Copy)]
 struct Node<'w, 'a>(&'w Walk<'a>);
 
@@ -242,7 +243,7 @@ impl<'de> Visitor<'de> for Node<'_, '_> {
         Ok(self.0.text(value))
     }
 
-    // A text whose bytes are no UTF-8 comes here as well.
+    // A text whose bytes are not UTF-8 comes here as well.
     fn visit_bytes<E: Error>(self, _: &[u8]) -> Result<Value, E> {
         Err(self.0.stop("not_json", "must be a value that JSON has: no binary data, and no text that is not UTF-8"))
     }

@@ -80,7 +80,7 @@ fn what_would_not_come_back_is_pointed_at_in_message_pack() {
     ] {
         assert_eq!(packed_faults(&body), one(pointer, code), "{body:02x?}");
     }
-    // A double is taken as it is, whatever its text looks like.
+    // A double is accepted as it is, whatever its text looks like.
     for value in [1e16, 1e-300, 0.1, 1.0, f64::MAX, 5e-324, 1.234_567_890_123_456_7e18] {
         let read = read(&double(value), Format::MessagePack).unwrap().whole().unwrap();
         assert_eq!(read.as_f64().unwrap().to_bits(), value.to_bits());
@@ -192,7 +192,7 @@ fn parameters_are_told_apart_and_said_to_be_wrong_by_name() {
     }
 }
 
-/// A name that hostile or careless people give a field.
+/// Generates names that hostile or careless clients give a field.
 fn name() -> impl Strategy<Value = String> {
     prop_oneof![
         4 => "[a-c]{1,2}",
@@ -203,7 +203,7 @@ fn name() -> impl Strategy<Value = String> {
     ]
 }
 
-/// The text of a number in any of its forms.
+/// Generates the text of a number in any of its forms.
 fn number() -> impl Strategy<Value = String> {
     prop_oneof![
         any::<i64>().prop_map(|number| number.to_string()),
@@ -215,7 +215,7 @@ fn number() -> impl Strategy<Value = String> {
     ]
 }
 
-/// JSON text: escapes, forms of numbers and repeated names are a sender's choice, which a value has no more.
+/// Generates JSON text: escapes, forms of numbers and repeated names are a sender's choice, which a value no longer has.
 fn json_text() -> impl Strategy<Value = String> {
     let escaped = any::<String>().prop_map(|text| {
         let units: String = text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
@@ -239,7 +239,7 @@ fn json_text() -> impl Strategy<Value = String> {
     })
 }
 
-/// MessagePack of every kind, with everything that JSON does not have.
+/// Generates MessagePack of every kind, with everything that JSON does not have.
 fn packed() -> impl Strategy<Value = Vec<u8>> {
     fn long(marker: u8, length: usize, rest: &[u8]) -> Vec<u8> {
         [&[marker][..], &u32::try_from(length).unwrap().to_be_bytes(), rest].concat()
@@ -273,7 +273,7 @@ fn packed() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// What comes of `data` when it is a record's: through the command, the event's bytes, and back.
+/// Returns `data` after a record's round trip: through the command, the event's bytes, and back.
 fn kept(data: &Value) -> Value {
     let command = json!({"type": "create_record", "kind": "evaluation", "data": data});
     let Command::CreateRecord(command) = Command::read(command).unwrap() else { panic!() };
@@ -301,7 +301,7 @@ fn kept(data: &Value) -> Value {
     opened.events[0].event.to_json()["data"].clone()
 }
 
-/// As it is written in an answer and read by a client.
+/// Returns the value as it is written in an answer and parsed by a client.
 fn answered(value: &Value) -> Value {
     read(value.to_string().as_bytes(), Format::Json).unwrap().whole().unwrap()
 }
@@ -312,7 +312,7 @@ proptest! {
     #[test]
     fn json_that_is_taken_comes_back_as_it_was(text in json_text()) {
         let Ok(value) = read(text.as_bytes(), Format::Json).unwrap().whole() else { return Ok(()) };
-        // What an independent reader makes of the text is what was taken.
+        // An independent parser's value of the text is the accepted one.
         prop_assert_eq!(&serde_json::from_str::<Value>(&text).unwrap(), &value);
         prop_assert_eq!(kept(&value).to_string(), value.to_string());
         prop_assert_eq!(answered(&value).to_string(), value.to_string());

@@ -1,8 +1,8 @@
-//! The HTTP API: requests to commands and queries, and nothing that either of them decides.
+//! The HTTP API: requests to commands and queries, without decisions of its own.
 //!
-//! A request passes [`middleware`], then the extractors of its handler, which prove who asks and in which org as the
-//! table in [`policy`] demands it. A handler writes by way of the gateway and reads by way of a view that is bound to
-//! the proven org; there is no other way to either.
+//! A request passes [`middleware`], then the extractors of its handler, which prove the caller and its org as the table in
+//! [`policy`] demands it. A handler writes by way of the gateway and reads by way of a view that is bound to the proven org;
+//! there is no other way to either.
 
 pub mod audit;
 pub mod identity;
@@ -43,54 +43,54 @@ use kit::page::CursorKey;
 use kit::proxies::TrustedProxies;
 use platform::health::Readiness;
 
-/// How long requests that are under way may take to end when the server stops.
+/// How long requests in flight may take to end when the server stops.
 const GRACE: Duration = Duration::from_secs(10);
-/// How often histograms are emptied into their buckets.
+/// The interval at which histograms are emptied into their buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// What the API is made of.
+/// The parts of the API.
 pub struct Parts {
-    /// The way in for commands.
+    /// The entry point for commands.
     pub gateway: Arc<Gateway>,
-    /// Who asks.
+    /// The authentication.
     pub auth: Arc<Authenticator>,
     /// The read models and the audit log.
     pub db: Database,
     /// The event log, for tails.
     pub log: Log,
-    /// Signs cursors; the same for all servers behind one address.
+    /// The key that signs cursors; the same for all servers behind one address.
     pub cursor_key: [u8; 32],
-    /// What `/metrics` shows.
+    /// The metrics.
     pub metrics: PrometheusHandle,
-    /// Who may report keys that leaked.
+    /// The trusted reporters of leaked keys.
     pub leak_reporters: LeakReporters,
-    /// Whose word counts about where a request came from.
+    /// The trusted proxies.
     pub proxies: TrustedProxies,
-    /// What posts of audit logs are signed with.
+    /// The keys that sign posts of audit logs.
     pub webhook_keys: WebhookKeys,
-    /// Whether an operator needs another's consent to look into an organization.
+    /// Whether a break-glass grant needs the approval of another operator.
     pub break_glass_approval: GlassApproval,
-    /// What producers' credentials for NATS are signed with, where there are any.
+    /// The signing keys of producers' NATS credentials, if there are any.
     pub producers: Option<Arc<Producers>>,
     /// The worker of this process, if it has one.
     pub worker: Option<watch::Receiver<WorkerStatus>>,
-    /// How much may be under way.
+    /// The in-flight limits.
     pub limits: Limits,
-    /// What `/metrics` is shown for, besides the operator's token.
+    /// The token for `/metrics`, besides the operator's.
     pub metrics_token: Option<Secret>,
 }
 
-/// What every handler can reach.
+/// The state that every handler can reach.
 pub struct App {
-    /// The way in for commands.
+    /// The entry point for commands.
     pub gateway: Arc<Gateway>,
-    /// Who asks.
+    /// The authentication.
     pub auth: Arc<Authenticator>,
     /// The read models and the audit log.
     pub db: Database,
     /// The event log.
     pub log: Log,
-    /// Who may report keys that leaked.
+    /// The trusted reporters of leaked keys.
     pub leak_reporters: LeakReporters,
     pub(crate) proxies: TrustedProxies,
     pub(crate) webhook_keys: WebhookKeys,
@@ -108,7 +108,7 @@ pub struct App {
 }
 
 impl App {
-    /// Puts the parts together.
+    /// Assembles the parts.
     pub fn new(parts: Parts) -> Arc<Self> {
         let Parts { gateway, auth, db, log, cursor_key, metrics, leak_reporters, .. } = parts;
         let Parts { proxies, webhook_keys, break_glass_approval, producers, worker, limits, metrics_token, .. } = parts;
@@ -134,7 +134,7 @@ impl App {
     }
 }
 
-/// Every route, with its documentation.
+/// Returns all routes, with their documentation.
 fn documented() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(kit::openapi::head())
         .merge(org::routes())
@@ -144,7 +144,7 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(kit::openapi::openapi_json))
 }
 
-/// The API.
+/// Returns the router of the API.
 pub fn router(app: Arc<App>) -> Router {
     let (router, _) = documented().split_for_parts();
     let proxies = app.proxies.clone();
@@ -162,7 +162,7 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(from_fn_with_state(proxies, kit::proxies::forwarded))
 }
 
-/// Answers requests until `stop`, then ends streams, finishes what is under way and returns.
+/// Serves requests until `stop`, then ends streams, finishes requests in flight and returns.
 pub async fn serve(listener: TcpListener, app: Arc<App>, stop: CancellationToken) {
     let stopping = app.stopping.clone();
     let upkeep = tokio::spawn(keep_up(app.metrics.clone(), stop.clone()));

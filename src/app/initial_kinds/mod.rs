@@ -1,5 +1,5 @@
-//! The kinds of records that every installation begins with. They are data: one file each, in the form in which an
-//! operator registers one, and nothing in the program knows any of them by name.
+//! The kinds of records that every installation starts with. They are data: one file each, in the form in which an operator
+//! registers one, and nothing in the program knows any of them by name.
 
 use orgstream_domain::RegisterKind;
 
@@ -24,7 +24,7 @@ const FILES: [&str; 18] = [
     include_str!("webhook.json"),
 ];
 
-/// The kinds to register with a new platform.
+/// Returns the kinds to register with a new platform.
 pub fn default_kinds() -> Result<Vec<RegisterKind>, serde_json::Error> {
     FILES.iter().map(|file| serde_json::from_str(file)).collect()
 }

@@ -1,7 +1,7 @@
-//! An export: a stretch of the audit log in the form that somebody's tools read, and the fact that it left.
+//! An export: a stretch of the audit log in the format of the reader's tools, and the access event that records it.
 //!
-//! It is a stream and not a job: the log never changes, so an export that broke off is taken up again behind the last
-//! line that arrived, by anybody, and there is nothing to keep about it but the fact in the log itself.
+//! It is a stream and not a job: the log never changes, so an interrupted export can be resumed by any reader behind the
+//! last line that arrived, and no state is kept but the access event in the log itself.
 
 use std::{io, sync::Arc};
 
@@ -36,7 +36,7 @@ use crate::{
     app::problem::Problem,
 };
 
-/// Events that are read at a time; fewer where they are large.
+/// The number of events that are read at a time; fewer where they are large.
 const CHUNK: u16 = 500;
 
 /// The form of an export.
@@ -76,7 +76,7 @@ impl ExportFormat {
         }
     }
 
-    /// An event that cannot be read is an empty line: its bundle says why.
+    /// Formats a line. An undecodable event is an empty line: its bundle says why.
     fn line(self, entry: &AuditEntry) -> String {
         let Ok(read) = Entry::read(entry.idx, &entry.sealed.header, &payload(entry)) else { return String::new() };
         match self {
@@ -148,7 +148,7 @@ pub async fn export(
     Ok(response)
 }
 
-/// How far it is: before the first line, behind an event, or at the end.
+/// The progress: before the first line, behind an event, or at the end.
 enum Place {
     Head,
     Behind(Option<u64>),
@@ -171,7 +171,7 @@ fn lines(
                 Place::End => return Ok(None),
             };
             let read = async { audit::forward(&mut db.read(org).await?, &filter, after, CHUNK).await };
-            // The head of the answer is gone; all that is left is to break off, so that the reader knows.
+            // The head of the answer is sent; the only signal left is to abort the connection.
             let part = read.await.map_err(io::Error::other)?;
             let next = match part.entries.last() {
                 Some(last) if part.more => Place::Behind(Some(last.idx)),

@@ -1,5 +1,5 @@
-//! The newest entries of the audit logs that somebody follows: all who follow one share one look at its table and what it
-//! found. Who is further behind than what is kept reads for themselves until they have caught up.
+//! Subscriptions to the newest entries of the audit logs: all subscribers of one log share one query of its table and its
+//! result. A reader that is further behind than the buffer reads on its own until it has caught up.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,34 +17,34 @@ use tokio::{
 use super::log as audit;
 use crate::app::problem::Problem;
 
-/// How often a log is looked at again.
+/// The polling interval of a log.
 const LOOK: Duration = Duration::from_millis(250);
-/// Looks at the database at the same time, however many organizations are followed.
+/// The maximum number of concurrent queries, however many organizations are followed.
 const MAX_CONCURRENCY: usize = 4;
-/// Entries that are read at a time, and kept.
+/// The number of entries that are read at a time, and buffered.
 const CHUNK: u16 = 200;
-/// Bytes of entries that are kept of an organization.
+/// The maximum bytes of entries that are buffered of an organization.
 const KEPT: usize = 1 << 20;
 
-/// Entries as they are sent, one after the other.
+/// Entries in their wire form, one after the other.
 #[derive(Debug, Default)]
 pub struct Window {
-    /// The place of the first.
+    /// The index of the first.
     first: u64,
     entries: VecDeque<Arc<str>>,
     bytes: usize,
-    /// Why nothing more can be shown.
+    /// The error that ended the subscription.
     ended: Option<Problem>,
 }
 
-/// What a window has from some place on.
+/// The content of a window from some index on.
 #[derive(Debug)]
 pub enum Newest {
-    /// These; perhaps none yet.
+    /// The entries; perhaps none yet.
     Entries(Vec<Arc<str>>),
-    /// They were there and are not kept.
+    /// The entries existed and are no longer buffered.
     Gone,
-    /// Nothing, and there will be nothing.
+    /// The subscription ended.
     Ended(Problem),
 }
 
@@ -66,7 +66,7 @@ impl Window {
         }
     }
 
-    /// What is there from `next` on.
+    /// Returns the entries from `next` on.
     pub fn from(&self, next: u64) -> Newest {
         if next < self.first {
             return Newest::Gone;
@@ -80,7 +80,7 @@ impl Window {
     }
 }
 
-/// Who follows which log. One per process.
+/// The subscriptions, by log. One per process.
 pub struct AuditFeed {
     db: Database,
     looks: Semaphore,
@@ -88,12 +88,13 @@ pub struct AuditFeed {
 }
 
 impl AuditFeed {
-    /// Nobody follows anything yet.
+    /// Starts without subscriptions.
     pub fn new(db: Database) -> Arc<Self> {
         Arc::new(Self { db, looks: Semaphore::new(MAX_CONCURRENCY), followed: Mutex::default() })
     }
 
-    /// The newest entries of the log of `org`, which has `size`, for as long as the receiver or another one is kept.
+    /// Subscribes to the newest entries of the log of `org`, which has `size`, for as long as the receiver or another one is
+    /// kept.
     pub fn follow(self: &Arc<Self>, org: BoundOrg, size: u64) -> watch::Receiver<Window> {
         let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = followed.get(&org.org()) {
@@ -112,7 +113,7 @@ impl AuditFeed {
             looks.tick().await;
             let next = sender.borrow().end();
             let found = self.read(org, next).await;
-            // The tables may be away for a while; what cannot be shown at all is the end.
+            // The tables may be unavailable for a while; an entry that cannot be shown at all is the end.
             let ended = found.as_ref().err().filter(|problem| problem.status != 503).cloned();
             let is_over = self.forget(org.org(), ended.is_some(), &sender);
             let new = found.unwrap_or_default();
@@ -131,7 +132,7 @@ impl AuditFeed {
         }
     }
 
-    /// Entries from `next` on, as they are sent.
+    /// Returns the entries from `next` on, in their wire form.
     pub async fn read(&self, org: BoundOrg, next: u64) -> Result<Vec<Arc<str>>, Problem> {
         let _turn = self.looks.acquire().await;
         let rows = log::from_idx(&mut self.db.read(org).await?, next, CHUNK).await?.entries;
@@ -139,7 +140,7 @@ impl AuditFeed {
         rows.iter().map(|row| text(row).map(Arc::from)).collect()
     }
 
-    /// Whether the looks end here, because nobody follows any more or because they fail.
+    /// Whether the queries end here, because there are no more subscribers or because they fail.
     fn forget(&self, org: OrgId, is_over: bool, sender: &watch::Sender<Window>) -> bool {
         let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
         let ends = is_over || sender.receiver_count() == 0;

@@ -1,4 +1,4 @@
-//! The audit log: who did what, newest first, for those who may know.
+//! The audit log: actors and their actions, newest first, for callers with the permission.
 
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ pub struct AuditQuery {
 }
 
 impl AuditQuery {
-    /// The same as the log takes it. An event that there is not is a slip, and not a question with an empty answer.
+    /// Converts the filter. An unknown event type is a mistake, and not a query with an empty answer.
     pub fn filter(self) -> Result<AuditFilter, Problem> {
         let Self { action, actor, actor_type, target, outcome, from_idx, to_idx, since, until } = self;
         let names = || KNOWN_EVENTS.iter().flat_map(|known| known.iter()).map(|(name, _)| *name);
@@ -70,7 +70,7 @@ impl AuditQuery {
     }
 }
 
-/// An entry as the API shows it.
+/// Returns an entry as the API shows it.
 pub fn entry(entry: &AuditEntry) -> Result<EventView, Problem> {
     entry.view().map(shown).map_err(|error| Problem::internal(&error))
 }
@@ -103,6 +103,6 @@ pub async fn list(
 )]
 pub async fn show(mut org: OrgView<AuditLog>, Item(id): Item<EventId>) -> Result<Response, Problem> {
     let found = audit::get(&mut org.view.tx, id).await?.ok_or_else(Problem::not_found)?;
-    // An event never changes, so it has one version for ever.
+    // An event never changes, so it has one version permanently.
     Ok(org.view.one(1, &entry(&found)?))
 }

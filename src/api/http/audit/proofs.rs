@@ -1,4 +1,4 @@
-//! What makes the audit log one that nobody has to believe: signed heads, tiles, proofs, in the text formats of C2SP.
+//! The proofs of the audit log, for verification without trust: signed heads, tiles, proofs, in the text formats of C2SP.
 //!
 //! Everything here is read from what the signing process stored. This process holds no key and can prove nothing that was
 //! not signed.
@@ -38,7 +38,7 @@ use crate::{
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
-/// A tile that is full is the same for ever.
+/// A full tile never changes.
 const FOR_EVER: HeaderValue = HeaderValue::from_static("private, max-age=31536000, immutable");
 
 /// Which checkpoint.
@@ -122,7 +122,7 @@ pub async fn checkpoint(
     Ok(org.view.text(found.note.to_string()))
 }
 
-/// Asks for a checkpoint and waits for it.
+/// Requests a checkpoint and waits for it.
 async fn wait_for(
     app: &App,
     org: &OrgView<AuditLog>,
@@ -201,7 +201,7 @@ pub enum TileFile {
     Hashes(Tile),
     /// The headers below a tile of leaves.
     Entries(Tile),
-    /// The payloads that belong to them.
+    /// The payloads of those headers.
     Payloads(Tile),
 }
 
@@ -264,7 +264,7 @@ pub async fn tile(
     Ok(response)
 }
 
-/// The bytes of a tile's events, a page of the log at a time.
+/// Streams the bytes of a tile's events, a page of the log at a time.
 fn tile_of_events(
     db: Database,
     org: BoundOrg,
@@ -277,7 +277,7 @@ fn tile_of_events(
             return Ok(None);
         }
         let read = async { audit::from_idx(&mut db.read(org).await?, next, left).await };
-        // The head of the answer is gone; all that is left is to break off, so that the reader knows.
+        // The head of the answer is sent; the only signal left is to abort the connection.
         let rows = read.await.map_err(io::Error::other)?.entries;
         if rows.is_empty() {
             return Err(io::Error::other("the audit log ends before its own size"));
@@ -292,7 +292,7 @@ fn tile_of_events(
     })
 }
 
-/// The payload as far as it may leave. Of an event that cannot be read nobody knows what is in it.
+/// Returns the payload as far as it may be disclosed. The content of an undecodable event is unknown.
 pub(crate) fn payload(entry: &AuditEntry) -> Payload {
     match entry.sealed.read_header() {
         Ok(header) if !orgstream_events::is_inward(&header.event_type) => Payload::Here(entry.sealed.payload.to_vec()),
@@ -353,7 +353,7 @@ pub async fn event_proof(mut org: OrgView<AuditLog>, Item(id): Item<EventId>) ->
     let signed = audit::checkpoint_with(tx, index).await?.ok_or_else(not_signed_yet)?;
     let plan = Plan::inclusion(index, signed.head.size).map_err(|error| Problem::internal(&error))?;
     let proof = audit::prove(tx, &plan).await?;
-    // Whoever gets a proof must not be the first who finds out that it proves something else.
+    // The reader of a proof must not be the first to find out that it proves something else.
     if let Err(error) = verify_inclusion(leaf_hash(&entry.sealed.header), index, signed.head, &proof) {
         let what =
             format!("event {index} is not in the tree of the signed head of {} events: {error}", signed.head.size);
@@ -363,7 +363,7 @@ pub async fn event_proof(mut org: OrgView<AuditLog>, Item(id): Item<EventId>) ->
 }
 
 impl crate::api::http::kit::wait::View {
-    /// A text of its own format.
+    /// Returns a text of its own format.
     fn text(&self, text: String) -> Response {
         self.of_type(TEXT, text.into_bytes())
     }

@@ -1,4 +1,4 @@
-//! Time travel: an org's state as it was after any event, built from the audit log up to there.
+//! Time travel: an org's state after any event, built from the audit log up to there.
 
 use std::sync::Arc;
 
@@ -32,17 +32,17 @@ use crate::{
     clock::now,
 };
 
-/// The most events that are applied for one answer.
+/// The maximum number of events that are applied for one answer.
 const MOST: u64 = 100_000;
-/// Rows that are read at a time.
+/// The number of rows that are read at a time.
 const ROWS: u16 = 500;
 /// The longest answer.
 const MAX_BYTES: usize = 64 << 20;
 
-/// Messages that are named that the state lacks.
+/// The maximum number of named messages that the state lacks.
 const NAMED: usize = 100;
 
-/// What is looked at without saying what.
+/// The default projection.
 const DEFAULT: &str = "records";
 
 /// Which moment of what.
@@ -57,7 +57,7 @@ pub struct StateQuery {
     pub projection: Option<String>,
 }
 
-/// The names of the read models.
+/// Returns the names of the read models.
 fn projections() -> Object {
     let names: Vec<&str> = ReadModel::names().collect();
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).examples(["records"]).build()
@@ -112,7 +112,7 @@ pub async fn show(
     Ok(response)
 }
 
-/// What has not happened yet cannot be shown, and the state of now is not it.
+/// Refuses a future moment: its state is unknown, and the current one is not it.
 async fn not_to_come(app: &App, org: BoundOrg, moment: Moment) -> Result<(), Problem> {
     let mut tx = app.db.read(org).await?;
     let size = audit::size(&mut tx).await?;
@@ -123,7 +123,7 @@ async fn not_to_come(app: &App, org: BoundOrg, moment: Moment) -> Result<(), Pro
             Err(Problem::invalid("/at", "in_future", detail))
         }
         Moment::Time(time) if time > now() => {
-            // Whoever recorded the last event may have a clock that is ahead of this one.
+            // The clock that recorded the last event may be ahead of this one.
             let last = audit::from_idx(&mut tx, size.saturating_sub(1), 1).await?;
             let last = last.entries.first().and_then(|entry| entry.sealed.read_header().ok());
             if last.is_some_and(|header| time <= header.recorded_at) {
@@ -148,7 +148,7 @@ struct Beginning {
     unproven: [&'static str; 2],
 }
 
-/// What read models have and no header does, so that no signed head says anything about it.
+/// State of the read models that is in no header, so that no signed head proves it.
 const UNPROVEN: [&str; 2] = ["sequences in the stream", "fingerprints of commands"];
 
 async fn render(state: AsOf, model: &ReadModel) -> Result<Vec<u8>, Problem> {
@@ -214,7 +214,7 @@ async fn render(state: AsOf, model: &ReadModel) -> Result<Vec<u8>, Problem> {
     Ok(lines.0)
 }
 
-/// All pages of a listing.
+/// Iterates over all pages of a listing.
 async fn pages<T: Placed, V: Serialize>(
     lines: &mut Lines,
     tx: &mut TenantTx,

@@ -1,7 +1,7 @@
-//! The audit log as it grows, for whoever collects it elsewhere: server-sent events that are numbered without gaps, so the
-//! collector can tell that it has missed nothing.
+//! The tail of the audit log, for external collectors: server-sent events that are numbered without gaps, so the collector
+//! can tell that it has missed nothing.
 //!
-//! It follows the table and not the stream: what is here is numbered, and on its way to be signed.
+//! It follows the table and not the stream: its entries are numbered, and about to be signed.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -35,7 +35,7 @@ use crate::{
     app::problem::Problem,
 };
 
-/// How soon is tried again what could not be read.
+/// The pause before a failed read is retried.
 const AGAIN: Duration = Duration::from_millis(250);
 
 /// Where to begin.
@@ -79,7 +79,7 @@ pub async fn follow(
     let window = app.audit_feed.follow(bound, size);
     let events = follow_log(app, bound, window, next);
     let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
-    // A proxy that collects an answer before it passes it on would make a tail silent.
+    // A proxy that buffers an answer before it passes it on would delay a tail.
     response.headers_mut().insert("x-accel-buffering", header::HeaderValue::from_static("no"));
     Ok(response)
 }
@@ -110,7 +110,7 @@ fn follow_log(
                     }
                     has_some
                 }
-                // The tables may be away for a while; what cannot be shown at all is the end.
+                // The tables may be unavailable for a while; an entry that cannot be shown at all is the end.
                 Err(problem) if problem.status == 503 => {
                     sleep(AGAIN).await;
                     true

@@ -1,4 +1,4 @@
-//! Where an organization's audit log is sent, and how far that is.
+//! The webhook of an organization's audit log, and its progress.
 
 use std::sync::Arc;
 

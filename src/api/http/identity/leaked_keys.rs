@@ -1,4 +1,4 @@
-//! Reports of keys that lie around in public: whoever finds one says so here, and the key ends.
+//! Reports of publicly leaked keys: the finder sends one here, and the key is revoked.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use crate::{
 
 const IDENTIFIER: HeaderName = HeaderName::from_static("github-public-key-identifier");
 const SIGNATURE: HeaderName = HeaderName::from_static("github-public-key-signature");
-/// The most findings of one report.
+/// The maximum number of findings of one report.
 const MAX_FINDINGS: usize = 1_000;
 
 /// One finding, as code hosts send it.

@@ -1,4 +1,4 @@
-//! Who the caller is, and where they may go.
+//! The caller's identity and memberships.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// The most memberships that are listed in one answer.
+/// The maximum number of memberships in one answer.
 const SHOWN: usize = 100;
 
 /// Whoever asks.
@@ -181,7 +181,7 @@ pub async fn list_memberships(
         limit @ 1..=SHOWN => limit,
         other => return Err(Problem::invalid_parameter("limit", &format!("{other} is not between 1 and {SHOWN}"))),
     };
-    // Which organizations there are is the caller's own, so the place needs no seal.
+    // The set of organizations is the caller's own, so the cursor needs no signature.
     let after = query.cursor.as_deref().map(str::parse::<OrgId>).transpose();
     let after = after.map_err(|_| Problem::invalid_parameter("cursor", "must be a `next_cursor` of this route"))?;
     let mut data = memberships(&app, &principal, after, limit + 1).await?;
@@ -212,7 +212,8 @@ async fn memberships(
     Ok(places)
 }
 
-/// The one place of a key, or of somebody whom an organization's own issuer signed in, unless it takes none.
+/// Returns the one organization of a key, or of a person whom an organization's own issuer signed in, unless the caller is
+/// denied there.
 async fn of_one(app: &App, principal: &Principal, after: Option<OrgId>) -> Result<Vec<MembershipView>, Problem> {
     let access = match app.auth.access(principal, &OrgName::Current).await {
         Ok(access) if after.is_none_or(|after| access.org() > after) => access,

@@ -1,4 +1,4 @@
-//! Who signs in.
+//! Sign-in and identity.
 
 pub mod leaked_keys;
 pub mod me;

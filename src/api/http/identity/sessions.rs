@@ -110,9 +110,9 @@ pub struct Switch {
 
 /// A session in a path: by its id, or `current`.
 pub enum SessionName {
-    /// That one.
+    /// The session of this id.
     Id(SessionId),
-    /// The one that the request came with.
+    /// The session of the request.
     Current,
 }
 
@@ -197,7 +197,7 @@ pub async fn list(State(app): State<Arc<App>>, SignedIn(principal): SignedIn) ->
     let current = principal.session().map(|session| session.id);
     let sessions = app.auth.sessions().list(user).await?;
     let mut data = Vec::with_capacity(sessions.len());
-    // One look at each organization, however many sessions act there.
+    // One query for each organization, however many sessions act there.
     let mut places: Vec<(OrgId, Option<ActiveOrg>)> = Vec::new();
     for session in &sessions {
         let active = match session.active_org {
@@ -284,7 +284,7 @@ pub async fn switch(
         problem
     })?;
     if before != session.org {
-        // Each side learns of its own side only, and of the person as its own member.
+        // Each organization learns of its own side only, and of the person as its own member.
         for (org, direction) in [(before, Direction::Left), (session.org, Direction::Entered)] {
             let Some(org) = org else { continue };
             let somebody = acting(&principal, session.acting_in(org));
@@ -295,7 +295,7 @@ pub async fn switch(
     answer(&app, &principal, &session).await
 }
 
-/// The same person in this session.
+/// Returns the same person in this session.
 fn acting(principal: &Principal, session: ActiveSession) -> Principal {
     let mut somebody = principal.clone();
     if let Principal::User { session: of, .. } = &mut somebody {
@@ -304,8 +304,8 @@ fn acting(principal: &Principal, session: ActiveSession) -> Principal {
     somebody
 }
 
-/// Records what a person did in the log of an organization, as the member that they are there. Where they are none, or may not
-/// act, there is nobody to name.
+/// Records a person's action in the log of an organization, as their member there. Without membership or access, there is no
+/// actor to name.
 async fn note(app: &App, somebody: &Principal, org: OrgId, origin: &Origin, fact: AccessEvent) {
     if let Ok(access) = app.auth.access(somebody, &OrgName::Id(org)).await {
         app.gateway.access_log().record(access.bound(), access.actor(), origin, fact);

@@ -1,5 +1,6 @@
-//! A session acts in one organization at a time, and whoever waits for an answer out of one gets none once it acts in
-//! another: a read that is under way when the session is switched ends with `active_org_changed`, and so does what streams.
+//! The active organization of a session. A session acts in one at a time, and a caller waiting for an answer out of one gets
+//! none once the session acts in another: a running read ends with `active_org_changed` when the session is switched, and so
+//! does a stream.
 
 use std::sync::Arc;
 
@@ -23,10 +24,10 @@ use crate::{
     auth::{AuthError, Principal},
 };
 
-/// Which epoch of its session a request is meant for; in an answer, which one it is of.
+/// The epoch of its session that a request is meant for; in an answer, the one that it is of.
 const EPOCH: HeaderName = HeaderName::from_static("x-org-epoch");
 
-/// Stores the session behind a request, and refuses one that is meant for another epoch of it.
+/// Records the session of a request, and refuses one that is meant for another epoch of it.
 pub async fn note(app: &App, parts: &Parts, principal: &mut Principal) -> Result<(), Problem> {
     let Principal::User { session: Some(session), .. } = principal else { return Ok(()) };
     if let Some(text) = header_text(&parts.headers, &EPOCH)? {
@@ -38,9 +39,9 @@ pub async fn note(app: &App, parts: &Parts, principal: &mut Principal) -> Result
     Ok(())
 }
 
-/// Around every route: what reads ends when its reader may not read it any more, or acts elsewhere.
+/// Wraps every route: a read ends when its caller loses access, or acts elsewhere.
 pub async fn watch(request: Request, next: Next) -> Response {
-    // Whether a change was made must be said even if its maker acts elsewhere by now: it was made where they meant it.
+    // The result of a change must be reported even if its caller acts elsewhere by now: it was made where they meant it.
     let reads = [Method::GET, Method::HEAD].contains(request.method());
     let known = request.extensions().get::<RequestInfo>().cloned().unwrap_or_default();
     let began = Instant::now();
@@ -51,7 +52,7 @@ pub async fn watch(request: Request, next: Next) -> Response {
         lost = lost(&known), if reads => return Problem::from(lost).into_response(),
     };
     let Some(guard) = known.guard().filter(|_| reads && response.status().is_success()) else { return response };
-    // Who was let in a moment ago may still be here, but for what happened to their session in this process.
+    // A caller admitted a moment ago still has access, but for changes to the session in this process.
     let checked = if began.elapsed() > CHECK { guard.check().await.map(|_| ()) } else { guard.is_where_it_was().await };
     if let Err(lost) = checked {
         return Problem::from(lost).into_response();
@@ -63,7 +64,7 @@ pub async fn watch(request: Request, next: Next) -> Response {
     response
 }
 
-/// Why whoever is let in may not be answered any more, once that is so.
+/// Returns why an admitted caller has lost access, once that is so.
 async fn lost(known: &RequestInfo) -> AuthError {
     loop {
         sleep(CHECK).await;

@@ -1,5 +1,5 @@
-//! Positions that callers name: one that lies beyond what there is was never given to anybody, and is refused. Without
-//! that it would be waited for in vain, or be taken for a sign that the log has lost something.
+//! Positions that callers name: one beyond the end was never handed out, and is refused. Otherwise it would be waited for in
+//! vain, or be taken for a sign that the log has lost history.
 
 use orgstream_events::OrgId;
 
@@ -15,7 +15,7 @@ pub(crate) async fn is_reached(app: &App, org: OrgId, name: &str, seq: u64) -> R
     if seq <= last { Ok(()) } else { Err(beyond(name, &format!("the last event of this organization is at {last}"))) }
 }
 
-/// Refuses a place of an audit log of `size` events behind its end, which is the place of the next event.
+/// Refuses an index of an audit log of `size` events behind its end, which is the index of the next event.
 pub(crate) fn is_in_log(name: &str, idx: u64, size: u64) -> Result<(), Problem> {
     if idx <= size { Ok(()) } else { Err(beyond(name, &format!("the audit log has {size} events, counted from 0"))) }
 }

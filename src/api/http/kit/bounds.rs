@@ -1,5 +1,5 @@
-//! How much may be under way at the same time: connections, requests, streams and bodies, altogether and of each who asks.
-//! What is over a bound is told so at once, with a code and the time to wait; a body waits a moment for its room first.
+//! In-flight limits: connections, requests, streams and bodies, in total and per caller. An excess is refused at once, with
+//! a code and the time to wait; a body waits a moment for its room first.
 
 use std::{
     collections::HashMap,
@@ -20,10 +20,10 @@ use crate::app::problem::Problem;
 
 /// How long a body waits for room before it is refused.
 const BODY_WAIT: Duration = Duration::from_secs(10);
-/// What room for bodies is counted in.
+/// The unit of the limit of body bytes.
 const KIB: usize = 1 << 10;
 
-/// The bounds of one process.
+/// The in-flight limits of one process.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Open connections.
@@ -34,15 +34,16 @@ pub struct Limits {
     pub requests_of_org: usize,
     /// Requests of one person, key or operator.
     pub requests_of_caller: usize,
-    /// Streams that follow something.
+    /// Open streams.
     pub streams: usize,
-    /// Those of one organization.
+    /// Open streams of one organization.
     pub streams_of_org: usize,
-    /// Those of one person, key or operator.
+    /// Open streams of one person, key or operator.
     pub streams_of_caller: usize,
-    /// Bytes of request bodies that have come and are not carried out yet. What they become takes up to twenty times as much.
+    /// Bytes of request bodies that have been received and are not carried out yet. Their parsed form takes up to twenty
+    /// times as much.
     pub body_bytes: usize,
-    /// Those of one organization, and of one who asks outside of any.
+    /// Such bytes of one organization, or of one caller outside of any.
     pub body_bytes_of_org: usize,
 }
 
@@ -63,12 +64,12 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The same with so many connections, of which one address may have half.
+    /// Sets the number of connections, of which one address may have half.
     pub fn with_connections(self, connections: usize) -> Self {
         Self { connections, connections_of_address: connections.div_ceil(2), ..self }
     }
 
-    /// The same with so many bytes of bodies, of which one organization may have a quarter, and one whole body in any case.
+    /// Sets the bytes of bodies, of which one organization may have a quarter, and one whole body in any case.
     pub fn with_body_bytes(self, body_bytes: usize) -> Self {
         let least = crate::api::command_body::MAX_BODY;
         let body_bytes = body_bytes.max(least);
@@ -76,7 +77,7 @@ impl Limits {
     }
 }
 
-/// What is under way.
+/// The work in flight.
 #[derive(Debug)]
 pub struct Bounds {
     limits: Limits,
@@ -91,7 +92,7 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Nothing is under way yet.
+    /// Starts with nothing in flight.
     pub fn new(limits: Limits) -> Self {
         Self {
             bodies: Arc::new(Bodies::new(&limits)),
@@ -106,7 +107,7 @@ impl Bounds {
         }
     }
 
-    /// Room for a connection of `address`, if there is any; proxies of ours speak for many.
+    /// Takes a slot for a connection of `address`, if there is one; trusted proxies stand for many clients.
     pub fn connection(&self, address: IpAddr, is_proxy: bool) -> Option<[Slot; 2]> {
         let Some(all) = Shares::take(&self.connections, (), self.limits.connections) else {
             refused("connections");
@@ -120,7 +121,7 @@ impl Bounds {
         Some([all, own])
     }
 
-    /// Room for one more request of `caller`.
+    /// Takes a slot for one more request of `caller`.
     pub fn request_of_caller(&self, caller: &str) -> Result<Slot, Problem> {
         let most = self.limits.requests_of_caller;
         Shares::take(&self.callers, caller.to_owned(), most).ok_or_else(|| {
@@ -129,7 +130,7 @@ impl Bounds {
         })
     }
 
-    /// Room for one more request about `org`.
+    /// Takes a slot for one more request about `org`.
     pub fn request_of_org(&self, org: OrgId) -> Result<Slot, Problem> {
         let most = self.limits.requests_of_org;
         Shares::take(&self.orgs, org, most).ok_or_else(|| {
@@ -138,7 +139,7 @@ impl Bounds {
         })
     }
 
-    /// Room for one more stream of `caller` out of `org`.
+    /// Takes slots for one more stream of `caller` out of `org`.
     pub fn stream(&self, caller: &str, org: OrgId) -> Result<[Slot; 3], Problem> {
         let over = |reason, most, whose| {
             refused(reason);
@@ -155,12 +156,12 @@ impl Bounds {
         Ok([caller, org, all])
     }
 
-    /// Room for a body of `whose`, of which nothing has come yet.
+    /// Opens room for a body of `whose`, of which nothing has been received yet.
     pub fn body(&self, whose: Whose) -> Room {
         Room::new(&self.bodies, whose)
     }
 
-    /// Room for what comes whole and is in memory when it is heard of, if there is any now.
+    /// Takes room for a message that is complete and in memory when it is received, if there is any now.
     pub fn message(&self, whose: Whose, bytes: usize) -> Result<Room, Problem> {
         let mut room = self.body(whose);
         match room.take(bytes) {
@@ -177,25 +178,25 @@ fn refused(reason: &'static str) {
     counter!("orgstream_http_refused_total", "reason" => reason).increment(1);
 }
 
-/// Whose room a body takes: everybody has a part of their own.
+/// The party that a body's room is charged to: each has a share of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Whose {
     /// An organization's.
     Org(OrgId),
-    /// That of somebody who proved who they are, and acts in no organization.
+    /// An authenticated caller that acts in no organization.
     Caller(String),
-    /// Of nobody it is known who they are, but where they come from.
+    /// An unauthenticated caller, by its network.
     Network(Option<IpAddr>),
 }
 
 impl Whose {
-    /// Whoever comes from there.
+    /// Charges the network of the address.
     pub fn from(address: Option<IpAddr>) -> Self {
         Self::Network(address.map(network))
     }
 }
 
-/// Who has an address of IPv6 has a network of them.
+/// Returns the network of an address: an IPv6 client has a whole one.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
@@ -203,7 +204,7 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// How much each has under way. Who has nothing is not remembered.
+/// The amount in flight of each key. A key without any is not stored.
 #[derive(Debug)]
 struct Shares<K>(Mutex<HashMap<K, usize>>);
 
@@ -236,7 +237,7 @@ impl<K: Eq + Hash + Clone + Send + 'static> Shares<K> {
     }
 }
 
-/// One thing under way, until this is dropped.
+/// One slot, until this is dropped.
 #[must_use]
 pub struct Slot(Option<Box<dyn FnOnce() + Send>>);
 
@@ -254,8 +255,8 @@ impl fmt::Debug for Slot {
     }
 }
 
-/// The room of bodies. Nobody takes so much of it that less is left than they have themselves. Where there is none left for
-/// somebody all the same, whoever has the most gives some back: of bodies that have not come to their end.
+/// The room of bodies. No party takes more of it than it leaves free. Where none is left for a party all the same, the one
+/// with the most gives some back: of bodies that are not complete.
 #[derive(Debug)]
 struct Bodies {
     all: usize,
@@ -266,12 +267,12 @@ struct Bodies {
 
 #[derive(Debug, Default)]
 struct Taken {
-    /// What all have, but for the one that is certain.
+    /// The total, without the guaranteed body.
     bytes: usize,
     /// How much of it is about to be given back.
     leaving: usize,
     of: HashMap<Whose, Held>,
-    /// The one body for which there is room in any case, so that many that are half here do not wait for each other.
+    /// The one body for which there is room in any case, so that many half-received ones do not wait for each other.
     certain: Option<u64>,
     next: u64,
 }
@@ -279,14 +280,14 @@ struct Taken {
 #[derive(Debug, Default)]
 struct Held {
     bytes: usize,
-    /// The one body that may go beyond the part of whose it is, for the same reason.
+    /// The one body that may exceed its party's share, for the same reason.
     certain: Option<u64>,
-    /// Bodies that are still on their way, with what they have, and how they are told to give it back.
+    /// Incomplete bodies, with their room, and the token that revokes it.
     coming: HashMap<u64, (usize, CancellationToken)>,
 }
 
 impl Taken {
-    /// Has whoever has the most give some of it back, if that is more than `than`; true when somebody is newly told to.
+    /// Revokes room of the party that has the most, if that is more than `than`; returns true when a body was newly revoked.
     fn make_room(&mut self, needed: usize, than: usize) -> bool {
         if self.leaving >= needed {
             return false;
@@ -301,7 +302,7 @@ impl Taken {
     }
 }
 
-/// What there is not enough of.
+/// The exhausted limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Short {
     Own,
@@ -333,7 +334,7 @@ impl Bodies {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `more` bytes for this room.
+    /// Takes `more` bytes for this room.
     fn take(&self, room: &Room, more: usize) -> Result<(), Short> {
         let mut taken = self.taken();
         let Taken { bytes, of, certain, .. } = &mut *taken;
@@ -356,7 +357,7 @@ impl Bodies {
                 let is_told = taken.make_room(more, would_have);
                 drop(taken);
                 if is_told {
-                    // Whoever is to give theirs back may be waiting for more.
+                    // The body that is to give room back may be waiting for more.
                     self.freed.notify_waiters();
                 }
                 return Err(Short::All);
@@ -399,7 +400,7 @@ pub struct Room {
     id: u64,
     whose: Whose,
     bytes: usize,
-    /// Cancelled when it is to be given back.
+    /// Cancelled when the room is revoked.
     told: CancellationToken,
     bodies: Arc<Bodies>,
 }
@@ -411,7 +412,7 @@ impl Room {
         Self { id: taken.next, whose, bytes: 0, told: CancellationToken::new(), bodies: Arc::clone(bodies) }
     }
 
-    /// Waits a moment until there is room for a body of which `bytes` are here now.
+    /// Waits a moment until there is room for a body of which `bytes` have been received now.
     pub async fn hold(&mut self, bytes: usize) -> Result<(), Problem> {
         let bodies = Arc::clone(&self.bodies);
         let mut short = Short::Own;
@@ -431,13 +432,13 @@ impl Room {
         held.unwrap_or(Err(short)).map_err(Problem::from)
     }
 
-    /// Returns, with the reason, when the room of a body that still comes must be given back.
+    /// Returns, with the reason, when the room of an incomplete body is revoked.
     pub async fn is_taken_back(&self) -> Problem {
         self.told.cancelled().await;
         Short::Own.into()
     }
 
-    /// The whole body is here.
+    /// Marks the body as complete.
     pub fn is_whole(&self) {
         if let Some(own) = self.bodies.taken().of.get_mut(&self.whose) {
             own.coming.remove(&self.id);
@@ -502,7 +503,7 @@ mod tests {
         let _third = open("c", 2).unwrap();
         assert_eq!(open("d", 3).unwrap_err(), "too_many_streams");
         drop(first);
-        // What was refused has left nothing behind.
+        // A refusal has left nothing behind.
         let _fourth = open("d", 3).unwrap();
     }
 
@@ -561,7 +562,7 @@ mod tests {
         });
         for whose in callers {
             let mut room = bounds.body(whose.clone());
-            // Whoever is told to gives back what they have.
+            // A body whose room is revoked gives it back.
             while room.take(1).is_err() {
                 let before = rooms.len();
                 rooms.retain(|room| !room.told.is_cancelled());

@@ -1,6 +1,6 @@
-//! Answers made smaller for whoever takes them like that (`Accept-Encoding: gzip`): what is read, is all there, and is
-//! worth it. Not what streams, which would wait inside for more of it; and no answer to a command, some of which have a
-//! secret in them beside what the caller wrote, whose length would then tell of it.
+//! Compression of answers for clients that accept it (`Accept-Encoding: gzip`): reads that are complete and large enough.
+//! Not streams, which would be delayed in the buffer; and no answer to a command, some of which have a secret in them beside
+//! the caller's own text, so that their length would disclose it.
 
 use axum::{
     extract::Request,
@@ -11,10 +11,10 @@ use axum::{
 use http_body::Body;
 use tower_http::compression::{CompressionLayer, predicate::Predicate};
 
-/// From how many bytes on it is worth it.
+/// The minimum size in bytes.
 const WORTH: u64 = 1_024;
 
-/// What is read and not changed.
+/// The mark of an answer to a read.
 #[derive(Debug, Clone, Copy)]
 struct MayShrink;
 
@@ -28,12 +28,12 @@ pub(crate) async fn may_shrink(request: Request, next: Next) -> Response {
     response
 }
 
-/// Compresses what is marked.
+/// Compresses marked answers.
 pub(crate) fn layer() -> CompressionLayer<WorthIt> {
     CompressionLayer::new().compress_when(WorthIt)
 }
 
-/// Whether an answer is compressed.
+/// Decides whether an answer is compressed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WorthIt;
 
@@ -48,11 +48,11 @@ fn is_text(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
     let (kind, kept) = (text(header::CONTENT_TYPE), text(header::CACHE_CONTROL));
     let is_text = kind.starts_with("text/") || ["json", "javascript"].iter().any(|name| kind.contains(name));
-    // Of what nobody may keep some has secrets in it.
+    // Some of the answers that must not be stored have secrets in them.
     is_text && !kept.contains("no-store")
 }
 
-/// The tag of what was compressed is not that of the bytes as they were any more.
+/// Weakens the tag, since the compressed bytes are no longer the original ones.
 pub(crate) fn weaken(response: &mut Response) {
     let headers = response.headers_mut();
     if !headers.contains_key(header::CONTENT_ENCODING) {

@@ -1,4 +1,4 @@
-//! Versions as entity tags: `If-Match` on what is changed, `If-None-Match` on what is read.
+//! Versions as entity tags: `If-Match` on changes, `If-None-Match` on reads.
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -7,27 +7,28 @@ use sha2::{Digest, Sha256};
 use super::extract::invalid_header;
 use crate::app::problem::Problem;
 
-/// The strong tag of a thing at a version.
+/// Returns the strong tag of a resource at a version.
 pub fn version_tag(version: u64) -> String {
     format!("\"{version}\"")
 }
 
-/// The weak tag of a listing: what it says, whatever its bytes are called tomorrow.
+/// Returns the weak tag of a listing: of its content, whatever its bytes are encoded like tomorrow.
 pub fn body_tag(body: &[u8]) -> String {
     let digest = Sha256::digest(body);
     let short: Vec<u8> = digest.iter().copied().take(12).collect();
     format!("W/\"{}\"", URL_SAFE_NO_PAD.encode(short))
 }
 
-/// The most tags in one `If-Match`.
+/// The maximum number of tags in one `If-Match`.
 const MOST_TAGS: usize = 8;
-/// A version that nothing has: what tags that we never gave stand for.
+/// A version that nothing has: the value of tags that we never issued.
 const NEVER: u64 = u64::MAX;
 
-/// The versions that `If-Match` allows; none when it allows all. `*` does: whatever is changed has to exist anyway.
+/// Returns the versions that `If-Match` allows; none when it allows all. `*` does: the target of a change has to exist
+/// anyway.
 ///
-/// A tag may be weak. We give strong ones, but proxies that compress what passes weaken them, and a version stays the
-/// same whatever its bytes are.
+/// A tag may be weak. We issue strong ones, but proxies that compress responses weaken them, and a version stays the same
+/// whatever its bytes are.
 pub fn if_match(headers: &HeaderMap) -> Result<Vec<u64>, Problem> {
     let values: Vec<&HeaderValue> = headers.get_all(header::IF_MATCH).iter().collect();
     let rule = "must be ETags as they were given, like \"3\" or \"3\", \"4\" (at most 8), or *";
@@ -49,7 +50,7 @@ pub fn if_match(headers: &HeaderMap) -> Result<Vec<u64>, Problem> {
     if versions.len() > MOST_TAGS { Err(invalid()) } else { Ok(versions) }
 }
 
-/// The opaque parts of a list of entity tags; none when it is no such list.
+/// Returns the opaque parts of a list of entity tags; none when it is malformed.
 fn tags(text: &str) -> Option<Vec<&str>> {
     let mut found = Vec::new();
     let mut rest = text.trim();
@@ -64,7 +65,7 @@ fn tags(text: &str) -> Option<Vec<&str>> {
     }
 }
 
-/// Whether the caller has what `tag` stands for already.
+/// Whether the caller has the content of `tag` already.
 pub fn is_known(if_none_match: Option<&HeaderValue>, tag: &str) -> bool {
     let Some(text) = if_none_match.and_then(|value| value.to_str().ok()) else { return false };
     let ours = tags(tag).unwrap_or_default();
@@ -88,7 +89,7 @@ mod tests {
         }
         assert_eq!(demanded("\"3\", W/\"4\" ,\"5\"").unwrap(), [3, 4, 5]);
         assert!(demanded("*").unwrap().is_empty() && if_match(&HeaderMap::new()).unwrap().is_empty());
-        // Tags that were never given are tags all the same, and nothing is at their version.
+        // Tags that were never issued are tags all the same, and nothing is at their version.
         for never in ["\"\"", "\"x\"", "\"-1\"", "\"99999999999999999999\"", "\"a,b\""] {
             assert_eq!(demanded(never).unwrap(), [NEVER], "{never}");
         }

@@ -1,7 +1,7 @@
-//! The session of a browser: a cookie that no script sees, and that counts only for requests of our own pages.
+//! The session of a browser: a cookie that no script can read, and that is valid only for requests of our own pages.
 //!
-//! A browser sends a cookie whoever wrote the page that asks. So a request by cookie that changes something must say that
-//! it comes from here, in a header that pages cannot set: `Sec-Fetch-Site`, or `Origin` from browsers without it.
+//! A browser sends a cookie whatever page makes the request. So a request by cookie that changes something must prove its
+//! origin, in a header that pages cannot set: `Sec-Fetch-Site`, or `Origin` from browsers without it.
 
 use std::time::Duration;
 
@@ -15,19 +15,19 @@ use crate::{app::problem::Problem, auth::AuthError};
 pub const NAME: &str = "__Host-orgstream_session";
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// The cookie that gives a browser its session, until it ends.
+/// Returns the cookie that sets a browser's session, until it ends.
 pub fn give(token: &SessionToken, longest: Duration) -> Option<HeaderValue> {
     let text =
         format!("{NAME}={}; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age={}", token.reveal(), longest.as_secs());
     HeaderValue::from_str(&text).ok()
 }
 
-/// The cookie that takes it away.
+/// Returns the cookie that removes it.
 pub fn take() -> Option<HeaderValue> {
     HeaderValue::from_str(&format!("{NAME}=; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age=0")).ok()
 }
 
-/// The credential of a request in the words of `Authorization`: that header, or without it the cookie.
+/// Returns the credential of a request in the form of `Authorization`: that header, or without it the cookie.
 pub fn credential(parts: &Parts) -> Result<Option<String>, Problem> {
     if let Some(text) = header_text(&parts.headers, &header::AUTHORIZATION)? {
         return Ok(Some(text.to_owned()));
@@ -49,13 +49,13 @@ fn session_of(headers: &HeaderMap) -> Option<&str> {
 fn is_from_here(headers: &HeaderMap, uri: &Uri) -> bool {
     let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     if let Some(site) = text(&SEC_FETCH_SITE) {
-        // `none`: nobody's page, but the person themselves.
+        // `none`: no page, but the person themselves.
         return matches!(site, "same-origin" | "none");
     }
     let host = text(&header::HOST).or(uri.authority().map(axum::http::uri::Authority::as_str));
     let origin = text(&header::ORIGIN).and_then(|origin| origin.split_once("://"));
     let Some((host, (scheme, origin))) = host.zip(origin) else { return false };
-    // The cookie is for secure pages only, which are those of https, and those of one's own machine.
+    // The cookie is for secure pages only, which are those of https, and those of the user's own machine.
     let is_secure =
         scheme.eq_ignore_ascii_case("https") || (scheme.eq_ignore_ascii_case("http") && is_this_machine(host));
     is_secure && host.eq_ignore_ascii_case(origin)

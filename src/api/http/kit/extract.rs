@@ -1,5 +1,5 @@
-//! What handlers are handed: proof of who asks and in which org, ids, queries and bodies. Whatever is wrong with a
-//! request is said here, before a handler runs.
+//! The arguments of handlers: authenticated callers in their org, ids, queries and bodies. All faults of a request are
+//! reported here, before a handler runs.
 
 use std::{fmt::Display, str::FromStr, sync::Arc, time::Duration};
 
@@ -36,21 +36,21 @@ use crate::{
 /// How much of a body that is too large is still read, so that its sender gets to read the answer.
 const DRAIN: usize = 16 << 20;
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// How fast a body must come, in bytes a second, and for how long it need not. A whole one is then here, or refused, before the
-/// time of its request is over.
+/// The minimum rate of a body, in bytes per second, and the time for which it does not apply. A whole body is then received,
+/// or refused, before the request's time limit.
 const SLOWEST: usize = 64 << 10;
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Memory that is asked for before any of a body is here, in bytes at most.
+/// The maximum memory that is reserved before any of a body has been received, in bytes.
 const AT_FIRST: usize = 16 << 10;
-/// Headers that may say again which org is meant.
+/// Headers that may repeat which org is meant.
 const ORG_ASSERTIONS: [HeaderName; 2] = [HeaderName::from_static("x-tenant-id"), HeaderName::from_static("x-org-id")];
 
-/// A header is wrong.
+/// Returns the problem of an invalid header.
 pub fn invalid_header(name: &str, rule: &str) -> Problem {
     Problem::new(400, "invalid_header", "Invalid header", format!("{name}: {rule}"))
 }
 
-/// The text of a header that may come once.
+/// Returns the text of a header that may come once.
 pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
     let mut values = headers.get_all(name).iter();
     let first = values.next();
@@ -61,31 +61,31 @@ pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Opti
     text.transpose()
 }
 
-/// The route's own entry in the table.
+/// Returns the route's own entry in the table.
 fn policy_of(parts: &Parts) -> Result<RoutePolicy, Problem> {
     let path = parts.extensions.get::<MatchedPath>();
     let found = path.and_then(|path| policy::of(&parts.method, path.as_str()));
     found.ok_or_else(|| Problem::internal(&format!("{} {} has no policy", parts.method, parts.uri.path())))
 }
 
-/// What is known of the request besides what it says.
+/// Returns the request's information besides its content.
 pub fn info(parts: &Parts) -> RequestInfo {
     parts.extensions.get::<RequestInfo>().cloned().unwrap_or_default()
 }
 
-/// The named parameters of the path.
+/// Returns the named parameters of the path.
 async fn path_params(parts: &mut Parts, app: &Arc<App>) -> Result<Vec<(String, String)>, Problem> {
     let raw = RawPathParams::from_request_parts(parts, app).await;
     let raw = raw.map_err(|error| Problem::invalid_parameter("path", &error.body_text()))?;
     Ok(raw.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
 }
 
-/// The organization, as the path names it.
+/// Returns the organization, as the path names it.
 fn named_org(params: &[(String, String)]) -> Option<&str> {
     params.iter().find(|(name, _)| name == "org").map(|(_, value)| value.as_str())
 }
 
-/// Somebody who proved who they are.
+/// An authenticated caller.
 pub struct SignedIn(pub Principal);
 
 impl FromRequestParts<Arc<App>> for SignedIn {
@@ -120,11 +120,11 @@ impl FromRequestParts<Arc<App>> for SignedIn {
     }
 }
 
-/// Somebody in the organization of the path, with the permission of the route.
+/// A caller in the organization of the path, with the permission of the route.
 pub struct OrgAccess {
-    /// The proof.
+    /// The access.
     pub access: Access,
-    /// Whose proof it is.
+    /// The caller.
     pub principal: Principal,
 }
 
@@ -138,7 +138,7 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
         let name =
             OrgName::parse(named.unwrap_or_default()).map_err(|rule| Problem::invalid_parameter("org", &rule))?;
         if name == OrgName::Current {
-            // One address for several organizations: what a client has of one tells nothing of another.
+            // One address serves several organizations: a client's cached answer of one must disclose nothing of another.
             parts.headers.remove(header::IF_NONE_MATCH);
         }
         let (RoutePolicy { policy, story, shape, .. }, origin, access_log) =
@@ -202,19 +202,19 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
     }
 }
 
-/// Somebody who sends commands, and what the headers say about them.
+/// A caller that sends commands, with its headers.
 pub struct Writer {
-    /// The proof.
+    /// The access.
     pub access: Access,
-    /// How the request came.
+    /// The origin of the request.
     pub origin: Origin,
-    /// Under which idempotency key.
+    /// The idempotency key.
     pub key: Option<String>,
     /// The versions that the caller saw, any of them; none is all.
     pub expected: Vec<u64>,
 }
 
-/// The idempotency key of the headers.
+/// Returns the idempotency key of the headers.
 pub fn idempotency_key(parts: &Parts) -> Result<Option<String>, Problem> {
     header_text(&parts.headers, &IDEMPOTENCY_KEY)?.map(submission::idempotency_key).transpose()
 }
@@ -235,8 +235,8 @@ impl Writer {
         self.carry_out(app, Request { idempotency_key: self.key.clone(), ..command.into() }).await
     }
 
-    /// Carries out one request, if the thing is at one of the versions that the caller saw. One is tried after the other: a
-    /// command that is refused for its version has done nothing.
+    /// Carries out one request, if the target is at one of the versions that the caller saw. They are tried one after the
+    /// other: a command that is refused for its version has no effect.
     pub async fn carry_out(&self, app: &App, request: Request) -> Result<Accepted, Problem> {
         let Some((last, others)) = self.expected.split_last() else {
             return app.gateway.submit(&self.access, &self.origin, request).await;
@@ -262,7 +262,7 @@ impl FromRequestParts<Arc<App>> for Writer {
     }
 }
 
-/// An operator who changes what all organizations share.
+/// An operator who changes data that all organizations share.
 pub struct PlatformWriter(pub Writer);
 
 impl FromRequestParts<Arc<App>> for PlatformWriter {
@@ -275,7 +275,7 @@ impl FromRequestParts<Arc<App>> for PlatformWriter {
     }
 }
 
-/// The last parameter of the path: the one thing that the request is about.
+/// The last parameter of the path: the resource of the request.
 pub struct Item<T>(pub T);
 
 impl<T> FromRequestParts<Arc<App>> for Item<T>
@@ -292,7 +292,7 @@ where
     }
 }
 
-/// The query. Parameters that the documentation does not know never get here.
+/// The query. Undocumented parameters never get here.
 pub struct Query<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
@@ -324,8 +324,8 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
     }
 }
 
-/// The body, not longer than the limit, and what its sender says it is. It takes room as it comes, and has it until the request
-/// is carried out; what it says of its length takes none.
+/// Reads the body, up to the limit, and its declared format. It takes room as it comes, and holds it until the request is
+/// carried out; a declared length takes none.
 pub async fn read_body(app: &App, request: HttpRequest) -> Result<(Format, Bytes), Problem> {
     let (parts, body) = request.into_parts();
     let content_type = header_text(&parts.headers, &header::CONTENT_TYPE)?;
@@ -342,7 +342,7 @@ pub async fn read_body(app: &App, request: HttpRequest) -> Result<(Format, Bytes
     let announced =
         header_text(&parts.headers, &header::CONTENT_LENGTH)?.and_then(|length| length.parse::<usize>().ok());
     if announced.is_some_and(|length| length > MAX_BODY) && parts.headers.contains_key(header::EXPECT) {
-        // The sender waits for a word before it sends the body, so there is nothing to read away.
+        // The sender waits for `100 Continue` before it sends the body, so there is nothing to drain.
         return Err(submission::body_too_large());
     }
     let info = info(&parts);
@@ -375,10 +375,10 @@ pub async fn read_body(app: &App, request: HttpRequest) -> Result<(Format, Bytes
     if size > MAX_BODY { Err(submission::body_too_large()) } else { Ok((format?, bytes.into())) }
 }
 
-/// A body on its way, which has to come as fast as [`SLOWEST`] says.
+/// A body in transfer, which has to come as fast as [`SLOWEST`] says.
 struct Coming {
     body: BodyDataStream,
-    /// By when more of it must be here.
+    /// When more of it must have been received.
     due: Instant,
 }
 
@@ -397,7 +397,7 @@ impl Coming {
         Ok(chunk)
     }
 
-    /// Reads the rest away, of a body of which `size` bytes came, so that its sender gets to read why it was refused.
+    /// Drains the rest of a body of which `size` bytes came, so that its sender gets to read why it was refused.
     async fn read_away(&mut self, mut size: usize, refused: Problem) -> Problem {
         while size <= DRAIN
             && let Ok(Some(chunk)) = self.next().await
@@ -407,7 +407,7 @@ impl Coming {
         refused
     }
 
-    /// Waits for something that is not the sender's to hurry.
+    /// Waits for something that the sender cannot hurry, and extends its time.
     async fn kept_waiting_by<T>(&mut self, other: impl Future<Output = T>) -> T {
         let since = Instant::now();
         let done = other.await;
@@ -416,5 +416,5 @@ impl Coming {
     }
 }
 
-/// What all organizations share, for everybody to read.
+/// The org of data that all organizations share and read.
 pub const PLATFORM: BoundOrg = BoundOrg::platform();

@@ -1,9 +1,9 @@
-//! Who is being answered must be allowed to be, from the first byte to the last: what was revoked, suspended, taken away or
-//! left behind by a switch ends the answers that are under way, within a second, in every process.
+//! Authorization during an answer, from the first byte to the last: a revocation, a suspension, a lost right or a switch of
+//! the session ends running answers, within a second, in every process.
 //!
-//! [`Guard`] asks again. `active_org::watch` asks it while an answer is made, and [`while_allowed`] before each piece of one
-//! that streams, whatever its form: every streaming body of an organization's routes goes through it, without its handler's
-//! doing. What is looked at again and again for it is shared (`looks.rs`).
+//! [`Guard`] checks again. `active_org::watch` uses it while an answer is made, and [`while_allowed`] before each piece of
+//! one that streams, whatever its form: every streaming body of an organization's routes goes through it, without its
+//! handler's doing. The repeated checks are shared (`looks.rs`).
 
 use std::{
     fmt,
@@ -39,26 +39,27 @@ use crate::{
     auth::{Access, AuthError, Principal, session::ActiveSession},
 };
 
-/// How old a look may be that something is sent by.
+/// The maximum age of a check on which something is sent.
 const FRESH: Duration = Duration::from_millis(400);
-/// How long an answer pauses while it cannot be found out whether it may go on, before it ends.
+/// How long an answer pauses while the check fails to complete, before it ends.
 const PAUSE: Duration = Duration::from_secs(30);
-/// How long the last words of an answer have to get out before it breaks off, if its reader takes them.
+/// How long the final event or line of an answer has to be delivered before the connection is aborted, if its reader takes
+/// it.
 const LAST_WORDS: Duration = Duration::from_millis(50);
-/// About how much is sent between two questions, in bytes; whole lines of it. What is on its way cannot be taken back.
+/// The approximate number of bytes that are sent between two checks; whole lines of it. Sent bytes cannot be recalled.
 const PIECE: usize = 64 << 10;
 
-/// The question whether the caller of a request may still be answered. Whoever asks shares the looks at what they may with
-/// all other answers to the same credential ([`Looks`](super::looks::Looks)).
+/// The check whether the caller of a request still has access. All answers to the same credential share its checks
+/// ([`Looks`](super::looks::Looks)).
 pub struct Guard {
     app: Arc<App>,
     authorization: String,
     org: OrgId,
-    /// What the route takes.
+    /// The permission of the route.
     permission: Option<Permission>,
-    /// The caller's, if that is what they came with.
+    /// The caller's session, if the request came with one.
     session: Option<ActiveSession>,
-    /// When they were let in.
+    /// When the caller was admitted.
     since: Instant,
     looks: Mutex<Option<watch::Receiver<Option<Look>>>>,
 }
@@ -70,7 +71,7 @@ impl fmt::Debug for Guard {
 }
 
 impl Guard {
-    /// For whoever came with this credential, and was let in by it.
+    /// Creates the check for a caller that was admitted with this credential.
     pub fn new(
         app: Arc<App>,
         authorization: String,
@@ -82,15 +83,15 @@ impl Guard {
         Self { app, authorization, org, permission, session, since, looks: Mutex::default() }
     }
 
-    /// The access as it was a moment ago, or why there is none any more. What cannot be found out at the moment is waited for: a
-    /// right that nobody confirms is none, and whoever has it loses a moment.
+    /// Returns the access as it was a moment ago, or why it was lost. A check that cannot complete at the moment is waited
+    /// for: an unconfirmed right is none, and its holder loses a moment.
     pub async fn check(&self) -> Result<Access, AuthError> {
         self.is_where_it_was().await?;
         let unconfirmed = || AuthError::Unavailable("whether you still may cannot be found out; come back".to_owned());
         timeout(PAUSE, self.confirmed()).await.unwrap_or_else(|_| Err(unconfirmed()))
     }
 
-    /// What the next look finds, or the last one if it was just now; a loss counts however long ago it was found.
+    /// Returns the result of the next check, or of the last one if it is fresh; a loss is final, however old its check is.
     async fn confirmed(&self) -> Result<Access, AuthError> {
         loop {
             let mut looks = self.looks();
@@ -108,7 +109,7 @@ impl Guard {
         }
     }
 
-    /// Refuses a session that was switched or ended in this process. Everybody else is where they were.
+    /// Refuses a session that was switched or ended in this process. Other callers always pass.
     pub async fn is_where_it_was(&self) -> Result<(), AuthError> {
         let Some(session) = &self.session else { return Ok(()) };
         match self.app.auth.sessions().unchanged(session).await {
@@ -117,7 +118,7 @@ impl Guard {
         }
     }
 
-    /// Why the caller may not be answered any more, once that is so.
+    /// Returns why the caller has lost access, once that is so.
     pub async fn lost(&self) -> AuthError {
         loop {
             let mut looks = self.looks();
@@ -142,7 +143,7 @@ impl Guard {
                 return looks.clone();
             }
         }
-        // The first, or those that went on ended with what was so before the caller was let in.
+        // The first subscription, or the successor of one that ended with a loss from before the caller was admitted.
         kept.insert(self.app.looks.follow(self.org, &self.authorization)).clone()
     }
 
@@ -155,7 +156,7 @@ impl Guard {
             Err(AuthError::Unavailable(_)) => return Ok(None),
             Err(lost) => return Err(lost.clone()),
         };
-        // There and back again is a switch, too: what happened in between was not followed by this session.
+        // Switching away and back is a switch, too: this session did not follow what happened in between.
         if let Some(epoch) = *epoch
             && self.session.as_ref().map(|session| session.epoch) != Some(epoch)
         {
@@ -168,14 +169,14 @@ impl Guard {
     }
 }
 
-/// How a stream ends before its end, so that its reader knows.
+/// How a stream signals a premature end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     /// An event, and the end.
     Events,
-    /// A line with the problem, and a connection that breaks off.
+    /// A line with the problem, and an aborted connection.
     Lines,
-    /// A connection that breaks off: any words would be taken for content.
+    /// An aborted connection: any text would be taken for content.
     Other,
 }
 
@@ -189,7 +190,7 @@ impl Form {
     }
 }
 
-/// The answer, if it streams, until its caller may not have it any more.
+/// Wraps a streaming answer, to end it when its caller loses access.
 pub fn while_allowed(guard: Arc<Guard>, response: Response) -> Response {
     if response.body().size_hint().exact().is_some() {
         return response;
@@ -225,7 +226,7 @@ pub fn while_allowed(guard: Arc<Guard>, response: Response) -> Response {
                         yield Ok(words);
                     }
                     if form != Form::Events {
-                        // What breaks off at once takes along what was not sent yet.
+                        // An immediate abort would discard bytes that were not sent yet.
                         sleep(LAST_WORDS).await;
                         yield Err(axum::Error::new(std::io::Error::other(reason)));
                     }
@@ -237,7 +238,7 @@ pub fn while_allowed(guard: Arc<Guard>, response: Response) -> Response {
     Response::from_parts(parts, Body::from_stream(pieces))
 }
 
-/// Where a piece ends: behind the first line that is over [`PIECE`].
+/// Returns where a piece ends: behind the first line that is over [`PIECE`].
 fn end_of_piece(bytes: &[u8]) -> usize {
     let behind = bytes.iter().skip(PIECE).position(|byte| *byte == b'\n');
     behind.map_or(bytes.len(), |behind| PIECE + behind + 1)
@@ -265,7 +266,7 @@ async fn last_words(form: Form, lost: AuthError) -> Option<Bytes> {
     }
 }
 
-/// The last event of a stream that ends.
+/// Returns the last event of a stream that ends.
 pub fn closed(reason: &str) -> Event {
     Event::default().event("closed").data(json!({"reason": reason}).to_string())
 }

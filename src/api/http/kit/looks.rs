@@ -1,5 +1,5 @@
-//! What somebody may, looked at again while they are being answered: all answers to one credential in one organization share
-//! one look, which is repeated while any of them is under way. A thousand readers who wait cost what one does.
+//! Repeated authorization checks during answers: all answers to one credential in one organization share one check, which is
+//! repeated while any of them is in flight. A thousand waiting readers cost what one does.
 
 use std::{
     collections::HashMap,
@@ -16,30 +16,31 @@ use tokio::{
 
 use crate::auth::{Access, AuthError, Authenticator, authenticator::OrgName};
 
-/// How often it is looked again. What is known of credentials and rights is up to half a second old, so with this it stays within
-/// a second, however far behind the read models are.
+/// The interval of the checks. Cached credentials and rights are up to half a second old, so with this it stays within a
+/// second, however far behind the read models are.
 pub const CHECK: Duration = Duration::from_millis(250);
 
-/// Looks at the same time, however many credentials there are: they take that much of what reads have, and no more.
+/// The maximum number of concurrent checks, however many credentials there are: they take that much of the read capacity,
+/// and no more.
 const MAX_CONCURRENCY: usize = 4;
 
-/// Somebody in an organization, as they were found.
+/// A principal in an organization, as found by a check.
 #[derive(Debug, Clone)]
 pub struct Authority {
-    /// What they may there.
+    /// The access there.
     pub access: Access,
-    /// Of their session, if that is what they came with.
+    /// The epoch of the session, if there is one.
     pub epoch: Option<u64>,
 }
 
-/// One look.
+/// The result of one check.
 #[derive(Debug, Clone)]
 pub struct Look {
-    /// Who was let in later is told nothing by it.
+    /// When the check started; it is not valid for callers admitted later.
     pub began: Instant,
-    /// When it was known.
+    /// When its result was known.
     pub ended: Instant,
-    /// What was found; [`AuthError::Unavailable`] is nothing.
+    /// The result; [`AuthError::Unavailable`] decides nothing.
     pub found: Result<Authority, AuthError>,
 }
 
@@ -53,7 +54,7 @@ impl Look {
 type Whose = (OrgId, [u8; 32]);
 type Last = Option<Look>;
 
-/// The looks that are repeated at the moment: no more than there are answers under way. One per process.
+/// The running checks: no more than there are answers in flight. One per process.
 pub struct Looks {
     auth: Arc<Authenticator>,
     turns: Semaphore,
@@ -61,13 +62,13 @@ pub struct Looks {
 }
 
 impl Looks {
-    /// Nobody is being answered yet.
+    /// Starts without checks.
     pub fn new(auth: Arc<Authenticator>) -> Arc<Self> {
         Arc::new(Self { auth, turns: Semaphore::new(MAX_CONCURRENCY), followed: Mutex::default() })
     }
 
-    /// What is found of this credential in `org` from now on, for as long as the receiver or another one is kept. The last is
-    /// that it may not be there any more.
+    /// Subscribes to the results for this credential in `org` from now on, for as long as the receiver or another one is
+    /// kept. A lost access is the last result.
     pub fn follow(self: &Arc<Self>, org: OrgId, authorization: &str) -> watch::Receiver<Last> {
         let whose = (org, Sha256::digest(authorization.as_bytes()).into());
         let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,7 +91,7 @@ impl Looks {
             let found = self.look(whose.0, &authorization).await;
             drop(turn);
             let look = Look { began, ended: Instant::now(), found };
-            // Who comes from here on begins anew: they were let in since.
+            // Later callers start new checks: they were admitted since.
             let ends = self.forget(&whose, look.is_the_end(), &sender);
             sender.send_replace(Some(look));
             if ends {
@@ -106,7 +107,7 @@ impl Looks {
         Ok(Authority { access, epoch: principal.session().map(|session| session.epoch) })
     }
 
-    /// Whether the looks end here: nobody is being answered any more, or nobody may be.
+    /// Whether the checks end here: there are no more answers, or the access was lost.
     fn forget(&self, whose: &Whose, is_over: bool, sender: &watch::Sender<Last>) -> bool {
         let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
         let ends = is_over || sender.receiver_count() == 0;

@@ -1,4 +1,4 @@
-//! Around every request: its id, its trace, its span, its metrics, its time limit, and the one place that writes errors.
+//! The middleware of every request: id, trace, span, metrics, time limit, and the one place that writes errors.
 
 use std::{
     any::Any,
@@ -35,14 +35,14 @@ use crate::{
     auth::{Principal, session::ActiveSession},
 };
 
-/// How long an answer may take, beside what the caller said it would wait. Streams begin within it and go on beyond.
+/// The time limit of an answer, besides the caller's own wait. Streams start within it and continue beyond.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
 const NO_PAGE: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 const REQUEST_ID: &str = "x-request-id";
-/// The longest `User-Agent` that is written down.
+/// The longest `User-Agent` that is recorded.
 const MAX_USER_AGENT: usize = 256;
 
-/// What is known of a request besides what it says.
+/// The information about a request besides its content.
 #[derive(Debug, Clone, Default)]
 pub struct RequestInfo(Arc<Known>);
 
@@ -60,17 +60,17 @@ struct Known {
     held: Mutex<Held>,
 }
 
-/// What a request takes of what there is for all.
+/// The shared capacity that a request holds.
 #[derive(Debug, Default)]
 struct Held {
-    /// Until the last byte of the answer is on its way.
+    /// Until the last byte of the answer is sent.
     slots: Vec<Slot>,
-    /// Until it is known what the answer is.
+    /// Until the answer is known.
     room: Option<Room>,
 }
 
 impl RequestInfo {
-    /// How the request came, as commands carry it on.
+    /// Returns the origin of the request, for commands.
     pub fn origin(&self) -> Origin {
         Origin {
             context: self.0.context.clone(),
@@ -80,7 +80,7 @@ impl RequestInfo {
         }
     }
 
-    /// Stores the org, now that it is proven.
+    /// Records the org, now that it is proven.
     pub fn found(&self, org: OrgId) {
         if self.0.org.set(org).is_ok()
             && let Some(span) = &self.0.span
@@ -89,12 +89,12 @@ impl RequestInfo {
         }
     }
 
-    /// Stores the session, as it was when the request came.
+    /// Records the session, as it was when the request came.
     pub fn came_with(&self, session: ActiveSession) {
         let _ = self.0.session.set(session);
     }
 
-    /// Stores the caller.
+    /// Records the caller.
     pub fn came_as(&self, principal: &Principal) {
         let whose = match principal {
             Principal::Key { org, .. } | Principal::Sso { org, .. } => Whose::Org(*org),
@@ -103,7 +103,7 @@ impl RequestInfo {
         let _ = self.0.caller.set(whose);
     }
 
-    /// Whose room the request takes: the organization's that it is about, or of whoever asks.
+    /// Returns the party that the request's room is charged to: the organization that it is about, or the caller.
     pub fn whose(&self) -> Whose {
         let address = || self.0.context.ip.as_deref().and_then(|ip| ip.parse().ok());
         match (self.0.org.get(), self.0.caller.get()) {
@@ -113,17 +113,17 @@ impl RequestInfo {
         }
     }
 
-    /// Stores how to ask whether the caller may still be answered.
+    /// Records the check whether the caller still has access.
     pub fn let_in(&self, guard: Guard) {
         let _ = self.0.guard.set(Arc::new(guard));
     }
 
-    /// The question whether the caller may still be answered, once they were let in.
+    /// Returns the check whether the caller still has access, once it was admitted.
     pub fn guard(&self) -> Option<&Arc<Guard>> {
         self.0.guard.get()
     }
 
-    /// The org, once it is proven.
+    /// Returns the org, once it is proven.
     pub fn org(&self) -> Option<OrgId> {
         self.0.org.get().copied()
     }
@@ -138,12 +138,12 @@ impl RequestInfo {
         self.0.held.lock().unwrap_or_else(PoisonError::into_inner).room = Some(room);
     }
 
-    /// Gives the room of the body back, and hands over the slots.
+    /// Releases the room of the body, and hands over the slots.
     fn release(&self) -> Vec<Slot> {
         std::mem::take(&mut *self.0.held.lock().unwrap_or_else(PoisonError::into_inner)).slots
     }
 
-    /// The session, once it is known that there is one.
+    /// Returns the session, once it is known that there is one.
     pub fn session(&self) -> Option<&ActiveSession> {
         self.0.session.get()
     }
@@ -183,7 +183,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         Err(_) => timed_out(limit).into_response(),
     };
     if response.status() == StatusCode::NOT_FOUND && route.starts_with(openapi::DOCS) {
-        // The pages have words of their own for a page that is not there.
+        // The documentation pages have an error page of their own.
         response = no_route().await.into_response();
     }
     compress::weaken(&mut response);
@@ -196,7 +196,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     }
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    // What is no page of ours is none of anybody's.
+    // Anything but our pages must not be framed or run as a page.
     headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(NO_PAGE);
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(REQUEST_ID, id);
@@ -205,7 +205,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     let (status, took) = (response.status(), started.elapsed());
     span.record("http.status", status.as_u16());
     span.in_scope(|| tracing::debug!(duration_ms = took.as_millis(), "answered"));
-    // Only what the table has: paths and methods that callers make up must not make up time series.
+    // Only routes of the table: paths and methods that callers make up must not create time series.
     let (method, route) = match policy::of(&method, &route) {
         Some(known) => (known.method, known.path),
         None => ("other", "unmatched"),
@@ -216,8 +216,8 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// Refuses a request by HTTP/1.1 that does not say, once, which server it is for (RFC 9112, 3.2): programs in between that take
-/// another one for meant would be of two minds.
+/// Refuses a request by HTTP/1.1 that does not name its server exactly once (RFC 9112, 3.2): intermediaries that choose
+/// another one would disagree.
 pub async fn names_its_host(request: Request, next: Next) -> Response {
     let hosts = request.headers().get_all(header::HOST).iter().count();
     if request.version() == Version::HTTP_11 && hosts != 1 {
@@ -229,9 +229,8 @@ pub async fn names_its_host(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Refuses query parameters that the documentation of the route does not know: a filter with a typing error in its
-/// name would otherwise quietly select everything. And the character U+0000 in any parameter: there is nothing stored
-/// that has it, nor could be.
+/// Refuses query parameters that are not in the documentation of the route: a filter with a typing error in its name would
+/// otherwise silently select everything. And the character U+0000 in any parameter: nothing stored has it, nor could have.
 pub async fn known_parameters(request: Request, next: Next) -> Response {
     if [request.uri().path(), request.uri().query().unwrap_or_default()].iter().any(|text| text.contains("%00")) {
         let rule = "a parameter of the path or the query must not contain the character U+0000 (%00)";
@@ -253,12 +252,12 @@ pub async fn known_parameters(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// No route of ours.
+/// The answer to an unknown route.
 pub async fn no_route() -> Problem {
     Problem::new(404, "not_found", "Not found", "There is no such route; GET /openapi.json lists them all.")
 }
 
-/// A route of ours, but not for this method.
+/// The answer to a known route with another method.
 pub async fn no_method(parts: Parts) -> Problem {
     let detail = format!("{} is not a method of this path; the header Allow names those that are", parts.method);
     Problem::new(405, "method_not_allowed", "Method not allowed", detail)

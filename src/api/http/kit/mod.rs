@@ -1,4 +1,4 @@
-//! What every route is made of: who asks, in which shape, how much, and what is answered.
+//! The parts of every route: authentication, request shapes, limits, and answers.
 
 pub mod active_org;
 pub mod ahead;

@@ -1,4 +1,4 @@
-//! The OpenAPI document: what handlers say about themselves, completed with what the policy table says of every route.
+//! The OpenAPI document: the documentation of handlers, completed from the policy table.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,10 +24,10 @@ use super::{
 };
 use crate::{api::http::documented, app::error_codes as codes};
 
-/// Where people read it.
+/// The path of its pages.
 pub const DOCS: &str = "/docs";
 
-/// The document, and what is read from it.
+/// The document, and the data derived from it.
 pub struct Spec {
     /// The document.
     pub document: Value,
@@ -36,19 +36,19 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// The names of the query parameters of a route; none when there is no such route.
+    /// Returns the names of the query parameters of a route; none when there is no such route.
     pub fn query_parameters(&self, method: &Method, path: &str) -> Option<&[String]> {
         let method = if *method == Method::HEAD { "GET" } else { method.as_str() };
         self.queries.get(&(method.to_owned(), path.to_owned())).map(Vec::as_slice)
     }
 }
 
-/// The document of this program.
+/// Returns the document of this program.
 pub fn spec() -> &'static Spec {
     static SPEC: LazyLock<Spec> = LazyLock::new(|| {
         let (_, document) = documented().split_for_parts();
         let mut document = serde_json::to_value(&document).unwrap_or_default();
-        // By the paths of the router, which `complete` writes as OpenAPI has them.
+        // By the paths of the router, which `complete` converts to OpenAPI form.
         let queries =
             operations(&document).map(|(method, path, operation)| ((method, path), queries(operation))).collect();
         complete(&mut document);
@@ -58,7 +58,7 @@ pub fn spec() -> &'static Spec {
     &SPEC
 }
 
-/// Every operation of a document: method, path, description.
+/// Iterates over the operations of a document: method, path, description.
 pub fn operations(document: &Value) -> impl Iterator<Item = (String, String, &Value)> {
     let paths = document.get("paths").and_then(Value::as_object).into_iter().flatten();
     paths.flat_map(|(path, item)| {
@@ -73,7 +73,7 @@ fn queries(operation: &Value) -> Vec<String> {
     queries.filter_map(|parameter| parameter.get("name")?.as_str().map(str::to_owned)).collect()
 }
 
-/// What stands at the head of the document.
+/// Returns the head of the document.
 pub fn head() -> OpenApi {
     let tag = |name: &str, description: &str| TagBuilder::new().name(name).description(Some(description)).build();
     OpenApiBuilder::new()
@@ -118,13 +118,13 @@ pub async fn openapi_json() -> Response {
     reply::json(StatusCode::OK, Body::from(spec().bytes.clone()))
 }
 
-/// The pages under `/docs`, from files inside the program.
+/// Serves the pages under `/docs`, from files inside the program.
 pub fn docs() -> Router {
     let pages: Router = SwaggerUi::new(DOCS).config(Config::from("/openapi.json")).into();
     pages.layer(map_response(guarded))
 }
 
-/// What a browser must keep to on our pages, into which people paste their tokens.
+/// Adds the browser restrictions of our pages, into which people paste their tokens.
 async fn guarded(mut response: Response) -> Response {
     let headers = response.headers_mut();
     for (name, value) in [
@@ -143,7 +143,7 @@ async fn guarded(mut response: Response) -> Response {
     response
 }
 
-/// Adds to every operation what follows from its place in the table: parameters, headers, errors and who may use it.
+/// Adds to every operation what follows from its entry in the table: parameters, headers, errors and its permission.
 fn complete(document: &mut Value) {
     if let Some(components) = document.pointer_mut("/components").and_then(Value::as_object_mut) {
         for (section, entries) in [
@@ -171,7 +171,7 @@ fn complete(document: &mut Value) {
         }
     }
     *paths = std::mem::take(paths).into_iter().map(|(path, item)| (documented_path(&path), item)).collect();
-    // What was only a part of something else, and is written out there, needs no name.
+    // A schema that was only a part of another one, and is inlined there, needs no name.
     while drop_unused_schemas(document) {}
 }
 
@@ -192,7 +192,8 @@ fn describe_choices(value: &mut Value) {
     }
 }
 
-/// Drops the schemas that nothing refers to; whether there were any. Those may have been all that referred to others.
+/// Drops the schemas that nothing refers to; returns whether there were any. Those may have had the only references to
+/// others.
 fn drop_unused_schemas(document: &mut Value) -> bool {
     fn referred(value: &Value, found: &mut HashSet<String>) {
         match value {
@@ -216,7 +217,7 @@ fn drop_unused_schemas(document: &mut Value) -> bool {
     schemas.len() < before
 }
 
-/// A path of the router as OpenAPI has it, where a parameter that goes on to the end looks like every other.
+/// Converts a path of the router to OpenAPI form, where a parameter that extends to the end looks like every other.
 pub fn documented_path(path: &str) -> String {
     path.replace("{*", "{")
 }
@@ -229,7 +230,7 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
     }
     let mut names = vec!["XRequestId", "Traceparent"];
     let mut answers = vec!["XRequestId"];
-    // What every route may answer, and what everybody who has to say who they are may be told.
+    // The errors of all routes, and those of all authenticated ones.
     let mut errors = vec!["400", "404", "422", "429", "500", "503"];
     let in_org = matches!(policy, Policy::Org(_) | Policy::OrgCommands);
     if in_org {
@@ -256,7 +257,7 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
         Shape::Plain => {}
     }
     if has_body {
-        // A report of leaked keys is signed by somebody, or refused.
+        // A report of leaked keys is validly signed, or refused.
         errors.extend(["403", "408", "413", "415"]);
     }
     let reference = |section: &str, name: &str| json!({"$ref": format!("#/components/{section}/{name}")});
@@ -405,7 +406,7 @@ fn headers() -> Value {
     })
 }
 
-/// What statuses mean, for those that come as a problem. Their codes follow from the table of codes.
+/// The meaning of statuses that come as a problem. Their codes follow from the table of codes.
 const PROBLEMS: [(u16, &str); 13] = [
     (400, "It cannot be read"),
     (401, "No valid credential"),

@@ -1,4 +1,4 @@
-//! Pages of a listing: opaque cursors that only their own listing of their own org accepts.
+//! Pages of a listing, with opaque cursors that are valid only for their own listing of their own org.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::app::problem::Problem;
 
-/// The most rows in one page.
+/// The maximum number of rows in one page.
 pub const MAX_LIMIT: u16 = 100;
 const DEFAULT_LIMIT: u16 = 25;
 const TAG: usize = 16;
@@ -28,7 +28,7 @@ pub struct PageQuery {
 }
 
 impl PageQuery {
-    /// How many rows are asked for.
+    /// Returns the requested number of rows.
     pub fn limit(&self) -> Result<u16, Problem> {
         match self.limit.unwrap_or(DEFAULT_LIMIT) {
             limit @ 1..=MAX_LIMIT => Ok(limit),
@@ -50,11 +50,11 @@ pub struct Page<T> {
     pub has_more: bool,
 }
 
-/// A place in a listing, as a cursor holds it.
+/// A position in a listing, as a cursor holds it.
 pub trait CursorPlace: Sized {
-    /// The bytes of the place.
+    /// Encodes the position.
     fn to_bytes(&self) -> Vec<u8>;
-    /// Reads them back.
+    /// Decodes the position.
     fn from_bytes(bytes: &[u8]) -> Option<Self>;
 }
 
@@ -91,12 +91,12 @@ impl CursorPlace for (Pipeline, u64) {
     }
 }
 
-/// The secret that makes cursors ours.
+/// The secret that signs cursors.
 #[derive(Clone)]
 pub struct CursorKey([u8; 64]);
 
 impl CursorKey {
-    /// All servers behind one address must have the same one.
+    /// Creates the key. All servers behind one address must have the same one.
     pub fn new(secret: [u8; 32]) -> Self {
         // An HMAC key that is shorter than a block is followed by zeros.
         let mut block = [0; 64];
@@ -104,21 +104,21 @@ impl CursorKey {
         Self(block)
     }
 
-    /// The cursors of one listing: of one org, one route and one set of filters.
+    /// Returns the cursors of one listing: of one org, one route and one set of filters.
     pub fn listing<'a>(&'a self, org: OrgId, route: &'static str, filter: &impl Serialize) -> Cursors<'a> {
         let filter = serde_json::to_vec(filter).unwrap_or_default();
         Cursors { key: self, scope: [org.uuid().as_bytes(), route.as_bytes(), &[0][..], &filter].concat() }
     }
 }
 
-/// Reads and writes the cursors of one listing.
+/// Encodes and decodes the cursors of one listing.
 pub struct Cursors<'a> {
     key: &'a CursorKey,
     scope: Vec<u8>,
 }
 
 impl Cursors<'_> {
-    /// The part of the listing that a cursor names; without one, the beginning.
+    /// Returns the part of the listing that a cursor names; without one, the beginning.
     pub fn read<P: CursorPlace>(&self, cursor: Option<&str>) -> Result<Part<P>, Problem> {
         let Some(cursor) = cursor else { return Ok(Part::First) };
         let part = || {
@@ -141,7 +141,7 @@ impl Cursors<'_> {
         })
     }
 
-    /// The page that `listing` is, given which part of the whole it is.
+    /// Returns the page of `listing`, given which part of the whole it is.
     pub fn page<R, V>(&self, part: &Part<R::Place>, listing: Listing<R>, show: impl Fn(R) -> V) -> Page<V>
     where
         R: Placed,
@@ -149,7 +149,7 @@ impl Cursors<'_> {
     {
         let first = listing.rows.first().map(|row| self.write(b'b', &row.place()));
         let last = listing.rows.last().map(|row| self.write(b'a', &row.place()));
-        // Where one comes from there is something, even if it was not looked for.
+        // There are rows where the cursor came from, even if they were not queried.
         let (next_cursor, prev_cursor) = match part {
             Part::First => (last.filter(|_| listing.more), None),
             Part::After(_) => (last.filter(|_| listing.more), first),
@@ -163,7 +163,7 @@ impl Cursors<'_> {
         }
     }
 
-    /// The cursor of what follows `place`.
+    /// Returns the cursor of what follows `place`.
     pub fn after<P: CursorPlace>(&self, place: &P) -> String {
         self.write(b'a', place)
     }

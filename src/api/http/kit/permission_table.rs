@@ -1,4 +1,5 @@
-//! Who may do what, as a page for people: `docs/reference/permissions.md`, written from the tables that the program itself obeys.
+//! The table of permissions as a page for people: `docs/reference/permissions.md`, generated from the tables that the program itself
+//! obeys.
 
 use std::fmt::Write;
 
@@ -18,7 +19,7 @@ tenant has, an operator reads only by break-glass access (`POST /v1/organization
 marked *break-glass*.
 ";
 
-/// The page.
+/// Returns the page.
 pub fn permissions_page() -> String {
     let mut page = HEAD.to_owned();
     page.push_str("\n## Permissions and roles\n\n| permission |");

@@ -1,5 +1,5 @@
-//! Every route there is, and who may use it: the one table that the extractors obey, the documentation quotes and a
-//! test compares with the router. A route that is missing here answers nobody.
+//! All routes, and their authorization: the one table that the extractors obey, the documentation quotes and a test compares
+//! with the router. A route that is missing here serves no caller.
 
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -7,23 +7,23 @@ use axum::http::Method;
 use orgstream_domain::Permission;
 use orgstream_events::Pipeline;
 
-/// Who may use a route.
+/// The callers that may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
-    /// Everybody, without a credential.
+    /// All callers, without a credential.
     Public,
-    /// Everybody who proves who they are.
+    /// All authenticated callers.
     SignedIn,
     /// The platform's operators.
     Operator,
-    /// Whoever has this permission in the organization of the path.
+    /// Callers with this permission in the organization of the path.
     Org(Permission),
-    /// Whoever is in the organization of the path; every command then needs its own permission.
+    /// Members of the organization of the path; every command then needs its own permission.
     OrgCommands,
 }
 
 impl Policy {
-    /// What kind of thing the route is about.
+    /// Returns the type of resource that the route is about.
     pub fn subject(self) -> &'static str {
         match self {
             Self::Public | Self::SignedIn => "",
@@ -34,33 +34,33 @@ impl Policy {
     }
 }
 
-/// What a route does, as far as its headers go.
+/// The operation of a route, as far as its headers go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// Reads what a pipeline made: `Min-Position`, `Prefer`, `If-None-Match`, `Projection-Position`.
+    /// Reads a pipeline's tables: `Min-Position`, `Prefer`, `If-None-Match`, `Projection-Position`.
     View(Pipeline),
-    /// Makes something new: `Idempotency-Key`, `Stream-Position`.
+    /// Creates a resource: `Idempotency-Key`, `Stream-Position`.
     Create,
-    /// Changes something that is there: `If-Match` besides.
+    /// Changes an existing resource: `If-Match` besides.
     Change,
-    /// Commands, which say themselves what they do.
+    /// Commands, which define their operations themselves.
     Commands,
-    /// Follows what happens: `Last-Event-ID`.
+    /// Follows events: `Last-Event-ID`.
     Tail,
     /// Answers without any of these.
     Plain,
 }
 
-/// What the audit log of the organization tells of a request by this route, besides that somebody was turned away.
+/// The records in the organization's audit log of a request by this route, besides denials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Story {
-    /// What was done: the events of the command.
+    /// The change: the events of the command.
     Events,
-    /// This fact about access.
+    /// This access event.
     Fact(&'static str),
-    /// Nothing: it shows what the organization has, and changes nothing.
+    /// None: it shows the organization's data, and changes nothing.
     Reading,
-    /// Nothing: no organization has a part in it.
+    /// None: it involves no organization.
     Adapters,
 }
 
@@ -71,11 +71,11 @@ pub struct RoutePolicy {
     pub method: &'static str,
     /// The path as the router has it.
     pub path: &'static str,
-    /// Who may use it.
+    /// The callers that may use it.
     pub policy: Policy,
-    /// What it does.
+    /// Its operation.
     pub shape: Shape,
-    /// What is told of it.
+    /// Its records in the audit log.
     pub story: Story,
 }
 
@@ -206,7 +206,7 @@ pub const ROUTES: &[RoutePolicy] = &[
 static BY_ROUTE: LazyLock<HashMap<(&str, &str), RoutePolicy>> =
     LazyLock::new(|| ROUTES.iter().map(|route| ((route.method, route.path), *route)).collect());
 
-/// The entry of a route. A HEAD is a GET whose body nobody wants.
+/// Returns the entry of a route. A HEAD is a GET whose body is not sent.
 pub fn of(method: &Method, path: &str) -> Option<RoutePolicy> {
     let method = if *method == Method::HEAD { &Method::GET } else { method };
     BY_ROUTE.get(&(method.as_str(), path)).copied()

@@ -1,5 +1,5 @@
-//! Whose word counts about where a request came from: that of the proxies in front of the API, and nobody else's. What a
-//! caller writes into `X-Forwarded-For` themselves decides about no network list and stands in no audit log.
+//! The client's address: reported by the trusted proxies in front of the API, and by no other party. A caller's own
+//! `X-Forwarded-For` decides about no network list and appears in no audit log.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -21,7 +21,7 @@ const FORWARDED_FOR: &str = "x-forwarded-for";
 pub struct TrustedProxies(Arc<[IpNet]>);
 
 impl TrustedProxies {
-    /// These, and no others.
+    /// Trusts these networks, and no others.
     pub fn new(networks: impl IntoIterator<Item = IpNet>) -> Self {
         Self(networks.into_iter().collect())
     }
@@ -30,7 +30,8 @@ impl TrustedProxies {
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// Who is behind `peer`: the last address that no trusted proxy has; none when the peer speaks for itself.
+    /// Returns the client behind `peer`: the last address that no trusted proxy has; none when the peer is the client
+    /// itself.
     fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
         if !self.trusts(peer.to_canonical()) {
             return None;
@@ -38,7 +39,7 @@ impl TrustedProxies {
         let values: Vec<&str> = headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
         let hops = values.iter().flat_map(|value| value.split(',')).map(address);
         for hop in hops.collect::<Vec<_>>().into_iter().rev() {
-            // What is before something unreadable was not written by a proxy of ours.
+            // Entries before an unparsable one were not written by a trusted proxy.
             let address = hop?.to_canonical();
             if !self.trusts(address) {
                 return Some(address);
@@ -48,7 +49,7 @@ impl TrustedProxies {
     }
 }
 
-/// An address as proxies write it: bare, with a port, in brackets, in quotes.
+/// Parses an address as proxies write it: bare, with a port, in brackets, in quotes.
 fn address(hop: &str) -> Option<IpAddr> {
     let hop = hop.trim();
     let hop = hop.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(hop);
@@ -58,7 +59,7 @@ fn address(hop: &str) -> Option<IpAddr> {
     bare().or_else(with_port).or_else(in_brackets)
 }
 
-/// Puts the client's address in the place of the proxy's.
+/// Replaces the proxy's address by the client's.
 pub async fn forwarded(State(proxies): State<TrustedProxies>, mut request: Request, next: Next) -> Response {
     if let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>().copied()
         && let Some(client) = proxies.client(peer.ip(), request.headers())

@@ -1,4 +1,4 @@
-//! Answers: JSON, what became of a command, and problems.
+//! Answers: JSON, results of commands, and problems.
 
 use std::sync::Arc;
 
@@ -19,23 +19,23 @@ use crate::{
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// Says that an answer was given before, under the same idempotency key.
+/// Marks an answer that was given before, under the same idempotency key.
 pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 /// Its only value.
 pub const TRUE: HeaderValue = HeaderValue::from_static("true");
 
-/// Answers are somebody's own, and true at the moment.
+/// Answers are private, and valid at the moment.
 pub const OWN: HeaderValue = HeaderValue::from_static("private, no-cache");
 
 /// Answers with a secret in them.
 pub const NEVER_KEPT: HeaderValue = HeaderValue::from_static("no-store");
 
-/// The bytes of an answer.
+/// Returns the bytes of an answer.
 pub fn json_bytes(value: &impl Serialize) -> Result<Vec<u8>, Problem> {
     serde_json::to_vec(value).map_err(|error| Problem::internal(&error))
 }
 
-/// An answer of JSON bytes.
+/// Returns an answer of JSON bytes.
 pub fn json(status: StatusCode, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -43,25 +43,25 @@ pub fn json(status: StatusCode, body: Body) -> Response {
     response
 }
 
-/// A position as a header.
+/// Returns a position as a header.
 pub fn position(name: &'static str, position: Position) -> (HeaderName, HeaderValue) {
     let value = HeaderValue::from_str(&position.to_string());
     (HeaderName::from_static(name), value.unwrap_or(HeaderValue::from_static("")))
 }
 
-/// A command made something new.
+/// Returns the answer to a command that created something.
 pub fn created(accepted: Accepted) -> Response {
     let location = location(accepted.position.org, &accepted.aggregate);
     self::accepted(StatusCode::CREATED, location, accepted, |command| command)
         .unwrap_or_else(IntoResponse::into_response)
 }
 
-/// A command changed something.
+/// Returns the answer to a command that changed something.
 pub fn changed(accepted: Accepted) -> Response {
     self::accepted(StatusCode::OK, None, accepted, |command| command).unwrap_or_else(IntoResponse::into_response)
 }
 
-/// A command was accepted; `show` may say more about it.
+/// Returns the answer to an accepted command; `show` may add to it.
 pub fn accepted<T: Serialize>(
     status: StatusCode,
     location: Option<String>,
@@ -86,8 +86,8 @@ pub fn accepted<T: Serialize>(
     Ok(response)
 }
 
-/// Where a thing can be read. Members, roles and parked events are parts of one aggregate, which has no address;
-/// what adds a member knows the member's own.
+/// Returns the path of a resource. Members, roles and parked events are parts of one aggregate, which has no path; the
+/// handler that adds a member knows the member's own.
 fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
     match aggregate {
         AggregateId::Organization(id) => Some(format!("/v1/organizations/{id}")),
@@ -105,7 +105,7 @@ fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
 }
 
 impl IntoResponse for Problem {
-    /// The middleware writes the body, because only there it is known which request this is.
+    /// The middleware writes the body, because only there the request is known.
     fn into_response(self) -> Response {
         let mut response =
             StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR).into_response();

@@ -1,5 +1,6 @@
-//! Connections: taken up to a bound, each with HTTP/1 or HTTP/2 (h2c by prior knowledge), and closed when nothing comes of
-//! them: when a request's head is not there in time, when nothing is asked for long, or when nobody reads the answer.
+//! Connections: accepted up to a limit, each with HTTP/1 or HTTP/2 (h2c by prior knowledge), and closed when they stall:
+//! when a request's head is not complete in time, when there is no request for long, or when the client does not read the
+//! answer.
 
 use std::{
     io,
@@ -39,31 +40,31 @@ use tower::ServiceExt;
 use super::{bounds::Slot, reply};
 use crate::app::problem::Problem;
 
-/// How long a connection without a request may wait for the next one.
+/// The idle timeout of a connection between two requests.
 const IDLE: Duration = Duration::from_secs(75);
-/// How long the head of a request may take, from its first byte; and the first byte of a new connection.
+/// The timeout of a request's head, from its first byte; and of the first byte of a new connection.
 const HEAD: Duration = Duration::from_secs(10);
-/// How long an answer may wait for its reader to take some of it.
+/// The timeout of an answer of which the client reads nothing.
 const STALLED: Duration = Duration::from_secs(60);
-/// How long a connection that is to end may take to say so.
+/// How long a closing connection may take to deliver its last message.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// How long nothing is accepted after the system had no room for a connection.
+/// The pause of accepting after the system had no room for a connection.
 const NO_ROOM: Duration = Duration::from_millis(200);
-/// The longest head of a request over HTTP/1; how much of a body is read ahead.
+/// The longest head of a request over HTTP/1; the read-ahead of a body.
 const HEAD_BYTES: usize = 32 << 10;
-/// Requests at the same time on one connection of HTTP/2.
+/// The maximum number of concurrent requests on one connection of HTTP/2.
 const MULTIPLEXED: u32 = 128;
-/// How much of bodies is read ahead on HTTP/2, of one and of all of a connection.
+/// The read-ahead of bodies on HTTP/2, of one and of all of a connection.
 const WINDOWS: (u32, u32) = (64 << 10, 128 << 10);
-/// How often a connection of HTTP/2 is asked whether it is still there.
+/// The interval of pings on a connection of HTTP/2.
 const PING: Duration = Duration::from_secs(20);
-/// How much of an answer the kernel may keep for a client that does not read: what is there cannot be taken back, whoever may
-/// not have it any more. In bytes; Linux takes twice that.
+/// The kernel's buffer of an answer for a client that does not read: its bytes cannot be recalled, even if the client has
+/// lost access. In bytes; Linux takes twice that.
 const SEND_BUFFER: usize = 256 << 10;
-/// Connections over the bound that are told so at the same time; others are closed without a word.
+/// The maximum number of connections over the limit that get an answer at the same time; others are closed without one.
 const TOLD: usize = 64;
 
-/// Answers requests until `stop`, and then for as long as those take that have begun. `room` is asked for each connection.
+/// Serves requests until `stop`, and then those in flight to their end. `room` is asked for each connection.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
@@ -124,7 +125,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// Says that there is no room, in the words of HTTP/1, and closes.
+/// Answers that there is no room, in HTTP/1, and closes.
 async fn refuse(mut stream: TcpStream, _turn: OwnedSemaphorePermit) {
     let problem = Problem::too_many_connections();
     let body = reply::json_bytes(&problem).unwrap_or_default();
@@ -136,7 +137,7 @@ async fn refuse(mut stream: TcpStream, _turn: OwnedSemaphorePermit) {
     let told = async {
         stream.write_all(&[head.as_bytes(), &body].concat()).await?;
         stream.shutdown().await?;
-        // What was not read when a connection is closed takes the answer with it.
+        // Unread bytes at the closing of a connection would discard the answer.
         let mut rest = [0; 1_024];
         while stream.read(&mut rest).await? > 0 {}
         io::Result::Ok(())
@@ -191,7 +192,7 @@ impl Connection {
     }
 }
 
-/// What a connection does, in milliseconds since it was opened.
+/// The activity of a connection, in milliseconds since it was opened.
 struct Activity {
     opened: Instant,
     under_way: AtomicUsize,
@@ -223,7 +224,7 @@ impl Activity {
     fn begin(activity: &Arc<Self>, version: Version) -> UnderWay {
         activity.under_way.fetch_add(1, Ordering::Relaxed);
         activity.served.store(true, Ordering::Relaxed);
-        // What comes between two requests of HTTP/2 need not be the next one's head.
+        // Bytes between two requests of HTTP/2 need not be the next one's head.
         activity.is_http2.store(version == Version::HTTP_2, Ordering::Relaxed);
         UnderWay(Arc::clone(activity))
     }
@@ -234,7 +235,7 @@ impl Activity {
         }
     }
 
-    /// When the connection ends, if nothing comes of it until then.
+    /// Returns when the connection times out, without further activity.
     fn due(&self) -> Option<Instant> {
         if self.under_way.load(Ordering::Relaxed) > 0 {
             return None;
@@ -251,7 +252,7 @@ impl Activity {
         Some(self.opened + Duration::from_millis(due))
     }
 
-    /// Returns when the connection has had its time.
+    /// Returns when the connection has timed out.
     async fn nothing_comes(&self) {
         loop {
             let soon = Instant::now() + HEAD / 2;
@@ -279,14 +280,14 @@ impl Drop for UnderWay {
     }
 }
 
-/// A body that holds something for as long as it is not at its end.
+/// Returns a body that holds something until its end.
 pub(crate) fn held<G: Send + 'static>(body: Body, guard: G) -> Body {
     Body::new(Held { body, guard: Mutex::new(Some(guard)) })
 }
 
 struct Held<G> {
     body: Body,
-    /// Behind a lock only so that it may be anything.
+    /// Behind a lock only so that it may be of any type.
     guard: Mutex<Option<G>>,
 }
 
@@ -316,7 +317,7 @@ impl<G: Send + 'static> HttpBody for Held<G> {
 
 impl<G> Unpin for Held<G> {}
 
-/// A stream that access log when something comes, and breaks off when what was said is not taken.
+/// A stream that notes incoming bytes, and aborts when outgoing ones are not taken.
 struct Watched {
     io: TcpStream,
     activity: Arc<Activity>,

@@ -1,4 +1,4 @@
-//! Reading what one wrote: `Min-Position` says how far the read models must be, `Prefer: wait=N` how long to wait.
+//! Read-your-writes: `Min-Position` says how far the read models must be, `Prefer: wait=N` how long to wait.
 
 use std::{marker::PhantomData, sync::Arc, time::Duration};
 
@@ -19,12 +19,12 @@ use super::{
 };
 use crate::{api::http::App, app::problem::Problem, auth::Access};
 
-/// The longest that a read waits.
+/// The maximum wait of a read.
 pub const MAX_WAIT: Duration = Duration::from_secs(30);
 const MIN_POSITION: HeaderName = HeaderName::from_static("min-position");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
-/// How long the caller would wait: `Prefer: wait=N`, in seconds. Other preferences are not ours.
+/// Returns the caller's maximum wait: `Prefer: wait=N`, in seconds. Other preferences are not ours.
 pub fn patience(headers: &HeaderMap) -> Result<Duration, Problem> {
     let preferences = headers.get_all(PREFER).into_iter().filter_map(|value| value.to_str().ok());
     let wait = preferences
@@ -36,13 +36,13 @@ pub fn patience(headers: &HeaderMap) -> Result<Duration, Problem> {
         .filter(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()));
     let rule = "wait takes a whole number of seconds, like wait=5";
     let digits = digits.ok_or_else(|| invalid_header("Prefer", rule))?;
-    // More digits than a number has are more than the most, too.
+    // A value with more digits than the type holds exceeds the maximum, too.
     Ok(digits.parse().map_or(MAX_WAIT, Duration::from_secs).min(MAX_WAIT))
 }
 
 /// The pipeline whose tables are read.
 pub trait Source: Send + Sync {
-    /// Which.
+    /// The pipeline.
     const PIPELINE: Pipeline;
 }
 
@@ -64,15 +64,15 @@ impl Source for AuditLog {
 pub struct View {
     /// The rows.
     pub tx: TenantTx,
-    /// How far they are.
+    /// Their position.
     pub position: Position,
-    /// The first message on the way that could not be applied, so that they are without it.
+    /// The first message before it that could not be applied, so that they lack it.
     parked: Option<u64>,
     known: Option<HeaderValue>,
 }
 
 impl View {
-    /// Waits as the headers say, and opens the view.
+    /// Waits according to the headers, and opens the view.
     pub async fn open(app: &App, org: BoundOrg, pipeline: Pipeline, headers: &HeaderMap) -> Result<Self, Problem> {
         let wanted = header_text(headers, &MIN_POSITION)?.map(str::parse::<Position>);
         let wanted = wanted.transpose().map_err(|rule| invalid_header("Min-Position", &rule))?;
@@ -98,26 +98,26 @@ impl View {
         Ok(Self { tx, position: Position { org: org.org(), seq: reach.seq }, parked: reach.parked, known })
     }
 
-    /// One thing at a version.
+    /// Returns the answer with one resource at a version.
     pub fn one(&self, version: u64, thing: &impl Serialize) -> Response {
         self.answer(&conditional::version_tag(version), reply::json_bytes(thing))
     }
 
-    /// A listing.
+    /// Returns the answer with a listing.
     pub fn listing(&self, rows: &impl Serialize) -> Response {
         let body = reply::json_bytes(rows);
         let tag = body.as_ref().map(|body| conditional::body_tag(body)).unwrap_or_default();
         self.answer(&tag, body)
     }
 
-    /// The headers that say how far the rows are, and that they lack something on the way there, if they do.
+    /// Returns the headers with the rows' position, and with the message that they lack before it, if they do.
     pub fn position_headers(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> + use<> {
         let position = Position { org: self.position.org, seq: self.parked.unwrap_or_default() };
         let parked = self.parked.map(|_| reply::position("projection-parked", position));
         std::iter::once(reply::position("projection-position", self.position)).chain(parked)
     }
 
-    /// Bytes of some other type than JSON.
+    /// Returns an answer of another type than JSON.
     pub fn of_type(&self, content_type: HeaderValue, body: Vec<u8>) -> Response {
         let mut response = self.answer(&conditional::body_tag(&body), Ok(body));
         if response.status() == StatusCode::OK {
@@ -152,7 +152,7 @@ fn lagging(pipeline: Pipeline, wanted: u64, seq: u64) -> Problem {
     Problem { retry_after: Some(Duration::from_secs(1)), ..problem }
 }
 
-/// The message that is asked for is behind the checkpoint, and what is read has nothing of it all the same.
+/// Returns the problem of a requested message that is behind the checkpoint, and yet was not applied.
 fn parked(pipeline: Pipeline, wanted: u64) -> Problem {
     let detail = format!(
         "the {pipeline} pipeline could not apply message {wanted}, or an earlier one of the same thing, and has parked it: what \
@@ -164,7 +164,7 @@ fn parked(pipeline: Pipeline, wanted: u64) -> Problem {
 
 /// A view of the organization of the path.
 pub struct OrgView<S> {
-    /// Whose view it is.
+    /// The access.
     pub access: Access,
     /// The view.
     pub view: View,
@@ -181,7 +181,7 @@ impl<S: Source> FromRequestParts<Arc<App>> for OrgView<S> {
     }
 }
 
-/// A view of what all organizations share.
+/// A view of data that all organizations share.
 pub struct PlatformView(pub View);
 
 impl FromRequestParts<Arc<App>> for PlatformView {

@@ -1,4 +1,4 @@
-//! Commands as producers send them: one, or many at once, each with its own outcome.
+//! Commands of producers: one, or many at once, each with its own outcome.
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ use crate::{
     },
 };
 
-/// A command, bare or with what may be said around it; or up to 1,000 of them.
+/// A command, bare or in an envelope; or up to 1,000 of them.
 pub struct CommandBody;
 
 impl PartialSchema for CommandBody {
@@ -63,7 +63,7 @@ impl ToSchema for CommandBody {
     }
 }
 
-/// What became of one command, or of each.
+/// The outcome of one command, or of each.
 pub struct CommandAnswer;
 
 impl PartialSchema for CommandAnswer {
@@ -86,9 +86,9 @@ impl ToSchema for CommandAnswer {
     }
 }
 
-/// What became of each of several: one object for each `status`, told apart by it.
+/// Returns the schemas of the outcomes of several commands: one object for each `status`, distinguished by it.
 ///
-/// The derived form would be `allOf`, which programs that make clients of the description cannot tell apart.
+/// The derived form would be `allOf`, which client generators cannot distinguish.
 fn outcomes() -> [(String, RefOr<Schema>); 3] {
     let status = |name: &str| {
         let says = "Status of the command: `accepted` or `refused`.";

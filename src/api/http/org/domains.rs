@@ -1,4 +1,4 @@
-//! Domains of an organization: claimed, proven by DNS, and then a way in for whoever has an address there.
+//! Domains of an organization: claimed, proven by DNS, and then a way to join for every owner of an address there.
 
 use std::sync::Arc;
 

@@ -45,7 +45,7 @@ pub struct ReplayQuery {
     pub limit: Option<u64>,
 }
 
-/// The sequence after which to begin.
+/// Returns the sequence after which to start.
 pub fn after(name: &str, from: Option<&str>, org: OrgId) -> Result<Option<u64>, Problem> {
     let Some(text) = from else { return Ok(None) };
     if let Ok(seq) = text.parse() {
@@ -81,7 +81,7 @@ pub async fn replay(
     }
     let after = after("from", query.from.as_deref(), org.access.org())?.unwrap_or(0);
     if after > org.view.position.seq {
-        // What was only just appended is not in the audit log yet, and it is no fault to ask for what follows it.
+        // A newly appended event is not in the audit log yet, and it is no error to ask for what follows it.
         ahead::is_reached(&app, org.access.org(), "from", after).await?;
     }
     let end = log::size(&mut org.view.tx).await?;
@@ -106,7 +106,7 @@ fn lines(db: Database, org: BoundOrg, begin: u64, end: u64) -> impl Stream<Item 
         }
         let limit = u16::try_from(end - next).map_or(CHUNK, |left| left.min(CHUNK));
         let chunk = chunk(&db, org, next, limit).await;
-        // The head of the answer is gone; all that is left is to break off, so that the reader knows.
+        // The head of the answer is sent; the only signal left is to abort the connection.
         let (bytes, events) = chunk.map_err(|problem| std::io::Error::other(problem.detail))?;
         if events == 0 {
             return Err(std::io::Error::other("the audit log ends before its own size"));

@@ -1,4 +1,4 @@
-//! Invitations: a way in for one person each. Their tokens are in mails and in no answer.
+//! Invitations, for one person each. Their tokens are in mails and in no answer.
 
 use std::sync::Arc;
 

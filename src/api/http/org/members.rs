@@ -1,4 +1,4 @@
-//! Members: who is in an organization, and what they may do there.
+//! Members of an organization, and their roles.
 
 use std::sync::Arc;
 

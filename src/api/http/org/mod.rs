@@ -1,4 +1,4 @@
-//! An organization and what is in it.
+//! An organization and its resources.
 
 pub mod api_keys;
 pub mod commands;

@@ -1,4 +1,4 @@
-//! Credentials for NATS, made for whoever shows an API key.
+//! NATS credentials, derived from the caller's API key.
 
 use std::sync::Arc;
 

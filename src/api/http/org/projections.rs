@@ -1,4 +1,4 @@
-//! How far the projections of one org are.
+//! The progress of the projections of one org.
 
 use std::sync::Arc;
 
@@ -18,9 +18,9 @@ use crate::{
     app::problem::Problem,
 };
 
-/// Messages that are counted at most. Counting all of a long backlog would be work for the log.
+/// The maximum number of messages that are counted. Counting all of a long backlog would burden the log.
 const COUNTED: u16 = 1_000;
-/// Messages that are named that could not be applied.
+/// The maximum number of named messages that could not be applied.
 const NAMED: usize = 100;
 
 /// How far one pipeline is.

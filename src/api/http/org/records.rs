@@ -1,4 +1,4 @@
-//! Records: what organizations keep, each of a kind that says what it looks like.
+//! Records of organizations, each of a kind that defines its schema.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Roles that an organization makes itself, out of the permissions that there are.
+//! Custom roles of an organization, composed of the existing permissions.
 
 use std::sync::Arc;
 
@@ -100,7 +100,7 @@ pub async fn list(
 )]
 pub async fn show(mut org: OrgView<ReadModels>, Item(id): Item<RoleId>) -> Result<Response, Problem> {
     let found = roles::get(&mut org.view.tx, id).await?.ok_or_else(Problem::not_found)?;
-    // All roles are one aggregate, because their names differ, so they share a version.
+    // All roles are one aggregate, because their names must be distinct, so they share a version.
     let version = roles::version(&mut org.view.tx).await?;
     Ok(org.view.one(version, &RoleView::from(found)))
 }

@@ -1,7 +1,7 @@
-//! The tail: what happens in an org from now on, as server-sent events that resume where they broke off.
+//! The tail: new events of an org, as server-sent events that resume where they broke off.
 //!
-//! It follows the event log itself, so it is ahead of every projection. Each reader costs the broker one plain
-//! subscription, and this process one chunk of messages.
+//! It follows the event log itself, so it is ahead of every projection. Each reader costs the broker one plain subscription,
+//! and this process one chunk of messages.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -37,9 +37,9 @@ use crate::{
     auth::Access,
 };
 
-/// How often a quiet stream says that it is still there.
+/// The keep-alive interval of a quiet stream.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How long a browser waits before it comes back.
+/// The reconnection delay of a browser.
 pub(crate) const RETRY: Duration = Duration::from_secs(2);
 pub(crate) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -87,7 +87,7 @@ pub async fn follow(
     let messages = app.log.tail(&placement, after.saturating_add(1));
     let events = follow_messages(guard, app, access, messages);
     let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
-    // A proxy that collects an answer before it passes it on would make a tail silent.
+    // A proxy that buffers an answer before it passes it on would delay a tail.
     response.headers_mut().insert("x-accel-buffering", header::HeaderValue::from_static("no"));
     Ok(response)
 }
@@ -112,7 +112,8 @@ fn follow_messages(
                 }
                 message = messages.next() => match message {
                     Some(Ok(message)) => {
-                        // A role that changed shows more or less from here on. Who may not read at all is told by `guard`.
+                        // A changed role shows more or less from here on. `guard` ends the tail of a caller that has lost
+                        // the permission to read.
                         match guard.check().await {
                             Ok(now) => access = now,
                             Err(_) => break,
@@ -133,7 +134,7 @@ fn follow_messages(
     }
 }
 
-/// The events of one commit. Only the last carries the position: a reader that has it has all of them.
+/// Returns the events of one commit. Only the last carries the position: a reader that has it has all of them.
 fn events_of(app: &App, access: &Access, message: &Message) -> Vec<Event> {
     let org = access.org();
     let position = Position { org, seq: message.seq };

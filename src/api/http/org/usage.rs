@@ -1,4 +1,4 @@
-//! How much an organization has done, and how much it may do.
+//! An organization's usage and limits.
 
 use std::{num::NonZeroU32, sync::Arc};
 
@@ -118,7 +118,7 @@ pub async fn change_limits(
     writer.submit(&app, command).await.map(reply::changed)
 }
 
-/// The beginning of the month that `time` is in, in UTC.
+/// Returns the start of the month of `time`, in UTC.
 fn month_of(time: Timestamp) -> Timestamp {
     let time = time.to_datetime();
     time.replace_day(1).unwrap_or(time).replace_time(time::Time::MIDNIGHT).into()

@@ -1,8 +1,8 @@
-//! Broken glass: an operator of the platform looks into the organization of a tenant, for a while, for a reason, and in
-//! front of everybody who reads that organization's audit log.
+//! Break-glass grants: a platform operator's temporary read access to the organization of a tenant, with a reason, and
+//! visible to all readers of that organization's audit log.
 //!
-//! The opening is a fact in the organization's own log before it is answered, and so is every look before anything is
-//! shown. It ends by itself, or when it is closed.
+//! The grant is an access event in the organization's own log before it is answered, and so is every read before anything is
+//! shown. It expires, or is closed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,12 +34,12 @@ use crate::{
     clock::now,
 };
 
-/// The longest that one opening lasts.
+/// The maximum duration of one grant.
 const MAX_SECONDS: u32 = 60 * 60;
 const MAX_REASON: usize = 500;
 const MAX_NAME: usize = 120;
 const MAX_OPERATOR: usize = 300;
-/// How long an answer waits until what it says has come to the read models.
+/// How long an answer waits until its event has reached the read models.
 const WAIT: Duration = Duration::from_secs(5);
 
 /// Why an operator has to look.
@@ -191,7 +191,8 @@ pub async fn approve(
     Ok(response)
 }
 
-/// The operator as a person. The static token is nobody in particular: that two people had it can be neither said nor seen.
+/// Returns the operator as a person. The static token identifies no person: that two people had it can be neither said nor
+/// seen.
 fn person(principal: &Principal) -> Result<(UserId, &str), Problem> {
     match principal.operator() {
         Some(Operator::Person { user, name }) => Ok((*user, name.as_str())),
@@ -204,7 +205,7 @@ fn person(principal: &Principal) -> Result<(UserId, &str), Problem> {
     }
 }
 
-/// What another operator approved, if it is this.
+/// Returns another operator's approval, if it matches this grant.
 async fn approved(
     app: &App,
     access: &Access,
@@ -266,7 +267,7 @@ pub async fn close(
     answer(StatusCode::OK, position, &ClosedView { position: position.to_string() })
 }
 
-/// Writes the fact down, and waits until it holds.
+/// Writes the access event, and waits until it is effective.
 async fn write(app: &App, access: &Access, origin: &Origin, fact: AccessEvent) -> Result<Position, Problem> {
     let position = app.gateway.access_log().write_down(access.bound(), access.actor(), origin, fact).await?;
     if !app.gateway.wait_for(access.bound(), Pipeline::ReadModels, position.seq, WAIT).await? {

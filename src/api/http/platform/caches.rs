@@ -1,4 +1,4 @@
-//! What this process remembers of tenants: for operators who want to see that it is kept apart by org.
+//! The caches of this process that have tenants' data: for operators who verify that they are separated by org.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Whether the program lives, whether it can work, and its figures.
+//! Liveness, readiness and metrics.
 
 use std::{
     sync::{
@@ -37,26 +37,26 @@ use crate::{
     secret::Secret,
 };
 
-/// How long a part may take to answer.
+/// The timeout of each dependency.
 const TIMEOUT: Duration = Duration::from_secs(2);
 const METRICS_TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
-/// Looks whether everything that the program needs is there.
+/// Checks that every dependency of the program is available.
 pub struct Readiness {
     log: Log,
     db: Database,
     worker: Option<watch::Receiver<WorkerStatus>>,
-    /// The migrations are there: they do not go away under a running program.
+    /// The migrations are applied: they do not go away under a running program.
     migrated: AtomicBool,
 }
 
 impl Readiness {
-    /// `worker` is the one of this process, if it has one.
+    /// Creates the checks. `worker` is the one of this process, if it has one.
     pub fn new(log: Log, db: Database, worker: Option<watch::Receiver<WorkerStatus>>) -> Self {
         Self { log, db, worker, migrated: AtomicBool::new(false) }
     }
 
-    /// What is missing.
+    /// Returns what is missing.
     pub async fn look(&self) -> ReadyView {
         let (nats, streams, database, migrations, shards) = join!(
             check("nats", self.nats()),
@@ -78,7 +78,7 @@ impl Readiness {
     }
 
     async fn streams(&self) -> Result<(), String> {
-        // They are made together: when the first and the last are there, all are.
+        // They are created together: when the first and the last exist, all do.
         let last = self.log.shards().last().unwrap_or(Shard(0));
         let states = try_join(self.log.shard_state(Shard(0)), self.log.shard_state(last)).await;
         states.map(|_| ()).map_err(|error| error.to_string())?;
@@ -118,7 +118,7 @@ impl Readiness {
         Err(findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
     }
 
-    /// Whether somebody works on every shard. A program without a worker of its own can do its work regardless.
+    /// Checks that every shard has a worker. A program without a worker of its own is ready regardless.
     async fn shards(&self) -> Result<(), String> {
         let Some(worker) = &self.worker else { return Ok(()) };
         let status = worker.borrow().clone();
@@ -211,7 +211,7 @@ impl IntoResponse for ReadyView {
 pub async fn metrics(State(app): State<Arc<App>>, mut parts: Parts) -> Result<Response, Problem> {
     let given = header_text(&parts.headers, &header::AUTHORIZATION)?.and_then(|text| text.strip_prefix("Bearer "));
     let is_theirs = app.metrics_token.as_ref().map(Secret::reveal).zip(given).is_some_and(|(token, given)| {
-        // Of equal length whatever was given, so that the time says nothing.
+        // Of equal length whatever was given, so that the time discloses nothing.
         let hash = |text: &str| Fingerprint::of(&[text.as_bytes()]).0;
         hash(token).ct_eq(&hash(given)).into()
     });
@@ -221,7 +221,7 @@ pub async fn metrics(State(app): State<Arc<App>>, mut parts: Parts) -> Result<Re
     Ok(figures(&app.metrics))
 }
 
-/// The figures alone, for whoever can reach `listener`, until `stop`.
+/// Serves the metrics alone, for clients that can reach `listener`, until `stop`.
 pub async fn serve_figures(
     listener: TcpListener,
     metrics: PrometheusHandle,
@@ -231,7 +231,7 @@ pub async fn serve_figures(
     axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-/// The probes of a process that only works: `/healthz`, `/readyz` and `/metrics`, until `stop`.
+/// Serves the probes of a worker process: `/healthz`, `/readyz` and `/metrics`, until `stop`.
 pub async fn serve_worker(
     listener: TcpListener,
     log: Log,

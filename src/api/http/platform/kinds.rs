@@ -1,4 +1,4 @@
-//! The catalogue of kinds: the same for all organizations, for everybody to read, for operators to change.
+//! The catalogue of kinds: the same for all organizations, readable by all, changed by operators.
 
 use std::sync::Arc;
 
@@ -90,8 +90,8 @@ pub struct KindChanges {
     pub cost: Option<u32>,
 }
 
-/// That there is such a kind, where nothing of it was found: a kind that there is not is a slip, and not a question with an
-/// empty answer.
+/// Checks that the kind exists, where a query for it was empty: an unknown kind is a mistake, and not a query with an empty
+/// answer.
 pub(crate) async fn must_be_known(app: &App, name: &KindName) -> Result<(), Problem> {
     let mut tx = app.db.read(PLATFORM).await?;
     if kinds::get(&mut tx, name).await?.is_some() {

@@ -1,4 +1,4 @@
-//! Who is the furthest behind, over all orgs: the operator's first question.
+//! The lanes that are the furthest behind, over all orgs: the operator's first question.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,9 +15,9 @@ use crate::{
     app::problem::Problem,
 };
 
-/// A worker that has not been heard of for so long is not counted.
+/// The time without a sign of life after which a worker is not counted.
 const SEEN: Duration = Duration::from_secs(15);
-/// Strays that are shown.
+/// The maximum number of strays that are shown.
 const STRAYS: u16 = 20;
 
 /// One lane: the work of one pipeline for one organization.
@@ -112,7 +112,7 @@ pub async fn worst(State(app): State<Arc<App>>, _: SignedIn) -> Result<Json<LagV
     let workers = app.db.live_workers(SEEN).await?.len();
     let mut named = Vec::new();
     for lane in app.db.lagging_lanes(SEEN).await? {
-        // What a worker said a moment ago may have been done since.
+        // A worker's recent report may have been overtaken since.
         let mut tx = app.db.read(BoundOrg::named_by_operator(lane.org)).await?;
         if checkpoints::position(&mut tx, lane.pipeline).await? < lane.oldest {
             named.push(lane);

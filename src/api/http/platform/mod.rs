@@ -1,4 +1,4 @@
-//! What operators see and do.
+//! The operators' routes.
 
 pub mod break_glass;
 pub mod caches;

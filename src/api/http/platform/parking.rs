@@ -1,4 +1,4 @@
-//! Parked events: what could not be applied, and what an operator decides about it.
+//! Parked events, which could not be applied, and an operator's decisions about them.
 
 use std::sync::Arc;
 

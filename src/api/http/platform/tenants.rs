@@ -28,7 +28,7 @@ use crate::{
     commands::request::Request,
 };
 
-/// Characters of a name that go into the slug.
+/// The number of characters of a name that go into the slug.
 const READABLE: usize = 40;
 
 /// A new tenant, which is the same as an organization.
@@ -82,7 +82,7 @@ pub async fn create(
     Body(body): Body<CreateTenant>,
 ) -> Result<Response, Problem> {
     let CreateTenant { display_name, tenant_type, auth0_organization_id } = body;
-    // Said here, because the command calls it by another name.
+    // Reported here, because the command calls it by another name.
     if display_name.trim().is_empty() || display_name.chars().count() > 120 {
         return Err(Problem::invalid("/display_name", "length", "must have 1 to 120 characters besides spaces"));
     }
@@ -119,8 +119,8 @@ pub async fn create_without_slash(
     create(state, principal, parts, body).await
 }
 
-/// What can be read of the name, and some letters so that two of one name do not meet. Under an idempotency key the same
-/// ones again, so that a retry is the same command.
+/// Returns a readable form of the name, with some letters so that two of one name do not collide. Under an idempotency key
+/// they are the same again, so that a retry is the same command.
 fn slug(name: &str, principal: &Principal, key: Option<&str>) -> Result<Slug, Problem> {
     let mut readable = String::new();
     for c in name.chars() {
