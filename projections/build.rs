@@ -1,4 +1,4 @@
-//! Builds again when a migration appears: `sqlx::migrate!` by itself only watches the files it already knows.
+//! Rebuilds the crate when a migration is added: `sqlx::migrate!` by itself only watches the files it already knows.
 
 fn main() {
     println!("cargo:rerun-if-changed=../migrations");

@@ -1,4 +1,4 @@
-//! `orgstream bench access`: what it takes to know who asks, and what they may do there, while it is remembered.
+//! `orgstream bench access`: the cost of identifying a caller and its permissions, from a process's caches.
 
 use std::time::{Duration, Instant};
 
@@ -55,7 +55,7 @@ async fn measure(rig: &Rig, times: usize) -> anyhow::Result<Vec<(&'static str, D
     Ok(rows)
 }
 
-/// From the header to what its sender may do in the organization.
+/// Resolves a header to its sender's permissions in the organization.
 async fn resolved(auth: &Authenticator, header: &str, org: OrgId) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     let principal = auth.principal(Some(header)).await?;

@@ -1,4 +1,4 @@
-//! `orgstream bench append`: what a command costs on its way into the stream, against a bare publish.
+//! `orgstream bench append`: the cost of a command on its way into the stream, against a bare publish.
 //!
 //! The raw limit publishes the same bytes, with the same expectation, through the same client to a stream of the same
 //! configuration. "bulk" sends many at a time and waits for all of them; for the raw limit that is pipelined publishes.
@@ -260,7 +260,7 @@ async fn http(rig: &Rig, each: u64, writers: usize, time: Duration) -> anyhow::R
     .await
 }
 
-/// How many commands were accepted; anything else is an error of the benchmark.
+/// Returns the number of accepted commands; anything else is an error of the benchmark.
 fn check(answer: &Value, each: u64) -> anyhow::Result<u64> {
     let accepted = match answer {
         Value::Array(outcomes) => outcomes.iter().filter(|outcome| outcome["status"] == "accepted").count() as u64,

@@ -1,5 +1,5 @@
-//! What it costs that the audit log can be verified: a leaf beside projecting an event, a proof and a head in a long log, an
-//! export and its verification beside hashing the same bytes.
+//! The cost of a verifiable audit log: a leaf beside projecting an event, a proof and a head in a long log, an export
+//! and its verification beside hashing the same bytes.
 
 use std::{
     fs, io,
@@ -50,7 +50,7 @@ pub(crate) struct Args {
 #[derive(Debug, Serialize)]
 struct Figures {
     events: u64,
-    /// SHA-256 alone over the same bytes, and with tree, each per event.
+    /// SHA-256 alone over the same bytes, and with the tree, each per event.
     raw_hash_us: f64,
     leaf_us: f64,
     /// Projecting an event of one org with a backlog, into both pipelines.
@@ -159,7 +159,7 @@ async fn measure(rig: &mut Rig, args: &Args) -> anyhow::Result<Figures> {
     })
 }
 
-/// An export, and how long it and its verification took.
+/// An export, and the durations of it and its verification.
 struct TakenAway {
     events: u64,
     bytes: u64,

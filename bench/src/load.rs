@@ -1,4 +1,4 @@
-//! The load of the benchmarks: records of a few hundred bytes, and how long each took.
+//! The load of the benchmarks: records of a few hundred bytes, and the duration of each write.
 
 use std::{
     sync::{
@@ -26,7 +26,7 @@ pub(super) fn commit(org: OrgId, number: u64) -> anyhow::Result<Commit> {
     commit_of(org, data(number))
 }
 
-/// The same with content of the caller's own.
+/// A new record's commit with content of the caller's own.
 pub(super) fn commit_of(org: OrgId, data: serde_json::Value) -> anyhow::Result<Commit> {
     let command_id = CommandId::fresh(now().unix_ms(), rand::random());
     let created = RecordCreated { kind: "webhook".parse()?, kind_version: 1, data };
@@ -34,7 +34,7 @@ pub(super) fn commit_of(org: OrgId, data: serde_json::Value) -> anyhow::Result<C
     sealed(org, record, command_id, Event::Record(RecordEvent::Created(created)))
 }
 
-/// What every organization's history begins with.
+/// The first commit of every organization's history.
 pub(super) fn creation(org: OrgId) -> anyhow::Result<Commit> {
     let created = OrganizationCreated {
         name: "Benchmark".to_owned(),
@@ -67,18 +67,18 @@ fn sealed(org: OrgId, aggregate: AggregateId, command_id: CommandId, event: Even
     Ok(draft.seal(|| Salt(rand::random()))?)
 }
 
-/// What a stretch of load came to.
+/// The measurements of a period of load.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Measured {
     /// Writes per second.
     pub(super) rate: f64,
-    /// The time of one request, median.
+    /// The median duration of a request.
     pub(super) p50: Duration,
-    /// The time of one request, of which one in a hundred took longer.
+    /// The 99th percentile of the duration of a request.
     pub(super) p99: Duration,
 }
 
-/// Lets `writers` repeat `write` for `time`; each call says how many writes it made.
+/// Lets `writers` repeat `write` for `time`; each call returns the number of writes it made.
 pub(super) async fn drive<F, W>(writers: usize, time: Duration, write: W) -> anyhow::Result<Measured>
 where
     F: Future<Output = anyhow::Result<u64>> + Send,

@@ -1,5 +1,5 @@
-//! Benchmarks that anyone can run. Each measures the raw limit of the machine in the same run, so that the ratio to it
-//! means something anywhere.
+//! Benchmarks for any machine. Each measures the raw limit of the machine in the same run, so that the ratio to it is
+//! meaningful anywhere.
 
 mod access;
 mod append;
@@ -75,7 +75,7 @@ struct Machine {
     cores: usize,
     profile: &'static str,
     version: &'static str,
-    /// Whether Linux shares the processors out by session.
+    /// Whether Linux divides the processors by session.
     autogroup: bool,
 }
 
@@ -96,7 +96,7 @@ struct Report<'a, R> {
     rows: &'a [R],
 }
 
-/// Writes what was measured, if a file was asked for.
+/// Writes the measurements, if a file was given.
 fn write_json<R: Serialize>(file: Option<&PathBuf>, rows: &[R]) -> anyhow::Result<()> {
     let Some(file) = file else { return Ok(()) };
     let report = Report { machine: Machine::here(), rows };
@@ -104,13 +104,13 @@ fn write_json<R: Serialize>(file: Option<&PathBuf>, rows: &[R]) -> anyhow::Resul
     std::fs::write(file, text).with_context(|| format!("{} cannot be written", file.display()))
 }
 
-/// Whether Linux shares the processors out by session. Each of PostgreSQL's processes is a session of its own, so that all
-/// of the worker has as much of a processor as one connection, and what steps back does so only among its own threads.
+/// Whether Linux divides the processors by session. Each of PostgreSQL's processes is a session of its own, so that all
+/// of the worker has as much of a processor as one connection, and lower priority applies only among its own threads.
 fn is_autogrouped() -> bool {
     std::fs::read_to_string("/proc/sys/kernel/sched_autogroup_enabled").is_ok_and(|enabled| enabled.trim() != "0")
 }
 
-/// Who waits for a processor is then up to the kernel and not to what is measured.
+/// Warns that waits for a processor are then up to the kernel and not to the measured program.
 fn warn_of_autogroup() {
     if is_autogrouped() {
         note!(
@@ -120,7 +120,7 @@ fn warn_of_autogroup() {
     }
 }
 
-/// Figures of a build that was not optimized say little.
+/// Warns that figures of a build without optimization mean little.
 fn warn_of_debug_build() {
     if cfg!(debug_assertions) {
         note!("this is a debug build: for figures that count, run cargo run --release -- bench …");

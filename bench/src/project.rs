@@ -1,8 +1,8 @@
-//! `orgstream bench project`: what a worker makes of a backlog, against bare inserts of the same rows.
+//! `orgstream bench project`: a worker's throughput on a backlog, against bare inserts of the same rows.
 //!
-//! An event counts once both pipelines have it: a read-model row, an audit row, and the checkpoints of both. The raw limit
-//! inserts the same two rows per event with plain `INSERT … SELECT unnest` under the same row-level security, 100 events
-//! in a transaction, on one connection and on as many as the worker has.
+//! An event counts once both pipelines have it: a read-model row, an audit row, and the checkpoints of both. The raw
+//! limit inserts the same two rows per event with plain `INSERT … SELECT unnest` under the same row-level security, 100
+//! events in a transaction, on one connection and on as many as the worker has.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{load, rig::Rig, warn_of_debug_build, write_json};
 
 /// Events in one raw transaction.
 const RAW_BATCH: usize = 100;
-/// Appends under way while the backlog is made.
+/// In-flight appends while the backlog is made.
 const MAX_CONCURRENCY: usize = 256;
 const POLL: Duration = Duration::from_millis(250);
 
@@ -186,7 +186,7 @@ async fn append(log: &Log, placements: &[Placement], number: u64) -> anyhow::Res
     Ok(())
 }
 
-/// How long a worker takes for `events` events of the rig's own organization.
+/// The duration of a worker's processing of `events` events of the rig's own organization.
 pub(super) async fn one_org(rig: &mut Rig, events: u64) -> anyhow::Result<Duration> {
     let placement = rig.placement().await?;
     fill(rig.log(), std::slice::from_ref(&placement), events).await?;
@@ -194,7 +194,7 @@ pub(super) async fn one_org(rig: &mut Rig, events: u64) -> anyhow::Result<Durati
     Ok(project(rig, &[(placement, head)], events, 4).await?.1)
 }
 
-/// Lets a worker loose on the backlog until both pipelines have all of it.
+/// Runs a worker on the backlog until both pipelines have all of it.
 async fn project(
     rig: &mut Rig,
     orgs: &[(Placement, u64)],

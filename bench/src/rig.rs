@@ -1,4 +1,5 @@
-//! A stack to measure: private servers in a temporary folder, one organization, one key. All of it is gone afterwards.
+//! A stack to measure: private servers in a temporary folder, one organization, one key. All of it is removed
+//! afterwards.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -17,7 +18,7 @@ const SIGN_IN: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) struct Rig {
     pub(super) stack: Stack,
-    /// Who everything is written for.
+    /// The organization that everything is written for.
     pub(super) org: OrgId,
     /// A key of that organization.
     pub(super) api_key: String,

@@ -18,36 +18,36 @@ use crate::{
     read_model::ReadModel,
 };
 
-/// A key as it is now.
+/// The current state of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiKey {
-    /// Which.
+    /// Its id.
     pub id: KeyId,
-    /// What people call it.
+    /// Its human-readable name.
     pub name: String,
-    /// The part of the token that names it.
+    /// The public part of the token, which identifies the key.
     pub public_id: KeyPublicId,
-    /// What the secret is compared with.
+    /// The MAC that the secret is compared with.
     pub secret_mac: Fingerprint,
     /// The last four characters of the token.
     pub last4: String,
-    /// What the bearer may do.
+    /// The bearer's role.
     pub role: Role,
     /// Live or test.
     pub environment: KeyEnvironment,
-    /// When it ends by itself.
+    /// When it expires.
     pub expires_at: Option<Timestamp>,
-    /// What the bearer may do within the role; none is everything that the role may.
+    /// The bearer's permissions within the role; none means all of the role's.
     pub scopes: Option<Vec<String>>,
-    /// The networks that the bearer may come from; none is all.
+    /// The networks that the bearer may connect from; none means all.
     pub allowed_ips: Vec<String>,
     /// The token before the last rotation.
     pub previous: Option<PreviousToken>,
     /// When it was revoked.
     pub revoked_at: Option<Timestamp>,
-    /// The last use that is known.
+    /// The last known use.
     pub last_use: Option<KeyUse>,
-    /// Who issued it.
+    /// The actor that issued it.
     pub created_by: CreatedBy,
     /// The aggregate's version.
     pub version: u64,
@@ -59,14 +59,14 @@ pub struct ApiKey {
     pub seq: u64,
 }
 
-/// What is kept of a token that was replaced.
+/// The stored parts of a token that was replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PreviousToken {
-    /// The part that named the key.
+    /// The public part, which identified the key.
     pub public_id: KeyPublicId,
-    /// What its secret is compared with.
+    /// The MAC that its secret is compared with.
     pub secret_mac: Fingerprint,
-    /// When it ended, or will.
+    /// When it expired, or will.
     pub ends_at: Timestamp,
 }
 
@@ -108,7 +108,7 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
 )
 .without(&["secret_mac", "previous_secret_mac"]);
 
-/// What a batch does to the rows: inserts, and the last state of everything that changed.
+/// A batch's changes to the rows: inserts, and the last state of every changed row.
 #[derive(Default)]
 pub(crate) struct Changeset<'a> {
     inserts: BTreeMap<KeyId, Birth<'a>>,
@@ -121,16 +121,16 @@ struct Birth<'a> {
     at: OffsetDateTime,
 }
 
-/// What is None stays as it is.
+/// The changes to a row; fields that are None stay unchanged.
 struct Change<'a> {
     revoked_at: Option<OffsetDateTime>,
     rotated: Option<&'a ApiKeyRotated>,
-    /// The rotation before, if that was in the same batch.
+    /// The rotation before, if it was in the same batch.
     before: Option<&'a ApiKeyRotated>,
     row_version: RowVersion,
 }
 
-/// A row that is new in the batch, as it is at the batch's end.
+/// A row inserted by the batch, with its state at the batch's end.
 struct Born<'a> {
     birth: Birth<'a>,
     change: Change<'a>,
@@ -154,7 +154,7 @@ impl Born<'_> {
         end.map(Timestamp::to_datetime)
     }
 
-    /// The token before the last, if there was one.
+    /// The token before the last one, if there was one.
     fn previous(&self) -> Option<(&KeyPublicId, &Fingerprint)> {
         self.change.rotated?;
         let issued = self.birth.issued;
@@ -377,9 +377,9 @@ impl TryFrom<Row> for ApiKey {
     }
 }
 
-// `coalesce`, because what describes queries asks the plan whether a column of an outer join can be null, and plans change.
+// `coalesce`, because sqlx asks the query plan whether a column of an outer join can be null, and plans change.
 
-/// All keys, revoked ones included; only those that were not used at `unused_since` or later, if that is said.
+/// Returns all keys, revoked ones included; if `unused_since` is given, only those not used at that time or later.
 pub async fn list(
     tx: &mut TenantTx,
     unused_since: Option<Timestamp>,
@@ -403,14 +403,14 @@ pub async fn list(
     Listing::new(rows, page, limit)
 }
 
-/// The same without when they were last used, which follows from no event.
+/// Returns all keys without their last uses, which follow from no event.
 pub async fn as_events_say(tx: &mut TenantTx, page: &Page<Place>, limit: u16) -> Result<Listing<ApiKey>, DbError> {
     let mut listed = list(tx, None, page, limit).await?;
     listed.rows.iter_mut().for_each(|key| key.last_use = None);
     Ok(listed)
 }
 
-/// One key.
+/// Returns one key.
 pub async fn get(tx: &mut TenantTx, id: KeyId) -> Result<Option<ApiKey>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query_as!(
@@ -426,7 +426,7 @@ pub async fn get(tx: &mut TenantTx, id: KeyId) -> Result<Option<ApiKey>, DbError
     row.fetch_optional(tx.connection()).await?.map(ApiKey::try_from).transpose()
 }
 
-/// The key that a token names, or named before it was rotated the last time.
+/// Returns the key that a token identifies, or identified before its last rotation.
 pub async fn get_by_public_id(tx: &mut TenantTx, public_id: &KeyPublicId) -> Result<Option<ApiKey>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query_as!(

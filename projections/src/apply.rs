@@ -1,11 +1,11 @@
-//! Events to rows. a batch is folded in memory to the last state of every row it touches, then written with one or two
+//! Events to rows. A batch is folded in memory to the last state of every row it touches, then written with one or two
 //! statements per table, whatever the number of events.
 //!
-//! Rows that are born in the batch are inserted whole. Rows that only change are read, overlaid and upserted in one
-//! statement, and not with `UPDATE ... FROM`: a join leaves the planner free to read all rows of the org for a few, and
-//! with a cached plan, or statistics from before the org grew, it does (measured: 350 rows/s in place of 30,000). A
-//! lateral subquery is looked up row by row. That it asks for the first of a range in order, where sorting is off, leaves
-//! the primary key as the only index; the conflict's index is no choice at all.
+//! Rows created in the batch are inserted whole. Rows that only change are read, overlaid and upserted in one
+//! statement, and not with `UPDATE ... FROM`: a join lets the planner read all rows of the org for a few, and with a
+//! cached plan, or statistics from before the org grew, it does (measured: 350 rows/s in place of 30,000). A lateral
+//! subquery is executed row by row. It selects the first row of an ordered range with sorting disabled, so that the
+//! primary key is the only usable index; the conflict's index cannot be used.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
     kinds, members, organizations, records, roles, slugs, sso_connections,
 };
 
-/// A commit, and where it stands in its stream.
+/// A commit with its position in the stream.
 #[derive(Debug, Clone)]
 pub struct Applied {
     /// The stream sequence.
@@ -26,7 +26,7 @@ pub struct Applied {
     pub commit: Arc<OpenedCommit>,
 }
 
-/// What every row carries from the last event that changed it.
+/// The columns that every row takes from the last event that changed it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowVersion {
     pub(crate) version: i64,
@@ -89,7 +89,7 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                 }
                 (Event::Kind(event), AggregateId::Kind(name)) => kinds.apply(name, event, row_version),
                 (Event::Access(event), AggregateId::Access(_)) => glasses.apply(event, &header.actor, row_version),
-                // What an operator decided about parked events is carried out by the worker; there is no row for it.
+                // Operators' decisions about parked events are carried out by the worker; they have no rows.
                 (Event::Parking(_), AggregateId::Parking(_)) => {}
                 (
                     Event::Organization(_)
@@ -131,7 +131,7 @@ pub async fn apply_audit(batch: &mut ApplyTx, org: BoundOrg, commits: &[Applied]
     audit::append(connection, org.org().uuid(), end, commits).await
 }
 
-/// A change must have found every row that it was meant for.
+/// Fails unless a change has found every row that it applies to.
 pub(crate) fn all_there(table: &'static str, expected: usize, changed: u64) -> Result<(), DbError> {
     let expected = expected as u64;
     if changed == expected { Ok(()) } else { Err(DbError::RowsMissing { table, expected, changed }) }

@@ -1,4 +1,4 @@
-//! The transaction that events are applied in: batches of several orgs, each opened by its checkpoint.
+//! The transaction that events are applied in: batches of several orgs, each opened by moving its checkpoint.
 
 use orgstream_events::{OrgId, Pipeline, PlanName, Shard};
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
@@ -10,43 +10,45 @@ use crate::{
     isolation_violation::Alarm,
 };
 
-/// What became of an attempt to open a batch.
+/// The result of opening a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BatchStart {
-    /// The checkpoint has been moved; now apply what lies between.
+    /// The checkpoint has been moved; the commits up to it have to be applied now.
     Open {
-        /// Whether the org has parked messages in this pipeline, which later ones of the same aggregate must follow.
+        /// Whether the org has parked messages in this pipeline; later ones of the same aggregate must be parked behind
+        /// them.
         parked: bool,
     },
-    /// The checkpoint was elsewhere: somebody else was here, or this is a second delivery. Nothing has changed.
+    /// The checkpoint was elsewhere: another process moved it, or this is a redelivery. Nothing has changed.
     Moved {
-        /// Where it is; 0 when there is none.
+        /// The stored checkpoint; 0 when there is none.
         stored_seq: u64,
     },
-    /// The shard has another owner by now. Nothing has changed.
+    /// The shard has another owner. Nothing has changed.
     Fenced,
 }
 
-/// a batch that is to be opened: of one pipeline, from where its checkpoint is to where it will be.
+/// A batch to be opened: of one pipeline, from its current checkpoint to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Opening {
-    /// Which tables it is for.
+    /// The pipeline, which determines the tables.
     pub pipeline: Pipeline,
-    /// Where the checkpoint is. Without it the org must have none yet; otherwise the answer says where it is.
+    /// The current checkpoint. If none is given the org must have none yet; otherwise the result reports the stored
+    /// one.
     pub from: Option<u64>,
-    /// Where it will be.
+    /// The next checkpoint.
     pub to: u64,
 }
 
-/// One transaction for the batches of any number of orgs. Dropping it undoes all of them.
+/// One transaction for the batches of any number of orgs. Dropping it rolls all of them back.
 #[derive(Debug)]
 pub struct ApplyTx {
     transaction: Transaction<'static, Postgres>,
-    /// The org that it is bound to, with the pipelines whose batches are open, and the one of them that is written to.
+    /// The org that it is bound to, with the pipelines whose batches are open, and the one of them being written.
     open: Option<(OrgId, Vec<Pipeline>)>,
     current: Option<Pipeline>,
     plan: Option<PlanName>,
-    /// Where the org's audit log ends, while a batch of it is open, and where it ended at the savepoint.
+    /// The end of the org's audit log, while a batch of it is open, and its end at the savepoint.
     log_end: Option<LogEnd>,
     saved_end: Option<LogEnd>,
 }
@@ -56,7 +58,7 @@ impl ApplyTx {
         Self { transaction, open: None, current: None, plan: None, log_end: None, saved_end: None }
     }
 
-    /// Opens a single batch, and turns to it.
+    /// Opens a single batch, and selects it.
     pub async fn open(
         &mut self,
         org: BoundOrg,
@@ -71,10 +73,10 @@ impl ApplyTx {
         starts.first().copied().ok_or(DbError::NotOpen(org.org()))
     }
 
-    /// Binds the transaction to `org` and moves the checkpoints of its batches, in one round trip. The answers are in the
-    /// order of `openings`, and each holds for itself.
+    /// Binds the transaction to `org` and moves the checkpoints of its batches, in one round trip. The results are in
+    /// the order of `openings`, and independent of each other.
     ///
-    /// The batches before these are complete: there is no way back to them.
+    /// The batches opened before these are complete: they cannot be selected again.
     pub async fn open_all(
         &mut self,
         org: BoundOrg,
@@ -105,7 +107,7 @@ impl ApplyTx {
             starts.push(match row.state.as_str() {
                 "open" => {
                     open.push(batch.pipeline);
-                    // A name that only a newer version can read must not keep the batch from being applied.
+                    // A plan name that only a newer version can read must not keep the batch from being applied.
                     self.plan = row.plan.and_then(|plan| plan.parse().ok());
                     if batch.pipeline == Pipeline::Audit {
                         self.log_end = Some(LogEnd::stored(row.audit_size, row.audit_frontier)?);
@@ -121,28 +123,28 @@ impl ApplyTx {
         Ok(starts)
     }
 
-    /// What is written from here on belongs to the batch of `pipeline`, if that is open.
+    /// Selects the batch of `pipeline` for the following writes, if that is open.
     pub fn turn_to(&mut self, pipeline: Pipeline) {
         self.current = self.open.as_ref().and_then(|(_, open)| open.contains(&pipeline).then_some(pipeline));
     }
 
-    /// What the org of the open batches has booked, as was known when the batch was opened.
+    /// The plan of the open batches' org, as known when the batch was opened.
     pub fn plan(&self) -> PlanName {
         self.plan.clone().unwrap_or_default()
     }
 
-    /// A place to come back to inside the open batch. One at a time.
+    /// Sets a savepoint inside the open batch. One at a time.
     pub async fn savepoint(&mut self) -> Result<(), DbError> {
         self.saved_end = self.log_end.clone();
         self.say("SAVEPOINT attempt").await
     }
 
-    /// What happened since the savepoint stays.
+    /// Keeps the changes since the savepoint.
     pub async fn release_savepoint(&mut self) -> Result<(), DbError> {
         self.say("RELEASE SAVEPOINT attempt").await
     }
 
-    /// What happened since the savepoint is undone, and the batch goes on.
+    /// Undoes the changes since the savepoint; the batch continues.
     pub async fn rollback_to_savepoint(&mut self) -> Result<(), DbError> {
         self.log_end = self.saved_end.take();
         self.say("ROLLBACK TO SAVEPOINT attempt").await?;
@@ -154,23 +156,23 @@ impl ApplyTx {
         Ok(())
     }
 
-    /// Makes all batches last, together.
+    /// Commits all batches, together.
     pub async fn commit(self) -> Result<(), DbError> {
         Ok(self.transaction.commit().await?)
     }
 
-    /// Undoes all batches, and waits for it.
+    /// Rolls all batches back, and waits for it.
     pub async fn rollback(self) -> Result<(), DbError> {
         Ok(self.transaction.rollback().await?)
     }
 
-    /// The same after a failure, which may have to do with how the connection has planned its statements: it forgets them.
+    /// Rolls back after a failure that the connection's cached plans may have contributed to: it discards them.
     pub async fn undo(mut self) -> Result<(), DbError> {
         self.transaction.clear_cached_statements().await?;
         self.rollback().await
     }
 
-    /// The connection, before anything is open.
+    /// The connection, before any batch is open.
     pub(crate) fn unopened(&mut self) -> &mut PgConnection {
         self.close();
         &mut self.transaction
@@ -181,12 +183,12 @@ impl ApplyTx {
         (self.log_end, self.saved_end) = (None, None);
     }
 
-    /// The same transaction for queries: they see what was written in it. Nobody commits it.
+    /// Turns the transaction into one for queries, which see what was written in it. It is never committed.
     pub(crate) fn into_view(self, org: BoundOrg, alarm: Alarm, pin: Pin) -> TenantTx {
         TenantTx::new(self.transaction, org, alarm, pin)
     }
 
-    /// Binds the transaction to `org` and to a version of its read models by hand.
+    /// Binds the transaction to `org` and to a version of its read models directly, without opening a batch.
     pub(crate) async fn bind_version(&mut self, org: BoundOrg, version: i32) -> Result<(), DbError> {
         sqlx::query!(
             "SELECT set_config('app.org_id', $1, true) AS org, set_config('app.rm_version', $2, true) AS version",
@@ -198,13 +200,13 @@ impl ApplyTx {
         Ok(())
     }
 
-    /// The transaction was bound to `org` and a version of its read models by hand.
+    /// Records that the transaction was bound to `org` and a version of its read models directly.
     pub(crate) fn opened(&mut self, org: BoundOrg) {
         self.open = Some((org.org(), vec![Pipeline::ReadModels]));
         self.current = Some(Pipeline::ReadModels);
     }
 
-    /// The connection, if the current batch is one of `org`.
+    /// Returns the connection, if the current batch is one of `org`.
     pub(crate) fn connection(&mut self, org: BoundOrg) -> Result<(&mut PgConnection, Pipeline), DbError> {
         match (&self.open, self.current) {
             (Some((open, _)), Some(pipeline)) if *open == org.org() => Ok((&mut self.transaction, pipeline)),
@@ -212,7 +214,7 @@ impl ApplyTx {
         }
     }
 
-    /// The same, if the batch is also one of this pipeline.
+    /// Returns the connection, if the current batch is one of `org` and of this pipeline.
     pub(crate) fn connection_of(&mut self, org: BoundOrg, pipeline: Pipeline) -> Result<&mut PgConnection, DbError> {
         match self.connection(org)? {
             (connection, open) if open == pipeline => Ok(connection),
@@ -220,7 +222,7 @@ impl ApplyTx {
         }
     }
 
-    /// The same for the audit log, with where it ends.
+    /// Returns the connection for the audit log, with the log's end.
     pub(crate) fn log_of(&mut self, org: BoundOrg) -> Result<(&mut PgConnection, &mut LogEnd), DbError> {
         self.connection_of(org, Pipeline::Audit)?;
         let end = self.log_end.as_mut().ok_or(DbError::NotOpen(org.org()))?;

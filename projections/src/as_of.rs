@@ -1,10 +1,10 @@
-//! An org's read models as they were: built again from the first events of its audit log, in a transaction that is never
-//! committed, looked at, and undone.
+//! An org's past read models: rebuilt from the first events of its audit log, in a transaction that is queried and
+//! rolled back, never committed.
 //!
-//! The rows belong to a version that nobody else sees or has, so what is shown is not touched, and there is nothing to
-//! clean up. The same fold makes them that makes those which are shown. The events that go in are hashed on the way, and the
-//! tree over them must be the beginning of the newest one that was signed, or begin with it; its signature is verified. Where
-//! an event stands in the stream, and the fingerprint of its command, are in no header: nothing here proves them, and
+//! The rows belong to a version that no other transaction sees or has, so the active version is not touched, and no
+//! cleanup is needed. The rows are made by the same fold as the active ones. The events that go in are hashed, and the
+//! tree over them must be a prefix of the newest signed tree, or have it as a prefix; its signature is verified. An
+//! event's position in the stream and its command's fingerprint are in no header: nothing here proves them, and
 //! `replay --verify` compares them with the stream.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -21,61 +21,61 @@ use crate::{
     isolation_violation::Alarm,
 };
 
-/// Events that are applied at a time.
+/// Events per application step.
 const CHUNK: i64 = 500;
-/// The mark behind which the events of a message are that was parked.
+/// The mark that the events of a parked message follow.
 const SETTLED: &str = "parking.settled";
-/// Headers that are read at a time where nothing else of the events is.
+/// Headers per read, where only the headers of the events are read.
 const HEADERS: i64 = 4_096;
-/// How long one statement may take.
+/// Timeout of one statement.
 const STATEMENT: Duration = Duration::from_secs(10);
-/// How long the transaction may wait for the next.
+/// How long the transaction may be idle between statements.
 const IDLE: &str = "10min";
 
-/// Which moment.
+/// The moment to reconstruct.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// After the event at this place of the audit log.
+    /// After the event at this index of the audit log.
     Idx(u64),
-    /// After the last event that was recorded by then. One that was parked, and taken in later, is not asked: it stands where
-    /// it was taken in.
+    /// After the last event recorded by then. An event that was parked and applied later does not count: it has its
+    /// index from when it was applied.
     Time(Timestamp),
 }
 
-/// How it was.
+/// The past state of an org.
 #[derive(Debug)]
 pub struct AsOf {
     /// The rows, for the usual queries. They are gone when this is dropped.
     pub tx: TenantTx,
-    /// The tree over the events that they are made of.
+    /// The tree over the events that the rows are made of.
     pub head: TreeHead,
     /// When the last of them was recorded.
     pub recorded_at: Option<Timestamp>,
-    /// The newest signed head: these events are proven to be its beginning, or to begin with what it was signed over. None
-    /// while nothing of the log is signed.
+    /// The newest signed head: these events are proven to be a prefix of what it covers, or to have that as their
+    /// prefix. None while no head of the log is signed.
     pub signed: Option<AuditCheckpoint>,
-    /// Whose word it is that the key of that head is the log's.
+    /// The authority for that head's key being the log's.
     pub keys_of: KeysOf,
-    /// What the organization had booked, and the stream sequence that says so; None while it was what everybody has. The
-    /// table of plans knows no versions, so it is here.
+    /// The organization's plan, and the stream sequence of the event that set it; None for the default plan. The table
+    /// of plans has no versions, so the plan is here.
     pub plan: Option<(PlanName, u64)>,
-    /// The messages that the log had passed by then and had not taken in, by their sequences: they wait, or were given up.
+    /// The sequences of the messages that the log had skipped by then: still parked, or given up.
     pub without: BTreeSet<u64>,
 }
 
 impl AsOf {
-    /// How many of the events no signed head covers.
+    /// The number of events that no signed head covers.
     pub fn unsigned(&self) -> u64 {
         self.head.size.saturating_sub(self.signed.as_ref().map_or(0, |signed| signed.head.size))
     }
 }
 
-/// More events than the caller would have applied.
+/// More events than the caller allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooMany(pub u64);
 
-/// Read models that are made anew of whatever commits one has, in a transaction that is undone: the rows belong to a version
-/// that nobody else sees or has.
+/// Read models rebuilt from given commits, in a transaction that is rolled back: the rows belong to a version that no
+/// other transaction sees or has.
 #[derive(Debug)]
 pub struct Scratch {
     batch: ApplyTx,
@@ -86,7 +86,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Applies more commits, in the order of the stream. What cannot be applied leaves everything as it was before.
+    /// Applies more commits, in the order of the stream. If they cannot be applied, everything stays as it was before.
     pub async fn apply(&mut self, commits: &[Applied]) -> Result<(), DbError> {
         self.batch.opened(self.org);
         self.batch.savepoint().await?;
@@ -109,19 +109,19 @@ impl Scratch {
         Ok(())
     }
 
-    /// The rows, for the usual queries, and what the organization had booked; see [`AsOf`].
+    /// Returns the rows, for the usual queries, and the organization's plan; see [`AsOf`].
     pub fn into_view(self) -> (TenantTx, Option<(PlanName, u64)>) {
         (self.batch.into_view(self.org, self.alarm, self.pin), self.plan)
     }
 }
 
 impl Database {
-    /// Read models of `org` without a row. `number` tells apart those who look at the same time.
+    /// Returns empty read models of `org`. `number` distinguishes concurrent callers.
     pub async fn scratch(&self, org: BoundOrg, number: u16) -> Result<Scratch, DbError> {
         let mut batch = self.begin_batches(BatchClass::Backlog, STATEMENT).await?;
-        // Versions that are built to stay count upwards from 1.
+        // Versions that are built to be kept count upwards from 1.
         batch.bind_version(org, -1 - i32::from(number)).await?;
-        // Whoever fills it may have to wait for what it is filled with.
+        // The caller may have to wait for its input.
         sqlx::query("SELECT set_config('idle_in_transaction_session_timeout', $1, true)")
             .bind(IDLE)
             .execute(batch.unopened())
@@ -129,8 +129,8 @@ impl Database {
         Ok(Scratch { batch, org, alarm: self.alarm(), pin: self.pin(), plan: None })
     }
 
-    /// The read models of `org` as they were at `moment`, unless that takes more than `most` events. `number` tells apart
-    /// those who look at the same time.
+    /// Rebuilds the read models of `org` as of `moment`, unless that takes more than `most` events. `number`
+    /// distinguishes concurrent callers.
     pub async fn as_of(
         &self,
         org: BoundOrg,
@@ -139,7 +139,7 @@ impl Database {
         number: u16,
     ) -> Result<Result<AsOf, TooMany>, DbError> {
         let id = org.org().uuid();
-        // Before the events are counted: there are at least as many as it has.
+        // Before the events are counted: there are at least as many as it covers.
         let mut tx = self.read(org).await?;
         let newest = audit::newest_checkpoint(&mut tx).await?;
         let keys_of = TrustedKeys::of(&mut tx).await?.by;
@@ -214,8 +214,8 @@ impl Database {
     }
 }
 
-/// How many events there are up to the last that was recorded by `time`, as the headers say. The tree over all of them goes by
-/// on the way: one whose header was changed would be at another place.
+/// Counts the events up to the last one recorded by `time`, according to the headers. The tree over all of them is
+/// checked on the way: a changed header would change the tree.
 async fn recorded_by(
     batch: &mut ApplyTx,
     org: BoundOrg,
@@ -224,7 +224,7 @@ async fn recorded_by(
 ) -> Result<u64, DbError> {
     let (mut tree, mut count, mut late) = (Frontier::default(), 0, None::<CommandId>);
     loop {
-        // Which command's events come late is in a payload, and a mark is one of few.
+        // The command of late events is in a payload, and marks are few.
         let rows = sqlx::query_as::<_, (Vec<u8>, Vec<u8>)>(
             "SELECT header, CASE WHEN ordinal < 0 THEN payload ELSE '' END FROM audit.events
             WHERE org_id = $1 AND idx >= $2 AND idx < $2 + $3 ORDER BY idx",
@@ -245,7 +245,7 @@ async fn recorded_by(
             if late.is_none() && header.recorded_at <= time {
                 count = tree.size();
             }
-            // The column that says which rows are marks proves nothing: a mark without its payload cannot be opened.
+            // The column that identifies marks proves nothing: a mark without its payload cannot be opened.
             if header.event_type == SETTLED
                 && let Event::Parking(ParkingEvent::Settled(settled)) = sealed.open().map_err(unreadable)?.event
             {
@@ -261,7 +261,7 @@ async fn recorded_by(
     }
 }
 
-/// A head that is smaller than what is looked at is passed on the way.
+/// Checks a signed head that is smaller than the requested prefix, when its size is reached.
 fn passes(org: BoundOrg, tree: &Frontier, newest: Option<&AuditCheckpoint>) -> Result<(), DbError> {
     let passed = newest.map(|newest| newest.head).filter(|head| head.size == tree.size());
     match passed {
@@ -272,7 +272,7 @@ fn passes(org: BoundOrg, tree: &Frontier, newest: Option<&AuditCheckpoint>) -> R
     }
 }
 
-/// Proves that the events are the beginning of what was signed. A head that is smaller was passed on the way.
+/// Proves that the events are a prefix of the signed tree. A smaller head was checked by [`passes`].
 async fn begins(tx: &mut TenantTx, org: BoundOrg, head: TreeHead, signed: TreeHead) -> Result<(), DbError> {
     if signed.size < head.size {
         return Ok(());

@@ -1,7 +1,7 @@
 //! The audit log: every event of an org with its stored bytes, numbered without gaps, never changed.
 //!
 //! Each append also moves the frontier of the org's Merkle tree, in the same transaction and the same statement. Tiles,
-//! checkpoints and signatures are made later, by a process that holds the key (`signing.rs`), out of what is here.
+//! checkpoints and signatures are made from this data later, by a process that holds the key (`signing.rs`).
 
 mod check;
 mod checkpoints;
@@ -49,30 +49,30 @@ pub use webhooks::{WebhookState, webhook};
 /// One event of the log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AuditEntry {
-    /// Its place in the org's log, counted from 0.
+    /// Its index in the org's log, from 0.
     pub idx: u64,
     /// Its id.
     pub event_id: EventId,
     /// The stream sequence of its commit.
     pub seq: u64,
-    /// The stored bytes, which say everything else.
+    /// The stored bytes, which contain everything else.
     pub sealed: SealedEvent,
-    /// Its leaf in the org's Merkle tree, as it was computed when the event was appended.
+    /// Its leaf in the org's Merkle tree, computed when the event was appended.
     pub leaf: Hash,
 }
 
 impl AuditEntry {
-    /// The event as people and APIs read it.
+    /// Returns the event in the form shown to people and APIs.
     pub fn view(&self) -> Result<EventView, CodecError> {
         Ok(EventView::new(self.sealed.clone().open()?, self.seq, Some(self.idx)))
     }
 }
 
-/// The entries, if the stored bytes of each say that it is of the org that is read, and one of those that were asked for: the
-/// columns beside them might lie.
+/// Returns the entries, if the stored bytes of each name the org being read, and match the filter: the columns beside
+/// them might be wrong.
 fn own(tx: &TenantTx, entries: Vec<AuditEntry>, filter: &AuditFilter) -> Result<Vec<AuditEntry>, DbError> {
     for entry in &entries {
-        // What cannot be opened is reported by whoever wants to see it.
+        // An entry that cannot be opened is reported when its content is read.
         if let Ok(opened) = entry.sealed.clone().open() {
             tx.check_own(opened.header.org_id, "audit.events")?;
             if !filter.matches(entry.idx, &opened.header) {
@@ -92,7 +92,7 @@ impl Placed for AuditEntry {
     }
 }
 
-/// Which events. What is None does not matter.
+/// A filter of events. Fields that are None match every event.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AuditFilter {
     /// With this name: `record.created`.
@@ -101,24 +101,24 @@ pub struct AuditFilter {
     pub actor_type: Option<ActorType>,
     /// By this actor.
     pub actor_id: Option<String>,
-    /// Done to this thing first of all.
+    /// With this primary target.
     pub target_id: Option<String>,
-    /// That ended so.
+    /// With this outcome.
     pub outcome: Option<OutcomeStatus>,
-    /// At this place of the log or behind it.
+    /// At this index of the log or after it.
     pub from_idx: Option<u64>,
-    /// Before this place of the log.
+    /// Before this index of the log.
     pub to_idx: Option<u64>,
-    /// Recorded at this moment or later.
+    /// Recorded at this time or later.
     pub since: Option<Timestamp>,
-    /// Recorded before this moment.
+    /// Recorded before this time.
     pub until: Option<Timestamp>,
 }
 
-/// An event with the sequence of its commit, its place there, and the fingerprint of the commit, if it is its first.
+/// An event with the sequence of its commit, its ordinal there, and the fingerprint of the commit, if it is its first.
 type Numbered<'a> = (i64, i32, Option<&'a Fingerprint>, &'a OpenedEvent);
 
-/// The place in its commit of an event that no stream has: a mark. None of the stream's is before 0.
+/// Returns the ordinal of a mark, an event that is not in the stream; ordinals of the stream's events start at 0.
 fn ordinal_of_mark(event: &Event) -> Option<i32> {
     let Event::Parking(event) = event else { return None };
     match event {
@@ -131,10 +131,10 @@ fn ordinal_of_mark(event: &Event) -> Option<i32> {
 /// The ordinal of the mark of a parked message. Queries have it as a literal.
 const PARKED: i32 = -1;
 
-/// Numbers the events on from the org's last and appends them: one statement, whatever their number. A fact that is there
-/// already is passed over, and takes no number.
+/// Numbers the events on from the org's last and appends them: one statement, whatever their number. An access event
+/// that is in the log already is skipped, and takes no number.
 ///
-/// `end` is where the log ends before and afterwards. The statement appends nothing when the log ends elsewhere.
+/// `end` is the end of the log before and afterwards. The statement appends nothing when the log ends elsewhere.
 pub(crate) async fn append(
     connection: &mut PgConnection,
     org: Uuid,
@@ -197,7 +197,7 @@ pub(crate) async fn append(
     )
     .execute(connection)
     .await?;
-    // No event can bring that about: the log ends elsewhere than where it was said to end.
+    // No event can cause that: the log's actual end differs from the recorded one.
     if inserted.rows_affected() != events.len() as u64 {
         let what = format!("it does not end at {}, where its frontier does", end.size());
         return Err(DbError::Altered { org: OrgId::from_uuid(org), what });
@@ -206,8 +206,8 @@ pub(crate) async fn append(
     Ok(())
 }
 
-/// The events without those facts that are in the log, or came before in the same batch. Only facts can come twice: every
-/// other append expects what it comes after.
+/// Returns the events without those access events that are in the log, or came before in the same batch. Only access
+/// events can occur twice: every other append expects its predecessor.
 async fn without_repeated_facts<'a>(
     connection: &mut PgConnection,
     org: Uuid,
@@ -252,8 +252,9 @@ impl TryFrom<Row> for AuditEntry {
     }
 }
 
-/// The org's commits in the order of the stream, after `after` and up to `upto`: as many whole ones as have about `events`
-/// events and `bytes` bytes, and one at least, without the log's own marks. None is missing if the audit pipeline has come to `upto` and parked nothing.
+/// Returns the org's commits in stream order, after `after` and up to `upto`: as many whole ones as have about `events`
+/// events and `bytes` bytes, and at least one, without the log's own marks. The result is complete if the audit
+/// pipeline has reached `upto` and parked nothing.
 pub async fn commits(
     batch: &mut ApplyTx,
     org: BoundOrg,
@@ -300,7 +301,7 @@ pub async fn commits(
     Ok(commits.into_iter().map(|(seq, commit)| Applied { seq, commit: Arc::new(commit) }).collect())
 }
 
-/// One event.
+/// Returns one event.
 pub async fn get(tx: &mut TenantTx, event: EventId) -> Result<Option<AuditEntry>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query_as!(
@@ -313,7 +314,7 @@ pub async fn get(tx: &mut TenantTx, event: EventId) -> Result<Option<AuditEntry>
     Ok(own(tx, row.into_iter().collect(), &AuditFilter::default())?.pop())
 }
 
-/// The place of the last event that the stream has at `seq` or before.
+/// Returns the index of the last event at stream sequence `seq` or before.
 pub async fn last_idx(tx: &mut TenantTx, seq: u64) -> Result<Option<u64>, DbError> {
     let org = tx.org().uuid();
     let last = sqlx::query_scalar("SELECT max(idx) FROM audit.events WHERE org_id = $1 AND seq <= $2");
@@ -321,7 +322,7 @@ pub async fn last_idx(tx: &mut TenantTx, seq: u64) -> Result<Option<u64>, DbErro
     Ok(last.map(from_bigint))
 }
 
-/// Which of the messages at `seqs` have a mark that says that they are parked.
+/// Returns those of `seqs` whose messages are marked as parked.
 pub async fn marked(batch: &mut ApplyTx, org: BoundOrg, seqs: &[u64]) -> Result<BTreeSet<u64>, DbError> {
     let (connection, _) = batch.connection(org)?;
     let marked = sqlx::query_scalar!(
@@ -332,7 +333,7 @@ pub async fn marked(batch: &mut ApplyTx, org: BoundOrg, seqs: &[u64]) -> Result<
     Ok(marked.fetch_all(connection).await?.into_iter().map(from_bigint).collect())
 }
 
-/// When the last event of the log was recorded.
+/// Returns when the last event of the log was recorded.
 pub async fn latest(batch: &mut ApplyTx, org: BoundOrg) -> Result<Option<Timestamp>, DbError> {
     let (connection, _) = batch.connection(org)?;
     let latest = sqlx::query_scalar!(
@@ -342,7 +343,7 @@ pub async fn latest(batch: &mut ApplyTx, org: BoundOrg) -> Result<Option<Timesta
     Ok(latest.fetch_optional(connection).await?.map(Timestamp::from))
 }
 
-/// How many events the log has.
+/// Returns the number of events in the log.
 pub async fn size(tx: &mut TenantTx) -> Result<u64, DbError> {
     let org = tx.org().uuid();
     let size = sqlx::query_scalar!("SELECT next_idx FROM audit.heads WHERE org_id = $1", org);

@@ -1,4 +1,4 @@
-//! Broken glass: each time that an operator of the platform may look into an org.
+//! Break-glass grants: each allows an operator of the platform to read an org for a time.
 
 use orgstream_events::{AccessEvent, Actor, BreakGlassId, BreakGlassOpened, Timestamp};
 use sqlx::PgConnection;
@@ -7,12 +7,12 @@ use uuid::Uuid;
 
 use crate::{DbError, TenantTx, apply::RowVersion, convert::column, read_model::ReadModel};
 
-/// An opening that has not ended.
+/// A grant that has not ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BreakGlass {
-    /// Which.
+    /// Its id.
     pub id: BreakGlassId,
-    /// When it ends by itself.
+    /// When it expires.
     pub expires_at: Timestamp,
 }
 
@@ -24,11 +24,11 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
     &[("id", |id| BreakGlassId::from_uuid(id).to_string())],
 );
 
-/// What a batch does to the rows.
+/// A batch's changes to the rows.
 #[derive(Default)]
 pub(crate) struct Changeset<'a> {
     opened: Vec<Opened<'a>>,
-    /// When whatever was open before the batch was closed.
+    /// When the grants open before the batch were closed.
     closed_at: Option<OffsetDateTime>,
 }
 
@@ -43,7 +43,7 @@ impl<'a> Changeset<'a> {
     pub(crate) fn apply(&mut self, event: &'a AccessEvent, by: &'a Actor, row_version: RowVersion) {
         match event {
             AccessEvent::BreakGlassOpened(event) => {
-                // A fact may come twice; the first counts.
+                // An access event may come twice; the first counts.
                 if self.opened.iter().all(|opened| opened.event.id != event.id) {
                     self.opened.push(Opened { event, operator: &by.id, closed_at: None, row_version });
                 }
@@ -54,7 +54,7 @@ impl<'a> Changeset<'a> {
                     opened.closed_at.get_or_insert(row_version.at);
                 }
             }
-            // Facts for the audit log alone.
+            // Access events for the audit log alone.
             AccessEvent::Denied(_)
             | AccessEvent::SignedIn(_)
             | AccessEvent::OrgSwitched(_)
@@ -102,7 +102,7 @@ impl<'a> Changeset<'a> {
     }
 }
 
-/// The opening of this operator that goes on the longest, if there is one at `now`.
+/// Returns this operator's grant with the latest expiry, if there is one at `now`.
 pub async fn open(tx: &mut TenantTx, operator: &str, now: Timestamp) -> Result<Option<BreakGlass>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query!(
@@ -116,7 +116,7 @@ pub async fn open(tx: &mut TenantTx, operator: &str, now: Timestamp) -> Result<O
     Ok(row.map(|row| BreakGlass { id: BreakGlassId::from_uuid(row.id), expires_at: row.expires_at.into() }))
 }
 
-/// Whether there was an opening of this id, whatever became of it.
+/// Whether a grant of this id ever existed, ended or not.
 pub async fn was_open(tx: &mut TenantTx, id: BreakGlassId) -> Result<bool, DbError> {
     let org = tx.org().uuid();
     let found = sqlx::query_scalar!(

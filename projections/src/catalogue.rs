@@ -1,13 +1,13 @@
-//! The rules of tenancy, asked of the database's own catalogue, so that a table that somebody forgot is found.
+//! The rules of tenancy, checked against the database's own catalogue, so that a forgotten table is found.
 
 use sqlx::PgConnection;
 
 use crate::{DbError, Finding};
 
-/// The oldest server that has what the migrations use (`security_invoker` views).
+/// The oldest server that supports what the migrations use (`security_invoker` views).
 const OLDEST_SERVER: i32 = 150_000;
 
-/// What is wrong with the login itself, and with the server behind it.
+/// Returns the problems of the login itself, and of the server.
 pub(crate) async fn login(connection: &mut PgConnection) -> Result<Vec<Finding>, DbError> {
     let login = sqlx::query!(
         r#"SELECT
@@ -41,7 +41,7 @@ pub(crate) async fn login(connection: &mut PgConnection) -> Result<Vec<Finding>,
     Ok(findings)
 }
 
-/// Everything in the database that breaks the rules.
+/// Returns everything in the database that violates the rules.
 pub(crate) async fn check(connection: &mut PgConnection) -> Result<Vec<Finding>, DbError> {
     Ok(sqlx::query_file_as!(Finding, "src/catalogue.sql").fetch_all(connection).await?)
 }

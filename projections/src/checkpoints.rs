@@ -1,4 +1,4 @@
-//! How far each pipeline has come with an org. The writing half is the opening of a batch.
+//! The checkpoints of an org's pipelines. They are written by opening a batch.
 
 use orgstream_events::{Pipeline, Shard, Timestamp};
 
@@ -7,31 +7,31 @@ use crate::{
     convert::{from_bigint, parsed, to_bigint},
 };
 
-/// How far one pipeline has come.
+/// The checkpoint of one pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Which pipeline.
+    /// The pipeline.
     pub pipeline: Pipeline,
-    /// Of which version of its tables.
+    /// The version of its tables.
     pub version: i32,
-    /// Whether that is the version that is shown.
+    /// Whether that is the active version.
     pub active: bool,
     /// The stream that the sequence belongs to.
     pub shard: Shard,
     /// Everything up to it has been applied or parked.
     pub seq: u64,
-    /// The lease under which that happened.
+    /// The epoch of the lease under which that happened.
     pub epoch: u64,
-    /// When.
+    /// When that happened.
     pub updated_at: Timestamp,
 }
 
-/// How far the pipeline has come with the bound org; 0 before the beginning.
+/// Returns the pipeline's position for the bound org; 0 before the beginning.
 pub async fn position(tx: &mut TenantTx, pipeline: Pipeline) -> Result<u64, DbError> {
     Ok(active(tx, pipeline).await?.map_or(0, |(_, seq)| seq))
 }
 
-/// The same with the stream that the sequence belongs to; none before the beginning.
+/// Returns the pipeline's position with its stream; none before the beginning.
 pub async fn active(tx: &mut TenantTx, pipeline: Pipeline) -> Result<Option<(Shard, u64)>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query!(
@@ -44,18 +44,18 @@ pub async fn active(tx: &mut TenantTx, pipeline: Pipeline) -> Result<Option<(Sha
     Ok(row.map(|row| (Shard(u16::try_from(row.shard).unwrap_or(u16::MAX)), from_bigint(row.seq))))
 }
 
-/// How far a pipeline has come, and what it has left out on the way.
+/// A pipeline's position, and the messages it has skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reach {
     /// Everything up to it has been applied or parked; 0 before the beginning.
     pub seq: u64,
-    /// The first message that is parked.
+    /// The first parked message.
     pub parked: Option<u64>,
-    /// Whether the message that was asked for is.
+    /// Whether the requested message is parked.
     pub lacks_it: bool,
 }
 
-/// How far the pipeline has come with the bound org, and whether it has parked the message at `asked`.
+/// Returns the pipeline's position for the bound org, and whether it has parked the message at `asked`.
 pub async fn reach(tx: &mut TenantTx, pipeline: Pipeline, asked: u64) -> Result<Reach, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query!(
@@ -72,7 +72,7 @@ pub async fn reach(tx: &mut TenantTx, pipeline: Pipeline, asked: u64) -> Result<
     Ok(Reach { seq: row.seq.map_or(0, from_bigint), parked: row.parked.map(from_bigint), lacks_it: row.lacks_it })
 }
 
-/// How far every pipeline has come with the bound org.
+/// Returns every pipeline's position for the bound org.
 pub async fn all(tx: &mut TenantTx) -> Result<Vec<Checkpoint>, DbError> {
     let org = tx.org().uuid();
     let rows = sqlx::query!(

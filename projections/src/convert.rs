@@ -1,4 +1,4 @@
-//! Between the types of events and those of columns.
+//! Conversions between the types of events and those of columns.
 
 use orgstream_events::{Actor, ActorType, Fingerprint, MemberId};
 use serde::{Deserialize, Serialize, Serializer, de::DeserializeOwned, ser::Error};
@@ -6,10 +6,10 @@ use serde_json::{Value, value::RawValue};
 
 use crate::DbError;
 
-/// Who made a row's thing, as the event names them.
+/// The creator of a row's resource, as the event names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreatedBy {
-    /// What kind of actor.
+    /// The type of actor.
     pub actor_type: ActorType,
     /// A member, key or operator id.
     pub id: String,
@@ -22,7 +22,7 @@ impl CreatedBy {
 }
 
 impl CreatedBy {
-    /// The member, if it was one.
+    /// Returns the member, if it was one.
     pub fn member(&self) -> Option<MemberId> {
         (self.actor_type == ActorType::Member).then(|| self.id.parse().ok()).flatten()
     }
@@ -34,7 +34,7 @@ impl From<&Actor> for CreatedBy {
     }
 }
 
-/// A counter as PostgreSQL has it. Sequences do not come near the difference.
+/// A counter as a PostgreSQL `bigint`. Sequences never reach the difference in range.
 pub(crate) fn to_bigint(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
@@ -44,7 +44,7 @@ pub(crate) fn from_bigint(count: i64) -> u64 {
     u64::try_from(count).unwrap_or_default()
 }
 
-/// The name that a unit variant has on the wire: what the text columns hold.
+/// The wire name of a unit variant, as stored in text columns.
 pub(crate) fn wire_name<T: Serialize>(value: &T) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(name)) => name,
@@ -52,42 +52,42 @@ pub(crate) fn wire_name<T: Serialize>(value: &T) -> String {
     }
 }
 
-/// The variant that has this name on the wire.
+/// The variant with this wire name.
 pub(crate) fn from_wire<T: DeserializeOwned>(what: &'static str, name: String) -> Result<T, DbError> {
     serde_json::from_value(Value::String(name.clone())).map_err(|_| DbError::Unreadable { what, value: name })
 }
 
-/// A name or id that is parsed again on its way out.
+/// Parses a stored name or id.
 pub(crate) fn parsed<T: std::str::FromStr>(what: &'static str, text: String) -> Result<T, DbError> {
     text.parse().map_err(|_| DbError::Unreadable { what, value: text })
 }
 
-/// JSON that has a shape.
+/// Deserializes stored JSON.
 pub(crate) fn from_json<T: DeserializeOwned>(what: &'static str, json: &Value) -> Result<T, DbError> {
     T::deserialize(json).map_err(|_| DbError::Unreadable { what, value: json.to_string() })
 }
 
-/// One column of `rows`, as `unnest` takes it.
+/// One column of `rows`, as `unnest` expects it.
 pub(crate) fn column<'a, R, T>(rows: &'a [R], value: impl FnMut(&'a R) -> T) -> Vec<T> {
     rows.iter().map(value).collect()
 }
 
-/// 32 bytes, as a constraint says.
+/// 32 bytes, as a constraint ensures.
 pub(crate) fn fingerprint(what: &'static str, bytes: Vec<u8>) -> Result<Fingerprint, DbError> {
     let bytes =
         bytes.try_into().map_err(|bytes: Vec<u8>| DbError::Unreadable { what, value: format!("{bytes:02x?}") })?;
     Ok(Fingerprint(bytes))
 }
 
-/// Somebody's JSON on its way to a column and back, as what it was.
+/// A client's JSON on its way to a column and back, unchanged.
 ///
-/// PostgreSQL keeps a number by its decimal digits: a double that is written without a point would come back as a whole
-/// number. And every name of a field means itself, see [`orgstream_events::json`].
+/// PostgreSQL keeps a number by its decimal digits: a double that is written without a point would come back as an
+/// integer. And every field name is taken literally, see [`orgstream_events::json`].
 #[derive(Debug, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Document(#[serde(deserialize_with = "orgstream_events::json::deserialize")] pub(crate) Value);
 
-/// The same, borrowed, to be written.
+/// A borrowed document, for writing.
 pub(crate) struct Written<'a>(pub(crate) &'a Value);
 
 impl Serialize for Written<'_> {
@@ -104,7 +104,7 @@ impl Serialize for Written<'_> {
     }
 }
 
-/// A double as a decimal with a point, where it would look like a whole number of 64 bits without one.
+/// A double as a decimal with a point, where it would look like a 64-bit integer without one.
 fn point(double: f64) -> Option<String> {
     (1e15..1e20).contains(&double.abs()).then(|| format!("{double:.1}"))
 }

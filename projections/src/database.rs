@@ -1,4 +1,4 @@
-//! The connections. The pools are private to this file: whoever wants rows asks for a bound transaction.
+//! The connections. The pools are private to this file: rows are reached only through a bound transaction.
 
 use std::{fmt, time::Duration};
 
@@ -19,27 +19,27 @@ use crate::{
 
 const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 const WRITE: &str = "BEGIN";
-/// a batch takes milliseconds. What takes longer is stuck, and holds others up.
+/// Settings of batches, which take milliseconds. A longer statement is stuck, and blocks others.
 const SLICE_SETTINGS: [(&str, &str); 8] = [
     // Rows and checkpoint are lost together and replayed together, so a batch need not wait for the disk.
     ("synchronous_commit", "off"),
     ("statement_timeout", "15s"),
     ("lock_timeout", "3s"),
     ("idle_in_transaction_session_timeout", "15s"),
-    // Every statement of a batch goes by a primary key. A plan that was made while the tables were small, or before
-    // they had statistics, must not read them whole; and a statement that runs for a millisecond is not compiled.
+    // Every statement of a batch uses a primary key. A plan made while the tables were small, or before they had
+    // statistics, must not scan them; and a statement that runs for a millisecond is not compiled.
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
     ("enable_sort", "off"),
     ("jit", "off"),
 ];
-/// A transaction of a few rows would take longer to plan than to run, so its statements are planned once. Those of a backlog
-/// are planned for what they bring, which costs them less than a plan for anything.
+/// A transaction of a few rows would take longer to plan than to run, so its statements are planned once. Those of a
+/// backlog are planned for their parameters, which costs them less than a generic plan.
 const LIGHT_SETTINGS: [(&str, &str); 1] = [("plan_cache_mode", "force_generic_plan")];
 const READ_SETTINGS: [(&str, &str); 6] = [
     ("statement_timeout", "10s"),
     ("idle_in_transaction_session_timeout", "15s"),
-    // Which index is right depends on which filters are given, and on how large the org is.
+    // The right index depends on the given filters, and on the size of the org.
     ("plan_cache_mode", "force_custom_plan"),
     // Every listing has an index in its own order; without statistics the planner would rather collect and sort.
     ("enable_seqscan", "off"),
@@ -49,34 +49,34 @@ const READ_SETTINGS: [(&str, &str); 6] = [
 /// Settings of a session, by name.
 type Settings<'a> = &'a [(&'static str, &'static str)];
 
-/// Leases and marks have connections of their own: a lease must be renewed however busy the batches are.
+/// Leases and low watermarks have connections of their own: a lease must be renewed however busy the batches are.
 const OPS_CONNECTIONS: u32 = 2;
 const OPS_SETTINGS: [(&str, &str); 3] =
     [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
-/// The part of the connections for queries that is for who signs in: they are looked up once in a while, by a key.
+/// The share of the query connections for sign-ins: these are rare queries, by a key.
 const IDENTITY_PART: u32 = 4;
 const IDENTITY_SETTINGS: [(&str, &str); 3] =
     [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
-/// How long a batch waits for somebody else's lock, unless its statements have less time altogether.
+/// How long a batch waits for another transaction's lock, unless its statements have less time altogether.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Where the database is, and how many connections it may be asked for.
+/// The database's address, and the number of connections.
 #[derive(Clone)]
 pub struct DatabaseOptions {
-    /// `postgres://host:port/database`. A user in it is taken for every pool, and preflight refuses one with too many
-    /// rights; without a user, each pool has the role that is made for it.
+    /// `postgres://host:port/database`. A user in it is used for every pool, and preflight rejects one with too many
+    /// rights; without a user, each pool uses the role made for it.
     pub url: String,
-    /// The passwords of the roles, where the server asks for them.
+    /// The passwords of the roles, if the server requires them.
     pub passwords: Passwords,
-    /// For batches of either class: the most that are committed at the same time.
+    /// For batches of either class: the most concurrent commits.
     pub rw_connections: u32,
-    /// For queries, and for who signs in, together.
+    /// For queries and sign-ins, together.
     pub ro_connections: u32,
 }
 
 impl DatabaseOptions {
-    /// Connections that a process needs beside those for queries, with so many for batches: as many again for those of
-    /// backlogs, those of leases, and the one that marks are written on.
+    /// The connections that a process needs beside those for queries, given those for batches: as many again for
+    /// backlogs, those of leases, and the one that writes low watermarks.
     pub fn beside_queries(rw_connections: u32) -> u32 {
         rw_connections.saturating_mul(2).saturating_add(OPS_CONNECTIONS + 1)
     }
@@ -84,7 +84,7 @@ impl DatabaseOptions {
 
 impl fmt::Debug for DatabaseOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Neither the password nor the URL, which may hold another one.
+        // Neither the password nor the URL, which may contain another one.
         f.debug_struct("DatabaseOptions")
             .field("rw_connections", &self.rw_connections)
             .field("ro_connections", &self.ro_connections)
@@ -92,22 +92,22 @@ impl fmt::Debug for DatabaseOptions {
     }
 }
 
-/// What a transaction of batches is for, which decides whose connections it uses: a server process that has a backlog to
-/// work off is one that the operating system lets others go before.
+/// The class of a transaction of batches, which determines its connections: a server process that works through a
+/// backlog is scheduled after others by the operating system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BatchClass {
-    /// A few messages that somebody waits for.
+    /// A few messages that a client waits for.
     Light,
-    /// More of the same, with more behind it.
+    /// Many messages, with more to follow.
     Backlog,
 }
 
-/// One thing that is wrong, and what to do about it.
+/// A problem, and its remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// What is wrong.
+    /// The problem.
     pub what: String,
-    /// What makes it right.
+    /// The remedy.
     pub fix: String,
 }
 
@@ -130,7 +130,7 @@ pub struct Database {
 }
 
 impl Database {
-    /// Connects, and fails if nobody answers.
+    /// Connects, and fails if the server does not answer.
     pub async fn connect(options: &DatabaseOptions) -> Result<Self, DbError> {
         let light = [SLICE_SETTINGS.as_slice(), &LIGHT_SETTINGS].concat();
         let pool = |role, settings, connections| pool(options, role, settings, connections);
@@ -140,7 +140,7 @@ impl Database {
             backlog: pool("app_rw", &SLICE_SETTINGS, options.rw_connections)?,
             ops: pool("app_rw", &OPS_SETTINGS, OPS_CONNECTIONS)?,
             ro: pool("app_ro", &READ_SETTINGS, options.ro_connections.saturating_sub(identity))?,
-            // Connects when somebody signs in: workers never do.
+            // Connects on the first sign-in: workers never do.
             identity: pool("app_identity", &IDENTITY_SETTINGS, identity)?,
             alarm: Alarm::default(),
             pin: Pin::default(),
@@ -150,12 +150,13 @@ impl Database {
         Ok(database)
     }
 
-    /// The same, for a process that was given the key of the audit logs: heads that it has not signed are not believed.
+    /// Returns the handle of a process that was given the key of the audit logs: heads not signed by it are not
+    /// trusted.
     pub fn pinning(self, key: Option<LogKey>) -> Self {
         Self { pin: Pin::new(key), ..self }
     }
 
-    /// Closes every connection, and waits for the transactions that are under way.
+    /// Closes every connection, and waits for the open transactions.
     pub async fn close(&self) {
         self.batches.close().await;
         self.backlog.close().await;
@@ -164,9 +165,9 @@ impl Database {
         self.identity.close().await;
     }
 
-    /// Everything that must be put right before this database is used; nothing is the good answer.
+    /// Returns everything that must be corrected before this database is used; empty when it is ready.
     pub async fn preflight(&self) -> Result<Vec<Finding>, DbError> {
-        // Without a pooler's leave no statement can be relied on, not even those that look.
+        // Without session state through a pooler no statement can be relied on, not even a query.
         let mut findings = pooler::sessions(&self.ops).await?;
         if !findings.is_empty() {
             return Ok(findings);
@@ -184,18 +185,18 @@ impl Database {
         let mut connection = self.ops.inner().acquire().await?;
         findings.extend(within(catalogue::login(&mut connection)).await?);
         if !findings.is_empty() {
-            // Such a login breaks every other rule too; one line says it.
+            // Such a login violates every other rule too; one finding is enough.
             findings.dedup();
             return Ok(findings);
         }
-        // Without its tables the catalogue could only repeat the same thing in other words.
+        // Without its tables the catalogue check could only report the same problem again.
         match within(migrate::pending(&mut connection)).await? {
             Some(pending) => Ok(vec![pending]),
             None => {
                 for (login, pool, settings) in pools {
                     findings.extend(pooler::settings(login, pool, settings).await?);
                 }
-                // The login that only people's sign-ins use: it must be there before the first of them.
+                // The login that only sign-ins use: it must exist before the first of them.
                 let mut identity = self.identity.inner().acquire().await?;
                 findings.extend(within(catalogue::login(&mut identity)).await?);
                 findings.extend(within(catalogue::check(&mut connection)).await?);
@@ -204,7 +205,7 @@ impl Database {
         }
     }
 
-    /// Fails while the database takes no writes: a replica, or one that was made read-only.
+    /// Fails while the database accepts no writes: a replica, or one that was made read-only.
     pub async fn check_writable(&self) -> Result<(), DbError> {
         let asked = "SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off'";
         let is_writable: bool = sqlx::query_scalar(asked).fetch_one(self.ops_pool()).await?;
@@ -214,13 +215,13 @@ impl Database {
         Err(DbError::unavailable("it takes no writes: it is a replica, or default_transaction_read_only is on"))
     }
 
-    /// Every table, role and view that breaks the rules of tenancy.
+    /// Returns every table, role and view that violates the rules of tenancy.
     pub async fn catalogue(&self) -> Result<Vec<Finding>, DbError> {
         let mut connection = self.ops.inner().acquire().await?;
         within(catalogue::check(&mut connection)).await
     }
 
-    /// A consistent, read-only view of one org's rows.
+    /// Begins a consistent, read-only view of one org's rows.
     pub async fn read(&self, org: BoundOrg) -> Result<TenantTx, DbError> {
         Ok(TenantTx::new(begin(&self.ro, READ, Some(org)).await?, org, self.alarm(), self.pin()))
     }
@@ -233,15 +234,16 @@ impl Database {
         self.pin.clone()
     }
 
-    /// Every row of a wrong org that is read from now on.
+    /// Subscribes to isolation violations: rows of a wrong org read from now on.
     pub fn isolation_violations(&self) -> broadcast::Receiver<IsolationViolation> {
         self.alarm.listen()
     }
 
-    /// A transaction that batches of any number of orgs are opened in, one after the other. A statement of it that takes
-    /// longer than `timeout` ends it with [`DbError::TimedOut`].
+    /// Begins a transaction in which batches of any number of orgs are opened, one after the other. A statement of it
+    /// that takes longer than `timeout` ends it with [`DbError::TimedOut`].
     pub async fn begin_batches(&self, class: BatchClass, timeout: Duration) -> Result<ApplyTx, DbError> {
-        // A wait for somebody else's lock must end before the statement does, or it would count against whoever waits.
+        // A wait for another transaction's lock must end before the statement does, or it would count against the
+        // waiting batch.
         let lock = if timeout < Duration::from_secs(1) { LOCK_TIMEOUT } else { LOCK_TIMEOUT.min(timeout / 2) };
         let statement = format!(
             "{WRITE}; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}",
@@ -255,7 +257,7 @@ impl Database {
         Ok(ApplyTx::new(begin(pool, &statement, None).await?))
     }
 
-    /// As a batch begins, but bound from the start: see `raw`.
+    /// Begins a batch's transaction that is bound from the start: see `raw`.
     pub(crate) async fn begin_raw(&self, org: BoundOrg) -> Result<Transaction<'static, Postgres>, DbError> {
         begin(&self.batches, WRITE, Some(org)).await
     }
@@ -280,7 +282,7 @@ impl Database {
     }
 }
 
-/// Connections of one role, which are made when they are needed.
+/// Connections of one role, made on demand.
 pub(crate) fn pool(
     options: &DatabaseOptions,
     role: &str,
@@ -306,25 +308,25 @@ fn names_a_user(url: &str) -> bool {
 
 /// Begins a transaction and binds it, in one round trip.
 ///
-/// In a task of its own, which nobody can give up half-way. A caller that went away in between (a client that hung up)
-/// would leave a connection in the pool on which the server has begun a transaction and the client library has not
-/// noticed: whoever got it next would read from that transaction's old snapshot.
+/// It runs in a task of its own, which cannot be cancelled half-way. A caller that is cancelled meanwhile (a client
+/// that disconnected) would leave a connection in the pool on which the server has begun a transaction that the client
+/// library has not noticed: its next user would read from that transaction's old snapshot.
 async fn begin(pool: &Pool, statement: &str, org: Option<BoundOrg>) -> Result<Transaction<'static, Postgres>, DbError> {
     let statement = match org {
-        // The only value is a UUID that this program formats: no text of anybody's gets here.
+        // The only value is a UUID that this program formats: no client's text gets here.
         Some(org) => format!("{statement}; SELECT app.bind('{}')", org.org().uuid()),
         None => statement.to_owned(),
     };
     begin_with(pool, statement).await
 }
 
-/// The same with any binding that is part of the statement.
+/// Begins a transaction whose binding is part of the statement.
 pub(crate) async fn begin_with(pool: &Pool, statement: String) -> Result<Transaction<'static, Postgres>, DbError> {
     let begun = tokio::spawn(within(begin_at_last(pool.clone(), statement)).in_current_span());
     Ok(begun.await.map_err(|_| sqlx::Error::WorkerCrashed)??)
 }
 
-/// A connection that died while it lay idle shows it only now, so each of the pool's may fail once.
+/// A connection that died while idle shows it only now, so each of the pool's may fail once.
 async fn begin_at_last(pool: Pool, statement: String) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
     let pool = pool.inner();
     let mut tries_left = pool.options().get_max_connections();
@@ -339,7 +341,7 @@ async fn begin_at_last(pool: Pool, statement: String) -> Result<Transaction<'sta
 fn lost_while_idle(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) => true,
-        // The server says goodbye before it closes a connection.
+        // The server sends an error before it closes a connection.
         sqlx::Error::Database(goodbye) => goodbye.code().is_some_and(|code| code.starts_with("57P")),
         _ => false,
     }

@@ -1,4 +1,4 @@
-//! Domains of an organization: one row each, kept when it is given up.
+//! Domains of an organization: one row each, kept after removal.
 
 use std::collections::BTreeMap;
 
@@ -15,16 +15,16 @@ use crate::{
     read_model::ReadModel,
 };
 
-/// A domain as it is now.
+/// The current state of a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Domain {
-    /// Which.
+    /// Its id.
     pub id: DomainId,
     /// Its name.
     pub domain: DomainName,
-    /// What a TXT record of it must say.
+    /// The required content of a TXT record.
     pub challenge: String,
-    /// How far it is.
+    /// Its status.
     pub status: DomainStatus,
     /// The aggregate's version.
     pub version: u64,
@@ -36,15 +36,15 @@ pub struct Domain {
     pub seq: u64,
 }
 
-/// How far a domain is.
+/// The status of a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DomainStatus {
-    /// The organization says that it is its own.
+    /// The organization claims it.
     Claimed,
-    /// Its DNS says so too.
+    /// Its DNS confirms the claim.
     Proven,
-    /// It was given up.
+    /// It was removed.
     Removed,
 }
 
@@ -64,8 +64,8 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
     &[("id", |id| DomainId::from_uuid(id).to_string())],
 );
 
-/// What a batch does to the rows: inserts, and the last state of everything that changed. A domain that is claimed again is
-/// born again.
+/// A batch's changes to the rows: inserts, and the last state of every changed row. A domain that is claimed again is
+/// inserted again.
 #[derive(Default)]
 pub(crate) struct Changeset<'a> {
     inserts: BTreeMap<DomainId, (&'a DomainClaimed, OffsetDateTime)>,
@@ -174,7 +174,7 @@ impl TryFrom<Row> for Domain {
     }
 }
 
-/// The domains that the organization has, proven or not.
+/// Returns the organization's current domains, proven or not.
 pub async fn list(tx: &mut TenantTx, page: &Page<Place>, limit: u16) -> Result<Listing<Domain>, DbError> {
     let rows = newest_first!(
         Row,
@@ -187,7 +187,7 @@ pub async fn list(tx: &mut TenantTx, page: &Page<Place>, limit: u16) -> Result<L
     Listing::new(rows, page, limit)
 }
 
-/// One domain, given up or not.
+/// Returns one domain, removed or not.
 pub async fn get(tx: &mut TenantTx, id: DomainId) -> Result<Option<Domain>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query_as!(

@@ -1,5 +1,5 @@
-//! Whether the rows that are shown are those that the events make: two versions of an org's read models, compared row by
-//! row as they were at one moment, and what was found.
+//! Drift detection: compares two versions of an org's read models row by row, as of one moment, to check that the
+//! active rows follow from the events; and the stored results.
 
 use orgstream_events::Fingerprint;
 
@@ -12,22 +12,22 @@ use crate::{
 /// The most rows that are named; beyond them, they are counted.
 const NAMED: usize = 100;
 
-/// What a comparison found: the checksums of a table, or a row that differs.
+/// A result of a comparison: the checksums of a table, or a row that differs.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Drift {
-    /// Which table.
+    /// The table.
     pub table: String,
     /// The row's key; none for the checksums of the whole table.
     pub key: Option<String>,
     /// The columns that differ, when both have the row.
     pub columns: Vec<String>,
-    /// The checksum of what is shown; none when it has no such row.
+    /// The checksum of the active row; none when the active version has no such row.
     pub shown: Option<String>,
-    /// The checksum of what was built; none when it has no such row.
+    /// The checksum of the built row; none when the built version has no such row.
     pub built: Option<String>,
 }
 
-/// A comparison under way, which sees everything as it was when it began.
+/// A comparison in progress, which sees everything as of its beginning.
 #[derive(Debug)]
 pub struct Comparison {
     tx: TenantTx,
@@ -35,7 +35,7 @@ pub struct Comparison {
     built: i32,
     table: usize,
     after: Option<String>,
-    /// Rows of the table so far, on the side that is shown.
+    /// Rows of the table so far, in the active version.
     rows: u64,
     sums: [Fingerprint; 2],
     found: Vec<Drift>,
@@ -43,7 +43,7 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Begins to compare the version `built` with the one that is shown. None when one is ahead of the other.
+    /// Begins to compare the version `built` with the active one. None when one is ahead of the other.
     pub async fn begin(db: &Database, org: BoundOrg, built: i32) -> Result<Option<Self>, DbError> {
         let mut tx = db.read(org).await?;
         let equal = sqlx::query!(
@@ -56,14 +56,14 @@ impl Comparison {
         .fetch_optional(tx.connection())
         .await?;
         let Some(equal) = equal else { return Ok(None) };
-        // By the key's own index: in any other order, every page would be made of all rows.
+        // By the key's own index: in any other order, every page would read all rows.
         sqlx::query!("SELECT set_config('enable_sort', 'off', true)").fetch_one(tx.connection()).await?;
         let sums = [Fingerprint([0; 32]); 2];
         let (found, differences) = (Vec::new(), 0);
         Ok(Some(Self { tx, shown: equal.version, built, table: 0, after: None, rows: 0, sums, found, differences }))
     }
 
-    /// Compares up to `rows` more. Whether that was all.
+    /// Compares up to `rows` more. Returns whether that was all.
     pub async fn go_on(&mut self, rows: u32) -> Result<bool, DbError> {
         let Some(model) = READ_MODELS.get(self.table).copied() else { return Ok(true) };
         let shown = self.page(model, self.shown, rows).await?;
@@ -95,12 +95,12 @@ impl Comparison {
         Ok(self.table == READ_MODELS.len())
     }
 
-    /// Rows that were found to differ.
+    /// The number of rows found to differ.
     pub fn differences(&self) -> u64 {
         self.differences
     }
 
-    /// Writes down what was found, in place of what the last comparison of the org found.
+    /// Stores the results, in place of those of the org's last comparison.
     pub async fn keep(&self, batch: &mut ApplyTx, org: BoundOrg) -> Result<(), DbError> {
         let (connection, _) = batch.connection(org)?;
         let id = org.org().uuid();
@@ -128,7 +128,7 @@ impl Comparison {
         model.page(&mut self.tx, self.after.as_deref(), rows).await
     }
 
-    /// The columns in which a row differs.
+    /// Returns the columns in which a row differs.
     async fn columns(&mut self, model: &ReadModel, drift: &Drift) -> Result<Vec<String>, DbError> {
         self.tx.look_at(self.shown).await?;
         let shown = model.row(&mut self.tx, drift.key.as_deref()).await?;
@@ -138,19 +138,19 @@ impl Comparison {
     }
 }
 
-/// What a comparison of all tables came to.
+/// The result of comparing all tables.
 #[derive(Debug, Default)]
 pub struct TablesCompared {
-    /// How many rows are shown.
+    /// The number of active rows.
     pub rows: u64,
-    /// The rows that differ, as many as are named.
+    /// The rows that differ, up to the limit of named ones.
     pub found: Vec<Drift>,
-    /// How many there are.
+    /// Their number.
     pub differences: u64,
 }
 
-/// Compares every read model that follows from the events, row by row and in all columns: as the one transaction sees it,
-/// and as the other does.
+/// Compares every read model that follows from the events, row by row and in all columns, as seen by the two
+/// transactions.
 pub async fn compare_tables(shown: &mut TenantTx, made: &mut TenantTx) -> Result<TablesCompared, DbError> {
     const ROWS: u32 = 500;
     let mut compared = TablesCompared::default();
@@ -190,7 +190,7 @@ pub async fn compare_tables(shown: &mut TenantTx, made: &mut TenantTx) -> Result
     Ok(compared)
 }
 
-/// What the last comparison of the bound org found: for every table the rows that differ, then its checksums.
+/// Returns the results of the bound org's last comparison: for every table the rows that differ, then its checksums.
 pub async fn drift(tx: &mut TenantTx) -> Result<Vec<Drift>, DbError> {
     let org = tx.org().uuid();
     let found = sqlx::query_as!(

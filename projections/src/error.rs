@@ -1,83 +1,84 @@
-//! What can go wrong with the database, sorted by what the caller should do about it.
+//! Errors of the database, classified by the caller's reaction.
 
 use orgstream_events::OrgId;
 
-/// Why the database did not do what it was asked.
+/// The reason why a database request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
-    /// Not reachable, shutting down, read-only, full, in a deadlock, or whatever else is not named below: nothing that was
-    /// asked for is to blame, and the same again later may work.
+    /// Not reachable, shutting down, read-only, full, in a deadlock, or anything else not named below: the request is
+    /// not at fault, and a retry may work.
     #[error("the database cannot answer now: {0}")]
     Unavailable(#[source] sqlx::Error),
-    /// A statement took longer than it may.
+    /// A statement exceeded its timeout.
     #[error("the database needed too long: {0}")]
     TimedOut(#[source] sqlx::Error),
     /// Row-level security or a missing grant: the transaction was bound to another org, or to none.
     #[error("the database refused access: {0}")]
     Refused(#[source] sqlx::Error),
-    /// A constraint does not hold: something of the kind is there already, or something it needs is not.
+    /// A constraint is violated: such a row exists already, or one that it needs does not.
     #[error("the rows contradict what is stored: {0}")]
     Conflict(#[source] sqlx::Error),
-    /// A value that no table takes, in whatever state the database is.
+    /// A value that no table accepts, in any state of the database.
     #[error("the database refuses a value: {0}")]
     BadValue(#[source] sqlx::Error),
     /// An event changes a row that does not exist, because an earlier event was never applied.
     #[error("{changed} of {expected} rows of {table} are there to be changed")]
     RowsMissing {
-        /// Which table.
+        /// The table.
         table: &'static str,
-        /// How many rows the events change.
+        /// The number of rows that the events change.
         expected: u64,
-        /// How many of them exist.
+        /// The number of them that exist.
         changed: u64,
     },
     /// A stored value that this program cannot read; a newer one may have written it.
     #[error("{value:?} is stored as {what}, which this version cannot read")]
     Unreadable {
-        /// Of which column or type.
+        /// The column or type.
         what: &'static str,
-        /// What is stored.
+        /// The stored value.
         value: String,
     },
-    /// What is stored of an audit log contradicts itself, or what was signed of it.
+    /// The stored audit log contradicts itself, or its signed heads.
     #[error("the audit log of {org} is not what was appended to it: {what}")]
     Altered {
-        /// Whose log.
+        /// The org of the log.
         org: OrgId,
-        /// What does not fit.
+        /// The contradiction.
         what: String,
     },
-    /// A row that was read for one org is another's. It was not shown, and the alarm was given.
+    /// A row that was read for one org belongs to another. It was not returned, and the alarm was raised.
     #[error("a row of {table} that was read for {bound} belongs to {found}")]
     ForeignRow {
         /// The org that was read for.
         bound: OrgId,
         /// The org that the row belongs to.
         found: OrgId,
-        /// Which table.
+        /// The table.
         table: &'static str,
     },
     /// A programming error: the transaction is not open for this org.
     #[error("this transaction has no open slice of {0}")]
     NotOpen(OrgId),
-    /// Anything else: an answer that is not as it was expected, which is a fault of this program.
+    /// Anything else: an unexpected response, which is a fault of this program.
     #[error(transparent)]
     Other(sqlx::Error),
 }
 
 impl DbError {
-    /// Whether the same again later may work. Everything else repeats itself.
+    /// Whether a retry may work. Every other error would repeat itself.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::TimedOut(_))
     }
 
-    /// Whether an event can be the cause, where its own statements met with this. The list is of what an event can do, and
-    /// not of what can happen to a database: what is not in it counts against nobody.
+    /// Whether an event can be the cause, if its own statements failed with this. The list contains what an event can
+    /// cause, not what can happen to a database: an error that is not listed counts against no event.
     pub fn may_be_of_an_event(&self) -> bool {
         matches!(self, Self::BadValue(_) | Self::Conflict(_) | Self::RowsMissing { .. })
     }
 
-    /// Whether it may have to do with a few rows only: somebody else holds them. Everything else may be so everywhere.
+    /// Whether it may concern only a few rows that another transaction has locked. Every other error may affect all
+    /// rows.
     pub fn is_of_some_rows(&self) -> bool {
         match self {
             Self::Unavailable(sqlx::Error::Database(refusal)) => {
@@ -87,12 +88,12 @@ impl DbError {
         }
     }
 
-    /// The database cannot answer now, for a reason that it does not say itself.
+    /// The database cannot answer now, for a reason determined by the caller.
     pub fn unavailable(reason: impl Into<String>) -> Self {
         Self::Unavailable(sqlx::Error::Io(std::io::Error::other(reason.into())))
     }
 
-    /// Whether it was given up because it took too long.
+    /// Whether it was caused by a timeout.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::TimedOut(_))
     }
@@ -114,7 +115,7 @@ impl From<sqlx::Error> for DbError {
                 Some("57014") => Self::TimedOut(error),
                 Some(code) => match code.get(..2).unwrap_or_default() {
                     "23" => Self::Conflict(error),
-                    // Bad data; a row that is to be written twice by one statement; more than a row or an index can hold.
+                    // Invalid data; a row written twice by one statement; more than a row or an index can hold.
                     "21" | "22" | "54" => Self::BadValue(error),
                     _ => Self::Unavailable(error),
                 },

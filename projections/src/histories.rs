@@ -1,4 +1,4 @@
-//! By which message each stream of the log is known again, and which of them were found to be others. No tenant data.
+//! The messages that identify each stream of the log, and the streams found to have lost history. No tenant data.
 
 use orgstream_events::{Fingerprint, Timestamp};
 use time::OffsetDateTime;
@@ -8,37 +8,37 @@ use crate::{
     convert::{column, fingerprint, from_bigint, to_bigint},
 };
 
-/// The era of a stream that nobody has decided about.
+/// The era of a stream without any operator's decision.
 const FIRST_ERA: i32 = 1;
 
-/// What is remembered of a stream.
+/// The stored state of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamHistory {
     /// The stream's name.
     pub stream: String,
-    /// The last message that is known of it.
+    /// Its last known message.
     pub seq: u64,
     /// The hash of that message's bytes.
     pub digest: Fingerprint,
-    /// Counts the decisions of operators about the stream, from 1.
+    /// The number of operators' decisions about the stream, counted from 1.
     pub era: i32,
-    /// How it was found that the stream is not what it was, and when.
+    /// How and when a loss of history was detected.
     pub lost: Option<(String, Timestamp)>,
 }
 
 impl StreamHistory {
-    /// Of a stream that nobody has written anything down about.
+    /// The state of a stream that has none stored.
     pub fn new(stream: String, seq: u64, digest: Fingerprint) -> Self {
         Self { stream, seq, digest, era: FIRST_ERA, lost: None }
     }
 }
 
-/// A step of a history: from the message that was remembered to a later one.
+/// A step of a history: from the stored message to a later one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryStep {
-    /// The sequence that was found to be still there; none when nothing was remembered.
+    /// The sequence confirmed to still exist; none when nothing was stored.
     pub from: Option<u64>,
-    /// What is to be remembered.
+    /// The state to store.
     pub to: StreamHistory,
 }
 
@@ -52,7 +52,7 @@ struct Row {
 }
 
 impl Database {
-    /// What is remembered of all streams.
+    /// Returns the stored state of all streams.
     pub async fn histories(&self) -> Result<Vec<StreamHistory>, DbError> {
         let rows =
             sqlx::query_as!(Row, "SELECT stream, seq, digest, era, lost, lost_at FROM ops.histories ORDER BY stream");
@@ -68,8 +68,8 @@ impl Database {
         rows.collect()
     }
 
-    /// Remembers later messages, each only where still stands what the step begins with: somebody else may have gone on, found
-    /// the stream lost, or decided about it.
+    /// Stores later messages, each only if the state that the step begins with is still stored: another process may
+    /// have advanced it, found the stream lost, or recorded a decision about it.
     pub async fn go_on_with(&self, steps: &[HistoryStep]) -> Result<(), DbError> {
         let (new, known): (Vec<_>, Vec<_>) = steps.iter().cloned().partition(|step| step.from.is_none());
         if !known.is_empty() {
@@ -102,8 +102,8 @@ impl Database {
         Ok(())
     }
 
-    /// Writes down that the stream is not what it was, with the last message that was known of it. What was written down
-    /// before stays; where an operator has decided since, nothing is.
+    /// Records the stream as lost, with its last known message. An earlier record stays; if an operator has decided
+    /// since, nothing is recorded.
     pub async fn lose_history(&self, history: &StreamHistory, what: &str) -> Result<(), DbError> {
         sqlx::query!(
             "INSERT INTO ops.histories AS history (stream, seq, digest, era, lost, lost_at)
@@ -126,8 +126,8 @@ impl Database {
         Ok(())
     }
 
-    /// An operator's decision: from here on the stream is what it is now, with this message as the last that is known. False
-    /// when it was not lost.
+    /// Records an operator's decision: from here on the stream's current state is accepted, with this message as the
+    /// last known one. False when it was not lost.
     pub async fn settle_history(&self, stream: &str, seq: u64, digest: &Fingerprint) -> Result<bool, DbError> {
         let settled = sqlx::query!(
             "UPDATE ops.histories SET seq = $2, digest = $3, era = era + 1, lost = NULL, lost_at = NULL, updated_at = now()

@@ -1,6 +1,6 @@
-//! Commands that came under an idempotency key: what each did, and the hash of its body.
+//! Commands with an idempotency key: each one's effect, and the hash of its body.
 //!
-//! An aggregate recognizes a repeated command by its own history; this table notices the same key on another thing.
+//! An aggregate recognizes a repeated command by its own history; this table detects the same key on another aggregate.
 
 use orgstream_events::{AggregateId, CommandId, Fingerprint};
 use sqlx::PgConnection;
@@ -24,17 +24,17 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
 /// A command that was carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DoneCommand {
-    /// The command, which its org and key determine.
+    /// The command's id, which its org and key determine.
     pub command_id: CommandId,
     /// The hash of its body.
     pub fingerprint: Fingerprint,
     /// The stream sequence of its commit.
     pub seq: u64,
-    /// What it was about.
+    /// Its aggregate.
     pub aggregate: AggregateId,
 }
 
-/// A command that made several commits is remembered by the first of them.
+/// Stores the commands; one that made several commits is stored with the first of them.
 pub(crate) async fn write(connection: &mut PgConnection, org: Uuid, commits: &[Applied]) -> Result<(), DbError> {
     let keyed: Vec<_> = commits
         .iter()
@@ -62,7 +62,7 @@ pub(crate) async fn write(connection: &mut PgConnection, org: Uuid, commits: &[A
     Ok(())
 }
 
-/// Those of `commands` that were carried out.
+/// Returns those of `commands` that were carried out.
 pub async fn find(tx: &mut TenantTx, commands: &[CommandId]) -> Result<Vec<DoneCommand>, DbError> {
     let org = tx.org().uuid();
     let rows = sqlx::query!(

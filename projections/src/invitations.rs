@@ -1,6 +1,6 @@
-//! Invitations: one row each, kept when it is accepted or revoked, and the mails that go out with them.
+//! Invitations: one row each, kept after they are accepted or revoked, and the mails that go out with them.
 //!
-//! A mail has a table of its own, which knows no versions: it leaves once, however often its row is built again.
+//! The outbox is a table of its own, without versions: a mail is sent once, however often its row is rebuilt.
 
 use std::collections::BTreeMap;
 
@@ -19,26 +19,26 @@ use crate::{
     read_model::ReadModel,
 };
 
-/// An invitation as it is now.
+/// The current state of an invitation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invitation {
-    /// Which.
+    /// Its id.
     pub id: InvitationId,
-    /// Who may accept it.
+    /// The address of the invited person.
     pub email: String,
-    /// What they may do then.
+    /// The role after acceptance.
     pub role: Role,
-    /// What became of it.
+    /// Its status.
     pub status: InvitationStatus,
-    /// Until when it can be accepted.
+    /// When it expires.
     pub expires_at: Timestamp,
-    /// What the token is compared with.
+    /// The MAC that the token is compared with.
     pub token_mac: Fingerprint,
     /// The command that made the token.
     pub token_command: CommandId,
-    /// Who accepted it.
+    /// The member that accepted it.
     pub member_id: Option<MemberId>,
-    /// Who invited.
+    /// The actor that invited.
     pub created_by: CreatedBy,
     /// The aggregate's version.
     pub version: u64,
@@ -50,15 +50,15 @@ pub struct Invitation {
     pub seq: u64,
 }
 
-/// What became of an invitation. One whose time is over is pending: it can be sent again.
+/// The status of an invitation. An expired one is pending: it can be sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InvitationStatus {
-    /// Nobody has accepted it yet.
+    /// Not accepted yet.
     Pending,
-    /// Somebody joined by it.
+    /// Accepted: a member joined by it.
     Accepted,
-    /// It was taken back.
+    /// It was revoked.
     Revoked,
 }
 
@@ -94,7 +94,7 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
 )
 .without(&["token_mac", "token_command"]);
 
-/// What a batch does to the rows: inserts, and the last state of everything that changed; and the mails that have to leave.
+/// A batch's changes to the rows: inserts, and the last state of every changed row; and the mails to send.
 #[derive(Default)]
 pub(crate) struct Changeset<'a> {
     inserts: BTreeMap<InvitationId, Birth<'a>>,
@@ -108,7 +108,7 @@ struct Birth<'a> {
     at: OffsetDateTime,
 }
 
-/// What is None stays as it is.
+/// The changes to a row; fields that are None stay unchanged.
 struct Change {
     offer: Option<Offer>,
     status: Option<&'static str>,
@@ -237,7 +237,7 @@ impl<'a> Changeset<'a> {
             .await?;
         }
         if !self.mails.is_empty() {
-            // Not those that a rebuild comes by again.
+            // Skips those that a rebuild inserts again.
             sqlx::query!(
                 "INSERT INTO ops.mails (org_id, id, invitation_id)
                 SELECT $1, mail.* FROM unnest($2::uuid[], $3::uuid[]) AS mail ON CONFLICT DO NOTHING",
@@ -291,7 +291,7 @@ impl TryFrom<Row> for Invitation {
     }
 }
 
-/// All invitations, whatever became of them.
+/// Returns all invitations, of any status.
 pub async fn list(tx: &mut TenantTx, page: &Page<Place>, limit: u16) -> Result<Listing<Invitation>, DbError> {
     let rows = newest_first!(
         Row,
@@ -305,7 +305,7 @@ pub async fn list(tx: &mut TenantTx, page: &Page<Place>, limit: u16) -> Result<L
     Listing::new(rows, page, limit)
 }
 
-/// One invitation.
+/// Returns one invitation.
 pub async fn get(tx: &mut TenantTx, id: InvitationId) -> Result<Option<Invitation>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query_as!(
@@ -319,7 +319,7 @@ pub async fn get(tx: &mut TenantTx, id: InvitationId) -> Result<Option<Invitatio
     row.fetch_optional(tx.connection()).await?.map(Invitation::try_from).transpose()
 }
 
-/// The invitation that a token is of.
+/// Returns the invitation that a token belongs to.
 pub async fn get_by_token(tx: &mut TenantTx, token_mac: &Fingerprint) -> Result<Option<Invitation>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query_as!(

@@ -1,28 +1,28 @@
-//! The alarm: a row that was read for one org turned out to be another's.
+//! The alarm: a row that was read for one org belongs to another.
 //!
-//! Row-level security and every query's own condition keep that from happening. Where a row carries a second proof of whose
-//! it is, it is compared all the same: what answers anyhow must not be answered, and somebody must learn of it.
+//! Row-level security and every query's own condition prevent that. Where a row carries a second proof of its owner, it
+//! is compared all the same: a row that was returned anyhow must not be passed on, and an alarm must be raised.
 
 use orgstream_events::OrgId;
 use tokio::sync::broadcast;
 
 use crate::DbError;
 
-/// Isolation violations that wait to be told. When nobody listens, the program's log has them.
+/// Capacity for isolation violations not yet received. Without a receiver, they are in the program's log.
 const WAITING: usize = 64;
 
-/// What was found.
+/// An isolation violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IsolationViolation {
     /// The org that was read for.
     pub bound: OrgId,
     /// The org that the row belongs to.
     pub found: OrgId,
-    /// Where the row lies.
+    /// The table of the row.
     pub table: &'static str,
 }
 
-/// Where isolation violations are told.
+/// The channel for isolation violations.
 #[derive(Debug, Clone)]
 pub(crate) struct Alarm(broadcast::Sender<IsolationViolation>);
 
@@ -37,13 +37,13 @@ impl Alarm {
         self.0.subscribe()
     }
 
-    /// Goes on only if the row is the org's own.
+    /// Fails unless the row is the org's own.
     pub(crate) fn check(&self, bound: OrgId, found: OrgId, table: &'static str) -> Result<(), DbError> {
         if bound == found {
             return Ok(());
         }
         tracing::error!(org.id = %bound, found.org.id = %found, table, "a row of another organization was read; it is not shown");
-        // Nobody listens in a process that only works.
+        // A process that only works has no receiver.
         let _ = self.0.send(IsolationViolation { bound, found, table });
         Err(DbError::ForeignRow { bound, found, table })
     }

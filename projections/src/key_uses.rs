@@ -1,23 +1,23 @@
-//! When API keys were last used, and from where: noted by API processes, no function of the events.
+//! The last uses of API keys: recorded by API processes, no function of the events.
 
 use orgstream_events::{KeyId, Timestamp};
 
 use crate::{BoundOrg, Database, DbError, convert::column, pool::within};
 
-/// The last use of a key that is known.
+/// The last known use of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyUse {
-    /// Which key.
+    /// The key.
     pub key: KeyId,
-    /// The minute.
+    /// The time, to the minute.
     pub last_used_at: Timestamp,
-    /// From which address, as the server saw it.
+    /// The client's address, as the server saw it.
     pub ip: Option<String>,
-    /// What the caller called itself.
+    /// The client's user agent.
     pub user_agent: Option<String>,
 }
 
-/// Writes the uses of some keys of an org down, each key once. A later one that is there stays.
+/// Stores the uses of some keys of an org, each key once. A later one that is stored already stays.
 pub async fn write(db: &Database, org: BoundOrg, uses: &[KeyUse]) -> Result<(), DbError> {
     let mut tx = db.begin_maintenance(org).await?;
     let noted = sqlx::query!(

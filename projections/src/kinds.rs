@@ -14,16 +14,16 @@ use crate::{
     read_model::ReadModel,
 };
 
-/// A kind as it is now.
+/// The current state of a kind.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Kind {
     /// Its name.
     pub name: KindName,
-    /// What it is.
+    /// Its definition.
     pub definition: KindDefinition,
-    /// True once no new records of it are taken.
+    /// Whether new records of it are rejected.
     pub retired: bool,
-    /// The aggregate's version: what records name as their kind's version.
+    /// The aggregate's version: the kind version that records name.
     pub version: u64,
     /// When it was registered.
     pub created_at: Timestamp,
@@ -40,14 +40,14 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_text(
     &["name", "title", "schema", "visibility", "cost", "status", "version", "created_at", "updated_at", "seq"],
 );
 
-/// What a batch does to the rows: inserts, and the last state of everything that changed.
+/// A batch's changes to the rows: inserts, and the last state of every changed row.
 #[derive(Default)]
 pub(crate) struct Changeset<'a> {
     inserts: BTreeMap<&'a KindName, OffsetDateTime>,
     changes: BTreeMap<&'a KindName, Change<'a>>,
 }
 
-/// What is None stays as it is.
+/// The changes to a row; fields that are None stay unchanged.
 struct Change<'a> {
     definition: Option<&'a KindDefinition>,
     status: Option<&'static str>,
@@ -182,7 +182,7 @@ impl TryFrom<Row> for Kind {
     }
 }
 
-/// All kinds, by name. There are few.
+/// Returns all kinds, by name. There are few.
 pub async fn list(tx: &mut TenantTx) -> Result<Vec<Kind>, DbError> {
     let org = tx.org().uuid();
     let rows = sqlx::query_as!(
@@ -195,7 +195,7 @@ pub async fn list(tx: &mut TenantTx) -> Result<Vec<Kind>, DbError> {
     rows.fetch_all(tx.connection()).await?.into_iter().map(Kind::try_from).collect()
 }
 
-/// One kind.
+/// Returns one kind.
 pub async fn get(tx: &mut TenantTx, name: &KindName) -> Result<Option<Kind>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query_as!(
@@ -209,19 +209,20 @@ pub async fn get(tx: &mut TenantTx, name: &KindName) -> Result<Option<Kind>, DbE
     row.fetch_optional(tx.connection()).await?.map(Kind::try_from).transpose()
 }
 
-/// What a kind is used for.
+/// The usage of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reach {
-    /// Organizations that have records of it.
+    /// The number of organizations that have records of it.
     pub organizations: u64,
-    /// Their records of it, archived ones as well.
+    /// The number of their records of it, archived ones as well.
     pub records: u64,
-    /// Whether that is all: beyond a thousand organizations, and a hundred thousand records in one, nobody counts on.
+    /// Whether the counts are complete: counting stops at a thousand organizations, and at a hundred thousand records
+    /// in one.
     pub is_all: bool,
 }
 
 impl Database {
-    /// How far a kind reaches, over all organizations: numbers, and nobody's rows.
+    /// Counts the usage of a kind over all organizations: numbers, and no rows of any of them.
     pub async fn reach_of_kind(&self, name: &KindName) -> Result<Reach, DbError> {
         const ORGANIZATIONS: usize = 1_000;
         const RECORDS: i64 = 100_000;

@@ -1,10 +1,11 @@
 //! Read models, the audit log and their queries, on PostgreSQL under forced row-level security.
 //!
-//! This is the only crate with SQL. One file is one table: its row, how events change it, and its queries. Nothing here
-//! reaches a table but through a transaction that is bound to one org ([`TenantTx`] to read, [`ApplyTx`] to apply), and
-//! the only way to bind one is a [`BoundOrg`], which authentication and the stream give out.
+//! This is the only crate with SQL. One file is one table: its row, how events change it, and its queries. A table is
+//! reached only through a transaction that is bound to one org ([`TenantTx`] to read, [`ApplyTx`] to apply), and the
+//! only way to bind one is a [`BoundOrg`], which authentication and the stream issue.
 //!
-//! Who has signed in ([`identity`]) is no tenant's and lies in a schema of its own, behind a login that reaches nothing else.
+//! Sign-ins ([`identity`]) belong to no tenant and are in a schema of their own, behind a login that reaches nothing
+//! else.
 //!
 //! A row is a pure function of the events: dropping every read model and replaying gives the same rows.
 

@@ -1,4 +1,4 @@
-//! Members: one row per person in an org, kept when they leave.
+//! Members: one row per person in an org, kept after they leave.
 
 use std::collections::BTreeMap;
 
@@ -15,24 +15,24 @@ use crate::{
     read_model::ReadModel,
 };
 
-/// A member as they are now.
+/// The current state of a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     /// The person inside the org.
     pub id: MemberId,
-    /// The person outside it; shown to nobody.
+    /// The person outside it; never shown.
     pub user_id: UserId,
-    /// Where to reach them.
+    /// The member's e-mail address.
     pub email: String,
-    /// What they may do.
+    /// The member's role.
     pub role: Role,
-    /// False once they left.
+    /// False once the member has left.
     pub active: bool,
     /// The roster's version at the member's last change.
     pub version: u64,
-    /// When they joined.
+    /// When the member joined.
     pub created_at: Timestamp,
-    /// When something about them last changed.
+    /// When the member last changed.
     pub updated_at: Timestamp,
     /// The stream sequence of that change.
     pub seq: u64,
@@ -55,14 +55,14 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
 )
 .without(&["user_id"]);
 
-/// What a batch does to the rows: inserts, and the last state of everything that changed.
+/// A batch's changes to the rows: inserts, and the last state of every changed row.
 #[derive(Default)]
 pub(crate) struct Changeset<'a> {
     inserts: BTreeMap<MemberId, (&'a MemberAdded, OffsetDateTime)>,
     changes: BTreeMap<MemberId, Change>,
 }
 
-/// What is None stays as it is.
+/// The changes to a row; fields that are None stay unchanged.
 struct Change {
     role: Option<Role>,
     status: Option<&'static str>,
@@ -88,7 +88,7 @@ impl<'a> Changeset<'a> {
     pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
         let (born, changed): (Vec<_>, Vec<_>) =
             self.changes.into_iter().partition(|(id, _)| self.inserts.contains_key(id));
-        // The older rows first: somebody may have been removed before the same login was added again.
+        // The older rows first: a member may have been removed before the same login was added again.
         if !changed.is_empty() {
             let updated = sqlx::query!(
                 "INSERT INTO rm.members
@@ -183,8 +183,8 @@ impl TryFrom<Row> for Member {
     }
 }
 
-/// The active members; with `removed`, those who left as well; with `email`, whoever has this address, whatever the case of
-/// its letters.
+/// Returns the active members; with `removed`, those who left as well; with `email`, the members with this address,
+/// regardless of case.
 pub async fn list(
     tx: &mut TenantTx,
     removed: bool,
@@ -206,7 +206,7 @@ pub async fn list(
     Listing::new(rows, page, limit)
 }
 
-/// One member, active or not.
+/// Returns one member, active or not.
 pub async fn get(tx: &mut TenantTx, id: MemberId) -> Result<Option<Member>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query_as!(
@@ -219,7 +219,7 @@ pub async fn get(tx: &mut TenantTx, id: MemberId) -> Result<Option<Member>, DbEr
     row.fetch_optional(tx.connection()).await?.map(Member::try_from).transpose()
 }
 
-/// The active membership of a login.
+/// Returns the active membership of a login.
 pub async fn get_by_user(tx: &mut TenantTx, user: UserId) -> Result<Option<Member>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query_as!(
@@ -232,7 +232,7 @@ pub async fn get_by_user(tx: &mut TenantTx, user: UserId) -> Result<Option<Membe
     row.fetch_optional(tx.connection()).await?.map(Member::try_from).transpose()
 }
 
-/// The version of the whole roster: of the last change to any member.
+/// Returns the version of the whole roster: of the last change to any member.
 pub async fn roster_version(tx: &mut TenantTx) -> Result<u64, DbError> {
     let org = tx.org().uuid();
     let version =

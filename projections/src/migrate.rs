@@ -1,4 +1,4 @@
-//! Bringing a database up to date. For the deploy login; the program itself only looks whether it was done.
+//! Database migration. For the deploy login; the program itself only checks whether it was done.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -15,26 +15,26 @@ use crate::{
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 
-/// Why a database could not be brought up to date.
+/// The reason why a database could not be migrated.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
-    /// Not reachable, or the login may not do it.
+    /// Not reachable, or the login lacks the right.
     #[error("the database refused: {0}")]
     Database(#[from] sqlx::Error),
-    /// A migration failed, or does not agree with what was applied before.
+    /// A migration failed, or contradicts what was applied before.
     #[error("a migration failed: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),
 }
 
-/// Applies what is missing, as the login of `owner_url`, and gives all login roles this password if there is one.
+/// Applies the missing migrations, as the login of `owner_url`, and sets the password, if given, for all login roles.
 pub async fn migrate(owner_url: &str, app_password: Option<&str>) -> Result<(), MigrateError> {
     migrate_with(owner_url, &Passwords::new(app_password.map(str::to_owned), [])).await
 }
 
-/// The same, with a password for each.
+/// Applies the missing migrations, with a password for each login.
 pub async fn migrate_with(owner_url: &str, passwords: &Passwords) -> Result<(), MigrateError> {
     let mut connection = PgConnection::connect(owner_url).await?;
-    // `run` would give a future that cannot be sent to another thread.
+    // `run` would give a future that is not `Send`.
     MIGRATIONS.run_direct(None, &mut connection, false).await?;
     // Where statements are logged, these must not be.
     let quiet: PgConnectOptions = owner_url.parse()?;
@@ -49,7 +49,7 @@ pub async fn migrate_with(owner_url: &str, passwords: &Passwords) -> Result<(), 
     Ok(())
 }
 
-/// Roles belong to the cluster, so another database's migration may be at the same one.
+/// Roles belong to the cluster, so another database's migration may change the same one at the same time.
 async fn set_password(connection: &mut PgConnection, role: &str, password: &str) -> Result<(), sqlx::Error> {
     // The statement takes no parameters; the server itself does the quoting.
     let statement = sqlx::query_scalar!(
@@ -72,7 +72,7 @@ async fn set_password(connection: &mut PgConnection, role: &str, password: &str)
     }
 }
 
-/// What `migrate` would have to do, if anything. Migrations of a newer program are no reason not to start.
+/// Returns what `migrate` would have to do, if anything. Migrations of a newer program do not prevent a start.
 pub(crate) async fn pending(connection: &mut PgConnection) -> Result<Option<Finding>, DbError> {
     let known = sqlx::query_scalar!(r#"SELECT to_regclass($1) IS NOT NULL AS "known!""#, &*MIGRATIONS.table_name)
         .fetch_one(&mut *connection)

@@ -1,4 +1,4 @@
-//! Who works on what: workers, the leases of shards and how far each shard has been worked off. No tenant data.
+//! Coordination of work: workers, the leases of shards and the low watermark of each shard. No tenant data.
 
 use std::{cmp::Reverse, time::Duration};
 
@@ -14,49 +14,49 @@ use crate::{
     pool::{is_writable, within},
 };
 
-/// A worker's right to a shard, until it expires or somebody takes it over.
+/// A worker's right to a shard, until it expires or another worker takes it over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {
     /// The shard.
     pub shard: Shard,
-    /// The worker; none once it was given back.
+    /// The worker; none once it was released.
     pub owner: Option<Uuid>,
-    /// Grows whenever the owner changes; what every batch is checked against.
+    /// Grows whenever the owner changes; every batch is checked against it.
     pub epoch: u64,
-    /// When anybody may take it.
+    /// When any worker may take it.
     pub expires_at: Timestamp,
 }
 
-/// Where a cursor may start: everything up to it is done for every org that is not `catching_up`.
+/// The sequence where a cursor may start: everything up to it is done for every org that is not `catching_up`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LowWatermark {
     /// The stream sequence.
     pub seq: u64,
-    /// The lanes that are behind the mark and catch up from their own checkpoints.
+    /// The lanes that are behind the low watermark and catch up from their own checkpoints.
     pub catching_up: Vec<(OrgId, Pipeline)>,
 }
 
-/// How far behind one lane is, as its worker sees it.
+/// The lag of one lane, as its worker sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneLag {
     /// The tenant.
     pub org: OrgId,
-    /// Which pipeline.
+    /// The pipeline.
     pub pipeline: Pipeline,
-    /// The stream sequence of the oldest message that waits.
+    /// The stream sequence of the oldest waiting message.
     pub oldest: u64,
-    /// Messages in memory that wait; a catching up lane has more of them in the log.
+    /// Waiting messages in memory; a lane that is catching up has more of them in the log.
     pub waiting: usize,
-    /// How long ago the oldest of them was accepted, in milliseconds.
+    /// The age of the oldest of them since it was accepted, in milliseconds.
     pub age_ms: u64,
-    /// Whether the lane reads the log at its own pace.
+    /// Whether the lane is catching up: it reads the log at its own pace.
     pub catching_up: bool,
     /// How long its checkpoint is known not to have moved although the log has more for it, in milliseconds.
     pub standing_ms: Option<u64>,
 }
 
 impl Database {
-    /// Says that the worker lives, and which of its lanes are the furthest behind. The first call makes it known.
+    /// Records that the worker is alive, and its lanes with the most lag. The first call registers it.
     pub async fn announce_worker(&self, worker: Uuid, lagging: &[LaneLag]) -> Result<(), DbError> {
         sqlx::query!(
             "INSERT INTO ops.workers (id, lagging) VALUES ($1, $2)
@@ -69,13 +69,13 @@ impl Database {
         Ok(())
     }
 
-    /// Forgets the worker.
+    /// Deletes the worker.
     pub async fn retire_worker(&self, worker: Uuid) -> Result<(), DbError> {
         sqlx::query!("DELETE FROM ops.workers WHERE id = $1", worker).execute(self.ops_pool()).await?;
         Ok(())
     }
 
-    /// The workers that said so `within` this time, in the order of their ids.
+    /// Returns the workers seen `within` this time, in the order of their ids.
     pub async fn live_workers(&self, within: Duration) -> Result<Vec<Uuid>, DbError> {
         let live = sqlx::query_scalar!(
             "SELECT id FROM ops.workers WHERE seen_at > now() - make_interval(secs => $1) ORDER BY id",
@@ -84,7 +84,7 @@ impl Database {
         Ok(live.fetch_all(self.ops_pool()).await?)
     }
 
-    /// The lanes that the workers seen `within` this time called the furthest behind, those that stand still first.
+    /// Returns the lanes reported with the most lag by the workers seen `within` this time, stalled ones first.
     pub async fn lagging_lanes(&self, within: Duration) -> Result<Vec<LaneLag>, DbError> {
         let said = sqlx::query_scalar!(
             r#"SELECT lagging AS "lagging: Json<Vec<LaneLag>>" FROM ops.workers
@@ -97,7 +97,8 @@ impl Database {
         Ok(lanes)
     }
 
-    /// Takes the shard for `ttl` if it is free, expired or the worker's own already; None when somebody else has it.
+    /// Acquires the shard for `ttl` if it is free, expired or the worker's own already; None when another worker has
+    /// it.
     pub async fn acquire_lease(&self, shard: Shard, worker: Uuid, ttl: Duration) -> Result<Option<Lease>, DbError> {
         let row = sqlx::query_as!(
             LeaseRow,
@@ -118,7 +119,7 @@ impl Database {
         Ok(row.map(Into::into))
     }
 
-    /// Prolongs every lease that the worker still has, and says which those are.
+    /// Renews every lease that the worker still has, and returns those.
     pub async fn renew_leases(&self, worker: Uuid, ttl: Duration) -> Result<Vec<Lease>, DbError> {
         let rows = sqlx::query_as!(
             LeaseRow,
@@ -132,7 +133,7 @@ impl Database {
         Ok(rows.into_iter().map(Into::into).collect())
     }
 
-    /// Gives the shard back, so that nobody has to wait for the lease to expire. False when it was not ours.
+    /// Releases the shard, so that no worker has to wait for the lease to expire. False when it was not this worker's.
     pub async fn release_lease(&self, shard: Shard, worker: Uuid, epoch: u64) -> Result<bool, DbError> {
         let released = sqlx::query!(
             "UPDATE ops.shard_leases SET owner = NULL, expires_at = now()
@@ -146,7 +147,7 @@ impl Database {
         Ok(released.rows_affected() == 1)
     }
 
-    /// All leases there are, by shard.
+    /// Returns all leases, by shard.
     pub async fn leases(&self) -> Result<Vec<Lease>, DbError> {
         let rows =
             sqlx::query_as!(LeaseRow, "SELECT shard, owner, epoch, expires_at FROM ops.shard_leases ORDER BY shard")
@@ -155,7 +156,7 @@ impl Database {
         Ok(rows.into_iter().map(Into::into).collect())
     }
 
-    /// How far the shard has been worked off; the beginning when nobody has yet.
+    /// Returns the shard's low watermark; the beginning when there is none yet.
     pub async fn low_watermark(&self, shard: Shard) -> Result<LowWatermark, DbError> {
         let row = sqlx::query!(
             "SELECT seq, detached_read_models, detached_audit FROM ops.shard_marks WHERE shard = $1",
@@ -174,24 +175,24 @@ impl Database {
         }))
     }
 
-    /// A connection to write marks on, made now.
+    /// Opens a connection to write low watermarks on.
     pub async fn watermark_writer(&self) -> Result<WatermarkWriter, DbError> {
         Ok(WatermarkWriter(within(PgConnection::connect_with(&self.ops_pool().inner().connect_options())).await?))
     }
 }
 
-/// The one connection that a worker writes its marks on.
+/// The one connection that a worker writes its low watermarks on.
 ///
-/// Slices are committed without waiting for the disk, so a crash of the server forgets the last of them, and a mark that
-/// was written afterwards, by somebody who does not know, would say that they are done for ever. But no connection
-/// outlives a crash: while this one lives, everything that was committed after it was made is still there, and a mark
-/// that is written on it puts all of that on disk.
+/// Batches are committed without waiting for the disk, so a crash of the server loses the last of them, and a low
+/// watermark written afterwards, by a process unaware of the crash, would mark them as done for ever. But no connection
+/// outlives a crash: while this one lives, everything that was committed after it was opened still exists, and a low
+/// watermark written on it flushes all of that to disk.
 #[derive(Debug)]
 pub struct WatermarkWriter(PgConnection);
 
 impl WatermarkWriter {
-    /// Fails when the server was away: then what was committed since the last mark may be forgotten. Also when the session may
-    /// not write.
+    /// Fails when the server was restarted: then commits since the last low watermark may be lost. Also when the
+    /// session may not write.
     pub async fn check(&mut self) -> Result<(), DbError> {
         if within(is_writable(&mut self.0)).await? {
             return Ok(());
@@ -199,7 +200,7 @@ impl WatermarkWriter {
         Err(DbError::unavailable("the connection that marks are written on may not write, and is replaced"))
     }
 
-    /// Stores how far the shard has been worked off. False when another epoch owns the shard: nothing has changed.
+    /// Stores the shard's low watermark. False when another epoch owns the shard: nothing has changed.
     pub async fn write(&mut self, shard: Shard, epoch: u64, mark: &LowWatermark) -> Result<bool, DbError> {
         let catching_up = |wanted: Pipeline| -> Vec<Uuid> {
             mark.catching_up.iter().filter(|(_, pipeline)| *pipeline == wanted).map(|(org, _)| org.uuid()).collect()

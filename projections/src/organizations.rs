@@ -1,6 +1,7 @@
-//! Organizations: one row per org, and what those have booked that are not on the usual plan.
+//! Organizations: one row per org, and the plans of those that are not on the default plan.
 //!
-//! A plan has a table of its own, which knows no versions: workers share out by it while a rebuild goes through old plans.
+//! Plans have a table of their own, without versions: workers use it for fair sharing while a rebuild replays old
+//! plans.
 
 use orgstream_events::{
     OrgId, OrganizationCreated, OrganizationEvent, OrganizationLimits, OrganizationSettings, PlanName, Slug,
@@ -17,28 +18,28 @@ use crate::{
     read_model::ReadModel,
 };
 
-/// An organization as it is now.
+/// The current state of an organization.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Organization {
-    /// Which.
+    /// Its id.
     pub id: OrgId,
     /// Its name in URLs.
     pub slug: Slug,
-    /// What people call it.
+    /// Its human-readable name.
     pub name: String,
-    /// What kind of tenant.
+    /// The type of tenant.
     pub tenant_type: TenantType,
-    /// Where its data lives.
+    /// The region of its data.
     pub region: String,
-    /// Why nobody may act in it, while nobody may.
+    /// The reason for its suspension, while it is suspended.
     pub suspended_reason: Option<String>,
-    /// What it decided about itself.
+    /// Its own settings.
     pub settings: OrganizationSettings,
-    /// What it has booked.
+    /// Its plan.
     pub plan: PlanName,
-    /// What it may do where that is not what its plan says.
+    /// Its limits that differ from its plan's.
     pub limits: OrganizationLimits,
-    /// Which organization of an external identity provider stands for it there.
+    /// Its organization id at an external identity provider.
     pub external_id: Option<String>,
     /// The aggregate's version.
     pub version: u64,
@@ -71,7 +72,7 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
     &[],
 );
 
-/// What a batch does to the row. What is None stays as it is.
+/// A batch's changes to the row. Fields that are None stay unchanged.
 #[derive(Default)]
 pub(crate) struct Changeset<'a> {
     created: Option<(&'a OrganizationCreated, OffsetDateTime)>,
@@ -130,7 +131,7 @@ impl<'a> Changeset<'a> {
     pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
         let Some(row_version) = self.row_version else { return Ok(()) };
         if let Some((plan, seq)) = self.plan {
-            // Not what the history says on the way to what is known already.
+            // Ignores plans that the history passes before the known state.
             sqlx::query!(
                 "INSERT INTO ops.plans AS known (org_id, plan, seq) VALUES ($1, $2, $3)
                 ON CONFLICT (org_id) DO UPDATE SET plan = excluded.plan, seq = excluded.seq
@@ -212,7 +213,7 @@ impl<'a> Changeset<'a> {
     }
 }
 
-/// The bound org itself; None until its creation has been applied.
+/// Returns the bound org itself; None until its creation has been applied.
 pub async fn get(tx: &mut TenantTx) -> Result<Option<Organization>, DbError> {
     let org = tx.org();
     let row = sqlx::query!(
@@ -244,7 +245,7 @@ pub async fn get(tx: &mut TenantTx) -> Result<Option<Organization>, DbError> {
     .transpose()
 }
 
-/// What the bound org has booked, and the stream sequence that says so; None on the usual plan.
+/// Returns the bound org's plan, and the stream sequence of the event that set it; None on the default plan.
 pub async fn booked(tx: &mut TenantTx) -> Result<Option<(PlanName, u64)>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query!("SELECT plan, seq FROM ops.plans WHERE org_id = $1", org);

@@ -1,7 +1,7 @@
-//! Mails that have to leave: found by whoever sends them, taken one by one, and never forgotten.
+//! The outbox: mails to send, found by the sender, leased one by one, and never lost.
 //!
-//! A mail that was taken is due again a while later, so it leaves although whoever took it died; and it leaves twice only if
-//! they died between sending it and saying so.
+//! A leased mail is due again a while later, so it is sent even if the process that leased it died; and it is sent
+//! twice only if that process died between sending it and recording that.
 
 use std::time::Duration;
 
@@ -9,32 +9,32 @@ use orgstream_events::{CommandId, InvitationId, OrgId};
 
 use crate::{BoundOrg, Database, DbError, convert::column, pool::within};
 
-/// How long after it was taken a mail is due again; every time twice as long, up to an hour.
+/// How long after it was leased a mail is due again; doubled every time, up to an hour.
 const AGAIN: Duration = Duration::from_secs(15);
-/// The most mails of one org that are taken at once.
+/// The most mails of one org that are leased at once.
 const MAX_CONCURRENCY: i64 = 10;
-/// The most mails that are looked at to find out which orgs have any.
+/// The most mails that are read to find the orgs that have any.
 const LOOKED_AT: i32 = 200;
 
 /// A mail that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mail {
-    /// Whose.
+    /// Its org.
     pub org: BoundOrg,
-    /// Which: the command that made what it tells of.
+    /// Its id: the command that caused it.
     pub id: CommandId,
-    /// The invitation that it tells of.
+    /// The invitation that it is about.
     pub invitation: InvitationId,
-    /// How often it was taken, this time included.
+    /// The number of attempts, this one included.
     pub attempts: u32,
 }
 
-/// What became of a mail in the end.
+/// The final state of a mail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MailOutcome {
-    /// It left.
+    /// It was sent.
     Sent,
-    /// What it tells of is not so any more.
+    /// Its content is no longer true.
     Void,
     /// It was tried often enough.
     GivenUp,
@@ -51,7 +51,7 @@ impl MailOutcome {
 }
 
 impl Database {
-    /// Takes mails that are due, some of every org that has any.
+    /// Leases mails that are due, some of every org that has any.
     pub async fn take_mails(&self) -> Result<Vec<Mail>, DbError> {
         let orgs = sqlx::query_scalar!(r#"SELECT app.orgs_with_mail($1) AS "org!""#, LOOKED_AT);
         let mut taken = Vec::new();
@@ -85,7 +85,7 @@ impl Database {
         }))
     }
 
-    /// Says what became of a mail; it is not due any more.
+    /// Records the final state of a mail; it is not due any more.
     pub async fn finish_mail(&self, mail: &Mail, outcome: MailOutcome) -> Result<(), DbError> {
         let mut tx = self.begin_maintenance(mail.org).await?;
         let finished = sqlx::query!(

@@ -1,4 +1,4 @@
-//! Pages of a listing, newest first, by the position of the last row seen and not by counting.
+//! Pages of a listing, newest first, by the position of the last row seen and not by offset.
 
 use orgstream_events::Timestamp;
 use time::OffsetDateTime;
@@ -6,28 +6,28 @@ use uuid::Uuid;
 
 use crate::{DbError, convert::to_bigint};
 
-/// Where a row stands in a listing.
+/// The position of a row in a listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    /// When the thing was created.
+    /// When the resource was created.
     pub created_at: Timestamp,
-    /// Tells apart what was created in the same millisecond.
+    /// Distinguishes resources created in the same millisecond.
     pub id: Uuid,
 }
 
-/// Which part of a listing.
+/// A part of a listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Page<P> {
-    /// From the newest on.
+    /// The newest rows.
     First,
-    /// What follows this place: older.
+    /// The rows after this position: older.
     After(P),
-    /// What precedes this place: newer.
+    /// The rows before this position: newer.
     Before(P),
 }
 
 impl Page<Place> {
-    /// The place to start from, and whether the way leads to older rows.
+    /// The position to start from, and whether the direction is to older rows.
     pub(crate) fn start(&self) -> (OffsetDateTime, Uuid, bool) {
         match self {
             Self::First => (Timestamp::from_unix_ms(i64::MAX).to_datetime(), Uuid::max(), true),
@@ -38,7 +38,7 @@ impl Page<Place> {
 }
 
 impl Page<u64> {
-    /// The number to start from, and whether the way leads to older rows.
+    /// The number to start from, and whether the direction is to older rows.
     pub(crate) fn start(&self) -> (i64, bool) {
         match *self {
             Self::First => (i64::MAX, true),
@@ -48,8 +48,8 @@ impl Page<u64> {
     }
 }
 
-/// Runs a listing in the direction of its page. The query ends in a condition; $1 is the org, $2 to $4 are taken, and
-/// arguments begin at $5.
+/// Runs a listing in the direction of its page. The query ends in a condition; $1 is the org, $2 to $4 are reserved,
+/// and arguments begin at $5.
 macro_rules! newest_first {
     ($row:ident, $query:tt, $tx:expr, $page:expr, $limit:expr $(, $argument:expr)*) => {{
         let org = $tx.org().uuid();
@@ -76,26 +76,26 @@ macro_rules! newest_first {
 }
 pub(crate) use newest_first;
 
-/// A row that knows its place.
+/// A row with a position.
 pub trait Placed {
-    /// What a place in this listing is.
+    /// The type of positions in this listing.
     type Place;
 
-    /// Where the row stands.
+    /// The row's position.
     fn place(&self) -> Self::Place;
 }
 
 /// One page.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listing<T> {
-    /// The rows, newest first whichever way the page was asked for.
+    /// The rows, newest first in either direction.
     pub rows: Vec<T>,
     /// Whether there are more in the direction of the page.
     pub more: bool,
 }
 
 impl<T> Listing<T> {
-    /// From `limit + 1` stored rows at most, read in the direction of the page.
+    /// Makes a page from at most `limit + 1` stored rows, read in the direction of the page.
     pub(crate) fn new<P, R>(stored: Vec<R>, page: &Page<P>, limit: u16) -> Result<Self, DbError>
     where
         T: TryFrom<R, Error = DbError>,

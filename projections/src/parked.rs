@@ -1,6 +1,6 @@
 //! Messages that a pipeline could not apply, and the later ones of the same aggregates that wait behind them.
 //!
-//! Unlike a read model this is not a function of the events: it says what went wrong here, and when.
+//! Unlike a read model this is not a function of the events: it records local failures, and their times.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use crate::{
     read_model::ReadModel,
 };
 
-/// Which messages are parked follows from what went wrong here as well, so a replay has none.
+/// The set of parked messages depends on local failures as well, so a replay has none.
 pub(crate) const TABLE: ReadModel = ReadModel::by_text(
     "parked",
     "ops.parked",
@@ -22,12 +22,12 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_text(
 )
 .with_what_happened("AND pipeline = 'read_models'", &["reason", "attempts", "parked_at", "verified", "expected"]);
 
-/// Why a message is parked.
+/// The reason why a message is parked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParkedState {
     /// It could not be applied.
     Failed,
-    /// An earlier one of its aggregate could not.
+    /// An earlier message of its aggregate could not be applied.
     Waiting,
 }
 
@@ -48,24 +48,24 @@ pub struct Park<'a> {
     pub seq: u64,
     /// Its subject; the last two tokens name the aggregate.
     pub subject: &'a str,
-    /// The commit's bytes; of a message whose signature did not hold, the message as it came.
+    /// The commit's bytes; for a message with an invalid signature, the message as received.
     pub message: &'a [u8],
-    /// Whether the signature held.
+    /// Whether the signature was valid.
     pub verified: bool,
-    /// The last sequence of the subject that the log held its publisher to.
+    /// The last sequence of the subject that its publisher expected, as enforced by the log.
     pub expected: Option<u64>,
     /// Failed itself, or waiting.
     pub state: ParkedState,
-    /// What went wrong, in one line; empty when waiting.
+    /// The failure, in one line; empty when waiting.
     pub reason: &'a str,
-    /// How often it was tried; added to what is stored.
+    /// The number of tries; added to the stored one.
     pub attempts: u32,
 }
 
-/// What is known of a parked message.
+/// The stored state of a parked message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parked {
-    /// By which pipeline.
+    /// The pipeline.
     pub pipeline: Pipeline,
     /// The stream sequence.
     pub seq: u64,
@@ -73,9 +73,9 @@ pub struct Parked {
     pub subject: String,
     /// Failed itself, or waiting.
     pub state: ParkedState,
-    /// What went wrong.
+    /// The failure.
     pub reason: String,
-    /// How often it was tried.
+    /// The number of tries.
     pub attempts: u32,
     /// When it was first parked.
     pub parked_at: Timestamp,
@@ -91,26 +91,26 @@ impl Parked {
 /// A parked message with its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParkedMessage {
-    /// What is known of it.
+    /// Its stored state.
     pub parked: Parked,
-    /// The commit's bytes; of a message whose signature did not hold, the message as it came.
+    /// The commit's bytes; for a message with an invalid signature, the message as received.
     pub message: Vec<u8>,
-    /// Whether the signature held.
+    /// Whether the signature was valid.
     pub verified: bool,
-    /// The last sequence of the subject that the log held its publisher to.
+    /// The last sequence of the subject that its publisher expected, as enforced by the log.
     pub expected: Option<u64>,
 }
 
-/// The aggregate of a subject as `<type>.<id>`, which is how an `AggregateId` shows itself. It need not be one that
-/// this version can read, and is empty where the subject names none.
+/// The aggregate of a subject as `<type>.<id>`, the text form of an `AggregateId`. It need not be one that this version
+/// can read, and is empty where the subject names none.
 pub fn aggregate_of(subject: &str) -> &str {
     subject.splitn(4, '.').nth(3).unwrap_or_default()
 }
 
-/// Parks messages in the open batch's pipeline. One that is parked already is brought up to date.
+/// Parks messages in the open batch's pipeline. One that is parked already is updated.
 pub async fn park(batch: &mut ApplyTx, org: BoundOrg, messages: &[Park<'_>]) -> Result<(), DbError> {
     let (connection, pipeline) = batch.connection(org)?;
-    // PostgreSQL has no text with a zero in it, and the reason may quote what could not be read.
+    // PostgreSQL text cannot contain a NUL character, and the reason may quote unreadable input.
     let reasons = column(messages, |message| message.reason.replace('\0', " "));
     let names = column(messages, |message| AggregateName::of_subject(message.subject));
     sqlx::query!(
@@ -141,7 +141,7 @@ pub async fn park(batch: &mut ApplyTx, org: BoundOrg, messages: &[Park<'_>]) -> 
     Ok(())
 }
 
-/// The aggregates (`<type>.<id>`) that have parked messages in the open batch's pipeline.
+/// Returns the aggregates (`<type>.<id>`) that have parked messages in the open batch's pipeline.
 pub async fn aggregates(batch: &mut ApplyTx, org: BoundOrg) -> Result<BTreeSet<String>, DbError> {
     let (connection, pipeline) = batch.connection(org)?;
     let aggregates = sqlx::query_scalar!(
@@ -153,7 +153,7 @@ pub async fn aggregates(batch: &mut ApplyTx, org: BoundOrg) -> Result<BTreeSet<S
     Ok(aggregates.fetch_all(connection).await?.into_iter().collect())
 }
 
-/// The first `limit` parked messages of one aggregate in the open batch's pipeline, in stream order.
+/// Returns the first `limit` parked messages of one aggregate in the open batch's pipeline, in stream order.
 pub async fn of_aggregate(
     batch: &mut ApplyTx,
     org: BoundOrg,
@@ -189,7 +189,7 @@ pub async fn of_aggregate(
         .collect()
 }
 
-/// Takes messages out of the open batch's pipeline: they were applied, or given up. How many there were.
+/// Removes messages from the open batch's pipeline: they were applied, or given up. Returns their number.
 pub async fn remove(batch: &mut ApplyTx, org: BoundOrg, seqs: &[u64]) -> Result<u64, DbError> {
     let (connection, pipeline) = batch.connection(org)?;
     let removed = sqlx::query!(
@@ -231,7 +231,7 @@ impl TryFrom<Row> for Parked {
     }
 }
 
-/// What is parked by any pipeline, in the order of pipelines and sequences, after the given place.
+/// Returns the parked messages of all pipelines, ordered by pipeline and sequence, after the given position.
 pub async fn list(tx: &mut TenantTx, after: Option<(Pipeline, u64)>, limit: u16) -> Result<Vec<Parked>, DbError> {
     let org = tx.org().uuid();
     let (pipeline, seq) = after.map_or(("", 0), |(pipeline, seq)| (pipeline.name(), seq));
@@ -247,7 +247,7 @@ pub async fn list(tx: &mut TenantTx, after: Option<(Pipeline, u64)>, limit: u16)
     rows.fetch_all(tx.connection()).await?.into_iter().map(Parked::try_from).collect()
 }
 
-/// The stored bytes of one parked message, and whether its signature held.
+/// Returns the stored bytes of one parked message, and whether its signature was valid.
 pub async fn bytes(tx: &mut TenantTx, pipeline: Pipeline, seq: u64) -> Result<Option<(Vec<u8>, bool)>, DbError> {
     let stored =
         sqlx::query_as("SELECT message, verified FROM ops.parked WHERE org_id = $1 AND pipeline = $2 AND seq = $3");

@@ -1,18 +1,18 @@
-//! What the program's logins log in with: a secret for each, or one for all where nobody else is on the machine.
+//! The passwords of the program's logins: one for each, or one for all on a machine without other users.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-/// The logins that `orgstream migrate` makes. What each may do is in the migrations.
+/// The logins that `orgstream migrate` makes. Their rights are in the migrations.
 pub(crate) const LOGINS: [&str; 5] = ["app_rw", "app_ro", "app_audit", "app_sign", "app_identity"];
 
-/// The password of one login, as settings name it: `LOGIN=TEXT`.
+/// The password of one login, in the form of settings: `LOGIN=TEXT`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct LoginPassword {
     login: &'static str,
     password: String,
 }
 
-/// Why a text is no password of a login. It repeats nothing of the text, which holds a secret.
+/// The reason why a text is no password of a login. It repeats nothing of the text, which contains a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("no password of a login: write LOGIN=TEXT with one of {}", LOGINS.join(", "))]
 pub struct LoginPasswordError;
@@ -33,7 +33,7 @@ impl fmt::Debug for LoginPassword {
     }
 }
 
-/// The passwords that somebody was told. A process needs those of the logins that it uses, and no others.
+/// The passwords that a process was given. It needs those of the logins that it uses, and no others.
 #[derive(Clone, Default)]
 pub struct Passwords {
     shared: Option<String>,
@@ -41,7 +41,7 @@ pub struct Passwords {
 }
 
 impl Passwords {
-    /// `shared` is for every login that has none of its own.
+    /// Makes a set in which `shared` is for every login that has none of its own.
     pub fn new(shared: Option<String>, own: impl IntoIterator<Item = LoginPassword>) -> Self {
         Self { shared, own: own.into_iter().map(|LoginPassword { login, password }| (login, password)).collect() }
     }

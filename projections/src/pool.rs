@@ -1,9 +1,10 @@
-//! Connections that are let go of when they lead nowhere.
+//! Connection pools that detect and drop dead connections.
 //!
-//! A server that ends a connection says so. A network that swallows everything, or a machine that is gone, says nothing, and
-//! whoever waits for an answer on such a connection waits for ever. So every statement outside of a transaction has a limit here
-//! beyond the server's own, transactions have one where they are begun and where they are used, and a connection goes back to
-//! its pool, or is taken out after it lay idle, only once it has answered; and one that writes, once it has said that it still may.
+//! A server that ends a connection reports it. A network that drops all packets, or a machine that is gone, reports
+//! nothing, and a caller that waits for an answer on such a connection waits for ever. So every statement outside of a
+//! transaction has a timeout here beyond the server's own, transactions have one where they are begun and where they
+//! are used, and a connection is returned to its pool, or taken out after it was idle, only once it has answered; and
+//! one that writes, only once it has confirmed that it still may.
 
 use std::{
     io,
@@ -24,23 +25,23 @@ use tokio::time::timeout;
 
 use crate::DbError;
 
-/// How long a pool may take to find or make a connection.
+/// Timeout for finding or making a connection.
 const ACQUIRE: Duration = Duration::from_secs(10);
-/// How long an answer may take: longer than the server lets any statement run, and than a pool takes beside it.
+/// Timeout for an answer: longer than the server lets any statement run, plus the pool's own time.
 const SILENCE: Duration = Duration::from_secs(20);
-/// The same for a connection that is only asked whether it is there, before it is used; and after, when the statement of
-/// somebody who has gone away may still run.
+/// Timeout for the liveness check of a connection before it is used; and after, when the statement of a cancelled
+/// caller may still be running.
 const PING: Duration = Duration::from_secs(2);
 const RELEASE: Duration = Duration::from_secs(16);
-/// How long the end of a pool is waited for.
+/// Timeout for closing a pool.
 const CLOSE: Duration = Duration::from_secs(5);
-/// A connection that was used so lately is believed to be there.
+/// A connection that was used within this time is assumed to be alive.
 const FRESH: Duration = Duration::from_secs(1);
-/// After how long a connection is replaced, and after how long without use it is closed.
+/// Age at which a connection is replaced, and idle time after which it is closed.
 const LIFETIME: Duration = Duration::from_mins(15);
 const IDLE: Duration = Duration::from_mins(5);
 
-/// When a connection of a pool was last found dead: what has not been used since is not worth a try.
+/// When a connection of a pool was last found dead: those not used since are not worth a try.
 #[derive(Debug, Clone, Default)]
 struct Deaths(Arc<Mutex<Option<Instant>>>);
 
@@ -66,8 +67,8 @@ async fn ping(connection: &mut PgConnection, limit: Duration, deaths: &Deaths) -
     answered.unwrap_or_else(|_| Err(silent(limit))).inspect_err(|error| deaths.note(error))
 }
 
-/// The same for a connection that writes: whether it may still. A session keeps the `default_transaction_read_only` that it
-/// began with, however soon the database or the login is given another, so one that may not write is never asked again.
+/// Checks whether a connection that writes still may. A session keeps the `default_transaction_read_only` that it began
+/// with, whatever the database or the login is given later, so one that may not write is never checked again.
 async fn writes(connection: &mut PgConnection, limit: Duration, deaths: &Deaths) -> Result<bool, sqlx::Error> {
     let answered = timeout(limit, is_writable(connection)).await;
     answered.unwrap_or_else(|_| Err(silent(limit))).inspect_err(|error| deaths.note(error))
@@ -79,7 +80,7 @@ pub(crate) async fn is_writable(connection: &mut PgConnection) -> Result<bool, s
     asked.fetch_one(connection).await
 }
 
-/// What `work` comes to, if it does so before nobody can be expected to answer any more.
+/// Returns the result of `work`, or a timeout error once no answer can be expected any more.
 pub(crate) async fn within<T, E: From<sqlx::Error>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     timeout(SILENCE, work).await.unwrap_or_else(|_| Err(silent(SILENCE).into()))
 }
@@ -89,7 +90,8 @@ pub(crate) async fn within<T, E: From<sqlx::Error>>(work: impl Future<Output = R
 pub(crate) struct Pool(PgPool);
 
 impl Pool {
-    /// At most so many connections, made when they are needed; `is_to_write` says what for.
+    /// Makes a pool of at most this many connections, opened on demand; `is_to_write` enables the check for
+    /// writability.
     pub(crate) fn new(connect: PgConnectOptions, connections: u32, is_to_write: bool) -> Self {
         let deaths = Deaths::default();
         let died = deaths.clone();
@@ -98,7 +100,7 @@ impl Pool {
             .acquire_timeout(ACQUIRE)
             .max_lifetime(LIFETIME)
             .idle_timeout(IDLE)
-            // Which would cost a round trip each time.
+            // That would cost a round trip each time.
             .test_before_acquire(false)
             .before_acquire(move |connection, lay| {
                 let deaths = deaths.clone();
@@ -115,7 +117,7 @@ impl Pool {
             })
             .after_release(move |connection, _| {
                 let deaths = died.clone();
-                // Its user may have gone away in the middle of a statement.
+                // Its user may have been cancelled in the middle of a statement.
                 Box::pin(async move {
                     if is_to_write {
                         return writes(connection, RELEASE, &deaths).await;
@@ -126,19 +128,19 @@ impl Pool {
         Self(options.connect_lazy_with(connect))
     }
 
-    /// For transactions, and for who needs the same connection several times.
+    /// For transactions, and for callers that need the same connection several times.
     pub(crate) fn inner(&self) -> &PgPool {
         &self.0
     }
 
-    /// Closes every connection, and waits for what is under way; not for connections that lead nowhere.
+    /// Closes every connection, and waits for running statements; not for dead connections.
     pub(crate) async fn close(&self) {
         if timeout(CLOSE, self.0.close()).await.is_err() {
             tracing::warn!("connections to the database that do not answer are left as they are");
         }
     }
 
-    /// Fails if nobody answers.
+    /// Fails if the server does not answer.
     pub(crate) async fn reach(&self) -> Result<(), DbError> {
         drop(self.0.acquire().await?);
         Ok(())

@@ -1,8 +1,8 @@
 //! For the benchmarks alone: the raw limit that projecting is measured against, which is the same rows by plain INSERT,
-//! without events, order or checkpoint; when a row could be seen, as the server knows it; and a table that one org has
-//! trouble with.
+//! without events, order or checkpoint; the time when a row became visible, as the server knows it; and a table that
+//! causes trouble for one org.
 //!
-//! The audit trigger and row-level security apply to it as to everybody.
+//! The audit trigger and row-level security apply as usual.
 
 use orgstream_events::{Event, Pipeline};
 use orgstream_transparency::leaf_hash;
@@ -17,7 +17,7 @@ use crate::{
 
 impl Database {
     /// Inserts one record row and one audit row for every `record.created` of `commits`, the latter numbered from
-    /// `first_idx`, in one transaction. Returns how many events that were.
+    /// `first_idx`, in one transaction. Returns the number of those events.
     pub async fn insert_raw(&self, org: BoundOrg, first_idx: u64, commits: &[Applied]) -> Result<u64, DbError> {
         let mut created = Vec::with_capacity(commits.len());
         for Applied { seq, commit } in commits {
@@ -75,7 +75,7 @@ impl Database {
         Ok(created.len() as u64)
     }
 
-    /// Appends `count` events to an org's audit log that say nothing, with headers of an ordinary length, and its frontier.
+    /// Appends `count` meaningless events to an org's audit log, with headers of an ordinary length, and its frontier.
     pub async fn invent_audit_log(&self, org: BoundOrg, count: u64) -> Result<(), DbError> {
         const CHUNK: u64 = 20_000;
         let mut left = count;
@@ -121,23 +121,24 @@ impl Database {
     }
 }
 
-/// When an event could be seen, for `orgstream bench fairness`.
+/// When an event became visible, for `orgstream bench fairness`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
-    /// Its place in the org's audit log.
+    /// Its index in the org's audit log.
     pub idx: u64,
     /// The stream sequence.
     pub seq: u64,
     /// When its audit row was committed, in microseconds since 1970.
     pub audit_us: i64,
-    /// When the row of the record that it created was; none when there is no such row.
+    /// When the row of the record that it created was committed; none when there is no such row.
     pub read_model_us: Option<i64>,
 }
 
-/// What became visible of the bound org after the commit at `after`, in the order of the audit log, as the server's own
-/// commit timestamps have it. They must be switched on (`track_commit_timestamp`).
+/// Returns what became visible of the bound org after the commit at `after`, in audit log order, by the server's own
+/// commit timestamps. They must be enabled (`track_commit_timestamp`).
 ///
-/// A rebuild commits every row anew, in another version: the earliest counts, for none is ahead of the one that is shown.
+/// A rebuild commits every row again, in another version: the earliest counts, because no version is ahead of the
+/// active one.
 pub async fn seen(tx: &mut TenantTx, after: u64) -> Result<Vec<Seen>, DbError> {
     let mut earliest: Vec<Seen> = Vec::new();
     for checkpoint in checkpoints::all(tx).await? {
@@ -179,16 +180,16 @@ async fn seen_of_version(tx: &mut TenantTx, after: u64) -> Result<Vec<Seen>, DbE
     Ok(seen.collect())
 }
 
-/// What is to happen to every record that an org inserts.
+/// The trouble caused for every record that an org inserts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hindrance {
-    /// It takes so many milliseconds.
+    /// It takes this many milliseconds.
     Slow(u32),
-    /// One with this `number` in its content is refused.
+    /// One with this `number` in its content is rejected.
     Refused(u64),
 }
 
-/// Gives an org trouble with its records, until [`unhinder`]. For a database that is nobody's but the benchmark's.
+/// Causes trouble for an org's records, until [`unhinder`]. For a database that only the benchmark uses.
 pub async fn hinder(owner_url: &str, org: BoundOrg, hindrance: Hindrance) -> Result<(), DbError> {
     let org = org.org().uuid();
     let (condition, body) = match hindrance {

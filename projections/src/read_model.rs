@@ -1,8 +1,8 @@
 //! The read models, each declared once: its table, its key and its columns, in the file that has its statements.
 //!
-//! Everything that goes through all of them goes by the list here: the versions that are built and dropped, the comparison
-//! of two versions, the comparison of what is shown with a replay, the state of an organization in the past, and the
-//! checksums of the tests. A test asks the database's catalogue for a table or a column that no declaration has.
+//! Every operation on all of them uses the list here: building and dropping versions, comparing two versions, comparing
+//! the active version with a replay, reconstructing an organization's past state, and the checksums of the tests. A
+//! test checks the database's catalogue for a table or a column without a declaration.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ use crate::{
     members, organizations, parked, records, roles, slugs, sso_connections,
 };
 
-/// All of them, the largest first.
+/// All read models, the largest first.
 pub const READ_MODELS: [&ReadModel; 13] = [
     &records::TABLE,
     &idempotency::TABLE,
@@ -33,38 +33,38 @@ pub const READ_MODELS: [&ReadModel; 13] = [
     &parked::TABLE,
 ];
 
-/// The columns that say whose a row is and of which version, before those of the read model.
+/// The columns for a row's owner and version, before those of the read model.
 pub const OWNERSHIP: [&str; 2] = ["org_id", "rm_version"];
 
-/// Columns with ids, and how these are written.
+/// Columns with ids, and how these are formatted.
 type Ids = &'static [(&'static str, fn(Uuid) -> String)];
 
 /// A table with the rows of several versions of an organization's read models.
 #[derive(Debug)]
 pub struct ReadModel {
-    /// Its name for people, in commands and queries.
+    /// Its human-readable name, in commands and queries.
     pub name: &'static str,
     /// The table, with its schema.
     pub table: &'static str,
     /// The columns that are a function of the events.
     pub columns: &'static [&'static str],
-    /// The columns that say what happened here, and follow from no event.
+    /// The columns that record local events, and follow from no event of the log.
     pub local: &'static [&'static str],
-    /// The columns that are for the product itself and are shown to nobody.
+    /// The columns for internal use, which are never shown.
     pub inward: &'static [&'static str],
     /// Whether its rows follow from the events alone.
     pub from_events: bool,
-    /// What tells the rows of one version apart, as an expression that the table is read in the order of.
+    /// The key of a row within a version, as an expression by which the table is read in order.
     pub(crate) key: &'static str,
     pub(crate) key_type: &'static str,
-    /// Which of the table's rows they are, as the rest of a condition.
+    /// The condition that selects its rows of the table, as the rest of a `WHERE` clause.
     pub(crate) condition: &'static str,
-    /// The columns with ids, and how these are written.
+    /// The columns with ids, and how these are formatted.
     ids: Ids,
 }
 
 impl ReadModel {
-    /// A table whose rows a UUID tells apart, in the column `key`.
+    /// Declares a table whose rows have a UUID key, in the column `key`.
     pub(crate) const fn by_id(
         name: &'static str,
         table: &'static str,
@@ -75,7 +75,8 @@ impl ReadModel {
         Self { ids, ..Self::by_text(name, table, key, columns) }.keyed(key, "uuid")
     }
 
-    /// The same by a text. Texts need `COLLATE "C"`, the order that every server and this program agree on.
+    /// Declares a table whose rows have a text key. Texts need `COLLATE "C"`, the order that every server and this
+    /// program agree on.
     pub(crate) const fn by_text(
         name: &'static str,
         table: &'static str,
@@ -90,37 +91,38 @@ impl ReadModel {
         Self { key, key_type, ..self }
     }
 
-    /// Without showing these columns to anybody.
+    /// Marks columns as internal: they are never shown.
     pub(crate) const fn without(self, inward: &'static [&'static str]) -> Self {
         Self { inward, ..self }
     }
 
-    /// Whose rows, the table's with this condition, follow from what happened here as well, which is in these columns.
+    /// Restricts the read model to the table's rows with this condition, which depend on local events as well; these
+    /// are in the `local` columns.
     pub(crate) const fn with_what_happened(self, condition: &'static str, local: &'static [&'static str]) -> Self {
         Self { condition, local, from_events: false, ..self }
     }
 
-    /// The read model of this name.
+    /// Returns the read model of this name.
     pub fn named(name: &str) -> Option<&'static Self> {
         READ_MODELS.into_iter().find(|model| model.from_events && model.name == name)
     }
 
-    /// The names of all that follow from events.
+    /// Returns the names of all that follow from events.
     pub fn names() -> impl Iterator<Item = &'static str> {
         READ_MODELS.into_iter().filter(|model| model.from_events).map(|model| model.name)
     }
 
-    /// What is not compared, as an array of PostgreSQL.
+    /// The columns that are not compared, as a PostgreSQL array.
     fn ignored(&self) -> String {
         let local: String = self.local.iter().map(|column| format!(",{column}")).collect();
         format!("{{rm_version{local}}}")
     }
 
-    /// The next rows of the version that `tx` sees, by their keys, each as a checksum over its columns.
+    /// Returns the next rows of the version that `tx` sees, by their keys, each as a checksum over its columns.
     pub(crate) async fn page(&self, tx: &mut TenantTx, after: Option<&str>, rows: u32) -> Result<Page, DbError> {
         let Self { table, key, key_type, condition, .. } = self;
         let ignored = self.ignored();
-        // Without a name of its own, the text would be what is sorted by, and not the key.
+        // Without an alias, the text would be sorted by, and not the key.
         let query = format!(
             "SELECT ({key})::text AS as_text, md5((to_jsonb(item) - '{ignored}'::text[])::text) FROM {table} AS item
             WHERE org_id = $1 AND ($2::text IS NULL OR {key} > $2::{key_type}) {condition} ORDER BY {key} LIMIT $3"
@@ -138,12 +140,12 @@ impl ReadModel {
         Ok(found)
     }
 
-    /// How many rows of the version that `tx` sees there are, whatever the indexes say.
+    /// Counts the rows of the version that `tx` sees, independent of the indexes.
     pub(crate) async fn count(&self, tx: &mut TenantTx) -> Result<u64, DbError> {
         count_in_table(tx, self.table, self.condition).await
     }
 
-    /// One row of the version that `tx` sees, without what is not compared.
+    /// Returns one row of the version that `tx` sees, without the columns that are not compared.
     pub(crate) async fn row(&self, tx: &mut TenantTx, row: Option<&str>) -> Result<Option<Value>, DbError> {
         let Self { table, key, key_type, condition, .. } = self;
         let ignored = self.ignored();
@@ -155,8 +157,8 @@ impl ReadModel {
         Ok(row.fetch_optional(tx.connection()).await?)
     }
 
-    /// Up to `limit` rows behind the key `after`, in the order of their keys, as JSON for people and programs: ids and times
-    /// as they are written everywhere, and nothing that is for the product itself. With each its key.
+    /// Returns up to `limit` rows after the key `after`, in key order, as JSON for people and programs: with ids and
+    /// times in their usual format, and without internal columns. Each comes with its key.
     pub async fn list(
         &self,
         tx: &mut TenantTx,
@@ -198,8 +200,8 @@ impl ReadModel {
     }
 }
 
-/// How many rows of the bound org a table has that fulfil the rest of a condition. The table itself is read, and no index: a
-/// row that a broken one does not lead to may be shown by another.
+/// Counts the rows of the bound org in a table that satisfy the rest of a condition. Reads the table itself, and no
+/// index: a row that a corrupt index misses may still be found by another.
 pub(crate) async fn count_in_table(
     tx: &mut TenantTx,
     table: &'static str,
@@ -218,32 +220,32 @@ pub(crate) async fn count_in_table(
     Ok(from_bigint(count))
 }
 
-/// A stretch of a table.
+/// A range of a table.
 pub(crate) struct Page {
-    /// Checksums by keys. There is one of each, unless the table's own index is broken.
+    /// Checksums by keys. There is one of each, unless the table's own index is corrupt.
     rows: BTreeMap<String, Vec<String>>,
     count: usize,
 }
 
-/// A stretch of a table on two sides, compared.
+/// A range of a table in two versions, compared.
 pub(crate) struct Stretch {
     /// The rows that differ, without their columns.
     pub(crate) differing: Vec<Drift>,
-    /// How many rows the side that is shown has.
+    /// The number of rows in the active version.
     pub(crate) rows: u64,
-    /// The key that the next stretch is behind; none at the end of the table.
+    /// The key after which the next range starts; none at the end of the table.
     pub(crate) end: Option<String>,
 }
 
 impl Stretch {
-    /// Compares the next up to `rows` rows of each side, and adds them to the checksums.
+    /// Compares the next up to `rows` rows of each version, and adds them to the checksums.
     pub(crate) fn compare(
         model: &ReadModel,
         sums: &mut [Fingerprint; 2],
         (shown, built): (&Page, &Page),
         rows: u32,
     ) -> Self {
-        // A page that is full says nothing about what comes after its last row.
+        // A full page says nothing about rows after its last one.
         let ends = [shown, built].into_iter().filter(|page| page.count >= rows as usize);
         let end = ends.filter_map(|page| page.rows.last_key_value()).map(|(key, _)| key.clone()).min();
         let within = |key: &&String| end.as_ref().is_none_or(|end| *key <= end);
@@ -273,7 +275,7 @@ impl Stretch {
 }
 
 impl Drift {
-    /// The rows of a table that are there and that the index of its key does not lead to; none if it leads to all.
+    /// The rows of a table that its key's index misses; none if it misses none.
     pub(crate) fn beside_the_index(model: &ReadModel, found: u64, stored: u64) -> Option<Self> {
         (found != stored).then(|| Self {
             table: model.table.to_owned(),
@@ -285,7 +287,7 @@ impl Drift {
     }
 }
 
-/// The columns in which two rows differ, when there are both.
+/// The columns in which two rows differ, when both exist.
 pub(crate) fn differing_columns(one: Option<&Value>, other: Option<&Value>) -> Vec<String> {
     let (Some(Value::Object(one)), Some(Value::Object(other))) = (one, other) else { return Vec::new() };
     one.iter().filter(|(name, value)| other.get(*name) != Some(*value)).map(|(name, _)| name.clone()).collect()

@@ -1,5 +1,5 @@
-//! What is being done about the versions of orgs' read models: asked for by an operator, carried out step by step by the
-//! worker that owns the org's shard. See `versions` for a step.
+//! Jobs on the versions of orgs' read models: requested by an operator, carried out step by step by the worker that
+//! owns the org's shard. See `versions` for a step.
 
 use orgstream_events::{OrgId, Pipeline, Shard, Timestamp};
 use sqlx::PgConnection;
@@ -11,103 +11,103 @@ use crate::{
     convert::{column, from_bigint, from_wire, to_bigint, wire_name},
 };
 
-/// The most jobs that a worker is told of at a time.
+/// The most jobs that a worker receives at a time.
 const MAX_CONCURRENCY: i64 = 1_000;
 
-/// What is to be done.
+/// The type of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RebuildJob {
-    /// Build a new version from the audit log, and show it.
+    /// Build a new version from the audit log, and activate it.
     Build,
-    /// Build one, compare it with what is shown, and drop it.
+    /// Build one, compare it with the active one, and drop it.
     Verify,
-    /// Show the version again that was shown before.
+    /// Activate the previous version again.
     RollBack,
-    /// Drop every version that is not shown.
+    /// Drop every version that is not active.
     Drop,
 }
 
-/// How far it is.
+/// The state of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RebuildState {
-    /// What earlier jobs left behind is dropped.
+    /// The remains of earlier jobs are dropped.
     Clearing,
     /// Events are applied to the version.
     Building,
-    /// Its rows are compared with those that are shown.
+    /// Its rows are compared with the active ones.
     Comparing,
-    /// What is no longer needed is dropped.
+    /// Versions no longer needed are dropped.
     Dropping,
-    /// Nothing is under way.
+    /// No job is running.
     Done,
-    /// It cannot go on; asking again makes it try.
+    /// It cannot continue; a new request makes it retry.
     Failed,
 }
 
 impl RebuildState {
-    /// Whether a worker has something to do.
+    /// Whether a worker has work to do.
     pub fn is_under_way(self) -> bool {
         !matches!(self, Self::Done | Self::Failed)
     }
 }
 
-/// The last job of an org, and how far it is.
+/// The last job of an org, and its progress.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Rebuild {
     /// The tenant.
     pub org: OrgId,
     /// The shard that holds the org.
     pub shard: Shard,
-    /// What is done.
+    /// The type of the job.
     pub job: RebuildJob,
-    /// How far it is.
+    /// Its state.
     pub state: RebuildState,
-    /// The version that it is about.
+    /// The version that it works on.
     pub version: i32,
-    /// The version that was shown before, while it is kept.
+    /// The previously active version, while it is kept.
     pub previous: Option<i32>,
-    /// Where the version that is shown was when the job began.
+    /// The active version's position when the job began.
     pub target: u64,
-    /// The sequence that the job has come to.
+    /// The sequence that the job has reached.
     pub reached: u64,
     /// Events that it has applied.
     pub events: u64,
-    /// Events that there were to apply when it began.
+    /// Events to apply, counted when it began.
     pub total: u64,
     /// Rows that a comparison found to differ.
     pub differences: u64,
-    /// Why it failed.
+    /// The error, if it failed.
     pub error: Option<String>,
-    /// When it was asked for.
+    /// When it was requested.
     pub started_at: Timestamp,
-    /// When something last happened.
+    /// When it last made progress.
     pub updated_at: Timestamp,
 }
 
 impl Rebuild {
-    /// The org, which an operator named when the job was asked for.
+    /// The org, which an operator named in the request.
     pub fn bound(&self) -> BoundOrg {
         BoundOrg::named_by_operator(self.org)
     }
 }
 
-/// What became of asking for a job.
+/// The result of requesting a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked {
-    /// It is to be done.
+    /// It was started.
     Begun(Rebuild),
-    /// It was asked for before and is under way, or goes on from where it failed.
+    /// It was requested before and is running, or continues from its failure.
     GoesOn(Rebuild),
-    /// Something else is under way.
+    /// Another job is running.
     Busy(Rebuild),
-    /// There is nothing that it could be done to: no read models, or no version to go back to.
+    /// There is nothing to work on: no read models, or no version to go back to.
     Nothing,
 }
 
 impl Database {
-    /// Asks the owner of the org's shard for a job. Only dropping puts an end to another job.
+    /// Requests a job from the owner of the org's shard. Only a drop ends another job.
     pub async fn ask_rebuild(&self, org: BoundOrg, job: RebuildJob) -> Result<Asked, DbError> {
         let mut tx = self.begin_maintenance(org).await?;
         let id = org.org().uuid();
@@ -122,7 +122,7 @@ impl Database {
         .fetch_optional(&mut *tx)
         .await?;
         let Some(shown) = shown else { return Ok(Asked::Nothing) };
-        // Whoever comes first makes the row, and whoever holds it decides.
+        // The first caller inserts the row, and the holder of its lock decides.
         sqlx::query!(
             "INSERT INTO ops.rebuilds (org, shard, job, state, version, target, total)
             VALUES ($1, $2, 'drop', 'done', $3, $4, 0) ON CONFLICT DO NOTHING",
@@ -186,7 +186,7 @@ impl Database {
         Ok(if goes_on { Asked::GoesOn(rebuild) } else { Asked::Begun(rebuild) })
     }
 
-    /// What is under way in these shards, the oldest first.
+    /// Returns the running jobs of these shards, the oldest first.
     pub async fn rebuilds_under_way(&self, shards: &[Shard]) -> Result<Vec<Rebuild>, DbError> {
         let shards: Vec<i32> = shards.iter().map(|shard| i32::from(shard.0)).collect();
         let rows = sqlx::query_as!(
@@ -200,7 +200,7 @@ impl Database {
         rows.fetch_all(self.ops_pool()).await?.into_iter().map(Rebuild::try_from).collect()
     }
 
-    /// The last job of every org that there was one for, the latest first.
+    /// Returns the last job of every org that had one, the latest first.
     pub async fn rebuilds(&self) -> Result<Vec<Rebuild>, DbError> {
         let rows = sqlx::query_as!(
             Row,
@@ -211,7 +211,7 @@ impl Database {
         rows.fetch_all(self.ops_pool()).await?.into_iter().map(Rebuild::try_from).collect()
     }
 
-    /// The last job of each of these orgs.
+    /// Returns the last job of each of these orgs.
     pub async fn rebuilds_of(&self, orgs: &[OrgId]) -> Result<Vec<Rebuild>, DbError> {
         let rows = sqlx::query_as!(
             Row,
@@ -223,7 +223,7 @@ impl Database {
         rows.fetch_all(self.ops_pool()).await?.into_iter().map(Rebuild::try_from).collect()
     }
 
-    /// Gives a job up, and says why, if it is still the one that is known.
+    /// Marks a job as failed with this error, if its state is still the known one.
     pub async fn fail_rebuild(&self, known: &Rebuild, error: &str) -> Result<(), DbError> {
         sqlx::query!(
             "UPDATE ops.rebuilds SET state = 'failed', error = $4, updated_at = clock_timestamp()
@@ -239,7 +239,7 @@ impl Database {
     }
 }
 
-/// The row, held until the transaction ends: nobody else takes a step or asks for something meanwhile.
+/// Returns the row, locked until the transaction ends: no other step or request runs meanwhile.
 async fn find(connection: &mut PgConnection, org: Uuid) -> Result<Option<Rebuild>, DbError> {
     let row = sqlx::query_as!(
         Row,
@@ -251,7 +251,7 @@ async fn find(connection: &mut PgConnection, org: Uuid) -> Result<Option<Rebuild
     row.fetch_optional(connection).await?.map(Rebuild::try_from).transpose()
 }
 
-/// The same if `epoch` is that of the shard's owner.
+/// Returns the locked row if `epoch` is that of the shard's owner.
 pub(crate) async fn hold(connection: &mut PgConnection, org: Uuid, epoch: u64) -> Result<Option<Rebuild>, DbError> {
     let row = sqlx::query_as!(
         Row,
@@ -265,7 +265,7 @@ pub(crate) async fn hold(connection: &mut PgConnection, org: Uuid, epoch: u64) -
     row.fetch_optional(connection).await?.map(Rebuild::try_from).transpose()
 }
 
-/// Writes down how far it is.
+/// Stores its progress.
 pub(crate) async fn keep(connection: &mut PgConnection, rebuild: &Rebuild) -> Result<(), DbError> {
     sqlx::query!(
         "UPDATE ops.rebuilds SET

@@ -1,4 +1,4 @@
-//! Records: one row each, kept when they are archived.
+//! Records: one row each, kept after they are archived.
 
 use std::collections::BTreeMap;
 
@@ -15,20 +15,20 @@ use crate::{
     read_model::ReadModel,
 };
 
-/// A record as it is now.
+/// The current state of a record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
-    /// Which.
+    /// Its id.
     pub id: RecordId,
-    /// Of this kind.
+    /// Its kind.
     pub kind: KindName,
-    /// Checked against this version of the kind.
+    /// The version of the kind that it was checked against.
     pub kind_version: u64,
     /// The content.
     pub data: Value,
-    /// True once it is out of sight.
+    /// Whether it is archived.
     pub archived: bool,
-    /// Who created it.
+    /// The actor that created it.
     pub created_by: CreatedBy,
     /// The aggregate's version.
     pub version: u64,
@@ -71,7 +71,7 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
     &[("id", |id| RecordId::from_uuid(id).to_string())],
 );
 
-/// What a batch does to the rows: inserts, and the last state of everything that changed.
+/// A batch's changes to the rows: inserts, and the last state of every changed row.
 #[derive(Default)]
 pub(crate) struct Changeset<'a> {
     inserts: BTreeMap<RecordId, Birth<'a>>,
@@ -85,7 +85,7 @@ struct Birth<'a> {
     seq: i64,
 }
 
-/// What is None stays as it is.
+/// The changes to a row; fields that are None stay unchanged.
 struct Change<'a> {
     content: Option<(u64, &'a Value)>,
     status: Option<&'static str>,
@@ -221,7 +221,7 @@ impl TryFrom<Row> for Record {
     }
 }
 
-/// Runs a listing in the direction of its page. The query ends in a condition; $1 to $4 are taken.
+/// Runs a listing in the direction of its page. The query ends in a condition; $1 to $4 are reserved.
 macro_rules! newest_first {
     ($query:tt, $tx:expr, $page:expr, $limit:expr, $with_archived:expr $(, $argument:expr)*) => {{
         let org = $tx.org().uuid();
@@ -247,7 +247,7 @@ macro_rules! newest_first {
     }};
 }
 
-/// Records of one kind, or of all; archived ones only `with_archived`.
+/// Returns records of one kind, or of all; archived ones only `with_archived`.
 pub async fn list(
     tx: &mut TenantTx,
     kind: Option<&KindName>,
@@ -281,7 +281,7 @@ pub async fn list(
     Listing::new(rows, page, limit)
 }
 
-/// One record, archived or not.
+/// Returns one record, archived or not.
 pub async fn get(tx: &mut TenantTx, id: RecordId) -> Result<Option<Record>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query_as!(

@@ -1,4 +1,4 @@
-//! Roles that an organization made itself: one row each, kept when it is removed.
+//! Custom roles of an organization: one row each, kept after removal.
 
 use std::collections::BTreeMap;
 
@@ -16,14 +16,14 @@ use crate::{
     read_model::ReadModel,
 };
 
-/// A role as it is now.
+/// The current state of a role.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CustomRole {
-    /// Which.
+    /// Its id.
     pub id: RoleId,
-    /// What people call it.
+    /// Its human-readable name.
     pub name: String,
-    /// What whoever has it may do, by the names of permissions.
+    /// The permissions of its holders, by name.
     pub permissions: Vec<String>,
     /// False once it was removed.
     pub active: bool,
@@ -53,14 +53,14 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
     &[("id", |id| RoleId::from_uuid(id).to_string())],
 );
 
-/// What a batch does to the rows: inserts, and the last state of everything that changed.
+/// A batch's changes to the rows: inserts, and the last state of every changed row.
 #[derive(Default)]
 pub(crate) struct Changeset<'a> {
     inserts: BTreeMap<RoleId, OffsetDateTime>,
     changes: BTreeMap<RoleId, Change<'a>>,
 }
 
-/// What is None stays as it is.
+/// The changes to a row; fields that are None stay unchanged.
 struct Change<'a> {
     content: Option<(&'a str, &'a [String])>,
     status: Option<&'static str>,
@@ -178,7 +178,7 @@ impl TryFrom<Row> for CustomRole {
     }
 }
 
-/// The roles that there are.
+/// Returns the current roles.
 pub async fn list(tx: &mut TenantTx, page: &Page<Place>, limit: u16) -> Result<Listing<CustomRole>, DbError> {
     let rows = newest_first!(
         Row,
@@ -191,7 +191,7 @@ pub async fn list(tx: &mut TenantTx, page: &Page<Place>, limit: u16) -> Result<L
     Listing::new(rows, page, limit)
 }
 
-/// One role, removed or not.
+/// Returns one role, removed or not.
 pub async fn get(tx: &mut TenantTx, id: RoleId) -> Result<Option<CustomRole>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query_as!(
@@ -204,7 +204,7 @@ pub async fn get(tx: &mut TenantTx, id: RoleId) -> Result<Option<CustomRole>, Db
     row.fetch_optional(tx.connection()).await?.map(CustomRole::try_from).transpose()
 }
 
-/// The version of all roles together: of the last change to any.
+/// Returns the version of all roles together: of the last change to any.
 pub async fn version(tx: &mut TenantTx) -> Result<u64, DbError> {
     let org = tx.org().uuid();
     let version =

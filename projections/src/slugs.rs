@@ -1,4 +1,4 @@
-//! Every slug that an organization has or had: an old one goes on leading to it. Read by `resolve` alone.
+//! Every slug that an organization has or had: an old one still resolves to it. Read by `resolve` alone.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Connections of an organization to issuers of its own: one row each, kept when it is removed.
+//! Connections of an organization to issuers of its own: one row each, kept after removal.
 
 use std::collections::BTreeMap;
 
@@ -15,20 +15,20 @@ use crate::{
     read_model::ReadModel,
 };
 
-/// A connection as it is now.
+/// The current state of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SsoConnection {
-    /// Which.
+    /// Its id.
     pub id: ConnectionId,
-    /// What people call it.
+    /// Its human-readable name.
     pub name: String,
-    /// What the issuer's tokens name as `iss`.
+    /// The `iss` claim of the issuer's tokens.
     pub issuer: String,
-    /// What they must name as `aud`.
+    /// The required `aud` claim.
     pub audience: String,
-    /// Whether whoever signs in by it becomes a member, where the organization lets people in like that.
+    /// Whether a user that signs in by it becomes a member, if the organization allows that.
     pub jit: bool,
-    /// Whether people who do not say otherwise are sent there.
+    /// Whether users that choose no connection are sent to this one.
     pub is_default: bool,
     /// False once it was removed.
     pub active: bool,
@@ -70,14 +70,14 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
     &[("id", |id| ConnectionId::from_uuid(id).to_string())],
 );
 
-/// What a batch does to the rows: inserts, and the last state of everything that changed.
+/// A batch's changes to the rows: inserts, and the last state of every changed row.
 #[derive(Default)]
 pub(crate) struct Changeset<'a> {
     inserts: BTreeMap<ConnectionId, (&'a SsoConnectionAdded, OffsetDateTime)>,
     changes: BTreeMap<ConnectionId, Change>,
 }
 
-/// What is None stays as it is.
+/// The changes to a row; fields that are None stay unchanged.
 struct Change {
     status: Option<&'static str>,
     default_since: Option<i64>,
@@ -206,7 +206,7 @@ impl TryFrom<Row> for SsoConnection {
     }
 }
 
-/// The connections that there are.
+/// Returns the current connections.
 pub async fn list(tx: &mut TenantTx, page: &Page<Place>, limit: u16) -> Result<Listing<SsoConnection>, DbError> {
     let rows = newest_first!(
         Row,
@@ -223,7 +223,7 @@ pub async fn list(tx: &mut TenantTx, page: &Page<Place>, limit: u16) -> Result<L
     Listing::new(rows, page, limit)
 }
 
-/// One connection, removed or not.
+/// Returns one connection, removed or not.
 pub async fn get(tx: &mut TenantTx, id: ConnectionId) -> Result<Option<SsoConnection>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query_as!(
@@ -240,7 +240,7 @@ pub async fn get(tx: &mut TenantTx, id: ConnectionId) -> Result<Option<SsoConnec
     row.fetch_optional(tx.connection()).await?.map(SsoConnection::try_from).transpose()
 }
 
-/// The connections to one issuer: as many as the organization has audiences there.
+/// Returns the connections to one issuer: as many as the organization has audiences there.
 pub async fn of_issuer(tx: &mut TenantTx, issuer: &str) -> Result<Vec<SsoConnection>, DbError> {
     let org = tx.org().uuid();
     let rows = sqlx::query_as!(
@@ -254,7 +254,7 @@ pub async fn of_issuer(tx: &mut TenantTx, issuer: &str) -> Result<Vec<SsoConnect
     rows.fetch_all(tx.connection()).await?.into_iter().map(SsoConnection::try_from).collect()
 }
 
-/// The version of all connections together: of the last change to any.
+/// Returns the version of all connections together: of the last change to any.
 pub async fn version(tx: &mut TenantTx) -> Result<u64, DbError> {
     let org = tx.org().uuid();
     let version = sqlx::query_scalar!(

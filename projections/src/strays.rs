@@ -1,4 +1,4 @@
-//! Messages that belong to no organization of the shard that they lie in: applied nowhere, listed for an operator.
+//! Messages that belong to no organization of their shard: applied nowhere, listed for an operator.
 
 use orgstream_events::{Shard, Timestamp};
 
@@ -7,23 +7,23 @@ use crate::{
     convert::{column, from_bigint, to_bigint},
 };
 
-/// The newest so many of a shard are kept in mind. The log has all of them.
+/// How many of the newest of a shard are kept. The log has all of them.
 const KEPT: i64 = 1_000;
 
-/// A message that is nobody's.
+/// A message that belongs to no organization.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stray {
-    /// The stream that it lies in.
+    /// The stream that it is in.
     pub shard: Shard,
     /// Its sequence there.
     pub seq: u64,
     /// The subject that it was published on.
     pub subject: String,
-    /// Why it is nobody's, in one line.
+    /// The reason, in one line.
     pub reason: String,
 }
 
-/// The same, with when it was found.
+/// A stray with the time when it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StrayFound {
     /// The message.
@@ -33,10 +33,10 @@ pub struct StrayFound {
 }
 
 impl Database {
-    /// Writes down what was found in a shard. What is there already stays as it is.
+    /// Stores the strays found in a shard. Those stored already stay unchanged.
     pub async fn keep_strays(&self, shard: Shard, strays: &[Stray]) -> Result<(), DbError> {
         let shard = i32::from(shard.0);
-        // PostgreSQL has no text with a zero in it.
+        // PostgreSQL text cannot contain a NUL character.
         let (subjects, reasons) = (
             column(strays, |stray| stray.subject.replace('\0', " ")),
             column(strays, |stray| stray.reason.replace('\0', " ")),
@@ -64,7 +64,7 @@ impl Database {
         Ok(())
     }
 
-    /// The strays that were found last, the newest first.
+    /// Returns the most recently found strays, the newest first.
     pub async fn strays(&self, limit: u16) -> Result<Vec<StrayFound>, DbError> {
         let rows = sqlx::query!(
             "SELECT shard, seq, subject, reason, found_at FROM ops.strays ORDER BY found_at DESC, shard, seq DESC LIMIT $1",

@@ -1,11 +1,11 @@
-//! Which org a transaction is for: a value one must be given, and the reading transaction that is bound to it.
+//! The org of a transaction: a proof that the caller must be given, and the read transaction that is bound to it.
 
 use orgstream_events::{EventSubject, OrgId, PLATFORM_ORG, SubjectError};
 use sqlx::{PgConnection, Postgres, Transaction};
 
 use crate::{DbError, audit::Pin, isolation_violation::Alarm};
 
-/// An org that somebody has proven, which is more than an [`OrgId`] that somebody has named.
+/// An org with a proof, unlike an [`OrgId`], which may be just named by a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BoundOrg(OrgId);
 
@@ -20,7 +20,7 @@ impl BoundOrg {
         Self(subject.org)
     }
 
-    /// The same where the rest of the subject may be unreadable and the message is to be parked.
+    /// The org of a delivered subject whose rest may be unreadable, for a message that is to be parked.
     pub fn proven_by_route(subject: &str) -> Result<Self, SubjectError> {
         EventSubject::route(subject).map(|(_, org)| Self(org))
     }
@@ -30,24 +30,25 @@ impl BoundOrg {
         Self(org)
     }
 
-    /// An org that a resolver named, about which nobody asked for anything that somebody must prove. For this crate alone.
+    /// An org that a resolver returned, for work that no client requested and that needs no proof. For this crate
+    /// alone.
     pub(crate) const fn proven_by_resolver(org: OrgId) -> Self {
         Self(org)
     }
 
-    /// The platform's own org: what all orgs share.
+    /// The platform's own org: the data shared by all orgs.
     pub const fn platform() -> Self {
         Self(PLATFORM_ORG)
     }
 
-    /// Which org.
+    /// The org's id.
     pub const fn org(self) -> OrgId {
         self.0
     }
 }
 
-/// A consistent view of one org's rows, read-only, as far as they belong to the version of its read models that is shown.
-/// Dropping it ends it.
+/// A consistent view of one org's rows, read-only, limited to the active version of its read models. Dropping it ends
+/// it.
 #[derive(Debug)]
 pub struct TenantTx {
     transaction: Transaction<'static, Postgres>,
@@ -56,7 +57,7 @@ pub struct TenantTx {
     pin: Pin,
 }
 
-/// How long a transaction that compares everything may be idle between two statements, and how long one of them may take.
+/// Idle timeout between two statements, and timeout of one statement, of a transaction that compares everything.
 const TIMEOUT: &str = "10min";
 
 impl TenantTx {
@@ -64,12 +65,12 @@ impl TenantTx {
         Self { transaction, org: org.0, alarm, pin }
     }
 
-    /// What this process was told of the key of the audit logs.
+    /// The key of the audit logs that this process was given.
     pub(crate) fn pin(&self) -> &Pin {
         &self.pin
     }
 
-    /// For an operator's command that compares the whole of an org, at its own pace.
+    /// Raises the timeouts, for an operator's command that compares the whole of an org.
     pub async fn take_time(&mut self) -> Result<(), DbError> {
         sqlx::query(
             "SELECT set_config('statement_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $1, true)",
@@ -80,22 +81,22 @@ impl TenantTx {
         Ok(())
     }
 
-    /// Goes on only if a row of `table` says that it is of this org.
+    /// Fails unless a row of `table` names this org.
     pub(crate) fn check_own(&self, found: OrgId, table: &'static str) -> Result<(), DbError> {
         self.alarm.check(self.org, found, table)
     }
 
-    /// Which org.
+    /// The org.
     pub fn org(&self) -> OrgId {
         self.org
     }
 
-    /// Ends it where the caller wants to know that it ended.
+    /// Ends it, for a caller that needs to know that it ended.
     pub async fn finish(self) -> Result<(), DbError> {
         Ok(self.transaction.commit().await?)
     }
 
-    /// Shows another version of the org's read models, of the same moment.
+    /// Switches to another version of the org's read models, as of the same moment.
     pub(crate) async fn look_at(&mut self, version: i32) -> Result<(), DbError> {
         sqlx::query!("SELECT set_config('app.rm_version', $1, true)", version.to_string())
             .fetch_one(&mut *self.transaction)

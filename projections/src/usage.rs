@@ -1,15 +1,15 @@
-//! How much an organization has, and how much it has done.
+//! The usage of an organization: its resources and its events.
 
 use orgstream_events::Timestamp;
 
 use crate::{DbError, TenantTx, convert::from_bigint};
 
-/// What is counted of an organization.
+/// The counts of an organization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
     /// Events in its audit log.
     pub events: u64,
-    /// Those of them that came after the time that was asked for.
+    /// Those of them after the requested time.
     pub events_since: u64,
     /// Active members.
     pub members: u64,
@@ -17,8 +17,8 @@ pub struct Usage {
     pub api_keys: u64,
 }
 
-/// Counts for the bound org. Events are not counted but found by their place in the audit log, so a long history costs no
-/// more than a short one.
+/// Counts for the bound org. Events are not counted but found by their index in the audit log, so a long history costs
+/// no more than a short one.
 pub async fn get(tx: &mut TenantTx, since: Timestamp) -> Result<Usage, DbError> {
     let row = sqlx::query!(
         r#"SELECT

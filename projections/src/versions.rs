@@ -1,5 +1,5 @@
-//! The versions of an org's read models, and the transaction of one step of a job on them: bound to the version that the
-//! job is about, fenced like any batch, with the job's own row held against everybody else.
+//! The versions of an org's read models, and the transaction of one step of a job on them: bound to the job's version,
+//! fenced like any batch, with the job's own row locked.
 
 use orgstream_events::{AggregateId, Event, ParkingEvent, Pipeline, SealedEvent};
 use sqlx::AssertSqlSafe;
@@ -11,16 +11,16 @@ use crate::{
     rebuilds,
 };
 
-/// A job's step that was opened.
+/// An opened step of a job.
 #[derive(Debug, Clone)]
 pub struct Step {
-    /// The job as it is now.
+    /// The job's current state.
     pub rebuild: Rebuild,
-    /// How far its version is.
+    /// The position of its version.
     pub reached: u64,
-    /// How far the version is that is shown.
+    /// The position of the active version.
     pub shown: u64,
-    /// How far the audit log is.
+    /// The position of the audit log.
     pub audited: u64,
     /// Messages that the audit pipeline has parked: the audit log lacks them.
     pub unaudited: u64,
@@ -29,7 +29,7 @@ pub struct Step {
 }
 
 impl ApplyTx {
-    /// Opens the next step of a job. None when the shard has another owner, or the job is another by now.
+    /// Opens the next step of a job. None when the shard has another owner, or the job has changed.
     pub async fn open_step(&mut self, known: &Rebuild, epoch: u64) -> Result<Option<Step>, DbError> {
         let (bound, org) = (known.bound(), known.org.uuid());
         self.bind_version(bound, known.version).await?;
@@ -41,7 +41,7 @@ impl ApplyTx {
         Ok(Some(self.look_again(&rebuild).await?))
     }
 
-    /// Where everything is by now.
+    /// Reads all positions again.
     pub async fn look_again(&mut self, rebuild: &Rebuild) -> Result<Step, DbError> {
         let (connection, _) = self.connection(rebuild.bound())?;
         let org = rebuild.org.uuid();
@@ -56,7 +56,7 @@ impl ApplyTx {
         )
         .fetch_one(&mut *connection)
         .await?;
-        // After the checkpoint: what was parked before it and is not any more is in the log by now.
+        // After the checkpoint: a message that was parked before it and no longer is, is in the log.
         let parked = sqlx::query!(
             r#"SELECT count(*) FILTER (WHERE pipeline = 'audit') AS "unaudited!",
                 count(*) FILTER (WHERE pipeline = 'read_models') AS "own!"
@@ -75,12 +75,12 @@ impl ApplyTx {
         })
     }
 
-    /// Writes down what the step came to.
+    /// Stores the result of the step.
     pub async fn keep_step(&mut self, rebuild: &Rebuild) -> Result<(), DbError> {
         rebuilds::keep(self.connection(rebuild.bound())?.0, rebuild).await
     }
 
-    /// Moves the checkpoint of the job's version, which is not the one that is shown.
+    /// Moves the checkpoint of the job's version, which is not the active one.
     pub async fn move_version(&mut self, rebuild: &Rebuild, epoch: u64, to: u64) -> Result<(), DbError> {
         let (connection, pipeline) = self.connection(rebuild.bound())?;
         sqlx::query!(
@@ -101,7 +101,7 @@ impl ApplyTx {
         Ok(())
     }
 
-    /// Holds the checkpoint of the version that is shown, so that no slice of the org is under way.
+    /// Locks the checkpoint of the active version, so that no batch of the org is running.
     pub async fn hold_shown(&mut self, org: BoundOrg) -> Result<(), DbError> {
         let (connection, pipeline) = self.connection(org)?;
         sqlx::query_scalar!(
@@ -114,7 +114,8 @@ impl ApplyTx {
         Ok(())
     }
 
-    /// Shows the job's version in place of the one that is shown, whose number is the answer. Both must be equally far.
+    /// Activates the job's version in place of the active one, whose number is returned. Both must be at the same
+    /// position.
     pub async fn show_version(&mut self, rebuild: &Rebuild) -> Result<i32, DbError> {
         let (connection, pipeline) = self.connection(rebuild.bound())?;
         let before = sqlx::query_scalar!(
@@ -136,7 +137,7 @@ impl ApplyTx {
         Ok(before)
     }
 
-    /// How many events the audit log has in `after..=upto`, without its marks, counted up to `most`.
+    /// Counts the events of the audit log in `after..=upto`, without its marks, up to `most`.
     pub async fn count_events(&mut self, org: BoundOrg, after: u64, upto: u64, most: u32) -> Result<u32, DbError> {
         let (connection, _) = self.connection(org)?;
         let count = sqlx::query_scalar!(
@@ -153,8 +154,8 @@ impl ApplyTx {
         Ok(u32::try_from(count).unwrap_or(u32::MAX))
     }
 
-    /// A message that the audit pipeline was told to give up and the read models were not: the audit log does not have it,
-    /// so nothing that is built from it can be what is shown.
+    /// Returns a message that the audit pipeline had to give up and the read models had not: the audit log does
+    /// not have it, so nothing that is built from it can become the active version.
     pub async fn given_up_by_audit(&mut self, org: BoundOrg) -> Result<Option<u64>, DbError> {
         let (connection, _) = self.connection(org)?;
         let skips = sqlx::query!(
@@ -191,7 +192,7 @@ impl ApplyTx {
         Ok(gone.map(from_bigint))
     }
 
-    /// The versions that the job does not need: neither shown, nor kept to go back to, nor being built.
+    /// Returns the versions that the job does not need: neither active, nor kept to go back to, nor being built.
     pub async fn superfluous_versions(&mut self, rebuild: &Rebuild) -> Result<Vec<i32>, DbError> {
         let (connection, pipeline) = self.connection(rebuild.bound())?;
         let own = match (rebuild.job, rebuild.state) {
@@ -211,7 +212,8 @@ impl ApplyTx {
         Ok(versions.fetch_all(connection).await?)
     }
 
-    /// Deletes up to `rows` rows of a version that is not shown, and in the end its checkpoint. How many rows there were.
+    /// Deletes up to `rows` rows of a version that is not active, and in the end its checkpoint. Returns the number of
+    /// rows.
     pub async fn drop_version(&mut self, org: BoundOrg, version: i32, rows: u32) -> Result<u64, DbError> {
         let (connection, pipeline) = self.connection(org)?;
         let id = org.org().uuid();
@@ -224,8 +226,8 @@ impl ApplyTx {
             if left <= 0 {
                 return Ok(deleted);
             }
-            // Row-level security adds the version. Up to a key, and not those of a list: the planner, which knows nothing of
-            // the org's size, would compare every row with all of the list.
+            // Row-level security adds the version. Up to a key, and not by a list of keys: the planner, which does not
+            // know the org's size, would compare every row with the whole list.
             let last = format!(
                 "SELECT ({key})::text AS as_text FROM {table} WHERE org_id = $1 {condition} ORDER BY {key} OFFSET $2 LIMIT 1"
             );

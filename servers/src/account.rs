@@ -1,4 +1,5 @@
-//! Whom PostgreSQL runs as. It refuses to run as root, so when we are root it gets an account without rights.
+//! The account PostgreSQL runs as. It refuses to run as root, so when this process is root it gets an account without
+//! rights.
 
 use std::{
     fs,
@@ -18,7 +19,7 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// The account to change to: `postgres` if there is one, else `nobody`; none when we are not root.
+    /// The account to change to: `postgres` if it exists, else `nobody`; none when this process is not root.
     pub(super) fn unprivileged() -> Result<Option<Self>, ServerError> {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
@@ -41,7 +42,7 @@ impl Account {
         Some(Self { name: name.to_owned(), uid: number(2)?, gid: number(3)? })
     }
 
-    /// Gives a file or folder to the account.
+    /// Makes the account the owner of a file or folder.
     pub(super) fn own(&self, path: &Path) -> Result<(), ServerError> {
         let what = format!("give {} to the user {}", path.display(), self.name);
         chown(path, Some(self.uid), Some(self.gid)).map_err(ServerError::io(what))

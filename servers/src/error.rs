@@ -1,4 +1,4 @@
-//! Why a private server does not run, each with the way out.
+//! The reasons why a private server does not run, each with the remedy.
 
 use std::{
     fs::File,
@@ -8,77 +8,77 @@ use std::{
 
 use orgstream_stream::broker::BrokerError;
 
-/// Why a private server could not be started.
+/// The reason why a private server could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The program is not on this machine.
     #[error("{server} was not found. {fix}")]
     NotInstalled {
-        /// Which program.
+        /// The program.
         server: &'static str,
-        /// What to do.
+        /// The remedy.
         fix: &'static str,
     },
-    /// The program is there, but too old.
+    /// The program exists, but is too old.
     #[error("{} is version {found}, but {server} {wanted} or newer is needed. {fix}", path.display())]
     TooOld {
-        /// Which program.
+        /// The program.
         server: &'static str,
-        /// Where it is.
+        /// Its path.
         path: PathBuf,
         /// Its version.
         found: String,
-        /// The oldest that will do.
+        /// The oldest supported one.
         wanted: String,
-        /// What to do.
+        /// The remedy.
         fix: &'static str,
     },
     /// Another process has the folder.
     #[error("{} is in use by another orgstream{}: stop that one, or choose another data directory", dir.display(), by_pid(*pid))]
     InUse {
-        /// Which folder.
+        /// The folder.
         dir: PathBuf,
-        /// Whose it is, if it says.
+        /// The process, if known.
         pid: Option<u32>,
     },
-    /// Its accounts.
+    /// An error of its accounts.
     #[error(transparent)]
     Access(#[from] BrokerError),
-    /// Its streams are where no account of ours reaches.
+    /// Its streams are where no account of this installation can reach them.
     #[error("the streams in {} are from before NATS had accounts: delete the data folder to start afresh", dir.display())]
     BeforeAccounts {
-        /// Where they are.
+        /// The folder of the streams.
         dir: PathBuf,
     },
     /// It ended, or never answered.
     #[error("{server} did not start: {reason}. The end of {}:\n{tail}", log.display())]
     NotReady {
-        /// Which program.
+        /// The program.
         server: &'static str,
-        /// What was seen.
+        /// The observed failure.
         reason: String,
         /// Its log.
         log: PathBuf,
         /// The last lines of the log.
         tail: String,
     },
-    /// The folder is not as it must be.
+    /// The folder is not in the required state.
     #[error("{}: {problem}", path.display())]
     Folder {
-        /// Which.
+        /// The folder.
         path: PathBuf,
-        /// What is wrong, and the way out.
+        /// The problem, and the remedy.
         problem: String,
     },
-    /// The operating system refused.
+    /// An error of the operating system.
     #[error("cannot {what}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation.
         what: String,
-        /// What it says.
+        /// The system's error.
         source: io::Error,
     },
-    /// The database refused.
+    /// An error of the database.
     #[error("the private PostgreSQL refused: {0}")]
     Database(#[from] sqlx::Error),
 }
@@ -88,7 +88,7 @@ fn by_pid(pid: Option<u32>) -> String {
 }
 
 impl ServerError {
-    /// What an I/O error was about.
+    /// Makes a constructor for an I/O error of this operation.
     pub(super) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }
@@ -99,7 +99,7 @@ impl ServerError {
     }
 }
 
-/// The last lines of a log, as far as they fit into an error message.
+/// The last lines of a log, as many as fit into an error message.
 fn tail(log: &Path) -> String {
     const BYTES: u64 = 4096;
     const LINES: usize = 15;

@@ -1,4 +1,4 @@
-//! A server's folder: one owner at a time, and the ports it had last time.
+//! A server's folder: one owner at a time, and the ports of the last run.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
@@ -12,11 +12,11 @@ use orgstream_stream::broker;
 
 use crate::ServerError;
 
-/// Ports below those that the kernel gives to outgoing connections. A client that reconnects to a port in that range
-/// while the server is down can be given the very port it connects to, and would then be talking to itself.
+/// Ports below those that the kernel assigns to outgoing connections. A client that reconnects to a port in that range
+/// while the server is down can be assigned the very port it connects to, and would then be connected to itself.
 const PORTS: std::ops::Range<u16> = 15_000..32_000;
 
-/// A folder that is ours until this is dropped, or until we end in whatever way.
+/// A folder that is locked until this is dropped, or until the process ends in any way.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
@@ -24,7 +24,7 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Creates the folder if it is missing, and takes it.
+    /// Creates the folder if it is missing, and locks it.
     pub(super) fn take(path: &Path) -> Result<Self, ServerError> {
         create(path, 0o711)?;
         let path = fs::canonicalize(path).map_err(ServerError::io(format!("open {}", path.display())))?;
@@ -40,13 +40,13 @@ impl Folder {
             }
             Err(TryLockError::Error(error)) => return Err(ServerError::io(format!("lock {}", file.display()))(error)),
         }
-        // For whoever finds the lock taken; the lock itself is the kernel's, so it cannot be left behind.
+        // For another process that finds the lock taken; the lock itself is the kernel's, so it cannot be left behind.
         let _ = lock.set_len(0);
         let _ = writeln!(lock, "{}", std::process::id());
         Ok(Self { path, _lock: lock })
     }
 
-    /// Where it is.
+    /// Its path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -56,7 +56,7 @@ impl Folder {
         self.path.join(name)
     }
 
-    /// The ports of last time where they are still free, else others.
+    /// Returns the ports of the last run where they are still free, else others.
     pub(super) fn ports<const N: usize>(&self) -> Result<[u16; N], ServerError> {
         let stored: Vec<u16> = fs::read(self.join("ports.json"))
             .ok()
@@ -84,7 +84,7 @@ impl Folder {
 
 /// Listens on the loopback port that `dir` had last time; on another only when there was no last time.
 ///
-/// For what is known to others by its address, so that a taken port is an error and not a new identity.
+/// For servers that others know by their address, so that a taken port is an error and not a new identity.
 pub fn stable_listener(dir: &Path) -> Result<TcpListener, ServerError> {
     create(dir, 0o700)?;
     let file = dir.join("port");
@@ -104,7 +104,7 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<(), ServerError> {
     broker::write_private(path, content).map_err(ServerError::io(format!("write {}", path.display())))
 }
 
-/// Creates a folder and what is missing above it.
+/// Creates a folder and its missing parents.
 pub(super) fn create(path: &Path, mode: u32) -> Result<(), ServerError> {
     let made = match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         Some(parent) => fs::create_dir_all(parent),
@@ -112,7 +112,7 @@ pub(super) fn create(path: &Path, mode: u32) -> Result<(), ServerError> {
     };
     let made = made.and_then(|()| match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        // Whatever the umask says: another account may have to pass.
+        // Independent of the umask: another account may have to pass.
         Ok(()) => fs::set_permissions(path, Permissions::from_mode(mode)),
         other => other,
     });

@@ -1,7 +1,7 @@
-//! Private servers: a nats-server and a PostgreSQL of our own, for `orgstream dev`, the tests and the benchmarks.
+//! Private servers: a nats-server and a PostgreSQL, for `orgstream dev`, the tests and the benchmarks.
 //!
 //! Each is a child process on a loopback port, with everything it has in one folder. It keeps its data and its port
-//! over restarts, and it never outlives us: process.rs says how.
+//! over restarts, and it never outlives this process: process.rs describes how.
 
 mod account;
 mod error;

@@ -24,21 +24,22 @@ use crate::{
 const NAME: &str = "nats-server";
 /// The folder of its accounts, inside its own.
 const ACCESS: &str = "access";
-/// A server with much in its streams reads it before it answers.
+/// Timeout of a start: a server with much in its streams reads it before it answers.
 const READY_TIME: Duration = Duration::from_mins(2);
 const STOP_TIME: Duration = Duration::from_secs(20);
-/// Free bytes below which a disk counts as full: that of a block of messages, which a stream is written in.
+/// Free bytes below which a disk counts as full: the size of a block of messages, the unit in which a stream is
+/// written.
 const LEAST_SPACE: u64 = 8 << 20;
-/// How often a start is tried when somebody else took a port in between.
+/// Tries of a start when another process took a port in between.
 const TRIES: usize = 4;
 
 /// A running nats-server, stopped when dropped.
 pub struct Nats {
-    /// Where clients connect.
+    /// The URL for clients.
     pub url: String,
-    /// Where it answers questions about itself, over HTTP.
+    /// The URL of its monitoring API, over HTTP.
     pub monitor_url: String,
-    /// As whom to connect. Nobody is let in without.
+    /// The credentials. Connections without any are denied.
     pub access: AccessFiles,
     ports: [u16; 2],
     program: PathBuf,
@@ -51,7 +52,7 @@ pub struct Nats {
 impl Nats {
     /// Starts a server that keeps everything in `dir`, which is its own; returns when it answers.
     ///
-    /// With `sync_always`, what it acknowledges is on disk. Without, a power failure can lose the last two minutes.
+    /// With `sync_always`, acknowledged messages are on disk. Without, a power failure can lose the last two minutes.
     pub async fn start(dir: &Path, sync_always: bool) -> Result<Self, ServerError> {
         let program = tools::nats_server().await?;
         let folder = Folder::take(dir)?;
@@ -80,23 +81,23 @@ impl Nats {
         }
     }
 
-    /// The process.
+    /// The process id.
     pub fn pid(&self) -> u32 {
         self.server.pid()
     }
 
-    /// How it ended, if it did without being asked to.
+    /// Returns the exit status, if it ended without being stopped.
     pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
         self.server.ended()
     }
 
-    /// Whether the disk that its streams are on has room for more than a few of the largest messages.
+    /// Whether the disk of its streams has room for more than a few of the largest messages.
     pub fn has_space(&self) -> bool {
         let disk = rustix::fs::statvfs(self.folder.join("jetstream"));
         disk.is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) > LEAST_SPACE)
     }
 
-    /// Stops it in order.
+    /// Stops it gracefully.
     pub async fn stop(mut self) {
         self.server.stop(STOP_TIME).await;
     }
@@ -106,7 +107,7 @@ impl Nats {
         self.server.kill().await;
     }
 
-    /// Starts it again with the same data on the same ports; one that still runs is stopped first.
+    /// Restarts it with the same data on the same ports; a running one is stopped first.
     pub async fn restart(&mut self) -> Result<(), ServerError> {
         self.server.stop(STOP_TIME).await;
         let mut tries_left = TRIES;
@@ -174,7 +175,7 @@ fn configuration(store: &Path, [port, http]: [u16; 2], sync_always: bool) -> Str
     )
 }
 
-/// Whether a client is greeted and JetStream has read what it stores.
+/// Whether a client gets the server's greeting and JetStream has read its storage.
 async fn answers([port, http]: [u16; 2]) -> Result<(), String> {
     const TIMEOUT: Duration = Duration::from_secs(2);
     let greeting = async {

@@ -22,24 +22,24 @@ use crate::{
 const NAME: &str = "PostgreSQL";
 const PROGRAM: &str = "postgres";
 const SUPERUSER: &str = "postgres";
-/// After a crash it replays its log before it answers.
+/// Timeout of a start: after a crash it replays its log before it answers.
 const READY_TIME: Duration = Duration::from_mins(3);
 const STOP_TIME: Duration = Duration::from_secs(30);
 const ABORT_TIME: Duration = Duration::from_secs(10);
 const TRIES: usize = 4;
-/// Where the data goes when the account that PostgreSQL runs as cannot reach the folder it was meant for.
+/// The folders of the data when the account that PostgreSQL runs as cannot reach the intended folder.
 const ELSEWHERE: [&str; 2] = ["/var/lib/orgstream", "/var/tmp/orgstream"];
 
-/// How the cluster is to be.
+/// The options of the cluster.
 #[derive(Debug, Clone, Copy)]
 pub struct PostgresOptions {
     /// Never wait for the disk. A crash of the machine destroys the data, one of the program does not: for tests only.
     pub without_fsync: bool,
-    /// Connections at the same time.
+    /// Concurrent connections.
     pub max_connections: u16,
     /// Pages kept in memory, in MiB.
     pub shared_buffers_mib: u32,
-    /// Keep the time of every commit, which says when a row could be seen.
+    /// Keep the time of every commit, which shows when a row became visible.
     pub commit_timestamps: bool,
 }
 
@@ -51,11 +51,11 @@ impl Default for PostgresOptions {
 
 /// A running cluster, stopped when dropped.
 pub struct Postgres {
-    /// The database `postgres` as the superuser; the password is in it.
+    /// The URL of the database `postgres` for the superuser, including the password.
     pub superuser_url: String,
-    /// Where it listens.
+    /// The address it listens on.
     pub host: &'static str,
-    /// The port, the same at every start as long as nobody else has taken it.
+    /// The port, the same at every start unless another process has taken it.
     pub port: u16,
     password: String,
     data: PathBuf,
@@ -72,8 +72,8 @@ impl Postgres {
     /// Starts a cluster that keeps everything in `dir`, which is its own, and makes it first if there is none; returns
     /// when it answers a query.
     ///
-    /// When we are root it runs as `postgres` or `nobody`. If that account cannot reach `dir`, the data is elsewhere:
-    /// [`Postgres::data_dir`] says where, and so does the log.
+    /// When this process is root it runs as `postgres` or `nobody`. If that account cannot reach `dir`, the data is
+    /// elsewhere: [`Postgres::data_dir`] returns the place, and it is logged.
     pub async fn start(dir: &Path, options: PostgresOptions) -> Result<Self, ServerError> {
         let account = Account::unprivileged()?;
         let folder = Folder::take(dir)?;
@@ -137,38 +137,38 @@ impl Postgres {
         }
     }
 
-    /// The postmaster.
+    /// The postmaster's process id.
     pub fn pid(&self) -> u32 {
         self.server.pid()
     }
 
-    /// How it ended, if it did without being asked to.
+    /// Returns the exit status, if it ended without being stopped.
     pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
         self.server.ended()
     }
 
-    /// Where the data is.
+    /// The folder of the data.
     pub fn data_dir(&self) -> &Path {
         &self.data
     }
 
-    /// Another database of the cluster, as the superuser.
+    /// The URL of another database of the cluster, as the superuser.
     pub fn url(&self, database: &str) -> String {
         url(&self.password, self.port, database)
     }
 
-    /// Creates a database and says its URL, as the superuser. One that is there already stays as it is.
+    /// Creates a database and returns its URL, as the superuser. An existing one stays unchanged.
     pub async fn create_database(&self, name: &str) -> Result<String, ServerError> {
         create_database(&self.superuser_url, name).await?;
         Ok(self.url(name))
     }
 
-    /// Stops it in order: connections are ended, everything is on disk.
+    /// Stops it gracefully: connections are ended, everything is on disk.
     pub async fn stop(mut self) {
         self.halt().await;
     }
 
-    /// Stops it and removes the data, also where it is elsewhere.
+    /// Stops it and removes the data, wherever that is.
     pub async fn stop_and_remove(mut self) {
         self.halt().await;
         let _ = fs::remove_dir_all(&self.data);
@@ -183,11 +183,11 @@ impl Postgres {
     /// Kills it as a crash would, and returns when the postmaster and all its children are gone.
     pub async fn kill9(&mut self) {
         self.server.kill().await;
-        // The children see that their postmaster is gone; a new one refuses to start before the last of them is.
+        // The children notice that their postmaster is gone; a new one refuses to start before the last of them is.
         all_gone(&self.data, PROGRAM, Duration::from_secs(2)).await;
     }
 
-    /// Starts it again with the same data on the same port; one that still runs is stopped first.
+    /// Restarts it with the same data on the same port; a running one is stopped first.
     pub async fn restart(&mut self) -> Result<(), ServerError> {
         self.halt().await;
         let (account, port) = (self.account.as_ref(), self.port);
@@ -213,7 +213,7 @@ impl Postgres {
     }
 }
 
-/// Creates a database in the cluster of `superuser_url`, unless it is there.
+/// Creates a database in the cluster of `superuser_url`, unless it exists.
 pub(super) async fn create_database(superuser_url: &str, name: &str) -> Result<(), ServerError> {
     let plain = (1..=63).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
@@ -246,9 +246,9 @@ fn version_of(data: &Path) -> Option<u32> {
     fs::read_to_string(data.join("PG_VERSION")).ok()?.trim().parse().ok()
 }
 
-/// The folder of the data, reachable for the account, and whether it is not the one it was meant to be.
+/// Returns the folder of the data, reachable for the account, and whether it differs from the intended one.
 ///
-/// Which one it is was decided at the first start and is written down, so that data is never looked for in two places.
+/// The choice was made and stored at the first start, so that data is never searched in two places.
 async fn home(folder: &Folder, account: Option<&Account>) -> Result<(PathBuf, bool), ServerError> {
     let decided = folder.join("location");
     if let Ok(place) = fs::read_to_string(&decided) {
@@ -267,7 +267,7 @@ async fn home(folder: &Folder, account: Option<&Account>) -> Result<(PathBuf, bo
             continue;
         }
         let place = base.join(name_of(folder.path()));
-        // A data directory that was removed and made again at the same path: what is here is of the old one.
+        // A data directory that was removed and made again at the same path: this is data of the old one.
         all_gone(&place.join("data"), PROGRAM, Duration::ZERO).await;
         let _ = fs::remove_dir_all(&place);
         create(&place, 0o711)?;
@@ -283,29 +283,29 @@ async fn home(folder: &Folder, account: Option<&Account>) -> Result<(PathBuf, bo
     Err(ServerError::Folder { path: folder.path().to_owned(), problem })
 }
 
-/// Whether nobody but root can put anything into a folder. In /var/tmp anybody could have made it before us.
+/// Whether only root can write to a folder. In /var/tmp any user could have made it before.
 fn is_ours_alone(folder: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     fs::symlink_metadata(folder).is_ok_and(|found| found.is_dir() && found.uid() == 0 && found.mode() & 0o022 == 0)
 }
 
-/// A name for a path: short, and another one for every path.
+/// A name for a path: short and unique.
 fn name_of(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
     let hash = orgstream_events::Fingerprint::of(&[path.as_os_str().as_bytes()]).to_string();
     hash.chars().take(20).collect()
 }
 
-/// Ends what an earlier run left in the folder, so that no lock of PostgreSQL needs a person.
+/// Ends the remains of an earlier run in the folder, so that no lock of PostgreSQL has to be removed by hand.
 async fn end_earlier(folder: &Folder, data: &Path) -> Result<(), ServerError> {
     end_leftovers(&folder.join("children.json"), Signal::INT, STOP_TIME).await?;
-    // The folder is ours, so whatever still works in it is a leftover, also if nobody wrote it down.
+    // The folder is locked, so any process still working in it is a leftover, even if it was not recorded.
     for pid in working_in(data, PROGRAM) {
         let _ = rustix::process::kill_process(pid, Signal::INT);
     }
     all_gone(data, PROGRAM, ABORT_TIME).await;
-    // PostgreSQL clears its own lock file unless the number in it belongs to a process, whichever. By now it cannot be
-    // one of its own.
+    // PostgreSQL clears its own lock file unless the number in it belongs to any process. By now it cannot be one of
+    // its own.
     let lock = data.join("postmaster.pid");
     if let Ok(text) = fs::read_to_string(&lock)
         && let Some(pid) = text.lines().next().and_then(|pid| pid.trim().parse::<u32>().ok())
@@ -316,7 +316,7 @@ async fn end_earlier(folder: &Folder, data: &Path) -> Result<(), ServerError> {
     Ok(())
 }
 
-/// Makes the cluster beside its place and moves it there when it is whole, so that a crash leaves none or all of it.
+/// Makes the cluster beside its place and moves it there when it is complete, so that a crash leaves none or all of it.
 async fn initialize(
     folder: &Folder,
     home: &Path,
@@ -335,7 +335,7 @@ async fn initialize(
     }
     let log = folder.join("initdb.log");
     let mut result = Ok(());
-    // The second one is for machines that do not have the first.
+    // The second one is for machines without the first.
     for locale in ["--locale=C.UTF-8", "--no-locale"] {
         let output = fs::File::create(&log).map_err(ServerError::io(format!("write {}", log.display())))?;
         let errors = output.try_clone().map_err(ServerError::io("share the log"))?;
@@ -387,7 +387,7 @@ async fn launch(
         log: &log,
         children: &children,
         account,
-        // Fast: connections are ended, and the data is whole on disk.
+        // Fast: connections are ended, and the data is complete on disk.
         stop: Signal::INT,
         on_our_death: "INT",
         abort: Signal::QUIT,
@@ -405,7 +405,7 @@ async fn launch(
                 let reason = format!("after {} s, {reason}", READY_TIME.as_secs());
                 return Err(ServerError::not_ready(NAME, reason, &log));
             }
-            // It is up and says no, and will go on to.
+            // It is up and rejects the login, and will continue to.
             Err(reason) if reason.contains("password authentication failed") => {
                 server.stop(STOP_TIME).await;
                 let reason = format!("{reason}: is the password file that of another cluster?");
@@ -416,8 +416,8 @@ async fn launch(
     }
 }
 
-/// Sizes for a small machine that has other things to do as well. On the command line, so that a newer version of ours
-/// needs no file of an older one changed.
+/// Sizes for a small machine with other work to do. On the command line, so that a newer version of this program needs
+/// no file of an older one changed.
 fn settings(options: PostgresOptions, port: u16) -> Vec<String> {
     let mut settings = vec![
         format!("port={port}"),
@@ -427,22 +427,22 @@ fn settings(options: PostgresOptions, port: u16) -> Vec<String> {
         format!("max_connections={}", options.max_connections),
         format!("shared_buffers={}MB", options.shared_buffers_mib),
         "effective_cache_size=512MB".to_owned(),
-        // Nobody replicates from a private server, so the log holds only what a crash needs.
+        // A private server has no replicas, so the log contains only what crash recovery needs.
         "wal_level=minimal".to_owned(),
         "max_wal_senders=0".to_owned(),
         "wal_buffers=16MB".to_owned(),
         "max_wal_size=2GB".to_owned(),
         "checkpoint_timeout=15min".to_owned(),
         "random_page_cost=1.1".to_owned(),
-        // Compiling costs more than it gives to statements of a few milliseconds.
+        // Compiling costs more than it gains for statements of a few milliseconds.
         "jit=off".to_owned(),
         "log_checkpoints=off".to_owned(),
         "log_line_prefix=%m [%p] %q%u@%d ".to_owned(),
-        // A failing statement is in the log without the data that it was about.
+        // A failing statement is logged without its parameters.
         "log_parameter_max_length_on_error=0".to_owned(),
     ];
     if options.without_fsync {
-        // What is committed is still handed to the kernel, so that a process that is killed loses nothing.
+        // Commits are still handed to the kernel, so that a killed process loses nothing.
         settings.push("fsync=off".to_owned());
     }
     if options.commit_timestamps {

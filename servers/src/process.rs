@@ -1,8 +1,8 @@
-//! Child processes that end when we do, however we end.
+//! Child processes that end when this process does, in whatever way it ends.
 //!
 //! Three defences. A server that is dropped is killed. Where the kernel can send a signal on the death of a parent, it
-//! is asked to, so that `kill -9` of this process takes its servers along. And every start writes down who was started,
-//! so that the next start finds what is left over all the same, and ends it if it is still the process it was.
+//! is requested, so that `kill -9` of this process also ends its servers. And every start records the started process,
+//! so that the next start finds a leftover all the same, and ends it if it is still the same process.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -24,26 +24,26 @@ use tokio::{
 use crate::{ServerError, account::Account};
 
 const POLL: Duration = Duration::from_millis(10);
-/// How long a server may take to die of SIGKILL: only the kernel is involved.
+/// Timeout for a server to die of SIGKILL: only the kernel is involved.
 const KILL_TIME: Duration = Duration::from_secs(10);
-/// A log that is longer than this in bytes makes room for a new one at the next start.
+/// Size in bytes from which a log is replaced at the next start.
 const LOG_LIMIT: u64 = 16 * 1024 * 1024;
 
-/// How to start a server.
+/// The specification of a server process.
 pub(super) struct Spec<'a> {
-    /// What people call it.
+    /// Its human-readable name.
     pub(super) name: &'static str,
     pub(super) program: &'a Path,
     pub(super) args: Vec<String>,
-    /// Where its output goes.
+    /// The file of its output.
     pub(super) log: &'a Path,
-    /// Where it is written down.
+    /// The file where it is recorded.
     pub(super) children: &'a Path,
-    /// Who it runs as, if not as we do.
+    /// The account it runs as, if not this process's.
     pub(super) account: Option<&'a Account>,
-    /// The signal that makes it stop in order: asked for by us, or sent by the kernel when we die.
+    /// The signal for a graceful stop: sent by this process, or by the kernel on its death.
     pub(super) stop: Signal,
-    /// The signal that the kernel sends it when we die.
+    /// The signal that the kernel sends it on this process's death.
     pub(super) on_our_death: &'static str,
     /// The signal of the last resort.
     pub(super) abort: Signal,
@@ -60,14 +60,14 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts the process and writes it down.
+    /// Starts the process and records it.
     pub(super) async fn spawn(spec: Spec<'_>) -> Result<Self, ServerError> {
         let log = open_log(spec.log)?;
         let errors = log.try_clone().map_err(ServerError::io("share the log"))?;
         let mut command = child_command(spec.program, spec.on_our_death).await;
         command.args(&spec.args).stdin(Stdio::null()).stdout(log).stderr(errors).current_dir("/");
         if let Some(account) = spec.account {
-            // The kernel forgets the death signal on a change of user, so the change comes before setpriv.
+            // The kernel clears the death signal on a change of user, so the change comes before setpriv.
             command.uid(account.uid).gid(account.gid);
         }
         let what = format!("start {}", spec.program.display());
@@ -91,7 +91,7 @@ impl Server {
         self.child.id()
     }
 
-    /// How it ended, if it did.
+    /// Returns the exit status, if it ended.
     pub(super) fn ended(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait().ok().flatten();
@@ -102,7 +102,7 @@ impl Server {
         self.ended
     }
 
-    /// Stops it in order; after `within`, by force.
+    /// Stops it gracefully; after `within`, by force.
     pub(super) async fn stop(&mut self, within: Duration) {
         self.signal(self.stop);
         if !self.has_ended_within(within).await {
@@ -131,7 +131,7 @@ impl Server {
     }
 
     fn signal(&mut self, signal: Signal) {
-        // Until it was waited for, its number is nobody else's.
+        // Until it was waited for, its number is not reused.
         if self.ended().is_none() {
             let _ = kill_process(Pid::from_child(&self.child), signal);
         }
@@ -141,7 +141,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.signal(self.abort);
-        // Nothing can be awaited here, so the thread waits: a moment, for a server that is being aborted.
+        // Nothing can be awaited here, so the thread blocks: a moment, for a server that is being aborted.
         for _ in 0..300 {
             if self.ended().is_some() {
                 return;
@@ -159,9 +159,9 @@ struct Job {
     reply: oneshot::Sender<io::Result<Child>>,
 }
 
-/// Starts a process from a thread that lives as long as we do.
+/// Starts a process from a thread that lives as long as this process.
 ///
-/// The kernel's "signal on the death of the parent" means the thread that started the child. The threads of a runtime
+/// The kernel's "signal on the death of the parent" refers to the thread that started the child. A runtime's threads
 /// come and go; if one of them had started the server, its end would stop the server.
 async fn spawn(command: Command) -> io::Result<Child> {
     static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
@@ -173,7 +173,7 @@ async fn spawn(command: Command) -> io::Result<Child> {
                 let _ = reply.send(command.spawn());
             }
         };
-        // Without a thread the channel is closed, and every job is answered with that.
+        // Without a thread the channel is closed, and every job fails with that error.
         if let Err(error) = std::thread::Builder::new().name("server-spawner".to_owned()).spawn(run) {
             tracing::error!(%error, "cannot start the thread that starts servers");
         }
@@ -184,10 +184,11 @@ async fn spawn(command: Command) -> io::Result<Child> {
     answer.await.map_err(|_| gone())?
 }
 
-/// A command that runs `program` in a session of its own, and that the kernel sends a signal when we die, where it can.
+/// A command that runs `program` in a session of its own, and that the kernel sends a signal on this process's death,
+/// where it can.
 ///
-/// Of its own, because Ctrl-C in a terminal is for us, and we stop the servers after what needs them; and because Linux
-/// shares the processor out by session: a server is nobody's appendix.
+/// A session of its own, because Ctrl-C in a terminal is for this process, which stops the servers after the processes
+/// that need them; and because Linux divides the processor by session: a server competes on its own.
 pub async fn child_command(program: &Path, on_our_death: &str) -> Command {
     if dies_with_parent().await {
         let mut command = Command::new("setsid");
@@ -200,7 +201,8 @@ pub async fn child_command(program: &Path, on_our_death: &str) -> Command {
     }
 }
 
-/// Whether `setpriv` can ask the kernel for a signal on our death. Not everywhere: it is Linux, and not in every box.
+/// Whether `setpriv` can request a signal on this process's death. Not everywhere: it is Linux-only, and not in every
+/// container.
 async fn dies_with_parent() -> bool {
     static CAN: OnceLock<bool> = OnceLock::new();
     if let Some(can) = CAN.get() {
@@ -224,13 +226,13 @@ fn open_log(path: &Path) -> Result<File, ServerError> {
     opened.map_err(ServerError::io(format!("write {}", path.display())))
 }
 
-/// A child as it is written down: a number alone could be another process by the time it is read.
+/// The record of a child: a number alone could be another process by the time it is read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Written {
     pid: u32,
     /// When the process began, in the kernel's own ticks since boot.
     started: Option<u64>,
-    /// Which boot.
+    /// The id of the boot.
     boot: Option<String>,
     executable: PathBuf,
 }
@@ -248,7 +250,7 @@ impl Written {
         fs::rename(draft, children)
     }
 
-    /// Whether the process of this number is still the one that was written down.
+    /// Whether the process of this number is still the recorded one.
     fn is_running(&self) -> bool {
         let same = self.started.is_some() && started(self.pid) == self.started && boot() == self.boot;
         same && match fs::read_link(format!("/proc/{}/exe", self.pid)) {
@@ -257,7 +259,7 @@ impl Written {
                 let found = found.to_string_lossy();
                 found.strip_suffix(" (deleted)").unwrap_or(&found) == self.executable.to_string_lossy()
             }
-            // A process that is dying has given up its program before its files and its ports.
+            // A dying process has released its program before its files and its ports.
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         }
     }
@@ -269,10 +271,10 @@ impl Written {
     }
 }
 
-/// Ends what an earlier run left behind: first with `stop`, after `within` by force.
+/// Ends the processes that an earlier run left behind: first with `stop`, after `within` by force.
 pub(super) async fn end_leftovers(children: &Path, stop: Signal, within: Duration) -> Result<(), ServerError> {
     let Ok(bytes) = fs::read(children) else { return Ok(()) };
-    // What cannot be read names nobody.
+    // An unreadable file names no process.
     let leftovers: Vec<Written> = serde_json::from_slice(&bytes).unwrap_or_default();
     for leftover in leftovers.iter().filter(|leftover| leftover.is_running()) {
         tracing::warn!(pid = leftover.pid, program = %leftover.executable.display(), "ending a server that was left over");
@@ -335,7 +337,7 @@ pub(super) async fn all_gone(dir: &Path, program: &str, within: Duration) {
 /// When a process began, in ticks since boot. None for one that is gone, or that has ended and was not waited for.
 fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is a name in parentheses, and may itself hold spaces and parentheses.
+    // The second field is a name in parentheses, and may itself contain spaces and parentheses.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?;

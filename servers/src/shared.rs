@@ -1,4 +1,4 @@
-//! One PostgreSQL for many test processes: a program runs while the cluster does, and finds it in a variable.
+//! One PostgreSQL for many test processes: a program runs while the cluster does, and finds its URL in a variable.
 
 use std::{
     ffi::OsString,
@@ -13,7 +13,7 @@ pub const TEST_POSTGRES: &str = "ORGSTREAM_TEST_POSTGRES";
 
 /// Runs `program` beside a cluster that never waits for the disk and is removed afterwards.
 ///
-/// Ctrl-C reaches both of us; the program ends by it, and then so does the cluster.
+/// Ctrl-C reaches both processes; it ends the program, and then the cluster.
 pub async fn run_with_postgres(program: &OsString, args: &[OsString]) -> Result<ExitStatus, ServerError> {
     let dir = std::env::temp_dir().join(format!("orgstream-tests-{}", std::process::id()));
     let options = PostgresOptions { without_fsync: true, max_connections: 400, ..PostgresOptions::default() };

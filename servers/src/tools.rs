@@ -1,4 +1,4 @@
-//! Where the servers' programs are: said by a variable, on the path, installed by `./dev`, or by the distribution.
+//! The locations of the servers' programs: a variable, the path, installed by `./dev`, or by the distribution.
 
 use std::{
     env, fs,
@@ -15,13 +15,13 @@ const FIX_NATS: &str = "Install it with ./dev, from https://github.com/nats-io/n
 const FIX_POSTGRES: &str = "Install it with ./dev or with your package manager (Debian: apt-get install postgresql), \
     and put its programs on the PATH or name their folder in ORGSTREAM_POSTGRES_BIN";
 
-/// The nats-server to run.
+/// Returns the nats-server to run.
 pub async fn nats_server() -> Result<PathBuf, ServerError> {
     let candidates: Vec<PathBuf> = match env::var_os("ORGSTREAM_NATS_SERVER") {
         Some(path) => vec![path.into()],
         None => places().map(|dir| dir.join(NATS_SERVER)).collect(),
     };
-    // A distribution's old server on the path does not hide the one that ./dev installed.
+    // A distribution's old server on the path does not hide the one that `./dev` installed.
     let mut refusal = ServerError::NotInstalled { server: NATS_SERVER, fix: FIX_NATS };
     for path in candidates.into_iter().filter(|path| path.is_file()) {
         // nats-server: v2.15.1
@@ -44,7 +44,7 @@ pub(super) struct PostgresTools {
     pub(super) major: u32,
 }
 
-/// The PostgreSQL to run: the newest found, or the version whose data is there already.
+/// Returns the PostgreSQL to run: the newest found, or the version of the existing data.
 pub(super) async fn postgres(data_of: Option<u32>) -> Result<PostgresTools, ServerError> {
     let mut folders: Vec<PathBuf> = match env::var_os("ORGSTREAM_POSTGRES_BIN") {
         Some(folder) => vec![folder.into()],
@@ -93,7 +93,8 @@ pub(super) async fn postgres(data_of: Option<u32>) -> Result<PostgresTools, Serv
     }
 }
 
-/// The path's folders, then those that `./dev` installs into: below where we are run, and beside where we were built.
+/// The path's folders, then those that `./dev` installs into: below the working directory, and beside the build
+/// directory.
 fn places() -> impl Iterator<Item = PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let on_path: Vec<_> = env::split_paths(&path).filter(|dir| dir.is_absolute()).collect();
@@ -109,7 +110,7 @@ fn places() -> impl Iterator<Item = PathBuf> {
     on_path.into_iter().chain(installed)
 }
 
-/// Where distributions put PostgreSQL without putting it on the path.
+/// The folders where distributions install PostgreSQL outside of the path.
 fn distributed() -> Vec<PathBuf> {
     let below = |root: &str| {
         let versions = fs::read_dir(root).into_iter().flatten().flatten();
@@ -127,7 +128,7 @@ async fn version(program: &Path) -> Result<String, ServerError> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// The numbers of the first thing in a text that looks like a version.
+/// The numbers of the first version-like part of a text.
 fn numbers(text: &str) -> Vec<u32> {
     let word = text
         .split_whitespace()

@@ -1,17 +1,18 @@
-//! What of JetStream each kind of user asks, as subjects: all that it must be allowed, and all that it may be.
+//! The JetStream subjects that each kind of user requests: everything it must be allowed, and the most it may be
+//! allowed.
 //!
-//! Below [`JETSTREAM`], or wherever an account imports it to. Whoever changes what a verb of this crate asks changes it here
-//! too, and the broker's accounts have to be made again.
+//! The subjects are relative to [`JETSTREAM`], or to the subject under which an account imports it. A change to what a
+//! verb of this crate requests has to be made here too, and the broker's accounts have to be made again.
 
-/// Where JetStream is asked, where nothing says otherwise.
+/// The JetStream API prefix, unless configured otherwise.
 pub const JETSTREAM: &str = "$JS.API";
-/// Reads with one answer.
+/// Read requests with a single reply.
 pub const READS: [&str; 2] = ["STREAM.INFO.*", "STREAM.MSG.GET.*"];
-/// Reads with several answers.
+/// Read requests with several replies.
 pub const BATCHES: [&str; 2] = ["DIRECT.GET.*", "DIRECT.GET.*.>"];
-/// Making consumers, which only a worker does.
+/// Requests that create consumers; only workers send them.
 pub const CONSUMERS: [&str; 2] = ["CONSUMER.CREATE.*.*", "CONSUMER.CREATE.*.*.>"];
-/// Asking them, which has several answers.
+/// Requests for a consumer's next messages, with several replies.
 pub const DELIVERIES: [&str; 1] = ["CONSUMER.MSG.NEXT.*.*"];
-/// The subjects of the streams, which whoever appends, places and claims writes to.
+/// The subjects of the streams, written by every process that appends, places and claims.
 pub const WRITES: [&str; 2] = ["ev.>", "sys.>"];

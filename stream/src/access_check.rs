@@ -1,6 +1,7 @@
-//! Whether the broker has a door: tried as a stranger, as whoever we are, and as a producer.
+//! The check of broker access: with no credentials, with this process's own, and with a producer's.
 //!
-//! Every question is put to the server itself, by doing what must be refused in a way that changes nothing if it is not.
+//! Every check asks the server itself, by attempting an operation that must be denied and that changes nothing if it is
+//! allowed.
 
 use std::time::Duration;
 
@@ -12,20 +13,21 @@ use crate::{Credentials, Finding, Log, StreamError, access::JETSTREAM, api::unav
 
 const ACTION: &str = "look at the broker's door";
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// A refusal comes within milliseconds. What was not refused for so long was allowed.
+/// Timeout for a denial, which normally arrives within milliseconds. An operation not denied within it counts as
+/// allowed.
 const REFUSAL: Duration = Duration::from_secs(3);
-/// Refusals that are kept until somebody looks.
+/// Capacity of the buffer of denials not yet read.
 const KEPT: usize = 64;
 
 const FIX: &str = "run it with the accounts that `orgstream nats init` makes (docs/operations.md)";
 
-/// A connection on which refusals are heard.
+/// A connection that records the server's denials.
 struct Probe {
     client: Client,
     refusals: mpsc::Receiver<String>,
 }
 
-/// What became of a connection.
+/// The outcome of a connection attempt.
 enum Opened {
     In(Probe),
     Refused,
@@ -61,7 +63,7 @@ impl Probe {
         }
     }
 
-    /// Whether the server says, soon, that `subject` is not for us.
+    /// Whether the server reports a permissions violation for `subject` within [`REFUSAL`].
     async fn is_refused(&mut self, subject: &str) -> bool {
         let subject = format!("\"{}\"", subject.to_lowercase());
         let heard = async {
@@ -92,7 +94,8 @@ impl Probe {
 }
 
 impl Log {
-    /// What is open that must be shut. `producer` is the text of credentials such as producers have, where there are any.
+    /// Returns the accesses that are allowed but must be denied. `producer` holds the text of a producer's credentials,
+    /// if there are any.
     pub async fn door(&self, producer: Option<Credentials>) -> Result<Vec<Finding>, StreamError> {
         let options = &self.inner.options;
         let reach = options.reach();
@@ -107,7 +110,7 @@ impl Log {
             None => None,
         };
         if let Opened::In(mut probe) = Probe::open(&reach, user.as_ref()).await? {
-            // A stream of this name was never there, so nothing is lost where this is allowed.
+            // No stream of this name ever existed, so nothing is lost if the request is allowed.
             let delete = format!("{JETSTREAM}.STREAM.DELETE.preflight-{}", Uuid::now_v7().simple());
             if probe.may_publish(&delete).await? {
                 let what = "our NATS credentials may delete streams, which nothing but the administrator's may";
@@ -123,7 +126,7 @@ impl Log {
     }
 }
 
-/// What producers can do that they must not.
+/// Returns the operations that producers can do but must not.
 async fn producers(reach: &Reach, user: &Credentials) -> Result<Vec<Finding>, StreamError> {
     let Opened::In(mut probe) = Probe::open(reach, Some(user)).await? else {
         let what = "nats-server does not know the key that producers' credentials are signed with";

@@ -1,4 +1,4 @@
-//! Requests to JetStream itself: one way to ask, one way to say what went wrong.
+//! Requests to the JetStream API: one function to send them, one representation of their errors.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{Log, StreamError};
 
-/// JetStream's error codes that have a meaning here.
+/// JetStream's error codes that this crate distinguishes.
 pub(crate) mod code {
     pub(crate) const NOT_AVAILABLE: u64 = 10008;
     pub(crate) const NOT_LEADER: u64 = 10009;
@@ -28,7 +28,7 @@ pub(crate) mod code {
     pub(crate) const TOO_MANY_BATCHES: u64 = 10210;
 }
 
-/// Whether asking again can help: the server is starting, electing, or busy with the same subject.
+/// Whether a retry can help: the server is starting, electing a leader, or busy with the same subject.
 pub(crate) fn is_passing(http_code: u64, err_code: u64) -> bool {
     http_code == 503
         || matches!(
@@ -44,13 +44,13 @@ pub(crate) fn is_passing(http_code: u64, err_code: u64) -> bool {
         )
 }
 
-/// How long to wait before try number `tries + 1`: from 10 ms, doubling, to half a second.
+/// The backoff before try number `tries + 1`: from 10 ms, doubling, to half a second.
 pub(crate) fn backoff(tries: u32) -> Duration {
     Duration::from_millis((10 << tries.min(6)).min(500))
 }
 
 pub(crate) fn unavailable(action: &'static str, reason: &dyn std::error::Error) -> StreamError {
-    // The client's own errors say little on their first line; the cause is behind it.
+    // The first line of the client's own errors has little detail; the cause is in their source.
     let mut text = reason.to_string();
     if let Some(cause) = reason.source().map(ToString::to_string).filter(|cause| !text.contains(cause.as_str())) {
         text = format!("{text}: {cause}");
@@ -67,7 +67,7 @@ fn refused(action: &'static str, error: &async_nats::jetstream::Error) -> Stream
 }
 
 impl Log {
-    /// Asks `$JS.API.<subject>`.
+    /// Sends a request to `$JS.API.<subject>`.
     pub(crate) async fn ask<T: DeserializeOwned>(
         &self,
         action: &'static str,
@@ -87,18 +87,18 @@ impl Log {
     }
 }
 
-/// What the leader holds as the last message on `subject`: sees every acknowledged write.
+/// Returns the last message on `subject` as the leader holds it: sees every acknowledged write.
 pub(crate) async fn last_on_leader(stream: &Stream<()>, subject: &str) -> Result<Option<StreamMessage>, StreamError> {
     let answer = stream.raw_message_builder().last_by_subject(subject).send().await;
     found("read the last message", answer)
 }
 
-/// The message with this sequence, from the leader.
+/// Returns the message with this sequence, from the leader.
 pub(crate) async fn get_on_leader(stream: &Stream<()>, seq: u64) -> Result<Option<StreamMessage>, StreamError> {
     found("read a message", stream.raw_message_builder().sequence(seq).send().await)
 }
 
-/// The first message from `seq` on that matches `filter`, from the leader.
+/// Returns the first message from `seq` on that matches `filter`, from the leader.
 pub(crate) async fn next_on_leader(
     stream: &Stream<()>,
     filter: &str,
@@ -116,7 +116,7 @@ fn found(
         Ok(message) => Ok(Some(message)),
         Err(error) => match error.kind() {
             RawMessageErrorKind::NoMessageFound => Ok(None),
-            // Every process makes sure of the streams when it starts: one that is not there was lost since.
+            // Every process ensures the streams at startup, so a missing one was lost since then.
             RawMessageErrorKind::JetStream(answer) if answer.error_code().0 == code::STREAM_NOT_FOUND => {
                 Err(unavailable(action, &answer))
             }
@@ -126,12 +126,12 @@ fn found(
     }
 }
 
-/// The last message on `subject`, from whichever replica answers.
+/// Returns the last message on `subject`, from any replica.
 pub(crate) async fn last_on_any(stream: &Stream<()>, subject: &str) -> Result<Option<StreamMessage>, StreamError> {
     direct("read the last message", stream.direct_get_last_for_subject(subject).await)
 }
 
-/// The message with this sequence, from whichever replica answers.
+/// Returns the message with this sequence, from any replica.
 pub(crate) async fn get_on_any(stream: &Stream<()>, seq: u64) -> Result<Option<StreamMessage>, StreamError> {
     direct("read a message", stream.direct_get(seq).await)
 }

@@ -1,8 +1,9 @@
-//! Append: one commit, or several of one org that stand or fall together.
+//! Append: one commit, or several of one org that are stored atomically.
 //!
-//! Every message states the last sequence it expects on its subject. That makes a blind retry safe, and tells a retry
-//! from a conflict: when the subject has moved on, its last message is either ours (an earlier try had arrived) or
-//! somebody else's. Facts alone expect nothing: they share a subject, and none of them follows from another.
+//! Every message states the last sequence it expects on its subject. That makes a blind retry safe, and distinguishes a
+//! retry from a conflict: when the subject has moved on, its last message is either this writer's (an earlier try had
+//! arrived) or another writer's. Access events expect nothing: they share a subject, and none of them follows from
+//! another.
 
 use std::time::Duration;
 
@@ -17,17 +18,17 @@ use crate::{
     publish::{Answer, Write},
 };
 
-/// How long an append is tried before its effect is called unknown.
+/// How long an append is retried before its outcome is reported as unknown.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// The server takes 1,000; a command that spans aggregates needs two or three.
+/// The most commits in one atomic append. The server accepts 1,000; a command that spans aggregates needs two or three.
 const MAX_TOGETHER: usize = 100;
 
-/// What a writer knows of the aggregate's subject.
+/// The writer's expectation about the aggregate's subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expected {
-    /// The last sequence on it; 0 says that there is none.
+    /// The last sequence on it; 0 means that it has no message.
     Last(u64),
-    /// Nothing: a fact stands for itself, whatever was there before.
+    /// No expectation: an access event stands for itself, whatever was there before.
     Any,
 }
 
@@ -46,21 +47,21 @@ impl From<u64> for Expected {
     }
 }
 
-/// Where a commit is stored.
+/// The place where a commit is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Appended {
     /// Its sequence in the shard's stream.
     pub seq: u64,
-    /// It was there already: an earlier try of ours had arrived.
+    /// Whether it was stored already, by an earlier try.
     pub replayed: bool,
 }
 
 impl Log {
     /// Appends one commit if `expected` is still the last sequence on its subject.
     ///
-    /// Safe to repeat: a commit that is there already is found and answered with `replayed`. That of a fact
-    /// ([`Expected::Any`]) is found only as long as the broker remembers its id; after that it is there twice, and the audit
-    /// log passes over the second by its event id.
+    /// Safe to repeat: a commit that is stored already is found and returned with `replayed`. An access event's
+    /// ([`Expected::Any`]) is found only as long as the broker remembers its message id; after that it is stored twice,
+    /// and the audit log skips the second by its event id.
     #[tracing::instrument(level = "debug", skip_all, fields(org.id = %placement.org, shard = %placement.shard))]
     pub async fn append(
         &self,
@@ -78,8 +79,8 @@ impl Log {
         result
     }
 
-    /// Appends commits to several aggregates of one org: all of them or none, each with the last sequence that it
-    /// expects on its own subject.
+    /// Appends commits to several aggregates of one org atomically, each with the last sequence that it expects on its
+    /// own subject.
     #[tracing::instrument(level = "debug", skip_all, fields(org.id = %placement.org, shard = %placement.shard))]
     pub async fn append_together(
         &self,
@@ -95,8 +96,8 @@ impl Log {
         result
     }
 
-    /// Whether the shard is what it was, as far as this process knows: where that has to be looked for, the inner error says
-    /// why nobody could.
+    /// Checks that the shard has lost no history, as far as this process knows. The inner error is the reason why a
+    /// check that was needed could not be made.
     async fn certain(&self, shard: Shard, deadline: Instant) -> Result<Result<(), String>, AppendError> {
         self.inner.tips.refuse(shard)?;
         match within(deadline, self.make_sure(shard)).await? {
@@ -215,7 +216,7 @@ fn prepare(
     })
 }
 
-/// What an answer means for the commit. The inner error is the reason to try again.
+/// Maps an answer to the outcome of the commit. The inner error is the reason for a retry.
 async fn decided(
     keys: &CommitKeys,
     stream: &Stream<()>,
@@ -237,7 +238,7 @@ async fn decided(
     }
 }
 
-/// Whether `stored` is what an earlier try left behind.
+/// Whether `stored` is the message that an earlier try stored.
 fn ours(
     keys: &CommitKeys,
     stored: Option<&StreamMessage>,
@@ -251,14 +252,14 @@ fn ours(
     if found.command_id != commit.command_id {
         return Err(conflict());
     }
-    // The same idempotency key, but for another aggregate, or with another body.
+    // The idempotency key was used for another aggregate, or with another body.
     if stored.subject.as_str() != subject || found.fingerprint != commit.fingerprint {
         return Err(AppendError::KeyReused { subject: stored.subject.to_string() });
     }
     Ok(Appended { seq: stored.sequence, replayed: true })
 }
 
-/// After a refused batch: were all of its commits stored by an earlier try?
+/// Checks, after a rejected batch, whether all of its commits were stored by an earlier try.
 async fn found_together(
     keys: &CommitKeys,
     stream: &Stream<()>,
@@ -281,7 +282,7 @@ async fn found_together(
     }
     match moved_on {
         None => Ok(Ok(found)),
-        // Every expectation still holds, so it is a message id that the server has seen before.
+        // Every expectation still holds, so the server has seen one of the message ids before.
         Some(_) if found.is_empty() => Err(AppendError::KeyReused { subject: "another aggregate".to_owned() }),
         Some(error) => Err(error),
     }

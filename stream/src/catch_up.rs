@@ -1,7 +1,7 @@
-//! Catching up with one org: what a worker reads when an org has more in the log than it has memory for.
+//! Catch-up reads of one org: used by a worker when an org has more in the log than its memory holds.
 //!
-//! A read by batched direct get counts each time what its org has left, which takes the server milliseconds for an org of
-//! many aggregates. So only the first chunk is read like that, and what follows by a consumer, which counts once.
+//! Each read by batched direct get makes the server count what the org has left, which takes milliseconds for an org of
+//! many aggregates. So only the first chunk is read that way, and the rest through a consumer, which counts once.
 
 use futures_util::StreamExt;
 use orgstream_events::{OrgId, Shard};
@@ -17,40 +17,40 @@ use crate::{
 
 const ACTION: &str = "catch up with an org";
 
-/// One org's messages from a place on, a chunk at a time. It can be dropped at any time, and holds no messages itself.
+/// Reads one org's messages from a sequence on, in chunks. It can be dropped at any time, and holds no messages itself.
 #[derive(Debug)]
 pub struct CatchUpReader {
     log: Log,
     shard: Shard,
     org: OrgId,
-    /// Where the next chunk begins.
+    /// The sequence at which the next chunk begins.
     next: u64,
-    /// Whether a chunk was read, and there was more behind it.
+    /// Whether a chunk was read that had more messages after it.
     goes_on: bool,
     source: Option<Source>,
 }
 
 #[derive(Debug)]
 struct Source {
-    /// What the consumer is asked by.
+    /// The subject for the consumer's requests.
     ask: String,
-    /// How many messages it has sent.
+    /// The number of messages it has sent.
     sent: u64,
 }
 
 impl Log {
-    /// For reading what `org` has from `from_seq` (inclusive) on. Nothing is asked of the server yet.
+    /// Returns a reader of what `org` has from `from_seq` (inclusive) on. Sends no request yet.
     pub fn catch_up_reader(&self, shard: Shard, org: OrgId, from_seq: u64) -> CatchUpReader {
         CatchUpReader { log: self.clone(), shard, org, next: from_seq.max(1), goes_on: false, source: None }
     }
 }
 
 impl CatchUpReader {
-    /// The org's next messages, as [`Log::read`] would bring them. After an error it can be asked again.
+    /// Reads the org's next messages, as [`Log::read`] would return them. May be called again after an error.
     pub async fn read(&mut self, limit: ReadLimit) -> Result<Chunk, StreamError> {
         let mut chunk = Chunk::default();
         if self.goes_on {
-            // A consumer that is gone, or has nothing, is no reason to give up: whether there is something, a read tells.
+            // A consumer that is gone or has nothing is no error: a read decides whether there is more.
             match self.pull(limit).await {
                 Ok(pulled) => chunk = pulled,
                 Err(error) => {
@@ -69,14 +69,14 @@ impl CatchUpReader {
         Ok(chunk)
     }
 
-    /// Where the next chunk begins, when there was more behind the last one.
+    /// Returns the sequence at which the next chunk begins, when there were messages after the last one.
     pub fn goes_on_at(&self) -> Option<u64> {
         self.goes_on.then_some(self.next)
     }
 
     async fn pull(&mut self, limit: ReadLimit) -> Result<Chunk, StreamError> {
         let after = self.next - 1;
-        // Taken, so that one that anything went wrong with is not asked again.
+        // Taken, so that a consumer is not used again after any error.
         let mut source = match self.source.take() {
             Some(source) => source,
             None => {
@@ -86,7 +86,7 @@ impl CatchUpReader {
         };
         let mut chunk = source.pull(&self.log, self.shard, after, limit).await?;
         if chunk.messages.is_empty() && !chunk.ended {
-            // The next message is larger than all that was asked for.
+            // The next message is larger than the requested bytes.
             chunk = source.pull(&self.log, self.shard, after, ReadLimit { messages: 1, bytes: MAX_BYTES }).await?;
         }
         self.source = Some(source);
@@ -102,7 +102,7 @@ impl Source {
         let Connection { client, losses } = &log.inner.bulk;
         let mut losses = losses.clone();
         losses.mark_unchanged();
-        // Of its own, so that no late word about one request is taken for one about the next.
+        // A new inbox per request, so that a late reply to one request is not taken for a reply to the next.
         let inbox = client.new_inbox();
         let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| unavailable(ACTION, &error))?;
         let sent = client.publish_with_reply(self.ask.clone(), inbox, request.into());
@@ -126,7 +126,7 @@ impl Source {
             };
             match answer.status.map(|status| status.as_u16()) {
                 None => {}
-                // There is no more now: nothing at all, nothing further, or nothing that fits.
+                // No more for now: nothing at all, nothing further, or nothing that fits.
                 Some(404 | 408 | 409) => break,
                 Some(code) => return Err(broken(&format!("the consumer ended: {code}"))),
             }

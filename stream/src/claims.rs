@@ -1,4 +1,5 @@
-//! Claims: what may belong to one org only (a slug, a user's personal org), one subject each, first come first served.
+//! Claims: values that may belong to one org only (a slug, a user's personal org), one subject each, first come first
+//! served.
 
 use std::time::Duration;
 
@@ -8,10 +9,10 @@ use time::OffsetDateTime;
 
 use crate::{ClaimError, Log, StreamError, placement::system_write, publish::Write, system::Fact};
 
-/// An org is created moments after its claims. A claim this old whose org was never placed was left by a creation
-/// that died on the way.
+/// The age from which a claim whose org was never placed counts as abandoned by an interrupted creation. An org is
+/// created moments after its claims.
 const ABANDONED_AFTER: Duration = Duration::from_mins(10);
-/// Lost races for one abandoned claim, before the caller may as well try again later.
+/// Lost races for one abandoned claim, before the caller has to retry later.
 const TRIES: usize = 5;
 const MAX_TOKEN: usize = 200;
 
@@ -26,36 +27,36 @@ struct Claim {
 #[derive(Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum State {
-    /// For one command, which gives it back if nothing comes of it.
+    /// Made for one command, which releases it if the command fails.
     #[default]
     New,
-    /// Another command of the org relies on it too, so nobody gives it back.
+    /// Another command of the org relies on it too, so it is not released.
     Kept,
-    /// Given back: anybody may have it.
+    /// Released: free for any org.
     Released,
 }
 
 struct Found {
-    /// None when nothing on the subject is authentic.
+    /// None when no message on the subject is authentic.
     claim: Option<Claim>,
     seq: u64,
     stored_at: OffsetDateTime,
 }
 
 impl Log {
-    /// Claims `value` within `scope` for `org`. The sequence of a claim that is new is what [`Log::release`] takes; none says
-    /// that it was the org's own before.
+    /// Claims `value` within `scope` for `org`. Returns the sequence of a new claim, which [`Log::release`] expects;
+    /// none if the claim was the org's own already.
     pub async fn claim(&self, scope: &str, value: &str, org: OrgId) -> Result<Option<u64>, ClaimError> {
         self.take(scope, value, org, false).await
     }
 
-    /// The same for what is given back once it is not needed any more: a claim of the org's own is written anew, so that it
-    /// outlasts whoever found it before ([`Log::claim_of`]) and gives it back.
+    /// Claims as [`Log::claim`] does, for a value that is released once it is not needed any more: a claim of the org's
+    /// own is written again, so that it survives a release by a command that found it before ([`Log::claim_of`]).
     pub async fn claim_anew(&self, scope: &str, value: &str, org: OrgId) -> Result<Option<u64>, ClaimError> {
         self.take(scope, value, org, true).await
     }
 
-    /// Where the claim of `org` on `value` stands, for [`Log::release`]; none if it has none.
+    /// Returns the sequence of the claim of `org` on `value`, for [`Log::release`]; none if it has none.
     pub async fn claim_of(&self, scope: &str, value: &str, org: OrgId) -> Result<Option<u64>, StreamError> {
         let found = self.find_claim(&subject(scope, value)?).await?;
         let is_own = |claim: &Claim| claim.org == org && claim.state != State::Released;
@@ -94,13 +95,13 @@ impl Log {
         Err(StreamError::Unavailable { action: "claim", reason }.into())
     }
 
-    /// Gives back the claim that stands at `seq`, unless somebody has relied on it since.
+    /// Releases the claim at `seq`, unless another command has relied on it since.
     pub async fn release(&self, scope: &str, value: &str, org: OrgId, seq: u64) -> Result<(), StreamError> {
         let write = Write { expected: Some(seq), ..claim_write(scope, value, org, State::Released)? };
         self.write_system(&write).await.map(|_| ())
     }
 
-    /// Who has claimed `value` within `scope`.
+    /// Returns the org that has claimed `value` within `scope`.
     pub async fn claimed_by(&self, scope: &str, value: &str) -> Result<Option<OrgId>, StreamError> {
         let claim = self.find_claim(&subject(scope, value)?).await?.and_then(|found| found.claim);
         Ok(claim.filter(|claim| claim.state != State::Released).map(|claim| claim.org))

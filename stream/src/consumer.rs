@@ -1,4 +1,5 @@
-//! Consumers: what a worker reads by on the server. Ephemeral, in memory, without acknowledgements, and gone by themselves.
+//! Consumers: server-side readers of a worker. Ephemeral, in memory, without acknowledgements, and removed by
+//! inactivity.
 
 use std::time::Duration;
 
@@ -10,20 +11,20 @@ use uuid::Uuid;
 
 use crate::{Log, Message, StreamError, streams};
 
-/// A consumer that nobody asks any more removes itself.
+/// Inactivity after which the server removes a consumer.
 const INACTIVE: Duration = Duration::from_secs(30);
-/// A request whose bytes are used up to the last one ends without a word. When nothing comes for this long after as many
-/// bytes as that takes, whatever was asked for counts as ended.
+/// Silence after which a request counts as ended once as many bytes have arrived as it allows: the server sends no
+/// message at the end of a request whose bytes are used up exactly.
 pub(crate) const SPENT: Duration = Duration::from_millis(50);
 
-/// What of a shard is to be read.
+/// The messages of a shard to read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Reads {
     Everything,
     Only(OrgId),
 }
 
-/// Makes a consumer of what comes after `after`. Returns the subject that it is asked by.
+/// Creates a consumer of the messages after `after`. Returns the subject for its requests.
 pub(crate) async fn create(log: &Log, shard: Shard, reads: Reads, after: u64) -> Result<String, StreamError> {
     let stream = streams::name(shard);
     let (action, kind, description, filter_subject) = match reads {
@@ -45,7 +46,7 @@ pub(crate) async fn create(log: &Log, shard: Shard, reads: Reads, after: u64) ->
         inactive_threshold: INACTIVE,
         ..Config::default()
     };
-    // The server wants a filter named in the subject, too.
+    // The server requires the filter in the subject, too.
     let subject = match config.filter_subject.as_str() {
         "" => format!("CONSUMER.CREATE.{stream}.{name}"),
         filter => format!("CONSUMER.CREATE.{stream}.{name}.{filter}"),
@@ -55,27 +56,27 @@ pub(crate) async fn create(log: &Log, shard: Shard, reads: Reads, after: u64) ->
     Ok(format!("{}.CONSUMER.MSG.NEXT.{stream}.{name}", log.inner.api))
 }
 
-/// Where a message stands.
+/// The position of a delivered message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) seq: u64,
-    /// Counts what the consumer has sent.
+    /// The number of messages that the consumer has sent.
     pub(crate) number: u64,
-    /// Messages that are there and were not sent yet.
+    /// Messages that exist and were not sent yet.
     pub(crate) ahead: u64,
 }
 
 impl Place {
-    /// From `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`, or from the longer form
-    /// that has a domain and an account before the stream, and more behind.
+    /// Parses `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`, or the longer
+    /// form that has a domain and an account before the stream, and more fields after the last.
     pub(crate) fn of(message: &async_nats::Message) -> Option<Self> {
         Self::parse(message.reply.as_ref()?.as_str())
     }
 
-    /// The message that stands here.
+    /// The message at this position.
     pub(crate) fn message(self, shard: Shard, message: async_nats::Message) -> Message {
-        // The payload is a window on the connection's read buffer, which one small message kept in a lane would hold in
-        // memory whole.
+        // The payload is a slice of the connection's read buffer; one small message kept in a lane would keep the whole
+        // buffer in memory.
         let payload = Bytes::copy_from_slice(&message.payload);
         Message::new(shard, self.seq, message.subject.into_string(), message.headers.as_ref(), payload)
     }

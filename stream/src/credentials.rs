@@ -1,8 +1,8 @@
-//! As whom we come to the broker: a credentials file, and what its name and tags say of the way from there to the log.
+//! Broker identity of this process: a credentials file, whose name and tags give the subjects for reaching the log.
 //!
-//! `orgstream nats init` gives each of its users an inbox of its own, `_INBOX_<user>`, and tags that begin with these words:
-//! `inbox:` is the prefix of its replies, `api:` the subject under which it finds JetStream. Credentials without tags come
-//! from a setup of somebody else's, where both are where NATS has them by itself.
+//! `orgstream nats init` gives each of its users an inbox of its own, `_INBOX_<user>`, and tags with these prefixes:
+//! `inbox:` is the prefix of its replies, `api:` the subject under which it finds JetStream. Credentials without tags
+//! come from another setup, where both have NATS' defaults.
 
 use std::path::{Path, PathBuf};
 
@@ -54,7 +54,7 @@ impl Credentials {
         })
     }
 
-    /// Takes the text of a credentials file; none when it is not of that form.
+    /// Parses the text of a credentials file; none when it is not of that form.
     pub fn parse(text: String) -> Option<Self> {
         let jwt = text.lines().map(str::trim).find(|line| line.starts_with("eyJ"))?;
         let claims = URL_SAFE_NO_PAD.decode(jwt.split('.').nth(1)?).ok()?;
@@ -66,18 +66,18 @@ impl Credentials {
     }
 }
 
-/// How the broker is reached, and as whom.
+/// The broker's address and this process's identity there.
 #[derive(Clone)]
 pub struct Reach {
-    /// `nats://host:port`, or several with commas; with `tls://` nothing is sent in the clear.
+    /// `nats://host:port`, or several with commas; with `tls://` nothing is sent unencrypted.
     pub url: String,
-    /// The certificates of who may have signed the server's, in PEM; by default those that this machine trusts. With it,
-    /// nothing is sent in the clear either.
+    /// The certificates of the accepted certificate authorities, in PEM; by default those that this machine trusts. If
+    /// given, nothing is sent unencrypted either.
     pub ca: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for Reach {
-    /// Without the address, which may hold a login.
+    /// Without the address, which may contain a login.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reach").field("ca", &self.ca).finish_non_exhaustive()
     }
@@ -89,7 +89,7 @@ impl Reach {
         self.url.split(',').map(|server| server.trim().to_owned()).collect()
     }
 
-    /// What every connection has in common.
+    /// The options shared by all connections.
     pub fn options(&self, user: Option<&Credentials>) -> Result<ConnectOptions, StreamError> {
         let mut connect = ConnectOptions::new();
         if let Some(ca) = &self.ca {
@@ -101,7 +101,7 @@ impl Reach {
     }
 }
 
-/// Under which subject JetStream is asked.
+/// The subject prefix for JetStream requests.
 pub(crate) fn api(user: Option<&Credentials>) -> &str {
     user.map_or(JETSTREAM, |user| user.api.as_str())
 }

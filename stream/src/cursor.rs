@@ -1,8 +1,8 @@
-//! The cursor: one shard, everything in it, in order, each message once.
+//! The cursor: all messages of one shard, in order, each message once.
 //!
-//! An ephemeral, unfiltered pull consumer without acknowledgements does the reading. It is never trusted with the
-//! position: that is the last sequence handed out, every message must be the next one, and when anything looks wrong
-//! the consumer is replaced by one that starts where the cursor stands.
+//! It reads through an ephemeral, unfiltered pull consumer without acknowledgements. The consumer is never trusted with
+//! the position: the position is the last sequence returned, every message must be the next one, and on any
+//! irregularity the consumer is replaced by one that starts at the cursor's position.
 
 use std::fmt;
 
@@ -16,24 +16,24 @@ use crate::{
     tips::StreamName,
 };
 
-/// Reads one shard from a place on.
+/// Reads one shard from a sequence on.
 pub struct Cursor {
     log: Log,
     shard: Shard,
-    /// The last sequence handed out, or passed over with a [`CursorError::Gap`].
+    /// The last sequence returned, or skipped with a [`CursorError::Gap`].
     last: u64,
     source: Source,
-    /// Attempts to begin a feed since one last gave a sign of life.
+    /// Attempts to start a subscription since one last showed activity.
     attempts: u32,
-    /// A gap was seen, and the feed after it is the second opinion.
+    /// Whether a gap was seen; the subscription after it confirms or refutes it.
     doubted: bool,
-    /// What comes after a gap that was reported.
+    /// The message after a gap that was reported.
     held: Option<Message>,
     delivered: metrics::Counter,
 }
 
-/// Where the messages come from. A feed that is being made is kept here and not in a future of [`Cursor::next`], so
-/// that a caller who drops those often still gets one.
+/// The source of the messages. A subscription being created is kept here and not in a future of [`Cursor::next`], so
+/// that a caller that drops those futures often still gets one.
 enum Source {
     Subscription(Box<Subscription>),
     Beginning(BoxFuture<'static, Result<Subscription, StreamError>>),
@@ -46,9 +46,9 @@ impl fmt::Debug for Cursor {
 }
 
 impl Log {
-    /// A cursor over everything in `shard` after `after_seq` (exclusive; 0 reads from the start).
+    /// Returns a cursor over everything in `shard` after `after_seq` (exclusive; 0 reads from the start).
     ///
-    /// Fails when the shard ends before `after_seq`: something was read from it that is not there any more.
+    /// Fails when the shard ends before `after_seq`: a message that was read from it no longer exists.
     pub async fn cursor(&self, shard: Shard, after_seq: u64) -> Result<Cursor, StreamError> {
         let feed = Subscription::begin(self, shard, after_seq).await?;
         Ok(Cursor {
@@ -65,8 +65,8 @@ impl Log {
 }
 
 impl Cursor {
-    /// The next message. Waits for as long as it takes, through restarts of the server too; dropping the future loses
-    /// nothing, and after a [`CursorError::Gap`] the cursor goes on behind the gap.
+    /// Returns the next message. Waits without a timeout, through restarts of the server too; dropping the future loses
+    /// nothing, and after a [`CursorError::Gap`] the cursor continues behind the gap.
     pub async fn next(&mut self) -> Result<Message, CursorError> {
         if let Some(message) = self.held.take() {
             return Ok(self.hand_out(message));
@@ -92,7 +92,7 @@ impl Cursor {
             };
             match fed {
                 Received::Message(message) if message.seq == self.last + 1 => return Ok(self.hand_out(message)),
-                // Repeated by the server: it was handed out before.
+                // A redelivery by the server: it was returned before.
                 Received::Message(message) if message.seq <= self.last => {}
                 Received::Message(_) if !self.doubted => {
                     self.doubted = true;
@@ -114,7 +114,7 @@ impl Cursor {
         }
     }
 
-    /// The sequence after which [`Cursor::next`] goes on.
+    /// The sequence after which [`Cursor::next`] continues.
     pub fn position(&self) -> u64 {
         self.last
     }
@@ -128,7 +128,7 @@ impl Cursor {
         message
     }
 
-    /// Replaces the feed: at once the first time, and ever more slowly while that does not help.
+    /// Replaces the subscription: at once the first time, then with growing backoff while that does not help.
     fn begin_again(&mut self) {
         let wait = (self.attempts > 0).then(|| backoff(self.attempts));
         self.attempts = self.attempts.saturating_add(1);

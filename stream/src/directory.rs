@@ -1,4 +1,4 @@
-//! What there is: every org that was placed, which of them a shard has, and where an org's history ends.
+//! The directory: every org that was placed, the orgs of a shard, and the end of an org's history.
 
 use futures_util::TryStreamExt;
 use orgstream_events::{EventSubject, OrgId, Shard};
@@ -12,7 +12,7 @@ const PLACEMENTS: &str = "sys.placement.*";
 const LIST: &str = "list the organizations of a shard";
 
 impl Log {
-    /// Every org that was placed, in the order in which that happened.
+    /// Returns every org that was placed, in order of placement.
     pub async fn organizations(&self) -> Result<Vec<OrgId>, StreamError> {
         let (mut orgs, mut next) = (Vec::new(), 1);
         while let Some(message) = next_on_leader(&self.inner.system, PLACEMENTS, next).await? {
@@ -30,18 +30,18 @@ impl Log {
         Ok(orgs)
     }
 
-    /// The sequence of the org's last message; 0 when it has none.
+    /// Returns the sequence of the org's last message; 0 when it has none.
     pub async fn head(&self, placement: &Placement) -> Result<u64, StreamError> {
         self.last_of(placement.shard, placement.org).await
     }
 
-    /// The same for whoever knows the shard.
+    /// Returns the same as [`Log::head`], for a caller that knows the shard.
     pub async fn last_of(&self, shard: Shard, org: OrgId) -> Result<u64, StreamError> {
         let last = last_on_leader(self.stream_of(shard)?, &EventSubject::all_of_org(shard, org)).await?;
         Ok(last.map_or(0, |message| message.sequence))
     }
 
-    /// Every organization of the shard, in no order. The platform's own org is none.
+    /// Returns every organization of the shard, in no order. The platform's own org is not among them.
     pub async fn orgs_of_shard(&self, shard: Shard) -> Result<Vec<OrgId>, StreamError> {
         let filter = EventSubject::every_org_in_shard(shard);
         let asked = self.stream_of(shard)?.info_with_subjects(filter).await;
@@ -53,7 +53,7 @@ impl Log {
         Ok(orgs)
     }
 
-    /// The sequence of the org's first message after `after`, as the shard's leader knows it.
+    /// Returns the sequence of the org's first message after `after`, as the shard's leader knows it.
     pub async fn next_after(&self, shard: Shard, org: OrgId, after: u64) -> Result<Option<u64>, StreamError> {
         let filter = EventSubject::all_of_org(shard, org);
         let next = next_on_leader(self.stream_of(shard)?, &filter, after + 1).await?;

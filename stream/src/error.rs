@@ -1,38 +1,38 @@
-//! What can go wrong, one enum for each thing a caller can ask for.
+//! Errors: one enum for each kind of request a caller can make.
 
 use orgstream_events::{CodecError, OrgId, Shard};
 
 use crate::tips::StreamName;
 
-/// Why the log could not be read, or is not there.
+/// The reason why the log could not be read, or is missing.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// No connection, no answer, no leader. Retryable.
     #[error("the event log cannot be reached ({action}): {reason}")]
     Unavailable {
-        /// What was asked for.
+        /// The request.
         action: &'static str,
-        /// What is known of the cause.
+        /// The known cause.
         reason: String,
     },
-    /// The server answered, and the answer is no.
+    /// The server rejected the request.
     #[error("the event log refused ({action}): {description} (error {code})")]
     Refused {
-        /// What was asked for.
+        /// The request.
         action: &'static str,
         /// JetStream's own error code.
         code: u64,
-        /// The server's words.
+        /// The server's description.
         description: String,
     },
-    /// A stored message that is not what its subject says it is.
+    /// A stored message whose content does not match its subject.
     #[error("message {seq} on {subject} cannot be read: {reason}")]
     Corrupt {
-        /// Where it is.
+        /// Its subject.
         subject: String,
         /// Its sequence in the shard's stream.
         seq: u64,
-        /// What is wrong with it.
+        /// The problem with it.
         reason: String,
     },
     /// The stream ends before a sequence that was read from it earlier: history is lost.
@@ -42,34 +42,34 @@ pub enum StreamError {
         shard: Shard,
         /// Its last sequence now.
         last: u64,
-        /// The sequence that it had once.
+        /// The sequence that was read from it before.
         expected: u64,
     },
-    /// The stream is not what it was: history is lost, and an operator has to decide.
+    /// History of the stream is lost, and an operator has to decide.
     #[error("the log lost data: stream {stream}: {what}")]
     Lost {
         /// The stream.
         stream: StreamName,
-        /// How that was found.
+        /// How the loss was detected.
         what: String,
     },
-    /// There is no such shard.
+    /// The shard does not exist.
     #[error("shard {shard} does not exist: there are {shards}")]
     UnknownShard {
-        /// What was asked for.
+        /// The requested shard.
         shard: Shard,
-        /// How many there are.
+        /// The number of shards.
         shards: u16,
     },
-    /// The options do not make sense, or a name is no subject token.
+    /// The options are inconsistent, or a name is not a valid subject token.
     #[error("{0}")]
     Invalid(String),
 }
 
-/// Why a commit was not appended, or is not known to be.
+/// The reason why a commit was not appended, or its outcome is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
-    /// Somebody else appended to the aggregate first: load it again and decide again.
+    /// Another writer appended to the aggregate first: load it again and decide again.
     #[error("{subject} has moved on since it was loaded")]
     Conflict {
         /// The aggregate's subject.
@@ -81,65 +81,65 @@ pub enum AppendError {
         /// The other aggregate's subject.
         subject: String,
     },
-    /// The commit has no bytes that could be stored: too large, for one.
+    /// The commit cannot be encoded for storage: it is too large, for example.
     #[error(transparent)]
     Codec(#[from] CodecError),
     /// No answer until the deadline. Whether it was stored is unknown; the same commit may be appended again.
     #[error("the event log did not answer in time, so the effect is unknown: {reason}")]
     Unavailable {
-        /// What the last try saw.
+        /// The error of the last try.
         reason: String,
     },
-    /// The stream is not what it was, so nothing is appended to it until an operator has decided. Whether this commit was
-    /// stored before that was found is of no use to anybody.
+    /// History of the stream is lost, so nothing is appended to it until an operator has decided. Whether this commit
+    /// was stored before that was detected is of no use to the caller.
     #[error("the log lost data: stream {stream}: {what}")]
     Lost {
         /// The stream.
         stream: StreamName,
-        /// How that was found.
+        /// How the loss was detected.
         what: String,
     },
-    /// The server refuses this message, whoever sends it and however often.
+    /// The server rejects this message, regardless of sender and retries.
     #[error("the event log refused the message: {description} (error {code})")]
     Refused {
         /// JetStream's own error code.
         code: u64,
-        /// The server's words.
+        /// The server's description.
         description: String,
     },
-    /// The commit is of another org than the placement, or the request is none at all.
+    /// The commit is of another org than the placement, or the request is empty.
     #[error("{0}")]
     Invalid(String),
 }
 
-/// Why a claim was not made.
+/// The reason why a claim was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
     /// Another org has it.
     #[error("already taken")]
     Taken {
-        /// Who has it.
+        /// The org that has it.
         by: OrgId,
     },
-    /// The system stream could not be asked.
+    /// The request to the system stream failed.
     #[error(transparent)]
     Stream(#[from] StreamError),
 }
 
-/// What a cursor cannot pass over in silence.
+/// The conditions that a cursor has to report.
 #[derive(Debug, thiserror::Error)]
 pub enum CursorError {
-    /// Messages are missing from the stream. The next call gives the message `found`.
+    /// Messages are missing from the stream. The next call returns the message `found`.
     #[error("shard {shard} has no messages {expected} to {}", found.saturating_sub(1))]
     Gap {
         /// The shard.
         shard: Shard,
-        /// The sequence that should have come.
+        /// The sequence that was expected.
         expected: u64,
-        /// The sequence that came.
+        /// The sequence that was received.
         found: u64,
     },
-    /// The cursor cannot go on.
+    /// The cursor cannot continue.
     #[error(transparent)]
     Stream(#[from] StreamError),
 }

@@ -1,10 +1,9 @@
-//! How much of the door one org may take: appends under way at the same time.
+//! The in-flight limit of one org: its concurrent appends.
 //!
-//! The server has no limit of its own on what comes in, and takes what comes in its order. So what an org has sent and
-//! is not answered yet is what all others stand behind. An org with more to say than its share waits here, in a line of
-//! its own. The more orgs have something to say at the same time, the smaller is the share of each, so that fifty of them
-//! take no more of the door than a few do. One append of each may always be under way: who says one thing at a time never
-//! waits.
+//! The server has no limit of its own on incoming messages, and processes them in order. So an org's unanswered appends
+//! delay those of all other orgs. An org with more appends than its share waits here, in a queue of its own. The more
+//! orgs append at the same time, the smaller is the share of each, so that fifty of them take no more of the server
+//! than a few do. One append of each may always be in flight: an org that sends one append at a time never waits.
 
 use std::sync::{
     Arc,
@@ -17,32 +16,32 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::SyncMode;
 
-/// Appends of one org under way at once, in this process, where each is a publish of its own. With more of them one org
-/// gets hardly more done, and what others append waits behind them.
+/// Concurrent appends of one org in this process, where each is a publish of its own. With more of them one org's
+/// throughput hardly rises, and other orgs' appends wait behind them.
 const SINGLY: u32 = 16;
-/// Orgs that may have as many under way side by side. If there are more of them, each may have less.
+/// The number of orgs that may each have the full limit in flight. With more of them, each has a smaller limit.
 const SINGLY_SIDE_BY_SIDE: u32 = 8;
-/// The same where appends share batches: enough of one org to fill one that shares a sync, and enough of all of them to fill
-/// one for every shard.
+/// The same limit where appends share batches: enough of one org to fill a batch that shares a sync, and enough of all
+/// of them to fill one for every shard.
 const IN_BATCHES: u32 = 64;
 const IN_BATCHES_SIDE_BY_SIDE: u32 = 32;
 
-/// The orgs that have appends under way or in line.
+/// The orgs that have appends in flight or queued.
 #[derive(Debug)]
 pub(crate) struct InFlightLimiter {
     each: u32,
     side_by_side: u32,
     lines: DashMap<OrgId, Arc<Semaphore>>,
-    /// How many lines there are: every append asks, and the map would have to look into each of its parts.
+    /// The number of queues: every append reads it, and counting would visit each part of the map.
     orgs: AtomicU32,
 }
 
-/// A place among the appends of an org that are under way.
+/// A permit for one in-flight append of an org.
 #[derive(Debug)]
 pub(crate) struct InFlightPermit<'a> {
     shares: &'a InFlightLimiter,
     org: OrgId,
-    /// None only while it is dropped, or where the semaphore is closed, which none ever is.
+    /// None only while it is dropped, or if the semaphore is closed, which never happens.
     place: Option<OwnedSemaphorePermit>,
 }
 
@@ -55,19 +54,19 @@ impl InFlightLimiter {
         Self { each, side_by_side, lines: DashMap::new(), orgs: AtomicU32::new(0) }
     }
 
-    /// Waits for a place, first come, first served.
+    /// Waits for a permit, first come, first served.
     pub(crate) async fn enter(&self, org: OrgId) -> InFlightPermit<'_> {
         let line = Arc::clone(&self.lines.entry(org).or_insert_with(|| {
             self.orgs.fetch_add(1, Ordering::Relaxed);
             Arc::new(Semaphore::new(self.each as usize))
         }));
-        // Made first, so that an org that nobody waits for any more is forgotten however this ends.
+        // Made first, so that an org with no more waiting appends is removed in every case.
         let mut share = InFlightPermit { shares: self, org, place: None };
         share.place = line.acquire_many_owned(self.weight()).await.ok();
         share
     }
 
-    /// How much of its org's share an append takes that comes now: all of it where the orgs are many.
+    /// The part of its org's limit that a new append takes: all of it where the orgs are many.
     fn weight(&self) -> u32 {
         let orgs = self.orgs.load(Ordering::Relaxed);
         orgs.div_ceil(self.side_by_side).clamp(1, self.each)
@@ -77,7 +76,7 @@ impl InFlightLimiter {
 impl Drop for InFlightPermit<'_> {
     fn drop(&mut self) {
         self.place = None;
-        // Whoever comes in holds the entry while taking a reference, so this sees everybody.
+        // A new append holds the map entry while it clones the reference, so the count includes all of them.
         if self.shares.lines.remove_if(&self.org, |_, line| Arc::strong_count(line) == 1).is_some() {
             self.shares.orgs.fetch_sub(1, Ordering::Relaxed);
         }
@@ -101,10 +100,10 @@ mod tests {
         OrgId::fresh(1_700_000_000_000, [number; 10])
     }
 
-    /// As many appends of the org as are under way at once.
+    /// Returns as many appends of the org as can be in flight at once.
     async fn fill(shares: &InFlightLimiter, org: OrgId) -> Vec<InFlightPermit<'_>> {
         let mut held = Vec::new();
-        // The runtime lets a task have only so much before it is another's turn.
+        // The runtime's cooperative budget would otherwise interrupt the task.
         while let Poll::Ready(share) = poll!(Box::pin(unconstrained(shares.enter(org)))) {
             held.push(share);
         }
@@ -137,7 +136,7 @@ mod tests {
             let shares = InFlightLimiter::new(sync);
             let mut held: VecDeque<InFlightPermit<'_>> =
                 join_all((0..orgs).map(|number| shares.enter(org(number)))).await.into();
-            // Those came when there were fewer: each makes room for one that comes now.
+            // These came when there were fewer orgs: each makes room for one new append.
             for number in 0..orgs {
                 held.pop_front();
                 held.push_back(shares.enter(org(number)).await);
@@ -157,7 +156,7 @@ mod tests {
             tokio::spawn(async move {
                 let waiting = shares.enter(org((number % 3) as u8));
                 if number % 7 == 0 {
-                    // Gives up.
+                    // The waiting append is cancelled.
                     drop(Box::pin(waiting));
                     return;
                 }

@@ -1,9 +1,8 @@
-//! The per-org log on JetStream: where an org's events live, appending to them, reading, replaying and following them.
+//! The per-org log on JetStream: storing an org's events, and appending, reading, replaying and following them.
 //!
 //! Nothing outside this crate talks to JetStream, and nothing in it knows SQL or HTTP. One commit is one message on
-//! `ev.<shard>.<org>.<aggregate>.<id>`; the subject's last sequence is what every append states and what orders an
-//! aggregate. Start with [`Log`]: a cheap handle, and every verb of the crate is a method on it, in the file of that
-//! name.
+//! `ev.<shard>.<org>.<aggregate>.<id>`; every append states the subject's last sequence, which orders an aggregate.
+//! Start with [`Log`]: a cheap handle, and every verb of the crate is a method on it, in the file of that name.
 
 pub mod access;
 mod access_check;

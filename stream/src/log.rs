@@ -1,4 +1,4 @@
-//! The handle: the connections, and what every verb of the crate needs to know.
+//! The handle: the connections, and the state that every verb of the crate needs.
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
@@ -22,34 +22,34 @@ use crate::{
     trouble::Troubles,
 };
 
-/// Requests that only read or administer are answered well within this, or the server is in trouble.
+/// Timeout of requests that only read or administer; a healthy server answers well within it.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the log is and how it is kept.
+/// The log's address and configuration.
 #[derive(Clone)]
 pub struct LogOptions {
-    /// `nats://host:port`, or several with commas; with `tls://` nothing is sent in the clear.
+    /// `nats://host:port`, or several with commas; with `tls://` nothing is sent unencrypted.
     pub url: String,
-    /// The certificates of who may have signed the server's, in PEM. With it, nothing is sent in the clear either.
+    /// The certificates of the accepted certificate authorities, in PEM. If given, nothing is sent unencrypted either.
     pub ca: Option<PathBuf>,
     /// A NATS credentials file.
     pub creds: Option<PathBuf>,
-    /// What vouches for messages that are appended, and which messages are believed.
+    /// The keys that sign appended messages, and verify those that are read.
     pub keys: Arc<CommitKeys>,
-    /// How many pooled streams there are. It cannot shrink.
+    /// The number of pooled streams. It cannot shrink.
     pub shards: u16,
     /// Copies of every message: 1, or 3 in a cluster.
     pub replicas: usize,
-    /// What placements made here are labelled with.
+    /// The region label of placements made here.
     pub region: String,
-    /// How appends travel.
+    /// How appends are published.
     pub sync: SyncMode,
-    /// How long the server remembers message ids. It only saves work: what makes a retry safe is the log itself.
+    /// How long the server remembers message ids. It only saves work: retries are safe because of the log itself.
     pub duplicate_window: Duration,
 }
 
 impl fmt::Debug for LogOptions {
-    /// Without the address, which may hold a login.
+    /// Without the address, which may contain a login.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("LogOptions");
         shown.field("shards", &self.shards).field("replicas", &self.replicas).field("region", &self.region);
@@ -58,7 +58,7 @@ impl fmt::Debug for LogOptions {
 }
 
 impl LogOptions {
-    /// The log at `url`, whose messages `keys` vouch for; everything else as it is by default.
+    /// The options of the log at `url`, whose messages `keys` sign; everything else has its default.
     pub fn new(url: impl Into<String>, keys: Arc<CommitKeys>) -> Self {
         Self {
             url: url.into(),
@@ -73,13 +73,13 @@ impl LogOptions {
         }
     }
 
-    /// How the server is reached.
+    /// The server's address and credentials.
     pub fn reach(&self) -> Reach {
         Reach { url: self.url.clone(), ca: self.ca.clone() }
     }
 }
 
-/// How appends travel to the server.
+/// How appends are published to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyncMode {
     /// For a server that syncs every write: concurrent appends to a shard share atomic batches, and so share syncs.
@@ -97,27 +97,27 @@ pub struct Log {
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) options: LogOptions,
-    /// Under which subject JetStream is asked.
+    /// The subject prefix for JetStream requests.
     pub(crate) api: String,
     pub(crate) jetstream: jetstream::Context,
     pub(crate) streams: Vec<Stream<()>>,
     pub(crate) system: Stream<()>,
     pub(crate) publisher: Publisher,
-    /// One for each shard when appends share batches; none otherwise.
+    /// One per shard when appends share batches; none otherwise.
     pub(crate) queues: Vec<PublishBatcher>,
     pub(crate) shares: InFlightLimiter,
     pub(crate) placements: PlacementCache,
     pub(crate) troubles: Troubles,
     pub(crate) tips: Tips,
-    /// Counts lost connections: whoever waits for an answer from before can stop waiting.
+    /// Counts lost connections: a request sent before a loss can stop waiting for its reply.
     pub(crate) losses: watch::Receiver<u64>,
     client: async_nats::Client,
-    /// For reads of many messages at once. What answers them would stand in the way of everything else on one connection:
-    /// a cursor's next message would wait until some megabytes of history have been sent and taken apart.
+    /// The connection for reads of many messages. Their replies would delay everything else on one connection: a
+    /// cursor's next message would wait until some megabytes of history have been sent and parsed.
     pub(crate) bulk: Connection,
 }
 
-/// One connection, and how often it was lost.
+/// One connection, and the number of times it was lost.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) client: async_nats::Client,
@@ -209,7 +209,7 @@ impl Log {
         &self.inner.client
     }
 
-    /// Ends the connections, so that nobody misses a server that is stopped afterwards.
+    /// Closes the connections, so that no client of them reports a server that is stopped afterwards as lost.
     pub async fn close(&self) {
         for client in [&self.inner.client, &self.inner.bulk.client] {
             if let Err(error) = client.drain().await {
@@ -218,12 +218,12 @@ impl Log {
         }
     }
 
-    /// What vouches for the log's messages.
+    /// The keys that sign and verify the log's messages.
     pub fn keys(&self) -> &Arc<CommitKeys> {
         &self.inner.options.keys
     }
 
-    /// What placements made here are labelled with.
+    /// The region label of placements made here.
     pub fn region(&self) -> &str {
         &self.inner.options.region
     }

@@ -1,4 +1,4 @@
-//! A message as it lies in the log, and a commit read out of one.
+//! A message as stored in the log, and a commit decoded from one.
 
 use async_nats::{HeaderMap, header};
 use bytes::Bytes;
@@ -6,7 +6,7 @@ use orgstream_events::{CodecError, Commit, CommitKeys, EventSubject, OpenedCommi
 
 use crate::{StreamError, publish::TRACE};
 
-/// Makes an expectation one about another subject, so that it says nothing about its own.
+/// Applies an expectation to another subject, so that the message expects nothing on its own.
 const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 
 /// One message of a shard's stream, not yet decoded.
@@ -14,13 +14,13 @@ const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 pub struct Message {
     /// The stream it is in.
     pub shard: Shard,
-    /// Its place in that stream; never of use without the shard.
+    /// Its sequence in that stream; meaningful only together with the shard.
     pub seq: u64,
     /// `ev.<shard>.<org>.<aggregate>.<id>`.
     pub subject: String,
     /// A signed [`Commit`].
     pub payload: Bytes,
-    /// The last sequence of the subject that its publisher expected, and that the server held it to.
+    /// The last sequence of the subject that its publisher expected, as enforced by the server.
     pub expected: Option<u64>,
     /// The W3C `traceparent` of the request that appended it.
     pub trace: Option<String>,
@@ -32,12 +32,13 @@ impl Message {
         Self { shard, seq, subject, payload, expected: headers.and_then(expected), trace }
     }
 
-    /// The bytes of the [`Commit`], once it is sure that a process of ours signed them for this place.
+    /// Returns the bytes of the [`Commit`] after verifying that a process of this installation signed them for this
+    /// place.
     pub fn content(&self, keys: &CommitKeys) -> Result<&[u8], CodecError> {
         keys.verify(&self.subject, self.expected, &self.payload)
     }
 
-    /// Verifies and decodes the commit and compares it with the subject it came on.
+    /// Verifies and decodes the commit and compares it with the subject of the message.
     pub fn open(&self, keys: &CommitKeys) -> Result<StoredCommit, StreamError> {
         let content = self.content(keys).map_err(|error| self.corrupt(&error))?;
         Ok(StoredCommit { seq: self.seq, commit: self.decode(content)?, trace: self.trace.clone() })
@@ -54,7 +55,7 @@ impl Message {
     }
 }
 
-/// A commit of one aggregate's history, opened against its subject.
+/// A commit of one aggregate's history, checked against its subject.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredCommit {
     /// Its sequence in the shard's stream.
@@ -65,7 +66,7 @@ pub struct StoredCommit {
     pub trace: Option<String>,
 }
 
-/// The last sequence of its own subject that the server held the publisher of a message to.
+/// The last sequence of a message's own subject that the server enforced for its publisher.
 pub(crate) fn expected(headers: &HeaderMap) -> Option<u64> {
     if headers.get_last(EXPECTED_SUBJECT).is_some() {
         return None;
@@ -73,7 +74,7 @@ pub(crate) fn expected(headers: &HeaderMap) -> Option<u64> {
     headers.get_last(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE)?.as_str().parse().ok()
 }
 
-/// The alarm for a message that nobody of ours signed.
+/// Raises the alarm for a message without a valid signature of this installation.
 pub(crate) fn forged(subject: &str, seq: u64, reason: &CodecError) {
     metrics::counter!("orgstream_forged_messages_total").increment(1);
     tracing::error!(

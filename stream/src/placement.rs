@@ -1,4 +1,4 @@
-//! Placement: which stream an org lives in. Data of our own, written once, so that an org can move one day.
+//! Placement: the stream an org lives in. Stored by Orgstream itself, written once, so that an org can move one day.
 
 use std::time::{Duration, Instant};
 
@@ -13,13 +13,13 @@ use crate::{
     system::Fact,
 };
 
-/// How long "not placed" is believed: it shields the server from floods of made-up org ids.
+/// How long "not placed" is cached: it protects the server from floods of made-up org ids.
 const ABSENT_FOR: Duration = Duration::from_secs(1);
 const MAX_ABSENT: usize = 10_000;
 const MAX_PLACED: usize = 200_000;
 const TRIES: u32 = 8;
 
-/// Where an org lives.
+/// The location of an org.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     /// The org.
@@ -39,7 +39,7 @@ struct Stored {
     epoch: u64,
 }
 
-/// Caches have a bound instead of an order: when one is full it starts anew, and the log is asked again.
+/// Caches have a bound instead of an eviction order: a full one is cleared, and the log is queried again.
 #[derive(Debug, Default)]
 pub(crate) struct PlacementCache {
     placed: DashMap<OrgId, Placement>,
@@ -68,7 +68,7 @@ impl PlacementCache {
 }
 
 impl Log {
-    /// Where `org` lives, if it has been placed.
+    /// Returns the placement of `org`, if it has been placed.
     pub async fn placement(&self, org: OrgId) -> Result<Option<Placement>, StreamError> {
         if let Some(placement) = self.inner.placements.placed.get(&org) {
             return Ok(Some(placement.clone()));
@@ -84,7 +84,7 @@ impl Log {
         Ok(placement)
     }
 
-    /// Places `org`, or says where it was placed before.
+    /// Places `org`, or returns its earlier placement.
     pub async fn place(&self, org: OrgId) -> Result<Placement, StreamError> {
         if let Some(placement) = self.inner.placements.placed.get(&org) {
             return Ok(placement.clone());
@@ -104,8 +104,8 @@ impl Log {
         Ok(placement)
     }
 
-    /// Publishes on the system stream, and gives the sequence; none says that the expectation did not hold. A retry whose
-    /// first try arrived says so too, so the caller must look at what is there.
+    /// Publishes on the system stream, and returns the sequence; none if the expectation did not hold. A retry whose
+    /// first try arrived returns none too, so the caller must read the stored message.
     pub(crate) async fn write_system(&self, write: &Write) -> Result<Option<u64>, StreamError> {
         let action = "write to the system stream";
         let signed = self.keys().sign(&write.subject, write.expected, &write.payload);
@@ -142,7 +142,7 @@ impl Log {
         Ok(Some(Placement { org, shard: stored.shard, region: stored.region, epoch: stored.epoch }))
     }
 
-    /// Spreads new orgs evenly. Only the stored result counts afterwards, so the number of shards may grow.
+    /// Spreads new orgs evenly. Only the stored placement counts afterwards, so the number of shards may grow.
     fn choose(&self, org: OrgId) -> Shard {
         let Fingerprint(hash) = Fingerprint::of(&[org.uuid().as_bytes()]);
         let number = hash.iter().take(8).fold(0, |number: u64, byte| number << 8 | u64::from(*byte));

@@ -1,4 +1,4 @@
-//! What must hold on the NATS side before anything starts, as one clear line for each thing that does not.
+//! The conditions on the NATS side for a start, with one message for each that does not hold.
 
 use std::fmt;
 
@@ -6,12 +6,12 @@ use serde::Deserialize;
 
 use crate::{Log, StreamError};
 
-/// Something that is not as it must be, and what to do about it.
+/// A condition that does not hold, and its remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// What is wrong.
+    /// The problem.
     pub what: String,
-    /// How to put it right.
+    /// The remedy.
     pub fix: String,
 }
 
@@ -32,12 +32,12 @@ struct JszConfig {
     sync_always: bool,
 }
 
-/// Compares the server and the streams that exist with what must hold. Missing streams are no finding: see
+/// Compares the server and the existing streams with the requirements. Missing streams are no finding: see
 /// [`Log::ensure_streams`].
 ///
-/// `monitor_url` is the server's monitoring address: the only place where it tells how it syncs. A single copy on a
+/// `monitor_url` is the server's monitoring address: the only place where it reports how it syncs. A single copy on a
 /// server that acknowledges before it syncs can lose acknowledged commits to a power cut, so that is a finding, and so
-/// is not knowing; `allow_unsafe_sync` drops both.
+/// is an unknown sync mode; `allow_unsafe_sync` drops both.
 pub async fn preflight(
     log: &Log,
     monitor_url: Option<&str>,

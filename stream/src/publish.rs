@@ -14,17 +14,17 @@ use uuid::Uuid;
 
 use crate::api::{code, is_passing};
 
-/// A server that syncs every write on a busy disk can take this long; after it the answer is taken for lost.
+/// Timeout after which an answer counts as lost. A server that syncs every write on a busy disk can take this long.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Single publishes on their way at once, over all shards.
+/// Concurrent single publishes, over all shards.
 const IN_FLIGHT: usize = 1_024;
 /// A `traceparent` is 55 characters. Anything else in its place must not reach a header line.
 const MAX_TRACE: usize = 128;
 
 pub(crate) const TRACE: &str = "traceparent";
 
-/// A message on its way: the subject's last sequence that it expects, if it expects one, travels with it, and stays with
-/// it in the log.
+/// A message to publish. If it expects a last sequence on its subject, that is sent with it, and stays with it in the
+/// log.
 #[derive(Debug, Clone)]
 pub(crate) struct Write {
     pub(crate) subject: String,
@@ -51,7 +51,7 @@ impl Write {
     }
 }
 
-/// What the server said to one message, or to a whole batch.
+/// The server's answer to one message, or to a whole batch.
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
     /// Stored; for a batch, this is the sequence of its last message.
@@ -60,11 +60,11 @@ pub(crate) enum Answer {
     Duplicate { seq: u64 },
     /// The subject has moved on, or (in a batch only) a message id was seen before. Nothing was stored.
     Stale,
-    /// No answer, or one that asks for patience. It may be stored.
+    /// No answer, or one that asks for a retry. It may be stored.
     Unknown { reason: String },
-    /// Never.
+    /// A retry cannot succeed.
     Refused { code: u64, description: String },
-    /// The message is larger than this server takes; both in bytes.
+    /// The message is larger than this server accepts; both in bytes.
     TooLarge { size: usize, limit: usize },
 }
 
@@ -88,7 +88,7 @@ struct AckError {
     description: String,
 }
 
-/// Sends messages and waits for what the server says to them.
+/// Sends messages and waits for the server's answers.
 #[derive(Debug, Clone)]
 pub(crate) struct Publisher {
     client: Client,
@@ -101,7 +101,7 @@ impl Publisher {
         Self { client, losses, turns: Arc::new(Semaphore::new(IN_FLIGHT)) }
     }
 
-    /// Publishes one message, once, when fewer than [`IN_FLIGHT`] others are on their way.
+    /// Publishes one message, once, when fewer than [`IN_FLIGHT`] others are in flight.
     pub(crate) async fn publish_in_turn(&self, write: &Write) -> Answer {
         match self.turns.acquire().await {
             Ok(_turn) => self.publish(write).await,
@@ -114,7 +114,7 @@ impl Publisher {
         self.publish_with(write, &[]).await
     }
 
-    /// The same with more headers.
+    /// Publishes one message with additional headers, once.
     pub(crate) async fn publish_with(&self, write: &Write, more: &[(HeaderName, String)]) -> Answer {
         let mut headers = write.headers();
         for (name, value) in more {
@@ -150,7 +150,7 @@ impl Publisher {
         let mut headers = headers(last, writes.len());
         headers.insert(header::NATS_BATCH_COMMIT, header::NATS_BATCH_COMMIT_FINAL);
         match self.request(last, headers).await {
-            // An answer that is not about the whole batch says nothing about its members.
+            // An answer that does not cover the whole batch says nothing about its members.
             Ok(ack) if ack.error.is_none() && ack.count != writes.len() as u64 => {
                 Answer::Unknown { reason: "the server did not take the messages for a batch".to_owned() }
             }

@@ -1,13 +1,13 @@
-//! The queue of a shard whose server syncs every write: what gathers while a write is under way goes out as one batch.
+//! The queue of a shard whose server syncs every write: messages that arrive during a write are sent as one batch.
 //!
 //! `nats-server` has no group commit: with `sync_interval: always` every single publish costs a sync. An atomic batch
 //! costs one for all of its messages, but also 3 to 5 ms of the server's time, because it is staged in a store of its
-//! own. So a few writers publish side by side, and only a crowd shares a batch: with 64 writers spread over 16 shards,
-//! batches of whatever had gathered reached 1,800 commits a second, single publishes 7,000; with 256 writers on one
-//! shard it was 14,000 by batches and 3,000 by single publishes.
+//! own. So a few writers publish concurrently, and only many of them share a batch: with 64 writers spread over 16
+//! shards, batches of whatever was queued reached 1,800 commits a second, single publishes 7,000; with 256 writers on
+//! one shard it was 14,000 by batches and 3,000 by single publishes.
 //!
-//! The queue only ever tries once. What it could not store goes back to its writer, which publishes it alone, and knows
-//! how to find out whether an earlier try arrived.
+//! The queue only ever tries once. A message that it could not store is returned to its writer, which publishes it
+//! alone, and can find out whether an earlier try arrived.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -20,9 +20,9 @@ const WAITING: usize = 4_096;
 const BATCH_MESSAGES: usize = 200;
 /// The server holds a batch in memory until it is complete.
 const BATCH_BYTES: usize = 2 << 20;
-/// From this many on, a batch costs less than as many single publishes.
+/// Number of messages from which a batch costs less than single publishes.
 const WORTH_A_BATCH: usize = 16;
-/// Single publishes under way at once; what comes on top gathers.
+/// Concurrent single publishes; further messages are queued.
 const SINGLES_IN_FLIGHT: usize = 16;
 
 #[derive(Debug)]
@@ -31,7 +31,7 @@ struct Waiting {
     answer: oneshot::Sender<Answer>,
 }
 
-/// The way into one shard's queue.
+/// The sending side of one shard's queue.
 #[derive(Debug)]
 pub(crate) struct PublishBatcher {
     sender: mpsc::Sender<Waiting>,
@@ -44,7 +44,7 @@ impl PublishBatcher {
         Self { sender }
     }
 
-    /// Waits for a place, for a batch, and for its answer.
+    /// Waits for a place in the queue, for a batch, and for its answer.
     pub(crate) async fn publish(&self, write: Write) -> Answer {
         let (answer, answered) = oneshot::channel();
         let gone = || Answer::Unknown { reason: "the shard's queue has stopped".to_owned() };
@@ -55,13 +55,13 @@ impl PublishBatcher {
     }
 }
 
-/// What is under way to the server.
+/// A publish in flight.
 enum Done {
     Single,
     Batch,
 }
 
-/// Ends when the log's last handle is dropped, once all that was queued is answered.
+/// Runs the queue until the log's last handle is dropped and all queued messages are answered.
 async fn run(publisher: Publisher, mut receiver: mpsc::Receiver<Waiting>) {
     let mut waiting = VecDeque::new();
     let mut arrived = Vec::new();
@@ -79,7 +79,7 @@ async fn run(publisher: Publisher, mut receiver: mpsc::Receiver<Waiting>) {
                 Done::Batch => batches -= 1,
             },
         }
-        // One batch at a time, and nothing beside it: two would only split what gathers.
+        // One batch at a time, and nothing beside it: two would only split the queued messages.
         while batches == 0 && !waiting.is_empty() {
             if waiting.len() >= WORTH_A_BATCH {
                 batches += 1;
@@ -94,7 +94,7 @@ async fn run(publisher: Publisher, mut receiver: mpsc::Receiver<Waiting>) {
     }
 }
 
-/// As many as fit, in order, at most one for each subject: a second one's expectation follows from the first.
+/// Takes as many as fit, in order, at most one for each subject: a second one's expectation follows from the first.
 fn take(waiting: &mut VecDeque<Waiting>, limit: usize) -> Vec<Waiting> {
     let mut batch: Vec<Waiting> = Vec::with_capacity(waiting.len().min(limit));
     let mut subjects = HashSet::with_capacity(batch.capacity());
@@ -113,8 +113,8 @@ fn take(waiting: &mut VecDeque<Waiting>, limit: usize) -> Vec<Waiting> {
     batch
 }
 
-/// Writes a batch and answers its writers. A batch that one stale expectation spoils costs no sync, so it is halved
-/// until the stale one stands alone.
+/// Publishes a batch and answers its writers. A batch with a stale expectation costs no sync, so it is halved until the
+/// stale message is alone.
 async fn write(publisher: &Publisher, batch: Vec<Waiting>, done: Done) -> Done {
     let mut parts = vec![batch];
     while let Some(mut part) = parts.pop() {
@@ -133,7 +133,7 @@ async fn write(publisher: &Publisher, batch: Vec<Waiting>, done: Done) -> Done {
             }
             Answer::Stored { seq } => {
                 for (one, seq) in part.into_iter().zip((seq + 1).saturating_sub(count)..) {
-                    // A writer that has given up does not wait for its answer.
+                    // A writer that has given up no longer waits for its answer.
                     let _ = one.answer.send(Answer::Stored { seq });
                 }
             }

@@ -1,8 +1,8 @@
-//! Reading: one aggregate's history, one org's messages a chunk at a time, or all that an org has.
+//! Reading: one aggregate's history, one org's messages in chunks, or all messages of an org.
 //!
-//! None of this makes a consumer, as a [`CatchUpReader`](crate::CatchUpReader) does. One org is read by JetStream's batched direct get,
-//! which keeps no state between requests; an aggregate is walked back from its last message, because every message holds the
-//! sequence before it. A long history is read from its beginning on, a part at a time.
+//! None of this creates a consumer, as a [`CatchUpReader`](crate::CatchUpReader) does. One org is read by JetStream's
+//! batched direct get, which keeps no state between requests; an aggregate is walked back from its last message,
+//! because every message holds the sequence before it. A long history is read forward from its beginning, in parts.
 
 use std::time::Duration;
 
@@ -25,31 +25,32 @@ use crate::{
 
 /// The longest silence within one read. The first answer comes after a scan, the others follow at once.
 pub(crate) const SILENCE: Duration = Duration::from_secs(5);
-/// Well below the capacity of a subscription, so that nothing of a read can be dropped on the way.
+/// Well below the capacity of a subscription, so that no message of a read can be dropped.
 pub(crate) const MAX_MESSAGES: usize = 4_096;
 pub(crate) const MAX_BYTES: usize = 16 << 20;
-/// Every request costs a count of what is left, up to milliseconds for an org of many aggregates: so not too small.
+/// Every request costs a count of what is left, up to milliseconds for an org of many aggregates, so a chunk is not too
+/// small.
 const REPLAY_CHUNK: ReadLimit = ReadLimit { messages: 2_000, bytes: 2 << 20 };
-/// Commits up to which a history is walked back, a read each; a longer one is read from its beginning on.
+/// Commits up to which a history is walked back, one read each; a longer one is read forward from its beginning.
 const WALK: usize = 64;
-/// A replay outlives a server's restart; about 15 seconds of trying.
+/// Tries of a replay, about 15 seconds: it survives a server's restart.
 const REPLAY_TRIES: u32 = 36;
 
-/// Which copy of the log may answer.
+/// The copies of the log that may answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
     /// The leader: sees every acknowledged write.
     Leader,
-    /// Any replica: cheaper, and may be moments behind.
+    /// Any replica: cheaper, and may lag by moments.
     Any,
 }
 
-/// How much one read may bring back.
+/// The size limit of one read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimit {
     /// Messages at most.
     pub messages: usize,
-    /// Bytes at most; the first message comes whatever its size.
+    /// Bytes at most; the first message is returned whatever its size.
     pub bytes: usize,
 }
 
@@ -58,26 +59,26 @@ pub struct ReadLimit {
 pub struct History {
     /// Oldest first.
     pub commits: Vec<StoredCommit>,
-    /// The last sequence that this part reaches on the aggregate's subject: what to load on from, and at the end what an
-    /// append has to expect.
+    /// The last sequence that this part reaches on the aggregate's subject: the place to continue from, and at the end
+    /// the sequence that an append has to expect.
     pub last: u64,
-    /// Nothing came after it when it was read.
+    /// Whether nothing came after it when it was read.
     pub ended: bool,
 }
 
-/// What one read brought back.
+/// The result of one read.
 #[derive(Debug, Clone, Default)]
 pub struct Chunk {
     /// In order of their sequences.
     pub messages: Vec<Message>,
-    /// The org had nothing after these when the read ended.
+    /// Whether the org had nothing after these when the read ended.
     pub ended: bool,
-    /// How many it had after these, as far as whoever answered knew.
+    /// The number of messages after these, as known to the replica that answered.
     pub left: u64,
 }
 
 impl Chunk {
-    /// How many messages there were from the first of these on, as far as whoever answered knew.
+    /// The number of messages from the first of these on, as known to the replica that answered.
     pub fn count(&self) -> u64 {
         self.messages.len() as u64 + self.left
     }
@@ -92,10 +93,11 @@ struct BatchGet<'a> {
 }
 
 impl Log {
-    /// The aggregate's commits after `after` (exclusive; 0 gives all), oldest first; of a long history the first part.
+    /// Returns the aggregate's commits after `after` (exclusive; 0 gives all), oldest first; of a long history the
+    /// first part.
     ///
-    /// `after` must be 0, or where an earlier part of the history ended. A message on the subject that nobody of ours
-    /// signed is passed over, with an alarm.
+    /// `after` must be 0, or the end of an earlier part of the history. A message on the subject without a valid
+    /// signature of this installation is skipped, with an alarm.
     #[tracing::instrument(level = "debug", skip_all, fields(org.id = %placement.org, shard = %placement.shard))]
     pub async fn load(
         &self,
@@ -124,13 +126,13 @@ impl Log {
         }
     }
 
-    /// Where the aggregate's history ends: the last sequence on its subject, whoever wrote it; 0 when nothing is on it. Every
-    /// write that was acknowledged before is seen.
+    /// Returns the end of the aggregate's history: the last sequence on its subject, by any writer; 0 when nothing is
+    /// on it. Sees every write acknowledged before.
     pub async fn end_of_history(&self, placement: &Placement, aggregate: &AggregateId) -> Result<u64, StreamError> {
         let Placement { org, shard, .. } = *placement;
         let stream = self.stream_of(shard)?;
         let subject = EventSubject { shard, org, aggregate: aggregate.clone() }.to_string();
-        // The only copy is the leader's, and a direct question is the cheaper one.
+        // The leader's copy is the only one, and a direct get is the cheaper request.
         let last = match self.inner.options.replicas {
             1 => last_on_any(stream, &subject).await?,
             _ => last_on_leader(stream, &subject).await?,
@@ -138,8 +140,8 @@ impl Log {
         Ok(last.map_or(0, |message| message.sequence))
     }
 
-    /// The facts of an aggregate after `after` (exclusive), oldest first, as many as one read brings: they follow from nothing
-    /// that came before, so there is no history to walk.
+    /// Returns the access events of an aggregate after `after` (exclusive), oldest first, as many as one read returns:
+    /// they do not follow from each other, so there is no history to walk.
     pub async fn facts(
         &self,
         placement: &Placement,
@@ -164,8 +166,8 @@ impl Log {
         Ok(history)
     }
 
-    /// From the newest commit back to `after`, by the expectations that the messages hold; none when that is too long a
-    /// way, or leads over a message that cannot be believed.
+    /// Returns the commits from the newest back to `after`, by the expectations that the messages hold; none when there
+    /// are too many, or one of the messages is not authentic.
     async fn walk_back(
         &self,
         stream: &jetstream::stream::Stream<()>,
@@ -180,7 +182,7 @@ impl Log {
                 return Err(message.corrupt(&format!("the history of {subject} leads to it")));
             }
             let Ok(content) = message.content(self.keys()) else { return Ok(None) };
-            // What is authentic names the expectation that it was signed with.
+            // An authentic message names the expectation that it was signed with.
             let before = message.expected.filter(|before| *before < message.seq);
             let before = before.ok_or_else(|| message.corrupt(&"it does not say which message came before it"))?;
             if before < after {
@@ -192,7 +194,7 @@ impl Log {
                 commits.reverse();
                 return Ok(Some(commits));
             }
-            // A replica may lack what its leader has; what the leader lacks is gone.
+            // A replica may lack a message that its leader has; a message that the leader lacks is gone.
             let found = match get_on_any(stream, before).await? {
                 Some(found) => Some(found),
                 None => get_on_leader(stream, before).await?,
@@ -203,7 +205,7 @@ impl Log {
         Ok(None)
     }
 
-    /// The commits after `after`, as many as one read brings; `newest` is the last sequence on the subject.
+    /// Returns the commits after `after`, as many as one read returns; `newest` is the last sequence on the subject.
     async fn read_forward(&self, shard: Shard, subject: &str, after: u64, newest: u64) -> Result<History, StreamError> {
         let chunk = self.batch_get(shard, subject, after + 1, REPLAY_CHUNK).await?;
         let mut history = History { commits: Vec::new(), last: after, ended: false };
@@ -229,7 +231,7 @@ impl Log {
         Ok(history)
     }
 
-    /// The org's messages from `from_seq` (inclusive), as many as `limit` allows.
+    /// Returns the org's messages from `from_seq` (inclusive), as many as `limit` allows.
     #[tracing::instrument(level = "debug", skip_all, fields(org.id = %org, %shard))]
     pub async fn read(&self, shard: Shard, org: OrgId, from_seq: u64, limit: ReadLimit) -> Result<Chunk, StreamError> {
         let stream = self.stream_of(shard)?;
@@ -237,7 +239,7 @@ impl Log {
         let from_seq = from_seq.max(1);
         let mut chunk = self.batch_get(shard, &filter, from_seq, limit).await?;
         if chunk.ended && self.inner.options.replicas > 1 {
-            // A replica that is behind sees an end where there is none.
+            // A lagging replica may report an end where there is none.
             let next_seq = chunk.messages.last().map_or(from_seq, |message| message.seq + 1);
             chunk.ended = next_on_leader(stream, &filter, next_seq).await?.is_none();
         }
@@ -277,7 +279,7 @@ impl Log {
             let headers = answer.headers.unwrap_or_default();
             match answer.status.map(|status| status.as_u16()) {
                 None => {}
-                // The end of the batch; what is left for the next one is counted in it.
+                // The end of the batch; it includes the count of the messages left.
                 Some(204) => {
                     let left = number(&headers, "Nats-Num-Pending");
                     return Ok(Chunk { messages, ended: left == Some(0), left: left.unwrap_or_default() });
@@ -294,7 +296,7 @@ impl Log {
             else {
                 return Err(broken("an answer without a sequence"));
             };
-            // Each answer names the one before it, so one that got lost on the way shows.
+            // Each answer names the one before it, which reveals one that was lost.
             let before = number(&headers, header::NATS_LAST_SEQUENCE.as_ref()).unwrap_or(0);
             if messages.last().is_some_and(|message| message.seq != before) {
                 return Err(broken("an answer was lost"));
@@ -304,9 +306,9 @@ impl Log {
         }
     }
 
-    /// The org's messages from `from_seq` (inclusive) to the end as of the first poll.
+    /// Returns the org's messages from `from_seq` (inclusive) to the end as of the first poll.
     ///
-    /// Holds one chunk in memory. A server's restart is waited out; anything else ends the stream with an error.
+    /// Holds one chunk in memory. Waits through a restart of the server; any other error ends the stream.
     pub fn replay(
         &self,
         placement: &Placement,
@@ -332,12 +334,12 @@ impl Log {
     }
 }
 
-/// Reads one org forward, chunk by chunk, and waits out a server that is away for a moment.
+/// Reads one org forward, in chunks, and waits through short outages of the server.
 pub(crate) struct Reader {
     pub(crate) log: Log,
     pub(crate) shard: Shard,
     pub(crate) org: OrgId,
-    /// The first sequence that was not read yet.
+    /// The first sequence not read yet.
     pub(crate) next: u64,
 }
 

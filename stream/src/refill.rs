@@ -1,4 +1,4 @@
-//! Writing back what a stream has lost, each message where it was: by an operator's command, while nobody else appends.
+//! Writing back lost messages of a stream, each at its sequence: by an operator's command, while nothing else appends.
 
 use async_nats::header;
 use bytes::Bytes;
@@ -11,16 +11,16 @@ use crate::{
     tips::StreamName,
 };
 
-/// The word in the place of the org, for what nobody has any more.
+/// The token in the place of the org, for messages of which no copy is left.
 const NOBODY: &str = "lost";
 
-/// Whether a message stands in the place of one that was lost.
+/// Whether a message is a placeholder for a lost one.
 pub fn is_placeholder(subject: &str) -> bool {
     subject.split('.').nth(2) == Some(NOBODY)
 }
 
 impl Log {
-    /// The shard's message `seq`, if there is one.
+    /// Returns the shard's message `seq`, if it exists.
     pub async fn message(&self, shard: Shard, seq: u64) -> Result<Option<Message>, StreamError> {
         let found = get_on_leader(self.stream_of(shard)?, seq).await?;
         Ok(found.map(|found| {
@@ -28,7 +28,7 @@ impl Log {
         }))
     }
 
-    /// Writes the commit, or a placeholder for what nobody has any more, as the shard's message `seq`: nowhere else.
+    /// Writes the commit, or a placeholder if no copy of it is left, as the shard's message `seq`: nowhere else.
     pub async fn write_back(&self, shard: Shard, seq: u64, commit: Option<&Commit>) -> Result<(), AppendError> {
         let invalid = |error: StreamError| AppendError::Invalid(error.to_string());
         let stream = self.stream_of(shard).map_err(invalid)?;
@@ -45,7 +45,7 @@ impl Log {
             }
             None => (format!("ev.{shard}.{NOBODY}.{seq}"), Bytes::from(format!("message {seq} was lost"))),
         };
-        // Without a message id: what the server remembers of ids is of no use here.
+        // Without a message id: the server's deduplication is of no use here.
         let write = Write { subject, payload: payload.clone(), message_id: None, expected, trace: None };
         let headers = [(header::NATS_EXPECTED_LAST_SEQUENCE, (seq.saturating_sub(1)).to_string())];
         match self.inner.publisher.publish_with(&write, &headers).await {

@@ -1,4 +1,4 @@
-//! The streams behind the shards: made so that they cannot lose history, and never changed behind an operator's back.
+//! The streams behind the shards: created so that they cannot lose history, and never changed without the operator.
 
 use async_nats::jetstream::{
     self,
@@ -11,22 +11,24 @@ use crate::{Finding, Log, StreamError, api::code, api::unavailable};
 
 /// The stream of claims and placements.
 pub(crate) const SYSTEM: &str = "SYS";
-/// A worker has one consumer per shard, and one for each of a few orgs that it catches up with; a takeover leaves the old ones
-/// for half a minute. nats-server 2.15 would allow 1,000 in silence, which is far beyond what one stream can serve.
+/// A worker has one consumer per shard, and one for each of a few orgs that it catches up with; after a takeover the
+/// old ones remain for half a minute. nats-server 2.15 would silently allow 1,000, far beyond what one stream can
+/// serve.
 const MAX_CONSUMERS: i32 = 256;
 
-/// How far a shard's stream reaches.
+/// The extent of a shard's stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardState {
     /// Its first sequence; one past the last when it is empty.
     pub first_seq: u64,
     /// Its last sequence; 0 when nothing was ever written.
     pub last_seq: u64,
-    /// How many messages it holds.
+    /// The number of its messages.
     pub messages: u64,
-    /// How many bytes they take.
+    /// Their size in bytes.
     pub bytes: u64,
-    /// Who reads it: the cursor of each worker, and what those catch up by with a few organizations; never one for each.
+    /// Its consumers: the cursor of each worker, and those for catch-up reads of a few organizations; never one for
+    /// each.
     pub consumers: usize,
 }
 
@@ -39,8 +41,8 @@ pub(crate) async fn handle(jetstream: &jetstream::Context, name: &str) -> Result
 }
 
 impl Log {
-    /// Creates the streams that are missing and compares those that exist with what they must be. Only the administrator's
-    /// credentials may do that.
+    /// Creates the missing streams and compares the existing ones with the required configuration. Only the
+    /// administrator's credentials may do that.
     ///
     /// An existing stream is never changed here; every differing field is a finding.
     pub async fn ensure_streams(&self) -> Result<Vec<Finding>, StreamError> {
@@ -56,7 +58,7 @@ impl Log {
         Ok(findings)
     }
 
-    /// The streams that are not there.
+    /// Returns the names of the missing streams.
     pub async fn missing_streams(&self) -> Result<Vec<String>, StreamError> {
         let mut missing = Vec::new();
         for config in self.configs() {
@@ -67,7 +69,7 @@ impl Log {
         Ok(missing)
     }
 
-    /// Compares the streams that exist with what they must be, and creates none.
+    /// Compares the existing streams with the required configuration, and creates none.
     pub(crate) async fn compare_streams(&self) -> Result<Vec<Finding>, StreamError> {
         let mut findings = Vec::new();
         for config in self.configs() {
@@ -78,7 +80,7 @@ impl Log {
         Ok(findings)
     }
 
-    /// How far the shard's stream reaches, as its leader knows it.
+    /// Returns the extent of the shard's stream, as its leader knows it.
     pub async fn shard_state(&self, shard: Shard) -> Result<ShardState, StreamError> {
         self.stream_of(shard)?;
         let name = name(shard);
@@ -96,7 +98,7 @@ impl Log {
         })
     }
 
-    /// The last sequence that was ever written to the shard; 0 when there is no such stream.
+    /// Returns the last sequence ever written to the shard; 0 when there is no such stream.
     pub async fn shard_end(&self, shard: Shard) -> Result<u64, StreamError> {
         self.stream_of(shard)?;
         let info = self.stream_info(&name(shard)).await?;
@@ -114,7 +116,7 @@ impl Log {
     async fn create(&self, config: &Config) -> Result<Info, StreamError> {
         let name = &config.name;
         match self.ask("create a stream", format!("STREAM.CREATE.{name}"), config).await {
-            // Somebody with other ideas of its configuration was faster; the comparison will tell.
+            // Another process created it first with a different configuration; the comparison reports that.
             Err(error @ StreamError::Refused { code: code::STREAM_NAME_IN_USE, .. }) => {
                 self.stream_info(name).await?.ok_or(error)
             }
@@ -134,7 +136,7 @@ impl Log {
             storage: StorageType::File,
             retention: RetentionPolicy::Limits,
             discard: DiscardPolicy::New,
-            // Nothing takes a message out again, not even the administrator.
+            // No message can be removed, not even by the administrator.
             deny_delete: true,
             deny_purge: true,
             max_messages: -1,
@@ -151,9 +153,9 @@ impl Log {
     }
 }
 
-/// One finding for each field that is not as it must be, under the name that the server's own tools use.
+/// One finding for each field that differs from the requirement, under the name that the server's own tools use.
 fn differences(expected: &Config, actual: &Config) -> Vec<Finding> {
-    // What the server fills in by itself, and what an operator may choose without any harm to history.
+    // Fields that the server fills in by itself, or that an operator may choose without any harm to history.
     const FREE: [&str; 5] = ["metadata", "description", "placement", "consumer_limits", "compression"];
     let fields = |config: &Config| match serde_json::to_value(config) {
         Ok(Value::Object(fields)) => fields,

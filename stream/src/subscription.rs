@@ -1,4 +1,4 @@
-//! What feeds a cursor: one consumer on the server, from its creation until anything goes wrong with it.
+//! The source of a cursor: one consumer on the server, from its creation until its first error.
 
 use std::time::Duration;
 
@@ -16,24 +16,24 @@ use crate::{
     tips::StreamName,
 };
 
-/// Messages asked for at once; when half of them have come, the next are asked for. All cursors share a connection, so
-/// this is also what one of a busy shard puts before the next message of a quiet one.
+/// Messages per request; when half of them have come, the next are requested. All cursors share a connection, so this
+/// is also how many messages of a busy shard can precede the next message of a quiet one.
 const BATCH: usize = 200;
-/// The same for a cursor that has many messages to catch up with: somebody waits behind all of them.
+/// Messages per request of a cursor with a large backlog.
 const CATCHING_UP: usize = 2_000;
-/// Messages ahead from which on a cursor is catching up.
+/// Pending messages from which a cursor is catching up.
 const FAR_BEHIND: u64 = 5_000;
-/// The same in bytes, and at least the largest message. With two requests open, a cursor's share of memory is twice this.
+/// Bytes per request, and at least the largest message. With two requests open, a cursor uses up to twice this memory.
 const BATCH_BYTES: usize = 2 << 20;
 const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// What a feed has to say.
+/// An event of a subscription.
 pub(crate) enum Received {
     Message(Message),
-    /// Nothing new, but the server is there.
+    /// No new message, but the server is alive.
     Alive,
-    /// No more will come.
+    /// No more messages will come.
     Over {
         reason: String,
     },
@@ -46,17 +46,17 @@ pub(crate) struct Subscription {
     messages: Subscriber,
     inbox: String,
     ask: String,
-    /// Messages that are there and were not sent yet, as the server last said.
+    /// Messages that exist and were not sent yet, as last reported by the server.
     ahead: u64,
-    /// Asked for and not yet come.
+    /// Messages requested and not yet received.
     open: usize,
-    /// Bytes that have come since it was last certain what is open, counted as the server counts them.
+    /// Bytes received since the number of open requests was last certain, counted as the server counts them.
     came: usize,
     losses: watch::Receiver<u64>,
 }
 
 impl Subscription {
-    /// Makes a consumer that starts after `after`.
+    /// Creates a consumer that starts after `after`.
     pub(crate) async fn begin(log: &Log, shard: Shard, after: u64) -> Result<Self, StreamError> {
         let action = "begin a cursor";
         let mut losses = log.inner.losses.clone();
@@ -82,13 +82,13 @@ impl Subscription {
         })
     }
 
-    /// Dropping the future loses nothing.
+    /// Returns the next event; dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> Received {
         loop {
             if let Err(fed) = self.ask_ahead().await {
                 return fed;
             }
-            // Most messages are here already: no timer is set for those.
+            // Most messages are buffered already: no timer is set for those.
             let message = if let Some(message) = self.messages.next().now_or_never() {
                 message
             } else {
@@ -111,7 +111,7 @@ impl Subscription {
         }
     }
 
-    /// Asks for more while half of what was asked for is still to come.
+    /// Requests more when half of the requested messages have come.
     async fn ask_ahead(&mut self) -> Result<(), Received> {
         let batch = if self.ahead > FAR_BEHIND { CATCHING_UP } else { BATCH };
         if self.open > batch / 2 {
@@ -134,12 +134,12 @@ impl Subscription {
         Received::Message(place.message(self.shard, message))
     }
 
-    /// What the server says about a request instead of sending messages.
+    /// Handles the server's status message about a request.
     fn heed(&mut self, message: &async_nats::Message) -> Received {
         let left = || message.headers.as_ref()?.get_last("Nats-Pending-Messages")?.as_str().parse::<usize>().ok();
         match message.status.map(|status| status.as_u16()) {
             Some(100) => Received::Alive,
-            // A request that ran out of time or of bytes, and how many of its messages it still owes.
+            // A request that ran out of time or of bytes, with the number of its messages that will not come.
             Some(408 | 409) if left().is_some() => {
                 self.open = self.open.saturating_sub(left().unwrap_or_default());
                 Received::Alive

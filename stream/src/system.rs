@@ -1,4 +1,4 @@
-//! The system stream: what counts on a subject is the last message that a process of ours signed.
+//! The system stream: the value of a subject is its last message that a process of this installation signed.
 
 use async_nats::jetstream::message::StreamMessage;
 use bytes::Bytes;
@@ -11,21 +11,21 @@ use crate::{
     message::{expected, forged},
 };
 
-/// Messages that are looked through on one subject. There is one as a rule, and one more for each change of hands.
+/// Messages checked on one subject. There is usually one, and one more for each change of owner.
 const MAX_LOOKED_THROUGH: usize = 1_000;
 
-/// What a subject of the system stream says.
+/// The value of a subject of the system stream.
 pub(crate) struct Fact {
-    /// The last sequence on the subject, whoever wrote it: what the next write has to expect.
+    /// The last sequence on the subject, by any writer: the next write has to expect it.
     pub(crate) seq: u64,
-    /// The content of the last message that is authentic; none when there is no such message.
+    /// The content of the last authentic message; none when there is no such message.
     pub(crate) content: Option<Bytes>,
-    /// When the log took that message, or else the last one.
+    /// When the log stored that message, or else the last one.
     pub(crate) stored_at: OffsetDateTime,
 }
 
 impl Log {
-    /// What the subject says; none when nothing is on it.
+    /// Returns the subject's value; none when it has no messages.
     pub(crate) async fn system_fact(&self, subject: &str) -> Result<Option<Fact>, StreamError> {
         let Some(newest) = last_on_leader(&self.inner.system, subject).await? else { return Ok(None) };
         let (seq, stored_at) = (newest.sequence, newest.time);
@@ -49,7 +49,8 @@ impl Log {
         Err(StreamError::Corrupt { subject: subject.to_owned(), seq, reason })
     }
 
-    /// What an authentic message says; none for one that nobody of ours signed, which raises the alarm.
+    /// Returns the content of an authentic message; none for one without a valid signature of this installation, which
+    /// raises the alarm.
     pub(crate) fn system_content(&self, message: &StreamMessage) -> Result<Option<Bytes>, StreamError> {
         let (subject, seq) = (message.subject.as_str(), message.sequence);
         match self.keys().verify(subject, expected(&message.headers), &message.payload) {
@@ -63,7 +64,7 @@ impl Log {
     }
 }
 
-/// What is signed cannot be read by this process: another one can, or this one once it has the key.
+/// Signed content that this process cannot decode: another process can, or this one once it has the key.
 pub(crate) fn unreadable(subject: &str, seq: u64, error: &CodecError) -> StreamError {
     match error {
         CodecError::UnknownKey { .. } => StreamError::Unavailable {

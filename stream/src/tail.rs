@@ -1,7 +1,8 @@
-//! Following one org: what it has, and then what it gets, without a consumer on the server.
+//! Following one org: its existing messages, and then the new ones, without a consumer on the server.
 //!
-//! A JetStream publish is a core NATS message too, so a plain subscription on the org's subjects says that something
-//! is about to be there. It is only ever a hint: the messages come from the log, and a slow poll covers lost hints.
+//! A JetStream publish is a core NATS message too, so a plain subscription on the org's subjects announces a message
+//! that is about to be stored. It is only ever a hint: the messages come from the log, and a slow poll covers lost
+//! hints.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +21,8 @@ use crate::{
 
 const CHUNK: ReadLimit = ReadLimit { messages: 256, bytes: 1 << 20 };
 const POLL: Duration = Duration::from_secs(5);
-/// A hint comes with the publish, the message is readable after its sync: so an empty read is repeated after these.
+/// Delays for repeating an empty read after a hint: the hint comes with the publish, the message is readable after its
+/// sync.
 const AFTER_HINT: [Duration; 5] = [
     Duration::from_millis(2),
     Duration::from_millis(10),
@@ -30,10 +32,10 @@ const AFTER_HINT: [Duration; 5] = [
 ];
 
 impl Log {
-    /// The org's messages from `from_seq` (inclusive), and then those to come, until it is dropped.
+    /// Returns the org's messages from `from_seq` (inclusive), and then new ones, until it is dropped.
     ///
-    /// Holds one chunk in memory, however far behind its reader is. A server that is away is waited for; the stream
-    /// ends only with an error that waiting cannot cure.
+    /// Holds one chunk in memory, however far its reader lags. Waits while the server is away; the stream ends only
+    /// with an error that a retry cannot cure.
     pub fn tail(
         &self,
         placement: &Placement,
@@ -41,7 +43,7 @@ impl Log {
     ) -> impl Stream<Item = Result<Message, StreamError>> + Send + use<> {
         let reader = Reader { log: self.clone(), shard: placement.shard, org: placement.org, next: from_seq.max(1) };
         let mut losses = self.inner.losses.clone();
-        // So the first look is at where the log ends: a position beyond that is an error at once.
+        // So the first poll checks the log's end: a position beyond it is an error at once.
         losses.mark_changed();
         let follower = Follower { reader, hints: None, looks: 0, polled: None, losses };
         let chunks = stream::try_unfold(follower, |mut follower| async move {
@@ -55,9 +57,9 @@ impl Log {
 struct Follower {
     reader: Reader,
     hints: Option<Hints>,
-    /// How many empty looks have followed the last hint.
+    /// The number of empty reads since the last hint.
     looks: usize,
-    /// Where the whole stream ended at the last poll.
+    /// The end of the whole stream at the last poll.
     polled: Option<u64>,
     losses: watch::Receiver<u64>,
 }
@@ -78,7 +80,7 @@ impl Follower {
                     self.hints = Some(hints);
                     return Ok(chunk.messages);
                 }
-                // Nothing up to the polled end is ours: the next look need not scan it again.
+                // Nothing up to the polled end is of this org: the next read need not scan it again.
                 Ok(_) => {
                     let end = self.polled.take().unwrap_or_default();
                     self.reader.next = self.reader.next.max(end + 1);
@@ -107,7 +109,8 @@ impl Follower {
         Ok(())
     }
 
-    /// Looks where the whole stream ends. Before what was already read from it: then a crash has cost it its end.
+    /// Checks the end of the whole stream. An end before the last message read means that a crash has cost the stream
+    /// its end.
     async fn poll(&mut self) -> Result<(), StreamError> {
         match self.reader.end().await {
             Ok(last) if last + 1 < self.reader.next => {
@@ -122,7 +125,7 @@ impl Follower {
         }
     }
 
-    /// Without a subscription there are no hints, and the poll still finds everything.
+    /// Subscribes to hints. Without a subscription there are none, and the poll still finds every message.
     async fn listen(&self) -> Hints {
         let news = Arc::new(Notify::new());
         let subject = EventSubject::all_of_org(self.reader.shard, self.reader.org);
@@ -131,12 +134,12 @@ impl Follower {
                 let news = Arc::clone(&news);
                 let mut losses = self.reader.log.inner.losses.clone();
                 losses.mark_unchanged();
-                // Emptied at once and always, so that a slow reader of the tail piles up nothing.
+                // Drained at once and always, so that a slow reader of the tail accumulates no messages.
                 Some(tokio::spawn(async move {
                     loop {
                         let goes_on = tokio::select! {
                             hint = subscription.next() => hint.is_some(),
-                            // What was published while the connection was away left no hint.
+                            // Messages published while the connection was lost left no hint.
                             lost = losses.changed() => lost.is_ok(),
                         };
                         news.notify_one();

@@ -1,9 +1,9 @@
-//! The ends of the streams as this process knows them, and whether what was there is still there.
+//! The last messages of the streams as known to this process, and the check that they still exist.
 //!
-//! A server whose storage came back from an older copy answers as if nothing had happened, and gives out sequences a second
-//! time. So the last message that this process has seen of each stream is remembered, and looked for: after each reconnect
-//! before anything more is appended, before a cursor begins anew, and whenever somebody asks. An acknowledgement of a sequence
-//! that was passed before says the same. Once that is found, the stream takes nothing more from this process.
+//! A server whose storage was restored from an older copy answers normally, and assigns sequences a second time. So the
+//! last message that this process has seen of each stream is remembered, and checked: after each reconnect before any
+//! further append, before a cursor restarts, and on request. An acknowledgement of a sequence that was passed before
+//! proves the same loss. Once it is found, this process appends nothing more to the stream.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use orgstream_events::{Fingerprint, Shard};
 
 use crate::{AppendError, Log, StreamError, api::get_on_leader, streams};
 
-/// How often, and after which pause, a leader of several copies is asked for a message before it counts as gone.
+/// Tries to read a message from a leader of several copies, and the pause between them, before it counts as gone.
 const COPIES_LOOKS: u32 = 5;
 const COPIES_PAUSE: Duration = Duration::from_millis(500);
 
@@ -50,12 +50,12 @@ impl FromStr for StreamName {
     }
 }
 
-/// A message by which a history is known again.
+/// A message that identifies a history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tip {
     /// Its sequence in its stream.
     pub seq: u64,
-    /// The hash of its bytes, which hold what vouches for them.
+    /// The hash of its bytes, which include its signature.
     pub digest: Fingerprint,
 }
 
@@ -65,31 +65,31 @@ impl Tip {
     }
 }
 
-/// How far a stream goes.
+/// The end of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamEnd {
     /// Its last sequence; 0 when nothing was ever written, or there is no such stream.
     pub seq: u64,
-    /// When the server took that message, in nanoseconds.
+    /// When the server stored that message, in nanoseconds.
     pub at: i128,
 }
 
-/// What is known of one stream.
+/// The state of one stream.
 #[derive(Debug, Default)]
 struct Known {
-    /// The last message that this process has seen there. Hashed when somebody asks.
+    /// The last message that this process has seen there. Hashed on request.
     tip: Option<(u64, Bytes)>,
-    /// How it was found that the stream is not what it was.
+    /// How a loss of history was detected.
     lost: Option<String>,
-    /// Up to which loss of the connection the stream was found as it was.
+    /// The number of connection losses up to which the stream was confirmed intact.
     sure: u64,
 }
 
-/// What is known of all of them: the shards in their order, and the system stream behind them.
+/// The state of all streams: the shards in their order, and the system stream after them.
 #[derive(Debug)]
 pub(crate) struct Tips {
     known: Vec<Mutex<Known>>,
-    /// Who looks after a reconnect looks for everybody who waits for the same.
+    /// One check after a reconnect serves all callers that wait for it.
     looking: Vec<tokio::sync::Mutex<()>>,
 }
 
@@ -113,12 +113,12 @@ impl Tips {
         Some(self.known.get(self.place(stream))?.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The last sequence that this process has seen in the shard.
+    /// Returns the last sequence that this process has seen in the shard.
     pub(crate) fn end(&self, shard: Shard) -> u64 {
         self.of(StreamName::Shard(shard)).and_then(|known| known.tip.as_ref().map(|(seq, _)| *seq)).unwrap_or_default()
     }
 
-    /// A message was seen.
+    /// Records a message that was seen.
     pub(crate) fn note(&self, stream: StreamName, seq: u64, payload: &Bytes) {
         if let Some(mut known) = self.of(stream)
             && known.tip.as_ref().is_none_or(|(last, _)| *last < seq)
@@ -127,8 +127,8 @@ impl Tips {
         }
     }
 
-    /// An append to the shard was acknowledged with the sequences `first` to `last`, where `payload` stands, and `before` had
-    /// been seen when it was sent.
+    /// Records that an append to the shard was acknowledged with the sequences `first` to `last`, where `payload` is
+    /// stored; `before` is the last sequence seen when it was sent.
     pub(crate) fn acknowledged(
         &self,
         shard: Shard,
@@ -145,8 +145,8 @@ impl Tips {
         self.refuse(shard)
     }
 
-    /// What keeps this process from appending to the shard. Where orgs live, and whose names are whose, is in the system
-    /// stream: without it nobody can tell what belongs where.
+    /// Returns the loss that keeps this process from appending to the shard. Placements and claims are in the system
+    /// stream: without it, ownership cannot be determined.
     pub(crate) fn refuse(&self, shard: Shard) -> Result<(), AppendError> {
         for stream in [StreamName::Shard(shard), StreamName::System] {
             if let Some(what) = self.of(stream).and_then(|known| known.lost.clone()) {
@@ -171,34 +171,34 @@ impl Tips {
 }
 
 impl Log {
-    /// Every stream there is.
+    /// Returns every stream.
     pub fn streams(&self) -> impl Iterator<Item = StreamName> + use<> {
         self.shards().map(StreamName::Shard).chain([StreamName::System])
     }
 
-    /// The last message that this process has seen of the stream.
+    /// Returns the last message that this process has seen of the stream.
     pub fn tip(&self, stream: StreamName) -> Option<Tip> {
-        // The hash is made outside of the lock.
+        // The hash is computed outside of the lock.
         let (seq, payload) = self.inner.tips.of(stream)?.tip.clone()?;
         Some(Tip::of(seq, &payload))
     }
 
-    /// Nothing more is appended to the stream by this process, because of `what`.
+    /// Stops this process's appends to the stream, because of `what`.
     pub fn lose(&self, stream: StreamName, what: &str) {
         self.inner.tips.lose(stream, what);
     }
 
-    /// The streams that are known not to be what they were, and how that was found.
+    /// Returns the streams that are known to have lost history, and how that was detected.
     pub fn lost(&self) -> BTreeMap<StreamName, String> {
         self.streams().filter_map(|stream| Some((stream, self.inner.tips.of(stream)?.lost.clone()?))).collect()
     }
 
-    /// What is known of one stream's loss, if it is lost.
+    /// Returns how one stream's loss was detected, if it is lost.
     pub fn lost_of(&self, stream: StreamName) -> Option<String> {
         self.inner.tips.of(stream)?.lost.clone()
     }
 
-    /// How far the stream goes, as its leader knows it.
+    /// Returns the end of the stream, as its leader knows it.
     pub async fn end_of(&self, stream: StreamName) -> Result<StreamEnd, StreamError> {
         let state = self.stream_info(&stream.to_string()).await?.map(|info| info.state);
         Ok(state.map_or(StreamEnd { seq: 0, at: 0 }, |state| StreamEnd {
@@ -207,28 +207,28 @@ impl Log {
         }))
     }
 
-    /// Sees the stream's message at `seq`, if there is one: from then on it must be there.
+    /// Records the stream's message at `seq` as seen, if it exists: from then on it must exist.
     pub async fn see(&self, stream: StreamName, seq: u64) -> Result<Option<Tip>, StreamError> {
         let Some(message) = get_on_leader(self.named(stream)?, seq).await? else { return Ok(None) };
         self.inner.tips.note(stream, message.sequence, &message.payload);
         Ok(Some(Tip::of(message.sequence, &message.payload)))
     }
 
-    /// What is wrong with the stream, if it does not have the message `tip`.
+    /// Returns a description of the loss if the stream does not have the message `tip`.
     pub async fn lacks(&self, stream: StreamName, tip: Tip) -> Result<Option<String>, StreamError> {
         let Tip { seq, digest } = tip;
         let copies = if self.replicas() > 1 { COPIES_LOOKS } else { 1 };
         for look in 1..=copies {
             let found = match get_on_leader(self.named(stream)?, seq).await {
                 Ok(found) => found,
-                // Every process makes sure of the streams when it starts: one that is not there was lost since.
+                // Every process ensures the streams at startup, so a missing one was lost since then.
                 Err(_) if self.stream_info(&stream.to_string()).await?.is_none() => None,
                 Err(error) => return Err(error),
             };
             match found {
                 Some(found) if Tip::of(seq, &found.payload).digest == digest => return Ok(None),
                 Some(_) => return Ok(Some(format!("its message {seq} is another one than was acknowledged"))),
-                // A leader that was just elected may still be taking in what it has.
+                // A leader that was just elected may still be applying its log.
                 None if look < copies => tokio::time::sleep(COPIES_PAUSE).await,
                 None => {}
             }
@@ -239,7 +239,7 @@ impl Log {
         }))
     }
 
-    /// Looks whether the last message that this process has seen is still there; an error for ever, once it is not.
+    /// Checks that the last message that this process has seen still exists; once it does not, always returns an error.
     pub(crate) async fn look_back(&self, stream: StreamName) -> Result<(), StreamError> {
         let tips = &self.inner.tips;
         let connection = *self.inner.losses.borrow();
@@ -257,7 +257,7 @@ impl Log {
         Ok(())
     }
 
-    /// The same before an append, where the connection was lost since somebody looked.
+    /// Runs the same check before an append, if the connection was lost since the last check.
     pub(crate) async fn make_sure(&self, shard: Shard) -> Result<(), StreamError> {
         let (tips, stream) = (&self.inner.tips, StreamName::Shard(shard));
         let is_sure = || tips.of(stream).is_none_or(|known| known.sure >= *self.inner.losses.borrow());
@@ -287,14 +287,14 @@ mod tests {
     fn a_sequence_that_comes_a_second_time_is_no_success() {
         let (tips, shard) = (Tips::new(4), Shard(3));
         let payload = Bytes::from_static(b"message");
-        // Two that were under way together may be answered in any order.
+        // Two concurrent appends may be answered in any order.
         assert!(tips.acknowledged(shard, 0, (8, 8), &payload).is_ok());
         assert!(tips.acknowledged(shard, 0, (7, 7), &payload).is_ok());
         assert_eq!(tips.end(shard), 8);
         assert!(tips.acknowledged(shard, 8, (8, 9), &payload).is_err());
         assert!(tips.refuse(shard).is_err());
         assert!(tips.refuse(Shard(2)).is_ok());
-        // Without the system stream nobody knows what belongs where.
+        // Without the system stream, ownership cannot be determined.
         tips.lose(StreamName::System, "it ends at 3");
         assert!(tips.refuse(Shard(2)).is_err());
     }

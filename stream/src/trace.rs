@@ -1,7 +1,7 @@
 //! W3C trace context: continued where a request comes in, carried with the commit, continued again by the worker.
 //!
-//! It works without a collector too: the `traceparent` then travels through the event header unchanged, so that the
-//! caller's own tracing still finds what followed.
+//! It works without a collector too: the `traceparent` then passes through the event header unchanged, so that the
+//! caller's own tracing still finds the following operations.
 
 use opentelemetry::{
     propagation::{Extractor, TextMapPropagator},
@@ -26,12 +26,12 @@ impl Extractor for Incoming<'_> {
     }
 }
 
-/// Makes `span`, which must not have been entered yet, a part of the caller's trace. What comes back is the
-/// `traceparent` for everything that follows from the request; an `incoming` one that is malformed is not used.
+/// Makes `span`, which must not have been entered yet, a part of the caller's trace. Returns the `traceparent` for
+/// everything that follows from the request; a malformed `incoming` one is not used.
 pub fn join(span: &Span, incoming: Option<&str>) -> String {
     let incoming = incoming.filter(|text| is_traceparent(text));
     if let Some(text) = incoming {
-        // Without a collector there is no layer that could take it, and nothing is lost.
+        // Without a collector there is no layer to set the parent on, and nothing is lost.
         let _ = span.set_parent(TraceContextPropagator::new().extract(&Incoming(text)));
     }
     let context = span.context();
@@ -39,20 +39,20 @@ pub fn join(span: &Span, incoming: Option<&str>) -> String {
     if here.is_valid() {
         return format!("00-{}-{}-{:02x}", here.trace_id(), here.span_id(), here.trace_flags().to_u8());
     }
-    // Flags 00: nobody records the spans of this one.
+    // Flags 00: the spans of this trace are not recorded.
     incoming.map_or_else(
         || format!("00-{:032x}-{:016x}-00", rand::random::<u128>().max(1), rand::random::<u64>().max(1)),
         str::to_owned,
     )
 }
 
-/// Whether somebody records the spans of this trace.
+/// Whether the spans of this trace are recorded.
 pub fn is_sampled(trace: &str) -> bool {
     let flags = trace.get(53..55).and_then(|flags| u8::from_str_radix(flags, 16).ok());
     flags.is_some_and(|flags| flags & 1 == 1)
 }
 
-/// Version 00, or a later one read as it says it can be: 32, 16 and 2 lower-case hexadecimal digits.
+/// Version 00, or a later one read as the specification allows: 32, 16 and 2 lower-case hexadecimal digits.
 fn is_traceparent(text: &str) -> bool {
     let mut parts = text.split('-');
     let mut digits = |length: usize| {

@@ -1,7 +1,7 @@
-//! Shards that take no appends: what this process has met with lately.
+//! Shards that accept no appends: recent failures of this process.
 //!
-//! A server whose disk was full does not say so to whoever appends. It says nothing, for the one stream that could not be
-//! written to, and goes on so when there is space again; everything else of it works.
+//! A server whose disk was full does not report that to the client. It does not answer for the one stream that could
+//! not be written to, and answers again when there is space; everything else of it works.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use orgstream_events::Shard;
 
 use crate::{AppendError, Log};
 
-/// How long a failure is told of that was followed by no other try: whoever is told sends fewer appends, or none.
+/// How long a failure without a later try is reported: clients that see the report send fewer appends, or none.
 const TOLD_FOR: Duration = Duration::from_secs(30);
 
 /// The last failure of each shard since something was last appended to it.
@@ -18,7 +18,7 @@ const TOLD_FOR: Duration = Duration::from_secs(30);
 pub(crate) struct Troubles(DashMap<Shard, (Instant, String)>);
 
 impl Troubles {
-    /// An append to the shard ended so.
+    /// Records the outcome of an append to the shard.
     pub(crate) fn note(&self, shard: Shard, failed: Option<&AppendError>) {
         match failed {
             Some(AppendError::Unavailable { reason }) => {
@@ -31,7 +31,7 @@ impl Troubles {
                     );
                 }
             }
-            // Whatever else the server says, it answers.
+            // Any other error is an answer of the server.
             _ if self.0.is_empty() => {}
             _ => {
                 if self.0.remove(&shard).is_some() {
@@ -43,7 +43,7 @@ impl Troubles {
 }
 
 impl Log {
-    /// The shards that lately took no appends of this process, and what is known of why.
+    /// Returns the shards that recently accepted no appends of this process, and the known reasons.
     pub fn troubles(&self) -> Vec<(Shard, String)> {
         let lately = self.inner.troubles.0.iter().filter(|trouble| trouble.value().0.elapsed() < TOLD_FOR);
         let mut troubles: Vec<(Shard, String)> =

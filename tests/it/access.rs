@@ -1,4 +1,4 @@
-//! What happened at the door is in the audit log of whom it concerns: who was turned away, from what, with which key.
+//! Access events are in the audit log of the org concerned: the denied caller, the denied request, and the key used.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use crate::api::{Answer, Api, OPERATOR, Org};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The events of one name in the org's audit log, the newest first, once there are `count`; and no more of them in all that
-/// its stream has by then.
+/// Returns the events of one name in the org's audit log, the newest first, once there are `count`; and checks that its
+/// whole stream has no more of them by then.
 pub(crate) async fn audited(api: &Api, bearer: &str, org: &str, action: &str, count: usize) -> Vec<Value> {
     let deadline = Instant::now() + PATIENCE;
     let path = format!("/v1/organizations/{org}/audit/events?limit=100&action={action}");
@@ -31,7 +31,7 @@ pub(crate) async fn audited(api: &Api, bearer: &str, org: &str, action: &str, co
     found
 }
 
-/// Waits until everything that the org's stream has is in its audit log.
+/// Waits until the org's whole stream is in its audit log.
 async fn settled(api: &Api, bearer: &str, org: &str) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -45,7 +45,7 @@ async fn settled(api: &Api, bearer: &str, org: &str) {
     }
 }
 
-/// Asks until the answer has this status.
+/// Retries until the answer has this status.
 async fn until_status(api: &Api, bearer: &str, path: &str, status: u16) {
     let deadline = Instant::now() + PATIENCE;
     while api.get(bearer, path).await.status != status {
@@ -78,20 +78,20 @@ async fn s3_35_an_attempt_on_another_org_is_in_the_log_of_whoever_made_it() {
     assert_eq!(fact["aggregate"], json!({"type": "access", "id": mine.id, "version": 0}));
     assert!(fact["context"]["ip"].is_string() && fact["request_id"].is_string(), "{fact}");
 
-    // A person is named as the member that they are in their own organization, and as themselves to the platform alone.
+    // A user is named as the member they are in their own organization, and as a user to the platform alone.
     api.get(&mine.owner, &theirs.path("members")).await.expect(404);
     let fact = denied(&api, &mine, 2).await.remove(0);
     assert_eq!(fact["actor"]["type"], "member");
     assert!(fact["actor"]["id"].as_str().unwrap().starts_with("mem_"), "{fact}");
 
-    // An organization that does not exist makes the same event: nobody learns which there are.
+    // An organization that does not exist causes the same event: a caller cannot find out which exist.
     api.get(&key, "/v1/organizations/no-such-org/records").await.expect(404);
     assert_eq!(denied(&api, &mine, 3).await[0]["data"]["asked"], "no-such-org");
 
     let platform = audited(&api, OPERATOR, &PLATFORM_ORG.to_string(), "access.denied", 3).await;
     assert_eq!(platform[2]["data"], data);
     assert!(platform[1]["actor"]["id"].as_str().unwrap().starts_with("usr_"), "{}", platform[1]);
-    // The one that was asked for is told nothing.
+    // The requested organization gets no event.
     api.gateway.access_log().flush().await;
     let (_, position) = api.record(&theirs, "a").await;
     api.get_at(&theirs.owner, &theirs.path("audit/events"), &position).await.expect(200);
@@ -141,7 +141,7 @@ async fn a_key_that_is_refused_is_named_in_its_orgs_log() {
     let org = api.org("refusing").await;
     let (id, key) = api.key(&org, "admin").await;
     let (_, other) = api.key(&org, "admin").await;
-    // The name of one key with the secret of another, and a checksum that fits.
+    // The name of one key with the secret of another, and a valid checksum.
     let forged = Api::forge(&key, &other);
     api.get(&forged, &org.path("records")).await.expect(401);
     let fact = audited(&api, &org.owner, &org.id, "access.key_refused", 1).await.remove(0);
@@ -156,9 +156,9 @@ async fn a_key_that_is_refused_is_named_in_its_orgs_log() {
     until_status(&api, &key, &org.path("records"), 401).await;
     let fact = audited(&api, &org.owner, &org.id, "access.key_refused", 2).await.remove(0);
     assert_eq!((&fact["data"]["code"], &fact["actor"]["id"]), (&json!("revoked"), &json!(id)));
-    // What names no key is nobody's business but the metrics'.
+    // A token that names no key only counts in the metrics.
     api.get("os_live_000000000000_000000000000000000000000000000002AO7tm", &org.path("records")).await.expect(401);
-    // What is noted behind it has come to the log, so it would have as well.
+    // A later access event has come to the log, so an earlier one would have as well.
     api.get(&other, "/v1/platform/lag").await.expect(403);
     denied(&api, &org, 1).await;
     audited(&api, &org.owner, &org.id, "access.key_refused", 2).await;

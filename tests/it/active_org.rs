@@ -1,4 +1,5 @@
-//! A session acts in exactly one organization at a time: what a switch changes, and what it never lets through.
+//! A session acts in exactly one organization at a time: the effects of a switch, and the accesses that it never
+//! allows.
 
 use std::{
     collections::HashSet,
@@ -22,7 +23,7 @@ use crate::{
 
 const RECORDS: &str = "/v1/organizations/current/records";
 
-/// Two organizations, and somebody who is in both, with a session.
+/// Two organizations, and the session of a member of both.
 async fn max_in_two(api: &Api, name: &str) -> (Org, Org, String) {
     let (a, b) = (api.org(&format!("{name}-a")).await, api.org(&format!("{name}-b")).await);
     let email = format!("max@{name}.example");
@@ -52,7 +53,7 @@ async fn s1_31_a_switch_is_of_the_session_and_counts() {
     assert!(api.get(&session, RECORDS).await.expect(200).text.contains("of switch-a"));
     let after = api.switch(&session, &b.slug).await.expect(200).json();
     assert_eq!(after["active_org"], json!({"org_id": b.id, "slug": b.slug}));
-    // Each organization's log has its own side of it, by the member that the person is there.
+    // Each organization's log has its own side of it, under the user's member id there.
     let entered = audited(&api, &b.owner, &b.id, "access.org_switched", 1).await;
     assert_eq!((&entered[0]["data"]["direction"], &entered[0]["actor"]["type"]), (&json!("entered"), &json!("member")));
     let left = audited(&api, &a.owner, &a.id, "access.org_switched", 2).await;
@@ -65,14 +66,14 @@ async fn s1_31_a_switch_is_of_the_session_and_counts() {
     assert_eq!(read.header("x-org-epoch"), after["epoch"].to_string());
     let me = api.get(&session, "/v1/me").await.expect(200).json();
     assert_eq!((&me["org_id"], &me["epoch"]), (&json!(b.id), &after["epoch"]));
-    // The other one is not named by its path either: one at a time means one at a time.
+    // The other one is not reachable by its path either: a session acts in one at a time.
     for name in [&a.id, &a.slug] {
         let path = format!("/v1/organizations/{name}/records");
         assert_eq!(api.get(&session, &path).await.expect(409).problem(), "active_org_changed");
         assert_eq!(api.post(&session, &path, &model("x")).await.expect(409).problem(), "active_org_changed");
         api.get(&session, &format!("/v1/organizations/{}/records", b.slug)).await.expect(200);
     }
-    // Another session of the same person is where it was; a token alone goes on naming the organization.
+    // Another session of the same user is unaffected; a bare token still has to name the organization.
     let other = api.session("max@switch.example").await;
     api.switch(&other, &a.id).await.expect(200);
     assert!(api.get(&session, RECORDS).await.expect(200).text.contains("of switch-b"));
@@ -95,7 +96,7 @@ async fn s1_33_where_one_is_no_member_one_cannot_go() {
         let mut body = api.switch(&session, org).await.expect(404).json();
         body.as_object_mut().unwrap().remove("request_id");
         answers.insert(body.to_string());
-        // Nor by its path, and in the same words.
+        // Nor by its path, and with the same words.
         let mut body = api.get(&session, &format!("/v1/organizations/{org}/records")).await.expect(404).json();
         body.as_object_mut().unwrap().remove("request_id");
         answers.insert(body.to_string());
@@ -128,7 +129,7 @@ async fn s1_32_after_a_switch_nothing_is_of_the_old_place() {
     assert!(switched.elapsed() < Duration::from_secs(1), "{:?}", switched.elapsed());
     let last = rest.trim_end().rsplit("\n\n").next().unwrap();
     assert!(last.starts_with("event: active_org_changed\n") && last.contains("\"epoch\":3"), "{rest}");
-    // Both are at version 1, and what the browser has of the one is not what the other is.
+    // Both are at version 1, and the browser's cached copy of the one is not valid for the other.
     let ask = api.request(Method::GET, settings).bearer_auth(&session).header("if-none-match", &tag);
     let fresh = Answer::of(ask).await.expect(200);
     assert_eq!((&fresh.json()["id"], fresh.header("etag")), (&json!(b.id), tag.as_str()));
@@ -153,10 +154,10 @@ async fn s2_22_a_read_that_is_under_way_ends_with_the_switch() {
     let (_, unseen) = api.record(&a, "unseen").await;
     for base in [api.base.clone(), second] {
         api.switch(&session, &a.id).await.expect(200);
-        // It waits for a position that no worker comes to.
+        // It waits for a position that no worker reaches.
         let slow = reqwest::Client::new().get(format!("{base}{RECORDS}")).bearer_auth(&session);
         let slow = tokio::spawn(Answer::of(slow.header("min-position", &unseen).header("prefer", "wait=20")));
-        // A tail on the same side sees that the session is known there.
+        // A tail in the same process shows that the session is cached there.
         let asked = reqwest::Client::new().get(format!("{base}/v1/session")).bearer_auth(&session);
         let epoch = Answer::of(asked).await.expect(200).json()["epoch"].as_u64().unwrap();
         let since = Instant::now();
@@ -169,7 +170,7 @@ async fn s2_22_a_read_that_is_under_way_ends_with_the_switch() {
         let ended = slow.await.unwrap().expect(409);
         assert_eq!(ended.problem(), "active_org_changed");
         assert!(switched.elapsed() < Duration::from_secs(2), "{:?}", switched.elapsed());
-        // Asked again it is of the other place; whoever says of which epoch they are is told.
+        // A repeated request is for the new organization; a request that states its epoch gets the error.
         let ask = |epoch: u64| {
             let request = reqwest::Client::new().get(format!("{base}{RECORDS}")).bearer_auth(&session);
             Answer::of(request.header("x-org-epoch", epoch))
@@ -243,7 +244,7 @@ async fn s1_30_whatever_is_switched_at_once_there_is_one_active_organization() {
                         let after = api.switch(&session, &orgs[to].id).await.expect(200).json();
                         epochs.push(after["epoch"].as_u64().unwrap());
                     }
-                    // Rows of one place and no other, or none because of a switch.
+                    // Rows of one organization and no other, or none because of a switch.
                     Step::Read => {
                         let read = api.get(&session, RECORDS).await;
                         let seen = (0..3).filter(|number| read.text.contains(&format!("mark-{number}"))).count();
@@ -262,7 +263,7 @@ async fn s1_30_whatever_is_switched_at_once_there_is_one_active_organization() {
                 let epochs: Vec<Vec<u64>> = join_all(lanes.iter().map(|steps| lane(steps.clone()))).await;
                 let switches = lanes.iter().flatten().filter(|step| matches!(step, Step::Switch(_))).count() as u64;
                 assert_eq!(epoch().await, before + switches, "{lanes:?}");
-                // What each was answered grew: none was told of a time before its own.
+                // The epochs in each client's answers grew: no answer had an epoch before the client's own.
                 assert!(epochs.iter().all(|epochs| epochs.is_sorted_by(|one, next| one < next)), "{epochs:?}");
                 let active: Value = api.get(&session, "/v1/session").await.expect(200).json()["active_org"].clone();
                 let current = api.get(&session, "/v1/organizations/current").await.expect(200).json();
@@ -279,7 +280,7 @@ async fn s1_30_whatever_is_switched_at_once_there_is_one_active_organization() {
         .unwrap();
 }
 
-/// Looking a session up costs next to nothing while it is remembered.
+/// Resolving a session costs next to nothing while it is cached.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_remembered_session_costs_microseconds() {
     let api = Api::start().await;

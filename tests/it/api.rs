@@ -1,7 +1,7 @@
 //! A whole API of one test alone: NATS, a database, a worker, an issuer, and a client for it.
 //!
-//! Tests that use it have a runtime of several threads: dropping the database waits for PostgreSQL, and PostgreSQL waits
-//! for connections that are just being made, which nobody would go on making if the only thread waited too.
+//! Tests that use it have a runtime of several threads: dropping the database waits for PostgreSQL, and PostgreSQL
+//! waits for connections that are just being made, which would not proceed if the only thread waited too.
 
 use std::{
     collections::HashMap,
@@ -51,10 +51,10 @@ use crate::support::{Nats, TempDir, TestDatabase, commit_keys, database};
 pub(crate) const PEPPER: &str = "the pepper of the tests, which is no secret";
 pub(crate) const OPERATOR: &str = "the-platform-operator-of-the-tests";
 
-/// Whose reports of leaked keys the API believes.
+/// The sender whose reports of leaked keys the API trusts.
 pub(crate) const REPORTER: &str = "the-code-host-of-the-tests";
 
-/// What reports are signed with.
+/// The key that signs reports.
 pub(crate) fn reporter_key() -> SigningKey {
     SigningKey::from_slice(&[7; 32]).unwrap()
 }
@@ -67,19 +67,19 @@ fn leak_reporter_keys(dir: &Path) -> PathBuf {
     file
 }
 
-/// How long something may take that must come.
+/// Timeout for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The API. What it consists of ends with the test's runtime.
+/// The API. Its parts end with the test's runtime.
 pub(crate) struct Api {
     pub(crate) base: String,
     pub(crate) nats: Nats,
     pub(crate) issuer: DevIssuer,
     pub(crate) gateway: Arc<Gateway>,
     auth: Arc<Authenticator>,
-    /// Where its mails go.
+    /// The folder of its mails.
     pub(crate) outbox: PathBuf,
-    /// What DNS says.
+    /// Its DNS.
     pub(crate) dns: Arc<FakeDns>,
     pub(crate) db: Database,
     outside: node::Adapters,
@@ -94,7 +94,7 @@ pub(crate) struct Api {
     _dir: TempDir,
 }
 
-/// DNS as a test wants it.
+/// DNS as configured by a test.
 #[derive(Debug, Default)]
 pub(crate) struct FakeDns(Mutex<HashMap<String, Vec<String>>>);
 
@@ -112,7 +112,7 @@ impl TxtRecords for FakeDns {
     }
 }
 
-/// An organization, and the ways into it.
+/// An organization, and its credentials.
 pub(crate) struct Org {
     pub(crate) id: String,
     pub(crate) slug: String,
@@ -142,13 +142,13 @@ impl Answer {
         self.headers.get(name).unwrap_or_else(|| panic!("no {name} in {self:?}")).to_str().unwrap()
     }
 
-    /// The status, if it is this one.
+    /// Returns the answer, if it has this status.
     pub(crate) fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{self:?}");
         self
     }
 
-    /// The code of a problem, with everything else that a problem must have.
+    /// Returns the code of a problem, after checking everything else that a problem must have.
     pub(crate) fn problem(&self) -> String {
         let problem = self.json();
         assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
@@ -185,18 +185,18 @@ impl Api {
         Self::start_with(|_| {}).await
     }
 
-    /// The same, with other settings for people.
+    /// Starts with other settings for sign-ins.
     pub(crate) async fn start_with(change: impl FnOnce(&mut IdentityArgs)) -> Self {
         let mail = |folder| MailArgs { mail_folder: Some(folder), ..mail_args() };
         Self::start_as(change, mail, Arc::new(NoIdentityProvider)).await
     }
 
-    /// The same with an external identity provider.
+    /// Starts with an external identity provider.
     pub(crate) async fn start_with_idp(idp: Arc<dyn IdentityOrganizations>) -> Self {
         Self::start_as(|_| {}, |folder| MailArgs { mail_folder: Some(folder), ..mail_args() }, idp).await
     }
 
-    /// The same with mails that go another way than into a folder.
+    /// Starts with a mail transport other than a folder.
     pub(crate) async fn start_mailing(mail: impl FnOnce(PathBuf) -> MailArgs) -> Self {
         Self::start_as(|_| {}, mail, Arc::new(NoIdentityProvider)).await
     }
@@ -265,13 +265,13 @@ impl Api {
         }
     }
 
-    /// Something that only time, or an accident, does to the tables.
+    /// Runs a statement that simulates the passing of time, or an accident.
     pub(crate) async fn sql(&self, statement: &'static str) {
         let mut superuser = PgConnection::connect(&self.database.owner_url).await.unwrap();
         sqlx::raw_sql(statement).execute(&mut superuser).await.unwrap();
     }
 
-    /// The mails to somebody so far, the oldest first.
+    /// Returns the mails to an address so far, the oldest first.
     pub(crate) fn mails(&self, to: &str) -> Vec<String> {
         let mut mails = Vec::new();
         for entry in std::fs::read_dir(&self.outbox).unwrap() {
@@ -285,11 +285,11 @@ impl Api {
         mails.into_iter().map(|(_, text)| text).collect()
     }
 
-    /// The token of the `nth` mail to somebody, once it is there.
+    /// Returns the token of the `nth` mail to an address, once it is there.
     pub(crate) async fn invited(&self, to: &str, nth: usize) -> String {
         let token = async {
             loop {
-                // A file may be seen before all of it is written.
+                // A file may be visible before all of it is written.
                 let token = self.mails(to).get(nth - 1).and_then(|mail| token_in(mail));
                 match token {
                     Some(token) => return token,
@@ -300,57 +300,57 @@ impl Api {
         timeout(PATIENCE, token).await.unwrap_or_else(|_| panic!("mail {nth} to {to} does not come"))
     }
 
-    /// The database as the login that migrates, which no policy binds.
+    /// The URL of the database for the login that migrates, which no policy binds.
     pub(crate) fn owner_url(&self) -> &str {
         &self.database.owner_url
     }
 
-    /// One more API process on the same servers, as far as a process can tell, which remembers nothing that this one does:
-    /// where it listens.
+    /// Starts one more API process on the same servers, as far as a process can be simulated, with empty caches;
+    /// returns its address.
     pub(crate) async fn another(&self) -> String {
         let db = Database::connect(&self.database.options()).await.unwrap();
         serve(&self.log, db, &self.secrets, &self.identity, &self.outside, None, &self.stop).await.0
     }
 
-    /// One more that lets in less, or shows its figures to others.
+    /// Starts one more with tighter limits, or other readers of its metrics.
     pub(crate) async fn another_with(&self, http: HttpArgs) -> String {
         let outside = node::Adapters { http, ..self.outside.clone() };
         let db = Database::connect(&self.database.options()).await.unwrap();
         serve(&self.log, db, &self.secrets, &self.identity, &outside, None, &self.stop).await.0
     }
 
-    /// The status of a read at another process.
+    /// Returns the status of a read at another process.
     pub(crate) async fn status_at(&self, base: &str, bearer: &str, path: &str) -> u16 {
         self.http.get(format!("{base}{path}")).bearer_auth(bearer).send().await.unwrap().status().as_u16()
     }
 
-    /// What checks credentials in this API.
+    /// This API's authenticator.
     pub(crate) fn auth(&self) -> &Authenticator {
         &self.auth
     }
 
-    /// The database as the login that owns it.
+    /// A connection as the owner of the database.
     pub(crate) async fn owner(&self) -> PgConnection {
         PgConnection::connect(&self.database.owner_url).await.unwrap()
     }
 
-    /// Signs in with a token of the issuer; the answer, whose `token` is the session.
+    /// Signs in with a token of the issuer; returns the answer, whose `token` is the session.
     pub(crate) async fn sign_in(&self, token: &str) -> Value {
         self.post(token, "/v1/sessions", &json!({})).await.expect(201).json()
     }
 
-    /// A session of somebody.
+    /// A session of the user with this address.
     pub(crate) async fn session(&self, email: &str) -> String {
         self.sign_in(&self.person(email)).await["token"].as_str().unwrap().to_owned()
     }
 
-    /// Lets a session act somewhere else.
+    /// Switches a session to another organization.
     pub(crate) async fn switch(&self, session: &str, org: &str) -> Answer {
         let request = self.request(Method::PUT, "/v1/session/active-org").bearer_auth(session);
         Answer::of(request.json(&json!({"org": org}))).await
     }
 
-    /// Makes somebody a member, as whom the issuer of the tests knows by this address; their member id.
+    /// Adds a member, by the address that the issuer of the tests knows; returns the member id.
     pub(crate) async fn join(&self, org: &Org, email: &str, role: &str) -> String {
         let user = UserId::from_login(self.issuer.url(), email);
         let body = json!({"email": email, "role": role, "user_id": user});
@@ -359,7 +359,7 @@ impl Api {
         added.json()["member_id"].as_str().unwrap().to_owned()
     }
 
-    /// A token of somebody.
+    /// A token of the user with this address.
     pub(crate) fn person(&self, email: &str) -> String {
         self.issuer.mint(email, Duration::from_hours(1)).unwrap()
     }
@@ -381,7 +381,7 @@ impl Api {
         let owner = self.person(&format!("owner@{slug}.example"));
         let made = self.post(&owner, "/v1/organizations", &json!({"name": slug, "slug": slug})).await.expect(201);
         let org = Org { id: made.json()["id"].as_str().unwrap().to_owned(), slug: slug.to_owned(), owner };
-        // Until the read models have its owner, it is nobody's.
+        // Until the read models have its owner, it has none.
         while self.get(&org.owner, &org.path("records")).await.status == 404 {}
         org
     }
@@ -401,7 +401,7 @@ impl Api {
         KeyToken::completed(&body)
     }
 
-    /// Waits until the read models have what was written at `position`: on a busy machine access comes a little late.
+    /// Waits until the read models have what was written at `position`: on a busy machine access rights lag a little.
     pub(crate) async fn sees(&self, org: &Org, position: &str) {
         self.get_at(&org.owner, &org.path("records?limit=1"), position).await.expect(200);
     }
@@ -412,7 +412,7 @@ impl Api {
         (made["id"].as_str().unwrap().to_owned(), made["position"].as_str().unwrap().to_owned())
     }
 
-    /// Stops the worker: what happens from then on is in the log and in no table.
+    /// Stops the worker: later events are in the log and in no table.
     pub(crate) async fn stop_worker(&self) {
         self.stop_worker.cancel();
         let worker = self.worker.lock().unwrap().take();
@@ -459,7 +459,7 @@ impl Tail {
         }
     }
 
-    /// Everything until the server ends it, as it came.
+    /// Returns everything until the server ends it, unparsed.
     pub(crate) async fn rest(mut self) -> String {
         while let Some(chunk) = timeout(PATIENCE, self.answer.chunk()).await.expect("the tail does not end").unwrap() {
             self.buffer.push_str(std::str::from_utf8(&chunk).unwrap());
@@ -474,12 +474,12 @@ impl Tail {
 }
 
 impl Api {
-    /// Follows from wherever `path` says.
+    /// Starts a tail at the position in `path`.
     pub(crate) async fn tail(&self, bearer: &str, path: &str) -> Tail {
         Tail::open(self.request(Method::GET, path).bearer_auth(bearer)).await
     }
 
-    /// Comes back with the last id that was seen.
+    /// Resumes after the last id that was seen.
     pub(crate) async fn tail_after(&self, bearer: &str, path: &str, id: &str) -> Tail {
         Tail::open(self.request(Method::GET, path).bearer_auth(bearer).header("last-event-id", id)).await
     }
@@ -497,13 +497,13 @@ impl Org {
     }
 }
 
-/// The token that a mail has in a line of its own.
+/// The token that a mail has on a line of its own.
 pub(crate) fn token_in(mail: &str) -> Option<String> {
     let line = mail.lines().map(str::trim).find(|line| line.starts_with("osi_") && line.len() == 42);
     line.map(str::to_owned)
 }
 
-/// Mails as the program sends them, but for the way.
+/// Mail settings like the program's, except for the transport.
 pub(crate) fn mail_args() -> MailArgs {
     MailArgs {
         mail_from: "Orgstream <no-reply@orgstream.example>".to_owned(),
@@ -517,7 +517,7 @@ pub(crate) fn model(name: &str) -> Value {
     json!({"kind": "model", "data": {"name": name}})
 }
 
-/// The same as a command.
+/// The same record as a command.
 pub(crate) fn create_model(name: &str) -> Value {
     json!({"type": "create_record", "kind": "model", "data": {"name": name}})
 }

@@ -1,4 +1,4 @@
-//! Who may know whom: the crates' dependencies as Cargo resolves them, and what the sources reach for.
+//! The allowed dependencies: between crates as Cargo resolves them, and in the sources.
 
 use std::{
     collections::BTreeSet,
@@ -18,7 +18,7 @@ const CRATES: [&str; 8] = [
     "orgstream-servers",
 ];
 
-/// Everything that a crate of ours depends on to run, directly or not.
+/// The runtime dependencies of a workspace crate, direct and indirect.
 fn dependencies(of: &str) -> BTreeSet<String> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut tree = Command::new(cargo);
@@ -30,7 +30,7 @@ fn dependencies(of: &str) -> BTreeSet<String> {
     lines.lines().skip(1).filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
 }
 
-/// The crates of ours among the dependencies.
+/// The workspace crates among the dependencies.
 fn ours(dependencies: &BTreeSet<String>) -> Vec<&str> {
     dependencies.iter().map(String::as_str).filter(|name| name.starts_with("orgstream")).collect()
 }
@@ -87,7 +87,7 @@ fn sources(folders: &[&str]) -> Vec<PathBuf> {
     files
 }
 
-/// The files below `folders` that contain one of `words`, but for those whose path contains one of `except`.
+/// The files below `folders` that contain one of `words`, except those whose path contains one of `except`.
 fn that_say(words: &[&str], folders: &[&str], except: &[&str]) -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let say = |file: &PathBuf| words.iter().any(|word| fs::read_to_string(file).unwrap().contains(word));
@@ -100,7 +100,7 @@ const NOWHERE: [String; 0] = [];
 
 #[test]
 fn only_the_stream_talks_to_jetstream() {
-    // The benchmarks, too, ask JetStream: what it can do without us.
+    // The benchmarks, too, use JetStream directly: to measure its raw limit.
     let folders = [
         "events/src",
         "domain/src",
@@ -116,7 +116,7 @@ fn only_the_stream_talks_to_jetstream() {
 
 #[test]
 fn only_the_projections_speak_sql() {
-    // Private servers, which are not among these, are asked whether they answer, and given a database.
+    // Private servers, which are not among these, are checked for readiness, and given a database.
     let folders = ["events/src", "domain/src", "stream/src", "transparency/src", "verifier/src", "workers/src", "src"];
     assert_eq!(that_say(&["sqlx::"], &folders, &[]), NOWHERE);
 }
@@ -139,7 +139,7 @@ fn decisions_read_no_projection() {
     assert_eq!(that_say(&["orgstream_projections"], &["src/commands"], &[]), NOWHERE);
 }
 
-/// The rooms of the program, each with those that it may know, in an order in which none knows a later one.
+/// The modules of the program, each with those that it may use, in an order in which none uses a later one.
 const ROOMS: [(&str, &[&str]); 17] = [
     ("clock", &[]),
     ("secret", &[]),
@@ -160,7 +160,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("dev", &["app", "audit", "auth", "commands", "config", "process", "terminal"]),
 ];
 
-/// The rooms that a source names: `crate::room`, alone or in braces.
+/// The modules that a source names: `crate::room`, alone or in braces.
 fn rooms_named(text: &str) -> BTreeSet<String> {
     let mut rooms = BTreeSet::new();
     for (place, _) in text.match_indices("crate::") {
@@ -202,7 +202,7 @@ fn rooms_of_the_program_know_each_other_in_one_direction() {
         known.remove(*room);
         assert_eq!(known, may_know.iter().map(|room| (*room).to_owned()).collect(), "what src/{room} knows");
     }
-    // The command line may know all of them; nothing is beside the rooms.
+    // The command line may use all of them; nothing is outside of the modules.
     let rooms: BTreeSet<String> =
         ROOMS.iter().map(|(room, _)| *room).chain(["cli", "lib", "main"]).map(str::to_owned).collect();
     let found: BTreeSet<String> = fs::read_dir(&root)

@@ -1,4 +1,4 @@
-//! The audit log as its reader has it: whose events are in it, proofs, exports, and what a verification says of them.
+//! The audit log from its reader's view: its events, proofs, exports, and the results of verification.
 
 use std::{collections::BTreeSet, fs};
 
@@ -83,7 +83,7 @@ async fn s2_20_s2_25_s2_26_people_are_members_in_each_log_and_named_one_by_one()
         );
 
         if number == 0 {
-            // Two people, two names; and the second has one of their own.
+            // Two users, two names; and the second has one of their own.
             let bob = orgstream_events::UserId::from_login(cluster.issuer.url(), "bob@firm.example");
             let add = json!({"email": "bob@firm.example", "role": "member", "user_id": bob});
             let added = cluster.client.post(&consultant, &path("members"), Some("bob"), &add).await.expect(201);
@@ -119,7 +119,7 @@ async fn an_event_and_two_heads_are_proven_to_whoever_has_the_key() {
     let size = new.head().size;
     assert_eq!((old.head().size, size), (23, 323));
 
-    // The tree is the one over the headers, whoever computes it.
+    // The tree is the one over the headers, recomputed independently.
     let mut headers =
         decode_entries(&audited.bytes(&tenant, "audit/tile/entries/000").await, 256).unwrap().concat_owned();
     let rest = audited.bytes(&tenant, "audit/tile/entries/001.p/67").await;
@@ -152,7 +152,7 @@ async fn an_event_and_two_heads_are_proven_to_whoever_has_the_key() {
     assert!(verify_consistency(other, new.head(), &proof).is_err());
     assert!(AddCheckpoint::parse(text.as_bytes()).is_ok());
 
-    // What is not there is not there, and says where to look.
+    // A missing item is reported as missing, with a pointer to where it is.
     for (path, status) in [
         ("audit/tile/0/002", 404),
         ("audit/tile/9/000", 400),
@@ -167,7 +167,7 @@ async fn an_event_and_two_heads_are_proven_to_whoever_has_the_key() {
     }
     let listed = audited.cluster.client.get(&tenant.key, &tenant.path("audit/checkpoints")).await.expect(200);
     assert_eq!((&listed.body["data"][0]["size"], &listed.body["data"][0]["witnesses"]), (&json!(size), &json!(1)));
-    // What is kept back from readers is kept back here: who a member is elsewhere, what recognizes a secret.
+    // What is withheld from readers is withheld here: a member's user id, and the hashes of secrets.
     let payloads = audited.bytes(&tenant, "audit/tile/payloads/000").await;
     let withheld = decode_payloads(&payloads, 256).unwrap();
     let withheld = withheld.iter().filter(|payload| **payload == orgstream_verifier::Payload::Withheld).count();
@@ -198,11 +198,11 @@ async fn an_export_is_verified_offline_and_every_byte_of_it_counts() {
     audited.export(&tenant, "bundle").await;
     audited.records(&tenant, (0..600).map(|number| format!("later {number}"))).await;
     audited.witnessed_head(&tenant, "newer.checkpoint").await;
-    // It goes on where it was; what was the edge then is gone.
+    // It continues where it was; the edge of then is gone.
     audited.export(&tenant, "bundle").await;
     let policy: &[&str] = &["--policy", "policy.txt"];
     let known = [policy, &["--known", "known.checkpoint", "--known", "newer.checkpoint"]].concat();
-    // Without servers, without network: all that is left are files and the key.
+    // Without servers and network: only files and the key are left.
     audited.stop_signing();
     audited.stop_witness();
     let whole = audited.verify("bundle", &known).await.expect(0);
@@ -220,11 +220,11 @@ async fn an_export_is_verified_offline_and_every_byte_of_it_counts() {
     assert_eq!((&created["class_uid"], &created["type_uid"]), (&json!(3004), &json!(300_401)));
     assert_eq!(created["metadata"]["sequence"], 612);
 
-    // One byte anywhere, with and without a manifest that was brought up to date.
+    // One byte anywhere, with and without an updated manifest.
     let files: Vec<String> = list(&audited.path("bundle"));
     assert!(files.len() >= 14, "{files:?}");
     let counts = |file: &&String| match file.split_once('/') {
-        // One checkpoint for all of them; and nobody signs what a manifest or an advice says.
+        // One checkpoint for all of them; the content of a manifest or a policy file is not signed.
         Some(("checkpoints", size)) => size == "613",
         None => file.starts_with("events"),
         Some(_) => true,
@@ -251,7 +251,7 @@ async fn an_export_is_verified_offline_and_every_byte_of_it_counts() {
     flip(&path, 2 + first + 2 + 200);
     audited.verify("changed", policy).await.expect(40).naming(&["tile/entries/001 257", "its bytes"]);
 
-    // Some of it is missing: what is there is proven, and said to be a part.
+    // Some of it is missing: what is there is proven, and reported as a part.
     let part = audited.path("part");
     copy(&audited.path("bundle"), &part);
     for file in ["tile/entries/001", "tile/payloads/001", "events.jsonl", "events.csv", "events.ocsf.jsonl"] {
@@ -294,7 +294,7 @@ async fn a_witness_that_was_away_or_forgot_nothing_is_caught_up_with() {
     audited.records(&tenant, (0..5).map(|number| format!("meanwhile {number}"))).await;
     let alone = audited.head(&tenant).await;
     assert_eq!(alone.signatures().len(), 1, "the log does not wait for its witnesses");
-    // It comes back on another port, so the signing process is told.
+    // It comes back on another port, so the signing process is reconfigured.
     audited.stop_signing();
     audited.start_witness().await;
     audited.start_signing();
@@ -302,7 +302,7 @@ async fn a_witness_that_was_away_or_forgot_nothing_is_caught_up_with() {
     assert_eq!(note.text(), alone.text(), "the same head, now with a signature more");
     assert!(SignedNote::parse(note.to_string().as_bytes()).is_ok());
 
-    // A witness without its memory refuses to go on under its key.
+    // A witness that has lost its state refuses to continue under its key.
     audited.stop_witness();
     fs::remove_file(audited.path("witness/witness.json")).unwrap();
     let args = ["witness", "--dir", "witness", "--log-key", "keys/log.vkey", "--http", "127.0.0.1:0"];
@@ -360,7 +360,7 @@ async fn an_organization_is_seen_as_it_was_and_stays_as_it_is() {
     let second = at("4", "records").await;
     assert_eq!((&second[1]["data"]["name"], &second[1]["archived"]), (&json!("second name"), &json!(false)));
     assert_eq!(at("5", "records").await[1]["archived"], true);
-    // At the end it is what is shown, and at the beginning there is nothing but the org.
+    // At the end it equals the active version, and at the beginning there is nothing but the org.
     let shown = client.get(&tenant.key, &tenant.path(&format!("records/{id}"))).await.expect(200);
     assert_eq!(at("5", "records").await[1], shown.body);
     assert_eq!(at("0", "members").await.len(), 1);
@@ -370,7 +370,7 @@ async fn an_organization_is_seen_as_it_was_and_stays_as_it_is() {
     let time = second[0]["recorded_at"].as_str().unwrap().to_owned();
     assert_eq!(at(&time, "records").await.len(), 2);
     assert_eq!(at("2000-01-01T00:00:00Z", "organization").await[0]["size"], 0);
-    // Nobody notices: neither rows nor versions are left.
+    // Other readers see no trace: neither rows nor versions are left.
     let mut database = audited.cluster.superuser().await;
     let left: i64 = sqlx::query_scalar("SELECT count(*) FROM rm.records WHERE rm_version < 0")
         .fetch_one(&mut database)
@@ -410,7 +410,7 @@ async fn a_key_hands_over_and_whoever_pinned_it_can_follow() {
         let said = verify("bundle", pin).await;
         assert!(said.stdout.starts_with("VALID, NOT WITNESSED"), "{pin}: {said:?}");
     }
-    // Without the note there is no way from one key to the other.
+    // Without the note one key does not lead to the other.
     let alone = audited.path("alone");
     copy(&audited.path("bundle"), &alone);
     fs::remove_dir_all(alone.join("handovers")).unwrap();

@@ -1,6 +1,6 @@
-//! What an operator, or whoever got the operator's powers, could do to an audit log, done on a running system, and what
-//! comes of it. The attacker has the database as its superuser, the streams, and the log's key. What the attacker has not is
-//! the witness's key, and the heads that customers kept.
+//! Attacks on an audit log that an operator, or an attacker with the operator's powers, could make on a running system,
+//! and their results. The attacker has the database as its superuser, the streams, and the log's key, but not the
+//! witness's key, nor the heads that customers kept.
 
 use std::fs;
 
@@ -20,7 +20,7 @@ pub(crate) async fn execute(database: &mut PgConnection, sql: &str, org: Uuid) -
     sqlx::query(AssertSqlSafe(sql.to_owned())).bind(org).execute(database).await.unwrap().rows_affected()
 }
 
-/// Every trigger of the audit log off: nothing but habit is in the way of its owner.
+/// Disables every trigger of the audit log: after that, nothing technical stops its owner.
 pub(crate) async fn disarm(database: &mut PgConnection) {
     for table in ["events", "tiles", "checkpoints", "signatures"] {
         let disarm = format!("ALTER TABLE audit.{table} DISABLE TRIGGER USER");
@@ -28,7 +28,7 @@ pub(crate) async fn disarm(database: &mut PgConnection) {
     }
 }
 
-/// Changes what a stored event says of its actor, and the hash beside it: whoever looks at the row sees nothing.
+/// Changes the actor in a stored event, and the hash beside it: the row itself looks consistent.
 pub(crate) async fn edit(database: &mut PgConnection, org: Uuid, idx: i64) {
     let header: Vec<u8> = sqlx::query_scalar("SELECT header FROM audit.events WHERE org_id = $1 AND idx = $2")
         .bind(org)
@@ -50,7 +50,7 @@ pub(crate) async fn edit(database: &mut PgConnection, org: Uuid, idx: i64) {
         .unwrap();
 }
 
-/// Makes frontier, tiles and heads fit the rows again, so that the log signs what was made of it.
+/// Makes frontier, tiles and heads consistent with the rows again, so that the log signs the changed content.
 async fn rechain(database: &mut PgConnection, org: Uuid) {
     for table in ["signatures", "checkpoints", "tiles"] {
         execute(database, &format!("DELETE FROM audit.{table} WHERE org_id = $1"), org).await;
@@ -61,7 +61,7 @@ async fn rechain(database: &mut PgConnection, org: Uuid) {
     assert_eq!(execute(database, count, org).await, 1);
 }
 
-/// A log with a witnessed head that its customer keeps, and triggers off.
+/// A log with a witnessed head that its customer keeps, and triggers disabled.
 async fn attacked(events: usize) -> (Auditing, Tenant, PgConnection) {
     let audited = Auditing::start().await;
     let tenant = audited.cluster.tenant("attacked").await;
@@ -112,7 +112,7 @@ async fn an_event_that_was_edited_is_found_by_its_bytes() {
     let path = tenant.path("audit/checkpoint");
     let now = audited.cluster.client.get(&tenant.key, &path).await.expect(200);
     assert_eq!(now.body.as_str().unwrap(), before.to_string());
-    // Which keeps nobody from taking the evidence away.
+    // The evidence can still be exported.
     let export = ["audit", "export", "--out", "unsigned"];
     let said = audited.cluster.cli(&tenant.key, &export).await.failure();
     assert!(said.stderr.contains("this is not what was signed"), "{said:?}");
@@ -133,11 +133,11 @@ async fn a_log_that_was_rewritten_and_signed_again_has_no_witness_and_no_past() 
     .await;
     assert!(fs::read_to_string(audited.path("witness.log")).unwrap().contains("does not continue what was signed"));
     audited.export(&tenant, "rewritten").await;
-    // Whoever asks for a witness or holds a head finds it out.
+    // An auditor that requires a witness or holds a head detects it.
     audited.verify("rewritten", &POLICY).await.expect(10).naming(&["0 of the pinned witnesses"]);
     let known = [&POLICY[..], &["--known", "kept.checkpoint"]].concat();
     audited.verify("rewritten", &known).await.expect(30).naming(&["history was rewritten"]);
-    // Left open: with neither, the rewritten log is as good as the true one.
+    // Not covered: with neither, the rewritten log is indistinguishable from the true one.
     audited.verify("rewritten", &[]).await.expect(10);
 }
 
@@ -160,14 +160,14 @@ async fn dropped_newest_events_are_missed_by_whoever_has_seen_them() {
     // The stream still has them: the audit log is no longer the stream.
     let history = crate::history::History::read(&audited.cluster.log().await, tenant.id).await;
     assert_eq!(history.events().count(), 23);
-    // Left open: what happened after the last head that anybody holds.
+    // Not covered: events after the last head that any auditor holds.
     audited.verify("shorter", &[]).await.expect(10);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_histories_cannot_both_have_the_witness() {
     let (audited, tenant, _) = attacked(20).await;
-    // A reader is shown another log, well signed with the log's own key.
+    // A reader is shown another log, validly signed with the log's own key.
     let fork = audited.path("fork");
     copy(&audited.path("before"), &fork);
     let entries = fork.join("tile/entries/000.p/23");
@@ -198,7 +198,7 @@ async fn two_histories_cannot_both_have_the_witness() {
         fs::remove_file(fork.join(rendering)).unwrap();
     }
     remake_manifest(&fork);
-    // Alone it looks whole; the witness's signature of the true head does not fit on it.
+    // Alone it looks consistent; the witness's signature of the true head does not match it.
     audited.verify("fork", &[]).await.expect(10);
     audited.verify("fork", &POLICY).await.expect(10).naming(&["0 of the pinned witnesses"]);
     audited.verify("fork", &["--known", "kept.checkpoint"]).await.expect(30).naming(&["history was rewritten"]);
@@ -217,7 +217,7 @@ async fn two_histories_cannot_both_have_the_witness() {
 async fn an_event_cannot_be_dated_back_behind_others() {
     let (mut audited, tenant, mut database) = attacked(20).await;
     audited.stop_signing();
-    // Before it is signed, a new event is given the date of last year; everything is made to fit.
+    // Before it is signed, a new event is dated back to last year; everything is made consistent.
     audited.records(&tenant, ["new".to_owned()]).await;
     let header: Vec<u8> = sqlx::query_scalar("SELECT header FROM audit.events WHERE org_id = $1 AND idx = 23")
         .bind(tenant.id.uuid())
@@ -252,8 +252,8 @@ async fn the_stream_gives_up_no_event() {
     let answer = administrator.request(delete, r#"{"seq": 1}"#.into()).await.unwrap();
     let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
     assert!(answer["error"]["description"].as_str().unwrap().contains("not permitted"), "{answer}");
-    // Left open, for the administrator alone: a whole stream can be deleted, and every process refuses to start on what is
-    // left.
+    // Not covered, for the administrator alone: a whole stream can be deleted, and every process refuses to start on
+    // the remainder.
     let history = crate::history::History::read(&log, tenant.id).await;
     history.assert_audited(&mut audited.cluster.superuser().await).await;
 }
@@ -269,7 +269,7 @@ async fn a_stolen_key_forges_no_past() {
     let twice = sqlx::query("INSERT INTO audit.checkpoints (org_id, size, root, origin) VALUES ($1, 23, $2, 'x')");
     let refused = twice.bind(org).bind(&root).execute(&mut database).await.unwrap_err();
     assert_eq!(refused.as_database_error().unwrap().code().as_deref(), Some("23505"), "one root for one size");
-    // Put in place of the true one, it is signed by the log and fits nothing.
+    // Put in place of the true one, it is signed by the log and matches nothing.
     sqlx::query("UPDATE audit.checkpoints SET root = $2 WHERE org_id = $1 AND size = 23")
         .bind(org)
         .bind(&root)
@@ -291,7 +291,7 @@ async fn a_stolen_key_forges_no_past() {
         .unwrap();
     audited.export(&tenant, "forged").await;
     audited.verify("forged", &POLICY).await.expect(40).naming(&["checkpoints/23", "was signed"]);
-    // The signing process sees it too, as soon as the log grows, and does not put its name under what follows.
+    // The signing process detects it too, as soon as the log grows, and does not sign the continuation.
     audited.records(&tenant, ["one more".to_owned()]).await;
     let noticed = tokio::time::timeout(MOMENT, async {
         while !fs::read_to_string(audited.path("sign.log")).unwrap().contains("is not signed any more") {
@@ -309,7 +309,7 @@ async fn witnesses_of_the_operators_own_convince_whoever_did_not_pin_a_foreign_o
     audited.stop_witness();
     edit(&mut database, tenant.id.uuid(), 17).await;
     rechain(&mut database, tenant.id.uuid()).await;
-    // A witness that has seen nothing of it, with a key of the operator's.
+    // A witness that has seen none of it, with a key of the operator's.
     audited.start_witness_in("accomplice", "policy.txt").await;
     audited.start_signing();
     audited.witnessed_head(&tenant, "accomplice.checkpoint").await;
@@ -319,7 +319,7 @@ async fn witnesses_of_the_operators_own_convince_whoever_did_not_pin_a_foreign_o
     audited.verify(bundle, &pinned).await.expect(10).naming(&["0 of the pinned witnesses"]);
     let known = [&pinned[..], &["--known", "kept.checkpoint"]].concat();
     audited.verify(bundle, &known).await.expect(30).naming(&["history was rewritten"]);
-    // Left open: who takes the operator's word for who the witnesses are.
+    // Not covered: an auditor that takes the list of witnesses from the operator.
     audited.verify(bundle, &POLICY).await.expect(0);
 }
 
@@ -327,13 +327,13 @@ async fn witnesses_of_the_operators_own_convince_whoever_did_not_pin_a_foreign_o
 async fn what_was_never_recorded_is_found_where_it_shows_and_nowhere_else() {
     let (audited, tenant, mut database) = attacked(20).await;
     let org = tenant.id.uuid();
-    // A change without an event, where customers see it: it follows from nothing that was recorded.
+    // A change without an event, where customers see it: it follows from no recorded event.
     let changed = "UPDATE rm.records SET data = '{\"model\": \"another\"}' WHERE org_id = $1 AND id = (
         SELECT id FROM rm.records WHERE org_id = $1 ORDER BY id LIMIT 1)";
     assert_eq!(execute(&mut database, changed, org).await, 1);
     let compared = audited.cluster.cli("", &["replay", "--verify", "--org", &tenant.id.to_string()]).await.failure();
     assert!(compared.stdout.contains("records"), "{compared:?}");
-    // Left open: no log proves what nobody put into it.
+    // Not covered: a log proves nothing about what was never put into it.
     audited.export(&tenant, "silent").await;
     audited.verify("silent", &[&POLICY[..], &["--known", "kept.checkpoint"]].concat()).await.expect(0);
 }

@@ -1,5 +1,5 @@
-//! The stored tree against the pure one: whatever the sizes of the slices were, whatever was there before, the frontier, the
-//! tiles and the proofs are those of the leaves; and only one head of each size is ever given to be signed.
+//! The stored tree against the pure one: for any sizes of batches, and any earlier state, the frontier, the tiles and
+//! the proofs are those of the leaves; and only one head of each size is ever submitted for signing.
 
 use orgstream_events::{OrgId, Pipeline, Shard};
 use orgstream_projections::{
@@ -37,7 +37,7 @@ async fn frontier(owner: &mut PgConnection, org: Uuid) -> Frontier {
     Frontier::from_bytes(&bytes).unwrap()
 }
 
-/// A log of `size` invented events, as a program left it that knew no frontiers.
+/// A log of `size` invented events, as left by a program version without frontiers.
 async fn invent(owner: &mut PgConnection, org: OrgId, size: i64) {
     sqlx::query(
         "INSERT INTO audit.events (org_id, idx, event_id, command_id, seq, ordinal, recorded_at, occurred_at, action,
@@ -65,7 +65,7 @@ async fn signing(database: &TestDatabase) -> SigningDatabase {
     db
 }
 
-/// Stores what tiles there are, and notes the head.
+/// Stores the existing tiles, and records the head.
 async fn note(db: &SigningDatabase, org: BoundOrg) -> TreeHead {
     let mut tx = loop {
         let mut tx = db.begin(org).await.unwrap();
@@ -105,7 +105,7 @@ async fn a_log_that_is_older_than_its_frontier_gets_one() {
     let half = history.commits.len() / 2;
     let mut from = None;
     for slice in [&history.commits[..half], &history.commits[half..]] {
-        // What an older program left behind has none.
+        // An older program's rows have none.
         sqlx::query("UPDATE audit.heads SET frontier = NULL").execute(&mut owner).await.unwrap();
         let to = slice.last().unwrap().seq;
         let mut tx = database.db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
@@ -132,7 +132,7 @@ async fn tiles_and_proofs_are_those_of_the_pure_tree() {
     let leaves = leaves(&mut owner, org.org().uuid()).await;
     let pure: Frontier = leaves.iter().copied().collect();
     assert_eq!(head, pure.head());
-    // Nothing grew, and nobody signed.
+    // Nothing grew, and nothing was signed.
     assert_eq!(db.orgs(1, 0).await.unwrap(), []);
     assert_eq!(db.orgs(1, 1).await.unwrap(), [org]);
 
@@ -167,13 +167,13 @@ async fn a_second_root_for_one_size_is_refused_whoever_signs() {
     invent(&mut owner, org.org(), 300).await;
     let (one, other) = (signing(&database).await, signing(&database).await);
     let head = note(&one, org).await;
-    // Another process with the same log comes to the same head, and that is no second one.
+    // Another process with the same log gets the same head, and stores no second one.
     assert_eq!(note(&other, org).await, head);
     let forged = TreeHead { root: Hash([9; 32]), ..head };
     let mut tx = other.begin(org).await.unwrap();
     let refused = tx.note_checkpoint("tree.test/x".to_owned(), forged).await.unwrap_err();
     assert!(matches!(refused, DbError::Altered { .. }), "{refused}");
-    // Both began before either was there: the key of the table decides.
+    // Both began before either was committed: the table's key decides.
     let next = BoundOrg::named_by_operator(OrgId::fresh(1_700_000_000_000, [2; 10]));
     invent(&mut owner, next.org(), 5).await;
     let (mut first, mut second) = (one.begin(next).await.unwrap(), other.begin(next).await.unwrap());
@@ -185,7 +185,7 @@ async fn a_second_root_for_one_size_is_refused_whoever_signs() {
     let refused = second.note_checkpoint("tree.test/y".to_owned(), forged).await.unwrap_err();
     assert!(matches!(refused, DbError::Conflict(_) | DbError::Unavailable(_)), "{refused}");
 
-    // What is kept of signatures is what readers see, the log's own first.
+    // Readers see the stored signatures, the log's own first.
     let key = LogSigner::from_seed(format!("tree.test/{}", org.org()).parse().unwrap(), &[1; 32]);
     one.say_policy(&key.verifier().to_string(), "quorum none\n", &[]).await.unwrap();
     let mut tx = one.begin(org).await.unwrap();

@@ -1,4 +1,4 @@
-//! A product whose audit logs are signed, and witnessed by somebody else: what tests of the audit log begin with.
+//! An installation with signed audit logs and an independent witness: the setup of tests of the audit log.
 
 use std::{
     fs,
@@ -19,34 +19,34 @@ use crate::{
 /// The key's host, and so the first part of every log's name.
 pub(crate) const HOST: &str = "audit.test";
 
-/// The product, a signing process, a witness, and folders for what an auditor has.
+/// The product, a signing process, a witness, and folders for an auditor's files.
 pub(crate) struct Auditing {
     pub(crate) cluster: Cluster,
     signing: Option<Child>,
     witness: Option<Child>,
 }
 
-/// How a verification ended.
+/// The result of a verification.
 pub(crate) struct Verdict {
     pub(crate) code: i32,
     pub(crate) report: Value,
 }
 
 impl Verdict {
-    /// What was found, one line each.
+    /// The findings, one line each.
     pub(crate) fn findings(&self) -> Vec<String> {
         let text = |finding: &Value, name: &str| finding[name].as_str().unwrap_or_default().to_owned();
         let findings = self.report["findings"].as_array().unwrap().iter();
         findings.map(|one| format!("{} {} {}", text(one, "file"), one["idx"], text(one, "what"))).collect()
     }
 
-    /// The same verdict, if this is the code.
+    /// Returns the verdict, if it has this code.
     pub(crate) fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{:#}", self.report);
         self
     }
 
-    /// The same verdict, if it names this.
+    /// Returns the verdict, if it contains these words.
     pub(crate) fn naming(self, words: &[&str]) -> Self {
         let findings = self.findings();
         let named = |finding: &String| words.iter().all(|word| finding.contains(word));
@@ -56,7 +56,7 @@ impl Verdict {
 }
 
 impl Auditing {
-    /// Everything, with a witness.
+    /// Starts everything, with a witness.
     pub(crate) async fn start() -> Self {
         let mut all = Self::start_unwitnessed().await;
         all.start_witness().await;
@@ -64,7 +64,7 @@ impl Auditing {
         all
     }
 
-    /// The product and a key, and nobody who signs.
+    /// Starts the product with a key, but no signing process.
     pub(crate) async fn start_unwitnessed() -> Self {
         let cluster = Cluster::start(ClusterOptions::default()).await;
         let made = cluster.cli("", &["sign", "--keys", "keys", "--new-key", HOST]).await.success();
@@ -73,7 +73,7 @@ impl Auditing {
         Self { cluster, signing: None, witness: None }
     }
 
-    /// The same where API and workers were given the key, which nobody can change in the database.
+    /// Starts with API and workers that were given the key, which cannot be changed through the database.
     pub(crate) async fn start_pinned() -> Self {
         let outside = TempDir::new();
         let keys = outside.path().join("keys");
@@ -112,7 +112,8 @@ impl Auditing {
         self.start_witness_in("witness", "policy.txt").await;
     }
 
-    /// A witness with its memory and its key in a folder, and a policy that asks for it, in place of the one before.
+    /// Starts a witness with its state and its key in a folder, and a policy that requires it, in place of the one
+    /// before.
     pub(crate) async fn start_witness_in(&mut self, dir: &str, policy: &str) {
         let port = orgstream_servers::stable_listener(&self.path("port")).unwrap().local_addr().unwrap();
         let (http, url) = (port.to_string(), format!("http://{port}"));
@@ -152,7 +153,7 @@ impl Auditing {
         self.cluster.until_projected(tenant).await;
     }
 
-    /// A text of the API.
+    /// A text response of the API.
     pub(crate) async fn text(&self, tenant: &Tenant, path: &str) -> String {
         let request = self.cluster.client.request(Method::GET, &tenant.path(path), &tenant.key);
         let answer = request.header("Prefer", "wait=20").send().await.unwrap();
@@ -160,21 +161,21 @@ impl Auditing {
         answer.text().await.unwrap()
     }
 
-    /// Bytes of the API.
+    /// A binary response of the API.
     pub(crate) async fn bytes(&self, tenant: &Tenant, path: &str) -> Vec<u8> {
         let answer = self.cluster.client.request(Method::GET, &tenant.path(path), &tenant.key).send().await.unwrap();
         assert_eq!(answer.status(), 200, "{path}");
         answer.bytes().await.unwrap().to_vec()
     }
 
-    /// The signed head over everything that is projected by now.
+    /// The signed head over everything projected so far.
     pub(crate) async fn head(&self, tenant: &Tenant) -> SignedNote {
         let answer = self.cluster.client.get(&tenant.key, &tenant.path("audit/events?limit=1")).await.expect(200);
         let size = answer.body["data"][0]["idx"].as_u64().unwrap() + 1;
         SignedNote::parse(self.text(tenant, &format!("audit/checkpoint?at_least={size}")).await.as_bytes()).unwrap()
     }
 
-    /// The same once the witness has signed it too; kept in a file.
+    /// The signed head once the witness has signed it too; kept in a file.
     pub(crate) async fn witnessed_head(&self, tenant: &Tenant, file: &str) -> SignedNote {
         let note = eventually("the witness's signature", async || {
             Some(self.head(tenant).await).filter(|note| note.signatures().len() > 1)
@@ -184,14 +185,14 @@ impl Auditing {
         note
     }
 
-    /// Exports a log, whatever became of it. Whether it is what was signed, as the export itself says.
+    /// Exports a log in any state. Returns whether it matches what was signed, according to the export itself.
     pub(crate) async fn export(&self, tenant: &Tenant, out: &str) -> bool {
         let said = self.cluster.cli(&tenant.key, &["audit", "export", "--out", out]).await;
         assert!(said.ok || said.stderr.contains("this is not what was signed"), "{said:?}");
         said.ok
     }
 
-    /// Verifies as an auditor does who has pinned the log's key and a policy.
+    /// Verifies as an auditor does that has pinned the log's key and a policy.
     pub(crate) async fn verify(&self, bundle: &str, more: &[&str]) -> Verdict {
         let args = [&["audit", "verify", "--bundle", bundle, "--pin", "keys/log.vkey", "--json"], more].concat();
         let output = tokio::process::Command::from(self.cluster.command("", &args).0).output().await.unwrap();
@@ -203,8 +204,9 @@ impl Auditing {
         verdict
     }
 
-    /// The independent verifier must come to the same end. It looks at neither witnesses nor tiles of hashes that it has the
-    /// events of, at the order in time nor at renderings: where that is all that was found, it finds nothing, and nowhere else.
+    /// Checks that the independent verifier has the same result. It ignores witnesses, tiles of hashes whose events it
+    /// has, the order in time and renderings: if all findings are of that kind, it finds nothing, and otherwise it
+    /// does.
     fn ask_python(&self, bundle: &str, more: &[&str], verdict: &Verdict) {
         let known = more.windows(2).filter(|pair| pair[0] == "--known").map(|pair| self.path(pair[1]));
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/verify.py");
@@ -220,7 +222,7 @@ impl Auditing {
     }
 }
 
-/// Whether a finding is about something that the independent verifier does not look at, or no fault at all.
+/// Whether a finding is about something that the independent verifier ignores, or no fault at all.
 fn is_beyond_python(finding: &Value) -> bool {
     let (file, what) = (finding["file"].as_str().unwrap_or_default(), finding["what"].as_str().unwrap());
     let is_of_hashes =
@@ -253,7 +255,7 @@ impl Drop for Auditing {
     }
 }
 
-/// Copies a folder, for somebody to change.
+/// Copies a folder, to be changed by a test.
 pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
@@ -266,7 +268,7 @@ pub(crate) fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Brings a manifest up to date with the files, as whoever changes one would.
+/// Updates a manifest to match the files, as an attacker would.
 pub(crate) fn remake_manifest(bundle: &Path) {
     let path = bundle.join("manifest.json");
     let mut manifest: orgstream_verifier::Manifest = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -286,5 +288,5 @@ pub(crate) fn flip(path: &Path, at: usize) {
     fs::write(path, bytes).unwrap();
 }
 
-/// How long a process may take to do what it does every second.
+/// Timeout for an action that a process takes every second.
 pub(crate) const MOMENT: Duration = Duration::from_secs(20);

@@ -1,5 +1,5 @@
-//! Nobody gives, sets or learns more than their role and their scopes allow; and what somebody was given ends with the say of
-//! whoever gave it.
+//! No caller gives, sets or reads more than its role and its scopes allow; and what was granted ends with the authority
+//! of the member that granted it.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     support::within_a_second,
 };
 
-/// Somebody who may do some things.
+/// A caller with some permissions.
 struct Giver {
     name: String,
     bearer: String,
@@ -27,11 +27,11 @@ struct Giver {
 /// A command that gives something.
 struct Gift {
     command: Value,
-    /// What whoever sends it needs.
+    /// The permissions that its sender needs.
     needs: Permission,
-    /// The role that somebody has by it.
+    /// The role that the recipient gets by it.
     role: Option<Role>,
-    /// What somebody may do by it.
+    /// The permissions that the recipient gets by it.
     gives: BTreeSet<Permission>,
 }
 
@@ -48,7 +48,7 @@ impl Gift {
         self.command["type"].as_str().unwrap()
     }
 
-    /// Whether this giver may.
+    /// Whether this giver is allowed to.
     fn is_for(&self, giver: &Giver) -> bool {
         let ranks = self.role.is_none_or(|role| giver.role.includes(role));
         giver.may.contains(&self.needs) && ranks && self.gives.is_subset(&giver.may)
@@ -74,7 +74,7 @@ impl Api {
     }
 }
 
-/// The scopes that stand alone in a key: each right to give something, without the rest of what its role may.
+/// The scopes that a key may have alone: each right to give something, without the rest of its role's permissions.
 const GIVING: [&str; 6] =
     ["members:manage", "roles:manage", "organization:manage", "api_keys:manage", "sso:manage", "domains:manage"];
 
@@ -89,7 +89,7 @@ async fn givers(api: &Api, org: &Org) -> Vec<Giver> {
             let bearer = api.scoped(org, &role.name(), &[scope]).await;
             givers.push(Giver { name: format!("{role} with {scope}"), bearer, role, may: scopes(&[scope]) });
         }
-        // A role of the organization's own with that alone, had by a person and by a key.
+        // A custom role with that permission alone, given to a member and to a key.
         let body = json!({"name": scope, "permissions": [scope]});
         let made = api.post(&org.owner, &org.path("roles"), &body).await.expect(201);
         let id = made.json()["role_id"].as_str().unwrap().to_owned();
@@ -112,7 +112,7 @@ async fn givers(api: &Api, org: &Org) -> Vec<Giver> {
     givers
 }
 
-/// Every command that gives something, with all that it can give. `nth` makes what it makes a thing of its own.
+/// Every command that gives something, with all that it can give. `nth` makes the names of created things unique.
 fn gifts(nth: usize, things: &Value) -> Vec<Gift> {
     use Permission as P;
     let mut gifts = Vec::new();
@@ -143,7 +143,7 @@ fn gifts(nth: usize, things: &Value) -> Vec<Gift> {
     gifts.extend([
         Gift::role(json!({"type": "resend_invitation", "id": things["invitation"]}), P::ManageMembers, Role::Admin),
         Gift::role(json!({"type": "rotate_api_key", "id": things["key"]}), P::ManageKeys, Role::Admin),
-        // It gives nothing, and asks as much.
+        // It gives nothing, and requires as much.
         Gift::role(json!({"type": "revoke_api_key", "id": things["revoked"]}), P::ManageKeys, Role::Admin),
         Gift::role(json!({"type": "prove_domain", "id": things["domain"]}), P::ManageDomains, Role::Member),
         Gift::role(
@@ -151,7 +151,7 @@ fn gifts(nth: usize, things: &Value) -> Vec<Gift> {
             P::ManageSso,
             Role::Member,
         ),
-        // Whoever came by this issuer may be an owner by now.
+        // A user that signed in by this issuer may be an owner by now.
         Gift::role(
             json!({"type": "add_sso_connection", "name": "x", "issuer": things["issuer"], "audience": nth.to_string()}),
             P::ManageSso,
@@ -172,7 +172,7 @@ fn gifts(nth: usize, things: &Value) -> Vec<Gift> {
     gifts
 }
 
-/// What the gifts are about: an invitation and a key of an admin, a member, a role, a domain and an issuer.
+/// The objects of the gifts: an invitation and a key of an admin, a member, a role, a domain and an issuer.
 async fn things(api: &Api, org: &Org) -> Value {
     let made = async |route: &str, body: Value| {
         let made = api.post(&org.owner, &org.path(route), &body).await.expect(201);
@@ -210,12 +210,12 @@ async fn nobody_gives_more_than_their_role_and_their_scopes_allow() {
         for gift in gifts(nth + 1, &things) {
             let answer = api.command(&giver.bearer, &org, None, &gift.command).await;
             let may = gift.is_for(giver);
-            // What may be done may still be refused for what it is about, and for nothing of whoever asks.
+            // An allowed command may still be rejected because of its object, but not because of its sender.
             if (answer.status == 403) == may || answer.status >= 500 || answer.status == 401 || answer.status == 422 {
                 wrong.push(format!("{} sends {}: {}", giver.name, gift.command, answer.text));
             }
         }
-        // What was changed by who may is put back, so that the next one finds what the others did.
+        // Changes by allowed senders are reverted, so that the next one finds the same state.
         let back = json!({"type": "change_member_role", "id": things["member"], "role": "viewer"});
         api.command(&org.owner, &org, None, &back).await.expect(200);
         let back = json!({"type": "change_role", "id": things["role"], "permissions": []});
@@ -224,7 +224,7 @@ async fn nobody_gives_more_than_their_role_and_their_scopes_allow() {
     assert!(wrong.is_empty(), "{} answers are wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// Whether a command of this name can give something that was not somebody's: what an example of it says.
+/// Whether a command of this name can give something new to its recipient, determined by an example of it.
 fn giving(name: &str) -> bool {
     let id = |prefix: &str| format!("{prefix}_01h455vb4pex5vsknk084sn02q");
     let fields = json!({
@@ -239,7 +239,7 @@ fn giving(name: &str) -> bool {
     }
     let ids = ["mem", "inv", "role", "dom", "conn", "key", "res"];
     let (mut read, mut why) = (Vec::new(), Vec::new());
-    // The fewest fields that it takes, found by its own refusals.
+    // The fewest fields that it accepts, found by its own errors.
     for prefix in ids {
         let mut command = json!({"type": name});
         for _ in 0..10 {
@@ -276,7 +276,7 @@ async fn the_secret_of_a_key_is_given_again_to_whoever_it_was_made_for_and_to_no
     let issue = json!({"type": "issue_api_key", "name": "ci", "role": "admin"});
     let first = api.command(&ann, &org, Some("k"), &issue).await.expect(201).json();
     let token = first["token"].as_str().unwrap();
-    // The same words under the same key: of herself, by whichever way she comes, and at whichever process.
+    // The same command under the same key: of herself, by any of her credentials, and at any process.
     let session = api.session("ann@replayed.example").await;
     api.switch(&session, &org.id).await.expect(200);
     for bearer in [&ann, &session] {
@@ -298,12 +298,12 @@ async fn the_secret_of_a_key_is_given_again_to_whoever_it_was_made_for_and_to_no
         }
         assert_eq!(there(bearer).await.expect(422).problem(), "idempotency_key_reused");
     }
-    // Without a secret it is the same command, whoever repeats it: a producer may have another key by then.
+    // Without a secret it is the same command for any sender: a producer may have another key by then.
     let create = create_model("once");
     let made = api.command(&ann, &org, Some("m"), &create).await.expect(201).json();
     let again = api.command(&key, &org, Some("m"), &create).await.expect(201).json();
     assert_eq!((&again["id"], &again["replayed"]), (&made["id"], &json!(true)));
-    // Nor to herself, once she may not issue any more.
+    // Nor to herself, once she may no longer issue keys.
     let demote = json!({"type": "change_member_role", "id": member, "role": "viewer"});
     let demoted = api.command(&org.owner, &org, None, &demote).await.expect(200);
     api.sees(&org, demoted.header("stream-position")).await;
@@ -316,7 +316,7 @@ async fn the_secret_of_a_key_is_given_again_to_whoever_it_was_made_for_and_to_no
     assert!(rotated["token"].as_str().unwrap().starts_with("os_live_"));
 }
 
-/// An issuer that an organization can have as its own, beside that of the platform.
+/// An issuer that an organization can connect as its own, beside that of the platform.
 pub(crate) async fn own_issuer(api: &Api, name: &str) -> (DevIssuer, CancellationToken) {
     let folder = api.outbox.parent().unwrap().join(name);
     std::fs::create_dir_all(&folder).unwrap();
@@ -345,7 +345,7 @@ async fn an_issuer_and_an_audience_are_one_organizations_and_no_others() {
     let first = connect(&api, &victim, &idp).await.expect(201);
     api.sees(&victim, first.header("stream-position")).await;
     assert_eq!(connect(&api, &attacker, &idp).await.expect(409).problem(), "sso_connection_taken");
-    // Other audiences of the same issuer are free, and as many organizations as like may name it.
+    // Other audiences of the same issuer are free, and any number of organizations may name it.
     for number in 0..25 {
         let org = api.org(&format!("many-{number}")).await;
         let body = json!({"name": "x", "issuer": idp.url(), "audience": format!("app-{number}"), "jit": true});
@@ -356,7 +356,8 @@ async fn an_issuer_and_an_audience_are_one_organizations_and_no_others() {
     assert_eq!(me["memberships"][0]["org_id"], victim.id, "{me}");
     api.get(&person, &victim.path("records")).await.expect(200);
     api.get(&person, &attacker.path("records")).await.expect(404);
-    // Two who have the pair all the same, from before it was one's: each is entered by its own name, and nobody guesses.
+    // Two that have the pair all the same, from before it was exclusive: each is entered by its own name, and nothing
+    // is guessed.
     api.sql("UPDATE rm.sso_connections SET audience = 'orgstream' WHERE audience = 'app-0'").await;
     let unclear = async || api.get(&person, "/v1/me").await;
     let refused = within_a_second("it is ambiguous", async || {
@@ -374,7 +375,7 @@ async fn what_an_organization_gave_up_is_whoevers_next_who_claims_it() {
     let api = Api::start().await;
     let (first, next) = (api.org("first").await, api.org("next").await);
     let (idp, stop) = own_issuer(&api, "own").await;
-    // Given up and taken again by the same, as often as they like; and in between it is nobody else's.
+    // Released and claimed again by the same organization, any number of times; and in between no other gets it.
     let mut connected = connect(&api, &first, &idp).await.expect(201);
     for _ in 0..2 {
         assert_eq!(connect(&api, &next, &idp).await.expect(409).problem(), "sso_connection_taken");
@@ -386,13 +387,14 @@ async fn what_an_organization_gave_up_is_whoevers_next_who_claims_it() {
     api.delete(&first.owner, &path).await.expect(200);
     let taken = connect(&api, &next, &idp).await.expect(201);
     assert_eq!(connect(&api, &first, &idp).await.expect(409).problem(), "sso_connection_taken");
-    // What was removed already gives nothing of the next one's back.
+    // Removing it a second time does not release the next one's claim.
     api.delete(&first.owner, &path).await.expect(404);
     assert_eq!(connect(&api, &first, &idp).await.expect(409).problem(), "sso_connection_taken");
     api.sees(&next, taken.header("stream-position")).await;
     let person = idp.mint("ann@next.example", HOUR).unwrap();
     api.get(&person, &next.path("records")).await.expect(404);
-    // A domain is whose DNS says so, each for itself: it can be claimed again, and waits for its proof again.
+    // A domain belongs to the organization that its DNS names, for each one separately: it can be claimed again, and
+    // needs its proof again.
     for org in [&first, &next, &first] {
         let claim = json!({"domain": "moved.example"});
         let claimed = api.post(&org.owner, &org.path("domains"), &claim).await.expect(201);
@@ -417,7 +419,7 @@ async fn who_was_removed_comes_back_by_no_other_way_in() {
     let changed = api.patch(&org.owner, &org.path("settings"), &joining).await.expect(200);
     api.sees(&org, changed.header("stream-position")).await;
 
-    // Bob is an admin, has an invitation for an address of his that is not used, and one more for his own.
+    // Bob is an admin, has an invitation for an unused address of his, and one more for his own.
     let (bob, id) = api.joined(&org, "bob@closed.example", "admin").await;
     api.invite(&bob, &org, "bobs-friend@closed.example", "admin").await.expect(201);
     let by_him = api.invited("bobs-friend@closed.example", 1).await;
@@ -439,7 +441,7 @@ async fn who_was_removed_comes_back_by_no_other_way_in() {
     let removed = api.delete(&org.owner, &org.path(&format!("members/{again}"))).await.expect(200);
     api.sees(&org, removed.header("stream-position")).await;
 
-    // By the organization's own issuer, which knows him as somebody else of the same address, whatever its letters.
+    // By the organization's own issuer, which knows him as another subject with the same address, in any case.
     for email in ["bob@closed.example", "BOB@Closed.example"] {
         let other = idp.mint(email, HOUR).unwrap();
         let me = api.get(&other, "/v1/me").await.expect(200).json();
@@ -450,14 +452,14 @@ async fn who_was_removed_comes_back_by_no_other_way_in() {
         api.get(&idp.mint("new@closed.example", HOUR).unwrap(), "/v1/me").await.json()["memberships"][0]["role"],
         "member"
     );
-    // By what he sent while he was an admin; his key's word lasts as long as the key.
+    // By what he sent while he was an admin; his key's authority lasts as long as the key.
     let friend = api.person("bobs-friend@closed.example");
     assert_eq!(api.accept(&friend, &by_him).await.expect(409).problem(), "invitation_withdrawn");
     let revoke = api.delete(&org.owner, &org.path(&format!("api-keys/{}", key["id"].as_str().unwrap()))).await;
     revoke.expect(200);
     let other = api.person("bobs-other@closed.example");
     assert_eq!(api.accept(&other, &by_his_key).await.expect(409).problem(), "invitation_withdrawn");
-    // What others sent is good.
+    // Invitations sent by others are valid.
     api.accept(&api.person("friend@closed.example"), &by_the_owner).await.expect(201);
     // By an invitation from before he was removed, under the login that was removed.
     let renamed = Person { email: "bob2@closed.example", email_verified: true, amr: &[] };
@@ -481,7 +483,7 @@ async fn who_may_give_less_by_now_has_offered_less() {
     let token = api.invited("one@demoted.example", 1).await;
     let refused = api.accept(&api.person("one@demoted.example"), &token).await.expect(409);
     assert_eq!(refused.problem(), "invitation_withdrawn");
-    // Somebody who may gives their word for it.
+    // A member with the permission confirms it.
     let listed = api.get(&org.owner, &org.path("invitations")).await.expect(200).json();
     let two = listed["data"].as_array().unwrap().iter().find(|one| one["email"] == "two@demoted.example").unwrap();
     let resend = org.path(&format!("invitations/{}/resend", two["id"].as_str().unwrap()));

@@ -1,4 +1,4 @@
-//! Only explicit authorization crosses into a tenant, for a while, for a reason, and in front of the tenant.
+//! Only explicit authorization gives access to a tenant, for a time, with a reason, and visible to the tenant.
 
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ async fn s3_10_an_operator_looks_into_a_tenant_only_behind_broken_glass() {
     let opened = api.post(OPERATOR, &path, &request(3600)).await.expect(201).json();
     assert_eq!(reads(&api, &org).await, [200; 6]);
     assert_eq!(reads(&api, &other).await, [404; 6]);
-    // Looking is all: nothing can be changed, and nobody let in.
+    // The access is read-only: nothing can be changed, and no member added.
     api.post(OPERATOR, &org.path("records"), &model("b")).await.expect(404);
     api.post(
         OPERATOR,
@@ -69,12 +69,12 @@ async fn s3_10_an_operator_looks_into_a_tenant_only_behind_broken_glass() {
     .await
     .expect(404);
 
-    // The tenant reads all of it: who, why, until when, and each single look.
+    // The tenant sees all of it: the operator, the reason, the expiry, and every single read.
     let fact = audited(&api, &org.owner, &org.id, "access.break_glass_opened", 1).await.remove(0);
     assert_eq!((&fact["actor"]["type"], &fact["actor"]["id"]), (&json!("platform_operator"), &json!("operator")));
     assert_eq!(fact["data"]["reason"], request(1)["reason"]);
     assert_eq!((&fact["data"]["approver"], &fact["data"]["id"]), (&json!("bob"), &opened["id"]));
-    // Nobody asked him, which is said as well.
+    // No approval was required, which is recorded as well.
     assert_eq!(fact["data"]["approval"], "off");
     assert_eq!(fact["data"]["expires_at"], opened["expires_at"]);
     let looks = audited(&api, &org.owner, &org.id, "access.break_glass_used", 6).await;
@@ -86,7 +86,7 @@ async fn s3_10_an_operator_looks_into_a_tenant_only_behind_broken_glass() {
     assert_eq!(reads(&api, &org).await, [404; 6]);
     audited(&api, &org.owner, &org.id, "access.break_glass_closed", 1).await;
 
-    // It ends by itself, too.
+    // It expires, too.
     api.post(OPERATOR, &path, &request(2)).await.expect(201);
     assert_eq!(api.get(OPERATOR, &org.path("records")).await.status, 200);
     while api.get(OPERATOR, &org.path("records")).await.status == 200 {
@@ -97,7 +97,7 @@ async fn s3_10_an_operator_looks_into_a_tenant_only_behind_broken_glass() {
 
 const HOUR: Duration = Duration::from_hours(1);
 
-/// An API whose operators are people: those of whom its issuer says so, to the operators' audience.
+/// An API whose operators are people: those that its issuer marks as such, for the operators' audience.
 async fn with_people() -> Api {
     Api::start_with(|identity| {
         identity.operator_issuer = Some(format!("{}=operators", identity.issuer_urls[0]));
@@ -132,9 +132,9 @@ async fn s3_10_operators_are_people_and_their_names_are_in_every_entry() {
     );
     api.get(&ann, "/v1/platform/lag").await.expect(200);
     assert_eq!(api.post(&ann, "/v1/sessions", &json!({})).await.expect(403).problem(), "session_only");
-    // The token is there for the beginning.
+    // The token is valid at the beginning.
     api.get(OPERATOR, "/v1/platform/lag").await.expect(200);
-    // Whoever lacks the claim is somebody else: a person of the issuer, or nobody at all.
+    // A user without the claim is no operator: a user of the issuer, or unknown.
     for (claims, status) in [
         (json!({"groups": ["orgstream-operators"]}), 403),
         (json!({"aud": "operators"}), 401),
@@ -161,7 +161,7 @@ async fn s3_10_a_second_person_approves_or_nothing_is_opened() {
         ask
     };
     let consent = json!({"operator": "ann@platform.example", "reason": request(1)["reason"], "expires_in_seconds": 60});
-    // By words alone, or alone, nobody looks: not a person, and least of all the token that is nobody's.
+    // Without an approval, no operator gets access: not a person, and least of all the shared token.
     for bearer in [&ann, &OPERATOR.to_owned()] {
         for body in [ask(None, 60), request(60)] {
             assert_eq!(api.post(bearer, &path, &body).await.expect(403).problem(), "approval_required");
@@ -169,7 +169,7 @@ async fn s3_10_a_second_person_approves_or_nothing_is_opened() {
     }
     assert_eq!(api.post(OPERATOR, &approvals, &consent).await.expect(403).problem(), "operator_is_nobody");
     assert_eq!(api.post(&org.owner, &approvals, &consent).await.expect(403).problem(), "forbidden");
-    // Nobody approves their own, under whichever letters.
+    // An operator cannot approve their own request, in any case of letters.
     let own = api.post(&ann, &approvals, &consent).await.expect(422).json();
     assert_eq!(own["errors"][0]["code"], "same_person");
     let approved = api.post(&bob, &approvals, &consent).await.expect(201).json();
@@ -177,7 +177,7 @@ async fn s3_10_a_second_person_approves_or_nothing_is_opened() {
     let refused = async |bearer: &str, path: &str, body: &Value| {
         assert_ne!(api.post(bearer, path, body).await.expect(403).problem(), "approval_required");
     };
-    // It is hers, here, for this reason, and for no longer.
+    // It is valid for her, here, for this reason, and for no longer.
     refused(&bob, &path, &ask(Some(approval), 60)).await;
     refused(OPERATOR, &path, &ask(Some(approval), 60)).await;
     refused(&ann, &other.path("break-glass"), &ask(Some(approval), 60)).await;
@@ -190,7 +190,7 @@ async fn s3_10_a_second_person_approves_or_nothing_is_opened() {
 
     let opened = api.post(&ann, &path, &ask(Some(approval), 60)).await.expect(201).json();
     api.get(&ann, &org.path("records")).await.expect(200);
-    // It is open to her alone: not to whoever approved, nor to the token.
+    // It is open to her alone: not to the approver, nor to the token.
     for bearer in [&bob, &OPERATOR.to_owned()] {
         api.get(bearer, &org.path("records")).await.expect(404);
     }

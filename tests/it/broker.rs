@@ -1,5 +1,5 @@
-//! The broker's door: what strangers, producers and each part of the program may not do there, tried on what `orgstream dev`
-//! runs and on what is shipped; and what a good producer can.
+//! Broker access: the operations that strangers, producers and each part of the program must not be allowed there,
+//! tried on the server of `orgstream dev` and on the shipped configuration; and those that a valid producer can use.
 
 use std::{
     fs,
@@ -26,10 +26,10 @@ use crate::{
 };
 
 const SHARDS: u16 = 2;
-/// A refusal comes within milliseconds; what is not refused for so long was allowed.
+/// A refusal comes within milliseconds; an operation not denied for so long was allowed.
 const REFUSAL: Duration = Duration::from_secs(10);
 
-/// Somebody at the broker, and what it refuses them.
+/// A client of the broker, and the denials that it got.
 struct Attacker {
     name: &'static str,
     client: Client,
@@ -84,14 +84,14 @@ impl Attacker {
         self.is_refused(&format!("subscription to \"{subject}\"")).await;
     }
 
-    /// Asks, and has the answer sent where it must not go.
+    /// Sends a request whose reply is directed to a forbidden subject.
     async fn sends_an_answer(&self, ask: &str, body: &str, to: &str) {
         let asked = self.client.publish_with_reply(ask.to_owned(), to.to_owned(), body.to_owned().into()).await;
         asked.unwrap();
     }
 }
 
-/// What JetStream has of each stream: what no attack may change.
+/// JetStream's state of each stream, which no attack may change.
 async fn streams(administrator: &Client) -> Vec<Value> {
     let mut all = Vec::new();
     for name in (0..SHARDS).map(|shard| format!("EV_{shard}")).chain(["SYS".to_owned()]) {
@@ -126,7 +126,7 @@ async fn nobody_without_credentials_is_let_in(url: &str) {
     ] {
         refused(options.connect(url).await.unwrap_err());
     }
-    // Credentials that somebody has signed with a key of their own.
+    // Credentials signed with a key of the attacker's own.
     let everything = json!({"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1});
     let own = minted(&KeyPair::new_account().seed().unwrap(), "admin", &everything);
     refused(ConnectOptions::with_credentials(&own).unwrap().connect(url).await.unwrap_err());
@@ -182,7 +182,7 @@ async fn a_producer_reaches_its_own_organization_only(url: &str, access: &Access
     }
     producer.cannot_answer("cmd.>", "orgstream-api").await;
     producer.cannot_answer(&format!("cmd.{mine}"), "orgstream-api").await;
-    // Signed with the key that `serve` has, a user has what producers have, whatever else is written in.
+    // Signed with the key that `serve` has, a user has a producer's permissions, whatever its claims are.
     let file: Value = serde_json::from_slice(&fs::read(access.producers()).unwrap()).unwrap();
     let wide = json!({"type": "user", "version": 2, "issuer_account": file["account"], "tags": ["org:mine"],
         "subs": -1, "data": -1, "payload": -1, "pub": {"allow": [">"]}, "sub": {"allow": [">"]}});
@@ -203,7 +203,7 @@ async fn a_worker_reads_and_does_nothing_else(url: &str, access: &AccessFiles) {
     for subject in [">", "ev.>", "cmd.>", "_INBOX_serve.>", "_INBOX.>", "_R_.>", "$JS.>", "orgstream.api.here"] {
         work.cannot_subscribe(subject).await;
     }
-    // What a request names for its answer is not looked at by anybody: it must not lead out of where the worker is.
+    // A request's reply subject is not checked by the server: it must not lead out of the worker's account.
     let consumer = json!({"stream_name": "EV_0", "action": "create",
         "config": {"name": "thief", "ack_policy": "none", "deliver_policy": "all", "headers_only": true}});
     let made = work.client.request("LOG.API.CONSUMER.CREATE.EV_0.thief", consumer.to_string().into()).await.unwrap();
@@ -218,7 +218,7 @@ async fn a_worker_reads_and_does_nothing_else(url: &str, access: &AccessFiles) {
         let push = json!({"stream_name": "EV_0", "action": "create", "config": {"name": "push", "deliver_subject": to,
             "ack_policy": "none", "deliver_policy": "all", "headers_only": true, "mem_storage": true,
             "inactive_threshold": 1_000_000_000_u64, "idle_heartbeat": 100_000_000}});
-        // Whether it is made or not, the next look at the streams tells what came of it.
+        // Whether it is made or not, the next check of the streams shows the result.
         let asked = work.client.request("LOG.API.CONSUMER.CREATE.EV_0.push", push.to_string().into()).await;
         assert!(asked.is_ok(), "{asked:?}");
     }
@@ -241,7 +241,7 @@ async fn an_api_process_writes_and_does_not_destroy(url: &str, access: &AccessFi
         serve.sends_an_answer("LOG.API.DIRECT.GET.EV_0", r#"{"last_by_subj": "ev.0.none"}"#, to).await;
         serve.sends_an_answer("LOG.API.STREAM.INFO.EV_0", "", to).await;
     }
-    // Its requests were all carried out when this one is.
+    // Its earlier requests were all processed when this one is.
     serve.client.request("LOG.API.STREAM.INFO.EV_0", "".into()).await.unwrap();
 }
 
@@ -297,12 +297,12 @@ async fn every_attack_is_refused_by_what_dev_runs() {
     cluster.until_projected(&tenant).await;
     assert_private(&cluster.nats.access);
     attack(&cluster.nats.url, &cluster.nats.access).await;
-    // And everything goes on.
+    // And everything continues to work.
     cluster.client.command(&tenant, "two", &create("two")).await.expect(201);
     cluster.until_projected(&tenant).await;
 }
 
-/// The nats-server with a configuration of ours, on ports of the kernel's choice.
+/// A nats-server with a given configuration, on ports of the kernel's choice.
 struct Shipped {
     url: String,
     monitor_url: String,
@@ -336,7 +336,7 @@ impl Drop for Shipped {
     }
 }
 
-/// deploy/nats.conf as it is shipped, but for where it listens and keeps its data.
+/// deploy/nats.conf as it is shipped, except its addresses and data folder.
 fn shipped_configuration(dir: &Path) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut text = fs::read_to_string(root.join("deploy/nats.conf")).unwrap();
@@ -361,7 +361,7 @@ fn shipped_access(dir: &Path) -> AccessFiles {
     for file in [access.server(), access.serve(), access.producers(), access.work(), access.admin(), access.offline()] {
         assert!(said.contains(file.to_str().unwrap()), "{said}");
     }
-    // A second time would lock everybody out, so it is refused.
+    // A second time would lock all users out, so it is refused.
     let (before, again) = (fs::read(access.serve()).unwrap(), init());
     assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("--dir"), "{again:?}");
     assert_eq!(fs::read(access.serve()).unwrap(), before);
@@ -392,7 +392,7 @@ async fn every_attack_is_refused_by_what_is_shipped() {
     let again = run(access.admin());
     assert!(again.status.success() && String::from_utf8_lossy(&again.stderr).starts_with("0 streams"), "{again:?}");
 
-    // Each part can do what it is there for.
+    // Each part can do its work.
     let serve = Log::connect(&log_options(&server.url, access.serve())).await.unwrap();
     let placement = serve.place(OrgId::fresh(1, [7; 10])).await.unwrap();
     serve.claim("slug", "shipped", placement.org).await.unwrap();
@@ -426,13 +426,13 @@ async fn credentials(cluster: &Cluster, tenant: &Tenant) -> String {
     assert_eq!((made.text("org_id"), made.text("public_id")), (tenant.id.to_string(), key.public_id().to_string()));
     let credentials = made.text("credentials");
     assert_eq!(made.text("inbox_prefix"), inbox(&credentials));
-    // A person has no key that they could be bound to.
+    // A user has no key that they could be bound to.
     let refused = cluster.client.post(&tenant.owner, path, None, &Value::Null).await.expect(403);
     assert_eq!(refused.text("code"), "key_only");
     credentials
 }
 
-/// A command by NATS: its status and what was answered.
+/// A command by NATS: its status and its answer.
 async fn send(client: &Client, org: &str, headers: HeaderMap, name: &str) -> (String, Value) {
     let body = create(name).to_string();
     let request = client.request_with_headers(format!("cmd.{org}"), headers, body.into());
@@ -457,14 +457,14 @@ async fn a_good_producer_needs_no_key_in_its_requests_and_is_nobody_else() {
         position = answer["position"].as_str().unwrap().to_owned();
         assert!(position.starts_with(&tenant.id.to_string()), "{answer}");
     }
-    // It is the key that did it, and it came from here.
+    // The key is the actor, and the address is this machine's.
     let path = tenant.path("audit/events?limit=1");
     let events = cluster.client.get_at(&tenant.owner, &path, &position).await.expect(200);
     let event = &events.body["data"][0];
     assert_eq!(event["actor"]["id"], tenant.key_id, "{event}");
     assert_eq!(event["context"]["ip"], "127.0.0.1", "{event}");
 
-    // That it has credentials is told, each time, before they were handed out.
+    // The issue of its credentials is recorded, each time, before they were returned.
     let path = tenant.path("audit/events?action=access.nats_credentials_issued");
     let events = cluster.client.get_at(&tenant.owner, &path, &position).await.expect(200);
     let issued = events.body["data"].as_array().unwrap();
@@ -474,7 +474,7 @@ async fn a_good_producer_needs_no_key_in_its_requests_and_is_nobody_else() {
         assert_eq!(event["data"]["public_id"], tenant.key.parse::<KeyToken>().unwrap().public_id().to_string());
     }
 
-    // Whatever it writes into its headers, it stays who it is.
+    // Its headers cannot change its identity.
     let theirs = credentials(&cluster, &other).await;
     let jwt = theirs.lines().find(|line| line.starts_with("eyJ")).unwrap();
     let account = claims(&theirs)["nats"]["issuer_account"].clone();
@@ -492,19 +492,20 @@ async fn a_good_producer_needs_no_key_in_its_requests_and_is_nobody_else() {
         assert_eq!(status, "201", "{headers:?} {answer}");
         assert!(answer["position"].as_str().unwrap().starts_with(&tenant.id.to_string()), "{headers:?} {answer}");
     }
-    // Somebody else's key in its own organization is a stranger there, as by HTTP.
+    // Another organization's key in its own organization is unknown there, as by HTTP.
     let mut headers = HeaderMap::new();
     headers.insert("Authorization", format!("Bearer {}", other.key));
     let (status, answer) = send(&producer, &tenant.slug, headers, "foreign").await;
     assert_eq!(status, "404", "{answer}");
-    // Another process that answers without the server's word for it has nobody: who has no account of ours is nobody.
+    // A process that answers without the server's report of the sender has no sender: without an account of ours there
+    // is none.
     let nobody = cluster.producer().await;
     let mut headers = HeaderMap::new();
     headers.insert("nats-request-info", info.as_str());
     let (status, answer) = send(&nobody, &other.slug, headers, "nobody").await;
     assert_eq!(status, "401", "{answer}");
 
-    // What is revoked stops working within a second, although the connection stays.
+    // A revoked key stops working within a second, although the connection stays.
     let revoke = json!({"type": "revoke_api_key", "id": tenant.key_id});
     cluster.client.post(&tenant.owner, &tenant.path("commands"), Some("revoke"), &revoke).await.expect(200);
     let refused = async { while send(&producer, "current", HeaderMap::new(), "late").await.0 != "401" {} };
@@ -536,13 +537,13 @@ async fn a_server_without_a_door_is_not_started_on() {
     }
     let said = openly(&["check-config", "--allow-open-nats"]).run().await;
     assert!(said.stdout.contains("NATS        ok"), "{said:?}");
-    // The administrator's credentials are no credentials for what runs all day.
+    // The administrator's credentials are denied for processes that run all day.
     let said = cluster
         .command("", &["check-config"])
         .env("ORGSTREAM_NATS_CREDS", cluster.nats.access.admin().to_str().unwrap());
     let said = said.run().await.failure();
     assert!(said.stdout.contains("may delete streams"), "{said:?}");
-    // And those of another server are none at all.
+    // And those of another server are invalid.
     let (theirs, lazy) = (TempDir::new(), TempDir::new());
     let access = shipped_access(theirs.path());
     let lazy = orgstream_servers::Nats::start(lazy.path(), true).await.unwrap();
@@ -570,12 +571,12 @@ async fn nothing_goes_over_the_wire_in_the_clear_when_tls_is_asked_for() {
     let options = |url: String, ca: Option<PathBuf>| LogOptions { ca, ..log_options(&url, access.admin()) };
     let log = Log::connect(&options(format!("tls://localhost:{port}"), Some(cert.clone()))).await.unwrap();
     assert_eq!(log.ensure_streams().await.unwrap(), []);
-    // Whoever has a CA to ask for is not talked out of it by the address.
+    // A configured CA is required whatever the address says.
     Log::connect(&options(format!("nats://localhost:{port}"), Some(cert.clone()))).await.unwrap();
     let unknown = Log::connect(&options(format!("tls://localhost:{port}"), None)).await.unwrap_err().to_string();
     assert!(unknown.to_lowercase().contains("certificate"), "{unknown}");
     drop(server);
-    // A server without TLS is not talked to in the clear.
+    // A server without TLS is not used unencrypted.
     let plain = Shipped::start(dir.path(), &text).await;
     let port = plain.url.rsplit(':').next().unwrap();
     assert!(Log::connect(&options(format!("tls://localhost:{port}"), Some(cert.clone()))).await.is_err());

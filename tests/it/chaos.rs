@@ -27,7 +27,7 @@ use crate::{
 
 const TENANTS: usize = 50;
 const KILLS_OF_EACH: usize = 4;
-/// A producer by NATS that hears nothing for so long sends again, whatever became of the first try.
+/// A NATS producer's timeout before it sends again, whatever the result of the first try.
 const NATS_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// One command, with the key that makes it safe to send twice.
@@ -48,7 +48,7 @@ impl Planned {
     }
 }
 
-/// What the writer was told about one command.
+/// The answer to one command, as its writer got it.
 #[derive(Debug)]
 struct Acknowledged {
     id: String,
@@ -57,7 +57,7 @@ struct Acknowledged {
     events: Value,
 }
 
-/// A record as its writer thinks it is.
+/// A record as its writer expects it.
 #[derive(Debug, Clone, PartialEq)]
 struct Known {
     version: u64,
@@ -71,7 +71,7 @@ impl Known {
     }
 }
 
-/// One organization's only writer. It goes on with the next command when the last one is acknowledged for good.
+/// One organization's only writer. It continues with the next command when the last one is finally acknowledged.
 struct Writer {
     tenant: Tenant,
     client: Client,
@@ -79,10 +79,10 @@ struct Writer {
     random: StdRng,
     number: usize,
     acknowledged: HashMap<CommandId, Acknowledged>,
-    /// Sent once, by a producer that then died: there or not, but never twice.
+    /// Sent once, by a producer that then died: stored or not, but never twice.
     abandoned: HashSet<CommandId>,
     records: BTreeMap<String, Known>,
-    /// Records that are not there yet, and so cannot be changed.
+    /// Records that do not exist yet, and so cannot be changed.
     unborn: HashSet<String>,
     total: Arc<AtomicU64>,
 }
@@ -118,7 +118,7 @@ impl Writer {
         if living.is_empty() { None } else { Some(living[self.random.random_range(0..living.len())].clone()) }
     }
 
-    /// The next command. What it will do is noted down before it is sent, so that plans can be made ahead.
+    /// Plans the next command. Its effect is recorded before it is sent, so that plans can be made ahead.
     fn plan(&mut self) -> Planned {
         let key = self.next_key();
         let data = json!({"name": key, "parameters": {"noise": self.random.random_range(0..1_000_000)}});
@@ -144,7 +144,7 @@ impl Writer {
         Planned { key, command, expected_version }
     }
 
-    /// Sends until every command is acknowledged, and writes the answers down.
+    /// Sends until every command is acknowledged, and records the answers.
     async fn carry_out(&mut self, plan: &[Planned]) {
         let body = match plan {
             [one] => one.envelope(),
@@ -196,7 +196,7 @@ impl Writer {
         Some(Answer { status, headers: reqwest::header::HeaderMap::new(), body })
     }
 
-    /// Sends a command once and does not stay for the answer.
+    /// Sends a command once and does not wait for the answer.
     async fn abandon(&mut self) {
         let key = self.next_key();
         self.abandoned.insert(CommandId::from_idempotency_key(self.tenant.id, &key));
@@ -206,7 +206,7 @@ impl Writer {
         let _ = request.json(&body).timeout(patience).send().await;
     }
 
-    /// Asserts that the stream has what this writer was told, once, and nothing that it did not send.
+    /// Asserts that the stream has what this writer was acknowledged, once, and nothing that it did not send.
     fn assert_kept(&self, history: &History) {
         let slug = &self.tenant.slug;
         let commands = history.commands();
@@ -240,7 +240,7 @@ impl Writer {
     }
 }
 
-/// Whether an outcome in an array says that trying again can help.
+/// Whether an outcome in an array says that a retry can help.
 fn is_passing(outcome: &Value) -> bool {
     outcome["error"]["status"] == 503
 }
@@ -275,15 +275,15 @@ impl Victim {
     }
 }
 
-/// Waits until the writers were acknowledged so many commands more.
+/// Waits until this many more commands are acknowledged.
 async fn until_written(total: &AtomicU64, more: u64) {
     let goal = total.load(Ordering::Relaxed) + more;
     let what = format!("the writers to get {more} more commands through");
     eventually(&what, async || (total.load(Ordering::Relaxed) >= goal).then_some(())).await;
 }
 
-// S3.21, S3.22: events of fifty tenants interleave in four streams and one worker; every derived row equals what the
-// tenant's own stream says, and what a rebuild of that tenant gives.
+// Events of fifty tenants interleave in four streams and one worker; every derived row equals what the tenant's own
+// stream says, and what a rebuild of that tenant gives.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_acknowledged_command_is_there_exactly_once_whatever_is_killed() {
     let seed = std::env::var("ORGSTREAM_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
@@ -320,7 +320,7 @@ async fn every_acknowledged_command_is_there_exactly_once_whatever_is_killed() {
     let mut victims = victims.into_iter().peekable();
     while let Some(first) = victims.next() {
         until_written(&total, random.random_range(200..1_000)).await;
-        // Now and then two are away at the same time.
+        // Sometimes two are down at the same time.
         let together = random.random_range(0..3) == 0;
         let second = victims.next_if(|second| together && *second != first);
         let fallen: Vec<Victim> = [Some(first), second].into_iter().flatten().collect();
@@ -377,7 +377,7 @@ async fn what_postgresql_forgets_in_a_crash_is_applied_again_though_nothing_new_
     cluster.client.expect_trouble();
     let tenants = cluster.tenants(8).await;
     for round in 0..4 {
-        // Every row can be seen, and none of them need be on disk yet.
+        // Every row is visible, and none of them need be on disk yet.
         for tenant in &tenants {
             let made = cluster.client.command(tenant, &format!("round-{round}"), &create("x")).await.expect(201);
             let path = tenant.path(&format!("records/{}", made.text("id")));
@@ -400,7 +400,7 @@ async fn what_postgresql_forgets_in_a_crash_is_applied_again_though_nothing_new_
 #[tokio::test]
 async fn a_reader_who_goes_away_leaves_no_transaction_open() {
     let database = database().await;
-    // Whoever asks is gone after so many steps, wherever that is in the course of a read.
+    // The caller is dropped after so many steps, at any point of a read.
     for steps in 0..40 {
         let mut read = pin!(database.db.read(BoundOrg::platform()));
         for _ in 0..steps {
@@ -415,7 +415,7 @@ async fn a_reader_who_goes_away_leaves_no_transaction_open() {
         let open = "SELECT count(*), coalesce(max(extract(epoch FROM clock_timestamp() - state_change)), 0)::float8
             FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'";
         let (open, seconds): (i64, f64) = sqlx::query_as(open).fetch_one(&mut superuser).await.unwrap();
-        // The server itself ends such a session after 15 seconds; until then whoever gets it sees the past.
+        // The server itself ends such a session after 15 seconds; until then its next user would read an old snapshot.
         assert!(seconds < 5.0, "{open} transactions have been open for {seconds} s, and nobody knows of them");
         (open == 0).then_some(())
     })

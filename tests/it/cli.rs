@@ -1,4 +1,4 @@
-//! The client commands, as a person and as a script use them.
+//! The client commands, as used by people and by scripts.
 
 use std::{collections::HashSet, fs, io::Write, os::unix::fs::PermissionsExt, process::Stdio, thread, time::Duration};
 
@@ -63,7 +63,7 @@ async fn a_publisher_that_was_killed_goes_on_where_it_was() {
     let said = cluster.cli(&tenant.key, &publish).await.success().json();
     let number = |said: &Value, name: &str| usize::try_from(said[name].as_u64().unwrap()).unwrap();
     let (accepted, replayed) = (number(&said, "accepted"), number(&said, "replayed"));
-    // The last request of the one that was killed may have gone on after it.
+    // The killed publisher's last request may have continued after it.
     assert!(replayed >= there && accepted > 0 && accepted + replayed == lines.len(), "{there} were there; {said}");
     lines.sort();
     assert_eq!(names(&cluster, &tenant).await, lines);
@@ -113,7 +113,7 @@ async fn a_replay_is_the_audit_log_line_by_line() {
     let made = cluster.client.command(&tenant, "many", &many.into()).await.expect(200);
     cluster.client.command(&other, "x", &create("not to be seen")).await.expect(201);
     let middle = made.body[349]["position"].as_str().unwrap().to_owned();
-    // Without waiting for anything: what was acknowledged is in the output.
+    // Without waiting: what was acknowledged is in the output.
     let said = cluster.cli(&tenant.key, &["replay"]).await.success();
     let lines: Vec<Value> = said.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
 
@@ -135,7 +135,7 @@ async fn a_replay_is_the_audit_log_line_by_line() {
     let ids: Vec<String> = history.events().map(|(.., event)| event.header.event_id.to_string()).collect();
     assert_eq!(lines.iter().map(|line| line["event_id"].as_str().unwrap()).collect::<Vec<_>>(), ids);
 
-    // From a position on, by id or slug; and the platform's operator has no business with it.
+    // From a position on, by id or slug; and the platform's operator is denied.
     let said = cluster.cli(&tenant.key, &["replay", "--org", &tenant.slug, "--from", &middle]).await.success();
     let rest: Vec<Value> = said.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let place = lines.iter().position(|line| line["position"] == middle).unwrap();
@@ -165,13 +165,13 @@ async fn check_config_finds_what_is_unsafe_and_changes_nothing() {
         assert!(said.stderr.contains("found"), "{said:?}");
         said
     };
-    // A superuser could read everybody's rows, so it is no login for the program.
+    // A superuser could read the rows of all orgs, so it is no login for the program.
     let (_, password) = cluster.owner_url.split_once("//postgres:").unwrap();
     let (password, _) = password.split_once('@').unwrap();
     let variables = [("ORGSTREAM_DATABASE_URL", &*cluster.owner_url), ("ORGSTREAM_DATABASE_PASSWORD", password)];
     let said = finds(&variables, &["PostgreSQL", "row-level security", "leave the user out"]).await;
     assert!(!said.stdout.contains(password) && !said.stderr.contains(password), "{said:?}");
-    // A database without our tables.
+    // A database without the program's tables.
     let mut connection = PgConnection::connect(&cluster.owner_url).await.unwrap();
     sqlx::raw_sql("CREATE DATABASE empty").execute(&mut connection).await.unwrap();
     let (server, _) = cluster.owner_url.rsplit_once('/').unwrap();
@@ -195,7 +195,7 @@ async fn check_config_finds_what_is_unsafe_and_changes_nothing() {
     finds(&lazily, &["NATS", "sync_interval: always"]).await;
     let streams = async_nats::jetstream::new(connect_as(&lazy.url, &lazy.access.admin()).await);
     assert!(streams.get_stream("EV_0").await.is_err(), "looking has made a stream");
-    // Nobody there at all.
+    // No server at all.
     let variables = [
         ("ORGSTREAM_NATS_URL", "nats://127.0.0.1:1"),
         ("ORGSTREAM_NATS_MONITOR_URL", "http://127.0.0.1:1"),
@@ -203,7 +203,7 @@ async fn check_config_finds_what_is_unsafe_and_changes_nothing() {
     ];
     let said = finds(&variables, &["NATS", "PostgreSQL"]).await;
     assert!(said.stderr.contains("2 problems"), "{said:?}");
-    // What `check-config` finds, `serve` and `work` refuse to start with, in the same words.
+    // `serve` and `work` refuse to start on the findings of `check-config`, with the same words.
     for job in ["serve", "work"] {
         let mut command = cluster.command("", &[job, "--http", "127.0.0.1:0"]);
         command = command.env("ORGSTREAM_PEPPER", "a pepper that is long enough for a test");
@@ -221,7 +221,7 @@ async fn a_client_command_says_what_it_lacks_and_keeps_its_output_clean() {
     let tenant = cluster.tenant("scripted").await;
     cluster.client.command(&tenant, "one", &create("one")).await.expect(201);
     cluster.until_projected(&tenant).await;
-    // Without a key, with one that is none, and with nobody there.
+    // Without a key, with an invalid one, and without a server.
     let said = cluster.command("", &["lag"]).env_remove("ORGSTREAM_API_KEY").run().await.failure();
     assert!(said.stdout.is_empty() && said.stderr.contains("ORGSTREAM_API_KEY"), "{said:?}");
     assert!(said.stderr.contains("orgstream demo"), "where to get one: {said:?}");
@@ -233,7 +233,7 @@ async fn a_client_command_says_what_it_lacks_and_keeps_its_output_clean() {
         assert!(!said.contains(&tenant.key), "no key is printed");
     }
 
-    // What a script reads is on standard output, all of it and nothing else.
+    // A script's input is on standard output, all of it and nothing else.
     let lag = cluster.cli(&tenant.key, &["lag", "--json"]).await.success();
     let pipelines: HashSet<String> =
         lag.json()["data"].as_array().unwrap().iter().map(|row| row["pipeline"].to_string()).collect();
@@ -289,7 +289,7 @@ async fn a_person_signs_in_once_and_the_other_commands_are_theirs() {
     assert!(switched.stderr.contains("acts in terminal now (epoch 2)"), "{}", switched.stderr);
     let shown = run(&["session", "show"]).await.success().json();
     assert_eq!(shown["active_org"]["org_id"], tenant.id.to_string());
-    // A command that names no organization is about the one that the session acts in.
+    // A command that names no organization applies to the one that the session acts in.
     let lag = run(&["lag", "--json"]).await.success().json();
     assert!(lag["data"][0]["head"].as_str().unwrap().starts_with(&tenant.id.to_string()), "{lag}");
     let listed = run(&["session", "list", "--json"]).await.success().json();

@@ -31,17 +31,17 @@ use uuid::Uuid;
 
 use crate::support::{COMMIT_KEYS, TempDir, any_producer, commit_keys, connect_as};
 
-/// How long something may take that must come.
+/// Timeout for something that must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(20);
-/// An answer that takes longer is taken for lost, as a client in a hurry would.
+/// Timeout after which an answer counts as lost, as for an impatient client.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 const DATABASE: &str = "orgstream";
 const DATABASE_PASSWORD: &str = "the password of the cluster";
 const PEPPER: &str = "the pepper of the cluster, which is no secret";
 const OPERATOR: &str = "operator-of-the-cluster-of-the-tests";
 
-/// How the product is to be run.
+/// The options for running the product.
 #[derive(Debug, Clone)]
 pub(crate) struct ClusterOptions {
     pub(crate) shards: u16,
@@ -68,7 +68,7 @@ pub(crate) struct Cluster {
     pub(crate) options: ClusterOptions,
     pub(crate) postgres: Postgres,
     pub(crate) nats: orgstream_servers::Nats,
-    /// The database as the superuser.
+    /// The URL of the database for the superuser.
     pub(crate) owner_url: String,
     issuing: CancellationToken,
     // Last: everything else is in it.
@@ -81,7 +81,7 @@ impl Cluster {
         Self::start_in(TempDir::new(), options).await
     }
 
-    /// The same in a folder that has been made ready: a disk may be mounted in it.
+    /// Starts it in a prepared folder: a disk may be mounted in it.
     pub(crate) async fn start_in(dir: TempDir, options: ClusterOptions) -> Self {
         let fast = PostgresOptions { without_fsync: true, ..PostgresOptions::default() };
         let (nats_dir, postgres_dir) = (dir.path().join("nats"), dir.path().join("postgres"));
@@ -141,7 +141,7 @@ impl Cluster {
         api
     }
 
-    /// Waits until API and workers can do their work.
+    /// Waits until API and workers are ready.
     pub(crate) async fn ready(&mut self) {
         self.api.ready().await;
         for worker in &mut self.workers {
@@ -154,12 +154,12 @@ impl Cluster {
         self.dir.path()
     }
 
-    /// A connection that no row-level security binds: to look at what the program wrote, from outside.
+    /// A connection that no row-level security binds: to check from outside what the program wrote.
     pub(crate) async fn superuser(&self) -> PgConnection {
         PgConnection::connect(&self.owner_url).await.unwrap()
     }
 
-    /// The event log, as another process of the API would open it.
+    /// The event log, as another API process would open it.
     pub(crate) async fn log(&self) -> Log {
         let options = LogOptions {
             creds: Some(self.nats.access.serve()),
@@ -170,17 +170,17 @@ impl Cluster {
         Log::connect(&options).await.unwrap()
     }
 
-    /// A connection to NATS, as a producer has it, to every organization.
+    /// A connection to NATS, as a producer has it, for every organization.
     pub(crate) async fn producer(&self) -> async_nats::Client {
         any_producer(&self.nats.url, &self.nats.access).await
     }
 
-    /// A connection to NATS that may do everything where the streams are.
+    /// A connection to NATS with all rights in the streams' account.
     pub(crate) async fn administrator(&self) -> async_nats::Client {
         connect_as(&self.nats.url, &self.nats.access.admin()).await
     }
 
-    /// A token of somebody.
+    /// A token of the user with this address.
     pub(crate) fn person(&self, email: &str) -> String {
         self.issuer.mint(email, Duration::from_hours(1)).unwrap()
     }
@@ -203,18 +203,18 @@ impl Cluster {
         Tenant { id, slug: slug.to_owned(), owner, key: issued.text("token"), key_id: issued.text("id") }
     }
 
-    /// Several, at the same time.
+    /// Several organizations, created concurrently.
     pub(crate) async fn tenants(&self, count: usize) -> Vec<Tenant> {
         let slugs: Vec<String> = (0..count).map(|number| format!("tenant-{number}")).collect();
         join_all(slugs.iter().map(|slug| self.tenant(slug))).await
     }
 
-    /// A client command of the program, as `credential`.
+    /// Runs a client command of the program, with `credential`.
     pub(crate) async fn cli(&self, credential: &str, args: &[&str]) -> Said {
         self.command(credential, args).run().await
     }
 
-    /// The same, to be run by the test.
+    /// A client command, to be run by the test.
     pub(crate) fn command(&self, credential: &str, args: &[&str]) -> Cli {
         let mut command = program();
         let reader = self.nats.access.work();
@@ -224,7 +224,7 @@ impl Cluster {
         Cli(command)
     }
 
-    /// Waits until both pipelines have done everything that the organization's stream has.
+    /// Waits until both pipelines have applied the organization's whole stream.
     pub(crate) async fn until_projected(&self, tenant: &Tenant) {
         let path = format!("/v1/organizations/{}/projections", tenant.id);
         let what = format!("both pipelines to be done with {}", tenant.slug);
@@ -248,7 +248,7 @@ impl Drop for Cluster {
     }
 }
 
-/// An organization, and the ways into it.
+/// An organization, and its credentials.
 #[derive(Debug, Clone)]
 pub(crate) struct Tenant {
     pub(crate) id: OrgId,
@@ -266,7 +266,7 @@ impl Tenant {
     }
 }
 
-/// What the parts of the product must be told of each other.
+/// The settings that connect the parts of the product.
 fn settings(
     options: &ClusterOptions,
     nats: &orgstream_servers::Nats,
@@ -285,7 +285,7 @@ fn settings(
     ]
 }
 
-/// The program, without the settings of whoever runs the tests. The kernel ends it if the test dies.
+/// The program, without the settings of the user that runs the tests. The kernel ends it if the test dies.
 pub(crate) fn program() -> Command {
     const SETPRIV: &str = "/usr/bin/setpriv";
     let path = env!("CARGO_BIN_EXE_orgstream");
@@ -340,7 +340,7 @@ impl Program {
     }
 
     fn new(name: &str, job: &str, dir: &Path, settings: &[(&'static str, String)]) -> Self {
-        // A port of its own, outside of the range that the kernel lends to whoever connects somewhere.
+        // A port of its own, outside of the range that the kernel assigns to outgoing connections.
         let address = stable_listener(&dir.join(name)).unwrap().local_addr().unwrap();
         let mut command = program();
         command.args([job, "--http", &address.to_string()]).envs(settings.iter().cloned()).current_dir(dir);
@@ -356,7 +356,7 @@ impl Program {
         self.child = Some(self.command.spawn().unwrap());
     }
 
-    /// Waits until it says that it can do its work.
+    /// Waits until it reports that it is ready.
     pub(crate) async fn ready(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -373,14 +373,14 @@ impl Program {
         }
     }
 
-    /// What `/readyz` says, if it says anything.
+    /// The answer of `/readyz`, if there is one.
     pub(crate) async fn readiness(&self) -> Option<(u16, Value)> {
         let answer = self.http.get(format!("{}/readyz", self.url)).send().await.ok()?;
         let status = answer.status().as_u16();
         Some((status, answer.json().await.ok()?))
     }
 
-    /// A figure of `/metrics`, by its whole name, labels included; none when it was never set.
+    /// A metric of `/metrics`, by its whole name, labels included; none when it was never set.
     pub(crate) async fn metric(&self, name: &str) -> Option<f64> {
         let text = self
             .http
@@ -396,12 +396,12 @@ impl Program {
         value.trim().parse().ok()
     }
 
-    /// The memory that it holds at the moment, in bytes.
+    /// Its present memory, in bytes.
     pub(crate) fn resident(&self) -> u64 {
         self.memory("VmRSS:")
     }
 
-    /// The most that it ever held, in bytes.
+    /// Its peak memory, in bytes.
     pub(crate) fn peak(&self) -> u64 {
         self.memory("VmHWM:")
     }
@@ -425,7 +425,7 @@ impl Program {
         kill_process(Pid::from_child(self.child.as_ref().unwrap()), signal).unwrap();
     }
 
-    /// Asks it to stop, and waits until it has.
+    /// Requests its stop, and waits for it.
     pub(crate) async fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.ended().await
@@ -437,7 +437,7 @@ impl Program {
         eventually(&format!("{} to end", self.name), async || child.try_wait().unwrap()).await
     }
 
-    /// The process.
+    /// The process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }
@@ -488,7 +488,7 @@ impl Cli {
     }
 }
 
-/// What a command said.
+/// The output of a command.
 #[derive(Debug)]
 pub(crate) struct Said {
     pub(crate) ok: bool,
@@ -504,13 +504,13 @@ impl From<Output> for Said {
 }
 
 impl Said {
-    /// The same, if the command succeeded.
+    /// Returns the output, if the command succeeded.
     pub(crate) fn success(self) -> Self {
         assert!(self.ok, "{self:?}");
         self
     }
 
-    /// The same, if it did not.
+    /// Returns the output, if it failed.
     pub(crate) fn failure(self) -> Self {
         assert!(!self.ok, "{self:?}");
         self
@@ -526,7 +526,7 @@ impl Said {
 pub(crate) struct Client {
     pub(crate) http: reqwest::Client,
     pub(crate) base: String,
-    /// Whether parts of the product may be away.
+    /// Whether parts of the product may be down.
     trouble: Arc<AtomicBool>,
 }
 
@@ -536,8 +536,8 @@ impl Client {
         Self { base: api.url.clone(), ..self.clone() }
     }
 
-    /// From now on parts may be away, as this test takes them away: what says so is sent again until it is answered. Nobody
-    /// else is told to try again without it being seen.
+    /// From now on parts may be down, as this test stops them: answers that report that are retried. Without this call,
+    /// such an answer is not retried but seen by the test.
     pub(crate) fn expect_trouble(&self) {
         self.trouble.store(true, Ordering::Relaxed);
     }
@@ -550,7 +550,7 @@ impl Client {
         self.answered(|| self.request(Method::GET, path, bearer)).await
     }
 
-    /// Reads, no earlier than `position` is in what is read.
+    /// Reads once the data read includes `position`.
     pub(crate) async fn get_at(&self, bearer: &str, path: &str, position: &str) -> Answer {
         let request =
             || self.request(Method::GET, path, bearer).header("Min-Position", position).header("Prefer", "wait=10");
@@ -566,7 +566,7 @@ impl Client {
         self.answered(request).await
     }
 
-    /// Sends once; where trouble is expected, until there is an answer that is not about a part that is away.
+    /// Sends once; where trouble is expected, until there is an answer that does not report a part as down.
     async fn answered(&self, request: impl Fn() -> RequestBuilder) -> Answer {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -597,7 +597,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// One try. None when the answer did not come.
+    /// One try. None when no answer came.
     pub(crate) async fn of(request: RequestBuilder) -> Option<Self> {
         let answer = request.send().await.ok()?;
         let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
@@ -606,7 +606,7 @@ impl Answer {
         Some(Self { status, headers, body: serde_json::from_slice(&bytes).unwrap_or_else(|_| text()) })
     }
 
-    /// The same answer, if it has this status.
+    /// Returns the answer, if it has this status.
     pub(crate) fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{self:?}");
         self
@@ -617,13 +617,13 @@ impl Answer {
         self.body[name].as_str().unwrap_or_else(|| panic!("no {name} in {self:?}")).to_owned()
     }
 
-    /// Whether it says that trying again can help.
+    /// Whether it says that a retry can help.
     pub(crate) fn is_passing(&self) -> bool {
         matches!(self.status, 429 | 502 | 503 | 504)
     }
 }
 
-/// Looks until there is something to see.
+/// Polls until `look` returns a value.
 pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -647,7 +647,7 @@ pub(crate) fn create(name: impl Into<String>) -> Value {
     json!({"type": "create_record", "kind": "model", "data": {"name": name.into()}})
 }
 
-/// An id as the database has it.
+/// An id as stored in the database.
 pub(crate) fn uuid(id: OrgId) -> Uuid {
     id.uuid()
 }

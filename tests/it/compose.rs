@@ -14,7 +14,7 @@ fn compose() -> Value {
     serde_saphyr::from_str(&read("docker-compose.yml")).unwrap()
 }
 
-/// The services that run our program, by name.
+/// The services that run the program, by name.
 fn programs(compose: &Value) -> Vec<(&String, &Value)> {
     let services = compose["services"].as_object().unwrap();
     services.iter().filter(|(_, service)| service["image"] == "orgstream").collect()
@@ -98,7 +98,7 @@ fn acknowledged_commands_are_on_disk_and_only_the_api_is_published() {
     for (name, service) in programs(&compose).into_iter().filter(|(name, _)| !ends(name)) {
         let waits = &service["depends_on"];
         assert_eq!(waits["migrate"]["condition"], "service_completed_successfully", "{name}");
-        // What signs has no business with the streams.
+        // The signing process does not use the streams.
         if name != "sign" {
             assert_eq!(waits["nats"]["condition"], "service_healthy", "{name}");
             assert_eq!(waits["streams"]["condition"], "service_completed_successfully", "{name}");

@@ -1,4 +1,4 @@
-//! Many writers to one thing: nobody is turned away for it, nothing overtakes, and what is refused leaves nothing claimed.
+//! Many writers to one thing: none is rejected for it, nothing overtakes, and a rejected command leaves nothing claimed.
 
 use std::{
     collections::VecDeque,
@@ -55,13 +55,13 @@ async fn two_hundred_writers_of_one_record_all_get_their_turn() {
         .collect();
     versions.sort_unstable();
     assert_eq!(versions, (2..=WRITERS as u64 + 1).collect::<Vec<_>>());
-    // Who says which version they saw is told at once that it is another.
+    // A writer that states a version gets the conflict at once.
     let put = cluster.client.request(Method::PUT, &path, &tenant.key).header("If-Match", "\"2\"");
     let answer = Answer::of(put.json(&json!({"data": {"name": "late"}}))).await.unwrap();
     assert_eq!(answer.expect(412).body["code"], "version_conflict");
 }
 
-/// A person outside of any organization.
+/// A user outside of any organization.
 fn person(number: usize) -> Creator {
     let email = format!("person-{number}@acme.example");
     Creator { user: UserId::from_login("https://issuer.example", &email), email }
@@ -145,7 +145,7 @@ async fn what_is_refused_leaves_its_slug_to_others() {
     for free in ["stale", "misnamed"] {
         rename(&other, None, json!({"slug": free})).await.expect(200);
     }
-    // What it had goes on leading to it, and nobody else gets it.
+    // Its old slug still leads to it, and no other organization gets it.
     assert_eq!(rename(&other, None, json!({"slug": "first"})).await.expect(409).body["code"], "slug_taken");
     assert_eq!(rename(&other, None, json!({"slug": "taken-1"})).await.expect(409).body["code"], "slug_taken");
     rename(&tenant, None, json!({"slug": "first"})).await.expect(200);
@@ -166,7 +166,7 @@ async fn an_answer_that_nats_would_not_let_through_says_how_to_ask_for_it() {
         let status: u16 = answer.headers.as_ref().unwrap().get("Orgstream-Status").unwrap().as_str().parse().unwrap();
         (status, serde_json::from_slice::<Value>(&answer.payload).unwrap())
     };
-    // Every refusal lists all commands there are, twice.
+    // Every error lists all commands there are, twice.
     let many: Value = (0..1_000)
         .map(|number| if number == 7 { create("done") } else { json!({"type": "no_such_command"}) })
         .collect();
@@ -177,7 +177,7 @@ async fn an_answer_that_nats_would_not_let_through_says_how_to_ask_for_it() {
     assert_eq!((status, &again["replayed"]), (201, &json!(true)), "{again}");
 }
 
-/// An API that answers as it is told, and remembers what it was sent.
+/// An API with scripted answers, which records its requests.
 #[derive(Clone, Default)]
 struct Scripted {
     answers: Arc<Mutex<VecDeque<Value>>>,

@@ -1,4 +1,4 @@
-//! The edges of the API: how much it lets in at the same time, what it makes of headers, what it tells browsers.
+//! The edges of the API: its concurrency limits, its handling of headers, its answers to browsers.
 
 use std::{
     io::Read,
@@ -151,8 +151,8 @@ async fn readers_are_told_that_it_lags_and_those_who_wait_share_one_look() {
     let statuses: Vec<u16> =
         join_all(waits).await.into_iter().map(|answer| answer.unwrap().status().as_u16()).collect();
     assert!(statuses.iter().all(|status| *status == 503), "{statuses:?}");
-    // Each reads a few times before it waits. From then on one look every 50 ms at the mark and four a second at the right to
-    // wait are all of theirs; one look at the right of each would be 32 of each.
+    // Each reads a few times before it waits. From then on there is one check every 50 ms of the position and four a
+    // second of the right to wait for all of them together; one check of the right for each would be 32 for each.
     let looks = commits(&mut superuser).await - before;
     assert!(looks < 10 * i64::from(READERS), "{looks} transactions for {READERS} readers who wait for the same");
 }
@@ -169,7 +169,7 @@ async fn all_who_follow_an_audit_log_share_what_is_found_in_it() {
     }
     cluster.until_projected(&tenant).await;
     let mut superuser = cluster.superuser().await;
-    // Four who follow, each by a key of their own, and then thirty times as many by the same keys.
+    // Four tails, each with a key of its own, and then thirty times as many with the same keys.
     let mut tails = follow(&cluster, &tenant, &keys).await;
     let few = looks_a_second(&cluster, &tenant, &mut superuser, &mut tails, "few").await;
     let more = (1..30).flat_map(|_| keys.clone()).collect::<Vec<String>>();
@@ -183,7 +183,7 @@ async fn follow(cluster: &Cluster, tenant: &Tenant, keys: &[String]) -> Vec<Tail
     join_all(keys.iter().map(|key| Tail::open(reqwest::Client::new().get(&url).bearer_auth(key)))).await
 }
 
-/// Transactions of the database in each second in which all of the tails see eight events, one after the other.
+/// The database transactions per second while all of the tails receive eight events, one after the other.
 async fn looks_a_second(
     cluster: &Cluster,
     tenant: &Tenant,
@@ -249,14 +249,14 @@ async fn a_position_that_nothing_has_reached_is_refused() {
             assert_eq!(ask(&path, headers).await.expect(400).problem(), "position_beyond_end", "{path} {headers:?}");
         }
     }
-    // What was given is taken: the last event's own place, and the end itself.
+    // Returned positions are accepted: the last event's own, and the end itself.
     ask(&org.path("records"), &[("min-position", &position), ("prefer", "wait=20")]).await.expect(200);
     let _resumed = api.tail_after(&org.owner, &org.path("events/stream"), &position).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_webhooks_delay_nobody_else() {
-    /// Holds every post until it is told to go on.
+    /// Holds every post until it is released.
     #[derive(Clone, Default)]
     struct Slow(Arc<AtomicUsize>, Arc<Notify>);
 
@@ -344,7 +344,7 @@ async fn what_a_request_says_about_itself_is_taken_at_its_word_or_refused() {
         let request = api.request(Method::PUT, &path).bearer_auth(&org.owner).header("if-match", tag);
         Answer::of(request.json(&json!({"data": {"name": name}}))).await
     };
-    // As proxies leave them that compress, and as lists.
+    // In the forms that compressing proxies send, and as lists.
     assert_eq!(put("W/\"1\"", "b").await.expect(200).header("etag"), "\"2\"");
     assert_eq!(put("\"1\", \"2\"", "c").await.expect(200).header("etag"), "\"3\"");
     assert_eq!(put("\"3\", W/\"1\"", "d").await.expect(200).header("etag"), "\"4\"");
@@ -415,7 +415,7 @@ async fn browsers_are_told_what_our_pages_may_do() {
 async fn http_2_is_spoken_without_tls() {
     let api = Api::start().await;
     let mut stream = connect(&api.base).await;
-    // The preface and empty settings, as whoever knows beforehand sends them.
+    // The preface and empty settings, as a client with prior knowledge sends them.
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
     let mut frame = [0; 9];
     timeout(PATIENCE, stream.read_exact(&mut frame)).await.expect("no frame").unwrap();

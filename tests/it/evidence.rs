@@ -1,5 +1,5 @@
-//! Checks that cannot be fooled: every table and column is one that is compared, a filter goes by what events say and not by
-//! what was written beside them, and what is missing from a bundle is missing for a reason or makes it incomplete.
+//! Checks that cannot be circumvented: every table and column is compared, a filter uses the events' headers and not
+//! the columns beside them, and what is missing from a bundle has a reason or makes it incomplete.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +20,8 @@ use crate::{
     support::database,
 };
 
-/// Tables with rows of organizations that are no read model, and why their rows need not follow from the events as one.
+/// Tables with rows of organizations that are no read model, and the reason why their rows need not follow from the
+/// events.
 const NO_READ_MODEL: [(&str, &str); 12] = [
     ("audit.events", "is the log: `audit::check` compares every column"),
     ("audit.heads", "the edge of its tree: compared by `audit::check`"),
@@ -63,7 +64,7 @@ async fn every_table_and_every_column_of_a_read_model_is_declared() {
         let named: BTreeSet<&str> = OWNERSHIP.iter().chain(model.columns).chain(model.local).copied().collect();
         assert_eq!(columns.keys().copied().collect::<BTreeSet<_>>(), named, "the columns of {table}");
         for (column, column_type) in columns {
-            // What is shown as it was is shown like everywhere else, and no secret is.
+            // The past state has the same format as everywhere else, and shows no secret.
             assert_eq!(*column_type == "timestamptz", column.ends_with("_at"), "{table}.{column}");
             let is_kept_back = model.inward.contains(column) || !model.from_events;
             assert!(*column_type != "bytea" || is_kept_back, "{table}.{column} would be shown");
@@ -106,7 +107,7 @@ async fn an_edit_of_any_read_model_is_found_and_each_can_be_seen_as_it_was() {
     verify(&cluster, &org).await.success();
     verify(&cluster, &PLATFORM_ORG.to_string()).await.success();
 
-    // As it was: all of them, and nothing that is shown to nobody.
+    // The past state: all of them, and no internal column.
     let state = async |at: &str, name: &str| {
         let path = tenant.path(&format!("audit/state?at={at}&projection={name}"));
         let answer = cluster.client.request(reqwest::Method::GET, &path, &tenant.owner).send().await.unwrap();
@@ -126,7 +127,7 @@ async fn an_edit_of_any_read_model_is_found_and_each_can_be_seen_as_it_was() {
     assert!(then.contains("\"plan\":\"standard\"") && now.contains("\"plan\":\"enterprise\""), "{then} {now}");
     let (_, role) = state(&last.to_string(), "roles").await;
     assert!(role.contains("\"id\":\"role_") && role.contains("Z\""), "as everywhere: {role}");
-    // What has not happened cannot be shown.
+    // A future state cannot be shown.
     for future in ["2999-01-01T00:00:00Z".to_owned(), (last + 1_000).to_string()] {
         let (status, text) = state(&future, "records").await;
         assert_eq!((status, text.contains("/at")), (422, true), "{text}");
@@ -170,7 +171,7 @@ async fn an_edit_beside_the_bytes_hides_nothing_and_is_found() {
     audited.stop_signing();
     audited.records(&tenant, (0..7).map(|number| format!("unsigned {number}"))).await;
     let cluster = &audited.cluster;
-    // Heads that are older than the newest events count, and what they do not cover is said.
+    // Heads that are older than the newest events count, and the events that they do not cover are reported.
     let said = verify(cluster, &name).await.success();
     let compared = cluster.cli("", &["replay", "--verify", "--json", "--org", &name]).await.success().json();
     let (signed, unsigned) = (compared["signed"].as_u64().unwrap(), compared["unsigned"].as_u64().unwrap());
@@ -192,7 +193,7 @@ async fn an_edit_beside_the_bytes_hides_nothing_and_is_found() {
         let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         rows.map(|row| row["idx"].as_u64().unwrap()).collect::<Vec<_>>()
     };
-    // Each column that a filter goes by, for the event at 50.
+    // Each filter column, for the event at 50.
     let tests: [(&str, &str, String); 5] = [
         ("action", "'member.removed'", "action=record.created".to_owned()),
         ("outcome", "'denied'", "outcome=success".to_owned()),
@@ -222,7 +223,7 @@ async fn an_edit_beside_the_bytes_hides_nothing_and_is_found() {
         let back = format!("UPDATE audit.events SET {column} = '{}' WHERE org_id = $1 AND idx = 50", before.0);
         assert_eq!(execute(&mut database, &back, org).await, 1);
     }
-    // Nor does a page end early, or an event appear where it is not one.
+    // Nor does a page end early, or an event match wrongly.
     execute(&mut database, "UPDATE audit.events SET action = 'member.removed' WHERE org_id = $1 AND idx = 5", org)
         .await;
     assert_eq!(listed("action=member.removed").await, Vec::<u64>::new());
@@ -231,7 +232,7 @@ async fn an_edit_beside_the_bytes_hides_nothing_and_is_found() {
         .await;
     verify(cluster, &name).await.success();
 
-    // What is made of the events: the tree's tiles and edge, the place in the stream, the commit's fingerprint.
+    // Values derived from the events: the tree's tiles and edge, the place in the stream, the commit's fingerprint.
     for (alter, mend, what) in [
         (
             "UPDATE audit.tiles SET hashes = set_byte(hashes, 7, get_byte(hashes, 7) # 1) WHERE org_id = $1",
@@ -271,11 +272,11 @@ async fn an_edit_beside_the_bytes_hides_nothing_and_is_found() {
         assert!(execute(&mut database, mend, org).await > 0, "{mend}");
     }
     verify(cluster, &name).await.success();
-    // Behind the newest head, the past is still held against it.
+    // After the newest head, the past is still compared with it.
     edit(&mut database, org, 17).await;
     let answer = cluster.client.get(&tenant.owner, &tenant.path("audit/state?at=309")).await;
     assert_eq!(answer.status, 500, "{answer:?}");
-    // Without the index nothing would be noticed, so nothing starts without it.
+    // Without the index nothing would be detected, so nothing starts without it.
     sqlx::raw_sql("DROP INDEX audit.events_that_do_not_fit").execute(&mut database).await.unwrap();
     let said = cluster.cli("", &["check-config"]).await.failure();
     assert!(said.stdout.contains("events_that_do_not_fit"), "{said:?}");
@@ -292,7 +293,7 @@ async fn a_payload_that_is_missing_without_evidence_makes_a_bundle_incomplete() 
     audited.stop_witness();
     let policy: &[&str] = &["--policy", "policy.txt"];
     audited.verify("bundle", policy).await.expect(0);
-    // 0 to 2 are the organization, its owner and a key: the owner's and the key's payloads are kept back by their types.
+    // 0 to 2 are the organization, its owner and a key: the owner's and the key's payloads are withheld by their types.
     let mark = |name: &str, change: fn(usize, Payload) -> Payload| {
         let bundle = audited.path(name);
         copy(&audited.path("bundle"), &bundle);
@@ -314,7 +315,7 @@ async fn a_payload_that_is_missing_without_evidence_makes_a_bundle_incomplete() 
     mark("one-withheld", |nth, payload| if nth == 6 { Payload::Withheld } else { payload });
     let verdict = audited.verify("one-withheld", policy).await.expect(20);
     assert!(verdict.findings().iter().all(|finding| !finding.contains("/8 1 ") && !finding.contains("/8 2 ")));
-    // A byte behind a mark is no payload of anybody's.
+    // A byte behind a mark belongs to no payload.
     mark("marked-and-there", |_, payload| payload);
     let path = audited.path("marked-and-there/tile/payloads/000.p/8");
     let mut bytes = fs::read(&path).unwrap();
@@ -324,7 +325,7 @@ async fn a_payload_that_is_missing_without_evidence_makes_a_bundle_incomplete() 
     audited.verify("marked-and-there", policy).await.expect(40);
 }
 
-/// The lines say what the payloads say, so whoever marks payloads leaves them out.
+/// The renderings contain the payloads, so a bundle that hides payloads leaves them out.
 fn without_renderings(bundle: &Path) {
     for rendering in ["events.jsonl", "events.csv", "events.ocsf.jsonl"] {
         fs::remove_file(bundle.join(rendering)).unwrap();

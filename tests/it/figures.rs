@@ -1,4 +1,4 @@
-//! The figures under `/metrics`: all of them declared, and there before anything has happened.
+//! The metrics under `/metrics`: all of them declared, and present before anything has happened.
 
 use std::{collections::BTreeSet, fs, path::Path};
 

@@ -1,5 +1,5 @@
-//! Access to the broker is not access to history: what no process of ours signed is nowhere believed, and what it did sign
-//! is believed in its one place only.
+//! Access to the broker is not access to history: a message not signed by a process of ours is trusted nowhere, and a
+//! signed one only in its one place.
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ fn update(org: OrgId, record: RecordId, version_before: u64) -> Commit {
     commit_of(org, AggregateId::Record(record), version_before, vec![Event::Record(event)])
 }
 
-/// Publishes past the program, as whoever reaches the broker could; the sequence that it got.
+/// Publishes directly, as any client of the broker could; returns the sequence.
 async fn publish(log: &Log, subject: &str, headers: HeaderMap, payload: Vec<u8>) -> u64 {
     let answer = log.client().request_with_headers(subject.to_owned(), headers, payload.into()).await.unwrap();
     let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
@@ -70,7 +70,7 @@ impl History {
         log.append(&self.placement, &commit, expected, None).await.map(|appended| appended.seq)
     }
 
-    /// The whole history, in as many parts as it comes in: the sequences, and what an append has to expect.
+    /// Loads the whole history, in all its parts: the sequences, and the expectation for an append.
     async fn load(&self, log: &Log) -> Result<(Vec<u64>, u64, usize), StreamError> {
         let (mut seqs, mut last, mut parts) = (Vec::new(), 0, 0);
         loop {
@@ -95,8 +95,8 @@ async fn what_nobody_signed_is_passed_over_and_the_history_goes_on_behind_it() {
     let original = futures_util::StreamExt::next(&mut Box::pin(original)).await.unwrap().unwrap().payload.to_vec();
     let org = history.placement.org;
 
-    // In every way that the broker lets through: plain, with a key of somebody else under our name, a signed one again
-    // with and without its expectation, and one that is signed for another place.
+    // In every way that the broker accepts: unsigned, with another key under our name, a signed message repeated with
+    // and without its expectation, and one that is signed for another place.
     let theirs = CommitKeys::single("tests", [1; 32]).unwrap();
     let plain = update(org, history.record, 1).encode().unwrap().to_vec();
     let foreign = theirs.sign(&history.subject, Some(first), &plain).unwrap();
@@ -115,7 +115,7 @@ async fn what_nobody_signed_is_passed_over_and_the_history_goes_on_behind_it() {
         last = publish(&log, &history.subject, headers, payload).await;
     }
     assert_eq!(history.load(&log).await.unwrap(), (vec![first], last, 1));
-    // A writer that has not seen them is told that the subject has moved on, and then appends behind them.
+    // A writer that has not seen them gets a conflict, and then appends behind them.
     assert!(matches!(history.append(&log, 1, first).await, Err(AppendError::Conflict { .. })));
     let second = history.append(&log, 1, last).await.unwrap();
     let third = history.append(&log, 2, second).await.unwrap();
@@ -137,7 +137,7 @@ async fn a_process_without_the_newest_key_stops_and_does_not_guess() {
     assert_eq!(history.load(&rotated).await.unwrap(), (vec![first, second], second, 1));
     let error = history.load(&log).await.unwrap_err();
     assert!(matches!(&error, StreamError::Unavailable { reason, .. } if reason.contains("\"new\"")), "{error}");
-    // The sequence that it would need is none that it can learn.
+    // It cannot learn the sequence that it would need.
     assert!(matches!(history.append(&log, 1, first).await, Err(AppendError::Conflict { .. })));
 }
 
@@ -177,7 +177,7 @@ async fn claims_and_placements_that_nobody_signed_count_for_nothing() {
     publish(&log, &format!("sys.placement.{acme}"), HeaderMap::new(), elsewhere.clone()).await;
     publish(&log, &format!("sys.placement.{thief}"), HeaderMap::new(), elsewhere).await;
 
-    // A process that remembers nothing.
+    // A process with empty caches.
     let other = Log::connect(&options(&nats, commit_keys())).await.unwrap();
     assert_eq!(other.placement(acme).await.unwrap(), Some(placement));
     assert_eq!(other.placement(thief).await.unwrap(), None);
@@ -205,20 +205,20 @@ async fn a_stranger_at_the_broker_makes_nobody_an_owner() {
     let subject = aggregate.to_string();
     let seq = intruder.publish(tenant.id, &subject, history.last, forged.encode().unwrap().to_vec()).await;
 
-    // It is parked for both pipelines, and says why.
+    // It is parked in both pipelines, with the reason.
     let rows = until_parked(&cluster, &tenant, 2).await;
     assert!(rows.iter().all(|row| row["seq"] == seq), "{rows:#?}");
     assert!(rows.iter().all(|row| row["reason"].as_str().unwrap().contains("not authentic")), "{rows:#?}");
     let alarms = cluster.workers[0].metric("orgstream_forged_messages_total").await;
     assert!(alarms.is_some_and(|alarms| alarms >= 1.0), "{alarms:?}");
 
-    // The organization goes on deciding from what is authentic.
+    // The organization continues to decide from authentic messages.
     let invite = json!({"email": "colleague@acme.example", "role": "member"});
     cluster.client.post(&tenant.owner, &tenant.path("members"), Some("colleague"), &invite).await.expect(201);
     let rows = until_parked(&cluster, &tenant, 4).await;
     assert_eq!(rows.iter().filter(|row| row["state"] == "waiting").count(), 2, "{rows:#?}");
 
-    // To try it again does not apply it, whoever asks; to give it up lets what waits behind it pass.
+    // A retry by any operator does not apply it; giving it up releases the messages behind it.
     let attempts = |rows: &[Value]| rows.iter().map(|row| row["attempts"].as_u64().unwrap()).sum::<u64>();
     let before = attempts(&rows);
     for pipeline in Pipeline::ALL {

@@ -1,4 +1,4 @@
-//! A disk that is full under a server: what takes nothing says so, and goes on once there is space.
+//! A full disk under a server: a part that accepts no writes reports that, and continues once there is space.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,7 +25,7 @@ use crate::{
     support::{TempDir, commit_keys, connect_as},
 };
 
-/// A disk of its own, as only an administrator can make one.
+/// A disk of its own, which only an administrator can make.
 struct Disk(PathBuf);
 
 impl Disk {
@@ -45,7 +45,7 @@ impl Disk {
         assert!(Command::new("mount").args(["-o", &size]).arg(&self.0).status().unwrap().success());
     }
 
-    /// Leaves no room at all.
+    /// Fills it completely.
     fn fill(&self) {
         let into = format!("of={}", self.filler().display());
         let output = Command::new("dd").args(["if=/dev/zero", "bs=64k", &into]).output().unwrap();
@@ -61,7 +61,7 @@ impl Disk {
     }
 }
 
-/// Publishes past the program until the stream of the first shard takes no more.
+/// Publishes directly until the stream of the first shard accepts no more.
 async fn fill_stream(nats: (&str, &Path), org: OrgId) {
     let jetstream = jetstream::new(connect_as(nats.0, nats.1).await);
     for _ in 0..100 {
@@ -72,7 +72,7 @@ async fn fill_stream(nats: (&str, &Path), org: OrgId) {
     }
 }
 
-/// What `/readyz` says.
+/// The answer of `/readyz`.
 async fn readiness(base: &str) -> Result<(u16, String), reqwest::Error> {
     let answer = reqwest::get(format!("{base}/readyz")).await?;
     Ok((answer.status().as_u16(), answer.text().await?))
@@ -132,7 +132,7 @@ async fn dev_starts_nats_again_once_its_disk_has_space_and_not_before() {
         write().await.unwrap_err();
         let (status, text) = readiness(&base).await.unwrap();
         assert!(status == 503 && text.contains("shard 0"), "{text}");
-        // Nothing is gained by starting it while there is no room.
+        // A restart while there is no room gains nothing.
         write().await.unwrap_err();
         assert!(lives(), "nats-server was started again on a full disk");
         disk.grow("256m");
@@ -158,7 +158,7 @@ async fn a_full_disk_under_postgres_loses_and_parks_nothing_and_is_over_when_the
     cluster.until_projected(&tenant).await;
 
     disk.fill();
-    // The log takes what the tables cannot: a command either is accepted and applied later, or is refused as a whole.
+    // The log accepts what the tables cannot: a command either is accepted and applied later, or is rejected as a whole.
     let mut accepted = Vec::new();
     let says_so = eventually("somebody to notice", async || {
         let name = format!("full-{}", accepted.len());
@@ -183,7 +183,7 @@ async fn a_full_disk_under_postgres_loses_and_parks_nothing_and_is_over_when_the
     .await;
     eprintln!("on a full disk: {says_so}");
     disk.make_room();
-    // A server that the full disk has ended is started again by whoever runs it.
+    // A server that the full disk has ended is restarted by its supervisor.
     if cluster.postgres.ended().is_some() {
         eprintln!("PostgreSQL had ended");
         cluster.postgres.restart().await.unwrap();

@@ -1,5 +1,5 @@
-//! Connections to the database that lead nowhere without a word, and poolers that drop what sessions are guarded by: a proxy in
-//! between that does as such networks and poolers do.
+//! Dead database connections without a report, and poolers that drop session settings: simulated by a proxy that
+//! behaves as such networks and poolers do.
 
 use std::{
     fs,
@@ -26,15 +26,15 @@ use crate::{
     trouble::Rig,
 };
 
-/// A way to a database that can be blocked.
+/// A route to a database that can be blocked.
 struct Proxy {
     port: u16,
-    /// Counts how often it was blocked: connections from before stay open, and nothing comes through.
+    /// Counts how often it was blocked: earlier connections stay open, and no data passes.
     blocked: Arc<watch::Sender<u64>>,
 }
 
 impl Proxy {
-    /// `without_options` lets no settings of sessions pass, as PgBouncer with `ignore_startup_parameters = options`.
+    /// `without_options` removes the settings of sessions, as PgBouncer with `ignore_startup_parameters = options`.
     async fn before(database: &TestDatabase, without_options: bool) -> (Self, DatabaseOptions) {
         let options = database.options();
         let (_, rest) = options.url.split_once("://").unwrap();
@@ -72,7 +72,7 @@ impl Proxy {
     }
 }
 
-/// Lets the first messages of a session pass, but for the settings in them.
+/// Forwards the first messages of a session, without the settings in them.
 async fn pass_beginning(client: &mut TcpStream, server: &mut TcpStream) -> std::io::Result<()> {
     const TLS: u32 = 80_877_103;
     loop {
@@ -103,7 +103,7 @@ async fn sign_in(db: &Database) -> bool {
     db.note_sign_in(&sign_in).await.is_ok()
 }
 
-/// Whether every kind of question has an answer, several at a time.
+/// Whether every kind of query gets an answer, several at a time.
 async fn all_answer(db: &Database) -> bool {
     let org = BoundOrg::named_by_operator(OrgId::from_uuid(Uuid::now_v7()));
     let ask = async || {
@@ -141,7 +141,7 @@ async fn a_worker_whose_connections_lead_nowhere_goes_on_with_others() {
     rig.until_applied(&org).await;
     proxy.block();
     rig.write(&org).await;
-    // What was under way is given up, and so are leases and marks; all of it is taken up on other connections.
+    // Running work is given up, and so are leases and low watermarks; all of it is resumed on other connections.
     timeout(2 * PATIENCE, rig.assert_whole(&org, 2)).await.unwrap();
     rig.write(&org).await;
     rig.assert_whole(&org, 3).await;

@@ -1,5 +1,5 @@
-//! What an organization's stream says, and whether the tables say the same: a second opinion, which shares no code with
-//! the workers and the projections.
+//! An organization's stream, and whether the tables match it: an independent check, which shares no code with the
+//! workers and the projections.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -13,17 +13,17 @@ use uuid::Uuid;
 
 /// The tables that are a function of the stream and have no versions.
 const UNVERSIONED: [&str; 2] = ["audit.events", "ops.plans"];
-/// Of which version the rows of the organization $1 are that queries see.
+/// The active version of the organization $1, which queries see.
 const SHOWN: &str =
     "rm_version = (SELECT version FROM ops.checkpoints WHERE org_id = $1 AND pipeline = 'read_models' AND active)";
 
-/// Everything that an organization's stream has, in order.
+/// All messages of an organization's stream, in order.
 pub(crate) struct History {
     pub(crate) org: OrgId,
     pub(crate) commits: Vec<StoredCommit>,
 }
 
-/// A record as its events make it.
+/// A record as made by its events.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Record {
     pub(crate) kind: String,
@@ -34,7 +34,7 @@ pub(crate) struct Record {
 }
 
 impl History {
-    /// Reads it from the log. Every message must be one of ours, and of this organization.
+    /// Reads it from the log. Every message must be authentic, and of this organization.
     pub(crate) async fn read(log: &Log, org: OrgId) -> Self {
         let placement = log.placement(org).await.unwrap().unwrap();
         let replay = log.replay(&placement, 1);
@@ -53,7 +53,7 @@ impl History {
         })
     }
 
-    /// How often each command is there.
+    /// The commits of each command.
     pub(crate) fn commands(&self) -> HashMap<CommandId, Vec<&StoredCommit>> {
         let mut commands: HashMap<CommandId, Vec<&StoredCommit>> = HashMap::new();
         for stored in &self.commits {
@@ -94,14 +94,14 @@ impl History {
         records
     }
 
-    /// Asserts what must hold of any stream: nothing twice, and every aggregate counted without a gap.
+    /// Asserts the invariants of any stream: nothing twice, and every aggregate's versions without a gap.
     pub(crate) fn assert_sound(&self) {
         let mut versions: HashMap<String, u64> = HashMap::new();
         let mut ids = HashSet::new();
         for (seq, ordinal, event) in self.events() {
             assert_eq!(event.header.org_id, self.org);
             assert!(ids.insert(event.header.event_id), "event {ordinal} of {seq} of {} is there twice", self.org);
-            // DecisionContext are in no order.
+            // Access events are in no order.
             if event.header.aggregate.aggregate.is_of_facts() {
                 continue;
             }
@@ -111,7 +111,7 @@ impl History {
         }
     }
 
-    /// Asserts that read models, audit log and ledger say the same as the stream, and that nothing is parked.
+    /// Asserts that read models, audit log and ledger match the stream, and that nothing is parked.
     pub(crate) async fn assert_projected(&self, database: &mut PgConnection) {
         self.assert_audited(database).await;
         self.assert_records(database).await;

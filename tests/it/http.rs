@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use crate::api::{Answer, Api, OPERATOR, create_model, model};
 
-/// Method, path, body; then the status, the code, and what must be said.
+/// Method, path, body; then the status, the code, and the required text.
 type BadBody<'a> = (&'a str, &'a str, &'a [u8], u16, &'a str, &'a str);
-/// Path, headers; then the code, and what must be said.
+/// Path, headers; then the code, and the required text.
 type BadRequest<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, &'a str);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -116,7 +116,7 @@ async fn a_command_under_one_key_has_one_effect_and_one_answer() {
     let ids: HashSet<String> = at_once.into_iter().map(|answer| answer.expect(201).json()["id"].to_string()).collect();
     assert_eq!(ids.len(), 1);
 
-    // The same key for another thing is found by the read models.
+    // The same key for another aggregate is found by the read models.
     let put = api.request(Method::PUT, &format!("{records}/{}", first.json()["id"].as_str().unwrap()));
     api.get_at(&org.owner, &records, first.header("stream-position")).await.expect(200);
     let put = put.bearer_auth(&org.owner).header("idempotency-key", "many").json(&json!({"data": {"name": "z"}}));
@@ -312,13 +312,13 @@ async fn the_history_is_replayed_and_followed_without_gaps() {
     assert_eq!(tail.next().await.0, live);
     let mut resumed = api.tail_after(&org.owner, &org.path("events/stream"), &early).await;
     assert_eq!([resumed.next().await.0, resumed.next().await.0], [json!(late), json!(live)]);
-    // Who may not read the audit log sees what they could read of the things themselves.
+    // A caller without the right to read the audit log sees what it could read of the resources themselves.
     let mut partial = api.tail(&viewer, &org.path("events/stream?from=0")).await;
     let seen = [partial.next().await.1, partial.next().await.1, partial.next().await.1];
     let types: Vec<&str> = seen.iter().map(|event| event["type"].as_str().unwrap()).collect();
     assert_eq!(types, ["organization.created", "member.added", "record.created"]);
     assert!(seen.iter().all(|event| event["context"] == json!({}) && event["data"].get("user_id").is_none()));
-    // That is noted in the log as well, so it comes last here.
+    // That is recorded in the log as well, so it comes last here.
     assert_eq!(api.get(&viewer, &events).await.expect(403).problem(), "forbidden");
 }
 

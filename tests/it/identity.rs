@@ -1,4 +1,4 @@
-//! People: how they sign in, what is theirs alone, where they may act, and what an organization asks of them.
+//! Users: their sign-ins, their personal organizations, the organizations they may act in, and sign-in requirements.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ impl Api {
     }
 }
 
-/// The answer with this code: what an organization asks for counts within a second.
+/// Waits for the answer with this code: an organization's requirements apply within a second.
 async fn until(wanted: &str, ask: impl AsyncFn() -> Answer) -> Answer {
     within_a_second(wanted, async || {
         let answer = ask().await;
@@ -80,15 +80,15 @@ async fn s5_11_the_first_sign_in_makes_one_organization_behind_the_scenes() {
     assert_eq!((&places[0]["visible"], &me["show_switcher"]), (&json!(false), &json!(false)));
     assert_eq!((&me["personal_org"], &me["org_id"]), (&places[0]["org_id"], &places[0]["org_id"]));
     assert_eq!(first["active_org"]["org_id"], me["org_id"]);
-    // The second time there is nothing to make.
+    // The second time nothing is created.
     let second = api.sign_in(&ann).await;
     assert_eq!(second["active_org"], first["active_org"]);
     assert_eq!(api.me(&ann).await["memberships"], me["memberships"]);
-    // It is an organization like any other: one can work in it.
+    // It is an organization like any other: its user can work in it.
     let made = api.post(session, "/v1/organizations/current/records", &model("mine")).await.expect(201);
     api.get_at(session, "/v1/organizations/current/records", made.header("stream-position")).await.expect(200);
 
-    // S2.24: beside it, one for work.
+    // Beside it, one for work.
     let work = api.org("work").await;
     api.join(&work, "ann@home.example", "member").await;
     let me = api.me(session).await;
@@ -98,7 +98,7 @@ async fn s5_11_the_first_sign_in_makes_one_organization_behind_the_scenes() {
         api.switch(session, org).await.expect(200);
         api.post(session, "/v1/organizations/current/records", &model("x")).await.expect(201);
     }
-    // Somebody whose address nobody has verified has one as well, and the address is not in it.
+    // A user with an unverified address has one as well, and the address is not in it.
     let eve = Person { email: "eve@home.example", email_verified: false, amr: &[] };
     let eve = api.sign_in(&api.issuer.mint_as(&eve, HOUR).unwrap()).await;
     let members = "/v1/organizations/current/members";
@@ -128,7 +128,7 @@ async fn s5_11_a_thousand_first_sign_ins_make_one_organization() {
     let mut owner = api.owner().await;
     assert_eq!(count(&mut owner, "SELECT count(*) FROM identity.users").await, 1);
     assert_eq!(count(&mut owner, "SELECT count(*) FROM identity.sessions").await, 1_000);
-    // Its founding, once: two commits, and no other organization.
+    // Its creation, once: two commits, and no other organization.
     let id: OrgId = org.as_str().unwrap().parse().unwrap();
     let founded = "SELECT count(*) FROM audit.events WHERE action NOT LIKE 'access.%' AND org_id =";
     let founded = format!("{founded} '{}'", id.uuid());
@@ -172,7 +172,7 @@ async fn s5_17_a_tenant_is_created_by_either_name() {
         ids.push(id.clone());
         tenants.push(Org { id, slug: tenant["slug"].as_str().unwrap().to_owned(), owner: ann.clone() });
     }
-    // The owner can do at once what an owner can, and each tenant has its own things only.
+    // The owner has an owner's rights at once, and each tenant has its own resources only.
     let me = api.me(&ann).await;
     for tenant in &tenants {
         let place = me["memberships"].as_array().unwrap().iter().find(|place| place["org_id"] == *tenant.id).unwrap();
@@ -250,7 +250,7 @@ async fn s5_18_a_key_has_one_organization_and_no_session() {
         assert_eq!(api.me(key).await["org_id"], *org.id);
     }
     api.get(&key_a, &b.path("records")).await.expect(404);
-    // The person behind it goes elsewhere; the key stays where it is.
+    // The user behind it switches elsewhere; the key keeps its organization.
     let session = api.sign_in(&a.owner).await["token"].as_str().unwrap().to_owned();
     api.join(&b, &format!("owner@{}.example", a.slug), "member").await;
     api.switch(&session, &b.id).await.expect(200);
@@ -300,13 +300,13 @@ async fn s4_14_a_verified_address_finds_its_memberships_and_another_one_none() {
     let found = api.get(&ada, "/v1/me/memberships").await.expect(200).json();
     let found: Vec<&Value> = found["data"].as_array().unwrap().iter().map(|place| &place["actor_id"]).collect();
     assert!(members.iter().all(|member| found.contains(&member)) && found.len() == 2, "{found:?}");
-    // By id and by slug, it is the same place, and one can work there.
+    // By id and by slug, it is the same organization, and the user can work there.
     for name in [&a.id, &a.slug] {
         api.get(&ada, &format!("/v1/organizations/{name}/records")).await.expect(200);
     }
     let taken = api.post(&a.owner, "/v1/organizations", &json!({"name": "x", "slug": a.slug})).await.expect(409);
     assert_eq!(taken.problem(), "slug_taken");
-    // Part by part.
+    // By pages.
     let first = api.get(&ada, "/v1/me/memberships?limit=1").await.expect(200).json();
     assert_eq!((first["data"].as_array().unwrap().len(), &first["has_more"]), (1, &json!(true)));
     let next = format!("/v1/me/memberships?limit=1&cursor={}", first["next_cursor"].as_str().unwrap());
@@ -322,7 +322,7 @@ async fn s4_14_a_verified_address_finds_its_memberships_and_another_one_none() {
     let listed = api.get(session["token"].as_str().unwrap(), "/v1/me/memberships").await.expect(200).json();
     assert_eq!(listed["data"].as_array().unwrap().len(), 1, "their own, and nothing by address: {listed}");
     api.switch(session["token"].as_str().unwrap(), &a.id).await.expect(404);
-    // Who is in one organization is not shown in the other.
+    // Members of one organization are not shown in the other.
     api.join(&b, "only-b@lovelace.example", "viewer").await;
     assert!(!api.get(&a.owner, &a.path("members")).await.expect(200).text.contains("only-b@"));
 }
@@ -383,12 +383,12 @@ async fn s3_11_every_request_has_a_tenant_or_goes_no_further() {
     let (_, key) = api.key(&a, "member").await;
     let nobody = api.person("nobody@nowhere.example");
     api.get(&nobody, &a.path("records")).await.expect(404);
-    // A token alone acts nowhere in particular.
+    // A token alone acts in no particular organization.
     for bearer in [nobody.as_str(), &a.owner, OPERATOR] {
         let refused = api.get(bearer, "/v1/organizations/current/records").await.expect(403);
         assert_eq!(refused.problem(), "session_required");
     }
-    // An owner of one is nothing in the other.
+    // An owner of one has no rights in the other.
     api.post(&a.owner, &b.path("records"), &model("x")).await.expect(404);
     let session = api.session("owner@tenant-a.example").await;
     api.switch(&session, &a.id).await.expect(200);
@@ -408,7 +408,7 @@ async fn s3_11_every_request_has_a_tenant_or_goes_no_further() {
             }
         }
     }
-    // Who runs the platform is said by nothing that a tenant can say.
+    // No input of a tenant makes a platform operator.
     for role in ["platform_operator", "operator", "platform_admin"] {
         let body = json!({"email": "x@tenant-a.example", "role": role});
         api.post(&a.owner, &a.path("members"), &body).await.expect(422);
@@ -443,11 +443,11 @@ async fn s2_25_one_person_is_somebody_else_in_each_of_many_organizations() {
     for (number, (org, _)) in customers.iter().enumerate() {
         api.switch(&session, &org.slug).await.expect(200);
         let made = api.post(&session, "/v1/organizations/current/records", &model(&format!("for {number}"))).await;
-        // The same person with the same session, and other rights.
+        // The same user with the same session, and other rights.
         made.expect(if number == 1 { 403 } else { 201 });
     }
     for (number, (org, member)) in customers.iter().enumerate() {
-        // Somebody of the customer works beside the consultant.
+        // A member of the customer works beside the consultant.
         let (_, position) = api.record(org, &format!("own {number}")).await;
         let log = "audit/events?action=record.created";
         let log = api.get_at(&org.owner, &org.path(log), &position).await.expect(200).json();
@@ -491,7 +491,7 @@ async fn people_of_several_issuers_are_different_people() {
         UserId::from_login(api.issuer.url(), "ann@two.example"),
         UserId::from_login(second.url(), "ann@two.example")
     );
-    // One that does not answer is no reason to say that a token is wrong.
+    // An issuer that does not answer does not make a token invalid.
     let away = api.get(&dead.mint("ann@two.example", HOUR).unwrap(), "/v1/me").await.expect(503);
     assert_eq!(away.problem(), "unavailable");
     let stranger_dir = TempDir::new();

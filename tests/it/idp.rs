@@ -1,4 +1,4 @@
-//! Organizations at an external identity provider: made or bound with ours, and never deleted.
+//! Organizations at an external identity provider: created or bound with Orgstream's, and never deleted.
 
 use std::{
     collections::BTreeSet,
@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 
 use crate::api::{Answer, Api, OPERATOR};
 
-/// Auth0 as far as organizations go, with everything that was asked of it.
+/// Auth0 as far as organizations go, with a record of all requests.
 #[derive(Clone, Default)]
 struct FakeAuth0(Arc<Mutex<Asked>>);
 
@@ -117,14 +117,14 @@ async fn s5_13_s5_31_what_stands_for_an_organization_elsewhere_is_made_or_bound_
         }
     };
 
-    // Made, in the same commit as the organization.
+    // Created, in the same commit as the organization.
     let made = make(json!({"name": "Made", "slug": "idp-made"})).await.expect(201);
     assert_eq!(made.json()["events"], json!(["organization.created", "organization.identity_linked"]));
     assert_eq!(linked(&made).await, "org_made0");
     let id = made.json()["id"].as_str().unwrap().to_owned();
     assert_eq!(auth0.0.lock().unwrap().organizations[0].0, id.replace("org_", "orgstream-"));
 
-    // Bound, once it is known that it exists and that it stands for nobody else.
+    // Bound, once it is known that it exists and is bound to no other organization.
     let unknown = json!({"name": "x", "slug": "idp-unknown", "auth0_organization_id": "org_nobodys"});
     let refused = make(unknown).await.expect(422).json();
     assert_eq!(refused["errors"][0]["pointer"], "/auth0_organization_id");
@@ -143,7 +143,7 @@ async fn s5_13_s5_31_what_stands_for_an_organization_elsewhere_is_made_or_bound_
     let upgraded = api.post(&ann, &format!("{path}/upgrade"), &json!({})).await.expect(200);
     assert_eq!(upgraded.json()["events"], json!(["organization.upgraded", "organization.identity_linked"]));
 
-    // A provider that does not answer leaves nothing half done, and whoever tries again finds what an earlier try made.
+    // A provider that does not answer leaves nothing half done, and a retry finds what an earlier try created.
     auth0.0.lock().unwrap().is_down = true;
     let again = || {
         let request = api.request(Method::POST, "/v1/organizations").bearer_auth(&ann).header("idempotency-key", "k");
@@ -160,7 +160,7 @@ async fn s5_13_s5_31_what_stands_for_an_organization_elsewhere_is_made_or_bound_
     let late = again().await.expect(201);
     assert_eq!(late.json()["id"], org.to_string());
     assert_eq!(linked(&late).await, "org_early");
-    // Whatever ends here, and however a creation fails: what stands for an organization there stays.
+    // Whatever ends here, and however a creation fails: its counterpart there stays.
     let there = || {
         let asked = auth0.0.lock().unwrap();
         asked.organizations.iter().map(|(_, id)| id.clone()).collect::<BTreeSet<String>>()

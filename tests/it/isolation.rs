@@ -1,5 +1,5 @@
-//! Every route as somebody who must not use it: nobody, another org's key, the wrong role, a revoked key, a member who
-//! left. The routes come from the policy table, so a new one is walked without being added here.
+//! Every route with credentials that must be denied: none, another org's key, the wrong role, a revoked key, a member
+//! who left. The routes come from the policy table, so a new one is covered without being added here.
 
 use orgstream::api::http::kit::policy::{Policy, ROUTES, RoutePolicy};
 use orgstream_domain::Permission;
@@ -14,7 +14,7 @@ use crate::{
     support::within_a_second,
 };
 
-/// A path with the org given and ids of the right kinds that nobody has.
+/// A path with the org given and valid ids that do not exist.
 fn path(route: &RoutePolicy, org: &str) -> String {
     let command = CommandId::fresh(1_700_000_000_000, [5; 10]);
     route
@@ -37,7 +37,7 @@ fn path(route: &RoutePolicy, org: &str) -> String {
         }
 }
 
-/// The answer's head; the body too, unless the route streams.
+/// The answer's status; the body too, unless the route streams.
 async fn call(api: &Api, route: &RoutePolicy, org: &str, bearer: Option<&str>) -> (u16, Value) {
     let mut request = api.request(Method::from_bytes(route.method.as_bytes()).unwrap(), &path(route, org));
     if let Some(bearer) = bearer {
@@ -94,7 +94,7 @@ async fn another_orgs_things_look_like_nothing() {
             assert_eq!(foreign, call(&api, route, "no-such-slug", Some(bearer)).await, "{route:?} by a free slug");
         }
     }
-    // Their record under my org's path, and their org in my headers.
+    // The other org's record under this org's path, and the other org in this org's headers.
     let answer = api.get(&key, &mine.path(&format!("records/{record}"))).await.expect(404);
     assert!(!answer.text.contains("secret"), "{answer:?}");
     for header in ["x-tenant-id", "x-org-id"] {

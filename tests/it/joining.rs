@@ -1,5 +1,5 @@
-//! How people come into an organization, what they may do there, and how they leave: invitations and their mails, roles,
-//! domains, personal organizations, and the settings that say who may.
+//! How users join an organization, their rights there, and how they leave: invitations and their mails, roles, domains,
+//! personal organizations, and the settings that control joining.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ impl Api {
         Answer::of(self.request(Method::DELETE, path).bearer_auth(bearer)).await
     }
 
-    /// Somebody who was invited and has joined: their token of the issuer, and who they are inside.
+    /// A user that was invited and has joined: the issuer's token, and the member id.
     pub(crate) async fn joined(&self, org: &Org, email: &str, role: &str) -> (String, String) {
         self.invite(&org.owner, org, email, role).await.expect(201);
         let person = self.person(email);
@@ -58,7 +58,7 @@ impl Api {
         (person, joined.json()["member_id"].as_str().unwrap().to_owned())
     }
 
-    /// A new organization of a kind.
+    /// A new organization of a tenant type.
     async fn org_of_type(&self, slug: &str, tenant_type: &str) -> Org {
         let owner = self.person(&format!("owner@{slug}.example"));
         if tenant_type == "personal" {
@@ -136,7 +136,7 @@ async fn s2_10_s2_11_an_invitation_goes_out_by_mail_and_whoever_accepts_it_is_a_
     outbox.args(["outbox", "--last", "--data-dir"]).arg(api.outbox.parent().unwrap());
     let printed = outbox.output().await.unwrap();
     assert!(printed.status.success() && String::from_utf8(printed.stdout).unwrap().contains(&token));
-    // The address counts, whatever the case of its letters.
+    // The address counts, regardless of case.
     let ann = api.person("ann@INVITING.example");
     let joined = api.accept(&ann, &token).await.expect(201);
     assert_eq!(joined.json()["events"], json!(["invitation.accepted", "member.added"]));
@@ -146,7 +146,7 @@ async fn s2_10_s2_11_an_invitation_goes_out_by_mail_and_whoever_accepts_it_is_a_
     assert_eq!((&member["role"], &member["status"]), (&json!("admin"), &json!("active")));
     let accepted = api.get(&org.owner, &path).await.expect(200).json();
     assert_eq!((&accepted["status"], &accepted["member_id"]), (&json!("accepted"), &member["id"]));
-    // Both events name the new member as whoever did it, and the audit log shows no secret.
+    // Both events name the new member as the actor, and the audit log shows no secret.
     let audit = api.get_at(&org.owner, &org.path("audit/events"), joined.header("stream-position")).await.expect(200);
     assert!(!audit.text.contains("token_mac") && !audit.text.contains(&token), "{audit:?}");
     let by: Vec<Value> =
@@ -165,7 +165,7 @@ async fn s2_12_only_who_may_manage_members_invites_and_nobody_above_their_own_ro
     }
     let (_, admin) = api.key(&org, "admin").await;
     assert_eq!(api.invite(&admin, &org, "x@ranks.example", "owner").await.expect(403).problem(), "role_above_own");
-    // "Editor" is what others call a member.
+    // "Editor" is another name of the role member.
     let issued = api.invite(&admin, &org, "x@ranks.example", "Editor").await.expect(201);
     let shown =
         api.get_at(&admin, issued.header("location"), issued.header("stream-position")).await.expect(200).json();
@@ -174,7 +174,7 @@ async fn s2_12_only_who_may_manage_members_invites_and_nobody_above_their_own_ro
     let owners = json!({"email": "y@ranks.example", "role": "owner"});
     let owners = api.post(&org.owner, &org.path("invitations"), &owners).await.expect(201);
     assert_eq!(api.delete(&admin, owners.header("location")).await.expect(403).problem(), "role_above_own");
-    // A key is nobody who could join.
+    // A key cannot join.
     assert_eq!(api.accept(&admin, &"osi_x".repeat(3)).await.status, 422);
     let token = api.invited("x@ranks.example", 1).await;
     assert_eq!(api.accept(&admin, &token).await.expect(403).problem(), "session_only");
@@ -219,7 +219,7 @@ async fn s2_13_s2_14_an_invitation_is_good_once_for_a_time_and_for_one_address()
     assert_eq!(api.accept(&cem, &old).await.expect(404).problem(), "not_found");
     let new = api.invited("cem@once.example", 2).await;
     assert_ne!(old, new);
-    // Over: as if it had been sent again a month ago.
+    // Expired: as if it had been sent again a month ago.
     let id = issued.json()["id"].as_str().unwrap().to_owned();
     let late = expired(&api, &org, id.parse().unwrap()).await;
     let refused = timeout(PATIENCE, async {
@@ -231,7 +231,7 @@ async fn s2_13_s2_14_an_invitation_is_good_once_for_a_time_and_for_one_address()
         }
     });
     assert_eq!(refused.await.unwrap().expect(409).problem(), "invitation_expired");
-    // And with a new mail it is good again.
+    // And with a new mail it is valid again.
     api.post(&org.owner, &path, &json!({})).await.expect(200);
     api.accept(&cem, &api.invited("cem@once.example", 3).await).await.expect(201);
     for token in ["osi_nonsense", "os_live_x"] {
@@ -239,7 +239,7 @@ async fn s2_13_s2_14_an_invitation_is_good_once_for_a_time_and_for_one_address()
     }
 }
 
-/// Writes into the history that the invitation was sent again long ago, and gives the token of that mail.
+/// Writes into the history that the invitation was sent again long ago, and returns the token of that mail.
 async fn expired(api: &Api, org: &Org, id: InvitationId) -> String {
     let pepper = Pepper::new(PEPPER.as_bytes()).unwrap();
     let command = CommandId::fresh(1_700_000_000_000, [9; 10]);
@@ -296,7 +296,7 @@ async fn a_mail_that_nobody_could_send_leaves_when_somebody_can() {
     let org = api.org("waiting").await;
     let issued = api.invite(&org.owner, &org, "ann@waiting.example", "member").await.expect(201);
     api.sees(&org, issued.header("stream-position")).await;
-    // Somebody takes the mail and dies: it is not taken by others at once, but it is not forgotten either.
+    // A process leases the mail and dies: others do not lease it at once, but it is not lost either.
     let taken = api.db.take_mails().await.unwrap();
     assert_eq!((taken.len(), taken[0].attempts), (1, 1));
     assert_eq!(api.db.take_mails().await.unwrap(), []);
@@ -307,7 +307,7 @@ async fn a_mail_that_nobody_could_send_leaves_when_somebody_can() {
     let sending = tokio::spawn(Sender::new(api.db.clone(), mailer, pepper).run(stop.clone()));
     let token = api.invited("ann@waiting.example", 1).await;
     api.accept(&api.person("ann@waiting.example"), &token).await.expect(201);
-    // What was said about a mail in the end stays so.
+    // The final state of a mail stays.
     stop.cancel();
     sending.await.unwrap();
     api.sql("UPDATE ops.mails SET next_at = now()").await;
@@ -339,7 +339,7 @@ async fn mails_leave_by_smtp() {
     api.accept(&api.person("ann@smtp.example"), &token_in(&mail).unwrap()).await.expect(201);
 }
 
-/// As much of a mail server as one mail needs.
+/// The part of a mail server that one mail needs.
 async fn mailbox(connection: tokio::net::TcpStream, mails: mpsc::Sender<String>) {
     let (reading, mut writing) = connection.into_split();
     let (mut lines, mut said, mut in_mail) = (BufReader::new(reading).lines(), String::new(), false);
@@ -383,7 +383,7 @@ async fn s1_34_members_are_found_by_email_change_roles_at_once_and_leave_what_th
     let elsewhere = api.post(&other.owner, &other.path("members"), &same).await.expect(201).json();
     assert_ne!(elsewhere["member_id"], id);
 
-    // S4.5: what a role does not allow any more is refused within a second.
+    // What a role no longer allows is denied within a second.
     let made = api.post(&ann, &org.path("records"), &model("hers")).await.expect(201).json();
     let member = org.path(&format!("members/{id}"));
     api.patch(&org.owner, &member, &json!({"role": "viewer"})).await.expect(200);
@@ -443,7 +443,7 @@ async fn roles_of_an_organizations_own_open_what_they_say_and_change_at_once() {
     api.post(&other.owner, &other.path("roles"), &ingest).await.expect(201);
     let refused = api.post(&org.owner, &org.path("roles"), &ingest).await.expect(422).json();
     assert_eq!((&refused["errors"][0]["pointer"], &refused["errors"][0]["code"]), (&json!("/name"), &json!("taken")));
-    // Nobody else's role, and none that does not exist.
+    // Not another organization's role, and none that does not exist.
     let foreign = json!({"name": "x", "role": role});
     assert_eq!(
         api.post(&other.owner, &other.path("api-keys"), &foreign).await.expect(422).problem(),
@@ -459,12 +459,12 @@ async fn roles_of_an_organizations_own_open_what_they_say_and_change_at_once() {
     }
     let me = api.get(&ann, "/v1/me").await.expect(200).json();
     assert_eq!(me["memberships"][0]["permissions"], json!(["records:write"]));
-    // Never more than one's own, and an admin of a role's making neither.
+    // Never more than the caller's own rights, and no admin by a custom role either.
     let (_, admin) = api.key(&org, "admin").await;
     let above = json!({"name": "Boss", "permissions": ["parking:manage"]});
     assert_eq!(api.post(&admin, &org.path("roles"), &above).await.expect(403).problem(), "role_above_own");
 
-    // A change reaches everybody who has it.
+    // A change applies to all holders of the role.
     let path = org.path(&format!("roles/{role}"));
     let changed = api.patch(&org.owner, &path, &json!({"permissions": ["records:read"]})).await.expect(200);
     let shown = api.get_at(&org.owner, &path, changed.header("stream-position")).await.expect(200).json();
@@ -685,7 +685,7 @@ async fn s2_15_whoever_signs_in_with_an_address_of_a_proven_domain_joins_where_t
     let proven = api.post(&org.owner, &format!("{path}/verify"), &json!({})).await.expect(200);
     api.sees(&org, proven.header("stream-position")).await;
 
-    // S2.16: off unless somebody turned it on.
+    // Off unless turned on.
     let off = json!({"jit_provisioning": "not_allowed"});
     api.patch(&org.owner, &org.path("settings"), &off).await.expect(200);
     assert!(!joins("x@acme.test").await);
@@ -693,13 +693,13 @@ async fn s2_15_whoever_signs_in_with_an_address_of_a_proven_domain_joins_where_t
     assert!(joins("x@Acme.test").await);
     assert!(!joins("x@other.test").await);
     assert!(!joins("x@sub.acme.test").await);
-    // S2.17: an address that nobody verified.
+    // An unverified address.
     let nobody_checked = Person { email: "y@acme.test", email_verified: false, amr: &[] };
     let unverified = api.issuer.mint_as(&nobody_checked, Duration::from_hours(1)).unwrap();
     let me = api.get(&unverified, "/v1/me").await.expect(200).json();
     assert_eq!(me["memberships"], json!([]));
 
-    // Who was removed does not come back by signing in again.
+    // A removed member does not come back by signing in again.
     let x = api.get(&org.owner, &org.path("members?email=x%40acme.test")).await.expect(200).json()["data"][0].clone();
     assert_eq!(x["role"], "member");
     let removed =
@@ -725,7 +725,7 @@ async fn s4_17_people_sign_in_by_their_organizations_own_issuer_and_nowhere_else
     tokio::spawn(idp.clone().serve(listener, stop.clone()));
     let token = |email: &str| idp.mint(email, Duration::from_hours(1)).unwrap();
 
-    // Nobody knows this issuer yet.
+    // This issuer is not known yet.
     api.get(&token("ann@sso.example"), "/v1/me").await.expect(401);
     let body = |name: &str, audience: &str| json!({"name": name, "issuer": issuer, "audience": audience, "jit": true});
     let connections = org.path("sso-connections");
@@ -747,7 +747,7 @@ async fn s4_17_people_sign_in_by_their_organizations_own_issuer_and_nowhere_else
     assert_eq!(defaults, [(&json!("Spare"), &json!(false)), (&json!("Main"), &json!(true))]);
     assert!(listed["data"][1]["jit"].as_bool().unwrap());
 
-    // Signed in, but no member: the organization lets nobody in by signing in.
+    // Signed in, but no member: the organization does not add members at sign-in.
     let ann = token("ann@sso.example");
     let me = api.get(&ann, "/v1/me").await.expect(200).json();
     assert_eq!((&me["memberships"], &me["email"]), (&json!([]), &json!("ann@sso.example")));
@@ -757,7 +757,7 @@ async fn s4_17_people_sign_in_by_their_organizations_own_issuer_and_nowhere_else
     assert_eq!((&me["memberships"][0]["org_id"], &me["memberships"][0]["role"]), (&json!(org.id), &json!("member")));
     api.post(&ann, &org.path("records"), &model("hers")).await.expect(201);
 
-    // What this issuer says counts in this organization alone: whoever it claims somebody to be.
+    // This issuer's claims count in this organization alone, for any subject.
     let forged = token("owner@bystander.example");
     api.get(&forged, &other.path("records")).await.expect(404);
     let created = api.post(&forged, "/v1/organizations", &json!({"name": "x", "slug": "by-sso"})).await.expect(403);
@@ -766,7 +766,7 @@ async fn s4_17_people_sign_in_by_their_organizations_own_issuer_and_nowhere_else
     let invited = api.invited("ann@sso.example", 1).await;
     assert_eq!(api.accept(&ann, &invited).await.expect(403).problem(), "own_issuer_only");
 
-    // Removed: its tokens are refused within a second.
+    // Removed: its tokens are denied within a second.
     api.delete(&org.owner, &path).await.expect(200);
     within_a_second("its tokens are refused", async || {
         (api.get(&ann, &org.path("records")).await.status == 401).then_some(())

@@ -1,4 +1,4 @@
-//! API keys in full: what bounds them, how they are rotated, when they end, and what is known of their use.
+//! API keys in full: their limits, their rotation, their expiry, and the records of their use.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
     api::{Answer, Api, OPERATOR, Org, REPORTER, model, reporter_key},
 };
 
-/// What is promised: what was taken away stops working within this, in every process.
+/// The promised bound: revoked access stops working within this, in every process.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Issues a key; its id and token.
@@ -36,7 +36,7 @@ async fn rotate(api: &Api, org: &Org, id: &str, overlap_seconds: u64) -> String 
     rotated.json()["token"].as_str().unwrap().to_owned()
 }
 
-/// Waits until every process refuses, which must be within [`AT_ONCE`] of now.
+/// Waits until every process denies the request, which must be within [`AT_ONCE`] of now.
 async fn refused_everywhere(api: &Api, bases: &[&str], bearer: &str, path: &str, status: u16) {
     let since = Instant::now();
     for base in bases {
@@ -80,7 +80,7 @@ async fn scopes_bound_a_key_within_its_role() {
     assert!(refused.text.contains("this API key does not have the permission records:write"), "{refused:?}");
     api.get(&reader, &org.path("members")).await.expect(403);
 
-    // A key makes no key above itself, and is handed none.
+    // A key makes no key above itself, and is given none.
     let fields = json!({"role": "admin", "scopes": ["api_keys:manage", "api_keys:read", "records:read"]});
     let (_, minting) = issue(&api, &org, &org.owner, &fields).await;
     let (full, _) = issue(&api, &org, &org.owner, &json!({})).await;
@@ -148,7 +148,7 @@ async fn when_a_key_was_used_is_known_to_the_minute() {
     let view = show().await;
     assert_eq!(view["last_used_ip"], "127.0.0.1");
     assert!(view["last_used_at"].as_str().unwrap().ends_with(":00.000Z"), "{view}");
-    // Of the two, the one that nobody uses.
+    // Of the two, the unused one.
     let list = async |since: &str| {
         let found = api.get(&org.owner, &org.path(&format!("api-keys?unused_since={since}"))).await.expect(200).json();
         found["data"].as_array().unwrap().iter().map(|key| key["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
@@ -187,7 +187,7 @@ async fn a_key_ends_with_its_time_and_with_its_creator_if_the_org_says_so() {
 
     let soon = orgstream_events::Timestamp::from_unix_ms(orgstream::clock::now().unix_ms() + 4_000);
     let (_, short) = issue(&api, &org, &org.owner, &json!({"expires_at": soon})).await;
-    // It is a key until then, and none afterwards, without anybody doing anything.
+    // It is valid until then, and invalid afterwards, without any further action.
     let (mut before, mut last) = (0, 200);
     while last == 200 {
         let asked = orgstream::clock::now();
@@ -223,7 +223,7 @@ async fn s5_26_what_is_revoked_or_suspended_stops_within_a_second_in_every_proce
     api.sees(&org, revoked.header("stream-position")).await;
     refused_everywhere(&api, &bases, &key, &path, 401).await;
 
-    // Every key and every member at once, and nobody has to be told one by one.
+    // Every key and every member at once, without individual revocations.
     for base in bases {
         assert_eq!(api.status_at(base, &second, &path).await, 200);
         assert_eq!(api.status_at(base, &org.owner, &path).await, 200);
@@ -235,7 +235,7 @@ async fn s5_26_what_is_revoked_or_suspended_stops_within_a_second_in_every_proce
         refused_everywhere(&api, &bases, bearer, &path, 403).await;
         assert_eq!(api.get(bearer, &path).await.expect(403).problem(), "organization_suspended");
     }
-    // Who belongs there still sees that, and a stranger nothing at all.
+    // A member still sees that, and a stranger nothing at all.
     let me = api.get(&org.owner, "/v1/me").await.expect(200).json();
     assert_eq!(me["memberships"][0]["suspended"], true);
     let stranger = api.org("stranger").await;
@@ -286,7 +286,7 @@ async fn a_key_that_was_found_in_public_ends() {
 async fn s1_25_what_is_remembered_is_remembered_by_org() {
     let api = Api::start().await;
     let (a, b) = (api.org("cached-a").await, api.org("cached-b").await);
-    // The same id in both, with different content: each is read through what is remembered, and each gets its own.
+    // The same id in both, with different content: each is read through the cache, and each gets its own.
     let id = "res_01h455vb4pex5vsknk084sn02q";
     for (org, name) in [(&a, "of a"), (&b, "of b")] {
         let (_, key) = api.key(org, "member").await;

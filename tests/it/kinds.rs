@@ -1,5 +1,5 @@
-//! Kinds and events by their names: what there is not is a slip and no empty answer; and what was retired for everybody by one
-//! call can be taken back by another.
+//! Kinds and events by their names: an unknown name is an error and no empty answer; and a kind that was retired for
+//! all by one call can be restored by another.
 
 use reqwest::Method;
 use serde_json::json;
@@ -22,7 +22,7 @@ async fn a_filter_by_what_there_is_not_is_refused_with_what_there_is() {
         assert_eq!(error["pointer"], pointer, "{path}");
         assert!(error["detail"].as_str().unwrap().contains(named), "{path}: {error}");
     }
-    // What there is, and nothing of it, is an empty answer.
+    // An existing kind without records gives an empty answer.
     for path in ["records?kind=evaluation", "audit/events?action=member.removed"] {
         assert_eq!(api.get(&org.owner, &org.path(path)).await.expect(200).json()["data"], json!([]), "{path}");
     }
@@ -43,7 +43,7 @@ async fn a_kind_that_was_retired_for_everybody_can_be_restored() {
         let request = api.request(Method::DELETE, &format!("{path}{query}"));
         Answer::of(request.bearer_auth(OPERATOR))
     };
-    // What it touches is said before it is done, to those who may do it.
+    // Its impact is shown before it is done, to callers that may do it.
     let reach = retire("?dry_run=true").await.expect(200).json();
     assert_eq!(reach, json!({"kind": "model", "organizations": 2, "records": 4, "complete": true}));
     let asked = api.request(Method::DELETE, &format!("{path}?dry_run=true")).bearer_auth(&one.owner);
@@ -68,7 +68,7 @@ async fn a_kind_that_was_retired_for_everybody_can_be_restored() {
     }
     let shown = api.get_at(OPERATOR, path, restored.header("stream-position")).await.expect(200).json();
     assert_eq!((&shown["retired"], shown["version"].as_u64()), (&json!(false), restored.json()["version"].as_u64()));
-    // Twice is once.
+    // A repetition has no further effect.
     let again = api.request(Method::POST, &format!("{path}/restore")).bearer_auth(OPERATOR);
     assert_eq!(Answer::of(again).await.expect(200).json()["events"], json!([]));
 }

@@ -1,4 +1,4 @@
-//! Answers of the log that come late: a command that is stored is never told to have lost a race.
+//! Late answers of the log: a stored command is never reported as a lost race.
 
 use std::{
     sync::{
@@ -27,10 +27,11 @@ use tokio::{
 
 use crate::support::{Nats, commit_keys};
 
-/// Longer than a command goes on against other writers, and than one try waits for its answer; shorter than all tries do.
+/// Longer than a command retries against other writers, and than one try's timeout; shorter than the timeout of all
+/// tries.
 const LATE: Duration = Duration::from_millis(5_500);
 
-/// A way to the server on which, once it is armed, every answer comes late from the next event on.
+/// A proxy to the server that, once it is armed, delays every answer from the next event on.
 async fn way_to(url: &str, armed: Arc<AtomicBool>) -> String {
     let (_, server) = url.split_once("://").unwrap();
     let server = server.to_owned();

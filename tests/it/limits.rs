@@ -1,4 +1,4 @@
-//! How much an organization uses, and how much of what it sends is taken.
+//! An organization's usage, and its rate limits.
 
 use std::num::NonZeroU32;
 
@@ -14,7 +14,7 @@ use crate::{
     support::{Nats, connect_as},
 };
 
-/// More than the bucket of one command a second holds, and than comes into it while a test runs.
+/// More than the capacity of a bucket of one command a second, plus its refill while a test runs.
 const MANY: usize = 200;
 
 impl Api {
@@ -27,12 +27,12 @@ impl Api {
         self.get(&org.owner, &org.path("usage")).await.expect(200).json()
     }
 
-    /// Waits until the limit is known at the door.
+    /// Waits until the API enforces the limit.
     async fn until_limited(&self, org: &Org, limit: &Value) {
         eventually("the limit to be known", async || (self.usage(org).await["commands"] == *limit).then_some(())).await;
     }
 
-    /// Sends many commands at once: what became of each.
+    /// Sends many commands at once; returns their outcomes.
     async fn send_many(&self, org: &Org, keys: &str) -> Vec<Value> {
         let one = |n| {
             let key = format!("{keys}-{n}");
@@ -44,7 +44,7 @@ impl Api {
     }
 }
 
-/// How many of them were taken: all up to one, and none behind it.
+/// The number of accepted ones: all up to one, and none behind it.
 fn taken(outcomes: &[Value]) -> usize {
     assert_eq!(outcomes.len(), MANY);
     let taken = outcomes.iter().filter(|outcome| outcome["status"] == "accepted").count();
@@ -79,7 +79,7 @@ async fn s3_4_each_organization_has_its_own_usage_and_limits() {
     let first = taken(&api.send_many(&limited, "burst").await);
     assert!((10..MANY).contains(&first), "{first}");
     assert_eq!(taken(&api.send_many(&free, "burst").await), MANY);
-    // One at a time is told by the status, with the time to wait.
+    // A single command gets the status, with the time to wait.
     let alone = loop {
         let alone = api.post(&limited.owner, &limited.path("records"), &model("alone")).await;
         if alone.status != 201 {
@@ -87,7 +87,7 @@ async fn s3_4_each_organization_has_its_own_usage_and_limits() {
         }
     };
     assert_eq!((alone.problem(), alone.header("retry-after")), ("rate_limit_exceeded".to_owned(), "1"));
-    // What was done before is answered again, and takes nothing of the rate.
+    // A replayed command is answered again, and uses none of the rate.
     let again = eventually("every key to be known", async || {
         let again = api.send_many(&limited, "burst").await;
         let replayed = again.iter().take(first).filter(|outcome| outcome["replayed"] == true).count();
@@ -103,7 +103,7 @@ async fn s3_4_each_organization_has_its_own_usage_and_limits() {
     .await;
     assert_eq!(told["data"]["target"], "commands", "{told}");
 
-    // The platform's own commands are not the organization's, and it may have as much as before.
+    // The platform's own commands do not count for the organization, and it may have as much as before.
     let lifted = api.set_limit(OPERATOR, &limited, Value::Null).await.expect(200);
     api.sees(&limited, lifted.header("stream-position")).await;
     api.until_limited(&limited, &Value::Null).await;
@@ -131,7 +131,7 @@ async fn usage_counts_what_an_organization_has() {
         (api.usage(&org).await["events"]["total"] == before + 3).then_some(())
     })
     .await;
-    // What was recorded in another month is not this month's.
+    // Events of another month do not count for this one.
     api.sql("SET session_replication_role = replica; UPDATE audit.events SET recorded_at = recorded_at - interval '32 days'")
         .await;
     let _ = api.record(&org, "two").await;
@@ -200,7 +200,7 @@ async fn two_processes_of_the_api_share_one_limit() {
     let http = reqwest::Client::new();
     let limit = json!({"per_second": 1, "burst": 10, "limited_by": "organization"});
     let mut tries = 0;
-    // Until they have heard of each other, each takes all of it.
+    // Until they have learned of each other, each allows the full rate.
     let both = eventually("two processes to take together what one limit allows", async || {
         tries += 1;
         let org = api.org(&format!("shared-{tries}")).await;
@@ -223,7 +223,7 @@ async fn two_processes_of_the_api_share_one_limit() {
         let (here, there) = tokio::join!(here, there);
         let outcomes = [here, there].into_iter().flat_map(|outcomes| outcomes.as_array().unwrap().clone());
         let both = outcomes.filter(|outcome| outcome["status"] == "accepted").count();
-        // What comes into the bucket while they are sent is no more than a few.
+        // The bucket's refill while they are sent is no more than a few.
         (both <= 15).then_some(both)
     })
     .await;

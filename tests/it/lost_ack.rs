@@ -1,5 +1,5 @@
-//! A lost acknowledgement: whoever sends a command again under its idempotency key gets one effect and the same answer,
-//! whatever happened in between and whichever process answers.
+//! A lost acknowledgement: a client that retries a command under its idempotency key gets one effect and the same
+//! answer, whatever happened in between and whichever process answers.
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -35,7 +35,7 @@ use crate::{
     support::{Nats, commit_keys, database},
 };
 
-/// An answer without what says that it is a repetition.
+/// An answer without the marks of a repetition.
 fn told(answer: &Answer) -> Value {
     let mut body = answer.body.clone();
     assert!(body.as_object_mut().unwrap().remove("replayed").unwrap().is_boolean());
@@ -100,12 +100,12 @@ async fn twenty_at_once_have_one_effect_and_one_answer() {
     for (key, command) in &commands[1..] {
         let answers = twenty_times(&cluster, &client, &nats, &tenant, key, command).await;
         assert_eq!(answers.iter().filter(|answer| !is_replayed(answer)).count(), 1, "{key}: {answers:?}");
-        // The token of a new key too: whoever lost it gets the same one again.
+        // The token of a new key too: a client that lost it gets the same one again.
         assert_eq!(answers[0].body["token"].is_string(), *key == "issue");
     }
 
-    // The maker of an organization who hears nothing asks again, and has made one. When all ask at once, it may be that
-    // nobody is told to have been the first.
+    // A client that gets no answer to the creation of an organization retries, and has created one. When all retry at
+    // once, no answer may be the first.
     let owner = cluster.person("impatient@example.com");
     let body = json!({"name": "Once", "slug": "once"});
     let found = async |number| {
@@ -122,7 +122,7 @@ async fn twenty_at_once_have_one_effect_and_one_answer() {
     assert_eq!((is_replayed(&alone), is_replayed(&repeated)), (false, true));
     assert_eq!(told(&alone), told(&repeated));
 
-    // With the caches gone, with all of them, the answers are the same.
+    // After caches are lost, and after all of them are, the answers are the same.
     second.kill9();
     second.start();
     cluster.api.kill9();
@@ -169,7 +169,7 @@ async fn an_answer_stays_the_same_however_much_happened_since() {
     }
     let archive = json!({"type": "archive_record", "id": id});
     client.command(&tenant, "archive", &archive).await.expect(200);
-    // What the first process remembers, and what the next one finds in the log, are the same.
+    // The first process's cache, and the next one's result from the log, are the same.
     for restarted in [false, true] {
         if restarted {
             cluster.api.kill9();
@@ -183,11 +183,11 @@ async fn an_answer_stays_the_same_however_much_happened_since() {
             let again = client.command(&tenant, &name, &update(&name)).await.expect(200);
             assert_eq!((told(&again), is_replayed(&again)), (told(first), true));
         }
-        // Also a caller that repeats what it expected then, although it would be wrong today.
+        // Also a caller that repeats its original expectation, although it would be wrong today.
         let envelope = json!({"command": update("v2"), "idempotency_key": "v2", "expected_version": 1});
         let again = client.post(&tenant.key, &tenant.path("commands"), None, &envelope).await.expect(200);
         assert_eq!((told(&again), is_replayed(&again)), (told(&updated[0]), true));
-        // And one that repeats what is refused by now: the record is archived.
+        // And one that repeats a command that is rejected by now: the record is archived.
         client.command(&tenant, "too-late", &update("v41")).await.expect(409);
     }
 }
@@ -266,7 +266,7 @@ async fn a_key_belongs_to_one_command_of_one_organization() {
     let is_refused = |what: &str, answer: &Value, code: &str| {
         assert_eq!(answer["code"], code, "{what}: {answer}");
     };
-    // At once, while only the log knows of the first; when the ledger does; and when nobody remembers anything.
+    // At once, while only the log knows of the first; when the ledger does; and when all caches are empty.
     for state in ["at once", "projected", "restarted"] {
         if state != "at once" {
             cluster.until_projected(&tenant).await;
@@ -281,7 +281,7 @@ async fn a_key_belongs_to_one_command_of_one_organization() {
             is_refused(what, &answer.body, "idempotency_key_reused");
             assert_eq!(answer.status, 422, "{what}, {state}: {answer:?}");
         }
-        // Of one request, the first with a key has it.
+        // Of one request, the first command with a key has it.
         let many = json!([
             {"command": create("a"), "idempotency_key": format!("many-{state}").replace(' ', "-")},
             {"command": create("b"), "idempotency_key": format!("many-{state}").replace(' ', "-")},
@@ -333,8 +333,8 @@ async fn a_command_does_not_overtake_one_before_it_whose_effect_is_open() {
     assert_eq!(versions, [2, 3, 4], "{outcomes}");
 }
 
-/// The server's memory of message ids is short, and only saves work. What refuses a key that was used for another thing
-/// for ever is the ledger.
+/// The server's memory of message ids is short, and only saves work. The ledger rejects a key that was used for another
+/// aggregate for ever.
 #[tokio::test]
 async fn the_ledger_remembers_a_key_when_the_server_has_forgotten_it() {
     const WINDOW: Duration = Duration::from_millis(300);
@@ -383,9 +383,9 @@ async fn the_ledger_remembers_a_key_when_the_server_has_forgotten_it() {
     }
     let waited = gateway.wait_for(BoundOrg::platform(), Pipeline::ReadModels, last, PATIENCE).await.unwrap();
     assert!(waited);
-    // What is waited for is the clock itself.
+    // The wait is for the clock itself.
     sleep(2 * WINDOW).await;
-    // Without its line in the ledger a key is free again: so it is not the server that refuses the other one.
+    // Without its row in the ledger a key is free again: so it is not the server that rejects the other one.
     let mut superuser = PgConnection::connect(&database.owner_url).await.unwrap();
     let forget = "DELETE FROM ops.idempotency WHERE command_id = $1";
     let lost = CommandId::from_idempotency_key(PLATFORM_ORG, "lost").uuid();
@@ -394,7 +394,7 @@ async fn the_ledger_remembers_a_key_when_the_server_has_forgotten_it() {
 
     let refused = register("delta", "kept").await.unwrap_err();
     assert_eq!((refused.status, refused.code), (422, "idempotency_key_reused"));
-    // The same command is the same command as ever.
+    // The same command is still recognized.
     assert!(register("alpha", "kept").await.unwrap().replayed);
     stop.cancel();
     worker.await.unwrap();

@@ -1,5 +1,5 @@
-//! A log whose storage came back from an older copy: it is noticed by every process, for ever, and nothing is written where
-//! something else was; and the operator's ways out.
+//! A log whose storage was restored from an older copy: every process detects it, for ever, and nothing is written over
+//! lost sequences; and the operator's remedies.
 
 use std::{fs, path::Path, process::Command};
 
@@ -22,21 +22,21 @@ fn copy(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
 }
 
-/// Keeps a copy of the streams as they are, as a backup does.
+/// Makes a copy of the streams, as a backup does.
 async fn keep_copy(cluster: &mut Cluster, name: &str) {
     cluster.nats.kill9().await;
     copy(&cluster.dir().join("nats/jetstream"), &cluster.dir().join(name));
     cluster.nats.restart().await.unwrap();
 }
 
-/// Puts the copy in the place of the streams.
+/// Restores the copy in place of the streams.
 async fn bring_back(cluster: &mut Cluster, name: &str) {
     cluster.nats.kill9().await;
     copy(&cluster.dir().join(name), &cluster.dir().join("nats/jetstream"));
     cluster.nats.restart().await.unwrap();
 }
 
-/// So many commands, and where each was stored.
+/// Sends so many commands; returns the sequences of their commits.
 async fn commands(cluster: &Cluster, tenant: &Tenant, name: &str, count: usize) -> Vec<u64> {
     let mut places = Vec::with_capacity(count);
     for number in 0..count {
@@ -60,7 +60,7 @@ async fn until_remembered(database: &mut PgConnection, stream: StreamName, seq: 
     .await;
 }
 
-/// Sends a command until the API says that the log lost data. It must never say that it was taken.
+/// Sends a command until the API reports that the log lost data. It must never report it as accepted.
 async fn until_refused(cluster: &Cluster, tenant: &Tenant, what: &str) {
     eventually("the API to refuse commands", async || {
         let request = cluster.client.request(Method::POST, &tenant.path("commands"), &tenant.key);
@@ -71,7 +71,7 @@ async fn until_refused(cluster: &Cluster, tenant: &Tenant, what: &str) {
     .await;
 }
 
-/// Everybody is told through the database, once a second.
+/// Waits for the record in the database, which informs all processes, once a second.
 async fn until_written_down(database: &mut PgConnection, stream: StreamName) {
     eventually("the loss to be written down", async || {
         let lost =
@@ -89,7 +89,7 @@ async fn until_it_says_so(program: &Program) {
     .await;
 }
 
-/// An operator's command, as whoever may append.
+/// An operator's command, with the rights to append.
 async fn history(cluster: &Cluster, args: &[&str]) -> Said {
     let creds = cluster.nats.access.serve();
     let command = cluster.command(cluster.operator(), &[&["history"], args].concat());
@@ -107,7 +107,7 @@ async fn start(cluster: &mut Cluster) {
     cluster.ready().await;
 }
 
-/// A commit of somebody who knows nothing of what was.
+/// A commit of a process unaware of the history.
 fn commit(org: OrgId, number: u64) -> Commit {
     let mut bytes = [0; 10];
     bytes[2..].copy_from_slice(&number.to_be_bytes());
@@ -173,7 +173,7 @@ async fn a_log_that_came_back_from_an_older_copy_is_known_as_that_however_far_it
     let lag = cluster.cli(cluster.operator(), &["lag", "--all"]).await.success();
     assert!(lag.stderr.contains("the log lost data") && !lag.stdout.contains("nothing is behind"), "{lag:?}");
 
-    // Somebody who knows nothing of what was goes on, past everything that was ever acknowledged.
+    // A process unaware of the history continues, past everything that was ever acknowledged.
     let ignorant = cluster.log().await;
     let mut number = 100;
     while append(&ignorant, &tenant, number).await.unwrap() <= last + 3 {
@@ -190,7 +190,7 @@ async fn a_log_that_came_back_from_an_older_copy_is_known_as_that_however_far_it
     assert!(config.stdout.contains("the log lost data"), "{config:?}");
     assert_eq!(digests(&mut database).await, before, "something of the other history was applied");
 
-    // What was lost has a name, and no way out is taken by mistake.
+    // The loss is named, and no remedy is chosen by mistake.
     let listed = history(&cluster, &["list"]).await.failure();
     for seq in &lost {
         assert!(listed.stdout.contains(&format!("{}:{seq} ", tenant.id)), "{listed:?}");
@@ -203,7 +203,7 @@ async fn a_log_that_came_back_from_an_older_copy_is_known_as_that_however_far_it
     assert!(refused.stderr.contains("has gone on since it came back"), "{refused:?}");
     history(&cluster, &["accept", &name]).await.failure();
 
-    // The copy once more, and this time nobody appends before it is filled up.
+    // The copy once more, and this time nothing is appended before it is filled up.
     bring_back(&mut cluster, "copy").await;
     let filled = history(&cluster, &["refill", &name]).await.success();
     assert!(filled.stdout.contains("messages are back where they were; 0 are in no audit log"), "{filled:?}");
@@ -257,7 +257,7 @@ async fn a_better_copy_can_be_brought_back_and_what_nobody_has_can_be_given_up()
         assert!(given_up.stdout.contains(&format!("{}:{seq} ", tenant.id)), "{given_up:?}");
     }
     start(&mut cluster).await;
-    // No place is given out twice, and what is new is applied.
+    // No sequence is assigned twice, and new events are applied.
     let new = commands(&cluster, &tenant, "new", 1).await;
     assert!(new[0] > more[0], "{new:?}");
     let made: Value = cluster.client.command(&tenant, "new-0", &create("new-0")).await.expect(201).body;

@@ -1,4 +1,4 @@
-//! The one integration binary: real servers, no sleeping, everything through public doors.
+//! The one integration binary: real servers, no sleeping, everything through public APIs.
 #![cfg(test)]
 
 mod access;

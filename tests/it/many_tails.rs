@@ -1,4 +1,4 @@
-//! What others notice of somebody who follows much: as little of their first read as of any.
+//! The effect of a client with many tails on others: their first read is as fast as any.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use tokio::time::{Instant, sleep};
 
 use crate::api::{Api, Org};
 
-/// How long a first read may take on a busy machine, with all that is looked up for it.
+/// Timeout of a first read on a busy machine, with all its lookups.
 const PROMPT: Duration = Duration::from_secs(1);
-/// As many as one credential may have.
+/// The limit of one credential.
 const OF_KEY: usize = 32;
 
-/// Opens as many tails of `org` as a key may have, with each of `keys` new ones.
+/// Opens as many tails of `org` as a key may have, for each of `keys` new ones.
 async fn follow(api: &Api, org: &Org, keys: usize) -> Vec<Response> {
     let keys = join_all((0..keys).map(|_| api.key(org, "viewer"))).await;
     let all = keys.iter().flat_map(|(_, key)| std::iter::repeat_n(key, OF_KEY));

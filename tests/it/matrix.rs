@@ -1,6 +1,6 @@
-//! Every route, as the program's own description lists them, for every kind of principal that there is. A route whose
-//! request cannot be built from that description fails the test, and so does one whose answer to a stranger differs by a
-//! byte from its answer about something that does not exist.
+//! Every route, as the program's own description lists them, for every kind of principal. A route whose request cannot
+//! be built from that description fails the test, and so does one whose answer to a stranger differs by a byte from its
+//! answer about something that does not exist.
 //!
 //! It is walked three times: as it is; with row-level security switched off in the database, where the API alone must
 //! hold; and, in `rls.rs`, with the API left out, where the database alone must.
@@ -29,7 +29,7 @@ use crate::{
     authority::own_issuer,
 };
 
-/// One route as the description has it.
+/// One route of the description.
 #[derive(Debug, Clone)]
 struct Route {
     method: Method,
@@ -43,12 +43,12 @@ impl Route {
         self.path.contains("{org}")
     }
 
-    /// Whether it is about one thing of the org that another org does not have. Every org has tiles of its own log.
+    /// Whether it is about one resource of the org that another org does not have. Every org has tiles of its own log.
     fn names_an_item(&self) -> bool {
         self.path.matches('{').count() > usize::from(self.is_of_org()) && !self.path.contains("{path}")
     }
 
-    /// Whether a request of somebody who may send it could change what others of this test need.
+    /// Whether an allowed request could change what other parts of this test need.
     fn is_dangerous(&self) -> bool {
         let is_read = self.method == Method::GET;
         !is_read && !self.names_an_item() && self.body.is_none()
@@ -63,12 +63,12 @@ impl Route {
     }
 }
 
-/// What a route's parameters are, by name. A route with another one has to be added here before it passes.
+/// The values of routes' parameters, by name. A route with another one has to be added here before it passes.
 #[derive(Clone)]
 struct Items(BTreeMap<&'static str, String>);
 
 impl Items {
-    /// Ids of the right kinds that nobody has.
+    /// Valid ids that do not exist.
     fn nowhere(org: &str) -> Self {
         let command = CommandId::fresh(1_700_000_000_000, [5; 10]);
         let domain = DomainId::of(OrgId::derive(command), &"nobody.example".parse().unwrap());
@@ -111,7 +111,7 @@ impl Items {
     }
 }
 
-/// Something that the schema takes, as small as it may be.
+/// A minimal value that the schema accepts.
 fn example(schema: &Value, document: &Value, of: &str) -> Value {
     if let Some(reference) = schema["$ref"].as_str() {
         let found = document.pointer(reference.trim_start_matches('#')).unwrap_or_else(|| panic!("{of}: {reference}"));
@@ -158,13 +158,13 @@ fn example(schema: &Value, document: &Value, of: &str) -> Value {
             Some("date-time") => json!("2100-01-01T00:00:00.000Z"),
             _ => json!("some text of the matrix"),
         },
-        // Anything at all.
+        // Any value.
         None if schema.as_object().is_some_and(|schema| !schema.contains_key("type")) => json!({}),
         other => panic!("{of}: what does a schema of type {other:?} take? Tell `example`"),
     }
 }
 
-/// What `/openapi.json` says that there is.
+/// The routes of `/openapi.json`.
 async fn routes(api: &Api) -> Vec<Route> {
     let document = Answer::of(api.request(Method::GET, "/openapi.json")).await.expect(200).json();
     let mut routes = Vec::new();
@@ -186,7 +186,7 @@ async fn routes(api: &Api) -> Vec<Route> {
     routes
 }
 
-/// The status and the body of the answer, without what names the request.
+/// The status and the body of the answer, without the request's id.
 async fn call(api: &Api, route: &Route, items: &Items, bearer: Option<&str>, body: Option<&Value>) -> (u16, Value) {
     let mut request = api.request(route.method.clone(), &items.path(route));
     if let Some(bearer) = bearer {
@@ -207,29 +207,29 @@ async fn call(api: &Api, route: &Route, items: &Items, bearer: Option<&str>, bod
     (status, body)
 }
 
-/// Somebody of the org that is looked at.
+/// A principal inside the org under test.
 struct Insider {
     name: String,
     may: BTreeSet<Permission>,
     bearer: String,
 }
 
-/// Everybody and everything that the walk needs.
+/// All principals and resources of the walk.
 struct Cast {
     mine: Org,
     theirs: Org,
     suspended: Org,
-    /// Things of the org that is not mine.
+    /// Resources of the other org.
     their_things: Items,
     my_key: String,
-    /// Who is in my org by each way there is, and so in no other.
+    /// Principals of this org, one for each kind, and so of no other.
     my_people: Vec<(&'static str, String)>,
-    /// Who is in the other org, and may this much there.
+    /// Principals of the other org, with their permissions there.
     theirs_inside: Vec<Insider>,
-    /// A record of every kind that there is.
+    /// A record of every kind that exists.
     their_records: Vec<String>,
     own_issuer: CancellationToken,
-    /// What was once somebody's right in the org that is not mine, or never was.
+    /// Credentials that were once valid in the other org, or never were.
     unauthenticated: Vec<(&'static str, Option<String>)>,
     removed: String,
     suspended_key: String,
@@ -274,7 +274,7 @@ async fn cast(api: &Api) -> Cast {
         let may = names.iter().filter_map(|name| Permission::named(name)).collect();
         theirs_inside.push(Insider { name: format!("an admin's key with {names:?}"), may, bearer });
     }
-    // Roles of the org's own, had by a person and by a key.
+    // Custom roles of the org, given to a user and to a key.
     for name in ["records:write", "audit:read", "members:manage"] {
         let body = json!({"name": name, "permissions": [name]});
         let made = api.post(&theirs.owner, &theirs.path("roles"), &body).await.expect(201);
@@ -287,7 +287,7 @@ async fn cast(api: &Api) -> Cast {
         theirs_inside.push(Insider { name: format!("a key of a role with {name}"), may: may.clone(), bearer });
         theirs_inside.push(Insider { name: format!("a person with {name}"), may, bearer: api.person(&email) });
     }
-    // People by session, and by the org's own issuer; the same of mine.
+    // Users by session, and by the org's own issuer; the same for this org.
     let (idp, own_issuer) = own_issuer(api, "matrix").await;
     let mut my_people = vec![("another org's owner", mine.owner.clone())];
     for (org, role) in [(&mine, Role::Owner), (&theirs, Role::Viewer)] {
@@ -320,7 +320,7 @@ async fn cast(api: &Api) -> Cast {
         let body = json!({"kind": kind["kind"], "data": data});
         let made = api.post(&theirs.owner, &theirs.path("records"), &body).await;
         if made.status == 422 {
-            // A pattern, which no example is made of.
+            // A pattern, from which no example can be made.
             continue;
         }
         let made = made.expect(201);
@@ -379,7 +379,7 @@ async fn cast(api: &Api) -> Cast {
 }
 
 impl Cast {
-    /// Who is not in the org that is looked at.
+    /// The principals outside of the org under test.
     fn strangers(&self) -> Vec<(&'static str, &String)> {
         let mut strangers = vec![("another org's key", &self.my_key), ("who was removed", &self.removed)];
         strangers.extend(self.my_people.iter().map(|(who, bearer)| (*who, bearer)));
@@ -392,7 +392,7 @@ fn invitation_token() -> String {
     InvitationToken::of(&pepper, CommandId::from_idempotency_key(nobody, "k")).reveal().to_owned()
 }
 
-/// The command with what its fields must be where the schema says no more than that they are texts.
+/// The command with valid values in those fields that the schema only describes as texts.
 fn readable(mut command: Value) -> Value {
     let texts = json!({
         "kind": "model", "slug": "some-slug", "plan": "standard", "email": "x@x.example", "role": "viewer",
@@ -416,7 +416,7 @@ fn readable(mut command: Value) -> Value {
     command
 }
 
-/// Sends every shape of command as everybody, by the one route that takes them all.
+/// Sends every kind of command as every principal, by the one route that accepts them all.
 async fn walk_commands(api: &Api, cast: &Cast, wrong: &mut Vec<String>) {
     let document = Answer::of(api.request(Method::GET, "/openapi.json")).await.expect(200).json();
     let shapes = document.pointer("/components/schemas/Command/oneOf").unwrap().as_array().unwrap();
@@ -444,7 +444,7 @@ async fn walk_commands(api: &Api, cast: &Cast, wrong: &mut Vec<String>) {
         }
         for Insider { name: who, may, bearer } in &cast.theirs_inside {
             let allowed = needs.is_some_and(|permission| may.contains(&permission));
-            // Who may is asked for nothing that would change what the others find.
+            // An allowed principal sends nothing that would change what the others find.
             let harmless = json!({"type": name});
             let answer = send(&cast.theirs.id, bearer, if allowed { &harmless } else { &command }).await;
             if (answer.0 == 403) == allowed || answer.0 == 401 || answer.0 >= 500 {
@@ -454,7 +454,7 @@ async fn walk_commands(api: &Api, cast: &Cast, wrong: &mut Vec<String>) {
     }
 }
 
-/// Asks for a record of every kind as everybody who is not there.
+/// Requests a record of every kind as every principal outside of the org.
 async fn walk_records(api: &Api, cast: &Cast, wrong: &mut Vec<String>) {
     for id in &cast.their_records {
         for (who, bearer) in cast.strangers() {
@@ -473,7 +473,7 @@ async fn walk_records(api: &Api, cast: &Cast, wrong: &mut Vec<String>) {
     }
 }
 
-/// Walks every route as everybody, and says what was wrong, all of it.
+/// Walks every route as every principal, and returns all errors.
 async fn walk(api: &Api) -> Vec<String> {
     let cast = cast(api).await;
     let mut wrong = Vec::new();
@@ -491,7 +491,7 @@ async fn walk(api: &Api) -> Vec<String> {
         };
         if route.permission == "public" {
             let answer = call(api, &route, &theirs, None, harmless).await;
-            // That the program does not call itself ready is right where the test has taken a wall away.
+            // That the program is not ready is right where the test has removed a protection.
             let unready = route.path == "/readyz" && answer.0 == 503;
             check("nobody, who may", &answer, answer.0 != 401 && (answer.0 < 500 || unready));
             continue;
@@ -517,7 +517,7 @@ async fn walk(api: &Api) -> Vec<String> {
             let absent = call(api, &route, &Items::nowhere(&nowhere), Some(bearer), body).await;
             check(&format!("{who}, who can tell that it exists"), &answer, answer == absent);
         }
-        // Their things under my own path: as if nobody had them.
+        // The other org's resources under this org's path: as if they did not exist.
         if route.names_an_item() {
             let things = Items::nowhere(&cast.mine.id);
             let absent = call(api, &route, &things, Some(&cast.my_key), body).await;
@@ -525,7 +525,7 @@ async fn walk(api: &Api) -> Vec<String> {
             let answer = call(api, &route, &foreign, Some(&cast.my_key), body).await;
             check("another org's key, on its own path", &answer, answer == absent && answer.0 >= 400);
         }
-        // The roles, and what scopes leave of them.
+        // The roles, and their permissions within scopes.
         for Insider { name, may, bearer } in &cast.theirs_inside {
             let allowed = route.allows(may);
             if allowed && route.is_dangerous() {
@@ -549,7 +549,7 @@ async fn walk(api: &Api) -> Vec<String> {
     walk_commands(api, &cast, &mut wrong).await;
     walk_records(api, &cast, &mut wrong).await;
     cast.own_issuer.cancel();
-    // After all of that, what is theirs is as it was.
+    // After all of that, the other org's data is unchanged.
     let record =
         api.get(&cast.theirs.owner, &cast.theirs.path(&format!("records/{}", cast.their_things.0["record"]))).await;
     if record.expect(200).json()["data"] != model("secret plan")["data"] {

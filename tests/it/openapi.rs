@@ -136,7 +136,7 @@ fn codes_in_use() -> BTreeSet<(String, u16)> {
                 found.extend(quoted(rest).map(|code| (code.to_owned(), status)));
             }
         }
-        // What is claimed for one organization and was another's.
+        // A value claimed for one organization that belonged to another.
         for part in ["self.claim(", "self.claim_anew("].iter().flat_map(|call| text.split(call).skip(1)) {
             let codes = part.split('(').filter_map(quoted).take(3).filter(|code| code.ends_with("_taken"));
             found.extend(codes.map(|code| (code.to_owned(), 409)));
@@ -153,7 +153,7 @@ fn every_code_of_an_error_is_in_the_table_with_its_statuses() {
     assert!(in_use.len() > 60, "{in_use:?}");
     let missing: Vec<_> = in_use.difference(&declared).collect();
     assert!(missing.is_empty(), "put these into src/app/error_codes.rs: {missing:?}");
-    // Refusals for fields are made in one place that names its code alone.
+    // Errors about fields are made in one place that names its code alone.
     let fields = [("validation_error".to_owned(), 422)];
     let dead: Vec<_> = declared.difference(&in_use).filter(|code| !fields.contains(code)).collect();
     assert!(dead.is_empty(), "nothing answers these any more: {dead:?}");

@@ -1,4 +1,4 @@
-//! The OpenAPI document as others read it: a linter, and generators of clients in two languages, which leave out nothing.
+//! The OpenAPI document in other tools: a linter, and generators of clients in two languages, which omit nothing.
 //! `./check` installs them.
 
 use std::{
@@ -22,7 +22,7 @@ fn node(program: &str, dir: &Path, args: &[&str]) -> String {
     said(Command::new(tools().join("node_modules/.bin").join(program)).args(args).current_dir(dir))
 }
 
-/// What a program says that must end well.
+/// The output of a program that must succeed.
 fn said(command: &mut Command) -> String {
     let Output { status, stdout, stderr } = command.env("NO_COLOR", "1").output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
@@ -40,7 +40,7 @@ fn written() -> TempDir {
 #[test]
 fn a_linter_finds_nothing_wrong_with_the_description() {
     let dir = written();
-    // One route ends in a slash on purpose, for clients that know it like that.
+    // One route ends in a slash on purpose, for clients that expect it.
     let rules = "extends: [recommended]\nrules:\n  no-path-trailing-slash: off\n";
     fs::write(dir.path().join("redocly.yaml"), rules).unwrap();
     let said = node("redocly", dir.path(), &["lint", "openapi.json", "--format", "stylish"]);
@@ -87,7 +87,7 @@ export { one, wrapped, many, unknown };
 #[test]
 fn a_python_client_has_every_operation() {
     let (dir, python) = (written(), tools().join("python"));
-    // Kinds of contents that the generator does not know, which are texts and bytes to it.
+    // Content types that the generator does not know, which it treats as texts and bytes.
     let kinds = "content_type_overrides:\n  application/x-ndjson: text/plain\n  application/msgpack: application/octet-stream\n";
     fs::write(dir.path().join("kinds.yaml"), kinds).unwrap();
     let mut generate = Command::new("python3");

@@ -1,5 +1,5 @@
-//! Where commands say things, and what becomes of it: nobody reads on, the disk is full, the shell takes it for settings, or
-//! somebody presses Ctrl-C before there is anything to say.
+//! Output of commands under failures: the reader stops, the disk is full, the shell evaluates it as settings, or Ctrl-C
+//! comes before there is any output.
 
 use std::{
     fs,
@@ -25,7 +25,7 @@ async fn ended(command: Command) -> Output {
     tokio::process::Command::from(command).kill_on_drop(true).output().await.unwrap()
 }
 
-/// Runs it with a pipe that nobody reads, and says how it ended.
+/// Runs it with a pipe without a reader, and returns its exit code and messages.
 async fn unread(mut command: Command) -> (i32, String) {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -79,13 +79,13 @@ async fn whoever_reads_no_further_and_a_full_disk_make_no_command_panic() {
         let (code, said) = unread(cluster.command(credential, args).0).await;
         assert!(code == 0 && !said.contains("panicked") && !said.contains("rror"), "{args:?}: {code} {said}");
         let (code, said) = full(cluster.command(credential, args).0).await;
-        // What a verdict is about was found out, whoever hears of it.
+        // A verdict is found, whether or not it can be printed.
         let is_verdict = args.contains(&"--verify") || args[0] == "check-config";
         assert_eq!(code, i32::from(!is_verdict), "{args:?}: {said}");
         assert!(said.contains("error: the output cannot be written: No space left"), "{args:?}: {said}");
         assert_eq!(said.matches("error:").count(), 1, "{args:?}: {said}");
     }
-    // Nor is standard error anything to panic about.
+    // Nor is a failing standard error a reason to panic.
     let mut command = cluster.command(&tenant.key, &["replay"]).0;
     command.stderr(fs::File::create("/dev/full").unwrap());
     let output = ended_with_stderr(command).await;
@@ -94,14 +94,14 @@ async fn whoever_reads_no_further_and_a_full_disk_make_no_command_panic() {
     command.stderr(fs::File::create("/dev/full").unwrap());
     assert_eq!(ended_with_stderr(command).await.status.code(), Some(1));
 
-    // A verdict that is bad stays bad.
+    // A bad verdict stays bad.
     let mut database = cluster.superuser().await;
     let edit = "UPDATE rm.records SET seq = seq + 1 WHERE org_id = $1";
     crate::audit_attacks::execute(&mut database, edit, tenant.id.uuid()).await;
     let verify = ["replay", "--verify", "--org", &id];
     assert_eq!(unread(cluster.command("", &verify).0).await.0, 1);
     assert_eq!(full(cluster.command("", &verify).0).await.0, 1);
-    // And where a database is missing, it is said which.
+    // And an unreachable database is named.
     let url = "postgres://127.0.0.1:1/nowhere?password=hidden";
     for job in [&verify[..], &["check-config"]] {
         let said = cluster.command("", job).env("ORGSTREAM_DATABASE_URL", url).run().await.failure();
@@ -183,7 +183,7 @@ async fn what_is_asked_to_stop_while_it_starts_stops() {
     assert!(output.status.success() && said.contains("stopped before everything was started"), "{said}");
     assert!(!dir.path().join("demo.json").exists(), "it went on to the end");
 
-    // What waits for a server that does not come ends as well.
+    // A process that waits for a missing server can be stopped as well.
     for job in ["serve", "work"] {
         let mut command = program();
         command.args([job, "--http", "127.0.0.1:0"]).env("ORGSTREAM_PEPPER", "a pepper that is long enough for a test");
@@ -208,7 +208,7 @@ async fn what_is_asked_to_stop_while_it_starts_stops() {
         };
         assert!(status.success(), "{job}: {status} {line}");
     }
-    // And an address that is none is told before anything is started.
+    // And an invalid address is reported before anything is started.
     let mut refused = program();
     refused.args(["dev", "--otlp-url", "nonsense", "--data-dir"]).arg(dir.path().join("other"));
     let said = ended(refused).await;

@@ -1,4 +1,4 @@
-//! The audit log is read by pages that end by bytes, however many events were asked for.
+//! The audit log is read by pages that end by bytes, for any requested number of events.
 
 use orgstream_events::{AggregateId, Event, Pipeline, RecordCreated, RecordEvent};
 use orgstream_projections::{
@@ -17,7 +17,7 @@ const LARGE: u8 = 14;
 /// Bytes of each.
 const SIZE: usize = 700_000;
 
-/// Whether the entries are no more than a page, and some.
+/// Whether the entries are at most a page, and not empty.
 fn is_page(entries: &[AuditEntry]) -> bool {
     let bytes: usize = entries.iter().map(|entry| entry.sealed.header.len() + entry.sealed.payload.len()).sum();
     !entries.is_empty() && bytes < usize::try_from(audit::PAGE_BYTES).unwrap() + SIZE + 1_000

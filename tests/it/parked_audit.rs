@@ -1,4 +1,5 @@
-//! What the audit log could not take in is seen in it: by who reads pages, exports, verifies offline, replays, and looks back.
+//! Messages that the audit log could not apply are visible in pages, exports, offline verification, replays, and past
+//! states.
 
 use std::fs;
 
@@ -12,14 +13,14 @@ use crate::{
     parking::{Intruder, commit, created, fresh_record, parked, until_parked, updated},
 };
 
-/// Who looks at one tenant's log in every way that there is.
+/// A reader of one tenant's log by every available interface.
 struct Auditor<'a> {
     audited: &'a Auditing,
     tenant: &'a Tenant,
 }
 
 impl Auditor<'_> {
-    /// All entries, the oldest first, as pages show them.
+    /// All entries, the oldest first, by pages.
     async fn pages(&self) -> Vec<Value> {
         let (client, mut cursor, mut entries) = (&self.audited.cluster.client, String::new(), Vec::new());
         loop {
@@ -33,7 +34,7 @@ impl Auditor<'_> {
         entries
     }
 
-    /// Exports the log as a bundle and verifies that, with a second opinion.
+    /// Exports the log as a bundle and verifies that, with the independent verifier too.
     async fn bundle(&self, name: &str) -> Verdict {
         self.audited.head(self.tenant).await;
         self.audited.export(self.tenant, name).await;
@@ -46,7 +47,7 @@ impl Auditor<'_> {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// What the past looks like: the line that says what it is made of.
+    /// A past state: the line that describes its source.
     async fn past(&self, at: &str) -> Value {
         let path = self.tenant.path(&format!("audit/state?at={at}"));
         let client = &self.audited.cluster.client;
@@ -93,7 +94,7 @@ async fn whoever_looks_at_the_log_sees_where_a_message_is_missing_and_why_and_wh
     until_parked(&audited.cluster, &tenant, 6).await;
     audited.records(&tenant, (0..3).map(|number| format!("behind {number}"))).await;
 
-    // In its place: behind what came before it, in front of what came later.
+    // In its place: after earlier events, before later ones.
     let entries = auditor.pages().await;
     for (place, entry) in entries.iter().enumerate() {
         assert_eq!(entry["idx"], place, "numbered without a gap");
@@ -117,7 +118,7 @@ async fn whoever_looks_at_the_log_sees_where_a_message_is_missing_and_why_and_wh
     }
     assert_eq!(auditor.lines(&format!("events?from={}", seqs[0] - 1)).await[0]["idx"], idx);
 
-    // Offline: incomplete, with the place and the reason, whatever the manifest says.
+    // Offline: incomplete, with the position and the reason, whatever the manifest says.
     let verdict = auditor.bundle("parked").await.expect(20).naming(&[&hash, "not authentic", &seqs[0].to_string()]);
     assert_eq!((&verdict.report["lacked"], &verdict.report["given_up"]), (&json!(3), &json!(0)), "{}", verdict.report);
     let path = audited.path("parked/manifest.json");
@@ -129,7 +130,7 @@ async fn whoever_looks_at_the_log_sees_where_a_message_is_missing_and_why_and_wh
     let args = ["audit", "verify", "--bundle", "parked", "--pin", "keys/log.vkey"];
     let said = audited.cluster.cli("", &args).await.failure();
     assert!(said.stdout.contains("INCOMPLETE") && said.stdout.contains("3 messages that are parked"), "{said:?}");
-    // Beside the stream, and in the past.
+    // In the comparison with the stream, and in the past state.
     let said = auditor.compare().await.failure();
     assert!(said.stdout.contains(&format!("{}:{} is not in the audit log", tenant.id, seqs[0])), "{said:?}");
     let without: Vec<String> = seqs.iter().map(|seq| format!("{}:{seq}", tenant.id)).collect();
@@ -137,12 +138,12 @@ async fn whoever_looks_at_the_log_sees_where_a_message_is_missing_and_why_and_wh
     assert_eq!(auditor.past(&idx.to_string()).await["without"], json!(without[..1]));
     assert_eq!(auditor.past(&(idx - 1).to_string()).await["without"], json!([]));
 
-    // A try that fails again says nothing new.
+    // Another failed retry adds nothing.
     auditor.decide("retry", "audit", seqs[0], &subject).await.failure();
     assert_eq!(of_type(&auditor.pages().await, "parking.parked").len(), 3);
     assert_eq!(of_type(&auditor.pages().await, "parking.settled").len(), 0);
 
-    // Given up: said in the log, signed, with the decision in front of it; and what waited is there, behind that.
+    // Given up: recorded in the log, signed, with the decision before it; and the waiting messages follow that.
     let before = entries.last().unwrap()["recorded_at"].as_str().unwrap().to_owned();
     for pipeline in ["read_models", "audit"] {
         auditor.decide("skip", pipeline, seqs[0], &subject).await.success();
@@ -178,7 +179,7 @@ async fn whoever_looks_at_the_log_sees_where_a_message_is_missing_and_why_and_wh
     let said = auditor.compare().await.success();
     assert!(said.stdout.contains(&format!("at {}:{} was given up", tenant.id, seqs[0])), "{said:?}");
     assert!(!said.stdout.contains("all three say the same,"), "{said:?}");
-    // Time goes on as it did: what was taken in late was not there before.
+    // Past states stay consistent: what was applied late is not in an earlier one.
     let then = auditor.past(&before).await;
     assert!(then["size"].as_u64().unwrap() <= entries.len() as u64 && then["without"] == json!(without), "{then}");
     let now = auditor.past(&(after.len() - 1).to_string()).await;
@@ -226,7 +227,7 @@ async fn what_is_retried_stands_behind_its_mark_and_the_log_is_whole_again() {
     assert_eq!((&verdict.report["lacked"], &verdict.report["given_up"]), (&json!(0), &json!(0)), "{}", verdict.report);
     let said = auditor.compare().await.success();
     assert!(said.stdout.contains("all three say the same"), "{said:?}");
-    // Whoever goes on from in front of it misses nothing, and is shown the mark first.
+    // A reader that continues from before it misses nothing, and gets the mark first.
     let replayed = auditor.lines(&format!("events?from={}", seq - 1)).await;
     let first = (&replayed[0]["type"], replayed.iter().filter(|line| line["type"] == "record.archived").count());
     assert_eq!(first, (&json!("parking.parked"), 1), "{replayed:#?}");

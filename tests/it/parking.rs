@@ -1,4 +1,5 @@
-//! What cannot be applied is parked, with what comes after it and nothing else, until an operator decides.
+//! A message that cannot be applied is parked, with the later ones of its aggregate and nothing else, until an operator
+//! decides.
 
 use async_nats::{HeaderMap, header, jetstream};
 use orgstream_events::{
@@ -14,7 +15,7 @@ use crate::{
     history::History,
 };
 
-/// Somebody who writes to the stream past every rule.
+/// A writer to the stream that bypasses every rule.
 pub(crate) struct Intruder {
     jetstream: jetstream::Context,
     log: Log,
@@ -38,14 +39,14 @@ impl Intruder {
         ack.await.unwrap().sequence
     }
 
-    /// Publishes a commit as if a process of ours had accepted it: with a signature that holds.
+    /// Publishes a commit as if a process of ours had accepted it: with a valid signature.
     pub(crate) async fn publish_signed(&self, org: OrgId, aggregate: &str, before: u64, commit: &Commit) -> u64 {
         let subject = format!("ev.{}.{org}.{aggregate}", self.placement(org).await.shard);
         let signed = self.log.keys().sign(&subject, Some(before), &commit.encode().unwrap()).unwrap();
         self.publish(org, aggregate, before, signed).await
     }
 
-    /// Three updates of what nobody created: the read models cannot apply them, the audit log can.
+    /// Three updates of a record that was never created: the read models cannot apply them, the audit log can.
     pub(crate) async fn orphans(&self, org: OrgId, record: RecordId) -> Vec<u64> {
         let mut seqs = Vec::new();
         for version in 1..4 {
@@ -61,13 +62,13 @@ pub(crate) fn fresh_record() -> RecordId {
     RecordId::from_uuid(Uuid::now_v7())
 }
 
-/// Bytes as the program would write them.
+/// The commit's bytes as the program would write them.
 pub(crate) fn commit(org: OrgId, record: RecordId, version_before: u64, events: Vec<RecordEvent>) -> Commit {
     let events = events.into_iter().map(Event::Record).collect();
     commit_of(org, AggregateId::Record(record), version_before, events)
 }
 
-/// The same of any aggregate.
+/// A commit of any aggregate.
 pub(crate) fn commit_of(org: OrgId, aggregate: AggregateId, version_before: u64, events: Vec<Event>) -> Commit {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let now = Timestamp::from_unix_ms(i64::try_from(since.as_millis()).unwrap());
@@ -99,7 +100,7 @@ pub(crate) fn updated(name: &str) -> RecordEvent {
     RecordEvent::Updated(RecordUpdated { kind: "model".parse().unwrap(), kind_version: 1, data })
 }
 
-/// What the operator sees, as the command line shows it to scripts.
+/// The operator's list, as the command line prints it for scripts.
 pub(crate) async fn parked(cluster: &Cluster, tenant: &Tenant) -> Vec<Value> {
     let said = cluster.cli(cluster.operator(), &["park", "list", "--org", &tenant.slug, "--json"]).await.success();
     said.json()["data"].as_array().unwrap().clone()
@@ -119,7 +120,7 @@ pub(crate) fn states(rows: &[Value], pipeline: Pipeline) -> Vec<(u64, &str)> {
     of_pipeline.map(|row| (row["seq"].as_u64().unwrap(), row["state"].as_str().unwrap())).collect()
 }
 
-/// The organization goes on, with everything but what is parked.
+/// The organization continues, except for what is parked.
 pub(crate) async fn goes_on(cluster: &Cluster, tenant: &Tenant, key: &str) {
     let made = cluster.client.command(tenant, key, &create(key)).await.expect(201);
     let (id, position) = (made.text("id"), made.text("position"));
@@ -129,7 +130,7 @@ pub(crate) async fn goes_on(cluster: &Cluster, tenant: &Tenant, key: &str) {
     assert_eq!(audited.body["data"][0]["aggregate"]["id"], id);
 }
 
-// S1.26, S3.20: the stream of A holds only what is A's; what claims otherwise is refused by the worker.
+// The stream of A holds only what is A's; messages that claim otherwise are rejected by the worker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_that_is_another_organizations_is_parked_and_applied_nowhere() {
     let cluster = Cluster::start(ClusterOptions::default()).await;
@@ -137,7 +138,7 @@ async fn a_message_that_is_another_organizations_is_parked_and_applied_nowhere()
     let intruder = Intruder::of(&cluster).await;
     let records: Vec<RecordId> = (0..4).map(|_| fresh_record()).collect();
     let theirs = commit(b.id, records[0], 0, vec![created("of b")]);
-    // The envelope says A, and what is inside says B.
+    // The envelope names A, and the content B.
     let mut disguised = commit(a.id, records[1], 0, vec![created("of a")]);
     disguised.events = commit(b.id, records[1], 0, vec![created("of b")]).events;
     // Everything is A's, but the aggregate is another.
@@ -148,7 +149,7 @@ async fn a_message_that_is_another_organizations_is_parked_and_applied_nowhere()
     }
     let garbage = b"no message of ours".to_vec();
     seqs.push(intruder.publish(a.id, &format!("record.{}", records[3]), seqs[2], garbage).await);
-    // And a kind of aggregate that this version does not know.
+    // And a type of aggregate that this version does not know.
     seqs.push(intruder.publish(a.id, "spaceship.enterprise", 0, b"from the future".to_vec()).await);
 
     let rows = until_parked(&cluster, &a, 2 * seqs.len()).await;
@@ -163,7 +164,7 @@ async fn a_message_that_is_another_organizations_is_parked_and_applied_nowhere()
     }
     assert!(reason(seqs[2]).contains(&records[2].to_string()), "{rows:#?}");
 
-    // Nothing of it is anywhere: not with A, not with B.
+    // None of it is visible anywhere: not in A, not in B.
     let mut database = cluster.superuser().await;
     for record in records {
         let rows = "SELECT count(*) FROM rm.records WHERE id = $1";
@@ -177,19 +178,19 @@ async fn a_message_that_is_another_organizations_is_parked_and_applied_nowhere()
     let audited: i64 =
         sqlx::query_scalar(audited).bind(a.id.uuid()).bind(&seqs).fetch_one(&mut database).await.unwrap();
     assert_eq!(audited, 0);
-    // Both go on, and B never hears of it.
+    // Both continue, and B is never affected.
     goes_on(&cluster, &a, "after").await;
     goes_on(&cluster, &b, "after").await;
     assert_eq!(parked(&cluster, &b).await, Vec::<Value>::new());
     History::read(&cluster.log().await, b.id).await.assert_projected(&mut database).await;
-    // But for a mark in the place of each, which says that it is missing and nothing of what it says.
+    // Except for a mark in the place of each, which records that it is missing and nothing of its content.
     let marks = cluster.client.get(&a.key, &a.path("audit/events?action=parking.parked")).await.expect(200).body;
     assert!(!marks.to_string().contains(&b.id.to_string()), "{marks:#}");
     let marks = marks["data"].as_array().unwrap().iter().rev();
     let marks: Vec<i64> = marks.map(|mark| mark["data"]["seq"].as_i64().unwrap()).collect();
     assert_eq!(marks, seqs);
 
-    // What is parked is not the tenant's business, and what is decided about it is the operator's.
+    // A tenant has no access to parked messages; decisions are the operator's.
     let list = cluster.client.get(&a.key, &a.path("parked")).await;
     assert_eq!(list.status, 403, "{list:?}");
     let said = cluster.cli(&a.key, &["park", "list", "--org", &a.slug]).await.failure();
@@ -215,7 +216,7 @@ async fn a_poisoned_aggregate_stands_still_until_its_cause_is_mended() {
     assert_eq!(figure, Some(1.0));
     goes_on(&cluster, &tenant, "beside").await;
 
-    // A retry while the cause is still there changes nothing but the count.
+    // A retry while the cause persists changes nothing but the count.
     let table = cluster.cli(operator, &["park", "list", "--org", &tenant.slug]).await.success();
     assert!(table.stdout.contains(&subject) && table.stdout.contains("waiting"), "{table:?}");
     let retry = ["park", "retry", "--org", &tenant.slug, &subject];
@@ -227,12 +228,12 @@ async fn a_poisoned_aggregate_stands_still_until_its_cause_is_mended() {
     let rows = parked(&cluster, &tenant).await;
     assert_eq!(states(&rows, Pipeline::ReadModels), expected);
     assert_eq!(rows[0]["attempts"], 6);
-    // What comes meanwhile waits behind it.
+    // Messages that arrive meanwhile wait behind it.
     let last = commit(tenant.id, record, 4, vec![updated("v5")]);
     intruder.publish_signed(tenant.id, &subject, seqs[2], &last).await;
     until_parked(&cluster, &tenant, 4).await;
 
-    // The cause is mended: the row that is missing comes from a backup.
+    // The cause is repaired: the missing row comes from a backup.
     let mut database = cluster.superuser().await;
     sqlx::query(
         "INSERT INTO rm.records (org_id, rm_version, id, kind, kind_version, data, status, created_by_type, created_by_id, version,
@@ -247,14 +248,14 @@ async fn a_poisoned_aggregate_stands_still_until_its_cause_is_mended() {
     let said = cluster.cli(operator, &retry).await.success();
     assert!(said.stderr.contains("carried out"), "{said:?}");
     assert_eq!(parked(&cluster, &tenant).await, Vec::<Value>::new());
-    // Once more there is nothing to decide, and nothing is.
+    // A second retry has nothing to decide, and changes nothing.
     let said = cluster.cli(operator, &retry).await.failure();
     assert!(said.stderr.contains("nothing to retry"), "{said:?}");
     let found = cluster.client.get(&tenant.key, &tenant.path(&format!("records/{record}"))).await.expect(200);
     assert_eq!((&found.body["version"], &found.body["data"]), (&json!(5), &json!({"name": "v5"})));
     goes_on(&cluster, &tenant, "afterwards").await;
 
-    // All of it is in the audit log, the decisions too, with who made them.
+    // All of it is in the audit log, the decisions too, with their actors.
     let path = tenant.path("audit/events?action=parking.retried");
     let decisions = cluster.client.get(&tenant.key, &path).await.expect(200).body;
     let decisions = decisions["data"].as_array().unwrap();
@@ -286,7 +287,7 @@ async fn what_is_given_up_lets_what_waits_behind_it_pass() {
     for pipeline in Pipeline::ALL {
         assert_eq!(states(&rows, pipeline), expected);
     }
-    // A crash does not forget it.
+    // It survives a crash.
     cluster.workers[0].kill9();
     cluster.workers[0].start();
     cluster.workers[0].ready().await;
@@ -296,7 +297,7 @@ async fn what_is_given_up_lets_what_waits_behind_it_pass() {
         let args = ["park", "skip", "--org", &tenant.slug, "--pipeline", pipeline, "--seq", &seq, "--reason", reason];
         cluster.cli(operator, &[&args[..], &[&subject]].concat()).await
     };
-    // One that is not the first cannot be given up, and a decision needs its reason.
+    // A message that is not the first cannot be given up, and a decision needs its reason.
     let said = skip("read_models", seqs[1], "a slip of the finger").await.failure();
     assert!(said.stderr.contains("not the first"), "{said:?}");
     let said = skip("read_models", seqs[0], " ").await.failure();

@@ -1,4 +1,4 @@
-//! What an organization has booked: who says so, and that workers go by it, whichever of them and since whenever.
+//! An organization's plan: the right to set it, and its use by every worker, whenever it was started.
 
 use orgstream_workers::WEIGHTS;
 use reqwest::Method;
@@ -36,7 +36,8 @@ async fn only_the_operator_says_which_plan_an_organization_has() {
     plan(OPERATOR, "no plan").await.expect(422);
 }
 
-/// Organizations of this weight that a worker knows. A worker learns a plan with the organization's next transaction.
+/// Waits for a worker to know so many organizations of this weight. It learns a plan with the organization's next
+/// transaction.
 async fn until_weighed(worker: &Program, weight: &str, count: f64) {
     let name = format!("orgstream_orgs{{weight=\"{weight}\"}}");
     eventually(&format!("{} to have {count} organizations of weight {weight}", worker.name), async || {
@@ -76,7 +77,7 @@ async fn a_plan_reaches_every_worker_that_comes_to_have_the_organization() {
     write(&cluster, &tenant, "restarted").await;
     until_weighed(&cluster.workers[0], "4", 1.0).await;
 
-    // A rebuild goes through the whole history again, from before the plan was changed.
+    // A rebuild replays the whole history, from before the plan was changed.
     cluster.cli(cluster.operator(), &["rebuild", "--org", &tenant.id.to_string()]).await.success();
     write(&cluster, &tenant, "rebuilt").await;
     until_weighed(&cluster.workers[0], "4", 1.0).await;

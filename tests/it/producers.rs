@@ -13,7 +13,7 @@ use crate::{
 const JSON: &str = "application/json";
 const MESSAGE_PACK: &str = "application/msgpack";
 
-/// One request, for either way.
+/// One request, for either transport.
 #[derive(Clone)]
 struct Sent {
     org: String,
@@ -84,7 +84,7 @@ impl Sent {
     }
 }
 
-/// The body without what must differ: ids and positions of two commands, and what belongs to a request by HTTP.
+/// The body without what must differ: ids and positions of two commands, and the parts specific to HTTP.
 fn comparable(value: &Value) -> Value {
     match value {
         Value::Object(fields) => fields
@@ -96,13 +96,13 @@ fn comparable(value: &Value) -> Value {
             .collect::<serde_json::Map<_, _>>()
             .into(),
         Value::Array(items) => items.iter().map(comparable).collect(),
-        // The clock goes on between two answers.
+        // The clock advances between two answers.
         Value::String(text) => text.split("this server's").next().into(),
         other => other.clone(),
     }
 }
 
-/// Asserts that both ways lead to the same answer, and gives the one by NATS.
+/// Asserts that both transports give the same answer, and returns the one by NATS.
 async fn same(cluster: &Cluster, nats: &Client, what: &str, by_http: &Sent, by_nats: &Sent) -> Answer {
     let (http, nats) = (by_http.by_http(cluster).await, by_nats.by_nats(nats).await);
     assert_eq!(nats.status, http.status, "{what}: {nats:?} {http:?}");
@@ -113,7 +113,7 @@ async fn same(cluster: &Cluster, nats: &Client, what: &str, by_http: &Sent, by_n
     nats
 }
 
-/// What changes something, and so is tried in two organizations: in one by HTTP, in the other by NATS.
+/// Requests with effects, tried in two organizations: in one by HTTP, in the other by NATS.
 async fn good_ones(cluster: &Cluster, tenant: &Tenant) -> Vec<(&'static str, Value)> {
     let record = cluster.client.command(tenant, "r", &create("r")).await.expect(201).text("id");
     let update = json!({"type": "update_record", "id": record, "data": {"name": "new"}});
@@ -130,7 +130,7 @@ async fn good_ones(cluster: &Cluster, tenant: &Tenant) -> Vec<(&'static str, Val
     ]
 }
 
-/// A record that is not there.
+/// A record that does not exist.
 fn nobody(tenant: &Tenant) -> String {
     RecordId::derive(CommandId::from_idempotency_key(tenant.id, "nobody")).to_string()
 }
@@ -156,7 +156,7 @@ async fn a_request_by_nats_is_answered_as_by_http() {
         let (here, there) = (by_tenant(body).keyed(&key), Sent::new(&twin, mirrored).keyed(&key));
         let answer = same(&cluster, &nats, what, &here, &there).await;
         assert!(answer.status < 400, "{what}: {answer:?}");
-        // Sent again, it is the same again.
+        // A repetition gives the same again.
         let again = same(&cluster, &nats, what, &here, &there).await;
         assert_eq!(again.status, answer.status, "{what}");
         if answer.body.is_object() {
@@ -239,7 +239,7 @@ async fn a_request_by_nats_is_answered_as_by_http() {
         }
         assert_eq!(answer.headers["content-type"], "application/problem+json", "{what}");
     }
-    // A person, a member's key and the slug work as well.
+    // A user, a member's key and the slug work as well.
     for (what, sent) in [
         ("its owner", from(Some(&bearer(&tenant.owner)))),
         ("a member", from(Some(&bearer(&member)))),

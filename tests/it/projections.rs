@@ -1,4 +1,4 @@
-//! Events to rows: what a slice does, that it does it once, and that a replay does it again.
+//! Events to rows: the effect of a batch, that it happens once, and that a replay repeats it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,10 +32,10 @@ use crate::support;
 pub(crate) const BIRTH: i64 = 1_700_000_000_000;
 const SHARD: Shard = Shard(3);
 const TTL: Duration = Duration::from_mins(1);
-/// How long a statement of a slice may take.
+/// Timeout of a statement of a batch.
 pub(crate) const SLICE: Duration = Duration::from_secs(5);
 
-/// One org's stream as it might have been, one commit at a time. Nothing in it is random.
+/// A possible stream of one org, one commit at a time. Nothing in it is random.
 pub(crate) struct History {
     pub(crate) org: OrgId,
     number: u8,
@@ -51,7 +51,7 @@ impl History {
         BoundOrg::proven_by_credential(self.org)
     }
 
-    /// The id that the `nth` thing of the org has.
+    /// The id of the org's `nth` resource.
     pub(crate) fn command(&self, nth: u8) -> CommandId {
         CommandId::fresh(BIRTH + i64::from(nth), [nth, self.number, 0, 0, 0, 0, 0, 0, 0, 0])
     }
@@ -84,7 +84,7 @@ impl History {
         self.commits.push(Applied { seq, commit: Arc::new(commit) });
     }
 
-    /// Every event there is at least once, so that every table has rows.
+    /// Every type of event at least once, so that every table has rows.
     pub(crate) fn eventful(number: u8) -> Self {
         let mut history = Self::new(number);
         let org = history.org;
@@ -204,7 +204,7 @@ impl History {
         history
     }
 
-    /// The part of it that is about how people come in.
+    /// The part of it that is about joining.
     fn let_in(&mut self, member_id: MemberId) {
         let org = self.org;
         let until = Timestamp::from_unix_ms(BIRTH * 2);
@@ -268,7 +268,7 @@ impl History {
         }
     }
 
-    /// Applies everything to one pipeline, in slices of `size` commits.
+    /// Applies everything to one pipeline, in batches of `size` commits.
     pub(crate) async fn apply(&self, db: &Database, pipeline: Pipeline, epoch: u64, size: usize) {
         let mut from = None;
         for slice in self.commits.chunks(size) {
@@ -283,7 +283,7 @@ impl History {
     }
 }
 
-/// A worker's right to the shard that these tests use.
+/// Acquires the lease of the shard that these tests use.
 pub(crate) async fn lease(db: &Database) -> u64 {
     db.acquire_lease(SHARD, Uuid::max(), TTL).await.unwrap().unwrap().epoch
 }
@@ -376,7 +376,7 @@ async fn the_rows_say_what_the_events_said() {
     assert_eq!((role.active, role.permissions.as_slice()), (false, ["records:write".to_owned()].as_slice()));
     let connections = sso_connections::list(&mut tx, &Page::First, 10).await.unwrap().rows;
     let names: Vec<_> = connections.iter().map(|one| (one.name.as_str(), one.is_default, one.jit)).collect();
-    // The default was removed, so none is it.
+    // The default was removed, so there is none.
     assert_eq!(names, [("Issuer 106", false, false), ("Issuer 104", false, true)]);
     assert_eq!(sso_connections::get(&mut tx, connections[1].id).await.unwrap().as_ref(), Some(&connections[1]));
     assert_eq!(sso_connections::of_issuer(&mut tx, "https://issuer.example").await.unwrap().len(), 2);
@@ -399,7 +399,7 @@ async fn the_rows_say_what_the_events_said() {
     let by_old_name = api_keys::get_by_public_id(&mut tx, &previous.public_id).await.unwrap();
     assert_eq!(by_old_name.as_ref(), Some(&keys[0]));
 
-    // It is open to whoever opened it, and to nobody else.
+    // It is open to the operator that opened it, and to no other.
     let mut open = Vec::new();
     for operator in ["mem_0", "mem_1", "mem_2"] {
         open.extend(break_glass::open(&mut tx, operator, Timestamp::from_unix_ms(BIRTH)).await.unwrap());
@@ -469,7 +469,7 @@ async fn a_slice_is_applied_once() {
     apply(&mut tx, org, &history.commits[..1]).await.unwrap();
     tx.commit().await.unwrap();
 
-    // Delivered again, or by somebody with an old idea of the checkpoint: moved, and closed to every write.
+    // A redelivery, or a stale checkpoint: moved, and closed to every write.
     for from in [None, Some(0), Some(first - 1)] {
         let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
         let moved = BatchStart::Moved { stored_seq: first };
@@ -509,9 +509,9 @@ async fn a_change_of_nothing_is_an_error_and_undoes_its_slice() {
     let db = &database.db;
     let epoch = lease(db).await;
     let history = History::eventful(1);
-    // The creation of everything was given up; its changes come.
+    // The creation of everything was given up; its changes follow.
     for late in &history.commits[8..] {
-        // Neither what begins something nor a fact, which is at no version, changes anything that must be there.
+        // Neither a creation nor an access event, which has no version, changes a row that must exist.
         let birth = late.commit.events.iter().any(|event| event.header.aggregate.version <= 1);
         let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
         tx.open(history.bound(), Pipeline::ReadModels, SHARD, epoch, None, late.seq).await.unwrap();
@@ -589,7 +589,7 @@ async fn parked_messages_wait_in_order_until_they_are_taken_out() {
     parked::park(&mut tx, org, &messages).await.unwrap();
     tx.commit().await.unwrap();
 
-    // The next slice is told, and finds them.
+    // The next batch is informed, and finds them.
     let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
     let start = tx.open(org, Pipeline::ReadModels, SHARD, epoch, Some(30), 40).await.unwrap();
     assert_eq!(start, BatchStart::Open { parked: true });
@@ -600,7 +600,7 @@ async fn parked_messages_wait_in_order_until_they_are_taken_out() {
     assert_eq!(waiting[0].message, [1, 2]);
     assert_eq!(waiting[0].parked.reason, "cannot decode   the payload");
 
-    // Tried again in vain, then given up.
+    // Retried in vain, then given up.
     parked::park(&mut tx, org, &[park(10, &subject, ParkedState::Failed, "still")]).await.unwrap();
     let waiting = parked::of_aggregate(&mut tx, org, &aggregate.as_str().into(), 10).await.unwrap();
     assert_eq!((waiting[0].parked.attempts, waiting[0].parked.reason.as_str()), (2, "still"));
@@ -616,7 +616,7 @@ async fn parked_messages_wait_in_order_until_they_are_taken_out() {
     assert_eq!(parked::list(&mut tx, Some((Pipeline::ReadModels, 15)), 10).await.unwrap(), []);
     drop(tx);
 
-    // Another pipeline knows nothing of them.
+    // Another pipeline is not affected.
     let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
     let start = tx.open(org, Pipeline::Audit, SHARD, epoch, None, 40).await.unwrap();
     assert_eq!(start, BatchStart::Open { parked: false });
@@ -639,7 +639,7 @@ async fn a_shard_has_one_owner_and_every_change_of_owner_a_new_epoch() {
     assert!(marks.write(SHARD, lease.epoch, &mark).await.unwrap());
     assert_eq!(db.low_watermark(SHARD).await.unwrap(), mark);
 
-    // Given back, and taken by another: what the first still has under way is refused.
+    // Released, and acquired by another: the first one's running batches are rejected.
     assert!(db.release_lease(SHARD, one, lease.epoch).await.unwrap());
     assert!(!db.release_lease(SHARD, one, lease.epoch).await.unwrap());
     let next = db.acquire_lease(SHARD, other, Duration::ZERO).await.unwrap().unwrap();
@@ -647,7 +647,7 @@ async fn a_shard_has_one_owner_and_every_change_of_owner_a_new_epoch() {
     assert!(!marks.write(SHARD, lease.epoch, &LowWatermark::default()).await.unwrap());
     assert_eq!(db.low_watermark(SHARD).await.unwrap(), mark);
 
-    // Expired: anybody may have it.
+    // Expired: any worker may acquire it.
     let last = db.acquire_lease(SHARD, one, TTL).await.unwrap().unwrap();
     assert!(last.epoch > next.epoch);
     assert_eq!(db.leases().await.unwrap(), [last]);
@@ -681,7 +681,7 @@ async fn a_fact_that_comes_twice_is_in_the_audit_log_once_and_leaves_no_gap() {
     for _ in 0..3 {
         history.commit(access.clone(), 0, closed());
     }
-    // Late duplicates of the first: one in the slice of the original, one in a later slice.
+    // Late duplicates of the first: one in the batch of the original, one in a later batch.
     for at in [1, 4] {
         let copy = Applied { seq: 0, commit: Arc::clone(&history.commits[0].commit) };
         history.commits.insert(at, copy);

@@ -1,5 +1,5 @@
-//! What the migrations make: that the stored descriptions of queries, which builds trust instead of a database, are true of
-//! it, and how it keeps what is large.
+//! The database made by the migrations: the stored descriptions of queries, which builds use instead of a database,
+//! match it, and large values are stored as intended.
 
 use std::{fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! What one organization, or one person, may set going without anybody having asked for more.
+//! The limits on what one organization, or one user, may trigger without a raised limit.
 
 use futures_util::future::join_all;
 use reqwest::Method;
@@ -28,7 +28,7 @@ async fn one_request_does_not_send_a_thousand_mails() {
         assert_eq!(outcome["error"]["code"], "invitation_limit_exceeded", "{outcome}");
     }
     api.sees(&org, sent.header("stream-position")).await;
-    // What was done is only answered again, and what is left waits for its hour: nor is one sent again, or one by one.
+    // Completed commands are only replayed, and the rest waits for its hour: nor is one sent again, or one by one.
     assert_eq!(accepted(&send().await.expect(200).json()), 100);
     let one = json!({"email": "one@mailing.example", "role": "viewer"});
     let refused = api.post(&org.owner, &org.path("invitations"), &one).await.expect(429);
@@ -57,7 +57,7 @@ async fn one_person_does_not_make_sixty_organizations_at_once() {
     for answer in refused {
         assert_eq!(answer.expect(429).problem(), "organization_limit_exceeded");
     }
-    // By the other name of the same route it is the same, and repeated under its key it is no further one.
+    // By the other name of the same route it is the same, and a repetition under its key does not count.
     let tenant = json!({"display_name": "x"});
     let refused = api.post(&ann, "/api/v1/tenants/", &tenant).await.expect(429);
     assert_eq!(refused.problem(), "organization_limit_exceeded");
@@ -69,7 +69,7 @@ async fn one_person_does_not_make_sixty_organizations_at_once() {
         let again = Answer::of(request.json(&json!({"name": "x", "slug": format!("many-{nth}")}))).await.expect(201);
         assert_eq!(again.json()["id"], slug);
     }
-    // Somebody else may, and signing in for the first time makes what it must.
+    // Another user may, and a first sign-in still creates its personal organization.
     api.org("of-somebody-else").await;
     api.session("ann@many.example").await;
 }
@@ -84,7 +84,7 @@ async fn one_person_has_so_many_sessions_and_no_more() {
     assert_eq!(begun.iter().filter(|answer| answer.status == 201).count(), 4);
     let refused = begin().await.expect(409);
     assert_eq!(refused.problem(), "too_many_sessions");
-    // With the issuer's token one finds what to end.
+    // With the issuer's token the user can list the sessions to end.
     let sessions = api.get(&ann, "/v1/sessions").await.expect(200).json();
     assert_eq!(sessions["data"].as_array().unwrap().len(), 5);
     let path = format!("/v1/sessions/{}", sessions["data"][0]["id"].as_str().unwrap());

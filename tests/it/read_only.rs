@@ -1,5 +1,5 @@
-//! A database that takes no writes for a while, and the sessions that began meanwhile: they keep that setting, and must not
-//! be kept.
+//! A database that is read-only for a while, and the sessions that began meanwhile: they keep that setting, and must
+//! not be kept.
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -34,7 +34,7 @@ async fn a_database_that_takes_writes_again_is_written_to_again() {
             .await;
         }
         run(&mut database, open).await;
-        // Well below a minute, which is what is waited for here: the sessions from before would live for fifteen.
+        // Well below a minute, which is the timeout here: the sessions from before would live for fifteen.
         cluster.ready().await;
         cluster.until_projected(&tenant).await;
     }

@@ -74,10 +74,10 @@ fn block(lines: &[&str], at: usize) -> (String, usize) {
     (lines[at + 1..at + 1 + length].join("\n"), at + length + 2)
 }
 
-/// Whether `text` is as `pattern` says, in which `...` stands for anything, and a line of it for any lines or none.
+/// Whether `text` matches `pattern`, in which `...` stands for anything, and a line of it for any lines or none.
 fn matches(pattern: &str, text: &str) -> bool {
     let pattern = format!("\n{pattern}\n").replace("\n...\n", "\n...");
-    // How far a command is, which it says only where the machine takes its time.
+    // A command's progress, which it prints only when the machine is slow.
     let is_progress = |line: &&str| line.contains(" lines read: ");
     let text: Vec<&str> = text.lines().filter(|line| !is_progress(line)).collect();
     let text = format!("\n{}\n", text.join("\n"));
@@ -134,7 +134,7 @@ impl Dev {
         fs::read_to_string(self.dir.join("dev.log")).unwrap_or_default()
     }
 
-    /// Presses Ctrl-C, and sees to it that nothing is left.
+    /// Sends Ctrl-C, and checks that nothing is left.
     async fn interrupt(mut self) {
         let pid = self.child.id().expect("it runs until now");
         let children = descendants(pid);
@@ -151,14 +151,14 @@ impl Dev {
 
 impl Drop for Dev {
     fn drop(&mut self) {
-        // Only a test that fails gets here while it still runs. Its servers end with it.
+        // Only a failing test gets here while it still runs. Its servers end with it.
         if let Some(pid) = self.child.id().and_then(|pid| Pid::from_raw(pid.try_into().unwrap())) {
             let _ = kill_process(pid, Signal::TERM);
         }
     }
 }
 
-/// Bash in the checkout, as a newcomer has it.
+/// Bash in the checkout, as a new user has it.
 fn shell(script: &str, dir: &Path) -> Command {
     let mut command = Command::new("bash");
     command.args(["--noprofile", "--norc", "-c", script]).current_dir(env!("CARGO_MANIFEST_DIR"));
@@ -168,7 +168,7 @@ fn shell(script: &str, dir: &Path) -> Command {
     command
 }
 
-/// Runs the blocks in one shell; the output of each that was begun.
+/// Runs the blocks in one shell; returns the output of each that was begun.
 async fn run(steps: &[Step], dir: &Path) -> Vec<String> {
     let mut script = String::from("set -eo pipefail\nexec 2>&1\n");
     for step in steps {
@@ -221,7 +221,7 @@ async fn the_walk_shows_what_it_says() {
         expected: Some(expected.to_owned()),
     };
     let steps = [
-        // With what was read meanwhile, which is in the log too.
+        // With the reads made meanwhile, which are in the log too.
         again(
             "eval \"$(./dev demo acme)\"\n./dev replay | grep -v access.audit_read | wc -l",
             "... events of org_...\n336",
@@ -238,7 +238,7 @@ async fn the_walk_shows_what_it_says() {
 
 #[tokio::test]
 async fn everything_that_dev_starts_is_seen_by_the_walk() {
-    // What the walk takes for "nothing is left" must be able to see what is there.
+    // The walk's check that nothing is left must be able to detect a process.
     let mut child = Command::new("sh").args(["-c", "sleep 60 & wait"]).kill_on_drop(true).spawn().unwrap();
     let deadline = Instant::now() + STOP_TIME;
     let children = loop {

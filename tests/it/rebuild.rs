@@ -1,5 +1,5 @@
-//! Read models built again beside those that are shown: what queries see meanwhile and afterwards, whatever is killed, and
-//! what is found out by comparing.
+//! Read models rebuilt beside the active ones: the results of queries meanwhile and afterwards, under kills, and the
+//! findings of comparisons.
 
 use std::collections::BTreeMap;
 
@@ -21,14 +21,14 @@ async fn rebuild(cluster: &Cluster, tenant: &Tenant, flags: &[&str]) -> Said {
     cluster.cli("", &[&["rebuild", "--org", &id], flags].concat()).await
 }
 
-/// The last job of an organization, as scripts are told.
+/// The last job of an organization, in the form for scripts.
 async fn status(cluster: &Cluster, tenant: &Tenant) -> Value {
     let said = cluster.cli("", &["rebuild", "status", "--json"]).await.success();
     let rows = said.json()["data"].as_array().unwrap().clone();
     rows.into_iter().find(|row| row["org"] == tenant.id.to_string()).unwrap_or_default()
 }
 
-/// The version that is shown, and all that have rows of records.
+/// The active version, and all that have rows of records.
 async fn versions(database: &mut PgConnection, org: OrgId) -> (i32, Vec<i32>) {
     let shown = "SELECT version FROM ops.checkpoints WHERE org_id = $1 AND pipeline = 'read_models' AND active";
     let shown = sqlx::query_scalar(shown).bind(org.uuid()).fetch_one(&mut *database).await.unwrap();
@@ -69,7 +69,7 @@ async fn until_it_is_done_queries_see_the_old_version_and_then_the_same_rows() {
     let seen = cluster.client.get(&tenant.key, &page).await.expect(200).body;
     assert_eq!(seen["data"].as_array().unwrap().len(), 100);
 
-    // The organization itself, its key and its rows are there all the time, and never others.
+    // The organization itself, its key and its rows are visible all the time, and never others.
     let mut rebuilding = tokio::spawn({
         let command = cluster.command("", &["rebuild", "--org", &tenant.id.to_string()]);
         async move { command.run().await }
@@ -96,7 +96,7 @@ async fn until_it_is_done_queries_see_the_old_version_and_then_the_same_rows() {
     assert_eq!((&now["state"], &now["version"], &now["previous"]), (&json!("done"), &json!(2), &json!(1)), "{now}");
     assert_eq!(now["events"], now["total"], "{now}");
 
-    // Of the other organization nothing was touched.
+    // Nothing of the other organization was touched.
     assert_eq!(written(&mut database, other.id).await, others);
     assert_eq!(versions(&mut database, other.id).await, (1, vec![1]));
     assert_eq!(status(&cluster, &other).await, Value::Null);
@@ -122,7 +122,7 @@ async fn what_is_written_meanwhile_is_in_the_new_version_exactly_once() {
     let (log, mut database) = (cluster.log().await, cluster.superuser().await);
     for tenant in &tenants {
         cluster.until_projected(tenant).await;
-        // The version that is shown, and the one before it.
+        // The active version, and the one before it.
         assert_eq!(versions(&mut database, tenant.id).await, (4, vec![3, 4]));
         let history = History::read(&log, tenant.id).await;
         history.assert_sound();
@@ -157,7 +157,7 @@ async fn a_rebuild_outlives_the_worker_and_the_command_that_asked_for_it() {
         })
         .await;
         cluster.workers[0].kill9();
-        // Nobody sees anything of it.
+        // Queries see nothing of it.
         let seen = cluster.client.get(&tenant.key, &tenant.path("records?limit=1")).await.expect(200);
         assert_eq!(seen.body["data"].as_array().unwrap().len(), 1);
         assert_eq!(versions(&mut database, tenant.id).await, (1, vec![1, 2]));
@@ -205,7 +205,7 @@ async fn what_is_parked_is_parked_in_the_new_version_too_and_what_was_decided_is
         assert!((&pair[0].1, &pair[0].2, &pair[0].3) == (&pair[1].1, &pair[1].2, &pair[1].3), "{pair:?}");
     }
 
-    // What comes for the aggregate waits, and an operator's decisions are carried out.
+    // New messages of the aggregate wait, and an operator's decisions are carried out.
     let last = commit(tenant.id, record, 4, vec![updated("v5")]);
     seqs.push(intruder.publish_signed(tenant.id, &subject, seqs[2], &last).await);
     until_parked(&cluster, &tenant, 4).await;
@@ -218,7 +218,7 @@ async fn what_is_parked_is_parked_in_the_new_version_too_and_what_was_decided_is
     goes_on(&cluster, &tenant, "afterwards").await;
     cluster.until_projected(&tenant).await;
     let before = digests(&mut database).await;
-    // A version that is built after all of that decides the same.
+    // A version that is built after all of that has the same result.
     rebuild(&cluster, &tenant, &[]).await.success();
     assert_eq!(parked(&cluster, &tenant).await, Vec::<Value>::new());
     assert_eq!(digests(&mut database).await, before);
@@ -240,7 +240,7 @@ async fn what_the_audit_log_lacks_is_a_reason_not_to_build_from_it() {
     assert_eq!(versions(&mut database, tenant.id).await.0, 1);
     goes_on(&cluster, &tenant, "all-the-same").await;
 
-    // Given up in one pipeline alone, it would be missing from what is built.
+    // Given up in one pipeline alone, it would be missing from the built version.
     let skip = async |pipeline: &str| {
         let args =
             ["park", "skip", "--org", &tenant.slug, "--pipeline", pipeline, "--seq", &seq, "--reason", "x", &subject];
@@ -287,10 +287,10 @@ async fn one_command_goes_back_to_the_version_before_with_everything_since() {
     rebuild(&cluster, &tenant, &[]).await.success();
     let id = tenant.id.to_string();
     for (round, shown) in [1, 2, 1].into_iter().enumerate() {
-        // More than what is applied while the organization waits.
+        // More than is applied while the organization waits.
         flood(&cluster, &tenant, &format!("since-{round}"), 1_000).await;
         let writers = write_on(&cluster, std::slice::from_ref(&tenant), &format!("while-{round}"), 50);
-        // Of all that have one, and of one.
+        // For all that have one, and for one.
         let flags =
             if round == 0 { &["rebuild", "--roll-back"][..] } else { &["rebuild", "--roll-back", "--org", &id] };
         let said = cluster.cli("", flags).await.success();
@@ -301,7 +301,7 @@ async fn one_command_goes_back_to_the_version_before_with_everything_since() {
         History::read(&log, tenant.id).await.assert_projected(&mut database).await;
     }
     let before = digests(&mut database).await;
-    // A rebuild takes the place of the version that it could have been gone forward to.
+    // A rebuild replaces the version that a roll-forward could have used.
     rebuild(&cluster, &tenant, &[]).await.success();
     assert_eq!(versions(&mut database, tenant.id).await, (3, vec![1, 3]));
     rebuild(&cluster, &tenant, &["--drop-old"]).await.success();
@@ -345,7 +345,7 @@ async fn a_comparison_names_every_row_that_is_not_what_the_events_say() {
     let mut database = cluster.superuser().await;
     assert_eq!(versions(&mut database, tenant.id).await, (1, vec![1]), "what was compared with is gone");
 
-    // Somebody's hand in the tables: a value, a row that is gone, one that nobody made, and a slug.
+    // Manual changes in the tables: a value, a deleted row, an invented one, and a slug.
     let record: orgstream_events::RecordId = made.text("id").parse().unwrap();
     let plant = async |database: &mut PgConnection, statement: &str, id: Uuid| {
         let done = sqlx::query(AssertSqlSafe(statement.to_owned())).bind(id).execute(database).await.unwrap();
@@ -372,7 +372,7 @@ async fn a_comparison_names_every_row_that_is_not_what_the_events_say() {
     assert_eq!(said.stdout.matches("differs").count(), 1, "{said:?}");
     assert_eq!(digests(&mut database).await, planted, "comparing changes nothing");
 
-    // A rebuild mends it.
+    // A rebuild repairs it.
     rebuild(&cluster, &tenant, &[]).await.success();
     let said = rebuild(&cluster, &tenant, &["--verify"]).await.success();
     assert!(!said.stdout.contains("differs"), "{said:?}");

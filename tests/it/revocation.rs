@@ -1,5 +1,5 @@
-//! What somebody is being answered ends when they may not have it any more: every form of a stream, by every credential,
-//! within a second, in every process.
+//! A streamed answer ends when its reader loses the right to it: every form of a stream, by every credential, within a
+//! second, in every process.
 
 use std::time::{Duration, Instant};
 
@@ -19,10 +19,10 @@ use crate::{
 pub(crate) const DOWNLOADS: [&str; 4] =
     ["events", "audit/export?format=jsonl", "audit/export?format=csv", "audit/export?format=ocsf"];
 pub(crate) const TAILS: [&str; 2] = ["events/stream", "audit/stream"];
-/// What a program that does not read may have waiting for it: in hyper, in the kernel, on both sides.
+/// The most data in transit to a client that does not read: in hyper, in the kernel, on both sides.
 pub(crate) const ON_ITS_WAY: usize = 2 << 20;
 
-/// An answer that is being read.
+/// An answer being read.
 pub(crate) struct Reading {
     pub(crate) path: &'static str,
     answer: Response,
@@ -36,7 +36,7 @@ impl Reading {
         Self { path, answer }
     }
 
-    /// Everything that still comes, and whether it ended as a whole answer does.
+    /// Reads the rest, and returns whether it ended as a complete answer does.
     async fn rest(mut self) -> (Vec<u8>, bool) {
         let mut bytes = Vec::new();
         loop {
@@ -52,7 +52,7 @@ impl Reading {
     }
 }
 
-/// An organization whose history is longer than what can be on its way.
+/// An organization whose history is longer than what can be in transit.
 pub(crate) async fn big(api: &Api, name: &str) -> Org {
     let org = api.org(name).await;
     let text = "x".repeat(60_000);
@@ -73,7 +73,7 @@ pub(crate) async fn big(api: &Api, name: &str) -> Org {
     org
 }
 
-/// How somebody loses what they had.
+/// The ways to lose a right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Loss {
     KeyRevoked,
@@ -97,7 +97,7 @@ pub(crate) const LOSSES: [Loss; 8] = [
     Loss::Suspended,
 ];
 
-/// Somebody who may read all of the organization, and what ends that.
+/// A principal that may read all of the organization, and the action that ends that.
 pub(crate) async fn somebody(
     api: &Api,
     org: &Org,
@@ -154,12 +154,12 @@ pub(crate) async fn somebody(
     }
 }
 
-/// Which of the routes the loss ends: whoever is an auditor by now still reads the audit log.
+/// Whether the loss ends a route: a principal that is an auditor by now still reads the audit log.
 fn ends(loss: Loss, path: &str) -> bool {
     loss != Loss::RoleTaken || path == "events/stream"
 }
 
-/// Routes that somebody can read to begin with: an operator behind broken glass as well.
+/// The routes that the principal can read at first: an operator with a break-glass grant as well.
 pub(crate) fn routes() -> impl Iterator<Item = &'static str> {
     DOWNLOADS.into_iter().chain(TAILS)
 }
@@ -183,7 +183,7 @@ async fn what_is_read_ends_within_a_second_of_not_being_allowed_any_more() {
         let end = Answer::of(api.request(method, &path).bearer_auth(&by).json(&body)).await;
         assert!(end.status < 300, "{loss:?}: {end:?}");
         let ended = Instant::now();
-        // Nobody reads for the second that it may take. Meanwhile something happens that they may not learn of.
+        // Nothing is read for the second that it may take. Meanwhile an event occurs that the client must not learn of.
         sleep(Duration::from_secs(1).saturating_sub(ended.elapsed())).await;
         if loss != Loss::Suspended {
             api.post(&org.owner, &org.path("records"), &model(&format!("after {loss:?}"))).await.expect(201);
@@ -201,7 +201,7 @@ async fn what_is_read_ends_within_a_second_of_not_being_allowed_any_more() {
                 assert!(is_whole && text.contains(event), "{loss:?} {path}: {tail}");
             } else {
                 assert!(!is_whole, "{loss:?} {path}: a part looks like the whole");
-                // What was not sent when it broke off is lost, the line that says why included.
+                // Data not sent at the abort is lost, including the line with the reason.
             }
         }
     }
@@ -209,19 +209,19 @@ async fn what_is_read_ends_within_a_second_of_not_being_allowed_any_more() {
 }
 
 impl Reading {
-    /// The rest, where the loss ends it.
+    /// The rest, if the loss ends the route.
     pub(crate) async fn rest_if(self, loss: Loss) -> Option<(Vec<u8>, bool)> {
         if ends(loss, self.path) { Some(self.rest().await) } else { None }
     }
 }
 
-/// Something that waits is no different: what it would show is not shown any more.
+/// A waiting read is no different: its result is not returned any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_that_waits_ends_with_the_right_to_it() {
     let api = Api::start().await;
     let org = api.org("waiting").await;
     let (id, key) = api.key(&org, "admin").await;
-    // The audit log of the organization stands still, and everything else goes on.
+    // The audit log of the organization is stalled, and everything else continues.
     let mut holder = api.owner().await;
     sqlx::raw_sql("BEGIN").execute(&mut holder).await.unwrap();
     let hold = "SELECT FROM ops.checkpoints WHERE org_id = $1 AND pipeline = 'audit' FOR UPDATE";
@@ -235,7 +235,7 @@ async fn a_read_that_waits_ends_with_the_right_to_it() {
     assert!(!waiting.is_finished(), "{answered:?}");
     let revoke = api.request(Method::DELETE, &org.path(&format!("api-keys/{id}"))).bearer_auth(&org.owner);
     Answer::of(revoke).await.expect(200);
-    // What is held up delays the revocation too; from when it counts for anybody, it counts for who waits.
+    // The blocked transaction delays the revocation too; once it applies to any request, it applies to waiting ones.
     let asked = async || (api.get(&key, &org.path("records")).await.status == 401).then_some(());
     crate::cluster::eventually("the key to be dead", asked).await;
     let ended = Instant::now();

@@ -1,5 +1,5 @@
-//! What ends a right ends it within a second however far behind the read models are, and nobody gets around it by what they have
-//! left behind, by a setting, or by another audience.
+//! The end of a right takes effect within a second however far behind the read models are, and cannot be circumvented
+//! by earlier grants, by a setting, or by another audience.
 
 use std::time::{Duration, Instant};
 
@@ -22,13 +22,13 @@ impl Api {
         self.post(bearer, &org.path("commands"), command).await
     }
 
-    /// Sends a request to one process or another.
+    /// Sends a request to a given process.
     async fn at(base: &str, method: Method, bearer: &str, path: &str, body: Option<&Value>) -> Answer {
         let request = reqwest::Client::new().request(method, format!("{base}{path}")).bearer_auth(bearer);
         Answer::of(body.into_iter().fold(request, reqwest::RequestBuilder::json)).await
     }
 
-    /// A key with these fields, and the position where it stands; the id and the token.
+    /// Issues a key with these fields; returns its id and its token.
     async fn issue(&self, bearer: &str, org: &Org, fields: &Value) -> (String, String) {
         let made = self.post(bearer, &org.path("api-keys"), fields).await.expect(201);
         self.sees(org, made.header("stream-position")).await;
@@ -37,7 +37,7 @@ impl Api {
     }
 }
 
-/// The worker stands still, which is a backlog that has no end.
+/// The worker is stopped, which simulates an endless backlog.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_ends_a_right_holds_within_a_second_though_the_read_models_stand_still() {
     let api = Api::start_with(|identity| identity.break_glass_approval = GlassApproval::Off).await;
@@ -68,7 +68,7 @@ async fn what_ends_a_right_holds_within_a_second_though_the_read_models_stand_st
             })
             .await;
         }
-        // What was being read is let go of in that second, and what happens from then on is not in it.
+        // Running reads end in that second, and contain no events from then on.
         sleep(Duration::from_secs(1).saturating_sub(ended.elapsed())).await;
         if loss != Loss::Suspended {
             api.post(&org.owner, &org.path("records"), &model(&format!("after {loss:?}"))).await.expect(201);
@@ -85,7 +85,8 @@ async fn what_ends_a_right_holds_within_a_second_though_the_read_models_stand_st
     stop.cancel();
 }
 
-/// Less is a loss as well: another secret, a smaller role, stricter rules, and who vouched being gone.
+/// A reduction is a loss as well: another secret, a smaller role, stricter rules, and the removal of the granting
+/// member.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_narrows_a_right_holds_within_a_second_though_the_read_models_stand_still() {
     let api = Api::start().await;
@@ -130,7 +131,7 @@ async fn what_narrows_a_right_holds_within_a_second_though_the_read_models_stand
     for bearer in [&hers, &of_hers, &of_those] {
         ends(bearer, &org, 401).await;
     }
-    // Who is gone is not told what there is, either.
+    // A removed member cannot list anything, either.
     let me = within_a_second("she is nowhere", async || {
         let me = api.get(&ann, "/v1/me/memberships").await.expect(200).json();
         (!me["data"].to_string().contains(&org.id)).then_some(me)
@@ -144,14 +145,14 @@ async fn what_narrows_a_right_holds_within_a_second_though_the_read_models_stand
     }
 }
 
-/// A request of a thousand commands is one that goes on.
+/// A request of a thousand commands is one that takes long.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_long_array_ends_with_the_right_of_who_sent_it() {
     let api = Api::start().await;
     let org = api.org("arrays").await;
     let (id, key) = api.key(&org, "member").await;
     let (record, position) = api.record(&org, "one").await;
-    // One after the other, because they are about one thing: it takes longer than the second.
+    // One after the other, because they are about one record: it takes longer than the second.
     let update = |nth: usize| json!({"type": "update_record", "id": record, "data": {"name": format!("v{nth}"), "notes": "x".repeat(900)}});
     let commands: Vec<Value> = (0..1_000).map(update).collect();
     let request = api.request(Method::POST, &org.path("commands")).bearer_auth(&key);
@@ -200,10 +201,10 @@ async fn another_audience_of_an_issuer_that_may_speak_for_an_owner_is_the_owners
         let body = json!({"name": audience, "issuer": idp.url(), "audience": audience});
         api.post(bearer, &org.path("sso-connections"), &body).await
     };
-    // The first speaks for nobody yet.
+    // The first gives no authority yet.
     let first = connect(&ann, "corp-app").await.expect(201);
     assert_eq!(connect(&ann, "evil-app").await.expect(403).problem(), "role_above_own");
-    // Nor once it is gone: who came by it may be an owner still.
+    // Nor once it is removed: a user that signed in by it may still be an owner.
     let gone = first.json()["connection_id"].as_str().unwrap().to_owned();
     api.delete(&org.owner, &org.path(&format!("sso-connections/{gone}"))).await.expect(200);
     for audience in ["corp-app", "evil-app"] {
@@ -245,7 +246,7 @@ async fn who_was_removed_comes_back_by_no_key_of_theirs() {
             api.invite(&of_hers, &org, &email, "admin").await.expect(201);
             let token = api.invited(&email, 2).await;
             assert_eq!(api.accept(&ann, &token).await.expect(403).problem(), "member_was_removed");
-            // Others come in by it as before.
+            // Others still join by it.
             let other = json!({"email": "new@left-behind.example", "role": "viewer"});
             api.post(&of_hers, &org.path("members"), &other).await.expect(201);
         }
@@ -293,7 +294,7 @@ async fn what_is_refused_uses_up_nobodys_hour() {
     }
     let over = api.invite(&org.owner, &org, "one@hours.example", "viewer").await.expect(429);
     assert_eq!(over.problem(), "invitation_limit_exceeded");
-    // A slug that another one has is no organization.
+    // A slug that is taken creates no organization.
     let bob = api.person("bob@hours.example");
     let found = async |slug: &str| api.post(&bob, "/v1/organizations", &json!({"name": slug, "slug": slug})).await;
     for _ in 0..5 {
@@ -357,14 +358,14 @@ async fn no_setting_locks_an_organization_for_ever() {
     for bearer in [&key, &org.owner] {
         let refused = set(bearer, &only(&foreign)).await.expect(422);
         assert!(refused.text.contains("unknown_connection"), "{refused:?}");
-        // Neither by a key nor by an owner who has come another way.
+        // Neither by a key nor by an owner signed in another way.
         assert_eq!(set(bearer, &only(&own)).await.expect(409).problem(), "would_lock_out");
         let factor = set(bearer, &json!({"mfa_policy": "required"})).await.expect(409);
         assert_eq!(factor.problem(), "would_lock_out");
     }
     api.get(&org.owner, &org.path("records")).await.expect(200);
 
-    // Who has come by it may say that it is the only way; then it stays.
+    // An owner signed in by it may make it the only way; then it stays.
     let joining = set(&org.owner, &json!({"jit_provisioning": "restricted"})).await.expect(200);
     api.sees(&org, joining.header("stream-position")).await;
     let boss = idp.mint("boss@locked.example", Duration::from_hours(1)).unwrap();
@@ -384,7 +385,7 @@ async fn no_setting_locks_an_organization_for_ever() {
     let remove = api.delete(&boss, &org.path(&format!("sso-connections/{own}"))).await.expect(409);
     assert_eq!(remove.problem(), "last_way_in");
 
-    // The issuer is gone, and the platform's operator opens the other ways again: to members.
+    // The issuer is gone, and the platform's operator enables the other ways again: for members.
     stop.cancel();
     let restore = json!({"type": "restore_sign_in", "reason": "ticket 4711: their issuer is gone"});
     api.send(&org.owner, &org, &restore).await.expect(403);

@@ -1,6 +1,6 @@
-//! The database alone keeps orgs apart: what a login of ours can do with any SQL it likes.
+//! The database alone isolates orgs: the limits of the program's logins with arbitrary SQL.
 //!
-//! The tables are asked of the catalogue, so a table that somebody adds is tested the day it appears.
+//! The tables are read from the catalogue, so a new table is tested the day it appears.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ async fn bind(connection: &mut PgConnection, org: Uuid) -> Transaction<'_, Postg
     tx
 }
 
-/// Runs one statement and says with which code it was refused, or how many rows it touched.
+/// Runs one statement and returns its error code, or the number of rows it touched.
 async fn attempt(connection: &mut PgConnection, sql: &str) -> Result<u64, String> {
     match sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await {
         Ok(done) => Ok(done.rows_affected()),
@@ -97,7 +97,7 @@ async fn two_orgs(database: &TestDatabase) -> (History, History) {
         let message =
             parked::Park { seq: last, subject, message: &[0], verified, expected, state, reason: "", attempts: 1 };
         parked::park(&mut tx, history.bound(), &[message]).await.unwrap();
-        // Compared with itself, it is what it is.
+        // Compared with itself, there is no difference.
         let mut comparison = Comparison::begin(db, history.bound(), 1).await.unwrap().unwrap();
         while !comparison.go_on(2).await.unwrap() {}
         assert_eq!(comparison.differences(), 0);
@@ -254,7 +254,7 @@ async fn s3_9_the_database_alone_keeps_orgs_apart() {
         for table in &tables {
             for (org, other) in [(&a, &b), (&b, &a)] {
                 let mut tx = bind(&mut connection, org.org.uuid()).await;
-                // Whatever is asked, and however: of the other there is nothing.
+                // No query in any form returns anything of the other org.
                 for question in [
                     format!("SELECT * FROM {table} WHERE org_id = '{}'", other.org.uuid()),
                     format!("SELECT * FROM {table} AS a JOIN {table} AS b ON a.org_id <> b.org_id"),
@@ -287,7 +287,7 @@ async fn rows_of_a_version_that_is_not_shown_are_invisible() {
     .unwrap();
     assert_eq!(versioned.len(), 13, "{versioned:?}");
     for table in versioned {
-        // What the read models have parked has a version, what the audit pipeline has parked has none of theirs.
+        // Messages parked by the read models have a version, those parked by the audit pipeline have none.
         let mine = if table == "ops.parked" { "pipeline = 'read_models'" } else { "true" };
         if table == "ops.parked" {
             attempt(&mut owner, "UPDATE ops.parked SET pipeline = 'read_models'").await.unwrap();
@@ -324,7 +324,7 @@ async fn rows_of_a_version_that_is_not_shown_are_invisible() {
         let deleted = attempt(&mut tx, &format!("DELETE FROM {table} WHERE rm_version = 2")).await;
         assert_eq!(deleted, Ok(0), "{table}");
     }
-    // Whose slug, key and member something is, is asked of what is shown.
+    // The owner of a slug, key or membership is looked up in the active version.
     attempt(&mut owner, "DELETE FROM rm.slugs WHERE rm_version = 1").await.unwrap();
     attempt(&mut owner, "DELETE FROM rm.api_keys WHERE rm_version = 1").await.unwrap();
     attempt(&mut owner, "DELETE FROM rm.members WHERE rm_version = 1 AND status = 'active'").await.unwrap();
@@ -339,7 +339,7 @@ async fn rows_of_a_version_that_is_not_shown_are_invisible() {
     assert_eq!(db.orgs_of_user(user).await.unwrap().len(), 2);
 }
 
-/// A small generator, so that a failing seed can be run again.
+/// A small generator, so that a failing seed can be repeated.
 struct Dice(u64);
 
 impl Dice {
@@ -474,7 +474,7 @@ async fn keys_are_per_org() {
         assert_eq!(records::get(&mut tx, a.record(0)).await.unwrap().unwrap().data, data);
     }
 
-    // No foreign key can reach across: every one there is has the org in it.
+    // No foreign key can reach across: each includes the org.
     let loose: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM pg_constraint AS f JOIN pg_attribute AS o ON o.attrelid = f.conrelid AND o.attname = 'org_id'
         WHERE f.contype = 'f' AND NOT o.attnum = ANY (f.conkey)",
@@ -509,13 +509,13 @@ async fn the_logins_cannot_do_more_than_they_need() {
             assert_eq!(attempt(&mut tx, &statement).await, Err(PRIVILEGE.to_owned()), "{role}: {statement}");
         }
     }
-    // Even its owner changes the audit log only on purpose.
+    // Even its owner can change the audit log only deliberately.
     for statement in ["UPDATE audit.events SET action = 'x'", "DELETE FROM audit.events", "TRUNCATE audit.events"] {
         assert_eq!(attempt(&mut owner, statement).await, Err(PRIVILEGE.to_owned()), "{statement}");
     }
 }
 
-/// Who signs in and what organizations have: neither login reaches the other's tables, whatever it binds.
+/// Users and organizations' data: neither login reaches the other's tables, whatever it binds.
 #[tokio::test]
 async fn people_and_organizations_are_behind_different_logins() {
     let database = support::database().await;
@@ -548,7 +548,7 @@ async fn people_and_organizations_are_behind_different_logins() {
                 }
             }
         }
-        // Nor does it become another, or ask one of the functions that know whose something is.
+        // Nor can it assume another role, or call one of the resolver functions.
         if role == "app_identity" {
             for statement in ["SELECT app.org_of_slug('acme-1')", "SELECT app.org()", "SET ROLE app_rw"] {
                 assert_eq!(attempt(&mut connection, statement).await, Err(PRIVILEGE.to_owned()), "{statement}");
@@ -556,7 +556,7 @@ async fn people_and_organizations_are_behind_different_logins() {
             assert_eq!(attempt(&mut connection, "DELETE FROM identity.users").await, Err(PRIVILEGE.to_owned()));
         }
     }
-    // No column of theirs makes a table of a tenant of it by mistake.
+    // No column of theirs makes them tenant tables by mistake.
     let orgs: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM information_schema.columns WHERE table_schema = 'identity' AND column_name = 'org_id'",
     )
@@ -595,7 +595,7 @@ async fn resolvers_answer_with_an_id_and_open_no_table() {
         assert_eq!(db.orgs_of_login(issuer, audience).await.unwrap(), []);
     }
 
-    // Two orgs with one key id: no answer is better than a guess.
+    // Two orgs with one key id: no result is better than a guess.
     let mut connection = connect(&database.app_url("app_rw")).await;
     let mut tx = bind(&mut connection, a.org.uuid()).await;
     attempt(&mut tx, "UPDATE rm.api_keys SET public_id = 'key000000002'").await.unwrap();

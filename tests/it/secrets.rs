@@ -1,8 +1,9 @@
-//! Secrets in the sources: what holds one cannot be shown by accident, and what the environment holds is not shown by `--help`.
+//! Secrets in the sources: types with secrets cannot be printed by accident, and environment values are not shown by
+//! `--help`.
 
 use std::{fs, path::Path, process::Command};
 
-/// Files of the product.
+/// Source files of the product.
 fn sources(folder: &Path, found: &mut Vec<(String, String)>) {
     for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
         let path = entry.path();
@@ -14,10 +15,10 @@ fn sources(folder: &Path, found: &mut Vec<(String, String)>) {
     }
 }
 
-/// Fields that are named like secrets and are texts, in what can be shown: `file: type.field`.
+/// Text fields that are named like secrets, in printable types: `file: type.field`.
 fn shown(file: &str, text: &str) -> Vec<String> {
     let mut found = Vec::new();
-    // Whether what comes next can be shown, and the name of what is being read.
+    // Whether the next type is printable, and the name of the current type.
     let (mut can, mut inside) = (false, None);
     for line in text.lines() {
         let code = line.trim();
@@ -86,7 +87,7 @@ fn help_says_nothing_of_what_the_environment_holds() {
         let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success() && !said.contains("hidden"), "{job}: {said}");
     }
-    // Nor is a value repeated that is refused.
+    // Nor is a rejected value repeated.
     let mut refused = Command::new(env!("CARGO_BIN_EXE_orgstream"));
     refused
         .arg("migrate")

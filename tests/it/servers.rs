@@ -1,4 +1,4 @@
-//! Private servers: they come back with their data on their ports, and they never outlive whoever started them.
+//! Private servers: they restart with their data on their ports, and they never outlive the process that started them.
 
 use std::{
     env, fs,
@@ -27,7 +27,7 @@ fn is_running(pid: u32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, fields)| !fields.starts_with(" Z"))
 }
 
-/// Whether we are root, going by who owns what we made.
+/// Whether this process is root, by the owner of what it made.
 fn is_root(made: &Path) -> bool {
     fs::metadata(made).unwrap().uid() == 0
 }
@@ -117,7 +117,7 @@ async fn postgres_comes_back_after_a_kill_in_the_middle_of_work() {
         Postgres::start(&dir.path().join("postgres"), PostgresOptions { without_fsync: false, ..FAST }).await.unwrap();
     execute(&postgres, "CREATE TABLE kept AS SELECT 1").await;
     let url = postgres.superuser_url.clone();
-    // A child that is busy does not look up to see that its postmaster is gone.
+    // A busy child does not notice that its postmaster is gone.
     let busy = tokio::spawn(async move {
         let mut connection = PgConnection::connect(&url).await.unwrap();
         sqlx::raw_sql("SELECT count(*) FROM generate_series(1, 1000000000)").execute(&mut connection).await.map(|_| ())
@@ -188,7 +188,7 @@ async fn a_lock_file_with_the_number_of_another_process_is_no_obstacle() {
     let postgres = Postgres::start(&dir.path().join("postgres"), FAST).await.unwrap();
     let lock = postgres.data_dir().join("postmaster.pid");
     postgres.stop().await;
-    // A process of the same user, which is all that PostgreSQL looks at.
+    // A process of the same user, which is all that PostgreSQL checks.
     let mut other = Command::new("sleep");
     other.arg("600");
     if is_root(dir.path()) {
@@ -226,7 +226,7 @@ async fn data_that_the_account_cannot_reach_goes_elsewhere() {
 
 const PARENT_OF: &str = "ORGSTREAM_TEST_PARENT_OF";
 
-/// The same test again as another process, which starts servers in `dir`, says their numbers and waits to be killed.
+/// The same test again as another process, which starts servers in `dir`, prints their pids and waits to be killed.
 fn parent(test: &str, dir: &Path) -> (Child, Vec<u32>) {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture"]).env(PARENT_OF, dir).stdout(Stdio::piped());
@@ -272,7 +272,7 @@ async fn servers_that_outlived_their_parent_are_ended_by_the_next_start() {
         sleep(PATIENCE).await;
     }
     let dir = TempDir::new();
-    // Stopped, they cannot follow the kernel's signal to end in order; nats-server is sent one that it cannot survive,
+    // Stopped, they cannot follow the kernel's signal to end gracefully; nats-server gets one that it cannot survive,
     // so for it this is the other test again.
     let (mut parent, pids) =
         parent("servers::servers_that_outlived_their_parent_are_ended_by_the_next_start", dir.path());

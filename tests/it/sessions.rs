@@ -1,4 +1,4 @@
-//! Sessions: what they are good for, how long, for whom, and how they end.
+//! Sessions: their rights, their lifetime, their user, and how they end.
 
 use std::time::{Duration, Instant};
 
@@ -41,12 +41,12 @@ async fn a_session_is_a_secret_that_is_shown_once() {
     let listed = api.get(&ann, "/v1/sessions").await.expect(200);
     assert_eq!((&listed.json()["data"][0]["id"], &listed.json()["data"][0]["current"]), (&begun["id"], &json!(false)));
     assert!(!listed.text.contains(token));
-    // Nothing that could be used is stored.
+    // No usable secret is stored.
     let mut owner = api.owner().await;
     let stored: Vec<String> =
         sqlx::query_scalar("SELECT to_jsonb(s)::text FROM identity.sessions AS s").fetch_all(&mut owner).await.unwrap();
     assert!(stored.len() == 1 && !stored[0].contains(&token[7..20]), "{stored:?}");
-    // A session makes no session, and a token alone is none.
+    // A session cannot start a session, and a token alone is none.
     assert_eq!(api.post(token, "/v1/sessions", &json!({})).await.expect(403).problem(), "sign_in_required");
     assert_eq!(api.get(&ann, "/v1/session").await.expect(403).problem(), "session_required");
     // Nor is a text that only looks like one.
@@ -105,7 +105,7 @@ async fn s5_20_what_was_chosen_stays_chosen_everywhere() {
         let request = reqwest::Client::new().get(format!("{base}/v1/session")).bearer_auth(&session);
         assert_eq!(Answer::of(request).await.expect(200).json()["active_org"]["slug"], "stays");
     }
-    // The next sign-in begins where the person was.
+    // The next sign-in begins in the user's last organization.
     assert_eq!(api.sign_in(&api.person(email)).await["active_org"]["slug"], "stays");
 }
 
@@ -129,7 +129,7 @@ async fn a_session_that_was_ended_is_refused_everywhere_within_a_second() {
         while there(&session).await == 200 {
             assert!(ended.elapsed() < Duration::from_secs(1), "round {round}");
         }
-        // It is no session of theirs any more, and was never anybody else's.
+        // It is no session of this user any more, and was never another's.
         let again = api.request(Method::DELETE, &format!("/v1/sessions/{id}")).bearer_auth(&ann);
         Answer::of(again).await.expect(404);
     }
@@ -165,7 +165,7 @@ async fn a_session_ends_when_it_is_not_used_and_in_any_case() {
         ["last_seen_at", "expires_at", "ends_at"].map(|name| shown[name].as_str().unwrap().to_owned())
     };
     let before = times(&session).await;
-    // Used again within the minute, it is not written down; after that it is, and the end moves on with it.
+    // Used again within the minute, it is not recorded; after that it is, and the expiry moves with it.
     assert_eq!(times(&session).await, before);
     run(&mut owner, "UPDATE identity.sessions SET last_seen_at = now() - interval '2 minutes', expires_at = now() + interval '1 hour'").await;
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -178,7 +178,7 @@ async fn a_session_ends_when_it_is_not_used_and_in_any_case() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
     assert!(after[0] >= before[0] && after[2] == before[2], "{before:?} {after:?}");
-    // Never beyond its longest life.
+    // Never beyond its longest lifetime.
     run(&mut owner, "UPDATE identity.sessions SET last_seen_at = now() - interval '2 minutes', ends_at = now() + interval '30 minutes'").await;
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
@@ -223,11 +223,11 @@ async fn s1_35_who_was_removed_is_out_at_once_with_the_same_session() {
     }
     assert_eq!(api.get(&session, "/v1/session").await.expect(200).json()["active_org"], Value::Null);
     api.switch(&session, &org.id).await.expect(404);
-    // What they made is the organization's.
+    // Resources made by the member belong to the organization.
     api.get_at(&org.owner, made.header("location"), made.header("stream-position")).await.expect(200);
 }
 
-/// The identity plane holds ids of organizations and none of their rows, and knows people whom they do not.
+/// The identity tables contain ids of organizations and none of their rows, and users that these do not have.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_signs_in_is_nothing_that_an_organization_sees() {
     let api = Api::start().await;

@@ -1,5 +1,5 @@
-//! Everything that can be asked for has its story in the audit log, or a reason to have none; and what leaves the log, by an
-//! export or a webhook, is whole.
+//! Every request has an event in the audit log, or a reason to have none; and exports and webhooks of the log are
+//! complete.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -29,9 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn every_route_and_every_command_has_an_audit_story() {
-    // What changes nothing that an organization has: a person ends a session of their own, wherever it acts.
+    // No effect on an organization's data: a user ends a session of their own, wherever it acts.
     let silent = [("DELETE", "/v1/sessions/{session}")];
-    // Heads, proofs and keys say nothing of what happened.
+    // Heads, proofs and keys contain no events.
     let without_contents = [
         "audit/checkpoint",
         "audit/checkpoints",
@@ -60,13 +60,13 @@ fn every_route_and_every_command_has_an_audit_story() {
         }
     }
     assert!(Command::SPECS.iter().all(|spec| !spec.events.is_empty()));
-    // What happens to requests that are let in by no route: it is told wherever it happens.
+    // The treatment of requests that no route allows: it is recorded wherever it happens.
     told.extend(["access.denied", "access.key_refused", "access.break_glass_used", "access.isolation_failed"]);
-    // What the audit log says of itself.
+    // The audit log's own entries.
     told.extend(["parking.parked", "parking.settled"]);
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("events/tests/golden");
     let files = fs::read_dir(golden).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
-    // What commits are wrapped in is no event.
+    // The commit envelope is no event.
     let events = files.filter(|file| !file.starts_with("message."));
     let names: BTreeSet<String> = events.map(|file| file.rsplit_once(".v").unwrap().0.to_owned()).collect();
     assert_eq!(told.into_iter().map(str::to_owned).collect::<BTreeSet<_>>(), names, "every event, and no other");
@@ -89,15 +89,15 @@ async fn who_reads_the_audit_log_is_in_it() {
         assert_eq!(answer.status().as_u16(), 200, "{path}");
         expected.insert(format!("GET {}", route.path));
     }
-    // The same thing again, and something else by the same door: it stays one fact.
+    // A repetition, and another read by the same route: it stays one access event.
     for path in ["audit/events?limit=1", "audit/events?action=member.added"] {
         api.get(&auditor, &org.path(path)).await.expect(200);
     }
-    // Nobody is told of those who were not let in by what they did not read.
+    // A denied caller's request is not recorded as a read.
     let (_, viewer) = api.key(&org, "viewer").await;
     api.get(&viewer, &org.path("audit/events")).await.expect(403);
 
-    // Nothing of what was read is told yet, although what was noted behind it is in the log.
+    // No read is recorded yet, although a later access event is in the log.
     let reads = "access.audit_read";
     audited(&api, &org.owner, &org.id, "access.denied", 1).await;
     assert!(audited(&api, &org.owner, &org.id, reads, 0).await.is_empty(), "a minute is one fact");
@@ -143,7 +143,7 @@ async fn an_export_is_whole_and_in_the_log_before_its_first_line() {
     assert_eq!(fact["data"], json!({"format": "jsonl", "from_idx": 0, "upto_idx": upto, "filter": null}));
     assert_eq!(fact["idx"].as_u64(), Some(upto as u64), "it is behind what it is about");
 
-    // Taken up again where it broke off, as a table, in which nothing is a formula.
+    // Resumed where it stopped, as a table, in which nothing is a formula.
     let path = org.path("audit/export?format=csv&from_idx=1&action=record.created");
     let csv = api.get(&auditor, &path).await.expect(200);
     assert!(csv.header("content-type").starts_with("text/csv"));
@@ -158,14 +158,14 @@ async fn an_export_is_whole_and_in_the_log_before_its_first_line() {
     let ocsf: Vec<Value> = ocsf.text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((ocsf.len(), ocsf[0]["metadata"]["version"].is_string()), (2, true), "{ocsf:?}");
 
-    // Who may not read cannot export, and what was not exported is not told.
+    // A caller that may not read cannot export, and a denied export is not recorded as one.
     let (_, member) = api.key(&org, "member").await;
     api.get(&member, &org.path("audit/export")).await.expect(403);
     assert!(api.get(&auditor, &org.path("audit/export?format=xlsx")).await.expect(400).text.contains("format"));
     audited(&api, &org.owner, &org.id, "access.audit_exported", 3).await;
 }
 
-/// Somebody who collects audit logs, and answers as it is told.
+/// A collector of audit logs with scripted answers.
 #[derive(Clone, Default)]
 struct Collector {
     posts: Arc<Mutex<Vec<(HeaderMap, String)>>>,
@@ -259,7 +259,7 @@ async fn whoever_collects_the_audit_log_can_prove_that_nothing_is_missing() {
         // The same part has the same id however often it is sent, and another part another one.
         let upto = data["next_idx"].as_u64().unwrap();
         assert_eq!((id.as_str(), upto), (&*format!("{}_{next}_{upto}", org.id), next + events.len() as u64));
-        // The first two were refused, so what they had comes again.
+        // The first two were rejected, so their events come again.
         if nth >= 2 {
             assert!(ids.insert(id), "what was confirmed does not come again");
             next = upto;
@@ -269,7 +269,7 @@ async fn whoever_collects_the_audit_log_can_prove_that_nothing_is_missing() {
     assert!(ids.len() >= 2 && collector.posts().len() == ids.len() + 2, "{} posts of {ids:?}", collector.posts().len());
     assert!(next > 150 && !format!("{:?}", collector.posts()).contains("elsewhere"));
 
-    // Elsewhere it begins at the beginning; nowhere, it ends.
+    // At another address it begins at the beginning; without an address, it ends.
     let second = Collector::default();
     let url = second.start().await;
     api.patch(&org.owner, &org.path("settings"), &json!({"audit_webhook": url})).await.expect(200);

@@ -1,4 +1,5 @@
-//! What strangers and neighbours send slowly, in numbers or askew: it holds nobody up, and is taken as it was said or refused.
+//! Slow, numerous or malformed requests of strangers and other tenants: they delay no other, and are accepted or
+//! denied.
 
 use std::time::Duration;
 
@@ -18,16 +19,16 @@ use crate::{
     support::connect_with,
 };
 
-/// How long an answer may take for somebody who has nothing to do with it: on a busy machine, and far from what the others
-/// take.
+/// Timeout of an answer for an unrelated client: generous for a busy machine, and far below the duration of the others'
+/// requests.
 const PROMPT: Duration = Duration::from_secs(3);
 
-/// An answer that was prompt.
+/// Returns an answer that was prompt.
 async fn promptly<T>(what: &str, answer: impl Future<Output = T>) -> T {
     timeout(PROMPT, answer).await.unwrap_or_else(|_| panic!("{what}: no answer within {PROMPT:?}"))
 }
 
-/// Sends bytes, and reads what comes back until the other side closes.
+/// Sends bytes, and reads the answer until the other side closes.
 async fn raw(api: &Api, bytes: &str) -> String {
     let mut stream = TcpStream::connect(api.base.strip_prefix("http://").unwrap()).await.unwrap();
     stream.write_all(bytes.as_bytes()).await.unwrap();
@@ -36,7 +37,7 @@ async fn raw(api: &Api, bytes: &str) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// A head that announces a large body, and a byte of it.
+/// A request head that announces a large body, and a byte of it.
 fn head(path: &str, bearer: Option<&str>) -> String {
     let authorization = bearer.map(|bearer| format!("authorization: Bearer {bearer}\r\n")).unwrap_or_default();
     let more = "github-public-key-identifier: x\r\ngithub-public-key-signature: x\r\n";
@@ -46,7 +47,7 @@ fn head(path: &str, bearer: Option<&str>) -> String {
     )
 }
 
-/// A key that may do nothing.
+/// A key without permissions.
 async fn powerless(api: &Api, org: &Org) -> String {
     let issue = json!({"name": "nothing", "role": "viewer", "scopes": []});
     api.post(&org.owner, &org.path("api-keys"), &issue).await.expect(201).json()["token"].as_str().unwrap().to_owned()
@@ -69,7 +70,7 @@ async fn who_announces_a_body_and_sends_a_byte_takes_nobodys_room() {
 
     let began = Instant::now();
     let mut held: Vec<_> = heads.iter().map(|head| Box::pin(raw(&api, head))).collect();
-    // Until they have sent what they send.
+    // Until they have sent their requests.
     for held in &mut held {
         assert!(timeout(Duration::from_millis(20), held).await.is_err(), "answered before anything was sent");
     }
@@ -94,7 +95,7 @@ async fn who_announces_a_body_and_sends_a_byte_takes_nobodys_room() {
     assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
 }
 
-/// What listens, accepts and never answers.
+/// A server that listens, accepts and never answers.
 async fn silence() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -170,7 +171,7 @@ async fn an_issuer_that_is_silent_holds_up_nobody_elses_requests() {
     for asked in by_nats {
         let answer = timeout(PATIENCE, asked).await.unwrap().unwrap().unwrap();
         let headers = answer.headers.unwrap();
-        // NATS has a header of that name, by which clients take an answer for none.
+        // NATS has a header of that name, which makes clients treat an answer as none.
         assert!(headers.get("Status").is_none() && answer.status.is_none(), "{headers:?}");
         assert_eq!(headers.get("Orgstream-Status").unwrap().as_str(), "503");
     }
@@ -187,7 +188,7 @@ async fn an_answer_by_nats_says_whose_request_it_answers() {
     let answer = ours.request(format!("cmd.{}", org.id), create_model("x").to_string().into()).await.unwrap();
     assert_eq!(answer.headers.unwrap().get("Orgstream-Key").unwrap().as_str(), public_id);
 
-    // nats-server lets whoever asks name any inbox: who reads there knows by the header that this is none of theirs.
+    // nats-server lets a requester name any inbox: its reader knows by the header that the reply is not its own.
     let mut inbox = ours.subscribe(format!("{prefix}.>")).await.unwrap();
     ours.flush().await.unwrap();
     let attacker = producer(&api, &theirs).await;
@@ -247,7 +248,7 @@ async fn a_key_is_for_what_was_said_around_the_command_too() {
     let made = send("k", &first).await.expect(201).json();
     let again = send("k", &first).await.expect(201).json();
     assert_eq!((&again["replayed"], &again["id"]), (&json!(true), &made["id"]));
-    // The same moment in other words is the same.
+    // The same time in another notation is the same.
     assert_eq!(send("k", &at("2020-01-01T01:00:00.000+01:00", "0", "0")).await.expect(201).json()["replayed"], true);
     for other in [
         at("2020-01-01T00:00:01Z", "0", "0"),
@@ -257,7 +258,7 @@ async fn a_key_is_for_what_was_said_around_the_command_too() {
     ] {
         assert_eq!(send("k", &other).await.expect(422).problem(), "idempotency_key_reused", "{other}");
     }
-    // So it is before anything of it is in a table, and in one request.
+    // So it is before any of it is in a table, and in one request.
     let two = json!([
         {"command": create_model("y"), "idempotency_key": "two", "occurred_at": "2020-01-01T00:00:00Z"},
         {"command": create_model("y"), "idempotency_key": "two", "occurred_at": "2020-01-02T00:00:00Z"},
@@ -268,7 +269,7 @@ async fn a_key_is_for_what_was_said_around_the_command_too() {
         (&json!("accepted"), &json!("idempotency_key_reused"))
     );
 
-    // A version is a condition: one request may name several, and is answered again as it was.
+    // A version is a condition: one request may name several, and a repetition gets the same answer.
     let (id, position) = api.record(&org, "versions").await;
     api.sees(&org, &position).await;
     let put = async || {
@@ -311,7 +312,7 @@ async fn a_request_says_once_whom_it_is_for() {
         let answer = raw(&api, &asked).await;
         assert_eq!(answer.split(' ').nth(1), Some(status), "{asked:?}: {answer}");
     }
-    // Of two lengths of a body one is the sender's mistake, or its trap: nothing more is read of that connection.
+    // Two lengths of a body are the sender's mistake, or an attack: nothing more is read of that connection.
     let org = api.org("askew").await;
     let body = model("x").to_string();
     let lengths = [

@@ -1,4 +1,4 @@
-//! The log against a real nats-server: what is promised of appends, reads, tails and cursors, through crashes too.
+//! The log against a real nats-server: the guarantees of appends, reads, tails and cursors, through crashes too.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -126,7 +126,7 @@ async fn an_org_is_placed_once() {
     let placements = join_all((0..20).map(|_| log.place(org))).await;
     let first = placements[0].as_ref().unwrap();
     assert!(placements.iter().all(|placement| placement.as_ref().unwrap() == first));
-    // What is stored counts, not the number of shards that somebody else believes in.
+    // The stored placement counts, not the number of shards in another process's options.
     let other = Log::connect(&LogOptions { shards: 64, region: "eu".to_owned(), ..options(&nats) }).await.unwrap();
     assert_eq!(other.place(org).await.unwrap(), *first);
     assert_eq!(other.placement(org).await.unwrap().as_ref(), Some(first));
@@ -387,15 +387,15 @@ async fn a_backlog_is_caught_up_with_by_one_consumer_and_without_it_too() {
         assert_eq!(backlog.goes_on_at(), (!ended).then(|| read.last().unwrap().seq + 1));
         (count, ended, consumers)
     };
-    // The first is an ordinary read; whoever has no more makes no consumer.
+    // The first is an ordinary read; an org without more creates no consumer.
     assert_eq!(chunk_of(100, 1 << 20).await, (100, false, 0));
     assert_eq!(chunk_of(100, 1 << 20).await, (100, false, 1));
-    // The next message comes however large it is, and not more than may come.
+    // The next message is returned at any size, and no more than the limit allows.
     assert_eq!(chunk_of(100, 1).await, (1, false, 1));
     let (few, ended, consumers) = chunk_of(100, 4_000).await;
     assert!((2..20).contains(&few) && !ended && consumers == 1, "{few} {ended} {consumers}");
     assert_eq!(chunk_of(100, 1 << 20).await, (100, false, 1));
-    // The consumer is gone with its server, so a read goes on, and then another consumer.
+    // The consumer is gone with its server, so a read continues, and then another consumer.
     nats.kill9().await;
     nats.restart().await;
     let again = loop {
@@ -412,7 +412,7 @@ async fn a_backlog_is_caught_up_with_by_one_consumer_and_without_it_too() {
     let found: Vec<_> = read.iter().map(|message| (message.seq, &message.payload, &message.trace)).collect();
     assert_eq!(found, expected);
 
-    // What comes later is read where it ended.
+    // Later messages are read from where it ended.
     assert!(backlog.read(ReadLimit { messages: 10, bytes: 1 << 20 }).await.unwrap().messages.is_empty());
     let later = append(&log, mine, 2_000, 2_000, 0).await.seq;
     let chunk = backlog.read(ReadLimit { messages: 10, bytes: 1 << 20 }).await.unwrap();
@@ -457,7 +457,7 @@ async fn a_cursor_sees_everything_once_through_crashes() {
         tokio::spawn(async move {
             let mut cursor = log.cursor(shard, 0).await.unwrap();
             for seq in 1..=total {
-                // Dropping the future on the way must not lose what it was about to bring.
+                // Dropping the future must not lose the message it was about to return.
                 let message = loop {
                     if let Ok(next) = timeout(Duration::from_millis(3), cursor.next()).await {
                         break next.unwrap();
@@ -484,7 +484,7 @@ async fn a_cursor_sees_everything_once_through_crashes() {
     timeout(PATIENCE, reader).await.unwrap().unwrap();
 }
 
-/// A pull request that ends because its bytes are used up to the very last one says nothing of the messages it still owes.
+/// A pull request that ends because its bytes are used up exactly sends no status about the messages it still owes.
 #[tokio::test]
 async fn a_cursor_goes_on_after_a_request_that_ended_without_a_word() {
     const REQUEST: usize = 2 << 20;
@@ -500,13 +500,14 @@ async fn a_cursor_goes_on_after_a_request_that_ended_without_a_word() {
     }
     let mut cursor = log.cursor(placement.shard, 0).await.unwrap();
     for seq in 1..=total {
-        // Half of what a cursor waits before it gives a silent server up.
+        // Half of a cursor's timeout for a silent server.
         let message = timeout(Duration::from_secs(5), cursor.next()).await;
         assert_eq!(message.expect("the next message").unwrap().seq, seq);
     }
 }
 
-/// The stream again, as one is that gives up messages: no stream of ours does, and a disk that lies is harder to come by.
+/// Makes the stream again so that it can lose messages: the product's streams cannot, and a faulty disk is harder to
+/// simulate.
 async fn make_purgeable(log: &Log, stream: &str) {
     let ask = async |verb: &str, body: String| {
         let answer = log.client().request(format!("$JS.API.STREAM.{verb}.{stream}"), body.into()).await.unwrap();
@@ -581,14 +582,14 @@ async fn a_claim_is_given_back_unless_somebody_relies_on_it() {
     assert!(new.is_some());
     assert!(matches!(log.claim("slug", "free", one).await, Err(ClaimError::Taken { by }) if by == other));
 
-    // Two commands of one org at once: the one that fails leaves it to the other.
+    // Two concurrent commands of one org: the one that fails leaves it to the other.
     let new = log.claim("slug", "shared", one).await.unwrap().unwrap();
     let again = join_all((0..20).map(|_| log.claim("slug", "shared", one))).await;
     assert!(again.into_iter().all(|claim| claim.unwrap().is_none()));
     log.release("slug", "shared", one, new).await.unwrap();
     assert_eq!(log.claimed_by("slug", "shared").await.unwrap(), Some(one));
 
-    // What is given back when it is not needed any more: by whoever found it as it still is, and by nobody else.
+    // A claim released when it is no longer needed: by a command that found its current state, and by no other.
     log.claim_anew("sso", "pair", one).await.unwrap().unwrap();
     assert_eq!(log.claim_of("sso", "pair", other).await.unwrap(), None);
     for _ in 0..3 {
@@ -637,7 +638,7 @@ async fn facts_share_a_subject_and_expect_nothing() {
         };
         draft.seal(|| Salt([7; 32])).unwrap()
     };
-    // Enough at once for batches, in which a subject may be only once.
+    // Enough at once for batches, which allow a subject only once.
     let facts: Vec<Commit> = (0..100).map(fact).collect();
     let appends = facts.iter().map(|fact| log.append(&placement, fact, Expected::Any, None));
     let seqs: HashSet<u64> = join_all(appends).await.into_iter().map(|appended| appended.unwrap().seq).collect();

@@ -1,8 +1,8 @@
-//! What is built in, against `deny.toml`: licences, bans and sources, as Cargo resolves them. Nothing is asked for it.
+//! The dependencies against `deny.toml`: licences, bans and sources, as Cargo resolves them. Works offline.
 
 use std::{collections::BTreeSet, env, fs, path::Path, process::Command};
 
-/// The crates that the program is built of: name, version and source as Cargo writes them, and licence.
+/// The crates that the program is built of: name, version and source as Cargo prints them, and licence.
 fn crates() -> Vec<(String, String)> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut tree = Command::new(cargo);
@@ -21,7 +21,7 @@ fn crates() -> Vec<(String, String)> {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let lines: BTreeSet<String> = String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
     let split = lines.iter().filter_map(|line| line.split_once('|'));
-    // What was shown before is marked behind its licence.
+    // A repeated crate is marked behind its licence.
     split.map(|(name, licence)| (name.to_owned(), licence.replace(" (*)", ""))).collect()
 }
 
@@ -34,7 +34,7 @@ fn list(name: &str) -> BTreeSet<String> {
     lines.filter_map(|line| line.split('"').nth(1)).map(str::to_owned).collect()
 }
 
-/// Whether an SPDX expression can be met by licences of the list: one of each `OR`, all of each `AND`.
+/// Whether licences of the list satisfy an SPDX expression: one of each `OR`, all of each `AND`.
 fn is_met(expression: &str, allowed: &BTreeSet<String>) -> bool {
     let expression = expression.trim();
     let mut depth = 0;
@@ -84,7 +84,7 @@ fn everything_that_is_built_in_may_be() {
         assert!(is_met(&licence, &allowed), "{name} is under {licence:?}: see deny.toml");
         let bare = name.split(' ').next().unwrap();
         assert!(!banned.contains(bare), "{name} is banned: see deny.toml");
-        // A source other than the registry is written behind the version.
+        // A source other than the registry is printed after the version.
         let from = name.split_once(" (").map(|(_, from)| from);
         assert!(
             from.is_none_or(|from| from.starts_with('/') || from.starts_with("proc-macro")),

@@ -28,10 +28,10 @@ use tokio::time::sleep;
 /// The roles are the cluster's, so all tests that share one must agree.
 pub(crate) const APP_PASSWORD: &str = "the password of the tests";
 
-/// What vouches for the events of the tests, as the program is told of it.
+/// The commit keys of the tests, in the program's setting.
 pub(crate) const COMMIT_KEYS: &str = "tests:0707070707070707070707070707070707070707070707070707070707070707";
 
-/// The same for what a test opens itself.
+/// The same keys for what a test opens itself.
 pub(crate) fn commit_keys() -> Arc<CommitKeys> {
     Arc::new(COMMIT_KEYS.parse().unwrap())
 }
@@ -57,8 +57,8 @@ impl Drop for TempDir {
     }
 }
 
-/// What comes of `look` as soon as there is something, which must be within the second that the product promises: for what was
-/// revoked, taken away or changed, counted from its answer.
+/// Returns the first value of `look`, which must come within the second that the product promises: for revocations,
+/// removals and changes, counted from their answer.
 pub(crate) async fn within_a_second<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
@@ -66,44 +66,44 @@ pub(crate) async fn within_a_second<T>(what: &str, mut look: impl AsyncFnMut() -
         if let Some(seen) = look().await {
             return seen;
         }
-        // The last question that was asked in time may be answered late.
+        // The last request that was sent in time may be answered late.
         assert!(asked < Duration::from_secs(1), "{what}: not so after {asked:?}");
         sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// Unique among the tests that run now: of this process, and of others.
+/// Unique among the running tests: of this process, and of others.
 fn unique() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("{}_{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A connection as the user whose credentials these are.
+/// A connection as the user of these credentials.
 pub(crate) async fn connect_as(url: &str, creds: &Path) -> Client {
     connect_with(url, &fs::read_to_string(creds).unwrap()).await
 }
 
-/// The same with the text of the file. Its inbox is where its tags say.
+/// A connection by the text of a credentials file. Its inbox is the one in its tags.
 pub(crate) async fn connect_with(url: &str, creds: &str) -> Client {
     let options = ConnectOptions::with_credentials(creds).unwrap();
     options.custom_inbox_prefix(inbox(creds)).connect(url).await.unwrap()
 }
 
-/// Where answers to whoever has these credentials go.
+/// The inbox of the user of these credentials.
 pub(crate) fn inbox(creds: &str) -> String {
     let tags = claims(creds)["nats"]["tags"].take();
     let found = tags.as_array().into_iter().flatten().find_map(|tag| tag.as_str()?.strip_prefix("inbox:"));
     found.unwrap_or("_INBOX").to_owned()
 }
 
-/// What the token in credentials says.
+/// The claims of the token in credentials.
 pub(crate) fn claims(creds: &str) -> Value {
     let jwt = creds.lines().find(|line| line.starts_with("eyJ")).unwrap();
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(jwt.split('.').nth(1).unwrap()).unwrap()).unwrap()
 }
 
-/// A producer that may ask every organization: as nobody is whose credentials the program makes, and as a test needs it that
-/// has several. Only the producers' account's own key, which is kept offline, can sign that.
+/// A producer that may send to every organization: no credentials made by the program allow that, and a test with
+/// several organizations needs it. Only the producers' account's own key, which is kept offline, can sign that.
 pub(crate) async fn any_producer(url: &str, access: &AccessFiles) -> Client {
     let keys: Value = serde_json::from_slice(&fs::read(access.offline()).unwrap()).unwrap();
     let permissions = json!({"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1,
@@ -111,7 +111,7 @@ pub(crate) async fn any_producer(url: &str, access: &AccessFiles) -> Client {
     connect_with(url, &minted(keys["producers"].as_str().unwrap(), "any", &permissions)).await
 }
 
-/// Credentials that the key with this seed has signed.
+/// Credentials signed by the key with this seed.
 pub(crate) fn minted(seed: &str, name: &str, nats: &Value) -> String {
     let (issuer, user) = (KeyPair::from_seed(seed).unwrap(), KeyPair::new_user());
     let claims = json!({"jti": name, "iat": 1, "iss": issuer.public_key(), "sub": user.public_key(), "name": name, "nats": nats});
@@ -147,7 +147,7 @@ impl Nats {
         self.server.kill9().await;
     }
 
-    /// Starts it again, on the same ports with the same data.
+    /// Restarts it, on the same ports with the same data.
     pub(crate) async fn restart(&mut self) {
         self.server.restart().await.unwrap();
     }
@@ -155,12 +155,12 @@ impl Nats {
 
 /// A migrated database of this test alone.
 pub(crate) struct TestDatabase {
-    /// As the program has it.
+    /// The program's handle.
     pub(crate) db: Database,
-    /// As the login that migrates.
+    /// The URL for the login that migrates.
     pub(crate) owner_url: String,
     options: DatabaseOptions,
-    // Last, so that the database is dropped when nobody uses it any more.
+    // Last, so that the database is dropped when it is no longer used.
     place: Place,
 }
 
@@ -171,12 +171,12 @@ struct Place {
 }
 
 impl TestDatabase {
-    /// The database as one of the program's roles, for what only raw SQL can show.
+    /// The URL for one of the program's roles, for checks that need raw SQL.
     pub(crate) fn app_url(&self, role: impl Display) -> String {
         self.options.url.replace("://", &format!("://{role}:{}@", APP_PASSWORD.replace(' ', "%20")))
     }
 
-    /// How the program would be told of it.
+    /// The program's options for it.
     pub(crate) fn options(&self) -> DatabaseOptions {
         self.options.clone()
     }

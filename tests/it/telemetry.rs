@@ -1,4 +1,4 @@
-//! Traces, from the caller to the projection commit, as a collector receives them; and what `/metrics` shows.
+//! Traces, from the caller to the projection commit, as a collector receives them; and the content of `/metrics`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,12 +18,12 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
 }
 
-/// Spans are protobuf; names and trace ids are in it as they are.
+/// Spans are protobuf, which contains names and trace ids verbatim.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trace_reaches_from_the_caller_to_the_projection() {
     let received = Received::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    // Without a path it is a collector's address, and the path is known.
+    // Without a path it is a collector's address, and the path is the standard one.
     let collector = format!("http://{}", listener.local_addr().unwrap());
     let app = Router::new().route("/v1/traces", post(collect)).with_state(Arc::clone(&received));
     tokio::spawn(async move { axum::serve(listener, app).await });
@@ -75,7 +75,7 @@ async fn a_trace_reaches_from_the_caller_to_the_projection() {
     let secrets = std::fs::read(dir.path().join("secrets.json")).unwrap();
     let secrets: serde_json::Value = serde_json::from_slice(&secrets).unwrap();
     let token = secrets["platform_token"].as_str().unwrap();
-    // Some figures are brought up to date once a second.
+    // Some metrics are updated once a second.
     let wanted = [
         "orgstream_append_seconds",
         "orgstream_projection_lag_seconds",

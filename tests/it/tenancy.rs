@@ -1,5 +1,5 @@
-//! What tenants share and what they do not, as a whole: logs, configuration, roles, machines; and what happens when the
-//! walls between them fail all the same.
+//! Shared and separate parts of tenants, as a whole: logs, configuration, roles, machines; and the effects of a failure
+//! of the isolation.
 
 use orgstream_events::{PLATFORM_ORG, UserId};
 use reqwest::Method;
@@ -12,7 +12,7 @@ use crate::{
     cluster::{Cluster, ClusterOptions, create, eventually},
 };
 
-/// A person in several organizations, with a role in each.
+/// A user in several organizations, with a role in each.
 async fn join(api: &Api, email: &str, org: &Org, role: &str) -> String {
     let user = UserId::from_login(api.issuer.url(), email);
     let body = json!({"email": email, "role": role, "user_id": user});
@@ -99,7 +99,7 @@ async fn s3_36_a_row_of_another_org_ends_the_request_and_gives_the_alarm() {
     api.get_at(&theirs.owner, &theirs.path("audit/events"), &position).await.expect(200);
     let events = api.get(&mine.owner, &mine.path("audit/events")).await.expect(200).json();
     let event = events["data"][0]["event_id"].as_str().unwrap().to_owned();
-    // Somebody with the rights of the owner puts a row of one where a row of the other was.
+    // An attacker with the owner's rights replaces a row of one org by a row of the other.
     let mut owner = PgConnection::connect(api.owner_url()).await.unwrap();
     sqlx::raw_sql("ALTER TABLE audit.events DISABLE TRIGGER append_only").execute(&mut owner).await.unwrap();
     let (org, other) = (mine.id.parse::<orgstream_events::OrgId>(), theirs.id.parse::<orgstream_events::OrgId>());
@@ -156,7 +156,7 @@ async fn s3_35_attempts_are_counted() {
     assert!(pattern.stdout.starts_with("os_(live|test)_"), "{pattern:?}");
 }
 
-/// What the processes hold: their memory in bytes, and their connections to the database.
+/// The processes' memory in bytes, and their connections to the database.
 async fn held(cluster: &Cluster) -> (u64, i64) {
     let memory = cluster.api.resident() + cluster.workers[0].resident();
     let count = sqlx::query_scalar("SELECT count(*) FROM pg_stat_activity WHERE usename LIKE 'app\\_%'");
@@ -193,7 +193,7 @@ async fn s3_5_a_thousand_tenants_share_one_set_of_processes() {
     };
     eventually("the last tenant to be served", reads).await;
     let (more_memory, more_connections) = held(&cluster).await;
-    // No tenant has a connection, a stream or a task of its own; what each adds to caches is bounded, and small.
+    // No tenant has a connection, a stream or a task of its own; the growth of caches per tenant is bounded, and small.
     assert!(more_connections <= connections + 4, "{connections} connections became {more_connections}");
     let each = more_memory.saturating_sub(memory) / 900;
     assert!(each < 128 << 10, "every tenant takes {each} bytes: {memory} became {more_memory}");

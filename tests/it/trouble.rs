@@ -1,4 +1,4 @@
-//! Trouble of the database, and messages that are nobody's: nothing is passed over for it, nobody is blamed, nothing spins.
+//! Trouble of the database, and messages of no org: nothing is skipped for it, no event is blamed, nothing busy-loops.
 
 use async_nats::jetstream;
 use orgstream::app::problem::Problem;
@@ -78,7 +78,7 @@ impl Rig {
         parked::list(&mut tx, None, 1_000).await.unwrap().len()
     }
 
-    /// Everything was applied, nothing parked, and the audit log is in the order of the stream.
+    /// Asserts that everything was applied, nothing parked, and the audit log is in the order of the stream.
     pub(crate) async fn assert_whole(&self, org: &Placement, messages: usize) {
         self.until_applied(org).await;
         assert_eq!(self.parked(org).await, 0);
@@ -108,7 +108,7 @@ impl Rig {
     }
 }
 
-/// Transactions of this database that were undone, as the server counts them.
+/// Transactions of this database that were rolled back, as the server counts them.
 async fn undone(superuser: &mut PgConnection) -> i64 {
     let undone = "SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()";
     sqlx::query_scalar(undone).fetch_one(superuser).await.unwrap()
@@ -118,8 +118,8 @@ async fn run(superuser: &mut PgConnection, statements: impl Into<String>) {
     sqlx::raw_sql(AssertSqlSafe(statements.into())).execute(superuser).await.unwrap();
 }
 
-/// Lets every organization write while the database is as `begins` makes it, until so many transactions failed that
-/// whoever is to be blamed for them has been, and sets it right by `ends`.
+/// Lets every organization write while the database is in the state made by `begins`, until so many transactions failed
+/// that a guilty event would have been parked, and repairs it by `ends`.
 async fn assert_nobody_is_blamed(mut rig: Rig, everywhere: bool, begins: &[&str], ends: &[&str]) {
     let mut orgs = Vec::new();
     for _ in 0..6 {
@@ -140,7 +140,7 @@ async fn assert_nobody_is_blamed(mut rig: Rig, everywhere: bool, begins: &[&str]
     if everywhere {
         rig.until_in_trouble().await;
     }
-    // Each of them has failed often enough to be parked, were it to blame.
+    // Each of them has failed often enough to be parked, if it were the cause.
     let failed = eventually("the transactions to fail again and again", async || {
         let failed = undone(&mut superuser).await - before;
         (failed >= 12).then_some(failed)
@@ -164,7 +164,7 @@ async fn assert_nobody_is_blamed(mut rig: Rig, everywhere: bool, begins: &[&str]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_takes_no_writes_for_a_while_has_nothing_parked() {
     let rig = Rig::start(own_database().await, |_| {}).await;
-    // As after a failover: whoever is connected finds a server that takes no writes.
+    // As after a failover: existing connections find a server that accepts no writes.
     let begins = ["ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"];
     let ends = ["ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()"];
     assert_nobody_is_blamed(rig, true, &begins, &ends).await;
@@ -174,7 +174,7 @@ async fn a_database_that_takes_no_writes_for_a_while_has_nothing_parked() {
 async fn a_table_that_is_away_for_a_while_has_nothing_parked() {
     let rig = Rig::start(own_database().await, |_| {}).await;
     let begins = ["ALTER TABLE rm.records RENAME TO records_that_are_away"];
-    // The audit log goes on meanwhile.
+    // The audit log continues meanwhile.
     assert_nobody_is_blamed(rig, false, &begins, &["ALTER TABLE rm.records_that_are_away RENAME TO records"]).await;
 }
 
@@ -277,7 +277,7 @@ async fn a_message_in_a_shard_where_its_organization_does_not_live_is_told_of_on
         (told == found).then_some(())
     })
     .await;
-    // They hold up nobody, and stand for nobody's beginning.
+    // They delay no org, and do not count as the beginning of any.
     for org in [&org, &unapplied] {
         rig.write(org).await;
     }
@@ -313,7 +313,7 @@ async fn a_reader_that_is_far_behind_passes_over_nothing_that_it_does_not_know_t
     let Rig { nats, database, log, status, stop, worker } = rig;
     stop.cancel();
     worker.await.unwrap();
-    // Nobody has heard of its creation: it has none.
+    // Its creation was not read by any worker: it has none.
     let rig = Rig { nats, database, log, status, stop: CancellationToken::new(), worker: tokio::spawn(async {}) };
     let org = rig.place().await;
     for _ in 0..MESSAGES {
@@ -344,7 +344,7 @@ async fn what_nobody_can_read_can_be_given_up_and_does_not_keep_anybody_from_reb
     let said = cluster.cli("", &["rebuild", "--org", &id]).await.failure();
     assert!(said.stderr.contains("parked"), "{said:?}");
 
-    // A read that asks for one of them is told so, and one that does not is told what it lacks.
+    // A read that requires one of them gets an error, and another one is informed of what it lacks.
     for path in ["records", "audit/events"] {
         let position = format!("{}:{}", tenant.id, seqs[1]);
         let request = cluster.client.request(Method::GET, &tenant.path(path), &tenant.key);
@@ -363,7 +363,7 @@ async fn what_nobody_can_read_can_be_given_up_and_does_not_keep_anybody_from_reb
             .collect();
         assert_eq!(without, seqs.iter().map(|seq| format!("{}:{seq}", tenant.id)).collect::<Vec<_>>());
     }
-    // The last of them is the head of the stream, and whoever reads everything is not kept from it.
+    // The last of them is the head of the stream, and a full read still completes.
     let said = cluster.cli(&tenant.key, &["replay"]).await.success();
     assert!(said.stderr.contains("could not be applied"), "{said:?}");
 

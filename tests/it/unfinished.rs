@@ -1,4 +1,4 @@
-//! What ends before it is done, what it cannot know, and what nobody takes: each says so.
+//! Incomplete results, unknown outcomes, and unread output: each is reported.
 
 use std::{process::Stdio, time::Duration};
 
@@ -116,7 +116,7 @@ async fn bodies_by_nats_have_the_room_of_those_by_http_and_are_told_when_there_i
     assert_eq!(send(&third, "before".to_owned()).await.0, 201);
     assert_ne!(send(&third, large.clone()).await.0, 503);
 
-    // Bodies of nearly the whole room that do not come to their end.
+    // Bodies that take nearly the whole room and never complete.
     let mut slow = Vec::new();
     for tenant in [&tenant, &other] {
         let address = cluster.client.base.strip_prefix("http://").unwrap().to_owned();
@@ -128,7 +128,7 @@ async fn bodies_by_nats_have_the_room_of_those_by_http_and_are_told_when_there_i
             tenant.key
         );
         stream.write_all(head.as_bytes()).await.unwrap();
-        // What is not read, because there is no room for it, is not sent to its end.
+        // A body that is not read for lack of room is not sent to its end.
         slow.push(tokio::spawn(async move {
             let _ = stream.write_all(&vec![b' '; 900 << 10]).await;
             std::future::pending::<()>().await;
@@ -140,7 +140,7 @@ async fn bodies_by_nats_have_the_room_of_those_by_http_and_are_told_when_there_i
     })
     .await;
     assert_eq!((&refused["code"], &refused["retry_after_ms"]), (&json!("overloaded"), &json!(1000)));
-    // What is small has room beside them, and there is room for the large when they are gone.
+    // A small body has room beside them, and there is room for a large one when they are gone.
     assert_eq!(send(&third, "beside".to_owned()).await.0, 201);
     for slow in slow {
         slow.abort();
@@ -150,7 +150,7 @@ async fn bodies_by_nats_have_the_room_of_those_by_http_and_are_told_when_there_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_that_does_not_answer_is_told_of_once_and_counted() {
-    // It takes connections and says nothing.
+    // It accepts connections and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let collector = format!("http://127.0.0.1:{}/?key=hidden", silent.local_addr().unwrap().port());
     tokio::spawn(async move {

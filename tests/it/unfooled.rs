@@ -1,4 +1,4 @@
-//! Whatever a superuser of the database changes, in whatever table: what verifies finds it, or says what it did not compare.
+//! For any change by a database superuser, in any table: verification detects it, or reports what it did not compare.
 
 use std::fs;
 
@@ -25,7 +25,7 @@ async fn verify(cluster: &Cluster, tenant: &Tenant) -> Said {
     cluster.cli("", &["replay", "--verify", "--org", &tenant.id.to_string()]).await
 }
 
-/// As a session in which nothing is in the way of its superuser.
+/// A session without any restriction on its superuser.
 async fn attacker(cluster: &Cluster) -> PgConnection {
     let mut database = cluster.superuser().await;
     sqlx::raw_sql("SET session_replication_role = replica").execute(&mut database).await.unwrap();
@@ -57,7 +57,7 @@ async fn the_stream_says_where_it_ends_and_no_checkpoint_does() {
     }
 
     let forgeries: [(&[&str], &[&str]); 6] = [
-        // Nothing is left of the audit log, and the checkpoints say that nothing ever was there.
+        // Nothing is left of the audit log, and the checkpoints claim that it was always empty.
         (
             &[
                 BACK,
@@ -110,7 +110,7 @@ async fn what_was_acknowledged_and_never_applied_is_missed() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
     let tenant = cluster.tenant("hidden").await;
     goes_on(&cluster, &tenant, "before").await;
-    // Nobody applies them, and the checkpoints say that somebody did.
+    // The messages are not applied, and the checkpoints claim that they were.
     cluster.workers[0].stop().await;
     let mut last = String::new();
     for name in ["one", "two"] {
@@ -134,7 +134,7 @@ async fn one_message_that_nobody_signed_is_named_and_the_rest_is_compared() {
     let seq = intruder.publish(tenant.id, &subject, 0, b"\x00junk".to_vec()).await;
     until_parked(&cluster, &tenant, 2).await;
     goes_on(&cluster, &tenant, "beside").await;
-    // It waits for somebody to decide about it, and that is the only difference.
+    // It waits for an operator's decision, and that is the only difference.
     let waits = format!("at {}:{seq} is not in the audit log: it is parked", tenant.id);
     let said = verify(&cluster, &tenant).await.failure();
     assert!(said.stdout.contains(&waits) && said.stdout.matches("! ").count() == 1, "{said:?}");
@@ -147,11 +147,11 @@ async fn one_message_that_nobody_signed_is_named_and_the_rest_is_compared() {
     let said = verify(&cluster, &tenant).await.success();
     assert!(said.stdout.contains(&format!("at {}:{seq} was given up", tenant.id)), "{said:?}");
     assert!(said.stdout.contains(&format!("the message {}:{seq} is in no account", tenant.id)), "{said:?}");
-    // And what comes after it is compared as ever.
+    // And later messages are compared as usual.
     let forged = r#"UPDATE rm.records SET data = '{"forged": true}' WHERE org_id = $1"#;
     assert!(execute(&mut cluster.superuser().await, forged, tenant.id.uuid()).await > 0);
     assert!(verify(&cluster, &tenant).await.failure().stdout.contains("rm.records"));
-    // What is parked and is not in the tables is said to be parked.
+    // A parked message that is not in the tables is reported as parked.
     let record = fresh_record();
     let orphans = intruder.orphans(tenant.id, record).await;
     until_parked(&cluster, &tenant, 3).await;
@@ -185,7 +185,7 @@ async fn the_past_is_what_the_pinned_key_signed_and_events_say_when_it_was() {
     assert_eq!((status, &lines[0]["size"], &lines[0]["keys_of"]), (200, &7.into(), &"pinned".into()), "{lines:?}");
     assert_eq!(lines[0]["unproven"].as_array().unwrap().len(), 2);
 
-    // A column beside the event says when it was, and nobody believes it.
+    // A column beside the event has its time, and is not trusted.
     let (_, lines) = state(&audited, &timed, "2").await;
     let at = lines[0]["recorded_at"].as_str().unwrap().to_owned();
     let (_, before) = state(&audited, &timed, &at).await;
@@ -194,11 +194,11 @@ async fn the_past_is_what_the_pinned_key_signed_and_events_say_when_it_was() {
     let (status, lines) = state(&audited, &timed, &at).await;
     assert_eq!((status, &lines), (200, &before));
     assert!(lines[0]["size"].as_u64().unwrap() < 20, "{lines:?}");
-    // Nor a header, of whichever event: the tree over all of them goes by.
+    // Nor a header, of any event: the tree over all of them is checked.
     edit(&mut database, timed.id.uuid(), 20).await;
     assert_eq!(state(&audited, &timed, &at).await.0, 500);
 
-    // One head of its own, under a signature line that was made for another.
+    // A forged head, under a signature line that was made for another.
     let org = forged.id.uuid();
     edit(&mut database, org, 6).await;
     let headers: Vec<Vec<u8>> =
@@ -229,7 +229,7 @@ async fn the_past_is_what_the_pinned_key_signed_and_events_say_when_it_was() {
     let served = audited.cluster.client.get(&forged.key, &forged.path("audit/checkpoint")).await;
     assert_eq!(served.status, 500, "{served:?}");
 
-    // The whole of it signed anew, with a key that the database has been told of.
+    // All of it signed anew, with a key that was added to the database.
     let thief = LogSigner::from_seed(HOST.parse().unwrap(), &[9; 32]);
     let org = resigned.id.uuid();
     edit(&mut database, org, 6).await;
@@ -307,7 +307,7 @@ async fn nothing_is_built_or_proven_from_an_audit_log_that_was_altered() {
         }
     }
     assert_eq!(version(&mut database).await, before);
-    // Whoever asks for a proof of it gets none.
+    // A request for a proof of it fails.
     let path = tenant.path("audit/events?from_idx=17&to_idx=18");
     let listed = audited.cluster.client.get(&tenant.key, &path).await.expect(200);
     let event = listed.body["data"][0]["event_id"].as_str().unwrap();
@@ -346,7 +346,8 @@ async fn a_clock_that_ran_ahead_and_a_retry_are_no_forgeries() {
     let early = at(ahead.id, record, Timestamp::from_unix_ms(now + 600_000));
     intruder.publish_signed(ahead.id, &format!("record.{record}"), 0, &early).await;
     goes_on(&audited.cluster, &ahead, "after").await;
-    // Signed with a key that the workers get later: parked by both, from years ago, and applied when somebody says so.
+    // Signed with a key that the workers get later: parked by both, from years ago, and applied by an operator's
+    // decision.
     let record = fresh_record();
     let subject = format!("record.{record}");
     let keys = CommitKeys::single("second", [7; 32]).unwrap();
@@ -368,7 +369,7 @@ async fn a_clock_that_ran_ahead_and_a_retry_are_no_forgeries() {
     goes_on(&audited.cluster, &retried, "afterwards").await;
 
     audited.start_signing();
-    // What is taken in late has a mark in front of it that says so; of a clock that was wrong there is a note.
+    // An event applied late has a mark before it that records this; a wrong clock is noted.
     for (tenant, bundle, noted) in [(&ahead, "ahead", Some("a clock was wrong")), (&retried, "retried", None)] {
         audited.head(tenant).await;
         audited.export(tenant, bundle).await;
@@ -416,7 +417,7 @@ async fn the_tables_of_a_bundle_are_compared_or_said_not_to_be() {
     let (code, said) = python("edited");
     assert_eq!(code, 10, "{said}");
     assert!(said.contains("not compared with the events: events.jsonl, events.csv, events.ocsf.jsonl"), "{said}");
-    // What lies there under the name of a table, and is in no manifest.
+    // A file with the name of a table, in no manifest.
     let manifest = |bundle: &std::path::Path, keep: &dyn Fn(&str) -> bool| {
         let path = bundle.join("manifest.json");
         let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -431,7 +432,7 @@ async fn the_tables_of_a_bundle_are_compared_or_said_not_to_be() {
     change("empty", &|bundle| manifest(bundle, &|_| false));
     audited.verify("empty", &[]).await.expect(40);
 
-    // Nobody who pinned the log's key would believe another one of the same name.
+    // An auditor that pinned the log's key does not trust another one of the same name.
     let made = audited.cluster.cli("", &["sign", "--keys", "other", "--new-key", HOST]).await.success();
     assert!(made.stdout.contains(HOST));
     let said = audited.cluster.cli("", &["sign", "--keys", "other", "--http", "127.0.0.1:0"]).await.failure();

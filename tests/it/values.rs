@@ -1,4 +1,4 @@
-//! What is acknowledged reads back as it was sent, wherever it is read; what would not is refused, with the place.
+//! Acknowledged data reads back as it was sent, by every interface; other data is rejected, with the location.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Answer, Cluster, ClusterOptions, PATIENCE, Tenant};
 
-/// Data that cannot be kept, as its sender writes it, and where the fault is.
+/// Data that cannot be stored, as its sender writes it, and the location of the fault.
 const REFUSED: &[(&str, &str)] = &[
     (r#"{"a": 18446744073709551616}"#, "/data/a"),
     (r#"{"a": -9223372036854775809}"#, "/data/a"),
@@ -31,7 +31,7 @@ const REFUSED: &[(&str, &str)] = &[
     (r#"{"a": [{"$serde_json::private::Number": "1"}]}"#, "/data/a/0/$serde_json::private::Number"),
 ];
 
-/// Data that is kept as it is.
+/// Data that is stored unchanged.
 const KEPT: &[&str] = &[
     r#"{"a": 18446744073709551615, "b": -9223372036854775808, "c": 0, "d": 9007199254740993}"#,
     r#"{"a": 1.0, "b": 0.1, "c": 1e16, "d": 1e17, "e": 1.8446744073709550e19, "f": 1e20, "g": 123456789012345680000.0}"#,
@@ -40,7 +40,7 @@ const KEPT: &[&str] = &[
     r#"{"longer name": 1, "b": 2, "aa": 3, "a": 4, "$ref": "x", "$serde_json": 1}"#,
 ];
 
-/// Data of any form; some of it is refused.
+/// Data of any form; some of it is rejected.
 fn arbitrary(count: usize) -> Vec<String> {
     let leaf = prop_oneof![
         any::<i64>().prop_map(|number| number.to_string()),
@@ -62,7 +62,7 @@ fn arbitrary(count: usize) -> Vec<String> {
     (0..count).map(|_| format!("{{\"v\":{}}}", value.new_tree(&mut runner).unwrap().current())).collect()
 }
 
-/// The same in MessagePack, without a detour over text: the numbers stay those they are.
+/// The same in MessagePack, converted without text: the numbers keep their types.
 fn packed(data: &Value) -> Vec<u8> {
     rmp_serde::to_vec_named(&json!({"type": "create_record", "kind": "anything", "data": data})).unwrap()
 }
@@ -130,7 +130,7 @@ async fn what_is_taken_reads_back_everywhere_and_the_rest_is_refused() {
         assert_eq!((status, &body["errors"][0]["pointer"]), (422, &json!(pointer)), "{data}: {body}");
     }
 
-    // What each record must be, by its id.
+    // The expected content of each record, by its id.
     let mut sent: BTreeMap<String, String> = BTreeMap::new();
     for data in KEPT {
         let value: Value = serde_json::from_str(data).unwrap();
@@ -141,7 +141,7 @@ async fn what_is_taken_reads_back_everywhere_and_the_rest_is_refused() {
         let (status, made) = send_by_nats(&nats, &tenant, "application/msgpack", packed(&value)).await;
         assert_eq!(status, 201, "{made}");
         sent.insert(made["id"].as_str().unwrap().to_owned(), value.to_string());
-        // New content goes the same way.
+        // An update takes the same way.
         let path = format!("records/{}", made["id"].as_str().unwrap());
         send(&cluster, &tenant, (Method::PUT, &path), format!("{{\"data\": {data}}}")).await.expect(200);
     }
@@ -215,7 +215,7 @@ async fn commands_that_differ_in_a_number_or_a_repeated_field_are_not_the_same()
     for inexact in [r#"{"a": 1.00000000000000000001}"#, r#"{"a": 2, "a": 1.0}"#] {
         assert_eq!(send("k", inexact).await.expect(422).body["code"], "validation_error", "{inexact}");
     }
-    // Of several, only those are refused that are wrong.
+    // Of several, only the invalid ones are rejected.
     let body = format!(
         "[{good}, {{\"command\": {bad}}}, {good}]",
         good = r#"{"type": "create_record", "kind": "anything", "data": {}}"#,

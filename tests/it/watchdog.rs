@@ -1,4 +1,4 @@
-//! Checkpoints that stand still while their streams go on: provoked from outside, and reported until they move again.
+//! Stalled checkpoints while their streams continue: provoked from outside, and reported until they move again.
 
 use orgstream_events::{OrgId, Pipeline};
 use serde_json::Value;
@@ -12,14 +12,14 @@ async fn start() -> Cluster {
     Cluster::start(ClusterOptions { work, ..ClusterOptions::default() }).await
 }
 
-/// The lanes that the API says stand still.
+/// The lanes that the API reports as stalled.
 async fn standing(cluster: &Cluster) -> Vec<Value> {
     let lag = cluster.client.get(cluster.operator(), "/v1/platform/lag").await.expect(200);
     let lanes = lag.body["data"].as_array().unwrap();
     lanes.iter().filter(|lane| lane["standing_ms"].is_u64()).cloned().collect()
 }
 
-/// Waits until this lane, and no other, is said to stand still.
+/// Waits until this lane, and no other, is reported as stalled.
 async fn until_standing(cluster: &Cluster, org: OrgId, pipeline: Pipeline) -> Value {
     eventually("one checkpoint to be said to stand still", async || {
         let lanes = standing(cluster).await;
@@ -77,7 +77,7 @@ async fn a_checkpoint_that_somebody_holds_is_reported_until_it_moves_again() {
     assert_eq!(told("moves again"), 1);
 }
 
-/// What lag cannot see: the lane has nothing to do, as far as it knows, and no message comes that would tell it better.
+/// A stall that lag cannot show: the lane has nothing to do, as far as it knows, and no message comes to correct it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_lane_that_has_forgotten_something_is_found_on_the_round() {
     let cluster = start().await;
@@ -93,7 +93,7 @@ async fn an_idle_lane_that_has_forgotten_something_is_found_on_the_round() {
         .unwrap();
     let lane = until_standing(&cluster, tenant.id, Pipeline::ReadModels).await;
     assert_eq!((&lane["age_ms"], &lane["waiting"]), (&0.into(), &0.into()), "the lane itself says that nothing waits");
-    // With its next message the lane learns where its checkpoint is, and reads again from there.
+    // With its next message the lane learns its checkpoint, and reads again from there.
     write(&cluster, &tenant, "after").await;
     cluster.until_projected(&tenant).await;
     until_moving(&cluster).await;

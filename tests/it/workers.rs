@@ -1,4 +1,4 @@
-//! Workers as processes: they share the shards, take over from each other, keep their memory, and notice lost data.
+//! Workers as processes: they share the shards, take over from each other, bound their memory, and detect lost data.
 
 use std::{fs, time::Duration};
 
@@ -47,7 +47,7 @@ async fn until_owned_by(cluster: &Cluster, count: usize) -> Vec<Value> {
     .await
 }
 
-/// One more record for everybody, seen by its maker.
+/// Writes one more record for every tenant, read back by its writer.
 async fn everybody_writes(cluster: &Cluster, tenants: &[Tenant], key: &str) {
     for tenant in tenants {
         let made = cluster.client.command(tenant, key, &create(key)).await.expect(201);
@@ -61,7 +61,7 @@ async fn everybody_writes(cluster: &Cluster, tenants: &[Tenant], key: &str) {
     }
 }
 
-/// Everybody writes so many records, one after the other, while the test goes on.
+/// Writes so many records for every tenant, one after the other, while the test continues.
 pub(crate) fn write_on(cluster: &Cluster, tenants: &[Tenant], key: &str, count: usize) -> JoinSet<()> {
     let mut writers = JoinSet::new();
     for tenant in tenants {
@@ -85,7 +85,7 @@ async fn assert_projected(cluster: &Cluster, tenants: &[Tenant]) {
     }
 }
 
-/// Waits until it is written down that everything is done: what a later start compares the streams with.
+/// Waits until the low watermarks cover everything: a later start compares the streams with them.
 async fn until_marked(cluster: &Cluster) {
     eventually("the marks to reach the ends of the shards", async || {
         let lag = cluster.client.get(cluster.operator(), "/v1/platform/lag").await.expect(200);
@@ -114,12 +114,12 @@ async fn two_workers_share_the_shards_and_one_takes_over_when_the_other_dies() {
     let died = Instant::now();
     until_owned_by(&cluster, 1).await;
     let taken = died.elapsed();
-    // As --lease-seconds says, and a second for it to be seen from outside.
+    // The `--lease-seconds`, and a second for it to be visible from outside.
     let promised = Duration::from_secs(cluster.options.lease_seconds + 1);
     assert!(taken < promised, "{taken:?}");
     everybody_writes(&cluster, &tenants, "alone").await;
 
-    // One that comes takes its part, and what was moved in the middle of work is done once.
+    // A new worker takes its part, and shards moved under load are processed once.
     let writers = write_on(&cluster, &tenants, "moving", 60);
     cluster.workers[0].start();
     until_owned_by(&cluster, 2).await;
@@ -135,7 +135,7 @@ async fn an_owner_that_slept_through_its_lease_has_no_effect_when_it_wakes() {
     until_owned_by(&cluster, 2).await;
     for round in 0..2 {
         let writers = write_on(&cluster, &tenants, &round.to_string(), 150);
-        // In the middle of its transactions, with lanes full of work that it believes to be its own.
+        // In the middle of its transactions, with lanes full of work that it regards as its own.
         sleep(Duration::from_millis(rand::random_range(100..400))).await;
         cluster.workers[0].signal(Signal::STOP);
         until_owned_by(&cluster, 1).await;
@@ -152,7 +152,7 @@ async fn an_owner_that_slept_through_its_lease_has_no_effect_when_it_wakes() {
 async fn a_backlog_of_one_organization_does_not_keep_another_waiting_and_fits_in_memory() {
     const LANES: f64 = 4.0 * 1024.0 * 1024.0;
     let work = ["--lane-kib", "64", "--lanes-mib", "4"].map(str::to_owned).to_vec();
-    // One shard, so that they cannot be told apart by where they are.
+    // One shard, so that they cannot be distinguished by shard.
     let mut cluster = Cluster::start(ClusterOptions { shards: 1, work, ..ClusterOptions::default() }).await;
     let (busy, quiet) = (cluster.tenant("busy").await, cluster.tenant("quiet").await);
     everybody_writes(&cluster, &[busy.clone(), quiet.clone()], "warm").await;
@@ -177,7 +177,7 @@ async fn a_backlog_of_one_organization_does_not_keep_another_waiting_and_fits_in
         if !behind {
             break;
         }
-        // Only what was seen while the flood was still there says anything.
+        // Only measurements while the flood was still there count.
         waits.push(waited);
         let worker = &cluster.workers[0];
         catching_up =
@@ -186,7 +186,7 @@ async fn a_backlog_of_one_organization_does_not_keep_another_waiting_and_fits_in
         let audited = "SELECT next_idx FROM audit.heads WHERE org_id = $1";
         let audited: i64 = sqlx::query_scalar(audited).bind(busy.id.uuid()).fetch_one(&mut database).await.unwrap();
         if !restarted && audited > i64::try_from(BACKLOG).unwrap() / 3 {
-            // The next process goes on from there, not from the beginning and not from the end.
+            // The next process continues from there, not from the beginning and not from the end.
             restarted = true;
             let peak = peak_memory(worker);
             assert!(peak < before + (128 << 20), "{before} bytes at the start, {peak} at the most");
@@ -200,7 +200,7 @@ async fn a_backlog_of_one_organization_does_not_keep_another_waiting_and_fits_in
     eprintln!("{} quiet writes in the flood, {median:?} in the middle, {longest:?} at the most", waits.len());
     eprintln!("{catching_up} lanes catching_up, {most} bytes in lanes");
     assert!(restarted && waits.len() >= 10, "the flood was over too soon: {}", waits.len());
-    // S1.27 sets 500 ms; a debug build that shares two cores with other tests is given more.
+    // The requirement is 500 ms; a debug build that shares two cores with other tests is given more.
     assert!(median < Duration::from_secs(1), "{waits:?}");
     assert!(catching_up >= 1.0);
     assert!(most > 0.0 && most < 2.0 * LANES, "{most}");
@@ -218,11 +218,11 @@ async fn an_api_process_without_a_worker_knows_whose_lanes_wait() {
         let lanes = lag["data"].as_array().unwrap().clone();
         lanes.into_iter().filter(|lane| lane["age_ms"].as_u64().is_some_and(|age| age > 0)).collect::<Vec<_>>()
     };
-    // Nothing can be written to the records while somebody holds this.
+    // Nothing can be written to the records while this lock is held.
     let mut database = cluster.superuser().await;
     sqlx::raw_sql("BEGIN; LOCK TABLE rm.records IN EXCLUSIVE MODE").execute(&mut database).await.unwrap();
     cluster.client.command(&slow, "waits", &create("waits")).await.expect(201);
-    // In its first moments both pipelines share a transaction; then the audit log goes on alone, and the records wait.
+    // At first both pipelines share a transaction; then the audit log continues alone, and the records wait.
     let told = |lane: &Value| (lane["org_id"].clone(), lane["pipeline"].clone(), lane["waiting"].clone());
     let expected = [(json!(slow.id), json!("read_models"), json!(1))];
     eventually("only the lane that waits to be named", async || {
@@ -235,7 +235,7 @@ async fn an_api_process_without_a_worker_knows_whose_lanes_wait() {
     assert_projected(&cluster, &[slow, other]).await;
 }
 
-/// The store of the streams is gone, as after a disk was replaced, while the database knows how much there was.
+/// Removes the store of the streams, as a replaced disk would, while the database knows how much there was.
 fn lose_the_streams(cluster: &Cluster) {
     fs::remove_dir_all(cluster.dir().join("nats/jetstream")).unwrap();
 }
@@ -266,7 +266,7 @@ async fn a_stream_that_ends_before_what_was_read_from_it_is_reported_and_nothing
     assert!(detail.contains("the log lost data"), "{detail}");
     let log = cluster.workers[0].log_text();
     assert!(log.lines().any(|line| line.contains("ERROR") && line.contains("the log lost data")), "{log}");
-    // An API that took commands now would write a second history where the first one was.
+    // An API that accepted commands now would write a second history in place of the first.
     cluster.api.start();
     assert!(!cluster.api.ended().await.success());
     let log = cluster.api.log_text();
@@ -291,7 +291,7 @@ async fn streams_that_are_lost_under_a_running_product_are_reported_and_not_begu
         })
         .await;
     }
-    // A worker that comes up in this state does not make the streams that everybody else misses.
+    // A worker that starts in this state does not create the streams that are missing for all.
     cluster.add_worker();
     let refused = cluster.client.request(reqwest::Method::POST, &tenant.path("commands"), &tenant.key);
     let refused = refused.json(&create("after")).send().await.unwrap();
@@ -299,7 +299,7 @@ async fn streams_that_are_lost_under_a_running_product_are_reported_and_not_begu
     eventually("the new worker to report the loss", async || {
         let (status, body) = cluster.workers[1].readiness().await?;
         assert_eq!(status, 503, "{body}");
-        // The second is what it says of a shard in which nothing had happened yet.
+        // The second is its report for a shard without any messages yet.
         let text = body.to_string();
         (text.contains("the log lost data") || text.contains("there is no stream")).then_some(())
     })

@@ -1,4 +1,4 @@
-//! Checkpoints (C2SP tlog-checkpoint): a tree head and whose it is, as the text of a signed note.
+//! Checkpoints (C2SP tlog-checkpoint): a tree head and its log's name, as the text of a signed note.
 
 use std::{fmt, str::FromStr};
 
@@ -8,22 +8,22 @@ use crate::{
     text::{line, number},
 };
 
-/// The head of one log at one time. As text it is what is signed: three lines, and whatever lines the log adds.
+/// The head of one log at one time. Its text is signed: three lines, and any lines that the log adds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     origin: String,
     head: TreeHead,
-    /// Lines that other programs' logs may add; nobody can check what they say, so ours have none.
+    /// Lines that other programs' logs may add; their content cannot be verified, so Orgstream's have none.
     extensions: String,
 }
 
 impl Checkpoint {
-    /// A checkpoint of the log that is named like its key: `<host>/<org id>`, since every org has a log of its own.
+    /// Makes a checkpoint of the log that has its key's name: `<host>/<org id>`, since every org has a log of its own.
     pub(crate) fn new(origin: &KeyName, head: TreeHead) -> Self {
         Self { origin: origin.to_string(), head, extensions: String::new() }
     }
 
-    /// Which log it is about.
+    /// The name of its log.
     pub fn origin(&self) -> &str {
         &self.origin
     }

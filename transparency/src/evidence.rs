@@ -1,5 +1,5 @@
-//! Evidence for one event (C2SP tlog-proof): a file that proves, without network and for ever, that the event is in a log
-//! that its operator can no longer change without being found out.
+//! Evidence for one event (C2SP tlog-proof): a file that proves, offline and for ever, that the event is in a log that
+//! its operator can no longer change undetected.
 
 use std::fmt;
 
@@ -22,9 +22,9 @@ pub(crate) const MAX_PROOF_HASHES: usize = 63;
 /// A `.tlog-proof` file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Evidence {
-    /// Something that whoever made the file put in. Nothing vouches for it.
+    /// Data added by the maker of the file. It is not authenticated.
     pub extra: Option<Vec<u8>>,
-    /// The event's place in the log, from 0.
+    /// The event's index in the log, from 0.
     pub index: u64,
     /// The proof of inclusion, from the leaf's sibling up.
     pub proof: Vec<Hash>,
@@ -32,16 +32,16 @@ pub struct Evidence {
     pub checkpoint: SignedNote,
 }
 
-/// Why a file is no evidence for an event.
+/// The reason why a file is no evidence for an event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EvidenceError {
-    /// The file is not what it should be.
+    /// The file has the wrong format.
     #[error(transparent)]
     Format(#[from] FormatError),
-    /// The checkpoint is not believed.
+    /// The checkpoint is not trusted.
     #[error(transparent)]
     Distrust(#[from] Distrust),
-    /// The checkpoint is believed, and the event is not where the file says in that log.
+    /// The checkpoint is trusted, and the event is not at the file's index in that log.
     #[error(transparent)]
     Proof(#[from] ProofError),
 }
@@ -49,13 +49,13 @@ pub enum EvidenceError {
 /// An event that is proven to be in a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proven {
-    /// Its place in the log, from 0.
+    /// Its index in the log, from 0.
     pub index: u64,
-    /// The head of the log that contains it, and who saw that when.
+    /// The head of the log that contains it, with the witnesses that saw that and their times.
     pub seen: Witnessed,
 }
 
-/// Verifies one event: `header` are its stored bytes, `file` is a `.tlog-proof` file, `policy` says whom to believe.
+/// Verifies one event: `header` are its stored bytes, `file` is a `.tlog-proof` file, `policy` names the trusted keys.
 pub fn verify_event(header: &[u8], file: &[u8], policy: &Policy) -> Result<Proven, EvidenceError> {
     let Evidence { index, proof, checkpoint, .. } = Evidence::parse(file)?;
     let seen = policy.check(&checkpoint)?;
@@ -64,7 +64,7 @@ pub fn verify_event(header: &[u8], file: &[u8], policy: &Policy) -> Result<Prove
 }
 
 impl Evidence {
-    /// Reads a file. What [`Display`](fmt::Display) writes afterwards are the same bytes.
+    /// Parses a file. [`Display`](fmt::Display) writes the same bytes again.
     pub fn parse(file: &[u8]) -> Result<Self, FormatError> {
         let text = plain_text("the proof file", file, MAX_EVIDENCE_BYTES)?;
         let (magic, mut rest) = line("the first line", text)?;
@@ -97,7 +97,7 @@ impl fmt::Display for Evidence {
     }
 }
 
-/// The hashes up to the next blank line, and what follows it.
+/// Parses the hashes up to the next blank line, and returns them with the rest.
 pub(crate) fn proof_hashes(mut text: &str) -> Result<(Vec<Hash>, &str), FormatError> {
     let mut hashes = Vec::new();
     loop {

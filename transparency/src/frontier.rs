@@ -1,7 +1,7 @@
-//! The right edge of a growing tree: all that is needed to append to it and to know its root.
+//! The right edge of a growing tree: the state needed to append to it and to compute its root.
 //!
-//! A tree of n leaves is a row of perfect subtrees, one for each bit of n that is set, the largest first. Their roots are
-//! the frontier. At most 63 hashes stand for any number of leaves, so it fits in a row of a database.
+//! A tree of n leaves is a row of perfect subtrees, one for each bit of n that is set, the largest first. Their roots
+//! are the frontier. At most 63 hashes represent any number of leaves, so it fits in a row of a database.
 
 use crate::{FormatError, Hash, MAX_TREE_SIZE, TreeHead, hash::node_hash};
 
@@ -14,7 +14,7 @@ pub struct Frontier {
 }
 
 impl Frontier {
-    /// How many leaves the tree has.
+    /// The number of leaves.
     pub fn size(&self) -> u64 {
         self.size
     }
@@ -42,14 +42,14 @@ impl Frontier {
         self.size += 1;
     }
 
-    /// For storage: the size in 8 bytes, big-endian, then the hashes. At most 2,024 bytes.
+    /// Returns the stored form: the size in 8 bytes, big-endian, then the hashes. At most 2,024 bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         let hashes = self.roots.iter().flat_map(|root| root.0);
         self.size.to_be_bytes().into_iter().chain(hashes).collect()
     }
 
-    /// Reads what [`to_bytes`](Self::to_bytes) wrote, and refuses everything that has not exactly the hashes that its size
-    /// asks for. Whether they are the right ones, only the [`head`](Self::head) can tell, if one is known.
+    /// Parses what [`to_bytes`](Self::to_bytes) wrote, and refuses everything that has not exactly as many hashes as
+    /// its size requires. Whether they are correct can be checked only against a known [`head`](Self::head).
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, FormatError> {
         let (size, hashes) = bytes.split_first_chunk().ok_or(FormatError::Missing("the frontier's size"))?;
         let size = u64::from_be_bytes(*size);

@@ -1,14 +1,15 @@
-//! A log's key hands over to the next: a note that both sign, so that whoever pinned the old one can follow.
+//! The handover of a log from one key to the next: a note signed by both, so that an auditor that pinned the old key
+//! can follow.
 //!
-//! The note is public and goes with every export. It stands in the name of the log's host, since one key signs the logs of all
-//! its orgs.
+//! The note is public and goes with every export. It carries the name of the log's host, since one key signs the logs
+//! of all its orgs.
 
 use crate::{BadSignature, FormatError, LogKey, LogSigner, SignedNote, text::line};
 
 /// The first line of the note.
 const MAGIC: &str = "orgstream.dev/log-key-handover@v1";
 
-/// From one key to the next.
+/// A handover from one key to the next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HandOver {
     /// The key so far.
@@ -17,10 +18,10 @@ pub struct HandOver {
     pub new: LogKey,
 }
 
-/// Why a note hands over nothing.
+/// The reason why a note is no handover.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HandOverError {
-    /// It is not what it should be.
+    /// It has the wrong format.
     #[error(transparent)]
     Format(#[from] FormatError),
     /// A signature is wrong.
@@ -40,7 +41,7 @@ impl HandOver {
         note
     }
 
-    /// Reads a note, and makes sure that both have signed it.
+    /// Parses a note, and verifies that both keys have signed it.
     pub fn read(note: &SignedNote) -> Result<Self, HandOverError> {
         let (magic, rest) = line("the first line", note.text())?;
         let (old, rest) = line("the old key", rest)?;
@@ -53,8 +54,8 @@ impl HandOver {
         if is_signed && old.name() == new.name() { Ok(Self { old, new }) } else { Err(HandOverError::Unsigned) }
     }
 
-    /// The keys that `pin` is connected with by these notes, itself the first: those that it handed over to, and those that
-    /// handed over to it, for which it stands with its own signature. Notes about other keys do not matter.
+    /// Returns the keys that `pin` is connected with by these notes, itself the first: those that it handed over to,
+    /// and those that handed over to it, which its own signature confirms. Notes about other keys are ignored.
     pub fn follow(pin: &LogKey, notes: &[SignedNote]) -> Vec<LogKey> {
         let mut keys = vec![pin.clone()];
         for _ in notes {

@@ -1,4 +1,4 @@
-//! The hashes of the tree (RFC 6962, section 2.1, with SHA-256): leaves, nodes, and the head that stands for all.
+//! The hashes of the tree (RFC 6962, section 2.1, with SHA-256): leaves, nodes, and the head that represents all.
 
 use std::{fmt, str::FromStr};
 
@@ -9,7 +9,7 @@ use crate::{
     text::{from_base64, to_base64},
 };
 
-/// The largest tree: 2^63 - 1 leaves, what a signed integer of a database or another program holds.
+/// The largest tree: 2^63 - 1 leaves, the range of a signed integer of a database or another program.
 pub const MAX_TREE_SIZE: u64 = i64::MAX as u64;
 
 /// A leaf, a node or the root of a tree. As text it is base64.
@@ -46,8 +46,8 @@ impl FromStr for Hash {
     }
 }
 
-/// A tree in 40 bytes: how many leaves, and the root over them. Whoever holds one can be shown that a later tree still
-/// begins with the same leaves.
+/// A tree in 40 bytes: the number of leaves, and the root over them. A later tree can be proven to begin with the same
+/// leaves to the holder of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TreeHead {
     /// The number of leaves.

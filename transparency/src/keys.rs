@@ -1,8 +1,8 @@
-//! The keys of logs and witnesses: Ed25519 with a name, as C2SP signed-note and tlog-cosignature have them.
+//! The keys of logs and witnesses: Ed25519 with a name, as in C2SP signed-note and tlog-cosignature.
 //!
-//! The type byte is part of a key and of its id. A log's key (0x01) signs the text of a note; a witness's (0x04) signs the
-//! text with the time. Which of the two a key is for is in its Rust type, so neither can be taken for the other; another
-//! algorithm would be another role.
+//! The type byte is part of a key and of its id. A log's key (0x01) signs the text of a note; a witness's (0x04) signs
+//! the text with the time. A key's role is in its Rust type, so neither can be taken for the other; another algorithm
+//! would be another role.
 
 use std::{fmt, marker::PhantomData, str::FromStr};
 
@@ -14,31 +14,31 @@ use crate::{
     text::{from_base64, to_base64},
 };
 
-/// What the text of a signing key begins with.
+/// The prefix of a signing key's text.
 const PRIVATE: &str = "PRIVATE+KEY+";
 
-/// What a key is for.
+/// The role of a key.
 pub trait Role: private::Role {}
 
 mod private {
-    /// What the two roles differ in.
+    /// The differences between the two roles.
     pub trait Role {
         /// The type byte of the key.
         const TYPE: u8;
 
-        /// What a valid signature says beside the text.
+        /// The statement of a valid signature beside the text.
         type Statement: Ord;
 
-        /// Takes apart what follows the key id: the statement, the signed message, the Ed25519 signature.
+        /// Parses what follows the key id: the statement, the signed message, the Ed25519 signature.
         fn open(text: &str, signature: &[u8]) -> Option<(Self::Statement, Vec<u8>, [u8; 64])>;
     }
 }
 
-/// The role of a log: it says that a tree head is its own.
+/// The role of a log: it states that a tree head is its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Log {}
 
-/// The role of a witness: it says when it saw a tree head that contains all it had seen before.
+/// The role of a witness: it states when it saw a tree head that contains everything it had seen before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Witness {}
 
@@ -73,7 +73,7 @@ fn cosigned_message(text: &str, time: u64) -> Vec<u8> {
     format!("cosignature/v1\ntime {time}\n{text}").into_bytes()
 }
 
-/// A signature under a known key that the key did not make. Whoever meets one refuses the whole note.
+/// A signature under a known key that the key did not make. A verifier that finds one rejects the whole note.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the signature of {0} is not valid")]
 pub struct BadSignature(pub KeyName);
@@ -93,8 +93,8 @@ pub type LogKey = VerifierKey<Log>;
 pub type WitnessKey = VerifierKey<Witness>;
 
 impl<R: Role> VerifierKey<R> {
-    /// A key by its 32 bytes. Refused are bytes that are no point of the curve, and points of small order, under which a
-    /// signature of one text can be good for others.
+    /// Makes a key of its 32 bytes. Refuses bytes that are no point of the curve, and points of small order, under
+    /// which a signature of one text can be valid for others.
     pub fn new(name: KeyName, public: &[u8; 32]) -> Result<Self, FormatError> {
         let key = VerifyingKey::from_bytes(public).ok().filter(|key| !key.is_weak());
         let key = key.ok_or(FormatError::Malformed { what: "the key", expected: "an Ed25519 public key" })?;
@@ -122,8 +122,8 @@ impl<R: Role> VerifierKey<R> {
         [a, b, c, d]
     }
 
-    /// Checks every signature under this name and id. None without one; the least statement when there are several, which
-    /// is the earliest time for a witness.
+    /// Verifies every signature under this name and id. None without one; the least statement when there are several,
+    /// which is the earliest time for a witness.
     pub fn verify(&self, note: &SignedNote) -> Result<Option<R::Statement>, BadSignature> {
         let id = self.id();
         let own = note.signatures().iter().filter(|line| line.name == self.name && line.key_id == id);
@@ -138,13 +138,13 @@ impl<R: Role> VerifierKey<R> {
 }
 
 impl VerifierKey<Log> {
-    /// The same key under another name: an operator has one key, and the log of each org has a name of its own. (A witness
-    /// has one name: what it signs does not say which.)
+    /// Returns the same key under another name: an operator has one key, and the log of each org has a name of its own.
+    /// (A witness has one name: its signatures do not tell which.)
     pub fn named(&self, name: KeyName) -> Self {
         Self { name, ..self.clone() }
     }
 
-    /// The key that signs `origin`, given the key that somebody pinned: this one, by its own name or by its host's, when it
+    /// Returns the key that signs `origin`, given a pinned key: this one, by its own name or by its host's, when it
     /// signs the logs of a host and `origin` is that host's log of the name `log`.
     pub fn of_log(&self, origin: &str, log: &str) -> Option<Self> {
         if self.name.as_str() == origin {
@@ -177,7 +177,7 @@ impl<R: Role> fmt::Debug for VerifierKey<R> {
     }
 }
 
-/// The secret half, with the public one. It is shown nowhere but by [`to_secret_text`](Self::to_secret_text).
+/// The secret half, with the public one. Only [`to_secret_text`](Self::to_secret_text) reveals it.
 pub struct SignerKey<R> {
     verifier: VerifierKey<R>,
     key: SigningKey,
@@ -190,7 +190,7 @@ pub type LogSigner = SignerKey<Log>;
 pub type WitnessSigner = SignerKey<Witness>;
 
 impl<R: Role> SignerKey<R> {
-    /// A key by its 32 secret bytes, which are best drawn from the operating system's randomness.
+    /// Makes a key of its 32 secret bytes, which are best drawn from the operating system's randomness.
     pub fn from_seed(name: KeyName, seed: &[u8; SECRET_KEY_LENGTH]) -> Self {
         let key = SigningKey::from_bytes(seed);
         Self { verifier: VerifierKey { name, key: key.verifying_key(), role: PhantomData }, key }
@@ -201,7 +201,8 @@ impl<R: Role> SignerKey<R> {
         &self.verifier
     }
 
-    /// The key as one line to keep in a file that nobody else reads: `PRIVATE+KEY+<name>+<id>+<base64 of type and seed>`.
+    /// Returns the key as one line for a file that only its owner can read:
+    /// `PRIVATE+KEY+<name>+<id>+<base64 of type and seed>`.
     pub fn to_secret_text(&self) -> String {
         let Self { verifier, key } = self;
         format!("{PRIVATE}{}+{}+{}", verifier.name, hex(verifier.id()), typed_base64::<R>(key.as_bytes()))
@@ -213,7 +214,7 @@ impl<R: Role> SignerKey<R> {
 }
 
 impl SignerKey<Log> {
-    /// The same key under another name: see [`VerifierKey::named`].
+    /// Returns the same key under another name: see [`VerifierKey::named`].
     pub fn named(&self, name: KeyName) -> Self {
         Self { verifier: self.verifier.named(name), key: self.key.clone() }
     }
@@ -223,8 +224,8 @@ impl SignerKey<Log> {
         self.line(self.key.sign(text.as_bytes()).to_vec())
     }
 
-    /// Signs a head of the log that has this key's name. Whoever calls this has made sure that every other head it ever
-    /// signed is consistent with it.
+    /// Signs a head of the log that has this key's name. The caller must ensure that every other head ever signed is
+    /// consistent with it.
     pub fn sign(&self, head: TreeHead) -> SignedNote {
         let text = Checkpoint::new(&self.verifier.name, head).to_string();
         let signature = self.sign_text(&text);
@@ -233,8 +234,7 @@ impl SignerKey<Log> {
 }
 
 impl SignerKey<Witness> {
-    /// Signs the text of a checkpoint at a time in seconds since 1970-01-01T00:00:00Z, brought to the nearer end of 1 to
-    /// 2^63 - 1.
+    /// Signs the text of a checkpoint at a time in seconds since 1970-01-01T00:00:00Z, clamped to 1 to 2^63 - 1.
     pub(crate) fn cosign(&self, text: &str, time: u64) -> SignatureLine {
         let time = time.clamp(1, i64::MAX as u64);
         let signature = self.key.sign(&cosigned_message(text, time)).to_bytes();
@@ -261,7 +261,7 @@ impl<R: Role> fmt::Debug for SignerKey<R> {
 
 const WRONG_ID: FormatError = FormatError::Malformed { what: "the key's id", expected: "that of its name and key" };
 
-/// Name, id and base64 of the text of a key. The base64 may contain more `+`.
+/// Splits the text of a key into name, id and base64. The base64 may contain more `+`.
 fn split(text: &str) -> Result<(KeyName, &str, &str), FormatError> {
     let parts = text.split_once('+').and_then(|(name, rest)| Some((name, rest.split_once('+')?)));
     let expected = "a name, an id and base64 between +";

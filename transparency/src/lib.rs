@@ -1,13 +1,13 @@
-//! A log that an auditor can verify without trusting whoever runs it.
+//! A log that an auditor can verify without trusting its operator.
 //!
 //! The leaves of a Merkle tree (RFC 6962) are the hashes of an org's events. Its operator signs the tree's head from time
-//! to time, a checkpoint; witnesses that others run sign it too, after they have seen that it continues what they signed
-//! before. From then on no event can be changed, dropped or put in between without contradicting signatures that the
-//! operator cannot make. All formats are those of C2SP (signed-note, tlog-checkpoint, tlog-cosignature, tlog-tiles,
-//! tlog-proof, tlog-witness), so other people's programs can check ours.
+//! to time, a checkpoint; witnesses run by third parties sign it too, after verifying that it continues what they signed
+//! before. From then on no event can be changed, dropped or inserted without contradicting signatures that the operator
+//! cannot make. All formats are those of C2SP (signed-note, tlog-checkpoint, tlog-cosignature, tlog-tiles, tlog-proof,
+//! tlog-witness), so other programs can check Orgstream's logs.
 //!
 //! This crate is pure: no I/O, no clock, no randomness, no storage. The server that keeps the log, the witness and the
-//! offline verifier all stand on it. Whatever bytes it is given, it answers, and in bounded time.
+//! offline verifier all use it. For any input it returns a result, in bounded time.
 //!
 //! * The log: [`leaf_hash`], [`Frontier`] to append, [`Tile`]s to store, [`Plan`] to prove, [`LogSigner`] to sign.
 //! * The witness: [`AddCheckpoint::decide`], then [`Accepted::cosign`].
@@ -29,12 +29,12 @@
 //! let answer = accepted.cosign(&witness, 1_700_000_000);
 //! checkpoint.add_cosignatures(&[answer], &[witness.verifier().clone()]);
 //!
-//! // Evidence for the second event, from the tiles that it takes.
+//! // Evidence for the second event, from the tiles that it needs.
 //! let plan = Plan::inclusion(1, 3)?;
 //! let tiles = plan.tiles().into_iter().map(|tile| (tile, leaves.to_vec())).collect();
 //! let evidence = Evidence { extra: None, index: 1, proof: plan.prove(&tiles)?, checkpoint };
 //!
-//! // Whoever has the file, the event and the two keys needs nothing else.
+//! // The file, the event and the two keys are all that an auditor needs.
 //! let policy = Policy::new(log.verifier().clone(), vec![witness.verifier().clone()], 1)?;
 //! let proven = verify_event(b"second", evidence.to_string().as_bytes(), &policy)?;
 //! assert_eq!(proven.seen.checkpoint.head().size, 3);

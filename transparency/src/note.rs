@@ -16,7 +16,7 @@ pub const MAX_SIGNATURES: usize = 32;
 /// The longest name of a key, and with it the longest origin.
 pub const MAX_NAME_BYTES: usize = 255;
 
-/// What a signature line begins with: an em dash and a space.
+/// The prefix of a signature line: an em dash and a space.
 const DASH: &str = "\u{2014} ";
 
 /// The name of a key: `audit.example.com/org_...`. Neither empty nor long, and without spaces, control characters and `+`.
@@ -51,19 +51,19 @@ impl fmt::Display for KeyName {
     }
 }
 
-/// A signature by somebody: of a known key or not, valid or not. As text it is its line, without the newline.
+/// A signature, unverified: the key may be unknown, the signature invalid. As text it is its line, without the newline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignatureLine {
     /// The name of the key.
     pub name: KeyName,
-    /// The id of the key, which tells apart keys and algorithms under one name.
+    /// The id of the key, which distinguishes keys and algorithms under one name.
     pub key_id: [u8; 4],
-    /// What the key's algorithm made.
+    /// The output of the key's algorithm.
     pub signature: Vec<u8>,
 }
 
 impl SignatureLine {
-    /// Reads a row of lines, each with its newline: the end of a note, or a witness's answer.
+    /// Parses a sequence of lines, each with its newline: the end of a note, or a witness's reply.
     pub fn parse_all(lines: &[u8]) -> Result<Vec<Self>, FormatError> {
         let text = plain_text("the signatures", lines, MAX_NOTE_BYTES)?;
         if text.is_empty() {
@@ -98,7 +98,7 @@ impl fmt::Display for SignatureLine {
     }
 }
 
-/// A text with at least one signature. To have parsed a note says nothing about who signed it: see
+/// A text with at least one signature. A parsed note is not verified: see
 /// [`VerifierKey::verify`](crate::VerifierKey::verify) and [`Policy`](crate::Policy).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedNote {
@@ -107,24 +107,24 @@ pub struct SignedNote {
 }
 
 impl SignedNote {
-    /// A note of a text that is known to be one: lines that all end in a newline.
+    /// Makes a note of a text that is known to be valid: lines that all end in a newline.
     pub(crate) fn new(text: String, signature: SignatureLine) -> Self {
         Self { text, signatures: vec![signature] }
     }
 
-    /// One signature more.
+    /// Adds one signature.
     pub(crate) fn push(&mut self, signature: SignatureLine) {
         self.signatures.push(signature);
     }
 
-    /// Reads a note. What [`Display`](fmt::Display) writes afterwards are the same bytes.
+    /// Parses a note. [`Display`](fmt::Display) writes the same bytes again.
     pub fn parse(note: &[u8]) -> Result<Self, FormatError> {
         let note = plain_text("the note", note, MAX_NOTE_BYTES)?;
         let (text, signatures) = note.rsplit_once("\n\n").ok_or(FormatError::Missing("the blank line"))?;
         Ok(Self { text: format!("{text}\n"), signatures: SignatureLine::parse_all(signatures.as_bytes())? })
     }
 
-    /// What is signed, with its last newline.
+    /// The signed text, with its last newline.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -134,8 +134,9 @@ impl SignedNote {
         &self.signatures
     }
 
-    /// Takes over those of a witness's answer that are valid signatures of this note by a known key and not yet here, and
-    /// says how many they are. The rest is dropped: a wrong signature under a known key spoils a note for its readers.
+    /// Adds those lines of a witness's reply that are valid signatures of this note by a known key and not yet here,
+    /// and returns their number. The rest is dropped: an invalid signature under a known key makes a note invalid for
+    /// its readers.
     pub fn add_cosignatures(&mut self, lines: &[SignatureLine], known: &[WitnessKey]) -> usize {
         let before = self.signatures.len();
         for line in lines {

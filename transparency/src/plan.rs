@@ -1,10 +1,10 @@
-//! Proofs from stored tiles: say which tiles are needed, fetch them all at once, compute.
+//! Proofs from stored tiles: determine the needed tiles, fetch them all at once, compute.
 
 use std::{collections::BTreeSet, iter, ops::Range};
 
 use crate::{Hash, ProofError, Tile, Tiles, frontier::join, subtree_root, tile::TILE_HEIGHT};
 
-/// What a proof consists of: the roots over these ranges of leaves, in the proof's order.
+/// The parts of a proof: the roots over these ranges of leaves, in the proof's order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     size: u64,
@@ -24,12 +24,12 @@ struct Subtree {
 }
 
 impl Plan {
-    /// For the root of the first `size` leaves: one hash.
+    /// The plan for the root of the first `size` leaves: one hash.
     pub fn root(size: u64) -> Self {
         Self { size, ranges: iter::once(0..size).collect() }
     }
 
-    /// For the proof that leaf `index` is in a tree of `size` (RFC 6962, section 2.1.1).
+    /// The plan for the proof that leaf `index` is in a tree of `size` (RFC 6962, section 2.1.1).
     pub fn inclusion(index: u64, size: u64) -> Result<Self, ProofError> {
         if index >= size {
             return Err(ProofError::OutsideTree { index, size });
@@ -50,8 +50,8 @@ impl Plan {
         Ok(Self { size, ranges })
     }
 
-    /// For the proof that the first `old` leaves of a tree of `new` are a tree of its past (RFC 6962, section 2.1.2).
-    /// Without hashes when `old` is 0 or `new`.
+    /// The plan for the proof that the first `old` leaves of a tree of `new` are an earlier state of it (RFC 6962,
+    /// section 2.1.2). Without hashes when `old` is 0 or `new`.
     pub fn consistency(old: u64, new: u64) -> Result<Self, ProofError> {
         if old > new {
             return Err(ProofError::Shrunk { old, new });
@@ -68,7 +68,7 @@ impl Plan {
                 within.start = middle;
             }
         }
-        // The whole old tree need not be said: the verifier has its root.
+        // The root of the whole old tree is omitted: the verifier has it.
         if within.start > 0 {
             ranges.push(within);
         }
@@ -76,13 +76,13 @@ impl Plan {
         Ok(Self { size: new, ranges })
     }
 
-    /// What has to be fetched: at most two tiles for each level of tiles, lower levels first.
+    /// The tiles to fetch: at most two for each level of tiles, lower levels first.
     pub fn tiles(&self) -> BTreeSet<Tile> {
         self.ranges.iter().flat_map(subtrees).map(|subtree| subtree.tile(self.size)).collect()
     }
 
-    /// The hashes of the proof. Nothing vouches for the tiles but the root: whoever does not trust their storage verifies
-    /// the proof before handing it out.
+    /// Computes the hashes of the proof. The tiles are authenticated by the root alone: a caller that does not trust
+    /// their storage verifies the proof before returning it.
     pub fn prove(&self, tiles: &Tiles) -> Result<Vec<Hash>, MissingTile> {
         self.ranges
             .iter()
@@ -96,7 +96,7 @@ impl Plan {
 }
 
 impl Subtree {
-    /// The level of tiles that this is in, and which hash of the level it begins with.
+    /// The level of tiles that this is in, and the index of its first hash in that level.
     fn place(self) -> (u8, u64) {
         let level = self.height / TILE_HEIGHT;
         (level as u8, self.start >> (level * TILE_HEIGHT))
@@ -117,7 +117,7 @@ impl Subtree {
     }
 }
 
-/// Where a tree is divided: the left part has the largest power of two that leaves something to the right.
+/// The position where a tree is divided: the left part has the largest power of two that leaves something to the right.
 fn split(range: &Range<u64>) -> u64 {
     range.start + (1 << (range.end - range.start - 1).ilog2())
 }

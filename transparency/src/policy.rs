@@ -1,11 +1,11 @@
-//! Whom an auditor believes: the key of the log, the keys of witnesses, and how many of them it takes.
+//! An auditor's trust: the key of the log, the keys of witnesses, and the required number of them.
 
 use crate::{BadSignature, Checkpoint, FormatError, KeyName, LogKey, SignedNote, WitnessKey};
 
 /// The most witnesses that a policy may name.
 pub const MAX_WITNESSES: usize = 32;
 
-/// Keys that the auditor got from elsewhere than from the log, and the rule about them.
+/// Keys that the auditor obtained from a source other than the log, and the rule about them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     log: LogKey,
@@ -13,26 +13,26 @@ pub struct Policy {
     threshold: usize,
 }
 
-/// Why a policy says less than it seems to.
+/// The reason why a policy requires less than it seems to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// Two names for one key are one witness.
     #[error("the witnesses {0} and {1} have the same key")]
     SameKey(KeyName, KeyName),
-    /// What the log says of itself is no second opinion.
+    /// The log cannot be its own witness.
     #[error("the witness {0} has the key of the log")]
     OwnKey(KeyName),
-    /// It could never be met, or there are more witnesses than are looked at.
+    /// It could never be met, or there are more witnesses than the limit.
     #[error("{threshold} of {witnesses} witnesses cannot be asked for; there may be {} at most", MAX_WITNESSES)]
     Threshold {
-        /// How many must have signed.
+        /// The required number.
         threshold: usize,
-        /// How many there are.
+        /// The number of witnesses.
         witnesses: usize,
     },
 }
 
-/// Why a checkpoint is not believed.
+/// The reason why a checkpoint is not trusted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Distrust {
     /// The note's text is no checkpoint.
@@ -49,15 +49,15 @@ pub enum Distrust {
     /// The log has not signed it.
     #[error("the checkpoint is not signed by {0}")]
     Unsigned(KeyName),
-    /// A key of the policy is abused.
+    /// A signature under a key of the policy is invalid.
     #[error(transparent)]
     BadSignature(#[from] BadSignature),
-    /// The log stands by it, but too few others have seen it.
+    /// The log has signed it, but too few witnesses have.
     #[error("{have} of the known witnesses signed the checkpoint, and it takes {need}")]
     NotWitnessed {
-        /// How many signed.
+        /// The number of witnesses that signed.
         have: usize,
-        /// How many are asked for.
+        /// The required number.
         need: usize,
     },
 }
@@ -67,13 +67,13 @@ pub enum Distrust {
 pub struct Witnessed {
     /// The checkpoint.
     pub checkpoint: Checkpoint,
-    /// The known witnesses that signed it, and when: seconds since 1970-01-01T00:00:00Z, as they say.
+    /// The known witnesses that signed it, with their stated times in seconds since 1970-01-01T00:00:00Z.
     pub witnesses: Vec<(KeyName, u64)>,
 }
 
 impl Policy {
-    /// `threshold` of the `witnesses` must have signed what `log` signed. 0 asks for none, which leaves a log that shows
-    /// different histories to different people undetected.
+    /// Makes a policy by which `threshold` of the `witnesses` must have signed what `log` signed. 0 requires none,
+    /// which leaves a log that shows different histories to different readers undetected.
     pub fn new(log: LogKey, witnesses: Vec<WitnessKey>, threshold: usize) -> Result<Self, PolicyError> {
         if threshold > witnesses.len() || witnesses.len() > MAX_WITNESSES {
             return Err(PolicyError::Threshold { threshold, witnesses: witnesses.len() });
@@ -94,8 +94,8 @@ impl Policy {
         &self.log
     }
 
-    /// Whether the note is a checkpoint of the log, signed by it and by enough witnesses. Signatures of unknown keys do
-    /// not matter; one wrong signature under a known key is the end of it.
+    /// Verifies that the note is a checkpoint of the log, signed by it and by enough witnesses. Signatures of unknown
+    /// keys are ignored; a single invalid signature under a known key is an error.
     pub fn check(&self, note: &SignedNote) -> Result<Witnessed, Distrust> {
         let checkpoint: Checkpoint = note.text().parse()?;
         let expected = self.log.name();

@@ -1,6 +1,6 @@
-//! Policies as files (C2SP tlog-policy): which logs, which witnesses at which addresses, and whose word is enough.
+//! Policies as files (C2SP tlog-policy): the logs, the witnesses with their addresses, and the quorum.
 //!
-//! An auditor keeps one as the rule to believe by; an operator keeps one as the list of witnesses to ask.
+//! An auditor uses one as the rule of trust; an operator uses one as the list of witnesses to request signatures from.
 
 use std::collections::BTreeMap;
 
@@ -14,11 +14,11 @@ const MAX_BYTES: usize = 64 * 1024;
 /// A policy file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyFile {
-    /// The logs that are spoken of, with their addresses.
+    /// The logs of the file, with their addresses.
     pub logs: Vec<(LogKey, Option<String>)>,
     /// The witnesses, in the file's order.
     pub witnesses: Vec<KnownWitness>,
-    /// What names stand for: witnesses, and groups of names of which so many are enough.
+    /// The meaning of names: witnesses, and groups of names with their required number.
     rules: BTreeMap<String, Rule>,
     quorum: Option<String>,
 }
@@ -26,11 +26,11 @@ pub struct PolicyFile {
 /// A witness of a policy file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownWitness {
-    /// What the file calls it.
+    /// Its name in the file.
     pub name: String,
     /// Its key.
     pub key: WitnessKey,
-    /// Where checkpoints are sent to, if the file says.
+    /// The address that checkpoints are sent to, if given.
     pub url: Option<String>,
 }
 
@@ -40,18 +40,18 @@ enum Rule {
     Group(usize, Vec<String>),
 }
 
-/// Which line of a policy file is wrong, and how.
+/// An error in a line of a policy file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line} of the policy: {what}")]
 pub struct PolicyFileError {
-    /// The line, from 1; 0 when it is about the whole.
+    /// The line, from 1; 0 when it concerns the whole file.
     pub line: usize,
-    /// What is wrong with it.
+    /// The error.
     pub what: String,
 }
 
 impl PolicyFile {
-    /// Reads a file. Groups are made of what stands above them, so none contains itself.
+    /// Parses a file. Groups consist of names defined above them, so none contains itself.
     pub fn parse(file: &[u8]) -> Result<Self, PolicyFileError> {
         let whole = |what: String| PolicyFileError { line: 0, what };
         let text = plain_text("the policy", file, MAX_BYTES).map_err(|error| whole(error.to_string()))?;
@@ -129,12 +129,12 @@ impl PolicyFile {
         Ok(())
     }
 
-    /// Whether anybody's word is asked for at all.
+    /// Whether any witness is required.
     pub fn asks_for_witnesses(&self) -> bool {
         self.quorum.is_some()
     }
 
-    /// Who signed this checkpoint of `log`, and whether that is enough.
+    /// Returns the witnesses that signed this checkpoint of `log`, and whether they satisfy the quorum.
     pub fn check(&self, log: &LogKey, note: &SignedNote) -> Result<(Witnessed, bool), PolicyCheckError> {
         let keys = self.witnesses.iter().map(|witness| witness.key.clone()).collect();
         let seen = Policy::new(log.clone(), keys, 0)?.check(note)?;
@@ -157,13 +157,13 @@ impl PolicyFile {
     }
 }
 
-/// Why a checkpoint is not believed, or a policy says less than it seems to.
+/// The reason why a checkpoint is not trusted, or a policy requires less than it seems to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyCheckError {
-    /// The keys do not fit together.
+    /// The keys contradict each other.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// The checkpoint is not believed.
+    /// The checkpoint is not trusted.
     #[error(transparent)]
     Distrust(#[from] Distrust),
 }

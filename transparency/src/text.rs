@@ -1,50 +1,51 @@
-//! What all the text formats here share: strict numbers, strict base64, bounded input, and errors that name the part.
+//! The common parts of all text formats here: strict numbers, strict base64, bounded input, and errors that name the
+//! part.
 //!
-//! Everything is read in its one canonical form, so what was read and is written again has the same bytes.
+//! Only the one canonical form is accepted, so what was read and is written again has the same bytes.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-/// Why a text is not what it should be.
+/// The reason why a text has the wrong format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
-    /// Longer than anybody needs.
+    /// Longer than the limit.
     #[error("{what} is longer than {bytes} bytes")]
     TooLong {
-        /// Which part.
+        /// The part.
         what: &'static str,
-        /// How long it may be.
+        /// The limit.
         bytes: usize,
     },
-    /// More than anybody needs.
+    /// More parts than the limit.
     #[error("there are more than {limit} {what}")]
     TooMany {
-        /// Of what.
+        /// The kind of parts.
         what: &'static str,
-        /// How many there may be.
+        /// The limit.
         limit: usize,
     },
-    /// A part is not there.
+    /// A part is missing.
     #[error("{0} is missing")]
     Missing(&'static str),
-    /// A part is there and cannot be read.
+    /// A part cannot be parsed.
     #[error("{what} is not {expected}")]
     Malformed {
-        /// Which part.
+        /// The part.
         what: &'static str,
-        /// What it has to be.
+        /// The expected form.
         expected: &'static str,
     },
-    /// A key for something else: a witness's where a log's is wanted, or one of an algorithm that is not known here.
+    /// A key of another role: a witness's in place of a log's, or one of an unknown algorithm.
     #[error("the key is of type {found:#04x}, and {expected:#04x} is wanted")]
     KeyType {
         /// The type byte of the key.
         found: u8,
-        /// The type byte that it should have.
+        /// The expected type byte.
         expected: u8,
     },
 }
 
-/// An ASCII decimal number without leading zeros, up to the largest tree there is.
+/// Parses an ASCII decimal number without leading zeros, up to the size of the largest tree.
 pub(crate) fn number(what: &'static str, digits: &str) -> Result<u64, FormatError> {
     let canonical = digits == "0" || (!digits.starts_with('0') && digits.bytes().all(|digit| digit.is_ascii_digit()));
     let number = digits.parse().ok().filter(|number| canonical && i64::try_from(*number).is_ok());
@@ -60,7 +61,8 @@ pub(crate) fn to_base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
 
-/// The bytes as text in which lines are the only structure: UTF-8 without control characters, and not too long.
+/// Checks that bytes are text in which lines are the only structure: UTF-8 without control characters, and not too
+/// long.
 pub(crate) fn plain_text<'a>(what: &'static str, bytes: &'a [u8], limit: usize) -> Result<&'a str, FormatError> {
     if bytes.len() > limit {
         return Err(FormatError::TooLong { what, bytes: limit });
@@ -72,7 +74,7 @@ pub(crate) fn plain_text<'a>(what: &'static str, bytes: &'a [u8], limit: usize) 
     Ok(text)
 }
 
-/// The first line, without its newline, and what follows.
+/// Returns the first line, without its newline, and the rest.
 pub(crate) fn line<'a>(what: &'static str, text: &'a str) -> Result<(&'a str, &'a str), FormatError> {
     text.split_once('\n').ok_or(FormatError::Missing(what))
 }

@@ -1,16 +1,16 @@
-//! The stored tree, cut into tiles of up to 256 hashes as C2SP tlog-tiles has it.
+//! The stored tree, divided into tiles of up to 256 hashes as in C2SP tlog-tiles.
 //!
-//! Level 0 holds the leaves; a hash in a level above is the root of one full tile of the level below. Levels between are
-//! computed. A tile that is full never changes again.
+//! Level 0 contains the leaves; a hash in a level above is the root of one full tile of the level below. Levels between
+//! are computed. A tile that is full never changes again.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use crate::{FormatError, Frontier, Hash};
 
-/// How many hashes a full tile has.
+/// The number of hashes in a full tile.
 pub const TILE_WIDTH: u16 = 256;
 
-/// How many levels of the tree one level of tiles covers.
+/// The number of levels of the tree in one level of tiles.
 pub(crate) const TILE_HEIGHT: u32 = TILE_WIDTH.ilog2();
 
 /// The highest level of tiles under [`MAX_TREE_SIZE`](crate::MAX_TREE_SIZE).
@@ -19,7 +19,7 @@ const MAX_LEVEL: u8 = (u64::BITS / TILE_HEIGHT) as u8 - 1;
 /// The hashes of tiles that were fetched.
 pub type Tiles = BTreeMap<Tile, Vec<Hash>>;
 
-/// Names one tile. As text it is the path, `tile/<level>/<index>` and `.p/<width>` while it is not full.
+/// The name of a tile. As text it is the path, `tile/<level>/<index>` and `.p/<width>` while it is not full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tile {
     level: u8,
@@ -28,7 +28,7 @@ pub struct Tile {
 }
 
 impl Tile {
-    /// Hash number `hash` of a level is in this tile of a tree of `size`. `level` is at most 7.
+    /// The tile that contains hash number `hash` of a level, in a tree of `size`. `level` is at most 7.
     pub(crate) fn with(level: u8, hash: u64, size: u64) -> Self {
         let index = hash >> TILE_HEIGHT;
         let left = (size >> (TILE_HEIGHT * u32::from(level))).saturating_sub(index << TILE_HEIGHT);
@@ -36,7 +36,7 @@ impl Tile {
     }
 
     /// The tiles that have to be written when a tree has grown from `old` to `new` leaves, lower levels first, so that
-    /// each hash of a tile above is the [root](subtree_root) of a tile that is already there.
+    /// each hash of a tile above is the [root](subtree_root) of a tile that exists already.
     pub fn grown(old: u64, new: u64) -> impl Iterator<Item = Self> {
         (0..=MAX_LEVEL).flat_map(move |level| {
             let shift = TILE_HEIGHT * u32::from(level);
@@ -47,27 +47,27 @@ impl Tile {
         })
     }
 
-    /// The bundle of entries that belongs to a tile of leaves, as a path: `tile/entries/<index>[.p/<width>]`.
+    /// The path of the entry bundle that belongs to a tile of leaves: `tile/entries/<index>[.p/<width>]`.
     pub fn entries_path(&self) -> String {
         format!("tile/entries/{}", self.place())
     }
 
-    /// 0 for leaves, up to 7.
+    /// The level: 0 for leaves, up to 7.
     pub fn level(&self) -> u8 {
         self.level
     }
 
-    /// The place in the level, from 0: the first hash is number `index * 256` of the level.
+    /// The index in the level, from 0: the first hash is number `index * 256` of the level.
     pub fn index(&self) -> u64 {
         self.index
     }
 
-    /// How many hashes it has: 1 to 256.
+    /// The number of its hashes: 1 to 256.
     pub fn width(&self) -> u16 {
         self.width
     }
 
-    /// Index and width as both paths have them.
+    /// Index and width in the form of both paths.
     fn place(&self) -> String {
         let mut groups = vec![format!("{:03}", self.index % 1_000)];
         let mut rest = self.index / 1_000;
@@ -80,8 +80,8 @@ impl Tile {
         groups.join("/") + &width
     }
 
-    /// The hashes of a stored tile. The tile as it was later, when it had more hashes, will do as well: they are only added
-    /// at the end.
+    /// Parses the hashes of a stored tile. A later state of the tile, with more hashes, is accepted as well: they are
+    /// only added at the end.
     pub fn read(&self, bytes: &[u8]) -> Result<Vec<Hash>, FormatError> {
         let (hashes, rest) = bytes.as_chunks();
         let own = hashes.get(..self.width.into());
@@ -107,7 +107,7 @@ impl FromStr for Tile {
             let index = index.replace(['x', '/'], "");
             Some(Self { level: level.parse().ok()?, index: index.parse().ok()?, width: width.parse().ok()? })
         };
-        // Whatever else reads as the same numbers is no path of a tile.
+        // Other spellings of the same numbers are not paths of a tile.
         let tile = parts().filter(|tile| tile.level <= MAX_LEVEL && tile.width > 0 && tile.to_string() == path);
         tile.ok_or(FormatError::Malformed { what: "a tile's path", expected: "tile/<level>/<index>[.p/<width>]" })
     }

@@ -1,12 +1,12 @@
-//! Verification of proofs (RFC 9162, sections 2.1.3.2 and 2.1.4.2). Total: whatever is handed in, the answer is yes, or
-//! which part is wrong.
+//! Verification of proofs (RFC 9162, sections 2.1.3.2 and 2.1.4.2). Total: for any input, the result is success, or the
+//! part that is wrong.
 
 use crate::{Hash, TreeHead, hash::node_hash};
 
-/// Why a proof proves nothing, or cannot exist.
+/// The reason why a proof is invalid, or cannot exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ProofError {
-    /// There is no such leaf in the tree.
+    /// The tree does not have this leaf.
     #[error("there is no leaf {index} in a tree of {size}")]
     OutsideTree {
         /// The leaf, counted from 0.
@@ -17,15 +17,15 @@ pub enum ProofError {
     /// Trees only grow.
     #[error("a tree of {new} cannot follow one of {old}")]
     Shrunk {
-        /// The size that is said to be earlier.
+        /// The size stated as earlier.
         old: u64,
-        /// The size that is said to be later.
+        /// The size stated as later.
         new: u64,
     },
-    /// More hashes than the way to the root has nodes.
+    /// More hashes than nodes on the path to the root.
     #[error("the proof has too many hashes")]
     TooLong,
-    /// Fewer hashes than the way to the root has nodes.
+    /// Fewer hashes than nodes on the path to the root.
     #[error("the proof has too few hashes")]
     TooShort,
     /// The hashes lead to another root than the tree's.
@@ -36,8 +36,8 @@ pub enum ProofError {
     WrongOldRoot,
 }
 
-/// Says that `leaf` is leaf number `index` (from 0) of the tree. `proof` goes from the leaf's sibling up to the root's
-/// child.
+/// Verifies that `leaf` is leaf number `index` (from 0) of the tree. `proof` goes from the leaf's sibling up to the
+/// root's child.
 pub fn verify_inclusion(leaf: Hash, index: u64, tree: TreeHead, proof: &[Hash]) -> Result<(), ProofError> {
     if index >= tree.size {
         return Err(ProofError::OutsideTree { index, size: tree.size });
@@ -51,8 +51,8 @@ pub fn verify_inclusion(leaf: Hash, index: u64, tree: TreeHead, proof: &[Hash]) 
     if root == tree.root { Ok(()) } else { Err(ProofError::WrongRoot) }
 }
 
-/// Says that the leaves of `old` are the first leaves of `new`. Nothing is to be proven between equal trees, or to one
-/// that follows the empty tree, so then the proof has to be empty.
+/// Verifies that the leaves of `old` are the first leaves of `new`. Equal trees, and a tree after the empty one, need
+/// no proof, so then it has to be empty.
 pub fn verify_consistency(old: TreeHead, new: TreeHead, proof: &[Hash]) -> Result<(), ProofError> {
     if old.size > new.size {
         return Err(ProofError::Shrunk { old: old.size, new: new.size });
@@ -66,7 +66,8 @@ pub fn verify_consistency(old: TreeHead, new: TreeHead, proof: &[Hash]) -> Resul
             [] => Ok(()),
         };
     }
-    // The proof begins with the largest subtree that ends where the old tree ends; if that is the old tree, it is left out.
+    // The proof begins with the largest subtree that ends where the old tree ends; if that is the old tree, it is
+    // omitted.
     let (first, rest) = match proof.split_first() {
         _ if old.size.is_power_of_two() => (old.root, proof),
         Some((first, rest)) => (*first, rest),
@@ -90,14 +91,14 @@ pub fn verify_consistency(old: TreeHead, new: TreeHead, proof: &[Hash]) -> Resul
     if new_root == new.root { Ok(()) } else { Err(ProofError::WrongRoot) }
 }
 
-/// The way from a node to the root: its number among the nodes of its level, and the number of the last of them.
+/// The path from a node to the root: its number among the nodes of its level, and the number of the last of them.
 struct Way {
     node: u64,
     last: u64,
 }
 
 impl Way {
-    /// Goes up to the next node that has two children, and says whether the sibling is on the left.
+    /// Goes up to the next node that has two children, and returns whether the sibling is on the left.
     fn up(&mut self) -> Result<bool, ProofError> {
         if self.last == 0 {
             return Err(ProofError::TooLong);
@@ -105,7 +106,7 @@ impl Way {
         let left = self.node & 1 == 1 || self.node == self.last;
         if left {
             // The last node of a level has no sibling when its number is even: it is the node above it as well. The
-            // number is not 0 here, so the shift is one that exists.
+            // number is not 0 here, so the shift is valid.
             self.shift(self.node.trailing_zeros());
         }
         self.shift(1);

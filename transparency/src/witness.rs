@@ -1,8 +1,8 @@
-//! What a witness decides (C2SP tlog-witness): whether to sign a checkpoint, given the last one that it signed.
+//! The decision of a witness (C2SP tlog-witness): whether to sign a checkpoint, given the last one that it signed.
 //!
-//! HTTP and storage belong to the caller, who does three things in this order: [decide](AddCheckpoint::decide), replace
-//! the stored head by the accepted one *if it is still the one that was decided on*, sign. Were two requests decided on
-//! the same head and both stored, the later could take the log back to the earlier.
+//! HTTP and storage belong to the caller, which does three things in this order: [decide](AddCheckpoint::decide),
+//! replace the stored head by the accepted one *if it is still the one that was decided on*, sign. If two requests were
+//! decided on the same head and both stored, the later could take the log back to the earlier.
 
 use std::fmt;
 
@@ -27,10 +27,10 @@ pub struct AddCheckpoint {
     checkpoint: Checkpoint,
 }
 
-/// Why a witness does not sign.
+/// The reason why a witness does not sign.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The request cannot be read.
+    /// The request cannot be parsed.
     #[error(transparent)]
     Malformed(#[from] FormatError),
     /// The request starts from more leaves than it ends with.
@@ -50,19 +50,19 @@ pub enum Refusal {
     /// A signature under a key of the log is wrong.
     #[error(transparent)]
     BadSignature(#[from] BadSignature),
-    /// The request does not start from the last signed checkpoint. To be sent again, from that one.
+    /// The request does not start from the last signed checkpoint. The log has to retry from that one.
     #[error("{known}")]
     Stale {
         /// The size of the last signed checkpoint.
         known: u64,
     },
-    /// The log has two roots for one size. This is proof of its operator's wrongdoing, and worth keeping.
+    /// The log has two roots for one size. This proves its operator's wrongdoing, and should be kept.
     #[error("another root was signed for size {size}")]
     Fork {
         /// The size.
         size: u64,
     },
-    /// The checkpoint is not shown to continue the last signed one.
+    /// The proof does not show that the checkpoint continues the last signed one.
     #[error("{0}")]
     Inconsistent(#[from] ProofError),
 }
@@ -75,14 +75,14 @@ pub struct Accepted {
 }
 
 impl AddCheckpoint {
-    /// A request by a log: `proof` leads from its first `old_size` leaves, the last that the witness signed, to the
+    /// Makes a log's request: `proof` leads from its first `old_size` leaves, the last that the witness signed, to the
     /// checkpoint.
     pub fn new(old_size: u64, proof: Vec<Hash>, note: SignedNote) -> Result<Self, FormatError> {
         let checkpoint = note.text().parse()?;
         Ok(Self { old_size, proof, note, checkpoint })
     }
 
-    /// Reads the body of a request. What [`Display`](fmt::Display) writes afterwards are the same bytes.
+    /// Parses the body of a request. [`Display`](fmt::Display) writes the same bytes again.
     pub fn parse(body: &[u8]) -> Result<Self, FormatError> {
         let text = plain_text("the request", body, MAX_ADD_CHECKPOINT_BYTES)?;
         let (old, rest) = line("the old size", text)?;
@@ -92,13 +92,13 @@ impl AddCheckpoint {
         Self::new(old_size, proof, SignedNote::parse(note.as_bytes())?)
     }
 
-    /// Which log asks. The caller looks up its keys, and the head that was signed last.
+    /// The name of the requesting log. The caller looks up its keys, and the head that was signed last.
     pub fn origin(&self) -> &str {
         self.checkpoint.origin()
     }
 
-    /// Whether to sign. `keys` are those of the log, none for a log that is not followed; `known` is the head that was
-    /// signed last, if one was.
+    /// Decides whether to sign. `keys` are those of the log, none for a log that is not followed; `known` is the head
+    /// that was signed last, if there was one.
     pub fn decide(&self, keys: &[LogKey], known: Option<TreeHead>) -> Result<Accepted, Refusal> {
         if keys.is_empty() {
             return Err(Refusal::UnknownLog);
@@ -117,7 +117,7 @@ impl AddCheckpoint {
         if self.old_size != old.size {
             return Err(Refusal::Stale { known: old.size });
         }
-        // Of no leaves there is one root, whatever was signed before.
+        // An empty tree has only one root, whatever was signed before.
         if new.size == 0 && new.root != Hash::OF_NOTHING {
             return Err(Refusal::Inconsistent(ProofError::WrongRoot));
         }
@@ -138,20 +138,20 @@ impl fmt::Display for AddCheckpoint {
 }
 
 impl Accepted {
-    /// What must be stored before anything is signed.
+    /// The head that must be stored before anything is signed.
     pub fn head(&self) -> TreeHead {
         self.head
     }
 
-    /// The answer's line, which says that at `now` this was the largest head that the witness knows of the log. `now` is
-    /// in seconds since 1970-01-01T00:00:00Z.
+    /// Makes the reply's line, which states that at `now` this was the largest head that the witness knows of the log.
+    /// `now` is in seconds since 1970-01-01T00:00:00Z.
     pub fn cosign(&self, signer: &WitnessSigner, now: u64) -> SignatureLine {
         signer.cosign(&self.text, now)
     }
 }
 
 impl Refusal {
-    /// The status of the answer.
+    /// The HTTP status of the reply.
     pub fn status(&self) -> u16 {
         match self {
             Self::Malformed(_) | Self::Reversed { .. } => 400,
@@ -162,7 +162,7 @@ impl Refusal {
         }
     }
 
-    /// The content type of the answer, whose body is this as text and a newline. A log tells by it whether the body is a
+    /// The content type of the reply, whose body is this as text and a newline. It tells a log whether the body is a
     /// size to start from.
     pub fn content_type(&self) -> &'static str {
         match self {
@@ -172,10 +172,10 @@ impl Refusal {
     }
 }
 
-/// The content type of an answer 409 that has the size of the last signed checkpoint.
+/// The content type of a reply 409 that contains the size of the last signed checkpoint.
 pub const SIZE_CONTENT_TYPE: &str = "text/x.tlog.size";
 
-/// Reads such an answer.
+/// Parses such a reply.
 pub fn parse_size(body: &[u8]) -> Result<u64, FormatError> {
     let text = plain_text("the known size", body, 32)?;
     number("the known size", text.strip_suffix('\n').ok_or(FormatError::Missing("the newline after the known size"))?)

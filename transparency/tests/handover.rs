@@ -1,4 +1,4 @@
-//! Hand-overs: whoever pinned the first key comes to the last, and nobody comes to a key that did not agree.
+//! Handovers: an auditor that pinned the first key gets to the last, and to no key that did not agree.
 #![cfg(test)]
 
 use orgstream_transparency::{HandOver, HandOverError, LogSigner, SignedNote};

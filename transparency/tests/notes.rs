@@ -1,4 +1,4 @@
-//! Notes, keys, checkpoints, policies and proof files: known answers of other implementations, and what is refused.
+//! Notes, keys, checkpoints, policies and proof files: known answers of other implementations, and refused inputs.
 #![cfg(test)]
 
 use orgstream_transparency::{
@@ -82,7 +82,7 @@ fn known_signatures_are_valid_and_no_others() {
             }
         }
     }
-    // Of another key, even one with the same name: as if it were not there.
+    // Of another key, even one with the same name: ignored.
     assert_eq!(log_key(GO_KEY).verify(&note(SPECIFIED_NOTE)), Ok(None));
     let same_name = LogSigner::from_seed("example.com/foo".parse().unwrap(), &[3; 32]);
     assert_eq!(same_name.verifier().verify(&note(SPECIFIED_NOTE)), Ok(None));
@@ -230,7 +230,7 @@ fn a_public_log_is_believed_with_its_witnesses() {
     let policy = Policy::new(log_key(PUBLIC_LOG), PUBLIC_WITNESSES.map(witness_key).into(), 4).unwrap();
     let witnessed = policy.check(&public).unwrap();
     assert_eq!(witnessed.checkpoint.head().size, 1_432_088_532);
-    // What they stand for: another time, another signature.
+    // Another time, another signature.
     let names = PUBLIC_WITNESSES.map(|key| witness_key(key).name().clone());
     assert_eq!(witnessed.witnesses, names.map(|name| (name, 1_779_573_024)));
     let later = note(&public.to_string().replace("qEiEgPlfF", "qEiEhPlfF"));
@@ -328,7 +328,7 @@ fn a_policy_is_met_or_says_by_what_not() {
     assert_eq!(one_of_two.check(&checkpoint).unwrap().witnesses.len(), 1);
     let both = with(vec![stranger, witness_key(GOLDEN_WITNESS)], 2);
     assert_eq!(both.check(&checkpoint), Err(Distrust::NotWitnessed { have: 1, need: 2 }));
-    // The log's own signature is missing, or that of another log's key is there.
+    // The log's own signature is missing, or replaced by that of another log's key.
     let unsigned = LogSigner::from_seed(log_key(GOLDEN_LOG).name().clone(), &[6; 32]);
     let policy = Policy::new(unsigned.verifier().clone(), Vec::new(), 0).unwrap();
     assert_eq!(policy.check(&checkpoint), Err(Distrust::Unsigned(unsigned.verifier().name().clone())));
@@ -357,7 +357,7 @@ fn one_operator_has_a_log_for_each_org_under_one_key() {
     assert_eq!(one.verifier().public(), two.verifier().public());
     assert_ne!(one.verifier().id(), two.verifier().id());
     let first = one.sign(head(3));
-    // The same bytes under the other's name are a signature of the other key, and a wrong one.
+    // The same bytes under the other's name are a signature of the other key, and an invalid one.
     let renamed = note(&first.to_string().replace("org_1", "org_2"));
     assert_eq!(two.verifier().verify(&renamed), Ok(None));
     let name = two.verifier().name();

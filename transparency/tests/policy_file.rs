@@ -1,4 +1,4 @@
-//! Policies as files: what is read, what is refused by its line, and whose signatures are enough.
+//! Policies as files: accepted files, errors with their lines, and the signatures that satisfy a quorum.
 #![cfg(test)]
 
 use orgstream_transparency::{AddCheckpoint, Frontier, LogSigner, PolicyFile, SignedNote, WitnessSigner, leaf_hash};

@@ -1,4 +1,4 @@
-//! The tree: against the definitions of RFC 6962 written down once more and naively, for every size up to 200.
+//! The tree: compared with a separate, naive implementation of the definitions of RFC 6962, for every size up to 200.
 #![cfg(test)]
 
 use std::{cell::RefCell, collections::BTreeMap};
@@ -107,7 +107,7 @@ fn tile(level: u32, index: u64, width: usize) -> Tile {
     format!("tile/{level}/{index:03}{partial}").parse().unwrap()
 }
 
-/// The proof, from no more than the tiles that the plan asked for.
+/// Computes the proof, from only the tiles that the plan requires.
 fn prove(plan: &Plan, tiles: &Tiles) -> Vec<Hash> {
     let needed = plan.tiles();
     let fetched = tiles.iter().filter(|(tile, _)| needed.contains(tile)).map(|(tile, hashes)| (*tile, hashes.clone()));
@@ -203,7 +203,7 @@ fn a_stored_frontier_that_does_not_fit_its_size_is_refused() {
     Frontier::from_bytes(&[bytes.as_slice(), &[0; 32]].concat()).unwrap_err();
     let of_size = |size: u64| [size.to_be_bytes().as_slice(), &bytes[8..]].concat();
     Frontier::from_bytes(&of_size(8)).unwrap_err();
-    // As many subtrees: only the head can tell, by its size.
+    // As many subtrees: only the head differs, by its size.
     assert_ne!(Frontier::from_bytes(&of_size(11)).unwrap().head(), frontier.head());
     let largest = [MAX_TREE_SIZE.to_be_bytes().as_slice(), &[7; 63 * 32]].concat();
     assert_eq!(Frontier::from_bytes(&largest).unwrap().to_bytes(), largest);
@@ -256,7 +256,7 @@ fn every_consistency_is_proven_and_nothing_else() {
             for proof in tampered(&proof, if size <= 17 { 1 } else { 131 }) {
                 verify_consistency(old, new, &proof).unwrap_err();
             }
-            // Any tree follows the empty one. Every other is held to what it was.
+            // Any tree follows the empty one. Every other is compared with its earlier state.
             if old_size > 0 {
                 verify_consistency(old, TreeHead { root: flip(new.root, 7), ..new }, &proof).unwrap_err();
             }

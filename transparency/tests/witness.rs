@@ -1,4 +1,4 @@
-//! The witness: what it signs, and what it refuses and how.
+//! The witness: accepted requests, and refused ones with their replies.
 #![cfg(test)]
 
 use orgstream_transparency::{
@@ -28,7 +28,7 @@ fn head(size: u64) -> TreeHead {
     leaves(size).into_iter().collect::<Frontier>().head()
 }
 
-/// The head of a log that tells another story.
+/// The head of a log with another history.
 fn forked(size: u64) -> TreeHead {
     TreeHead { root: leaf_hash(b"another story"), ..head(size) }
 }
@@ -56,7 +56,7 @@ fn a_log_that_grows_is_signed_from_head_to_head() {
         assert_eq!(accepted.head(), head(new));
         let answer = format!("{}\n", accepted.cosign(&witness(), 1_700_000_000 + new));
 
-        // The log takes the answer over, and whoever trusts the witness sees it in the checkpoint.
+        // The log adds the reply, and an auditor that trusts the witness sees it in the checkpoint.
         let mut checkpoint = log().sign(head(new));
         let lines = SignatureLine::parse_all(answer.as_bytes()).unwrap();
         assert_eq!(checkpoint.add_cosignatures(&lines, &[witness().verifier().clone()]), 1);
@@ -85,7 +85,7 @@ fn every_refusal_has_its_status() {
         (request(2, proof(2, 5), head(5)).decide(&keys(), None), 409, "0"),
         (request(0, vec![], head(5)).decide(&keys(), Some(head(3))), 409, "3"),
         (request(2, proof(2, 5), head(5)).decide(&keys(), Some(head(3))), 409, "3"),
-        // An older checkpoint than the one that was signed is stale as well: a log does not shrink.
+        // An older checkpoint than the signed one is stale as well: a log does not shrink.
         (request(2, proof(2, 3), head(3)).decide(&keys(), Some(head(5))), 409, "5"),
         (request(5, vec![], forked(5)).decide(&keys(), Some(head(5))), 409, "another root was signed for size 5"),
         (
@@ -119,7 +119,7 @@ fn every_refusal_has_its_status() {
 
 #[test]
 fn nothing_is_signed_that_an_honest_log_did_not_ask_for() {
-    // Every proof of a small log, held against every head that might be known.
+    // Every proof of a small log, against every head that might be known.
     for known in 0..12 {
         for old in 0..12 {
             for new in old..12 {
@@ -205,7 +205,7 @@ fn the_earliest_time_of_a_witness_counts() {
         (policy.check(&checkpoint).unwrap().witnesses[0].1, checkpoint.signatures().len())
     };
     assert_eq!(seen(&mut [1_700_000_009, 1_700_000_000, 1_700_000_004].into_iter()), (1_700_000_000, 4));
-    // No witness signs at no time at all, or at one that others cannot read.
+    // No witness signs at time zero, or at one that others cannot parse.
     assert_eq!(seen(&mut [0].into_iter()), (1, 2));
     assert_eq!(seen(&mut [u64::MAX].into_iter()), (i64::MAX as u64, 2));
     // As many signatures as can be read again.

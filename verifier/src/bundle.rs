@@ -1,7 +1,7 @@
-//! What a bundle consists of: names of files, and the two formats that are not somebody else's.
+//! The content of a bundle: names of files, and the two formats that are Orgstream's own.
 //!
-//! Tiles and bundles of entries lie where C2SP tlog-tiles has them, so a bundle is also the static part of a log. Beside each
-//! bundle of entries there is one of payloads: for each event a letter, four bytes of length and the bytes.
+//! Tiles and entry bundles have their paths from C2SP tlog-tiles, so a bundle is also the static part of a log. Beside
+//! each entry bundle there is one of payloads: for each event a letter, four bytes of length and the bytes.
 
 use orgstream_events::{Fingerprint, OrgId, Position, Timestamp, is_inward};
 use orgstream_transparency::{LogKey, Tile};
@@ -9,61 +9,61 @@ use serde::{Deserialize, Serialize};
 
 /// The first word of a manifest.
 pub const FORMAT: &str = "orgstream-audit-bundle/1";
-/// What is in the bundle.
+/// The list of the bundle's files.
 pub const MANIFEST: &str = "manifest.json";
 /// The folder of signed heads, each named by its size.
 pub const CHECKPOINTS: &str = "checkpoints";
 /// The folder of notes by which the log's keys handed over, one to the next.
 pub const HANDOVERS: &str = "handovers";
-/// The events for people, one JSON object a line.
+/// The events for human readers, one JSON object a line.
 pub const JSONL: &str = "events.jsonl";
 /// The same as a table.
 pub const CSV: &str = "events.csv";
 /// The same in the Open Cybersecurity Schema Framework.
 pub const OCSF: &str = "events.ocsf.jsonl";
-/// Whom the log's operator would have you believe.
+/// The policy that the log's operator suggests.
 pub const POLICY: &str = "policy.txt";
 
-/// What a bundle says of itself. Nobody signs it: it names the files, so that a damaged one is found by name.
+/// The bundle's description of itself. It is not signed: it lists the files, so that a damaged one is found by name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`FORMAT`].
     pub format: String,
-    /// Whose log.
+    /// The org of the log.
     pub org: OrgId,
     /// The log's name: `<host>/<org id>`.
     pub origin: String,
-    /// How many events the signed head has.
+    /// The number of events under the signed head.
     pub size: u64,
     /// When the bundle was written.
     pub created_at: Timestamp,
-    /// What wrote it.
+    /// The program that wrote it.
     pub tool: String,
-    /// The messages that the log had passed and not taken in when the bundle was written. They have no number and no proof;
-    /// what they are is the operator's word.
+    /// The messages that the log had skipped and not applied when the bundle was written. They have no number and no
+    /// proof; the operator's statement is the only source for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without: Vec<Without>,
     /// Every file but this one.
     pub files: Vec<ListedFile>,
 }
 
-/// A message that could not be taken into the log, or one that waits behind such a one.
+/// A message that could not be applied to the log, or one that waits behind such a one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Without {
-    /// Where it is in the organization's stream.
+    /// Its position in the organization's stream.
     pub position: Position,
-    /// What it is about.
+    /// Its aggregate.
     pub aggregate: String,
     /// `failed` or `waiting`.
     pub state: String,
-    /// What went wrong; empty when waiting.
+    /// The failure; empty when waiting.
     pub reason: String,
 }
 
 /// A file of a bundle.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ListedFile {
-    /// Below the bundle's folder, with slashes.
+    /// Its path below the bundle's folder, with slashes.
     pub path: String,
     /// Its length.
     pub bytes: u64,
@@ -71,13 +71,13 @@ pub struct ListedFile {
     pub sha256: Fingerprint,
 }
 
-/// The key that signs the log `origin` of `org`, given the key that somebody pinned: the same one, by its own name or by its
+/// Returns the key that signs the log `origin` of `org`, given a pinned key: the same one, by its own name or by its
 /// host's.
 pub fn log_key(pin: &LogKey, origin: &str, org: OrgId) -> Option<LogKey> {
     pin.of_log(origin, &org.to_string())
 }
 
-/// Where the payloads of a tile's events are.
+/// The path of the payloads of a tile's events.
 pub fn payloads_path(tile: &Tile) -> String {
     tile.entries_path().replacen("entries", "payloads", 1)
 }
@@ -87,18 +87,19 @@ pub fn payloads_path(tile: &Tile) -> String {
 pub enum Payload {
     /// Its stored bytes.
     Here(Vec<u8>),
-    /// Kept back: it has fields that are not for whoever reads the log.
+    /// Withheld: it has fields that are not for readers of the log.
     Withheld,
-    /// Gone for ever. The header stays, and with it every proof.
+    /// Erased for ever. The header stays, and with it every proof.
     Erased,
 }
 
 impl Payload {
-    /// Why the log gives no reason for the payload to be missing; None when it does, or when it is there.
+    /// Returns the reason why a missing payload is not explained by the log; None when it is, or when the payload is
+    /// present.
     ///
-    /// A mark in a bundle is nobody's signed word: whoever makes the bundle could mark what they would rather not show. Types
-    /// whose payloads are kept back are known beforehand, and an event's type is in its header. No event says that a payload
-    /// was erased, so none can have been.
+    /// A mark in a bundle is not signed: the maker of the bundle could mark any payload to hide it. Types whose
+    /// payloads are withheld are known beforehand, and an event's type is in its header. No event records that a
+    /// payload was erased, so none can have been.
     pub fn unexplained(&self, event_type: &str) -> Option<&'static str> {
         match self {
             Self::Here(_) => None,
@@ -111,8 +112,8 @@ impl Payload {
     }
 }
 
-/// A bundle of entries as C2SP tlog-tiles has it: for each header two bytes of length and its bytes. None when a header is
-/// longer than that can say.
+/// Encodes an entry bundle as in C2SP tlog-tiles: for each header two bytes of length and its bytes. None when a header
+/// is too long for that.
 pub fn encode_entries<'a>(headers: impl IntoIterator<Item = &'a [u8]>) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     for header in headers {
@@ -122,7 +123,7 @@ pub fn encode_entries<'a>(headers: impl IntoIterator<Item = &'a [u8]>) -> Option
     Some(bytes)
 }
 
-/// The headers of a bundle; None unless it is `count` of them and nothing else.
+/// Decodes the headers of a bundle; None unless it is `count` of them and nothing else.
 pub fn decode_entries(mut bytes: &[u8], count: usize) -> Option<Vec<&[u8]>> {
     let mut headers = Vec::with_capacity(count);
     for _ in 0..count {
@@ -134,7 +135,7 @@ pub fn decode_entries(mut bytes: &[u8], count: usize) -> Option<Vec<&[u8]>> {
     bytes.is_empty().then_some(headers)
 }
 
-/// The payloads of a tile's events.
+/// Encodes the payloads of a tile's events.
 pub fn encode_payloads<'a>(payloads: impl IntoIterator<Item = &'a Payload>) -> Vec<u8> {
     let mut bytes = Vec::new();
     for payload in payloads {
@@ -151,7 +152,7 @@ pub fn encode_payloads<'a>(payloads: impl IntoIterator<Item = &'a Payload>) -> V
     bytes
 }
 
-/// Reads them; None unless it is `count` of them and nothing else.
+/// Decodes them; None unless it is `count` of them and nothing else.
 pub fn decode_payloads(mut bytes: &[u8], count: usize) -> Option<Vec<Payload>> {
     let mut payloads = Vec::with_capacity(count);
     for _ in 0..count {

@@ -1,4 +1,4 @@
-//! `audit verify`, the same whether it is run as a part of the big program or by itself.
+//! `audit verify`, the same as a part of the main program or by itself.
 
 use std::{fs, path::PathBuf};
 
@@ -31,7 +31,8 @@ pub struct VerifyArgs {
 }
 
 impl VerifyArgs {
-    /// Verifies, prints the report to standard output, and says how it ended: whether or not anybody reads the report.
+    /// Verifies, prints the report to standard output, and returns the outcome, whether or not the report could be
+    /// written.
     pub fn run(self) -> anyhow::Result<Outcome> {
         let json = self.json;
         let report = verify(&self.request()?);

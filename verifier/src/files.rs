@@ -34,7 +34,7 @@ impl Files {
         self.listed.contains_key(path)
     }
 
-    /// The listed files whose path begins so.
+    /// The listed files whose path begins with `folder`.
     pub(crate) fn below(&self, folder: &str) -> Vec<String> {
         self.listed.keys().filter(|path| path.starts_with(folder)).cloned().collect()
     }
@@ -47,7 +47,7 @@ impl Files {
         Ok((File::open(self.dir.join(path)).map_err(|error| format!("cannot be read: {error}"))?, listed))
     }
 
-    /// A whole file, whatever the manifest says of it; what it says is compared and reported.
+    /// Reads a whole file; deviations from the manifest are reported.
     pub(crate) fn read(&mut self, path: &str, report: &mut Report) -> Option<Vec<u8>> {
         self.read.insert(path.to_owned());
         let opened = self.open(path).and_then(|(file, listed)| {
@@ -73,7 +73,7 @@ impl Files {
         }
     }
 
-    /// A file that is compared line by line.
+    /// Opens a file that is compared line by line.
     pub(crate) fn lines(&mut self, path: &'static str, report: &mut Report) -> Option<Lines> {
         self.read.insert(path.to_owned());
         match self.open(path) {
@@ -89,7 +89,7 @@ impl Files {
         }
     }
 
-    /// Looks at what was not read yet, and at what lies in the folder and is not listed.
+    /// Checks the files that were not read yet, and those in the folder that are not listed.
     pub(crate) fn finish(&mut self, report: &mut Report) {
         let left: Vec<String> = self.listed.keys().filter(|path| !self.read.contains(*path)).cloned().collect();
         for path in left {
@@ -105,7 +105,7 @@ impl Files {
                 }
                 let name = path.strip_prefix(&self.dir).unwrap_or(&path).to_string_lossy().into_owned();
                 if [JSONL, CSV, OCSF].contains(&&*name) && !self.listed.contains_key(&name) {
-                    // It is what people read, and whoever reads it takes it for a part of what was verified.
+                    // Its readers would take it for a part of what was verified.
                     report.invalid(&name, "lies in the bundle, and the manifest does not name it");
                 } else if name != MANIFEST && !self.listed.contains_key(&name) {
                     report.notes.push(format!("{name} is not part of the bundle and was not looked at"));
@@ -137,26 +137,26 @@ impl Lines {
         self.line.strip_suffix(b"\n")
     }
 
-    /// The next line has to be this one. A row of a table may have newlines, so it can be several.
+    /// Compares the next line with `text`. A row of a table may have newlines, so it can be several.
     pub(crate) fn expect(&mut self, text: &str, idx: Option<u64>, report: &mut Report) {
         if self.failed {
             return;
         }
         let same = text.split('\n').all(|part| self.next() == Some(part.as_bytes()));
         if !same {
-            // What follows may be shifted, and would be named line by line.
+            // The rest may be shifted, and would be reported line by line.
             self.failed = true;
             let what = "the line does not say what the entry says";
             report.find(crate::Outcome::Invalid, Some(self.path), idx, what);
         }
     }
 
-    /// Passes over a line.
+    /// Skips a line.
     pub(crate) fn skip(&mut self) {
         self.next();
     }
 
-    /// There must be nothing left.
+    /// Reports any remaining lines.
     pub(crate) fn finish(mut self, report: &mut Report) {
         let whole = self.failed || self.next().is_none() && self.line.is_empty();
         if !whole {

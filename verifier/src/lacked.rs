@@ -1,5 +1,5 @@
-//! What the log says of messages that it could not take in: a mark stands in the place of each, and another one where its fate
-//! was decided.
+//! The log's statements about messages that it could not apply: a mark is in the place of each, and another one where
+//! it was settled.
 
 use std::collections::BTreeMap;
 
@@ -7,29 +7,29 @@ use orgstream_events::{CommandId, MessageParked, MessageSettled, ParkingEvent, S
 
 use crate::{Entry, MANIFEST, Manifest, Outcome, Report};
 
-/// Messages that were given up, and such as are parked, that are described. The rest is counted.
+/// Given-up and parked messages that are described. The rest is counted.
 const NAMED: usize = 100;
 
 /// A message with a mark that is not settled yet.
 struct Open {
-    /// The place of its mark.
+    /// The index of its mark.
     idx: u64,
-    /// What is known of it; only of the first ones.
+    /// Its content; only of the first ones.
     what: Option<Box<MessageParked>>,
 }
 
-/// The marks, as the events go by.
+/// The marks, collected as the events are read.
 #[derive(Default)]
 pub(crate) struct Lacked {
     /// Every message with a mark, by its sequence; None once it is settled.
     marked: BTreeMap<u64, Option<Open>>,
     named: usize,
-    /// The command whose events are taken in late, as long as they last.
+    /// The command whose events are applied late, while they last.
     late: Option<CommandId>,
 }
 
 impl Lacked {
-    /// Takes the next entry. Whether it was taken in late, so that it is older than what stands in front of it.
+    /// Takes the next entry. Returns whether it was applied late, so that it is older than the one before it.
     pub(crate) fn pass(&mut self, entry: &Entry, report: &mut Report) -> bool {
         if self.late != Some(entry.header.command_id) {
             self.late = None;
@@ -74,7 +74,7 @@ impl Lacked {
         }
     }
 
-    /// What is left open makes the range incomplete, and so does what the manifest names and the log does not.
+    /// Unsettled messages make the range incomplete, and so do those that the manifest names and the log does not.
     pub(crate) fn finish(self, manifest: &Manifest, report: &mut Report) {
         for without in &manifest.without {
             if !self.marked.contains_key(&without.position.seq) {
@@ -157,7 +157,7 @@ mod tests {
         ParkingEvent::Retried(ParkedEventsRetried { aggregate: aggregate() })
     }
 
-    /// Which of the entries are late, and what is said of them.
+    /// Which of the entries are late, and the report about them.
     fn passed(entries: Vec<(u8, ParkingEvent)>) -> (Vec<bool>, Report) {
         let (mut lacked, mut report) = (Lacked::default(), Report::default());
         let entries = (0..).zip(entries).map(|(idx, (command, event))| entry(idx, command, event));

@@ -1,8 +1,8 @@
-//! The audit log of one org, exported into a folder, and what it proves to somebody who does not trust its operator.
+//! The audit log of one org, exported into a folder, and its proofs for an auditor who does not trust its operator.
 //!
-//! A bundle has the events' bytes, the tree over them, every signed head, and renderings for people and for other programs.
-//! Who writes one and who verifies one share the formats here and nothing else. Verification reads files and that is all
-//! it does: no network, no database, no account, no clock, and not a byte is written.
+//! A bundle has the events' bytes, the tree over them, every signed head, and renderings for people and for other
+//! programs. The writer and the verifier of a bundle share the formats here and nothing else. Verification only reads
+//! files: no network, no database, no account, no clock, and not a byte is written.
 
 mod bundle;
 mod cli;

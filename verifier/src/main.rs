@@ -1,4 +1,4 @@
-//! `orgstream-verify`: the verifier by itself, small enough to be read before it is believed.
+//! `orgstream-verify`: the verifier by itself, small enough to be reviewed before it is trusted.
 
 use std::process::ExitCode;
 

@@ -1,15 +1,15 @@
-//! Where commands say things: what was asked for on standard output, everything else on standard error. Nobody has to read
-//! either to the end, and a disk may be full, and neither is a reason to panic.
+//! Output of commands: results on standard output, everything else on standard error. A reader may stop early, and a
+//! disk may be full; neither causes a panic.
 
 use std::{
     fmt,
     io::{self, ErrorKind, Write as _},
 };
 
-/// Why something could not be said on standard output.
+/// The reason why standard output could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum OutputError {
-    /// Whoever read it has read enough, as `head` does. No fault of anybody's.
+    /// The reader has closed it, as `head` does. This is no error.
     #[error("nobody reads the output any more")]
     Closed,
     /// It cannot be written.
@@ -23,19 +23,19 @@ impl From<io::Error> for OutputError {
     }
 }
 
-/// Writes a line to standard output, and knows that it is there.
+/// Writes a line to standard output, and flushes it.
 pub fn say(text: fmt::Arguments<'_>) -> Result<(), OutputError> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")?;
     Ok(out.flush()?)
 }
 
-/// Writes a line to standard error. When nobody reads that, there is nobody to tell.
+/// Writes a line to standard error. A failure is ignored, since there is no other place to report it.
 pub fn note(text: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// What a verdict came to, told or not: that nobody read it does not change it.
+/// Returns a verdict, whether or not it could be printed: a failure of the output does not change it.
 pub fn told<T>(verdict: T, said: Result<(), OutputError>) -> T {
     if let Err(error @ OutputError::Failed(_)) = said {
         note(format_args!("error: {error}"));

@@ -1,5 +1,5 @@
-//! An event for people and for other programs: JSON lines, a table, and OCSF. Each line is a function of the entry alone, so
-//! whoever has the entry can tell whether the line says the same.
+//! An event for people and for other programs: JSON lines, a table, and OCSF. Each line is a function of the entry
+//! alone, so it can be verified from the entry.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -18,22 +18,22 @@ const OCSF_CLASS: u32 = 3004;
 pub const CSV_HEAD: &str = "idx,event_id,type,recorded_at,occurred_at,actor_type,actor_id,target_type,target_id,outcome,\
     outcome_code,command_id,request_id,ip,user_agent,payload,data";
 
-/// An event of the log that can be shown.
+/// A readable event of the log.
 #[derive(Debug)]
 pub struct Entry {
-    /// Its place in the log, from 0.
+    /// Its index in the log, from 0.
     pub idx: u64,
-    /// Who, what, when.
+    /// Its actor, action and times.
     pub header: Header,
-    /// What became of the payload: `shown`, `withheld` or `erased`.
+    /// The state of the payload: `shown`, `withheld` or `erased`.
     payload: &'static str,
     content: Option<(Value, Context)>,
-    /// What it says of a message that the log lacks, if it is a mark of the log.
+    /// Its statement about a message that the log lacks, if it is a mark of the log.
     pub(crate) mark: Option<ParkingEvent>,
 }
 
 impl Entry {
-    /// Reads an event, and compares its payload with what the header says of it.
+    /// Decodes an event, and compares its payload with its header.
     pub fn read(idx: u64, header: &[u8], payload: &Payload) -> Result<Self, CodecError> {
         let sealed = |payload: &[u8]| SealedEvent { header: header.to_vec().into(), payload: payload.to_vec().into() };
         Ok(match payload {
@@ -164,7 +164,7 @@ fn text(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-/// One cell: quoted where it has to be, and never one that a spreadsheet takes for a formula.
+/// One cell: quoted where necessary, and never one that a spreadsheet takes for a formula.
 fn csv_cell(text: &str) -> String {
     let is_formula = text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']);
     let mut cell = String::with_capacity(text.len() + 3);
@@ -179,7 +179,7 @@ fn csv_cell(text: &str) -> String {
     }
 }
 
-/// JSON with the fields of every object in the order of their names, whatever the program was built with.
+/// JSON with the fields of every object in the order of their names, whatever features the program was built with.
 struct Sorted<'a>(&'a Value);
 
 impl Serialize for Sorted<'_> {

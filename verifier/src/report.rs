@@ -1,4 +1,4 @@
-//! What verification found: an outcome for programs, and sentences for people.
+//! The result of a verification: an outcome for programs, and sentences for people.
 
 use std::fmt;
 
@@ -7,17 +7,17 @@ use serde::Serialize;
 /// The most findings that are kept; the rest is counted.
 const MAX_FINDINGS: usize = 100;
 
-/// How it ended. The worst of what was found counts.
+/// The outcome: the worst of the findings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Everything fits, and enough of the pinned witnesses have seen it.
+    /// Everything matches, and enough of the pinned witnesses have signed it.
     Valid,
-    /// Everything fits, as far as the log's own word goes.
+    /// Everything matches, by the log's own signatures alone.
     NotWitnessed,
-    /// What is there fits, and some of the range is not there.
+    /// What is present matches, and some of the range is missing.
     Incomplete,
-    /// The log is not a continuation of a head that you hold.
+    /// The log is not a continuation of a head that the auditor holds.
     Diverges,
     /// Something contradicts what was signed.
     Invalid,
@@ -46,18 +46,18 @@ impl Outcome {
     }
 }
 
-/// One thing that does not fit.
+/// A mismatch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What it makes of the whole.
+    /// Its effect on the outcome.
     pub outcome: Outcome,
-    /// The file, where it is one.
+    /// The file, if it concerns one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// The event, where it is one.
+    /// The event, if it concerns one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idx: Option<u64>,
-    /// What is wrong.
+    /// The description.
     pub what: String,
 }
 
@@ -73,7 +73,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Everything that is to be said about a bundle.
+/// The full report about a bundle.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
     /// The log.
@@ -82,26 +82,26 @@ pub struct Report {
     pub size: u64,
     /// The root of the signed head.
     pub root: String,
-    /// Events whose bytes were there.
+    /// Events whose bytes were present.
     pub events: u64,
-    /// Payloads that were there and fit, that were kept back, and that are gone. For one that is missing without a reason in
-    /// the log there is a finding as well.
+    /// Payloads that were present and match, that were withheld, and that were erased. One that is missing without a
+    /// reason in the log is a finding as well.
     pub payloads: [u64; 3],
-    /// Signed heads that fit.
+    /// Signed heads that match.
     pub checkpoints: u64,
-    /// Pinned witnesses that have seen the head, and when, in seconds since 1970.
+    /// Pinned witnesses that have signed the head, with their times in seconds since 1970.
     pub witnesses: Vec<(String, u64)>,
-    /// Messages that the log says it lacks, or that the manifest says it does.
+    /// Messages that are missing according to the log or the manifest.
     pub lacked: u64,
     /// Messages that the log will never have, because the operator gave them up.
     pub given_up: u64,
-    /// What does not fit.
+    /// The mismatches.
     pub findings: Vec<Finding>,
-    /// Findings beyond those that are named.
+    /// Number of findings beyond those that are named.
     pub more_findings: u64,
-    /// What is worth knowing and no fault.
+    /// Remarks that are no faults.
     pub notes: Vec<String>,
-    /// What the bundle proves and what it does not.
+    /// Sentences about what the bundle proves and what it does not.
     pub says: Vec<String>,
 }
 
@@ -112,7 +112,7 @@ impl Report {
     }
 
     pub(crate) fn find(&mut self, outcome: Outcome, file: Option<&str>, idx: Option<u64>, what: impl Into<String>) {
-        // The worst must not be lost behind many that are less.
+        // The worst must not be lost behind many lesser ones.
         if self.findings.len() < MAX_FINDINGS || outcome > self.outcome() {
             self.findings.push(Finding { outcome, file: file.map(str::to_owned), idx, what: what.into() });
         } else {

@@ -20,44 +20,44 @@ use crate::{
     log_key, payloads_path,
 };
 
-/// How far the clocks of the processes that accept commands may be apart, and of witnesses from them, without a word.
+/// Tolerated difference between the clocks of the processes that accept commands, and between them and witnesses.
 const CLOCKS_MS: i64 = 60_000;
-/// How far a clock may be wrong before a time is taken for one that was put there. In between it is noted: an entry cannot be
-/// changed any more, so a log would be invalid for ever because of a clock that was wrong for a minute.
+/// Error of a clock from which a time counts as forged. Between the two it is noted: an entry cannot be changed any
+/// more, so a log would be invalid for ever because of a clock that was wrong for a minute.
 const WRONG_CLOCK_MS: i64 = 24 * 3_600_000;
 /// The most events whose times are noted one by one.
 const NOTED: u64 = 20;
 
-/// What is to be verified, and by what.
+/// A request for verification.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The bundle's folder.
     pub bundle: PathBuf,
-    /// The log's key, from elsewhere than from the bundle.
+    /// The log's key, from a source other than the bundle.
     pub pin: LogKey,
-    /// Which witnesses are believed. Without it none are asked for, and the best outcome is "not witnessed".
+    /// The trusted witnesses. Without it none are required, and the best outcome is "not witnessed".
     pub policy: Option<PolicyFile>,
-    /// Heads of the log that were kept from before.
+    /// Heads of the log that the auditor kept from before.
     pub known: Vec<KnownHead>,
 }
 
-/// A head that somebody kept.
+/// A head that the auditor kept.
 #[derive(Debug, Clone)]
 pub struct KnownHead {
-    /// What it is called.
+    /// Its name.
     pub name: String,
     /// The note.
     pub note: SignedNote,
 }
 
-/// A root that the tree has to have at a size.
+/// The required root of the tree at a size.
 struct Expected {
     root: Hash,
     name: String,
     held: bool,
 }
 
-/// Verifies a bundle. Whatever is in it, the answer is a report.
+/// Verifies a bundle. For any content, the result is a report.
 pub fn verify(request: &Request) -> Report {
     let mut report = Report::default();
     let Some(manifest) = read_manifest(&request.bundle, &mut report) else { return report };
@@ -80,7 +80,7 @@ pub fn verify(request: &Request) -> Report {
     run.report
 }
 
-/// The keys of the log that the pinned one leads to, by the log's own name.
+/// Returns the keys of the log that the pinned one leads to, by the log's own name.
 fn follow(pin: &LogKey, manifest: &Manifest, files: &mut Files, report: &mut Report) -> Vec<LogKey> {
     let mut notes = Vec::new();
     for path in files.below(&format!("{HANDOVERS}/")) {
@@ -119,21 +119,21 @@ struct Run<'a> {
     keys: Vec<LogKey>,
     files: Files,
     report: Report,
-    /// The roots that the tree has to have, by size.
+    /// The required roots of the tree, by size.
     heads: BTreeMap<u64, Vec<Expected>>,
-    /// Sizes, and when a pinned witness saw the first so many events.
+    /// Sizes, and the times when a pinned witness saw the tree of that size.
     seen_by: Vec<(u64, i64)>,
 }
 
 impl Run<'_> {
-    /// What the pinned keys say of a note; an error is in words.
+    /// Checks a note by the pinned keys; the error is a description.
     fn check(&self, note: &SignedNote) -> Result<(Witnessed, bool), String> {
         let nobody = || PolicyFile::parse(b"quorum none\n").map_err(|error| error.to_string());
         let policy = self.request.policy.clone().map_or_else(nobody, Ok)?;
         self.check_by(&policy, note)
     }
 
-    /// The same by any key of the log; the first error when it is none of them.
+    /// Checks a note by any key of the log; the first error when it is none of them.
     fn check_by(&self, policy: &PolicyFile, note: &SignedNote) -> Result<(Witnessed, bool), String> {
         let mut refused = None;
         for key in &self.keys {
@@ -192,7 +192,7 @@ impl Run<'_> {
 
     fn read_known(&mut self) {
         for KnownHead { name, note } in &self.request.known {
-            // Whether witnesses signed it does not matter: the log did, and you have it.
+            // Witnesses are not required: the log signed it, and the auditor has it.
             let nobody = PolicyFile::parse(b"quorum none\n").map_err(|error| error.to_string());
             let checked = nobody.and_then(|policy| self.check_by(&policy, note)).map(|(seen, _)| seen.checkpoint);
             let head = match checked.as_ref().map(Checkpoint::head) {
@@ -217,7 +217,7 @@ impl Run<'_> {
         }
     }
 
-    /// Compares the tree as it was at its size now with the heads of that size.
+    /// Compares the tree at its present size with the heads of that size.
     fn compare(&mut self, tree: &Frontier) {
         for Expected { root, name, held } in self.heads.remove(&tree.size()).unwrap_or_default() {
             let found = tree.root();
@@ -279,7 +279,7 @@ impl Run<'_> {
         self.read_upper_tiles(roots);
     }
 
-    /// The hashes of a tile as the bundle has them; None without the file.
+    /// Reads the hashes of a tile from the bundle; None without the file.
     fn read_tile(&mut self, tile: &Tile) -> Option<Vec<Hash>> {
         let path = tile.to_string();
         if !self.files.has(&path) {
@@ -290,7 +290,7 @@ impl Run<'_> {
         hashes.ok()
     }
 
-    /// The leaves of a tile's events, from their bytes; None when they are not there.
+    /// Computes the leaves of a tile's events from their bytes; None when these are missing.
     fn read_entries(
         &mut self,
         tile: &Tile,
@@ -336,7 +336,7 @@ impl Run<'_> {
                     renderings.expect(&entry, &mut self.report);
                 }
                 Err(error) => {
-                    // Which file is at fault is told by whether the header is the one of the tree.
+                    // The file at fault is determined by whether the header is the one of the tree.
                     self.report.find(Outcome::Invalid, Some(&payloads_path), Some(idx), error.to_string());
                     renderings.skip();
                 }
@@ -354,8 +354,8 @@ impl Run<'_> {
         } += 1;
     }
 
-    /// Whose it is, and when: time does not go back, but for what was parked and is taken in late, and nothing was recorded
-    /// after somebody had seen it. What a clock that is wrong explains is noted.
+    /// Checks the org and the time: times do not decrease, except for events that were parked and are applied late, and
+    /// no event was recorded after a witness had seen it. Deviations that a wrong clock explains are noted.
     fn keep_order(&mut self, order: &mut Order, entry: &Entry, is_late: bool, path: &str) {
         let (report, idx) = (&mut self.report, entry.idx);
         if entry.header.org_id != order.org {
@@ -391,13 +391,13 @@ impl Run<'_> {
             } else {
                 order.note(report, idx, &format!("{what}: a clock was ahead"));
             }
-            // It was there by then, whatever its clock said.
+            // It existed by then, whatever its clock showed.
             known = Timestamp::from_unix_ms(seen);
         }
         order.latest = order.latest.max(known);
     }
 
-    /// The tiles above the leaves have to be the roots of those below.
+    /// Checks that the tiles above the leaves are the roots of those below.
     fn read_upper_tiles(&mut self, mut below: Vec<Hash>) {
         for level in 1.. {
             if below.is_empty() {
@@ -420,7 +420,7 @@ impl Run<'_> {
         }
     }
 
-    /// In words, what the bundle proves.
+    /// Describes what the bundle proves.
     fn say(&mut self) {
         let report = &mut self.report;
         let (outcome, size) = (report.outcome(), self.manifest.size);
@@ -463,13 +463,13 @@ impl Run<'_> {
     }
 }
 
-/// What the next event is compared with.
+/// The values that the next event is compared with.
 struct Order {
     org: OrgId,
     latest: Timestamp,
     seen_by: usize,
     lacked: Lacked,
-    /// Events whose times were noted.
+    /// The number of events whose times were noted.
     noted: u64,
 }
 
@@ -487,7 +487,7 @@ fn leaf_tiles(size: u64) -> impl Iterator<Item = Tile> {
     Tile::grown(0, size).take_while(|tile| tile.level() == 0)
 }
 
-/// The files that show the events to people and programs, as far as they are there.
+/// The files that show the events to people and programs, as far as they exist.
 struct Renderings {
     jsonl: Option<Lines>,
     csv: Option<Lines>,
@@ -523,7 +523,7 @@ impl Renderings {
         }
     }
 
-    /// The lines of an entry that cannot be read say something that nobody can compare.
+    /// Skips the lines of an entry that cannot be decoded: their content cannot be compared.
     fn skip(&mut self) {
         for lines in [&mut self.jsonl, &mut self.csv, &mut self.ocsf].into_iter().flatten() {
             lines.skip();

@@ -25,23 +25,23 @@ use crate::{
     scheduler::{BatchOutcome, Cost, LaneBatch, Trouble},
 };
 
-/// How long an answer of the database may take beyond the time that its statements may.
+/// How long the database's answer may take beyond the timeout of its statements.
 pub(crate) const SILENCE: Duration = Duration::from_secs(5);
-/// Parked messages that are applied again at a time.
+/// Parked messages per retry step.
 const RETRY_BATCH: u16 = 500;
 
-/// Where a transaction was when it failed.
+/// The stage in which a transaction failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// Begun, opened or committed, which no event has to do with.
+    /// Begin, open or commit, which no event affects.
     Frame,
-    /// Opened for the batches of one org.
+    /// Opening the batches of one org.
     Opening,
-    /// In the statements of one batch's own events.
+    /// The statements of one batch's own events.
     Own,
 }
 
-/// A transaction that came to nothing: in which batch, and how.
+/// A failed transaction: the batch in which it failed, and the error.
 struct Broken {
     place: usize,
     stage: Stage,
@@ -54,11 +54,11 @@ impl Broken {
     }
 }
 
-/// Runs the batches of `group` in one transaction, none of whose statements takes longer than `timeout`, and says, for
-/// each, how it ended.
+/// Runs the batches of `group` in one transaction, none of whose statements takes longer than `timeout`, and returns
+/// the outcome of each.
 ///
-/// An event is blamed only for what its own statements met with, only if an event can bring that about at all, and only if
-/// the database did everything else that it was asked for before and does so afterwards.
+/// A failure is attributed to an event only if the event's own statements failed, only if an event can cause such an
+/// error at all, and only if the database did everything else that was requested before and does so afterwards.
 pub(crate) async fn run_group(
     db: &Database,
     keys: &CommitKeys,
@@ -66,7 +66,7 @@ pub(crate) async fn run_group(
     class: BatchClass,
     timeout: Duration,
 ) -> Vec<BatchOutcome> {
-    // The server ends each statement in time. That it does not say so is for a connection that leads nowhere.
+    // The server ends each statement in time. No report of that within the limit means a dead connection.
     let limit = SILENCE + 3 * timeout;
     let tried = tokio::time::timeout(limit, try_group(db, keys, group, class, timeout)).await;
     let silent = || Broken::frame(DbError::unavailable(format!("no answer within {} seconds", limit.as_secs())));
@@ -75,7 +75,7 @@ pub(crate) async fn run_group(
         Err(broken) => broken,
     };
     tracing::debug!(%error, ?stage, batches = group.len(), "a transaction was rolled back");
-    // Who it was that took too long, is found out by each of them trying alone.
+    // Each retries alone, which shows the one that took too long.
     if error.is_timeout() && (stage == Stage::Own || (stage == Stage::Opening && group.len() > 1)) {
         return group.iter().map(|_| BatchOutcome::TimedOut).collect();
     }
@@ -99,14 +99,14 @@ pub(crate) async fn run_group(
     }
     let (reason, everywhere): (Arc<str>, bool) = (trouble.to_string().into(), !trouble.is_of_some_rows());
     let outcome = |place| {
-        // Where it has to do with one org's rows, the others need not fail with them again.
+        // If the error concerns one org's rows, the others need not fail with them again.
         let suspect = stage != Stage::Frame && place == failed;
         BatchOutcome::Unavailable(Trouble { reason: Arc::clone(&reason), everywhere, suspect })
     };
     (0..group.len()).map(outcome).collect()
 }
 
-/// Whether the database does all that a batch asks for besides what its events say. Nothing of it stays.
+/// Checks that the database does everything that a batch requires apart from its events. All of it is rolled back.
 async fn open_in_vain(
     db: &Database,
     batches: &[LaneBatch],
@@ -132,7 +132,7 @@ async fn try_group(
     let shared = begun.elapsed();
     let mut outcomes = match fill(&mut tx, keys, group).await {
         Ok(outcomes) => outcomes,
-        // A connection that cannot even undo it says nothing about any event.
+        // A connection that cannot even roll back says nothing about any event.
         Err(broken) => match tx.undo().await {
             Ok(()) => return Err(broken),
             Err(error) => return Err(Broken::frame(error)),
@@ -166,7 +166,7 @@ async fn fill(tx: &mut ApplyTx, keys: &CommitKeys, group: &[LaneBatch]) -> Resul
     Ok(outcomes)
 }
 
-/// One span for every command that somebody traces, under the command's own.
+/// Makes one span for every traced command, under the command's own.
 fn spans(group: &[LaneBatch]) -> Vec<Span> {
     let mut spans = Vec::new();
     for batch in group {
@@ -184,14 +184,14 @@ fn spans(group: &[LaneBatch]) -> Vec<Span> {
     spans
 }
 
-/// How the opening of a batch ended, and its part of the time that it took.
+/// The result of opening a batch, and its share of the time that it took.
 struct Started {
     org: BoundOrg,
     start: BatchStart,
     opening: Duration,
 }
 
-/// Opens the batches of one org; none for those that have nothing in them.
+/// Opens the batches of one org; none for the empty ones.
 async fn open_all(tx: &mut ApplyTx, batches: &[LaneBatch]) -> Result<Vec<Option<Started>>, DbError> {
     let opening = |batch: &LaneBatch| {
         let to = batch.deliveries.last()?.seq();
@@ -213,7 +213,7 @@ async fn open_all(tx: &mut ApplyTx, batches: &[LaneBatch]) -> Result<Vec<Option<
     Ok(batches.iter().map(started).collect())
 }
 
-/// What becomes of the batch if the transaction commits. Unless it is applied, the transaction is unchanged.
+/// Applies a batch; returns its outcome if the transaction commits. Unless it is applied, the transaction is unchanged.
 async fn run_batch(
     tx: &mut ApplyTx,
     keys: &CommitKeys,
@@ -241,7 +241,7 @@ async fn run_batch(
                 pass.park(aggregate, ToPark::of(delivery, ParkedState::Waiting, "", 0)).await?;
             }
             (Some(reason), _) | (None, Err(reason)) => {
-                // What cannot be read is not tried again: it reads the same every time.
+                // An unreadable message is not retried: it reads the same every time.
                 let attempts = if refused.is_some() { batch.attempts } else { 1 };
                 pass.park(aggregate, ToPark::of(delivery, ParkedState::Failed, reason, attempts)).await?;
                 counter!("orgstream_parked_total", "pipeline" => key.pipeline.name()).increment(1);
@@ -271,12 +271,12 @@ async fn run_batch(
     Ok(BatchOutcome::Applied { cost: Cost { shared: Duration::ZERO, opening, work: working.elapsed() }, plan })
 }
 
-/// What an operator decided about parked events of this pipeline.
+/// An operator's decision about parked events of this pipeline.
 pub(crate) struct Decision {
     aggregate: AggregateName,
     /// The message to give up.
     skip: Option<u64>,
-    /// Where the decision stands, which event it is, and when it was made.
+    /// The decision's sequence, its event, and its time.
     pub(crate) seq: u64,
     pub(crate) event: EventId,
     pub(crate) at: Timestamp,
@@ -299,18 +299,18 @@ pub(crate) fn decisions(seq: u64, commit: &OpenedCommit, pipeline: Pipeline) -> 
     decisions
 }
 
-/// A message that is to be parked.
+/// A message to park.
 pub(crate) struct ToPark {
     pub(crate) seq: u64,
     pub(crate) subject: String,
-    /// The commit's bytes; what is not verified is the message as it came.
+    /// The commit's bytes; for an unverified message, the message as received.
     pub(crate) message: Bytes,
     pub(crate) verified: bool,
     pub(crate) expected: Option<u64>,
     pub(crate) state: ParkedState,
     pub(crate) reason: String,
     pub(crate) attempts: u32,
-    /// When it was recorded, of what can be read, and the hash of the message as it lies in the stream: for its mark.
+    /// When it was recorded, if it is readable, and the hash of the message as stored in the stream: for its mark.
     pub(crate) recorded_at: Option<Timestamp>,
     pub(crate) sha256: Option<Fingerprint>,
 }
@@ -338,7 +338,7 @@ impl ToPark {
     }
 }
 
-/// One batch under way.
+/// One batch in progress.
 pub(crate) struct Pass<'a> {
     pub(crate) tx: &'a mut ApplyTx,
     org: BoundOrg,
@@ -348,8 +348,8 @@ pub(crate) struct Pass<'a> {
     /// When the newest event of the batch was recorded.
     latest: Option<Timestamp>,
     to_park: Vec<ToPark>,
-    /// What vouches for parked messages that are tried again. A rebuild needs none: what it parks was verified before it
-    /// came into the audit log.
+    /// The keys that verify parked messages when they are retried. A rebuild needs none: what it parks was verified
+    /// before it came into the audit log.
     keys: Option<&'a CommitKeys>,
 }
 
@@ -370,7 +370,7 @@ impl<'a> Pass<'a> {
         if self.pipeline == Pipeline::Audit {
             let at = match message.recorded_at.or(self.latest) {
                 Some(at) => at,
-                // What cannot be read says no time; time in the log does not go back.
+                // An unreadable message has no time; times in the log do not decrease.
                 None => audit::latest(self.tx, self.org).await?.unwrap_or_else(log_marks::now),
             };
             self.latest = Some(at);
@@ -380,7 +380,7 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// Writes what has gathered.
+    /// Writes the gathered commits and parked messages.
     pub(crate) async fn flush(&mut self) -> Result<(), DbError> {
         if !self.ready.is_empty() {
             apply(self.tx, self.org, &self.ready).await?;
@@ -407,7 +407,7 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// Applies the parked messages of one aggregate again, in order, as far as they go.
+    /// Retries the parked messages of one aggregate, in order, up to the first that fails.
     pub(crate) async fn carry_out(&mut self, decision: &Decision) -> Result<(), DbError> {
         let aggregate = decision.aggregate.to_string();
         let mut skip = decision.skip;
@@ -415,7 +415,8 @@ impl<'a> Pass<'a> {
             let rows = parked::of_aggregate(self.tx, self.org, &decision.aggregate, RETRY_BATCH).await?;
             let Some(first) = rows.first() else { break };
             if let Some(seq) = skip.take() {
-                // A decision about something that is no longer first has been overtaken. What waits goes on waiting.
+                // A decision about a message that is no longer the first is obsolete. Waiting messages continue to
+                // wait.
                 if first.parked.seq != seq {
                     return Ok(());
                 }
@@ -435,7 +436,8 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// Whether all of `rows` could be applied; the first that could not stays parked, and so do those behind it.
+    /// Applies `rows` and returns whether all could be applied; the first that could not stays parked, and so do those
+    /// behind it.
     async fn apply_again(&mut self, rows: &[ParkedMessage], decision: &Decision) -> Result<bool, DbError> {
         let seqs: Vec<u64> = rows.iter().map(|row| row.parked.seq).collect();
         let is_audit = self.pipeline == Pipeline::Audit;
@@ -485,7 +487,7 @@ impl<'a> Pass<'a> {
         Ok(true)
     }
 
-    /// What the audit log says of a parked message that is settled, and the message itself, if it is taken in now.
+    /// Returns the audit log's marks for a settled parked message, and the message itself, if it is applied now.
     fn with_marks(
         &self,
         row: &ParkedMessage,
@@ -503,7 +505,7 @@ impl<'a> Pass<'a> {
         Ok(entries)
     }
 
-    /// Applies `commits`, or leaves everything as it was and says why.
+    /// Applies `commits`, or leaves everything unchanged and returns the reason.
     pub(crate) async fn attempt(&mut self, commits: &[Applied]) -> Result<Result<(), String>, DbError> {
         self.tx.savepoint().await?;
         match apply(self.tx, self.org, commits).await {

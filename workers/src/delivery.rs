@@ -10,7 +10,7 @@ use orgstream_events::{Commit, CommitKeys, EventSubject, OpenedCommit};
 use orgstream_projections::parked::aggregate_of;
 use orgstream_stream::Message;
 
-/// Bytes that are as much work as a small message is.
+/// Bytes that cost as much work as a small message.
 const UNIT_BYTES: f64 = 4096.0;
 
 /// One message, shared by the lanes of both pipelines.
@@ -23,7 +23,7 @@ pub(crate) struct Delivery {
 }
 
 impl Delivery {
-    /// A message that counts as an event if one of `keys` vouches for it.
+    /// A message that counts as an event if it was signed with one of `keys`.
     pub(crate) fn new(message: Message, arrived: Instant, keys: &Arc<CommitKeys>) -> Arc<Self> {
         Arc::new(Self { message, arrived, keys: Arc::clone(keys), opened: OnceLock::new() })
     }
@@ -32,18 +32,18 @@ impl Delivery {
         self.message.seq
     }
 
-    /// How much work it is thought to be, in small messages: a large one costs its bytes.
+    /// Its estimated work, in small messages: a large one costs by its bytes.
     pub(crate) fn units(&self) -> f64 {
         1.0 + self.message.payload.len() as f64 / UNIT_BYTES
     }
 
-    /// What the message costs in memory, in bytes.
+    /// The memory that the message takes, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.message.payload.len() + self.message.subject.len() + size_of::<Self>()
     }
 
-    /// The commit, or why there is none: a message that nobody of ours signed, bytes that cannot be read, or an envelope
-    /// that belongs to another org.
+    /// Returns the commit, or the reason why there is none: an invalid signature, unreadable bytes, or an envelope that
+    /// belongs to another org.
     pub(crate) fn open(&self) -> Result<&Arc<OpenedCommit>, &str> {
         let opened = self.opened.get_or_init(|| {
             let content = self.message.content(&self.keys).map_err(|error| error.to_string())?;
@@ -56,12 +56,12 @@ impl Delivery {
         opened.as_ref().map_err(String::as_str)
     }
 
-    /// The commit's own bytes once its signature holds; else none, and the message is kept as it came.
+    /// Returns the commit's own bytes if its signature is valid; else none, and the message is kept as received.
     pub(crate) fn verified(&self) -> Option<Bytes> {
         self.message.content(&self.keys).ok().map(|content| self.message.payload.slice_ref(content))
     }
 
-    /// How long ago the command was accepted; for a message that cannot be read, how long it has been here.
+    /// Returns the time since the command was accepted; for an unreadable message, since it arrived here.
     pub(crate) fn lag(&self, now: Instant, wall: SystemTime) -> Duration {
         let recorded = self.open().ok().and_then(|commit| commit.events.first()).map(|event| event.header.recorded_at);
         match (recorded, wall.duration_since(UNIX_EPOCH)) {
@@ -72,7 +72,7 @@ impl Delivery {
         }
     }
 
-    /// The aggregate as the subject names it, `type.id`, whether or not anybody can read that.
+    /// Returns the aggregate as the subject names it, `type.id`, whether or not it is readable.
     pub(crate) fn aggregate(&self) -> &str {
         aggregate_of(&self.message.subject)
     }

@@ -1,4 +1,4 @@
-//! The one task that owns the scheduler: messages, catch up reads and finished batches come in, transactions go out.
+//! The one task that owns the scheduler: messages, catch-up reads and finished batches come in, transactions go out.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -26,37 +26,37 @@ use crate::{
     slots::Slots,
 };
 
-/// Refills at the same time, over all shards.
+/// Concurrent catch-up reads, over all shards.
 const REFILLS: usize = 8;
-/// Messages that one catch up read asks for. What the log's server is about to send goes before what others of the shard wait for.
+/// Messages per catch-up read. The log's server sends these before what other orgs of the shard wait for.
 const REFILL_MESSAGES: usize = 500;
-/// Orgs whose place in the log is kept between two catch up reads, over all shards: a consumer of the server each.
+/// Orgs whose position in the log is kept between two catch-up reads, over all shards: a consumer on the server each.
 const BACKLOGS: usize = 32;
-/// How long it is kept when the org asks for nothing.
+/// How long it is kept when the org requests nothing.
 const KEPT: Duration = Duration::from_secs(10);
-/// How long after a catch up read that failed or found nothing the next one may start.
+/// Pause after a catch-up read that failed or found nothing.
 const REFILL_PAUSE: Duration = Duration::from_millis(100);
-/// How often the figures are brought up to date.
+/// How often the metrics are updated.
 const TICK: Duration = Duration::from_secs(1);
-/// How many orgs the worst of the lagging ones are.
+/// The number of orgs reported as lagging the most.
 const WORST: usize = 10;
 
-/// What the engine is told.
+/// An input of the engine.
 #[derive(Debug)]
 pub(crate) enum Input {
     /// A message from a shard's cursor.
     Message(Arc<Delivery>),
-    /// The reader of the shard came to a message that is nobody's.
+    /// The shard's reader passed a message that belongs to no org.
     Pass { shard: Shard, seq: u64 },
-    /// The shard is ours.
+    /// The shard is this worker's.
     Open { shard: Shard, epoch: u64, mark: u64, behind: Vec<Behind> },
-    /// The cursor of the shard passes over everything up to `to`, where `passed` have something.
+    /// The cursor of the shard skips everything up to `to`, where the orgs of `passed` have messages.
     PassOver { shard: Shard, to: u64, passed: Vec<Passed> },
-    /// The shard is ours no longer; the answer is what may be written down about it.
+    /// The shard is no longer this worker's; the reply is the low watermark that may be stored for it.
     Close { shard: Shard, mark: oneshot::Sender<Option<Mark>> },
-    /// The marks of all owned shards, please, and who lags the most.
+    /// Requests the low watermarks of all owned shards, and the lanes with the most lag.
     Marks(oneshot::Sender<HashMap<Shard, Mark>>),
-    /// What is to be done about the versions of read models in the owned shards, with the epochs of those.
+    /// The jobs on versions of read models in the owned shards, with the epochs of those.
     Rebuilds(Vec<(Rebuild, u64)>),
 }
 
@@ -65,7 +65,7 @@ pub(crate) struct Engine {
     pub(crate) db: Database,
     pub(crate) options: WorkerOptions,
     pub(crate) worst: tokio::sync::watch::Sender<Vec<LaneLag>>,
-    /// What keeps the database from doing anything, while something does.
+    /// The error that keeps the database from doing anything, while there is one.
     pub(crate) trouble: tokio::sync::watch::Sender<Option<Arc<str>>>,
 }
 
@@ -133,7 +133,7 @@ impl Engine {
         }
     }
 
-    /// Says once when nothing can be applied any more, and once when it goes on.
+    /// Logs once when nothing can be applied any more, and once when it continues.
     fn tell(&self, scheduler: &Scheduler) {
         let trouble = scheduler.trouble(Instant::now());
         let before = self.trouble.borrow().is_some();
@@ -191,7 +191,7 @@ impl Engine {
         gauge!("orgstream_lanes", "state" => "attached").set(attached);
         gauge!("orgstream_lanes", "state" => "catching_up").set(catching_up);
         gauge!("orgstream_lanes", "state" => "backing_off").set(backing_off);
-        // By their bits: those of positive numbers are in the order of the numbers.
+        // Keyed by their bits: those of positive numbers are in the order of the numbers.
         let mut weights: BTreeMap<u64, u32> = self.options.weights.all().map(|weight| (weight.to_bits(), 0)).collect();
         for (weight, orgs) in scheduler.weights() {
             *weights.entry(weight.to_bits()).or_default() += orgs;
@@ -216,7 +216,7 @@ impl Engine {
     }
 }
 
-/// How long what waits in lanes has waited. Most lanes are empty, and cost nothing but being counted.
+/// The waiting times of lanes. Most lanes are empty, and cost nothing but being counted.
 #[derive(Default)]
 struct Ages {
     empty: usize,
@@ -229,7 +229,7 @@ impl Ages {
         if ms == 0 { self.empty += 1 } else { self.others.push(ms) }
     }
 
-    /// What this share of the lanes is not above.
+    /// The value that this share of the lanes does not exceed.
     fn quantile(&mut self, share: f64) -> u64 {
         self.others.sort_unstable();
         let place = ((self.empty + self.others.len()).saturating_sub(1) as f64 * share) as usize;
@@ -240,7 +240,7 @@ impl Ages {
 fn receive(scheduler: &mut Scheduler, rebuilds: &mut Rebuilds, input: Input) {
     match input {
         Input::Message(delivery) => {
-            // The reader hands out nothing else than what has an org.
+            // The reader passes on only messages that have an org.
             match EventSubject::route(&delivery.message.subject) {
                 Ok((_, org)) => scheduler.offer(org, &delivery),
                 Err(_) => scheduler.pass(delivery.message.shard, delivery.seq()),
@@ -250,7 +250,7 @@ fn receive(scheduler: &mut Scheduler, rebuilds: &mut Rebuilds, input: Input) {
         Input::Open { shard, epoch, mark, behind } => scheduler.open_shard(shard, epoch, mark, &behind),
         Input::PassOver { shard, to, passed } => scheduler.fast_forward(shard, to, &passed),
         Input::Close { shard, mark } => {
-            // Whoever asked may be gone; then nobody needs the answer.
+            // The requester may be gone; then the reply is not needed.
             let _ = mark.send(scheduler.marks().remove(&shard));
             scheduler.close_shard(shard);
             rebuilds.close_shard(shard);
@@ -295,7 +295,7 @@ fn finish(scheduler: &mut Scheduler, group: &Group, outcomes: Vec<BatchOutcome>)
     scheduler.done(group, outcomes, now, rand::random());
 }
 
-/// Where the time of a batch's first message went: it stands for the others, which came after it.
+/// Records the stages of a batch's first message: it stands for the others, which came after it.
 fn stages(batch: &LaneBatch, begun: Instant, now: Instant, wall: SystemTime) {
     let Some(first) = batch.deliveries.first() else { return };
     let (wait, run) = (begun.saturating_duration_since(first.arrived), now.saturating_duration_since(begun));
@@ -306,12 +306,12 @@ fn stages(batch: &LaneBatch, begun: Instant, now: Instant, wall: SystemTime) {
     }
 }
 
-/// Places in the log that catch up reads go on from, so that the server need not look for them again.
+/// Positions in the log where catch-up reads continue, so that the server need not find them again.
 #[derive(Default)]
 struct CatchUpReaders(HashMap<(Shard, OrgId, u64), (CatchUpReader, Instant)>);
 
 impl CatchUpReaders {
-    /// The one that stands where `wish` begins, whichever of the org's lanes brought it there.
+    /// Takes the reader that stands where `wish` begins, whichever of the org's lanes brought it there.
     fn take(&mut self, log: &Log, CatchUpRead { key, from, .. }: CatchUpRead) -> CatchUpReader {
         let kept = self.0.remove(&(key.shard, key.org, from));
         kept.map_or_else(|| log.catch_up_reader(key.shard, key.org, from), |(backlog, _)| backlog)
@@ -323,7 +323,7 @@ impl CatchUpReaders {
         }
     }
 
-    /// Lets go of those that nobody came back for.
+    /// Drops those that were not used again.
     fn forget(&mut self) {
         self.0.retain(|_, (_, kept_at)| kept_at.elapsed() < KEPT);
     }

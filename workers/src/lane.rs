@@ -1,5 +1,5 @@
-//! An org as the scheduler knows it, and its lanes, one for each pipeline: a short queue in order, or, over budget, only
-//! the place to go on from.
+//! The scheduler's state of an org, and its lanes, one for each pipeline: a short queue in order, or, over budget, only
+//! the position to continue from.
 
 use std::{
     collections::VecDeque,
@@ -14,7 +14,7 @@ use crate::{
     work_class::{ByClass, WorkClass},
 };
 
-/// A lane's name.
+/// The key of a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct LaneKey {
     pub(crate) shard: Shard,
@@ -22,15 +22,15 @@ pub(crate) struct LaneKey {
     pub(crate) pipeline: Pipeline,
 }
 
-/// One org: what is shared out is shared out among orgs, whichever lane of theirs it goes to.
+/// One org: fair shares are computed per org, over all of its lanes.
 #[derive(Debug)]
 pub(crate) struct Org {
-    /// Database time that the org has had for each kind of work, in microseconds divided by its weight, on the scale of that
-    /// kind's virtual time.
+    /// Database time used by the org for each work class, in microseconds divided by its weight, on the scale of that
+    /// class's virtual time.
     pub(crate) virtual_time: ByClass<f64>,
-    /// How much of the database's time it may have against an org of weight 1.
+    /// Its share of the database's time, relative to an org of weight 1.
     pub(crate) weight: f64,
-    /// Transactions under way that it has a part in.
+    /// Running transactions that include it.
     pub(crate) slots: usize,
     /// When one of them last began or ended.
     pub(crate) moved_at: Option<Instant>,
@@ -68,28 +68,28 @@ impl Org {
         Pipeline::ALL.into_iter().map(|pipeline| (pipeline, self.lane(pipeline)))
     }
 
-    /// How long none of its transactions has begun or ended.
+    /// The time since one of its transactions began or ended.
     pub(crate) fn stalled_for(&self, now: Instant) -> Duration {
         self.moved_at.map_or(Duration::ZERO, |moved_at| now.saturating_duration_since(moved_at))
     }
 
-    /// Whether nothing of it waits for a slot with such work, or is in one.
+    /// Whether none of its lanes waits for a slot with such work, or is in one.
     pub(crate) fn is_without(&self, class: WorkClass) -> bool {
         let is_there = |lane: &Lane| matches!(lane.state, LaneState::Ready | LaneState::Running) && lane.class == class;
         !self.lanes().any(|(_, lane)| is_there(lane))
     }
 
-    /// Writes down database time that it had, or was thought to have and had not.
+    /// Charges database time that it used, or refunds time charged in excess.
     pub(crate) fn charge(&mut self, class: WorkClass, micros: f64) {
         let virtual_time = &mut self.virtual_time[class];
         *virtual_time = (*virtual_time + micros / self.weight).max(0.0);
     }
 }
 
-/// Where a lane stands with the scheduler.
+/// The scheduling state of a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LaneState {
-    /// Nothing to do, or waiting for a `catch-up read`.
+    /// Nothing to do, or waiting for a catch-up read.
     Idle,
     /// Waiting for a slot.
     Ready,
@@ -99,53 +99,53 @@ pub(crate) enum LaneState {
     BackingOff,
 }
 
-/// The part of the stream that a catching up lane has let pass.
+/// The part of the stream that a catching up lane has skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Skipped {
-    /// Where the next catch up read begins.
+    /// The sequence at which the next catch-up read begins.
     pub(crate) next: u64,
-    /// The last message that the cursor let pass.
+    /// The last message that the cursor skipped.
     pub(crate) last: u64,
 }
 
-/// Messages in the first batch of a lane, of which nobody knows yet what they cost.
+/// Messages in the first batch of a lane, whose costs are unknown yet.
 const FIRST_STEP: usize = 8;
 
 #[derive(Debug)]
 pub(crate) struct Lane {
     pub(crate) state: LaneState,
-    /// When it last lined up for a slot, counted in those that did.
+    /// When it last queued for a slot, as a count of those that did.
     pub(crate) turn: u64,
-    /// With how much to do it waits, or is in its slot.
+    /// The work class with which it waits, or is in its slot.
     pub(crate) class: WorkClass,
-    /// What the database has stored, as far as is known; none until the first batch.
+    /// The database's checkpoint, as far as is known; none until the first batch.
     pub(crate) checkpoint: Option<u64>,
     /// Messages being applied right now.
     pub(crate) in_slot: Vec<Arc<Delivery>>,
     /// Set while the lane is `catching_up`.
     pub(crate) skipped: Option<Skipped>,
-    /// Whether it is among those that wait for a `catch-up read`.
+    /// Whether it is queued for a catch-up read.
     pub(crate) wants_catch_up: bool,
-    /// Where the catch up read that is under way begins.
+    /// The sequence at which the running catch-up read begins.
     pub(crate) catching_up_now: Option<u64>,
-    /// Refills in a row that brought nothing although something was skipped.
+    /// Consecutive catch-up reads that brought nothing although messages were skipped.
     pub(crate) empty_catch_up_reads: u32,
     /// Microseconds of database time per unit of work (see [`Delivery::units`]), smoothed; none until the first batch.
     pub(crate) cost: Option<f64>,
     /// The most messages in the next batch, doubled by each that is applied; 1 after a failure, to find the message that
     /// fails.
     pub(crate) step: usize,
-    /// A transaction that it shared took too long, so it gets one of its own until it has shown what it costs.
+    /// Whether a transaction that it shared took too long, so that it gets its own until it has shown what it costs.
     pub(crate) suspect: bool,
-    /// Failures of the first message in a row.
+    /// Consecutive failures of the first message.
     pub(crate) attempts: u32,
-    /// Times in a row that the database could not be reached: nobody's fault, and no reason to park anything.
+    /// Consecutive failures to reach the database: no event is at fault, and nothing is parked because of them.
     pub(crate) outages: u32,
-    /// Why the first message is to be parked in the next batch.
+    /// The reason for parking the first message in the next batch.
     pub(crate) park_first: Option<String>,
     queue: VecDeque<Arc<Delivery>>,
     bytes: usize,
-    /// The last message that was queued; whatever comes at or below it is a repeat.
+    /// The last message that was queued; one at or below it is a repeat.
     last_queued: u64,
 }
 
@@ -192,12 +192,12 @@ impl Lane {
         seq <= self.last_queued || self.checkpoint.is_some_and(|stored| seq <= stored)
     }
 
-    /// The oldest message that is not applied yet, in a slot or waiting.
+    /// Returns the oldest message that is not applied yet, in a slot or waiting.
     pub(crate) fn oldest(&self) -> Option<&Arc<Delivery>> {
         self.in_slot.first().or_else(|| self.queue.front())
     }
 
-    /// Takes a message from the cursor, unless the lane is catching up or must be, which leaves it to a `catch-up read`.
+    /// Takes a message from the cursor, unless the lane is catching up or must be, which leaves it to a catch-up read.
     /// Returns the bytes that it added.
     pub(crate) fn offer(&mut self, delivery: &Arc<Delivery>, room: usize) -> usize {
         let seq = delivery.seq();
@@ -215,7 +215,7 @@ impl Lane {
         self.push(Arc::clone(delivery))
     }
 
-    /// Takes a message that a catch up read brought. Returns the bytes that it added.
+    /// Takes a message that a catch-up read brought. Returns the bytes that it added.
     pub(crate) fn catch_up_read(&mut self, delivery: Arc<Delivery>) -> usize {
         let seq = delivery.seq();
         if let Some(skipped) = &mut self.skipped {
@@ -240,13 +240,13 @@ impl Lane {
         self.queue.front().map_or(0.0, |first| first.units())
     }
 
-    /// When the first message that waits came.
+    /// When the first waiting message arrived.
     pub(crate) fn first_arrived(&self) -> Option<Instant> {
         self.queue.front().map(|first| first.arrived)
     }
 
-    /// Moves messages from the queue into the slot: one, and then as many as `fits` agrees to, which is given the units of
-    /// work that there would be and the message in question.
+    /// Moves messages from the queue into the slot: one, and then as many as `fits` accepts, which receives the
+    /// resulting units of work and the message in question.
     pub(crate) fn take(&mut self, most: usize, fits: impl Fn(f64, &Delivery) -> bool) -> &[Arc<Delivery>] {
         let mut units = 0.0;
         while self.in_slot.len() < most.min(self.step).max(1) {
@@ -260,7 +260,7 @@ impl Lane {
         &self.in_slot
     }
 
-    /// Whether all that waits could go into one batch of so many units of work and messages.
+    /// Whether all waiting messages fit into one batch of `units` units of work and `messages` messages.
     pub(crate) fn fits_whole(&self, units: f64, messages: usize) -> bool {
         let mut left = units;
         self.queue.len() <= messages
@@ -270,12 +270,12 @@ impl Lane {
             })
     }
 
-    /// Whether nobody else should be in its transaction: something of it failed, or took too long.
+    /// Whether it must have a transaction of its own: something of it failed, or took too long.
     pub(crate) fn must_be_alone(&self) -> bool {
         self.step == 1 || self.suspect
     }
 
-    /// The batch was applied. Returns the bytes that it freed.
+    /// Records that the batch was applied. Returns the bytes that it freed.
     pub(crate) fn applied(&mut self, seq: u64) -> usize {
         self.checkpoint = Some(seq);
         self.attempts = 0;
@@ -288,16 +288,16 @@ impl Lane {
         freed
     }
 
-    /// The batch had no effect: its messages go back to the front.
+    /// Records that the batch had no effect: its messages go back to the front.
     pub(crate) fn give_back(&mut self) {
         for delivery in self.in_slot.drain(..).rev() {
             self.queue.push_front(delivery);
         }
     }
 
-    /// The database has another checkpoint than was thought. Returns the bytes that became free.
+    /// Records that the database has another checkpoint than expected. Returns the bytes that became free.
     ///
-    /// Ahead: somebody else applied our messages, and they are dropped. Behind: the database has forgotten what was not on
+    /// Ahead: another worker applied our messages, and they are dropped. Behind: the database has lost what was not on
     /// its disk when it crashed, and everything is read again from there.
     pub(crate) fn moved(&mut self, stored: u64) -> usize {
         self.give_back();
@@ -322,10 +322,10 @@ impl Lane {
         before - self.bytes
     }
 
-    /// Forgets the queue and reads everything after `stored` again from the log.
+    /// Clears the queue and reads everything after `stored` again from the log.
     fn rewind(&mut self, stored: u64) {
         let skipped = self.skipped.map_or(0, |skipped| skipped.last);
-        // What was stored before may reach beyond what this lane has queued: another owner was further.
+        // The stored checkpoint may be beyond what this lane has queued: another owner was ahead.
         let last = skipped.max(self.last_queued).max(self.checkpoint.unwrap_or(0));
         self.queue.clear();
         self.checkpoint = Some(stored);
@@ -336,7 +336,7 @@ impl Lane {
         self.bytes = 0;
     }
 
-    /// The cursor passed over what its org has from `next` to `last`: a catch up read is to bring it.
+    /// Records that the cursor skipped what its org has from `next` to `last`: a catch-up read will bring it.
     pub(crate) fn fast_forward(&mut self, next: u64, last: u64) {
         if let Some(skipped) = &mut self.skipped {
             skipped.last = skipped.last.max(last);
@@ -345,7 +345,7 @@ impl Lane {
         }
     }
 
-    /// A lane that begins `catching_up`: everything after `stored`, up to `last`, is to be read from the log.
+    /// Starts a lane as catching up: everything after `stored`, up to `last`, is to be read from the log.
     pub(crate) fn resume(&mut self, stored: u64, last: u64) {
         self.checkpoint = Some(stored);
         self.last_queued = stored;

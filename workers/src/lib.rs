@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! shard cursor ──> scheduler (one task: lanes, virtual time) ──> slots (one short transaction each) ──> checkpoint
-//!      ^                 │ over budget: detach                          │ failure: back off, then park
-//!      └── lease         └──> catch up read from the log at the lane's pace    └──> acknowledged by the checkpoint alone
+//!      ^                 │ over budget: catch up                        │ failure: back off, then park
+//!      └── lease         └──> catch-up read from the log at the lane's pace    └──> acknowledged by the checkpoint alone
 //! ```
 //!
-//! [`Worker::run`] owns shards by lease, reads each owned shard once, and hands every commit to its org's lanes, one per
-//! pipeline. Lanes take turns by measured database time. A batch's rows and its checkpoint commit together, so a commit
-//! that is delivered twice has one effect.
+//! [`Worker::run`] owns shards by lease, reads each owned shard once, and hands every commit to its org's lanes, one
+//! per pipeline. Lanes take turns by measured database time. A batch's rows and its checkpoint commit together, so a
+//! commit that is delivered twice has one effect.
 
 mod batch;
 mod delivery;

@@ -1,6 +1,6 @@
-//! The audit log's marks: an entry where the log passes over a message that it cannot take in, and one where that message's
-//! fate is decided. Whoever reads, exports, verifies or replays the log meets both in their places, and heads are signed over
-//! them (`docs/decisions/0041-the-log-marks-what-it-lacks.md`).
+//! The audit log's marks: an entry where the log skips a message that it cannot apply, and one where that message is
+//! settled. Reading, exporting, verifying and replaying the log all pass both in their places, and heads are signed
+//! over them (`docs/decisions/0041-the-log-marks-what-it-lacks.md`).
 
 use std::{
     sync::Arc,
@@ -22,7 +22,7 @@ use crate::batch::{Decision, ToPark};
 /// The longest reason that a mark repeats, in characters.
 const MAX_REASON: usize = 2_000;
 
-/// The time now, by this process's clock.
+/// The current time, by this process's clock.
 pub(crate) fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_unix_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
@@ -35,14 +35,15 @@ pub(crate) fn parked(org: OrgId, message: &ToPark, at: Timestamp) -> Result<Appl
     mark_of(org, (message.seq, &message.subject, "parked"), message.seq, (at, None), mark)
 }
 
-/// The same of a message that was parked by a program that knew no marks: late, but in front of what becomes of it.
+/// The mark of a message that was parked by a program version without marks: late, but before the mark of its
+/// settlement.
 pub(crate) fn parked_before(org: OrgId, message: &ParkedMessage, at: Timestamp) -> Result<Applied, DbError> {
     let known = &message.parked;
     let mark = parked_mark(org, known.seq, &known.subject, (known.state, &known.reason), (known.parked_at, None));
     mark_of(org, (known.seq, &known.subject, "parked"), known.seq, (at, None), mark)
 }
 
-/// The mark of what becomes of a parked message by a decision, in whose place it stands.
+/// The mark of a parked message's settlement by a decision, whose place it takes.
 pub(crate) fn settled(
     org: OrgId,
     message: &ParkedMessage,
@@ -69,7 +70,7 @@ fn parked_mark(
     ParkingEvent::Parked(MessageParked { seq, aggregate, waiting, reason, parked_at, sha256 })
 }
 
-/// A mark as a commit that no stream has, standing at `place`.
+/// A mark as a commit that is not in the stream, placed at `place`.
 fn mark_of(
     org: OrgId,
     (seq, subject, name): (u64, &str, &str),
@@ -100,7 +101,7 @@ fn mark_of(
     Ok(Applied { seq: place, commit: Arc::new(OpenedCommit { command_id, fingerprint: None, events }) })
 }
 
-/// A reason as it may stand in the log of `org`: no other organization is named in it.
+/// A reason in the form that may be in the log of `org`: it names no other organization.
 fn for_readers_of(org: OrgId, reason: &str) -> String {
     let word = |word: &str| {
         let name = word.trim_end_matches([',', '.', ':', ';', ')']);

@@ -1,4 +1,4 @@
-//! What an operator can choose about a worker.
+//! An operator's options for a worker.
 
 use std::time::Duration;
 
@@ -6,54 +6,58 @@ use uuid::Uuid;
 
 use crate::weights::PlanWeights;
 
-/// Bounds and timings of a worker. The defaults suit a small machine.
+/// Limits and timings of a worker. The defaults suit a small machine.
 #[derive(Debug, Clone)]
 pub struct WorkerOptions {
-    /// This worker among the others. A worker that comes back under its old id gets its shards back at once.
+    /// This worker's id. A worker that restarts with its old id gets its shards back at once.
     pub id: Uuid,
-    /// Who goes first.
+    /// The scheduling policy.
     pub policy: Policy,
-    /// How much of the database's time an org may have against others, by its plan.
+    /// The shares of the database's time, by plan.
     pub weights: PlanWeights,
-    /// Transactions at the same time; the database pool must have as many connections.
+    /// Concurrent transactions; the database pool must have as many connections.
     pub slots: usize,
-    /// Slots that backlogs leave free, so that whoever comes next need not wait. Where an org that has a slot takes another
-    /// while its first one goes on, three quarters must be free in any case.
+    /// Slots that backlogs leave free, so that a new batch need not wait. For an org that has a slot to take another
+    /// while its first one is running, three quarters must be free in any case.
     pub reserve: usize,
-    /// How much database time a batch aims for. What is in a batch cannot be interrupted, so this is what a quiet org
-    /// may have to wait for.
+    /// The target duration of a batch in database time. A batch cannot be interrupted, so this is how long a quiet org
+    /// may have to wait.
     pub batch: Duration,
-    /// How long a single message may take before its transaction is given up.
+    /// Timeout of a single message, after which its transaction is given up.
     pub message_timeout: Duration,
-    /// Messages that every lane may have in memory, in bytes; while there is room, it may have more before it is `catching_up`.
+    /// Bytes of messages guaranteed to every lane in memory; while there is room, it may have more before it is
+    /// `catching_up`.
     pub lane_bytes: usize,
-    /// Messages of all lanes in memory, in bytes, before every growing lane is `catching_up`.
+    /// Bytes of messages of all lanes in memory, before every growing lane is `catching_up`.
     pub total_bytes: usize,
     /// The most messages in one batch.
     pub batch_messages: usize,
     /// The most lanes that share one transaction.
     pub group_lanes: usize,
-    /// Tries of a message that the database refuses, before its aggregate is parked.
+    /// Tries of a message that the database rejects, before its aggregate is parked.
     pub attempts: u32,
-    /// How long a shard may stand still when its worker dies.
+    /// How long a shard may be without an owner when its worker dies.
     pub lease: Duration,
-    /// Messages behind the end of its shard from which on a reader asks who has any, and lets each read their own part.
+    /// Lag in messages behind the end of its shard from which on a reader determines the orgs with messages there, and
+    /// lets each lane read its own part.
     pub far_behind: u64,
-    /// How often the watchdog compares checkpoints with the log; what has not moved in between stands still.
+    /// The interval at which the watchdog compares checkpoints with the log; one that has not moved in between is
+    /// stalled.
     pub watch: Duration,
 }
 
-/// Who goes first when several orgs wait.
+/// The order in which waiting orgs are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Policy {
-    /// The org that has had the least of the database's time.
+    /// The org that has used the least of the database's time first.
     #[default]
     Fair,
-    /// Whoever came first. A baseline for `orgstream bench fairness`.
+    /// First come, first served. A baseline for `orgstream bench fairness`.
     Fifo,
-    /// One after the other, up to so many messages each. A baseline too: what job queues on a table do.
+    /// One after the other, up to this many messages each. A baseline too: what job queues on a table do.
     RoundRobin(usize),
-    /// As [`Policy::Fair`], but nobody serves large backlogs: no scheduler can do better for the others. A baseline, too.
+    /// As [`Policy::Fair`], but large backlogs are not served: no scheduler can do better for the others. A baseline,
+    /// too.
     Held,
 }
 
@@ -79,46 +83,46 @@ impl WorkerOptions {
         }
     }
 
-    /// The reserve of so many slots, unless somebody wants another: a third of them, and never all.
+    /// The default reserve for `slots` slots: a third of them, and never all.
     pub fn usual_reserve(slots: usize) -> usize {
         slots.div_ceil(3).min(slots.saturating_sub(1))
     }
 
-    /// The same with so many slots, and the reserve that goes with them.
+    /// Returns the options with this many slots, and their default reserve.
     #[must_use]
     pub fn with_slots(self, slots: usize) -> Self {
         Self { slots, reserve: Self::usual_reserve(slots), ..self }
     }
 
-    /// Slots that must stay free when an org whose transactions have not moved for so long takes another one. Two
-    /// transactions of a busy org only compete with the quiet ones for processors; when one of them is stuck, its other
-    /// pipeline must not be.
+    /// Slots that must stay free when an org, whose transactions have not progressed for `is_stalled`, takes another
+    /// one. Two transactions of a busy org only compete with the quiet ones for processors; when one of them is stuck,
+    /// its other pipeline must not be.
     pub(crate) fn reserve_against(&self, is_stalled: Duration) -> usize {
         if is_stalled > self.group_timeout() { self.reserve } else { self.reserve.max(self.slots * 3 / 4) }
     }
 
-    /// Slots that all backlogs may have together, while messages that are expensive have so many.
+    /// Slots available to all backlogs together, while expensive messages have `expensive`.
     pub(crate) fn backlog_slots(&self, expensive: usize) -> usize {
         self.slots.saturating_sub(self.reserve + expensive).max(1)
     }
 
-    /// Slots that one org may have while its single messages take longer than a batch should.
+    /// Slots available to one org while its single messages exceed the target duration of a batch.
     pub(crate) fn expensive_slots_of_one(&self) -> usize {
         (self.slots / 4).max(1)
     }
 
-    /// Slots that all such orgs may have together.
+    /// Slots available to all such orgs together.
     pub(crate) fn expensive_slots(&self) -> usize {
         (self.slots / 2).max(1)
     }
 
-    /// How long a lease is good for without a renewal. Less than a shard may stand still for: others only look now and
-    /// then whether it is over.
+    /// The lifetime of a lease without a renewal. Less than a shard may be without an owner: other workers check for
+    /// expired leases only at intervals.
     pub(crate) fn lease_time(&self) -> Duration {
         self.lease * 2 / 3
     }
 
-    /// How long a transaction of several lanes may take before each of them gets one of its own.
+    /// Timeout of a transaction of several lanes, after which each of them gets one of its own.
     pub(crate) fn group_timeout(&self) -> Duration {
         (25 * self.batch).max(Duration::from_millis(100)).min(self.message_timeout)
     }

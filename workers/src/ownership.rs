@@ -1,6 +1,6 @@
-//! Which worker should have which shard: rendezvous hashing over the live workers, with equal parts.
+//! The assignment of shards to workers: rendezvous hashing over the live workers, with equal parts.
 //!
-//! It only says who should try. What decides is the lease row, and what protects the tables is the epoch in it.
+//! It only determines the worker that should try. The lease row decides, and its epoch protects the tables.
 
 use std::{
     cmp::Reverse,
@@ -10,10 +10,10 @@ use std::{
 use orgstream_events::{Fingerprint, Shard};
 use uuid::Uuid;
 
-/// The worker that should have each shard. Everybody who knows the same workers says the same.
+/// Returns the worker that should have each shard. Callers with the same list of workers get the same result.
 ///
-/// A shard prefers workers by a hash of both, so that one who comes or goes moves little more than its own part; nobody
-/// gets a second shard more than anybody else, which hashing alone would not see to with so few shards.
+/// A shard prefers workers by a hash of both, so that a worker that joins or leaves moves little more than its own
+/// part; no worker gets two shards more than another, which hashing alone would not ensure with so few shards.
 pub(crate) fn owners(shards: impl ExactSizeIterator<Item = Shard>, workers: &[Uuid]) -> BTreeMap<Shard, Uuid> {
     let Some(part) = shards.len().checked_div(workers.len()) else { return BTreeMap::new() };
     let mut with_one_more = shards.len() % workers.len();

@@ -1,8 +1,8 @@
-//! Rebuilds: what the versions of read models in the owned shards need, step by step, behind everything else.
+//! Rebuilds: the jobs on versions of read models in the owned shards, step by step, at the lowest priority.
 //!
-//! A step is a transaction like a batch, with a slot of its own, but no lane: nothing that somebody waits for stands behind
-//! it. It never takes one of the slots in reserve, and while there is other work, all steps together get a tenth of the
-//! slots' time. All that must survive is in the database, so whoever owns the shard next goes on where this worker stood.
+//! A step is a transaction like a batch, with a slot of its own, but no lane: no client's message waits behind it. It
+//! never takes one of the slots in reserve, and while there is other work, all steps together get a tenth of the slots'
+//! time. All state that must survive is in the database, so the shard's next owner continues where this worker stopped.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -21,27 +21,27 @@ use crate::{batch::SILENCE, options::WorkerOptions, rebuild::budget::Budget, sch
 mod budget;
 mod step;
 
-/// Events or rows in a step: the first, of which nobody knows yet what they cost, and the most. Below the first number a step
-/// costs what it costs whatever is in it, so only one that takes much too long has fewer.
+/// Events or rows in a step: the first, with costs unknown yet, and the most. Below the first number a step's cost does
+/// not depend on their number, so only one that takes much too long has fewer.
 const FIRST_SIZE: u32 = 50;
 const MOST: u32 = 4_000;
-/// How long a step aims to take when there is nothing else to do.
+/// The target duration of a step when there is nothing else to do.
 const IDLE_STEP: Duration = Duration::from_millis(40);
-/// How long a job waits that could do nothing, because the audit log is not there yet.
+/// The pause of a job that could do nothing, because the audit log is not far enough yet.
 const PAUSE: Duration = Duration::from_millis(5);
-/// The same when the database cannot be reached, doubled each time up to 64 times.
+/// The pause when the database cannot be reached, doubled each time up to 64 times.
 const OUTAGE: Duration = Duration::from_millis(100);
 
-/// What a job remembers from step to step, and begins again without.
+/// State that a job keeps from step to step, and can restart without.
 #[derive(Default)]
 pub(crate) struct Memory {
-    /// The comparison of the version with what is shown.
+    /// The comparison of the version with the active one.
     comparison: Option<Box<Comparison>>,
-    /// The check of the audit log that the version is made of.
+    /// The check of the audit log that the version is built from.
     checking: Option<Box<LogChecking>>,
 }
 
-/// How a step ended.
+/// The outcome of a step.
 pub(crate) enum StepOutcome {
     /// There is more to do.
     GoesOn { rebuild: Rebuild, memory: Memory, events: u64 },
@@ -49,21 +49,21 @@ pub(crate) enum StepOutcome {
     Waits(Memory),
     /// The job is done.
     Done { rebuild: Rebuild, events: u64 },
-    /// It is not ours, or another job by now.
+    /// It is not this worker's, or has been replaced by another job.
     Gone,
 }
 
-/// Why a step came to nothing.
+/// The reason why a step failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StepError {
     #[error(transparent)]
     Database(#[from] DbError),
-    /// What an operator has to see to first.
+    /// A condition that an operator has to correct first.
     #[error("{0}")]
     Hindered(String),
 }
 
-/// A step that ended.
+/// A finished step.
 pub(crate) struct Ended {
     org: OrgId,
     took: Duration,
@@ -72,7 +72,7 @@ pub(crate) struct Ended {
     outcome: Result<StepOutcome, StepError>,
 }
 
-/// One job, as far as it is known here.
+/// One job, as far as this worker knows it.
 struct Job {
     rebuild: Rebuild,
     epoch: u64,
@@ -80,9 +80,9 @@ struct Job {
     memory: Memory,
     running: bool,
     not_before: Option<Instant>,
-    /// Steps in a row that came to nothing through no fault of the job.
+    /// Consecutive steps that failed through no fault of the job.
     outages: u32,
-    /// Steps in a row that took longer than they may.
+    /// Consecutive steps that timed out.
     timeouts: u32,
 }
 
@@ -94,14 +94,14 @@ pub(crate) struct Rebuilds {
     timeout: Duration,
     attempts: u32,
     jobs: BTreeMap<OrgId, Job>,
-    /// Whose turn it is, each job once.
+    /// The order of turns, each job once.
     turns: VecDeque<OrgId>,
     running: JoinSet<Ended>,
     budget: Budget,
 }
 
 impl Rebuilds {
-    /// None yet; steps will run on `backlog`.
+    /// An empty set; steps will run on `backlog`.
     pub(crate) fn new(db: Database, options: &WorkerOptions, backlog: Handle) -> Self {
         Self {
             db,
@@ -116,13 +116,13 @@ impl Rebuilds {
         }
     }
 
-    /// What is under way by the database; what is not listed is not.
+    /// Takes over the jobs that the database reports as running; a job that is not listed is not running.
     pub(crate) fn know(&mut self, under_way: Vec<(Rebuild, u64)>) {
         self.jobs.retain(|org, job| job.running || under_way.iter().any(|(rebuild, _)| rebuild.org == *org));
         for (rebuild, epoch) in under_way {
             let org = rebuild.org;
             match self.jobs.get_mut(&org) {
-                // What is known from its last step is newer.
+                // The state known from its last step is newer.
                 Some(job)
                     if job.running
                         || (job.rebuild.job, job.rebuild.version, job.epoch)
@@ -144,14 +144,14 @@ impl Rebuilds {
         gauge!("orgstream_rebuilds_active").set(u32::try_from(self.jobs.len()).unwrap_or(u32::MAX));
     }
 
-    /// The shard is no longer ours.
+    /// Removes a shard that is no longer this worker's.
     pub(crate) fn close_shard(&mut self, shard: Shard) {
         self.jobs.retain(|_, job| job.rebuild.shard != shard);
         let jobs = &self.jobs;
         self.turns.retain(|org| jobs.contains_key(org));
     }
 
-    /// Starts as many steps as there may be now.
+    /// Starts as many steps as allowed now.
     pub(crate) fn start(&mut self, scheduler: &mut Scheduler, now: Instant) {
         self.budget.accrue(now);
         for _ in 0..self.turns.len() {
@@ -175,7 +175,7 @@ impl Rebuilds {
             let (size, memory) = (job.size, std::mem::take(&mut job.memory));
             let running = async move {
                 let begun = Instant::now();
-                // The server ends each statement in time, unless the connection to it leads nowhere.
+                // The server ends each statement in time, unless the connection is dead.
                 let limit = SILENCE + 10 * timeout;
                 let step = step::run(&db, &known, epoch, size, timeout, memory);
                 let step = AssertUnwindSafe(tokio::time::timeout(limit, step)).catch_unwind();
@@ -201,12 +201,12 @@ impl Rebuilds {
         }
     }
 
-    /// The next step that ended; none when there is none under way.
+    /// Returns the next step that ended; none when none is running.
     pub(crate) async fn next(&mut self) -> Option<Ended> {
         self.running.join_next().await.and_then(Result::ok)
     }
 
-    /// Gives the slot of a step back, and learns from how it ended.
+    /// Returns the slot of a step, and learns from its outcome.
     pub(crate) fn finish(&mut self, ended: Ended, scheduler: &mut Scheduler) {
         scheduler.return_slot();
         let now = Instant::now();
@@ -255,15 +255,15 @@ impl Rebuilds {
         }
     }
 
-    /// When a job that waits may go on.
+    /// Returns when a waiting job may continue.
     pub(crate) fn next_wake(&self, now: Instant) -> Option<Instant> {
         let waiting = self.jobs.values().filter(|job| !job.running);
         let opens_at = self.budget.opens_at();
-        // One that waits for neither waits for a slot, and hears of that when another step or batch ends.
+        // A job without a wait for time or budget waits for a slot, and is resumed when another step or batch ends.
         waiting.filter_map(|job| job.not_before.filter(|at| *at > now).or(opens_at)).min()
     }
 
-    /// Brings the figures up to date.
+    /// Updates the metrics.
     pub(crate) fn observe(&mut self, now: Instant) {
         gauge!("orgstream_rebuilds_active").set(u32::try_from(self.jobs.len()).unwrap_or(u32::MAX));
         gauge!("orgstream_rebuild_share").set(self.budget.share(now));
@@ -289,10 +289,10 @@ impl Job {
         }
     }
 
-    /// A step was committed; the next is as large as it takes to last as long as it should.
+    /// Records a committed step; the next gets the size that reaches the target duration.
     fn went_on(&mut self, rebuild: Rebuild, memory: Memory, took: Duration, aim: Duration) {
         let fitting = f64::from(self.size) * aim.as_secs_f64() / took.as_secs_f64().max(1e-6);
-        // Other states do other things with it.
+        // Steps in other states do other work.
         let same = (self.rebuild.job, self.rebuild.state) == (rebuild.job, rebuild.state);
         let least = if took < 10 * aim { FIRST_SIZE.min(self.size) } else { 1 };
         self.size = if same { (fitting as u32).min(self.size * 2).clamp(least, MOST) } else { FIRST_SIZE };

@@ -1,6 +1,6 @@
 //! All lanes of all owned shards, in one place, owned by one task; no lock and no await in here.
 //!
-//! This file is what comes in: messages, catch up reads, shards. [`dispatch`] says who is next.
+//! This file handles the inputs: messages, catch-up reads, shards. [`dispatch`] selects the next transaction.
 
 use std::{
     cmp::Reverse,
@@ -23,24 +23,25 @@ mod baseline;
 mod dispatch;
 mod outage;
 
-/// Refills in a row that may bring nothing before the skipped messages count as gone.
+/// Consecutive catch-up reads that may bring nothing before the skipped messages count as gone.
 const EMPTY_REFILLS: u32 = 20;
-/// What a lane without any message may fetch when all lanes together have as much as they may, in bytes. One message comes
+/// Bytes that a lane without any message may fetch when all lanes together are at their limit. One message is returned
 /// in any case.
 const LEAST_REFILL: usize = 2 * 1024;
-/// Bytes of the largest `catch-up read`: what the log's server has been asked for stands before what others want of it.
+/// Bytes of the largest catch-up read: the log's server sends it before what other orgs request.
 const MOST_REFILL: usize = 512 * 1024;
-/// Refills that an org's other pipelines may be ahead of a lane by: it has what they read, and need not read it again.
+/// Catch-up reads by which an org's other pipelines may be ahead of a lane: it has what they read, and need not read it
+/// again.
 const SHARED_REFILLS: usize = 4;
-/// A catch up read may have this part of the memory that is free.
+/// A catch-up read may take the free memory divided by this.
 const REFILL_PART: usize = 16;
 
-/// A piece of one lane for one transaction.
+/// A part of one lane for one transaction.
 #[derive(Debug)]
 pub(crate) struct LaneBatch {
     pub(crate) key: LaneKey,
     pub(crate) epoch: u64,
-    /// Which opening of the shard it is from.
+    /// The opening of the shard that it is from.
     opening: u64,
     /// The checkpoint that the batch starts from, as far as it is known.
     pub(crate) from: Option<u64>,
@@ -48,7 +49,7 @@ pub(crate) struct LaneBatch {
     pub(crate) deliveries: Vec<Arc<Delivery>>,
     /// Park the first instead of applying it, for this reason.
     pub(crate) park_first: Option<String>,
-    /// How often the first was tried before.
+    /// Earlier tries of the first.
     pub(crate) attempts: u32,
     /// Microseconds that the org was charged when the batch was handed out.
     charged: f64,
@@ -60,7 +61,7 @@ impl LaneBatch {
     }
 }
 
-/// What one transaction is to do.
+/// The content of one transaction.
 #[derive(Debug)]
 pub(crate) struct Group {
     /// At least one, each of another lane.
@@ -75,7 +76,7 @@ impl Group {
         Self { batches: Vec::new(), class: WorkClass::Light, begun }
     }
 
-    /// The first batch of every org that has a part in it.
+    /// The first batch of every org in it.
     fn firsts(&self) -> impl Iterator<Item = &LaneBatch> {
         let before = |place: usize| self.batches.iter().take(place);
         let first = move |(place, batch): (usize, _)| {
@@ -85,13 +86,14 @@ impl Group {
         self.batches.iter().enumerate().filter_map(first)
     }
 
-    /// Whose connections it uses. Under the policies of comparison all work is of one kind, and what it brings decides.
+    /// The class of its connections. Under the baseline policies all work is of one class, and the group's content
+    /// decides.
     pub(crate) fn class(&self) -> BatchClass {
         let is_small = self.batches.iter().all(|batch| batch.units() <= dispatch::FEW_UNITS);
         if self.class == WorkClass::Light && is_small { BatchClass::Light } else { BatchClass::Backlog }
     }
 
-    /// How long each of its statements may take.
+    /// The timeout of each of its statements.
     pub(crate) fn timeout(&self, options: &WorkerOptions) -> Duration {
         if self.batches.len() > 1 { options.group_timeout() } else { options.message_timeout }
     }
@@ -100,11 +102,11 @@ impl Group {
 /// Database time of a batch.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Cost {
-    /// Its part of beginning and committing the transaction.
+    /// Its share of beginning and committing the transaction.
     pub(crate) shared: Duration,
-    /// What opening it took.
+    /// The time to open it.
     pub(crate) opening: Duration,
-    /// What its messages took.
+    /// The time for its messages.
     pub(crate) work: Duration,
 }
 
@@ -114,7 +116,7 @@ impl Cost {
     }
 }
 
-/// How a batch ended.
+/// The outcome of a batch.
 #[derive(Debug)]
 pub(crate) enum BatchOutcome {
     /// Rows and checkpoint are committed; the org had this plan before.
@@ -125,34 +127,35 @@ pub(crate) enum BatchOutcome {
     Fenced,
     /// Nothing happened, through no fault of this batch: another one of the transaction failed.
     Undone,
-    /// Nothing happened, and nobody is to blame: the database cannot be reached, or does not do what it is asked.
+    /// Nothing happened, through no fault of any batch: the database cannot be reached, or does not do what is
+    /// requested.
     Unavailable(Trouble),
-    /// Nothing happened: a statement of the transaction took longer than it may.
+    /// Nothing happened: a statement of the transaction timed out.
     TimedOut,
-    /// Nothing happened: the database refuses what the batch says.
+    /// Nothing happened: the database rejects the batch's content.
     Failed { reason: String },
 }
 
-/// What keeps the database from doing what it is asked, whatever that is.
+/// An error that keeps the database from doing what is requested.
 #[derive(Debug, Clone)]
 pub(crate) struct Trouble {
     pub(crate) reason: Arc<str>,
-    /// Whether it would be the same for everybody.
+    /// Whether it would be the same for all orgs.
     pub(crate) everywhere: bool,
-    /// Whether the batch met with it itself, so that others had better not share a transaction with its lane.
+    /// Whether the batch itself failed with it, so that others should not share a transaction with its lane.
     pub(crate) suspect: bool,
 }
 
-/// A stretch of the log that a catching up lane wants next.
+/// The next range of the log that a catching up lane needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CatchUpRead {
     pub(crate) key: LaneKey,
     pub(crate) from: u64,
-    /// As much as there is room for.
+    /// The limit in bytes, by the room there is.
     pub(crate) bytes: usize,
 }
 
-/// What an org has in a part of the log that the cursor passes over.
+/// An org's messages in a part of the log that the cursor skips.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Passed {
     pub(crate) org: OrgId,
@@ -162,7 +165,7 @@ pub(crate) struct Passed {
     pub(crate) last: u64,
 }
 
-/// A lane that was behind the mark of its shard.
+/// A lane that was behind the low watermark of its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Behind {
     pub(crate) org: OrgId,
@@ -173,20 +176,20 @@ pub(crate) struct Behind {
     pub(crate) last: u64,
 }
 
-/// What the mark of a shard may say.
+/// The low watermark of a shard.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mark {
-    /// Everything up to here is applied, but for the catching up lanes.
+    /// Everything up to here is applied, except in the catching up lanes.
     pub(crate) seq: u64,
-    /// The lanes that are behind and take care of themselves.
+    /// The lanes that are behind and resume from their own checkpoints.
     pub(crate) catching_up: Vec<(OrgId, Pipeline)>,
 }
 
-/// A place in line: the lowest rank is first, and of those who have the same, whoever came first.
+/// A place in the queue: the lowest rank is first, and of equal ranks, the earliest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     rank: u64,
-    /// Counts those that have lined up. A place that is not of its lane's last turn is out of date.
+    /// Counts the queued lanes. A place with another turn than its lane's last is out of date.
     turn: u64,
     key: LaneKey,
 }
@@ -201,18 +204,18 @@ struct OwnedShard {
 
 pub(crate) struct Scheduler {
     options: WorkerOptions,
-    /// What an org weighs until its first batch has said which plan it has.
+    /// The weight of an org until its first batch has returned its plan.
     usual_weight: f64,
     orgs: HashMap<(Shard, OrgId), Org>,
     shards: HashMap<Shard, OwnedShard>,
-    /// Lanes that wait for a slot, with each kind of work.
+    /// Lanes that wait for a slot, by work class.
     ready: ByClass<BinaryHeap<Reverse<Place>>>,
     backing_off: BinaryHeap<Reverse<(Instant, LaneKey)>>,
-    /// Lanes that want a catch up read, the one that has waited longest first, each once.
+    /// Lanes that want a catch-up read, the longest-waiting first, each once.
     wants_catch_up: VecDeque<LaneKey>,
     openings: u64,
     bytes: usize,
-    /// Bytes of the catch up reads under way, for every lane that may take them.
+    /// Bytes of the running catch-up reads, for every lane that may take them.
     promised: usize,
     service: dispatch::Service,
     outage: outage::Outage,
@@ -236,7 +239,7 @@ impl Scheduler {
         }
     }
 
-    /// What keeps the database from doing anything for anybody, while something does.
+    /// Returns the error that keeps the database from serving any org, while there is one.
     pub(crate) fn trouble(&self, now: Instant) -> Option<&Arc<str>> {
         self.outage.reason(now)
     }
@@ -255,13 +258,13 @@ impl Scheduler {
         self.orgs.get_mut(&(key.shard, key.org)).map(|org| org.lane_mut(key.pipeline))
     }
 
-    /// The lane, made if it is a new one.
+    /// Returns the lane, created if it is new.
     fn lane_entry(&mut self, key: LaneKey) -> &mut Lane {
         let usual = self.usual_weight;
         self.orgs.entry((key.shard, key.org)).or_insert_with(|| Org::new(usual)).lane_mut(key.pipeline)
     }
 
-    /// What orgs weigh, and how many weigh that; the same weight may come again.
+    /// Returns the orgs' weights, and the number of orgs of each; the same weight may occur again.
     pub(crate) fn weights(&self) -> Vec<(f64, u32)> {
         let mut runs: Vec<(f64, u32)> = Vec::new();
         for org in self.orgs.values() {
@@ -278,7 +281,8 @@ impl Scheduler {
         self.bytes
     }
 
-    /// The shard is ours, read from `mark` on; `behind` names the lanes that resume from their own checkpoints.
+    /// Adds a shard that is this worker's, read from `mark` on; `behind` names the lanes that resume from their own
+    /// checkpoints.
     pub(crate) fn open_shard(&mut self, shard: Shard, epoch: u64, mark: u64, behind: &[Behind]) {
         self.openings += 1;
         self.shards.insert(shard, OwnedShard { epoch, opening: self.openings, cursor: mark });
@@ -289,7 +293,8 @@ impl Scheduler {
         }
     }
 
-    /// The cursor of a shard goes on behind `to`, and `passed` names everybody who has something up to there.
+    /// Records that the cursor of a shard continues behind `to`; `passed` names every org that has messages up to
+    /// there.
     pub(crate) fn fast_forward(&mut self, shard: Shard, to: u64, passed: &[Passed]) {
         self.pass(shard, to);
         if !self.shards.contains_key(&shard) {
@@ -304,7 +309,7 @@ impl Scheduler {
         }
     }
 
-    /// The shard is no longer ours. Slices in slots end by themselves; the epoch in them decides.
+    /// Removes a shard that is no longer this worker's. Batches in slots end by themselves; the epoch in them decides.
     pub(crate) fn close_shard(&mut self, shard: Shard) {
         self.shards.remove(&shard);
         for class in WorkClass::ALL {
@@ -320,7 +325,7 @@ impl Scheduler {
         });
     }
 
-    /// A message from a shard's cursor.
+    /// Takes a message from a shard's cursor.
     pub(crate) fn offer(&mut self, org: OrgId, delivery: &Arc<Delivery>) {
         let shard = delivery.message.shard;
         let Some(owned) = self.shards.get_mut(&shard) else { return };
@@ -334,8 +339,9 @@ impl Scheduler {
         }
     }
 
-    /// How many bytes a lane that grows may have: half of what is still free, so that one that bursts need not read the log
-    /// again, and several leave room for each other. Over the total, a lane may only have one message at a time.
+    /// Returns the limit in bytes of a growing lane: half of what is still free, so that a lane with a burst need not
+    /// read the log again, and several leave room for each other. Over the total, a lane may only have one message at a
+    /// time.
     fn room(&self) -> usize {
         match self.options.total_bytes.checked_sub(self.bytes) {
             None | Some(0) => 0,
@@ -343,24 +349,25 @@ impl Scheduler {
         }
     }
 
-    /// The cursor passed something that is no lane's: its place in the shard still counts.
+    /// Records that the cursor passed a message that belongs to no lane: its place in the shard still counts.
     pub(crate) fn pass(&mut self, shard: Shard, seq: u64) {
         if let Some(owned) = self.shards.get_mut(&shard) {
             owned.cursor = owned.cursor.max(seq);
         }
     }
 
-    /// What a catch up read brought; `None` when the log could not be read. Returns where messages seem to be gone.
+    /// Takes the result of a catch-up read; `None` when the log could not be read. Returns the sequence from which
+    /// messages appear to be gone.
     ///
-    /// The org's other lanes take from it what they want next, so that the pipelines of a catching up org, which advance side
-    /// by side, read and decode its messages once.
+    /// The org's other lanes take from it what they need next, so that the pipelines of a catching up org, which
+    /// advance side by side, read and decode its messages once.
     pub(crate) fn caught_up(&mut self, wish: CatchUpRead, chunk: Option<&[Arc<Delivery>]>) -> Option<u64> {
         let key = wish.key;
         self.promised = self.promised.saturating_sub(wish.bytes * Pipeline::ALL.len());
         let lane = self.orgs.get_mut(&(key.shard, key.org))?.lane_mut(key.pipeline);
         lane.catching_up_now = None;
         let mut lost = None;
-        // A lane that was rewound or moved on meanwhile wants something else by now.
+        // A lane that was rewound or moved on meanwhile needs something else.
         let still_wanted = lane.skipped.is_some_and(|skipped| skipped.next == wish.from);
         match chunk {
             _ if !still_wanted => {}
@@ -387,7 +394,7 @@ impl Scheduler {
         lost
     }
 
-    /// Gives a lane what it wants of a chunk that has all messages of its org from `from` on.
+    /// Gives a lane what it needs of a chunk that has all messages of its org from `from` on.
     fn share(&mut self, key: LaneKey, from: u64, chunk: &[Arc<Delivery>]) {
         let (Some(lane), Some(last)) = (self.lane(key), chunk.last()) else { return };
         let Some(next) = lane.skipped.map(|skipped| skipped.next) else { return };
@@ -401,13 +408,13 @@ impl Scheduler {
         }
     }
 
-    /// Whether a catch up read that is under way for another lane of the org may bring what comes at `next`.
+    /// Whether a catch-up read that is running for another lane of the org may bring the messages from `next` on.
     fn is_on_its_way(&self, key: LaneKey, next: u64) -> bool {
         let begins = |other: LaneKey| self.lane(other).and_then(|lane| lane.catching_up_now);
         others(key).any(|other| begins(other).is_some_and(|from| from <= next))
     }
 
-    /// The lanes that want to be `caught_up` now, each asked for once until [`Scheduler::caught_up`].
+    /// Returns the catch-up reads to start now, one per lane until [`Scheduler::caught_up`].
     pub(crate) fn catch_up_reads(&mut self, at_most: usize) -> Vec<CatchUpRead> {
         let mut wishes = Vec::new();
         while wishes.len() < at_most {
@@ -430,7 +437,7 @@ impl Scheduler {
         wishes
     }
 
-    /// How much a catch up read may bring now.
+    /// The current size limit of a catch-up read.
     fn catch_up_bytes(&self) -> usize {
         let lane_bytes = self.options.lane_bytes;
         match self.options.total_bytes.checked_sub(self.bytes + self.promised) {
@@ -439,13 +446,13 @@ impl Scheduler {
         }
     }
 
-    /// Whether a catching up lane that has no more than `bytes` may get what it skipped. Over the total, it must be empty; it
-    /// comes here again after its batch.
+    /// Whether a catching up lane that has no more than `bytes` may get what it skipped. Over the total, it must be
+    /// empty; it is considered again after its batch.
     fn has_room(&self, lane: &Lane, bytes: usize) -> bool {
         lane.bytes() == 0 || (lane.bytes() <= bytes && self.bytes < self.options.total_bytes)
     }
 
-    /// What may be written down about the owned shards, so that a restart begins there.
+    /// Returns the low watermarks of the owned shards, from which a restart begins.
     pub(crate) fn marks(&self) -> HashMap<Shard, Mark> {
         let mut marks: HashMap<Shard, Mark> = self
             .shards
@@ -470,10 +477,10 @@ impl Scheduler {
         marks
     }
 
-    /// Puts a lane where it belongs after anything about it changed.
+    /// Updates a lane's queues after any change of it.
     fn settle(&mut self, key: LaneKey) {
         let wants = |lane: &Lane| lane.skipped.is_some() && lane.catching_up_now.is_none() && !lane.wants_catch_up;
-        // Half empty is early enough: the catch up read runs while the rest is applied.
+        // Half empty is early enough: the catch-up read runs while the rest is applied.
         let has_room = |lane: &Lane| self.has_room(lane, self.catch_up_bytes() / 2);
         let wants_catch_up = self.lane(key).is_some_and(|lane| wants(lane) && has_room(lane));
         let Some(org) = self.orgs.get_mut(&(key.shard, key.org)) else { return };

@@ -1,8 +1,8 @@
-//! Reading one owned shard: everything in it, once, in order.
+//! Reading one owned shard: all its messages, once, in order.
 //!
-//! A reader that begins far behind does not read its way to the end: almost all of that is one org's as a rule, whose lane
-//! will read the log at its own pace in any case, and everybody else would wait. It asks who has something there, lets each
-//! of them read their own part, and goes on from the end.
+//! A reader that begins far behind does not read its way to the end: almost all of that is usually one org's, whose
+//! lane will read the log at its own pace in any case, and all others would wait. It determines the orgs with messages
+//! there, lets each of their lanes read its own part, and continues from the end.
 
 use std::{
     collections::HashSet,
@@ -20,35 +20,35 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{delivery::Delivery, engine::Input, scheduler::Passed, strays::Strays, traffic::Traffic};
 
-/// How long to wait before a cursor that could not go on is opened again.
+/// Pause before a failed cursor is opened again.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Messages that are read in the time that one question takes, and in that of a lane's first look at its own part.
+/// Messages that can be read in the time of one query, and of a lane's first read of its own part.
 const ASKING: u64 = 20;
 const LOOKING: u64 = 200;
-/// Questions at the same time.
+/// Concurrent queries.
 const MAX_CONCURRENCY: usize = 16;
 
-/// Tries to count what somebody has who goes on meanwhile.
+/// Tries to count the messages of an org that writes meanwhile.
 const LOOKS: usize = 4;
-/// A read that is only to say how much there is.
+/// The limit of a read that is only for counting.
 const COUNT: ReadLimit = ReadLimit { messages: 1, bytes: 1 };
 
-/// One owned shard, as its reader has it.
+/// The reader of one owned shard.
 pub(crate) struct Reader {
     pub(crate) log: Log,
     pub(crate) shard: Shard,
     pub(crate) traffic: Arc<Traffic>,
     pub(crate) strays: Arc<Strays>,
     pub(crate) engine: mpsc::Sender<Input>,
-    /// What keeps the shard from being read.
+    /// The error that keeps the shard from being read.
     pub(crate) trouble: watch::Sender<Option<String>>,
-    /// Messages behind the end of its shard from which on a reader asks who has any.
+    /// Lag in messages behind the end of its shard from which on a reader determines the orgs with messages there.
     pub(crate) far_behind: u64,
 }
 
 impl Reader {
-    /// Hands every message after where `traffic` is to the engine, until `stop`. What fails is tried again from where it
-    /// stood.
+    /// Passes every message after the position of `traffic` to the engine, until `stop`. Failed reads are retried from
+    /// the same position.
     pub(crate) async fn run(self, stop: CancellationToken) {
         let mut seen = self.traffic.position();
         let mut residents = HashSet::new();
@@ -76,7 +76,7 @@ impl Reader {
         }
     }
 
-    /// Reads until the cursor cannot go on or the engine is gone.
+    /// Reads until the cursor cannot continue or the engine is gone.
     async fn read_on(&self, seen: &mut u64, residents: &mut HashSet<OrgId>) -> Result<(), StreamError> {
         let shard = self.shard;
         if let Some((to, passed)) = self.look_ahead(*seen).await? {
@@ -123,10 +123,11 @@ impl Reader {
         }
     }
 
-    /// Why the message is no organization's of this shard, if it is not. Where an org lives is asked once.
+    /// Returns the reason why the message belongs to no organization of this shard, if that is so. An org's placement
+    /// is queried once.
     ///
-    /// A stream takes whatever is published on its subjects. What names an org that lives elsewhere has a sequence that says
-    /// nothing there, and would stand for that org's beginning if it came first.
+    /// A stream stores every message published on its subjects. A message that names an org of another shard has a
+    /// sequence that is meaningless there, and would count as that org's beginning if it came first.
     async fn stray(&self, message: &Message, residents: &mut HashSet<OrgId>) -> Result<Option<String>, StreamError> {
         let org = match EventSubject::route(&message.subject) {
             Ok((shard, org)) if shard == self.shard => org,
@@ -146,13 +147,14 @@ impl Reader {
         })
     }
 
-    /// How far a reader after `seen` should go at once, and who has something on the way; none when it had better read.
+    /// Returns how far a reader after `seen` should skip, and the orgs with messages in between; none when it should
+    /// rather read.
     ///
-    /// The shard's orgs are known by their creation, which is the first message of each. Whether everybody is among them
-    /// is not taken for granted: what they have must come to all that there is, or it is read.
+    /// The shard's orgs are known by their creation, which is the first message of each. That list is not assumed to be
+    /// complete: the counts of their messages must add up to all messages in between, or these are read.
     async fn look_ahead(&self, seen: u64) -> Result<Option<(u64, Vec<Passed>)>, StreamError> {
         let (log, shard) = (&self.log, self.shard);
-        // The end first: whoever comes later is read.
+        // The end first: later messages are read.
         let state = log.shard_state(shard).await?;
         let end = state.last_seq;
         let messages = end.saturating_sub(seen);
@@ -182,7 +184,7 @@ impl Reader {
         Ok((messages >= LOOKING * passed.len() as u64).then_some((end, passed)))
     }
 
-    /// What the org has after `seen`, and how much of that up to `end`: no more than there is.
+    /// Returns what the org has after `seen`, and how much of that up to `end`: no more than exists.
     async fn part_of(&self, org: OrgId, seen: u64, end: u64) -> Result<Option<(Passed, u64)>, StreamError> {
         let (log, shard) = (&self.log, self.shard);
         if log.placement(org).await?.is_none_or(|placement| placement.shard != shard) {
@@ -197,7 +199,8 @@ impl Reader {
         if last <= end {
             return Ok(Some((passed(last), all.count())));
         }
-        // It goes on while it is counted. Copies may differ in how far they are, so a difference between two is no count.
+        // The org writes while it is counted. Copies may differ in their positions, so a difference between two is no
+        // count.
         for _ in 0..LOOKS * usize::from(log.replicas() == 1) {
             let before = log.read(shard, org, end + 1, COUNT).await?.count();
             let all = log.read(shard, org, seen + 1, COUNT).await?.count();

@@ -1,5 +1,5 @@
-//! Where transactions run. Those of a backlog have threads and connections of their own, with the weaker claim on the
-//! processor: what must be quick never stands behind the decoding of a few hundred messages, nor behind a server process
+//! Execution of transactions. Those of a backlog have threads and connections of their own, with lower priority on the
+//! processor: urgent transactions never wait behind the decoding of a few hundred messages, nor behind a server process
 //! that the operating system knows as a busy one.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -20,7 +20,7 @@ use crate::{
 
 /// Threads for backlogs.
 const THREADS: usize = 2;
-/// How much weaker their claim is, as `nice` counts it.
+/// Their lower priority, as a `nice` value.
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
 
@@ -44,7 +44,7 @@ impl Slots {
         Self { db, keys, options, running: JoinSet::new(), backlog: backlog.ok() }
     }
 
-    /// Starts a transaction; [`Slots::next`] says how it ended.
+    /// Starts a transaction; [`Slots::next`] returns its outcome.
     pub(crate) fn start(&mut self, group: Group) {
         let (db, keys, timeout) = (self.db.clone(), Arc::clone(&self.keys), group.timeout(&self.options));
         let class = group.class();
@@ -59,13 +59,13 @@ impl Slots {
         self.running.spawn_on(running, &runtime);
     }
 
-    /// The next transaction that ended; none when there is none under way.
+    /// Returns the next transaction that ended; none when none is running.
     pub(crate) async fn next(&mut self) -> Option<(Group, Vec<BatchOutcome>)> {
-        // Only an abort could keep a task from its result, and nobody aborts one.
+        // Only an abort could keep a task from its result, and no task is aborted.
         self.running.join_next().await.and_then(Result::ok)
     }
 
-    /// Where what takes long and nobody waits for runs.
+    /// The runtime for long work that no client waits for.
     pub(crate) fn backlog(&self) -> Handle {
         self.backlog.as_ref().map_or_else(Handle::current, |backlog| backlog.handle().clone())
     }
@@ -83,7 +83,7 @@ impl Drop for Slots {
     }
 }
 
-/// A panic is an outcome too: a message that a library cannot stand is found and parked like any other.
+/// A panic is an outcome too: a message that makes a library panic is found and parked like any other.
 async fn outcomes(
     db: &Database,
     keys: &CommitKeys,
@@ -100,7 +100,7 @@ async fn outcomes(
 
 #[cfg(target_os = "linux")]
 fn step_back() {
-    // Here a thread has its own niceness. Without it, backlogs only compete a little harder.
+    // On Linux a thread has its own niceness. Without it, backlogs only compete a little harder.
     if let Err(error) = rustix::process::nice(NICE) {
         tracing::debug!(%error, "a thread could not step back");
     }

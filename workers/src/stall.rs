@@ -1,54 +1,54 @@
-//! What two looks tell: whoever was behind at both and has not moved in between stands still.
+//! Stall detection from two checks: a lane or reader that was behind at both and has not moved in between is stalled.
 //!
-//! Being behind is no fault, and neither is being slow: a backlog that is worked off moves between any two looks. What
-//! stands still while there is something to do was forgotten, is stuck, or is held by somebody, whatever it says of
-//! itself. This file only decides; the watchdog looks.
+//! Being behind is no fault, and neither is being slow: a backlog that is worked off moves between any two checks. One
+//! that does not move while there is work was forgotten, is stuck, or is blocked, whatever it reports of itself. This
+//! file only decides; the watchdog checks.
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-/// Whoever is behind is remembered until the next look; the most that are.
+/// The most suspects remembered until the next check.
 const SUSPECTS: usize = 1_024;
 
-/// What one look saw of somebody.
+/// The result of one check of a lane or reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sight {
-    /// How far it had come.
+    /// Its position.
     pub(crate) at: u64,
-    /// What the log has for it behind that; none when it has everything.
+    /// The log's next sequence for it after that; none when it has everything.
     pub(crate) next: Option<u64>,
 }
 
-/// What a look has changed.
+/// A change found by a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// It was as far at the last look, and behind then as it is now.
+    /// It is at the same position as at the last check, and was behind then as it is now.
     Stands,
-    /// It stood still, and has moved since.
+    /// It was stalled, and has moved since.
     Moves,
 }
 
-/// Somebody who was behind at the last look.
+/// A lane or reader that was behind at the last check.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Suspect {
-    /// How far it had come.
+    /// Its position.
     pub(crate) at: u64,
-    /// What the log has for it behind that.
+    /// The log's next sequence for it after that.
     pub(crate) next: u64,
     since: Instant,
     stands: bool,
 }
 
 impl Suspect {
-    /// For how long it is known to have been where it is.
+    /// How long it is known to have been at its position.
     pub(crate) fn for_so_long(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.since)
     }
 }
 
-/// Everybody who was behind at the last look.
+/// All suspects: those that were behind at the last check.
 #[derive(Debug)]
 pub(crate) struct Stalls<K>(BTreeMap<K, Suspect>);
 
@@ -59,7 +59,7 @@ impl<K> Default for Stalls<K> {
 }
 
 impl<K: Ord + Copy> Stalls<K> {
-    /// Takes in what a look saw.
+    /// Records the result of a check.
     pub(crate) fn see(&mut self, who: K, sight: Sight, now: Instant) -> Option<Change> {
         let known = self.0.get_mut(&who);
         match (known, sight.next) {
@@ -84,22 +84,22 @@ impl<K: Ord + Copy> Stalls<K> {
         }
     }
 
-    /// Everybody who must be seen again.
+    /// Returns those that must be checked again.
     pub(crate) fn suspects(&self) -> impl Iterator<Item = K> {
         self.0.keys().copied()
     }
 
-    /// Everybody who stands still.
+    /// Returns those that are stalled.
     pub(crate) fn standing(&self) -> impl Iterator<Item = (K, &Suspect)> {
         self.0.iter().filter(|(_, suspect)| suspect.stands).map(|(who, suspect)| (*who, suspect))
     }
 
-    /// Forgets whoever is somebody else's by now.
+    /// Removes those that are now another worker's.
     pub(crate) fn keep(&mut self, ours: impl Fn(K) -> bool) {
         self.0.retain(|who, _| ours(*who));
     }
 
-    /// A look that saw nothing lies in between: who could not be looked at may not have been able to move either.
+    /// Records a failed check: what could not be checked may not have been able to move either.
     pub(crate) fn looked_in_vain(&mut self) {
         self.0.retain(|_, suspect| suspect.stands);
     }
@@ -119,7 +119,7 @@ mod tests {
         Sight { at, next: None }
     }
 
-    /// What looks at one lane, one after the other, have changed.
+    /// The changes found by consecutive checks of one lane.
     fn looks(sights: &[Sight]) -> Vec<Option<Change>> {
         let (mut stalls, mut now) = (Stalls::default(), Instant::now());
         let mut changes = Vec::new();
@@ -180,7 +180,7 @@ mod tests {
     }
 
     proptest! {
-        /// However slowly a backlog is worked off, and however much is added: while it moves, nobody is named.
+        /// However slowly a backlog is worked off, and however much is added: while it moves, it is not reported.
         #[test]
         fn a_backlog_that_moves_is_not_named(steps in prop::collection::vec((1_u64..5, 0_u64..9), 1..60)) {
             let mut at = 0;
@@ -194,7 +194,7 @@ mod tests {
             prop_assert!(looks(&sights).iter().all(Option::is_none));
         }
 
-        /// Whoever is named was behind, at the same place, at this look and the one before.
+        /// A reported lane was behind, at the same position, at this check and the one before.
         #[test]
         fn whoever_is_named_has_not_moved(seen in prop::collection::vec((0_u64..3, prop::bool::ANY), 1..60)) {
             let sights: Vec<Sight> = seen.iter().map(|(at, more)| if *more { behind(*at) } else { done(*at) }).collect();

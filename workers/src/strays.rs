@@ -1,5 +1,5 @@
-//! Messages that belong to no organization of the shard that they lie in. Nothing is done with them: no lane gets one, and no
-//! transaction is begun for one. They are counted, told of, and written down for an operator before the mark passes them.
+//! Messages that belong to no organization of their shard. They are not processed: no lane gets one, and no transaction
+//! is begun for one. They are counted, reported, and stored for an operator before the low watermark passes them.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,22 +7,22 @@ use metrics::counter;
 use orgstream_events::Shard;
 use orgstream_projections::{Database, DbError, Stray};
 
-/// The most that are written down at a time, which is once a second. More are counted.
+/// The most that are stored at a time, which is once a second. More are counted.
 const CACHE_CAPACITY: usize = 100;
 
-/// What one reader found since it was last written down.
+/// The strays that one reader found since the last were stored.
 #[derive(Debug, Default)]
 pub(crate) struct Strays(Mutex<Found>);
 
 #[derive(Debug, Default)]
 struct Found {
     strays: Vec<Stray>,
-    /// Those beyond what is remembered.
+    /// The number of those beyond the remembered ones.
     more: u64,
 }
 
 impl Strays {
-    /// One more.
+    /// Records one more.
     pub(crate) fn note(&self, stray: Stray) {
         counter!("orgstream_stray_messages_total").increment(1);
         let mut found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -33,7 +33,7 @@ impl Strays {
         }
     }
 
-    /// Tells of what was found, and writes it down. What cannot be written down now is kept for the next time.
+    /// Reports what was found, and stores it. What cannot be stored now is kept for the next time.
     pub(crate) async fn keep(&self, db: &Database, shard: Shard) -> Result<(), DbError> {
         let Found { strays, more } = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         let Some(first) = strays.first() else { return Ok(()) };

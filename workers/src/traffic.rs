@@ -1,5 +1,5 @@
-//! What the log gave to the reader of one shard: written down beside the scheduler, for the watchdog alone, which believes
-//! no lane.
+//! The messages that the log gave to the reader of one shard: recorded beside the scheduler, for the watchdog alone,
+//! which trusts no lane.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use std::{
 
 use orgstream_events::{EventSubject, OrgId};
 
-/// The most orgs that are remembered until somebody looks. More are found on the watchdog's rounds.
+/// The most orgs remembered until the next check. More are found on the watchdog's rounds.
 const CACHE_CAPACITY: usize = 10_000;
 
 #[derive(Debug, Default)]
@@ -25,27 +25,27 @@ pub(crate) struct Traffic {
 struct Recent {
     /// The last message of each org that had any.
     orgs: BTreeMap<OrgId, u64>,
-    /// The org that was taken last: the next one is behind it, so that everybody has a turn.
+    /// The org that was taken last: the next one is after it, so that each has a turn.
     taken: Option<OrgId>,
 }
 
 impl Traffic {
-    /// Of a reader that begins after `position`.
+    /// The record of a reader that begins after `position`.
     pub(crate) fn after(position: u64) -> Self {
         Self { position: AtomicU64::new(position), recent: Mutex::default() }
     }
 
-    /// How far the reader is.
+    /// The reader's position.
     pub(crate) fn position(&self) -> u64 {
         self.position.load(Ordering::Relaxed)
     }
 
-    /// The reader passes over everything up to there.
+    /// Records that the reader skips everything up to there.
     pub(crate) fn fast_forward(&self, to: u64) {
         self.position.store(to, Ordering::Relaxed);
     }
 
-    /// The log gave a message.
+    /// Records a message from the log.
     pub(crate) fn note(&self, subject: &str, seq: u64) {
         self.position.store(seq, Ordering::Relaxed);
         let Ok((_, org)) = EventSubject::route(subject) else { return };
@@ -57,7 +57,7 @@ impl Traffic {
         }
     }
 
-    /// Up to so many orgs that had messages since they were last taken, and the last message of each.
+    /// Returns up to `most` orgs that had messages since they were last taken, and the last message of each.
     pub(crate) fn take(&self, most: usize) -> Vec<(OrgId, u64)> {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let after = recent.taken.map_or(Bound::Unbounded, Bound::Excluded);

@@ -1,9 +1,9 @@
-//! Looks, from outside, whether what the log has arrives in the tables.
+//! Checks, independently of the lanes, that the log's messages arrive in the tables.
 //!
-//! Lag is what lanes say of themselves, and a lane that has lost its message says that it has nothing to do. The watchdog
-//! believes no lane: it compares what the log has with the checkpoints in the database, at two looks (see
-//! [`crate::stall`]). A look is bounded, whatever the number of orgs: some of those that had messages lately, some of
-//! all others in turn, and whoever was behind at the last look.
+//! Lag is reported by the lanes themselves, and a lane that has lost its message reports that it has nothing to do. The
+//! watchdog trusts no lane: it compares the log with the checkpoints in the database, at two checks (see
+//! [`crate::stall`]). A check is bounded, whatever the number of orgs: some of those that had messages lately, some of
+//! all others in turn, and those that were behind at the last check.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -28,29 +28,29 @@ use crate::{
     worker::WorkerError,
 };
 
-/// Orgs with messages lately that one look takes in.
+/// Orgs with recent messages per check.
 const BUSY: usize = 256;
-/// Orgs on the round through all of them that one look takes in.
+/// Orgs per check on the round through all of them.
 const ROUND: usize = 64;
-/// How long a look may take: what answers does so long before.
+/// Timeout of a check: a healthy database answers long before.
 const LOOK: Duration = Duration::from_mins(2);
-/// Lanes that are named to whoever asks for the lag.
+/// The most lanes that are named in the report of lag.
 const NAMED: usize = 100;
 
-/// The shards that a worker has, and what each of their readers was given.
+/// The shards that a worker has, and the messages that each of their readers was given.
 pub(crate) type Watched = HashMap<Shard, Arc<Traffic>>;
 
-/// What the last look has found.
+/// The results of the last check.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Findings {
-    /// Lanes whose checkpoint stands still, the first of them.
+    /// Lanes whose checkpoint is stalled, the first of them.
     lanes: Vec<LaneLag>,
-    /// Shards whose reader stands still, and what there is to say.
+    /// Shards whose reader is stalled, with a description.
     pub(crate) readers: BTreeMap<Shard, String>,
 }
 
 impl Findings {
-    /// The lanes that lag the most, as they say themselves, with what was found about them and others.
+    /// Returns the lanes with the most lag, by their own reports, with the results for them and others.
     pub(crate) fn added_to(&self, mut lagging: Vec<LaneLag>) -> Vec<LaneLag> {
         for found in &self.lanes {
             let same = |lane: &&mut LaneLag| (lane.org, lane.pipeline) == (found.org, found.pipeline);
@@ -70,7 +70,7 @@ pub(crate) struct Watchdog {
     findings: watch::Sender<Findings>,
     readers: Stalls<Shard>,
     lanes: Stalls<LaneKey>,
-    /// Who comes next on the round through all orgs, and of which shard the last of them are.
+    /// The next orgs on the round through all of them, and the shard of the last of them.
     round: VecDeque<(Shard, OrgId)>,
     round_at: Option<Shard>,
 }
@@ -86,7 +86,7 @@ impl Watchdog {
         Self { log, db, watched, findings, readers, lanes, round: VecDeque::new(), round_at: None }
     }
 
-    /// Looks every so often, until `stop`.
+    /// Runs a check at each interval, until `stop`.
     pub(crate) async fn run(mut self, every: Duration, stop: CancellationToken) {
         let mut looks = interval(every);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -115,7 +115,7 @@ impl Watchdog {
         self.readers.keep(|shard| watched.contains_key(&shard));
         self.lanes.keep(|lane| watched.contains_key(&lane.shard));
         for (shard, traffic) in &watched {
-            // The end first: a reader that is further by now is none the worse for it.
+            // The end first: a reader that has passed it meanwhile is fine.
             let end = self.log.shard_end(*shard).await?;
             let at = traffic.position();
             let sight = Sight { at, next: (end > at).then_some(at + 1) };
@@ -135,7 +135,7 @@ impl Watchdog {
         Ok(())
     }
 
-    /// Whom to look at, and, for those that had messages, the last of them.
+    /// Returns the orgs to check, with the last message of those that had messages.
     async fn candidates(&mut self, watched: &Watched) -> Result<BTreeMap<(Shard, OrgId), Option<u64>>, WorkerError> {
         let mut candidates = BTreeMap::new();
         let share = BUSY.div_ceil(watched.len().max(1));
@@ -147,7 +147,7 @@ impl Watchdog {
             while self.round.is_empty() {
                 let behind = |shard: &&Shard| self.round_at.is_none_or(|at| **shard > at);
                 let Some(next) = shards.iter().find(behind).or(shards.first()).copied() else { break };
-                // Each shard once in a look, however few orgs there are.
+                // Each shard once per check, however few orgs there are.
                 shards.remove(&next);
                 self.round_at = Some(next);
                 self.round.extend(self.log.orgs_of_shard(next).await?.into_iter().map(|org| (next, org)));
@@ -157,15 +157,15 @@ impl Watchdog {
                 candidates.insert(next, None);
             }
         }
-        // Whoever is suspected is compared with the log itself.
+        // Suspects are compared with the log itself.
         candidates.extend(self.lanes.suspects().map(|lane| ((lane.shard, lane.org), None)));
         Ok(candidates)
     }
 
-    /// Compares an org's checkpoints with the log. `last` saves asking the log whether there is anything behind.
+    /// Compares an org's checkpoints with the log. `last` saves the query whether the log has more.
     async fn look_at(&mut self, shard: Shard, org: OrgId, last: Option<u64>) -> Result<(), WorkerError> {
         let Ok(bound) = BoundOrg::proven_by_route(&EventSubject::all_of_org(shard, org)) else { return Ok(()) };
-        // What an org has where it does not live is nobody's: see `strays`.
+        // An org's messages outside of its shard belong to no org: see `strays`.
         if self.log.placement(org).await?.is_none_or(|placement| placement.shard != shard) {
             return Ok(());
         }

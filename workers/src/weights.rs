@@ -1,35 +1,35 @@
-//! What a plan is worth: how much of the database's time its orgs may have against those of weight 1.
+//! The weights of plans: the shares of the database's time of their orgs, relative to weight 1.
 
 use std::{collections::BTreeMap, str::FromStr};
 
 use orgstream_events::{NameError, PlanName};
 
-/// The least and the most that a plan may weigh. Further apart, who weighs the least would wait for ever beside who weighs
-/// the most.
+/// The least and the greatest weight of a plan. With a larger range, an org of the least weight would wait for ever
+/// beside one of the greatest.
 pub const WEIGHTS: (f64, f64) = (0.01, 100.0);
-/// The weight of a plan that nobody said anything about.
+/// The weight of a plan that is not configured.
 const USUAL: f64 = 1.0;
 
-/// What one plan weighs, as an operator writes it: `enterprise=4`.
+/// The weight of one plan, as an operator writes it: `enterprise=4`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanWeight {
     plan: PlanName,
     weight: f64,
 }
 
-/// Why a text does not say what plans weigh.
+/// The reason why a text is no valid list of plan weights.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum WeightError {
-    /// There is no weight.
+    /// The weight is missing.
     #[error("{0:?} says no weight: write PLAN=WEIGHT, like enterprise=4")]
     NoWeight(String),
-    /// There is no such plan.
+    /// The plan does not exist.
     #[error(transparent)]
     Plan(#[from] NameError),
-    /// There is no such weight.
+    /// The weight is invalid.
     #[error("{0:?} is no weight: it must be a number from {least} to {most}", least = WEIGHTS.0, most = WEIGHTS.1)]
     Weight(String),
-    /// There are two weights.
+    /// The plan has two weights.
     #[error("the plan {0} is given two weights: leave one of them out")]
     Twice(PlanName),
 }
@@ -45,12 +45,12 @@ impl FromStr for PlanWeight {
     }
 }
 
-/// What plans weigh. A plan that is not among them weighs 1.
+/// The weights of plans. A plan that is not among them has weight 1.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PlanWeights(BTreeMap<PlanName, f64>);
 
 impl PlanWeights {
-    /// All of them, each once.
+    /// Makes the weights from a list that has each plan once.
     pub fn new(list: impl IntoIterator<Item = PlanWeight>) -> Result<Self, WeightError> {
         let mut weights = BTreeMap::new();
         for PlanWeight { plan, weight } in list {
@@ -61,12 +61,12 @@ impl PlanWeights {
         Ok(Self(weights))
     }
 
-    /// What the plan weighs.
+    /// The weight of the plan.
     pub(crate) fn of(&self, plan: &PlanName) -> f64 {
         self.0.get(plan).copied().unwrap_or(USUAL)
     }
 
-    /// What an org weighs before its plan is known: what the usual one does.
+    /// The weight of an org before its plan is known: that of the default plan.
     pub(crate) fn usual(&self) -> f64 {
         self.of(&PlanName::default())
     }

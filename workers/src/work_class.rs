@@ -1,15 +1,15 @@
-//! How much a lane has to do: its kind of work, each of which has a part of the slots and a fair queue of its own.
+//! The work class of a lane, by its amount of work; each has a part of the slots and a fair queue of its own.
 
 use std::ops::{Index, IndexMut};
 
-/// How much a lane has to do.
+/// The amount of work of a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum WorkClass {
     /// A few messages: it shares its transaction with others.
     Light,
     /// More than that: its transactions are its own.
     Backlogged,
-    /// A next message that alone takes longer than a batch should.
+    /// A next message that alone exceeds the target duration of a batch.
     Expensive,
 }
 
@@ -17,7 +17,7 @@ impl WorkClass {
     pub(crate) const ALL: [Self; 3] = [Self::Light, Self::Backlogged, Self::Expensive];
 }
 
-/// Something for each of them.
+/// A value for each of them.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct ByClass<T>([T; 3]);
 

@@ -1,4 +1,4 @@
-//! A worker among workers: which shards it has, what it writes down about them, and how it stops.
+//! A worker among workers: its shards, their low watermarks, and its shutdown.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -30,47 +30,47 @@ use crate::{
     watchdog::{Findings, Watchdog, Watched},
 };
 
-/// Messages on their way from the cursors to the engine.
+/// Capacity of the channel of messages from the cursors to the engine.
 const INPUT: usize = 512;
-/// How often marks are written and rebuilds are looked for.
+/// How often low watermarks are written and rebuilds are queried.
 const MARKS: Duration = Duration::from_secs(1);
-/// How long batches may take to end when the worker stops.
+/// Grace period for batches to end when the worker stops.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Why a worker cannot take a shard.
+/// The reason why a worker cannot take a shard.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The database does not do what it is asked.
+    /// A database request failed.
     #[error(transparent)]
     Database(#[from] DbError),
-    /// The log does not do what it is asked.
+    /// A log request failed.
     #[error(transparent)]
     Stream(#[from] StreamError),
-    /// The stream ends before what was already read from it.
+    /// The stream ends before a message that was already read from it.
     #[error(
         "shard {shard} ends at {last}, but its events were applied up to {mark}: the log lost data; \
          restore it from a replica or a backup before anything is appended"
     )]
     DataLoss {
-        /// Which shard.
+        /// The shard.
         shard: Shard,
-        /// Where the stream ends.
+        /// The end of the stream.
         last: u64,
-        /// What was applied.
+        /// The applied sequence.
         mark: u64,
     },
 }
 
-/// How a worker is doing, for whoever asks whether it is ready.
+/// The status of a worker, for readiness checks.
 #[derive(Debug, Clone, Default)]
 pub struct WorkerStatus {
     /// The shards it has.
     pub shards: Vec<Shard>,
-    /// The shards it should have and cannot take, and why.
+    /// The shards it should have and cannot take, with the reasons.
     pub problems: BTreeMap<Shard, String>,
-    /// What keeps the database from doing what the worker asks of it, if anything does.
+    /// The error that keeps the database from serving the worker, if there is one.
     pub database: Option<String>,
-    /// Whether it has looked at least once.
+    /// Whether it has completed at least one round.
     pub started: bool,
 }
 
@@ -86,7 +86,7 @@ pub struct Worker {
     trouble: watch::Sender<Option<Arc<str>>>,
 }
 
-/// The shards of this worker, and what their marks are written on.
+/// The shards of this worker, and the connection that their low watermarks are written on.
 #[derive(Default)]
 struct Holdings {
     shards: HashMap<Shard, Owned>,
@@ -94,7 +94,7 @@ struct Holdings {
 }
 
 impl Holdings {
-    /// Writes a mark. False when the shard is another worker's by now.
+    /// Writes a low watermark. False when the shard is now another worker's.
     async fn write_mark(&mut self, shard: Shard, epoch: u64, mark: &LowWatermark) -> Result<bool, DbError> {
         match &mut self.marks {
             Some(marks) => marks.write(shard, epoch, mark).await,
@@ -109,9 +109,9 @@ struct Owned {
     reader: JoinHandle<()>,
     traffic: Arc<Traffic>,
     strays: Arc<Strays>,
-    /// The mark that was written last.
+    /// The low watermark that was written last.
     written: Option<LowWatermark>,
-    /// What keeps the shard from being read, if anything does.
+    /// The error that keeps the shard from being read, if there is one.
     trouble: watch::Receiver<Option<String>>,
 }
 
@@ -130,12 +130,12 @@ impl Worker {
         }
     }
 
-    /// How it is doing, as it changes.
+    /// Its status, as it changes.
     pub fn status(&self) -> watch::Receiver<WorkerStatus> {
         self.status.subscribe()
     }
 
-    /// Works until `stop`, then ends what has begun, writes down how far it came and gives its shards back.
+    /// Works until `stop`, then ends what has begun, stores its low watermarks and releases its shards.
     pub async fn run(self, stop: CancellationToken) {
         let (engine, input) = mpsc::channel(INPUT);
         let engine_stop = CancellationToken::new();
@@ -151,7 +151,7 @@ impl Worker {
         let watchdog = Watchdog::new(log, db, self.watched.subscribe(), self.findings.clone());
         let watching = tokio::spawn(watchdog.run(self.options.watch, stop.clone()));
         let mut held = Holdings::default();
-        // A quarter of what they last for: see `WorkerOptions::lease_time`.
+        // A quarter of their lifetime: see `WorkerOptions::lease_time`.
         let mut leases = interval(self.options.lease_time() / 4);
         let mut marks = interval(MARKS);
         for ticks in [&mut leases, &mut marks] {
@@ -189,7 +189,8 @@ impl Worker {
         }
     }
 
-    /// Renews what is ours, gives back what should be another's, takes what should be ours and is free.
+    /// Renews this worker's leases, releases those that should be another's, takes those that should be its own and are
+    /// free.
     async fn take_turns(&self, held: &mut Holdings, engine: &mpsc::Sender<Input>) -> Result<(), DbError> {
         let (me, lease) = (self.options.id, self.options.lease_time());
         self.look_for_a_crash(held, engine).await?;
@@ -250,8 +251,8 @@ impl Worker {
         Ok(())
     }
 
-    /// After a crash of the database, begins again at the marks: what the lanes believe to be done since then may have
-    /// been forgotten, and an org to which nothing happens any more would never notice.
+    /// After a crash of the database, restarts at the low watermarks: what the lanes regard as done since then may have
+    /// been lost, and an org without new messages would never notice.
     async fn look_for_a_crash(&self, held: &mut Holdings, engine: &mpsc::Sender<Input>) -> Result<(), DbError> {
         if let Some(marks) = &mut held.marks {
             let Err(error) = marks.check().await else { return Ok(()) };
@@ -265,7 +266,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Starts reading a shard where the last owner left off.
+    /// Starts reading a shard where the last owner stopped.
     async fn open(
         &self,
         shard: Shard,
@@ -284,14 +285,14 @@ impl Worker {
         }
         let mut behind = Vec::with_capacity(mark.catching_up.len());
         for (org, pipeline) in mark.catching_up {
-            // What an org has where it does not live is nobody's: see `strays`.
+            // An org's messages outside of its shard belong to no org: see `strays`.
             if self.log.placement(org).await?.is_none_or(|placement| placement.shard != shard) {
                 continue;
             }
             let stored = self.checkpoint(shard, org, pipeline).await?;
             behind.push(Behind { org, pipeline, stored, last: self.log.last_of(shard, org).await? });
         }
-        // The engine lives as long as the worker; were it gone, there would be nobody to work.
+        // The engine lives as long as the worker; without it, nothing could work.
         let _ = engine.send(Input::Open { shard, epoch, mark: mark.seq, behind }).await;
         let stop = CancellationToken::new();
         let (trouble, troubled) = watch::channel(None);
@@ -311,14 +312,14 @@ impl Worker {
         Ok(())
     }
 
-    /// Where the pipeline is with the org in this shard; 0 before the beginning.
+    /// Returns the pipeline's position for the org in this shard; 0 before the beginning.
     async fn checkpoint(&self, shard: Shard, org: OrgId, pipeline: Pipeline) -> Result<u64, DbError> {
         let Ok(bound) = BoundOrg::proven_by_route(&EventSubject::all_of_org(shard, org)) else { return Ok(0) };
         let stored = checkpoints::active(&mut self.db.read(bound).await?, pipeline).await?;
         Ok(stored.filter(|(of, _)| *of == shard).map_or(0, |(_, seq)| seq))
     }
 
-    /// Writes down how far the shards have come, and passes on what is to be rebuilt.
+    /// Stores the shards' low watermarks, and passes on the rebuild jobs.
     async fn keep_books(&self, held: &mut Holdings, engine: &mpsc::Sender<Input>) -> Result<(), DbError> {
         if held.shards.is_empty() {
             return Ok(());
@@ -328,7 +329,7 @@ impl Worker {
             owned.strays.keep(&self.db, *shard).await?;
         }
         for (shard, mark) in marks {
-            // A shard in which nothing happens costs nothing.
+            // A shard without changes costs nothing.
             let is_new = |owned: &&Owned| owned.written.as_ref() != Some(&mark);
             let Some(epoch) = held.shards.get(&shard).filter(is_new).map(|owned| owned.epoch) else { continue };
             if held.write_mark(shard, epoch, &mark).await?
@@ -364,7 +365,7 @@ impl Worker {
     }
 }
 
-/// How far every shard has come.
+/// Returns the low watermark of every shard.
 async fn marks(engine: &mpsc::Sender<Input>) -> HashMap<Shard, LowWatermark> {
     let (answer, marks) = oneshot::channel();
     let _ = engine.send(Input::Marks(answer)).await;
@@ -372,7 +373,7 @@ async fn marks(engine: &mpsc::Sender<Input>) -> HashMap<Shard, LowWatermark> {
     marks.into_iter().map(|(shard, Mark { seq, catching_up })| (shard, LowWatermark { seq, catching_up })).collect()
 }
 
-/// Stops reading a shard and empties its lanes; the answer is what may be written down about it.
+/// Stops reading a shard and empties its lanes; returns the low watermark that may be stored for it.
 async fn close(shard: Shard, held: &mut Holdings, engine: &mpsc::Sender<Input>) -> Option<LowWatermark> {
     let owned = held.shards.remove(&shard)?;
     owned.stop.cancel();

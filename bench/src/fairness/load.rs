@@ -1,5 +1,5 @@
-//! Load that does not wait for answers: when an event is to be sent is decided beforehand, and how long it took is counted
-//! from that moment, so that whatever holds up the sender is part of the answer.
+//! Open-loop load: the time to send an event is determined beforehand, and its lag is counted from that time, so that
+//! delays of the sender are included.
 
 use std::{
     thread,
@@ -20,35 +20,35 @@ use tokio_util::sync::CancellationToken;
 
 use crate::load;
 
-/// Appends of a burst that its producer has on its way. How many of them get to the log at once, the product decides.
+/// Appends of a burst that its producer has in flight. The product decides how many of them reach the log at once.
 const BURST_AT_ONCE: usize = 1_000;
-/// How much weaker the claim of a burst's producer on this machine's processors is, as `nice` counts it. In production
-/// it is another machine.
+/// The lower priority of a burst's producer on this machine's processors, as a `nice` value. In production it is
+/// another machine.
 const BURST_NICE: i32 = 10;
-/// Appends under way while a backlog is made that nobody measures.
+/// In-flight appends while an unmeasured backlog is made.
 const POUR_AT_ONCE: usize = 256;
-/// Appends of the quiet load under way, at most. More than that would mean that the log has stopped.
+/// In-flight appends of the quiet load, at most. More than that would mean that the log has stopped.
 const QUIET_AT_ONCE: usize = 20_000;
 
 /// An event that was acknowledged.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sent {
-    /// Of which organization, as a place in the crowd.
+    /// Its organization, as an index in the crowd.
     pub(super) org: usize,
     pub(super) seq: u64,
-    /// When it was to be sent, in microseconds since 1970.
+    /// When it was due, in microseconds since 1970.
     pub(super) intended_us: i64,
     /// When the log had it.
     pub(super) acknowledged_us: i64,
 }
 
-/// The clock that the database's commits are timed by too.
+/// The clock that also times the database's commits.
 pub(super) fn now_us() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// Which organization is next: the k-th of the crowd a k-th as often as the first.
+/// The choice of the next organization: the k-th of the crowd a k-th as often as the first.
 pub(super) struct Zipf(Vec<f64>);
 
 impl Zipf {
@@ -68,14 +68,14 @@ impl Zipf {
     }
 }
 
-/// Events of many organizations, at random moments, until it is stopped.
+/// Events of many organizations, at random times, until it is stopped.
 pub(super) struct Quiet {
     stop: CancellationToken,
     sending: JoinHandle<anyhow::Result<Vec<Sent>>>,
 }
 
 impl Quiet {
-    /// Begins: `rate` events per second on average, spread over `orgs` by Zipf's law.
+    /// Starts: `rate` events per second on average, spread over `orgs` by Zipf's law.
     pub(super) fn start(log: &Log, orgs: &[Placement], rate: f64, seed: u64) -> Self {
         let stop = CancellationToken::new();
         let (due, arrivals) = mpsc::channel(QUIET_AT_ONCE);
@@ -86,7 +86,7 @@ impl Quiet {
         Self { stop, sending }
     }
 
-    /// Stops, and says what was sent, once all of it is acknowledged.
+    /// Stops, and returns what was sent, once all of it is acknowledged.
     pub(super) async fn stop(self) -> anyhow::Result<Vec<Sent>> {
         self.stop.cancel();
         self.sending.await?
@@ -135,7 +135,7 @@ async fn send(log: Log, orgs: Vec<Placement>, mut arrivals: mpsc::Receiver<(usiz
     Ok(sent)
 }
 
-/// What was sent at once.
+/// Events that were sent at once.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Burst {
     /// When it began, and when all of it was acknowledged.
@@ -143,16 +143,16 @@ pub(super) struct Burst {
     pub(super) acknowledged_us: i64,
 }
 
-/// What a neighbour is going to send, made beforehand: making it must not take the processor from what is measured.
+/// A neighbour's events, made beforehand: making them must not take the processor from what is measured.
 pub(super) struct Loaded(Vec<(Placement, Commit)>);
 
 impl Loaded {
-    /// `events` events, dealt out among `orgs`.
+    /// `events` events, distributed over `orgs`.
     pub(super) fn new(orgs: &[Placement], events: usize) -> anyhow::Result<Self> {
         Self::of(orgs, events, load::commit)
     }
 
-    /// The same, each `commit(organization, number)` of the caller's making.
+    /// Events of the caller's own `commit(organization, number)`.
     pub(super) fn of(
         orgs: &[Placement],
         events: usize,
@@ -173,7 +173,7 @@ impl Loaded {
         self.send_apart(nats, Some(every)).await
     }
 
-    /// Sends from a process of its own, as far as one thread can be one.
+    /// Sends from a thread that is separated like a process, as far as possible.
     async fn send_apart(self, nats: &NatsArgs, every: Option<Duration>) -> anyhow::Result<Burst> {
         let (nats, (done, burst)) = (nats.clone(), oneshot::channel());
         thread::Builder::new().name("burst".to_owned()).spawn(move || {
@@ -212,7 +212,7 @@ fn step_back() {
     let _ = rustix::process::nice(BURST_NICE);
 }
 
-/// Makes events on the way and appends them, dealt out among `orgs`.
+/// Makes events on the way and appends them, distributed over `orgs`.
 pub(super) async fn pour(log: &Log, orgs: &[Placement], events: u64) -> anyhow::Result<()> {
     let commits = (0..events).zip(orgs.iter().cycle());
     let mut appends = stream::iter(commits)

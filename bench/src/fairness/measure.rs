@@ -12,10 +12,10 @@ use tokio::time::{Instant, sleep};
 use super::load::Sent;
 
 const POLL: Duration = Duration::from_millis(50);
-/// Queries at the same time, once the load is over.
+/// Concurrent queries, once the load is over.
 const MAX_CONCURRENCY: usize = 4;
 
-/// An event of the quiet load, from when it was to be sent until both pipelines had it.
+/// An event of the quiet load, from when it was due until both pipelines had it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lag {
     pub(super) org: usize,
@@ -37,7 +37,7 @@ impl Lag {
     }
 }
 
-/// What became of everything that was sent.
+/// The results of everything that was sent.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) lags: Vec<Lag>,
@@ -45,7 +45,7 @@ pub(super) struct Outcome {
     pub(super) lost: usize,
     /// In the audit log more than once.
     pub(super) duplicated: usize,
-    /// In the audit log before something that precedes it in the stream.
+    /// In the audit log before an event that precedes it in the stream.
     pub(super) reordered: usize,
 }
 
@@ -73,12 +73,12 @@ pub(super) async fn drained(log: &Log, db: &Database, orgs: &[Placement], within
     Ok(())
 }
 
-/// Everything that can be seen of one org after the commit at `after`.
+/// Returns everything visible of one org after the commit at `after`.
 pub(super) async fn seen_of(db: &Database, org: &Placement, after: u64) -> anyhow::Result<Vec<Seen>> {
     Ok(seen(&mut db.read(BoundOrg::named_by_operator(org.org)).await?, after).await?)
 }
 
-/// Looks every event up that was sent.
+/// Queries every event that was sent.
 pub(super) async fn outcome(db: &Database, orgs: &[Placement], sent: &[Sent]) -> anyhow::Result<Outcome> {
     let mut by_org: BTreeMap<usize, Vec<Sent>> = BTreeMap::new();
     for one in sent {
@@ -121,7 +121,7 @@ impl Outcome {
         }
     }
 
-    /// The lags of what was to be sent in this time, in milliseconds, the shortest first.
+    /// The lags of events due in this period, in milliseconds, the shortest first.
     pub(super) fn between(&self, from_us: i64, to_us: i64) -> Vec<f64> {
         let inside = self.lags.iter().filter(|lag| (from_us..to_us).contains(&lag.intended_us));
         let mut lags: Vec<f64> = inside.map(Lag::ms).collect();
@@ -129,7 +129,7 @@ impl Outcome {
         lags
     }
 
-    /// The longest time that an org had something waiting and none of it was done, in milliseconds.
+    /// The longest time that an org had events waiting and none of them was done, in milliseconds.
     pub(super) fn longest_starved(&self, from_us: i64, to_us: i64) -> f64 {
         let mut by_org: BTreeMap<usize, Vec<Lag>> = BTreeMap::new();
         for lag in self.lags.iter().filter(|lag| (from_us..to_us).contains(&lag.intended_us)) {
@@ -160,7 +160,7 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
     quantile(&values, 0.5)
 }
 
-/// Jain's index of how evenly `shares` are shared: 1 when all are the same, 1/n when one has everything.
+/// Jain's index of the evenness of `shares`: 1 when all are equal, 1/n when one has everything.
 pub(super) fn jain(shares: &[f64]) -> f64 {
     let (sum, squares): (f64, f64) = shares.iter().fold((0.0, 0.0), |(sum, squares), x| (sum + x, squares + x * x));
     if squares == 0.0 { 1.0 } else { sum * sum / (shares.len() as f64 * squares) }

@@ -1,9 +1,9 @@
-//! `orgstream bench fairness`: what one organization can do to the others.
+//! `orgstream bench fairness`: the effect of one organization on the others.
 //!
-//! Quiet organizations send events at random moments, at a fixed share of what the machine can do. Their lag, from the
-//! moment an event was to be sent until both pipelines have committed it, is measured alone and then while something
-//! happens: a burst, a slow or poisoned neighbour, a crash, a rebuild. The database itself says when a row was committed.
-//! Two baselines go through the same in the same run: one queue for everybody, and turns of a hundred messages each.
+//! Quiet organizations send events at random times, at a fixed share of the machine's capacity. Their lag, from the
+//! time an event was due until both pipelines have committed it, is measured alone and then during a disturbance: a
+//! burst, a slow or poisoned neighbour, a crash, a rebuild. The database itself reports when a row was committed. Two
+//! baselines go through the same in the same run: one queue for all, and turns of a hundred messages each.
 
 mod load;
 mod measure;
@@ -101,7 +101,7 @@ pub(crate) struct Args {
     json: Option<PathBuf>,
 }
 
-/// The product's own name in the report, and what its workers are told.
+/// The product's name in the report, and the policy given to its workers.
 const POLICIES: [(&str, &str); 4] = [("orgstream", "fair"), ("fifo", "fifo"), ("rr100", "rr100"), (HELD, HELD)];
 /// The policy under which nothing of a burst is applied while it is measured.
 const HELD: &str = "held";
@@ -148,7 +148,7 @@ async fn suite(rig: &mut Rig, args: &Args) -> anyhow::Result<Vec<Row>> {
         }
     }
     let scenarios = chosen(args)?;
-    // The baselines are about who goes first; what is killed, or rebuilt, is the same for all of them.
+    // The baselines differ in the order of serving; a kill, or a rebuild, is the same for all of them.
     let measured = |scenario: &str, policy: &str| match policy {
         "orgstream" => true,
         HELD => BURSTS.contains(&scenario),
@@ -218,7 +218,7 @@ async fn one(rig: &mut Rig, trial: &Trial, args: &Args) -> anyhow::Result<Row> {
     }
 }
 
-/// What is being done, as a bar on a terminal and as lines elsewhere.
+/// The progress, as a bar on a terminal and as lines elsewhere.
 struct Progress {
     bar: ProgressBar,
 }
@@ -293,7 +293,7 @@ fn print(rows: &[Row]) -> anyhow::Result<()> {
     for case in cases(rows) {
         let Some(first) = case.first() else { continue };
         let name = [first.scenario.to_owned(), first.policy.to_owned(), first.orgs.to_string()];
-        // A scenario has no figure of which no seed has a value.
+        // A scenario omits a figure that no seed has a value of.
         let of = |digits: usize, unit: &str, figure: &dyn Fn(&Row) -> f64| {
             let value = median(case.iter().map(|row| figure(row)).collect());
             if value.is_finite() { format!("{value:.digits$}{unit}") } else { "-".to_owned() }

@@ -1,4 +1,4 @@
-//! What happens when something is killed: F10 a worker with a backlog, F11 one of several workers, F17 the log's server.
+//! The effect of kills: F10 a worker with a backlog, F11 one of several workers, F17 the log's server.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -20,15 +20,15 @@ use super::{
 const PART: usize = 50_000;
 /// How long a worker may work on its backlog before it is killed.
 const BEFORE: Duration = Duration::from_secs(5);
-/// How long is looked at afterwards: longer than a lease.
+/// How long measurements continue afterwards: longer than a lease.
 const AFTERWARDS: Duration = Duration::from_secs(12);
 /// Workers that share the shards, of which one is killed.
 const WORKERS: u128 = 4;
-/// How long a worker without work is left alone, and then watched: as long as its watchdog takes from one look to the next.
+/// How long a worker without work is left alone, and then watched: the watchdog's check interval.
 const SETTLED: Duration = Duration::from_secs(5);
 const WATCHED: Duration = Duration::from_secs(30);
 
-/// F10: a worker is killed while it works off an organization's backlog, and started again at once.
+/// F10: a worker is killed while it works off an organization's backlog, and restarted at once.
 pub(super) async fn restart(rig: &mut Rig, case: &Trial, backlog: usize) -> anyhow::Result<Row> {
     let setup = case.workers.first().context("there is a worker")?;
     let orgs = rig.crowd(case.crowd.orgs).await?;
@@ -79,7 +79,7 @@ pub(super) async fn restart(rig: &mut Rig, case: &Trial, backlog: usize) -> anyh
     })
 }
 
-/// Events of these organizations that are in the audit log, but for their creation.
+/// Events of these organizations that are in the audit log, except their creation.
 async fn projected(rig: &Rig, orgs: &[Placement]) -> anyhow::Result<u64> {
     let mut events = 0;
     for org in orgs {
@@ -89,7 +89,7 @@ async fn projected(rig: &Rig, orgs: &[Placement]) -> anyhow::Result<u64> {
     Ok(events)
 }
 
-/// F11: one of several workers is killed. The row is about the organizations of the others; how long its own had to wait
+/// F11: one of several workers is killed. The row is about the organizations of the others; the waiting time of its own
 /// is a figure.
 pub(super) async fn lost_worker(rig: &mut Rig, case: &Trial) -> anyhow::Result<Row> {
     let setup = case.workers.first().context("there is a worker")?;
@@ -125,10 +125,10 @@ pub(super) async fn lost_worker(rig: &mut Rig, case: &Trial) -> anyhow::Result<R
     })
 }
 
-/// F17: what many organizations cost while nothing happens to them, and how soon the log's server is back.
+/// F17: the cost of many organizations at rest, and how soon the log's server is back.
 pub(super) async fn at_rest(rig: &mut Rig, case: &Trial) -> anyhow::Result<Row> {
     let setup = case.workers.first().context("there is a worker")?;
-    // New ones, so that the worker has seen none of them when it is weighed first.
+    // New ones, so that the worker has seen none of them at the first memory measurement.
     let orgs = rig.new_places(case.crowd.orgs).await?;
     let worker = rig.worker(setup).await?;
     sleep(SETTLED).await;
@@ -155,7 +155,7 @@ pub(super) async fn at_rest(rig: &mut Rig, case: &Trial) -> anyhow::Result<Row> 
         }
     }
     let back = began.elapsed();
-    // Nobody is forgotten: everybody's next event arrives.
+    // No organization is forgotten: the next event of each arrives.
     pour(&rig.log, &orgs, orgs.len() as u64).await?;
     drained(&rig.log, &rig.db, &orgs, TIMEOUT).await?;
     let lost = (2 * orgs.len() as u64).saturating_sub(projected(rig, &orgs).await?);

@@ -1,4 +1,4 @@
-//! The picture: what quiet organizations waited, moment by moment, through a neighbour's burst.
+//! The picture: the waiting times of quiet organizations over time, through a neighbour's burst.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -10,7 +10,7 @@ const LEFT: f64 = 70.0;
 const RIGHT: f64 = 120.0;
 const TOP: f64 = 50.0;
 const BOTTOM: f64 = 50.0;
-/// Seconds that one point of a line stands for.
+/// Seconds per point of a line.
 const STEP: f64 = 0.25;
 const COLOURS: [(&str, &str); 4] =
     [("orgstream", "#0b7a4b"), ("fifo", "#c0392b"), ("rr100", "#b9770e"), ("held", "#7f8c8d")];

@@ -1,4 +1,5 @@
-//! What is measured: servers, and workers that are processes of their own, so that they can be killed and weighed.
+//! The measured system: servers, and workers that are processes of their own, so that they can be killed and their
+//! memory measured.
 
 use std::{
     collections::HashMap,
@@ -30,10 +31,10 @@ use crate::load::creation;
 
 const DATABASE: &str = "fairness";
 const SHARDS: u16 = 16;
-/// How long a worker may take until it has its shards, and until it has stopped.
+/// Timeout for a worker to have its shards, and to stop.
 const TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
-/// Appends under way while something is prepared.
+/// In-flight appends during preparations.
 const MAX_CONCURRENCY: usize = 128;
 
 pub(super) struct Rig {
@@ -43,7 +44,7 @@ pub(super) struct Rig {
     pub(super) nats: NatsArgs,
     access: Option<AccessFiles>,
     database: DatabaseArgs,
-    /// What the workers have to say.
+    /// The workers' log output.
     worker_log: PathBuf,
     /// The organizations of each size of crowd, made once.
     crowds: HashMap<usize, Vec<Placement>>,
@@ -53,16 +54,16 @@ pub(super) struct Rig {
 pub(super) struct Private {
     pub(super) nats: Nats,
     postgres: Postgres,
-    /// The database as its owner.
+    /// The URL of the database's owner.
     pub(super) owner_url: String,
     dir: PathBuf,
 }
 
-/// How a worker of the benchmark is to be.
+/// The options of a benchmark's worker.
 #[derive(Debug, Clone)]
 pub(super) struct WorkerSetup {
     pub(super) policy: &'static str,
-    /// Whose shards it comes back to.
+    /// The number that determines the shards it comes back to.
     pub(super) number: u128,
     pub(super) slots: usize,
     /// More flags of `orgstream work`.
@@ -89,8 +90,8 @@ impl Rig {
         Self::open(nats_url, Some(access), database_url, Some(password), keys, Some(private)).await
     }
 
-    /// Uses servers that run already; the database must be migrated, and keep commit timestamps. Without the folder of its
-    /// accounts, NATS must let everybody in.
+    /// Uses running servers; the database must be migrated, and keep commit timestamps. Without the folder of its
+    /// accounts, NATS must accept connections without credentials.
     pub(super) async fn yours(
         nats_url: String,
         access: Option<AccessFiles>,
@@ -138,12 +139,12 @@ impl Rig {
         Ok(Self { log, db, private, nats, access, database, worker_log, crowds: HashMap::new() })
     }
 
-    /// A connection of its own, as somebody else's producer has.
+    /// A separate connection, as another tenant's producer has.
     pub(super) async fn other_log(&self) -> anyhow::Result<Log> {
         node::connect_log(&self.nats).await
     }
 
-    /// Places `count` organizations, or gives those that were placed before.
+    /// Places `count` organizations, or returns those that were placed before.
     pub(super) async fn crowd(&mut self, count: usize) -> anyhow::Result<Vec<Placement>> {
         if !self.crowds.contains_key(&count) {
             self.crowds.insert(count, self.new_orgs(count).await?);
@@ -158,7 +159,7 @@ impl Rig {
         Ok(orgs)
     }
 
-    /// Places for new organizations, of which nothing is in the log yet.
+    /// Places new organizations, of which nothing is in the log yet.
     pub(super) async fn new_places(&self, count: usize) -> anyhow::Result<Vec<Placement>> {
         let ids = stream::iter((0..count).map(|_| OrgId::fresh(0, rand::random())));
         Ok(ids.map(|org| self.log.place(org)).buffer_unordered(MAX_CONCURRENCY).try_collect().await?)
@@ -197,7 +198,7 @@ impl Rig {
             None => command.arg("--allow-open-nats"),
         };
         if ["fifo", "rr100"].contains(&setup.policy) {
-            // What the baselines have to keep in their one order must be in memory.
+            // The baselines must keep all of their one order in memory.
             command.args(["--lane-kib", "4194304", "--lanes-mib", "4096"]);
         }
         let child = command.spawn().context("a worker could not be started")?;
@@ -235,7 +236,7 @@ impl Rig {
         }
     }
 
-    /// Stops what was started, and removes it. What the workers said stays for whoever looks into what went wrong.
+    /// Stops what was started, and removes it. After a failure the workers' log output is kept for its analysis.
     pub(super) async fn stop(self, went_well: bool) {
         if went_well {
             let _ = std::fs::remove_file(&self.worker_log);
@@ -259,7 +260,7 @@ impl WorkerProcess {
         self.child.try_wait().ok().flatten().is_some()
     }
 
-    /// Stops it in order.
+    /// Stops it gracefully.
     pub(super) async fn stop(mut self) -> anyhow::Result<ExitStatus> {
         let pid = self.pid()?;
         kill_process(pid, Signal::TERM).context("the worker could not be asked to stop")?;
@@ -278,21 +279,21 @@ impl WorkerProcess {
         Ok(())
     }
 
-    /// The most memory that it has had so far, in bytes.
+    /// Its peak memory so far, in bytes.
     pub(super) fn peak_rss(&self) -> u64 {
         self.status_kib("VmHWM:") * 1024
     }
 
-    /// The memory that it has now, in bytes.
+    /// Its current memory, in bytes.
     pub(super) fn rss(&self) -> u64 {
         self.status_kib("VmRSS:") * 1024
     }
 
-    /// The processor time that it has had so far.
+    /// Its processor time so far.
     pub(super) fn processor_time(&self) -> Duration {
         let stat = self.child.id().and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok());
         let stat = stat.unwrap_or_default();
-        // Behind the name, which may have spaces: user and system time are the 12th and 13th, in ticks.
+        // After the name, which may have spaces: user and system time are the 12th and 13th, in ticks.
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
         let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
         Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second()).unwrap_or(100)

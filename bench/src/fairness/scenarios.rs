@@ -1,4 +1,4 @@
-//! What is done to the quiet organizations, and what it did to them.
+//! The disturbances of the quiet organizations, and their effects.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,20 +16,20 @@ use super::{
 };
 use crate::load;
 
-/// How long a backlog may take to be worked off before the benchmark gives up.
+/// Timeout for a backlog to be worked off, after which the benchmark gives up.
 pub(super) const TIMEOUT: Duration = Duration::from_mins(15);
 /// Quiet load before anything is measured.
 pub(super) const WARM_UP: Duration = Duration::from_secs(3);
 /// Quiet load after the disturbance, which is not measured.
 const AFTER: Duration = Duration::from_millis(500);
-/// How long the capacity is measured, and with how many events per second.
+/// Duration of the capacity measurement, and its events per second.
 const PROBE: Duration = Duration::from_secs(10);
 const PROBE_RATE: f64 = 150.0;
-/// Organizations that a burst is spread over to see how fast it can be worked off at best.
+/// Organizations that a burst is spread over to find the fastest possible drain.
 const SPREAD: usize = 8;
-/// How often is looked whether a rebuild of everybody has ended.
+/// Polling interval for the end of a rebuild of all organizations.
 const WATCHED: Duration = Duration::from_millis(500);
-/// How many times its equal share of the capacity the busy organization of F2 sends.
+/// The multiple of its equal share of the capacity that the busy organization of F2 sends.
 const TIMES_OVER: f64 = 10.0;
 
 /// One line of the report.
@@ -41,20 +41,20 @@ pub(super) struct Row {
     pub(super) seed: u64,
     pub(super) quiet_p99_idle_ms: f64,
     pub(super) quiet_p99_burst_ms: f64,
-    /// The second against the first.
+    /// The ratio of the second to the first.
     pub(super) ir99: f64,
-    /// The same of the longest.
+    /// The same ratio for the longest.
     pub(super) ir_max: f64,
-    /// The time that the same events need when no limit of one organization applies, against the time they needed.
+    /// The ratio of the time that the same events need without the limits of one organization to the time they needed.
     pub(super) drain_efficiency: Option<f64>,
-    /// How evenly those were served that had a backlog.
+    /// The evenness of service among those that had a backlog.
     pub(super) jain: Option<f64>,
     pub(super) max_starved_ms: f64,
     pub(super) lost: usize,
     pub(super) duplicated: usize,
     pub(super) reordered: usize,
     pub(super) rss_mb: f64,
-    /// What only this scenario has.
+    /// The figures that only this scenario has.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) figures: Figures,
     /// For the picture: the quiet lags around the disturbance.
@@ -63,7 +63,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// What the quiet organizations noticed: two stretches of time against each other, each from and to in microseconds.
+    /// Makes a row from the effect on the quiet organizations: two periods compared, each from and to in microseconds.
     pub(super) fn new(trial: &Trial, outcome: &Outcome, idle: (i64, i64), burst: (i64, i64)) -> Self {
         let (idle, burst) = (outcome.between(idle.0, idle.1), outcome.between(burst.0, burst.1));
         let (p99_idle, p99_burst) = (quantile(&idle, 0.99), quantile(&burst, 0.99));
@@ -88,7 +88,7 @@ impl Row {
         }
     }
 
-    /// The row in a few words.
+    /// A short summary of the row.
     pub(super) fn gist(&self) -> String {
         if self.ir99.is_finite() {
             let (idle, burst) = (self.quiet_p99_idle_ms, self.quiet_p99_burst_ms);
@@ -109,9 +109,9 @@ pub(super) struct Trace {
 /// One quiet event.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Point {
-    /// When it was to be sent, in seconds from the beginning of the disturbance.
+    /// When it was due, in seconds from the beginning of the disturbance.
     pub(super) at: f64,
-    /// Its lag in milliseconds: all of it, until the log had the event, and from then on.
+    /// Its lag in milliseconds: the total, until the log had the event, and from then on.
     pub(super) ms: f64,
     append_ms: f64,
     project_ms: f64,
@@ -127,7 +127,7 @@ impl Trace {
         Self { points: near.map(point).collect(), drained_s: (to - from) as f64 / 1e6 }
     }
 
-    /// The p99 of what was to be sent in these seconds, in milliseconds.
+    /// The p99 of events due in these seconds, in milliseconds.
     fn p99_between(&self, from: f64, to: f64, part: impl Fn(&Point) -> f64) -> f64 {
         let inside = self.points.iter().filter(|point| (from..to).contains(&point.at));
         let mut lags: Vec<f64> = inside.map(part).collect();
@@ -136,11 +136,11 @@ impl Trace {
     }
 }
 
-/// What the trials of one crowd have in common.
+/// The common parameters of the trials of one crowd.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Crowd {
     pub(super) orgs: usize,
-    /// What a worker does with such events, per second.
+    /// A worker's throughput of such events, per second.
     pub(super) capacity: f64,
     /// Quiet events per second.
     pub(super) rate: f64,
@@ -162,7 +162,7 @@ pub(super) struct Trial {
 /// Figures that only some scenarios have, by name.
 pub(super) type Figures = BTreeMap<&'static str, f64>;
 
-/// Runs the quiet load, first alone and then while `disturb` does what it does to the servers and the workers.
+/// Runs the quiet load, first alone and then while `disturb` acts on the servers and the workers.
 pub(super) async fn trial(
     rig: &mut Rig,
     trial: &Trial,
@@ -197,12 +197,13 @@ pub(super) async fn trial(
     Ok((row, outcome))
 }
 
-/// Finds out how many quiet events a second would keep the machine's processors busy: by what a few of them take.
+/// Determines how many quiet events a second would keep the machine's processors busy: from the cost of a few of them.
 ///
-/// Quiet events come one by one, so each costs a transaction, or a part in one; what a backlog costs says nothing of them.
+/// Quiet events come one by one, so each costs a transaction, or a part in one; the cost of a backlog does not apply to
+/// them.
 pub(super) async fn capacity(rig: &mut Rig, worker: &WorkerSetup, orgs: usize) -> anyhow::Result<f64> {
     let crowd = rig.crowd(orgs).await?;
-    // Everybody has a history, so that nobody's first event is part of what is measured.
+    // Every organization has a history, so that no first event is part of what is measured.
     pour(&rig.log, &crowd, orgs as u64).await?;
     let working = rig.worker(worker).await?;
     drained(&rig.log, &rig.db, &crowd, TIMEOUT).await?;
@@ -219,7 +220,7 @@ pub(super) async fn capacity(rig: &mut Rig, worker: &WorkerSetup, orgs: usize) -
     Ok(PROBE_RATE / (busy - resting).max(0.001))
 }
 
-/// What all processors of the machine have done so far.
+/// The work of all processors of the machine so far.
 #[derive(Debug, Clone, Copy)]
 struct Processors {
     idle: u64,
@@ -242,7 +243,7 @@ impl Processors {
     }
 }
 
-/// How long `events` events take, beside the quiet load, when they are spread so that all slots can work on them.
+/// The duration of `events` events, beside the quiet load, when they are spread so that all slots can work on them.
 pub(super) async fn best_drain(
     rig: &mut Rig,
     worker: &WorkerSetup,
@@ -277,7 +278,7 @@ async fn last_seen(rig: &Rig, org: &Placement) -> anyhow::Result<i64> {
     Ok(seen.iter().map(done_us).max().unwrap_or_default())
 }
 
-/// F1, and F3 with more than one: everything that `hot` organizations have to say, at once.
+/// F1, and F3 with more than one: all events of `hot` organizations, at once.
 pub(super) async fn burst(rig: &mut Rig, case: &Trial, hot: usize, events: usize) -> anyhow::Result<Row> {
     let hot = rig.new_orgs(hot).await?;
     let loaded = Loaded::new(&hot, events)?;
@@ -294,7 +295,7 @@ pub(super) async fn burst(rig: &mut Rig, case: &Trial, hot: usize, events: usize
     })
     .await?;
     if held {
-        // It must not be in the way of what is measured next.
+        // It must not disturb the next measurement.
         let fair = case.workers.iter().map(|worker| WorkerSetup { policy: "fair", ..worker.clone() });
         let workers = rig.workers(&fair.collect::<Vec<_>>()).await?;
         drained(&rig.log, &rig.db, &hot, TIMEOUT).await?;
@@ -315,7 +316,7 @@ pub(super) async fn burst(rig: &mut Rig, case: &Trial, hot: usize, events: usize
         ("quiet_p99_burst_append_ms", trace.p99_between(0.0, drained_s, |point| point.append_ms)),
         ("quiet_p99_burst_project_ms", trace.p99_between(0.0, drained_s, |point| point.project_ms)),
     ]);
-    // Those that share a shard with the burst, and so a cursor, and those that do not.
+    // Those that share a shard, and so a cursor, with the burst, and those that do not.
     let to_us = from_us + (drained_s * 1e6) as i64;
     let beside = |org: usize| crowd.get(org).is_some_and(|org| hot.iter().any(|hot| hot.shard == org.shard));
     for (name, is_beside) in [("quiet_p99_burst_same_shard_ms", true), ("quiet_p99_burst_other_shards_ms", false)] {
@@ -341,7 +342,7 @@ pub(super) async fn burst(rig: &mut Rig, case: &Trial, hot: usize, events: usize
     Ok(row)
 }
 
-/// Jain's index over windows of a second, as long as everybody has a backlog; the median of the windows.
+/// Jain's index over windows of a second, as long as all of them have a backlog; the median of the windows.
 fn evenness(seen: &[Vec<Seen>]) -> f64 {
     let times: Vec<Vec<i64>> = seen
         .iter()
@@ -366,7 +367,7 @@ fn evenness(seen: &[Vec<Seen>]) -> f64 {
     super::measure::median(windows)
 }
 
-/// F4 and F5: an organization whose records take long, or of which one is refused. F6: one whose events are huge.
+/// F4 and F5: an organization whose records are slow, or of which one is rejected. F6: one whose events are huge.
 pub(super) async fn neighbour(rig: &mut Rig, case: &Trial, trouble: Trouble) -> anyhow::Result<Row> {
     let neighbours = rig.new_orgs(1).await?;
     let neighbour = neighbours.first().context("an organization was made")?;
@@ -387,7 +388,7 @@ pub(super) async fn neighbour(rig: &mut Rig, case: &Trial, trouble: Trouble) -> 
         loaded.drip(&rig.nats, trouble.every()).await?;
         let mut figures = Figures::from([("neighbour_sent", events as f64)]);
         if !matches!(trouble, Trouble::Slow) {
-            // What is not in trouble itself goes on: all of it, but for the one that is refused.
+            // Everything not in trouble itself continues: all of it, except the rejected one.
             sleep(AFTER).await;
             let seen = seen_of(&rig.db, neighbour, 0).await?;
             figures.insert("neighbour_done", seen.iter().filter(|row| row.read_model_us.is_some()).count() as f64);
@@ -401,7 +402,7 @@ pub(super) async fn neighbour(rig: &mut Rig, case: &Trial, trouble: Trouble) -> 
     Ok(row?.0)
 }
 
-/// F2: one organization sends ten times what an equal share would be, for as long as it takes.
+/// F2: one organization sends ten times its equal share, for the given time.
 pub(super) async fn sustained(rig: &mut Rig, case: &Trial, time: Duration) -> anyhow::Result<Row> {
     let hot = rig.new_orgs(1).await?;
     let rate = TIMES_OVER * case.crowd.capacity / (case.crowd.orgs + 1) as f64;
@@ -425,7 +426,7 @@ pub(super) async fn sustained(rig: &mut Rig, case: &Trial, time: Duration) -> an
     Ok(row)
 }
 
-/// F12: the read models of everybody are built again, those of one organization with `events` events among them.
+/// F12: the read models of all organizations are rebuilt, those of one organization with `events` events among them.
 pub(super) async fn rebuild(rig: &mut Rig, case: &Trial, events: usize) -> anyhow::Result<Row> {
     let mut orgs = rig.new_orgs(1).await?;
     pour(&rig.log, &orgs, events as u64).await?;
@@ -459,14 +460,14 @@ pub(super) async fn rebuild(rig: &mut Rig, case: &Trial, events: usize) -> anyho
     Ok(row)
 }
 
-/// What is wrong with a neighbour.
+/// The trouble of a neighbour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trouble {
     /// Every event of it takes five seconds.
     Slow,
     /// One event of it always fails.
     Poison,
-    /// Its events are of nearly a megabyte.
+    /// Its events have nearly a megabyte.
     Huge,
 }
 
@@ -487,7 +488,7 @@ impl Trouble {
     }
 }
 
-/// Content of 900 kB that does not compress to nothing.
+/// Content of 900 kB that hardly compresses.
 fn huge(number: u64) -> serde_json::Value {
     let mut rng: rand::rngs::StdRng = rand::SeedableRng::seed_from_u64(number);
     let words: Vec<String> =

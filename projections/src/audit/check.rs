@@ -1,5 +1,5 @@
-//! The whole of an org's audit log against itself: every row with all its columns, the numbering, the tree, its edge and its
-//! tiles, and every head that was signed.
+//! The consistency check of an org's whole audit log: every row with all its columns, the numbering, the tree, its
+//! frontier and its tiles, and every signed head.
 
 use std::collections::VecDeque;
 
@@ -19,25 +19,25 @@ use crate::{
     read_model::count_in_table,
 };
 
-/// Rows that are read at a time.
+/// Rows per read.
 const CHUNK: u32 = 500;
-/// Heads that are read at a time.
+/// Heads per read.
 const HEADS: u16 = 500;
-/// The most that is named; beyond it, the log is as altered as can be.
+/// The most differences that are named; beyond it, more of them would add no information.
 const NAMED: usize = 100;
 
-/// What a check found.
+/// The result of a check.
 #[derive(Debug)]
 pub struct LogCheck {
-    /// How many events the log has, and the root over them.
+    /// The number of events in the log, and the root over them.
     pub head: TreeHead,
-    /// The newest head that fits and is signed.
+    /// The newest head that matches and is signed.
     pub newest: Option<AuditCheckpoint>,
-    /// How many heads fit and are signed.
+    /// The number of heads that match and are signed.
     pub heads: u64,
-    /// Whose word it is that the keys which have signed them are the log's.
+    /// The authority for the signing keys being the log's.
     pub keys_of: KeysOf,
-    /// What does not fit, in words.
+    /// Descriptions of the differences.
     pub differences: Vec<String>,
 }
 
@@ -83,7 +83,7 @@ impl Row {
     }
 }
 
-/// Checks the bound org's log as `tx` sees it. Only one tile of each level and a chunk of rows are in memory.
+/// Checks the bound org's log as `tx` sees it. Holds only one tile of each level and a chunk of rows in memory.
 pub async fn check(tx: &mut TenantTx) -> Result<LogCheck, DbError> {
     let mut checking = LogChecking::default();
     while !checking.go_on(tx, CHUNK).await? {}
@@ -96,7 +96,7 @@ pub async fn check(tx: &mut TenantTx) -> Result<LogCheck, DbError> {
     Ok(found)
 }
 
-/// A check under way. Each part of it may see the log as it is by then.
+/// A check in progress. Each part of it may see a later state of the log.
 #[derive(Debug, Default)]
 pub struct LogChecking {
     tree: Frontier,
@@ -104,7 +104,7 @@ pub struct LogChecking {
     tiles: TileCheck,
     keys: Option<TrustedKeys>,
     differences: Vec<String>,
-    /// An event is missing: every place behind it is wrong as well.
+    /// Whether an event is missing: every index after it is wrong as well.
     is_broken: bool,
 }
 
@@ -115,13 +115,13 @@ impl LogChecking {
         }
     }
 
-    /// Checks up to `rows` events more. Whether the log ends behind them.
+    /// Checks up to `rows` further events. Returns whether the log ends there.
     pub async fn go_on(&mut self, tx: &mut TenantTx, rows: u32) -> Result<bool, DbError> {
         let org = tx.org().uuid();
         if self.keys.is_none() {
             self.keys = Some(TrustedKeys::of(tx).await?);
         }
-        // There may be more of them than when it was last looked.
+        // There may be more of them than at the last read.
         self.heads.is_end = false;
         let newest = sqlx::query_scalar!("SELECT max(idx) FROM audit.events WHERE org_id = $1", org);
         let end = newest.fetch_one(tx.connection()).await?.map_or(0, |newest| newest + 1);
@@ -129,7 +129,7 @@ impl LogChecking {
         if from >= end {
             return Ok(true);
         }
-        // Behind a hole as long as a page there is none that fits, and the hole is found all the same.
+        // After a gap as long as a page none fits, and the gap is found all the same.
         let upto = from.saturating_add(i64::from(rows));
         let upto = end_of_page(tx.connection(), org, (from, upto)).await?.unwrap_or(end);
         let chunk = sqlx::query_as!(
@@ -149,7 +149,7 @@ impl LogChecking {
                 if !self.is_broken {
                     self.find(|| format!("event {idx} of the audit log is missing"));
                 }
-                // What is behind a hole has another place than it says, and the heads say the rest.
+                // Events after a gap have another index than stored, and the heads show the rest.
                 self.is_broken = true;
                 return Ok(true);
             }
@@ -201,7 +201,7 @@ impl LogChecking {
         Ok(())
     }
 
-    /// Whether the log has signed the head, which is a difference if it has not.
+    /// Whether the log has signed the head; if not, records a difference.
     fn signed(&mut self, head: &AuditCheckpoint) -> bool {
         let is_signed = self.keys.as_ref().is_some_and(|keys| keys.have_signed(head));
         if !is_signed {
@@ -211,7 +211,8 @@ impl LogChecking {
         is_signed
     }
 
-    /// What is to be compared when all events have gone by, as `tx` sees it, in which they have to have ended.
+    /// Makes the comparisons that need all events, as `tx` sees them; the events must have been checked to their end
+    /// there.
     pub async fn finish(mut self, tx: &mut TenantTx) -> Result<LogCheck, DbError> {
         let size = self.tree.size();
         let keys = match self.keys.take() {
@@ -239,7 +240,7 @@ impl LogChecking {
     }
 }
 
-/// The row that every append moves.
+/// Checks the row that every append moves.
 async fn edge(tx: &mut TenantTx, tree: &Frontier, found: &mut LogCheck) -> Result<(), DbError> {
     let org = tx.org().uuid();
     let edge = sqlx::query!("SELECT next_idx, frontier FROM audit.heads WHERE org_id = $1", org);
@@ -248,7 +249,7 @@ async fn edge(tx: &mut TenantTx, tree: &Frontier, found: &mut LogCheck) -> Resul
     if next != tree.size() {
         found.find(|| format!("the log says that it has {next} events, and it has {}", tree.size()));
     }
-    // A log that is older than its frontier has none until it grows.
+    // A log from before frontiers has none until it grows.
     if let Some(frontier) = edge.and_then(|edge| edge.frontier)
         && frontier != tree.to_bytes()
     {
@@ -257,7 +258,7 @@ async fn edge(tx: &mut TenantTx, tree: &Frontier, found: &mut LogCheck) -> Resul
     Ok(())
 }
 
-/// The signed heads, in the order of their sizes, as the events go by.
+/// The signed heads, ordered by size, matched as the events are checked.
 #[derive(Debug, Default)]
 struct Heads {
     waiting: VecDeque<AuditCheckpoint>,
@@ -268,21 +269,21 @@ struct Heads {
 }
 
 impl Heads {
-    /// The next one, whatever its size.
+    /// Returns the next one, whatever its size.
     async fn next(&mut self, tx: &mut TenantTx) -> Result<Option<&AuditCheckpoint>, DbError> {
         if self.waiting.is_empty() && !self.is_end {
             let page = checkpoints::checkpoints(tx, &Page::Before(self.after), HEADS).await?;
             self.is_end = !page.more;
-            // A page is newest first whichever way it was asked for.
+            // A page is newest first in either direction.
             self.waiting.extend(page.rows.into_iter().rev());
             self.after = self.waiting.back().map_or(self.after, |last| last.head.size);
         }
         Ok(self.waiting.front())
     }
 
-    /// The one of this size, if there is one.
+    /// Returns the one of this size, if there is one.
     async fn at(&mut self, tx: &mut TenantTx, size: u64) -> Result<Option<AuditCheckpoint>, DbError> {
-        // One that is smaller was written down after the events of its size had gone by.
+        // A smaller one was stored after the events of its size had been checked.
         while self.next(tx).await?.is_some_and(|next| next.head.size < size) {
             self.waiting.pop_front();
         }
@@ -304,7 +305,7 @@ struct TileCheck {
 }
 
 impl TileCheck {
-    /// The next leaf. What is wrong with the tiles that it completes, in words.
+    /// Adds the next leaf. Returns a description of what is wrong with the tiles that it completes.
     async fn add(&mut self, tx: &mut TenantTx, leaf: Hash) -> Result<Option<String>, DbError> {
         let (mut level, mut hash, mut wrong) = (0_usize, leaf, None);
         loop {
@@ -323,7 +324,7 @@ impl TileCheck {
                 i16::try_from(level).unwrap_or(i16::MAX),
                 to_bigint(*index),
             );
-            // One that is missing was not made yet: the signing process makes them.
+            // A missing one was not made yet: the signing process makes them.
             if let Some(stored) = stored.fetch_optional(tx.connection()).await? {
                 self.stored += 1;
                 let expected: Vec<u8> = hashes.iter().flat_map(|hash| hash.0).collect();
@@ -356,11 +357,11 @@ impl TileCheck {
 /// An event of the log, with all that the stream has of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredEvent {
-    /// Its place in the log; None of an event that is only expected there.
+    /// Its index in the log; None for an event that is only expected there.
     pub idx: Option<u64>,
     /// The stream sequence of its commit.
     pub seq: u64,
-    /// Its place in the commit, from 0; less than that for a mark, which the log writes of itself and no stream has.
+    /// Its ordinal in the commit, from 0; negative for a mark, which the log itself writes and no stream contains.
     pub ordinal: i32,
     /// The fingerprint of the commit, with its first event.
     pub fingerprint: Option<Fingerprint>,
@@ -368,8 +369,8 @@ pub struct StoredEvent {
     pub sealed: SealedEvent,
 }
 
-/// The events in the order of the stream from the commit at `seq` on, `limit` of them or as many as a page has room for, and
-/// whether that is all. A page has room for more than one commit.
+/// Returns the events in stream order from the commit at `seq` on, `limit` of them or as many as a page holds, and
+/// whether that is all. A page holds more than one commit.
 pub async fn stored_from(tx: &mut TenantTx, seq: u64, limit: u16) -> Result<(Vec<StoredEvent>, bool), DbError> {
     let org = tx.org().uuid();
     let rows = sqlx::query!(

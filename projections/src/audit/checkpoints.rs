@@ -1,4 +1,4 @@
-//! The signed heads of an org's audit log, for those who read: each is a note with the signatures that it has by now.
+//! The signed heads of an org's audit log, for readers: each is a note with the signatures collected so far.
 
 use std::fmt::Write as _;
 
@@ -15,11 +15,11 @@ use crate::{
 /// A checkpoint that the log has signed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AuditCheckpoint {
-    /// Size and root.
+    /// Tree size and root.
     pub head: TreeHead,
-    /// When it was made, as this system says.
+    /// When it was made, according to this system.
     pub made_at: Timestamp,
-    /// What was signed, with every signature.
+    /// The signed text, with every signature.
     pub note: SignedNote,
 }
 
@@ -54,7 +54,7 @@ impl TryFrom<Row> for AuditCheckpoint {
     }
 }
 
-/// Signed checkpoints of the bound org ($1) that fulfil a condition; the log's own signature is the first.
+/// Signed checkpoints of the bound org ($1) that satisfy a condition; the log's own signature is the first.
 macro_rules! signed {
     ($condition:tt $(, $argument:expr)*) => {
         sqlx::query_as!(
@@ -77,14 +77,14 @@ macro_rules! signed {
     };
 }
 
-/// The row as a head, whose signature is verified: one that nobody signed is none to rely on.
+/// Converts the row to a head, and verifies its signature: an unsigned head is not to be relied on.
 async fn verified(tx: &mut TenantTx, row: Option<Row>) -> Result<Option<AuditCheckpoint>, DbError> {
     let Some(row) = row else { return Ok(None) };
     let head = AuditCheckpoint::try_from(row)?;
     Ok(Some(TrustedKeys::of(tx).await?.only_signed(head)?))
 }
 
-/// The newest, if the log has any. An error if it is not signed by the log.
+/// Returns the newest, if the log has any. An error if it is not signed by the log.
 pub async fn newest_checkpoint(tx: &mut TenantTx) -> Result<Option<AuditCheckpoint>, DbError> {
     let org = tx.org().uuid();
     let row = signed!("true ORDER BY made.size DESC LIMIT 1", org);
@@ -92,7 +92,7 @@ pub async fn newest_checkpoint(tx: &mut TenantTx) -> Result<Option<AuditCheckpoi
     verified(tx, row).await
 }
 
-/// The one of this size. An error if it is not signed by the log.
+/// Returns the one of this size. An error if it is not signed by the log.
 pub async fn checkpoint_at(tx: &mut TenantTx, size: u64) -> Result<Option<AuditCheckpoint>, DbError> {
     let org = tx.org().uuid();
     let row = signed!("made.size = $2", org, to_bigint(size));
@@ -100,8 +100,8 @@ pub async fn checkpoint_at(tx: &mut TenantTx, size: u64) -> Result<Option<AuditC
     verified(tx, row).await
 }
 
-/// The best evidence for the event at `idx`: of those that contain it the one that most have signed, and the newest of these.
-/// Only the last 64 are looked at.
+/// Returns the best evidence for the event at `idx`: of the checkpoints that contain it the one with the most
+/// signatures, and the newest of these. Only the last 64 are considered.
 pub async fn checkpoint_with(tx: &mut TenantTx, idx: u64) -> Result<Option<AuditCheckpoint>, DbError> {
     let org = tx.org().uuid();
     let rows = signed!("made.size > $2 ORDER BY made.size DESC LIMIT 64", org, to_bigint(idx));
@@ -110,7 +110,7 @@ pub async fn checkpoint_with(tx: &mut TenantTx, idx: u64) -> Result<Option<Audit
     verified(tx, best).await
 }
 
-/// All of them, the newest first, as they are stored: whoever reads them verifies them.
+/// Returns all of them, the newest first, as they are stored: the caller verifies them.
 pub async fn checkpoints(tx: &mut TenantTx, page: &Page<u64>, limit: u16) -> Result<Listing<AuditCheckpoint>, DbError> {
     let (size, to_older) = page.start();
     let org = tx.org().uuid();
@@ -123,14 +123,14 @@ pub async fn checkpoints(tx: &mut TenantTx, page: &Page<u64>, limit: u16) -> Res
     Listing::new(rows, page, limit)
 }
 
-/// Asks the process that signs for a checkpoint of the log as it is now. It gets to know of it when `tx` has finished.
+/// Requests a checkpoint of the log's current state from the signing process, which is notified when `tx` has finished.
 pub async fn ask_for_checkpoint(mut tx: TenantTx) -> Result<(), DbError> {
     let org = tx.org().uuid();
     sqlx::query!("SELECT pg_notify('audit_sign', $1)", org.to_string()).fetch_one(tx.connection()).await?;
     tx.finish().await
 }
 
-/// What the signing process says of itself.
+/// The signing process's published policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogPolicy {
     /// The log's key, by its host's name.
@@ -139,20 +139,20 @@ pub struct LogPolicy {
     pub witnesses: String,
 }
 
-/// The notes by which one key of the audit logs handed over to the next.
+/// Returns the notes by which one key of the audit logs handed over to the next.
 pub async fn handovers(tx: &mut TenantTx) -> Result<Vec<String>, DbError> {
     let notes = sqlx::query_scalar("SELECT note FROM ops.log_handovers ORDER BY said_at, note");
     Ok(notes.fetch_all(tx.connection()).await?)
 }
 
-/// The newest key and the witnesses that are asked, if anything ever signed.
+/// Returns the newest key and the configured witnesses, if anything was ever signed.
 pub async fn policy(tx: &mut TenantTx) -> Result<Option<LogPolicy>, DbError> {
     let policy =
         sqlx::query_as!(LogPolicy, "SELECT vkey, witnesses FROM ops.log_policies ORDER BY said_at DESC LIMIT 1");
     Ok(policy.fetch_optional(tx.connection()).await?)
 }
 
-/// Every key that ever signed the audit logs, as the signing process has said.
+/// Returns every key that ever signed the audit logs, as published by the signing process.
 pub async fn keys(tx: &mut TenantTx) -> Result<Vec<String>, DbError> {
     let keys = sqlx::query_scalar!("SELECT vkey FROM ops.log_policies ORDER BY said_at");
     Ok(keys.fetch_all(tx.connection()).await?)

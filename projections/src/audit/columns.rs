@@ -1,8 +1,8 @@
-//! What the columns beside an event's bytes say: a function of its header, there for filters. The header decides.
+//! The columns beside an event's bytes: a function of its header, used by filters. The header is authoritative.
 //!
-//! Whoever can write to the table can make a column say something else, and hide an event from every filter with it. So
-//! an index holds the rows where they do not fit (see the migration 0085), and while it has any of an org, filters read
-//! the headers of the org's events themselves.
+//! Anyone with write access to the table can change a column, and so hide an event from every filter on it. So an index
+//! holds the rows where columns and header differ (see the migration 0085), and while it has any of an org, filters
+//! read the headers of the org's events themselves.
 
 use orgstream_events::{ActorType, Header, OutcomeStatus, SealedEvent, Timestamp};
 use time::OffsetDateTime;
@@ -14,7 +14,7 @@ use crate::{
     convert::{from_bigint, to_bigint},
 };
 
-/// Events whose headers are read at a time.
+/// Headers per read.
 const CHUNK: i64 = 1_000;
 
 /// The columns that follow from a header.
@@ -33,7 +33,7 @@ pub(crate) struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    /// What they have to say of an event.
+    /// The columns' values for an event.
     pub(crate) fn of(header: &'a Header) -> Self {
         let target = header.targets.first();
         let (target_type, target_id) =
@@ -52,7 +52,7 @@ impl<'a> Columns<'a> {
         }
     }
 
-    /// The names of the columns in which `stored` says something else.
+    /// The names of the columns that differ in `stored`.
     pub(crate) fn differing(&self, stored: &Columns<'_>) -> Vec<&'static str> {
         let pairs = [
             ("event_id", self.event_id == stored.event_id),
@@ -71,12 +71,12 @@ impl<'a> Columns<'a> {
 }
 
 impl AuditFilter {
-    /// Whether it asks for anything but places in the log.
+    /// Whether it has conditions on anything but indexes of the log.
     fn is_by_columns(&self) -> bool {
         *self != Self { from_idx: self.from_idx, to_idx: self.to_idx, ..Self::default() }
     }
 
-    /// Whether an event is one of those that are asked for, by what its header says.
+    /// Whether an event matches the filter by its header.
     pub(super) fn matches(&self, idx: u64, header: &Header) -> bool {
         let is = |wanted: Option<&str>, found: &str| wanted.is_none_or(|wanted| wanted == found);
         let columns = Columns::of(header);
@@ -92,7 +92,7 @@ impl AuditFilter {
     }
 }
 
-/// Whether the filter has to go by the headers, because some column of the org's log does not say what they do.
+/// Whether the filter has to use the headers, because some column of the org's log differs from them.
 pub(super) async fn are_in_doubt(tx: &mut TenantTx, filter: &AuditFilter) -> Result<bool, DbError> {
     if !filter.is_by_columns() {
         return Ok(false);
@@ -112,10 +112,10 @@ pub(super) async fn are_in_doubt(tx: &mut TenantTx, filter: &AuditFilter) -> Res
     Ok(first.is_some())
 }
 
-/// Where up to `limit` events are that the filter asks for, before `place` and backwards, or behind it and forwards, found by
-/// their headers. One whose header cannot be read may be what is asked for, so it is among them.
+/// Returns the indexes of up to `limit` events that match the filter, before `place` and backwards, or after it and
+/// forwards, found by their headers. An event with an unreadable header may be a match, so it is included.
 ///
-/// The log is numbered without gaps, so a chunk of it is a range of places, whichever way it is gone through.
+/// The log is numbered without gaps, so a chunk of it is a range of indexes in either direction.
 pub(super) async fn scan(
     tx: &mut TenantTx,
     filter: &AuditFilter,

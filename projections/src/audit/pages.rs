@@ -1,5 +1,6 @@
-//! Reading an org's log a page at a time. A page ends after so many events or after so many bytes, whichever comes first: a
-//! few hundred small events, or a few large ones. Which events fit is found out by their lengths, before any of them is read.
+//! Reading an org's log by pages. A page ends after a number of events or of bytes, whichever comes first: a few
+//! hundred small events, or a few large ones. The events that fit are determined by their lengths, before any of them
+//! is read.
 
 use orgstream_events::{ActorType, OutcomeStatus, Timestamp};
 use sqlx::PgConnection;
@@ -11,7 +12,7 @@ use crate::{
     convert::{from_bigint, to_bigint},
 };
 
-/// Bytes of events after which a page ends. Its last event may go beyond them, and has a million at most.
+/// Bytes of events after which a page ends. Its last event may exceed them, and has a million at most.
 pub const PAGE_BYTES: i64 = 4 << 20;
 
 /// A part of the log.
@@ -23,13 +24,13 @@ pub struct Part {
     pub more: bool,
 }
 
-/// An event that was not read yet: where it is, and how long.
+/// An event that was not read yet: its index and size.
 pub(super) struct Sized {
     pub(super) idx: i64,
     pub(super) size: i32,
 }
 
-/// Those of the events in front that a page has room for, and whether some had to stay behind.
+/// Returns the leading events that fit in a page, and whether any are left over.
 fn fitting(places: Vec<Sized>) -> (Vec<i64>, bool) {
     let (count, mut bytes, mut fitting) = (places.len(), 0, Vec::with_capacity(places.len()));
     for Sized { idx, size } in places {
@@ -79,7 +80,8 @@ macro_rules! matching {
     };
 }
 
-/// Where the next `rows` events are that the filter asks for, before `idx` and backwards or behind it and forwards.
+/// Returns the indexes of the next `rows` events that match the filter, before `idx` and backwards or after it and
+/// forwards.
 async fn places(
     tx: &mut TenantTx,
     filter: &AuditFilter,
@@ -97,7 +99,7 @@ async fn places(
     }?)
 }
 
-/// The events at these places, in their order in the log.
+/// Returns the events at these indexes, in their order in the log.
 async fn at(tx: &mut TenantTx, places: &[i64]) -> Result<Vec<Row>, DbError> {
     let org = tx.org().uuid();
     let rows = sqlx::query_as!(
@@ -110,7 +112,7 @@ async fn at(tx: &mut TenantTx, places: &[i64]) -> Result<Vec<Row>, DbError> {
     Ok(rows.fetch_all(tx.connection()).await?)
 }
 
-/// The newest first.
+/// Returns the matching events, newest first.
 pub async fn list(
     tx: &mut TenantTx,
     filter: &AuditFilter,
@@ -127,7 +129,7 @@ pub async fn list(
     Ok(Listing { rows: own(tx, rows, filter)?, more: more || cut })
 }
 
-/// Up to `limit` of them in the log's own order, behind the place `after`.
+/// Returns up to `limit` matching events in the log's own order, after the index `after`.
 pub async fn forward(tx: &mut TenantTx, filter: &AuditFilter, after: Option<u64>, limit: u16) -> Result<Part, DbError> {
     let places = places(tx, filter, (after.map_or(-1, to_bigint), false), limit.into()).await?;
     let is_full = places.len() == usize::from(limit);
@@ -136,7 +138,7 @@ pub async fn forward(tx: &mut TenantTx, filter: &AuditFilter, after: Option<u64>
     Ok(Part { entries: own(tx, entries, filter)?, more: is_full || cut })
 }
 
-/// Up to `limit` events in the log's own order, from `idx` on.
+/// Returns up to `limit` events in the log's own order, from `idx` on.
 pub async fn from_idx(tx: &mut TenantTx, idx: u64, limit: u16) -> Result<Part, DbError> {
     let (org, idx) = (tx.org().uuid(), to_bigint(idx));
     let upto = idx.saturating_add(limit.into());
@@ -167,7 +169,7 @@ async fn has_from(tx: &mut TenantTx, from: i64, upto: i64) -> Result<bool, DbErr
     Ok(found.fetch_one(tx.connection()).await?)
 }
 
-/// The place behind the last event of `from..upto` that a page has room for; None when there is none at all.
+/// Returns the index after the last event of `from..upto` that fits in a page; None when there is no event.
 pub(crate) async fn end_of_page(
     connection: &mut PgConnection,
     org: Uuid,
@@ -186,8 +188,8 @@ pub(crate) async fn end_of_page(
     Ok(end.fetch_one(connection).await?)
 }
 
-/// The place in the log of the first commit that the stream has at `seq` or behind it. What was parked and taken in later
-/// stands behind the place of its mark.
+/// Returns the index in the log of the first commit at stream sequence `seq` or after it. An event that was parked and
+/// applied later has its index after that of its mark.
 pub async fn first_from(tx: &mut TenantTx, seq: u64) -> Result<Option<u64>, DbError> {
     let org = tx.org().uuid();
     let first = sqlx::query_scalar!(

@@ -1,8 +1,8 @@
-//! What the signing process may do, by a login of its own: read the log, store tiles and heads, keep signatures.
+//! The operations of the signing process, by a login of its own: reading the log, storing tiles, heads and signatures.
 //!
-//! Nothing is signed here and no key comes near. The order is what matters: tiles, then the head as a row that lasts, then,
-//! outside, the signature. A head is recomputed from the events' bytes, compared with the frontier that the appends left,
-//! and shown to continue the head before it; where any of that fails, there is no row and so no signature.
+//! Nothing is signed here and no key is present. The order matters: tiles, then the head as a committed row, then,
+//! outside, the signature. A head is recomputed from the events' bytes, compared with the frontier that the appends
+//! left, and proven to continue the head before it; if any of that fails, there is no row and so no signature.
 
 use orgstream_events::OrgId;
 use orgstream_transparency::{Hash, Plan, SignatureLine, TILE_WIDTH, Tile, TreeHead, subtree_root, verify_consistency};
@@ -19,19 +19,19 @@ use crate::{
 };
 
 const ROLE: &str = "app_sign";
-/// Every wish for a checkpoint comes by this.
+/// The notification channel for requested checkpoints.
 const CHANNEL: &str = "audit_sign";
 /// Tiles of leaves that are stored in one transaction: 16,384 events.
 const TILES: u64 = 64;
 
-/// The database as the signing process has it. Clones share their connections.
+/// The signing process's database handle. Clones share their connections.
 #[derive(Debug, Clone)]
 pub struct SigningDatabase {
     pool: Pool,
 }
 
 impl SigningDatabase {
-    /// Connects, and fails if nobody answers.
+    /// Connects, and fails if the server does not answer.
     pub async fn connect(options: &DatabaseOptions) -> Result<Self, DbError> {
         let settings = [("statement_timeout", "15s"), ("idle_in_transaction_session_timeout", "15s"), ("jit", "off")];
         let pool = pool(options, ROLE, &settings, options.rw_connections)?;
@@ -39,7 +39,7 @@ impl SigningDatabase {
         Ok(Self { pool })
     }
 
-    /// What must be put right before it is used.
+    /// Returns the conditions that must be corrected before it is used.
     pub async fn preflight(&self) -> Result<Vec<Finding>, DbError> {
         let mut connection = self.pool.inner().acquire().await?;
         let mut findings = catalogue::login(&mut connection).await?;
@@ -47,13 +47,13 @@ impl SigningDatabase {
         Ok(findings)
     }
 
-    /// Closes every connection, and waits for the transactions that are under way.
+    /// Closes every connection, and waits for the open transactions.
     pub async fn close(&self) {
         self.pool.close().await;
     }
 
-    /// The orgs whose log has `grown_by` events since its last checkpoint, and those whose last one has fewer than
-    /// `signed_by` signatures.
+    /// Returns the orgs whose log has `grown_by` events since its last checkpoint, and those whose last one has fewer
+    /// than `signed_by` signatures.
     pub async fn orgs(&self, grown_by: u64, signed_by: usize) -> Result<Vec<BoundOrg>, DbError> {
         let signed_by = i64::try_from(signed_by).unwrap_or(i64::MAX);
         let ids = sqlx::query_scalar!(r#"SELECT app.orgs_to_sign($1, $2) AS "org!""#, to_bigint(grown_by), signed_by);
@@ -61,7 +61,8 @@ impl SigningDatabase {
         Ok(ids.into_iter().map(|id| BoundOrg::named_by_operator(OrgId::from_uuid(id))).collect())
     }
 
-    /// Says who signs, who is asked to witness, and by which notes the key came to be this one, for exports to repeat.
+    /// Publishes the signing key, the witnesses, and the notes by which the key was handed over, for exports to
+    /// include.
     pub async fn say_policy(&self, vkey: &str, witnesses: &str, handovers: &[String]) -> Result<(), DbError> {
         sqlx::query("INSERT INTO ops.log_handovers (note) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING")
             .bind(handovers)
@@ -78,23 +79,23 @@ impl SigningDatabase {
         Ok(())
     }
 
-    /// Every key that has said here that it signs, and every note by which one handed over to the next.
+    /// Returns every key published here as signing, and every note by which one handed over to the next.
     pub async fn known_keys(&self) -> Result<(Vec<String>, Vec<String>), DbError> {
         let keys = sqlx::query_scalar("SELECT vkey FROM ops.log_policies ORDER BY said_at");
         let notes = sqlx::query_scalar("SELECT note FROM ops.log_handovers ORDER BY said_at, note");
         Ok((keys.fetch_all(&self.pool).await?, notes.fetch_all(&self.pool).await?))
     }
 
-    /// The wishes of readers who do not want to wait for the next round.
+    /// Returns the requests of readers that do not wait for the next round.
     pub async fn wishes(&self) -> Result<Wishes, DbError> {
         let mut listener = PgListener::connect_with(self.pool.inner()).await?;
         listener.listen(CHANNEL).await?;
         Ok(Wishes(listener))
     }
 
-    /// A transaction that is bound to one org.
+    /// Begins a transaction that is bound to one org.
     pub async fn begin(&self, org: BoundOrg) -> Result<SigningTx, DbError> {
-        // The only value is a UUID that this program formats: no text of anybody's gets here.
+        // The only value is a UUID that this program formats: no client's text gets here.
         let statement = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT set_config('app.org_id', '{}', true)",
             org.org().uuid()
@@ -103,12 +104,13 @@ impl SigningDatabase {
     }
 }
 
-/// Whose checkpoints are wished for.
+/// The orgs for which checkpoints are requested.
 #[derive(Debug)]
 pub struct Wishes(PgListener);
 
 impl Wishes {
-    /// The next one. Wishes are lost while the connection is; whoever wished finds out by waiting in vain, and asks again.
+    /// Returns the next one. Requests are lost while the connection is; the requester notices by a timeout, and
+    /// retries.
     pub async fn next(&mut self) -> Result<BoundOrg, DbError> {
         loop {
             let wish = self.0.recv().await?;
@@ -119,7 +121,7 @@ impl Wishes {
     }
 }
 
-/// A transaction of the signing process about one org. Dropping it undoes it.
+/// A transaction of the signing process about one org. Dropping it rolls it back.
 #[derive(Debug)]
 pub struct SigningTx {
     transaction: Transaction<'static, Postgres>,
@@ -127,7 +129,7 @@ pub struct SigningTx {
 }
 
 impl SigningTx {
-    /// Makes it last: on disk when this returns.
+    /// Commits it: it is on disk when this returns.
     pub async fn commit(self) -> Result<(), DbError> {
         Ok(self.transaction.commit().await?)
     }
@@ -141,7 +143,7 @@ impl SigningTx {
         Ok(end)
     }
 
-    /// Stores tiles that are full by now, and says whether there are more.
+    /// Stores tiles that have become full, and returns whether there are more.
     pub async fn store_tiles(&mut self) -> Result<bool, DbError> {
         let org = self.org.uuid();
         let stored = sqlx::query_scalar!("SELECT max(index) FROM audit.tiles WHERE org_id = $1 AND level = 0", org);
@@ -174,7 +176,7 @@ impl SigningTx {
         Ok(upto < full)
     }
 
-    /// Leaves from the events' own bytes.
+    /// Computes leaves from the events' own bytes.
     async fn leaves(&mut self, first: u64, count: i64) -> Result<Vec<Hash>, DbError> {
         let leaves = tree::recomputed_leaves(&mut self.transaction, self.org.uuid(), first, count).await?;
         leaves.map_err(|idx| self.altered(format!("the header of event {idx} is another than its leaf")))
@@ -184,7 +186,7 @@ impl SigningTx {
         DbError::Altered { org: self.org, what }
     }
 
-    /// The head of the log as it is now. Tiles have to be stored before.
+    /// Returns the current head of the log. Tiles have to be stored before.
     pub async fn head(&mut self) -> Result<TreeHead, DbError> {
         let end = self.end().await?;
         let width = u64::from(TILE_WIDTH);
@@ -200,7 +202,7 @@ impl SigningTx {
         Ok(TreeHead { size: end.size(), root })
     }
 
-    /// The head of the newest checkpoint, and whose name it has.
+    /// Returns the head of the newest checkpoint, and its origin.
     pub async fn newest(&mut self) -> Result<Option<(TreeHead, String)>, DbError> {
         let row = sqlx::query!(
             "SELECT size, root, origin FROM audit.checkpoints WHERE org_id = $1 ORDER BY size DESC LIMIT 1",
@@ -214,8 +216,8 @@ impl SigningTx {
         .transpose()
     }
 
-    /// Writes down that `head` is to be signed as that of the log `origin`, if it continues the newest checkpoint. When it
-    /// is the newest, it keeps the origin that it has.
+    /// Stores `head` to be signed as that of the log `origin`, if it continues the newest checkpoint. If it is the
+    /// newest, it keeps its stored origin.
     pub async fn note_checkpoint(&mut self, origin: String, head: TreeHead) -> Result<String, DbError> {
         if let Some((newest, origin)) = self.newest().await? {
             if newest == head {
@@ -241,12 +243,12 @@ impl SigningTx {
         Ok(origin)
     }
 
-    /// The hashes of a proof.
+    /// Returns the hashes of a proof.
     pub async fn prove(&mut self, plan: &Plan) -> Result<Vec<Hash>, DbError> {
         tree::prove_with(&mut self.transaction, self.org.uuid(), plan).await
     }
 
-    /// The signatures of the checkpoint of this size, the log's own first.
+    /// Returns the signatures of the checkpoint of this size, the log's own first.
     pub async fn signatures(&mut self, size: u64) -> Result<Vec<SignatureLine>, DbError> {
         let lines = sqlx::query_scalar!(
             "SELECT line FROM audit.signatures WHERE org_id = $1 AND size = $2 ORDER BY made_at, name",
@@ -260,7 +262,7 @@ impl SigningTx {
         lines.into_iter().map(read).collect()
     }
 
-    /// The size of the largest checkpoint that somebody of this name signed; 0 without one.
+    /// Returns the size of the largest checkpoint signed under this name; 0 without one.
     pub async fn signed_by(&mut self, name: &str) -> Result<u64, DbError> {
         let size = sqlx::query_scalar!(
             "SELECT max(size) FROM audit.signatures WHERE org_id = $1 AND name = $2",
@@ -270,7 +272,7 @@ impl SigningTx {
         Ok(size.fetch_one(&mut *self.transaction).await?.map_or(0, from_bigint))
     }
 
-    /// Keeps a signature of the checkpoint of this size.
+    /// Stores a signature of the checkpoint of this size.
     pub async fn keep(&mut self, size: u64, line: &SignatureLine) -> Result<(), DbError> {
         sqlx::query!(
             "INSERT INTO audit.signatures (org_id, size, name, key_id, line) VALUES ($1, $2, $3, $4, $5)

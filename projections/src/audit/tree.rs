@@ -1,5 +1,5 @@
-//! The Merkle tree over an org's audit log: its right edge, which every append moves, and its tiles, which are stored once
-//! they are full and computed until then.
+//! The Merkle tree over an org's audit log: its frontier, which every append moves, and its tiles, which are stored
+//! once they are full and computed until then.
 
 use std::collections::BTreeSet;
 
@@ -12,11 +12,11 @@ use crate::{
     convert::{column, fingerprint, from_bigint, to_bigint},
 };
 
-/// Leaves that are read at a time where a log has no frontier yet.
+/// Leaves per read for a log without a frontier.
 const CHUNK: i64 = 4_096;
 
-/// Where a log ends: how many events it has, and the frontier over them. It is shorter than the log only where a program
-/// appended that knew no frontiers.
+/// The end of a log: its number of events, and the frontier over them. It is shorter than the log only if a program
+/// version without frontiers has appended.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LogEnd {
     size: u64,
@@ -24,7 +24,7 @@ pub(crate) struct LogEnd {
 }
 
 impl LogEnd {
-    /// As the row has it; a log without a row is empty.
+    /// Converts the stored row; a log without a row is empty.
     pub(crate) fn stored(size: Option<i64>, frontier: Option<Vec<u8>>) -> Result<Self, DbError> {
         let size = size.map_or(0, from_bigint);
         let frontier = frontier.map_or(Ok(Frontier::default()), |bytes| Frontier::from_bytes(&bytes));
@@ -50,14 +50,14 @@ impl LogEnd {
         self.frontier.root()
     }
 
-    /// The end behind these leaves.
+    /// Returns the end after these leaves.
     pub(crate) fn after(&self, leaves: &[Hash]) -> Self {
         let mut frontier = self.frontier.clone();
         frontier.extend(leaves.iter().copied());
         Self { size: self.size + leaves.len() as u64, frontier }
     }
 
-    /// Brings the frontier to the end of the log, out of the stored leaves. Nothing to do but for the first time.
+    /// Advances the frontier to the end of the log, from the stored leaves. Does nothing except the first time.
     pub(crate) async fn catch_up(&mut self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
         while self.frontier.size() < self.size {
             let leaves = stored_leaves(connection, org, self.frontier.size(), CHUNK).await?;
@@ -79,7 +79,7 @@ fn hash(bytes: Vec<u8>) -> Result<Hash, DbError> {
     Ok(Hash(fingerprint("a hash of the audit log", bytes)?.0))
 }
 
-/// Up to `limit` leaves from `start` on, as they were stored.
+/// Returns up to `limit` leaves from `start` on, as they were stored.
 async fn stored_leaves(connection: &mut PgConnection, org: Uuid, start: u64, limit: i64) -> Result<Vec<Hash>, DbError> {
     let rows = sqlx::query_scalar!(
         "SELECT leaf FROM audit.events WHERE org_id = $1 AND idx >= $2 AND idx < $2 + $3 ORDER BY idx",
@@ -90,7 +90,7 @@ async fn stored_leaves(connection: &mut PgConnection, org: Uuid, start: u64, lim
     rows.fetch_all(connection).await?.into_iter().map(hash).collect()
 }
 
-/// The same as they follow from the events' bytes, and where the stored leaf is another one.
+/// Returns leaves as recomputed from the events' bytes, and the indexes where the stored leaf differs.
 pub(super) async fn recomputed_leaves(
     connection: &mut PgConnection,
     org: Uuid,
@@ -114,7 +114,7 @@ pub(super) async fn recomputed_leaves(
     Ok(Ok(leaves))
 }
 
-/// The roots of up to `limit` full tiles of a level, from `first` on.
+/// Returns the roots of up to `limit` full tiles of a level, from `first` on.
 pub(super) async fn tile_roots(
     connection: &mut PgConnection,
     org: Uuid,
@@ -132,8 +132,8 @@ pub(super) async fn tile_roots(
     rows.fetch_all(connection).await?.into_iter().map(hash).collect()
 }
 
-/// The hashes of these tiles, without those that the log does not have. Full ones come in one statement; of those that are
-/// not, there is one at most in each level.
+/// Returns the hashes of these tiles, without those that the log does not have. Full ones are read in one statement; of
+/// the others there is at most one in each level.
 pub(super) async fn tiles(connection: &mut PgConnection, org: Uuid, wanted: &BTreeSet<Tile>) -> Result<Tiles, DbError> {
     let asked: Vec<&Tile> = wanted.iter().collect();
     let rows = sqlx::query!(
@@ -176,13 +176,13 @@ pub(super) async fn prove_with(connection: &mut PgConnection, org: Uuid, plan: &
         .map_err(|missing| DbError::Unreadable { what: "the audit log's tree", value: missing.to_string() })
 }
 
-/// The hashes of a proof in the org's tree.
+/// Returns the hashes of a proof in the org's tree.
 pub async fn prove(tx: &mut TenantTx, plan: &Plan) -> Result<Vec<Hash>, DbError> {
     let org = tx.org().uuid();
     prove_with(tx.connection(), org, plan).await
 }
 
-/// One tile; None while the log is not that long.
+/// Returns one tile; None while the log is too short for it.
 pub async fn tile(tx: &mut TenantTx, tile: Tile) -> Result<Option<Vec<Hash>>, DbError> {
     let org = tx.org().uuid();
     let found = tiles(tx.connection(), org, &BTreeSet::from([tile])).await?;

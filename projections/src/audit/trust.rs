@@ -1,8 +1,8 @@
-//! By which keys a head of an audit log counts as signed.
+//! The keys by which a head of an audit log counts as signed.
 //!
-//! The database itself names keys: those that the signing process has said are the log's. Whoever can change tables can put
-//! a key of their own there, so a process that was given the log's key believes that one, and those that it handed over to
-//! or that handed over to it, each by a note that both have signed.
+//! The database itself names keys: those that the signing process has published as the log's. Anyone with write access
+//! to the tables can add a key there, so a process that was given the log's key trusts only that one, and those that it
+//! handed over to or that handed over to it, each by a note signed by both.
 
 use std::sync::Arc;
 
@@ -12,17 +12,17 @@ use orgstream_transparency::{Checkpoint, HandOver, LogKey, SignedNote};
 use super::{AuditCheckpoint, checkpoints};
 use crate::{DbError, TenantTx};
 
-/// Whose word it is that a key is the log's.
+/// The authority for a key being the log's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeysOf {
-    /// The key was given to this process, from elsewhere than from the database.
+    /// The key was given to this process, from a source other than the database.
     Pinned,
-    /// The database names it, which says nothing against whoever can change the database.
+    /// The database names it, which is no protection against a writer of the database.
     Database,
 }
 
-/// What a process was told of the key of the audit logs.
+/// The key of the audit logs that a process was given.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Pin(Option<Arc<LogKey>>);
 
@@ -37,12 +37,12 @@ impl Pin {
 pub struct TrustedKeys {
     org: OrgId,
     keys: Vec<LogKey>,
-    /// Whose word it is that they are.
+    /// The authority for them.
     pub by: KeysOf,
 }
 
 impl TrustedKeys {
-    /// Those that count for whoever reads by `tx`.
+    /// Returns the keys trusted by the reader of `tx`.
     pub async fn of(tx: &mut TenantTx) -> Result<Self, DbError> {
         let (org, pin) = (tx.org(), tx.pin().0.clone());
         let (keys, by) = match pin {
@@ -68,7 +68,7 @@ impl TrustedKeys {
         stated.head() == head.head && named.any(|key| matches!(key.verify(&head.note), Ok(Some(()))))
     }
 
-    /// The head, unless nobody of them has signed it.
+    /// Returns the head, or an error unless one of them has signed it.
     pub(super) fn only_signed(&self, head: AuditCheckpoint) -> Result<AuditCheckpoint, DbError> {
         if self.have_signed(&head) {
             return Ok(head);

@@ -1,5 +1,5 @@
-//! How far audit logs have been sent to where their organizations want them: taken by whoever sends, for a while, and moved
-//! on only from where it stood.
+//! The delivery state of audit logs to their organizations' webhooks: leased by the sender for a while, and advanced
+//! only from its stored position.
 
 use std::time::Duration;
 
@@ -11,29 +11,29 @@ use crate::{
     pool::within,
 };
 
-/// The most orgs that are looked at together.
+/// The most orgs returned by one query.
 const LOOKED_AT: i32 = 1_000;
-/// The longest pause after failures: they double from a second.
+/// The longest pause after failures, in seconds: pauses double from a second.
 const LONGEST_PAUSE: f64 = 3_600.0;
 
-/// How far one log has been sent.
+/// The delivery state of one log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebhookState {
-    /// To which address.
+    /// The address.
     pub url: String,
     /// The first event that it has not confirmed.
     pub next_idx: u64,
-    /// Attempts in a row that came to nothing.
+    /// Consecutive failed attempts.
     pub failures: u32,
-    /// What became of the last of them.
+    /// The error of the last of them.
     pub error: Option<String>,
-    /// When it last confirmed something.
+    /// When it last confirmed events.
     pub delivered_at: Option<Timestamp>,
     /// When it is tried next.
     pub try_at: Timestamp,
 }
 
-/// How far an org's log has been sent; None before the first attempt.
+/// Returns the delivery state of an org's log; None before the first attempt.
 pub async fn webhook(tx: &mut TenantTx) -> Result<Option<WebhookState>, DbError> {
     let row = sqlx::query!(
         "SELECT url, next_idx, failures, error, delivered_at, try_at FROM ops.audit_webhooks WHERE org_id = $1",
@@ -51,15 +51,15 @@ pub async fn webhook(tx: &mut TenantTx) -> Result<Option<WebhookState>, DbError>
 }
 
 impl Database {
-    /// The orgs whose logs have something to send, or another address than before.
+    /// Returns the orgs whose logs have events to send, or another address than before.
     pub async fn audit_to_send(&self) -> Result<Vec<BoundOrg>, DbError> {
         let orgs = sqlx::query_scalar!(r#"SELECT app.orgs_with_audit_to_send($1) AS "org!""#, LOOKED_AT);
         let orgs = orgs.fetch_all(self.resolver_pool()).await?;
         Ok(orgs.into_iter().map(|org| BoundOrg::proven_by_resolver(OrgId::from_uuid(org))).collect())
     }
 
-    /// Takes the sending of one log to `url` for so long, unless somebody else has it. Returns where to go on; at another
-    /// address than before, that is the beginning.
+    /// Leases the sending of one log to `url` for this time, unless another process holds it. Returns the index to
+    /// continue from; at another address than before, that is the beginning.
     pub async fn take_webhook(&self, org: BoundOrg, url: &str, lease: Duration) -> Result<Option<u64>, DbError> {
         let mut tx = self.begin_maintenance(org).await?;
         let next = sqlx::query_scalar!(
@@ -81,8 +81,8 @@ impl Database {
         Ok(next.map(from_bigint))
     }
 
-    /// `url` has confirmed the events from `from` up to `next`. False when somebody else has moved on meanwhile. The log stays
-    /// taken for so long.
+    /// Records that `url` has confirmed the events from `from` up to `next`. False when another process has advanced it
+    /// meanwhile. The lease continues for this time.
     pub async fn webhook_confirmed(
         &self,
         org: BoundOrg,
@@ -106,7 +106,7 @@ impl Database {
         Ok(moved == 1)
     }
 
-    /// `url` did not confirm what comes at `from`. It is tried again after a pause.
+    /// Records that `url` did not confirm the events at `from`. They are retried after a pause.
     pub async fn webhook_failed(&self, org: BoundOrg, url: &str, from: u64, error: &str) -> Result<(), DbError> {
         let mut tx = self.begin_maintenance(org).await?;
         let noted = sqlx::query!(

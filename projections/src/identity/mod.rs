@@ -1,7 +1,7 @@
-//! Who signs in: people as their issuers know them, and their sessions.
+//! Sign-ins: users as their issuers know them, and their sessions.
 //!
-//! This is operational state, as leases are: no event makes it, no replay brings it back, and no organization sees it.
-//! The queries run as a login of their own, which can reach this schema and nothing of a tenant.
+//! This is operational state, as leases are: no event makes it, no replay restores it, and no organization sees it. The
+//! queries run as a login of their own, which can reach this schema and nothing of a tenant.
 
 mod sessions;
 mod users;

@@ -1,4 +1,4 @@
-//! Sessions: who is signed in, since when, until when, and in which one organization they act.
+//! Sessions: each with its user, start, end, and the one organization that it acts in.
 
 use std::time::Duration;
 
@@ -12,33 +12,33 @@ use crate::{
     pool::within,
 };
 
-/// How long it is remembered that there was a session, for its owner to look at, in days.
+/// How long an ended session is kept for its owner to see, in days.
 const KEPT_DAYS: i32 = 30;
 
-/// A session that begins.
+/// A session to be started.
 #[derive(Debug, Clone, Copy)]
 pub struct NewSession<'a> {
     /// Its id.
     pub id: SessionId,
-    /// Whose it is.
+    /// Its user.
     pub user: UserId,
-    /// What is kept of its token.
+    /// The hash of its token.
     pub token_hash: &'a Fingerprint,
-    /// How they proved who they are.
+    /// The login method.
     pub method: &'a LoginMethod,
-    /// Whether that took a second factor.
+    /// Whether that included a second factor.
     pub second_factor: bool,
-    /// Where it acts to begin with.
+    /// The organization where it acts at first.
     pub active_org: OrgId,
-    /// It ends when it was not used for so long.
+    /// Its idle timeout.
     pub idle: Duration,
-    /// It ends then in any case.
+    /// Its longest lifetime.
     pub longest: Duration,
-    /// How many the person may have.
+    /// The most sessions that the user may have.
     pub most: u32,
-    /// Where it began.
+    /// The client's address.
     pub ip: Option<&'a str>,
-    /// With which program.
+    /// The client's user agent.
     pub user_agent: Option<&'a str>,
 }
 
@@ -47,23 +47,23 @@ pub struct NewSession<'a> {
 pub struct Session {
     /// Its id.
     pub id: SessionId,
-    /// Whose it is.
+    /// Its user.
     pub user: UserId,
-    /// What is kept of its token.
+    /// The hash of its token.
     pub token_hash: Fingerprint,
-    /// Their e-mail address, if their issuer verified it when they last signed in.
+    /// The user's e-mail address, if the issuer verified it at the last sign-in.
     pub verified_email: Option<String>,
-    /// How they proved who they are.
+    /// The login method.
     pub method: LoginMethod,
-    /// Whether that took a second factor.
+    /// Whether that included a second factor.
     pub second_factor: bool,
     /// The one organization that it acts in.
     pub active_org: Option<OrgId>,
-    /// How often that was chosen.
+    /// The number of times that was chosen.
     pub epoch: u64,
-    /// Where it began.
+    /// The client's address at its start.
     pub ip: Option<String>,
-    /// With which program.
+    /// The client's user agent at its start.
     pub user_agent: Option<String>,
     /// When it began.
     pub created_at: Timestamp,
@@ -116,9 +116,10 @@ impl TryFrom<Row> for Session {
 }
 
 impl Database {
-    /// Begins a session, and forgets those of the same person that ended long ago; false when they have as many as they may.
+    /// Starts a session, and deletes those of the same user that ended long ago; false when the user has the most
+    /// sessions allowed.
     ///
-    /// The row of the person is held meanwhile, so that of many at the same time none is counted too late.
+    /// The user's row is locked meanwhile, so that concurrent starts are all counted.
     pub async fn start_session(&self, new: &NewSession<'_>) -> Result<bool, DbError> {
         within(self.try_start_session(new)).await
     }
@@ -157,7 +158,7 @@ impl Database {
         Ok(begun.rows_affected() > 0)
     }
 
-    /// The session of a token, if it has not ended.
+    /// Returns the session of a token, if it has not ended.
     pub async fn session(&self, token_hash: &Fingerprint) -> Result<Option<Session>, DbError> {
         let row = sqlx::query_as!(
             Row,
@@ -170,7 +171,7 @@ impl Database {
         row.fetch_optional(self.identity_pool()).await?.map(Session::try_from).transpose()
     }
 
-    /// Writes down that a session is in use, which moves its end on. At most once in `every`, whoever asks.
+    /// Records that a session is in use, which extends it. At most once in `every`, over all processes.
     pub async fn touch_session(&self, id: SessionId, idle: Duration, every: Duration) -> Result<(), DbError> {
         sqlx::query!(
             "UPDATE identity.sessions SET
@@ -186,7 +187,7 @@ impl Database {
         Ok(())
     }
 
-    /// The sessions of a person that have not ended, newest first.
+    /// Returns a user's sessions that have not ended, newest first.
     pub async fn sessions_of(&self, user: UserId, limit: u16) -> Result<Vec<Session>, DbError> {
         let rows = sqlx::query_as!(
             Row,
@@ -201,7 +202,7 @@ impl Database {
         rows.fetch_all(self.identity_pool()).await?.into_iter().map(Session::try_from).collect()
     }
 
-    /// Where the newest session of the person acts, or acted.
+    /// Returns the organization of the user's newest session, ended or not.
     pub async fn last_active_org(&self, user: UserId) -> Result<Option<OrgId>, DbError> {
         let org = sqlx::query_scalar!(
             "SELECT active_org FROM identity.sessions WHERE user_id = $1 ORDER BY created_at DESC, id DESC LIMIT 1",
@@ -210,7 +211,7 @@ impl Database {
         Ok(org.fetch_optional(self.identity_pool()).await?.flatten().map(OrgId::from_uuid))
     }
 
-    /// Ends a session of this person; the hash of its token, or none when there is no such session of theirs.
+    /// Ends a session of this user; returns the hash of its token, or none when the user has no such session.
     pub async fn revoke_session(&self, user: UserId, id: SessionId) -> Result<Option<Fingerprint>, DbError> {
         let hash = sqlx::query_scalar!(
             "UPDATE identity.sessions SET revoked_at = now()
@@ -223,10 +224,10 @@ impl Database {
         hash.map(|hash| fingerprint("the hash of a session", hash)).transpose()
     }
 
-    /// Makes `org` the one that the session acts in; the new epoch, or none when the session has ended.
+    /// Makes `org` the one that the session acts in; returns the new epoch, or none when the session has ended.
     ///
-    /// One statement, so that of two at the same time the later one finds the epoch of the earlier. Whether the person is
-    /// a member of `org` has been asked before, and is asked again by every request.
+    /// One statement, so that of two concurrent calls the later one finds the epoch of the earlier. The user's
+    /// membership of `org` has been checked before, and is checked again by every request.
     pub async fn switch_session(&self, id: SessionId, org: OrgId) -> Result<Option<u64>, DbError> {
         let epoch = sqlx::query_scalar!(
             "UPDATE identity.sessions SET active_org = $2, epoch = epoch + 1

@@ -1,17 +1,17 @@
-//! People: one row for each login that ever made a session.
+//! Users: one row for each login that ever made a session.
 
 use orgstream_events::{OrgId, Timestamp, UserId};
 
 use crate::{Database, DbError};
 
-/// Somebody who signs in now.
+/// A user at sign-in.
 #[derive(Debug, Clone, Copy)]
 pub struct SignIn<'a> {
     /// The login identity, which follows from the next two.
     pub user: UserId,
-    /// Who vouches for them.
+    /// The issuer.
     pub issuer: &'a str,
-    /// Their name there.
+    /// The subject at the issuer.
     pub subject: &'a str,
     /// The e-mail address, verified or not.
     pub email: Option<&'a str>,
@@ -19,17 +19,17 @@ pub struct SignIn<'a> {
     pub email_verified: bool,
 }
 
-/// What is known of somebody who signed in.
+/// The stored state of a user that signed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct User {
-    /// Their own organization, once it was made.
+    /// The user's personal organization, once it was created.
     pub personal_org: Option<OrgId>,
-    /// When they first came.
+    /// When the user first signed in.
     pub first_sign_in_at: Timestamp,
 }
 
 impl Database {
-    /// Writes down that somebody signed in, and says what was known of them.
+    /// Records a sign-in, and returns what was stored of the user.
     pub async fn note_sign_in(&self, sign_in: &SignIn<'_>) -> Result<User, DbError> {
         let row = sqlx::query!(
             "INSERT INTO identity.users AS known (user_id, issuer, subject, email, email_verified)
@@ -51,13 +51,13 @@ impl Database {
         Ok(User { personal_org, first_sign_in_at: row.first_sign_in_at.into() })
     }
 
-    /// Their own organization, if it was made.
+    /// Returns the user's personal organization, if it was created.
     pub async fn personal_org(&self, user: UserId) -> Result<Option<OrgId>, DbError> {
         let org = sqlx::query_scalar!("SELECT personal_org FROM identity.users WHERE user_id = $1", user.uuid());
         Ok(org.fetch_optional(self.identity_pool()).await?.flatten().map(OrgId::from_uuid))
     }
 
-    /// Writes down that their own organization is there.
+    /// Records that the user's personal organization exists.
     pub async fn note_personal_org(&self, user: UserId, org: OrgId) -> Result<(), DbError> {
         sqlx::query!("UPDATE identity.users SET personal_org = $2 WHERE user_id = $1", user.uuid(), org.uuid())
             .execute(self.identity_pool())

@@ -1,8 +1,9 @@
 //! The accounts and their users: one account for the log, one for each part of the program, and one for all producers.
 //!
-//! Permissions alone do not keep users of one account apart: a request names the subject of its answer, so whoever may ask
-//! JetStream for a message could have the answer sent to where JetStream deletes a stream, or into one. Answers never leave
-//! the account of whoever asked, so the parts are in accounts that reach of the log what they import, and nothing else.
+//! Permissions alone do not isolate users of one account from each other: a request names the subject of its reply, so
+//! a user that may request a message from JetStream could direct the reply to the subject by which JetStream deletes a
+//! stream, or into a stream. Replies never leave the requester's account, so each part has an account that reaches only
+//! those subjects of the log that it imports.
 
 use std::path::Path;
 
@@ -16,20 +17,20 @@ use super::{
 };
 use crate::access::{BATCHES, CONSUMERS, DELIVERIES, JETSTREAM, READS, WRITES};
 
-/// Where the parts of the program find what they may ask of JetStream.
+/// The subject prefix under which the parts of the program find their JetStream requests.
 const IMPORTED: &str = "LOG.API";
-/// How long an answer in several parts may pause: longer than a worker's request lasts, in nanoseconds.
+/// The longest pause within a reply of several messages, in nanoseconds: longer than a worker's request lasts.
 const PAUSE_NANOS: u64 = 60_000_000_000;
-/// What producers ask for.
+/// The subjects of producers' requests.
 const COMMANDS: &str = "cmd.>";
-/// What processes of the API tell each other.
+/// The subjects of messages between API processes.
 const AMONG_APIS: &str = "orgstream.api.>";
-/// Where answers of other accounts' requests go.
+/// The subjects of replies to requests from other accounts.
 const ANSWERS: &str = "_R_.>";
-/// Subscriptions of one producer.
+/// The subscription limit of one producer.
 const PRODUCER_SUBSCRIPTIONS: u32 = 100;
 
-/// Everything that is signed.
+/// The signing keys.
 struct Keys {
     operator: KeyPair,
     system: KeyPair,
@@ -37,11 +38,11 @@ struct Keys {
     api: KeyPair,
     work: KeyPair,
     producers: KeyPair,
-    /// What `serve` signs producers' users with. What those may do is in the account, whatever it signs.
+    /// The key by which `serve` signs producers' users. Their permissions are in the account, whatever it signs.
     producers_signing: KeyPair,
 }
 
-/// Makes all accounts and users, and writes them into the folder; refuses to write over others.
+/// Makes all accounts and users, and writes them into the folder; refuses to overwrite existing ones.
 pub fn make(dir: &Path) -> Result<AccessFiles, BrokerError> {
     let files = AccessFiles::at(dir);
     files.refuse_existing()?;
@@ -76,7 +77,8 @@ pub fn make(dir: &Path) -> Result<AccessFiles, BrokerError> {
     Ok(files)
 }
 
-/// The credentials of a part of the program: what it may publish, and what it may subscribe to beside its own inbox.
+/// The credentials of a part of the program: the subjects it may publish to, and those it may subscribe to beside its
+/// own inbox.
 fn user(
     account: &KeyPair,
     name: &str,
@@ -99,7 +101,7 @@ fn texts(subjects: &[&str]) -> Vec<String> {
     subjects.iter().map(|subject| (*subject).to_owned()).collect()
 }
 
-/// What nats-server includes: nothing of it is secret.
+/// The configuration that nats-server includes; it contains no secrets.
 fn server(keys: &Keys, time: u64) -> Result<String, BrokerError> {
     let id = KeyPair::public_key;
     let service = |subject: String, parts: &str| json!({"name": subject, "subject": subject, "type": "service", "response_type": parts});
@@ -125,7 +127,7 @@ fn server(keys: &Keys, time: u64) -> Result<String, BrokerError> {
     let writes = WRITES.iter().map(|write| service((*write).to_owned(), "Singleton"));
     let log: Vec<Value> = once.chain(several).chain(writes).collect();
     let mut commands = import(&keys.api, COMMANDS.to_owned(), None);
-    // The server then says who asks, in a header that nobody else can write.
+    // The server then reports the requester, in a header that no client can write.
     merge(&mut commands, json!({"share": true}));
     let mut producer = json!({
         "pub": {"allow": ["cmd.{{tag(org)}}"]},
@@ -173,7 +175,7 @@ fn server(keys: &Keys, time: u64) -> Result<String, BrokerError> {
     Ok(text + "}\n")
 }
 
-/// A user's own bounds: none beside its account's.
+/// A user's own limits: none beside its account's.
 fn unlimited_user() -> Value {
     json!({"subs": -1, "data": -1, "payload": -1})
 }
@@ -189,7 +191,7 @@ pub(super) fn seconds(time: Timestamp) -> u64 {
     u64::try_from(time.unix_ms() / 1_000).unwrap_or_default()
 }
 
-/// The text of a user's credentials that `issuer` signs, with what a scoped key leaves to say.
+/// The text of the credentials of a user signed by `issuer`, with the claims that a scoped key leaves open.
 pub(super) fn scoped_user(
     issuer: &KeyPair,
     account: &str,
@@ -199,7 +201,7 @@ pub(super) fn scoped_user(
     expires: Option<u64>,
 ) -> Result<String, BrokerError> {
     let user = KeyPair::new_user();
-    // Whatever else is said here beside a scoped key makes the server refuse the user.
+    // With any other claim beside a scoped key the server rejects the user.
     let nats = json!({"type": "user", "issuer_account": account, "tags": tags});
     let token = token::sign(issuer, time, Claims { subject: &user.public_key(), name, expires, nats })?;
     credentials(&token, &user)

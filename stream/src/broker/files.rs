@@ -1,4 +1,4 @@
-//! Where the accounts' files are: a folder for each part, so that each can be given its own and nothing else.
+//! The places of the accounts' files: a folder for each part, so that each can be given its own and nothing else.
 
 use std::{
     fs::{self, DirBuilder, OpenOptions},
@@ -16,7 +16,7 @@ pub struct AccessFiles {
 }
 
 impl AccessFiles {
-    /// Those in `dir`, whether they are there or not.
+    /// The paths of the files in `dir`, whether they exist or not.
     pub fn at(dir: &Path) -> Self {
         Self { dir: dir.to_owned() }
     }
@@ -26,7 +26,7 @@ impl AccessFiles {
         &self.dir
     }
 
-    /// What nats-server includes.
+    /// The configuration that nats-server includes.
     pub fn server(&self) -> PathBuf {
         self.dir.join("server/access.conf")
     }
@@ -36,7 +36,7 @@ impl AccessFiles {
         self.dir.join("serve/nats.creds")
     }
 
-    /// What `orgstream serve` signs producers' credentials with.
+    /// The key by which `orgstream serve` signs producers' credentials.
     pub fn producers(&self) -> PathBuf {
         self.dir.join("serve/producers.json")
     }
@@ -46,7 +46,7 @@ impl AccessFiles {
         self.dir.join("work/nats.creds")
     }
 
-    /// The credentials of whoever makes streams.
+    /// The credentials of the administrator, who creates the streams.
     pub fn admin(&self) -> PathBuf {
         self.dir.join("admin/nats.creds")
     }
@@ -60,7 +60,7 @@ impl AccessFiles {
         [self.server(), self.serve(), self.producers(), self.work(), self.admin(), self.offline()]
     }
 
-    /// Whether all of them are there.
+    /// Whether all of them exist.
     pub fn exist(&self) -> bool {
         self.all().iter().all(|file| file.exists())
     }

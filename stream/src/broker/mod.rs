@@ -1,8 +1,8 @@
-//! Who may do what at NATS: the accounts that nats-server is told of, the users in them, and the credentials of producers.
+//! Access control at NATS: the accounts that nats-server knows, their users, and the credentials of producers.
 //!
 //! NATS' decentralized JWT authentication: an operator's key signs accounts, an account's key signs its users, and the
-//! server believes the operator alone. So a producer's credentials are made without the server being told.
-//! `docs/decisions/0002-broker-accounts.md` says why there is an account for each part.
+//! server trusts the operator alone. So producers' credentials are made without any change to the server.
+//! `docs/decisions/0002-broker-accounts.md` gives the reason for one account per part.
 
 mod accounts;
 mod files;
@@ -13,24 +13,24 @@ pub use accounts::make;
 pub use files::{AccessFiles, write_private};
 pub use producers::{NatsUser, Producers, REQUEST_INFO};
 
-/// Why credentials cannot be made or read.
+/// The reason why credentials cannot be made or read.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
-    /// A file of the accounts that is there already.
+    /// A file of the accounts that exists already.
     #[error("{0} is there already: whoever has its credentials would be locked out; give another folder with --dir")]
     Exists(String),
-    /// A file or folder.
+    /// An I/O error on a file or folder.
     #[error("{what}: {source}")]
     Io {
-        /// What was done to which file.
+        /// The operation and its file.
         what: String,
-        /// Why it failed.
+        /// The cause.
         source: std::io::Error,
     },
-    /// A file that is something else.
+    /// A file with other content than expected.
     #[error("{0} is not what `orgstream nats init` writes: make the files again, or restore it")]
     Damaged(String),
-    /// The nkey or the JSON library.
+    /// An error of the nkey or the JSON library.
     #[error("a NATS token could not be signed: {0}")]
     Unsigned(String),
 }

@@ -1,4 +1,4 @@
-//! The users of producers: made for an API key, and recognized by what nats-server says of whoever asks.
+//! The users of producers: made for an API key, and recognized by the requester's identity that nats-server reports.
 
 use std::{fmt, fs, net::IpAddr, path::Path};
 
@@ -12,10 +12,10 @@ use super::{
     token::{self, unix_seconds},
 };
 
-/// The header in which nats-server says who sent a request through an import that shares it. It takes out what a client
-/// wrote under exactly this name, and leaves other spellings: nothing but this one may be read.
+/// The header in which nats-server reports the sender of a request through an import that shares it. The server removes
+/// what a client wrote under exactly this name, but not under other spellings: only this exact name may be read.
 pub const REQUEST_INFO: &str = "Nats-Request-Info";
-/// How long credentials are good that only ask what producers can do.
+/// Lifetime in seconds of the credentials of the access check.
 const PROBE_SECONDS: u64 = 60;
 
 /// The account of all producers, as `serve` has it.
@@ -36,18 +36,18 @@ struct File {
     signing_seed: String,
 }
 
-/// Whoever sent a request, as nats-server knows them.
+/// The sender of a request, as nats-server reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NatsUser {
-    /// The API key that their credentials were made for.
+    /// The API key that its credentials were made for.
     pub key: KeyPublicId,
-    /// The one organization that they may send commands to.
+    /// The one organization that it may send commands to.
     pub org: OrgId,
-    /// Where they connect from.
+    /// The address it connects from.
     pub ip: Option<IpAddr>,
 }
 
-/// What of the server's words is looked at.
+/// The fields of the server's report that are used.
 #[derive(Deserialize)]
 struct RequestInfo {
     acc: String,
@@ -68,8 +68,8 @@ impl Producers {
         Ok(Self { account, signing })
     }
 
-    /// A credentials file for whoever has the API key: they may send commands to its organization, named by id, by this slug
-    /// or as `current`, and read the answers.
+    /// Makes a credentials file for the owner of the API key: it allows sending commands to the key's organization,
+    /// named by id, by this slug or as `current`, and reading the replies.
     pub fn issue(
         &self,
         key: &KeyPublicId,
@@ -84,17 +84,18 @@ impl Producers {
         scoped_user(&self.signing, &self.account, &key, &tags, unix_seconds(), expires.map(seconds))
     }
 
-    /// Credentials of nobody, to see what producers can do.
+    /// Makes credentials of no API key, to check what producers can do.
     pub fn probe(&self) -> Result<String, BrokerError> {
         let (time, tags) = (unix_seconds(), ["org:preflight".to_owned(), "inbox:_INBOX_preflight".to_owned()]);
         scoped_user(&self.signing, &self.account, "preflight", &tags, time, Some(time + PROBE_SECONDS))
     }
 
-    /// Whom nats-server names in [`REQUEST_INFO`]; none when it is nobody whose credentials were made here.
+    /// Returns the user that nats-server names in [`REQUEST_INFO`]; none unless its credentials were made here.
     pub fn recognize(&self, info: &str) -> Option<NatsUser> {
         let RequestInfo { acc, user, jwt, host } = serde_json::from_str(info).ok()?;
         let shown = token::verify(&jwt, &self.signing)?;
-        // The server ends connections whose credentials have expired; one that is a moment late is not waited for.
+        // The server closes connections whose credentials have expired; requests just after the expiry are not waited
+        // for.
         let is_good = acc == self.account && shown.sub == user && (shown.exp == 0 || shown.exp > unix_seconds());
         let key = shown.name.parse().ok().filter(|_| is_good)?;
         let org = shown.nats.tags.iter().find_map(|tag| tag.strip_prefix("org:")?.parse().ok())?;
@@ -112,7 +113,7 @@ mod tests {
         Producers { account: KeyPair::new_account().public_key(), signing: KeyPair::new_account() }
     }
 
-    /// What a server would say of whoever has these credentials.
+    /// The report that a server would make about a user with these credentials.
     fn said(account: &str, creds: &str) -> String {
         let jwt = creds.lines().find(|line| line.starts_with("eyJ")).unwrap();
         let seed = creds.lines().find(|line| line.starts_with("SU")).unwrap();

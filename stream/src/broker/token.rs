@@ -1,7 +1,7 @@
 //! NATS' own form of JWTs: signed by an nkey with Ed25519, claims under `nats`.
 //!
-//! The crates that there are make users and accounts, but neither scoped signing keys nor shared imports, which is what the
-//! producers' account is made of; the form itself is this one function.
+//! The existing crates make users and accounts, but neither scoped signing keys nor shared imports, which the
+//! producers' account consists of; the token format itself is a single function here.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,19 +15,19 @@ use super::BrokerError;
 
 const HEADER: &str = r#"{"typ":"JWT","alg":"ed25519-nkey"}"#;
 
-/// What a token says.
+/// The claims of a token.
 pub(super) struct Claims<'a> {
-    /// The public nkey that it is about.
+    /// The public nkey of its subject.
     pub(super) subject: &'a str,
-    /// What people call that.
+    /// Its human-readable name.
     pub(super) name: &'a str,
-    /// In seconds since 1970; none is for ever.
+    /// Expiry in seconds since 1970; none means that it does not expire.
     pub(super) expires: Option<u64>,
-    /// The rest, with its `type`.
+    /// The other claims, with their `type`.
     pub(super) nats: Value,
 }
 
-/// The time, in seconds since 1970.
+/// The current time, in seconds since 1970.
 pub(super) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
@@ -49,7 +49,7 @@ pub(super) fn sign(issuer: &KeyPair, now: u64, claims: Claims<'_>) -> Result<Str
     Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
 }
 
-/// What is asked of a token that somebody shows.
+/// The claims that are checked in a presented token.
 #[derive(Debug, Deserialize)]
 pub(super) struct Shown {
     pub(super) sub: String,
@@ -60,14 +60,14 @@ pub(super) struct Shown {
     pub(super) nats: ShownNats,
 }
 
-/// The same of NATS' own part.
+/// The claims that are checked in NATS' own part.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct ShownNats {
     #[serde(default)]
     pub(super) tags: Vec<String>,
 }
 
-/// The claims of a token that `issuer` has signed; none for every other text.
+/// Returns the claims of a token signed by `issuer`; none for every other text.
 pub(super) fn verify(token: &str, issuer: &KeyPair) -> Option<Shown> {
     let (signed, signature) = token.rsplit_once('.')?;
     let (header, body) = signed.split_once('.')?;

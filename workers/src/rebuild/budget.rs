@@ -1,10 +1,10 @@
-//! How much of the slots' time rebuilds may have.
+//! The budget of slot time for rebuilds.
 
 use std::time::{Duration, Instant};
 
-/// The part of the slots' time that rebuilds may have while there is other work.
+/// The share of the slots' time that rebuilds may use while there is other work.
 const SHARE: f64 = 0.1;
-/// Slices that may be saved up.
+/// Batches' worth of time that may be saved up.
 const SAVED: f64 = 10.0;
 
 /// A bucket of slot time that fills at a tenth of the rate at which slot time passes.
@@ -12,10 +12,10 @@ const SAVED: f64 = 10.0;
 pub(super) struct Budget {
     slots: f64,
     most: f64,
-    /// Microseconds that may be spent; below zero, what was spent too much.
+    /// Microseconds that may be spent; negative after overspending.
     left: f64,
     at: Instant,
-    /// Microseconds spent since the share was last asked for, which was then.
+    /// Microseconds spent since the share was last read, and the time of that.
     spent: f64,
     asked_at: Instant,
 }
@@ -26,7 +26,7 @@ impl Budget {
         Self { slots, most: SAVED * micros(batch), left: 0.0, at: now, spent: 0.0, asked_at: now }
     }
 
-    /// Time has passed.
+    /// Adds the time that has passed.
     pub(super) fn accrue(&mut self, now: Instant) {
         let passed = micros(now.saturating_duration_since(self.at));
         self.at = now;
@@ -38,7 +38,7 @@ impl Budget {
         self.left > 0.0
     }
 
-    /// When it will be; none when it is.
+    /// Returns when it may; none when it may now.
     pub(super) fn opens_at(&self) -> Option<Instant> {
         if self.is_open() {
             return None;
@@ -47,7 +47,7 @@ impl Budget {
         Some(self.at + Duration::from_micros(wait.min(1e9) as u64 + 1))
     }
 
-    /// A step took so long; only beside other work does that count against what may be spent.
+    /// Records the duration of a step; only beside other work does it count against what may be spent.
     pub(super) fn spend(&mut self, took: Duration, beside_others: bool) {
         self.spent += micros(took);
         if beside_others {
@@ -55,7 +55,7 @@ impl Budget {
         }
     }
 
-    /// The part of the slots' time that was spent since this was last asked.
+    /// Returns the share of the slots' time that was spent since the last call.
     pub(super) fn share(&mut self, now: Instant) -> f64 {
         let passed = micros(now.saturating_duration_since(self.asked_at)) * self.slots;
         let share = if passed > 0.0 { self.spent / passed } else { 0.0 };

@@ -1,4 +1,4 @@
-//! One step of a job: a transaction that drops some rows, applies some events, or shows another version.
+//! One step of a job: a transaction that drops some rows, applies some events, or activates another version.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -12,17 +12,16 @@ use orgstream_projections::{
 use super::{Memory, StepError, StepOutcome};
 use crate::batch::{Pass, ToPark, decisions};
 
-/// Events between a version and the one that is shown, up to which the last of them are applied while the org's batches
-/// wait.
+/// Events between a version and the active one, up to which the last of them are applied while the org's batches wait.
 const GAP: u32 = 500;
-/// Events that a step checks at least: they are hashed, which takes less than to apply them.
+/// Events that a step checks at least: hashing them takes less than applying them.
 const LEAST_CHECKED: u32 = 500;
-/// What is told of an audit log that was altered.
+/// Differences of an altered audit log that are reported.
 const TOLD: usize = 5;
 /// Bytes of events in one step, beyond the first commit.
 const BYTES: u32 = 4 << 20;
 
-/// Takes the next step of the job. `size` is how many events or rows it may have.
+/// Runs the next step of the job. `size` is the limit on its events or rows.
 pub(crate) async fn run(
     db: &Database,
     known: &Rebuild,
@@ -55,8 +54,8 @@ async fn delete(mut tx: ApplyTx, mut rebuild: Rebuild, size: u32) -> Result<Step
     keep(tx, rebuild, 0).await
 }
 
-/// Applies some events to the version; when few are missing, checks the audit log that they came from, applies the others,
-/// and then shows it.
+/// Applies some events to the version; when few are missing, checks the audit log that they came from, applies the
+/// others, and then activates it.
 async fn build(
     db: &Database,
     mut tx: ApplyTx,
@@ -71,12 +70,12 @@ async fn build(
     if is_last && step.unaudited == 0 {
         let checking = memory.checking.get_or_insert_default();
         if !checking.go_on(&mut db.read(org).await?, size.max(LEAST_CHECKED)).await? {
-            // Whoever waits for the job sees that it goes on.
+            // Keeps the progress visible to clients that wait for the job.
             return keep_with(tx, step.rebuild, memory, 0).await;
         }
     }
     if is_last {
-        // From here on no batch of the org is under way, until this ends.
+        // From here on no batch of the org is running, until this ends.
         tx.hold_shown(org).await?;
         step = tx.look_again(&step.rebuild).await?;
     }
@@ -106,7 +105,7 @@ async fn build(
                 "the audit pipeline gave up message {seq}, so what is built from the audit log lacks it"
             )));
         }
-        // Nothing is shown, or compared, that is made of other events than were signed.
+        // A version is activated, or compared, only if its events are those that were signed.
         if !is_as_appended(db, org, memory.checking.take()).await? {
             return Ok(StepOutcome::Waits(memory));
         }
@@ -121,9 +120,9 @@ async fn build(
     keep_with(tx, rebuild, memory, events).await
 }
 
-/// Goes to the end of the check, and fails unless the audit log is what was appended to it, as far as that can be told: by the
-/// hashes of its events, its tree, and the heads of it that were signed. False while none was signed yet with the key that was
-/// given: the signing process comes by within seconds.
+/// Completes the check, and fails unless the audit log is what was appended to it, as far as that can be determined: by
+/// the hashes of its events, its tree, and its signed heads. False while none was signed yet with the given key: the
+/// signing process does that within seconds.
 async fn is_as_appended(db: &Database, org: BoundOrg, checking: Option<Box<LogChecking>>) -> Result<bool, StepError> {
     let (mut checking, mut view) = (checking.unwrap_or_default(), db.read(org).await?);
     while !checking.go_on(&mut view, GAP).await? {}
@@ -138,13 +137,13 @@ async fn is_as_appended(db: &Database, org: BoundOrg, checking: Option<Box<LogCh
     Ok(checked.keys_of != KeysOf::Pinned || checked.newest.is_some())
 }
 
-/// Applies commits after those that the version has, up to `upto`: as many as have about `size` events. How many events
-/// that were, and where the version is now.
+/// Applies commits after those that the version has, up to `upto`: as many as have about `size` events. Returns the
+/// number of events, and the version's new position.
 async fn apply(tx: &mut ApplyTx, step: &Step, upto: u64, size: u32) -> Result<(u64, u64), StepError> {
     let (org, shard) = (step.rebuild.bound(), step.rebuild.shard);
     let commits = audit::commits(tx, org, step.reached, upto, (size, BYTES)).await?;
     let events: usize = commits.iter().map(|Applied { commit, .. }| commit.events.len()).sum();
-    // Between the last commit and `upto` there may be messages that made no event: those that were given up.
+    // Between the last commit and `upto` there may be messages without events: those that were given up.
     let is_all = commits.is_empty() || tx.count_events(org, last(&commits), upto, 1).await? == 0;
     let reached = if is_all { upto.max(step.reached) } else { last(&commits) };
     let blocked = if step.parked { parked::aggregates(tx, org).await? } else { BTreeSet::new() };
@@ -175,7 +174,8 @@ fn last(commits: &[Applied]) -> u64 {
     commits.last().map_or(0, |applied| applied.seq)
 }
 
-/// Applies what has gathered. What cannot be applied is parked, with what comes after it, as a lane would in the end.
+/// Applies the gathered commits. Those that cannot be applied are parked, with those after them, as a lane would in the
+/// end.
 async fn settle(
     pass: &mut Pass<'_>,
     to_park: &impl Fn(&Applied, ParkedState, &str, u32) -> ToPark,
@@ -203,12 +203,12 @@ async fn settle(
     pass.flush().await
 }
 
-/// `<type>.<id>`, as subjects have it.
+/// `<type>.<id>`, as in subjects.
 fn aggregate(applied: &Applied) -> String {
     applied.commit.events.first().map_or_else(String::new, |event| event.header.aggregate.aggregate.to_string())
 }
 
-/// Compares some rows of the version with those that are shown, as they were when the comparison began.
+/// Compares some rows of the version with the active ones, as of the beginning of the comparison.
 async fn compare(
     db: &Database,
     known: &Rebuild,
@@ -229,7 +229,7 @@ async fn compare(
     let Some(step) = tx.open_step(known, epoch).await? else { return Ok(StepOutcome::Gone) };
     let mut rebuild = step.rebuild;
     match &begun {
-        // What is shown has moved on since the last event was applied.
+        // The active version has advanced since the last event was applied.
         None => rebuild.state = RebuildState::Building,
         Some(comparison) if is_done => {
             comparison.keep(&mut tx, known.bound()).await?;
@@ -244,7 +244,7 @@ async fn compare(
     Ok(StepOutcome::GoesOn { rebuild, memory, events: 0 })
 }
 
-/// Commits the step of a job that remembers nothing.
+/// Commits the step of a job that keeps no state.
 async fn keep(tx: ApplyTx, rebuild: Rebuild, events: u64) -> Result<StepOutcome, StepError> {
     keep_with(tx, rebuild, Memory::default(), events).await
 }

@@ -1,5 +1,5 @@
-//! What others do, to be measured against: one queue for everybody, and turns counted in messages. Neither looks at cost,
-//! keeps a slot free, or shares a transaction fairly. And what nobody can do better than: to leave backlogs alone. For
+//! Baselines for comparison: one queue for all, and turns counted in messages. Neither considers cost, keeps a slot
+//! free, or shares a transaction fairly. And the bound that no scheduler can beat: to leave backlogs alone. For
 //! `orgstream bench fairness` alone.
 
 use std::{cmp::Reverse, time::Instant};
@@ -14,7 +14,7 @@ use crate::{
 
 /// Messages in a transaction of the one queue.
 const FIFO_BATCH: usize = 100;
-/// Messages from which on a backlog is one that is left alone.
+/// Messages from which on a backlog is left alone.
 const HELD: usize = 100;
 
 fn order(since: Instant, arrived: Instant) -> u64 {
@@ -22,15 +22,15 @@ fn order(since: Instant, arrived: Instant) -> u64 {
 }
 
 impl Service {
-    /// Who came first, as a rank.
+    /// The arrival time, as a rank.
     pub(super) fn order(&self, arrived: Option<Instant>) -> u64 {
         arrived.map_or(0, |arrived| order(self.since, arrived))
     }
 }
 
 impl Scheduler {
-    /// The messages that have waited longest, whoever's they are. Since messages of an org stay in order, whoever is behind
-    /// one whose org is being served waits too.
+    /// Returns the messages that have waited longest, of any org. Since messages of an org stay in order, those behind
+    /// one whose org is being served wait too.
     pub(super) fn fifo_group(&mut self, now: Instant) -> Group {
         let mut group = Group::new(now);
         let mut room = FIFO_BATCH;
@@ -63,7 +63,7 @@ impl Scheduler {
         self.options.policy == Policy::Held && self.lane(key).is_some_and(is_large)
     }
 
-    /// The next lane's turn: a transaction of its own, with up to `most` of its messages.
+    /// Returns the next lane's turn: a transaction of its own, with up to `most` of its messages.
     pub(super) fn round_robin_group(&mut self, now: Instant, most: usize) -> Group {
         let mut group = Group::new(now);
         while let Some(Reverse(place)) = self.ready[WorkClass::Light].pop() {

@@ -1,12 +1,12 @@
-//! Who is next.
+//! Selection of the next transaction.
 //!
-//! Start-time fair queueing on measured cost: an org is charged the database time of its batches, divided by its weight, and
-//! the org that has had the least goes first. One that was idle starts at the current virtual time, so that sleeping earns
-//! no credit. The unit that cannot be interrupted decides how long a quiet org waits, so batches are short, and not all slots
-//! are for everybody. There are three kinds of work ([`WorkClass`]), each with a line, a virtual time and a part of the slots: those
-//! who have little to do share transactions and may use any slot, backlogs leave a reserve free, and orgs whose single
-//! messages take longer than a batch should have a few slots between them and no more. An org that has a slot gets a second
-//! one only while most are free.
+//! Start-time fair queueing on measured cost: an org is charged the database time of its batches, divided by its
+//! weight, and the org that has used the least goes first. One that was idle starts at the current virtual time, so
+//! that idling earns no credit. The unit that cannot be interrupted determines how long a quiet org waits, so batches
+//! are short, and not all slots are available to all. There are three work classes ([`WorkClass`]), each with a queue,
+//! a virtual time and a part of the slots: lanes with little to do share transactions and may use any slot, backlogs
+//! leave a reserve free, and orgs whose single messages exceed the target duration of a batch share a few slots and no
+//! more. An org that has a slot gets a second one only while most are free.
 
 use std::{
     cmp::Reverse,
@@ -21,59 +21,60 @@ use crate::{
     work_class::{ByClass, WorkClass},
 };
 
-/// Microseconds that a batch and each unit of work in it are thought to take before anything was measured.
+/// Estimated microseconds for a batch and for each unit of work in it, before any measurement.
 const FIRST_FIXED: f64 = 500.0;
 const FIRST_COST: f64 = 50.0;
-/// How much a measurement counts that is lower than what was thought, and one that is higher. What something takes on a
-/// busy machine says more about the machine: smaller batches would only make it busier.
+/// Smoothing factors of a measurement below the estimate, and of one above it. Durations on a busy machine say more
+/// about the machine: smaller batches would only make it busier.
 const FALL: f64 = 0.3;
 const RISE: f64 = 0.03;
 /// The same for the messages of one org: one that has become slow must be noticed soon.
 const LANE_FALL: f64 = 0.5;
 const LANE_RISE: f64 = 0.1;
-/// The same for a few messages that were slow. So much that one which took five times what a batch should is enough: the next
-/// ones of its lane must not stand in the way of others meanwhile.
+/// The same for a few slow messages. High enough that one which took five times the target of a batch is sufficient:
+/// the next ones of its lane must not delay others meanwhile.
 const SLOW_RISE: f64 = 0.25;
-/// Units of work from which on a batch says what a unit costs.
+/// Units of work from which on a batch's duration gives the cost of a unit.
 const MANY_UNITS: f64 = 32.0;
-/// How many times cheaper than usual the messages of an org can be: less than nothing is left when what a batch takes beside
-/// them was thought to be more than it was.
+/// How many times cheaper than usual the messages of an org can be: less than nothing is left when a batch's fixed cost
+/// was overestimated.
 const MUCH_CHEAPER: f64 = 2.0;
-/// Units of work up to which a lane has little to do: of those who share a transaction, each waits for all. A batch of no
-/// more says what batches take beside their work.
+/// Units of work up to which a lane has little to do: lanes that share a transaction all wait for it. A batch of no
+/// more gives the fixed cost of batches.
 pub(super) const FEW_UNITS: f64 = 8.0;
-/// Tries in a row that came to nothing through no fault of an event, after which one that fails alone is told of.
+/// Consecutive failures through no fault of an event, after which a lane that fails alone is reported.
 const TOLD_AT: u32 = 6;
-/// How long nothing was applied when there is nothing to do.
+/// Time without a commit after which there is nothing to do.
 const QUIET: Duration = Duration::from_millis(50);
-/// How much a small batch counts in what batches take at present, and how many times longer than that one takes that is slow.
+/// Smoothing factor for the present duration of small batches, and the multiple of that duration from which one is
+/// slow.
 const PACE: f64 = 0.1;
 const SLOW: f64 = 4.0;
-/// Slices that may share a transaction however long the database takes to answer.
+/// Batches that may share a transaction however long the database takes to answer.
 const LEAST_SHARED: f64 = 4.0;
 
-/// What is known of the slots and of what a transaction takes.
+/// The state of the slots, and the measured costs of transactions.
 #[derive(Debug)]
 pub(super) struct Service {
-    /// For each kind of work: where the org stood that was served last, in microseconds; the slots that it has; and when it
-    /// last got one, counted in transactions.
+    /// For each work class: the virtual time of the org served last, in microseconds; the slots that it has; and when
+    /// it last got one, counted in transactions.
     pub(super) virtual_now: ByClass<f64>,
     taken: ByClass<usize>,
     begun: ByClass<u64>,
     transactions: u64,
-    /// Slots that are taken, and how many of them by rebuilds.
+    /// Slots in use, and the number of them used by rebuilds.
     busy: usize,
     lent: usize,
     /// The lanes in them.
     pub(super) running: Vec<LaneKey>,
-    /// Microseconds per unit of work and, beside them, per batch, when little else is going on.
+    /// Microseconds per unit of work and, besides, per batch, under little other load.
     cost: f64,
     fixed: f64,
-    /// What a batch takes beside its work at present, whatever is going on.
+    /// The present fixed cost of a batch, under any load.
     pace: f64,
     /// When a transaction was last committed.
     applied_at: Instant,
-    /// Counts those that have lined up, for the order of who came first.
+    /// Counts the queued lanes, for their order of arrival.
     pub(super) turns: u64,
     pub(super) since: Instant,
 }
@@ -99,17 +100,17 @@ impl Service {
 }
 
 impl Service {
-    /// What a batch of `units` that took so many microseconds says of what batches take, and of what its lane's messages cost.
+    /// Learns from a batch of `units` that took `took` microseconds: the fixed cost of batches, and its lane's cost.
     fn learn(&mut self, own: &mut Option<f64>, units: f64, took: f64, batch: f64) {
         if units >= MANY_UNITS {
             let each = ((took - self.fixed) / units).max(1.0);
             let known = own.unwrap_or(self.cost);
             *own = Some(towards(known, each.max(self.cost / MUCH_CHEAPER), LANE_FALL, LANE_RISE));
-            // One org that is slow says nothing about what the others' messages cost.
+            // One slow org says nothing about the cost of the others' messages.
             self.cost = towards(self.cost, each.min(batch), FALL, RISE);
             return;
         }
-        // So few only say that messages are expensive, or no longer are.
+        // So few only show that messages are expensive, or no longer are.
         let longer = took - self.pace;
         let each = (longer / units.max(1.0)).max(self.cost);
         let slow = each > batch && longer > SLOW * self.pace;
@@ -124,20 +125,20 @@ impl Service {
     }
 }
 
-/// How a batch's transaction ended, as far as it matters to each of its batches.
+/// The end of a batch's transaction, as far as it matters to each of its batches.
 #[derive(Debug, Clone, Copy)]
 struct Ended {
-    /// It had one batch.
+    /// Whether it had one batch.
     alone: bool,
     class: WorkClass,
-    /// What each batch cost that came to nothing.
+    /// The cost of each failed batch.
     lost: Duration,
     at: Instant,
     jitter: f64,
 }
 
 impl Scheduler {
-    /// The next transaction, if there is a slot for it and somebody who may have it.
+    /// Returns the next transaction, if there is a slot and a lane for it.
     pub(crate) fn next_group(&mut self, now: Instant) -> Option<Group> {
         self.wake(now);
         if self.outage.is_pausing(now) || self.service.busy >= self.options.slots {
@@ -174,14 +175,14 @@ impl Scheduler {
         free
     }
 
-    /// The rebuild's step has ended.
+    /// Returns the slot of a rebuild whose step has ended.
     pub(crate) fn return_slot(&mut self) {
         self.service.busy = self.service.busy.saturating_sub(1);
         self.service.lent = self.service.lent.saturating_sub(1);
     }
 
-    /// Whether anything but rebuilds is in a slot, waits for one, or was in one a moment ago: between two batches of somebody
-    /// who writes all the time, nothing is, and that is no time to make use of.
+    /// Whether anything but rebuilds is in a slot, waits for one, or was in one a moment ago: the gaps between two
+    /// batches of a client that writes all the time are not to be used.
     pub(crate) fn is_at_work(&self, now: Instant) -> bool {
         self.service.busy > self.service.lent
             || WorkClass::ALL.into_iter().any(|class| !self.ready[class].is_empty())
@@ -197,14 +198,14 @@ impl Scheduler {
             let Some((place, class)) = self.pop(group.batches.is_empty()) else { break };
             let key = place.key;
             if self.load_of(key) != class {
-                // More has come since it lined up.
+                // More messages have arrived since it was queued.
                 self.line_up(key);
                 continue;
             }
             let Some(org) = self.orgs.get(&(key.shard, key.org)) else { continue };
             let rank = org.virtual_time[class] as u64;
             if rank > place.rank {
-                // Its org was served since it lined up.
+                // Its org was served since it was queued.
                 self.ready[class].push(Reverse(Place { rank, ..place }));
                 continue;
             }
@@ -215,7 +216,7 @@ impl Scheduler {
                 held.push((place, class));
                 continue;
             }
-            // What has much to do, or failed, must not make others wait in its transaction.
+            // A lane with much to do, or with a failure, must not make others wait in its transaction.
             let alone = class != WorkClass::Light || org.lane(key.pipeline).must_be_alone();
             if alone || !self.fits(key, left) {
                 if !group.batches.is_empty() {
@@ -224,7 +225,7 @@ impl Scheduler {
                 }
                 self.pass_to(place, class);
                 let units = batch / self.cost_of(key);
-                // Nothing, when what it had was taken back after it lined up: then it is the next one's turn.
+                // Nothing, when its messages were removed after it was queued: then it is the next one's turn.
                 let Some(taken) = self.take(key, class, self.options.batch_messages, |all, _| all <= units) else {
                     continue;
                 };
@@ -246,8 +247,8 @@ impl Scheduler {
         group
     }
 
-    /// What one pipeline of an org waits for, the others do too: gives them a share in its transaction, if all they have fits.
-    /// Returns what they will take, in microseconds.
+    /// Adds the org's other pipelines, which usually wait for the same messages, to its transaction, if all they have
+    /// fits. Returns their estimated duration, in microseconds.
     fn bring_others(&mut self, group: &mut Group, key: LaneKey, left: f64) -> f64 {
         let mut planned = 0.0;
         for other in others(key) {
@@ -260,7 +261,7 @@ impl Scheduler {
         planned
     }
 
-    /// Gives a lane a share in the transaction, with all that it has. Returns what it will take, in microseconds.
+    /// Adds a lane to the transaction, with all that it has. Returns its estimated duration, in microseconds.
     fn join_group(&mut self, group: &mut Group, key: LaneKey) -> f64 {
         let Some(batch) = self.take(key, group.class, self.options.batch_messages, |_, _| true) else { return 0.0 };
         let planned = batch.charged;
@@ -274,12 +275,12 @@ impl Scheduler {
         self.lane(key).is_some_and(|lane| lane.skipped.is_none() && lane.fits_whole(units, self.options.batch_messages))
     }
 
-    /// Microseconds that a unit of a lane's work takes.
+    /// Microseconds per unit of a lane's work.
     fn cost_of(&self, key: LaneKey) -> f64 {
         self.lane(key).and_then(|lane| lane.cost).unwrap_or(self.service.cost).max(1.0)
     }
 
-    /// How much a lane has to do.
+    /// The work class of a lane.
     fn load_of(&self, key: LaneKey) -> WorkClass {
         let Some(lane) = self.lane(key) else { return WorkClass::Light };
         let in_a_batch = self.options.batch.as_micros() as f64 / self.cost_of(key);
@@ -292,8 +293,9 @@ impl Scheduler {
         }
     }
 
-    /// Takes who is first in line. In a transaction that is not for it `alone`, that is somebody with little to do. Else, a kind
-    /// of work that has no slot goes before those that have, so that none is starved; and after that, whoever has less to do.
+    /// Takes the first in the queue. In a transaction that is not for it `alone`, that is a lane with little to do.
+    /// Else, a work class without a slot goes before those with one, so that none is starved; and after that, the class
+    /// with less to do.
     fn pop(&mut self, alone: bool) -> Option<(Place, WorkClass)> {
         loop {
             let (service, expensive) = (&self.service, self.service.taken[WorkClass::Expensive]);
@@ -316,13 +318,13 @@ impl Scheduler {
         }
     }
 
-    /// Moves virtual time on to who is served now.
+    /// Advances virtual time to the org served now.
     fn pass_to(&mut self, place: Place, class: WorkClass) {
         let virtual_now = &mut self.service.virtual_now[class];
         *virtual_now = virtual_now.max(place.rank as f64);
     }
 
-    /// Whether this place in line is one that the lane still has.
+    /// Whether this place in the queue is still current for its lane.
     pub(super) fn is_waiting(&self, place: Place) -> bool {
         self.lane(place.key).is_some_and(|lane| lane.state == LaneState::Ready && lane.turn == place.turn)
     }
@@ -354,7 +356,7 @@ impl Scheduler {
         Some(batch)
     }
 
-    /// Puts a lane that has something to do in line.
+    /// Queues a lane that has something to do.
     pub(super) fn line_up(&mut self, key: LaneKey) {
         self.service.turns += 1;
         let by_load = matches!(self.options.policy, Policy::Fair | Policy::Held);
@@ -375,13 +377,13 @@ impl Scheduler {
         self.ready[class].push(Reverse(Place { rank, turn, key }));
     }
 
-    /// A transaction ended: how, for each of its batches.
+    /// Handles the end of a transaction, with the outcome of each of its batches.
     pub(crate) fn done(&mut self, group: &Group, outcomes: Vec<BatchOutcome>, now: Instant, jitter: f64) {
         self.service.busy = self.service.busy.saturating_sub(1);
         let taken = &mut self.service.taken[group.class];
         *taken = taken.saturating_sub(1);
         let applied = outcomes.iter().any(|outcome| matches!(outcome, BatchOutcome::Applied { .. }));
-        // Whether others were served meanwhile: then it is not the database that was too slow.
+        // Whether others were served meanwhile: then the database was not too slow.
         let others_went_on = self.service.applied_at > group.begun;
         if applied {
             self.service.applied_at = now;
@@ -399,7 +401,7 @@ impl Scheduler {
         if let Some(trouble) = trouble {
             self.outage.goes_on(trouble, now);
         }
-        // What came to nothing has had its time as well.
+        // Failed batches have used their time as well.
         let lost = now.saturating_duration_since(group.begun) / u32::try_from(group.batches.len()).unwrap_or(u32::MAX);
         for batch in &group.batches {
             if let Some(place) = self.service.running.iter().position(|running| *running == batch.key) {
@@ -461,7 +463,8 @@ impl Scheduler {
             }
             BatchOutcome::Moved { stored } => {
                 if batch.from == Some(stored) {
-                    // It is where it was thought to be, and cannot be moved from there: asking at once says the same.
+                    // It is where it was expected, and cannot be moved from there: an immediate retry would return the
+                    // same.
                     lane.outages = lane.outages.saturating_add(1);
                     wait = Some(backoff(lane.outages, jitter));
                 }
@@ -493,7 +496,7 @@ impl Scheduler {
                 lane.give_back();
                 let single = batch.deliveries.len() == 1;
                 if matches!(outcome, BatchOutcome::TimedOut) {
-                    // What a message costs that was not finished is known from below.
+                    // The cost of a message that did not finish has a known lower bound.
                     lane.cost = Some(lost.as_micros() as f64 / batch.units().max(1.0));
                 }
                 if single {
@@ -519,10 +522,10 @@ impl Scheduler {
         self.settle(key);
     }
 
-    /// When something may be tried next that has to wait for a time.
+    /// Returns when the next delayed try may start.
     pub(crate) fn next_wake(&self) -> Option<Instant> {
         let first = self.backing_off.peek().map(|Reverse((at, _))| *at);
-        // Who wakes during an outage waits for its next pause to end.
+        // A lane that wakes during an outage waits for the end of its next pause.
         self.outage.ends_at().or(first)
     }
 
@@ -542,12 +545,12 @@ impl Scheduler {
     }
 }
 
-/// Moves what was thought towards what was measured.
+/// Moves an estimate towards a measurement.
 fn towards(old: f64, new: f64, fall: f64, rise: f64) -> f64 {
     old + if new < old { fall } else { rise } * (new - old)
 }
 
-/// 50 ms, doubled each time up to 6.4 s, and spread over half of itself so that lanes do not come back together.
+/// 50 ms, doubled each time up to 6.4 s, and spread over half of itself so that lanes do not retry at the same time.
 fn backoff(attempt: u32, jitter: f64) -> Duration {
     let base = Duration::from_millis(50) * (1 << attempt.saturating_sub(1).min(7));
     base.mul_f64(0.75 + 0.5 * jitter.clamp(0.0, 1.0))

@@ -1,4 +1,4 @@
-//! While the database does nothing for anybody, it is asked ever more rarely, however many lanes there are.
+//! While the database serves no org, transactions are tried with growing pauses, however many lanes there are.
 
 use std::{
     sync::Arc,
@@ -7,35 +7,36 @@ use std::{
 
 use super::Trouble;
 
-/// The first pause of everybody, doubled each time up to the longest. That is what the first command after an outage may
-/// wait for.
+/// The first pause of all lanes, doubled each time up to the longest. The first command after an outage may have to
+/// wait for that.
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(2);
-/// Pauses in a row from which on it is called an outage: one org's trouble ends with the next commit of another.
+/// Consecutive pauses from which on it is reported as an outage: one org's trouble ends with the next commit of
+/// another.
 const CALLED_SO: u32 = 3;
-/// How long an outage is believed in that nobody meets with any more: whoever waits tries again sooner.
+/// How long an outage is assumed without a new failure: waiting lanes try again sooner.
 const BELIEVED: Duration = Duration::from_secs(15);
 
-/// Whether transactions are worth a try, by how the last ones ended.
+/// Whether transactions are worth a try, by the outcomes of the last ones.
 #[derive(Debug, Default)]
 pub(super) struct Outage {
-    /// What it was, and when it was last met with.
+    /// The error, and when it last occurred.
     met: Option<(Arc<str>, Instant)>,
-    /// Pauses since something was last committed.
+    /// Pauses since the last commit.
     pauses: u32,
     until: Option<Instant>,
 }
 
 impl Outage {
-    /// The database did what it was asked.
+    /// Records that the database served a request.
     pub(super) fn is_over(&mut self) {
         *self = Self::default();
     }
 
-    /// A transaction came to nothing, and none was committed while it ran.
+    /// Records that a transaction failed, and none was committed while it ran.
     pub(super) fn goes_on(&mut self, trouble: &Trouble, now: Instant) {
         self.met = Some((Arc::clone(&trouble.reason), now));
-        // Those that ran at the same time say it once.
+        // Concurrent failures count once.
         if self.until.is_none_or(|until| until <= now) {
             self.until = Some(now + (FIRST * (1 << self.pauses.min(8))).min(LONGEST));
             self.pauses = self.pauses.saturating_add(1);
@@ -52,7 +53,7 @@ impl Outage {
         self.until
     }
 
-    /// What everybody waits for, once it is sure that everybody does.
+    /// The error that all lanes wait for, once it is certain that it concerns all.
     pub(super) fn reason(&self, now: Instant) -> Option<&Arc<str>> {
         let (reason, at) = self.met.as_ref()?;
         let is_one = self.pauses >= CALLED_SO && now.saturating_duration_since(*at) < BELIEVED;

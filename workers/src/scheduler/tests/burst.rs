@@ -1,17 +1,17 @@
-//! Bursts beside a crowd of quiet orgs, played through with a clock of our own on processors that are too few: what runs at
-//! the same time takes longer for it, and what a transaction takes says little about what is in it.
+//! Bursts beside a crowd of quiet orgs, simulated with a virtual clock on too few processors: concurrent transactions
+//! slow each other down, and a transaction's duration says little about its content.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::*;
 
-/// Microseconds of a processor that a transaction, a batch in it and a message take, as measured on two cores, and what is
-/// lost on the way to and fro, on average: little on a quiet machine, more on a busy one.
+/// Processor microseconds of a transaction, a batch in it and a message, as measured on two cores, and the average
+/// overhead of a round trip: little on a quiet machine, more on a busy one.
 const TRANSACTION: f64 = 600.0;
 const SLICE: f64 = 600.0;
 const MESSAGE: f64 = 80.0;
 const TO_AND_FRO: [f64; 2] = [200.0, 800.0];
-/// Processors, and what is left of them while a burst is being appended.
+/// Processors, and their remainder while a burst is being appended.
 const PROCESSORS: f64 = 1.9;
 const BESIDE_APPENDS: f64 = 1.3;
 /// The quiet load: events per second, by Zipf's law from so many orgs.
@@ -28,7 +28,7 @@ fn org_of(number: u16) -> OrgId {
     OrgId::fresh(1_700_000_000_000, [low, high, 0, 0, 0, 0, 0, 0, high, low])
 }
 
-/// Times in microseconds, with the org that appends then: one of the crowd, or, numbered on from there, one that bursts.
+/// Times in microseconds, with the org that appends then: one of the crowd, or, numbered on from there, a bursting one.
 fn arrivals(bursting: u16, rng: &mut StdRng) -> Vec<(f64, u16)> {
     let sums: Vec<f64> = (1..=CROWD)
         .scan(0.0, |sum, rank| {
@@ -50,7 +50,7 @@ fn arrivals(bursting: u16, rng: &mut StdRng) -> Vec<(f64, u16)> {
     arrivals
 }
 
-/// A transaction under way.
+/// A running transaction.
 struct Running {
     left: f64,
     work: f64,
@@ -58,11 +58,11 @@ struct Running {
     group: Group,
 }
 
-/// When each event was appended, by whom, and when both pipelines had it, in microseconds.
+/// For each event: when it was appended, its org, and when both pipelines had it, in microseconds.
 struct Played(Vec<(f64, u16, f64)>);
 
 impl Played {
-    /// The p99 of the quiet lags of what was appended in this time, in milliseconds.
+    /// The p99 of the quiet lags of events appended in this period, in milliseconds.
     fn quiet_p99(&self, from: f64, to: f64) -> f64 {
         let inside = self.0.iter().filter(|(at, org, _)| *org < CROWD && (from..to).contains(at));
         let mut lags: Vec<f64> = inside.map(|(at, _, done)| (done - at) / 1e3).collect();
@@ -130,8 +130,8 @@ fn play(bursting: u16, seed: u64) -> Played {
     Played(played)
 }
 
-/// However many orgs burst at once, and whoever of the crowd has more to do than the others: what quiet orgs notice is the
-/// processors, and not a line.
+/// However many orgs burst at once, and whichever of the crowd has more to do than the others: quiet orgs are delayed
+/// by the processors, and not by a queue.
 #[test]
 fn bursts_do_not_make_the_others_stand_in_line() {
     for (bursting, seed) in [(1, 1), (5, 2), (50, 3), (50, 4)] {

@@ -1,5 +1,5 @@
-//! Who gets how much of the database, played through with a clock of our own: arrivals and costs are random, and what the
-//! scheduler does is held against an ideal that shares everything out in infinitely small pieces.
+//! Each org's share of the database, simulated with a virtual clock: arrivals and costs are random, and the scheduler
+//! is compared with an ideal that shares everything out in infinitely small pieces.
 
 use std::collections::BTreeMap;
 
@@ -10,22 +10,22 @@ use crate::weights::PlanWeights;
 const TRANSACTION: u64 = 150;
 const SLICE: u64 = 250;
 
-/// Messages and transactions, in the order of a clock that nothing else moves.
+/// Messages and transactions, in the order of a virtual clock.
 struct World {
     scheduler: Scheduler,
     began: Instant,
     micros: u64,
     seq: u64,
-    /// What is in the slots, and when each will be done.
+    /// The transactions in the slots, and when each will be done.
     running: Vec<(u64, Group)>,
-    /// Microseconds that a message of each org takes.
+    /// Microseconds per message of each org.
     costs: BTreeMap<u8, u64>,
-    /// What each org has booked.
+    /// Each org's plan.
     plans: BTreeMap<u8, PlanName>,
-    /// Both pipelines have applied a message when both are here: when it arrived, and when they were done.
+    /// Messages not yet applied by both pipelines: when each arrived, and when it was applied.
     arrived: BTreeMap<u64, (u8, u64)>,
     done: BTreeMap<u64, Vec<u64>>,
-    /// Microseconds of the database that each org has had.
+    /// Microseconds of the database used by each org.
     service: BTreeMap<u8, f64>,
     longest: u64,
 }
@@ -65,7 +65,7 @@ impl World {
         *self.costs.keys().find(|who| org(**who) == key.org).unwrap()
     }
 
-    /// Fills the slots, and sees to it that none stays empty that somebody could have had.
+    /// Fills the slots, and checks that none stays empty while a lane could use it.
     fn dispatch(&mut self) {
         while let Some(group) = self.scheduler.next_group(self.now()) {
             let messages = |batch: &LaneBatch| self.costs[&self.who(batch.key)] * batch.deliveries.len() as u64;
@@ -96,7 +96,7 @@ impl World {
         }
     }
 
-    /// Goes on to when the next transaction is done, or to `until` if that is earlier. False when nothing is under way.
+    /// Advances to the end of the next transaction, or to `until` if that is earlier. False when none is running.
     fn advance(&mut self, until: u64) -> bool {
         self.dispatch();
         let next = self.running.iter().enumerate().min_by_key(|(_, (at, _))| *at).map(|(place, (at, _))| (place, *at));
@@ -142,7 +142,7 @@ impl World {
         assert!(self.scheduler.lanes().all(|(_, lane)| lane.is_empty()), "somebody was never served");
     }
 
-    /// From the arrival of each message until both pipelines had it, the shortest first.
+    /// The times from each message's arrival until both pipelines had it, the shortest first.
     fn lags(&self, of: impl Fn(u8) -> bool) -> Vec<u64> {
         let mut lags: Vec<u64> = self
             .arrived
@@ -167,7 +167,7 @@ fn at(sorted: &[u64], share: f64) -> u64 {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Orgs that all have a backlog get what they are due: database time in proportion to their weights, whatever one
+    /// Orgs that all have a backlog get their shares: database time in proportion to their weights, whatever one
     /// message of theirs costs, to within the longest transaction for every slot.
     #[test]
     fn a_backlog_is_shared_by_time_and_weight(
@@ -192,7 +192,7 @@ proptest! {
         prop_assert!(most - least <= bound, "{least} to {most}, {} at the longest, {slots} slots", world.longest);
     }
 
-    /// One org's backlog costs the others at most the transactions that cannot be interrupted, and everybody is served.
+    /// One org's backlog costs the others at most the transactions that cannot be interrupted, and all are served.
     #[test]
     fn a_neighbours_backlog_costs_no_more_than_a_batch(
         arrivals in prop::collection::vec((0_u64..200_000, 1_u8..30), 20..120),
@@ -209,7 +209,7 @@ proptest! {
                 for _ in 0..12_000 {
                     world.arrive(0);
                 }
-                // What a message of the noisy org costs is known by now.
+                // The cost of the noisy org's messages is known by now.
                 world.run_until(100_000);
             }
             let start = world.micros;
@@ -236,7 +236,7 @@ proptest! {
     }
 }
 
-/// Those that are barely expensive are known for it after their first message.
+/// Messages that are barely expensive are classified so after their first one.
 #[test]
 fn what_is_barely_expensive_is_expensive_at_once() {
     beside_expensive(&[20_000, 20_000], 2);
@@ -267,7 +267,7 @@ fn beside_expensive(expensive: &[u64], slots: usize) {
     assert!(worst <= 10_000, "{worst} µs beside messages of {expensive:?} µs, with {slots} slots");
 }
 
-/// Sleeping earns nothing: an org that was idle for long does not own the machine when it comes back.
+/// Idling earns no credit: an org that was idle for long does not own the machine when it comes back.
 #[test]
 fn an_org_that_slept_has_no_credit() {
     let mut world = World::new(roomy(1), &[100, 100]);
@@ -305,8 +305,8 @@ fn a_plan_that_changes_changes_the_share_from_then_on() {
     }
 }
 
-/// One org alone has one slot, and its other pipeline another one only while most are free, or once the first is stuck; the
-/// reserve stays free for whoever comes in any case.
+/// A single org has one slot, and its other pipeline another one only while most are free, or once the first is stuck;
+/// the reserve stays free for new orgs in any case.
 #[test]
 fn a_single_org_has_a_second_slot_only_if_others_lack_nothing() {
     for (slots, reserve) in (1..9).flat_map(|slots| (0..slots).map(move |reserve| (slots, reserve))) {

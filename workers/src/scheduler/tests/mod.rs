@@ -1,4 +1,4 @@
-//! The scheduler against a model: a log, a database with checkpoints, and everything that can go wrong in between.
+//! The scheduler against a model: a log, a database with checkpoints, and every possible failure in between.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -34,11 +34,11 @@ fn key(number: u8) -> LaneKey {
 }
 
 fn options() -> WorkerOptions {
-    // Room for two or three messages a lane and a dozen in all, so that detaching is the rule.
+    // Room for two or three messages a lane and a dozen in all, so that catching up is the rule.
     WorkerOptions { lane_bytes: 1_500, total_bytes: 6_000, attempts: 3, ..WorkerOptions::new(Uuid::nil()) }
 }
 
-/// What survives a crash: the log, the tables, and the mark.
+/// What survives a crash: the log, the tables, and the low watermark.
 #[derive(Default)]
 struct World {
     log: Vec<(u64, OrgId)>,
@@ -48,7 +48,7 @@ struct World {
     on_disk: OnDisk,
 }
 
-/// The tables as a crash of the database leaves them: as they were at the last commit that waited for the disk.
+/// The tables after a crash of the database: as of the last commit that waited for the disk.
 #[derive(Clone, Default)]
 struct OnDisk {
     checkpoints: HashMap<(OrgId, Pipeline), u64>,
@@ -60,7 +60,7 @@ impl World {
         self.on_disk = OnDisk { checkpoints: self.checkpoints.clone(), applied: self.applied.clone() };
     }
 
-    /// What `ops.begin_batch` and the apply behind it do: nothing unless the checkpoint is where the batch begins.
+    /// Does what `ops.begin_batch` and the apply behind it do: nothing unless the checkpoint is where the batch begins.
     fn open(&mut self, batch: &LaneBatch) -> bool {
         let lane = (batch.key.org, batch.key.pipeline);
         let fits = match self.checkpoints.get(&lane) {
@@ -107,7 +107,7 @@ impl Model {
         self.peak = self.peak.max(self.scheduler.bytes());
     }
 
-    /// The cursor goes to the end of the log at once, and leaves what is on the way to the lanes.
+    /// Moves the cursor to the end of the log at once, and leaves the messages before it to the lanes.
     fn fast_forward(&mut self) {
         let seen = self.cursor;
         let last_of = |org| self.world.log.iter().rev().find(|(_, one)| *one == org).map(|(seq, _)| *seq);
@@ -141,7 +141,7 @@ impl Model {
         self.scheduler.done(&group, outcomes, self.now, 0.5);
     }
 
-    /// The transaction of the oldest group fails; `unknown` commits it, but nobody hears of it.
+    /// Fails the transaction of the oldest group; `unknown` commits it, but its result is lost.
     fn fail(&mut self, how: u8) {
         if self.in_slots.is_empty() {
             return;
@@ -162,7 +162,7 @@ impl Model {
         self.scheduler.done(&group, outcomes, self.now, 0.5);
     }
 
-    /// The catch up reads that were under way arrive, and others begin.
+    /// Completes the running catch-up reads, and starts others.
     fn catch_up_read(&mut self) {
         for (wish, chunk) in std::mem::take(&mut self.catch_up_reads) {
             // Nothing was ever purged from this log.
@@ -183,7 +183,7 @@ impl Model {
         self.check_mark();
     }
 
-    /// Everything up to the mark is applied, but for the lanes that the mark names.
+    /// Checks that everything up to the low watermark is applied, except in the lanes that it names.
     fn check_mark(&self) {
         let mark = &self.world.mark;
         for (seq, org) in self.world.log.iter().filter(|(seq, _)| *seq <= mark.seq) {
@@ -198,7 +198,7 @@ impl Model {
         }
     }
 
-    /// The process dies; the next one begins where the mark says.
+    /// Restarts the process; it begins at the low watermark.
     fn restart(&mut self) {
         self.in_slots.clear();
         self.catch_up_reads.clear();
@@ -206,13 +206,14 @@ impl Model {
         self.open(2);
     }
 
-    /// The shard is given back and taken again, while batches and catch up reads from before are still under way.
+    /// Releases the shard and takes it again, while batches and catch-up reads from before are still running.
     fn reopen(&mut self) {
         self.scheduler.close_shard(SHARD);
         self.open(2);
     }
 
-    /// The database forgets what was not synced, and what was in slots; the worker begins again at the mark.
+    /// Crashes the database, which loses what was not synced, and what was in slots; the worker restarts at the low
+    /// watermark.
     fn crash(&mut self) {
         let OnDisk { checkpoints, applied } = self.world.on_disk.clone();
         (self.world.checkpoints, self.world.applied) = (checkpoints, applied);
@@ -309,7 +310,7 @@ proptest! {
     }
 }
 
-/// Nobody gets an answer.
+/// The outcome without an answer.
 fn away() -> BatchOutcome {
     BatchOutcome::Unavailable(Trouble { reason: "it is away".into(), everywhere: true, suspect: false })
 }
@@ -324,8 +325,8 @@ fn finish(scheduler: &mut Scheduler, group: &Group, micros: u64, now: Instant) {
     scheduler.done(group, outcomes, now, 0.5);
 }
 
-/// However slow a database is that others keep busy, a batch does not become smaller for it: the database would be asked
-/// for more and more transactions of fewer and fewer messages.
+/// However slow a database is under others' load, a batch does not become smaller for it: the database would get more
+/// and more transactions of fewer and fewer messages.
 #[test]
 fn batches_keep_their_size_when_the_database_is_busy() {
     let options = WorkerOptions { lane_bytes: 1 << 20, total_bytes: 1 << 22, ..options() };
@@ -367,7 +368,7 @@ fn work(micros: u64) -> Cost {
     Cost { work: Duration::from_micros(micros), ..Cost::default() }
 }
 
-/// However long a lane stays catching up, it stands in the queue for catch up reads once, and nobody who came later goes first.
+/// However long a lane is catching up, it is queued for catch-up reads once, and no later lane overtakes it.
 #[test]
 fn a_detached_lane_waits_for_its_catch_up_read_in_turn() {
     let mut scheduler = Scheduler::new(options(), Instant::now());
@@ -397,7 +398,8 @@ fn a_detached_lane_waits_for_its_catch_up_read_in_turn() {
     assert_eq!(scheduler.catch_up_reads(1).first().map(|wish| wish.key), first);
 }
 
-/// However many lanes are catching up, catch up reads keep to the total; and what they bring for one pipeline, the other takes too.
+/// However many lanes are catching up, catch-up reads keep to the total; and what they bring for one pipeline, the
+/// other takes too.
 #[test]
 fn catch_up_reads_stop_at_the_total_and_are_shared() {
     let now = Instant::now();
@@ -430,7 +432,7 @@ fn catch_up_reads_stop_at_the_total_and_are_shared() {
             finish(&mut scheduler, &group, 40, now);
         }
         assert!(scheduler.lanes().all(|(_, lane)| lane.skipped.is_none() && lane.is_empty()));
-        // Eight catch up reads are asked for at a time, and each may fill two lanes.
+        // Eight catch-up reads run at a time, and each may fill two lanes.
         let bound = total_bytes + 8 * 2 * lane_bytes + 80 * LEAST_REFILL;
         assert!(peak <= bound, "{peak} of {bound} bytes");
         let read_once = log.len() * log[0].bytes() / lane_bytes;
@@ -464,7 +466,7 @@ fn a_quiet_org_goes_first() {
     assert_eq!(group.batches.len(), 2, "both pipelines of it, and nobody else's backlog");
 }
 
-/// What the benchmark compares with: nobody serves the flood, neither in memory nor beyond, and the others go on.
+/// The benchmark's bound: the flood is not served, neither in memory nor beyond, and the others continue.
 #[test]
 fn a_large_backlog_can_be_left_alone() {
     let options = WorkerOptions { policy: Policy::Held, lane_bytes: 1 << 20, total_bytes: 1 << 22, ..options() };
@@ -484,7 +486,7 @@ fn a_large_backlog_can_be_left_alone() {
     }
 }
 
-/// A message that always fails is found, tried a few times, and then parked; the lane goes on behind it.
+/// A message that always fails is found, tried a few times, and then parked; the lane continues behind it.
 #[test]
 fn a_poisoned_message_is_parked_after_its_attempts() {
     let mut scheduler = Scheduler::new(options(), Instant::now());
@@ -512,7 +514,7 @@ fn a_poisoned_message_is_parked_after_its_attempts() {
             };
             outcomes.push(outcome);
         }
-        // What shares a transaction with a batch that fails is undone with it.
+        // Batches that share a transaction with a failing one are undone with it.
         let failed = outcomes.iter().any(|outcome| matches!(outcome, BatchOutcome::Failed { .. }));
         for outcome in outcomes.iter_mut().filter(|outcome| failed && matches!(outcome, BatchOutcome::Applied { .. })) {
             *outcome = BatchOutcome::Undone;
@@ -523,7 +525,7 @@ fn a_poisoned_message_is_parked_after_its_attempts() {
     assert_eq!(applied, [1, 2]);
 }
 
-/// Rebuilds stand behind everything else: they leave the reserve alone, and what they have counts as nobody's work.
+/// Rebuilds have the lowest priority: they leave the reserve alone, and their slots do not count as other work.
 #[test]
 fn slots_are_lent_to_rebuilds_but_for_the_reserve() {
     let begun = Instant::now();
@@ -539,7 +541,7 @@ fn slots_are_lent_to_rebuilds_but_for_the_reserve() {
     assert!(!scheduler.lend_slot() && scheduler.is_at_work(now));
     let outcomes = group.batches.iter().map(|_| spent(300)).collect();
     scheduler.done(&group, outcomes, now, 0.5);
-    // For a moment; then nobody is there.
+    // For a moment; then there is no work.
     assert!(scheduler.is_at_work(now) && !scheduler.is_at_work(now + Duration::from_secs(1)));
     scheduler.return_slot();
     assert!(scheduler.lend_slot());

@@ -1,4 +1,4 @@
-//! What a database in trouble is asked, and whom it is charged to.
+//! The load on a database in trouble, and the attribution of its failures.
 
 use super::*;
 
@@ -12,7 +12,7 @@ fn waiting(orgs: u8, now: Instant) -> Scheduler {
     scheduler
 }
 
-/// Runs transactions for `time`, each ended by `ends`; how many there were.
+/// Runs transactions for `time`, each ended by `ends`; returns their number.
 fn run(
     scheduler: &mut Scheduler,
     now: &mut Instant,
