@@ -7,11 +7,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BreakGlassId, KeyId, KeyPublicId, OrgId, Outcome, OutcomeStatus, Target, Timestamp, codec::event_enum};
+use crate::{
+    BreakGlassId, KeyId, KeyPublicId, OrgId, Outcome, OutcomeStatus, Target, Timestamp,
+    codec::{Targeted, event_enum},
+};
 
 event_enum! {
     /// The access events.
-    AccessEvent {
+    AccessEvent about own {
         Denied(AccessDenied) = "access.denied", 1;
         SignedIn(SignedIn) = "access.signed_in", 1;
         OrgSwitched(OrgSwitched) = "access.org_switched", 1;
@@ -184,6 +187,26 @@ pub struct IsolationFailed {
     pub table: String,
 }
 
+impl Targeted for AccessEvent {
+    fn target(&self) -> Option<Target> {
+        let target = |target_type: &str, id: String| Some(Target { target_type: target_type.to_owned(), id });
+        match self {
+            Self::Denied(fact) => target(&fact.target, fact.asked.clone().unwrap_or_default()),
+            Self::KeyRefused(fact) => target("api_key", fact.key_id.to_string()),
+            Self::NatsCredentialsIssued(fact) => target("api_key", fact.key_id.to_string()),
+            Self::BreakGlassApproved(fact) => target("break_glass", fact.id.to_string()),
+            Self::BreakGlassOpened(fact) => target("break_glass", fact.id.to_string()),
+            Self::BreakGlassUsed(fact) => target("break_glass", fact.id.to_string()),
+            Self::IsolationFailed(fact) => target("organization", fact.bound.to_string()),
+            Self::SignedIn(_)
+            | Self::OrgSwitched(_)
+            | Self::AuditRead(_)
+            | Self::AuditExported(_)
+            | Self::BreakGlassClosed(_) => None,
+        }
+    }
+}
+
 impl AccessEvent {
     /// Returns the outcome, as in the header.
     pub(crate) fn outcome(&self) -> Outcome {
@@ -206,26 +229,7 @@ impl AccessEvent {
         }
     }
 
-    /// Returns the target; none where that is the organization as a whole.
-    pub(crate) fn target(&self) -> Option<Target> {
-        let target = |target_type: &str, id: String| Some(Target { target_type: target_type.to_owned(), id });
-        match self {
-            Self::Denied(fact) => target(&fact.target, fact.asked.clone().unwrap_or_default()),
-            Self::KeyRefused(fact) => target("api_key", fact.key_id.to_string()),
-            Self::NatsCredentialsIssued(fact) => target("api_key", fact.key_id.to_string()),
-            Self::BreakGlassApproved(fact) => target("break_glass", fact.id.to_string()),
-            Self::BreakGlassOpened(fact) => target("break_glass", fact.id.to_string()),
-            Self::BreakGlassUsed(fact) => target("break_glass", fact.id.to_string()),
-            Self::IsolationFailed(fact) => target("organization", fact.bound.to_string()),
-            Self::SignedIn(_)
-            | Self::OrgSwitched(_)
-            | Self::AuditRead(_)
-            | Self::AuditExported(_)
-            | Self::BreakGlassClosed(_) => None,
-        }
-    }
-
-    /// Returns the number of attempts that an access event stands for; none where each is recorded individually.
+    /// The attempts that a fact stands for; none where each is written down by itself.
     pub fn repeated(&mut self) -> Option<&mut u64> {
         match self {
             Self::Denied(fact) => Some(&mut fact.repeated),

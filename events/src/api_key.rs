@@ -6,7 +6,7 @@ use crate::{Fingerprint, KeyPublicId, MemberId, Role, Timestamp, codec::event_en
 
 event_enum! {
     /// The events of an API key.
-    ApiKeyEvent {
+    ApiKeyEvent about aggregate {
         Issued(ApiKeyIssued) = "api_key.issued", 1;
         Rotated(ApiKeyRotated) = "api_key.rotated", 1;
         Revoked(ApiKeyRevoked) = "api_key.revoked", 1;

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{AggregateId, Context, Fingerprint, OrgId, Salt};
+use crate::{AggregateId, Context, Fingerprint, OrgId, Salt, Target};
 
 const PLAIN: u8 = 0;
 /// JSON itself is parsed to a depth of 128, and every level of it can cost two here.
@@ -140,7 +140,7 @@ pub(crate) fn open_content(payload: &[u8], commitment: Fingerprint) -> Result<&[
 macro_rules! event_enum {
     (
         $(#[$doc:meta])*
-        $name:ident {
+        $name:ident about $target:tt $(. $field:ident)? {
             $($variant:ident($body:ident) = $wire:literal, $schema:literal $({ $($old:literal => $old_body:ty),+ })?;)+
         }
     ) => {
@@ -196,9 +196,41 @@ macro_rules! event_enum {
                 }
             }
         }
+
+        $crate::codec::event_target!($name { $($variant)+ } about $target $(. $field)?);
     };
 }
 pub(crate) use event_enum;
+
+/// What the events are about, as headers name it: the aggregate itself; something in it, by its kind and the field with its
+/// id; or what [`Targeted`] is written out for, beside the events.
+macro_rules! event_target {
+    ($name:ident { $($variant:ident)+ } about aggregate) => {
+        impl $crate::codec::Targeted for $name {
+            fn target(&self) -> Option<$crate::Target> {
+                None
+            }
+        }
+    };
+    ($name:ident { $($variant:ident)+ } about own) => {};
+    ($name:ident { $($variant:ident)+ } about $target:literal . $field:ident) => {
+        impl $crate::codec::Targeted for $name {
+            fn target(&self) -> Option<$crate::Target> {
+                let id = match self {
+                    $(Self::$variant(body) => body.$field.to_string(),)+
+                };
+                Some($crate::Target { target_type: $target.to_owned(), id })
+            }
+        }
+    };
+}
+pub(crate) use event_target;
+
+/// Events that say what they are about.
+pub(crate) trait Targeted {
+    /// The target in the event's header; none where it is the aggregate.
+    fn target(&self) -> Option<Target>;
+}
 
 #[cfg(test)]
 #[expect(unreachable_pub, reason = "the macro declares events for the whole workspace")]
@@ -226,7 +258,7 @@ mod tests {
     }
 
     event_enum! {
-        DeskEvent {
+        DeskEvent about aggregate {
             Moved(Moved) = "desk.moved", 2 { 1 => MovedV1 };
         }
     }

@@ -6,7 +6,7 @@ use crate::{ConnectionId, codec::event_enum};
 
 event_enum! {
     /// The events of connections.
-    SsoConnectionEvent {
+    SsoConnectionEvent about "sso_connection".connection_id {
         Added(SsoConnectionAdded) = "sso_connection.added", 1;
         DefaultChanged(SsoDefaultChanged) = "sso_connection.default_changed", 1;
         Removed(SsoConnectionRemoved) = "sso_connection.removed", 1;

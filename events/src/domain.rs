@@ -6,7 +6,7 @@ use crate::{DomainName, codec::event_enum};
 
 event_enum! {
     /// The events of a domain.
-    DomainEvent {
+    DomainEvent about aggregate {
         Claimed(DomainClaimed) = "domain.claimed", 1;
         Proven(DomainProven) = "domain.proven", 1;
         Removed(DomainRemoved) = "domain.removed", 1;

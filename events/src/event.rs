@@ -1,162 +1,180 @@
-//! All events, by aggregate.
+//! All aggregates and their events, declared once: the kinds of aggregates, their ids, and the one type of an event.
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    AccessEvent, AggregateId, AggregateType, ApiKeyEvent, CodecError, Context, DomainEvent, InvitationEvent, KindEvent,
-    MemberEvent, OrganizationEvent, Outcome, ParkingEvent, RecordEvent, RoleEvent, SsoConnectionEvent, Target,
+    AccessEvent, AggregateName, ApiKeyEvent, CodecError, Context, DomainEvent, DomainId, InvitationEvent, InvitationId,
+    KeyId, KindEvent, KindName, MemberEvent, OrgId, OrganizationEvent, Outcome, ParkingEvent, Pipeline, RecordEvent,
+    RecordId, RoleEvent, SsoConnectionEvent, SubjectError, Target, codec::Targeted,
 };
 
-/// One event. A consumer matches on it without `_`, so that a new event is a decision everywhere.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// Of the organization itself.
-    Organization(OrganizationEvent),
-    /// Of its members.
-    Member(MemberEvent),
-    /// Of an invitation.
-    Invitation(InvitationEvent),
-    /// Of its roles.
-    Role(RoleEvent),
-    /// Of a domain.
-    Domain(DomainEvent),
-    /// Of its connections to issuers.
-    SsoConnection(SsoConnectionEvent),
-    /// Of an API key.
-    ApiKey(ApiKeyEvent),
-    /// Of a record kind.
-    Kind(KindEvent),
-    /// Of a record.
-    Record(RecordEvent),
-    /// Of parked events.
-    Parking(ParkingEvent),
-    /// Of the access to it.
-    Access(AccessEvent),
-}
+macro_rules! aggregates {
+    ($($(#[$doc:meta])* $variant:ident($id:ty) = $name:literal: $event:ident;)*) => {
+        /// The kinds of aggregates, by their names in subjects and headers.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum AggregateType {
+            $($(#[$doc])* #[serde(rename = $name)] $variant,)*
+        }
 
-macro_rules! each {
-    ($self:expr, $event:ident => $body:expr) => {
-        match $self {
-            Event::Organization($event) => $body,
-            Event::Member($event) => $body,
-            Event::Invitation($event) => $body,
-            Event::Role($event) => $body,
-            Event::Domain($event) => $body,
-            Event::SsoConnection($event) => $body,
-            Event::ApiKey($event) => $body,
-            Event::Kind($event) => $body,
-            Event::Record($event) => $body,
-            Event::Parking($event) => $body,
-            Event::Access($event) => $body,
+        impl AggregateType {
+            /// Every kind of aggregate.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The name on the wire.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+        }
+
+        /// One aggregate of one org: the unit of ordering, of conflicts and of parking.
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "AggregateName", into = "AggregateName")]
+        pub enum AggregateId {
+            $($(#[$doc])* $variant($id),)*
+        }
+
+        impl AggregateId {
+            /// Which kind of aggregate this is.
+            pub fn aggregate_type(&self) -> AggregateType {
+                match self {
+                    $(Self::$variant(_) => AggregateType::$variant,)*
+                }
+            }
+
+            /// The id without its type, as subjects and headers have it.
+            pub fn id(&self) -> String {
+                match self {
+                    $(Self::$variant(id) => id.to_string(),)*
+                }
+            }
+
+            /// Reads the two parts that [`AggregateId::aggregate_type`] and [`AggregateId::id`] give.
+            pub fn parse(aggregate: &str, id: &str) -> Result<Self, SubjectError> {
+                match aggregate {
+                    $($name => id.parse().map(Self::$variant).map_err(|_| SubjectError::new(id, "a bad aggregate id")),)*
+                    _ => Err(SubjectError::new(aggregate, "an unknown aggregate")),
+                }
+            }
+        }
+
+        /// One event. A consumer matches on it without `_`, so that a new event is a decision everywhere.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum Event {
+            $(#[doc = concat!("An event of the aggregate `", $name, "`.")] $variant($event),)*
+        }
+
+        /// Every event that is written today: its permanent name and schema version, by aggregate.
+        pub const KNOWN_EVENTS: &[&[(&str, u16)]] = &[$($event::KNOWN),*];
+
+        impl Event {
+            /// The permanent name and the schema version.
+            pub fn wire(&self) -> (&'static str, u16) {
+                match self {
+                    $(Self::$variant(event) => event.wire(),)*
+                }
+            }
+
+            /// The event's fields as people and APIs read them.
+            pub fn to_json(&self) -> Value {
+                match self {
+                    $(Self::$variant(event) => event.to_json(),)*
+                }
+            }
+
+            pub(crate) fn encode(&self, context: &Context) -> Result<Vec<u8>, CodecError> {
+                match self {
+                    $(Self::$variant(event) => event.encode(context),)*
+                }
+            }
+
+            pub(crate) fn decode(event_type: &str, schema: u16, content: &[u8]) -> Result<(Self, Context), CodecError> {
+                // Every name begins with its aggregate's.
+                let aggregate = event_type.split_once('.').map(|(aggregate, _)| aggregate);
+                let decoded = match aggregate {
+                    $(
+                        Some($name) => $event::decode(event_type, schema, content)?
+                            .map(|(event, context)| (Self::$variant(event), context)),
+                    )*
+                    _ => None,
+                };
+                decoded.ok_or_else(|| CodecError::Unknown { what: "event type", value: event_type.chars().take(80).collect() })
+            }
+
+            /// What the event was done to, as the header names it.
+            pub(crate) fn targets(&self, aggregate: &AggregateId) -> Vec<Target> {
+                let target = match self {
+                    $(Self::$variant(event) => event.target(),)*
+                };
+                vec![target.unwrap_or_else(|| aggregate.target())]
+            }
         }
     };
 }
 
-/// All events that are written today: permanent names and schema versions, by aggregate.
-pub const KNOWN_EVENTS: &[&[(&str, u16)]] = &[
-    OrganizationEvent::KNOWN,
-    MemberEvent::KNOWN,
-    InvitationEvent::KNOWN,
-    RoleEvent::KNOWN,
-    DomainEvent::KNOWN,
-    SsoConnectionEvent::KNOWN,
-    ApiKeyEvent::KNOWN,
-    KindEvent::KNOWN,
-    RecordEvent::KNOWN,
-    ParkingEvent::KNOWN,
-    AccessEvent::KNOWN,
-];
+aggregates! {
+    /// The organization itself: name, settings, whether it is suspended.
+    Organization(OrgId) = "organization": OrganizationEvent;
+    /// All members of an organization. One aggregate, because "never the last owner" is a rule over all of them.
+    Member(OrgId) = "member": MemberEvent;
+    /// One invitation.
+    Invitation(InvitationId) = "invitation": InvitationEvent;
+    /// All roles that an organization made itself. One aggregate, because their names differ.
+    Role(OrgId) = "role": RoleEvent;
+    /// One domain of an organization.
+    Domain(DomainId) = "domain": DomainEvent;
+    /// All connections of an organization to issuers of its own. One aggregate, because one of them is the default.
+    SsoConnection(OrgId) = "sso_connection": SsoConnectionEvent;
+    /// One API key.
+    ApiKey(KeyId) = "api_key": ApiKeyEvent;
+    /// One record kind (of the platform's own organization).
+    Kind(KindName) = "kind": KindEvent;
+    /// One record.
+    Record(RecordId) = "record": RecordEvent;
+    /// What an operator decided about the parked events of one pipeline.
+    Parking(Pipeline) = "parking": ParkingEvent;
+    /// What happened at the API boundary: access events, which are in no order and have no versions.
+    Access(OrgId) = "access": AccessEvent;
+}
+
+impl AggregateId {
+    /// Whether its events are access events, each by itself: appended without an expectation, and at no version.
+    pub fn is_of_facts(&self) -> bool {
+        matches!(self, Self::Access(_))
+    }
+
+    fn target(&self) -> Target {
+        // What happened at the boundary of an organization was done to the organization.
+        let kind = if self.is_of_facts() { AggregateType::Organization } else { self.aggregate_type() };
+        Target { target_type: kind.name().to_owned(), id: self.id() }
+    }
+}
 
 impl Event {
-    /// Returns the permanent name and the schema version.
-    pub fn wire(&self) -> (&'static str, u16) {
-        each!(self, event => event.wire())
-    }
-
-    /// Returns the event's fields in their JSON form for people and APIs.
-    pub fn to_json(&self) -> Value {
-        each!(self, event => event.to_json())
-    }
-
-    pub(crate) fn encode(&self, context: &Context) -> Result<Vec<u8>, CodecError> {
-        each!(self, event => event.encode(context))
-    }
-
-    pub(crate) fn decode(event_type: &str, schema: u16, content: &[u8]) -> Result<(Self, Context), CodecError> {
-        macro_rules! try_each {
-            ($($variant:ident: $enum:ident),+) => {$(
-                if let Some((event, context)) = $enum::decode(event_type, schema, content)? {
-                    return Ok((Self::$variant(event), context));
-                }
-            )+};
-        }
-        try_each!(
-            Record: RecordEvent,
-            Organization: OrganizationEvent,
-            Member: MemberEvent,
-            Invitation: InvitationEvent,
-            Role: RoleEvent,
-            Domain: DomainEvent,
-            SsoConnection: SsoConnectionEvent,
-            ApiKey: ApiKeyEvent,
-            Kind: KindEvent,
-            Parking: ParkingEvent,
-            Access: AccessEvent
-        );
-        Err(CodecError::Unknown { what: "event type", value: event_type.chars().take(80).collect() })
-    }
-
-    /// Whether the audit log itself writes the event, so that no stream has it; see [`ParkingEvent::is_mark`].
+    /// Whether the audit log writes it of itself, so that no stream has it; see [`ParkingEvent::is_mark`].
     pub fn is_mark(&self) -> bool {
         if let Self::Parking(event) = self { event.is_mark() } else { false }
     }
 
-    /// Returns the outcome, as in the header.
+    /// How it ended, as the header says.
     pub(crate) fn outcome(&self) -> Outcome {
         if let Self::Access(event) = self { event.outcome() } else { Outcome::SUCCESS }
     }
+}
 
-    /// Returns the targets, as in the header.
-    pub(crate) fn targets(&self, aggregate: &AggregateId) -> Vec<Target> {
-        let (target_type, id) = match self {
-            Self::Member(MemberEvent::Added(event)) => ("member", event.member_id.to_string()),
-            Self::Member(MemberEvent::RoleChanged(event)) => ("member", event.member_id.to_string()),
-            Self::Member(MemberEvent::Removed(event)) => ("member", event.member_id.to_string()),
-            Self::Parking(ParkingEvent::Retried(event)) => {
-                (event.aggregate.aggregate.as_str(), event.aggregate.id.clone())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_begins_with_its_aggregates() {
+        assert_eq!(AggregateType::ALL.len(), KNOWN_EVENTS.len());
+        for (aggregate, events) in AggregateType::ALL.iter().zip(KNOWN_EVENTS) {
+            for (name, _) in *events {
+                assert_eq!(name.split_once('.').map(|(first, _)| first), Some(aggregate.name()), "{name}");
             }
-            Self::Parking(ParkingEvent::Skipped(event)) => {
-                (event.aggregate.aggregate.as_str(), event.aggregate.id.clone())
-            }
-            Self::Parking(ParkingEvent::Parked(event)) => {
-                (event.aggregate.aggregate.as_str(), event.aggregate.id.clone())
-            }
-            Self::Parking(ParkingEvent::Settled(event)) => {
-                (event.aggregate.aggregate.as_str(), event.aggregate.id.clone())
-            }
-            Self::Access(event) => match event.target() {
-                Some(target) => return vec![target],
-                None => (AggregateType::Organization.name(), aggregate.id()),
-            },
-            Self::Role(RoleEvent::Defined(event)) => ("role", event.role_id.to_string()),
-            Self::Role(RoleEvent::Changed(event)) => ("role", event.role_id.to_string()),
-            Self::Role(RoleEvent::Removed(event)) => ("role", event.role_id.to_string()),
-            Self::SsoConnection(SsoConnectionEvent::Added(event)) => {
-                ("sso_connection", event.connection_id.to_string())
-            }
-            Self::SsoConnection(SsoConnectionEvent::DefaultChanged(event)) => {
-                ("sso_connection", event.connection_id.to_string())
-            }
-            Self::SsoConnection(SsoConnectionEvent::Removed(event)) => {
-                ("sso_connection", event.connection_id.to_string())
-            }
-            Self::Organization(_)
-            | Self::Invitation(_)
-            | Self::Domain(_)
-            | Self::ApiKey(_)
-            | Self::Kind(_)
-            | Self::Record(_) => (aggregate.aggregate_type().name(), aggregate.id()),
-        };
-        vec![Target { target_type: target_type.to_owned(), id }]
+        }
     }
 }

@@ -6,7 +6,7 @@ use crate::{Fingerprint, MemberId, Role, Timestamp, codec::event_enum};
 
 event_enum! {
     /// The events of an invitation.
-    InvitationEvent {
+    InvitationEvent about aggregate {
         Issued(InvitationIssued) = "invitation.issued", 1;
         Resent(InvitationResent) = "invitation.resent", 1;
         Revoked(InvitationRevoked) = "invitation.revoked", 1;

@@ -7,7 +7,7 @@ use crate::{codec::event_enum, json};
 
 event_enum! {
     /// The events of a record kind.
-    KindEvent {
+    KindEvent about aggregate {
         Registered(KindRegistered) = "kind.registered", 1;
         Changed(KindChanged) = "kind.changed", 1;
         Retired(KindRetired) = "kind.retired", 1;

@@ -45,7 +45,7 @@ pub use envelope::{
     Actor, ActorType, AggregateVersion, Auth, AuthMethod, Context, Fingerprint, Header, Outcome, OutcomeStatus, Salt,
     Target,
 };
-pub use event::{Event, KNOWN_EVENTS};
+pub use event::{AggregateId, AggregateType, Event, KNOWN_EVENTS};
 pub use ids::{
     BreakGlassId, CommandId, ConnectionId, CorrelationId, DomainId, EventId, IdError, InvitationId, KeyId, MemberId,
     OrgId, PLATFORM_ORG, RecordId, RoleId, SessionId, UserId,
@@ -67,6 +67,6 @@ pub use position::Position;
 pub use record::{RecordArchived, RecordCreated, RecordEvent, RecordUpdated};
 pub use role::{Role, RoleChanged, RoleDefined, RoleEvent, RoleRemoved};
 pub use signed::{CommitKeys, CommitKeysError};
-pub use subject::{AggregateId, AggregateName, AggregateType, EventSubject, Shard, SubjectError};
+pub use subject::{AggregateName, EventSubject, Shard, SubjectError};
 pub use timestamp::{Timestamp, TimestampError};
 pub use view::{EventView, INWARD_FIELDS, is_inward};

@@ -6,7 +6,7 @@ use crate::{MemberId, Role, UserId, codec::event_enum};
 
 event_enum! {
     /// The events of members.
-    MemberEvent {
+    MemberEvent about "member".member_id {
         Added(MemberAdded) = "member.added", 1;
         RoleChanged(MemberRoleChanged) = "member.role_changed", 1;
         Removed(MemberRemoved) = "member.removed", 1;

@@ -11,7 +11,7 @@ use crate::{DomainName, LoginMethod, PlanName, Slug, codec::event_enum};
 
 event_enum! {
     /// The events of an organization as a whole.
-    OrganizationEvent {
+    OrganizationEvent about aggregate {
         Created(OrganizationCreated) = "organization.created", 1;
         Renamed(OrganizationRenamed) = "organization.renamed", 1;
         SettingsChanged(OrganizationSettingsChanged) = "organization.settings_changed", 1;

@@ -10,15 +10,30 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AggregateName, CommandId, Fingerprint, OrgId, Timestamp, codec::event_enum};
+use crate::{
+    AggregateName, CommandId, Fingerprint, OrgId, Target, Timestamp,
+    codec::{Targeted, event_enum},
+};
 
 event_enum! {
     /// The decisions about parked events, and the audit log's marks.
-    ParkingEvent {
+    ParkingEvent about own {
         Retried(ParkedEventsRetried) = "parking.retried", 1;
         Skipped(ParkedEventsSkipped) = "parking.skipped", 1;
         Parked(MessageParked) = "parking.parked", 1;
         Settled(MessageSettled) = "parking.settled", 1;
+    }
+}
+
+impl Targeted for ParkingEvent {
+    fn target(&self) -> Option<Target> {
+        let AggregateName { aggregate, id } = match self {
+            Self::Retried(event) => &event.aggregate,
+            Self::Skipped(event) => &event.aggregate,
+            Self::Parked(event) => &event.aggregate,
+            Self::Settled(event) => &event.aggregate,
+        };
+        Some(Target { target_type: aggregate.clone(), id: id.clone() })
     }
 }
 

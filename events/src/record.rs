@@ -7,7 +7,7 @@ use crate::{KindName, codec::event_enum, json};
 
 event_enum! {
     /// The events of a record.
-    RecordEvent {
+    RecordEvent about aggregate {
         Created(RecordCreated) = "record.created", 1;
         Updated(RecordUpdated) = "record.updated", 1;
         Archived(RecordArchived) = "record.archived", 1;

@@ -8,7 +8,7 @@ use crate::{RoleId, codec::event_enum};
 
 event_enum! {
     /// The events of custom roles.
-    RoleEvent {
+    RoleEvent about "role".role_id {
         Defined(RoleDefined) = "role.defined", 1;
         Changed(RoleChanged) = "role.changed", 1;
         Removed(RoleRemoved) = "role.removed", 1;

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DomainId, InvitationId, KeyId, KindName, OrgId, Pipeline, RecordId};
+use crate::{AggregateId, AggregateType, OrgId};
 
 /// One of the pooled streams. An org lives in exactly one at a time; which one is data, not arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -14,88 +14,6 @@ pub struct Shard(pub u16);
 impl fmt::Display for Shard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
-    }
-}
-
-macro_rules! aggregates {
-    ($($(#[$doc:meta])* $variant:ident($id:ty) = $name:literal;)*) => {
-        /// The kinds of aggregates, by their names in subjects and headers.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        pub enum AggregateType {
-            $($(#[$doc])* #[serde(rename = $name)] $variant,)*
-        }
-
-        impl AggregateType {
-            /// Returns the name on the wire.
-            pub fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)*
-                }
-            }
-        }
-
-        /// One aggregate of one org: the unit of ordering, of conflicts and of parking.
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "AggregateName", into = "AggregateName")]
-        pub enum AggregateId {
-            $($(#[$doc])* $variant($id),)*
-        }
-
-        impl AggregateId {
-            /// Returns the type of the aggregate.
-            pub fn aggregate_type(&self) -> AggregateType {
-                match self {
-                    $(Self::$variant(_) => AggregateType::$variant,)*
-                }
-            }
-
-            /// Returns the id without its type, as in subjects and headers.
-            pub fn id(&self) -> String {
-                match self {
-                    $(Self::$variant(id) => id.to_string(),)*
-                }
-            }
-
-            /// Parses the two parts that [`AggregateId::aggregate_type`] and [`AggregateId::id`] give.
-            pub fn parse(aggregate: &str, id: &str) -> Result<Self, SubjectError> {
-                match aggregate {
-                    $($name => id.parse().map(Self::$variant).map_err(|_| SubjectError::new(id, "a bad aggregate id")),)*
-                    _ => Err(SubjectError::new(aggregate, "an unknown aggregate")),
-                }
-            }
-        }
-    };
-}
-
-aggregates! {
-    /// The organization itself: name, settings, whether it is suspended.
-    Organization(OrgId) = "organization";
-    /// All members of an organization. One aggregate, because "never the last owner" is a rule over all of them.
-    Member(OrgId) = "member";
-    /// One invitation.
-    Invitation(InvitationId) = "invitation";
-    /// All custom roles of an organization. One aggregate, because their names must be distinct.
-    Role(OrgId) = "role";
-    /// One domain of an organization.
-    Domain(DomainId) = "domain";
-    /// All connections of an organization to issuers of its own. One aggregate, because one of them is the default.
-    SsoConnection(OrgId) = "sso_connection";
-    /// One API key.
-    ApiKey(KeyId) = "api_key";
-    /// One record kind (of the platform's own organization).
-    Kind(KindName) = "kind";
-    /// One record.
-    Record(RecordId) = "record";
-    /// An operator's decisions about the parked events of one pipeline.
-    Parking(Pipeline) = "parking";
-    /// Access to the organization: access events, which have no order and no versions.
-    Access(OrgId) = "access";
-}
-
-impl AggregateId {
-    /// Whether its events are access events: each is appended without an expectation, and at no version.
-    pub fn is_of_facts(&self) -> bool {
-        matches!(self, Self::Access(_))
     }
 }
 
@@ -160,7 +78,7 @@ pub struct SubjectError {
 }
 
 impl SubjectError {
-    fn new(text: &str, problem: &'static str) -> Self {
+    pub(crate) fn new(text: &str, problem: &'static str) -> Self {
         Self { text: text.chars().take(120).collect(), problem }
     }
 }
@@ -224,7 +142,7 @@ impl FromStr for EventSubject {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::CommandId;
+    use crate::{CommandId, DomainId, InvitationId, KeyId, Pipeline, RecordId};
 
     #[test]
     fn a_subject_reads_back() {

@@ -344,6 +344,7 @@ impl Authenticator {
             CacheView::of("rules", "org", &self.rules),
         ];
         views.extend(self.connections.caches());
+        views.extend(self.decided.caches());
         views
     }
 

@@ -24,7 +24,7 @@ use orgstream_stream::{Freshness, Log, Placement, StreamError};
 use tokio::{sync::Mutex, time::timeout};
 
 use super::AuthError;
-use crate::tenant_cache::{OrgCache, Scoped};
+use crate::tenant_cache::{CacheView, OrgCache, Scoped};
 
 /// The TTL of the end of a history.
 const LOOK: Duration = Duration::from_millis(100);
@@ -74,7 +74,19 @@ impl Decided {
         Self { log, organizations, rosters, roles, keys: OrgCache::new(KEPT), connections: OrgCache::new(KEPT) }
     }
 
-    /// Returns the organization, if the read models lack some of its events.
+    /// The entries at the moment, by organization.
+    pub(super) fn caches(&self) -> [CacheView; 5] {
+        const KEY: &str = "org/aggregate";
+        [
+            CacheView::of("decided/organizations", KEY, &self.organizations),
+            CacheView::of("decided/members", KEY, &self.rosters),
+            CacheView::of("decided/roles", KEY, &self.roles),
+            CacheView::of("decided/api_keys", KEY, &self.keys),
+            CacheView::of("decided/connections", KEY, &self.connections),
+        ]
+    }
+
+    /// The organization, if the read models lack something of it.
     pub(super) async fn organization(&self, org: OrgId, reach: Reach) -> Result<Option<Arc<Organization>>, AuthError> {
         self.newer(&self.organizations, org, AggregateId::Organization(org), Some(reach)).await
     }
@@ -130,7 +142,7 @@ impl Decided {
     /// Returns the aggregate as the log has it, unless `reach` has all of it.
     async fn newer<A: Aggregate>(
         &self,
-        shelf: &AggregateCache<A>,
+        cache: &AggregateCache<A>,
         org: OrgId,
         aggregate: AggregateId,
         reach: Option<Reach>,
@@ -139,7 +151,7 @@ impl Decided {
         let Some(placement) = self.log.placement(org).await.map_err(|error| unanswered(&error))? else {
             return Ok(None);
         };
-        let known = shelf.get_or_insert_with(&Scoped::new(org, aggregate.clone()), || {
+        let known = cache.get_or_insert_with(&Scoped::new(org, aggregate.clone()), || {
             Ok::<_, std::convert::Infallible>(Arc::default())
         });
         let Ok(known) = known;

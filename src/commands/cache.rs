@@ -76,13 +76,13 @@ type AggregateCache<A> = OrgCache<AggregateId, Arc<Loaded<A>>>;
 /// Applies an appended commit to the cached aggregate `loaded`: in place, so that an aggregate with a long history is copied
 /// only while it is in use.
 pub(super) fn advance<A: Aggregate, T>(
-    shelf: &AggregateCache<A>,
+    cache: &AggregateCache<A>,
     key: &Scoped<AggregateId>,
     loaded: Arc<Loaded<A>>,
     fold: impl FnOnce(&mut Loaded<A>) -> T,
 ) -> Option<T> {
     let mut mine = Some((loaded, fold));
-    let found = shelf.entry(key, None, |_, held| {
+    let found = cache.entry(key, None, |_, held| {
         let Some((mut loaded, fold)) = mine.take() else { return EntryAction::Retain(None) };
         if Arc::ptr_eq(&loaded, held) {
             drop(loaded);
@@ -107,71 +107,54 @@ pub(super) fn advance<A: Aggregate, T>(
     Some(earlier)
 }
 
-/// One bounded cache per kind of aggregate.
-pub(super) struct Caches {
-    organizations: AggregateCache<Organization>,
-    rosters: AggregateCache<Members>,
-    invitations: AggregateCache<Invitation>,
-    roles: AggregateCache<CustomRoles>,
-    connections: AggregateCache<Connections>,
-    domains: AggregateCache<Domain>,
-    api_keys: AggregateCache<ApiKey>,
-    kinds: AggregateCache<Kind>,
-    records: AggregateCache<Record>,
-    parking: AggregateCache<Parking>,
-}
-
-impl Default for Caches {
-    fn default() -> Self {
-        Self {
-            organizations: OrgCache::new(20_000),
-            rosters: OrgCache::new(2_000),
-            invitations: OrgCache::new(10_000),
-            roles: OrgCache::new(2_000),
-            connections: OrgCache::new(2_000),
-            domains: OrgCache::new(2_000),
-            api_keys: OrgCache::new(10_000),
-            kinds: OrgCache::new(1_000),
-            records: OrgCache::new(100_000),
-            parking: OrgCache::new(1_000),
-        }
-    }
-}
-
-impl Caches {
-    /// Returns the current cache contents.
-    pub(super) fn views(&self) -> Vec<CacheView> {
-        const KEY: &str = "org/aggregate";
-        vec![
-            CacheView::of("organizations", KEY, &self.organizations),
-            CacheView::of("rosters", KEY, &self.rosters),
-            CacheView::of("issued_keys", KEY, &self.api_keys),
-            CacheView::of("kinds", KEY, &self.kinds),
-            CacheView::of("records", KEY, &self.records),
-            CacheView::of("parking", KEY, &self.parking),
-        ]
-    }
-}
-
-/// A cached aggregate.
+/// An aggregate that is cached, which is every one that commands are decided by.
 pub(super) trait Cached: Aggregate<Command: Clone> {
     fn cache(caches: &Caches) -> &AggregateCache<Self>;
 }
 
-macro_rules! shelves {
-    ($($aggregate:ident: $shelf:ident),*) => {$(
-        impl Cached for $aggregate {
-            fn cache(caches: &Caches) -> &AggregateCache<Self> {
-                &caches.$shelf
+macro_rules! caches {
+    ($($name:ident: $aggregate:ident, $capacity:literal;)*) => {
+        /// A bounded cache for each kind of aggregate.
+        pub(super) struct Caches {
+            $($name: AggregateCache<$aggregate>,)*
+        }
+
+        impl Default for Caches {
+            fn default() -> Self {
+                Self { $($name: OrgCache::new($capacity),)* }
             }
         }
-    )*};
+
+        impl Caches {
+            /// The entries at the moment, by organization.
+            pub(super) fn views(&self) -> Vec<CacheView> {
+                vec![$(CacheView::of(concat!("commands/", stringify!($name)), "org/aggregate", &self.$name)),*]
+            }
+        }
+
+        $(
+            impl Cached for $aggregate {
+                fn cache(caches: &Caches) -> &AggregateCache<Self> {
+                    &caches.$name
+                }
+            }
+        )*
+    };
 }
 
-shelves!(
-    Organization: organizations, Members: rosters, Invitation: invitations, CustomRoles: roles, Connections: connections, Domain: domains,
-    ApiKey: api_keys, Kind: kinds, Record: records, Parking: parking
-);
+// Aggregates in memory, at most.
+caches! {
+    organizations: Organization, 20_000;
+    members: Members, 2_000;
+    invitations: Invitation, 10_000;
+    roles: CustomRoles, 2_000;
+    connections: Connections, 2_000;
+    domains: Domain, 2_000;
+    api_keys: ApiKey, 10_000;
+    kinds: Kind, 1_000;
+    records: Record, 100_000;
+    parking: Parking, 1_000;
+}
 
 #[cfg(test)]
 mod tests {
@@ -181,11 +164,11 @@ mod tests {
 
     #[test]
     fn what_nobody_else_holds_is_not_copied() {
-        let shelf: AggregateCache<Record> = OrgCache::new(10);
+        let cache: AggregateCache<Record> = OrgCache::new(10);
         let key = Scoped::new(OrgId::fresh(1, [1; 10]), AggregateId::Record(RecordId::fresh(1, [2; 10])));
-        let held = || shelf.get(&key).unwrap();
+        let held = || cache.get(&key).unwrap();
         let step = |loaded: Arc<Loaded<Record>>, seq: u64| {
-            advance(&shelf, &key, loaded, |loaded| {
+            advance(&cache, &key, loaded, |loaded| {
                 loaded.seq = seq;
             });
         };
