@@ -18,8 +18,7 @@ use orgstream_workers::WorkerStatus;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::watch,
-    task::JoinHandle,
+    sync::{Mutex, watch},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +40,7 @@ use crate::{
     },
     config::{DatabaseArgs, HttpArgs, IdentityArgs, NatsArgs, SecretArgs},
     jobs::{
+        Job, JobName, Jobs,
         audit_webhook::{WebhookKeys, Webhooks},
         history::Histories,
         mail::Sender,
@@ -358,40 +358,60 @@ impl Api {
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
         let handler = self.gateway.handler();
         patiently("the event log", || register_default_kinds(handler)).await?;
-        let client = self.log.client().clone();
-        let counting = tokio::spawn(count_peers(client.clone(), self.peers, stop.clone()));
-        let door = producers::SignInMethods {
-            auth: self.auth,
-            gateway: Arc::clone(&self.gateway),
-            users: self.producers,
-            bounds: Arc::clone(&self.app.bounds),
-        };
-        let producers = tokio::spawn(producers::serve(client, door, stop.clone()));
-        let sending = match self.sender {
-            Some(sender) => Some(tokio::spawn(sender.run(stop.clone()))),
-            None => {
-                tracing::warn!("there is no way for mails to leave, so they wait: set --smtp-url or --mail-folder");
-                None
-            }
-        };
-        let posting = tokio::spawn(self.webhooks.run(stop.clone()));
-        let watching = watch_history(&self.log, &self.app.db, &stop);
-        http::serve(listener, self.app, stop).await;
-        watching.await?;
-        posting.await?;
-        counting.await?;
-        if let Some(sending) = sending {
-            sending.await?;
+        let access_log = Arc::clone(&self.gateway);
+        let (app, jobs) = self.jobs();
+        let jobs = Jobs::start(jobs, &app.failing, &stop);
+        http::serve(listener, app, stop).await;
+        jobs.ended().await;
+        access_log.access_log().flush().await;
+        Ok(())
+    }
+
+    /// What HTTP serves, and the jobs beside it.
+    fn jobs(self) -> (Arc<http::App>, Vec<Job>) {
+        let Self { app, gateway, auth, log, peers, sender, webhooks, producers } = self;
+        let boundary = producers::Boundary { auth, gateway, users: producers, bounds: Arc::clone(&app.bounds) };
+        let (client, webhooks) = (log.client().clone(), Arc::new(webhooks));
+        let commands_by = client.clone();
+        let mut jobs = vec![
+            Job::new(JobName::NatsCommands, move |stop| producers::serve(commands_by.clone(), boundary.clone(), stop)),
+            Job::new(JobName::ApiPeers, move |stop| {
+                let (client, peers) = (client.clone(), peers.clone());
+                async { Ok(count_peers(client, peers, stop).await?) }
+            }),
+            Job::new(JobName::AuditWebhooks, move |stop| {
+                let webhooks = Arc::clone(&webhooks);
+                async {
+                    webhooks.run(stop).await;
+                    Ok(())
+                }
+            }),
+            watch_history(&log, &app.db),
+        ];
+        match sender.map(Arc::new) {
+            Some(sender) => jobs.push(Job::new(JobName::Outbox, move |stop| {
+                let sender = Arc::clone(&sender);
+                async move {
+                    sender.run(stop).await;
+                    Ok(())
+                }
+            })),
+            None => tracing::warn!("there is no way for mails to leave, so they wait: set --smtp-url or --mail-folder"),
         }
-        let ended = producers.await?;
-        self.gateway.access_log().flush().await;
-        ended
+        (app, jobs)
     }
 }
 
 /// Checks that the log has lost no history, until `stop`.
-pub fn watch_history(log: &Log, db: &Database, stop: &CancellationToken) -> JoinHandle<()> {
-    tokio::spawn(Histories::new(log.clone(), db.clone()).run(stop.clone()))
+pub fn watch_history(log: &Log, db: &Database) -> Job {
+    let histories = Arc::new(Mutex::new(Histories::new(log.clone(), db.clone())));
+    Job::new(JobName::LogHistory, move |stop| {
+        let histories = Arc::clone(&histories);
+        async move {
+            histories.lock().await.run(stop).await;
+            Ok(())
+        }
+    })
 }
 
 /// Fails with every finding, one line each, as the reason not to start.

@@ -129,7 +129,7 @@ pub enum OrganizationCommand {
         /// Whether addresses may be on this machine.
         local: bool,
         /// The known sign-in methods.
-        door: SignInMethods,
+        methods: SignInMethods,
     },
     /// Restores sign-in for all members, by every method.
     RestoreSignIn(RestoreSignIn),
@@ -524,7 +524,9 @@ impl Aggregate for Organization {
                     faults.add("/name", "required", "give a name or a slug");
                 }
             }
-            OrganizationCommand::ChangeSettings { command, local, door } => command.check(*local, door, &mut faults),
+            OrganizationCommand::ChangeSettings { command, local, methods } => {
+                command.check(*local, methods, &mut faults)
+            }
             OrganizationCommand::Suspend(SuspendOrganization { reason })
             | OrganizationCommand::Resume(ResumeOrganization { reason })
             | OrganizationCommand::RestoreSignIn(RestoreSignIn { reason }) => faults.reason("/reason", reason),
@@ -555,7 +557,7 @@ impl Aggregate for Organization {
                 let unchanged = renamed.name == profile.name && renamed.slug == profile.slug;
                 Ok(if unchanged { vec![] } else { vec![OrganizationEvent::Renamed(renamed)] })
             }
-            OrganizationCommand::ChangeSettings { command, door, .. } => {
+            OrganizationCommand::ChangeSettings { command, methods, .. } => {
                 let profile = self.must_be_active()?;
                 if profile.tenant_type == TenantType::Personal && command.is_about_others() {
                     return Err(OrganizationError::Personal);
@@ -571,7 +573,7 @@ impl Aggregate for Organization {
                     );
                     return Err(OrganizationError::Invalid(faults.into_vec()));
                 }
-                if !door.stays_open(before, &settings) {
+                if !methods.stays_open(before, &settings) {
                     return Err(OrganizationError::LocksOut);
                 }
                 let changed = settings != *before;
@@ -721,8 +723,8 @@ mod tests {
     }
 
     fn settings_by(patch: serde_json::Value, by: Option<(LoginMethod, bool)>) -> OrganizationCommand {
-        let door = SignInMethods { connections: [sso()].into(), by };
-        OrganizationCommand::ChangeSettings { command: serde_json::from_value(patch).unwrap(), local: false, door }
+        let methods = SignInMethods { connections: [sso()].into(), by };
+        OrganizationCommand::ChangeSettings { command: serde_json::from_value(patch).unwrap(), local: false, methods }
     }
 
     /// The one connection of the organization.

@@ -219,9 +219,9 @@ impl ChangeSettings {
     }
 
     /// Checks each setting by itself. `local` permits addresses on this machine.
-    pub(super) fn check(&self, local: bool, door: &SignInMethods, faults: &mut Faults) {
+    pub(super) fn check(&self, local: bool, ways: &SignInMethods, faults: &mut Faults) {
         if let Patch::Set(methods) = &self.allowed_auth_methods
-            && let Some(unknown) = methods.iter().find(|method| !door.has(method))
+            && let Some(unknown) = methods.iter().find(|method| !ways.has(method))
         {
             let rule = format!("this organization has no connection {}: list its sso-connections", unknown.as_str());
             faults.add("/allowed_auth_methods", "unknown_connection", rule);

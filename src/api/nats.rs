@@ -25,6 +25,7 @@ use super::{
 use crate::{
     app::{
         access_log::DeniedRequest,
+        admit::Admit,
         problem::Problem,
         seldom::Seldom,
         submit::{AcceptedCommand, CommandOutcome, Gateway, Origin},
@@ -50,7 +51,7 @@ const ASKING_OF_ONE: usize = 16;
 
 /// The components that a request passes.
 #[derive(Clone)]
-pub struct SignInMethods {
+pub struct Boundary {
     /// The authentication.
     pub auth: Arc<Authenticator>,
     /// The entry point for commands.
@@ -88,7 +89,7 @@ struct Heard {
     whose: Whose,
 }
 
-impl SignInMethods {
+impl Boundary {
     /// Returns the user that nats-server names.
     fn user(&self, request: &Message) -> Option<NatsUser> {
         let users = self.users.as_ref()?;
@@ -132,7 +133,7 @@ impl SignInMethods {
 }
 
 /// Serves requests until `stop`, then those in flight.
-pub async fn serve(client: Client, door: SignInMethods, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(client: Client, boundary: Boundary, stop: CancellationToken) -> anyhow::Result<()> {
     // A slug may have dots, at which NATS divides subjects.
     let subscription = client.queue_subscribe("cmd.>", QUEUE.to_owned()).await;
     let mut requests = subscription.context("commands by NATS cannot be subscribed to")?;
@@ -145,11 +146,11 @@ pub async fn serve(client: Client, door: SignInMethods, stop: CancellationToken)
             request = requests.next() => request,
         };
         let Some(request) = request else { break };
-        let (client, door, lanes) = (client.clone(), door.clone(), lanes.clone());
-        match door.hear(request) {
+        let (client, boundary, lanes) = (client.clone(), boundary.clone(), lanes.clone());
+        match boundary.hear(request) {
             Ok((heard, held)) => {
                 under_way.spawn(async move {
-                    answer(&client, &door, &lanes, heard).await;
+                    answer(&client, &boundary, &lanes, heard).await;
                     drop(held);
                 });
             }
@@ -188,7 +189,7 @@ impl From<Problem> for Answer {
     }
 }
 
-async fn answer(client: &Client, door: &SignInMethods, lanes: &Lanes, heard: Heard) {
+async fn answer(client: &Client, boundary: &Boundary, lanes: &Lanes, heard: Heard) {
     let request = &heard.request;
     let Some(reply) = request.reply.clone() else {
         static LINE: Seldom = Seldom::new();
@@ -206,7 +207,7 @@ async fn answer(client: &Client, door: &SignInMethods, lanes: &Lanes, heard: Hea
     let mut origin =
         Origin { request_id: Some(id.clone()), trace: Some(trace), route: ROUTE.to_owned(), ..Origin::default() };
     origin.context.ip = heard.user.as_ref().and_then(|user| user.ip).map(|ip| ip.to_string());
-    let answer = carry_out_request(door, lanes, &heard, &origin).instrument(span.clone()).await;
+    let answer = carry_out_request(boundary, lanes, &heard, &origin).instrument(span.clone()).await;
     let answer = answer.unwrap_or_else(|problem| Answer::from(Problem { request_id: Some(id.clone()), ..problem }));
     span.record("status", answer.status);
     histogram!("orgstream_nats_request_seconds", "status" => answer.status.to_string()).record(started.elapsed());
@@ -244,15 +245,15 @@ async fn send(client: &Client, reply: Subject, user: Option<&NatsUser>, id: Stri
 }
 
 async fn carry_out_request(
-    door: &SignInMethods,
+    boundary: &Boundary,
     lanes: &Lanes,
     Heard { request, user, whose, .. }: &Heard,
     origin: &Origin,
 ) -> Result<Answer, Problem> {
-    let (auth, gateway) = (&door.auth, &door.gateway);
-    let access_log = gateway.access_log();
+    let gateway = &boundary.gateway;
+    let admit = Admit { auth: &boundary.auth, access_log: gateway.access_log(), origin };
     let name = OrgName::parse(org_name(request));
-    let principal = async || door.principal(user.as_ref(), request, name.as_ref().ok()).await;
+    let principal = async || boundary.principal(user.as_ref(), request, name.as_ref().ok()).await;
     let of_issuer = if Authenticator::asks_an_issuer(header(request, "Authorization")) {
         let _asking = lanes.asking.take(whose.clone()).await;
         Some(principal().await)
@@ -264,15 +265,10 @@ async fn carry_out_request(
         Some(principal) => principal,
         None => principal().await,
     };
-    let principal = principal.map_err(|error| access_log.refused(error, origin))?;
-    auth.keys().admit(&principal, &origin.context).map_err(|error| access_log.refused(error, origin))?;
+    let principal = admit.principal(principal)?;
     let name = name.map_err(|rule| Problem::invalid_parameter("org", &rule))?;
-    let access = auth.access(&principal, &name).await.map_err(|error| {
-        let problem = Problem::from(error);
-        let attempt = DeniedRequest { target: "commands", asked: Some(org_name(request)) };
-        access_log.denied(&principal, origin, attempt, &problem);
-        problem
-    })?;
+    let attempt = DeniedRequest { target: "commands", asked: Some(org_name(request)) };
+    let access = admit.organization(&principal, &name, attempt).await?;
     let answer = carry_out_body(gateway, &access, request, origin).await;
     answer.map_err(|problem| problem.inside(Some(access.org())))
 }

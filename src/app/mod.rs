@@ -1,6 +1,7 @@
 //! The operations of the API, whichever way a request came: submitted commands, waiting reads, recorded access, errors.
 
 pub mod access_log;
+pub mod admit;
 pub mod error_codes;
 pub mod event_view;
 pub mod initial_kinds;

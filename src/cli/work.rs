@@ -5,6 +5,7 @@ use orgstream_workers::Worker;
 use crate::{
     api::http::platform::health,
     config::{DatabaseArgs, NatsArgs, WorkArgs},
+    jobs::{Failing, Jobs},
     process as node,
     telemetry::{self, metrics::Process},
 };
@@ -34,14 +35,16 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Ok((node::open_log_for_work(&args.nats, &db).await?, db))
     };
     let Some((log, db)) = node::unless_asked(&stop, opening).await? else { return Ok(()) };
-    let watching = node::watch_history(&log, &db, &stop);
+    let failing = Failing::default();
+    let jobs = Jobs::start(vec![node::watch_history(&log, &db)], &failing, &stop);
     let worker = Worker::new(log.clone(), db.clone(), options);
     let listener = node::listen(&args.http).await?;
     tracing::info!(address = %listener.local_addr()?, "the worker answers /readyz and /metrics");
-    let probes = tokio::spawn(health::serve_worker(listener, log, db, worker.status(), metrics, stop.clone()));
+    let probes =
+        tokio::spawn(health::serve_worker(listener, log, db, (worker.status(), failing), metrics, stop.clone()));
     let working = tokio::spawn(worker.run(stop.clone()));
     working.await?;
-    watching.await?;
+    jobs.ended().await;
     probes.await??;
     Ok(())
 }

@@ -253,8 +253,8 @@ impl CommandHandler {
                     }
                     Patch::Keep | Patch::Clear => BTreeSet::new(),
                 };
-                let door = SignInMethods { connections, by: caller.proof.clone() };
-                let change = OrganizationCommand::ChangeSettings { command, local: self.local_issuers, door };
+                let methods = SignInMethods { connections, by: caller.proof.clone() };
+                let change = OrganizationCommand::ChangeSettings { command, local: self.local_issuers, methods };
                 self.execute::<Organization>(&attempt, &to, change).await
             }
             Command::RestoreSignIn(command) => {

@@ -30,6 +30,7 @@ use crate::{
     auth::Authenticator,
     auth::approval::GlassApproval,
     config::{DatabaseArgs, IdentityArgs, MailArgs, NatsArgs, SecretArgs},
+    jobs::{Failing, Jobs},
     process as node,
 };
 
@@ -214,7 +215,7 @@ impl Stack {
         let work_args = NatsArgs { nats_creds: Some(nats.access.work()), nats_producers: None, ..nats_args.clone() };
         let work_log = node::connect_log(&work_args).await?;
         // Its result is not needed: it ends with the others.
-        drop(node::watch_history(&work_log, &db, &stop));
+        drop(Jobs::start(vec![node::watch_history(&work_log, &db)], &Failing::default(), &stop));
         let stop_worker = stop.child_token();
         let (mut watch, mut worker) = (None, None);
         if let Some(chosen) = options.worker {

@@ -103,8 +103,8 @@ impl Webhooks {
     }
 
     /// Sends what is due until `stop`, each log on its own: none waits for another.
-    pub async fn run(self, stop: CancellationToken) {
-        let (webhooks, sending) = (Arc::new(self), TaskTracker::new());
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let (webhooks, sending) = (self, TaskTracker::new());
         let all = Arc::new(Semaphore::new(MAX_CONCURRENCY));
         let slow = Arc::new(Semaphore::new(SLOW_AT_ONCE));
         while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {

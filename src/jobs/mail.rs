@@ -41,7 +41,7 @@ impl Sender {
     }
 
     /// Sends due mails until `stop`, then those already taken.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(&self, stop: CancellationToken) {
         while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {
             if let Err(error) = self.round().await {
                 tracing::warn!(%error, "mails cannot be looked for at the moment");

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Client, Message};
+use async_nats::{Client, Message, SubscribeError};
 use futures_util::StreamExt;
 use governor::{
     DefaultDirectRateLimiter, Quota,
@@ -194,20 +194,19 @@ impl Admission {
 }
 
 /// Announces this process to the other processes of the API, and counts them, until `stop`.
-pub async fn count_peers(client: Client, count: watch::Sender<NonZeroU32>, stop: CancellationToken) {
+pub async fn count_peers(
+    client: Client,
+    count: watch::Sender<NonZeroU32>,
+    stop: CancellationToken,
+) -> Result<(), SubscribeError> {
     let me = Uuid::now_v7();
     let mut others: HashMap<Uuid, Instant> = HashMap::new();
     let mut tick = interval(TELL);
-    let mut heard = match client.subscribe(HERE).await {
-        Ok(heard) => heard,
-        Err(error) => {
-            tracing::warn!(%error, "the other processes of the API cannot be heard: this one takes whole rates for its own");
-            return;
-        }
-    };
+    // Without it this process takes whole rates for its own.
+    let mut heard = client.subscribe(HERE).await?;
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return Ok(()),
             Some(message) = heard.next() => {
                 if let Some(peer) = peer(&message).filter(|peer| *peer != me)
                     && (others.contains_key(&peer) || others.len() < MOST_PEERS)

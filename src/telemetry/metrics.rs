@@ -3,6 +3,8 @@
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
+use crate::jobs::JobName;
+
 /// The kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -199,6 +201,14 @@ pub const FIGURES: &[Figure] = &[
         "uses",
         &[],
         "Uses of keys that were not noted, as the database was away.",
+    ),
+    figure(
+        Counter,
+        Both,
+        "orgstream_job_restarts_total",
+        "restarts",
+        &[("job", Known(JobName::NAMES))],
+        "Background jobs that failed and were started again. Look at the log for the reason.",
     ),
     figure(
         Counter,

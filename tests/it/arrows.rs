@@ -153,11 +153,11 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("jobs", &["adapters", "app", "clock", "tenant_cache"]),
     ("api", &["app", "auth", "clock", "commands", "jobs", "limits", "secret", "tenant_cache"]),
     ("config", &["adapters", "api", "auth", "limits", "secret"]),
-    ("telemetry", &["config", "terminal"]),
+    ("telemetry", &["config", "jobs", "terminal"]),
     ("client", &["config", "secret", "terminal"]),
     ("audit", &["client", "terminal"]),
     ("process", &["adapters", "api", "app", "auth", "commands", "config", "jobs", "limits", "secret"]),
-    ("dev", &["app", "audit", "auth", "commands", "config", "process", "terminal"]),
+    ("dev", &["app", "audit", "auth", "commands", "config", "jobs", "process", "terminal"]),
 ];
 
 /// The modules that a source names: `crate::room`, alone or in braces.

@@ -30,10 +30,12 @@ use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    app::submit::Gateway,
-    auth::approval::GlassApproval,
-    auth::{Authenticator, leaks::LeakReporters},
-    jobs::audit_webhook::WebhookKeys,
+    app::{
+        admit::Admit,
+        submit::{Gateway, Origin},
+    },
+    auth::{Authenticator, approval::GlassApproval, leaks::LeakReporters},
+    jobs::{Failing, audit_webhook::WebhookKeys},
     secret::Secret,
 };
 use audit::feed::AuditFeed;
@@ -103,17 +105,26 @@ pub struct App {
     pub(crate) looks: Arc<Looks>,
     pub(crate) audit_feed: Arc<AuditFeed>,
     pub(crate) readiness: Readiness,
+    /// Background jobs that wait to be started again.
+    pub(crate) failing: Failing,
     /// Cancelled when the server stops: streams end, everything else is finished.
     pub(crate) stopping: CancellationToken,
 }
 
 impl App {
-    /// Assembles the parts.
+    /// The admission of one request.
+    pub fn admit<'a>(&'a self, origin: &'a Origin) -> Admit<'a> {
+        Admit { auth: &self.auth, access_log: self.gateway.access_log(), origin }
+    }
+
+    /// Puts the parts together.
     pub fn new(parts: Parts) -> Arc<Self> {
         let Parts { gateway, auth, db, log, cursor_key, metrics, leak_reporters, .. } = parts;
+        let failing = Failing::default();
         let Parts { proxies, webhook_keys, break_glass_approval, producers, worker, limits, metrics_token, .. } = parts;
         Arc::new(Self {
-            readiness: Readiness::new(log.clone(), db.clone(), worker),
+            readiness: Readiness::new(log.clone(), db.clone(), worker, failing.clone()),
+            failing,
             looks: Looks::new(Arc::clone(&auth)),
             audit_feed: AuditFeed::new(db.clone()),
             gateway,

@@ -98,10 +98,8 @@ impl FromRequestParts<Arc<App>> for SignedIn {
         let params = path_params(parts, app).await.unwrap_or_default();
         let place = named_org(&params).and_then(|name| OrgName::parse(name).ok());
         let principal = app.auth.principal_at(credential.as_deref(), place.as_ref()).await;
-        let refused = |error| app.gateway.access_log().refused(error, &origin);
-        let mut principal = principal.map_err(refused)?;
+        let mut principal = app.admit(&origin).principal(principal)?;
         info(parts).came_as(&principal);
-        app.auth.keys().admit(&principal, &origin.context).map_err(refused)?;
         if policy_of(parts)?.shape != Shape::Tail {
             info(parts).hold([app.bounds.request_of_caller(&principal.actor().id)?]);
         }
@@ -144,11 +142,7 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
         let (RoutePolicy { policy, story, shape, .. }, origin, access_log) =
             (policy_of(parts)?, info(parts).origin(), app.gateway.access_log());
         let attempt = DeniedRequest { target: policy.subject(), asked: named };
-        let access = app.auth.access(&principal, &name).await.map_err(|error| {
-            let problem = Problem::from(error);
-            access_log.denied(&principal, &origin, attempt, &problem);
-            problem
-        })?;
+        let access = app.admit(&origin).organization(&principal, &name, attempt).await?;
         let not_allowed = |asked, error: AuthError| {
             let problem = Problem::from(error);
             access_log.not_allowed(&access, &origin, DeniedRequest { asked, ..attempt }, &problem);

@@ -34,6 +34,7 @@ use crate::{
     },
     app::problem::Problem,
     clock::now,
+    jobs::Failing,
     secret::Secret,
 };
 
@@ -46,14 +47,15 @@ pub struct Readiness {
     log: Log,
     db: Database,
     worker: Option<watch::Receiver<WorkerStatus>>,
+    failing: Failing,
     /// The migrations are applied: they do not go away under a running program.
     migrated: AtomicBool,
 }
 
 impl Readiness {
     /// Creates the checks. `worker` is the one of this process, if it has one.
-    pub fn new(log: Log, db: Database, worker: Option<watch::Receiver<WorkerStatus>>) -> Self {
-        Self { log, db, worker, migrated: AtomicBool::new(false) }
+    pub fn new(log: Log, db: Database, worker: Option<watch::Receiver<WorkerStatus>>, failing: Failing) -> Self {
+        Self { log, db, worker, failing, migrated: AtomicBool::new(false) }
     }
 
     /// Returns what is missing.
@@ -65,8 +67,15 @@ impl Readiness {
             check("migrations", self.migrations()),
             check("shards", self.shards()),
         );
-        let waiting_for: Vec<WaitView> = [nats, streams, database, migrations, shards].into_iter().flatten().collect();
+        let waiting_for: Vec<WaitView> =
+            [nats, streams, database, migrations, shards].into_iter().flatten().chain(self.job()).collect();
         ReadyView { ready: waiting_for.is_empty(), waiting_for }
+    }
+
+    /// A background job that failed and waits to be started again.
+    fn job(&self) -> Option<WaitView> {
+        let (job, reason) = self.failing.first()?;
+        Some(WaitView { part: "jobs", detail: format!("the job {} failed: {reason}", job.name()) })
     }
 
     async fn nats(&self) -> Result<(), String> {
@@ -236,11 +245,11 @@ pub async fn serve_worker(
     listener: TcpListener,
     log: Log,
     db: Database,
-    status: watch::Receiver<WorkerStatus>,
+    (status, failing): (watch::Receiver<WorkerStatus>, Failing),
     metrics: PrometheusHandle,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
-    let readiness = Arc::new(Readiness::new(log, db, Some(status)));
+    let readiness = Arc::new(Readiness::new(log, db, Some(status), failing));
     let upkeep = tokio::spawn(crate::api::http::keep_up(metrics.clone(), stop.clone()));
     let router = Router::new()
         .route("/healthz", get(healthz))
