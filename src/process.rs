@@ -198,6 +198,7 @@ pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<
         role: Role::Owner,
         scopes: Scopes::ALL,
         proof: None,
+        right: None,
         creator: None,
         context: orgstream_events::Context::default(),
         request_id: None,

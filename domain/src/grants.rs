@@ -26,6 +26,8 @@ pub enum Grant {
     Invitation(InvitationId),
     /// The right of this issuer to vouch for identities.
     Issuer(String),
+    /// No permission, but the end of this issuer's right, on which owners may depend.
+    IssuerEnded,
     /// What a member of the organization has offered, to the recipient: whether the offer still holds is checked on
     /// acceptance.
     Offered,

@@ -139,7 +139,8 @@ impl Declared for ChangeSettings {
         if self.jit_provisioning == Some(JitProvisioning::Restricted) {
             grants.push(Grant::Role(Role::Member));
         }
-        if let Patch::Set(_) = self.audit_webhook {
+        // An end of the posts is as far-reaching as another address: the collector sees neither.
+        if let Patch::Set(_) | Patch::Clear = self.audit_webhook {
             grants.push(Grant::Permissions(BTreeSet::from([Permission::ReadAudit])));
         }
         // Keys of former members become valid again.

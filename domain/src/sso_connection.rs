@@ -73,6 +73,8 @@ pub enum ConnectionCommand {
         command: RemoveSsoConnection,
         /// The organization's settings for sign-in methods.
         settings: OrganizationSettings,
+        /// How the caller was authenticated.
+        by: Option<LoginMethod>,
     },
 }
 
@@ -174,7 +176,7 @@ impl Declared for RemoveSsoConnection {
     }
 
     fn grants(&self) -> Vec<Grant> {
-        Vec::new()
+        vec![Grant::IssuerEnded]
     }
 }
 
@@ -264,10 +266,14 @@ impl Aggregate for Connections {
                 }
                 Ok(vec![SsoConnectionEvent::DefaultChanged(SsoDefaultChanged { connection_id: id })])
             }
-            ConnectionCommand::Remove { command: RemoveSsoConnection { id }, settings } => {
+            ConnectionCommand::Remove { command: RemoveSsoConnection { id }, settings, by } => {
                 self.all.get(&id).ok_or(ConnectionError::NotFound)?;
                 if !leads_in_without(&settings, &LoginMethod::sso(id), &self.methods()) {
                     return Err(ConnectionError::LastWayIn);
+                }
+                let stays = |method: &LoginMethod| method.is_for_people() && *method != LoginMethod::sso(id);
+                if !by.as_ref().is_some_and(stays) {
+                    return Err(ConnectionError::LocksOut);
                 }
                 Ok(vec![SsoConnectionEvent::Removed(SsoConnectionRemoved { connection_id: id })])
             }
@@ -295,6 +301,11 @@ pub enum ConnectionError {
     /// No such connection, or no longer.
     #[error("there is no such connection in this organization")]
     NotFound,
+    /// The caller signs in by this connection, or is not a person.
+    #[error(
+        "a connection is removed by a person who signed in another way: people who sign in by it lose their access"
+    )]
+    LocksOut,
     /// No sign-in method would remain.
     #[error(
         "the setting allowed_auth_methods has no other way for people than this connection: allow another one first"
@@ -311,6 +322,7 @@ impl From<ConnectionError> for Rejection {
             ConnectionError::Invalid(errors) => return Self::invalid(errors),
             ConnectionError::AlreadyExists => (RejectionKind::Conflict, "sso_connection_exists"),
             ConnectionError::NotFound => (RejectionKind::NotFound, "not_found"),
+            ConnectionError::LocksOut => (RejectionKind::Conflict, "would_lock_out"),
             ConnectionError::LastWayIn => (RejectionKind::Conflict, "last_way_in"),
             ConnectionError::TooMany => (RejectionKind::Conflict, "too_many_sso_connections"),
         };
@@ -384,7 +396,23 @@ mod tests {
     fn remove(n: u8, allowed: Option<&[LoginMethod]>) -> ConnectionCommand {
         let allowed_auth_methods = allowed.map(|methods| methods.iter().cloned().collect());
         let settings = OrganizationSettings { allowed_auth_methods, ..OrganizationSettings::default() };
-        ConnectionCommand::Remove { command: RemoveSsoConnection { id: id(n) }, settings }
+        let by = Some(LoginMethod::oidc());
+        ConnectionCommand::Remove { command: RemoveSsoConnection { id: id(n) }, settings, by }
+    }
+
+    #[test]
+    fn a_connection_is_removed_by_a_person_who_stays_able_to_sign_in() {
+        let both = given::<Connections>(&[added(1), added(2)]);
+        let removed_by = |by: Option<LoginMethod>| {
+            let (command, settings) = (RemoveSsoConnection { id: id(1) }, OrganizationSettings::default());
+            both.when(ConnectionCommand::Remove { command, settings, by })
+        };
+        for by in [None, Some(LoginMethod::api_key()), Some(LoginMethod::sso(id(1)))] {
+            assert_eq!(rejection(removed_by(by.clone())).code, "would_lock_out", "{by:?}");
+        }
+        for by in [LoginMethod::oidc(), LoginMethod::sso(id(2))] {
+            assert!(removed_by(Some(by.clone())).is_ok(), "{by:?}");
+        }
     }
 
     #[test]

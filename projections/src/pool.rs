@@ -98,6 +98,8 @@ impl Pool {
         let options = PgPoolOptions::new()
             .max_connections(connections.max(1))
             .acquire_timeout(ACQUIRE)
+            // One line for each caller that waits would be a flood; timeouts are reported.
+            .acquire_slow_threshold(ACQUIRE)
             .max_lifetime(LIFETIME)
             .idle_timeout(IDLE)
             // That would cost a round trip each time.

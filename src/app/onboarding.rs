@@ -190,6 +190,7 @@ impl Gateway {
             role: Role::Owner,
             scopes: Scopes::ALL,
             proof: None,
+            right: None,
             creator: Some(creator),
             context: origin.context.clone(),
             request_id: origin.request_id.clone(),

@@ -299,6 +299,7 @@ impl From<CommandError> for Problem {
     fn from(error: CommandError) -> Self {
         let detail = error.to_string();
         match error {
+            CommandError::Unauthorized(error) => error.into(),
             CommandError::Rejected(rejection) => rejection.into(),
             CommandError::NoOrganization(_) => Self::not_found(),
             CommandError::VersionConflict { .. } => {

@@ -1,11 +1,9 @@
 //! The one entry point for commands, whether they come by HTTP or NATS: permission, idempotency key, handler, outcome.
 
 use std::{
-    borrow::Cow,
     collections::{HashMap, HashSet},
     hash::RandomState,
     sync::Arc,
-    time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt, stream};
@@ -27,7 +25,7 @@ use crate::{
     auth::{Access, AuthError, Authenticator},
     commands::{
         handler::{CommandHandler, fingerprint},
-        request::{Accepted, Caller, CommandError, Request},
+        request::{Accepted, Caller, CommandError, Request, Right},
     },
     limits::{
         command_rate::{Admission, Admitted},
@@ -40,8 +38,6 @@ use crate::{
 pub const MAX_BATCH: usize = 1_000;
 /// The maximum number of concurrent commands of one request.
 const MAX_CONCURRENCY: usize = 64;
-/// How long a request is carried out before its caller's authorization is checked again.
-const AGAIN: Duration = Duration::from_millis(250);
 /// The longest stored text of where a key was found.
 const MAX_PLACE: usize = 400;
 
@@ -195,13 +191,13 @@ impl Gateway {
         origin: &Origin,
         requests: Vec<Request>,
     ) -> Vec<Result<Accepted, Problem>> {
-        let began = Instant::now();
         let caller = Caller {
             org: access.org(),
             actor: access.actor().clone(),
             role: access.role(),
             scopes: access.scopes().clone(),
             proof: access.proof().cloned(),
+            right: Some(Right { auth: Arc::clone(&self.auth), access: access.clone() }),
             creator: None,
             context: origin.context.clone(),
             request_id: origin.request_id.clone(),
@@ -268,7 +264,7 @@ impl Gateway {
             lanes.entry(lane).or_default().push((place, request));
         }
         let finished: Vec<Vec<(usize, Result<Accepted, Problem>)>> = stream::iter(lanes.into_values())
-            .map(|lane| self.in_order(&caller, access, began, lane))
+            .map(|lane| self.in_order(&caller, lane))
             .buffer_unordered(MAX_CONCURRENCY)
             .collect()
             .await;
@@ -309,6 +305,7 @@ impl Gateway {
             role: Role::Owner,
             scopes: Scopes::ALL,
             proof: None,
+            right: None,
             creator: None,
             context: origin.context.clone(),
             request_id: origin.request_id.clone(),
@@ -323,13 +320,7 @@ impl Gateway {
         Ok(())
     }
 
-    async fn in_order(
-        &self,
-        caller: &Caller,
-        access: &Access,
-        began: Instant,
-        lane: Vec<(usize, Request)>,
-    ) -> Vec<(usize, Result<Accepted, Problem>)> {
+    async fn in_order(&self, caller: &Caller, lane: Vec<(usize, Request)>) -> Vec<(usize, Result<Accepted, Problem>)> {
         let mut outcomes = Vec::with_capacity(lane.len());
         let mut is_open = false;
         for (place, request) in lane {
@@ -338,13 +329,9 @@ impl Gateway {
                 outcomes.push((place, Err(Problem::not_tried())));
                 continue;
             }
-            let gives_access = request.command.spec().gives_access;
-            let caller = if began.elapsed() < AGAIN {
-                Ok(Cow::Borrowed(caller))
-            } else {
-                self.as_now(caller, access, &request).await.map(Cow::Owned)
-            };
-            let outcome = match caller {
+            let spec = request.command.spec();
+            let gives_access = spec.gives_access;
+            let outcome = match caller.as_now(spec.requires).await {
                 Ok(caller) => self.handler.handle(&caller, request).await.map_err(Problem::from),
                 Err(lost) => Err(lost.into()),
             };
@@ -356,16 +343,6 @@ impl Gateway {
             outcomes.push((place, outcome));
         }
         outcomes
-    }
-
-    /// Returns the caller with its current rights, if it is still authorized: a long array does not extend a lost
-    /// authorization.
-    async fn as_now(&self, caller: &Caller, access: &Access, request: &Request) -> Result<Caller, AuthError> {
-        let now = self.auth.again(access).await?;
-        if let Some(permission) = request.command.spec().requires.permission() {
-            now.require(permission)?;
-        }
-        Ok(Caller { role: now.role(), scopes: now.scopes().clone(), ..caller.clone() })
     }
 
     /// Returns which of the requests have an idempotency key that was used before, and for which command.

@@ -1,6 +1,10 @@
 //! Authenticated principals, and their access to an org.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use orgstream_domain::{Permission, Scopes};
@@ -122,7 +126,21 @@ pub struct Access {
     proof: Option<(LoginMethod, bool)>,
     actor: Actor,
     principal: Principal,
+    /// Start of the check that proved it.
+    since: Since,
 }
+
+/// A time that does not tell two accesses apart.
+#[derive(Debug, Clone, Copy)]
+struct Since(Instant);
+
+impl PartialEq for Since {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Since {}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Authority {
@@ -137,7 +155,17 @@ impl Access {
     pub(super) fn operator(org: OrgId, grant: Option<BreakGlassId>, principal: &Principal) -> Self {
         let (role, actor) = (Authority::Operator(grant), principal.actor());
         let (org, scopes) = (BoundOrg::proven_by_credential(org), Scopes::ALL);
-        Self { org, role, scopes, own: None, rules: None, proof: None, actor, principal: principal.clone() }
+        Self {
+            org,
+            role,
+            scopes,
+            own: None,
+            rules: None,
+            proof: None,
+            actor,
+            principal: principal.clone(),
+            since: Since(Instant::now()),
+        }
     }
 
     /// Creates the access of a person to an org that they are a member of.
@@ -145,14 +173,44 @@ impl Access {
         let actor = Actor { actor_type: ActorType::Member, id: member.to_string(), auth: Some(principal.auth()) };
         let (org, role) = (BoundOrg::proven_by_credential(org), Authority::Role(role));
         let scopes = Scopes::ALL;
-        Self { org, role, scopes, own: None, rules: None, proof: None, actor, principal: principal.clone() }
+        Self {
+            org,
+            role,
+            scopes,
+            own: None,
+            rules: None,
+            proof: None,
+            actor,
+            principal: principal.clone(),
+            since: Since(Instant::now()),
+        }
     }
 
     /// Creates the access of a key to the org that it belongs to.
     pub(super) fn key(org: OrgId, role: Role, scopes: Scopes, principal: &Principal) -> Self {
         let (role, actor) = (Authority::Role(role), principal.actor());
         let org = BoundOrg::proven_by_credential(org);
-        Self { org, role, scopes, own: None, rules: None, proof: None, actor, principal: principal.clone() }
+        Self {
+            org,
+            role,
+            scopes,
+            own: None,
+            rules: None,
+            proof: None,
+            actor,
+            principal: principal.clone(),
+            since: Since(Instant::now()),
+        }
+    }
+
+    /// The same, proven by a check that began at `since`.
+    pub(super) fn proven(self, since: Instant) -> Self {
+        Self { since: Since(since), ..self }
+    }
+
+    /// The age of the check that proved it.
+    pub fn age(&self) -> Duration {
+        self.since.0.elapsed()
     }
 
     /// Adds the permissions of the custom role. Without them, a holder of such a role has none.

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     clock::now,
-    tenant_cache::{CacheView, OrgCache, Scoped},
+    tenant_cache::{CacheView, OrgCache, Scoped, SingleFlight},
 };
 
 const CACHE_CAPACITY: usize = 100_000;
@@ -171,8 +171,9 @@ struct Remembered<T> {
 }
 
 impl<T: Clone> Remembered<T> {
-    fn fresh(&self) -> Option<T> {
-        (self.at.elapsed() < CACHE_TTL).then(|| self.value.clone())
+    /// The value, if it was fresh when the caller came: who has waited for a lookup takes what it found.
+    fn fresh(&self, came: Instant) -> Option<T> {
+        (came.saturating_duration_since(self.at) < CACHE_TTL).then(|| self.value.clone())
     }
 }
 
@@ -191,6 +192,9 @@ pub struct Authenticator {
     memberships: OrgCache<UserId, Arc<Remembered<members::Member>>>,
     custom_roles: OrgCache<RoleId, Arc<Remembered<Permissions>>>,
     rules: OrgCache<(), Arc<Remembered<Arc<OrgPolicy>>>>,
+    membership_flights: SingleFlight,
+    role_flights: SingleFlight,
+    rule_flights: SingleFlight,
 }
 
 /// A person's membership in an organization, to be shown without acting there.
@@ -225,6 +229,9 @@ impl Authenticator {
             memberships: OrgCache::new(CACHE_CAPACITY),
             custom_roles: OrgCache::new(CACHE_CAPACITY),
             rules: OrgCache::new(CACHE_CAPACITY),
+            membership_flights: SingleFlight::default(),
+            role_flights: SingleFlight::default(),
+            rule_flights: SingleFlight::default(),
         }
     }
 
@@ -355,7 +362,9 @@ impl Authenticator {
     /// [`AuthError::ActiveOrgChanged`], not answered with that one's data: a page that was opened before a switch must learn
     /// of it.
     pub async fn access(&self, principal: &Principal, name: &OrgName) -> Result<Access, AuthError> {
+        let since = Instant::now();
         let (access, proof) = self.membership_of(principal, name).await?;
+        let access = access.proven(since);
         let Some((method, second_factor)) = proof else { return Ok(access) };
         let rules = self.rules(access.org()).await?;
         rules.check(&method, second_factor)?;
@@ -529,11 +538,17 @@ impl Authenticator {
     /// Returns the permissions of this custom role; none, once it was removed.
     async fn custom_role(&self, org: OrgId, id: RoleId) -> Result<Permissions, AuthError> {
         let scoped = Scoped::new(org, id);
-        if let Some(permissions) = self.custom_roles.get(&scoped).and_then(|role| role.fresh()) {
+        let came = Instant::now();
+        let cached = || self.custom_roles.get(&scoped).and_then(|role| role.fresh(came));
+        if let Some(permissions) = cached() {
             return Ok(permissions);
         }
-        let at = Instant::now();
+        let _flight = self.role_flights.enter(&scoped).await;
+        if let Some(permissions) = cached() {
+            return Ok(permissions);
+        }
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+        let at = Instant::now();
         let reach = decided::reach(&mut tx).await?;
         let role = roles::get(&mut tx, id).await?.filter(|role| role.active);
         drop(tx);
@@ -559,11 +574,17 @@ impl Authenticator {
     /// Returns the rules for all principals in the org.
     pub async fn rules(&self, org: OrgId) -> Result<Arc<OrgPolicy>, AuthError> {
         let scoped = Scoped::new(org, ());
-        if let Some(rules) = self.rules.get(&scoped).and_then(|rules| rules.fresh()) {
+        let came = Instant::now();
+        let cached = || self.rules.get(&scoped).and_then(|rules| rules.fresh(came));
+        if let Some(rules) = cached() {
             return Ok(rules);
         }
-        let at = Instant::now();
+        let _flight = self.rule_flights.enter(&scoped).await;
+        if let Some(rules) = cached() {
+            return Ok(rules);
+        }
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+        let at = Instant::now();
         let reach = decided::reach(&mut tx).await?;
         let mut rules = organizations::get(&mut tx).await?.map(OrgPolicy::from).unwrap_or_default();
         drop(tx);
@@ -579,11 +600,17 @@ impl Authenticator {
     }
 
     async fn membership(&self, org: OrgId, user: UserId) -> Result<Option<members::Member>, AuthError> {
-        if let Some(member) = self.memberships.get(&Scoped::new(org, user)).and_then(|member| member.fresh()) {
+        let (scoped, came) = (Scoped::new(org, user), Instant::now());
+        let cached = || self.memberships.get(&scoped).and_then(|member| member.fresh(came));
+        if let Some(member) = cached() {
             return Ok(Some(member));
         }
-        let at = Instant::now();
+        let _flight = self.membership_flights.enter(&scoped).await;
+        if let Some(member) = cached() {
+            return Ok(Some(member));
+        }
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+        let at = Instant::now();
         let reach = decided::reach(&mut tx).await?;
         let member = members::get_by_user(&mut tx, user).await?;
         drop(tx);
@@ -591,7 +618,7 @@ impl Authenticator {
         let member = self.as_decided(org, member, reach).await?;
         if let Some(member) = &member {
             let remembered = Remembered { value: member.clone(), at };
-            self.memberships.insert(Scoped::new(org, user), remembered.into());
+            self.memberships.insert(scoped, remembered.into());
         }
         Ok(member)
     }

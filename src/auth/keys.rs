@@ -20,6 +20,7 @@ use orgstream_projections::{
     members, organizations,
 };
 use quick_cache::sync::Cache;
+use tokio::sync::Semaphore;
 
 use super::{
     AuthError, Principal,
@@ -28,13 +29,15 @@ use super::{
 };
 use crate::{
     clock::now,
-    tenant_cache::{CacheView, OrgCache, Scoped},
+    tenant_cache::{CacheView, OrgCache, Scoped, SingleFlight},
 };
 
 /// The TTL of a cached key. With the TTL of log reads (`decided.rs`) and the re-checks while a response goes on, a revoked
 /// key stops working in under a second, in every process, however far behind the read models are.
 pub const CACHE_TTL: Duration = Duration::from_millis(400);
 const CACHE_CAPACITY: usize = 100_000;
+/// Lookups at the same time of keys that this process has not seen, most of which may be random.
+const STRANGERS: usize = 4;
 
 #[derive(Debug, Clone)]
 struct Known {
@@ -54,6 +57,9 @@ pub struct Keys {
     /// The organization of each key: ids, and nothing of the key.
     owners: Cache<KeyPublicId, OrgId>,
     known: OrgCache<KeyPublicId, Arc<Known>>,
+    flights: SingleFlight,
+    /// Lookups of keys that this process has not seen.
+    strangers: Semaphore,
     uses: KeyUses,
 }
 
@@ -61,7 +67,9 @@ impl Keys {
     /// Checks keys whose secrets are hashed with `pepper`. Their uses are recorded in the background.
     pub(super) fn new(db: Database, decided: Arc<Decided>, pepper: Pepper) -> Self {
         let uses = KeyUses::start(db.clone());
-        Self { db, decided, pepper, owners: Cache::new(CACHE_CAPACITY), known: OrgCache::new(CACHE_CAPACITY), uses }
+        let (owners, known) = (Cache::new(CACHE_CAPACITY), OrgCache::new(CACHE_CAPACITY));
+        let (flights, strangers) = (SingleFlight::default(), Semaphore::new(STRANGERS));
+        Self { db, decided, pepper, owners, known, flights, strangers, uses }
     }
 
     /// Returns the current cache contents.
@@ -157,15 +165,29 @@ impl Keys {
     async fn known(&self, public_id: &KeyPublicId) -> Result<(OrgId, Arc<Known>), AuthError> {
         let refused =
             || AuthError::Unauthenticated("this API key is not valid: it is unknown, revoked or expired".to_owned());
-        if let Some(org) = self.owners.get(public_id)
-            && let Some(known) = self.known.get(&Scoped::new(org, public_id.clone()))
-            && known.at.elapsed() < CACHE_TTL
-        {
-            return Ok((org, known));
+        let came = Instant::now();
+        let owner = self.owners.get(public_id);
+        let cached = || {
+            let org = self.owners.get(public_id)?;
+            let known = self.known.get(&Scoped::new(org, public_id.clone()))?;
+            // Who has waited for a lookup takes what it found.
+            (came.saturating_duration_since(known.at) < CACHE_TTL).then_some((org, known))
+        };
+        if let Some(known) = cached() {
+            return Ok(known);
         }
-        let at = Instant::now();
+        let _flight = self.flights.enter(public_id).await;
+        if let Some(known) = cached() {
+            return Ok(known);
+        }
+        // Random keys cost no more than this of what all others wait for.
+        let _stranger = match owner {
+            Some(_) => None,
+            None => self.strangers.acquire().await.ok(),
+        };
         let org = self.db.org_of_key(public_id).await?.ok_or_else(refused)?;
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+        let at = Instant::now();
         let reach = decided::reach(&mut tx).await?;
         let mut key = api_keys::get_by_public_id(&mut tx, public_id).await?.ok_or_else(refused)?;
         let creator = match key.created_by.member() {

@@ -77,6 +77,8 @@ impl CommandHandler {
                     let role = if known { Role::Owner } else { Role::Member };
                     self.may_grant_role(placement, &authority, role, &Scopes::ALL).await?;
                 }
+                // Who joined by an issuer is unknown: it may be how an owner signs in.
+                Grant::IssuerEnded => self.may_grant_role(placement, &authority, Role::Owner, &Scopes::ALL).await?,
                 Grant::Offered => {}
             }
         }

@@ -73,6 +73,11 @@ impl CommandContext<'_> {
         DecisionContext { now: self.now, command_id: self.command_id, org }
     }
 
+    /// Fails where the caller has lost its right while the command waited.
+    pub(super) async fn confirm(&self) -> Result<(), CommandError> {
+        self.caller.confirm(self.request.command.spec().requires).await
+    }
+
     pub(super) fn draft(&self, org: OrgId, aggregate: AggregateId, version: u64, events: Vec<Event>) -> CommitDraft {
         CommitDraft {
             org,
@@ -445,6 +450,7 @@ impl CommandHandler {
         let draft = attempt.draft(org, to.aggregate.clone(), loaded.version, events.clone());
         let commit = draft.seal(salt).map_err(AppendError::from)?;
         let trace = attempt.caller.trace.as_deref();
+        attempt.confirm().await?;
         let appended = self.log.append(to.placement, &commit, loaded.seq, trace).await?;
         if appended.replayed && attempt.fingerprint.is_some() {
             return Ok(None);

@@ -212,7 +212,8 @@ impl CommandHandler {
         let organization = AggregateId::Organization(org);
         let organization = self.load::<Organization>(to.placement, &organization, Freshness::Leader).await?;
         let settings = organization.state.profile().map(|profile| profile.settings.clone()).unwrap_or_default();
-        let remove = ConnectionCommand::Remove { command, settings };
+        let by = attempt.caller.proof.as_ref().map(|(method, _)| method.clone());
+        let remove = ConnectionCommand::Remove { command, settings, by };
         let result = self.execute::<Connections>(attempt, to, remove).await;
         if result.is_ok() {
             self.give_back(held, org).await;

@@ -1,11 +1,40 @@
 //! Requests and their results: the caller, the command, and its outcome.
 
-use orgstream_domain::{Command, Rejection, Scopes, credentials::key::KeyToken};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+
+use orgstream_domain::{Command, Rejection, Requires, Scopes, credentials::key::KeyToken};
 use orgstream_events::{
     Actor, AggregateId, CodecError, CommandId, Context, CorrelationId, EventId, LoginMethod, OrgId, Position, Role,
     Timestamp, UserId,
 };
 use orgstream_stream::{AppendError, StreamError};
+
+use crate::auth::{Access, AuthError, Authenticator};
+
+/// How long a caller's access is taken for granted before it is checked again.
+pub const RECHECK: Duration = Duration::from_millis(250);
+
+/// The caller's access, to be checked again where a command has waited.
+#[derive(Clone)]
+pub struct Right {
+    /// The check.
+    pub auth: Arc<Authenticator>,
+    /// The access, as last proven.
+    pub access: Access,
+}
+
+impl fmt::Debug for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Right").field(&self.access.actor()).finish()
+    }
+}
+
+impl Right {
+    /// Checks the access again if it was proven more than [`RECHECK`] ago.
+    async fn again(&self) -> Result<Option<Access>, AuthError> {
+        if self.access.age() < RECHECK { Ok(None) } else { self.auth.again(&self.access).await.map(Some) }
+    }
+}
 
 /// The caller, and the data about its request.
 #[derive(Debug, Clone)]
@@ -20,6 +49,8 @@ pub struct Caller {
     pub scopes: Scopes,
     /// How the caller was authenticated, and whether that took a second factor; none outside of an organization.
     pub proof: Option<(LoginMethod, bool)>,
+    /// The access that was proven; none for the program itself, and for a person who has none yet.
+    pub right: Option<Right>,
     /// The person, where one is required: to create an organization or to join it.
     pub creator: Option<Creator>,
     /// The personal data about the request.
@@ -28,6 +59,27 @@ pub struct Caller {
     pub request_id: Option<String>,
     /// The W3C trace context to continue.
     pub trace: Option<String>,
+}
+
+impl Caller {
+    /// Returns the caller with its current rights, if it is still authorized for a command with this requirement: neither a
+    /// long array nor a body that comes late extends a lost authorization.
+    pub async fn as_now(&self, requires: Requires) -> Result<Cow<'_, Self>, AuthError> {
+        let Some(right) = &self.right else { return Ok(Cow::Borrowed(self)) };
+        let Some(now) = right.again().await? else { return Ok(Cow::Borrowed(self)) };
+        if let Some(permission) = requires.permission() {
+            now.require(permission)?;
+        }
+        let (role, scopes) = (now.role(), now.scopes().clone());
+        Ok(Cow::Owned(Self { role, scopes, right: Some(Right { access: now, ..right.clone() }), ..self.clone() }))
+    }
+
+    /// Fails where the caller has lost the right under which a command was decided, before its events are appended.
+    pub(super) async fn confirm(&self, requires: Requires) -> Result<(), CommandError> {
+        let now = self.as_now(requires).await?;
+        // It was decided by another role: it is decided again.
+        if now.role == self.role && now.scopes == self.scopes { Ok(()) } else { Err(CommandError::Contention) }
+    }
 }
 
 /// The person who creates an organization and becomes its owner, or who joins it.
@@ -91,6 +143,9 @@ pub struct Accepted {
 /// The reason why a command was not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
+    /// The caller is no longer authorized.
+    #[error(transparent)]
+    Unauthorized(#[from] AuthError),
     /// The domain rules refuse it.
     #[error("{0}")]
     Rejected(#[from] Rejection),
@@ -130,7 +185,8 @@ impl CommandError {
     /// Whether the command certainly had no effect.
     pub(super) fn is_certain(&self) -> bool {
         match self {
-            Self::Rejected(_)
+            Self::Unauthorized(_)
+            | Self::Rejected(_)
             | Self::NoOrganization(_)
             | Self::VersionConflict { .. }
             | Self::Contention

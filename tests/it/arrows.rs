@@ -148,7 +148,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("adapters", &[]),
     ("auth", &["adapters", "clock", "tenant_cache"]),
     ("limits", &["auth", "tenant_cache"]),
-    ("commands", &["adapters", "clock", "tenant_cache"]),
+    ("commands", &["adapters", "auth", "clock", "tenant_cache"]),
     ("app", &["auth", "clock", "commands", "limits", "secret"]),
     ("jobs", &["adapters", "app", "clock", "tenant_cache"]),
     ("api", &["app", "auth", "clock", "commands", "jobs", "limits", "secret", "tenant_cache"]),

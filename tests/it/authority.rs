@@ -157,6 +157,12 @@ fn gifts(nth: usize, things: &Value) -> Vec<Gift> {
             P::ManageSso,
             Role::Owner,
         ),
+        // It gives nothing, but an owner may sign in by it.
+        Gift::role(
+            json!({"type": "remove_sso_connection", "id": "conn_01h455vb4pex5vsknk084sn02q"}),
+            P::ManageSso,
+            Role::Owner,
+        ),
         Gift::role(settings(json!({"jit_provisioning": "restricted"})), P::ManageOrganization, Role::Member),
         Gift::permissions(
             settings(json!({"audit_webhook": "https://siem.gifts.example/x"})),

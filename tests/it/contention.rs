@@ -74,6 +74,7 @@ fn caller(org: OrgId, creator: Creator) -> Caller {
         role: Role::Owner,
         scopes: Scopes::ALL,
         proof: None,
+        right: None,
         creator: Some(creator),
         context: Context::default(),
         request_id: None,

@@ -304,7 +304,10 @@ async fn a_mail_that_nobody_could_send_leaves_when_somebody_can() {
     let folder = orgstream::config::MailArgs { mail_folder: Some(api.outbox.clone()), ..mail_args() };
     let mailer = folder.mailer().unwrap().unwrap();
     let (stop, pepper) = (CancellationToken::new(), Pepper::new(PEPPER.as_bytes()).unwrap());
-    let sending = tokio::spawn(Sender::new(api.db.clone(), mailer, pepper).run(stop.clone()));
+    let sending = {
+        let (sender, stop) = (Sender::new(api.db.clone(), mailer, pepper), stop.clone());
+        tokio::spawn(async move { sender.run(stop).await })
+    };
     let token = api.invited("ann@waiting.example", 1).await;
     api.accept(&api.person("ann@waiting.example"), &token).await.expect(201);
     // The final state of a mail stays.

@@ -94,6 +94,7 @@ async fn a_command_whose_answer_came_late_is_a_success_and_no_lost_race() {
         scopes: Scopes::ALL,
         creator: None,
         proof: None,
+        right: None,
         context: Context::default(),
         request_id: None,
         trace: None,

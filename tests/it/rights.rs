@@ -398,3 +398,143 @@ async fn no_setting_locks_an_organization_for_ever() {
     let shown = api.get(&org.owner, &format!("/v1/organizations/{}", org.id)).await.expect(200).json();
     assert_eq!(shown["settings"]["allowed_auth_methods"], Value::Null);
 }
+
+/// A request whose headers are there, and the rest of its body later.
+struct Late {
+    rest: tokio::sync::mpsc::Sender<Result<String, std::io::Error>>,
+    body: String,
+    answer: tokio::task::JoinHandle<Answer>,
+}
+
+impl Late {
+    async fn begin(api: &Api, bearer: &str, path: &str, body: &Value) -> Self {
+        let body = body.to_string();
+        let (rest, pieces) = tokio::sync::mpsc::channel(2);
+        rest.send(Ok(body[..1].to_owned())).await.unwrap();
+        let request = api.request(Method::POST, path).bearer_auth(bearer).header("content-type", "application/json");
+        let request = request.header("idempotency-key", uuid::Uuid::now_v7().to_string());
+        let pieces =
+            futures_util::stream::unfold(pieces, async |mut pieces| pieces.recv().await.map(|piece| (piece, pieces)));
+        let answer = tokio::spawn(Answer::of(request.body(reqwest::Body::wrap_stream(pieces))));
+        Self { rest, body, answer }
+    }
+
+    async fn finish(self) -> Answer {
+        // A request that was answered already takes no more.
+        let _ = self.rest.send(Ok(self.body[1..].to_owned())).await;
+        drop(self.rest);
+        self.answer.await.unwrap()
+    }
+}
+
+/// The right is that of when the command is carried out, not of when the request's headers came.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_body_that_comes_late_is_carried_out_under_the_right_of_then() {
+    let api = Api::start().await;
+    let org = api.org("late-body").await;
+    let member = json!({"email": "mallory@late-body.example", "role": "admin"});
+    let add = json!([{"type": "add_member", "email": "mallory@late-body.example", "role": "admin"}]);
+    let (id, key) = api.key(&org, "admin").await;
+    let mut late = Vec::new();
+    for (path, body) in [("records", model("late")), ("members", member.clone()), ("commands", add)] {
+        late.push(Late::begin(&api, &key, &org.path(path), &body).await);
+    }
+    let (ann, ann_is) = api.joined(&org, "ann@late-body.example", "admin").await;
+    let asks_back = json!({"email": "ann@late-body.example", "role": "admin"});
+    let returns = Late::begin(&api, &ann, &org.path("members"), &asks_back).await;
+    let (bob, bob_is) = api.joined(&org, "bob@late-body.example", "admin").await;
+    let issue = json!({"name": "mine", "role": "admin"});
+    let demoted = Late::begin(&api, &bob, &org.path("api-keys"), &issue).await;
+    api.delete(&org.owner, &org.path(&format!("api-keys/{id}"))).await.expect(200);
+    api.delete(&org.owner, &org.path(&format!("members/{ann_is}"))).await.expect(200);
+    api.patch(&org.owner, &org.path(&format!("members/{bob_is}")), &json!({"role": "viewer"})).await.expect(200);
+    sleep(Duration::from_secs(1)).await;
+    for request in late {
+        let answer = request.finish().await;
+        let text = &answer.text;
+        assert!(answer.status == 401 || (answer.status == 200 && text.contains("unauthenticated")), "{answer:?}");
+    }
+    returns.finish().await.expect(404);
+    demoted.finish().await.expect(403);
+    let members = api.get(&org.owner, &org.path("members")).await.expect(200).text;
+    assert!(!members.contains("mallory@") && !members.contains("ann@"), "{members}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn commands_that_wait_for_each_other_end_with_the_right_of_who_sent_them() {
+    const WRITERS: usize = 100;
+    let api = Api::start().await;
+    let org = api.org("in-line").await;
+    let (id, key) = api.key(&org, "member").await;
+    let (record, _) = api.record(&org, "one").await;
+    let path = org.path(&format!("records/{record}"));
+    let revoked = std::sync::OnceLock::new();
+    // Each of them waits behind all others for the same record.
+    let writer = |nth: usize| {
+        let (api, path, key, revoked) = (&api, &path, &key, &revoked);
+        async move {
+            let mut last = None;
+            for round in 0.. {
+                let request = api.request(Method::PUT, path).bearer_auth(key);
+                let data = json!({"data": {"name": format!("{nth}-{round}")}});
+                match Answer::of(request.json(&data)).await.status {
+                    200 => last = revoked.get().map(Instant::elapsed).or(last),
+                    409 | 429 => {}
+                    401 => break,
+                    status => panic!("{status}"),
+                }
+            }
+            last
+        }
+    };
+    let revoke = async {
+        sleep(Duration::from_secs(1)).await;
+        api.delete(&org.owner, &org.path(&format!("api-keys/{id}"))).await.expect(200);
+        revoked.set(Instant::now()).unwrap();
+    };
+    let (lasts, ()) = tokio::join!(join_all((0..WRITERS).map(writer)), revoke);
+    let latest = lasts.into_iter().flatten().max();
+    assert!(latest < Some(Duration::from_secs(1)), "{latest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_by_which_an_owner_signs_in_is_not_taken_away_by_others() {
+    let api = Api::start().await;
+    let org = api.org("way-in").await;
+    let (idp, stop) = own_issuer(&api, "own").await;
+    let body = json!({"name": "own", "issuer": idp.url(), "audience": "orgstream"});
+    let made = api.post(&org.owner, &org.path("sso-connections"), &body).await.expect(201);
+    let connection = org.path(&format!("sso-connections/{}", made.json()["connection_id"].as_str().unwrap()));
+    let email = "sso@way-in.example";
+    let user = orgstream_events::UserId::from_login(idp.url(), email);
+    let member = json!({"email": email, "role": "owner", "user_id": user});
+    let added = api.post(&org.owner, &org.path("members"), &member).await.expect(201);
+    api.sees(&org, added.header("stream-position")).await;
+    let by_sso = idp.mint(email, Duration::from_hours(1)).unwrap();
+    api.get(&by_sso, &org.path("members")).await.expect(200);
+    let (ann, _) = api.joined(&org, "ann@way-in.example", "admin").await;
+    let (_, key) = api.key(&org, "owner").await;
+    for (bearer, status, code) in
+        [(&ann, 403, "role_above_own"), (&by_sso, 409, "would_lock_out"), (&key, 409, "would_lock_out")]
+    {
+        assert_eq!(api.delete(bearer, &connection).await.expect(status).problem(), code);
+    }
+    api.delete(&org.owner, &connection).await.expect(200);
+    stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_read_the_audit_log_neither_sends_it_elsewhere_nor_stops_it() {
+    let api = Api::start().await;
+    let org = api.org("silenced").await;
+    let scoped = json!({"name": "settings", "role": "admin", "scopes": ["organization:manage"]});
+    let (_, key) = api.issue(&org.owner, &org, &scoped).await;
+    let settings = org.path("settings");
+    let address = json!({"audit_webhook": "https://siem.silenced.example/"});
+    api.patch(&org.owner, &settings, &address).await.expect(200);
+    for webhook in [json!("https://elsewhere.example/"), Value::Null] {
+        let refused = api.patch(&key, &settings, &json!({"audit_webhook": webhook})).await.expect(403);
+        assert_eq!(refused.problem(), "scope_above_own");
+    }
+    api.patch(&key, &settings, &json!({"custom_metadata": {"a": "b"}})).await.expect(200);
+}
