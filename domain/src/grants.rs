@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use orgstream_events::{InvitationId, KeyId, Role};
+use orgstream_events::{ConnectionId, InvitationId, KeyId, Role};
 
 use crate::Permission;
 
@@ -27,7 +27,7 @@ pub enum Grant {
     /// The right of this issuer to vouch for identities.
     Issuer(String),
     /// No permission, but the end of this issuer's right, on which owners may depend.
-    IssuerEnded,
+    IssuerEnded(ConnectionId),
     /// What a member of the organization has offered, to the recipient: whether the offer still holds is checked on
     /// acceptance.
     Offered,

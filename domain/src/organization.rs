@@ -525,7 +525,7 @@ impl Aggregate for Organization {
                 }
             }
             OrganizationCommand::ChangeSettings { command, local, methods } => {
-                command.check(*local, methods, &mut faults)
+                command.check(*local, methods, &mut faults);
             }
             OrganizationCommand::Suspend(SuspendOrganization { reason })
             | OrganizationCommand::Resume(ResumeOrganization { reason })

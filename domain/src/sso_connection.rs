@@ -176,7 +176,7 @@ impl Declared for RemoveSsoConnection {
     }
 
     fn grants(&self) -> Vec<Grant> {
-        vec![Grant::IssuerEnded]
+        vec![Grant::IssuerEnded(self.id)]
     }
 }
 

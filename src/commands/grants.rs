@@ -58,7 +58,7 @@ impl CommandHandler {
                         let mut permissions = self.permissions_of(placement, issued.role).await?;
                         permissions.retain(|permission| scopes.allow(*permission));
                         authority.may_grant_role(issued.role, &permissions).map_err(|excess| {
-                            let detail = "this key may do more than you: ask somebody who may do as much to revoke it";
+                            let detail = "this key may do more than you: ask a member who may do as much to revoke it";
                             above_as(&excess, &detail)
                         })?;
                     }
@@ -78,7 +78,12 @@ impl CommandHandler {
                     self.may_grant_role(placement, &authority, role, &Scopes::ALL).await?;
                 }
                 // Who joined by an issuer is unknown: it may be how an owner signs in.
-                Grant::IssuerEnded => self.may_grant_role(placement, &authority, Role::Owner, &Scopes::ALL).await?,
+                Grant::IssuerEnded(id) => {
+                    let aggregate = AggregateId::SsoConnection(placement.org);
+                    if self.look::<Connections>(placement, &aggregate).await?.state.has(id) {
+                        self.may_grant_role(placement, &authority, Role::Owner, &Scopes::ALL).await?;
+                    }
+                }
                 Grant::Offered => {}
             }
         }

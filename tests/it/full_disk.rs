@@ -128,6 +128,9 @@ async fn dev_starts_nats_again_once_its_disk_has_space_and_not_before() {
             log.append(&org, &commit, 0, None).await
         };
         write().await.unwrap();
+        let ready = async || readiness(&base).await.ok().filter(|(status, _)| *status == 200);
+        // It writes the kinds of a new installation when it starts, and ends if that fails for a minute.
+        eventually("the process to be ready", ready).await;
         fill_stream((&url, &admin), org.org).await;
         write().await.unwrap_err();
         let (status, text) = readiness(&base).await.unwrap();
@@ -138,7 +141,6 @@ async fn dev_starts_nats_again_once_its_disk_has_space_and_not_before() {
         disk.grow("256m");
         eventually("the shard to take appends again", async || write().await.ok()).await;
         assert!(!lives());
-        let ready = async || readiness(&base).await.ok().filter(|(status, _)| *status == 200);
         eventually("the process to be ready", ready).await;
         stop.cancel();
     };

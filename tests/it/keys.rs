@@ -305,7 +305,7 @@ async fn s1_25_what_is_remembered_is_remembered_by_org() {
     }
     api.get(&a.owner, "/v1/platform/caches").await.expect(403);
     let caches = api.get(OPERATOR, "/v1/platform/caches").await.expect(200).json();
-    for name in ["api_keys", "memberships", "records"] {
+    for name in ["api_keys", "memberships", "commands/records"] {
         let cache = caches["data"].as_array().unwrap().iter().find(|cache| cache["name"] == name).unwrap();
         assert!(cache["key"].as_str().unwrap().starts_with("org"), "{cache}");
         for org in [&a, &b] {
