@@ -20,7 +20,7 @@ pub struct Authority {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Excess {
     /// The role is above the principal's own.
-    #[error("the role {by} cannot give the role {role}; ask somebody who has it")]
+    #[error("the role {by} cannot give the role {role}; ask a member who has it")]
     Role {
         /// The principal's role.
         by: Role,
@@ -28,7 +28,7 @@ pub enum Excess {
         role: Role,
     },
     /// The principal's role lacks the permission.
-    #[error("your role {by} does not have the permission {permission}, and nobody gives more than they have")]
+    #[error("your role {by} does not have the permission {permission}, and a grant cannot exceed it")]
     Permission {
         /// The principal's role.
         by: Role,
@@ -36,7 +36,7 @@ pub enum Excess {
         permission: Permission,
     },
     /// The principal's role has the permission and its scopes do not.
-    #[error("this credential's scopes do not have the permission {permission}, and nobody gives more than they have")]
+    #[error("this credential's scopes do not have the permission {permission}, and a grant cannot exceed it")]
     Scopes {
         /// The first missing permission.
         permission: Permission,

@@ -244,9 +244,7 @@ pub enum DomainError {
     #[error("there is no such domain in this organization")]
     NotFound,
     /// The domain is a public mailbox provider's.
-    #[error(
-        "everybody can have an address at {0}, so no organization can say that it is its own; give your own domain"
-    )]
+    #[error("{0} gives addresses to the public, so no organization can claim it; give your own domain")]
     Public(DomainName),
     /// The domain's DNS does not have the record.
     #[error("{name} has no TXT record {wanted:?}; add it, and try again when your DNS shows it")]

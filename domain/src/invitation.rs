@@ -432,7 +432,7 @@ pub enum InvitationError {
     #[error("this invitation ended at {0}; ask for it to be sent again")]
     Expired(Timestamp),
     /// The sender has lost the right to invite.
-    #[error("whoever sent this invitation may not give this role any more; ask for another one")]
+    #[error("the sender of this invitation may not give this role any more; ask for another one")]
     Withdrawn,
     /// The invitation is for another address.
     #[error("this invitation is for another e-mail address; sign in with the address that it was sent to")]
@@ -441,7 +441,7 @@ pub enum InvitationError {
     #[error("a member with this e-mail address exists already; change their role instead")]
     AlreadyMember,
     /// The organization has disabled invitations.
-    #[error("this organization invites nobody; its setting invite_policy says so")]
+    #[error("this organization sends no invitations (its setting invite_policy)")]
     InvitesOff,
     /// The organization does not permit this address.
     #[error("this organization invites only addresses of its allowed_domains; add the domain there first")]

@@ -402,13 +402,13 @@ pub enum MemberError {
     #[error("a member with this e-mail address exists already; remove that member first or use another address")]
     EmailTaken,
     /// The organization permits no joining by domain.
-    #[error("this organization lets nobody join by signing in; its setting jit_provisioning says so")]
+    #[error("this organization admits no members by signing in (its setting jit_provisioning)")]
     JoiningOff,
     /// The domain is not the organization's, or not that of the address.
     #[error("this organization has not proven that the domain of the address is its own")]
     DomainNotProven,
     /// The connection permits sign-in, but no joining.
-    #[error("nobody joins by this connection; its jit says so")]
+    #[error("this connection admits no members (its field jit)")]
     NoJit,
     /// The person is a former member.
     #[error("this person was removed from the organization; they come back by an invitation that is sent from now on")]
@@ -417,10 +417,10 @@ pub enum MemberError {
     #[error("there is no such member in this organization")]
     NotFound,
     /// At least one owner must remain.
-    #[error("the last owner cannot be removed or lose the role; make somebody else owner first")]
+    #[error("the last owner cannot be removed or lose the role; make another member owner first")]
     LastOwner,
     /// The role is above the caller's own.
-    #[error("a member with role {by} cannot give, change or take the role {role}; ask somebody who has it")]
+    #[error("a member with role {by} cannot give, change or take the role {role}; ask a member who has it")]
     RoleAboveOwn {
         /// The caller's role.
         by: Role,

@@ -276,7 +276,7 @@ pub enum RoleError {
     #[error("an organization has at most {MAX_ROLES} roles of its own; remove one first")]
     TooMany,
     /// The permission exceeds the caller's own.
-    #[error("you do not have the permission {0} yourself; ask somebody who has it")]
+    #[error("you do not have the permission {0} yourself; ask a member who has it")]
     AboveOwn(Permission),
 }
 

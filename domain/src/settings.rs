@@ -230,7 +230,8 @@ impl ChangeSettings {
         if let Patch::Set(methods) = &self.allowed_auth_methods
             && !methods.iter().any(LoginMethod::is_for_people)
         {
-            let rule = "must have a way for people (oidc, or sso: and a connection), or nobody could change it again";
+            let rule =
+                "must have a way for people (oidc, or sso: and a connection), or no person could change it again";
             faults.add("/allowed_auth_methods", "no_way_for_people", rule);
         }
         if let Patch::Set(days) = self.api_key_max_days

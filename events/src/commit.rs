@@ -58,7 +58,7 @@ impl CommitDraft {
         for (ordinal, event) in self.events.iter().enumerate() {
             let (payload, payload_commit) = seal_content(&event.encode(&self.context)?, salt());
             let (event_type, schema) = event.wire();
-            let is_in_no_order = self.aggregate.is_of_facts() || event.is_mark();
+            let is_in_no_order = self.aggregate.is_access() || event.is_mark();
             let header = Header {
                 v: VERSION,
                 org_id: self.org,

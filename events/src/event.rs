@@ -141,13 +141,13 @@ aggregates! {
 
 impl AggregateId {
     /// Whether its events are access events, each by itself: appended without an expectation, and at no version.
-    pub fn is_of_facts(&self) -> bool {
+    pub fn is_access(&self) -> bool {
         matches!(self, Self::Access(_))
     }
 
     fn target(&self) -> Target {
         // What happened at the boundary of an organization was done to the organization.
-        let kind = if self.is_of_facts() { AggregateType::Organization } else { self.aggregate_type() };
+        let kind = if self.is_access() { AggregateType::Organization } else { self.aggregate_type() };
         Target { target_type: kind.name().to_owned(), id: self.id() }
     }
 }

@@ -213,7 +213,7 @@ async fn without_repeated_facts<'a>(
     org: Uuid,
     mut events: Vec<Numbered<'a>>,
 ) -> Result<Vec<Numbered<'a>>, DbError> {
-    let is_fact = |event: &OpenedEvent| event.header.aggregate.aggregate.is_of_facts();
+    let is_fact = |event: &OpenedEvent| event.header.aggregate.aggregate.is_access();
     let facts: Vec<Uuid> =
         events.iter().filter(|(.., event)| is_fact(event)).map(|(.., event)| event.header.event_id.uuid()).collect();
     if facts.is_empty() {

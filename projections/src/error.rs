@@ -58,7 +58,7 @@ pub enum DbError {
         table: &'static str,
     },
     /// A programming error: the transaction is not open for this org.
-    #[error("this transaction has no open slice of {0}")]
+    #[error("this transaction has no open batch of {0}")]
     NotOpen(OrgId),
     /// Anything else: an unexpected response, which is a fault of this program.
     #[error(transparent)]

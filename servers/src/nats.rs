@@ -184,7 +184,8 @@ async fn answers([port, http]: [u16; 2]) -> Result<(), String> {
         BufReader::new(connection.take(64 * 1024)).read_line(&mut line).await?;
         Ok::<_, std::io::Error>(line)
     };
-    let line = timeout(TIMEOUT, greeting).await.map_err(|_| "it greets nobody")?.map_err(|error| error.to_string())?;
+    let line =
+        timeout(TIMEOUT, greeting).await.map_err(|_| "it sends no greeting")?.map_err(|error| error.to_string())?;
     if !line.starts_with("INFO ") {
         return Err("something else answers on its port".to_owned());
     }

@@ -235,11 +235,11 @@ fn code(fact: &AccessEvent) -> &str {
 }
 
 fn count(fact: &AccessEvent) {
-    counter!("orgstream_access_facts_total", "fact" => fact.wire().0, "code" => code(fact).to_owned()).increment(1);
+    counter!("orgstream_access_events_total", "fact" => fact.wire().0, "code" => code(fact).to_owned()).increment(1);
 }
 
 fn lost(reason: &'static str) {
-    counter!("orgstream_access_facts_lost_total").increment(1);
+    counter!("orgstream_access_events_lost_total").increment(1);
     tracing::debug!(reason, "a fact about access was not written down");
 }
 

@@ -147,7 +147,7 @@ impl Gateway {
                 Err(problem) if problem.retry_after.is_some() => return Err(not_joined(org, &problem)),
                 // An organization's refusal does not keep a person from signing in.
                 Err(problem) => {
-                    tracing::debug!(org.id = %org, code = problem.code, "nobody joins here by their domain");
+                    tracing::debug!(org.id = %org, code = problem.code, "this organization admits no members by their domain");
                 }
             }
         }
@@ -168,7 +168,7 @@ impl Gateway {
             Err(problem) if problem.retry_after.is_some() => Err(not_joined(*org, &problem)),
             // A refusal here does not keep a person from signing in.
             Err(problem) if problem.status < 500 => {
-                tracing::debug!(org.id = %org, code = problem.code, "nobody joins here by signing in");
+                tracing::debug!(org.id = %org, code = problem.code, "this organization admits no members by signing in");
                 Ok(false)
             }
             Err(problem) => Err(problem),
@@ -222,7 +222,7 @@ fn person(principal: &Principal) -> Result<Creator, Problem> {
 /// A transient failure must be reported, so that the person signs in again: without an error they would silently not be a
 /// member.
 fn not_joined(org: OrgId, problem: &Problem) -> Problem {
-    tracing::warn!(org.id = %org, code = problem.code, "somebody who signs in could not be added for now");
+    tracing::warn!(org.id = %org, code = problem.code, "a person who signed in could not be added for now");
     Problem::unavailable("You could not be added to your organization at the moment; sign in again.")
 }
 

@@ -473,7 +473,7 @@ impl<'a> Comparing<'a> {
 
     /// An access event may be in the stream twice; the audit log has it once, where it came first.
     async fn is_told_already(&mut self, event: &OpenedEvent, seq: u64) -> Result<bool, DbError> {
-        if !event.header.aggregate.aggregate.is_of_facts() {
+        if !event.header.aggregate.aggregate.is_access() {
             return Ok(false);
         }
         let told = audit::get(self.rows.tx, event.header.event_id).await?;

@@ -83,8 +83,8 @@ impl Export {
         let key = policy.lines().find_map(|line| line.strip_prefix("log ")).and_then(|key| key.trim().parse().ok());
         let key = key.context("the policy of the log names no key")?;
         self.write(POLICY, policy.as_bytes()).await?;
-        let access_log = self.api.get(&format!("{}/audit/handovers", self.base)).await?;
-        for (nth, note) in access_log.pointer("/data").and_then(Value::as_array).into_iter().flatten().enumerate() {
+        let notes = self.api.get(&format!("{}/audit/handovers", self.base)).await?;
+        for (nth, note) in notes.pointer("/data").and_then(Value::as_array).into_iter().flatten().enumerate() {
             self.write(&format!("{HANDOVERS}/{nth}"), note.as_str().unwrap_or_default().as_bytes()).await?;
         }
         self.remove_leftovers().await?;

@@ -46,15 +46,15 @@ impl<'a> KeyFiles<'a> {
 
     /// Returns the notes by which earlier keys of this folder handed over to the next.
     pub fn handovers(&self) -> anyhow::Result<Vec<SignedNote>> {
-        let mut access_log = Vec::new();
+        let mut notes = Vec::new();
         for entry in fs::read_dir(self.dir).with_context(|| format!("{} cannot be read", self.dir.display()))? {
             let path = entry?.path();
             if path.extension().is_some_and(|end| end == "handover") {
                 let read = SignedNote::parse(&fs::read(&path)?).ok().filter(|note| HandOver::read(note).is_ok());
-                access_log.push(read.with_context(|| format!("{} is no hand-over", path.display()))?);
+                notes.push(read.with_context(|| format!("{} is no hand-over", path.display()))?);
             }
         }
-        Ok(access_log)
+        Ok(notes)
     }
 
     /// Replaces the present key by a new one, which the old one signs; the old one is kept beside it.
@@ -74,7 +74,7 @@ impl<'a> KeyFiles<'a> {
     /// Creates a key, and refuses to replace one.
     pub fn make<R: Role>(&self, name: KeyName) -> anyhow::Result<SignerKey<R>> {
         if self.exist() {
-            bail!("there is a key in {} already: whoever pinned it would not know another", self.dir.display());
+            bail!("there is a key in {} already: a client that pinned it would not know another", self.dir.display());
         }
         fs::create_dir_all(self.dir).with_context(|| format!("{} cannot be made", self.dir.display()))?;
         let key = SignerKey::from_seed(name, &rand::random());

@@ -235,7 +235,7 @@ impl Oidc {
         // RFC 7515, 4.1.11: a token with critical extensions that are not understood is invalid. None is known here.
         if let Some(names) = header.crit {
             return Err(invalid(format!(
-                "its header says that {names:?} must be understood (crit), which nobody here does"
+                "its header says that {names:?} must be understood (crit), which this server does not"
             )));
         }
         let kid = header.kid.ok_or_else(|| invalid("its header names no key (kid)".to_owned()))?;

@@ -206,7 +206,7 @@ async fn settle(log: &Log, db: &Database, stream: StreamName) -> anyhow::Result<
     let end = log.end_of(stream).await?.seq;
     let tip = log.see(stream, end).await?.with_context(|| format!("{stream} has no message"))?;
     if !db.settle_history(&stream.to_string(), tip.seq, &tip.digest).await? {
-        bail!("somebody else has decided about {stream} meanwhile: see `orgstream history list`");
+        bail!("another operator has decided about {stream} meanwhile: see `orgstream history list`");
     }
     Ok(())
 }

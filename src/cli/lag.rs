@@ -56,7 +56,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
                 note!("what has standing_ms does not move although there is more for it: the worker's log says more");
             }
             for stray in list(&answer, "/strays") {
-                note!("a message is no organization's, and somebody publishes such: {stray}");
+                note!("a message belongs to no organization; its publisher must be found: {stray}");
             }
             for lost in lost(&answer) {
                 note!(
@@ -88,7 +88,7 @@ fn print_rows(answer: &Value, (head, numbers): (&[&str], &[usize])) -> anyhow::R
     if rows.is_empty() {
         // There may be no process that knows the lag, or nothing to compare with.
         let is_known = !is_without_workers(answer) && lost(answer).is_empty();
-        say!("{}", if is_known { "nothing is behind" } else { "nobody says what is behind" })?;
+        say!("{}", if is_known { "nothing is behind" } else { "no worker reports its lag" })?;
         return Ok(());
     }
     Ok(say!("{}", rows_table(rows, head, numbers).trim_fmt())?)

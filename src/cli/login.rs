@@ -66,6 +66,6 @@ async fn development_token(issuer: &str, email: &str) -> anyhow::Result<String> 
     let token = answer.get("access_token").and_then(Value::as_str).map(str::to_owned);
     token.with_context(|| {
         let why = answer.get("error_description").and_then(Value::as_str).unwrap_or("it gave no token");
-        format!("the issuer at {url} signs nobody in: {why}")
+        format!("the issuer at {url} signs in no one: {why}")
     })
 }

@@ -53,7 +53,7 @@ fn init(args: &InitArgs) -> anyhow::Result<()> {
             files.admin(),
             "orgstream nats streams: ORGSTREAM_NATS_CREDS. It may delete streams: for an administrator's hands",
         ),
-        (files.offline(), "nobody that runs: the keys that have signed all of it. Move it off this machine"),
+        (files.offline(), "no process: the keys that have signed all of it. Move it off this machine"),
     ] {
         say!("{}\n    {what}", file.display())?;
     }

@@ -197,7 +197,7 @@ async fn wait(db: &Database, mut asked: HashMap<OrgId, Rebuild>) -> anyhow::Resu
         for now in db.rebuilds_of(&waiting).await? {
             let Some(known) = asked.get_mut(&now.org) else { continue };
             if (now.job, now.version) != (known.job, known.version) {
-                bail!("{}: somebody has asked for something else meanwhile", now.org);
+                bail!("{}: another request has replaced it meanwhile", now.org);
             }
             match now.state {
                 RebuildState::Done => done_events += now.total,

@@ -135,7 +135,7 @@ impl CommandHandler {
         command: &JoinByDomain,
     ) -> Result<Accepted, CommandError> {
         let Some(Creator { email, .. }) = &attempt.caller.creator else {
-            return Err(CommandError::Internal("somebody must be there to join".to_owned()));
+            return Err(CommandError::Internal("a person is required to join".to_owned()));
         };
         let org = to.placement.org;
         let organization = self.look::<Organization>(to.placement, &AggregateId::Organization(org)).await?;
@@ -228,7 +228,7 @@ impl CommandHandler {
         closed: Option<Closed>,
     ) -> Result<Accepted, CommandError> {
         let Some(Creator { user, email }) = attempt.caller.creator.clone() else {
-            return Err(CommandError::Internal("somebody must be there to join".to_owned()));
+            return Err(CommandError::Internal("a person is required to join".to_owned()));
         };
         let member_id = MemberId::derive(attempt.command_id).to_string();
         let actor = Actor { actor_type: ActorType::Member, id: member_id, ..attempt.caller.actor.clone() };

@@ -142,7 +142,7 @@ impl DevIssuer {
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
         let address = listener.local_addr()?;
         if !address.ip().is_loopback() {
-            bail!("the development issuer signs in whoever asks, so it does not listen on {address}");
+            bail!("the development issuer signs in every caller, so it does not listen on {address}");
         }
         let router = Router::new()
             .route("/.well-known/openid-configuration", get(discovery))

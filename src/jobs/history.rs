@@ -73,7 +73,7 @@ impl Histories {
                 Some(Err(_)) => Some(format!("no answer within {} seconds", TIMEOUT.as_secs())),
             };
             if let (Some(error), true) = (&error, could) {
-                tracing::warn!(error, "nobody could look whether the log is what it was; it is tried again");
+                tracing::warn!(error, "the log's history could not be checked; the check is repeated");
             }
             could = error.is_none();
         }

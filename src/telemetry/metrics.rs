@@ -164,7 +164,7 @@ pub const FIGURES: &[Figure] = &[
     figure(
         Counter,
         Api,
-        "orgstream_access_facts_total",
+        "orgstream_access_events_total",
         "facts",
         &[("fact", Bounded("facts")), ("code", Bounded("codes and routes"))],
         "Access events: denied requests, refused keys, reads of the audit log.",
@@ -172,7 +172,7 @@ pub const FIGURES: &[Figure] = &[
     figure(
         Counter,
         Api,
-        "orgstream_access_facts_lost_total",
+        "orgstream_access_events_lost_total",
         "facts",
         &[],
         "Such facts that could not be written down. More than a few: the log does not keep up.",

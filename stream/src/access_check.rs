@@ -100,8 +100,7 @@ impl Log {
         let options = &self.inner.options;
         let reach = options.reach();
         if let Opened::In(_) = Probe::open(&reach, None).await? {
-            let what =
-                "nats-server lets in whoever connects: a stranger can read and write every organization's history";
+            let what = "nats-server admits every client: a stranger can read and write every organization's history";
             return Ok(vec![Finding { what: what.to_owned(), fix: FIX.to_owned() }]);
         }
         let mut findings = Vec::new();

@@ -36,7 +36,7 @@ impl Log {
         let (subject, payload) = match commit {
             Some(commit) => {
                 let subject = EventSubject { shard, org: commit.org_id, aggregate: commit.aggregate.clone() };
-                if !commit.aggregate.is_of_facts() {
+                if !commit.aggregate.is_access() {
                     let last = last_on_leader(stream, &subject.to_string()).await.map_err(invalid)?;
                     expected = Some(last.map_or(0, |last| last.sequence));
                 }
@@ -56,7 +56,7 @@ impl Log {
             Answer::Unknown { reason } => Err(AppendError::Unavailable { reason }),
             Answer::Refused { code, description } => Err(AppendError::Refused { code, description }),
             other => Err(AppendError::Invalid(format!(
-                "message {seq} of shard {shard} cannot be written back ({other:?}): somebody else appends to it; stop every \
+                "message {seq} of shard {shard} cannot be written back ({other:?}): another process appends to it; stop every \
                  process of the program first"
             ))),
         }

@@ -45,7 +45,7 @@ impl Log {
             }
         }
         let reason =
-            format!("more than {MAX_LOOKED_THROUGH} messages are on it, the last of which nobody of ours signed");
+            format!("more than {MAX_LOOKED_THROUGH} messages are on it, the last of which no process of ours signed");
         Err(StreamError::Corrupt { subject: subject.to_owned(), seq, reason })
     }
 

@@ -102,7 +102,7 @@ impl History {
             assert_eq!(event.header.org_id, self.org);
             assert!(ids.insert(event.header.event_id), "event {ordinal} of {seq} of {} is there twice", self.org);
             // Access events are in no order.
-            if event.header.aggregate.aggregate.is_of_facts() {
+            if event.header.aggregate.aggregate.is_access() {
                 continue;
             }
             let version = versions.entry(event.header.aggregate.aggregate.to_string()).or_default();

@@ -12,7 +12,7 @@ use std::{
 use axum::{Router, body::Bytes, extract::State, http::HeaderMap, http::StatusCode, routing::post};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ed25519_dalek::{Signature, Verifier, VerifyingKey};
-use orgstream::api::http::kit::policy::{Policy, ROUTES, Shape, Story};
+use orgstream::api::http::kit::policy::{AuditTrail, Policy, ROUTES, Shape};
 use orgstream_domain::{Command, Permission};
 use serde_json::{Value, json};
 use tokio::{
@@ -45,18 +45,18 @@ fn every_route_and_every_command_has_an_audit_story() {
     for route in ROUTES {
         let (name, is_of_org) = (format!("{} {}", route.method, route.path), route.path.contains("{org}"));
         let changes = matches!(route.shape, Shape::Create | Shape::Change | Shape::Commands);
-        match route.story {
-            Story::Events => assert_ne!(route.method, "GET", "{name}"),
-            Story::Fact(fact) => assert!(told.insert(fact) || !changes, "{name}"),
-            Story::Reading => assert!(is_of_org && route.method == "GET", "{name} is not told of"),
-            Story::Adapters => {
+        match route.audit_trail {
+            AuditTrail::Events => assert_ne!(route.method, "GET", "{name}"),
+            AuditTrail::AccessEvent(fact) => assert!(told.insert(fact) || !changes, "{name}"),
+            AuditTrail::ReadNotAudited => assert!(is_of_org && route.method == "GET", "{name} is not told of"),
+            AuditTrail::NotTenantScoped => {
                 assert!(!is_of_org && !changes, "{name} is not told of");
                 assert!(route.method == "GET" || silent.contains(&(route.method, route.path)), "{name} is not told of");
             }
         }
         if route.policy == Policy::Org(Permission::ReadAudit) {
             let shows = !without_contents.iter().any(|end| route.path.ends_with(end));
-            assert_eq!(shows, matches!(route.story, Story::Fact(_)), "{name}");
+            assert_eq!(shows, matches!(route.audit_trail, AuditTrail::AccessEvent(_)), "{name}");
         }
     }
     assert!(Command::SPECS.iter().all(|spec| !spec.events.is_empty()));
@@ -79,7 +79,7 @@ async fn who_reads_the_audit_log_is_in_it() {
     let event = audited(&api, &org.owner, &org.id, "organization.created", 1).await.remove(0);
     let (key_id, auditor) = api.key(&org, "auditor").await;
     let mut expected = BTreeSet::new();
-    for route in ROUTES.iter().filter(|route| route.story == Story::Fact("access.audit_read")) {
+    for route in ROUTES.iter().filter(|route| route.audit_trail == AuditTrail::AccessEvent("access.audit_read")) {
         let path = route.path.replace("{org}", &org.id).replace("{event}", event["event_id"].as_str().unwrap());
         let path = match path.replace("{*path}", "entries/000.p/1") {
             path if path.ends_with("/state") => format!("{path}?at=0"),

@@ -134,7 +134,7 @@ async fn s3_35_attempts_are_counted() {
         cluster.client.get(&mine.key, &theirs.path("records")).await.expect(404);
     }
     // One for the actor's own organization, one for the platform.
-    let name = "orgstream_access_facts_total{fact=\"access.denied\",code=\"not_found\"}";
+    let name = "orgstream_access_events_total{fact=\"access.denied\",code=\"not_found\"}";
     eventually("the attempts to be counted", async || (cluster.api.metric(name).await? >= 6.0).then_some(())).await;
     let path = mine.path("records");
     let (operator, org) = (cluster.operator(), mine.slug.as_str());

@@ -10,7 +10,7 @@ use std::{
 #[derive(Debug, thiserror::Error)]
 pub enum OutputError {
     /// The reader has closed it, as `head` does. This is no error.
-    #[error("nobody reads the output any more")]
+    #[error("the reader of the output has closed it")]
     Closed,
     /// It cannot be written.
     #[error("the output cannot be written: {0}")]

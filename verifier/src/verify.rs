@@ -457,8 +457,7 @@ impl Run<'_> {
             say("What happened after this head, and what was never recorded, is not part of the proof.".to_owned());
         }
         if outcome == Outcome::NotWitnessed {
-            say("Nobody but the log's own key vouches for it: compare the head with one that you or others hold."
-                .to_owned());
+            say("Only the log's own key vouches for it: compare the head with one that you or others hold.".to_owned());
         }
     }
 }

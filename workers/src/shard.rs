@@ -177,7 +177,7 @@ impl Reader {
         if counted < messages {
             tracing::info!(
                 %shard, messages, counted,
-                "far behind, and not all of it is known to be somebody's, so it is read"
+                "far behind, and not all of it is known to belong to an organization, so it is read"
             );
             return Ok(None);
         }

@@ -102,7 +102,7 @@ impl Watchdog {
                 }),
             };
             if let Err(error) = looked {
-                tracing::warn!(%error, "nobody could look whether checkpoints stand still; it is tried again");
+                tracing::warn!(%error, "checkpoints could not be checked for stalls; the check is repeated");
                 self.readers.looked_in_vain();
                 self.lanes.looked_in_vain();
             }

@@ -138,7 +138,7 @@ async fn suite(rig: &mut Rig, args: &Args) -> anyhow::Result<Vec<Row>> {
     };
     let seeds = args.seeds.unwrap_or(if args.short { 1 } else { 5 }).max(1);
     if args.rate.unwrap_or(args.load) <= 0.0 {
-        bail!("--rate, --load: without a quiet load there is nobody to be in the way of; give more than 0");
+        bail!("--rate, --load: without a quiet load there is no neighbour to measure; give more than 0");
     }
     let mut policies = Vec::new();
     for wanted in &args.policies {

@@ -17,7 +17,7 @@ pub use producers::{NatsUser, Producers, REQUEST_INFO};
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     /// A file of the accounts that exists already.
-    #[error("{0} is there already: whoever has its credentials would be locked out; give another folder with --dir")]
+    #[error("{0} is there already: holders of its credentials would be locked out; give another folder with --dir")]
     Exists(String),
     /// An I/O error on a file or folder.
     #[error("{what}: {source}")]

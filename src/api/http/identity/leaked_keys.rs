@@ -88,7 +88,7 @@ pub async fn report(State(app): State<Arc<App>>, request: Request) -> Result<Jso
     let (_, bytes) = read_body(&app, Request::from_parts(parts, body)).await?;
     app.leak_reporters
         .verify(&identifier, &signature, &bytes)
-        .map_err(|error| Problem::new(403, "bad_signature", "Not signed by anybody trusted here", error.to_string()))?;
+        .map_err(|error| Problem::new(403, "bad_signature", "Not signed by a trusted party", error.to_string()))?;
     let findings: Vec<LeakedKey> = parse_json(&bytes)?;
     if findings.len() > MAX_FINDINGS {
         return Err(Problem::too_large(format!("a report has at most {MAX_FINDINGS} findings")));

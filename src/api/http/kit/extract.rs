@@ -139,7 +139,7 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
             // One address serves several organizations: a client's cached answer of one must disclose nothing of another.
             parts.headers.remove(header::IF_NONE_MATCH);
         }
-        let (RoutePolicy { policy, story, shape, .. }, origin, access_log) =
+        let (RoutePolicy { policy, audit_trail, shape, .. }, origin, access_log) =
             (policy_of(parts)?, info(parts).origin(), app.gateway.access_log());
         let attempt = DeniedRequest { target: policy.subject(), asked: named };
         let access = app.admit(&origin).organization(&principal, &name, attempt).await?;
@@ -168,7 +168,7 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
                     let (route, path) = (origin.route.clone(), parts.uri.path().to_owned());
                     let used = AccessEvent::BreakGlassUsed(BreakGlassUsed { id, route, path });
                     access_log.write_down(access.bound(), access.actor(), &origin, used).await?;
-                } else if story == policy::AUDIT_READ {
+                } else if audit_trail == policy::AUDIT_READ {
                     let (route, query) = (origin.route.clone(), parts.uri.query().map(str::to_owned));
                     let read = AccessEvent::AuditRead(AuditRead { route, query, repeated: 1 });
                     access_log.record(access.bound(), access.actor(), &origin, read);

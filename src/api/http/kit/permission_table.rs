@@ -6,7 +6,7 @@ use std::fmt::Write;
 use orgstream_domain::{Command, Permission};
 use orgstream_events::Role;
 
-use super::policy::{Policy, ROUTES, Story};
+use super::policy::{AuditTrail, Policy, ROUTES};
 
 const HEAD: &str = "\
 # Permissions
@@ -46,7 +46,14 @@ pub fn permissions_page() -> String {
     }
     page.push_str("\n## Routes\n\n| route | who | in the audit log |\n|---|---|---|\n");
     for route in ROUTES {
-        let _ = writeln!(page, "| `{} {}` | {} | {} |", route.method, route.path, who(route.policy), told(route.story));
+        let _ = writeln!(
+            page,
+            "| `{} {}` | {} | {} |",
+            route.method,
+            route.path,
+            who(route.policy),
+            told(route.audit_trail)
+        );
     }
     page
 }
@@ -70,10 +77,10 @@ fn who(policy: Policy) -> String {
     }
 }
 
-fn told(story: Story) -> String {
-    match story {
-        Story::Events => "what was done".to_owned(),
-        Story::Fact(name) => format!("`{name}`"),
-        Story::Reading | Story::Adapters => String::new(),
+fn told(audit_trail: AuditTrail) -> String {
+    match audit_trail {
+        AuditTrail::Events => "what was done".to_owned(),
+        AuditTrail::AccessEvent(name) => format!("`{name}`"),
+        AuditTrail::ReadNotAudited | AuditTrail::NotTenantScoped => String::new(),
     }
 }

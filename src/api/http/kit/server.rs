@@ -332,7 +332,7 @@ impl Watched {
         }
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(STALLED)));
         ready!(stalled.as_mut().poll(context));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "nobody reads the answer")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read the answer")))
     }
 }
 

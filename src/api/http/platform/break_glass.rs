@@ -134,7 +134,7 @@ pub async fn open(
             let approver = approver.unwrap_or_else(|| "nobody".to_owned());
             check_length("/approver", &approver, 1, MAX_NAME)?;
             if approver.trim().eq_ignore_ascii_case(&access.actor().id) {
-                return Err(Problem::invalid("/approver", "same_person", "must be somebody else than who asks"));
+                return Err(Problem::invalid("/approver", "same_person", "must be another person than the caller"));
             }
             (BreakGlassId::fresh(now.unix_ms(), rand::random()), approver, Approval::Off)
         }
@@ -166,7 +166,7 @@ pub async fn approve(
     check_request(&reason, expires_in_seconds)?;
     check_length("/operator", &operator, 1, MAX_OPERATOR)?;
     if operator.eq_ignore_ascii_case(approver) {
-        return Err(Problem::invalid("/operator", "same_person", "must be somebody else than who approves"));
+        return Err(Problem::invalid("/operator", "same_person", "must be another person than the approver"));
     }
     let now = now();
     let approval = Consent {

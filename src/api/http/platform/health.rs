@@ -145,7 +145,7 @@ impl Readiness {
             };
             idle.retain(|shard| !held(shard));
         }
-        if idle.is_empty() { Ok(()) } else { Err(format!("nobody works on {} of the shards", idle.len())) }
+        if idle.is_empty() { Ok(()) } else { Err(format!("{} of the shards have no worker", idle.len())) }
     }
 }
 
