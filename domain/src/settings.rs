@@ -58,6 +58,12 @@ impl SignInMethods {
     }
 }
 
+/// Whether people can sign in by these settings, with these connections.
+pub fn leads_in(settings: &OrganizationSettings, connections: &BTreeSet<LoginMethod>) -> bool {
+    let Some(allowed) = &settings.allowed_auth_methods else { return true };
+    allowed.iter().any(|method| *method == LoginMethod::oidc() || connections.contains(method))
+}
+
 /// Whether sign-in is possible under these settings when a connection of the organization is gone.
 pub fn leads_in_without(
     settings: &OrganizationSettings,

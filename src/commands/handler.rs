@@ -258,9 +258,14 @@ impl CommandHandler {
                     }
                     Patch::Keep | Patch::Clear => BTreeSet::new(),
                 };
+                let narrows = matches!(command.allowed_auth_methods, Patch::Set(_));
                 let methods = SignInMethods { connections, by: caller.proof.clone() };
                 let change = OrganizationCommand::ChangeSettings { command, local: self.local_issuers, methods };
-                self.execute::<Organization>(&attempt, &to, change).await
+                let changed = self.execute::<Organization>(&attempt, &to, change).await;
+                if narrows && changed.is_ok() {
+                    self.keep_a_way_in(&attempt, &placement).await;
+                }
+                changed
             }
             Command::RestoreSignIn(command) => {
                 self.execute::<Organization>(&attempt, &to, OrganizationCommand::RestoreSignIn(command)).await

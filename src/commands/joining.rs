@@ -2,24 +2,27 @@
 //! decisions.
 
 use orgstream_domain::{
-    AcceptInvitation, AddSsoConnection, Aggregate, IssueInvitation, JoinByDomain, JoinBySso, Rejection, RejectionKind,
+    AcceptInvitation, AddSsoConnection, Aggregate, Command, IssueInvitation, JoinByDomain, JoinBySso, Rejection,
+    RejectionKind, RestoreSignIn,
     credentials::invitation::InvitationToken,
     domain::{Domain, DomainCommand, record_name},
     invitation::{Invitation, InvitationCommand, InviteRules},
     member::{Closed, MemberCommand, Members},
-    organization::Organization,
+    organization::{Organization, OrganizationCommand},
+    settings::leads_in,
     sso_connection::{ConnectionCommand, Connections, RemoveSsoConnection},
 };
 use orgstream_events::{
-    Actor, ActorType, AggregateId, CommitDraft, DomainId, DomainName, Event, Fingerprint, JitProvisioning, MemberId,
+    Actor, ActorType, AggregateId, CommandId, CommitDraft, DomainId, DomainName, Event, Fingerprint, JitProvisioning,
+    MemberId,
 };
-use orgstream_stream::{AppendError, Freshness};
+use orgstream_stream::{AppendError, Freshness, Placement};
 
 use super::{
     cache::PriorResult,
     handler::{CommandContext, CommandHandler, Target},
     patience::Patience,
-    request::{Accepted, Caller, CommandError, Creator},
+    request::{Accepted, Caller, CommandError, Creator, Request},
 };
 
 /// The claims of pairs of issuer and audience.
@@ -217,8 +220,43 @@ impl CommandHandler {
         let result = self.execute::<Connections>(attempt, to, remove).await;
         if result.is_ok() {
             self.give_back(held, org).await;
+            self.keep_a_way_in(attempt, to.placement).await;
         }
         result
+    }
+
+    /// Restores sign-in where settings and a connection were changed at the same time, each permitted by what it saw of the
+    /// other, so that no way in is left for people. Both commands check this after their commit: the later one sees both.
+    pub(super) async fn keep_a_way_in(&self, attempt: &CommandContext<'_>, placement: &Placement) {
+        let restored = self.restore_lost_sign_in(attempt, placement).await;
+        if let Err(error) = restored {
+            tracing::warn!(org.id = %placement.org, %error, "it could not be checked that people can still sign in");
+        }
+    }
+
+    async fn restore_lost_sign_in(
+        &self,
+        attempt: &CommandContext<'_>,
+        placement: &Placement,
+    ) -> Result<(), CommandError> {
+        let org = placement.org;
+        let (connections, aggregate) = (AggregateId::SsoConnection(org), AggregateId::Organization(org));
+        let methods = self.load::<Connections>(placement, &connections, Freshness::Leader).await?.state.methods();
+        let organization = self.load::<Organization>(placement, &aggregate, Freshness::Leader).await?;
+        if organization.state.profile().is_none_or(|profile| leads_in(&profile.settings, &methods)) {
+            return Ok(());
+        }
+        tracing::warn!(org.id = %org, "settings and a connection were changed at once: sign-in is restored");
+        let actor = Actor { actor_type: ActorType::System, id: "sign_in".to_owned(), auth: None };
+        let caller = Caller { actor, right: None, ..attempt.caller.clone() };
+        let reason = "settings and a connection were changed at once, which left no way to sign in".to_owned();
+        let restore = RestoreSignIn { reason };
+        let request = Request::from(Command::from(restore.clone()));
+        let command_id = CommandId::from_idempotency_key(org, &format!("sign-in after {}", attempt.command_id));
+        let attempt =
+            CommandContext { caller: &caller, request: &request, command_id, fingerprint: None, now: attempt.now };
+        let to = Target { placement, aggregate };
+        self.execute::<Organization>(&attempt, &to, OrganizationCommand::RestoreSignIn(restore)).await.map(drop)
     }
 
     async fn provision(

@@ -23,7 +23,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 macro_rules! jobs {
     ($($(#[$doc:meta])+ $job:ident = $name:literal;)*) => {
-        /// A background job. All of them stop together, after the last HTTP request was answered, and are waited for in the
+        /// A background job. All of them stop when the HTTP server does, and are waited for after its last request, in the
         /// order of this list.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         pub enum JobName {

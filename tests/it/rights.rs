@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use orgstream::auth::approval::GlassApproval;
+use orgstream::{auth::approval::GlassApproval, dev::issuer::Person};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -537,4 +537,41 @@ async fn who_may_not_read_the_audit_log_neither_sends_it_elsewhere_nor_stops_it(
         assert_eq!(refused.problem(), "scope_above_own");
     }
     api.patch(&key, &settings, &json!({"custom_metadata": {"a": "b"}})).await.expect(200);
+}
+
+/// Two owners who change the ways in at the same time, each permitted by what it saw of the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn settings_and_a_connection_that_change_at_once_leave_a_way_in() {
+    let api = Api::start().await;
+    let (idp, stop) = own_issuer(&api, "own").await;
+    for round in 0..25 {
+        let org = api.org(&format!("skew-{round}")).await;
+        let audience = format!("app-{round}");
+        let body = json!({"name": "own", "issuer": idp.url(), "audience": audience});
+        let made = api.post(&org.owner, &org.path("sso-connections"), &body).await.expect(201);
+        let id = made.json()["connection_id"].as_str().unwrap().to_owned();
+        let email = format!("sso@skew-{round}.example");
+        let user = orgstream_events::UserId::from_login(idp.url(), &email);
+        let member = json!({"email": email, "role": "owner", "user_id": user});
+        let added = api.post(&org.owner, &org.path("members"), &member).await.expect(201);
+        api.sees(&org, added.header("stream-position")).await;
+        let person = Person { email: &email, email_verified: true, amr: &[] };
+        let by_sso = idp.mint_with(&person, json!({"aud": audience}), Duration::from_hours(1)).unwrap();
+        let (settings, connection) = (org.path("settings"), org.path(&format!("sso-connections/{id}")));
+        let only = json!({"allowed_auth_methods": [format!("sso:{id}")]});
+        let (set, removed) = tokio::join!(api.patch(&by_sso, &settings, &only), api.delete(&org.owner, &connection));
+        for answer in [&set, &removed] {
+            // Refused by the other's change, or by the right that ended with it.
+            assert!(answer.status == 200 || (400..500).contains(&answer.status), "{answer:?}");
+        }
+        eventually("an owner to come in", async || {
+            let mut statuses = Vec::new();
+            for bearer in [&org.owner, &by_sso] {
+                statuses.push(api.get(bearer, &org.path("members")).await.status);
+            }
+            statuses.contains(&200).then_some(())
+        })
+        .await;
+    }
+    stop.cancel();
 }
