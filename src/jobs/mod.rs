@@ -151,7 +151,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use anyhow::bail;
-    use tokio::time::advance;
+    use tokio::{task::yield_now, time::advance};
 
     use super::*;
 
@@ -173,17 +173,14 @@ mod tests {
         let jobs = Jobs::start(vec![job], &failing, &stop);
         for (start, reason) in [(1, "no room"), (2, "it panicked")] {
             while starts.load(Ordering::Relaxed) < start || failing.first().is_none() {
-                tokio::task::yield_now().await;
+                yield_now().await;
             }
             let (job, found) = failing.first().unwrap();
             assert!(job == JobName::Outbox && found.starts_with(reason), "{found}");
             advance(MAX_PAUSE).await;
-            while failing.first().is_some() {
-                tokio::task::yield_now().await;
-            }
         }
         while starts.load(Ordering::Relaxed) < 3 {
-            tokio::task::yield_now().await;
+            yield_now().await;
         }
         assert_eq!(failing.first().map(|(job, _)| job), None);
         stop.cancel();

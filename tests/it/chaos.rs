@@ -282,6 +282,8 @@ async fn until_written(total: &AtomicU64, more: u64) {
     eventually(&what, async || (total.load(Ordering::Relaxed) >= goal).then_some(())).await;
 }
 
+// S3.21
+// S3.22
 // Events of fifty tenants interleave in four streams and one worker; every derived row equals what the tenant's own
 // stream says, and what a rebuild of that tenant gives.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -130,6 +130,8 @@ pub(crate) async fn goes_on(cluster: &Cluster, tenant: &Tenant, key: &str) {
     assert_eq!(audited.body["data"][0]["aggregate"]["id"], id);
 }
 
+// S1.26
+// S3.20
 // The stream of A holds only what is A's; messages that claim otherwise are rejected by the worker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_that_is_another_organizations_is_parked_and_applied_nowhere() {

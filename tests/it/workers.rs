@@ -200,6 +200,7 @@ async fn a_backlog_of_one_organization_does_not_keep_another_waiting_and_fits_in
     eprintln!("{} quiet writes in the flood, {median:?} in the middle, {longest:?} at the most", waits.len());
     eprintln!("{catching_up} lanes catching_up, {most} bytes in lanes");
     assert!(restarted && waits.len() >= 10, "the flood was over too soon: {}", waits.len());
+    // S1.27
     // The requirement is 500 ms; a debug build that shares two cores with other tests is given more.
     assert!(median < Duration::from_secs(1), "{waits:?}");
     assert!(catching_up >= 1.0);
