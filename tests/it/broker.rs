@@ -527,10 +527,7 @@ async fn a_server_without_a_door_is_not_started_on() {
         command.env("ORGSTREAM_PEPPER", "a pepper that is long enough for a test")
     };
     let said = openly(&["check-config"]).run().await.failure();
-    assert!(
-        said.stdout.contains("admits every client") && said.stdout.contains("orgstream nats init"),
-        "{said:?}"
-    );
+    assert!(said.stdout.contains("admits every client") && said.stdout.contains("orgstream nats init"), "{said:?}");
     for job in ["serve", "work"] {
         let said = openly(&[job, "--http", "127.0.0.1:0"]).run().await.failure();
         assert!(said.stderr.contains("admits every client"), "{job}: {said:?}");
