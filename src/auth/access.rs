@@ -150,57 +150,26 @@ enum Authority {
 }
 
 impl Access {
+    fn new(org: OrgId, role: Authority, scopes: Scopes, actor: Actor, principal: &Principal) -> Self {
+        let (org, since) = (BoundOrg::proven_by_credential(org), Since(Instant::now()));
+        Self { org, role, scopes, own: None, rules: None, proof: None, actor, principal: principal.clone(), since }
+    }
+
     /// Creates an operator's access to `org`: for the platform's own org everything, for a tenant only operating the
     /// platform, and what `grant` lets the operator read.
     pub(super) fn operator(org: OrgId, grant: Option<BreakGlassId>, principal: &Principal) -> Self {
-        let (role, actor) = (Authority::Operator(grant), principal.actor());
-        let (org, scopes) = (BoundOrg::proven_by_credential(org), Scopes::ALL);
-        Self {
-            org,
-            role,
-            scopes,
-            own: None,
-            rules: None,
-            proof: None,
-            actor,
-            principal: principal.clone(),
-            since: Since(Instant::now()),
-        }
+        Self::new(org, Authority::Operator(grant), Scopes::ALL, principal.actor(), principal)
     }
 
     /// Creates the access of a person to an org that they are a member of.
     pub(super) fn member(org: OrgId, member: MemberId, role: Role, principal: &Principal) -> Self {
         let actor = Actor { actor_type: ActorType::Member, id: member.to_string(), auth: Some(principal.auth()) };
-        let (org, role) = (BoundOrg::proven_by_credential(org), Authority::Role(role));
-        let scopes = Scopes::ALL;
-        Self {
-            org,
-            role,
-            scopes,
-            own: None,
-            rules: None,
-            proof: None,
-            actor,
-            principal: principal.clone(),
-            since: Since(Instant::now()),
-        }
+        Self::new(org, Authority::Role(role), Scopes::ALL, actor, principal)
     }
 
     /// Creates the access of a key to the org that it belongs to.
     pub(super) fn key(org: OrgId, role: Role, scopes: Scopes, principal: &Principal) -> Self {
-        let (role, actor) = (Authority::Role(role), principal.actor());
-        let org = BoundOrg::proven_by_credential(org);
-        Self {
-            org,
-            role,
-            scopes,
-            own: None,
-            rules: None,
-            proof: None,
-            actor,
-            principal: principal.clone(),
-            since: Since(Instant::now()),
-        }
+        Self::new(org, Authority::Role(role), scopes, principal.actor(), principal)
     }
 
     /// The same, proven by a check that began at `since`.
