@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     clock::now,
-    tenant_cache::{CacheView, OrgCache, Scoped, SingleFlight},
+    tenant_cache::{CacheView, Found, LookupCache, Scoped},
 };
 
 const CACHE_CAPACITY: usize = 100_000;
@@ -165,18 +165,6 @@ impl OrgName {
     }
 }
 
-struct Remembered<T> {
-    value: T,
-    at: Instant,
-}
-
-impl<T: Clone> Remembered<T> {
-    /// The value, if it was fresh when the caller came: who has waited for a lookup takes what it found.
-    fn fresh(&self, came: Instant) -> Option<T> {
-        (came.saturating_duration_since(self.at) < CACHE_TTL).then(|| self.value.clone())
-    }
-}
-
 /// The permissions of a custom role.
 pub type Permissions = Arc<BTreeSet<Permission>>;
 
@@ -189,12 +177,9 @@ pub struct Authenticator {
     connections: Connections,
     sessions: Sessions,
     keys: Keys,
-    memberships: OrgCache<UserId, Arc<Remembered<members::Member>>>,
-    custom_roles: OrgCache<RoleId, Arc<Remembered<Permissions>>>,
-    rules: OrgCache<(), Arc<Remembered<Arc<OrgPolicy>>>>,
-    membership_flights: SingleFlight,
-    role_flights: SingleFlight,
-    rule_flights: SingleFlight,
+    memberships: LookupCache<UserId, Option<members::Member>, AuthError>,
+    custom_roles: LookupCache<RoleId, Permissions, AuthError>,
+    rules: LookupCache<(), Arc<OrgPolicy>, AuthError>,
 }
 
 /// A person's membership in an organization, to be shown without acting there.
@@ -226,12 +211,9 @@ impl Authenticator {
             decided,
             operators,
             issuers,
-            memberships: OrgCache::new(CACHE_CAPACITY),
-            custom_roles: OrgCache::new(CACHE_CAPACITY),
-            rules: OrgCache::new(CACHE_CAPACITY),
-            membership_flights: SingleFlight::default(),
-            role_flights: SingleFlight::default(),
-            rule_flights: SingleFlight::default(),
+            memberships: LookupCache::new(CACHE_CAPACITY, CACHE_TTL),
+            custom_roles: LookupCache::new(CACHE_CAPACITY, CACHE_TTL),
+            rules: LookupCache::new(CACHE_CAPACITY, CACHE_TTL),
         }
     }
 
@@ -346,9 +328,9 @@ impl Authenticator {
     pub fn caches(&self) -> Vec<CacheView> {
         let mut views = vec![
             self.keys.cache(),
-            CacheView::of("memberships", "org/user", &self.memberships),
-            CacheView::of("roles", "org/role", &self.custom_roles),
-            CacheView::of("rules", "org", &self.rules),
+            self.memberships.view("memberships", "org/user"),
+            self.custom_roles.view("roles", "org/role"),
+            self.rules.view("rules", "org"),
         ];
         views.extend(self.connections.caches());
         views.extend(self.decided.caches());
@@ -537,30 +519,20 @@ impl Authenticator {
 
     /// Returns the permissions of this custom role; none, once it was removed.
     async fn custom_role(&self, org: OrgId, id: RoleId) -> Result<Permissions, AuthError> {
-        let scoped = Scoped::new(org, id);
-        let came = Instant::now();
-        let cached = || self.custom_roles.get(&scoped).and_then(|role| role.fresh(came));
-        if let Some(permissions) = cached() {
-            return Ok(permissions);
-        }
-        let _flight = self.role_flights.enter(&scoped).await;
-        if let Some(permissions) = cached() {
-            return Ok(permissions);
-        }
-        let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
-        let at = Instant::now();
-        let reach = decided::reach(&mut tx).await?;
-        let role = roles::get(&mut tx, id).await?.filter(|role| role.active);
-        drop(tx);
-        let names = role.map(|role| role.permissions).unwrap_or_default();
-        let mut permissions: BTreeSet<_> = names.iter().filter_map(|name| Permission::named(name)).collect();
-        if let Some(book) = self.decided.roles(org, reach).await? {
-            permissions = book.permissions(id).unwrap_or_default();
-        }
-        let permissions = Arc::new(permissions);
-        let remembered = Remembered { value: Arc::clone(&permissions), at };
-        self.custom_roles.insert(scoped, remembered.into());
-        Ok(permissions)
+        let lookup = Box::pin(async {
+            let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+            let at = Instant::now();
+            let reach = decided::reach(&mut tx).await?;
+            let role = roles::get(&mut tx, id).await?.filter(|role| role.active);
+            drop(tx);
+            let names = role.map(|role| role.permissions).unwrap_or_default();
+            let mut permissions: BTreeSet<_> = names.iter().filter_map(|name| Permission::named(name)).collect();
+            if let Some(book) = self.decided.roles(org, reach).await? {
+                permissions = book.permissions(id).unwrap_or_default();
+            }
+            Ok(Found { value: Arc::new(permissions), at })
+        });
+        self.custom_roles.get(&Scoped::new(org, id), |_| true, lookup).await
     }
 
     /// Returns the permissions of this role in the organization.
@@ -573,54 +545,36 @@ impl Authenticator {
 
     /// Returns the rules for all principals in the org.
     pub async fn rules(&self, org: OrgId) -> Result<Arc<OrgPolicy>, AuthError> {
-        let scoped = Scoped::new(org, ());
-        let came = Instant::now();
-        let cached = || self.rules.get(&scoped).and_then(|rules| rules.fresh(came));
-        if let Some(rules) = cached() {
-            return Ok(rules);
-        }
-        let _flight = self.rule_flights.enter(&scoped).await;
-        if let Some(rules) = cached() {
-            return Ok(rules);
-        }
-        let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
-        let at = Instant::now();
-        let reach = decided::reach(&mut tx).await?;
-        let mut rules = organizations::get(&mut tx).await?.map(OrgPolicy::from).unwrap_or_default();
-        drop(tx);
-        if let Some(organization) = self.decided.organization(org, reach).await? {
-            rules = organization.profile().map(OrgPolicy::from).unwrap_or_default();
-        }
-        let rules = Arc::new(rules);
+        let lookup = Box::pin(async {
+            let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+            let at = Instant::now();
+            let reach = decided::reach(&mut tx).await?;
+            let mut rules = organizations::get(&mut tx).await?.map(OrgPolicy::from).unwrap_or_default();
+            drop(tx);
+            if let Some(organization) = self.decided.organization(org, reach).await? {
+                rules = organization.profile().map(OrgPolicy::from).unwrap_or_default();
+            }
+            Ok(Found { value: Arc::new(rules), at })
+        });
         // A resumed organization is accessible as soon as the change is known.
-        if !rules.suspended {
-            self.rules.insert(scoped, Remembered { value: Arc::clone(&rules), at }.into());
-        }
-        Ok(rules)
+        self.rules.get(&Scoped::new(org, ()), |rules| !rules.suspended, lookup).await
     }
 
     async fn membership(&self, org: OrgId, user: UserId) -> Result<Option<members::Member>, AuthError> {
-        let (scoped, came) = (Scoped::new(org, user), Instant::now());
-        let cached = || self.memberships.get(&scoped).and_then(|member| member.fresh(came));
-        if let Some(member) = cached() {
-            return Ok(Some(member));
-        }
-        let _flight = self.membership_flights.enter(&scoped).await;
-        if let Some(member) = cached() {
-            return Ok(Some(member));
-        }
-        let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
-        let at = Instant::now();
-        let reach = decided::reach(&mut tx).await?;
-        let member = members::get_by_user(&mut tx, user).await?;
-        drop(tx);
-        let Some(member) = member else { return Ok(None) };
-        let member = self.as_decided(org, member, reach).await?;
-        if let Some(member) = &member {
-            let remembered = Remembered { value: member.clone(), at };
-            self.memberships.insert(scoped, remembered.into());
-        }
-        Ok(member)
+        let lookup = Box::pin(async {
+            let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
+            let at = Instant::now();
+            let reach = decided::reach(&mut tx).await?;
+            let member = members::get_by_user(&mut tx, user).await?;
+            drop(tx);
+            let value = match member {
+                Some(member) => self.as_decided(org, member, reach).await?,
+                None => None,
+            };
+            Ok(Found { value, at })
+        });
+        // A new member has access as soon as the read models have it.
+        self.memberships.get(&Scoped::new(org, user), Option::is_some, lookup).await
     }
 }
 

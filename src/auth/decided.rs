@@ -3,25 +3,29 @@
 //!
 //! For each aggregate that a right depends on, the end of its history is queried: once in a tenth of a second, shared by all
 //! callers. If the read models have applied it, they are current, and no more is needed. If not, the history is read and
-//! cached, and each change of it is read once. A log that does not answer vouches for nothing: no request proceeds on
-//! earlier rights.
+//! cached, and each change of it is read once. While the log does not answer, nothing is decided, so the read models and what
+//! was seen of the log before count; where that had more than the read models and was not read, there is no answer.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
+use dashmap::{DashMap, Entry};
 use orgstream_domain::{
     Aggregate, Place, api_key::ApiKey, member::Members, organization::Organization, role::CustomRoles,
     sso_connection::Connections,
 };
-use orgstream_events::{AccessEvent, AggregateId, Event, KeyId, OrgId, Pipeline};
+use orgstream_events::{AccessEvent, AggregateId, Event, KeyId, OrgId, Pipeline, Shard};
 use orgstream_projections::{
     DbError, TenantTx,
     checkpoints::{self, Reach},
 };
 use orgstream_stream::{Freshness, Log, Placement, StreamError};
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::Mutex,
+    time::{sleep, timeout},
+};
 
 use super::AuthError;
 use crate::tenant_cache::{CacheView, OrgCache, Scoped};
@@ -30,6 +34,8 @@ use crate::tenant_cache::{CacheView, OrgCache, Scoped};
 const LOOK: Duration = Duration::from_millis(100);
 /// The timeout of that query.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// The interval of the queries whether a shard answers again.
+const RETRY: Duration = Duration::from_millis(500);
 /// The maximum number of reads in the search for a closed break-glass grant.
 const PARTS: usize = 8;
 /// The maximum number of cached aggregates of each kind.
@@ -42,16 +48,58 @@ pub(super) async fn reach(tx: &mut TenantTx) -> Result<Reach, DbError> {
 
 /// The known state of one aggregate.
 struct Known<A> {
-    /// The end of its history at the last query, or the reason why that failed.
-    end: Option<(Instant, Result<u64, String>)>,
-    /// The state, as far as the history was read.
+    /// The time of the last query that was answered.
+    asked: Option<Instant>,
+    /// The end of its history then.
+    end: u64,
+    /// The state, as far as the history was read: to its message `seq`, which counts as all of it up to `read_to`.
     state: Arc<A>,
     seq: u64,
+    read_to: u64,
 }
 
 impl<A: Default> Default for Known<A> {
     fn default() -> Self {
-        Self { end: None, state: Arc::default(), seq: 0 }
+        Self { asked: None, end: 0, state: Arc::default(), seq: 0, read_to: 0 }
+    }
+}
+
+impl<A> Known<A> {
+    /// Returns the state, or none when read models that are at `reach` have all of it. Fails with `error` if the history
+    /// was not read to its known end.
+    fn judged(&self, reach: Option<Reach>, error: impl FnOnce() -> AuthError) -> Result<Option<Arc<A>>, AuthError> {
+        // An event that could not be applied is behind the checkpoint, and in no row.
+        if reach.is_some_and(|reach| self.end <= reach.seq && reach.parked.is_none()) {
+            return Ok(None);
+        }
+        if self.asked.is_some() && self.read_to >= self.end { Ok(Some(Arc::clone(&self.state))) } else { Err(error()) }
+    }
+}
+
+/// The shards that do not answer, each with the reason. They are asked in the background until they do, so that callers do
+/// not wait for it.
+#[derive(Default)]
+struct Unanswered(DashMap<Shard, String>);
+
+impl Unanswered {
+    fn note(this: &Arc<Self>, log: &Log, shard: Shard, reason: &str) {
+        let Entry::Vacant(entry) = this.0.entry(shard) else { return };
+        entry.insert(reason.to_owned());
+        tracing::warn!(%shard, reason, "the log does not answer: rights are those that are known until it does");
+        tokio::spawn(Self::retry(Arc::downgrade(this), log.clone(), shard));
+    }
+
+    async fn retry(this: Weak<Self>, log: Log, shard: Shard) {
+        while this.strong_count() > 0 {
+            sleep(RETRY).await;
+            if let Ok(Ok(_)) = timeout(TIMEOUT, log.shard_state(shard)).await {
+                tracing::info!(%shard, "the log answers again");
+                break;
+            }
+        }
+        if let Some(this) = this.upgrade() {
+            this.0.remove(&shard);
+        }
     }
 }
 
@@ -60,6 +108,7 @@ type AggregateCache<A> = OrgCache<AggregateId, Arc<Mutex<Known<A>>>>;
 /// The decisions about rights. One per process.
 pub(super) struct Decided {
     log: Log,
+    unanswered: Arc<Unanswered>,
     organizations: AggregateCache<Organization>,
     rosters: AggregateCache<Members>,
     roles: AggregateCache<CustomRoles>,
@@ -71,7 +120,8 @@ impl Decided {
     /// Reads from `log`.
     pub(super) fn new(log: Log) -> Self {
         let (organizations, rosters, roles) = (OrgCache::new(KEPT), OrgCache::new(KEPT), OrgCache::new(KEPT));
-        Self { log, organizations, rosters, roles, keys: OrgCache::new(KEPT), connections: OrgCache::new(KEPT) }
+        let (keys, connections) = (OrgCache::new(KEPT), OrgCache::new(KEPT));
+        Self { log, unanswered: Arc::default(), organizations, rosters, roles, keys, connections }
     }
 
     /// The entries at the moment, by organization.
@@ -147,9 +197,14 @@ impl Decided {
         aggregate: AggregateId,
         reach: Option<Reach>,
     ) -> Result<Option<Arc<A>>, AuthError> {
-        // About an organization that is not in the log, nothing was decided.
-        let Some(placement) = self.log.placement(org).await.map_err(|error| unanswered(&error))? else {
-            return Ok(None);
+        let placement = match self.log.placement(org).await {
+            Ok(Some(placement)) => placement,
+            // About an organization that is not in the log, nothing was decided.
+            Ok(None) => return Ok(None),
+            Err(StreamError::Unavailable { .. }) if reach.is_some_and(|reach| reach.parked.is_none()) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(unanswered(&error)),
         };
         let known = cache.get_or_insert_with(&Scoped::new(org, aggregate.clone()), || {
             Ok::<_, std::convert::Infallible>(Arc::default())
@@ -157,14 +212,44 @@ impl Decided {
         let Ok(known) = known;
         // Concurrent callers share one query, and one read.
         let mut known = known.lock().await;
-        let end = self.end(&mut known, &placement, &aggregate).await?;
-        // An event that could not be applied is behind the checkpoint, and in no row.
-        if reach.is_some_and(|reach| end <= reach.seq && reach.parked.is_none()) {
-            return Ok(None);
+        match self.read(&mut known, &placement, &aggregate, reach).await {
+            Ok(()) => known.judged(reach, || AuthError::Unavailable("the history ends before its end".to_owned())),
+            Err(error @ StreamError::Unavailable { .. }) => known.judged(reach, || unanswered(&error)),
+            Err(error) => Err(unanswered(&error)),
         }
-        while known.seq < end {
-            let history = self.log.load(&placement, &aggregate, known.seq, Freshness::Leader);
-            let history = history.await.map_err(|error| unanswered(&error))?;
+    }
+
+    /// Reads the end of the history, as it was at most `LOOK` ago, and what the read models lack of it.
+    async fn read<A: Aggregate>(
+        &self,
+        known: &mut Known<A>,
+        placement: &Placement,
+        aggregate: &AggregateId,
+        reach: Option<Reach>,
+    ) -> Result<(), StreamError> {
+        const ACTION: &str = "ask what was decided";
+        if known.asked.is_none_or(|asked| asked.elapsed() >= LOOK) {
+            if let Some(reason) = self.unanswered.0.get(&placement.shard) {
+                return Err(StreamError::Unavailable { action: ACTION, reason: reason.clone() });
+            }
+            let asked = Instant::now();
+            let end = if self.log.is_connected() {
+                let late = |_| StreamError::Unavailable { action: ACTION, reason: "no answer in time".to_owned() };
+                timeout(TIMEOUT, self.log.end_of_history(placement, aggregate)).await.map_err(late).flatten()
+            } else {
+                Err(StreamError::Unavailable { action: ACTION, reason: "there is no connection".to_owned() })
+            };
+            if let Err(StreamError::Unavailable { reason, .. }) = &end {
+                Unanswered::note(&self.unanswered, &self.log, placement.shard, reason);
+            }
+            known.end = end?;
+            known.asked = Some(asked);
+        }
+        if reach.is_some_and(|reach| known.end <= reach.seq && reach.parked.is_none()) {
+            return Ok(());
+        }
+        while known.read_to < known.end {
+            let history = self.log.load(placement, aggregate, known.seq, Freshness::Leader).await?;
             let state = Arc::make_mut(&mut known.state);
             for stored in &history.commits {
                 for opened in &stored.commit.events {
@@ -175,43 +260,13 @@ impl Decided {
                 }
             }
             known.seq = history.last;
-            if history.ended {
-                break;
-            }
+            // Messages at the end that are not authentic are no part of it.
+            known.read_to = if history.ended { known.end.max(history.last) } else { history.last };
         }
-        Ok(Some(Arc::clone(&known.state)))
-    }
-
-    /// Returns the end of the history, as it was at most `LOOK` ago. A log that does not answer is cached, too: callers
-    /// that have waited meanwhile get the same error.
-    async fn end<A>(
-        &self,
-        known: &mut Known<A>,
-        placement: &Placement,
-        aggregate: &AggregateId,
-    ) -> Result<u64, AuthError> {
-        if let Some((at, end)) = &known.end
-            && at.elapsed() < LOOK
-        {
-            return end.clone().map_err(AuthError::Unavailable);
-        }
-        let asked = Instant::now();
-        let end = match timeout(TIMEOUT, self.log.end_of_history(placement, aggregate)).await {
-            Ok(Ok(end)) => Ok(end),
-            Ok(Err(error)) => Err(unanswered_text(&error)),
-            Err(_) => Err("the event log does not answer in time".to_owned()),
-        };
-        // An end dates from before the query; a missing answer, from now.
-        let at = if end.is_ok() { asked } else { Instant::now() };
-        known.end = Some((at, end.clone()));
-        end.map_err(AuthError::Unavailable)
+        Ok(())
     }
 }
 
 fn unanswered(error: &StreamError) -> AuthError {
-    AuthError::Unavailable(unanswered_text(error))
-}
-
-fn unanswered_text(error: &StreamError) -> String {
-    format!("the event log does not say what was decided: {error}")
+    AuthError::Unavailable(format!("the event log does not say what was decided: {error}"))
 }

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     clock::now,
-    tenant_cache::{CacheView, OrgCache, Scoped, SingleFlight},
+    tenant_cache::{CacheView, Found, OrgCache, Scoped, SingleFlight},
 };
 
 /// The TTL of a cached key. With the TTL of log reads (`decided.rs`) and the re-checks while a response goes on, a revoked
@@ -57,7 +57,7 @@ pub struct Keys {
     /// The organization of each key: ids, and nothing of the key.
     owners: Cache<KeyPublicId, OrgId>,
     known: OrgCache<KeyPublicId, Arc<Known>>,
-    flights: SingleFlight,
+    flights: SingleFlight<(OrgId, Arc<Known>), AuthError>,
     /// Lookups of keys that this process has not seen.
     strangers: Semaphore,
     uses: KeyUses,
@@ -68,7 +68,7 @@ impl Keys {
     pub(super) fn new(db: Database, decided: Arc<Decided>, pepper: Pepper) -> Self {
         let uses = KeyUses::start(db.clone());
         let (owners, known) = (Cache::new(CACHE_CAPACITY), OrgCache::new(CACHE_CAPACITY));
-        let (flights, strangers) = (SingleFlight::default(), Semaphore::new(STRANGERS));
+        let (flights, strangers) = (SingleFlight::new(CACHE_TTL), Semaphore::new(STRANGERS));
         Self { db, decided, pepper, owners, known, flights, strangers, uses }
     }
 
@@ -163,28 +163,32 @@ impl Keys {
     }
 
     async fn known(&self, public_id: &KeyPublicId) -> Result<(OrgId, Arc<Known>), AuthError> {
-        let refused =
-            || AuthError::Unauthenticated("this API key is not valid: it is unknown, revoked or expired".to_owned());
         let came = Instant::now();
         let owner = self.owners.get(public_id);
-        let cached = || {
-            let org = self.owners.get(public_id)?;
-            let known = self.known.get(&Scoped::new(org, public_id.clone()))?;
-            // Who has waited for a lookup takes what it found.
-            (came.saturating_duration_since(known.at) < CACHE_TTL).then_some((org, known))
-        };
-        if let Some(known) = cached() {
-            return Ok(known);
+        if let Some(org) = owner
+            && let Some(known) = self.known.get(&Scoped::new(org, public_id.clone()))
+            && came.saturating_duration_since(known.at) < CACHE_TTL
+        {
+            return Ok((org, known));
         }
-        let _flight = self.flights.enter(public_id).await;
-        if let Some(known) = cached() {
-            return Ok(known);
-        }
-        // Random keys cost no more than this of what all others wait for.
-        let _stranger = match owner {
-            Some(_) => None,
-            None => self.strangers.acquire().await.ok(),
-        };
+        let lookup = Box::pin(async {
+            // Random keys cost no more than this of what all others wait for.
+            let _stranger = match owner {
+                Some(_) => None,
+                None => self.strangers.acquire().await.ok(),
+            };
+            let (org, known) = self.look_up(public_id).await?;
+            let (at, known) = (known.at, Arc::new(known));
+            self.owners.insert(public_id.clone(), org);
+            self.known.insert(Scoped::new(org, public_id.clone()), Arc::clone(&known));
+            Ok(Found { value: (org, known), at })
+        });
+        self.flights.once(public_id, came, lookup).await
+    }
+
+    async fn look_up(&self, public_id: &KeyPublicId) -> Result<(OrgId, Known), AuthError> {
+        let refused =
+            || AuthError::Unauthenticated("this API key is not valid: it is unknown, revoked or expired".to_owned());
         let org = self.db.org_of_key(public_id).await?.ok_or_else(refused)?;
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
         let at = Instant::now();
@@ -219,10 +223,7 @@ impl Keys {
             key.expires_at = decided.expires_at();
             token_ends_at = decided.token_ends_at(public_id);
         }
-        let known = Arc::new(Known { key, token_ends_at, creator_left, at });
-        self.owners.insert(public_id.clone(), org);
-        self.known.insert(Scoped::new(org, public_id.clone()), Arc::clone(&known));
-        Ok((org, known))
+        Ok((org, Known { key, token_ends_at, creator_left, at }))
     }
 }
 

@@ -209,6 +209,11 @@ impl Log {
         &self.inner.client
     }
 
+    /// Whether there is a connection to the server. Without one, a request waits for it.
+    pub fn is_connected(&self) -> bool {
+        self.inner.client.connection_state() == async_nats::connection::State::Connected
+    }
+
     /// Closes the connections, so that no client of them reports a server that is stopped afterwards as lost.
     pub async fn close(&self) {
         for client in [&self.inner.client, &self.inner.bulk.client] {

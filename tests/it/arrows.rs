@@ -1,11 +1,8 @@
 //! The allowed dependencies: between crates as Cargo resolves them, and in the sources.
 
-use std::{
-    collections::BTreeSet,
-    env, fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{collections::BTreeSet, env, fs, path::Path, process::Command};
+
+use crate::sources::{Source, sources};
 
 const CRATES: [&str; 8] = [
     "orgstream-events",
@@ -71,28 +68,10 @@ fn crates_depend_on_each_other_in_one_direction() {
     assert_eq!(ours(&dependencies("orgstream")), known, "the program knows all, and nothing knows the program");
 }
 
-/// The Rust sources below the checkout's `folders`.
-fn sources(folders: &[&str]) -> Vec<PathBuf> {
-    let mut left: Vec<PathBuf> =
-        folders.iter().map(|folder| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).collect();
-    let mut files = Vec::new();
-    while let Some(path) = left.pop() {
-        if path.is_dir() {
-            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-    assert!(files.len() >= folders.len(), "no sources in {folders:?}");
-    files
-}
-
 /// The files below `folders` that contain one of `words`, except those whose path contains one of `except`.
 fn that_say(words: &[&str], folders: &[&str], except: &[&str]) -> Vec<String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let say = |file: &PathBuf| words.iter().any(|word| fs::read_to_string(file).unwrap().contains(word));
-    let files = sources(folders).into_iter().filter(say);
-    let names = files.map(|file| file.strip_prefix(root).unwrap().to_string_lossy().into_owned());
+    let say = |source: &Source| words.iter().any(|word| source.text.contains(word));
+    let names = sources(folders).into_iter().filter(say).map(|source| source.path);
     names.filter(|name| !except.iter().any(|part| name.contains(part))).collect()
 }
 
@@ -196,8 +175,8 @@ fn rooms_of_the_program_know_each_other_in_one_direction() {
         assert!(may_know.iter().all(|other| earlier.contains(other)), "{room} comes before what it may know");
         let path = if root.join(room).is_dir() { format!("src/{room}") } else { format!("src/{room}.rs") };
         let mut known = BTreeSet::new();
-        for file in sources(&[&path]) {
-            known.extend(rooms_named(&fs::read_to_string(file).unwrap()));
+        for source in sources(&[&path]) {
+            known.extend(rooms_named(&source.text));
         }
         known.remove(*room);
         assert_eq!(known, may_know.iter().map(|room| (*room).to_owned()).collect(), "what src/{room} knows");

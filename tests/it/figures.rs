@@ -1,6 +1,6 @@
 //! The metrics under `/metrics`: all of them declared, and present before anything has happened.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::collections::BTreeSet;
 
 use metrics_exporter_prometheus::PrometheusBuilder;
 use orgstream::telemetry::{
@@ -8,26 +8,11 @@ use orgstream::telemetry::{
     metrics::{FIGURES, Kind, Process, Values},
 };
 
-/// Every source file of the program.
-fn sources(folder: &Path, found: &mut Vec<String>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(fs::read_to_string(path).unwrap());
-        }
-    }
-}
+use crate::sources::{PRODUCT, Source, sources};
 
 fn recorded() -> BTreeSet<(String, &'static str)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut texts = Vec::new();
-    for folder in ["src", "domain/src", "events/src", "stream/src", "projections/src", "servers/src", "workers/src"] {
-        sources(&root.join(folder), &mut texts);
-    }
     let mut found = BTreeSet::new();
-    for text in texts {
+    for Source { text, .. } in sources(PRODUCT) {
         for kind in ["counter", "gauge", "histogram"] {
             for part in text.split(&format!("{kind}!(")).skip(1) {
                 if let Some((name, _)) = part.trim_start().strip_prefix('"').and_then(|rest| rest.split_once('"')) {

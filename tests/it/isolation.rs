@@ -120,8 +120,10 @@ async fn a_role_opens_what_the_table_says_and_nothing_else() {
             assert_ne!(status, 401, "{role} {route:?}");
             assert!(status < 500, "{role} {route:?}: {body}");
         }
-        let (status, body) = call(&api, &ROUTES[0], &org.id, Some(&key)).await;
-        assert_eq!(status, 200, "{body}");
+        for route in ROUTES.iter().filter(|route| route.path == "/healthz") {
+            let (status, body) = call(&api, route, &org.id, Some(&key)).await;
+            assert_eq!(status, 200, "{body}");
+        }
     }
     for route in ROUTES.iter().filter(|route| route.policy == Policy::Operator) {
         let (status, _) = call(&api, route, &org.id, Some(&org.owner)).await;

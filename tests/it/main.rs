@@ -58,6 +58,7 @@ mod rls;
 mod secrets;
 mod servers;
 mod sessions;
+mod sources;
 mod stories;
 mod strangers;
 mod stream;

@@ -1,19 +1,9 @@
 //! Secrets in the sources: types with secrets cannot be printed by accident, and environment values are not shown by
 //! `--help`.
 
-use std::{fs, path::Path, process::Command};
+use std::process::Command;
 
-/// Source files of the product.
-fn sources(folder: &Path, found: &mut Vec<(String, String)>) {
-    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
-        let path = entry.path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|ending| ending == "rs") {
-            found.push((path.display().to_string(), fs::read_to_string(&path).unwrap()));
-        }
-    }
-}
+use crate::sources::{PRODUCT, sources};
 
 /// Text fields that are named like secrets, in printable types: `file: type.field`.
 fn shown(file: &str, text: &str) -> Vec<String> {
@@ -50,14 +40,9 @@ fn nothing_that_holds_a_secret_can_be_shown() {
     let text = "#[derive(Clone, Debug)]\npub struct Args {\n    pub token: String,\n    name: String,\n}\n";
     assert_eq!(shown("x", text), ["x: Args.token"]);
     assert_eq!(shown("x", &text.replace("Debug", "Copy")), Vec::<String>::new());
-    let mut files = Vec::new();
-    for folder in
-        ["src", "events/src", "stream/src", "projections/src", "workers/src", "transparency/src", "verifier/src"]
-    {
-        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut files);
-    }
+    let files = sources(PRODUCT);
     assert!(files.len() > 200);
-    let found: Vec<String> = files.iter().flat_map(|(file, text)| shown(file, text)).collect();
+    let found: Vec<String> = files.iter().flat_map(|source| shown(&source.path, &source.text)).collect();
     assert!(found.is_empty(), "give these the type Secret or Address of src/secret.rs: {found:#?}");
 }
 

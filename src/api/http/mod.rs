@@ -1,7 +1,7 @@
 //! The HTTP API: requests to commands and queries, without decisions of its own.
 //!
-//! A request passes [`middleware`], then the extractors of its handler, which prove the caller and its org as the table in
-//! [`policy`] demands it. A handler writes by way of the gateway and reads by way of a view that is bound to the proven org;
+//! A request passes [`middleware`], then the extractors of its handler, which prove the caller and its org as the route's
+//! [`policy`](kit::policy) demands it. A handler writes by way of the gateway and reads by way of a view that is bound to the proven org;
 //! there is no other way to either.
 
 pub mod audit;
@@ -27,7 +27,7 @@ use tokio::{
     time::{interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_axum::routes;
 
 use crate::{
     app::{
@@ -42,7 +42,9 @@ use audit::feed::AuditFeed;
 use kit::bounds::{Bounds, Limits};
 use kit::looks::Looks;
 use kit::page::CursorKey;
+use kit::policy::{AuditTrail, Policy, Shape};
 use kit::proxies::TrustedProxies;
+use kit::routes::Routes;
 use platform::health::Readiness;
 
 /// How long requests in flight may take to end when the server stops.
@@ -146,18 +148,18 @@ impl App {
 }
 
 /// Returns all routes, with their documentation.
-fn documented() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::with_openapi(kit::openapi::head())
+fn documented() -> Routes {
+    Routes::with_openapi(kit::openapi::head())
         .merge(org::routes())
         .merge(audit::routes())
         .merge(identity::routes())
         .merge(platform::routes())
-        .routes(routes!(kit::openapi::openapi_json))
+        .route(routes!(kit::openapi::openapi_json), Policy::Public, Shape::Plain, AuditTrail::NotTenantScoped)
 }
 
 /// Returns the router of the API.
 pub fn router(app: Arc<App>) -> Router {
-    let (router, _) = documented().split_for_parts();
+    let (router, _) = documented().split();
     let proxies = app.proxies.clone();
     router
         .route_layer(from_fn(kit::middleware::known_parameters))

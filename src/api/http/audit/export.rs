@@ -13,6 +13,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::{Stream, stream};
+use orgstream_domain::Permission;
 use orgstream_events::{AccessEvent, AuditExported, Pipeline, Position};
 use orgstream_projections::{
     BoundOrg, Database,
@@ -24,6 +25,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{log::AuditQuery, proofs::payload};
+use utoipa_axum::routes;
+
+use crate::api::http::kit::{
+    policy::{AUDIT_EXPORTED, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -95,6 +102,11 @@ pub struct ExportQuery {
     #[param(value_type = Option<String>, example = "csv")]
     #[serde(default)]
     pub format: ExportFormat,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new().route(routes!(export), Policy::Org(Permission::ReadAudit), Shape::Plain, AUDIT_EXPORTED)
 }
 
 /// Export audit events

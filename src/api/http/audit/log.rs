@@ -3,11 +3,17 @@
 use std::sync::Arc;
 
 use axum::{extract::State, response::Response};
+use orgstream_domain::Permission;
 use orgstream_events::{ActorType, EventId, EventView, KNOWN_EVENTS, OutcomeStatus, Timestamp};
 use orgstream_projections::audit::{self, AuditEntry, AuditFilter};
 use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AUDIT, AUDIT_READ, Policy},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -73,6 +79,16 @@ impl AuditQuery {
 /// Returns an entry as the API shows it.
 pub fn entry(entry: &AuditEntry) -> Result<EventView, Problem> {
     entry.view().map(shown).map_err(|error| Problem::internal(&error))
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new().route(routes!(list), Policy::Org(Permission::ReadAudit), AUDIT, AUDIT_READ).route(
+        routes!(show),
+        Policy::Org(Permission::ReadAudit),
+        AUDIT,
+        AUDIT_READ,
+    )
 }
 
 /// List audit events

@@ -13,6 +13,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::{Stream, stream};
+use orgstream_domain::Permission;
 use orgstream_events::EventId;
 use orgstream_projections::{
     BoundOrg, Database, DbError,
@@ -22,7 +23,12 @@ use orgstream_transparency::{AddCheckpoint, Evidence, LogKey, Plan, TILE_WIDTH, 
 use orgstream_verifier::{Payload, encode_entries, encode_payloads};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AUDIT, AUDIT_READ, AuditTrail, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -90,6 +96,18 @@ fn not_signed_yet() -> Problem {
                   Prefer: wait=10.";
     let problem = Problem::new(503, "projection_lagging", "Not there yet", detail);
     Problem { retry_after: Some(Duration::from_secs(1)), ..problem }
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route(routes!(event_proof), Policy::Org(Permission::ReadAudit), AUDIT, AuditTrail::ReadNotAudited)
+        .route(routes!(checkpoint), Policy::Org(Permission::ReadAudit), AUDIT, AuditTrail::ReadNotAudited)
+        .route(routes!(checkpoints), Policy::Org(Permission::ReadAudit), AUDIT, AuditTrail::ReadNotAudited)
+        .route(routes!(policy), Policy::Org(Permission::ReadAudit), AUDIT, AuditTrail::ReadNotAudited)
+        .route(routes!(handovers), Policy::Org(Permission::ReadAudit), AUDIT, AuditTrail::ReadNotAudited)
+        .route(routes!(tile), Policy::Org(Permission::ReadAudit), Shape::Plain, AUDIT_READ)
+        .route(routes!(consistency), Policy::Org(Permission::ReadAudit), AUDIT, AuditTrail::ReadNotAudited)
 }
 
 /// Get the signed head of the audit log

@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
+use orgstream_domain::Permission;
 use orgstream_events::{Position, Timestamp};
 use orgstream_projections::{
     AsOf, BoundOrg, Listing, Moment, Page, Placed, ReadModel, TenantTx, TooMany, api_keys,
@@ -21,7 +22,12 @@ use utoipa::{
     IntoParams,
     openapi::{Object, ObjectBuilder, schema::Type},
 };
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AUDIT_READ, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -61,6 +67,11 @@ pub struct StateQuery {
 fn projections() -> Object {
     let names: Vec<&str> = ReadModel::names().collect();
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).examples(["records"]).build()
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new().route(routes!(show), Policy::Org(Permission::ReadAudit), Shape::Plain, AUDIT_READ)
 }
 
 /// Get the state at an event or a time

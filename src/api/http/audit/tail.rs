@@ -15,12 +15,19 @@ use axum::{
     },
 };
 use futures_util::Stream;
+use orgstream_domain::Permission;
 use orgstream_projections::{BoundOrg, audit as log};
 use serde::Deserialize;
 use tokio::{sync::watch, time::sleep};
 use utoipa::IntoParams;
 
 use super::feed::{Newest, Window};
+use utoipa_axum::routes;
+
+use crate::api::http::kit::{
+    policy::{AUDIT_READ, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -46,6 +53,11 @@ pub struct AuditTailQuery {
     /// you have) comes first.
     #[param(example = 256)]
     pub from_idx: Option<u64>,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new().route(routes!(follow), Policy::Org(Permission::ReadAudit), Shape::Tail, AUDIT_READ)
 }
 
 /// Follow the audit log

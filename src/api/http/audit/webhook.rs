@@ -3,11 +3,17 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
+use orgstream_domain::Permission;
 use orgstream_events::Timestamp;
 use orgstream_projections::{audit, organizations};
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{App, kit::extract::OrgAccess},
     app::problem::Problem,
@@ -38,6 +44,11 @@ pub struct WebhookView {
     /// Time of the next attempt after a failure, RFC 3339 in UTC.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub try_at: Option<Timestamp>,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new().route(routes!(show), Policy::Org(Permission::ReadAudit), Shape::Plain, AuditTrail::ReadNotAudited)
 }
 
 /// Show the audit webhook

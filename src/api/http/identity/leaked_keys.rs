@@ -11,7 +11,12 @@ use orgstream_domain::credentials::key::KeyToken;
 use orgstream_events::Fingerprint;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::{
         command_body::parse_json,
@@ -20,7 +25,7 @@ use crate::{
             kit::extract::{header_text, info, read_body},
         },
     },
-    app::problem::Problem,
+    app::{admit::Signed, problem::Problem},
     secret::Secret,
 };
 
@@ -62,6 +67,11 @@ pub struct LeakedKeyVerdict {
     pub label: &'static str,
 }
 
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new().route(routes!(report), Policy::Public, Shape::Plain, AuditTrail::Events)
+}
+
 /// Report leaked keys
 ///
 /// For code hosts that look for secrets (GitHub's secret scanning partners). The body is signed: the headers
@@ -86,9 +96,8 @@ pub async fn report(State(app): State<Arc<App>>, request: Request) -> Result<Jso
     let (identifier, signature) = (header(&IDENTIFIER)?, header(&SIGNATURE)?);
     let origin = info(&parts).origin();
     let (_, bytes) = read_body(&app, Request::from_parts(parts, body)).await?;
-    app.leak_reporters
-        .verify(&identifier, &signature, &bytes)
-        .map_err(|error| Problem::new(403, "bad_signature", "Not signed by a trusted party", error.to_string()))?;
+    let signed = Signed { key: &identifier, signature: &signature, body: &bytes };
+    app.admit(&origin).provider(&app.leak_reporters, &signed)?;
     let findings: Vec<LeakedKey> = parse_json(&bytes)?;
     if findings.len() > MAX_FINDINGS {
         return Err(Problem::too_large(format!("a report has at most {MAX_FINDINGS} findings")));

@@ -8,7 +8,12 @@ use orgstream_events::{KeyId, OrgId, Role, SessionId, Slug, TenantType};
 use orgstream_projections::organizations::{self, Organization};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -113,6 +118,16 @@ pub struct MembershipQuery {
     pub limit: Option<u16>,
     /// Where to go on: `next_cursor` of an earlier part.
     pub cursor: Option<String>,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new().route(routes!(who_am_i), Policy::SignedIn, Shape::Plain, AuditTrail::NotTenantScoped).route(
+        routes!(list_memberships),
+        Policy::SignedIn,
+        Shape::Plain,
+        AuditTrail::NotTenantScoped,
+    )
 }
 
 /// Show the caller

@@ -4,19 +4,8 @@ pub mod leaked_keys;
 pub mod me;
 pub mod sessions;
 
-use std::sync::Arc;
+use super::kit::routes::Routes;
 
-use utoipa_axum::{router::OpenApiRouter, routes};
-
-use super::App;
-
-pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new()
-        .routes(routes!(me::who_am_i))
-        .routes(routes!(me::list_memberships))
-        .routes(routes!(sessions::list, sessions::start))
-        .routes(routes!(sessions::revoke))
-        .routes(routes!(sessions::show))
-        .routes(routes!(sessions::switch))
-        .routes(routes!(leaked_keys::report))
+pub(super) fn routes() -> Routes {
+    Routes::new().merge(me::routes()).merge(sessions::routes()).merge(leaked_keys::routes())
 }

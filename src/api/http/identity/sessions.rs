@@ -14,7 +14,12 @@ use orgstream_events::{
 use orgstream_projections::identity::{Session, SignIn};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -122,6 +127,16 @@ impl FromStr for SessionName {
     fn from_str(text: &str) -> Result<Self, IdError> {
         if text == CURRENT_ORG { Ok(Self::Current) } else { text.parse().map(Self::Id) }
     }
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route(routes!(list), Policy::SignedIn, Shape::Plain, AuditTrail::NotTenantScoped)
+        .route(routes!(start), Policy::SignedIn, Shape::Plain, AuditTrail::AccessEvent("access.signed_in"))
+        .route(routes!(revoke), Policy::SignedIn, Shape::Plain, AuditTrail::NotTenantScoped)
+        .route(routes!(show), Policy::SignedIn, Shape::Plain, AuditTrail::NotTenantScoped)
+        .route(routes!(switch), Policy::SignedIn, Shape::Plain, AuditTrail::AccessEvent("access.org_switched"))
 }
 
 /// Sign in

@@ -61,8 +61,8 @@ pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Opti
     text.transpose()
 }
 
-/// Returns the route's own entry in the table.
-fn policy_of(parts: &Parts) -> Result<RoutePolicy, Problem> {
+/// Returns the policy of the route.
+fn policy_of(parts: &Parts) -> Result<&'static RoutePolicy, Problem> {
     let path = parts.extensions.get::<MatchedPath>();
     let found = path.and_then(|path| policy::of(&parts.method, path.as_str()));
     found.ok_or_else(|| Problem::internal(&format!("{} {} has no policy", parts.method, parts.uri.path())))
@@ -139,7 +139,7 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
             // One address serves several organizations: a client's cached answer of one must disclose nothing of another.
             parts.headers.remove(header::IF_NONE_MATCH);
         }
-        let (RoutePolicy { policy, audit_trail, shape, .. }, origin, access_log) =
+        let (&RoutePolicy { policy, audit_trail, shape, .. }, origin, access_log) =
             (policy_of(parts)?, info(parts).origin(), app.gateway.access_log());
         let attempt = DeniedRequest { target: policy.subject(), asked: named };
         let access = app.admit(&origin).organization(&principal, &name, attempt).await?;

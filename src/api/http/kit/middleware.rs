@@ -205,9 +205,9 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     let (status, took) = (response.status(), started.elapsed());
     span.record("http.status", status.as_u16());
     span.in_scope(|| tracing::debug!(duration_ms = took.as_millis(), "answered"));
-    // Only routes of the table: paths and methods that callers make up must not create time series.
+    // Only declared routes: paths and methods that callers make up must not create time series.
     let (method, route) = match policy::of(&method, &route) {
-        Some(known) => (known.method, known.path),
+        Some(known) => (known.method, known.path.as_str()),
         None => ("other", "unmatched"),
     };
     counter!("orgstream_http_requests_total", "method" => method, "route" => route, "status" => class(status))

@@ -17,5 +17,6 @@ pub mod policy;
 pub mod proxies;
 pub mod reply;
 pub mod route_table;
+pub mod routes;
 pub mod server;
 pub mod wait;

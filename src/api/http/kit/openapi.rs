@@ -1,4 +1,4 @@
-//! The OpenAPI document: the documentation of handlers, completed from the policy table.
+//! The OpenAPI document: the documentation of handlers, completed from what routes declare.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -46,7 +46,7 @@ impl Spec {
 /// Returns the document of this program.
 pub fn spec() -> &'static Spec {
     static SPEC: LazyLock<Spec> = LazyLock::new(|| {
-        let (_, document) = documented().split_for_parts();
+        let (_, document) = documented().split();
         let mut document = serde_json::to_value(&document).unwrap_or_default();
         // By the paths of the router, which `complete` converts to OpenAPI form.
         let queries =
@@ -143,7 +143,7 @@ async fn guarded(mut response: Response) -> Response {
     response
 }
 
-/// Adds to every operation what follows from its entry in the table: parameters, headers, errors and its permission.
+/// Adds to every operation what follows from its policy: parameters, headers, errors and its permission.
 fn complete(document: &mut Value) {
     if let Some(components) = document.pointer_mut("/components").and_then(Value::as_object_mut) {
         for (section, entries) in [

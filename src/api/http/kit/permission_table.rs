@@ -45,7 +45,7 @@ pub fn permissions_page() -> String {
         let _ = writeln!(page, "| `{}` | {who} | `{}` |", spec.name, spec.events.join("`, `"));
     }
     page.push_str("\n## Routes\n\n| route | who | in the audit log |\n|---|---|---|\n");
-    for route in ROUTES {
+    for route in ROUTES.iter() {
         let _ = writeln!(
             page,
             "| `{} {}` | {} | {} |",

@@ -1,4 +1,4 @@
-//! Every route as a page for people: `docs/reference/routes.md`, made from the OpenAPI document and the policy table.
+//! Every route as a page for people: `docs/reference/routes.md`, made from the OpenAPI document and what routes declare.
 
 use std::fmt::Write;
 
@@ -12,7 +12,7 @@ use super::{
 const HEAD: &str = "\
 # Routes
 
-`GET /openapi.json` describes every route in full, and `/docs` shows it. Written by `DOCS_WRITE=1` from the policy table and the
+`GET /openapi.json` describes every route in full, and `/docs` shows it. Written by `DOCS_WRITE=1` from what routes declare and the
 OpenAPI document.
 
 * `{org}` is an id, a slug, or `current` for the organization that the credential acts in. A thing of another organization is
@@ -34,8 +34,8 @@ pub fn routes_page() -> String {
         let text = |field: &str| tag.get(field).and_then(Value::as_str).unwrap_or_default();
         let name = text("name");
         let mut rows = String::new();
-        for route in ROUTES {
-            let path = documented_path(route.path);
+        for route in ROUTES.iter() {
+            let path = documented_path(&route.path);
             let operation = document.get("paths").and_then(|paths| paths.get(&path)?.get(route.method.to_lowercase()));
             let Some(operation) = operation.filter(|operation| operation.pointer("/tags/0") == Some(&name.into()))
             else {

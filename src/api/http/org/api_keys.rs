@@ -3,12 +3,17 @@
 use std::sync::Arc;
 
 use axum::{extract::State, response::Response};
-use orgstream_domain::{IssueApiKey, RevokeApiKey, RotateApiKey, openapi};
+use orgstream_domain::{IssueApiKey, Permission, RevokeApiKey, RotateApiKey, openapi};
 use orgstream_events::{KeyEnvironment, KeyId, KeyPublicId, Role, Timestamp};
 use orgstream_projections::api_keys::{self, ApiKey, PreviousToken};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, READ, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -173,6 +178,16 @@ pub struct Rotation {
     /// Days until it expires, 1 to 3,650; excludes `expires_at`.
     #[schema(minimum = 1, maximum = 3650)]
     pub expires_in_days: Option<u32>,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route(routes!(list), Policy::Org(Permission::ReadKeys), READ, AuditTrail::ReadNotAudited)
+        .route(routes!(issue), Policy::Org(Permission::ManageKeys), Shape::Create, AuditTrail::Events)
+        .route(routes!(show), Policy::Org(Permission::ReadKeys), READ, AuditTrail::ReadNotAudited)
+        .route(routes!(revoke), Policy::Org(Permission::ManageKeys), Shape::Change, AuditTrail::Events)
+        .route(routes!(rotate), Policy::Org(Permission::ManageKeys), Shape::Change, AuditTrail::Events)
 }
 
 /// List API keys

@@ -18,7 +18,12 @@ use utoipa::{
         schema::{Discriminator, Type},
     },
 };
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::{
         command_body::{CommandEnvelope, Submission, carry_out},
@@ -124,6 +129,11 @@ fn outcomes() -> [(String, RefOr<Schema>); 3] {
         ("RefusedOutcome".to_owned(), refused.into()),
         ("CommandOutcome".to_owned(), either.discriminator(Some(by_status)).into()),
     ]
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new().route(routes!(submit), Policy::OrgCommands, Shape::Commands, AuditTrail::Events)
 }
 
 /// Send commands

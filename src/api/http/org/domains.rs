@@ -4,14 +4,19 @@ use std::sync::Arc;
 
 use axum::{extract::State, response::Response};
 use orgstream_domain::{
-    ClaimDomain, ProveDomain, RemoveDomain,
+    ClaimDomain, Permission, ProveDomain, RemoveDomain,
     domain::{RECORD_KEY, record_name},
 };
 use orgstream_events::{DomainId, DomainName, Timestamp};
 use orgstream_projections::domains::{self, Domain, DomainStatus};
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, READ, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -67,6 +72,16 @@ impl From<Domain> for DomainView {
         let record = TxtRecord { name: record_name(&domain), value: format!("{RECORD_KEY}{challenge}") };
         Self { id, domain, status, record, version, created_at, updated_at }
     }
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route(routes!(list), Policy::Org(Permission::ManageDomains), READ, AuditTrail::ReadNotAudited)
+        .route(routes!(claim), Policy::Org(Permission::ManageDomains), Shape::Create, AuditTrail::Events)
+        .route(routes!(show), Policy::Org(Permission::ManageDomains), READ, AuditTrail::ReadNotAudited)
+        .route(routes!(remove), Policy::Org(Permission::ManageDomains), Shape::Change, AuditTrail::Events)
+        .route(routes!(prove), Policy::Org(Permission::ManageDomains), Shape::Change, AuditTrail::Events)
 }
 
 /// List domains

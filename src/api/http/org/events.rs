@@ -11,11 +11,17 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::{Stream, stream};
+use orgstream_domain::Permission;
 use orgstream_events::{OrgId, Position};
 use orgstream_projections::{BoundOrg, Database, audit as log};
 use serde::Deserialize;
 use utoipa::IntoParams;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AUDIT, AUDIT_READ, Policy},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -57,6 +63,11 @@ pub fn after(name: &str, from: Option<&str>, org: OrgId) -> Result<Option<u64>, 
     } else {
         Err(Problem::invalid_parameter(name, "this is a position of another organization"))
     }
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new().route(routes!(replay), Policy::Org(Permission::ReadAudit), AUDIT, AUDIT_READ)
 }
 
 /// Replay events

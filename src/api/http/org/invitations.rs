@@ -8,13 +8,18 @@ use axum::{
     response::Response,
 };
 use orgstream_domain::{
-    IssueInvitation, ResendInvitation, RevokeInvitation, credentials::invitation::InvitationToken, openapi,
+    IssueInvitation, Permission, ResendInvitation, RevokeInvitation, credentials::invitation::InvitationToken, openapi,
 };
 use orgstream_events::{InvitationId, MemberId, OrgId, Role, Timestamp};
 use orgstream_projections::invitations::{self, Invitation, InvitationStatus};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, READ, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -123,6 +128,17 @@ pub struct Joined {
     /// What became of the command.
     #[serde(flatten)]
     pub command: AcceptedCommand,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route(routes!(list), Policy::Org(Permission::ManageMembers), READ, AuditTrail::ReadNotAudited)
+        .route(routes!(issue), Policy::Org(Permission::ManageMembers), Shape::Create, AuditTrail::Events)
+        .route(routes!(show), Policy::Org(Permission::ManageMembers), READ, AuditTrail::ReadNotAudited)
+        .route(routes!(revoke), Policy::Org(Permission::ManageMembers), Shape::Change, AuditTrail::Events)
+        .route(routes!(resend), Policy::Org(Permission::ManageMembers), Shape::Change, AuditTrail::Events)
+        .route(routes!(accept), Policy::SignedIn, Shape::Create, AuditTrail::Events)
 }
 
 /// List invitations

@@ -3,12 +3,17 @@
 use std::sync::Arc;
 
 use axum::{extract::State, http::StatusCode, response::Response};
-use orgstream_domain::{AddMember, ChangeMemberRole, RemoveMember, openapi};
+use orgstream_domain::{AddMember, ChangeMemberRole, Permission, RemoveMember, openapi};
 use orgstream_events::{MemberId, OrgId, Role, Timestamp};
 use orgstream_projections::members::{self, Member};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, READ, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -92,6 +97,16 @@ pub struct AcceptedMember {
     /// What became of the command.
     #[serde(flatten)]
     pub command: AcceptedCommand,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route(routes!(list), Policy::Org(Permission::ReadMembers), READ, AuditTrail::ReadNotAudited)
+        .route(routes!(add), Policy::Org(Permission::ManageMembers), Shape::Create, AuditTrail::Events)
+        .route(routes!(show), Policy::Org(Permission::ReadMembers), READ, AuditTrail::ReadNotAudited)
+        .route(routes!(change_role), Policy::Org(Permission::ManageMembers), Shape::Change, AuditTrail::Events)
+        .route(routes!(remove), Policy::Org(Permission::ManageMembers), Shape::Change, AuditTrail::Events)
 }
 
 /// List members

@@ -15,45 +15,22 @@ pub mod sso_connections;
 pub mod tail;
 pub mod usage;
 
-use std::sync::Arc;
+use super::kit::routes::Routes;
 
-use utoipa_axum::{router::OpenApiRouter, routes};
-
-use super::App;
-
-pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new()
-        .routes(routes!(organizations::create))
-        .routes(routes!(organizations::show, organizations::rename))
-        .routes(routes!(organizations::change_settings))
-        .routes(routes!(organizations::upgrade))
-        .routes(routes!(organizations::suspend))
-        .routes(routes!(organizations::change_plan))
-        .routes(routes!(organizations::resume))
-        .routes(routes!(usage::change_limits))
-        .routes(routes!(usage::show))
-        .routes(routes!(commands::submit))
-        .routes(routes!(members::list, members::add))
-        .routes(routes!(members::show, members::change_role, members::remove))
-        .routes(routes!(invitations::list, invitations::issue))
-        .routes(routes!(invitations::show, invitations::revoke))
-        .routes(routes!(invitations::resend))
-        .routes(routes!(invitations::accept))
-        .routes(routes!(roles::list, roles::define))
-        .routes(routes!(roles::show, roles::change, roles::remove))
-        .routes(routes!(domains::list, domains::claim))
-        .routes(routes!(domains::show, domains::remove))
-        .routes(routes!(domains::prove))
-        .routes(routes!(sso_connections::list, sso_connections::add))
-        .routes(routes!(sso_connections::show, sso_connections::remove))
-        .routes(routes!(sso_connections::set_default))
-        .routes(routes!(api_keys::list, api_keys::issue))
-        .routes(routes!(api_keys::show, api_keys::revoke))
-        .routes(routes!(api_keys::rotate))
-        .routes(routes!(nats_credentials::make))
-        .routes(routes!(records::list, records::create))
-        .routes(routes!(records::show, records::update, records::archive))
-        .routes(routes!(events::replay))
-        .routes(routes!(tail::follow))
-        .routes(routes!(projections::list))
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .merge(organizations::routes())
+        .merge(usage::routes())
+        .merge(commands::routes())
+        .merge(members::routes())
+        .merge(invitations::routes())
+        .merge(roles::routes())
+        .merge(domains::routes())
+        .merge(sso_connections::routes())
+        .merge(api_keys::routes())
+        .merge(nats_credentials::routes())
+        .merge(records::routes())
+        .merge(events::routes())
+        .merge(tail::routes())
+        .merge(projections::routes())
 }

@@ -11,7 +11,12 @@ use axum::{
 use orgstream_events::{AccessEvent, KeyPublicId, NatsCredentialsIssued, OrgId, Timestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -42,6 +47,16 @@ pub struct NatsCredentialsView {
     /// Time of expiry, that of the key; null for none.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_at: Option<Timestamp>,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new().route(
+        routes!(make),
+        Policy::SignedIn,
+        Shape::Plain,
+        AuditTrail::AccessEvent("access.nats_credentials_issued"),
+    )
 }
 
 /// Make credentials for NATS

@@ -7,7 +7,7 @@ use std::{
 
 use axum::{extract::State, http::request::Parts, response::Response};
 use orgstream_domain::{
-    ChangePlan, ChangeSettings, Command, CreateOrganization, RenameOrganization, ResumeOrganization,
+    ChangePlan, ChangeSettings, Command, CreateOrganization, Permission, RenameOrganization, ResumeOrganization,
     SuspendOrganization, UpgradeOrganization, openapi,
 };
 use orgstream_events::{
@@ -17,7 +17,12 @@ use orgstream_events::{
 use orgstream_projections::organizations::{self, Organization};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, READ, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -187,6 +192,19 @@ pub struct Reason {
     /// Reason for the audit log, 1 to 500 characters.
     #[schema(max_length = 500, example = "unpaid since May")]
     pub reason: String,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route(routes!(create), Policy::SignedIn, Shape::Create, AuditTrail::Events)
+        .route(routes!(show), Policy::Org(Permission::ReadOrganization), READ, AuditTrail::ReadNotAudited)
+        .route(routes!(rename), Policy::Org(Permission::ManageOrganization), Shape::Change, AuditTrail::Events)
+        .route(routes!(change_settings), Policy::Org(Permission::ManageOrganization), Shape::Change, AuditTrail::Events)
+        .route(routes!(upgrade), Policy::Org(Permission::ManageOrganization), Shape::Change, AuditTrail::Events)
+        .route(routes!(suspend), Policy::Org(Permission::Suspend), Shape::Change, AuditTrail::Events)
+        .route(routes!(change_plan), Policy::Org(Permission::ManagePlan), Shape::Change, AuditTrail::Events)
+        .route(routes!(resume), Policy::Org(Permission::Suspend), Shape::Change, AuditTrail::Events)
 }
 
 /// Create an organization

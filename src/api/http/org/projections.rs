@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
-use orgstream_domain::openapi;
+use orgstream_domain::{Permission, openapi};
 use orgstream_events::{OrgId, Pipeline, Position, Timestamp};
 use orgstream_projections::{
     checkpoints,
@@ -12,7 +12,12 @@ use orgstream_projections::{
 use orgstream_stream::{Placement, ReadLimit, StreamName};
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{App, kit::extract::OrgAccess},
     app::problem::Problem,
@@ -75,6 +80,16 @@ pub struct ProjectionsView {
     /// Finding that the shard of the organization lost messages, while the operator has not decided; null otherwise. Until then
     /// no command is taken, and reads show the state before.
     pub lost: Option<String>,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new().route(
+        routes!(list),
+        Policy::Org(Permission::ReadProjections),
+        Shape::Plain,
+        AuditTrail::ReadNotAudited,
+    )
 }
 
 /// Show the progress of the pipelines

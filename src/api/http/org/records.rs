@@ -3,13 +3,18 @@
 use std::sync::Arc;
 
 use axum::{extract::State, response::Response};
-use orgstream_domain::{ArchiveRecord, CreateRecord, UpdateRecord};
+use orgstream_domain::{ArchiveRecord, CreateRecord, Permission, UpdateRecord};
 use orgstream_events::{KindName, RecordId, Timestamp};
 use orgstream_projections::records::{self, Record};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, READ, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -88,6 +93,16 @@ pub struct RecordContent {
 pub struct ArchiveQuery {
     /// Why, at most 500 characters; it stays in the audit log.
     pub reason: Option<String>,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route(routes!(list), Policy::Org(Permission::ReadRecords), READ, AuditTrail::ReadNotAudited)
+        .route(routes!(create), Policy::Org(Permission::WriteRecords), Shape::Create, AuditTrail::Events)
+        .route(routes!(show), Policy::Org(Permission::ReadRecords), READ, AuditTrail::ReadNotAudited)
+        .route(routes!(update), Policy::Org(Permission::WriteRecords), Shape::Change, AuditTrail::Events)
+        .route(routes!(archive), Policy::Org(Permission::WriteRecords), Shape::Change, AuditTrail::Events)
 }
 
 /// List records

@@ -3,12 +3,17 @@
 use std::sync::Arc;
 
 use axum::{extract::State, http::StatusCode, response::Response};
-use orgstream_domain::{ChangeRole, DefineRole, RemoveRole};
+use orgstream_domain::{ChangeRole, DefineRole, Permission, RemoveRole};
 use orgstream_events::{RoleId, Timestamp};
 use orgstream_projections::roles::{self, CustomRole};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, READ, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -73,6 +78,16 @@ pub struct AcceptedRole {
     /// What became of the command.
     #[serde(flatten)]
     pub command: AcceptedCommand,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route(routes!(list), Policy::Org(Permission::ReadMembers), READ, AuditTrail::ReadNotAudited)
+        .route(routes!(define), Policy::Org(Permission::ManageRoles), Shape::Create, AuditTrail::Events)
+        .route(routes!(show), Policy::Org(Permission::ReadMembers), READ, AuditTrail::ReadNotAudited)
+        .route(routes!(change), Policy::Org(Permission::ManageRoles), Shape::Change, AuditTrail::Events)
+        .route(routes!(remove), Policy::Org(Permission::ManageRoles), Shape::Change, AuditTrail::Events)
 }
 
 /// List roles

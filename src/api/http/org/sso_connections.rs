@@ -3,12 +3,17 @@
 use std::sync::Arc;
 
 use axum::{extract::State, http::StatusCode, response::Response};
-use orgstream_domain::{AddSsoConnection, RemoveSsoConnection, SetDefaultSsoConnection};
+use orgstream_domain::{AddSsoConnection, Permission, RemoveSsoConnection, SetDefaultSsoConnection};
 use orgstream_events::{ConnectionId, Timestamp};
 use orgstream_projections::sso_connections::{self, SsoConnection};
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, READ, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -82,6 +87,16 @@ pub struct AcceptedConnection {
     /// What became of the command.
     #[serde(flatten)]
     pub command: AcceptedCommand,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route(routes!(list), Policy::Org(Permission::ManageSso), READ, AuditTrail::ReadNotAudited)
+        .route(routes!(add), Policy::Org(Permission::ManageSso), Shape::Create, AuditTrail::Events)
+        .route(routes!(show), Policy::Org(Permission::ManageSso), READ, AuditTrail::ReadNotAudited)
+        .route(routes!(remove), Policy::Org(Permission::ManageSso), Shape::Change, AuditTrail::Events)
+        .route(routes!(set_default), Policy::Org(Permission::ManageSso), Shape::Change, AuditTrail::Events)
 }
 
 /// List connections

@@ -16,6 +16,7 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt};
 use metrics::gauge;
+use orgstream_domain::Permission;
 use orgstream_events::Position;
 use orgstream_stream::{Message, StreamError};
 use serde::Deserialize;
@@ -23,6 +24,12 @@ use serde_json::json;
 use utoipa::IntoParams;
 
 use super::events::after;
+use utoipa_axum::routes;
+
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -51,6 +58,11 @@ pub struct TailQuery {
     /// `Last-Event-ID`, which browsers send when they come back, says the same and comes first.
     #[param(example = "org_01h455vb4pex5vsknk084sn02q:17")]
     pub from: Option<String>,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new().route(routes!(follow), Policy::Org(Permission::ReadRecords), Shape::Tail, AuditTrail::ReadNotAudited)
 }
 
 /// Follow events

@@ -3,12 +3,17 @@
 use std::{num::NonZeroU32, sync::Arc};
 
 use axum::{extract::State, response::Response};
-use orgstream_domain::ChangeLimits;
+use orgstream_domain::{ChangeLimits, Permission};
 use orgstream_events::{OrgId, PlanName, Timestamp};
 use orgstream_projections::usage;
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, READ, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -80,6 +85,13 @@ impl From<CommandRate> for CommandsView {
         };
         Self { per_second, burst, limited_by }
     }
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route(routes!(change_limits), Policy::Org(Permission::ManagePlan), Shape::Change, AuditTrail::Events)
+        .route(routes!(show), Policy::Org(Permission::ReadOrganization), READ, AuditTrail::ReadNotAudited)
 }
 
 /// Show usage and limits

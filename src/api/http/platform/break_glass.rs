@@ -12,6 +12,7 @@ use axum::{
     http::{StatusCode, header, request::Parts},
     response::Response,
 };
+use orgstream_domain::Permission;
 use orgstream_events::{
     AccessEvent, Approval, BreakGlassApproved, BreakGlassClosed, BreakGlassId, BreakGlassOpened, Pipeline, Position,
     Timestamp, UserId,
@@ -19,7 +20,12 @@ use orgstream_events::{
 use orgstream_projections::break_glass;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -99,6 +105,29 @@ pub struct BreakGlassView {
     /// Position of the event in the organization's stream.
     #[schema(example = "org_01h455vb4pex5vsknk084sn02q:17")]
     pub position: String,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route(
+            routes!(open),
+            Policy::Org(Permission::BreakGlass),
+            Shape::Plain,
+            AuditTrail::AccessEvent("access.break_glass_opened"),
+        )
+        .route(
+            routes!(close),
+            Policy::Org(Permission::BreakGlass),
+            Shape::Plain,
+            AuditTrail::AccessEvent("access.break_glass_closed"),
+        )
+        .route(
+            routes!(approve),
+            Policy::Org(Permission::BreakGlass),
+            Shape::Plain,
+            AuditTrail::AccessEvent("access.break_glass_approved"),
+        )
 }
 
 /// Open break-glass access

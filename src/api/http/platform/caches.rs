@@ -5,7 +5,12 @@ use std::sync::Arc;
 use axum::{Json, extract::State};
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{App, kit::extract::SignedIn},
     tenant_cache::CacheView,
@@ -16,6 +21,11 @@ use crate::{
 pub struct CachesView {
     /// Caches of this process.
     pub data: Vec<CacheView>,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new().route(routes!(list), Policy::Operator, Shape::Plain, AuditTrail::NotTenantScoped)
 }
 
 /// List caches

@@ -26,7 +26,12 @@ use subtle::ConstantTimeEq;
 use tokio::{join, net::TcpListener, sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -178,6 +183,14 @@ pub struct WaitView {
     /// State of the part in one line.
     #[schema(example = "no answer within 2 seconds")]
     pub detail: String,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route(routes!(healthz), Policy::Public, Shape::Plain, AuditTrail::NotTenantScoped)
+        .route(routes!(readyz), Policy::Public, Shape::Plain, AuditTrail::NotTenantScoped)
+        .route(routes!(metrics), Policy::Operator, Shape::Plain, AuditTrail::NotTenantScoped)
 }
 
 /// Check liveness

@@ -13,7 +13,12 @@ use orgstream_projections::kinds::{self, Kind, Reach};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, READ, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -100,6 +105,17 @@ pub(crate) async fn must_be_known(app: &App, name: &KindName) -> Result<(), Prob
     let names: Vec<String> = kinds::list(&mut tx).await?.into_iter().map(|kind| kind.name.to_string()).collect();
     let detail = format!("there is no kind {name}; there are: {}", names.join(", "));
     Err(Problem::invalid("/kind", "unknown", detail))
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route(routes!(list), Policy::Public, READ, AuditTrail::NotTenantScoped)
+        .route(routes!(register), Policy::Operator, Shape::Create, AuditTrail::Events)
+        .route(routes!(show), Policy::Public, READ, AuditTrail::NotTenantScoped)
+        .route(routes!(change), Policy::Operator, Shape::Change, AuditTrail::Events)
+        .route(routes!(retire), Policy::Operator, Shape::Change, AuditTrail::Events)
+        .route(routes!(restore), Policy::Operator, Shape::Change, AuditTrail::Events)
 }
 
 /// List kinds

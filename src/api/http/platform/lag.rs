@@ -9,7 +9,12 @@ use orgstream_projections::{BoundOrg, Stray, StrayFound, checkpoints};
 use orgstream_stream::StreamName;
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{App, kit::extract::SignedIn},
     app::problem::Problem,
@@ -98,6 +103,11 @@ pub struct LagView {
     pub shards: Vec<ShardView>,
     /// Messages that belong to no organization of their shard, newest first, at most 20: another program published them.
     pub strays: Vec<StrayView>,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new().route(routes!(worst), Policy::Operator, Shape::Plain, AuditTrail::NotTenantScoped)
 }
 
 /// Show the organizations that are the furthest behind

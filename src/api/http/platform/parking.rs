@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State, response::Response};
-use orgstream_domain::{RetryParked, SkipParked, openapi};
+use orgstream_domain::{Permission, RetryParked, SkipParked, openapi};
 use orgstream_events::{Pipeline, Timestamp};
 use orgstream_projections::{
     Page as Part,
@@ -11,7 +11,12 @@ use orgstream_projections::{
 };
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -54,6 +59,14 @@ impl From<Parked> for ParkedView {
         let Parked { pipeline, seq, subject: _, state, reason, attempts, parked_at } = parked;
         Self { pipeline, seq, aggregate, state: state.name(), reason, attempts, parked_at }
     }
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route(routes!(list), Policy::Org(Permission::ManageParking), Shape::Plain, AuditTrail::ReadNotAudited)
+        .route(routes!(retry), Policy::Org(Permission::ManageParking), Shape::Create, AuditTrail::Events)
+        .route(routes!(skip), Policy::Org(Permission::ManageParking), Shape::Create, AuditTrail::Events)
 }
 
 /// List parked messages

@@ -14,7 +14,12 @@ use orgstream_domain::{
 use orgstream_events::{Fingerprint, Slug, TenantType};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use crate::api::http::kit::{
+    policy::{AuditTrail, Policy, Shape},
+    routes::Routes,
+};
 use crate::{
     api::http::{
         App,
@@ -65,6 +70,16 @@ pub struct CreatedTenant {
     /// What became of the command.
     #[serde(flatten)]
     pub command: AcceptedCommand,
+}
+
+/// The routes, each with its policy.
+pub(super) fn routes() -> Routes {
+    Routes::new().route(routes!(create), Policy::SignedIn, Shape::Create, AuditTrail::Events).route(
+        routes!(create_without_slash),
+        Policy::SignedIn,
+        Shape::Create,
+        AuditTrail::Events,
+    )
 }
 
 /// Create a tenant
