@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
 use orgstream_domain::{Command, Scopes, credentials::key::Pepper};
-use orgstream_events::{Actor, ActorType, Fingerprint, PLATFORM_ORG, Role};
+use orgstream_events::{Actor, ActorType, Chain, Fingerprint, PLATFORM_ORG, Role};
 use orgstream_projections::Database;
 use orgstream_stream::broker::Producers;
 use orgstream_stream::{Credentials, Finding, Log, StreamName, SyncMode, Tip};
@@ -449,7 +449,7 @@ async fn patiently<T, F: Future<Output = anyhow::Result<T>>>(what: &str, attempt
             Err(error) if Instant::now() > deadline => return Err(error),
             Err(error) => {
                 if !told {
-                    tracing::info!("waiting for {what}: {error:#}");
+                    tracing::info!("waiting for {what}: {}", Chain(error.as_ref()));
                     told = true;
                 }
                 tokio::time::sleep(PAUSE).await;

@@ -2,25 +2,24 @@
 //!
 //! Membership is decided by the roster, so the accepting person is added there in the same atomic append.
 
+mod commands;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 
 use orgstream_events::{
-    ActorType, AggregateId, AggregateType, DomainName, Event, Fingerprint, InvitationAccepted, InvitationEvent,
-    InvitationId, InvitationIssued, InvitationResent, InvitationRevoked, InvitePolicy, MemberId, OrgId, Role,
-    Timestamp,
+    ActorType, AggregateType, DomainName, Event, Fingerprint, InvitationAccepted, InvitationEvent, InvitationIssued,
+    InvitationResent, InvitationRevoked, InvitePolicy, MemberId, Role, Timestamp,
 };
-use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
-use utoipa::ToSchema;
 
 use crate::{
-    About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, HourlyLimit, Permission, Place, Rejection,
-    RejectionKind, Requires, Scope,
-    credentials::invitation::InvitationToken,
-    grants::Grant,
-    openapi,
+    Aggregate, DecisionContext, FieldError, Place, Rejection, RejectionKind,
     text::{Faults, same_email},
 };
+
+pub use commands::{AcceptInvitation, IssueInvitation, ResendInvitation, RevokeInvitation};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 /// The default validity of an invitation, in days.
@@ -141,149 +140,6 @@ pub struct InviteRules {
     pub allowed_domains: BTreeSet<DomainName>,
     /// Whether the person is a member already.
     pub is_member: bool,
-}
-
-/// A way in for one person. They get a mail with a token, which nobody else is shown.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct IssueInvitation {
-    /// E-mail address of the invited person, at most 254 characters. Accepting takes a sign-in with this address, verified by
-    /// its issuer.
-    #[schema(example = "ann@acme.example", max_length = 254)]
-    pub email: String,
-    /// Role of the future member; it may do no more than the caller.
-    #[schema(schema_with = openapi::role)]
-    pub role: Role,
-    /// Days until it expires, 1 to 30; 7 by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1, maximum = 30)]
-    pub expires_in_days: Option<u32>,
-}
-
-impl Declared for IssueInvitation {
-    const SPEC: CommandSpec = CommandSpec {
-        name: "issue_invitation",
-        requires: Requires::Permission(Permission::ManageMembers),
-        events: &["invitation.issued"],
-        creates: true,
-        scope: Scope::Organization,
-        while_suspended: false,
-        in_personal: false,
-        gives_access: false,
-        hourly_limit: Some(HourlyLimit::Invitations),
-    };
-
-    fn about(&self, _: OrgId) -> About {
-        About::New(|command| AggregateId::Invitation(InvitationId::derive(command)))
-    }
-
-    fn grants(&self) -> Vec<Grant> {
-        vec![Grant::Role(self.role)]
-    }
-}
-
-/// Another mail with a new token. The token before is void, and the time begins anew.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ResendInvitation {
-    /// Invitation id (`inv_` and 26 characters).
-    #[schema(value_type = String, example = "inv_01h455vb4pex5vsknk084sn02q")]
-    pub id: InvitationId,
-    /// Days until it expires, 1 to 30; 7 by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1, maximum = 30)]
-    pub expires_in_days: Option<u32>,
-}
-
-impl Declared for ResendInvitation {
-    const SPEC: CommandSpec = CommandSpec {
-        name: "resend_invitation",
-        requires: Requires::Permission(Permission::ManageMembers),
-        events: &["invitation.resent"],
-        creates: false,
-        scope: Scope::Organization,
-        while_suspended: false,
-        in_personal: false,
-        gives_access: false,
-        hourly_limit: Some(HourlyLimit::Invitations),
-    };
-
-    fn about(&self, _: OrgId) -> About {
-        About::One(AggregateId::Invitation(self.id))
-    }
-
-    fn grants(&self) -> Vec<Grant> {
-        vec![Grant::Invitation(self.id)]
-    }
-}
-
-/// Ends an invitation that nobody has accepted yet.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RevokeInvitation {
-    /// Invitation id (`inv_` and 26 characters).
-    #[schema(value_type = String, example = "inv_01h455vb4pex5vsknk084sn02q")]
-    pub id: InvitationId,
-    /// Reason for the audit log, at most 500 characters.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(max_length = 500)]
-    pub reason: Option<String>,
-}
-
-impl Declared for RevokeInvitation {
-    const SPEC: CommandSpec = CommandSpec {
-        name: "revoke_invitation",
-        requires: Requires::Permission(Permission::ManageMembers),
-        events: &["invitation.revoked"],
-        creates: false,
-        scope: Scope::Organization,
-        while_suspended: false,
-        in_personal: true,
-        gives_access: false,
-        hourly_limit: None,
-    };
-
-    fn about(&self, _: OrgId) -> About {
-        About::One(AggregateId::Invitation(self.id))
-    }
-
-    fn grants(&self) -> Vec<Grant> {
-        Vec::new()
-    }
-}
-
-/// Joins the organization that the invitation is for. For people who sign in, at their own address.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AcceptInvitation {
-    /// Invitation id (`inv_` and 26 characters); found by the token.
-    #[schema(value_type = String, example = "inv_01h455vb4pex5vsknk084sn02q")]
-    pub id: InvitationId,
-    /// Token of the invitation mail (`osi_…`).
-    #[schema(value_type = String)]
-    pub token: InvitationToken,
-}
-
-impl Declared for AcceptInvitation {
-    const SPEC: CommandSpec = CommandSpec {
-        name: "accept_invitation",
-        requires: Requires::Person,
-        events: &["invitation.accepted", "member.added"],
-        creates: true,
-        scope: Scope::Organization,
-        while_suspended: false,
-        in_personal: false,
-        gives_access: true,
-        hourly_limit: None,
-    };
-
-    fn about(&self, _: OrgId) -> About {
-        About::One(AggregateId::Invitation(self.id))
-    }
-
-    fn grants(&self) -> Vec<Grant> {
-        vec![Grant::Offered]
-    }
 }
 
 impl Aggregate for Invitation {
@@ -473,173 +329,5 @@ impl From<InvitationError> for Rejection {
             InvitationError::RoleAboveOwn { .. } => (RejectionKind::Forbidden, "role_above_own"),
         };
         Self::new(kind, code, error)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{context, fields, given, rejection};
-
-    const MAC: Fingerprint = Fingerprint([7; 32]);
-
-    fn issue(role: Role, by: Role, days: Option<u32>, rules: InviteRules) -> InvitationCommand {
-        let command = IssueInvitation { email: "Ann@Acme.example".to_owned(), role, expires_in_days: days };
-        InvitationCommand::Issue { command, mac: MAC, by, rules }
-    }
-
-    fn in_days(days: i64) -> Timestamp {
-        Timestamp::from_unix_ms(context().now.unix_ms() + days * DAY_MS)
-    }
-
-    fn issued(ends: Timestamp) -> InvitationEvent {
-        InvitationEvent::Issued(InvitationIssued {
-            email: "Ann@Acme.example".to_owned(),
-            role: Role::Member,
-            expires_at: ends,
-            token_mac: MAC,
-        })
-    }
-
-    fn accept(mac: Fingerprint, email: &str) -> InvitationCommand {
-        let member_id = MemberId::derive(context().command_id);
-        InvitationCommand::Accept { mac, email: email.to_owned(), member_id, is_offered: true }
-    }
-
-    fn id() -> InvitationId {
-        InvitationId::fresh(1, [1; 10])
-    }
-
-    fn revoke(by: Role) -> InvitationCommand {
-        InvitationCommand::Revoke { command: RevokeInvitation { id: id(), reason: None }, by }
-    }
-
-    fn resend(mac: Fingerprint) -> InvitationCommand {
-        InvitationCommand::Resend {
-            command: ResendInvitation { id: id(), expires_in_days: None },
-            mac,
-            by: Role::Admin,
-        }
-    }
-
-    fn revoked() -> InvitationEvent {
-        InvitationEvent::Revoked(InvitationRevoked { reason: None })
-    }
-
-    fn accepted() -> InvitationEvent {
-        InvitationEvent::Accepted(InvitationAccepted { member_id: MemberId::derive(context().command_id) })
-    }
-
-    #[test]
-    fn an_invitation_ends_after_a_week_unless_said_otherwise() {
-        let invitation = given::<Invitation>(&[]);
-        let usual = invitation.when(issue(Role::Member, Role::Admin, None, InviteRules::default()));
-        assert_eq!(usual, Ok(vec![issued(in_days(7))]));
-        let longest = invitation.when(issue(Role::Member, Role::Admin, Some(30), InviteRules::default()));
-        assert_eq!(longest, Ok(vec![issued(in_days(30))]));
-        for days in [0, 31] {
-            let bad = invitation.when(issue(Role::Member, Role::Admin, Some(days), InviteRules::default()));
-            assert_eq!(fields(bad), [("/expires_in_days".to_owned(), "out_of_range".to_owned())]);
-        }
-    }
-
-    #[test]
-    fn nobody_invites_above_their_own_role() {
-        let refused = given::<Invitation>(&[]).when(issue(Role::Owner, Role::Admin, None, InviteRules::default()));
-        assert_eq!(rejection(refused).code, "role_above_own");
-    }
-
-    #[test]
-    fn an_organization_says_who_may_be_invited() {
-        let rules = |policy, domains: &[&str]| InviteRules {
-            policy,
-            allowed_domains: domains.iter().map(|domain| domain.parse().unwrap()).collect(),
-            is_member: false,
-        };
-        let code = |rules| {
-            let decided = given::<Invitation>(&[]).when(issue(Role::Member, Role::Owner, None, rules));
-            decided.map_or_else(|error| Rejection::from(error).code, |_| "invited")
-        };
-        assert_eq!(code(rules(InvitePolicy::None, &["acme.example"])), "invites_off");
-        assert_eq!(code(rules(InvitePolicy::Restricted, &["globex.example"])), "domain_not_allowed");
-        assert_eq!(code(rules(InvitePolicy::Restricted, &["acme.example"])), "invited");
-        assert_eq!(code(InviteRules { is_member: true, ..InviteRules::default() }), "already_member");
-    }
-
-    #[test]
-    fn the_address_counts_whatever_the_case_of_its_letters() {
-        let invitation = given::<Invitation>(&[issued(in_days(1))]);
-        assert_eq!(invitation.when(accept(MAC, "ANN@acme.example")), Ok(vec![accepted()]));
-        assert_eq!(invitation.when(accept(MAC, "bob@acme.example")), Err(InvitationError::OtherEmail));
-    }
-
-    #[test]
-    fn nothing_but_the_letters_of_ascii_has_a_case() {
-        // Unicode case folding turns a kelvin sign into a k, which is another mailbox.
-        let kim = |email: &str| {
-            InvitationEvent::Issued(InvitationIssued {
-                email: email.to_owned(),
-                role: Role::Member,
-                expires_at: in_days(1),
-                token_mac: MAC,
-            })
-        };
-        let invitation = given::<Invitation>(&[kim("kim@acme.example")]);
-        let stranger = invitation.when(accept(MAC, "\u{212a}im@acme.example"));
-        assert_eq!(stranger, Err(InvitationError::OtherEmail));
-        assert!(invitation.when(accept(MAC, "KIM@acme.example")).is_ok());
-    }
-
-    #[test]
-    fn an_invitation_ends_with_the_say_of_whoever_sent_it() {
-        let InvitationCommand::Accept { mac, email, member_id, .. } = accept(MAC, "ann@acme.example") else {
-            unreachable!()
-        };
-        let withdrawn = InvitationCommand::Accept { mac, email, member_id, is_offered: false };
-        let refused = given::<Invitation>(&[issued(in_days(1))]).when(withdrawn);
-        assert_eq!(rejection(refused).code, "invitation_withdrawn");
-    }
-
-    #[test]
-    fn each_way_to_be_too_late_has_its_own_code() {
-        let code = |events: &[InvitationEvent]| {
-            rejection(given::<Invitation>(events).when(accept(MAC, "ann@acme.example"))).code
-        };
-        assert_eq!(code(&[issued(in_days(0))]), "invitation_expired");
-        assert_eq!(code(&[issued(in_days(1)), revoked()]), "invitation_revoked");
-        assert_eq!(code(&[issued(in_days(1)), accepted()]), "invitation_used");
-        assert_eq!(code(&[]), "not_found");
-    }
-
-    #[test]
-    fn without_its_token_nothing_is_told() {
-        let refused = given::<Invitation>(&[issued(in_days(1)), accepted()])
-            .when(accept(Fingerprint([8; 32]), "ann@acme.example"));
-        assert_eq!(refused, Err(InvitationError::NotFound));
-    }
-
-    #[test]
-    fn a_new_mail_makes_the_old_token_void_and_the_time_new() {
-        let new = Fingerprint([9; 32]);
-        let old = given::<Invitation>(&[issued(in_days(-1))]);
-        let resent = InvitationEvent::Resent(InvitationResent { expires_at: in_days(7), token_mac: new });
-        assert_eq!(old.when(resend(new)), Ok(vec![resent.clone()]));
-        let again = given::<Invitation>(&[issued(in_days(-1)), resent]);
-        assert_eq!(again.when(accept(MAC, "ann@acme.example")), Err(InvitationError::NotFound));
-        assert!(again.when(accept(new, "ann@acme.example")).is_ok());
-        assert_eq!(
-            given::<Invitation>(&[issued(in_days(1)), accepted()]).when(resend(new)),
-            Err(InvitationError::Used)
-        );
-    }
-
-    #[test]
-    fn what_was_revoked_stays_revoked_and_what_was_accepted_accepted() {
-        let open = given::<Invitation>(&[issued(in_days(1))]);
-        assert_eq!(open.when(revoke(Role::Admin)), Ok(vec![revoked()]));
-        assert_eq!(rejection(open.when(revoke(Role::Viewer))).code, "role_above_own");
-        assert_eq!(given::<Invitation>(&[issued(in_days(1)), revoked()]).when(revoke(Role::Admin)), Ok(vec![]));
-        let used = given::<Invitation>(&[issued(in_days(1)), accepted()]);
-        assert_eq!(used.when(revoke(Role::Admin)), Err(InvitationError::Used));
     }
 }

@@ -15,7 +15,7 @@ const MAX_DEPTH: usize = 300;
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
     /// Not MessagePack, or not of the expected shape.
-    #[error("cannot decode the {what}: {source}")]
+    #[error("cannot decode the {what}")]
     Malformed {
         /// The part.
         what: &'static str,
@@ -23,7 +23,7 @@ pub enum CodecError {
         source: rmp_serde::decode::Error,
     },
     /// A value that has no MessagePack form.
-    #[error("cannot encode the event: {0}")]
+    #[error("cannot encode the event")]
     Unencodable(#[from] rmp_serde::encode::Error),
     /// Larger than the limit; both in bytes.
     #[error("a commit of {size} bytes is over the limit of {limit}")]

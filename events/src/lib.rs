@@ -7,6 +7,7 @@
 
 mod access;
 mod api_key;
+mod chain;
 mod codec;
 mod commit;
 mod connection;
@@ -35,6 +36,7 @@ pub use access::{
     SignedIn,
 };
 pub use api_key::{ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, KeyEnvironment};
+pub use chain::{Cause, Chain, cause};
 pub use codec::CodecError;
 pub use commit::{
     Commit, CommitDraft, MAX_COMMIT_BYTES, MAX_EVENTS_PER_COMMIT, OpenedCommit, OpenedEvent, SealedEvent,

@@ -11,6 +11,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use orgstream_events::{
     CommandId, Event, OpenedCommit, OrganizationEvent, ParkingEvent, PlanName, SealedEvent, Settlement, Timestamp,
+    cause,
 };
 use orgstream_transparency::{Frontier, Plan, TreeHead, leaf_hash, verify_consistency};
 
@@ -180,7 +181,8 @@ impl Database {
                 tree.append(leaf_hash(&row.header));
                 passes(org, &tree, newest.as_ref())?;
                 let sealed = SealedEvent { header: row.header.into(), payload: row.payload.into() };
-                let event = sealed.open().map_err(|error| altered(org, format!("event {idx}: {error}")))?;
+                let event =
+                    sealed.open().map_err(|error| altered_by(org, format!("event {idx} cannot be read"), error))?;
                 if event.header.org_id != org.org() {
                     return Err(altered(org, format!("event {idx} is an event of {}", event.header.org_id)));
                 }
@@ -238,7 +240,7 @@ async fn recorded_by(
             let idx = tree.size();
             tree.append(leaf_hash(&header));
             passes(org, &tree, newest)?;
-            let unreadable = |error| altered(org, format!("event {idx}: {error}"));
+            let unreadable = |error| altered_by(org, format!("event {idx} cannot be read"), error);
             let sealed = SealedEvent { header: header.into(), payload: payload.into() };
             let header = sealed.read_header().map_err(unreadable)?;
             late = late.filter(|command| *command == header.command_id);
@@ -277,12 +279,16 @@ async fn begins(tx: &mut TenantTx, org: BoundOrg, head: TreeHead, signed: TreeHe
     if signed.size < head.size {
         return Ok(());
     }
-    let not_it =
-        |error| altered(org, format!("its first {} events are not those that were signed: {error}", head.size));
+    let what = || format!("its first {} events are not those that were signed", head.size);
+    let not_it = |error| altered_by(org, what(), error);
     let proof = audit::prove(tx, &Plan::consistency(head.size, signed.size).map_err(not_it)?).await?;
     verify_consistency(head, signed, &proof).map_err(not_it)
 }
 
 fn altered(org: BoundOrg, what: String) -> DbError {
-    DbError::Altered { org: org.org(), what }
+    DbError::Altered { org: org.org(), what, cause: None }
+}
+
+fn altered_by(org: BoundOrg, what: String, error: impl std::error::Error + Send + Sync + 'static) -> DbError {
+    DbError::Altered { org: org.org(), what, cause: Some(cause(error)) }
 }

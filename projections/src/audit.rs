@@ -19,7 +19,7 @@ use std::{
 
 use orgstream_events::{
     ActorType, CodecError, Event, EventId, EventView, Fingerprint, OpenedCommit, OpenedEvent, OrgId, OutcomeStatus,
-    ParkingEvent, SealedEvent, Timestamp,
+    ParkingEvent, SealedEvent, Timestamp, cause,
 };
 use orgstream_transparency::{Hash, leaf_hash};
 use sqlx::PgConnection;
@@ -77,7 +77,7 @@ fn own(tx: &TenantTx, entries: Vec<AuditEntry>, filter: &AuditFilter) -> Result<
             tx.check_own(opened.header.org_id, "audit.events")?;
             if !filter.matches(entry.idx, &opened.header) {
                 let what = format!("the columns of event {} are not what the event says", entry.idx);
-                return Err(DbError::Altered { org: tx.org(), what });
+                return Err(DbError::Altered { org: tx.org(), what, cause: None });
             }
         }
     }
@@ -200,7 +200,7 @@ pub(crate) async fn append(
     // No event can cause that: the log's actual end differs from the recorded one.
     if inserted.rows_affected() != events.len() as u64 {
         let what = format!("it does not end at {}, where its frontier does", end.size());
-        return Err(DbError::Altered { org: OrgId::from_uuid(org), what });
+        return Err(DbError::Altered { org: OrgId::from_uuid(org), what, cause: None });
     }
     *end = after;
     Ok(())
@@ -285,9 +285,9 @@ pub async fn commits(
     for row in rows {
         let seq = from_bigint(row.seq);
         let sealed = SealedEvent { header: row.header.into(), payload: row.payload.into() };
-        let event = sealed.open().map_err(|error| DbError::Unreadable {
-            what: "an event of the audit log",
-            value: format!("{}:{seq}: {error}", org.org()),
+        let event = sealed.open().map_err(|error| DbError::Undecodable {
+            what: format!("an event of message {seq} in the audit log of {}", org.org()),
+            cause: cause(error),
         })?;
         match commits.last_mut() {
             Some((last, commit)) if *last == seq => commit.events.push(event),

@@ -1,25 +1,25 @@
 //! Errors of the database, classified by the caller's reaction.
 
-use orgstream_events::OrgId;
+use orgstream_events::{Cause, OrgId};
 
 /// The reason why a database request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
     /// Not reachable, shutting down, read-only, full, in a deadlock, or anything else not named below: the request is
     /// not at fault, and a retry may work.
-    #[error("the database cannot answer now: {0}")]
+    #[error("the database cannot answer now")]
     Unavailable(#[source] sqlx::Error),
     /// A statement exceeded its timeout.
-    #[error("the database needed too long: {0}")]
+    #[error("the database needed too long")]
     TimedOut(#[source] sqlx::Error),
     /// Row-level security or a missing grant: the transaction was bound to another org, or to none.
-    #[error("the database refused access: {0}")]
+    #[error("the database refused access")]
     Refused(#[source] sqlx::Error),
     /// A constraint is violated: such a row exists already, or one that it needs does not.
-    #[error("the rows contradict what is stored: {0}")]
+    #[error("the rows contradict what is stored")]
     Conflict(#[source] sqlx::Error),
     /// A value that no table accepts, in any state of the database.
-    #[error("the database refuses a value: {0}")]
+    #[error("the database refuses a value")]
     BadValue(#[source] sqlx::Error),
     /// An event changes a row that does not exist, because an earlier event was never applied.
     #[error("{changed} of {expected} rows of {table} are there to be changed")]
@@ -39,6 +39,15 @@ pub enum DbError {
         /// The stored value.
         value: String,
     },
+    /// Something stored that does not decode; a newer version of this program may have written it.
+    #[error("{what} cannot be read")]
+    Undecodable {
+        /// The thing, and its place.
+        what: String,
+        /// The decoder's error.
+        #[source]
+        cause: Cause,
+    },
     /// The stored audit log contradicts itself, or its signed heads.
     #[error("the audit log of {org} is not what was appended to it: {what}")]
     Altered {
@@ -46,6 +55,9 @@ pub enum DbError {
         org: OrgId,
         /// The contradiction.
         what: String,
+        /// The error that shows it, if one does.
+        #[source]
+        cause: Option<Cause>,
     },
     /// A row that was read for one org belongs to another. It was not returned, and the alarm was raised.
     #[error("a row of {table} that was read for {bound} belongs to {found}")]

@@ -19,10 +19,10 @@ static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
     /// Not reachable, or the login lacks the right.
-    #[error("the database refused: {0}")]
+    #[error("the database refused")]
     Database(#[from] sqlx::Error),
     /// A migration failed, or contradicts what was applied before.
-    #[error("a migration failed: {0}")]
+    #[error("a migration failed")]
     Migration(#[from] sqlx::migrate::MigrateError),
 }
 

@@ -17,6 +17,7 @@ use futures_util::{
     future::BoxFuture,
     stream::{self, BoxStream},
 };
+use orgstream_events::Chain;
 use sqlx::{
     Connection, Describe, Either, Execute, Executor, PgConnection, PgPool, Postgres, SqlStr,
     postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo},
@@ -48,7 +49,7 @@ struct Deaths(Arc<Mutex<Option<Instant>>>);
 impl Deaths {
     fn note(&self, error: &sqlx::Error) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        tracing::warn!(%error, "a connection to the database leads nowhere and is replaced, with all that lay idle beside it");
+        tracing::warn!(error = %Chain(error), "a connection to the database leads nowhere and is replaced, with all that lay idle beside it");
     }
 
     fn any_within(&self, time: Duration) -> bool {

@@ -71,7 +71,7 @@ pub enum ServerError {
         problem: String,
     },
     /// An error of the operating system.
-    #[error("cannot {what}: {source}")]
+    #[error("cannot {what}")]
     Io {
         /// The operation.
         what: String,
@@ -79,7 +79,7 @@ pub enum ServerError {
         source: io::Error,
     },
     /// An error of the database.
-    #[error("the private PostgreSQL refused: {0}")]
+    #[error("the private PostgreSQL refused")]
     Database(#[from] sqlx::Error),
 }
 

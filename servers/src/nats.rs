@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use orgstream_events::{Cause, Chain, cause};
 use orgstream_stream::broker::{self, AccessFiles};
 use rustix::process::Signal;
 use tokio::{
@@ -154,7 +155,7 @@ async fn launch(program: &Path, folder: &Folder, ports: [u16; 2], sync_always: b
             Ok(()) => return Ok(server),
             Err(reason) if Instant::now() > deadline => {
                 server.stop(STOP_TIME).await;
-                let reason = format!("after {} s, {reason}", READY_TIME.as_secs());
+                let reason = format!("after {} s, {}", READY_TIME.as_secs(), Chain(&reason));
                 return Err(ServerError::not_ready(NAME, reason, &log));
             }
             Err(_) => sleep(Duration::from_millis(10)).await,
@@ -176,7 +177,7 @@ fn configuration(store: &Path, [port, http]: [u16; 2], sync_always: bool) -> Str
 }
 
 /// Whether a client gets the server's greeting and JetStream has read its storage.
-async fn answers([port, http]: [u16; 2]) -> Result<(), String> {
+async fn answers([port, http]: [u16; 2]) -> Result<(), Cause> {
     const TIMEOUT: Duration = Duration::from_secs(2);
     let greeting = async {
         let connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
@@ -184,10 +185,9 @@ async fn answers([port, http]: [u16; 2]) -> Result<(), String> {
         BufReader::new(connection.take(64 * 1024)).read_line(&mut line).await?;
         Ok::<_, std::io::Error>(line)
     };
-    let line =
-        timeout(TIMEOUT, greeting).await.map_err(|_| "it sends no greeting")?.map_err(|error| error.to_string())?;
+    let line = timeout(TIMEOUT, greeting).await.map_err(|_| cause("it sends no greeting"))?.map_err(cause)?;
     if !line.starts_with("INFO ") {
-        return Err("something else answers on its port".to_owned());
+        return Err(cause("something else answers on its port"));
     }
     let health = async {
         let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, http)).await?;
@@ -196,12 +196,11 @@ async fn answers([port, http]: [u16; 2]) -> Result<(), String> {
         connection.take(64 * 1024).read_to_string(&mut reply).await?;
         Ok::<_, std::io::Error>(reply)
     };
-    let reply =
-        timeout(TIMEOUT, health).await.map_err(|_| "its monitor is silent")?.map_err(|error| error.to_string())?;
+    let reply = timeout(TIMEOUT, health).await.map_err(|_| cause("its monitor is silent"))?.map_err(cause)?;
     let status = reply.split_ascii_whitespace().nth(1);
     if status == Some("200") {
         Ok(())
     } else {
-        Err(format!("it is not healthy: {}", reply.lines().last().unwrap_or_default()))
+        Err(cause(format!("it is not healthy: {}", reply.lines().last().unwrap_or_default())))
     }
 }

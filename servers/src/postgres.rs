@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use orgstream_events::{Cause, Chain, cause};
 use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::time::{Instant, sleep, timeout};
@@ -398,7 +399,7 @@ async fn launch(
         if let Some(status) = server.ended() {
             return Err(ServerError::not_ready(NAME, format!("it ended with {status}"), &log));
         }
-        match answers(superuser_url).await {
+        match answers(superuser_url).await.map_err(|error| Chain(&error).to_string()) {
             Ok(()) => return Ok(server),
             Err(reason) if Instant::now() > deadline => {
                 server.stop(STOP_TIME).await;
@@ -452,11 +453,11 @@ fn settings(options: PostgresOptions, port: u16) -> Vec<String> {
 }
 
 /// Whether it answers a query.
-async fn answers(superuser_url: &str) -> Result<(), String> {
+async fn answers(superuser_url: &str) -> Result<(), Cause> {
     let query = async {
         let mut connection = PgConnection::connect(superuser_url).await?;
         sqlx::raw_sql("SELECT 1").execute(&mut connection).await?;
         connection.close().await
     };
-    timeout(Duration::from_secs(5), query).await.map_err(|_| "it does not answer")?.map_err(|error| error.to_string())
+    timeout(Duration::from_secs(5), query).await.map_err(|_| cause("it does not answer"))?.map_err(cause)
 }

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use orgstream_events::Chain;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -175,7 +176,7 @@ async fn spawn(command: Command) -> io::Result<Child> {
         };
         // Without a thread the channel is closed, and every job fails with that error.
         if let Err(error) = std::thread::Builder::new().name("server-spawner".to_owned()).spawn(run) {
-            tracing::error!(%error, "cannot start the thread that starts servers");
+            tracing::error!(error = %Chain(&error), "cannot start the thread that starts servers");
         }
         sender
     });

@@ -186,7 +186,7 @@ pub async fn carry_out(
         .into_iter()
         .map(|refused| match refused {
             Some(problem) => Err(problem),
-            None => carried_out.next().unwrap_or_else(|| Err(Problem::internal(&"a command was not answered"))),
+            None => carried_out.next().unwrap_or_else(|| Err(Problem::internal("a command was not answered"))),
         })
         .collect()
 }

@@ -11,6 +11,7 @@ use async_nats::{Client, HeaderMap, HeaderValue, Message, Subject};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use metrics::histogram;
+use orgstream_events::Chain;
 use orgstream_stream::broker::{NatsUser, Producers, REQUEST_INFO};
 use orgstream_stream::trace;
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
@@ -235,12 +236,12 @@ async fn send(client: &Client, reply: Subject, user: Option<&NatsUser>, id: Stri
             serde_json::to_vec(&problem).unwrap_or_default().into()
         }
         Err(error) => {
-            tracing::error!(%error, "an answer has no JSON form");
+            tracing::error!(error = %Chain(&error), "an answer has no JSON form");
             return;
         }
     };
     if let Err(error) = client.publish_with_headers(reply, headers, body).await {
-        tracing::warn!(%error, "an answer could not be sent");
+        tracing::warn!(error = %Chain(&error), "an answer could not be sent");
     }
 }
 

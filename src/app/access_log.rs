@@ -17,8 +17,8 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use metrics::counter;
 use orgstream_events::{
-    AccessDenied, AccessEvent, Actor, ActorType, AggregateId, Auth, AuthMethod, CommandId, CommitDraft, Event,
-    IsolationFailed, KeyRefused, OrgId, PLATFORM_ORG, Position, Salt, UserId,
+    AccessDenied, AccessEvent, Actor, ActorType, AggregateId, Auth, AuthMethod, Chain, CommandId, CommitDraft, Event,
+    IsolationFailed, KeyRefused, OrgId, PLATFORM_ORG, Position, Salt, UserId, cause,
 };
 use orgstream_projections::{BoundOrg, Database, IsolationViolation, members};
 use orgstream_stream::{AppendError, Expected, Log};
@@ -341,11 +341,11 @@ impl Writer {
                 Place::HomeOf(user) => match home(&db, user, &actor).await {
                     Ok(Some((org, actor))) => append(&log, org, actor, origin, fact).await.map(|_| ()),
                     Ok(None) => Ok(()),
-                    Err(error) => Err(CommandError::Unavailable(error.to_string())),
+                    Err(error) => Err(CommandError::Unavailable(cause(error))),
                 },
             };
             if let Err(error) = written {
-                tracing::warn!(%error, "a fact about access could not be written down");
+                tracing::warn!(error = %Chain(&error), "a fact about access could not be written down");
                 lost("it could not be written");
             }
         }

@@ -1,9 +1,9 @@
 //! All errors as a caller sees them: RFC 9457 problem details with a stable code. HTTP and NATS share this one table.
 
-use std::time::Duration;
+use std::{error::Error, fmt, time::Duration};
 
 use orgstream_domain::{FieldError, Misfit, Rejection};
-use orgstream_events::{MAX_COMMIT_BYTES, OrgId};
+use orgstream_events::{Chain, MAX_COMMIT_BYTES, OrgId};
 use orgstream_projections::DbError;
 use orgstream_stream::StreamError;
 use serde::{Serialize, Serializer};
@@ -88,7 +88,7 @@ impl Problem {
     }
 
     /// A parameter of the path, the query or the subject is invalid.
-    pub fn invalid_parameter(name: &str, rule: &str) -> Self {
+    pub fn invalid_parameter(name: &str, rule: impl fmt::Display) -> Self {
         Self::new(400, "invalid_parameter", "Invalid parameter", format!("{name}: {rule}"))
     }
 
@@ -109,8 +109,8 @@ impl Problem {
     }
 
     /// An internal error. Its cause goes to the log, not to the caller.
-    pub fn internal(error: &dyn std::fmt::Display) -> Self {
-        tracing::error!(%error, "a request failed through a fault of ours");
+    pub fn internal(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        tracing::error!(error = %Chain(error.into().as_ref()), "a request failed through a fault of ours");
         Self::new(
             500,
             "internal",
@@ -262,7 +262,7 @@ impl From<Misfit> for Problem {
 
 impl From<AuthError> for Problem {
     fn from(error: AuthError) -> Self {
-        let detail = error.to_string();
+        let detail = Chain(&error).to_string();
         match error {
             AuthError::Unauthenticated(_) | AuthError::KeyRefused { .. } => {
                 Self::new(401, "unauthenticated", "Not signed in", detail)
@@ -297,7 +297,7 @@ impl From<AuthError> for Problem {
 
 impl From<CommandError> for Problem {
     fn from(error: CommandError) -> Self {
-        let detail = error.to_string();
+        let detail = Chain(&error).to_string();
         match error {
             CommandError::Unauthorized(error) => error.into(),
             CommandError::Rejected(rejection) => rejection.into(),
@@ -324,7 +324,7 @@ impl From<CommandError> for Problem {
                 tracing::warn!(error = detail, "a command was not taken");
                 Self::history_lost()
             }
-            CommandError::Internal(_) => Self::internal(&detail),
+            error @ CommandError::Internal(_) => Self::internal(error),
         }
     }
 }
@@ -332,10 +332,10 @@ impl From<CommandError> for Problem {
 impl From<DbError> for Problem {
     fn from(error: DbError) -> Self {
         if error.is_retryable() {
-            tracing::warn!(%error, "a query could not be answered");
+            tracing::warn!(error = %Chain(&error), "a query could not be answered");
             Self::unavailable("The read models do not answer at the moment; try again.")
         } else {
-            Self::internal(&error)
+            Self::internal(error)
         }
     }
 }
@@ -344,14 +344,14 @@ impl From<StreamError> for Problem {
     fn from(error: StreamError) -> Self {
         match error {
             StreamError::Unavailable { .. } => {
-                tracing::warn!(%error, "the event log could not be read");
+                tracing::warn!(error = %Chain(&error), "the event log could not be read");
                 Self::unavailable("The event log does not answer at the moment; try again.")
             }
             StreamError::Lost { .. } | StreamError::Behind { .. } => {
-                tracing::warn!(%error, "the event log could not be read");
+                tracing::warn!(error = %Chain(&error), "the event log could not be read");
                 Self::history_lost()
             }
-            other => Self::internal(&other),
+            other => Self::internal(other),
         }
     }
 }

@@ -285,7 +285,7 @@ impl Gateway {
                 *slot = Some(outcome);
             }
         }
-        let unanswered = || Err(Problem::internal(&"a command was not answered"));
+        let unanswered = || Err(Problem::internal("a command was not answered"));
         outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(unanswered)).collect()
     }
 

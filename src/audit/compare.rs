@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context;
 use futures_util::{StreamExt, pin_mut};
 use orgstream_events::{
-    AggregateId, AggregateName, CodecError, Event, OpenedCommit, OpenedEvent, OrgId, ParkingEvent, Pipeline,
+    AggregateId, AggregateName, Chain, CodecError, Event, OpenedCommit, OpenedEvent, OrgId, ParkingEvent, Pipeline,
 };
 use orgstream_projections::{
     Applied, BoundOrg, Database, DbError, Drift, Scratch, TenantTx,
@@ -330,14 +330,15 @@ impl<'a> Comparing<'a> {
             // It is not counted, and the audit log's mark of it is all that can be compared.
             Err(error) => match content {
                 _ if self.lacked.has(seq) => {
-                    self.found.note(format!("the message {place} is in no account: {error}"));
+                    self.found.note(format!("the message {place} is in no account: {}", Chain(&error)));
                 }
                 Err(CodecError::NotAuthentic { .. }) => {
                     let what = "and the audit log has no mark in its place";
-                    self.found.differs(format!("the message {place} is in no account, {what}: {error}"));
+                    self.found.differs(format!("the message {place} is in no account, {what}: {}", Chain(&error)));
                 }
                 _ => self.found.differs(format!(
-                    "the message at {place} cannot be read, and the audit log does not say so: {error}"
+                    "the message at {place} cannot be read, and the audit log does not say so: {}",
+                    Chain(&error)
                 )),
             },
         }
@@ -434,7 +435,8 @@ impl<'a> Comparing<'a> {
                     let place = format!("{}:{}", self.org, applied.seq);
                     self.found.differs(format!(
                         "read models: the message {place} cannot be applied, so {aggregate} was compared without it and \
-                         what came after it: {error}"
+                         what came after it: {}",
+                        Chain(&error)
                     ));
                     self.blocked.insert(aggregate);
                 }

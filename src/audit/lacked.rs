@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use orgstream_events::{Event, Fingerprint, MessageParked, MessageSettled, OrgId, ParkingEvent, Settlement};
+use orgstream_events::{Chain, Event, Fingerprint, MessageParked, MessageSettled, OrgId, ParkingEvent, Settlement};
 use orgstream_projections::audit::StoredEvent;
 use orgstream_stream::Message;
 
@@ -28,7 +28,7 @@ impl Lacked {
         let at = message.seq;
         let opened = match mark.sealed.open() {
             Ok(opened) => opened.event,
-            Err(error) => return Some(format!("a mark of the audit log at {at} cannot be read: {error}")),
+            Err(error) => return Some(format!("a mark of the audit log at {at} cannot be read: {}", Chain(&error))),
         };
         match opened {
             Event::Parking(ParkingEvent::Parked(parked)) => {

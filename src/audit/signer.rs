@@ -7,12 +7,12 @@
 use std::{collections::HashSet, time::Duration};
 
 use metrics::counter;
-use orgstream_events::OrgId;
+use orgstream_events::{Chain, OrgId, cause};
 use orgstream_projections::{
     BoundOrg, DbError,
     audit::{SigningDatabase, Wishes},
 };
-use orgstream_transparency::{LogSigner, PolicyFile, SignedNote, TreeHead};
+use orgstream_transparency::{FormatError, LogSigner, PolicyFile, SignedNote, TreeHead};
 use tokio::{
     sync::mpsc,
     task::JoinSet,
@@ -97,7 +97,7 @@ impl Signer {
                 wish = next_wish(&mut wishes) => match wish {
                     Ok(org) => vec![org],
                     Err(error) => {
-                        tracing::debug!(%error, "wishes for checkpoints do not arrive");
+                        tracing::debug!(error = %Chain(&error), "wishes for checkpoints do not arrive");
                         wishes = None;
                         continue;
                     }
@@ -113,7 +113,7 @@ impl Signer {
                     }
                     let (grown_by, signed_by) = if is_round { (1, 1 + queues.len()) } else { (self.pace.events, 0) };
                     self.db.orgs(grown_by, signed_by).await.unwrap_or_else(|error| {
-                        tracing::warn!(%error, "which logs have grown is not known at the moment");
+                        tracing::warn!(error = %Chain(&error), "which logs have grown is not known at the moment");
                         Vec::new()
                     })
                 }
@@ -142,7 +142,7 @@ impl Signer {
         match started.await {
             Ok(wishes) => Some(wishes),
             Err(error) => {
-                tracing::warn!(%error, "the database does not answer the signing process");
+                tracing::warn!(error = %Chain(&error), "the database does not answer the signing process");
                 None
             }
         }
@@ -156,14 +156,14 @@ impl Signer {
                 head.is_some()
             }
             Err(error) if error.is_retryable() => {
-                tracing::warn!(org.id = %org.org(), %error, "a head could not be signed");
+                tracing::warn!(org.id = %org.org(), error = %Chain(&error), "a head could not be signed");
                 false
             }
             Err(error) => {
                 counter!("orgstream_audit_refused_total").increment(1);
                 if self.refused.insert(org.org()) {
                     tracing::error!(
-                        org.id = %org.org(), %error,
+                        org.id = %org.org(), error = %Chain(&error),
                         "the audit log is not signed any more: its rows were changed, or those of what was signed before"
                     );
                 }
@@ -199,7 +199,10 @@ impl Signer {
         let origin = tx.note_checkpoint(origin, head).await?;
         let signed = tx.signatures(head.size).await?;
         tx.commit().await?;
-        let unreadable = |error| DbError::Unreadable { what: "the name of a log", value: format!("{origin}: {error}") };
+        let unreadable = |error: FormatError| DbError::Undecodable {
+            what: format!("the name {origin:?} of a log"),
+            cause: cause(error),
+        };
         let key = self.key.named(origin.parse().map_err(unreadable)?);
         let is_ours = |id: [u8; 4]| id == key.verifier().id();
         if !signed.iter().any(|line| line.name == *key.verifier().name() && is_ours(line.key_id)) {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use metrics::counter;
+use orgstream_events::Chain;
 use orgstream_projections::{BoundOrg, audit::SigningDatabase};
 use orgstream_transparency::{
     AddCheckpoint, KnownWitness, MAX_NOTE_BYTES, Plan, SIZE_CONTENT_TYPE, SignatureLine, SignedNote, TreeHead,
@@ -43,7 +44,7 @@ impl Submitter {
                     counter!("orgstream_audit_witness_failures_total", "witness" => self.witness.name.clone())
                         .increment(1);
                     tracing::warn!(
-                        org.id = %org.org(), witness = self.witness.name, error = format!("{error:#}"),
+                        org.id = %org.org(), witness = self.witness.name, error = %Chain(error.as_ref()),
                         "a witness did not sign; it is asked again"
                     );
                     // The next round of the signer finds this org, and all others without this signature, again.

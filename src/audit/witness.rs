@@ -21,6 +21,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use orgstream_events::Chain;
 use orgstream_transparency::{
     AddCheckpoint, LogKey, MAX_ADD_CHECKPOINT_BYTES, Refusal, SignatureLine, TreeHead, WitnessSigner,
 };
@@ -159,7 +160,7 @@ async fn answer(State(witness): State<Arc<Witness>>, body: Bytes) -> Response {
             (status, [(header::CONTENT_TYPE, refusal.content_type())], format!("{refusal}\n")).into_response()
         }
         Err(Failure::Storage(error)) => {
-            tracing::error!(error = format!("{error:#}"), "nothing can be signed, because nothing can be remembered");
+            tracing::error!(error = %Chain(error.as_ref()), "nothing can be signed, because nothing can be remembered");
             (StatusCode::SERVICE_UNAVAILABLE, "try again later\n").into_response()
         }
     }

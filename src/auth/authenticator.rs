@@ -12,12 +12,13 @@ use orgstream_domain::{
     member::user_of_email,
 };
 use orgstream_events::{
-    BreakGlassId, CURRENT_ORG, KeyId, KeyPublicId, LoginMethod, OrgId, PLATFORM_ORG, Role, RoleId, Slug, UserId,
+    BreakGlassId, CURRENT_ORG, Cause, KeyId, KeyPublicId, LoginMethod, OrgId, PLATFORM_ORG, Role, RoleId, Slug, UserId,
+    cause,
 };
 use orgstream_projections::{
     BoundOrg, Database, DbError, break_glass, checkpoints::Reach, members, organizations, roles,
 };
-use orgstream_stream::Log;
+use orgstream_stream::{Log, StreamError};
 
 use super::{
     Operator, OrgPolicy,
@@ -43,8 +44,8 @@ const MAX_CONCURRENCY: usize = 4;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AuthError {
     /// No credential, or one that is not (or no longer) valid.
-    #[error("{0}")]
-    Unauthenticated(String),
+    #[error(transparent)]
+    Unauthenticated(Cause),
     /// A token that identifies a key, and is not accepted. The caller is given no reason; the key's organization is.
     #[error("this API key is not valid: it is unknown, revoked or expired")]
     KeyRefused {
@@ -124,8 +125,8 @@ pub enum AuthError {
     #[error("the header names another organization than the credential")]
     TenantMismatch,
     /// The check could not be made.
-    #[error("the credential cannot be checked now: {0}")]
-    Unavailable(String),
+    #[error("the credential cannot be checked now")]
+    Unavailable(#[source] Cause),
 }
 
 /// Names the principal that lacks a permission, for an error's text.
@@ -135,7 +136,22 @@ fn holder(role: Role, scoped: bool) -> String {
 
 impl From<DbError> for AuthError {
     fn from(error: DbError) -> Self {
-        Self::Unavailable(error.to_string())
+        Self::Unavailable(cause(error))
+    }
+}
+
+impl From<StreamError> for AuthError {
+    fn from(error: StreamError) -> Self {
+        Self::Unavailable(cause(error))
+    }
+}
+
+impl From<OidcError> for AuthError {
+    fn from(error: OidcError) -> Self {
+        match error {
+            OidcError::Unavailable(reason) => Self::Unavailable(reason),
+            error @ (OidcError::Invalid(_) | OidcError::Untrusted) => Self::Unauthenticated(cause(error)),
+        }
     }
 }
 
@@ -313,10 +329,7 @@ impl Authenticator {
     }
 
     async fn verified(&self, token: &str) -> Result<Login, AuthError> {
-        self.issuers.verify(token).await.map_err(|error| match error {
-            OidcError::Invalid(reason) => AuthError::Unauthenticated(reason),
-            OidcError::Unavailable(reason) => AuthError::Unavailable(reason),
-        })
+        Ok(self.issuers.verify(token).await?)
     }
 
     /// Returns the API keys.
@@ -580,7 +593,7 @@ impl Authenticator {
 
 /// Returns the token of an `Authorization` header.
 fn bearer(authorization: Option<&str>) -> Result<&str, AuthError> {
-    let unauthenticated = |reason: &str| AuthError::Unauthenticated(reason.to_owned());
+    let unauthenticated = |reason: &str| AuthError::Unauthenticated(cause(reason));
     let header = authorization
         .ok_or_else(|| unauthenticated("no credential: send the header Authorization: Bearer <API key or token>"))?;
     match header.split_once(' ') {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use orgstream_events::{ConnectionId, OrgId};
+use orgstream_events::{ConnectionId, OrgId, cause};
 use orgstream_projections::{BoundOrg, Database, sso_connections};
 use quick_cache::sync::Cache;
 use serde::Deserialize;
@@ -132,10 +132,9 @@ impl Connections {
                     None => found = Some(login),
                     Some(SsoLogin { org: other, .. }) if *other == org => {}
                     Some(_) => {
-                        return Err(AuthError::Unauthenticated(
-                            "several organizations sign people in by this issuer and audience: name yours in the path"
-                                .to_owned(),
-                        ));
+                        return Err(AuthError::Unauthenticated(cause(
+                            "several organizations sign people in by this issuer and audience: name yours in the path",
+                        )));
                     }
                 }
             }
@@ -143,8 +142,7 @@ impl Connections {
         match (found, refusal) {
             (Some(login), _) => Ok(Some(login)),
             (None, None) => Ok(None),
-            (None, Some(OidcError::Invalid(reason))) => Err(AuthError::Unauthenticated(reason)),
-            (None, Some(OidcError::Unavailable(reason))) => Err(AuthError::Unavailable(reason)),
+            (None, Some(refusal)) => Err(refusal.into()),
         }
     }
 
@@ -189,8 +187,7 @@ impl Connections {
             let oidc = match self.issuers.get(&key) {
                 Some(oidc) => oidc,
                 None => {
-                    let oidc = Oidc::of_customer(connection.issuer, connection.audience, self.local);
-                    let oidc = Arc::new(oidc.map_err(|error| AuthError::Unavailable(error.to_string()))?);
+                    let oidc = Arc::new(Oidc::of_customer(connection.issuer, connection.audience, self.local)?);
                     self.issuers.insert(key, Arc::clone(&oidc));
                     oidc
                 }

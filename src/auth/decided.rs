@@ -16,7 +16,7 @@ use orgstream_domain::{
     Aggregate, Place, api_key::ApiKey, member::Members, organization::Organization, role::CustomRoles,
     sso_connection::Connections,
 };
-use orgstream_events::{AccessEvent, AggregateId, Event, KeyId, OrgId, Pipeline, Shard};
+use orgstream_events::{AccessEvent, AggregateId, Cause, Chain, Event, KeyId, OrgId, Pipeline, Shard, cause};
 use orgstream_projections::{
     DbError, TenantTx,
     checkpoints::{self, Reach},
@@ -79,13 +79,13 @@ impl<A> Known<A> {
 /// The shards that do not answer, each with the reason. They are asked in the background until they do, so that callers do
 /// not wait for it.
 #[derive(Default)]
-struct Unanswered(DashMap<Shard, String>);
+struct Unanswered(DashMap<Shard, Cause>);
 
 impl Unanswered {
-    fn note(this: &Arc<Self>, log: &Log, shard: Shard, reason: &str) {
+    fn note(this: &Arc<Self>, log: &Log, shard: Shard, reason: &Cause) {
         let Entry::Vacant(entry) = this.0.entry(shard) else { return };
-        entry.insert(reason.to_owned());
-        tracing::warn!(%shard, reason, "the log does not answer: rights are those that are known until it does");
+        entry.insert(Cause::clone(reason));
+        tracing::warn!(%shard, reason = %Chain(reason), "the log does not answer: rights are those that are known until it does");
         tokio::spawn(Self::retry(Arc::downgrade(this), log.clone(), shard));
     }
 
@@ -169,17 +169,17 @@ impl Decided {
     /// Whether the break-glass grants of `org` were closed after the read models' position. Queried each time: an operator's
     /// access is never cached. If there are more access events since than the search reads, the grant counts as closed.
     pub(super) async fn is_break_glass_closed(&self, org: OrgId, reach: Reach) -> Result<bool, AuthError> {
-        let Some(placement) = self.log.placement(org).await.map_err(|error| unanswered(&error))? else {
+        let Some(placement) = self.log.placement(org).await? else {
             return Ok(false);
         };
         let access = AggregateId::Access(org);
-        let end = self.log.end_of_history(&placement, &access).await.map_err(|error| unanswered(&error))?;
+        let end = self.log.end_of_history(&placement, &access).await?;
         let mut after = reach.seq;
         for _ in 0..PARTS {
             if after >= end {
                 return Ok(false);
             }
-            let facts = self.log.facts(&placement, &access, after).await.map_err(|error| unanswered(&error))?;
+            let facts = self.log.facts(&placement, &access, after).await?;
             let mut events = facts.commits.iter().flat_map(|stored| &stored.commit.events);
             if events.any(|opened| matches!(opened.event, Event::Access(AccessEvent::BreakGlassClosed(_)))) {
                 return Ok(true);
@@ -204,7 +204,7 @@ impl Decided {
             Err(StreamError::Unavailable { .. }) if reach.is_some_and(|reach| reach.parked.is_none()) => {
                 return Ok(None);
             }
-            Err(error) => return Err(unanswered(&error)),
+            Err(error) => return Err(error.into()),
         };
         let known = cache.get_or_insert_with(&Scoped::new(org, aggregate.clone()), || {
             Ok::<_, std::convert::Infallible>(Arc::default())
@@ -213,9 +213,9 @@ impl Decided {
         // Concurrent callers share one query, and one read.
         let mut known = known.lock().await;
         match self.read(&mut known, &placement, &aggregate, reach).await {
-            Ok(()) => known.judged(reach, || AuthError::Unavailable("the history ends before its end".to_owned())),
-            Err(error @ StreamError::Unavailable { .. }) => known.judged(reach, || unanswered(&error)),
-            Err(error) => Err(unanswered(&error)),
+            Ok(()) => known.judged(reach, || AuthError::Unavailable(cause("the history ends before its end"))),
+            Err(error @ StreamError::Unavailable { .. }) => known.judged(reach, || error.into()),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -230,14 +230,14 @@ impl Decided {
         const ACTION: &str = "ask what was decided";
         if known.asked.is_none_or(|asked| asked.elapsed() >= LOOK) {
             if let Some(reason) = self.unanswered.0.get(&placement.shard) {
-                return Err(StreamError::Unavailable { action: ACTION, reason: reason.clone() });
+                return Err(StreamError::Unavailable { action: ACTION, reason: Cause::clone(&reason) });
             }
             let asked = Instant::now();
             let end = if self.log.is_connected() {
-                let late = |_| StreamError::Unavailable { action: ACTION, reason: "no answer in time".to_owned() };
+                let late = |_| StreamError::Unavailable { action: ACTION, reason: cause("no answer in time") };
                 timeout(TIMEOUT, self.log.end_of_history(placement, aggregate)).await.map_err(late).flatten()
             } else {
-                Err(StreamError::Unavailable { action: ACTION, reason: "there is no connection".to_owned() })
+                Err(StreamError::Unavailable { action: ACTION, reason: cause("there is no connection") })
             };
             if let Err(StreamError::Unavailable { reason, .. }) = &end {
                 Unanswered::note(&self.unanswered, &self.log, placement.shard, reason);
@@ -265,8 +265,4 @@ impl Decided {
         }
         Ok(())
     }
-}
-
-fn unanswered(error: &StreamError) -> AuthError {
-    AuthError::Unavailable(format!("the event log does not say what was decided: {error}"))
 }

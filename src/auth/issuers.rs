@@ -33,9 +33,7 @@ impl Issuers {
         let named = claim.and_then(|claim| self.0.iter().find(|oidc| oidc.issuer() == claim.iss));
         match named {
             Some(oidc) => oidc.verify(token).await,
-            None => Err(OidcError::Invalid(
-                "this is neither an API key, nor a session, nor a token of an issuer that is trusted here".to_owned(),
-            )),
+            None => Err(OidcError::Untrusted),
         }
     }
 }

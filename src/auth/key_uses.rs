@@ -10,7 +10,7 @@ use std::{
 };
 
 use metrics::counter;
-use orgstream_events::{Context, KeyId, OrgId, Timestamp};
+use orgstream_events::{Chain, Context, KeyId, OrgId, Timestamp};
 use orgstream_projections::{
     BoundOrg, Database,
     key_uses::{self, KeyUse},
@@ -82,7 +82,7 @@ async fn write(db: &Database, seen: &Mutex<Seen>) {
         let uses: Vec<KeyUse> = uses.into_values().collect();
         if let Err(error) = key_uses::write(db, BoundOrg::proven_by_credential(org), &uses).await {
             counter!("orgstream_key_uses_lost_total").increment(uses.len() as u64);
-            tracing::warn!(org.id = %org, %error, "when keys were used could not be written down");
+            tracing::warn!(org.id = %org, error = %Chain(&error), "when keys were used could not be written down");
         }
     }
 }

@@ -12,7 +12,7 @@ use orgstream_domain::{
     Scopes,
     credentials::key::{KeyToken, KeyTokenError, Pepper},
 };
-use orgstream_events::{ActorType, Context, KeyId, KeyPublicId, MemberId, OrgId, Slug, Timestamp};
+use orgstream_events::{ActorType, Context, KeyId, KeyPublicId, MemberId, OrgId, Slug, Timestamp, cause};
 use orgstream_projections::{
     BoundOrg, Database, TenantTx,
     api_keys::{self, ApiKey},
@@ -79,8 +79,7 @@ impl Keys {
 
     /// Returns the key of this token.
     pub async fn principal(&self, text: &str) -> Result<Principal, AuthError> {
-        let token: KeyToken =
-            text.parse().map_err(|error: KeyTokenError| AuthError::Unauthenticated(error.to_string()))?;
+        let token: KeyToken = text.parse().map_err(|error: KeyTokenError| AuthError::Unauthenticated(cause(error)))?;
         let public_id = token.public_id().clone();
         let (org, known) = self.known(&public_id).await?;
         if !secret(&public_id, &known.key).is_some_and(|mac| token.matches(&self.pepper, mac)) {
@@ -188,7 +187,7 @@ impl Keys {
 
     async fn look_up(&self, public_id: &KeyPublicId) -> Result<(OrgId, Known), AuthError> {
         let refused =
-            || AuthError::Unauthenticated("this API key is not valid: it is unknown, revoked or expired".to_owned());
+            || AuthError::Unauthenticated(cause("this API key is not valid: it is unknown, revoked or expired"));
         let org = self.db.org_of_key(public_id).await?.ok_or_else(refused)?;
         let mut tx = self.db.read(BoundOrg::proven_by_credential(org)).await?;
         let at = Instant::now();

@@ -9,7 +9,7 @@ use jsonwebtoken::{
     Algorithm, DecodingKey, Validation, decode, decode_header,
     jwk::{Jwk, JwkSet},
 };
-use orgstream_events::UserId;
+use orgstream_events::{Cause, UserId, cause};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use tokio::{sync::watch, time::timeout};
@@ -46,11 +46,27 @@ const SECOND_FACTORS: [&str; 12] =
 #[derive(Debug, thiserror::Error)]
 pub enum OidcError {
     /// It is not valid, and will not be.
-    #[error("{0}")]
-    Invalid(String),
+    #[error("this token is not valid")]
+    Invalid(#[source] Cause),
+    /// Its issuer is not trusted, or it is no such token at all.
+    #[error("this is neither an API key, nor a session, nor a token of an issuer that is trusted here")]
+    Untrusted,
     /// The issuer's keys could not be fetched.
+    #[error(transparent)]
+    Unavailable(Cause),
+}
+
+/// The reason why an issuer's keys are not known.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error("the issuer does not answer: nothing came within {} seconds", TIMEOUT.as_secs())]
+    Late,
+    #[error("the issuer does not answer")]
+    Silent(#[source] reqwest::Error),
+    #[error("{url} does not answer with what it must")]
+    Unreadable { url: String, source: serde_json::Error },
     #[error("{0}")]
-    Unavailable(String),
+    Refused(String),
 }
 
 /// A person whom the issuer authenticated.
@@ -129,7 +145,7 @@ struct Keys {
 }
 
 struct Failure {
-    reason: String,
+    reason: Cause,
     at: Instant,
     /// The number of consecutive failures.
     times: u32,
@@ -139,7 +155,7 @@ impl Keys {
     /// Returns the key, and its age since the issuer published it.
     fn find(&self, kid: &str) -> Option<(Result<DecodingKey, OidcError>, Duration)> {
         let (set, asked) = self.set.as_ref()?;
-        let key = DecodingKey::from_jwk(set.find(kid)?).map_err(|error| OidcError::Invalid(error.to_string()));
+        let key = DecodingKey::from_jwk(set.find(kid)?).map_err(|error| OidcError::Invalid(cause(error)));
         Some((key, asked.elapsed()))
     }
 
@@ -149,17 +165,17 @@ impl Keys {
             (Some((key, _)), None) => key,
             // An outage of the issuer does not change its keys; but an old answer is not valid for ever either.
             (Some((key, age)), Some(_)) if age < KEEP_UNREACHABLE => key,
-            (_, Some(failure)) => Err(OidcError::Unavailable(failure.reason.clone())),
-            (None, None) => Err(OidcError::Invalid(format!("the issuer has no key {kid:?}"))),
+            (_, Some(failure)) => Err(OidcError::Unavailable(Cause::clone(&failure.reason))),
+            (None, None) => Err(OidcError::Invalid(cause(format!("the issuer has no key {kid:?}")))),
         }
     }
 
-    fn fold(&mut self, answer: Result<JwkSet, String>) {
+    fn fold(&mut self, answer: Result<JwkSet, FetchError>) {
         match answer {
             Ok(set) => (self.set, self.failed) = (Some((set, Instant::now())), None),
-            Err(reason) => {
+            Err(error) => {
                 let times = self.failed.as_ref().map_or(0, |failure| failure.times).saturating_add(1);
-                self.failed = Some(Failure { reason, at: Instant::now(), times });
+                self.failed = Some(Failure { reason: cause(error), at: Instant::now(), times });
             }
         }
     }
@@ -205,7 +221,7 @@ impl Oidc {
 
     fn reached_by(issuer: String, audience: String, foreign: Option<bool>) -> Result<Self, OidcError> {
         let http = outward::client(foreign.unwrap_or(true), TIMEOUT);
-        let http = http.map_err(|error| OidcError::Unavailable(error.to_string()))?;
+        let http = http.map_err(|error| OidcError::Unavailable(cause(error)))?;
         let source = Arc::new(Source { issuer, http, foreign });
         Ok(Self { source, audience, keys: Arc::default(), ask_again: ASK_AGAIN })
     }
@@ -227,8 +243,8 @@ impl Oidc {
     }
 
     async fn claims(&self, token: &str) -> Result<Claims, OidcError> {
-        let invalid = |reason: String| OidcError::Invalid(format!("this token is not valid: {reason}"));
-        let header = decode_header(token).map_err(|error| invalid(error.to_string()))?;
+        let invalid = |reason: String| OidcError::Invalid(cause(reason));
+        let header = decode_header(token).map_err(|error| OidcError::Invalid(cause(error)))?;
         if !ALGORITHMS.contains(&header.alg) {
             return Err(invalid(format!("it is signed with {:?}; RS256, ES256 and EdDSA are accepted", header.alg)));
         }
@@ -246,7 +262,7 @@ impl Oidc {
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.validate_nbf = true;
         validation.leeway = LEEWAY;
-        Ok(decode::<Claims>(token, &key, &validation).map_err(|error| invalid(error.to_string()))?.claims)
+        Ok(decode::<Claims>(token, &key, &validation).map_err(|error| OidcError::Invalid(cause(error)))?.claims)
     }
 
     fn login(&self, claims: Claims) -> Login {
@@ -274,7 +290,7 @@ impl Oidc {
             }
             match &keys.asking {
                 Some(asking) if self.is_strange(&keys) && asking.receiver_count() >= WAITING => {
-                    let reason = "the issuer is being asked for its keys, and many wait for that".to_owned();
+                    let reason = cause("the issuer is being asked for its keys, and many wait for that");
                     return Err(OidcError::Unavailable(reason));
                 }
                 Some(asking) => asking.subscribe(),
@@ -311,9 +327,7 @@ impl Oidc {
         let (source, asking) = (Arc::clone(&self.source), Asking(Arc::clone(&self.keys)));
         tokio::spawn(async move {
             let answer = timeout(TIMEOUT, source.fetch()).await;
-            let answer = answer.unwrap_or_else(|_| {
-                Err(format!("the issuer does not answer: nothing came within {} seconds", TIMEOUT.as_secs()))
-            });
+            let answer = answer.unwrap_or(Err(FetchError::Late));
             asking.0.lock().unwrap_or_else(PoisonError::into_inner).fold(answer);
             drop(asking);
         });
@@ -322,30 +336,30 @@ impl Oidc {
 }
 
 impl Source {
-    async fn fetch(&self) -> Result<JwkSet, String> {
+    async fn fetch(&self) -> Result<JwkSet, FetchError> {
         let url = format!("{}/.well-known/openid-configuration", self.issuer.trim_end_matches('/'));
         let found: Discovery = self.get(&url).await?;
         if found.issuer != self.issuer {
-            return Err(format!("{url} is the configuration of {}", found.issuer));
+            return Err(FetchError::Refused(format!("{url} is the configuration of {}", found.issuer)));
         }
         if self.foreign.is_some_and(|local| !is_public_url(&found.jwks_uri, local)) {
-            return Err(format!("{url} has its keys at an address that is not public: {}", found.jwks_uri));
+            let what = format!("{url} has its keys at an address that is not public: {}", found.jwks_uri);
+            return Err(FetchError::Refused(what));
         }
         self.get::<Published>(&found.jwks_uri).await.map(JwkSet::from)
     }
 
-    async fn get<T: serde::de::DeserializeOwned>(&self, url: &str) -> Result<T, String> {
-        let failed = |error: reqwest::Error| format!("the issuer does not answer: {error}");
+    async fn get<T: serde::de::DeserializeOwned>(&self, url: &str) -> Result<T, FetchError> {
         let answer = self.http.get(url).send().await.and_then(reqwest::Response::error_for_status);
-        let mut answer = answer.map_err(failed)?;
+        let mut answer = answer.map_err(FetchError::Silent)?;
         let mut body = Vec::new();
-        while let Some(part) = answer.chunk().await.map_err(failed)? {
+        while let Some(part) = answer.chunk().await.map_err(FetchError::Silent)? {
             if body.len() + part.len() > MAX_ANSWER {
-                return Err(format!("{url} answers with more than {MAX_ANSWER} bytes"));
+                return Err(FetchError::Refused(format!("{url} answers with more than {MAX_ANSWER} bytes")));
             }
             body.extend_from_slice(&part);
         }
-        serde_json::from_slice(&body).map_err(|error| format!("{url} does not answer with what it must: {error}"))
+        serde_json::from_slice(&body).map_err(|source| FetchError::Unreadable { url: url.to_owned(), source })
     }
 }
 
@@ -440,7 +454,7 @@ mod tests {
         let app = Router::new().route("/.well-known/openid-configuration", get(discovery));
         let serving = tokio::spawn(async move { axum::serve(listener, app).await });
         let asked = Oidc::of_customer(url, "us".to_owned(), true).unwrap().source.fetch().await;
-        assert!(asked.is_err_and(|error| error.contains("not public: http://169.254.169.254")));
+        assert!(asked.is_err_and(|error| error.to_string().contains("not public: http://169.254.169.254")));
         serving.abort();
         let named = Oidc::of_customer("https://localhost:1".to_owned(), "us".to_owned(), false).unwrap();
         assert!(named.source.fetch().await.is_err());
@@ -569,7 +583,7 @@ mod tests {
         oidc.verify(&token).await.unwrap();
         {
             let mut keys = oidc.keys();
-            keys.failed = Some(Failure { reason: "away".to_owned(), at: Instant::now(), times: 1 });
+            keys.failed = Some(Failure { reason: cause("away"), at: Instant::now(), times: 1 });
             keys.set.as_mut().unwrap().1 -= KEEP;
         }
         oidc.verify(&token).await.unwrap();
@@ -617,7 +631,7 @@ mod tests {
             assert!(!oidc.may_ask(&keys), "{times}");
             keys.failed.as_mut().unwrap().at -= TRY_AGAIN;
             assert!(oidc.may_ask(&keys), "{times}");
-            keys.fold(Err("silent".to_owned()));
+            keys.fold(Err(FetchError::Late));
         }
         drop(keys);
         silent.abort();

@@ -91,8 +91,8 @@ impl Operators {
         }
         let login = match oidc.verify_with(text, &claim.name, &claim.value).await {
             Ok(Some(login)) => login,
-            Ok(None) | Err(OidcError::Invalid(_)) => return Ok(None),
-            Err(OidcError::Unavailable(reason)) => return Err(AuthError::Unavailable(reason)),
+            Ok(None) | Err(OidcError::Invalid(_) | OidcError::Untrusted) => return Ok(None),
+            Err(error @ OidcError::Unavailable(_)) => return Err(error.into()),
         };
         let name = login.verified_email.unwrap_or_else(|| format!("{} at {}", login.subject, login.issuer));
         Ok(Some(Operator::Person { user: login.user, name }))

@@ -8,8 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orgstream_domain::credentials::{key::Pepper, session::SessionToken};
-use orgstream_events::{Fingerprint, LoginMethod, OrgId, SessionId, UserId};
+use orgstream_domain::credentials::{
+    key::Pepper,
+    session::{SessionToken, SessionTokenError},
+};
+use orgstream_events::{Fingerprint, LoginMethod, OrgId, SessionId, UserId, cause};
 use orgstream_projections::{
     Database,
     identity::{NewSession, Session},
@@ -130,9 +133,7 @@ impl Sessions {
     /// Returns the session of a token, as it was at most half a second ago.
     pub(super) async fn of_token(&self, text: &str) -> Result<Arc<Session>, AuthError> {
         let token: SessionToken =
-            text.parse().map_err(|error: orgstream_domain::credentials::session::SessionTokenError| {
-                AuthError::Unauthenticated(error.to_string())
-            })?;
+            text.parse().map_err(|error: SessionTokenError| AuthError::Unauthenticated(cause(error)))?;
         self.of_hash(&token.hash(&self.pepper)).await
     }
 
@@ -151,7 +152,7 @@ impl Sessions {
         let at = Instant::now();
         let Some(session) = self.db.session(hash).await? else {
             self.cache.remove(&hash.0);
-            return Err(AuthError::Unauthenticated("this session has ended: sign in again".to_owned()));
+            return Err(AuthError::Unauthenticated(cause("this session has ended: sign in again")));
         };
         if now().unix_ms() - session.last_seen_at.unix_ms() > TOUCH.as_millis() as i64 {
             self.db.touch_session(session.id, self.lifetime.idle, TOUCH).await?;
@@ -187,7 +188,7 @@ impl Sessions {
 
     /// Switches the session to `org`, where the person is a member; returns the session after that.
     pub(super) async fn switch(&self, session: &ActiveSession, org: OrgId) -> Result<Arc<Session>, AuthError> {
-        let ended = || AuthError::Unauthenticated("this session has ended: sign in again".to_owned());
+        let ended = || AuthError::Unauthenticated(cause("this session has ended: sign in again"));
         let epoch = self.db.switch_session(session.id, org).await?.ok_or_else(ended)?;
         let at = Instant::now();
         let before = self.of_hash(&session.hash).await?;

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use anyhow::{anyhow, bail};
+use orgstream_events::Chain;
 use orgstream_projections::{Database, DbError};
 
 use crate::{
@@ -25,10 +26,12 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut findings = Vec::new();
     let log = node::connect_log(&args.nats).await;
-    let nats = async { node::preflight_log(log.as_ref().map_err(|error| anyhow!("{error:#}"))?, &args.nats).await };
+    let nats = async {
+        node::preflight_log(log.as_ref().map_err(|error| anyhow!("{}", Chain(error.as_ref())))?, &args.nats).await
+    };
     let nats = report("NATS", nats.await, &mut findings);
     let db = Database::connect(&args.database.options(1)).await;
-    let silent = |error: &DbError| anyhow!("{}: {error}", args.database.silent());
+    let silent = |error: &DbError| anyhow!("{}: {}", args.database.silent(), Chain(error));
     let database = async { Ok(db.as_ref().map_err(silent)?.preflight().await?) };
     let postgres = report("PostgreSQL", database.await, &mut findings);
     let mut history = Ok(());
@@ -54,7 +57,7 @@ fn report<T: Display>(
 ) -> Result<(), OutputError> {
     let lines: Vec<String> = match found {
         Ok(found) => found.iter().map(ToString::to_string).collect(),
-        Err(error) => vec![format!("{error:#}")],
+        Err(error) => vec![Chain(error.as_ref()).to_string()],
     };
     let mut said = if lines.is_empty() { say!("{what:<10}  ok") } else { Ok(()) };
     for line in lines {

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use orgstream_domain::credentials::key::{KeyToken, TOKEN_REGEX};
 use orgstream_events::KeyEnvironment;
 use serde_json::Value;
@@ -66,6 +66,6 @@ fn check(args: CheckArgs) -> anyhow::Result<()> {
             say!("{environment} key {}, ends in {}", token.public_id(), token.last4())?;
             Ok(())
         }
-        Err(error) => bail!("{error}"),
+        Err(error) => Err(error.into()),
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use orgstream_events::Fingerprint;
+use orgstream_events::{Chain, Fingerprint};
 use reqwest::Method;
 use serde::Serialize;
 use serde_json::{Value, json, value::RawValue};
@@ -235,7 +235,7 @@ impl Publisher {
                 Err(error) if error.is_connect() && attempt == 1 && self.totals.position.is_none() => {
                     return Err(self.api.unreachable(error));
                 }
-                Err(error) => error.to_string(),
+                Err(error) => Chain(&error).to_string(),
             };
             if open.is_empty() {
                 break;

@@ -2,7 +2,7 @@
 //! no effect.
 
 use orgstream_domain::{Rejection, RejectionKind};
-use orgstream_events::OrgId;
+use orgstream_events::{Chain, OrgId};
 use orgstream_stream::ClaimError;
 
 use super::{
@@ -65,7 +65,7 @@ impl CommandHandler {
         for Claim { scope, value, new } in claims {
             let Some(seq) = new else { continue };
             if let Err(error) = self.log.release(scope, &value, org, seq).await {
-                tracing::warn!(%error, org.id = %org, scope, "what an organization claimed could not be given back");
+                tracing::warn!(error = %Chain(&error), org.id = %org, scope, "what an organization claimed could not be given back");
             }
         }
     }

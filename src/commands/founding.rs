@@ -5,7 +5,7 @@ use orgstream_domain::{
     member::{MemberCommand, Members},
     organization::{Organization, OrganizationCommand},
 };
-use orgstream_events::{Actor, ActorType, AggregateId, CommitDraft, Event, MemberId, OrgId, Slug, TenantType};
+use orgstream_events::{Actor, ActorType, AggregateId, CommitDraft, Event, MemberId, OrgId, Slug, TenantType, cause};
 use orgstream_stream::{AppendError, ClaimError, Freshness};
 
 use super::{
@@ -23,7 +23,7 @@ impl CommandHandler {
         command: &CreateOrganization,
     ) -> Result<Accepted, CommandError> {
         let Some(Creator { user, email }) = attempt.caller.creator.clone() else {
-            return Err(CommandError::Internal("an organization needs a person who makes it".to_owned()));
+            return Err(CommandError::Internal(cause("an organization needs a person who makes it")));
         };
         let org = OrgId::derive(attempt.command_id);
         let decision_context = attempt.decision_context(org);
@@ -37,7 +37,9 @@ impl CommandHandler {
             match self.log.claim("personal", &user.to_string(), org).await {
                 Ok(_) => {}
                 Err(ClaimError::Taken { by }) => {
-                    return Err(CommandError::Internal(format!("this person has a personal organization: {by}")));
+                    return Err(CommandError::Internal(cause(format!(
+                        "this person has a personal organization: {by}"
+                    ))));
                 }
                 Err(ClaimError::Stream(error)) => return Err(error.into()),
             }

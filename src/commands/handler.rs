@@ -29,7 +29,7 @@ use orgstream_domain::{
 };
 use orgstream_events::{
     ActorType, AggregateId, CommandId, CommitDraft, Event, Fingerprint, KindName, OrgId, PLATFORM_ORG, Position, Salt,
-    TenantType, Timestamp,
+    TenantType, Timestamp, cause,
 };
 use orgstream_stream::{AppendError, Appended, Freshness, Log, Placement};
 use tokio::{
@@ -247,7 +247,7 @@ impl CommandHandler {
         let authority = self.may_grant(&placement, caller, &request.command).await?;
         let by = caller.role;
         match request.command.clone() {
-            Command::CreateOrganization(_) => Err(CommandError::Internal("handled above".to_owned())),
+            Command::CreateOrganization(_) => Err(CommandError::Internal(cause("handled above"))),
             Command::UpgradeOrganization(command) => self.upgrade_organization(&attempt, &to, command).await,
             Command::RenameOrganization(command) => self.rename_organization(&attempt, &to, command).await,
             Command::ChangeSettings(command) => {
@@ -465,7 +465,7 @@ impl CommandHandler {
         let earlier = advance(A::cache(&self.caches), &key, loaded, |loaded| {
             loaded.fold(attempt.command_id, attempt.fingerprint, place, events.iter())
         });
-        let earlier = earlier.ok_or_else(|| CommandError::Internal("a commit was not taken in".to_owned()))?;
+        let earlier = earlier.ok_or_else(|| CommandError::Internal(cause("a commit was not taken in")))?;
         Ok(Some(attempt.accepted(org, &to.aggregate, earlier, false)))
     }
 
@@ -577,7 +577,7 @@ impl CommandHandler {
 
 /// The log reports the command as stored, and the history lacks it: the effect is unknown to this process.
 fn unreadable_success() -> CommandError {
-    CommandError::Unavailable("an earlier try of the command is stored, and cannot be read here".to_owned())
+    CommandError::Unavailable(cause("an earlier try of the command is stored, and cannot be read here"))
 }
 
 /// The result of a decision.
@@ -599,7 +599,7 @@ pub(super) struct Target<'a> {
 /// Returns the hash of a request, which distinguishes a repetition from another request under the same key. Metadata of the
 /// command counts as far as it is in the events; a version is a condition, and attempts with different ones are one request.
 pub fn fingerprint(request: &Request) -> Result<Fingerprint, CommandError> {
-    let json = |value: serde_json::Result<Vec<u8>>| value.map_err(|error| CommandError::Internal(error.to_string()));
+    let json = |value: serde_json::Result<Vec<u8>>| value.map_err(|error| CommandError::Internal(cause(error)));
     let body = json(serde_json::to_vec(&request.command))?;
     let Request { occurred_at, causation_id, correlation_id, .. } = request;
     if occurred_at.is_none() && causation_id.is_none() && correlation_id.is_none() {

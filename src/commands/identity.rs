@@ -7,7 +7,7 @@ use orgstream_domain::{
     CreateOrganization, Rejection, RejectionKind, UpgradeOrganization,
     organization::{ExternalIdentity, Organization, OrganizationCommand},
 };
-use orgstream_events::{AggregateId, OrgId, TenantType};
+use orgstream_events::{AggregateId, Chain, OrgId, TenantType};
 
 use super::{
     claiming::Claim,
@@ -65,7 +65,7 @@ impl CommandHandler {
 }
 
 fn unavailable(error: &IdpError) -> CommandError {
-    tracing::warn!(%error, "the external identity provider cannot be asked");
+    tracing::warn!(error = %Chain(error), "the external identity provider cannot be asked");
     let detail = "the external identity provider does not answer; nothing was created, try again";
     Rejection::new(RejectionKind::Conflict, "identity_provider_unavailable", detail).into()
 }

@@ -13,8 +13,8 @@ use orgstream_domain::{
     sso_connection::{ConnectionCommand, Connections, RemoveSsoConnection},
 };
 use orgstream_events::{
-    Actor, ActorType, AggregateId, CommandId, CommitDraft, DomainId, DomainName, Event, Fingerprint, JitProvisioning,
-    MemberId,
+    Actor, ActorType, AggregateId, Chain, CommandId, CommitDraft, DomainId, DomainName, Event, Fingerprint,
+    JitProvisioning, MemberId, cause,
 };
 use orgstream_stream::{AppendError, Freshness, Placement};
 
@@ -73,7 +73,7 @@ impl CommandHandler {
         command: &AcceptInvitation,
     ) -> Result<Accepted, CommandError> {
         let Some(Creator { user, email }) = attempt.caller.creator.clone() else {
-            return Err(CommandError::Internal("an invitation needs a person who accepts it".to_owned()));
+            return Err(CommandError::Internal(cause("an invitation needs a person who accepts it")));
         };
         let Target { placement, aggregate } = to;
         let (org, roster) = (placement.org, AggregateId::Member(placement.org));
@@ -138,7 +138,7 @@ impl CommandHandler {
         command: &JoinByDomain,
     ) -> Result<Accepted, CommandError> {
         let Some(Creator { email, .. }) = &attempt.caller.creator else {
-            return Err(CommandError::Internal("a person is required to join".to_owned()));
+            return Err(CommandError::Internal(cause("a person is required to join")));
         };
         let org = to.placement.org;
         let organization = self.look::<Organization>(to.placement, &AggregateId::Organization(org)).await?;
@@ -230,7 +230,7 @@ impl CommandHandler {
     pub(super) async fn keep_a_way_in(&self, attempt: &CommandContext<'_>, placement: &Placement) {
         let restored = self.restore_lost_sign_in(attempt, placement).await;
         if let Err(error) = restored {
-            tracing::warn!(org.id = %placement.org, %error, "it could not be checked that people can still sign in");
+            tracing::warn!(org.id = %placement.org, error = %Chain(&error), "it could not be checked that people can still sign in");
         }
     }
 
@@ -266,7 +266,7 @@ impl CommandHandler {
         closed: Option<Closed>,
     ) -> Result<Accepted, CommandError> {
         let Some(Creator { user, email }) = attempt.caller.creator.clone() else {
-            return Err(CommandError::Internal("a person is required to join".to_owned()));
+            return Err(CommandError::Internal(cause("a person is required to join")));
         };
         let member_id = MemberId::derive(attempt.command_id).to_string();
         let actor = Actor { actor_type: ActorType::Member, id: member_id, ..attempt.caller.actor.clone() };
@@ -284,7 +284,7 @@ impl CommandHandler {
         let domain = self.look::<Domain>(to.placement, &to.aggregate).await?;
         let records = match domain.state.claim() {
             Some(claim) => self.dns.txt(&record_name(&claim.domain)).await.map_err(|error| {
-                let detail = format!("DNS could not be asked: {error}; try again");
+                let detail = format!("DNS could not be asked: {}; try again", Chain(&error));
                 Rejection::new(RejectionKind::Conflict, "dns_unavailable", detail)
             })?,
             // A missing domain is refused by its own rules.

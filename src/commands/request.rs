@@ -4,8 +4,8 @@ use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use orgstream_domain::{Command, Rejection, Requires, Scopes, credentials::key::KeyToken};
 use orgstream_events::{
-    Actor, AggregateId, CodecError, CommandId, Context, CorrelationId, EventId, LoginMethod, OrgId, Position, Role,
-    Timestamp, UserId,
+    Actor, AggregateId, Cause, Chain, CodecError, CommandId, Context, CorrelationId, EventId, LoginMethod, OrgId,
+    Position, Role, Timestamp, UserId, cause,
 };
 use orgstream_stream::{AppendError, StreamError};
 
@@ -147,7 +147,7 @@ pub enum CommandError {
     #[error(transparent)]
     Unauthorized(#[from] AuthError),
     /// The domain rules refuse it.
-    #[error("{0}")]
+    #[error(transparent)]
     Rejected(#[from] Rejection),
     /// There is no such org.
     #[error("there is no organization {0}")]
@@ -167,18 +167,18 @@ pub enum CommandError {
     #[error("this idempotency key was used for another command")]
     KeyReused,
     /// The events do not fit into a message.
-    #[error("{0}")]
+    #[error(transparent)]
     TooLarge(CodecError),
     /// The stream did not answer in time; the command may or may not be in it. Repeated under the same idempotency key, it
     /// will have one effect.
-    #[error("the event log does not answer: {0}")]
-    Unavailable(String),
+    #[error("the event log does not answer")]
+    Unavailable(#[source] Cause),
     /// The log has lost history: nothing is appended until an operator has decided.
-    #[error("{0}")]
-    HistoryLost(String),
+    #[error(transparent)]
+    HistoryLost(Cause),
     /// An internal error.
-    #[error("{0}")]
-    Internal(String),
+    #[error(transparent)]
+    Internal(Cause),
 }
 
 impl CommandError {
@@ -200,9 +200,9 @@ impl CommandError {
 impl From<StreamError> for CommandError {
     fn from(error: StreamError) -> Self {
         match error {
-            StreamError::Unavailable { .. } => Self::Unavailable(error.to_string()),
-            StreamError::Lost { .. } | StreamError::Behind { .. } => Self::HistoryLost(error.to_string()),
-            other => Self::Internal(other.to_string()),
+            StreamError::Unavailable { .. } => Self::Unavailable(cause(error)),
+            StreamError::Lost { .. } | StreamError::Behind { .. } => Self::HistoryLost(cause(error)),
+            other => Self::Internal(cause(other)),
         }
     }
 }
@@ -216,13 +216,14 @@ impl From<AppendError> for CommandError {
                 Self::TooLarge(error)
             }
             AppendError::Codec(error) => {
-                tracing::error!(%error, "a command's events do not read back as they were decided");
+                tracing::error!(error = %Chain(&error), "a command's events do not read back as they were decided");
                 let detail = "the command was not taken: its content would not read back as it was sent";
                 Rejection::field("", "not_kept", detail).into()
             }
-            AppendError::Unavailable { .. } => Self::Unavailable(error.to_string()),
-            AppendError::Lost { .. } => Self::HistoryLost(error.to_string()),
-            other => Self::Internal(other.to_string()),
+            AppendError::Unavailable { .. } => Self::Unavailable(cause(error)),
+            AppendError::Stream(error) => error.into(),
+            AppendError::Lost { .. } => Self::HistoryLost(cause(error)),
+            other => Self::Internal(cause(other)),
         }
     }
 }

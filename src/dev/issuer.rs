@@ -20,6 +20,7 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, jwk::Jwk};
+use orgstream_events::Chain;
 use orgstream_servers::write_private;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -192,7 +193,7 @@ async fn token(State(issuer): State<DevIssuer>, Json(request): Json<TokenRequest
             (StatusCode::OK, Json(answer))
         }
         Err(error) => {
-            let answer = json!({"error": "invalid_request", "error_description": error.to_string()});
+            let answer = json!({"error": "invalid_request", "error_description": Chain(error.as_ref()).to_string()});
             (StatusCode::BAD_REQUEST, Json(answer))
         }
     }

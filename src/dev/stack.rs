@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
+use orgstream_events::Chain;
 use orgstream_projections::{Database, audit::SigningDatabase};
 use orgstream_servers::{Nats, Postgres, PostgresOptions, stable_listener, write_private};
 use orgstream_stream::Log;
@@ -292,7 +293,7 @@ impl Stack {
             if let Some(status) = self.nats.ended() {
                 tracing::warn!(%status, "nats-server ended by itself and is started again");
                 if let Err(error) = self.nats.restart().await {
-                    tracing::error!(%error, "nats-server does not start");
+                    tracing::error!(error = %Chain(&error), "nats-server does not start");
                 }
                 started = Some(Instant::now());
             }
@@ -306,14 +307,14 @@ impl Stack {
                     "nats-server takes nothing for a shard though its disk has space: it is started again"
                 );
                 if let Err(error) = self.nats.restart().await {
-                    tracing::error!(%error, "nats-server does not start");
+                    tracing::error!(error = %Chain(&error), "nats-server does not start");
                 }
                 started = Some(Instant::now());
             }
             if let Some(status) = self.postgres.ended() {
                 tracing::warn!(%status, "PostgreSQL ended by itself and is started again");
                 if let Err(error) = self.postgres.restart().await {
-                    tracing::error!(%error, "PostgreSQL does not start");
+                    tracing::error!(error = %Chain(&error), "PostgreSQL does not start");
                 }
             }
             if self.api.is_finished() {

@@ -13,7 +13,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use ed25519_dalek::{Signer, SigningKey};
 use metrics::counter;
 use orgstream_domain::credentials::key::Pepper;
-use orgstream_events::{EventView, OrgId};
+use orgstream_events::{Chain, EventView, OrgId};
 use orgstream_projections::{BoundOrg, Database, DbError, audit, organizations};
 use serde::Serialize;
 use tokio::{
@@ -111,7 +111,7 @@ impl Webhooks {
             let due = match webhooks.db.audit_to_send().await {
                 Ok(due) => due,
                 Err(error) => {
-                    tracing::warn!(%error, "audit logs cannot be sent at the moment");
+                    tracing::warn!(error = %Chain(&error), "audit logs cannot be sent at the moment");
                     continue;
                 }
             };
@@ -124,14 +124,14 @@ impl Webhooks {
                     Ok(Some(taken)) => taken,
                     Ok(None) => continue,
                     Err(error) => {
-                        tracing::warn!(org.id = %org.org(), %error, "an audit log cannot be sent at the moment");
+                        tracing::warn!(org.id = %org.org(), error = %Chain(&error), "an audit log cannot be sent at the moment");
                         continue;
                     }
                 };
                 let (webhooks, stop) = (Arc::clone(&webhooks), stop.clone());
                 sending.spawn(async move {
                     if let Err(error) = webhooks.send(org, taken, &stop).await {
-                        tracing::warn!(org.id = %org.org(), %error, "an audit log cannot be sent at the moment");
+                        tracing::warn!(org.id = %org.org(), error = %Chain(&error), "an audit log cannot be sent at the moment");
                     }
                     drop((turn, among_slow));
                 });
@@ -214,7 +214,7 @@ impl Webhooks {
             match row.view().map(shown) {
                 Ok(event) => events.push(event),
                 Err(error) if events.is_empty() => {
-                    return Ok(Err(format!("event {from} cannot be shown: {error}")));
+                    return Ok(Err(format!("event {from} cannot be shown: {}", Chain(&error))));
                 }
                 // The events before it are sent first.
                 Err(_) => break,
@@ -227,7 +227,7 @@ impl Webhooks {
         let (now, next) = (now(), from + events.len() as u64);
         let part = Part { org_id: org, from_idx: from, next_idx: next, events };
         let post = Post { kind: "audit.events", timestamp: now.to_string(), data: part };
-        let body = serde_json::to_string(&post).map_err(|error| error.to_string())?;
+        let body = serde_json::to_string(&post).map_err(|error| Chain(&error).to_string())?;
         // With its end: a part that has grown since the last attempt is another one, and must not be taken for a duplicate.
         let id = format!("{org}_{from}_{next}");
         let seconds = now.unix_ms() / 1000;
@@ -251,13 +251,11 @@ impl Webhooks {
 
 /// Describes an error, without the address, which may have a secret of the receiver's in it.
 fn reason(error: &reqwest::Error) -> String {
-    let mut text = if error.is_timeout() { "no answer in time" } else { "it cannot be reached" }.to_owned();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
+    let text = if error.is_timeout() { "no answer in time" } else { "it cannot be reached" };
+    match std::error::Error::source(error) {
+        Some(source) => format!("{text}: {}", Chain(source)),
+        None => text.to_owned(),
     }
-    text
 }
 
 #[cfg(test)]

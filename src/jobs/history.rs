@@ -8,7 +8,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use orgstream_events::Fingerprint;
+use orgstream_events::{Chain, Fingerprint};
 use orgstream_projections::{Database, DbError, HistoryStep, StreamHistory};
 use orgstream_stream::{Log, StreamEnd, StreamError, StreamName, Tip};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -69,7 +69,7 @@ impl Histories {
             let error = match looked {
                 None => return,
                 Some(Ok(Ok(()))) => None,
-                Some(Ok(Err(error))) => Some(error.to_string()),
+                Some(Ok(Err(error))) => Some(Chain(&error).to_string()),
                 Some(Err(_)) => Some(format!("no answer within {} seconds", TIMEOUT.as_secs())),
             };
             if let (Some(error), true) = (&error, could) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use metrics::counter;
 use orgstream_domain::credentials::{invitation::InvitationToken, key::Pepper};
-use orgstream_events::ActorType;
+use orgstream_events::{ActorType, Chain, cause};
 use orgstream_projections::{
     Database, DbError,
     invitations::{self, InvitationStatus},
@@ -44,7 +44,7 @@ impl Sender {
     pub async fn run(&self, stop: CancellationToken) {
         while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {
             if let Err(error) = self.round().await {
-                tracing::warn!(%error, "mails cannot be looked for at the moment");
+                tracing::warn!(error = %Chain(&error), "mails cannot be looked for at the moment");
             }
         }
     }
@@ -55,13 +55,13 @@ impl Sender {
             let outcome = match self.send(&mail).await? {
                 Ok(outcome) => outcome,
                 Err(MailError::NotNow(reason)) if mail.attempts < TRIES => {
-                    tracing::warn!(org.id = %org, invitation.id = %mail.invitation, reason, "a mail is tried again later");
+                    tracing::warn!(org.id = %org, invitation.id = %mail.invitation, reason = %Chain(&reason), "a mail is tried again later");
                     counter!("orgstream_mails_total", "outcome" => "later").increment(1);
                     continue;
                 }
                 Err(MailError::NotNow(reason) | MailError::Refused(reason)) => {
                     tracing::error!(
-                        org.id = %org, invitation.id = %mail.invitation, reason,
+                        org.id = %org, invitation.id = %mail.invitation, reason = %Chain(&reason),
                         "a mail was given up: see to the address or the mail server, then send the invitation again"
                     );
                     MailOutcome::GivenUp
@@ -97,7 +97,7 @@ impl Sender {
         let token = InvitationToken::of(&self.pepper, mail.id);
         if token.mac(&self.pepper) != invitation.token_mac {
             let reason = "this process has another pepper than the one that issued the invitation";
-            return Ok(Err(MailError::NotNow(reason.to_owned())));
+            return Ok(Err(MailError::NotNow(cause(reason))));
         }
         let invite = Invite {
             id: mail.id,

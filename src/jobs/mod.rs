@@ -10,6 +10,7 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 use metrics::counter;
+use orgstream_events::Chain;
 use tokio::{task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -85,7 +86,7 @@ impl Job {
             }
             let reason = match ended {
                 Ok(Ok(())) => "it ended before the process was asked to stop".to_owned(),
-                Ok(Err(error)) => format!("{error:#}"),
+                Ok(Err(error)) => Chain(error.as_ref()).to_string(),
                 Err(_) => "it panicked; the log has the place".to_owned(),
             };
             counter!("orgstream_job_restarts_total", "job" => name).increment(1);
@@ -140,7 +141,7 @@ impl Jobs {
     pub async fn ended(self) {
         for (job, task) in self.0 {
             if let Err(error) = task.await {
-                tracing::error!(job = job.name(), %error, "a background job ended badly");
+                tracing::error!(job = job.name(), error = %Chain(&error), "a background job ended badly");
             }
         }
     }

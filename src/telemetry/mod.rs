@@ -20,6 +20,7 @@ use opentelemetry_sdk::{
     propagation::TraceContextPropagator,
     trace::{SdkTracerProvider, SpanData, SpanExporter as Export},
 };
+use orgstream_events::Chain;
 use reqwest::Url;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -37,7 +38,7 @@ pub struct Telemetry {
 impl Drop for Telemetry {
     fn drop(&mut self) {
         if let Some(Err(error)) = self.tracer.take().map(|tracer| tracer.shutdown()) {
-            tracing::warn!(%error, "the last traces could not be sent");
+            tracing::warn!(error = %Chain(&error), "the last traces could not be sent");
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::{fmt, process::ExitCode};
 
+use orgstream_events::Chain;
 use orgstream_verifier::output;
 pub(crate) use orgstream_verifier::output::{OutputError, told};
 
@@ -38,7 +39,7 @@ pub fn ended(result: anyhow::Result<ExitCode>) -> ExitCode {
         Ok(code) => code,
         Err(error) if matches!(error.downcast_ref(), Some(OutputError::Closed)) => ExitCode::SUCCESS,
         Err(error) => {
-            note!("error: {error:#}");
+            note!("error: {}", Chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

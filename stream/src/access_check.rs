@@ -59,7 +59,7 @@ impl Probe {
             {
                 Ok(Opened::Refused)
             }
-            Err(error) => Err(unavailable(ACTION, &error)),
+            Err(error) => Err(unavailable(ACTION, error)),
         }
     }
 
@@ -80,15 +80,15 @@ impl Probe {
     async fn may_publish(&mut self, subject: &str) -> Result<bool, StreamError> {
         let inbox = self.client.new_inbox();
         let sent = self.client.publish_with_reply(subject.to_owned(), inbox, "".into()).await;
-        sent.map_err(|error| unavailable(ACTION, &error))?;
-        self.client.flush().await.map_err(|error| unavailable(ACTION, &error))?;
+        sent.map_err(|error| unavailable(ACTION, error))?;
+        self.client.flush().await.map_err(|error| unavailable(ACTION, error))?;
         Ok(!self.is_refused(subject).await)
     }
 
     async fn may_subscribe(&mut self, subject: &str) -> Result<bool, StreamError> {
         let _subscription =
-            self.client.subscribe(subject.to_owned()).await.map_err(|error| unavailable(ACTION, &error))?;
-        self.client.flush().await.map_err(|error| unavailable(ACTION, &error))?;
+            self.client.subscribe(subject.to_owned()).await.map_err(|error| unavailable(ACTION, error))?;
+        self.client.flush().await.map_err(|error| unavailable(ACTION, error))?;
         Ok(!self.is_refused(subject).await)
     }
 }

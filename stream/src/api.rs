@@ -1,13 +1,13 @@
 //! Requests to the JetStream API: one function to send them, one representation of their errors.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use async_nats::jetstream::{
     message::StreamMessage,
     response::Response,
     stream::{DirectGetErrorKind, RawMessageErrorKind, Stream},
 };
-use orgstream_events::Shard;
+use orgstream_events::{Shard, cause};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{Log, StreamError};
@@ -49,21 +49,16 @@ pub(crate) fn backoff(tries: u32) -> Duration {
     Duration::from_millis((10 << tries.min(6)).min(500))
 }
 
-pub(crate) fn unavailable(action: &'static str, reason: &dyn std::error::Error) -> StreamError {
-    // The first line of the client's own errors has little detail; the cause is in their source.
-    let mut text = reason.to_string();
-    if let Some(cause) = reason.source().map(ToString::to_string).filter(|cause| !text.contains(cause.as_str())) {
-        text = format!("{text}: {cause}");
-    }
-    StreamError::Unavailable { action, reason: text }
+pub(crate) fn unavailable(action: &'static str, error: impl Error + Send + Sync + 'static) -> StreamError {
+    StreamError::Unavailable { action, reason: cause(error) }
 }
 
-fn refused(action: &'static str, error: &async_nats::jetstream::Error) -> StreamError {
-    let code = error.error_code().0;
-    if is_passing(error.code() as u64, code) {
-        return StreamError::Unavailable { action, reason: error.to_string() };
+fn refused(action: &'static str, refusal: async_nats::jetstream::Error) -> StreamError {
+    let code = refusal.error_code().0;
+    if is_passing(refusal.code() as u64, code) {
+        return unavailable(action, refusal);
     }
-    StreamError::Refused { action, code, description: error.to_string() }
+    StreamError::Refused { action, code, description: refusal.to_string() }
 }
 
 impl Log {
@@ -76,8 +71,8 @@ impl Log {
     ) -> Result<T, StreamError> {
         match self.inner.jetstream.request(subject, body).await {
             Ok(Response::Ok(answer)) => Ok(answer),
-            Ok(Response::Err { error }) => Err(refused(action, &error)),
-            Err(error) => Err(unavailable(action, &error)),
+            Ok(Response::Err { error }) => Err(refused(action, error)),
+            Err(error) => Err(unavailable(action, error)),
         }
     }
 
@@ -118,10 +113,10 @@ fn found(
             RawMessageErrorKind::NoMessageFound => Ok(None),
             // Every process ensures the streams at startup, so a missing one was lost since then.
             RawMessageErrorKind::JetStream(answer) if answer.error_code().0 == code::STREAM_NOT_FOUND => {
-                Err(unavailable(action, &answer))
+                Err(unavailable(action, answer))
             }
-            RawMessageErrorKind::JetStream(answer) => Err(refused(action, &answer)),
-            RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => Err(unavailable(action, &error)),
+            RawMessageErrorKind::JetStream(answer) => Err(refused(action, answer)),
+            RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => Err(unavailable(action, error)),
         },
     }
 }
@@ -143,6 +138,6 @@ fn direct(
     match answer {
         Ok(message) => Ok(Some(message)),
         Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-        Err(error) => Err(unavailable(action, &error)),
+        Err(error) => Err(unavailable(action, error)),
     }
 }

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{message::StreamMessage, stream::Stream};
-use orgstream_events::{CodecError, Commit, CommitKeys, EventSubject, Shard};
+use orgstream_events::{Cause, Chain, CodecError, Commit, CommitKeys, EventSubject, Shard, cause};
 use tokio::time::Instant;
 
 use crate::{
@@ -98,7 +98,7 @@ impl Log {
 
     /// Checks that the shard has lost no history, as far as this process knows. The inner error is the reason why a
     /// check that was needed could not be made.
-    async fn certain(&self, shard: Shard, deadline: Instant) -> Result<Result<(), String>, AppendError> {
+    async fn certain(&self, shard: Shard, deadline: Instant) -> Result<Result<(), Cause>, AppendError> {
         self.inner.tips.refuse(shard)?;
         match within(deadline, self.make_sure(shard)).await? {
             Ok(()) => Ok(Ok(())),
@@ -108,7 +108,7 @@ impl Log {
     }
 
     async fn append_one(&self, placement: &Placement, commit: &Commit, write: Write) -> Result<Appended, AppendError> {
-        let stream = self.stream_of(placement.shard).map_err(|error| AppendError::Invalid(error.to_string()))?;
+        let stream = self.stream_of(placement.shard)?;
         let deadline = Instant::now() + DEADLINE;
         let tips = &self.inner.tips;
         let queue = self.inner.queues.get(usize::from(placement.shard.0));
@@ -134,7 +134,7 @@ impl Log {
                 Err(reason) => Answer::Unknown { reason },
             };
         }
-        Err(AppendError::Unavailable { reason: "out of tries".to_owned() })
+        Err(AppendError::Unavailable { reason: cause("out of tries") })
     }
 
     async fn append_all(
@@ -149,7 +149,7 @@ impl Log {
                 commits.len()
             )));
         }
-        let stream = self.stream_of(placement.shard).map_err(|error| AppendError::Invalid(error.to_string()))?;
+        let stream = self.stream_of(placement.shard)?;
         let mut writes = Vec::with_capacity(commits.len());
         for (ordinal, (commit, expected)) in commits.iter().enumerate() {
             let ordinal = (commits.len() > 1).then_some(ordinal);
@@ -186,7 +186,7 @@ impl Log {
             };
             pause(tries, deadline, reason).await?;
         }
-        Err(AppendError::Unavailable { reason: "out of tries".to_owned() })
+        Err(AppendError::Unavailable { reason: cause("out of tries") })
     }
 }
 
@@ -223,7 +223,7 @@ async fn decided(
     answer: Answer,
     commit: &Commit,
     subject: &str,
-) -> Result<Result<Appended, String>, AppendError> {
+) -> Result<Result<Appended, Cause>, AppendError> {
     let stored = match answer {
         Answer::Stored { seq } => return Ok(Ok(Appended { seq, replayed: false })),
         Answer::Unknown { reason } => return Ok(Err(reason)),
@@ -265,7 +265,7 @@ async fn found_together(
     stream: &Stream<()>,
     commits: &[(Commit, u64)],
     writes: &[Write],
-) -> Result<Result<Vec<Appended>, String>, AppendError> {
+) -> Result<Result<Vec<Appended>, Cause>, AppendError> {
     let mut found = Vec::with_capacity(commits.len());
     let mut moved_on = None;
     for ((commit, expected), write) in commits.iter().zip(writes) {
@@ -288,26 +288,26 @@ async fn found_together(
     }
 }
 
-fn retry_or_refuse<T>(error: StreamError) -> Result<Result<T, String>, AppendError> {
+fn retry_or_refuse<T>(error: StreamError) -> Result<Result<T, Cause>, AppendError> {
     match error {
         StreamError::Unavailable { reason, .. } => Ok(Err(reason)),
         StreamError::Refused { code, description, .. } => Err(AppendError::Refused { code, description }),
-        error => Err(AppendError::Invalid(error.to_string())),
+        error => Err(error.into()),
     }
 }
 
 async fn within<T>(deadline: Instant, work: impl Future<Output = T>) -> Result<T, AppendError> {
-    let late = |_| AppendError::Unavailable { reason: "no answer in time".to_owned() };
+    let late = |_| AppendError::Unavailable { reason: cause("no answer in time") };
     tokio::time::timeout_at(deadline, work).await.map_err(late)
 }
 
-async fn pause(tries: u32, deadline: Instant, reason: String) -> Result<(), AppendError> {
+async fn pause(tries: u32, deadline: Instant, reason: Cause) -> Result<(), AppendError> {
     let wait = backoff(tries);
     if Instant::now() + wait >= deadline {
         return Err(AppendError::Unavailable { reason });
     }
     metrics::counter!("orgstream_append_retries_total").increment(1);
-    tracing::debug!(reason, tries, "an append is tried again");
+    tracing::debug!(reason = %Chain(&reason), tries, "an append is tried again");
     tokio::time::sleep(wait).await;
     Ok(())
 }
@@ -319,7 +319,9 @@ fn record(started: Instant, result: &Result<bool, &AppendError>) {
         Err(AppendError::Conflict { .. }) => "conflict",
         Err(AppendError::KeyReused { .. }) => "key_reused",
         Err(AppendError::Unavailable { .. } | AppendError::Lost { .. }) => "unavailable",
-        Err(AppendError::Codec(_) | AppendError::Refused { .. } | AppendError::Invalid(_)) => "refused",
+        Err(AppendError::Codec(_) | AppendError::Refused { .. } | AppendError::Stream(_) | AppendError::Invalid(_)) => {
+            "refused"
+        }
     };
     metrics::histogram!("orgstream_append_seconds", "outcome" => outcome).record(started.elapsed().as_secs_f64());
 }

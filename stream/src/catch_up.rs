@@ -4,7 +4,7 @@
 //! many aggregates. So only the first chunk is read that way, and the rest through a consumer, which counts once.
 
 use futures_util::StreamExt;
-use orgstream_events::{OrgId, Shard};
+use orgstream_events::{Chain, OrgId, Shard, cause};
 use serde_json::json;
 
 use crate::{
@@ -54,7 +54,7 @@ impl CatchUpReader {
             match self.pull(limit).await {
                 Ok(pulled) => chunk = pulled,
                 Err(error) => {
-                    tracing::debug!(org.id = %self.org, shard = %self.shard, %error, "a backlog is read without a consumer");
+                    tracing::debug!(org.id = %self.org, shard = %self.shard, error = %Chain(&error), "a backlog is read without a consumer");
                 }
             }
         }
@@ -96,7 +96,7 @@ impl CatchUpReader {
 
 impl Source {
     async fn pull(&mut self, log: &Log, shard: Shard, after: u64, limit: ReadLimit) -> Result<Chunk, StreamError> {
-        let broken = |reason: &str| StreamError::Unavailable { action: ACTION, reason: reason.to_owned() };
+        let broken = |reason: &str| StreamError::Unavailable { action: ACTION, reason: cause(reason) };
         let (batch, bytes) = (limit.messages.clamp(1, MAX_MESSAGES), limit.bytes.clamp(1, MAX_BYTES));
         let request = json!({ "batch": batch, "max_bytes": bytes, "no_wait": true }).to_string();
         let Connection { client, losses } = &log.inner.bulk;
@@ -104,12 +104,12 @@ impl Source {
         losses.mark_unchanged();
         // A new inbox per request, so that a late reply to one request is not taken for a reply to the next.
         let inbox = client.new_inbox();
-        let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| unavailable(ACTION, &error))?;
+        let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| unavailable(ACTION, error))?;
         let sent = client.publish_with_reply(self.ask.clone(), inbox, request.into());
         tokio::time::timeout(SILENCE, sent)
             .await
             .map_err(|_| broken("the connection takes no more"))?
-            .map_err(|error| unavailable(ACTION, &error))?;
+            .map_err(|error| unavailable(ACTION, error))?;
 
         let mut chunk = Chunk::default();
         let (mut last, mut came) = (after, 0);

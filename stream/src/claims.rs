@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use orgstream_events::{OrgId, Timestamp};
+use orgstream_events::{OrgId, Timestamp, cause};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -91,8 +91,7 @@ impl Log {
             }
             write.expected = Some(found.seq);
         }
-        let reason = "others keep claiming it".to_owned();
-        Err(StreamError::Unavailable { action: "claim", reason }.into())
+        Err(StreamError::Unavailable { action: "claim", reason: cause("others keep claiming it") }.into())
     }
 
     /// Releases the claim at `seq`, unless another command has relied on it since.
@@ -109,11 +108,8 @@ impl Log {
 
     async fn find_claim(&self, subject: &str) -> Result<Option<Found>, StreamError> {
         let Some(Fact { seq, content, stored_at }) = self.system_fact(subject).await? else { return Ok(None) };
-        let corrupt = |error: serde_json::Error| StreamError::Corrupt {
-            subject: subject.to_owned(),
-            seq,
-            reason: error.to_string(),
-        };
+        let corrupt =
+            |error: serde_json::Error| StreamError::Corrupt { subject: subject.to_owned(), seq, reason: cause(error) };
         let claim = content.map(|content| serde_json::from_slice(&content)).transpose().map_err(corrupt)?;
         Ok(Some(Found { claim, seq, stored_at }))
     }
@@ -127,7 +123,7 @@ impl Log {
 /// The first claim of `value`, to be written.
 fn claim_write(scope: &str, value: &str, org: OrgId, state: State) -> Result<Write, StreamError> {
     let claim = Claim { org, at: OffsetDateTime::now_utc().into(), state };
-    let payload = serde_json::to_vec(&claim).map_err(|error| StreamError::Invalid(error.to_string()))?;
+    let payload = serde_json::to_vec(&claim).map_err(StreamError::Unencodable)?;
     Ok(Write { payload: payload.into(), ..system_write(subject(scope, value)?) })
 }
 

@@ -42,8 +42,9 @@ struct UserClaims {
 impl Credentials {
     /// Reads a credentials file.
     pub async fn read(path: &Path) -> Result<Self, StreamError> {
-        let text = tokio::fs::read_to_string(path).await.map_err(|error| {
-            StreamError::Invalid(format!("the NATS credentials {} cannot be read: {error}", path.display()))
+        let text = tokio::fs::read_to_string(path).await.map_err(|source| StreamError::Credentials {
+            problem: format!("{} cannot be read", path.display()),
+            source,
         })?;
         Self::parse(text).ok_or_else(|| {
             StreamError::Invalid(format!(
@@ -96,7 +97,7 @@ impl Reach {
             connect = connect.add_root_certificates(ca.clone()).require_tls(true);
         }
         let Some(user) = user else { return Ok(connect) };
-        let invalid = |error| StreamError::Invalid(format!("the NATS credentials cannot be used: {error}"));
+        let invalid = |source| StreamError::Credentials { problem: "cannot be used".to_owned(), source };
         Ok(connect.credentials(&user.text).map_err(invalid)?.custom_inbox_prefix(&user.inbox))
     }
 }

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use futures_util::future::BoxFuture;
-use orgstream_events::Shard;
+use orgstream_events::{Chain, Shard};
 
 use crate::{
     CursorError, Log, Message, StreamError,
@@ -80,7 +80,7 @@ impl Cursor {
                         continue;
                     }
                     Err(StreamError::Unavailable { reason, .. }) => {
-                        tracing::debug!(shard = %self.shard, reason, "the cursor waits for the log");
+                        tracing::debug!(shard = %self.shard, reason = %Chain(&reason), "the cursor waits for the log");
                         self.begin_again();
                         continue;
                     }
@@ -107,7 +107,7 @@ impl Cursor {
                 }
                 Received::Alive => self.attempts = 0,
                 Received::Over { reason } => {
-                    tracing::warn!(shard = %self.shard, after = self.last, reason, "the cursor begins again");
+                    tracing::warn!(shard = %self.shard, after = self.last, reason = %Chain(&reason), "the cursor begins again");
                     self.begin_again();
                 }
             }

@@ -1,7 +1,7 @@
 //! The directory: every org that was placed, the orgs of a shard, and the end of an org's history.
 
 use futures_util::TryStreamExt;
-use orgstream_events::{EventSubject, OrgId, Shard};
+use orgstream_events::{EventSubject, OrgId, Shard, cause};
 
 use crate::{
     Log, Placement, StreamError,
@@ -24,7 +24,7 @@ impl Log {
             orgs.push(org.ok_or_else(|| StreamError::Corrupt {
                 subject: message.subject.to_string(),
                 seq: message.sequence,
-                reason: "it places no organization".to_owned(),
+                reason: cause("it places no organization"),
             })?);
         }
         Ok(orgs)
@@ -45,9 +45,9 @@ impl Log {
     pub async fn orgs_of_shard(&self, shard: Shard) -> Result<Vec<OrgId>, StreamError> {
         let filter = EventSubject::every_org_in_shard(shard);
         let asked = self.stream_of(shard)?.info_with_subjects(filter).await;
-        let mut subjects = asked.map_err(|error| unavailable(LIST, &error))?;
+        let mut subjects = asked.map_err(|error| unavailable(LIST, error))?;
         let mut orgs = Vec::new();
-        while let Some((subject, _)) = subjects.try_next().await.map_err(|error| unavailable(LIST, &error))? {
+        while let Some((subject, _)) = subjects.try_next().await.map_err(|error| unavailable(LIST, error))? {
             orgs.extend(EventSubject::route(&subject).map(|(_, org)| org).ok());
         }
         Ok(orgs)

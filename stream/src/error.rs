@@ -1,6 +1,6 @@
 //! Errors: one enum for each kind of request a caller can make.
 
-use orgstream_events::{CodecError, OrgId, Shard};
+use orgstream_events::{Cause, CodecError, OrgId, Shard};
 
 use crate::tips::StreamName;
 
@@ -8,12 +8,13 @@ use crate::tips::StreamName;
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// No connection, no answer, no leader. Retryable.
-    #[error("the event log cannot be reached ({action}): {reason}")]
+    #[error("the event log cannot be reached ({action})")]
     Unavailable {
         /// The request.
         action: &'static str,
         /// The known cause.
-        reason: String,
+        #[source]
+        reason: Cause,
     },
     /// The server rejected the request.
     #[error("the event log refused ({action}): {description} (error {code})")]
@@ -26,14 +27,15 @@ pub enum StreamError {
         description: String,
     },
     /// A stored message whose content does not match its subject.
-    #[error("message {seq} on {subject} cannot be read: {reason}")]
+    #[error("message {seq} on {subject} cannot be read")]
     Corrupt {
         /// Its subject.
         subject: String,
         /// Its sequence in the shard's stream.
         seq: u64,
         /// The problem with it.
-        reason: String,
+        #[source]
+        reason: Cause,
     },
     /// The stream ends before a sequence that was read from it earlier: history is lost.
     #[error("shard {shard} ends at {last}, but {expected} was read from it before: the log has lost data")]
@@ -61,6 +63,20 @@ pub enum StreamError {
         /// The number of shards.
         shards: u16,
     },
+    /// A value of the system stream that cannot be written as JSON.
+    #[error("a value of the system stream has no JSON form")]
+    Unencodable(#[source] serde_json::Error),
+    /// A message of the system stream that cannot be signed.
+    #[error("a message of the system stream cannot be signed")]
+    Unsigned(#[source] CodecError),
+    /// The credentials of this process at the broker.
+    #[error("the NATS credentials {problem}")]
+    Credentials {
+        /// The file, if there is one, and what failed.
+        problem: String,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// The options are inconsistent, or a name is not a valid subject token.
     #[error("{0}")]
     Invalid(String),
@@ -85,10 +101,11 @@ pub enum AppendError {
     #[error(transparent)]
     Codec(#[from] CodecError),
     /// No answer until the deadline. Whether it was stored is unknown; the same commit may be appended again.
-    #[error("the event log did not answer in time, so the effect is unknown: {reason}")]
+    #[error("the event log did not answer in time, so the effect is unknown")]
     Unavailable {
         /// The error of the last try.
-        reason: String,
+        #[source]
+        reason: Cause,
     },
     /// History of the stream is lost, so nothing is appended to it until an operator has decided. Whether this commit
     /// was stored before that was detected is of no use to the caller.
@@ -107,6 +124,9 @@ pub enum AppendError {
         /// The server's description.
         description: String,
     },
+    /// The log could not be read for it.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
     /// The commit is of another org than the placement, or the request is empty.
     #[error("{0}")]
     Invalid(String),

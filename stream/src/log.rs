@@ -6,7 +6,7 @@ use async_nats::{
     Event,
     jetstream::{self, stream::Stream},
 };
-use orgstream_events::{CommitKeys, Shard};
+use orgstream_events::{Chain, CommitKeys, Shard};
 use tokio::sync::watch;
 
 use crate::{
@@ -151,7 +151,7 @@ impl Connection {
                     }
                 }
             });
-        let client = connect.connect(reach.servers()).await.map_err(|error| unavailable("connect", &error))?;
+        let client = connect.connect(reach.servers()).await.map_err(|error| unavailable("connect", error))?;
         Ok(Self { client, losses })
     }
 }
@@ -218,7 +218,7 @@ impl Log {
     pub async fn close(&self) {
         for client in [&self.inner.client, &self.inner.bulk.client] {
             if let Err(error) = client.drain().await {
-                tracing::debug!(%error, "a connection to NATS could not be ended in order");
+                tracing::debug!(error = %Chain(&error), "a connection to NATS could not be ended in order");
             }
         }
     }

@@ -1,8 +1,10 @@
 //! A message as stored in the log, and a commit decoded from one.
 
+use std::error::Error;
+
 use async_nats::{HeaderMap, header};
 use bytes::Bytes;
-use orgstream_events::{CodecError, Commit, CommitKeys, EventSubject, OpenedCommit, Shard};
+use orgstream_events::{Chain, CodecError, Commit, CommitKeys, EventSubject, OpenedCommit, Shard, SubjectError, cause};
 
 use crate::{StreamError, publish::TRACE};
 
@@ -40,18 +42,18 @@ impl Message {
 
     /// Verifies and decodes the commit and compares it with the subject of the message.
     pub fn open(&self, keys: &CommitKeys) -> Result<StoredCommit, StreamError> {
-        let content = self.content(keys).map_err(|error| self.corrupt(&error))?;
+        let content = self.content(keys).map_err(|error| self.corrupt(error))?;
         Ok(StoredCommit { seq: self.seq, commit: self.decode(content)?, trace: self.trace.clone() })
     }
 
     pub(crate) fn decode(&self, content: &[u8]) -> Result<OpenedCommit, StreamError> {
-        let subject: EventSubject = self.subject.parse().map_err(|error| self.corrupt(&error))?;
+        let subject: EventSubject = self.subject.parse().map_err(|error: SubjectError| self.corrupt(error))?;
         let commit = Commit::decode(content).and_then(|commit| commit.open(&subject));
-        commit.map_err(|error| self.corrupt(&error))
+        commit.map_err(|error| self.corrupt(error))
     }
 
-    pub(crate) fn corrupt(&self, reason: &dyn std::fmt::Display) -> StreamError {
-        StreamError::Corrupt { subject: self.subject.clone(), seq: self.seq, reason: reason.to_string() }
+    pub(crate) fn corrupt(&self, reason: impl Into<Box<dyn Error + Send + Sync>>) -> StreamError {
+        StreamError::Corrupt { subject: self.subject.clone(), seq: self.seq, reason: cause(reason) }
     }
 }
 
@@ -78,7 +80,7 @@ pub(crate) fn expected(headers: &HeaderMap) -> Option<u64> {
 pub(crate) fn forged(subject: &str, seq: u64, reason: &CodecError) {
     metrics::counter!("orgstream_forged_messages_total").increment(1);
     tracing::error!(
-        subject, event.seq = seq, %reason,
+        subject, event.seq = seq, reason = %Chain(reason),
         "a message in the log is not from a process of ours and is passed over: see who can publish to the broker"
     );
 }

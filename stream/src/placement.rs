@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use orgstream_events::{Fingerprint, OrgId, Shard};
+use orgstream_events::{Fingerprint, OrgId, Shard, cause};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -90,14 +90,14 @@ impl Log {
             return Ok(placement.clone());
         }
         let chosen = Stored { shard: self.choose(org), region: self.inner.options.region.clone(), epoch: 1 };
-        let payload = serde_json::to_vec(&chosen).map_err(|error| StreamError::Invalid(error.to_string()))?;
+        let payload = serde_json::to_vec(&chosen).map_err(StreamError::Unencodable)?;
         let write = Write { payload: payload.into(), ..system_write(subject(org)) };
         let placement = if self.write_system(&write).await?.is_some() {
             Placement { org, shard: chosen.shard, region: chosen.region, epoch: chosen.epoch }
         } else {
             self.stored_placement(org).await?.ok_or_else(|| StreamError::Unavailable {
                 action: "place an org",
-                reason: format!("{} is taken, but holds nothing", write.subject),
+                reason: cause(format!("{} is taken, but holds nothing", write.subject)),
             })?
         };
         self.inner.placements.remember(&placement);
@@ -109,9 +109,9 @@ impl Log {
     pub(crate) async fn write_system(&self, write: &Write) -> Result<Option<u64>, StreamError> {
         let action = "write to the system stream";
         let signed = self.keys().sign(&write.subject, write.expected, &write.payload);
-        let payload = signed.map_err(|error| StreamError::Invalid(error.to_string()))?.into();
+        let payload = signed.map_err(StreamError::Unsigned)?.into();
         let write = Write { payload, ..write.clone() };
-        let mut last = String::new();
+        let mut last = cause("it was not tried");
         for tries in 0..TRIES {
             match self.inner.publisher.publish_in_turn(&write).await {
                 Answer::Stored { seq } => return Ok(Some(seq)),
@@ -134,8 +134,11 @@ impl Log {
         let Some(Fact { seq, content: Some(content), .. }) = self.system_fact(&subject).await? else {
             return Ok(None);
         };
-        let corrupt = |reason: String| StreamError::Corrupt { subject: subject.clone(), seq, reason };
-        let stored: Stored = serde_json::from_slice(&content).map_err(|error| corrupt(error.to_string()))?;
+        let stored: Stored = serde_json::from_slice(&content).map_err(|error| StreamError::Corrupt {
+            subject: subject.clone(),
+            seq,
+            reason: cause(error),
+        })?;
         if stored.shard.0 >= self.inner.options.shards {
             return Err(StreamError::UnknownShard { shard: stored.shard, shards: self.inner.options.shards });
         }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use orgstream_events::Chain;
 use serde::Deserialize;
 
 use crate::{Log, StreamError};
@@ -70,7 +71,7 @@ async fn unsafe_sync(monitor_url: Option<&str>) -> Option<Finding> {
             Some(Finding { what, fix })
         }
         Err(error) => {
-            let what = format!("nats-server's monitoring address cannot be read: {error}");
+            let what = format!("nats-server's monitoring address cannot be read: {}", Chain(&error));
             Some(Finding {
                 what,
                 fix: "correct the address, and enable `http` in nats-server's configuration".to_owned(),

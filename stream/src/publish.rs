@@ -8,6 +8,7 @@ use async_nats::{
     header::{self, HeaderName},
 };
 use bytes::Bytes;
+use orgstream_events::{Cause, cause};
 use serde::Deserialize;
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
@@ -61,12 +62,17 @@ pub(crate) enum Answer {
     /// The subject has moved on, or (in a batch only) a message id was seen before. Nothing was stored.
     Stale,
     /// No answer, or one that asks for a retry. It may be stored.
-    Unknown { reason: String },
+    Unknown { reason: Cause },
     /// A retry cannot succeed.
     Refused { code: u64, description: String },
     /// The message is larger than this server accepts; both in bytes.
     TooLarge { size: usize, limit: usize },
 }
+
+/// The server's answer is not JSON of the expected shape.
+#[derive(Debug, thiserror::Error)]
+#[error("an unreadable answer")]
+struct UnreadableAnswer(#[source] serde_json::Error);
 
 #[derive(Deserialize)]
 struct Ack {
@@ -105,7 +111,7 @@ impl Publisher {
     pub(crate) async fn publish_in_turn(&self, write: &Write) -> Answer {
         match self.turns.acquire().await {
             Ok(_turn) => self.publish(write).await,
-            Err(_) => Answer::Unknown { reason: "the log is closed".to_owned() },
+            Err(_) => Answer::Unknown { reason: cause("the log is closed") },
         }
     }
 
@@ -143,8 +149,8 @@ impl Publisher {
             let sent = self.client.publish_with_headers(write.subject.clone(), headers, write.payload.clone());
             match tokio::time::timeout(ANSWER_TIMEOUT, sent).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => return Answer::Unknown { reason: error.to_string() },
-                Err(_) => return Answer::Unknown { reason: "the connection takes no more".to_owned() },
+                Ok(Err(error)) => return Answer::Unknown { reason: cause(error) },
+                Err(_) => return Answer::Unknown { reason: cause("the connection takes no more") },
             }
         }
         let mut headers = headers(last, writes.len());
@@ -152,7 +158,7 @@ impl Publisher {
         match self.request(last, headers).await {
             // An answer that does not cover the whole batch says nothing about its members.
             Ok(ack) if ack.error.is_none() && ack.count != writes.len() as u64 => {
-                Answer::Unknown { reason: "the server did not take the messages for a batch".to_owned() }
+                Answer::Unknown { reason: cause("the server did not take the messages for a batch") }
             }
             Ok(ack) => answer(ack),
             Err(answer) => answer,
@@ -164,19 +170,20 @@ impl Publisher {
         losses.mark_unchanged();
         let request = Request::new().headers(headers).payload(write.payload.clone()).timeout(None);
         let request = self.client.send_request(write.subject.clone(), request);
-        let unknown = |reason: &str| Answer::Unknown { reason: reason.to_owned() };
+        let unknown = |reason: &str| Answer::Unknown { reason: cause(reason) };
         let message = tokio::select! {
             answer = tokio::time::timeout(ANSWER_TIMEOUT, request) => match answer {
                 Ok(Ok(message)) => message,
                 Ok(Err(error)) if error.kind() == RequestErrorKind::MaxPayloadExceeded => {
                     return Err(Answer::TooLarge { size: write.payload.len(), limit: self.client.max_payload() });
                 }
-                Ok(Err(error)) => return Err(unknown(&error.to_string())),
+                Ok(Err(error)) => return Err(Answer::Unknown { reason: cause(error) }),
                 Err(_) => return Err(unknown("no answer in time")),
             },
             _ = losses.changed() => return Err(unknown("the connection was lost")),
         };
-        serde_json::from_slice(&message.payload).map_err(|error| unknown(&format!("an unreadable answer: {error}")))
+        serde_json::from_slice(&message.payload)
+            .map_err(|error| Answer::Unknown { reason: cause(UnreadableAnswer(error)) })
     }
 }
 
@@ -186,7 +193,7 @@ fn answer(ack: Ack) -> Answer {
         None => Answer::Stored { seq: ack.seq },
         Some(error) => match error.err_code {
             code::WRONG_LAST_SEQUENCE | code::DUPLICATE_IN_BATCH => Answer::Stale,
-            code if is_passing(error.code, code) => Answer::Unknown { reason: error.description },
+            code if is_passing(error.code, code) => Answer::Unknown { reason: cause(error.description) },
             code => Answer::Refused { code, description: error.description },
         },
     }

@@ -12,6 +12,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use orgstream_events::cause;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::publish::{Answer, Publisher, Write};
@@ -47,7 +48,7 @@ impl PublishBatcher {
     /// Waits for a place in the queue, for a batch, and for its answer.
     pub(crate) async fn publish(&self, write: Write) -> Answer {
         let (answer, answered) = oneshot::channel();
-        let gone = || Answer::Unknown { reason: "the shard's queue has stopped".to_owned() };
+        let gone = || Answer::Unknown { reason: cause("the shard's queue has stopped") };
         if self.sender.send(Waiting { write, answer }).await.is_err() {
             return gone();
         }
@@ -140,7 +141,7 @@ async fn write(publisher: &Publisher, batch: Vec<Waiting>, done: Done) -> Done {
             answer => {
                 let answer = match answer {
                     Answer::Refused { .. } | Answer::TooLarge { .. } | Answer::Duplicate { .. } if count > 1 => {
-                        Answer::Unknown { reason: "the batch was refused".to_owned() }
+                        Answer::Unknown { reason: cause("the batch was refused") }
                     }
                     answer => answer,
                 };

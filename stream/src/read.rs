@@ -11,7 +11,7 @@ use async_nats::{
     jetstream::{self, message::StreamMessage},
 };
 use futures_util::{Stream, StreamExt, stream};
-use orgstream_events::{AggregateId, CodecError, EventSubject, OrgId, Shard};
+use orgstream_events::{AggregateId, Chain, CodecError, EventSubject, OrgId, Shard, cause};
 use serde::Serialize;
 
 use crate::{
@@ -159,7 +159,7 @@ impl Log {
                     history.commits.push(StoredCommit { seq: message.seq, commit, trace: message.trace.clone() });
                 }
                 Err(reason @ CodecError::NotAuthentic { .. }) => forged(&subject, message.seq, &reason),
-                Err(error) => return Err(unreadable(&subject, message.seq, &error)),
+                Err(error) => return Err(unreadable(&subject, message.seq, error)),
             }
             history.last = message.seq;
         }
@@ -179,14 +179,14 @@ impl Log {
         let mut message = newest;
         while commits.len() < WALK {
             if message.subject != subject {
-                return Err(message.corrupt(&format!("the history of {subject} leads to it")));
+                return Err(message.corrupt(format!("the history of {subject} leads to it")));
             }
             let Ok(content) = message.content(self.keys()) else { return Ok(None) };
             // An authentic message names the expectation that it was signed with.
             let before = message.expected.filter(|before| *before < message.seq);
-            let before = before.ok_or_else(|| message.corrupt(&"it does not say which message came before it"))?;
+            let before = before.ok_or_else(|| message.corrupt("it does not say which message came before it"))?;
             if before < after {
-                return Err(message.corrupt(&format!("the history does not pass through {after}")));
+                return Err(message.corrupt(format!("the history does not pass through {after}")));
             }
             let commit = message.decode(content)?;
             commits.push(StoredCommit { seq: message.seq, commit, trace: message.trace.clone() });
@@ -199,7 +199,7 @@ impl Log {
                 Some(found) => Some(found),
                 None => get_on_leader(stream, before).await?,
             };
-            let gone = || message.corrupt(&format!("message {before}, which came before it, is missing"));
+            let gone = || message.corrupt(format!("message {before}, which came before it, is missing"));
             message = stored(shard, found.ok_or_else(gone)?);
         }
         Ok(None)
@@ -213,19 +213,19 @@ impl Log {
             match message.content(self.keys()) {
                 Ok(content) => {
                     if message.expected != Some(history.last) {
-                        return Err(message.corrupt(&format!("the history does not pass through {}", history.last)));
+                        return Err(message.corrupt(format!("the history does not pass through {}", history.last)));
                     }
                     let commit = message.decode(content)?;
                     history.commits.push(StoredCommit { seq: message.seq, commit, trace: message.trace.clone() });
                 }
                 Err(reason @ CodecError::NotAuthentic { .. }) => forged(subject, message.seq, &reason),
-                Err(error) => return Err(unreadable(subject, message.seq, &error)),
+                Err(error) => return Err(unreadable(subject, message.seq, error)),
             }
             history.last = message.seq;
         }
         history.ended = history.last >= newest;
         if history.last == after {
-            let (action, reason) = ("load an aggregate", "the copy that answered is behind the leader".to_owned());
+            let (action, reason) = ("load an aggregate", cause("the copy that answered is behind the leader"));
             return Err(StreamError::Unavailable { action, reason });
         }
         Ok(history)
@@ -248,25 +248,25 @@ impl Log {
 
     async fn batch_get(&self, shard: Shard, filter: &str, seq: u64, limit: ReadLimit) -> Result<Chunk, StreamError> {
         let action = "read an org's messages";
-        let broken = |reason: &str| StreamError::Unavailable { action, reason: reason.to_owned() };
+        let broken = |reason: &str| StreamError::Unavailable { action, reason: cause(reason) };
         let request = BatchGet {
             seq,
             next_by_subj: filter,
             batch: limit.messages.clamp(1, MAX_MESSAGES),
             max_bytes: limit.bytes.clamp(1, MAX_BYTES),
         };
-        let body = serde_json::to_vec(&request).map_err(|error| unavailable(action, &error))?;
+        let body = serde_json::to_vec(&request).map_err(|error| unavailable(action, error))?;
         let Connection { client, losses } = &self.inner.bulk;
         let mut losses = losses.clone();
         losses.mark_unchanged();
         let inbox = client.new_inbox();
-        let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| unavailable(action, &error))?;
+        let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| unavailable(action, error))?;
         let ask = format!("{}.DIRECT.GET.{}", self.inner.api, streams::name(shard));
         let sent = client.publish_with_reply(ask, inbox, body.into());
         tokio::time::timeout(SILENCE, sent)
             .await
             .map_err(|_| broken("the connection takes no more"))?
-            .map_err(|error| unavailable(action, &error))?;
+            .map_err(|error| unavailable(action, error))?;
 
         let mut messages: Vec<Message> = Vec::new();
         loop {
@@ -349,7 +349,7 @@ impl Reader {
         loop {
             match self.log.read(self.shard, self.org, self.next, limit).await {
                 Err(StreamError::Unavailable { reason, .. }) if tries < REPLAY_TRIES => {
-                    tracing::debug!(org.id = %self.org, shard = %self.shard, reason, "a read is tried again");
+                    tracing::debug!(org.id = %self.org, shard = %self.shard, reason = %Chain(&reason), "a read is tried again");
                     tokio::time::sleep(backoff(tries)).await;
                     tries += 1;
                 }

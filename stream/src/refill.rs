@@ -30,14 +30,13 @@ impl Log {
 
     /// Writes the commit, or a placeholder if no copy of it is left, as the shard's message `seq`: nowhere else.
     pub async fn write_back(&self, shard: Shard, seq: u64, commit: Option<&Commit>) -> Result<(), AppendError> {
-        let invalid = |error: StreamError| AppendError::Invalid(error.to_string());
-        let stream = self.stream_of(shard).map_err(invalid)?;
+        let stream = self.stream_of(shard)?;
         let mut expected = None;
         let (subject, payload) = match commit {
             Some(commit) => {
                 let subject = EventSubject { shard, org: commit.org_id, aggregate: commit.aggregate.clone() };
                 if !commit.aggregate.is_access() {
-                    let last = last_on_leader(stream, &subject.to_string()).await.map_err(invalid)?;
+                    let last = last_on_leader(stream, &subject.to_string()).await?;
                     expected = Some(last.map_or(0, |last| last.sequence));
                 }
                 let payload = commit.sign(self.keys(), &subject, expected)?;

@@ -37,7 +37,7 @@ pub(crate) fn name(shard: Shard) -> String {
 }
 
 pub(crate) async fn handle(jetstream: &jetstream::Context, name: &str) -> Result<Stream<()>, StreamError> {
-    jetstream.get_stream_no_info(name).await.map_err(|error| unavailable("name a stream", &error))
+    jetstream.get_stream_no_info(name).await.map_err(|error| unavailable("name a stream", error))
 }
 
 impl Log {

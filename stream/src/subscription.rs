@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::Subscriber;
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
-use orgstream_events::Shard;
+use orgstream_events::{Cause, Shard, cause};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -35,7 +35,7 @@ pub(crate) enum Received {
     Alive,
     /// No more messages will come.
     Over {
-        reason: String,
+        reason: Cause,
     },
 }
 
@@ -71,7 +71,7 @@ impl Subscription {
         let inbox = client.new_inbox();
         Ok(Self {
             shard,
-            messages: client.subscribe(inbox.clone()).await.map_err(|error| unavailable(action, &error))?,
+            messages: client.subscribe(inbox.clone()).await.map_err(|error| unavailable(action, error))?,
             client,
             inbox,
             ask,
@@ -120,7 +120,7 @@ impl Subscription {
         let asked = self.client.publish_with_reply(self.ask.clone(), self.inbox.clone(), request(batch));
         match tokio::time::timeout(HEARTBEAT, asked).await {
             Ok(Ok(())) => self.open += batch,
-            Ok(Err(error)) => return Err(Received::Over { reason: error.to_string() }),
+            Ok(Err(error)) => return Err(Received::Over { reason: cause(error) }),
             Err(_) => return Err(over("the connection takes no more")),
         }
         Ok(())
@@ -146,14 +146,14 @@ impl Subscription {
             }
             status => {
                 let text = message.description.as_deref().unwrap_or_default();
-                Received::Over { reason: format!("the consumer ended: {} {text}", status.unwrap_or_default()) }
+                over(&format!("the consumer ended: {} {text}", status.unwrap_or_default()))
             }
         }
     }
 }
 
 fn over(reason: &str) -> Received {
-    Received::Over { reason: reason.to_owned() }
+    Received::Over { reason: cause(reason) }
 }
 
 fn request(batch: usize) -> Bytes {

@@ -2,12 +2,12 @@
 
 use async_nats::jetstream::message::StreamMessage;
 use bytes::Bytes;
-use orgstream_events::CodecError;
+use orgstream_events::{CodecError, cause};
 use time::OffsetDateTime;
 
 use crate::{
     Log, StreamError,
-    api::{last_on_leader, next_on_leader},
+    api::{last_on_leader, next_on_leader, unavailable},
     message::{expected, forged},
 };
 
@@ -46,7 +46,7 @@ impl Log {
         }
         let reason =
             format!("more than {MAX_LOOKED_THROUGH} messages are on it, the last of which no process of ours signed");
-        Err(StreamError::Corrupt { subject: subject.to_owned(), seq, reason })
+        Err(StreamError::Corrupt { subject: subject.to_owned(), seq, reason: cause(reason) })
     }
 
     /// Returns the content of an authentic message; none for one without a valid signature of this installation, which
@@ -59,18 +59,20 @@ impl Log {
                 forged(subject, seq, &reason);
                 Ok(None)
             }
-            Err(error) => Err(unreadable(subject, seq, &error)),
+            Err(error) => Err(unreadable(subject, seq, error)),
         }
     }
 }
 
+/// Other processes sign with a key that this one was not given.
+#[derive(Debug, thiserror::Error)]
+#[error("give every process all keys (--commit-keys) before one of them signs")]
+struct KeyMissing(#[source] CodecError);
+
 /// Signed content that this process cannot decode: another process can, or this one once it has the key.
-pub(crate) fn unreadable(subject: &str, seq: u64, error: &CodecError) -> StreamError {
+pub(crate) fn unreadable(subject: &str, seq: u64, error: CodecError) -> StreamError {
     match error {
-        CodecError::UnknownKey { .. } => StreamError::Unavailable {
-            action: "verify a message",
-            reason: format!("{error}: give every process all keys (--commit-keys) before one of them signs"),
-        },
-        error => StreamError::Corrupt { subject: subject.to_owned(), seq, reason: error.to_string() },
+        CodecError::UnknownKey { .. } => unavailable("verify a message", KeyMissing(error)),
+        error => StreamError::Corrupt { subject: subject.to_owned(), seq, reason: cause(error) },
     }
 }

@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
-use orgstream_events::EventSubject;
+use orgstream_events::{Chain, EventSubject};
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
@@ -86,7 +86,7 @@ impl Follower {
                     self.reader.next = self.reader.next.max(end + 1);
                 }
                 Err(StreamError::Unavailable { reason, .. }) => {
-                    tracing::warn!(org.id = %self.reader.org, shard = %self.reader.shard, reason, "a tail waits for the log");
+                    tracing::warn!(org.id = %self.reader.org, shard = %self.reader.shard, reason = %Chain(&reason), "a tail waits for the log");
                 }
                 Err(error) => return Err(error),
             }
@@ -150,7 +150,7 @@ impl Follower {
                 }))
             }
             Err(error) => {
-                tracing::warn!(org.id = %self.reader.org, %error, "a tail goes on without hints");
+                tracing::warn!(org.id = %self.reader.org, error = %Chain(&error), "a tail goes on without hints");
                 None
             }
         };

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use orgstream_events::Shard;
+use orgstream_events::{Chain, Shard};
 
 use crate::{AppendError, Log};
 
@@ -22,6 +22,7 @@ impl Troubles {
     pub(crate) fn note(&self, shard: Shard, failed: Option<&AppendError>) {
         match failed {
             Some(AppendError::Unavailable { reason }) => {
+                let reason = Chain(reason).to_string();
                 let before = self.0.insert(shard, (Instant::now(), reason.clone()));
                 if before.is_none_or(|(at, _)| at.elapsed() > TOLD_FOR) {
                     tracing::error!(
@@ -55,12 +56,14 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
+    use orgstream_events::cause;
+
     use super::*;
 
     #[test]
     fn a_shard_is_in_trouble_until_it_answers() {
         let troubles = Troubles::default();
-        let late = AppendError::Unavailable { reason: "no answer in time".to_owned() };
+        let late = AppendError::Unavailable { reason: cause("no answer in time") };
         troubles.note(Shard(3), Some(&late));
         troubles.note(Shard(4), None);
         assert_eq!(troubles.0.len(), 1);

@@ -2,7 +2,7 @@
 
 use async_nats::jetstream;
 use orgstream::app::problem::Problem;
-use orgstream_events::{OrgId, Pipeline, Shard, UserId};
+use orgstream_events::{Chain, OrgId, Pipeline, Shard, UserId};
 use orgstream_projections::{
     BoundOrg, Database, DatabaseOptions, Passwords, checkpoints, identity::SignIn, migrate_with, parked,
 };
@@ -215,7 +215,7 @@ async fn who_signs_in_while_nothing_can_be_written_is_told_to_come_again() {
     assert_eq!((problem.status, problem.code), (503, "unavailable"));
     // A connection that was just ended may be tried first.
     crate::cluster::eventually("it to be said that nothing can be written", async || {
-        let said = database.db.check_writable().await.unwrap_err().to_string();
+        let said = Chain(&database.db.check_writable().await.unwrap_err()).to_string();
         said.contains("takes no writes").then_some(())
     })
     .await;

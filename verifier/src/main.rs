@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use orgstream_events::Chain;
 use orgstream_verifier::{VerifyArgs, output};
 
 /// Verify an exported audit log.
@@ -17,7 +18,7 @@ fn main() -> ExitCode {
     match Cli::parse().args.run() {
         Ok(outcome) => outcome.code().into(),
         Err(error) => {
-            output::note(format_args!("error: {error:#}"));
+            output::note(format_args!("error: {}", Chain(error.as_ref())));
             2.into()
         }
     }

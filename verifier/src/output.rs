@@ -6,6 +6,8 @@ use std::{
     io::{self, ErrorKind, Write as _},
 };
 
+use orgstream_events::Chain;
+
 /// The reason why standard output could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum OutputError {
@@ -13,8 +15,8 @@ pub enum OutputError {
     #[error("the reader of the output has closed it")]
     Closed,
     /// It cannot be written.
-    #[error("the output cannot be written: {0}")]
-    Failed(io::Error),
+    #[error("the output cannot be written")]
+    Failed(#[source] io::Error),
 }
 
 impl From<io::Error> for OutputError {
@@ -38,7 +40,7 @@ pub fn note(text: fmt::Arguments<'_>) {
 /// Returns a verdict, whether or not it could be printed: a failure of the output does not change it.
 pub fn told<T>(verdict: T, said: Result<(), OutputError>) -> T {
     if let Err(error @ OutputError::Failed(_)) = said {
-        note(format_args!("error: {error}"));
+        note(format_args!("error: {}", Chain(&error)));
     }
     verdict
 }

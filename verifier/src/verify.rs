@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use orgstream_events::{OrgId, Timestamp};
+use orgstream_events::{Chain, OrgId, Timestamp};
 use orgstream_transparency::{
     Checkpoint, Frontier, HandOver, Hash, LogKey, PolicyFile, SignedNote, TILE_WIDTH, Tile, TreeHead, Witnessed,
     leaf_hash, subtree_root,
@@ -128,7 +128,7 @@ struct Run<'a> {
 impl Run<'_> {
     /// Checks a note by the pinned keys; the error is a description.
     fn check(&self, note: &SignedNote) -> Result<(Witnessed, bool), String> {
-        let nobody = || PolicyFile::parse(b"quorum none\n").map_err(|error| error.to_string());
+        let nobody = || PolicyFile::parse(b"quorum none\n").map_err(|error| Chain(&error).to_string());
         let policy = self.request.policy.clone().map_or_else(nobody, Ok)?;
         self.check_by(&policy, note)
     }
@@ -139,7 +139,7 @@ impl Run<'_> {
         for key in &self.keys {
             match policy.check(key, note) {
                 Ok(checked) => return Ok(checked),
-                Err(error) => refused = refused.or(Some(error.to_string())),
+                Err(error) => refused = refused.or(Some(Chain(&error).to_string())),
             }
         }
         Err(refused.unwrap_or_default())
@@ -149,7 +149,7 @@ impl Run<'_> {
         let mut head = None;
         for path in self.files.below(&format!("{CHECKPOINTS}/")) {
             let Some(bytes) = self.files.read(&path, &mut self.report) else { continue };
-            let checked = SignedNote::parse(&bytes).map_err(|error| error.to_string());
+            let checked = SignedNote::parse(&bytes).map_err(|error| Chain(&error).to_string());
             let (seen, enough) = match checked.and_then(|note| self.check(&note)) {
                 Ok(checked) => checked,
                 Err(error) => {
@@ -193,7 +193,7 @@ impl Run<'_> {
     fn read_known(&mut self) {
         for KnownHead { name, note } in &self.request.known {
             // Witnesses are not required: the log signed it, and the auditor has it.
-            let nobody = PolicyFile::parse(b"quorum none\n").map_err(|error| error.to_string());
+            let nobody = PolicyFile::parse(b"quorum none\n").map_err(|error| Chain(&error).to_string());
             let checked = nobody.and_then(|policy| self.check_by(&policy, note)).map(|(seen, _)| seen.checkpoint);
             let head = match checked.as_ref().map(Checkpoint::head) {
                 Ok(head) => head,
@@ -286,7 +286,7 @@ impl Run<'_> {
             return None;
         }
         let bytes = self.files.read(&path, &mut self.report)?;
-        let hashes = tile.read(&bytes).map_err(|error| self.report.invalid(&path, error.to_string()));
+        let hashes = tile.read(&bytes).map_err(|error| self.report.invalid(&path, Chain(&error).to_string()));
         hashes.ok()
     }
 
@@ -337,7 +337,7 @@ impl Run<'_> {
                 }
                 Err(error) => {
                     // The file at fault is determined by whether the header is the one of the tree.
-                    self.report.find(Outcome::Invalid, Some(&payloads_path), Some(idx), error.to_string());
+                    self.report.find(Outcome::Invalid, Some(&payloads_path), Some(idx), Chain(&error).to_string());
                     renderings.skip();
                 }
             }

@@ -9,8 +9,8 @@ use std::{
 use bytes::Bytes;
 use metrics::counter;
 use orgstream_events::{
-    AggregateId, AggregateName, Commit, CommitKeys, Event, EventId, EventSubject, Fingerprint, OpenedCommit,
-    ParkingEvent, Pipeline, PlanName, Timestamp,
+    AggregateId, AggregateName, Chain, Commit, CommitKeys, Event, EventId, EventSubject, Fingerprint, OpenedCommit,
+    ParkingEvent, Pipeline, PlanName, SubjectError, Timestamp,
 };
 use orgstream_projections::{
     Applied, ApplyTx, BatchClass, BatchStart, BoundOrg, Database, DbError, Opening, apply, audit,
@@ -74,7 +74,7 @@ pub(crate) async fn run_group(
         Ok(outcomes) => return outcomes,
         Err(broken) => broken,
     };
-    tracing::debug!(%error, ?stage, batches = group.len(), "a transaction was rolled back");
+    tracing::debug!(error = %Chain(&error), ?stage, batches = group.len(), "a transaction was rolled back");
     // Each retries alone, which shows the one that took too long.
     if error.is_timeout() && (stage == Stage::Own || (stage == Stage::Opening && group.len() > 1)) {
         return group.iter().map(|_| BatchOutcome::TimedOut).collect();
@@ -86,7 +86,7 @@ pub(crate) async fn run_group(
             Ok(Ok(())) => {
                 let outcome = |place| {
                     if place == failed {
-                        BatchOutcome::Failed { reason: trouble.to_string() }
+                        BatchOutcome::Failed { reason: Chain(&trouble).to_string() }
                     } else {
                         BatchOutcome::Undone
                     }
@@ -97,7 +97,7 @@ pub(crate) async fn run_group(
             Err(_) => trouble = silent().error,
         }
     }
-    let (reason, everywhere): (Arc<str>, bool) = (trouble.to_string().into(), !trouble.is_of_some_rows());
+    let (reason, everywhere): (Arc<str>, bool) = (Chain(&trouble).to_string().into(), !trouble.is_of_some_rows());
     let outcome = |place| {
         // If the error concerns one org's rows, the others need not fail with them again.
         let suspect = stage != Stage::Frame && place == failed;
@@ -513,7 +513,7 @@ impl<'a> Pass<'a> {
             Err(error) if !error.may_be_of_an_event() => Err(error),
             Err(error) => {
                 self.tx.rollback_to_savepoint().await?;
-                Ok(Err(error.to_string()))
+                Ok(Err(Chain(&error).to_string()))
             }
         }
     }
@@ -524,11 +524,13 @@ fn reopen(row: &ParkedMessage, keys: Option<&CommitKeys>) -> Result<Applied, Str
         _ if row.verified => row.message.as_slice(),
         Some(keys) => {
             let verified = keys.verify(&row.parked.subject, row.expected, &row.message);
-            verified.map_err(|error| error.to_string())?
+            verified.map_err(|error| Chain(&error).to_string())?
         }
         None => return Err("it was never verified".to_owned()),
     };
-    let subject: EventSubject = row.parked.subject.parse().map_err(|error| format!("{error}"))?;
+    let subject: EventSubject = row.parked.subject.parse().map_err(|error: SubjectError| Chain(&error).to_string())?;
     let commit = Commit::decode(content).and_then(|commit| commit.open(&subject));
-    commit.map(|commit| Applied { seq: row.parked.seq, commit: Arc::new(commit) }).map_err(|error| error.to_string())
+    commit
+        .map(|commit| Applied { seq: row.parked.seq, commit: Arc::new(commit) })
+        .map_err(|error| Chain(&error).to_string())
 }

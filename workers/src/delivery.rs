@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use orgstream_events::{Commit, CommitKeys, EventSubject, OpenedCommit};
+use orgstream_events::{Chain, Commit, CommitKeys, EventSubject, OpenedCommit, SubjectError};
 use orgstream_projections::parked::aggregate_of;
 use orgstream_stream::Message;
 
@@ -46,12 +46,13 @@ impl Delivery {
     /// belongs to another org.
     pub(crate) fn open(&self) -> Result<&Arc<OpenedCommit>, &str> {
         let opened = self.opened.get_or_init(|| {
-            let content = self.message.content(&self.keys).map_err(|error| error.to_string())?;
-            let subject: EventSubject = self.message.subject.parse().map_err(|error| format!("{error}"))?;
+            let content = self.message.content(&self.keys).map_err(|error| Chain(&error).to_string())?;
+            let subject: EventSubject =
+                self.message.subject.parse().map_err(|error: SubjectError| Chain(&error).to_string())?;
             Commit::decode(content)
                 .and_then(|commit| commit.open(&subject))
                 .map(Arc::new)
-                .map_err(|error| error.to_string())
+                .map_err(|error| Chain(&error).to_string())
         });
         opened.as_ref().map_err(String::as_str)
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use metrics::{counter, gauge, histogram};
-use orgstream_events::{CommitKeys, EventSubject, OrgId, Pipeline, Shard};
+use orgstream_events::{Chain, CommitKeys, EventSubject, OrgId, Pipeline, Shard};
 use orgstream_projections::{Database, LaneLag, Rebuild};
 use orgstream_stream::{CatchUpReader, Log, ReadLimit};
 use tokio::{
@@ -337,7 +337,7 @@ async fn catch_up_read(mut backlog: CatchUpReader, wish: CatchUpRead, keys: Arc<
             Some(chunk.messages.into_iter().map(|message| Delivery::new(message, now, &keys)).collect::<Vec<_>>())
         }
         Err(error) => {
-            tracing::warn!(org.id = %wish.key.org, event.seq = wish.from, %error, "a catch_up_read failed and will be tried again");
+            tracing::warn!(org.id = %wish.key.org, event.seq = wish.from, error = %Chain(&error), "a catch_up_read failed and will be tried again");
             None
         }
     };

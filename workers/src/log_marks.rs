@@ -10,7 +10,7 @@ use std::{
 use orgstream_events::{
     Actor, ActorType, AggregateId, AggregateName, CodecError, CommandId, CommitDraft, Context, Event, EventId,
     Fingerprint, MessageParked, MessageSettled, OpenedCommit, OrgId, ParkingEvent, Pipeline, Salt, SealedEvent,
-    Settlement, Timestamp,
+    Settlement, Timestamp, cause,
 };
 use orgstream_projections::{
     Applied, DbError,
@@ -94,7 +94,7 @@ fn mark_of(
         events: vec![Event::Parking(mark)],
     };
     let unwritable =
-        |error: CodecError| DbError::Unreadable { what: "a mark of the audit log", value: error.to_string() };
+        |error: CodecError| DbError::Undecodable { what: "a mark of the audit log".to_owned(), cause: cause(error) };
     let commit = draft.seal(|| Salt(rand::random())).map_err(unwritable)?;
     let events: Result<Vec<_>, CodecError> = commit.events.into_iter().map(SealedEvent::open).collect();
     let (command_id, events) = (commit.command_id, events.map_err(unwritable)?);

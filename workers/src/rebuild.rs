@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::FutureExt;
 use metrics::{counter, gauge};
-use orgstream_events::{OrgId, Shard};
+use orgstream_events::{Chain, OrgId, Shard};
 use orgstream_projections::{Comparison, Database, DbError, Rebuild, audit::LogChecking};
 use tokio::{runtime::Handle, task::JoinSet};
 
@@ -186,13 +186,13 @@ impl Rebuilds {
                 };
                 let fatal = match &outcome {
                     Err(StepError::Database(error)) if error.is_retryable() => None,
-                    Err(error) => Some(error.to_string()),
+                    Err(error) => Some(Chain(error).to_string()),
                     Ok(_) => None,
                 };
                 if let Some(error) = fatal {
                     tracing::error!(org.id = %known.org, version = known.version, error, "a rebuild cannot go on");
                     if let Err(error) = db.fail_rebuild(&known, &error).await {
-                        tracing::warn!(org.id = %known.org, %error, "that could not be written down");
+                        tracing::warn!(org.id = %known.org, error = %Chain(&error), "that could not be written down");
                     }
                 }
                 Ended { org, took: begun.elapsed(), charged: at_work, outcome }
@@ -234,7 +234,7 @@ impl Rebuilds {
                 self.forget(ended.org);
             }
             Err(StepError::Database(error)) if error.is_retryable() => {
-                tracing::debug!(org.id = %ended.org, %error, "a step of a rebuild will be tried again");
+                tracing::debug!(org.id = %ended.org, error = %Chain(&error), "a step of a rebuild will be tried again");
                 job.memory = Memory::default();
                 job.outages = job.outages.saturating_add(1);
                 if error.is_timeout() {

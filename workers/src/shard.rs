@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use metrics::counter;
-use orgstream_events::{EventSubject, OrgId, PLATFORM_ORG, Shard};
+use orgstream_events::{Chain, EventSubject, OrgId, PLATFORM_ORG, Shard};
 use orgstream_projections::Stray;
 use orgstream_stream::{CursorError, Log, Message, ReadLimit, StreamError, is_placeholder};
 use tokio::sync::{mpsc, watch};
@@ -57,12 +57,12 @@ impl Reader {
                 () = stop.cancelled() => return,
                 read = self.read_on(&mut seen, &mut residents) => {
                     if let Err(error) = read {
-                        let text = Some(error.to_string());
+                        let text = Some(Chain(&error).to_string());
                         let is_new =
                             self.trouble.send_if_modified(|known| *known != text && { *known = text; true });
                         if is_new {
                             tracing::warn!(
-                                shard = %self.shard, event.seq = seen, %error,
+                                shard = %self.shard, event.seq = seen, error = %Chain(&error),
                                 "a shard cannot be read and is tried again"
                             );
                         }
@@ -132,7 +132,7 @@ impl Reader {
         let org = match EventSubject::route(&message.subject) {
             Ok((shard, org)) if shard == self.shard => org,
             Ok((shard, _)) => return Ok(Some(format!("it names shard {shard}"))),
-            Err(error) => return Ok(Some(error.to_string())),
+            Err(error) => return Ok(Some(Chain(&error).to_string())),
         };
         if residents.contains(&org) {
             return Ok(None);

@@ -5,7 +5,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
-use orgstream_events::CommitKeys;
+use orgstream_events::{Chain, CommitKeys};
 use orgstream_projections::{BatchClass, Database};
 use tokio::{
     runtime::{Builder, Handle, Runtime},
@@ -40,7 +40,9 @@ impl Slots {
             .on_thread_start(step_back)
             .enable_all()
             .build()
-            .inspect_err(|error| tracing::warn!(%error, "backlogs share the threads of everything else"));
+            .inspect_err(
+                |error| tracing::warn!(error = %Chain(&error), "backlogs share the threads of everything else"),
+            );
         Self { db, keys, options, running: JoinSet::new(), backlog: backlog.ok() }
     }
 
@@ -102,7 +104,7 @@ async fn outcomes(
 fn step_back() {
     // On Linux a thread has its own niceness. Without it, backlogs only compete a little harder.
     if let Err(error) = rustix::process::nice(NICE) {
-        tracing::debug!(%error, "a thread could not step back");
+        tracing::debug!(error = %Chain(&error), "a thread could not step back");
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use metrics::gauge;
-use orgstream_events::{EventSubject, OrgId, Pipeline, Shard};
+use orgstream_events::{Chain, EventSubject, OrgId, Pipeline, Shard};
 use orgstream_projections::{BoundOrg, Database, DbError, LaneLag, checkpoints};
 use orgstream_stream::Log;
 use tokio::{
@@ -102,7 +102,7 @@ impl Watchdog {
                 }),
             };
             if let Err(error) = looked {
-                tracing::warn!(%error, "checkpoints could not be checked for stalls; the check is repeated");
+                tracing::warn!(error = %Chain(&error), "checkpoints could not be checked for stalls; the check is repeated");
                 self.readers.looked_in_vain();
                 self.lanes.looked_in_vain();
             }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use metrics::gauge;
-use orgstream_events::{EventSubject, OrgId, Pipeline, Shard};
+use orgstream_events::{Chain, EventSubject, OrgId, Pipeline, Shard};
 use orgstream_projections::{
     BoundOrg, Database, DbError, LaneLag, LowWatermark, Rebuild, WatermarkWriter, checkpoints,
 };
@@ -162,13 +162,13 @@ impl Worker {
                 () = stop.cancelled() => break,
                 _ = leases.tick() => {
                     if let Err(error) = self.take_turns(&mut held, &engine).await {
-                        tracing::warn!(%error, "leases could not be looked after and will be tried again");
-                        self.status.send_modify(|status| status.database = Some(error.to_string()));
+                        tracing::warn!(error = %Chain(&error), "leases could not be looked after and will be tried again");
+                        self.status.send_modify(|status| status.database = Some(Chain(&error).to_string()));
                     }
                 }
                 _ = marks.tick() => {
                     if let Err(error) = self.keep_books(&mut held, &engine).await {
-                        tracing::warn!(%error, "marks could not be written and will be tried again");
+                        tracing::warn!(error = %Chain(&error), "marks could not be written and will be tried again");
                     }
                 }
             }
@@ -185,7 +185,7 @@ impl Worker {
             tracing::error!("the watchdog had panicked");
         }
         if let Err(error) = self.db.retire_worker(self.options.id).await {
-            tracing::debug!(%error, "the worker could not say goodbye");
+            tracing::debug!(error = %Chain(&error), "the worker could not say goodbye");
         }
     }
 
@@ -224,9 +224,9 @@ impl Worker {
                 && let Some(lease) = self.db.acquire_lease(shard, me, lease).await?
                 && let Err(error) = self.open(shard, lease.epoch, held, engine).await
             {
-                let problem = error.to_string();
+                let problem = Chain(&error).to_string();
                 if self.status.borrow().problems.get(&shard) != Some(&problem) {
-                    tracing::error!(%shard, %error, "this shard cannot be worked on");
+                    tracing::error!(%shard, error = %Chain(&error), "this shard cannot be worked on");
                 }
                 problems.insert(shard, problem);
             }
@@ -256,7 +256,7 @@ impl Worker {
     async fn look_for_a_crash(&self, held: &mut Holdings, engine: &mpsc::Sender<Input>) -> Result<(), DbError> {
         if let Some(marks) = &mut held.marks {
             let Err(error) = marks.check().await else { return Ok(()) };
-            tracing::warn!(%error, "the database was away, so the shards are read again from their marks");
+            tracing::warn!(error = %Chain(&error), "the database was away, so the shards are read again from their marks");
             held.marks = None;
         }
         for shard in held.shards.keys().copied().collect::<Vec<_>>() {
@@ -360,7 +360,9 @@ impl Worker {
         };
         match done.await {
             Ok(_) => tracing::debug!(%shard, "gave this shard back"),
-            Err(error) => tracing::warn!(%shard, %error, "this shard could not be given back; its lease will expire"),
+            Err(error) => {
+                tracing::warn!(%shard, error = %Chain(&error), "this shard could not be given back; its lease will expire");
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use orgstream_events::{Fingerprint, SealedEvent};
+use orgstream_events::{Chain, Fingerprint, SealedEvent};
 use orgstream_transparency::{Frontier, Hash, TILE_WIDTH, TreeHead, leaf_hash, subtree_root};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -174,7 +174,7 @@ impl LogChecking {
                     self.find(|| format!("event {idx} is an event of {}", opened.header.org_id));
                 }
             }
-            Err(error) => self.find(|| format!("event {idx} cannot be read: {error}")),
+            Err(error) => self.find(|| format!("event {idx} cannot be read: {}", Chain(&error))),
         }
         self.tree.append(leaf);
         if let Some(what) = self.tiles.add(tx, leaf).await? {

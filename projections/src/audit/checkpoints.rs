@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use orgstream_events::Timestamp;
+use orgstream_events::{Timestamp, cause};
 use orgstream_transparency::{Hash, SignedNote, TreeHead};
 use time::OffsetDateTime;
 
@@ -48,7 +48,7 @@ impl TryFrom<Row> for AuditCheckpoint {
         for line in row.lines {
             let _ = writeln!(note, "{line}");
         }
-        let unreadable = |error| DbError::Unreadable { what: "a checkpoint", value: format!("{note:?}: {error}") };
+        let unreadable = |error| DbError::Undecodable { what: format!("the checkpoint {note:?}"), cause: cause(error) };
         let signed = SignedNote::parse(note.as_bytes()).map_err(unreadable)?;
         Ok(Self { head, made_at: row.made_at.into(), note: signed })
     }

@@ -4,8 +4,10 @@
 //! outside, the signature. A head is recomputed from the events' bytes, compared with the frontier that the appends
 //! left, and proven to continue the head before it; if any of that fails, there is no row and so no signature.
 
-use orgstream_events::OrgId;
-use orgstream_transparency::{Hash, Plan, SignatureLine, TILE_WIDTH, Tile, TreeHead, subtree_root, verify_consistency};
+use orgstream_events::{OrgId, cause};
+use orgstream_transparency::{
+    FormatError, Hash, Plan, ProofError, SignatureLine, TILE_WIDTH, Tile, TreeHead, subtree_root, verify_consistency,
+};
 use sqlx::{Postgres, Transaction, postgres::PgListener};
 use uuid::Uuid;
 
@@ -183,7 +185,7 @@ impl SigningTx {
     }
 
     fn altered(&self, what: String) -> DbError {
-        DbError::Altered { org: self.org, what }
+        DbError::Altered { org: self.org, what, cause: None }
     }
 
     /// Returns the current head of the log. Tiles have to be stored before.
@@ -223,12 +225,14 @@ impl SigningTx {
             if newest == head {
                 return Ok(origin);
             }
-            let refused =
-                |error| self.altered(format!("{head:?} does not continue the checkpoint {newest:?}: {error}"));
+            let org = self.org;
+            let refused = |error: ProofError| DbError::Altered {
+                org,
+                what: format!("{head:?} does not continue the checkpoint {newest:?}"),
+                cause: Some(cause(error)),
+            };
             let plan = Plan::consistency(newest.size, head.size).map_err(refused)?;
             let proof = self.prove(&plan).await?;
-            let refused =
-                |error| self.altered(format!("{head:?} does not continue the checkpoint {newest:?}: {error}"));
             verify_consistency(newest, head, &proof).map_err(refused)?;
         }
         sqlx::query!(
@@ -257,7 +261,10 @@ impl SigningTx {
         );
         let lines = lines.fetch_all(&mut *self.transaction).await?;
         let read = |line: String| {
-            line.parse().map_err(|error| DbError::Unreadable { what: "a signature", value: format!("{line}: {error}") })
+            line.parse().map_err(|error: FormatError| DbError::Undecodable {
+                what: format!("the signature {line:?}"),
+                cause: cause(error),
+            })
         };
         lines.into_iter().map(read).collect()
     }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use orgstream_events::cause;
 use orgstream_transparency::{Frontier, Hash, Plan, TILE_WIDTH, Tile, Tiles, leaf_hash};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -31,7 +32,7 @@ impl LogEnd {
         match frontier {
             Ok(frontier) if frontier.size() <= size => Ok(Self { size, frontier }),
             Ok(frontier) => Err(unreadable(format!("{} leaves of {size} events", frontier.size()))),
-            Err(error) => Err(unreadable(error.to_string())),
+            Err(error) => Err(undecodable("the end of an audit log".to_owned(), error)),
         }
     }
 
@@ -73,6 +74,10 @@ impl LogEnd {
 
 fn unreadable(value: String) -> DbError {
     DbError::Unreadable { what: "the end of an audit log", value }
+}
+
+fn undecodable(what: String, error: impl std::error::Error + Send + Sync + 'static) -> DbError {
+    DbError::Undecodable { what, cause: cause(error) }
 }
 
 fn hash(bytes: Vec<u8>) -> Result<Hash, DbError> {
@@ -151,8 +156,8 @@ pub(super) async fn tiles(connection: &mut PgConnection, org: Uuid, wanted: &BTr
         let is_it = |tile: &&&Tile| (i16::from(tile.level()), to_bigint(tile.index())) == (row.level, row.index);
         if let Some(tile) = asked.iter().find(is_it) {
             let hashes = tile.read(&row.hashes);
-            let unreadable = |error| DbError::Unreadable { what: "a tile", value: format!("{tile}: {error}") };
-            tiles.insert(**tile, hashes.map_err(unreadable)?);
+            let hashes = hashes.map_err(|error| undecodable(format!("the tile {tile} of an audit log"), error))?;
+            tiles.insert(**tile, hashes);
         }
     }
     for tile in wanted {
@@ -172,8 +177,7 @@ pub(super) async fn tiles(connection: &mut PgConnection, org: Uuid, wanted: &BTr
 
 pub(super) async fn prove_with(connection: &mut PgConnection, org: Uuid, plan: &Plan) -> Result<Vec<Hash>, DbError> {
     let tiles = tiles(connection, org, &plan.tiles()).await?;
-    plan.prove(&tiles)
-        .map_err(|missing| DbError::Unreadable { what: "the audit log's tree", value: missing.to_string() })
+    plan.prove(&tiles).map_err(|missing| undecodable("the tree of an audit log".to_owned(), missing))
 }
 
 /// Returns the hashes of a proof in the org's tree.

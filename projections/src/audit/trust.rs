@@ -74,6 +74,6 @@ impl TrustedKeys {
             return Ok(head);
         }
         let what = format!("the head of {} events is signed by no key of the log", head.head.size);
-        Err(DbError::Altered { org: self.org, what })
+        Err(DbError::Altered { org: self.org, what, cause: None })
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use orgstream_events::OrgId;
+use orgstream_events::{OrgId, cause};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
@@ -67,7 +67,7 @@ impl Auth0 {
             "audience": format!("{}/api/v2/", self.url),
         });
         let asked = self.http.post(format!("{}/oauth/token", self.url)).json(&body).send().await;
-        let token: Token = answer(asked)?.json().await.map_err(|error| failed(&error))?;
+        let token: Token = answer(asked)?.json().await.map_err(failed)?;
         let life = Duration::from_secs(token.expires_in).saturating_sub(MARGIN);
         *held = Some((token.access_token.clone(), Instant::now() + life));
         Ok(token.access_token)
@@ -90,7 +90,7 @@ impl Auth0 {
             }
             other => other,
         };
-        let made: Organization = answer(made)?.json().await.map_err(|error| failed(&error))?;
+        let made: Organization = answer(made)?.json().await.map_err(failed)?;
         Ok(made.id)
     }
 }
@@ -112,16 +112,17 @@ impl IdentityOrganizations for Auth0 {
 
 /// Returns the response, if it is successful.
 fn answer(response: reqwest::Result<Response>) -> Result<Response, IdpError> {
-    response.and_then(Response::error_for_status).map_err(|error| failed(&error))
+    response.and_then(Response::error_for_status).map_err(failed)
 }
 
 /// Describes an error, without the address: its path identifies the organization, and its host is in the settings.
-fn failed(error: &reqwest::Error) -> IdpError {
-    let what = match error.status() {
-        Some(status) => format!("it answers {status}"),
-        None if error.is_timeout() => "no answer in time".to_owned(),
-        None if error.is_decode() => "an unreadable answer".to_owned(),
-        None => "it cannot be reached".to_owned(),
+fn failed(error: reqwest::Error) -> IdpError {
+    let (what, cause) = match error.status() {
+        Some(status) => (format!("it answers {status}"), None),
+        None if error.is_timeout() => ("no answer in time".to_owned(), None),
+        // The decoder quotes what it read, which may be a secret.
+        None if error.is_decode() => ("an unreadable answer".to_owned(), None),
+        None => ("it cannot be reached".to_owned(), Some(cause(error.without_url()))),
     };
-    IdpError(format!("Auth0: {what}"))
+    IdpError { what: format!("Auth0: {what}"), cause }
 }

@@ -6,7 +6,7 @@ mod auth0;
 use std::fmt;
 
 use futures_util::future::BoxFuture;
-use orgstream_events::OrgId;
+use orgstream_events::{Cause, OrgId};
 
 pub use auth0::Auth0;
 
@@ -14,9 +14,15 @@ pub use auth0::Auth0;
 pub const AUTH0: &str = "auth0";
 
 /// The reason for the provider's missing answer.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct IdpError(pub String);
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct IdpError {
+    /// The provider, and what it did.
+    pub what: String,
+    /// The cause, if it has nothing about the organization in it.
+    #[source]
+    pub cause: Option<Cause>,
+}
 
 /// Organizations at the provider.
 pub trait IdentityOrganizations: fmt::Debug + Send + Sync + 'static {

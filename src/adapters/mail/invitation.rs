@@ -2,10 +2,11 @@
 
 use lettre::{
     Message,
+    address::AddressError,
     message::{Mailbox, header::ContentType},
 };
 use orgstream_domain::credentials::invitation::InvitationToken;
-use orgstream_events::{CommandId, Timestamp};
+use orgstream_events::{CommandId, Timestamp, cause};
 
 use super::{MailError, Mailer};
 
@@ -28,8 +29,7 @@ pub struct Invite<'a> {
 impl Mailer {
     /// Sends the mail.
     pub async fn invite(&self, invite: &Invite<'_>) -> Result<(), MailError> {
-        let refused = |error: &dyn std::fmt::Display| MailError::Refused(error.to_string());
-        let to: Mailbox = invite.to.parse().map_err(|error: lettre::address::AddressError| refused(&error))?;
+        let to: Mailbox = invite.to.parse().map_err(|error: AddressError| MailError::Refused(cause(error)))?;
         let Invite { organization, token, expires_at, .. } = invite;
         let by = invite.by.map_or_else(|| "You have been".to_owned(), |by| format!("{by} has"));
         let invited = if invite.by.is_some() { "invited you to" } else { "invited to" };
@@ -47,6 +47,6 @@ impl Mailer {
             .message_id(Some(format!("<{}@{}>", invite.id, self.from.email.domain())))
             .header(ContentType::TEXT_PLAIN)
             .body(self.way.encoded(body));
-        self.send(mail.map_err(|error| refused(&error))?).await
+        self.send(mail.map_err(|error| MailError::Refused(cause(error)))?).await
     }
 }

@@ -9,6 +9,7 @@ use lettre::{
     AsyncFileTransport, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
     message::{Body, Mailbox, header::ContentTransferEncoding},
 };
+use orgstream_events::{Cause, cause};
 
 pub use invitation::Invite;
 
@@ -39,11 +40,11 @@ impl fmt::Debug for Mailer {
 #[derive(Debug, thiserror::Error)]
 pub enum MailError {
     /// A permanent failure.
-    #[error("{0}")]
-    Refused(String),
+    #[error(transparent)]
+    Refused(Cause),
     /// A transient failure.
-    #[error("{0}")]
-    NotNow(String),
+    #[error(transparent)]
+    NotNow(Cause),
 }
 
 impl Mailer {
@@ -76,14 +77,15 @@ impl Mailer {
                 Ok(_) => Ok(()),
                 Err(error) => {
                     // The server's text about an address has the address in it, which does not belong in a log.
-                    let said = error.status().map(|code| format!("the mail server answers {code}"));
-                    let reason = said.unwrap_or_else(|| error.to_string());
-                    Err(if error.is_permanent() { MailError::Refused(reason) } else { MailError::NotNow(reason) })
+                    let is_permanent = error.is_permanent();
+                    let reason = match error.status() {
+                        Some(code) => cause(format!("the mail server answers {code}")),
+                        None => cause(error),
+                    };
+                    Err(if is_permanent { MailError::Refused(reason) } else { MailError::NotNow(reason) })
                 }
             },
-            Way::Folder(folder) => {
-                folder.send(mail).await.map(|_| ()).map_err(|error| MailError::NotNow(error.to_string()))
-            }
+            Way::Folder(folder) => folder.send(mail).await.map(|_| ()).map_err(|error| MailError::NotNow(cause(error))),
         }
     }
 }

@@ -20,7 +20,7 @@ pub enum BrokerError {
     #[error("{0} is there already: holders of its credentials would be locked out; give another folder with --dir")]
     Exists(String),
     /// An I/O error on a file or folder.
-    #[error("{what}: {source}")]
+    #[error("{what}")]
     Io {
         /// The operation and its file.
         what: String,
@@ -30,7 +30,7 @@ pub enum BrokerError {
     /// A file with other content than expected.
     #[error("{0} is not what `orgstream nats init` writes: make the files again, or restore it")]
     Damaged(String),
-    /// An error of the nkey or the JSON library.
-    #[error("a NATS token could not be signed: {0}")]
-    Unsigned(String),
+    /// An error of the nkey library.
+    #[error("a NATS token could not be signed")]
+    Unsigned(#[source] nkeys::error::Error),
 }

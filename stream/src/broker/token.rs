@@ -45,7 +45,7 @@ pub(super) fn sign(issuer: &KeyPair, now: u64, claims: Claims<'_>) -> Result<Str
         fields.insert("exp".to_owned(), json!(expires));
     }
     let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(HEADER), URL_SAFE_NO_PAD.encode(body.to_string()));
-    let signature = issuer.sign(signed.as_bytes()).map_err(|error| BrokerError::Unsigned(error.to_string()))?;
+    let signature = issuer.sign(signed.as_bytes()).map_err(BrokerError::Unsigned)?;
     Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
 }
 
@@ -89,5 +89,5 @@ pub(super) fn credentials(token: &str, user: &KeyPair) -> Result<String, BrokerE
 
 /// The secret half of a key, as text.
 pub(super) fn seed(key: &KeyPair) -> Result<String, BrokerError> {
-    key.seed().map_err(|error| BrokerError::Unsigned(error.to_string()))
+    key.seed().map_err(BrokerError::Unsigned)
 }

@@ -136,7 +136,7 @@ impl AuditFeed {
     pub async fn read(&self, org: BoundOrg, next: u64) -> Result<Vec<Arc<str>>, Problem> {
         let _turn = self.looks.acquire().await;
         let rows = log::from_idx(&mut self.db.read(org).await?, next, CHUNK).await?.entries;
-        let text = |row| serde_json::to_string(&audit::entry(row)?).map_err(|error| Problem::internal(&error));
+        let text = |row| serde_json::to_string(&audit::entry(row)?).map_err(Problem::internal);
         rows.iter().map(|row| text(row).map(Arc::from)).collect()
     }
 
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn what_was_read_before_the_end_is_still_shown() {
-        let mut window = Window { ended: Some(Problem::internal(&"unreadable")), ..Window::default() };
+        let mut window = Window { ended: Some(Problem::internal("unreadable")), ..Window::default() };
         window.extend(vec![Arc::from("x")]);
         assert_eq!(entries(&window, 0), Some(1));
         assert!(matches!(window.from(1), Newest::Ended(_)));

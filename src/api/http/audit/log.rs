@@ -78,7 +78,7 @@ impl AuditQuery {
 
 /// Returns an entry as the API shows it.
 pub fn entry(entry: &AuditEntry) -> Result<EventView, Problem> {
-    entry.view().map(shown).map_err(|error| Problem::internal(&error))
+    entry.view().map(shown).map_err(Problem::internal)
 }
 
 /// The routes, each with its policy.

@@ -14,7 +14,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use orgstream_domain::Permission;
-use orgstream_events::EventId;
+use orgstream_events::{EventId, cause};
 use orgstream_projections::{
     BoundOrg, Database, DbError,
     audit::{self, AuditCheckpoint, AuditEntry},
@@ -187,9 +187,9 @@ pub async fn checkpoints(
 )]
 pub async fn policy(mut org: OrgView<AuditLog>) -> Result<Response, Problem> {
     let policy = audit::policy(&mut org.view.tx).await?.ok_or_else(Problem::not_found)?;
-    let key: LogKey = policy.vkey.parse().map_err(|error| Problem::internal(&error))?;
+    let key: LogKey = policy.vkey.parse().map_err(Problem::internal)?;
     let origin = format!("{}/{}", key.name(), org.access.org());
-    let key = key.named(origin.parse().map_err(|error| Problem::internal(&error))?);
+    let key = key.named(origin.parse().map_err(Problem::internal)?);
     Ok(org.view.text(format!("log {key}\n{}", policy.witnesses)))
 }
 
@@ -350,9 +350,9 @@ pub async fn consistency(
     };
     let to = to.ok_or_else(no_checkpoint)?;
     let plan = Plan::consistency(query.from, to.head.size);
-    let plan = plan.map_err(|error| Problem::invalid_parameter("from", &error.to_string()))?;
+    let plan = plan.map_err(|error| Problem::invalid_parameter("from", error))?;
     let proof = audit::prove(tx, &plan).await?;
-    let text = AddCheckpoint::new(query.from, proof, to.note).map_err(|error| Problem::internal(&error))?;
+    let text = AddCheckpoint::new(query.from, proof, to.note).map_err(Problem::internal)?;
     Ok(org.view.text(text.to_string()))
 }
 
@@ -369,13 +369,12 @@ pub async fn event_proof(mut org: OrgView<AuditLog>, Item(id): Item<EventId>) ->
     let entry = audit::get(tx, id).await?.ok_or_else(Problem::not_found)?;
     let index = entry.idx;
     let signed = audit::checkpoint_with(tx, index).await?.ok_or_else(not_signed_yet)?;
-    let plan = Plan::inclusion(index, signed.head.size).map_err(|error| Problem::internal(&error))?;
+    let plan = Plan::inclusion(index, signed.head.size).map_err(Problem::internal)?;
     let proof = audit::prove(tx, &plan).await?;
     // The reader of a proof must not be the first to find out that it proves something else.
     if let Err(error) = verify_inclusion(leaf_hash(&entry.sealed.header), index, signed.head, &proof) {
-        let what =
-            format!("event {index} is not in the tree of the signed head of {} events: {error}", signed.head.size);
-        return Err(DbError::Altered { org: tx.org(), what }.into());
+        let what = format!("event {index} is not in the tree of the signed head of {} events", signed.head.size);
+        return Err(DbError::Altered { org: tx.org(), what, cause: Some(cause(error)) }.into());
     }
     Ok(org.view.text(Evidence { extra: None, index, proof, checkpoint: signed.note }.to_string()))
 }

@@ -98,7 +98,7 @@ pub async fn show(
     let name = query.projection.as_deref().unwrap_or(DEFAULT);
     let Some(model) = ReadModel::named(name) else {
         let names: Vec<&str> = ReadModel::names().collect();
-        return Err(Problem::invalid_parameter("projection", &format!("must be one of: {}", names.join(", "))));
+        return Err(Problem::invalid_parameter("projection", format!("must be one of: {}", names.join(", "))));
     };
     let moment = match query.at.parse::<u64>() {
         Ok(idx) => Moment::Idx(idx),
@@ -250,7 +250,7 @@ struct Lines(Vec<u8>);
 
 impl Lines {
     fn push(&mut self, row: &impl Serialize) -> Result<(), Problem> {
-        serde_json::to_writer(&mut self.0, row).map_err(|error| Problem::internal(&error))?;
+        serde_json::to_writer(&mut self.0, row).map_err(Problem::internal)?;
         self.0.push(b'\n');
         if self.0.len() > MAX_BYTES {
             return Err(Problem::too_large(format!("the rows are more than {MAX_BYTES} bytes")));

@@ -194,7 +194,7 @@ pub async fn list_memberships(
 ) -> Result<Json<MembershipList>, Problem> {
     let limit = match query.limit.map_or(25, usize::from) {
         limit @ 1..=SHOWN => limit,
-        other => return Err(Problem::invalid_parameter("limit", &format!("{other} is not between 1 and {SHOWN}"))),
+        other => return Err(Problem::invalid_parameter("limit", format!("{other} is not between 1 and {SHOWN}"))),
     };
     // The set of organizations is the caller's own, so the cursor needs no signature.
     let after = query.cursor.as_deref().map(str::parse::<OrgId>).transpose();

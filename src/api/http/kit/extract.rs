@@ -65,7 +65,7 @@ pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Opti
 fn policy_of(parts: &Parts) -> Result<&'static RoutePolicy, Problem> {
     let path = parts.extensions.get::<MatchedPath>();
     let found = path.and_then(|path| policy::of(&parts.method, path.as_str()));
-    found.ok_or_else(|| Problem::internal(&format!("{} {} has no policy", parts.method, parts.uri.path())))
+    found.ok_or_else(|| Problem::internal(format!("{} {} has no policy", parts.method, parts.uri.path())))
 }
 
 /// Returns the request's information besides its content.
@@ -76,7 +76,7 @@ pub fn info(parts: &Parts) -> RequestInfo {
 /// Returns the named parameters of the path.
 async fn path_params(parts: &mut Parts, app: &Arc<App>) -> Result<Vec<(String, String)>, Problem> {
     let raw = RawPathParams::from_request_parts(parts, app).await;
-    let raw = raw.map_err(|error| Problem::invalid_parameter("path", &error.body_text()))?;
+    let raw = raw.map_err(|error| Problem::invalid_parameter("path", error.body_text()))?;
     Ok(raw.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
 }
 
@@ -113,7 +113,7 @@ impl FromRequestParts<Arc<App>> for SignedIn {
                 app.gateway.access_log().denied(&principal, &origin, attempt, &problem);
                 Err(problem)
             }
-            Policy::Public => Err(Problem::internal(&"a public route asks who is there")),
+            Policy::Public => Err(Problem::internal("a public route asks who is there")),
         }
     }
 }
@@ -176,7 +176,7 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
             }
             Policy::OrgCommands => {}
             Policy::Public | Policy::SignedIn | Policy::Operator => {
-                return Err(Problem::internal(&"a route without an organization asks for one"));
+                return Err(Problem::internal("a route without an organization asks for one"));
             }
         }
         info(parts).found(access.org());
@@ -281,8 +281,8 @@ where
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
         let params = path_params(parts, app).await?;
-        let (name, text) = params.last().ok_or_else(|| Problem::internal(&"the path names no item"))?;
-        text.parse().map(Self).map_err(|error: T::Err| Problem::invalid_parameter(name, &error.to_string()))
+        let (name, text) = params.last().ok_or_else(|| Problem::internal("the path names no item"))?;
+        text.parse().map(Self).map_err(|error: T::Err| Problem::invalid_parameter(name, error))
     }
 }
 

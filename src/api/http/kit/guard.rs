@@ -22,7 +22,7 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use orgstream_domain::Permission;
-use orgstream_events::OrgId;
+use orgstream_events::{Chain, OrgId, cause};
 use serde_json::json;
 use tokio::{
     sync::watch,
@@ -87,7 +87,7 @@ impl Guard {
     /// for: an unconfirmed right is none, and its holder loses a moment.
     pub async fn check(&self) -> Result<Access, AuthError> {
         self.is_where_it_was().await?;
-        let unconfirmed = || AuthError::Unavailable("whether you still may cannot be found out; come back".to_owned());
+        let unconfirmed = || AuthError::Unavailable(cause("whether you still may cannot be found out; come back"));
         timeout(PAUSE, self.confirmed()).await.unwrap_or_else(|_| Err(unconfirmed()))
     }
 
@@ -220,8 +220,8 @@ pub fn while_allowed(guard: Arc<Guard>, response: Response) -> Response {
                 }
                 Ok(None) => break,
                 Err(lost) => {
-                    tracing::debug!(org.id = %guard.org, %lost, "an answer ends before its end");
-                    let reason = lost.to_string();
+                    tracing::debug!(org.id = %guard.org, error = %Chain(&lost), "an answer ends before its end");
+                    let reason = Chain(&lost).to_string();
                     if let Some(words) = last_words(form, lost).await {
                         yield Ok(words);
                     }
@@ -249,10 +249,10 @@ async fn last_words(form: Form, lost: AuthError) -> Option<Bytes> {
         Form::Events => {
             let event = match lost {
                 AuthError::ActiveOrgChanged { epoch } => {
-                    let data = json!({"reason": lost.to_string(), "epoch": epoch});
+                    let data = json!({"reason": Chain(&lost).to_string(), "epoch": epoch});
                     Event::default().event("active_org_changed").data(data.to_string())
                 }
-                lost => closed(&lost.to_string()),
+                lost => closed(&Chain(&lost).to_string()),
             };
             let one = Sse::new(stream::iter([Ok::<_, std::convert::Infallible>(event)]));
             axum::body::to_bytes(axum::response::IntoResponse::into_response(one).into_body(), usize::MAX).await.ok()

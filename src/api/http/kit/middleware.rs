@@ -275,7 +275,7 @@ fn write_problem(response: &mut Response, problem: &Problem, info: &RequestInfo,
 
 fn panicked(panic: &(dyn Any + Send)) -> Problem {
     let words = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    Problem::internal(&format!("a handler panicked: {}", words.unwrap_or("without words")))
+    Problem::internal(format!("a handler panicked: {}", words.unwrap_or("without words")))
 }
 
 fn timed_out(limit: Duration) -> Problem {

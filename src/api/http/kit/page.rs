@@ -32,7 +32,7 @@ impl PageQuery {
     pub fn limit(&self) -> Result<u16, Problem> {
         match self.limit.unwrap_or(DEFAULT_LIMIT) {
             limit @ 1..=MAX_LIMIT => Ok(limit),
-            other => Err(Problem::invalid_parameter("limit", &format!("{other} is not between 1 and {MAX_LIMIT}"))),
+            other => Err(Problem::invalid_parameter("limit", format!("{other} is not between 1 and {MAX_LIMIT}"))),
         }
     }
 }

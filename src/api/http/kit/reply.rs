@@ -32,7 +32,7 @@ pub const NEVER_KEPT: HeaderValue = HeaderValue::from_static("no-store");
 
 /// Returns the bytes of an answer.
 pub fn json_bytes(value: &impl Serialize) -> Result<Vec<u8>, Problem> {
-    serde_json::to_vec(value).map_err(|error| Problem::internal(&error))
+    serde_json::to_vec(value).map_err(Problem::internal)
 }
 
 /// Returns an answer of JSON bytes.

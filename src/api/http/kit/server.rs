@@ -27,6 +27,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use metrics::gauge;
+use orgstream_events::Chain;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
@@ -78,7 +79,7 @@ pub(crate) async fn serve(
             Ok(accepted) => accepted,
             Err(error) if is_of_one_connection(&error) => continue,
             Err(error) => {
-                tracing::warn!(%error, "no connection can be accepted at the moment");
+                tracing::warn!(error = %Chain(&error), "no connection can be accepted at the moment");
                 sleep(NO_ROOM).await;
                 continue;
             }
@@ -90,10 +91,10 @@ pub(crate) async fn serve(
             continue;
         };
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection waits to fill its packets");
+            tracing::debug!(error = %Chain(&error), "a connection waits to fill its packets");
         }
         if let Err(error) = SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER) {
-            tracing::debug!(%error, "a connection keeps as much as the kernel likes");
+            tracing::debug!(error = %Chain(&error), "a connection keeps as much as the kernel likes");
         }
         let connection =
             Connection { router: router.clone(), peer, protocol: Arc::clone(&protocol), stop: stop.clone() };
@@ -186,7 +187,7 @@ impl Connection {
             }
         };
         if let Err(error) = ended {
-            tracing::debug!(%error, "a connection broke off");
+            tracing::debug!(error = %Chain(error.as_ref()), "a connection broke off");
         }
         open.decrement(1);
     }

@@ -130,7 +130,7 @@ async fn chunk(db: &Database, org: BoundOrg, from: u64, limit: u16) -> Result<(B
     let rows = log::from_idx(&mut db.read(org).await?, from, limit).await?.entries;
     let mut bytes = Vec::with_capacity(rows.len() * 512);
     for row in &rows {
-        serde_json::to_writer(&mut bytes, &audit::entry(row)?).map_err(|error| Problem::internal(&error))?;
+        serde_json::to_writer(&mut bytes, &audit::entry(row)?).map_err(Problem::internal)?;
         bytes.push(b'\n');
     }
     Ok((bytes.into(), rows.len() as u64))

@@ -88,7 +88,7 @@ pub async fn make(
     }
     let (slug, expires_at) = app.auth.keys().binding(&public_id).await?;
     let made = producers.issue(&public_id, org_id, slug.as_ref(), expires_at);
-    let credentials = made.map_err(|error| Problem::internal(&error))?;
+    let credentials = made.map_err(Problem::internal)?;
     let issued = NatsCredentialsIssued { key_id, public_id: public_id.clone(), expires_at };
     let (origin, fact) = (info(&parts).origin(), AccessEvent::NatsCredentialsIssued(issued));
     app.gateway.access_log().write_down(access.bound(), access.actor(), &origin, fact).await?;

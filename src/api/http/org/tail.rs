@@ -17,7 +17,7 @@ use axum::{
 use futures_util::{Stream, StreamExt};
 use metrics::gauge;
 use orgstream_domain::Permission;
-use orgstream_events::Position;
+use orgstream_events::{Chain, Position};
 use orgstream_stream::{Message, StreamError};
 use serde::Deserialize;
 use serde_json::json;
@@ -84,7 +84,7 @@ pub async fn follow(
     parts: Parts,
 ) -> Result<Response, Problem> {
     let OrgAccess { access, .. } = org;
-    let guard = Arc::clone(info(&parts).guard().ok_or_else(|| Problem::internal(&"a tail has no guard"))?);
+    let guard = Arc::clone(info(&parts).guard().ok_or_else(|| Problem::internal("a tail has no guard"))?);
     let placement = app.log.placement(access.org()).await?.ok_or_else(Problem::not_found)?;
     let resume = after("Last-Event-ID", header_text(&parts.headers, &LAST_EVENT_ID)?, access.org())?;
     let from = after("from", query.from.as_deref(), access.org())?;
@@ -135,7 +135,7 @@ fn follow_messages(
                         }
                     }
                     Some(Err(error)) => {
-                        tracing::error!(org.id = %org, %error, "a tail cannot go on");
+                        tracing::error!(org.id = %org, error = %Chain(&error), "a tail cannot go on");
                         yield Ok(closed("the event log cannot be read"));
                         break;
                     }
@@ -153,7 +153,7 @@ fn events_of(app: &App, access: &Access, message: &Message) -> Vec<Event> {
     let stored = match message.open(app.log.keys()) {
         Ok(stored) => stored,
         Err(error) => {
-            tracing::warn!(org.id = %org, event.seq = message.seq, %error, "a tail passes over a message");
+            tracing::warn!(org.id = %org, event.seq = message.seq, error = %Chain(&error), "a tail passes over a message");
             let data = json!({"position": position}).to_string();
             return vec![Event::default().event("unreadable").id(position.to_string()).data(data)];
         }

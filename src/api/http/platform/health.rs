@@ -17,7 +17,7 @@ use axum::{
 };
 use futures_util::future::try_join;
 use metrics_exporter_prometheus::PrometheusHandle;
-use orgstream_events::{Fingerprint, Shard};
+use orgstream_events::{Chain, Fingerprint, Shard};
 use orgstream_projections::{BoundOrg, Database};
 use orgstream_stream::Log;
 use orgstream_workers::WorkerStatus;
@@ -84,7 +84,7 @@ impl Readiness {
     }
 
     async fn nats(&self) -> Result<(), String> {
-        self.log.client().flush().await.map_err(|error| error.to_string())?;
+        self.log.client().flush().await.map_err(|error| Chain(&error).to_string())?;
         match self.log.client().connection_state() {
             async_nats::connection::State::Connected => Ok(()),
             state => Err(format!("the connection is {state}")),
@@ -95,7 +95,7 @@ impl Readiness {
         // They are created together: when the first and the last exist, all do.
         let last = self.log.shards().last().unwrap_or(Shard(0));
         let states = try_join(self.log.shard_state(Shard(0)), self.log.shard_state(last)).await;
-        states.map(|_| ()).map_err(|error| error.to_string())?;
+        states.map(|_| ()).map_err(|error| Chain(&error).to_string())?;
         if let Some((stream, what)) = self.log.lost().into_iter().next() {
             return Err(format!(
                 "the log lost data: stream {stream}: {what}. Nothing is taken and nothing applied of it until an operator has \
@@ -112,8 +112,8 @@ impl Readiness {
     }
 
     async fn database(&self) -> Result<(), String> {
-        self.db.read(BoundOrg::platform()).await.map_err(|error| error.to_string())?;
-        self.db.check_writable().await.map_err(|error| error.to_string())?;
+        self.db.read(BoundOrg::platform()).await.map_err(|error| Chain(&error).to_string())?;
+        self.db.check_writable().await.map_err(|error| Chain(&error).to_string())?;
         match self.worker.as_ref().and_then(|worker| worker.borrow().database.clone()) {
             Some(trouble) => Err(format!("nothing is applied and nothing is parked: {trouble}")),
             None => Ok(()),
@@ -124,7 +124,7 @@ impl Readiness {
         if self.migrated.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let findings = self.db.preflight().await.map_err(|error| error.to_string())?;
+        let findings = self.db.preflight().await.map_err(|error| Chain(&error).to_string())?;
         if findings.is_empty() {
             self.migrated.store(true, Ordering::Relaxed);
             return Ok(());
@@ -144,7 +144,7 @@ impl Readiness {
         }
         let mut idle: Vec<Shard> = self.log.shards().filter(|shard| !status.shards.contains(shard)).collect();
         if !idle.is_empty() {
-            let leases = self.db.leases().await.map_err(|error| error.to_string())?;
+            let leases = self.db.leases().await.map_err(|error| Chain(&error).to_string())?;
             let held = |shard: &Shard| {
                 leases.iter().any(|lease| lease.shard == *shard && lease.owner.is_some() && lease.expires_at > now())
             };

@@ -158,7 +158,7 @@ fn slug(name: &str, principal: &Principal, key: Option<&str>) -> Result<Slug, Pr
         seed.iter().take(8).filter_map(|byte| letters.get(usize::from(byte % 32)).copied().map(char::from)).collect();
     let readable = readable.trim_end_matches('-');
     let text = if readable.is_empty() { format!("tenant-{end}") } else { format!("{readable}-{end}") };
-    text.parse().map_err(|error| Problem::internal(&error))
+    text.parse().map_err(Problem::internal)
 }
 
 #[cfg(test)]
