@@ -103,11 +103,19 @@ pub fn visibility() -> Object {
     )
 }
 
-/// The kind of tenant.
+const TENANT_TYPES: [TenantType; 4] =
+    [TenantType::Personal, TenantType::Organization, TenantType::Team, TenantType::Workspace];
+
+/// The kind of tenant, as it is shown.
 pub fn tenant_type() -> Object {
+    names("Type of tenant.", &TENANT_TYPES)
+}
+
+/// The kind of tenant, as a request names it.
+pub fn tenant_type_of_request() -> Object {
     names(
-        "Type of tenant; `organization` by default.",
-        &[TenantType::Personal, TenantType::Organization, TenantType::Team, TenantType::Workspace],
+        "Type of tenant, in any case of letters; `organization` by default, which may also be called `tenant`.",
+        &TENANT_TYPES,
     )
 }
 

@@ -31,6 +31,21 @@ fn every_route_declares_a_policy_once_and_is_documented() {
     assert_eq!(document["openapi"], "3.1.0");
 }
 
+// S5.8
+#[test]
+fn s5_8_the_document_has_both_words_for_a_tenant() {
+    let document = &spec().document;
+    assert!(document["info"]["description"].as_str().unwrap().contains("organizations (tenants)"));
+    for path in ["/v1/organizations", "/api/v1/tenants/"] {
+        assert!(document["paths"][path]["post"].is_object(), "{path}");
+    }
+    for schema in ["CreateOrganization", "CreateTenant", "UpgradeOrganization"] {
+        let field = &document["components"]["schemas"][schema]["properties"]["tenant_type"];
+        let text = field["description"].as_str().unwrap_or_else(|| panic!("{schema}: {field}"));
+        assert!(text.contains("`organization`") && text.contains("`tenant`"), "{schema}: {text}");
+    }
+}
+
 #[test]
 fn every_operation_says_what_it_takes_and_how_it_fails() {
     let document = &spec().document;

@@ -23,7 +23,7 @@ pub struct CreateOrganization {
     /// Type of tenant in any case of letters: `organization` by default, which may also be called `tenant`. A `personal` one is
     /// made at the first sign-in of its person.
     #[serde(default = "organization", deserialize_with = "tenant_type")]
-    #[schema(schema_with = openapi::tenant_type)]
+    #[schema(schema_with = openapi::tenant_type_of_request)]
     pub tenant_type: TenantType,
     /// Id of the Auth0 organization to bind; without it one is made, where the platform has an Auth0 tenant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -104,9 +104,9 @@ impl Declared for RenameOrganization {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpgradeOrganization {
-    /// New type of tenant; `organization` by default.
-    #[serde(default = "organization")]
-    #[schema(schema_with = openapi::tenant_type)]
+    /// New type of tenant; `organization` by default, which may also be called `tenant`.
+    #[serde(default = "organization", deserialize_with = "tenant_type")]
+    #[schema(schema_with = openapi::tenant_type_of_request)]
     pub tenant_type: TenantType,
 }
 

@@ -136,6 +136,8 @@ fn s5_8_a_type_of_tenant_has_two_names_in_any_case() {
         let command = serde_json::from_value(json!({"name": "Acme", "slug": "acme", "tenant_type": text}));
         let command: CreateOrganization = command.unwrap();
         assert_eq!(command.tenant_type, wanted, "{text}");
+        let upgrade: UpgradeOrganization = serde_json::from_value(json!({"tenant_type": text})).unwrap();
+        assert_eq!(upgrade.tenant_type, wanted, "{text}");
     }
     let unknown = json!({"name": "Acme", "slug": "acme", "tenant_type": "club"});
     assert!(serde_json::from_value::<CreateOrganization>(unknown).unwrap_err().to_string().contains("club"));

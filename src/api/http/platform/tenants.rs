@@ -45,7 +45,7 @@ pub struct CreateTenant {
     pub display_name: String,
     /// Type of tenant in any case of letters: `organization` by default, which may also be called `tenant`.
     #[serde(default = "organization", deserialize_with = "tenant_type")]
-    #[schema(schema_with = openapi::tenant_type)]
+    #[schema(schema_with = openapi::tenant_type_of_request)]
     pub tenant_type: TenantType,
     /// Id of the Auth0 organization to bind; without it one is made, where the platform has an Auth0 tenant.
     #[schema(example = "org_9ybsU1dN2dKfDkBi")]
