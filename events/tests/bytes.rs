@@ -1,24 +1,24 @@
 //! The persistent bytes: golden files for every event version, round trips, and hostile input.
 #![cfg(test)]
 
-use std::{fs, num::NonZeroU32, path::PathBuf};
+use std::{collections::BTreeSet, fs, num::NonZeroU32, path::PathBuf};
 
 use orgstream_events::{
     AccessDenied, AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated,
-    Approval, AuditExported, AuditRead, Auth, AuthMethod, BreakGlassApproved, BreakGlassClosed, BreakGlassId,
+    Approval, AuditExported, AuditRead, Auth, AuthMethod, Branding, BreakGlassApproved, BreakGlassClosed, BreakGlassId,
     BreakGlassOpened, BreakGlassUsed, CodecError, CommandId, Commit, CommitDraft, CommitKeys, ConnectionId, Context,
     Direction, DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject, Fingerprint,
     InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued, InvitationResent, InvitationRevoked,
-    IsolationFailed, KNOWN_EVENTS, KeyEnvironment, KeyId, KeyRefused, KindChanged, KindDefinition, KindEvent,
-    KindRegistered, KindRestored, KindRetired, LoginMethod, MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId,
-    MemberRemoved, MemberRoleChanged, MessageParked, MessageSettled, MfaPolicy, NatsCredentialsIssued, OrgId,
-    OrgSwitched, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked, OrganizationLimits,
-    OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
-    OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, OutcomeStatus, ParkedEventsRetried,
-    ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordUpdated,
-    Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, Settlement, Shard, SignedIn,
-    SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UserId,
-    Visibility,
+    InvitePolicy, IsolationFailed, JitProvisioning, KNOWN_EVENTS, KeyEnvironment, KeyId, KeyRefused, KindChanged,
+    KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, LoginMethod, MAX_COMMIT_BYTES, MemberAdded,
+    MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, MessageParked, MessageSettled, MfaPolicy,
+    NatsCredentialsIssued, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
+    OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
+    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, OutcomeStatus,
+    ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent,
+    RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, Settlement, Shard,
+    SignedIn, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp,
+    UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -390,6 +390,67 @@ fn a_header_for_another_org_inside_an_honest_commit_is_refused() {
     let mut commit = lying.seal(|| Salt([9; 32])).unwrap();
     commit.org_id = org();
     assert!(matches!(commit.open(&subject(aggregate)), Err(CodecError::ForeignOrg { .. })));
+}
+
+// S1.2
+// S3.20
+#[test]
+fn a_message_or_a_header_without_an_org_is_none() {
+    /// The same bytes with another name in the place of the first `org_id`.
+    fn orgless(bytes: &[u8]) -> Vec<u8> {
+        const NAME: &[u8] = b"\xa6org_id";
+        let at = bytes.windows(NAME.len()).position(|part| part == NAME).unwrap();
+        [&bytes[..at], b"\xa6no_one", &bytes[at + NAME.len()..]].concat()
+    }
+    for (aggregate, event) in examples() {
+        let mut commit = draft(aggregate, vec![event]).seal(|| Salt([9; 32])).unwrap();
+        let bytes = commit.encode().unwrap();
+        assert!(Commit::decode(&bytes).is_ok());
+        let error = Commit::decode(&orgless(&bytes)).unwrap_err().to_string();
+        assert!(error.contains("org_id"), "{error}");
+        commit.events[0].header = orgless(&commit.events[0].header).into();
+        let error = commit.events[0].read_header().unwrap_err().to_string();
+        assert!(error.contains("org_id"), "{error}");
+    }
+}
+
+// S4.20
+#[test]
+fn settings_from_before_a_key_was_added_have_its_default() {
+    let before = json!({"crm": "42"});
+    let old = json!({"api_key_max_days": 90, "revoke_keys_on_creator_exit": false, "custom_metadata": before});
+    let expected = OrganizationSettings {
+        api_key_max_days: Some(90),
+        revoke_keys_on_creator_exit: false,
+        custom_metadata: [("crm".to_owned(), "42".to_owned())].into(),
+        jit_provisioning: JitProvisioning::NotAllowed,
+        invite_policy: InvitePolicy::All,
+        allowed_domains: BTreeSet::new(),
+        branding: Branding::default(),
+        allowed_auth_methods: None,
+        mfa_policy: MfaPolicy::Optional,
+        audit_webhook: None,
+    };
+    let bytes = rmp_serde::to_vec_named(&old).unwrap();
+    assert_eq!(rmp_serde::from_slice::<OrganizationSettings>(&bytes).unwrap(), expected);
+    // One key of today more, each of them alone.
+    for (name, value) in [
+        ("jit_provisioning", json!("restricted")),
+        ("invite_policy", json!("none")),
+        ("allowed_domains", json!(["acme.example"])),
+        ("branding", json!({"primary_color": "#0a84ff"})),
+        ("allowed_auth_methods", json!(["oidc"])),
+        ("mfa_policy", json!("required")),
+        ("audit_webhook", json!("https://siem.example")),
+    ] {
+        let mut new = old.clone();
+        new[name] = value.clone();
+        let read: OrganizationSettings = rmp_serde::from_slice(&rmp_serde::to_vec_named(&new).unwrap()).unwrap();
+        assert_ne!(read, expected, "{name}");
+        let shown = serde_json::to_value(&read).unwrap();
+        assert_eq!(shown[name], value, "{shown}");
+        assert_eq!(shown["custom_metadata"], old["custom_metadata"]);
+    }
 }
 
 #[test]

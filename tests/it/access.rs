@@ -45,15 +45,6 @@ async fn settled(api: &Api, bearer: &str, org: &str) {
     }
 }
 
-/// Retries until the answer has this status.
-async fn until_status(api: &Api, bearer: &str, path: &str, status: u16) {
-    let deadline = Instant::now() + PATIENCE;
-    while api.get(bearer, path).await.status != status {
-        assert!(Instant::now() < deadline, "{path} is not answered {status}");
-        sleep(Duration::from_millis(20)).await;
-    }
-}
-
 async fn denied(api: &Api, org: &Org, count: usize) -> Vec<Value> {
     audited(api, &org.owner, &org.id, "access.denied", count).await
 }
@@ -153,7 +144,7 @@ async fn a_key_that_is_refused_is_named_in_its_orgs_log() {
 
     let revoke = api.request(Method::DELETE, &org.path(&format!("api-keys/{id}"))).bearer_auth(&org.owner);
     Answer::of(revoke).await.expect(200);
-    until_status(&api, &key, &org.path("records"), 401).await;
+    api.until_status(&key, &org.path("records"), 401).await;
     let fact = audited(&api, &org.owner, &org.id, "access.key_refused", 2).await.remove(0);
     assert_eq!((&fact["data"]["code"], &fact["actor"]["id"]), (&json!("revoked"), &json!(id)));
     // A token that names no key only counts in the metrics.

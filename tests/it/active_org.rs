@@ -133,8 +133,14 @@ async fn s1_32_after_a_switch_nothing_is_of_the_old_place() {
     let ask = api.request(Method::GET, settings).bearer_auth(&session).header("if-none-match", &tag);
     let fresh = Answer::of(ask).await.expect(200);
     assert_eq!((&fresh.json()["id"], fresh.header("etag")), (&json!(b.id), tag.as_str()));
-    for path in [settings, RECORDS, "/v1/organizations/current/projections", "/v1/organizations/current/members"] {
+    for (path, own) in [
+        (settings, b.id.as_str()),
+        (RECORDS, "of refresh-b"),
+        ("/v1/organizations/current/projections", &b.id),
+        ("/v1/organizations/current/members", "owner@refresh-b.example"),
+    ] {
         let text = api.get(&session, path).await.expect(200).text;
+        assert!(text.contains(own), "{path} has nothing of the new place: {text}");
         assert!(!text.contains(&a.id) && !text.contains(&a.slug), "{path}: {text}");
     }
     let tail = api.tail(&session, "/v1/organizations/current/events/stream?from=0").await;

@@ -46,7 +46,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::support::{Nats, TempDir, TestDatabase, commit_keys, database};
+use crate::{
+    cluster::eventually,
+    support::{Nats, TempDir, TestDatabase, commit_keys, database},
+};
 
 pub(crate) const PEPPER: &str = "the pepper of the tests, which is no secret";
 pub(crate) const OPERATOR: &str = "the-platform-operator-of-the-tests";
@@ -382,8 +385,16 @@ impl Api {
         let made = self.post(&owner, "/v1/organizations", &json!({"name": slug, "slug": slug})).await.expect(201);
         let org = Org { id: made.json()["id"].as_str().unwrap().to_owned(), slug: slug.to_owned(), owner };
         // Until the read models have its owner, it has none.
-        while self.get(&org.owner, &org.path("records")).await.status == 404 {}
+        self.until_status(&org.owner, &org.path("records"), 200).await;
         org
+    }
+
+    /// Waits until a read is answered with this status.
+    pub(crate) async fn until_status(&self, bearer: &str, path: &str, status: u16) {
+        eventually(&format!("{path} to be answered {status}"), async || {
+            (self.get(bearer, path).await.status == status).then_some(())
+        })
+        .await;
     }
 
     /// A new API key: its id and its token.
@@ -444,6 +455,10 @@ impl Tail {
 
     /// The next event: its id (null when it has none) and its data.
     pub(crate) async fn next(&mut self) -> (Value, Value) {
+        timeout(PATIENCE, self.following()).await.expect("the next event does not come")
+    }
+
+    async fn following(&mut self) -> (Value, Value) {
         loop {
             if let Some((block, rest)) = self.buffer.split_once("\n\n") {
                 let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
@@ -454,22 +469,25 @@ impl Tail {
                 }
                 continue;
             }
-            let chunk = timeout(PATIENCE, self.answer.chunk()).await.expect("the next event does not come");
-            self.buffer.push_str(std::str::from_utf8(&chunk.unwrap().expect("the tail has ended")).unwrap());
+            let chunk = self.answer.chunk().await.unwrap().expect("the tail has ended");
+            self.buffer.push_str(std::str::from_utf8(&chunk).unwrap());
         }
     }
 
     /// Returns everything until the server ends it, unparsed.
     pub(crate) async fn rest(mut self) -> String {
-        while let Some(chunk) = timeout(PATIENCE, self.answer.chunk()).await.expect("the tail does not end").unwrap() {
-            self.buffer.push_str(std::str::from_utf8(&chunk).unwrap());
-        }
+        let rest = async {
+            while let Some(chunk) = self.answer.chunk().await.unwrap() {
+                self.buffer.push_str(std::str::from_utf8(&chunk).unwrap());
+            }
+        };
+        timeout(PATIENCE, rest).await.expect("the tail does not end");
         self.buffer
     }
 
     /// Waits until the server ends it.
-    pub(crate) async fn ends(mut self) {
-        while timeout(PATIENCE, self.answer.chunk()).await.expect("the tail does not end").unwrap().is_some() {}
+    pub(crate) async fn ends(self) {
+        self.rest().await;
     }
 }
 

@@ -27,6 +27,8 @@ use crate::{
 
 const TENANTS: usize = 50;
 const KILLS_OF_EACH: usize = 4;
+/// The least number of commands; each makes an event.
+const COMMANDS: u64 = 10_000;
 /// A NATS producer's timeout before it sends again, whatever the result of the first try.
 const NATS_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -337,6 +339,9 @@ async fn every_acknowledged_command_is_there_exactly_once_whatever_is_killed() {
         }
     }
     until_written(&total, 500).await;
+    while total.load(Ordering::Relaxed) < COMMANDS {
+        until_written(&total, 500).await;
+    }
     stop.store(true, Ordering::Relaxed);
     let mut finished = Vec::with_capacity(TENANTS);
     for writer in writers {
@@ -361,6 +366,7 @@ async fn every_acknowledged_command_is_there_exactly_once_whatever_is_killed() {
     platform.assert_sound();
     platform.assert_audited(&mut database).await;
     let acknowledged = total.load(Ordering::Relaxed);
+    assert!(events as u64 >= COMMANDS, "{events} events");
     eprintln!("{acknowledged} acknowledged and {abandoned} abandoned commands made {events} events");
 
     eprintln!("all of it is projected after {:.1} s", begun.elapsed().as_secs_f64());

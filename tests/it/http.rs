@@ -6,7 +6,10 @@ use orgstream_events::PLATFORM_ORG;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::api::{Answer, Api, OPERATOR, create_model, model};
+use crate::{
+    api::{Answer, Api, OPERATOR, create_model, model},
+    cluster::eventually,
+};
 
 /// Method, path, body; then the status, the code, and the required text.
 type BadBody<'a> = (&'a str, &'a str, &'a [u8], u16, &'a str, &'a str);
@@ -395,7 +398,10 @@ async fn what_the_platform_decides_is_for_its_operator() {
 async fn readiness_says_what_is_missing() {
     let mut api = Api::start().await;
     let ready = async |api: &Api| Answer::of(api.request(Method::GET, "/readyz")).await;
-    while ready(&api).await.status != 200 {}
+    let until_ready = async |api: &Api| {
+        eventually("it to be ready", async || (ready(api).await.status == 200).then_some(())).await;
+    };
+    until_ready(&api).await;
     api.nats.kill9().await;
     let answer = ready(&api).await.expect(503).json();
     let parts: Vec<&str> =
@@ -403,7 +409,7 @@ async fn readiness_says_what_is_missing() {
     assert!(parts.contains(&"nats") || parts.contains(&"streams"), "{answer}");
     Answer::of(api.request(Method::GET, "/healthz")).await.expect(200);
     api.nats.restart().await;
-    while ready(&api).await.status != 200 {}
+    until_ready(&api).await;
 }
 
 fn seq(position: &str) -> u64 {

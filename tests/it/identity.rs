@@ -370,6 +370,7 @@ async fn s4_4_an_organization_says_how_one_signs_in_to_it() {
     api.get(session, "/v1/organizations/current/records").await.expect(200);
     api.change_settings(&with_two, &json!({"mfa_policy": "optional"})).await;
     until("ok", async || api.get(&a.owner, &a.path("records")).await).await;
+    api.get(&weak, "/v1/organizations/current/records").await.expect(200);
 }
 
 // S3.11

@@ -73,7 +73,7 @@ impl Api {
         let made = self.post(&owner, "/v1/organizations", &body).await.expect(201);
         let id = made.json()["id"].as_str().unwrap().to_owned();
         let org = Org { id, slug: slug.to_owned(), owner };
-        while self.get(&org.owner, &org.path("records")).await.status == 404 {}
+        self.until_status(&org.owner, &org.path("records"), 200).await;
         org
     }
 
@@ -102,11 +102,13 @@ async fn s2_9_whoever_makes_an_organization_owns_it_and_can_invite_at_once() {
     {
         assert_eq!(member[field], value, "{member}");
     }
+    assert_eq!(member["id"], me["memberships"][0]["actor_id"]);
+    assert!(member["id"].as_str().unwrap().starts_with("mem_"), "{member}");
     assert_eq!(member["effective_roles"][1], "admin");
     let shown = api.get(&org.owner, &format!("/v1/organizations/{}", org.id)).await.expect(200).json();
     assert_eq!(
-        (&shown["slug"], &shown["name"], &shown["tenant_type"]),
-        (&json!("made"), &json!("Made"), &json!("organization"))
+        (&shown["id"], &shown["slug"], &shown["name"], &shown["tenant_type"]),
+        (&json!(org.id), &json!("made"), &json!("Made"), &json!("organization"))
     );
     assert!(shown["created_at"].is_string() && shown["settings"].is_object());
     for name in [String::new(), "x".repeat(121)] {
@@ -387,7 +389,16 @@ async fn s1_34_members_are_found_by_email_change_roles_at_once_and_leave_what_th
     assert_ne!(elsewhere["member_id"], id);
 
     // What a role no longer allows is denied within a second.
-    let made = api.post(&ann, &org.path("records"), &model("hers")).await.expect(201).json();
+    let mut hers = Vec::new();
+    for (kind, data) in [
+        ("evaluation", json!({"model": "hers", "benchmark": "b"})),
+        ("judge", json!({"name": "hers"})),
+        ("trace", json!({"name": "hers"})),
+    ] {
+        let made = json!({"kind": kind, "data": data});
+        let made = api.post(&ann, &org.path("records"), &made).await.expect(201).json();
+        hers.push((kind, made["id"].clone()));
+    }
     let member = org.path(&format!("members/{id}"));
     api.patch(&org.owner, &member, &json!({"role": "viewer"})).await.expect(200);
     let refused = within_a_second("she is a viewer", async || {
@@ -399,8 +410,15 @@ async fn s1_34_members_are_found_by_email_change_roles_at_once_and_leave_what_th
     // S1.34, S2.27
     let removed = api.delete(&org.owner, &member).await.expect(200);
     api.sees(&org, removed.header("stream-position")).await;
-    let kept = api.get(&org.owner, &org.path(&format!("records/{}", made["id"].as_str().unwrap()))).await.expect(200);
-    assert_eq!(kept.json()["created_by"]["id"], id);
+    within_a_second("she is out", async || (api.get(&ann, &org.path("records")).await.status == 404).then_some(()))
+        .await;
+    for (kind, made) in hers {
+        let kept = api.get(&org.owner, &org.path(&format!("records?kind={kind}"))).await.expect(200).json();
+        let listed: Vec<_> = kept["data"].as_array().unwrap().iter().collect();
+        assert_eq!(listed.len(), 1, "{kept}");
+        assert_eq!((&listed[0]["id"], &listed[0]["created_by"]["id"]), (&made, &json!(id)));
+        assert_eq!(listed[0]["archived"], false);
+    }
     let members = api.get(&org.owner, &org.path("members")).await.expect(200).json();
     let owner = members["data"][0]["id"].as_str().unwrap().to_owned();
     let refused = api.delete(&org.owner, &org.path(&format!("members/{owner}"))).await.expect(409);
@@ -585,6 +603,7 @@ async fn s4_20_settings_are_an_organizations_own_and_have_a_shape() {
     assert!(unknown["errors"][0]["detail"].as_str().unwrap().contains("jit"), "{unknown}");
     for bad in [
         json!({"invite_policy": "some"}),
+        json!({"jit_provisioning": "all"}),
         json!({"allowed_domains": ["Not A Domain"]}),
         json!({"branding": {"primary_color": "blue"}}),
         json!({"custom_metadata": {"k": "x".repeat(501)}}),
@@ -688,7 +707,7 @@ async fn s2_15_whoever_signs_in_with_an_address_of_a_proven_domain_joins_where_t
     let proven = api.post(&org.owner, &format!("{path}/verify"), &json!({})).await.expect(200);
     api.sees(&org, proven.header("stream-position")).await;
 
-    // Off unless turned on.
+    // Turned off again.
     let off = json!({"jit_provisioning": "not_allowed"});
     api.patch(&org.owner, &org.path("settings"), &off).await.expect(200);
     assert!(!joins("x@acme.test").await);
@@ -712,6 +731,25 @@ async fn s2_15_whoever_signs_in_with_an_address_of_a_proven_domain_joins_where_t
     let given_up = api.delete(&org.owner, &path).await.expect(200);
     api.sees(&org, given_up.header("stream-position")).await;
     assert!(!joins("late@acme.test").await);
+
+    // S2.16: off by default, for an organization whose domain is proven and whose settings nobody has touched.
+    let fresh = api.org("domains-fresh").await;
+    let claimed = api.post(&fresh.owner, &fresh.path("domains"), &json!({"domain": "fresh.test"})).await.expect(201);
+    let (path, position) = (claimed.header("location").to_owned(), claimed.header("stream-position").to_owned());
+    let shown = api.get_at(&fresh.owner, &path, &position).await.expect(200).json();
+    api.dns.say("_orgstream-challenge.fresh.test", shown["record"]["value"].as_str().unwrap());
+    let proven = api.post(&fresh.owner, &format!("{path}/verify"), &json!({})).await.expect(200);
+    let proven = api.get_at(&fresh.owner, &path, proven.header("stream-position")).await.expect(200).json();
+    assert_eq!(proven["status"], "proven");
+    let stays_out = api.session("z@fresh.test").await;
+    for bearer in [&stays_out, &api.person("z@fresh.test")] {
+        let me = api.get(bearer, "/v1/me").await.expect(200).json();
+        let of_fresh = |place: &Value| place["org_id"] == fresh.id;
+        assert!(!me["memberships"].as_array().unwrap().iter().any(of_fresh), "{me}");
+        api.get(bearer, &fresh.path("records")).await.expect(404);
+    }
+    let members = api.get(&fresh.owner, &fresh.path("members")).await.expect(200).json();
+    assert_eq!(members["data"].as_array().unwrap().len(), 1, "{members}");
 }
 
 // S4.17

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     access::audited,
     api::{Answer, Api, OPERATOR, Org, REPORTER, model, reporter_key},
+    cluster::eventually,
 };
 
 /// The promised bound: revoked access stops working within this, in every process.
@@ -142,10 +143,9 @@ async fn when_a_key_was_used_is_known_to_the_minute() {
     let (idle, _) = issue(&api, &org, &org.owner, &json!({})).await;
     api.get(&token, &org.path("records")).await.expect(200);
     let show = async || api.get(&org.owner, &org.path(&format!("api-keys/{used}"))).await.expect(200).json();
-    while show().await["last_used_at"].is_null() {
-        sleep(Duration::from_millis(50)).await;
-    }
-    let view = show().await;
+    let view =
+        eventually("its use to be noted", async || Some(show().await).filter(|view| !view["last_used_at"].is_null()))
+            .await;
     assert_eq!(view["last_used_ip"], "127.0.0.1");
     assert!(view["last_used_at"].as_str().unwrap().ends_with(":00.000Z"), "{view}");
     // Of the two, the unused one.
@@ -215,7 +215,10 @@ async fn s5_26_what_is_revoked_or_suspended_stops_within_a_second_in_every_proce
     let path = org.path("records");
     for base in bases {
         for bearer in [&key, &second, &org.owner] {
-            while api.status_at(base, bearer, &path).await != 200 {}
+            eventually("everybody to be let in", async || {
+                (api.status_at(base, bearer, &path).await == 200).then_some(())
+            })
+            .await;
         }
     }
     let revoke = api.request(Method::DELETE, &org.path(&format!("api-keys/{id}"))).bearer_auth(&org.owner);
@@ -241,7 +244,7 @@ async fn s5_26_what_is_revoked_or_suspended_stops_within_a_second_in_every_proce
     let stranger = api.org("stranger").await;
     api.get(&stranger.owner, &path).await.expect(404);
     api.post(OPERATOR, &org.path("resume"), &json!({"reason": "paid"})).await.expect(200);
-    while api.get(&second, &path).await.status != 200 {}
+    api.until_status(&second, &path, 200).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

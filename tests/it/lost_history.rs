@@ -176,8 +176,10 @@ async fn a_log_that_came_back_from_an_older_copy_is_known_as_that_however_far_it
     // A process unaware of the history continues, past everything that was ever acknowledged.
     let ignorant = cluster.log().await;
     let mut number = 100;
+    // Each append takes one sequence.
     while append(&ignorant, &tenant, number).await.unwrap() <= last + 3 {
         number += 1;
+        assert!(number < 100 + last + 4, "its sequences do not grow");
     }
     until_refused(&cluster, &tenant, "past").await;
     stop(&mut cluster).await;

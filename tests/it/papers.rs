@@ -337,8 +337,17 @@ fn numbers(text: &str, separator: char) -> Vec<(u32, u32)> {
 /// Every acceptance number with its tests.
 fn acceptance() -> BTreeMap<(u32, u32), BTreeSet<String>> {
     let mut found: BTreeMap<(u32, u32), BTreeSet<String>> = BTreeMap::new();
-    let folders =
-        ["tests/it", "src", "bench/src", "domain/src", "events/src", "projections/src", "stream/src", "workers/src"];
+    let folders = [
+        "tests/it",
+        "src",
+        "bench/src",
+        "domain/src",
+        "events/src",
+        "events/tests",
+        "projections/src",
+        "stream/src",
+        "workers/src",
+    ];
     for path in folders.iter().flat_map(|folder| with_extension(folder, "rs")) {
         let text = fs::read_to_string(&path).unwrap();
         let (mut above, mut current) = (Vec::new(), None::<String>);

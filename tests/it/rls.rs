@@ -128,6 +128,16 @@ async fn every_tenant_table_obeys_the_rules() {
         let insert = format!("INSERT INTO {table} (org_id) VALUES (NULL)");
         assert_eq!(attempt(&mut owner, &insert).await, Err("23502".to_owned()), "{table} takes a row of no org");
     }
+    let others: Vec<String> = sqlx::query_scalar(
+        "SELECT format('%I.%I', table_schema, table_name)::text FROM information_schema.columns
+        WHERE column_name = 'org_id' AND (data_type <> 'uuid' OR is_nullable <> 'NO')
+            AND (table_schema, table_name) IN (SELECT table_schema, table_name FROM information_schema.tables
+                WHERE table_type = 'BASE TABLE')",
+    )
+    .fetch_all(&mut owner)
+    .await
+    .unwrap();
+    assert!(others.is_empty(), "org_id is no uuid, or may be null: {others:?}");
 }
 
 #[tokio::test]
@@ -183,7 +193,7 @@ async fn a_forgotten_rule_is_found() {
 async fn unbound_queries_are_refused_even_on_empty_tables() {
     let database = support::database().await;
     let tables = tenant_tables(&mut connect(&database.owner_url).await).await;
-    for role in ["app_rw", "app_ro"] {
+    for role in ["app_rw", "app_ro", "app_audit", "app_sign"] {
         let mut connection = connect(&database.app_url(role)).await;
         for table in &tables {
             let read = attempt(&mut connection, &format!("SELECT * FROM {table}")).await;
@@ -457,6 +467,21 @@ async fn keys_are_per_org() {
         let mut tx = bind(&mut connection, org).await;
         assert_eq!(attempt(&mut tx, &copy(org)).await, Err(DUPLICATE.to_owned()));
     }
+
+    // S4.12: a member id is in an org once, whatever the login and the address.
+    let member: Uuid = sqlx::query_scalar("SELECT id FROM rm.members WHERE org_id = $1 LIMIT 1")
+        .bind(a.org.uuid())
+        .fetch_one(&mut connect(&database.owner_url).await)
+        .await
+        .unwrap();
+    let again = format!(
+        "INSERT INTO rm.members (org_id, id, user_id, email, role, status, version, created_at, updated_at, seq)
+        VALUES ('{}', '{member}', gen_random_uuid(), 'another@acme.example', 'viewer', 'active', 1, now(), now(), 1)",
+        a.org.uuid()
+    );
+    let mut tx = bind(&mut connection, a.org.uuid()).await;
+    assert_eq!(attempt(&mut tx, &again).await, Err(DUPLICATE.to_owned()));
+    drop(tx);
 
     // Both orgs have a record of one id, and each has its own.
     let mut tx = bind(&mut connection, b.org.uuid()).await;

@@ -14,7 +14,10 @@ use orgstream_stream::{
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::support::{Nats, commit_keys};
+use crate::{
+    cluster::eventually,
+    support::{Nats, commit_keys},
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -398,13 +401,8 @@ async fn a_backlog_is_caught_up_with_by_one_consumer_and_without_it_too() {
     // The consumer is gone with its server, so a read continues, and then another consumer.
     nats.kill9().await;
     nats.restart().await;
-    let again = loop {
-        match timeout(PATIENCE, log.shard_state(shard)).await.unwrap() {
-            Ok(state) => break state.consumers,
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-        }
-    };
-    assert_eq!(again, 0);
+    let again = eventually("the server to answer again", async || log.shard_state(shard).await.ok()).await;
+    assert_eq!(again.consumers, 0);
     assert_eq!(chunk_of(50, 1 << 20).await, (50, false, 0));
     let rest = 490 - 351 - few;
     assert_eq!(chunk_of(1_000, 1 << 20).await, (rest, true, 1));

@@ -1,15 +1,15 @@
 //! Shared and separate parts of tenants, as a whole: logs, configuration, roles, machines; and the effects of a failure
 //! of the isolation.
 
-use orgstream_events::{PLATFORM_ORG, UserId};
+use orgstream_events::{PLATFORM_ORG, Shard, UserId};
 use reqwest::Method;
 use serde_json::json;
-use sqlx::{Connection, PgConnection};
 
 use crate::{
     access::audited,
-    api::{Answer, Api, OPERATOR, Org, model},
+    api::{Answer, Api, OPERATOR, Org, Tail, model},
     cluster::{Cluster, ClusterOptions, create, eventually},
+    history::History,
 };
 
 /// A user in several organizations, with a role in each.
@@ -86,42 +86,106 @@ async fn s3_23_what_all_tenants_share_is_the_platforms_to_change() {
     let retire = api.request(Method::DELETE, "/v1/kinds/probe").bearer_auth(OPERATOR);
     Answer::of(retire).await.expect(200);
     for org in [&a, &b] {
-        while api.post(&org.owner, &org.path("records"), &probe).await.status == 201 {}
+        eventually("the retired kind to be refused", async || {
+            (api.post(&org.owner, &org.path("records"), &probe).await.status != 201).then_some(())
+        })
+        .await;
     }
 }
 
 // S3.36
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s3_36_a_row_of_another_org_ends_the_request_and_gives_the_alarm() {
-    let api = Api::start().await;
-    let (mine, theirs) = (api.org("mixed-up").await, api.org("mixed-in").await);
-    let (_, position) = api.record(&theirs, "secret plan").await;
-    api.get_at(&theirs.owner, &theirs.path("audit/events"), &position).await.expect(200);
-    let events = api.get(&mine.owner, &mine.path("audit/events")).await.expect(200).json();
+    const FIGURE: &str = "orgstream_isolation_failures_total";
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let (mine, theirs) = (cluster.tenant("mixed-up").await, cluster.tenant("mixed-in").await);
+    let client = &cluster.client;
+    client.command(&theirs, "plan", &create("secret plan")).await.expect(201);
+    for tenant in [&mine, &theirs] {
+        cluster.until_projected(tenant).await;
+    }
+    let events = client.get(&mine.key, &mine.path("audit/events")).await.expect(200).body;
     let event = events["data"][0]["event_id"].as_str().unwrap().to_owned();
+    assert_eq!(cluster.api.metric(FIGURE).await, Some(0.0));
     // An attacker with the owner's rights replaces a row of one org by a row of the other.
-    let mut owner = PgConnection::connect(api.owner_url()).await.unwrap();
+    let mut owner = cluster.superuser().await;
     sqlx::raw_sql("ALTER TABLE audit.events DISABLE TRIGGER append_only").execute(&mut owner).await.unwrap();
-    let (org, other) = (mine.id.parse::<orgstream_events::OrgId>(), theirs.id.parse::<orgstream_events::OrgId>());
     let mixed = sqlx::query(
         "UPDATE audit.events AS event SET header = wrong.header, payload = wrong.payload
         FROM audit.events AS wrong
         WHERE event.org_id = $1 AND event.idx = (SELECT max(idx) FROM audit.events WHERE org_id = $1)
             AND wrong.org_id = $2 AND wrong.action = 'record.created'",
     );
-    let done = mixed.bind(org.unwrap().uuid()).bind(other.unwrap().uuid()).execute(&mut owner).await.unwrap();
+    let done = mixed.bind(mine.id.uuid()).bind(theirs.id.uuid()).execute(&mut owner).await.unwrap();
     assert_eq!(done.rows_affected(), 1);
 
     for path in ["audit/events".to_owned(), format!("audit/events/{event}")] {
-        let refused = api.get(&mine.owner, &mine.path(&path)).await.expect(500);
-        assert_eq!(refused.problem(), "internal");
-        assert!(!refused.text.contains("secret") && !refused.text.contains(&theirs.id), "{refused:?}");
+        let refused = client.get(&mine.key, &mine.path(&path)).await.expect(500);
+        assert_eq!(refused.text("code"), "internal");
+        let text = refused.body.to_string();
+        assert!(!text.contains("secret") && !text.contains(&theirs.id.to_string()), "{text}");
     }
-    let alarms = audited(&api, OPERATOR, &PLATFORM_ORG.to_string(), "access.isolation_failed", 2).await;
+    eventually("both rows to be counted", async || (cluster.api.metric(FIGURE).await? >= 2.0).then_some(())).await;
+    assert_eq!(cluster.api.metric(FIGURE).await, Some(2.0));
+    let log = cluster.api.log_text();
+    let alarm = |line: &&str| line.contains("ERROR") && line.contains("a row of another organization was read");
+    assert_eq!(log.lines().filter(alarm).count(), 2, "{log}");
+    let path = format!("/v1/organizations/{PLATFORM_ORG}/audit/events?action=access.isolation_failed");
+    let alarms = eventually("both alarms to be in the platform's log", async || {
+        let found = client.get(cluster.operator(), &path).await.expect(200).body["data"].as_array().unwrap().clone();
+        (found.len() >= 2).then_some(found)
+    })
+    .await;
+    assert_eq!(alarms.len(), 2, "{alarms:?}");
     let data = json!({"bound": mine.id, "found": theirs.id, "table": "audit.events"});
     assert!(alarms.iter().all(|alarm| alarm["data"] == data), "{alarms:?}");
     assert_eq!(alarms[0]["outcome"], json!({"status": "failed", "code": "isolation_failed"}));
-    api.get(&theirs.owner, &theirs.path("audit/events")).await.expect(200);
+    client.get(&theirs.key, &theirs.path("audit/events")).await.expect(200);
+}
+
+// S1.26
+// S3.37
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s1_26_the_stream_and_the_readers_of_one_org_have_no_event_of_another() {
+    const EACH: usize = 20;
+    // One shard, so that their messages lie side by side.
+    let cluster = Cluster::start(ClusterOptions { shards: 1, ..ClusterOptions::default() }).await;
+    let tenants = [cluster.tenant("stream-a").await, cluster.tenant("stream-b").await];
+    let mut tails = Vec::new();
+    for tenant in &tenants {
+        for path in ["events/stream?from=0", "audit/stream?from_idx=0"] {
+            let request = cluster.client.request(Method::GET, &tenant.path(path), &tenant.key);
+            tails.push((tenant, Tail::open(request).await));
+        }
+    }
+    for number in 0..EACH {
+        for tenant in &tenants {
+            cluster.client.command(tenant, &format!("n-{number}"), &create(&tenant.slug)).await.expect(201);
+        }
+    }
+    for (tenant, mut tail) in tails {
+        let mut records = 0;
+        while records < EACH {
+            let (_, event) = tail.next().await;
+            assert_eq!(event["org_id"], json!(tenant.id), "{event}");
+            records += usize::from(event["type"] == "record.created");
+        }
+    }
+    // The subjects name the shard and the organization, and what is stored there names the same.
+    let log = cluster.log().await;
+    let mut subjects = Vec::new();
+    for seq in 1..=log.shard_end(Shard(0)).await.unwrap() {
+        subjects.extend(log.message(Shard(0), seq).await.unwrap().map(|message| message.subject));
+    }
+    assert!(subjects.iter().all(|subject| subject.starts_with("ev.0.org_")), "{subjects:?}");
+    for tenant in &tenants {
+        let history = History::read(&log, tenant.id).await;
+        history.assert_sound();
+        assert_eq!(history.records().len(), EACH);
+        let prefix = format!("ev.0.{}.", tenant.id);
+        let own = subjects.iter().filter(|subject| subject.starts_with(&prefix)).count();
+        assert_eq!(own, history.commits.len());
+    }
 }
 
 // S3.35

@@ -493,6 +493,18 @@ mod tests {
     }
 
     #[test]
+    fn s3_31_the_sixth_request_of_an_organization_that_may_have_five_is_refused_and_another_has_five() {
+        let bounds = Bounds::new(Limits { requests_of_org: 5, ..Limits::default() });
+        let five = |of| (0..5).map(|_| bounds.request_of_org(org(of)).unwrap()).collect::<Vec<_>>();
+        let mut held = five(1);
+        assert_eq!(bounds.request_of_org(org(1)).unwrap_err().code, "concurrency_limit_exceeded");
+        let _theirs = five(2);
+        held.pop();
+        let _again = bounds.request_of_org(org(1)).unwrap();
+        assert!(bounds.request_of_org(org(1)).is_err());
+    }
+
+    #[test]
     fn streams_are_bounded_of_callers_of_organizations_and_altogether() {
         let bounds = few();
         let open = |caller: &str, of| bounds.stream(caller, org(of)).map_err(|problem| problem.code);
