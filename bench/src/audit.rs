@@ -53,7 +53,7 @@ struct Figures {
     /// SHA-256 alone over the same bytes, and with the tree, each per event.
     raw_hash_us: f64,
     leaf_us: f64,
-    /// Projecting an event of one org with a backlog, into both pipelines.
+    /// Projecting an event of one org with a backlog, into all pipelines.
     projecting_us: f64,
     /// The first head of a log that had none: all its tiles.
     first_head_s: f64,

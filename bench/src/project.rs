@@ -1,6 +1,6 @@
 //! `orgstream bench project`: a worker's throughput on a backlog, against bare inserts of the same rows.
 //!
-//! An event counts once both pipelines have it: a read-model row, an audit row, and the checkpoints of both. The raw
+//! An event counts once all pipelines have it: a read-model row, an audit row, and the checkpoints of both. The raw
 //! limit inserts the same two rows per event with plain `INSERT … SELECT unnest` under the same row-level security, 100
 //! events in a transaction, on one connection and on as many as the worker has.
 
@@ -194,7 +194,7 @@ pub(super) async fn one_org(rig: &mut Rig, events: u64) -> anyhow::Result<Durati
     Ok(project(rig, &[(placement, head)], events, 4).await?.1)
 }
 
-/// Runs a worker on the backlog until both pipelines have all of it.
+/// Runs a worker on the backlog until all pipelines have all of it.
 async fn project(
     rig: &mut Rig,
     orgs: &[(Placement, u64)],

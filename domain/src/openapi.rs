@@ -126,7 +126,8 @@ pub fn mfa_policy() -> Object {
 
 /// A pipeline.
 pub fn pipeline() -> Object {
-    names("Pipeline from the event log to the tables.", &Pipeline::ALL)
+    let written = Pipeline::ALL.map(|pipeline| format!("`{pipeline}`: {}", pipeline.description()));
+    names(&format!("Pipeline from the event log to tables. {}", written.join(" ")), &Pipeline::ALL)
 }
 
 /// An aggregate, as it appears in event headers.

@@ -22,6 +22,7 @@ mod member;
 mod names;
 mod organization;
 mod parking;
+mod pipeline;
 mod position;
 mod record;
 mod role;
@@ -62,9 +63,8 @@ pub use organization::{
     OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
     OrganizationUpgraded, TenantType,
 };
-pub use parking::{
-    MessageParked, MessageSettled, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, Settlement,
-};
+pub use parking::{MessageParked, MessageSettled, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Settlement};
+pub use pipeline::{PerPipeline, Pipeline};
 pub use position::Position;
 pub use record::{RecordArchived, RecordCreated, RecordEvent, RecordUpdated};
 pub use role::{Role, RoleChanged, RoleDefined, RoleEvent, RoleRemoved};

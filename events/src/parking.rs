@@ -6,8 +6,6 @@
 //! stream: the audit pipeline writes them into the log where it passes over a message, and where that message's fate is
 //! decided (`docs/decisions/0041-the-log-marks-what-it-lacks.md`).
 
-use std::{fmt, str::FromStr};
-
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -44,46 +42,6 @@ impl ParkingEvent {
             Self::Parked(_) | Self::Settled(_) => true,
             Self::Retried(_) | Self::Skipped(_) => false,
         }
-    }
-}
-
-/// The pipelines that consume every org's stream. The names are permanent: checkpoints have them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Pipeline {
-    /// The tables behind the queries.
-    ReadModels,
-    /// The append-only audit log.
-    Audit,
-}
-
-impl Pipeline {
-    /// All pipelines.
-    pub const ALL: [Self; 2] = [Self::ReadModels, Self::Audit];
-
-    /// Returns the permanent name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::ReadModels => "read_models",
-            Self::Audit => "audit",
-        }
-    }
-}
-
-impl fmt::Display for Pipeline {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Pipeline {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|pipeline| pipeline.name() == text)
-            .ok_or_else(|| format!("{text:?} is not a pipeline: read_models or audit"))
     }
 }
 

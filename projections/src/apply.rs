@@ -1,5 +1,7 @@
-//! Events to rows. A batch is folded in memory to the last state of every row it touches, then written with one or two
-//! statements per table, whatever the number of events.
+//! Events to rows: the tables of each pipeline, and those of the read models.
+//!
+//! A batch is folded in memory to the last state of every row it touches, then written with one or two statements per
+//! table, whatever the number of events.
 //!
 //! Rows created in the batch are inserted whole. Rows that only change are read, overlaid and upserted in one
 //! statement, and not with `UPDATE ... FROM`: a join lets the planner read all rows of the org for a few, and with a
@@ -22,7 +24,7 @@ use crate::{
 pub struct Applied {
     /// The stream sequence.
     pub seq: u64,
-    /// The events; shared, because both pipelines apply them.
+    /// The events; shared, because all pipelines apply them.
     pub commit: Arc<OpenedCommit>,
 }
 
@@ -44,7 +46,7 @@ impl RowVersion {
 pub async fn apply(batch: &mut ApplyTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
     match batch.connection(org)?.1 {
         Pipeline::ReadModels => apply_read_models(batch, org, commits).await,
-        Pipeline::Audit => apply_audit(batch, org, commits).await,
+        Pipeline::Audit => audit::apply(batch, org, commits).await,
     }
 }
 
@@ -123,12 +125,6 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
     records.write(connection, org).await?;
     glasses.write(connection, org).await?;
     idempotency::write(connection, org, commits).await
-}
-
-/// Appends the events of `commits`, in stream order, to the audit log.
-pub async fn apply_audit(batch: &mut ApplyTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
-    let (connection, end) = batch.log_of(org)?;
-    audit::append(connection, org.org().uuid(), end, commits).await
 }
 
 /// Fails unless a change has found every row that it applies to.

@@ -86,16 +86,20 @@ impl ApplyTx {
     ) -> Result<Vec<BatchStart>, DbError> {
         self.close();
         let rows = sqlx::query!(
-            r#"SELECT opened.state AS "state!", opened.stored_seq AS "stored_seq!", opened.parked AS "parked!",
-                opened.plan, opened.audit_size, opened.audit_frontier
-            FROM unnest($4::text[], $5::bigint[], $6::bigint[]) WITH ORDINALITY
-                AS slice (pipeline, from_seq, to_seq, place)
-            CROSS JOIN LATERAL ops.open_slice($1, slice.pipeline, $2, $3, slice.from_seq, slice.to_seq) AS opened
-            ORDER BY slice.place"#,
+            r#"SELECT begun.state AS "state!", begun.stored_seq AS "stored_seq!", begun.parked AS "parked!",
+                begun.plan, begun.log_size, begun.log_frontier
+            FROM unnest($4::text[], $5::boolean[], $6::boolean[], $7::bigint[], $8::bigint[]) WITH ORDINALITY
+                AS batch (pipeline, has_versions, is_log, from_seq, to_seq, place)
+            CROSS JOIN LATERAL ops.begin_batch(
+                $1, batch.pipeline, batch.has_versions, batch.is_log, $2, $3, batch.from_seq, batch.to_seq
+            ) AS begun
+            ORDER BY batch.place"#,
             org.org().uuid(),
             i32::from(shard.0),
             to_bigint(epoch),
             column(openings, |batch| batch.pipeline.name()) as _,
+            &column(openings, |batch| batch.pipeline.has_versions()),
+            &column(openings, |batch| batch.pipeline.is_log()),
             &column(openings, |batch| batch.from.map(to_bigint)) as &[Option<i64>],
             &column(openings, |batch| to_bigint(batch.to)),
         )
@@ -109,8 +113,8 @@ impl ApplyTx {
                     open.push(batch.pipeline);
                     // A plan name that only a newer version can read must not keep the batch from being applied.
                     self.plan = row.plan.and_then(|plan| plan.parse().ok());
-                    if batch.pipeline == Pipeline::Audit {
-                        self.log_end = Some(LogEnd::stored(row.audit_size, row.audit_frontier)?);
+                    if batch.pipeline.is_log() {
+                        self.log_end = Some(LogEnd::stored(row.log_size, row.log_frontier)?);
                     }
                     BatchStart::Open { parked: row.parked }
                 }

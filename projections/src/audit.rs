@@ -131,6 +131,12 @@ fn ordinal_of_mark(event: &Event) -> Option<i32> {
 /// The ordinal of the mark of a parked message. Queries have it as a literal.
 const PARKED: i32 = -1;
 
+/// Appends the events of `commits`, in stream order.
+pub async fn apply(batch: &mut ApplyTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
+    let (connection, end) = batch.log_of(org)?;
+    append(connection, org.org().uuid(), end, commits).await
+}
+
 /// Numbers the events on from the org's last and appends them: one statement, whatever their number. An access event
 /// that is in the log already is skipped, and takes no number.
 ///

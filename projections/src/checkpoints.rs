@@ -1,6 +1,6 @@
 //! The checkpoints of an org's pipelines. They are written by opening a batch.
 
-use orgstream_events::{Pipeline, Shard, Timestamp};
+use orgstream_events::{PerPipeline, Pipeline, Shard, Timestamp};
 
 use crate::{
     DbError, TenantTx,
@@ -44,6 +44,15 @@ pub async fn active(tx: &mut TenantTx, pipeline: Pipeline) -> Result<Option<(Sha
     Ok(row.map(|row| (Shard(u16::try_from(row.shard).unwrap_or(u16::MAX)), from_bigint(row.seq))))
 }
 
+/// Returns the positions of all pipelines with their streams, in one query.
+pub async fn each(tx: &mut TenantTx) -> Result<PerPipeline<Option<(Shard, u64)>>, DbError> {
+    let mut each = PerPipeline::default();
+    for Checkpoint { pipeline, shard, seq, .. } in all(tx).await?.into_iter().filter(|checkpoint| checkpoint.active) {
+        each[pipeline] = Some((shard, seq));
+    }
+    Ok(each)
+}
+
 /// A pipeline's position, and the messages it has skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reach {
@@ -72,13 +81,14 @@ pub async fn reach(tx: &mut TenantTx, pipeline: Pipeline, asked: u64) -> Result<
     Ok(Reach { seq: row.seq.map_or(0, from_bigint), parked: row.parked.map(from_bigint), lacks_it: row.lacks_it })
 }
 
-/// Returns every pipeline's position for the bound org.
+/// Returns every pipeline's position for the bound org. Without those of pipelines that only a newer version knows.
 pub async fn all(tx: &mut TenantTx) -> Result<Vec<Checkpoint>, DbError> {
     let org = tx.org().uuid();
     let rows = sqlx::query!(
-        "SELECT pipeline, version, active, shard, seq, epoch, updated_at FROM ops.checkpoints WHERE org_id = $1
-        ORDER BY pipeline, version, shard",
+        "SELECT pipeline, version, active, shard, seq, epoch, updated_at FROM ops.checkpoints
+        WHERE org_id = $1 AND pipeline = ANY ($2) ORDER BY pipeline, version, shard",
         org,
+        Pipeline::NAMES as _,
     )
     .fetch_all(tx.connection())
     .await?;

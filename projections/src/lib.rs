@@ -53,7 +53,7 @@ mod strays;
 mod tenant;
 mod versions;
 
-pub use apply::{Applied, apply, apply_audit, apply_read_models};
+pub use apply::{Applied, apply, apply_read_models};
 pub use apply_tx::{ApplyTx, BatchStart, Opening};
 pub use as_of::{AsOf, Moment, Scratch, TooMany};
 pub use convert::CreatedBy;

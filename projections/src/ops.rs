@@ -2,15 +2,16 @@
 
 use std::{cmp::Reverse, time::Duration};
 
-use orgstream_events::{OrgId, Pipeline, Shard, Timestamp};
+use orgstream_events::{OrgId, PerPipeline, Pipeline, Shard, Timestamp};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sqlx::{Connection, PgConnection, types::Json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
     Database, DbError,
-    convert::{from_bigint, to_bigint},
+    convert::{column, from_bigint, parsed, to_bigint},
     pool::{is_writable, within},
 };
 
@@ -27,7 +28,7 @@ pub struct Lease {
     pub expires_at: Timestamp,
 }
 
-/// The sequence where a cursor may start: everything up to it is done for every org that is not `catching_up`.
+/// The sequence where a cursor may start: everything up to it is done for every lane that is not `catching_up`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LowWatermark {
     /// The stream sequence.
@@ -87,12 +88,14 @@ impl Database {
     /// Returns the lanes reported with the most lag by the workers seen `within` this time, stalled ones first.
     pub async fn lagging_lanes(&self, within: Duration) -> Result<Vec<LaneLag>, DbError> {
         let said = sqlx::query_scalar!(
-            r#"SELECT lagging AS "lagging: Json<Vec<LaneLag>>" FROM ops.workers
+            r#"SELECT lagging AS "lagging: Json<Vec<Value>>" FROM ops.workers
             WHERE seen_at > now() - make_interval(secs => $1)"#,
             within.as_secs_f64(),
         );
         let said = said.fetch_all(self.ops_pool()).await?;
-        let mut lanes: Vec<LaneLag> = said.into_iter().flat_map(|Json(lanes)| lanes).collect();
+        // A newer worker may name a pipeline that this version does not know.
+        let read = |lane| serde_json::from_value::<LaneLag>(lane).ok();
+        let mut lanes: Vec<LaneLag> = said.into_iter().flat_map(|Json(lanes)| lanes).filter_map(read).collect();
         lanes.sort_by_key(|lane| Reverse((lane.standing_ms, lane.age_ms, lane.waiting)));
         Ok(lanes)
     }
@@ -156,23 +159,23 @@ impl Database {
         Ok(rows.into_iter().map(Into::into).collect())
     }
 
-    /// Returns the shard's low watermark; the beginning when there is none yet.
+    /// Returns the shard's low watermark: the lowest of all pipelines. One that has none has applied nothing yet.
     pub async fn low_watermark(&self, shard: Shard) -> Result<LowWatermark, DbError> {
-        let row = sqlx::query!(
-            "SELECT seq, detached_read_models, detached_audit FROM ops.shard_marks WHERE shard = $1",
+        let rows = sqlx::query!(
+            "SELECT pipeline, seq, catching_up FROM ops.low_watermarks WHERE shard = $1 AND pipeline = ANY ($2)",
             i32::from(shard.0),
+            Pipeline::NAMES as _,
         )
-        .fetch_optional(self.ops_pool())
+        .fetch_all(self.ops_pool())
         .await?;
-        Ok(row.map_or_else(LowWatermark::default, |row| {
-            let lanes = |orgs: Vec<Uuid>, pipeline| orgs.into_iter().map(move |org| (OrgId::from_uuid(org), pipeline));
-            LowWatermark {
-                seq: from_bigint(row.seq),
-                catching_up: lanes(row.detached_read_models, Pipeline::ReadModels)
-                    .chain(lanes(row.detached_audit, Pipeline::Audit))
-                    .collect(),
-            }
-        }))
+        let (mut seqs, mut catching_up) = (PerPipeline::<u64>::default(), Vec::new());
+        for row in rows {
+            let pipeline = parsed("a pipeline", row.pipeline)?;
+            seqs[pipeline] = from_bigint(row.seq);
+            catching_up.extend(row.catching_up.into_iter().map(|org| (OrgId::from_uuid(org), pipeline)));
+        }
+        catching_up.sort_unstable();
+        Ok(LowWatermark { seq: seqs.iter().map(|(_, seq)| *seq).min().unwrap_or_default(), catching_up })
     }
 
     /// Opens a connection to write low watermarks on.
@@ -202,28 +205,29 @@ impl WatermarkWriter {
 
     /// Stores the shard's low watermark. False when another epoch owns the shard: nothing has changed.
     pub async fn write(&mut self, shard: Shard, epoch: u64, mark: &LowWatermark) -> Result<bool, DbError> {
-        let catching_up = |wanted: Pipeline| -> Vec<Uuid> {
-            mark.catching_up.iter().filter(|(_, pipeline)| *pipeline == wanted).map(|(org, _)| org.uuid()).collect()
-        };
         let written = sqlx::query!(
-            "INSERT INTO ops.shard_marks (shard, seq, epoch, detached_read_models, detached_audit)
-            SELECT lease.shard, $3, lease.epoch, $4, $5 FROM ops.shard_leases AS lease
+            "INSERT INTO ops.low_watermarks (shard, pipeline, seq, epoch, catching_up)
+            SELECT lease.shard, known.pipeline, $3, lease.epoch, ARRAY(
+                SELECT behind.org FROM unnest($5::uuid[], $6::text[]) AS behind (org, pipeline)
+                WHERE behind.pipeline = known.pipeline
+            )
+            FROM ops.shard_leases AS lease CROSS JOIN unnest($4::text[]) AS known (pipeline)
             WHERE lease.shard = $1 AND lease.epoch = $2
-            ON CONFLICT (shard) DO UPDATE SET
+            ON CONFLICT (shard, pipeline) DO UPDATE SET
                 seq = excluded.seq,
                 epoch = excluded.epoch,
-                detached_read_models = excluded.detached_read_models,
-                detached_audit = excluded.detached_audit,
+                catching_up = excluded.catching_up,
                 updated_at = now()",
             i32::from(shard.0),
             to_bigint(epoch),
             to_bigint(mark.seq),
-            &catching_up(Pipeline::ReadModels),
-            &catching_up(Pipeline::Audit),
+            Pipeline::NAMES as _,
+            &column(&mark.catching_up, |(org, _)| org.uuid()),
+            column(&mark.catching_up, |(_, pipeline)| pipeline.name()) as _,
         )
         .execute(&mut self.0);
         let stored = within(written).await?;
-        Ok(stored.rows_affected() == 1)
+        Ok(stored.rows_affected() > 0)
     }
 }
 

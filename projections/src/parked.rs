@@ -117,8 +117,9 @@ pub async fn park(batch: &mut ApplyTx, org: BoundOrg, messages: &[Park<'_>]) -> 
         "INSERT INTO ops.parked AS parked
             (org_id, pipeline, rm_version, seq, aggregate_type, aggregate_id, subject, message, state, reason, attempts,
             verified, expected)
-        SELECT $1, $2, CASE WHEN $2 = 'read_models' THEN app.rm_version() ELSE 1 END, message.* FROM unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::text[],
-            $9::text[], $10::integer[], $11::boolean[], $12::bigint[]) AS message
+        SELECT $1, $2, CASE WHEN $13 THEN app.rm_version() ELSE 1 END, message.*
+        FROM unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::text[], $9::text[],
+            $10::integer[], $11::boolean[], $12::bigint[]) AS message
         ON CONFLICT (org_id, pipeline, rm_version, seq) DO UPDATE SET
             state = excluded.state,
             reason = excluded.reason,
@@ -135,6 +136,7 @@ pub async fn park(batch: &mut ApplyTx, org: BoundOrg, messages: &[Park<'_>]) -> 
         &column(messages, |message| i32::try_from(message.attempts).unwrap_or(i32::MAX)),
         &column(messages, |message| message.verified),
         &column(messages, |message| message.expected.map(to_bigint)) as _,
+        pipeline.has_versions(),
     )
     .execute(connection)
     .await?;
@@ -231,18 +233,20 @@ impl TryFrom<Row> for Parked {
     }
 }
 
-/// Returns the parked messages of all pipelines, ordered by pipeline and sequence, after the given position.
+/// Returns the parked messages of all pipelines, ordered by pipeline and sequence, after the given position. Without
+/// those of pipelines that only a newer version knows.
 pub async fn list(tx: &mut TenantTx, after: Option<(Pipeline, u64)>, limit: u16) -> Result<Vec<Parked>, DbError> {
     let org = tx.org().uuid();
     let (pipeline, seq) = after.map_or(("", 0), |(pipeline, seq)| (pipeline.name(), seq));
     let rows = sqlx::query_as!(
         Row,
         "SELECT pipeline, seq, subject, state, reason, attempts, parked_at FROM ops.parked
-        WHERE org_id = $1 AND (pipeline, seq) > ($2, $3) ORDER BY pipeline, seq LIMIT $4",
+        WHERE org_id = $1 AND (pipeline, seq) > ($2, $3) AND pipeline = ANY ($5) ORDER BY pipeline, seq LIMIT $4",
         org,
         pipeline,
         to_bigint(seq),
         i64::from(limit),
+        Pipeline::NAMES as _,
     );
     rows.fetch_all(tx.connection()).await?.into_iter().map(Parked::try_from).collect()
 }

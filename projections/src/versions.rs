@@ -174,11 +174,9 @@ impl ApplyTx {
                 skipped.push((pipeline, skip.seq));
             }
         }
-        let by_audit_alone: Vec<u64> = skipped
-            .iter()
-            .filter(|(pipeline, seq)| *pipeline == Pipeline::Audit && !skipped.contains(&(Pipeline::ReadModels, *seq)))
-            .map(|(_, seq)| *seq)
-            .collect();
+        let by_read_models = |seq: u64| skipped.contains(&(Pipeline::ReadModels, seq));
+        let by_audit = skipped.iter().filter(|(pipeline, _)| *pipeline == Pipeline::Audit).map(|(_, seq)| *seq);
+        let by_audit_alone: Vec<u64> = by_audit.filter(|seq| !by_read_models(*seq)).collect();
         // A skip that came too late had no effect.
         let gone = sqlx::query_scalar!(
             r#"SELECT wanted AS "wanted!" FROM unnest($2::bigint[]) AS wanted

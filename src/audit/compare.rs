@@ -11,7 +11,8 @@ use std::{
 use anyhow::Context;
 use futures_util::{StreamExt, pin_mut};
 use orgstream_events::{
-    AggregateId, AggregateName, Chain, CodecError, Event, OpenedCommit, OpenedEvent, OrgId, ParkingEvent, Pipeline,
+    AggregateId, AggregateName, Chain, CodecError, Event, OpenedCommit, OpenedEvent, OrgId, ParkingEvent, PerPipeline,
+    Pipeline, Shard,
 };
 use orgstream_projections::{
     Applied, BoundOrg, Database, DbError, Drift, Scratch, TenantTx,
@@ -114,19 +115,12 @@ pub(crate) async fn compare(log: &Log, db: &Database, org: OrgId, patience: Dura
     let mut shown = db.read(bound).await?;
     shown.take_time().await?;
     let mut found = Found::default();
-    let mut upto = Vec::new();
     let now = log.head(&placement).await?;
-    for pipeline in Pipeline::ALL {
-        let place = checkpoints::active(&mut shown, pipeline).await?;
-        upto.push(reach(
-            &placement,
-            pipeline,
-            place.map(|(shard, seq)| (shard == placement.shard, seq)),
-            (end, now),
-            &mut found,
-        ));
-    }
-    let upto: [u64; 2] = upto.try_into().unwrap_or([end, end]);
+    let places = checkpoints::each(&mut shown).await?;
+    let upto = PerPipeline::of(|pipeline| {
+        let place = places[pipeline].map(|(shard, seq)| (shard == placement.shard, seq));
+        reach(&placement, pipeline, place, (end, now), &mut found)
+    });
     let (stream, audited, scratch, given_up) =
         Comparing::begin(log, db, &placement, &mut shown, upto, &mut found).await?.run(log, &placement).await?;
     if now == 0 {
@@ -145,6 +139,8 @@ pub(crate) async fn compare(log: &Log, db: &Database, org: OrgId, patience: Dura
     let told = |head: TreeHead| (head.size, head.root.to_string());
     let signed = checked.newest.map(|newest| newest.head.size);
     let mut left_out = vec![BESIDE_THE_EVENTS.to_owned(), OTHER_VERSIONS.to_owned()];
+    let others = Pipeline::ALL.into_iter().filter(|pipeline| !pipeline.is_log() && !pipeline.has_versions());
+    left_out.extend(others.map(|pipeline| format!("what the pipeline {pipeline} writes, but for how far it is")));
     if checked.keys_of == KeysOf::Database {
         left_out.push(NO_PIN.to_owned());
     }
@@ -165,7 +161,7 @@ pub(crate) async fn compare(log: &Log, db: &Database, org: OrgId, patience: Dura
     })
 }
 
-/// Waits until both pipelines report `end`, or until the patience is exhausted.
+/// Waits until all pipelines report `end`, or until the patience is exhausted.
 async fn catch_up(
     db: &Database,
     org: BoundOrg,
@@ -176,11 +172,9 @@ async fn catch_up(
     let deadline = Instant::now() + patience;
     loop {
         let mut tx = db.read(org).await?;
-        let mut is_behind = false;
-        for pipeline in Pipeline::ALL {
-            let place = checkpoints::active(&mut tx, pipeline).await?;
-            is_behind |= place.is_none_or(|(shard, seq)| shard == placement.shard && seq < end);
-        }
+        let behind =
+            |place: Option<(Shard, u64)>| place.is_none_or(|(shard, seq)| shard == placement.shard && seq < end);
+        let is_behind = checkpoints::each(&mut tx).await?.iter().any(|(_, place)| behind(*place));
         if !is_behind || Instant::now() >= deadline {
             return Ok(());
         }
@@ -221,7 +215,7 @@ fn reach(
 struct Comparing<'a> {
     org: OrgId,
     rows: Rows<'a>,
-    upto: [u64; 2],
+    upto: PerPipeline<u64>,
     found: &'a mut Found,
     scratch: Scratch,
     /// Commits that were not applied yet, and the number of their events.
@@ -244,7 +238,7 @@ impl<'a> Comparing<'a> {
         db: &Database,
         placement: &Placement,
         shown: &'a mut TenantTx,
-        upto: [u64; 2],
+        upto: PerPipeline<u64>,
         found: &'a mut Found,
     ) -> anyhow::Result<Self> {
         let (mut stored, mut after) = (BTreeMap::new(), None);
@@ -280,7 +274,7 @@ impl<'a> Comparing<'a> {
     ) -> anyhow::Result<(TreeHead, TreeHead, Scratch, Vec<String>)> {
         let replay = log.replay(placement, 1);
         pin_mut!(replay);
-        let last = self.upto.into_iter().max().unwrap_or(0);
+        let last = self.upto.iter().map(|(_, seq)| *seq).max().unwrap_or(0);
         while let Some(message) = replay.next().await {
             let message = message?;
             if message.seq > last {
@@ -318,12 +312,11 @@ impl<'a> Comparing<'a> {
         for pipeline in Pipeline::ALL {
             self.parked_as_it_came(pipeline, message, content.as_deref().ok()).await?;
         }
-        let [applied, audited] = self.upto;
         match message.open(log.keys()) {
             Ok(stored) => {
                 let commit = Arc::new(stored.commit);
-                let is_told = seq <= audited && self.audited(seq, &commit).await?;
-                if seq <= applied && !is_told {
+                let is_told = seq <= self.upto[Pipeline::Audit] && self.audited(seq, &commit).await?;
+                if seq <= self.upto[Pipeline::ReadModels] && !is_told {
                     self.applied(seq, AggregateName::of_subject(&message.subject), commit).await?;
                 }
             }

@@ -3,7 +3,10 @@
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::{anyhow, bail};
-use clap::Subcommand;
+use clap::{
+    Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use orgstream_events::{AggregateName, Pipeline, Position};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -72,8 +75,8 @@ pub(crate) struct Whose {
 
 #[derive(clap::Args)]
 pub(crate) struct What {
-    /// Which pipeline: `read_models` or `audit`.
-    #[arg(long, value_name = "NAME", default_value = "read_models")]
+    /// The pipeline that parked the events.
+    #[arg(long, value_name = "NAME", default_value_t = Pipeline::ReadModels, value_parser = pipeline())]
     pipeline: Pipeline,
     /// The aggregate, as `park list` shows it: `record.res_…`, or whatever stands there.
     #[arg(value_name = "AGGREGATE")]
@@ -87,6 +90,10 @@ impl What {
     fn command(&self) -> Value {
         json!({"pipeline": self.pipeline, "aggregate": AggregateName::from(self.aggregate.as_str())})
     }
+}
+
+fn pipeline() -> impl TypedValueParser<Value = Pipeline> {
+    PossibleValuesParser::new(Pipeline::NAMES).try_map(|name| name.parse::<Pipeline>())
 }
 
 pub(crate) async fn run(job: Job) -> anyhow::Result<ExitCode> {

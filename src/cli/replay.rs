@@ -23,7 +23,7 @@ use crate::{
 
 /// How long the audit log may take to catch up before the command gives up.
 const WAIT_SECONDS: u32 = 30;
-/// How long both pipelines may take to reach the end of the stream before that is a difference.
+/// How long the pipelines may take to reach the end of the stream before that is a difference.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Print an organization's events, in order, as NDJSON.

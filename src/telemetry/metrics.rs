@@ -2,6 +2,7 @@
 //! known labels exist from the start, at 0, so that an alarm on the first incident has something to compare with.
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use orgstream_events::Pipeline;
 
 use crate::jobs::JobName;
 
@@ -70,7 +71,7 @@ use Kind::{Counter, Gauge, Histogram};
 use Process::{Api, Both, Signer, Worker};
 use Values::{Bounded, Known};
 
-const PIPELINE: (&str, Values) = ("pipeline", Known(&["read_models", "audit"]));
+const PIPELINE: (&str, Values) = ("pipeline", Known(Pipeline::NAMES));
 
 /// The table.
 pub const FIGURES: &[Figure] = &[

@@ -224,10 +224,10 @@ impl Cluster {
         Cli(command)
     }
 
-    /// Waits until both pipelines have applied the organization's whole stream.
+    /// Waits until all pipelines have applied the organization's whole stream.
     pub(crate) async fn until_projected(&self, tenant: &Tenant) {
         let path = format!("/v1/organizations/{}/projections", tenant.id);
-        let what = format!("both pipelines to be done with {}", tenant.slug);
+        let what = format!("all pipelines to be done with {}", tenant.slug);
         eventually(&what, async || {
             let answer = self.client.get(&tenant.key, &path).await.expect(200);
             let done = answer.body["data"].as_array().unwrap().iter().all(|pipeline| pipeline["behind"] == 0);

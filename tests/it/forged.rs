@@ -208,7 +208,7 @@ async fn a_stranger_at_the_broker_makes_nobody_an_owner() {
     let subject = aggregate.to_string();
     let seq = intruder.publish(tenant.id, &subject, history.last, forged.encode().unwrap().to_vec()).await;
 
-    // It is parked in both pipelines, with the reason.
+    // It is parked in all pipelines, with the reason.
     let rows = until_parked(&cluster, &tenant, 2).await;
     assert!(rows.iter().all(|row| row["seq"] == seq), "{rows:#?}");
     assert!(rows.iter().all(|row| row["reason"].as_str().unwrap().contains("not authentic")), "{rows:#?}");

@@ -45,6 +45,7 @@ mod pages;
 mod papers;
 mod parked_audit;
 mod parking;
+mod pipelines;
 mod plans;
 mod producers;
 mod projections;

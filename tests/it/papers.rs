@@ -36,14 +36,14 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     paths.into_iter().flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
-fn with_extension(folder: &str, extension: &str) -> Vec<PathBuf> {
+pub(crate) fn with_extension(folder: &str, extension: &str) -> Vec<PathBuf> {
     files(&root().join(folder))
         .into_iter()
         .filter(|path| path.extension().is_some_and(|end| end == extension))
         .collect()
 }
 
-fn name(path: &Path) -> String {
+pub(crate) fn name(path: &Path) -> String {
     path.strip_prefix(root()).unwrap().to_string_lossy().into_owned()
 }
 

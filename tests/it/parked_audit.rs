@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use orgstream_events::Fingerprint;
+use orgstream_events::{Fingerprint, Pipeline};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -145,7 +145,7 @@ async fn whoever_looks_at_the_log_sees_where_a_message_is_missing_and_why_and_wh
 
     // Given up: recorded in the log, signed, with the decision before it; and the waiting messages follow that.
     let before = entries.last().unwrap()["recorded_at"].as_str().unwrap().to_owned();
-    for pipeline in ["read_models", "audit"] {
+    for pipeline in Pipeline::NAMES {
         auditor.decide("skip", pipeline, seqs[0], &subject).await.success();
     }
     assert_eq!(parked(&audited.cluster, &tenant).await, Vec::<Value>::new());

@@ -154,7 +154,7 @@ async fn a_message_that_is_another_organizations_is_parked_and_applied_nowhere()
     // And a type of aggregate that this version does not know.
     seqs.push(intruder.publish(a.id, "spaceship.enterprise", 0, b"from the future".to_vec()).await);
 
-    let rows = until_parked(&cluster, &a, 2 * seqs.len()).await;
+    let rows = until_parked(&cluster, &a, Pipeline::ALL.len() * seqs.len()).await;
     for pipeline in Pipeline::ALL {
         let expected: Vec<(u64, &str)> =
             seqs.iter().copied().zip(["failed", "failed", "failed", "waiting", "failed"]).collect();

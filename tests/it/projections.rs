@@ -499,7 +499,7 @@ async fn a_slice_takes_only_its_own_org_and_pipeline() {
     let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
     tx.open(a.bound(), Pipeline::ReadModels, SHARD, epoch, None, 10).await.unwrap();
     assert!(matches!(apply(&mut tx, b.bound(), &b.commits[..1]).await, Err(DbError::NotOpen(_))));
-    let audit = orgstream_projections::apply_audit(&mut tx, a.bound(), &a.commits[..1]).await;
+    let audit = audit::apply(&mut tx, a.bound(), &a.commits[..1]).await;
     assert!(matches!(audit, Err(DbError::NotOpen(_))));
 }
 
@@ -646,6 +646,21 @@ async fn a_shard_has_one_owner_and_every_change_of_owner_a_new_epoch() {
     assert!(next.epoch > lease.epoch);
     assert!(!marks.write(SHARD, lease.epoch, &LowWatermark::default()).await.unwrap());
     assert_eq!(db.low_watermark(SHARD).await.unwrap(), mark);
+
+    // A pipeline without a low watermark has applied nothing, and one of a newer version is none of this one.
+    let mut owner = PgConnection::connect(&database.owner_url).await.unwrap();
+    for (pipeline, at) in Pipeline::ALL.into_iter().zip(1_i64..) {
+        let lower = sqlx::query("UPDATE ops.low_watermarks SET seq = $2, epoch = 0 WHERE pipeline = $1");
+        lower.bind(pipeline.name()).bind(at).execute(&mut owner).await.unwrap();
+    }
+    let newer = "INSERT INTO ops.low_watermarks VALUES (3, 'newer', 0, 1, ARRAY[gen_random_uuid()])";
+    sqlx::raw_sql(newer).execute(&mut owner).await.unwrap();
+    let lowest = LowWatermark { seq: 1, ..mark.clone() };
+    assert_eq!(db.low_watermark(SHARD).await.unwrap(), lowest);
+    let away = "DELETE FROM ops.low_watermarks WHERE pipeline = 'read_models'";
+    sqlx::raw_sql(away).execute(&mut owner).await.unwrap();
+    let begins = LowWatermark { seq: 0, catching_up: vec![(org, Pipeline::Audit)] };
+    assert_eq!(db.low_watermark(SHARD).await.unwrap(), begins);
 
     // Expired: any worker may acquire it.
     let last = db.acquire_lease(SHARD, one, TTL).await.unwrap().unwrap();

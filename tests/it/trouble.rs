@@ -23,11 +23,22 @@ use crate::{
 /// A worker of this process, with servers of its own.
 pub(crate) struct Rig {
     nats: Nats,
-    database: TestDatabase,
+    pub(crate) database: TestDatabase,
     log: Log,
+    options: WorkerOptions,
     status: watch::Receiver<WorkerStatus>,
     stop: CancellationToken,
     worker: JoinHandle<()>,
+}
+
+fn begin(
+    log: &Log,
+    database: &TestDatabase,
+    options: &WorkerOptions,
+) -> (watch::Receiver<WorkerStatus>, CancellationToken, JoinHandle<()>) {
+    let worker = Worker::new(log.clone(), database.db.clone(), options.clone());
+    let (status, stop) = (worker.status(), CancellationToken::new());
+    (status, stop.clone(), tokio::spawn(worker.run(stop)))
 }
 
 impl Rig {
@@ -39,13 +50,22 @@ impl Rig {
         log.ensure_streams().await.unwrap();
         let mut options = WorkerOptions::new(Uuid::now_v7());
         change(&mut options);
-        let worker = Worker::new(log.clone(), database.db.clone(), options);
-        let (status, stop) = (worker.status(), CancellationToken::new());
-        let worker = tokio::spawn(worker.run(stop.clone()));
-        Self { nats, database, log, status, stop, worker }
+        let (status, stop, worker) = begin(&log, &database, &options);
+        Self { nats, database, log, options, status, stop, worker }
     }
 
-    async fn superuser(&self) -> PgConnection {
+    pub(crate) async fn stop_worker(&mut self) {
+        self.stop.cancel();
+        timeout(PATIENCE, &mut self.worker).await.expect("the worker to stop").unwrap();
+    }
+
+    /// Starts another worker, after the last was stopped.
+    pub(crate) fn start_worker(&mut self) {
+        self.options.id = Uuid::now_v7();
+        (self.status, self.stop, self.worker) = begin(&self.log, &self.database, &self.options);
+    }
+
+    pub(crate) async fn superuser(&self) -> PgConnection {
         PgConnection::connect(&self.database.owner_url).await.unwrap()
     }
 
@@ -61,7 +81,7 @@ impl Rig {
 
     pub(crate) async fn until_applied(&self, org: &Placement) {
         let last = self.log.head(org).await.unwrap();
-        eventually("both pipelines to be done", async || {
+        eventually("all pipelines to be done", async || {
             let mut tx = self.database.db.read(BoundOrg::named_by_operator(org.org)).await.ok()?;
             for pipeline in Pipeline::ALL {
                 if checkpoints::position(&mut tx, pipeline).await.ok()? < last {
@@ -102,9 +122,8 @@ impl Rig {
         status.expect("the worker to say so").unwrap();
     }
 
-    pub(crate) async fn end(self) {
-        self.stop.cancel();
-        timeout(PATIENCE, self.worker).await.expect("the worker to stop").unwrap();
+    pub(crate) async fn end(mut self) {
+        self.stop_worker().await;
     }
 }
 
@@ -114,7 +133,7 @@ async fn undone(superuser: &mut PgConnection) -> i64 {
     sqlx::query_scalar(undone).fetch_one(superuser).await.unwrap()
 }
 
-async fn run(superuser: &mut PgConnection, statements: impl Into<String>) {
+pub(crate) async fn run(superuser: &mut PgConnection, statements: impl Into<String>) {
     sqlx::raw_sql(AssertSqlSafe(statements.into())).execute(superuser).await.unwrap();
 }
 
@@ -182,10 +201,10 @@ async fn a_table_that_is_away_for_a_while_has_nothing_parked() {
 async fn a_function_that_is_away_for_a_while_has_nothing_parked() {
     let rig = Rig::start(own_database().await, |_| {}).await;
     let begins = [
-        "ALTER FUNCTION ops.open_slice RENAME TO open_slice_that_is_away",
+        "ALTER FUNCTION ops.begin_batch RENAME TO begin_batch_that_is_away",
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app_rw'",
     ];
-    let ends = ["ALTER FUNCTION ops.open_slice_that_is_away RENAME TO open_slice"];
+    let ends = ["ALTER FUNCTION ops.begin_batch_that_is_away RENAME TO begin_batch"];
     assert_nobody_is_blamed(rig, true, &begins, &ends).await;
 }
 
@@ -310,18 +329,13 @@ async fn a_reader_that_is_far_behind_passes_over_nothing_that_it_does_not_know_t
     const MESSAGES: usize = 600;
     let mut rig = Rig::start(database().await, |options| options.far_behind = 100).await;
     timeout(PATIENCE, rig.status.wait_for(|status| status.started)).await.unwrap().unwrap();
-    let Rig { nats, database, log, status, stop, worker } = rig;
-    stop.cancel();
-    worker.await.unwrap();
+    rig.stop_worker().await;
     // Its creation was not read by any worker: it has none.
-    let rig = Rig { nats, database, log, status, stop: CancellationToken::new(), worker: tokio::spawn(async {}) };
     let org = rig.place().await;
     for _ in 0..MESSAGES {
         rig.write(&org).await;
     }
-    let options = WorkerOptions { far_behind: 100, ..WorkerOptions::new(Uuid::now_v7()) };
-    let worker = tokio::spawn(Worker::new(rig.log.clone(), rig.database.db.clone(), options).run(rig.stop.clone()));
-    let rig = Rig { worker, ..rig };
+    rig.start_worker();
     rig.assert_whole(&org, MESSAGES).await;
     rig.end().await;
 }
@@ -336,9 +350,9 @@ async fn what_nobody_can_read_can_be_given_up_and_does_not_keep_anybody_from_reb
     for aggregate in aggregates {
         seqs.push(intruder.publish(tenant.id, aggregate, 0, b"x".to_vec()).await);
     }
-    let rows = until_parked(&cluster, &tenant, 2 * seqs.len()).await;
+    let rows = until_parked(&cluster, &tenant, Pipeline::ALL.len() * seqs.len()).await;
     let named: Vec<&str> = rows.iter().filter_map(|row| row["aggregate"].as_str()).collect();
-    assert_eq!(named, [aggregates, aggregates].concat());
+    assert_eq!(named, Pipeline::ALL.map(|_| aggregates).concat());
     let operator = cluster.operator();
     let id = tenant.id.to_string();
     let said = cluster.cli("", &["rebuild", "--org", &id]).await.failure();
@@ -368,7 +382,7 @@ async fn what_nobody_can_read_can_be_given_up_and_does_not_keep_anybody_from_reb
     assert!(said.stderr.contains("could not be applied"), "{said:?}");
 
     for (aggregate, seq) in aggregates.iter().zip(&seqs) {
-        for pipeline in ["read_models", "audit"] {
+        for pipeline in Pipeline::NAMES {
             let (seq, org) = (seq.to_string(), tenant.slug.as_str());
             let retry = ["park", "retry", "--org", org, "--pipeline", pipeline, aggregate];
             let said = cluster.cli(operator, &retry).await.failure();

@@ -4,8 +4,8 @@ use std::fs;
 
 use futures_util::future::join_all;
 use orgstream_events::{
-    Actor, ActorType, AggregateId, CommandId, Commit, CommitDraft, CommitKeys, Context, Event, OrgId, RecordId, Salt,
-    Timestamp,
+    Actor, ActorType, AggregateId, CommandId, Commit, CommitDraft, CommitKeys, Context, Event, OrgId, Pipeline,
+    RecordId, Salt, Timestamp,
 };
 use orgstream_transparency::LogSigner;
 use reqwest::Method;
@@ -138,7 +138,7 @@ async fn one_message_that_nobody_signed_is_named_and_the_rest_is_compared() {
     let waits = format!("at {}:{seq} is not in the audit log: it is parked", tenant.id);
     let said = verify(&cluster, &tenant).await.failure();
     assert!(said.stdout.contains(&waits) && said.stdout.matches("! ").count() == 1, "{said:?}");
-    for pipeline in ["audit", "read_models"] {
+    for pipeline in Pipeline::NAMES {
         let (org, seq) = (tenant.slug.clone(), seq.to_string());
         let args = ["park", "skip", "--org", &org, "--pipeline", pipeline, "--seq", &seq, "--reason", "x", &subject];
         cluster.cli(cluster.operator(), &args).await.success();
@@ -361,7 +361,7 @@ async fn a_clock_that_ran_ahead_and_a_retry_are_no_forgeries() {
     audited.cluster.options.work = vec!["--commit-keys".to_owned(), both.clone()];
     audited.cluster.workers[0].stop().await;
     audited.cluster.add_worker().ready().await;
-    for pipeline in ["audit", "read_models"] {
+    for pipeline in Pipeline::NAMES {
         let args = ["park", "retry", "--org", &retried.slug, "--pipeline", pipeline, &subject];
         audited.cluster.cli(audited.cluster.operator(), &args).await.success();
     }

@@ -224,7 +224,7 @@ async fn an_api_process_without_a_worker_knows_whose_lanes_wait() {
     let mut database = cluster.superuser().await;
     sqlx::raw_sql("BEGIN; LOCK TABLE rm.records IN EXCLUSIVE MODE").execute(&mut database).await.unwrap();
     cluster.client.command(&slow, "waits", &create("waits")).await.expect(201);
-    // At first both pipelines share a transaction; then the audit log continues alone, and the records wait.
+    // At first the pipelines share a transaction; then the audit log continues alone, and the records wait.
     let told = |lane: &Value| (lane["org_id"].clone(), lane["pipeline"].clone(), lane["waiting"].clone());
     let expected = [(json!(slow.id), json!("read_models"), json!(1))];
     eventually("only the lane that waits to be named", async || {

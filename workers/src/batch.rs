@@ -367,7 +367,7 @@ impl<'a> Pass<'a> {
     /// Parks a message. The audit log gets a mark in its place.
     pub(crate) async fn park(&mut self, aggregate: &str, message: ToPark) -> Result<(), DbError> {
         self.blocked.insert(aggregate.to_owned());
-        if self.pipeline == Pipeline::Audit {
+        if self.pipeline.is_log() {
             let at = match message.recorded_at.or(self.latest) {
                 Some(at) => at,
                 // An unreadable message has no time; times in the log do not decrease.
@@ -420,7 +420,7 @@ impl<'a> Pass<'a> {
                 if first.parked.seq != seq {
                     return Ok(());
                 }
-                if self.pipeline == Pipeline::Audit {
+                if self.pipeline.is_log() {
                     let marked = audit::marked(self.tx, self.org, &[seq]).await?;
                     let marks = self.with_marks(first, None, decision, &marked)?;
                     apply(self.tx, self.org, &marks).await?;
@@ -440,12 +440,12 @@ impl<'a> Pass<'a> {
     /// behind it.
     async fn apply_again(&mut self, rows: &[ParkedMessage], decision: &Decision) -> Result<bool, DbError> {
         let seqs: Vec<u64> = rows.iter().map(|row| row.parked.seq).collect();
-        let is_audit = self.pipeline == Pipeline::Audit;
-        let marked = if is_audit { audit::marked(self.tx, self.org, &seqs).await? } else { BTreeSet::new() };
+        let is_log = self.pipeline.is_log();
+        let marked = if is_log { audit::marked(self.tx, self.org, &seqs).await? } else { BTreeSet::new() };
         let mut opened: Vec<Result<Vec<Applied>, String>> = Vec::with_capacity(rows.len());
         for row in rows {
             opened.push(match reopen(row, self.keys) {
-                Ok(one) if is_audit => Ok(self.with_marks(row, Some(one), decision, &marked)?),
+                Ok(one) if is_log => Ok(self.with_marks(row, Some(one), decision, &marked)?),
                 Ok(one) => Ok(vec![one]),
                 Err(reason) => Err(reason),
             });

@@ -13,7 +13,7 @@ use orgstream_stream::Message;
 /// Bytes that cost as much work as a small message.
 const UNIT_BYTES: f64 = 4096.0;
 
-/// One message, shared by the lanes of both pipelines.
+/// One message, shared by the lanes of all pipelines.
 #[derive(Debug)]
 pub(crate) struct Delivery {
     pub(crate) message: Message,

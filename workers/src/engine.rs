@@ -7,7 +7,7 @@ use std::{
 };
 
 use metrics::{counter, gauge, histogram};
-use orgstream_events::{Chain, CommitKeys, EventSubject, OrgId, Pipeline, Shard};
+use orgstream_events::{Chain, CommitKeys, EventSubject, OrgId, PerPipeline, Pipeline, Shard};
 use orgstream_projections::{Database, LaneLag, Rebuild};
 use orgstream_stream::{CatchUpReader, Log, ReadLimit};
 use tokio::{
@@ -158,7 +158,7 @@ impl Engine {
     fn observe(&self, scheduler: &Scheduler) {
         let (now, wall) = (Instant::now(), SystemTime::now());
         let (mut attached, mut catching_up, mut backing_off) = (0_u32, 0_u32, 0_u32);
-        let mut ages = Pipeline::ALL.map(|pipeline| (pipeline, Ages::default()));
+        let mut ages: PerPipeline<Ages> = PerPipeline::default();
         let mut lags = Vec::new();
         for (key, lane) in scheduler.lanes() {
             let is_catching_up = lane.skipped.is_some();
@@ -171,9 +171,7 @@ impl Engine {
                 backing_off += 1;
             }
             let age_ms = lane.oldest().map_or(0, |oldest| oldest.lag(now, wall).as_millis() as u64);
-            if let Some((_, ages)) = ages.iter_mut().find(|(pipeline, _)| *pipeline == key.pipeline) {
-                ages.add(age_ms);
-            }
+            ages[key.pipeline].add(age_ms);
             if age_ms > 0 || is_catching_up {
                 let waiting = lane.len() + lane.in_slot.len();
                 let oldest = lane.oldest().map(|oldest| oldest.seq()).or(lane.skipped.map(|skipped| skipped.next));
@@ -200,7 +198,8 @@ impl Engine {
             gauge!("orgstream_orgs", "weight" => f64::from_bits(weight).to_string()).set(orgs);
         }
         gauge!("orgstream_lane_bytes").set(scheduler.bytes() as f64);
-        for (pipeline, mut ages) in ages {
+        for pipeline in Pipeline::ALL {
+            let ages = &mut ages[pipeline];
             for (label, share) in [("0.5", 0.5), ("0.9", 0.9), ("0.99", 0.99), ("1", 1.0)] {
                 let seconds = ages.quantile(share) as f64 / 1000.0;
                 gauge!("orgstream_org_lag_seconds", "pipeline" => pipeline.name(), "quantile" => label).set(seconds);

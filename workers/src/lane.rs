@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orgstream_events::{OrgId, Pipeline, Shard};
+use orgstream_events::{OrgId, PerPipeline, Pipeline, Shard};
 
 use crate::{
     delivery::Delivery,
@@ -34,8 +34,7 @@ pub(crate) struct Org {
     pub(crate) slots: usize,
     /// When one of them last began or ended.
     pub(crate) moved_at: Option<Instant>,
-    read_models: Lane,
-    audit: Lane,
+    lanes: PerPipeline<Lane>,
 }
 
 impl Org {
@@ -45,27 +44,20 @@ impl Org {
             weight,
             slots: 0,
             moved_at: None,
-            read_models: Lane::new(),
-            audit: Lane::new(),
+            lanes: PerPipeline::of(|_| Lane::new()),
         }
     }
 
     pub(crate) fn lane(&self, pipeline: Pipeline) -> &Lane {
-        match pipeline {
-            Pipeline::ReadModels => &self.read_models,
-            Pipeline::Audit => &self.audit,
-        }
+        &self.lanes[pipeline]
     }
 
     pub(crate) fn lane_mut(&mut self, pipeline: Pipeline) -> &mut Lane {
-        match pipeline {
-            Pipeline::ReadModels => &mut self.read_models,
-            Pipeline::Audit => &mut self.audit,
-        }
+        &mut self.lanes[pipeline]
     }
 
     pub(crate) fn lanes(&self) -> impl Iterator<Item = (Pipeline, &Lane)> {
-        Pipeline::ALL.into_iter().map(|pipeline| (pipeline, self.lane(pipeline)))
+        self.lanes.iter()
     }
 
     /// The time since one of its transactions began or ended.

@@ -96,7 +96,7 @@ impl WorkerOptions {
 
     /// Slots that must stay free when an org, whose transactions have not progressed for `is_stalled`, takes another
     /// one. Two transactions of a busy org only compete with the quiet ones for processors; when one of them is stuck,
-    /// its other pipeline must not be.
+    /// its other pipelines must not be.
     pub(crate) fn reserve_against(&self, is_stalled: Duration) -> usize {
         if is_stalled > self.group_timeout() { self.reserve } else { self.reserve.max(self.slots * 3 / 4) }
     }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use metrics::gauge;
-use orgstream_events::{Chain, EventSubject, OrgId, Pipeline, Shard};
+use orgstream_events::{Chain, EventSubject, OrgId, Shard};
 use orgstream_projections::{BoundOrg, Database, DbError, LaneLag, checkpoints};
 use orgstream_stream::Log;
 use tokio::{
@@ -169,15 +169,10 @@ impl Watchdog {
         if self.log.placement(org).await?.is_none_or(|placement| placement.shard != shard) {
             return Ok(());
         }
-        let mut tx = self.db.read(bound).await?;
-        let mut stored = Vec::with_capacity(Pipeline::ALL.len());
-        for pipeline in Pipeline::ALL {
-            let found = checkpoints::active(&mut tx, pipeline).await?;
-            stored.push((pipeline, found.filter(|(of, _)| *of == shard).map_or(0, |(_, seq)| seq)));
-        }
-        drop(tx);
+        let stored = checkpoints::each(&mut self.db.read(bound).await?).await?;
         let mut asked: Option<(u64, Option<u64>)> = None;
-        for (pipeline, at) in stored {
+        for (pipeline, place) in stored.iter() {
+            let at = place.filter(|(of, _)| *of == shard).map_or(0, |(_, seq)| seq);
             let next = match (last, asked) {
                 (Some(last), _) if last <= at => None,
                 (_, Some((after, next))) if after == at => next,
@@ -234,6 +229,8 @@ impl Watchdog {
 
 #[cfg(test)]
 mod tests {
+    use orgstream_events::Pipeline;
+
     use super::*;
 
     fn lane(number: u8, standing_ms: Option<u64>) -> LaneLag {

@@ -15,7 +15,7 @@ const POLL: Duration = Duration::from_millis(50);
 /// Concurrent queries, once the load is over.
 const MAX_CONCURRENCY: usize = 4;
 
-/// An event of the quiet load, from when it was due until both pipelines had it.
+/// An event of the quiet load, from when it was due until all pipelines had it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lag {
     pub(super) org: usize,
@@ -41,7 +41,7 @@ impl Lag {
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) lags: Vec<Lag>,
-    /// Acknowledged, and not in both pipelines.
+    /// Acknowledged, and not in all pipelines.
     pub(super) lost: usize,
     /// In the audit log more than once.
     pub(super) duplicated: usize,
@@ -49,7 +49,7 @@ pub(super) struct Outcome {
     pub(super) reordered: usize,
 }
 
-/// Waits until both pipelines have all that was appended to `orgs`.
+/// Waits until all pipelines have all that was appended to `orgs`.
 pub(super) async fn drained(log: &Log, db: &Database, orgs: &[Placement], within: Duration) -> anyhow::Result<()> {
     let since = Instant::now();
     for org in orgs {

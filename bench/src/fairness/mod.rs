@@ -1,7 +1,7 @@
 //! `orgstream bench fairness`: the effect of one organization on the others.
 //!
 //! Quiet organizations send events at random times, at a fixed share of the machine's capacity. Their lag, from the
-//! time an event was due until both pipelines have committed it, is measured alone and then during a disturbance: a
+//! time an event was due until all pipelines have committed it, is measured alone and then during a disturbance: a
 //! burst, a slow or poisoned neighbour, a crash, a rebuild. The database itself reports when a row was committed. Two
 //! baselines go through the same in the same run: one queue for all, and turns of a hundred messages each.
 

@@ -268,7 +268,7 @@ pub(super) async fn best_drain(
     Ok((done - fired.from_us) as f64 / 1e6)
 }
 
-/// When both pipelines had it.
+/// When all pipelines had it.
 fn done_us(row: &Seen) -> i64 {
     row.audit_us.max(row.read_model_us.unwrap_or_default())
 }

@@ -31,7 +31,7 @@ const NAMED: usize = 100;
 /// How far one pipeline is.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ProjectionView {
-    /// Pipeline: `read_models` or `audit`.
+    /// Name of the pipeline.
     #[schema(schema_with = openapi::pipeline)]
     pub pipeline: Pipeline,
     /// Position up to which everything is applied or parked.

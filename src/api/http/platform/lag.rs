@@ -31,7 +31,7 @@ pub struct LaneView {
     /// Organization id (`org_` and 26 characters).
     #[schema(value_type = String, example = "org_01h455vb4pex5vsknk084sn02q")]
     pub org_id: OrgId,
-    /// Pipeline: `read_models` or `audit`.
+    /// Name of the pipeline.
     #[schema(schema_with = openapi::pipeline)]
     pub pipeline: Pipeline,
     /// Wait of the oldest message in memory, in milliseconds; null without a report of a worker.

@@ -32,7 +32,7 @@ use crate::{
 /// A message that a pipeline could not apply, or that waits behind such a one.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ParkedView {
-    /// Pipeline: `read_models` or `audit`.
+    /// Name of the pipeline.
     #[schema(schema_with = openapi::pipeline)]
     pub pipeline: Pipeline,
     /// Stream sequence of the message; skipping takes it.

@@ -58,7 +58,7 @@ struct Running {
     group: Group,
 }
 
-/// For each event: when it was appended, its org, and when both pipelines had it, in microseconds.
+/// For each event: when it was appended, its org, and when all pipelines had it, in microseconds.
 struct Played(Vec<(f64, u16, f64)>);
 
 impl Played {

@@ -22,7 +22,7 @@ struct World {
     costs: BTreeMap<u8, u64>,
     /// Each org's plan.
     plans: BTreeMap<u8, PlanName>,
-    /// Messages not yet applied by both pipelines: when each arrived, and when it was applied.
+    /// Messages not yet applied by all pipelines: when each arrived, and when it was applied.
     arrived: BTreeMap<u64, (u8, u64)>,
     done: BTreeMap<u64, Vec<u64>>,
     /// Microseconds of the database used by each org.
@@ -142,7 +142,7 @@ impl World {
         assert!(self.scheduler.lanes().all(|(_, lane)| lane.is_empty()), "somebody was never served");
     }
 
-    /// The times from each message's arrival until both pipelines had it, the shortest first.
+    /// The times from each message's arrival until all pipelines had it, the shortest first.
     fn lags(&self, of: impl Fn(u8) -> bool) -> Vec<u64> {
         let mut lags: Vec<u64> = self
             .arrived
