@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
-use orgstream_domain::{Command, Scopes, credentials::key::Pepper};
+use orgstream_domain::{ChangeKind, Command, RegisterKind, Scopes, credentials::key::Pepper};
 use orgstream_events::{Actor, ActorType, Chain, Fingerprint, PLATFORM_ORG, Role};
 use orgstream_projections::Database;
 use orgstream_stream::broker::Producers;
@@ -32,7 +32,11 @@ use crate::{
         http::{self, kit::proxies::TrustedProxies},
         nats as producers,
     },
-    app::{access_log::AccessLog, initial_kinds::default_kinds, submit::Gateway},
+    app::{
+        access_log::AccessLog,
+        initial_kinds::{default_kinds, is_earlier_default},
+        submit::Gateway,
+    },
     auth::{Authenticator, issuers::Issuers, leaks::LeakReporters},
     commands::{
         handler::CommandHandler,
@@ -190,7 +194,8 @@ pub async fn open_database(database: &DatabaseArgs, slots: usize) -> anyhow::Res
     Ok(db)
 }
 
-/// Registers the kinds of records that every installation starts with. Repeating it changes nothing.
+/// Registers the kinds of records that every installation starts with, and renews those that are as an earlier version of
+/// this program registered them. Repeating it changes nothing.
 pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<()> {
     let caller = Caller {
         org: PLATFORM_ORG,
@@ -206,12 +211,33 @@ pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<
     };
     for kind in default_kinds()? {
         let name = kind.kind.clone();
-        match handler.handle(&caller, Request::from(Command::RegisterKind(kind))).await {
+        match handler.handle(&caller, Request::from(Command::RegisterKind(kind.clone()))).await {
             Ok(_) => {}
-            // An operator may have changed it since, which takes precedence.
-            Err(CommandError::Rejected(rejection)) if rejection.code == "kind_exists" => {}
+            Err(CommandError::Rejected(rejection)) if rejection.code == "kind_exists" => {
+                renew_default_kind(handler, &caller, kind).await?;
+            }
             Err(error) => return Err(error).with_context(|| format!("the kind {name} could not be registered")),
         }
+    }
+    Ok(())
+}
+
+/// Changes a kind that is as an earlier version registered it into what it is now. What an operator has changed stays.
+async fn renew_default_kind(handler: &CommandHandler, caller: &Caller, kind: RegisterKind) -> anyhow::Result<()> {
+    let RegisterKind { kind, title, schema, visibility, cost } = kind;
+    let Some(known) = handler.kind(&kind).await? else { return Ok(()) };
+    if known.retired || !is_earlier_default(&kind, &known.definition)? {
+        return Ok(());
+    }
+    let name = kind.clone();
+    let (title, schema, visibility, cost) = (Some(title), Some(schema), Some(visibility), Some(cost));
+    let change = Command::ChangeKind(ChangeKind { kind, title, schema, visibility, cost });
+    let request = Request { expected_version: Some(known.version), ..Request::from(change) };
+    match handler.handle(caller, request).await {
+        Ok(_) => tracing::info!(kind = %name, "a kind was renewed: it was as an earlier version had registered it"),
+        // Another process or an operator was quicker.
+        Err(CommandError::VersionConflict { .. } | CommandError::Contention) => {}
+        Err(error) => return Err(error).with_context(|| format!("the kind {name} could not be renewed")),
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use crate::{
     About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, Permission, Rejection, RejectionKind,
     Requires, Scope,
+    annotations::Annotations,
     grants::Grant,
     openapi,
     schema::{ValidatedKind, compile},
@@ -296,8 +297,9 @@ fn check(definition: &KindDefinition) -> Result<(), KindError> {
         faults.add("/cost", "out_of_range", format!("must be 1 to {MAX_COST}"));
     }
     let mut faults = faults.into_vec();
-    if let Err(schema) = compile(&definition.schema) {
-        faults.extend(schema);
+    match compile(&definition.schema) {
+        Ok(_) => faults.extend(Annotations::read(&definition.schema).err().into_iter().flatten()),
+        Err(schema) => faults.extend(schema),
     }
     if faults.is_empty() { Ok(()) } else { Err(KindError::Invalid(faults)) }
 }

@@ -6,6 +6,7 @@
 //! Start with [`Aggregate`] and [`Command`].
 
 mod aggregate;
+pub mod annotations;
 pub mod api_key;
 pub mod authority;
 mod command;

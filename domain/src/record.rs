@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use orgstream_events::{
     AggregateId, AggregateType, Event, KindName, OrgId, RecordArchived, RecordCreated, RecordEvent, RecordId,
-    RecordUpdated,
+    RecordReference, RecordUpdated,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -27,6 +27,23 @@ impl Record {
     pub fn kind(&self) -> Option<&KindName> {
         self.kind.as_ref()
     }
+
+    /// Whether another record may refer to it, as one of this kind.
+    pub fn may_be_referred_to(&self, kind: &KindName) -> bool {
+        self.kind.as_ref() == Some(kind) && !self.archived
+    }
+}
+
+/// The references in a record's data, as they were looked up, or the reason why they cannot be.
+pub type References = Result<Vec<RecordReference>, UnusableReferences>;
+
+/// References that a record cannot have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UnusableReferences {
+    /// They are no ids, or too many.
+    Malformed(Vec<FieldError>),
+    /// There are no such records, or they are of another kind, of another organization, or archived.
+    NotFound(Vec<FieldError>),
 }
 
 /// The commands of a record. `kind` is the platform's definition of the record's kind, if there is one.
@@ -38,6 +55,8 @@ pub enum RecordCommand {
         command: CreateRecord,
         /// The kind.
         kind: Option<Arc<ValidatedKind>>,
+        /// The references in the data.
+        references: References,
     },
     /// Replaces the data.
     Update {
@@ -45,6 +64,8 @@ pub enum RecordCommand {
         command: UpdateRecord,
         /// The kind.
         kind: Option<Arc<ValidatedKind>>,
+        /// The references in the data.
+        references: References,
     },
     /// Archives the record.
     Archive(ArchiveRecord),
@@ -174,7 +195,7 @@ impl Aggregate for Record {
 
     fn decide(&self, command: RecordCommand, _: &DecisionContext) -> Result<Vec<RecordEvent>, RecordError> {
         match command {
-            RecordCommand::Create { command: CreateRecord { kind: name, data, .. }, kind } => {
+            RecordCommand::Create { command: CreateRecord { kind: name, data, .. }, kind, references } => {
                 if self.kind.is_some() {
                     return Err(RecordError::AlreadyExists);
                 }
@@ -183,17 +204,24 @@ impl Aggregate for Record {
                     return Err(RecordError::KindRetired(name));
                 }
                 kind.check(&data).map_err(RecordError::Invalid)?;
-                Ok(vec![RecordEvent::Created(RecordCreated { kind: name, kind_version: kind.version, data })])
+                let references = references?;
+                Ok(vec![RecordEvent::Created(RecordCreated {
+                    kind: name,
+                    kind_version: kind.version,
+                    data,
+                    references,
+                })])
             }
-            RecordCommand::Update { command: UpdateRecord { data, .. }, kind } => {
+            RecordCommand::Update { command: UpdateRecord { data, .. }, kind, references } => {
                 let name = self.kind.as_ref().ok_or(RecordError::NotFound)?;
                 if self.archived {
                     return Err(RecordError::Archived);
                 }
                 let kind = kind.ok_or_else(|| RecordError::UnknownKind(name.clone()))?;
                 kind.check(&data).map_err(RecordError::Invalid)?;
+                let references = references?;
                 let (kind_version, kind) = (kind.version, name.clone());
-                Ok(vec![RecordEvent::Updated(RecordUpdated { kind, kind_version, data })])
+                Ok(vec![RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references })])
             }
             RecordCommand::Archive(ArchiveRecord { reason, .. }) => {
                 if self.kind.is_none() {
@@ -227,6 +255,9 @@ pub enum RecordError {
     /// The data does not satisfy the schema.
     #[error("some fields are not as they must be")]
     Invalid(Vec<FieldError>),
+    /// The data refers to records that it cannot refer to.
+    #[error("some records that it refers to are not there, are archived, or are of another kind")]
+    ReferenceNotFound(Vec<FieldError>),
     /// The id is taken.
     #[error("there is a record with this id already; update it or choose another id")]
     AlreadyExists,
@@ -244,10 +275,23 @@ pub enum RecordError {
     KindRetired(KindName),
 }
 
+impl From<UnusableReferences> for RecordError {
+    fn from(references: UnusableReferences) -> Self {
+        match references {
+            UnusableReferences::Malformed(errors) => Self::Invalid(errors),
+            UnusableReferences::NotFound(errors) => Self::ReferenceNotFound(errors),
+        }
+    }
+}
+
 impl From<RecordError> for Rejection {
-    fn from(error: RecordError) -> Self {
-        let (kind, code) = match error {
-            RecordError::Invalid(errors) => return Self::invalid(errors),
+    fn from(mut error: RecordError) -> Self {
+        let (kind, code) = match &mut error {
+            RecordError::Invalid(errors) => return Self::invalid(std::mem::take(errors)),
+            RecordError::ReferenceNotFound(errors) => {
+                let errors = std::mem::take(errors);
+                return Self { errors, ..Self::new(RejectionKind::Invalid, "reference_not_found", error) };
+            }
             RecordError::AlreadyExists => (RejectionKind::Conflict, "record_exists"),
             RecordError::NotFound => (RejectionKind::NotFound, "not_found"),
             RecordError::Archived => (RejectionKind::Conflict, "record_archived"),
@@ -283,11 +327,13 @@ mod tests {
 
     fn create(data: Value, kind: impl Into<Option<Arc<ValidatedKind>>>) -> RecordCommand {
         let kind = kind.into();
-        RecordCommand::Create { command: CreateRecord { kind: name(), data, id: None }, kind }
+        let references = Ok(Vec::new());
+        RecordCommand::Create { command: CreateRecord { kind: name(), data, id: None }, kind, references }
     }
 
     fn update(data: Value) -> RecordCommand {
-        RecordCommand::Update { command: UpdateRecord { id: id(), data }, kind: Some(kind(true)) }
+        let references = Ok(Vec::new());
+        RecordCommand::Update { command: UpdateRecord { id: id(), data }, kind: Some(kind(true)), references }
     }
 
     fn archive() -> RecordCommand {
@@ -295,7 +341,12 @@ mod tests {
     }
 
     fn created() -> RecordEvent {
-        RecordEvent::Created(RecordCreated { kind: name(), kind_version: 3, data: json!({"score": 1}) })
+        RecordEvent::Created(RecordCreated {
+            kind: name(),
+            kind_version: 3,
+            data: json!({"score": 1}),
+            references: Vec::new(),
+        })
     }
 
     fn archived() -> RecordEvent {
@@ -336,7 +387,8 @@ mod tests {
 
     #[test]
     fn an_update_has_the_whole_data() {
-        let updated = RecordUpdated { kind: name(), kind_version: 3, data: json!({"score": 0}) };
+        let updated =
+            RecordUpdated { kind: name(), kind_version: 3, data: json!({"score": 0}), references: Vec::new() };
         assert_eq!(
             given::<Record>(&[created()]).when(update(json!({"score": 0}))),
             Ok(vec![RecordEvent::Updated(updated)])
@@ -356,6 +408,47 @@ mod tests {
         for command in [update(json!({"score": 0})), archive()] {
             assert_eq!(rejection(given::<Record>(&[]).when(command)).kind, RejectionKind::NotFound);
         }
+    }
+
+    fn referring(references: References) -> RecordCommand {
+        let command = CreateRecord { kind: name(), data: json!({"score": 1}), id: None };
+        RecordCommand::Create { command, kind: Some(kind(false)), references }
+    }
+
+    #[test]
+    fn what_a_record_refers_to_is_part_of_its_event() {
+        let pointer = "/trace".to_owned();
+        let reference = RecordReference { pointer, id: id(), kind: "trace".parse().unwrap(), global: false };
+        let decided = given::<Record>(&[]).when(referring(Ok(vec![reference.clone()]))).unwrap();
+        let [RecordEvent::Created(event)] = decided.as_slice() else { panic!("{decided:?}") };
+        assert_eq!(event.references, [reference]);
+    }
+
+    #[test]
+    fn a_reference_that_leads_nowhere_is_refused_once_the_rest_is_right() {
+        let field = |code: &'static str| {
+            vec![FieldError { pointer: "/data/trace".to_owned(), code: code.into(), detail: "x".to_owned() }]
+        };
+        let missing = UnusableReferences::NotFound(field("reference_not_found"));
+        let refused = rejection(given::<Record>(&[]).when(referring(Err(missing.clone()))));
+        assert_eq!((refused.code, refused.kind.status()), ("reference_not_found", 422));
+        assert_eq!(refused.errors[0].pointer, "/data/trace");
+        let malformed = UnusableReferences::Malformed(field("record_id"));
+        assert_eq!(rejection(given::<Record>(&[]).when(referring(Err(malformed)))).code, "validation_error");
+        let mut other = referring(Err(missing));
+        if let RecordCommand::Create { command, .. } = &mut other {
+            command.data = json!({"score": 2});
+        }
+        assert_eq!(fields(given::<Record>(&[]).when(other))[0].0, "/data/score");
+    }
+
+    #[test]
+    fn a_record_may_be_referred_to_as_what_it_is_while_it_is_not_archived() {
+        let (evaluation, trace) = (name(), "trace".parse().unwrap());
+        let there = given::<Record>(&[created()]).0;
+        assert!(there.may_be_referred_to(&evaluation) && !there.may_be_referred_to(&trace));
+        assert!(!given::<Record>(&[created(), archived()]).0.may_be_referred_to(&evaluation));
+        assert!(!Record::default().may_be_referred_to(&evaluation));
     }
 
     #[test]

@@ -4,11 +4,12 @@
 //! inside it, and its patterns are matched by an engine whose time is linear in the text.
 
 use jsonschema::{PatternOptions, Validator};
-use orgstream_events::KindDefinition;
+use orgstream_events::{KindDefinition, MAX_LISTED_FIELDS};
 use serde_json::Value;
 
 use crate::{
     FieldError,
+    annotations::Annotations,
     text::{Faults, storable, under},
 };
 
@@ -36,6 +37,8 @@ pub struct ValidatedKind {
     pub version: u64,
     /// Whether the kind accepts no new records.
     pub retired: bool,
+    /// The declarations in its schema; none in one that an earlier program took and this one would not.
+    pub annotations: Annotations,
     /// The compiled schema. A registered schema compiles; should a later program disagree, then no data satisfies it.
     validator: Result<Validator, Vec<FieldError>>,
 }
@@ -44,7 +47,8 @@ impl ValidatedKind {
     /// Compiles the schema of `definition`.
     pub fn new(definition: KindDefinition, version: u64, retired: bool) -> Self {
         let validator = compile(&definition.schema);
-        Self { definition, version, retired, validator }
+        let annotations = Annotations::read(&definition.schema).unwrap_or_default();
+        Self { definition, version, retired, annotations, validator }
     }
 
     /// Validates `data`: returns at most [`MAX_REPORTED`] faults, each with a pointer that begins with `/data`.
@@ -52,6 +56,12 @@ impl ValidatedKind {
         let validator = self.validator.as_ref().map_err(Clone::clone)?;
         let mut faults = Faults::default();
         storable(data, &mut "/data".to_owned(), MAX_DATA_DEPTH, &mut faults);
+        let fields = data.as_object().map_or(0, serde_json::Map::len);
+        if fields > MAX_LISTED_FIELDS && !self.annotations.listed.is_empty() {
+            let detail =
+                format!("has {fields} fields; the limit is {MAX_LISTED_FIELDS}, so that all of them can be listed by");
+            faults.add("/data", "too_many_fields", detail);
+        }
         let mut faults = faults.into_vec();
         // Data that is too deep is not validated, since the schema may recurse with it.
         if faults.is_empty() {

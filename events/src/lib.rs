@@ -66,7 +66,7 @@ pub use organization::{
 pub use parking::{MessageParked, MessageSettled, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Settlement};
 pub use pipeline::{PerPipeline, Pipeline};
 pub use position::Position;
-pub use record::{RecordArchived, RecordCreated, RecordEvent, RecordUpdated};
+pub use record::{MAX_LISTED_FIELDS, RecordArchived, RecordCreated, RecordEvent, RecordReference, RecordUpdated};
 pub use role::{Role, RoleChanged, RoleDefined, RoleEvent, RoleRemoved};
 pub use signed::{CommitKeys, CommitKeysError};
 pub use subject::{AggregateName, EventSubject, Shard, SubjectError};

@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{KindName, codec::event_enum, json};
+use crate::{KindName, RecordId, codec::event_enum, json};
+
+/// The number of fields of a record, the first by name, by whose values records are listed.
+pub const MAX_LISTED_FIELDS: usize = 128;
 
 event_enum! {
     /// The events of a record.
@@ -12,6 +15,20 @@ event_enum! {
         Updated(RecordUpdated) = "record.updated", 1;
         Archived(RecordArchived) = "record.archived", 1;
     }
+}
+
+/// A reference to another record, as it was checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordReference {
+    /// The JSON pointer to it, from the record's data.
+    pub pointer: String,
+    /// The record that is referred to.
+    pub id: RecordId,
+    /// Its kind.
+    pub kind: KindName,
+    /// Whether it is the platform's, which all organizations share.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub global: bool,
 }
 
 /// A record was created.
@@ -24,6 +41,9 @@ pub struct RecordCreated {
     /// The whole content.
     #[serde(deserialize_with = "json::deserialize")]
     pub data: Value,
+    /// The references in the content that the kind declared then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub references: Vec<RecordReference>,
 }
 
 /// The content was replaced.
@@ -36,6 +56,9 @@ pub struct RecordUpdated {
     /// The whole content from now on, not a difference.
     #[serde(deserialize_with = "json::deserialize")]
     pub data: Value,
+    /// The references in the content that the kind declared then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub references: Vec<RecordReference>,
 }
 
 /// The record was archived; the content and the history stay.

@@ -16,9 +16,9 @@ use orgstream_events::{
     OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
     OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, OutcomeStatus,
     ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent,
-    RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, Settlement, Shard,
-    SignedIn, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp,
-    UserId, Visibility,
+    RecordId, RecordReference, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt,
+    Settlement, Shard, SignedIn, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged,
+    TenantType, Timestamp, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -173,6 +173,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 kind: kind("evaluation"),
                 kind_version: 1,
                 data: json!({"score": 0.5, "tags": ["a", null, -1]}),
+                references: Vec::new(),
             })),
         ),
         (
@@ -181,6 +182,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 kind: kind("evaluation"),
                 kind_version: 2,
                 data: json!({"score": 1}),
+                references: Vec::new(),
             })),
         ),
         (record.clone(), Event::Record(RecordEvent::Archived(RecordArchived { reason: None }))),
@@ -464,12 +466,34 @@ fn a_changed_payload_is_refused() {
 }
 
 #[test]
+fn references_of_a_record_read_back_and_none_take_no_bytes() {
+    let aggregate = AggregateId::Record(RecordId::fresh(0, [3; 10]));
+    let reference = |pointer: &str, global| RecordReference {
+        pointer: pointer.to_owned(),
+        id: RecordId::fresh(1, [4; 10]),
+        kind: "trace".parse().unwrap(),
+        global,
+    };
+    let event = |references| {
+        let (kind, data) = ("evaluation".parse().unwrap(), json!({}));
+        Event::Record(RecordEvent::Created(RecordCreated { kind, kind_version: 1, data, references }))
+    };
+    let bytes = |event: Event| draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
+    let two = event(vec![reference("/trace", false), reference("/many/0", true)]);
+    let commit = Commit::decode(&bytes(two.clone()).encode().unwrap()).unwrap();
+    assert_eq!(commit.open(&subject(aggregate.clone())).unwrap().events[0].event, two);
+    let contains = |event: Event| bytes(event).events[0].payload.windows(10).any(|part| part == b"references");
+    assert!(contains(two) && !contains(event(Vec::new())));
+}
+
+#[test]
 fn a_commit_over_the_limit_says_the_limit() {
     let aggregate = AggregateId::Record(RecordId::fresh(0, [3; 10]));
     let event = Event::Record(RecordEvent::Created(RecordCreated {
         kind: "evaluation".parse().unwrap(),
         kind_version: 1,
         data: json!("x".repeat(MAX_COMMIT_BYTES)),
+        references: Vec::new(),
     }));
     let commit = draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
     let error = commit.encode().unwrap_err().to_string();
@@ -513,6 +537,7 @@ proptest! {
             kind: "evaluation".parse().unwrap(),
             kind_version: 1,
             data,
+            references: Vec::new(),
         }));
         let mut draft = draft(aggregate.clone(), vec![event.clone(), event.clone()]);
         draft.version_before = version;

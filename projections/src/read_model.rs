@@ -13,12 +13,14 @@ use uuid::Uuid;
 
 use crate::{
     DbError, Drift, TenantTx, api_keys, break_glass, convert::from_bigint, domains, idempotency, invitations, kinds,
-    members, organizations, parked, records, roles, slugs, sso_connections,
+    members, organizations, parked, record_fields, record_references, records, roles, slugs, sso_connections,
 };
 
 /// All read models, the largest first.
-pub const READ_MODELS: [&ReadModel; 13] = [
+pub const READ_MODELS: [&ReadModel; 15] = [
     &records::TABLE,
+    &record_fields::TABLE,
+    &record_references::TABLE,
     &idempotency::TABLE,
     &api_keys::TABLE,
     &members::TABLE,
@@ -85,6 +87,17 @@ impl ReadModel {
     ) -> Self {
         let (local, inward, ids) = (&[], &[], &[]);
         Self { name, table, columns, local, inward, from_events: true, key, key_type: "text", condition: "", ids }
+    }
+
+    /// Declares a table whose rows have a key of bytes, in the column `key`.
+    pub(crate) const fn by_bytes(
+        name: &'static str,
+        table: &'static str,
+        key: &'static str,
+        columns: &'static [&'static str],
+        ids: Ids,
+    ) -> Self {
+        Self { ids, ..Self::by_text(name, table, key, columns) }.keyed(key, "bytea")
     }
 
     const fn keyed(self, key: &'static str, key_type: &'static str) -> Self {

@@ -1,18 +1,21 @@
 //! Records: one row each, kept after they are archived.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Bound};
 
-use orgstream_events::{Actor, KindName, RecordEvent, RecordId, Timestamp};
+use orgstream_events::{
+    Actor, KindName, RecordCreated, RecordEvent, RecordId, RecordReference, RecordUpdated, Timestamp,
+};
 use serde_json::Value;
-use sqlx::{PgConnection, types::Json};
+use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, types::Json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    CreatedBy, DbError, Listing, Page, Placed, TenantTx,
+    CreatedBy, DbError, Listing, Page, Placed, SortKey, TenantTx,
     apply::{RowVersion, all_there},
     convert::{Document, Written, column, from_bigint, parsed, to_bigint},
     read_model::ReadModel,
+    record_fields, record_references,
 };
 
 /// The current state of a record.
@@ -87,19 +90,43 @@ struct Birth<'a> {
 
 /// The changes to a row; fields that are None stay unchanged.
 struct Change<'a> {
-    content: Option<(u64, &'a Value)>,
+    content: Option<NewContent<'a>>,
     status: Option<&'static str>,
     row_version: RowVersion,
 }
 
+#[derive(Clone, Copy)]
+struct NewContent<'a> {
+    kind: &'a KindName,
+    kind_version: u64,
+    data: &'a Value,
+    references: &'a [RecordReference],
+    seq: i64,
+}
+
+/// A record's new content, for the tables of its parts: its fields and its references.
+pub(crate) struct Content<'a> {
+    pub(crate) id: RecordId,
+    pub(crate) kind: &'a KindName,
+    pub(crate) data: &'a Value,
+    pub(crate) references: &'a [RecordReference],
+    /// The stream sequence that created the record; none if that was in an earlier batch.
+    pub(crate) created_seq: Option<i64>,
+    /// The stream sequence of the content.
+    pub(crate) seq: i64,
+}
+
 impl<'a> Changeset<'a> {
     pub(crate) fn apply(&mut self, id: RecordId, event: &'a RecordEvent, by: &'a Actor, row_version: RowVersion) {
+        let seq = row_version.seq;
         let (content, status) = match event {
-            RecordEvent::Created(event) => {
-                self.inserts.insert(id, Birth { kind: &event.kind, by, at: row_version.at, seq: row_version.seq });
-                (Some((event.kind_version, &event.data)), Some("active"))
+            RecordEvent::Created(RecordCreated { kind, kind_version, data, references }) => {
+                self.inserts.insert(id, Birth { kind, by, at: row_version.at, seq });
+                (Some(NewContent { kind, kind_version: *kind_version, data, references, seq }), Some("active"))
             }
-            RecordEvent::Updated(event) => (Some((event.kind_version, &event.data)), None),
+            RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references }) => {
+                (Some(NewContent { kind, kind_version: *kind_version, data, references, seq }), None)
+            }
             RecordEvent::Archived(_) => (None, Some("archived")),
         };
         let change = self.changes.entry(id).or_insert(Change { content: None, status: None, row_version });
@@ -111,6 +138,15 @@ impl<'a> Changeset<'a> {
     pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
         let (born, changed): (Vec<_>, Vec<_>) =
             self.changes.into_iter().partition(|(id, _)| self.inserts.contains_key(id));
+        let contents: Vec<Content<'_>> = born
+            .iter()
+            .chain(&changed)
+            .filter_map(|(id, change)| {
+                let NewContent { kind, data, references, seq, .. } = change.content?;
+                let created_seq = self.inserts.get(id).map(|birth| birth.seq);
+                Some(Content { id: *id, kind, data, references, created_seq, seq })
+            })
+            .collect();
         if !changed.is_empty() {
             let updated = sqlx::query!(
                 "INSERT INTO rm.records (org_id, id, kind, kind_version, data, status, created_by_type, created_by_id,
@@ -135,8 +171,8 @@ impl<'a> Changeset<'a> {
                     seq = excluded.seq",
                 org,
                 &column(&changed, |(id, _)| id.uuid()),
-                column(&changed, |(_, change)| change.content.map(|(version, _)| to_bigint(version))) as _,
-                column(&changed, |(_, change)| change.content.map(|(_, data)| Json(Written(data)))) as _,
+                column(&changed, |(_, change)| change.content.map(|content| to_bigint(content.kind_version))) as _,
+                column(&changed, |(_, change)| change.content.map(|content| Json(Written(content.data)))) as _,
                 column(&changed, |(_, change)| change.status) as _,
                 &column(&changed, |(_, change)| change.row_version.version),
                 &column(&changed, |(_, change)| change.row_version.at),
@@ -168,8 +204,8 @@ impl<'a> Changeset<'a> {
                 org,
                 &column(&born, |(id, _)| id.uuid()),
                 column(&inserts, |birth| birth.kind.as_str()) as _,
-                column(&born, |(_, change)| change.content.map(|(version, _)| to_bigint(version))) as _,
-                column(&born, |(_, change)| change.content.map(|(_, data)| Json(Written(data)))) as _,
+                column(&born, |(_, change)| change.content.map(|content| to_bigint(content.kind_version))) as _,
+                column(&born, |(_, change)| change.content.map(|content| Json(Written(content.data)))) as _,
                 column(&born, |(_, change)| change.status) as _,
                 column(&inserts, |birth| birth.by.actor_type.name()) as _,
                 column(&inserts, |birth| birth.by.id.as_str()) as _,
@@ -179,13 +215,27 @@ impl<'a> Changeset<'a> {
                 &column(&born, |(_, change)| change.row_version.at),
                 &column(&born, |(_, change)| change.row_version.seq),
             )
-            .execute(connection)
+            .execute(&mut *connection)
+            .await?;
+        }
+        record_fields::write(connection, org, &contents).await?;
+        record_references::write(connection, org, &contents).await?;
+        let changed: Vec<_> = contents.iter().filter(|content| content.created_seq.is_none()).collect();
+        if !changed.is_empty() {
+            sqlx::query!(
+                r#"SELECT app.drop_stale_parts($1, $2, $3) AS "done: ()""#,
+                org,
+                &column(&changed, |content| content.id.uuid()),
+                &column(&changed, |content| content.seq),
+            )
+            .fetch_one(connection)
             .await?;
         }
         Ok(())
     }
 }
 
+#[derive(FromRow)]
 struct Row {
     id: Uuid,
     kind: String,
@@ -293,4 +343,323 @@ pub async fn get(tx: &mut TenantTx, id: RecordId) -> Result<Option<Record>, DbEr
         id.uuid(),
     );
     row.fetch_optional(tx.connection()).await?.map(Record::try_from).transpose()
+}
+
+/// Returns which of these records there are, and whether each is archived.
+pub async fn archived_among(tx: &mut TenantTx, ids: &[RecordId]) -> Result<BTreeMap<RecordId, bool>, DbError> {
+    if ids.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let org = tx.org().uuid();
+    let rows = sqlx::query!(
+        r#"SELECT found.id, found.status = 'archived' AS "archived!" FROM unnest($2::uuid[]) AS wanted (id)
+        CROSS JOIN LATERAL (
+            SELECT id, status FROM rm.records WHERE org_id = $1 AND id BETWEEN wanted.id AND wanted.id
+            ORDER BY id LIMIT 1
+        ) AS found"#,
+        org,
+        &column(ids, |id| id.uuid()),
+    );
+    let rows = rows.fetch_all(tx.connection()).await?;
+    Ok(rows.into_iter().map(|row| (RecordId::from_uuid(row.id), row.archived)).collect())
+}
+
+/// Which records a listing has.
+#[derive(Debug, Clone, Default)]
+pub struct RecordFilter {
+    /// The kind; all kinds without one. Conditions on fields and on changes need one.
+    pub kind: Option<KindName>,
+    /// Whether archived ones are among them.
+    pub archived: Archived,
+    /// The time since which they changed.
+    pub updated_since: Option<Timestamp>,
+    /// The conditions on their fields, all of which hold.
+    pub conditions: Vec<FieldCondition>,
+}
+
+/// Whether archived records are listed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Archived {
+    /// No.
+    #[default]
+    Exclude,
+    /// Yes.
+    Include,
+    /// Nothing else is.
+    Only,
+}
+
+/// A condition on one field.
+#[derive(Debug, Clone)]
+pub struct FieldCondition {
+    /// The field.
+    pub field: String,
+    /// The values that it may have.
+    pub values: FieldValues,
+}
+
+/// The values that a field may have.
+#[derive(Debug, Clone)]
+pub enum FieldValues {
+    /// One of these.
+    Any(Vec<SortKey>),
+    /// One of this range; those of another type are in no range.
+    Range(Bound<SortKey>, Bound<SortKey>),
+}
+
+/// The order of a listing. Records that are the same in it are in the order of their creation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordOrder {
+    /// What decides.
+    pub by: OrderBy,
+    /// Whether the greatest or newest come first.
+    pub descending: bool,
+}
+
+/// What decides the order of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OrderBy {
+    /// The creation.
+    Created,
+    /// The last change. Needs a kind.
+    Updated,
+    /// The value of this field; records without one are not listed. Needs a kind.
+    Field(String),
+}
+
+/// A record in a listing with an order of its own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ListedRecord {
+    /// The record.
+    pub record: Record,
+    place: RecordPlace,
+}
+
+/// The position of a record in a listing with an order of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordPlace {
+    /// The value that decides: the key of a field, the milliseconds of the last change, or nothing.
+    pub value: Vec<u8>,
+    /// The stream sequence of the record's creation.
+    pub created_seq: u64,
+}
+
+impl Placed for ListedRecord {
+    type Place = RecordPlace;
+
+    fn place(&self) -> RecordPlace {
+        self.place.clone()
+    }
+}
+
+#[derive(FromRow)]
+struct ListedRow {
+    #[sqlx(flatten)]
+    row: Row,
+    value: Option<Vec<u8>>,
+}
+
+/// A listed row with its order, which determines its place.
+struct Ordered<'a>(ListedRow, &'a OrderBy);
+
+impl TryFrom<Ordered<'_>> for ListedRecord {
+    type Error = DbError;
+
+    fn try_from(Ordered(ListedRow { row, value }, by): Ordered<'_>) -> Result<Self, DbError> {
+        let record = Record::try_from(row)?;
+        let value = match by {
+            OrderBy::Created => Vec::new(),
+            OrderBy::Updated => record.updated_at.unix_ms().to_be_bytes().to_vec(),
+            OrderBy::Field(_) => value.unwrap_or_default(),
+        };
+        let place = RecordPlace { value, created_seq: record.created_seq };
+        Ok(Self { record, place })
+    }
+}
+
+/// A statement over the records of a filter. Every value of a caller is an argument of it.
+struct Statement<'a> {
+    query: QueryBuilder<Postgres>,
+    filter: &'a RecordFilter,
+    sorted: Option<&'a str>,
+}
+
+impl<'a> Statement<'a> {
+    /// Begins it. The field of the order is joined first, and every other one by its own condition: the planner chooses
+    /// which of them it begins with.
+    fn new(select: &str, org: Uuid, filter: &'a RecordFilter, by: &'a OrderBy) -> Self {
+        let sorted = if let OrderBy::Field(field) = by { Some(field.as_str()) } else { None };
+        let mut query = QueryBuilder::new(select);
+        query.push(" FROM rm.records AS record");
+        let mut statement = Self { query, filter, sorted };
+        let others = filter.conditions.iter().filter(|condition| Some(condition.field.as_str()) != sorted).count();
+        for alias in
+            sorted.map(|_| "sorted".to_owned()).into_iter().chain((0..others).map(|nth| format!("field_{nth}")))
+        {
+            statement.query.push(format!(
+                " JOIN rm.record_fields AS {alias} ON {alias}.org_id = record.org_id AND {alias}.record_id = record.id
+                AND {alias}.created_seq = record.created_seq"
+            ));
+        }
+        statement.query.push(" WHERE record.org_id = ").push_bind(org);
+        statement.conditions(org);
+        statement
+    }
+
+    fn conditions(&mut self, org: Uuid) {
+        let filter = self.filter;
+        if let Some(kind) = &filter.kind {
+            self.query.push(" AND record.kind = ").push_bind(kind.as_str().to_owned());
+        }
+        match filter.archived {
+            Archived::Exclude => self.query.push(" AND record.status = 'active'"),
+            Archived::Include => &mut self.query,
+            Archived::Only => self.query.push(" AND record.status = 'archived'"),
+        };
+        if let Some(since) = filter.updated_since {
+            self.query.push(" AND record.updated_at >= ").push_bind(since.to_datetime());
+        }
+        if let Some(field) = self.sorted {
+            self.field("sorted", org, field);
+        }
+        let mut others = 0;
+        for condition in &filter.conditions {
+            let alias = if Some(condition.field.as_str()) == self.sorted {
+                "sorted".to_owned()
+            } else {
+                let alias = format!("field_{others}");
+                self.field(&alias, org, &condition.field);
+                others += 1;
+                alias
+            };
+            self.values(&alias, &condition.values);
+        }
+    }
+
+    fn field(&mut self, alias: &str, org: Uuid, field: &str) {
+        let kind = self.filter.kind.as_ref().map(|kind| kind.as_str().to_owned()).unwrap_or_default();
+        self.query.push(format!(" AND {alias}.org_id = ")).push_bind(org);
+        self.query.push(format!(" AND {alias}.kind = ")).push_bind(kind);
+        self.query.push(format!(" AND {alias}.field = ")).push_bind(field.to_owned());
+    }
+
+    fn values(&mut self, alias: &str, values: &FieldValues) {
+        match values {
+            FieldValues::Any(keys) => match keys.as_slice() {
+                [only] => {
+                    self.query.push(format!(" AND {alias}.value = ")).push_bind(only.0.clone());
+                }
+                keys => {
+                    let keys: Vec<Vec<u8>> = keys.iter().map(|key| key.0.clone()).collect();
+                    self.query.push(format!(" AND {alias}.value = ANY (")).push_bind(keys).push(")");
+                }
+            },
+            FieldValues::Range(low, high) => {
+                let (least, most) = match (low, high) {
+                    (Bound::Included(key) | Bound::Excluded(key), _)
+                    | (_, Bound::Included(key) | Bound::Excluded(key)) => key.type_bounds(),
+                    (Bound::Unbounded, Bound::Unbounded) => return,
+                };
+                let (at_low, low) = match low {
+                    Bound::Included(key) => (">=", key.0.clone()),
+                    Bound::Excluded(key) => (">", key.0.clone()),
+                    Bound::Unbounded => (">=", least),
+                };
+                let (at_high, high) = match high {
+                    Bound::Included(key) => ("<=", key.0.clone()),
+                    Bound::Excluded(key) => ("<", key.0.clone()),
+                    Bound::Unbounded => ("<", most),
+                };
+                self.query.push(format!(" AND {alias}.value {at_low} ")).push_bind(low);
+                self.query.push(format!(" AND {alias}.value {at_high} ")).push_bind(high);
+            }
+        }
+    }
+
+    /// Continues at a place, and ends in the order.
+    fn ordered(&mut self, order: &RecordOrder, page: &Page<RecordPlace>, rows: i64) {
+        let (place, is_forward) = match page {
+            Page::First => (None, true),
+            Page::After(place) => (Some(place), true),
+            Page::Before(place) => (Some(place), false),
+        };
+        let is_descending = order.descending == is_forward;
+        let (compared, direction) = if is_descending { ("<", "DESC") } else { (">", "ASC") };
+        let column = match &order.by {
+            OrderBy::Created => None,
+            OrderBy::Updated => Some("record.updated_at"),
+            OrderBy::Field(_) => Some("sorted.value"),
+        };
+        // By the sequence in the table that has the order, whose index ends in it.
+        let sequence = if matches!(order.by, OrderBy::Field(_)) { "sorted.created_seq" } else { "record.created_seq" };
+        if let Some(RecordPlace { value, created_seq }) = place {
+            let seq = to_bigint(*created_seq);
+            match &order.by {
+                OrderBy::Created => {
+                    self.query.push(format!(" AND {sequence} {compared} ")).push_bind(seq);
+                }
+                OrderBy::Updated => {
+                    let ms = value.as_slice().try_into().map(i64::from_be_bytes).unwrap_or_default();
+                    let at = Timestamp::from_unix_ms(ms).to_datetime();
+                    self.query.push(format!(" AND (record.updated_at, {sequence}) {compared} ("));
+                    self.query.push_bind(at).push(", ").push_bind(seq).push(")");
+                }
+                OrderBy::Field(_) => {
+                    self.query.push(format!(" AND (sorted.value, {sequence}) {compared} ("));
+                    self.query.push_bind(value.clone()).push(", ").push_bind(seq).push(")");
+                }
+            }
+        }
+        self.query.push(" ORDER BY ");
+        if let Some(column) = column {
+            self.query.push(format!("{column} {direction}, "));
+        }
+        self.query.push(format!("{sequence} {direction} LIMIT ")).push_bind(rows);
+    }
+}
+
+const LISTED: &str = "record.id, record.kind, record.kind_version, record.data, record.status = 'archived' AS archived,
+    record.created_by_type, record.created_by_id, record.version, record.created_at, record.created_seq,
+    record.updated_at, record.seq";
+
+fn listing<'a>(
+    before: &str,
+    org: Uuid,
+    filter: &'a RecordFilter,
+    order: &'a RecordOrder,
+    page: &Page<RecordPlace>,
+    limit: u16,
+) -> Statement<'a> {
+    let value = if matches!(order.by, OrderBy::Field(_)) { "sorted.value" } else { "NULL::bytea AS value" };
+    let mut statement = Statement::new(&format!("{before}SELECT {LISTED}, {value}"), org, filter, &order.by);
+    statement.ordered(order, page, i64::from(limit) + 1);
+    statement
+}
+
+/// Returns the records of a filter, in an order.
+pub async fn find(
+    tx: &mut TenantTx,
+    filter: &RecordFilter,
+    order: &RecordOrder,
+    page: &Page<RecordPlace>,
+    limit: u16,
+) -> Result<Listing<ListedRecord>, DbError> {
+    let mut statement = listing("", tx.org().uuid(), filter, order, page, limit);
+    // There are many forms of it, and each is planned for its arguments.
+    let rows: Vec<ListedRow> = statement.query.build_query_as().persistent(false).fetch_all(tx.connection()).await?;
+    Listing::new(rows.into_iter().map(|row| Ordered(row, &order.by)).collect(), page, limit)
+}
+
+/// Counts the records of a filter, up to `most`.
+pub async fn count(tx: &mut TenantTx, filter: &RecordFilter, by: &OrderBy, most: u32) -> Result<u64, DbError> {
+    let mut statement = Statement::new("SELECT count(*) FROM (SELECT 1", tx.org().uuid(), filter, by);
+    statement.query.push(" LIMIT ").push_bind(i64::from(most)).push(") AS found");
+    let found: i64 = statement.query.build_query_scalar().persistent(false).fetch_one(tx.connection()).await?;
+    Ok(from_bigint(found))
+}
+
+/// Returns how the database would carry out a listing, for tests of its indexes.
+pub async fn plan(tx: &mut TenantTx, filter: &RecordFilter, order: &RecordOrder) -> Result<Vec<String>, DbError> {
+    let mut statement = listing("EXPLAIN ", tx.org().uuid(), filter, order, &Page::First, 25);
+    Ok(statement.query.build_query_scalar().persistent(false).fetch_all(tx.connection()).await?)
 }

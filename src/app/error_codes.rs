@@ -94,6 +94,11 @@ pub const CODES: &[Code] = &[
     code("validation_error", &[422], "It can be read, but not be meant; `errors` names the fields."),
     code("idempotency_key_reused", &[422], "The idempotency key was used for another command."),
     code("unknown_kind", &[422], "There is no such kind."),
+    code(
+        "reference_not_found",
+        &[422],
+        "The record refers to one that is not there, is archived, or is of another kind; `errors` names the places.",
+    ),
     code("rate_limit_exceeded", &[429], "More than the organization may send. `Retry-After` says when."),
     code("invitation_limit_exceeded", &[429], "More invitations than an organization may send in an hour."),
     code("organization_limit_exceeded", &[429], "More organizations than one person may make in an hour."),

@@ -331,13 +331,20 @@ impl CommandHandler {
             Command::RevokeApiKey(command) => {
                 self.execute::<ApiKey>(&attempt, &to, ApiKeyCommand::Revoke(command)).await
             }
-            Command::RegisterKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Register(command)).await,
-            Command::ChangeKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Change(command)).await,
+            Command::RegisterKind(command) => {
+                self.refers_to_kinds(&command.kind, Some(&command.schema)).await?;
+                self.execute::<Kind>(&attempt, &to, KindCommand::Register(command)).await
+            }
+            Command::ChangeKind(command) => {
+                self.refers_to_kinds(&command.kind, command.schema.as_ref()).await?;
+                self.execute::<Kind>(&attempt, &to, KindCommand::Change(command)).await
+            }
             Command::RetireKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Retire(command)).await,
             Command::RestoreKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Restore(command)).await,
             Command::CreateRecord(command) => {
                 let kind = self.kind(&command.kind).await?;
-                self.execute::<Record>(&attempt, &to, RecordCommand::Create { command, kind }).await
+                let references = self.references(&placement, kind.as_deref(), &command.data).await?;
+                self.execute::<Record>(&attempt, &to, RecordCommand::Create { command, kind, references }).await
             }
             Command::UpdateRecord(command) => {
                 // The record determines its kind; a missing record is refused by its own rules.
@@ -345,7 +352,8 @@ impl CommandHandler {
                     Some(name) => self.kind(name).await?,
                     None => None,
                 };
-                self.execute::<Record>(&attempt, &to, RecordCommand::Update { command, kind }).await
+                let references = self.references(&placement, kind.as_deref(), &command.data).await?;
+                self.execute::<Record>(&attempt, &to, RecordCommand::Update { command, kind, references }).await
             }
             Command::ArchiveRecord(command) => {
                 self.execute::<Record>(&attempt, &to, RecordCommand::Archive(command)).await
@@ -476,7 +484,7 @@ impl CommandHandler {
         Ok(loaded.state.profile().cloned())
     }
 
-    async fn placement(&self, org: OrgId) -> Result<Placement, CommandError> {
+    pub(super) async fn placement(&self, org: OrgId) -> Result<Placement, CommandError> {
         self.log.placement(org).await?.ok_or(CommandError::NoOrganization(org))
     }
 
@@ -507,7 +515,7 @@ impl CommandHandler {
     }
 
     /// Returns the kind, ready to validate data; none when it was never registered.
-    async fn kind(&self, name: &KindName) -> Result<Option<Arc<ValidatedKind>>, CommandError> {
+    pub async fn kind(&self, name: &KindName) -> Result<Option<Arc<ValidatedKind>>, CommandError> {
         let placement = self.placement(PLATFORM_ORG).await?;
         let loaded = self.look::<Kind>(&placement, &AggregateId::Kind(name.clone())).await?;
         Ok(loaded.state.validated())

@@ -12,5 +12,6 @@ mod identity;
 mod joining;
 mod patience;
 pub mod personal;
+mod references;
 pub mod request;
 mod secrets;

@@ -79,6 +79,10 @@ async fn with_everything(cluster: &Cluster) -> Tenant {
     let tenant = cluster.tenant("whole").await;
     let client = &cluster.client;
     client.command(&tenant, "record", &create("a record")).await.expect(201);
+    let trace = json!({"kind": "trace", "data": {"name": "t", "started_at": "2026-03-01T12:00:00Z"}});
+    let trace = client.post(&tenant.owner, &tenant.path("records"), Some("trace"), &trace).await.expect(201);
+    let of_it = json!({"kind": "trace_evaluation", "data": {"trace": trace.body["id"], "score": 1}});
+    client.post(&tenant.owner, &tenant.path("records"), Some("judged"), &of_it).await.expect(201);
     for (path, body) in [
         ("invitations", json!({"email": "guest@whole.example", "role": "viewer"})),
         ("roles", json!({"name": "reader", "permissions": ["records:read"]})),

@@ -32,7 +32,12 @@ async fn opened(nats: &Nats) -> Log {
 
 fn update(org: OrgId, record: RecordId, version_before: u64) -> Commit {
     let data = json!({"number": version_before});
-    let event = RecordEvent::Updated(RecordUpdated { kind: "model".parse().unwrap(), kind_version: 1, data });
+    let event = RecordEvent::Updated(RecordUpdated {
+        kind: "model".parse().unwrap(),
+        kind_version: 1,
+        data,
+        references: vec![],
+    });
     commit_of(org, AggregateId::Record(record), version_before, vec![Event::Record(event)])
 }
 

@@ -92,12 +92,12 @@ pub(crate) fn commit_of(org: OrgId, aggregate: AggregateId, version_before: u64,
 
 pub(crate) fn created(name: &str) -> RecordEvent {
     let data = json!({"name": name});
-    RecordEvent::Created(RecordCreated { kind: "model".parse().unwrap(), kind_version: 1, data })
+    RecordEvent::Created(RecordCreated { kind: "model".parse().unwrap(), kind_version: 1, data, references: vec![] })
 }
 
 pub(crate) fn updated(name: &str) -> RecordEvent {
     let data = json!({"name": name});
-    RecordEvent::Updated(RecordUpdated { kind: "model".parse().unwrap(), kind_version: 1, data })
+    RecordEvent::Updated(RecordUpdated { kind: "model".parse().unwrap(), kind_version: 1, data, references: vec![] })
 }
 
 /// The operator's list, as the command line prints it for scripts.

@@ -11,9 +11,9 @@ use orgstream_events::{
     MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
     OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
     OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, Pipeline, RecordArchived, RecordCreated,
-    RecordEvent, RecordId, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, Shard,
-    SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UserId,
-    Visibility,
+    RecordEvent, RecordId, RecordReference, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId,
+    RoleRemoved, Salt, Shard, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged,
+    TenantType, Timestamp, UserId, Visibility,
 };
 use orgstream_projections::{
     Applied, BatchClass, BatchStart, BoundOrg, Database, DbError, LaneLag, LowWatermark, Page, Placed, api_keys, apply,
@@ -110,7 +110,14 @@ impl History {
         for nth in 0..6 {
             let id = history.record(nth);
             let kind = if nth % 2 == 0 { "evaluation" } else { "trace" }.parse().unwrap();
-            let created = RecordCreated { kind, kind_version: 1, data: json!({ "n": nth, "none": null }) };
+            let (pointer, to) = ("/n".to_owned(), history.record(0));
+            let reference = RecordReference { pointer, id: to, kind: "evaluation".parse().unwrap(), global: nth == 5 };
+            let created = RecordCreated {
+                kind,
+                kind_version: 1,
+                data: json!({ "n": nth, "none": null }),
+                references: vec![reference],
+            };
             history.commit(AggregateId::Record(id), 0, vec![Event::Record(RecordEvent::Created(created))]);
         }
         let rename = OrganizationRenamed { name: "Ajax".to_owned(), slug: slug("ajax") };
@@ -170,8 +177,12 @@ impl History {
         history.commit(kind.clone(), 1, about(KindEvent::Changed(changed)));
         history.commit(kind, 2, about(KindEvent::Retired(KindRetired {})));
 
-        let updated =
-            RecordUpdated { kind: "evaluation".parse().unwrap(), kind_version: 2, data: json!(["new", number]) };
+        let updated = RecordUpdated {
+            kind: "evaluation".parse().unwrap(),
+            kind_version: 2,
+            data: json!(["new", number]),
+            references: vec![],
+        };
         let archived = RecordArchived { reason: None };
         let about = |event| vec![Event::Record(event)];
         history.commit(AggregateId::Record(history.record(0)), 1, about(RecordEvent::Updated(updated)));
@@ -304,6 +315,8 @@ async fn rows(owner_url: &str) -> Vec<String> {
         "rm.api_keys",
         "rm.kinds",
         "rm.records",
+        "rm.record_fields",
+        "rm.record_references",
         "rm.break_glasses",
         "ops.idempotency",
     ] {

@@ -340,7 +340,7 @@ async fn a_comparison_names_every_row_that_is_not_what_the_events_say() {
     let found = said.json();
     assert_eq!(found["differences"], 0, "{found}");
     let sums = found["data"].as_array().unwrap();
-    assert_eq!(sums.len(), 13, "{found}");
+    assert_eq!(sums.len(), 15, "{found}");
     assert!(sums.iter().all(|sum| sum["key"] == Value::Null && sum["shown"] == sum["built"]), "{found}");
     let mut database = cluster.superuser().await;
     assert_eq!(versions(&mut database, tenant.id).await, (1, vec![1]), "what was compared with is gone");

@@ -295,7 +295,7 @@ async fn rows_of_a_version_that_is_not_shown_are_invisible() {
     .fetch_all(&mut owner)
     .await
     .unwrap();
-    assert_eq!(versioned.len(), 13, "{versioned:?}");
+    assert_eq!(versioned.len(), 15, "{versioned:?}");
     for table in versioned {
         // Messages parked by the read models have a version, those parked by the audit pipeline have none.
         let mine = if table == "ops.parked" { "pipeline = 'read_models'" } else { "true" };

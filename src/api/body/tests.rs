@@ -279,7 +279,12 @@ fn kept(data: &Value) -> Value {
     let Command::CreateRecord(command) = Command::read(command).unwrap() else { panic!() };
     let org = OrgId::fresh(1, [1; 10]);
     let aggregate = AggregateId::Record(RecordId::fresh(1, [2; 10]));
-    let event = RecordEvent::Created(RecordCreated { kind: command.kind, kind_version: 1, data: command.data });
+    let event = RecordEvent::Created(RecordCreated {
+        kind: command.kind,
+        kind_version: 1,
+        data: command.data,
+        references: vec![],
+    });
     let draft = CommitDraft {
         org,
         aggregate: aggregate.clone(),

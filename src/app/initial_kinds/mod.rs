@@ -2,26 +2,51 @@
 //! registers one, and nothing in the program knows any of them by name.
 
 use orgstream_domain::RegisterKind;
+use orgstream_events::{Fingerprint, KindDefinition, KindName};
 
+/// The files. A kind comes after those that it refers to.
 const FILES: [&str; 18] = [
     include_str!("model.json"),
     include_str!("benchmark.json"),
-    include_str!("evaluation.json"),
     include_str!("judge.json"),
     include_str!("scorer.json"),
+    include_str!("evaluation.json"),
     include_str!("trace.json"),
     include_str!("trace_evaluation.json"),
     include_str!("space.json"),
     include_str!("integration.json"),
     include_str!("policy.json"),
+    include_str!("threat_intel.json"),
     include_str!("yara_rule.json"),
     include_str!("sdp_configuration.json"),
     include_str!("safety_policy.json"),
     include_str!("analysis_log.json"),
-    include_str!("threat_intel.json"),
     include_str!("research_report.json"),
     include_str!("learning_item.json"),
     include_str!("webhook.json"),
+];
+
+/// The definitions that earlier versions of this program registered, by the SHA-256 of their JSON with sorted names and
+/// without spaces. A kind that still has one was not changed by an operator. Lines are added here, and none is removed.
+const EARLIER: [(&str, &str); 18] = [
+    ("model", "22796e2282b3cb365d9b78189a773bbdddae53af1384dca06371d12b264fc3e9"),
+    ("benchmark", "e8283b1a8632d46fe92a9532c2250e975b6ea95b73c1987ba57018e4a5593b16"),
+    ("judge", "f150852331ceb20ad1f2ee4b085b08b629e3bd38575dfccdcaf13f6d94f15124"),
+    ("scorer", "5548926a135a1507798a37e804e68ed1ee53ebd3b744793f073eea3968b553ad"),
+    ("evaluation", "bb4788b8e2cca43bbef53f343f1321731289ff6a991281f79949fb01c425a927"),
+    ("trace", "47a7d2d2ad5bef7a3381d6866aa675d3bd68ada758b93d912922f7f199ef8dcf"),
+    ("trace_evaluation", "533b8dbcb37b2d31ba4d46a7825800cc8441c7a2b65fca981dbaff81fcddc2fb"),
+    ("space", "54dab6d14e8104fea93e6bd62048e9521e719c6647862c6e291730e811fca5ba"),
+    ("integration", "2b2f3598595431ec6d6b512cfb146dcaec806f7df5f8493437097c49359979fd"),
+    ("policy", "b97a68efebdfd9d51308a28df9154cc655137fa1090f6974142b6de3bc118efa"),
+    ("threat_intel", "d4d8f5587de57708c5e2c7a2998f6d9f4eed2c6aa3d447aceedc7339baa85ebb"),
+    ("yara_rule", "01397916f67cf6a107c0380f52e56e6f8f41ad4860162d7d31043e38371ac252"),
+    ("sdp_configuration", "54a53fd6902d0554963808f357430e3750e740937cb0949b3544b54f61c0cfc2"),
+    ("safety_policy", "bd2dcdc8350053524c048cbf601f7688cd1665f9b847aaf6aa561c0c1b3d92fd"),
+    ("analysis_log", "59af64adbc3ac5b3fb95f4db2cbaf8011919be75d0fdf935e5abe449785276af"),
+    ("research_report", "ca6f27973410bc73d08dd398201d95a0909b4ad5ed650aad3564162c91f3d831"),
+    ("learning_item", "01b446b34edb7ea5bfe70bed5c3bcee51326956c3f5e2069a78f89b5392e2a1d"),
+    ("webhook", "051cbcd57fbcc48f69dd160be9ae813e4c403a6392efa20108c73a406edb863f"),
 ];
 
 /// Returns the kinds to register with a new platform.
@@ -29,13 +54,23 @@ pub fn default_kinds() -> Result<Vec<RegisterKind>, serde_json::Error> {
     FILES.iter().map(|file| serde_json::from_str(file)).collect()
 }
 
+/// Whether an earlier version of this program registered the kind by this definition.
+pub fn is_earlier_default(kind: &KindName, definition: &KindDefinition) -> Result<bool, serde_json::Error> {
+    // Maps of JSON values are sorted by name.
+    let json = serde_json::to_vec(&serde_json::to_value(definition)?)?;
+    let found = Fingerprint::of(&[&json]).to_string();
+    Ok(EARLIER.iter().any(|(name, sum)| *name == kind.as_str() && *sum == found))
+}
+
 #[cfg(test)]
 mod tests {
-    use orgstream_events::{CommandId, PLATFORM_ORG, Timestamp};
-    use serde_json::json;
+    use std::collections::BTreeSet;
+
+    use orgstream_domain::{Aggregate, DecisionContext, annotations::Annotations, kind::Kind, schema::compile};
+    use orgstream_events::{CommandId, PLATFORM_ORG, Timestamp, Visibility};
+    use serde_json::{Value, json};
 
     use super::*;
-    use orgstream_domain::{Aggregate, DecisionContext, kind::Kind};
 
     #[test]
     fn every_default_kind_can_be_registered() {
@@ -55,19 +90,19 @@ mod tests {
             [
                 "model",
                 "benchmark",
-                "evaluation",
                 "judge",
                 "scorer",
+                "evaluation",
                 "trace",
                 "trace_evaluation",
                 "space",
                 "integration",
                 "policy",
+                "threat_intel",
                 "yara_rule",
                 "sdp_configuration",
                 "safety_policy",
                 "analysis_log",
-                "threat_intel",
                 "research_report",
                 "learning_item",
                 "webhook",
@@ -76,22 +111,74 @@ mod tests {
     }
 
     #[test]
-    fn every_default_kind_takes_its_least_record_and_no_other_shape() {
+    fn every_default_kind_takes_its_example_and_no_other_shape() {
         for kind in default_kinds().unwrap() {
-            let validator = orgstream_domain::schema::compile(&kind.schema).unwrap();
-            let fields = kind.schema["required"].as_array().unwrap().iter().map(|name| {
-                let name = name.as_str().unwrap();
-                let schema = &kind.schema["properties"][name];
-                let value = match schema["type"].as_str().unwrap() {
-                    "object" => json!({}),
-                    _ => schema["enum"].get(0).cloned().unwrap_or_else(|| json!("x")),
-                };
-                (name.to_owned(), value)
-            });
-            let least = serde_json::Value::Object(fields.collect());
-            assert!(validator.is_valid(&least), "{}: {least}", kind.kind);
-            assert!(!validator.is_valid(&json!({})), "{}", kind.kind);
-            assert!(!validator.is_valid(&json!([])), "{}", kind.kind);
+            let (name, validator) = (&kind.kind, compile(&kind.schema).unwrap());
+            let example = &kind.schema["examples"][0];
+            let faults: Vec<String> = validator.iter_errors(example).map(|error| error.to_string()).collect();
+            assert!(faults.is_empty(), "{name}: {faults:?}");
+            for required in kind.schema["required"].as_array().unwrap() {
+                let mut less = example.clone();
+                less.as_object_mut().unwrap().remove(required.as_str().unwrap());
+                assert!(!validator.is_valid(&less), "{name} without {required}");
+            }
+            assert!(!validator.is_valid(&json!([])), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_field_of_a_default_kind_says_what_it_is_and_has_an_example() {
+        for kind in default_kinds().unwrap() {
+            let name = &kind.kind;
+            let fields = kind.schema["properties"].as_object().unwrap();
+            let example = kind.schema["examples"][0].as_object().unwrap();
+            for (field, schema) in fields {
+                let description = schema["description"].as_str().unwrap_or_default();
+                assert!(description.ends_with('.') && !description.contains('?'), "{name}.{field}: {description}");
+                // What went wrong has no place in a good example, and neither has the platform's catalogue in one of an
+                // organization.
+                let is_without = field == "error" || schema.to_string().contains("\"global\"") || field == "label";
+                let is_rare = ["labels", "evaluation", "prerequisites"].contains(&field.as_str());
+                assert!(example.contains_key(field) || is_without || is_rare, "{name}.{field} has no example");
+            }
+            assert_eq!(example.keys().find(|field| !fields.contains_key(*field)), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_default_kind_is_found_listed_and_refers_to_kinds_before_it() {
+        let mut before = BTreeSet::new();
+        for kind in default_kinds().unwrap() {
+            let annotations = Annotations::read(&kind.schema).unwrap();
+            before.insert(kind.kind.clone());
+            assert!(annotations.listed.values().any(|field| field.filter), "{}", kind.kind);
+            assert!(!annotations.searched.is_empty(), "{}", kind.kind);
+            for place in annotations.references {
+                assert!(before.contains(&place.kind), "{} refers to {}", kind.kind, place.kind);
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_registered_before_is_recognized_and_what_was_changed_is_not() {
+        let schema = json!({"type": "object", "required": ["name"], "properties": {
+            "name": {"type": "string", "minLength": 1, "maxLength": 200}, "description": {"type": "string"},
+            "resources": {"type": "array", "items": {"type": "string"}}, "layout": {"type": "object"},
+            "tags": {"type": "array", "items": {"type": "string"}},
+        }});
+        let definition = |schema: &Value| {
+            let (title, schema) = ("Space".to_owned(), schema.clone());
+            KindDefinition { title, schema, visibility: Visibility::DefaultOn, cost: 1 }
+        };
+        let (space, model) = ("space".parse().unwrap(), "model".parse().unwrap());
+        assert!(is_earlier_default(&space, &definition(&schema)).unwrap());
+        assert!(!is_earlier_default(&model, &definition(&schema)).unwrap());
+        let mut changed = schema.clone();
+        changed["required"] = json!([]);
+        assert!(!is_earlier_default(&space, &definition(&changed)).unwrap());
+        for RegisterKind { kind, title, schema, visibility, cost } in default_kinds().unwrap() {
+            let now = KindDefinition { title, schema, visibility, cost };
+            assert!(!is_earlier_default(&kind, &now).unwrap(), "{kind} is what it was");
         }
     }
 }

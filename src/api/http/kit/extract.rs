@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use orgstream_domain::Command;
 use orgstream_events::{AccessEvent, AuditRead, BreakGlassUsed};
 use orgstream_projections::BoundOrg;
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -293,14 +293,51 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Problem> {
-        let parameters = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
-        let axum::extract::Query(parameters) =
-            parameters.map_err(|_| Problem::invalid_parameter("query", "must be names and values: a=1&b=2"))?;
-        read_parameters(parameters).map(Self).map_err(|misfit| {
+        read_parameters(query_pairs(parts)?).map(Self).map_err(|misfit| {
             let (name, rule) = misfit.named();
             Problem::invalid_parameter(name, rule)
         })
     }
+}
+
+/// One member of a query parameter that has several: `filter[score][gte]=1` is one of `filter`, named `score` and `gte`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Member {
+    /// The names in brackets.
+    pub names: Vec<String>,
+    /// The value.
+    pub value: String,
+}
+
+/// The members of the parameter `filter`, in the order of the query.
+pub struct FilterMembers(pub Vec<Member>);
+
+impl FromRequestParts<Arc<App>> for FilterMembers {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Problem> {
+        let mut members = Vec::new();
+        for (name, value) in query_pairs(parts)? {
+            let Some(rest) = name.strip_prefix("filter[") else { continue };
+            let names: Vec<String> =
+                rest.strip_suffix(']').unwrap_or_default().split("][").map(str::to_owned).collect();
+            if names.iter().any(|name| name.is_empty() || name.contains(['[', ']'])) {
+                let shown: String = name.chars().take(80).collect();
+                let rule = "must have its members in brackets: filter[field]=value or filter[field][gte]=value";
+                return Err(Problem::invalid_parameter(&shown, rule));
+            }
+            members.push(Member { names, value });
+        }
+        Ok(Self(members))
+    }
+}
+
+/// Returns the names and values of the query.
+fn query_pairs(parts: &Parts) -> Result<Vec<(String, String)>, Problem> {
+    let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
+    let axum::extract::Query(pairs) =
+        pairs.map_err(|_| Problem::invalid_parameter("query", "must be names and values: a=1&b=2"))?;
+    Ok(pairs)
 }
 
 /// A JSON body of a known shape.

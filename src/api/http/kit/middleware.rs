@@ -240,7 +240,9 @@ pub async fn known_parameters(request: Request, next: Next) -> Response {
     let known = path.and_then(|path| openapi::spec().query_parameters(request.method(), path.as_str()));
     if let (Some(query), Some(known)) = (request.uri().query(), known) {
         let names = query.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
-        let unknown = names.filter(|name| !name.is_empty()).find(|name| !known.iter().any(|known| known == name));
+        let unknown = names
+            .filter(|name| !name.is_empty())
+            .find(|name| !known.iter().any(|known| openapi::is_named(known, name)));
         if let Some(name) = unknown {
             let rule = match known {
                 [] => "this route takes no query parameters".to_owned(),

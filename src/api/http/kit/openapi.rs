@@ -24,6 +24,9 @@ use super::{
 };
 use crate::{api::http::documented, app::error_codes as codes};
 
+/// What follows the name of a documented parameter with members.
+const MEMBERS: &str = "[…]";
+
 /// The path of its pages.
 pub const DOCS: &str = "/docs";
 
@@ -70,7 +73,24 @@ pub fn operations(document: &Value) -> impl Iterator<Item = (String, String, &Va
 fn queries(operation: &Value) -> Vec<String> {
     let parameters = operation.get("parameters").and_then(Value::as_array).into_iter().flatten();
     let queries = parameters.filter(|parameter| parameter.get("in") == Some(&json!("query")));
-    queries.filter_map(|parameter| parameter.get("name")?.as_str().map(str::to_owned)).collect()
+    let name = |parameter: &Value| {
+        let name = parameter.get("name")?.as_str()?;
+        let has_members = parameter.get("style") == Some(&json!("deepObject"));
+        Some(if has_members { format!("{name}{MEMBERS}") } else { name.to_owned() })
+    };
+    queries.filter_map(name).collect()
+}
+
+/// Whether a documented query parameter has this name, as it stands in a request. One with members has any name of the form
+/// `name[member]`.
+pub fn is_named(documented: &str, name: &str) -> bool {
+    match documented.strip_suffix(MEMBERS) {
+        None => documented == name,
+        Some(parameter) => {
+            let member = name.strip_prefix(parameter);
+            member.is_some_and(|member| ["[", "%5B", "%5b"].iter().any(|bracket| member.starts_with(bracket)))
+        }
+    }
 }
 
 /// Returns the head of the document.

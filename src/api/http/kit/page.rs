@@ -3,7 +3,9 @@
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
 use orgstream_events::{OrgId, Pipeline, Timestamp};
-use orgstream_projections::{Listing, Page as Part, Place, Placed};
+use orgstream_projections::{
+    Listing, Page as Part, Place, Placed, record_references::ReferencePlace, records::RecordPlace,
+};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use utoipa::{IntoParams, ToSchema};
@@ -77,6 +79,29 @@ impl CursorPlace for u64 {
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
         Some(Self::from_be_bytes(bytes.try_into().ok()?))
+    }
+}
+
+impl CursorPlace for RecordPlace {
+    fn to_bytes(&self) -> Vec<u8> {
+        [&self.created_seq.to_be_bytes()[..], &self.value].concat()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (seq, value) = bytes.split_at_checked(8)?;
+        Some(Self { value: value.to_vec(), created_seq: u64::from_be_bytes(seq.try_into().ok()?) })
+    }
+}
+
+impl CursorPlace for ReferencePlace {
+    fn to_bytes(&self) -> Vec<u8> {
+        [&self.created_seq.to_be_bytes()[..], self.pointer.as_bytes()].concat()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (seq, pointer) = bytes.split_at_checked(8)?;
+        let pointer = std::str::from_utf8(pointer).ok()?.to_owned();
+        Some(Self { created_seq: u64::from_be_bytes(seq.try_into().ok()?), pointer })
     }
 }
 

@@ -9,6 +9,8 @@ pub mod members;
 pub mod nats_credentials;
 pub mod organizations;
 pub mod projections;
+pub mod record_listing;
+pub mod record_references;
 pub mod records;
 pub mod roles;
 pub mod sso_connections;
@@ -30,6 +32,7 @@ pub(super) fn routes() -> Routes {
         .merge(api_keys::routes())
         .merge(nats_credentials::routes())
         .merge(records::routes())
+        .merge(record_references::routes())
         .merge(events::routes())
         .merge(tail::routes())
         .merge(projections::routes())

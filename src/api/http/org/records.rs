@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{extract::State, response::Response};
 use orgstream_domain::{ArchiveRecord, CreateRecord, Permission, UpdateRecord};
 use orgstream_events::{KindName, RecordId, Timestamp};
-use orgstream_projections::records::{self, Record};
+use orgstream_projections::records::{self, Archived, Record};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
@@ -19,11 +19,12 @@ use crate::{
     api::http::{
         App,
         kit::{
-            extract::{Body, Item, Query, Writer},
+            extract::{Body, FilterMembers, Item, Query, Writer},
             page::{Page, PageQuery},
             reply,
             wait::{OrgView, ReadModels},
         },
+        org::record_listing::AskedListing,
         platform::kinds,
     },
     app::event_view::ActorView,
@@ -67,15 +68,75 @@ impl From<Record> for RecordView {
     }
 }
 
-/// Which records.
+/// Which records, and in which order.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct RecordQuery {
-    /// Of this kind.
+    /// Kind of record, by name. Filters, and every order but that of creation, need one.
     #[param(value_type = Option<String>, example = "evaluation")]
     pub kind: Option<KindName>,
-    /// Archived ones as well.
-    pub archived: Option<bool>,
+    /// Archived records: `exclude` (the default), `include` or `only`. `false` and `true` mean the first two.
+    #[param(value_type = Option<String>, example = "include")]
+    pub archived: Option<ArchivedQuery>,
+    /// Time of the least recent last change, RFC 3339. Needs `kind`.
+    #[param(format = DateTime)]
+    pub updated_since: Option<String>,
+    /// Order: `created`, `updated` or a field that the kind declares with `x-sort`, each after `-` for the greatest or newest
+    /// first; `-created` unless said otherwise. Records without the field are not listed.
+    #[param(example = "-created")]
+    pub sort: Option<String>,
+    /// True adds `total`, the number of records on all pages, counted up to 10,000.
+    #[param(example = false)]
+    pub count: Option<bool>,
+}
+
+/// Whether archived records are listed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ArchivedQuery {
+    /// No.
+    #[default]
+    #[serde(alias = "false")]
+    Exclude,
+    /// Yes.
+    #[serde(alias = "true")]
+    Include,
+    /// Nothing else is.
+    Only,
+}
+
+impl From<ArchivedQuery> for Archived {
+    fn from(archived: ArchivedQuery) -> Self {
+        match archived {
+            ArchivedQuery::Exclude => Self::Exclude,
+            ArchivedQuery::Include => Self::Include,
+            ArchivedQuery::Only => Self::Only,
+        }
+    }
+}
+
+/// The number of records up to which a listing is counted.
+const MAX_COUNT: u32 = 10_000;
+
+/// One page of records.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct RecordPage {
+    /// Records of this page.
+    pub data: Vec<RecordView>,
+    /// Cursor of the next page; null on the last.
+    pub next_cursor: Option<String>,
+    /// Cursor of the page before; null on the first.
+    pub prev_cursor: Option<String>,
+    /// True if there is a next page.
+    pub has_more: bool,
+    /// Number of records on all pages, at most 10,000; only with `count=true`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = 128, maximum = 10000)]
+    pub total: Option<u64>,
+    /// True when there are more than `total`; only with `count=true`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = false)]
+    pub total_capped: Option<bool>,
 }
 
 /// New content, whole: not a difference.
@@ -107,25 +168,60 @@ pub(super) fn routes() -> Routes {
 
 /// List records
 ///
-/// The newest first.
+/// The newest first, unless `sort` says otherwise. `filter[field]=value` has those whose field has the value, for the fields that
+/// their kind declares with `x-filter`; `GET /v1/kinds/{kind}` shows them. Repeated, or as `filter[field][in]=a,b`, it has those with
+/// one of the values; `[gt]`, `[gte]`, `[lt]` and `[lte]` are bounds. Numbers compare as decimals and times as moments. All
+/// conditions hold, for at most 8 fields.
 #[utoipa::path(
     get, path = "/v1/organizations/{org}/records", operation_id = "list_records", tag = "records",
-    params(RecordQuery, PageQuery), responses((status = 200, description = "One page", body = Page<RecordView>)),
+    params(
+        RecordQuery,
+        (
+            "filter" = Option<BTreeMap<String, String>>, Query, style = DeepObject, explode,
+            description = "Values or bounds of fields that the kind declares with `x-filter`, such as `filter[status]=completed` \
+                           or `filter[score][gte]=0.5`. Needs `kind`.",
+        ),
+        PageQuery,
+    ),
+    responses((status = 200, description = "One page", body = RecordPage)),
 )]
 pub async fn list(
     State(app): State<Arc<App>>,
     mut org: OrgView<ReadModels>,
-    Query(filter): Query<RecordQuery>,
+    Query(query): Query<RecordQuery>,
+    FilterMembers(members): FilterMembers,
     Query(page): Query<PageQuery>,
 ) -> Result<Response, Problem> {
-    let cursors = app.cursors.listing(org.access.org(), "records", &filter);
-    let part = cursors.read(page.cursor.as_deref())?;
-    let archived = filter.archived.unwrap_or_default();
-    let rows = records::list(&mut org.view.tx, filter.kind.as_ref(), archived, &part, page.limit()?).await?;
-    if let Some(kind) = filter.kind.as_ref().filter(|_| rows.rows.is_empty()) {
+    // A page may be counted or not.
+    let scope = (RecordQuery { count: None, ..query.clone() }, &members);
+    let cursors = app.cursors.listing(org.access.org(), "records", &scope);
+    let limit = page.limit()?;
+    let asked = AskedListing::read(&app, &query, &members).await?;
+    let AskedListing { filter, order } = &asked;
+    let tx = &mut org.view.tx;
+    let found = if asked.is_plain() {
+        let part = cursors.read(page.cursor.as_deref())?;
+        let with_archived = filter.archived == Archived::Include;
+        let rows = records::list(tx, filter.kind.as_ref(), with_archived, &part, limit).await?;
+        cursors.page(&part, rows, RecordView::from)
+    } else {
+        let part = cursors.read(page.cursor.as_deref())?;
+        let rows = records::find(tx, filter, order, &part, limit).await?;
+        cursors.page(&part, rows, |listed| RecordView::from(listed.record))
+    };
+    let counted = if query.count.unwrap_or_default() {
+        // One more shows that the limit is exceeded.
+        Some(records::count(tx, filter, &order.by, MAX_COUNT + 1).await?)
+    } else {
+        None
+    };
+    if let Some(kind) = query.kind.as_ref().filter(|_| found.data.is_empty()) {
         kinds::must_be_known(&app, kind).await?;
     }
-    Ok(org.view.listing(&cursors.page(&part, rows, RecordView::from)))
+    let Page { data, next_cursor, prev_cursor, has_more } = found;
+    let (total, total_capped) =
+        (counted.map(|count| count.min(MAX_COUNT.into())), counted.map(|count| count > MAX_COUNT.into()));
+    Ok(org.view.listing(&RecordPage { data, next_cursor, prev_cursor, has_more, total, total_capped }))
 }
 
 /// Get a record

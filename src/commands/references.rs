@@ -1,0 +1,95 @@
+//! References of records to records, and of kinds to kinds: looked up in the log when they are written.
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use orgstream_domain::{
+    FieldError, Rejection,
+    annotations::{Annotations, NamedReference, ReferenceScope},
+    record::{Record, References, UnusableReferences},
+    schema::ValidatedKind,
+};
+use orgstream_events::{AggregateId, KindName, OrgId, PLATFORM_ORG, RecordReference};
+use orgstream_stream::{Freshness, Placement};
+use serde_json::Value;
+
+use super::{handler::CommandHandler, request::CommandError};
+
+/// The number of references of one record that are looked up at the same time.
+const AT_ONCE: usize = 8;
+
+impl CommandHandler {
+    /// Looks up what the data of a record refers to. What another organization has, what nobody has and what is archived all
+    /// look the same.
+    ///
+    /// Each is as the log has it at this moment. One that is archived a moment later stays referred to, and readers see that.
+    pub(super) async fn references(
+        &self,
+        placement: &Placement,
+        kind: Option<&ValidatedKind>,
+        data: &Value,
+    ) -> Result<References, CommandError> {
+        let Some(kind) = kind.filter(|kind| !kind.annotations.references.is_empty()) else { return Ok(Ok(Vec::new())) };
+        let named = match kind.annotations.references_in(data) {
+            Ok(named) => named,
+            Err(faults) => return Ok(Err(UnusableReferences::Malformed(faults))),
+        };
+        let found: Vec<Result<RecordReference, FieldError>> =
+            stream::iter(named).map(|named| self.reference(placement, named)).buffered(AT_ONCE).try_collect().await?;
+        let (mut references, mut missing) = (Vec::with_capacity(found.len()), Vec::new());
+        for one in found {
+            match one {
+                Ok(reference) => references.push(reference),
+                Err(fault) => missing.push(fault),
+            }
+        }
+        Ok(if missing.is_empty() { Ok(references) } else { Err(UnusableReferences::NotFound(missing)) })
+    }
+
+    async fn reference(
+        &self,
+        placement: &Placement,
+        NamedReference { pointer, id, kind, scope }: NamedReference,
+    ) -> Result<Result<RecordReference, FieldError>, CommandError> {
+        let own = placement.org;
+        let places: &[OrgId] = match scope {
+            ReferenceScope::Own => &[own],
+            ReferenceScope::Global => &[PLATFORM_ORG],
+            ReferenceScope::Either if own == PLATFORM_ORG => &[own],
+            ReferenceScope::Either => &[own, PLATFORM_ORG],
+        };
+        for org in places {
+            let elsewhere;
+            let placement = if *org == own {
+                placement
+            } else {
+                elsewhere = self.placement(*org).await?;
+                &elsewhere
+            };
+            let found = self.load::<Record>(placement, &AggregateId::Record(id), Freshness::Leader).await?;
+            if found.state.may_be_referred_to(&kind) {
+                return Ok(Ok(RecordReference { pointer, id, kind, global: *org != own }));
+            }
+        }
+        let whose = match scope {
+            ReferenceScope::Own => "in this organization",
+            ReferenceScope::Global => "in the platform's catalog",
+            ReferenceScope::Either => "in this organization or in the platform's catalog",
+        };
+        let detail = format!("there is no record of the kind {kind} with this id {whose} that is not archived");
+        Ok(Err(FieldError { pointer: format!("/data{pointer}"), code: "reference_not_found".into(), detail }))
+    }
+
+    /// Refuses the schema of a kind that refers to kinds that are not registered.
+    pub(super) async fn refers_to_kinds(&self, kind: &KindName, schema: Option<&Value>) -> Result<(), CommandError> {
+        // Anything else that is wrong with it is found when it is decided about.
+        let Some(Ok(annotations)) = schema.map(Annotations::read) else { return Ok(()) };
+        for place in annotations.references {
+            if place.kind == *kind || self.kind(&place.kind).await?.is_some() {
+                continue;
+            }
+            let detail =
+                format!("there is no kind {}: register it first; GET /v1/kinds lists those there are", place.kind);
+            return Err(Rejection::field(format!("{}/kind", place.declared_at), "unknown_kind", detail).into());
+        }
+        Ok(())
+    }
+}
