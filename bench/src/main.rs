@@ -5,6 +5,7 @@ mod access;
 mod append;
 mod audit;
 mod fairness;
+mod history;
 mod load;
 mod project;
 mod rig;
@@ -48,6 +49,9 @@ enum Benchmark {
     Audit(audit::Args),
     /// Fairness: what quiet organizations notice of a neighbour's burst, against one queue and against turns by count.
     Fairness(Box<fairness::Args>),
+    /// Long histories: the next command of an aggregate with many events, in a process that knows it and in one that does
+    /// not, with and without snapshots.
+    History(history::Args),
     /// Projecting: events per second into read models and audit log, against bare inserts of the same rows.
     Project(project::Args),
 }
@@ -65,6 +69,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Benchmark::Append(args) => append::run(args).await,
         Benchmark::Audit(args) => audit::run(args).await,
         Benchmark::Fairness(args) => fairness::run(*args).await,
+        Benchmark::History(args) => history::run(args).await,
         Benchmark::Project(args) => project::run(args).await,
     }
 }

@@ -1,6 +1,7 @@
 //! A consistency boundary, and the inputs of its decisions.
 
 use orgstream_events::{Actor, AggregateType, CommandId, Event, OrgId, Timestamp};
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::Rejection;
 
@@ -24,8 +25,9 @@ pub struct Place<'a> {
     pub actor: &'a Actor,
 }
 
-/// A consistency boundary: the state that a decision needs, rebuilt from its own events and nothing else.
-pub trait Aggregate: Default + Clone + Send + Sync + 'static {
+/// A consistency boundary: the state that a decision needs, rebuilt from its own events and nothing else. A snapshot has the
+/// state in its serialized form.
+pub trait Aggregate: Default + Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Its commands, with everything that the handler looked up beforehand.
     type Command: Send;
     /// Its events.
@@ -34,6 +36,9 @@ pub trait Aggregate: Default + Clone + Send + Sync + 'static {
     type Error: Into<Rejection>;
     /// Its type, as it appears in subjects.
     const TYPE: AggregateType;
+    /// The number of what `apply` makes of the events, raised with every change of it: a snapshot of another number is not
+    /// used. `tests/states.rs` knows the states and their numbers.
+    const SHAPE: u16;
 
     /// Applies an event. It cannot fail: the event has already happened.
     fn apply(&mut self, event: &Self::Event);

@@ -9,6 +9,7 @@ use orgstream_events::{
     ActorType, AggregateType, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, Event, Fingerprint, KeyPublicId,
     MemberId, Role, Timestamp,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Aggregate, DecisionContext, FieldError, Permission, Place, Rejection, RejectionKind, settings::MAX_KEY_DAYS,
@@ -24,7 +25,7 @@ const MAX_OVERLAP_SECONDS: u32 = 7 * 24 * 60 * 60;
 const MAX_NETWORKS: usize = 32;
 
 /// The state of a key. By default it does not exist yet.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ApiKey {
     issued: Option<ApiKeyIssued>,
     expires_at: Option<Timestamp>,
@@ -121,6 +122,7 @@ impl Aggregate for ApiKey {
     type Event = ApiKeyEvent;
     type Error = ApiKeyError;
     const TYPE: AggregateType = AggregateType::ApiKey;
+    const SHAPE: u16 = 1;
 
     fn apply(&mut self, event: &ApiKeyEvent) {
         match event {

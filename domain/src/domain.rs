@@ -18,7 +18,7 @@ pub const RECORD: &str = "_orgstream-challenge";
 pub const RECORD_KEY: &str = "orgstream-domain-verification=";
 
 /// The state of a domain. By default it is unclaimed.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Domain {
     claim: Option<DomainClaimed>,
     proven: bool,
@@ -191,6 +191,7 @@ impl Aggregate for Domain {
     type Event = DomainEvent;
     type Error = DomainError;
     const TYPE: AggregateType = AggregateType::Domain;
+    const SHAPE: u16 = 1;
 
     fn apply(&mut self, event: &DomainEvent) {
         match event {

@@ -12,6 +12,7 @@ use orgstream_events::{
     ActorType, AggregateType, DomainName, Event, Fingerprint, InvitationAccepted, InvitationEvent, InvitationIssued,
     InvitationResent, InvitationRevoked, InvitePolicy, MemberId, Role, Timestamp,
 };
+use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
 use crate::{
@@ -28,7 +29,7 @@ pub const USUAL_DAYS: u32 = 7;
 pub const MAX_DAYS: u32 = 30;
 
 /// The state of an invitation. By default it does not exist yet.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Invitation {
     offer: Option<Offer>,
     end: Option<End>,
@@ -36,7 +37,7 @@ pub struct Invitation {
 }
 
 /// The newest mail.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Sent {
     /// The principal that vouches for it.
     by: (ActorType, String),
@@ -45,7 +46,7 @@ struct Sent {
 }
 
 /// The offered role and its recipient.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     /// The only address that can accept.
     pub email: String,
@@ -55,7 +56,7 @@ pub struct Offer {
     token_mac: Fingerprint,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum End {
     Accepted,
     Revoked,
@@ -147,6 +148,7 @@ impl Aggregate for Invitation {
     type Event = InvitationEvent;
     type Error = InvitationError;
     const TYPE: AggregateType = AggregateType::Invitation;
+    const SHAPE: u16 = 1;
 
     fn apply(&mut self, event: &InvitationEvent) {
         match event {

@@ -24,10 +24,33 @@ use crate::{
 pub const MAX_COST: u32 = 10_000;
 
 /// The state of a kind. By default it does not exist yet.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(from = "Stored", into = "Stored")]
 pub struct Kind {
     version: u64,
     current: Option<Arc<ValidatedKind>>,
+}
+
+/// The state without what is compiled of it.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    version: u64,
+    /// The definition, its version, and whether it is retired.
+    current: Option<(KindDefinition, u64, bool)>,
+}
+
+impl From<Kind> for Stored {
+    fn from(Kind { version, current }: Kind) -> Self {
+        let current = current.map(|current| (current.definition.clone(), current.version, current.retired));
+        Self { version, current }
+    }
+}
+
+impl From<Stored> for Kind {
+    fn from(Stored { version, current }: Stored) -> Self {
+        let compiled = |(definition, version, retired)| Arc::new(ValidatedKind::new(definition, version, retired));
+        Self { version, current: current.map(compiled) }
+    }
 }
 
 impl Kind {
@@ -235,6 +258,7 @@ impl Aggregate for Kind {
     type Event = KindEvent;
     type Error = KindError;
     const TYPE: AggregateType = AggregateType::Kind;
+    const SHAPE: u16 = 1;
 
     fn apply(&mut self, event: &KindEvent) {
         self.version += 1;

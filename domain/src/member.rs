@@ -4,30 +4,64 @@ mod commands;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use orgstream_events::{
     AggregateType, Event, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, Role, UserId,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Aggregate, DecisionContext, FieldError, Place, Rejection, RejectionKind,
-    text::{Faults, fold_email, same_email},
+    text::{Faults, fold_email},
 };
 
 pub use commands::{AddMember, ChangeMemberRole, RemoveMember};
 
-/// The current members, and the former ones.
-#[derive(Debug, Clone, Default)]
+/// The current members, and the former ones. A member is shared by copies of the roster, which may have many.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(from = "Stored", into = "Stored")]
 pub struct Members {
-    current: BTreeMap<MemberId, Member>,
+    current: BTreeMap<MemberId, Arc<Member>>,
+    /// The current members by their login and by their address, for which nobody looks through all of them.
+    by_user: BTreeMap<UserId, MemberId>,
+    by_email: BTreeMap<Arc<str>, MemberId>,
+    owners: usize,
     /// The former members, by their login and by their address, with the position of the removal in the org's stream.
+    left: BTreeMap<UserId, u64>,
+    left_emails: BTreeMap<Arc<str>, u64>,
+}
+
+/// The roster without what follows from the members.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    current: Vec<(MemberId, UserId, String, Role)>,
     left: BTreeMap<UserId, u64>,
     left_emails: BTreeMap<String, u64>,
 }
 
+impl From<Members> for Stored {
+    fn from(Members { current, left, left_emails, .. }: Members) -> Self {
+        let fields = |(id, member): (MemberId, Arc<Member>)| (id, member.user_id, member.email.clone(), member.role);
+        let current = current.into_iter().map(fields).collect();
+        let left_emails = left_emails.into_iter().map(|(email, seq)| (email.to_string(), seq)).collect();
+        Self { current, left, left_emails }
+    }
+}
+
+impl From<Stored> for Members {
+    fn from(Stored { current, left, left_emails }: Stored) -> Self {
+        let left_emails = left_emails.into_iter().map(|(email, seq)| (email.into(), seq)).collect();
+        let mut members = Self { left, left_emails, ..Self::default() };
+        for (id, user_id, email, role) in current {
+            members.insert(id, Member { user_id, email, role });
+        }
+        members
+    }
+}
+
 /// One person inside one organization.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// The person's identity across organizations.
     pub user_id: UserId,
@@ -40,35 +74,36 @@ pub struct Member {
 impl Members {
     /// Returns the member of this id.
     pub fn get(&self, id: MemberId) -> Option<&Member> {
-        self.current.get(&id)
+        self.current.get(&id).map(|member| &**member)
     }
 
     /// Returns the membership of this person.
     pub fn of_user(&self, user: UserId) -> Option<(MemberId, &Member)> {
-        self.current.iter().find(|(_, member)| member.user_id == user).map(|(id, member)| (*id, member))
+        let id = *self.by_user.get(&user)?;
+        Some((id, self.get(id)?))
     }
 
     /// Iterates over all members, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = (MemberId, &Member)> {
-        self.current.iter().map(|(id, member)| (*id, member))
+        self.current.iter().map(|(id, member)| (*id, &**member))
     }
 
     /// Returns the member with this address, regardless of case.
     pub fn of_email(&self, email: &str) -> Option<MemberId> {
-        self.current.iter().find(|(_, member)| same_email(&member.email, email)).map(|(id, _)| *id)
+        self.by_email.get(fold_email(email).as_str()).copied()
     }
 
     /// Returns the position in the org's stream where this person was last removed, under any of their logins; 0 without a
     /// removal.
     fn left_at(&self, user: UserId, email: &str) -> u64 {
         let by_login = self.left.get(&user).copied();
-        let by_address = self.left_emails.get(&fold_email(email)).copied();
+        let by_address = self.left_emails.get(fold_email(email).as_str()).copied();
         by_login.max(by_address).unwrap_or_default()
     }
 
     /// Whether this person was removed, and not invited or added again since.
     fn has_left(&self, user: UserId, email: &str) -> bool {
-        self.left.contains_key(&user) || self.left_emails.contains_key(&fold_email(email))
+        self.left.contains_key(&user) || self.left_emails.contains_key(fold_email(email).as_str())
     }
 
     /// Whether a key's voucher is no longer a member: such a key brings back no removed person.
@@ -82,21 +117,37 @@ impl Members {
             MemberEvent::Added(event) => {
                 let member = Member { user_id: event.user_id, email: event.email.clone(), role: event.role };
                 self.left.remove(&member.user_id);
-                self.left_emails.remove(&fold_email(&member.email));
-                self.current.insert(event.member_id, member);
+                self.left_emails.remove(fold_email(&member.email).as_str());
+                self.take(event.member_id);
+                self.insert(event.member_id, member);
             }
             MemberEvent::RoleChanged(event) => {
-                if let Some(member) = self.current.get_mut(&event.member_id) {
-                    member.role = event.to;
+                if let Some(member) = self.take(event.member_id) {
+                    self.insert(event.member_id, Member { role: event.to, ..Arc::unwrap_or_clone(member) });
                 }
             }
             MemberEvent::Removed(event) => {
-                if let Some(member) = self.current.remove(&event.member_id) {
-                    self.left_emails.insert(fold_email(&member.email), seq);
+                if let Some(member) = self.take(event.member_id) {
+                    self.left_emails.insert(fold_email(&member.email).into(), seq);
                     self.left.insert(member.user_id, seq);
                 }
             }
         }
+    }
+
+    fn insert(&mut self, id: MemberId, member: Member) {
+        self.owners += usize::from(member.role == Role::Owner);
+        self.by_user.insert(member.user_id, id);
+        self.by_email.insert(fold_email(&member.email).into(), id);
+        self.current.insert(id, Arc::new(member));
+    }
+
+    fn take(&mut self, id: MemberId) -> Option<Arc<Member>> {
+        let member = self.current.remove(&id)?;
+        self.owners = self.owners.saturating_sub(usize::from(member.role == Role::Owner));
+        self.by_user.remove(&member.user_id);
+        self.by_email.remove(fold_email(&member.email).as_str());
+        Some(member)
     }
 
     /// Refuses a person who is a member already, and an address that another member has.
@@ -113,8 +164,7 @@ impl Members {
 
     /// Refuses to remove the rights of the last owner.
     fn not_the_last_owner(&self, member: &Member) -> Result<(), MemberError> {
-        let owners = self.current.values().filter(|member| member.role == Role::Owner).count();
-        if member.role == Role::Owner && owners == 1 { Err(MemberError::LastOwner) } else { Ok(()) }
+        if member.role == Role::Owner && self.owners == 1 { Err(MemberError::LastOwner) } else { Ok(()) }
     }
 }
 
@@ -196,6 +246,7 @@ impl Aggregate for Members {
     type Event = MemberEvent;
     type Error = MemberError;
     const TYPE: AggregateType = AggregateType::Member;
+    const SHAPE: u16 = 1;
 
     fn apply(&mut self, event: &MemberEvent) {
         self.fold(event, 0);

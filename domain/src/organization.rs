@@ -13,6 +13,7 @@ use orgstream_events::{
     OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, PlanName, Slug,
     TenantType,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Aggregate, DecisionContext, FieldError, Rejection, RejectionKind,
@@ -61,13 +62,13 @@ pub const RESERVED_SLUGS: [&str; 30] = [
 ];
 
 /// The state of an organization. By default it does not exist yet.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Organization {
     profile: Option<Profile>,
 }
 
 /// The state of an existing organization.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
     /// The display name.
     pub name: String,
@@ -173,6 +174,7 @@ impl Aggregate for Organization {
     type Event = OrganizationEvent;
     type Error = OrganizationError;
     const TYPE: AggregateType = AggregateType::Organization;
+    const SHAPE: u16 = 1;
 
     fn apply(&mut self, event: &OrganizationEvent) {
         if let OrganizationEvent::Created(event) = event {

@@ -19,7 +19,7 @@ use crate::{
 const MAX_NAME: usize = 4_096;
 
 /// The decisions about one pipeline of one org. None depends on an earlier one, so there is no state.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Parking;
 
 /// The decisions.
@@ -122,6 +122,7 @@ impl Aggregate for Parking {
     type Event = ParkingEvent;
     type Error = ParkingError;
     const TYPE: AggregateType = AggregateType::Parking;
+    const SHAPE: u16 = 1;
 
     fn apply(&mut self, event: &ParkingEvent) {
         match event {

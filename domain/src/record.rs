@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The state of a record. By default it does not exist yet.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Record {
     kind: Option<KindName>,
     archived: bool,
@@ -184,6 +184,7 @@ impl Aggregate for Record {
     type Event = RecordEvent;
     type Error = RecordError;
     const TYPE: AggregateType = AggregateType::Record;
+    const SHAPE: u16 = 1;
 
     fn apply(&mut self, event: &RecordEvent) {
         match event {

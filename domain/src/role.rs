@@ -20,13 +20,13 @@ use crate::{
 pub const MAX_ROLES: usize = 100;
 
 /// All custom roles of an organization.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct CustomRoles {
     roles: BTreeMap<RoleId, CustomRole>,
 }
 
 /// A custom role.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CustomRole {
     /// The display name.
     pub name: String,
@@ -176,6 +176,7 @@ impl Aggregate for CustomRoles {
     type Event = RoleEvent;
     type Error = RoleError;
     const TYPE: AggregateType = AggregateType::Role;
+    const SHAPE: u16 = 1;
 
     fn apply(&mut self, event: &RoleEvent) {
         match event {

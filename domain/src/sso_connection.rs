@@ -20,7 +20,7 @@ pub const MAX_CONNECTIONS: usize = 20;
 const MAX_AUDIENCE: usize = 255;
 
 /// All connections of an organization.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Connections {
     all: BTreeMap<ConnectionId, SsoConnectionAdded>,
     default: Option<ConnectionId>,
@@ -216,6 +216,7 @@ impl Aggregate for Connections {
     type Event = SsoConnectionEvent;
     type Error = ConnectionError;
     const TYPE: AggregateType = AggregateType::SsoConnection;
+    const SHAPE: u16 = 1;
 
     fn apply(&mut self, event: &SsoConnectionEvent) {
         match event {

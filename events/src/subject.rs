@@ -1,4 +1,4 @@
-//! Subjects, formatted and parsed in this one place: `ev.<shard>.<org>.<aggregate>.<id>`.
+//! Subjects, formatted and parsed in this one place: `ev.<shard>.<org>.<aggregate>.<id>`, and those of snapshots.
 
 use std::{fmt, str::FromStr};
 
@@ -136,6 +136,22 @@ impl FromStr for EventSubject {
             (Some(aggregate), Some(id), None) => Ok(Self { shard, org, aggregate: AggregateId::parse(aggregate, id)? }),
             _ => Err(SubjectError::new(subject, "not an event subject")),
         }
+    }
+}
+
+/// The subject of one part of an aggregate's snapshot: `snap.<shard>.<org>.<aggregate>.<id>.<part>`.
+#[derive(Debug, Clone, Copy)]
+pub struct SnapshotSubject<'a> {
+    /// The aggregate.
+    pub of: &'a EventSubject,
+    /// The part, from 0 on.
+    pub part: u16,
+}
+
+impl fmt::Display for SnapshotSubject<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let EventSubject { shard, org, aggregate } = self.of;
+        write!(f, "snap.{shard}.{org}.{aggregate}.{}", self.part)
     }
 }
 

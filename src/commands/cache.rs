@@ -2,17 +2,25 @@
 //!
 //! A cached aggregate may be stale; see `CommandHandler::execute` for why that is safe.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 
 use orgstream_domain::{
     Aggregate, Place, api_key::ApiKey, domain::Domain, invitation::Invitation, kind::Kind, member::Members,
     organization::Organization, parking::Parking, record::Record, role::CustomRoles, sso_connection::Connections,
 };
-use orgstream_events::{ActorType, AggregateId, CommandId, Event, Fingerprint};
+use orgstream_events::{ActorType, AggregateId, CommandId, Event, Fingerprint, OpenedCommit};
+use orgstream_stream::{SNAPSHOT_EVERY, StoredCommit};
 use quick_cache::sync::{EntryAction, EntryResult};
 use tokio::time::Instant;
 
+use super::command_index::CommandIndex;
 use crate::tenant_cache::{CacheView, OrgCache, Scoped};
+
+/// The part of its events by which the pauses between the snapshots of an aggregate grow.
+const GROWTH: u64 = 64;
 
 /// An aggregate as it was read from the stream.
 #[derive(Debug, Clone)]
@@ -22,9 +30,17 @@ pub(super) struct Loaded<A> {
     pub(super) version: u64,
     /// The stream sequence of the last commit; 0 when there is none.
     pub(super) seq: u64,
-    /// The commands with an idempotency key, and their answers.
-    pub(super) commands: HashMap<CommandId, PriorResult>,
-    pub(super) read_at: Instant,
+    /// The places of the commands with an idempotency key.
+    pub(super) commands: CommandIndex,
+    pub(super) notes: Notes,
+}
+
+/// What is noted of an aggregate without a change of it, so that nobody copies a long one for that.
+#[derive(Debug)]
+pub(super) struct Notes {
+    read_at: Mutex<Instant>,
+    /// The version up to which there is a snapshot, or somebody makes one.
+    kept: AtomicU64,
 }
 
 /// A command that was carried out.
@@ -38,9 +54,67 @@ pub(super) struct PriorResult {
     pub(super) by: (ActorType, String),
 }
 
+impl PriorResult {
+    /// Returns the answer of the command whose commit this is.
+    pub(super) fn of(stored: &StoredCommit) -> Self {
+        let StoredCommit { seq, commit: OpenedCommit { fingerprint, events, .. }, .. } = stored;
+        let actor = events.first().map(|first| &first.header.actor);
+        Self {
+            fingerprint: *fingerprint,
+            seq: *seq,
+            version: events.last().map_or(0, |last| last.header.aggregate.version),
+            events: events.iter().map(|opened| opened.event.wire().0.to_owned()).collect(),
+            by: actor.map_or((ActorType::System, String::new()), |actor| (actor.actor_type, actor.id.clone())),
+        }
+    }
+}
+
+impl Default for Notes {
+    fn default() -> Self {
+        Self { read_at: Mutex::new(Instant::now()), kept: AtomicU64::new(0) }
+    }
+}
+
+impl Clone for Notes {
+    fn clone(&self) -> Self {
+        Self { read_at: Mutex::new(self.read_at()), kept: AtomicU64::new(self.kept.load(Ordering::Relaxed)) }
+    }
+}
+
+impl Notes {
+    /// Returns the notes of an aggregate that was read from a snapshot of this version.
+    pub(super) fn of_snapshot(version: u64) -> Self {
+        Self { kept: AtomicU64::new(version), ..Self::default() }
+    }
+
+    /// Returns when the aggregate was read last.
+    pub(super) fn read_at(&self) -> Instant {
+        *self.read_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that it was read at this time.
+    pub(super) fn read(&self, at: Instant) {
+        let mut read_at = self.read_at.lock().unwrap_or_else(PoisonError::into_inner);
+        *read_at = at.max(*read_at);
+    }
+}
+
 impl<A: Default> Default for Loaded<A> {
     fn default() -> Self {
-        Self { state: A::default(), version: 0, seq: 0, commands: HashMap::new(), read_at: Instant::now() }
+        let (commands, notes) = (CommandIndex::default(), Notes::default());
+        Self { state: A::default(), version: 0, seq: 0, commands, notes }
+    }
+}
+
+impl<A> Loaded<A> {
+    /// Whether it is time for a snapshot. True for one caller, who makes it.
+    ///
+    /// The larger an aggregate may be, the more events are between two: what is written for an event stays the same.
+    pub(super) fn takes_snapshot(&self) -> bool {
+        let kept = self.notes.kept.load(Ordering::Relaxed);
+        let between = SNAPSHOT_EVERY.max(self.version / GROWTH);
+        self.version.saturating_sub(kept) >= between
+            && self.notes.kept.compare_exchange(kept, self.version, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 
@@ -65,7 +139,7 @@ impl<A: Aggregate> Loaded<A> {
         let by = (place.actor.actor_type, place.actor.id.clone());
         let earlier = PriorResult { fingerprint, seq: place.seq, version: self.version, events: names, by };
         if fingerprint.is_some() {
-            self.commands.insert(command, earlier.clone());
+            self.commands.insert(command, place.seq);
         }
         earlier
     }
@@ -73,38 +147,39 @@ impl<A: Aggregate> Loaded<A> {
 
 type AggregateCache<A> = OrgCache<AggregateId, Arc<Loaded<A>>>;
 
-/// Applies an appended commit to the cached aggregate `loaded`: in place, so that an aggregate with a long history is copied
-/// only while it is in use.
+/// Applies commits to the cached aggregate `loaded`: in place, so that an aggregate with a long history is copied only while
+/// it is in use. Returns it.
 pub(super) fn advance<A: Aggregate, T>(
     cache: &AggregateCache<A>,
     key: &Scoped<AggregateId>,
     loaded: Arc<Loaded<A>>,
     fold: impl FnOnce(&mut Loaded<A>) -> T,
-) -> Option<T> {
+) -> Option<(Arc<Loaded<A>>, T)> {
     let mut mine = Some((loaded, fold));
     let found = cache.entry(key, None, |_, held| {
         let Some((mut loaded, fold)) = mine.take() else { return EntryAction::Retain(None) };
         if Arc::ptr_eq(&loaded, held) {
             drop(loaded);
-            return EntryAction::Retain(Some(fold(Arc::make_mut(held))));
+            let outcome = fold(Arc::make_mut(held));
+            return EntryAction::Retain(Some((Arc::clone(held), outcome)));
         }
-        let earlier = fold(Arc::make_mut(&mut loaded));
+        let outcome = fold(Arc::make_mut(&mut loaded));
         // Another task may have read it again since, and found more events.
-        if held.seq < loaded.seq {
-            *held = loaded;
+        if (held.seq, held.notes.read_at()) < (loaded.seq, loaded.notes.read_at()) {
+            *held = Arc::clone(&loaded);
         }
-        EntryAction::Retain(Some(earlier))
+        EntryAction::Retain(Some((loaded, outcome)))
     });
     if let EntryResult::Retained(taken_in) = found {
         return taken_in;
     }
     let (mut loaded, fold) = mine?;
-    let earlier = fold(Arc::make_mut(&mut loaded));
+    let outcome = fold(Arc::make_mut(&mut loaded));
     if let EntryResult::Vacant(place) = found {
         // At capacity, another aggregate is evicted.
-        let _ = place.insert(loaded);
+        let _ = place.insert(Arc::clone(&loaded));
     }
-    Some(earlier)
+    Some((loaded, outcome))
 }
 
 /// An aggregate that is cached, which is every one that commands are decided by.

@@ -100,9 +100,11 @@ impl CommandHandler {
             Ok(_) | Err(AppendError::Conflict { .. }) => {
                 let loaded = self.load::<Organization>(&placement, &aggregate, Freshness::Leader).await?;
                 let founded = self.load::<Members>(&placement, &AggregateId::Member(org), Freshness::Leader).await?;
-                let mut accepted = attempt.earlier(org, &aggregate, &loaded)?.ok_or(CommandError::Contention)?;
+                let mut accepted =
+                    self.earlier(attempt, &placement, &aggregate, &loaded).await?.ok_or(CommandError::Contention)?;
                 // The same position as the first time.
-                let both = founded.commands.get(&attempt.command_id).map_or(0, |earlier| earlier.seq);
+                let founded = self.prior(&placement, &AggregateId::Member(org), &founded, attempt.command_id).await?;
+                let both = founded.map_or(0, |earlier| earlier.seq);
                 accepted.position.seq = accepted.position.seq.max(both);
                 Ok(accepted)
             }

@@ -6,7 +6,10 @@
 use std::{
     collections::BTreeSet,
     hash::{BuildHasher, RandomState},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -42,6 +45,7 @@ use super::{
     patience::Patience,
     personal::creation,
     request::{Accepted, Caller, CommandError, Request},
+    snapshots::{self, Snapshots},
 };
 use crate::{
     adapters::{
@@ -96,24 +100,6 @@ impl CommandContext<'_> {
         }
     }
 
-    /// Returns the answer of an earlier success of the same command, if the aggregate's history has one.
-    pub(super) fn earlier<A>(
-        &self,
-        org: OrgId,
-        aggregate: &AggregateId,
-        loaded: &Loaded<A>,
-    ) -> Result<Option<Accepted>, CommandError> {
-        match loaded.commands.get(&self.command_id) {
-            Some(earlier) if earlier.fingerprint != self.fingerprint => Err(CommandError::KeyReused),
-            // The same command of another sender is another command where the answer has a secret.
-            Some(earlier) if self.request.command.answers_a_secret() && earlier.by != self.by() => {
-                Err(CommandError::KeyReused)
-            }
-            Some(earlier) => Ok(Some(self.accepted(org, aggregate, earlier.clone(), true))),
-            None => Ok(None),
-        }
-    }
-
     /// Returns the sender of the command.
     pub(super) fn by(&self) -> (ActorType, String) {
         (self.caller.actor.actor_type, self.caller.actor.id.clone())
@@ -152,6 +138,9 @@ pub struct CommandHandler {
     pub(super) local_issuers: bool,
     pub(super) region: String,
     caches: Caches,
+    snapshots: Snapshots,
+    /// The messages that were read to load aggregates.
+    messages_read: AtomicU64,
     turns: Box<[Mutex<()>]>,
     last_turn: Mutex<()>,
     hasher: RandomState,
@@ -169,6 +158,8 @@ impl CommandHandler {
             local_issuers: false,
             region,
             caches: Caches::default(),
+            snapshots: Snapshots::default(),
+            messages_read: AtomicU64::new(0),
             turns,
             last_turn: Mutex::new(()),
             hasher: RandomState::new(),
@@ -178,6 +169,11 @@ impl CommandHandler {
     /// Returns the current cache contents.
     pub fn caches(&self) -> Vec<CacheView> {
         self.caches.views()
+    }
+
+    /// Returns how many messages this handler has read to load aggregates.
+    pub fn messages_read(&self) -> u64 {
+        self.messages_read.load(Ordering::Relaxed)
     }
 
     /// Permits organizations issuers of their own on this machine, for trials.
@@ -394,7 +390,7 @@ impl CommandHandler {
             }
         };
         loop {
-            match Self::decide(attempt, to, &loaded, command.clone()) {
+            match self.decide(attempt, to, &loaded, command.clone()).await {
                 Ok(Decided::Known(accepted)) => return Ok(accepted),
                 // An attempt of ours may have been stored before the conflict, so only the history can rule that out.
                 Ok(Decided::Events(_)) if last => return Err(CommandError::Contention),
@@ -428,17 +424,18 @@ impl CommandHandler {
         command: A::Command,
     ) -> Result<bool, CommandError> {
         let loaded = self.load::<A>(to.placement, &to.aggregate, Freshness::Leader).await?;
-        Ok(matches!(Self::decide(attempt, to, &loaded, command)?, Decided::Events(_)))
+        Ok(matches!(self.decide(attempt, to, &loaded, command).await?, Decided::Events(_)))
     }
 
-    fn decide<A: Cached>(
+    async fn decide<A: Cached>(
+        &self,
         attempt: &CommandContext<'_>,
         to: &Target<'_>,
         loaded: &Loaded<A>,
         command: A::Command,
     ) -> Result<Decided, CommandError> {
         let org = to.placement.org;
-        if let Some(accepted) = attempt.earlier(org, &to.aggregate, loaded)? {
+        if let Some(accepted) = self.earlier(attempt, to.placement, &to.aggregate, loaded).await? {
             return Ok(Decided::Known(accepted));
         }
         if let Some(expected) = attempt.request.expected_version
@@ -470,11 +467,48 @@ impl CommandHandler {
         }
         let key = Scoped::new(org, to.aggregate.clone());
         let place = Place { seq: appended.seq, actor: &attempt.caller.actor };
-        let earlier = advance(A::cache(&self.caches), &key, loaded, |loaded| {
+        let advanced = advance(A::cache(&self.caches), &key, loaded, |loaded| {
             loaded.fold(attempt.command_id, attempt.fingerprint, place, events.iter())
         });
-        let earlier = earlier.ok_or_else(|| CommandError::Internal(cause("a commit was not taken in")))?;
+        let (loaded, earlier) = advanced.ok_or_else(not_taken_in)?;
+        self.snapshots.keep(&self.log, to.placement, &to.aggregate, &loaded);
         Ok(Some(attempt.accepted(org, &to.aggregate, earlier, false)))
+    }
+
+    /// Returns the answer of an earlier success of the same command, if the aggregate's history has one.
+    pub(super) async fn earlier<A: Cached>(
+        &self,
+        attempt: &CommandContext<'_>,
+        placement: &Placement,
+        aggregate: &AggregateId,
+        loaded: &Loaded<A>,
+    ) -> Result<Option<Accepted>, CommandError> {
+        match self.prior(placement, aggregate, loaded, attempt.command_id).await? {
+            Some(earlier) if earlier.fingerprint != attempt.fingerprint => Err(CommandError::KeyReused),
+            // The same command of another sender is another command where the answer has a secret.
+            Some(earlier) if attempt.request.command.answers_a_secret() && earlier.by != attempt.by() => {
+                Err(CommandError::KeyReused)
+            }
+            Some(earlier) => Ok(Some(attempt.accepted(placement.org, aggregate, earlier, true))),
+            None => Ok(None),
+        }
+    }
+
+    /// Returns what the command led to, if the aggregate's history has it: as its commit says.
+    pub(super) async fn prior<A: Cached>(
+        &self,
+        placement: &Placement,
+        aggregate: &AggregateId,
+        loaded: &Loaded<A>,
+        command: CommandId,
+    ) -> Result<Option<PriorResult>, CommandError> {
+        for seq in loaded.commands.find(command) {
+            let stored = self.log.commit_at(placement, aggregate, seq).await?;
+            if stored.commit.command_id == command {
+                return Ok(Some(PriorResult::of(&stored)));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns the organization's profile, as it was at most `LOOK` ago; none when it was never created.
@@ -528,7 +562,7 @@ impl CommandHandler {
         aggregate: &AggregateId,
     ) -> Result<Arc<Loaded<A>>, CommandError> {
         match A::cache(&self.caches).get(&Scoped::new(placement.org, aggregate.clone())) {
-            Some(loaded) if loaded.read_at.elapsed() < LOOK => Ok(loaded),
+            Some(loaded) if loaded.notes.read_at().elapsed() < LOOK => Ok(loaded),
             _ => self.load::<A>(placement, aggregate, Freshness::Leader).await,
         }
     }
@@ -543,22 +577,42 @@ impl CommandHandler {
         let key = Scoped::new(placement.org, aggregate.clone());
         let cache = A::cache(&self.caches);
         loop {
-            let mut loaded = cache.get(&key).map(|loaded| Loaded::clone(&loaded)).unwrap_or_default();
-            loaded.read_at = Instant::now();
-            let history = self.log.load(placement, aggregate, loaded.seq, freshness).await?;
-            for stored in history.commits {
-                let commit = stored.commit;
-                // All events of a commit are one command's.
-                let Some(first) = commit.events.first() else { continue };
-                let place = Place { seq: stored.seq, actor: &first.header.actor };
-                let events = commit.events.iter().map(|opened| &opened.event);
-                loaded.fold(commit.command_id, commit.fingerprint, place, events);
+            let known = cache.get(&key);
+            let mut is_known = known.is_some();
+            let mut loaded = known.unwrap_or_default();
+            let read_at = Instant::now();
+            let mut history = match loaded.seq {
+                0 => self.log.load_new(placement, aggregate, snapshots::shape::<A>(), freshness).await?,
+                after => self.log.load(placement, aggregate, after, freshness).await?,
+            };
+            if let Some(snapshot) = history.snapshot.take() {
+                match snapshots::read(&snapshot) {
+                    Some(read) => (loaded, is_known) = (Arc::new(read), false),
+                    None => history = self.log.load(placement, aggregate, 0, freshness).await?,
+                }
             }
-            loaded.seq = history.last;
-            let loaded = Arc::new(loaded);
+            self.messages_read.fetch_add(history.read, Ordering::Relaxed);
+            counter!("orgstream_load_messages_total").increment(history.read);
+            if is_known && history.ended && history.last == loaded.seq {
+                loaded.notes.read(read_at);
+                return Ok(loaded);
+            }
             // Each part is cached, so that a retry after a timeout continues from there.
-            cache.insert(key.clone(), Arc::clone(&loaded));
+            let advanced = advance(cache, &key, loaded, |loaded| {
+                for stored in history.commits {
+                    let commit = stored.commit;
+                    // All events of a commit are one command's.
+                    let Some(first) = commit.events.first() else { continue };
+                    let place = Place { seq: stored.seq, actor: &first.header.actor };
+                    let events = commit.events.iter().map(|opened| &opened.event);
+                    loaded.fold(commit.command_id, commit.fingerprint, place, events);
+                }
+                loaded.seq = history.last;
+                loaded.notes.read(read_at);
+            });
+            let (loaded, ()) = advanced.ok_or_else(not_taken_in)?;
             if history.ended {
+                self.snapshots.keep(&self.log, placement, aggregate, &loaded);
                 return Ok(loaded);
             }
         }
@@ -581,6 +635,10 @@ impl CommandHandler {
             drafts.into_iter().map(|(draft, seq)| Ok((draft.seal(salt)?, seq))).collect();
         self.log.append_together(placement, &sealed?, attempt.caller.trace.as_deref()).await
     }
+}
+
+fn not_taken_in() -> CommandError {
+    CommandError::Internal(cause("a commit was not taken in"))
 }
 
 /// The log reports the command as stored, and the history lacks it: the effect is unknown to this process.

@@ -87,8 +87,9 @@ impl CommandHandler {
         loop {
             let invitation = self.load::<Invitation>(placement, aggregate, Freshness::Leader).await?;
             let members = self.load::<Members>(placement, &roster, Freshness::Leader).await?;
-            if let Some(mut accepted) = attempt.earlier(org, aggregate, &invitation)? {
-                let both = members.commands.get(&attempt.command_id).map_or(0, |earlier| earlier.seq);
+            if let Some(mut accepted) = self.earlier(attempt, placement, aggregate, &invitation).await? {
+                let joined = self.prior(placement, &roster, &members, attempt.command_id).await?;
+                let both = joined.map_or(0, |earlier| earlier.seq);
                 accepted.position.seq = accepted.position.seq.max(both);
                 return Ok(accepted);
             }
@@ -188,7 +189,7 @@ impl CommandHandler {
         let add = ConnectionCommand::Add { command, local: self.local_issuers };
         let mut claims = Vec::new();
         let connections = self.load::<Connections>(to.placement, &to.aggregate, Freshness::Leader).await?;
-        if attempt.earlier(org, &to.aggregate, &connections)?.is_none() {
+        if self.earlier(attempt, to.placement, &to.aggregate, &connections).await?.is_none() {
             connections.state.decide(add.clone(), &attempt.decision_context(org)).map_err(Rejection::from)?;
             let detail = "another organization signs people in by this issuer for this audience: register an audience of \
                           your own at the issuer, and give that";

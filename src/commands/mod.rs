@@ -5,6 +5,7 @@
 
 mod cache;
 mod claiming;
+mod command_index;
 mod founding;
 mod grants;
 pub mod handler;
@@ -15,3 +16,4 @@ pub mod personal;
 mod references;
 pub mod request;
 mod secrets;
+pub mod snapshots;

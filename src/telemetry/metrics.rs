@@ -278,6 +278,22 @@ pub const FIGURES: &[Figure] = &[
     ),
     figure(
         Counter,
+        Api,
+        "orgstream_load_messages_total",
+        "messages",
+        &[],
+        "Messages read to load aggregates that were not in memory, or not as new. Much more than commands: long histories without snapshots.",
+    ),
+    figure(
+        Counter,
+        Api,
+        "orgstream_snapshots_total",
+        "snapshots",
+        &[("outcome", Known(&["kept", "impossible", "failed"]))],
+        "Snapshots of aggregates with long histories. A failed one costs time at the next load: may the process write on snap.> at NATS?",
+    ),
+    figure(
+        Counter,
         Both,
         "orgstream_forged_messages_total",
         "messages",

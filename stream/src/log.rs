@@ -102,6 +102,7 @@ pub(crate) struct Inner {
     pub(crate) jetstream: jetstream::Context,
     pub(crate) streams: Vec<Stream<()>>,
     pub(crate) system: Stream<()>,
+    pub(crate) snapshots: Stream<()>,
     pub(crate) publisher: Publisher,
     /// One per shard when appends share batches; none otherwise.
     pub(crate) queues: Vec<PublishBatcher>,
@@ -177,6 +178,7 @@ impl Log {
             streams.push(streams::handle(&jetstream, &streams::name(shard)).await?);
         }
         let system = streams::handle(&jetstream, streams::SYSTEM).await?;
+        let snapshots = streams::handle(&jetstream, streams::SNAPSHOTS).await?;
         let publisher = Publisher::new(client.clone(), losses.clone());
         let queues = match options.sync {
             SyncMode::Durable => streams.iter().map(|_| PublishBatcher::start(publisher.clone())).collect(),
@@ -191,6 +193,7 @@ impl Log {
             jetstream,
             streams,
             system,
+            snapshots,
             publisher,
             queues,
             shares,

@@ -11,7 +11,7 @@ use async_nats::{
     jetstream::{self, message::StreamMessage},
 };
 use futures_util::{Stream, StreamExt, stream};
-use orgstream_events::{AggregateId, Chain, CodecError, EventSubject, OrgId, Shard, cause};
+use orgstream_events::{AggregateId, Chain, CodecError, EventSubject, Fingerprint, OrgId, Shard, cause};
 use serde::Serialize;
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     api::{backoff, get_on_any, get_on_leader, last_on_any, last_on_leader, next_on_leader, unavailable},
     log::Connection,
     message::forged,
+    snapshot::{Found, Snapshot, is_short},
     streams,
     system::unreadable,
 };
@@ -57,6 +58,8 @@ pub struct ReadLimit {
 /// A part of an aggregate's history.
 #[derive(Debug, Clone, Default)]
 pub struct History {
+    /// What the commits follow on, in place of those before them.
+    pub snapshot: Option<Snapshot>,
     /// Oldest first.
     pub commits: Vec<StoredCommit>,
     /// The last sequence that this part reaches on the aggregate's subject: the place to continue from, and at the end
@@ -64,6 +67,8 @@ pub struct History {
     pub last: u64,
     /// Whether nothing came after it when it was read.
     pub ended: bool,
+    /// The messages that were read for it, those of a snapshot included.
+    pub read: u64,
 }
 
 /// The result of one read.
@@ -118,12 +123,67 @@ impl Log {
             return Err(StreamError::Behind { shard, last: newest_seq, expected: after });
         }
         let Some(newest) = newest.filter(|message| message.sequence > after) else {
-            return Ok(History { commits: Vec::new(), last: after, ended: true });
+            return Ok(History { last: after, ended: true, ..History::default() });
         };
-        match self.walk_back(stream, stored(shard, newest), after).await? {
-            Some(commits) => Ok(History { commits, last: newest_seq, ended: true }),
-            None => self.read_forward(shard, &subject, after, newest_seq).await,
+        self.read_since(placement, stored(shard, newest), after).await
+    }
+
+    /// Returns the aggregate's history from its beginning, or from its snapshot of this shape: the first part.
+    #[tracing::instrument(level = "debug", skip_all, fields(org.id = %placement.org, shard = %placement.shard))]
+    pub async fn load_new(
+        &self,
+        placement: &Placement,
+        aggregate: &AggregateId,
+        shape: u32,
+        freshness: Freshness,
+    ) -> Result<History, StreamError> {
+        let Placement { org, shard, .. } = *placement;
+        let stream = self.stream_of(shard)?;
+        let of = EventSubject { shard, org, aggregate: aggregate.clone() };
+        let newest = match freshness {
+            Freshness::Leader => last_on_leader(stream, &of.to_string()).await?,
+            Freshness::Any => last_on_any(stream, &of.to_string()).await?,
+        };
+        let Some(newest) = newest else { return Ok(History { ended: true, ..History::default() }) };
+        let newest = stored(shard, newest);
+        if !is_short(&newest, self.keys())
+            && let Some(found) = self.find_snapshot(&of, shape).await
+            && let Some(history) = self.read_on(found, &newest).await?
+        {
+            return Ok(history);
         }
+        self.read_since(placement, newest, 0).await
+    }
+
+    /// Returns the commits after `after`, of which `newest` is the last; of many the first part.
+    async fn read_since(&self, placement: &Placement, newest: Message, after: u64) -> Result<History, StreamError> {
+        let (shard, subject, last) = (placement.shard, newest.subject.clone(), newest.seq);
+        match self.walk_back(self.stream_of(shard)?, newest, after).await? {
+            Some(commits) => {
+                let read = commits.len() as u64;
+                Ok(History { snapshot: None, commits, last, ended: true, read })
+            }
+            None => self.read_forward(shard, &subject, after, last).await,
+        }
+    }
+
+    /// Returns the history that follows on a snapshot; none if the snapshot is of another history.
+    async fn read_on(&self, found: Found, newest: &Message) -> Result<Option<History>, StreamError> {
+        let Found { snapshot, message, parts } = found;
+        let at = snapshot.seq;
+        let is_covered = |last: &Message| last.seq == at && Fingerprint::of(&[&last.payload]) == message;
+        if at >= newest.seq {
+            let history = History { last: at, ended: true, read: parts + 1, ..History::default() };
+            return Ok(is_covered(newest).then_some(History { snapshot: Some(snapshot), ..history }));
+        }
+        let mut chunk = self.batch_get(newest.shard, &newest.subject, at, REPLAY_CHUNK).await?;
+        if !chunk.messages.first().is_some_and(is_covered) {
+            return Ok(None);
+        }
+        chunk.messages.remove(0);
+        let history = self.in_order(&newest.subject, chunk, at, newest.seq)?;
+        let read = history.read + parts + 2;
+        Ok(Some(History { snapshot: Some(snapshot), read, ..history }))
     }
 
     /// Returns the end of the aggregate's history: the last sequence on its subject, by any writer; 0 when nothing is
@@ -151,7 +211,8 @@ impl Log {
         let Placement { org, shard, .. } = *placement;
         let subject = EventSubject { shard, org, aggregate: aggregate.clone() }.to_string();
         let chunk = self.batch_get(shard, &subject, after + 1, REPLAY_CHUNK).await?;
-        let mut history = History { commits: Vec::new(), last: after, ended: chunk.ended };
+        let read = chunk.messages.len() as u64;
+        let mut history = History { last: after, ended: chunk.ended, read, ..History::default() };
         for message in chunk.messages {
             match message.content(self.keys()) {
                 Ok(content) => {
@@ -208,7 +269,13 @@ impl Log {
     /// Returns the commits after `after`, as many as one read returns; `newest` is the last sequence on the subject.
     async fn read_forward(&self, shard: Shard, subject: &str, after: u64, newest: u64) -> Result<History, StreamError> {
         let chunk = self.batch_get(shard, subject, after + 1, REPLAY_CHUNK).await?;
-        let mut history = History { commits: Vec::new(), last: after, ended: false };
+        self.in_order(subject, chunk, after, newest)
+    }
+
+    /// Returns the commits of a read after `after`, each of which follows on the one before.
+    fn in_order(&self, subject: &str, chunk: Chunk, after: u64, newest: u64) -> Result<History, StreamError> {
+        let read = chunk.messages.len() as u64;
+        let mut history = History { last: after, read, ..History::default() };
         for message in chunk.messages {
             match message.content(self.keys()) {
                 Ok(content) => {
@@ -379,7 +446,7 @@ impl Reader {
     }
 }
 
-fn stored(shard: Shard, message: StreamMessage) -> Message {
+pub(crate) fn stored(shard: Shard, message: StreamMessage) -> Message {
     Message::new(shard, message.sequence, message.subject.into_string(), Some(&message.headers), message.payload)
 }
 

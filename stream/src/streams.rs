@@ -1,4 +1,5 @@
-//! The streams behind the shards: created so that they cannot lose history, and never changed without the operator.
+//! The streams behind the shards: created so that they cannot lose history, and never changed without the operator. The
+//! snapshots are in a stream that may lose everything.
 
 use async_nats::jetstream::{
     self,
@@ -11,6 +12,8 @@ use crate::{Finding, Log, StreamError, api::code, api::unavailable};
 
 /// The stream of claims and placements.
 pub(crate) const SYSTEM: &str = "SYS";
+/// The stream of snapshots: no history, so that a newer one replaces an older one, and any may be removed.
+pub(crate) const SNAPSHOTS: &str = "SNAP";
 /// A worker has one consumer per shard, and one for each of a few orgs that it catches up with; after a takeover the
 /// old ones remain for half a minute. nats-server 2.15 would silently allow 1,000, far beyond what one stream can
 /// serve.
@@ -130,7 +133,19 @@ impl Log {
     fn configs(&self) -> impl Iterator<Item = Config> {
         let of_shard = |shard| (name(shard), EventSubject::all_in_shard(shard));
         let system = (SYSTEM.to_owned(), "sys.>".to_owned());
-        self.shards().map(of_shard).chain([system]).map(|(name, subject)| Config {
+        let histories = self.shards().map(of_shard).chain([system]).map(|(name, subject)| self.history(name, subject));
+        histories.chain([Config {
+            discard: DiscardPolicy::Old,
+            deny_delete: false,
+            deny_purge: false,
+            max_messages_per_subject: 1,
+            ..self.history(SNAPSHOTS.to_owned(), "snap.>".to_owned())
+        }])
+    }
+
+    /// Returns the configuration of a stream that keeps every message.
+    fn history(&self, name: String, subject: String) -> Config {
+        Config {
             name,
             subjects: vec![subject],
             storage: StorageType::File,
@@ -149,7 +164,7 @@ impl Log {
             allow_direct: true,
             allow_atomic_publish: true,
             ..Config::default()
-        })
+        }
     }
 }
 

@@ -94,7 +94,7 @@ impl Attacker {
 /// JetStream's state of each stream, which no attack may change.
 async fn streams(administrator: &Client) -> Vec<Value> {
     let mut all = Vec::new();
-    for name in (0..SHARDS).map(|shard| format!("EV_{shard}")).chain(["SYS".to_owned()]) {
+    for name in (0..SHARDS).map(|shard| format!("EV_{shard}")).chain(["SYS".to_owned(), "SNAP".to_owned()]) {
         let answer = administrator.request(format!("$JS.API.STREAM.INFO.{name}"), "".into()).await.unwrap();
         let info: Value = serde_json::from_slice(&answer.payload).unwrap();
         assert!(info["error"].is_null(), "{name}: {info}");
@@ -144,6 +144,7 @@ async fn a_producer_reaches_its_own_organization_only(url: &str, access: &Access
         format!("ev.0.{other}.roster.{other}"),
         "sys.claim.slug.taken".to_owned(),
         format!("sys.placement.{other}"),
+        format!("snap.0.{mine}.member.{mine}.0"),
         format!("cmd.{other}"),
         "cmd.theirs".to_owned(),
         "cmd.mine.more".to_owned(),
@@ -164,6 +165,7 @@ async fn a_producer_reaches_its_own_organization_only(url: &str, access: &Access
     for subject in [
         ">",
         "ev.>",
+        "snap.>",
         "sys.>",
         "cmd.>",
         "cmd.mine",
@@ -192,8 +194,14 @@ async fn a_producer_reaches_its_own_organization_only(url: &str, access: &Access
 
 async fn a_worker_reads_and_does_nothing_else(url: &str, access: &AccessFiles) {
     let mut work = Attacker::of("work", url, &access.work()).await;
-    for subject in ["ev.0.org.record.x", "ev.1.org.record.x", "sys.claim.slug.taken", "cmd.mine", "orgstream.api.here"]
-    {
+    for subject in [
+        "ev.0.org.record.x",
+        "ev.1.org.record.x",
+        "snap.0.org.record.x.0",
+        "sys.claim.slug.taken",
+        "cmd.mine",
+        "orgstream.api.here",
+    ] {
         work.cannot_publish(subject, b"forged").await;
     }
     for subject in DESTRUCTION {
@@ -234,6 +242,10 @@ async fn an_api_process_writes_and_does_not_destroy(url: &str, access: &AccessFi
         serve.cannot_publish(&subject.replace("$JS", "LOG"), b"").await;
     }
     serve.cannot_publish("LOG.API.CONSUMER.CREATE.EV_0.x", b"{}").await;
+    // A snapshot is replaced by another one, and taken away by the administrator only.
+    for verb in ["PURGE", "DELETE", "MSG.DELETE"] {
+        serve.cannot_publish(&format!("LOG.API.STREAM.{verb}.SNAP"), b"").await;
+    }
     for subject in [">", "_INBOX_work.>", "_INBOX_GBxCK2BwmHM4.>", "_INBOX.>", "_R_.>", "$JS.>", "$SYS.>"] {
         serve.cannot_subscribe(subject).await;
     }

@@ -34,6 +34,7 @@ mod keys;
 mod kinds;
 mod late_answers;
 mod limits;
+mod long_history;
 mod lost_ack;
 mod lost_history;
 mod many_tails;
