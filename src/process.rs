@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
 use orgstream_domain::{ChangeKind, Command, RegisterKind, Scopes, credentials::key::Pepper};
-use orgstream_events::{Actor, ActorType, Chain, Fingerprint, PLATFORM_ORG, Role};
+use orgstream_events::{Actor, ActorType, AggregateId, Chain, Fingerprint, PLATFORM_ORG, Role};
 use orgstream_projections::Database;
 use orgstream_stream::broker::Producers;
 use orgstream_stream::{Credentials, Finding, Log, StreamName, SyncMode, Tip};
@@ -105,7 +105,10 @@ async fn reach_log(nats: &NatsArgs, db: &Database) -> anyhow::Result<(Log, Vec<F
         let lost = lost_data(&log, db).await?;
         let findings = preflight_log(&log, nats).await?;
         // A missing stream may be about to be created; a missing one that had something was lost.
-        let missing = log.missing_streams().await.context("the streams could not be looked at")?;
+        let mut missing = log.missing_streams().await.context("the streams could not be looked at")?;
+        if missing.pop_if(|name| Log::is_dispensable(name)).is_some() {
+            tracing::warn!("there is no stream of snapshots, so long histories are read whole: make it with `orgstream nats streams`");
+        }
         if lost.is_empty() && findings.is_empty() && !missing.is_empty() {
             bail!(
                 "there is no stream {}: make the streams with `orgstream nats streams` and the administrator's credentials",
@@ -227,6 +230,11 @@ async fn renew_default_kind(handler: &CommandHandler, caller: &Caller, kind: Reg
     let RegisterKind { kind, title, schema, visibility, cost } = kind;
     let Some(known) = handler.kind(&kind).await? else { return Ok(()) };
     if known.retired || !is_earlier_default(&kind, &known.definition)? {
+        return Ok(());
+    }
+    // An operator may have gone back to it.
+    let by = handler.last_actor(&AggregateId::Kind(kind.clone())).await?;
+    if by.is_some_and(|by| by.actor_type != ActorType::System) {
         return Ok(());
     }
     let name = kind.clone();

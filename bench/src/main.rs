@@ -69,7 +69,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Benchmark::Append(args) => append::run(args).await,
         Benchmark::Audit(args) => audit::run(args).await,
         Benchmark::Fairness(args) => fairness::run(*args).await,
-        Benchmark::History(args) => history::run(args).await,
+        Benchmark::History(args) => Box::pin(history::run(args)).await,
         Benchmark::Project(args) => project::run(args).await,
     }
 }

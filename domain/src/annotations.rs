@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use orgstream_events::{KindName, RecordId};
+use orgstream_events::{KindName, RecordId, is_listed_name};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -21,8 +21,6 @@ pub const MAX_LISTED_TEXT: u64 = 256;
 pub const MAX_REFERENCES: usize = 16;
 /// The maximum number of records that one record refers to.
 pub const MAX_REFERRED: usize = 64;
-/// The maximum length of a field's name that is part of a query, in characters.
-const MAX_NAME: usize = 63;
 /// The names by which listings are sorted whatever the kind.
 const SORTED_BY_ALL: [&str; 2] = ["created", "updated"];
 /// Formats whose texts are short.
@@ -320,15 +318,14 @@ impl Reader {
             self.faults.add(pointer, "place", "must stand on a property of the record itself, and not further inside");
             return None;
         };
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
         if pointer.ends_with("/x-sort") && SORTED_BY_ALL.contains(&name.as_str()) {
             let detail =
                 "must stand on a property with another name: `sort` takes created and updated as times of the record";
             self.faults.add(pointer, "name", detail);
             return None;
         }
-        if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(is_plain) {
-            let detail = format!("must stand on a property whose name has 1 to {MAX_NAME} of A-Z, a-z, 0-9, _ and -");
+        if !is_listed_name(name) {
+            let detail = "must stand on a property whose name has 1 to 63 of A-Z, a-z, 0-9, _ and -";
             self.faults.add(pointer, "name", detail);
             return None;
         }

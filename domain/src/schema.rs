@@ -52,7 +52,7 @@ impl ValidatedKind {
     }
 
     /// Validates `data`: returns at most [`MAX_REPORTED`] faults, each with a pointer that begins with `/data`.
-    pub(super) fn check(&self, data: &Value) -> Result<(), Vec<FieldError>> {
+    pub fn check(&self, data: &Value) -> Result<(), Vec<FieldError>> {
         let validator = self.validator.as_ref().map_err(Clone::clone)?;
         let mut faults = Faults::default();
         storable(data, &mut "/data".to_owned(), MAX_DATA_DEPTH, &mut faults);

@@ -67,7 +67,9 @@ pub use organization::{
 pub use parking::{MessageParked, MessageSettled, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Settlement};
 pub use pipeline::{PerPipeline, Pipeline};
 pub use position::Position;
-pub use record::{MAX_LISTED_FIELDS, RecordArchived, RecordCreated, RecordEvent, RecordReference, RecordUpdated};
+pub use record::{
+    MAX_LISTED_FIELDS, RecordArchived, RecordCreated, RecordEvent, RecordReference, RecordUpdated, is_listed_name,
+};
 pub use role::{Role, RoleChanged, RoleDefined, RoleEvent, RoleRemoved};
 pub use signed::{CommitKeys, CommitKeysError};
 pub use snapshot::SnapshotPart;

@@ -8,6 +8,15 @@ use crate::{KindName, RecordId, codec::event_enum, json};
 /// The number of fields of a record, the first by name, by whose values records are listed.
 pub const MAX_LISTED_FIELDS: usize = 128;
 
+/// The maximum length of the name of a field by which records are listed, in bytes.
+const MAX_LISTED_NAME: usize = 63;
+
+/// Whether records can be listed by a field of this name: it must fit into a query.
+pub fn is_listed_name(name: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    !name.is_empty() && name.len() <= MAX_LISTED_NAME && name.chars().all(is_plain)
+}
+
 event_enum! {
     /// The events of a record.
     RecordEvent about aggregate {

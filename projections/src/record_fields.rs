@@ -4,7 +4,7 @@
 //! Every such field has a row, whether its kind declares it or not: a row is a function of the organization's own events, and
 //! a field that is declared later lists the records that were written before.
 
-use orgstream_events::{KindName, MAX_LISTED_FIELDS, RecordId};
+use orgstream_events::{KindName, MAX_LISTED_FIELDS, RecordId, is_listed_name};
 use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -70,6 +70,8 @@ fn rows<'a>(content: &Content<'a>) -> Vec<Row<'a>> {
     let Value::Object(fields) = data else { return Vec::new() };
     fields
         .iter()
+        // A name that no kind can declare is in no index: its owner chooses how long it is.
+        .filter(|(field, _)| is_listed_name(field))
         .take(MAX_LISTED_FIELDS)
         .filter_map(|(field, value)| {
             let SortKey(value) = SortKey::of(value)?;

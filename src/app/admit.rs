@@ -1,6 +1,8 @@
 //! Admission at the API boundary: from a credential to a principal, and from a principal to an organization, with what each
 //! refusal leaves in the access log. HTTP, NATS and the webhooks of providers share it.
 
+use orgstream_events::Chain;
+
 use super::{
     access_log::{AccessLog, DeniedRequest},
     problem::Problem,
@@ -35,8 +37,8 @@ impl Admit<'_> {
     pub fn provider(self, trusted: &LeakReporters, signed: &Signed<'_>) -> Result<(), Problem> {
         trusted.verify(signed.key, signed.signature, signed.body).map_err(|error| {
             let from = self.origin.context.ip.as_deref().unwrap_or_default();
-            tracing::warn!(from, %error, "a webhook is not signed by a trusted provider");
-            Problem::new(403, "bad_signature", "Not signed by a trusted party", error.to_string())
+            tracing::warn!(from, error = %Chain(&error), "a webhook is not signed by a trusted provider");
+            Problem::new(403, "bad_signature", "Not signed by a trusted party", Chain(&error).to_string())
         })
     }
 

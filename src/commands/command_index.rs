@@ -10,10 +10,10 @@ use orgstream_events::CommandId;
 /// The commands that are not sorted yet, which are searched one by one.
 const UNSORTED: usize = 64;
 /// The bytes of an entry in a snapshot.
-const ENTRY: usize = 12;
+const ENTRY: usize = 16;
 
 /// A part of a command's id, and the sequence of its commit.
-type Entry = (u32, u64);
+type Entry = (u64, u64);
 
 /// The index. A copy shares what is sorted.
 #[derive(Debug, Clone, Default)]
@@ -58,8 +58,8 @@ impl CommandIndex {
             return None;
         }
         let entry = |bytes: &[u8]| {
-            let (part, seq) = bytes.split_first_chunk::<4>()?;
-            Some((u32::from_be_bytes(*part), u64::from_be_bytes(seq.try_into().ok()?)))
+            let (part, seq) = bytes.split_first_chunk::<8>()?;
+            Some((u64::from_be_bytes(*part), u64::from_be_bytes(seq.try_into().ok()?)))
         };
         let mut index = Self::default();
         index.sort_in(bytes.chunks(ENTRY).map(entry).collect::<Option<_>>()?);
@@ -78,10 +78,9 @@ impl CommandIndex {
     }
 }
 
-/// The last bytes of an id are those of its hash.
-fn part_of(command: CommandId) -> u32 {
-    let [.., a, b, c, d] = command.uuid().into_bytes();
-    u32::from_be_bytes([a, b, c, d])
+/// The last bytes of an id are those of its hash. Another id with the same ones costs its finder 2^64 hashes.
+fn part_of(command: CommandId) -> u64 {
+    command.uuid().as_u64_pair().1
 }
 
 #[cfg(test)]

@@ -31,8 +31,8 @@ use orgstream_domain::{
     sso_connection::{ConnectionCommand, Connections},
 };
 use orgstream_events::{
-    ActorType, AggregateId, CommandId, CommitDraft, Event, Fingerprint, KindName, OrgId, PLATFORM_ORG, Position, Salt,
-    TenantType, Timestamp, cause,
+    Actor, ActorType, AggregateId, CommandId, CommitDraft, Event, Fingerprint, KindName, OrgId, PLATFORM_ORG, Position,
+    Salt, TenantType, Timestamp, cause,
 };
 use orgstream_stream::{AppendError, Appended, Freshness, Log, Placement};
 use tokio::{
@@ -339,12 +339,21 @@ impl CommandHandler {
             Command::RestoreKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Restore(command)).await,
             Command::CreateRecord(command) => {
                 let kind = self.kind(&command.kind).await?;
-                let references = self.references(&placement, kind.as_deref(), &command.data).await?;
+                // A record that is there already is not created again, so that a repeated command costs no lookups.
+                let is_there = Record::cache(&self.caches).get(&Scoped::new(org, to.aggregate.clone())).is_some();
+                let references = match &kind {
+                    Some(kind) if !is_there => self.references(&placement, Some(kind), &command.data).await?,
+                    _ => Ok(Vec::new()),
+                };
                 self.execute::<Record>(&attempt, &to, RecordCommand::Create { command, kind, references }).await
             }
             Command::UpdateRecord(command) => {
                 // The record determines its kind; a missing record is refused by its own rules.
-                let kind = match self.look::<Record>(&placement, &to.aggregate).await?.state.kind() {
+                let known = self.look::<Record>(&placement, &to.aggregate).await?;
+                if let Some(accepted) = self.earlier(&attempt, &placement, &to.aggregate, &known).await? {
+                    return Ok(accepted);
+                }
+                let kind = match known.state.kind() {
                     Some(name) => self.kind(name).await?,
                     None => None,
                 };
@@ -555,6 +564,21 @@ impl CommandHandler {
         Ok(loaded.state.validated())
     }
 
+    /// Returns who changed an aggregate of the platform last; none if there is no such aggregate.
+    pub async fn last_actor(&self, aggregate: &AggregateId) -> Result<Option<Actor>, CommandError> {
+        let placement = self.placement(PLATFORM_ORG).await?;
+        let (mut by, mut after) = (None, 0);
+        loop {
+            let history = self.log.load(&placement, aggregate, after, Freshness::Leader).await?;
+            let last = history.commits.last().and_then(|stored| stored.commit.events.last());
+            by = last.map(|opened| opened.header.actor.clone()).or(by);
+            if history.ended {
+                return Ok(by);
+            }
+            after = history.last;
+        }
+    }
+
     /// Returns the aggregate as it was at most `LOOK` ago, for a command that only reads it.
     pub(super) async fn look<A: Cached>(
         &self,
@@ -590,6 +614,10 @@ impl CommandHandler {
                     Some(read) => (loaded, is_known) = (Arc::new(read), false),
                     None => history = self.log.load(placement, aggregate, 0, freshness).await?,
                 }
+            }
+            if history.ended && history.last == 0 && !is_known {
+                // What is not there takes no place of what is.
+                return Ok(Arc::default());
             }
             self.messages_read.fetch_add(history.read, Ordering::Relaxed);
             counter!("orgstream_load_messages_total").increment(history.read);

@@ -7,7 +7,7 @@ use orgstream_domain::{
     record::{Record, References, UnusableReferences},
     schema::ValidatedKind,
 };
-use orgstream_events::{AggregateId, KindName, OrgId, PLATFORM_ORG, RecordReference};
+use orgstream_events::{AggregateId, KindName, OrgId, PLATFORM_ORG, RecordReference, Visibility};
 use orgstream_stream::{Freshness, Placement};
 use serde_json::Value;
 
@@ -28,6 +28,10 @@ impl CommandHandler {
         data: &Value,
     ) -> Result<References, CommandError> {
         let Some(kind) = kind.filter(|kind| !kind.annotations.references.is_empty()) else { return Ok(Ok(Vec::new())) };
+        // Data that will be refused for what it is costs no lookups.
+        if kind.check(data).is_err() {
+            return Ok(Ok(Vec::new()));
+        }
         let named = match kind.annotations.references_in(data) {
             Ok(named) => named,
             Err(faults) => return Ok(Err(UnusableReferences::Malformed(faults))),
@@ -50,11 +54,20 @@ impl CommandHandler {
         NamedReference { pointer, id, kind, scope }: NamedReference,
     ) -> Result<Result<RecordReference, FieldError>, CommandError> {
         let own = placement.org;
+        // What the platform has of a private kind is not there for others.
+        let is_shared = match scope {
+            ReferenceScope::Own => false,
+            ReferenceScope::Global | ReferenceScope::Either => {
+                let target = self.kind(&kind).await?;
+                own != PLATFORM_ORG && target.is_some_and(|kind| kind.definition.visibility != Visibility::Private)
+            }
+        };
         let places: &[OrgId] = match scope {
-            ReferenceScope::Own => &[own],
-            ReferenceScope::Global => &[PLATFORM_ORG],
-            ReferenceScope::Either if own == PLATFORM_ORG => &[own],
-            ReferenceScope::Either => &[own, PLATFORM_ORG],
+            ReferenceScope::Global if own == PLATFORM_ORG => &[own],
+            ReferenceScope::Global if is_shared => &[PLATFORM_ORG],
+            ReferenceScope::Global => &[],
+            ReferenceScope::Either if is_shared => &[own, PLATFORM_ORG],
+            ReferenceScope::Either | ReferenceScope::Own => &[own],
         };
         for org in places {
             let elsewhere;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use metrics::counter;
 use orgstream_domain::Aggregate;
-use orgstream_events::AggregateId;
+use orgstream_events::{AggregateId, Chain};
 use orgstream_stream::{Log, Placement, Snapshot};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -41,7 +41,7 @@ pub(super) fn read<A: Aggregate>(snapshot: &Snapshot) -> Option<Loaded<A>> {
     let Content { version, commands, state } = match rmp_serde::from_slice(&snapshot.content) {
         Ok(content) => content,
         Err(error) => {
-            tracing::warn!(aggregate = A::TYPE.name(), %error, "a snapshot cannot be read, and the history is read instead");
+            tracing::warn!(aggregate = A::TYPE.name(), error = %Chain(&error), "a snapshot cannot be read, and the history is read instead");
             return None;
         }
     };
@@ -90,7 +90,7 @@ impl Snapshots {
                 Ok(true) => "kept",
                 Ok(false) => "impossible",
                 Err(error) => {
-                    tracing::warn!(org.id = %placement.org, %aggregate, %error, "a snapshot could not be kept");
+                    tracing::warn!(org.id = %placement.org, %aggregate, error = %Chain(error.as_ref()), "a snapshot could not be kept");
                     "failed"
                 }
             };

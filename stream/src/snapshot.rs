@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use futures_util::future::join_all;
 use orgstream_events::{
-    AggregateId, CodecError, Commit, CommitKeys, EventSubject, Fingerprint, SnapshotPart, SnapshotSubject, cause,
+    AggregateId, Chain, CodecError, Commit, CommitKeys, EventSubject, Fingerprint, SnapshotPart, SnapshotSubject, cause,
 };
 
 use crate::{
@@ -116,7 +116,7 @@ impl Log {
         let message = match last_on_any(&self.inner.snapshots, &subject.to_string()).await {
             Ok(message) => message?,
             Err(error) => {
-                tracing::debug!(subject = %subject, %error, "a snapshot cannot be read, and the history is read instead");
+                tracing::debug!(subject = %subject, error = %Chain(&error), "a snapshot cannot be read, and the history is read instead");
                 return None;
             }
         };

@@ -72,6 +72,12 @@ impl Log {
         Ok(missing)
     }
 
+    /// Whether nothing is lost without this stream: what is in it is made again. It is the last of
+    /// [`Log::missing_streams`].
+    pub fn is_dispensable(stream: &str) -> bool {
+        stream == SNAPSHOTS
+    }
+
     /// Compares the existing streams with the required configuration, and creates none.
     pub(crate) async fn compare_streams(&self) -> Result<Vec<Finding>, StreamError> {
         let mut findings = Vec::new();

@@ -1,30 +1,9 @@
 //! Errors in the sources: each keeps the one that caused it, and says nothing that its source says too.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use crate::sources::{Source, sources};
 
 /// The folders with sources whose errors reach a log, an answer or the command line.
-const FOLDERS: [&str; 6] = ["projections/src", "servers/src", "src", "stream/src", "verifier/src", "workers/src"];
-
-/// The sources below the folders, without their tests: the name of each file and its text.
-fn sources() -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut left: Vec<PathBuf> = FOLDERS.iter().map(|folder| root.join(folder)).collect();
-    let mut found = Vec::new();
-    while let Some(path) = left.pop() {
-        if path.is_dir() {
-            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            let text = text.split("#[cfg(test)]").next().unwrap().to_owned();
-            found.push((path.strip_prefix(root).unwrap().to_string_lossy().into_owned(), text));
-        }
-    }
-    assert!(found.len() > 100, "{}", found.len());
-    found
-}
+const FOLDERS: &[&str] = &["projections/src", "servers/src", "src", "stream/src", "verifier/src", "workers/src"];
 
 /// The places in `text`, each with its line, where an error is made of the text of another one.
 fn texts_of_errors(text: &str) -> Vec<(usize, String)> {
@@ -73,10 +52,11 @@ fn repeated_sources(text: &str) -> Vec<String> {
 
 #[test]
 fn no_error_is_made_of_the_text_of_another() {
-    let found: Vec<String> = sources()
+    let found: Vec<String> = sources(FOLDERS)
         .iter()
-        .flat_map(|(file, text)| {
-            texts_of_errors(text).into_iter().map(move |(line, body)| format!("{file}:{line}: {body}"))
+        .flat_map(|source| {
+            let said = texts_of_errors(source.product()).into_iter();
+            said.map(|(line, body)| format!("{}:{line}: {body}", source.path))
         })
         .collect();
     let way_out = "keep the error as #[source] (`cause` makes one of any type); where a text is due, use `Chain`";
@@ -85,9 +65,12 @@ fn no_error_is_made_of_the_text_of_another() {
 
 #[test]
 fn no_error_repeats_its_source() {
-    let found: Vec<String> = sources()
+    let found: Vec<String> = sources(FOLDERS)
         .iter()
-        .flat_map(|(file, text)| repeated_sources(text).into_iter().map(move |said| format!("{file}: {said}")))
+        .flat_map(|source| {
+            let said = repeated_sources(source.product()).into_iter();
+            said.map(|said| format!("{}: {said}", source.path))
+        })
         .collect();
     assert!(found.is_empty(), "`Chain` prints the sources: {found:#?}");
 }
@@ -95,7 +78,8 @@ fn no_error_repeats_its_source() {
 #[test]
 fn log_lines_have_the_whole_chain() {
     let bare = |text: &str| text.contains("%error") || text.contains("{error:#}");
-    let found: Vec<String> = sources().into_iter().filter(|(_, text)| bare(text)).map(|(file, _)| file).collect();
+    let found: Vec<String> =
+        sources(FOLDERS).into_iter().filter(|source| bare(source.product())).map(|Source { path, .. }| path).collect();
     assert!(found.is_empty(), "write `error = %Chain(&error)`: {found:#?}");
 }
 

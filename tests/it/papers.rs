@@ -222,6 +222,8 @@ fn pages_are_as_short_as_they_promise() {
         let most = match name(&path).as_str() {
             "README.md" => 200,
             "ARCHITECTURE.md" => 250,
+            // An index has a line for each page.
+            name if name.ends_with("/README.md") => continue,
             name if name.starts_with("docs/decisions/") || name.starts_with("docs/how-to/") => 60,
             _ => continue,
         };

@@ -24,9 +24,12 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// The content before the tests in it.
+    /// The content besides tests.
     pub(crate) fn product(&self) -> &str {
-        self.text.split("#[cfg(test)]").next().unwrap()
+        if self.path.ends_with("/tests.rs") || self.path.contains("/tests/") {
+            return "";
+        }
+        self.text.split("#[cfg(test)]\nmod tests {").next().unwrap()
     }
 }
 

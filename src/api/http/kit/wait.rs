@@ -1,6 +1,6 @@
 //! Read-your-writes: `Min-Position` says how far the read models must be, `Prefer: wait=N` how long to wait.
 
-use std::{marker::PhantomData, sync::Arc, time::Duration};
+use std::{marker::PhantomData, ops::Deref, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -64,11 +64,24 @@ impl Source for AuditLog {
 pub struct View {
     /// The rows.
     pub tx: TenantTx,
-    /// Their position.
+    seen: Seen,
+}
+
+/// What an answer says of the view that it was made from.
+pub struct Seen {
+    /// The position of the rows.
     pub position: Position,
     /// The first message before it that could not be applied, so that they lack it.
     parked: Option<u64>,
     known: Option<HeaderValue>,
+}
+
+impl Deref for View {
+    type Target = Seen;
+
+    fn deref(&self) -> &Seen {
+        &self.seen
+    }
 }
 
 impl View {
@@ -95,9 +108,17 @@ impl View {
         if reach.lacks_it {
             return Err(parked(pipeline, wanted));
         }
-        Ok(Self { tx, position: Position { org: org.org(), seq: reach.seq }, parked: reach.parked, known })
+        let position = Position { org: org.org(), seq: reach.seq };
+        Ok(Self { tx, seen: Seen { position, parked: reach.parked, known } })
     }
 
+    /// Gives the connection back.
+    pub fn release(self) -> Seen {
+        self.seen
+    }
+}
+
+impl Seen {
     /// Returns the answer with one resource at a version.
     pub fn one(&self, version: u64, thing: &impl Serialize) -> Response {
         self.answer(&conditional::version_tag(version), reply::json_bytes(thing))

@@ -140,7 +140,7 @@ fn conditions(annotations: &Annotations, members: &[Member]) -> Result<Vec<Field
             Problem::invalid_parameter(&name, &rule)
         })?;
         let key = |text: &str| {
-            key(listed.field_type, text).map_err(|rule| Problem::invalid_parameter(&name, &format!("must be {rule}")))
+            key(listed.field_type, text).map_err(|rule| Problem::invalid_parameter(&name, format!("must be {rule}")))
         };
         let wanted = wanted.entry(field).or_default();
         let bound = match operator {
@@ -168,13 +168,13 @@ fn conditions(annotations: &Annotations, members: &[Member]) -> Result<Vec<Field
         }
     }
     if wanted.len() > MAX_FIELDS {
-        return Err(Problem::invalid_parameter("filter", &format!("takes at most {MAX_FIELDS} fields")));
+        return Err(Problem::invalid_parameter("filter", format!("takes at most {MAX_FIELDS} fields")));
     }
     let condition = |(field, Wanted { values, low, high }): (&str, Wanted)| {
         let name = format!("filter[{field}]");
         let values = match (values.is_empty(), low, high) {
             (false, None, None) if values.len() > MAX_VALUES => {
-                return Err(Problem::invalid_parameter(&name, &format!("takes at most {MAX_VALUES} values")));
+                return Err(Problem::invalid_parameter(&name, format!("takes at most {MAX_VALUES} values")));
             }
             // The same value twice is one.
             (false, None, None) => FieldValues::Any(BTreeSet::from_iter(values).into_iter().collect()),

@@ -94,6 +94,8 @@ pub async fn references(
     let (global, own): (Vec<&Reference>, Vec<&Reference>) = found.iter().partition(|reference| reference.is_global);
     let ids = |references: Vec<&Reference>| references.into_iter().map(|reference| reference.to).collect::<Vec<_>>();
     let own = records::archived_among(tx, &ids(own)).await?;
+    // One connection at a time: see `records::list`.
+    let seen = org.view.release();
     let global = if global.is_empty() {
         BTreeMap::new()
     } else {
@@ -103,7 +105,7 @@ pub async fn references(
         let (scope, states) = if is_global { ("global", &global) } else { ("own", &own) };
         ReferenceView { pointer, id, kind, scope, archived: states.get(&id).copied() }
     };
-    Ok(org.view.listing(&References { data: found.into_iter().map(view).collect() }))
+    Ok(seen.listing(&References { data: found.into_iter().map(view).collect() }))
 }
 
 /// List what refers to a record

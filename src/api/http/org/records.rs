@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::{extract::State, response::Response};
+use axum::{extract::State, http::HeaderMap, response::Response};
 use orgstream_domain::{ArchiveRecord, CreateRecord, Permission, UpdateRecord};
-use orgstream_events::{KindName, RecordId, Timestamp};
+use orgstream_events::{KindName, Pipeline, RecordId, Timestamp};
 use orgstream_projections::records::{self, Archived, Record};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -19,10 +19,10 @@ use crate::{
     api::http::{
         App,
         kit::{
-            extract::{Body, FilterMembers, Item, Query, Writer},
+            extract::{Body, FilterMembers, Item, OrgAccess, Query, Writer},
             page::{Page, PageQuery},
             reply,
-            wait::{OrgView, ReadModels},
+            wait::{OrgView, ReadModels, View},
         },
         org::record_listing::AskedListing,
         platform::kinds,
@@ -187,18 +187,22 @@ pub(super) fn routes() -> Routes {
 )]
 pub async fn list(
     State(app): State<Arc<App>>,
-    mut org: OrgView<ReadModels>,
+    OrgAccess { access, .. }: OrgAccess,
+    headers: HeaderMap,
     Query(query): Query<RecordQuery>,
     FilterMembers(members): FilterMembers,
     Query(page): Query<PageQuery>,
 ) -> Result<Response, Problem> {
     // A page may be counted or not.
     let scope = (RecordQuery { count: None, ..query.clone() }, &members);
-    let cursors = app.cursors.listing(org.access.org(), "records", &scope);
+    let cursors = app.cursors.listing(access.org(), "records", &scope);
     let limit = page.limit()?;
     let asked = AskedListing::read(&app, &query, &members).await?;
     let AskedListing { filter, order } = &asked;
-    let tx = &mut org.view.tx;
+    // Opened once the kind was read: a request that waits for a second connection while it holds one would wait for others
+    // that do the same.
+    let mut view = View::open(&app, access.bound(), Pipeline::ReadModels, &headers).await?;
+    let tx = &mut view.tx;
     let found = if asked.is_plain() {
         let part = cursors.read(page.cursor.as_deref())?;
         let with_archived = filter.archived == Archived::Include;
@@ -215,13 +219,14 @@ pub async fn list(
     } else {
         None
     };
+    let seen = view.release();
     if let Some(kind) = query.kind.as_ref().filter(|_| found.data.is_empty()) {
         kinds::must_be_known(&app, kind).await?;
     }
     let Page { data, next_cursor, prev_cursor, has_more } = found;
     let (total, total_capped) =
         (counted.map(|count| count.min(MAX_COUNT.into())), counted.map(|count| count > MAX_COUNT.into()));
-    Ok(org.view.listing(&RecordPage { data, next_cursor, prev_cursor, has_more, total, total_capped }))
+    Ok(seen.listing(&RecordPage { data, next_cursor, prev_cursor, has_more, total, total_capped }))
 }
 
 /// Get a record
