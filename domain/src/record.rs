@@ -76,7 +76,7 @@ pub enum RecordCommand {
 #[serde(deny_unknown_fields)]
 pub struct CreateRecord {
     /// Kind of record, by name: 1 to 63 characters of a-z, 0-9 and _.
-    #[schema(value_type = String, example = "evaluation")]
+    #[schema(value_type = String, example = "model")]
     pub kind: KindName,
     /// Content of the record, as the kind's schema has it.
     pub data: Value,

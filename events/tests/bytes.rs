@@ -6,12 +6,12 @@ use std::{collections::BTreeSet, fs, num::NonZeroU32, path::PathBuf};
 use orgstream_events::{
     AccessDenied, AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated,
     Approval, AuditExported, AuditRead, Auth, AuthMethod, Branding, BreakGlassApproved, BreakGlassClosed, BreakGlassId,
-    BreakGlassOpened, BreakGlassUsed, CodecError, CommandId, Commit, CommitDraft, CommitKeys, ConnectionId, Context,
-    Direction, DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject, Fingerprint,
-    InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued, InvitationResent, InvitationRevoked,
-    InvitePolicy, IsolationFailed, JitProvisioning, KNOWN_EVENTS, KeyEnvironment, KeyId, KeyRefused, KindChanged,
-    KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, LoginMethod, MAX_COMMIT_BYTES, MemberAdded,
-    MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, MessageParked, MessageSettled, MfaPolicy,
+    BreakGlassOpened, BreakGlassUsed, Chain, CodecError, CommandId, Commit, CommitDraft, CommitKeys, ConnectionId,
+    Context, Direction, DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject,
+    Fingerprint, InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued, InvitationResent,
+    InvitationRevoked, InvitePolicy, IsolationFailed, JitProvisioning, KNOWN_EVENTS, KeyEnvironment, KeyId, KeyRefused,
+    KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, LoginMethod, MAX_COMMIT_BYTES,
+    MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, MessageParked, MessageSettled, MfaPolicy,
     NatsCredentialsIssued, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
     OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
     OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, OutcomeStatus,
@@ -408,10 +408,12 @@ fn a_message_or_a_header_without_an_org_is_none() {
         let mut commit = draft(aggregate, vec![event]).seal(|| Salt([9; 32])).unwrap();
         let bytes = commit.encode().unwrap();
         assert!(Commit::decode(&bytes).is_ok());
-        let error = Commit::decode(&orgless(&bytes)).unwrap_err().to_string();
+        let error = Commit::decode(&orgless(&bytes)).unwrap_err();
+        let error = Chain(&error).to_string();
         assert!(error.contains("org_id"), "{error}");
         commit.events[0].header = orgless(&commit.events[0].header).into();
-        let error = commit.events[0].read_header().unwrap_err().to_string();
+        let error = commit.events[0].read_header().unwrap_err();
+        let error = Chain(&error).to_string();
         assert!(error.contains("org_id"), "{error}");
     }
 }

@@ -400,7 +400,7 @@ async fn every_attack_is_refused_by_what_is_shipped() {
         command.output().unwrap()
     };
     let made = run(access.admin());
-    assert!(made.status.success() && String::from_utf8_lossy(&made.stderr).starts_with("3 streams"), "{made:?}");
+    assert!(made.status.success() && String::from_utf8_lossy(&made.stderr).starts_with("4 streams"), "{made:?}");
     let again = run(access.admin());
     assert!(again.status.success() && String::from_utf8_lossy(&again.stderr).starts_with("0 streams"), "{again:?}");
 

@@ -390,10 +390,18 @@ async fn s1_34_members_are_found_by_email_change_roles_at_once_and_leave_what_th
 
     // What a role no longer allows is denied within a second.
     let mut hers = Vec::new();
+    let mut used = Vec::new();
     for (kind, data) in [
-        ("evaluation", json!({"model": "hers", "benchmark": "b"})),
-        ("judge", json!({"name": "hers"})),
-        ("trace", json!({"name": "hers"})),
+        ("model", json!({"name": "tested"})),
+        ("benchmark", json!({"name": "spelling", "task": "generation", "metrics": [{"name": "accuracy"}]})),
+    ] {
+        let made = api.post(&org.owner, &org.path("records"), &json!({"kind": kind, "data": data})).await.expect(201);
+        used.push(made.json()["id"].clone());
+    }
+    for (kind, data) in [
+        ("evaluation", json!({"model": used[0], "benchmark": used[1], "status": "completed"})),
+        ("judge", json!({"name": "hers", "instructions": "Rate it."})),
+        ("trace", json!({"name": "hers", "started_at": "2026-03-01T12:00:00Z"})),
     ] {
         let made = json!({"kind": kind, "data": data});
         let made = api.post(&ann, &org.path("records"), &made).await.expect(201).json();

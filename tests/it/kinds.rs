@@ -125,6 +125,35 @@ fn example(schema: &Value, known: &BTreeMap<String, String>) -> Value {
     data
 }
 
+/// A record of a shipped kind.
+pub(crate) struct OfKind {
+    pub(crate) kind: Value,
+    pub(crate) data: Value,
+    pub(crate) made: Answer,
+}
+
+/// Creates a record of every shipped kind from the kind's example, after those that it refers to.
+pub(crate) async fn one_of_each(api: &Api, org: &Org) -> Vec<OfKind> {
+    let mut left = shipped(api).await;
+    let (mut created, mut known) = (Vec::new(), BTreeMap::new());
+    while !left.is_empty() {
+        let is_next = |kind: &Value| {
+            let refers = reference_places(&kind["schema"]).into_iter();
+            refers
+                .filter(|(pointer, ..)| kind["schema"]["examples"][0].pointer(pointer).is_some())
+                .all(|(_, of, _)| known.contains_key(&of))
+        };
+        let next = left.iter().position(is_next).expect("kinds refer to each other in a circle");
+        let kind = left.remove(next);
+        let data = example(&kind["schema"], &known);
+        let body = json!({"kind": kind["kind"], "data": data});
+        let made = api.post(&org.owner, &org.path("records"), &body).await.expect(201);
+        known.insert(kind["kind"].as_str().unwrap().to_owned(), made.json()["id"].as_str().unwrap().to_owned());
+        created.push(OfKind { kind, data, made });
+    }
+    created
+}
+
 /// The answer to a request about a record: its status, and its body without what differs between requests.
 async fn answer(api: &Api, method: Method, bearer: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
     let mut request = api.request(method, path).bearer_auth(bearer);
@@ -147,21 +176,13 @@ async fn s1_5_records_of_every_shipped_kind_are_an_organizations_own() {
     let api = Api::start().await;
     let (ours, theirs) = (api.org("kinds-ours").await, api.org("kinds-theirs").await);
     let kinds = shipped(&api).await;
-    let mut left = kinds.clone();
-    let mut known: BTreeMap<String, String> = BTreeMap::new();
-    // A kind comes after those that its example refers to.
-    while !left.is_empty() {
-        let is_next = |kind: &Value| {
-            let refers = reference_places(&kind["schema"]).into_iter();
-            refers
-                .filter(|(pointer, ..)| kind["schema"]["examples"][0].pointer(pointer).is_some())
-                .all(|(_, of, _)| known.contains_key(&of))
-        };
-        let next = left.iter().position(is_next).expect("kinds refer to each other in a circle");
-        let kind = left.remove(next);
+    let made = one_of_each(&api, &ours).await;
+    let of_kind = |OfKind { kind, made, .. }: &OfKind| {
+        (kind["kind"].as_str().unwrap().to_owned(), made.json()["id"].as_str().unwrap().to_owned())
+    };
+    let known: BTreeMap<String, String> = made.iter().map(of_kind).collect();
+    for OfKind { kind, data, made } in made {
         let (name, schema) = (kind["kind"].as_str().unwrap().to_owned(), &kind["schema"]);
-        let data = example(schema, &known);
-        let made = api.post(&ours.owner, &ours.path("records"), &json!({"kind": name, "data": data})).await.expect(201);
         let id = made.json()["id"].as_str().unwrap().to_owned();
         let path = ours.path(&format!("records/{id}"));
         let listing = ours.path(&format!("records?kind={name}"));
@@ -221,7 +242,6 @@ async fn s1_5_records_of_every_shipped_kind_are_an_organizations_own() {
         let body = json!({"kind": name, "data": wrong});
         let refused = api.post(&ours.owner, &ours.path("records"), &body).await.expect(422).json();
         assert_eq!(refused["errors"][0]["pointer"], format!("/data/{required}"), "{name}: {refused}");
-        known.insert(name, id);
     }
 
     // What others have cannot be referred to, which looks as if it were not there.

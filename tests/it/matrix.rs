@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::{Answer, Api, OPERATOR, Org, model},
     authority::own_issuer,
+    kinds::{OfKind, one_of_each},
 };
 
 /// One route of the description.
@@ -323,16 +324,11 @@ async fn cast(api: &Api) -> Cast {
         }
     }
     let mut their_records = Vec::new();
-    let kinds = api.get(&theirs.owner, "/v1/kinds").await.expect(200).json();
-    for kind in kinds["data"].as_array().unwrap() {
-        let data = example(&kind["schema"], &kind["schema"], kind["kind"].as_str().unwrap());
-        let body = json!({"kind": kind["kind"], "data": data});
-        let made = api.post(&theirs.owner, &theirs.path("records"), &body).await.expect(201);
+    for OfKind { kind, data, made } in one_of_each(&api, &theirs).await {
         api.sees(&theirs, made.header("stream-position")).await;
         let (kind, id) = (kind["kind"].as_str().unwrap().to_owned(), made.json()["id"].as_str().unwrap().to_owned());
         their_records.push(Kept { kind, id, data });
     }
-    assert!(their_records.len() >= 18, "{kinds}");
     let soon = orgstream_events::Timestamp::from_unix_ms(orgstream::clock::now().unix_ms() + 1_500);
     let body = json!({"name": "short", "role": "owner", "expires_at": soon});
     let short = api.post(&theirs.owner, &theirs.path("api-keys"), &body).await.expect(201);
@@ -495,7 +491,8 @@ async fn walk_records(api: &Api, cast: &Cast, routes: &[Route], wrong: &mut Vec<
 /// Whether the records are as they were made, and their own org can list, read, change and archive them.
 async fn use_records(api: &Api, cast: &Cast, wrong: &mut Vec<String>) {
     let (owner, theirs) = (&cast.theirs.owner, &cast.theirs);
-    for Kept { kind, id, data } in &cast.their_records {
+    // Those that refer to others first: what is archived cannot be referred to again.
+    for Kept { kind, id, data } in cast.their_records.iter().rev() {
         let path = theirs.path(&format!("records/{id}"));
         let list = api.get(owner, &theirs.path(&format!("records?kind={kind}"))).await.expect(200);
         let kept = api.get(owner, &path).await.expect(200).json();

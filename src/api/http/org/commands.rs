@@ -54,7 +54,7 @@ impl PartialSchema for CommandBody {
             .item(reference("CommandEnvelope"))
             .item(many)
             .description(Some("One command, or an array of 1 to 1,000."))
-            .examples([json!({"type": "create_record", "kind": "evaluation", "data": {"score": 0.93}})])
+            .examples([json!({"type": "create_record", "kind": "model", "data": {"name": "sonnet-small"}})])
             .into()
     }
 }

@@ -38,13 +38,13 @@ pub struct RecordView {
     #[schema(value_type = String, example = "res_01h455vb4pex5vsknk084sn02q")]
     pub id: RecordId,
     /// Kind of record, by name.
-    #[schema(value_type = String, example = "evaluation")]
+    #[schema(value_type = String, example = "model")]
     pub kind: KindName,
     /// Version of the kind that the content was checked against.
     #[schema(example = 1)]
     pub kind_version: u64,
     /// Content of the record, all of it.
-    #[schema(example = json!({"score": 0.93}))]
+    #[schema(example = json!({"name": "sonnet-small", "provider": "in-house"}))]
     pub data: Value,
     /// True once the record is archived.
     pub archived: bool,
@@ -73,7 +73,7 @@ impl From<Record> for RecordView {
 #[into_params(parameter_in = Query)]
 pub struct RecordQuery {
     /// Kind of record, by name. Filters, and every order but that of creation, need one.
-    #[param(value_type = Option<String>, example = "evaluation")]
+    #[param(value_type = Option<String>, example = "model")]
     pub kind: Option<KindName>,
     /// Archived records: `exclude` (the default), `include` or `only`. `false` and `true` mean the first two.
     #[param(value_type = Option<String>, example = "include")]
@@ -144,7 +144,7 @@ pub struct RecordPage {
 #[serde(deny_unknown_fields)]
 pub struct RecordContent {
     /// New content of the record, all of it, as the kind's schema has it today.
-    #[schema(example = json!({"score": 0.95}))]
+    #[schema(example = json!({"name": "sonnet-small", "provider": "in-house", "status": "retired"}))]
     pub data: Value,
 }
 
