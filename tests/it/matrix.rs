@@ -324,7 +324,7 @@ async fn cast(api: &Api) -> Cast {
         }
     }
     let mut their_records = Vec::new();
-    for OfKind { kind, data, made } in one_of_each(&api, &theirs).await {
+    for OfKind { kind, data, made } in one_of_each(api, &theirs).await {
         api.sees(&theirs, made.header("stream-position")).await;
         let (kind, id) = (kind["kind"].as_str().unwrap().to_owned(), made.json()["id"].as_str().unwrap().to_owned());
         their_records.push(Kept { kind, id, data });
