@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
 use orgstream_domain::{ChangeKind, Command, RegisterKind, Scopes, credentials::key::Pepper};
-use orgstream_events::{Actor, ActorType, AggregateId, Chain, Fingerprint, PLATFORM_ORG, Role};
+use orgstream_events::{Actor, ActorType, Chain, Fingerprint, PLATFORM_ORG, Role};
 use orgstream_projections::Database;
 use orgstream_stream::broker::Producers;
 use orgstream_stream::{Credentials, Finding, Log, StreamName, SyncMode, Tip};
@@ -233,7 +233,7 @@ async fn renew_default_kind(handler: &CommandHandler, caller: &Caller, kind: Reg
         return Ok(());
     }
     // An operator may have gone back to it.
-    let by = handler.last_actor(&AggregateId::Kind(kind.clone())).await?;
+    let by = handler.kind_changed_by(&kind).await?;
     if by.is_some_and(|by| by.actor_type != ActorType::System) {
         return Ok(());
     }

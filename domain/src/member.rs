@@ -23,7 +23,7 @@ pub use commands::{AddMember, ChangeMemberRole, RemoveMember};
 #[serde(from = "Stored", into = "Stored")]
 pub struct Members {
     current: BTreeMap<MemberId, Arc<Member>>,
-    /// The current members by their login and by their address, for which nobody looks through all of them.
+    /// The current members by their login and by their address, so that a search does not go through all of them.
     by_user: BTreeMap<UserId, MemberId>,
     by_email: BTreeMap<Arc<str>, MemberId>,
     owners: usize,

@@ -65,11 +65,16 @@ impl<A: Default> Default for Known<A> {
 }
 
 impl<A> Known<A> {
+    /// Whether the read models have all of the history. An event that could not be applied is behind the checkpoint, and in
+    /// no row.
+    fn is_in(&self, read_models: Option<Reach>) -> bool {
+        read_models.is_some_and(|reach| self.end <= reach.seq && reach.parked.is_none())
+    }
+
     /// Returns the state, or none when read models that are at `reach` have all of it. Fails with `error` if the history
     /// was not read to its known end.
     fn judged(&self, reach: Option<Reach>, error: impl FnOnce() -> AuthError) -> Result<Option<Arc<A>>, AuthError> {
-        // An event that could not be applied is behind the checkpoint, and in no row.
-        if reach.is_some_and(|reach| self.end <= reach.seq && reach.parked.is_none()) {
+        if self.is_in(reach) {
             return Ok(None);
         }
         if self.asked.is_some() && self.read_to >= self.end { Ok(Some(Arc::clone(&self.state))) } else { Err(error()) }
@@ -245,7 +250,7 @@ impl Decided {
             known.end = end?;
             known.asked = Some(asked);
         }
-        if reach.is_some_and(|reach| known.end <= reach.seq && reach.parked.is_none()) {
+        if known.is_in(reach) {
             return Ok(());
         }
         while known.read_to < known.end {

@@ -35,11 +35,11 @@ pub(super) struct Loaded<A> {
     pub(super) notes: Notes,
 }
 
-/// What is noted of an aggregate without a change of it, so that nobody copies a long one for that.
+/// What is noted of an aggregate without a change of it, so that a long one is not copied for that.
 #[derive(Debug)]
 pub(super) struct Notes {
     read_at: Mutex<Instant>,
-    /// The version up to which there is a snapshot, or somebody makes one.
+    /// The version up to which there is a snapshot, or one is being made.
     kept: AtomicU64,
 }
 

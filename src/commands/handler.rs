@@ -564,19 +564,15 @@ impl CommandHandler {
         Ok(loaded.state.validated())
     }
 
-    /// Returns who changed an aggregate of the platform last; none if there is no such aggregate.
-    pub async fn last_actor(&self, aggregate: &AggregateId) -> Result<Option<Actor>, CommandError> {
-        let placement = self.placement(PLATFORM_ORG).await?;
-        let (mut by, mut after) = (None, 0);
-        loop {
-            let history = self.log.load(&placement, aggregate, after, Freshness::Leader).await?;
-            let last = history.commits.last().and_then(|stored| stored.commit.events.last());
-            by = last.map(|opened| opened.header.actor.clone()).or(by);
-            if history.ended {
-                return Ok(by);
-            }
-            after = history.last;
+    /// Returns who changed the kind last; none if there is no such kind.
+    pub async fn kind_changed_by(&self, name: &KindName) -> Result<Option<Actor>, CommandError> {
+        let (placement, kind) = (self.placement(PLATFORM_ORG).await?, AggregateId::Kind(name.clone()));
+        let seq = self.look::<Kind>(&placement, &kind).await?.seq;
+        if seq == 0 {
+            return Ok(None);
         }
+        let stored = self.log.commit_at(&placement, &kind, seq).await?;
+        Ok(stored.commit.events.last().map(|opened| opened.header.actor.clone()))
     }
 
     /// Returns the aggregate as it was at most `LOOK` ago, for a command that only reads it.

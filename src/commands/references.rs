@@ -17,7 +17,7 @@ use super::{handler::CommandHandler, request::CommandError};
 const AT_ONCE: usize = 8;
 
 impl CommandHandler {
-    /// Looks up what the data of a record refers to. What another organization has, what nobody has and what is archived all
+    /// Looks up what the data of a record refers to. What another organization has, what does not exist and what is archived all
     /// look the same.
     ///
     /// Each is as the log has it at this moment. One that is archived a moment later stays referred to, and readers see that.
@@ -28,14 +28,14 @@ impl CommandHandler {
         data: &Value,
     ) -> Result<References, CommandError> {
         let Some(kind) = kind.filter(|kind| !kind.annotations.references.is_empty()) else { return Ok(Ok(Vec::new())) };
-        // Data that will be refused for what it is costs no lookups.
-        if kind.check(data).is_err() {
-            return Ok(Ok(Vec::new()));
-        }
         let named = match kind.annotations.references_in(data) {
             Ok(named) => named,
             Err(faults) => return Ok(Err(UnusableReferences::Malformed(faults))),
         };
+        // Data that will be refused for what it is costs no lookups.
+        if named.is_empty() || kind.check(data).is_err() {
+            return Ok(Ok(Vec::new()));
+        }
         let found: Vec<Result<RecordReference, FieldError>> =
             stream::iter(named).map(|named| self.reference(placement, named)).buffered(AT_ONCE).try_collect().await?;
         let (mut references, mut missing) = (Vec::with_capacity(found.len()), Vec::new());
