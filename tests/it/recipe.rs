@@ -130,6 +130,8 @@ note=$(ask "$notes" -H "Min-Position: $position" | sed 's/.*"id":"\(note_[a-z0-9
 position=$(ask -X DELETE "$notes/$note" -D - -o /dev/null | tr -d '\r' | sed -n 's/^stream-position: //p')
 ask "$notes" -H "Min-Position: $position"
 echo
+ask "$ORGSTREAM_URL/v1/organizations/acme/audit/events?limit=5" -H "Min-Position: $position"
+echo
 "#;
 
 fn root() -> &'static Path {
@@ -242,5 +244,6 @@ async fn an_aggregate_is_added_by_the_recipe_compiles_and_works() {
     let lines: Vec<&str> = printed.lines().collect();
     assert!(lines[0].contains("\"text\":\"on Sunday\""), "{printed}");
     assert!(lines[1].contains("\"data\":[]"), "{printed}");
+    assert!(["note.written", "note.withdrawn"].iter().all(|event| lines[2].contains(event)), "{printed}");
     dev.interrupt().await;
 }
