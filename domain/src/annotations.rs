@@ -1,22 +1,26 @@
-//! What a kind's schema says beyond JSON Schema: by which fields its records are listed and found, and what they refer to.
+//! What a kind's schema says beyond JSON Schema: by which fields its records are listed and found, which values only one of
+//! them has, and what they refer to.
 //!
-//! Each is one keyword on the schema of a property, so that a field is declared once: `x-filter`, `x-sort` and `x-search` on
-//! the properties of the record itself, `x-ref` on any property or item inside it. Validators ignore them.
+//! Each is one keyword on the schema of a property, so that a field is declared once: `x-filter`, `x-sort`, `x-search` and
+//! `x-unique` on the properties of the record itself, `x-ref` on any property or item inside it. Validators ignore them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use orgstream_events::{KindName, RecordId, is_listed_name};
+use orgstream_events::{KindName, OrgId, RecordId, UniqueField, UniqueValueId, is_listed_name};
 use serde_json::{Map, Value};
 
 use crate::{
     FieldError,
     text::{Faults, under},
+    unique_value::compared,
 };
 
 /// The maximum number of fields by which records of one kind are listed.
 pub const MAX_LISTED: usize = 20;
 /// The maximum length of a text by which records are listed, in characters.
 pub const MAX_LISTED_TEXT: u64 = 256;
+/// The maximum number of fields of one kind whose values are unique.
+pub const MAX_UNIQUE: usize = 4;
 /// The maximum number of places in a schema that refer to records.
 pub const MAX_REFERENCES: usize = 16;
 /// The maximum number of records that one record refers to.
@@ -48,6 +52,9 @@ pub struct Annotations {
     pub listed: BTreeMap<String, ListedField>,
     /// The fields that are searched, by name.
     pub searched: BTreeMap<String, SearchRole>,
+    /// The fields whose values are unique: no two records of the kind that one organization has, and that are not archived,
+    /// have the same.
+    pub unique: BTreeSet<String>,
     /// The places that refer to records.
     pub references: Vec<ReferencePlace>,
 }
@@ -133,11 +140,25 @@ impl Annotations {
         if annotations.listed.len() > MAX_LISTED {
             faults.add("/schema/properties", "too_many", format!("must not list by more than {MAX_LISTED} fields"));
         }
+        if annotations.unique.len() > MAX_UNIQUE {
+            let detail = format!("must not have more than {MAX_UNIQUE} fields with unique values");
+            faults.add("/schema/properties", "too_many", detail);
+        }
         if annotations.references.len() > MAX_REFERENCES {
             let detail = format!("must not refer to records in more than {MAX_REFERENCES} places");
             faults.add("/schema/properties", "too_many", detail);
         }
         faults.none_or(|faults| faults).map(|()| annotations)
+    }
+
+    /// Returns the unique values of a record's data, by field. A field that is missing or null has none.
+    pub fn unique_in(&self, org: OrgId, kind: &KindName, data: &Value) -> Vec<UniqueField> {
+        let value = |field: &String| {
+            let text = data.get(field)?.as_str()?;
+            let id = UniqueValueId::of(org, kind, field, &compared(text));
+            Some(UniqueField { field: field.clone(), id })
+        };
+        self.unique.iter().filter_map(value).collect()
     }
 
     /// Returns the references of a record's data, or faults with pointers that begin with `/data`.
@@ -303,6 +324,7 @@ impl Reader {
                     }
                 }
                 "x-search" => self.search(value, pointer, keywords, place),
+                "x-unique" => self.unique(value, pointer, field_type, place),
                 "x-ref" => self.reference(value, &pointer, field_type, place),
                 _ => {}
             }
@@ -350,6 +372,17 @@ impl Reader {
             return self.faults.add(pointer, "too_many", "must be title on one field of a kind only");
         }
         self.annotations.searched.insert(name, role);
+    }
+
+    fn unique(&mut self, value: &Value, pointer: String, field_type: Option<FieldType>, place: &Place) {
+        let Some(is_on) = value.as_bool() else {
+            return self.faults.add(pointer, "type", "must be true or false");
+        };
+        let Some(name) = self.field_name(place, &pointer).filter(|_| is_on) else { return };
+        if field_type != Some(FieldType::Text) {
+            return self.faults.add(pointer, "not_a_text", "must stand on a text: `type` string, or string and null");
+        }
+        self.annotations.unique.insert(name);
     }
 
     fn reference(&mut self, value: &Value, pointer: &str, field_type: Option<FieldType>, place: &Place) {
@@ -486,6 +519,8 @@ mod tests {
             (long.clone(), "x-filter", json!("yes"), "type"),
             (json!({"type": "number"}), "x-search", json!("body"), "not_a_text"),
             (long.clone(), "x-search", json!("loud"), "unknown_value"),
+            (long.clone(), "x-unique", json!("yes"), "type"),
+            (json!({"type": "number"}), "x-unique", json!(true), "not_a_text"),
             (long.clone(), "x-ref", json!("trace"), "type"),
             (json!({"type": "number"}), "x-ref", json!({"kind": "trace"}), "not_a_text"),
         ] {
@@ -516,8 +551,11 @@ mod tests {
     fn a_declaration_elsewhere_is_refused() {
         let filter = json!({"type": "number", "x-filter": true});
         let reference = json!({"type": "string", "x-ref": {"kind": "trace"}});
+        let unique = json!({"type": "string", "x-unique": true});
         for schema in [
             json!({"properties": {"a": {"properties": {"b": filter}}}}),
+            json!({"properties": {"a": {"properties": {"b": unique}}}}),
+            json!({"$defs": {"a": unique}}),
             json!({"properties": {"a": {"items": filter}}}),
             json!({"allOf": [{"properties": {"a": filter}}]}),
             json!({"$defs": {"a": filter}}),
@@ -545,6 +583,29 @@ mod tests {
         let reference = json!({"type": "string", "x-ref": {"kind": "trace"}});
         assert!(Annotations::read(&properties(MAX_REFERENCES, &reference)).is_ok());
         assert_eq!(faults(&properties(MAX_REFERENCES + 1, &reference))[0].1, "too_many");
+        let unique = json!({"type": "string", "x-unique": true});
+        assert_eq!(Annotations::read(&properties(MAX_UNIQUE, &unique)).unwrap().unique.len(), MAX_UNIQUE);
+        assert_eq!(faults(&properties(MAX_UNIQUE + 1, &unique))[0].1, "too_many");
+    }
+
+    #[test]
+    fn unique_values_are_those_of_their_field_in_one_organization() {
+        let annotations = read(&json!({
+            "name": {"type": "string", "x-unique": true},
+            "code": {"type": ["string", "null"], "x-unique": true},
+            "other": {"type": "string", "x-unique": false},
+        }));
+        let (org, elsewhere) = (OrgId::fresh(1, [1; 10]), OrgId::fresh(1, [2; 10]));
+        let (space, policy) = ("space".parse().unwrap(), "policy".parse().unwrap());
+        let of = |data: Value| annotations.unique_in(org, &space, &data);
+        let found = of(json!({"name": "Night", "code": null, "other": "x"}));
+        assert_eq!(found.iter().map(|value| value.field.as_str()).collect::<Vec<_>>(), ["name"]);
+        assert_eq!(found, of(json!({"name": " night "})));
+        let again = json!({"name": "Night"});
+        assert_ne!(found, annotations.unique_in(elsewhere, &space, &again));
+        assert_ne!(found, annotations.unique_in(org, &policy, &again));
+        let both = of(json!({"name": "Night", "code": "Night"}));
+        assert_ne!(both[0].id, both[1].id);
     }
 
     #[test]

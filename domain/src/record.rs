@@ -1,10 +1,12 @@
 //! One record of some kind. Its data is complete in every event, and satisfies the schema that its kind had then.
+//!
+//! The unique values that a record has are in its events, so that it frees exactly what it took, whatever became of the kind.
 
 use std::sync::Arc;
 
 use orgstream_events::{
     AggregateId, AggregateType, Event, KindName, OrgId, RecordArchived, RecordCreated, RecordEvent, RecordId,
-    RecordReference, RecordUpdated,
+    RecordReference, RecordUpdated, UniqueField,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -12,7 +14,11 @@ use utoipa::ToSchema;
 
 use crate::{
     About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, Permission, Rejection, RejectionKind,
-    Requires, Scope, grants::Grant, schema::ValidatedKind, text::Faults,
+    Requires, Scope,
+    grants::Grant,
+    schema::ValidatedKind,
+    text::Faults,
+    unique_value::{self, UniqueValueChange},
 };
 
 /// The state of a record. By default it does not exist yet.
@@ -20,6 +26,8 @@ use crate::{
 pub struct Record {
     kind: Option<KindName>,
     archived: bool,
+    #[serde(default)]
+    unique: Vec<UniqueField>,
 }
 
 impl Record {
@@ -90,7 +98,7 @@ impl Declared for CreateRecord {
     const SPEC: CommandSpec = CommandSpec {
         name: "create_record",
         requires: Requires::Permission(Permission::WriteRecords),
-        events: &["record.created"],
+        events: &["record.created", "unique_value.taken"],
         creates: true,
         scope: Scope::Organization,
         while_suspended: false,
@@ -126,7 +134,7 @@ impl Declared for UpdateRecord {
     const SPEC: CommandSpec = CommandSpec {
         name: "update_record",
         requires: Requires::Permission(Permission::WriteRecords),
-        events: &["record.updated"],
+        events: &["record.updated", "unique_value.taken", "unique_value.released"],
         creates: false,
         scope: Scope::Organization,
         while_suspended: false,
@@ -161,7 +169,7 @@ impl Declared for ArchiveRecord {
     const SPEC: CommandSpec = CommandSpec {
         name: "archive_record",
         requires: Requires::Permission(Permission::WriteRecords),
-        events: &["record.archived"],
+        events: &["record.archived", "unique_value.released"],
         creates: false,
         scope: Scope::Organization,
         while_suspended: false,
@@ -184,17 +192,29 @@ impl Aggregate for Record {
     type Event = RecordEvent;
     type Error = RecordError;
     const TYPE: AggregateType = AggregateType::Record;
-    const SHAPE: u16 = 1;
+    const SHAPE: u16 = 2;
 
     fn apply(&mut self, event: &RecordEvent) {
         match event {
-            RecordEvent::Created(event) => self.kind = Some(event.kind.clone()),
-            RecordEvent::Updated(_) => {}
-            RecordEvent::Archived(_) => self.archived = true,
+            RecordEvent::Created(RecordCreated { kind, unique, .. }) => {
+                (self.kind, self.unique) = (Some(kind.clone()), unique.clone());
+            }
+            RecordEvent::Updated(RecordUpdated { unique, .. }) => self.unique.clone_from(unique),
+            RecordEvent::Archived(_) => (self.archived, self.unique) = (true, Vec::new()),
         }
     }
 
-    fn decide(&self, command: RecordCommand, _: &DecisionContext) -> Result<Vec<RecordEvent>, RecordError> {
+    fn unique_changes(&self, aggregate: &AggregateId, events: &[Event]) -> Vec<UniqueValueChange> {
+        let AggregateId::Record(id) = aggregate else { return Vec::new() };
+        let mut after = self.clone();
+        for event in events.iter().filter_map(Self::event_of) {
+            after.apply(event);
+        }
+        let Some(kind) = &after.kind else { return Vec::new() };
+        unique_value::changes(kind, *id, &self.unique, &after.unique)
+    }
+
+    fn decide(&self, command: RecordCommand, context: &DecisionContext) -> Result<Vec<RecordEvent>, RecordError> {
         match command {
             RecordCommand::Create { command: CreateRecord { kind: name, data, .. }, kind, references } => {
                 if self.kind.is_some() {
@@ -206,11 +226,13 @@ impl Aggregate for Record {
                 }
                 kind.check(&data).map_err(RecordError::Invalid)?;
                 let references = references?;
+                let unique = kind.annotations.unique_in(context.org, &name, &data);
                 Ok(vec![RecordEvent::Created(RecordCreated {
                     kind: name,
                     kind_version: kind.version,
                     data,
                     references,
+                    unique,
                 })])
             }
             RecordCommand::Update { command: UpdateRecord { data, .. }, kind, references } => {
@@ -221,8 +243,9 @@ impl Aggregate for Record {
                 let kind = kind.ok_or_else(|| RecordError::UnknownKind(name.clone()))?;
                 kind.check(&data).map_err(RecordError::Invalid)?;
                 let references = references?;
+                let unique = kind.annotations.unique_in(context.org, name, &data);
                 let (kind_version, kind) = (kind.version, name.clone());
-                Ok(vec![RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references })])
+                Ok(vec![RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references, unique })])
             }
             RecordCommand::Archive(ArchiveRecord { reason, .. }) => {
                 if self.kind.is_none() {
@@ -347,6 +370,7 @@ mod tests {
             kind_version: 3,
             data: json!({"score": 1}),
             references: Vec::new(),
+            unique: Vec::new(),
         })
     }
 
@@ -388,8 +412,13 @@ mod tests {
 
     #[test]
     fn an_update_has_the_whole_data() {
-        let updated =
-            RecordUpdated { kind: name(), kind_version: 3, data: json!({"score": 0}), references: Vec::new() };
+        let updated = RecordUpdated {
+            kind: name(),
+            kind_version: 3,
+            data: json!({"score": 0}),
+            references: Vec::new(),
+            unique: Vec::new(),
+        };
         assert_eq!(
             given::<Record>(&[created()]).when(update(json!({"score": 0}))),
             Ok(vec![RecordEvent::Updated(updated)])
@@ -450,6 +479,36 @@ mod tests {
         assert!(there.may_be_referred_to(&evaluation) && !there.may_be_referred_to(&trace));
         assert!(!given::<Record>(&[created(), archived()]).0.may_be_referred_to(&evaluation));
         assert!(!Record::default().may_be_referred_to(&evaluation));
+    }
+
+    #[test]
+    fn a_record_has_its_unique_values_until_it_changes_or_is_archived() {
+        let schema = json!({"properties": {"name": {"type": "string", "x-unique": true}}});
+        let definition = KindDefinition { title: "Space".to_owned(), schema, visibility: Visibility::Private, cost: 1 };
+        let kind = Arc::new(ValidatedKind::new(definition, 1, false));
+        let (id, aggregate) = (id(), AggregateId::Record(id()));
+        let step = |events: &[RecordEvent], command: RecordCommand| {
+            let record = given::<Record>(events);
+            let decided = record.when(command).unwrap();
+            let wrapped: Vec<Event> = decided.iter().cloned().map(Record::wrap).collect();
+            let changes = record.0.unique_changes(&aggregate, &wrapped);
+            let changes: Vec<String> = changes.iter().map(|change| format!("{:?}", change.command)).collect();
+            let kinds: Vec<String> = changes.iter().map(|change| change.chars().take(4).collect()).collect();
+            ([events.to_vec(), decided].concat(), kinds)
+        };
+        let (events, changes) = step(&[], create(json!({"name": "Night"}), kind.clone()));
+        assert_eq!(changes, ["Take"]);
+        let update = |name: &str| {
+            let command = UpdateRecord { id, data: json!({"name": name}) };
+            RecordCommand::Update { command, kind: Some(kind.clone()), references: Ok(Vec::new()) }
+        };
+        let (events, changes) = step(&events, update(" NIGHT"));
+        assert!(changes.is_empty(), "{changes:?}");
+        let (events, changes) = step(&events, update("Day"));
+        assert_eq!(changes, ["Take", "Rele"]);
+        let (events, changes) = step(&events, archive());
+        assert_eq!(changes, ["Rele"]);
+        assert!(step(&events, archive()).1.is_empty());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::{fs, path::PathBuf};
 use orgstream_domain::{
     Aggregate, Place, api_key::ApiKey, domain::Domain, invitation::Invitation, kind::Kind, member::Members,
     organization::Organization, parking::Parking, record::Record, role::CustomRoles, sso_connection::Connections,
+    unique_value::UniqueValue,
 };
 use orgstream_events::{Commit, OpenedEvent};
 
@@ -56,6 +57,7 @@ fn a_state_that_changed_has_another_shape() {
         states::<Organization>(),
         states::<Parking>(),
         states::<Record>(),
+        states::<UniqueValue>(),
     ]
     .concat();
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/states.txt");

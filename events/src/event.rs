@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::{
     AccessEvent, AggregateName, ApiKeyEvent, CodecError, Context, DomainEvent, DomainId, InvitationEvent, InvitationId,
     KeyId, KindEvent, KindName, MemberEvent, OrgId, OrganizationEvent, Outcome, ParkingEvent, Pipeline, RecordEvent,
-    RecordId, RoleEvent, SsoConnectionEvent, SubjectError, Target, codec::Targeted,
+    RecordId, RoleEvent, SsoConnectionEvent, SubjectError, Target, UniqueValueEvent, UniqueValueId, codec::Targeted,
 };
 
 macro_rules! aggregates {
@@ -133,6 +133,8 @@ aggregates! {
     Kind(KindName) = "kind": KindEvent;
     /// One record.
     Record(RecordId) = "record": RecordEvent;
+    /// One value that at most one record of a kind has in a field.
+    UniqueValue(UniqueValueId) = "unique_value": UniqueValueEvent;
     /// What an operator decided about the parked events of one pipeline.
     Parking(Pipeline) = "parking": ParkingEvent;
     /// What happened at the API boundary: access events, which are in no order and have no versions.

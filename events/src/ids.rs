@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use type_safe_id::{DynamicType, TypeSafeId};
 use uuid::Uuid;
 
-use crate::DomainName;
+use crate::{DomainName, KindName};
 
 /// The reason why a text is not an id of the requested kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -156,6 +156,8 @@ typed_ids! {
     SessionId = "ses";
     /// A record of some kind, owned by one organization.
     RecordId = "res";
+    /// A value that at most one record of a kind has in a field.
+    UniqueValueId = "uniq";
     /// One event, the same however often its command is retried.
     EventId = "evt";
     /// One command, the same for every retry under one idempotency key.
@@ -196,6 +198,14 @@ impl DomainId {
     /// Returns the id of the domain inside one organization: the same each time it is claimed.
     pub fn of(org: OrgId, domain: &DomainName) -> Self {
         Self(derived(Self::PREFIX, None, &[org.0.as_bytes(), domain.as_str().as_bytes()]))
+    }
+}
+
+impl UniqueValueId {
+    /// Returns the id of a value in one organization, kind and field. `compared` is the form in which values are compared.
+    pub fn of(org: OrgId, kind: &KindName, field: &str, compared: &str) -> Self {
+        let parts = [org.0.as_bytes().as_slice(), kind.as_str().as_bytes(), field.as_bytes(), compared.as_bytes()];
+        Self(derived(Self::PREFIX, None, &parts))
     }
 }
 

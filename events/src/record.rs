@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{KindName, RecordId, codec::event_enum, json};
+use crate::{KindName, RecordId, UniqueValueId, codec::event_enum, json};
 
 /// The number of fields of a record, the first by name, by whose values records are listed.
 pub const MAX_LISTED_FIELDS: usize = 128;
@@ -40,6 +40,15 @@ pub struct RecordReference {
     pub global: bool,
 }
 
+/// A value that no other record of the kind has, as the record took it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UniqueField {
+    /// The field of the record's data.
+    pub field: String,
+    /// The value, by the id of its aggregate.
+    pub id: UniqueValueId,
+}
+
 /// A record was created.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RecordCreated {
@@ -53,6 +62,9 @@ pub struct RecordCreated {
     /// The references in the content that the kind declared then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<RecordReference>,
+    /// The values that no other record of the kind has, in the fields that the kind declared as unique then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unique: Vec<UniqueField>,
 }
 
 /// The content was replaced.
@@ -68,6 +80,9 @@ pub struct RecordUpdated {
     /// The references in the content that the kind declared then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<RecordReference>,
+    /// The values that no other record of the kind has, in the fields that the kind declared as unique then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unique: Vec<UniqueField>,
 }
 
 /// The record was archived; the content and the history stay.

@@ -18,7 +18,8 @@ use orgstream_events::{
     ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent,
     RecordId, RecordReference, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt,
     Settlement, Shard, SignedIn, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged,
-    TenantType, Timestamp, UserId, Visibility,
+    TenantType, Timestamp, UniqueField, UniqueValueEvent, UniqueValueId, UniqueValueReleased, UniqueValueTaken, UserId,
+    Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -62,6 +63,10 @@ fn examples() -> Vec<(AggregateId, Event)> {
     let domain_event = |event| (AggregateId::Domain(DomainId::of(org(), &domain)), Event::Domain(event));
     let connection = ConnectionId::fresh(1_700_000_000_000, [7; 10]);
     let sso = |event| (AggregateId::SsoConnection(org()), Event::SsoConnection(event));
+    let unique_value = |event| {
+        let id = UniqueValueId::of(org(), &kind("evaluation"), "name", "night");
+        (AggregateId::UniqueValue(id), Event::UniqueValue(event))
+    };
     let kind_event = |event| (AggregateId::Kind(kind("evaluation")), Event::Kind(event));
     vec![
         organization(OrganizationEvent::Created(OrganizationCreated {
@@ -174,6 +179,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 kind_version: 1,
                 data: json!({"score": 0.5, "tags": ["a", null, -1]}),
                 references: Vec::new(),
+                unique: Vec::new(),
             })),
         ),
         (
@@ -183,9 +189,20 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 kind_version: 2,
                 data: json!({"score": 1}),
                 references: Vec::new(),
+                unique: Vec::new(),
             })),
         ),
         (record.clone(), Event::Record(RecordEvent::Archived(RecordArchived { reason: None }))),
+        unique_value(UniqueValueEvent::Taken(UniqueValueTaken {
+            kind: kind("evaluation"),
+            field: "name".to_owned(),
+            record: RecordId::fresh(1_700_000_000_000, [3; 10]),
+        })),
+        unique_value(UniqueValueEvent::Released(UniqueValueReleased {
+            kind: kind("evaluation"),
+            field: "name".to_owned(),
+            record: RecordId::fresh(1_700_000_000_000, [3; 10]),
+        })),
         (
             AggregateId::Parking(Pipeline::ReadModels),
             Event::Parking(ParkingEvent::Retried(ParkedEventsRetried { aggregate: record.clone().into() })),
@@ -468,7 +485,7 @@ fn a_changed_payload_is_refused() {
 }
 
 #[test]
-fn references_of_a_record_read_back_and_none_take_no_bytes() {
+fn references_and_unique_values_of_a_record_read_back_and_none_take_no_bytes() {
     let aggregate = AggregateId::Record(RecordId::fresh(0, [3; 10]));
     let reference = |pointer: &str, global| RecordReference {
         pointer: pointer.to_owned(),
@@ -478,14 +495,32 @@ fn references_of_a_record_read_back_and_none_take_no_bytes() {
     };
     let event = |references| {
         let (kind, data) = ("evaluation".parse().unwrap(), json!({}));
-        Event::Record(RecordEvent::Created(RecordCreated { kind, kind_version: 1, data, references }))
+        Event::Record(RecordEvent::Created(RecordCreated {
+            kind,
+            kind_version: 1,
+            data,
+            references,
+            unique: Vec::new(),
+        }))
     };
     let bytes = |event: Event| draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
     let two = event(vec![reference("/trace", false), reference("/many/0", true)]);
     let commit = Commit::decode(&bytes(two.clone()).encode().unwrap()).unwrap();
     assert_eq!(commit.open(&subject(aggregate.clone())).unwrap().events[0].event, two);
-    let contains = |event: Event| bytes(event).events[0].payload.windows(10).any(|part| part == b"references");
-    assert!(contains(two) && !contains(event(Vec::new())));
+    let contains =
+        |event: Event, name: &[u8]| bytes(event).events[0].payload.windows(name.len()).any(|part| part == name);
+    assert!(contains(two, b"references") && !contains(event(Vec::new()), b"references"));
+    assert!(!contains(event(Vec::new()), b"unique"));
+    let id = UniqueValueId::of(org(), &"evaluation".parse().unwrap(), "name", "night");
+    let named = Event::Record(RecordEvent::Created(RecordCreated {
+        kind: "evaluation".parse().unwrap(),
+        kind_version: 1,
+        data: json!({}),
+        references: Vec::new(),
+        unique: vec![UniqueField { field: "name".to_owned(), id }],
+    }));
+    let commit = Commit::decode(&bytes(named.clone()).encode().unwrap()).unwrap();
+    assert_eq!(commit.open(&subject(aggregate.clone())).unwrap().events[0].event, named);
 }
 
 #[test]
@@ -496,6 +531,7 @@ fn a_commit_over_the_limit_says_the_limit() {
         kind_version: 1,
         data: json!("x".repeat(MAX_COMMIT_BYTES)),
         references: Vec::new(),
+        unique: Vec::new(),
     }));
     let commit = draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
     let error = commit.encode().unwrap_err().to_string();
@@ -539,7 +575,7 @@ proptest! {
             kind: "evaluation".parse().unwrap(),
             kind_version: 1,
             data,
-            references: Vec::new(),
+            references: Vec::new(), unique: Vec::new(),
         }));
         let mut draft = draft(aggregate.clone(), vec![event.clone(), event.clone()]);
         draft.version_before = version;

@@ -91,6 +91,8 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                 }
                 (Event::Kind(event), AggregateId::Kind(name)) => kinds.apply(name, event, row_version),
                 (Event::Access(event), AggregateId::Access(_)) => glasses.apply(event, &header.actor, row_version),
+                // The records have their unique values; a row beside them has no use.
+                (Event::UniqueValue(_), AggregateId::UniqueValue(_)) => {}
                 // Operators' decisions about parked events are carried out by the worker; they have no rows.
                 (Event::Parking(_), AggregateId::Parking(_)) => {}
                 (
@@ -103,6 +105,7 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                     | Event::ApiKey(_)
                     | Event::Kind(_)
                     | Event::Record(_)
+                    | Event::UniqueValue(_)
                     | Event::Parking(_)
                     | Event::Access(_),
                     aggregate,

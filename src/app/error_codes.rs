@@ -84,6 +84,7 @@ pub const CODES: &[Code] = &[
     code("api_key_exists", &[409], "There is a key with this id already."),
     code("api_key_ended", &[409], "The key has expired or was revoked."),
     code("record_exists", &[409], "There is a record with this id already."),
+    code("value_taken", &[409], "Another record of the kind has the value of a field whose values are unique."),
     code("record_archived", &[409], "The record is archived and cannot be changed."),
     code("kind_exists", &[409], "There is a kind of this name already."),
     code("kind_retired", &[409, 422], "The kind is retired: nothing new of it is made."),

@@ -410,6 +410,8 @@ impl CommandHandler {
                         Ok(None) if was_there => return Err(unreadable_success()),
                         Ok(None) => was_there = true,
                         Err(CommandError::Contention) => last = !patience.again().await,
+                        // What else was to be appended is refused, perhaps because this command was carried out before.
+                        Err(CommandError::Rejected(_)) if !certain => {}
                         Err(error) => {
                             A::cache(&self.caches).remove(&Scoped::new(org, aggregate.clone()));
                             return Err(error);
@@ -467,10 +469,15 @@ impl CommandHandler {
     ) -> Result<Option<Accepted>, CommandError> {
         let org = to.placement.org;
         let draft = attempt.draft(org, to.aggregate.clone(), loaded.version, events.clone());
-        let commit = draft.seal(salt).map_err(AppendError::from)?;
-        let trace = attempt.caller.trace.as_deref();
-        attempt.confirm().await?;
-        let appended = self.log.append(to.placement, &commit, loaded.seq, trace).await?;
+        let changes = loaded.state.unique_changes(&to.aggregate, &events);
+        let appended = if changes.is_empty() {
+            let commit = draft.seal(salt).map_err(AppendError::from)?;
+            let trace = attempt.caller.trace.as_deref();
+            attempt.confirm().await?;
+            self.log.append(to.placement, &commit, loaded.seq, trace).await?
+        } else {
+            Box::pin(self.append_with_values(attempt, to.placement, changes, (draft, loaded.seq))).await?
+        };
         if appended.replayed && attempt.fingerprint.is_some() {
             return Ok(None);
         }

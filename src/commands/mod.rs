@@ -17,3 +17,4 @@ mod references;
 pub mod request;
 mod secrets;
 pub mod snapshots;
+mod unique_values;

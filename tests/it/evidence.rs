@@ -79,6 +79,8 @@ async fn with_everything(cluster: &Cluster) -> Tenant {
     let tenant = cluster.tenant("whole").await;
     let client = &cluster.client;
     client.command(&tenant, "record", &create("a record")).await.expect(201);
+    let space = json!({"type": "create_record", "kind": "space", "data": {"name": "night"}});
+    client.command(&tenant, "space", &space).await.expect(201);
     let trace = json!({"kind": "trace", "data": {"name": "t", "started_at": "2026-03-01T12:00:00Z"}});
     let trace = client.post(&tenant.owner, &tenant.path("records"), Some("trace"), &trace).await.expect(201);
     let of_it = json!({"kind": "trace_evaluation", "data": {"trace": trace.body["id"], "score": 1}});

@@ -72,6 +72,7 @@ mod tenancy;
 mod trouble;
 mod unfinished;
 mod unfooled;
+mod unique_values;
 mod values;
 mod watchdog;
 mod workers;

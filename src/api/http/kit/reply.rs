@@ -99,6 +99,7 @@ fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
         AggregateId::Member(_)
         | AggregateId::Role(_)
         | AggregateId::SsoConnection(_)
+        | AggregateId::UniqueValue(_)
         | AggregateId::Parking(_)
         | AggregateId::Access(_) => None,
     }
