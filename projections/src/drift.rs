@@ -158,7 +158,7 @@ pub async fn compare_tables(shown: &mut TenantTx, made: &mut TenantTx) -> Result
         // By the key's own index, as above.
         sqlx::query!("SELECT set_config('enable_sort', 'off', true)").fetch_one(tx.connection()).await?;
     }
-    for model in READ_MODELS.into_iter().filter(|model| model.from_events) {
+    for model in READ_MODELS.iter().copied().filter(|model| model.from_events) {
         let (mut after, mut sums, mut found) = (None::<String>, [Fingerprint([0; 32]); 2], 0);
         loop {
             let one = model.page(shown, after.as_deref(), ROWS).await?;

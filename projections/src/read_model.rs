@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// All read models, the largest first.
-pub const READ_MODELS: [&ReadModel; 15] = [
+pub const READ_MODELS: &[&ReadModel] = &[
     &records::TABLE,
     &record_fields::TABLE,
     &record_references::TABLE,
@@ -117,12 +117,12 @@ impl ReadModel {
 
     /// Returns the read model of this name.
     pub fn named(name: &str) -> Option<&'static Self> {
-        READ_MODELS.into_iter().find(|model| model.from_events && model.name == name)
+        READ_MODELS.iter().copied().find(|model| model.from_events && model.name == name)
     }
 
     /// Returns the names of all that follow from events.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        READ_MODELS.into_iter().filter(|model| model.from_events).map(|model| model.name)
+        READ_MODELS.iter().copied().filter(|model| model.from_events).map(|model| model.name)
     }
 
     /// The columns that are not compared, as a PostgreSQL array.

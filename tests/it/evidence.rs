@@ -142,7 +142,7 @@ async fn an_edit_of_any_read_model_is_found_and_each_can_be_seen_as_it_was() {
     assert_eq!((status, text.contains("sso_connections")), (400, true), "{text}");
 
     // Each table, by one column of one row.
-    for model in READ_MODELS.into_iter().filter(|model| model.from_events) {
+    for model in READ_MODELS.iter().copied().filter(|model| model.from_events) {
         let org = if model.name == "kinds" { PLATFORM_ORG } else { tenant.id };
         let column = if model.columns.contains(&"seq") { "seq = seq + 1" } else { "slug = slug || 'x'" };
         let table = model.table;
@@ -152,7 +152,7 @@ async fn an_edit_of_any_read_model_is_found_and_each_can_be_seen_as_it_was() {
     }
     let found = verify(&cluster, &org).await.failure().stdout;
     let kinds = verify(&cluster, &PLATFORM_ORG.to_string()).await.failure().stdout;
-    for model in READ_MODELS.into_iter().filter(|model| model.from_events) {
+    for model in READ_MODELS.iter().copied().filter(|model| model.from_events) {
         let said = if model.name == "kinds" { &kinds } else { &found };
         assert!(said.contains(&format!("! {} ", model.table)), "{}: {said}", model.table);
     }

@@ -192,7 +192,7 @@ pub(crate) type Digests = BTreeMap<(String, Uuid), String>;
 /// The checksums of everything that the pipelines write and queries see.
 pub(crate) async fn digests(database: &mut PgConnection) -> Digests {
     let mut digests = Digests::new();
-    let versioned = READ_MODELS.into_iter().filter(|model| model.from_events).map(|model| model.table);
+    let versioned = READ_MODELS.iter().copied().filter(|model| model.from_events).map(|model| model.table);
     for table in versioned.chain(UNVERSIONED) {
         let shown = if UNVERSIONED.contains(&table) {
             "pipeline = 'audit'"

@@ -244,9 +244,9 @@ fn index(folder: &str, title: &str, about: &str) -> String {
             let text = fs::read_to_string(&path).unwrap();
             let heading = text.lines().next().and_then(|line| line.strip_prefix("# "));
             let heading = heading.unwrap_or_else(|| panic!("{file} begins with its title"));
-            // Older decisions have their number in the name of the file alone.
-            let number = file.get(..4).filter(|number| number.parse::<u32>().is_ok() && !heading.starts_with(number));
-            let heading = number.map_or(heading.to_owned(), |number| format!("{number}: {heading}"));
+            // A decision is named by its number.
+            let number = file.get(..4).filter(|number| number.parse::<u32>().is_ok());
+            assert!(number.is_none_or(|number| heading.starts_with(&format!("{number}: "))), "{file}: {heading}");
             page.push_str(&format!("* [{heading}]({file})\n"));
         }
     }
@@ -259,13 +259,8 @@ fn documents_speak_of_the_field_in_plain_words() {
     let mut found = Vec::new();
     for path in documents() {
         let file = name(&path);
-        // What existing decisions say stays as it was written; generated pages quote the code.
-        let number = file.strip_prefix("docs/decisions/").and_then(|rest| rest.get(..4)?.parse::<u32>().ok());
-        if file.starts_with("docs/reference/source")
-            || file.starts_with("tests/")
-            || file == "CHANGELOG.md"
-            || number.is_some_and(|number| number < 70)
-        {
+        // These quote the code, or what was changed.
+        if file.starts_with("docs/reference/source") || file.starts_with("tests/") || file == "CHANGELOG.md" {
             continue;
         }
         for (at, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
@@ -277,8 +272,6 @@ fn documents_speak_of_the_field_in_plain_words() {
             }
         }
     }
-    // The titles of older decisions are theirs.
-    found.retain(|line| !line.starts_with("docs/decisions/README.md"));
     assert!(found.is_empty(), "{found:#?}");
 }
 

@@ -25,6 +25,7 @@ const DOCUMENTS: [(&str, &str); 2] =
     [("README.md", include_str!("../../README.md")), ("docs/guide.md", include_str!("../../docs/guide.md"))];
 /// The last line of what `./dev` prints when it is ready.
 const READY: &str = "Ctrl-C stops everything; the data stays.";
+const PROGRAM: &str = env!("CARGO_BIN_EXE_orgstream");
 const START_TIME: Duration = Duration::from_mins(2);
 const WALK_TIME: Duration = Duration::from_mins(4);
 const STOP_TIME: Duration = Duration::from_mins(1);
@@ -101,17 +102,18 @@ fn a_pattern_matches_what_it_shows() {
 }
 
 /// `./dev` in the background.
-struct Dev {
+pub(crate) struct Dev {
     child: Child,
     dir: PathBuf,
 }
 
 impl Dev {
-    /// Starts it, and returns what it printed once it is ready.
-    async fn start(code: &str, dir: &Path) -> (Self, String) {
+    /// Starts it with a program as it was built, and returns what it printed once it is ready.
+    pub(crate) async fn start(code: &str, program: &Path, dir: &Path) -> (Self, String) {
         let log = fs::File::create(dir.join("dev.log")).unwrap();
         // `exec`, so that a signal to the shell is one to the program: in a terminal Ctrl-C reaches both.
-        let mut child = shell(&format!("exec {code}"), dir).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut child =
+            shell(&format!("exec {code}"), program, dir).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut card = Vec::new();
         let ready = async {
@@ -135,7 +137,7 @@ impl Dev {
     }
 
     /// Sends Ctrl-C, and checks that nothing is left.
-    async fn interrupt(mut self) {
+    pub(crate) async fn interrupt(mut self) {
         let pid = self.child.id().expect("it runs until now");
         let children = descendants(pid);
         assert!(children.len() >= 3, "nats-server, PostgreSQL and its helpers: {children:?}");
@@ -158,11 +160,11 @@ impl Drop for Dev {
     }
 }
 
-/// Bash in the checkout, as a new user has it.
-fn shell(script: &str, dir: &Path) -> Command {
+/// Bash in the checkout, as a new user has it, with a program as it was built.
+pub(crate) fn shell(script: &str, program: &Path, dir: &Path) -> Command {
     let mut command = Command::new("bash");
     command.args(["--noprofile", "--norc", "-c", script]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    command.env("ORGSTREAM_BIN", env!("CARGO_BIN_EXE_orgstream"));
+    command.env("ORGSTREAM_BIN", program);
     command.env("ORGSTREAM_DATA_DIR", dir.join("data")).env("ORGSTREAM_HTTP", "127.0.0.1:0");
     command.stdin(Stdio::null()).kill_on_drop(false);
     command
@@ -175,7 +177,7 @@ async fn run(steps: &[Step], dir: &Path) -> Vec<String> {
         script.push_str(&format!("echo; echo {MARK}\n{}\n", step.code));
     }
     script.push_str(&format!("echo; echo {MARK}\n"));
-    let output = shell(&script, dir).stdout(Stdio::piped()).kill_on_drop(true).output();
+    let output = shell(&script, Path::new(PROGRAM), dir).stdout(Stdio::piped()).kill_on_drop(true).output();
     let output = timeout(WALK_TIME, output).await.expect("the walk does not end").unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.split(&format!("{MARK}\n")).skip(1).map(|part| part.trim_end_matches('\n').to_owned()).collect()
@@ -195,7 +197,7 @@ fn see(step: &Step, output: &str) {
 async fn the_walk_shows_what_it_says() {
     let walks = DOCUMENTS.map(|(document, text)| walk(document, text));
     let dir = TempDir::new();
-    let (dev, card) = Dev::start(&walks[0].0.code, dir.path()).await;
+    let (dev, card) = Dev::start(&walks[0].0.code, Path::new(PROGRAM), dir.path()).await;
     for (start, steps) in &walks {
         assert_eq!(start.code, walks[0].0.code, "all begin alike");
         see(start, &card);
@@ -213,7 +215,7 @@ async fn the_walk_shows_what_it_says() {
     }
     dev.interrupt().await;
 
-    let (dev, _) = Dev::start(&walks[0].0.code, dir.path()).await;
+    let (dev, _) = Dev::start(&walks[0].0.code, Path::new(PROGRAM), dir.path()).await;
     let again = |code: &str, expected: &str| Step {
         document: "after a restart",
         line: 0,

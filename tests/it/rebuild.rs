@@ -43,7 +43,7 @@ fn of(digests: &Digests, org: OrgId) -> BTreeMap<&str, &str> {
 /// Every row of the read models of an organization with the transaction that wrote it, whatever its version.
 async fn written(database: &mut PgConnection, org: OrgId) -> Vec<String> {
     let mut rows = Vec::new();
-    for table in READ_MODELS.into_iter().filter(|model| model.from_events).map(|model| model.table) {
+    for table in READ_MODELS.iter().copied().filter(|model| model.from_events).map(|model| model.table) {
         let query = format!("SELECT xmin::text || item::text FROM {table} AS item WHERE org_id = $1 ORDER BY 1");
         let found: Vec<String> =
             sqlx::query_scalar(AssertSqlSafe(query)).bind(org.uuid()).fetch_all(&mut *database).await.unwrap();

@@ -41,7 +41,11 @@ pub(crate) struct TempDir(PathBuf);
 
 impl TempDir {
     pub(crate) fn new() -> Self {
-        let path = env::temp_dir().join(format!("orgstream-test-{}", unique()));
+        Self::within(&env::temp_dir())
+    }
+
+    pub(crate) fn within(folder: &Path) -> Self {
+        let path = folder.join(format!("orgstream-test-{}", unique()));
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
