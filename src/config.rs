@@ -217,7 +217,7 @@ impl TypedValueParser for LoginPasswordParser {
     }
 }
 
-/// What the API must know and nobody else may.
+/// The secrets of the API processes.
 #[derive(Clone, Args)]
 #[command(next_help_heading = "Secrets")]
 pub struct SecretArgs {
@@ -533,9 +533,9 @@ impl WorkArgs {
 /// Who goes first when several organizations wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PolicyName {
-    /// Whoever has had the least of the database's time.
+    /// The organization that had the least of the database's time.
     Fair,
-    /// Whoever came first.
+    /// The organization whose message came first.
     Fifo,
     /// One after the other, a hundred messages each.
     Rr100,

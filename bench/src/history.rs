@@ -54,7 +54,7 @@ pub(crate) struct Args {
     /// Updates of the record.
     #[arg(long, default_value_t = 100_000, value_name = "N")]
     updates: u64,
-    /// Members of the roster.
+    /// Members of the organization.
     #[arg(long, default_value_t = 20_000, value_name = "N")]
     members: u64,
     /// Changes of roles, invitations and keys of the organization, of each.
