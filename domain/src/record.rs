@@ -211,6 +211,7 @@ impl Aggregate for Record {
                     kind_version: kind.version,
                     data,
                     references,
+                    searched: kind.annotations.searched_fields(),
                 })])
             }
             RecordCommand::Update { command: UpdateRecord { data, .. }, kind, references } => {
@@ -221,8 +222,9 @@ impl Aggregate for Record {
                 let kind = kind.ok_or_else(|| RecordError::UnknownKind(name.clone()))?;
                 kind.check(&data).map_err(RecordError::Invalid)?;
                 let references = references?;
+                let searched = kind.annotations.searched_fields();
                 let (kind_version, kind) = (kind.version, name.clone());
-                Ok(vec![RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references })])
+                Ok(vec![RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references, searched })])
             }
             RecordCommand::Archive(ArchiveRecord { reason, .. }) => {
                 if self.kind.is_none() {
@@ -347,6 +349,7 @@ mod tests {
             kind_version: 3,
             data: json!({"score": 1}),
             references: Vec::new(),
+            searched: Vec::new(),
         })
     }
 
@@ -388,8 +391,13 @@ mod tests {
 
     #[test]
     fn an_update_has_the_whole_data() {
-        let updated =
-            RecordUpdated { kind: name(), kind_version: 3, data: json!({"score": 0}), references: Vec::new() };
+        let updated = RecordUpdated {
+            kind: name(),
+            kind_version: 3,
+            data: json!({"score": 0}),
+            references: Vec::new(),
+            searched: Vec::new(),
+        };
         assert_eq!(
             given::<Record>(&[created()]).when(update(json!({"score": 0}))),
             Ok(vec![RecordEvent::Updated(updated)])

@@ -40,6 +40,29 @@ pub struct RecordReference {
     pub global: bool,
 }
 
+/// The part that a field has in searches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SearchRole {
+    /// The name of the record, which counts most.
+    Title,
+    /// Text.
+    Body,
+    /// A word or a code that is found as a whole.
+    Keyword,
+    /// One of a few values, by which hits are filtered and counted.
+    Facet,
+}
+
+/// A field by which a record is found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SearchedField {
+    /// Its name.
+    pub field: String,
+    /// Its part.
+    pub role: SearchRole,
+}
+
 /// A record was created.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RecordCreated {
@@ -53,6 +76,9 @@ pub struct RecordCreated {
     /// The references in the content that the kind declared then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<RecordReference>,
+    /// The fields that are searched, as the kind declared them then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub searched: Vec<SearchedField>,
 }
 
 /// The content was replaced.
@@ -68,6 +94,9 @@ pub struct RecordUpdated {
     /// The references in the content that the kind declared then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<RecordReference>,
+    /// The fields that are searched, as the kind declared them then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub searched: Vec<SearchedField>,
 }
 
 /// The record was archived; the content and the history stay.

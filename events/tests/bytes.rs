@@ -174,6 +174,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 kind_version: 1,
                 data: json!({"score": 0.5, "tags": ["a", null, -1]}),
                 references: Vec::new(),
+                searched: Vec::new(),
             })),
         ),
         (
@@ -183,6 +184,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 kind_version: 2,
                 data: json!({"score": 1}),
                 references: Vec::new(),
+                searched: Vec::new(),
             })),
         ),
         (record.clone(), Event::Record(RecordEvent::Archived(RecordArchived { reason: None }))),
@@ -478,7 +480,13 @@ fn references_of_a_record_read_back_and_none_take_no_bytes() {
     };
     let event = |references| {
         let (kind, data) = ("evaluation".parse().unwrap(), json!({}));
-        Event::Record(RecordEvent::Created(RecordCreated { kind, kind_version: 1, data, references }))
+        Event::Record(RecordEvent::Created(RecordCreated {
+            kind,
+            kind_version: 1,
+            data,
+            references,
+            searched: Vec::new(),
+        }))
     };
     let bytes = |event: Event| draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
     let two = event(vec![reference("/trace", false), reference("/many/0", true)]);
@@ -496,6 +504,7 @@ fn a_commit_over_the_limit_says_the_limit() {
         kind_version: 1,
         data: json!("x".repeat(MAX_COMMIT_BYTES)),
         references: Vec::new(),
+        searched: Vec::new(),
     }));
     let commit = draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
     let error = commit.encode().unwrap_err().to_string();
@@ -540,6 +549,7 @@ proptest! {
             kind_version: 1,
             data,
             references: Vec::new(),
+searched: Vec::new(),
         }));
         let mut draft = draft(aggregate.clone(), vec![event.clone(), event.clone()]);
         draft.version_before = version;

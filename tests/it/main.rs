@@ -58,6 +58,7 @@ mod rebuild;
 mod revocation;
 mod rights;
 mod rls;
+mod search;
 mod secrets;
 mod servers;
 mod sessions;
