@@ -282,12 +282,22 @@ impl Bench {
             self.grow("updates", &record, 0, updates + 1, |number| {
                 let (kind, kind_version, data, references) = ("webhook".parse()?, 1, webhook(number), Vec::new());
                 Ok(Event::Record(match number {
-                    0 => {
-                        RecordEvent::Created(RecordCreated { kind, kind_version, data, references, unique: Vec::new() })
-                    }
-                    _ => {
-                        RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references, unique: Vec::new() })
-                    }
+                    0 => RecordEvent::Created(RecordCreated {
+                        kind,
+                        kind_version,
+                        data,
+                        references,
+                        unique: Vec::new(),
+                        searched: Vec::new(),
+                    }),
+                    _ => RecordEvent::Updated(RecordUpdated {
+                        kind,
+                        kind_version,
+                        data,
+                        references,
+                        unique: Vec::new(),
+                        searched: Vec::new(),
+                    }),
                 }))
             })
             .await?;

@@ -9,6 +9,7 @@ mod history;
 mod load;
 mod project;
 mod rig;
+mod search;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -54,6 +55,9 @@ enum Benchmark {
     History(history::Args),
     /// Projecting: events per second into read models and audit log, against bare inserts of the same rows.
     Project(project::Args),
+    /// Searching: the duration of queries in a small and in a large organization, against PostgreSQL's own full text under the
+    /// same policies, and with a neighbour's documents beside them.
+    Search(search::Args),
 }
 
 #[tokio::main]
@@ -71,6 +75,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Benchmark::Fairness(args) => fairness::run(*args).await,
         Benchmark::History(args) => Box::pin(history::run(args)).await,
         Benchmark::Project(args) => project::run(args).await,
+        Benchmark::Search(args) => search::run(args).await,
     }
 }
 

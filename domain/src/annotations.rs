@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use orgstream_events::{KindName, OrgId, RecordId, UniqueField, UniqueValueId, is_listed_name};
+use orgstream_events::{
+    KindName, OrgId, RecordId, SearchRole, SearchedField, UniqueField, UniqueValueId, is_listed_name,
+};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -55,6 +57,8 @@ pub struct Annotations {
     /// The fields whose values are unique: no two records of the kind that one organization has, and that are not archived,
     /// have the same.
     pub unique: BTreeSet<String>,
+    /// The fields with one of a few values by which listings are filtered: hits of a search are filtered by them as well.
+    pub facets: BTreeSet<String>,
     /// The places that refer to records.
     pub references: Vec<ReferencePlace>,
 }
@@ -81,17 +85,6 @@ pub enum FieldType {
     Number,
     /// True or false.
     Boolean,
-}
-
-/// The part that a field has in searches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SearchRole {
-    /// The name of the record, which counts most.
-    Title,
-    /// Text.
-    Body,
-    /// A word or a code that is found as a whole.
-    Keyword,
 }
 
 /// Whose records a place refers to.
@@ -159,6 +152,16 @@ impl Annotations {
             Some(UniqueField { field: field.clone(), id })
         };
         self.unique.iter().filter_map(value).collect()
+    }
+
+    /// Returns the fields by which a record is found; none where nothing is searched.
+    pub fn searched_fields(&self) -> Vec<SearchedField> {
+        if self.searched.is_empty() {
+            return Vec::new();
+        }
+        let texts = self.searched.iter().map(|(field, role)| (field, *role));
+        let facets = self.facets.iter().map(|field| (field, SearchRole::Facet));
+        texts.chain(facets).map(|(field, role)| SearchedField { field: field.clone(), role }).collect()
     }
 
     /// Returns the references of a record's data, or faults with pointers that begin with `/data`.
@@ -331,6 +334,9 @@ impl Reader {
         }
         if let (Place::Field(name), Some(field_type), true) = (place, field_type, filter || sort) {
             self.annotations.listed.insert(name.clone(), ListedField { field_type, filter, sort });
+            if filter && keywords.contains_key("enum") {
+                self.annotations.facets.insert(name.clone());
+            }
         }
     }
 
@@ -497,6 +503,17 @@ mod tests {
         );
         let searched: Vec<_> = found.searched.iter().map(|(name, role)| (name.as_str(), *role)).collect();
         assert_eq!(searched, [("name", SearchRole::Title), ("notes", SearchRole::Body), ("tags", SearchRole::Keyword)]);
+    }
+
+    #[test]
+    fn a_record_says_by_which_of_its_fields_it_is_found() {
+        let state = json!({"enum": ["a", "b"], "type": "string", "x-filter": true});
+        // A kind that searches nothing has no facets either.
+        assert_eq!(read(&json!({"state": state})).searched_fields(), []);
+        let name = json!({"type": "string", "maxLength": 9, "x-filter": true, "x-search": "title"});
+        let found = read(&json!({"state": state, "name": name})).searched_fields();
+        let named: Vec<_> = found.iter().map(|searched| (searched.field.as_str(), searched.role)).collect();
+        assert_eq!(named, [("name", SearchRole::Title), ("state", SearchRole::Facet)]);
     }
 
     #[test]

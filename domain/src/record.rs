@@ -233,6 +233,7 @@ impl Aggregate for Record {
                     data,
                     references,
                     unique,
+                    searched: kind.annotations.searched_fields(),
                 })])
             }
             RecordCommand::Update { command: UpdateRecord { data, .. }, kind, references } => {
@@ -244,8 +245,9 @@ impl Aggregate for Record {
                 kind.check(&data).map_err(RecordError::Invalid)?;
                 let references = references?;
                 let unique = kind.annotations.unique_in(context.org, name, &data);
+                let searched = kind.annotations.searched_fields();
                 let (kind_version, kind) = (kind.version, name.clone());
-                Ok(vec![RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references, unique })])
+                Ok(vec![RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references, unique, searched })])
             }
             RecordCommand::Archive(ArchiveRecord { reason, .. }) => {
                 if self.kind.is_none() {
@@ -371,6 +373,7 @@ mod tests {
             data: json!({"score": 1}),
             references: Vec::new(),
             unique: Vec::new(),
+            searched: Vec::new(),
         })
     }
 
@@ -418,6 +421,7 @@ mod tests {
             data: json!({"score": 0}),
             references: Vec::new(),
             unique: Vec::new(),
+            searched: Vec::new(),
         };
         assert_eq!(
             given::<Record>(&[created()]).when(update(json!({"score": 0}))),

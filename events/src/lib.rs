@@ -69,8 +69,8 @@ pub use parking::{MessageParked, MessageSettled, ParkedEventsRetried, ParkedEven
 pub use pipeline::{PerPipeline, Pipeline};
 pub use position::Position;
 pub use record::{
-    MAX_LISTED_FIELDS, RecordArchived, RecordCreated, RecordEvent, RecordReference, RecordUpdated, UniqueField,
-    is_listed_name,
+    MAX_LISTED_FIELDS, RecordArchived, RecordCreated, RecordEvent, RecordReference, RecordUpdated, SearchRole,
+    SearchedField, UniqueField, is_listed_name,
 };
 pub use role::{Role, RoleChanged, RoleDefined, RoleEvent, RoleRemoved};
 pub use signed::{CommitKeys, CommitKeysError};

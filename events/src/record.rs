@@ -49,6 +49,29 @@ pub struct UniqueField {
     pub id: UniqueValueId,
 }
 
+/// The part that a field has in searches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SearchRole {
+    /// The name of the record, which counts most.
+    Title,
+    /// Text.
+    Body,
+    /// A word or a code that is found as a whole.
+    Keyword,
+    /// One of a few values, by which hits are filtered and counted.
+    Facet,
+}
+
+/// A field by which a record is found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SearchedField {
+    /// Its name.
+    pub field: String,
+    /// Its part.
+    pub role: SearchRole,
+}
+
 /// A record was created.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RecordCreated {
@@ -65,6 +88,9 @@ pub struct RecordCreated {
     /// The values that no other record of the kind has, in the fields that the kind declared as unique then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unique: Vec<UniqueField>,
+    /// The fields that are searched, as the kind declared them then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub searched: Vec<SearchedField>,
 }
 
 /// The content was replaced.
@@ -83,6 +109,9 @@ pub struct RecordUpdated {
     /// The values that no other record of the kind has, in the fields that the kind declared as unique then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unique: Vec<UniqueField>,
+    /// The fields that are searched, as the kind declared them then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub searched: Vec<SearchedField>,
 }
 
 /// The record was archived; the content and the history stay.

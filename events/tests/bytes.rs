@@ -180,6 +180,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 data: json!({"score": 0.5, "tags": ["a", null, -1]}),
                 references: Vec::new(),
                 unique: Vec::new(),
+                searched: Vec::new(),
             })),
         ),
         (
@@ -190,6 +191,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 data: json!({"score": 1}),
                 references: Vec::new(),
                 unique: Vec::new(),
+                searched: Vec::new(),
             })),
         ),
         (record.clone(), Event::Record(RecordEvent::Archived(RecordArchived { reason: None }))),
@@ -501,6 +503,7 @@ fn references_and_unique_values_of_a_record_read_back_and_none_take_no_bytes() {
             data,
             references,
             unique: Vec::new(),
+            searched: Vec::new(),
         }))
     };
     let bytes = |event: Event| draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
@@ -532,6 +535,7 @@ fn a_commit_over_the_limit_says_the_limit() {
         data: json!("x".repeat(MAX_COMMIT_BYTES)),
         references: Vec::new(),
         unique: Vec::new(),
+        searched: Vec::new(),
     }));
     let commit = draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
     let error = commit.encode().unwrap_err().to_string();
@@ -575,7 +579,7 @@ proptest! {
             kind: "evaluation".parse().unwrap(),
             kind_version: 1,
             data,
-            references: Vec::new(), unique: Vec::new(),
+            references: Vec::new(), unique: Vec::new(), searched: Vec::new(),
         }));
         let mut draft = draft(aggregate.clone(), vec![event.clone(), event.clone()]);
         draft.version_before = version;

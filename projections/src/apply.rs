@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 
 use crate::{
     ApplyTx, BoundOrg, DbError, api_keys, audit, break_glass, convert::to_bigint, domains, idempotency, invitations,
-    kinds, members, organizations, records, roles, slugs, sso_connections,
+    kinds, members, organizations, records, roles, search, slugs, sso_connections,
 };
 
 /// A commit with its position in the stream.
@@ -47,6 +47,17 @@ pub async fn apply(batch: &mut ApplyTx, org: BoundOrg, commits: &[Applied]) -> R
     match batch.connection(org)?.1 {
         Pipeline::ReadModels => apply_read_models(batch, org, commits).await,
         Pipeline::Audit => audit::apply(batch, org, commits).await,
+        Pipeline::Search => search::apply(batch, org, commits).await,
+    }
+}
+
+/// The setting of a transaction that binds it to a version of the pipeline's rows, if they have versions. It ends in
+/// `_version`, and the function that reads it is of the same name.
+pub(crate) const fn version_setting(pipeline: Pipeline) -> Option<&'static str> {
+    match pipeline {
+        Pipeline::ReadModels => Some("app.rm_version"),
+        Pipeline::Audit => None,
+        Pipeline::Search => Some("app.search_version"),
     }
 }
 

@@ -5,6 +5,7 @@ use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
 use crate::{
     BoundOrg, DbError, TenantTx,
+    apply::version_setting,
     audit::{LogEnd, Pin},
     convert::{column, from_bigint, to_bigint},
     isolation_violation::Alarm,
@@ -88,17 +89,17 @@ impl ApplyTx {
         let rows = sqlx::query!(
             r#"SELECT begun.state AS "state!", begun.stored_seq AS "stored_seq!", begun.parked AS "parked!",
                 begun.plan, begun.log_size, begun.log_frontier
-            FROM unnest($4::text[], $5::boolean[], $6::boolean[], $7::bigint[], $8::bigint[]) WITH ORDINALITY
-                AS batch (pipeline, has_versions, is_log, from_seq, to_seq, place)
-            CROSS JOIN LATERAL ops.begin_batch(
-                $1, batch.pipeline, batch.has_versions, batch.is_log, $2, $3, batch.from_seq, batch.to_seq
+            FROM unnest($4::text[], $5::text[], $6::boolean[], $7::bigint[], $8::bigint[]) WITH ORDINALITY
+                AS batch (pipeline, version_setting, is_log, from_seq, to_seq, place)
+            CROSS JOIN LATERAL ops.open_batch(
+                $1, batch.pipeline, batch.version_setting, batch.is_log, $2, $3, batch.from_seq, batch.to_seq
             ) AS begun
             ORDER BY batch.place"#,
             org.org().uuid(),
             i32::from(shard.0),
             to_bigint(epoch),
             column(openings, |batch| batch.pipeline.name()) as _,
-            &column(openings, |batch| batch.pipeline.has_versions()),
+            column(openings, |batch| version_setting(batch.pipeline)) as _,
             &column(openings, |batch| batch.pipeline.is_log()),
             &column(openings, |batch| batch.from.map(to_bigint)) as &[Option<i64>],
             &column(openings, |batch| to_bigint(batch.to)),
@@ -192,22 +193,38 @@ impl ApplyTx {
         TenantTx::new(self.transaction, org, alarm, pin)
     }
 
-    /// Binds the transaction to `org` and to a version of its read models directly, without opening a batch.
-    pub(crate) async fn bind_version(&mut self, org: BoundOrg, version: i32) -> Result<(), DbError> {
+    /// Binds the transaction to `org` and to this version of the rows of these pipelines directly, without opening a
+    /// batch. It sees no version of the others.
+    pub(crate) async fn bind_version(
+        &mut self,
+        org: BoundOrg,
+        pipelines: &[Pipeline],
+        version: i32,
+    ) -> Result<(), DbError> {
+        let settings: Vec<(&str, i32)> = Pipeline::ALL
+            .into_iter()
+            .filter_map(|pipeline| {
+                Some((version_setting(pipeline)?, if pipelines.contains(&pipeline) { version } else { 0 }))
+            })
+            .collect();
         sqlx::query!(
-            "SELECT set_config('app.org_id', $1, true) AS org, set_config('app.rm_version', $2, true) AS version",
+            r#"SELECT set_config('app.org_id', $1, true) AS org,
+                (SELECT count(set_config(name, version::text, true)) FROM unnest($2::text[], $3::integer[]) AS one (name, version))
+                    AS versions"#,
             org.org().uuid().to_string(),
-            version.to_string(),
+            column(&settings, |(name, _)| *name) as _,
+            &column(&settings, |(_, version)| *version),
         )
         .fetch_one(self.unopened())
         .await?;
         Ok(())
     }
 
-    /// Records that the transaction was bound to `org` and a version of its read models directly.
-    pub(crate) fn opened(&mut self, org: BoundOrg) {
-        self.open = Some((org.org(), vec![Pipeline::ReadModels]));
-        self.current = Some(Pipeline::ReadModels);
+    /// Records that the transaction was bound to `org` and a version of these pipelines' rows directly, and selects
+    /// the first.
+    pub(crate) fn opened(&mut self, org: BoundOrg, pipelines: &[Pipeline]) {
+        self.open = Some((org.org(), pipelines.to_vec()));
+        self.current = pipelines.first().copied();
     }
 
     /// Returns the connection, if the current batch is one of `org`.

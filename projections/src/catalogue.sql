@@ -53,7 +53,7 @@ SELECT name || ' shows every version of its rows', 'CREATE POLICY version AS RES
 FROM versioned_tables AS t WHERE NOT EXISTS (
     SELECT FROM policies AS p
     WHERE p.polrelid = t.oid AND NOT p.polpermissive AND p.polcmd = '*' AND p.polroles = '{0}'
-        AND p.reads LIKE '%rm_version = ( SELECT app.rm_version()%' AND p.writes = p.reads
+        AND p.reads ~ 'rm_version = \( SELECT app\.(rm|search)_version\(\)' AND p.writes = p.reads
 )
 UNION ALL
 SELECT format('%s: the unique index %s is not per version', name, i.indexrelid::regclass), 'make rm_version part of it'
@@ -82,7 +82,7 @@ FROM tenant_tables AS t JOIN pg_constraint AS f ON f.conrelid = t.oid
 WHERE f.contype = 'f' AND NOT t.org_column = ANY (f.conkey)
 UNION ALL
 SELECT name || ' is missing or not STABLE', 'create it STABLE: IMMUTABLE shows one org the rows of another'
-FROM unnest(ARRAY['app.org()', 'app.rm_version()']) AS name
+FROM unnest(ARRAY['app.org()', 'app.rm_version()', 'app.search_version()']) AS name
 WHERE NOT EXISTS (SELECT FROM pg_proc WHERE oid = to_regprocedure(name) AND provolatile = 's')
 UNION ALL
 SELECT format('the role %I may pass by row-level security', a.rolname),

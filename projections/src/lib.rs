@@ -23,9 +23,11 @@ pub mod members;
 pub mod organizations;
 pub mod outbox;
 pub mod parked;
+pub mod raw_search;
 pub mod record_references;
 pub mod records;
 pub mod roles;
+pub mod search;
 pub mod sso_connections;
 pub mod usage;
 

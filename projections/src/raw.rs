@@ -145,7 +145,7 @@ pub async fn seen(tx: &mut TenantTx, after: u64) -> Result<Vec<Seen>, DbError> {
         if checkpoint.pipeline != Pipeline::ReadModels {
             continue;
         }
-        tx.look_at(checkpoint.version).await?;
+        tx.look_at(checkpoint.pipeline, checkpoint.version).await?;
         let of_version = seen_of_version(tx, after).await?;
         if earliest.is_empty() {
             earliest = of_version;

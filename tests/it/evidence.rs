@@ -71,7 +71,8 @@ async fn every_table_and_every_column_of_a_read_model_is_declared() {
         }
         assert!(model.inward.iter().all(|column| model.columns.contains(column)), "{table}");
     }
-    assert_eq!(READ_MODELS.len(), tables.values().filter(|columns| columns.contains_key("rm_version")).count());
+    let declared: BTreeSet<&str> = READ_MODELS.iter().map(|model| model.table).collect();
+    assert_eq!(declared.len(), tables.values().filter(|columns| columns.contains_key("rm_version")).count());
 }
 
 /// An organization with a row in every read model.
@@ -144,7 +145,11 @@ async fn an_edit_of_any_read_model_is_found_and_each_can_be_seen_as_it_was() {
     // Each table, by one column of one row.
     for model in READ_MODELS.iter().copied().filter(|model| model.from_events) {
         let org = if model.name == "kinds" { PLATFORM_ORG } else { tenant.id };
-        let column = if model.columns.contains(&"seq") { "seq = seq + 1" } else { "slug = slug || 'x'" };
+        let column = match model.name {
+            "slugs" => "slug = slug || 'x'",
+            "postings" | "search_statistics" => "length = length + 1",
+            _ => "seq = seq + 1",
+        };
         let table = model.table;
         let one =
             format!("UPDATE {table} SET {column} WHERE ctid = (SELECT ctid FROM {table} WHERE org_id = $1 LIMIT 1)");

@@ -131,6 +131,7 @@ fn commit(org: OrgId, number: u64) -> Commit {
             data: json!({"name": number.to_string()}),
             references: Vec::new(),
             unique: Vec::new(),
+            searched: Vec::new(),
         }))],
     };
     draft.seal(|| Salt([7; 32])).unwrap()

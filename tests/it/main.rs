@@ -59,6 +59,7 @@ mod recipe;
 mod revocation;
 mod rights;
 mod rls;
+mod search;
 mod secrets;
 mod servers;
 mod sessions;

@@ -12,8 +12,8 @@ use orgstream_events::{
     OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
     OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, Pipeline, RecordArchived, RecordCreated,
     RecordEvent, RecordId, RecordReference, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId,
-    RoleRemoved, Salt, Shard, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged,
-    TenantType, Timestamp, UserId, Visibility,
+    RoleRemoved, Salt, SearchRole, SearchedField, Shard, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved,
+    SsoDefaultChanged, TenantType, Timestamp, UserId, Visibility,
 };
 use orgstream_projections::{
     Applied, BatchClass, BatchStart, BoundOrg, Database, DbError, LaneLag, LowWatermark, Page, Placed, api_keys, apply,
@@ -115,9 +115,10 @@ impl History {
             let created = RecordCreated {
                 kind,
                 kind_version: 1,
-                data: json!({ "n": nth, "none": null }),
+                data: json!({ "n": nth, "none": null, "name": format!("the {nth}") }),
                 references: vec![reference],
                 unique: Vec::new(),
+                searched: vec![SearchedField { field: "name".to_owned(), role: SearchRole::Title }],
             };
             history.commit(AggregateId::Record(id), 0, vec![Event::Record(RecordEvent::Created(created))]);
         }
@@ -184,6 +185,7 @@ impl History {
             data: json!(["new", number]),
             references: vec![],
             unique: Vec::new(),
+            searched: vec![],
         };
         let archived = RecordArchived { reason: None };
         let about = |event| vec![Event::Record(event)];

@@ -51,7 +51,11 @@ const ADDITIONS: &[Addition] = &[
         "pub use ids::NoteId;\npub use note::{NoteEvent, NoteWithdrawn, NoteWritten};\n",
     ),
     add("events/src/event.rs", "macro_rules! aggregates", "use crate::{NoteEvent, NoteId};\n\n"),
-    add("events/src/event.rs", "    /// What happened at the API boundary", "    /// One note.\n    Note(NoteId) = \"note\": NoteEvent;\n"),
+    add(
+        "events/src/event.rs",
+        "    /// What happened at the API boundary",
+        "    /// One note.\n    Note(NoteId) = \"note\": NoteEvent;\n",
+    ),
     add(
         "events/tests/bytes.rs",
         "use proptest::prelude::*;",

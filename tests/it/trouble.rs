@@ -201,10 +201,10 @@ async fn a_table_that_is_away_for_a_while_has_nothing_parked() {
 async fn a_function_that_is_away_for_a_while_has_nothing_parked() {
     let rig = Rig::start(own_database().await, |_| {}).await;
     let begins = [
-        "ALTER FUNCTION ops.begin_batch RENAME TO begin_batch_that_is_away",
+        "ALTER FUNCTION ops.open_batch RENAME TO open_batch_that_is_away",
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app_rw'",
     ];
-    let ends = ["ALTER FUNCTION ops.begin_batch_that_is_away RENAME TO begin_batch"];
+    let ends = ["ALTER FUNCTION ops.open_batch_that_is_away RENAME TO open_batch"];
     assert_nobody_is_blamed(rig, true, &begins, &ends).await;
 }
 

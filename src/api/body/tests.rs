@@ -285,6 +285,7 @@ fn kept(data: &Value) -> Value {
         data: command.data,
         references: vec![],
         unique: Vec::new(),
+        searched: vec![],
     });
     let draft = CommitDraft {
         org,

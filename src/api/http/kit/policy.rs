@@ -83,6 +83,8 @@ pub struct RoutePolicy {
 
 /// Reads the read models.
 pub const READ: Shape = Shape::View(Pipeline::ReadModels);
+/// Reads the index of words.
+pub const SEARCH: Shape = Shape::View(Pipeline::Search);
 /// Reads the audit log.
 pub const AUDIT: Shape = Shape::View(Pipeline::Audit);
 

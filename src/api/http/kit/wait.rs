@@ -21,7 +21,8 @@ use crate::{api::http::App, app::problem::Problem, auth::Access};
 
 /// The maximum wait of a read.
 pub const MAX_WAIT: Duration = Duration::from_secs(30);
-const MIN_POSITION: HeaderName = HeaderName::from_static("min-position");
+/// The position that the rows must have reached.
+pub const MIN_POSITION: HeaderName = HeaderName::from_static("min-position");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// Returns the caller's maximum wait: `Prefer: wait=N`, in seconds. Other preferences are not ours.

@@ -13,6 +13,7 @@ pub mod record_listing;
 pub mod record_references;
 pub mod records;
 pub mod roles;
+pub mod search;
 pub mod sso_connections;
 pub mod tail;
 pub mod usage;
@@ -33,6 +34,7 @@ pub(super) fn routes() -> Routes {
         .merge(nats_credentials::routes())
         .merge(records::routes())
         .merge(record_references::routes())
+        .merge(search::routes())
         .merge(events::routes())
         .merge(tail::routes())
         .merge(projections::routes())

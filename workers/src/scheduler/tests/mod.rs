@@ -60,7 +60,7 @@ impl World {
         self.on_disk = OnDisk { checkpoints: self.checkpoints.clone(), applied: self.applied.clone() };
     }
 
-    /// Does what `ops.begin_batch` and the apply behind it do: nothing unless the checkpoint is where the batch begins.
+    /// Does what `ops.open_batch` and the apply behind it do: nothing unless the checkpoint is where the batch begins.
     fn open(&mut self, batch: &LaneBatch) -> bool {
         let lane = (batch.key.org, batch.key.pipeline);
         let fits = match self.checkpoints.get(&lane) {
