@@ -282,8 +282,20 @@ impl Bench {
             self.grow("updates", &record, 0, updates + 1, |number| {
                 let (kind, kind_version, data, references) = ("webhook".parse()?, 1, webhook(number), Vec::new());
                 Ok(Event::Record(match number {
-                    0 => RecordEvent::Created(RecordCreated { kind, kind_version, data, references }),
-                    _ => RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references }),
+                    0 => RecordEvent::Created(RecordCreated {
+                        kind,
+                        kind_version,
+                        data,
+                        references,
+                        secrets: Vec::new(),
+                    }),
+                    _ => RecordEvent::Updated(RecordUpdated {
+                        kind,
+                        kind_version,
+                        data,
+                        references,
+                        secrets: Vec::new(),
+                    }),
                 }))
             })
             .await?;

@@ -29,7 +29,8 @@ pub(super) fn commit(org: OrgId, number: u64) -> anyhow::Result<Commit> {
 /// A new record's commit with content of the caller's own.
 pub(super) fn commit_of(org: OrgId, data: serde_json::Value) -> anyhow::Result<Commit> {
     let command_id = CommandId::fresh(now().unix_ms(), rand::random());
-    let created = RecordCreated { kind: "webhook".parse()?, kind_version: 1, data, references: vec![] };
+    let created =
+        RecordCreated { kind: "webhook".parse()?, kind_version: 1, data, references: vec![], secrets: vec![] };
     let record = AggregateId::Record(RecordId::derive(command_id));
     sealed(org, record, command_id, Event::Record(RecordEvent::Created(created)))
 }

@@ -30,12 +30,13 @@ mod signed;
 mod snapshot;
 mod subject;
 mod timestamp;
+mod vault;
 mod view;
 
 pub use access::{
     AccessDenied, AccessEvent, Approval, AuditExported, AuditRead, BreakGlassApproved, BreakGlassClosed,
     BreakGlassOpened, BreakGlassUsed, Direction, IsolationFailed, KeyRefused, NatsCredentialsIssued, OrgSwitched,
-    SignedIn,
+    SecretUsed, SignedIn,
 };
 pub use api_key::{ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, KeyEnvironment};
 pub use chain::{Cause, Chain, cause};
@@ -52,7 +53,7 @@ pub use envelope::{
 pub use event::{AggregateId, AggregateType, Event, KNOWN_EVENTS};
 pub use ids::{
     BreakGlassId, CommandId, ConnectionId, CorrelationId, DomainId, EventId, IdError, InvitationId, KeyId, MemberId,
-    OrgId, PLATFORM_ORG, RecordId, RoleId, SessionId, UserId,
+    OrgId, PLATFORM_ORG, RecordId, RoleId, SecretId, SessionId, UserId,
 };
 pub use invitation::{InvitationAccepted, InvitationEvent, InvitationIssued, InvitationResent, InvitationRevoked};
 pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, Visibility};
@@ -68,11 +69,13 @@ pub use parking::{MessageParked, MessageSettled, ParkedEventsRetried, ParkedEven
 pub use pipeline::{PerPipeline, Pipeline};
 pub use position::Position;
 pub use record::{
-    MAX_LISTED_FIELDS, RecordArchived, RecordCreated, RecordEvent, RecordReference, RecordUpdated, is_listed_name,
+    MAX_LISTED_FIELDS, RecordArchived, RecordCreated, RecordEvent, RecordReference, RecordSecret, RecordUpdated,
+    is_listed_name,
 };
 pub use role::{Role, RoleChanged, RoleDefined, RoleEvent, RoleRemoved};
 pub use signed::{CommitKeys, CommitKeysError};
 pub use snapshot::SnapshotPart;
 pub use subject::{AggregateName, EventSubject, Shard, SnapshotSubject, SubjectError};
 pub use timestamp::{Timestamp, TimestampError};
+pub use vault::{SealedSecret, SecretPlace, VaultEntry, VaultSubject};
 pub use view::{EventView, INWARD_FIELDS, is_inward};

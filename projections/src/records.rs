@@ -120,11 +120,11 @@ impl<'a> Changeset<'a> {
     pub(crate) fn apply(&mut self, id: RecordId, event: &'a RecordEvent, by: &'a Actor, row_version: RowVersion) {
         let seq = row_version.seq;
         let (content, status) = match event {
-            RecordEvent::Created(RecordCreated { kind, kind_version, data, references }) => {
+            RecordEvent::Created(RecordCreated { kind, kind_version, data, references, secrets: _ }) => {
                 self.inserts.insert(id, Birth { kind, by, at: row_version.at, seq });
                 (Some(NewContent { kind, kind_version: *kind_version, data, references, seq }), Some("active"))
             }
-            RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references }) => {
+            RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references, secrets: _ }) => {
                 (Some(NewContent { kind, kind_version: *kind_version, data, references, seq }), None)
             }
             RecordEvent::Archived(_) => (None, Some("archived")),

@@ -37,6 +37,7 @@ fn update(org: OrgId, record: RecordId, version_before: u64) -> Commit {
         kind_version: 1,
         data,
         references: vec![],
+        secrets: Vec::new(),
     });
     commit_of(org, AggregateId::Record(record), version_before, vec![Event::Record(event)])
 }

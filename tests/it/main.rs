@@ -55,6 +55,7 @@ mod quotas;
 mod read_only;
 mod readme;
 mod rebuild;
+mod record_secrets;
 mod revocation;
 mod rights;
 mod rls;

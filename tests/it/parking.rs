@@ -92,12 +92,24 @@ pub(crate) fn commit_of(org: OrgId, aggregate: AggregateId, version_before: u64,
 
 pub(crate) fn created(name: &str) -> RecordEvent {
     let data = json!({"name": name});
-    RecordEvent::Created(RecordCreated { kind: "model".parse().unwrap(), kind_version: 1, data, references: vec![] })
+    RecordEvent::Created(RecordCreated {
+        kind: "model".parse().unwrap(),
+        kind_version: 1,
+        data,
+        references: vec![],
+        secrets: vec![],
+    })
 }
 
 pub(crate) fn updated(name: &str) -> RecordEvent {
     let data = json!({"name": name});
-    RecordEvent::Updated(RecordUpdated { kind: "model".parse().unwrap(), kind_version: 1, data, references: vec![] })
+    RecordEvent::Updated(RecordUpdated {
+        kind: "model".parse().unwrap(),
+        kind_version: 1,
+        data,
+        references: vec![],
+        secrets: vec![],
+    })
 }
 
 /// The operator's list, as the command line prints it for scripts.

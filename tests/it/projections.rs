@@ -117,6 +117,7 @@ impl History {
                 kind_version: 1,
                 data: json!({ "n": nth, "none": null }),
                 references: vec![reference],
+                secrets: Vec::new(),
             };
             history.commit(AggregateId::Record(id), 0, vec![Event::Record(RecordEvent::Created(created))]);
         }
@@ -182,6 +183,7 @@ impl History {
             kind_version: 2,
             data: json!(["new", number]),
             references: vec![],
+            secrets: Vec::new(),
         };
         let archived = RecordArchived { reason: None };
         let about = |event| vec![Event::Record(event)];

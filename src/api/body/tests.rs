@@ -284,6 +284,7 @@ fn kept(data: &Value) -> Value {
         kind_version: 1,
         data: command.data,
         references: vec![],
+        secrets: Vec::new(),
     });
     let draft = CommitDraft {
         org,

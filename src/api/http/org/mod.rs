@@ -11,6 +11,7 @@ pub mod organizations;
 pub mod projections;
 pub mod record_listing;
 pub mod record_references;
+pub mod record_secrets;
 pub mod records;
 pub mod roles;
 pub mod sso_connections;
@@ -33,6 +34,7 @@ pub(super) fn routes() -> Routes {
         .merge(nats_credentials::routes())
         .merge(records::routes())
         .merge(record_references::routes())
+        .merge(record_secrets::routes())
         .merge(events::routes())
         .merge(tail::routes())
         .merge(projections::routes())
