@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::{
     adapters::{
         identity_provider::{Auth0, IdentityOrganizations, NoIdentityProvider},
+        key_ring::{FileRing, KeyRing, Transit},
         mail::Mailer,
     },
     api::http::kit::bounds::Limits,
@@ -242,6 +243,41 @@ pub struct SecretArgs {
     pub trusted_proxies: Vec<IpNet>,
 }
 
+/// The key ring of records' secrets: a file, or the transit engine of a Vault.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Key ring")]
+pub struct KeyRingArgs {
+    /// The key ring that seals records' secrets: a file that only its owner reads, as `orgstream secrets init` makes it. Without
+    /// it, and without --vault-url, no secret is taken or shown.
+    #[arg(long, env = "ORGSTREAM_KEY_RING", conflicts_with = "vault_url", value_name = "FILE")]
+    pub key_ring: Option<PathBuf>,
+    /// A HashiCorp Vault or OpenBao whose transit engine wraps the keys of secrets, in place of the file.
+    #[arg(long, env = "ORGSTREAM_VAULT_URL", requires_all = ["vault_key", "vault_token_file"], value_name = "URL")]
+    pub vault_url: Option<String>,
+    /// The name of the key there.
+    #[arg(long, env = "ORGSTREAM_VAULT_KEY", value_name = "NAME")]
+    pub vault_key: Option<String>,
+    /// Where the transit engine is mounted.
+    #[arg(long, env = "ORGSTREAM_VAULT_MOUNT", default_value = "transit", value_name = "PATH")]
+    pub vault_mount: String,
+    /// The file with the token for it, which is read for every request. It needs `encrypt` and `decrypt` with the key.
+    #[arg(long, env = "ORGSTREAM_VAULT_TOKEN_FILE", value_name = "FILE")]
+    pub vault_token_file: Option<PathBuf>,
+}
+
+impl KeyRingArgs {
+    /// Returns the key ring of the settings; none when they name none.
+    pub async fn ring(&self) -> anyhow::Result<Option<Arc<dyn KeyRing>>> {
+        if let (Some(url), Some(key), Some(token)) = (&self.vault_url, &self.vault_key, &self.vault_token_file) {
+            let transit = Transit::new(url, &self.vault_mount, key, token.clone());
+            return Ok(Some(Arc::new(transit.context("--vault-url (ORGSTREAM_VAULT_URL)")?)));
+        }
+        let Some(path) = &self.key_ring else { return Ok(None) };
+        let ring = FileRing::open(path.clone()).await.context("--key-ring (ORGSTREAM_KEY_RING)")?;
+        Ok(Some(Arc::new(ring)))
+    }
+}
+
 /// How much the API lets in, and who sees its figures.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "HTTP")]
@@ -311,6 +347,15 @@ pub struct IdentityArgs {
     /// How many mails with invitations an organization sends in an hour; 0 for no limit.
     #[arg(long, env = "ORGSTREAM_INVITATIONS_PER_HOUR", default_value_t = 100, value_name = "N")]
     pub invitations_per_hour: u32,
+    /// How many times an organization is shown the value of a secret in an hour; 0 for no limit.
+    #[arg(
+        long,
+        env = "ORGSTREAM_SECRET_USES_PER_HOUR",
+        default_value_t = 3_600,
+        value_name = "N",
+        help_heading = "Key ring"
+    )]
+    pub secret_uses_per_hour: u32,
     /// The OpenID Connect issuer of the platform's operators: `URL`, or `URL=AUDIENCE`. A person with a token of it and the
     /// claim of --operator-claim is an operator, named in every entry by their verified e-mail address.
     #[arg(long, env = "ORGSTREAM_OPERATOR_ISSUER", requires = "operator_claim", value_name = "URL[=AUDIENCE]")]
@@ -354,6 +399,7 @@ impl IdentityArgs {
             sessions_per_person: 100,
             organizations_per_hour: 20,
             invitations_per_hour: 100,
+            secret_uses_per_hour: 3_600,
             operator_issuer: None,
             operator_claim: None,
             break_glass_approval: GlassApproval::Required,
@@ -387,6 +433,7 @@ impl IdentityArgs {
     /// Returns the hourly quotas.
     pub fn hourly(&self) -> HourlyLimits {
         HourlyLimits::new(self.invitations_per_hour, self.organizations_per_hour)
+            .with_secret_uses(self.secret_uses_per_hour)
     }
 
     /// Returns the lifetime of sessions.

@@ -26,6 +26,7 @@ use crate::{
     adapters::{
         dns::{SystemDns, TxtRecords},
         identity_provider::{IdentityOrganizations, NoIdentityProvider},
+        key_ring::KeyRing,
         mail::Mailer,
     },
     api::{
@@ -41,6 +42,7 @@ use crate::{
     commands::{
         handler::CommandHandler,
         request::{Caller, CommandError, Request},
+        vault::{Vault, VaultError},
     },
     config::{DatabaseArgs, HttpArgs, IdentityArgs, NatsArgs, SecretArgs},
     jobs::{
@@ -183,6 +185,28 @@ pub async fn preflight_log(log: &Log, nats: &NatsArgs) -> anyhow::Result<Vec<Fin
     Ok(findings)
 }
 
+/// Checks that the key ring is the one that the secrets of this installation were sealed with. One that does not answer is checked
+/// before its first use.
+pub async fn check_key_ring(log: &Log, ring: Option<Arc<dyn KeyRing>>) -> anyhow::Result<()> {
+    match Vault::new(log.clone(), ring).check().await {
+        Ok(Some(true) | None) => Ok(()),
+        Ok(Some(false)) => {
+            tracing::warn!("there are secrets, and this process has no key ring to open them with: set --key-ring or --vault-url");
+            Ok(())
+        }
+        Err(error @ (VaultError::AnotherRing(_) | VaultError::Lost(_) | VaultError::Destroyed(_))) => refuse(&[Finding {
+            what: Chain(&error).to_string(),
+            fix: "give it the key ring with all keys that are still needed (ORGSTREAM_KEY_RING): `orgstream secrets status` names \
+                  them"
+                .to_owned(),
+        }]),
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "the key ring could not be checked, and is before its first use");
+            Ok(())
+        }
+    }
+}
+
 /// Opens the database, migrated and safe to use; or fails with every finding, one line each.
 pub async fn open_database(database: &DatabaseArgs, slots: usize) -> anyhow::Result<Database> {
     database.check(slots)?;
@@ -298,6 +322,8 @@ pub struct Adapters {
     pub dns: Arc<dyn TxtRecords>,
     /// The provider where organizations have counterparts.
     pub idp: Arc<dyn IdentityOrganizations>,
+    /// The key ring that seals secrets, if there is one.
+    pub key_ring: Option<Arc<dyn KeyRing>>,
     /// Whether organizations may have issuers of their own on this machine: for trials.
     pub local_issuers: bool,
     /// The signing keys of producers' NATS credentials, if there are any.
@@ -309,7 +335,7 @@ pub struct Adapters {
 impl Default for Adapters {
     fn default() -> Self {
         let (dns, idp, http) = (Arc::new(SystemDns), Arc::new(NoIdentityProvider), HttpArgs::default());
-        Self { mail: None, dns, idp, local_issuers: false, producers: None, http }
+        Self { mail: None, dns, idp, key_ring: None, local_issuers: false, producers: None, http }
     }
 }
 
@@ -358,7 +384,7 @@ impl Api {
         let webhook_keys = WebhookKeys::new(pepper.clone());
         let webhooks = Webhooks::new(db.clone(), webhook_keys.clone(), outside.local_issuers)?;
         let handler = CommandHandler::new(log.clone(), pepper, log.region().to_owned(), outside.dns);
-        let handler = handler.with_identity_provider(outside.idp);
+        let handler = handler.with_identity_provider(outside.idp).with_key_ring(outside.key_ring);
         let handler = if outside.local_issuers { handler.with_local_issuers() } else { handler };
         let access_log = AccessLog::start(log.clone(), db.clone());
         let rates = PlanRates::new(identity.plan_rates.iter().cloned());

@@ -289,6 +289,7 @@ impl Bench {
                         references,
                         unique: Vec::new(),
                         searched: Vec::new(),
+                        secrets: Vec::new(),
                     }),
                     _ => RecordEvent::Updated(RecordUpdated {
                         kind,
@@ -297,6 +298,7 @@ impl Bench {
                         references,
                         unique: Vec::new(),
                         searched: Vec::new(),
+                        secrets: Vec::new(),
                     }),
                 }))
             })

@@ -38,8 +38,15 @@ pub(super) fn searched_commit(
     searched: Vec<SearchedField>,
 ) -> anyhow::Result<Commit> {
     let command_id = CommandId::fresh(now().unix_ms(), rand::random());
-    let created =
-        RecordCreated { kind: "webhook".parse()?, kind_version: 1, data, references: vec![], unique: vec![], searched };
+    let created = RecordCreated {
+        kind: "webhook".parse()?,
+        kind_version: 1,
+        data,
+        references: vec![],
+        unique: vec![],
+        searched,
+        secrets: vec![],
+    };
     let record = AggregateId::Record(RecordId::derive(command_id));
     sealed(org, record, command_id, Event::Record(RecordEvent::Created(created)))
 }

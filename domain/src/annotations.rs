@@ -1,8 +1,9 @@
 //! What a kind's schema says beyond JSON Schema: by which fields its records are listed and found, which values only one of
-//! them has, and what they refer to.
+//! them has, what they refer to, and which of them are secrets.
 //!
-//! Each is one keyword on the schema of a property, so that a field is declared once: `x-filter`, `x-sort`, `x-search` and
-//! `x-unique` on the properties of the record itself, `x-ref` on any property or item inside it. Validators ignore them.
+//! Each is one keyword on the schema of a property, so that a field is declared once: `x-filter`, `x-sort`, `x-search`,
+//! `x-unique` and `x-secret` on the properties of the record itself, `x-ref` on any property or item inside it. Validators
+//! ignore them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +28,10 @@ pub const MAX_UNIQUE: usize = 4;
 pub const MAX_REFERENCES: usize = 16;
 /// The maximum number of records that one record refers to.
 pub const MAX_REFERRED: usize = 64;
+/// The maximum number of secrets of one record.
+pub const MAX_SECRETS: usize = 8;
+/// Keywords by which a value would be shown, which a secret's is not.
+const SHOWS: [&str; 6] = ["x-filter", "x-sort", "x-search", "x-ref", "enum", "const"];
 /// The names by which listings are sorted whatever the kind.
 const SORTED_BY_ALL: [&str; 2] = ["created", "updated"];
 /// Formats whose texts are short.
@@ -61,6 +66,8 @@ pub struct Annotations {
     pub facets: BTreeSet<String>,
     /// The places that refer to records.
     pub references: Vec<ReferencePlace>,
+    /// The fields whose values are secrets.
+    pub secrets: BTreeSet<String>,
 }
 
 /// A field by which records are listed.
@@ -141,6 +148,9 @@ impl Annotations {
             let detail = format!("must not refer to records in more than {MAX_REFERENCES} places");
             faults.add("/schema/properties", "too_many", detail);
         }
+        if annotations.secrets.len() > MAX_SECRETS {
+            faults.add("/schema/properties", "too_many", format!("must not have more than {MAX_SECRETS} secrets"));
+        }
         faults.none_or(|faults| faults).map(|()| annotations)
     }
 
@@ -162,6 +172,23 @@ impl Annotations {
         let texts = self.searched.iter().map(|(field, role)| (field, *role));
         let facets = self.facets.iter().map(|field| (field, SearchRole::Facet));
         texts.chain(facets).map(|(field, role)| SearchedField { field: field.clone(), role }).collect()
+    }
+
+    /// Returns the faults of a schema that comes after another one: a property that stays is a secret as before. Made a secret, it
+    /// would have values in the log that everybody reads; made none, its masks would be values.
+    pub fn faults_after(&self, before: &Self, schemas: [&Value; 2]) -> Vec<FieldError> {
+        let mut faults = Faults::default();
+        let has = |schema: &Value, name: &str| schema.get("properties").is_some_and(|all| all.get(name).is_some());
+        for name in self.secrets.symmetric_difference(&before.secrets) {
+            if schemas.iter().all(|schema| has(schema, name)) {
+                let mut pointer = "/schema/properties".to_owned();
+                under(&mut pointer, name, |pointer| {
+                    let detail = "must be a secret, or none, as it was before: give the property another name";
+                    faults.add(format!("{pointer}/x-secret"), "secret_stays", detail);
+                });
+            }
+        }
+        faults.into_vec()
     }
 
     /// Returns the references of a record's data, or faults with pointers that begin with `/data`.
@@ -329,6 +356,7 @@ impl Reader {
                 "x-search" => self.search(value, pointer, keywords, place),
                 "x-unique" => self.unique(value, pointer, field_type, place),
                 "x-ref" => self.reference(value, &pointer, field_type, place),
+                "x-secret" => self.secret(value, &pointer, keywords, place),
                 _ => {}
             }
         }
@@ -389,6 +417,20 @@ impl Reader {
             return self.faults.add(pointer, "not_a_text", "must stand on a text: `type` string, or string and null");
         }
         self.annotations.unique.insert(name);
+    }
+
+    fn secret(&mut self, value: &Value, pointer: &str, keywords: &Map<String, Value>, place: &Place) {
+        let Some(is_on) = value.as_bool() else { return self.faults.add(pointer, "type", "must be true or false") };
+        let Some(name) = self.field_name(place, pointer).filter(|_| is_on) else { return };
+        if field_type(keywords) != Some(FieldType::Text) {
+            let detail = "must stand on a text: `type` string, or string and null, without a `format` of a time";
+            return self.faults.add(pointer, "not_a_text", detail);
+        }
+        if let Some(shows) = SHOWS.iter().find(|shows| keywords.contains_key(**shows)) {
+            let detail = format!("must not stand beside `{shows}`: the value is not shown");
+            return self.faults.add(pointer, "secret_is_shown", detail);
+        }
+        self.annotations.secrets.insert(name);
     }
 
     fn reference(&mut self, value: &Value, pointer: &str, field_type: Option<FieldType>, place: &Place) {
@@ -514,6 +556,47 @@ mod tests {
         let found = read(&json!({"state": state, "name": name})).searched_fields();
         let named: Vec<_> = found.iter().map(|searched| (searched.field.as_str(), searched.role)).collect();
         assert_eq!(named, [("name", SearchRole::Title), ("state", SearchRole::Facet)]);
+    }
+
+    #[test]
+    fn a_secret_is_a_text_of_the_record_itself_that_nothing_shows() {
+        let found = read(&json!({
+            "key": {"type": "string", "maxLength": 200, "x-secret": true},
+            "token": {"type": ["string", "null"], "x-secret": true},
+            "open": {"type": "string", "x-secret": false},
+        }));
+        assert_eq!(found.secrets.into_iter().collect::<Vec<_>>(), ["key", "token"]);
+        for (property, code) in [
+            (json!({"type": "string", "x-secret": 1}), "type"),
+            (json!({"type": "number", "x-secret": true}), "not_a_text"),
+            (json!({"x-secret": true}), "not_a_text"),
+            (json!({"type": "string", "maxLength": 9, "x-secret": true, "x-filter": true}), "secret_is_shown"),
+            (json!({"type": "string", "x-secret": true, "x-search": "body"}), "secret_is_shown"),
+            (json!({"type": "string", "x-secret": true, "enum": ["a"]}), "secret_is_shown"),
+        ] {
+            let found = faults(&json!({"properties": {"a": property}}));
+            assert_eq!(found, [("/schema/properties/a/x-secret".to_owned(), code.to_owned())]);
+        }
+        let inside = json!({"properties": {"a": {"properties": {"b": {"type": "string", "x-secret": true}}}}});
+        assert_eq!(faults(&inside)[0].1, "place");
+        let many: serde_json::Map<String, Value> =
+            (0..=MAX_SECRETS).map(|n| (format!("s{n}"), json!({"type": "string", "x-secret": true}))).collect();
+        assert_eq!(faults(&json!({"properties": many})), [("/schema/properties".to_owned(), "too_many".to_owned())]);
+    }
+
+    #[test]
+    fn a_property_that_stays_is_a_secret_as_before() {
+        let schema = |a: Value| json!({"properties": {"a": a}});
+        let (open, secret) = (json!({"type": "string"}), json!({"type": "string", "x-secret": true}));
+        let found = |before: Value, after: Value| {
+            let [earlier, later] = [&before, &after].map(|schema| Annotations::read(schema).unwrap());
+            later.faults_after(&earlier, [&before, &after]).into_iter().map(|fault| fault.pointer).collect::<Vec<_>>()
+        };
+        let stays = vec!["/schema/properties/a/x-secret".to_owned()];
+        assert_eq!(found(schema(open.clone()), schema(secret.clone())), stays);
+        assert_eq!(found(schema(secret.clone()), schema(open)), stays);
+        assert!(found(schema(secret.clone()), schema(secret.clone())).is_empty());
+        assert!(found(json!({}), schema(secret.clone())).is_empty() && found(schema(secret), json!({})).is_empty());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{
     annotations::Annotations,
     grants::Grant,
     openapi,
-    schema::{ValidatedKind, compile},
+    schema::{ValidatedKind, Validators, compile},
     text::Faults,
 };
 
@@ -295,6 +295,11 @@ impl Aggregate for Kind {
                     cost: cost.unwrap_or(before.cost),
                 };
                 check(&definition)?;
+                let annotations = Annotations::read(&definition.schema).unwrap_or_default();
+                let faults = annotations.faults_after(&current.annotations, [&before.schema, &definition.schema]);
+                if !faults.is_empty() {
+                    return Err(KindError::Invalid(faults));
+                }
                 let changed = definition != *before;
                 Ok(if changed { vec![KindEvent::Changed(KindChanged { definition })] } else { vec![] })
             }
@@ -322,7 +327,12 @@ fn check(definition: &KindDefinition) -> Result<(), KindError> {
     }
     let mut faults = faults.into_vec();
     match compile(&definition.schema) {
-        Ok(_) => faults.extend(Annotations::read(&definition.schema).err().into_iter().flatten()),
+        Ok(_) => match Annotations::read(&definition.schema) {
+            Ok(annotations) => {
+                faults.extend(Validators::of(&definition.schema, &annotations).err().into_iter().flatten())
+            }
+            Err(declared) => faults.extend(declared),
+        },
         Err(schema) => faults.extend(schema),
     }
     if faults.is_empty() { Ok(()) } else { Err(KindError::Invalid(faults)) }

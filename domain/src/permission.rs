@@ -60,6 +60,8 @@ permissions! {
     ReadRecords = "records:read": Owner, Admin, Member, Viewer;
     /// Create, update and archive records.
     WriteRecords = "records:write": Owner, Admin, Member;
+    /// Be shown the values of the records' secrets.
+    UseSecrets = "secrets:use": Owner, Admin;
     /// Read and replay the audit log.
     ReadAudit = "audit:read": Owner, Admin, Auditor;
     /// Read the progress of the projections.

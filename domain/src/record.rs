@@ -2,14 +2,14 @@
 //!
 //! The unique values that a record has are in its events, so that it frees exactly what it took, whatever became of the kind.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use orgstream_events::{
     AggregateId, AggregateType, Event, KindName, OrgId, RecordArchived, RecordCreated, RecordEvent, RecordId,
-    RecordReference, RecordUpdated, UniqueField,
+    RecordReference, RecordSecret, RecordUpdated, UniqueField,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::{
@@ -28,6 +28,16 @@ pub struct Record {
     archived: bool,
     #[serde(default)]
     unique: Vec<UniqueField>,
+    /// By the fields that have or had one.
+    secrets: BTreeMap<String, HeldSecret>,
+}
+
+/// The secret of a field.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct HeldSecret {
+    /// The number of values that there were.
+    version: u64,
+    current: Option<RecordSecret>,
 }
 
 impl Record {
@@ -40,6 +50,79 @@ impl Record {
     pub fn may_be_referred_to(&self, kind: &KindName) -> bool {
         self.kind.as_ref() == Some(kind) && !self.archived
     }
+
+    /// Returns the secrets that it has.
+    pub fn secrets(&self) -> impl Iterator<Item = &RecordSecret> {
+        self.secrets.values().filter_map(|held| held.current.as_ref())
+    }
+
+    /// Returns the secret of a field, if it has one.
+    pub fn secret(&self, field: &str) -> Option<&RecordSecret> {
+        self.secrets.get(field)?.current.as_ref()
+    }
+
+    /// Returns the number of the next value of a secret.
+    pub fn next_version(&self, field: &str) -> u64 {
+        self.secrets.get(field).map_or(0, |held| held.version) + 1
+    }
+
+    /// Takes over the secrets of new content, which are all that there are.
+    fn hold(&mut self, secrets: &[RecordSecret]) {
+        for held in self.secrets.values_mut() {
+            held.current = None;
+        }
+        for secret in secrets {
+            let held = HeldSecret { version: secret.version, current: Some(secret.clone()) };
+            self.secrets.insert(secret.field.clone(), held);
+        }
+    }
+
+    /// Puts masks into `data` in place of the secrets: of those that were `sealed` for the command, and of those that stay.
+    /// Returns all of them.
+    fn mask(
+        &self,
+        kind: &ValidatedKind,
+        data: &mut Value,
+        sealed: Vec<RecordSecret>,
+    ) -> Result<Vec<RecordSecret>, RecordError> {
+        let mut sealed: BTreeMap<String, RecordSecret> =
+            sealed.into_iter().map(|secret| (secret.field.clone(), secret)).collect();
+        let (mut secrets, mut faults) = (Vec::new(), Faults::default());
+        for field in &kind.annotations.secrets {
+            let Some(value) = data.get_mut(field).filter(|value| !value.is_null()) else { continue };
+            let secret = match sealed.remove(field) {
+                Some(new) if new.version != self.next_version(field) => return Err(RecordError::SecretsChanged),
+                Some(new) => new,
+                None => match self.secret(field).filter(|current| is_mask_of(value, current)) {
+                    Some(current) => current.clone(),
+                    None => {
+                        let detail = "must be a text, which becomes the secret, or what is read in its place, with the fingerprint                                       of the current secret, which then stays";
+                        faults.add(format!("/data/{field}"), "not_the_secret", detail);
+                        continue;
+                    }
+                },
+            };
+            *value = mask_of(&secret);
+            secrets.push(secret);
+        }
+        faults.none_or(RecordError::Invalid)?;
+        // The kind had them as secrets when they were sealed.
+        if sealed.is_empty() { Ok(secrets) } else { Err(RecordError::SecretsChanged) }
+    }
+}
+
+/// What every read shows of a secret's value.
+pub const MASK: &str = "********";
+
+/// Returns what stands in a record's content in place of a secret.
+fn mask_of(secret: &RecordSecret) -> Value {
+    json!({"masked": MASK, "fingerprint": secret.fingerprint, "version": secret.version})
+}
+
+/// Whether a caller sends what it has read in place of this secret: the fingerprint at least, and nothing that differs.
+fn is_mask_of(value: &Value, secret: &RecordSecret) -> bool {
+    let (Some(sent), Value::Object(mask)) = (value.as_object(), mask_of(secret)) else { return false };
+    sent.contains_key("fingerprint") && sent.iter().all(|(name, value)| mask.get(name) == Some(value))
 }
 
 /// The references in a record's data, as they were looked up, or the reason why they cannot be.
@@ -65,6 +148,8 @@ pub enum RecordCommand {
         kind: Option<Arc<ValidatedKind>>,
         /// The references in the data.
         references: References,
+        /// The secrets in the data whose values were sealed for this command.
+        secrets: Vec<RecordSecret>,
     },
     /// Replaces the data.
     Update {
@@ -74,6 +159,8 @@ pub enum RecordCommand {
         kind: Option<Arc<ValidatedKind>>,
         /// The references in the data.
         references: References,
+        /// The secrets in the data whose values were sealed for this command.
+        secrets: Vec<RecordSecret>,
     },
     /// Archives the record.
     Archive(ArchiveRecord),
@@ -196,10 +283,14 @@ impl Aggregate for Record {
 
     fn apply(&mut self, event: &RecordEvent) {
         match event {
-            RecordEvent::Created(RecordCreated { kind, unique, .. }) => {
+            RecordEvent::Created(RecordCreated { kind, unique, secrets, .. }) => {
                 (self.kind, self.unique) = (Some(kind.clone()), unique.clone());
+                self.hold(secrets);
             }
-            RecordEvent::Updated(RecordUpdated { unique, .. }) => self.unique.clone_from(unique),
+            RecordEvent::Updated(RecordUpdated { unique, secrets, .. }) => {
+                self.unique.clone_from(unique);
+                self.hold(secrets);
+            }
             RecordEvent::Archived(_) => (self.archived, self.unique) = (true, Vec::new()),
         }
     }
@@ -216,7 +307,7 @@ impl Aggregate for Record {
 
     fn decide(&self, command: RecordCommand, context: &DecisionContext) -> Result<Vec<RecordEvent>, RecordError> {
         match command {
-            RecordCommand::Create { command: CreateRecord { kind: name, data, .. }, kind, references } => {
+            RecordCommand::Create { command: CreateRecord { kind: name, mut data, .. }, kind, references, secrets } => {
                 if self.kind.is_some() {
                     return Err(RecordError::AlreadyExists);
                 }
@@ -224,6 +315,7 @@ impl Aggregate for Record {
                 if kind.retired {
                     return Err(RecordError::KindRetired(name));
                 }
+                let secrets = self.mask(&kind, &mut data, secrets)?;
                 kind.check(&data).map_err(RecordError::Invalid)?;
                 let references = references?;
                 let unique = kind.annotations.unique_in(context.org, &name, &data);
@@ -234,20 +326,30 @@ impl Aggregate for Record {
                     references,
                     unique,
                     searched: kind.annotations.searched_fields(),
+                    secrets,
                 })])
             }
-            RecordCommand::Update { command: UpdateRecord { data, .. }, kind, references } => {
+            RecordCommand::Update { command: UpdateRecord { mut data, .. }, kind, references, secrets } => {
                 let name = self.kind.as_ref().ok_or(RecordError::NotFound)?;
                 if self.archived {
                     return Err(RecordError::Archived);
                 }
                 let kind = kind.ok_or_else(|| RecordError::UnknownKind(name.clone()))?;
+                let secrets = self.mask(&kind, &mut data, secrets)?;
                 kind.check(&data).map_err(RecordError::Invalid)?;
                 let references = references?;
                 let unique = kind.annotations.unique_in(context.org, name, &data);
                 let searched = kind.annotations.searched_fields();
                 let (kind_version, kind) = (kind.version, name.clone());
-                Ok(vec![RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references, unique, searched })])
+                Ok(vec![RecordEvent::Updated(RecordUpdated {
+                    kind,
+                    kind_version,
+                    data,
+                    references,
+                    unique,
+                    searched,
+                    secrets,
+                })])
             }
             RecordCommand::Archive(ArchiveRecord { reason, .. }) => {
                 if self.kind.is_none() {
@@ -293,6 +395,9 @@ pub enum RecordError {
     /// The record is archived.
     #[error("the record is archived and does not change any more; create another one")]
     Archived,
+    /// Secrets were sealed for another state of the record than it has.
+    #[error("others are changing the secrets of the record; try again")]
+    SecretsChanged,
     /// The kind is not registered.
     #[error("there is no kind {0}; GET /v1/kinds lists those there are")]
     UnknownKind(KindName),
@@ -321,6 +426,7 @@ impl From<RecordError> for Rejection {
             RecordError::AlreadyExists => (RejectionKind::Conflict, "record_exists"),
             RecordError::NotFound => (RejectionKind::NotFound, "not_found"),
             RecordError::Archived => (RejectionKind::Conflict, "record_archived"),
+            RecordError::SecretsChanged => (RejectionKind::Conflict, "contention"),
             RecordError::UnknownKind(_) => (RejectionKind::Invalid, "unknown_kind"),
             RecordError::KindRetired(_) => (RejectionKind::Invalid, "kind_retired"),
         };
@@ -330,7 +436,7 @@ impl From<RecordError> for Rejection {
 
 #[cfg(test)]
 mod tests {
-    use orgstream_events::{KindDefinition, Visibility};
+    use orgstream_events::{KindDefinition, SecretId, Visibility};
     use serde_json::json;
 
     use super::*;
@@ -354,12 +460,22 @@ mod tests {
     fn create(data: Value, kind: impl Into<Option<Arc<ValidatedKind>>>) -> RecordCommand {
         let kind = kind.into();
         let references = Ok(Vec::new());
-        RecordCommand::Create { command: CreateRecord { kind: name(), data, id: None }, kind, references }
+        RecordCommand::Create {
+            command: CreateRecord { kind: name(), data, id: None },
+            kind,
+            references,
+            secrets: vec![],
+        }
     }
 
     fn update(data: Value) -> RecordCommand {
         let references = Ok(Vec::new());
-        RecordCommand::Update { command: UpdateRecord { id: id(), data }, kind: Some(kind(true)), references }
+        RecordCommand::Update {
+            command: UpdateRecord { id: id(), data },
+            kind: Some(kind(true)),
+            references,
+            secrets: vec![],
+        }
     }
 
     fn archive() -> RecordCommand {
@@ -374,6 +490,7 @@ mod tests {
             references: Vec::new(),
             unique: Vec::new(),
             searched: Vec::new(),
+            secrets: Vec::new(),
         })
     }
 
@@ -422,6 +539,7 @@ mod tests {
             references: Vec::new(),
             unique: Vec::new(),
             searched: Vec::new(),
+            secrets: Vec::new(),
         };
         assert_eq!(
             given::<Record>(&[created()]).when(update(json!({"score": 0}))),
@@ -437,6 +555,74 @@ mod tests {
         assert_eq!(record.when(archive()), Ok(vec![]));
     }
 
+    fn with_key() -> Arc<ValidatedKind> {
+        let schema = json!({"properties": {"key": {"type": ["string", "null"], "x-secret": true}}});
+        let definition = KindDefinition { title: "Model".to_owned(), schema, visibility: Visibility::Private, cost: 1 };
+        Arc::new(ValidatedKind::new(definition, 3, false))
+    }
+
+    fn secret(version: u64) -> RecordSecret {
+        let id = SecretId::fresh(i64::try_from(version).unwrap(), [1; 10]);
+        RecordSecret { field: "key".to_owned(), id, version, fingerprint: format!("0000000{version}") }
+    }
+
+    fn set(data: Value, secrets: Vec<RecordSecret>) -> RecordCommand {
+        let command = UpdateRecord { id: id(), data };
+        RecordCommand::Update { command, kind: Some(with_key()), references: Ok(Vec::new()), secrets }
+    }
+
+    fn has_set(data: Value, secrets: Vec<RecordSecret>) -> RecordEvent {
+        RecordEvent::Updated(RecordUpdated { kind: name(), kind_version: 3, data, references: Vec::new(), secrets })
+    }
+
+    #[test]
+    fn a_secret_is_a_mask_in_the_content() {
+        let record = given::<Record>(&[created()]);
+        let mask = json!({"key": {"masked": "********", "fingerprint": "00000001", "version": 1}});
+        let first = has_set(mask.clone(), vec![secret(1)]);
+        assert_eq!(record.when(set(json!({"key": {"$sealed": 1}}), vec![secret(1)])), Ok(vec![first.clone()]));
+        // What is read in its place keeps it, as does its fingerprint alone.
+        let record = given::<Record>(&[created(), first.clone()]);
+        for same in [mask, json!({"key": {"fingerprint": "00000001"}})] {
+            assert_eq!(record.when(set(same, vec![])), Ok(vec![first.clone()]));
+        }
+        for other in [
+            json!({"fingerprint": "00000002"}),
+            json!({"masked": "********"}),
+            json!({"fingerprint": "00000001", "version": 2}),
+            json!({"fingerprint": "00000001", "more": 1}),
+            json!("not sealed"),
+            json!(7),
+        ] {
+            let found = fields(record.when(set(json!({"key": other}), vec![])));
+            assert_eq!(found, [("/data/key".to_owned(), "not_the_secret".to_owned())]);
+        }
+        for gone in [json!({}), json!({"key": null})] {
+            assert_eq!(record.when(set(gone.clone(), vec![])), Ok(vec![has_set(gone, vec![])]));
+        }
+    }
+
+    #[test]
+    fn the_values_of_a_secret_are_counted_whatever_became_of_them() {
+        let (first, cleared) = (has_set(json!({}), vec![secret(1)]), has_set(json!({}), vec![]));
+        let record = given::<Record>(&[created(), first.clone(), cleared]);
+        let refused = rejection(record.when(set(json!({"key": {}}), vec![secret(1)])));
+        assert_eq!((refused.code, refused.kind.status()), ("contention", 409));
+        assert!(record.when(set(json!({"key": {}}), vec![secret(2)])).is_ok());
+        // Of another one than the current.
+        assert_eq!(
+            rejection(given::<Record>(&[created(), first]).when(set(json!({"key": {}}), vec![secret(1)]))).code,
+            "contention"
+        );
+        // The kind has no such secret any more.
+        let RecordCommand::Update { command, references, secrets, .. } = set(json!({"key": {}}), vec![secret(2)])
+        else {
+            unreachable!()
+        };
+        let update = RecordCommand::Update { command, references, secrets, kind: Some(kind(false)) };
+        assert_eq!(rejection(record.when(update)).code, "contention");
+    }
+
     #[test]
     fn a_record_that_does_not_exist_is_not_found() {
         for command in [update(json!({"score": 0})), archive()] {
@@ -446,7 +632,7 @@ mod tests {
 
     fn referring(references: References) -> RecordCommand {
         let command = CreateRecord { kind: name(), data: json!({"score": 1}), id: None };
-        RecordCommand::Create { command, kind: Some(kind(false)), references }
+        RecordCommand::Create { command, kind: Some(kind(false)), references, secrets: Vec::new() }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use type_safe_id::{DynamicType, TypeSafeId};
 use uuid::Uuid;
 
-use crate::{DomainName, KindName};
+use crate::{DomainName, Fingerprint, KindName};
 
 /// The reason why a text is not an id of the requested kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -158,6 +158,8 @@ typed_ids! {
     RecordId = "res";
     /// A value that at most one record of a kind has in a field.
     UniqueValueId = "uniq";
+    /// A secret of a record: one value of one field. Not the value.
+    SecretId = "sec";
     /// One event, the same however often its command is retried.
     EventId = "evt";
     /// One command, the same for every retry under one idempotency key.
@@ -177,6 +179,17 @@ impl CommandId {
     /// Returns the id of every command sent to `org` under the idempotency key `key`.
     pub fn from_idempotency_key(org: OrgId, key: &str) -> Self {
         Self(derived(Self::PREFIX, None, &[org.0.as_bytes(), key.as_bytes()]))
+    }
+}
+
+impl SecretId {
+    /// The id under which an installation keeps what shows that a key ring is its own.
+    pub const OF_THE_KEY_RING: Self = Self(Uuid::from_u128(0x0000_0000_0000_8000_8000_0000_0000_0001));
+
+    /// Returns the id of the value that `command` gives `field`, by a keyed hash of it: a retry names the same one, and another
+    /// value under the same command another.
+    pub fn derive(command: CommandId, field: &str, value: &Fingerprint) -> Self {
+        Self(derived(Self::PREFIX, Some(command.0), &[field.as_bytes(), &value.0]))
     }
 }
 

@@ -31,12 +31,13 @@ mod snapshot;
 mod subject;
 mod timestamp;
 mod unique_value;
+mod vault;
 mod view;
 
 pub use access::{
     AccessDenied, AccessEvent, Approval, AuditExported, AuditRead, BreakGlassApproved, BreakGlassClosed,
     BreakGlassOpened, BreakGlassUsed, Direction, IsolationFailed, KeyRefused, NatsCredentialsIssued, OrgSwitched,
-    SignedIn,
+    SecretUsed, SignedIn,
 };
 pub use api_key::{ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, KeyEnvironment};
 pub use chain::{Cause, Chain, cause};
@@ -53,7 +54,7 @@ pub use envelope::{
 pub use event::{AggregateId, AggregateType, Event, KNOWN_EVENTS};
 pub use ids::{
     BreakGlassId, CommandId, ConnectionId, CorrelationId, DomainId, EventId, IdError, InvitationId, KeyId, MemberId,
-    OrgId, PLATFORM_ORG, RecordId, RoleId, SessionId, UniqueValueId, UserId,
+    OrgId, PLATFORM_ORG, RecordId, RoleId, SecretId, SessionId, UniqueValueId, UserId,
 };
 pub use invitation::{InvitationAccepted, InvitationEvent, InvitationIssued, InvitationResent, InvitationRevoked};
 pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, Visibility};
@@ -69,8 +70,8 @@ pub use parking::{MessageParked, MessageSettled, ParkedEventsRetried, ParkedEven
 pub use pipeline::{PerPipeline, Pipeline};
 pub use position::Position;
 pub use record::{
-    MAX_LISTED_FIELDS, RecordArchived, RecordCreated, RecordEvent, RecordReference, RecordUpdated, SearchRole,
-    SearchedField, UniqueField, is_listed_name,
+    MAX_LISTED_FIELDS, RecordArchived, RecordCreated, RecordEvent, RecordReference, RecordSecret, RecordUpdated,
+    SearchRole, SearchedField, UniqueField, is_listed_name,
 };
 pub use role::{Role, RoleChanged, RoleDefined, RoleEvent, RoleRemoved};
 pub use signed::{CommitKeys, CommitKeysError};
@@ -78,4 +79,5 @@ pub use snapshot::SnapshotPart;
 pub use subject::{AggregateName, EventSubject, Shard, SnapshotSubject, SubjectError};
 pub use timestamp::{Timestamp, TimestampError};
 pub use unique_value::{UniqueValueEvent, UniqueValueReleased, UniqueValueTaken};
+pub use vault::{SealedSecret, SecretPlace, VaultEntry, VaultSubject};
 pub use view::{EventView, INWARD_FIELDS, is_inward};

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{KindName, RecordId, UniqueValueId, codec::event_enum, json};
+use crate::{KindName, RecordId, SecretId, UniqueValueId, codec::event_enum, json};
 
 /// The number of fields of a record, the first by name, by whose values records are listed.
 pub const MAX_LISTED_FIELDS: usize = 128;
@@ -72,6 +72,19 @@ pub struct SearchedField {
     pub role: SearchRole,
 }
 
+/// A secret in a record's content. The content has a mask in its place, and the vault its value, sealed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordSecret {
+    /// The field of the content.
+    pub field: String,
+    /// The id of the value.
+    pub id: SecretId,
+    /// The number of the value in this field, from 1 on.
+    pub version: u64,
+    /// The beginning of a keyed hash of the value: 8 hexadecimal digits.
+    pub fingerprint: String,
+}
+
 /// A record was created.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RecordCreated {
@@ -91,6 +104,9 @@ pub struct RecordCreated {
     /// The fields that are searched, as the kind declared them then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub searched: Vec<SearchedField>,
+    /// The secrets in the content.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<RecordSecret>,
 }
 
 /// The content was replaced.
@@ -112,6 +128,9 @@ pub struct RecordUpdated {
     /// The fields that are searched, as the kind declared them then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub searched: Vec<SearchedField>,
+    /// The secrets in the content.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<RecordSecret>,
 }
 
 /// The record was archived; the content and the history stay.

@@ -16,10 +16,10 @@ use orgstream_events::{
     OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
     OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, OutcomeStatus,
     ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent,
-    RecordId, RecordReference, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt,
-    Settlement, Shard, SignedIn, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged,
-    TenantType, Timestamp, UniqueField, UniqueValueEvent, UniqueValueId, UniqueValueReleased, UniqueValueTaken, UserId,
-    Visibility,
+    RecordId, RecordReference, RecordSecret, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId,
+    RoleRemoved, Salt, SecretId, SecretUsed, Settlement, Shard, SignedIn, SsoConnectionAdded, SsoConnectionEvent,
+    SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UniqueField, UniqueValueEvent, UniqueValueId,
+    UniqueValueReleased, UniqueValueTaken, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -181,6 +181,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 references: Vec::new(),
                 unique: Vec::new(),
                 searched: Vec::new(),
+                secrets: Vec::new(),
             })),
         ),
         (
@@ -192,6 +193,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 references: Vec::new(),
                 unique: Vec::new(),
                 searched: Vec::new(),
+                secrets: Vec::new(),
             })),
         ),
         (record.clone(), Event::Record(RecordEvent::Archived(RecordArchived { reason: None }))),
@@ -263,6 +265,13 @@ fn examples() -> Vec<(AggregateId, Event)> {
             key_id: KeyId::fresh(1_700_000_000_000, [4; 10]),
             public_id: "AbCdEf012345".parse().unwrap(),
             expires_at: Some(Timestamp::from_unix_ms(1_700_003_600_000)),
+        })),
+        access(AccessEvent::SecretUsed(SecretUsed {
+            record: RecordId::fresh(1_700_000_000_000, [5; 10]),
+            field: "api_key".to_owned(),
+            secret: SecretId::fresh(1_700_000_000_000, [6; 10]),
+            version: 2,
+            reason: "a call of the provider".to_owned(),
         })),
         access(AccessEvent::BreakGlassApproved(BreakGlassApproved {
             id: glass,
@@ -504,6 +513,7 @@ fn references_and_unique_values_of_a_record_read_back_and_none_take_no_bytes() {
             references,
             unique: Vec::new(),
             searched: Vec::new(),
+            secrets: Vec::new(),
         }))
     };
     let bytes = |event: Event| draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
@@ -527,6 +537,22 @@ fn references_and_unique_values_of_a_record_read_back_and_none_take_no_bytes() {
 }
 
 #[test]
+fn secrets_of_a_record_read_back_and_none_take_no_bytes() {
+    let aggregate = AggregateId::Record(RecordId::fresh(0, [3; 10]));
+    let event = |secrets| {
+        let (kind, data, references) = ("model".parse().unwrap(), json!({}), Vec::new());
+        Event::Record(RecordEvent::Updated(RecordUpdated { kind, kind_version: 1, data, references, secrets }))
+    };
+    let (id, fingerprint) = (SecretId::fresh(1, [4; 10]), "0a1b2c3d".to_owned());
+    let one = event(vec![RecordSecret { field: "api_key".to_owned(), id, version: 3, fingerprint }]);
+    let bytes = |event: Event| draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
+    let commit = Commit::decode(&bytes(one.clone()).encode().unwrap()).unwrap();
+    assert_eq!(commit.open(&subject(aggregate.clone())).unwrap().events[0].event, one);
+    let contains = |event: Event| bytes(event).events[0].payload.windows(7).any(|part| part == b"secrets");
+    assert!(contains(one) && !contains(event(Vec::new())));
+}
+
+#[test]
 fn a_commit_over_the_limit_says_the_limit() {
     let aggregate = AggregateId::Record(RecordId::fresh(0, [3; 10]));
     let event = Event::Record(RecordEvent::Created(RecordCreated {
@@ -536,6 +562,7 @@ fn a_commit_over_the_limit_says_the_limit() {
         references: Vec::new(),
         unique: Vec::new(),
         searched: Vec::new(),
+        secrets: Vec::new(),
     }));
     let commit = draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
     let error = commit.encode().unwrap_err().to_string();
@@ -580,6 +607,7 @@ proptest! {
             kind_version: 1,
             data,
             references: Vec::new(), unique: Vec::new(), searched: Vec::new(),
+secrets: Vec::new(),
         }));
         let mut draft = draft(aggregate.clone(), vec![event.clone(), event.clone()]);
         draft.version_before = version;

@@ -120,13 +120,27 @@ impl<'a> Changeset<'a> {
     pub(crate) fn apply(&mut self, id: RecordId, event: &'a RecordEvent, by: &'a Actor, row_version: RowVersion) {
         let seq = row_version.seq;
         let (content, status) = match event {
-            RecordEvent::Created(RecordCreated { kind, kind_version, data, references, unique: _, searched: _ }) => {
+            RecordEvent::Created(RecordCreated {
+                kind,
+                kind_version,
+                data,
+                references,
+                unique: _,
+                searched: _,
+                secrets: _,
+            }) => {
                 self.inserts.insert(id, Birth { kind, by, at: row_version.at, seq });
                 (Some(NewContent { kind, kind_version: *kind_version, data, references, seq }), Some("active"))
             }
-            RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references, unique: _, searched: _ }) => {
-                (Some(NewContent { kind, kind_version: *kind_version, data, references, seq }), None)
-            }
+            RecordEvent::Updated(RecordUpdated {
+                kind,
+                kind_version,
+                data,
+                references,
+                unique: _,
+                searched: _,
+                secrets: _,
+            }) => (Some(NewContent { kind, kind_version: *kind_version, data, references, seq }), None),
             RecordEvent::Archived(_) => (None, Some("archived")),
         };
         let change = self.changes.entry(id).or_insert(Change { content: None, status: None, row_version });

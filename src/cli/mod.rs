@@ -25,6 +25,7 @@ mod publish;
 mod rebuild;
 pub mod reference;
 mod replay;
+mod secrets;
 mod serve;
 mod session;
 mod sign;
@@ -73,6 +74,9 @@ enum Job {
     Nats(nats::Job),
     /// Look at NATS and PostgreSQL as `serve` and `work` do before they start, and say what is wrong.
     CheckConfig(check_config::Args),
+    /// Make and rotate the key ring of records' secrets.
+    #[command(subcommand)]
+    Secrets(secrets::Job),
     /// See which streams of the log are not what they were, and decide how to go on.
     #[command(subcommand)]
     History(history::Job),
@@ -145,6 +149,7 @@ impl Cli {
             Job::Work(args) => work::run(args).await,
             Job::Migrate(args) => migrate::run(args).await,
             Job::Nats(job) => nats::run(job).await,
+            Job::Secrets(job) => secrets::run(job).await,
             Job::CheckConfig(args) => check_config::run(args).await,
             Job::History(job) => return Box::pin(history::run(job)).await,
             Job::Publish(args) => publish::run(args).await,

@@ -20,9 +20,11 @@ use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use super::issuer::DevIssuer;
 use crate::{
+    adapters::key_ring::RingFile,
     app::submit::Gateway,
     audit::{
         keys::KeyFiles,
@@ -30,7 +32,7 @@ use crate::{
     },
     auth::Authenticator,
     auth::approval::GlassApproval,
-    config::{DatabaseArgs, IdentityArgs, MailArgs, NatsArgs, SecretArgs},
+    config::{DatabaseArgs, IdentityArgs, KeyRingArgs, MailArgs, NatsArgs, SecretArgs},
     jobs::{Failing, Jobs},
     process as node,
 };
@@ -42,6 +44,8 @@ const DATABASE: &str = "orgstream";
 const HOST: &str = "localhost";
 /// The folder of their keys, inside the data folder.
 pub const KEYS: &str = "keys";
+/// The file of the key ring, inside the data folder.
+const RING: &str = "key-ring.json";
 /// The polling interval of the servers.
 const WATCH: Duration = Duration::from_millis(300);
 /// The minimum interval between restarts of nats-server for shards that accept nothing: longer than a process reports a
@@ -239,8 +243,12 @@ impl Stack {
             invitation_link: format!("{base_url}/join#token={{token}}"),
             ..MailArgs::default()
         };
+        let key_ring =
+            KeyRingArgs { key_ring: Some(key_ring(&dir.join(RING))?), ..KeyRingArgs::default() }.ring().await?;
+        node::check_key_ring(&log, key_ring.clone()).await?;
         let outside = node::Adapters {
             mail: mail.mailer()?,
+            key_ring,
             local_issuers: true,
             producers: nats_args.producers()?,
             ..node::Adapters::default()
@@ -356,6 +364,15 @@ impl Stack {
 fn signing_key(keys: &Path) -> anyhow::Result<LogSigner> {
     let files = KeyFiles::of_log(keys);
     if files.exist() { files.load() } else { files.make(HOST.parse()?) }
+}
+
+/// Returns the key ring of the data folder, which is created the first time.
+fn key_ring(path: &Path) -> anyhow::Result<PathBuf> {
+    if !path.exists() {
+        let ring = RingFile::new("first", &Zeroizing::new(rand::random()))?;
+        write_private(path, ring.to_text()?.as_bytes())?;
+    }
+    Ok(path.to_owned())
 }
 
 /// Creates the signing process as a task, with a key of the data folder.

@@ -39,6 +39,7 @@ fn update(org: OrgId, record: RecordId, version_before: u64) -> Commit {
         references: vec![],
         unique: Vec::new(),
         searched: vec![],
+        secrets: Vec::new(),
     });
     commit_of(org, AggregateId::Record(record), version_before, vec![Event::Record(event)])
 }

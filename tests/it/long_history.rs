@@ -77,6 +77,7 @@ impl Long {
             references: Vec::new(),
             unique: Vec::new(),
             searched: Vec::new(),
+            secrets: Vec::new(),
         };
         let event = Event::Record(RecordEvent::Updated(updated));
         let commit = commit_of(self.placement.org, self.aggregate(), version, vec![event]);

@@ -132,6 +132,7 @@ fn commit(org: OrgId, number: u64) -> Commit {
             references: Vec::new(),
             unique: Vec::new(),
             searched: Vec::new(),
+            secrets: Vec::new(),
         }))],
     };
     draft.seal(|| Salt([7; 32])).unwrap()

@@ -56,6 +56,7 @@ mod read_only;
 mod readme;
 mod rebuild;
 mod recipe;
+mod record_secrets;
 mod revocation;
 mod rights;
 mod rls;

@@ -41,6 +41,7 @@ async fn a_page_of_large_events_has_few_of_them_and_none_is_left_out() {
             references: vec![],
             unique: Vec::new(),
             searched: vec![],
+            secrets: vec![],
         };
         let id = history.record(nth);
         history.commit(AggregateId::Record(id), 0, vec![Event::Record(RecordEvent::Created(created))]);

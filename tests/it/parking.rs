@@ -99,6 +99,7 @@ pub(crate) fn created(name: &str) -> RecordEvent {
         references: vec![],
         unique: Vec::new(),
         searched: vec![],
+        secrets: vec![],
     })
 }
 
@@ -111,6 +112,7 @@ pub(crate) fn updated(name: &str) -> RecordEvent {
         references: vec![],
         unique: Vec::new(),
         searched: vec![],
+        secrets: vec![],
     })
 }
 

@@ -119,6 +119,7 @@ impl History {
                 references: vec![reference],
                 unique: Vec::new(),
                 searched: vec![SearchedField { field: "name".to_owned(), role: SearchRole::Title }],
+                secrets: Vec::new(),
             };
             history.commit(AggregateId::Record(id), 0, vec![Event::Record(RecordEvent::Created(created))]);
         }
@@ -186,6 +187,7 @@ impl History {
             references: vec![],
             unique: Vec::new(),
             searched: vec![],
+            secrets: Vec::new(),
         };
         let archived = RecordArchived { reason: None };
         let about = |event| vec![Event::Record(event)];

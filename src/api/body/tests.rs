@@ -286,6 +286,7 @@ fn kept(data: &Value) -> Value {
         references: vec![],
         unique: Vec::new(),
         searched: vec![],
+        secrets: Vec::new(),
     });
     let draft = CommitDraft {
         org,

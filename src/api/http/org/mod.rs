@@ -11,6 +11,7 @@ pub mod organizations;
 pub mod projections;
 pub mod record_listing;
 pub mod record_references;
+pub mod record_secrets;
 pub mod records;
 pub mod roles;
 pub mod search;
@@ -35,6 +36,7 @@ pub(super) fn routes() -> Routes {
         .merge(records::routes())
         .merge(record_references::routes())
         .merge(search::routes())
+        .merge(record_secrets::routes())
         .merge(events::routes())
         .merge(tail::routes())
         .merge(projections::routes())
