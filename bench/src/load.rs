@@ -10,8 +10,8 @@ use std::{
 
 use orgstream::clock::now;
 use orgstream_events::{
-    Actor, ActorType, AggregateId, CommandId, Commit, CommitDraft, Context, Event, OrgId, OrganizationCreated,
-    OrganizationEvent, RecordCreated, RecordEvent, RecordId, Salt, TenantType,
+    Actor, ActorType, AggregateId, CommandId, Commit, CommitDraft, Context, Event, KindName, OrgId,
+    OrganizationCreated, OrganizationEvent, RecordCreated, RecordEvent, RecordId, Salt, TenantType,
 };
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -28,8 +28,13 @@ pub(super) fn commit(org: OrgId, number: u64) -> anyhow::Result<Commit> {
 
 /// A new record's commit with content of the caller's own.
 pub(super) fn commit_of(org: OrgId, data: serde_json::Value) -> anyhow::Result<Commit> {
+    commit_of_kind(org, "webhook".parse()?, data)
+}
+
+/// A new record's commit, of a kind and with content of the caller's own.
+pub(super) fn commit_of_kind(org: OrgId, kind: KindName, data: serde_json::Value) -> anyhow::Result<Commit> {
     let command_id = CommandId::fresh(now().unix_ms(), rand::random());
-    let created = RecordCreated { kind: "webhook".parse()?, kind_version: 1, data, references: vec![] };
+    let created = RecordCreated { kind, kind_version: 1, data, references: vec![] };
     let record = AggregateId::Record(RecordId::derive(command_id));
     sealed(org, record, command_id, Event::Record(RecordEvent::Created(created)))
 }

@@ -9,6 +9,7 @@ mod history;
 mod load;
 mod project;
 mod rig;
+mod views;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -54,6 +55,8 @@ enum Benchmark {
     History(history::Args),
     /// Projecting: events per second into read models and audit log, against bare inserts of the same rows.
     Project(project::Args),
+    /// Views: what folding them costs a worker, and what reading one costs, against GROUP BY over the records.
+    Views(views::Args),
 }
 
 #[tokio::main]
@@ -71,6 +74,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Benchmark::Fairness(args) => fairness::run(*args).await,
         Benchmark::History(args) => Box::pin(history::run(args)).await,
         Benchmark::Project(args) => project::run(args).await,
+        Benchmark::Views(args) => Box::pin(views::run(args)).await,
     }
 }
 

@@ -32,6 +32,7 @@ pub mod sso_connection;
 #[cfg(test)]
 mod testing;
 pub mod text;
+pub mod views;
 
 pub use aggregate::{Aggregate, DecisionContext, Place};
 pub use api_key::{IssueApiKey, RevokeApiKey, RotateApiKey};

@@ -317,8 +317,13 @@ mod tests {
 
     fn kind(retired: bool) -> Arc<ValidatedKind> {
         let schema = json!({"properties": {"score": {"maximum": 1}}, "required": ["score"]});
-        let definition =
-            KindDefinition { title: "Evaluation".to_owned(), schema, visibility: Visibility::Private, cost: 1 };
+        let definition = KindDefinition {
+            title: "Evaluation".to_owned(),
+            schema,
+            visibility: Visibility::Private,
+            cost: 1,
+            views: vec![],
+        };
         Arc::new(ValidatedKind::new(definition, 3, retired))
     }
 

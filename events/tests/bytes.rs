@@ -46,6 +46,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
         schema: json!({"type": "object", "required": ["score"]}),
         visibility: Visibility::Private,
         cost: 1,
+        views: vec![],
     };
     let organization = |event| (AggregateId::Organization(org()), Event::Organization(event));
     let member_event = |event| (AggregateId::Member(org()), Event::Member(event));

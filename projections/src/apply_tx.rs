@@ -1,5 +1,7 @@
 //! The transaction that events are applied in: batches of several orgs, each opened by moving its checkpoint.
 
+use std::sync::Arc;
+
 use orgstream_events::{OrgId, Pipeline, PlanName, Shard};
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
@@ -8,6 +10,7 @@ use crate::{
     audit::{LogEnd, Pin},
     convert::{column, from_bigint, to_bigint},
     isolation_violation::Alarm,
+    views::{Folding, PlainKinds, TakesUp},
 };
 
 /// The result of opening a batch.
@@ -51,11 +54,14 @@ pub struct ApplyTx {
     /// The end of the org's audit log, while a batch of it is open, and its end at the savepoint.
     log_end: Option<LogEnd>,
     saved_end: Option<LogEnd>,
+    /// What is known of the views of the bound version.
+    folding: Folding,
 }
 
 impl ApplyTx {
-    pub(crate) fn new(transaction: Transaction<'static, Postgres>) -> Self {
-        Self { transaction, open: None, current: None, plan: None, log_end: None, saved_end: None }
+    pub(crate) fn new(transaction: Transaction<'static, Postgres>, plain: Arc<PlainKinds>) -> Self {
+        let folding = Folding { plain, ..Folding::default() };
+        Self { transaction, open: None, current: None, plan: None, log_end: None, saved_end: None, folding }
     }
 
     /// Opens a single batch, and selects it.
@@ -87,7 +93,8 @@ impl ApplyTx {
         self.close();
         let rows = sqlx::query!(
             r#"SELECT begun.state AS "state!", begun.stored_seq AS "stored_seq!", begun.parked AS "parked!",
-                begun.plan, begun.log_size, begun.log_frontier
+                begun.plan, begun.log_size, begun.log_frontier,
+                begun.state = 'open' AND batch.has_versions AND app.folds_views($1) AS "folds_views!"
             FROM unnest($4::text[], $5::boolean[], $6::boolean[], $7::bigint[], $8::bigint[]) WITH ORDINALITY
                 AS batch (pipeline, has_versions, is_log, from_seq, to_seq, place)
             CROSS JOIN LATERAL ops.begin_batch(
@@ -113,6 +120,9 @@ impl ApplyTx {
                     open.push(batch.pipeline);
                     // A plan name that only a newer version can read must not keep the batch from being applied.
                     self.plan = row.plan.and_then(|plan| plan.parse().ok());
+                    if batch.pipeline.has_versions() {
+                        self.folding.folds = Some(row.folds_views);
+                    }
                     if batch.pipeline.is_log() {
                         self.log_end = Some(LogEnd::stored(row.log_size, row.log_frontier)?);
                     }
@@ -185,6 +195,22 @@ impl ApplyTx {
     fn close(&mut self) {
         (self.open, self.current, self.plan) = (None, None, None);
         (self.log_end, self.saved_end) = (None, None);
+        self.folding.folds = None;
+    }
+
+    /// Determines from where the version takes up views.
+    pub(crate) fn take_up(&mut self, takes_up: TakesUp) {
+        self.folding.takes_up = takes_up;
+    }
+
+    /// What is known of the views of the bound version.
+    pub(crate) fn folding(&self) -> &Folding {
+        &self.folding
+    }
+
+    /// Notes whether the bound version folds views.
+    pub(crate) fn folds_views(&mut self, folds: Option<bool>) {
+        self.folding.folds = folds;
     }
 
     /// Turns the transaction into one for queries, which see what was written in it. It is never committed.

@@ -13,14 +13,16 @@ use uuid::Uuid;
 
 use crate::{
     DbError, Drift, TenantTx, api_keys, break_glass, convert::from_bigint, domains, idempotency, invitations, kinds,
-    members, organizations, parked, record_fields, record_references, records, roles, slugs, sso_connections,
+    members, organizations, parked, record_fields, record_references, records, roles, slugs, sso_connections, views,
 };
 
 /// All read models, the largest first.
-pub const READ_MODELS: [&ReadModel; 15] = [
+pub const READ_MODELS: [&ReadModel; 18] = [
     &records::TABLE,
     &record_fields::TABLE,
     &record_references::TABLE,
+    &views::VALUES,
+    &views::ROWS,
     &idempotency::TABLE,
     &api_keys::TABLE,
     &members::TABLE,
@@ -29,6 +31,7 @@ pub const READ_MODELS: [&ReadModel; 15] = [
     &domains::TABLE,
     &sso_connections::TABLE,
     &kinds::TABLE,
+    &views::KIND_VIEWS,
     &slugs::TABLE,
     &break_glass::TABLE,
     &organizations::TABLE,

@@ -73,5 +73,6 @@ mod trouble;
 mod unfinished;
 mod unfooled;
 mod values;
+mod views;
 mod watchdog;
 mod workers;

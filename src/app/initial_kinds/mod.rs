@@ -28,7 +28,7 @@ const FILES: [&str; 18] = [
 
 /// The definitions that earlier versions of this program registered, by the SHA-256 of their JSON with sorted names and
 /// without spaces. A kind that still has one was not changed by an operator. Lines are added here, and none is removed.
-const EARLIER: [(&str, &str); 18] = [
+const EARLIER: [(&str, &str); 20] = [
     ("model", "22796e2282b3cb365d9b78189a773bbdddae53af1384dca06371d12b264fc3e9"),
     ("benchmark", "e8283b1a8632d46fe92a9532c2250e975b6ea95b73c1987ba57018e4a5593b16"),
     ("judge", "f150852331ceb20ad1f2ee4b085b08b629e3bd38575dfccdcaf13f6d94f15124"),
@@ -47,6 +47,8 @@ const EARLIER: [(&str, &str); 18] = [
     ("research_report", "ca6f27973410bc73d08dd398201d95a0909b4ad5ed650aad3564162c91f3d831"),
     ("learning_item", "01b446b34edb7ea5bfe70bed5c3bcee51326956c3f5e2069a78f89b5392e2a1d"),
     ("webhook", "051cbcd57fbcc48f69dd160be9ae813e4c403a6392efa20108c73a406edb863f"),
+    ("evaluation", "3366aa8fee5512bb044cbc9d82cef77433ef048d4edb29a6001c2d201b58793d"),
+    ("trace", "8c4e9f81fbc153060d85f3b81a1a01f192a37a0f9a77b452e05994591b99f46b"),
 ];
 
 /// Returns the kinds to register with a new platform.
@@ -168,7 +170,7 @@ mod tests {
         }});
         let definition = |schema: &Value| {
             let (title, schema) = ("Space".to_owned(), schema.clone());
-            KindDefinition { title, schema, visibility: Visibility::DefaultOn, cost: 1 }
+            KindDefinition { title, schema, visibility: Visibility::DefaultOn, cost: 1, views: vec![] }
         };
         let (space, model) = ("space".parse().unwrap(), "model".parse().unwrap());
         assert!(is_earlier_default(&space, &definition(&schema)).unwrap());
@@ -176,8 +178,9 @@ mod tests {
         let mut changed = schema.clone();
         changed["required"] = json!([]);
         assert!(!is_earlier_default(&space, &definition(&changed)).unwrap());
-        for RegisterKind { kind, title, schema, visibility, cost } in default_kinds().unwrap() {
-            let now = KindDefinition { title, schema, visibility, cost };
+        for RegisterKind { kind, title, schema, visibility, cost, views } in default_kinds().unwrap() {
+            let views = orgstream_domain::views::read(views).unwrap();
+            let now = KindDefinition { title, schema, visibility, cost, views };
             assert!(!is_earlier_default(&kind, &now).unwrap(), "{kind} is what it was");
         }
     }

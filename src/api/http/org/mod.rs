@@ -16,6 +16,7 @@ pub mod roles;
 pub mod sso_connections;
 pub mod tail;
 pub mod usage;
+pub mod views;
 
 use super::kit::routes::Routes;
 
@@ -33,6 +34,7 @@ pub(super) fn routes() -> Routes {
         .merge(nats_credentials::routes())
         .merge(records::routes())
         .merge(record_references::routes())
+        .merge(views::routes())
         .merge(events::routes())
         .merge(tail::routes())
         .merge(projections::routes())
