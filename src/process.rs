@@ -50,6 +50,7 @@ use crate::{
         audit_webhook::{WebhookKeys, Webhooks},
         history::Histories,
         mail::Sender,
+        view_builds::ViewBuilds,
     },
     limits::{
         command_rate::{Admission, PlanRates, count_peers},
@@ -251,7 +252,7 @@ pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<
 
 /// Changes a kind that is as an earlier version registered it into what it is now. What an operator has changed stays.
 async fn renew_default_kind(handler: &CommandHandler, caller: &Caller, kind: RegisterKind) -> anyhow::Result<()> {
-    let RegisterKind { kind, title, schema, visibility, cost } = kind;
+    let RegisterKind { kind, title, schema, visibility, cost, views } = kind;
     let Some(known) = handler.kind(&kind).await? else { return Ok(()) };
     if known.retired || !is_earlier_default(&kind, &known.definition)? {
         return Ok(());
@@ -262,8 +263,9 @@ async fn renew_default_kind(handler: &CommandHandler, caller: &Caller, kind: Reg
         return Ok(());
     }
     let name = kind.clone();
-    let (title, schema, visibility, cost) = (Some(title), Some(schema), Some(visibility), Some(cost));
-    let change = Command::ChangeKind(ChangeKind { kind, title, schema, visibility, cost });
+    let (title, schema, visibility) = (Some(title), Some(schema), Some(visibility));
+    let (cost, views) = (Some(cost), Some(views));
+    let change = Command::ChangeKind(ChangeKind { kind, title, schema, visibility, cost, views });
     let request = Request { expected_version: Some(known.version), ..Request::from(change) };
     match handler.handle(caller, request).await {
         Ok(_) => tracing::info!(kind = %name, "a kind was renewed: it was as an earlier version had registered it"),
@@ -448,6 +450,7 @@ impl Api {
                 }
             }),
             watch_history(&log, &app.db),
+            build_views(&app.db),
         ];
         match sender.map(Arc::new) {
             Some(sender) => jobs.push(Job::new(JobName::Outbox, move |stop| {
@@ -470,6 +473,18 @@ pub fn watch_history(log: &Log, db: &Database) -> Job {
         let histories = Arc::clone(&histories);
         async move {
             histories.lock().await.run(stop).await;
+            Ok(())
+        }
+    })
+}
+
+/// Has views built that were declared after there were records, until `stop`.
+fn build_views(db: &Database) -> Job {
+    let builds = Arc::new(ViewBuilds::new(db.clone()));
+    Job::new(JobName::ViewBuilds, move |stop| {
+        let builds = Arc::clone(&builds);
+        async move {
+            builds.run(stop).await;
             Ok(())
         }
     })

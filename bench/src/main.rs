@@ -10,6 +10,7 @@ mod load;
 mod project;
 mod rig;
 mod search;
+mod views;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -58,6 +59,8 @@ enum Benchmark {
     /// Searching: the duration of queries in a small and in a large organization, against PostgreSQL's own full text under the
     /// same policies, and with a neighbour's documents beside them.
     Search(search::Args),
+    /// Views: what folding them costs a worker, and what reading one costs, against GROUP BY over the records.
+    Views(views::Args),
 }
 
 #[tokio::main]
@@ -76,6 +79,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Benchmark::History(args) => Box::pin(history::run(args)).await,
         Benchmark::Project(args) => project::run(args).await,
         Benchmark::Search(args) => search::run(args).await,
+        Benchmark::Views(args) => Box::pin(views::run(args)).await,
     }
 }
 

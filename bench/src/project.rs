@@ -195,7 +195,7 @@ pub(super) async fn one_org(rig: &mut Rig, events: u64) -> anyhow::Result<Durati
 }
 
 /// Runs a worker on the backlog until all pipelines have all of it.
-async fn project(
+pub(super) async fn project(
     rig: &mut Rig,
     orgs: &[(Placement, u64)],
     total: u64,

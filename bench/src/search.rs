@@ -239,7 +239,7 @@ fn record(org: OrgId, number: u64, texts: &mut Texts) -> anyhow::Result<Applied>
     let field = |field: &str, role| SearchedField { field: field.to_owned(), role };
     let searched = vec![field("name", SearchRole::Title), field("text", SearchRole::Body)];
     let data = json!({"name": texts.text(3), "text": texts.text(WORDS)});
-    let commit = load::searched_commit(org, data, searched)?;
+    let commit = load::searched_commit(org, "webhook".parse()?, data, searched)?;
     let subject = EventSubject { shard: SHARD, org, aggregate: commit.aggregate.clone() };
     Ok(Applied { seq: number + 1, commit: Arc::new(commit.open(&subject)?) })
 }

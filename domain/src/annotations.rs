@@ -473,7 +473,7 @@ impl Reader {
 }
 
 /// The type of a field that has one value, or null.
-fn field_type(schema: &Map<String, Value>) -> Option<FieldType> {
+pub(crate) fn field_type(schema: &Map<String, Value>) -> Option<FieldType> {
     let name = match schema.get("type")? {
         Value::String(name) => name.as_str(),
         Value::Array(names) => {
@@ -496,7 +496,7 @@ fn field_type(schema: &Map<String, Value>) -> Option<FieldType> {
 }
 
 /// Whether a text is bounded to a length by which records can be listed.
-fn is_short(schema: &Map<String, Value>) -> bool {
+pub(crate) fn is_short(schema: &Map<String, Value>) -> bool {
     let has_limit = schema.get("maxLength").and_then(Value::as_u64).is_some_and(|limit| limit <= MAX_LISTED_TEXT);
     let has_format = schema.get("format").and_then(Value::as_str).is_some_and(|name| SHORT_FORMATS.contains(&name));
     let fits = |value: &Value| value.as_str().is_none_or(|text| text.chars().count() as u64 <= MAX_LISTED_TEXT);

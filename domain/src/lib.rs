@@ -33,6 +33,7 @@ pub mod sso_connection;
 mod testing;
 pub mod text;
 pub mod unique_value;
+pub mod views;
 
 pub use aggregate::{Aggregate, DecisionContext, Place};
 pub use api_key::{IssueApiKey, RevokeApiKey, RotateApiKey};

@@ -448,8 +448,13 @@ mod tests {
 
     fn kind(retired: bool) -> Arc<ValidatedKind> {
         let schema = json!({"properties": {"score": {"maximum": 1}}, "required": ["score"]});
-        let definition =
-            KindDefinition { title: "Evaluation".to_owned(), schema, visibility: Visibility::Private, cost: 1 };
+        let definition = KindDefinition {
+            title: "Evaluation".to_owned(),
+            schema,
+            visibility: Visibility::Private,
+            cost: 1,
+            views: vec![],
+        };
         Arc::new(ValidatedKind::new(definition, 3, retired))
     }
 
@@ -572,7 +577,7 @@ mod tests {
     }
 
     fn has_set(data: Value, secrets: Vec<RecordSecret>) -> RecordEvent {
-        RecordEvent::Updated(RecordUpdated { kind: name(), kind_version: 3, data, references: Vec::new(), secrets })
+        RecordEvent::Updated(RecordUpdated { secrets, ..RecordUpdated::plain(name(), 3, data) })
     }
 
     #[test]

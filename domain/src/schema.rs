@@ -197,7 +197,8 @@ mod tests {
     use super::*;
 
     fn kind(schema: Value) -> ValidatedKind {
-        let definition = KindDefinition { title: "X".to_owned(), schema, visibility: Visibility::Private, cost: 1 };
+        let definition =
+            KindDefinition { title: "X".to_owned(), schema, visibility: Visibility::Private, cost: 1, views: vec![] };
         ValidatedKind::new(definition, 1, false)
     }
 

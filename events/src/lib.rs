@@ -18,6 +18,7 @@ mod ids;
 mod invitation;
 pub mod json;
 mod kind;
+mod kind_view;
 mod member;
 mod names;
 mod organization;
@@ -58,6 +59,7 @@ pub use ids::{
 };
 pub use invitation::{InvitationAccepted, InvitationEvent, InvitationIssued, InvitationResent, InvitationRevoked};
 pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, Visibility};
+pub use kind_view::{Bucket, Fold, Measure, Scalar, ViewCondition, ViewDefinition};
 pub use member::{MemberAdded, MemberEvent, MemberRemoved, MemberRoleChanged};
 pub use names::{CURRENT_ORG, DomainName, KeyPublicId, KindName, LoginMethod, NameError, PlanName, Slug};
 pub use organization::{

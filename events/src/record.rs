@@ -133,6 +133,22 @@ pub struct RecordUpdated {
     pub secrets: Vec<RecordSecret>,
 }
 
+impl RecordCreated {
+    /// The creation of a record whose kind declares nothing beside its schema.
+    pub fn plain(kind: KindName, kind_version: u64, data: Value) -> Self {
+        let (references, unique, searched, secrets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { kind, kind_version, data, references, unique, searched, secrets }
+    }
+}
+
+impl RecordUpdated {
+    /// New content of a record whose kind declares nothing beside its schema.
+    pub fn plain(kind: KindName, kind_version: u64, data: Value) -> Self {
+        let (references, unique, searched, secrets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { kind, kind_version, data, references, unique, searched, secrets }
+    }
+}
+
 /// The record was archived; the content and the history stay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RecordArchived {

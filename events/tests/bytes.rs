@@ -47,6 +47,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
         schema: json!({"type": "object", "required": ["score"]}),
         visibility: Visibility::Private,
         cost: 1,
+        views: vec![],
     };
     let organization = |event| (AggregateId::Organization(org()), Event::Organization(event));
     let member_event = |event| (AggregateId::Member(org()), Event::Member(event));
@@ -541,7 +542,11 @@ fn secrets_of_a_record_read_back_and_none_take_no_bytes() {
     let aggregate = AggregateId::Record(RecordId::fresh(0, [3; 10]));
     let event = |secrets| {
         let (kind, data, references) = ("model".parse().unwrap(), json!({}), Vec::new());
-        Event::Record(RecordEvent::Updated(RecordUpdated { kind, kind_version: 1, data, references, secrets }))
+        Event::Record(RecordEvent::Updated(RecordUpdated {
+            references,
+            secrets,
+            ..RecordUpdated::plain(kind, 1, data)
+        }))
     };
     let (id, fingerprint) = (SecretId::fresh(1, [4; 10]), "0a1b2c3d".to_owned());
     let one = event(vec![RecordSecret { field: "api_key".to_owned(), id, version: 3, fingerprint }]);

@@ -63,6 +63,7 @@ pub(crate) const fn version_setting(pipeline: Pipeline) -> Option<&'static str> 
 
 /// Applies `commits`, in stream order, to the tables behind the queries.
 pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
+    let folding = batch.folding().clone();
     let connection = batch.connection_of(org, Pipeline::ReadModels)?;
     let org = org.org().uuid();
     let mut organizations = organizations::Changeset::default();
@@ -136,9 +137,11 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
     sso_connections.write(connection, org).await?;
     api_keys.write(connection, org).await?;
     kinds.write(connection, org).await?;
-    records.write(connection, org).await?;
+    let folds = records.write(connection, org, &folding).await?;
     glasses.write(connection, org).await?;
-    idempotency::write(connection, org, commits).await
+    idempotency::write(connection, org, commits).await?;
+    batch.folds_views(folds);
+    Ok(())
 }
 
 /// Fails unless a change has found every row that it applies to.

@@ -20,6 +20,7 @@ use crate::{
     audit::{self, AuditCheckpoint, KeysOf, Pin, TrustedKeys},
     convert::{fingerprint, from_bigint, to_bigint},
     isolation_violation::Alarm,
+    views::TakesUp,
 };
 
 /// Events per application step.
@@ -141,6 +142,7 @@ impl Database {
         let mut batch = self.begin_batches(BatchClass::Backlog, STATEMENT).await?;
         // Versions that are built to be kept count upwards from 1.
         batch.bind_version(org, &versioned(), -1 - i32::from(number)).await?;
+        batch.take_up(TakesUp::Shown);
         // The caller may have to wait for its input.
         sqlx::query("SELECT set_config('idle_in_transaction_session_timeout', $1, true)")
             .bind(IDLE)

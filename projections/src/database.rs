@@ -1,6 +1,6 @@
 //! The connections. The pools are private to this file: rows are reached only through a bound transaction.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use orgstream_transparency::LogKey;
 use sqlx::{AssertSqlSafe, Postgres, SqlSafeStr, Transaction, postgres::PgConnectOptions};
@@ -15,6 +15,7 @@ use crate::{
     migrate,
     pool::{Pool, within},
     pooler,
+    views::PlainKinds,
 };
 
 const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
@@ -127,6 +128,7 @@ pub struct Database {
     identity: Pool,
     alarm: Alarm,
     pin: Pin,
+    plain_kinds: Arc<PlainKinds>,
 }
 
 impl Database {
@@ -144,6 +146,7 @@ impl Database {
             identity: pool("app_identity", &IDENTITY_SETTINGS, identity)?,
             alarm: Alarm::default(),
             pin: Pin::default(),
+            plain_kinds: Arc::default(),
         };
         database.batches.reach().await?;
         database.ro.reach().await?;
@@ -254,7 +257,7 @@ impl Database {
             BatchClass::Light => &self.batches,
             BatchClass::Backlog => &self.backlog,
         };
-        Ok(ApplyTx::new(begin(pool, &statement, None).await?))
+        Ok(ApplyTx::new(begin(pool, &statement, None).await?, Arc::clone(&self.plain_kinds)))
     }
 
     /// Begins a batch's transaction that is bound from the start: see `raw`.

@@ -30,6 +30,7 @@ pub mod roles;
 pub mod search;
 pub mod sso_connections;
 pub mod usage;
+pub mod views;
 
 mod apply;
 mod apply_tx;
@@ -71,7 +72,7 @@ pub use migrate::{MigrateError, migrate, migrate_with};
 pub use ops::{LaneLag, Lease, LowWatermark, WatermarkWriter};
 pub use page::{Listing, Page, Place, Placed};
 pub use passwords::{LoginPassword, LoginPasswordError, Passwords};
-pub use raw::{Hindrance, Seen, hinder, seen, unhinder};
+pub use raw::{Hindrance, Seen, grouped, hinder, seen, unhinder};
 pub use read_model::{OWNERSHIP, READ_MODELS, ReadModel};
 pub use rebuilds::{Asked, Rebuild, RebuildJob, RebuildState};
 pub use sort_key::SortKey;

@@ -216,3 +216,16 @@ async fn run(owner_url: &str, script: String) -> Result<(), DbError> {
     sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut connection).await?;
     Ok(connection.close().await?)
 }
+
+/// Asks the records what a view of the kind `evaluation` has: runs, scores and cost by model and day. Returns the number of rows.
+pub async fn grouped(tx: &mut TenantTx) -> Result<u64, DbError> {
+    let groups = sqlx::query(
+        "SELECT date_trunc('day', (data ->> 'finished_at')::timestamptz, 'UTC'), data -> 'model', count(*),
+            avg((data ->> 'score')::numeric)::text, max((data ->> 'score')::numeric)::text,
+            sum((data ->> 'cost_usd')::numeric)::text
+        FROM rm.records
+        WHERE org_id = $1 AND kind = 'evaluation' AND status = 'active' AND data ->> 'status' = 'completed'
+        GROUP BY 1, 2",
+    );
+    Ok(groups.bind(tx.org().uuid()).fetch_all(tx.connection()).await?.len() as u64)
+}

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::{
     DbError, Drift, TenantTx, api_keys, break_glass, convert::from_bigint, domains, idempotency, invitations, kinds,
     members, organizations, parked, record_fields, record_references, records, roles, search, slugs, sso_connections,
+    views,
 };
 
 /// All read models, the largest first.
@@ -23,6 +24,8 @@ pub const READ_MODELS: &[&ReadModel] = &[
     &records::TABLE,
     &record_fields::TABLE,
     &record_references::TABLE,
+    &views::VALUES,
+    &views::ROWS,
     &idempotency::TABLE,
     &api_keys::TABLE,
     &members::TABLE,
@@ -31,6 +34,7 @@ pub const READ_MODELS: &[&ReadModel] = &[
     &domains::TABLE,
     &sso_connections::TABLE,
     &kinds::TABLE,
+    &views::KIND_VIEWS,
     &slugs::TABLE,
     &break_glass::TABLE,
     &organizations::TABLE,

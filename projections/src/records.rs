@@ -16,6 +16,7 @@ use crate::{
     convert::{Document, Written, column, from_bigint, parsed, to_bigint},
     read_model::ReadModel,
     record_fields, record_references,
+    views::{Changes, Folding, InView, Views},
 };
 
 /// The current state of a record.
@@ -149,7 +150,68 @@ impl<'a> Changeset<'a> {
         change.row_version = row_version;
     }
 
-    pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
+    /// Writes them. Returns whether the version folds any views.
+    pub(crate) async fn write(
+        self,
+        connection: &mut PgConnection,
+        org: Uuid,
+        folding: &Folding,
+    ) -> Result<Option<bool>, DbError> {
+        if self.changes.is_empty() {
+            return Ok(folding.folds);
+        }
+        let views = Views::begin(connection, org, folding, &self.born_kinds()).await?;
+        if views.is_empty() {
+            self.write_rows(connection, org).await?;
+            return Ok(Some(false));
+        }
+        let before = views.before(connection, org, &self.changed_in(&views)).await?;
+        let mut changes = Changes::new(&views);
+        for old in &before {
+            if let Some(change) = self.changes.get(&old.id()) {
+                let is_in = old.active && change.status != Some("archived");
+                let after = change.content.filter(|_| is_in).map(|NewContent { data, seq, .. }| InView {
+                    kind: &old.kind,
+                    data,
+                    created_at: old.created_at,
+                    seq,
+                });
+                changes.record(old.id(), old.in_view(), after);
+            }
+        }
+        for (id, Birth { kind, at, .. }) in &self.inserts {
+            let change = self.changes.get(id).filter(|change| change.status == Some("active"));
+            if let Some(NewContent { data, seq, .. }) = change.and_then(|change| change.content) {
+                let after = InView { kind: kind.as_str(), data, created_at: *at, seq };
+                changes.record(*id, None, Some(after));
+            }
+        }
+        self.write_rows(connection, org).await?;
+        changes.write(connection, org).await?;
+        Ok(Some(true))
+    }
+
+    /// The kinds of new records, each with the newest version of it.
+    fn born_kinds(&self) -> BTreeMap<&'a KindName, u64> {
+        let mut kinds = BTreeMap::new();
+        for (id, birth) in &self.inserts {
+            let content = self.changes.get(id).and_then(|change| change.content);
+            let known: &mut u64 = kinds.entry(birth.kind).or_default();
+            *known = content.map_or(0, |content| content.kind_version).max(*known);
+        }
+        kinds
+    }
+
+    /// The records of earlier batches that may be in views: an event that archives one does not name its kind.
+    fn changed_in(&self, views: &Views) -> Vec<Uuid> {
+        let changed = self.changes.iter().filter(|(id, change)| {
+            let may_be = change.content.is_none_or(|content| views.has(content.kind.as_str()));
+            may_be && !self.inserts.contains_key(id)
+        });
+        changed.map(|(id, _)| id.uuid()).collect()
+    }
+
+    async fn write_rows(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
         let (born, changed): (Vec<_>, Vec<_>) =
             self.changes.into_iter().partition(|(id, _)| self.inserts.contains_key(id));
         let contents: Vec<Content<'_>> = born

@@ -10,6 +10,7 @@ use crate::{
     convert::{column, from_bigint, to_bigint},
     read_model::ReadModel,
     rebuilds,
+    views::TakesUp,
 };
 
 /// An opened step of a job.
@@ -38,6 +39,9 @@ impl ApplyTx {
         if (rebuild.job, rebuild.state, rebuild.version) != (known.job, known.state, known.version) {
             return Ok(None);
         }
+        // What is compared with the active version folds the same views; what is to be shown folds those of today.
+        let is_compared = rebuild.job == RebuildJob::Verify;
+        self.take_up(if is_compared { TakesUp::Shown } else { TakesUp::Declared });
         self.opened(bound, &[known.pipeline]);
         Ok(Some(self.look_again(&rebuild).await?))
     }

@@ -115,6 +115,11 @@ pub const CODES: &[Code] = &[
         &[503],
         "The event log lost messages. Nothing is taken until the operator has decided; then send it again.",
     ),
+    code(
+        "view_building",
+        &[503],
+        "The view was declared after there were records, and is being built. Try again later.",
+    ),
     code("projection_lagging", &[503], "The read models are not there yet. Try again, or wait with `Prefer: wait=5`."),
     code("overloaded", &[503], "The server holds as much as it can. Try again."),
     code("too_many_connections", &[503], "As many connections are open as may be. Close some."),

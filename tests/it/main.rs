@@ -77,5 +77,6 @@ mod unfinished;
 mod unfooled;
 mod unique_values;
 mod values;
+mod views;
 mod watchdog;
 mod workers;

@@ -171,6 +171,7 @@ impl History {
             schema: json!({ "type": "object" }),
             visibility: Visibility::OptIn,
             cost: 2,
+            views: vec![],
         };
         let kind = AggregateId::Kind("evaluation".parse().unwrap());
         let about = |event| vec![Event::Kind(event)];

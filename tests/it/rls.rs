@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::{
     projections::{History, lease},
     support::{self, TestDatabase},
+    views::declare_view,
 };
 
 const PRIVILEGE: &str = "42501";
@@ -85,6 +86,7 @@ async fn sign(database: &TestDatabase, history: &History) {
 async fn two_orgs(database: &TestDatabase) -> (History, History) {
     let db = &database.db;
     let epoch = lease(db).await;
+    declare_view(db, epoch, "trace", "/n").await;
     let (a, b) = (History::eventful(1), History::eventful(2));
     for history in [&a, &b] {
         for pipeline in Pipeline::ALL {

@@ -56,6 +56,8 @@ const EARLIER: &[(&str, &str)] = &[
     ("yara_rule", "fd49e7c5e80836f0b2ef8a25bc2e391bc39a61d1fe9ba8be8fdbe922bd28674d"),
     ("model", "1baff1a4d1030dacea78e83a2e711ec394d1b829e2eaf6307a0500482848499e"),
     ("integration", "a68b40f4d03359d287c183beb72373bf7377c3178750be768c13e906ad336051"),
+    ("evaluation", "3366aa8fee5512bb044cbc9d82cef77433ef048d4edb29a6001c2d201b58793d"),
+    ("trace", "8c4e9f81fbc153060d85f3b81a1a01f192a37a0f9a77b452e05994591b99f46b"),
 ];
 
 /// Returns the kinds to register with a new platform.
@@ -179,7 +181,7 @@ mod tests {
         }});
         let definition = |schema: &Value| {
             let (title, schema) = ("Space".to_owned(), schema.clone());
-            KindDefinition { title, schema, visibility: Visibility::DefaultOn, cost: 1 }
+            KindDefinition { title, schema, visibility: Visibility::DefaultOn, cost: 1, views: vec![] }
         };
         let (space, model) = ("space".parse().unwrap(), "model".parse().unwrap());
         assert!(is_earlier_default(&space, &definition(&schema)).unwrap());
@@ -187,8 +189,9 @@ mod tests {
         let mut changed = schema.clone();
         changed["required"] = json!([]);
         assert!(!is_earlier_default(&space, &definition(&changed)).unwrap());
-        for RegisterKind { kind, title, schema, visibility, cost } in default_kinds().unwrap() {
-            let now = KindDefinition { title, schema, visibility, cost };
+        for RegisterKind { kind, title, schema, visibility, cost, views } in default_kinds().unwrap() {
+            let views = orgstream_domain::views::read(views).unwrap();
+            let now = KindDefinition { title, schema, visibility, cost, views };
             assert!(!is_earlier_default(&kind, &now).unwrap(), "{kind} is what it was");
         }
     }

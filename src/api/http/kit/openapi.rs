@@ -339,6 +339,7 @@ fn path_parameters(path: &str) -> Vec<Value> {
                 "domain" => ("The domain's id", "dom_01h455vb4pex5vsknk084sn02q"),
                 "key" => ("The key's id (not the token)", "key_01h455vb4pex5vsknk084sn02q"),
                 "record" => ("The record", "res_01h455vb4pex5vsknk084sn02q"),
+                "view" => ("The view, by its name", "by_model_and_day"),
                 "event" => ("The event", "evt_01h455vb4pex5vsknk084sn02q"),
                 "kind" => ("The kind", "evaluation"),
                 "path" => ("Which tile, or which bundle", "0/000"),

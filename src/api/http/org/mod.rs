@@ -18,6 +18,7 @@ pub mod search;
 pub mod sso_connections;
 pub mod tail;
 pub mod usage;
+pub mod views;
 
 use super::kit::routes::Routes;
 
@@ -37,6 +38,7 @@ pub(super) fn routes() -> Routes {
         .merge(record_references::routes())
         .merge(search::routes())
         .merge(record_secrets::routes())
+        .merge(views::routes())
         .merge(events::routes())
         .merge(tail::routes())
         .merge(projections::routes())
