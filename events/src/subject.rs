@@ -174,6 +174,8 @@ mod tests {
             AggregateId::ApiKey(KeyId::derive(command)),
             AggregateId::Kind("yara_rule".parse().unwrap()),
             AggregateId::Record(RecordId::derive(command)),
+            AggregateId::CatalogItem(RecordId::derive(command)),
+            AggregateId::CatalogChoice(org),
             AggregateId::Parking(Pipeline::Audit),
             AggregateId::Access(org),
         ] {

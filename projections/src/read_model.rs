@@ -12,12 +12,13 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::{
-    DbError, Drift, TenantTx, api_keys, break_glass, convert::from_bigint, domains, idempotency, invitations, kinds,
-    members, organizations, parked, record_fields, record_references, records, roles, slugs, sso_connections,
+    DbError, Drift, TenantTx, api_keys, break_glass, catalog_choices, catalog_items, convert::from_bigint, domains,
+    idempotency, invitations, kinds, members, organizations, parked, record_fields, record_references, records, roles,
+    slugs, sso_connections,
 };
 
 /// All read models, the largest first.
-pub const READ_MODELS: [&ReadModel; 15] = [
+pub const READ_MODELS: [&ReadModel; 18] = [
     &records::TABLE,
     &record_fields::TABLE,
     &record_references::TABLE,
@@ -29,6 +30,9 @@ pub const READ_MODELS: [&ReadModel; 15] = [
     &domains::TABLE,
     &sso_connections::TABLE,
     &kinds::TABLE,
+    &catalog_items::TABLE,
+    &catalog_items::VERSIONS,
+    &catalog_choices::TABLE,
     &slugs::TABLE,
     &break_glass::TABLE,
     &organizations::TABLE,

@@ -28,7 +28,7 @@ const FILES: [&str; 18] = [
 
 /// The definitions that earlier versions of this program registered, by the SHA-256 of their JSON with sorted names and
 /// without spaces. A kind that still has one was not changed by an operator. Lines are added here, and none is removed.
-const EARLIER: [(&str, &str); 18] = [
+const EARLIER: [(&str, &str); 20] = [
     ("model", "22796e2282b3cb365d9b78189a773bbdddae53af1384dca06371d12b264fc3e9"),
     ("benchmark", "e8283b1a8632d46fe92a9532c2250e975b6ea95b73c1987ba57018e4a5593b16"),
     ("judge", "f150852331ceb20ad1f2ee4b085b08b629e3bd38575dfccdcaf13f6d94f15124"),
@@ -47,6 +47,8 @@ const EARLIER: [(&str, &str); 18] = [
     ("research_report", "ca6f27973410bc73d08dd398201d95a0909b4ad5ed650aad3564162c91f3d831"),
     ("learning_item", "01b446b34edb7ea5bfe70bed5c3bcee51326956c3f5e2069a78f89b5392e2a1d"),
     ("webhook", "051cbcd57fbcc48f69dd160be9ae813e4c403a6392efa20108c73a406edb863f"),
+    ("research_report", "278dc9ba8088443bb11ab6f510e9e1a2f419d2df11f8ea97bea1041c50de551c"),
+    ("learning_item", "d8e0f268354b45ea8fd77303dbce3a3ab1fe57bbbdcf149ac9201a5387bb0200"),
 ];
 
 /// Returns the kinds to register with a new platform.
@@ -173,6 +175,13 @@ mod tests {
         let (space, model) = ("space".parse().unwrap(), "model".parse().unwrap());
         assert!(is_earlier_default(&space, &definition(&schema)).unwrap());
         assert!(!is_earlier_default(&model, &definition(&schema)).unwrap());
+        // Two were an organization's own decision before they were for everybody.
+        for name in ["research_report", "learning_item"] {
+            let found = default_kinds().unwrap().into_iter().find(|kind| kind.kind.as_str() == name).unwrap();
+            let RegisterKind { kind, title, schema, cost, .. } = found;
+            let before = KindDefinition { title, schema, visibility: Visibility::OptIn, cost };
+            assert!(is_earlier_default(&kind, &before).unwrap(), "{name}");
+        }
         let mut changed = schema.clone();
         changed["required"] = json!([]);
         assert!(!is_earlier_default(&space, &definition(&changed)).unwrap());

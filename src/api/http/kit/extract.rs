@@ -286,6 +286,29 @@ where
     }
 }
 
+/// The last two parameters of the path: a collection, and the resource in it.
+pub struct ItemIn<C, T>(pub C, pub T);
+
+impl<C, T> FromRequestParts<Arc<App>> for ItemIn<C, T>
+where
+    C: FromStr + Send,
+    C::Err: Display,
+    T: FromStr + Send,
+    T::Err: Display,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let params = path_params(parts, app).await?;
+        let [.., (collection, first), (name, second)] = params.as_slice() else {
+            return Err(Problem::internal("the path names no item of a collection"));
+        };
+        let collection = first.parse().map_err(|error: C::Err| Problem::invalid_parameter(collection, error))?;
+        let item = second.parse().map_err(|error: T::Err| Problem::invalid_parameter(name, error))?;
+        Ok(Self(collection, item))
+    }
+}
+
 /// The query. Undocumented parameters never get here.
 pub struct Query<T>(pub T);
 

@@ -1,6 +1,7 @@
 //! An organization and its resources.
 
 pub mod api_keys;
+pub mod catalog;
 pub mod commands;
 pub mod domains;
 pub mod events;
@@ -33,6 +34,7 @@ pub(super) fn routes() -> Routes {
         .merge(nats_credentials::routes())
         .merge(records::routes())
         .merge(record_references::routes())
+        .merge(catalog::routes())
         .merge(events::routes())
         .merge(tail::routes())
         .merge(projections::routes())
