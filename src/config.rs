@@ -114,8 +114,8 @@ impl NatsArgs {
     }
 }
 
-/// The minimum number of connections that are left for queries and sign-ins.
-const LEAST_QUERIES: u32 = 2;
+/// The minimum number of connections that are left for queries, the catalog and sign-ins.
+const LEAST_QUERIES: u32 = 3;
 const USUAL_QUERIES: u32 = 13;
 /// More concurrent transactions gain nothing.
 const MOST_SLOTS: u32 = 1_000;
@@ -136,7 +136,7 @@ pub struct DatabaseArgs {
     /// The password of those logins.
     #[arg(long, env = "ORGSTREAM_DATABASE_PASSWORD", hide_env_values = true, value_name = "TEXT")]
     pub database_password: Option<Secret>,
-    /// The password of one of those logins, where each has its own: `app_rw` and `app_ro` for `serve` and `work`,
+    /// The password of one of those logins, where each has its own: `app_rw`, `app_ro` and `app_public` for `serve` and `work`,
     /// `app_identity` for `serve`, `app_sign` for `sign`. May be repeated; without commas.
     #[arg(
         long = "database-login-password",

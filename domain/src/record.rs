@@ -46,6 +46,11 @@ impl Record {
         self.kind.as_ref()
     }
 
+    /// Whether it is archived.
+    pub fn is_archived(&self) -> bool {
+        self.archived
+    }
+
     /// Whether another record may refer to it, as one of this kind.
     pub fn may_be_referred_to(&self, kind: &KindName) -> bool {
         self.kind.as_ref() == Some(kind) && !self.archived

@@ -7,6 +7,7 @@
 
 mod access;
 mod api_key;
+mod catalog;
 mod chain;
 mod codec;
 mod commit;
@@ -41,6 +42,10 @@ pub use access::{
     SecretUsed, SignedIn,
 };
 pub use api_key::{ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, KeyEnvironment};
+pub use catalog::{
+    CatalogChoice, CatalogChoiceCleared, CatalogChoiceEvent, CatalogChoiceMade, CatalogItemEvent, CatalogItemPublished,
+    CatalogItemWithdrawn,
+};
 pub use chain::{Cause, Chain, cause};
 pub use codec::CodecError;
 pub use commit::{

@@ -175,6 +175,8 @@ mod tests {
             AggregateId::Kind("yara_rule".parse().unwrap()),
             AggregateId::Record(RecordId::derive(command)),
             AggregateId::UniqueValue(UniqueValueId::of(org, &"space".parse().unwrap(), "name", "a")),
+            AggregateId::CatalogItem(RecordId::derive(command)),
+            AggregateId::CatalogChoice(org),
             AggregateId::Parking(Pipeline::Audit),
             AggregateId::Access(org),
         ] {

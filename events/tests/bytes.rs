@@ -6,20 +6,21 @@ use std::{collections::BTreeSet, fs, num::NonZeroU32, path::PathBuf};
 use orgstream_events::{
     AccessDenied, AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated,
     Approval, AuditExported, AuditRead, Auth, AuthMethod, Branding, BreakGlassApproved, BreakGlassClosed, BreakGlassId,
-    BreakGlassOpened, BreakGlassUsed, Chain, CodecError, CommandId, Commit, CommitDraft, CommitKeys, ConnectionId,
-    Context, Direction, DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject,
-    Fingerprint, InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued, InvitationResent,
-    InvitationRevoked, InvitePolicy, IsolationFailed, JitProvisioning, KNOWN_EVENTS, KeyEnvironment, KeyId, KeyRefused,
-    KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, LoginMethod, MAX_COMMIT_BYTES,
-    MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, MessageParked, MessageSettled, MfaPolicy,
-    NatsCredentialsIssued, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
-    OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
-    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, OutcomeStatus,
-    ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent,
-    RecordId, RecordReference, RecordSecret, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId,
-    RoleRemoved, Salt, SecretId, SecretUsed, Settlement, Shard, SignedIn, SsoConnectionAdded, SsoConnectionEvent,
-    SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UniqueField, UniqueValueEvent, UniqueValueId,
-    UniqueValueReleased, UniqueValueTaken, UserId, Visibility,
+    BreakGlassOpened, BreakGlassUsed, CatalogChoice, CatalogChoiceCleared, CatalogChoiceEvent, CatalogChoiceMade,
+    CatalogItemEvent, CatalogItemPublished, CatalogItemWithdrawn, Chain, CodecError, CommandId, Commit, CommitDraft,
+    CommitKeys, ConnectionId, Context, Direction, DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved,
+    Event, EventSubject, Fingerprint, InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued,
+    InvitationResent, InvitationRevoked, InvitePolicy, IsolationFailed, JitProvisioning, KNOWN_EVENTS, KeyEnvironment,
+    KeyId, KeyRefused, KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, LoginMethod,
+    MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, MessageParked,
+    MessageSettled, MfaPolicy, NatsCredentialsIssued, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent,
+    OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged,
+    OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
+    OrganizationUpgraded, OutcomeStatus, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline,
+    RecordArchived, RecordCreated, RecordEvent, RecordId, RecordReference, RecordSecret, RecordUpdated, Role,
+    RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, SecretId, SecretUsed, Settlement, Shard, SignedIn,
+    SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp,
+    UniqueField, UniqueValueEvent, UniqueValueId, UniqueValueReleased, UniqueValueTaken, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -68,6 +69,9 @@ fn examples() -> Vec<(AggregateId, Event)> {
         let id = UniqueValueId::of(org(), &kind("evaluation"), "name", "night");
         (AggregateId::UniqueValue(id), Event::UniqueValue(event))
     };
+    let item = RecordId::fresh(1_700_000_000_000, [3; 10]);
+    let catalog_item = |event| (AggregateId::CatalogItem(item), Event::CatalogItem(event));
+    let choice = |event| (AggregateId::CatalogChoice(org()), Event::CatalogChoice(event));
     let kind_event = |event| (AggregateId::Kind(kind("evaluation")), Event::Kind(event));
     vec![
         organization(OrganizationEvent::Created(OrganizationCreated {
@@ -208,6 +212,17 @@ fn examples() -> Vec<(AggregateId, Event)> {
             field: "name".to_owned(),
             record: RecordId::fresh(1_700_000_000_000, [3; 10]),
         })),
+        catalog_item(CatalogItemEvent::Published(CatalogItemPublished {
+            kind: kind("evaluation"),
+            kind_version: 2,
+            data: json!({"score": 1}),
+            item_version: 3,
+            record_version: 5,
+            shown_since: 2,
+        })),
+        catalog_item(CatalogItemEvent::Withdrawn(CatalogItemWithdrawn { reason: "out of date".to_owned() })),
+        choice(CatalogChoiceEvent::Made(CatalogChoiceMade { item, choice: CatalogChoice::Hidden })),
+        choice(CatalogChoiceEvent::Cleared(CatalogChoiceCleared { item })),
         (
             AggregateId::Parking(Pipeline::ReadModels),
             Event::Parking(ParkingEvent::Retried(ParkedEventsRetried { aggregate: record.clone().into() })),

@@ -15,8 +15,8 @@ use orgstream_events::{AggregateId, Event, Header, OpenedCommit, Pipeline};
 use time::OffsetDateTime;
 
 use crate::{
-    ApplyTx, BoundOrg, DbError, api_keys, audit, break_glass, convert::to_bigint, domains, idempotency, invitations,
-    kinds, members, organizations, records, roles, search, slugs, sso_connections,
+    ApplyTx, BoundOrg, DbError, api_keys, audit, break_glass, catalog_choices, catalog_items, convert::to_bigint,
+    domains, idempotency, invitations, kinds, members, organizations, records, roles, search, slugs, sso_connections,
 };
 
 /// A commit with its position in the stream.
@@ -76,6 +76,8 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
     let mut api_keys = api_keys::Changeset::default();
     let mut kinds = kinds::Changeset::default();
     let mut records = records::Changeset::default();
+    let mut catalog_items = catalog_items::Changeset::default();
+    let mut catalog_choices = catalog_choices::Changeset::default();
     let mut glasses = break_glass::Changeset::default();
     for Applied { seq, commit } in commits {
         for event in &commit.events {
@@ -102,6 +104,12 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                     api_keys.apply(*id, event, &header.actor, row_version);
                 }
                 (Event::Kind(event), AggregateId::Kind(name)) => kinds.apply(name, event, row_version),
+                (Event::CatalogItem(event), AggregateId::CatalogItem(id)) => {
+                    catalog_items.apply(*id, event, row_version)
+                }
+                (Event::CatalogChoice(event), AggregateId::CatalogChoice(_)) => {
+                    catalog_choices.apply(event, row_version)
+                }
                 (Event::Access(event), AggregateId::Access(_)) => glasses.apply(event, &header.actor, row_version),
                 // The records have their unique values; a row beside them has no use.
                 (Event::UniqueValue(_), AggregateId::UniqueValue(_)) => {}
@@ -118,6 +126,8 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                     | Event::Kind(_)
                     | Event::Record(_)
                     | Event::UniqueValue(_)
+                    | Event::CatalogItem(_)
+                    | Event::CatalogChoice(_)
                     | Event::Parking(_)
                     | Event::Access(_),
                     aggregate,
@@ -138,6 +148,8 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
     api_keys.write(connection, org).await?;
     kinds.write(connection, org).await?;
     let folds = records.write(connection, org, &folding).await?;
+    catalog_items.write(connection, org).await?;
+    catalog_choices.write(connection, org).await?;
     glasses.write(connection, org).await?;
     idempotency::write(connection, org, commits).await?;
     batch.folds_views(folds);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use orgstream_events::{KindDefinition, KindEvent, KindName, Timestamp, ViewDefinition};
+use orgstream_events::{KindDefinition, KindEvent, KindName, Timestamp, ViewDefinition, Visibility};
 use sqlx::{PgConnection, types::Json};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -228,6 +228,32 @@ pub async fn get(tx: &mut TenantTx, name: &KindName) -> Result<Option<Kind>, DbE
         name.as_str(),
     );
     row.fetch_optional(tx.connection()).await?.map(Kind::try_from).transpose()
+}
+
+/// A kind of the catalog, without its schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogKind {
+    /// Its name.
+    pub name: KindName,
+    /// The display name.
+    pub title: String,
+    /// The visibility of what is published of it.
+    pub visibility: Visibility,
+}
+
+/// Returns the kinds of which something may be published, by name: all that are not private.
+pub async fn of_catalog(tx: &mut TenantTx) -> Result<Vec<CatalogKind>, DbError> {
+    let org = tx.org().uuid();
+    let rows = sqlx::query!(
+        "SELECT name, title, visibility FROM rm.kinds WHERE org_id = $1 AND visibility <> 'private' ORDER BY name",
+        org,
+    );
+    let rows = rows.fetch_all(tx.connection()).await?;
+    let kind = |name, title, visibility| {
+        let (name, visibility) = (parsed("a kind name", name)?, from_wire("a kind's visibility", visibility)?);
+        Ok(CatalogKind { name, title, visibility })
+    };
+    rows.into_iter().map(|row| kind(row.name, row.title, row.visibility)).collect()
 }
 
 /// The usage of a kind.

@@ -12,6 +12,8 @@
 pub mod api_keys;
 pub mod audit;
 pub mod break_glass;
+pub mod catalog_choices;
+pub mod catalog_items;
 pub mod checkpoints;
 pub mod domains;
 pub mod idempotency;

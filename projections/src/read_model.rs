@@ -12,9 +12,9 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::{
-    DbError, Drift, TenantTx, api_keys, break_glass, convert::from_bigint, domains, idempotency, invitations, kinds,
-    members, organizations, parked, record_fields, record_references, records, roles, search, slugs, sso_connections,
-    views,
+    DbError, Drift, TenantTx, api_keys, break_glass, catalog_choices, catalog_items, convert::from_bigint, domains,
+    idempotency, invitations, kinds, members, organizations, parked, record_fields, record_references, records, roles,
+    search, slugs, sso_connections, views,
 };
 
 /// All read models, the largest first.
@@ -35,6 +35,9 @@ pub const READ_MODELS: &[&ReadModel] = &[
     &sso_connections::TABLE,
     &kinds::TABLE,
     &views::KIND_VIEWS,
+    &catalog_items::TABLE,
+    &catalog_items::VERSIONS,
+    &catalog_choices::TABLE,
     &slugs::TABLE,
     &break_glass::TABLE,
     &organizations::TABLE,

@@ -407,6 +407,70 @@ pub async fn list(
     Listing::new(rows, page, limit)
 }
 
+/// Returns records of several kinds that are not archived.
+pub async fn list_of_kinds(
+    tx: &mut TenantTx,
+    kinds: &[KindName],
+    page: &Page<u64>,
+    limit: u16,
+) -> Result<Listing<Record>, DbError> {
+    let org = tx.org().uuid();
+    let (start, to_older) = page.start();
+    let rows = i64::from(limit) + 1;
+    let kinds: Vec<String> = column(kinds, ToString::to_string);
+    // Each kind by its index: few records of some kinds are not searched among many of others.
+    let found = if to_older {
+        sqlx::query_as!(
+            Row,
+            r#"SELECT record.id, record.kind, record.kind_version, record.data AS "data: Json<Document>",
+                record.status = 'archived' AS "archived!", record.created_by_type, record.created_by_id, record.version,
+                record.created_at, record.created_seq, record.updated_at, record.seq
+            FROM (
+                SELECT page.id, page.created_seq FROM unnest($4::text[]) AS wanted (kind)
+                CROSS JOIN LATERAL (
+                    SELECT id, created_seq FROM rm.records
+                    WHERE org_id = $1 AND kind = wanted.kind AND status = 'active' AND created_seq < $2
+                    ORDER BY created_seq DESC LIMIT $3
+                ) AS page
+                ORDER BY page.created_seq DESC LIMIT $3
+            ) AS found
+            JOIN rm.records AS record ON record.org_id = $1 AND record.id = found.id
+            ORDER BY found.created_seq DESC"#,
+            org,
+            start,
+            rows,
+            &kinds,
+        )
+        .fetch_all(tx.connection())
+        .await?
+    } else {
+        sqlx::query_as!(
+            Row,
+            r#"SELECT record.id, record.kind, record.kind_version, record.data AS "data: Json<Document>",
+                record.status = 'archived' AS "archived!", record.created_by_type, record.created_by_id, record.version,
+                record.created_at, record.created_seq, record.updated_at, record.seq
+            FROM (
+                SELECT page.id, page.created_seq FROM unnest($4::text[]) AS wanted (kind)
+                CROSS JOIN LATERAL (
+                    SELECT id, created_seq FROM rm.records
+                    WHERE org_id = $1 AND kind = wanted.kind AND status = 'active' AND created_seq > $2
+                    ORDER BY created_seq LIMIT $3
+                ) AS page
+                ORDER BY page.created_seq LIMIT $3
+            ) AS found
+            JOIN rm.records AS record ON record.org_id = $1 AND record.id = found.id
+            ORDER BY found.created_seq"#,
+            org,
+            start,
+            rows,
+            &kinds,
+        )
+        .fetch_all(tx.connection())
+        .await?
+    };
+    Listing::new(found, page, limit)
+}
+
 /// Returns one record, archived or not.
 pub async fn get(tx: &mut TenantTx, id: RecordId) -> Result<Option<Record>, DbError> {
     let org = tx.org().uuid();

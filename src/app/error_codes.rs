@@ -89,6 +89,7 @@ pub const CODES: &[Code] = &[
     code("secret_destroyed", &[409], "The value of the secret was destroyed. Set it again."),
     code("kind_exists", &[409], "There is a kind of this name already."),
     code("kind_retired", &[409, 422], "The kind is retired: nothing new of it is made."),
+    code("too_many_catalog_choices", &[409], "The organization pins and hides as many items as it may. Clear one."),
     code("version_conflict", &[412], "It has changed since: read it again, and decide again."),
     code("payload_too_large", &[413], "Over a limit, which `detail` names."),
     code("answer_too_large", &[413], "The commands were carried out, and the answer does not fit: send fewer at once."),
@@ -99,8 +100,9 @@ pub const CODES: &[Code] = &[
     code(
         "reference_not_found",
         &[422],
-        "The record refers to one that is not there, is archived, or is of another kind; `errors` names the places.",
+        "The record refers to one that is not there, is archived or not published, or is of another kind; `errors` names the places.",
     ),
+    code("kind_private", &[422], "The kind is private: there is nothing of it in the catalog."),
     code("rate_limit_exceeded", &[429], "More than the organization may send. `Retry-After` says when."),
     code("invitation_limit_exceeded", &[429], "More invitations than an organization may send in an hour."),
     code("organization_limit_exceeded", &[429], "More organizations than one person may make in an hour."),

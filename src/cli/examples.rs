@@ -79,6 +79,9 @@ orgstream replay --verify --org acme                 # stream, audit log and rea
         "park skip",
         "orgstream park skip --org acme --seq 17 --reason \"written by a test\" record.res_01h455vb4pex5vsknk084sn02q",
     ),
+    ("catalog list", "orgstream catalog list"),
+    ("catalog publish", "orgstream catalog publish res_01h455vb4pex5vsknk084sn02q --record-version 3"),
+    ("catalog withdraw", "orgstream catalog withdraw res_01h455vb4pex5vsknk084sn02q --reason \"superseded\""),
     (
         "break-glass",
         "orgstream break-glass --org acme --reason \"ticket 4711\" --minutes 30

@@ -7,6 +7,7 @@
 mod audit;
 mod bench;
 mod break_glass;
+mod catalog;
 mod check_config;
 mod completions;
 pub(crate) mod demo;
@@ -101,6 +102,9 @@ enum Job {
     /// See, retry or skip events that could not be applied.
     #[command(subcommand)]
     Park(park::Job),
+    /// See, publish or withdraw items of the catalog, which everybody can read.
+    #[command(subcommand)]
+    Catalog(catalog::Job),
     /// Look into an organization for a while as its operator, in front of its audit log.
     BreakGlass(break_glass::Args),
     /// Look at an API key without asking a server, or make credentials for NATS of it.
@@ -161,6 +165,7 @@ impl Cli {
             Job::Session(job) => session::run(job).await,
             Job::Lag(args) => lag::run(args).await,
             Job::Park(job) => return park::run(job).await,
+            Job::Catalog(job) => catalog::run(job).await,
             Job::BreakGlass(args) => break_glass::run(args).await,
             Job::Key(job) => key::run(job).await,
             Job::Plan(args) => plan::run(args).await,

@@ -17,6 +17,8 @@ use metrics::{counter, histogram};
 use orgstream_domain::{
     Command, CommandSpec, DecisionContext, FieldError, Place, Rejection, Requires,
     api_key::{ApiKey, ApiKeyCommand},
+    catalog_choices::{CatalogChoiceCommand, CatalogChoices},
+    catalog_item::{CatalogItem, CatalogItemCommand},
     credentials::key::Pepper,
     domain::{Domain, DomainCommand},
     invitation::{Invitation, InvitationCommand},
@@ -408,6 +410,14 @@ impl CommandHandler {
             }
             Command::ArchiveRecord(command) => {
                 self.execute::<Record>(&attempt, &to, RecordCommand::Archive(command)).await
+            }
+            Command::PublishCatalogItem(command) => Box::pin(self.publish_catalog_item(&attempt, &to, command)).await,
+            Command::WithdrawCatalogItem(command) => {
+                self.execute::<CatalogItem>(&attempt, &to, CatalogItemCommand::Withdraw(command)).await
+            }
+            Command::ChooseCatalogItem(command) => Box::pin(self.choose_catalog_item(&attempt, &to, command)).await,
+            Command::ClearCatalogChoice(command) => {
+                self.execute::<CatalogChoices>(&attempt, &to, CatalogChoiceCommand::Clear(command)).await
             }
             Command::RetryParked(command) => {
                 self.execute::<Parking>(&attempt, &to, ParkingCommand::Retry(command)).await

@@ -4,6 +4,7 @@
 //! and talks to the log for it.
 
 mod cache;
+mod catalog;
 mod claiming;
 mod command_index;
 mod founding;

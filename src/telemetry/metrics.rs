@@ -105,6 +105,7 @@ pub const FIGURES: &[Figure] = &[
                 "connections_of_address",
                 "requests_of_org",
                 "requests_of_caller",
+                "requests_of_network",
                 "streams",
                 "streams_of_org",
                 "streams_of_caller",

@@ -12,6 +12,7 @@ mod auditing;
 mod authority;
 mod break_glass;
 mod broker;
+mod catalog;
 mod causes;
 mod chaos;
 mod cli;

@@ -4,16 +4,17 @@ use std::{sync::Arc, time::Duration};
 
 use orgstream_events::{
     AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated,
-    BreakGlassClosed, BreakGlassId, BreakGlassOpened, CommandId, CommitDraft, ConnectionId, Context, DomainClaimed,
-    DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject, Fingerprint, InvitationAccepted,
-    InvitationEvent, InvitationId, InvitationIssued, InvitationResent, InvitationRevoked, KeyEnvironment, KeyId,
-    KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired, MemberAdded, MemberEvent, MemberId,
-    MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
-    OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
-    OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, Pipeline, RecordArchived, RecordCreated,
-    RecordEvent, RecordId, RecordReference, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId,
-    RoleRemoved, Salt, SearchRole, SearchedField, Shard, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved,
-    SsoDefaultChanged, TenantType, Timestamp, UserId, Visibility,
+    BreakGlassClosed, BreakGlassId, BreakGlassOpened, CatalogChoice, CatalogChoiceCleared, CatalogChoiceEvent,
+    CatalogChoiceMade, CatalogItemEvent, CatalogItemPublished, CatalogItemWithdrawn, CommandId, CommitDraft,
+    ConnectionId, Context, DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject,
+    Fingerprint, InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued, InvitationResent,
+    InvitationRevoked, KeyEnvironment, KeyId, KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired,
+    MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated,
+    OrganizationEvent, OrganizationIdentityLinked, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
+    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, Pipeline,
+    RecordArchived, RecordCreated, RecordEvent, RecordId, RecordReference, RecordUpdated, Role, RoleChanged,
+    RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, SearchRole, SearchedField, Shard, SsoConnectionAdded,
+    SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UserId, Visibility,
 };
 use orgstream_projections::{
     Applied, BatchClass, BatchStart, BoundOrg, Database, DbError, LaneLag, LowWatermark, Page, Placed, api_keys, apply,
@@ -219,7 +220,35 @@ impl History {
         let linked = Event::Organization(OrganizationEvent::IdentityLinked(linked));
         history.commit(AggregateId::Organization(org), 7, vec![upgraded, linked]);
         history.let_in(member(3));
+        history.publish();
         history
+    }
+
+    /// The part of it that is about the catalog: an item that came back from a withdrawal, one that did not, and choices.
+    fn publish(&mut self) {
+        let published = |item_version, shown_since| {
+            let (kind, data) = ("model".parse().unwrap(), json!({ "n": item_version }));
+            let (kind_version, record_version) = (1, item_version);
+            let event = CatalogItemPublished { kind, kind_version, data, item_version, record_version, shown_since };
+            vec![Event::CatalogItem(CatalogItemEvent::Published(event))]
+        };
+        let withdrawn = || {
+            let event = CatalogItemWithdrawn { reason: "old".to_owned() };
+            vec![Event::CatalogItem(CatalogItemEvent::Withdrawn(event))]
+        };
+        let (first, second) = (self.record(0), self.record(1));
+        self.commit(AggregateId::CatalogItem(first), 0, published(1, 1));
+        self.commit(AggregateId::CatalogItem(first), 1, published(2, 1));
+        self.commit(AggregateId::CatalogItem(first), 2, withdrawn());
+        self.commit(AggregateId::CatalogItem(first), 3, published(3, 3));
+        self.commit(AggregateId::CatalogItem(second), 0, published(1, 1));
+        self.commit(AggregateId::CatalogItem(second), 1, withdrawn());
+        let made = |item, choice| CatalogChoiceEvent::Made(CatalogChoiceMade { item, choice });
+        let cleared = CatalogChoiceEvent::Cleared(CatalogChoiceCleared { item: second });
+        let choices = [made(first, CatalogChoice::Pinned), made(second, CatalogChoice::Hidden), cleared];
+        for (before, event) in (0..).zip(choices) {
+            self.commit(AggregateId::CatalogChoice(self.org), before, vec![Event::CatalogChoice(event)]);
+        }
     }
 
     /// The part of it that is about joining.
@@ -324,6 +353,9 @@ async fn rows(owner_url: &str) -> Vec<String> {
         "rm.records",
         "rm.record_fields",
         "rm.record_references",
+        "rm.catalog_items",
+        "rm.catalog_versions",
+        "rm.catalog_choices",
         "rm.break_glasses",
         "ops.idempotency",
     ] {

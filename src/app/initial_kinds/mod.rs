@@ -58,6 +58,8 @@ const EARLIER: &[(&str, &str)] = &[
     ("integration", "a68b40f4d03359d287c183beb72373bf7377c3178750be768c13e906ad336051"),
     ("evaluation", "3366aa8fee5512bb044cbc9d82cef77433ef048d4edb29a6001c2d201b58793d"),
     ("trace", "8c4e9f81fbc153060d85f3b81a1a01f192a37a0f9a77b452e05994591b99f46b"),
+    ("research_report", "278dc9ba8088443bb11ab6f510e9e1a2f419d2df11f8ea97bea1041c50de551c"),
+    ("learning_item", "d8e0f268354b45ea8fd77303dbce3a3ab1fe57bbbdcf149ac9201a5387bb0200"),
 ];
 
 /// Returns the kinds to register with a new platform.
@@ -186,6 +188,13 @@ mod tests {
         let (space, model) = ("space".parse().unwrap(), "model".parse().unwrap());
         assert!(is_earlier_default(&space, &definition(&schema)).unwrap());
         assert!(!is_earlier_default(&model, &definition(&schema)).unwrap());
+        // Two were an organization's own decision before they were for everybody.
+        for name in ["research_report", "learning_item"] {
+            let found = default_kinds().unwrap().into_iter().find(|kind| kind.kind.as_str() == name).unwrap();
+            let RegisterKind { kind, title, schema, cost, .. } = found;
+            let before = KindDefinition { title, schema, visibility: Visibility::OptIn, cost };
+            assert!(is_earlier_default(&kind, &before).unwrap(), "{name}");
+        }
         let mut changed = schema.clone();
         changed["required"] = json!([]);
         assert!(!is_earlier_default(&space, &definition(&changed)).unwrap());

@@ -49,6 +49,8 @@ pub enum Shape {
     Commands,
     /// Follows events: `Last-Event-ID`.
     Tail,
+    /// Reads what is the same for everybody, and any cache may keep: `If-None-Match`, `Cache-Control: public`.
+    Shared,
     /// Answers without any of these.
     Plain,
 }

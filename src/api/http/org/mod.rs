@@ -1,6 +1,7 @@
 //! An organization and its resources.
 
 pub mod api_keys;
+pub mod catalog;
 pub mod commands;
 pub mod domains;
 pub mod events;
@@ -39,6 +40,7 @@ pub(super) fn routes() -> Routes {
         .merge(search::routes())
         .merge(record_secrets::routes())
         .merge(views::routes())
+        .merge(catalog::routes())
         .merge(events::routes())
         .merge(tail::routes())
         .merge(projections::routes())
