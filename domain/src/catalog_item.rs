@@ -284,7 +284,8 @@ mod tests {
     }
 
     fn kind(visibility: Visibility, retired: bool) -> Arc<ValidatedKind> {
-        let definition = KindDefinition { title: "Model".to_owned(), schema: json!({}), visibility, cost: 1 };
+        let definition =
+            KindDefinition { title: "Model".to_owned(), schema: json!({}), visibility, cost: 1, views: vec![] };
         Arc::new(ValidatedKind::new(definition, 4, retired))
     }
 

@@ -567,7 +567,13 @@ mod tests {
 
     fn with_key() -> Arc<ValidatedKind> {
         let schema = json!({"properties": {"key": {"type": ["string", "null"], "x-secret": true}}});
-        let definition = KindDefinition { title: "Model".to_owned(), schema, visibility: Visibility::Private, cost: 1 };
+        let definition = KindDefinition {
+            title: "Model".to_owned(),
+            schema,
+            visibility: Visibility::Private,
+            cost: 1,
+            views: vec![],
+        };
         Arc::new(ValidatedKind::new(definition, 3, false))
     }
 
@@ -684,7 +690,13 @@ mod tests {
     #[test]
     fn a_record_has_its_unique_values_until_it_changes_or_is_archived() {
         let schema = json!({"properties": {"name": {"type": "string", "x-unique": true}}});
-        let definition = KindDefinition { title: "Space".to_owned(), schema, visibility: Visibility::Private, cost: 1 };
+        let definition = KindDefinition {
+            title: "Space".to_owned(),
+            schema,
+            visibility: Visibility::Private,
+            cost: 1,
+            views: vec![],
+        };
         let kind = Arc::new(ValidatedKind::new(definition, 1, false));
         let (id, aggregate) = (id(), AggregateId::Record(id()));
         let step = |events: &[RecordEvent], command: RecordCommand| {
@@ -700,7 +712,7 @@ mod tests {
         assert_eq!(changes, ["Take"]);
         let update = |name: &str| {
             let command = UpdateRecord { id, data: json!({"name": name}) };
-            RecordCommand::Update { command, kind: Some(kind.clone()), references: Ok(Vec::new()) }
+            RecordCommand::Update { command, kind: Some(kind.clone()), references: Ok(Vec::new()), secrets: vec![] }
         };
         let (events, changes) = step(&events, update(" NIGHT"));
         assert!(changes.is_empty(), "{changes:?}");

@@ -15,7 +15,7 @@ use std::{
 };
 
 use orgstream_events::{
-    Bucket, Fingerprint, Fold, KindName, OrgId, PLATFORM_ORG, RecordId, Scalar, Timestamp, ViewCondition,
+    Bucket, Fingerprint, Fold, KindName, OrgId, PLATFORM_ORG, Pipeline, RecordId, Scalar, Timestamp, ViewCondition,
     ViewDefinition,
 };
 use serde_json::Value;
@@ -900,7 +900,7 @@ impl Database {
         let orgs = orgs.fetch_all(self.resolver_pool()).await?;
         let orgs: Vec<OrgId> = orgs.into_iter().map(OrgId::from_uuid).collect();
         let (mut waiting, mut under_way, mut missing) = (Vec::new(), 0, 0);
-        let known = self.rebuilds_of(&orgs).await?;
+        let known = self.rebuilds_of(&orgs, Pipeline::ReadModels).await?;
         for org in orgs {
             match known.iter().find(|job| job.org == org) {
                 Some(job) if job.state.is_under_way() => under_way += 1,
@@ -911,7 +911,8 @@ impl Database {
         }
         let mut asked = 0;
         for org in waiting.into_iter().take(most.saturating_sub(under_way)) {
-            let outcome = self.ask_rebuild(BoundOrg::proven_by_resolver(org), RebuildJob::Build).await?;
+            let outcome =
+                self.ask_rebuild(BoundOrg::proven_by_resolver(org), Pipeline::ReadModels, RebuildJob::Build).await?;
             asked += usize::from(matches!(outcome, Asked::Begun(_)));
         }
         Ok(ViewBuildsAsked { missing, asked })

@@ -65,7 +65,7 @@ async fn s3_15_a_name_is_taken_once_in_an_organization_and_once_in_another() {
 
     // The audit log has what each record took and freed, as about the record.
     api.sees(&a, next.header("stream-position")).await;
-    let path = a.path(&format!("audit/events?target_id={night}&limit=50"));
+    let path = a.path(&format!("audit/events?target={night}&limit=50"));
     let events = api.get_at(&a.owner, &path, next.header("stream-position")).await.expect(200).json();
     let mut counted: BTreeMap<String, usize> = BTreeMap::new();
     for event in events["data"].as_array().unwrap() {

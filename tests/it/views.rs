@@ -513,9 +513,9 @@ async fn a_view_that_is_declared_late_is_built_beside_the_rows_and_is_what_a_com
 
 /// Compares the rows that are shown with a replay.
 async fn differences(api: &Api, org: BoundOrg) -> u64 {
-    api.db.ask_rebuild(org, RebuildJob::Verify).await.unwrap();
+    api.db.ask_rebuild(org, Pipeline::ReadModels, RebuildJob::Verify).await.unwrap();
     eventually("the comparison", async || {
-        let job = api.db.rebuilds_of(&[org.org()]).await.unwrap().remove(0);
+        let job = api.db.rebuilds_of(&[org.org()], Pipeline::ReadModels).await.unwrap().remove(0);
         assert_ne!(job.state, RebuildState::Failed, "{job:?}");
         (job.state == RebuildState::Done).then_some(job.differences)
     })

@@ -192,7 +192,7 @@ mod tests {
         for name in ["research_report", "learning_item"] {
             let found = default_kinds().unwrap().into_iter().find(|kind| kind.kind.as_str() == name).unwrap();
             let RegisterKind { kind, title, schema, cost, .. } = found;
-            let before = KindDefinition { title, schema, visibility: Visibility::OptIn, cost };
+            let before = KindDefinition { title, schema, visibility: Visibility::OptIn, cost, views: vec![] };
             assert!(is_earlier_default(&kind, &before).unwrap(), "{name}");
         }
         let mut changed = schema.clone();

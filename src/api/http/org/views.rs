@@ -238,7 +238,7 @@ fn follows(folded: Option<&KindViews>, definition: &ViewDefinition) -> bool {
 
 /// Returns how much of the organization's build is done, in percent; none when there is none under way.
 async fn built(app: &App, org: OrgId) -> Result<Option<u64>, Problem> {
-    let jobs = app.db.rebuilds_of(&[org]).await?;
+    let jobs = app.db.rebuilds_of(&[org], Pipeline::ReadModels).await?;
     let job = jobs.iter().find(|job| job.state.is_under_way() && job.job == RebuildJob::Build);
     Ok(job.map(|job| (job.events.saturating_mul(100) / job.total.max(1)).min(99)))
 }
