@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::{
     adapters::{
         identity_provider::{Auth0, IdentityOrganizations, NoIdentityProvider},
+        key_ring::{FileRing, KeyRing, Transit},
         mail::Mailer,
     },
     api::http::kit::bounds::Limits,
@@ -113,8 +114,8 @@ impl NatsArgs {
     }
 }
 
-/// The minimum number of connections that are left for queries and sign-ins.
-const LEAST_QUERIES: u32 = 2;
+/// The minimum number of connections that are left for queries, the catalog and sign-ins.
+const LEAST_QUERIES: u32 = 3;
 const USUAL_QUERIES: u32 = 13;
 /// More concurrent transactions gain nothing.
 const MOST_SLOTS: u32 = 1_000;
@@ -135,7 +136,7 @@ pub struct DatabaseArgs {
     /// The password of those logins.
     #[arg(long, env = "ORGSTREAM_DATABASE_PASSWORD", hide_env_values = true, value_name = "TEXT")]
     pub database_password: Option<Secret>,
-    /// The password of one of those logins, where each has its own: `app_rw` and `app_ro` for `serve` and `work`,
+    /// The password of one of those logins, where each has its own: `app_rw`, `app_ro` and `app_public` for `serve` and `work`,
     /// `app_identity` for `serve`, `app_sign` for `sign`. May be repeated; without commas.
     #[arg(
         long = "database-login-password",
@@ -217,7 +218,7 @@ impl TypedValueParser for LoginPasswordParser {
     }
 }
 
-/// What the API must know and nobody else may.
+/// The secrets of the API processes.
 #[derive(Clone, Args)]
 #[command(next_help_heading = "Secrets")]
 pub struct SecretArgs {
@@ -240,6 +241,41 @@ pub struct SecretArgs {
         help_heading = "HTTP"
     )]
     pub trusted_proxies: Vec<IpNet>,
+}
+
+/// The key ring of records' secrets: a file, or the transit engine of a Vault.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Key ring")]
+pub struct KeyRingArgs {
+    /// The key ring that seals records' secrets: a file that only its owner reads, as `orgstream secrets init` makes it. Without
+    /// it, and without --vault-url, no secret is taken or shown.
+    #[arg(long, env = "ORGSTREAM_KEY_RING", conflicts_with = "vault_url", value_name = "FILE")]
+    pub key_ring: Option<PathBuf>,
+    /// A HashiCorp Vault or OpenBao whose transit engine wraps the keys of secrets, in place of the file.
+    #[arg(long, env = "ORGSTREAM_VAULT_URL", requires_all = ["vault_key", "vault_token_file"], value_name = "URL")]
+    pub vault_url: Option<String>,
+    /// The name of the key there.
+    #[arg(long, env = "ORGSTREAM_VAULT_KEY", value_name = "NAME")]
+    pub vault_key: Option<String>,
+    /// Where the transit engine is mounted.
+    #[arg(long, env = "ORGSTREAM_VAULT_MOUNT", default_value = "transit", value_name = "PATH")]
+    pub vault_mount: String,
+    /// The file with the token for it, which is read for every request. It needs `encrypt` and `decrypt` with the key.
+    #[arg(long, env = "ORGSTREAM_VAULT_TOKEN_FILE", value_name = "FILE")]
+    pub vault_token_file: Option<PathBuf>,
+}
+
+impl KeyRingArgs {
+    /// Returns the key ring of the settings; none when they name none.
+    pub async fn ring(&self) -> anyhow::Result<Option<Arc<dyn KeyRing>>> {
+        if let (Some(url), Some(key), Some(token)) = (&self.vault_url, &self.vault_key, &self.vault_token_file) {
+            let transit = Transit::new(url, &self.vault_mount, key, token.clone());
+            return Ok(Some(Arc::new(transit.context("--vault-url (ORGSTREAM_VAULT_URL)")?)));
+        }
+        let Some(path) = &self.key_ring else { return Ok(None) };
+        let ring = FileRing::open(path.clone()).await.context("--key-ring (ORGSTREAM_KEY_RING)")?;
+        Ok(Some(Arc::new(ring)))
+    }
 }
 
 /// How much the API lets in, and who sees its figures.
@@ -311,6 +347,15 @@ pub struct IdentityArgs {
     /// How many mails with invitations an organization sends in an hour; 0 for no limit.
     #[arg(long, env = "ORGSTREAM_INVITATIONS_PER_HOUR", default_value_t = 100, value_name = "N")]
     pub invitations_per_hour: u32,
+    /// How many times an organization is shown the value of a secret in an hour; 0 for no limit.
+    #[arg(
+        long,
+        env = "ORGSTREAM_SECRET_USES_PER_HOUR",
+        default_value_t = 3_600,
+        value_name = "N",
+        help_heading = "Key ring"
+    )]
+    pub secret_uses_per_hour: u32,
     /// The OpenID Connect issuer of the platform's operators: `URL`, or `URL=AUDIENCE`. A person with a token of it and the
     /// claim of --operator-claim is an operator, named in every entry by their verified e-mail address.
     #[arg(long, env = "ORGSTREAM_OPERATOR_ISSUER", requires = "operator_claim", value_name = "URL[=AUDIENCE]")]
@@ -354,6 +399,7 @@ impl IdentityArgs {
             sessions_per_person: 100,
             organizations_per_hour: 20,
             invitations_per_hour: 100,
+            secret_uses_per_hour: 3_600,
             operator_issuer: None,
             operator_claim: None,
             break_glass_approval: GlassApproval::Required,
@@ -387,6 +433,7 @@ impl IdentityArgs {
     /// Returns the hourly quotas.
     pub fn hourly(&self) -> HourlyLimits {
         HourlyLimits::new(self.invitations_per_hour, self.organizations_per_hour)
+            .with_secret_uses(self.secret_uses_per_hour)
     }
 
     /// Returns the lifetime of sessions.
@@ -533,9 +580,9 @@ impl WorkArgs {
 /// Who goes first when several organizations wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PolicyName {
-    /// Whoever has had the least of the database's time.
+    /// The organization that had the least of the database's time.
     Fair,
-    /// Whoever came first.
+    /// The organization whose message came first.
     Fifo,
     /// One after the other, a hundred messages each.
     Rr100,
@@ -630,7 +677,7 @@ mod tests {
 
     #[test]
     fn all_connections_of_a_process_are_within_what_it_may_have() {
-        for (slots, all) in [(1, 7), (1, 20), (4, 13), (4, 20), (16, 60)] {
+        for (slots, all) in [(1, 8), (1, 20), (4, 14), (4, 20), (16, 60)] {
             let flags = ["serve", "--database-connections", &all.to_string()];
             let database = Connecting::parse_from(flags).database;
             database.check(slots).unwrap();
@@ -638,9 +685,9 @@ mod tests {
             let needed = DatabaseOptions::beside_queries(options.rw_connections) + options.ro_connections;
             assert_eq!(needed, all, "{slots} slots");
         }
-        let few = Connecting::parse_from(["work", "--database-connections", "12"]).database;
+        let few = Connecting::parse_from(["work", "--database-connections", "13"]).database;
         let said = few.check(4).unwrap_err().to_string();
-        assert!(said.contains("is 12") && said.contains("needs 13"), "{said}");
+        assert!(said.contains("is 13") && said.contains("needs 14"), "{said}");
         Connecting::parse_from(["work"]).database.check(16).unwrap();
     }
 

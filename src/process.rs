@@ -26,6 +26,7 @@ use crate::{
     adapters::{
         dns::{SystemDns, TxtRecords},
         identity_provider::{IdentityOrganizations, NoIdentityProvider},
+        key_ring::KeyRing,
         mail::Mailer,
     },
     api::{
@@ -41,6 +42,7 @@ use crate::{
     commands::{
         handler::CommandHandler,
         request::{Caller, CommandError, Request},
+        vault::{Vault, VaultError},
     },
     config::{DatabaseArgs, HttpArgs, IdentityArgs, NatsArgs, SecretArgs},
     jobs::{
@@ -48,6 +50,7 @@ use crate::{
         audit_webhook::{WebhookKeys, Webhooks},
         history::Histories,
         mail::Sender,
+        view_builds::ViewBuilds,
     },
     limits::{
         command_rate::{Admission, PlanRates, count_peers},
@@ -183,6 +186,28 @@ pub async fn preflight_log(log: &Log, nats: &NatsArgs) -> anyhow::Result<Vec<Fin
     Ok(findings)
 }
 
+/// Checks that the key ring is the one that the secrets of this installation were sealed with. One that does not answer is checked
+/// before its first use.
+pub async fn check_key_ring(log: &Log, ring: Option<Arc<dyn KeyRing>>) -> anyhow::Result<()> {
+    match Vault::new(log.clone(), ring).check().await {
+        Ok(Some(true) | None) => Ok(()),
+        Ok(Some(false)) => {
+            tracing::warn!("there are secrets, and this process has no key ring to open them with: set --key-ring or --vault-url");
+            Ok(())
+        }
+        Err(error @ (VaultError::AnotherRing(_) | VaultError::Lost(_) | VaultError::Destroyed(_))) => refuse(&[Finding {
+            what: Chain(&error).to_string(),
+            fix: "give it the key ring with all keys that are still needed (ORGSTREAM_KEY_RING): `orgstream secrets status` names \
+                  them"
+                .to_owned(),
+        }]),
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "the key ring could not be checked, and is before its first use");
+            Ok(())
+        }
+    }
+}
+
 /// Opens the database, migrated and safe to use; or fails with every finding, one line each.
 pub async fn open_database(database: &DatabaseArgs, slots: usize) -> anyhow::Result<Database> {
     database.check(slots)?;
@@ -227,7 +252,7 @@ pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<
 
 /// Changes a kind that is as an earlier version registered it into what it is now. What an operator has changed stays.
 async fn renew_default_kind(handler: &CommandHandler, caller: &Caller, kind: RegisterKind) -> anyhow::Result<()> {
-    let RegisterKind { kind, title, schema, visibility, cost } = kind;
+    let RegisterKind { kind, title, schema, visibility, cost, views } = kind;
     let Some(known) = handler.kind(&kind).await? else { return Ok(()) };
     if known.retired || !is_earlier_default(&kind, &known.definition)? {
         return Ok(());
@@ -238,8 +263,9 @@ async fn renew_default_kind(handler: &CommandHandler, caller: &Caller, kind: Reg
         return Ok(());
     }
     let name = kind.clone();
-    let (title, schema, visibility, cost) = (Some(title), Some(schema), Some(visibility), Some(cost));
-    let change = Command::ChangeKind(ChangeKind { kind, title, schema, visibility, cost });
+    let (title, schema, visibility) = (Some(title), Some(schema), Some(visibility));
+    let (cost, views) = (Some(cost), Some(views));
+    let change = Command::ChangeKind(ChangeKind { kind, title, schema, visibility, cost, views });
     let request = Request { expected_version: Some(known.version), ..Request::from(change) };
     match handler.handle(caller, request).await {
         Ok(_) => tracing::info!(kind = %name, "a kind was renewed: it was as an earlier version had registered it"),
@@ -298,6 +324,8 @@ pub struct Adapters {
     pub dns: Arc<dyn TxtRecords>,
     /// The provider where organizations have counterparts.
     pub idp: Arc<dyn IdentityOrganizations>,
+    /// The key ring that seals secrets, if there is one.
+    pub key_ring: Option<Arc<dyn KeyRing>>,
     /// Whether organizations may have issuers of their own on this machine: for trials.
     pub local_issuers: bool,
     /// The signing keys of producers' NATS credentials, if there are any.
@@ -309,7 +337,7 @@ pub struct Adapters {
 impl Default for Adapters {
     fn default() -> Self {
         let (dns, idp, http) = (Arc::new(SystemDns), Arc::new(NoIdentityProvider), HttpArgs::default());
-        Self { mail: None, dns, idp, local_issuers: false, producers: None, http }
+        Self { mail: None, dns, idp, key_ring: None, local_issuers: false, producers: None, http }
     }
 }
 
@@ -358,7 +386,7 @@ impl Api {
         let webhook_keys = WebhookKeys::new(pepper.clone());
         let webhooks = Webhooks::new(db.clone(), webhook_keys.clone(), outside.local_issuers)?;
         let handler = CommandHandler::new(log.clone(), pepper, log.region().to_owned(), outside.dns);
-        let handler = handler.with_identity_provider(outside.idp);
+        let handler = handler.with_identity_provider(outside.idp).with_key_ring(outside.key_ring);
         let handler = if outside.local_issuers { handler.with_local_issuers() } else { handler };
         let access_log = AccessLog::start(log.clone(), db.clone());
         let rates = PlanRates::new(identity.plan_rates.iter().cloned());
@@ -422,6 +450,7 @@ impl Api {
                 }
             }),
             watch_history(&log, &app.db),
+            build_views(&app.db),
         ];
         match sender.map(Arc::new) {
             Some(sender) => jobs.push(Job::new(JobName::Outbox, move |stop| {
@@ -444,6 +473,18 @@ pub fn watch_history(log: &Log, db: &Database) -> Job {
         let histories = Arc::clone(&histories);
         async move {
             histories.lock().await.run(stop).await;
+            Ok(())
+        }
+    })
+}
+
+/// Has views built that were declared after there were records, until `stop`.
+fn build_views(db: &Database) -> Job {
+    let builds = Arc::new(ViewBuilds::new(db.clone()));
+    Job::new(JobName::ViewBuilds, move |stop| {
+        let builds = Arc::clone(&builds);
+        async move {
+            builds.run(stop).await;
             Ok(())
         }
     })

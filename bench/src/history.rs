@@ -54,7 +54,7 @@ pub(crate) struct Args {
     /// Updates of the record.
     #[arg(long, default_value_t = 100_000, value_name = "N")]
     updates: u64,
-    /// Members of the roster.
+    /// Members of the organization.
     #[arg(long, default_value_t = 20_000, value_name = "N")]
     members: u64,
     /// Changes of roles, invitations and keys of the organization, of each.
@@ -282,8 +282,24 @@ impl Bench {
             self.grow("updates", &record, 0, updates + 1, |number| {
                 let (kind, kind_version, data, references) = ("webhook".parse()?, 1, webhook(number), Vec::new());
                 Ok(Event::Record(match number {
-                    0 => RecordEvent::Created(RecordCreated { kind, kind_version, data, references }),
-                    _ => RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references }),
+                    0 => RecordEvent::Created(RecordCreated {
+                        kind,
+                        kind_version,
+                        data,
+                        references,
+                        unique: Vec::new(),
+                        searched: Vec::new(),
+                        secrets: Vec::new(),
+                    }),
+                    _ => RecordEvent::Updated(RecordUpdated {
+                        kind,
+                        kind_version,
+                        data,
+                        references,
+                        unique: Vec::new(),
+                        searched: Vec::new(),
+                        secrets: Vec::new(),
+                    }),
                 }))
             })
             .await?;

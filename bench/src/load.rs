@@ -10,8 +10,8 @@ use std::{
 
 use orgstream::clock::now;
 use orgstream_events::{
-    Actor, ActorType, AggregateId, CommandId, Commit, CommitDraft, Context, Event, OrgId, OrganizationCreated,
-    OrganizationEvent, RecordCreated, RecordEvent, RecordId, Salt, TenantType,
+    Actor, ActorType, AggregateId, CommandId, Commit, CommitDraft, Context, Event, KindName, OrgId,
+    OrganizationCreated, OrganizationEvent, RecordCreated, RecordEvent, RecordId, Salt, SearchedField, TenantType,
 };
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -28,8 +28,19 @@ pub(super) fn commit(org: OrgId, number: u64) -> anyhow::Result<Commit> {
 
 /// A new record's commit with content of the caller's own.
 pub(super) fn commit_of(org: OrgId, data: serde_json::Value) -> anyhow::Result<Commit> {
+    searched_commit(org, "webhook".parse()?, data, Vec::new())
+}
+
+/// The same of a kind that is searched by these fields.
+pub(super) fn searched_commit(
+    org: OrgId,
+    kind: KindName,
+    data: serde_json::Value,
+    searched: Vec<SearchedField>,
+) -> anyhow::Result<Commit> {
     let command_id = CommandId::fresh(now().unix_ms(), rand::random());
-    let created = RecordCreated { kind: "webhook".parse()?, kind_version: 1, data, references: vec![] };
+    let created =
+        RecordCreated { kind, kind_version: 1, data, references: vec![], unique: vec![], searched, secrets: vec![] };
     let record = AggregateId::Record(RecordId::derive(command_id));
     sealed(org, record, command_id, Event::Record(RecordEvent::Created(created)))
 }

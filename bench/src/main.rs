@@ -9,6 +9,8 @@ mod history;
 mod load;
 mod project;
 mod rig;
+mod search;
+mod views;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -54,6 +56,11 @@ enum Benchmark {
     History(history::Args),
     /// Projecting: events per second into read models and audit log, against bare inserts of the same rows.
     Project(project::Args),
+    /// Searching: the duration of queries in a small and in a large organization, against PostgreSQL's own full text under the
+    /// same policies, and with a neighbour's documents beside them.
+    Search(search::Args),
+    /// Views: what folding them costs a worker, and what reading one costs, against GROUP BY over the records.
+    Views(views::Args),
 }
 
 #[tokio::main]
@@ -71,6 +78,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Benchmark::Fairness(args) => fairness::run(*args).await,
         Benchmark::History(args) => Box::pin(history::run(args)).await,
         Benchmark::Project(args) => project::run(args).await,
+        Benchmark::Search(args) => search::run(args).await,
+        Benchmark::Views(args) => Box::pin(views::run(args)).await,
     }
 }
 
@@ -128,6 +137,6 @@ fn warn_of_autogroup() {
 /// Warns that figures of a build without optimization mean little.
 fn warn_of_debug_build() {
     if cfg!(debug_assertions) {
-        note!("this is a debug build: for figures that count, run cargo run --release -- bench …");
+        note!("this is a debug build: for figures that count, run cargo run --release --package orgstream-bench -- …");
     }
 }

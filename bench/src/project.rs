@@ -195,15 +195,15 @@ pub(super) async fn one_org(rig: &mut Rig, events: u64) -> anyhow::Result<Durati
 }
 
 /// Runs a worker on the backlog until all pipelines have all of it.
-async fn project(
+pub(super) async fn project(
     rig: &mut Rig,
     orgs: &[(Placement, u64)],
     total: u64,
     slots: usize,
 ) -> anyhow::Result<(u64, Duration)> {
     let bar = bar(total, "projecting");
+    rig.stack.start_worker(WorkerOptions::new(Uuid::now_v7()).with_slots(slots)).await?;
     let started = Instant::now();
-    rig.stack.start_worker(WorkerOptions::new(Uuid::now_v7()).with_slots(slots));
     let mut behind: Vec<_> = orgs.to_vec();
     while !behind.is_empty() {
         tokio::time::sleep(POLL).await;

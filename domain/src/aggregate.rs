@@ -1,9 +1,9 @@
 //! A consistency boundary, and the inputs of its decisions.
 
-use orgstream_events::{Actor, AggregateType, CommandId, Event, OrgId, Timestamp};
+use orgstream_events::{Actor, AggregateId, AggregateType, CommandId, Event, OrgId, Timestamp};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::Rejection;
+use crate::{Rejection, unique_value::UniqueValueChange};
 
 /// The inputs of `decide` besides the state and the command. There are no others: no I/O, no clock, no randomness.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +51,11 @@ pub trait Aggregate: Default + Clone + Serialize + DeserializeOwned + Send + Syn
     /// Returns the events that follow from the command. No events mean that the state is already as requested, so that there
     /// is nothing to append.
     fn decide(&self, command: Self::Command, context: &DecisionContext) -> Result<Vec<Self::Event>, Self::Error>;
+
+    /// Returns what these events change about unique values, which are appended together with them; `aggregate` is this one.
+    fn unique_changes(&self, _aggregate: &AggregateId, _events: &[Event]) -> Vec<UniqueValueChange> {
+        Vec::new()
+    }
 
     /// Wraps the event in the enum of all events.
     fn wrap(event: Self::Event) -> Event;

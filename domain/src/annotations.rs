@@ -1,26 +1,37 @@
-//! What a kind's schema says beyond JSON Schema: by which fields its records are listed and found, and what they refer to.
+//! What a kind's schema says beyond JSON Schema: by which fields its records are listed and found, which values only one of
+//! them has, what they refer to, and which of them are secrets.
 //!
-//! Each is one keyword on the schema of a property, so that a field is declared once: `x-filter`, `x-sort` and `x-search` on
-//! the properties of the record itself, `x-ref` on any property or item inside it. Validators ignore them.
+//! Each is one keyword on the schema of a property, so that a field is declared once: `x-filter`, `x-sort`, `x-search`,
+//! `x-unique` and `x-secret` on the properties of the record itself, `x-ref` on any property or item inside it. Validators
+//! ignore them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use orgstream_events::{KindName, RecordId, is_listed_name};
+use orgstream_events::{
+    KindName, OrgId, RecordId, SearchRole, SearchedField, UniqueField, UniqueValueId, is_listed_name,
+};
 use serde_json::{Map, Value};
 
 use crate::{
     FieldError,
     text::{Faults, under},
+    unique_value::compared,
 };
 
 /// The maximum number of fields by which records of one kind are listed.
 pub const MAX_LISTED: usize = 20;
 /// The maximum length of a text by which records are listed, in characters.
 pub const MAX_LISTED_TEXT: u64 = 256;
+/// The maximum number of fields of one kind whose values are unique.
+pub const MAX_UNIQUE: usize = 4;
 /// The maximum number of places in a schema that refer to records.
 pub const MAX_REFERENCES: usize = 16;
 /// The maximum number of records that one record refers to.
 pub const MAX_REFERRED: usize = 64;
+/// The maximum number of secrets of one record.
+pub const MAX_SECRETS: usize = 8;
+/// Keywords by which a value would be shown, which a secret's is not.
+const SHOWS: [&str; 6] = ["x-filter", "x-sort", "x-search", "x-ref", "enum", "const"];
 /// The names by which listings are sorted whatever the kind.
 const SORTED_BY_ALL: [&str; 2] = ["created", "updated"];
 /// Formats whose texts are short.
@@ -48,8 +59,15 @@ pub struct Annotations {
     pub listed: BTreeMap<String, ListedField>,
     /// The fields that are searched, by name.
     pub searched: BTreeMap<String, SearchRole>,
+    /// The fields whose values are unique: no two records of the kind that one organization has, and that are not archived,
+    /// have the same.
+    pub unique: BTreeSet<String>,
+    /// The fields with one of a few values by which listings are filtered: hits of a search are filtered by them as well.
+    pub facets: BTreeSet<String>,
     /// The places that refer to records.
     pub references: Vec<ReferencePlace>,
+    /// The fields whose values are secrets.
+    pub secrets: BTreeSet<String>,
 }
 
 /// A field by which records are listed.
@@ -74,17 +92,6 @@ pub enum FieldType {
     Number,
     /// True or false.
     Boolean,
-}
-
-/// The part that a field has in searches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SearchRole {
-    /// The name of the record, which counts most.
-    Title,
-    /// Text.
-    Body,
-    /// A word or a code that is found as a whole.
-    Keyword,
 }
 
 /// Whose records a place refers to.
@@ -133,11 +140,55 @@ impl Annotations {
         if annotations.listed.len() > MAX_LISTED {
             faults.add("/schema/properties", "too_many", format!("must not list by more than {MAX_LISTED} fields"));
         }
+        if annotations.unique.len() > MAX_UNIQUE {
+            let detail = format!("must not have more than {MAX_UNIQUE} fields with unique values");
+            faults.add("/schema/properties", "too_many", detail);
+        }
         if annotations.references.len() > MAX_REFERENCES {
             let detail = format!("must not refer to records in more than {MAX_REFERENCES} places");
             faults.add("/schema/properties", "too_many", detail);
         }
+        if annotations.secrets.len() > MAX_SECRETS {
+            faults.add("/schema/properties", "too_many", format!("must not have more than {MAX_SECRETS} secrets"));
+        }
         faults.none_or(|faults| faults).map(|()| annotations)
+    }
+
+    /// Returns the unique values of a record's data, by field. A field that is missing or null has none.
+    pub fn unique_in(&self, org: OrgId, kind: &KindName, data: &Value) -> Vec<UniqueField> {
+        let value = |field: &String| {
+            let text = data.get(field)?.as_str()?;
+            let id = UniqueValueId::of(org, kind, field, &compared(text));
+            Some(UniqueField { field: field.clone(), id })
+        };
+        self.unique.iter().filter_map(value).collect()
+    }
+
+    /// Returns the fields by which a record is found; none where nothing is searched.
+    pub fn searched_fields(&self) -> Vec<SearchedField> {
+        if self.searched.is_empty() {
+            return Vec::new();
+        }
+        let texts = self.searched.iter().map(|(field, role)| (field, *role));
+        let facets = self.facets.iter().map(|field| (field, SearchRole::Facet));
+        texts.chain(facets).map(|(field, role)| SearchedField { field: field.clone(), role }).collect()
+    }
+
+    /// Returns the faults of a schema that comes after another one: a property that stays is a secret as before. Made a secret, it
+    /// would have values in the log that everybody reads; made none, its masks would be values.
+    pub fn faults_after(&self, before: &Self, schemas: [&Value; 2]) -> Vec<FieldError> {
+        let mut faults = Faults::default();
+        let has = |schema: &Value, name: &str| schema.get("properties").is_some_and(|all| all.get(name).is_some());
+        for name in self.secrets.symmetric_difference(&before.secrets) {
+            if schemas.iter().all(|schema| has(schema, name)) {
+                let mut pointer = "/schema/properties".to_owned();
+                under(&mut pointer, name, |pointer| {
+                    let detail = "must be a secret, or none, as it was before: give the property another name";
+                    faults.add(format!("{pointer}/x-secret"), "secret_stays", detail);
+                });
+            }
+        }
+        faults.into_vec()
     }
 
     /// Returns the references of a record's data, or faults with pointers that begin with `/data`.
@@ -303,12 +354,17 @@ impl Reader {
                     }
                 }
                 "x-search" => self.search(value, pointer, keywords, place),
+                "x-unique" => self.unique(value, pointer, field_type, place),
                 "x-ref" => self.reference(value, &pointer, field_type, place),
+                "x-secret" => self.secret(value, &pointer, keywords, place),
                 _ => {}
             }
         }
         if let (Place::Field(name), Some(field_type), true) = (place, field_type, filter || sort) {
             self.annotations.listed.insert(name.clone(), ListedField { field_type, filter, sort });
+            if filter && keywords.contains_key("enum") {
+                self.annotations.facets.insert(name.clone());
+            }
         }
     }
 
@@ -352,6 +408,31 @@ impl Reader {
         self.annotations.searched.insert(name, role);
     }
 
+    fn unique(&mut self, value: &Value, pointer: String, field_type: Option<FieldType>, place: &Place) {
+        let Some(is_on) = value.as_bool() else {
+            return self.faults.add(pointer, "type", "must be true or false");
+        };
+        let Some(name) = self.field_name(place, &pointer).filter(|_| is_on) else { return };
+        if field_type != Some(FieldType::Text) {
+            return self.faults.add(pointer, "not_a_text", "must stand on a text: `type` string, or string and null");
+        }
+        self.annotations.unique.insert(name);
+    }
+
+    fn secret(&mut self, value: &Value, pointer: &str, keywords: &Map<String, Value>, place: &Place) {
+        let Some(is_on) = value.as_bool() else { return self.faults.add(pointer, "type", "must be true or false") };
+        let Some(name) = self.field_name(place, pointer).filter(|_| is_on) else { return };
+        if field_type(keywords) != Some(FieldType::Text) {
+            let detail = "must stand on a text: `type` string, or string and null, without a `format` of a time";
+            return self.faults.add(pointer, "not_a_text", detail);
+        }
+        if let Some(shows) = SHOWS.iter().find(|shows| keywords.contains_key(**shows)) {
+            let detail = format!("must not stand beside `{shows}`: the value is not shown");
+            return self.faults.add(pointer, "secret_is_shown", detail);
+        }
+        self.annotations.secrets.insert(name);
+    }
+
     fn reference(&mut self, value: &Value, pointer: &str, field_type: Option<FieldType>, place: &Place) {
         let Some(steps) = place.way().filter(|steps| !steps.is_empty()) else {
             let detail = "must stand where `properties` and `items` lead from the record, and not in an alternative or a \
@@ -392,7 +473,7 @@ impl Reader {
 }
 
 /// The type of a field that has one value, or null.
-fn field_type(schema: &Map<String, Value>) -> Option<FieldType> {
+pub(crate) fn field_type(schema: &Map<String, Value>) -> Option<FieldType> {
     let name = match schema.get("type")? {
         Value::String(name) => name.as_str(),
         Value::Array(names) => {
@@ -415,7 +496,7 @@ fn field_type(schema: &Map<String, Value>) -> Option<FieldType> {
 }
 
 /// Whether a text is bounded to a length by which records can be listed.
-fn is_short(schema: &Map<String, Value>) -> bool {
+pub(crate) fn is_short(schema: &Map<String, Value>) -> bool {
     let has_limit = schema.get("maxLength").and_then(Value::as_u64).is_some_and(|limit| limit <= MAX_LISTED_TEXT);
     let has_format = schema.get("format").and_then(Value::as_str).is_some_and(|name| SHORT_FORMATS.contains(&name));
     let fits = |value: &Value| value.as_str().is_none_or(|text| text.chars().count() as u64 <= MAX_LISTED_TEXT);
@@ -467,6 +548,58 @@ mod tests {
     }
 
     #[test]
+    fn a_record_says_by_which_of_its_fields_it_is_found() {
+        let state = json!({"enum": ["a", "b"], "type": "string", "x-filter": true});
+        // A kind that searches nothing has no facets either.
+        assert_eq!(read(&json!({"state": state})).searched_fields(), []);
+        let name = json!({"type": "string", "maxLength": 9, "x-filter": true, "x-search": "title"});
+        let found = read(&json!({"state": state, "name": name})).searched_fields();
+        let named: Vec<_> = found.iter().map(|searched| (searched.field.as_str(), searched.role)).collect();
+        assert_eq!(named, [("name", SearchRole::Title), ("state", SearchRole::Facet)]);
+    }
+
+    #[test]
+    fn a_secret_is_a_text_of_the_record_itself_that_nothing_shows() {
+        let found = read(&json!({
+            "key": {"type": "string", "maxLength": 200, "x-secret": true},
+            "token": {"type": ["string", "null"], "x-secret": true},
+            "open": {"type": "string", "x-secret": false},
+        }));
+        assert_eq!(found.secrets.into_iter().collect::<Vec<_>>(), ["key", "token"]);
+        for (property, code) in [
+            (json!({"type": "string", "x-secret": 1}), "type"),
+            (json!({"type": "number", "x-secret": true}), "not_a_text"),
+            (json!({"x-secret": true}), "not_a_text"),
+            (json!({"type": "string", "maxLength": 9, "x-secret": true, "x-filter": true}), "secret_is_shown"),
+            (json!({"type": "string", "x-secret": true, "x-search": "body"}), "secret_is_shown"),
+            (json!({"type": "string", "x-secret": true, "enum": ["a"]}), "secret_is_shown"),
+        ] {
+            let found = faults(&json!({"properties": {"a": property}}));
+            assert_eq!(found, [("/schema/properties/a/x-secret".to_owned(), code.to_owned())]);
+        }
+        let inside = json!({"properties": {"a": {"properties": {"b": {"type": "string", "x-secret": true}}}}});
+        assert_eq!(faults(&inside)[0].1, "place");
+        let many: serde_json::Map<String, Value> =
+            (0..=MAX_SECRETS).map(|n| (format!("s{n}"), json!({"type": "string", "x-secret": true}))).collect();
+        assert_eq!(faults(&json!({"properties": many})), [("/schema/properties".to_owned(), "too_many".to_owned())]);
+    }
+
+    #[test]
+    fn a_property_that_stays_is_a_secret_as_before() {
+        let schema = |a: Value| json!({"properties": {"a": a}});
+        let (open, secret) = (json!({"type": "string"}), json!({"type": "string", "x-secret": true}));
+        let found = |before: Value, after: Value| {
+            let [earlier, later] = [&before, &after].map(|schema| Annotations::read(schema).unwrap());
+            later.faults_after(&earlier, [&before, &after]).into_iter().map(|fault| fault.pointer).collect::<Vec<_>>()
+        };
+        let stays = vec!["/schema/properties/a/x-secret".to_owned()];
+        assert_eq!(found(schema(open.clone()), schema(secret.clone())), stays);
+        assert_eq!(found(schema(secret.clone()), schema(open)), stays);
+        assert!(found(schema(secret.clone()), schema(secret.clone())).is_empty());
+        assert!(found(json!({}), schema(secret.clone())).is_empty() && found(schema(secret), json!({})).is_empty());
+    }
+
+    #[test]
     fn a_property_may_have_the_name_of_a_keyword() {
         let found = read(&json!({"x-filter": {"type": "object", "properties": {"x-ref": {"type": "string"}}}}));
         assert_eq!(found, Annotations::default());
@@ -486,6 +619,8 @@ mod tests {
             (long.clone(), "x-filter", json!("yes"), "type"),
             (json!({"type": "number"}), "x-search", json!("body"), "not_a_text"),
             (long.clone(), "x-search", json!("loud"), "unknown_value"),
+            (long.clone(), "x-unique", json!("yes"), "type"),
+            (json!({"type": "number"}), "x-unique", json!(true), "not_a_text"),
             (long.clone(), "x-ref", json!("trace"), "type"),
             (json!({"type": "number"}), "x-ref", json!({"kind": "trace"}), "not_a_text"),
         ] {
@@ -516,8 +651,11 @@ mod tests {
     fn a_declaration_elsewhere_is_refused() {
         let filter = json!({"type": "number", "x-filter": true});
         let reference = json!({"type": "string", "x-ref": {"kind": "trace"}});
+        let unique = json!({"type": "string", "x-unique": true});
         for schema in [
             json!({"properties": {"a": {"properties": {"b": filter}}}}),
+            json!({"properties": {"a": {"properties": {"b": unique}}}}),
+            json!({"$defs": {"a": unique}}),
             json!({"properties": {"a": {"items": filter}}}),
             json!({"allOf": [{"properties": {"a": filter}}]}),
             json!({"$defs": {"a": filter}}),
@@ -545,6 +683,29 @@ mod tests {
         let reference = json!({"type": "string", "x-ref": {"kind": "trace"}});
         assert!(Annotations::read(&properties(MAX_REFERENCES, &reference)).is_ok());
         assert_eq!(faults(&properties(MAX_REFERENCES + 1, &reference))[0].1, "too_many");
+        let unique = json!({"type": "string", "x-unique": true});
+        assert_eq!(Annotations::read(&properties(MAX_UNIQUE, &unique)).unwrap().unique.len(), MAX_UNIQUE);
+        assert_eq!(faults(&properties(MAX_UNIQUE + 1, &unique))[0].1, "too_many");
+    }
+
+    #[test]
+    fn unique_values_are_those_of_their_field_in_one_organization() {
+        let annotations = read(&json!({
+            "name": {"type": "string", "x-unique": true},
+            "code": {"type": ["string", "null"], "x-unique": true},
+            "other": {"type": "string", "x-unique": false},
+        }));
+        let (org, elsewhere) = (OrgId::fresh(1, [1; 10]), OrgId::fresh(1, [2; 10]));
+        let (space, policy) = ("space".parse().unwrap(), "policy".parse().unwrap());
+        let of = |data: Value| annotations.unique_in(org, &space, &data);
+        let found = of(json!({"name": "Night", "code": null, "other": "x"}));
+        assert_eq!(found.iter().map(|value| value.field.as_str()).collect::<Vec<_>>(), ["name"]);
+        assert_eq!(found, of(json!({"name": " night "})));
+        let again = json!({"name": "Night"});
+        assert_ne!(found, annotations.unique_in(elsewhere, &space, &again));
+        assert_ne!(found, annotations.unique_in(org, &policy, &again));
+        let both = of(json!({"name": "Night", "code": "Night"}));
+        assert_ne!(both[0].id, both[1].id);
     }
 
     #[test]

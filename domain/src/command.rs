@@ -12,11 +12,12 @@ use utoipa::{
 
 use crate::{
     AcceptInvitation, AddMember, AddSsoConnection, ArchiveRecord, ChangeKind, ChangeLimits, ChangeMemberRole,
-    ChangePlan, ChangeRole, ChangeSettings, ClaimDomain, CreateOrganization, CreateRecord, DecisionContext, DefineRole,
-    IssueApiKey, IssueInvitation, JoinByDomain, JoinBySso, Misfit, Permission, ProveDomain, RegisterKind, RemoveDomain,
-    RemoveMember, RemoveRole, RemoveSsoConnection, RenameOrganization, ResendInvitation, RestoreKind, RestoreSignIn,
-    ResumeOrganization, RetireKind, RetryParked, RevokeApiKey, RevokeInvitation, RotateApiKey, SetDefaultSsoConnection,
-    SkipParked, SuspendOrganization, UpdateRecord, UpgradeOrganization, grants::Grant, openapi, shaped,
+    ChangePlan, ChangeRole, ChangeSettings, ChooseCatalogItem, ClaimDomain, ClearCatalogChoice, CreateOrganization,
+    CreateRecord, DecisionContext, DefineRole, IssueApiKey, IssueInvitation, JoinByDomain, JoinBySso, Misfit,
+    Permission, ProveDomain, PublishCatalogItem, RegisterKind, RemoveDomain, RemoveMember, RemoveRole,
+    RemoveSsoConnection, RenameOrganization, ResendInvitation, RestoreKind, RestoreSignIn, ResumeOrganization,
+    RetireKind, RetryParked, RevokeApiKey, RevokeInvitation, RotateApiKey, SetDefaultSsoConnection, SkipParked,
+    SuspendOrganization, UpdateRecord, UpgradeOrganization, WithdrawCatalogItem, grants::Grant, openapi, shaped,
 };
 
 /// The declaration of a command, besides its fields. There are no defaults: each command decides all of it.
@@ -229,6 +230,10 @@ commands! {
     CreateRecord,
     UpdateRecord,
     ArchiveRecord,
+    PublishCatalogItem,
+    WithdrawCatalogItem,
+    ChooseCatalogItem,
+    ClearCatalogChoice,
     RetryParked,
     SkipParked,
 }

@@ -1,6 +1,6 @@
 //! One invitation: issued once, then accepted or revoked; until then it can be resent, and it expires.
 //!
-//! Membership is decided by the roster, so the accepting person is added there in the same atomic append.
+//! Membership is decided by the members aggregate, so the accepting person is added there in the same atomic append.
 
 mod commands;
 #[cfg(test)]

@@ -16,8 +16,9 @@ use crate::{
     annotations::Annotations,
     grants::Grant,
     openapi,
-    schema::{ValidatedKind, compile},
+    schema::{ValidatedKind, Validators, compile},
     text::Faults,
+    views::{self, KindViewDefinition},
 };
 
 /// The maximum cost of one record.
@@ -117,6 +118,10 @@ pub struct RegisterKind {
     #[serde(default = "one")]
     #[schema(minimum = 1, maximum = 10000)]
     pub cost: u32,
+    /// Views of the records, at most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 8)]
+    pub views: Vec<KindViewDefinition>,
 }
 
 impl Declared for RegisterKind {
@@ -167,6 +172,10 @@ pub struct ChangeKind {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 10000)]
     pub cost: Option<u32>,
+    /// New views of the records, all of them, at most 8; an empty list takes them away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_items = 8)]
+    pub views: Option<Vec<KindViewDefinition>>,
 }
 
 impl Declared for ChangeKind {
@@ -258,7 +267,7 @@ impl Aggregate for Kind {
     type Event = KindEvent;
     type Error = KindError;
     const TYPE: AggregateType = AggregateType::Kind;
-    const SHAPE: u16 = 1;
+    const SHAPE: u16 = 2;
 
     fn apply(&mut self, event: &KindEvent) {
         self.version += 1;
@@ -277,8 +286,9 @@ impl Aggregate for Kind {
     fn decide(&self, command: KindCommand, _: &DecisionContext) -> Result<Vec<KindEvent>, KindError> {
         match (command, &self.current) {
             (KindCommand::Register(_), Some(_)) => Err(KindError::AlreadyExists),
-            (KindCommand::Register(RegisterKind { kind: _, title, schema, visibility, cost }), None) => {
-                let definition = KindDefinition { title, schema, visibility, cost };
+            (KindCommand::Register(RegisterKind { kind: _, title, schema, visibility, cost, views }), None) => {
+                let views = views::read(views).map_err(KindError::Invalid)?;
+                let definition = KindDefinition { title, schema, visibility, cost, views };
                 check(&definition)?;
                 Ok(vec![KindEvent::Registered(KindRegistered { definition })])
             }
@@ -286,15 +296,22 @@ impl Aggregate for Kind {
                 Err(KindError::NotFound)
             }
             (KindCommand::Change(_), Some(current)) if current.retired => Err(KindError::Retired),
-            (KindCommand::Change(ChangeKind { kind: _, title, schema, visibility, cost }), Some(current)) => {
+            (KindCommand::Change(ChangeKind { kind: _, title, schema, visibility, cost, views }), Some(current)) => {
                 let before = &current.definition;
+                let views = views.map(views::read).transpose().map_err(KindError::Invalid)?;
                 let definition = KindDefinition {
                     title: title.unwrap_or_else(|| before.title.clone()),
                     schema: schema.unwrap_or_else(|| before.schema.clone()),
                     visibility: visibility.unwrap_or(before.visibility),
                     cost: cost.unwrap_or(before.cost),
+                    views: views.unwrap_or_else(|| before.views.clone()),
                 };
                 check(&definition)?;
+                let annotations = Annotations::read(&definition.schema).unwrap_or_default();
+                let faults = annotations.faults_after(&current.annotations, [&before.schema, &definition.schema]);
+                if !faults.is_empty() {
+                    return Err(KindError::Invalid(faults));
+                }
                 let changed = definition != *before;
                 Ok(if changed { vec![KindEvent::Changed(KindChanged { definition })] } else { vec![] })
             }
@@ -322,7 +339,15 @@ fn check(definition: &KindDefinition) -> Result<(), KindError> {
     }
     let mut faults = faults.into_vec();
     match compile(&definition.schema) {
-        Ok(_) => faults.extend(Annotations::read(&definition.schema).err().into_iter().flatten()),
+        Ok(_) => {
+            match Annotations::read(&definition.schema) {
+                Ok(annotations) => {
+                    faults.extend(Validators::of(&definition.schema, &annotations).err().into_iter().flatten());
+                }
+                Err(declared) => faults.extend(declared),
+            }
+            faults.extend(views::check(&definition.views, &definition.schema).err().into_iter().flatten());
+        }
         Err(schema) => faults.extend(schema),
     }
     if faults.is_empty() { Ok(()) } else { Err(KindError::Invalid(faults)) }
@@ -367,12 +392,25 @@ mod tests {
     fn register(schema: Value) -> KindCommand {
         let kind = "evaluation".parse().unwrap();
         let title = "Evaluation".to_owned();
-        KindCommand::Register(RegisterKind { kind, title, schema, visibility: Visibility::Private, cost: 1 })
+        KindCommand::Register(RegisterKind {
+            kind,
+            title,
+            schema,
+            visibility: Visibility::Private,
+            cost: 1,
+            views: vec![],
+        })
     }
 
     fn definition() -> KindDefinition {
         let schema = json!({"type": "object"});
-        KindDefinition { title: "Evaluation".to_owned(), schema, visibility: Visibility::Private, cost: 1 }
+        KindDefinition {
+            title: "Evaluation".to_owned(),
+            schema,
+            visibility: Visibility::Private,
+            cost: 1,
+            views: vec![],
+        }
     }
 
     fn registered() -> KindEvent {
@@ -419,6 +457,21 @@ mod tests {
             Ok(vec![KindEvent::Changed(KindChanged { definition: changed })])
         );
         assert_eq!(given::<Kind>(&[registered()]).when(change(json!({"cost": 1}))), Ok(vec![]));
+    }
+
+    #[test]
+    fn views_are_of_what_the_schema_declares_whichever_of_them_changes() {
+        let kind = given::<Kind>(&[registered()]);
+        let views = json!([{"name": "all", "measures": [{"name": "sum", "fold": "sum", "of": "/score"}]}]);
+        assert_eq!(fields(kind.when(change(json!({"views": views}))))[0].0, "/views/0/measures/0/of");
+        let schema = json!({"properties": {"score": {"type": "number"}}});
+        let changed = kind.when(change(json!({"views": views, "schema": schema}))).unwrap();
+        let kind = given::<Kind>(&[registered(), changed[0].clone()]);
+        assert_eq!(kind.0.validated().unwrap().definition.views.len(), 1);
+        assert_eq!(kind.when(change(json!({"schema": schema}))), Ok(vec![]));
+        assert_eq!(fields(kind.when(change(json!({"schema": {}}))))[0].0, "/views/0/measures/0/of");
+        let KindEvent::Changed(event) = &kind.when(change(json!({"views": []}))).unwrap()[0] else { panic!() };
+        assert!(event.definition.views.is_empty());
     }
 
     #[test]

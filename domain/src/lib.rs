@@ -9,6 +9,8 @@ mod aggregate;
 pub mod annotations;
 pub mod api_key;
 pub mod authority;
+pub mod catalog_choices;
+pub mod catalog_item;
 mod command;
 pub mod credentials;
 pub mod domain;
@@ -32,9 +34,13 @@ pub mod sso_connection;
 #[cfg(test)]
 mod testing;
 pub mod text;
+pub mod unique_value;
+pub mod views;
 
 pub use aggregate::{Aggregate, DecisionContext, Place};
 pub use api_key::{IssueApiKey, RevokeApiKey, RotateApiKey};
+pub use catalog_choices::{ChooseCatalogItem, ClearCatalogChoice};
+pub use catalog_item::{PublishCatalogItem, WithdrawCatalogItem};
 pub use command::{About, Command, CommandSpec, Declared, HourlyLimit, Requires, Scope};
 pub use domain::{ClaimDomain, JoinByDomain, ProveDomain, RemoveDomain};
 pub use invitation::{AcceptInvitation, IssueInvitation, ResendInvitation, RevokeInvitation};

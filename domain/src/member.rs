@@ -18,7 +18,7 @@ use crate::{
 
 pub use commands::{AddMember, ChangeMemberRole, RemoveMember};
 
-/// The current members, and the former ones. A member is shared by copies of the roster, which may have many.
+/// The current members, and the former ones. A member is shared by copies of the aggregate, which may have many.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(from = "Stored", into = "Stored")]
 pub struct Members {
@@ -32,7 +32,7 @@ pub struct Members {
     left_emails: BTreeMap<Arc<str>, u64>,
 }
 
-/// The roster without what follows from the members.
+/// The stored state, without what follows from the members.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     current: Vec<(MemberId, UserId, String, Role)>,
@@ -111,7 +111,7 @@ impl Members {
         voucher.is_some_and(|voucher| self.get(voucher).is_none())
     }
 
-    /// Applies `event` to the roster, where `seq` is its position in the org's stream.
+    /// Applies `event`, where `seq` is its position in the org's stream.
     fn fold(&mut self, event: &MemberEvent, seq: u64) {
         match event {
             MemberEvent::Added(event) => {

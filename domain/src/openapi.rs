@@ -1,7 +1,7 @@
 //! OpenAPI schemas of commands: those that types of the pure `events` crate cannot carry themselves.
 
 use orgstream_events::{
-    InvitePolicy, JitProvisioning, KeyEnvironment, MfaPolicy, Pipeline, Role, TenantType, Visibility,
+    CatalogChoice, InvitePolicy, JitProvisioning, KeyEnvironment, MfaPolicy, Pipeline, Role, TenantType, Visibility,
 };
 use serde::Serialize;
 use utoipa::openapi::{
@@ -93,6 +93,14 @@ pub fn invite_policy() -> Object {
 /// The environment of a key.
 pub fn key_environment() -> Object {
     names("Purpose of the key, shown in its token; both work alike.", &[KeyEnvironment::Live, KeyEnvironment::Test])
+}
+
+/// What an organization chose about an item of the catalog.
+pub fn catalog_choice() -> Object {
+    names(
+        "Choice about an item of the catalog: among the organization's picks, or left out of its listing.",
+        &[CatalogChoice::Pinned, CatalogChoice::Hidden],
+    )
 }
 
 /// The visibility of the platform's own records of a kind.

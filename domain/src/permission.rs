@@ -60,6 +60,10 @@ permissions! {
     ReadRecords = "records:read": Owner, Admin, Member, Viewer;
     /// Create, update and archive records.
     WriteRecords = "records:write": Owner, Admin, Member;
+    /// Be shown the values of the records' secrets.
+    UseSecrets = "secrets:use": Owner, Admin;
+    /// Pin and hide items of the platform's catalog for the organization.
+    ManageCatalog = "catalog:manage": Owner, Admin;
     /// Read and replay the audit log.
     ReadAudit = "audit:read": Owner, Admin, Auditor;
     /// Read the progress of the projections.
@@ -74,6 +78,8 @@ permissions! {
     BreakGlass = "break_glass:manage": ;
     /// Register, change, retire and restore kinds. For operators, in the platform's own org.
     ManageKinds = "kinds:manage": ;
+    /// Publish items of the catalog and withdraw them. For operators, in the platform's own org.
+    PublishCatalog = "catalog:publish": ;
 }
 
 impl Permission {

@@ -1,18 +1,24 @@
 //! One record of some kind. Its data is complete in every event, and satisfies the schema that its kind had then.
+//!
+//! The unique values that a record has are in its events, so that it frees exactly what it took, whatever became of the kind.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use orgstream_events::{
     AggregateId, AggregateType, Event, KindName, OrgId, RecordArchived, RecordCreated, RecordEvent, RecordId,
-    RecordReference, RecordUpdated,
+    RecordReference, RecordSecret, RecordUpdated, UniqueField,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::{
     About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, Permission, Rejection, RejectionKind,
-    Requires, Scope, grants::Grant, schema::ValidatedKind, text::Faults,
+    Requires, Scope,
+    grants::Grant,
+    schema::ValidatedKind,
+    text::Faults,
+    unique_value::{self, UniqueValueChange},
 };
 
 /// The state of a record. By default it does not exist yet.
@@ -20,6 +26,18 @@ use crate::{
 pub struct Record {
     kind: Option<KindName>,
     archived: bool,
+    #[serde(default)]
+    unique: Vec<UniqueField>,
+    /// By the fields that have or had one.
+    secrets: BTreeMap<String, HeldSecret>,
+}
+
+/// The secret of a field.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct HeldSecret {
+    /// The number of values that there were.
+    version: u64,
+    current: Option<RecordSecret>,
 }
 
 impl Record {
@@ -28,10 +46,88 @@ impl Record {
         self.kind.as_ref()
     }
 
+    /// Whether it is archived.
+    pub fn is_archived(&self) -> bool {
+        self.archived
+    }
+
     /// Whether another record may refer to it, as one of this kind.
     pub fn may_be_referred_to(&self, kind: &KindName) -> bool {
         self.kind.as_ref() == Some(kind) && !self.archived
     }
+
+    /// Returns the secrets that it has.
+    pub fn secrets(&self) -> impl Iterator<Item = &RecordSecret> {
+        self.secrets.values().filter_map(|held| held.current.as_ref())
+    }
+
+    /// Returns the secret of a field, if it has one.
+    pub fn secret(&self, field: &str) -> Option<&RecordSecret> {
+        self.secrets.get(field)?.current.as_ref()
+    }
+
+    /// Returns the number of the next value of a secret.
+    pub fn next_version(&self, field: &str) -> u64 {
+        self.secrets.get(field).map_or(0, |held| held.version) + 1
+    }
+
+    /// Takes over the secrets of new content, which are all that there are.
+    fn hold(&mut self, secrets: &[RecordSecret]) {
+        for held in self.secrets.values_mut() {
+            held.current = None;
+        }
+        for secret in secrets {
+            let held = HeldSecret { version: secret.version, current: Some(secret.clone()) };
+            self.secrets.insert(secret.field.clone(), held);
+        }
+    }
+
+    /// Puts masks into `data` in place of the secrets: of those that were `sealed` for the command, and of those that stay.
+    /// Returns all of them.
+    fn mask(
+        &self,
+        kind: &ValidatedKind,
+        data: &mut Value,
+        sealed: Vec<RecordSecret>,
+    ) -> Result<Vec<RecordSecret>, RecordError> {
+        let mut sealed: BTreeMap<String, RecordSecret> =
+            sealed.into_iter().map(|secret| (secret.field.clone(), secret)).collect();
+        let (mut secrets, mut faults) = (Vec::new(), Faults::default());
+        for field in &kind.annotations.secrets {
+            let Some(value) = data.get_mut(field).filter(|value| !value.is_null()) else { continue };
+            let secret = match sealed.remove(field) {
+                Some(new) if new.version != self.next_version(field) => return Err(RecordError::SecretsChanged),
+                Some(new) => new,
+                None => match self.secret(field).filter(|current| is_mask_of(value, current)) {
+                    Some(current) => current.clone(),
+                    None => {
+                        let detail = "must be a text, which becomes the secret, or what is read in its place, with the fingerprint                                       of the current secret, which then stays";
+                        faults.add(format!("/data/{field}"), "not_the_secret", detail);
+                        continue;
+                    }
+                },
+            };
+            *value = mask_of(&secret);
+            secrets.push(secret);
+        }
+        faults.none_or(RecordError::Invalid)?;
+        // The kind had them as secrets when they were sealed.
+        if sealed.is_empty() { Ok(secrets) } else { Err(RecordError::SecretsChanged) }
+    }
+}
+
+/// What every read shows of a secret's value.
+pub const MASK: &str = "********";
+
+/// Returns what stands in a record's content in place of a secret.
+fn mask_of(secret: &RecordSecret) -> Value {
+    json!({"masked": MASK, "fingerprint": secret.fingerprint, "version": secret.version})
+}
+
+/// Whether a caller sends what it has read in place of this secret: the fingerprint at least, and nothing that differs.
+fn is_mask_of(value: &Value, secret: &RecordSecret) -> bool {
+    let (Some(sent), Value::Object(mask)) = (value.as_object(), mask_of(secret)) else { return false };
+    sent.contains_key("fingerprint") && sent.iter().all(|(name, value)| mask.get(name) == Some(value))
 }
 
 /// The references in a record's data, as they were looked up, or the reason why they cannot be.
@@ -57,6 +153,8 @@ pub enum RecordCommand {
         kind: Option<Arc<ValidatedKind>>,
         /// The references in the data.
         references: References,
+        /// The secrets in the data whose values were sealed for this command.
+        secrets: Vec<RecordSecret>,
     },
     /// Replaces the data.
     Update {
@@ -66,6 +164,8 @@ pub enum RecordCommand {
         kind: Option<Arc<ValidatedKind>>,
         /// The references in the data.
         references: References,
+        /// The secrets in the data whose values were sealed for this command.
+        secrets: Vec<RecordSecret>,
     },
     /// Archives the record.
     Archive(ArchiveRecord),
@@ -90,7 +190,7 @@ impl Declared for CreateRecord {
     const SPEC: CommandSpec = CommandSpec {
         name: "create_record",
         requires: Requires::Permission(Permission::WriteRecords),
-        events: &["record.created"],
+        events: &["record.created", "unique_value.taken"],
         creates: true,
         scope: Scope::Organization,
         while_suspended: false,
@@ -126,7 +226,7 @@ impl Declared for UpdateRecord {
     const SPEC: CommandSpec = CommandSpec {
         name: "update_record",
         requires: Requires::Permission(Permission::WriteRecords),
-        events: &["record.updated"],
+        events: &["record.updated", "unique_value.taken", "unique_value.released"],
         creates: false,
         scope: Scope::Organization,
         while_suspended: false,
@@ -161,7 +261,7 @@ impl Declared for ArchiveRecord {
     const SPEC: CommandSpec = CommandSpec {
         name: "archive_record",
         requires: Requires::Permission(Permission::WriteRecords),
-        events: &["record.archived"],
+        events: &["record.archived", "unique_value.released"],
         creates: false,
         scope: Scope::Organization,
         while_suspended: false,
@@ -184,19 +284,35 @@ impl Aggregate for Record {
     type Event = RecordEvent;
     type Error = RecordError;
     const TYPE: AggregateType = AggregateType::Record;
-    const SHAPE: u16 = 1;
+    const SHAPE: u16 = 2;
 
     fn apply(&mut self, event: &RecordEvent) {
         match event {
-            RecordEvent::Created(event) => self.kind = Some(event.kind.clone()),
-            RecordEvent::Updated(_) => {}
-            RecordEvent::Archived(_) => self.archived = true,
+            RecordEvent::Created(RecordCreated { kind, unique, secrets, .. }) => {
+                (self.kind, self.unique) = (Some(kind.clone()), unique.clone());
+                self.hold(secrets);
+            }
+            RecordEvent::Updated(RecordUpdated { unique, secrets, .. }) => {
+                self.unique.clone_from(unique);
+                self.hold(secrets);
+            }
+            RecordEvent::Archived(_) => (self.archived, self.unique) = (true, Vec::new()),
         }
     }
 
-    fn decide(&self, command: RecordCommand, _: &DecisionContext) -> Result<Vec<RecordEvent>, RecordError> {
+    fn unique_changes(&self, aggregate: &AggregateId, events: &[Event]) -> Vec<UniqueValueChange> {
+        let AggregateId::Record(id) = aggregate else { return Vec::new() };
+        let mut after = self.clone();
+        for event in events.iter().filter_map(Self::event_of) {
+            after.apply(event);
+        }
+        let Some(kind) = &after.kind else { return Vec::new() };
+        unique_value::changes(kind, *id, &self.unique, &after.unique)
+    }
+
+    fn decide(&self, command: RecordCommand, context: &DecisionContext) -> Result<Vec<RecordEvent>, RecordError> {
         match command {
-            RecordCommand::Create { command: CreateRecord { kind: name, data, .. }, kind, references } => {
+            RecordCommand::Create { command: CreateRecord { kind: name, mut data, .. }, kind, references, secrets } => {
                 if self.kind.is_some() {
                     return Err(RecordError::AlreadyExists);
                 }
@@ -204,25 +320,41 @@ impl Aggregate for Record {
                 if kind.retired {
                     return Err(RecordError::KindRetired(name));
                 }
+                let secrets = self.mask(&kind, &mut data, secrets)?;
                 kind.check(&data).map_err(RecordError::Invalid)?;
                 let references = references?;
+                let unique = kind.annotations.unique_in(context.org, &name, &data);
                 Ok(vec![RecordEvent::Created(RecordCreated {
                     kind: name,
                     kind_version: kind.version,
                     data,
                     references,
+                    unique,
+                    searched: kind.annotations.searched_fields(),
+                    secrets,
                 })])
             }
-            RecordCommand::Update { command: UpdateRecord { data, .. }, kind, references } => {
+            RecordCommand::Update { command: UpdateRecord { mut data, .. }, kind, references, secrets } => {
                 let name = self.kind.as_ref().ok_or(RecordError::NotFound)?;
                 if self.archived {
                     return Err(RecordError::Archived);
                 }
                 let kind = kind.ok_or_else(|| RecordError::UnknownKind(name.clone()))?;
+                let secrets = self.mask(&kind, &mut data, secrets)?;
                 kind.check(&data).map_err(RecordError::Invalid)?;
                 let references = references?;
+                let unique = kind.annotations.unique_in(context.org, name, &data);
+                let searched = kind.annotations.searched_fields();
                 let (kind_version, kind) = (kind.version, name.clone());
-                Ok(vec![RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references })])
+                Ok(vec![RecordEvent::Updated(RecordUpdated {
+                    kind,
+                    kind_version,
+                    data,
+                    references,
+                    unique,
+                    searched,
+                    secrets,
+                })])
             }
             RecordCommand::Archive(ArchiveRecord { reason, .. }) => {
                 if self.kind.is_none() {
@@ -268,6 +400,9 @@ pub enum RecordError {
     /// The record is archived.
     #[error("the record is archived and does not change any more; create another one")]
     Archived,
+    /// Secrets were sealed for another state of the record than it has.
+    #[error("others are changing the secrets of the record; try again")]
+    SecretsChanged,
     /// The kind is not registered.
     #[error("there is no kind {0}; GET /v1/kinds lists those there are")]
     UnknownKind(KindName),
@@ -296,6 +431,7 @@ impl From<RecordError> for Rejection {
             RecordError::AlreadyExists => (RejectionKind::Conflict, "record_exists"),
             RecordError::NotFound => (RejectionKind::NotFound, "not_found"),
             RecordError::Archived => (RejectionKind::Conflict, "record_archived"),
+            RecordError::SecretsChanged => (RejectionKind::Conflict, "contention"),
             RecordError::UnknownKind(_) => (RejectionKind::Invalid, "unknown_kind"),
             RecordError::KindRetired(_) => (RejectionKind::Invalid, "kind_retired"),
         };
@@ -305,7 +441,7 @@ impl From<RecordError> for Rejection {
 
 #[cfg(test)]
 mod tests {
-    use orgstream_events::{KindDefinition, Visibility};
+    use orgstream_events::{KindDefinition, SecretId, Visibility};
     use serde_json::json;
 
     use super::*;
@@ -317,8 +453,13 @@ mod tests {
 
     fn kind(retired: bool) -> Arc<ValidatedKind> {
         let schema = json!({"properties": {"score": {"maximum": 1}}, "required": ["score"]});
-        let definition =
-            KindDefinition { title: "Evaluation".to_owned(), schema, visibility: Visibility::Private, cost: 1 };
+        let definition = KindDefinition {
+            title: "Evaluation".to_owned(),
+            schema,
+            visibility: Visibility::Private,
+            cost: 1,
+            views: vec![],
+        };
         Arc::new(ValidatedKind::new(definition, 3, retired))
     }
 
@@ -329,12 +470,22 @@ mod tests {
     fn create(data: Value, kind: impl Into<Option<Arc<ValidatedKind>>>) -> RecordCommand {
         let kind = kind.into();
         let references = Ok(Vec::new());
-        RecordCommand::Create { command: CreateRecord { kind: name(), data, id: None }, kind, references }
+        RecordCommand::Create {
+            command: CreateRecord { kind: name(), data, id: None },
+            kind,
+            references,
+            secrets: vec![],
+        }
     }
 
     fn update(data: Value) -> RecordCommand {
         let references = Ok(Vec::new());
-        RecordCommand::Update { command: UpdateRecord { id: id(), data }, kind: Some(kind(true)), references }
+        RecordCommand::Update {
+            command: UpdateRecord { id: id(), data },
+            kind: Some(kind(true)),
+            references,
+            secrets: vec![],
+        }
     }
 
     fn archive() -> RecordCommand {
@@ -347,6 +498,9 @@ mod tests {
             kind_version: 3,
             data: json!({"score": 1}),
             references: Vec::new(),
+            unique: Vec::new(),
+            searched: Vec::new(),
+            secrets: Vec::new(),
         })
     }
 
@@ -388,8 +542,15 @@ mod tests {
 
     #[test]
     fn an_update_has_the_whole_data() {
-        let updated =
-            RecordUpdated { kind: name(), kind_version: 3, data: json!({"score": 0}), references: Vec::new() };
+        let updated = RecordUpdated {
+            kind: name(),
+            kind_version: 3,
+            data: json!({"score": 0}),
+            references: Vec::new(),
+            unique: Vec::new(),
+            searched: Vec::new(),
+            secrets: Vec::new(),
+        };
         assert_eq!(
             given::<Record>(&[created()]).when(update(json!({"score": 0}))),
             Ok(vec![RecordEvent::Updated(updated)])
@@ -404,6 +565,80 @@ mod tests {
         assert_eq!(record.when(archive()), Ok(vec![]));
     }
 
+    fn with_key() -> Arc<ValidatedKind> {
+        let schema = json!({"properties": {"key": {"type": ["string", "null"], "x-secret": true}}});
+        let definition = KindDefinition {
+            title: "Model".to_owned(),
+            schema,
+            visibility: Visibility::Private,
+            cost: 1,
+            views: vec![],
+        };
+        Arc::new(ValidatedKind::new(definition, 3, false))
+    }
+
+    fn secret(version: u64) -> RecordSecret {
+        let id = SecretId::fresh(i64::try_from(version).unwrap(), [1; 10]);
+        RecordSecret { field: "key".to_owned(), id, version, fingerprint: format!("0000000{version}") }
+    }
+
+    fn set(data: Value, secrets: Vec<RecordSecret>) -> RecordCommand {
+        let command = UpdateRecord { id: id(), data };
+        RecordCommand::Update { command, kind: Some(with_key()), references: Ok(Vec::new()), secrets }
+    }
+
+    fn has_set(data: Value, secrets: Vec<RecordSecret>) -> RecordEvent {
+        RecordEvent::Updated(RecordUpdated { secrets, ..RecordUpdated::plain(name(), 3, data) })
+    }
+
+    #[test]
+    fn a_secret_is_a_mask_in_the_content() {
+        let record = given::<Record>(&[created()]);
+        let mask = json!({"key": {"masked": "********", "fingerprint": "00000001", "version": 1}});
+        let first = has_set(mask.clone(), vec![secret(1)]);
+        assert_eq!(record.when(set(json!({"key": {"$sealed": 1}}), vec![secret(1)])), Ok(vec![first.clone()]));
+        // What is read in its place keeps it, as does its fingerprint alone.
+        let record = given::<Record>(&[created(), first.clone()]);
+        for same in [mask, json!({"key": {"fingerprint": "00000001"}})] {
+            assert_eq!(record.when(set(same, vec![])), Ok(vec![first.clone()]));
+        }
+        for other in [
+            json!({"fingerprint": "00000002"}),
+            json!({"masked": "********"}),
+            json!({"fingerprint": "00000001", "version": 2}),
+            json!({"fingerprint": "00000001", "more": 1}),
+            json!("not sealed"),
+            json!(7),
+        ] {
+            let found = fields(record.when(set(json!({"key": other}), vec![])));
+            assert_eq!(found, [("/data/key".to_owned(), "not_the_secret".to_owned())]);
+        }
+        for gone in [json!({}), json!({"key": null})] {
+            assert_eq!(record.when(set(gone.clone(), vec![])), Ok(vec![has_set(gone, vec![])]));
+        }
+    }
+
+    #[test]
+    fn the_values_of_a_secret_are_counted_whatever_became_of_them() {
+        let (first, cleared) = (has_set(json!({}), vec![secret(1)]), has_set(json!({}), vec![]));
+        let record = given::<Record>(&[created(), first.clone(), cleared]);
+        let refused = rejection(record.when(set(json!({"key": {}}), vec![secret(1)])));
+        assert_eq!((refused.code, refused.kind.status()), ("contention", 409));
+        assert!(record.when(set(json!({"key": {}}), vec![secret(2)])).is_ok());
+        // Of another one than the current.
+        assert_eq!(
+            rejection(given::<Record>(&[created(), first]).when(set(json!({"key": {}}), vec![secret(1)]))).code,
+            "contention"
+        );
+        // The kind has no such secret any more.
+        let RecordCommand::Update { command, references, secrets, .. } = set(json!({"key": {}}), vec![secret(2)])
+        else {
+            unreachable!()
+        };
+        let update = RecordCommand::Update { command, references, secrets, kind: Some(kind(false)) };
+        assert_eq!(rejection(record.when(update)).code, "contention");
+    }
+
     #[test]
     fn a_record_that_does_not_exist_is_not_found() {
         for command in [update(json!({"score": 0})), archive()] {
@@ -413,7 +648,7 @@ mod tests {
 
     fn referring(references: References) -> RecordCommand {
         let command = CreateRecord { kind: name(), data: json!({"score": 1}), id: None };
-        RecordCommand::Create { command, kind: Some(kind(false)), references }
+        RecordCommand::Create { command, kind: Some(kind(false)), references, secrets: Vec::new() }
     }
 
     #[test]
@@ -450,6 +685,42 @@ mod tests {
         assert!(there.may_be_referred_to(&evaluation) && !there.may_be_referred_to(&trace));
         assert!(!given::<Record>(&[created(), archived()]).0.may_be_referred_to(&evaluation));
         assert!(!Record::default().may_be_referred_to(&evaluation));
+    }
+
+    #[test]
+    fn a_record_has_its_unique_values_until_it_changes_or_is_archived() {
+        let schema = json!({"properties": {"name": {"type": "string", "x-unique": true}}});
+        let definition = KindDefinition {
+            title: "Space".to_owned(),
+            schema,
+            visibility: Visibility::Private,
+            cost: 1,
+            views: vec![],
+        };
+        let kind = Arc::new(ValidatedKind::new(definition, 1, false));
+        let (id, aggregate) = (id(), AggregateId::Record(id()));
+        let step = |events: &[RecordEvent], command: RecordCommand| {
+            let record = given::<Record>(events);
+            let decided = record.when(command).unwrap();
+            let wrapped: Vec<Event> = decided.iter().cloned().map(Record::wrap).collect();
+            let changes = record.0.unique_changes(&aggregate, &wrapped);
+            let changes: Vec<String> = changes.iter().map(|change| format!("{:?}", change.command)).collect();
+            let kinds: Vec<String> = changes.iter().map(|change| change.chars().take(4).collect()).collect();
+            ([events.to_vec(), decided].concat(), kinds)
+        };
+        let (events, changes) = step(&[], create(json!({"name": "Night"}), kind.clone()));
+        assert_eq!(changes, ["Take"]);
+        let update = |name: &str| {
+            let command = UpdateRecord { id, data: json!({"name": name}) };
+            RecordCommand::Update { command, kind: Some(kind.clone()), references: Ok(Vec::new()), secrets: vec![] }
+        };
+        let (events, changes) = step(&events, update(" NIGHT"));
+        assert!(changes.is_empty(), "{changes:?}");
+        let (events, changes) = step(&events, update("Day"));
+        assert_eq!(changes, ["Take", "Rele"]);
+        let (events, changes) = step(&events, archive());
+        assert_eq!(changes, ["Rele"]);
+        assert!(step(&events, archive()).1.is_empty());
     }
 
     #[test]

@@ -140,7 +140,7 @@ impl Declared for ChangeRole {
     }
 }
 
-/// One role less. Whoever has it may do nothing from then on, until they are given another.
+/// Removes a custom role. A member who has it may do nothing from then on, until they are given another role.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveRole {

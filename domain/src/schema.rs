@@ -3,7 +3,7 @@
 //! A schema is data of one party that is run on data of another. So it is bounded in size and depth, its references stay
 //! inside it, and its patterns are matched by an engine whose time is linear in the text.
 
-use jsonschema::{PatternOptions, Validator};
+use jsonschema::{PatternOptions, ValidationError, Validator};
 use orgstream_events::{KindDefinition, MAX_LISTED_FIELDS};
 use serde_json::Value;
 
@@ -40,20 +40,43 @@ pub struct ValidatedKind {
     /// The declarations in its schema; none in one that an earlier program took and this one would not.
     pub annotations: Annotations,
     /// The compiled schema. A registered schema compiles; should a later program disagree, then no data satisfies it.
-    validator: Result<Validator, Vec<FieldError>>,
+    validators: Result<Validators, Vec<FieldError>>,
+}
+
+/// A compiled schema.
+#[derive(Debug)]
+pub struct Validators {
+    /// For data as it is kept, with masks in place of secrets.
+    kept: Validator,
+    /// For the values of secrets, before they are sealed; none if there are no secrets.
+    secrets: Option<Validator>,
 }
 
 impl ValidatedKind {
     /// Compiles the schema of `definition`.
     pub fn new(definition: KindDefinition, version: u64, retired: bool) -> Self {
-        let validator = compile(&definition.schema);
         let annotations = Annotations::read(&definition.schema).unwrap_or_default();
-        Self { definition, version, retired, annotations, validator }
+        let validators = Validators::of(&definition.schema, &annotations);
+        Self { definition, version, retired, annotations, validators }
+    }
+
+    /// Validates the texts that stand in `data` in place of secrets: returns at most [`MAX_REPORTED`] faults, which do not repeat
+    /// them.
+    pub fn check_secrets(&self, data: &Value) -> Result<(), Vec<FieldError>> {
+        let validators = self.validators.as_ref().map_err(Clone::clone)?;
+        let Some(validator) = &validators.secrets else { return Ok(()) };
+        let is_new = |pointer: &str| {
+            let field = pointer.trim_start_matches('/');
+            self.annotations.secrets.contains(field) && data.get(field).is_some_and(Value::is_string)
+        };
+        let found = validator.iter_errors(data).filter(|error| is_new(&error.instance_path().to_string()));
+        let faults: Vec<FieldError> = found.take(MAX_REPORTED).map(|error| fault_of(&error)).collect();
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
 
     /// Validates `data`: returns at most [`MAX_REPORTED`] faults, each with a pointer that begins with `/data`.
     pub fn check(&self, data: &Value) -> Result<(), Vec<FieldError>> {
-        let validator = self.validator.as_ref().map_err(Clone::clone)?;
+        let validator = &self.validators.as_ref().map_err(Clone::clone)?.kept;
         let mut faults = Faults::default();
         storable(data, &mut "/data".to_owned(), MAX_DATA_DEPTH, &mut faults);
         let fields = data.as_object().map_or(0, serde_json::Map::len);
@@ -66,15 +89,39 @@ impl ValidatedKind {
         // Data that is too deep is not validated, since the schema may recurse with it.
         if faults.is_empty() {
             let found = validator.iter_errors(data).take(MAX_REPORTED);
-            faults.extend(found.map(|error| FieldError {
-                pointer: format!("/data{}", error.instance_path()),
-                code: error.kind().keyword().to_owned().into(),
-                // Without the value: it may be large, and it may not belong in a log.
-                detail: shortened(&error.masked().to_string()),
-            }));
+            faults.extend(found.map(|error| fault_of(&error)));
         }
         faults.truncate(MAX_REPORTED);
         if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+}
+
+impl Validators {
+    /// Compiles `schema`, or returns its faults, with pointers that begin with `/schema`.
+    pub fn of(schema: &Value, annotations: &Annotations) -> Result<Self, Vec<FieldError>> {
+        if annotations.secrets.is_empty() {
+            return Ok(Self { kept: compile(schema)?, secrets: None });
+        }
+        let mut kept = schema.clone();
+        for name in &annotations.secrets {
+            if let Some(property) = kept.get_mut("properties").and_then(|properties| properties.get_mut(name)) {
+                *property = Value::Bool(true);
+            }
+        }
+        // References inside of it still lead somewhere.
+        let parts = ["$schema", "$defs", "properties"];
+        let parts = parts.iter().filter_map(|name| Some(((*name).to_owned(), schema.get(name)?.clone())));
+        let secrets = compile(&Value::Object(parts.collect()))?;
+        Ok(Self { kept: compile(&kept)?, secrets: Some(secrets) })
+    }
+}
+
+fn fault_of(error: &ValidationError<'_>) -> FieldError {
+    FieldError {
+        pointer: format!("/data{}", error.instance_path()),
+        code: error.kind().keyword().to_owned().into(),
+        // Without the value: it may be large, and it may not belong in a log.
+        detail: shortened(&error.masked().to_string()),
     }
 }
 
@@ -150,7 +197,8 @@ mod tests {
     use super::*;
 
     fn kind(schema: Value) -> ValidatedKind {
-        let definition = KindDefinition { title: "X".to_owned(), schema, visibility: Visibility::Private, cost: 1 };
+        let definition =
+            KindDefinition { title: "X".to_owned(), schema, visibility: Visibility::Private, cost: 1, views: vec![] };
         ValidatedKind::new(definition, 1, false)
     }
 
@@ -225,6 +273,25 @@ mod tests {
         found.sort_unstable();
         assert_eq!(found, [("/data", "required"), ("/data/a~1b", "type"), ("/data/score", "maximum")]);
         assert!(!format!("{faults:?}").contains("1234"), "{faults:?}");
+    }
+
+    #[test]
+    fn a_secret_is_checked_before_it_is_sealed_and_its_mask_after() {
+        let kind = kind(json!({
+            "required": ["key"], "additionalProperties": false, "$defs": {"short": {"maxLength": 8}},
+            "properties": {"key": {"type": "string", "pattern": "^k-", "$ref": "#/$defs/short", "x-secret": true},
+                "score": {"maximum": 1}},
+        }));
+        let mask = json!({"key": {"masked": "********"}, "score": 1});
+        assert_eq!((kind.check(&mask), kind.check_secrets(&mask)), (Ok(()), Ok(())));
+        // What else is wrong is found when the mask is there.
+        assert_eq!(kind.check_secrets(&json!({"key": "k-1", "score": 2})), Ok(()));
+        let found = kind.check_secrets(&json!({"key": "hidden and long"})).unwrap_err();
+        let mut codes: Vec<_> = found.iter().map(|fault| (fault.pointer.as_str(), &*fault.code)).collect();
+        codes.sort_unstable();
+        assert_eq!(codes, [("/data/key", "maxLength"), ("/data/key", "pattern")]);
+        assert!(!format!("{found:?}").contains("hidden"), "{found:?}");
+        assert_eq!(kind.check(&json!({})).unwrap_err()[0].code, "required");
     }
 
     #[test]

@@ -180,7 +180,7 @@ impl Declared for RemoveSsoConnection {
     }
 }
 
-/// Joins the organization whose own issuer signed somebody in, where it lets people in like that. For people who sign in.
+/// Joins the organization whose own issuer signed the caller in, where its settings allow that. For people who sign in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JoinBySso {

@@ -4,8 +4,9 @@
 use std::{fs, path::PathBuf};
 
 use orgstream_domain::{
-    Aggregate, Place, api_key::ApiKey, domain::Domain, invitation::Invitation, kind::Kind, member::Members,
-    organization::Organization, parking::Parking, record::Record, role::CustomRoles, sso_connection::Connections,
+    Aggregate, Place, api_key::ApiKey, catalog_choices::CatalogChoices, catalog_item::CatalogItem, domain::Domain,
+    invitation::Invitation, kind::Kind, member::Members, organization::Organization, parking::Parking, record::Record,
+    role::CustomRoles, sso_connection::Connections, unique_value::UniqueValue,
 };
 use orgstream_events::{Commit, OpenedEvent};
 
@@ -47,6 +48,8 @@ fn states<A: Aggregate>() -> String {
 fn a_state_that_changed_has_another_shape() {
     let now = [
         states::<ApiKey>(),
+        states::<CatalogChoices>(),
+        states::<CatalogItem>(),
         states::<Connections>(),
         states::<CustomRoles>(),
         states::<Domain>(),
@@ -56,6 +59,7 @@ fn a_state_that_changed_has_another_shape() {
         states::<Organization>(),
         states::<Parking>(),
         states::<Record>(),
+        states::<UniqueValue>(),
     ]
     .concat();
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/states.txt");

@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BreakGlassId, KeyId, KeyPublicId, OrgId, Outcome, OutcomeStatus, Target, Timestamp,
+    BreakGlassId, KeyId, KeyPublicId, OrgId, Outcome, OutcomeStatus, RecordId, SecretId, Target, Timestamp,
     codec::{Targeted, event_enum},
 };
 
@@ -22,6 +22,7 @@ event_enum! {
         AuditRead(AuditRead) = "access.audit_read", 1;
         AuditExported(AuditExported) = "access.audit_exported", 1;
         NatsCredentialsIssued(NatsCredentialsIssued) = "access.nats_credentials_issued", 1;
+        SecretUsed(SecretUsed) = "access.secret_used", 1;
         BreakGlassApproved(BreakGlassApproved) = "access.break_glass_approved", 1;
         BreakGlassOpened(BreakGlassOpened) = "access.break_glass_opened", 1;
         BreakGlassUsed(BreakGlassUsed) = "access.break_glass_used", 1;
@@ -121,6 +122,21 @@ pub struct NatsCredentialsIssued {
     pub expires_at: Option<Timestamp>,
 }
 
+/// The value of a record's secret was asked for. Recorded before it is shown.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SecretUsed {
+    /// The record.
+    pub record: RecordId,
+    /// The field of its content.
+    pub field: String,
+    /// The id of the value.
+    pub secret: SecretId,
+    /// The number of the value in this field.
+    pub version: u64,
+    /// The purpose, in the caller's words.
+    pub reason: String,
+}
+
 /// An operator of the platform approved another operator's access to this organization. The approval alone gives no access.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BreakGlassApproved {
@@ -194,6 +210,7 @@ impl Targeted for AccessEvent {
             Self::Denied(fact) => target(&fact.target, fact.asked.clone().unwrap_or_default()),
             Self::KeyRefused(fact) => target("api_key", fact.key_id.to_string()),
             Self::NatsCredentialsIssued(fact) => target("api_key", fact.key_id.to_string()),
+            Self::SecretUsed(fact) => target("record", fact.record.to_string()),
             Self::BreakGlassApproved(fact) => target("break_glass", fact.id.to_string()),
             Self::BreakGlassOpened(fact) => target("break_glass", fact.id.to_string()),
             Self::BreakGlassUsed(fact) => target("break_glass", fact.id.to_string()),
@@ -222,6 +239,7 @@ impl AccessEvent {
             | Self::AuditRead(_)
             | Self::AuditExported(_)
             | Self::NatsCredentialsIssued(_)
+            | Self::SecretUsed(_)
             | Self::BreakGlassApproved(_)
             | Self::BreakGlassOpened(_)
             | Self::BreakGlassUsed(_)
@@ -239,6 +257,7 @@ impl AccessEvent {
             | Self::OrgSwitched(_)
             | Self::AuditExported(_)
             | Self::NatsCredentialsIssued(_)
+            | Self::SecretUsed(_)
             | Self::BreakGlassApproved(_)
             | Self::BreakGlassOpened(_)
             | Self::BreakGlassUsed(_)

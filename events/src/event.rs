@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    AccessEvent, AggregateName, ApiKeyEvent, CodecError, Context, DomainEvent, DomainId, InvitationEvent, InvitationId,
-    KeyId, KindEvent, KindName, MemberEvent, OrgId, OrganizationEvent, Outcome, ParkingEvent, Pipeline, RecordEvent,
-    RecordId, RoleEvent, SsoConnectionEvent, SubjectError, Target, codec::Targeted,
+    AccessEvent, AggregateName, ApiKeyEvent, CatalogChoiceEvent, CatalogItemEvent, CodecError, Context, DomainEvent,
+    DomainId, InvitationEvent, InvitationId, KeyId, KindEvent, KindName, MemberEvent, OrgId, OrganizationEvent,
+    Outcome, ParkingEvent, Pipeline, RecordEvent, RecordId, RoleEvent, SsoConnectionEvent, SubjectError, Target,
+    UniqueValueEvent, UniqueValueId, codec::Targeted,
 };
 
 macro_rules! aggregates {
@@ -133,6 +134,12 @@ aggregates! {
     Kind(KindName) = "kind": KindEvent;
     /// One record.
     Record(RecordId) = "record": RecordEvent;
+    /// One value that at most one record of a kind has in a field.
+    UniqueValue(UniqueValueId) = "unique_value": UniqueValueEvent;
+    /// One item of the catalog, with the id of its draft (of the platform's own organization).
+    CatalogItem(RecordId) = "catalog_item": CatalogItemEvent;
+    /// All choices of an organization in the catalog. One aggregate, because their number is bounded.
+    CatalogChoice(OrgId) = "catalog_choice": CatalogChoiceEvent;
     /// What an operator decided about the parked events of one pipeline.
     Parking(Pipeline) = "parking": ParkingEvent;
     /// What happened at the API boundary: access events, which are in no order and have no versions.

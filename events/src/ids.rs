@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use type_safe_id::{DynamicType, TypeSafeId};
 use uuid::Uuid;
 
-use crate::DomainName;
+use crate::{DomainName, Fingerprint, KindName};
 
 /// The reason why a text is not an id of the requested kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -156,6 +156,10 @@ typed_ids! {
     SessionId = "ses";
     /// A record of some kind, owned by one organization.
     RecordId = "res";
+    /// A value that at most one record of a kind has in a field.
+    UniqueValueId = "uniq";
+    /// A secret of a record: one value of one field. Not the value.
+    SecretId = "sec";
     /// One event, the same however often its command is retried.
     EventId = "evt";
     /// One command, the same for every retry under one idempotency key.
@@ -178,6 +182,17 @@ impl CommandId {
     }
 }
 
+impl SecretId {
+    /// The id under which an installation keeps what shows that a key ring is its own.
+    pub const OF_THE_KEY_RING: Self = Self(Uuid::from_u128(0x0000_0000_0000_8000_8000_0000_0000_0001));
+
+    /// Returns the id of the value that `command` gives `field`, by a keyed hash of it: a retry names the same one, and another
+    /// value under the same command another.
+    pub fn derive(command: CommandId, field: &str, value: &Fingerprint) -> Self {
+        Self(derived(Self::PREFIX, Some(command.0), &[field.as_bytes(), &value.0]))
+    }
+}
+
 impl EventId {
     /// Returns the id of a command's event: by command, aggregate subject and index in the commit.
     pub fn derive(command: CommandId, subject: &str, ordinal: usize) -> Self {
@@ -196,6 +211,14 @@ impl DomainId {
     /// Returns the id of the domain inside one organization: the same each time it is claimed.
     pub fn of(org: OrgId, domain: &DomainName) -> Self {
         Self(derived(Self::PREFIX, None, &[org.0.as_bytes(), domain.as_str().as_bytes()]))
+    }
+}
+
+impl UniqueValueId {
+    /// Returns the id of a value in one organization, kind and field. `compared` is the form in which values are compared.
+    pub fn of(org: OrgId, kind: &KindName, field: &str, compared: &str) -> Self {
+        let parts = [org.0.as_bytes().as_slice(), kind.as_str().as_bytes(), field.as_bytes(), compared.as_bytes()];
+        Self(derived(Self::PREFIX, None, &parts))
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{codec::event_enum, json};
+use crate::{ViewDefinition, codec::event_enum, json};
 
 event_enum! {
     /// The events of a record kind.
@@ -39,6 +39,9 @@ pub struct KindDefinition {
     pub visibility: Visibility,
     /// The cost of writing one record, in the units that limits count.
     pub cost: u32,
+    /// The views of its records.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub views: Vec<ViewDefinition>,
 }
 
 /// A kind was registered.

@@ -7,6 +7,7 @@
 
 mod access;
 mod api_key;
+mod catalog;
 mod chain;
 mod codec;
 mod commit;
@@ -18,6 +19,7 @@ mod ids;
 mod invitation;
 pub mod json;
 mod kind;
+mod kind_view;
 mod member;
 mod names;
 mod organization;
@@ -30,14 +32,20 @@ mod signed;
 mod snapshot;
 mod subject;
 mod timestamp;
+mod unique_value;
+mod vault;
 mod view;
 
 pub use access::{
     AccessDenied, AccessEvent, Approval, AuditExported, AuditRead, BreakGlassApproved, BreakGlassClosed,
     BreakGlassOpened, BreakGlassUsed, Direction, IsolationFailed, KeyRefused, NatsCredentialsIssued, OrgSwitched,
-    SignedIn,
+    SecretUsed, SignedIn,
 };
 pub use api_key::{ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, KeyEnvironment};
+pub use catalog::{
+    CatalogChoice, CatalogChoiceCleared, CatalogChoiceEvent, CatalogChoiceMade, CatalogItemEvent, CatalogItemPublished,
+    CatalogItemWithdrawn,
+};
 pub use chain::{Cause, Chain, cause};
 pub use codec::CodecError;
 pub use commit::{
@@ -52,10 +60,11 @@ pub use envelope::{
 pub use event::{AggregateId, AggregateType, Event, KNOWN_EVENTS};
 pub use ids::{
     BreakGlassId, CommandId, ConnectionId, CorrelationId, DomainId, EventId, IdError, InvitationId, KeyId, MemberId,
-    OrgId, PLATFORM_ORG, RecordId, RoleId, SessionId, UserId,
+    OrgId, PLATFORM_ORG, RecordId, RoleId, SecretId, SessionId, UniqueValueId, UserId,
 };
 pub use invitation::{InvitationAccepted, InvitationEvent, InvitationIssued, InvitationResent, InvitationRevoked};
 pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, Visibility};
+pub use kind_view::{Bucket, Fold, Measure, Scalar, ViewCondition, ViewDefinition};
 pub use member::{MemberAdded, MemberEvent, MemberRemoved, MemberRoleChanged};
 pub use names::{CURRENT_ORG, DomainName, KeyPublicId, KindName, LoginMethod, NameError, PlanName, Slug};
 pub use organization::{
@@ -68,11 +77,14 @@ pub use parking::{MessageParked, MessageSettled, ParkedEventsRetried, ParkedEven
 pub use pipeline::{PerPipeline, Pipeline};
 pub use position::Position;
 pub use record::{
-    MAX_LISTED_FIELDS, RecordArchived, RecordCreated, RecordEvent, RecordReference, RecordUpdated, is_listed_name,
+    MAX_LISTED_FIELDS, RecordArchived, RecordCreated, RecordEvent, RecordReference, RecordSecret, RecordUpdated,
+    SearchRole, SearchedField, UniqueField, is_listed_name,
 };
 pub use role::{Role, RoleChanged, RoleDefined, RoleEvent, RoleRemoved};
 pub use signed::{CommitKeys, CommitKeysError};
 pub use snapshot::SnapshotPart;
 pub use subject::{AggregateName, EventSubject, Shard, SnapshotSubject, SubjectError};
 pub use timestamp::{Timestamp, TimestampError};
+pub use unique_value::{UniqueValueEvent, UniqueValueReleased, UniqueValueTaken};
+pub use vault::{SealedSecret, SecretPlace, VaultEntry, VaultSubject};
 pub use view::{EventView, INWARD_FIELDS, is_inward};

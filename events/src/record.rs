@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{KindName, RecordId, codec::event_enum, json};
+use crate::{KindName, RecordId, SecretId, UniqueValueId, codec::event_enum, json};
 
 /// The number of fields of a record, the first by name, by whose values records are listed.
 pub const MAX_LISTED_FIELDS: usize = 128;
@@ -40,6 +40,51 @@ pub struct RecordReference {
     pub global: bool,
 }
 
+/// A value that no other record of the kind has, as the record took it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UniqueField {
+    /// The field of the record's data.
+    pub field: String,
+    /// The value, by the id of its aggregate.
+    pub id: UniqueValueId,
+}
+
+/// The part that a field has in searches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SearchRole {
+    /// The name of the record, which counts most.
+    Title,
+    /// Text.
+    Body,
+    /// A word or a code that is found as a whole.
+    Keyword,
+    /// One of a few values, by which hits are filtered and counted.
+    Facet,
+}
+
+/// A field by which a record is found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SearchedField {
+    /// Its name.
+    pub field: String,
+    /// Its part.
+    pub role: SearchRole,
+}
+
+/// A secret in a record's content. The content has a mask in its place, and the vault its value, sealed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordSecret {
+    /// The field of the content.
+    pub field: String,
+    /// The id of the value.
+    pub id: SecretId,
+    /// The number of the value in this field, from 1 on.
+    pub version: u64,
+    /// The beginning of a keyed hash of the value: 8 hexadecimal digits.
+    pub fingerprint: String,
+}
+
 /// A record was created.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RecordCreated {
@@ -53,6 +98,15 @@ pub struct RecordCreated {
     /// The references in the content that the kind declared then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<RecordReference>,
+    /// The values that no other record of the kind has, in the fields that the kind declared as unique then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unique: Vec<UniqueField>,
+    /// The fields that are searched, as the kind declared them then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub searched: Vec<SearchedField>,
+    /// The secrets in the content.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<RecordSecret>,
 }
 
 /// The content was replaced.
@@ -68,6 +122,31 @@ pub struct RecordUpdated {
     /// The references in the content that the kind declared then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<RecordReference>,
+    /// The values that no other record of the kind has, in the fields that the kind declared as unique then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unique: Vec<UniqueField>,
+    /// The fields that are searched, as the kind declared them then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub searched: Vec<SearchedField>,
+    /// The secrets in the content.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<RecordSecret>,
+}
+
+impl RecordCreated {
+    /// The creation of a record whose kind declares nothing beside its schema.
+    pub fn plain(kind: KindName, kind_version: u64, data: Value) -> Self {
+        let (references, unique, searched, secrets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { kind, kind_version, data, references, unique, searched, secrets }
+    }
+}
+
+impl RecordUpdated {
+    /// New content of a record whose kind declares nothing beside its schema.
+    pub fn plain(kind: KindName, kind_version: u64, data: Value) -> Self {
+        let (references, unique, searched, secrets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { kind, kind_version, data, references, unique, searched, secrets }
+    }
 }
 
 /// The record was archived; the content and the history stay.

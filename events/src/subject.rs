@@ -158,7 +158,7 @@ impl fmt::Display for SnapshotSubject<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CommandId, DomainId, InvitationId, KeyId, Pipeline, RecordId};
+    use crate::{CommandId, DomainId, InvitationId, KeyId, Pipeline, RecordId, UniqueValueId};
 
     #[test]
     fn a_subject_reads_back() {
@@ -174,6 +174,9 @@ mod tests {
             AggregateId::ApiKey(KeyId::derive(command)),
             AggregateId::Kind("yara_rule".parse().unwrap()),
             AggregateId::Record(RecordId::derive(command)),
+            AggregateId::UniqueValue(UniqueValueId::of(org, &"space".parse().unwrap(), "name", "a")),
+            AggregateId::CatalogItem(RecordId::derive(command)),
+            AggregateId::CatalogChoice(org),
             AggregateId::Parking(Pipeline::Audit),
             AggregateId::Access(org),
         ] {

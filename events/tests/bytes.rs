@@ -6,19 +6,21 @@ use std::{collections::BTreeSet, fs, num::NonZeroU32, path::PathBuf};
 use orgstream_events::{
     AccessDenied, AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated,
     Approval, AuditExported, AuditRead, Auth, AuthMethod, Branding, BreakGlassApproved, BreakGlassClosed, BreakGlassId,
-    BreakGlassOpened, BreakGlassUsed, Chain, CodecError, CommandId, Commit, CommitDraft, CommitKeys, ConnectionId,
-    Context, Direction, DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject,
-    Fingerprint, InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued, InvitationResent,
-    InvitationRevoked, InvitePolicy, IsolationFailed, JitProvisioning, KNOWN_EVENTS, KeyEnvironment, KeyId, KeyRefused,
-    KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, LoginMethod, MAX_COMMIT_BYTES,
-    MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, MessageParked, MessageSettled, MfaPolicy,
-    NatsCredentialsIssued, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
-    OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
-    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, OutcomeStatus,
-    ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, RecordArchived, RecordCreated, RecordEvent,
-    RecordId, RecordReference, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt,
-    Settlement, Shard, SignedIn, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged,
-    TenantType, Timestamp, UserId, Visibility,
+    BreakGlassOpened, BreakGlassUsed, CatalogChoice, CatalogChoiceCleared, CatalogChoiceEvent, CatalogChoiceMade,
+    CatalogItemEvent, CatalogItemPublished, CatalogItemWithdrawn, Chain, CodecError, CommandId, Commit, CommitDraft,
+    CommitKeys, ConnectionId, Context, Direction, DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved,
+    Event, EventSubject, Fingerprint, InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued,
+    InvitationResent, InvitationRevoked, InvitePolicy, IsolationFailed, JitProvisioning, KNOWN_EVENTS, KeyEnvironment,
+    KeyId, KeyRefused, KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, LoginMethod,
+    MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, MessageParked,
+    MessageSettled, MfaPolicy, NatsCredentialsIssued, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent,
+    OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged,
+    OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
+    OrganizationUpgraded, OutcomeStatus, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline,
+    RecordArchived, RecordCreated, RecordEvent, RecordId, RecordReference, RecordSecret, RecordUpdated, Role,
+    RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, SecretId, SecretUsed, Settlement, Shard, SignedIn,
+    SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp,
+    UniqueField, UniqueValueEvent, UniqueValueId, UniqueValueReleased, UniqueValueTaken, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -46,6 +48,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
         schema: json!({"type": "object", "required": ["score"]}),
         visibility: Visibility::Private,
         cost: 1,
+        views: vec![],
     };
     let organization = |event| (AggregateId::Organization(org()), Event::Organization(event));
     let member_event = |event| (AggregateId::Member(org()), Event::Member(event));
@@ -62,6 +65,13 @@ fn examples() -> Vec<(AggregateId, Event)> {
     let domain_event = |event| (AggregateId::Domain(DomainId::of(org(), &domain)), Event::Domain(event));
     let connection = ConnectionId::fresh(1_700_000_000_000, [7; 10]);
     let sso = |event| (AggregateId::SsoConnection(org()), Event::SsoConnection(event));
+    let unique_value = |event| {
+        let id = UniqueValueId::of(org(), &kind("evaluation"), "name", "night");
+        (AggregateId::UniqueValue(id), Event::UniqueValue(event))
+    };
+    let item = RecordId::fresh(1_700_000_000_000, [3; 10]);
+    let catalog_item = |event| (AggregateId::CatalogItem(item), Event::CatalogItem(event));
+    let choice = |event| (AggregateId::CatalogChoice(org()), Event::CatalogChoice(event));
     let kind_event = |event| (AggregateId::Kind(kind("evaluation")), Event::Kind(event));
     vec![
         organization(OrganizationEvent::Created(OrganizationCreated {
@@ -174,6 +184,9 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 kind_version: 1,
                 data: json!({"score": 0.5, "tags": ["a", null, -1]}),
                 references: Vec::new(),
+                unique: Vec::new(),
+                searched: Vec::new(),
+                secrets: Vec::new(),
             })),
         ),
         (
@@ -183,9 +196,34 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 kind_version: 2,
                 data: json!({"score": 1}),
                 references: Vec::new(),
+                unique: Vec::new(),
+                searched: Vec::new(),
+                secrets: Vec::new(),
             })),
         ),
         (record.clone(), Event::Record(RecordEvent::Archived(RecordArchived { reason: None }))),
+        unique_value(UniqueValueEvent::Taken(UniqueValueTaken {
+            kind: kind("evaluation"),
+            field: "name".to_owned(),
+            record: RecordId::fresh(1_700_000_000_000, [3; 10]),
+        })),
+        unique_value(UniqueValueEvent::Released(UniqueValueReleased {
+            kind: kind("evaluation"),
+            field: "name".to_owned(),
+            record: RecordId::fresh(1_700_000_000_000, [3; 10]),
+        })),
+        catalog_item(CatalogItemEvent::Published(CatalogItemPublished {
+            kind: kind("evaluation"),
+            kind_version: 2,
+            data: json!({"score": 1}),
+            item_version: 3,
+            record_version: 5,
+            shown_since: 2,
+            searched: vec![],
+        })),
+        catalog_item(CatalogItemEvent::Withdrawn(CatalogItemWithdrawn { reason: "out of date".to_owned() })),
+        choice(CatalogChoiceEvent::Made(CatalogChoiceMade { item, choice: CatalogChoice::Hidden })),
+        choice(CatalogChoiceEvent::Cleared(CatalogChoiceCleared { item })),
         (
             AggregateId::Parking(Pipeline::ReadModels),
             Event::Parking(ParkingEvent::Retried(ParkedEventsRetried { aggregate: record.clone().into() })),
@@ -244,6 +282,13 @@ fn examples() -> Vec<(AggregateId, Event)> {
             key_id: KeyId::fresh(1_700_000_000_000, [4; 10]),
             public_id: "AbCdEf012345".parse().unwrap(),
             expires_at: Some(Timestamp::from_unix_ms(1_700_003_600_000)),
+        })),
+        access(AccessEvent::SecretUsed(SecretUsed {
+            record: RecordId::fresh(1_700_000_000_000, [5; 10]),
+            field: "api_key".to_owned(),
+            secret: SecretId::fresh(1_700_000_000_000, [6; 10]),
+            version: 2,
+            reason: "a call of the provider".to_owned(),
         })),
         access(AccessEvent::BreakGlassApproved(BreakGlassApproved {
             id: glass,
@@ -468,7 +513,7 @@ fn a_changed_payload_is_refused() {
 }
 
 #[test]
-fn references_of_a_record_read_back_and_none_take_no_bytes() {
+fn references_and_unique_values_of_a_record_read_back_and_none_take_no_bytes() {
     let aggregate = AggregateId::Record(RecordId::fresh(0, [3; 10]));
     let reference = |pointer: &str, global| RecordReference {
         pointer: pointer.to_owned(),
@@ -478,14 +523,50 @@ fn references_of_a_record_read_back_and_none_take_no_bytes() {
     };
     let event = |references| {
         let (kind, data) = ("evaluation".parse().unwrap(), json!({}));
-        Event::Record(RecordEvent::Created(RecordCreated { kind, kind_version: 1, data, references }))
+        Event::Record(RecordEvent::Created(RecordCreated {
+            kind,
+            kind_version: 1,
+            data,
+            references,
+            unique: Vec::new(),
+            searched: Vec::new(),
+            secrets: Vec::new(),
+        }))
     };
     let bytes = |event: Event| draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
     let two = event(vec![reference("/trace", false), reference("/many/0", true)]);
     let commit = Commit::decode(&bytes(two.clone()).encode().unwrap()).unwrap();
     assert_eq!(commit.open(&subject(aggregate.clone())).unwrap().events[0].event, two);
-    let contains = |event: Event| bytes(event).events[0].payload.windows(10).any(|part| part == b"references");
-    assert!(contains(two) && !contains(event(Vec::new())));
+    let contains =
+        |event: Event, name: &[u8]| bytes(event).events[0].payload.windows(name.len()).any(|part| part == name);
+    assert!(contains(two, b"references") && !contains(event(Vec::new()), b"references"));
+    assert!(!contains(event(Vec::new()), b"unique"));
+    let id = UniqueValueId::of(org(), &"evaluation".parse().unwrap(), "name", "night");
+    let unique = vec![UniqueField { field: "name".to_owned(), id }];
+    let plain = RecordCreated::plain("evaluation".parse().unwrap(), 1, json!({}));
+    let named = Event::Record(RecordEvent::Created(RecordCreated { unique, ..plain }));
+    let commit = Commit::decode(&bytes(named.clone()).encode().unwrap()).unwrap();
+    assert_eq!(commit.open(&subject(aggregate.clone())).unwrap().events[0].event, named);
+}
+
+#[test]
+fn secrets_of_a_record_read_back_and_none_take_no_bytes() {
+    let aggregate = AggregateId::Record(RecordId::fresh(0, [3; 10]));
+    let event = |secrets| {
+        let (kind, data, references) = ("model".parse().unwrap(), json!({}), Vec::new());
+        Event::Record(RecordEvent::Updated(RecordUpdated {
+            references,
+            secrets,
+            ..RecordUpdated::plain(kind, 1, data)
+        }))
+    };
+    let (id, fingerprint) = (SecretId::fresh(1, [4; 10]), "0a1b2c3d".to_owned());
+    let one = event(vec![RecordSecret { field: "api_key".to_owned(), id, version: 3, fingerprint }]);
+    let bytes = |event: Event| draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
+    let commit = Commit::decode(&bytes(one.clone()).encode().unwrap()).unwrap();
+    assert_eq!(commit.open(&subject(aggregate.clone())).unwrap().events[0].event, one);
+    let contains = |event: Event| bytes(event).events[0].payload.windows(7).any(|part| part == b"secrets");
+    assert!(contains(one) && !contains(event(Vec::new())));
 }
 
 #[test]
@@ -496,6 +577,9 @@ fn a_commit_over_the_limit_says_the_limit() {
         kind_version: 1,
         data: json!("x".repeat(MAX_COMMIT_BYTES)),
         references: Vec::new(),
+        unique: Vec::new(),
+        searched: Vec::new(),
+        secrets: Vec::new(),
     }));
     let commit = draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
     let error = commit.encode().unwrap_err().to_string();
@@ -539,7 +623,8 @@ proptest! {
             kind: "evaluation".parse().unwrap(),
             kind_version: 1,
             data,
-            references: Vec::new(),
+            references: Vec::new(), unique: Vec::new(), searched: Vec::new(),
+secrets: Vec::new(),
         }));
         let mut draft = draft(aggregate.clone(), vec![event.clone(), event.clone()]);
         draft.version_before = version;

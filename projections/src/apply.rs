@@ -15,8 +15,8 @@ use orgstream_events::{AggregateId, Event, Header, OpenedCommit, Pipeline};
 use time::OffsetDateTime;
 
 use crate::{
-    ApplyTx, BoundOrg, DbError, api_keys, audit, break_glass, convert::to_bigint, domains, idempotency, invitations,
-    kinds, members, organizations, records, roles, slugs, sso_connections,
+    ApplyTx, BoundOrg, DbError, api_keys, audit, break_glass, catalog_choices, catalog_items, convert::to_bigint,
+    domains, idempotency, invitations, kinds, members, organizations, records, roles, search, slugs, sso_connections,
 };
 
 /// A commit with its position in the stream.
@@ -47,11 +47,23 @@ pub async fn apply(batch: &mut ApplyTx, org: BoundOrg, commits: &[Applied]) -> R
     match batch.connection(org)?.1 {
         Pipeline::ReadModels => apply_read_models(batch, org, commits).await,
         Pipeline::Audit => audit::apply(batch, org, commits).await,
+        Pipeline::Search => search::apply(batch, org, commits).await,
+    }
+}
+
+/// The setting of a transaction that binds it to a version of the pipeline's rows, if they have versions. It ends in
+/// `_version`, and the function that reads it is of the same name.
+pub(crate) const fn version_setting(pipeline: Pipeline) -> Option<&'static str> {
+    match pipeline {
+        Pipeline::ReadModels => Some("app.rm_version"),
+        Pipeline::Audit => None,
+        Pipeline::Search => Some("app.search_version"),
     }
 }
 
 /// Applies `commits`, in stream order, to the tables behind the queries.
 pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
+    let folding = batch.folding().clone();
     let connection = batch.connection_of(org, Pipeline::ReadModels)?;
     let org = org.org().uuid();
     let mut organizations = organizations::Changeset::default();
@@ -64,6 +76,8 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
     let mut api_keys = api_keys::Changeset::default();
     let mut kinds = kinds::Changeset::default();
     let mut records = records::Changeset::default();
+    let mut catalog_items = catalog_items::Changeset::default();
+    let mut catalog_choices = catalog_choices::Changeset::default();
     let mut glasses = break_glass::Changeset::default();
     for Applied { seq, commit } in commits {
         for event in &commit.events {
@@ -90,9 +104,16 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                     api_keys.apply(*id, event, &header.actor, row_version);
                 }
                 (Event::Kind(event), AggregateId::Kind(name)) => kinds.apply(name, event, row_version),
+                (Event::CatalogItem(event), AggregateId::CatalogItem(id)) => {
+                    catalog_items.apply(*id, event, row_version);
+                }
+                (Event::CatalogChoice(event), AggregateId::CatalogChoice(_)) => {
+                    catalog_choices.apply(event, row_version);
+                }
                 (Event::Access(event), AggregateId::Access(_)) => glasses.apply(event, &header.actor, row_version),
-                // Operators' decisions about parked events are carried out by the worker; they have no rows.
-                (Event::Parking(_), AggregateId::Parking(_)) => {}
+                // No rows: the records have their unique values, and the worker carries out decisions about parked events.
+                (Event::UniqueValue(_), AggregateId::UniqueValue(_)) | (Event::Parking(_), AggregateId::Parking(_)) => {
+                }
                 (
                     Event::Organization(_)
                     | Event::Member(_)
@@ -103,6 +124,9 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                     | Event::ApiKey(_)
                     | Event::Kind(_)
                     | Event::Record(_)
+                    | Event::UniqueValue(_)
+                    | Event::CatalogItem(_)
+                    | Event::CatalogChoice(_)
                     | Event::Parking(_)
                     | Event::Access(_),
                     aggregate,
@@ -122,9 +146,13 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
     sso_connections.write(connection, org).await?;
     api_keys.write(connection, org).await?;
     kinds.write(connection, org).await?;
-    records.write(connection, org).await?;
+    let folds = records.write(connection, org, &folding).await?;
+    catalog_items.write(connection, org).await?;
+    catalog_choices.write(connection, org).await?;
     glasses.write(connection, org).await?;
-    idempotency::write(connection, org, commits).await
+    idempotency::write(connection, org, commits).await?;
+    batch.folds_views(folds);
+    Ok(())
 }
 
 /// Fails unless a change has found every row that it applies to.

@@ -1,13 +1,17 @@
 //! The transaction that events are applied in: batches of several orgs, each opened by moving its checkpoint.
 
+use std::sync::Arc;
+
 use orgstream_events::{OrgId, Pipeline, PlanName, Shard};
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
 use crate::{
     BoundOrg, DbError, TenantTx,
+    apply::version_setting,
     audit::{LogEnd, Pin},
     convert::{column, from_bigint, to_bigint},
     isolation_violation::Alarm,
+    views::{Folding, PlainKinds, TakesUp},
 };
 
 /// The result of opening a batch.
@@ -51,11 +55,14 @@ pub struct ApplyTx {
     /// The end of the org's audit log, while a batch of it is open, and its end at the savepoint.
     log_end: Option<LogEnd>,
     saved_end: Option<LogEnd>,
+    /// What is known of the views of the bound version.
+    folding: Folding,
 }
 
 impl ApplyTx {
-    pub(crate) fn new(transaction: Transaction<'static, Postgres>) -> Self {
-        Self { transaction, open: None, current: None, plan: None, log_end: None, saved_end: None }
+    pub(crate) fn new(transaction: Transaction<'static, Postgres>, plain: Arc<PlainKinds>) -> Self {
+        let folding = Folding { plain, ..Folding::default() };
+        Self { transaction, open: None, current: None, plan: None, log_end: None, saved_end: None, folding }
     }
 
     /// Opens a single batch, and selects it.
@@ -87,21 +94,23 @@ impl ApplyTx {
         self.close();
         let rows = sqlx::query!(
             r#"SELECT begun.state AS "state!", begun.stored_seq AS "stored_seq!", begun.parked AS "parked!",
-                begun.plan, begun.log_size, begun.log_frontier
-            FROM unnest($4::text[], $5::boolean[], $6::boolean[], $7::bigint[], $8::bigint[]) WITH ORDINALITY
-                AS batch (pipeline, has_versions, is_log, from_seq, to_seq, place)
-            CROSS JOIN LATERAL ops.begin_batch(
-                $1, batch.pipeline, batch.has_versions, batch.is_log, $2, $3, batch.from_seq, batch.to_seq
+                begun.plan, begun.log_size, begun.log_frontier,
+                begun.state = 'open' AND batch.folds AND app.folds_views($1) AS "folds_views!"
+            FROM unnest($4::text[], $5::text[], $6::boolean[], $7::bigint[], $8::bigint[], $9::boolean[]) WITH ORDINALITY
+                AS batch (pipeline, version_setting, is_log, from_seq, to_seq, folds, place)
+            CROSS JOIN LATERAL ops.open_batch(
+                $1, batch.pipeline, batch.version_setting, batch.is_log, $2, $3, batch.from_seq, batch.to_seq
             ) AS begun
             ORDER BY batch.place"#,
             org.org().uuid(),
             i32::from(shard.0),
             to_bigint(epoch),
             column(openings, |batch| batch.pipeline.name()) as _,
-            &column(openings, |batch| batch.pipeline.has_versions()),
+            column(openings, |batch| version_setting(batch.pipeline)) as _,
             &column(openings, |batch| batch.pipeline.is_log()),
             &column(openings, |batch| batch.from.map(to_bigint)) as &[Option<i64>],
             &column(openings, |batch| to_bigint(batch.to)),
+            &column(openings, |batch| batch.pipeline == Pipeline::ReadModels),
         )
         .fetch_all(&mut *self.transaction)
         .await?;
@@ -113,6 +122,9 @@ impl ApplyTx {
                     open.push(batch.pipeline);
                     // A plan name that only a newer version can read must not keep the batch from being applied.
                     self.plan = row.plan.and_then(|plan| plan.parse().ok());
+                    if batch.pipeline == Pipeline::ReadModels {
+                        self.folding.folds = Some(row.folds_views);
+                    }
                     if batch.pipeline.is_log() {
                         self.log_end = Some(LogEnd::stored(row.log_size, row.log_frontier)?);
                     }
@@ -185,6 +197,22 @@ impl ApplyTx {
     fn close(&mut self) {
         (self.open, self.current, self.plan) = (None, None, None);
         (self.log_end, self.saved_end) = (None, None);
+        self.folding.folds = None;
+    }
+
+    /// Determines from where the version takes up views.
+    pub(crate) fn take_up(&mut self, takes_up: TakesUp) {
+        self.folding.takes_up = takes_up;
+    }
+
+    /// What is known of the views of the bound version.
+    pub(crate) fn folding(&self) -> &Folding {
+        &self.folding
+    }
+
+    /// Notes whether the bound version folds views.
+    pub(crate) fn folds_views(&mut self, folds: Option<bool>) {
+        self.folding.folds = folds;
     }
 
     /// Turns the transaction into one for queries, which see what was written in it. It is never committed.
@@ -192,22 +220,38 @@ impl ApplyTx {
         TenantTx::new(self.transaction, org, alarm, pin)
     }
 
-    /// Binds the transaction to `org` and to a version of its read models directly, without opening a batch.
-    pub(crate) async fn bind_version(&mut self, org: BoundOrg, version: i32) -> Result<(), DbError> {
+    /// Binds the transaction to `org` and to this version of the rows of these pipelines directly, without opening a
+    /// batch. It sees no version of the others.
+    pub(crate) async fn bind_version(
+        &mut self,
+        org: BoundOrg,
+        pipelines: &[Pipeline],
+        version: i32,
+    ) -> Result<(), DbError> {
+        let settings: Vec<(&str, i32)> = Pipeline::ALL
+            .into_iter()
+            .filter_map(|pipeline| {
+                Some((version_setting(pipeline)?, if pipelines.contains(&pipeline) { version } else { 0 }))
+            })
+            .collect();
         sqlx::query!(
-            "SELECT set_config('app.org_id', $1, true) AS org, set_config('app.rm_version', $2, true) AS version",
+            r#"SELECT set_config('app.org_id', $1, true) AS org,
+                (SELECT count(set_config(name, version::text, true)) FROM unnest($2::text[], $3::integer[]) AS one (name, version))
+                    AS versions"#,
             org.org().uuid().to_string(),
-            version.to_string(),
+            column(&settings, |(name, _)| *name) as _,
+            &column(&settings, |(_, version)| *version),
         )
         .fetch_one(self.unopened())
         .await?;
         Ok(())
     }
 
-    /// Records that the transaction was bound to `org` and a version of its read models directly.
-    pub(crate) fn opened(&mut self, org: BoundOrg) {
-        self.open = Some((org.org(), vec![Pipeline::ReadModels]));
-        self.current = Some(Pipeline::ReadModels);
+    /// Records that the transaction was bound to `org` and a version of these pipelines' rows directly, and selects
+    /// the first.
+    pub(crate) fn opened(&mut self, org: BoundOrg, pipelines: &[Pipeline]) {
+        self.open = Some((org.org(), pipelines.to_vec()));
+        self.current = pipelines.first().copied();
     }
 
     /// Returns the connection, if the current batch is one of `org`.

@@ -10,16 +10,17 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use orgstream_events::{
-    CommandId, Event, OpenedCommit, OrganizationEvent, ParkingEvent, PlanName, SealedEvent, Settlement, Timestamp,
-    cause,
+    CommandId, Event, OpenedCommit, OrganizationEvent, ParkingEvent, PerPipeline, Pipeline, PlanName, SealedEvent,
+    Settlement, Timestamp, cause,
 };
 use orgstream_transparency::{Frontier, Plan, TreeHead, leaf_hash, verify_consistency};
 
 use crate::{
-    Applied, ApplyTx, BatchClass, BoundOrg, Database, DbError, TenantTx, apply_read_models,
+    Applied, ApplyTx, BatchClass, BoundOrg, Database, DbError, TenantTx, apply,
     audit::{self, AuditCheckpoint, KeysOf, Pin, TrustedKeys},
     convert::{fingerprint, from_bigint, to_bigint},
     isolation_violation::Alarm,
+    views::TakesUp,
 };
 
 /// Events per application step.
@@ -84,18 +85,32 @@ pub struct Scratch {
     alarm: Alarm,
     pin: Pin,
     plan: Option<(PlanName, u64)>,
+    upto: PerPipeline<u64>,
 }
 
 impl Scratch {
+    /// Leaves out of each pipeline's rows what comes after its position here.
+    #[must_use]
+    pub fn up_to(self, upto: PerPipeline<u64>) -> Self {
+        Self { upto, ..self }
+    }
+
     /// Applies more commits, in the order of the stream. If they cannot be applied, everything stays as it was before.
     pub async fn apply(&mut self, commits: &[Applied]) -> Result<(), DbError> {
-        self.batch.opened(self.org);
+        let pipelines = versioned();
+        self.batch.opened(self.org, &pipelines);
         self.batch.savepoint().await?;
-        if let Err(error) = apply_read_models(&mut self.batch, self.org, commits).await {
-            if error.may_be_of_an_event() {
-                self.batch.rollback_to_savepoint().await?;
+        for pipeline in pipelines {
+            self.batch.turn_to(pipeline);
+            // They are in the order of the stream.
+            let count = commits.partition_point(|applied| applied.seq <= self.upto[pipeline]);
+            let commits = commits.get(..count).unwrap_or_default();
+            if let Err(error) = apply(&mut self.batch, self.org, commits).await {
+                if error.may_be_of_an_event() {
+                    self.batch.rollback_to_savepoint().await?;
+                }
+                return Err(error);
             }
-            return Err(error);
         }
         self.batch.release_savepoint().await?;
         for Applied { seq, commit } in commits {
@@ -116,18 +131,25 @@ impl Scratch {
     }
 }
 
+/// The pipelines whose rows are made again.
+fn versioned() -> Vec<Pipeline> {
+    Pipeline::ALL.into_iter().filter(|pipeline| pipeline.has_versions()).collect()
+}
+
 impl Database {
     /// Returns empty read models of `org`. `number` distinguishes concurrent callers.
     pub async fn scratch(&self, org: BoundOrg, number: u16) -> Result<Scratch, DbError> {
         let mut batch = self.begin_batches(BatchClass::Backlog, STATEMENT).await?;
         // Versions that are built to be kept count upwards from 1.
-        batch.bind_version(org, -1 - i32::from(number)).await?;
+        batch.bind_version(org, &versioned(), -1 - i32::from(number)).await?;
+        batch.take_up(TakesUp::Shown);
         // The caller may have to wait for its input.
         sqlx::query("SELECT set_config('idle_in_transaction_session_timeout', $1, true)")
             .bind(IDLE)
             .execute(batch.unopened())
             .await?;
-        Ok(Scratch { batch, org, alarm: self.alarm(), pin: self.pin(), plan: None })
+        let upto = PerPipeline::of(|_| u64::MAX);
+        Ok(Scratch { batch, org, alarm: self.alarm(), pin: self.pin(), plan: None, upto })
     }
 
     /// Rebuilds the read models of `org` as of `moment`, unless that takes more than `most` events. `number`

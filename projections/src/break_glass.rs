@@ -62,6 +62,7 @@ impl<'a> Changeset<'a> {
             | AccessEvent::AuditRead(_)
             | AccessEvent::AuditExported(_)
             | AccessEvent::NatsCredentialsIssued(_)
+            | AccessEvent::SecretUsed(_)
             | AccessEvent::BreakGlassApproved(_)
             | AccessEvent::BreakGlassUsed(_)
             | AccessEvent::IsolationFailed(_) => {}

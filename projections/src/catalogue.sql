@@ -1,7 +1,7 @@
 -- One row for each thing that breaks the rules of tenancy.
 WITH
 app_roles AS (
-    SELECT oid, rolname FROM pg_roles WHERE rolname IN ('app_rw', 'app_ro', 'app_audit', 'app_sign', 'app_identity') OR rolname = current_user
+    SELECT oid, rolname FROM pg_roles WHERE rolname IN ('app_rw', 'app_ro', 'app_public', 'app_audit', 'app_sign', 'app_identity') OR rolname = current_user
 ),
 tables AS (
     SELECT c.oid, c.relowner, c.relrowsecurity, c.relforcerowsecurity, n.nspname,
@@ -53,7 +53,7 @@ SELECT name || ' shows every version of its rows', 'CREATE POLICY version AS RES
 FROM versioned_tables AS t WHERE NOT EXISTS (
     SELECT FROM policies AS p
     WHERE p.polrelid = t.oid AND NOT p.polpermissive AND p.polcmd = '*' AND p.polroles = '{0}'
-        AND p.reads LIKE '%rm_version = ( SELECT app.rm_version()%' AND p.writes = p.reads
+        AND p.reads ~ 'rm_version = \( SELECT app\.(rm|search)_version\(\)' AND p.writes = p.reads
 )
 UNION ALL
 SELECT format('%s: the unique index %s is not per version', name, i.indexrelid::regclass), 'make rm_version part of it'
@@ -82,7 +82,7 @@ FROM tenant_tables AS t JOIN pg_constraint AS f ON f.conrelid = t.oid
 WHERE f.contype = 'f' AND NOT t.org_column = ANY (f.conkey)
 UNION ALL
 SELECT name || ' is missing or not STABLE', 'create it STABLE: IMMUTABLE shows one org the rows of another'
-FROM unnest(ARRAY['app.org()', 'app.rm_version()']) AS name
+FROM unnest(ARRAY['app.org()', 'app.rm_version()', 'app.search_version()']) AS name
 WHERE NOT EXISTS (SELECT FROM pg_proc WHERE oid = to_regprocedure(name) AND provolatile = 's')
 UNION ALL
 SELECT format('the role %I may pass by row-level security', a.rolname),
@@ -132,7 +132,26 @@ UNION ALL
 SELECT format('the role %I may use the schema identity', a.rolname),
     'REVOKE USAGE: what organizations have is kept apart from who signs in'
 FROM pg_roles AS a JOIN pg_namespace AS n ON n.nspname = 'identity'
-WHERE a.rolname IN ('app_rw', 'app_ro', 'app_audit', 'app_resolver') AND has_schema_privilege(a.oid, n.oid, 'USAGE')
+WHERE a.rolname IN ('app_rw', 'app_ro', 'app_public', 'app_audit', 'app_resolver') AND has_schema_privilege(a.oid, n.oid, 'USAGE')
+UNION ALL
+SELECT format('the role app_public may read %s', t.name), 'REVOKE it: that login is for what is published'
+FROM tables AS t JOIN pg_roles AS a ON a.rolname = 'app_public'
+WHERE t.name NOT IN ('rm.catalog_items', 'rm.catalog_versions', 'ops.checkpoints')
+    AND has_any_column_privilege(a.oid, t.oid, 'SELECT')
+UNION ALL
+SELECT format('the role app_public may write %s', t.name), 'REVOKE it: that login is for what is published'
+FROM tables AS t JOIN pg_roles AS a ON a.rolname = 'app_public'
+WHERE has_any_column_privilege(a.oid, t.oid, 'INSERT, UPDATE') OR has_table_privilege(a.oid, t.oid, 'DELETE')
+UNION ALL
+SELECT format('%s shows app_public more than what is published', t.name),
+    'CREATE POLICY published AS RESTRICTIVE FOR ALL TO app_public'
+FROM tables AS t JOIN pg_roles AS a ON a.rolname = 'app_public'
+WHERE t.name IN ('rm.catalog_items', 'rm.catalog_versions', 'ops.checkpoints') AND NOT EXISTS (
+    SELECT FROM policies AS p
+    WHERE p.polrelid = t.oid AND NOT p.polpermissive AND p.polcmd = '*' AND p.polroles = ARRAY[a.oid]
+        AND p.reads LIKE '%org_id = ''00000000-0000-8000-8000-000000000001''::uuid%'
+        AND (t.nspname = 'ops' OR p.reads LIKE '%status = ''published''%')
+)
 UNION ALL
 SELECT format('%s is a materialized view, which no policy watches over', c.oid::regclass), 'make it a table'
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace

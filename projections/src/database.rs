@@ -1,6 +1,6 @@
 //! The connections. The pools are private to this file: rows are reached only through a bound transaction.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use orgstream_transparency::LogKey;
 use sqlx::{AssertSqlSafe, Postgres, SqlSafeStr, Transaction, postgres::PgConnectOptions};
@@ -10,11 +10,13 @@ use tracing::Instrument as _;
 use crate::{
     ApplyTx, BoundOrg, DbError, IsolationViolation, Passwords, TenantTx,
     audit::Pin,
+    catalog_items::Published,
     catalogue,
     isolation_violation::Alarm,
     migrate,
     pool::{Pool, within},
     pooler,
+    views::PlainKinds,
 };
 
 const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
@@ -55,6 +57,8 @@ const OPS_SETTINGS: [(&str, &str); 3] =
     [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
 /// The share of the query connections for sign-ins: these are rare queries, by a key.
 const IDENTITY_PART: u32 = 4;
+/// The share of the query connections for the catalog, which caches keep away.
+const PUBLIC_PART: u32 = 6;
 const IDENTITY_SETTINGS: [(&str, &str); 3] =
     [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
 /// How long a batch waits for another transaction's lock, unless its statements have less time altogether.
@@ -70,7 +74,7 @@ pub struct DatabaseOptions {
     pub passwords: Passwords,
     /// For batches of either class: the most concurrent commits.
     pub rw_connections: u32,
-    /// For queries and sign-ins, together.
+    /// For queries, the catalog and sign-ins, together.
     pub ro_connections: u32,
 }
 
@@ -124,9 +128,11 @@ pub struct Database {
     backlog: Pool,
     ops: Pool,
     ro: Pool,
+    public: Pool,
     identity: Pool,
     alarm: Alarm,
     pin: Pin,
+    plain_kinds: Arc<PlainKinds>,
 }
 
 impl Database {
@@ -135,15 +141,19 @@ impl Database {
         let light = [SLICE_SETTINGS.as_slice(), &LIGHT_SETTINGS].concat();
         let pool = |role, settings, connections| pool(options, role, settings, connections);
         let identity = (options.ro_connections / IDENTITY_PART).max(1);
+        let public = (options.ro_connections / PUBLIC_PART).max(1);
         let database = Self {
             batches: pool("app_rw", &light, options.rw_connections)?,
             backlog: pool("app_rw", &SLICE_SETTINGS, options.rw_connections)?,
             ops: pool("app_rw", &OPS_SETTINGS, OPS_CONNECTIONS)?,
-            ro: pool("app_ro", &READ_SETTINGS, options.ro_connections.saturating_sub(identity))?,
+            ro: pool("app_ro", &READ_SETTINGS, options.ro_connections.saturating_sub(identity + public))?,
+            // Connects with the first query of the catalog: workers never do.
+            public: pool("app_public", &READ_SETTINGS, public)?,
             // Connects on the first sign-in: workers never do.
             identity: pool("app_identity", &IDENTITY_SETTINGS, identity)?,
             alarm: Alarm::default(),
             pin: Pin::default(),
+            plain_kinds: Arc::default(),
         };
         database.batches.reach().await?;
         database.ro.reach().await?;
@@ -162,6 +172,7 @@ impl Database {
         self.backlog.close().await;
         self.ops.close().await;
         self.ro.close().await;
+        self.public.close().await;
         self.identity.close().await;
     }
 
@@ -173,11 +184,12 @@ impl Database {
             return Ok(findings);
         }
         let light = [SLICE_SETTINGS.as_slice(), &LIGHT_SETTINGS].concat();
-        let pools: [(&str, &Pool, Settings<'_>); 5] = [
+        let pools: [(&str, &Pool, Settings<'_>); 6] = [
             ("app_rw", &self.batches, &light),
             ("app_rw", &self.backlog, &SLICE_SETTINGS),
             ("app_rw", &self.ops, &OPS_SETTINGS),
             ("app_ro", &self.ro, &READ_SETTINGS),
+            ("app_public", &self.public, &READ_SETTINGS),
             ("app_identity", &self.identity, &IDENTITY_SETTINGS),
         ];
         let mut connection = self.ro.inner().acquire().await?;
@@ -196,9 +208,11 @@ impl Database {
                 for (login, pool, settings) in pools {
                     findings.extend(pooler::settings(login, pool, settings).await?);
                 }
-                // The login that only sign-ins use: it must exist before the first of them.
-                let mut identity = self.identity.inner().acquire().await?;
-                findings.extend(within(catalogue::login(&mut identity)).await?);
+                // The logins that only sign-ins and the catalog use: they must exist before the first of them.
+                for pool in [&self.identity, &self.public] {
+                    let mut login = pool.inner().acquire().await?;
+                    findings.extend(within(catalogue::login(&mut login)).await?);
+                }
                 findings.extend(within(catalogue::check(&mut connection)).await?);
                 Ok(findings)
             }
@@ -224,6 +238,13 @@ impl Database {
     /// Begins a consistent, read-only view of one org's rows.
     pub async fn read(&self, org: BoundOrg) -> Result<TenantTx, DbError> {
         Ok(TenantTx::new(begin(&self.ro, READ, Some(org)).await?, org, self.alarm(), self.pin()))
+    }
+
+    /// Begins a consistent, read-only view of what is published, with the login for which nothing else is there.
+    pub async fn read_published(&self) -> Result<Published, DbError> {
+        let org = BoundOrg::platform();
+        let transaction = begin(&self.public, READ, Some(org)).await?;
+        Ok(Published::new(TenantTx::new(transaction, org, self.alarm(), self.pin())))
     }
 
     pub(crate) fn alarm(&self) -> Alarm {
@@ -254,7 +275,7 @@ impl Database {
             BatchClass::Light => &self.batches,
             BatchClass::Backlog => &self.backlog,
         };
-        Ok(ApplyTx::new(begin(pool, &statement, None).await?))
+        Ok(ApplyTx::new(begin(pool, &statement, None).await?, Arc::clone(&self.plain_kinds)))
     }
 
     /// Begins a batch's transaction that is bound from the start: see `raw`.
@@ -297,7 +318,7 @@ pub(crate) fn pool(
         connect = connect.password(password);
     }
     let connect = connect.application_name(&format!("orgstream {role}")).options(settings.iter().copied());
-    Ok(Pool::new(connect, connections, role != "app_ro"))
+    Ok(Pool::new(connect, connections, !["app_ro", "app_public"].contains(&role)))
 }
 
 fn names_a_user(url: &str) -> bool {

@@ -1,7 +1,7 @@
 //! Drift detection: compares two versions of an org's read models row by row, as of one moment, to check that the
 //! active rows follow from the events; and the stored results.
 
-use orgstream_events::Fingerprint;
+use orgstream_events::{Fingerprint, Pipeline};
 
 use crate::{
     ApplyTx, BoundOrg, Database, DbError, TenantTx,
@@ -31,6 +31,7 @@ pub struct Drift {
 #[derive(Debug)]
 pub struct Comparison {
     tx: TenantTx,
+    pipeline: Pipeline,
     shown: i32,
     built: i32,
     table: usize,
@@ -43,15 +44,17 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Begins to compare the version `built` with the active one. None when one is ahead of the other.
-    pub async fn begin(db: &Database, org: BoundOrg, built: i32) -> Result<Option<Self>, DbError> {
+    /// Begins to compare the version `built` of a pipeline's rows with the active one. None when one is ahead of the
+    /// other.
+    pub async fn begin(db: &Database, org: BoundOrg, pipeline: Pipeline, built: i32) -> Result<Option<Self>, DbError> {
         let mut tx = db.read(org).await?;
         let equal = sqlx::query!(
             r#"SELECT shown.version FROM ops.checkpoints AS shown JOIN ops.checkpoints AS built
                 USING (org_id, pipeline, shard, seq)
-            WHERE org_id = $1 AND pipeline = 'read_models' AND shown.active AND built.version = $2"#,
+            WHERE org_id = $1 AND pipeline = $3 AND shown.active AND built.version = $2"#,
             org.org().uuid(),
             built,
+            pipeline.name(),
         )
         .fetch_optional(tx.connection())
         .await?;
@@ -60,12 +63,13 @@ impl Comparison {
         sqlx::query!("SELECT set_config('enable_sort', 'off', true)").fetch_one(tx.connection()).await?;
         let sums = [Fingerprint([0; 32]); 2];
         let (found, differences) = (Vec::new(), 0);
-        Ok(Some(Self { tx, shown: equal.version, built, table: 0, after: None, rows: 0, sums, found, differences }))
+        let shown = equal.version;
+        Ok(Some(Self { tx, pipeline, shown, built, table: 0, after: None, rows: 0, sums, found, differences }))
     }
 
     /// Compares up to `rows` more. Returns whether that was all.
     pub async fn go_on(&mut self, rows: u32) -> Result<bool, DbError> {
-        let Some(model) = READ_MODELS.get(self.table).copied() else { return Ok(true) };
+        let Some(model) = ReadModel::all_of(self.pipeline).nth(self.table) else { return Ok(true) };
         let shown = self.page(model, self.shown, rows).await?;
         let built = self.page(model, self.built, rows).await?;
         let stretch = Stretch::compare(model, &mut self.sums, (&shown, &built), rows);
@@ -81,7 +85,7 @@ impl Comparison {
         }
         self.after = stretch.end;
         if self.after.is_none() {
-            self.tx.look_at(self.shown).await?;
+            self.tx.look_at(self.pipeline, self.shown).await?;
             let stored = model.count(&mut self.tx).await?;
             if let Some(drift) = Drift::beside_the_index(model, std::mem::take(&mut self.rows), stored) {
                 self.differences += 1;
@@ -92,7 +96,7 @@ impl Comparison {
             self.sums = [Fingerprint([0; 32]); 2];
             self.table += 1;
         }
-        Ok(self.table == READ_MODELS.len())
+        Ok(self.table == ReadModel::all_of(self.pipeline).count())
     }
 
     /// The number of rows found to differ.
@@ -124,15 +128,15 @@ impl Comparison {
     }
 
     async fn page(&mut self, model: &ReadModel, version: i32, rows: u32) -> Result<Page, DbError> {
-        self.tx.look_at(version).await?;
+        self.tx.look_at(self.pipeline, version).await?;
         model.page(&mut self.tx, self.after.as_deref(), rows).await
     }
 
     /// Returns the columns in which a row differs.
     async fn columns(&mut self, model: &ReadModel, drift: &Drift) -> Result<Vec<String>, DbError> {
-        self.tx.look_at(self.shown).await?;
+        self.tx.look_at(self.pipeline, self.shown).await?;
         let shown = model.row(&mut self.tx, drift.key.as_deref()).await?;
-        self.tx.look_at(self.built).await?;
+        self.tx.look_at(self.pipeline, self.built).await?;
         let built = model.row(&mut self.tx, drift.key.as_deref()).await?;
         Ok(differing_columns(shown.as_ref(), built.as_ref()))
     }

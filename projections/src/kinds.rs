@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use orgstream_events::{KindDefinition, KindEvent, KindName, Timestamp};
+use orgstream_events::{KindDefinition, KindEvent, KindName, Timestamp, ViewDefinition, Visibility};
 use sqlx::{PgConnection, types::Json};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -37,7 +37,7 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_text(
     "kinds",
     "rm.kinds",
     "name COLLATE \"C\"",
-    &["name", "title", "schema", "visibility", "cost", "status", "version", "created_at", "updated_at", "seq"],
+    &["name", "title", "schema", "visibility", "cost", "views", "status", "version", "created_at", "updated_at", "seq"],
 );
 
 /// A batch's changes to the rows: inserts, and the last state of every changed row.
@@ -76,14 +76,15 @@ impl<'a> Changeset<'a> {
             self.changes.into_iter().partition(|(name, _)| self.inserts.contains_key(name));
         if !changed.is_empty() {
             let updated = sqlx::query!(
-                "INSERT INTO rm.kinds (org_id, name, title, schema, visibility, cost, status, version, created_at,
+                "INSERT INTO rm.kinds (org_id, name, title, schema, visibility, cost, views, status, version, created_at,
                     updated_at, seq)
                 SELECT $1, old.name, coalesce(change.title, old.title), coalesce(change.schema, old.schema),
                     coalesce(change.visibility, old.visibility), coalesce(change.cost, old.cost),
+                    coalesce(CASE WHEN old.views IS NULL THEN nullif(change.views, '[]') ELSE change.views END, old.views),
                     coalesce(change.status, old.status), change.version, old.created_at, change.updated_at, change.seq
                 FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::text[], $6::bigint[], $7::text[], $8::bigint[],
-                    $9::timestamptz[], $10::bigint[])
-                    AS change (name, title, schema, visibility, cost, status, version, updated_at, seq)
+                    $9::timestamptz[], $10::bigint[], $11::jsonb[])
+                    AS change (name, title, schema, visibility, cost, status, version, updated_at, seq, views)
                 CROSS JOIN LATERAL (
                     SELECT * FROM rm.kinds WHERE org_id = $1 AND name BETWEEN change.name AND change.name
                     ORDER BY name LIMIT 1
@@ -93,6 +94,7 @@ impl<'a> Changeset<'a> {
                     schema = excluded.schema,
                     visibility = excluded.visibility,
                     cost = excluded.cost,
+                    views = excluded.views,
                     status = excluded.status,
                     version = excluded.version,
                     updated_at = excluded.updated_at,
@@ -107,6 +109,7 @@ impl<'a> Changeset<'a> {
                 &column(&changed, |(_, change)| change.row_version.version),
                 &column(&changed, |(_, change)| change.row_version.at),
                 &column(&changed, |(_, change)| change.row_version.seq),
+                column(&changed, |(_, change)| change.definition.map(|kind| Json(&kind.views))) as _,
             )
             .execute(&mut *connection)
             .await?;
@@ -116,14 +119,17 @@ impl<'a> Changeset<'a> {
             let inserts: Vec<_> = self.inserts.into_values().collect();
             sqlx::query!(
                 "INSERT INTO rm.kinds (org_id, name, title, schema, visibility, cost, status, version, created_at,
-                    updated_at, seq)
-                SELECT $1, born.* FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::text[], $6::bigint[], $7::text[],
-                    $8::bigint[], $9::timestamptz[], $10::timestamptz[], $11::bigint[]) AS born
+                    updated_at, seq, views)
+                SELECT $1, born.name, born.title, born.schema, born.visibility, born.cost, born.status, born.version,
+                    born.created_at, born.updated_at, born.seq, nullif(born.views, '[]') FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::text[], $6::bigint[], $7::text[],
+                    $8::bigint[], $9::timestamptz[], $10::timestamptz[], $11::bigint[], $12::jsonb[])
+                    AS born (name, title, schema, visibility, cost, status, version, created_at, updated_at, seq, views)
                 ON CONFLICT (org_id, rm_version, name) DO UPDATE SET
                     title = excluded.title,
                     schema = excluded.schema,
                     visibility = excluded.visibility,
                     cost = excluded.cost,
+                    views = excluded.views,
                     status = excluded.status,
                     version = excluded.version,
                     created_at = excluded.created_at,
@@ -140,6 +146,7 @@ impl<'a> Changeset<'a> {
                 &inserts,
                 &column(&born, |(_, change)| change.row_version.at),
                 &column(&born, |(_, change)| change.row_version.seq),
+                column(&born, |(_, change)| change.definition.map(|kind| Json(&kind.views))) as _,
             )
             .execute(connection)
             .await?;
@@ -154,6 +161,7 @@ struct Row {
     schema: Json<Document>,
     visibility: String,
     cost: i64,
+    views: Option<Json<Vec<ViewDefinition>>>,
     retired: bool,
     version: i64,
     created_at: OffsetDateTime,
@@ -172,6 +180,7 @@ impl TryFrom<Row> for Kind {
                 schema: row.schema.0.0,
                 visibility: from_wire("a kind's visibility", row.visibility)?,
                 cost: u32::try_from(row.cost).unwrap_or(u32::MAX),
+                views: row.views.map(|views| views.0).unwrap_or_default(),
             },
             retired: row.retired,
             version: from_bigint(row.version),
@@ -187,7 +196,8 @@ pub async fn list(tx: &mut TenantTx) -> Result<Vec<Kind>, DbError> {
     let org = tx.org().uuid();
     let rows = sqlx::query_as!(
         Row,
-        r#"SELECT name, title, schema AS "schema: Json<Document>", visibility, cost, status = 'retired' AS "retired!", version, created_at,
+        r#"SELECT name, title, schema AS "schema: Json<Document>", visibility, cost,
+            views AS "views: Json<Vec<ViewDefinition>>", status = 'retired' AS "retired!", version, created_at,
             updated_at, seq
         FROM rm.kinds WHERE org_id = $1 ORDER BY name"#,
         org,
@@ -195,18 +205,55 @@ pub async fn list(tx: &mut TenantTx) -> Result<Vec<Kind>, DbError> {
     rows.fetch_all(tx.connection()).await?.into_iter().map(Kind::try_from).collect()
 }
 
+/// Returns the kinds that declare views or once did, with those that they declare.
+pub async fn with_views(tx: &mut TenantTx) -> Result<BTreeMap<KindName, Vec<ViewDefinition>>, DbError> {
+    let rows = sqlx::query!(
+        r#"SELECT name, views AS "views!: Json<Vec<ViewDefinition>>" FROM rm.kinds WHERE org_id = $1 AND views IS NOT NULL"#,
+        tx.org().uuid(),
+    );
+    let rows = rows.fetch_all(tx.connection()).await?.into_iter();
+    rows.map(|row| Ok((parsed("a kind name", row.name)?, row.views.0))).collect()
+}
+
 /// Returns one kind.
 pub async fn get(tx: &mut TenantTx, name: &KindName) -> Result<Option<Kind>, DbError> {
     let org = tx.org().uuid();
     let row = sqlx::query_as!(
         Row,
-        r#"SELECT name, title, schema AS "schema: Json<Document>", visibility, cost, status = 'retired' AS "retired!", version, created_at,
+        r#"SELECT name, title, schema AS "schema: Json<Document>", visibility, cost,
+            views AS "views: Json<Vec<ViewDefinition>>", status = 'retired' AS "retired!", version, created_at,
             updated_at, seq
         FROM rm.kinds WHERE org_id = $1 AND name = $2"#,
         org,
         name.as_str(),
     );
     row.fetch_optional(tx.connection()).await?.map(Kind::try_from).transpose()
+}
+
+/// A kind of the catalog, without its schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogKind {
+    /// Its name.
+    pub name: KindName,
+    /// The display name.
+    pub title: String,
+    /// The visibility of what is published of it.
+    pub visibility: Visibility,
+}
+
+/// Returns the kinds of which something may be published, by name: all that are not private.
+pub async fn of_catalog(tx: &mut TenantTx) -> Result<Vec<CatalogKind>, DbError> {
+    let org = tx.org().uuid();
+    let rows = sqlx::query!(
+        "SELECT name, title, visibility FROM rm.kinds WHERE org_id = $1 AND visibility <> 'private' ORDER BY name",
+        org,
+    );
+    let rows = rows.fetch_all(tx.connection()).await?;
+    let kind = |name, title, visibility| {
+        let (name, visibility) = (parsed("a kind name", name)?, from_wire("a kind's visibility", visibility)?);
+        Ok(CatalogKind { name, title, visibility })
+    };
+    rows.into_iter().map(|row| kind(row.name, row.title, row.visibility)).collect()
 }
 
 /// The usage of a kind.

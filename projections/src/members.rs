@@ -28,7 +28,7 @@ pub struct Member {
     pub role: Role,
     /// False once the member has left.
     pub active: bool,
-    /// The roster's version at the member's last change.
+    /// The version of the members aggregate at the member's last change.
     pub version: u64,
     /// When the member joined.
     pub created_at: Timestamp,
@@ -232,7 +232,7 @@ pub async fn get_by_user(tx: &mut TenantTx, user: UserId) -> Result<Option<Membe
     row.fetch_optional(tx.connection()).await?.map(Member::try_from).transpose()
 }
 
-/// Returns the version of the whole roster: of the last change to any member.
+/// Returns the version of the members aggregate: of the last change to any member.
 pub async fn roster_version(tx: &mut TenantTx) -> Result<u64, DbError> {
     let org = tx.org().uuid();
     let version =

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 
 use crate::{
     ApplyTx, BoundOrg, DbError, TenantTx,
+    apply::version_setting,
     convert::{column, from_bigint, parsed, to_bigint},
     read_model::ReadModel,
 };
@@ -21,6 +22,10 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_text(
     &["pipeline", "seq", "aggregate_type", "aggregate_id", "subject", "message", "state"],
 )
 .with_what_happened("AND pipeline = 'read_models'", &["reason", "attempts", "parked_at", "verified", "expected"]);
+
+/// The same of the index of words.
+pub(crate) const OF_SEARCH: ReadModel =
+    TABLE.with_what_happened("AND pipeline = 'search'", TABLE.local).of(Pipeline::Search);
 
 /// The reason why a message is parked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +122,7 @@ pub async fn park(batch: &mut ApplyTx, org: BoundOrg, messages: &[Park<'_>]) -> 
         "INSERT INTO ops.parked AS parked
             (org_id, pipeline, rm_version, seq, aggregate_type, aggregate_id, subject, message, state, reason, attempts,
             verified, expected)
-        SELECT $1, $2, CASE WHEN $13 THEN app.rm_version() ELSE 1 END, message.*
+        SELECT $1, $2, coalesce(nullif(current_setting($13, true), '')::integer, 1), message.*
         FROM unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::text[], $9::text[],
             $10::integer[], $11::boolean[], $12::bigint[]) AS message
         ON CONFLICT (org_id, pipeline, rm_version, seq) DO UPDATE SET
@@ -136,7 +141,7 @@ pub async fn park(batch: &mut ApplyTx, org: BoundOrg, messages: &[Park<'_>]) -> 
         &column(messages, |message| i32::try_from(message.attempts).unwrap_or(i32::MAX)),
         &column(messages, |message| message.verified),
         &column(messages, |message| message.expected.map(to_bigint)) as _,
-        pipeline.has_versions(),
+        version_setting(pipeline),
     )
     .execute(connection)
     .await?;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 /// The logins that `orgstream migrate` makes. Their rights are in the migrations.
-pub(crate) const LOGINS: [&str; 5] = ["app_rw", "app_ro", "app_audit", "app_sign", "app_identity"];
+pub(crate) const LOGINS: [&str; 6] = ["app_rw", "app_ro", "app_public", "app_audit", "app_sign", "app_identity"];
 
 /// The password of one login, in the form of settings: `LOGIN=TEXT`.
 #[derive(Clone, PartialEq, Eq)]

@@ -145,7 +145,7 @@ pub async fn seen(tx: &mut TenantTx, after: u64) -> Result<Vec<Seen>, DbError> {
         if checkpoint.pipeline != Pipeline::ReadModels {
             continue;
         }
-        tx.look_at(checkpoint.version).await?;
+        tx.look_at(checkpoint.pipeline, checkpoint.version).await?;
         let of_version = seen_of_version(tx, after).await?;
         if earliest.is_empty() {
             earliest = of_version;
@@ -215,4 +215,17 @@ async fn run(owner_url: &str, script: String) -> Result<(), DbError> {
     let mut connection = PgConnection::connect(owner_url).await?;
     sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut connection).await?;
     Ok(connection.close().await?)
+}
+
+/// Asks the records what a view of the kind `evaluation` has: runs, scores and cost by model and day. Returns the number of rows.
+pub async fn grouped(tx: &mut TenantTx) -> Result<u64, DbError> {
+    let groups = sqlx::query(
+        "SELECT date_trunc('day', (data ->> 'finished_at')::timestamptz, 'UTC'), data -> 'model', count(*),
+            avg((data ->> 'score')::numeric)::text, max((data ->> 'score')::numeric)::text,
+            sum((data ->> 'cost_usd')::numeric)::text
+        FROM rm.records
+        WHERE org_id = $1 AND kind = 'evaluation' AND status = 'active' AND data ->> 'status' = 'completed'
+        GROUP BY 1, 2",
+    );
+    Ok(groups.bind(tx.org().uuid()).fetch_all(tx.connection()).await?.len() as u64)
 }

@@ -6,21 +6,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use orgstream_events::{Fingerprint, Timestamp};
+use orgstream_events::{Fingerprint, Pipeline, Timestamp};
 use serde_json::Value;
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::{
-    DbError, Drift, TenantTx, api_keys, break_glass, convert::from_bigint, domains, idempotency, invitations, kinds,
-    members, organizations, parked, record_fields, record_references, records, roles, slugs, sso_connections,
+    DbError, Drift, TenantTx, api_keys, break_glass, catalog_choices, catalog_items, convert::from_bigint, domains,
+    idempotency, invitations, kinds, members, organizations, parked, record_fields, record_references, records, roles,
+    search, slugs, sso_connections, views,
 };
 
 /// All read models, the largest first.
 pub const READ_MODELS: &[&ReadModel] = &[
+    &search::POSTING_TABLE,
+    &search::DOCUMENTS,
     &records::TABLE,
     &record_fields::TABLE,
     &record_references::TABLE,
+    &views::VALUES,
+    &views::ROWS,
     &idempotency::TABLE,
     &api_keys::TABLE,
     &members::TABLE,
@@ -29,10 +34,16 @@ pub const READ_MODELS: &[&ReadModel] = &[
     &domains::TABLE,
     &sso_connections::TABLE,
     &kinds::TABLE,
+    &views::KIND_VIEWS,
+    &catalog_items::TABLE,
+    &catalog_items::VERSIONS,
+    &catalog_choices::TABLE,
     &slugs::TABLE,
     &break_glass::TABLE,
     &organizations::TABLE,
+    &search::STATISTICS,
     &parked::TABLE,
+    &parked::OF_SEARCH,
 ];
 
 /// The columns for a row's owner and version, before those of the read model.
@@ -48,6 +59,8 @@ pub struct ReadModel {
     pub name: &'static str,
     /// The table, with its schema.
     pub table: &'static str,
+    /// The pipeline that writes it, whose versions its rows have.
+    pub pipeline: Pipeline,
     /// The columns that are a function of the events.
     pub columns: &'static [&'static str],
     /// The columns that record local events, and follow from no event of the log.
@@ -86,7 +99,8 @@ impl ReadModel {
         columns: &'static [&'static str],
     ) -> Self {
         let (local, inward, ids) = (&[], &[], &[]);
-        Self { name, table, columns, local, inward, from_events: true, key, key_type: "text", condition: "", ids }
+        let (pipeline, from_events, key_type, condition) = (Pipeline::ReadModels, true, "text", "");
+        Self { name, table, pipeline, columns, local, inward, from_events, key, key_type, condition, ids }
     }
 
     /// Declares a table whose rows have a key of bytes, in the column `key`.
@@ -104,6 +118,11 @@ impl ReadModel {
         Self { key, key_type, ..self }
     }
 
+    /// Names the pipeline that writes it, if it is another than that of the queries.
+    pub(crate) const fn of(self, pipeline: Pipeline) -> Self {
+        Self { pipeline, ..self }
+    }
+
     /// Marks columns as internal: they are never shown.
     pub(crate) const fn without(self, inward: &'static [&'static str]) -> Self {
         Self { inward, ..self }
@@ -113,6 +132,11 @@ impl ReadModel {
     /// are in the `local` columns.
     pub(crate) const fn with_what_happened(self, condition: &'static str, local: &'static [&'static str]) -> Self {
         Self { condition, local, from_events: false, ..self }
+    }
+
+    /// Returns those that a pipeline writes, the largest first.
+    pub fn all_of(pipeline: Pipeline) -> impl Iterator<Item = &'static Self> {
+        READ_MODELS.iter().copied().filter(move |model| model.pipeline == pipeline)
     }
 
     /// Returns the read model of this name.

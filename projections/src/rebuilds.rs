@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     BoundOrg, Database, DbError,
-    convert::{column, from_bigint, from_wire, to_bigint, wire_name},
+    convert::{column, from_bigint, from_wire, parsed, to_bigint, wire_name},
 };
 
 /// The most jobs that a worker receives at a time.
@@ -58,6 +58,8 @@ impl RebuildState {
 pub struct Rebuild {
     /// The tenant.
     pub org: OrgId,
+    /// The pipeline whose rows it is about.
+    pub pipeline: Pipeline,
     /// The shard that holds the org.
     pub shard: Shard,
     /// The type of the job.
@@ -107,8 +109,8 @@ pub enum Asked {
 }
 
 impl Database {
-    /// Requests a job from the owner of the org's shard. Only a drop ends another job.
-    pub async fn ask_rebuild(&self, org: BoundOrg, job: RebuildJob) -> Result<Asked, DbError> {
+    /// Requests a job on the rows of a pipeline from the owner of the org's shard. Only a drop ends another job.
+    pub async fn ask_rebuild(&self, org: BoundOrg, pipeline: Pipeline, job: RebuildJob) -> Result<Asked, DbError> {
         let mut tx = self.begin_maintenance(org).await?;
         let id = org.org().uuid();
         let shown = sqlx::query!(
@@ -117,23 +119,24 @@ impl Database {
             ) AS "newest!"
             FROM ops.checkpoints WHERE org_id = $1 AND pipeline = $2 AND active"#,
             id,
-            Pipeline::ReadModels.name(),
+            pipeline.name(),
         )
         .fetch_optional(&mut *tx)
         .await?;
         let Some(shown) = shown else { return Ok(Asked::Nothing) };
         // The first caller inserts the row, and the holder of its lock decides.
         sqlx::query!(
-            "INSERT INTO ops.rebuilds (org, shard, job, state, version, target, total)
-            VALUES ($1, $2, 'drop', 'done', $3, $4, 0) ON CONFLICT DO NOTHING",
+            "INSERT INTO ops.rebuilds (org, pipeline, shard, job, state, version, target, total)
+            VALUES ($1, $5, $2, 'drop', 'done', $3, $4, 0) ON CONFLICT DO NOTHING",
             id,
             shown.shard,
             shown.version,
             shown.seq,
+            pipeline.name(),
         )
         .execute(&mut *tx)
         .await?;
-        let Some(known) = find(&mut tx, id).await? else { return Ok(Asked::Nothing) };
+        let Some(known) = find(&mut tx, id, pipeline).await? else { return Ok(Asked::Nothing) };
         if known.state.is_under_way() {
             if known.job == job {
                 return Ok(Asked::GoesOn(known));
@@ -163,12 +166,12 @@ impl Database {
                 events = CASE WHEN $8 THEN events ELSE 0 END,
                 total = (
                     SELECT count(*) FROM audit.events WHERE org_id = $1 AND ordinal >= 0 AND seq > coalesce((
-                        SELECT seq FROM ops.checkpoints WHERE org_id = $1 AND pipeline = 'read_models' AND version = $5
+                        SELECT seq FROM ops.checkpoints WHERE org_id = $1 AND pipeline = $9 AND version = $5
                     ), 0) AND $3 <> 'drop'
                 ) + CASE WHEN $8 THEN events ELSE 0 END,
                 differences = 0, error = NULL, started_at = clock_timestamp(), updated_at = clock_timestamp()
-            WHERE org = $1
-            RETURNING org, shard, job, state, version, previous, target, reached, events, total, differences, error,
+            WHERE org = $1 AND pipeline = $9
+            RETURNING org, pipeline, shard, job, state, version, previous, target, reached, events, total, differences, error,
                 started_at, updated_at"#,
             id,
             shown.shard,
@@ -178,6 +181,7 @@ impl Database {
             previous,
             shown.seq,
             goes_on,
+            pipeline.name(),
         )
         .fetch_one(&mut *tx)
         .await?;
@@ -191,7 +195,7 @@ impl Database {
         let shards: Vec<i32> = shards.iter().map(|shard| i32::from(shard.0)).collect();
         let rows = sqlx::query_as!(
             Row,
-            "SELECT org, shard, job, state, version, previous, target, reached, events, total, differences, error,
+            "SELECT org, pipeline, shard, job, state, version, previous, target, reached, events, total, differences, error,
                 started_at, updated_at
             FROM ops.rebuilds WHERE shard = ANY($1) AND state NOT IN ('done', 'failed') ORDER BY started_at LIMIT $2",
             &shards,
@@ -200,25 +204,26 @@ impl Database {
         rows.fetch_all(self.ops_pool()).await?.into_iter().map(Rebuild::try_from).collect()
     }
 
-    /// Returns the last job of every org that had one, the latest first.
+    /// Returns the last job on each pipeline of every org that had one, the latest first.
     pub async fn rebuilds(&self) -> Result<Vec<Rebuild>, DbError> {
         let rows = sqlx::query_as!(
             Row,
-            "SELECT org, shard, job, state, version, previous, target, reached, events, total, differences, error,
+            "SELECT org, pipeline, shard, job, state, version, previous, target, reached, events, total, differences, error,
                 started_at, updated_at
             FROM ops.rebuilds ORDER BY started_at DESC",
         );
         rows.fetch_all(self.ops_pool()).await?.into_iter().map(Rebuild::try_from).collect()
     }
 
-    /// Returns the last job of each of these orgs.
-    pub async fn rebuilds_of(&self, orgs: &[OrgId]) -> Result<Vec<Rebuild>, DbError> {
+    /// Returns the last job of each of these orgs on the rows of a pipeline.
+    pub async fn rebuilds_of(&self, orgs: &[OrgId], pipeline: Pipeline) -> Result<Vec<Rebuild>, DbError> {
         let rows = sqlx::query_as!(
             Row,
-            "SELECT org, shard, job, state, version, previous, target, reached, events, total, differences, error,
+            "SELECT org, pipeline, shard, job, state, version, previous, target, reached, events, total, differences, error,
                 started_at, updated_at
-            FROM ops.rebuilds WHERE org = ANY($1)",
+            FROM ops.rebuilds WHERE org = ANY($1) AND pipeline = $2",
             &column(orgs, |org| org.uuid()),
+            pipeline.name(),
         );
         rows.fetch_all(self.ops_pool()).await?.into_iter().map(Rebuild::try_from).collect()
     }
@@ -227,11 +232,12 @@ impl Database {
     pub async fn fail_rebuild(&self, known: &Rebuild, error: &str) -> Result<(), DbError> {
         sqlx::query!(
             "UPDATE ops.rebuilds SET state = 'failed', error = $4, updated_at = clock_timestamp()
-            WHERE org = $1 AND state = $2 AND version = $3",
+            WHERE org = $1 AND state = $2 AND version = $3 AND pipeline = $5",
             known.org.uuid(),
             wire_name(&known.state),
             known.version,
             error.replace('\0', " "),
+            known.pipeline.name(),
         )
         .execute(self.ops_pool())
         .await?;
@@ -240,27 +246,34 @@ impl Database {
 }
 
 /// Returns the row, locked until the transaction ends: no other step or request runs meanwhile.
-async fn find(connection: &mut PgConnection, org: Uuid) -> Result<Option<Rebuild>, DbError> {
+async fn find(connection: &mut PgConnection, org: Uuid, pipeline: Pipeline) -> Result<Option<Rebuild>, DbError> {
     let row = sqlx::query_as!(
         Row,
-        "SELECT org, shard, job, state, version, previous, target, reached, events, total, differences, error,
+        "SELECT org, pipeline, shard, job, state, version, previous, target, reached, events, total, differences, error,
             started_at, updated_at
-        FROM ops.rebuilds WHERE org = $1 FOR UPDATE",
+        FROM ops.rebuilds WHERE org = $1 AND pipeline = $2 FOR UPDATE",
         org,
+        pipeline.name(),
     );
     row.fetch_optional(connection).await?.map(Rebuild::try_from).transpose()
 }
 
 /// Returns the locked row if `epoch` is that of the shard's owner.
-pub(crate) async fn hold(connection: &mut PgConnection, org: Uuid, epoch: u64) -> Result<Option<Rebuild>, DbError> {
+pub(crate) async fn hold(
+    connection: &mut PgConnection,
+    org: Uuid,
+    pipeline: Pipeline,
+    epoch: u64,
+) -> Result<Option<Rebuild>, DbError> {
     let row = sqlx::query_as!(
         Row,
-        "SELECT org, rebuild.shard, job, state, version, previous, target, reached, events, total, differences, error,
+        "SELECT org, pipeline, rebuild.shard, job, state, version, previous, target, reached, events, total, differences, error,
             started_at, updated_at
         FROM ops.rebuilds AS rebuild JOIN ops.shard_leases AS lease USING (shard)
-        WHERE org = $1 AND lease.epoch = $2 FOR UPDATE OF rebuild",
+        WHERE org = $1 AND pipeline = $3 AND lease.epoch = $2 FOR UPDATE OF rebuild",
         org,
         to_bigint(epoch),
+        pipeline.name(),
     );
     row.fetch_optional(connection).await?.map(Rebuild::try_from).transpose()
 }
@@ -271,13 +284,14 @@ pub(crate) async fn keep(connection: &mut PgConnection, rebuild: &Rebuild) -> Re
         "UPDATE ops.rebuilds SET
             state = $2, previous = $3, reached = $4, events = $5, total = greatest(total, $5), differences = $6,
             updated_at = clock_timestamp()
-        WHERE org = $1",
+        WHERE org = $1 AND pipeline = $7",
         rebuild.org.uuid(),
         wire_name(&rebuild.state),
         rebuild.previous,
         to_bigint(rebuild.reached),
         to_bigint(rebuild.events),
         to_bigint(rebuild.differences),
+        rebuild.pipeline.name(),
     )
     .execute(connection)
     .await?;
@@ -286,6 +300,7 @@ pub(crate) async fn keep(connection: &mut PgConnection, rebuild: &Rebuild) -> Re
 
 struct Row {
     org: Uuid,
+    pipeline: String,
     shard: i32,
     job: String,
     state: String,
@@ -307,6 +322,7 @@ impl TryFrom<Row> for Rebuild {
     fn try_from(row: Row) -> Result<Self, DbError> {
         Ok(Self {
             org: OrgId::from_uuid(row.org),
+            pipeline: parsed("a pipeline", row.pipeline)?,
             shard: Shard(u16::try_from(row.shard).unwrap_or(u16::MAX)),
             job: from_wire("a job", row.job)?,
             state: from_wire("the state of a job", row.state)?,

@@ -16,6 +16,7 @@ use crate::{
     convert::{Document, Written, column, from_bigint, parsed, to_bigint},
     read_model::ReadModel,
     record_fields, record_references,
+    views::{Changes, Folding, InView, Views},
 };
 
 /// The current state of a record.
@@ -120,13 +121,27 @@ impl<'a> Changeset<'a> {
     pub(crate) fn apply(&mut self, id: RecordId, event: &'a RecordEvent, by: &'a Actor, row_version: RowVersion) {
         let seq = row_version.seq;
         let (content, status) = match event {
-            RecordEvent::Created(RecordCreated { kind, kind_version, data, references }) => {
+            RecordEvent::Created(RecordCreated {
+                kind,
+                kind_version,
+                data,
+                references,
+                unique: _,
+                searched: _,
+                secrets: _,
+            }) => {
                 self.inserts.insert(id, Birth { kind, by, at: row_version.at, seq });
                 (Some(NewContent { kind, kind_version: *kind_version, data, references, seq }), Some("active"))
             }
-            RecordEvent::Updated(RecordUpdated { kind, kind_version, data, references }) => {
-                (Some(NewContent { kind, kind_version: *kind_version, data, references, seq }), None)
-            }
+            RecordEvent::Updated(RecordUpdated {
+                kind,
+                kind_version,
+                data,
+                references,
+                unique: _,
+                searched: _,
+                secrets: _,
+            }) => (Some(NewContent { kind, kind_version: *kind_version, data, references, seq }), None),
             RecordEvent::Archived(_) => (None, Some("archived")),
         };
         let change = self.changes.entry(id).or_insert(Change { content: None, status: None, row_version });
@@ -135,7 +150,68 @@ impl<'a> Changeset<'a> {
         change.row_version = row_version;
     }
 
-    pub(crate) async fn write(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
+    /// Writes them. Returns whether the version folds any views.
+    pub(crate) async fn write(
+        self,
+        connection: &mut PgConnection,
+        org: Uuid,
+        folding: &Folding,
+    ) -> Result<Option<bool>, DbError> {
+        if self.changes.is_empty() {
+            return Ok(folding.folds);
+        }
+        let views = Views::begin(connection, org, folding, &self.born_kinds()).await?;
+        if views.is_empty() {
+            self.write_rows(connection, org).await?;
+            return Ok(Some(false));
+        }
+        let before = views.before(connection, org, &self.changed_in(&views)).await?;
+        let mut changes = Changes::new(&views);
+        for old in &before {
+            if let Some(change) = self.changes.get(&old.id()) {
+                let is_in = old.active && change.status != Some("archived");
+                let after = change.content.filter(|_| is_in).map(|NewContent { data, seq, .. }| InView {
+                    kind: &old.kind,
+                    data,
+                    created_at: old.created_at,
+                    seq,
+                });
+                changes.record(old.id(), old.in_view(), after);
+            }
+        }
+        for (id, Birth { kind, at, .. }) in &self.inserts {
+            let change = self.changes.get(id).filter(|change| change.status == Some("active"));
+            if let Some(NewContent { data, seq, .. }) = change.and_then(|change| change.content) {
+                let after = InView { kind: kind.as_str(), data, created_at: *at, seq };
+                changes.record(*id, None, Some(after));
+            }
+        }
+        self.write_rows(connection, org).await?;
+        changes.write(connection, org).await?;
+        Ok(Some(true))
+    }
+
+    /// The kinds of new records, each with the newest version of it.
+    fn born_kinds(&self) -> BTreeMap<&'a KindName, u64> {
+        let mut kinds = BTreeMap::new();
+        for (id, birth) in &self.inserts {
+            let content = self.changes.get(id).and_then(|change| change.content);
+            let known: &mut u64 = kinds.entry(birth.kind).or_default();
+            *known = content.map_or(0, |content| content.kind_version).max(*known);
+        }
+        kinds
+    }
+
+    /// The records of earlier batches that may be in views: an event that archives one does not name its kind.
+    fn changed_in(&self, views: &Views) -> Vec<Uuid> {
+        let changed = self.changes.iter().filter(|(id, change)| {
+            let may_be = change.content.is_none_or(|content| views.has(content.kind.as_str()));
+            may_be && !self.inserts.contains_key(id)
+        });
+        changed.map(|(id, _)| id.uuid()).collect()
+    }
+
+    async fn write_rows(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
         let (born, changed): (Vec<_>, Vec<_>) =
             self.changes.into_iter().partition(|(id, _)| self.inserts.contains_key(id));
         let contents: Vec<Content<'_>> = born
@@ -329,6 +405,70 @@ pub async fn list(
         )
     }?;
     Listing::new(rows, page, limit)
+}
+
+/// Returns records of several kinds that are not archived.
+pub async fn list_of_kinds(
+    tx: &mut TenantTx,
+    kinds: &[KindName],
+    page: &Page<u64>,
+    limit: u16,
+) -> Result<Listing<Record>, DbError> {
+    let org = tx.org().uuid();
+    let (start, to_older) = page.start();
+    let rows = i64::from(limit) + 1;
+    let kinds: Vec<String> = column(kinds, ToString::to_string);
+    // Each kind by its index: few records of some kinds are not searched among many of others.
+    let found = if to_older {
+        sqlx::query_as!(
+            Row,
+            r#"SELECT record.id, record.kind, record.kind_version, record.data AS "data: Json<Document>",
+                record.status = 'archived' AS "archived!", record.created_by_type, record.created_by_id, record.version,
+                record.created_at, record.created_seq, record.updated_at, record.seq
+            FROM (
+                SELECT page.id, page.created_seq FROM unnest($4::text[]) AS wanted (kind)
+                CROSS JOIN LATERAL (
+                    SELECT id, created_seq FROM rm.records
+                    WHERE org_id = $1 AND kind = wanted.kind AND status = 'active' AND created_seq < $2
+                    ORDER BY created_seq DESC LIMIT $3
+                ) AS page
+                ORDER BY page.created_seq DESC LIMIT $3
+            ) AS found
+            JOIN rm.records AS record ON record.org_id = $1 AND record.id = found.id
+            ORDER BY found.created_seq DESC"#,
+            org,
+            start,
+            rows,
+            &kinds,
+        )
+        .fetch_all(tx.connection())
+        .await?
+    } else {
+        sqlx::query_as!(
+            Row,
+            r#"SELECT record.id, record.kind, record.kind_version, record.data AS "data: Json<Document>",
+                record.status = 'archived' AS "archived!", record.created_by_type, record.created_by_id, record.version,
+                record.created_at, record.created_seq, record.updated_at, record.seq
+            FROM (
+                SELECT page.id, page.created_seq FROM unnest($4::text[]) AS wanted (kind)
+                CROSS JOIN LATERAL (
+                    SELECT id, created_seq FROM rm.records
+                    WHERE org_id = $1 AND kind = wanted.kind AND status = 'active' AND created_seq > $2
+                    ORDER BY created_seq LIMIT $3
+                ) AS page
+                ORDER BY page.created_seq LIMIT $3
+            ) AS found
+            JOIN rm.records AS record ON record.org_id = $1 AND record.id = found.id
+            ORDER BY found.created_seq"#,
+            org,
+            start,
+            rows,
+            &kinds,
+        )
+        .fetch_all(tx.connection())
+        .await?
+    };
+    Listing::new(found, page, limit)
 }
 
 /// Returns one record, archived or not.

@@ -1,9 +1,9 @@
 //! The org of a transaction: a proof that the caller must be given, and the read transaction that is bound to it.
 
-use orgstream_events::{EventSubject, OrgId, PLATFORM_ORG, SubjectError};
+use orgstream_events::{EventSubject, OrgId, PLATFORM_ORG, Pipeline, SubjectError};
 use sqlx::{PgConnection, Postgres, Transaction};
 
-use crate::{DbError, audit::Pin, isolation_violation::Alarm};
+use crate::{DbError, apply::version_setting, audit::Pin, isolation_violation::Alarm};
 
 /// An org with a proof, unlike an [`OrgId`], which may be just named by a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -96,9 +96,10 @@ impl TenantTx {
         Ok(self.transaction.commit().await?)
     }
 
-    /// Switches to another version of the org's read models, as of the same moment.
-    pub(crate) async fn look_at(&mut self, version: i32) -> Result<(), DbError> {
-        sqlx::query!("SELECT set_config('app.rm_version', $1, true)", version.to_string())
+    /// Switches to another version of a pipeline's rows, as of the same moment.
+    pub(crate) async fn look_at(&mut self, pipeline: Pipeline, version: i32) -> Result<(), DbError> {
+        let Some(setting) = version_setting(pipeline) else { return Ok(()) };
+        sqlx::query!("SELECT set_config($2, $1, true)", version.to_string(), setting)
             .fetch_one(&mut *self.transaction)
             .await?;
         Ok(())

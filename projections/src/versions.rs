@@ -6,9 +6,11 @@ use sqlx::AssertSqlSafe;
 
 use crate::{
     ApplyTx, BoundOrg, DbError, Rebuild, RebuildJob, RebuildState,
+    apply::version_setting,
     convert::{column, from_bigint, to_bigint},
-    read_model::{READ_MODELS, ReadModel},
+    read_model::ReadModel,
     rebuilds,
+    views::TakesUp,
 };
 
 /// An opened step of a job.
@@ -32,12 +34,15 @@ impl ApplyTx {
     /// Opens the next step of a job. None when the shard has another owner, or the job has changed.
     pub async fn open_step(&mut self, known: &Rebuild, epoch: u64) -> Result<Option<Step>, DbError> {
         let (bound, org) = (known.bound(), known.org.uuid());
-        self.bind_version(bound, known.version).await?;
-        let Some(rebuild) = rebuilds::hold(self.unopened(), org, epoch).await? else { return Ok(None) };
+        self.bind_version(bound, &[known.pipeline], known.version).await?;
+        let Some(rebuild) = rebuilds::hold(self.unopened(), org, known.pipeline, epoch).await? else { return Ok(None) };
         if (rebuild.job, rebuild.state, rebuild.version) != (known.job, known.state, known.version) {
             return Ok(None);
         }
-        self.opened(bound);
+        // What is compared with the active version folds the same views; what is to be shown folds those of today.
+        let is_compared = rebuild.job == RebuildJob::Verify;
+        self.take_up(if is_compared { TakesUp::Shown } else { TakesUp::Declared });
+        self.opened(bound, &[known.pipeline]);
         Ok(Some(self.look_again(&rebuild).await?))
     }
 
@@ -47,21 +52,23 @@ impl ApplyTx {
         let org = rebuild.org.uuid();
         let places = sqlx::query!(
             r#"SELECT
-                coalesce(max(seq) FILTER (WHERE pipeline = 'read_models' AND version = $2), 0) AS "reached!",
-                coalesce(max(seq) FILTER (WHERE pipeline = 'read_models' AND active), 0) AS "shown!",
+                coalesce(max(seq) FILTER (WHERE pipeline = $3 AND version = $2), 0) AS "reached!",
+                coalesce(max(seq) FILTER (WHERE pipeline = $3 AND active), 0) AS "shown!",
                 coalesce(max(seq) FILTER (WHERE pipeline = 'audit'), 0) AS "audited!"
             FROM ops.checkpoints WHERE org_id = $1"#,
             org,
             rebuild.version,
+            rebuild.pipeline.name(),
         )
         .fetch_one(&mut *connection)
         .await?;
         // After the checkpoint: a message that was parked before it and no longer is, is in the log.
         let parked = sqlx::query!(
             r#"SELECT count(*) FILTER (WHERE pipeline = 'audit') AS "unaudited!",
-                count(*) FILTER (WHERE pipeline = 'read_models') AS "own!"
+                count(*) FILTER (WHERE pipeline = $2) AS "own!"
             FROM ops.parked WHERE org_id = $1"#,
             org,
+            rebuild.pipeline.name(),
         )
         .fetch_one(connection)
         .await?;
@@ -154,10 +161,10 @@ impl ApplyTx {
         Ok(u32::try_from(count).unwrap_or(u32::MAX))
     }
 
-    /// Returns a message that the audit pipeline had to give up and the read models had not: the audit log does
-    /// not have it, so nothing that is built from it can become the active version.
+    /// Returns a message that the audit pipeline had to give up and the open one had not: the audit log does not have
+    /// it, so nothing that is built from it can become the active version.
     pub async fn given_up_by_audit(&mut self, org: BoundOrg) -> Result<Option<u64>, DbError> {
-        let (connection, _) = self.connection(org)?;
+        let (connection, own) = self.connection(org)?;
         let skips = sqlx::query!(
             "SELECT header, payload FROM audit.events WHERE org_id = $1 AND action = 'parking.skipped'",
             org.org().uuid(),
@@ -174,9 +181,9 @@ impl ApplyTx {
                 skipped.push((pipeline, skip.seq));
             }
         }
-        let by_read_models = |seq: u64| skipped.contains(&(Pipeline::ReadModels, seq));
+        let by_own = |seq: u64| skipped.contains(&(own, seq));
         let by_audit = skipped.iter().filter(|(pipeline, _)| *pipeline == Pipeline::Audit).map(|(_, seq)| *seq);
-        let by_audit_alone: Vec<u64> = by_audit.filter(|seq| !by_read_models(*seq)).collect();
+        let by_audit_alone: Vec<u64> = by_audit.filter(|seq| !by_own(*seq)).collect();
         // A skip that came too late had no effect.
         let gone = sqlx::query_scalar!(
             r#"SELECT wanted AS "wanted!" FROM unnest($2::bigint[]) AS wanted
@@ -215,11 +222,13 @@ impl ApplyTx {
     pub async fn drop_version(&mut self, org: BoundOrg, version: i32, rows: u32) -> Result<u64, DbError> {
         let (connection, pipeline) = self.connection(org)?;
         let id = org.org().uuid();
-        sqlx::query!("SELECT set_config('app.rm_version', $1, true)", version.to_string())
-            .fetch_one(&mut *connection)
-            .await?;
+        if let Some(setting) = version_setting(pipeline) {
+            sqlx::query!("SELECT set_config($2, $1, true)", version.to_string(), setting)
+                .fetch_one(&mut *connection)
+                .await?;
+        }
         let mut deleted = 0;
-        for ReadModel { table, key, key_type, condition, .. } in READ_MODELS {
+        for ReadModel { table, key, key_type, condition, .. } in ReadModel::all_of(pipeline) {
             let left = i64::from(rows) - i64::try_from(deleted).unwrap_or(i64::MAX);
             if left <= 0 {
                 return Ok(deleted);

@@ -16,7 +16,10 @@ use crate::{
         submit::{Gateway, MAX_BATCH, Origin},
     },
     auth::Access,
-    commands::request::{Accepted, Request},
+    commands::{
+        record_secrets::NewSecrets,
+        request::{Accepted, Request},
+    },
 };
 
 /// The largest body, in bytes.
@@ -244,6 +247,7 @@ fn read_command(value: Value, faults: Vec<FieldError>) -> Result<Request, Proble
         occurred_at: envelope.occurred_at,
         causation_id: envelope.causation_id,
         correlation_id: envelope.correlation_id,
+        secrets: NewSecrets::default(),
         ..command.into()
     })
 }

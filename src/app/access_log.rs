@@ -226,6 +226,7 @@ fn code(fact: &AccessEvent) -> &str {
         | AccessEvent::OrgSwitched(_)
         | AccessEvent::AuditExported(_)
         | AccessEvent::NatsCredentialsIssued(_)
+        | AccessEvent::SecretUsed(_)
         | AccessEvent::BreakGlassOpened(_)
         | AccessEvent::BreakGlassApproved(_)
         | AccessEvent::BreakGlassUsed(_)

@@ -8,6 +8,7 @@ pub mod initial_kinds;
 mod onboarding;
 pub mod problem;
 mod read_your_writes;
+pub mod reveal;
 pub mod seldom;
 pub mod submit;
 pub mod waiting;

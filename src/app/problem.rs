@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::seldom::Seldom;
 use crate::{
     auth::AuthError,
-    commands::request::CommandError,
+    commands::{request::CommandError, vault::VaultError},
     limits::{
         Limit, OverLimit,
         command_rate::{CommandRate, LimitedBy},
@@ -249,6 +249,13 @@ impl From<OverLimit> for Problem {
                 );
                 Self::new(429, "organization_limit_exceeded", "Too many organizations", detail)
             }
+            Limit::SecretUses(hourly) => {
+                let detail = format!(
+                    "Not shown: an organization uses {hourly} secrets an hour. Keep a value for as long as you need it, or ask \
+                     the platform's operator for more (--secret-uses-per-hour)"
+                );
+                Self::new(429, "secret_limit_exceeded", "Too many uses of secrets", detail)
+            }
         };
         Self { retry_after: Some(over.retry_after), ..problem }
     }
@@ -324,7 +331,36 @@ impl From<CommandError> for Problem {
                 tracing::warn!(error = detail, "a command was not taken");
                 Self::history_lost()
             }
+            CommandError::NoKeyRing => VaultError::NoKeyRing.into(),
+            CommandError::KeyRing(_) => {
+                tracing::error!(error = detail, "a secret could not be sealed");
+                Self::unavailable("The secret cannot be sealed at the moment, and nothing was stored; try again.")
+            }
             error @ CommandError::Internal(_) => Self::internal(error),
+        }
+    }
+}
+
+impl From<VaultError> for Problem {
+    fn from(error: VaultError) -> Self {
+        let detail = Chain(&error).to_string();
+        match error {
+            VaultError::NoKeyRing => {
+                let detail = "Secrets are neither taken nor shown here, because this server has no key ring: the platform's \
+                              operator sets one (--key-ring).";
+                Self::new(503, "secrets_unavailable", "No key ring", detail)
+            }
+            VaultError::Destroyed(_) => {
+                let detail = "The value of this secret was destroyed: set it again.";
+                Self::new(409, "secret_destroyed", "Destroyed", detail)
+            }
+            VaultError::Contention(_) => CommandError::Contention.into(),
+            VaultError::Stream(error) => error.into(),
+            VaultError::KeyRing(_) => {
+                tracing::error!(error = detail, "a secret could not be opened");
+                Self::unavailable("The key ring does not answer at the moment; try again.")
+            }
+            error @ (VaultError::AnotherRing(_) | VaultError::Lost(_)) => Self::internal(error),
         }
     }
 }

@@ -203,6 +203,7 @@ impl Gateway {
             request_id: origin.request_id.clone(),
             trace: origin.trace.clone(),
         };
+        let (requests, mut unfit) = self.without_secrets(access, requests).await;
         let known = self.known_keys(access.bound(), &requests).await;
         let mut lanes: HashMap<Order, Vec<(usize, Request)>> = HashMap::new();
         let mut outcomes: Vec<Option<Result<Accepted, Problem>>> = Vec::with_capacity(requests.len());
@@ -219,7 +220,7 @@ impl Gateway {
             if let Some(refusal) = &refusal {
                 self.access_log.not_allowed(access, origin, attempt, refusal);
             }
-            let refusal = refusal.or_else(|| match &known {
+            let refusal = refusal.or_else(|| unfit.remove(&place)).or_else(|| match &known {
                 Ok(known) => known.reused.contains(&place).then(|| CommandError::KeyReused.into()),
                 Err(problem) => Some(problem.clone()),
             });
@@ -343,6 +344,27 @@ impl Gateway {
             outcomes.push((place, outcome));
         }
         outcomes
+    }
+
+    /// Takes the secrets out of the requests with an idempotency key, so that what is compared with earlier ones has none.
+    /// Returns the requests, and the problems of those whose secrets are not as they must be.
+    async fn without_secrets(
+        &self,
+        access: &Access,
+        requests: Vec<Request>,
+    ) -> (Vec<Request>, HashMap<usize, Problem>) {
+        let taken = stream::iter(requests.into_iter().enumerate()).map(|(place, mut request)| async move {
+            let permission = request.command.spec().requires.permission();
+            let is_allowed = permission.is_some_and(|permission| access.require(permission).is_ok());
+            if request.idempotency_key.is_none() || !is_allowed {
+                return (request, None);
+            }
+            let taken = Box::pin(self.handler.take_secrets(access.org(), &mut request)).await;
+            (request, taken.err().map(|error| (place, Problem::from(error))))
+        });
+        let taken: Vec<_> = taken.buffered(MAX_CONCURRENCY).collect().await;
+        let (requests, problems): (Vec<Request>, Vec<Option<(usize, Problem)>>) = taken.into_iter().unzip();
+        (requests, problems.into_iter().flatten().collect())
     }
 
     /// Returns which of the requests have an idempotency key that was used before, and for which command.

@@ -256,7 +256,7 @@ impl<'a> Comparing<'a> {
             rows: Rows { tx: shown, left: VecDeque::new(), next: Some(1) },
             upto,
             found,
-            scratch: db.scratch(BoundOrg::named_by_operator(placement.org), rand::random()).await?,
+            scratch: db.scratch(BoundOrg::named_by_operator(placement.org), rand::random()).await?.up_to(upto),
             waiting: (Vec::new(), 0),
             blocked: BTreeSet::new(),
             parked: stored,
@@ -316,7 +316,8 @@ impl<'a> Comparing<'a> {
             Ok(stored) => {
                 let commit = Arc::new(stored.commit);
                 let is_told = seq <= self.upto[Pipeline::Audit] && self.audited(seq, &commit).await?;
-                if seq <= self.upto[Pipeline::ReadModels] && !is_told {
+                let versioned = self.upto.iter().filter(|(pipeline, _)| pipeline.has_versions());
+                if versioned.map(|(_, upto)| *upto).max().is_some_and(|upto| seq <= upto) && !is_told {
                     self.applied(seq, AggregateName::of_subject(&message.subject), commit).await?;
                 }
             }

@@ -16,7 +16,7 @@ const PREFIX: &str = "osg_";
 pub enum GlassApproval {
     /// Another one must approve, who is a person as the first is.
     Required,
-    /// Nobody else is asked.
+    /// No other process is asked.
     Off,
 }
 

@@ -7,7 +7,7 @@ use orgstream_events::Chain;
 use orgstream_projections::{Database, DbError};
 
 use crate::{
-    config::{DatabaseArgs, NatsArgs},
+    config::{DatabaseArgs, KeyRingArgs, NatsArgs},
     process as node,
     terminal::out::{OutputError, say, told},
 };
@@ -21,6 +21,8 @@ pub(crate) struct Args {
     nats: NatsArgs,
     #[command(flatten)]
     database: DatabaseArgs,
+    #[command(flatten)]
+    key_ring: KeyRingArgs,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -39,8 +41,21 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     if let (Ok(log), Ok(db), true) = (&log, &db, findings.is_empty()) {
         history = report("history", node::lost_data(log, db).await, &mut findings);
     }
+    let mut secrets = Ok(());
+    // Without a key ring there is nothing to check: `work` has none.
+    let has_ring = args.key_ring.key_ring.is_some() || args.key_ring.vault_url.is_some();
+    if let (Ok(log), true) = (&log, has_ring && findings.is_empty()) {
+        let ring = async {
+            let ring = args.key_ring.ring().await?;
+            if ring.is_some() {
+                node::check_key_ring(log, ring).await?;
+            }
+            Ok(Vec::<String>::new())
+        };
+        secrets = report("key ring", ring.await, &mut findings);
+    }
     // The findings count, whether or not their output was read.
-    let findings = told(findings, nats.and(postgres).and(history));
+    let findings = told(findings, nats.and(postgres).and(history).and(secrets));
     if findings.is_empty() {
         return Ok(());
     }

@@ -25,6 +25,13 @@ orgstream dev --http 127.0.0.1:0 --no-demo # any free port, and an empty platfor
         "nats streams",
         "orgstream nats streams --nats-creds nats-access/admin/nats.creds # once, and after --shards has grown",
     ),
+    ("secrets init", "orgstream secrets init --key-ring key-ring.json # once; the file is for every `orgstream serve`"),
+    (
+        "secrets rotate",
+        "orgstream secrets rotate --key-ring key-ring.json # a new key, by which everything is wrapped from then on",
+    ),
+    ("secrets rewrap", "orgstream secrets rewrap # with the settings of `serve` in the environment, after a rotation"),
+    ("secrets status", "orgstream secrets status # with the settings of `serve` in the environment"),
     ("check-config", "orgstream check-config # with the settings of `serve` or `work` in the environment"),
     (
         "history list",
@@ -72,6 +79,9 @@ orgstream replay --verify --org acme                 # stream, audit log and rea
         "park skip",
         "orgstream park skip --org acme --seq 17 --reason \"written by a test\" record.res_01h455vb4pex5vsknk084sn02q",
     ),
+    ("catalog list", "orgstream catalog list"),
+    ("catalog publish", "orgstream catalog publish res_01h455vb4pex5vsknk084sn02q --record-version 3"),
+    ("catalog withdraw", "orgstream catalog withdraw res_01h455vb4pex5vsknk084sn02q --reason \"superseded\""),
     (
         "break-glass",
         "orgstream break-glass --org acme --reason \"ticket 4711\" --minutes 30

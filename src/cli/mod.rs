@@ -7,6 +7,7 @@
 mod audit;
 mod bench;
 mod break_glass;
+mod catalog;
 mod check_config;
 mod completions;
 pub(crate) mod demo;
@@ -25,6 +26,7 @@ mod publish;
 mod rebuild;
 pub mod reference;
 mod replay;
+mod secrets;
 mod serve;
 mod session;
 mod sign;
@@ -73,6 +75,9 @@ enum Job {
     Nats(nats::Job),
     /// Look at NATS and PostgreSQL as `serve` and `work` do before they start, and say what is wrong.
     CheckConfig(check_config::Args),
+    /// Make and rotate the key ring of records' secrets.
+    #[command(subcommand)]
+    Secrets(secrets::Job),
     /// See which streams of the log are not what they were, and decide how to go on.
     #[command(subcommand)]
     History(history::Job),
@@ -97,6 +102,9 @@ enum Job {
     /// See, retry or skip events that could not be applied.
     #[command(subcommand)]
     Park(park::Job),
+    /// See, publish or withdraw items of the catalog, which everybody can read.
+    #[command(subcommand)]
+    Catalog(catalog::Job),
     /// Look into an organization for a while as its operator, in front of its audit log.
     BreakGlass(break_glass::Args),
     /// Look at an API key without asking a server, or make credentials for NATS of it.
@@ -145,6 +153,7 @@ impl Cli {
             Job::Work(args) => work::run(args).await,
             Job::Migrate(args) => migrate::run(args).await,
             Job::Nats(job) => nats::run(job).await,
+            Job::Secrets(job) => secrets::run(job).await,
             Job::CheckConfig(args) => check_config::run(args).await,
             Job::History(job) => return Box::pin(history::run(job)).await,
             Job::Publish(args) => publish::run(args).await,
@@ -156,6 +165,7 @@ impl Cli {
             Job::Session(job) => session::run(job).await,
             Job::Lag(args) => lag::run(args).await,
             Job::Park(job) => return park::run(job).await,
+            Job::Catalog(job) => catalog::run(job).await,
             Job::BreakGlass(args) => break_glass::run(args).await,
             Job::Key(job) => key::run(job).await,
             Job::Plan(args) => plan::run(args).await,

@@ -36,7 +36,7 @@ pub(crate) async fn run(job: Job) -> anyhow::Result<()> {
         Job::Init(args) => init(&args),
         Job::Streams(args) => {
             let made = node::make_streams(&args.nats).await?;
-            note!("{made} streams were made; all {} are as they must be", u32::from(args.nats.shards) + 2);
+            note!("{made} streams were made; all {} are as they must be", u32::from(args.nats.shards) + 3);
             Ok(())
         }
     }

@@ -3,8 +3,11 @@
 use std::{collections::HashMap, time::Duration};
 
 use anyhow::{Context, bail};
-use clap::Subcommand;
-use orgstream_events::{CommandId, KeyId, MemberId, OrgId, RecordId};
+use clap::{
+    Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use orgstream_events::{CommandId, KeyId, MemberId, OrgId, Pipeline, RecordId};
 use orgstream_projections::{
     Asked, BoundOrg, Database, Drift, Rebuild, RebuildJob, RebuildState,
     audit::{self, KeysOf},
@@ -30,11 +33,23 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 const SHOWN: usize = 16;
 /// The columns of `rebuild status`, and which of them are numbers.
 const STATUS: (&[&str], &[usize]) = (
-    &["org", "job", "state", "version", "previous", "events", "total", "differences", "updated_at", "error"],
-    &[3, 4, 5, 6, 7],
+    &[
+        "org",
+        "pipeline",
+        "job",
+        "state",
+        "version",
+        "previous",
+        "events",
+        "total",
+        "differences",
+        "updated_at",
+        "error",
+    ],
+    &[4, 5, 6, 7, 8],
 );
 
-/// Build the read models of an organization, or of all, again from the audit log.
+/// Build the read models of an organization, or of all, again from the audit log; or its index of words.
 ///
 /// The workers build a new version beside the one that is shown, behind everything else that they do, and then show it,
 /// each organization for itself: until then queries see the old rows, and from then on the new ones. The version before is
@@ -70,6 +85,9 @@ struct What {
     /// Every organization there is.
     #[arg(long)]
     all: bool,
+    /// The pipeline whose rows are built: one that has versions.
+    #[arg(long, value_name = "NAME", default_value_t = Pipeline::ReadModels, value_parser = pipeline())]
+    pipeline: Pipeline,
     /// Build a version only to compare it with what is shown, and name every difference; exits with 1 if there is one.
     #[arg(long, requires = "org", conflicts_with_all = ["roll_back", "drop_old", "detach"])]
     verify: bool,
@@ -89,6 +107,11 @@ struct What {
     nats: NatsArgs,
     #[command(flatten)]
     database: DatabaseArgs,
+}
+
+fn pipeline() -> impl TypedValueParser<Value = Pipeline> {
+    let versioned = Pipeline::ALL.into_iter().filter(|pipeline| pipeline.has_versions()).map(Pipeline::name);
+    PossibleValuesParser::new(versioned).try_map(|name| name.parse::<Pipeline>())
 }
 
 impl What {
@@ -112,7 +135,7 @@ impl What {
             }
             job => {
                 let has_more = |one: &Rebuild| one.state != RebuildState::Done && job == RebuildJob::Drop;
-                let known = db.rebuilds().await?.into_iter();
+                let known = db.rebuilds().await?.into_iter().filter(|one| one.pipeline == self.pipeline);
                 Ok(known.filter(|one| one.previous.is_some() || has_more(one)).map(|one| one.org).collect())
             }
         }
@@ -131,7 +154,7 @@ async fn rebuild(what: &What) -> anyhow::Result<()> {
     let job = what.job();
     let mut asked = HashMap::new();
     for org in what.orgs(&db).await? {
-        match db.ask_rebuild(BoundOrg::named_by_operator(org), job).await? {
+        match db.ask_rebuild(BoundOrg::named_by_operator(org), what.pipeline, job).await? {
             Asked::Begun(rebuild) => {
                 asked.insert(org, rebuild);
             }
@@ -145,7 +168,7 @@ async fn rebuild(what: &What) -> anyhow::Result<()> {
             ),
             Asked::Nothing if what.org.is_none() => {}
             Asked::Nothing if job == RebuildJob::RollBack => bail!("{org} has no version to go back to"),
-            Asked::Nothing => bail!("{org} has no read models: is there such an organization?"),
+            Asked::Nothing => bail!("{org} has nothing of {}: is there such an organization?", what.pipeline),
         }
     }
     if what.detach {
@@ -153,17 +176,17 @@ async fn rebuild(what: &What) -> anyhow::Result<()> {
         return Ok(());
     }
     let orgs = asked.len();
-    wait(&db, asked).await?;
+    wait(&db, what.pipeline, asked).await?;
     if let Some(org) = what.org.filter(|_| job != RebuildJob::Drop) {
         made_of(&db, org).await?;
     }
     match job {
-        RebuildJob::Build => note!("rebuilt the read models of {orgs} organizations"),
-        RebuildJob::RollBack => note!("rolled back the read models of {orgs} organizations"),
+        RebuildJob::Build => note!("rebuilt {} of {orgs} organizations", told_name(what.pipeline)),
+        RebuildJob::RollBack => note!("rolled back {} of {orgs} organizations", told_name(what.pipeline)),
         RebuildJob::Drop => note!("dropped the old versions of {orgs} organizations"),
         RebuildJob::Verify => {
             if let Some(org) = what.org {
-                verdict(&db, org, what.json).await?;
+                verdict(&db, org, what.pipeline, what.json).await?;
             }
         }
     }
@@ -187,14 +210,14 @@ async fn made_of(db: &Database, org: OrgId) -> anyhow::Result<()> {
 }
 
 /// Waits until all requested rebuilds are done.
-async fn wait(db: &Database, mut asked: HashMap<OrgId, Rebuild>) -> anyhow::Result<()> {
+async fn wait(db: &Database, pipeline: Pipeline, mut asked: HashMap<OrgId, Rebuild>) -> anyhow::Result<()> {
     let (orgs, mut done_events) = (asked.len(), 0);
     let bar = progress::bar("{bar:40} {pos}/{len} events  {msg}  {per_sec}  {eta} left");
     let (mut seen, mut since) = ((0, 0), tokio::time::Instant::now());
     let mut failures = Vec::new();
     while !asked.is_empty() {
         let waiting: Vec<OrgId> = asked.keys().copied().collect();
-        for now in db.rebuilds_of(&waiting).await? {
+        for now in db.rebuilds_of(&waiting, pipeline).await? {
             let Some(known) = asked.get_mut(&now.org) else { continue };
             if (now.job, now.version) != (known.job, known.version) {
                 bail!("{}: another request has replaced it meanwhile", now.org);
@@ -231,15 +254,24 @@ async fn wait(db: &Database, mut asked: HashMap<OrgId, Rebuild>) -> anyhow::Resu
 }
 
 /// Reports the result of a comparison.
-async fn verdict(db: &Database, org: OrgId, as_json: bool) -> anyhow::Result<()> {
-    let differences = db.rebuilds_of(&[org]).await?.first().map_or(0, |rebuild| rebuild.differences);
+async fn verdict(db: &Database, org: OrgId, pipeline: Pipeline, as_json: bool) -> anyhow::Result<()> {
+    let differences = db.rebuilds_of(&[org], pipeline).await?.first().map_or(0, |rebuild| rebuild.differences);
     let found = drift(&mut db.read(BoundOrg::named_by_operator(org)).await?).await?;
     let differences = told(differences, print_drift(org, differences, &found, as_json));
     if differences > 0 {
-        bail!("{differences} rows of {org} are not what its events make of them; `rebuild --org {org}` mends them");
+        let which = if pipeline == Pipeline::ReadModels { String::new() } else { format!(" --pipeline {pipeline}") };
+        bail!(
+            "{differences} rows of {org} are not what its events make of them; `rebuild --org {org}{which}` mends them"
+        );
     }
-    note!("the read models of {org} are what its events make of them");
+    note!("{} of {org} are what its events make of them", told_name(pipeline));
     Ok(())
+}
+
+/// Returns the pipeline's rows in words.
+fn told_name(pipeline: Pipeline) -> String {
+    let name = pipeline.name().replace('_', " ");
+    if name.ends_with('s') { format!("the {name}") } else { format!("the rows of {name}") }
 }
 
 fn print_drift(org: OrgId, differences: u64, found: &[Drift], as_json: bool) -> Result<(), OutputError> {
@@ -280,7 +312,7 @@ fn name(drift: &Drift) -> String {
     let key = drift.key.clone().unwrap_or_default();
     let Ok(id) = key.parse::<Uuid>() else { return key };
     match drift.table.as_str() {
-        "rm.records" => RecordId::from_uuid(id).to_string(),
+        "rm.records" | "rm.search_documents" => RecordId::from_uuid(id).to_string(),
         "rm.members" => MemberId::from_uuid(id).to_string(),
         "rm.api_keys" => KeyId::from_uuid(id).to_string(),
         "rm.organizations" => OrgId::from_uuid(id).to_string(),

@@ -2,7 +2,7 @@
 
 use crate::{
     api::http::platform::health,
-    config::{Auth0Args, DatabaseArgs, HttpArgs, IdentityArgs, MailArgs, NatsArgs, SecretArgs},
+    config::{Auth0Args, DatabaseArgs, HttpArgs, IdentityArgs, KeyRingArgs, MailArgs, NatsArgs, SecretArgs},
     process as node,
     telemetry::{self, metrics::Process},
 };
@@ -28,6 +28,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     secrets: SecretArgs,
     #[command(flatten)]
+    key_ring: KeyRingArgs,
+    #[command(flatten)]
     identity: IdentityArgs,
     #[command(flatten)]
     mail: MailArgs,
@@ -40,10 +42,20 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let metrics = telemetry::metrics(&[Process::Api])?;
     let (mail, idp) = (args.mail.mailer()?, args.auth0.provider()?);
     let producers = args.nats.producers()?;
-    let outside = node::Adapters { mail, idp, producers, http: args.bounds, ..node::Adapters::default() };
+    let key_ring = args.key_ring.ring().await?;
+    let outside = node::Adapters {
+        mail,
+        idp,
+        producers,
+        key_ring: key_ring.clone(),
+        http: args.bounds,
+        ..node::Adapters::default()
+    };
     let opening = async {
         let db = node::open_database(&args.database, 1).await?;
-        Ok((node::open_log(&args.nats, &db).await?, db))
+        let log = node::open_log(&args.nats, &db).await?;
+        node::check_key_ring(&log, key_ring).await?;
+        Ok((log, db))
     };
     let Some((log, db)) = node::unless_asked(&stop, opening).await? else { return Ok(()) };
     let api = node::Api::new(log, db, &args.secrets, &args.identity, metrics.clone(), None, outside)?;

@@ -8,8 +8,9 @@ use std::sync::{
 };
 
 use orgstream_domain::{
-    Aggregate, Place, api_key::ApiKey, domain::Domain, invitation::Invitation, kind::Kind, member::Members,
-    organization::Organization, parking::Parking, record::Record, role::CustomRoles, sso_connection::Connections,
+    Aggregate, Place, api_key::ApiKey, catalog_choices::CatalogChoices, catalog_item::CatalogItem, domain::Domain,
+    invitation::Invitation, kind::Kind, member::Members, organization::Organization, parking::Parking, record::Record,
+    role::CustomRoles, sso_connection::Connections, unique_value::UniqueValue,
 };
 use orgstream_events::{ActorType, AggregateId, CommandId, Event, Fingerprint, OpenedCommit};
 use orgstream_stream::{SNAPSHOT_EVERY, StoredCommit};
@@ -228,6 +229,9 @@ caches! {
     api_keys: ApiKey, 10_000;
     kinds: Kind, 1_000;
     records: Record, 100_000;
+    unique_values: UniqueValue, 20_000;
+    catalog_items: CatalogItem, 10_000;
+    catalog_choices: CatalogChoices, 1_000;
     parking: Parking, 1_000;
 }
 

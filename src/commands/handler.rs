@@ -15,8 +15,10 @@ use std::{
 
 use metrics::{counter, histogram};
 use orgstream_domain::{
-    Command, DecisionContext, FieldError, Place, Rejection, Requires,
+    Command, CommandSpec, DecisionContext, FieldError, Place, Rejection, Requires,
     api_key::{ApiKey, ApiKeyCommand},
+    catalog_choices::{CatalogChoiceCommand, CatalogChoices},
+    catalog_item::{CatalogItem, CatalogItemCommand},
     credentials::key::Pepper,
     domain::{Domain, DomainCommand},
     invitation::{Invitation, InvitationCommand},
@@ -46,11 +48,13 @@ use super::{
     personal::creation,
     request::{Accepted, Caller, CommandError, Request},
     snapshots::{self, Snapshots},
+    vault::Vault,
 };
 use crate::{
     adapters::{
         dns::TxtRecords,
         identity_provider::{IdentityOrganizations, NoIdentityProvider},
+        key_ring::KeyRing,
     },
     clock::now,
     tenant_cache::{CacheView, Scoped},
@@ -139,6 +143,7 @@ pub struct CommandHandler {
     pub(super) region: String,
     caches: Caches,
     snapshots: Snapshots,
+    vault: Vault,
     /// The messages that were read to load aggregates.
     messages_read: AtomicU64,
     turns: Box<[Mutex<()>]>,
@@ -151,6 +156,7 @@ impl CommandHandler {
     pub fn new(log: Log, pepper: Pepper, region: String, dns: Arc<dyn TxtRecords>) -> Self {
         let turns = (0..TURNS).map(|_| Mutex::new(())).collect();
         Self {
+            vault: Vault::new(log.clone(), None),
             log,
             pepper,
             dns,
@@ -186,26 +192,49 @@ impl CommandHandler {
         Self { idp, ..self }
     }
 
+    /// Adds the key ring that seals secrets.
+    pub fn with_key_ring(self, ring: Option<Arc<dyn KeyRing>>) -> Self {
+        Self { vault: Vault::new(self.log.clone(), ring), ..self }
+    }
+
+    pub(super) fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
+    pub(super) fn caches_of(&self) -> &Caches {
+        &self.caches
+    }
+
     /// Returns the server's own secret, from which tokens are derived.
     pub fn pepper(&self) -> &Pepper {
         &self.pepper
     }
 
     /// Decides `request` for `caller` and appends the events that follow.
-    pub async fn handle(&self, caller: &Caller, request: Request) -> Result<Accepted, CommandError> {
+    pub async fn handle(&self, caller: &Caller, mut request: Request) -> Result<Accepted, CommandError> {
         let started = Instant::now();
-        let result = self.dispatch(caller, &request).await;
+        let spec = request.command.spec();
+        let result = match Box::pin(self.take_secrets(caller.org, &mut request)).await {
+            Ok(()) => self.dispatch(caller, &request).await,
+            Err(error) => Err(error),
+        };
         let outcome = match &result {
             Ok(accepted) if accepted.replayed => "replayed",
             Ok(_) => "accepted",
-            Err(CommandError::Unavailable(_) | CommandError::HistoryLost(_) | CommandError::Internal(_)) => "failed",
+            Err(
+                CommandError::Unavailable(_)
+                | CommandError::HistoryLost(_)
+                | CommandError::NoKeyRing
+                | CommandError::KeyRing(_)
+                | CommandError::Internal(_),
+            ) => "failed",
             Err(_) => "refused",
         };
         if let Ok(accepted) = &result {
-            debug_assert!(is_declared(&request.command, &accepted.events), "not declared: {accepted:?}");
+            debug_assert!(is_declared(spec, &accepted.events), "not declared: {accepted:?}");
         }
         histogram!("orgstream_command_seconds", "outcome" => outcome).record(started.elapsed());
-        counter!("orgstream_commands_total", "command" => request.command.name(), "outcome" => outcome).increment(1);
+        counter!("orgstream_commands_total", "command" => spec.name, "outcome" => outcome).increment(1);
         result
     }
 
@@ -345,7 +374,16 @@ impl CommandHandler {
                     Some(kind) if !is_there => self.references(&placement, Some(kind), &command.data).await?,
                     _ => Ok(Vec::new()),
                 };
-                self.execute::<Record>(&attempt, &to, RecordCommand::Create { command, kind, references }).await
+                let has_secrets = kind.as_ref().is_some_and(|kind| !kind.annotations.secrets.is_empty());
+                if has_secrets && request.has_secrets() {
+                    let create = |secrets| {
+                        let (command, kind, references) = (command.clone(), kind.clone(), references.clone());
+                        RecordCommand::Create { command, kind, references, secrets }
+                    };
+                    return Box::pin(self.write_with_secrets(&attempt, &to, create)).await;
+                }
+                let create = RecordCommand::Create { command, kind, references, secrets: Vec::new() };
+                self.execute::<Record>(&attempt, &to, create).await
             }
             Command::UpdateRecord(command) => {
                 // The record determines its kind; a missing record is refused by its own rules.
@@ -358,10 +396,28 @@ impl CommandHandler {
                     None => None,
                 };
                 let references = self.references(&placement, kind.as_deref(), &command.data).await?;
-                self.execute::<Record>(&attempt, &to, RecordCommand::Update { command, kind, references }).await
+                let has_secrets = kind.as_ref().is_some_and(|kind| !kind.annotations.secrets.is_empty());
+                // A record without secrets is written as others are: what another process has just set is found by a rotation.
+                if has_secrets && (request.has_secrets() || known.state.secrets().next().is_some()) {
+                    let update = |secrets| {
+                        let (command, kind, references) = (command.clone(), kind.clone(), references.clone());
+                        RecordCommand::Update { command, kind, references, secrets }
+                    };
+                    return Box::pin(self.write_with_secrets(&attempt, &to, update)).await;
+                }
+                let update = RecordCommand::Update { command, kind, references, secrets: Vec::new() };
+                self.execute::<Record>(&attempt, &to, update).await
             }
             Command::ArchiveRecord(command) => {
                 self.execute::<Record>(&attempt, &to, RecordCommand::Archive(command)).await
+            }
+            Command::PublishCatalogItem(command) => Box::pin(self.publish_catalog_item(&attempt, &to, command)).await,
+            Command::WithdrawCatalogItem(command) => {
+                self.execute::<CatalogItem>(&attempt, &to, CatalogItemCommand::Withdraw(command)).await
+            }
+            Command::ChooseCatalogItem(command) => Box::pin(self.choose_catalog_item(&attempt, &to, command)).await,
+            Command::ClearCatalogChoice(command) => {
+                self.execute::<CatalogChoices>(&attempt, &to, CatalogChoiceCommand::Clear(command)).await
             }
             Command::RetryParked(command) => {
                 self.execute::<Parking>(&attempt, &to, ParkingCommand::Retry(command)).await
@@ -410,6 +466,8 @@ impl CommandHandler {
                         Ok(None) if was_there => return Err(unreadable_success()),
                         Ok(None) => was_there = true,
                         Err(CommandError::Contention) => last = !patience.again().await,
+                        // What else was to be appended is refused, perhaps because this command was carried out before.
+                        Err(CommandError::Rejected(_)) if !certain => {}
                         Err(error) => {
                             A::cache(&self.caches).remove(&Scoped::new(org, aggregate.clone()));
                             return Err(error);
@@ -467,10 +525,15 @@ impl CommandHandler {
     ) -> Result<Option<Accepted>, CommandError> {
         let org = to.placement.org;
         let draft = attempt.draft(org, to.aggregate.clone(), loaded.version, events.clone());
-        let commit = draft.seal(salt).map_err(AppendError::from)?;
-        let trace = attempt.caller.trace.as_deref();
-        attempt.confirm().await?;
-        let appended = self.log.append(to.placement, &commit, loaded.seq, trace).await?;
+        let changes = loaded.state.unique_changes(&to.aggregate, &events);
+        let appended = if changes.is_empty() {
+            let commit = draft.seal(salt).map_err(AppendError::from)?;
+            let trace = attempt.caller.trace.as_deref();
+            attempt.confirm().await?;
+            self.log.append(to.placement, &commit, loaded.seq, trace).await?
+        } else {
+            Box::pin(self.append_with_values(attempt, to.placement, changes, (draft, loaded.seq))).await?
+        };
         if appended.replayed && attempt.fingerprint.is_some() {
             return Ok(None);
         }
@@ -701,8 +764,8 @@ pub fn fingerprint(request: &Request) -> Result<Fingerprint, CommandError> {
 }
 
 /// Whether the command is declared to have these events.
-fn is_declared(command: &Command, events: &[String]) -> bool {
-    events.iter().all(|event| command.spec().events.contains(&event.as_str()))
+fn is_declared(spec: &CommandSpec, events: &[String]) -> bool {
+    events.iter().all(|event| spec.events.contains(&event.as_str()))
 }
 
 fn salt() -> Salt {

@@ -64,7 +64,7 @@ impl CommandHandler {
         self.execute::<Invitation>(attempt, to, InvitationCommand::Issue { command, mac, by, rules }).await
     }
 
-    /// Accepts an invitation, which changes the roster too: two aggregates, so an atomic batch, and both are decided anew
+    /// Accepts an invitation, which changes the members too: two aggregates, so an atomic batch, and both are decided anew
     /// when either has moved on.
     pub(super) async fn accept_invitation(
         &self,

@@ -4,6 +4,7 @@
 //! and talks to the log for it.
 
 mod cache;
+mod catalog;
 mod claiming;
 mod command_index;
 mod founding;
@@ -13,7 +14,10 @@ mod identity;
 mod joining;
 mod patience;
 pub mod personal;
+pub mod record_secrets;
 mod references;
 pub mod request;
 mod secrets;
 pub mod snapshots;
+mod unique_values;
+pub mod vault;

@@ -70,15 +70,14 @@ impl CommandHandler {
             ReferenceScope::Either | ReferenceScope::Own => &[own],
         };
         for org in places {
-            let elsewhere;
-            let placement = if *org == own {
-                placement
+            // Of the platform, only what is published is there for others.
+            let is_there = if *org == own {
+                let found = self.load::<Record>(placement, &AggregateId::Record(id), Freshness::Leader).await?;
+                found.state.may_be_referred_to(&kind)
             } else {
-                elsewhere = self.placement(*org).await?;
-                &elsewhere
+                Box::pin(self.is_in_catalog(id, &kind)).await?
             };
-            let found = self.load::<Record>(placement, &AggregateId::Record(id), Freshness::Leader).await?;
-            if found.state.may_be_referred_to(&kind) {
+            if is_there {
                 return Ok(Ok(RecordReference { pointer, id, kind, global: *org != own }));
             }
         }

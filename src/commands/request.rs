@@ -9,6 +9,7 @@ use orgstream_events::{
 };
 use orgstream_stream::{AppendError, StreamError};
 
+use super::record_secrets::NewSecrets;
 use crate::auth::{Access, AuthError, Authenticator};
 
 /// How long a caller's access is taken for granted before it is checked again.
@@ -106,6 +107,15 @@ pub struct Request {
     pub causation_id: Option<EventId>,
     /// The correlation id.
     pub correlation_id: Option<CorrelationId>,
+    /// The secrets that were taken out of the command.
+    pub secrets: NewSecrets,
+}
+
+impl Request {
+    /// Whether secrets were taken out of the command.
+    pub(super) fn has_secrets(&self) -> bool {
+        !self.secrets.is_empty()
+    }
 }
 
 impl From<Command> for Request {
@@ -117,6 +127,7 @@ impl From<Command> for Request {
             occurred_at: None,
             causation_id: None,
             correlation_id: None,
+            secrets: NewSecrets::default(),
         }
     }
 }
@@ -176,6 +187,12 @@ pub enum CommandError {
     /// The log has lost history: nothing is appended until an operator has decided.
     #[error(transparent)]
     HistoryLost(Cause),
+    /// The command has a secret, and this process has no key ring to seal it with.
+    #[error("the command has a secret, and this process has no key ring")]
+    NoKeyRing,
+    /// The command has a secret, and the key ring does not seal it. Nothing was appended.
+    #[error("the command has a secret, which cannot be sealed")]
+    KeyRing(#[source] Cause),
     /// An internal error.
     #[error(transparent)]
     Internal(Cause),
@@ -191,6 +208,8 @@ impl CommandError {
             | Self::VersionConflict { .. }
             | Self::Contention
             | Self::KeyReused
+            | Self::NoKeyRing
+            | Self::KeyRing(_)
             | Self::TooLarge(_) => true,
             Self::Unavailable(_) | Self::HistoryLost(_) | Self::Internal(_) => false,
         }

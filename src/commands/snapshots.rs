@@ -67,7 +67,7 @@ impl Default for Snapshots {
 }
 
 impl Snapshots {
-    /// Makes a snapshot of the aggregate if it is time for one. Nobody waits for it, and without it the next reader reads more.
+    /// Makes a snapshot of the aggregate if it is time for one. No command waits for it; without it the next reader reads more.
     pub(super) fn keep<A: Aggregate>(
         &self,
         log: &Log,

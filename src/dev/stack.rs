@@ -20,9 +20,11 @@ use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use super::issuer::DevIssuer;
 use crate::{
+    adapters::key_ring::RingFile,
     app::submit::Gateway,
     audit::{
         keys::KeyFiles,
@@ -30,7 +32,7 @@ use crate::{
     },
     auth::Authenticator,
     auth::approval::GlassApproval,
-    config::{DatabaseArgs, IdentityArgs, MailArgs, NatsArgs, SecretArgs},
+    config::{DatabaseArgs, IdentityArgs, KeyRingArgs, MailArgs, NatsArgs, SecretArgs},
     jobs::{Failing, Jobs},
     process as node,
 };
@@ -42,6 +44,8 @@ const DATABASE: &str = "orgstream";
 const HOST: &str = "localhost";
 /// The folder of their keys, inside the data folder.
 pub const KEYS: &str = "keys";
+/// The file of the key ring, inside the data folder.
+const RING: &str = "key-ring.json";
 /// The polling interval of the servers.
 const WATCH: Duration = Duration::from_millis(300);
 /// The minimum interval between restarts of nats-server for shards that accept nothing: longer than a process reports a
@@ -139,6 +143,7 @@ pub struct Stack {
     pub log: Log,
     /// The event log, with a worker's access.
     work_log: Log,
+    database: DatabaseArgs,
     /// The read models and the audit log.
     pub db: Database,
     /// The entry point for commands.
@@ -221,7 +226,9 @@ impl Stack {
         let (mut watch, mut worker) = (None, None);
         if let Some(chosen) = options.worker {
             let id = if chosen.id.is_nil() { secrets.worker_id } else { chosen.id };
-            let new = Worker::new(work_log.clone(), db.clone(), WorkerOptions { id, ..chosen });
+            // The worker has connections of its own: those that its threads opened end with it.
+            let work_db = node::open_database(&database_args, chosen.slots).await?;
+            let new = Worker::new(work_log.clone(), work_db, WorkerOptions { id, ..chosen });
             watch = Some(new.status());
             worker = Some(tokio::spawn(new.run(stop_worker.clone())));
         }
@@ -239,8 +246,12 @@ impl Stack {
             invitation_link: format!("{base_url}/join#token={{token}}"),
             ..MailArgs::default()
         };
+        let key_ring =
+            KeyRingArgs { key_ring: Some(key_ring(&dir.join(RING))?), ..KeyRingArgs::default() }.ring().await?;
+        node::check_key_ring(&log, key_ring.clone()).await?;
         let outside = node::Adapters {
             mail: mail.mailer()?,
+            key_ring,
             local_issuers: true,
             producers: nats_args.producers()?,
             ..node::Adapters::default()
@@ -257,6 +268,7 @@ impl Stack {
             secrets,
             log,
             work_log,
+            database: database_args,
             db,
             gateway,
             auth,
@@ -271,10 +283,12 @@ impl Stack {
     }
 
     /// Starts a worker beside the running parts, in place of the one that was stopped.
-    pub fn start_worker(&mut self, options: WorkerOptions) {
+    pub async fn start_worker(&mut self, options: WorkerOptions) -> anyhow::Result<()> {
+        let work_db = node::open_database(&self.database, options.slots).await?;
         self.stop_worker = self.stop.child_token();
-        let worker = Worker::new(self.work_log.clone(), self.db.clone(), options);
+        let worker = Worker::new(self.work_log.clone(), work_db, options);
         self.worker = Some(tokio::spawn(worker.run(self.stop_worker.clone())));
+        Ok(())
     }
 
     /// Stops the worker and leaves the rest running.
@@ -356,6 +370,15 @@ impl Stack {
 fn signing_key(keys: &Path) -> anyhow::Result<LogSigner> {
     let files = KeyFiles::of_log(keys);
     if files.exist() { files.load() } else { files.make(HOST.parse()?) }
+}
+
+/// Returns the key ring of the data folder, which is created the first time.
+fn key_ring(path: &Path) -> anyhow::Result<PathBuf> {
+    if !path.exists() {
+        let ring = RingFile::new("first", &Zeroizing::new(rand::random()))?;
+        write_private(path, ring.to_text()?.as_bytes())?;
+    }
+    Ok(path.to_owned())
 }
 
 /// Creates the signing process as a task, with a key of the data folder.

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 pub mod audit_webhook;
 pub mod history;
 pub mod mail;
+pub mod view_builds;
 
 /// Pause before the first restart; it doubles up to [`MAX_PAUSE`].
 const PAUSE: Duration = Duration::from_secs(1);
@@ -56,6 +57,8 @@ jobs! {
     AuditWebhooks = "audit_webhooks";
     /// Compares the streams with what was seen of them. Each process compares for itself, and reports in the database.
     LogHistory = "log_history";
+    /// Asks for builds of views that were declared after there were records. Each is one job of its organization, in the database.
+    ViewBuilds = "view_builds";
 }
 
 type Run = Box<dyn Fn(CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;

@@ -31,12 +31,20 @@ pub struct HourlyLimits {
     pub invitations: Option<NonZeroU32>,
     /// Organizations that one person creates; none for no limit.
     pub organizations: Option<NonZeroU32>,
+    /// Uses of secrets, of one organization; none for no limit.
+    pub secret_uses: Option<NonZeroU32>,
 }
 
 impl HourlyLimits {
     /// Creates the quotas, where 0 is no limit.
     pub fn new(invitations: u32, organizations: u32) -> Self {
-        Self { invitations: NonZeroU32::new(invitations), organizations: NonZeroU32::new(organizations) }
+        let (invitations, organizations) = (NonZeroU32::new(invitations), NonZeroU32::new(organizations));
+        Self { invitations, organizations, secret_uses: None }
+    }
+
+    /// Adds a quota of uses of secrets, where 0 is no limit.
+    pub fn with_secret_uses(self, secret_uses: u32) -> Self {
+        Self { secret_uses: NonZeroU32::new(secret_uses), ..self }
     }
 }
 
@@ -104,6 +112,7 @@ impl Taken {
 pub struct Quotas {
     limits: HourlyLimits,
     invitations: OrgCache<(), Arc<Bucket>>,
+    secret_uses: OrgCache<(), Arc<Bucket>>,
     organizations: Cache<UserId, Arc<Bucket>>,
     peers: watch::Receiver<NonZeroU32>,
 }
@@ -111,13 +120,17 @@ pub struct Quotas {
 impl Quotas {
     /// Applies these limits; `peers` is the number of processes that share them, this one included.
     pub fn new(limits: HourlyLimits, peers: watch::Receiver<NonZeroU32>) -> Self {
-        let (invitations, organizations) = (OrgCache::new(BUCKETS), Cache::new(BUCKETS));
-        Self { limits, invitations, organizations, peers }
+        let (invitations, secret_uses, organizations) =
+            (OrgCache::new(BUCKETS), OrgCache::new(BUCKETS), Cache::new(BUCKETS));
+        Self { limits, invitations, secret_uses, organizations, peers }
     }
 
     /// Returns the current cache contents.
-    pub fn cache(&self) -> CacheView {
-        CacheView::of("invitations_of_the_hour", "org", &self.invitations)
+    pub fn caches(&self) -> Vec<CacheView> {
+        vec![
+            CacheView::of("invitations_of_the_hour", "org", &self.invitations),
+            CacheView::of("secret_uses_of_the_hour", "org", &self.secret_uses),
+        ]
     }
 
     /// Takes one mail to an invited person.
@@ -126,6 +139,15 @@ impl Quotas {
         self.take(&self.invitations, Scoped::new(org, ()), hourly).map_err(|retry_after| {
             counter!("orgstream_quota_refused_total", "quota" => "invitations").increment(1);
             OverLimit { limit: Limit::Invitations(hourly), retry_after }
+        })
+    }
+
+    /// Takes one use of a secret.
+    pub fn take_secret_use(&self, org: OrgId) -> Result<Taken, OverLimit> {
+        let Some(hourly) = self.limits.secret_uses else { return Ok(Taken(None)) };
+        self.take(&self.secret_uses, Scoped::new(org, ()), hourly).map_err(|retry_after| {
+            counter!("orgstream_quota_refused_total", "quota" => "secret_uses").increment(1);
+            OverLimit { limit: Limit::SecretUses(hourly), retry_after }
         })
     }
 

@@ -25,4 +25,6 @@ pub enum Limit {
     Invitations(NonZeroU32),
     /// Organizations that one person creates in an hour.
     Organizations(NonZeroU32),
+    /// Uses of secrets of an organization in an hour.
+    SecretUses(NonZeroU32),
 }

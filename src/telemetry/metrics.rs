@@ -105,6 +105,7 @@ pub const FIGURES: &[Figure] = &[
                 "connections_of_address",
                 "requests_of_org",
                 "requests_of_caller",
+                "requests_of_network",
                 "streams",
                 "streams_of_org",
                 "streams_of_caller",
@@ -151,7 +152,7 @@ pub const FIGURES: &[Figure] = &[
         Api,
         "orgstream_quota_refused_total",
         "refusals",
-        &[("quota", Known(&["invitations", "organizations"]))],
+        &[("quota", Known(&["invitations", "organizations", "secret_uses"]))],
         "What was over an hourly limit.",
     ),
     figure(
@@ -291,6 +292,14 @@ pub const FIGURES: &[Figure] = &[
         "snapshots",
         &[("outcome", Known(&["kept", "impossible", "failed"]))],
         "Snapshots of aggregates with long histories. A failed one costs time at the next load: may the process write on snap.> at NATS?",
+    ),
+    figure(
+        Counter,
+        Api,
+        "orgstream_secrets_total",
+        "secrets",
+        &[("action", Known(&["sealed", "opened", "rewrapped", "destroyed"]))],
+        "What was done with the values of records' secrets.",
     ),
     figure(
         Counter,

@@ -22,7 +22,8 @@ use opentelemetry_sdk::{
 };
 use orgstream_events::Chain;
 use reqwest::Url;
-use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing::Level;
+use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, layer::SubscriberExt, util::SubscriberInitExt};
 
 use self::metrics::Process;
 use crate::{
@@ -61,7 +62,9 @@ pub fn init(args: &LogArgs, is_service: bool) -> anyhow::Result<Telemetry> {
     let tracer = args.otlp_url.as_ref().map(|url| tracer(url.whole())).transpose()?;
     let traces = tracer.as_ref().map(|tracer| tracing_opentelemetry::layer().with_tracer(tracer.tracer("orgstream")));
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
-    tracing_subscriber::registry().with(filter).with(format).with(traces).init();
+    // At this level the client of NATS logs what it receives, and commands may have secrets.
+    let bodies = filter_fn(|about| *about.level() != Level::TRACE || !about.target().starts_with("async_nats"));
+    tracing_subscriber::registry().with(filter).with(bodies).with(format).with(traces).init();
     Ok(Telemetry { tracer })
 }
 

@@ -14,5 +14,5 @@ pub const BATCHES: [&str; 2] = ["DIRECT.GET.*", "DIRECT.GET.*.>"];
 pub const CONSUMERS: [&str; 2] = ["CONSUMER.CREATE.*.*", "CONSUMER.CREATE.*.*.>"];
 /// Requests for a consumer's next messages, with several replies.
 pub const DELIVERIES: [&str; 1] = ["CONSUMER.MSG.NEXT.*.*"];
-/// The subjects of the streams, written by every process that appends, places and claims, and keeps snapshots.
-pub const WRITES: [&str; 3] = ["ev.>", "snap.>", "sys.>"];
+/// The subjects of the streams, written by every process that appends, places and claims, and keeps snapshots and secrets.
+pub const WRITES: [&str; 4] = ["ev.>", "snap.>", "sys.>", "vault.>"];

@@ -33,6 +33,7 @@ mod tail;
 mod tips;
 pub mod trace;
 mod trouble;
+mod vault;
 
 pub use append::{Appended, Expected};
 pub use catch_up::CatchUpReader;
@@ -48,3 +49,4 @@ pub use refill::is_placeholder;
 pub use snapshot::{SNAPSHOT_EVERY, Snapshot};
 pub use streams::ShardState;
 pub use tips::{StreamEnd, StreamName, Tip};
+pub use vault::StoredSecret;

@@ -103,6 +103,7 @@ pub(crate) struct Inner {
     pub(crate) streams: Vec<Stream<()>>,
     pub(crate) system: Stream<()>,
     pub(crate) snapshots: Stream<()>,
+    pub(crate) vault: Stream<()>,
     pub(crate) publisher: Publisher,
     /// One per shard when appends share batches; none otherwise.
     pub(crate) queues: Vec<PublishBatcher>,
@@ -179,6 +180,7 @@ impl Log {
         }
         let system = streams::handle(&jetstream, streams::SYSTEM).await?;
         let snapshots = streams::handle(&jetstream, streams::SNAPSHOTS).await?;
+        let vault = streams::handle(&jetstream, streams::VAULT).await?;
         let publisher = Publisher::new(client.clone(), losses.clone());
         let queues = match options.sync {
             SyncMode::Durable => streams.iter().map(|_| PublishBatcher::start(publisher.clone())).collect(),
@@ -194,6 +196,7 @@ impl Log {
             streams,
             system,
             snapshots,
+            vault,
             publisher,
             queues,
             shares,

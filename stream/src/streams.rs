@@ -1,5 +1,6 @@
 //! The streams behind the shards: created so that they cannot lose history, and never changed without the operator. The
-//! snapshots are in a stream that may lose everything.
+//! snapshots are in a stream that may lose everything, and secrets in one
+//! from which they can be taken away.
 
 use async_nats::jetstream::{
     self,
@@ -14,6 +15,9 @@ use crate::{Finding, Log, StreamError, api::code, api::unavailable};
 pub(crate) const SYSTEM: &str = "SYS";
 /// The stream of snapshots: no history, so that a newer one replaces an older one, and any may be removed.
 pub(crate) const SNAPSHOTS: &str = "SNAP";
+/// The stream of secrets: one message each, which is replaced when its value is destroyed or wrapped by another key. The
+/// administrator may remove those of an organization.
+pub(crate) const VAULT: &str = "VAULT";
 /// A worker has one consumer per shard, and one for each of a few orgs that it catches up with; after a takeover the
 /// old ones remain for half a minute. nats-server 2.15 would silently allow 1,000, far beyond what one stream can
 /// serve.
@@ -140,13 +144,15 @@ impl Log {
         let of_shard = |shard| (name(shard), EventSubject::all_in_shard(shard));
         let system = (SYSTEM.to_owned(), "sys.>".to_owned());
         let histories = self.shards().map(of_shard).chain([system]).map(|(name, subject)| self.history(name, subject));
-        histories.chain([Config {
-            discard: DiscardPolicy::Old,
+        let replaced = |name: &str, subject: &str, discard| Config {
+            discard,
             deny_delete: false,
             deny_purge: false,
             max_messages_per_subject: 1,
-            ..self.history(SNAPSHOTS.to_owned(), "snap.>".to_owned())
-        }])
+            ..self.history(name.to_owned(), subject.to_owned())
+        };
+        histories
+            .chain([replaced(VAULT, "vault.>", DiscardPolicy::New), replaced(SNAPSHOTS, "snap.>", DiscardPolicy::Old)])
     }
 
     /// Returns the configuration of a stream that keeps every message.

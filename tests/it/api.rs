@@ -17,6 +17,7 @@ use orgstream::{
     adapters::{
         dns::{DnsError, TxtRecords},
         identity_provider::{IdentityOrganizations, NoIdentityProvider},
+        key_ring::{FileRing, KeyRing, RingFile},
     },
     app::submit::Gateway,
     auth::Authenticator,
@@ -45,6 +46,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use crate::{
     cluster::eventually,
@@ -70,6 +72,13 @@ fn leak_reporter_keys(dir: &Path) -> PathBuf {
     file
 }
 
+/// Writes a key ring as the program does.
+pub(crate) fn write_ring(path: &Path, ring: &RingFile) {
+    let beside = path.with_extension("new");
+    orgstream_servers::write_private(&beside, ring.to_text().unwrap().as_bytes()).unwrap();
+    fs::rename(beside, path).unwrap();
+}
+
 /// Timeout for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -82,6 +91,8 @@ pub(crate) struct Api {
     auth: Arc<Authenticator>,
     /// The folder of its mails.
     pub(crate) outbox: PathBuf,
+    /// The file of its key ring.
+    pub(crate) key_ring: PathBuf,
     /// Its DNS.
     pub(crate) dns: Arc<FakeDns>,
     pub(crate) db: Database,
@@ -238,11 +249,21 @@ impl Api {
             leak_reporter_keys: Some(leak_reporter_keys(dir.path())),
             trusted_proxies: Vec::new(),
         };
+        let key_ring = dir.path().join("key-ring.json");
+        write_ring(&key_ring, &RingFile::new("first", &Zeroizing::new([1; 32])).unwrap());
+        let ring: Arc<dyn KeyRing> = Arc::new(FileRing::open(key_ring.clone()).await.unwrap());
         let (outbox, dns) = (dir.path().join("outbox"), Arc::<FakeDns>::default());
         let mail = mail(outbox.clone()).mailer().unwrap();
         let producers = Some(Arc::new(Producers::load(&nats.access.producers()).unwrap()));
-        let outside =
-            node::Adapters { mail, dns: dns.clone(), idp, local_issuers: true, producers, ..node::Adapters::default() };
+        let outside = node::Adapters {
+            mail,
+            dns: dns.clone(),
+            idp,
+            local_issuers: true,
+            producers,
+            key_ring: Some(ring),
+            ..node::Adapters::default()
+        };
         let db = database.db.clone();
         let (base, auth, gateway) = serve(&log, db.clone(), &secrets, &identity, &outside, Some(watch), &stop).await;
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
@@ -253,6 +274,7 @@ impl Api {
             gateway,
             auth,
             outbox,
+            key_ring,
             dns,
             db,
             outside,
@@ -320,6 +342,18 @@ impl Api {
         let outside = node::Adapters { http, ..self.outside.clone() };
         let db = Database::connect(&self.database.options()).await.unwrap();
         serve(&self.log, db, &self.secrets, &self.identity, &outside, None, &self.stop).await.0
+    }
+
+    /// Starts one more with another key ring, or none.
+    pub(crate) async fn another_with_ring(&self, key_ring: Option<Arc<dyn KeyRing>>) -> String {
+        let outside = node::Adapters { key_ring, ..self.outside.clone() };
+        let db = Database::connect(&self.database.options()).await.unwrap();
+        serve(&self.log, db, &self.secrets, &self.identity, &outside, None, &self.stop).await.0
+    }
+
+    /// The event log, as the API has it.
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
     }
 
     /// Returns the status of a read at another process.

@@ -136,7 +136,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("client", &["config", "secret", "terminal"]),
     ("audit", &["client", "terminal"]),
     ("process", &["adapters", "api", "app", "auth", "commands", "config", "jobs", "limits", "secret"]),
-    ("dev", &["app", "audit", "auth", "commands", "config", "jobs", "process", "terminal"]),
+    ("dev", &["adapters", "app", "audit", "auth", "commands", "config", "jobs", "process", "terminal"]),
 ];
 
 /// The modules that a source names: `crate::room`, alone or in braces.

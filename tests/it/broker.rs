@@ -94,7 +94,7 @@ impl Attacker {
 /// JetStream's state of each stream, which no attack may change.
 async fn streams(administrator: &Client) -> Vec<Value> {
     let mut all = Vec::new();
-    for name in (0..SHARDS).map(|shard| format!("EV_{shard}")).chain(["SYS".to_owned(), "SNAP".to_owned()]) {
+    for name in (0..SHARDS).map(|shard| format!("EV_{shard}")).chain(["SYS", "SNAP", "VAULT"].map(str::to_owned)) {
         let answer = administrator.request(format!("$JS.API.STREAM.INFO.{name}"), "".into()).await.unwrap();
         let info: Value = serde_json::from_slice(&answer.payload).unwrap();
         assert!(info["error"].is_null(), "{name}: {info}");
@@ -145,6 +145,7 @@ async fn a_producer_reaches_its_own_organization_only(url: &str, access: &Access
         "sys.claim.slug.taken".to_owned(),
         format!("sys.placement.{other}"),
         format!("snap.0.{mine}.member.{mine}.0"),
+        format!("vault.{mine}.sec_x"),
         format!("cmd.{other}"),
         "cmd.theirs".to_owned(),
         "cmd.mine.more".to_owned(),
@@ -166,6 +167,7 @@ async fn a_producer_reaches_its_own_organization_only(url: &str, access: &Access
         ">",
         "ev.>",
         "snap.>",
+        "vault.>",
         "sys.>",
         "cmd.>",
         "cmd.mine",
@@ -198,6 +200,7 @@ async fn a_worker_reads_and_does_nothing_else(url: &str, access: &AccessFiles) {
         "ev.0.org.record.x",
         "ev.1.org.record.x",
         "snap.0.org.record.x.0",
+        "vault.org.sec_x",
         "sys.claim.slug.taken",
         "cmd.mine",
         "orgstream.api.here",
@@ -245,6 +248,7 @@ async fn an_api_process_writes_and_does_not_destroy(url: &str, access: &AccessFi
     // A snapshot is replaced by another one, and taken away by the administrator only.
     for verb in ["PURGE", "DELETE", "MSG.DELETE"] {
         serve.cannot_publish(&format!("LOG.API.STREAM.{verb}.SNAP"), b"").await;
+        serve.cannot_publish(&format!("LOG.API.STREAM.{verb}.VAULT"), b"").await;
     }
     for subject in [">", "_INBOX_work.>", "_INBOX_GBxCK2BwmHM4.>", "_INBOX.>", "_R_.>", "$JS.>", "$SYS.>"] {
         serve.cannot_subscribe(subject).await;
@@ -400,7 +404,7 @@ async fn every_attack_is_refused_by_what_is_shipped() {
         command.output().unwrap()
     };
     let made = run(access.admin());
-    assert!(made.status.success() && String::from_utf8_lossy(&made.stderr).starts_with("4 streams"), "{made:?}");
+    assert!(made.status.success() && String::from_utf8_lossy(&made.stderr).starts_with("5 streams"), "{made:?}");
     let again = run(access.admin());
     assert!(again.status.success() && String::from_utf8_lossy(&again.stderr).starts_with("0 streams"), "{again:?}");
 

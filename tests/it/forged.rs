@@ -37,6 +37,9 @@ fn update(org: OrgId, record: RecordId, version_before: u64) -> Commit {
         kind_version: 1,
         data,
         references: vec![],
+        unique: Vec::new(),
+        searched: vec![],
+        secrets: Vec::new(),
     });
     commit_of(org, AggregateId::Record(record), version_before, vec![Event::Record(event)])
 }
@@ -214,7 +217,7 @@ async fn a_stranger_at_the_broker_makes_nobody_an_owner() {
     let seq = intruder.publish(tenant.id, &subject, history.last, forged.encode().unwrap().to_vec()).await;
 
     // It is parked in all pipelines, with the reason.
-    let rows = until_parked(&cluster, &tenant, 2).await;
+    let rows = until_parked(&cluster, &tenant, Pipeline::ALL.len()).await;
     assert!(rows.iter().all(|row| row["seq"] == seq), "{rows:#?}");
     assert!(rows.iter().all(|row| row["reason"].as_str().unwrap().contains("not authentic")), "{rows:#?}");
     let alarms = cluster.workers[0].metric("orgstream_forged_messages_total").await;
@@ -223,8 +226,8 @@ async fn a_stranger_at_the_broker_makes_nobody_an_owner() {
     // The organization continues to decide from authentic messages.
     let invite = json!({"email": "colleague@acme.example", "role": "member"});
     cluster.client.post(&tenant.owner, &tenant.path("members"), Some("colleague"), &invite).await.expect(201);
-    let rows = until_parked(&cluster, &tenant, 4).await;
-    assert_eq!(rows.iter().filter(|row| row["state"] == "waiting").count(), 2, "{rows:#?}");
+    let rows = until_parked(&cluster, &tenant, 2 * Pipeline::ALL.len()).await;
+    assert_eq!(rows.iter().filter(|row| row["state"] == "waiting").count(), Pipeline::ALL.len(), "{rows:#?}");
 
     // A retry by any operator does not apply it; giving it up releases the messages behind it.
     let attempts = |rows: &[Value]| rows.iter().map(|row| row["attempts"].as_u64().unwrap()).sum::<u64>();
@@ -233,9 +236,9 @@ async fn a_stranger_at_the_broker_makes_nobody_an_owner() {
         let retry = ["park", "retry", "--org", &tenant.slug, "--pipeline", pipeline.name(), &subject];
         cluster.cli(cluster.operator(), &retry).await;
     }
-    eventually("both retries to fail", async || {
-        let rows = until_parked(&cluster, &tenant, 4).await;
-        (attempts(&rows) >= before + 2).then_some(())
+    eventually("all retries to fail", async || {
+        let rows = until_parked(&cluster, &tenant, 2 * Pipeline::ALL.len()).await;
+        (attempts(&rows) >= before + Pipeline::ALL.len() as u64).then_some(())
     })
     .await;
     for pipeline in Pipeline::ALL {

@@ -158,6 +158,7 @@ async fn a_pooler_that_drops_the_settings_of_sessions_is_found_out() {
     for (login, setting) in [
         ("app_rw", "lock_timeout is 0 and not 3s"),
         ("app_ro", "statement_timeout is 0 and not 10s"),
+        ("app_public", "statement_timeout is 0 and not 10s"),
         ("app_identity", "statement_timeout is 0 and not 10s"),
     ] {
         let found = findings.iter().find(|found| found.what.contains(login) && found.what.contains(setting));
@@ -187,8 +188,10 @@ impl Pooler {
         let dir = TempDir::new();
         let port = stable_listener(dir.path()).unwrap().local_addr().unwrap().port();
         let password = APP_PASSWORD;
-        let users: String =
-            ["app_rw", "app_ro", "app_identity"].iter().map(|user| format!("\"{user}\" \"{password}\"\n")).collect();
+        let users: String = ["app_rw", "app_ro", "app_public", "app_identity"]
+            .iter()
+            .map(|user| format!("\"{user}\" \"{password}\"\n"))
+            .collect();
         let path = |file: &str| dir.path().join(file).display().to_string();
         let settings = format!(
             "[databases]\n{name} = host={host} port={server_port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\

@@ -192,13 +192,11 @@ pub(crate) type Digests = BTreeMap<(String, Uuid), String>;
 /// The checksums of everything that the pipelines write and queries see.
 pub(crate) async fn digests(database: &mut PgConnection) -> Digests {
     let mut digests = Digests::new();
-    let versioned = READ_MODELS.iter().copied().filter(|model| model.from_events).map(|model| model.table);
-    for table in versioned.chain(UNVERSIONED) {
-        let shown = if UNVERSIONED.contains(&table) {
-            "pipeline = 'audit'"
-        } else {
-            "pipeline = 'read_models' AND place.version = rm_version"
-        };
+    let versioned = READ_MODELS.iter().copied().filter(|model| model.from_events);
+    let versioned =
+        versioned.map(|model| (model.table, format!("pipeline = '{}' AND place.version = rm_version", model.pipeline)));
+    let unversioned = UNVERSIONED.map(|table| (table, "pipeline = 'audit'".to_owned()));
+    for (table, shown) in versioned.chain(unversioned) {
         let query = format!(
             "SELECT org_id, md5(string_agg(text, E'\\n' ORDER BY text)) FROM (
                 SELECT item.org_id, (to_jsonb(item) - 'rm_version')::text AS text FROM {table} AS item

@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::future::join_all;
 use orgstream::commands::request::Caller;
-use orgstream_domain::{ChangeKind, Command, CreateRecord, Scopes};
+use orgstream_domain::{ChangeKind, Command, CreateRecord, PublishCatalogItem, Scopes, WithdrawCatalogItem};
 use orgstream_events::{Actor, ActorType, AggregateId, PLATFORM_ORG, RecordId, Role};
 use orgstream_projections::{
     BoundOrg, SortKey,
@@ -780,7 +780,12 @@ async fn a_record_of_the_catalog_is_referred_to_where_the_kind_says_so() {
     let report = |models: Value| json!({"kind": "research_report", "data": {"title": "T", "abstract": "A", "published_at": "2026-03-01T00:00:00Z", "models": models}});
     let refused = api.post(&org.owner, &org.path("records"), &report(json!([id, own]))).await.expect(422).json();
     let pointers: Vec<_> = refused["errors"].as_array().unwrap().iter().map(|error| error["pointer"].clone()).collect();
-    assert_eq!(pointers, ["/data/models/1"], "{refused}");
+    assert_eq!(pointers, ["/data/models/0", "/data/models/1"], "{refused}");
+    // What is a draft is not there for others.
+    let refused = api.post(&org.owner, &org.path("records"), &report(json!([id]))).await.expect(422);
+    assert_eq!(refused.problem(), "reference_not_found");
+    let publish = Command::from(PublishCatalogItem { id, record_version: None });
+    handler.handle(&system(), publish.into()).await.unwrap();
     let made = api.post(&org.owner, &org.path("records"), &report(json!([id]))).await.expect(201);
     let path = format!("{}/references", made.header("location"));
     let deadline = Instant::now() + Duration::from_secs(30);
@@ -794,9 +799,16 @@ async fn a_record_of_the_catalog_is_referred_to_where_the_kind_says_so() {
         // The platform's own read models may be behind.
         assert!(reference["archived"].is_null() && Instant::now() < deadline, "{found}");
     }
+    let withdraw = Command::from(WithdrawCatalogItem { id, reason: "old".to_owned() });
+    let withdrawn = handler.handle(&system(), withdraw.into()).await.unwrap();
+    api.get_at(OPERATOR, "/v1/catalog-items", &withdrawn.position.to_string()).await.expect(200);
+    let found = api.get(&org.owner, &path).await.expect(200).json();
+    assert_eq!(found["data"][0]["archived"], true, "{found}");
+    let publish = Command::from(PublishCatalogItem { id, record_version: None });
+    handler.handle(&system(), publish.into()).await.unwrap();
     // Either: a judge's model may be one's own or the catalog's.
-    for model in [json!(id), json!(own)] {
-        let body = json!({"kind": "judge", "data": {"name": "J", "instructions": "I", "model": model}});
+    for (name, model) in [("J", json!(id)), ("K", json!(own))] {
+        let body = json!({"kind": "judge", "data": {"name": name, "instructions": "I", "model": model}});
         api.post(&org.owner, &org.path("records"), &body).await.expect(201);
     }
 }

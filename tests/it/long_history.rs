@@ -70,7 +70,15 @@ impl Long {
     async fn append(&mut self) -> u64 {
         let version = self.seqs.len() as u64;
         let (kind, data) = ("model".parse().unwrap(), json!({"n": version}));
-        let updated = RecordUpdated { kind, kind_version: 1, data, references: Vec::new() };
+        let updated = RecordUpdated {
+            kind,
+            kind_version: 1,
+            data,
+            references: Vec::new(),
+            unique: Vec::new(),
+            searched: Vec::new(),
+            secrets: Vec::new(),
+        };
         let event = Event::Record(RecordEvent::Updated(updated));
         let commit = commit_of(self.placement.org, self.aggregate(), version, vec![event]);
         let last = self.seqs.last().copied().unwrap_or_default();

@@ -130,6 +130,9 @@ fn commit(org: OrgId, number: u64) -> Commit {
             kind_version: 1,
             data: json!({"name": number.to_string()}),
             references: Vec::new(),
+            unique: Vec::new(),
+            searched: Vec::new(),
+            secrets: Vec::new(),
         }))],
     };
     draft.seal(|| Salt([7; 32])).unwrap()

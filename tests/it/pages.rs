@@ -34,7 +34,15 @@ async fn a_page_of_large_events_has_few_of_them_and_none_is_left_out() {
     let epoch = lease(db).await;
     for nth in 0..LARGE {
         let data = json!({"text": format!("{nth}").repeat(SIZE / 2)});
-        let created = RecordCreated { kind: "trace".parse().unwrap(), kind_version: 1, data, references: vec![] };
+        let created = RecordCreated {
+            kind: "trace".parse().unwrap(),
+            kind_version: 1,
+            data,
+            references: vec![],
+            unique: Vec::new(),
+            searched: vec![],
+            secrets: vec![],
+        };
         let id = history.record(nth);
         history.commit(AggregateId::Record(id), 0, vec![Event::Record(RecordEvent::Created(created))]);
     }

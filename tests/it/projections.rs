@@ -4,16 +4,17 @@ use std::{sync::Arc, time::Duration};
 
 use orgstream_events::{
     AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated,
-    BreakGlassClosed, BreakGlassId, BreakGlassOpened, CommandId, CommitDraft, ConnectionId, Context, DomainClaimed,
-    DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject, Fingerprint, InvitationAccepted,
-    InvitationEvent, InvitationId, InvitationIssued, InvitationResent, InvitationRevoked, KeyEnvironment, KeyId,
-    KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired, MemberAdded, MemberEvent, MemberId,
-    MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
-    OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
-    OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, Pipeline, RecordArchived, RecordCreated,
-    RecordEvent, RecordId, RecordReference, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId,
-    RoleRemoved, Salt, Shard, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged,
-    TenantType, Timestamp, UserId, Visibility,
+    BreakGlassClosed, BreakGlassId, BreakGlassOpened, CatalogChoice, CatalogChoiceCleared, CatalogChoiceEvent,
+    CatalogChoiceMade, CatalogItemEvent, CatalogItemPublished, CatalogItemWithdrawn, CommandId, CommitDraft,
+    ConnectionId, Context, DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject,
+    Fingerprint, InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued, InvitationResent,
+    InvitationRevoked, KeyEnvironment, KeyId, KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired,
+    MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated,
+    OrganizationEvent, OrganizationIdentityLinked, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
+    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, Pipeline,
+    RecordArchived, RecordCreated, RecordEvent, RecordId, RecordReference, RecordUpdated, Role, RoleChanged,
+    RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, SearchRole, SearchedField, Shard, SsoConnectionAdded,
+    SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UserId, Visibility,
 };
 use orgstream_projections::{
     Applied, BatchClass, BatchStart, BoundOrg, Database, DbError, LaneLag, LowWatermark, Page, Placed, api_keys, apply,
@@ -115,8 +116,11 @@ impl History {
             let created = RecordCreated {
                 kind,
                 kind_version: 1,
-                data: json!({ "n": nth, "none": null }),
+                data: json!({ "n": nth, "none": null, "name": format!("the {nth}") }),
                 references: vec![reference],
+                unique: Vec::new(),
+                searched: vec![SearchedField { field: "name".to_owned(), role: SearchRole::Title }],
+                secrets: Vec::new(),
             };
             history.commit(AggregateId::Record(id), 0, vec![Event::Record(RecordEvent::Created(created))]);
         }
@@ -168,6 +172,7 @@ impl History {
             schema: json!({ "type": "object" }),
             visibility: Visibility::OptIn,
             cost: 2,
+            views: vec![],
         };
         let kind = AggregateId::Kind("evaluation".parse().unwrap());
         let about = |event| vec![Event::Kind(event)];
@@ -182,6 +187,9 @@ impl History {
             kind_version: 2,
             data: json!(["new", number]),
             references: vec![],
+            unique: Vec::new(),
+            searched: vec![],
+            secrets: Vec::new(),
         };
         let archived = RecordArchived { reason: None };
         let about = |event| vec![Event::Record(event)];
@@ -212,7 +220,43 @@ impl History {
         let linked = Event::Organization(OrganizationEvent::IdentityLinked(linked));
         history.commit(AggregateId::Organization(org), 7, vec![upgraded, linked]);
         history.let_in(member(3));
+        history.publish();
         history
+    }
+
+    /// The part of it that is about the catalog: an item that came back from a withdrawal, one that did not, and choices.
+    fn publish(&mut self) {
+        let published = |item_version, shown_since| {
+            let (kind, data) = ("model".parse().unwrap(), json!({ "n": item_version }));
+            let (kind_version, record_version) = (1, item_version);
+            let event = CatalogItemPublished {
+                kind,
+                kind_version,
+                data,
+                item_version,
+                record_version,
+                shown_since,
+                searched: vec![],
+            };
+            vec![Event::CatalogItem(CatalogItemEvent::Published(event))]
+        };
+        let withdrawn = || {
+            let event = CatalogItemWithdrawn { reason: "old".to_owned() };
+            vec![Event::CatalogItem(CatalogItemEvent::Withdrawn(event))]
+        };
+        let (first, second) = (self.record(40), self.record(41));
+        self.commit(AggregateId::CatalogItem(first), 0, published(1, 1));
+        self.commit(AggregateId::CatalogItem(first), 1, published(2, 1));
+        self.commit(AggregateId::CatalogItem(first), 2, withdrawn());
+        self.commit(AggregateId::CatalogItem(first), 3, published(3, 3));
+        self.commit(AggregateId::CatalogItem(second), 0, published(1, 1));
+        self.commit(AggregateId::CatalogItem(second), 1, withdrawn());
+        let made = |item, choice| CatalogChoiceEvent::Made(CatalogChoiceMade { item, choice });
+        let cleared = CatalogChoiceEvent::Cleared(CatalogChoiceCleared { item: second });
+        let choices = [made(first, CatalogChoice::Pinned), made(second, CatalogChoice::Hidden), cleared];
+        for (before, event) in (0..).zip(choices) {
+            self.commit(AggregateId::CatalogChoice(self.org), before, vec![Event::CatalogChoice(event)]);
+        }
     }
 
     /// The part of it that is about joining.
@@ -317,6 +361,9 @@ async fn rows(owner_url: &str) -> Vec<String> {
         "rm.records",
         "rm.record_fields",
         "rm.record_references",
+        "rm.catalog_items",
+        "rm.catalog_versions",
+        "rm.catalog_choices",
         "rm.break_glasses",
         "ops.idempotency",
     ] {
@@ -524,8 +571,10 @@ async fn a_change_of_nothing_is_an_error_and_undoes_its_slice() {
     let history = History::eventful(1);
     // The creation of everything was given up; its changes follow.
     for late in &history.commits[8..] {
-        // Neither a creation nor an access event, which has no version, changes a row that must exist.
-        let birth = late.commit.events.iter().any(|event| event.header.aggregate.version <= 1);
+        // Neither a creation nor an access event, which has no version, changes a row that must exist; nor does a choice.
+        let is_choice = |event: &Event| matches!(event, Event::CatalogChoice(_));
+        let birth =
+            late.commit.events.iter().any(|event| event.header.aggregate.version <= 1 || is_choice(&event.event));
         let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
         tx.open(history.bound(), Pipeline::ReadModels, SHARD, epoch, None, late.seq).await.unwrap();
         let applied = apply(&mut tx, history.bound(), std::slice::from_ref(late)).await;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use orgstream_events::{OrgId, Pipeline};
-use orgstream_projections::READ_MODELS;
+use orgstream_projections::{READ_MODELS, ReadModel};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
@@ -231,7 +231,7 @@ async fn what_the_audit_log_lacks_is_a_reason_not_to_build_from_it() {
     let intruder = Intruder::of(&cluster).await;
     let subject = format!("record.{}", fresh_record());
     let seq = intruder.publish(tenant.id, &subject, 0, b"garbage".to_vec()).await.to_string();
-    until_parked(&cluster, &tenant, 2).await;
+    until_parked(&cluster, &tenant, Pipeline::ALL.len()).await;
     let said = rebuild(&cluster, &tenant, &[]).await.failure();
     assert!(said.stderr.contains("park list") && said.stderr.contains("lacks 1 messages"), "{said:?}");
     let now = status(&cluster, &tenant).await;
@@ -247,10 +247,11 @@ async fn what_the_audit_log_lacks_is_a_reason_not_to_build_from_it() {
         cluster.cli(cluster.operator(), &args).await.success();
     };
     skip("audit").await;
-    until_parked(&cluster, &tenant, 1).await;
+    until_parked(&cluster, &tenant, Pipeline::ALL.len() - 1).await;
     let said = rebuild(&cluster, &tenant, &[]).await.failure();
     assert!(said.stderr.contains(&format!("gave up message {seq}")), "{said:?}");
     skip("read_models").await;
+    skip("search").await;
     until_parked(&cluster, &tenant, 0).await;
     rebuild(&cluster, &tenant, &[]).await.success();
     assert_eq!(versions(&mut database, tenant.id).await.0, 2);
@@ -314,7 +315,8 @@ async fn one_command_goes_back_to_the_version_before_with_everything_since() {
     .fetch_all(&mut database)
     .await
     .unwrap();
-    for table in versioned {
+    let of_search: Vec<&str> = ReadModel::all_of(Pipeline::Search).map(|model| model.table).collect();
+    for table in versioned.iter().filter(|table| *table == "ops.parked" || !of_search.contains(&table.as_str())) {
         let column = if table == "ops.checkpoints" { "pipeline = 'read_models' AND version" } else { "rm_version" };
         let left = format!("SELECT count(*) FROM {table} WHERE org_id = $1 AND {column} <> 3");
         let left: i64 =
@@ -340,7 +342,7 @@ async fn a_comparison_names_every_row_that_is_not_what_the_events_say() {
     let found = said.json();
     assert_eq!(found["differences"], 0, "{found}");
     let sums = found["data"].as_array().unwrap();
-    assert_eq!(sums.len(), 15, "{found}");
+    assert_eq!(sums.len(), ReadModel::all_of(Pipeline::ReadModels).count(), "{found}");
     assert!(sums.iter().all(|sum| sum["key"] == Value::Null && sum["shown"] == sum["built"]), "{found}");
     let mut database = cluster.superuser().await;
     assert_eq!(versions(&mut database, tenant.id).await, (1, vec![1]), "what was compared with is gone");

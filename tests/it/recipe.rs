@@ -74,7 +74,7 @@ const ADDITIONS: &[Addition] = &[
     add("domain/src/lib.rs", "pub mod organization;", "pub mod note;\n"),
     add("domain/src/lib.rs", "pub use organization::", "pub use note::{WithdrawNote, WriteNote};\n"),
     add("domain/src/command.rs", "/// The declaration of a command", "use crate::{WithdrawNote, WriteNote};\n\n"),
-    add("domain/src/command.rs", "    CreateRecord,", "    WriteNote,\n    WithdrawNote,\n"),
+    add("domain/src/command.rs", "    CreateRecord,\n", "    WriteNote,\n    WithdrawNote,\n"),
     add(
         "domain/src/permission.rs",
         "    /// Read and replay the audit log.",

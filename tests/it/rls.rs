@@ -2,11 +2,11 @@
 //!
 //! The tables are read from the catalogue, so a new table is tested the day it appears.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use orgstream_events::{KeyId, Pipeline, Timestamp};
 use orgstream_projections::{
-    BatchClass, Comparison, Database, DatabaseOptions, Page, Passwords,
+    BatchClass, Comparison, Database, DatabaseOptions, Page, Passwords, READ_MODELS,
     audit::SigningDatabase,
     checkpoints,
     key_uses::{self, KeyUse},
@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::{
     projections::{History, lease},
     support::{self, TestDatabase},
+    views::declare_view,
 };
 
 const PRIVILEGE: &str = "42501";
@@ -44,7 +45,10 @@ async fn tenant_tables(owner: &mut PgConnection) -> Vec<String> {
 
 async fn bind(connection: &mut PgConnection, org: Uuid) -> Transaction<'_, Postgres> {
     let mut tx = connection.begin().await.unwrap();
-    let bind = sqlx::query("SELECT set_config('app.org_id', $1, true), set_config('app.rm_version', '1', true)");
+    let bind = sqlx::query(
+        "SELECT set_config('app.org_id', $1, true), set_config('app.rm_version', '1', true),
+            set_config('app.search_version', '1', true)",
+    );
     bind.bind(org.to_string()).execute(&mut *tx).await.unwrap();
     tx
 }
@@ -82,6 +86,7 @@ async fn sign(database: &TestDatabase, history: &History) {
 async fn two_orgs(database: &TestDatabase) -> (History, History) {
     let db = &database.db;
     let epoch = lease(db).await;
+    declare_view(db, epoch, "trace", "/n").await;
     let (a, b) = (History::eventful(1), History::eventful(2));
     for history in [&a, &b] {
         for pipeline in Pipeline::ALL {
@@ -98,7 +103,7 @@ async fn two_orgs(database: &TestDatabase) -> (History, History) {
             parked::Park { seq: last, subject, message: &[0], verified, expected, state, reason: "", attempts: 1 };
         parked::park(&mut tx, history.bound(), &[message]).await.unwrap();
         // Compared with itself, there is no difference.
-        let mut comparison = Comparison::begin(db, history.bound(), 1).await.unwrap().unwrap();
+        let mut comparison = Comparison::begin(db, history.bound(), Pipeline::ReadModels, 1).await.unwrap().unwrap();
         while !comparison.go_on(2).await.unwrap() {}
         assert_eq!(comparison.differences(), 0);
         comparison.keep(&mut tx, history.bound()).await.unwrap();
@@ -163,6 +168,7 @@ async fn a_forgotten_rule_is_found() {
         ("CREATE VIEW rm.leak AS SELECT * FROM rm.records", "the view rm.leak reads with the rights of its owner"),
         ("ALTER FUNCTION app.org() IMMUTABLE", "app.org() is missing or not STABLE"),
         ("ALTER FUNCTION app.rm_version() IMMUTABLE", "app.rm_version() is missing or not STABLE"),
+        ("ALTER FUNCTION app.search_version() IMMUTABLE", "app.search_version() is missing or not STABLE"),
         ("DROP POLICY version ON rm.slugs", "rm.slugs shows every version of its rows"),
         (
             "CREATE UNIQUE INDEX once ON rm.slugs (org_id, slug)",
@@ -176,6 +182,15 @@ async fn a_forgotten_rule_is_found() {
             "CREATE VIEW identity.all_users AS SELECT * FROM identity.users",
             "identity.all_users reads with the rights of its owner",
         ),
+        ("GRANT SELECT ON rm.records TO app_public", "the role app_public may read rm.records"),
+        ("GRANT SELECT (title) ON rm.kinds TO app_public", "the role app_public may read rm.kinds"),
+        ("GRANT DELETE ON rm.catalog_items TO app_public", "the role app_public may write rm.catalog_items"),
+        ("DROP POLICY published ON rm.catalog_items", "rm.catalog_items shows app_public more than what is published"),
+        (
+            "ALTER POLICY published ON rm.catalog_versions USING (true)",
+            "rm.catalog_versions shows app_public more than what is published",
+        ),
+        ("GRANT USAGE ON SCHEMA identity TO app_public", "the role app_public may use the schema identity"),
         ("GRANT CREATE ON SCHEMA rm TO app_rw", "the role app_rw may create objects in the schema rm"),
     ];
     attempt(&mut owner, "CREATE TABLE rm.records_of_all (org_id uuid NOT NULL, id uuid PRIMARY KEY)").await.unwrap();
@@ -193,7 +208,7 @@ async fn a_forgotten_rule_is_found() {
 async fn unbound_queries_are_refused_even_on_empty_tables() {
     let database = support::database().await;
     let tables = tenant_tables(&mut connect(&database.owner_url).await).await;
-    for role in ["app_rw", "app_ro", "app_audit", "app_sign"] {
+    for role in ["app_rw", "app_ro", "app_public", "app_audit", "app_sign"] {
         let mut connection = connect(&database.app_url(role)).await;
         for table in &tables {
             let read = attempt(&mut connection, &format!("SELECT * FROM {table}")).await;
@@ -295,7 +310,8 @@ async fn rows_of_a_version_that_is_not_shown_are_invisible() {
     .fetch_all(&mut owner)
     .await
     .unwrap();
-    assert_eq!(versioned.len(), 15, "{versioned:?}");
+    let declared: BTreeSet<&str> = READ_MODELS.iter().map(|model| model.table).collect();
+    assert!(versioned.iter().map(String::as_str).eq(declared), "{versioned:?}");
     for table in versioned {
         // Messages parked by the read models have a version, those parked by the audit pipeline have none.
         let mine = if table == "ops.parked" { "pipeline = 'read_models'" } else { "true" };
@@ -515,7 +531,7 @@ async fn the_logins_cannot_do_more_than_they_need() {
     let database = support::database().await;
     let (a, _) = two_orgs(&database).await;
     let mut owner = connect(&database.owner_url).await;
-    for role in ["app_rw", "app_ro", "app_audit", "app_sign", "app_identity"] {
+    for role in ["app_rw", "app_ro", "app_public", "app_audit", "app_sign", "app_identity"] {
         let mut connection = connect(&database.app_url(role)).await;
         let mut statements = vec![
             "SET ROLE app_owner".to_owned(),
@@ -556,7 +572,7 @@ async fn people_and_organizations_are_behind_different_logins() {
     .await
     .unwrap();
     assert!(tables.iter().any(|table| table == "identity.sessions") && tables.len() > 15, "{tables:?}");
-    for role in ["app_rw", "app_ro", "app_audit", "app_identity"] {
+    for role in ["app_rw", "app_ro", "app_public", "app_audit", "app_identity"] {
         let mut connection = connect(&database.app_url(role)).await;
         for table in &tables {
             let is_own = table.starts_with("identity.") && role == "app_identity";
@@ -589,6 +605,76 @@ async fn people_and_organizations_are_behind_different_logins() {
     .await
     .unwrap();
     assert_eq!(orgs, 0);
+}
+
+/// Whatever the login of readers without a credential binds and asks, it sees what is published and nothing else.
+#[tokio::test]
+async fn the_login_of_the_public_reaches_what_is_published_and_nothing_else() {
+    let database = support::database().await;
+    let (a, _) = two_orgs(&database).await;
+    let mut owner = connect(&database.owner_url).await;
+    let platform = orgstream_events::PLATFORM_ORG.uuid();
+    let item = |org: Uuid, number: u32, status: &str| {
+        let id = Uuid::from_u128(number.into());
+        format!(
+            "INSERT INTO rm.catalog_items (org_id, rm_version, id, kind, kind_version, data, item_version, shown_since, status,
+                version, created_at, created_seq, updated_at, seq)
+            VALUES ('{org}', 1, '{id}', 'model', 1, '{{}}', 3, 2, '{status}', 3, now(), {number}, now(), {number});
+            INSERT INTO rm.catalog_versions (org_id, rm_version, key, id, item_version, kind, kind_version, data,
+                published_at, seq)
+            SELECT '{org}', 1, decode('{number:02x}', 'hex') || decode(lpad(nth::text, 2, '0'), 'hex'), '{id}', nth, 'model',
+                1, '{{}}', now(), {number} FROM generate_series(1, 3) AS nth"
+        )
+    };
+    // The tables' owner is bound by their policies as everybody is; this login is above them.
+    for statement in
+        [item(platform, 1, "published"), item(platform, 2, "withdrawn"), item(a.org.uuid(), 3, "published")]
+    {
+        attempt(&mut owner, &statement).await.unwrap();
+    }
+    let mut connection = connect(&database.app_url("app_public")).await;
+    let ids = |table: &str, column: &str| format!("SELECT {column}::bigint FROM {table} ORDER BY 1");
+    // Of the progress of any organization it learns one version: the one of the platform's read models that is shown.
+    for (org, items, versions, shown) in
+        [(platform, vec![1], vec![2, 3], vec![1]), (a.org.uuid(), vec![], vec![], vec![])]
+    {
+        let mut tx = bind(&mut connection, org).await;
+        let seen: Vec<i64> =
+            sqlx::query_scalar(AssertSqlSafe(ids("rm.catalog_items", "seq"))).fetch_all(&mut *tx).await.unwrap();
+        assert_eq!(seen, items, "{org}");
+        let seen: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(ids("rm.catalog_versions", "item_version")))
+            .fetch_all(&mut *tx)
+            .await
+            .unwrap();
+        // None from before the withdrawal.
+        assert_eq!(seen, versions, "{org}");
+        let seen: Vec<i64> =
+            sqlx::query_scalar(AssertSqlSafe(ids("ops.checkpoints", "version"))).fetch_all(&mut *tx).await.unwrap();
+        assert_eq!(seen, shown, "{org}");
+    }
+    let open = ["rm.catalog_items", "rm.catalog_versions"];
+    for org in [platform, a.org.uuid()] {
+        for table in tenant_tables(&mut owner).await {
+            let mut statements = vec![format!("INSERT INTO {table} DEFAULT VALUES"), format!("DELETE FROM {table}")];
+            if !open.contains(&table.as_str()) {
+                statements.push(format!("SELECT * FROM {table}"));
+            }
+            for statement in statements {
+                let mut tx = bind(&mut connection, org).await;
+                assert_eq!(attempt(&mut tx, &statement).await, Err(PRIVILEGE.to_owned()), "{statement}");
+            }
+        }
+    }
+    for statement in [
+        "SELECT app.org_of_slug('acme-1')",
+        "SELECT seq FROM ops.checkpoints",
+        "UPDATE rm.catalog_items SET kind = 'x'",
+        "SET ROLE app_ro",
+        "SELECT * FROM identity.users",
+    ] {
+        let mut tx = bind(&mut connection, platform).await;
+        assert_eq!(attempt(&mut tx, statement).await, Err(PRIVILEGE.to_owned()), "{statement}");
+    }
 }
 
 #[tokio::test]

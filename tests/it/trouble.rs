@@ -201,10 +201,10 @@ async fn a_table_that_is_away_for_a_while_has_nothing_parked() {
 async fn a_function_that_is_away_for_a_while_has_nothing_parked() {
     let rig = Rig::start(own_database().await, |_| {}).await;
     let begins = [
-        "ALTER FUNCTION ops.begin_batch RENAME TO begin_batch_that_is_away",
+        "ALTER FUNCTION ops.open_batch RENAME TO open_batch_that_is_away",
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app_rw'",
     ];
-    let ends = ["ALTER FUNCTION ops.begin_batch_that_is_away RENAME TO begin_batch"];
+    let ends = ["ALTER FUNCTION ops.open_batch_that_is_away RENAME TO open_batch"];
     assert_nobody_is_blamed(rig, true, &begins, &ends).await;
 }
 
@@ -246,7 +246,7 @@ async fn the_password_of_one_login_opens_no_other() {
     let own = |names: &[&str]| -> Vec<_> {
         names.iter().map(|login| format!("{login}=the secret of {login}").parse().unwrap()).collect()
     };
-    let all = Passwords::new(None, own(&["app_rw", "app_ro", "app_audit", "app_sign", "app_identity"]));
+    let all = Passwords::new(None, own(&["app_rw", "app_ro", "app_public", "app_audit", "app_sign", "app_identity"]));
     migrate_with(&database.owner_url, &all).await.unwrap();
     let user = UserId::from_login("https://issuer.example", "somebody");
     let org = BoundOrg::named_by_operator(OrgId::from_uuid(Uuid::now_v7()));
@@ -255,9 +255,11 @@ async fn the_password_of_one_login_opens_no_other() {
     db.read(org).await.unwrap();
     db.leases().await.unwrap();
     db.personal_org(user).await.unwrap_err();
+    db.read_published().await.unwrap_err();
     let told = DatabaseOptions { passwords: all, ..database.options() };
     let db = Database::connect(&told).await.unwrap();
     assert_eq!(db.personal_org(user).await.unwrap(), None);
+    db.read_published().await.unwrap();
     let shared = Passwords::new(Some("the secret of app_rw".to_owned()), []);
     Database::connect(&DatabaseOptions { passwords: shared, ..database.options() }).await.unwrap_err();
 }

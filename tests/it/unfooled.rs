@@ -119,7 +119,7 @@ async fn what_was_acknowledged_and_never_applied_is_missed() {
     }
     let seq = last.rsplit(':').next().unwrap();
     let passed = format!("UPDATE ops.checkpoints SET seq = {seq} WHERE org_id = $1 AND active");
-    assert_eq!(execute(&mut attacker(&cluster).await, &passed, tenant.id.uuid()).await, 2);
+    assert_eq!(execute(&mut attacker(&cluster).await, &passed, tenant.id.uuid()).await, Pipeline::ALL.len() as u64);
     let said = verify(&cluster, &tenant).await.failure();
     assert!(said.stdout.contains(&format!("the event at {last} is not in the audit log")), "{said:?}");
     assert!(said.stdout.contains("is missing"), "{said:?}");
@@ -132,7 +132,7 @@ async fn one_message_that_nobody_signed_is_named_and_the_rest_is_compared() {
     let intruder = Intruder::of(&cluster).await;
     let subject = format!("record.{}", fresh_record());
     let seq = intruder.publish(tenant.id, &subject, 0, b"\x00junk".to_vec()).await;
-    until_parked(&cluster, &tenant, 2).await;
+    until_parked(&cluster, &tenant, Pipeline::ALL.len()).await;
     goes_on(&cluster, &tenant, "beside").await;
     // It waits for an operator's decision, and that is the only difference.
     let waits = format!("at {}:{seq} is not in the audit log: it is parked", tenant.id);
@@ -346,7 +346,7 @@ async fn a_clock_that_ran_ahead_and_a_retry_are_no_forgeries() {
     let early = at(ahead.id, record, Timestamp::from_unix_ms(now + 600_000));
     intruder.publish_signed(ahead.id, &format!("record.{record}"), 0, &early).await;
     goes_on(&audited.cluster, &ahead, "after").await;
-    // Signed with a key that the workers get later: parked by both, from years ago, and applied by an operator's
+    // Signed with a key that the workers get later: parked by all, from years ago, and applied by an operator's
     // decision.
     let record = fresh_record();
     let subject = format!("record.{record}");
@@ -355,7 +355,7 @@ async fn a_clock_that_ran_ahead_and_a_retry_are_no_forgeries() {
     let full = format!("ev.{}.{}.{subject}", placement.shard, retried.id);
     let old = commit(retried.id, record, 0, vec![created("old")]).encode().unwrap();
     intruder.publish(retried.id, &subject, 0, keys.sign(&full, Some(0), &old).unwrap()).await;
-    until_parked(&audited.cluster, &retried, 2).await;
+    until_parked(&audited.cluster, &retried, Pipeline::ALL.len()).await;
     goes_on(&audited.cluster, &retried, "beside").await;
     let both = format!("{COMMIT_KEYS},second:{}", "07".repeat(32));
     audited.cluster.options.work = vec!["--commit-keys".to_owned(), both.clone()];

@@ -14,7 +14,7 @@ use crate::{
     history::History,
 };
 
-const BACKLOG: usize = 30_000;
+const BACKLOG: usize = 12_000;
 const BATCH: usize = 1_000;
 
 /// Sends records in bulk.

@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::FutureExt;
 use metrics::{counter, gauge};
-use orgstream_events::{Chain, OrgId, Shard};
+use orgstream_events::{Chain, OrgId, Pipeline, Shard};
 use orgstream_projections::{Comparison, Database, DbError, Rebuild, audit::LogChecking};
 use tokio::{runtime::Handle, task::JoinSet};
 
@@ -63,9 +63,16 @@ pub(crate) enum StepError {
     Hindered(String),
 }
 
+/// An organization and the pipeline whose rows are rebuilt: there is one job for each.
+type JobKey = (OrgId, Pipeline);
+
+fn key(rebuild: &Rebuild) -> JobKey {
+    (rebuild.org, rebuild.pipeline)
+}
+
 /// A finished step.
 pub(crate) struct Ended {
-    org: OrgId,
+    key: JobKey,
     took: Duration,
     /// Whether there was other work when it began.
     charged: bool,
@@ -93,9 +100,9 @@ pub(crate) struct Rebuilds {
     batch: Duration,
     timeout: Duration,
     attempts: u32,
-    jobs: BTreeMap<OrgId, Job>,
+    jobs: BTreeMap<JobKey, Job>,
     /// The order of turns, each job once.
-    turns: VecDeque<OrgId>,
+    turns: VecDeque<JobKey>,
     running: JoinSet<Ended>,
     budget: Budget,
 }
@@ -118,10 +125,10 @@ impl Rebuilds {
 
     /// Takes over the jobs that the database reports as running; a job that is not listed is not running.
     pub(crate) fn know(&mut self, under_way: Vec<(Rebuild, u64)>) {
-        self.jobs.retain(|org, job| job.running || under_way.iter().any(|(rebuild, _)| rebuild.org == *org));
+        self.jobs.retain(|known, job| job.running || under_way.iter().any(|(rebuild, _)| key(rebuild) == *known));
         for (rebuild, epoch) in under_way {
-            let org = rebuild.org;
-            match self.jobs.get_mut(&org) {
+            let key = key(&rebuild);
+            match self.jobs.get_mut(&key) {
                 // The state known from its last step is newer.
                 Some(job)
                     if job.running
@@ -129,18 +136,18 @@ impl Rebuilds {
                             == (rebuild.job, rebuild.version, epoch) => {}
                 _ => {
                     tracing::info!(
-                        org.id = %org, job = ?rebuild.job, version = rebuild.version, events = rebuild.total,
-                        "working on a version of the read models"
+                        org.id = %rebuild.org, pipeline = %rebuild.pipeline, job = ?rebuild.job, version = rebuild.version,
+                        events = rebuild.total, "working on a version of its rows"
                     );
-                    let known = self.jobs.insert(org, Job::new(rebuild, epoch));
+                    let known = self.jobs.insert(key, Job::new(rebuild, epoch));
                     if known.is_none() {
-                        self.turns.push_back(org);
+                        self.turns.push_back(key);
                     }
                 }
             }
         }
         let jobs = &self.jobs;
-        self.turns.retain(|org| jobs.contains_key(org));
+        self.turns.retain(|key| jobs.contains_key(key));
         gauge!("orgstream_rebuilds_active").set(u32::try_from(self.jobs.len()).unwrap_or(u32::MAX));
     }
 
@@ -148,7 +155,7 @@ impl Rebuilds {
     pub(crate) fn close_shard(&mut self, shard: Shard) {
         self.jobs.retain(|_, job| job.rebuild.shard != shard);
         let jobs = &self.jobs;
-        self.turns.retain(|org| jobs.contains_key(org));
+        self.turns.retain(|key| jobs.contains_key(key));
     }
 
     /// Starts as many steps as allowed now.
@@ -159,9 +166,9 @@ impl Rebuilds {
             if at_work && !self.budget.is_open() {
                 return;
             }
-            let Some(org) = self.turns.pop_front() else { return };
-            self.turns.push_back(org);
-            let Some(job) = self.jobs.get_mut(&org) else { continue };
+            let Some(key) = self.turns.pop_front() else { return };
+            self.turns.push_back(key);
+            let Some(job) = self.jobs.get_mut(&key) else { continue };
             if job.running || job.not_before.is_some_and(|at| at > now) {
                 continue;
             }
@@ -195,7 +202,7 @@ impl Rebuilds {
                         tracing::warn!(org.id = %known.org, error = %Chain(&error), "that could not be written down");
                     }
                 }
-                Ended { org, took: begun.elapsed(), charged: at_work, outcome }
+                Ended { key, took: begun.elapsed(), charged: at_work, outcome }
             };
             self.running.spawn_on(running, &self.backlog);
         }
@@ -212,10 +219,10 @@ impl Rebuilds {
         let now = Instant::now();
         let at_work = ended.charged || scheduler.is_at_work(now);
         self.budget.spend(ended.took, at_work);
-        let Some(job) = self.jobs.get_mut(&ended.org) else { return };
+        let Some(job) = self.jobs.get_mut(&ended.key) else { return };
         job.running = false;
         tracing::debug!(
-            org.id = %ended.org, state = ?job.rebuild.state, size = job.size, duration_ms = ended.took.as_millis() as u64,
+            org.id = %ended.key.0, pipeline = %ended.key.1, state = ?job.rebuild.state, size = job.size, duration_ms = ended.took.as_millis() as u64,
             at_work, "a step of a rebuild"
         );
         match ended.outcome {
@@ -228,13 +235,13 @@ impl Rebuilds {
             Ok(StepOutcome::Done { rebuild, events }) => {
                 counter!("orgstream_rebuild_events_total").increment(events);
                 tracing::info!(
-                    org.id = %rebuild.org, job = ?rebuild.job, version = rebuild.version, events = rebuild.events,
-                    "done with a version of the read models"
+                    org.id = %rebuild.org, pipeline = %rebuild.pipeline, job = ?rebuild.job, version = rebuild.version,
+                    events = rebuild.events, "done with a version of its rows"
                 );
-                self.forget(ended.org);
+                self.forget(ended.key);
             }
             Err(StepError::Database(error)) if error.is_retryable() => {
-                tracing::debug!(org.id = %ended.org, error = %Chain(&error), "a step of a rebuild will be tried again");
+                tracing::debug!(org.id = %ended.key.0, error = %Chain(&error), "a step of a rebuild will be tried again");
                 job.memory = Memory::default();
                 job.outages = job.outages.saturating_add(1);
                 if error.is_timeout() {
@@ -248,10 +255,10 @@ impl Rebuilds {
                         let error = format!("one step of it takes longer than {timeout:?} (see --message-seconds)");
                         db.fail_rebuild(&known, &error).await
                     });
-                    self.forget(ended.org);
+                    self.forget(ended.key);
                 }
             }
-            Ok(StepOutcome::Gone) | Err(_) => self.forget(ended.org),
+            Ok(StepOutcome::Gone) | Err(_) => self.forget(ended.key),
         }
     }
 
@@ -269,9 +276,9 @@ impl Rebuilds {
         gauge!("orgstream_rebuild_share").set(self.budget.share(now));
     }
 
-    fn forget(&mut self, org: OrgId) {
-        self.jobs.remove(&org);
-        self.turns.retain(|other| *other != org);
+    fn forget(&mut self, key: JobKey) {
+        self.jobs.remove(&key);
+        self.turns.retain(|other| *other != key);
     }
 }
 

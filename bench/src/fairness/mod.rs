@@ -71,7 +71,7 @@ pub(crate) struct Args {
     /// Transactions of a worker at the same time.
     #[arg(long, default_value_t = 4, value_name = "N")]
     slots: usize,
-    /// Who is measured: fair is the product, fifo one queue for everybody, rr100 turns of a hundred messages each. held, which
+    /// Who is measured: fair is the product, fifo one queue for all, rr100 turns of a hundred messages each. held, which
     /// is only for F1 and F3, is the product that leaves the burst in the log: what others notice then is not the scheduler's.
     #[arg(long, value_delimiter = ',', default_value = "fair,fifo,rr100", value_name = "POLICY,…")]
     policies: Vec<String>,
@@ -81,7 +81,7 @@ pub(crate) struct Args {
     /// Your NATS server, in place of a private one.
     #[arg(long, value_name = "URL", requires = "database_url")]
     nats_url: Option<String>,
-    /// The folder that `orgstream nats init` made for it; without it, it must let everybody in.
+    /// The folder that `orgstream nats init` made for it; without it, the server must accept any client.
     #[arg(long, value_name = "DIR", requires = "nats_url")]
     nats_access: Option<PathBuf>,
     /// Your database, migrated, on a server with `track_commit_timestamp = on`.

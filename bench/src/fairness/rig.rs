@@ -176,7 +176,7 @@ impl Rig {
 
     /// Starts a worker process; the shards need not be its own yet.
     pub(super) async fn spawn(&self, setup: &WorkerSetup) -> anyhow::Result<WorkerProcess> {
-        let program = std::env::current_exe().context("the program does not know where it is")?;
+        let program = program()?;
         let mut command = Command::from(child_command(&program, "KILL").await);
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.worker_log)?;
         command
@@ -305,4 +305,14 @@ impl WorkerProcess {
         let line = status.lines().find_map(|line| line.strip_prefix(field));
         line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or_default()
     }
+}
+
+/// The program whose workers are measured.
+fn program() -> anyhow::Result<PathBuf> {
+    let here = std::env::current_exe().context("this program's own path is not known")?;
+    let program = here.with_file_name("orgstream");
+    if !program.exists() {
+        bail!("{} is not there: in a checkout `cargo build --release` builds it", program.display());
+    }
+    Ok(program)
 }

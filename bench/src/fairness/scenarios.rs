@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, bail};
+use orgstream_events::Pipeline;
 use orgstream_projections::{BoundOrg, Hindrance, RebuildJob, Seen, hinder, unhinder};
 use orgstream_stream::Placement;
 use serde::Serialize;
@@ -434,11 +435,11 @@ pub(super) async fn rebuild(rig: &mut Rig, case: &Trial, events: usize) -> anyho
     let (row, _) = trial(rig, case, async |rig: &Rig, _: &mut Vec<WorkerProcess>| {
         let began = Instant::now();
         for org in &orgs {
-            rig.db.ask_rebuild(BoundOrg::named_by_operator(org.org), RebuildJob::Build).await?;
+            rig.db.ask_rebuild(BoundOrg::named_by_operator(org.org), Pipeline::ReadModels, RebuildJob::Build).await?;
         }
         let ids: Vec<_> = orgs.iter().map(|org| org.org).collect();
         let rebuilds = loop {
-            let rebuilds = rig.db.rebuilds_of(&ids).await?;
+            let rebuilds = rig.db.rebuilds_of(&ids, Pipeline::ReadModels).await?;
             if rebuilds.iter().all(|rebuild| !rebuild.state.is_under_way()) {
                 break rebuilds;
             }

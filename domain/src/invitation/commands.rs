@@ -9,7 +9,7 @@ use crate::{
     grants::Grant, openapi,
 };
 
-/// A way in for one person. They get a mail with a token, which nobody else is shown.
+/// An invitation for one person, who gets a mail with a token that is shown nowhere else.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IssueInvitation {
@@ -83,7 +83,7 @@ impl Declared for ResendInvitation {
     }
 }
 
-/// Ends an invitation that nobody has accepted yet.
+/// Revokes an invitation that was not accepted yet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RevokeInvitation {

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::{About, CommandSpec, Declared, Permission, Requires, Scope, grants::Grant, openapi};
 
-/// A new organization. Whoever asks becomes its owner.
+/// A new organization. The caller becomes its owner.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateOrganization {
@@ -132,7 +132,7 @@ impl Declared for UpgradeOrganization {
     }
 }
 
-/// Stops everybody but the platform. For platform operators.
+/// Suspends the organization: only the platform may act in it. For platform operators.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SuspendOrganization {

@@ -284,6 +284,9 @@ fn kept(data: &Value) -> Value {
         kind_version: 1,
         data: command.data,
         references: vec![],
+        unique: Vec::new(),
+        searched: vec![],
+        secrets: Vec::new(),
     });
     let draft = CommitDraft {
         org,

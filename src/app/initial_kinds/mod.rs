@@ -28,7 +28,7 @@ const FILES: [&str; 18] = [
 
 /// The definitions that earlier versions of this program registered, by the SHA-256 of their JSON with sorted names and
 /// without spaces. A kind that still has one was not changed by an operator. Lines are added here, and none is removed.
-const EARLIER: [(&str, &str); 18] = [
+const EARLIER: &[(&str, &str)] = &[
     ("model", "22796e2282b3cb365d9b78189a773bbdddae53af1384dca06371d12b264fc3e9"),
     ("benchmark", "e8283b1a8632d46fe92a9532c2250e975b6ea95b73c1987ba57018e4a5593b16"),
     ("judge", "f150852331ceb20ad1f2ee4b085b08b629e3bd38575dfccdcaf13f6d94f15124"),
@@ -47,6 +47,19 @@ const EARLIER: [(&str, &str); 18] = [
     ("research_report", "ca6f27973410bc73d08dd398201d95a0909b4ad5ed650aad3564162c91f3d831"),
     ("learning_item", "01b446b34edb7ea5bfe70bed5c3bcee51326956c3f5e2069a78f89b5392e2a1d"),
     ("webhook", "051cbcd57fbcc48f69dd160be9ae813e4c403a6392efa20108c73a406edb863f"),
+    ("space", "cd0f0b9a5c2986d1228cdab54ad9c9992c555cae08b9621106135d19cd64477a"),
+    ("policy", "40319b740925ac7a229c4b03e9ef927d40bb798a560895c35cab61bfd70525ef"),
+    ("judge", "407e70b6572b9bb4018e0f3c87ff045b0a9789a6ac50ee153f5fb3a720b48a9e"),
+    ("scorer", "054aa0ec8e83d477f3ead41934d6ee4101882c392597987d441c89eecc14d418"),
+    ("safety_policy", "4b973099e396b2bd5fb73095cf219c7a728a3cfe242273df59ab4a92074eeda3"),
+    ("sdp_configuration", "ff7a3f1b989b335fa59bffe8aa791a7763144ab1a3144f8723259b4499f0e527"),
+    ("yara_rule", "fd49e7c5e80836f0b2ef8a25bc2e391bc39a61d1fe9ba8be8fdbe922bd28674d"),
+    ("model", "1baff1a4d1030dacea78e83a2e711ec394d1b829e2eaf6307a0500482848499e"),
+    ("integration", "a68b40f4d03359d287c183beb72373bf7377c3178750be768c13e906ad336051"),
+    ("evaluation", "3366aa8fee5512bb044cbc9d82cef77433ef048d4edb29a6001c2d201b58793d"),
+    ("trace", "8c4e9f81fbc153060d85f3b81a1a01f192a37a0f9a77b452e05994591b99f46b"),
+    ("research_report", "278dc9ba8088443bb11ab6f510e9e1a2f419d2df11f8ea97bea1041c50de551c"),
+    ("learning_item", "d8e0f268354b45ea8fd77303dbce3a3ab1fe57bbbdcf149ac9201a5387bb0200"),
 ];
 
 /// Returns the kinds to register with a new platform.
@@ -139,6 +152,8 @@ mod tests {
                 // organization.
                 let is_without = field == "error" || schema.to_string().contains("\"global\"") || field == "label";
                 let is_rare = ["labels", "evaluation", "prerequisites"].contains(&field.as_str());
+                // An example of a secret would be used for one.
+                let is_without = is_without || schema["x-secret"] == true;
                 assert!(example.contains_key(field) || is_without || is_rare, "{name}.{field} has no example");
             }
             assert_eq!(example.keys().find(|field| !fields.contains_key(*field)), None, "{name}");
@@ -168,16 +183,24 @@ mod tests {
         }});
         let definition = |schema: &Value| {
             let (title, schema) = ("Space".to_owned(), schema.clone());
-            KindDefinition { title, schema, visibility: Visibility::DefaultOn, cost: 1 }
+            KindDefinition { title, schema, visibility: Visibility::DefaultOn, cost: 1, views: vec![] }
         };
         let (space, model) = ("space".parse().unwrap(), "model".parse().unwrap());
         assert!(is_earlier_default(&space, &definition(&schema)).unwrap());
         assert!(!is_earlier_default(&model, &definition(&schema)).unwrap());
+        // Two were an organization's own decision before they were for everybody.
+        for name in ["research_report", "learning_item"] {
+            let found = default_kinds().unwrap().into_iter().find(|kind| kind.kind.as_str() == name).unwrap();
+            let RegisterKind { kind, title, schema, cost, .. } = found;
+            let before = KindDefinition { title, schema, visibility: Visibility::OptIn, cost, views: vec![] };
+            assert!(is_earlier_default(&kind, &before).unwrap(), "{name}");
+        }
         let mut changed = schema.clone();
         changed["required"] = json!([]);
         assert!(!is_earlier_default(&space, &definition(&changed)).unwrap());
-        for RegisterKind { kind, title, schema, visibility, cost } in default_kinds().unwrap() {
-            let now = KindDefinition { title, schema, visibility, cost };
+        for RegisterKind { kind, title, schema, visibility, cost, views } in default_kinds().unwrap() {
+            let views = orgstream_domain::views::read(views).unwrap();
+            let now = KindDefinition { title, schema, visibility, cost, views };
             assert!(!is_earlier_default(&kind, &now).unwrap(), "{kind} is what it was");
         }
     }

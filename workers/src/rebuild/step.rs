@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use orgstream_events::{EventSubject, Pipeline};
+use orgstream_events::EventSubject;
 use orgstream_projections::{
     Applied, ApplyTx, BatchClass, BoundOrg, Comparison, Database, DbError, Rebuild, RebuildJob, RebuildState, Step,
     audit::{self, KeysOf, LogChecking},
@@ -81,7 +81,7 @@ async fn build(
     }
     if step.unaudited > 0 {
         return Err(StepError::Hindered(format!(
-            "the audit log lacks {} messages that its pipeline has parked, so read models cannot be built from it: see \
+            "the audit log lacks {} messages that its pipeline has parked, so nothing can be built from it: see \
              `orgstream park list`, decide about them, and ask again",
             step.unaudited
         )));
@@ -130,7 +130,7 @@ async fn is_as_appended(db: &Database, org: BoundOrg, checking: Option<Box<LogCh
     if !checked.differences.is_empty() {
         let first = checked.differences.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join("; ");
         return Err(StepError::Hindered(format!(
-            "the audit log is not what was appended to it, so read models are not built from it: {first}; see \
+            "the audit log is not what was appended to it, so nothing is built from it: {first}; see \
              `orgstream replay --verify`, which compares all of it with the stream"
         )));
     }
@@ -147,7 +147,8 @@ async fn apply(tx: &mut ApplyTx, step: &Step, upto: u64, size: u32) -> Result<(u
     let is_all = commits.is_empty() || tx.count_events(org, last(&commits), upto, 1).await? == 0;
     let reached = if is_all { upto.max(step.reached) } else { last(&commits) };
     let blocked = if step.parked { parked::aggregates(tx, org).await? } else { BTreeSet::new() };
-    let mut pass = Pass::new(tx, org, Pipeline::ReadModels, blocked, None);
+    let pipeline = step.rebuild.pipeline;
+    let mut pass = Pass::new(tx, org, pipeline, blocked, None);
     let to_park = |applied: &Applied, state: ParkedState, reason: &str, attempts: u32| {
         let message = applied.commit.seal().and_then(|commit| commit.encode().ok()).unwrap_or_default();
         let subject = applied.commit.events.first().map_or_else(String::new, |event| {
@@ -159,7 +160,7 @@ async fn apply(tx: &mut ApplyTx, step: &Step, upto: u64, size: u32) -> Result<(u
         ToPark { seq, subject, message, verified: true, expected: None, state, reason, attempts, recorded_at, sha256 }
     };
     for applied in commits {
-        let decided = decisions(applied.seq, &applied.commit, Pipeline::ReadModels);
+        let decided = decisions(applied.seq, &applied.commit, pipeline);
         pass.ready.push(applied);
         for decision in decided {
             settle(&mut pass, &to_park).await?;
@@ -218,7 +219,7 @@ async fn compare(
     comparison: Option<Box<Comparison>>,
 ) -> Result<StepOutcome, StepError> {
     let mut begun = match comparison {
-        None => Comparison::begin(db, known.bound(), known.version).await?.map(Box::new),
+        None => Comparison::begin(db, known.bound(), known.pipeline, known.version).await?.map(Box::new),
         under_way => under_way,
     };
     let is_done = match &mut begun {

@@ -29,7 +29,7 @@ use crate::{
 /// The maximum number of memberships in one answer.
 const SHOWN: usize = 100;
 
-/// Whoever asks.
+/// The caller.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct MeView {
     /// Type of principal: `user`, `api_key` or `platform_operator`.

@@ -34,6 +34,8 @@ pub struct Limits {
     pub requests_of_org: usize,
     /// Requests of one person, key or operator.
     pub requests_of_caller: usize,
+    /// Requests of one network without a credential, where those read tables.
+    pub requests_of_network: usize,
     /// Open streams.
     pub streams: usize,
     /// Open streams of one organization.
@@ -54,6 +56,7 @@ impl Default for Limits {
             connections_of_address: 4_096,
             requests_of_org: 2_048,
             requests_of_caller: 1_024,
+            requests_of_network: 64,
             streams: 2_048,
             streams_of_org: 128,
             streams_of_caller: 32,
@@ -85,6 +88,7 @@ pub struct Bounds {
     addresses: Arc<Shares<IpAddr>>,
     orgs: Arc<Shares<OrgId>>,
     callers: Arc<Shares<String>>,
+    networks: Arc<Shares<Option<IpAddr>>>,
     streams: Arc<Shares<()>>,
     org_streams: Arc<Shares<OrgId>>,
     caller_streams: Arc<Shares<String>>,
@@ -101,6 +105,7 @@ impl Bounds {
             addresses: Arc::default(),
             orgs: Arc::default(),
             callers: Arc::default(),
+            networks: Arc::default(),
             streams: Arc::default(),
             org_streams: Arc::default(),
             caller_streams: Arc::default(),
@@ -127,6 +132,15 @@ impl Bounds {
         Shares::take(&self.callers, caller.to_owned(), most).ok_or_else(|| {
             refused("requests_of_caller");
             Problem::too_many_requests(most, "this credential")
+        })
+    }
+
+    /// Takes a slot for one more request without a credential from the network of `address`.
+    pub fn request_of_network(&self, address: Option<IpAddr>) -> Result<Slot, Problem> {
+        let most = self.limits.requests_of_network;
+        Shares::take(&self.networks, address.map(network), most).ok_or_else(|| {
+            refused("requests_of_network");
+            Problem::too_many_requests(most, "this network")
         })
     }
 
@@ -502,6 +516,17 @@ mod tests {
         held.pop();
         let _again = bounds.request_of_org(org(1)).unwrap();
         assert!(bounds.request_of_org(org(1)).is_err());
+    }
+
+    #[test]
+    fn readers_without_a_credential_share_the_bound_of_their_network() {
+        let bounds = Bounds::new(Limits { requests_of_network: 2, ..Limits::default() });
+        let from = |address: &str| bounds.request_of_network(Some(address.parse().unwrap()));
+        let held = [from("2001:db8::1").unwrap(), from("2001:db8::2").unwrap()];
+        assert_eq!(from("2001:db8::3").unwrap_err().code, "concurrency_limit_exceeded");
+        let _other = from("192.0.2.1").unwrap();
+        drop(held);
+        let _again = from("2001:db8::3").unwrap();
     }
 
     #[test]

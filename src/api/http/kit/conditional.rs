@@ -1,10 +1,14 @@
 //! Versions as entity tags: `If-Match` on changes, `If-None-Match` on reads.
 
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::{
+    body::Body,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 
-use super::extract::invalid_header;
+use super::{extract::invalid_header, reply};
 use crate::app::problem::Problem;
 
 /// Returns the strong tag of a resource at a version.
@@ -70,6 +74,19 @@ pub fn is_known(if_none_match: Option<&HeaderValue>, tag: &str) -> bool {
     let Some(text) = if_none_match.and_then(|value| value.to_str().ok()) else { return false };
     let ours = tags(tag).unwrap_or_default();
     text.trim() == "*" || tags(text).is_some_and(|known| known.iter().any(|known| ours.contains(known)))
+}
+
+/// Returns the answer of this body under its tag, or that the caller has it already.
+pub fn answer(if_none_match: Option<&HeaderValue>, tag: &str, body: Vec<u8>) -> Response {
+    let mut response = if is_known(if_none_match, tag) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        reply::json(StatusCode::OK, Body::from(body))
+    };
+    if let Ok(tag) = HeaderValue::from_str(tag) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
 }
 
 #[cfg(test)]

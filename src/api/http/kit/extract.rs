@@ -286,6 +286,28 @@ where
     }
 }
 
+/// The last two parameters of the path: a resource, and what it is a part of.
+pub struct ItemOf<P, T>(pub P, pub T);
+
+impl<P, T> FromRequestParts<Arc<App>> for ItemOf<P, T>
+where
+    P: FromStr + Send,
+    P::Err: Display,
+    T: FromStr + Send,
+    T::Err: Display,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let params = path_params(parts, app).await?;
+        let [.., (whose, part_of), (name, text)] = params.as_slice() else {
+            return Err(Problem::internal("the path names no item of another"));
+        };
+        let part_of = part_of.parse().map_err(|error: P::Err| Problem::invalid_parameter(whose, error))?;
+        text.parse().map(|item| Self(part_of, item)).map_err(|error: T::Err| Problem::invalid_parameter(name, error))
+    }
+}
+
 /// The query. Undocumented parameters never get here.
 pub struct Query<T>(pub T);
 

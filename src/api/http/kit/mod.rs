@@ -19,4 +19,5 @@ pub mod reply;
 pub mod route_table;
 pub mod routes;
 pub mod server;
+pub mod shared;
 pub mod wait;

@@ -120,6 +120,7 @@ pub fn head() -> OpenApi {
             tag("sso", "OpenID Connect issuers of an organization's own."),
             tag("api keys", "Credentials of programs; each belongs to one organization."),
             tag("kinds", "Kinds of record with their schemas: the same for all organizations."),
+            tag("catalog", "What the platform publishes for all readers, and what an organization sees of it."),
             tag("projections", "Progress of read models and audit log."),
             tag("parking", "Events that could not be applied. For operators."),
             tag("me", "The caller and their memberships."),
@@ -273,6 +274,10 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
                 errors.push("412");
             }
         }
+        Shape::Shared => {
+            names.push("IfNoneMatch");
+            answers.push("ETag");
+        }
         Shape::Tail => names.push("LastEventId"),
         Shape::Plain => {}
     }
@@ -291,7 +296,7 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
                 own.as_object_mut().map(|own| own.insert(header_name(name).to_owned(), reference("headers", name)));
             }
         }
-        let is_listing_or_thing = matches!(shape, Shape::View(_)) && !path.ends_with("/events");
+        let is_listing_or_thing = matches!(shape, Shape::View(_) | Shape::Shared) && !path.ends_with("/events");
         if is_listing_or_thing || path.ends_with("/audit/events") {
             responses.insert("304".to_owned(), json!({"description": "You have it already (`If-None-Match`)"}));
         }
@@ -339,6 +344,7 @@ fn path_parameters(path: &str) -> Vec<Value> {
                 "domain" => ("The domain's id", "dom_01h455vb4pex5vsknk084sn02q"),
                 "key" => ("The key's id (not the token)", "key_01h455vb4pex5vsknk084sn02q"),
                 "record" => ("The record", "res_01h455vb4pex5vsknk084sn02q"),
+                "view" => ("The view, by its name", "by_model_and_day"),
                 "event" => ("The event", "evt_01h455vb4pex5vsknk084sn02q"),
                 "kind" => ("The kind", "evaluation"),
                 "path" => ("Which tile, or which bundle", "0/000"),

@@ -4,7 +4,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
 use orgstream_events::{OrgId, Pipeline, Timestamp};
 use orgstream_projections::{
-    Listing, Page as Part, Place, Placed, record_references::ReferencePlace, records::RecordPlace,
+    Listing, Page as Part, Place, Placed, record_references::ReferencePlace, records::RecordPlace, views::ViewPlace,
 };
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
@@ -102,6 +102,16 @@ impl CursorPlace for ReferencePlace {
         let (seq, pointer) = bytes.split_at_checked(8)?;
         let pointer = std::str::from_utf8(pointer).ok()?.to_owned();
         Some(Self { created_seq: u64::from_be_bytes(seq.try_into().ok()?), pointer })
+    }
+}
+
+impl CursorPlace for ViewPlace {
+    fn to_bytes(&self) -> Vec<u8> {
+        self.0.clone()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        Some(Self(bytes.to_vec()))
     }
 }
 

@@ -49,6 +49,8 @@ pub enum Shape {
     Commands,
     /// Follows events: `Last-Event-ID`.
     Tail,
+    /// Reads what is the same for everybody, and any cache may keep: `If-None-Match`, `Cache-Control: public`.
+    Shared,
     /// Answers without any of these.
     Plain,
 }
@@ -83,6 +85,8 @@ pub struct RoutePolicy {
 
 /// Reads the read models.
 pub const READ: Shape = Shape::View(Pipeline::ReadModels);
+/// Reads the index of words.
+pub const SEARCH: Shape = Shape::View(Pipeline::Search);
 /// Reads the audit log.
 pub const AUDIT: Shape = Shape::View(Pipeline::Audit);
 

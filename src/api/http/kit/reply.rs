@@ -27,6 +27,12 @@ pub const TRUE: HeaderValue = HeaderValue::from_static("true");
 /// Answers are private, and valid at the moment.
 pub const OWN: HeaderValue = HeaderValue::from_static("private, no-cache");
 
+/// Answers that are the same for everybody, which any cache may keep for a minute.
+pub const FOR_A_MINUTE: HeaderValue = HeaderValue::from_static("public, max-age=60");
+
+/// Answers for everybody that never change, which a cache keeps for a day: what is withdrawn is gone by then.
+pub const FOR_A_DAY: HeaderValue = HeaderValue::from_static("public, max-age=86400, immutable");
+
 /// Answers with a secret in them.
 pub const NEVER_KEPT: HeaderValue = HeaderValue::from_static("no-store");
 
@@ -97,8 +103,11 @@ fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
         AggregateId::Invitation(id) => Some(format!("/v1/organizations/{org}/invitations/{id}")),
         AggregateId::Domain(id) => Some(format!("/v1/organizations/{org}/domains/{id}")),
         AggregateId::Member(_)
+        | AggregateId::CatalogItem(_)
+        | AggregateId::CatalogChoice(_)
         | AggregateId::Role(_)
         | AggregateId::SsoConnection(_)
+        | AggregateId::UniqueValue(_)
         | AggregateId::Parking(_)
         | AggregateId::Access(_) => None,
     }

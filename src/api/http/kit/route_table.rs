@@ -21,7 +21,8 @@ OpenAPI document.
   credential, `operator` one of the platform, `by_command` that of each command.
 * *view* takes `Min-Position`, `Prefer` and `If-None-Match` and answers `Projection-Position` and `ETag`; *create* and *change*
   take `Idempotency-Key` and answer `Stream-Position`; *change* also takes `If-Match`; *tail* is a stream of server-sent events
-  and takes `Last-Event-ID`; *commands* is what each command is. Without a shape a route takes and answers none of these.
+  and takes `Last-Event-ID`; *shared* takes `If-None-Match` and answers `ETag` and `Cache-Control: public`; *commands* is what each
+  command is. Without a shape a route takes and answers none of these.
 * Errors are `application/problem+json` with one of these [codes](errors.md).
 ";
 
@@ -59,6 +60,7 @@ fn shape(shape: Shape) -> &'static str {
         Shape::Create => "create",
         Shape::Change => "change",
         Shape::Commands => "commands",
+        Shape::Shared => "shared",
         Shape::Tail => "tail",
         Shape::Plain => "",
     }

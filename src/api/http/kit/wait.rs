@@ -3,7 +3,6 @@
 use std::{marker::PhantomData, ops::Deref, sync::Arc, time::Duration};
 
 use axum::{
-    body::Body,
     extract::FromRequestParts,
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
@@ -21,7 +20,8 @@ use crate::{api::http::App, app::problem::Problem, auth::Access};
 
 /// The maximum wait of a read.
 pub const MAX_WAIT: Duration = Duration::from_secs(30);
-const MIN_POSITION: HeaderName = HeaderName::from_static("min-position");
+/// The position that the rows must have reached.
+pub const MIN_POSITION: HeaderName = HeaderName::from_static("min-position");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// Returns the caller's maximum wait: `Prefer: wait=N`, in seconds. Other preferences are not ours.
@@ -152,15 +152,8 @@ impl Seen {
             Ok(body) => body,
             Err(problem) => return problem.into_response(),
         };
-        let mut response = if conditional::is_known(self.known.as_ref(), tag) {
-            StatusCode::NOT_MODIFIED.into_response()
-        } else {
-            reply::json(StatusCode::OK, Body::from(body))
-        };
+        let mut response = conditional::answer(self.known.as_ref(), tag, body);
         response.headers_mut().extend(self.position_headers());
-        if let Ok(tag) = HeaderValue::from_str(tag) {
-            response.headers_mut().insert(header::ETAG, tag);
-        }
         response
     }
 }

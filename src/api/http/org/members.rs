@@ -50,7 +50,7 @@ pub struct MemberView {
     pub status: &'static str,
     /// True until the member leaves.
     pub active: bool,
-    /// Version of the organization's roster at the last change of this member.
+    /// Version of the organization's members at the last change of this one, counted from 1.
     #[schema(example = 1)]
     pub version: u64,
     /// Time of joining, RFC 3339 in UTC.
@@ -69,17 +69,17 @@ impl MemberView {
     }
 }
 
-/// Which members.
+/// Filters of the listing.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct MemberQuery {
-    /// Those who left as well.
+    /// Whether removed members are listed as well; `false` by default.
     pub removed: Option<bool>,
-    /// Whoever has this address, whatever the case of its letters.
+    /// E-mail address of one member, in any case of letters.
     pub email: Option<String>,
 }
 
-/// A role for somebody.
+/// The role of a member.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewRole {

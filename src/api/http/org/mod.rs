@@ -1,6 +1,7 @@
 //! An organization and its resources.
 
 pub mod api_keys;
+pub mod catalog;
 pub mod commands;
 pub mod domains;
 pub mod events;
@@ -11,11 +12,14 @@ pub mod organizations;
 pub mod projections;
 pub mod record_listing;
 pub mod record_references;
+pub mod record_secrets;
 pub mod records;
 pub mod roles;
+pub mod search;
 pub mod sso_connections;
 pub mod tail;
 pub mod usage;
+pub mod views;
 
 use super::kit::routes::Routes;
 
@@ -33,6 +37,10 @@ pub(super) fn routes() -> Routes {
         .merge(nats_credentials::routes())
         .merge(records::routes())
         .merge(record_references::routes())
+        .merge(search::routes())
+        .merge(record_secrets::routes())
+        .merge(views::routes())
+        .merge(catalog::routes())
         .merge(events::routes())
         .merge(tail::routes())
         .merge(projections::routes())

@@ -6,6 +6,7 @@ use axum::{extract::State, response::Response};
 use orgstream_domain::Permission;
 use orgstream_events::{KindName, RecordId};
 use orgstream_projections::{
+    catalog_items,
     record_references::{self, Reference},
     records,
 };
@@ -42,7 +43,7 @@ pub struct ReferenceView {
     /// Owner of that record: `own` for this organization, `global` for the platform's catalog.
     #[schema(example = "own")]
     pub scope: &'static str,
-    /// True once that record is archived; null while it is not in the read models yet.
+    /// True once that record is archived, or the item of the catalog withdrawn; null while it is not in the read models yet.
     pub archived: Option<bool>,
 }
 
@@ -99,7 +100,7 @@ pub async fn references(
     let global = if global.is_empty() {
         BTreeMap::new()
     } else {
-        records::archived_among(&mut app.db.read(PLATFORM).await?, &ids(global)).await?
+        catalog_items::withdrawn_among(&mut app.db.read(PLATFORM).await?, &ids(global)).await?
     };
     let view = |Reference { pointer, to: id, to_kind: kind, is_global, .. }: Reference| {
         let (scope, states) = if is_global { ("global", &global) } else { ("own", &own) };

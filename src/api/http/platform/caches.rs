@@ -39,6 +39,6 @@ pub(super) fn routes() -> Routes {
 pub async fn list(State(app): State<Arc<App>>, _: SignedIn) -> Json<CachesView> {
     let mut data = app.auth.caches();
     data.extend(app.gateway.handler().caches());
-    data.push(app.gateway.quotas().cache());
+    data.extend(app.gateway.quotas().caches());
     Json(CachesView { data })
 }

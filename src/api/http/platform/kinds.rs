@@ -7,7 +7,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use orgstream_domain::{ChangeKind, RegisterKind, RestoreKind, RetireKind, openapi};
+use orgstream_domain::{ChangeKind, RegisterKind, RestoreKind, RetireKind, openapi, views::KindViewDefinition};
 use orgstream_events::{KindDefinition, KindName, Timestamp, Visibility};
 use orgstream_projections::kinds::{self, Kind, Reach};
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,8 @@ pub struct KindView {
     /// Cost of writing one record, in the units of limits: 1 to 10,000.
     #[schema(example = 1)]
     pub cost: u32,
+    /// Views of the records, at most 8.
+    pub views: Vec<KindViewDefinition>,
     /// True once the kind takes no new records.
     pub retired: bool,
     /// Version of the kind; `If-Match` takes it, and records name it as `kind_version`.
@@ -65,8 +67,9 @@ pub struct KindView {
 impl From<Kind> for KindView {
     fn from(kind: Kind) -> Self {
         let Kind { name, definition, retired, version, created_at, updated_at, seq: _ } = kind;
-        let KindDefinition { title, schema, visibility, cost } = definition;
-        Self { kind: name, title, schema, visibility, cost, retired, version, created_at, updated_at }
+        let KindDefinition { title, schema, visibility, cost, views } = definition;
+        let views = views.into_iter().map(KindViewDefinition::from).collect();
+        Self { kind: name, title, schema, visibility, cost, views, retired, version, created_at, updated_at }
     }
 }
 
@@ -93,6 +96,9 @@ pub struct KindChanges {
     /// New cost of writing one record, in the units of limits: 1 to 10,000.
     #[schema(minimum = 1, maximum = 10000)]
     pub cost: Option<u32>,
+    /// New views of the records, all of them, at most 8; an empty list takes them away.
+    #[schema(max_items = 8)]
+    pub views: Option<Vec<KindViewDefinition>>,
 }
 
 /// Checks that the kind exists, where a query for it was empty: an unknown kind is a mistake, and not a query with an empty
@@ -167,8 +173,8 @@ pub async fn change(
     Item(kind): Item<KindName>,
     Body(changes): Body<KindChanges>,
 ) -> Result<Response, Problem> {
-    let KindChanges { title, schema, visibility, cost } = changes;
-    writer.submit(&app, ChangeKind { kind, title, schema, visibility, cost }).await.map(reply::changed)
+    let KindChanges { title, schema, visibility, cost, views } = changes;
+    writer.submit(&app, ChangeKind { kind, title, schema, visibility, cost, views }).await.map(reply::changed)
 }
 
 /// Whether it is to be done.

@@ -2,6 +2,7 @@
 
 pub mod break_glass;
 pub mod caches;
+pub mod catalog;
 pub mod health;
 pub mod kinds;
 pub mod lag;
@@ -17,6 +18,7 @@ pub(super) fn routes() -> Routes {
         .merge(break_glass::routes())
         .merge(caches::routes())
         .merge(kinds::routes())
+        .merge(catalog::routes())
         .merge(parking::routes())
         .merge(lag::routes())
 }

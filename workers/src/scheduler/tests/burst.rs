@@ -14,11 +14,14 @@ const TO_AND_FRO: [f64; 2] = [200.0, 800.0];
 /// Processors, and their remainder while a burst is being appended.
 const PROCESSORS: f64 = 1.9;
 const BESIDE_APPENDS: f64 = 1.3;
-/// The quiet load: events per second, by Zipf's law from so many orgs.
-const RATE: f64 = 280.0;
+/// What an event costs that comes alone.
+const ALONE: f64 = TRANSACTION + PIPELINES as f64 * (SLICE + MESSAGE);
+const PIPELINES: usize = Pipeline::ALL.len();
+/// The quiet load: events per second that take 0.29 of the processors, by Zipf's law from so many orgs.
+const RATE: f64 = 0.29 * PROCESSORS * 1e6 / ALONE;
 const CROWD: u16 = 1_000;
 /// The burst: its events, and when it begins and has been appended, in microseconds.
-const EVENTS: u32 = 40_000;
+const EVENTS: u32 = 80_000 / PIPELINES as u32;
 const BEGINS: f64 = 2e6;
 const APPENDED: f64 = 5e6;
 const ENDS: f64 = 12e6;
@@ -144,6 +147,6 @@ fn bursts_do_not_make_the_others_stand_in_line() {
             "{bursting} bursting: p99 {alone:.1} ms alone, {appending:.1} and {draining:.1} ms; drained in {drained:.1} s"
         );
         assert!(alone < 12.0 && appending < 80.0 && draining < 30.0, "{bursting}: {alone}, {appending}, {draining} ms");
-        assert!(drained < 12.0, "the burst of {bursting} took {drained} s");
+        assert!(drained < 14.0, "the burst of {bursting} took {drained} s");
     }
 }

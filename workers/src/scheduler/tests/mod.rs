@@ -60,7 +60,7 @@ impl World {
         self.on_disk = OnDisk { checkpoints: self.checkpoints.clone(), applied: self.applied.clone() };
     }
 
-    /// Does what `ops.begin_batch` and the apply behind it do: nothing unless the checkpoint is where the batch begins.
+    /// Does what `ops.open_batch` and the apply behind it do: nothing unless the checkpoint is where the batch begins.
     fn open(&mut self, batch: &LaneBatch) -> bool {
         let lane = (batch.key.org, batch.key.pipeline);
         let fits = match self.checkpoints.get(&lane) {
@@ -400,7 +400,7 @@ fn a_detached_lane_waits_for_its_catch_up_read_in_turn() {
         finish(&mut scheduler, &group, 1_000, now);
     }
     flood(&mut scheduler, 2_000);
-    assert_eq!(scheduler.wants_catch_up.len(), 4);
+    assert_eq!(scheduler.wants_catch_up.len(), 2 * Pipeline::ALL.len());
     let first = scheduler.wants_catch_up.front().copied();
     assert_eq!(scheduler.catch_up_reads(1).first().map(|wish| wish.key), first);
 }

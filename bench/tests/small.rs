@@ -1,0 +1,53 @@
+//! Each benchmark runs to its end, with as little work as its flags allow: what it measures needs a quiet machine, this does not.
+#![cfg(test)]
+
+use std::{collections::BTreeSet, process::Command};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_orgstream-bench");
+
+/// Runs the program and returns what it prints.
+fn run(args: &[&str]) -> String {
+    let done = Command::new(PROGRAM).args(args).current_dir(env!("CARGO_TARGET_TMPDIR")).output().unwrap();
+    let (printed, errors) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success(), "{args:?}: {printed}{errors}");
+    printed.into_owned()
+}
+
+/// Declares the benchmarks with their flags: a test for each, and the list of their names.
+macro_rules! small {
+    ($($name:ident: $flags:literal,)+) => {
+        const NAMES: &[&str] = &[$(stringify!($name)),+];
+
+        $(
+            #[test]
+            fn $name() {
+                let args: Vec<&str> = [stringify!($name)].into_iter().chain($flags.split_whitespace()).collect();
+                let printed = run(&args);
+                assert!(printed.lines().count() > 1, "no figures: {printed}");
+            }
+        )+
+    };
+}
+
+small! {
+    access: "--times 100",
+    append: "--seconds 1 --writers 2 --sync default",
+    audit: "--events 2000 --exported 500 --proofs 5",
+    fairness: "--scenarios F1 --orgs 4 --seeds 1 --events 200 --idle 2 --rate 20 --policies fair",
+    history: "--updates 100 --members 20 --others 10",
+    project: "--events 500 --orgs 4 --seconds 1",
+    search: "--orgs 3 --records 20 --large 100 --queries 5",
+    views: "--records 200 --reads 2",
+}
+
+#[test]
+fn every_benchmark_is_run() {
+    let help = run(&["--help"]);
+    let commands = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
+    let commands = commands.take_while(|line| !line.is_empty());
+    // The lines of a command's description are indented further.
+    let names = commands.filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')));
+    let found: BTreeSet<&str> =
+        names.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help").collect();
+    assert_eq!(found, NAMES.iter().copied().collect());
+}
