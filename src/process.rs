@@ -252,7 +252,8 @@ pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<
 
 /// Changes a kind that is as an earlier version registered it into what it is now. What an operator has changed stays.
 async fn renew_default_kind(handler: &CommandHandler, caller: &Caller, kind: RegisterKind) -> anyhow::Result<()> {
-    let RegisterKind { kind, title, schema, visibility, cost, views } = kind;
+    // A kind that was registered before can change its records, and goes on to: whether it is append-only is permanent.
+    let RegisterKind { kind, title, schema, visibility, cost, views, append_only: _ } = kind;
     let Some(known) = handler.kind(&kind).await? else { return Ok(()) };
     if known.retired || !is_earlier_default(&kind, &known.definition)? {
         return Ok(());

@@ -3,6 +3,7 @@
 
 mod access;
 mod append;
+mod append_only;
 mod audit;
 mod fairness;
 mod history;
@@ -47,6 +48,8 @@ enum Benchmark {
     Access(access::Args),
     /// Appending: commands per second through the library, NATS and HTTP, against bare publishes of the same bytes.
     Append(append::Args),
+    /// Append-only records: subjects, memory and restart of the broker with a subject each and in record logs.
+    AppendOnly(append_only::Args),
     /// The audit log: what a leaf costs, a proof and a head in a long log, an export and its verification.
     Audit(audit::Args),
     /// Fairness: what quiet organizations notice of a neighbour's burst, against one queue and against turns by count.
@@ -74,6 +77,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.benchmark {
         Benchmark::Access(args) => access::run(args).await,
         Benchmark::Append(args) => append::run(args).await,
+        Benchmark::AppendOnly(args) => Box::pin(append_only::run(args)).await,
         Benchmark::Audit(args) => audit::run(args).await,
         Benchmark::Fairness(args) => fairness::run(*args).await,
         Benchmark::History(args) => Box::pin(history::run(args)).await,

@@ -39,6 +39,8 @@ pub trait Aggregate: Default + Clone + Serialize + DeserializeOwned + Send + Syn
     /// The number of what `apply` makes of the events, raised with every change of it: a snapshot of another number is not
     /// used. `tests/states.rs` knows the states and their numbers.
     const SHAPE: u16;
+    /// Whether commands without an idempotency key are remembered by their places too.
+    const KEEPS_EVERY_COMMAND: bool = false;
 
     /// Applies an event. It cannot fail: the event has already happened.
     fn apply(&mut self, event: &Self::Event);

@@ -95,7 +95,7 @@ pub enum FieldType {
 }
 
 /// Whose records a place refers to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ReferenceScope {
     /// The organization's own.
     Own,

@@ -285,8 +285,8 @@ mod tests {
     }
 
     fn kind(visibility: Visibility, retired: bool) -> Arc<ValidatedKind> {
-        let definition =
-            KindDefinition { title: "Model".to_owned(), schema: json!({}), visibility, cost: 1, views: vec![] };
+        let (title, schema, views) = ("Model".to_owned(), json!({}), Vec::new());
+        let definition = KindDefinition { title, schema, visibility, cost: 1, views, append_only: false };
         Arc::new(ValidatedKind::new(definition, 4, retired))
     }
 

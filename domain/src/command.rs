@@ -11,13 +11,14 @@ use utoipa::{
 };
 
 use crate::{
-    AcceptInvitation, AddMember, AddSsoConnection, ArchiveRecord, ChangeKind, ChangeLimits, ChangeMemberRole,
-    ChangePlan, ChangeRole, ChangeSettings, ChooseCatalogItem, ClaimDomain, ClearCatalogChoice, CreateOrganization,
-    CreateRecord, DecisionContext, DefineRole, IssueApiKey, IssueInvitation, JoinByDomain, JoinBySso, Misfit,
-    Permission, ProveDomain, PublishCatalogItem, RegisterKind, RemoveDomain, RemoveMember, RemoveRole,
-    RemoveSsoConnection, RenameOrganization, ResendInvitation, RestoreKind, RestoreSignIn, ResumeOrganization,
-    RetireKind, RetryParked, RevokeApiKey, RevokeInvitation, RotateApiKey, SetDefaultSsoConnection, SkipParked,
-    SuspendOrganization, UpdateRecord, UpgradeOrganization, WithdrawCatalogItem, grants::Grant, openapi, shaped,
+    AcceptInvitation, AddMember, AddSsoConnection, AppendRecords, ArchiveRecord, ChangeKind, ChangeLimits,
+    ChangeMemberRole, ChangePlan, ChangeRole, ChangeSettings, ChooseCatalogItem, ClaimDomain, ClearCatalogChoice,
+    CreateOrganization, CreateRecord, DecisionContext, DefineRole, IssueApiKey, IssueInvitation, JoinByDomain,
+    JoinBySso, Misfit, Permission, ProveDomain, PublishCatalogItem, RegisterKind, RemoveDomain, RemoveMember,
+    RemoveRole, RemoveSsoConnection, RenameOrganization, ResendInvitation, RestoreKind, RestoreSignIn,
+    ResumeOrganization, RetireKind, RetryParked, RevokeApiKey, RevokeInvitation, RotateApiKey, SetDefaultSsoConnection,
+    SkipParked, SuspendOrganization, UpdateRecord, UpgradeOrganization, WithdrawCatalogItem, grants::Grant, openapi,
+    shaped,
 };
 
 /// The declaration of a command, besides its fields. There are no defaults: each command decides all of it.
@@ -230,6 +231,7 @@ commands! {
     CreateRecord,
     UpdateRecord,
     ArchiveRecord,
+    AppendRecords,
     PublishCatalogItem,
     WithdrawCatalogItem,
     ChooseCatalogItem,

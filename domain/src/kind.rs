@@ -1,4 +1,4 @@
-//! One kind of records: its schema, its visibility and its cost. Kinds are data of the platform, for all organizations.
+//! One kind of records: its schema, its visibility, its cost, and whether its records are written once. Kinds are data of the platform, for all organizations.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
     grants::Grant,
     openapi,
     schema::{ValidatedKind, Validators, compile},
-    text::Faults,
+    text::{Faults, under},
     views::{self, KindViewDefinition},
 };
 
@@ -122,6 +122,10 @@ pub struct RegisterKind {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 8)]
     pub views: Vec<KindViewDefinition>,
+    /// True for a kind whose records are written once, such as logs: they are never changed and never archived. Permanent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    pub append_only: bool,
 }
 
 impl Declared for RegisterKind {
@@ -286,9 +290,12 @@ impl Aggregate for Kind {
     fn decide(&self, command: KindCommand, _: &DecisionContext) -> Result<Vec<KindEvent>, KindError> {
         match (command, &self.current) {
             (KindCommand::Register(_), Some(_)) => Err(KindError::AlreadyExists),
-            (KindCommand::Register(RegisterKind { kind: _, title, schema, visibility, cost, views }), None) => {
+            (
+                KindCommand::Register(RegisterKind { kind: _, title, schema, visibility, cost, views, append_only }),
+                None,
+            ) => {
                 let views = views::read(views).map_err(KindError::Invalid)?;
-                let definition = KindDefinition { title, schema, visibility, cost, views };
+                let definition = KindDefinition { title, schema, visibility, cost, views, append_only };
                 check(&definition)?;
                 Ok(vec![KindEvent::Registered(KindRegistered { definition })])
             }
@@ -305,6 +312,7 @@ impl Aggregate for Kind {
                     visibility: visibility.unwrap_or(before.visibility),
                     cost: cost.unwrap_or(before.cost),
                     views: views.unwrap_or_else(|| before.views.clone()),
+                    append_only: before.append_only,
                 };
                 check(&definition)?;
                 let annotations = Annotations::read(&definition.schema).unwrap_or_default();
@@ -343,6 +351,9 @@ fn check(definition: &KindDefinition) -> Result<(), KindError> {
             match Annotations::read(&definition.schema) {
                 Ok(annotations) => {
                     faults.extend(Validators::of(&definition.schema, &annotations).err().into_iter().flatten());
+                    if definition.append_only {
+                        faults.extend(not_written_once(&annotations));
+                    }
                 }
                 Err(declared) => faults.extend(declared),
             }
@@ -351,6 +362,20 @@ fn check(definition: &KindDefinition) -> Result<(), KindError> {
         Err(schema) => faults.extend(schema),
     }
     if faults.is_empty() { Ok(()) } else { Err(KindError::Invalid(faults)) }
+}
+
+/// Returns the faults of declarations that a kind cannot have whose records are written once: nothing would ever free a unique
+/// value, and nothing could destroy a secret.
+fn not_written_once(annotations: &Annotations) -> Vec<FieldError> {
+    let mut faults = Faults::default();
+    let unique = annotations.unique.iter().map(|field| (field, "x-unique"));
+    for (field, keyword) in unique.chain(annotations.secrets.iter().map(|field| (field, "x-secret"))) {
+        under(&mut "/schema/properties".to_owned(), field, |path| {
+            let detail = "must not stand in a kind whose records are written once";
+            faults.add(format!("{path}/{keyword}"), "append_only", detail);
+        });
+    }
+    faults.into_vec()
 }
 
 /// The reasons why a kind command is refused.
@@ -399,6 +424,7 @@ mod tests {
             visibility: Visibility::Private,
             cost: 1,
             views: vec![],
+            append_only: false,
         })
     }
 
@@ -410,6 +436,7 @@ mod tests {
             visibility: Visibility::Private,
             cost: 1,
             views: vec![],
+            append_only: false,
         }
     }
 
@@ -447,6 +474,25 @@ mod tests {
         let kind = given::<Kind>(&[registered()]);
         assert_eq!(fields(kind.when(change(json!({"title": "", "cost": 0})))).len(), 2);
         assert_eq!(fields(kind.when(change(json!({"cost": 10_001}))))[0].0, "/cost");
+    }
+
+    #[test]
+    fn a_kind_is_append_only_from_its_registration_on_and_has_no_unique_values_and_no_secrets_then() {
+        let register = |schema: Value| {
+            let KindCommand::Register(command) = register(schema) else { panic!("it registers") };
+            KindCommand::Register(RegisterKind { append_only: true, ..command })
+        };
+        let decided = given::<Kind>(&[]).when(register(json!({"type": "object"}))).unwrap();
+        let kind = given::<Kind>(&decided);
+        assert!(kind.0.validated().unwrap().definition.append_only);
+        let decided = [decided, kind.when(change(json!({"cost": 5}))).unwrap()].concat();
+        assert!(given::<Kind>(&decided).0.validated().unwrap().definition.append_only);
+        for keyword in ["x-unique", "x-secret"] {
+            let declares = json!({"properties": {"a": {"type": "string", keyword: true}}});
+            let refused = [("/schema/properties/a".to_owned() + "/" + keyword, "append_only".to_owned())];
+            assert_eq!(fields(given::<Kind>(&[]).when(register(declares.clone()))), refused);
+            assert_eq!(fields(given::<Kind>(&decided).when(change(json!({"schema": declares})))), refused);
+        }
     }
 
     #[test]

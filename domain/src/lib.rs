@@ -25,6 +25,7 @@ pub mod permission;
 mod public_domains;
 pub mod public_url;
 pub mod record;
+pub mod record_log;
 pub mod rejection;
 pub mod role;
 pub mod schema;
@@ -53,6 +54,7 @@ pub use organization::{
 pub use parking::{RetryParked, SkipParked};
 pub use permission::{Permission, Scopes};
 pub use record::{ArchiveRecord, CreateRecord, UpdateRecord};
+pub use record_log::AppendRecords;
 pub use rejection::{FieldError, Rejection, RejectionKind};
 pub use role::{ChangeRole, DefineRole, RemoveRole};
 pub use settings::ChangeSettings;

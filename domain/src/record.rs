@@ -190,7 +190,7 @@ impl Declared for CreateRecord {
     const SPEC: CommandSpec = CommandSpec {
         name: "create_record",
         requires: Requires::Permission(Permission::WriteRecords),
-        events: &["record.created", "unique_value.taken"],
+        events: &["record.created", "record_log.appended", "unique_value.taken"],
         creates: true,
         scope: Scope::Organization,
         while_suspended: false,
@@ -312,7 +312,10 @@ impl Aggregate for Record {
 
     fn decide(&self, command: RecordCommand, context: &DecisionContext) -> Result<Vec<RecordEvent>, RecordError> {
         match command {
-            RecordCommand::Create { command: CreateRecord { kind: name, mut data, .. }, kind, references, secrets } => {
+            RecordCommand::Create { command: CreateRecord { kind: name, mut data, id }, kind, references, secrets } => {
+                if id.is_some_and(|id| id.appended_place().is_some()) {
+                    return Err(RecordError::Invalid(vec![not_of_ones_own()]));
+                }
                 if self.kind.is_some() {
                     return Err(RecordError::AlreadyExists);
                 }
@@ -380,6 +383,12 @@ impl Aggregate for Record {
     fn event_of(event: &Event) -> Option<&RecordEvent> {
         if let Event::Record(event) = event { Some(event) } else { None }
     }
+}
+
+/// The fault of an id that the records of append-only kinds have.
+pub(crate) fn not_of_ones_own() -> FieldError {
+    let detail = "must be missing, or an id of another form: records that are written once are given theirs".to_owned();
+    FieldError { pointer: "/id".to_owned(), code: "reserved".into(), detail }
 }
 
 /// The reasons why a record command is refused.
@@ -459,6 +468,7 @@ mod tests {
             visibility: Visibility::Private,
             cost: 1,
             views: vec![],
+            append_only: false,
         };
         Arc::new(ValidatedKind::new(definition, 3, retired))
     }
@@ -567,13 +577,8 @@ mod tests {
 
     fn with_key() -> Arc<ValidatedKind> {
         let schema = json!({"properties": {"key": {"type": ["string", "null"], "x-secret": true}}});
-        let definition = KindDefinition {
-            title: "Model".to_owned(),
-            schema,
-            visibility: Visibility::Private,
-            cost: 1,
-            views: vec![],
-        };
+        let (title, visibility, views) = ("Model".to_owned(), Visibility::Private, Vec::new());
+        let definition = KindDefinition { title, schema, visibility, cost: 1, views, append_only: false };
         Arc::new(ValidatedKind::new(definition, 3, false))
     }
 
@@ -696,6 +701,7 @@ mod tests {
             visibility: Visibility::Private,
             cost: 1,
             views: vec![],
+            append_only: false,
         };
         let kind = Arc::new(ValidatedKind::new(definition, 1, false));
         let (id, aggregate) = (id(), AggregateId::Record(id()));
@@ -712,7 +718,8 @@ mod tests {
         assert_eq!(changes, ["Take"]);
         let update = |name: &str| {
             let command = UpdateRecord { id, data: json!({"name": name}) };
-            RecordCommand::Update { command, kind: Some(kind.clone()), references: Ok(Vec::new()), secrets: vec![] }
+            let (kind, references, secrets) = (Some(kind.clone()), Ok(Vec::new()), Vec::new());
+            RecordCommand::Update { command, kind, references, secrets }
         };
         let (events, changes) = step(&events, update(" NIGHT"));
         assert!(changes.is_empty(), "{changes:?}");

@@ -197,8 +197,14 @@ mod tests {
     use super::*;
 
     fn kind(schema: Value) -> ValidatedKind {
-        let definition =
-            KindDefinition { title: "X".to_owned(), schema, visibility: Visibility::Private, cost: 1, views: vec![] };
+        let definition = KindDefinition {
+            title: "X".to_owned(),
+            schema,
+            visibility: Visibility::Private,
+            cost: 1,
+            views: vec![],
+            append_only: false,
+        };
         ValidatedKind::new(definition, 1, false)
     }
 

@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf};
 use orgstream_domain::{
     Aggregate, Place, api_key::ApiKey, catalog_choices::CatalogChoices, catalog_item::CatalogItem, domain::Domain,
     invitation::Invitation, kind::Kind, member::Members, organization::Organization, parking::Parking, record::Record,
-    role::CustomRoles, sso_connection::Connections, unique_value::UniqueValue,
+    record_log::RecordLog, role::CustomRoles, sso_connection::Connections, unique_value::UniqueValue,
 };
 use orgstream_events::{Commit, OpenedEvent};
 
@@ -59,6 +59,7 @@ fn a_state_that_changed_has_another_shape() {
         states::<Organization>(),
         states::<Parking>(),
         states::<Record>(),
+        states::<RecordLog>(),
         states::<UniqueValue>(),
     ]
     .concat();

@@ -6,8 +6,8 @@ use serde_json::Value;
 use crate::{
     AccessEvent, AggregateName, ApiKeyEvent, CatalogChoiceEvent, CatalogItemEvent, CodecError, Context, DomainEvent,
     DomainId, InvitationEvent, InvitationId, KeyId, KindEvent, KindName, MemberEvent, OrgId, OrganizationEvent,
-    Outcome, ParkingEvent, Pipeline, RecordEvent, RecordId, RoleEvent, SsoConnectionEvent, SubjectError, Target,
-    UniqueValueEvent, UniqueValueId, codec::Targeted,
+    Outcome, ParkingEvent, Pipeline, RecordEvent, RecordId, RecordLogEvent, RecordLogId, RoleEvent, SsoConnectionEvent,
+    SubjectError, Target, UniqueValueEvent, UniqueValueId, codec::Targeted,
 };
 
 macro_rules! aggregates {
@@ -134,6 +134,8 @@ aggregates! {
     Kind(KindName) = "kind": KindEvent;
     /// One record.
     Record(RecordId) = "record": RecordEvent;
+    /// One of the places where an organization's records of append-only kinds are.
+    RecordLog(RecordLogId) = "record_log": RecordLogEvent;
     /// One value that at most one record of a kind has in a field.
     UniqueValue(UniqueValueId) = "unique_value": UniqueValueEvent;
     /// One item of the catalog, with the id of its draft (of the platform's own organization).

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use type_safe_id::{DynamicType, TypeSafeId};
 use uuid::Uuid;
 
-use crate::{DomainName, Fingerprint, KindName};
+use crate::{DomainName, Fingerprint, KindName, RecordLogId};
 
 /// The reason why a text is not an id of the requested kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -214,6 +214,45 @@ impl DomainId {
     }
 }
 
+/// The place of a record of an append-only kind, as its id tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AppendedPlace {
+    /// The record log.
+    pub log: RecordLogId,
+    /// The last eight bytes of the command's id.
+    pub command: u64,
+    /// The number of the record among those of the command, from 0.
+    pub ordinal: u16,
+}
+
+/// The variant of the ids of records of append-only kinds: the three bits that no version of UUIDs has.
+const APPENDED: u64 = 0b111 << 61;
+
+impl RecordId {
+    /// Returns the id of record number `ordinal` (below 32,768) among those that `command` appends.
+    ///
+    /// It has the first six and the last eight bytes of the command's id, so that whoever has it finds the record in the log:
+    /// six bytes, a bit that the variant takes from the command, the ordinal in 15 bits, eight bytes.
+    pub fn appended(command: CommandId, ordinal: u16) -> Self {
+        let (high, low) = command.0.as_u64_pair();
+        let covered = (low >> 61) & 1;
+        let middle = (covered << 15) | u64::from(ordinal & 0x7fff);
+        Self(Uuid::from_u64_pair((high & !0xffff) | middle, low | APPENDED))
+    }
+
+    /// Returns the place of the record if the id is one of an append-only kind's.
+    pub fn appended_place(self) -> Option<AppendedPlace> {
+        let (high, low) = self.0.as_u64_pair();
+        if low & APPENDED != APPENDED {
+            return None;
+        }
+        let covered = (high >> 15) & 1;
+        // A command's id has the variant of all UUIDs, 10.
+        let command = (low & !APPENDED) | (0b100 << 61) | (covered << 61);
+        Some(AppendedPlace { log: RecordLogId::of_bits(command), command, ordinal: (high & 0x7fff) as u16 })
+    }
+}
+
 impl UniqueValueId {
     /// Returns the id of a value in one organization, kind and field. `compared` is the form in which values are compared.
     pub fn of(org: OrgId, kind: &KindName, field: &str, compared: &str) -> Self {
@@ -272,6 +311,28 @@ mod tests {
         let keyed = CommandId::from_idempotency_key(PLATFORM_ORG, "k");
         assert_eq!(keyed.uuid().get_version_num(), 8);
         assert_eq!(RecordId::derive(keyed).uuid().get_version_num(), 8);
+    }
+
+    #[test]
+    fn the_id_of_an_appended_record_leads_to_its_command_and_no_other_id_does() {
+        let mut seen = std::collections::HashSet::new();
+        for number in 0..200_u8 {
+            let keyed = CommandId::from_idempotency_key(PLATFORM_ORG, &number.to_string());
+            let fresh = CommandId::fresh(1_700_000_000_000, [number.wrapping_mul(37); 10]);
+            for command in [keyed, fresh] {
+                for ordinal in [0, 1, 999] {
+                    let record = RecordId::appended(command, ordinal);
+                    assert_eq!(record.to_string().parse::<RecordId>().unwrap(), record);
+                    let place = record.appended_place().unwrap();
+                    assert_eq!((place.command, place.ordinal), (command.uuid().as_u64_pair().1, ordinal));
+                    assert_eq!(place.log, RecordLogId::of(command));
+                    seen.insert(record);
+                }
+                assert_eq!(RecordId::derive(command).appended_place(), None);
+            }
+            assert_eq!(RecordId::fresh(1, [number; 10]).appended_place(), None);
+        }
+        assert!(seen.len() > 1_000);
     }
 
     #[test]

@@ -42,6 +42,9 @@ pub struct KindDefinition {
     /// The views of its records.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub views: Vec<ViewDefinition>,
+    /// Whether its records are written once: never changed, never archived. A kind is so from its registration on, or never.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub append_only: bool,
 }
 
 /// A kind was registered.

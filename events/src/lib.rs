@@ -27,6 +27,7 @@ mod parking;
 mod pipeline;
 mod position;
 mod record;
+mod record_log;
 mod role;
 mod signed;
 mod snapshot;
@@ -59,8 +60,8 @@ pub use envelope::{
 };
 pub use event::{AggregateId, AggregateType, Event, KNOWN_EVENTS};
 pub use ids::{
-    BreakGlassId, CommandId, ConnectionId, CorrelationId, DomainId, EventId, IdError, InvitationId, KeyId, MemberId,
-    OrgId, PLATFORM_ORG, RecordId, RoleId, SecretId, SessionId, UniqueValueId, UserId,
+    AppendedPlace, BreakGlassId, CommandId, ConnectionId, CorrelationId, DomainId, EventId, IdError, InvitationId,
+    KeyId, MemberId, OrgId, PLATFORM_ORG, RecordId, RoleId, SecretId, SessionId, UniqueValueId, UserId,
 };
 pub use invitation::{InvitationAccepted, InvitationEvent, InvitationIssued, InvitationResent, InvitationRevoked};
 pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, Visibility};
@@ -80,6 +81,7 @@ pub use record::{
     MAX_LISTED_FIELDS, RecordArchived, RecordCreated, RecordEvent, RecordReference, RecordSecret, RecordUpdated,
     SearchRole, SearchedField, UniqueField, is_listed_name,
 };
+pub use record_log::{RecordAppended, RecordLogEvent, RecordLogId, RecordLogIdError};
 pub use role::{Role, RoleChanged, RoleDefined, RoleEvent, RoleRemoved};
 pub use signed::{CommitKeys, CommitKeysError};
 pub use snapshot::SnapshotPart;

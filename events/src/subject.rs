@@ -158,7 +158,7 @@ impl fmt::Display for SnapshotSubject<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CommandId, DomainId, InvitationId, KeyId, Pipeline, RecordId, UniqueValueId};
+    use crate::{CommandId, DomainId, InvitationId, KeyId, Pipeline, RecordId, RecordLogId, UniqueValueId};
 
     #[test]
     fn a_subject_reads_back() {
@@ -174,6 +174,7 @@ mod tests {
             AggregateId::ApiKey(KeyId::derive(command)),
             AggregateId::Kind("yara_rule".parse().unwrap()),
             AggregateId::Record(RecordId::derive(command)),
+            AggregateId::RecordLog(RecordLogId::of(command)),
             AggregateId::UniqueValue(UniqueValueId::of(org, &"space".parse().unwrap(), "name", "a")),
             AggregateId::CatalogItem(RecordId::derive(command)),
             AggregateId::CatalogChoice(org),

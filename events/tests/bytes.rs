@@ -17,10 +17,11 @@ use orgstream_events::{
     OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged,
     OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
     OrganizationUpgraded, OutcomeStatus, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline,
-    RecordArchived, RecordCreated, RecordEvent, RecordId, RecordReference, RecordSecret, RecordUpdated, Role,
-    RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, SecretId, SecretUsed, Settlement, Shard, SignedIn,
-    SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp,
-    UniqueField, UniqueValueEvent, UniqueValueId, UniqueValueReleased, UniqueValueTaken, UserId, Visibility,
+    RecordAppended, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordLogEvent, RecordLogId, RecordReference,
+    RecordSecret, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, SearchRole,
+    SearchedField, SecretId, SecretUsed, Settlement, Shard, SignedIn, SsoConnectionAdded, SsoConnectionEvent,
+    SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UniqueField, UniqueValueEvent, UniqueValueId,
+    UniqueValueReleased, UniqueValueTaken, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -49,6 +50,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
         visibility: Visibility::Private,
         cost: 1,
         views: vec![],
+        append_only: false,
     };
     let organization = |event| (AggregateId::Organization(org()), Event::Organization(event));
     let member_event = |event| (AggregateId::Member(org()), Event::Member(event));
@@ -202,6 +204,17 @@ fn examples() -> Vec<(AggregateId, Event)> {
             })),
         ),
         (record.clone(), Event::Record(RecordEvent::Archived(RecordArchived { reason: None }))),
+        (
+            AggregateId::RecordLog(RecordLogId::of(command())),
+            Event::RecordLog(RecordLogEvent::Appended(RecordAppended {
+                record: RecordId::appended(command(), 0),
+                kind: kind("evaluation"),
+                kind_version: 1,
+                data: json!({"score": 0.5}),
+                references: Vec::new(),
+                searched: Vec::new(),
+            })),
+        ),
         unique_value(UniqueValueEvent::Taken(UniqueValueTaken {
             kind: kind("evaluation"),
             field: "name".to_owned(),
@@ -570,6 +583,27 @@ fn secrets_of_a_record_read_back_and_none_take_no_bytes() {
 }
 
 #[test]
+fn what_a_record_that_is_written_once_is_found_by_reads_back_and_nothing_takes_no_bytes() {
+    let aggregate = AggregateId::RecordLog(RecordLogId::of(command()));
+    let event = |searched| {
+        Event::RecordLog(RecordLogEvent::Appended(RecordAppended {
+            record: RecordId::appended(command(), 0),
+            kind: "trace".parse().unwrap(),
+            kind_version: 1,
+            data: json!({}),
+            references: Vec::new(),
+            searched,
+        }))
+    };
+    let one = event(vec![SearchedField { field: "name".to_owned(), role: SearchRole::Title }]);
+    let bytes = |event: Event| draft(aggregate.clone(), vec![event]).seal(|| Salt([9; 32])).unwrap();
+    let commit = Commit::decode(&bytes(one.clone()).encode().unwrap()).unwrap();
+    assert_eq!(commit.open(&subject(aggregate.clone())).unwrap().events[0].event, one);
+    let contains = |event: Event| bytes(event).events[0].payload.windows(8).any(|part| part == b"searched");
+    assert!(contains(one) && !contains(event(Vec::new())));
+}
+
+#[test]
 fn a_commit_over_the_limit_says_the_limit() {
     let aggregate = AggregateId::Record(RecordId::fresh(0, [3; 10]));
     let event = Event::Record(RecordEvent::Created(RecordCreated {
@@ -623,8 +657,10 @@ proptest! {
             kind: "evaluation".parse().unwrap(),
             kind_version: 1,
             data,
-            references: Vec::new(), unique: Vec::new(), searched: Vec::new(),
-secrets: Vec::new(),
+            references: Vec::new(),
+            unique: Vec::new(),
+            searched: Vec::new(),
+            secrets: Vec::new(),
         }));
         let mut draft = draft(aggregate.clone(), vec![event.clone(), event.clone()]);
         draft.version_before = version;

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use orgstream_events::{AggregateId, Event, Header, OpenedCommit, Pipeline};
+use orgstream_events::{AggregateId, Event, Header, OpenedCommit, Pipeline, RecordLogEvent};
 use time::OffsetDateTime;
 
 use crate::{
@@ -34,11 +34,23 @@ pub(crate) struct RowVersion {
     pub(crate) version: i64,
     pub(crate) at: OffsetDateTime,
     pub(crate) seq: i64,
+    /// The place of the event; see [`place_of`].
+    pub(crate) place: i64,
+}
+
+/// The places of one commit, which has no more events.
+const PLACES: i64 = 1_024;
+
+/// Returns the place of an event among all of the organization, by its sequence and its number in its commit.
+pub(crate) fn place_of(seq: i64, ordinal: usize) -> i64 {
+    seq.saturating_mul(PLACES).saturating_add(to_bigint(ordinal as u64))
 }
 
 impl RowVersion {
-    fn new(header: &Header, seq: u64) -> Self {
-        Self { version: to_bigint(header.aggregate.version), at: header.recorded_at.to_datetime(), seq: to_bigint(seq) }
+    fn new(header: &Header, seq: u64, ordinal: usize) -> Self {
+        let (version, at, seq) =
+            (to_bigint(header.aggregate.version), header.recorded_at.to_datetime(), to_bigint(seq));
+        Self { version, at, seq, place: place_of(seq, ordinal) }
     }
 }
 
@@ -80,12 +92,15 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
     let mut catalog_choices = catalog_choices::Changeset::default();
     let mut glasses = break_glass::Changeset::default();
     for Applied { seq, commit } in commits {
-        for event in &commit.events {
+        for (ordinal, event) in commit.events.iter().enumerate() {
             let header = &event.header;
-            let row_version = RowVersion::new(header, *seq);
+            let row_version = RowVersion::new(header, *seq, ordinal);
             match (&event.event, &header.aggregate.aggregate) {
                 (Event::Record(event), AggregateId::Record(id)) => {
                     records.apply(*id, event, &header.actor, row_version);
+                }
+                (Event::RecordLog(RecordLogEvent::Appended(event)), AggregateId::RecordLog(_)) => {
+                    records.append(event, &header.actor, row_version);
                 }
                 (Event::Organization(event), AggregateId::Organization(_)) => {
                     organizations.apply(event, row_version);
@@ -124,6 +139,7 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                     | Event::ApiKey(_)
                     | Event::Kind(_)
                     | Event::Record(_)
+                    | Event::RecordLog(_)
                     | Event::UniqueValue(_)
                     | Event::CatalogItem(_)
                     | Event::CatalogChoice(_)

@@ -37,7 +37,20 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_text(
     "kinds",
     "rm.kinds",
     "name COLLATE \"C\"",
-    &["name", "title", "schema", "visibility", "cost", "views", "status", "version", "created_at", "updated_at", "seq"],
+    &[
+        "name",
+        "title",
+        "schema",
+        "visibility",
+        "cost",
+        "views",
+        "append_only",
+        "status",
+        "version",
+        "created_at",
+        "updated_at",
+        "seq",
+    ],
 );
 
 /// A batch's changes to the rows: inserts, and the last state of every changed row.
@@ -76,15 +89,16 @@ impl<'a> Changeset<'a> {
             self.changes.into_iter().partition(|(name, _)| self.inserts.contains_key(name));
         if !changed.is_empty() {
             let updated = sqlx::query!(
-                "INSERT INTO rm.kinds (org_id, name, title, schema, visibility, cost, views, status, version, created_at,
-                    updated_at, seq)
+                "INSERT INTO rm.kinds (org_id, name, title, schema, visibility, cost, append_only, views, status, version,
+                    created_at, updated_at, seq)
                 SELECT $1, old.name, coalesce(change.title, old.title), coalesce(change.schema, old.schema),
                     coalesce(change.visibility, old.visibility), coalesce(change.cost, old.cost),
+                    coalesce(change.append_only, old.append_only),
                     coalesce(CASE WHEN old.views IS NULL THEN nullif(change.views, '[]') ELSE change.views END, old.views),
                     coalesce(change.status, old.status), change.version, old.created_at, change.updated_at, change.seq
-                FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::text[], $6::bigint[], $7::text[], $8::bigint[],
-                    $9::timestamptz[], $10::bigint[], $11::jsonb[])
-                    AS change (name, title, schema, visibility, cost, status, version, updated_at, seq, views)
+                FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::text[], $6::bigint[], $7::boolean[], $8::text[],
+                    $9::bigint[], $10::timestamptz[], $11::bigint[], $12::jsonb[])
+                    AS change (name, title, schema, visibility, cost, append_only, status, version, updated_at, seq, views)
                 CROSS JOIN LATERAL (
                     SELECT * FROM rm.kinds WHERE org_id = $1 AND name BETWEEN change.name AND change.name
                     ORDER BY name LIMIT 1
@@ -95,6 +109,7 @@ impl<'a> Changeset<'a> {
                     visibility = excluded.visibility,
                     cost = excluded.cost,
                     views = excluded.views,
+                    append_only = excluded.append_only,
                     status = excluded.status,
                     version = excluded.version,
                     updated_at = excluded.updated_at,
@@ -105,6 +120,7 @@ impl<'a> Changeset<'a> {
                 column(&changed, |(_, change)| change.definition.map(|kind| Json(Written(&kind.schema)))) as _,
                 column(&changed, |(_, change)| change.definition.map(|kind| wire_name(&kind.visibility))) as _,
                 column(&changed, |(_, change)| change.definition.map(|kind| i64::from(kind.cost))) as _,
+                column(&changed, |(_, change)| change.definition.map(|kind| kind.append_only)) as _,
                 column(&changed, |(_, change)| change.status) as _,
                 &column(&changed, |(_, change)| change.row_version.version),
                 &column(&changed, |(_, change)| change.row_version.at),
@@ -118,18 +134,21 @@ impl<'a> Changeset<'a> {
         if !born.is_empty() {
             let inserts: Vec<_> = self.inserts.into_values().collect();
             sqlx::query!(
-                "INSERT INTO rm.kinds (org_id, name, title, schema, visibility, cost, status, version, created_at,
-                    updated_at, seq, views)
-                SELECT $1, born.name, born.title, born.schema, born.visibility, born.cost, born.status, born.version,
-                    born.created_at, born.updated_at, born.seq, nullif(born.views, '[]') FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::text[], $6::bigint[], $7::text[],
-                    $8::bigint[], $9::timestamptz[], $10::timestamptz[], $11::bigint[], $12::jsonb[])
-                    AS born (name, title, schema, visibility, cost, status, version, created_at, updated_at, seq, views)
+                "INSERT INTO rm.kinds (org_id, name, title, schema, visibility, cost, append_only, status, version,
+                    created_at, updated_at, seq, views)
+                SELECT $1, born.name, born.title, born.schema, born.visibility, born.cost, born.append_only, born.status,
+                    born.version, born.created_at, born.updated_at, born.seq, nullif(born.views, '[]')
+                FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::text[], $6::bigint[], $7::boolean[], $8::text[],
+                    $9::bigint[], $10::timestamptz[], $11::timestamptz[], $12::bigint[], $13::jsonb[])
+                    AS born (name, title, schema, visibility, cost, append_only, status, version, created_at, updated_at,
+                        seq, views)
                 ON CONFLICT (org_id, rm_version, name) DO UPDATE SET
                     title = excluded.title,
                     schema = excluded.schema,
                     visibility = excluded.visibility,
                     cost = excluded.cost,
                     views = excluded.views,
+                    append_only = excluded.append_only,
                     status = excluded.status,
                     version = excluded.version,
                     created_at = excluded.created_at,
@@ -141,6 +160,7 @@ impl<'a> Changeset<'a> {
                 column(&born, |(_, change)| change.definition.map(|kind| Json(Written(&kind.schema)))) as _,
                 column(&born, |(_, change)| change.definition.map(|kind| wire_name(&kind.visibility))) as _,
                 column(&born, |(_, change)| change.definition.map(|kind| i64::from(kind.cost))) as _,
+                column(&born, |(_, change)| change.definition.map(|kind| kind.append_only)) as _,
                 column(&born, |(_, change)| change.status) as _,
                 &column(&born, |(_, change)| change.row_version.version),
                 &inserts,
@@ -162,6 +182,7 @@ struct Row {
     visibility: String,
     cost: i64,
     views: Option<Json<Vec<ViewDefinition>>>,
+    append_only: bool,
     retired: bool,
     version: i64,
     created_at: OffsetDateTime,
@@ -181,6 +202,7 @@ impl TryFrom<Row> for Kind {
                 visibility: from_wire("a kind's visibility", row.visibility)?,
                 cost: u32::try_from(row.cost).unwrap_or(u32::MAX),
                 views: row.views.map(|views| views.0).unwrap_or_default(),
+                append_only: row.append_only,
             },
             retired: row.retired,
             version: from_bigint(row.version),
@@ -196,7 +218,7 @@ pub async fn list(tx: &mut TenantTx) -> Result<Vec<Kind>, DbError> {
     let org = tx.org().uuid();
     let rows = sqlx::query_as!(
         Row,
-        r#"SELECT name, title, schema AS "schema: Json<Document>", visibility, cost,
+        r#"SELECT name, title, schema AS "schema: Json<Document>", visibility, cost, append_only,
             views AS "views: Json<Vec<ViewDefinition>>", status = 'retired' AS "retired!", version, created_at,
             updated_at, seq
         FROM rm.kinds WHERE org_id = $1 ORDER BY name"#,
@@ -220,7 +242,7 @@ pub async fn get(tx: &mut TenantTx, name: &KindName) -> Result<Option<Kind>, DbE
     let org = tx.org().uuid();
     let row = sqlx::query_as!(
         Row,
-        r#"SELECT name, title, schema AS "schema: Json<Document>", visibility, cost,
+        r#"SELECT name, title, schema AS "schema: Json<Document>", visibility, cost, append_only,
             views AS "views: Json<Vec<ViewDefinition>>", status = 'retired' AS "retired!", version, created_at,
             updated_at, seq
         FROM rm.kinds WHERE org_id = $1 AND name = $2"#,

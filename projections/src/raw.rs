@@ -166,7 +166,7 @@ async fn seen_of_version(tx: &mut TenantTx, after: u64) -> Result<Vec<Seen>, DbE
             (extract(epoch FROM pg_xact_commit_timestamp(event.xmin)) * 1000000)::bigint AS "audit_us!",
             (extract(epoch FROM pg_xact_commit_timestamp(record.xmin)) * 1000000)::bigint AS "read_model_us"
         FROM audit.events AS event
-        LEFT JOIN rm.records AS record ON record.org_id = event.org_id AND record.created_seq = event.seq
+        LEFT JOIN rm.records AS record ON record.org_id = event.org_id AND record.created_seq = event.seq * 1024
         WHERE event.org_id = $1 AND event.seq > $2 ORDER BY event.idx"#,
         org,
         to_bigint(after),

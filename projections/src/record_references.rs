@@ -27,14 +27,14 @@ pub struct Reference {
     pub to_kind: KindName,
     /// Whether it is the platform's.
     pub is_global: bool,
-    /// The stream sequence that created the record that refers.
+    /// The place of the creation of the record that refers.
     pub created_seq: u64,
 }
 
 /// The position of a reference in the listing of those to one record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReferencePlace {
-    /// The stream sequence that created the record that refers.
+    /// The place of the creation of the record that refers.
     pub created_seq: u64,
     /// The JSON pointer.
     pub pointer: String,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::Bound};
 
 use orgstream_events::{
-    Actor, KindName, RecordCreated, RecordEvent, RecordId, RecordReference, RecordUpdated, Timestamp,
+    Actor, KindName, RecordAppended, RecordCreated, RecordEvent, RecordId, RecordReference, RecordUpdated, Timestamp,
 };
 use serde_json::Value;
 use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, types::Json};
@@ -38,7 +38,8 @@ pub struct Record {
     pub version: u64,
     /// When it was created.
     pub created_at: Timestamp,
-    /// The stream sequence of its creation, by which records are listed.
+    /// The place of its creation, by which records are listed: the stream sequence times 1,024, and the number of the event
+    /// in its commit.
     pub created_seq: u64,
     /// When it last changed.
     pub updated_at: Timestamp,
@@ -86,7 +87,7 @@ struct Birth<'a> {
     kind: &'a KindName,
     by: &'a Actor,
     at: OffsetDateTime,
-    seq: i64,
+    place: i64,
 }
 
 /// The changes to a row; fields that are None stay unchanged.
@@ -103,6 +104,7 @@ struct NewContent<'a> {
     data: &'a Value,
     references: &'a [RecordReference],
     seq: i64,
+    place: i64,
 }
 
 /// A record's new content, for the tables of its parts: its fields and its references.
@@ -111,7 +113,7 @@ pub(crate) struct Content<'a> {
     pub(crate) kind: &'a KindName,
     pub(crate) data: &'a Value,
     pub(crate) references: &'a [RecordReference],
-    /// The stream sequence that created the record; none if that was in an earlier batch.
+    /// The place of the event that created the record; none if that was in an earlier batch.
     pub(crate) created_seq: Option<i64>,
     /// The stream sequence of the content.
     pub(crate) seq: i64,
@@ -119,7 +121,7 @@ pub(crate) struct Content<'a> {
 
 impl<'a> Changeset<'a> {
     pub(crate) fn apply(&mut self, id: RecordId, event: &'a RecordEvent, by: &'a Actor, row_version: RowVersion) {
-        let seq = row_version.seq;
+        let RowVersion { seq, place, .. } = row_version;
         let (content, status) = match event {
             RecordEvent::Created(RecordCreated {
                 kind,
@@ -130,8 +132,8 @@ impl<'a> Changeset<'a> {
                 searched: _,
                 secrets: _,
             }) => {
-                self.inserts.insert(id, Birth { kind, by, at: row_version.at, seq });
-                (Some(NewContent { kind, kind_version: *kind_version, data, references, seq }), Some("active"))
+                self.inserts.insert(id, Birth { kind, by, at: row_version.at, place });
+                (Some(NewContent { kind, kind_version: *kind_version, data, references, seq, place }), Some("active"))
             }
             RecordEvent::Updated(RecordUpdated {
                 kind,
@@ -141,13 +143,23 @@ impl<'a> Changeset<'a> {
                 unique: _,
                 searched: _,
                 secrets: _,
-            }) => (Some(NewContent { kind, kind_version: *kind_version, data, references, seq }), None),
+            }) => (Some(NewContent { kind, kind_version: *kind_version, data, references, seq, place }), None),
             RecordEvent::Archived(_) => (None, Some("archived")),
         };
         let change = self.changes.entry(id).or_insert(Change { content: None, status: None, row_version });
         change.content = content.or(change.content);
         change.status = status.or(change.status);
         change.row_version = row_version;
+    }
+
+    /// Takes a record that is written once, whose version is 1 whatever that of its record log is.
+    pub(crate) fn append(&mut self, event: &'a RecordAppended, by: &'a Actor, row_version: RowVersion) {
+        let RecordAppended { record, kind, kind_version, data, references, searched: _ } = event;
+        let RowVersion { at, seq, place, .. } = row_version;
+        self.inserts.insert(*record, Birth { kind, by, at, place });
+        let content = Some(NewContent { kind, kind_version: *kind_version, data, references, seq, place });
+        let row_version = RowVersion { version: 1, ..row_version };
+        self.changes.insert(*record, Change { content, status: Some("active"), row_version });
     }
 
     /// Writes them. Returns whether the version folds any views.
@@ -170,19 +182,19 @@ impl<'a> Changeset<'a> {
         for old in &before {
             if let Some(change) = self.changes.get(&old.id()) {
                 let is_in = old.active && change.status != Some("archived");
-                let after = change.content.filter(|_| is_in).map(|NewContent { data, seq, .. }| InView {
+                let after = change.content.filter(|_| is_in).map(|NewContent { data, place, .. }| InView {
                     kind: &old.kind,
                     data,
                     created_at: old.created_at,
-                    seq,
+                    place,
                 });
                 changes.record(old.id(), old.in_view(), after);
             }
         }
         for (id, Birth { kind, at, .. }) in &self.inserts {
             let change = self.changes.get(id).filter(|change| change.status == Some("active"));
-            if let Some(NewContent { data, seq, .. }) = change.and_then(|change| change.content) {
-                let after = InView { kind: kind.as_str(), data, created_at: *at, seq };
+            if let Some(NewContent { data, place, .. }) = change.and_then(|change| change.content) {
+                let after = InView { kind: kind.as_str(), data, created_at: *at, place };
                 changes.record(*id, None, Some(after));
             }
         }
@@ -219,7 +231,7 @@ impl<'a> Changeset<'a> {
             .chain(&changed)
             .filter_map(|(id, change)| {
                 let NewContent { kind, data, references, seq, .. } = change.content?;
-                let created_seq = self.inserts.get(id).map(|birth| birth.seq);
+                let created_seq = self.inserts.get(id).map(|birth| birth.place);
                 Some(Content { id: *id, kind, data, references, created_seq, seq })
             })
             .collect();
@@ -287,7 +299,7 @@ impl<'a> Changeset<'a> {
                 column(&inserts, |birth| birth.by.id.as_str()) as _,
                 &column(&born, |(_, change)| change.row_version.version),
                 &column(&inserts, |birth| birth.at),
-                &column(&inserts, |birth| birth.seq),
+                &column(&inserts, |birth| birth.place),
                 &column(&born, |(_, change)| change.row_version.at),
                 &column(&born, |(_, change)| change.row_version.seq),
             )
@@ -580,7 +592,7 @@ pub struct ListedRecord {
 pub struct RecordPlace {
     /// The value that decides: the key of a field, the milliseconds of the last change, or nothing.
     pub value: Vec<u8>,
-    /// The stream sequence of the record's creation.
+    /// The place of the record's creation.
     pub created_seq: u64,
 }
 

@@ -10,8 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use orgstream_events::{
-    AggregateId, CatalogItemEvent, CatalogItemPublished, Event, KindName, PLATFORM_ORG, Pipeline, RecordEvent,
-    RecordId, SearchedField,
+    AggregateId, CatalogItemEvent, CatalogItemPublished, Event, KindName, PLATFORM_ORG, Pipeline, RecordAppended,
+    RecordEvent, RecordId, RecordLogEvent, SearchedField,
 };
 use serde_json::Value;
 use sqlx::{PgConnection, types::Json};
@@ -69,6 +69,12 @@ pub(crate) async fn apply(batch: &mut ApplyTx, org: BoundOrg, commits: &[Applied
                 // The platform's own records are drafts of what it publishes.
                 (Event::Record(record), AggregateId::Record(id)) if org.org() != PLATFORM_ORG => {
                     (id, of_record(record, *seq), matches!(record, RecordEvent::Created(_)))
+                }
+                (Event::RecordLog(RecordLogEvent::Appended(appended)), AggregateId::RecordLog(_))
+                    if org.org() != PLATFORM_ORG =>
+                {
+                    let RecordAppended { record, kind, searched, data, .. } = appended;
+                    (record, Some((kind, searched.as_slice(), data, *seq)), true)
                 }
                 (Event::CatalogItem(item), AggregateId::CatalogItem(id)) => match item {
                     CatalogItemEvent::Published(CatalogItemPublished {

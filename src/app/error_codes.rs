@@ -85,6 +85,7 @@ pub const CODES: &[Code] = &[
     code("api_key_ended", &[409], "The key has expired or was revoked."),
     code("record_exists", &[409], "There is a record with this id already."),
     code("value_taken", &[409], "Another record of the kind has the value of a field whose values are unique."),
+    code("record_append_only", &[409], "The record is of a kind whose records are written once."),
     code("record_archived", &[409], "The record is archived and cannot be changed."),
     code("secret_destroyed", &[409], "The value of the secret was destroyed. Set it again."),
     code("kind_exists", &[409], "There is a kind of this name already."),
@@ -97,6 +98,7 @@ pub const CODES: &[Code] = &[
     code("validation_error", &[422], "It can be read, but not be meant; `errors` names the fields."),
     code("idempotency_key_reused", &[422], "The idempotency key was used for another command."),
     code("unknown_kind", &[422], "There is no such kind."),
+    code("kind_not_append_only", &[422], "Records of the kind can change, so each is created by a command of its own."),
     code(
         "reference_not_found",
         &[422],

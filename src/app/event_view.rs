@@ -77,9 +77,11 @@ fn permission_for(event: &OpenedEvent) -> Option<Permission> {
         Event::SsoConnection(_) => Some(Permission::ManageSso),
         Event::Domain(_) => Some(Permission::ManageDomains),
         Event::ApiKey(_) => Some(Permission::ReadKeys),
-        Event::Record(_) | Event::UniqueValue(_) | Event::CatalogItem(_) | Event::CatalogChoice(_) => {
-            Some(Permission::ReadRecords)
-        }
+        Event::Record(_)
+        | Event::RecordLog(_)
+        | Event::UniqueValue(_)
+        | Event::CatalogItem(_)
+        | Event::CatalogChoice(_) => Some(Permission::ReadRecords),
         Event::Kind(_) | Event::Parking(_) | Event::Access(_) => None,
     }
 }

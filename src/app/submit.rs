@@ -87,6 +87,10 @@ pub struct AcceptedCommand {
     /// Names of the events; empty when everything already was as asked.
     #[schema(example = json!(["record.created"]))]
     pub events: Vec<String>,
+    /// Ids of the records that `append_records` wrote, in the order of `items`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false, example = json!(["res_01h455vb4pex5vsknk084sn02q"]))]
+    pub ids: Vec<String>,
     /// True if the command had been accepted before, under the same idempotency key.
     pub replayed: bool,
     /// Token of a new API key. It is shown in this answer and nowhere else.
@@ -104,6 +108,7 @@ impl From<Accepted> for AcceptedCommand {
             version: accepted.version,
             position: accepted.position.to_string(),
             events: accepted.events,
+            ids: accepted.records.iter().map(ToString::to_string).collect(),
             replayed: accepted.replayed,
             token: accepted.token.map(|token| token.reveal().into()),
         }

@@ -10,7 +10,7 @@ use std::sync::{
 use orgstream_domain::{
     Aggregate, Place, api_key::ApiKey, catalog_choices::CatalogChoices, catalog_item::CatalogItem, domain::Domain,
     invitation::Invitation, kind::Kind, member::Members, organization::Organization, parking::Parking, record::Record,
-    role::CustomRoles, sso_connection::Connections, unique_value::UniqueValue,
+    record_log::RecordLog, role::CustomRoles, sso_connection::Connections, unique_value::UniqueValue,
 };
 use orgstream_events::{ActorType, AggregateId, CommandId, Event, Fingerprint, OpenedCommit};
 use orgstream_stream::{SNAPSHOT_EVERY, StoredCommit};
@@ -31,7 +31,7 @@ pub(super) struct Loaded<A> {
     pub(super) version: u64,
     /// The stream sequence of the last commit; 0 when there is none.
     pub(super) seq: u64,
-    /// The places of the commands with an idempotency key.
+    /// The places of the commands with an idempotency key; in some aggregates of all.
     pub(super) commands: CommandIndex,
     pub(super) notes: Notes,
 }
@@ -139,7 +139,7 @@ impl<A: Aggregate> Loaded<A> {
         self.seq = place.seq;
         let by = (place.actor.actor_type, place.actor.id.clone());
         let earlier = PriorResult { fingerprint, seq: place.seq, version: self.version, events: names, by };
-        if fingerprint.is_some() {
+        if fingerprint.is_some() || A::KEEPS_EVERY_COMMAND {
             self.commands.insert(command, place.seq);
         }
         earlier
@@ -229,6 +229,7 @@ caches! {
     api_keys: ApiKey, 10_000;
     kinds: Kind, 1_000;
     records: Record, 100_000;
+    record_logs: RecordLog, 2_000;
     unique_values: UniqueValue, 20_000;
     catalog_items: CatalogItem, 10_000;
     catalog_choices: CatalogChoices, 1_000;

@@ -12,7 +12,8 @@ use orgstream_domain::{
     schema::ValidatedKind,
 };
 use orgstream_events::{
-    AggregateId, Event, KindName, PLATFORM_ORG, RecordCreated, RecordEvent, RecordId, RecordUpdated, cause,
+    AggregateId, Event, KindName, PLATFORM_ORG, RecordAppended, RecordCreated, RecordEvent, RecordId, RecordUpdated,
+    cause,
 };
 use orgstream_stream::{Freshness, Placement};
 
@@ -80,6 +81,17 @@ impl CommandHandler {
 
     /// Returns the record with its content, which its last commit has.
     async fn draft(&self, placement: &Placement, id: RecordId) -> Result<Option<Draft>, CommandError> {
+        if id.appended_place().is_some() {
+            let appended = self.appended_record(placement, id).await?;
+            let draft = |RecordAppended { kind, kind_version, data, .. }| Draft {
+                kind,
+                kind_version,
+                data,
+                version: 1,
+                archived: false,
+            };
+            return Ok(appended.map(draft));
+        }
         let record = AggregateId::Record(id);
         let found = self.load::<Record>(placement, &record, Freshness::Leader).await?;
         let Some(kind) = found.state.kind().cloned() else { return Ok(None) };

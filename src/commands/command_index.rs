@@ -35,7 +35,11 @@ impl CommandIndex {
 
     /// Returns the sequences at which the command may be, the newest first. Almost always none or one.
     pub(super) fn find(&self, command: CommandId) -> Vec<u64> {
-        let part = part_of(command);
+        self.find_part(part_of(command))
+    }
+
+    /// Like `find`, by the part of the id that the index has: its last eight bytes.
+    pub(super) fn find_part(&self, part: u64) -> Vec<u64> {
         let of_part = |entries: &[Entry]| {
             let first = entries.partition_point(|(other, _)| *other < part);
             entries.iter().skip(first).take_while(|(other, _)| *other == part).map(|(_, seq)| *seq).collect::<Vec<_>>()

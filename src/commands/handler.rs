@@ -15,7 +15,7 @@ use std::{
 
 use metrics::{counter, histogram};
 use orgstream_domain::{
-    Command, CommandSpec, DecisionContext, FieldError, Place, Rejection, Requires,
+    ArchiveRecord, Command, CommandSpec, DecisionContext, FieldError, Place, Rejection, Requires, UpdateRecord,
     api_key::{ApiKey, ApiKeyCommand},
     catalog_choices::{CatalogChoiceCommand, CatalogChoices},
     catalog_item::{CatalogItem, CatalogItemCommand},
@@ -121,6 +121,7 @@ impl CommandContext<'_> {
             version: done.version,
             position: Position { org, seq: done.seq },
             events: done.events,
+            records: Vec::new(),
             replayed,
             token: None,
         }
@@ -367,7 +368,12 @@ impl CommandHandler {
             Command::RetireKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Retire(command)).await,
             Command::RestoreKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Restore(command)).await,
             Command::CreateRecord(command) => {
-                let kind = self.kind(&command.kind).await?;
+                let kind = match self.kind(&command.kind).await? {
+                    Some(kind) if kind.definition.append_only => {
+                        return Box::pin(self.create_appended(&attempt, &placement, command, kind)).await;
+                    }
+                    kind => kind,
+                };
                 // A record that is there already is not created again, so that a repeated command costs no lookups.
                 let is_there = Record::cache(&self.caches).get(&Scoped::new(org, to.aggregate.clone())).is_some();
                 let references = match &kind {
@@ -385,6 +391,12 @@ impl CommandHandler {
                 let create = RecordCommand::Create { command, kind, references, secrets: Vec::new() };
                 self.execute::<Record>(&attempt, &to, create).await
             }
+            Command::UpdateRecord(UpdateRecord { id, .. }) | Command::ArchiveRecord(ArchiveRecord { id, .. })
+                if id.appended_place().is_some() =>
+            {
+                Err(self.written_once(&placement, id).await?.into())
+            }
+            Command::AppendRecords(command) => Box::pin(self.append_records(&attempt, &to, command)).await,
             Command::UpdateRecord(command) => {
                 // The record determines its kind; a missing record is refused by its own rules.
                 let known = self.look::<Record>(&placement, &to.aggregate).await?;

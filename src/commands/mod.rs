@@ -14,6 +14,7 @@ mod identity;
 mod joining;
 mod patience;
 pub mod personal;
+mod record_logs;
 pub mod record_secrets;
 mod references;
 pub mod request;

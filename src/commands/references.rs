@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{handler::CommandHandler, request::CommandError};
 
 /// The number of references of one record that are looked up at the same time.
-const AT_ONCE: usize = 8;
+pub(super) const AT_ONCE: usize = 8;
 
 impl CommandHandler {
     /// Looks up what the data of a record refers to. What another organization has, what does not exist and what is archived all
@@ -48,7 +48,8 @@ impl CommandHandler {
         Ok(if missing.is_empty() { Ok(references) } else { Err(UnusableReferences::NotFound(missing)) })
     }
 
-    async fn reference(
+    /// Looks one reference up.
+    pub(super) async fn reference(
         &self,
         placement: &Placement,
         NamedReference { pointer, id, kind, scope }: NamedReference,
@@ -71,11 +72,13 @@ impl CommandHandler {
         };
         for org in places {
             // Of the platform, only what is published is there for others.
-            let is_there = if *org == own {
+            let is_there = if *org != own {
+                Box::pin(self.is_in_catalog(id, &kind)).await?
+            } else if id.appended_place().is_some() {
+                self.appended_record(placement, id).await?.is_some_and(|appended| appended.kind == kind)
+            } else {
                 let found = self.load::<Record>(placement, &AggregateId::Record(id), Freshness::Leader).await?;
                 found.state.may_be_referred_to(&kind)
-            } else {
-                Box::pin(self.is_in_catalog(id, &kind)).await?
             };
             if is_there {
                 return Ok(Ok(RecordReference { pointer, id, kind, global: *org != own }));

@@ -230,8 +230,8 @@ fn giving(name: &str) -> bool {
     let fields = json!({
         "id": null, "email": "x@x.example", "role": "viewer", "name": "x", "slug": "xx", "permissions": [],
         "issuer": "https://x.example", "audience": "x", "kind": "model", "domain": "x.example", "plan": "x",
-        "reason": "x", "data": {}, "pipeline": "audit", "title": "x", "schema": {}, "visibility": "private", "seq": 1,
-        "aggregate": {"type": "record", "id": id("res")}, "choice": "pinned",
+        "reason": "x", "data": {}, "items": [{}], "pipeline": "audit", "title": "x", "schema": {}, "visibility": "private",
+        "seq": 1, "aggregate": {"type": "record", "id": id("res")}, "choice": "pinned",
     });
     // Joining takes what was offered, which is another test.
     // So is the removal of a connection, which takes a person besides (`rights.rs`).

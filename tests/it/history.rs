@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use futures_util::{StreamExt, pin_mut};
-use orgstream_events::{CommandId, Event, OpenedEvent, OrgId, RecordEvent};
+use orgstream_events::{CommandId, Event, OpenedEvent, OrgId, RecordEvent, RecordLogEvent};
 use orgstream_projections::READ_MODELS;
 use orgstream_stream::{Log, StoredCommit};
 use serde_json::Value;
@@ -72,6 +72,12 @@ impl History {
     pub(crate) fn records(&self) -> BTreeMap<String, Record> {
         let mut records: BTreeMap<String, Record> = BTreeMap::new();
         for (seq, _, event) in self.events() {
+            if let Event::RecordLog(RecordLogEvent::Appended(appended)) = &event.event {
+                let (kind, data) = (appended.kind.to_string(), appended.data.clone());
+                let record = Record { kind, data, archived: false, version: 1, seq };
+                let before = records.insert(appended.record.to_string(), record);
+                assert_eq!(before, None, "{} was appended twice", appended.record);
+            }
             let Event::Record(change) = &event.event else { continue };
             let version = event.header.aggregate.version;
             let id = event.header.aggregate.aggregate.id();

@@ -4,6 +4,7 @@
 mod access;
 mod active_org;
 mod api;
+mod append_only;
 mod arrows;
 mod audit;
 mod audit_attacks;

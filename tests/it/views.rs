@@ -180,6 +180,7 @@ fn platform(kinds: Vec<(&str, Vec<ViewDefinition>)>) -> Stream {
             visibility: Visibility::Private,
             cost: 1,
             views,
+            append_only: false,
         };
         let kind = AggregateId::Kind(name.parse().unwrap());
         stream.commit(kind, 0, Event::Kind(KindEvent::Registered(KindRegistered { definition })));

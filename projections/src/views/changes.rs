@@ -68,13 +68,13 @@ impl<'a> Changes<'a> {
             let all = self.views;
             for view in all.0.get(record.kind).into_iter().flatten() {
                 if let Some(contribution) = view.contribution(&record) {
-                    self.add(view, id, record.seq, sign, contribution);
+                    self.add(view, id, record.place, sign, contribution);
                 }
             }
         }
     }
 
-    fn add(&mut self, view: &'a View, id: RecordId, seq: i64, sign: i64, contribution: Contribution) {
+    fn add(&mut self, view: &'a View, id: RecordId, written: i64, sign: i64, contribution: Contribution) {
         let Contribution { key, group_key, bucket, groups, values } = contribution;
         let next = i32::try_from(self.heads.len()).unwrap_or(i32::MAX).saturating_add(1);
         let place = *self.places.entry(key.clone()).or_insert(next);
@@ -94,7 +94,7 @@ impl<'a> Changes<'a> {
                 Some(value) if has_edge(measure.fold) => {
                     let prefix = prefix(&view.kind, &view.definition.name);
                     let own = [&prefix[..], &[slot], id.uuid().as_bytes()].concat();
-                    let rank = if measure.fold == Fold::Last { seq.to_string() } else { value.clone() };
+                    let rank = if measure.fold == Fold::Last { written.to_string() } else { value.clone() };
                     let cell = cell(&key, slot);
                     let ranked = (sign > 0).then(|| Ranked { key: own.clone(), cell, rank, value });
                     // What it was comes before what it is.

@@ -18,8 +18,8 @@ pub(crate) struct InView<'a> {
     pub(crate) kind: &'a str,
     pub(crate) data: &'a Value,
     pub(crate) created_at: OffsetDateTime,
-    /// The sequence of the message that wrote the content.
-    pub(crate) seq: i64,
+    /// The place of the event that wrote the content.
+    pub(crate) place: i64,
 }
 
 /// A view, prepared for the records of a batch.

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::contribution::{InView, View};
 use crate::{
     Asked, BoundOrg, Database, DbError, RebuildJob, RebuildState, TenantTx,
-    apply::version_setting,
+    apply::{place_of, version_setting},
     convert::{Document, column, from_bigint, parsed, to_bigint},
 };
 
@@ -86,7 +86,7 @@ impl Before {
     /// What it contributed.
     pub(crate) fn in_view(&self) -> Option<InView<'_>> {
         let Self { kind, data, created_at, seq, .. } = self;
-        self.active.then(|| InView { kind, data: &data.0.0, created_at: *created_at, seq: *seq })
+        self.active.then(|| InView { kind, data: &data.0.0, created_at: *created_at, place: place_of(*seq, 0) })
     }
 }
 

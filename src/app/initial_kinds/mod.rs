@@ -183,7 +183,8 @@ mod tests {
         }});
         let definition = |schema: &Value| {
             let (title, schema) = ("Space".to_owned(), schema.clone());
-            KindDefinition { title, schema, visibility: Visibility::DefaultOn, cost: 1, views: vec![] }
+            let (visibility, views) = (Visibility::DefaultOn, vec![]);
+            KindDefinition { title, schema, visibility, cost: 1, views, append_only: false }
         };
         let (space, model) = ("space".parse().unwrap(), "model".parse().unwrap());
         assert!(is_earlier_default(&space, &definition(&schema)).unwrap());
@@ -192,15 +193,16 @@ mod tests {
         for name in ["research_report", "learning_item"] {
             let found = default_kinds().unwrap().into_iter().find(|kind| kind.kind.as_str() == name).unwrap();
             let RegisterKind { kind, title, schema, cost, .. } = found;
-            let before = KindDefinition { title, schema, visibility: Visibility::OptIn, cost, views: vec![] };
+            let (visibility, views) = (Visibility::OptIn, Vec::new());
+            let before = KindDefinition { title, schema, visibility, cost, views, append_only: false };
             assert!(is_earlier_default(&kind, &before).unwrap(), "{name}");
         }
         let mut changed = schema.clone();
         changed["required"] = json!([]);
         assert!(!is_earlier_default(&space, &definition(&changed)).unwrap());
-        for RegisterKind { kind, title, schema, visibility, cost, views } in default_kinds().unwrap() {
+        for RegisterKind { kind, title, schema, visibility, cost, views, append_only } in default_kinds().unwrap() {
             let views = orgstream_domain::views::read(views).unwrap();
-            let now = KindDefinition { title, schema, visibility, cost, views };
+            let now = KindDefinition { title, schema, visibility, cost, views, append_only };
             assert!(!is_earlier_default(&kind, &now).unwrap(), "{kind} is what it was");
         }
     }

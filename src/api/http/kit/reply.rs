@@ -107,6 +107,7 @@ fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
         | AggregateId::CatalogChoice(_)
         | AggregateId::Role(_)
         | AggregateId::SsoConnection(_)
+        | AggregateId::RecordLog(_)
         | AggregateId::UniqueValue(_)
         | AggregateId::Parking(_)
         | AggregateId::Access(_) => None,

@@ -51,6 +51,9 @@ pub struct KindView {
     pub cost: u32,
     /// Views of the records, at most 8.
     pub views: Vec<KindViewDefinition>,
+    /// True if its records are written once: never changed, never archived.
+    #[schema(example = false)]
+    pub append_only: bool,
     /// True once the kind takes no new records.
     pub retired: bool,
     /// Version of the kind; `If-Match` takes it, and records name it as `kind_version`.
@@ -67,9 +70,21 @@ pub struct KindView {
 impl From<Kind> for KindView {
     fn from(kind: Kind) -> Self {
         let Kind { name, definition, retired, version, created_at, updated_at, seq: _ } = kind;
-        let KindDefinition { title, schema, visibility, cost, views } = definition;
+        let KindDefinition { title, schema, visibility, cost, views, append_only } = definition;
         let views = views.into_iter().map(KindViewDefinition::from).collect();
-        Self { kind: name, title, schema, visibility, cost, views, retired, version, created_at, updated_at }
+        Self {
+            kind: name,
+            title,
+            schema,
+            visibility,
+            cost,
+            views,
+            append_only,
+            retired,
+            version,
+            created_at,
+            updated_at,
+        }
     }
 }
 
