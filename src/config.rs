@@ -9,6 +9,7 @@ use clap::{
     error::{Error as ClapError, ErrorKind},
 };
 use ipnet::IpNet;
+use orgstream_domain::own_kinds::PlanKinds;
 use orgstream_events::PlanName;
 use orgstream_projections::{DatabaseOptions, LoginPassword, Passwords};
 use orgstream_stream::broker::Producers;
@@ -386,6 +387,16 @@ pub struct IdentityArgs {
         help_heading = "HTTP"
     )]
     pub plan_rates: Vec<PlanRate>,
+    /// How many kinds of its own an organization on a plan may have, and how many bytes of JSON one schema; a plan that is not
+    /// mentioned has 20 kinds of 32768 bytes. May be repeated.
+    #[arg(
+        long = "plan-own-kinds",
+        env = "ORGSTREAM_PLAN_OWN_KINDS",
+        value_delimiter = ',',
+        value_name = "PLAN=KINDS:BYTES",
+        help_heading = "HTTP"
+    )]
+    pub plan_kinds: Vec<PlanKinds>,
 }
 
 impl IdentityArgs {
@@ -405,6 +416,7 @@ impl IdentityArgs {
             break_glass_approval: GlassApproval::Required,
             public_plan: PlanName::public(),
             plan_rates: Vec::new(),
+            plan_kinds: Vec::new(),
         }
     }
 

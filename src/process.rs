@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
-use orgstream_domain::{ChangeKind, Command, RegisterKind, Scopes, credentials::key::Pepper};
+use orgstream_domain::{ChangeKind, Command, RegisterKind, Scopes, credentials::key::Pepper, own_kinds::OwnKindLimits};
 use orgstream_events::{Actor, ActorType, Chain, Fingerprint, PLATFORM_ORG, Role};
 use orgstream_projections::Database;
 use orgstream_stream::broker::Producers;
@@ -254,7 +254,7 @@ pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<
 async fn renew_default_kind(handler: &CommandHandler, caller: &Caller, kind: RegisterKind) -> anyhow::Result<()> {
     // A kind that was registered before can change its records, and goes on to: whether it is append-only is permanent.
     let RegisterKind { kind, title, schema, visibility, cost, views, append_only: _ } = kind;
-    let Some(known) = handler.kind(&kind).await? else { return Ok(()) };
+    let Some(known) = handler.kind(PLATFORM_ORG, &kind).await? else { return Ok(()) };
     if known.retired || !is_earlier_default(&kind, &known.definition)? {
         return Ok(());
     }
@@ -387,6 +387,9 @@ impl Api {
         let webhook_keys = WebhookKeys::new(pepper.clone());
         let webhooks = Webhooks::new(db.clone(), webhook_keys.clone(), outside.local_issuers)?;
         let handler = CommandHandler::new(log.clone(), pepper, log.region().to_owned(), outside.dns);
+        let own_kinds = OwnKindLimits::new(identity.plan_kinds.iter().cloned());
+        let own_kinds = own_kinds.context("--plan-own-kinds (ORGSTREAM_PLAN_OWN_KINDS)")?;
+        let handler = handler.with_own_kinds(own_kinds);
         let handler = handler.with_identity_provider(outside.idp).with_key_ring(outside.key_ring);
         let handler = if outside.local_issuers { handler.with_local_issuers() } else { handler };
         let access_log = AccessLog::start(log.clone(), db.clone());

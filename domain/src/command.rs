@@ -338,10 +338,13 @@ mod tests {
     }
 
     #[test]
-    fn kinds_belong_to_the_platform_whoever_sends_them() {
+    fn the_catalog_belongs_to_the_platform_whoever_sends_a_command() {
         let org = testing::context().org;
-        let retire = Command::from(RetireKind { kind: "model".parse().unwrap() });
-        assert_eq!(retire.org(org), PLATFORM_ORG);
+        let id = RecordId::fresh(1, [1; 10]);
+        let withdraw = Command::from(WithdrawCatalogItem { id, reason: "superseded".to_owned() });
+        assert_eq!(withdraw.org(org), PLATFORM_ORG);
+        let retire = Command::from(RetireKind { kind: "x_ticket".parse().unwrap() });
+        assert_eq!(retire.org(org), org);
         let archive = Command::from(ArchiveRecord { id: RecordId::fresh(1, [1; 10]), reason: None });
         assert_eq!(archive.org(org), org);
     }

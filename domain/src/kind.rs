@@ -1,10 +1,11 @@
-//! One kind of records: its schema, its visibility, its cost, and whether its records are written once. Kinds are data of the platform, for all organizations.
+//! One kind of records: its schema, its visibility, its cost, and whether its records are written once. Kinds are data: of the
+//! platform, for all organizations, or of one organization, for itself ([`KindName::owner`]).
 
 use std::sync::Arc;
 
 use orgstream_events::{
     AggregateId, AggregateType, Event, KindChanged, KindDefinition, KindEvent, KindName, KindRegistered, KindRestored,
-    KindRetired, OrgId, Visibility,
+    KindRetired, OrgId, PLATFORM_ORG, Visibility,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,8 +16,8 @@ use crate::{
     Requires, Scope,
     annotations::Annotations,
     grants::Grant,
-    openapi,
-    schema::{ValidatedKind, Validators, compile},
+    openapi, own_kinds,
+    schema::{ValidatedKind, Validators, compile, compile_own},
     text::{Faults, under},
     views::{self, KindViewDefinition},
 };
@@ -98,12 +99,14 @@ impl From<RestoreKind> for KindCommand {
     }
 }
 
-/// A new kind of records. For platform operators.
+/// A new kind of records. In an organization it is the organization's own, and its name begins with `x_`; in the platform's own
+/// organization it is for all, and for platform operators.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegisterKind {
-    /// Permanent name in commands and paths: 1 to 63 characters of a-z, 0-9 and _, beginning with a letter.
-    #[schema(value_type = String, example = "evaluation")]
+    /// Permanent name in commands and paths: 1 to 63 characters of a-z, 0-9 and _, beginning with a letter; in an organization
+    /// beginning with `x_`.
+    #[schema(value_type = String, example = "x_ticket")]
     pub kind: KindName,
     /// Display name, 1 to 120 characters.
     #[schema(example = "Evaluation", max_length = 120)]
@@ -111,8 +114,9 @@ pub struct RegisterKind {
     /// JSON Schema (2020-12) that every record's data must satisfy: at most 64 KiB, referring only to itself.
     #[schema(value_type = Object)]
     pub schema: Value,
-    /// Reach of the platform's own records of the kind.
-    #[schema(schema_with = openapi::visibility)]
+    /// Reach of the platform's own records of the kind; `private` (the default) is the only one of an organization's own kind.
+    #[serde(default = "private")]
+    #[schema(schema_with = openapi::visibility, required = false)]
     pub visibility: Visibility,
     /// Cost of writing one record, in the units of limits: 1 (the default) to 10,000.
     #[serde(default = "one")]
@@ -134,7 +138,7 @@ impl Declared for RegisterKind {
         requires: Requires::Permission(Permission::ManageKinds),
         events: &["kind.registered"],
         creates: true,
-        scope: Scope::Platform,
+        scope: Scope::Organization,
         while_suspended: false,
         in_personal: true,
         gives_access: false,
@@ -154,7 +158,11 @@ fn one() -> u32 {
     1
 }
 
-/// Another definition. What is missing stays. For platform operators.
+fn private() -> Visibility {
+    Visibility::Private
+}
+
+/// Another definition. What is missing stays.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeKind {
@@ -188,7 +196,7 @@ impl Declared for ChangeKind {
         requires: Requires::Permission(Permission::ManageKinds),
         events: &["kind.changed"],
         creates: false,
-        scope: Scope::Platform,
+        scope: Scope::Organization,
         while_suspended: false,
         in_personal: true,
         gives_access: false,
@@ -204,7 +212,7 @@ impl Declared for ChangeKind {
     }
 }
 
-/// No new records of this kind; the old ones stay. For platform operators.
+/// No new records of this kind; the old ones stay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RetireKind {
@@ -219,7 +227,7 @@ impl Declared for RetireKind {
         requires: Requires::Permission(Permission::ManageKinds),
         events: &["kind.retired"],
         creates: false,
-        scope: Scope::Platform,
+        scope: Scope::Organization,
         while_suspended: false,
         in_personal: true,
         gives_access: false,
@@ -235,7 +243,7 @@ impl Declared for RetireKind {
     }
 }
 
-/// New records of a kind that was retired, by the definition that it had then. For platform operators.
+/// New records of a kind that was retired, by the definition that it had then.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RestoreKind {
@@ -250,7 +258,7 @@ impl Declared for RestoreKind {
         requires: Requires::Permission(Permission::ManageKinds),
         events: &["kind.restored"],
         creates: false,
-        scope: Scope::Platform,
+        scope: Scope::Organization,
         while_suspended: false,
         in_personal: true,
         gives_access: false,
@@ -287,16 +295,20 @@ impl Aggregate for Kind {
         self.current = Some(Arc::new(ValidatedKind::new(definition, self.version, retired)));
     }
 
-    fn decide(&self, command: KindCommand, _: &DecisionContext) -> Result<Vec<KindEvent>, KindError> {
+    fn decide(&self, command: KindCommand, context: &DecisionContext) -> Result<Vec<KindEvent>, KindError> {
+        let is_own = context.org != PLATFORM_ORG;
         match (command, &self.current) {
             (KindCommand::Register(_), Some(_)) => Err(KindError::AlreadyExists),
             (
-                KindCommand::Register(RegisterKind { kind: _, title, schema, visibility, cost, views, append_only }),
+                KindCommand::Register(RegisterKind { kind, title, schema, visibility, cost, views, append_only }),
                 None,
             ) => {
+                let mut faults = Faults::default();
+                own_kinds::check_name(&kind, context.org, &mut faults);
+                faults.none_or(KindError::Invalid)?;
                 let views = views::read(views).map_err(KindError::Invalid)?;
                 let definition = KindDefinition { title, schema, visibility, cost, views, append_only };
-                check(&definition)?;
+                check(&definition, is_own)?;
                 Ok(vec![KindEvent::Registered(KindRegistered { definition })])
             }
             (KindCommand::Change(_) | KindCommand::Retire(_) | KindCommand::Restore(_), None) => {
@@ -314,7 +326,7 @@ impl Aggregate for Kind {
                     views: views.unwrap_or_else(|| before.views.clone()),
                     append_only: before.append_only,
                 };
-                check(&definition)?;
+                check(&definition, is_own)?;
                 let annotations = Annotations::read(&definition.schema).unwrap_or_default();
                 let faults = annotations.faults_after(&current.annotations, [&before.schema, &definition.schema]);
                 if !faults.is_empty() {
@@ -339,14 +351,18 @@ impl Aggregate for Kind {
     }
 }
 
-fn check(definition: &KindDefinition) -> Result<(), KindError> {
+fn check(definition: &KindDefinition, is_own: bool) -> Result<(), KindError> {
     let mut faults = Faults::default();
     faults.name("/title", &definition.title);
     if !(1..=MAX_COST).contains(&definition.cost) {
         faults.add("/cost", "out_of_range", format!("must be 1 to {MAX_COST}"));
     }
+    if is_own {
+        own_kinds::check_visibility(definition, &mut faults);
+    }
     let mut faults = faults.into_vec();
-    match compile(&definition.schema) {
+    let compiled = if is_own { compile_own(&definition.schema) } else { compile(&definition.schema) };
+    match compiled {
         Ok(_) => {
             match Annotations::read(&definition.schema) {
                 Ok(annotations) => {
@@ -455,25 +471,74 @@ mod tests {
 
     #[test]
     fn a_kind_begins_with_its_definition() {
-        assert_eq!(given::<Kind>(&[]).when(register(json!({"type": "object"}))), Ok(vec![registered()]));
+        assert_eq!(
+            given::<Kind>(&[]).when_in(PLATFORM_ORG, register(json!({"type": "object"}))),
+            Ok(vec![registered()])
+        );
+    }
+
+    #[test]
+    fn the_kinds_of_an_organization_begin_otherwise_and_are_private() {
+        let org = crate::testing::context().org;
+        let own = |patch: Value| {
+            let mut command = json!({"kind": "x_ticket", "title": "Ticket", "schema": {"type": "object"}});
+            for (name, value) in patch.as_object().unwrap() {
+                command[name] = value.clone();
+            }
+            given::<Kind>(&[]).when_in(org, KindCommand::Register(serde_json::from_value(command).unwrap()))
+        };
+        let KindEvent::Registered(event) = &own(json!({})).unwrap()[0] else { panic!() };
+        assert_eq!((event.definition.visibility, event.definition.cost), (Visibility::Private, 1));
+        let refused = |patch| fields(own(patch));
+        assert_eq!(refused(json!({"kind": "ticket"})), [("/kind".to_owned(), "own_prefix".to_owned())]);
+        assert_eq!(refused(json!({"visibility": "opt_in"}))[0], ("/visibility".to_owned(), "private_only".to_owned()));
+        assert_eq!(refused(json!({"schema": {"properties": {"a": {"$ref": "#"}}}}))[0].1, "recursive_reference");
+        let KindCommand::Register(command) = register(json!({})) else { panic!() };
+        let platforms = KindCommand::Register(RegisterKind { kind: "x_ticket".parse().unwrap(), ..command });
+        let refused = fields(given::<Kind>(&[]).when_in(PLATFORM_ORG, platforms));
+        assert_eq!(refused, [("/kind".to_owned(), "own_prefix".to_owned())]);
+        // Many patterns are small ones.
+        let many = |size: usize| {
+            let patterns = (0..200).map(|number| (format!("p{number}[a-z]{{{size}}}"), json!(true)));
+            json!({"schema": {"patternProperties": patterns.collect::<serde_json::Map<_, _>>()}})
+        };
+        assert!(own(many(2)).is_ok());
+        assert!(refused_at(&own(many(900))).starts_with("/schema"));
+        // Later changes are held to the same.
+        let kind = given::<Kind>(&own(json!({})).unwrap());
+        let change = |patch: Value| {
+            let mut patch = patch;
+            patch["kind"] = json!("x_ticket");
+            kind.when_in(org, KindCommand::Change(serde_json::from_value(patch).unwrap()))
+        };
+        assert_eq!(fields(change(json!({"visibility": "default_on"})))[0].0, "/visibility");
+        assert_eq!(change(json!({"title": "Tickets"})).unwrap().len(), 1);
+    }
+
+    fn refused_at(result: &Result<Vec<KindEvent>, KindError>) -> String {
+        fields(result.clone())[0].0.clone()
     }
 
     #[test]
     fn a_name_is_registered_once() {
-        assert_eq!(rejection(given::<Kind>(&[registered()]).when(register(json!({})))).code, "kind_exists");
+        assert_eq!(
+            rejection(given::<Kind>(&[registered()]).when_in(PLATFORM_ORG, register(json!({})))).code,
+            "kind_exists"
+        );
     }
 
     #[test]
     fn a_bad_schema_is_pointed_at() {
-        let found = fields(given::<Kind>(&[]).when(register(json!({"properties": {"a": {"type": 1}}}))));
+        let found =
+            fields(given::<Kind>(&[]).when_in(PLATFORM_ORG, register(json!({"properties": {"a": {"type": 1}}}))));
         assert_eq!(found[0].0, "/schema/properties/a/type");
     }
 
     #[test]
     fn title_and_cost_have_bounds() {
         let kind = given::<Kind>(&[registered()]);
-        assert_eq!(fields(kind.when(change(json!({"title": "", "cost": 0})))).len(), 2);
-        assert_eq!(fields(kind.when(change(json!({"cost": 10_001}))))[0].0, "/cost");
+        assert_eq!(fields(kind.when_in(PLATFORM_ORG, change(json!({"title": "", "cost": 0})))).len(), 2);
+        assert_eq!(fields(kind.when_in(PLATFORM_ORG, change(json!({"cost": 10_001}))))[0].0, "/cost");
     }
 
     #[test]
@@ -482,16 +547,19 @@ mod tests {
             let KindCommand::Register(command) = register(schema) else { panic!("it registers") };
             KindCommand::Register(RegisterKind { append_only: true, ..command })
         };
-        let decided = given::<Kind>(&[]).when(register(json!({"type": "object"}))).unwrap();
+        let decided = given::<Kind>(&[]).when_in(PLATFORM_ORG, register(json!({"type": "object"}))).unwrap();
         let kind = given::<Kind>(&decided);
         assert!(kind.0.validated().unwrap().definition.append_only);
-        let decided = [decided, kind.when(change(json!({"cost": 5}))).unwrap()].concat();
+        let decided = [decided, kind.when_in(PLATFORM_ORG, change(json!({"cost": 5}))).unwrap()].concat();
         assert!(given::<Kind>(&decided).0.validated().unwrap().definition.append_only);
         for keyword in ["x-unique", "x-secret"] {
             let declares = json!({"properties": {"a": {"type": "string", keyword: true}}});
             let refused = [("/schema/properties/a".to_owned() + "/" + keyword, "append_only".to_owned())];
-            assert_eq!(fields(given::<Kind>(&[]).when(register(declares.clone()))), refused);
-            assert_eq!(fields(given::<Kind>(&decided).when(change(json!({"schema": declares})))), refused);
+            assert_eq!(fields(given::<Kind>(&[]).when_in(PLATFORM_ORG, register(declares.clone()))), refused);
+            assert_eq!(
+                fields(given::<Kind>(&decided).when_in(PLATFORM_ORG, change(json!({"schema": declares})))),
+                refused
+            );
         }
     }
 
@@ -499,24 +567,26 @@ mod tests {
     fn a_change_keeps_what_it_does_not_mention() {
         let changed = KindDefinition { cost: 5, ..definition() };
         assert_eq!(
-            given::<Kind>(&[registered()]).when(change(json!({"cost": 5}))),
+            given::<Kind>(&[registered()]).when_in(PLATFORM_ORG, change(json!({"cost": 5}))),
             Ok(vec![KindEvent::Changed(KindChanged { definition: changed })])
         );
-        assert_eq!(given::<Kind>(&[registered()]).when(change(json!({"cost": 1}))), Ok(vec![]));
+        assert_eq!(given::<Kind>(&[registered()]).when_in(PLATFORM_ORG, change(json!({"cost": 1}))), Ok(vec![]));
     }
 
     #[test]
     fn views_are_of_what_the_schema_declares_whichever_of_them_changes() {
         let kind = given::<Kind>(&[registered()]);
         let views = json!([{"name": "all", "measures": [{"name": "sum", "fold": "sum", "of": "/score"}]}]);
-        assert_eq!(fields(kind.when(change(json!({"views": views}))))[0].0, "/views/0/measures/0/of");
+        assert_eq!(fields(kind.when_in(PLATFORM_ORG, change(json!({"views": views}))))[0].0, "/views/0/measures/0/of");
         let schema = json!({"properties": {"score": {"type": "number"}}});
-        let changed = kind.when(change(json!({"views": views, "schema": schema}))).unwrap();
+        let changed = kind.when_in(PLATFORM_ORG, change(json!({"views": views, "schema": schema}))).unwrap();
         let kind = given::<Kind>(&[registered(), changed[0].clone()]);
         assert_eq!(kind.0.validated().unwrap().definition.views.len(), 1);
-        assert_eq!(kind.when(change(json!({"schema": schema}))), Ok(vec![]));
-        assert_eq!(fields(kind.when(change(json!({"schema": {}}))))[0].0, "/views/0/measures/0/of");
-        let KindEvent::Changed(event) = &kind.when(change(json!({"views": []}))).unwrap()[0] else { panic!() };
+        assert_eq!(kind.when_in(PLATFORM_ORG, change(json!({"schema": schema}))), Ok(vec![]));
+        assert_eq!(fields(kind.when_in(PLATFORM_ORG, change(json!({"schema": {}}))))[0].0, "/views/0/measures/0/of");
+        let KindEvent::Changed(event) = &kind.when_in(PLATFORM_ORG, change(json!({"views": []}))).unwrap()[0] else {
+            panic!()
+        };
         assert!(event.definition.views.is_empty());
     }
 
@@ -530,26 +600,32 @@ mod tests {
     #[test]
     fn a_retired_kind_does_not_change_any_more() {
         let kind = given::<Kind>(&[registered(), KindEvent::Retired(KindRetired {})]);
-        assert_eq!(rejection(kind.when(change(json!({"cost": 2})))).code, "kind_retired");
-        assert_eq!(kind.when(retire()), Ok(vec![]));
+        assert_eq!(rejection(kind.when_in(PLATFORM_ORG, change(json!({"cost": 2})))).code, "kind_retired");
+        assert_eq!(kind.when_in(PLATFORM_ORG, retire()), Ok(vec![]));
     }
 
     #[test]
     fn a_retired_kind_can_be_restored_and_is_what_it_was() {
         let restore = || KindCommand::Restore(RestoreKind { kind: "evaluation".parse().unwrap() });
         let (retired, restored) = (KindEvent::Retired(KindRetired {}), KindEvent::Restored(KindRestored {}));
-        assert_eq!(given::<Kind>(&[registered(), retired.clone()]).when(restore()), Ok(vec![restored.clone()]));
-        assert_eq!(given::<Kind>(&[registered()]).when(restore()), Ok(vec![]));
-        assert_eq!(rejection(given::<Kind>(&[]).when(restore())).code, "not_found");
+        assert_eq!(
+            given::<Kind>(&[registered(), retired.clone()]).when_in(PLATFORM_ORG, restore()),
+            Ok(vec![restored.clone()])
+        );
+        assert_eq!(given::<Kind>(&[registered()]).when_in(PLATFORM_ORG, restore()), Ok(vec![]));
+        assert_eq!(rejection(given::<Kind>(&[]).when_in(PLATFORM_ORG, restore())).code, "not_found");
         let kind = given::<Kind>(&[registered(), retired, restored]);
         let now = kind.0.validated().unwrap();
         assert_eq!((now.version, now.retired, &now.definition), (3, false, &definition()));
-        assert_eq!(kind.when(retire()), Ok(vec![KindEvent::Retired(KindRetired {})]));
+        assert_eq!(kind.when_in(PLATFORM_ORG, retire()), Ok(vec![KindEvent::Retired(KindRetired {})]));
     }
 
     #[test]
     fn a_kind_is_retired_once_it_exists() {
-        assert_eq!(given::<Kind>(&[registered()]).when(retire()), Ok(vec![KindEvent::Retired(KindRetired {})]));
-        assert_eq!(rejection(given::<Kind>(&[]).when(retire())).code, "not_found");
+        assert_eq!(
+            given::<Kind>(&[registered()]).when_in(PLATFORM_ORG, retire()),
+            Ok(vec![KindEvent::Retired(KindRetired {})])
+        );
+        assert_eq!(rejection(given::<Kind>(&[]).when_in(PLATFORM_ORG, retire())).code, "not_found");
     }
 }

@@ -60,6 +60,9 @@ permissions! {
     ReadRecords = "records:read": Owner, Admin, Member, Viewer;
     /// Create, update and archive records.
     WriteRecords = "records:write": Owner, Admin, Member;
+    /// Register, change, retire and restore kinds: the organization's own, and in the platform's own org the platform's, which is
+    /// for operators.
+    ManageKinds = "kinds:manage": Owner, Admin;
     /// Be shown the values of the records' secrets.
     UseSecrets = "secrets:use": Owner, Admin;
     /// Pin and hide items of the platform's catalog for the organization.
@@ -76,8 +79,6 @@ permissions! {
     ManagePlan = "organization:plan": ;
     /// Open a break-glass grant, with temporary read access to an organization, or end it. For operators.
     BreakGlass = "break_glass:manage": ;
-    /// Register, change, retire and restore kinds. For operators, in the platform's own org.
-    ManageKinds = "kinds:manage": ;
     /// Publish items of the catalog and withdraw them. For operators, in the platform's own org.
     PublishCatalog = "catalog:publish": ;
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::{
     FieldError,
     annotations::Annotations,
+    schema_work::{MAX_WORK, Parts},
     text::{Faults, storable, under},
 };
 
@@ -25,6 +26,10 @@ pub const MAX_REPORTED: usize = 20;
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
 /// The largest pattern, in bytes of its compiled form.
 const PATTERN_BYTES: usize = 1 << 20;
+/// The largest sum of the patterns of one schema, each as often as references lead to it.
+const PATTERNS_BYTES: usize = 8 << 20;
+/// The same for the schema of a kind of an organization's own.
+const OWN_PATTERNS_BYTES: usize = 1 << 20;
 /// The longest text of one reported fault, in characters.
 const MAX_DETAIL: usize = 300;
 
@@ -39,6 +44,8 @@ pub struct ValidatedKind {
     pub retired: bool,
     /// The declarations in its schema; none in one that an earlier program took and this one would not.
     pub annotations: Annotations,
+    /// What its schema costs.
+    parts: Parts,
     /// The compiled schema. A registered schema compiles; should a later program disagree, then no data satisfies it.
     validators: Result<Validators, Vec<FieldError>>,
 }
@@ -57,7 +64,13 @@ impl ValidatedKind {
     pub fn new(definition: KindDefinition, version: u64, retired: bool) -> Self {
         let annotations = Annotations::read(&definition.schema).unwrap_or_default();
         let validators = Validators::of(&definition.schema, &annotations);
-        Self { definition, version, retired, annotations, validators }
+        let parts = Parts::of(&definition.schema);
+        Self { definition, version, retired, annotations, parts, validators }
+    }
+
+    /// Returns the work of validating `data`, of which [`MAX_WORK`] is the most for one record.
+    pub fn work(&self, data: &Value) -> u64 {
+        self.parts.work(data)
     }
 
     /// Validates the texts that stand in `data` in place of secrets: returns at most [`MAX_REPORTED`] faults, which do not repeat
@@ -84,6 +97,14 @@ impl ValidatedKind {
             let detail =
                 format!("has {fields} fields; the limit is {MAX_LISTED_FIELDS}, so that all of them can be listed by");
             faults.add("/data", "too_many_fields", detail);
+        }
+        if self.parts.work(data) > MAX_WORK {
+            let detail = format!(
+                "has more values and longer texts than the {} parts of its kind's schema can be held against at once: make the record \
+                 smaller, or the schema simpler",
+                self.parts.all
+            );
+            faults.add("/data", "too_complex", detail);
         }
         let mut faults = faults.into_vec();
         // Data that is too deep is not validated, since the schema may recurse with it.
@@ -127,6 +148,37 @@ fn fault_of(error: &ValidationError<'_>) -> FieldError {
 
 /// Compiles `schema`, or returns its faults, with pointers that begin with `/schema`.
 pub fn compile(schema: &Value) -> Result<Validator, Vec<FieldError>> {
+    compile_within(schema, PATTERNS_BYTES)
+}
+
+/// Compiles the schema of a kind of an organization's own, or returns its faults. Such a schema is another party's, so all that it
+/// can cost is bounded before it is compiled.
+pub fn compile_own(schema: &Value) -> Result<Validator, Vec<FieldError>> {
+    check_form(schema)?;
+    Parts::of_own(schema).map_err(|fault| vec![fault])?;
+    compile_within(schema, OWN_PATTERNS_BYTES)
+}
+
+fn compile_within(schema: &Value, patterns_bytes: usize) -> Result<Validator, Vec<FieldError>> {
+    check_form(schema)?;
+    let patterns = usize::try_from(Parts::of(schema).patterns).unwrap_or(usize::MAX).max(1);
+    let bytes = PATTERN_BYTES.min(patterns_bytes / patterns);
+    jsonschema::draft202012::options()
+        .offline()
+        .should_validate_formats(true)
+        .with_pattern_options(PatternOptions::regex().size_limit(bytes).dfa_size_limit(bytes))
+        .build(schema)
+        .map_err(|error| {
+            vec![FieldError {
+                pointer: format!("/schema{}", error.instance_path()),
+                code: error.kind().keyword().to_owned().into(),
+                detail: shortened(&error.to_string()),
+            }]
+        })
+}
+
+/// Checks what a schema looks like, without compiling it.
+fn check_form(schema: &Value) -> Result<(), Vec<FieldError>> {
     let mut faults = Faults::default();
     storable(schema, &mut "/schema".to_owned(), MAX_SCHEMA_DEPTH, &mut faults);
     let bytes = schema.to_string().len();
@@ -143,19 +195,7 @@ pub fn compile(schema: &Value) -> Result<Validator, Vec<FieldError>> {
     if faults.is_empty() {
         only_refers_to_itself(schema, &mut "/schema".to_owned(), &mut faults);
     }
-    faults.none_or(|faults| faults)?;
-    jsonschema::draft202012::options()
-        .offline()
-        .should_validate_formats(true)
-        .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES).dfa_size_limit(PATTERN_BYTES))
-        .build(schema)
-        .map_err(|error| {
-            vec![FieldError {
-                pointer: format!("/schema{}", error.instance_path()),
-                code: error.kind().keyword().to_owned().into(),
-                detail: shortened(&error.to_string()),
-            }]
-        })
+    faults.none_or(|faults| faults)
 }
 
 /// Checks that references stay inside the schema, so that its meaning cannot change from outside.

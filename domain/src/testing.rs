@@ -26,6 +26,10 @@ impl<A: Aggregate> Given<A> {
     pub(crate) fn when(&self, command: A::Command) -> Result<Vec<A::Event>, A::Error> {
         self.0.decide(command, &context())
     }
+
+    pub(crate) fn when_in(&self, org: OrgId, command: A::Command) -> Result<Vec<A::Event>, A::Error> {
+        self.0.decide(command, &DecisionContext { org, ..context() })
+    }
 }
 
 /// Returns the rejection of a refusal.

@@ -148,12 +148,13 @@ pub(super) fn storable(value: &Value, path: &mut String, depth_left: usize, faul
 }
 
 /// Calls `visit` with `path` one step longer: the text of one JSON pointer grows and shrinks with the traversal.
-pub(super) fn under(path: &mut String, step: &str, visit: impl FnOnce(&mut String)) {
+pub(super) fn under<T>(path: &mut String, step: &str, visit: impl FnOnce(&mut String) -> T) -> T {
     let length = path.len();
     path.push('/');
     path.push_str(&step.replace('~', "~0").replace('/', "~1"));
-    visit(path);
+    let visited = visit(path);
     path.truncate(length);
+    visited
 }
 
 #[cfg(test)]

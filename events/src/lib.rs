@@ -67,7 +67,7 @@ pub use invitation::{InvitationAccepted, InvitationEvent, InvitationIssued, Invi
 pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, Visibility};
 pub use kind_view::{Bucket, Fold, Measure, Scalar, ViewCondition, ViewDefinition};
 pub use member::{MemberAdded, MemberEvent, MemberRemoved, MemberRoleChanged};
-pub use names::{CURRENT_ORG, DomainName, KeyPublicId, KindName, LoginMethod, NameError, PlanName, Slug};
+pub use names::{CURRENT_ORG, DomainName, KeyPublicId, KindName, LoginMethod, NameError, OWN_KIND, PlanName, Slug};
 pub use organization::{
     Branding, InvitePolicy, JitProvisioning, MfaPolicy, OrganizationCreated, OrganizationEvent,
     OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged,

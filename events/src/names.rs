@@ -4,10 +4,13 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ConnectionId;
+use crate::{ConnectionId, OrgId, PLATFORM_ORG};
 
 /// The word for the caller's own organization, where a slug or an id is accepted.
 pub const CURRENT_ORG: &str = "current";
+
+/// How the names of kinds begin that are an organization's own, and no others.
+pub const OWN_KIND: &str = "x_";
 
 /// The reason why a text is not a valid name. The message is meant for the person who typed it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -163,6 +166,18 @@ impl LoginMethod {
     }
 }
 
+impl KindName {
+    /// Whether the kind is an organization's own, and not the platform's.
+    pub fn is_own(&self) -> bool {
+        self.as_str().starts_with(OWN_KIND)
+    }
+
+    /// Returns the organization that defines what `org` means by this name: the one answer to whose a kind is.
+    pub fn owner(&self, org: OrgId) -> OrgId {
+        if self.is_own() { org } else { PLATFORM_ORG }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,6 +228,16 @@ mod tests {
         assert!("yara_rule".parse::<KindName>().is_ok());
         for bad in ["", "1st", "a.b", "a*", ">", "a b", "Kind"] {
             assert!(bad.parse::<KindName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_kind_says_by_its_name_whose_it_is() {
+        let org = OrgId::fresh(1, [1; 10]);
+        for (name, owner) in
+            [("x_ticket", org), ("xray", PLATFORM_ORG), ("model", PLATFORM_ORG), ("max_", PLATFORM_ORG)]
+        {
+            assert_eq!(name.parse::<KindName>().unwrap().owner(org), owner, "{name}");
         }
     }
 }

@@ -105,6 +105,11 @@ impl EventSubject {
         format!("ev.{shard}.{org}.>")
     }
 
+    /// Returns the wildcard of the org's aggregates of one type.
+    pub fn all_of_type(shard: Shard, org: OrgId, aggregate: AggregateType) -> String {
+        format!("ev.{shard}.{org}.{}.*", aggregate.name())
+    }
+
     /// Returns the wildcard of the organization aggregates of all orgs in one shard: one subject each.
     pub fn every_org_in_shard(shard: Shard) -> String {
         format!("ev.{shard}.*.{}.*", AggregateType::Organization.name())

@@ -1,4 +1,4 @@
-//! Record kinds: rows of the platform's own org.
+//! Record kinds: rows of the platform's own org, which are for all, and of organizations, which are for themselves.
 
 use std::collections::BTreeMap;
 
@@ -291,11 +291,11 @@ pub struct Reach {
 }
 
 impl Database {
-    /// Counts the usage of a kind over all organizations: numbers, and no rows of any of them.
-    pub async fn reach_of_kind(&self, name: &KindName) -> Result<Reach, DbError> {
+    /// Counts the usage of a kind that `org` defines: of the platform's over all organizations, numbers and no rows of any of them.
+    pub async fn reach_of_kind(&self, org: BoundOrg, name: &KindName) -> Result<Reach, DbError> {
         const ORGANIZATIONS: usize = 1_000;
         const RECORDS: i64 = 100_000;
-        let orgs = self.orgs_of_kind(name).await?;
+        let orgs = if name.is_own() { vec![org.org()] } else { self.orgs_of_kind(name).await? };
         let mut reach = Reach { organizations: 0, records: 0, is_all: orgs.len() <= ORGANIZATIONS };
         for org in orgs.into_iter().take(ORGANIZATIONS) {
             let mut tx = self.read(BoundOrg::proven_by_resolver(org)).await?;
@@ -308,7 +308,7 @@ impl Database {
                 RECORDS,
             );
             let count = count.fetch_one(tx.connection()).await?;
-            reach.organizations += 1;
+            reach.organizations += u64::from(count > 0);
             reach.records += from_bigint(count);
             reach.is_all &= count < RECORDS;
         }

@@ -1,6 +1,6 @@
 //! The org of a transaction: a proof that the caller must be given, and the read transaction that is bound to it.
 
-use orgstream_events::{EventSubject, OrgId, PLATFORM_ORG, Pipeline, SubjectError};
+use orgstream_events::{EventSubject, KindName, OrgId, PLATFORM_ORG, Pipeline, SubjectError};
 use sqlx::{PgConnection, Postgres, Transaction};
 
 use crate::{DbError, apply::version_setting, audit::Pin, isolation_violation::Alarm};
@@ -39,6 +39,11 @@ impl BoundOrg {
     /// The platform's own org: the data shared by all orgs.
     pub const fn platform() -> Self {
         Self(PLATFORM_ORG)
+    }
+
+    /// The org whose rows define what this one means by the name of a kind: this one, or the platform's.
+    pub fn owner_of_kind(self, name: &KindName) -> Self {
+        Self(name.owner(self.0))
     }
 
     /// The org's id.

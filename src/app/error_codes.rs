@@ -89,6 +89,11 @@ pub const CODES: &[Code] = &[
     code("record_archived", &[409], "The record is archived and cannot be changed."),
     code("secret_destroyed", &[409], "The value of the secret was destroyed. Set it again."),
     code("kind_exists", &[409], "There is a kind of this name already."),
+    code(
+        "kind_limit_exceeded",
+        &[409],
+        "The organization has as many kinds of its own as its plan allows; `detail` names the limit and what is used.",
+    ),
     code("kind_retired", &[409, 422], "The kind is retired: nothing new of it is made."),
     code("too_many_catalog_choices", &[409], "The organization pins and hides as many items as it may. Clear one."),
     code("version_conflict", &[412], "It has changed since: read it again, and decide again."),

@@ -77,12 +77,14 @@ fn permission_for(event: &OpenedEvent) -> Option<Permission> {
         Event::SsoConnection(_) => Some(Permission::ManageSso),
         Event::Domain(_) => Some(Permission::ManageDomains),
         Event::ApiKey(_) => Some(Permission::ReadKeys),
-        Event::Record(_)
+        // What GET …/kinds shows; the platform's events are for operators.
+        Event::Kind(_)
+        | Event::Record(_)
         | Event::RecordLog(_)
         | Event::UniqueValue(_)
         | Event::CatalogItem(_)
         | Event::CatalogChoice(_) => Some(Permission::ReadRecords),
-        Event::Kind(_) | Event::Parking(_) | Event::Access(_) => None,
+        Event::Parking(_) | Event::Access(_) => None,
     }
 }
 

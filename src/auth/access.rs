@@ -259,6 +259,8 @@ impl Access {
             Authority::Operator(grant) => {
                 self.org() == PLATFORM_ORG || permission.is_operators() || (grant.is_some() && permission.is_reading())
             }
+            // Whatever keys the platform's own org has: its kinds are for operators.
+            Authority::Role(_) if self.org() == PLATFORM_ORG && permission == Permission::ManageKinds => false,
             Authority::Role(Role::Custom(_)) => {
                 self.own.as_ref().is_some_and(|own| own.contains(&permission)) && self.scopes.allow(permission)
             }

@@ -227,7 +227,7 @@ caches! {
     connections: Connections, 2_000;
     domains: Domain, 2_000;
     api_keys: ApiKey, 10_000;
-    kinds: Kind, 1_000;
+    kinds: Kind, 4_000;
     records: Record, 100_000;
     record_logs: RecordLog, 2_000;
     unique_values: UniqueValue, 20_000;

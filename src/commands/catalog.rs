@@ -44,7 +44,7 @@ impl CommandHandler {
             return Err(CommandError::VersionConflict { expected, actual: draft.version });
         }
         let kind = match &draft {
-            Some(draft) => self.kind(&draft.kind).await?,
+            Some(draft) => self.kind(to.placement.org, &draft.kind).await?,
             None => None,
         };
         let unpublished = match (&draft, &kind) {

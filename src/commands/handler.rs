@@ -25,6 +25,7 @@ use orgstream_domain::{
     kind::{Kind, KindCommand},
     member::{MemberCommand, Members},
     organization::{Organization, OrganizationCommand, OrganizationError, Profile},
+    own_kinds::OwnKindLimits,
     parking::{Parking, ParkingCommand},
     record::{Record, RecordCommand},
     role::{CustomRoles, RoleCommand},
@@ -66,6 +67,8 @@ const CLOCK_SKEW: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_secs(1);
 /// Writers to one aggregate take turns inside this process, so that only other processes can conflict.
 const TURNS: usize = 1_024;
+/// Registrations of kinds take turns by organization before that, so that they are counted.
+const REGISTRATION_TURNS: usize = 64;
 
 /// The state of one command's execution: everything but its target.
 pub(super) struct CommandContext<'a> {
@@ -147,7 +150,9 @@ pub struct CommandHandler {
     vault: Vault,
     /// The messages that were read to load aggregates.
     messages_read: AtomicU64,
+    pub(super) own_kinds: OwnKindLimits,
     turns: Box<[Mutex<()>]>,
+    registration_turns: Box<[Mutex<()>]>,
     last_turn: Mutex<()>,
     hasher: RandomState,
 }
@@ -167,7 +172,9 @@ impl CommandHandler {
             caches: Caches::default(),
             snapshots: Snapshots::default(),
             messages_read: AtomicU64::new(0),
+            own_kinds: OwnKindLimits::default(),
             turns,
+            registration_turns: (0..REGISTRATION_TURNS).map(|_| Mutex::new(())).collect(),
             last_turn: Mutex::new(()),
             hasher: RandomState::new(),
         }
@@ -186,6 +193,11 @@ impl CommandHandler {
     /// Permits organizations issuers of their own on this machine, for trials.
     pub fn with_local_issuers(self) -> Self {
         Self { local_issuers: true, ..self }
+    }
+
+    /// Limits the kinds that organizations have of their own by their plans.
+    pub fn with_own_kinds(self, own_kinds: OwnKindLimits) -> Self {
+        Self { own_kinds, ..self }
     }
 
     /// Adds an external identity provider, where every organization has a counterpart.
@@ -357,18 +369,12 @@ impl CommandHandler {
             Command::RevokeApiKey(command) => {
                 self.execute::<ApiKey>(&attempt, &to, ApiKeyCommand::Revoke(command)).await
             }
-            Command::RegisterKind(command) => {
-                self.refers_to_kinds(&command.kind, Some(&command.schema)).await?;
-                self.execute::<Kind>(&attempt, &to, KindCommand::Register(command)).await
-            }
-            Command::ChangeKind(command) => {
-                self.refers_to_kinds(&command.kind, command.schema.as_ref()).await?;
-                self.execute::<Kind>(&attempt, &to, KindCommand::Change(command)).await
-            }
+            Command::RegisterKind(command) => Box::pin(self.register_kind(&attempt, &to, command)).await,
+            Command::ChangeKind(command) => Box::pin(self.change_kind(&attempt, &to, command)).await,
             Command::RetireKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Retire(command)).await,
             Command::RestoreKind(command) => self.execute::<Kind>(&attempt, &to, KindCommand::Restore(command)).await,
             Command::CreateRecord(command) => {
-                let kind = match self.kind(&command.kind).await? {
+                let kind = match self.kind(org, &command.kind).await? {
                     Some(kind) if kind.definition.append_only => {
                         return Box::pin(self.create_appended(&attempt, &placement, command, kind)).await;
                     }
@@ -404,7 +410,7 @@ impl CommandHandler {
                     return Ok(accepted);
                 }
                 let kind = match known.state.kind() {
-                    Some(name) => self.kind(name).await?,
+                    Some(name) => self.kind(org, name).await?,
                     None => None,
                 };
                 let references = self.references(&placement, kind.as_deref(), &command.data).await?;
@@ -632,14 +638,14 @@ impl CommandHandler {
         Ok(())
     }
 
-    /// Returns the kind, ready to validate data; none when it was never registered.
-    pub async fn kind(&self, name: &KindName) -> Result<Option<Arc<ValidatedKind>>, CommandError> {
-        let placement = self.placement(PLATFORM_ORG).await?;
+    /// Returns what `org` means by the name of a kind, ready to validate data; none when it was never registered.
+    pub async fn kind(&self, org: OrgId, name: &KindName) -> Result<Option<Arc<ValidatedKind>>, CommandError> {
+        let placement = self.placement(name.owner(org)).await?;
         let loaded = self.look::<Kind>(&placement, &AggregateId::Kind(name.clone())).await?;
         Ok(loaded.state.validated())
     }
 
-    /// Returns who changed the kind last; none if there is no such kind.
+    /// Returns who changed a kind of the platform last; none if there is no such kind.
     pub async fn kind_changed_by(&self, name: &KindName) -> Result<Option<Actor>, CommandError> {
         let (placement, kind) = (self.placement(PLATFORM_ORG).await?, AggregateId::Kind(name.clone()));
         let seq = self.look::<Kind>(&placement, &kind).await?.seq;
@@ -715,6 +721,12 @@ impl CommandHandler {
                 return Ok(loaded);
             }
         }
+    }
+
+    /// Waits for its turn to register a kind. Before that to write, and never behind it.
+    pub(super) async fn registration_turn(&self, org: OrgId) -> MutexGuard<'_, ()> {
+        let place = self.hasher.hash_one(org) as usize % REGISTRATION_TURNS;
+        self.registration_turns.get(place).unwrap_or(&self.last_turn).lock().await
     }
 
     /// Waits for its turn to write to the aggregate.

@@ -12,6 +12,7 @@ mod grants;
 pub mod handler;
 mod identity;
 mod joining;
+mod own_kinds;
 mod patience;
 pub mod personal;
 mod record_logs;

@@ -35,7 +35,7 @@ impl CommandHandler {
     ) -> Result<Accepted, CommandError> {
         let cleared = without_version(attempt)?;
         let attempt = &CommandContext { request: cleared.as_ref().unwrap_or(attempt.request), ..*attempt };
-        let kind = self.kind(&command.kind).await?;
+        let kind = self.kind(to.placement.org, &command.kind).await?;
         if let Some(accepted) = self.appended_before(attempt, to).await? {
             return Ok(accepted);
         }
@@ -195,5 +195,5 @@ fn key_of(reference: &NamedReference) -> (RecordId, KindName, ReferenceScope) {
 fn with_records(accepted: Accepted, count: usize) -> Accepted {
     let records = (0..).take(count).map(|ordinal| RecordId::appended(accepted.command_id, ordinal)).collect();
     let events = accepted.events.first().cloned().into_iter().collect();
-    Accepted { records, events, ..accepted }
+    Accepted { events, records, ..accepted }
 }

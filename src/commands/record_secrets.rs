@@ -82,7 +82,7 @@ impl CommandHandler {
             return Ok(());
         }
         let kind = match &request.command {
-            Command::CreateRecord(command) => self.kind(&command.kind).await?,
+            Command::CreateRecord(command) => self.kind(org, &command.kind).await?,
             Command::UpdateRecord(command) => {
                 // A record keeps its kind.
                 let aggregate = AggregateId::Record(command.id);
@@ -92,7 +92,7 @@ impl CommandHandler {
                     None => self.load::<Record>(&self.placement(org).await?, &aggregate, Freshness::Leader).await?,
                 };
                 match known.state.kind() {
-                    Some(name) => self.kind(name).await?,
+                    Some(name) => self.kind(org, name).await?,
                     None => None,
                 }
             }

@@ -59,7 +59,7 @@ impl CommandHandler {
         let is_shared = match scope {
             ReferenceScope::Own => false,
             ReferenceScope::Global | ReferenceScope::Either => {
-                let target = self.kind(&kind).await?;
+                let target = self.kind(own, &kind).await?;
                 own != PLATFORM_ORG && target.is_some_and(|kind| kind.definition.visibility != Visibility::Private)
             }
         };
@@ -93,16 +93,28 @@ impl CommandHandler {
         Ok(Err(FieldError { pointer: format!("/data{pointer}"), code: "reference_not_found".into(), detail }))
     }
 
-    /// Refuses the schema of a kind that refers to kinds that are not registered.
-    pub(super) async fn refers_to_kinds(&self, kind: &KindName, schema: Option<&Value>) -> Result<(), CommandError> {
+    /// Refuses the schema of a kind that refers to kinds that `org` does not have: its own are there for it alone, and none of any
+    /// organization are there for the platform.
+    pub(super) async fn refers_to_kinds(
+        &self,
+        org: OrgId,
+        kind: &KindName,
+        schema: Option<&Value>,
+    ) -> Result<(), CommandError> {
         // Anything else that is wrong with it is found when it is decided about.
         let Some(Ok(annotations)) = schema.map(Annotations::read) else { return Ok(()) };
         for place in annotations.references {
-            if place.kind == *kind || self.kind(&place.kind).await?.is_some() {
+            if place.kind.is_own() && place.scope != ReferenceScope::Own {
+                let detail = "must be own: the records of a kind of an organization's own are nowhere else";
+                return Err(Rejection::field(format!("{}/scope", place.declared_at), "private_only", detail).into());
+            }
+            if place.kind == *kind || self.kind(org, &place.kind).await?.is_some() {
                 continue;
             }
-            let detail =
-                format!("there is no kind {}: register it first; GET /v1/kinds lists those there are", place.kind);
+            let detail = format!(
+                "there is no kind {}: register it first; GET /v1/kinds lists the platform's, and GET …/kinds an organization's",
+                place.kind
+            );
             return Err(Rejection::field(format!("{}/kind", place.declared_at), "unknown_kind", detail).into());
         }
         Ok(())

@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 const EVERY: Duration = Duration::from_secs(2);
 /// How long nothing is asked about a kind whose views were built everywhere.
 const AGAIN: Duration = Duration::from_mins(10);
+/// How long nothing is asked about kinds of organizations' own, when all of their views are built.
+const OWN_AGAIN: Duration = Duration::from_secs(6);
 /// The maximum number of builds that are under way at the same time.
 const MAX_BUILDS: usize = 32;
 
@@ -36,12 +38,27 @@ impl ViewBuilds {
 
     /// Asks until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
-        let mut settled = Settled::new();
+        let (mut settled, mut own_settled) = (Settled::new(), None);
         while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {
-            if let Err(error) = self.round(&mut settled).await {
-                tracing::warn!(error = %Chain(&error), "views to build cannot be looked for at the moment");
+            for round in [self.round(&mut settled).await, self.own_round(&mut own_settled).await] {
+                if let Err(error) = round {
+                    tracing::warn!(error = %Chain(&error), "views to build cannot be looked for at the moment");
+                }
             }
         }
+    }
+
+    /// Asks for the kinds of organizations' own, of all organizations at once.
+    async fn own_round(&self, settled: &mut Option<Instant>) -> Result<(), DbError> {
+        if settled.is_some_and(|at| at.elapsed() < OWN_AGAIN) {
+            return Ok(());
+        }
+        let builds = self.db.ask_for_own_views(MAX_BUILDS).await?;
+        if builds.asked > 0 {
+            tracing::info!(organizations = builds.asked, "views of organizations' own kinds are built");
+        }
+        *settled = (builds.missing == 0).then(Instant::now);
+        Ok(())
     }
 
     async fn round(&self, settled: &mut Settled) -> Result<(), DbError> {

@@ -1,7 +1,7 @@
 //! The directory: every org that was placed, the orgs of a shard, and the end of an org's history.
 
 use futures_util::TryStreamExt;
-use orgstream_events::{EventSubject, OrgId, Shard, cause};
+use orgstream_events::{AggregateType, EventSubject, OrgId, Shard, cause};
 
 use crate::{
     Log, Placement, StreamError,
@@ -10,6 +10,7 @@ use crate::{
 
 const PLACEMENTS: &str = "sys.placement.*";
 const LIST: &str = "list the organizations of a shard";
+const COUNT: &str = "count the aggregates of an organization";
 
 impl Log {
     /// Returns every org that was placed, in order of placement.
@@ -51,6 +52,19 @@ impl Log {
             orgs.extend(EventSubject::route(&subject).map(|(_, org)| org).ok());
         }
         Ok(orgs)
+    }
+
+    /// Returns the number of the org's aggregates of one type, as the shard's leader knows them. For types with few.
+    pub async fn count_of_type(&self, placement: &Placement, aggregate: AggregateType) -> Result<u64, StreamError> {
+        let Placement { shard, org, .. } = *placement;
+        let filter = EventSubject::all_of_type(shard, org, aggregate);
+        let asked = self.stream_of(shard)?.info_with_subjects(filter).await;
+        let mut subjects = asked.map_err(|error| unavailable(COUNT, error))?;
+        let mut count = 0;
+        while subjects.try_next().await.map_err(|error| unavailable(COUNT, error))?.is_some() {
+            count += 1;
+        }
+        Ok(count)
     }
 
     /// Returns the sequence of the org's first message after `after`, as the shard's leader knows it.

@@ -179,7 +179,11 @@ async fn who_people_are_elsewhere_is_shown_nowhere() {
     api.get_at(&key, &org.path("audit/events"), &position).await.expect(200);
     for (route, _) in of_orgs().filter(|(route, _)| route.method == "GET" && !route.path.ends_with("/stream")) {
         let answer = api.get(&key, &path(route, &org.id)).await;
-        for secret in ["usr_", "user_id", "secret_mac", "secret"] {
+        // Schemas of kinds, which are public, say which fields are secrets.
+        let declares = route.path.contains("/kinds");
+        for secret in
+            ["usr_", "user_id", "secret_mac", "secret"].into_iter().filter(|word| !declares || *word != "secret")
+        {
             assert!(!answer.text.contains(secret), "{route:?} shows {secret}: {}", answer.text);
         }
     }

@@ -44,6 +44,7 @@ mod matrix;
 mod openapi;
 mod openapi_tools;
 mod outputs;
+mod own_kinds;
 mod pages;
 mod papers;
 mod parked_audit;

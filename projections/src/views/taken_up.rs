@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use orgstream_events::{KindName, OrgId, PLATFORM_ORG, Pipeline, RecordId, ViewDefinition};
+use orgstream_events::{KindName, OrgId, Pipeline, RecordId, ViewDefinition};
 use sqlx::{PgConnection, types::Json};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -30,22 +30,22 @@ pub(crate) enum TakesUp {
     Shown,
 }
 
-/// Kinds that have never declared a view, each with the version up to which that is known. So their records cost no query.
+/// Kinds that have never declared a view, by who defines them, each with the version up to which that is known. So their records cost no query.
 #[derive(Debug, Default)]
-pub(crate) struct PlainKinds(Mutex<HashMap<KindName, u64>>);
+pub(crate) struct PlainKinds(Mutex<HashMap<(OrgId, KindName), u64>>);
 
 impl PlainKinds {
-    fn has(&self, kind: &KindName, version: u64) -> bool {
+    fn has(&self, org: OrgId, kind: &KindName, version: u64) -> bool {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(kind).is_some_and(|known| *known >= version)
+        known.get(&(kind.owner(org), kind.clone())).is_some_and(|known| *known >= version)
     }
 
-    fn note(&self, kind: &KindName, version: u64) {
+    fn note(&self, org: OrgId, kind: &KindName, version: u64) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_PLAIN {
             known.clear();
         }
-        known.insert(kind.clone(), version);
+        known.insert((kind.owner(org), kind.clone()), version);
     }
 }
 
@@ -113,7 +113,8 @@ impl Views {
             }
         }
         let new = born.iter().filter(|(kind, version)| {
-            let is_plain = folding.takes_up == TakesUp::Declared && folding.plain.has(kind, **version);
+            let is_plain =
+                folding.takes_up == TakesUp::Declared && folding.plain.has(OrgId::from_uuid(org), kind, **version);
             !is_plain && !views.contains_key(kind.as_str())
         });
         let new: Vec<&KindName> = new.map(|(kind, _)| *kind).collect();
@@ -175,10 +176,16 @@ async fn take_up(
     let mut names: Vec<KindName> = kinds.into_iter().cloned().collect();
     let mut found = Vec::new();
     if folding.takes_up == TakesUp::Declared {
-        found = bound_to(connection, PLATFORM_ORG, &names, TakesUp::Declared).await?;
+        let mut by_owner: BTreeMap<OrgId, Vec<KindName>> = BTreeMap::new();
+        for name in &names {
+            by_owner.entry(name.owner(OrgId::from_uuid(org))).or_default().push(name.clone());
+        }
+        for (owner, names) in by_owner {
+            found.extend(bound_to(connection, owner, &names, TakesUp::Declared).await?);
+        }
         for (kind, declared) in &found {
             if declared.views.is_empty() {
-                folding.plain.note(kind, declared.kind_version);
+                folding.plain.note(OrgId::from_uuid(org), kind, declared.kind_version);
             }
         }
         found.retain(|(_, declared)| !declared.views.is_empty());
@@ -221,8 +228,8 @@ async fn take_up(
     Ok(found)
 }
 
-/// Reads the views of kinds, bound for this to the platform, which declares them, or to the version of the organization that is
-/// shown.
+/// Reads the views of kinds, bound for this to the version that is shown of who declares them, or of the organization that has taken
+/// them up.
 async fn bound_to(
     connection: &mut PgConnection,
     whose: OrgId,
@@ -294,10 +301,10 @@ pub async fn with_records(tx: &mut TenantTx, kinds: &[KindName]) -> Result<Vec<K
     rows.into_iter().map(|kind| parsed("a kind name", kind)).collect()
 }
 
-/// The builds of views of one kind that were asked for.
+/// The builds of views that were asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ViewBuildsAsked {
-    /// The organizations whose rows follow other views than the kind declares; up to 1,001.
+    /// The organizations whose rows follow other views than their kinds declare; up to 1,001.
     pub missing: usize,
     /// Those whose build was asked for now.
     pub asked: usize,
@@ -315,7 +322,17 @@ impl Database {
         let orgs =
             sqlx::query_scalar!(r#"SELECT app.orgs_to_fold($1, $2) AS "org!""#, kind.as_str(), Json(declared) as _);
         let orgs = orgs.fetch_all(self.resolver_pool()).await?;
-        let orgs: Vec<OrgId> = orgs.into_iter().map(OrgId::from_uuid).collect();
+        self.ask_for_builds(orgs.into_iter().map(OrgId::from_uuid).collect(), most).await
+    }
+
+    /// The same for the views of all kinds that organizations have of their own.
+    pub async fn ask_for_own_views(&self, most: usize) -> Result<ViewBuildsAsked, DbError> {
+        let orgs: Vec<Uuid> =
+            sqlx::query_scalar("SELECT app.orgs_to_fold_own()").fetch_all(self.resolver_pool()).await?;
+        self.ask_for_builds(orgs.into_iter().map(OrgId::from_uuid).collect(), most).await
+    }
+
+    async fn ask_for_builds(&self, orgs: Vec<OrgId>, most: usize) -> Result<ViewBuildsAsked, DbError> {
         let (mut waiting, mut under_way, mut missing) = (Vec::new(), 0, 0);
         let known = self.rebuilds_of(&orgs, Pipeline::ReadModels).await?;
         for org in orgs {

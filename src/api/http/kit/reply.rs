@@ -99,6 +99,7 @@ fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
         AggregateId::Organization(id) => Some(format!("/v1/organizations/{id}")),
         AggregateId::ApiKey(id) => Some(format!("/v1/organizations/{org}/api-keys/{id}")),
         AggregateId::Record(id) => Some(format!("/v1/organizations/{org}/records/{id}")),
+        AggregateId::Kind(name) if name.is_own() => Some(format!("/v1/organizations/{org}/kinds/{name}")),
         AggregateId::Kind(name) => Some(format!("/v1/kinds/{name}")),
         AggregateId::Invitation(id) => Some(format!("/v1/organizations/{org}/invitations/{id}")),
         AggregateId::Domain(id) => Some(format!("/v1/organizations/{org}/domains/{id}")),

@@ -112,6 +112,14 @@ impl View {
         Ok(Self { tx, seen: Seen { position, parked: reach.parked, known } })
     }
 
+    /// Waits according to the headers, where something else of the org is read before the view is opened.
+    pub async fn wait(app: &App, org: BoundOrg, pipeline: Pipeline, headers: &HeaderMap) -> Result<(), Problem> {
+        if headers.contains_key(&MIN_POSITION) {
+            Self::open(app, org, pipeline, headers).await?;
+        }
+        Ok(())
+    }
+
     /// Gives the connection back.
     pub fn release(self) -> Seen {
         self.seen

@@ -6,6 +6,7 @@ pub mod commands;
 pub mod domains;
 pub mod events;
 pub mod invitations;
+pub mod kinds;
 pub mod members;
 pub mod nats_credentials;
 pub mod organizations;
@@ -35,6 +36,7 @@ pub(super) fn routes() -> Routes {
         .merge(sso_connections::routes())
         .merge(api_keys::routes())
         .merge(nats_credentials::routes())
+        .merge(kinds::routes())
         .merge(records::routes())
         .merge(record_references::routes())
         .merge(search::routes())

@@ -9,17 +9,13 @@ use std::{
 use orgstream_domain::annotations::{Annotations, FieldType, ListedField};
 use orgstream_events::Timestamp;
 use orgstream_projections::{
-    SortKey, kinds as stored_kinds,
+    BoundOrg, SortKey,
     records::{Archived, FieldCondition, FieldValues, OrderBy, RecordFilter, RecordOrder},
 };
 
 use super::records::RecordQuery;
 use crate::{
-    api::http::{
-        App,
-        kit::extract::{Member, PLATFORM},
-        platform::kinds,
-    },
+    api::http::{App, kit::extract::Member, platform::kinds},
     app::problem::Problem,
 };
 
@@ -40,7 +36,7 @@ pub struct AskedListing {
 
 impl AskedListing {
     /// Reads the parameters; the fields that they may name are those that the kind declares.
-    pub async fn read(app: &App, query: &RecordQuery, members: &[Member]) -> Result<Self, Problem> {
+    pub async fn read(app: &App, org: BoundOrg, query: &RecordQuery, members: &[Member]) -> Result<Self, Problem> {
         let (sort, descending) = match query.sort.as_deref() {
             None => ("created", true),
             Some(sort) => sort.strip_prefix('-').map_or((sort, false), |field| (field, true)),
@@ -55,16 +51,13 @@ impl AskedListing {
             (None, Some(name)) => {
                 return Err(Problem::invalid_parameter(name, "takes one kind of records: add kind=…"));
             }
-            (Some(kind), Some(_)) => {
-                let found = stored_kinds::get(&mut app.db.read(PLATFORM).await?, kind).await?;
-                match found {
-                    Some(found) => Annotations::read(&found.definition.schema).unwrap_or_default(),
-                    None => {
-                        kinds::must_be_known(app, kind).await?;
-                        Annotations::default()
-                    }
+            (Some(kind), Some(_)) => match kinds::known(app, org, kind).await? {
+                Some(found) => Annotations::read(&found.definition.schema).unwrap_or_default(),
+                None => {
+                    kinds::must_be_known(app, org, kind).await?;
+                    Annotations::default()
                 }
-            }
+            },
             (_, None) => Annotations::default(),
         };
         let by = match sort {

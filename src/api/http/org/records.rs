@@ -197,7 +197,9 @@ pub async fn list(
     let scope = (RecordQuery { count: None, ..query.clone() }, &members);
     let cursors = app.cursors.listing(access.org(), "records", &scope);
     let limit = page.limit()?;
-    let asked = AskedListing::read(&app, &query, &members).await?;
+    // A kind of its own may be as new as the records.
+    View::wait(&app, access.bound(), Pipeline::ReadModels, &headers).await?;
+    let asked = AskedListing::read(&app, access.bound(), &query, &members).await?;
     let AskedListing { filter, order } = &asked;
     // Opened once the kind was read: a request that waits for a second connection while it holds one would wait for others
     // that do the same.
@@ -221,7 +223,7 @@ pub async fn list(
     };
     let seen = view.release();
     if let Some(kind) = query.kind.as_ref().filter(|_| found.data.is_empty()) {
-        kinds::must_be_known(&app, kind).await?;
+        kinds::must_be_known(&app, access.bound(), kind).await?;
     }
     let Page { data, next_cursor, prev_cursor, has_more } = found;
     let (total, total_capped) =

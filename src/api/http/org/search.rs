@@ -6,7 +6,7 @@ use axum::{extract::State, http::HeaderMap, response::Response};
 use orgstream_domain::{Permission, annotations::Annotations};
 use orgstream_events::{KindName, OrgId, PLATFORM_ORG, Pipeline, Position, RecordId, Visibility};
 use orgstream_projections::{
-    TenantTx, kinds as stored_kinds,
+    BoundOrg, TenantTx, kinds as stored_kinds,
     search::{self, Asked, Found, Hit, Kinds, MAX_HITS, Piece, Ranked, query::SearchQuery},
 };
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ use crate::{
             extract::{FilterMembers, Member, OrgAccess, PLATFORM, Query},
             policy::{AuditTrail, Policy, SEARCH},
             routes::Routes,
-            wait::{MIN_POSITION, View},
+            wait::View,
         },
         platform::kinds,
     },
@@ -189,7 +189,9 @@ pub async fn find(
     if parameters.q.chars().nth(MAX_QUERY).is_some() {
         return Err(Problem::invalid_parameter("q", format!("must have at most {MAX_QUERY} characters")));
     }
-    let facets = filters(&app, &parameters, &members).await?;
+    // The kinds of its own, and what snippets are made of, are rows of the read models.
+    View::wait(&app, access.bound(), Pipeline::ReadModels, &headers).await?;
+    let facets = filters(&app, access.bound(), &parameters, &members).await?;
     let query = SearchQuery::read(&parameters.q);
     let own_kind = parameters.kind.as_ref().map(std::slice::from_ref);
     let kinds = own_kind.map_or(Kinds::All, Kinds::These);
@@ -198,10 +200,6 @@ pub async fn find(
     // One connection at a time: a request that waits for a second one would wait for others that do the same. What is shared is
     // ranked first, so that the organization's own page is known while its rows are seen.
     let global = if is_shared { find_global(&app, &parameters, asked).await? } else { Found::default() };
-    if headers.contains_key(&MIN_POSITION) {
-        // Snippets are made of the read models' rows.
-        View::open(&app, access.bound(), Pipeline::ReadModels, &headers).await?;
-    }
     let mut view = View::open(&app, access.bound(), Pipeline::Search, &headers).await?;
     let own = search::find(&mut view.tx, asked).await?;
     let page = by_rank(&own.ranked, &global.ranked).skip(usize::from(offset)).take(usize::from(limit));
@@ -217,7 +215,7 @@ pub async fn find(
     };
     let mut global_hits = global_hits.into_iter().peekable();
     if let Some(kind) = parameters.kind.as_ref().filter(|_| page.is_empty()) {
-        kinds::must_be_known(&app, kind).await?;
+        kinds::must_be_known(&app, access.bound(), kind).await?;
     }
     // In the order of the ranks; what is gone meanwhile is left out.
     let hit = |(scope, ranked): &(Scope, Ranked)| match scope {
@@ -292,6 +290,7 @@ async fn shared_kinds(tx: &mut TenantTx, parameters: &SearchParameters) -> Resul
 /// Reads the values that fields with few values must have.
 async fn filters(
     app: &App,
+    org: BoundOrg,
     parameters: &SearchParameters,
     members: &[Member],
 ) -> Result<BTreeMap<String, Vec<String>>, Problem> {
@@ -302,9 +301,8 @@ async fn filters(
     let Some(kind) = &parameters.kind else {
         return Err(Problem::invalid_parameter("filter", "takes one kind of records: add kind=…"));
     };
-    let found = stored_kinds::get(&mut app.db.read(PLATFORM).await?, kind).await?;
-    let Some(found) = found else {
-        kinds::must_be_known(app, kind).await?;
+    let Some(found) = kinds::known(app, org, kind).await? else {
+        kinds::must_be_known(app, org, kind).await?;
         return Ok(wanted);
     };
     let facets = Annotations::read(&found.definition.schema).unwrap_or_default().facets;

@@ -9,7 +9,7 @@ use orgstream_domain::{
 };
 use orgstream_events::{Bucket, KindName, OrgId, Pipeline, Timestamp, ViewDefinition};
 use orgstream_projections::{
-    RebuildJob, kinds,
+    RebuildJob,
     views::{self, KindViews, ViewFilter, ViewRow},
 };
 use serde::{Deserialize, Serialize};
@@ -21,12 +21,13 @@ use crate::{
     api::http::{
         App,
         kit::{
-            extract::{ItemOf, OrgAccess, PLATFORM, Query},
+            extract::{ItemOf, OrgAccess, Query},
             page::{Page, PageQuery},
             policy::{AuditTrail, Policy, READ},
             routes::Routes,
             wait::View,
         },
+        platform::kinds,
     },
     app::problem::Problem,
 };
@@ -151,9 +152,8 @@ pub async fn list(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     // One connection at a time: see `records::list`.
-    let mut platform = app.db.read(PLATFORM).await?;
-    let declared = kinds::with_views(&mut platform).await?;
-    drop(platform);
+    View::wait(&app, access.bound(), Pipeline::ReadModels, &headers).await?;
+    let declared = kinds::with_views(&app, access.bound()).await?;
     let percent = built(&app, access.org()).await?;
     let mut view = View::open(&app, access.bound(), Pipeline::ReadModels, &headers).await?;
     let folded = views::folded(&mut view.tx).await?;
@@ -190,9 +190,9 @@ pub async fn show(
     Query(query): Query<RowQuery>,
     Query(page): Query<PageQuery>,
 ) -> Result<Response, Problem> {
-    let mut platform = app.db.read(PLATFORM).await?;
-    let declared = kinds::get(&mut platform, &kind).await?.map(|found| found.definition.views).unwrap_or_default();
-    drop(platform);
+    View::wait(&app, access.bound(), Pipeline::ReadModels, &headers).await?;
+    let known = kinds::known(&app, access.bound(), &kind).await?;
+    let declared = known.map(|found| found.definition.views).unwrap_or_default();
     let Some(newest) = declared.iter().find(|view| view.name == name) else {
         return Err(unknown(&kind, &declared));
     };

@@ -1,6 +1,6 @@
-//! The catalogue of kinds: the same for all organizations, readable by all, changed by operators.
+//! The platform's kinds: the same for all organizations, readable by all, changed by operators.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Json,
@@ -8,8 +8,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use orgstream_domain::{ChangeKind, RegisterKind, RestoreKind, RetireKind, openapi, views::KindViewDefinition};
-use orgstream_events::{KindDefinition, KindName, Timestamp, Visibility};
-use orgstream_projections::kinds::{self, Kind, Reach};
+use orgstream_events::{KindDefinition, KindName, Timestamp, ViewDefinition, Visibility};
+use orgstream_projections::{
+    BoundOrg,
+    kinds::{self, Kind, Reach},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
@@ -23,7 +26,7 @@ use crate::{
     api::http::{
         App,
         kit::{
-            extract::{Body, Item, PLATFORM, PlatformWriter, Query},
+            extract::{Body, Item, PLATFORM, PlatformWriter, Query, Writer},
             reply,
             wait::PlatformView,
         },
@@ -54,6 +57,9 @@ pub struct KindView {
     /// True if its records are written once: never changed, never archived.
     #[schema(example = false)]
     pub append_only: bool,
+    /// True if it is the organization's own; false if it is the platform's.
+    #[schema(example = false)]
+    pub own: bool,
     /// True once the kind takes no new records.
     pub retired: bool,
     /// Version of the kind; `If-Match` takes it, and records name it as `kind_version`.
@@ -73,6 +79,7 @@ impl From<Kind> for KindView {
         let KindDefinition { title, schema, visibility, cost, views, append_only } = definition;
         let views = views.into_iter().map(KindViewDefinition::from).collect();
         Self {
+            own: name.is_own(),
             kind: name,
             title,
             schema,
@@ -116,14 +123,39 @@ pub struct KindChanges {
     pub views: Option<Vec<KindViewDefinition>>,
 }
 
+/// Returns what `org` means by the name of a kind: its own kind, or the platform's.
+pub(crate) async fn known(app: &App, org: BoundOrg, name: &KindName) -> Result<Option<Kind>, Problem> {
+    Ok(kinds::get(&mut app.db.read(org.owner_of_kind(name)).await?, name).await?)
+}
+
+/// Returns all kinds that `org` has: the platform's and its own, by name.
+pub(crate) async fn all_known(app: &App, org: BoundOrg) -> Result<Vec<Kind>, Problem> {
+    let mut all = kinds::list(&mut app.db.read(PLATFORM).await?).await?;
+    if org != PLATFORM {
+        all.retain(|kind| !kind.name.is_own());
+        all.extend(kinds::list(&mut app.db.read(org).await?).await?);
+    }
+    all.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+    Ok(all)
+}
+
+/// Returns the kinds that declare views or once did, the platform's and those of `org`, with those that they declare.
+pub(crate) async fn with_views(app: &App, org: BoundOrg) -> Result<BTreeMap<KindName, Vec<ViewDefinition>>, Problem> {
+    let mut all = kinds::with_views(&mut app.db.read(PLATFORM).await?).await?;
+    if org != PLATFORM {
+        all.retain(|kind, _| !kind.is_own());
+        all.extend(kinds::with_views(&mut app.db.read(org).await?).await?);
+    }
+    Ok(all)
+}
+
 /// Checks that the kind exists, where a query for it was empty: an unknown kind is a mistake, and not a query with an empty
 /// answer.
-pub(crate) async fn must_be_known(app: &App, name: &KindName) -> Result<(), Problem> {
-    let mut tx = app.db.read(PLATFORM).await?;
-    if kinds::get(&mut tx, name).await?.is_some() {
+pub(crate) async fn must_be_known(app: &App, org: BoundOrg, name: &KindName) -> Result<(), Problem> {
+    if known(app, org, name).await?.is_some() {
         return Ok(());
     }
-    let names: Vec<String> = kinds::list(&mut tx).await?.into_iter().map(|kind| kind.name.to_string()).collect();
+    let names: Vec<String> = all_known(app, org).await?.into_iter().map(|kind| kind.name.to_string()).collect();
     let detail = format!("there is no kind {name}; there are: {}", names.join(", "));
     Err(Problem::invalid("/kind", "unknown", detail))
 }
@@ -188,8 +220,15 @@ pub async fn change(
     Item(kind): Item<KindName>,
     Body(changes): Body<KindChanges>,
 ) -> Result<Response, Problem> {
-    let KindChanges { title, schema, visibility, cost, views } = changes;
-    writer.submit(&app, ChangeKind { kind, title, schema, visibility, cost, views }).await.map(reply::changed)
+    writer.submit(&app, changes.of(kind)).await.map(reply::changed)
+}
+
+impl KindChanges {
+    /// Returns the command that makes them.
+    pub(crate) fn of(self, kind: KindName) -> ChangeKind {
+        let Self { title, schema, visibility, cost, views } = self;
+        ChangeKind { kind, title, schema, visibility, cost, views }
+    }
 }
 
 /// Whether it is to be done.
@@ -231,13 +270,26 @@ pub async fn retire(
     Item(kind): Item<KindName>,
     Query(RetireQuery { dry_run }): Query<RetireQuery>,
 ) -> Result<Response, Problem> {
-    if dry_run.unwrap_or_default() {
-        let known = kinds::get(&mut app.db.read(PLATFORM).await?, &kind).await?;
-        known.ok_or_else(Problem::not_found)?;
-        let Reach { organizations, records, is_all: complete } = app.db.reach_of_kind(&kind).await?;
-        return Ok(Json(KindReach { kind, organizations, records, complete }).into_response());
+    retire_kind(&app, &writer, kind, dry_run).await
+}
+
+/// Retires a kind of the organization that the writer writes to, or answers what that would touch.
+pub(crate) async fn retire_kind(
+    app: &App,
+    writer: &Writer,
+    kind: KindName,
+    dry_run: Option<bool>,
+) -> Result<Response, Problem> {
+    if !dry_run.unwrap_or_default() {
+        return writer.submit(app, RetireKind { kind }).await.map(reply::changed);
     }
-    writer.submit(&app, RetireKind { kind }).await.map(reply::changed)
+    let org = writer.access.bound();
+    let is_its = kind.owner(org.org()) == org.org();
+    if !is_its || known(app, org, &kind).await?.is_none() {
+        return Err(Problem::not_found());
+    }
+    let Reach { organizations, records, is_all: complete } = app.db.reach_of_kind(org, &kind).await?;
+    Ok(Json(KindReach { kind, organizations, records, complete }).into_response())
 }
 
 /// Restore a kind

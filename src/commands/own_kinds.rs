@@ -1,0 +1,65 @@
+//! Registering and changing kinds: those that they refer to are there, and an organization has no more and no larger ones of its own
+//! than its plan allows.
+
+use orgstream_domain::{
+    ChangeKind, RegisterKind,
+    kind::{Kind, KindCommand},
+    organization::Organization,
+    own_kinds::OwnKindLimit,
+};
+use orgstream_events::{AggregateId, AggregateType, PLATFORM_ORG, PlanName};
+use orgstream_stream::{Freshness, Placement};
+
+use super::{
+    handler::{CommandContext, CommandHandler, Target},
+    request::{Accepted, CommandError},
+};
+
+impl CommandHandler {
+    /// Registers a kind. The kinds of an organization are counted in the log, one registration of a process after the other, so
+    /// only as many processes as register at the same moment can be beyond the limit.
+    pub(super) async fn register_kind(
+        &self,
+        attempt: &CommandContext<'_>,
+        to: &Target<'_>,
+        command: RegisterKind,
+    ) -> Result<Accepted, CommandError> {
+        let org = to.placement.org;
+        let _turn = self.registration_turn(org).await;
+        if org != PLATFORM_ORG && command.kind.is_own() {
+            let known = self.load::<Kind>(to.placement, &to.aggregate, Freshness::Leader).await?;
+            if known.version == 0 {
+                let (plan, limit) = self.own_kind_limit(to.placement).await?;
+                limit.admits_schema(&command.schema, &plan)?;
+                limit.admits_another(self.log.count_of_type(to.placement, AggregateType::Kind).await?, &plan)?;
+            }
+        }
+        self.refers_to_kinds(org, &command.kind, Some(&command.schema)).await?;
+        self.execute::<Kind>(attempt, to, KindCommand::Register(command)).await
+    }
+
+    /// Changes a kind.
+    pub(super) async fn change_kind(
+        &self,
+        attempt: &CommandContext<'_>,
+        to: &Target<'_>,
+        command: ChangeKind,
+    ) -> Result<Accepted, CommandError> {
+        let org = to.placement.org;
+        if org != PLATFORM_ORG
+            && let Some(schema) = &command.schema
+        {
+            let (plan, limit) = self.own_kind_limit(to.placement).await?;
+            limit.admits_schema(schema, &plan)?;
+        }
+        self.refers_to_kinds(org, &command.kind, command.schema.as_ref()).await?;
+        self.execute::<Kind>(attempt, to, KindCommand::Change(command)).await
+    }
+
+    async fn own_kind_limit(&self, placement: &Placement) -> Result<(PlanName, OwnKindLimit), CommandError> {
+        let aggregate = AggregateId::Organization(placement.org);
+        let organization = self.look::<Organization>(placement, &aggregate).await?;
+        let profile = organization.state.profile().ok_or(CommandError::NoOrganization(placement.org))?;
+        Ok((profile.plan.clone(), self.own_kinds.of(&profile.plan)))
+    }
+}
