@@ -11,7 +11,7 @@ use clap::{
 use ipnet::IpNet;
 use orgstream_domain::own_kinds::PlanKinds;
 use orgstream_events::PlanName;
-use orgstream_projections::{DatabaseOptions, LoginPassword, Passwords};
+use orgstream_projections::{DatabaseOptions, LoginPassword, Passwords, search::target::SearchTargets};
 use orgstream_stream::broker::Producers;
 use orgstream_stream::{LogOptions, SyncMode};
 use orgstream_transparency::LogKey;
@@ -23,6 +23,7 @@ use crate::{
         identity_provider::{Auth0, IdentityOrganizations, NoIdentityProvider},
         key_ring::{FileRing, KeyRing, Transit},
         mail::Mailer,
+        search_target,
     },
     api::http::kit::bounds::Limits,
     auth::{
@@ -276,6 +277,23 @@ impl KeyRingArgs {
         let Some(path) = &self.key_ring else { return Ok(None) };
         let ring = FileRing::open(path.clone()).await.context("--key-ring (ORGSTREAM_KEY_RING)")?;
         Ok(Some(Arc::new(ring)))
+    }
+}
+
+/// Where organizations' indexes of words may be, besides the database.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Search")]
+pub struct SearchArgs {
+    /// The search targets, in a JSON file: other PostgreSQL databases, and OpenSearch. Every `serve` and `work` needs the same.
+    #[arg(long, env = "ORGSTREAM_SEARCH_TARGETS", value_name = "FILE")]
+    pub search_targets: Option<PathBuf>,
+}
+
+impl SearchArgs {
+    /// Returns the targets of the file; none without one.
+    pub fn targets(&self) -> anyhow::Result<SearchTargets> {
+        let targets = self.search_targets.as_deref().map(search_target::load).transpose();
+        Ok(targets.context("--search-targets (ORGSTREAM_SEARCH_TARGETS)")?.unwrap_or_default())
     }
 }
 

@@ -5,6 +5,11 @@ use std::{collections::BTreeSet, process::Command};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_orgstream-bench");
 
+/// The command of a benchmark.
+fn command(name: &str) -> String {
+    name.replace('_', "-")
+}
+
 /// Runs the program and returns what it prints.
 fn run(args: &[&str]) -> String {
     let done = Command::new(PROGRAM).args(args).current_dir(env!("CARGO_TARGET_TMPDIR")).output().unwrap();
@@ -13,7 +18,7 @@ fn run(args: &[&str]) -> String {
     printed.into_owned()
 }
 
-/// Declares the benchmarks with their flags: a test for each, and the list of their names.
+/// Declares the benchmarks with their flags, each by its name with underscores: a test for each, and the list of their names.
 macro_rules! small {
     ($($name:ident: $flags:literal,)+) => {
         const NAMES: &[&str] = &[$(stringify!($name)),+];
@@ -21,7 +26,8 @@ macro_rules! small {
         $(
             #[test]
             fn $name() {
-                let args: Vec<&str> = [stringify!($name)].into_iter().chain($flags.split_whitespace()).collect();
+                let name = command(stringify!($name));
+                let args: Vec<&str> = [name.as_str()].into_iter().chain($flags.split_whitespace()).collect();
                 let printed = run(&args);
                 assert!(printed.lines().count() > 1, "no figures: {printed}");
             }
@@ -31,6 +37,7 @@ macro_rules! small {
 
 small! {
     access: "--times 100",
+    append_only: "--records 200 --orgs 2 --bulk 10",
     append: "--seconds 1 --writers 2 --sync default",
     audit: "--events 2000 --exported 500 --proofs 5",
     fairness: "--scenarios F1 --orgs 4 --seeds 1 --events 200 --idle 2 --rate 20 --policies fair",
@@ -47,7 +54,7 @@ fn every_benchmark_is_run() {
     let commands = commands.take_while(|line| !line.is_empty());
     // The lines of a command's description are indented further.
     let names = commands.filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')));
-    let found: BTreeSet<&str> =
-        names.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help").collect();
-    assert_eq!(found, NAMES.iter().copied().collect());
+    let names = names.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help");
+    let found: BTreeSet<String> = names.map(str::to_owned).collect();
+    assert_eq!(found, NAMES.iter().map(|name| command(name)).collect());
 }

@@ -11,6 +11,7 @@ use crate::{
     audit::{LogEnd, Pin},
     convert::{column, from_bigint, to_bigint},
     isolation_violation::Alarm,
+    search::target::{OpenIndex, Outgoing, SearchTargets, Writer},
     views::{Folding, PlainKinds, TakesUp},
 };
 
@@ -57,12 +58,31 @@ pub struct ApplyTx {
     saved_end: Option<LogEnd>,
     /// What is known of the views of the bound version.
     folding: Folding,
+    search_targets: SearchTargets,
+    /// What the open batch of the search pipeline writes, if its index is not here.
+    outgoing: Option<Outgoing>,
+    /// Whether a batch was left before what it writes elsewhere was written.
+    is_unsent: bool,
 }
 
 impl ApplyTx {
-    pub(crate) fn new(transaction: Transaction<'static, Postgres>, plain: Arc<PlainKinds>) -> Self {
-        let folding = Folding { plain, ..Folding::default() };
-        Self { transaction, open: None, current: None, plan: None, log_end: None, saved_end: None, folding }
+    pub(crate) fn new(
+        transaction: Transaction<'static, Postgres>,
+        plain: Arc<PlainKinds>,
+        search_targets: SearchTargets,
+    ) -> Self {
+        Self {
+            transaction,
+            open: None,
+            current: None,
+            plan: None,
+            log_end: None,
+            saved_end: None,
+            folding: Folding { plain, ..Folding::default() },
+            search_targets,
+            outgoing: None,
+            is_unsent: false,
+        }
     }
 
     /// Opens a single batch, and selects it.
@@ -95,9 +115,10 @@ impl ApplyTx {
         let rows = sqlx::query!(
             r#"SELECT begun.state AS "state!", begun.stored_seq AS "stored_seq!", begun.parked AS "parked!",
                 begun.plan, begun.log_size, begun.log_frontier,
-                begun.state = 'open' AND batch.folds AND app.folds_views($1) AS "folds_views!"
-            FROM unnest($4::text[], $5::text[], $6::boolean[], $7::bigint[], $8::bigint[], $9::boolean[]) WITH ORDINALITY
-                AS batch (pipeline, version_setting, is_log, from_seq, to_seq, folds, place)
+                begun.state = 'open' AND batch.folds AND app.folds_views($1) AS "folds_views!",
+                CASE WHEN begun.state = 'open' AND batch.searches THEN ops.search_target($1) END AS search_target
+            FROM unnest($4::text[], $5::text[], $6::boolean[], $7::bigint[], $8::bigint[], $9::boolean[], $10::boolean[])
+                WITH ORDINALITY AS batch (pipeline, version_setting, is_log, from_seq, to_seq, folds, searches, place)
             CROSS JOIN LATERAL ops.open_batch(
                 $1, batch.pipeline, batch.version_setting, batch.is_log, $2, $3, batch.from_seq, batch.to_seq
             ) AS begun
@@ -111,11 +132,13 @@ impl ApplyTx {
             &column(openings, |batch| batch.from.map(to_bigint)) as &[Option<i64>],
             &column(openings, |batch| to_bigint(batch.to)),
             &column(openings, |batch| batch.pipeline == Pipeline::ReadModels),
+            &column(openings, |batch| batch.pipeline == Pipeline::Search),
         )
         .fetch_all(&mut *self.transaction)
         .await?;
         let mut starts = Vec::with_capacity(openings.len());
         let mut open = Vec::with_capacity(openings.len());
+        let mut search_target = None;
         for (batch, row) in openings.iter().zip(rows) {
             starts.push(match row.state.as_str() {
                 "open" => {
@@ -125,6 +148,7 @@ impl ApplyTx {
                     if batch.pipeline == Pipeline::ReadModels {
                         self.folding.folds = Some(row.folds_views);
                     }
+                    search_target = row.search_target.or(search_target);
                     if batch.pipeline.is_log() {
                         self.log_end = Some(LogEnd::stored(row.log_size, row.log_frontier)?);
                     }
@@ -136,7 +160,48 @@ impl ApplyTx {
             });
         }
         self.open = Some((org.org(), open));
+        if let Some(name) = search_target {
+            let version: i32 =
+                sqlx::query_scalar("SELECT app.search_version()").fetch_one(&mut *self.transaction).await?;
+            let index = OpenIndex::new(self.search_targets.clone(), name, org, version);
+            self.outgoing = Some(Outgoing::new(index, Writer { epoch, is_shown: true }));
+        }
         Ok(starts)
+    }
+
+    /// Whether the batch of the search pipeline writes to a search target.
+    pub fn writes_elsewhere(&self) -> bool {
+        self.outgoing.is_some()
+    }
+
+    /// Writes what the batch of the search pipeline has for a search target, at the end of the batch: the checkpoint commits
+    /// after it.
+    pub async fn send(&mut self) -> Result<(), DbError> {
+        match &mut self.outgoing {
+            Some(outgoing) => outgoing.send().await,
+            None => Ok(()),
+        }
+    }
+
+    /// What goes to a search target, if the current batch is one of `org` whose index is there.
+    pub(crate) fn outgoing(&mut self, org: BoundOrg) -> Result<Option<&mut Outgoing>, DbError> {
+        let (_, pipeline) = self.connection(org)?;
+        Ok(self.outgoing.as_mut().filter(|_| pipeline == Pipeline::Search))
+    }
+
+    /// Sends what the bound version of the index has from now on to where it is.
+    pub(crate) fn write_to(&mut self, index: Option<OpenIndex>, writer: Writer) {
+        self.outgoing = index.map(|index| Outgoing::new(index, writer));
+    }
+
+    /// The search target of the bound version of the index, if it is in one.
+    pub(crate) fn index_elsewhere(&self) -> Option<&OpenIndex> {
+        self.outgoing.as_ref().map(Outgoing::index)
+    }
+
+    /// The search targets that this process knows.
+    pub(crate) fn search_targets(&self) -> &SearchTargets {
+        &self.search_targets
     }
 
     /// Selects the batch of `pipeline` for the following writes, if that is open.
@@ -152,6 +217,9 @@ impl ApplyTx {
     /// Sets a savepoint inside the open batch. One at a time.
     pub async fn savepoint(&mut self) -> Result<(), DbError> {
         self.saved_end = self.log_end.clone();
+        if let Some(outgoing) = &mut self.outgoing {
+            outgoing.save();
+        }
         self.say("SAVEPOINT attempt").await
     }
 
@@ -163,6 +231,9 @@ impl ApplyTx {
     /// Undoes the changes since the savepoint; the batch continues.
     pub async fn rollback_to_savepoint(&mut self) -> Result<(), DbError> {
         self.log_end = self.saved_end.take();
+        if let Some(outgoing) = &mut self.outgoing {
+            outgoing.undo();
+        }
         self.say("ROLLBACK TO SAVEPOINT attempt").await?;
         self.release_savepoint().await
     }
@@ -173,7 +244,11 @@ impl ApplyTx {
     }
 
     /// Commits all batches, together.
-    pub async fn commit(self) -> Result<(), DbError> {
+    pub async fn commit(mut self) -> Result<(), DbError> {
+        self.close();
+        if self.is_unsent {
+            return Err(DbError::unavailable("a batch was not sent to the search target of its organization"));
+        }
         Ok(self.transaction.commit().await?)
     }
 
@@ -195,6 +270,7 @@ impl ApplyTx {
     }
 
     fn close(&mut self) {
+        self.is_unsent |= self.outgoing.take().is_some_and(|outgoing| outgoing.is_pending());
         (self.open, self.current, self.plan) = (None, None, None);
         (self.log_end, self.saved_end) = (None, None);
         self.folding.folds = None;
@@ -217,7 +293,7 @@ impl ApplyTx {
 
     /// Turns the transaction into one for queries, which see what was written in it. It is never committed.
     pub(crate) fn into_view(self, org: BoundOrg, alarm: Alarm, pin: Pin) -> TenantTx {
-        TenantTx::new(self.transaction, org, alarm, pin)
+        TenantTx::new(self.transaction, org, alarm, pin).searching(self.search_targets)
     }
 
     /// Binds the transaction to `org` and to this version of the rows of these pipelines directly, without opening a

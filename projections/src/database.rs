@@ -16,6 +16,7 @@ use crate::{
     migrate,
     pool::{Pool, within},
     pooler,
+    search::target::SearchTargets,
     views::PlainKinds,
 };
 
@@ -133,16 +134,25 @@ pub struct Database {
     alarm: Alarm,
     pin: Pin,
     plain_kinds: Arc<PlainKinds>,
+    search_targets: SearchTargets,
 }
 
 impl Database {
     /// Connects, and fails if the server does not answer.
     pub async fn connect(options: &DatabaseOptions) -> Result<Self, DbError> {
+        let database = Self::on_demand(options)?;
+        database.batches.reach().await?;
+        database.ro.reach().await?;
+        Ok(database)
+    }
+
+    /// Returns a handle that connects with its first use.
+    pub(crate) fn on_demand(options: &DatabaseOptions) -> Result<Self, DbError> {
         let light = [SLICE_SETTINGS.as_slice(), &LIGHT_SETTINGS].concat();
         let pool = |role, settings, connections| pool(options, role, settings, connections);
         let identity = (options.ro_connections / IDENTITY_PART).max(1);
         let public = (options.ro_connections / PUBLIC_PART).max(1);
-        let database = Self {
+        Ok(Self {
             batches: pool("app_rw", &light, options.rw_connections)?,
             backlog: pool("app_rw", &SLICE_SETTINGS, options.rw_connections)?,
             ops: pool("app_rw", &OPS_SETTINGS, OPS_CONNECTIONS)?,
@@ -154,10 +164,13 @@ impl Database {
             alarm: Alarm::default(),
             pin: Pin::default(),
             plain_kinds: Arc::default(),
-        };
-        database.batches.reach().await?;
-        database.ro.reach().await?;
-        Ok(database)
+            search_targets: SearchTargets::default(),
+        })
+    }
+
+    /// Returns the handle of a process that knows these search targets.
+    pub fn searching(self, search_targets: SearchTargets) -> Self {
+        Self { search_targets, ..self }
     }
 
     /// Returns the handle of a process that was given the key of the audit logs: heads not signed by it are not
@@ -237,7 +250,8 @@ impl Database {
 
     /// Begins a consistent, read-only view of one org's rows.
     pub async fn read(&self, org: BoundOrg) -> Result<TenantTx, DbError> {
-        Ok(TenantTx::new(begin(&self.ro, READ, Some(org)).await?, org, self.alarm(), self.pin()))
+        let tx = TenantTx::new(begin(&self.ro, READ, Some(org)).await?, org, self.alarm(), self.pin());
+        Ok(tx.searching(self.search_targets.clone()))
     }
 
     /// Begins a consistent, read-only view of what is published, with the login for which nothing else is there.
@@ -275,7 +289,8 @@ impl Database {
             BatchClass::Light => &self.batches,
             BatchClass::Backlog => &self.backlog,
         };
-        Ok(ApplyTx::new(begin(pool, &statement, None).await?, Arc::clone(&self.plain_kinds)))
+        let transaction = begin(pool, &statement, None).await?;
+        Ok(ApplyTx::new(transaction, Arc::clone(&self.plain_kinds), self.search_targets.clone()))
     }
 
     /// Begins a batch's transaction that is bound from the start: see `raw`.

@@ -162,7 +162,10 @@ pub async fn compare_tables(shown: &mut TenantTx, made: &mut TenantTx) -> Result
         // By the key's own index, as above.
         sqlx::query!("SELECT set_config('enable_sort', 'off', true)").fetch_one(tx.connection()).await?;
     }
-    for model in READ_MODELS.iter().copied().filter(|model| model.from_events) {
+    // An index in a search target has no rows here.
+    let has_index = shown.search_index().await?.is_none();
+    let is_here = |model: &&ReadModel| model.from_events && (has_index || model.pipeline != Pipeline::Search);
+    for model in READ_MODELS.iter().copied().filter(is_here) {
         let (mut after, mut sums, mut found) = (None::<String>, [Fingerprint([0; 32]); 2], 0);
         loop {
             let one = model.page(shown, after.as_deref(), ROWS).await?;

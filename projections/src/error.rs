@@ -69,6 +69,16 @@ pub enum DbError {
         /// The table.
         table: &'static str,
     },
+    /// A search target does not do what it is asked, or is unknown to this process. It concerns the organizations whose index
+    /// is there, and no event is at fault.
+    #[error("the search target {target:?} cannot be used now")]
+    Target {
+        /// Its name.
+        target: String,
+        /// The reason.
+        #[source]
+        cause: Cause,
+    },
     /// A programming error: the transaction is not open for this org.
     #[error("this transaction has no open batch of {0}")]
     NotOpen(OrgId),
@@ -80,7 +90,7 @@ pub enum DbError {
 impl DbError {
     /// Whether a retry may work. Every other error would repeat itself.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::TimedOut(_))
+        matches!(self, Self::Unavailable(_) | Self::TimedOut(_) | Self::Target { .. })
     }
 
     /// Whether an event can be the cause, if its own statements failed with this. The list contains what an event can
@@ -89,10 +99,11 @@ impl DbError {
         matches!(self, Self::BadValue(_) | Self::Conflict(_) | Self::RowsMissing { .. })
     }
 
-    /// Whether it may concern only a few rows that another transaction has locked. Every other error may affect all
-    /// rows.
+    /// Whether it may concern only a few rows that another transaction has locked, or that are in a search target. Every
+    /// other error may affect all rows.
     pub fn is_of_some_rows(&self) -> bool {
         match self {
+            Self::Target { .. } => true,
             Self::Unavailable(sqlx::Error::Database(refusal)) => {
                 refusal.code().is_some_and(|code| code.starts_with("40") || code == "55P03")
             }

@@ -104,13 +104,52 @@ pub enum Asked {
     GoesOn(Rebuild),
     /// Another job is running.
     Busy(Rebuild),
+    /// The rows are in the search target of this name, where they cannot be compared.
+    Elsewhere(String),
+    /// The index is where it is to be.
+    There,
     /// There is nothing to work on: no read models, or no version to go back to.
     Nothing,
 }
 
+/// Where the version of a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place<'a> {
+    /// Where the active one is.
+    Same,
+    /// In the search target of this name, or in this database.
+    In(Option<&'a str>),
+}
+
 impl Database {
-    /// Requests a job on the rows of a pipeline from the owner of the org's shard. Only a drop ends another job.
+    /// Requests a job on the rows of a pipeline from the owner of the org's shard. Only a drop ends another job. An index of
+    /// words is built again where it is.
     pub async fn ask_rebuild(&self, org: BoundOrg, pipeline: Pipeline, job: RebuildJob) -> Result<Asked, DbError> {
+        self.ask_rebuild_in(org, pipeline, job, Place::Same).await
+    }
+
+    /// Requests that the org's index of words is built in a search target, and shown from there once it is complete: in the one
+    /// of this name, or in this database.
+    pub async fn place_index(&self, org: BoundOrg, target: Option<&str>) -> Result<Asked, DbError> {
+        self.ask_rebuild_in(org, Pipeline::Search, RebuildJob::Build, Place::In(target)).await
+    }
+
+    /// Returns the org of each index that is in a search target, with the name of that, by target and org.
+    pub async fn placed_indexes(&self) -> Result<Vec<(OrgId, String)>, DbError> {
+        let rows: Vec<(Uuid, String)> =
+            sqlx::query_as("SELECT DISTINCT org, target FROM ops.search_indexes ORDER BY target, org")
+                .fetch_all(self.ops_pool())
+                .await?;
+        Ok(rows.into_iter().map(|(org, target)| (OrgId::from_uuid(org), target)).collect())
+    }
+
+    async fn ask_rebuild_in(
+        &self,
+        org: BoundOrg,
+        pipeline: Pipeline,
+        job: RebuildJob,
+        place: Place<'_>,
+    ) -> Result<Asked, DbError> {
         let mut tx = self.begin_maintenance(org).await?;
         let id = org.org().uuid();
         let shown = sqlx::query!(
@@ -137,15 +176,31 @@ impl Database {
         .execute(&mut *tx)
         .await?;
         let Some(known) = find(&mut tx, id, pipeline).await? else { return Ok(Asked::Nothing) };
+        let is_index = pipeline == Pipeline::Search;
+        let target = if is_index { target_of(&mut tx, id, shown.version).await? } else { None };
+        if let Some(target) = &target
+            && job == RebuildJob::Verify
+        {
+            return Ok(Asked::Elsewhere(target.clone()));
+        }
+        let (wanted, is_there) = match place {
+            Place::Same => (target, false),
+            Place::In(wanted) => (wanted.map(str::to_owned), wanted == target.as_deref()),
+        };
+        let is_same_place = place == Place::Same || target_of(&mut tx, id, known.version).await? == wanted;
         if known.state.is_under_way() {
-            if known.job == job {
+            if known.job == job && is_same_place {
                 return Ok(Asked::GoesOn(known));
             }
             if job != RebuildJob::Drop {
                 return Ok(Asked::Busy(known));
             }
         }
-        let goes_on = known.state == RebuildState::Failed && known.job == job && job != RebuildJob::Drop;
+        if is_there {
+            return Ok(Asked::There);
+        }
+        let has_failed = known.state == RebuildState::Failed && known.job == job;
+        let goes_on = has_failed && is_same_place && job != RebuildJob::Drop;
         let fresh = known.version.max(shown.newest) + 1;
         let (state, version, previous) = match job {
             RebuildJob::Build if goes_on => (RebuildState::Clearing, known.version, None),
@@ -185,6 +240,14 @@ impl Database {
         )
         .fetch_one(&mut *tx)
         .await?;
+        if let (true, RebuildJob::Build, Some(wanted)) = (is_index && !goes_on, job, &wanted) {
+            sqlx::query("INSERT INTO ops.search_indexes (org, version, target) VALUES ($1, $2, $3)")
+                .bind(id)
+                .bind(version)
+                .bind(wanted)
+                .execute(&mut *tx)
+                .await?;
+        }
         tx.commit().await?;
         let rebuild = asked.try_into()?;
         Ok(if goes_on { Asked::GoesOn(rebuild) } else { Asked::Begun(rebuild) })
@@ -243,6 +306,12 @@ impl Database {
         .await?;
         Ok(())
     }
+}
+
+/// Returns the search target that a version of the org's index is in, if it is in one.
+async fn target_of(connection: &mut PgConnection, org: Uuid, version: i32) -> Result<Option<String>, DbError> {
+    let target = sqlx::query_scalar("SELECT target FROM ops.search_indexes WHERE org = $1 AND version = $2");
+    Ok(target.bind(org).bind(version).fetch_optional(connection).await?)
 }
 
 /// Returns the row, locked until the transaction ends: no other step or request runs meanwhile.

@@ -4,6 +4,9 @@
 //! query reads only ranges of an index whose keys begin with the organization; all figures of the ranking are of the
 //! organization's own records.
 //!
+//! An organization whose index was placed elsewhere has no rows here: its changes go to a search target ([`target`]), in the same
+//! terms.
+//!
 //! Which fields are searched is in the event: a row is a function of the events and nothing else. Of the platform what it
 //! published is found, and not its records, which are drafts.
 
@@ -26,11 +29,18 @@ use crate::{
 
 pub mod document;
 mod find;
+mod postgres;
 pub mod query;
 pub mod snippet;
+pub mod target;
 pub mod tokens;
 
-pub use find::{Asked, Found, Hit, Kinds, MAX_HITS, MAX_MATCHES, Piece, Ranked, find, hits};
+pub use find::{
+    Asked, FEW_HITS, Found, Hit, Kinds, MAX_HITS, MAX_KINDS, MAX_MATCHES, MAX_NEIGHBOURS, Match, Matched, Piece,
+    Ranked, distance_of, find, hits,
+};
+pub use postgres::PostgresTarget;
+use target::{Change, FoundRecord};
 
 /// The most rows that one statement writes.
 const POSTINGS: usize = 20_000;
@@ -56,80 +66,105 @@ pub(crate) const STATISTICS: ReadModel =
     ReadModel::by_text("search_statistics", "rm.search_statistics", "kind", &["kind", "documents", "length"])
         .of(Pipeline::Search);
 
-/// The last state of a record in a batch: none once it is archived.
-type State<'a> = Option<(&'a KindName, &'a [SearchedField], &'a Value, u64)>;
+/// A state of a record, with its position: nothing is found of it once it is archived.
+type State<'a> = (u64, Option<(&'a KindName, &'a [SearchedField], &'a Value)>);
+
+/// The last state of a record in a batch, and whether it may have had another one that was found.
+struct Last<'a> {
+    state: State<'a>,
+    had_another: bool,
+}
 
 /// Applies `commits`, in stream order, to the index of words.
 pub(crate) async fn apply(batch: &mut ApplyTx, org: BoundOrg, commits: &[Applied]) -> Result<(), DbError> {
-    let mut states: BTreeMap<RecordId, State<'_>> = BTreeMap::new();
+    let mut states: BTreeMap<RecordId, Last<'_>> = BTreeMap::new();
     let mut known: BTreeSet<RecordId> = BTreeSet::new();
     for Applied { seq, commit } in commits {
         for event in &commit.events {
             let (id, state, is_new) = match (&event.event, &event.header.aggregate.aggregate) {
                 // The platform's own records are drafts of what it publishes.
                 (Event::Record(record), AggregateId::Record(id)) if org.org() != PLATFORM_ORG => {
-                    (id, of_record(record, *seq), matches!(record, RecordEvent::Created(_)))
+                    (id, of_record(record), matches!(record, RecordEvent::Created(_)))
                 }
                 (Event::RecordLog(RecordLogEvent::Appended(appended)), AggregateId::RecordLog(_))
                     if org.org() != PLATFORM_ORG =>
                 {
                     let RecordAppended { record, kind, searched, data, .. } = appended;
-                    (record, Some((kind, searched.as_slice(), data, *seq)), true)
+                    (record, Some((kind, searched.as_slice(), data)), true)
                 }
                 (Event::CatalogItem(item), AggregateId::CatalogItem(id)) => match item {
                     CatalogItemEvent::Published(CatalogItemPublished {
                         kind, data, searched, item_version, ..
-                    }) => (id, Some((kind, searched.as_slice(), data, *seq)), *item_version == 1),
+                    }) => (id, Some((kind, searched.as_slice(), data)), *item_version == 1),
                     CatalogItemEvent::Withdrawn(_) => (id, None, false),
                 },
                 _ => continue,
             };
-            if !states.contains_key(id) && !is_new {
+            let before = states.contains_key(id);
+            if !before && !is_new {
                 known.insert(*id);
             }
-            states.insert(*id, state);
+            states.insert(*id, Last { state: (*seq, state), had_another: before || !is_new });
         }
     }
     if states.is_empty() {
         return Ok(());
     }
-    let connection = batch.connection_of(org, Pipeline::Search)?;
-    let org = org.org().uuid();
+    let changes = states.into_iter().map(|(id, last)| (last.change(id), last.had_another));
+    if let Some(outgoing) = batch.outgoing(org)? {
+        // What was never found needs no mark that it is gone.
+        outgoing
+            .add(changes.filter(|(change, had_another)| *had_another || change.found.is_some()).map(|(one, _)| one));
+        return Ok(());
+    }
+    let changes: Vec<Change> = changes.map(|(change, _)| change).collect();
+    write(batch.connection_of(org, Pipeline::Search)?, org.org().uuid(), &known, &changes).await
+}
+
+/// Writes changes. Of a record that is not `known`, nothing may be there yet.
+async fn write(
+    connection: &mut PgConnection,
+    org: Uuid,
+    known: &BTreeSet<RecordId>,
+    changes: &[Change],
+) -> Result<(), DbError> {
     let mut growth: BTreeMap<String, (i64, i64)> = BTreeMap::new();
-    for (kind, length) in remove(connection, org, &known).await? {
+    for (kind, length) in remove(connection, org, known).await? {
         let (documents, words) = growth.entry(kind).or_default();
         (*documents, *words) = (*documents - 1, *words - length);
     }
-    let mut found: Vec<Row<'_>> = Vec::with_capacity(states.len());
-    for (id, state) in states {
-        let Some((kind, fields, data, seq)) = state else { continue };
-        let Some(document) = Document::of(fields, data) else { continue };
+    let found: Vec<Row<'_>> = changes.iter().filter_map(|change| Some((change, change.found.as_ref()?))).collect();
+    for (_, FoundRecord { kind, document, .. }) in &found {
         let (documents, words) = growth.entry(kind.as_str().to_owned()).or_default();
         (*documents, *words) = (*documents + 1, *words + i64::from(document.length));
-        found.push(Row { id, kind, fields, seq, document });
     }
     write_documents(connection, org, &found).await?;
     write_postings(connection, org, &found).await?;
     write_growth(connection, org, growth).await
 }
 
+impl Last<'_> {
+    fn change(&self, id: RecordId) -> Change {
+        let (seq, state) = self.state;
+        let found = state.and_then(|(kind, fields, data)| {
+            let document = Document::of(fields, data)?;
+            Some(FoundRecord { kind: kind.clone(), fields: fields.to_vec(), document })
+        });
+        Change { id, seq, found }
+    }
+}
+
 /// Returns what is found of a record after this event.
-fn of_record(record: &RecordEvent, seq: u64) -> State<'_> {
+fn of_record(record: &RecordEvent) -> Option<(&KindName, &[SearchedField], &Value)> {
     match record {
-        RecordEvent::Created(created) => Some((&created.kind, &created.searched, &created.data, seq)),
-        RecordEvent::Updated(updated) => Some((&updated.kind, &updated.searched, &updated.data, seq)),
+        RecordEvent::Created(created) => Some((&created.kind, &created.searched, &created.data)),
+        RecordEvent::Updated(updated) => Some((&updated.kind, &updated.searched, &updated.data)),
         RecordEvent::Archived(_) => None,
     }
 }
 
 /// A record that is found.
-struct Row<'a> {
-    id: RecordId,
-    kind: &'a KindName,
-    fields: &'a [SearchedField],
-    seq: u64,
-    document: Document,
-}
+type Row<'a> = (&'a Change, &'a FoundRecord);
 
 /// Returns the beginning of the keys of a term's postings, or of those of all terms that begin with it.
 fn key_of(kind: &str, term: &str) -> Vec<u8> {
@@ -158,7 +193,7 @@ async fn write_documents(connection: &mut PgConnection, org: Uuid, rows: &[Row<'
     if rows.is_empty() {
         return Ok(());
     }
-    let terms = |row: &Row<'_>| row.document.terms.keys().map(String::as_str).collect::<Vec<_>>().join(" ");
+    let terms = |(_, row): &Row<'_>| row.document.terms.keys().map(String::as_str).collect::<Vec<_>>().join(" ");
     sqlx::query!(
         "INSERT INTO rm.search_documents (org_id, id, kind, title, length, truncated, fields, facets, terms, seq)
         SELECT $1, item.* FROM unnest($2::uuid[], $3::text[], $4::text[], $5::integer[], $6::boolean[], $7::jsonb[], $8::jsonb[],
@@ -173,15 +208,15 @@ async fn write_documents(connection: &mut PgConnection, org: Uuid, rows: &[Row<'
             terms = excluded.terms,
             seq = excluded.seq",
         org,
-        &column(rows, |row| row.id.uuid()),
-        column(rows, |row| row.kind.as_str()) as _,
-        column(rows, |row| row.document.title.as_deref()) as _,
-        &column(rows, |row| row.document.length),
-        &column(rows, |row| row.document.is_truncated),
-        column(rows, |row| Json(row.fields)) as _,
-        column(rows, |row| Json(&row.document.facets)) as _,
+        &column(rows, |(change, _)| change.id.uuid()),
+        column(rows, |(_, row)| row.kind.as_str()) as _,
+        column(rows, |(_, row)| row.document.title.as_deref()) as _,
+        &column(rows, |(_, row)| row.document.length),
+        &column(rows, |(_, row)| row.document.is_truncated),
+        column(rows, |(_, row)| Json(row.fields.as_slice())) as _,
+        column(rows, |(_, row)| Json(&row.document.facets)) as _,
         &column(rows, terms),
-        &column(rows, |row| to_bigint(row.seq)),
+        &column(rows, |(change, _)| to_bigint(change.seq)),
     )
     .execute(connection)
     .await?;
@@ -191,7 +226,7 @@ async fn write_documents(connection: &mut PgConnection, org: Uuid, rows: &[Row<'
 async fn write_postings(connection: &mut PgConnection, org: Uuid, rows: &[Row<'_>]) -> Result<(), DbError> {
     let mut keys: Vec<Vec<u8>> = Vec::new();
     let (mut weights, mut lengths) = (Vec::new(), Vec::new());
-    for Row { id, kind, document, .. } in rows {
+    for (Change { id, .. }, FoundRecord { kind, document, .. }) in rows {
         for (term, weight) in &document.terms {
             keys.push([&key_of(kind.as_str(), term)[..], &[SEPARATOR], id.uuid().as_bytes()].concat());
             weights.push(*weight);

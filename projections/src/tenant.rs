@@ -3,7 +3,13 @@
 use orgstream_events::{EventSubject, KindName, OrgId, PLATFORM_ORG, Pipeline, SubjectError};
 use sqlx::{PgConnection, Postgres, Transaction};
 
-use crate::{DbError, apply::version_setting, audit::Pin, isolation_violation::Alarm};
+use crate::{
+    DbError,
+    apply::version_setting,
+    audit::Pin,
+    isolation_violation::Alarm,
+    search::target::{OpenIndex, SearchTargets},
+};
 
 /// An org with a proof, unlike an [`OrgId`], which may be just named by a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,6 +66,19 @@ pub struct TenantTx {
     org: OrgId,
     alarm: Alarm,
     pin: Pin,
+    targets: SearchTargets,
+    search_index: IndexPlace,
+}
+
+/// Where the index of words of the bound version is.
+#[derive(Debug, Clone)]
+enum IndexPlace {
+    /// It was not asked for yet.
+    Unknown,
+    /// In this database.
+    Here,
+    /// In a search target.
+    Elsewhere(OpenIndex),
 }
 
 /// Idle timeout between two statements, and timeout of one statement, of a transaction that compares everything.
@@ -67,7 +86,43 @@ const TIMEOUT: &str = "10min";
 
 impl TenantTx {
     pub(crate) fn new(transaction: Transaction<'static, Postgres>, org: BoundOrg, alarm: Alarm, pin: Pin) -> Self {
-        Self { transaction, org: org.0, alarm, pin }
+        Self {
+            transaction,
+            org: org.0,
+            alarm,
+            pin,
+            targets: SearchTargets::default(),
+            search_index: IndexPlace::Unknown,
+        }
+    }
+
+    /// Names the search targets that this process knows.
+    pub(crate) fn searching(self, targets: SearchTargets) -> Self {
+        Self { targets, ..self }
+    }
+
+    /// Returns the name of the search target that the index of words is in, if it is in one.
+    pub async fn search_target(&mut self) -> Result<Option<String>, DbError> {
+        Ok(self.search_index().await?.map(|index| index.name().to_owned()))
+    }
+
+    /// Returns where the index of words of the bound version is, if it is in a search target.
+    pub(crate) async fn search_index(&mut self) -> Result<Option<OpenIndex>, DbError> {
+        match &self.search_index {
+            IndexPlace::Unknown => {}
+            IndexPlace::Here => return Ok(None),
+            IndexPlace::Elsewhere(index) => return Ok(Some(index.clone())),
+        }
+        let found: Option<(i32, String)> = sqlx::query_as(
+            "SELECT version, target FROM ops.search_indexes WHERE org = $1 AND version = app.search_version()",
+        )
+        .bind(self.org.uuid())
+        .fetch_optional(&mut *self.transaction)
+        .await?;
+        let bound = BoundOrg(self.org);
+        let index = found.map(|(version, name)| OpenIndex::new(self.targets.clone(), name, bound, version));
+        self.search_index = index.clone().map_or(IndexPlace::Here, IndexPlace::Elsewhere);
+        Ok(index)
     }
 
     /// The key of the audit logs that this process was given.
@@ -104,6 +159,7 @@ impl TenantTx {
     /// Switches to another version of a pipeline's rows, as of the same moment.
     pub(crate) async fn look_at(&mut self, pipeline: Pipeline, version: i32) -> Result<(), DbError> {
         let Some(setting) = version_setting(pipeline) else { return Ok(()) };
+        self.search_index = IndexPlace::Unknown;
         sqlx::query!("SELECT set_config($2, $1, true)", version.to_string(), setting)
             .fetch_one(&mut *self.transaction)
             .await?;

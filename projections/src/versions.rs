@@ -10,6 +10,7 @@ use crate::{
     convert::{column, from_bigint, to_bigint},
     read_model::ReadModel,
     rebuilds,
+    search::target::{OpenIndex, Writer},
     views::TakesUp,
 };
 
@@ -43,7 +44,21 @@ impl ApplyTx {
         let is_compared = rebuild.job == RebuildJob::Verify;
         self.take_up(if is_compared { TakesUp::Shown } else { TakesUp::Declared });
         self.opened(bound, &[known.pipeline]);
+        if known.pipeline == Pipeline::Search {
+            let targets = self.search_targets().clone();
+            let (connection, _) = self.connection(bound)?;
+            let index = OpenIndex::of_version(connection, &targets, bound, known.version).await?;
+            self.write_to(index, Writer { epoch, is_shown: false });
+        }
         Ok(Some(self.look_again(&rebuild).await?))
+    }
+
+    /// Makes the version that is to be built, where it is not in this database.
+    pub async fn create_version(&mut self) -> Result<(), DbError> {
+        match self.index_elsewhere() {
+            Some(index) => index.create().await,
+            None => Ok(()),
+        }
     }
 
     /// Reads all positions again.
@@ -124,6 +139,9 @@ impl ApplyTx {
     /// Activates the job's version in place of the active one, whose number is returned. Both must be at the same
     /// position.
     pub async fn show_version(&mut self, rebuild: &Rebuild) -> Result<i32, DbError> {
+        if let Some(index) = self.index_elsewhere() {
+            index.show().await?;
+        }
         let (connection, pipeline) = self.connection(rebuild.bound())?;
         let before = sqlx::query_scalar!(
             "UPDATE ops.checkpoints SET active = false WHERE org_id = $1 AND pipeline = $2 AND active RETURNING version",
@@ -204,24 +222,38 @@ impl ApplyTx {
             (RebuildJob::Build | RebuildJob::Verify, RebuildState::Clearing) => Some(rebuild.version),
             _ => None,
         };
-        let versions = sqlx::query_scalar!(
-            "SELECT version FROM ops.checkpoints
-            WHERE org_id = $1 AND pipeline = $2 AND NOT active AND version IS DISTINCT FROM $3
-                AND version IS DISTINCT FROM $4
+        // A version may be in a search target before it has a checkpoint.
+        let versions = sqlx::query_scalar(
+            "SELECT version FROM (
+                SELECT version FROM ops.checkpoints WHERE org_id = $1 AND pipeline = $2
+                UNION SELECT version FROM ops.search_indexes WHERE org = $1 AND $5
+            ) AS known
+            WHERE version IS DISTINCT FROM $3 AND version IS DISTINCT FROM $4 AND NOT EXISTS (
+                SELECT FROM ops.checkpoints AS shown
+                WHERE shown.org_id = $1 AND shown.pipeline = $2 AND shown.active AND shown.version = known.version
+            )
             ORDER BY version",
-            rebuild.org.uuid(),
-            pipeline.name(),
-            rebuild.previous,
-            own,
-        );
+        )
+        .bind(rebuild.org.uuid())
+        .bind(pipeline.name())
+        .bind(rebuild.previous)
+        .bind(own)
+        .bind(pipeline == Pipeline::Search);
         Ok(versions.fetch_all(connection).await?)
     }
 
     /// Deletes up to `rows` rows of a version that is not active, and in the end its checkpoint. Returns the number of
     /// rows.
     pub async fn drop_version(&mut self, org: BoundOrg, version: i32, rows: u32) -> Result<u64, DbError> {
+        let targets = self.search_targets().clone();
         let (connection, pipeline) = self.connection(org)?;
         let id = org.org().uuid();
+        if pipeline == Pipeline::Search
+            && let Some(index) = OpenIndex::of_version(connection, &targets, org, version).await?
+            && !index.drop_version(rows).await?
+        {
+            return Ok(u64::from(rows));
+        }
         if let Some(setting) = version_setting(pipeline) {
             sqlx::query!("SELECT set_config($2, $1, true)", version.to_string(), setting)
                 .fetch_one(&mut *connection)
@@ -256,8 +288,15 @@ impl ApplyTx {
                 pipeline.name(),
                 version,
             )
-            .execute(connection)
+            .execute(&mut *connection)
             .await?;
+            if pipeline == Pipeline::Search {
+                sqlx::query("DELETE FROM ops.search_indexes WHERE org = $1 AND version = $2")
+                    .bind(id)
+                    .bind(version)
+                    .execute(connection)
+                    .await?;
+            }
         }
         Ok(deleted)
     }

@@ -129,6 +129,11 @@ pub const CODES: &[Code] = &[
         &[503],
         "The view was declared after there were records, and is being built. Try again later.",
     ),
+    code(
+        "search_target_unavailable",
+        &[503],
+        "The search target that has the organization's index does not answer. Try again; other reads go on.",
+    ),
     code("projection_lagging", &[503], "The read models are not there yet. Try again, or wait with `Prefer: wait=5`."),
     code("overloaded", &[503], "The server holds as much as it can. Try again."),
     code("too_many_connections", &[503], "As many connections are open as may be. Close some."),

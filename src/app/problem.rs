@@ -367,7 +367,16 @@ impl From<VaultError> for Problem {
 
 impl From<DbError> for Problem {
     fn from(error: DbError) -> Self {
-        if error.is_retryable() {
+        if matches!(error, DbError::Target { .. }) {
+            static LINE: Seldom = Seldom::new();
+            if let Some(times) = LINE.may_say() {
+                tracing::warn!(error = %Chain(&error), times, "a search could not be answered");
+            }
+            let detail = "The index of this organization is in a search target that does not answer at the moment. Nothing is lost: \
+                          try again; listings and reads of single records do not need it.";
+            let problem = Self::new(503, "search_target_unavailable", "No search at the moment", detail);
+            Self { retry_after: Some(Duration::from_secs(1)), ..problem }
+        } else if error.is_retryable() {
             tracing::warn!(error = %Chain(&error), "a query could not be answered");
             Self::unavailable("The read models do not answer at the moment; try again.")
         } else {

@@ -31,6 +31,16 @@ orgstream dev --http 127.0.0.1:0 --no-demo # any free port, and an empty platfor
         "orgstream secrets rotate --key-ring key-ring.json # a new key, by which everything is wrapped from then on",
     ),
     ("secrets rewrap", "orgstream secrets rewrap # with the settings of `serve` in the environment, after a rotation"),
+    (
+        "search targets",
+        "orgstream search targets --search-targets targets.json # with the settings of `work` in the environment",
+    ),
+    ("search placements", "orgstream search placements # whose index is elsewhere, and how far it is"),
+    (
+        "search place",
+        "orgstream search place org_01h455vb4pex5vsknk084sn02q --target large   # build it there, then search there
+orgstream search place org_01h455vb4pex5vsknk084sn02q --target default # back into the database",
+    ),
     ("secrets status", "orgstream secrets status # with the settings of `serve` in the environment"),
     ("check-config", "orgstream check-config # with the settings of `serve` or `work` in the environment"),
     (

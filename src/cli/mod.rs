@@ -26,6 +26,7 @@ mod publish;
 mod rebuild;
 pub mod reference;
 mod replay;
+mod search;
 mod secrets;
 mod serve;
 mod session;
@@ -118,6 +119,9 @@ enum Job {
     Usage(usage::UsageArgs),
     /// Build the read models of an organization, or of all, again from the audit log, beside those that are shown.
     Rebuild(rebuild::Args),
+    /// See the search targets, and place the index of words of an organization in one.
+    #[command(subcommand)]
+    Search(search::Job),
     /// Measure this machine against its raw limits. What `orgstream-bench` takes; see `orgstream bench --help`.
     #[command(disable_help_flag = true)]
     Bench(bench::Args),
@@ -172,6 +176,7 @@ impl Cli {
             Job::Limits(args) => usage::change(args).await,
             Job::Usage(args) => usage::show(args).await,
             Job::Rebuild(args) => rebuild::run(args).await,
+            Job::Search(job) => Box::pin(search::run(job)).await,
             Job::Bench(args) => return bench::run(&args),
             Job::Completions(args) => completions::completions(&args),
             Job::Man(args) => completions::man(&args),

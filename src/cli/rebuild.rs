@@ -166,6 +166,11 @@ async fn rebuild(what: &What) -> anyhow::Result<()> {
                 "{org}: something else is under way ({}); wait for it, or give it up with --drop-old",
                 text(&json!(rebuild.job))
             ),
+            Asked::Elsewhere(target) => bail!(
+                "{org}: its index is in the search target {target}, whose rows are not compared; `rebuild --pipeline search` builds it \
+                 again there"
+            ),
+            Asked::There => {}
             Asked::Nothing if what.org.is_none() => {}
             Asked::Nothing if job == RebuildJob::RollBack => bail!("{org} has no version to go back to"),
             Asked::Nothing => bail!("{org} has nothing of {}: is there such an organization?", what.pipeline),

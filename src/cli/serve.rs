@@ -2,7 +2,9 @@
 
 use crate::{
     api::http::platform::health,
-    config::{Auth0Args, DatabaseArgs, HttpArgs, IdentityArgs, KeyRingArgs, MailArgs, NatsArgs, SecretArgs},
+    config::{
+        Auth0Args, DatabaseArgs, HttpArgs, IdentityArgs, KeyRingArgs, MailArgs, NatsArgs, SearchArgs, SecretArgs,
+    },
     process as node,
     telemetry::{self, metrics::Process},
 };
@@ -26,6 +28,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
     #[command(flatten)]
+    search: SearchArgs,
+    #[command(flatten)]
     secrets: SecretArgs,
     #[command(flatten)]
     key_ring: KeyRingArgs,
@@ -43,6 +47,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let (mail, idp) = (args.mail.mailer()?, args.auth0.provider()?);
     let producers = args.nats.producers()?;
     let key_ring = args.key_ring.ring().await?;
+    let targets = args.search.targets()?;
     let outside = node::Adapters {
         mail,
         idp,
@@ -52,7 +57,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         ..node::Adapters::default()
     };
     let opening = async {
-        let db = node::open_database(&args.database, 1).await?;
+        let db = node::open_database(&args.database, 1).await?.searching(targets);
         let log = node::open_log(&args.nats, &db).await?;
         node::check_key_ring(&log, key_ring).await?;
         Ok((log, db))

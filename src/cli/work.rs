@@ -4,7 +4,7 @@ use orgstream_workers::Worker;
 
 use crate::{
     api::http::platform::health,
-    config::{DatabaseArgs, NatsArgs, WorkArgs},
+    config::{DatabaseArgs, NatsArgs, SearchArgs, WorkArgs},
     jobs::{Failing, Jobs},
     process as node,
     telemetry::{self, metrics::Process},
@@ -20,6 +20,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
     #[command(flatten)]
+    search: SearchArgs,
+    #[command(flatten)]
     work: WorkArgs,
     /// Where /healthz, /readyz and /metrics are served.
     #[arg(long, env = "ORGSTREAM_WORKER_HTTP", default_value = "127.0.0.1:8081", value_name = "ADDRESS")]
@@ -28,10 +30,11 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let options = args.work.options()?;
+    let targets = args.search.targets()?;
     let stop = node::stop_when_asked()?;
     let metrics = telemetry::metrics(&[Process::Worker])?;
     let opening = async {
-        let db = node::open_database(&args.database, args.work.slots).await?;
+        let db = node::open_database(&args.database, args.work.slots).await?.searching(targets);
         Ok((node::open_log_for_work(&args.nats, &db).await?, db))
     };
     let Some((log, db)) = node::unless_asked(&stop, opening).await? else { return Ok(()) };

@@ -319,6 +319,15 @@ pub const FIGURES: &[Figure] = &[
     ),
     figure(
         Counter,
+        Both,
+        "orgstream_search_target_failures_total",
+        "failures",
+        &[("target", Bounded("search targets"))],
+        "Calls that a search target did not answer as it must: the organizations whose index is there wait for it. See `orgstream \
+         search targets`.",
+    ),
+    figure(
+        Counter,
         Worker,
         "orgstream_parked_total",
         "events",

@@ -27,7 +27,7 @@ use orgstream::{
 };
 use orgstream_domain::credentials::key::KeyToken;
 use orgstream_events::UserId;
-use orgstream_projections::Database;
+use orgstream_projections::{Database, search::target::SearchTargets};
 use orgstream_stream::broker::Producers;
 use orgstream_stream::{Log, LogOptions, SyncMode};
 use orgstream_workers::{Worker, WorkerOptions, WorkerStatus};
@@ -202,26 +202,35 @@ impl Api {
     /// Starts with other settings for sign-ins.
     pub(crate) async fn start_with(change: impl FnOnce(&mut IdentityArgs)) -> Self {
         let mail = |folder| MailArgs { mail_folder: Some(folder), ..mail_args() };
-        Self::start_as(change, mail, Arc::new(NoIdentityProvider)).await
+        Self::start_as(change, mail, Arc::new(NoIdentityProvider), SearchTargets::default()).await
     }
 
     /// Starts with an external identity provider.
     pub(crate) async fn start_with_idp(idp: Arc<dyn IdentityOrganizations>) -> Self {
-        Self::start_as(|_| {}, |folder| MailArgs { mail_folder: Some(folder), ..mail_args() }, idp).await
+        let mail = |folder| MailArgs { mail_folder: Some(folder), ..mail_args() };
+        Self::start_as(|_| {}, mail, idp, SearchTargets::default()).await
+    }
+
+    /// Starts with search targets, for the API and its worker.
+    pub(crate) async fn start_searching(targets: SearchTargets) -> Self {
+        let mail = |folder| MailArgs { mail_folder: Some(folder), ..mail_args() };
+        Self::start_as(|_| {}, mail, Arc::new(NoIdentityProvider), targets).await
     }
 
     /// Starts with a mail transport other than a folder.
     pub(crate) async fn start_mailing(mail: impl FnOnce(PathBuf) -> MailArgs) -> Self {
-        Self::start_as(|_| {}, mail, Arc::new(NoIdentityProvider)).await
+        Self::start_as(|_| {}, mail, Arc::new(NoIdentityProvider), SearchTargets::default()).await
     }
 
     async fn start_as(
         change: impl FnOnce(&mut IdentityArgs),
         mail: impl FnOnce(PathBuf) -> MailArgs,
         idp: Arc<dyn IdentityOrganizations>,
+        targets: SearchTargets,
     ) -> Self {
         let nats = Nats::start(false).await;
         let database = database().await;
+        let db = database.db.clone().searching(targets);
         let dir = TempDir::new();
         let stop = CancellationToken::new();
         let log = async |creds: PathBuf| {
@@ -237,7 +246,7 @@ impl Api {
         let issuer = DevIssuer::load_or_create(dir.path(), url.clone()).unwrap();
         tokio::spawn(issuer.clone().serve(issuing, stop.clone()));
 
-        let worker = Worker::new(work_log, database.db.clone(), WorkerOptions::new(Uuid::now_v7()));
+        let worker = Worker::new(work_log, db.clone(), WorkerOptions::new(Uuid::now_v7()));
         let watch = worker.status();
         let stop_worker = stop.child_token();
         let worker = Mutex::new(Some(tokio::spawn(worker.run(stop_worker.clone()))));
@@ -264,7 +273,6 @@ impl Api {
             key_ring: Some(ring),
             ..node::Adapters::default()
         };
-        let db = database.db.clone();
         let (base, auth, gateway) = serve(&log, db.clone(), &secrets, &identity, &outside, Some(watch), &stop).await;
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
         Self {

@@ -85,7 +85,7 @@ async fn s5_6_records_that_are_written_once_are_read_like_any_other_and_never_ch
     for (method, body) in [(Method::PUT, Some(json!({"data": line(9)}))), (Method::DELETE, None)] {
         let send = async |org: &crate::api::Org| {
             let request = api.request(method.clone(), &at(org)).bearer_auth(&org.owner);
-            Answer::of(body.iter().fold(request, |request, body| request.json(body))).await
+            Answer::of(body.iter().fold(request, reqwest::RequestBuilder::json)).await
         };
         assert_eq!(send(&org).await.expect(409).problem(), "record_append_only", "{method}");
         assert_eq!(send(&other).await.expect(404).problem(), "not_found", "{method}");
@@ -265,10 +265,10 @@ async fn a_thousand_are_one_message_and_all_share_sixteen_subjects() {
     assert_eq!(many.records.iter().collect::<HashSet<_>>().len(), 1_000);
     // Many writers in two processes, with and without keys: none is rejected for another.
     let singles = (0..200).map(async |number: usize| {
-        let process = if number % 2 == 0 { &first } else { &second };
+        let process = if number.is_multiple_of(2) { &first } else { &second };
         let data = json!({"number": number});
         let create = CreateRecord { kind: "line".parse().unwrap(), data, id: None };
-        let key = (number % 3 == 0).then(|| format!("single {number}"));
+        let key = number.is_multiple_of(3).then(|| format!("single {number}"));
         processes.send(process, key.as_deref(), create).await.unwrap()
     });
     let singles = futures_util::future::join_all(singles).await;

@@ -124,7 +124,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("secret", &[]),
     ("tenant_cache", &[]),
     ("terminal", &[]),
-    ("adapters", &[]),
+    ("adapters", &["secret"]),
     ("auth", &["adapters", "clock", "tenant_cache"]),
     ("limits", &["auth", "tenant_cache"]),
     ("commands", &["adapters", "auth", "clock", "tenant_cache"]),

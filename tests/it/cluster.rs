@@ -32,7 +32,7 @@ use uuid::Uuid;
 use crate::support::{COMMIT_KEYS, TempDir, any_producer, commit_keys, connect_as};
 
 /// Timeout for something that must happen.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 const POLL: Duration = Duration::from_millis(20);
 /// Timeout after which an answer counts as lost, as for an impatient client.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);

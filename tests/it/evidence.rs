@@ -22,7 +22,7 @@ use crate::{
 
 /// Tables with rows of organizations that are no read model, and the reason why their rows need not follow from the
 /// events.
-const NO_READ_MODEL: [(&str, &str); 12] = [
+const NO_READ_MODEL: [(&str, &str); 14] = [
     ("audit.events", "is the log: `audit::check` compares every column"),
     ("audit.heads", "the edge of its tree: compared by `audit::check`"),
     ("audit.tiles", "its tree: compared by `audit::check`"),
@@ -31,6 +31,8 @@ const NO_READ_MODEL: [(&str, &str); 12] = [
     ("ops.plans", "knows no versions: compared with the replay by itself"),
     ("ops.checkpoints", "how far the pipelines are here"),
     ("ops.rebuilds", "what is being built here"),
+    ("ops.search_indexes", "which search target has an index"),
+    ("ops.search_writers", "who wrote an index last, in a search target"),
     ("ops.drift", "what a comparison found here"),
     ("ops.mails", "what is still to be sent"),
     ("ops.key_uses", "what API processes saw"),

@@ -12,6 +12,7 @@ use crate::{
     api::{Answer, Api, OPERATOR, Org},
     cluster::{Cluster, ClusterOptions, PATIENCE, eventually},
     history::digests,
+    kinds::shipped,
     sources::{PRODUCT, sources},
 };
 
@@ -248,6 +249,8 @@ async fn asked(api: &Api, org: &Org, kind: &str) -> Vec<(String, u16, Value)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_organizations_kind_does_not_exist_even_where_there_is_one_of_the_same_name() {
     let api = Api::start().await;
+    // What is answered about a kind that is not there names those that are.
+    shipped(&api).await;
     let (one, other) = (api.org("kind-a").await, api.org("kind-b").await);
     register(&api, &one, &ticket()).await;
     let (first, position) =

@@ -168,7 +168,7 @@ impl History {
         history.commit(AggregateId::ApiKey(key), 2, about(ApiKeyEvent::Revoked(ApiKeyRevoked { reason: None })));
 
         let definition = |title: &str| KindDefinition {
-            append_only: title.len() % 2 == 0,
+            append_only: title.len().is_multiple_of(2),
             title: title.to_owned(),
             schema: json!({ "type": "object" }),
             visibility: Visibility::OptIn,

@@ -135,7 +135,7 @@ async fn what_is_written_meanwhile_is_in_the_new_version_exactly_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rebuild_outlives_the_worker_and_the_command_that_asked_for_it() {
-    const RECORDS: usize = 12_000;
+    const RECORDS: usize = 8_000;
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
     cluster.client.expect_trouble();
     let tenant = cluster.tenant("killed").await;

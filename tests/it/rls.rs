@@ -11,6 +11,10 @@ use orgstream_projections::{
     checkpoints,
     key_uses::{self, KeyUse},
     parked, records,
+    search::{
+        PostgresTarget,
+        target::{IndexVersion, SearchTarget as _, Writer},
+    },
 };
 use orgstream_transparency::LogSigner;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Transaction};
@@ -116,6 +120,9 @@ async fn two_orgs(database: &TestDatabase) -> (History, History) {
             user_agent: None,
         };
         key_uses::write(db, history.bound(), &[used]).await.unwrap();
+        let target = PostgresTarget::new(&database.options()).unwrap();
+        let at = IndexVersion { org: history.bound(), version: 7 };
+        target.write(at, Writer { epoch, is_shown: false }, &[]).await.unwrap();
         db.take_webhook(history.bound(), "https://siem.example", Duration::from_secs(1)).await.unwrap();
     }
     (a, b)

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Registers a kind that is searched by its name, its text and its code.
-async fn register(api: &Api, kind: &str, visibility: &str) {
+pub(crate) async fn register(api: &Api, kind: &str, visibility: &str) {
     let schema = json!({"type": "object", "properties": {
         "name": {"type": "string", "x-search": "title"},
         "text": {"type": ["string", "null"], "x-search": "body"},
@@ -42,7 +42,7 @@ async fn write(api: &Api, org: &Org, kind: &str, data: &Value) -> (String, Strin
     (made["id"].as_str().unwrap().to_owned(), made["position"].as_str().unwrap().to_owned())
 }
 
-async fn note(api: &Api, org: &Org, data: Value) -> (String, String) {
+pub(crate) async fn note(api: &Api, org: &Org, data: Value) -> (String, String) {
     write(api, org, "note", &data).await
 }
 
@@ -81,12 +81,12 @@ fn encoded(text: &str) -> String {
     })
 }
 
-fn path(org: &Org, query: &str, more: &str) -> String {
+pub(crate) fn path(org: &Org, query: &str, more: &str) -> String {
     org.path(&format!("search?q={}{more}", encoded(query)))
 }
 
 /// The answer to a query, once the index has what was written at `position`.
-async fn found_at(api: &Api, org: &Org, query: &str, more: &str, position: &str) -> Value {
+pub(crate) async fn found_at(api: &Api, org: &Org, query: &str, more: &str, position: &str) -> Value {
     api.get_at(&org.owner, &path(org, query, more), position).await.expect(200).json()
 }
 
@@ -95,16 +95,16 @@ async fn found(api: &Api, org: &Org, query: &str) -> Value {
 }
 
 /// The titles of the hits, in their order.
-fn titles(page: &Value) -> Vec<&str> {
+pub(crate) fn titles(page: &Value) -> Vec<&str> {
     let hits = page["data"].as_array().unwrap_or_else(|| panic!("{page}"));
     hits.iter().map(|hit| hit["title"].as_str().unwrap_or_default()).collect()
 }
 
-fn ids(page: &Value) -> Vec<&str> {
+pub(crate) fn ids(page: &Value) -> Vec<&str> {
     page["data"].as_array().unwrap().iter().map(|hit| hit["id"].as_str().unwrap()).collect()
 }
 
-async fn nothing_is_parked(api: &Api) {
+pub(crate) async fn nothing_is_parked(api: &Api) {
     let parked: i64 =
         sqlx::query_scalar("SELECT count(*) FROM ops.parked").fetch_one(&mut api.owner().await).await.unwrap();
     assert_eq!(parked, 0);

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use metrics::counter;
 use orgstream_events::{
     AggregateId, AggregateName, Chain, Commit, CommitKeys, Event, EventId, EventSubject, Fingerprint, OpenedCommit,
-    ParkingEvent, Pipeline, PlanName, SubjectError, Timestamp,
+    ParkingEvent, Pipeline, PlanName, SubjectError, Timestamp, cause,
 };
 use orgstream_projections::{
     Applied, ApplyTx, BatchClass, BatchStart, BoundOrg, Database, DbError, Opening, apply, audit,
@@ -98,10 +98,11 @@ pub(crate) async fn run_group(
         }
     }
     let (reason, everywhere): (Arc<str>, bool) = (Chain(&trouble).to_string().into(), !trouble.is_of_some_rows());
+    let elsewhere = matches!(trouble, DbError::Target { .. });
     let outcome = |place| {
         // If the error concerns one org's rows, the others need not fail with them again.
         let suspect = stage != Stage::Frame && place == failed;
-        BatchOutcome::Unavailable(Trouble { reason: Arc::clone(&reason), everywhere, suspect })
+        BatchOutcome::Unavailable(Trouble { reason: Arc::clone(&reason), everywhere, suspect, elsewhere })
     };
     (0..group.len()).map(outcome).collect()
 }
@@ -160,6 +161,11 @@ async fn fill(tx: &mut ApplyTx, keys: &CommitKeys, group: &[LaneBatch]) -> Resul
         for (batch, started) in of_one_org.iter().zip(started) {
             let place = outcomes.len();
             let own = |error| Broken { place, stage: Stage::Own, error };
+            if batch.key.pipeline == Pipeline::Search && tx.writes_elsewhere() && group.len() > 1 {
+                // No other batch waits for a search target. The lane is alone from now on.
+                let (target, cause) = ("of a shared transaction".to_owned(), cause("it is written to alone"));
+                return Err(own(DbError::Target { target, cause }));
+            }
             outcomes.push(run_batch(tx, keys, batch, started).await.map_err(own)?);
         }
     }
@@ -222,7 +228,7 @@ async fn run_batch(
 ) -> Result<BatchOutcome, DbError> {
     let key = batch.key;
     let Some(Started { org, start, opening }) = started else {
-        return Ok(BatchOutcome::Applied { cost: Cost::default(), plan: PlanName::default() });
+        return Ok(BatchOutcome::Applied { cost: Cost::default(), plan: PlanName::default(), elsewhere: false });
     };
     let parked = match start {
         BatchStart::Open { parked } => parked,
@@ -268,7 +274,13 @@ async fn run_batch(
         }
     }
     pass.flush().await?;
-    Ok(BatchOutcome::Applied { cost: Cost { shared: Duration::ZERO, opening, work: working.elapsed() }, plan })
+    let (work, sending) = (working.elapsed(), Instant::now());
+    let elsewhere = key.pipeline == Pipeline::Search && tx.writes_elsewhere();
+    if elsewhere {
+        tx.send().await?;
+    }
+    let cost = Cost { shared: Duration::ZERO, opening, work, elsewhere: sending.elapsed() };
+    Ok(BatchOutcome::Applied { cost, plan, elsewhere })
 }
 
 /// An operator's decision about parked events of this pipeline.

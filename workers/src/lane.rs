@@ -129,6 +129,8 @@ pub(crate) struct Lane {
     pub(crate) step: usize,
     /// Whether a transaction that it shared took too long, so that it gets its own until it has shown what it costs.
     pub(crate) suspect: bool,
+    /// Whether its index is in a search target: others would wait for that with it.
+    pub(crate) is_elsewhere: bool,
     /// Consecutive failures of the first message.
     pub(crate) attempts: u32,
     /// Consecutive failures to reach the database: no event is at fault, and nothing is parked because of them.
@@ -156,6 +158,7 @@ impl Lane {
             cost: None,
             step: FIRST_STEP,
             suspect: false,
+            is_elsewhere: false,
             attempts: 0,
             outages: 0,
             park_first: None,
@@ -264,7 +267,7 @@ impl Lane {
 
     /// Whether it must have a transaction of its own: something of it failed, or took too long.
     pub(crate) fn must_be_alone(&self) -> bool {
-        self.step == 1 || self.suspect
+        self.step == 1 || self.suspect || self.is_elsewhere
     }
 
     /// Records that the batch was applied. Returns the bytes that it freed.

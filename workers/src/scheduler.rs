@@ -108,19 +108,22 @@ pub(crate) struct Cost {
     pub(crate) opening: Duration,
     /// The time for its messages.
     pub(crate) work: Duration,
+    /// The time in which a search target took what it was sent. It says nothing about the cost of messages.
+    pub(crate) elsewhere: Duration,
 }
 
 impl Cost {
     pub(crate) fn total(self) -> Duration {
-        self.shared + self.opening + self.work
+        self.shared + self.opening + self.work + self.elsewhere
     }
 }
 
 /// The outcome of a batch.
 #[derive(Debug)]
 pub(crate) enum BatchOutcome {
-    /// Rows and checkpoint are committed; the org had this plan before.
-    Applied { cost: Cost, plan: PlanName },
+    /// Rows and checkpoint are committed; the org had this plan before. `elsewhere` says whether the rows are in a search
+    /// target.
+    Applied { cost: Cost, plan: PlanName, elsewhere: bool },
     /// Nothing happened: the stored checkpoint is another.
     Moved { stored: u64 },
     /// Nothing happened: the shard belongs to another worker.
@@ -144,6 +147,8 @@ pub(crate) struct Trouble {
     pub(crate) everywhere: bool,
     /// Whether the batch itself failed with it, so that others should not share a transaction with its lane.
     pub(crate) suspect: bool,
+    /// Whether it is one of a search target.
+    pub(crate) elsewhere: bool,
 }
 
 /// The next range of the log that a catching up lane needs.

@@ -23,7 +23,7 @@ const KEYWORD: u32 = 3;
 const BODY: u32 = 1;
 
 /// A record as it is found.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Document {
     /// Its name: the beginning of the field that is the title.
     pub title: Option<String>,

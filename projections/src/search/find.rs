@@ -3,9 +3,13 @@
 //! What a query reads is bounded, however many records there are: at most [`MAX_MATCHES`] postings of each condition. The rarest
 //! conditions choose the candidates, and the others are looked up for each of these by the whole key.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use orgstream_events::{KindName, PLATFORM_ORG, RecordId, SearchRole, SearchedField};
+use serde_json::{Map, Value};
 use sqlx::{AssertSqlSafe, FromRow, types::Json};
 use uuid::Uuid;
 
@@ -15,6 +19,7 @@ use super::{
     key_of,
     query::{Clause, SearchQuery, TermRange},
     snippet::{Snippet, snippet},
+    target::IndexedRecord,
 };
 use crate::{
     DbError, TenantTx,
@@ -26,15 +31,16 @@ pub const MAX_MATCHES: u32 = 10_000;
 /// The most hits that are listed.
 pub const MAX_HITS: u16 = 1_000;
 /// The most kinds that are searched at once.
-const MAX_KINDS: i64 = 200;
+pub const MAX_KINDS: u16 = 200;
 /// A condition is looked up for each candidate if it has so many more postings than the rarest one.
 const COMMON: u64 = 8;
 /// Below this number of postings a condition is read and not looked up.
 const FEW: u64 = 500;
 /// With fewer hits, words that are written alike stand for those that no record has.
-const FEW_HITS: u64 = 5;
-/// The most words that stand for one, and those that are compared with it.
-const MAX_NEIGHBOURS: usize = 5;
+pub const FEW_HITS: u64 = 5;
+/// The most words that stand for one.
+pub const MAX_NEIGHBOURS: usize = 5;
+/// The most words that are compared with one.
 const MAX_COMPARED: i64 = 2_000;
 /// The length of a word from which two letters may differ, in characters.
 const LONG: usize = 8;
@@ -146,27 +152,63 @@ struct Corpus {
     is_complete: bool,
 }
 
-/// A candidate that fulfils all conditions.
-#[derive(FromRow)]
-struct Match {
-    kind: i32,
-    doc: Vec<u8>,
-    score: i64,
+/// The records that fulfil all conditions but the phrases.
+#[derive(Debug, Default)]
+pub struct Matched {
+    /// The best, at most [`MAX_HITS`], the best first.
+    pub best: Vec<Match>,
+    /// The number of all.
+    pub total: u64,
+    /// The number of those of each kind.
+    pub kinds: BTreeMap<KindName, u64>,
+    /// Whether all that may match was looked at.
+    pub is_complete: bool,
+    /// The words that stood for others, by the word that was asked for.
+    pub neighbours: BTreeMap<String, Vec<String>>,
+    /// The query with these words.
+    pub query: SearchQuery,
 }
 
-impl Match {
-    fn ranked(&self) -> Option<Ranked> {
-        let id = RecordId::from_uuid(Uuid::from_slice(&self.doc).ok()?);
-        Some(Ranked { id, score: self.score })
-    }
+/// A record that fulfils all conditions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Match {
+    /// The record, and how well it fits.
+    pub ranked: Ranked,
+    /// Its kind.
+    pub kind: KindName,
 }
 
-/// Finds records of the organization of `tx`. A query that asks for nothing finds nothing.
+/// Finds records of the organization of `tx`, where its index is. A query that asks for nothing finds nothing.
 pub async fn find(tx: &mut TenantTx, asked: Asked<'_>) -> Result<Found, DbError> {
+    let matched = match tx.search_index().await? {
+        Some(index) => index.matching(asked).await?,
+        None => matching_here(tx, asked).await?,
+    };
+    let Matched { mut best, total, kinds, is_complete, neighbours, query } = matched;
+    let mut found = Found { total, is_complete, kinds, neighbours, query, ..Found::default() };
+    if !found.query.phrases.is_empty() {
+        let (kept, is_all) = with_phrases(tx, best, &found.query).await?;
+        best = kept;
+        found.is_complete &= is_all && total <= u64::from(MAX_HITS);
+        found.total = best.len() as u64;
+        found.kinds = BTreeMap::new();
+        for one in &best {
+            *found.kinds.entry(one.kind.clone()).or_default() += 1;
+        }
+    }
+    found.ranked = best.iter().map(|one| one.ranked).collect();
+    if asked.count_facets {
+        found.facets = count_facets(tx, &found.ranked).await?;
+    }
+    Ok(found)
+}
+
+/// Finds records by the postings of the database of `tx`.
+pub(super) async fn matching_here(tx: &mut TenantTx, asked: Asked<'_>) -> Result<Matched, DbError> {
     let corpus = corpus(tx, asked.kinds).await?;
-    let mut found = Found { is_complete: corpus.is_complete, ..Found::default() };
+    let mut matched = Matched { is_complete: corpus.is_complete, ..Matched::default() };
     if asked.query.clauses.is_empty() || corpus.kinds.is_empty() {
-        return Ok(found);
+        return Ok(matched);
     }
     let mut conditions: Vec<Condition> = asked.query.clauses.iter().map(Condition::of).collect();
     for (field, values) in asked.facets {
@@ -178,44 +220,30 @@ pub async fn find(tx: &mut TenantTx, asked: Asked<'_>) -> Result<Found, DbError>
     for condition in conditions.iter_mut().take(words) {
         condition.weigh(corpus.documents);
     }
-    found.query = asked.query.clone();
-    let mut matches = matching(tx, &corpus, &conditions, &found.query).await?;
+    matched.query = asked.query.clone();
+    let mut matches = matching(tx, &corpus, &conditions, &matched.query).await?;
     if matches.total < FEW_HITS {
-        found.neighbours = respell(tx, &corpus, &mut conditions, &mut found.query).await?;
-        if !found.neighbours.is_empty() {
+        matched.neighbours = respell(tx, &corpus, &mut conditions, &mut matched.query).await?;
+        if !matched.neighbours.is_empty() {
             for condition in conditions.iter_mut().take(words) {
                 condition.weigh(corpus.documents);
             }
-            matches = matching(tx, &corpus, &conditions, &found.query).await?;
+            matches = matching(tx, &corpus, &conditions, &matched.query).await?;
         }
     }
-    found.is_complete &= matches.is_complete;
-    if found.query.phrases.is_empty() {
-        found.total = matches.total;
-        for (kind, count) in matches.kinds {
-            found.kinds.insert(kind_of(&corpus, kind)?, count);
-        }
-    } else {
-        let (best, is_all) = with_phrases(tx, matches.best, &found.query).await?;
-        matches.best = best;
-        found.is_complete &= is_all && matches.total <= u64::from(MAX_HITS);
-        found.total = matches.best.len() as u64;
-        for one in &matches.best {
-            *found.kinds.entry(kind_of(&corpus, one.kind)?).or_default() += 1;
-        }
+    matched.is_complete &= matches.is_complete;
+    matched.total = matches.total;
+    for (kind, count) in matches.kinds {
+        matched.kinds.insert(kind_of(&corpus, kind)?, count);
     }
-    found.ranked = matches.best.iter().filter_map(Match::ranked).collect();
-    if asked.count_facets {
-        found.facets = count_facets(tx, &found.ranked).await?;
-    }
-    Ok(found)
+    matched.best = matches.best;
+    Ok(matched)
 }
 
 /// Reads hits of a search in their order, as the organization of `tx` has them now. `query` is the one that found them.
 pub async fn hits(tx: &mut TenantTx, query: &SearchQuery, ranked: &[Ranked]) -> Result<Vec<Hit>, DbError> {
     let mut rows = rows(tx, ranked).await?;
-    let found = ranked.iter().filter_map(|one| Some((one.score, rows.remove(&one.id.uuid())?)));
-    found.map(|(score, row)| row.hit(score, query)).collect()
+    Ok(ranked.iter().filter_map(|one| Some(rows.remove(&one.id)?.hit(one.score, query))).collect())
 }
 
 impl Condition {
@@ -252,14 +280,14 @@ async fn corpus(tx: &mut TenantTx, kinds: Kinds<'_>) -> Result<Corpus, DbError> 
     let rows = sqlx::query!(
         "SELECT kind, documents, length FROM rm.search_statistics WHERE org_id = $1 ORDER BY kind LIMIT $2",
         org,
-        MAX_KINDS + 1,
+        i64::from(MAX_KINDS) + 1,
     );
     let rows = rows.fetch_all(tx.connection()).await?;
     let wanted = |kind: &str| match kinds {
         Kinds::All => true,
         Kinds::These(kinds) => kinds.iter().any(|wanted| wanted.as_str() == kind),
     };
-    let is_complete = i64::try_from(rows.len()).is_ok_and(|count| count <= MAX_KINDS);
+    let is_complete = rows.len() <= usize::from(MAX_KINDS);
     let mut corpus = Corpus { kinds: Vec::new(), documents: 0, average: 1.0, is_complete };
     let mut words = 0;
     for row in rows.into_iter().filter(|row| wanted(&row.kind)) {
@@ -390,8 +418,12 @@ async fn matching(
         .await?;
     let mut found = Matches { is_complete, ..Matches::default() };
     for (doc, kind, number) in rows {
-        match doc {
-            Some(doc) => found.best.push(Match { kind, doc, score: number }),
+        match doc.map(|doc| Uuid::from_slice(&doc)) {
+            Some(Ok(id)) => {
+                let ranked = Ranked { id: RecordId::from_uuid(id), score: number };
+                found.best.push(Match { ranked, kind: kind_of(corpus, kind)? });
+            }
+            Some(Err(_)) => {}
             None => {
                 found.total += from_bigint(number);
                 found.kinds.push((kind, from_bigint(number)));
@@ -399,7 +431,7 @@ async fn matching(
         }
     }
     // Equal ones by their ids, the newest first: the order is the same whatever the plan.
-    found.best.sort_by(|one, other| (other.score, &other.doc).cmp(&(one.score, &one.doc)));
+    found.best.sort_by_key(|one| Reverse((one.ranked.score, one.ranked.id.uuid())));
     Ok(found)
 }
 
@@ -495,6 +527,12 @@ fn kind_of(corpus: &Corpus, kind: i32) -> Result<KindName, DbError> {
     parsed("a kind name", name)
 }
 
+/// Returns in how many letters a word may differ from those that stand for it; none for one that is too short.
+pub fn distance_of(word: &str) -> Option<usize> {
+    let length = word.chars().count();
+    (length >= SHORT).then_some(if length < LONG { 1 } else { 2 })
+}
+
 /// Adds words that are written alike to the conditions that no record fulfils. Returns them by the word that was asked for.
 async fn respell(
     tx: &mut TenantTx,
@@ -505,11 +543,9 @@ async fn respell(
     let mut neighbours = BTreeMap::new();
     for (condition, clause) in conditions.iter_mut().zip(&mut query.clauses) {
         let Some(asked) = clause.ranges.first().map(|range| range.term.clone()) else { continue };
-        let length = asked.chars().count();
-        if !clause.may_be_misspelt || condition.count() > 0 || length < SHORT {
+        let Some(most) = distance_of(&asked).filter(|_| clause.may_be_misspelt && condition.count() == 0) else {
             continue;
-        }
-        let most = if length < LONG { 1 } else { 2 };
+        };
         let mut found: BTreeSet<(usize, String)> = BTreeSet::new();
         for letters in [2, 1] {
             let begins: String = asked.chars().take(letters).collect();
@@ -576,23 +612,18 @@ async fn vocabulary(tx: &mut TenantTx, corpus: &Corpus, begins: &str) -> Result<
     Ok(terms)
 }
 
-#[derive(FromRow)]
+/// A record that was found, with its content if it is there.
 struct Row {
-    id: Uuid,
-    kind: String,
-    title: Option<String>,
-    truncated: bool,
-    fields: Json<Vec<SearchedField>>,
-    seq: i64,
-    data: Option<Json<Document>>,
+    indexed: IndexedRecord,
+    data: Option<Document>,
 }
 
 impl Row {
     /// The texts that are searched, by field: the title first.
     fn texts(&self) -> Vec<(&str, &str)> {
-        let Some(Json(Document(data))) = &self.data else { return Vec::new() };
+        let Some(Document(data)) = &self.data else { return Vec::new() };
         let mut fields: Vec<&SearchedField> =
-            self.fields.0.iter().filter(|searched| searched.role != SearchRole::Facet).collect();
+            self.indexed.fields.iter().filter(|searched| searched.role != SearchRole::Facet).collect();
         fields.sort_by_key(|searched| (searched.role, &searched.field));
         fields
             .into_iter()
@@ -603,30 +634,30 @@ impl Row {
             .collect()
     }
 
-    fn hit(self, score: i64, query: &SearchQuery) -> Result<Hit, DbError> {
+    fn hit(self, score: i64, query: &SearchQuery) -> Hit {
         const PIECES: usize = 3;
         let pieces = self
             .texts()
             .into_iter()
             .filter_map(|(field, text)| Some(Piece { field: field.to_owned(), snippet: snippet(text, query)? }));
         let pieces = pieces.take(PIECES).collect();
-        let (id, kind) = (RecordId::from_uuid(self.id), parsed("a kind name", self.kind)?);
-        Ok(Hit { id, kind, title: self.title, score, pieces, is_truncated: self.truncated, seq: from_bigint(self.seq) })
+        let IndexedRecord { id, kind, title, is_truncated, seq, .. } = self.indexed;
+        Hit { id, kind, title, score, pieces, is_truncated, seq }
     }
 }
 
 /// Reads what is shown of these. The content is that of the read models, which may be of another moment.
-async fn rows(tx: &mut TenantTx, ranked: &[Ranked]) -> Result<BTreeMap<Uuid, Row>, DbError> {
+async fn rows(tx: &mut TenantTx, ranked: &[Ranked]) -> Result<BTreeMap<RecordId, Row>, DbError> {
     if ranked.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let rows: Vec<Row> = sqlx::query_as(
-        "SELECT document.id, document.kind, document.title, document.truncated, document.fields, document.seq,
-            coalesce(record.data, item.data) AS data
-        FROM unnest($2::uuid[]) AS wanted (id)
-        CROSS JOIN LATERAL (
-            SELECT * FROM rm.search_documents WHERE org_id = $1 AND id BETWEEN wanted.id AND wanted.id ORDER BY id LIMIT 1
-        ) AS document
+    let ids = column(ranked, |one| one.id);
+    let indexed = match tx.search_index().await? {
+        Some(index) => index.records(&ids).await?,
+        None => records_here(tx, &ids).await?,
+    };
+    let contents: Vec<(Uuid, Option<Json<Document>>)> = sqlx::query_as(
+        "SELECT wanted.id, coalesce(record.data, item.data) FROM unnest($2::uuid[]) AS wanted (id)
         LEFT JOIN LATERAL (
             SELECT data FROM rm.records WHERE NOT $3 AND org_id = $1 AND id BETWEEN wanted.id AND wanted.id
             ORDER BY id LIMIT 1
@@ -637,12 +668,56 @@ async fn rows(tx: &mut TenantTx, ranked: &[Ranked]) -> Result<BTreeMap<Uuid, Row
         ) AS item ON true",
     )
     .bind(tx.org().uuid())
-    .bind(column(ranked, |one| one.id.uuid()))
+    .bind(column(&ids, |id| id.uuid()))
     // What the platform has published is in the catalog.
     .bind(tx.org() == PLATFORM_ORG)
     .fetch_all(tx.connection())
     .await?;
-    Ok(rows.into_iter().map(|row| (row.id, row)).collect())
+    let mut contents: BTreeMap<Uuid, Option<Json<Document>>> = contents.into_iter().collect();
+    let row = |indexed: IndexedRecord| {
+        let data = contents.remove(&indexed.id.uuid()).flatten().map(|Json(data)| data);
+        (indexed.id, Row { indexed, data })
+    };
+    Ok(indexed.into_iter().map(row).collect())
+}
+
+#[derive(FromRow)]
+struct IndexedRow {
+    id: Uuid,
+    kind: String,
+    title: Option<String>,
+    truncated: bool,
+    fields: Json<Vec<SearchedField>>,
+    facets: Json<Map<String, Value>>,
+    seq: i64,
+}
+
+/// Reads what the index in the database of `tx` has of these.
+pub(super) async fn records_here(tx: &mut TenantTx, ids: &[RecordId]) -> Result<Vec<IndexedRecord>, DbError> {
+    let rows: Vec<IndexedRow> = sqlx::query_as(
+        "SELECT document.id, document.kind, document.title, document.truncated, document.fields, document.facets, document.seq
+        FROM unnest($2::uuid[]) AS wanted (id)
+        CROSS JOIN LATERAL (
+            SELECT * FROM rm.search_documents WHERE org_id = $1 AND id BETWEEN wanted.id AND wanted.id ORDER BY id LIMIT 1
+        ) AS document",
+    )
+    .bind(tx.org().uuid())
+    .bind(column(ids, |id| id.uuid()))
+    .fetch_all(tx.connection())
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(IndexedRecord {
+                id: RecordId::from_uuid(row.id),
+                kind: parsed("a kind name", row.kind)?,
+                title: row.title,
+                is_truncated: row.truncated,
+                fields: row.fields.0,
+                facets: row.facets.0,
+                seq: from_bigint(row.seq),
+            })
+        })
+        .collect()
 }
 
 /// Returns those whose texts have the phrases, and whether the texts of all were looked through.
@@ -655,15 +730,13 @@ async fn with_phrases(
     let mut left = matches.into_iter();
     let mut bytes = 0;
     loop {
-        let some: Vec<(Ranked, Match)> =
-            left.by_ref().filter_map(|one| Some((one.ranked()?, one))).take(AT_ONCE).collect();
+        let some: Vec<Match> = left.by_ref().take(AT_ONCE).collect();
         if some.is_empty() {
             return Ok((kept, true));
         }
-        let ranked: Vec<Ranked> = some.iter().map(|(ranked, _)| *ranked).collect();
-        let mut rows = rows(tx, &ranked).await?;
-        for (ranked, one) in some {
-            let Some(row) = rows.remove(&ranked.id.uuid()) else { continue };
+        let mut rows = rows(tx, &column(&some, |one| one.ranked)).await?;
+        for one in some {
+            let Some(row) = rows.remove(&one.ranked.id) else { continue };
             if bytes > MAX_PHRASE_TEXT {
                 return Ok((kept, false));
             }
@@ -681,6 +754,16 @@ async fn count_facets(
     tx: &mut TenantTx,
     ranked: &[Ranked],
 ) -> Result<BTreeMap<String, BTreeMap<String, u64>>, DbError> {
+    let mut counted: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+    if let Some(index) = tx.search_index().await? {
+        for IndexedRecord { facets, .. } in index.records(&column(ranked, |one| one.id)).await? {
+            for (field, value) in facets {
+                let Value::String(value) = value else { continue };
+                *counted.entry(field).or_default().entry(value).or_default() += 1;
+            }
+        }
+        return Ok(counted);
+    }
     let rows: Vec<(String, String, i64)> = sqlx::query_as(
         "SELECT facet.key, facet.value, count(*) FROM unnest($2::uuid[]) AS wanted (id)
         CROSS JOIN LATERAL (
@@ -693,7 +776,6 @@ async fn count_facets(
     .bind(column(ranked, |one| one.id.uuid()))
     .fetch_all(tx.connection())
     .await?;
-    let mut counted: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
     for (field, value, count) in rows {
         counted.entry(field).or_default().insert(value, from_bigint(count));
     }

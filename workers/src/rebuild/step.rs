@@ -48,7 +48,10 @@ async fn delete(mut tx: ApplyTx, mut rebuild: Rebuild, size: u32) -> Result<Step
         Some(version) => {
             tx.drop_version(rebuild.bound(), *version, size).await?;
         }
-        None if rebuild.state == RebuildState::Clearing => rebuild.state = RebuildState::Building,
+        None if rebuild.state == RebuildState::Clearing => {
+            tx.create_version().await?;
+            rebuild.state = RebuildState::Building;
+        }
         None => rebuild.state = RebuildState::Done,
     }
     keep(tx, rebuild, 0).await
@@ -95,6 +98,7 @@ async fn build(
     if events == 0 && reached == step.reached && !(is_last && reached == step.shown) {
         return Ok(StepOutcome::Waits(memory));
     }
+    tx.send().await?;
     tx.move_version(&step.rebuild, epoch, reached).await?;
     let mut rebuild = step.rebuild;
     rebuild.reached = reached;

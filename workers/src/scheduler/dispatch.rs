@@ -212,7 +212,7 @@ impl Scheduler {
             let most = if class == WorkClass::Expensive { self.options.expensive_slots_of_one() } else { usize::MAX };
             let spare = self.options.slots - self.service.busy > self.options.reserve_against(org.stalled_for(now));
             let waits = org.slots > 0 && (!spare || org.slots >= most);
-            if waits || self.is_held(key) {
+            if waits || self.is_held(key) || self.targets_are_busy(key) {
                 held.push((place, class));
                 continue;
             }
@@ -232,7 +232,7 @@ impl Scheduler {
                 left = batch - taken.charged;
                 group.batches.push(taken);
                 group.class = class;
-                if class == WorkClass::Backlogged {
+                if class == WorkClass::Backlogged && !self.is_elsewhere(key) {
                     self.bring_others(&mut group, key, left);
                 }
                 break;
@@ -259,6 +259,18 @@ impl Scheduler {
             }
         }
         planned
+    }
+
+    /// Whether a lane writes to a search target.
+    fn is_elsewhere(&self, key: LaneKey) -> bool {
+        self.lane(key).is_some_and(|lane| lane.is_elsewhere)
+    }
+
+    /// Whether a lane has to wait because it writes to a search target, and others that do have half of the slots: targets that
+    /// answer late leave the other half to everything else.
+    fn targets_are_busy(&self, key: LaneKey) -> bool {
+        let most = (self.options.slots / 2).max(1);
+        self.is_elsewhere(key) && self.service.running.iter().filter(|key| self.is_elsewhere(**key)).count() >= most
     }
 
     /// Adds a lane to the transaction, with all that it has. Returns its estimated duration, in microseconds.
@@ -420,7 +432,7 @@ impl Scheduler {
             let outcome = match outcome {
                 BatchOutcome::TimedOut if alone && batch.deliveries.len() == 1 && !others_went_on => {
                     let reason = "a message took too long, as all others did".into();
-                    BatchOutcome::Unavailable(Trouble { reason, everywhere: false, suspect: false })
+                    BatchOutcome::Unavailable(Trouble { reason, everywhere: false, suspect: false, elsewhere: false })
                 }
                 outcome => outcome,
             };
@@ -454,7 +466,8 @@ impl Scheduler {
         lane.state = LaneState::Idle;
         let mut wait = None;
         match outcome {
-            BatchOutcome::Applied { cost, .. } => {
+            BatchOutcome::Applied { cost, elsewhere, .. } => {
+                lane.is_elsewhere = elsewhere;
                 let took = (cost.opening + cost.work).as_micros() as f64;
                 let aim = self.options.batch.as_micros() as f64;
                 self.service.learn(&mut lane.cost, batch.units(), took, aim);
@@ -478,6 +491,7 @@ impl Scheduler {
             BatchOutcome::Unavailable(trouble) => {
                 lane.give_back();
                 lane.suspect |= trouble.suspect;
+                lane.is_elsewhere |= trouble.suspect && trouble.elsewhere;
                 lane.outages = lane.outages.saturating_add(1);
                 if lane.outages == TOLD_AT && self.outage.reason(now).is_none() {
                     tracing::warn!(

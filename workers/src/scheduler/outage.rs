@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn pauses_grow_to_their_bound_and_end_with_the_first_commit() {
         let (mut outage, mut now) = (Outage::default(), Instant::now());
-        let trouble = Trouble { reason: "it is read-only".into(), everywhere: true, suspect: false };
+        let trouble = Trouble { reason: "it is read-only".into(), everywhere: true, suspect: false, elsewhere: false };
         let begun = now;
         let mut tries = 0;
         while now < begun + Duration::from_secs(60) {

@@ -116,8 +116,8 @@ fn play(bursting: u16, seed: u64) -> Played {
                 }
                 let shared = took(TRANSACTION / group.batches.len() as f64);
                 let work = took(SLICE / 2.0 + MESSAGE * batch.deliveries.len() as f64);
-                let cost = Cost { shared, opening: took(SLICE / 2.0), work };
-                outcomes.push(BatchOutcome::Applied { cost, plan: PlanName::default() });
+                let cost = Cost { shared, opening: took(SLICE / 2.0), work, elsewhere: Duration::ZERO };
+                outcomes.push(BatchOutcome::Applied { cost, plan: PlanName::default(), elsewhere: false });
             }
             scheduler.done(&group, outcomes, at(now), 0.5);
         }

@@ -114,10 +114,14 @@ impl World {
                         self.done.entry(delivery.seq()).or_default().push(at);
                     }
                     let micros = Duration::from_micros;
-                    let cost =
-                        Cost { shared: micros(shared), opening: micros(SLICE / 2), work: micros(SLICE / 2 + work) };
+                    let cost = Cost {
+                        shared: micros(shared),
+                        opening: micros(SLICE / 2),
+                        work: micros(SLICE / 2 + work),
+                        elsewhere: Duration::ZERO,
+                    };
                     let plan = self.plans.get(&who).cloned().unwrap_or_default();
-                    outcomes.push(BatchOutcome::Applied { cost, plan });
+                    outcomes.push(BatchOutcome::Applied { cost, plan, elsewhere: false });
                 }
                 let now = self.now();
                 self.scheduler.done(&group, outcomes, now, 0.5);

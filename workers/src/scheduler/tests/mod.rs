@@ -319,11 +319,16 @@ proptest! {
 
 /// The outcome without an answer.
 fn away() -> BatchOutcome {
-    BatchOutcome::Unavailable(Trouble { reason: "it is away".into(), everywhere: true, suspect: false })
+    BatchOutcome::Unavailable(Trouble {
+        reason: "it is away".into(),
+        everywhere: true,
+        suspect: false,
+        elsewhere: false,
+    })
 }
 
 fn spent(micros: u64) -> BatchOutcome {
-    BatchOutcome::Applied { cost: work(micros), plan: PlanName::default() }
+    BatchOutcome::Applied { cost: work(micros), plan: PlanName::default(), elsewhere: false }
 }
 
 /// Ends a transaction, each of whose messages took `micros`.
@@ -358,7 +363,7 @@ fn batches_keep_their_size_when_the_database_is_busy() {
                     }
                     let opening = Duration::from_micros(300 * times);
                     let cost = Cost { opening, ..work(times * (100 + 40 * messages)) };
-                    BatchOutcome::Applied { cost, plan: PlanName::default() }
+                    BatchOutcome::Applied { cost, plan: PlanName::default(), elsewhere: false }
                 });
                 let outcomes = outcomes.collect();
                 scheduler.done(&group, outcomes, now, 0.5);

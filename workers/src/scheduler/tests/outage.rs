@@ -59,7 +59,8 @@ fn one_org_in_trouble_holds_nobody_else_up() {
     let mut scheduler = waiting(20, now);
     let ends = |batch: &LaneBatch| {
         let own = batch.key.org == org(7);
-        let trouble = Trouble { reason: "its rows are held".into(), everywhere: false, suspect: true };
+        let trouble =
+            Trouble { reason: "its rows are held".into(), everywhere: false, suspect: true, elsewhere: false };
         if own { BatchOutcome::Unavailable(trouble) } else { spent(300) }
     };
     let asked = run(&mut scheduler, &mut now, Duration::from_secs(30), ends);
