@@ -20,14 +20,17 @@ use orgstream::{
     terminal::{out::say, table::table},
 };
 use orgstream_events::{
-    Actor, ActorType, AggregateId, CommandId, Commit, CommitDraft, CommitKeys, Context, Event, Fingerprint, OrgId,
-    RecordAppended, RecordCreated, RecordEvent, RecordId, RecordLogEvent, RecordLogId, Salt,
+    AggregateId, CommandId, Commit, CommitDraft, CommitKeys, Event, Fingerprint, OrgId, RecordAppended, RecordCreated,
+    RecordEvent, RecordId, RecordLogEvent, RecordLogId, Salt,
 };
 use orgstream_servers::Nats;
 use orgstream_stream::{Log, LogOptions, Placement, SyncMode};
 use serde::Serialize;
 
-use crate::{load::data, warn_of_debug_build, write_json};
+use crate::{
+    load::{data, draft},
+    warn_of_debug_build, write_json,
+};
 
 const SHARDS: u16 = 16;
 /// Appends at the same time.
@@ -250,22 +253,8 @@ fn sealed(
     command_id: CommandId,
     events: Vec<Event>,
 ) -> anyhow::Result<Commit> {
-    let now = now();
-    let draft = CommitDraft {
-        org,
-        aggregate,
-        version_before,
-        command_id,
-        fingerprint: Some(Fingerprint::of(&[b"bench"])),
-        actor: Actor { actor_type: ActorType::System, id: "bench".to_owned(), auth: None },
-        occurred_at: now,
-        recorded_at: now,
-        causation_id: None,
-        correlation_id: None,
-        request_id: None,
-        context: Context::default(),
-        events,
-    };
+    let fingerprint = Some(Fingerprint::of(&[b"bench"]));
+    let draft = CommitDraft { version_before, fingerprint, ..draft(org, aggregate, command_id, events) };
     Ok(draft.seal(|| Salt(rand::random()))?)
 }
 

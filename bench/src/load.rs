@@ -59,8 +59,13 @@ pub(super) fn creation(org: OrgId) -> anyhow::Result<Commit> {
 }
 
 fn sealed(org: OrgId, aggregate: AggregateId, command_id: CommandId, event: Event) -> anyhow::Result<Commit> {
+    Ok(draft(org, aggregate, command_id, vec![event]).seal(|| Salt(rand::random()))?)
+}
+
+/// Returns the first commit of an aggregate, of a command without an idempotency key, before it is sealed.
+pub(super) fn draft(org: OrgId, aggregate: AggregateId, command_id: CommandId, events: Vec<Event>) -> CommitDraft {
     let now = now();
-    let draft = CommitDraft {
+    CommitDraft {
         org,
         aggregate,
         version_before: 0,
@@ -73,9 +78,8 @@ fn sealed(org: OrgId, aggregate: AggregateId, command_id: CommandId, event: Even
         correlation_id: None,
         request_id: None,
         context: Context::default(),
-        events: vec![event],
-    };
-    Ok(draft.seal(|| Salt(rand::random()))?)
+        events,
+    }
 }
 
 /// The measurements of a period of load.
