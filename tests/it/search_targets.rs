@@ -28,6 +28,8 @@ use crate::{
 
 const LARGE: &str = "large";
 const OTHER: &str = "other";
+/// How long an index that is written to may take to be placed.
+const PLACED_WITHIN: Duration = Duration::from_secs(60);
 
 fn options(fake: &FakeOpenSearch) -> OpenSearchOptions {
     OpenSearchOptions { url: fake.url.clone(), prefix: "test-".to_owned(), ca: None, authorization_file: None }
@@ -280,13 +282,17 @@ async fn a_placed_index_is_built_again_beside_the_one_that_is_searched() {
     for target in [Some(LARGE), Some(OTHER), Some(LARGE), None] {
         let asked = api.db.place_index(bound(&org), target).await.unwrap();
         assert!(matches!(asked, Placed::Begun(_)), "{asked:?}");
+        let begun = Instant::now();
         loop {
             let (_, position) = note(&api, &org, json!({"name": "meanwhile", "text": "needle"})).await;
             written += 1;
             assert_eq!(found_at(&api, &org, "needle ", "&limit=1", &position).await["total"], written, "{target:?}");
-            if job(&api, &org).await.state == RebuildState::Done {
+            let job = job(&api, &org).await;
+            assert_ne!(job.state, RebuildState::Failed, "{job:?}");
+            if job.state == RebuildState::Done {
                 break;
             }
+            assert!(begun.elapsed() < PLACED_WITHIN, "{target:?} after {written} records: {job:?}");
         }
     }
     // A job that failed half-way begins with what is there, and a version that is not needed is dropped.

@@ -1,6 +1,9 @@
 //! One step of a job: a transaction that drops some rows, applies some events, or activates another version.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use orgstream_events::EventSubject;
 use orgstream_projections::{
@@ -16,6 +19,9 @@ use crate::batch::{Pass, ToPark, decisions};
 const GAP: u32 = 500;
 /// Events that a step checks at least: hashing them takes less than applying them.
 const LEAST_CHECKED: u32 = 500;
+/// The longest wait for the audit log while the org's batches wait, and the pause between two looks at it.
+const CATCH_UP: Duration = Duration::from_millis(250);
+const POLL: Duration = Duration::from_millis(5);
 /// Differences of an altered audit log that are reported.
 const TOLD: usize = 5;
 /// Bytes of events in one step, beyond the first commit.
@@ -81,6 +87,13 @@ async fn build(
         // From here on no batch of the org is running, until this ends.
         tx.hold_shown(org).await?;
         step = tx.look_again(&step.rebuild).await?;
+        // The audit log goes on meanwhile. Under steady writes it is never even with rows that go on as well, so it is waited
+        // for while they are held.
+        let until = Instant::now() + CATCH_UP;
+        while step.audited < step.shown && step.unaudited == 0 && Instant::now() < until {
+            tokio::time::sleep(POLL).await;
+            step = tx.look_again(&step.rebuild).await?;
+        }
     }
     if step.unaudited > 0 {
         return Err(StepError::Hindered(format!(
