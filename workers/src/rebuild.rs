@@ -39,6 +39,8 @@ pub(crate) struct Memory {
     comparison: Option<Box<Comparison>>,
     /// The check of the audit log that the version is built from.
     checking: Option<Box<LogChecking>>,
+    /// The position of the active version at the last look.
+    shown: Option<u64>,
 }
 
 /// The outcome of a step.
