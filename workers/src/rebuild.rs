@@ -21,10 +21,11 @@ use crate::{batch::SILENCE, options::WorkerOptions, rebuild::budget::Budget, sch
 mod budget;
 mod step;
 
-/// Events or rows in a step: the first, with costs unknown yet, and the most. Below the first number a step's cost does
-/// not depend on their number, so only one that takes much too long has fewer.
+/// Events or rows in a step: the first, with costs unknown yet, and the most. Below the first number the cost of a step is that
+/// of its transactions, which fewer events or rows do not lower, so only one that takes [`LONG_STEP`] has fewer.
 const FIRST_SIZE: u32 = 50;
 const MOST: u32 = 4_000;
+const LONG_STEP: Duration = Duration::from_secs(1);
 /// The target duration of a step when there is nothing else to do.
 const IDLE_STEP: Duration = Duration::from_millis(40);
 /// The pause of a job that could do nothing, because the audit log is not far enough yet.
@@ -303,9 +304,61 @@ impl Job {
         let fitting = f64::from(self.size) * aim.as_secs_f64() / took.as_secs_f64().max(1e-6);
         // Steps in other states do other work.
         let same = (self.rebuild.job, self.rebuild.state) == (rebuild.job, rebuild.state);
-        let least = if took < 10 * aim { FIRST_SIZE.min(self.size) } else { 1 };
-        self.size = if same { (fitting as u32).min(self.size * 2).clamp(least, MOST) } else { FIRST_SIZE };
+        let most = (2 * self.size).min(MOST);
+        let least = if took < LONG_STEP { FIRST_SIZE.min(most) } else { (self.size / 2).clamp(1, FIRST_SIZE) };
+        self.size = if same { (fitting as u32).clamp(least, most) } else { FIRST_SIZE };
         (self.rebuild, self.memory) = (rebuild, memory);
         (self.outages, self.timeouts, self.not_before) = (0, 0, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use orgstream_events::Timestamp;
+    use orgstream_projections::{RebuildJob, RebuildState};
+
+    use super::*;
+
+    /// The sizes of some steps, the first of `size`, each of which takes the given time for its transaction and for each row.
+    fn sizes(size: u32, fixed: Duration, each: Duration) -> Vec<u32> {
+        let rebuild = Rebuild {
+            org: OrgId::from_uuid(uuid::Uuid::nil()),
+            pipeline: Pipeline::Search,
+            shard: Shard(0),
+            job: RebuildJob::Build,
+            state: RebuildState::Clearing,
+            version: 2,
+            previous: None,
+            target: 0,
+            reached: 0,
+            events: 0,
+            total: 0,
+            differences: 0,
+            error: None,
+            started_at: Timestamp::from_unix_ms(0),
+            updated_at: Timestamp::from_unix_ms(0),
+        };
+        let mut job = Job { size, ..Job::new(rebuild.clone(), 1) };
+        let mut step = |_| {
+            job.went_on(rebuild.clone(), Memory::default(), fixed + each * job.size, Duration::from_millis(4));
+            job.size
+        };
+        (0..20).map(&mut step).collect()
+    }
+
+    #[test]
+    fn a_slow_disk_makes_no_step_small() {
+        let (slow, row) = (Duration::from_millis(300), Duration::from_micros(10));
+        assert!(sizes(FIRST_SIZE, slow, row).iter().all(|size| *size == FIRST_SIZE));
+        // Neither does one step that did not end in time.
+        assert_eq!(*sizes(1, slow, row).last().unwrap(), FIRST_SIZE);
+    }
+
+    #[test]
+    fn a_step_of_many_rows_takes_as_long_as_aimed_at_and_one_of_expensive_rows_not_long() {
+        let last = *sizes(FIRST_SIZE, Duration::from_micros(500), Duration::from_micros(10)).last().unwrap();
+        assert!((200..=400).contains(&last), "{last}");
+        let expensive = sizes(FIRST_SIZE, Duration::from_millis(5), Duration::from_millis(100));
+        assert!(expensive.iter().skip(5).all(|size| *size <= 2 * 10), "{expensive:?}");
     }
 }
