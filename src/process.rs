@@ -36,6 +36,7 @@ use crate::{
     app::{
         access_log::AccessLog,
         initial_kinds::{default_kinds, is_earlier_default},
+        initial_plans::default_plans,
         submit::Gateway,
     },
     auth::{Authenticator, issuers::Issuers, leaks::LeakReporters},
@@ -245,6 +246,18 @@ pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<
                 renew_default_kind(handler, &caller, kind).await?;
             }
             Err(error) => return Err(error).with_context(|| format!("the kind {name} could not be registered")),
+        }
+    }
+    for plan in default_plans()? {
+        let name = plan.plan.clone();
+        if handler.plan(&name).await?.is_some() {
+            continue;
+        }
+        // Another process or an operator may be quicker.
+        let request = Request { expected_version: Some(0), ..Request::from(Command::PublishPlan(plan)) };
+        match handler.handle(&caller, request).await {
+            Ok(_) | Err(CommandError::VersionConflict { .. } | CommandError::Contention) => {}
+            Err(error) => return Err(error).with_context(|| format!("the plan {name} could not be published")),
         }
     }
     Ok(())

@@ -23,6 +23,8 @@ pub struct Place<'a> {
     pub seq: u64,
     /// The principal that caused it.
     pub actor: &'a Actor,
+    /// When its command was accepted.
+    pub recorded_at: Timestamp,
 }
 
 /// A consistency boundary: the state that a decision needs, rebuilt from its own events and nothing else. A snapshot has the

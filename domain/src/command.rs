@@ -12,13 +12,13 @@ use utoipa::{
 
 use crate::{
     AcceptInvitation, AddMember, AddSsoConnection, AppendRecords, ArchiveRecord, ChangeKind, ChangeLimits,
-    ChangeMemberRole, ChangePlan, ChangeRole, ChangeSettings, ChooseCatalogItem, ClaimDomain, ClearCatalogChoice,
-    CreateOrganization, CreateRecord, DecisionContext, DefineRole, IssueApiKey, IssueInvitation, JoinByDomain,
-    JoinBySso, Misfit, Permission, ProveDomain, PublishCatalogItem, RegisterKind, RemoveDomain, RemoveMember,
-    RemoveRole, RemoveSsoConnection, RenameOrganization, ResendInvitation, RestoreKind, RestoreSignIn,
-    ResumeOrganization, RetireKind, RetryParked, RevokeApiKey, RevokeInvitation, RotateApiKey, SetDefaultSsoConnection,
-    SkipParked, SuspendOrganization, UpdateRecord, UpgradeOrganization, WithdrawCatalogItem, grants::Grant, openapi,
-    shaped,
+    ChangeMemberRole, ChangePlan, ChangeRole, ChangeSettings, ChargeUsage, ChooseCatalogItem, ClaimDomain,
+    ClearCatalogChoice, CreateOrganization, CreateRecord, CreditAccount, DecisionContext, DefineRole, ExtendHold,
+    IssueApiKey, IssueInvitation, JoinByDomain, JoinBySso, Misfit, Permission, ProveDomain, PublishCatalogItem,
+    PublishPlan, RegisterKind, ReleaseHold, RemoveDomain, RemoveMember, RemoveRole, RemoveSsoConnection,
+    RenameOrganization, ResendInvitation, ReserveUsage, RestoreKind, RestoreSignIn, ResumeOrganization, RetireKind,
+    RetryParked, RevokeApiKey, RevokeInvitation, RotateApiKey, SetDefaultSsoConnection, SettleHold, SkipParked,
+    SuspendOrganization, UpdateRecord, UpgradeOrganization, WithdrawCatalogItem, grants::Grant, openapi, shaped,
 };
 
 /// The declaration of a command, besides its fields. There are no defaults: each command decides all of it.
@@ -236,6 +236,13 @@ commands! {
     WithdrawCatalogItem,
     ChooseCatalogItem,
     ClearCatalogChoice,
+    PublishPlan,
+    ReserveUsage,
+    ExtendHold,
+    SettleHold,
+    ReleaseHold,
+    ChargeUsage,
+    CreditAccount,
     RetryParked,
     SkipParked,
 }

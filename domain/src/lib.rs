@@ -5,6 +5,7 @@
 //!
 //! Start with [`Aggregate`] and [`Command`].
 
+pub mod account;
 mod aggregate;
 pub mod annotations;
 pub mod api_key;
@@ -23,6 +24,7 @@ pub mod organization;
 pub mod own_kinds;
 pub mod parking;
 pub mod permission;
+pub mod plan;
 mod public_domains;
 pub mod public_url;
 pub mod record;
@@ -40,6 +42,7 @@ pub mod text;
 pub mod unique_value;
 pub mod views;
 
+pub use account::{ChargeUsage, CreditAccount, ExtendHold, ReleaseHold, ReserveUsage, SettleHold};
 pub use aggregate::{Aggregate, DecisionContext, Place};
 pub use api_key::{IssueApiKey, RevokeApiKey, RotateApiKey};
 pub use catalog_choices::{ChooseCatalogItem, ClearCatalogChoice};
@@ -55,6 +58,7 @@ pub use organization::{
 };
 pub use parking::{RetryParked, SkipParked};
 pub use permission::{Permission, Scopes};
+pub use plan::PublishPlan;
 pub use record::{ArchiveRecord, CreateRecord, UpdateRecord};
 pub use record_log::AppendRecords;
 pub use rejection::{FieldError, Rejection, RejectionKind};

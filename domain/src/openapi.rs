@@ -132,6 +132,48 @@ pub fn mfa_policy() -> Object {
     names("Second factor of people.", &[MfaPolicy::Optional, MfaPolicy::Required])
 }
 
+/// All that a plan says.
+pub fn plan_definition() -> Object {
+    let text = |says: &str, example: &str| {
+        ObjectBuilder::new().schema_type(Type::String).description(Some(says)).examples([example])
+    };
+    let number = |says: &str, example: u32| {
+        let number = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1)).description(Some(says));
+        number.examples([example])
+    };
+    let meter = ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .description(Some("Terms of the meter. Amounts are decimal texts in units of the meter."))
+        .property("included", text("Amount that is included in each calendar month (UTC).", "100000"))
+        .property("overage", text("Amount beyond it that may be used in a month, after everything else.", "1000000"))
+        .property("cap", text("Most that may be used in a month, whatever was granted.", "2000000"))
+        .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(false)));
+    let limits = ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .description(Some("Limits of an organization, where it has none of its own. What is absent has none."))
+        .property("concurrency", number("Open holds at the same time, at most 1,000 in any case.", 20))
+        .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(false)));
+    ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .description(Some("Definition of the plan."))
+        .property("title", text("Name for people, 1 to 120 characters.", "Premium"))
+        .property(
+            "meters",
+            ObjectBuilder::new()
+                .schema_type(Type::Object)
+                .description(Some("Terms of each meter, by its name; at most 32."))
+                .additional_properties(Some(RefOr::T(Schema::Object(meter.build())))),
+        )
+        .property("limits", limits)
+        .property(
+            "trial_days",
+            number("Days of the trial from the change to this plan on, 1 to 366; no end without it.", 30),
+        )
+        .required("title")
+        .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(false)))
+        .build()
+}
+
 /// A pipeline.
 pub fn pipeline() -> Object {
     let written = Pipeline::ALL.map(|pipeline| format!("`{pipeline}`: {}", pipeline.description()));

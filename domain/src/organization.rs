@@ -11,12 +11,12 @@ use orgstream_events::{
     AggregateType, CURRENT_ORG, Event, MfaPolicy, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
     OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
     OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, PlanName, Slug,
-    TenantType,
+    TenantType, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Aggregate, DecisionContext, FieldError, Rejection, RejectionKind,
+    Aggregate, DecisionContext, FieldError, Place, Rejection, RejectionKind,
     settings::{ChangeSettings, METADATA_LIMITS, SignInMethods},
     text::Faults,
 };
@@ -82,6 +82,8 @@ pub struct Profile {
     pub settings: OrganizationSettings,
     /// Its plan.
     pub plan: PlanName,
+    /// When it was put on the plan.
+    pub plan_since: Timestamp,
     /// The limits that override its plan's.
     pub limits: OrganizationLimits,
     /// The id of its counterpart at an external identity provider.
@@ -174,7 +176,7 @@ impl Aggregate for Organization {
     type Event = OrganizationEvent;
     type Error = OrganizationError;
     const TYPE: AggregateType = AggregateType::Organization;
-    const SHAPE: u16 = 1;
+    const SHAPE: u16 = 2;
 
     fn apply(&mut self, event: &OrganizationEvent) {
         if let OrganizationEvent::Created(event) = event {
@@ -185,6 +187,7 @@ impl Aggregate for Organization {
                 region: event.region.clone(),
                 settings: OrganizationSettings::default(),
                 plan: PlanName::default(),
+                plan_since: Timestamp::default(),
                 limits: OrganizationLimits::default(),
                 external_id: None,
                 suspended: None,
@@ -204,6 +207,15 @@ impl Aggregate for Organization {
             OrganizationEvent::LimitsChanged(event) => profile.limits.clone_from(&event.limits),
             OrganizationEvent::Upgraded(event) => profile.tenant_type = event.tenant_type,
             OrganizationEvent::IdentityLinked(event) => profile.external_id = Some(event.external_id.clone()),
+        }
+    }
+
+    fn apply_at(&mut self, event: &OrganizationEvent, place: Place<'_>) {
+        self.apply(event);
+        if matches!(event, OrganizationEvent::Created(_) | OrganizationEvent::PlanChanged(_))
+            && let Some(profile) = &mut self.profile
+        {
+            profile.plan_since = place.recorded_at;
         }
     }
 
@@ -338,9 +350,9 @@ impl Aggregate for Organization {
                 Some(profile) if profile.plan == plan => Ok(vec![]),
                 Some(_) => Ok(vec![OrganizationEvent::PlanChanged(OrganizationPlanChanged { plan })]),
             },
-            OrganizationCommand::ChangeLimits(ChangeLimits { commands_per_second }) => {
+            OrganizationCommand::ChangeLimits(ChangeLimits { commands_per_second, concurrency }) => {
                 let profile = self.profile.as_ref().ok_or(OrganizationError::NotFound)?;
-                let limits = OrganizationLimits { commands_per_second };
+                let limits = OrganizationLimits { commands_per_second, concurrency };
                 let changed = profile.limits != limits;
                 let event = OrganizationEvent::LimitsChanged(OrganizationLimitsChanged { limits });
                 Ok(if changed { vec![event] } else { vec![] })

@@ -67,6 +67,10 @@ permissions! {
     UseSecrets = "secrets:use": Owner, Admin;
     /// Pin and hide items of the platform's catalog for the organization.
     ManageCatalog = "catalog:manage": Owner, Admin;
+    /// Read the account: the balance, the holds, the usage and the limits.
+    ReadAccount = "account:read": Owner, Admin, Member, Viewer;
+    /// Use what the account has: reserve, extend, settle, release and charge.
+    UseAccount = "account:use": Owner, Admin, Member;
     /// Read and replay the audit log.
     ReadAudit = "audit:read": Owner, Admin, Auditor;
     /// Read the progress of the projections.
@@ -75,7 +79,7 @@ permissions! {
     ManageParking = "parking:manage": ;
     /// Suspend and resume an organization. For operators.
     Suspend = "organization:suspend": ;
-    /// Change an organization's plan, or override its limits. For operators.
+    /// Change an organization's plan, override its limits, or credit its account; publish plans. For operators.
     ManagePlan = "organization:plan": ;
     /// Open a break-glass grant, with temporary read access to an organization, or end it. For operators.
     BreakGlass = "break_glass:manage": ;
@@ -98,7 +102,12 @@ impl Permission {
     pub fn is_reading(self) -> bool {
         matches!(
             self,
-            Self::ReadOrganization | Self::ReadMembers | Self::ReadKeys | Self::ReadRecords | Self::ReadAudit
+            Self::ReadOrganization
+                | Self::ReadMembers
+                | Self::ReadKeys
+                | Self::ReadRecords
+                | Self::ReadAccount
+                | Self::ReadAudit
         )
     }
 

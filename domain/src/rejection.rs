@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, fmt};
 
+use orgstream_events::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -16,6 +17,10 @@ pub struct Rejection {
     pub detail: String,
     /// The invalid fields, if that is the reason.
     pub errors: Vec<FieldError>,
+    /// What programs go on with: the name and the text of each figure that the sentence has.
+    pub figures: Vec<(&'static str, String)>,
+    /// The time before which no retry makes sense.
+    pub retry_at: Option<Timestamp>,
 }
 
 /// The classes of rejections, by the action required.
@@ -29,6 +34,10 @@ pub enum RejectionKind {
     Conflict,
     /// The caller lacks the permission: 403.
     Forbidden,
+    /// Something has to be paid for first: 402.
+    PaymentRequired,
+    /// A limit of the organization is reached for now: 429.
+    LimitReached,
 }
 
 impl RejectionKind {
@@ -39,6 +48,8 @@ impl RejectionKind {
             Self::NotFound => 404,
             Self::Conflict => 409,
             Self::Forbidden => 403,
+            Self::PaymentRequired => 402,
+            Self::LimitReached => 429,
         }
     }
 }
@@ -60,7 +71,7 @@ pub struct FieldError {
 impl Rejection {
     /// Creates a rejection without fields.
     pub fn new(kind: RejectionKind, code: &'static str, detail: impl fmt::Display) -> Self {
-        Self { code, kind, detail: detail.to_string(), errors: Vec::new() }
+        Self { code, kind, detail: detail.to_string(), errors: Vec::new(), figures: Vec::new(), retry_at: None }
     }
 
     /// Creates a rejection for the value of one field.
@@ -75,7 +86,17 @@ impl Rejection {
             [only] => format!("{}: {}", only.pointer, only.detail),
             several => format!("{} fields are not as they must be; `errors` names each", several.len()),
         };
-        Self { code: "validation_error", kind: RejectionKind::Invalid, detail, errors }
+        Self { errors, ..Self::new(RejectionKind::Invalid, "validation_error", detail) }
+    }
+
+    /// Adds figures.
+    pub(crate) fn with(self, figures: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        Self { figures: figures.into_iter().collect(), ..self }
+    }
+
+    /// Says from when on a retry makes sense.
+    pub(crate) fn until(self, moment: Timestamp) -> Self {
+        Self { retry_at: Some(moment), ..self }
     }
 }
 

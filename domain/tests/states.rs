@@ -4,9 +4,10 @@
 use std::{fs, path::PathBuf};
 
 use orgstream_domain::{
-    Aggregate, Place, api_key::ApiKey, catalog_choices::CatalogChoices, catalog_item::CatalogItem, domain::Domain,
-    invitation::Invitation, kind::Kind, member::Members, organization::Organization, parking::Parking, record::Record,
-    record_log::RecordLog, role::CustomRoles, sso_connection::Connections, unique_value::UniqueValue,
+    Aggregate, Place, account::Account, api_key::ApiKey, catalog_choices::CatalogChoices, catalog_item::CatalogItem,
+    domain::Domain, invitation::Invitation, kind::Kind, member::Members, organization::Organization, parking::Parking,
+    plan::Plan, record::Record, record_log::RecordLog, role::CustomRoles, sso_connection::Connections,
+    unique_value::UniqueValue,
 };
 use orgstream_events::{Commit, OpenedEvent};
 
@@ -32,7 +33,7 @@ fn states<A: Aggregate>() -> String {
     let (mut state, mut lines) = (A::default(), String::new());
     for (seq, opened) in (1..).zip(events(A::TYPE.name())) {
         if let Some(event) = A::event_of(&opened.event) {
-            state.apply_at(event, Place { seq, actor: &opened.header.actor });
+            state.apply_at(event, Place { seq, actor: &opened.header.actor, recorded_at: opened.header.recorded_at });
         }
         let json = serde_json::to_string(&state).unwrap();
         lines += &format!("{} {} {} {json}\n", A::TYPE.name(), A::SHAPE, opened.header.event_type);
@@ -47,6 +48,7 @@ fn states<A: Aggregate>() -> String {
 #[test]
 fn a_state_that_changed_has_another_shape() {
     let now = [
+        states::<Account>(),
         states::<ApiKey>(),
         states::<CatalogChoices>(),
         states::<CatalogItem>(),
@@ -58,6 +60,7 @@ fn a_state_that_changed_has_another_shape() {
         states::<Members>(),
         states::<Organization>(),
         states::<Parking>(),
+        states::<Plan>(),
         states::<Record>(),
         states::<RecordLog>(),
         states::<UniqueValue>(),

@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    AccessEvent, AggregateName, ApiKeyEvent, CatalogChoiceEvent, CatalogItemEvent, CodecError, Context, DomainEvent,
-    DomainId, InvitationEvent, InvitationId, KeyId, KindEvent, KindName, MemberEvent, OrgId, OrganizationEvent,
-    Outcome, ParkingEvent, Pipeline, RecordEvent, RecordId, RecordLogEvent, RecordLogId, RoleEvent, SsoConnectionEvent,
-    SubjectError, Target, UniqueValueEvent, UniqueValueId, codec::Targeted,
+    AccessEvent, AccountEvent, AggregateName, ApiKeyEvent, CatalogChoiceEvent, CatalogItemEvent, CodecError, Context,
+    DomainEvent, DomainId, InvitationEvent, InvitationId, KeyId, KindEvent, KindName, MemberEvent, OrgId,
+    OrganizationEvent, Outcome, ParkingEvent, Pipeline, PlanEvent, PlanName, RecordEvent, RecordId, RecordLogEvent,
+    RecordLogId, RoleEvent, SsoConnectionEvent, SubjectError, Target, UniqueValueEvent, UniqueValueId, codec::Targeted,
 };
 
 macro_rules! aggregates {
@@ -142,6 +142,10 @@ aggregates! {
     CatalogItem(RecordId) = "catalog_item": CatalogItemEvent;
     /// All choices of an organization in the catalog. One aggregate, because their number is bounded.
     CatalogChoice(OrgId) = "catalog_choice": CatalogChoiceEvent;
+    /// One plan (of the platform's own organization).
+    Plan(PlanName) = "plan": PlanEvent;
+    /// What an organization may use and has used. One aggregate, because an amount is used once.
+    Account(OrgId) = "account": AccountEvent;
     /// What an operator decided about the parked events of one pipeline.
     Parking(Pipeline) = "parking": ParkingEvent;
     /// What happened at the API boundary: access events, which are in no order and have no versions.

@@ -160,6 +160,8 @@ typed_ids! {
     UniqueValueId = "uniq";
     /// A secret of a record: one value of one field. Not the value.
     SecretId = "sec";
+    /// A hold of an account: an amount that is set aside until it is settled, released or late.
+    HoldId = "hold";
     /// One event, the same however often its command is retried.
     EventId = "evt";
     /// One command, the same for every retry under one idempotency key.
@@ -279,7 +281,7 @@ macro_rules! derived_from_command {
     )*};
 }
 
-derived_from_command!(OrgId, MemberId, KeyId, InvitationId, RoleId, ConnectionId, RecordId, BreakGlassId);
+derived_from_command!(OrgId, MemberId, KeyId, InvitationId, RoleId, ConnectionId, RecordId, HoldId, BreakGlassId);
 
 #[cfg(test)]
 mod tests {

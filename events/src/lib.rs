@@ -6,6 +6,8 @@
 //! Start with [`Commit`]: one command's events as one message on one aggregate's [`EventSubject`].
 
 mod access;
+mod account;
+mod amount;
 mod api_key;
 mod catalog;
 mod chain;
@@ -21,10 +23,12 @@ pub mod json;
 mod kind;
 mod kind_view;
 mod member;
+mod month;
 mod names;
 mod organization;
 mod parking;
 mod pipeline;
+mod plan;
 mod position;
 mod record;
 mod record_log;
@@ -42,6 +46,12 @@ pub use access::{
     BreakGlassOpened, BreakGlassUsed, Direction, IsolationFailed, KeyRefused, NatsCredentialsIssued, OrgSwitched,
     SecretUsed, SignedIn,
 };
+pub use account::{
+    AccountAllowanceChanged, AccountBucketClosed, AccountEvent, AccountExtended, AccountGranted, AccountHoldsExpired,
+    AccountReleased, AccountReserved, AccountSettled, AccountThresholdCrossed, BucketId, BucketSource, Draw,
+    ExpiredHold, UsedBy, UsedFor,
+};
+pub use amount::{Amount, AmountError};
 pub use api_key::{ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, KeyEnvironment};
 pub use catalog::{
     CatalogChoice, CatalogChoiceCleared, CatalogChoiceEvent, CatalogChoiceMade, CatalogItemEvent, CatalogItemPublished,
@@ -60,14 +70,17 @@ pub use envelope::{
 };
 pub use event::{AggregateId, AggregateType, Event, KNOWN_EVENTS};
 pub use ids::{
-    AppendedPlace, BreakGlassId, CommandId, ConnectionId, CorrelationId, DomainId, EventId, IdError, InvitationId,
-    KeyId, MemberId, OrgId, PLATFORM_ORG, RecordId, RoleId, SecretId, SessionId, UniqueValueId, UserId,
+    AppendedPlace, BreakGlassId, CommandId, ConnectionId, CorrelationId, DomainId, EventId, HoldId, IdError,
+    InvitationId, KeyId, MemberId, OrgId, PLATFORM_ORG, RecordId, RoleId, SecretId, SessionId, UniqueValueId, UserId,
 };
 pub use invitation::{InvitationAccepted, InvitationEvent, InvitationIssued, InvitationResent, InvitationRevoked};
 pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, Visibility};
 pub use kind_view::{Bucket, Fold, Measure, Scalar, ViewCondition, ViewDefinition};
 pub use member::{MemberAdded, MemberEvent, MemberRemoved, MemberRoleChanged};
-pub use names::{CURRENT_ORG, DomainName, KeyPublicId, KindName, LoginMethod, NameError, OWN_KIND, PlanName, Slug};
+pub use month::{Month, MonthError};
+pub use names::{
+    CURRENT_ORG, DomainName, KeyPublicId, KindName, LoginMethod, MeterName, NameError, OWN_KIND, PlanName, Slug,
+};
 pub use organization::{
     Branding, InvitePolicy, JitProvisioning, MfaPolicy, OrganizationCreated, OrganizationEvent,
     OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged,
@@ -76,6 +89,7 @@ pub use organization::{
 };
 pub use parking::{MessageParked, MessageSettled, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Settlement};
 pub use pipeline::{PerPipeline, Pipeline};
+pub use plan::{MeterTerms, PlanDefinition, PlanEvent, PlanLimits, PlanPublished, PlanVersion};
 pub use position::Position;
 pub use record::{
     MAX_LISTED_FIELDS, RecordArchived, RecordCreated, RecordEvent, RecordReference, RecordSecret, RecordUpdated,

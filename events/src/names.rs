@@ -110,6 +110,12 @@ names! {
             && text.first().is_some_and(u8::is_ascii_lowercase)
             && text.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
     };
+    /// The name of a meter, for example `tokens` or `ecu`: what amounts are amounts of.
+    MeterName: "meter name", "1 to 31 of a-z, 0-9 and _, beginning with a letter", |text| {
+        text.len() <= 31
+            && text.first().is_some_and(u8::is_ascii_lowercase)
+            && text.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'_')
+    };
     /// A sign-in method, as an organization allows or forbids it.
     LoginMethod: "way to sign in", "oidc, api_key, or sso: and the id of a connection", |text| {
         let connection = |id: &[u8]| {

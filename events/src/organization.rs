@@ -210,6 +210,9 @@ pub struct OrganizationLimits {
     /// Commands per second, on average; none means the plan's limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commands_per_second: Option<NonZeroU32>,
+    /// Open holds of the account at the same time; none means the plan's limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<NonZeroU32>,
 }
 
 /// A personal organization became one that others can join. Its id, its data and its keys stay.

@@ -183,6 +183,8 @@ mod tests {
             AggregateId::UniqueValue(UniqueValueId::of(org, &"space".parse().unwrap(), "name", "a")),
             AggregateId::CatalogItem(RecordId::derive(command)),
             AggregateId::CatalogChoice(org),
+            AggregateId::Plan("trial".parse().unwrap()),
+            AggregateId::Account(org),
             AggregateId::Parking(Pipeline::Audit),
             AggregateId::Access(org),
         ] {

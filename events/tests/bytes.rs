@@ -4,24 +4,28 @@
 use std::{collections::BTreeSet, fs, num::NonZeroU32, path::PathBuf};
 
 use orgstream_events::{
-    AccessDenied, AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated,
-    Approval, AuditExported, AuditRead, Auth, AuthMethod, Branding, BreakGlassApproved, BreakGlassClosed, BreakGlassId,
-    BreakGlassOpened, BreakGlassUsed, CatalogChoice, CatalogChoiceCleared, CatalogChoiceEvent, CatalogChoiceMade,
-    CatalogItemEvent, CatalogItemPublished, CatalogItemWithdrawn, Chain, CodecError, CommandId, Commit, CommitDraft,
-    CommitKeys, ConnectionId, Context, Direction, DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved,
-    Event, EventSubject, Fingerprint, InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued,
-    InvitationResent, InvitationRevoked, InvitePolicy, IsolationFailed, JitProvisioning, KNOWN_EVENTS, KeyEnvironment,
-    KeyId, KeyRefused, KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, LoginMethod,
-    MAX_COMMIT_BYTES, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, MessageParked,
-    MessageSettled, MfaPolicy, NatsCredentialsIssued, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent,
-    OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged,
-    OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
-    OrganizationUpgraded, OutcomeStatus, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline,
-    RecordAppended, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordLogEvent, RecordLogId, RecordReference,
-    RecordSecret, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, SearchRole,
-    SearchedField, SecretId, SecretUsed, Settlement, Shard, SignedIn, SsoConnectionAdded, SsoConnectionEvent,
-    SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UniqueField, UniqueValueEvent, UniqueValueId,
-    UniqueValueReleased, UniqueValueTaken, UserId, Visibility,
+    AccessDenied, AccessEvent, AccountAllowanceChanged, AccountBucketClosed, AccountEvent, AccountExtended,
+    AccountGranted, AccountHoldsExpired, AccountReleased, AccountReserved, AccountSettled, AccountThresholdCrossed,
+    Actor, ActorType, AggregateId, Amount, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, Approval,
+    AuditExported, AuditRead, Auth, AuthMethod, Branding, BreakGlassApproved, BreakGlassClosed, BreakGlassId,
+    BreakGlassOpened, BreakGlassUsed, BucketId, BucketSource, CatalogChoice, CatalogChoiceCleared, CatalogChoiceEvent,
+    CatalogChoiceMade, CatalogItemEvent, CatalogItemPublished, CatalogItemWithdrawn, Chain, CodecError, CommandId,
+    Commit, CommitDraft, CommitKeys, ConnectionId, Context, Direction, DomainClaimed, DomainEvent, DomainId,
+    DomainProven, DomainRemoved, Draw, Event, EventSubject, ExpiredHold, Fingerprint, HoldId, InvitationAccepted,
+    InvitationEvent, InvitationId, InvitationIssued, InvitationResent, InvitationRevoked, InvitePolicy,
+    IsolationFailed, JitProvisioning, KNOWN_EVENTS, KeyEnvironment, KeyId, KeyRefused, KindChanged, KindDefinition,
+    KindEvent, KindRegistered, KindRestored, KindRetired, LoginMethod, MAX_COMMIT_BYTES, MemberAdded, MemberEvent,
+    MemberId, MemberRemoved, MemberRoleChanged, MessageParked, MessageSettled, MeterName, MeterTerms, MfaPolicy,
+    NatsCredentialsIssued, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
+    OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
+    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, OutcomeStatus,
+    ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, PlanDefinition, PlanEvent, PlanLimits,
+    PlanPublished, PlanVersion, RecordAppended, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordLogEvent,
+    RecordLogId, RecordReference, RecordSecret, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId,
+    RoleRemoved, Salt, SearchRole, SearchedField, SecretId, SecretUsed, Settlement, Shard, SignedIn,
+    SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp,
+    UniqueField, UniqueValueEvent, UniqueValueId, UniqueValueReleased, UniqueValueTaken, UsedBy, UsedFor, UserId,
+    Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -74,6 +78,12 @@ fn examples() -> Vec<(AggregateId, Event)> {
     let item = RecordId::fresh(1_700_000_000_000, [3; 10]);
     let catalog_item = |event| (AggregateId::CatalogItem(item), Event::CatalogItem(event));
     let choice = |event| (AggregateId::CatalogChoice(org()), Event::CatalogChoice(event));
+    let account = |event| (AggregateId::Account(org()), Event::Account(event));
+    let hold = HoldId::fresh(1_700_000_000_000, [8; 10]);
+    let meter = || -> MeterName { "tokens".parse().unwrap() };
+    let at = |second: i64| Timestamp::from_unix_ms(1_700_000_000_000 + second * 1_000);
+    let plan_version = || PlanVersion { plan: "trial".parse().unwrap(), version: 2 };
+    let used_by = || UsedBy { actor_type: ActorType::Member, id: "mem_1".to_owned() };
     let kind_event = |event| (AggregateId::Kind(kind("evaluation")), Event::Kind(event));
     vec![
         organization(OrganizationEvent::Created(OrganizationCreated {
@@ -99,7 +109,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
         organization(OrganizationEvent::Resumed(OrganizationResumed { reason: "paid".to_owned() })),
         organization(OrganizationEvent::PlanChanged(OrganizationPlanChanged { plan: "enterprise".parse().unwrap() })),
         organization(OrganizationEvent::LimitsChanged(OrganizationLimitsChanged {
-            limits: OrganizationLimits { commands_per_second: NonZeroU32::new(50) },
+            limits: OrganizationLimits { commands_per_second: NonZeroU32::new(50), concurrency: None },
         })),
         organization(OrganizationEvent::Upgraded(OrganizationUpgraded { tenant_type: TenantType::Organization })),
         organization(OrganizationEvent::IdentityLinked(OrganizationIdentityLinked {
@@ -237,6 +247,90 @@ fn examples() -> Vec<(AggregateId, Event)> {
         catalog_item(CatalogItemEvent::Withdrawn(CatalogItemWithdrawn { reason: "out of date".to_owned() })),
         choice(CatalogChoiceEvent::Made(CatalogChoiceMade { item, choice: CatalogChoice::Hidden })),
         choice(CatalogChoiceEvent::Cleared(CatalogChoiceCleared { item })),
+        (
+            AggregateId::Plan("trial".parse().unwrap()),
+            Event::Plan(PlanEvent::Published(PlanPublished {
+                version: 2,
+                definition: PlanDefinition {
+                    title: "Trial".to_owned(),
+                    meters: [(
+                        meter(),
+                        MeterTerms {
+                            included: Amount::units(100),
+                            overage: Amount::units(5),
+                            cap: Some(Amount::units(200)),
+                        },
+                    )]
+                    .into(),
+                    limits: PlanLimits { concurrency: NonZeroU32::new(5) },
+                    trial_days: NonZeroU32::new(30),
+                },
+            })),
+        ),
+        account(AccountEvent::Granted(AccountGranted {
+            at: at(1),
+            bucket: BucketId(1),
+            meter: meter(),
+            source: BucketSource::Allowance,
+            amount: Amount::units(100),
+            from: at(0),
+            until: Some(at(9)),
+            plan: Some(plan_version()),
+            reason: None,
+        })),
+        account(AccountEvent::AllowanceChanged(AccountAllowanceChanged {
+            at: at(2),
+            bucket: BucketId(1),
+            meter: meter(),
+            amount: Amount::units(120),
+            plan: plan_version(),
+        })),
+        account(AccountEvent::BucketClosed(AccountBucketClosed {
+            at: at(9),
+            bucket: BucketId(1),
+            meter: meter(),
+            lapsed: Amount::units(19),
+        })),
+        account(AccountEvent::Reserved(AccountReserved {
+            at: at(3),
+            hold,
+            meter: meter(),
+            amount: Amount::units(7),
+            draws: vec![Draw { bucket: BucketId(1), amount: Amount::units(7) }],
+            deadline: at(8),
+            used_for: UsedFor { kind: Some(kind("evaluation")), model: Some("small-2".to_owned()) },
+            by: used_by(),
+        })),
+        account(AccountEvent::Extended(AccountExtended {
+            at: at(4),
+            hold,
+            amount: Amount::units(1),
+            draws: vec![Draw { bucket: BucketId(1), amount: Amount::units(1) }],
+            deadline: at(9),
+        })),
+        account(AccountEvent::Settled(AccountSettled {
+            at: at(5),
+            hold: Some(hold),
+            reserved_at: at(3),
+            meter: meter(),
+            amount: Amount::units(6),
+            draws: vec![Draw { bucket: BucketId(1), amount: Amount::units(6) }],
+            returned: Amount::units(2),
+            used_for: UsedFor::default(),
+            by: used_by(),
+        })),
+        account(AccountEvent::Released(AccountReleased { at: at(6), hold, meter: meter(), amount: Amount::units(8) })),
+        account(AccountEvent::HoldsExpired(AccountHoldsExpired {
+            at: at(8),
+            holds: vec![ExpiredHold { hold, meter: meter(), amount: Amount::units(8) }],
+        })),
+        account(AccountEvent::ThresholdCrossed(AccountThresholdCrossed {
+            at: at(8),
+            meter: meter(),
+            percent: 20,
+            available: Amount::units(19),
+            granted: Amount::units(120),
+        })),
         (
             AggregateId::Parking(Pipeline::ReadModels),
             Event::Parking(ParkingEvent::Retried(ParkedEventsRetried { aggregate: record.clone().into() })),

@@ -126,9 +126,12 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                     catalog_choices.apply(event, row_version);
                 }
                 (Event::Access(event), AggregateId::Access(_)) => glasses.apply(event, &header.actor, row_version),
-                // No rows: the records have their unique values, and the worker carries out decisions about parked events.
-                (Event::UniqueValue(_), AggregateId::UniqueValue(_)) | (Event::Parking(_), AggregateId::Parking(_)) => {
-                }
+                // No rows: the records have their unique values, the worker carries out decisions about parked events, and plans
+                // and balances are read from the log, where they are exact.
+                (Event::UniqueValue(_), AggregateId::UniqueValue(_))
+                | (Event::Plan(_), AggregateId::Plan(_))
+                | (Event::Account(_), AggregateId::Account(_))
+                | (Event::Parking(_), AggregateId::Parking(_)) => {}
                 (
                     Event::Organization(_)
                     | Event::Member(_)
@@ -143,6 +146,8 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                     | Event::UniqueValue(_)
                     | Event::CatalogItem(_)
                     | Event::CatalogChoice(_)
+                    | Event::Plan(_)
+                    | Event::Account(_)
                     | Event::Parking(_)
                     | Event::Access(_),
                     aggregate,

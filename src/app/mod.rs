@@ -5,6 +5,7 @@ pub mod admit;
 pub mod error_codes;
 pub mod event_view;
 pub mod initial_kinds;
+pub mod initial_plans;
 mod onboarding;
 pub mod problem;
 mod read_your_writes;

@@ -1,6 +1,6 @@
 //! All errors as a caller sees them: RFC 9457 problem details with a stable code. HTTP and NATS share this one table.
 
-use std::{error::Error, fmt, time::Duration};
+use std::{collections::BTreeMap, error::Error, fmt, time::Duration};
 
 use orgstream_domain::{FieldError, Misfit, Rejection};
 use orgstream_events::{Chain, MAX_COMMIT_BYTES, OrgId};
@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use super::seldom::Seldom;
 use crate::{
     auth::AuthError,
+    clock::now,
     commands::{request::CommandError, vault::VaultError},
     limits::{
         Limit, OverLimit,
@@ -49,6 +50,11 @@ pub struct Problem {
     /// Wrong fields of the command, at most 20 of a record's data.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
+    /// Figures of the refusal, where the code has some: `required`, `available`, `held`, `limit`, `resets_at`, `free_at` or
+    /// `trial_ended_at`, as texts.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(required = false, example = json!({"required": "7", "available": "6"}))]
+    pub figures: BTreeMap<&'static str, String>,
     /// Milliseconds until a retry makes sense; `Retry-After` has it in seconds.
     #[serde(rename = "retry_after_ms", skip_serializing_if = "Option::is_none", serialize_with = "milliseconds")]
     #[schema(value_type = Option<u64>, example = 250)]
@@ -73,6 +79,7 @@ impl Problem {
             request_id: None,
             org_id: None,
             errors: Vec::new(),
+            figures: BTreeMap::new(),
             retry_after: None,
         }
     }
@@ -210,13 +217,19 @@ impl Problem {
 impl From<Rejection> for Problem {
     fn from(rejection: Rejection) -> Self {
         let title = match rejection.kind.status() {
+            402 => "Payment required",
             404 => "Not found",
             403 => "Not allowed",
             409 => "Conflict",
+            429 => "Limit reached",
             _ => "Not valid",
         };
         let problem = Self::new(rejection.kind.status(), rejection.code, title, rejection.detail);
-        Self { errors: rejection.errors, ..problem }
+        let retry_after = rejection.retry_at.map(|moment| {
+            let wait = moment.unix_ms().saturating_sub(now().unix_ms());
+            Duration::from_millis(u64::try_from(wait).unwrap_or_default())
+        });
+        Self { errors: rejection.errors, figures: rejection.figures.into_iter().collect(), retry_after, ..problem }
     }
 }
 

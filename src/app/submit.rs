@@ -91,6 +91,10 @@ pub struct AcceptedCommand {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false, example = json!(["res_01h455vb4pex5vsknk084sn02q"]))]
     pub ids: Vec<String>,
+    /// Id of the hold that `reserve_usage` opened (`hold_` and 26 characters).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "hold_01h455vb4pex5vsknk084sn02q")]
+    pub hold: Option<String>,
     /// True if the command had been accepted before, under the same idempotency key.
     pub replayed: bool,
     /// Token of a new API key. It is shown in this answer and nowhere else.
@@ -109,6 +113,7 @@ impl From<Accepted> for AcceptedCommand {
             position: accepted.position.to_string(),
             events: accepted.events,
             ids: accepted.records.iter().map(ToString::to_string).collect(),
+            hold: accepted.hold.map(|hold| hold.to_string()),
             replayed: accepted.replayed,
             token: accepted.token.map(|token| token.reveal().into()),
         }

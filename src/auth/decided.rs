@@ -258,7 +258,8 @@ impl Decided {
             let state = Arc::make_mut(&mut known.state);
             for stored in &history.commits {
                 for opened in &stored.commit.events {
-                    let place = Place { seq: stored.seq, actor: &opened.header.actor };
+                    let place =
+                        Place { seq: stored.seq, actor: &opened.header.actor, recorded_at: opened.header.recorded_at };
                     if let Some(event) = A::event_of(&opened.event) {
                         state.apply_at(event, place);
                     }

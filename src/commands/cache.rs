@@ -8,9 +8,10 @@ use std::sync::{
 };
 
 use orgstream_domain::{
-    Aggregate, Place, api_key::ApiKey, catalog_choices::CatalogChoices, catalog_item::CatalogItem, domain::Domain,
-    invitation::Invitation, kind::Kind, member::Members, organization::Organization, parking::Parking, record::Record,
-    record_log::RecordLog, role::CustomRoles, sso_connection::Connections, unique_value::UniqueValue,
+    Aggregate, Place, account::Account, api_key::ApiKey, catalog_choices::CatalogChoices, catalog_item::CatalogItem,
+    domain::Domain, invitation::Invitation, kind::Kind, member::Members, organization::Organization, parking::Parking,
+    plan::Plan, record::Record, record_log::RecordLog, role::CustomRoles, sso_connection::Connections,
+    unique_value::UniqueValue,
 };
 use orgstream_events::{ActorType, AggregateId, CommandId, Event, Fingerprint, OpenedCommit};
 use orgstream_stream::{SNAPSHOT_EVERY, StoredCommit};
@@ -233,6 +234,8 @@ caches! {
     unique_values: UniqueValue, 20_000;
     catalog_items: CatalogItem, 10_000;
     catalog_choices: CatalogChoices, 1_000;
+    plans: Plan, 1_000;
+    accounts: Account, 10_000;
     parking: Parking, 1_000;
 }
 

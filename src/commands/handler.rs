@@ -16,6 +16,7 @@ use std::{
 use metrics::{counter, histogram};
 use orgstream_domain::{
     ArchiveRecord, Command, CommandSpec, DecisionContext, FieldError, Place, Rejection, Requires, UpdateRecord,
+    account::AccountAction,
     api_key::{ApiKey, ApiKeyCommand},
     catalog_choices::{CatalogChoiceCommand, CatalogChoices},
     catalog_item::{CatalogItem, CatalogItemCommand},
@@ -27,6 +28,7 @@ use orgstream_domain::{
     organization::{Organization, OrganizationCommand, OrganizationError, Profile},
     own_kinds::OwnKindLimits,
     parking::{Parking, ParkingCommand},
+    plan::Plan,
     record::{Record, RecordCommand},
     role::{CustomRoles, RoleCommand},
     schema::ValidatedKind,
@@ -34,8 +36,8 @@ use orgstream_domain::{
     sso_connection::{ConnectionCommand, Connections},
 };
 use orgstream_events::{
-    Actor, ActorType, AggregateId, CommandId, CommitDraft, Event, Fingerprint, KindName, OrgId, PLATFORM_ORG, Position,
-    Salt, TenantType, Timestamp, cause,
+    Actor, ActorType, AggregateId, CommandId, CommitDraft, Event, Fingerprint, Header, KindName, OrgId, PLATFORM_ORG,
+    Position, Salt, TenantType, Timestamp, cause,
 };
 use orgstream_stream::{AppendError, Appended, Freshness, Log, Placement};
 use tokio::{
@@ -125,6 +127,7 @@ impl CommandContext<'_> {
             position: Position { org, seq: done.seq },
             events: done.events,
             records: Vec::new(),
+            hold: None,
             replayed,
             token: None,
         }
@@ -437,6 +440,13 @@ impl CommandHandler {
             Command::ClearCatalogChoice(command) => {
                 self.execute::<CatalogChoices>(&attempt, &to, CatalogChoiceCommand::Clear(command)).await
             }
+            Command::PublishPlan(command) => self.execute::<Plan>(&attempt, &to, command).await,
+            Command::ReserveUsage(command) => self.account(&attempt, &to, AccountAction::Reserve(command)).await,
+            Command::ExtendHold(command) => self.account(&attempt, &to, AccountAction::Extend(command)).await,
+            Command::SettleHold(command) => self.account(&attempt, &to, AccountAction::Settle(command)).await,
+            Command::ReleaseHold(command) => self.account(&attempt, &to, AccountAction::Release(command)).await,
+            Command::ChargeUsage(command) => self.account(&attempt, &to, AccountAction::Charge(command)).await,
+            Command::CreditAccount(command) => self.account(&attempt, &to, AccountAction::Credit(command)).await,
             Command::RetryParked(command) => {
                 self.execute::<Parking>(&attempt, &to, ParkingCommand::Retry(command)).await
             }
@@ -556,7 +566,7 @@ impl CommandHandler {
             return Ok(None);
         }
         let key = Scoped::new(org, to.aggregate.clone());
-        let place = Place { seq: appended.seq, actor: &attempt.caller.actor };
+        let place = Place { seq: appended.seq, actor: &attempt.caller.actor, recorded_at: attempt.now };
         let advanced = advance(A::cache(&self.caches), &key, loaded, |loaded| {
             loaded.fold(attempt.command_id, attempt.fingerprint, place, events.iter())
         });
@@ -708,7 +718,8 @@ impl CommandHandler {
                     let commit = stored.commit;
                     // All events of a commit are one command's.
                     let Some(first) = commit.events.first() else { continue };
-                    let place = Place { seq: stored.seq, actor: &first.header.actor };
+                    let Header { actor, recorded_at, .. } = &first.header;
+                    let place = Place { seq: stored.seq, actor, recorded_at: *recorded_at };
                     let events = commit.events.iter().map(|opened| &opened.event);
                     loaded.fold(commit.command_id, commit.fingerprint, place, events);
                 }

@@ -4,8 +4,8 @@ use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use orgstream_domain::{Command, Rejection, Requires, Scopes, credentials::key::KeyToken};
 use orgstream_events::{
-    Actor, AggregateId, Cause, Chain, CodecError, CommandId, Context, CorrelationId, EventId, LoginMethod, OrgId,
-    Position, RecordId, Role, Timestamp, UserId, cause,
+    Actor, AggregateId, Cause, Chain, CodecError, CommandId, Context, CorrelationId, EventId, HoldId, LoginMethod,
+    OrgId, Position, RecordId, Role, Timestamp, UserId, cause,
 };
 use orgstream_stream::{AppendError, StreamError};
 
@@ -147,6 +147,8 @@ pub struct Accepted {
     pub events: Vec<String>,
     /// The records that it appended, in the order of the command; empty for other commands.
     pub records: Vec<RecordId>,
+    /// The hold that it opened.
+    pub hold: Option<HoldId>,
     /// Whether it had been accepted before, and this is the same answer again.
     pub replayed: bool,
     /// The secret of a new API key; shown here and nowhere else.

@@ -237,7 +237,7 @@ mod tests {
     use super::*;
 
     fn rules(plan: &str, own: u32) -> OrgPolicy {
-        let limits = OrganizationLimits { commands_per_second: NonZeroU32::new(own) };
+        let limits = OrganizationLimits { commands_per_second: NonZeroU32::new(own), concurrency: None };
         let mut rules = OrgPolicy::default();
         (rules.plan, rules.limits) = (plan.parse().unwrap(), limits);
         rules

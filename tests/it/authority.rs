@@ -232,6 +232,7 @@ fn giving(name: &str) -> bool {
         "issuer": "https://x.example", "audience": "x", "kind": "model", "domain": "x.example", "plan": "x",
         "reason": "x", "data": {}, "items": [{}], "pipeline": "audit", "title": "x", "schema": {}, "visibility": "private",
         "seq": 1, "aggregate": {"type": "record", "id": id("res")}, "choice": "pinned",
+        "definition": {"title": "x"}, "meter": "ecu", "amount": "1", "hold": id("hold"),
     });
     // Joining takes what was offered, which is another test.
     // So is the removal of a connection, which takes a person besides (`rights.rs`).

@@ -130,6 +130,8 @@ fn codes_in_use() -> BTreeSet<(String, u16)> {
                 "NotFound" => 404,
                 "Conflict" => 409,
                 "Forbidden" => 403,
+                "PaymentRequired" => 402,
+                "LimitReached" => 429,
                 _ => continue,
             };
             found.extend(quoted(rest).map(|code| (code.to_owned(), status)));

@@ -159,7 +159,7 @@ fn a_key_knows_on_whose_word_it_is_and_which_of_its_tokens_count() {
         (of_a_key, by(ActorType::ApiKey, KeyId::fresh(1, [4; 10]).to_string())),
     ] {
         let mut key = ApiKey::default();
-        key.apply_at(&event, Place { seq: 1, actor: &actor });
+        key.apply_at(&event, Place { seq: 1, actor: &actor, recorded_at: Timestamp::default() });
         assert_eq!(key.creator(), Some(ann), "{actor:?}");
     }
     let public_ids = ["AbCdEf012345", "GhIjKl012345", "MnOpQr012345"].map(|text| text.parse().unwrap());

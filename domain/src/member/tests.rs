@@ -1,6 +1,6 @@
 //! What the commands of the members do, and what is refused.
 
-use orgstream_events::{Actor, ActorType};
+use orgstream_events::{Actor, ActorType, Timestamp};
 
 use super::*;
 use crate::testing::{context, fields, given, rejection};
@@ -110,7 +110,7 @@ fn whoever_was_removed_comes_back_by_no_other_login_and_by_no_older_invitation()
     let mut roster = Members::default();
     let actor = Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None };
     for (seq, event) in [added(1, Role::Owner), added(2, Role::Member), removed].iter().enumerate() {
-        roster.apply_at(event, Place { seq: 10 * (seq as u64 + 1), actor: &actor });
+        roster.apply_at(event, Place { seq: 10 * (seq as u64 + 1), actor: &actor, recorded_at: Timestamp::default() });
     }
     let other = UserId::from_login("https://another-issuer.example", "two");
     let signs_in = |user_id, email: &str| {

@@ -265,6 +265,10 @@ pub struct ChangeLimits {
     #[serde(default)]
     #[schema(value_type = Option<u32>, minimum = 1, example = 50)]
     pub commands_per_second: Option<NonZeroU32>,
+    /// Open holds of the account at the same time, from 1. Without it, or with null, the limit of the plan.
+    #[serde(default)]
+    #[schema(value_type = Option<u32>, minimum = 1, example = 20)]
+    pub concurrency: Option<NonZeroU32>,
 }
 
 impl Declared for ChangeLimits {

@@ -340,9 +340,14 @@ fn a_plan_is_changed_once() {
 
 #[test]
 fn limits_are_its_own_or_those_of_its_plan() {
-    let change = |rate| OrganizationCommand::ChangeLimits(ChangeLimits { commands_per_second: NonZeroU32::new(rate) });
+    let change = |rate| {
+        OrganizationCommand::ChangeLimits(ChangeLimits {
+            commands_per_second: NonZeroU32::new(rate),
+            concurrency: None,
+        })
+    };
     let changed = |rate| {
-        let limits = OrganizationLimits { commands_per_second: NonZeroU32::new(rate) };
+        let limits = OrganizationLimits { commands_per_second: NonZeroU32::new(rate), concurrency: None };
         OrganizationEvent::LimitsChanged(OrganizationLimitsChanged { limits })
     };
     assert_eq!(given::<Organization>(&[created()]).when(change(50)), Ok(vec![changed(50)]));

@@ -281,6 +281,9 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
         Shape::Tail => names.push("LastEventId"),
         Shape::Plain => {}
     }
+    if shape == Shape::Commands {
+        errors.push("402");
+    }
     if has_body {
         // A report of leaked keys is validly signed, or refused.
         errors.extend(["403", "408", "413", "415"]);
@@ -433,9 +436,10 @@ fn headers() -> Value {
 }
 
 /// The meaning of statuses that come as a problem. Their codes follow from the table of codes.
-const PROBLEMS: [(u16, &str); 13] = [
+const PROBLEMS: [(u16, &str); 14] = [
     (400, "It cannot be read"),
     (401, "No valid credential"),
+    (402, "Not before something is paid for"),
     (403, "Not for this caller"),
     (404, "Not here, or not for this caller"),
     (408, "Not in time"),

@@ -103,7 +103,9 @@ fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
         AggregateId::Kind(name) => Some(format!("/v1/kinds/{name}")),
         AggregateId::Invitation(id) => Some(format!("/v1/organizations/{org}/invitations/{id}")),
         AggregateId::Domain(id) => Some(format!("/v1/organizations/{org}/domains/{id}")),
-        AggregateId::Member(_)
+        AggregateId::Account(_) => Some(format!("/v1/organizations/{org}/account")),
+        AggregateId::Plan(_)
+        | AggregateId::Member(_)
         | AggregateId::CatalogItem(_)
         | AggregateId::CatalogChoice(_)
         | AggregateId::Role(_)

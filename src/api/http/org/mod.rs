@@ -1,5 +1,6 @@
 //! An organization and its resources.
 
+pub mod account;
 pub mod api_keys;
 pub mod catalog;
 pub mod commands;
@@ -28,6 +29,7 @@ pub(super) fn routes() -> Routes {
     Routes::new()
         .merge(organizations::routes())
         .merge(usage::routes())
+        .merge(account::routes())
         .merge(commands::routes())
         .merge(members::routes())
         .merge(invitations::routes())

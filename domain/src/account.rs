@@ -1,0 +1,861 @@
+//! An account: what an organization may use of each meter, what is held for it, and what it used. Nothing is used twice.
+//!
+//! Amounts are in buckets, each with a source and a period. A hold is a promise with a deadline: what is held can be used
+//! whatever else happens, and returns if it is not. Everything that follows from the time alone (a month's allowance, the end
+//! of a bucket, a late hold) is decided with the next command and in the same commit, so nothing has to run at midnight.
+
+mod commands;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use orgstream_events::{
+    AccountAllowanceChanged, AccountBucketClosed, AccountEvent, AccountExtended, AccountGranted, AccountHoldsExpired,
+    AccountReleased, AccountReserved, AccountSettled, AccountThresholdCrossed, AggregateType, Amount, BucketId,
+    BucketSource, Draw, Event, ExpiredHold, HoldId, MeterName, MeterTerms, Month, PlanVersion, Timestamp, UsedBy,
+    UsedFor,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{Aggregate, DecisionContext, FieldError, Rejection, RejectionKind, text::Faults};
+
+pub use commands::{ChargeUsage, CreditAccount, ExtendHold, ReleaseHold, ReserveUsage, SettleHold};
+
+/// The maximum number of open holds of an organization, whatever its plan says.
+pub const MAX_HOLDS: usize = 1_000;
+/// The maximum number of open buckets of an organization.
+pub const MAX_BUCKETS: usize = 100;
+/// The longest time from a reservation to its deadline, in seconds: a day. After that a month's usage is complete.
+pub const MAX_HOLD_SECONDS: u32 = 86_400;
+/// The same time where a reservation names none: 15 minutes.
+pub const HOLD_SECONDS: u32 = 900;
+/// The longest name of a model, in characters.
+const MAX_MODEL: usize = 100;
+/// The parts of what is granted at which a warning is due, in percent, from the first on.
+const THRESHOLDS: [u8; 3] = [20, 5, 0];
+/// The percentage points above a threshold to which a grant must lift what is available before it is warned of again.
+const REARMED: u128 = 5;
+
+/// The state of an account.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Account {
+    /// The time of the last event. It never goes back.
+    at: Timestamp,
+    /// The number of the last bucket.
+    last_bucket: u32,
+    buckets: BTreeMap<BucketId, Bucket>,
+    holds: BTreeMap<HoldId, Hold>,
+    /// What was used and is held in the last month of each meter.
+    months: BTreeMap<MeterName, MonthlyUse>,
+    /// The lowest threshold that was warned of, in percent.
+    warned: BTreeMap<MeterName, u8>,
+}
+
+/// An amount of one meter with a source and a period. `granted = left + held + spent`, unless the plan grants less now than was
+/// used before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bucket {
+    /// The meter.
+    pub meter: MeterName,
+    /// Where it comes from.
+    pub source: BucketSource,
+    /// The amount.
+    pub granted: Amount,
+    /// What is held of it.
+    pub held: Amount,
+    /// What was used of it.
+    pub spent: Amount,
+    /// The first moment at which it may be used.
+    pub from: Timestamp,
+    /// The first moment at which it may not be used any more.
+    pub until: Option<Timestamp>,
+}
+
+impl Bucket {
+    /// Returns what is neither held nor used.
+    pub fn left(&self) -> Amount {
+        self.granted.less(self.held).less(self.spent)
+    }
+
+    fn is_usable(&self, meter: &MeterName, at: Timestamp) -> bool {
+        self.meter == *meter && self.from <= at && self.until.is_none_or(|until| at < until)
+    }
+
+    /// Whether the plan grants it for a month.
+    fn is_monthly(&self) -> bool {
+        matches!(self.source, BucketSource::Allowance | BucketSource::Overage)
+    }
+
+    /// Whether it is of no use any more.
+    fn has_ended(&self, at: Timestamp) -> bool {
+        let is_over = self.until.is_some_and(|until| until <= at);
+        self.held.is_zero() && (is_over || (!self.is_monthly() && self.left().is_zero()))
+    }
+
+    /// The order of use: what ends first, what was given before what was paid, and what is still to be paid last.
+    fn order(&self) -> (bool, i64, BucketSource) {
+        let end = self.until.map_or(i64::MAX, Timestamp::unix_ms);
+        (self.source == BucketSource::Overage, end, self.source)
+    }
+}
+
+/// An amount that is set aside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// The meter.
+    pub meter: MeterName,
+    /// Its parts by bucket, in the order of use.
+    pub draws: Vec<Draw>,
+    /// When it was reserved: the moment whose usage it is.
+    pub reserved_at: Timestamp,
+    /// The moment at which it returns.
+    pub deadline: Timestamp,
+    /// What it is for.
+    pub used_for: UsedFor,
+    /// Who asked for it.
+    pub by: UsedBy,
+}
+
+impl Hold {
+    /// Returns the amount: the sum of its parts.
+    pub fn amount(&self) -> Amount {
+        sum(&self.draws)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct MonthlyUse {
+    month: Month,
+    held: Amount,
+    spent: Amount,
+}
+
+/// What the organization is entitled to, of which the account decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Terms {
+    /// The plan and its version.
+    pub plan: PlanVersion,
+    /// What is counted, by its meter.
+    pub meters: BTreeMap<MeterName, MeterTerms>,
+    /// The most open holds.
+    pub concurrency: Option<u32>,
+    /// The end of the trial.
+    pub trial_ends_at: Option<Timestamp>,
+}
+
+impl Terms {
+    /// Whether the trial is over, so that nothing is used before a plan is chosen.
+    pub fn require_billing(&self, at: Timestamp) -> bool {
+        self.trial_ends_at.is_some_and(|end| end <= at)
+    }
+
+    /// Returns what is granted of a meter in a month, by its source.
+    fn monthly(&self, meter: &MeterName, source: BucketSource, at: Timestamp) -> Amount {
+        let terms = self.meters.get(meter).filter(|_| !self.require_billing(at));
+        terms.map_or(Amount::ZERO, |terms| match source {
+            BucketSource::Allowance => terms.included,
+            BucketSource::Overage => terms.overage,
+            BucketSource::Grant | BucketSource::Purchase => Amount::ZERO,
+        })
+    }
+}
+
+/// A command of an account, with what was looked up for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AccountCommand {
+    /// What the organization is entitled to.
+    pub terms: Terms,
+    /// The principal whose usage it is.
+    pub by: UsedBy,
+    /// The command as received.
+    pub command: AccountAction,
+}
+
+/// What a command does.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AccountAction {
+    /// Holds an amount.
+    Reserve(ReserveUsage),
+    /// Makes a hold larger or longer.
+    Extend(ExtendHold),
+    /// Uses what is held, and ends the hold.
+    Settle(SettleHold),
+    /// Ends a hold unused.
+    Release(ReleaseHold),
+    /// Uses an amount at once.
+    Charge(ChargeUsage),
+    /// Grants an amount.
+    Credit(CreditAccount),
+}
+
+/// What there is of one meter.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MeterBalance {
+    /// What can be used now.
+    pub available: Amount,
+    /// What is held.
+    pub held: Amount,
+    /// What was granted in the buckets that can be used now.
+    pub granted: Amount,
+    /// What was used of those.
+    pub spent: Amount,
+    /// What was used or is held in this calendar month, wherever it came from.
+    pub used_this_month: Amount,
+}
+
+impl Account {
+    /// Returns the account as it is at a moment: with everything that follows from the time alone.
+    pub fn as_of(&self, now: Timestamp, terms: &Terms) -> Self {
+        self.brought_up_to(now.max(self.at), terms).0.into_owned()
+    }
+
+    /// Returns the time of the last event.
+    pub fn last_change(&self) -> Timestamp {
+        self.at
+    }
+
+    /// Returns its open buckets, by number.
+    pub fn buckets(&self) -> &BTreeMap<BucketId, Bucket> {
+        &self.buckets
+    }
+
+    /// Returns its open holds.
+    pub fn holds(&self) -> &BTreeMap<HoldId, Hold> {
+        &self.holds
+    }
+
+    /// Returns what there is of a meter at a moment.
+    pub fn balance(&self, meter: &MeterName, at: Timestamp) -> MeterBalance {
+        let mut balance = MeterBalance { used_this_month: self.used_in_month(meter, at), ..MeterBalance::default() };
+        let add = |one: &mut Amount, other| *one = one.plus(other).unwrap_or(Amount::MAX);
+        for bucket in self.buckets.values().filter(|bucket| bucket.meter == *meter) {
+            add(&mut balance.held, bucket.held);
+            if bucket.is_usable(meter, at) {
+                add(&mut balance.available, bucket.left());
+                add(&mut balance.granted, bucket.granted);
+                add(&mut balance.spent, bucket.spent);
+            }
+        }
+        balance
+    }
+
+    /// Returns every meter that there is something of, or that the terms name.
+    pub fn meters<'a>(&'a self, terms: &'a Terms) -> BTreeSet<&'a MeterName> {
+        terms.meters.keys().chain(self.buckets.values().map(|bucket| &bucket.meter)).collect()
+    }
+
+    fn used_in_month(&self, meter: &MeterName, at: Timestamp) -> Amount {
+        let used = self.months.get(meter).filter(|used| used.month == Month::of(at));
+        used.map_or(Amount::ZERO, |used| used.held.plus(used.spent).unwrap_or(Amount::MAX))
+    }
+
+    /// Returns the account with everything that follows from the time alone, and the events of that.
+    fn brought_up_to(&self, now: Timestamp, terms: &Terms) -> (Cow<'_, Self>, Vec<AccountEvent>) {
+        let (mut account, mut events) = (Cow::Borrowed(self), Vec::new());
+        let mut happen = |account: &mut Cow<'_, Self>, event: AccountEvent| {
+            account.to_mut().apply(&event);
+            events.push(event);
+        };
+        let is_late = |hold: &Hold| hold.deadline <= now;
+        if self.holds.values().any(is_late) {
+            let late = self.holds.iter().filter(|(_, hold)| is_late(hold));
+            let expired =
+                late.map(|(id, hold)| ExpiredHold { hold: *id, meter: hold.meter.clone(), amount: hold.amount() });
+            let expired = AccountHoldsExpired { at: now, holds: expired.collect() };
+            happen(&mut account, AccountEvent::HoldsExpired(expired));
+        }
+        let ended = account.buckets.iter().filter(|(_, bucket)| bucket.has_ended(now));
+        let closed: Vec<_> = ended.map(|(id, bucket)| (*id, bucket.meter.clone(), bucket.left())).collect();
+        for (bucket, meter, lapsed) in closed {
+            happen(&mut account, AccountEvent::BucketClosed(AccountBucketClosed { at: now, bucket, meter, lapsed }));
+        }
+        let month = Month::of(now);
+        for source in [BucketSource::Allowance, BucketSource::Overage] {
+            let meters: Vec<MeterName> = account.meters(terms).into_iter().cloned().collect();
+            for meter in meters {
+                let granted = terms.monthly(&meter, source, now);
+                let of_month = |bucket: &&Bucket| bucket.source == source && bucket.is_usable(&meter, now);
+                let known = account.buckets.iter().find(|(_, bucket)| of_month(bucket));
+                let plan = terms.plan.clone();
+                match known.map(|(id, bucket)| (*id, bucket.clone())) {
+                    Some((bucket, known)) => {
+                        // What is used and held stays, whatever the plan grants now.
+                        let amount = granted.max(known.held.plus(known.spent).unwrap_or(Amount::MAX));
+                        if amount != known.granted {
+                            let changed = AccountAllowanceChanged { at: now, bucket, meter, amount, plan };
+                            happen(&mut account, AccountEvent::AllowanceChanged(changed));
+                        }
+                    }
+                    None if !granted.is_zero() => {
+                        let granted = AccountGranted {
+                            at: now,
+                            bucket: BucketId(account.last_bucket + 1),
+                            meter,
+                            source,
+                            amount: granted,
+                            from: month.start(),
+                            until: Some(month.end()),
+                            plan: Some(plan),
+                            reason: None,
+                        };
+                        happen(&mut account, AccountEvent::Granted(granted));
+                    }
+                    None => {}
+                }
+            }
+        }
+        (account, events)
+    }
+
+    /// Returns the events of a command, where everything that follows from the time alone has happened.
+    fn act(&self, command: AccountCommand, now: Timestamp, hold: HoldId) -> Result<Vec<AccountEvent>, AccountError> {
+        let AccountCommand { terms, by, command } = command;
+        match command {
+            AccountAction::Reserve(ReserveUsage { meter, amount, seconds, kind, model }) => {
+                self.within_concurrency(&terms)?;
+                let draws = self.draw(&meter, amount, now, &terms)?;
+                let warning = self.warning(&meter, amount, now);
+                let reserved = AccountReserved {
+                    at: now,
+                    hold,
+                    meter,
+                    amount,
+                    draws,
+                    deadline: after(now, seconds.unwrap_or(HOLD_SECONDS)),
+                    used_for: UsedFor { kind, model },
+                    by,
+                };
+                Ok([AccountEvent::Reserved(reserved)].into_iter().chain(warning).collect())
+            }
+            AccountAction::Charge(ChargeUsage { meter, amount, kind, model }) => {
+                let draws = self.draw(&meter, amount, now, &terms)?;
+                let warning = self.warning(&meter, amount, now);
+                let settled = AccountSettled {
+                    at: now,
+                    hold: None,
+                    reserved_at: now,
+                    meter,
+                    amount,
+                    draws,
+                    returned: Amount::ZERO,
+                    used_for: UsedFor { kind, model },
+                    by,
+                };
+                Ok([AccountEvent::Settled(settled)].into_iter().chain(warning).collect())
+            }
+            AccountAction::Extend(ExtendHold { hold: id, amount, seconds }) => {
+                let hold = self.open(id)?;
+                let amount = amount.unwrap_or_default();
+                let deadline = seconds.map_or(hold.deadline, |seconds| hold.deadline.max(after(now, seconds)));
+                if deadline > after(hold.reserved_at, MAX_HOLD_SECONDS) {
+                    return Err(AccountError::TooLong { reserved_at: hold.reserved_at });
+                }
+                if amount.is_zero() && deadline == hold.deadline {
+                    return Ok(Vec::new());
+                }
+                let draws = if amount.is_zero() { Vec::new() } else { self.draw(&hold.meter, amount, now, &terms)? };
+                let warning = self.warning(&hold.meter, amount, now);
+                let extended = AccountExtended { at: now, hold: id, amount, draws, deadline };
+                Ok([AccountEvent::Extended(extended)].into_iter().chain(warning).collect())
+            }
+            AccountAction::Settle(SettleHold { hold: id, amount }) => {
+                let hold = self.open(id)?;
+                let held = hold.amount();
+                let Some(returned) = held.minus(amount) else {
+                    return Err(AccountError::MoreThanHeld { held, asked: amount });
+                };
+                Ok(vec![AccountEvent::Settled(AccountSettled {
+                    at: now,
+                    hold: Some(id),
+                    reserved_at: hold.reserved_at,
+                    meter: hold.meter.clone(),
+                    amount,
+                    draws: first_of(&hold.draws, amount),
+                    returned,
+                    used_for: hold.used_for.clone(),
+                    by: hold.by.clone(),
+                })])
+            }
+            AccountAction::Release(ReleaseHold { hold: id }) => {
+                let hold = self.open(id)?;
+                let (meter, amount) = (hold.meter.clone(), hold.amount());
+                Ok(vec![AccountEvent::Released(AccountReleased { at: now, hold: id, meter, amount })])
+            }
+            AccountAction::Credit(CreditAccount { meter, amount, expires_at, reason }) => {
+                self.known(&meter, &terms)?;
+                if self.buckets.len() >= MAX_BUCKETS {
+                    return Err(AccountError::TooManyBuckets);
+                }
+                if expires_at.is_some_and(|end| end <= now) {
+                    let mut faults = Faults::default();
+                    faults.add("/expires_at", "in_the_past", format!("must be later than now, {now}"));
+                    return Err(AccountError::Invalid(faults.into_vec()));
+                }
+                let of_meter = self.buckets.values().filter(|bucket| bucket.meter == meter);
+                let total = of_meter.map(|bucket| bucket.granted).try_fold(amount, Amount::plus);
+                if total.is_none() {
+                    return Err(AccountError::TooMuch { meter });
+                }
+                Ok(vec![AccountEvent::Granted(AccountGranted {
+                    at: now,
+                    bucket: BucketId(self.last_bucket + 1),
+                    meter,
+                    source: BucketSource::Grant,
+                    amount,
+                    from: now,
+                    until: expires_at,
+                    plan: None,
+                    reason: Some(reason),
+                })])
+            }
+        }
+    }
+
+    fn open(&self, id: HoldId) -> Result<&Hold, AccountError> {
+        self.holds.get(&id).ok_or(AccountError::HoldNotOpen(id))
+    }
+
+    fn known(&self, meter: &MeterName, terms: &Terms) -> Result<(), AccountError> {
+        let known = self.meters(terms);
+        if known.contains(meter) {
+            return Ok(());
+        }
+        Err(AccountError::UnknownMeter { meter: meter.clone(), known: known.into_iter().cloned().collect() })
+    }
+
+    fn within_concurrency(&self, terms: &Terms) -> Result<(), AccountError> {
+        let most = terms.concurrency.map_or(MAX_HOLDS, |limit| (limit as usize).min(MAX_HOLDS));
+        if self.holds.len() < most {
+            return Ok(());
+        }
+        let free_at = self.holds.values().map(|hold| hold.deadline).min().unwrap_or(self.at);
+        Err(AccountError::Concurrency { most, free_at })
+    }
+
+    /// Returns the parts of an amount by bucket, in the order of use, or why it may not be used.
+    fn draw(
+        &self,
+        meter: &MeterName,
+        amount: Amount,
+        now: Timestamp,
+        terms: &Terms,
+    ) -> Result<Vec<Draw>, AccountError> {
+        if let Some(end) = terms.trial_ends_at.filter(|end| *end <= now) {
+            return Err(AccountError::BillingRequired { plan: terms.plan.clone(), since: end });
+        }
+        self.known(meter, terms)?;
+        let month_ends = Month::of(now).end();
+        if let Some(cap) = terms.meters.get(meter).and_then(|terms| terms.cap) {
+            let used = self.used_in_month(meter, now);
+            if used.plus(amount).is_none_or(|used| used > cap) {
+                let (meter, required) = (meter.clone(), amount);
+                return Err(AccountError::CapReached { meter, required, cap, used, resets_at: month_ends });
+            }
+        }
+        let mut usable: Vec<(BucketId, &Bucket)> = self
+            .buckets
+            .iter()
+            .map(|(id, bucket)| (*id, bucket))
+            .filter(|(_, bucket)| bucket.is_usable(meter, now))
+            .collect();
+        usable.sort_by_key(|(id, bucket)| (bucket.order(), *id));
+        let (mut missing, mut draws) = (amount, Vec::new());
+        for (bucket, known) in usable {
+            let part = known.left().min(missing);
+            if !part.is_zero() {
+                draws.push(Draw { bucket, amount: part });
+                missing = missing.less(part);
+            }
+        }
+        if missing.is_zero() {
+            return Ok(draws);
+        }
+        let monthly = [BucketSource::Allowance, BucketSource::Overage].map(|source| terms.monthly(meter, source, now));
+        Err(AccountError::Insufficient {
+            meter: meter.clone(),
+            required: amount,
+            available: amount.less(missing),
+            resets_at: monthly.iter().any(|amount| !amount.is_zero()).then_some(month_ends),
+        })
+    }
+
+    /// Returns the warning that is due when this amount is not available any more.
+    fn warning(&self, meter: &MeterName, taken: Amount, now: Timestamp) -> Option<AccountEvent> {
+        let MeterBalance { available, granted, .. } = self.balance(meter, now);
+        let available = available.less(taken);
+        let warned = self.warned.get(meter).copied().unwrap_or(u8::MAX);
+        let is_below =
+            |percent: u8| u128::from(available.micros()) * 100 <= u128::from(granted.micros()) * u128::from(percent);
+        // Nothing is below a part of nothing.
+        let crossed =
+            THRESHOLDS.into_iter().filter(|percent| *percent < warned && !granted.is_zero() && is_below(*percent));
+        let percent = crossed.min()?;
+        let meter = meter.clone();
+        Some(AccountEvent::ThresholdCrossed(AccountThresholdCrossed { at: now, meter, percent, available, granted }))
+    }
+
+    /// Forgets warnings of thresholds that what is available is well above, from the lowest one on.
+    fn rearm(&mut self, meter: &MeterName) {
+        let Some(warned) = self.warned.get(meter).copied() else { return };
+        let MeterBalance { available, granted, .. } = self.balance(meter, self.at);
+        let is_above = |percent: u8| {
+            let least = u128::from(granted.micros()) * (u128::from(percent) + REARMED);
+            u128::from(available.micros()) * 100 >= least
+        };
+        let mut known = THRESHOLDS.into_iter().rev().filter(|percent| *percent >= warned);
+        match known.find(|percent| !is_above(*percent)) {
+            Some(percent) => self.warned.insert(meter.clone(), percent),
+            None => self.warned.remove(meter),
+        };
+    }
+
+    fn change(&mut self, draws: &[Draw], mut change: impl FnMut(&mut Bucket, Amount)) {
+        for draw in draws {
+            if let Some(bucket) = self.buckets.get_mut(&draw.bucket) {
+                change(bucket, draw.amount);
+            }
+        }
+    }
+
+    /// Counts usage in the month of `at`, which is the moment of its reservation.
+    fn count(&mut self, meter: &MeterName, at: Timestamp, change: impl FnOnce(&mut MonthlyUse)) {
+        let month = Month::of(at);
+        let new = MonthlyUse { month, held: Amount::ZERO, spent: Amount::ZERO };
+        let used = self.months.entry(meter.clone()).or_insert_with(|| new.clone());
+        if used.month < month {
+            *used = new;
+        }
+        if used.month == month {
+            change(used);
+        }
+    }
+
+    /// Ends a hold, and returns what was held.
+    fn end(&mut self, id: HoldId) {
+        let Some(hold) = self.holds.remove(&id) else { return };
+        self.change(&hold.draws, |bucket, part| bucket.held = bucket.held.less(part));
+        let amount = hold.amount();
+        self.count(&hold.meter, hold.reserved_at, |used| used.held = used.held.less(amount));
+    }
+}
+
+fn plus(one: Amount, other: Amount) -> Amount {
+    one.plus(other).unwrap_or(Amount::MAX)
+}
+
+fn sum(draws: &[Draw]) -> Amount {
+    draws.iter().fold(Amount::ZERO, |sum, draw| plus(sum, draw.amount))
+}
+
+/// Returns the first parts, as far as they are the amount.
+fn first_of(draws: &[Draw], amount: Amount) -> Vec<Draw> {
+    let mut missing = amount;
+    let taken = draws.iter().map(|draw| {
+        let part = draw.amount.min(missing);
+        missing = missing.less(part);
+        Draw { bucket: draw.bucket, amount: part }
+    });
+    taken.filter(|draw| !draw.amount.is_zero()).collect()
+}
+
+fn after(moment: Timestamp, seconds: u32) -> Timestamp {
+    Timestamp::from_unix_ms(moment.unix_ms() + i64::from(seconds) * 1_000)
+}
+
+impl Aggregate for Account {
+    type Command = AccountCommand;
+    type Event = AccountEvent;
+    type Error = AccountError;
+    const TYPE: AggregateType = AggregateType::Account;
+    const SHAPE: u16 = 1;
+
+    fn apply(&mut self, event: &AccountEvent) {
+        match event {
+            AccountEvent::Granted(event) => {
+                self.at = event.at;
+                self.last_bucket = event.bucket.0;
+                let bucket = Bucket {
+                    meter: event.meter.clone(),
+                    source: event.source,
+                    granted: event.amount,
+                    held: Amount::ZERO,
+                    spent: Amount::ZERO,
+                    from: event.from,
+                    until: event.until,
+                };
+                self.buckets.insert(event.bucket, bucket);
+                self.rearm(&event.meter);
+            }
+            AccountEvent::AllowanceChanged(event) => {
+                self.at = event.at;
+                if let Some(bucket) = self.buckets.get_mut(&event.bucket) {
+                    bucket.granted = event.amount;
+                }
+                self.rearm(&event.meter);
+            }
+            AccountEvent::BucketClosed(event) => {
+                self.at = event.at;
+                self.buckets.remove(&event.bucket);
+            }
+            AccountEvent::Reserved(event) => {
+                self.at = event.at;
+                self.change(&event.draws, |bucket, part| bucket.held = plus(bucket.held, part));
+                self.count(&event.meter, event.at, |used| used.held = plus(used.held, event.amount));
+                let hold = Hold {
+                    meter: event.meter.clone(),
+                    draws: event.draws.clone(),
+                    reserved_at: event.at,
+                    deadline: event.deadline,
+                    used_for: event.used_for.clone(),
+                    by: event.by.clone(),
+                };
+                self.holds.insert(event.hold, hold);
+            }
+            AccountEvent::Extended(event) => {
+                self.at = event.at;
+                self.change(&event.draws, |bucket, part| bucket.held = plus(bucket.held, part));
+                let Some(hold) = self.holds.get_mut(&event.hold) else { return };
+                hold.deadline = event.deadline;
+                for draw in &event.draws {
+                    match hold.draws.iter_mut().find(|known| known.bucket == draw.bucket) {
+                        Some(known) => known.amount = plus(known.amount, draw.amount),
+                        None => hold.draws.push(*draw),
+                    }
+                }
+                let (meter, reserved_at) = (hold.meter.clone(), hold.reserved_at);
+                self.count(&meter, reserved_at, |used| used.held = plus(used.held, event.amount));
+            }
+            AccountEvent::Settled(event) => {
+                self.at = event.at;
+                if let Some(hold) = event.hold {
+                    self.end(hold);
+                }
+                self.change(&event.draws, |bucket, part| bucket.spent = plus(bucket.spent, part));
+                self.count(&event.meter, event.reserved_at, |used| used.spent = plus(used.spent, event.amount));
+            }
+            AccountEvent::Released(event) => {
+                self.at = event.at;
+                self.end(event.hold);
+            }
+            AccountEvent::HoldsExpired(event) => {
+                self.at = event.at;
+                for expired in &event.holds {
+                    self.end(expired.hold);
+                }
+            }
+            AccountEvent::ThresholdCrossed(event) => {
+                self.at = event.at;
+                self.warned.insert(event.meter.clone(), event.percent);
+            }
+        }
+    }
+
+    fn decide(&self, command: AccountCommand, context: &DecisionContext) -> Result<Vec<AccountEvent>, AccountError> {
+        command.command.check()?;
+        // Clocks of processes differ; the account's never goes back.
+        let now = context.now.max(self.at);
+        let (account, mut events) = self.brought_up_to(now, &command.terms);
+        let own = account.act(command, now, HoldId::derive(context.command_id))?;
+        if own.is_empty() {
+            return Ok(Vec::new());
+        }
+        events.extend(own);
+        Ok(events)
+    }
+
+    fn wrap(event: AccountEvent) -> Event {
+        Event::Account(event)
+    }
+
+    fn event_of(event: &Event) -> Option<&AccountEvent> {
+        if let Event::Account(event) = event { Some(event) } else { None }
+    }
+}
+
+impl AccountAction {
+    /// Refuses what is malformed, whatever the account has.
+    fn check(&self) -> Result<(), AccountError> {
+        let mut faults = Faults::default();
+        let mut used_for = |model: &Option<String>| {
+            if let Some(model) = model {
+                faults.length("/model", model, 1, MAX_MODEL);
+                faults.lines("/model", model);
+            }
+        };
+        match self {
+            Self::Reserve(ReserveUsage { model, seconds, .. }) => {
+                used_for(model);
+                seconds_in_range(*seconds, &mut faults);
+            }
+            Self::Charge(ChargeUsage { model, amount, .. }) => {
+                used_for(model);
+                not_zero(*amount, &mut faults);
+            }
+            Self::Extend(ExtendHold { amount, seconds, .. }) => {
+                seconds_in_range(*seconds, &mut faults);
+                if amount.is_none() && seconds.is_none() {
+                    faults.add("/amount", "required", "give an amount or seconds");
+                }
+            }
+            Self::Credit(CreditAccount { amount, reason, .. }) => {
+                not_zero(*amount, &mut faults);
+                faults.reason("/reason", reason);
+            }
+            Self::Settle(_) | Self::Release(_) => {}
+        }
+        faults.none_or(AccountError::Invalid)
+    }
+}
+
+fn seconds_in_range(seconds: Option<u32>, faults: &mut Faults) {
+    if seconds.is_some_and(|seconds| !(1..=MAX_HOLD_SECONDS).contains(&seconds)) {
+        faults.add("/seconds", "out_of_range", format!("must be 1 to {MAX_HOLD_SECONDS}"));
+    }
+}
+
+fn not_zero(amount: Amount, faults: &mut Faults) {
+    if amount.is_zero() {
+        faults.add("/amount", "out_of_range", "must be more than 0");
+    }
+}
+
+/// The reasons why a command of an account is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AccountError {
+    /// Fields are malformed.
+    #[error("{} fields are not as they must be", .0.len())]
+    Invalid(Vec<FieldError>),
+    /// The trial is over.
+    #[error("the trial of the plan {} ended at {since}: choose a paid plan, and use goes on at once", plan.plan)]
+    BillingRequired {
+        /// The plan.
+        plan: PlanVersion,
+        /// The end.
+        since: Timestamp,
+    },
+    /// The plan counts no such meter, and nothing of it was granted.
+    #[error("there is no meter {meter}: the plan has {}", names(known))]
+    UnknownMeter {
+        /// The meter.
+        meter: MeterName,
+        /// Those that there are.
+        known: Vec<MeterName>,
+    },
+    /// Less is available than is needed.
+    #[error("{required} {meter} are needed and {available} are available{}", reset(*resets_at))]
+    Insufficient {
+        /// The meter.
+        meter: MeterName,
+        /// What is needed.
+        required: Amount,
+        /// What is available.
+        available: Amount,
+        /// When the plan grants more.
+        resets_at: Option<Timestamp>,
+    },
+    /// The cap of a month would be exceeded.
+    #[error(
+        "{required} {meter} more would exceed the {cap} of a month, of which {used} are used or held, until {resets_at}"
+    )]
+    CapReached {
+        /// The meter.
+        meter: MeterName,
+        /// What is needed.
+        required: Amount,
+        /// The cap.
+        cap: Amount,
+        /// What was used and is held.
+        used: Amount,
+        /// The end of the month.
+        resets_at: Timestamp,
+    },
+    /// As many holds are open as may be.
+    #[error("{most} operations are under way, which is the limit: settle or release one, or wait until {free_at}")]
+    Concurrency {
+        /// The limit.
+        most: usize,
+        /// The earliest deadline.
+        free_at: Timestamp,
+    },
+    /// There is no such hold, or it has ended.
+    #[error("the hold {0} is not open: it was settled or released, its deadline has passed, or it never was")]
+    HoldNotOpen(HoldId),
+    /// The deadline would be too late.
+    #[error("a hold lasts a day at most, and this one began at {reserved_at}: settle it, and reserve again")]
+    TooLong {
+        /// Its beginning.
+        reserved_at: Timestamp,
+    },
+    /// More was used than is held.
+    #[error("{asked} is more than the {held} that are held: extend the hold before more is used")]
+    MoreThanHeld {
+        /// What is held.
+        held: Amount,
+        /// What is asked for.
+        asked: Amount,
+    },
+    /// There are as many buckets as there may be.
+    #[error("an account has at most {MAX_BUCKETS} grants that are not used up; let some of them be used or end first")]
+    TooManyBuckets,
+    /// The sum would be too large.
+    #[error("no more than {} {meter} can be granted in all", Amount::MAX)]
+    TooMuch {
+        /// The meter.
+        meter: MeterName,
+    },
+}
+
+fn names(meters: &[MeterName]) -> String {
+    match meters {
+        [] => "none".to_owned(),
+        meters => meters.iter().map(MeterName::as_str).collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn reset(at: Option<Timestamp>) -> String {
+    at.map_or_else(|| ": ask for credit".to_owned(), |at| format!(": the plan grants more at {at}"))
+}
+
+impl From<AccountError> for Rejection {
+    fn from(error: AccountError) -> Self {
+        let detail = error.to_string();
+        let figure = |name, value: &dyn std::fmt::Display| (name, value.to_string());
+        match error {
+            AccountError::Invalid(errors) => Self::invalid(errors),
+            AccountError::BillingRequired { since, .. } => {
+                Self::new(RejectionKind::PaymentRequired, "billing_required", detail)
+                    .with([figure("trial_ended_at", &since)])
+            }
+            AccountError::UnknownMeter { .. } => Self::field("/meter", "unknown_value", detail),
+            AccountError::Insufficient { required, available, resets_at, .. } => {
+                let figures = [figure("required", &required), figure("available", &available)];
+                let resets = resets_at.map(|at| figure("resets_at", &at));
+                Self::new(RejectionKind::PaymentRequired, "insufficient_balance", detail)
+                    .with(figures.into_iter().chain(resets))
+            }
+            AccountError::CapReached { required, cap, used, resets_at, .. } => {
+                let figures = [
+                    figure("required", &required),
+                    figure("available", &cap.less(used)),
+                    figure("resets_at", &resets_at),
+                ];
+                Self::new(RejectionKind::LimitReached, "usage_cap_reached", detail).with(figures).until(resets_at)
+            }
+            AccountError::Concurrency { most, free_at } => {
+                let figures = [figure("limit", &most), figure("free_at", &free_at)];
+                Self::new(RejectionKind::LimitReached, "hold_limit_exceeded", detail).with(figures).until(free_at)
+            }
+            AccountError::HoldNotOpen(_) => Self::new(RejectionKind::Conflict, "hold_not_open", detail),
+            AccountError::TooLong { .. } => Self::field("/seconds", "out_of_range", detail),
+            AccountError::MoreThanHeld { held, .. } => {
+                Self::new(RejectionKind::Conflict, "more_than_held", detail).with([figure("held", &held)])
+            }
+            AccountError::TooManyBuckets => Self::new(RejectionKind::Conflict, "too_many_grants", detail),
+            AccountError::TooMuch { .. } => Self::field("/amount", "out_of_range", detail),
+        }
+    }
+}
