@@ -38,10 +38,21 @@ pub(super) fn searched_commit(
     data: serde_json::Value,
     searched: Vec<SearchedField>,
 ) -> anyhow::Result<Commit> {
+    let record = RecordId::derive(CommandId::fresh(now().unix_ms(), rand::random()));
+    searched_commit_on(org, AggregateId::Record(record), kind, data, searched)
+}
+
+/// The same on a record that may be there already.
+pub(super) fn searched_commit_on(
+    org: OrgId,
+    record: AggregateId,
+    kind: KindName,
+    data: serde_json::Value,
+    searched: Vec<SearchedField>,
+) -> anyhow::Result<Commit> {
     let command_id = CommandId::fresh(now().unix_ms(), rand::random());
     let created =
         RecordCreated { kind, kind_version: 1, data, references: vec![], unique: vec![], searched, secrets: vec![] };
-    let record = AggregateId::Record(RecordId::derive(command_id));
     sealed(org, record, command_id, Event::Record(RecordEvent::Created(created)))
 }
 

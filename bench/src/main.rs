@@ -2,6 +2,7 @@
 //! meaningful anywhere.
 
 mod access;
+mod account;
 mod append;
 mod append_only;
 mod audit;
@@ -46,6 +47,9 @@ struct Cli {
 enum Benchmark {
     /// Resolving credentials: what it takes to know who asks, from what a process remembers.
     Access(access::Args),
+    /// Accounts: reservations and settlements per second of one organization, against a row of PostgreSQL and against callers who
+    /// read, append and begin again.
+    Account(account::Args),
     /// Appending: commands per second through the library, NATS and HTTP, against bare publishes of the same bytes.
     Append(append::Args),
     /// Append-only records: subjects, memory and restart of the broker with a subject each and in record logs.
@@ -76,6 +80,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let _telemetry = telemetry::init(&cli.log, false)?;
     match cli.benchmark {
         Benchmark::Access(args) => access::run(args).await,
+        Benchmark::Account(args) => Box::pin(account::run(args)).await,
         Benchmark::Append(args) => append::run(args).await,
         Benchmark::AppendOnly(args) => Box::pin(append_only::run(args)).await,
         Benchmark::Audit(args) => audit::run(args).await,

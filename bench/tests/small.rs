@@ -37,6 +37,7 @@ macro_rules! small {
 
 small! {
     access: "--times 100",
+    account: "--seconds 1 --callers 2",
     append_only: "--records 200 --orgs 2 --bulk 10",
     append: "--seconds 1 --writers 2 --sync default",
     audit: "--events 2000 --exported 500 --proofs 5",

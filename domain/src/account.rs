@@ -572,6 +572,8 @@ impl Aggregate for Account {
     type Error = AccountError;
     const TYPE: AggregateType = AggregateType::Account;
     const SHAPE: u16 = 1;
+    // Commands of several callers share a commit, of which only the commands say which are there.
+    const KEEPS_EVERY_COMMAND: bool = true;
 
     fn apply(&mut self, event: &AccountEvent) {
         match event {

@@ -1,4 +1,4 @@
-//! A commit: the events of one command on one aggregate, as one message.
+//! A commit: the events of one command on one aggregate, or of several that were decided one after the other, as one message.
 //!
 //! One message is stored whole or not at all, so a command's events are atomic by construction.
 
@@ -16,6 +16,8 @@ pub const MAX_COMMIT_BYTES: usize = 1_000_000;
 /// The maximum number of events of one command.
 pub const MAX_EVENTS_PER_COMMIT: usize = 1_000;
 const VERSION: u8 = 1;
+/// The version of a commit of several commands. A program that does not know them must not read one as that of its first.
+const VERSION_OF_SEVERAL: u8 = 2;
 
 /// The events of a decided command, before encoding.
 #[derive(Debug, Clone)]
@@ -94,9 +96,19 @@ impl CommitDraft {
             aggregate: self.aggregate,
             command_id: self.command_id,
             fingerprint: self.fingerprint,
+            following: Vec::new(),
             events: sealed,
         })
     }
+}
+
+/// A command of a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommittedCommand {
+    /// The command.
+    pub command_id: CommandId,
+    /// The hash of its body, when it came under an idempotency key.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// One message of the stream, decoded as far as its envelope.
@@ -111,11 +123,46 @@ pub struct Commit {
     pub command_id: CommandId,
     /// The hash of the command's body, when it came under an idempotency key.
     pub fingerprint: Option<Fingerprint>,
+    /// The commands that were decided after it, in order. The events of each follow on those of the one before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub following: Vec<CommittedCommand>,
     /// The events, in order.
     pub events: Vec<SealedEvent>,
 }
 
 impl Commit {
+    /// Joins the commits of commands that were decided one after the other on the same aggregate. None without any, or of
+    /// different aggregates.
+    pub fn of_several(commits: impl IntoIterator<Item = Self>) -> Option<Self> {
+        let mut commits = commits.into_iter();
+        let mut joined = commits.next()?;
+        for next in commits {
+            if (next.org_id, &next.aggregate) != (joined.org_id, &joined.aggregate) {
+                return None;
+            }
+            joined.following.push(CommittedCommand { command_id: next.command_id, fingerprint: next.fingerprint });
+            joined.following.extend(next.following);
+            joined.events.extend(next.events);
+            joined.v = VERSION_OF_SEVERAL;
+        }
+        Some(joined)
+    }
+
+    /// Returns the id under which the stream stores the message once: that of the command, or a hash of all of them.
+    pub fn message_id(&self) -> String {
+        if self.following.is_empty() {
+            return self.command_id.to_string();
+        }
+        let ids = self.following.iter().map(|command| command.command_id.uuid());
+        let ids: Vec<[u8; 16]> = ids.map(|id| *id.as_bytes()).collect();
+        format!("{}+{}", self.command_id, Fingerprint::of(&[ids.as_flattened()]))
+    }
+
+    /// Returns the size of its events, in bytes.
+    pub fn size(&self) -> usize {
+        self.events.iter().map(|event| event.header.len() + event.payload.len()).sum()
+    }
+
     /// Returns the content of the message.
     pub fn encode(&self) -> Result<Bytes, CodecError> {
         let bytes = rmp_serde::to_vec_named(self)?;
@@ -132,7 +179,8 @@ impl Commit {
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         check_size(bytes.len())?;
         let commit: Self = from_bytes("commit", bytes)?;
-        if commit.v != VERSION {
+        let version = if commit.following.is_empty() { VERSION } else { VERSION_OF_SEVERAL };
+        if commit.v != version {
             return Err(CodecError::Unknown { what: "commit version", value: commit.v.to_string() });
         }
         check_event_count(commit.events.len())?;
@@ -160,7 +208,17 @@ impl Commit {
             belongs(opened.header.org_id, &opened.header.aggregate.aggregate)?;
             events.push(opened);
         }
-        Ok(OpenedCommit { command_id: self.command_id, fingerprint: self.fingerprint, events })
+        let commit = OpenedCommit {
+            command_id: self.command_id,
+            fingerprint: self.fingerprint,
+            following: self.following,
+            events,
+        };
+        // Each command of several has events, which say whose they are.
+        if !commit.following.is_empty() && !commit.has_its_commands() {
+            return Err(CodecError::Unknown { what: "commands of a commit", value: commit.command_id.to_string() });
+        }
+        Ok(commit)
     }
 }
 
@@ -195,24 +253,76 @@ impl SealedEvent {
 /// A commit with its events decoded, every one of them of the org and aggregate that the subject named.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OpenedCommit {
-    /// The command.
+    /// The command; of several the first.
     pub command_id: CommandId,
     /// The hash of the command's body, when it came under an idempotency key.
     pub fingerprint: Option<Fingerprint>,
+    /// The commands that were decided after it.
+    pub following: Vec<CommittedCommand>,
     /// The events, in order.
     pub events: Vec<OpenedEvent>,
 }
 
+/// The events of one command of a commit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OpenedCommand<'a> {
+    /// The command.
+    pub command_id: CommandId,
+    /// The hash of its body, when it came under an idempotency key.
+    pub fingerprint: Option<Fingerprint>,
+    /// Its events, in order.
+    pub events: &'a [OpenedEvent],
+}
+
 impl OpenedCommit {
+    /// Begins a commit with its first event, which comes with the fingerprint of its command.
+    pub fn begin(event: OpenedEvent, fingerprint: Option<Fingerprint>) -> Self {
+        Self { command_id: event.header.command_id, fingerprint, following: Vec::new(), events: vec![event] }
+    }
+
+    /// Adds the next event. The first one of each command comes with the fingerprint of that.
+    pub fn push(&mut self, event: OpenedEvent, fingerprint: Option<Fingerprint>) {
+        let command_id = event.header.command_id;
+        if self.events.last().is_some_and(|last| last.header.command_id != command_id) {
+            self.following.push(CommittedCommand { command_id, fingerprint });
+        }
+        self.events.push(event);
+    }
+
+    /// Returns its commands, each with its events.
+    pub fn commands(&self) -> impl Iterator<Item = OpenedCommand<'_>> {
+        let first = CommittedCommand { command_id: self.command_id, fingerprint: self.fingerprint };
+        let commands = std::iter::once(first).chain(self.following.iter().copied());
+        commands.zip(self.events.chunk_by(|one, next| one.header.command_id == next.header.command_id)).map(
+            |(CommittedCommand { command_id, fingerprint }, events)| OpenedCommand { command_id, fingerprint, events },
+        )
+    }
+
+    /// Returns the events, each with the fingerprint of its command where it is the first one of that.
+    pub fn events_and_fingerprints(&self) -> impl Iterator<Item = (&OpenedEvent, Option<Fingerprint>)> {
+        self.commands().flat_map(|command| {
+            command.events.iter().enumerate().map(move |(nth, event)| (event, command.fingerprint.filter(|_| nth == 0)))
+        })
+    }
+
+    fn has_its_commands(&self) -> bool {
+        let of_its_events = |command: OpenedCommand<'_>| {
+            command.events.first().is_some_and(|first| first.header.command_id == command.command_id)
+        };
+        let groups = self.events.chunk_by(|one, next| one.header.command_id == next.header.command_id).count();
+        groups == 1 + self.following.len() && self.commands().all(of_its_events)
+    }
+
     /// Returns the message that it was opened from; none without events.
     pub fn seal(&self) -> Option<Commit> {
         let header = &self.events.first()?.header;
         Some(Commit {
-            v: VERSION,
+            v: if self.following.is_empty() { VERSION } else { VERSION_OF_SEVERAL },
             org_id: header.org_id,
             aggregate: header.aggregate.aggregate.clone(),
             command_id: self.command_id,
             fingerprint: self.fingerprint,
+            following: self.following.clone(),
             events: self.events.iter().map(|event| event.sealed.clone()).collect(),
         })
     }

@@ -60,7 +60,8 @@ pub use catalog::{
 pub use chain::{Cause, Chain, cause};
 pub use codec::CodecError;
 pub use commit::{
-    Commit, CommitDraft, MAX_COMMIT_BYTES, MAX_EVENTS_PER_COMMIT, OpenedCommit, OpenedEvent, SealedEvent,
+    Commit, CommitDraft, CommittedCommand, MAX_COMMIT_BYTES, MAX_EVENTS_PER_COMMIT, OpenedCommand, OpenedCommit,
+    OpenedEvent, SealedEvent,
 };
 pub use connection::{SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged};
 pub use domain::{DomainClaimed, DomainEvent, DomainProven, DomainRemoved};

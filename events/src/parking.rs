@@ -93,6 +93,9 @@ pub struct MessageSettled {
     /// The command whose events follow; none when there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command_id: Option<CommandId>,
+    /// The commands whose events follow on those, where the message has several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub following: Vec<CommandId>,
 }
 
 /// The outcomes of a parked message.

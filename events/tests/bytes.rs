@@ -16,16 +16,16 @@ use orgstream_events::{
     IsolationFailed, JitProvisioning, KNOWN_EVENTS, KeyEnvironment, KeyId, KeyRefused, KindChanged, KindDefinition,
     KindEvent, KindRegistered, KindRestored, KindRetired, LoginMethod, MAX_COMMIT_BYTES, MemberAdded, MemberEvent,
     MemberId, MemberRemoved, MemberRoleChanged, MessageParked, MessageSettled, MeterName, MeterTerms, MfaPolicy,
-    NatsCredentialsIssued, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
-    OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
-    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, OutcomeStatus,
-    ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, PlanDefinition, PlanEvent, PlanLimits,
-    PlanPublished, PlanVersion, RecordAppended, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordLogEvent,
-    RecordLogId, RecordReference, RecordSecret, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId,
-    RoleRemoved, Salt, SearchRole, SearchedField, SecretId, SecretUsed, Settlement, Shard, SignedIn,
-    SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp,
-    UniqueField, UniqueValueEvent, UniqueValueId, UniqueValueReleased, UniqueValueTaken, UsedBy, UsedFor, UserId,
-    Visibility,
+    NatsCredentialsIssued, OpenedCommit, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent,
+    OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged,
+    OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
+    OrganizationUpgraded, OutcomeStatus, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline,
+    PlanDefinition, PlanEvent, PlanLimits, PlanPublished, PlanVersion, RecordAppended, RecordArchived, RecordCreated,
+    RecordEvent, RecordId, RecordLogEvent, RecordLogId, RecordReference, RecordSecret, RecordUpdated, Role,
+    RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, SearchRole, SearchedField, SecretId, SecretUsed,
+    Settlement, Shard, SignedIn, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged,
+    TenantType, Timestamp, UniqueField, UniqueValueEvent, UniqueValueId, UniqueValueReleased, UniqueValueTaken, UsedBy,
+    UsedFor, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -361,6 +361,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 aggregate: record.into(),
                 outcome: Settlement::Applied,
                 command_id: Some(command()),
+                following: vec![],
             })),
         ),
         access(AccessEvent::Denied(AccessDenied {
@@ -607,6 +608,79 @@ fn settings_from_before_a_key_was_added_have_its_default() {
         assert_eq!(shown[name], value, "{shown}");
         assert_eq!(shown["custom_metadata"], old["custom_metadata"]);
     }
+}
+
+/// A commit of three commands with one, two and one events.
+fn of_several() -> Commit {
+    let aggregate = AggregateId::Account(org());
+    let event = |number| {
+        let (at, meter) = (Timestamp::from_unix_ms(number), "ecu".parse().unwrap());
+        let hold = HoldId::fresh(1, [7; 10]);
+        let amount = "1".parse().unwrap();
+        Event::Account(AccountEvent::Released(AccountReleased { at, hold, meter, amount }))
+    };
+    let of = |number: u8, key: Option<u8>, version, events| {
+        let draft = CommitDraft {
+            command_id: CommandId::fresh(1_700_000_000_000, [number; 10]),
+            fingerprint: key.map(|key| Fingerprint([key; 32])),
+            version_before: version,
+            ..draft(aggregate.clone(), events)
+        };
+        draft.seal(|| Salt([9; 32])).unwrap()
+    };
+    let commits = [
+        of(1, Some(11), 0, vec![event(1)]),
+        of(2, None, 1, vec![event(2), event(3)]),
+        of(3, Some(13), 3, vec![event(4)]),
+    ];
+    Commit::of_several(commits).unwrap()
+}
+
+#[test]
+fn several_commands_share_a_commit_and_each_keeps_its_events_and_its_key() {
+    let commit = of_several();
+    let read = Commit::decode(&commit.encode().unwrap()).unwrap();
+    assert_eq!(read, commit);
+    let opened = read.open(&subject(AggregateId::Account(org()))).unwrap();
+    let commands: Vec<_> =
+        opened.commands().map(|command| (command.fingerprint.map(|hash| hash.0[0]), command.events.len())).collect();
+    assert_eq!(commands, [(Some(11), 1), (None, 2), (Some(13), 1)]);
+    for command in opened.commands() {
+        assert!(command.events.iter().all(|event| event.header.command_id == command.command_id));
+    }
+    assert_eq!(opened.seal().unwrap(), commit);
+    // Event by event, as the audit log has them.
+    let mut rows = opened.events_and_fingerprints();
+    let (first, fingerprint) = rows.next().unwrap();
+    let mut again = OpenedCommit::begin(first.clone(), fingerprint);
+    for (event, fingerprint) in rows {
+        again.push(event.clone(), fingerprint);
+    }
+    assert_eq!(again, opened);
+    // The ids of all are in the id of the message.
+    let mut other = commit.clone();
+    other.following.pop();
+    assert_ne!(other.message_id(), commit.message_id());
+    assert!(Commit::of_several([]).is_none());
+}
+
+#[test]
+fn a_commit_whose_commands_are_not_those_of_its_events_is_refused() {
+    let place = subject(AggregateId::Account(org()));
+    let mut missing = of_several();
+    missing.following.pop();
+    let mut more = of_several();
+    more.following.push(more.following[0]);
+    let mut swapped = of_several();
+    swapped.following.swap(0, 1);
+    for commit in [missing, more, swapped] {
+        let read = Commit::decode(&commit.encode().unwrap()).unwrap();
+        let refused = read.open(&place).unwrap_err();
+        assert!(matches!(refused, CodecError::Unknown { what: "commands of a commit", .. }), "{refused}");
+    }
+    // A program of before would take all events for those of the first command, so it has to refuse the version.
+    let bytes = of_several().encode().unwrap();
+    assert!(bytes.windows(3).any(|window| window == [0xa1, b'v', 2]), "the version is 2");
 }
 
 #[test]

@@ -216,14 +216,10 @@ impl Database {
                     }
                     _ => false,
                 };
+                let fingerprint = row.fingerprint.map(|bytes| fingerprint("a fingerprint", bytes)).transpose()?;
                 match commits.last_mut() {
-                    Some((last, commit)) if *last == seq => commit.events.push(event),
-                    _ => {
-                        let fingerprint =
-                            row.fingerprint.map(|bytes| fingerprint("a fingerprint", bytes)).transpose()?;
-                        let command_id = event.header.command_id;
-                        commits.push((seq, OpenedCommit { command_id, fingerprint, events: vec![event] }));
-                    }
+                    Some((last, commit)) if *last == seq => commit.push(event, fingerprint),
+                    _ => commits.push((seq, OpenedCommit::begin(event, fingerprint))),
                 }
             }
             let commits: Vec<Applied> =
@@ -246,7 +242,7 @@ async fn recorded_by(
     time: Timestamp,
     newest: Option<&AuditCheckpoint>,
 ) -> Result<u64, DbError> {
-    let (mut tree, mut count, mut late) = (Frontier::default(), 0, None::<CommandId>);
+    let (mut tree, mut count, mut late) = (Frontier::default(), 0, Vec::<CommandId>::new());
     loop {
         // The command of late events is in a payload, and marks are few.
         let rows = sqlx::query_as::<_, (Vec<u8>, Vec<u8>)>(
@@ -265,15 +261,18 @@ async fn recorded_by(
             let unreadable = |error| altered_by(org, format!("event {idx} cannot be read"), error);
             let sealed = SealedEvent { header: header.into(), payload: payload.into() };
             let header = sealed.read_header().map_err(unreadable)?;
-            late = late.filter(|command| *command == header.command_id);
-            if late.is_none() && header.recorded_at <= time {
+            if !late.contains(&header.command_id) {
+                late.clear();
+            }
+            if late.is_empty() && header.recorded_at <= time {
                 count = tree.size();
             }
             // The column that identifies marks proves nothing: a mark without its payload cannot be opened.
             if header.event_type == SETTLED
                 && let Event::Parking(ParkingEvent::Settled(settled)) = sealed.open().map_err(unreadable)?.event
             {
-                late = settled.command_id.filter(|_| settled.outcome == Settlement::Applied);
+                let applied = settled.command_id.filter(|_| settled.outcome == Settlement::Applied);
+                late = applied.into_iter().chain(settled.following).collect();
             }
         }
     }

@@ -115,8 +115,8 @@ pub struct AuditFilter {
     pub until: Option<Timestamp>,
 }
 
-/// An event with the sequence of its commit, its ordinal there, and the fingerprint of the commit, if it is its first.
-type Numbered<'a> = (i64, i32, Option<&'a Fingerprint>, &'a OpenedEvent);
+/// An event with the sequence of its commit, its ordinal there, and the fingerprint of its command, if it is the first of that.
+type Numbered<'a> = (i64, i32, Option<Fingerprint>, &'a OpenedEvent);
 
 /// Returns the ordinal of a mark, an event that is not in the stream; ordinals of the stream's events start at 0.
 fn ordinal_of_mark(event: &Event) -> Option<i32> {
@@ -150,9 +150,8 @@ pub(crate) async fn append(
     let events: Vec<Numbered<'_>> = commits
         .iter()
         .flat_map(|Applied { seq, commit }| {
-            let fingerprint = |nth| commit.fingerprint.as_ref().filter(|_| nth == 0);
-            (0..).zip(&commit.events).map(move |(nth, event)| {
-                (to_bigint(*seq), ordinal_of_mark(&event.event).unwrap_or(nth), fingerprint(nth), event)
+            (0..).zip(commit.events_and_fingerprints()).map(move |(nth, (event, fingerprint))| {
+                (to_bigint(*seq), ordinal_of_mark(&event.event).unwrap_or(nth), fingerprint, event)
             })
         })
         .collect();
@@ -198,7 +197,7 @@ pub(crate) async fn append(
         column(&events, |(.., event)| &*event.sealed.header) as _,
         column(&events, |(.., event)| &*event.sealed.payload) as _,
         column(&leaves, |leaf| leaf.0.as_slice()) as _,
-        column(&events, |(_, _, fingerprint, _)| fingerprint.map(|fingerprint| fingerprint.0.as_slice())) as _,
+        column(&events, |(_, _, fingerprint, _)| fingerprint.as_ref().map(|fingerprint| fingerprint.0.as_slice())) as _,
         column(&columns, |columns| columns.outcome) as _,
     )
     .execute(connection)
@@ -295,13 +294,10 @@ pub async fn commits(
             what: format!("an event of message {seq} in the audit log of {}", org.org()),
             cause: cause(error),
         })?;
+        let fingerprint = row.fingerprint.map(|bytes| fingerprint("a fingerprint", bytes)).transpose()?;
         match commits.last_mut() {
-            Some((last, commit)) if *last == seq => commit.events.push(event),
-            _ => {
-                let fingerprint = row.fingerprint.map(|bytes| fingerprint("a fingerprint", bytes)).transpose()?;
-                let command_id = event.header.command_id;
-                commits.push((seq, OpenedCommit { command_id, fingerprint, events: vec![event] }));
-            }
+            Some((last, commit)) if *last == seq => commit.push(event, fingerprint),
+            _ => commits.push((seq, OpenedCommit::begin(event, fingerprint))),
         }
     }
     Ok(commits.into_iter().map(|(seq, commit)| Applied { seq, commit: Arc::new(commit) }).collect())

@@ -2,7 +2,7 @@
 //!
 //! An aggregate recognizes a repeated command by its own history; this table detects the same key on another aggregate.
 
-use orgstream_events::{AggregateId, CommandId, Fingerprint};
+use orgstream_events::{AggregateId, CommandId, Fingerprint, OpenedCommand};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -38,9 +38,9 @@ pub struct DoneCommand {
 pub(crate) async fn write(connection: &mut PgConnection, org: Uuid, commits: &[Applied]) -> Result<(), DbError> {
     let keyed: Vec<_> = commits
         .iter()
-        .filter_map(|Applied { seq, commit }| {
-            let aggregate = &commit.events.first()?.header.aggregate.aggregate;
-            Some((commit.command_id, commit.fingerprint?, *seq, aggregate))
+        .flat_map(|Applied { seq, commit }| commit.commands().map(move |command| (command, *seq)))
+        .filter_map(|(OpenedCommand { command_id, fingerprint, events }, seq)| {
+            Some((command_id, fingerprint?, seq, &events.first()?.header.aggregate.aggregate))
         })
         .collect();
     if keyed.is_empty() {

@@ -350,17 +350,11 @@ impl<'a> Comparing<'a> {
         }
         self.lacked.found(seq);
         let mut told = 0;
-        for (ordinal, event) in (0..).zip(&commit.events) {
+        for (ordinal, (event, fingerprint)) in (0..).zip(commit.events_and_fingerprints()) {
             while let Some(stray) = self.rows.next_before(seq, ordinal).await? {
                 self.stray(&stray);
             }
-            let expected = StoredEvent {
-                idx: None,
-                seq,
-                ordinal,
-                fingerprint: commit.fingerprint.filter(|_| ordinal == 0),
-                sealed: event.sealed.clone(),
-            };
+            let expected = StoredEvent { idx: None, seq, ordinal, fingerprint, sealed: event.sealed.clone() };
             let row = self.rows.next_at(seq, ordinal).await?;
             if row.is_none() && self.is_told_already(event, seq).await? {
                 told += 1;

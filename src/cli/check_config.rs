@@ -1,18 +1,21 @@
 //! `orgstream check-config`: the preflight alone.
 
-use std::fmt::Display;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+};
 
 use anyhow::{anyhow, bail};
 use orgstream_events::Chain;
 use orgstream_projections::{Database, DbError};
 
 use crate::{
-    config::{DatabaseArgs, KeyRingArgs, NatsArgs},
+    config::{DatabaseArgs, KeyRingArgs, NatsArgs, SearchArgs},
     process as node,
     terminal::out::{OutputError, say, told},
 };
 
-/// Look at NATS and PostgreSQL as `serve` and `work` do before they start, and say what is wrong.
+/// Look at NATS, PostgreSQL, the key ring and the search targets as `serve` and `work` do before they start, and say what is wrong.
 ///
 /// Changes nothing. Ends with an error if anything is found, one line each with the way out.
 #[derive(clap::Args)]
@@ -23,6 +26,8 @@ pub(crate) struct Args {
     database: DatabaseArgs,
     #[command(flatten)]
     key_ring: KeyRingArgs,
+    #[command(flatten)]
+    search: SearchArgs,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -54,8 +59,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         };
         secrets = report("key ring", ring.await, &mut findings);
     }
+    let db = db.as_ref().ok().filter(|_| postgres.is_ok() && findings.is_empty());
+    let search = check_search(&args.search, db, &mut findings).await;
     // The findings count, whether or not their output was read.
-    let findings = told(findings, nats.and(postgres).and(history).and(secrets));
+    let findings = told(findings, nats.and(postgres).and(history).and(secrets).and(search));
     if findings.is_empty() {
         return Ok(());
     }
@@ -63,6 +70,38 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         "{} found",
         if findings.len() == 1 { "one problem was".to_owned() } else { format!("{} problems were", findings.len()) }
     )
+}
+
+/// Asks each search target, and finds those that organizations are in and that are not named.
+async fn check_search(args: &SearchArgs, db: Option<&Database>, findings: &mut Vec<String>) -> Result<(), OutputError> {
+    let targets = match args.targets() {
+        Ok(targets) => targets,
+        Err(error) => return report::<String>("search", Err(error), findings),
+    };
+    let mut said = Ok(());
+    for target in targets.all() {
+        let state = target.check().await.map(|()| Vec::<String>::new());
+        let state = state.map_err(|error| anyhow!("{}: {}", target.name(), Chain(&error)));
+        said = said.and(report("search", state, findings));
+    }
+    let Some(db) = db else { return said };
+    let unnamed = async {
+        let known: BTreeSet<&str> = targets.all().map(|target| target.name()).collect();
+        let mut placed: BTreeMap<String, usize> = BTreeMap::new();
+        for (_, target) in db.placed_indexes().await? {
+            *placed.entry(target).or_default() += 1;
+        }
+        placed.retain(|target, _| !known.contains(target.as_str()));
+        let line = |(target, orgs): (String, usize)| {
+            format!("organizations whose index is in the target {target}, which --search-targets does not name: {orgs}")
+        };
+        anyhow::Ok(placed.into_iter().map(line).collect::<Vec<_>>())
+    };
+    match unnamed.await {
+        // Nothing to say of what nobody uses.
+        Ok(unnamed) if unnamed.is_empty() => said,
+        unnamed => said.and(report("search", unnamed, findings)),
+    }
 }
 
 fn report<T: Display>(

@@ -1,7 +1,7 @@
 //! `orgstream history`: streams with lost history, their lost messages, and an operator's decisions about them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     process::ExitCode,
     time::Duration,
 };
@@ -292,9 +292,12 @@ impl Missing {
                     if event.header.org_id != *org {
                         bail!("the audit log of {org} has an event of {}: it was altered", event.header.org_id);
                     }
-                    let command_id = event.header.command_id;
-                    let begun = OpenedCommit { command_id, fingerprint: row.fingerprint, events: Vec::new() };
-                    opened.entry(row.seq).or_insert(begun).events.push(event);
+                    match opened.entry(row.seq) {
+                        Entry::Vacant(place) => {
+                            place.insert(OpenedCommit::begin(event, row.fingerprint));
+                        }
+                        Entry::Occupied(mut begun) => begun.get_mut().push(event, row.fingerprint),
+                    }
                 }
                 commits.extend(opened.into_iter().filter_map(|(seq, commit)| Some((seq, commit.seal()?))));
                 let Some(cut) = cut else { break };

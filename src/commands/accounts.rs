@@ -2,14 +2,15 @@
 //! credited, settled or changed a moment ago counts.
 
 use orgstream_domain::{
-    account::{Account, AccountAction, AccountCommand},
+    account::{Account, AccountAction},
     organization::Organization,
     plan::{Entitlements, Plan},
 };
-use orgstream_events::{AggregateId, HoldId, OrgId, PLATFORM_ORG, PlanDefinition, PlanName, Position, UsedBy};
+use orgstream_events::{AggregateId, HoldId, OrgId, PLATFORM_ORG, PlanDefinition, PlanName, Position};
 use orgstream_stream::{Freshness, Placement};
 
 use super::{
+    aggregates::Aggregates,
     handler::{CommandContext, CommandHandler, Target},
     request::{Accepted, CommandError},
 };
@@ -32,11 +33,8 @@ impl CommandHandler {
         to: &Target<'_>,
         command: AccountAction,
     ) -> Result<Accepted, CommandError> {
-        let terms = self.entitlements(to.placement).await?.terms();
-        let (actor_type, id) = attempt.by();
         let creates = matches!(command, AccountAction::Reserve(_));
-        let command = AccountCommand { terms, by: UsedBy { actor_type, id }, command };
-        let accepted = self.execute::<Account>(attempt, to, command).await?;
+        let accepted = self.accounts.carry_out(attempt, to.placement, command).await?;
         let hold = creates.then(|| HoldId::derive(accepted.command_id));
         Ok(Accepted { hold, ..accepted })
     }
@@ -44,21 +42,23 @@ impl CommandHandler {
     /// Returns an organization's account and what it is entitled to; none when it was never created.
     pub async fn account_of(&self, org: OrgId) -> Result<Option<AccountState>, CommandError> {
         let Some(placement) = self.log.placement(org).await? else { return Ok(None) };
-        let entitlements = self.entitlements(&placement).await?;
-        let loaded = self.load::<Account>(&placement, &AggregateId::Account(org), Freshness::Leader).await?;
+        let entitlements = self.aggregates.entitlements(&placement).await?;
+        let loaded = self.aggregates.load::<Account>(&placement, &AggregateId::Account(org), Freshness::Leader).await?;
         let position = Position { org, seq: loaded.seq };
         Ok(Some(AccountState { account: loaded.state.clone(), entitlements, position }))
     }
 
     /// Returns the last version of a plan, and its number; none when it was never published.
     pub async fn plan(&self, name: &PlanName) -> Result<Option<(u64, PlanDefinition)>, CommandError> {
-        let placement = self.placement(PLATFORM_ORG).await?;
-        let loaded = self.look::<Plan>(&placement, &AggregateId::Plan(name.clone())).await?;
+        let placement = self.aggregates.placement(PLATFORM_ORG).await?;
+        let loaded = self.aggregates.look::<Plan>(&placement, &AggregateId::Plan(name.clone())).await?;
         Ok(loaded.state.last().map(|(version, definition)| (version, definition.clone())))
     }
+}
 
+impl Aggregates {
     /// Returns what an organization is entitled to, at most a second old: its plan, and its own limits before those.
-    async fn entitlements(&self, placement: &Placement) -> Result<Entitlements, CommandError> {
+    pub(super) async fn entitlements(&self, placement: &Placement) -> Result<Entitlements, CommandError> {
         let aggregate = AggregateId::Organization(placement.org);
         let organization = self.look::<Organization>(placement, &aggregate).await?;
         let profile = organization.state.profile().ok_or(CommandError::NoOrganization(placement.org))?;

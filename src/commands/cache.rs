@@ -13,8 +13,8 @@ use orgstream_domain::{
     plan::Plan, record::Record, record_log::RecordLog, role::CustomRoles, sso_connection::Connections,
     unique_value::UniqueValue,
 };
-use orgstream_events::{ActorType, AggregateId, CommandId, Event, Fingerprint, OpenedCommit};
-use orgstream_stream::{SNAPSHOT_EVERY, StoredCommit};
+use orgstream_events::{ActorType, AggregateId, CommandId, Event, Fingerprint, OpenedCommand};
+use orgstream_stream::SNAPSHOT_EVERY;
 use quick_cache::sync::{EntryAction, EntryResult};
 use tokio::time::Instant;
 
@@ -57,13 +57,13 @@ pub(super) struct PriorResult {
 }
 
 impl PriorResult {
-    /// Returns the answer of the command whose commit this is.
-    pub(super) fn of(stored: &StoredCommit) -> Self {
-        let StoredCommit { seq, commit: OpenedCommit { fingerprint, events, .. }, .. } = stored;
+    /// Returns the answer of a command whose commit is at `seq`.
+    pub(super) fn of(seq: u64, command: &OpenedCommand<'_>) -> Self {
+        let OpenedCommand { fingerprint, events, .. } = command;
         let actor = events.first().map(|first| &first.header.actor);
         Self {
             fingerprint: *fingerprint,
-            seq: *seq,
+            seq,
             version: events.last().map_or(0, |last| last.header.aggregate.version),
             events: events.iter().map(|opened| opened.event.wire().0.to_owned()).collect(),
             by: actor.map_or((ActorType::System, String::new()), |actor| (actor.actor_type, actor.id.clone())),

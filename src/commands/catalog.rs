@@ -33,8 +33,8 @@ impl CommandHandler {
         to: &Target<'_>,
         command: PublishCatalogItem,
     ) -> Result<Accepted, CommandError> {
-        let known = self.look::<CatalogItem>(to.placement, &to.aggregate).await?;
-        if let Some(accepted) = self.earlier(attempt, to.placement, &to.aggregate, &known).await? {
+        let known = self.aggregates.look::<CatalogItem>(to.placement, &to.aggregate).await?;
+        if let Some(accepted) = self.aggregates.earlier(attempt, to.placement, &to.aggregate, &known).await? {
             return Ok(accepted);
         }
         let draft = self.draft(to.placement, command.id).await?;
@@ -74,8 +74,9 @@ impl CommandHandler {
     }
 
     async fn catalog_item(&self, id: RecordId) -> Result<CatalogItem, CommandError> {
-        let placement = self.placement(PLATFORM_ORG).await?;
-        let found = self.load::<CatalogItem>(&placement, &AggregateId::CatalogItem(id), Freshness::Leader).await?;
+        let placement = self.aggregates.placement(PLATFORM_ORG).await?;
+        let found =
+            self.aggregates.load::<CatalogItem>(&placement, &AggregateId::CatalogItem(id), Freshness::Leader).await?;
         Ok(found.state.clone())
     }
 
@@ -93,7 +94,7 @@ impl CommandHandler {
             return Ok(appended.map(draft));
         }
         let record = AggregateId::Record(id);
-        let found = self.load::<Record>(placement, &record, Freshness::Leader).await?;
+        let found = self.aggregates.load::<Record>(placement, &record, Freshness::Leader).await?;
         let Some(kind) = found.state.kind().cloned() else { return Ok(None) };
         let (version, archived) = (found.version, found.state.is_archived());
         let stored = self.log.commit_at(placement, &record, found.seq).await?;
@@ -124,7 +125,7 @@ impl CommandHandler {
         };
         let look = |NamedReference { pointer, id, kind, .. }: NamedReference| async move {
             let aggregate = AggregateId::CatalogItem(id);
-            let found = self.load::<CatalogItem>(placement, &aggregate, Freshness::Leader).await?;
+            let found = self.aggregates.load::<CatalogItem>(placement, &aggregate, Freshness::Leader).await?;
             if found.state.may_be_referred_to(&kind) {
                 return Ok::<_, CommandError>(None);
             }

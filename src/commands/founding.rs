@@ -98,12 +98,17 @@ impl CommandHandler {
                 Ok(attempt.accepted(org, &aggregate, earlier, false))
             }
             Ok(_) | Err(AppendError::Conflict { .. }) => {
-                let loaded = self.load::<Organization>(&placement, &aggregate, Freshness::Leader).await?;
-                let founded = self.load::<Members>(&placement, &AggregateId::Member(org), Freshness::Leader).await?;
-                let mut accepted =
-                    self.earlier(attempt, &placement, &aggregate, &loaded).await?.ok_or(CommandError::Contention)?;
+                let loaded = self.aggregates.load::<Organization>(&placement, &aggregate, Freshness::Leader).await?;
+                let founded =
+                    self.aggregates.load::<Members>(&placement, &AggregateId::Member(org), Freshness::Leader).await?;
+                let mut accepted = self
+                    .aggregates
+                    .earlier(attempt, &placement, &aggregate, &loaded)
+                    .await?
+                    .ok_or(CommandError::Contention)?;
                 // The same position as the first time.
-                let founded = self.prior(&placement, &AggregateId::Member(org), &founded, attempt.command_id).await?;
+                let founded =
+                    self.aggregates.prior(&placement, &AggregateId::Member(org), &founded, attempt.command_id).await?;
                 let both = founded.map_or(0, |earlier| earlier.seq);
                 accepted.position.seq = accepted.position.seq.max(both);
                 Ok(accepted)

@@ -44,14 +44,14 @@ impl CommandHandler {
                 }
                 // A missing key is refused by its own rules, which have the right error for it.
                 Grant::KeyAgain(id) => {
-                    let key = self.look::<ApiKey>(placement, &AggregateId::ApiKey(id)).await?;
+                    let key = self.aggregates.look::<ApiKey>(placement, &AggregateId::ApiKey(id)).await?;
                     if let Some(issued) = key.state.issued() {
                         let scopes = Scopes::named(issued.scopes.as_deref());
                         self.may_grant_role(placement, &authority, issued.role, &scopes).await?;
                     }
                 }
                 Grant::KeyEnded(id) => {
-                    let key = self.look::<ApiKey>(placement, &AggregateId::ApiKey(id)).await?;
+                    let key = self.aggregates.look::<ApiKey>(placement, &AggregateId::ApiKey(id)).await?;
                     if let Some(issued) = key.state.issued() {
                         let scopes = Scopes::named(issued.scopes.as_deref());
                         // A role that was removed gives the key nothing.
@@ -64,14 +64,16 @@ impl CommandHandler {
                     }
                 }
                 Grant::Invitation(id) => {
-                    let invitation = self.look::<Invitation>(placement, &AggregateId::Invitation(id)).await?;
+                    let invitation =
+                        self.aggregates.look::<Invitation>(placement, &AggregateId::Invitation(id)).await?;
                     if let Some(offer) = invitation.state.offer() {
                         self.may_grant_role(placement, &authority, offer.role, &Scopes::ALL).await?;
                     }
                 }
                 Grant::Issuer(issuer) => {
                     let aggregate = AggregateId::SsoConnection(placement.org);
-                    let known = self.look::<Connections>(placement, &aggregate).await?.state.has_had(&issuer);
+                    let known =
+                        self.aggregates.look::<Connections>(placement, &aggregate).await?.state.has_had(&issuer);
                     // The people who joined by this issuer before are unknown: one may have been an owner, and another
                     // audience of the issuer could identify anyone as that person again.
                     let role = if known { Role::Owner } else { Role::Member };
@@ -80,7 +82,7 @@ impl CommandHandler {
                 // Who joined by an issuer is unknown: it may be how an owner signs in.
                 Grant::IssuerEnded(id) => {
                     let aggregate = AggregateId::SsoConnection(placement.org);
-                    if self.look::<Connections>(placement, &aggregate).await?.state.has(id) {
+                    if self.aggregates.look::<Connections>(placement, &aggregate).await?.state.has(id) {
                         self.may_grant_role(placement, &authority, Role::Owner, &Scopes::ALL).await?;
                     }
                 }
@@ -109,7 +111,7 @@ impl CommandHandler {
         role: Role,
     ) -> Result<BTreeSet<Permission>, CommandError> {
         let Role::Custom(id) = role else { return Ok(Permission::of_role(role)) };
-        let book = self.look::<CustomRoles>(placement, &AggregateId::Role(placement.org)).await?;
+        let book = self.aggregates.look::<CustomRoles>(placement, &AggregateId::Role(placement.org)).await?;
         Ok(book.state.permissions(id).unwrap_or_default())
     }
 
@@ -121,10 +123,10 @@ impl CommandHandler {
     ) -> Result<BTreeSet<Permission>, CommandError> {
         let Role::Custom(id) = role else { return Ok(Permission::of_role(role)) };
         let aggregate = AggregateId::Role(placement.org);
-        let mut book = self.look::<CustomRoles>(placement, &aggregate).await?;
+        let mut book = self.aggregates.look::<CustomRoles>(placement, &aggregate).await?;
         if book.state.permissions(id).is_none() {
             // It may have been created a moment ago, by another process.
-            book = self.load::<CustomRoles>(placement, &aggregate, Freshness::Leader).await?;
+            book = self.aggregates.load::<CustomRoles>(placement, &aggregate, Freshness::Leader).await?;
         }
         book.state.permissions(id).ok_or_else(|| {
             let detail = format!("there is no role {id} in this organization; list its roles");
@@ -169,10 +171,11 @@ impl CommandHandler {
         members: &Members,
         id: KeyId,
     ) -> Result<Option<(Role, Scopes)>, CommandError> {
-        let key = self.load::<ApiKey>(placement, &AggregateId::ApiKey(id), Freshness::Leader).await?;
+        let key = self.aggregates.load::<ApiKey>(placement, &AggregateId::ApiKey(id), Freshness::Leader).await?;
         let Some(issued) = key.state.issued().filter(|_| !key.state.is_revoked()) else { return Ok(None) };
         if key.state.creator().is_some_and(|creator| members.get(creator).is_none()) {
-            let organization = self.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
+            let organization =
+                self.aggregates.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
             if organization.state.profile().is_none_or(|profile| profile.settings.revoke_keys_on_creator_exit) {
                 return Ok(None);
             }
@@ -188,7 +191,7 @@ impl CommandHandler {
     ) -> Result<Option<MemberId>, CommandError> {
         let (ActorType::ApiKey, id) = actor else { return Ok(None) };
         let Ok(id) = id.parse::<KeyId>() else { return Ok(None) };
-        Ok(self.look::<ApiKey>(placement, &AggregateId::ApiKey(id)).await?.state.creator())
+        Ok(self.aggregates.look::<ApiKey>(placement, &AggregateId::ApiKey(id)).await?.state.creator())
     }
 }
 

@@ -6,10 +6,7 @@
 use std::{
     collections::BTreeSet,
     hash::{BuildHasher, RandomState},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -36,8 +33,8 @@ use orgstream_domain::{
     sso_connection::{ConnectionCommand, Connections},
 };
 use orgstream_events::{
-    Actor, ActorType, AggregateId, CommandId, CommitDraft, Event, Fingerprint, Header, KindName, OrgId, PLATFORM_ORG,
-    Position, Salt, TenantType, Timestamp, cause,
+    Actor, ActorType, AggregateId, CommandId, CommitDraft, Event, Fingerprint, KindName, OrgId, PLATFORM_ORG, Position,
+    Salt, TenantType, Timestamp, cause,
 };
 use orgstream_stream::{AppendError, Appended, Freshness, Log, Placement};
 use tokio::{
@@ -46,11 +43,12 @@ use tokio::{
 };
 
 use super::{
-    cache::{Cached, Caches, Loaded, PriorResult, advance},
+    account_queues::AccountQueues,
+    aggregates::{Aggregates, unreadable_success},
+    cache::{Cached, Caches, Loaded, PriorResult},
     patience::Patience,
     personal::creation,
     request::{Accepted, Caller, CommandError, Request},
-    snapshots::{self, Snapshots},
     vault::Vault,
 };
 use crate::{
@@ -65,8 +63,6 @@ use crate::{
 
 /// The tolerated clock skew of a producer, into the future.
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
-/// The TTL of a state that a command only reads: whether the org is suspended, what the kind's schema is.
-const LOOK: Duration = Duration::from_secs(1);
 /// Writers to one aggregate take turns inside this process, so that only other processes can conflict.
 const TURNS: usize = 1_024;
 /// Registrations of kinds take turns by organization before that, so that they are counted.
@@ -134,9 +130,9 @@ impl CommandContext<'_> {
     }
 
     /// Returns the answer when the state is already as requested.
-    fn unchanged(&self, to: &Target<'_>, version: u64, seq: u64) -> Accepted {
+    pub(super) fn unchanged(&self, org: OrgId, aggregate: &AggregateId, version: u64, seq: u64) -> Accepted {
         let done = PriorResult { fingerprint: self.fingerprint, seq, version, events: Vec::new(), by: self.by() };
-        self.accepted(to.placement.org, &to.aggregate, done, false)
+        self.accepted(org, aggregate, done, false)
     }
 }
 
@@ -148,11 +144,9 @@ pub struct CommandHandler {
     pub(super) idp: Arc<dyn IdentityOrganizations>,
     pub(super) local_issuers: bool,
     pub(super) region: String,
-    caches: Caches,
-    snapshots: Snapshots,
+    pub(super) aggregates: Arc<Aggregates>,
+    pub(super) accounts: AccountQueues,
     vault: Vault,
-    /// The messages that were read to load aggregates.
-    messages_read: AtomicU64,
     pub(super) own_kinds: OwnKindLimits,
     turns: Box<[Mutex<()>]>,
     registration_turns: Box<[Mutex<()>]>,
@@ -164,33 +158,23 @@ impl CommandHandler {
     /// Creates a handler that appends to `log`; `pepper` hashes the secrets of API keys, `dns` proves domains.
     pub fn new(log: Log, pepper: Pepper, region: String, dns: Arc<dyn TxtRecords>) -> Self {
         let turns = (0..TURNS).map(|_| Mutex::new(())).collect();
+        let aggregates = Arc::new(Aggregates::new(log.clone()));
         Self {
             vault: Vault::new(log.clone(), None),
+            accounts: AccountQueues::new(Arc::clone(&aggregates)),
+            aggregates,
             log,
             pepper,
             dns,
             idp: Arc::new(NoIdentityProvider),
             local_issuers: false,
             region,
-            caches: Caches::default(),
-            snapshots: Snapshots::default(),
-            messages_read: AtomicU64::new(0),
             own_kinds: OwnKindLimits::default(),
             turns,
             registration_turns: (0..REGISTRATION_TURNS).map(|_| Mutex::new(())).collect(),
             last_turn: Mutex::new(()),
             hasher: RandomState::new(),
         }
-    }
-
-    /// Returns the current cache contents.
-    pub fn caches(&self) -> Vec<CacheView> {
-        self.caches.views()
-    }
-
-    /// Returns how many messages this handler has read to load aggregates.
-    pub fn messages_read(&self) -> u64 {
-        self.messages_read.load(Ordering::Relaxed)
     }
 
     /// Permits organizations issuers of their own on this machine, for trials.
@@ -218,7 +202,17 @@ impl CommandHandler {
     }
 
     pub(super) fn caches_of(&self) -> &Caches {
-        &self.caches
+        self.aggregates.caches_of()
+    }
+
+    /// Returns the current cache contents.
+    pub fn caches(&self) -> Vec<CacheView> {
+        self.caches_of().views()
+    }
+
+    /// Returns how many messages this handler has read to load aggregates.
+    pub fn messages_read(&self) -> u64 {
+        self.aggregates.messages_read()
     }
 
     /// Returns the server's own secret, from which tokens are derived.
@@ -276,7 +270,7 @@ impl CommandHandler {
             return self.create_organization(&attempt, command).await;
         }
         let org = caller.org;
-        let placement = self.placement(org).await?;
+        let placement = self.aggregates.placement(org).await?;
         if org != PLATFORM_ORG {
             self.check_active(&placement, &request.command).await?;
             if !request.command.spec().in_personal {
@@ -294,9 +288,12 @@ impl CommandHandler {
             Command::ChangeSettings(command) => {
                 let connections = AggregateId::SsoConnection(org);
                 let connections = match &command.allowed_auth_methods {
-                    Patch::Set(_) => {
-                        self.load::<Connections>(&placement, &connections, Freshness::Leader).await?.state.methods()
-                    }
+                    Patch::Set(_) => self
+                        .aggregates
+                        .load::<Connections>(&placement, &connections, Freshness::Leader)
+                        .await?
+                        .state
+                        .methods(),
                     Patch::Keep | Patch::Clear => BTreeSet::new(),
                 };
                 let narrows = matches!(command.allowed_auth_methods, Patch::Set(_));
@@ -384,7 +381,7 @@ impl CommandHandler {
                     kind => kind,
                 };
                 // A record that is there already is not created again, so that a repeated command costs no lookups.
-                let is_there = Record::cache(&self.caches).get(&Scoped::new(org, to.aggregate.clone())).is_some();
+                let is_there = Record::cache(self.caches_of()).get(&Scoped::new(org, to.aggregate.clone())).is_some();
                 let references = match &kind {
                     Some(kind) if !is_there => self.references(&placement, Some(kind), &command.data).await?,
                     _ => Ok(Vec::new()),
@@ -408,8 +405,8 @@ impl CommandHandler {
             Command::AppendRecords(command) => Box::pin(self.append_records(&attempt, &to, command)).await,
             Command::UpdateRecord(command) => {
                 // The record determines its kind; a missing record is refused by its own rules.
-                let known = self.look::<Record>(&placement, &to.aggregate).await?;
-                if let Some(accepted) = self.earlier(&attempt, &placement, &to.aggregate, &known).await? {
+                let known = self.aggregates.look::<Record>(&placement, &to.aggregate).await?;
+                if let Some(accepted) = self.aggregates.earlier(&attempt, &placement, &to.aggregate, &known).await? {
                     return Ok(accepted);
                 }
                 let kind = match known.state.kind() {
@@ -467,7 +464,7 @@ impl CommandHandler {
         let Target { placement, aggregate } = to;
         let org = placement.org;
         let _turn = self.turn(org, aggregate).await;
-        let remembered = A::cache(&self.caches).get(&Scoped::new(org, aggregate.clone()));
+        let remembered = A::cache(self.caches_of()).get(&Scoped::new(org, aggregate.clone()));
         let mut certain = false;
         // `last` marks the last read: nothing is appended after it.
         let (mut last, mut was_there) = (false, false);
@@ -479,7 +476,7 @@ impl CommandHandler {
             None if attempt.request.command.creates_under_own_id() => Arc::default(),
             None => {
                 certain = true;
-                self.load::<A>(placement, aggregate, Freshness::Leader).await?
+                self.aggregates.load::<A>(placement, aggregate, Freshness::Leader).await?
             }
         };
         loop {
@@ -497,16 +494,18 @@ impl CommandHandler {
                         // What else was to be appended is refused, perhaps because this command was carried out before.
                         Err(CommandError::Rejected(_)) if !certain => {}
                         Err(error) => {
-                            A::cache(&self.caches).remove(&Scoped::new(org, aggregate.clone()));
+                            A::cache(self.caches_of()).remove(&Scoped::new(org, aggregate.clone()));
                             return Err(error);
                         }
                     }
                 }
-                Ok(Decided::Nothing) if certain => return Ok(attempt.unchanged(to, loaded.version, loaded.seq)),
+                Ok(Decided::Nothing) if certain => {
+                    return Ok(attempt.unchanged(org, aggregate, loaded.version, loaded.seq));
+                }
                 Err(refusal) if certain => return Err(refusal),
                 Ok(Decided::Nothing) | Err(_) => {}
             }
-            loaded = self.load::<A>(placement, aggregate, Freshness::Leader).await?;
+            loaded = self.aggregates.load::<A>(placement, aggregate, Freshness::Leader).await?;
             certain = true;
         }
     }
@@ -518,7 +517,7 @@ impl CommandHandler {
         to: &Target<'_>,
         command: A::Command,
     ) -> Result<bool, CommandError> {
-        let loaded = self.load::<A>(to.placement, &to.aggregate, Freshness::Leader).await?;
+        let loaded = self.aggregates.load::<A>(to.placement, &to.aggregate, Freshness::Leader).await?;
         Ok(matches!(self.decide(attempt, to, &loaded, command).await?, Decided::Events(_)))
     }
 
@@ -530,7 +529,7 @@ impl CommandHandler {
         command: A::Command,
     ) -> Result<Decided, CommandError> {
         let org = to.placement.org;
-        if let Some(accepted) = self.earlier(attempt, to.placement, &to.aggregate, loaded).await? {
+        if let Some(accepted) = self.aggregates.earlier(attempt, to.placement, &to.aggregate, loaded).await? {
             return Ok(Decided::Known(accepted));
         }
         if let Some(expected) = attempt.request.expected_version
@@ -565,66 +564,23 @@ impl CommandHandler {
         if appended.replayed && attempt.fingerprint.is_some() {
             return Ok(None);
         }
-        let key = Scoped::new(org, to.aggregate.clone());
         let place = Place { seq: appended.seq, actor: &attempt.caller.actor, recorded_at: attempt.now };
-        let advanced = advance(A::cache(&self.caches), &key, loaded, |loaded| {
+        let (_, earlier) = self.aggregates.advance(to.placement, &to.aggregate, loaded, |loaded| {
             loaded.fold(attempt.command_id, attempt.fingerprint, place, events.iter())
-        });
-        let (loaded, earlier) = advanced.ok_or_else(not_taken_in)?;
-        self.snapshots.keep(&self.log, to.placement, &to.aggregate, &loaded);
+        })?;
         Ok(Some(attempt.accepted(org, &to.aggregate, earlier, false)))
-    }
-
-    /// Returns the answer of an earlier success of the same command, if the aggregate's history has one.
-    pub(super) async fn earlier<A: Cached>(
-        &self,
-        attempt: &CommandContext<'_>,
-        placement: &Placement,
-        aggregate: &AggregateId,
-        loaded: &Loaded<A>,
-    ) -> Result<Option<Accepted>, CommandError> {
-        match self.prior(placement, aggregate, loaded, attempt.command_id).await? {
-            Some(earlier) if earlier.fingerprint != attempt.fingerprint => Err(CommandError::KeyReused),
-            // The same command of another sender is another command where the answer has a secret.
-            Some(earlier) if attempt.request.command.answers_a_secret() && earlier.by != attempt.by() => {
-                Err(CommandError::KeyReused)
-            }
-            Some(earlier) => Ok(Some(attempt.accepted(placement.org, aggregate, earlier, true))),
-            None => Ok(None),
-        }
-    }
-
-    /// Returns what the command led to, if the aggregate's history has it: as its commit says.
-    pub(super) async fn prior<A: Cached>(
-        &self,
-        placement: &Placement,
-        aggregate: &AggregateId,
-        loaded: &Loaded<A>,
-        command: CommandId,
-    ) -> Result<Option<PriorResult>, CommandError> {
-        for seq in loaded.commands.find(command) {
-            let stored = self.log.commit_at(placement, aggregate, seq).await?;
-            if stored.commit.command_id == command {
-                return Ok(Some(PriorResult::of(&stored)));
-            }
-        }
-        Ok(None)
     }
 
     /// Returns the organization's profile, as it was at most `LOOK` ago; none when it was never created.
     pub async fn profile(&self, org: OrgId) -> Result<Option<Profile>, CommandError> {
         let Some(placement) = self.log.placement(org).await? else { return Ok(None) };
-        let loaded = self.look::<Organization>(&placement, &AggregateId::Organization(org)).await?;
+        let loaded = self.aggregates.look::<Organization>(&placement, &AggregateId::Organization(org)).await?;
         Ok(loaded.state.profile().cloned())
-    }
-
-    pub(super) async fn placement(&self, org: OrgId) -> Result<Placement, CommandError> {
-        self.log.placement(org).await?.ok_or(CommandError::NoOrganization(org))
     }
 
     async fn check_active(&self, placement: &Placement, command: &Command) -> Result<(), CommandError> {
         let aggregate = AggregateId::Organization(placement.org);
-        let organization = self.look::<Organization>(placement, &aggregate).await?;
+        let organization = self.aggregates.look::<Organization>(placement, &aggregate).await?;
         match organization.state.must_be_active() {
             Ok(_) => Ok(()),
             // The platform's commands about an organization work while no others do.
@@ -640,8 +596,8 @@ impl CommandHandler {
             loaded.state.profile().is_some_and(|profile| profile.tenant_type == TenantType::Personal)
         };
         // It may have been upgraded a moment ago, by another process.
-        if is_personal(&*self.look::<Organization>(placement, &aggregate).await?)
-            && is_personal(&*self.load::<Organization>(placement, &aggregate, Freshness::Leader).await?)
+        if is_personal(&*self.aggregates.look::<Organization>(placement, &aggregate).await?)
+            && is_personal(&*self.aggregates.load::<Organization>(placement, &aggregate, Freshness::Leader).await?)
         {
             return Err(Rejection::from(OrganizationError::Personal).into());
         }
@@ -650,88 +606,20 @@ impl CommandHandler {
 
     /// Returns what `org` means by the name of a kind, ready to validate data; none when it was never registered.
     pub async fn kind(&self, org: OrgId, name: &KindName) -> Result<Option<Arc<ValidatedKind>>, CommandError> {
-        let placement = self.placement(name.owner(org)).await?;
-        let loaded = self.look::<Kind>(&placement, &AggregateId::Kind(name.clone())).await?;
+        let placement = self.aggregates.placement(name.owner(org)).await?;
+        let loaded = self.aggregates.look::<Kind>(&placement, &AggregateId::Kind(name.clone())).await?;
         Ok(loaded.state.validated())
     }
 
     /// Returns who changed a kind of the platform last; none if there is no such kind.
     pub async fn kind_changed_by(&self, name: &KindName) -> Result<Option<Actor>, CommandError> {
-        let (placement, kind) = (self.placement(PLATFORM_ORG).await?, AggregateId::Kind(name.clone()));
-        let seq = self.look::<Kind>(&placement, &kind).await?.seq;
+        let (placement, kind) = (self.aggregates.placement(PLATFORM_ORG).await?, AggregateId::Kind(name.clone()));
+        let seq = self.aggregates.look::<Kind>(&placement, &kind).await?.seq;
         if seq == 0 {
             return Ok(None);
         }
         let stored = self.log.commit_at(&placement, &kind, seq).await?;
         Ok(stored.commit.events.last().map(|opened| opened.header.actor.clone()))
-    }
-
-    /// Returns the aggregate as it was at most `LOOK` ago, for a command that only reads it.
-    pub(super) async fn look<A: Cached>(
-        &self,
-        placement: &Placement,
-        aggregate: &AggregateId,
-    ) -> Result<Arc<Loaded<A>>, CommandError> {
-        match A::cache(&self.caches).get(&Scoped::new(placement.org, aggregate.clone())) {
-            Some(loaded) if loaded.notes.read_at().elapsed() < LOOK => Ok(loaded),
-            _ => self.load::<A>(placement, aggregate, Freshness::Leader).await,
-        }
-    }
-
-    /// Returns the aggregate as the stream has it, read on from its cached position.
-    pub(super) async fn load<A: Cached>(
-        &self,
-        placement: &Placement,
-        aggregate: &AggregateId,
-        freshness: Freshness,
-    ) -> Result<Arc<Loaded<A>>, CommandError> {
-        let key = Scoped::new(placement.org, aggregate.clone());
-        let cache = A::cache(&self.caches);
-        loop {
-            let known = cache.get(&key);
-            let mut is_known = known.is_some();
-            let mut loaded = known.unwrap_or_default();
-            let read_at = Instant::now();
-            let mut history = match loaded.seq {
-                0 => self.log.load_new(placement, aggregate, snapshots::shape::<A>(), freshness).await?,
-                after => self.log.load(placement, aggregate, after, freshness).await?,
-            };
-            if let Some(snapshot) = history.snapshot.take() {
-                match snapshots::read(&snapshot) {
-                    Some(read) => (loaded, is_known) = (Arc::new(read), false),
-                    None => history = self.log.load(placement, aggregate, 0, freshness).await?,
-                }
-            }
-            if history.ended && history.last == 0 && !is_known {
-                // What is not there takes no place of what is.
-                return Ok(Arc::default());
-            }
-            self.messages_read.fetch_add(history.read, Ordering::Relaxed);
-            counter!("orgstream_load_messages_total").increment(history.read);
-            if is_known && history.ended && history.last == loaded.seq {
-                loaded.notes.read(read_at);
-                return Ok(loaded);
-            }
-            // Each part is cached, so that a retry after a timeout continues from there.
-            let advanced = advance(cache, &key, loaded, |loaded| {
-                for stored in history.commits {
-                    let commit = stored.commit;
-                    // All events of a commit are one command's.
-                    let Some(first) = commit.events.first() else { continue };
-                    let Header { actor, recorded_at, .. } = &first.header;
-                    let place = Place { seq: stored.seq, actor, recorded_at: *recorded_at };
-                    let events = commit.events.iter().map(|opened| &opened.event);
-                    loaded.fold(commit.command_id, commit.fingerprint, place, events);
-                }
-                loaded.seq = history.last;
-                loaded.notes.read(read_at);
-            });
-            let (loaded, ()) = advanced.ok_or_else(not_taken_in)?;
-            if history.ended {
-                self.snapshots.keep(&self.log, placement, aggregate, &loaded);
-                return Ok(loaded);
-            }
-        }
     }
 
     /// Waits for its turn to register a kind. Before that to write, and never behind it.
@@ -757,15 +645,6 @@ impl CommandHandler {
             drafts.into_iter().map(|(draft, seq)| Ok((draft.seal(salt)?, seq))).collect();
         self.log.append_together(placement, &sealed?, attempt.caller.trace.as_deref()).await
     }
-}
-
-fn not_taken_in() -> CommandError {
-    CommandError::Internal(cause("a commit was not taken in"))
-}
-
-/// The log reports the command as stored, and the history lacks it: the effect is unknown to this process.
-fn unreadable_success() -> CommandError {
-    CommandError::Unavailable(cause("an earlier try of the command is stored, and cannot be read here"))
 }
 
 /// The result of a decision.

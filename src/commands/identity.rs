@@ -49,7 +49,7 @@ impl CommandHandler {
         command: UpgradeOrganization,
     ) -> Result<Accepted, CommandError> {
         let org = to.placement.org;
-        let organization = self.look::<Organization>(to.placement, &AggregateId::Organization(org)).await?;
+        let organization = self.aggregates.look::<Organization>(to.placement, &AggregateId::Organization(org)).await?;
         let personal = organization.state.profile().filter(|profile| profile.tenant_type == TenantType::Personal);
         let identity = match personal {
             Some(profile) if profile.external_id.is_none() => self.provisioned(org, &profile.name).await?,

@@ -52,9 +52,10 @@ impl CommandHandler {
         command: IssueInvitation,
     ) -> Result<Accepted, CommandError> {
         let (placement, by) = (to.placement, attempt.caller.role);
-        let organization = self.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
+        let organization =
+            self.aggregates.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
         let settings = organization.state.profile().map(|profile| profile.settings.clone()).unwrap_or_default();
-        let roster = self.look::<Members>(placement, &AggregateId::Member(placement.org)).await?;
+        let roster = self.aggregates.look::<Members>(placement, &AggregateId::Member(placement.org)).await?;
         let rules = InviteRules {
             policy: settings.invite_policy,
             allowed_domains: settings.allowed_domains,
@@ -85,10 +86,10 @@ impl CommandHandler {
         let mut patience = Patience::new();
         let mut last = false;
         loop {
-            let invitation = self.load::<Invitation>(placement, aggregate, Freshness::Leader).await?;
-            let members = self.load::<Members>(placement, &roster, Freshness::Leader).await?;
-            if let Some(mut accepted) = self.earlier(attempt, placement, aggregate, &invitation).await? {
-                let joined = self.prior(placement, &roster, &members, attempt.command_id).await?;
+            let invitation = self.aggregates.load::<Invitation>(placement, aggregate, Freshness::Leader).await?;
+            let members = self.aggregates.load::<Members>(placement, &roster, Freshness::Leader).await?;
+            if let Some(mut accepted) = self.aggregates.earlier(attempt, placement, aggregate, &invitation).await? {
+                let joined = self.aggregates.prior(placement, &roster, &members, attempt.command_id).await?;
                 let both = joined.map_or(0, |earlier| earlier.seq);
                 accepted.position.seq = accepted.position.seq.max(both);
                 return Ok(accepted);
@@ -142,14 +143,14 @@ impl CommandHandler {
             return Err(CommandError::Internal(cause("a person is required to join")));
         };
         let org = to.placement.org;
-        let organization = self.look::<Organization>(to.placement, &AggregateId::Organization(org)).await?;
+        let organization = self.aggregates.look::<Organization>(to.placement, &AggregateId::Organization(org)).await?;
         let jit = organization.state.profile().map(|profile| profile.settings.jit_provisioning).unwrap_or_default();
         let domain = AggregateId::Domain(DomainId::of(org, &command.domain));
         let closed = match jit {
             JitProvisioning::NotAllowed => Some(Closed::NotAllowed),
             JitProvisioning::Restricted => {
                 let is_of_address = DomainName::of_email(email).as_ref() == Some(&command.domain);
-                let is_proven = self.look::<Domain>(to.placement, &domain).await?.state.is_proven();
+                let is_proven = self.aggregates.look::<Domain>(to.placement, &domain).await?.state.is_proven();
                 (!is_of_address || !is_proven).then_some(Closed::NotProven)
             }
         };
@@ -164,12 +165,13 @@ impl CommandHandler {
         command: &JoinBySso,
     ) -> Result<Accepted, CommandError> {
         let org = to.placement.org;
-        let organization = self.look::<Organization>(to.placement, &AggregateId::Organization(org)).await?;
+        let organization = self.aggregates.look::<Organization>(to.placement, &AggregateId::Organization(org)).await?;
         let jit = organization.state.profile().map(|profile| profile.settings.jit_provisioning).unwrap_or_default();
         let closed = match jit {
             JitProvisioning::NotAllowed => Some(Closed::NotAllowed),
             JitProvisioning::Restricted => {
-                let connections = self.look::<Connections>(to.placement, &AggregateId::SsoConnection(org)).await?;
+                let connections =
+                    self.aggregates.look::<Connections>(to.placement, &AggregateId::SsoConnection(org)).await?;
                 (!connections.state.lets_in(command.id)).then_some(Closed::NoJit)
             }
         };
@@ -188,8 +190,8 @@ impl CommandHandler {
         let pair = pair(&command.issuer, &command.audience);
         let add = ConnectionCommand::Add { command, local: self.local_issuers };
         let mut claims = Vec::new();
-        let connections = self.load::<Connections>(to.placement, &to.aggregate, Freshness::Leader).await?;
-        if self.earlier(attempt, to.placement, &to.aggregate, &connections).await?.is_none() {
+        let connections = self.aggregates.load::<Connections>(to.placement, &to.aggregate, Freshness::Leader).await?;
+        if self.aggregates.earlier(attempt, to.placement, &to.aggregate, &connections).await?.is_none() {
             connections.state.decide(add.clone(), &attempt.decision_context(org)).map_err(Rejection::from)?;
             let detail = "another organization signs people in by this issuer for this audience: register an audience of \
                           your own at the issuer, and give that";
@@ -208,13 +210,13 @@ impl CommandHandler {
         command: RemoveSsoConnection,
     ) -> Result<Accepted, CommandError> {
         let org = to.placement.org;
-        let connections = self.load::<Connections>(to.placement, &to.aggregate, Freshness::Leader).await?;
+        let connections = self.aggregates.load::<Connections>(to.placement, &to.aggregate, Freshness::Leader).await?;
         let held = match connections.state.names(command.id) {
             Some((issuer, audience)) => Some(self.held(SSO, &pair(issuer, audience), org).await?),
             None => None,
         };
         let organization = AggregateId::Organization(org);
-        let organization = self.load::<Organization>(to.placement, &organization, Freshness::Leader).await?;
+        let organization = self.aggregates.load::<Organization>(to.placement, &organization, Freshness::Leader).await?;
         let settings = organization.state.profile().map(|profile| profile.settings.clone()).unwrap_or_default();
         let by = attempt.caller.proof.as_ref().map(|(method, _)| method.clone());
         let remove = ConnectionCommand::Remove { command, settings, by };
@@ -242,8 +244,9 @@ impl CommandHandler {
     ) -> Result<(), CommandError> {
         let org = placement.org;
         let (connections, aggregate) = (AggregateId::SsoConnection(org), AggregateId::Organization(org));
-        let methods = self.load::<Connections>(placement, &connections, Freshness::Leader).await?.state.methods();
-        let organization = self.load::<Organization>(placement, &aggregate, Freshness::Leader).await?;
+        let methods =
+            self.aggregates.load::<Connections>(placement, &connections, Freshness::Leader).await?.state.methods();
+        let organization = self.aggregates.load::<Organization>(placement, &aggregate, Freshness::Leader).await?;
         if organization.state.profile().is_none_or(|profile| leads_in(&profile.settings, &methods)) {
             return Ok(());
         }
@@ -282,7 +285,7 @@ impl CommandHandler {
         attempt: &CommandContext<'_>,
         to: &Target<'_>,
     ) -> Result<Accepted, CommandError> {
-        let domain = self.look::<Domain>(to.placement, &to.aggregate).await?;
+        let domain = self.aggregates.look::<Domain>(to.placement, &to.aggregate).await?;
         let records = match domain.state.claim() {
             Some(claim) => self.dns.txt(&record_name(&claim.domain)).await.map_err(|error| {
                 let detail = format!("DNS could not be asked: {}; try again", Chain(&error));

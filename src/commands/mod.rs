@@ -3,7 +3,9 @@
 //! The decisions are in the crate `orgstream_domain`, which is pure. The handler here reads the clock, draws the randomness
 //! and talks to the log for it.
 
+mod account_queues;
 pub mod accounts;
+mod aggregates;
 mod cache;
 mod catalog;
 mod claiming;

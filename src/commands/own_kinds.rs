@@ -27,7 +27,7 @@ impl CommandHandler {
         let org = to.placement.org;
         let _turn = self.registration_turn(org).await;
         if org != PLATFORM_ORG && command.kind.is_own() {
-            let known = self.load::<Kind>(to.placement, &to.aggregate, Freshness::Leader).await?;
+            let known = self.aggregates.load::<Kind>(to.placement, &to.aggregate, Freshness::Leader).await?;
             if known.version == 0 {
                 let (plan, limit) = self.own_kind_limit(to.placement).await?;
                 limit.admits_schema(&command.schema, &plan)?;
@@ -58,7 +58,7 @@ impl CommandHandler {
 
     async fn own_kind_limit(&self, placement: &Placement) -> Result<(PlanName, OwnKindLimit), CommandError> {
         let aggregate = AggregateId::Organization(placement.org);
-        let organization = self.look::<Organization>(placement, &aggregate).await?;
+        let organization = self.aggregates.look::<Organization>(placement, &aggregate).await?;
         let profile = organization.state.profile().ok_or(CommandError::NoOrganization(placement.org))?;
         Ok((profile.plan.clone(), self.own_kinds.of(&profile.plan)))
     }

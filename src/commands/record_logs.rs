@@ -84,8 +84,8 @@ impl CommandHandler {
         attempt: &CommandContext<'_>,
         to: &Target<'_>,
     ) -> Result<Option<Accepted>, CommandError> {
-        let known = self.look::<RecordLog>(to.placement, &to.aggregate).await?;
-        let accepted = self.earlier(attempt, to.placement, &to.aggregate, &known).await?;
+        let known = self.aggregates.look::<RecordLog>(to.placement, &to.aggregate).await?;
+        let accepted = self.aggregates.earlier(attempt, to.placement, &to.aggregate, &known).await?;
         Ok(accepted.map(|accepted| {
             let count = accepted.events.len();
             with_records(accepted, count)
@@ -100,7 +100,7 @@ impl CommandHandler {
     ) -> Result<Option<RecordAppended>, CommandError> {
         let Some(AppendedPlace { log, command, .. }) = id.appended_place() else { return Ok(None) };
         let aggregate = AggregateId::RecordLog(log);
-        let loaded = self.load::<RecordLog>(placement, &aggregate, Freshness::Leader).await?;
+        let loaded = self.aggregates.load::<RecordLog>(placement, &aggregate, Freshness::Leader).await?;
         for seq in loaded.commands.find_part(command) {
             let stored = self.log.commit_at(placement, &aggregate, seq).await?;
             for opened in stored.commit.events {

@@ -89,7 +89,11 @@ impl CommandHandler {
                 let known = Record::cache(self.caches_of()).get(&Scoped::new(org, aggregate.clone()));
                 let known = match known.filter(|known| known.state.kind().is_some()) {
                     Some(known) => known,
-                    None => self.load::<Record>(&self.placement(org).await?, &aggregate, Freshness::Leader).await?,
+                    None => {
+                        self.aggregates
+                            .load::<Record>(&self.aggregates.placement(org).await?, &aggregate, Freshness::Leader)
+                            .await?
+                    }
                 };
                 match known.state.kind() {
                     Some(name) => self.kind(org, name).await?,
@@ -131,8 +135,8 @@ impl CommandHandler {
     ) -> Result<Accepted, CommandError> {
         let org = to.placement.org;
         for _ in 0..TRIES {
-            let known = self.load::<Record>(to.placement, &to.aggregate, Freshness::Leader).await?;
-            if let Some(accepted) = self.earlier(attempt, to.placement, &to.aggregate, &known).await? {
+            let known = self.aggregates.load::<Record>(to.placement, &to.aggregate, Freshness::Leader).await?;
+            if let Some(accepted) = self.aggregates.earlier(attempt, to.placement, &to.aggregate, &known).await? {
                 return Ok(accepted);
             }
             let before: Vec<SecretId> = known.state.secrets().map(|secret| secret.id).collect();
@@ -144,7 +148,7 @@ impl CommandHandler {
                     let now = Record::cache(self.caches_of()).get(&Scoped::new(org, to.aggregate.clone()));
                     let now = match now {
                         Some(now) => now,
-                        None => self.load::<Record>(to.placement, &to.aggregate, Freshness::Leader).await?,
+                        None => self.aggregates.load::<Record>(to.placement, &to.aggregate, Freshness::Leader).await?,
                     };
                     let is_gone = |id: &SecretId| !now.state.secrets().any(|secret| secret.id == *id);
                     self.destroy_secrets(org, before.into_iter().chain(ids).filter(is_gone)).await;
@@ -203,10 +207,10 @@ impl CommandHandler {
         record: RecordId,
         field: &str,
     ) -> Result<Option<OpenedSecret>, VaultOrCommandError> {
-        let (placement, aggregate) = (self.placement(org).await?, AggregateId::Record(record));
+        let (placement, aggregate) = (self.aggregates.placement(org).await?, AggregateId::Record(record));
         let mut seen = None;
         loop {
-            let known = self.load::<Record>(&placement, &aggregate, Freshness::Leader).await?;
+            let known = self.aggregates.load::<Record>(&placement, &aggregate, Freshness::Leader).await?;
             let Some(secret) = known.state.secret(field).cloned() else { return Ok(None) };
             match self.vault().open(&VaultSubject { org, secret: secret.id }, secret.version).await {
                 Ok(value) => return Ok(Some(OpenedSecret { secret, value })),

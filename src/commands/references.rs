@@ -77,7 +77,8 @@ impl CommandHandler {
             } else if id.appended_place().is_some() {
                 self.appended_record(placement, id).await?.is_some_and(|appended| appended.kind == kind)
             } else {
-                let found = self.load::<Record>(placement, &AggregateId::Record(id), Freshness::Leader).await?;
+                let found =
+                    self.aggregates.load::<Record>(placement, &AggregateId::Record(id), Freshness::Leader).await?;
                 found.state.may_be_referred_to(&kind)
             };
             if is_there {

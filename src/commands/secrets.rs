@@ -38,7 +38,7 @@ impl CommandHandler {
         command: RotateApiKey,
     ) -> Result<Accepted, CommandError> {
         let max_days = self.max_key_days(to.placement).await?;
-        let key = self.look::<ApiKey>(to.placement, &to.aggregate).await?;
+        let key = self.aggregates.look::<ApiKey>(to.placement, &to.aggregate).await?;
         // A missing key is refused by its own rules.
         let environment = key.state.issued().map_or(KeyEnvironment::Live, |issued| issued.environment);
         let token = KeyToken::generate(environment, self.pepper().derive(attempt.command_id.uuid().as_bytes()));
@@ -49,7 +49,8 @@ impl CommandHandler {
     }
 
     async fn max_key_days(&self, placement: &Placement) -> Result<Option<u32>, CommandError> {
-        let organization = self.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
+        let organization =
+            self.aggregates.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
         Ok(organization.state.profile().and_then(|profile| profile.settings.api_key_max_days))
     }
 }

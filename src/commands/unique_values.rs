@@ -30,7 +30,7 @@ impl CommandHandler {
         let mut drafts = Vec::with_capacity(changes.len() + 1);
         for UniqueValueChange { id, command } in changes {
             let aggregate = AggregateId::UniqueValue(id);
-            let value = self.load::<UniqueValue>(placement, &aggregate, Freshness::Leader).await?;
+            let value = self.aggregates.load::<UniqueValue>(placement, &aggregate, Freshness::Leader).await?;
             let events = match value.state.decide(command, &decision_context) {
                 Ok(events) if events.is_empty() => continue,
                 Ok(events) => events.into_iter().map(UniqueValue::wrap).collect(),

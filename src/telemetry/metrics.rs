@@ -166,6 +166,14 @@ pub const FIGURES: &[Figure] = &[
     figure(
         Counter,
         Api,
+        "orgstream_account_commits_total",
+        "commits",
+        &[],
+        "Commits to accounts, each of the commands that waited for one account at the same time.",
+    ),
+    figure(
+        Counter,
+        Api,
         "orgstream_access_events_total",
         "facts",
         &[("fact", Bounded("facts")), ("code", Bounded("codes and routes"))],

@@ -204,8 +204,8 @@ fn prepare(
     }
     let subject = EventSubject { shard: placement.shard, org: commit.org_id, aggregate: commit.aggregate.clone() };
     let message_id = match ordinal {
-        Some(ordinal) => format!("{}/{ordinal}", commit.command_id),
-        None => commit.command_id.to_string(),
+        Some(ordinal) => format!("{}/{ordinal}", commit.message_id()),
+        None => commit.message_id(),
     };
     Ok(Write {
         subject: subject.to_string(),
@@ -249,7 +249,8 @@ fn ours(
     let stored = stored.ok_or_else(conflict)?;
     let content = keys.verify(&stored.subject, expected(&stored.headers), &stored.payload).map_err(|_| conflict())?;
     let found = Commit::decode(content).map_err(|_| conflict())?;
-    if found.command_id != commit.command_id {
+    // One of several commands that was stored alone, or with others, is found by whoever reads the history.
+    if found.command_id != commit.command_id || found.following != commit.following {
         return Err(conflict());
     }
     // The idempotency key was used for another aggregate, or with another body.

@@ -1,15 +1,20 @@
 //! Accounts through the API: what one organization uses is its own, exact whatever comes at once, and refused with a way out.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
-use futures_util::{StreamExt, stream};
-use orgstream_events::PLATFORM_ORG;
+use futures_util::{StreamExt, future::join_all, stream};
+use orgstream_events::{AccountEvent, AggregateId, Amount, Event, OrgId, PLATFORM_ORG};
+use orgstream_stream::Log;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
     api::{Answer, Api, OPERATOR, Org},
-    cluster::eventually,
+    cluster::{Client, Cluster, ClusterOptions, Tenant, eventually},
+    history::History,
 };
 
 /// Callers at the same time.
@@ -38,6 +43,47 @@ async fn account(api: &Api, org: &Org) -> Value {
 async fn meter(api: &Api, org: &Org, name: &str) -> Value {
     let account = account(api, org).await;
     account["meters"].as_array().unwrap().iter().find(|meter| meter["meter"] == name).unwrap().clone()
+}
+
+/// What an account's log says, whoever wrote it: an independent sum of its events.
+#[derive(Debug, Default)]
+struct Ledger {
+    commits: usize,
+    commands: usize,
+    /// The actors of its commands.
+    actors: BTreeMap<String, usize>,
+    reserved: Amount,
+    settled: Amount,
+}
+
+async fn ledger(log: &Log, org: OrgId) -> Ledger {
+    let (history, mut ledger) = (History::read(log, org).await, Ledger::default());
+    history.assert_sound();
+    let mut known = HashSet::new();
+    let of_account =
+        |event: &&orgstream_events::OpenedEvent| event.header.aggregate.aggregate == AggregateId::Account(org);
+    for stored in &history.commits {
+        ledger.commits += usize::from(stored.commit.events.iter().any(|event| of_account(&event)));
+        for command in stored.commit.commands() {
+            let Some(first) = command.events.first().filter(of_account) else { continue };
+            assert!(known.insert(command.command_id), "{} is there twice", command.command_id);
+            ledger.commands += 1;
+            *ledger.actors.entry(first.header.actor.id.clone()).or_default() += 1;
+            for event in command.events {
+                assert_eq!(event.header.actor, first.header.actor);
+                match &event.event {
+                    Event::Account(AccountEvent::Reserved(reserved)) => {
+                        ledger.reserved = ledger.reserved.plus(reserved.amount).unwrap();
+                    }
+                    Event::Account(AccountEvent::Settled(settled)) => {
+                        ledger.settled = ledger.settled.plus(settled.amount).unwrap();
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    ledger
 }
 
 /// Publishes a plan under a name of its own, and puts the organization on it.
@@ -81,6 +127,13 @@ async fn s1_17_what_one_organization_has_and_uses_is_its_own() {
     );
     send(&api, &one.owner, &one.id, &settle).await.expect(200);
     assert_eq!(meter(&api, &one, "ecu").await["available"], "86.5");
+    // A key is its organization's: the same one is another command elsewhere.
+    credit(&api, &other, "ecu", "10").await;
+    for org in [&one, &other, &one] {
+        send_keyed(&api, org, "same", &charge("ecu", "2")).await.expect(200);
+    }
+    assert_eq!(meter(&api, &one, "ecu").await["available"], "84.5");
+    assert_eq!(meter(&api, &other, "ecu").await["available"], "8");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -120,6 +173,119 @@ async fn s5_42_what_is_included_cannot_be_overspent_by_callers_at_once() {
     assert_eq!(meter(&api, &org, "tokens").await, left);
     let other = send_keyed(&api, &org, "call-0", &reserve("tokens", "8")).await;
     assert!([402, 422].contains(&other.status), "{}", other.text);
+    // Callers at once share commits, and nothing else.
+    let ledger = ledger(api.log(), org.id.parse().unwrap()).await;
+    assert_eq!((ledger.commands, ledger.reserved), (142, "994".parse().unwrap()));
+    assert!(ledger.commits < ledger.commands, "{ledger:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_that_share_a_commit_are_each_of_their_own_caller() {
+    let api = Api::start().await;
+    let org = api.org("together").await;
+    credit(&api, &org, "ecu", "1000").await;
+    let mut keys = Vec::new();
+    for _ in 0..4 {
+        keys.push(api.key(&org, "member").await);
+    }
+    let (_, viewer) = api.key(&org, "viewer").await;
+    let answers = join_all((0..120).map(async |number| {
+        let (_, key) = &keys[number % keys.len()];
+        match number % 6 {
+            // Those that are refused take nothing from the others.
+            4 => send(&api, &viewer, &org.id, &charge("ecu", "1")).await,
+            5 => send(&api, key, &org.id, &charge("ecu", "1000000")).await,
+            _ => send(&api, key, &org.id, &charge("ecu", "1")).await,
+        }
+    }))
+    .await;
+    let count = |status| answers.iter().filter(|answer| answer.status == status).count();
+    assert_eq!((count(200), count(403), count(402)), (80, 20, 20));
+    let ledger = ledger(api.log(), org.id.parse().unwrap()).await;
+    assert_eq!((ledger.commands, ledger.settled), (81, "80".parse().unwrap()));
+    for (id, _) in &keys {
+        assert_eq!(ledger.actors.get(id), Some(&20), "{ledger:?}");
+    }
+    // What is in the log is what the account has, and what the audit log says of each.
+    let shown = meter(&api, &org, "ecu").await;
+    assert_eq!((&shown["available"], &shown["spent"]), (&json!("920"), &json!("80")));
+    let entries = eventually("the audit log to have all of it", async || {
+        let path = org.path("audit/events?action=account.settled&limit=100");
+        let page = api.get(&org.owner, &path).await.expect(200).json();
+        let entries = page["data"].as_array().unwrap().clone();
+        (entries.len() == 80).then_some(entries)
+    })
+    .await;
+    for (id, _) in &keys {
+        assert_eq!(entries.iter().filter(|entry| entry["actor"]["id"] == **id).count(), 20);
+    }
+}
+
+/// Organizations that are served at once while processes are killed, and the calls of each.
+const SERVED: usize = 20;
+const CALLS: usize = 60;
+
+/// Sends a command until it is answered for good, to one API and then to the other.
+async fn insist(clients: &[Client; 2], tenant: &Tenant, key: &str, command: &Value) -> crate::cluster::Answer {
+    let mut turn = key.len();
+    eventually("an answer", async || {
+        turn += 1;
+        let request = clients[turn % 2].request(Method::POST, &tenant.path("commands"), &tenant.key).json(command);
+        let answer = crate::cluster::Answer::of(request.header("Idempotency-Key", key)).await;
+        answer.filter(|answer| matches!(answer.status, 200 | 201 | 402 | 409 | 422))
+    })
+    .await
+}
+
+/// One use of 20,000 tokens: at once, or reserved and then settled.
+async fn call(clients: &[Client; 2], tenant: &Tenant, number: usize) -> u16 {
+    if number.is_multiple_of(2) {
+        return insist(clients, tenant, &format!("call-{number}"), &charge("tokens", "20000")).await.status;
+    }
+    let reserved = insist(clients, tenant, &format!("call-{number}"), &reserve("tokens", "20000")).await;
+    if reserved.status != 201 {
+        return reserved.status;
+    }
+    let settle = json!({"type": "settle_hold", "hold": reserved.body["hold"], "amount": "20000"});
+    insist(clients, tenant, &format!("end-of-{number}"), &settle).await.status
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_serve_accounts_exactly_whatever_is_killed() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    cluster.client.expect_trouble();
+    let mut second = cluster.second_api();
+    second.ready().await;
+    let mut tenants = Vec::new();
+    for number in 0..SERVED {
+        tenants.push(cluster.tenant(&format!("killed-{number}")).await);
+    }
+    let clients = [cluster.client.clone(), cluster.client.of(&second)];
+    let of_tenant = async |tenant| join_all((0..CALLS).map(|number| call(&clients, tenant, number))).await;
+    let kills = async {
+        second.kill9();
+        second.start();
+        second.ready().await;
+        cluster.nats.kill9().await;
+        cluster.nats.restart().await.unwrap();
+        cluster.postgres.kill9().await;
+        cluster.postgres.restart().await.unwrap();
+        second.kill9();
+        second.start();
+        second.ready().await;
+    };
+    let (answers, ()) = tokio::join!(join_all(tenants.iter().map(of_tenant)), kills);
+    // The plan has 1,000,000 tokens a month.
+    let log = cluster.log().await;
+    for (tenant, answers) in tenants.iter().zip(answers) {
+        let count = |status| answers.iter().filter(|answer| **answer == status).count();
+        assert_eq!((count(200), count(402)), (50, 10), "{answers:?}");
+        let ledger = ledger(&log, tenant.id).await;
+        assert_eq!(ledger.settled, "1000000".parse().unwrap(), "{ledger:?}");
+        let account = clients[1].get(&tenant.key, &tenant.path("account")).await.expect(200).body;
+        let tokens = account["meters"].as_array().unwrap().iter().find(|meter| meter["meter"] == "tokens").unwrap();
+        assert_eq!((&tokens["available"], &tokens["used_this_month"]), (&json!("0"), &json!("1000000")));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

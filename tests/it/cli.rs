@@ -183,6 +183,20 @@ async fn check_config_finds_what_is_unsafe_and_changes_nothing() {
     let tables = "SELECT count(*) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')";
     let tables: i64 = sqlx::query_scalar(AssertSqlSafe(tables)).fetch_one(&mut inside).await.unwrap();
     assert_eq!(tables, 0);
+    // A search target that does not answer, a file that is none, and a target that organizations are in and that is not named.
+    let targets = cluster.dir().join("targets.json");
+    let named = |text: String| {
+        fs::write(&targets, text).unwrap();
+        targets.to_str().unwrap().to_owned()
+    };
+    let away = json!({"targets": {"far": {"type": "opensearch", "url": "http://127.0.0.1:1"}}});
+    finds(&[("ORGSTREAM_SEARCH_TARGETS", &named(away.to_string()))], &["search", "far"]).await;
+    finds(&[("ORGSTREAM_SEARCH_TARGETS", &named("{".to_owned()))], &["search", "line 1"]).await;
+    let place = "INSERT INTO ops.search_indexes (org, version, target) VALUES ('00000000-0000-0000-0000-000000000001', 1, 'gone')";
+    let mut owner = cluster.superuser().await;
+    sqlx::raw_sql(place).execute(&mut owner).await.unwrap();
+    finds(&[], &["search", "target gone", "not name: 1"]).await;
+    sqlx::raw_sql("DELETE FROM ops.search_indexes").execute(&mut owner).await.unwrap();
     // A server that acknowledges before it syncs.
     let lazy = orgstream_servers::Nats::start(&cluster.dir().join("lazy"), false).await.unwrap();
     let creds = lazy.access.serve().to_str().unwrap().to_owned();

@@ -57,7 +57,9 @@ impl History {
     pub(crate) fn commands(&self) -> HashMap<CommandId, Vec<&StoredCommit>> {
         let mut commands: HashMap<CommandId, Vec<&StoredCommit>> = HashMap::new();
         for stored in &self.commits {
-            commands.entry(stored.commit.command_id).or_default().push(stored);
+            for command in stored.commit.commands() {
+                commands.entry(command.command_id).or_default().push(stored);
+            }
         }
         commands
     }
@@ -132,8 +134,9 @@ impl History {
         let keyed: HashSet<Uuid> = self
             .commits
             .iter()
-            .filter(|stored| stored.commit.fingerprint.is_some())
-            .map(|stored| stored.commit.command_id.uuid())
+            .flat_map(|stored| stored.commit.commands())
+            .filter(|command| command.fingerprint.is_some())
+            .map(|command| command.command_id.uuid())
             .collect();
         let ledger = format!("SELECT command_id FROM ops.idempotency WHERE org_id = $1 AND {SHOWN}");
         let ledger: Vec<Uuid> =

@@ -24,17 +24,17 @@ pub(crate) struct Lacked {
     /// Every message with a mark, by its sequence; None once it is settled.
     marked: BTreeMap<u64, Option<Open>>,
     named: usize,
-    /// The command whose events are applied late, while they last.
-    late: Option<CommandId>,
+    /// The commands whose events are applied late, while they last.
+    late: Vec<CommandId>,
 }
 
 impl Lacked {
     /// Takes the next entry. Returns whether it was applied late, so that it is older than the one before it.
     pub(crate) fn pass(&mut self, entry: &Entry, report: &mut Report) -> bool {
-        if self.late != Some(entry.header.command_id) {
-            self.late = None;
+        if !self.late.contains(&entry.header.command_id) {
+            self.late.clear();
         }
-        let is_late = self.late.is_some();
+        let is_late = !self.late.is_empty();
         match &entry.mark {
             Some(ParkingEvent::Parked(parked)) => {
                 let what = (self.named < NAMED).then(|| Box::new(parked.clone()));
@@ -53,14 +53,14 @@ impl Lacked {
     }
 
     fn settle(&mut self, settled: &MessageSettled, idx: u64, report: &mut Report) {
-        let MessageSettled { seq, aggregate, outcome, command_id } = settled;
+        let MessageSettled { seq, aggregate, outcome, command_id, following } = settled;
         let Some(open) = self.marked.get_mut(seq).and_then(Option::take) else {
             let what = format!("it says what became of message {seq}, which no entry in front of it says is parked");
             report.find(Outcome::Invalid, None, Some(idx), what);
             return;
         };
         match outcome {
-            Settlement::Applied => self.late = *command_id,
+            Settlement::Applied => self.late = command_id.iter().chain(following).copied().collect(),
             Settlement::GivenUp => {
                 report.given_up += 1;
                 if report.given_up <= NAMED as u64 {
@@ -150,7 +150,13 @@ mod tests {
     fn settled(seq: u64, command: Option<u8>) -> ParkingEvent {
         let outcome = if command.is_some() { Settlement::Applied } else { Settlement::GivenUp };
         let command_id = command.map(|command| CommandId::fresh(1, [command; 10]));
-        ParkingEvent::Settled(MessageSettled { seq, aggregate: aggregate(), outcome, command_id })
+        ParkingEvent::Settled(MessageSettled {
+            seq,
+            aggregate: aggregate(),
+            outcome,
+            command_id,
+            following: Vec::new(),
+        })
     }
 
     fn other() -> ParkingEvent {

@@ -52,9 +52,11 @@ pub(crate) fn settled(
 ) -> Result<Applied, DbError> {
     let (seq, subject) = (message.parked.seq, message.parked.subject.as_str());
     let outcome = if applied.is_some() { Settlement::Applied } else { Settlement::GivenUp };
-    let command_id = applied.map(|applied| applied.commit.command_id);
+    let mut commands =
+        applied.into_iter().flat_map(|applied| applied.commit.commands().map(|command| command.command_id));
+    let (command_id, following) = (commands.next(), commands.collect());
     let aggregate = AggregateName::of_subject(subject);
-    let mark = ParkingEvent::Settled(MessageSettled { seq, aggregate, outcome, command_id });
+    let mark = ParkingEvent::Settled(MessageSettled { seq, aggregate, outcome, command_id, following });
     mark_of(org, (seq, subject, "settled"), decision.seq, (decision.at, Some(decision.event)), mark)
 }
 
@@ -97,8 +99,8 @@ fn mark_of(
         |error: CodecError| DbError::Undecodable { what: "a mark of the audit log".to_owned(), cause: cause(error) };
     let commit = draft.seal(|| Salt(rand::random())).map_err(unwritable)?;
     let events: Result<Vec<_>, CodecError> = commit.events.into_iter().map(SealedEvent::open).collect();
-    let (command_id, events) = (commit.command_id, events.map_err(unwritable)?);
-    Ok(Applied { seq: place, commit: Arc::new(OpenedCommit { command_id, fingerprint: None, events }) })
+    let (command_id, following, events) = (commit.command_id, Vec::new(), events.map_err(unwritable)?);
+    Ok(Applied { seq: place, commit: Arc::new(OpenedCommit { command_id, fingerprint: None, following, events }) })
 }
 
 /// A reason in the form that may be in the log of `org`: it names no other organization.

@@ -363,7 +363,7 @@ pub struct StoredEvent {
     pub seq: u64,
     /// Its ordinal in the commit, from 0; negative for a mark, which the log itself writes and no stream contains.
     pub ordinal: i32,
-    /// The fingerprint of the commit, with its first event.
+    /// The fingerprint of its command, with the first event of that.
     pub fingerprint: Option<Fingerprint>,
     /// The stored bytes.
     pub sealed: SealedEvent,

@@ -1,0 +1,393 @@
+//! The commands that wait for an organization's account: decided one after the other, and appended together as one commit.
+//!
+//! An account is one subject, so each commit waits for the one before it to be on disk. The busier an account is, the more
+//! commands share a commit, and no other organization waits for more than that one. Two processes may serve one account: the
+//! expected sequence lets one of them append, and the other decides again.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use metrics::counter;
+use orgstream_domain::{
+    Aggregate, Place,
+    account::{Account, AccountAction, AccountCommand, Terms},
+};
+use orgstream_events::{
+    AggregateId, CommandId, Commit, Event, Fingerprint, MAX_COMMIT_BYTES, MAX_EVENTS_PER_COMMIT, OrgId, Salt,
+    Timestamp, UsedBy, cause,
+};
+use orgstream_stream::{AppendError, Freshness, Placement};
+use tokio::sync::oneshot;
+
+use super::{
+    aggregates::{Aggregates, unreadable_success},
+    cache::{Cached, Loaded, PriorResult},
+    handler::CommandContext,
+    patience::Patience,
+    request::{Accepted, Caller, CommandError, Request},
+};
+use crate::tenant_cache::Scoped;
+
+/// Commands in one commit, at most.
+const TOGETHER: usize = 250;
+/// Bytes of events, and their number, from which on no further command is added to a commit.
+const BYTES: usize = MAX_COMMIT_BYTES / 2;
+const EVENTS: usize = MAX_EVENTS_PER_COMMIT / 2;
+/// Commands that wait for one account, at most.
+const WAITING: usize = 10_000;
+
+/// A command that waits, with what is needed to answer it.
+struct Waiting {
+    context: OwnedContext,
+    action: AccountAction,
+    answer: oneshot::Sender<Result<Accepted, CommandError>>,
+}
+
+/// The queues of a process, one for each account that has commands waiting.
+#[derive(Clone)]
+pub(super) struct AccountQueues {
+    aggregates: Arc<Aggregates>,
+    /// Each is served by one task, which removes it when it is empty.
+    queues: Arc<Mutex<HashMap<OrgId, VecDeque<Waiting>>>>,
+}
+
+impl AccountQueues {
+    pub(super) fn new(aggregates: Arc<Aggregates>) -> Self {
+        Self { aggregates, queues: Arc::default() }
+    }
+
+    /// Carries out a command of the account. It ends although its caller goes away.
+    pub(super) async fn carry_out(
+        &self,
+        attempt: &CommandContext<'_>,
+        placement: &Placement,
+        action: AccountAction,
+    ) -> Result<Accepted, CommandError> {
+        let (answer, answered) = oneshot::channel();
+        let waiting = Waiting { context: OwnedContext::of(attempt), action, answer };
+        if self.enter(placement.org, waiting)? {
+            let server = Server { queues: self.clone(), placement: placement.clone() };
+            tokio::spawn(server.run());
+        }
+        let stopped = |_| CommandError::Unavailable(cause("the queue of the account has stopped"));
+        answered.await.map_err(stopped)?
+    }
+
+    /// Adds a command. Returns whether its queue is new, so that nobody serves it yet.
+    fn enter(&self, org: OrgId, waiting: Waiting) -> Result<bool, CommandError> {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        match queues.entry(org) {
+            Entry::Vacant(place) => {
+                place.insert(VecDeque::from([waiting]));
+                Ok(true)
+            }
+            Entry::Occupied(queue) if queue.get().len() >= WAITING => Err(CommandError::Contention),
+            Entry::Occupied(mut queue) => {
+                queue.get_mut().push_back(waiting);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Takes the next commands; none when the queue was empty and is removed.
+    fn next(&self, org: OrgId) -> Option<Vec<Waiting>> {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = queues.get_mut(&org)?;
+        if queue.is_empty() {
+            queues.remove(&org);
+            return None;
+        }
+        let count = queue.len().min(TOGETHER);
+        Some(queue.drain(..count).collect())
+    }
+}
+
+/// The task that serves one queue.
+struct Server {
+    queues: AccountQueues,
+    placement: Placement,
+}
+
+/// Removes the queue of a task that ends in a panic: those who wait in it are told, and the next command begins another.
+struct Guard<'a> {
+    server: &'a Server,
+    has_ended: bool,
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        // Another task may serve a new queue of the organization, once this one has ended.
+        if !self.has_ended {
+            let Server { queues, placement } = self.server;
+            queues.queues.lock().unwrap_or_else(PoisonError::into_inner).remove(&placement.org);
+        }
+    }
+}
+
+/// What became of a command in a round.
+enum Outcome {
+    /// It was carried out before, or its caller may not send it.
+    Final(Result<Accepted, CommandError>),
+    /// It appends nothing, which is true if the account is what the round began with.
+    Nothing(Result<Accepted, CommandError>),
+    /// These events are to be appended, with the ones of the others.
+    Events(Vec<Event>),
+    /// It is decided in the next round.
+    Later,
+}
+
+/// The decisions of a round, in the order of the commands.
+struct Round {
+    outcomes: Vec<Outcome>,
+    commit: Option<Commit>,
+}
+
+impl Server {
+    async fn run(self) {
+        let mut guard = Guard { server: &self, has_ended: false };
+        while let Some(waiting) = self.queues.next(self.placement.org) {
+            if let Err((waiting, error)) = self.serve(waiting).await {
+                Account::cache(self.aggregates().caches_of()).remove(&self.key());
+                for waiting in waiting {
+                    waiting.answer(Err(of_all(&error)));
+                }
+            }
+        }
+        guard.has_ended = true;
+    }
+
+    fn aggregates(&self) -> &Aggregates {
+        &self.queues.aggregates
+    }
+
+    fn aggregate(&self) -> AggregateId {
+        AggregateId::Account(self.placement.org)
+    }
+
+    fn key(&self) -> Scoped<AggregateId> {
+        Scoped::new(self.placement.org, self.aggregate())
+    }
+
+    async fn load(&self) -> Result<Arc<Loaded<Account>>, CommandError> {
+        self.aggregates().load::<Account>(&self.placement, &self.aggregate(), Freshness::Leader).await
+    }
+
+    /// Answers all of these commands, or returns those that are left with the error that hinders them.
+    async fn serve(&self, mut waiting: Vec<Waiting>) -> Result<(), (Vec<Waiting>, CommandError)> {
+        macro_rules! or_fail {
+            ($result:expr) => {
+                match $result {
+                    Ok(value) => value,
+                    Err(error) => return Err((waiting, CommandError::from(error))),
+                }
+            };
+        }
+        let cached = Account::cache(self.aggregates().caches_of()).get(&self.key());
+        // What is cached may be behind another process. A commit that the stream accepts proves that it was not.
+        let mut is_certain = cached.is_none();
+        let mut loaded = match cached {
+            Some(loaded) => loaded,
+            None => or_fail!(self.load().await),
+        };
+        let (mut patience, mut is_last, mut was_there) = (Patience::new(), false, false);
+        // The longer a round takes, the likelier another process appends meanwhile: after each conflict it has half as many.
+        let mut size = TOGETHER;
+        while !waiting.is_empty() {
+            let terms = or_fail!(self.aggregates().entitlements(&self.placement).await).terms();
+            let Round { outcomes, commit } = or_fail!(self.decide(&waiting, size, &loaded, &terms).await);
+            let Some(commit) = commit else {
+                waiting = settle(waiting, outcomes, is_certain);
+                if !waiting.is_empty() {
+                    loaded = or_fail!(self.load().await);
+                    is_certain = true;
+                }
+                continue;
+            };
+            if is_last {
+                waiting = settle(waiting, outcomes, is_certain);
+                return Err((waiting, CommandError::Contention));
+            }
+            let trace = waiting.iter().find_map(|waiting| waiting.context.caller.trace.as_deref());
+            match self.aggregates().log().append(&self.placement, &commit, loaded.seq, trace).await {
+                Ok(appended) if !appended.replayed => {
+                    counter!("orgstream_account_commits_total").increment(1);
+                    (waiting, loaded) = self.take_in(waiting, outcomes, loaded, appended.seq)?;
+                    is_certain = true;
+                    (patience, size) = (Patience::new(), (2 * size).min(TOGETHER));
+                }
+                // An earlier try was stored: what became of each command is in the history.
+                Ok(_) if was_there => return Err((waiting, unreadable_success())),
+                Ok(_) => {
+                    was_there = true;
+                    loaded = or_fail!(self.load().await);
+                    is_certain = true;
+                }
+                Err(AppendError::Conflict { .. } | AppendError::KeyReused { .. }) => {
+                    // An earlier try may have been stored before the conflict: that is looked for once more at the end.
+                    is_last = !patience.again().await;
+                    size = (size.min(waiting.len()) / 2).max(1);
+                    loaded = or_fail!(self.load().await);
+                    is_certain = true;
+                }
+                Err(error) => return Err((waiting, error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides the commands one after the other, each after the events of those before it: so many, and the others later.
+    async fn decide(
+        &self,
+        waiting: &[Waiting],
+        size: usize,
+        loaded: &Loaded<Account>,
+        terms: &Terms,
+    ) -> Result<Round, CommandError> {
+        let (org, aggregate) = (self.placement.org, self.aggregate());
+        let (mut account, mut version, mut bytes) = (loaded.state.clone(), loaded.version, 0);
+        let (mut outcomes, mut commits) = (Vec::with_capacity(waiting.len()), Vec::new());
+        let mut ids = HashSet::with_capacity(waiting.len());
+        for one in waiting {
+            let attempt = one.context.borrowed();
+            let is_full = ids.len() >= size || bytes >= BYTES || version - loaded.version >= EVENTS as u64;
+            if is_full || !ids.insert(attempt.command_id) {
+                outcomes.push(Outcome::Later);
+                continue;
+            }
+            let known = match attempt.confirm().await {
+                Ok(()) => self.aggregates().earlier(&attempt, &self.placement, &aggregate, loaded).await,
+                Err(refused) => Err(refused),
+            };
+            match known {
+                Ok(None) => {}
+                Ok(Some(accepted)) => {
+                    outcomes.push(Outcome::Final(Ok(accepted)));
+                    continue;
+                }
+                Err(error) if error.is_certain() => {
+                    outcomes.push(Outcome::Final(Err(error)));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            if let Some(expected) = attempt.request.expected_version
+                && expected != version
+            {
+                outcomes.push(Outcome::Nothing(Err(CommandError::VersionConflict { expected, actual: version })));
+                continue;
+            }
+            let (actor_type, id) = attempt.by();
+            let by = UsedBy { actor_type, id };
+            let command = AccountCommand { terms: terms.clone(), by, command: one.action.clone() };
+            match account.decide(command, &attempt.decision_context(org)) {
+                Err(error) => outcomes.push(Outcome::Nothing(Err(CommandError::Rejected(error.into())))),
+                Ok(events) if events.is_empty() => {
+                    let unchanged = attempt.unchanged(org, &aggregate, version, loaded.seq);
+                    outcomes.push(Outcome::Nothing(Ok(unchanged)));
+                }
+                Ok(events) => {
+                    for event in &events {
+                        account.apply(event);
+                    }
+                    let events: Vec<Event> = events.into_iter().map(Account::wrap).collect();
+                    let draft = attempt.draft(org, aggregate.clone(), version, events.clone());
+                    let commit = draft.seal(|| Salt(rand::random())).map_err(AppendError::from)?;
+                    (version, bytes) = (version + events.len() as u64, bytes + commit.size());
+                    commits.push(commit);
+                    outcomes.push(Outcome::Events(events));
+                }
+            }
+        }
+        Ok(Round { outcomes, commit: Commit::of_several(commits) })
+    }
+
+    /// Takes in the events that are stored at `seq`, and answers all commands but those that come later, which are returned.
+    fn take_in(
+        &self,
+        waiting: Vec<Waiting>,
+        outcomes: Vec<Outcome>,
+        loaded: Arc<Loaded<Account>>,
+        seq: u64,
+    ) -> Result<(Vec<Waiting>, Arc<Loaded<Account>>), (Vec<Waiting>, CommandError)> {
+        let aggregate = self.aggregate();
+        let fold = |loaded: &mut Loaded<Account>| -> Vec<Option<PriorResult>> {
+            let fold_one = |(waiting, outcome): (&Waiting, &Outcome)| {
+                let Outcome::Events(events) = outcome else { return None };
+                let OwnedContext { caller, command_id, fingerprint, now, .. } = &waiting.context;
+                let place = Place { seq, actor: &caller.actor, recorded_at: *now };
+                Some(loaded.fold(*command_id, *fingerprint, place, events.iter()))
+            };
+            waiting.iter().zip(&outcomes).map(fold_one).collect()
+        };
+        let (loaded, results) = match self.aggregates().advance(&self.placement, &aggregate, loaded, fold) {
+            Ok(advanced) => advanced,
+            Err(error) => return Err((waiting, error)),
+        };
+        let settled =
+            outcomes.into_iter().zip(results).zip(&waiting).map(|((outcome, result), waiting)| match result {
+                Some(done) => {
+                    let attempt = waiting.context.borrowed();
+                    Outcome::Final(Ok(attempt.accepted(self.placement.org, &aggregate, done, false)))
+                }
+                None => outcome,
+            });
+        let settled = settled.collect();
+        Ok((settle(waiting, settled, true), loaded))
+    }
+}
+
+/// Answers the commands whose outcome is known, and returns the others.
+fn settle(waiting: Vec<Waiting>, outcomes: Vec<Outcome>, is_certain: bool) -> Vec<Waiting> {
+    let mut left = Vec::new();
+    for (waiting, outcome) in waiting.into_iter().zip(outcomes) {
+        match outcome {
+            Outcome::Final(answer) => waiting.answer(answer),
+            Outcome::Nothing(answer) if is_certain => waiting.answer(answer),
+            Outcome::Nothing(_) | Outcome::Events(_) | Outcome::Later => left.push(waiting),
+        }
+    }
+    left
+}
+
+impl Waiting {
+    fn answer(self, answer: Result<Accepted, CommandError>) {
+        // The caller may have gone away.
+        let _ = self.answer.send(answer);
+    }
+}
+
+/// The error of a commit, for each of its commands.
+fn of_all(error: &CommandError) -> CommandError {
+    match error {
+        CommandError::Contention => CommandError::Contention,
+        CommandError::NoOrganization(org) => CommandError::NoOrganization(*org),
+        CommandError::Unavailable(reason) => CommandError::Unavailable(Arc::clone(reason)),
+        CommandError::HistoryLost(reason) => CommandError::HistoryLost(Arc::clone(reason)),
+        CommandError::Internal(reason) => CommandError::Internal(Arc::clone(reason)),
+        other => CommandError::Internal(cause(other.to_string())),
+    }
+}
+
+/// The state of one command's execution, without its borrows.
+struct OwnedContext {
+    caller: Caller,
+    request: Request,
+    command_id: CommandId,
+    fingerprint: Option<Fingerprint>,
+    now: Timestamp,
+}
+
+impl OwnedContext {
+    fn of(attempt: &CommandContext<'_>) -> Self {
+        let CommandContext { caller, request, command_id, fingerprint, now } = attempt;
+        let (caller, request) = ((*caller).clone(), (*request).clone());
+        Self { caller, request, command_id: *command_id, fingerprint: *fingerprint, now: *now }
+    }
+
+    fn borrowed(&self) -> CommandContext<'_> {
+        let Self { caller, request, command_id, fingerprint, now } = self;
+        CommandContext { caller, request, command_id: *command_id, fingerprint: *fingerprint, now: *now }
+    }
+}
