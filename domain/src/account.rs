@@ -5,6 +5,7 @@
 //! of a bucket, a late hold) is decided with the next command and in the same commit, so nothing has to run at midnight.
 
 mod commands;
+mod preview;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Aggregate, DecisionContext, FieldError, Rejection, RejectionKind, text::Faults};
 
 pub use commands::{ChargeUsage, CreditAccount, ExtendHold, ReleaseHold, ReserveUsage, SettleHold};
+pub use preview::Part;
 
 /// The maximum number of open holds of an organization, whatever its plan says.
 pub const MAX_HOLDS: usize = 1_000;

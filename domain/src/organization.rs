@@ -281,7 +281,9 @@ impl Aggregate for Organization {
                 }
                 let CreateOrganization { name, slug, tenant_type, auth0_organization_id: _ } = command;
                 let created = OrganizationEvent::Created(OrganizationCreated { name, slug, tenant_type, region });
-                Ok([created].into_iter().chain(identity.map(Into::into)).collect())
+                let trial = (tenant_type == TenantType::Personal)
+                    .then(|| OrganizationEvent::PlanChanged(OrganizationPlanChanged { plan: PlanName::trial() }));
+                Ok([created].into_iter().chain(trial).chain(identity.map(Into::into)).collect())
             }
             OrganizationCommand::Rename(command) => {
                 let profile = self.must_be_active()?;

@@ -74,6 +74,11 @@ impl OwnKindLimits {
         Ok(Self(limits))
     }
 
+    /// Whether the plan has a limit of its own, and not the default.
+    pub fn knows(&self, plan: &PlanName) -> bool {
+        self.0.contains_key(plan)
+    }
+
     /// Returns the limit of a plan.
     pub fn of(&self, plan: &PlanName) -> OwnKindLimit {
         self.0.get(plan).copied().unwrap_or_default()

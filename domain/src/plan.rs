@@ -55,6 +55,8 @@ pub enum LimitSource {
     Organization,
     /// Its plan.
     Plan,
+    /// Nobody's choice: the same for every organization.
+    Default,
 }
 
 impl Entitlements {

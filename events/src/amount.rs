@@ -70,12 +70,53 @@ impl Amount {
 
 impl fmt::Display for Amount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (whole, part) = (self.0 / UNIT, self.0 % UNIT);
+        AmountSum::from(*self).fmt(f)
+    }
+}
+
+/// The sum of any number of amounts, in millionths of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct AmountSum(u128);
+
+impl AmountSum {
+    /// Wraps millionths.
+    pub fn from_micros(micros: u128) -> Self {
+        Self(micros)
+    }
+
+    /// Returns millionths.
+    pub fn micros(self) -> u128 {
+        self.0
+    }
+
+    /// Returns the sum. No number of amounts that there can be reaches the end of the range.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+}
+
+impl From<Amount> for AmountSum {
+    fn from(amount: Amount) -> Self {
+        Self(amount.0.into())
+    }
+}
+
+impl fmt::Display for AmountSum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = u128::from(UNIT);
+        let (whole, part) = (self.0 / unit, self.0 % unit);
         if part == 0 {
             return write!(f, "{whole}");
         }
         let part = format!("{part:0DIGITS$}");
         write!(f, "{whole}.{}", part.trim_end_matches('0'))
+    }
+}
+
+impl Serialize for AmountSum {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -141,6 +182,14 @@ mod tests {
             assert!(serde_json::from_str::<Amount>(number).is_err(), "{number}");
         }
         assert!(rmp_serde::from_slice::<Amount>(&rmp_serde::to_vec_named(&u64::MAX).unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_sum_is_larger_than_any_amount_and_exact() {
+        let most = AmountSum::from(Amount::MAX);
+        let sum = (0..1_000).fold(AmountSum::from(Amount(1)), |sum, _| sum.plus(most));
+        assert_eq!(sum.to_string(), "1000000000000000.000001");
+        assert_eq!(serde_json::to_value(sum).unwrap(), "1000000000000000.000001");
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub use account::{
     AccountReleased, AccountReserved, AccountSettled, AccountThresholdCrossed, BucketId, BucketSource, Draw,
     ExpiredHold, UsedBy, UsedFor,
 };
-pub use amount::{Amount, AmountError};
+pub use amount::{Amount, AmountError, AmountSum};
 pub use api_key::{ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, KeyEnvironment};
 pub use catalog::{
     CatalogChoice, CatalogChoiceCleared, CatalogChoiceEvent, CatalogChoiceMade, CatalogItemEvent, CatalogItemPublished,

@@ -141,6 +141,11 @@ impl PlanName {
     pub fn public() -> Self {
         Self("public".to_owned())
     }
+
+    /// Returns the plan that a personal organization begins on.
+    pub fn trial() -> Self {
+        Self("trial".to_owned())
+    }
 }
 
 impl Default for PlanName {

@@ -16,7 +16,8 @@ use time::OffsetDateTime;
 
 use crate::{
     ApplyTx, BoundOrg, DbError, api_keys, audit, break_glass, catalog_choices, catalog_items, convert::to_bigint,
-    domains, idempotency, invitations, kinds, members, organizations, records, roles, search, slugs, sso_connections,
+    domains, idempotency, invitations, kinds, members, organizations, plans, records, roles, search, slugs,
+    sso_connections, usage_hours,
 };
 
 /// A commit with its position in the stream.
@@ -91,6 +92,8 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
     let mut catalog_items = catalog_items::Changeset::default();
     let mut catalog_choices = catalog_choices::Changeset::default();
     let mut glasses = break_glass::Changeset::default();
+    let mut plans = plans::Changeset::default();
+    let mut usage_hours = usage_hours::Changeset::default();
     for Applied { seq, commit } in commits {
         for (ordinal, event) in commit.events.iter().enumerate() {
             let header = &event.header;
@@ -126,12 +129,11 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                     catalog_choices.apply(event, row_version);
                 }
                 (Event::Access(event), AggregateId::Access(_)) => glasses.apply(event, &header.actor, row_version),
-                // No rows: the records have their unique values, the worker carries out decisions about parked events, and plans
-                // and balances are read from the log, where they are exact.
-                (Event::UniqueValue(_), AggregateId::UniqueValue(_))
-                | (Event::Plan(_), AggregateId::Plan(_))
-                | (Event::Account(_), AggregateId::Account(_))
-                | (Event::Parking(_), AggregateId::Parking(_)) => {}
+                (Event::Plan(event), AggregateId::Plan(name)) => plans.apply(name, event, row_version),
+                (Event::Account(event), AggregateId::Account(_)) => usage_hours.apply(event, row_version),
+                // No rows: the records have their unique values, and the worker carries out decisions about parked events.
+                (Event::UniqueValue(_), AggregateId::UniqueValue(_)) | (Event::Parking(_), AggregateId::Parking(_)) => {
+                }
                 (
                     Event::Organization(_)
                     | Event::Member(_)
@@ -171,6 +173,8 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
     catalog_items.write(connection, org).await?;
     catalog_choices.write(connection, org).await?;
     glasses.write(connection, org).await?;
+    plans.write(connection, org).await?;
+    usage_hours.write(connection, org).await?;
     idempotency::write(connection, org, commits).await?;
     batch.folds_views(folds);
     Ok(())

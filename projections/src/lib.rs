@@ -25,6 +25,7 @@ pub mod members;
 pub mod organizations;
 pub mod outbox;
 pub mod parked;
+pub mod plans;
 pub mod raw_search;
 pub mod record_references;
 pub mod records;
@@ -32,6 +33,7 @@ pub mod roles;
 pub mod search;
 pub mod sso_connections;
 pub mod usage;
+pub mod usage_hours;
 pub mod views;
 
 mod apply;

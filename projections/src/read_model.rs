@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use crate::{
     DbError, Drift, TenantTx, api_keys, break_glass, catalog_choices, catalog_items, convert::from_bigint, domains,
-    idempotency, invitations, kinds, members, organizations, parked, record_fields, record_references, records, roles,
-    search, slugs, sso_connections, views,
+    idempotency, invitations, kinds, members, organizations, parked, plans, record_fields, record_references, records,
+    roles, search, slugs, sso_connections, usage_hours, views,
 };
 
 /// All read models, the largest first.
@@ -27,6 +27,7 @@ pub const READ_MODELS: &[&ReadModel] = &[
     &views::VALUES,
     &views::ROWS,
     &idempotency::TABLE,
+    &usage_hours::TABLE,
     &api_keys::TABLE,
     &members::TABLE,
     &invitations::TABLE,
@@ -38,6 +39,7 @@ pub const READ_MODELS: &[&ReadModel] = &[
     &catalog_items::TABLE,
     &catalog_items::VERSIONS,
     &catalog_choices::TABLE,
+    &plans::TABLE,
     &slugs::TABLE,
     &break_glass::TABLE,
     &organizations::TABLE,

@@ -100,13 +100,32 @@ orgstream break-glass --org acme --close",
     ("key check", "orgstream key check < token.txt"),
     ("key nats", "orgstream key nats > producer.creds # shown once"),
     ("key pattern", "git grep -E \"$(orgstream key pattern)\" # keys that leaked into a repository"),
+    ("account show", "orgstream account show --org acme"),
+    (
+        "account credit",
+        "orgstream account credit --org acme ecu 100 --reason \"ticket 4711: goodwill\" --expires-at 2027-01-01T00:00:00Z",
+    ),
+    (
+        "account ledger",
+        "orgstream account ledger --org acme                     # every change, with the balance after it
+orgstream account ledger --org acme --csv > ledger.csv  # for a spreadsheet
+orgstream account ledger --meter tokens --since 2026-03-01T00:00:00Z --jsonl",
+    ),
+    ("plans list", "orgstream plans list"),
+    ("plans show", "orgstream plans show premium > premium.json"),
+    ("plans publish", "orgstream plans publish premium.json # organizations on the plan have it within a second"),
     ("plan", "orgstream plan --org acme premium"),
     (
         "limits",
         "orgstream limits --org acme --commands-per-second 50
 orgstream limits --org acme --as-plan",
     ),
-    ("usage", "orgstream usage --org acme"),
+    (
+        "usage",
+        "orgstream usage --org acme                              # counts, and a chart of this month by day
+orgstream usage --step hour --group-by model --watch     # hours, by model, until Ctrl-C
+orgstream usage --from 2026-03-01T00:00:00Z --to 2026-04-01T00:00:00Z --json",
+    ),
     (
         "rebuild",
         "orgstream rebuild --org org_01h455vb4pex5vsknk084sn02q # beside what is shown, then in its place

@@ -4,6 +4,7 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod account;
 mod audit;
 mod bench;
 mod break_glass;
@@ -22,6 +23,7 @@ mod nats;
 mod outbox;
 mod park;
 mod plan;
+mod plans;
 mod publish;
 mod rebuild;
 pub mod reference;
@@ -111,7 +113,13 @@ enum Job {
     /// Look at an API key without asking a server, or make credentials for NATS of it.
     #[command(subcommand)]
     Key(key::Job),
-    /// Put an organization on a plan, which says how much of the workers' time it may have.
+    /// See what an organization may use, credit its account, and list every change of its balances.
+    #[command(subcommand)]
+    Account(account::Job),
+    /// See the plans of the platform, and publish the next version of one.
+    #[command(subcommand)]
+    Plans(plans::Job),
+    /// Put an organization on a plan, which says what it may use, and how much of the workers' time it may have.
     Plan(plan::Args),
     /// Give an organization limits of its own, or those of its plan again.
     Limits(usage::LimitsArgs),
@@ -172,9 +180,11 @@ impl Cli {
             Job::Catalog(job) => catalog::run(job).await,
             Job::BreakGlass(args) => break_glass::run(args).await,
             Job::Key(job) => key::run(job).await,
+            Job::Account(job) => account::run(job).await,
+            Job::Plans(job) => plans::run(job).await,
             Job::Plan(args) => plan::run(args).await,
             Job::Limits(args) => usage::change(args).await,
-            Job::Usage(args) => usage::show(args).await,
+            Job::Usage(args) => Box::pin(usage::show(args)).await,
             Job::Rebuild(args) => rebuild::run(args).await,
             Job::Search(job) => Box::pin(search::run(job)).await,
             Job::Bench(args) => return bench::run(&args),

@@ -14,7 +14,7 @@ pub(crate) struct Args {
     /// The organization, by id or slug.
     #[arg(long, value_name = "ORG")]
     org: String,
-    /// The plan, for example `enterprise`; `standard` is what every organization begins with.
+    /// The plan, for example `enterprise`; organizations begin with `standard`, and personal ones with `trial`.
     #[arg(value_name = "PLAN")]
     plan: String,
     #[command(flatten)]

@@ -15,7 +15,7 @@ mod grants;
 pub mod handler;
 mod identity;
 mod joining;
-mod own_kinds;
+pub mod own_kinds;
 mod patience;
 pub mod personal;
 mod record_logs;

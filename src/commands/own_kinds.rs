@@ -7,7 +7,7 @@ use orgstream_domain::{
     organization::Organization,
     own_kinds::OwnKindLimit,
 };
-use orgstream_events::{AggregateId, AggregateType, PLATFORM_ORG, PlanName};
+use orgstream_events::{AggregateId, AggregateType, OrgId, PLATFORM_ORG, PlanName};
 use orgstream_stream::{Freshness, Placement};
 
 use super::{
@@ -15,7 +15,26 @@ use super::{
     request::{Accepted, CommandError},
 };
 
+/// The kinds of an organization's own: how many there are, and may be.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnKinds {
+    /// The number of kinds, retired ones included.
+    pub used: u64,
+    /// The number that there may be.
+    pub limit: u32,
+    /// Whether the limit is its plan's, and not the default.
+    pub is_plans: bool,
+}
+
 impl CommandHandler {
+    /// Counts the kinds of an organization's own; none when it was never created.
+    pub async fn own_kinds_of(&self, org: OrgId) -> Result<Option<OwnKinds>, CommandError> {
+        let Some(placement) = self.log.placement(org).await? else { return Ok(None) };
+        let (plan, limit) = self.own_kind_limit(&placement).await?;
+        let used = self.log.count_of_type(&placement, AggregateType::Kind).await?;
+        Ok(Some(OwnKinds { used, limit: limit.kinds, is_plans: self.own_kinds.knows(&plan) }))
+    }
+
     /// Registers a kind. The kinds of an organization are counted in the log, one registration of a process after the other, so
     /// only as many processes as register at the same moment can be beyond the limit.
     pub(super) async fn register_kind(

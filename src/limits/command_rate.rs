@@ -9,15 +9,16 @@ use std::{
     collections::{BTreeMap, HashMap},
     num::NonZeroU32,
     str::FromStr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use async_nats::{Client, Message, SubscribeError};
 use futures_util::StreamExt;
 use governor::{
-    DefaultDirectRateLimiter, Quota,
+    DefaultDirectRateLimiter, Quota, RateLimiter,
     clock::{Clock, DefaultClock},
+    middleware::StateInformationMiddleware,
 };
 use metrics::counter;
 use orgstream_events::{NameError, OrgId, PlanName};
@@ -114,11 +115,34 @@ pub struct CommandRate {
     pub by: LimitedBy,
 }
 
+impl CommandRate {
+    /// Returns the time in which the burst is whole again.
+    pub fn window(&self) -> Duration {
+        SAVED_UP
+    }
+}
+
+/// What is left of a rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateState {
+    /// The rate, of all processes together.
+    pub rate: CommandRate,
+    /// The number of commands that this process takes at once now, of its share.
+    pub left: u32,
+    /// The time until its share is whole again.
+    pub full_in: Duration,
+}
+
 /// One process's share of an organization's rate.
 struct Bucket {
     per_second: NonZeroU32,
     peers: NonZeroU32,
-    limiter: DefaultDirectRateLimiter,
+    limiter: DefaultDirectRateLimiter<StateInformationMiddleware>,
+    /// The time in which one command is there again, and how many there are at most.
+    one: Duration,
+    burst: NonZeroU32,
+    /// What was left at the last command, and when that was; the limiter says it of commands only.
+    last: Mutex<(u32, Instant)>,
 }
 
 impl Bucket {
@@ -127,7 +151,25 @@ impl Bucket {
         let one = Duration::from_secs_f64(f64::from(peers.get()) / f64::from(rate.per_second.get()));
         let burst = NonZeroU32::new(rate.burst.get() / peers.get()).unwrap_or(NonZeroU32::MIN);
         let quota = Quota::with_period(one).unwrap_or(Quota::per_second(rate.per_second)).allow_burst(burst);
-        Self { per_second: rate.per_second, peers, limiter: DefaultDirectRateLimiter::direct(quota) }
+        let limiter = RateLimiter::direct(quota).with_middleware::<StateInformationMiddleware>();
+        let last = Mutex::new((burst.get(), Instant::now()));
+        Self { per_second: rate.per_second, peers, limiter, one, burst, last }
+    }
+
+    fn note(&self, left: u32) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = (left, Instant::now());
+    }
+
+    /// Returns how many commands are left, and when the bucket is full.
+    fn level(&self, now: Instant) -> (u32, Duration) {
+        let (left, at) = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = now.saturating_duration_since(at);
+        let back = since.as_nanos().checked_div(self.one.as_nanos()).unwrap_or_default();
+        let left = left.saturating_add(u32::try_from(back).unwrap_or(u32::MAX)).min(self.burst.get());
+        let missing = self.one.saturating_mul(self.burst.get() - left);
+        let begun = since.as_nanos().checked_rem(self.one.as_nanos()).unwrap_or_default();
+        let begun = Duration::from_nanos(u64::try_from(begun).unwrap_or(u64::MAX));
+        (left, missing.saturating_sub(begun))
     }
 }
 
@@ -166,18 +208,32 @@ impl Admission {
     pub fn admit(&self, org: OrgId, rules: &OrgPolicy, count: usize) -> Admitted {
         let Some(rate) = self.rate(rules) else { return Admitted { taken: count, refusal: None } };
         let bucket = self.bucket(org, rate);
+        let mut left = None;
         for taken in 0..count {
-            if let Err(full) = bucket.limiter.check() {
-                let wait = full.wait_time_from(self.clock.now());
-                counter!("orgstream_commands_refused_total", "reason" => "rate")
-                    .increment((count - taken).try_into().unwrap_or(u64::MAX));
-                return Admitted {
-                    taken,
-                    refusal: Some(OverLimit { limit: Limit::Commands(rate), retry_after: wait }),
-                };
+            match bucket.limiter.check() {
+                Ok(state) => left = Some(state.remaining_burst_capacity()),
+                Err(full) => {
+                    let wait = full.wait_time_from(self.clock.now());
+                    bucket.note(0);
+                    counter!("orgstream_commands_refused_total", "reason" => "rate")
+                        .increment((count - taken).try_into().unwrap_or(u64::MAX));
+                    return Admitted {
+                        taken,
+                        refusal: Some(OverLimit { limit: Limit::Commands(rate), retry_after: wait }),
+                    };
+                }
             }
         }
+        if let Some(left) = left {
+            bucket.note(left);
+        }
         Admitted { taken: count, refusal: None }
+    }
+
+    /// Returns what is left of a rate of `org`.
+    pub fn state(&self, org: OrgId, rate: CommandRate) -> RateState {
+        let (left, full_in) = self.bucket(org, rate).level(Instant::now());
+        RateState { rate, left, full_in }
     }
 
     /// Returns the bucket of `org`, or a new one where its rate or the number of processes has changed.

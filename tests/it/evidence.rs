@@ -78,7 +78,7 @@ async fn every_table_and_every_column_of_a_read_model_is_declared() {
 }
 
 /// The read models with rows of the platform alone.
-const OF_THE_PLATFORM: [&str; 3] = ["kinds", "catalog_items", "catalog_versions"];
+const OF_THE_PLATFORM: [&str; 4] = ["kinds", "plans", "catalog_items", "catalog_versions"];
 
 /// An organization with a row in every read model.
 async fn with_everything(cluster: &Cluster) -> Tenant {
@@ -106,6 +106,8 @@ async fn with_everything(cluster: &Cluster) -> Tenant {
     client.command(&tenant, "space", &space).await.expect(201);
     let trace = json!({"kind": "trace", "data": {"name": "t", "started_at": "2026-03-01T12:00:00Z"}});
     let trace = client.post(&tenant.owner, &tenant.path("records"), Some("trace"), &trace).await.expect(201);
+    let charge = json!({"type": "charge_usage", "meter": "tokens", "amount": "2"});
+    client.command(&tenant, "charge", &charge).await.expect(200);
     let of_it = json!({"kind": "trace_evaluation", "data": {"trace": trace.body["id"], "score": 1}});
     client.post(&tenant.owner, &tenant.path("records"), Some("judged"), &of_it).await.expect(201);
     for (path, body) in [

@@ -128,7 +128,7 @@ async fn s5_11_a_thousand_first_sign_ins_make_one_organization() {
     let mut owner = api.owner().await;
     assert_eq!(count(&mut owner, "SELECT count(*) FROM identity.users").await, 1);
     assert_eq!(count(&mut owner, "SELECT count(*) FROM identity.sessions").await, 1_000);
-    // Its creation, once: two commits, and no other organization.
+    // Its creation, once: two commits with its plan in the first, and no other organization.
     let id: OrgId = org.as_str().unwrap().parse().unwrap();
     let founded = "SELECT count(*) FROM audit.events WHERE action NOT LIKE 'access.%' AND org_id =";
     let founded = format!("{founded} '{}'", id.uuid());
@@ -136,7 +136,7 @@ async fn s5_11_a_thousand_first_sign_ins_make_one_organization() {
     let current = api.get(session, "/v1/organizations/current/projections").await.expect(200).json();
     let head = current["data"][0]["head"].as_str().unwrap().to_owned();
     api.get_at(session, "/v1/organizations/current/audit/events", &head).await.expect(200);
-    assert_eq!(count(&mut owner, &founded).await, 2);
+    assert_eq!(count(&mut owner, &founded).await, 3);
     assert_eq!(count(&mut owner, "SELECT count(*) FROM rm.organizations WHERE tenant_type = 'personal'").await, 1);
 }
 

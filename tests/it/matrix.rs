@@ -85,6 +85,7 @@ impl Items {
             ("event", EventId::derive(command, "", 0).to_string()),
             ("session", SessionId::fresh(1_700_000_000_000, [5; 10]).to_string()),
             ("kind", "no_such_kind".to_owned()),
+            ("plan", "no_such_plan".to_owned()),
             ("view", "no_such_view".to_owned()),
             // A tile of the audit log.
             ("path", "0/000.p/1".to_owned()),

@@ -3,18 +3,20 @@
 use std::{sync::Arc, time::Duration};
 
 use orgstream_events::{
-    AccessEvent, Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated,
-    BreakGlassClosed, BreakGlassId, BreakGlassOpened, CatalogChoice, CatalogChoiceCleared, CatalogChoiceEvent,
-    CatalogChoiceMade, CatalogItemEvent, CatalogItemPublished, CatalogItemWithdrawn, CommandId, CommitDraft,
-    ConnectionId, Context, DomainClaimed, DomainEvent, DomainId, DomainProven, DomainRemoved, Event, EventSubject,
-    Fingerprint, InvitationAccepted, InvitationEvent, InvitationId, InvitationIssued, InvitationResent,
-    InvitationRevoked, KeyEnvironment, KeyId, KindChanged, KindDefinition, KindEvent, KindRegistered, KindRetired,
-    MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, OrgId, OrganizationCreated,
-    OrganizationEvent, OrganizationIdentityLinked, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
-    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, Pipeline,
-    RecordArchived, RecordCreated, RecordEvent, RecordId, RecordReference, RecordUpdated, Role, RoleChanged,
-    RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, SearchRole, SearchedField, Shard, SsoConnectionAdded,
-    SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UserId, Visibility,
+    AccessEvent, AccountEvent, AccountSettled, Actor, ActorType, AggregateId, Amount, ApiKeyEvent, ApiKeyIssued,
+    ApiKeyRevoked, ApiKeyRotated, BreakGlassClosed, BreakGlassId, BreakGlassOpened, BucketId, CatalogChoice,
+    CatalogChoiceCleared, CatalogChoiceEvent, CatalogChoiceMade, CatalogItemEvent, CatalogItemPublished,
+    CatalogItemWithdrawn, CommandId, CommitDraft, ConnectionId, Context, DomainClaimed, DomainEvent, DomainId,
+    DomainProven, DomainRemoved, Draw, Event, EventSubject, Fingerprint, InvitationAccepted, InvitationEvent,
+    InvitationId, InvitationIssued, InvitationResent, InvitationRevoked, KeyEnvironment, KeyId, KindChanged,
+    KindDefinition, KindEvent, KindRegistered, KindRetired, MemberAdded, MemberEvent, MemberId, MemberRemoved,
+    MemberRoleChanged, OrgId, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
+    OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
+    OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, Pipeline, PlanDefinition, PlanEvent,
+    PlanName, PlanPublished, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordReference, RecordUpdated,
+    Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, SearchRole, SearchedField, Shard,
+    SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UsedBy,
+    UsedFor, UserId, Visibility,
 };
 use orgstream_projections::{
     Applied, BatchClass, BatchStart, BoundOrg, Database, DbError, LaneLag, LowWatermark, Page, Placed, api_keys, apply,
@@ -22,6 +24,7 @@ use orgstream_projections::{
     break_glass, checkpoints, domains, idempotency, invitations, kinds, members, organizations,
     parked::{self, Park, ParkedState},
     records, roles, sso_connections,
+    usage_hours::{self, Grouping, Range, Step},
 };
 use orgstream_transparency::leaf_hash;
 use serde_json::json;
@@ -222,8 +225,58 @@ impl History {
         history.commit(AggregateId::Organization(org), 7, vec![upgraded, linked]);
         history.let_in(member(3));
         history.publish();
+        history.entitle();
+        history.account();
         history
     }
+
+    /// The part of it that is about plans: two versions of one.
+    fn entitle(&mut self) {
+        let name: PlanName = "gold".parse().unwrap();
+        for version in 1..=2 {
+            let definition = PlanDefinition { title: format!("Gold {version}"), ..PlanDefinition::default() };
+            let published = PlanEvent::Published(PlanPublished { version, definition });
+            self.commit(AggregateId::Plan(name.clone()), version - 1, vec![Event::Plan(published)]);
+        }
+    }
+
+    /// The part of it that is about usage: in the last millisecond of a month and in the first of the next one, through a hold that
+    /// is settled afterwards, several times for the same purpose, and for others.
+    fn account(&mut self) {
+        let march = Timestamp::from_unix_ms(Self::APRIL - 1);
+        let april = Timestamp::from_unix_ms(Self::APRIL);
+        let settled = |reserved_at, amount: &str, model: Option<&str>, key: &str| {
+            let amount: Amount = amount.parse().unwrap();
+            Event::Account(AccountEvent::Settled(AccountSettled {
+                at: april,
+                hold: None,
+                reserved_at,
+                meter: "tokens".parse().unwrap(),
+                amount,
+                draws: vec![Draw { bucket: BucketId(1), amount }],
+                returned: Amount::ZERO,
+                used_for: UsedFor { kind: Some("evaluation".parse().unwrap()), model: model.map(str::to_owned) },
+                by: UsedBy { actor_type: ActorType::ApiKey, id: key.to_owned() },
+            }))
+        };
+        let most = Amount::MAX.to_string();
+        let together = vec![
+            settled(march, "0.000001", Some("small"), "key_1"),
+            settled(april, "2.5", Some("small"), "key_1"),
+            settled(april, "0", None, "key_1"),
+            settled(april, "0.5", Some("small"), "key_2"),
+            settled(april, "1.000001", Some("small"), "key_1"),
+        ];
+        self.commit(AggregateId::Account(self.org), 0, together);
+        // More in one hour than a bigint has.
+        for before in 0..12 {
+            let much = settled(march, &most, Some("large"), "key_1");
+            self.commit(AggregateId::Account(self.org), 5 + before, vec![much]);
+        }
+    }
+
+    /// The first millisecond of April 2026.
+    const APRIL: i64 = 1_775_001_600_000;
 
     /// The part of it that is about the catalog: an item that came back from a withdrawal, one that did not, and choices.
     fn publish(&mut self) {
@@ -366,6 +419,8 @@ async fn rows(owner_url: &str) -> Vec<String> {
         "rm.catalog_versions",
         "rm.catalog_choices",
         "rm.break_glasses",
+        "rm.plans",
+        "rm.usage_hours",
         "ops.idempotency",
     ] {
         let query = format!("SELECT '{table} ' || to_jsonb(r)::text FROM {table} AS r ORDER BY 1");
@@ -388,6 +443,57 @@ async fn a_replay_gives_the_same_rows_however_it_is_sliced() {
         let rows = rows(&database.owner_url).await;
         assert_eq!(before.get_or_insert(rows.clone()), &rows, "slices of {size}");
     }
+}
+
+// Usage is in the month of its reservation to the millisecond, and days are their hours.
+#[tokio::test]
+async fn usage_is_in_the_hour_in_which_it_was_reserved_and_sums_are_exact() {
+    let database = support::database().await;
+    let db = &database.db;
+    let history = History::eventful(1);
+    history.apply(db, Pipeline::ReadModels, lease(db).await, 4).await;
+    let mut tx = db.read(history.bound()).await.unwrap();
+    let (april, day) = (History::APRIL, Step::Day.ms());
+    let mut series = async |from: i64, to: i64, step, grouping| {
+        let [from, to] = [from, to].map(Timestamp::from_unix_ms);
+        let rows = usage_hours::series(&mut tx, Range { from, to, step }, grouping, 100).await.unwrap();
+        rows.iter()
+            .map(|row| {
+                let by = row.by.as_ref().map_or("-", |by| by.id.as_str());
+                let model = row.model.as_deref().unwrap_or("-");
+                format!("{} {} {model} {by} {} {}", row.at, row.meter, row.amount, row.uses)
+            })
+            .collect::<Vec<_>>()
+    };
+    let none = Grouping::default();
+    let march = "tokens - - 12000000000000.000001 13";
+    let in_march = |begin: &str| format!("{begin} {march}");
+    assert_eq!(
+        series(april - day, april, Step::Hour, none).await,
+        [in_march("2026-03-31T23:00:00.000Z")],
+        "the last hour of March"
+    );
+    assert_eq!(series(april - day, april, Step::Day, none).await, [in_march("2026-03-31T00:00:00.000Z")]);
+    let first = "2026-04-01T00:00:00.000Z tokens - - 4.000001 4".to_owned();
+    for step in [Step::Hour, Step::Day] {
+        assert_eq!(series(april, april + day, step, none).await, [first.clone()]);
+    }
+    assert_eq!(series(april - 30 * day, april + day, Step::Day, none).await.len(), 2);
+    assert_eq!(series(april + day, april + 2 * day, Step::Hour, none).await, [] as [String; 0]);
+    let all = Grouping { kind: true, model: true, principal: true };
+    assert_eq!(
+        series(april, april + day, Step::Hour, all).await,
+        [
+            "2026-04-01T00:00:00.000Z tokens small key_1 3.500001 2",
+            "2026-04-01T00:00:00.000Z tokens small key_2 0.5 1",
+            "2026-04-01T00:00:00.000Z tokens - key_1 0 1",
+        ]
+    );
+    let other = History::new(9);
+    let mut tx = db.read(other.bound()).await.unwrap();
+    let [from, to] = [april - day, april + day].map(Timestamp::from_unix_ms);
+    let range = Range { from, to, step: Step::Day };
+    assert_eq!(usage_hours::series(&mut tx, range, all, 100).await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -572,10 +678,11 @@ async fn a_change_of_nothing_is_an_error_and_undoes_its_slice() {
     let history = History::eventful(1);
     // The creation of everything was given up; its changes follow.
     for late in &history.commits[8..] {
-        // Neither a creation nor an access event, which has no version, changes a row that must exist; nor does a choice.
-        let is_choice = |event: &Event| matches!(event, Event::CatalogChoice(_));
+        // Neither a creation nor an access event, which has no version, changes a row that must exist; nor does a choice, a version of
+        // a plan, or usage.
+        let is_whole = |event: &Event| matches!(event, Event::CatalogChoice(_) | Event::Plan(_) | Event::Account(_));
         let birth =
-            late.commit.events.iter().any(|event| event.header.aggregate.version <= 1 || is_choice(&event.event));
+            late.commit.events.iter().any(|event| event.header.aggregate.version <= 1 || is_whole(&event.event));
         let mut tx = db.begin_batches(BatchClass::Light, SLICE).await.unwrap();
         tx.open(history.bound(), Pipeline::ReadModels, SHARD, epoch, None, late.seq).await.unwrap();
         let applied = apply(&mut tx, history.bound(), std::slice::from_ref(late)).await;

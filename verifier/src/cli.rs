@@ -5,7 +5,11 @@ use std::{fs, path::PathBuf};
 use anyhow::Context;
 use orgstream_transparency::{PolicyFile, SignedNote};
 
-use crate::{KnownHead, Outcome, Report, Request, output, verify};
+use crate::{
+    KnownHead, Outcome, Report, Request,
+    account::{Balance, Ledger},
+    output, verify, verify_account,
+};
 
 /// Verify an exported audit log: no network, no database, no account, and nothing is written.
 ///
@@ -62,11 +66,61 @@ impl VerifyArgs {
     }
 }
 
+/// Compute an organization's balances again from an exported audit log: no network, no database, no account, and nothing is
+/// written.
+///
+/// The log is verified as without `account`, with the same exit codes. Each event of the account must follow from those before it:
+/// one that uses more than was left is a finding, and the log is invalid (40). For each meter, what was granted is what was used,
+/// lapsed, was withdrawn, is held and is left.
+#[derive(Debug, clap::Args)]
+pub struct AccountArgs {
+    #[command(flatten)]
+    verify: VerifyArgs,
+}
+
+impl AccountArgs {
+    /// Verifies, prints the report and the balances to standard output, and returns the outcome, whether or not they could be
+    /// written.
+    pub fn run(self) -> anyhow::Result<Outcome> {
+        let json = self.verify.json;
+        let (report, ledger) = verify_account(&self.verify.request()?);
+        let text = if json { account_to_json(&report, &ledger)? } else { format!("{report}\n{}", in_words(&ledger)) };
+        Ok(output::told(report.outcome(), output::say(format_args!("{}", text.trim_end()))))
+    }
+}
+
+fn account_to_json(report: &Report, ledger: &Ledger) -> anyhow::Result<String> {
+    let mut value = report_value(report)?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("balances".to_owned(), serde_json::to_value(ledger.balances())?);
+    }
+    Ok(serde_json::to_string_pretty(&value)?)
+}
+
+fn in_words(ledger: &Ledger) -> String {
+    let balances = ledger.balances();
+    if balances.is_empty() {
+        return "the account never had anything".to_owned();
+    }
+    let mut lines = Vec::new();
+    for Balance { meter, granted, used, lapsed, withdrawn, held, left, months } in balances {
+        lines.push(format!(
+            "{meter}: {granted} granted = {used} used + {lapsed} lapsed + {withdrawn} withdrawn + {held} held + {left} left"
+        ));
+        lines.extend(months.into_iter().map(|(month, used)| format!("  {month}  {used} used")));
+    }
+    lines.join("\n")
+}
+
 fn to_json(report: &Report) -> anyhow::Result<String> {
+    Ok(serde_json::to_string_pretty(&report_value(report)?)?)
+}
+
+fn report_value(report: &Report) -> anyhow::Result<serde_json::Value> {
     let mut value = serde_json::to_value(report)?;
     if let Some(fields) = value.as_object_mut() {
         fields.insert("outcome".to_owned(), serde_json::to_value(report.outcome())?);
         fields.insert("code".to_owned(), report.outcome().code().into());
     }
-    Ok(serde_json::to_string_pretty(&value)?)
+    Ok(value)
 }

@@ -4,6 +4,7 @@
 //! programs. The writer and the verifier of a bundle share the formats here and nothing else. Verification only reads
 //! files: no network, no database, no account, no clock, and not a byte is written.
 
+pub mod account;
 mod bundle;
 mod cli;
 mod files;
@@ -17,7 +18,7 @@ pub use bundle::{
     CHECKPOINTS, CSV, FORMAT, HANDOVERS, JSONL, ListedFile, MANIFEST, Manifest, OCSF, POLICY, Payload, Without,
     decode_entries, decode_payloads, encode_entries, encode_payloads, log_key, payloads_path,
 };
-pub use cli::VerifyArgs;
+pub use cli::{AccountArgs, VerifyArgs};
 pub use render::{CSV_HEAD, Entry};
 pub use report::{Finding, Outcome, Report};
-pub use verify::{KnownHead, Request, verify};
+pub use verify::{KnownHead, Request, verify, verify_account};

@@ -2,20 +2,36 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 use orgstream_events::Chain;
-use orgstream_verifier::{VerifyArgs, output};
+use orgstream_verifier::{AccountArgs, VerifyArgs, output};
 
-/// Verify an exported audit log.
+/// Verify an exported audit log, or compute the balances of an account again from it.
 #[derive(Parser)]
 #[command(name = "orgstream-verify", version, max_term_width = 110)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Cli {
+    #[command(subcommand)]
+    job: Option<Job>,
     #[command(flatten)]
-    args: VerifyArgs,
+    args: Option<VerifyArgs>,
+}
+
+#[derive(Subcommand)]
+enum Job {
+    /// Compute an organization's balances again from its exported audit log.
+    Account(AccountArgs),
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().args.run() {
+    let outcome = match Cli::parse() {
+        Cli { job: Some(Job::Account(args)), .. } => args.run(),
+        Cli { job: None, args: Some(args) } => args.run(),
+        Cli { job: None, args: None } => {
+            Cli::command().error(ErrorKind::MissingRequiredArgument, "give --bundle and --pin").exit()
+        }
+    };
+    match outcome {
         Ok(outcome) => outcome.code().into(),
         Err(error) => {
             output::note(format_args!("error: {}", Chain(error.as_ref())));

@@ -3,7 +3,9 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use orgstream_events::{ActorType, CodecError, Context, Event, Header, OutcomeStatus, ParkingEvent, SealedEvent};
+use orgstream_events::{
+    AccountEvent, ActorType, CodecError, Context, Event, Header, OutcomeStatus, ParkingEvent, SealedEvent,
+};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
@@ -30,6 +32,8 @@ pub struct Entry {
     content: Option<(Value, Context)>,
     /// Its statement about a message that the log lacks, if it is a mark of the log.
     pub(crate) mark: Option<ParkingEvent>,
+    /// The event itself, if it is one of the account.
+    pub(crate) account: Option<AccountEvent>,
 }
 
 impl Entry {
@@ -40,9 +44,12 @@ impl Entry {
             Payload::Here(bytes) => {
                 let opened = sealed(bytes).open()?;
                 let content = Some((opened.event.to_json(), opened.context));
-                let mark = if let Event::Parking(event) = opened.event { Some(event) } else { None };
-                let mark = mark.filter(ParkingEvent::is_mark);
-                Self { idx, header: opened.header, payload: "shown", content, mark }
+                let (mark, account) = match opened.event {
+                    Event::Parking(event) => (Some(event).filter(ParkingEvent::is_mark), None),
+                    Event::Account(event) => (None, Some(event)),
+                    _ => (None, None),
+                };
+                Self { idx, header: opened.header, payload: "shown", content, mark, account }
             }
             Payload::Withheld => Self::bare(idx, sealed(&[]).read_header()?, "withheld"),
             Payload::Erased => Self::bare(idx, sealed(&[]).read_header()?, "erased"),
@@ -50,7 +57,7 @@ impl Entry {
     }
 
     fn bare(idx: u64, header: Header, payload: &'static str) -> Self {
-        Self { idx, header, payload, content: None, mark: None }
+        Self { idx, header, payload, content: None, mark: None, account: None }
     }
 
     fn data(&self) -> Option<Sorted<'_>> {

@@ -14,6 +14,7 @@ use orgstream_transparency::{
 
 use crate::{
     CHECKPOINTS, CSV, CSV_HEAD, Entry, FORMAT, HANDOVERS, JSONL, MANIFEST, Manifest, OCSF, Outcome, Payload, Report,
+    account::Ledger,
     decode_entries, decode_payloads,
     files::{Files, Lines},
     lacked::Lacked,
@@ -59,25 +60,36 @@ struct Expected {
 
 /// Verifies a bundle. For any content, the result is a report.
 pub fn verify(request: &Request) -> Report {
+    verify_with(request, None).0
+}
+
+/// Verifies a bundle, and computes the account of its organization again from the events. An event that does not follow from
+/// those before it is a finding.
+pub fn verify_account(request: &Request) -> (Report, Ledger) {
+    let (report, ledger) = verify_with(request, Some(Ledger::default()));
+    (report, ledger.unwrap_or_default())
+}
+
+fn verify_with(request: &Request, ledger: Option<Ledger>) -> (Report, Option<Ledger>) {
     let mut report = Report::default();
-    let Some(manifest) = read_manifest(&request.bundle, &mut report) else { return report };
+    let Some(manifest) = read_manifest(&request.bundle, &mut report) else { return (report, ledger) };
     report.origin.clone_from(&manifest.origin);
     report.size = manifest.size;
     if log_key(&request.pin, &manifest.origin, manifest.org).is_none() {
         let what = format!("is of the log {}, and the pinned key is of {}", manifest.origin, request.pin.name());
         report.invalid(MANIFEST, what);
-        return report;
+        return (report, ledger);
     }
     let mut files = Files::new(&request.bundle, &manifest);
     let keys = follow(&request.pin, &manifest, &mut files, &mut report);
-    let mut run =
-        Run { request, manifest: &manifest, keys, files, report, heads: BTreeMap::new(), seen_by: Vec::new() };
+    let (heads, seen_by) = (BTreeMap::new(), Vec::new());
+    let mut run = Run { request, manifest: &manifest, keys, files, report, heads, seen_by, ledger };
     run.read_checkpoints();
     run.read_known();
     run.read_events();
     run.files.finish(&mut run.report);
     run.say();
-    run.report
+    (run.report, run.ledger)
 }
 
 /// Returns the keys of the log that the pinned one leads to, by the log's own name.
@@ -123,6 +135,8 @@ struct Run<'a> {
     heads: BTreeMap<u64, Vec<Expected>>,
     /// Sizes, and the times when a pinned witness saw the tree of that size.
     seen_by: Vec<(u64, i64)>,
+    /// The account, if it is computed again.
+    ledger: Option<Ledger>,
 }
 
 impl Run<'_> {
@@ -333,6 +347,7 @@ impl Run<'_> {
                     }
                     let is_late = order.lacked.pass(&entry, &mut self.report);
                     self.keep_order(order, &entry, is_late, &path);
+                    self.book(&entry, &path);
                     renderings.expect(&entry, &mut self.report);
                 }
                 Err(error) => {
@@ -352,6 +367,15 @@ impl Run<'_> {
             Payload::Withheld => withheld,
             Payload::Erased => erased,
         } += 1;
+    }
+
+    /// Takes an event of the account in.
+    fn book(&mut self, entry: &Entry, path: &str) {
+        let (Some(ledger), Some(event)) = (&mut self.ledger, &entry.account) else { return };
+        if let Err(fault) = ledger.apply(event) {
+            let what = format!("does not follow from the events of the account before it: {fault}");
+            self.report.find(Outcome::Invalid, Some(path), Some(entry.idx), what);
+        }
     }
 
     /// Checks the org and the time: times do not decrease, except for events that were parked and are applied late, and

@@ -358,6 +358,39 @@ fn a_hold_becomes_larger_and_longer_within_a_day() {
 }
 
 #[test]
+fn a_preview_is_the_decision_and_changes_nothing() {
+    let (mut book, terms, now) = (Book::new(), terms(&[("ecu", "10", "100", None)]), time(NOON));
+    book.send(now, &terms, credit("ecu", "10", Some("2026-03-20T00:00:00Z"))).unwrap();
+    let before = book.account.clone();
+    let by = UsedBy { actor_type: ActorType::ApiKey, id: "key_1".to_owned() };
+    let preview = |book: &Book, text: &str| {
+        let AccountAction::Reserve(reserve) = reserve("ecu", text) else { unreachable!() };
+        book.account.preview(reserve, terms.clone(), by.clone(), OrgId::fresh(1, [1; 10]), now)
+    };
+    let parts = preview(&book, "25").unwrap();
+    let shown: Vec<_> =
+        parts.iter().map(|part| (part.source, part.amount.to_string(), part.left.to_string())).collect();
+    let part = |source, amount: &str, left: &str| (source, amount.to_owned(), left.to_owned());
+    assert_eq!(
+        shown,
+        [
+            part(BucketSource::Grant, "10", "0"),
+            part(BucketSource::Allowance, "10", "0"),
+            part(BucketSource::Overage, "5", "95"),
+        ]
+    );
+    let refused = rejection(preview(&book, "120.000001"));
+    assert_eq!((refused.code, book.account.clone()), ("insufficient_balance", before));
+    let events = book.send(now, &terms, reserve("ecu", "25")).unwrap();
+    let Some(AccountEvent::Reserved(reserved)) = events.iter().find(|event| matches!(event, AccountEvent::Reserved(_)))
+    else {
+        panic!("{events:?}")
+    };
+    let drawn: Vec<_> = reserved.draws.iter().map(|draw| draw.amount).collect();
+    assert_eq!(drawn, parts.iter().map(|part| part.amount).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_clock_that_goes_back_changes_nothing() {
     let (mut book, terms) = (Book::new(), terms(&[("tokens", "10", "0", None)]));
     book.send(time("2026-04-01T00:00:00Z"), &terms, charge("tokens", "10")).unwrap();

@@ -35,7 +35,7 @@ impl Declared for CreateOrganization {
     const SPEC: CommandSpec = CommandSpec {
         name: "create_organization",
         requires: Requires::Person,
-        events: &["organization.created", "organization.identity_linked", "member.added"],
+        events: &["organization.created", "organization.plan_changed", "organization.identity_linked", "member.added"],
         creates: true,
         scope: Scope::Organization,
         while_suspended: false,

@@ -55,6 +55,23 @@ fn an_organization_begins_with_its_names() {
 }
 
 #[test]
+fn s5_37_a_personal_organization_begins_on_the_trial_plan_and_keeps_it_when_it_is_upgraded() {
+    let OrganizationCommand::Create { command, region, identity } = create("Ann") else { unreachable!() };
+    let command = CreateOrganization { tenant_type: TenantType::Personal, ..command };
+    let begun = given::<Organization>(&[]).when(OrganizationCommand::Create { command, region, identity }).unwrap();
+    let [OrganizationEvent::Created(created), OrganizationEvent::PlanChanged(changed)] = begun.as_slice() else {
+        panic!("{begun:?}")
+    };
+    assert_eq!((created.tenant_type, &changed.plan), (TenantType::Personal, &PlanName::trial()));
+    let upgrade = UpgradeOrganization { tenant_type: TenantType::Organization };
+    let upgraded =
+        given::<Organization>(&begun).when(OrganizationCommand::Upgrade { command: upgrade, identity: None });
+    let after = given::<Organization>(&[begun, upgraded.unwrap()].concat());
+    let profile = after.0.profile().unwrap();
+    assert_eq!((profile.tenant_type, &profile.plan), (TenantType::Organization, &PlanName::trial()));
+}
+
+#[test]
 fn the_type_is_organization_unless_said_otherwise() {
     let command: CreateOrganization = serde_json::from_value(json!({"name": "Acme", "slug": "acme"})).unwrap();
     assert_eq!(command.tenant_type, TenantType::Organization);

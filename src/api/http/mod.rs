@@ -164,6 +164,7 @@ pub fn router(app: Arc<App>) -> Router {
     router
         .route_layer(from_fn(kit::middleware::known_parameters))
         .route_layer(from_fn(kit::active_org::watch))
+        .route_layer(from_fn_with_state(Arc::clone(&app), kit::rate_limit::show))
         .with_state(app)
         .merge(kit::openapi::docs())
         .method_not_allowed_fallback(kit::middleware::no_method)

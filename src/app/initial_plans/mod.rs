@@ -25,7 +25,7 @@ mod tests {
     #[test]
     fn every_organization_begins_on_a_plan_that_there_is() {
         let plans = default_plans().unwrap();
-        for name in [PlanName::default(), PlanName::public(), "trial".parse().unwrap()] {
+        for name in [PlanName::default(), PlanName::public(), PlanName::trial()] {
             assert_eq!(plans.iter().filter(|plan| plan.plan == name).count(), 1, "{name}");
         }
     }

@@ -153,6 +153,11 @@ impl Bounds {
         })
     }
 
+    /// Returns how many requests about `org` are under way here, and how many may be.
+    pub fn requests_under_way(&self, org: OrgId) -> (usize, usize) {
+        (self.orgs.count(&org), self.limits.requests_of_org)
+    }
+
     /// Takes slots for one more stream of `caller` out of `org`.
     pub fn stream(&self, caller: &str, org: OrgId) -> Result<[Slot; 3], Problem> {
         let over = |reason, most, whose| {
@@ -238,6 +243,10 @@ impl<K: Eq + Hash + Clone + Send + 'static> Shares<K> {
         held.insert(key.clone(), count + 1);
         let shares = Arc::clone(shares);
         Some(Slot(Some(Box::new(move || shares.give_back(&key)))))
+    }
+
+    fn count(&self, key: &K) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied().unwrap_or_default()
     }
 
     fn give_back(&self, key: &K) {

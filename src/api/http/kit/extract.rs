@@ -180,6 +180,11 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
             }
         }
         info(parts).found(access.org());
+        if matches!(shape, Shape::Create | Shape::Change | Shape::Commands)
+            && let Some(rate) = access.rules().and_then(|rules| app.gateway.admission().rate(rules))
+        {
+            info(parts).counts_for(rate);
+        }
         if shape == Shape::Tail {
             info(parts).hold(app.bounds.stream(&principal.actor().id, access.org())?);
         } else {

@@ -33,6 +33,7 @@ use crate::{
     api::command_body::request_id,
     app::{problem::Problem, submit::Origin},
     auth::{Principal, session::ActiveSession},
+    limits::command_rate::CommandRate,
 };
 
 /// The time limit of an answer, besides the caller's own wait. Streams start within it and continue beyond.
@@ -57,6 +58,7 @@ struct Known {
     session: OnceLock<ActiveSession>,
     caller: OnceLock<Whose>,
     guard: OnceLock<Arc<Guard>>,
+    rate: OnceLock<CommandRate>,
     held: Mutex<Held>,
 }
 
@@ -123,6 +125,16 @@ impl RequestInfo {
         self.0.guard.get()
     }
 
+    /// Records the rate that counts the request's commands.
+    pub fn counts_for(&self, rate: CommandRate) {
+        let _ = self.0.rate.set(rate);
+    }
+
+    /// Returns the organization whose rate counts the request's commands, and the rate, if there is one.
+    pub fn rate(&self) -> Option<(OrgId, CommandRate)> {
+        Some((*self.0.org.get()?, *self.0.rate.get()?))
+    }
+
     /// Returns the org, once it is proven.
     pub fn org(&self) -> Option<OrgId> {
         self.0.org.get().copied()
@@ -172,6 +184,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         session: OnceLock::new(),
         caller: OnceLock::new(),
         guard: OnceLock::new(),
+        rate: OnceLock::new(),
         held: Mutex::default(),
     };
     let info = RequestInfo(Arc::new(known));

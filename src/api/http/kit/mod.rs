@@ -15,6 +15,7 @@ pub mod page;
 pub mod permission_table;
 pub mod policy;
 pub mod proxies;
+pub mod rate_limit;
 pub mod reply;
 pub mod route_table;
 pub mod routes;

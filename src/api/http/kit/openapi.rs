@@ -268,6 +268,9 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
         Shape::Create | Shape::Change | Shape::Commands => {
             names.push("IdempotencyKey");
             answers.extend(["StreamPosition", "ETag", "IdempotencyReplayed"]);
+            if in_org {
+                answers.extend(["RateLimitPolicy", "RateLimit"]);
+            }
             errors.push("409");
             if shape != Shape::Create {
                 names.push("IfMatch");
@@ -350,6 +353,7 @@ fn path_parameters(path: &str) -> Vec<Value> {
                 "view" => ("The view, by its name", "by_model_and_day"),
                 "event" => ("The event", "evt_01h455vb4pex5vsknk084sn02q"),
                 "kind" => ("The kind", "evaluation"),
+                "plan" => ("The plan", "premium"),
                 "path" => ("Which tile, or which bundle", "0/000"),
                 _ => ("", ""),
             };
@@ -368,6 +372,8 @@ fn header_name(component: &str) -> &'static str {
         "ProjectionParked" => "Projection-Parked",
         "StreamPosition" => "Stream-Position",
         "IdempotencyReplayed" => "Idempotency-Replayed",
+        "RateLimitPolicy" => "RateLimit-Policy",
+        "RateLimit" => "RateLimit",
         _ => "ETag",
     }
 }
@@ -432,6 +438,14 @@ fn headers() -> Value {
         "ETag": header("The version: what `If-Match` takes.", "\"3\""),
         "IdempotencyReplayed": header("`true` when the command had been accepted before, under the same key.", "true"),
         "RetryAfter": header("When to try again, in seconds.", "1"),
+        "RateLimitPolicy": header(
+            "The rate of the organization's commands, where there is one: `q` of them in `w` seconds. A field of              draft-ietf-httpapi-ratelimit-headers.",
+            "\"commands\";q=200;w=10",
+        ),
+        "RateLimit": header(
+            "What is left of it at the process that answers: `r` commands at once; `t` seconds until all are there again.",
+            "\"commands\";r=150;t=3",
+        ),
     })
 }
 

@@ -1,23 +1,23 @@
 //! An organization's account: what is available of each meter, what is held, and what the plan says about it.
 
-use std::{num::NonZeroU32, sync::Arc};
+use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
 
 use axum::{body::Body, extract::State, http::StatusCode, response::Response};
 use orgstream_domain::{
-    Permission,
-    account::MeterBalance,
+    Permission, Rejection, ReserveUsage,
+    account::{MeterBalance, Part},
     plan::{Entitlements, LimitSource},
 };
-use orgstream_events::{Amount, MeterName, Month, OrgId, PlanName, Timestamp};
-use serde::Serialize;
-use utoipa::ToSchema;
+use orgstream_events::{Amount, BucketSource, MeterName, Month, OrgId, PlanName, Timestamp, UsedBy};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 
 use crate::{
     api::http::{
         App,
         kit::{
-            extract::OrgAccess,
+            extract::{OrgAccess, Query},
             policy::{AuditTrail, Policy, READ},
             reply,
             routes::Routes,
@@ -101,9 +101,86 @@ pub struct ConcurrencyView {
     pub source: LimitSource,
 }
 
+/// What would be reserved.
+#[derive(Debug, Clone, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct PreviewQuery {
+    /// Name of the meter.
+    #[param(value_type = String, example = "tokens")]
+    pub meter: MeterName,
+    /// Amount in units of the meter, as a decimal text with at most six digits after the point.
+    #[param(value_type = String, example = "4000")]
+    pub amount: Amount,
+}
+
+/// What a reservation would do now. Nothing is held.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct PreviewView {
+    /// Name of the meter.
+    #[schema(value_type = String, example = "tokens")]
+    pub meter: MeterName,
+    /// Amount that would be reserved.
+    #[schema(value_type = String, example = "4000")]
+    pub amount: Amount,
+    /// True if it would be held; false if it would be refused.
+    #[schema(example = true)]
+    pub granted: bool,
+    /// Parts that would be held, in the order of use; empty after a refusal.
+    pub parts: Vec<PartView>,
+    /// Refusal; null if it would be held.
+    pub refusal: Option<RefusalView>,
+    /// Position of the last event of the account.
+    #[schema(example = "org_01h455vb4pex5vsknk084sn02q:17")]
+    pub exact_at: String,
+}
+
+/// A part of an amount, by where it comes from.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct PartView {
+    /// Source of the amount: `allowance` or `overage` of the plan, `grant` of the operator, or `purchase`.
+    #[schema(value_type = String, example = "allowance")]
+    pub source: BucketSource,
+    /// Amount that would be held.
+    #[schema(value_type = String, example = "4000")]
+    pub amount: Amount,
+    /// Amount that would be left there.
+    #[schema(value_type = String, example = "69000")]
+    pub left: Amount,
+    /// Time at which the rest lapses, RFC 3339 in UTC; null without an end.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub until: Option<Timestamp>,
+}
+
+impl From<Part> for PartView {
+    fn from(Part { source, amount, left, until }: Part) -> Self {
+        Self { source, amount, left, until }
+    }
+}
+
+/// A refusal, as the command would be answered.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct RefusalView {
+    /// HTTP status: 402 or 429.
+    #[schema(example = 402)]
+    pub status: u16,
+    /// Kind of problem for programs.
+    #[schema(example = "insufficient_balance")]
+    pub code: &'static str,
+    /// Fault, and the way out.
+    pub detail: String,
+    /// Figures of the refusal, as texts.
+    #[schema(example = json!({"required": "7", "available": "6"}))]
+    pub figures: BTreeMap<&'static str, String>,
+}
+
 /// The routes, each with its policy.
 pub(super) fn routes() -> Routes {
-    Routes::new().route(routes!(show), Policy::Org(Permission::ReadAccount), READ, AuditTrail::ReadNotAudited)
+    Routes::new().route(routes!(show), Policy::Org(Permission::ReadAccount), READ, AuditTrail::ReadNotAudited).route(
+        routes!(preview),
+        Policy::Org(Permission::ReadAccount),
+        READ,
+        AuditTrail::ReadNotAudited,
+    )
 }
 
 /// Show the account
@@ -118,6 +195,39 @@ pub async fn show(State(app): State<Arc<App>>, caller: OrgAccess) -> Result<Resp
     let state = app.gateway.handler().account_of(caller.access.org()).await?.ok_or_else(Problem::not_found)?;
     let body = reply::json_bytes(&AccountView::new(&state, now()))?;
     Ok(reply::json(StatusCode::OK, Body::from(body)))
+}
+
+/// Preview a reservation
+///
+/// It is the decision about the account as the log has it now, and appends nothing: what is granted here may be refused a moment
+/// later. A `reserve_usage` is the only promise.
+#[utoipa::path(
+    get, path = "/v1/organizations/{org}/account/preview", operation_id = "preview_reservation", tag = "account",
+    params(PreviewQuery), responses((status = 200, description = "What would happen", body = PreviewView)),
+)]
+pub async fn preview(
+    State(app): State<Arc<App>>,
+    caller: OrgAccess,
+    Query(PreviewQuery { meter, amount }): Query<PreviewQuery>,
+) -> Result<Response, Problem> {
+    let (org, actor) = (caller.access.org(), caller.access.actor());
+    let state = Box::pin(app.gateway.handler().account_of(org)).await?.ok_or_else(Problem::not_found)?;
+    let AccountState { account, entitlements, position } = state;
+    let by = UsedBy { actor_type: actor.actor_type, id: actor.id.clone() };
+    let reserve = ReserveUsage { meter: meter.clone(), amount, seconds: None, kind: None, model: None };
+    let (parts, refusal) = match account.preview(reserve, entitlements.terms(), by, org, now()) {
+        Ok(parts) => (parts.into_iter().map(PartView::from).collect(), None),
+        Err(error) => {
+            let Problem { status, code, detail, figures, .. } = match Problem::from(Rejection::from(error)) {
+                refused @ Problem { status: 402 | 429, .. } => refused,
+                mistake => return Err(mistake),
+            };
+            (Vec::new(), Some(RefusalView { status, code, detail, figures }))
+        }
+    };
+    let granted = refusal.is_none();
+    let view = PreviewView { meter, amount, granted, parts, refusal, exact_at: position.to_string() };
+    Ok(reply::json(StatusCode::OK, Body::from(reply::json_bytes(&view)?)))
 }
 
 impl AccountView {

@@ -8,6 +8,7 @@ pub mod domains;
 pub mod events;
 pub mod invitations;
 pub mod kinds;
+pub mod limits;
 pub mod members;
 pub mod nats_credentials;
 pub mod organizations;
@@ -21,6 +22,7 @@ pub mod search;
 pub mod sso_connections;
 pub mod tail;
 pub mod usage;
+pub mod usage_series;
 pub mod views;
 
 use super::kit::routes::Routes;
@@ -29,6 +31,8 @@ pub(super) fn routes() -> Routes {
     Routes::new()
         .merge(organizations::routes())
         .merge(usage::routes())
+        .merge(usage_series::routes())
+        .merge(limits::routes())
         .merge(account::routes())
         .merge(commands::routes())
         .merge(members::routes())

@@ -7,6 +7,7 @@ pub mod health;
 pub mod kinds;
 pub mod lag;
 pub mod parking;
+pub mod plans;
 pub mod tenants;
 
 use super::kit::routes::Routes;
@@ -18,6 +19,7 @@ pub(super) fn routes() -> Routes {
         .merge(break_glass::routes())
         .merge(caches::routes())
         .merge(kinds::routes())
+        .merge(plans::routes())
         .merge(catalog::routes())
         .merge(parking::routes())
         .merge(lag::routes())
