@@ -10,7 +10,7 @@ use clap::{
 };
 use ipnet::IpNet;
 use orgstream_domain::own_kinds::PlanKinds;
-use orgstream_events::PlanName;
+use orgstream_events::{Currency, PlanName};
 use orgstream_projections::{DatabaseOptions, LoginPassword, Passwords, search::target::SearchTargets};
 use orgstream_stream::broker::Producers;
 use orgstream_stream::{LogOptions, SyncMode};
@@ -415,6 +415,10 @@ pub struct IdentityArgs {
         help_heading = "HTTP"
     )]
     pub plan_kinds: Vec<PlanKinds>,
+    /// The currency of the prices and fees of plans, and of invoices: its code in ISO 4217. An invoice keeps the one that it was
+    /// opened in.
+    #[arg(long, env = "ORGSTREAM_CURRENCY", default_value = "EUR", value_name = "CODE", help_heading = "Billing")]
+    pub currency: Currency,
 }
 
 impl IdentityArgs {
@@ -435,6 +439,7 @@ impl IdentityArgs {
             public_plan: PlanName::public(),
             plan_rates: Vec::new(),
             plan_kinds: Vec::new(),
+            currency: Currency::default(),
         }
     }
 

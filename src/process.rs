@@ -50,6 +50,7 @@ use crate::{
         Job, JobName, Jobs,
         audit_webhook::{WebhookKeys, Webhooks},
         history::Histories,
+        invoices,
         mail::Sender,
         view_builds::ViewBuilds,
     },
@@ -402,7 +403,7 @@ impl Api {
         let handler = CommandHandler::new(log.clone(), pepper, log.region().to_owned(), outside.dns);
         let own_kinds = OwnKindLimits::new(identity.plan_kinds.iter().cloned());
         let own_kinds = own_kinds.context("--plan-own-kinds (ORGSTREAM_PLAN_OWN_KINDS)")?;
-        let handler = handler.with_own_kinds(own_kinds);
+        let handler = handler.with_own_kinds(own_kinds).with_currency(identity.currency.clone());
         let handler = handler.with_identity_provider(outside.idp).with_key_ring(outside.key_ring);
         let handler = if outside.local_issuers { handler.with_local_issuers() } else { handler };
         let access_log = AccessLog::start(log.clone(), db.clone());
@@ -450,6 +451,7 @@ impl Api {
     /// What HTTP serves, and the jobs beside it.
     fn jobs(self) -> (Arc<http::App>, Vec<Job>) {
         let Self { app, gateway, auth, log, peers, sender, webhooks, producers } = self;
+        let gateway_of_jobs = Arc::clone(&gateway);
         let boundary = producers::Boundary { auth, gateway, users: producers, bounds: Arc::clone(&app.bounds) };
         let (client, webhooks) = (log.client().clone(), Arc::new(webhooks));
         let commands_by = client.clone();
@@ -468,6 +470,7 @@ impl Api {
             }),
             watch_history(&log, &app.db),
             build_views(&app.db),
+            close_months(&log, gateway_of_jobs),
         ];
         match sender.map(Arc::new) {
             Some(sender) => jobs.push(Job::new(JobName::Outbox, move |stop| {
@@ -490,6 +493,18 @@ pub fn watch_history(log: &Log, db: &Database) -> Job {
         let histories = Arc::clone(&histories);
         async move {
             histories.lock().await.run(stop).await;
+            Ok(())
+        }
+    })
+}
+
+/// Closes months that are over, until `stop`.
+fn close_months(log: &Log, gateway: Arc<Gateway>) -> Job {
+    let log = log.clone();
+    Job::new(JobName::Invoices, move |stop| {
+        let (log, gateway) = (log.clone(), Arc::clone(&gateway));
+        async move {
+            invoices::run(&log, gateway.handler(), stop).await;
             Ok(())
         }
     })

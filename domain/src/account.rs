@@ -37,10 +37,17 @@ pub const MAX_HOLD_SECONDS: u32 = 86_400;
 pub const HOLD_SECONDS: u32 = 900;
 /// The longest name of a model, in characters.
 const MAX_MODEL: usize = 100;
+/// The time after the end of a month for which its usage is remembered where it has a price, in days: two years. What is on no
+/// invoice by then is not billed any more.
+pub const USAGE_DAYS: i64 = 730;
+/// The same time for usage without a price, which invoices only show.
+const FREE_USAGE_DAYS: i64 = 62;
 /// The parts of what is granted at which a warning is due, in percent, from the first on.
 const THRESHOLDS: [u8; 3] = [20, 5, 0];
 /// The percentage points above a threshold to which a grant must lift what is available before it is warned of again.
 const REARMED: u128 = 5;
+/// A day, in milliseconds.
+const DAY_MS: i64 = 86_400_000;
 
 /// The state of an account.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -55,7 +62,27 @@ pub struct Account {
     months: BTreeMap<MeterName, MonthlyUse>,
     /// The lowest threshold that was warned of, in percent.
     warned: BTreeMap<MeterName, u8>,
+    /// What was used, by month: what invoices are made of. It only grows, so that whoever knows what of it was billed knows
+    /// what was not.
+    used: MonthlyUsage,
 }
+
+/// What was used in a month of one meter, from one source and at one price.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeteredUse {
+    /// The meter.
+    pub meter: MeterName,
+    /// Where it came from.
+    pub source: BucketSource,
+    /// The money for a million units, where it is paid for afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price_per_million: Option<Amount>,
+    /// The amount.
+    pub amount: Amount,
+}
+
+/// What was used of an account, by month.
+pub type MonthlyUsage = BTreeMap<Month, Vec<MeteredUse>>;
 
 /// An amount of one meter with a source and a period. `granted = left + held + spent`, unless the plan grants less now than was
 /// used before.
@@ -71,6 +98,9 @@ pub struct Bucket {
     pub held: Amount,
     /// What was used of it.
     pub spent: Amount,
+    /// The money for a million units of it, where it is paid for afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price_per_million: Option<Amount>,
     /// The first moment at which it may be used.
     pub from: Timestamp,
     /// The first moment at which it may not be used any more.
@@ -164,6 +194,12 @@ impl Terms {
             BucketSource::Grant | BucketSource::Purchase => Amount::ZERO,
         })
     }
+
+    /// Returns the price of what is used from a source, if it has one.
+    fn price(&self, meter: &MeterName, source: BucketSource) -> Option<Amount> {
+        let terms = self.meters.get(meter).filter(|_| source == BucketSource::Overage)?;
+        Some(terms.price_per_million).filter(|price| !price.is_zero())
+    }
 }
 
 /// A command of an account, with what was looked up for it.
@@ -230,6 +266,11 @@ impl Account {
         &self.holds
     }
 
+    /// Returns what was used, by the month in which it was reserved.
+    pub fn used(&self) -> &MonthlyUsage {
+        &self.used
+    }
+
     /// Returns what there is of a meter at a moment.
     pub fn balance(&self, meter: &MeterName, at: Timestamp) -> MeterBalance {
         let mut balance = MeterBalance { used_this_month: self.used_in_month(meter, at), ..MeterBalance::default() };
@@ -287,8 +328,12 @@ impl Account {
                     Some((bucket, known)) => {
                         // What is used and held stays, whatever the plan grants now.
                         let amount = granted.max(known.held.plus(known.spent).unwrap_or(Amount::MAX));
-                        if amount != known.granted {
-                            let changed = AccountAllowanceChanged { at: now, bucket, meter, amount, plan };
+                        // What was held when the plan stopped granting any is used at the price that it had.
+                        let price_per_million =
+                            if granted.is_zero() { known.price_per_million } else { terms.price(&meter, source) };
+                        if (amount, price_per_million) != (known.granted, known.price_per_million) {
+                            let changed =
+                                AccountAllowanceChanged { at: now, bucket, meter, amount, plan, price_per_million };
                             happen(&mut account, AccountEvent::AllowanceChanged(changed));
                         }
                     }
@@ -296,6 +341,7 @@ impl Account {
                         let granted = AccountGranted {
                             at: now,
                             bucket: BucketId(account.last_bucket + 1),
+                            price_per_million: terms.price(&meter, source),
                             meter,
                             source,
                             amount: granted,
@@ -411,6 +457,7 @@ impl Account {
                     from: now,
                     until: expires_at,
                     plan: None,
+                    price_per_million: None,
                     reason: Some(reason),
                 })])
             }
@@ -536,6 +583,36 @@ impl Account {
         }
     }
 
+    /// Adds to what was used in the month of `at`, which is the moment of its reservation.
+    fn bill(&mut self, draws: &[Draw], at: Timestamp) {
+        let month = Month::of(at);
+        if !self.used.contains_key(&month) {
+            let is_kept = |month: &Month, days| month.end().unix_ms() > self.at.unix_ms() - days * DAY_MS;
+            self.used.retain(|month, uses| {
+                if !is_kept(month, FREE_USAGE_DAYS) {
+                    uses.retain(|used| used.price_per_million.is_some());
+                }
+                is_kept(month, USAGE_DAYS) && !uses.is_empty()
+            });
+        }
+        for Draw { bucket, amount } in draws {
+            let Some(Bucket { meter, source, price_per_million, .. }) = self.buckets.get(bucket) else { continue };
+            let uses = self.used.entry(month).or_default();
+            let is_same = |used: &&mut MeteredUse| {
+                (&used.meter, used.source, used.price_per_million) == (meter, *source, *price_per_million)
+            };
+            match uses.iter_mut().find(is_same) {
+                Some(used) => used.amount = plus(used.amount, *amount),
+                None => uses.push(MeteredUse {
+                    meter: meter.clone(),
+                    source: *source,
+                    price_per_million: *price_per_million,
+                    amount: *amount,
+                }),
+            }
+        }
+    }
+
     /// Ends a hold, and returns what was held.
     fn end(&mut self, id: HoldId) {
         let Some(hold) = self.holds.remove(&id) else { return };
@@ -573,7 +650,7 @@ impl Aggregate for Account {
     type Event = AccountEvent;
     type Error = AccountError;
     const TYPE: AggregateType = AggregateType::Account;
-    const SHAPE: u16 = 1;
+    const SHAPE: u16 = 2;
     // Commands of several callers share a commit, of which only the commands say which are there.
     const KEEPS_EVERY_COMMAND: bool = true;
 
@@ -588,6 +665,7 @@ impl Aggregate for Account {
                     granted: event.amount,
                     held: Amount::ZERO,
                     spent: Amount::ZERO,
+                    price_per_million: event.price_per_million,
                     from: event.from,
                     until: event.until,
                 };
@@ -598,6 +676,7 @@ impl Aggregate for Account {
                 self.at = event.at;
                 if let Some(bucket) = self.buckets.get_mut(&event.bucket) {
                     bucket.granted = event.amount;
+                    bucket.price_per_million = event.price_per_million;
                 }
                 self.rearm(&event.meter);
             }
@@ -639,6 +718,7 @@ impl Aggregate for Account {
                     self.end(hold);
                 }
                 self.change(&event.draws, |bucket, part| bucket.spent = plus(bucket.spent, part));
+                self.bill(&event.draws, event.reserved_at);
                 self.count(&event.meter, event.reserved_at, |used| used.spent = plus(used.spent, event.amount));
             }
             AccountEvent::Released(event) => {
@@ -682,7 +762,7 @@ impl Aggregate for Account {
 
 impl AccountAction {
     /// Refuses what is malformed, whatever the account has.
-    fn check(&self) -> Result<(), AccountError> {
+    pub fn check(&self) -> Result<(), AccountError> {
         let mut faults = Faults::default();
         let mut used_for = |model: &Option<String>| {
             if let Some(model) = model {

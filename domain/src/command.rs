@@ -13,12 +13,13 @@ use utoipa::{
 use crate::{
     AcceptInvitation, AddMember, AddSsoConnection, AppendRecords, ArchiveRecord, ChangeKind, ChangeLimits,
     ChangeMemberRole, ChangePlan, ChangeRole, ChangeSettings, ChargeUsage, ChooseCatalogItem, ClaimDomain,
-    ClearCatalogChoice, CreateOrganization, CreateRecord, CreditAccount, DecisionContext, DefineRole, ExtendHold,
-    IssueApiKey, IssueInvitation, JoinByDomain, JoinBySso, Misfit, Permission, ProveDomain, PublishCatalogItem,
-    PublishPlan, RegisterKind, ReleaseHold, RemoveDomain, RemoveMember, RemoveRole, RemoveSsoConnection,
-    RenameOrganization, ResendInvitation, ReserveUsage, RestoreKind, RestoreSignIn, ResumeOrganization, RetireKind,
-    RetryParked, RevokeApiKey, RevokeInvitation, RotateApiKey, SetDefaultSsoConnection, SettleHold, SkipParked,
-    SuspendOrganization, UpdateRecord, UpgradeOrganization, WithdrawCatalogItem, grants::Grant, openapi, shaped,
+    ClearCatalogChoice, CloseMonth, CreateOrganization, CreateRecord, CreditAccount, DecisionContext, DefineRole,
+    EndBilling, ExtendHold, IssueApiKey, IssueInvitation, JoinByDomain, JoinBySso, MarkInvoicePaid, Misfit, Permission,
+    ProveDomain, PublishCatalogItem, PublishPlan, RegisterKind, ReleaseHold, RemoveDomain, RemoveMember, RemoveRole,
+    RemoveSsoConnection, RenameOrganization, ResendInvitation, ReserveUsage, RestoreKind, RestoreSignIn,
+    ResumeOrganization, RetireKind, RetryParked, RevokeApiKey, RevokeInvitation, RotateApiKey, SetDefaultSsoConnection,
+    SettleHold, SkipParked, SuspendOrganization, UpdateRecord, UpgradeOrganization, VoidInvoice, WithdrawCatalogItem,
+    grants::Grant, openapi, shaped,
 };
 
 /// The declaration of a command, besides its fields. There are no defaults: each command decides all of it.
@@ -243,6 +244,10 @@ commands! {
     ReleaseHold,
     ChargeUsage,
     CreditAccount,
+    CloseMonth,
+    EndBilling,
+    MarkInvoicePaid,
+    VoidInvoice,
     RetryParked,
     SkipParked,
 }

@@ -17,6 +17,7 @@ pub mod credentials;
 pub mod domain;
 pub mod grants;
 pub mod invitation;
+pub mod invoice;
 pub mod kind;
 pub mod member;
 pub mod openapi;
@@ -50,6 +51,7 @@ pub use catalog_item::{PublishCatalogItem, WithdrawCatalogItem};
 pub use command::{About, Command, CommandSpec, Declared, HourlyLimit, Requires, Scope};
 pub use domain::{ClaimDomain, JoinByDomain, ProveDomain, RemoveDomain};
 pub use invitation::{AcceptInvitation, IssueInvitation, ResendInvitation, RevokeInvitation};
+pub use invoice::{CloseMonth, EndBilling, MarkInvoicePaid, VoidInvoice};
 pub use kind::{ChangeKind, RegisterKind, RestoreKind, RetireKind};
 pub use member::{AddMember, ChangeMemberRole, RemoveMember};
 pub use organization::{

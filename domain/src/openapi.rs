@@ -146,6 +146,13 @@ pub fn plan_definition() -> Object {
         .description(Some("Terms of the meter. Amounts are decimal texts in units of the meter."))
         .property("included", text("Amount that is included in each calendar month (UTC).", "100000"))
         .property("overage", text("Amount beyond it that may be used in a month, after everything else.", "1000000"))
+        .property(
+            "price_per_million",
+            text(
+                "Price of a million units of the overage, in the currency of the installation; none without it.",
+                "2.5",
+            ),
+        )
         .property("cap", text("Most that may be used in a month, whatever was granted.", "2000000"))
         .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(false)));
     let limits = ObjectBuilder::new()
@@ -165,6 +172,7 @@ pub fn plan_definition() -> Object {
                 .additional_properties(Some(RefOr::T(Schema::Object(meter.build())))),
         )
         .property("limits", limits)
+        .property("monthly_fee", text("Fee of each calendar month (UTC), not divided; none without it.", "49"))
         .property(
             "trial_days",
             number("Days of the trial from the change to this plan on, 1 to 366; no end without it.", 30),

@@ -67,7 +67,7 @@ permissions! {
     UseSecrets = "secrets:use": Owner, Admin;
     /// Pin and hide items of the platform's catalog for the organization.
     ManageCatalog = "catalog:manage": Owner, Admin;
-    /// Read the account: the balance, the holds, the usage and the limits.
+    /// Read the account: the balance, the holds, the usage, the limits and the invoices.
     ReadAccount = "account:read": Owner, Admin, Member, Viewer;
     /// Use what the account has: reserve, extend, settle, release and charge.
     UseAccount = "account:use": Owner, Admin, Member;
@@ -79,7 +79,8 @@ permissions! {
     ManageParking = "parking:manage": ;
     /// Suspend and resume an organization. For operators.
     Suspend = "organization:suspend": ;
-    /// Change an organization's plan, override its limits, or credit its account; publish plans. For operators.
+    /// Change an organization's plan, override its limits, credit its account, or close and settle its invoices; publish plans. For
+    /// operators.
     ManagePlan = "organization:plan": ;
     /// Open a break-glass grant, with temporary read access to an organization, or end it. For operators.
     BreakGlass = "break_glass:manage": ;

@@ -11,20 +11,34 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, Permission, Rejection, Requires, Scope,
-    account::Terms, grants::Grant, openapi, text::Faults,
+    About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, Permission, Place, Rejection, Requires,
+    Scope, account::Terms, grants::Grant, openapi, text::Faults,
 };
 
 /// The maximum number of meters of a plan.
 const MAX_METERS: usize = 32;
+/// The most that a plan may ask for a month, and for what is used beyond what is included: sums of many of them are amounts.
+const MAX_MONEY: u32 = 1_000_000_000;
 /// The longest trial, in days.
 const MAX_TRIAL_DAYS: u32 = 366;
+/// The changes of a plan's fee that are kept, the newest: those of the months that may still be billed.
+const MAX_FEES: usize = 500;
 
 /// The state of a plan: its last version. By default it was never published.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Plan {
     version: u64,
     definition: PlanDefinition,
+    fees: Vec<PlanFee>,
+}
+
+/// The fee of a plan from a moment on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanFee {
+    /// When the first version with it was published.
+    pub at: Timestamp,
+    /// The fee of a month.
+    pub monthly_fee: Amount,
 }
 
 impl Plan {
@@ -45,6 +59,8 @@ pub struct Entitlements {
     pub own: OrganizationLimits,
     /// When the organization was put on the plan.
     pub since: Timestamp,
+    /// The fees that the plan had, the oldest first.
+    pub fees: Vec<PlanFee>,
 }
 
 /// Where a limit comes from.
@@ -67,6 +83,7 @@ impl Entitlements {
             definition: Arc::new(plan.definition.clone()),
             own,
             since,
+            fees: plan.fees.clone(),
         }
     }
 
@@ -133,7 +150,7 @@ impl Aggregate for Plan {
     type Event = PlanEvent;
     type Error = PlanError;
     const TYPE: AggregateType = AggregateType::Plan;
-    const SHAPE: u16 = 1;
+    const SHAPE: u16 = 2;
 
     fn apply(&mut self, event: &PlanEvent) {
         match event {
@@ -141,6 +158,16 @@ impl Aggregate for Plan {
                 self.version = *version;
                 self.definition.clone_from(definition);
             }
+        }
+    }
+
+    fn apply_at(&mut self, event: &PlanEvent, place: Place<'_>) {
+        self.apply(event);
+        let monthly_fee = self.definition.monthly_fee;
+        if self.fees.last().is_none_or(|last| last.monthly_fee != monthly_fee) {
+            self.fees.push(PlanFee { at: place.recorded_at, monthly_fee });
+            let surplus = self.fees.len().saturating_sub(MAX_FEES);
+            self.fees.drain(..surplus);
         }
     }
 
@@ -171,8 +198,18 @@ fn check(definition: &PlanDefinition) -> Result<(), PlanError> {
     if definition.trial_days.is_some_and(|days| days.get() > MAX_TRIAL_DAYS) {
         faults.add("/definition/trial_days", "out_of_range", format!("must be 1 to {MAX_TRIAL_DAYS}"));
     }
-    for (meter, MeterTerms { included, overage, cap }) in &definition.meters {
+    if definition.monthly_fee > Amount::units(MAX_MONEY) {
+        faults.add("/definition/monthly_fee", "out_of_range", format!("must be at most {MAX_MONEY}"));
+    }
+    for (meter, MeterTerms { included, overage, price_per_million, cap }) in &definition.meters {
         let at = |field: &str| format!("/definition/meters/{meter}/{field}");
+        if !price_per_million.is_zero() && overage.is_zero() {
+            faults.add(at("price_per_million"), "out_of_range", "goes with an overage: nothing else has a price");
+        }
+        if overage.priced(*price_per_million).is_none_or(|money| money > Amount::units(MAX_MONEY)) {
+            let rule = format!("must be so that all of the overage is at most {MAX_MONEY} of money");
+            faults.add(at("price_per_million"), "out_of_range", rule);
+        }
         match included.plus(*overage) {
             None => faults.add(
                 at("overage"),
@@ -246,6 +283,15 @@ mod tests {
             (
                 json!({"title": "x", "meters": {"ecu": {"included": "10", "overage": "10", "cap": "15"}}}),
                 "/definition/meters/ecu/overage",
+            ),
+            (json!({"title": "x", "monthly_fee": "1000000000.000001"}), "/definition/monthly_fee"),
+            (
+                json!({"title": "x", "meters": {"ecu": {"price_per_million": "1"}}}),
+                "/definition/meters/ecu/price_per_million",
+            ),
+            (
+                json!({"title": "x", "meters": {"ecu": {"overage": "1000000", "price_per_million": "1000000001"}}}),
+                "/definition/meters/ecu/price_per_million",
             ),
         ] {
             assert_eq!(refused(definition.clone())[0].0, pointer, "{definition}");

@@ -5,9 +5,9 @@ use std::{fs, path::PathBuf};
 
 use orgstream_domain::{
     Aggregate, Place, account::Account, api_key::ApiKey, catalog_choices::CatalogChoices, catalog_item::CatalogItem,
-    domain::Domain, invitation::Invitation, kind::Kind, member::Members, organization::Organization, parking::Parking,
-    plan::Plan, record::Record, record_log::RecordLog, role::CustomRoles, sso_connection::Connections,
-    unique_value::UniqueValue,
+    domain::Domain, invitation::Invitation, invoice::Invoices, kind::Kind, member::Members, organization::Organization,
+    parking::Parking, plan::Plan, record::Record, record_log::RecordLog, role::CustomRoles,
+    sso_connection::Connections, unique_value::UniqueValue,
 };
 use orgstream_events::{Commit, OpenedEvent};
 
@@ -56,6 +56,7 @@ fn a_state_that_changed_has_another_shape() {
         states::<CustomRoles>(),
         states::<Domain>(),
         states::<Invitation>(),
+        states::<Invoices>(),
         states::<Kind>(),
         states::<Members>(),
         states::<Organization>(),

@@ -59,6 +59,9 @@ pub struct AccountGranted {
     /// The plan that it follows from, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PlanVersion>,
+    /// The money for a million units of it, where it is paid for afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price_per_million: Option<Amount>,
     /// The reason, in the operator's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -77,6 +80,9 @@ pub struct AccountAllowanceChanged {
     pub amount: Amount,
     /// The plan that it follows from.
     pub plan: PlanVersion,
+    /// The money for a million units of what is used of it from now on, where it is paid for afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price_per_million: Option<Amount>,
 }
 
 /// A bucket was closed: it has ended, or nothing is left in it.

@@ -1,4 +1,5 @@
-//! Amounts of what a meter counts, in whole millionths of its unit: an integer on the wire, a decimal text for people.
+//! Amounts of what a meter counts, and of money, in whole millionths of the unit: an integer on the wire, a decimal text for
+//! people.
 
 use std::{fmt, str::FromStr};
 
@@ -9,7 +10,7 @@ const UNIT: u64 = 1_000_000;
 /// The digits after the point.
 const DIGITS: usize = 6;
 
-/// An amount of a meter, in millionths of its unit. Sums and differences are checked: none wraps, and none is rounded.
+/// An amount of a meter or of money, in millionths of its unit. Sums and differences are checked: none wraps, and none is rounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Amount(u64);
 
@@ -45,6 +46,14 @@ impl Amount {
     /// Returns millionths.
     pub fn micros(self) -> u64 {
         self.0
+    }
+
+    /// Returns the money for this amount at a price for a million units, rounded to a millionth, half of one up; none if it is
+    /// above [`Amount::MAX`].
+    pub fn priced(self, price_per_million: Self) -> Option<Self> {
+        const SCALE: u128 = 1_000_000 * UNIT as u128;
+        let product = u128::from(self.0) * u128::from(price_per_million.0);
+        u64::try_from((product + SCALE / 2) / SCALE).ok().and_then(Self::from_micros)
     }
 
     /// Whether it is nothing.
@@ -190,6 +199,23 @@ mod tests {
         let sum = (0..1_000).fold(AmountSum::from(Amount(1)), |sum, _| sum.plus(most));
         assert_eq!(sum.to_string(), "1000000000000000.000001");
         assert_eq!(serde_json::to_value(sum).unwrap(), "1000000000000000.000001");
+    }
+
+    #[test]
+    fn money_is_rounded_once_and_half_up() {
+        let amount = |text: &str| text.parse::<Amount>().unwrap();
+        for (quantity, price, money) in [
+            ("1000000", "0.15", "0.15"),
+            ("1", "0.15", "0"),
+            ("1", "0.5", "0.000001"),
+            ("3.333333", "1000000", "3.333333"),
+            ("12500", "2.4", "0.03"),
+            ("0", "99", "0"),
+        ] {
+            assert_eq!(amount(quantity).priced(amount(price)), Some(amount(money)), "{quantity} at {price}");
+        }
+        assert_eq!(Amount::MAX.priced(amount("1000000.000001")), None);
+        assert_eq!(Amount::MAX.priced(Amount::MAX), None);
     }
 
     #[test]

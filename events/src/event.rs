@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::{
     AccessEvent, AccountEvent, AggregateName, ApiKeyEvent, CatalogChoiceEvent, CatalogItemEvent, CodecError, Context,
-    DomainEvent, DomainId, InvitationEvent, InvitationId, KeyId, KindEvent, KindName, MemberEvent, OrgId,
+    DomainEvent, DomainId, InvitationEvent, InvitationId, InvoiceEvent, KeyId, KindEvent, KindName, MemberEvent, OrgId,
     OrganizationEvent, Outcome, ParkingEvent, Pipeline, PlanEvent, PlanName, RecordEvent, RecordId, RecordLogEvent,
     RecordLogId, RoleEvent, SsoConnectionEvent, SubjectError, Target, UniqueValueEvent, UniqueValueId, codec::Targeted,
 };
@@ -146,6 +146,8 @@ aggregates! {
     Plan(PlanName) = "plan": PlanEvent;
     /// What an organization may use and has used. One aggregate, because an amount is used once.
     Account(OrgId) = "account": AccountEvent;
+    /// All invoices of an organization. One aggregate, because they are numbered without a gap and usage is billed once.
+    Invoice(OrgId) = "invoice": InvoiceEvent;
     /// What an operator decided about the parked events of one pipeline.
     Parking(Pipeline) = "parking": ParkingEvent;
     /// What happened at the API boundary: access events, which are in no order and have no versions.

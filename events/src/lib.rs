@@ -19,6 +19,7 @@ mod envelope;
 mod event;
 mod ids;
 mod invitation;
+mod invoice;
 pub mod json;
 mod kind;
 mod kind_view;
@@ -75,12 +76,17 @@ pub use ids::{
     InvitationId, KeyId, MemberId, OrgId, PLATFORM_ORG, RecordId, RoleId, SecretId, SessionId, UniqueValueId, UserId,
 };
 pub use invitation::{InvitationAccepted, InvitationEvent, InvitationIssued, InvitationResent, InvitationRevoked};
+pub use invoice::{
+    InvoiceBillingEnded, InvoiceEvent, InvoiceFinalized, InvoiceLine, InvoiceLineType, InvoiceNumber, InvoiceOpened,
+    InvoicePaid, InvoiceVoided,
+};
 pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, Visibility};
 pub use kind_view::{Bucket, Fold, Measure, Scalar, ViewCondition, ViewDefinition};
 pub use member::{MemberAdded, MemberEvent, MemberRemoved, MemberRoleChanged};
 pub use month::{Month, MonthError};
 pub use names::{
-    CURRENT_ORG, DomainName, KeyPublicId, KindName, LoginMethod, MeterName, NameError, OWN_KIND, PlanName, Slug,
+    CURRENT_ORG, Currency, DomainName, KeyPublicId, KindName, LoginMethod, MeterName, NameError, OWN_KIND, PlanName,
+    Slug,
 };
 pub use organization::{
     Branding, InvitePolicy, JitProvisioning, MfaPolicy, OrganizationCreated, OrganizationEvent,

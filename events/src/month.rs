@@ -39,6 +39,15 @@ impl Month {
         self.next().start()
     }
 
+    /// Returns the month before. Before 0001-01 there is none, so that it is its own.
+    pub fn previous(self) -> Self {
+        match (self.year, self.month) {
+            (..=1, 1) => self,
+            (year, 1) => Self { year: year - 1, month: 12 },
+            (year, month) => Self { year, month: month - 1 },
+        }
+    }
+
     /// Returns the next month. After 9999-12 there is none, so that it is its own.
     pub fn next(self) -> Self {
         match (self.year, self.month) {
@@ -93,7 +102,7 @@ mod tests {
         let mut month: Month = "2020-01".parse().unwrap();
         let last = "2030-12".parse().unwrap();
         while month < last {
-            assert_eq!(month.end(), month.next().start());
+            assert_eq!((month.end(), month.next().previous()), (month.next().start(), month));
             let before_the_end = Timestamp::from_unix_ms(month.end().unix_ms() - 1);
             assert_eq!((Month::of(month.start()), Month::of(before_the_end)), (month, month));
             assert_eq!(Month::of(month.end()), month.next());
@@ -112,5 +121,7 @@ mod tests {
         }
         let end: Month = "9999-12".parse().unwrap();
         assert_eq!(end.next(), end);
+        let first: Month = "0001-01".parse().unwrap();
+        assert_eq!(first.previous(), first);
     }
 }

@@ -116,6 +116,8 @@ names! {
             && text.first().is_some_and(u8::is_ascii_lowercase)
             && text.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'_')
     };
+    /// The currency of an installation's prices and invoices, by its code in ISO 4217.
+    Currency: "currency", "three of A-Z, as in ISO 4217", |text| text.len() == 3 && text.iter().all(u8::is_ascii_uppercase);
     /// A sign-in method, as an organization allows or forbids it.
     LoginMethod: "way to sign in", "oidc, api_key, or sso: and the id of a connection", |text| {
         let connection = |id: &[u8]| {
@@ -152,6 +154,13 @@ impl Default for PlanName {
     /// Returns the plan of every organization that was never put on another.
     fn default() -> Self {
         Self("standard".to_owned())
+    }
+}
+
+impl Default for Currency {
+    /// Returns the currency of an installation that names none.
+    fn default() -> Self {
+        Self("EUR".to_owned())
     }
 }
 
@@ -219,6 +228,14 @@ mod tests {
         assert_eq!("standard".parse(), Ok(PlanName::default()));
         for bad in ["", "Standard", "a=1", "a,b", "1st", "a b", &"a".repeat(64)] {
             assert!(bad.parse::<PlanName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_currency_has_a_code_of_three_letters() {
+        assert_eq!("EUR".parse(), Ok(Currency::default()));
+        for bad in ["", "eur", "EURO", "E1R", "€"] {
+            assert!(bad.parse::<Currency>().is_err(), "{bad}");
         }
     }
 

@@ -43,6 +43,9 @@ pub struct PlanDefinition {
     /// The limits.
     #[serde(default)]
     pub limits: PlanLimits,
+    /// The money for each calendar month on the plan; it is not divided.
+    #[serde(default, skip_serializing_if = "Amount::is_zero")]
+    pub monthly_fee: Amount,
     /// The days of the trial, counted from the change to the plan; none for a plan without an end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trial_days: Option<NonZeroU32>,
@@ -58,6 +61,9 @@ pub struct MeterTerms {
     /// The amount beyond it that may be used in each calendar month and is paid for afterwards.
     #[serde(default, skip_serializing_if = "Amount::is_zero")]
     pub overage: Amount,
+    /// The money for a million units of what is used beyond what is included; nothing where that is free.
+    #[serde(default, skip_serializing_if = "Amount::is_zero")]
+    pub price_per_million: Amount,
     /// The most that may be used in a calendar month, wherever it comes from; none for no cap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cap: Option<Amount>,

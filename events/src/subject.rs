@@ -185,6 +185,7 @@ mod tests {
             AggregateId::CatalogChoice(org),
             AggregateId::Plan("trial".parse().unwrap()),
             AggregateId::Account(org),
+            AggregateId::Invoice(org),
             AggregateId::Parking(Pipeline::Audit),
             AggregateId::Access(org),
         ] {

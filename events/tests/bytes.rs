@@ -13,19 +13,20 @@ use orgstream_events::{
     Commit, CommitDraft, CommitKeys, ConnectionId, Context, Direction, DomainClaimed, DomainEvent, DomainId,
     DomainProven, DomainRemoved, Draw, Event, EventSubject, ExpiredHold, Fingerprint, HoldId, InvitationAccepted,
     InvitationEvent, InvitationId, InvitationIssued, InvitationResent, InvitationRevoked, InvitePolicy,
-    IsolationFailed, JitProvisioning, KNOWN_EVENTS, KeyEnvironment, KeyId, KeyRefused, KindChanged, KindDefinition,
-    KindEvent, KindRegistered, KindRestored, KindRetired, LoginMethod, MAX_COMMIT_BYTES, MemberAdded, MemberEvent,
-    MemberId, MemberRemoved, MemberRoleChanged, MessageParked, MessageSettled, MeterName, MeterTerms, MfaPolicy,
-    NatsCredentialsIssued, OpenedCommit, OrgId, OrgSwitched, OrganizationCreated, OrganizationEvent,
-    OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged,
-    OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
-    OrganizationUpgraded, OutcomeStatus, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline,
-    PlanDefinition, PlanEvent, PlanLimits, PlanPublished, PlanVersion, RecordAppended, RecordArchived, RecordCreated,
-    RecordEvent, RecordId, RecordLogEvent, RecordLogId, RecordReference, RecordSecret, RecordUpdated, Role,
-    RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, SearchRole, SearchedField, SecretId, SecretUsed,
-    Settlement, Shard, SignedIn, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged,
-    TenantType, Timestamp, UniqueField, UniqueValueEvent, UniqueValueId, UniqueValueReleased, UniqueValueTaken, UsedBy,
-    UsedFor, UserId, Visibility,
+    InvoiceBillingEnded, InvoiceEvent, InvoiceFinalized, InvoiceLine, InvoiceLineType, InvoiceNumber, InvoiceOpened,
+    InvoicePaid, InvoiceVoided, IsolationFailed, JitProvisioning, KNOWN_EVENTS, KeyEnvironment, KeyId, KeyRefused,
+    KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, LoginMethod, MAX_COMMIT_BYTES,
+    MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, MessageParked, MessageSettled, MeterName,
+    MeterTerms, MfaPolicy, NatsCredentialsIssued, OpenedCommit, OrgId, OrgSwitched, OrganizationCreated,
+    OrganizationEvent, OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged,
+    OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSettings,
+    OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, OutcomeStatus, ParkedEventsRetried,
+    ParkedEventsSkipped, ParkingEvent, Pipeline, PlanDefinition, PlanEvent, PlanLimits, PlanPublished, PlanVersion,
+    RecordAppended, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordLogEvent, RecordLogId, RecordReference,
+    RecordSecret, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, SearchRole,
+    SearchedField, SecretId, SecretUsed, Settlement, Shard, SignedIn, SsoConnectionAdded, SsoConnectionEvent,
+    SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, UniqueField, UniqueValueEvent, UniqueValueId,
+    UniqueValueReleased, UniqueValueTaken, UsedBy, UsedFor, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -79,6 +80,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
     let catalog_item = |event| (AggregateId::CatalogItem(item), Event::CatalogItem(event));
     let choice = |event| (AggregateId::CatalogChoice(org()), Event::CatalogChoice(event));
     let account = |event| (AggregateId::Account(org()), Event::Account(event));
+    let invoice = |event| (AggregateId::Invoice(org()), Event::Invoice(event));
     let hold = HoldId::fresh(1_700_000_000_000, [8; 10]);
     let meter = || -> MeterName { "tokens".parse().unwrap() };
     let at = |second: i64| Timestamp::from_unix_ms(1_700_000_000_000 + second * 1_000);
@@ -258,11 +260,13 @@ fn examples() -> Vec<(AggregateId, Event)> {
                         MeterTerms {
                             included: Amount::units(100),
                             overage: Amount::units(5),
+                            price_per_million: Amount::ZERO,
                             cap: Some(Amount::units(200)),
                         },
                     )]
                     .into(),
                     limits: PlanLimits { concurrency: NonZeroU32::new(5) },
+                    monthly_fee: Amount::ZERO,
                     trial_days: NonZeroU32::new(30),
                 },
             })),
@@ -276,6 +280,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
             from: at(0),
             until: Some(at(9)),
             plan: Some(plan_version()),
+            price_per_million: None,
             reason: None,
         })),
         account(AccountEvent::AllowanceChanged(AccountAllowanceChanged {
@@ -284,6 +289,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
             meter: meter(),
             amount: Amount::units(120),
             plan: plan_version(),
+            price_per_million: None,
         })),
         account(AccountEvent::BucketClosed(AccountBucketClosed {
             at: at(9),
@@ -331,6 +337,35 @@ fn examples() -> Vec<(AggregateId, Event)> {
             available: Amount::units(19),
             granted: Amount::units(120),
         })),
+        invoice(InvoiceEvent::Opened(InvoiceOpened {
+            at: at(1),
+            number: InvoiceNumber(1),
+            month: "2023-10".parse().unwrap(),
+            currency: "EUR".parse().unwrap(),
+            plan: plan_version(),
+            fee: Amount::units(20),
+        })),
+        invoice(InvoiceEvent::Finalized(InvoiceFinalized {
+            at: at(2),
+            number: InvoiceNumber(1),
+            lines: vec![InvoiceLine {
+                line_type: InvoiceLineType::Usage,
+                month: "2023-10".parse().unwrap(),
+                meter: Some(meter()),
+                source: Some(BucketSource::Overage),
+                quantity: Amount::units(1_000_000),
+                price_per_million: Some(Amount::units(2)),
+                amount: Amount::units(2),
+            }],
+            total: Amount::units(2),
+        })),
+        invoice(InvoiceEvent::Paid(InvoicePaid { at: at(3), number: InvoiceNumber(1), payment: "pay_1".to_owned() })),
+        invoice(InvoiceEvent::Voided(InvoiceVoided {
+            at: at(4),
+            number: InvoiceNumber(1),
+            reason: "ticket 4711".to_owned(),
+        })),
+        invoice(InvoiceEvent::BillingEnded(InvoiceBillingEnded { at: at(5), reason: "closed".to_owned() })),
         (
             AggregateId::Parking(Pipeline::ReadModels),
             Event::Parking(ParkingEvent::Retried(ParkedEventsRetried { aggregate: record.clone().into() })),

@@ -131,9 +131,11 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                 (Event::Access(event), AggregateId::Access(_)) => glasses.apply(event, &header.actor, row_version),
                 (Event::Plan(event), AggregateId::Plan(name)) => plans.apply(name, event, row_version),
                 (Event::Account(event), AggregateId::Account(_)) => usage_hours.apply(event, row_version),
-                // No rows: the records have their unique values, and the worker carries out decisions about parked events.
-                (Event::UniqueValue(_), AggregateId::UniqueValue(_)) | (Event::Parking(_), AggregateId::Parking(_)) => {
-                }
+                // No rows: the records have their unique values, the worker carries out decisions about parked events, and
+                // invoices are read from the log.
+                (Event::UniqueValue(_), AggregateId::UniqueValue(_))
+                | (Event::Invoice(_), AggregateId::Invoice(_))
+                | (Event::Parking(_), AggregateId::Parking(_)) => {}
                 (
                     Event::Organization(_)
                     | Event::Member(_)
@@ -150,6 +152,7 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                     | Event::CatalogChoice(_)
                     | Event::Plan(_)
                     | Event::Account(_)
+                    | Event::Invoice(_)
                     | Event::Parking(_)
                     | Event::Access(_),
                     aggregate,

@@ -201,6 +201,19 @@ struct Row {
     uses: i64,
 }
 
+/// Whether a range has at most so many rows, of which each series is made. It reads no more than those.
+pub async fn is_within(tx: &mut TenantTx, range: Range, most: u32) -> Result<bool, DbError> {
+    let [from, to] = [range.from, range.to].map(|moment| first_key(moment.unix_ms().div_euclid(HOUR_MS)));
+    let count = sqlx::query_scalar(
+        "SELECT count(*) FROM (
+            SELECT FROM rm.usage_hours WHERE org_id = $1 AND key >= $2 AND key < $3 LIMIT $4
+        ) AS used",
+    );
+    let count = count.bind(tx.org().uuid()).bind(&from[..]).bind(&to[..]).bind(i64::from(most) + 1);
+    let count: i64 = count.fetch_one(tx.connection()).await?;
+    Ok(count <= i64::from(most))
+}
+
 /// Returns the rows of a series in order, at most `limit` of them.
 pub async fn series(tx: &mut TenantTx, range: Range, grouping: Grouping, limit: u32) -> Result<Vec<UsageRow>, DbError> {
     let [from, to] = [range.from, range.to].map(|moment| first_key(moment.unix_ms().div_euclid(HOUR_MS)));

@@ -50,8 +50,8 @@ pub struct Problem {
     /// Wrong fields of the command, at most 20 of a record's data.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
-    /// Figures of the refusal, where the code has some: `required`, `available`, `held`, `limit`, `resets_at`, `free_at` or
-    /// `trial_ended_at`, as texts.
+    /// Figures of the refusal, where the code has some: `required`, `available`, `held`, `limit`, `resets_at`, `free_at`,
+    /// `ends_at` or `trial_ended_at`, as texts.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(required = false, example = json!({"required": "7", "available": "6"}))]
     pub figures: BTreeMap<&'static str, String>,

@@ -1,9 +1,6 @@
 //! `orgstream check-config`: the preflight alone.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Display,
-};
+use std::{collections::BTreeMap, fmt::Display};
 
 use anyhow::{anyhow, bail};
 use orgstream_events::Chain;
@@ -86,12 +83,11 @@ async fn check_search(args: &SearchArgs, db: Option<&Database>, findings: &mut V
     }
     let Some(db) = db else { return said };
     let unnamed = async {
-        let known: BTreeSet<&str> = targets.all().map(|target| target.name()).collect();
         let mut placed: BTreeMap<String, usize> = BTreeMap::new();
         for (_, target) in db.placed_indexes().await? {
             *placed.entry(target).or_default() += 1;
         }
-        placed.retain(|target, _| !known.contains(target.as_str()));
+        placed.retain(|name, _| targets.all().all(|target| target.name() != name));
         let line = |(target, orgs): (String, usize)| {
             format!("organizations whose index is in the target {target}, which --search-targets does not name: {orgs}")
         };

@@ -126,6 +126,12 @@ orgstream limits --org acme --as-plan",
 orgstream usage --step hour --group-by model --watch     # hours, by model, until Ctrl-C
 orgstream usage --from 2026-03-01T00:00:00Z --to 2026-04-01T00:00:00Z --json",
     ),
+    ("invoices list", "orgstream invoices list --org acme"),
+    ("invoices show", "orgstream invoices show 3 --org acme # with its lines"),
+    ("invoices close", "orgstream invoices close 2026-03 --org acme # the program does it by itself"),
+    ("invoices pay", "orgstream invoices pay 3 --org acme --payment \"transfer 2026-04-05\""),
+    ("invoices void", "orgstream invoices void 3 --org acme --reason \"ticket 4711: goodwill\""),
+    ("invoices end-billing", "orgstream invoices end-billing --org acme --reason \"ticket 4711: contract ended\""),
     (
         "rebuild",
         "orgstream rebuild --org org_01h455vb4pex5vsknk084sn02q # beside what is shown, then in its place

@@ -15,6 +15,7 @@ pub(crate) mod demo;
 mod dev;
 mod examples;
 mod history;
+mod invoices;
 mod key;
 mod lag;
 mod login;
@@ -125,6 +126,9 @@ enum Job {
     Limits(usage::LimitsArgs),
     /// Show what an organization uses, and what it may use.
     Usage(usage::UsageArgs),
+    /// See what an organization owes; close a month, note a payment, void an invoice, or end billing.
+    #[command(subcommand)]
+    Invoices(invoices::Job),
     /// Build the read models of an organization, or of all, again from the audit log, beside those that are shown.
     Rebuild(rebuild::Args),
     /// See the search targets, and place the index of words of an organization in one.
@@ -185,6 +189,7 @@ impl Cli {
             Job::Plan(args) => plan::run(args).await,
             Job::Limits(args) => usage::change(args).await,
             Job::Usage(args) => Box::pin(usage::show(args)).await,
+            Job::Invoices(job) => invoices::run(job).await,
             Job::Rebuild(args) => rebuild::run(args).await,
             Job::Search(job) => Box::pin(search::run(job)).await,
             Job::Bench(args) => return bench::run(&args),

@@ -65,6 +65,8 @@ impl AccountQueues {
         placement: &Placement,
         action: AccountAction,
     ) -> Result<Accepted, CommandError> {
+        // What is malformed takes no place among those that wait.
+        action.check().map_err(|error| CommandError::Rejected(error.into()))?;
         let (answer, answered) = oneshot::channel();
         let waiting = Waiting { context: OwnedContext::of(attempt), action, answer };
         if self.enter(placement.org, waiting)? {
@@ -99,6 +101,8 @@ impl AccountQueues {
             queues.remove(&org);
             return None;
         }
+        // Nothing is done for callers who went away before it was begun.
+        queue.retain(|waiting| !waiting.answer.is_closed());
         let count = queue.len().min(TOGETHER);
         Some(queue.drain(..count).collect())
     }
@@ -138,6 +142,9 @@ enum Outcome {
     Later,
 }
 
+/// Commands that are not answered, and the error that hinders them.
+type Unanswered = (Vec<Waiting>, CommandError);
+
 /// The decisions of a round, in the order of the commands.
 struct Round {
     outcomes: Vec<Outcome>,
@@ -175,7 +182,7 @@ impl Server {
     }
 
     /// Answers all of these commands, or returns those that are left with the error that hinders them.
-    async fn serve(&self, mut waiting: Vec<Waiting>) -> Result<(), (Vec<Waiting>, CommandError)> {
+    async fn serve(&self, mut waiting: Vec<Waiting>) -> Result<(), Unanswered> {
         macro_rules! or_fail {
             ($result:expr) => {
                 match $result {
@@ -194,9 +201,10 @@ impl Server {
         let (mut patience, mut is_last, mut was_there) = (Patience::new(), false, false);
         // The longer a round takes, the likelier another process appends meanwhile: after each conflict it has half as many.
         let mut size = TOGETHER;
+        let mut reused = None;
         while !waiting.is_empty() {
             let terms = or_fail!(self.aggregates().entitlements(&self.placement).await).terms();
-            let Round { outcomes, commit } = or_fail!(self.decide(&waiting, size, &loaded, &terms).await);
+            let Round { outcomes, commit } = or_fail!(self.decide(&waiting, (size, reused), &loaded, &terms).await);
             let Some(commit) = commit else {
                 waiting = settle(waiting, outcomes, is_certain);
                 if !waiting.is_empty() {
@@ -206,7 +214,8 @@ impl Server {
                 continue;
             };
             if is_last {
-                waiting = settle(waiting, outcomes, is_certain);
+                // What was decided after events that are not appended is not true.
+                waiting = settle(waiting, outcomes, false);
                 return Err((waiting, CommandError::Contention));
             }
             let trace = waiting.iter().find_map(|waiting| waiting.context.caller.trace.as_deref());
@@ -215,12 +224,20 @@ impl Server {
                     counter!("orgstream_account_commits_total").increment(1);
                     (waiting, loaded) = self.take_in(waiting, outcomes, loaded, appended.seq)?;
                     is_certain = true;
-                    (patience, size) = (Patience::new(), (2 * size).min(TOGETHER));
+                    (patience, size, was_there) = (Patience::new(), (2 * size).min(TOGETHER), false);
                 }
                 // An earlier try was stored: what became of each command is in the history.
                 Ok(_) if was_there => return Err((waiting, unreadable_success())),
                 Ok(_) => {
                     was_there = true;
+                    loaded = or_fail!(self.load().await);
+                    is_certain = true;
+                }
+                // The key of a command that is alone is that of a command on something else, unless the history has it.
+                Err(AppendError::KeyReused { .. })
+                    if commit.following.is_empty() && reused != Some(commit.command_id) =>
+                {
+                    reused = Some(commit.command_id);
                     loaded = or_fail!(self.load().await);
                     is_certain = true;
                 }
@@ -241,7 +258,7 @@ impl Server {
     async fn decide(
         &self,
         waiting: &[Waiting],
-        size: usize,
+        (size, reused): (usize, Option<CommandId>),
         loaded: &Loaded<Account>,
         terms: &Terms,
     ) -> Result<Round, CommandError> {
@@ -256,9 +273,10 @@ impl Server {
                 outcomes.push(Outcome::Later);
                 continue;
             }
-            let known = match attempt.confirm().await {
-                Ok(()) => self.aggregates().earlier(&attempt, &self.placement, &aggregate, loaded).await,
-                Err(refused) => Err(refused),
+            let known = match self.aggregates().earlier(&attempt, &self.placement, &aggregate, loaded).await {
+                Ok(None) if reused == Some(attempt.command_id) => Err(CommandError::KeyReused),
+                Ok(None) => attempt.confirm().await.map(|()| None),
+                known => known,
             };
             match known {
                 Ok(None) => {}
@@ -310,7 +328,7 @@ impl Server {
         outcomes: Vec<Outcome>,
         loaded: Arc<Loaded<Account>>,
         seq: u64,
-    ) -> Result<(Vec<Waiting>, Arc<Loaded<Account>>), (Vec<Waiting>, CommandError)> {
+    ) -> Result<(Vec<Waiting>, Arc<Loaded<Account>>), Unanswered> {
         let aggregate = self.aggregate();
         let fold = |loaded: &mut Loaded<Account>| -> Vec<Option<PriorResult>> {
             let fold_one = |(waiting, outcome): (&Waiting, &Outcome)| {

@@ -9,9 +9,9 @@ use std::sync::{
 
 use orgstream_domain::{
     Aggregate, Place, account::Account, api_key::ApiKey, catalog_choices::CatalogChoices, catalog_item::CatalogItem,
-    domain::Domain, invitation::Invitation, kind::Kind, member::Members, organization::Organization, parking::Parking,
-    plan::Plan, record::Record, record_log::RecordLog, role::CustomRoles, sso_connection::Connections,
-    unique_value::UniqueValue,
+    domain::Domain, invitation::Invitation, invoice::Invoices, kind::Kind, member::Members, organization::Organization,
+    parking::Parking, plan::Plan, record::Record, record_log::RecordLog, role::CustomRoles,
+    sso_connection::Connections, unique_value::UniqueValue,
 };
 use orgstream_events::{ActorType, AggregateId, CommandId, Event, Fingerprint, OpenedCommand};
 use orgstream_stream::SNAPSHOT_EVERY;
@@ -236,6 +236,7 @@ caches! {
     catalog_choices: CatalogChoices, 1_000;
     plans: Plan, 1_000;
     accounts: Account, 10_000;
+    invoices: Invoices, 2_000;
     parking: Parking, 1_000;
 }
 

@@ -20,6 +20,7 @@ use orgstream_domain::{
     credentials::key::Pepper,
     domain::{Domain, DomainCommand},
     invitation::{Invitation, InvitationCommand},
+    invoice::{InvoiceCommand, Invoices},
     kind::{Kind, KindCommand},
     member::{MemberCommand, Members},
     organization::{Organization, OrganizationCommand, OrganizationError, Profile},
@@ -33,8 +34,8 @@ use orgstream_domain::{
     sso_connection::{ConnectionCommand, Connections},
 };
 use orgstream_events::{
-    Actor, ActorType, AggregateId, CommandId, CommitDraft, Event, Fingerprint, KindName, OrgId, PLATFORM_ORG, Position,
-    Salt, TenantType, Timestamp, cause,
+    Actor, ActorType, AggregateId, CommandId, CommitDraft, Currency, Event, Fingerprint, KindName, OrgId, PLATFORM_ORG,
+    Position, Salt, TenantType, Timestamp, cause,
 };
 use orgstream_stream::{AppendError, Appended, Freshness, Log, Placement};
 use tokio::{
@@ -148,6 +149,7 @@ pub struct CommandHandler {
     pub(super) accounts: AccountQueues,
     vault: Vault,
     pub(super) own_kinds: OwnKindLimits,
+    currency: Currency,
     turns: Box<[Mutex<()>]>,
     registration_turns: Box<[Mutex<()>]>,
     last_turn: Mutex<()>,
@@ -170,6 +172,7 @@ impl CommandHandler {
             local_issuers: false,
             region,
             own_kinds: OwnKindLimits::default(),
+            currency: Currency::default(),
             turns,
             registration_turns: (0..REGISTRATION_TURNS).map(|_| Mutex::new(())).collect(),
             last_turn: Mutex::new(()),
@@ -185,6 +188,16 @@ impl CommandHandler {
     /// Limits the kinds that organizations have of their own by their plans.
     pub fn with_own_kinds(self, own_kinds: OwnKindLimits) -> Self {
         Self { own_kinds, ..self }
+    }
+
+    /// Bills in this currency.
+    pub fn with_currency(self, currency: Currency) -> Self {
+        Self { currency, ..self }
+    }
+
+    /// Returns the currency of prices, fees and invoices.
+    pub fn currency(&self) -> &Currency {
+        &self.currency
     }
 
     /// Adds an external identity provider, where every organization has a counterpart.
@@ -315,6 +328,7 @@ impl CommandHandler {
                 self.execute::<Organization>(&attempt, &to, OrganizationCommand::Resume(command)).await
             }
             Command::ChangePlan(command) => {
+                Box::pin(self.open_last_month(caller, &placement, now)).await?;
                 self.execute::<Organization>(&attempt, &to, OrganizationCommand::ChangePlan(command)).await
             }
             Command::ChangeLimits(command) => {
@@ -444,6 +458,20 @@ impl CommandHandler {
             Command::ReleaseHold(command) => self.account(&attempt, &to, AccountAction::Release(command)).await,
             Command::ChargeUsage(command) => self.account(&attempt, &to, AccountAction::Charge(command)).await,
             Command::CreditAccount(command) => self.account(&attempt, &to, AccountAction::Credit(command)).await,
+            Command::CloseMonth(command) => {
+                let (terms, used) = Box::pin(self.billing(&placement)).await?;
+                self.execute::<Invoices>(&attempt, &to, InvoiceCommand::Close { command, terms, used }).await
+            }
+            Command::EndBilling(command) => {
+                let (terms, used) = Box::pin(self.billing(&placement)).await?;
+                self.execute::<Invoices>(&attempt, &to, InvoiceCommand::End { command, terms, used }).await
+            }
+            Command::MarkInvoicePaid(command) => {
+                self.execute::<Invoices>(&attempt, &to, InvoiceCommand::MarkPaid(command)).await
+            }
+            Command::VoidInvoice(command) => {
+                self.execute::<Invoices>(&attempt, &to, InvoiceCommand::Void(command)).await
+            }
             Command::RetryParked(command) => {
                 self.execute::<Parking>(&attempt, &to, ParkingCommand::Retry(command)).await
             }

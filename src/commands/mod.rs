@@ -14,6 +14,7 @@ mod founding;
 mod grants;
 pub mod handler;
 mod identity;
+pub mod invoices;
 mod joining;
 pub mod own_kinds;
 mod patience;

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 pub mod audit_webhook;
 pub mod history;
+pub mod invoices;
 pub mod mail;
 pub mod view_builds;
 
@@ -59,6 +60,8 @@ jobs! {
     LogHistory = "log_history";
     /// Asks for builds of views that were declared after there were records. Each is one job of its organization, in the database.
     ViewBuilds = "view_builds";
+    /// Closes months. Each process does so for itself; the log decides that there is one invoice.
+    Invoices = "invoices";
 }
 
 type Run = Box<dyn Fn(CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;

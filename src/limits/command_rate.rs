@@ -156,6 +156,10 @@ impl Bucket {
         Self { per_second: rate.per_second, peers, limiter, one, burst, last }
     }
 
+    fn is_of(&self, rate: CommandRate, peers: NonZeroU32) -> bool {
+        self.per_second == rate.per_second && self.peers == peers
+    }
+
     fn note(&self, left: u32) {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = (left, Instant::now());
     }
@@ -232,15 +236,17 @@ impl Admission {
 
     /// Returns what is left of a rate of `org`.
     pub fn state(&self, org: OrgId, rate: CommandRate) -> RateState {
-        let (left, full_in) = self.bucket(org, rate).level(Instant::now());
+        let peers = *self.peers.borrow();
+        let known = self.buckets.get(&Scoped::new(org, ())).filter(|bucket| bucket.is_of(rate, peers));
+        // Nothing is changed by looking: without a bucket of this rate, nothing of it is used.
+        let (left, full_in) = known.unwrap_or_else(|| Arc::new(Bucket::new(rate, peers))).level(Instant::now());
         RateState { rate, left, full_in }
     }
 
     /// Returns the bucket of `org`, or a new one where its rate or the number of processes has changed.
     fn bucket(&self, org: OrgId, rate: CommandRate) -> Arc<Bucket> {
         let (peers, key) = (*self.peers.borrow(), Scoped::new(org, ()));
-        let is_right = |bucket: &Bucket| bucket.per_second == rate.per_second && bucket.peers == peers;
-        if let Some(bucket) = self.buckets.get(&key).filter(|bucket| is_right(bucket)) {
+        if let Some(bucket) = self.buckets.get(&key).filter(|bucket| bucket.is_of(rate, peers)) {
             return bucket;
         }
         let bucket = Arc::new(Bucket::new(rate, peers));

@@ -129,7 +129,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("limits", &["auth", "tenant_cache"]),
     ("commands", &["adapters", "auth", "clock", "tenant_cache"]),
     ("app", &["auth", "clock", "commands", "limits", "secret"]),
-    ("jobs", &["adapters", "app", "clock", "tenant_cache"]),
+    ("jobs", &["adapters", "app", "clock", "commands", "tenant_cache"]),
     ("api", &["app", "auth", "clock", "commands", "jobs", "limits", "secret", "tenant_cache"]),
     ("config", &["adapters", "api", "auth", "limits", "secret"]),
     ("telemetry", &["config", "jobs", "terminal"]),

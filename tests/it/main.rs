@@ -31,6 +31,7 @@ mod history;
 mod http;
 mod identity;
 mod idp;
+mod invoices;
 mod isolation;
 mod joining;
 mod keys;

@@ -87,6 +87,7 @@ impl Items {
             ("kind", "no_such_kind".to_owned()),
             ("plan", "no_such_plan".to_owned()),
             ("view", "no_such_view".to_owned()),
+            ("number", "999999".to_owned()),
             // A tile of the audit log.
             ("path", "0/000.p/1".to_owned()),
         ];

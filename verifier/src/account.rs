@@ -392,6 +392,7 @@ mod tests {
             amount: amount(text),
             from: at(0),
             until: Some(at(100)),
+            price_per_million: None,
             plan: None,
             reason: None,
         })

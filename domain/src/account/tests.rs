@@ -21,7 +21,7 @@ fn time(text: &str) -> Timestamp {
 fn terms(meters: &[(&str, &str, &str, Option<&str>)]) -> Terms {
     let meters = meters.iter().map(|(name, included, overage, cap)| {
         let (included, overage, cap) = (amount(included), amount(overage), cap.map(amount));
-        (meter(name), MeterTerms { included, overage, cap })
+        (meter(name), MeterTerms { included, overage, price_per_million: Amount::ZERO, cap })
     });
     let plan = PlanVersion { plan: PlanName::default(), version: 1 };
     Terms { plan, meters: meters.collect(), concurrency: None, trial_ends_at: None }

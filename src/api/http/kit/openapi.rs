@@ -121,6 +121,7 @@ pub fn head() -> OpenApi {
             tag("api keys", "Credentials of programs; each belongs to one organization."),
             tag("kinds", "Kinds of record with their schemas: the same for all organizations."),
             tag("catalog", "What the platform publishes for all readers, and what an organization sees of it."),
+            tag("account", "What an organization may use, what it used, and what it owes for that."),
             tag("projections", "Progress of read models and audit log."),
             tag("parking", "Events that could not be applied. For operators."),
             tag("me", "The caller and their memberships."),

@@ -104,6 +104,7 @@ fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
         AggregateId::Invitation(id) => Some(format!("/v1/organizations/{org}/invitations/{id}")),
         AggregateId::Domain(id) => Some(format!("/v1/organizations/{org}/domains/{id}")),
         AggregateId::Account(_) => Some(format!("/v1/organizations/{org}/account")),
+        AggregateId::Invoice(_) => Some(format!("/v1/organizations/{org}/invoices")),
         AggregateId::Plan(_)
         | AggregateId::Member(_)
         | AggregateId::CatalogItem(_)

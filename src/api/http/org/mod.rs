@@ -7,6 +7,7 @@ pub mod commands;
 pub mod domains;
 pub mod events;
 pub mod invitations;
+pub mod invoices;
 pub mod kinds;
 pub mod limits;
 pub mod members;
@@ -34,6 +35,7 @@ pub(super) fn routes() -> Routes {
         .merge(usage_series::routes())
         .merge(limits::routes())
         .merge(account::routes())
+        .merge(invoices::routes())
         .merge(commands::routes())
         .merge(members::routes())
         .merge(invitations::routes())

@@ -23,6 +23,8 @@ use crate::{
 
 /// The most rows of an answer.
 const MAX_ROWS: usize = 5_000;
+/// Rows that are read for one answer, at most: each is an hour's use for one purpose by one principal.
+const MAX_READ: u32 = 200_000;
 /// The most steps of a range: 31 days of hours.
 const MAX_HOURS: i64 = 744;
 /// The same in days: a leap year.
@@ -154,6 +156,10 @@ pub async fn show(mut org: OrgView<ReadModels>, Query(query): Query<SeriesQuery>
     let range = range(&query, step.into(), now())?;
     let (group_by, grouping) = grouping(query.group_by.as_deref().unwrap_or_default())?;
     let limit = u32::try_from(MAX_ROWS).unwrap_or(u32::MAX).saturating_add(1);
+    if !usage_hours::is_within(&mut org.view.tx, range, MAX_READ).await? {
+        let rule = format!("this range has more than {MAX_READ} uses for different purposes: ask for a shorter one");
+        return Err(Problem::invalid_parameter("to", rule));
+    }
     let rows = usage_hours::series(&mut org.view.tx, range, grouping, limit).await?;
     if rows.len() > MAX_ROWS {
         let rule = format!(
