@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
-use orgstream_domain::{ChangeKind, Command, RegisterKind, Scopes, credentials::key::Pepper, own_kinds::OwnKindLimits};
-use orgstream_events::{Actor, ActorType, Chain, Fingerprint, PLATFORM_ORG, Role};
+use orgstream_domain::{ChangeKind, Command, RegisterKind, credentials::key::Pepper, own_kinds::OwnKindLimits};
+use orgstream_events::{ActorType, Chain, Fingerprint, PLATFORM_ORG};
 use orgstream_projections::Database;
 use orgstream_stream::broker::Producers;
 use orgstream_stream::{Credentials, Finding, Log, StreamName, SyncMode, Tip};
@@ -227,18 +227,7 @@ pub async fn open_database(database: &DatabaseArgs, slots: usize) -> anyhow::Res
 /// Registers the kinds of records that every installation starts with, and renews those that are as an earlier version of
 /// this program registered them. Repeating it changes nothing.
 pub async fn register_default_kinds(handler: &CommandHandler) -> anyhow::Result<()> {
-    let caller = Caller {
-        org: PLATFORM_ORG,
-        actor: Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None },
-        role: Role::Owner,
-        scopes: Scopes::ALL,
-        proof: None,
-        right: None,
-        creator: None,
-        context: orgstream_events::Context::default(),
-        request_id: None,
-        trace: None,
-    };
+    let caller = Caller::program(PLATFORM_ORG, "system");
     for kind in default_kinds()? {
         let name = kind.kind.clone();
         match handler.handle(&caller, Request::from(Command::RegisterKind(kind.clone()))).await {

@@ -24,11 +24,11 @@ use orgstream::{
     terminal::{out::say, table::table},
 };
 use orgstream_domain::{
-    ChangeLimits, Command, Scopes,
+    ChangeLimits, Command,
     account::{CreditAccount, ReserveUsage, SettleHold},
     credentials::key::Pepper,
 };
-use orgstream_events::{Actor, ActorType, AggregateId, Amount, Context, OrgId, RecordId, Role};
+use orgstream_events::{AggregateId, Amount, OrgId, RecordId};
 use orgstream_stream::{AppendError, Log, Placement};
 use reqwest::Method;
 use serde::Serialize;
@@ -140,25 +140,10 @@ fn handler(log: &Log) -> anyhow::Result<CommandHandler> {
     Ok(CommandHandler::new(log.clone(), pepper, "local".to_owned(), Arc::new(SystemDns)))
 }
 
-fn caller(org: OrgId) -> Caller {
-    Caller {
-        org,
-        actor: Actor { actor_type: ActorType::System, id: "bench".to_owned(), auth: None },
-        role: Role::Owner,
-        scopes: Scopes::ALL,
-        proof: None,
-        right: None,
-        creator: None,
-        context: Context::default(),
-        request_id: None,
-        trace: None,
-    }
-}
-
 async fn send(handler: &CommandHandler, org: OrgId, command: impl Into<Command>) -> anyhow::Result<Accepted> {
     let mut request = Request::from(command.into());
     request.idempotency_key = Some(format!("bench-{:032x}", rand::random::<u128>()));
-    Ok(handler.handle(&caller(org), request).await?)
+    Ok(handler.handle(&Caller::program(org, "bench"), request).await?)
 }
 
 impl Bench {

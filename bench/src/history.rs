@@ -25,7 +25,7 @@ use orgstream::{
     terminal::{out::say, table::table},
 };
 use orgstream_domain::{
-    AddMember, ChangeRole, Command, ResendInvitation, RotateApiKey, Scopes, UpdateRecord, credentials::key::Pepper,
+    AddMember, ChangeRole, Command, ResendInvitation, RotateApiKey, UpdateRecord, credentials::key::Pepper,
 };
 use orgstream_events::{
     Actor, ActorType, AggregateId, ApiKeyEvent, ApiKeyIssued, CommandId, CommitDraft, Context, Event, Fingerprint,
@@ -173,18 +173,8 @@ impl Bench {
 
     async fn send(&self, handler: &CommandHandler, case: &Case, number: u64) -> anyhow::Result<Duration> {
         let user = UserId::from_login("https://issuer.example", "bench");
-        let caller = Caller {
-            org: self.placement.org,
-            actor: Actor { actor_type: ActorType::System, id: "bench".to_owned(), auth: None },
-            role: Role::Owner,
-            scopes: Scopes::ALL,
-            proof: None,
-            right: None,
-            creator: Some(Creator { user, email: "bench@example.org".to_owned() }),
-            context: Context::default(),
-            request_id: None,
-            trace: None,
-        };
+        let creator = Some(Creator { user, email: "bench@example.org".to_owned() });
+        let caller = Caller { creator, ..Caller::program(self.placement.org, "bench") };
         let mut request: orgstream::commands::request::Request = (case.command)(number).into();
         request.idempotency_key = Some(format!("bench-{:032x}", rand::random::<u128>()));
         let started = Instant::now();

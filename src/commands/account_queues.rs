@@ -97,12 +97,12 @@ impl AccountQueues {
     fn next(&self, org: OrgId) -> Option<Vec<Waiting>> {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let queue = queues.get_mut(&org)?;
+        // Nothing is done for callers who went away before it was begun.
+        queue.retain(|waiting| !waiting.answer.is_closed());
         if queue.is_empty() {
             queues.remove(&org);
             return None;
         }
-        // Nothing is done for callers who went away before it was begun.
-        queue.retain(|waiting| !waiting.answer.is_closed());
         let count = queue.len().min(TOGETHER);
         Some(queue.drain(..count).collect())
     }

@@ -24,6 +24,7 @@ use crate::tenant_cache::Scoped;
 
 /// The TTL of a state that a command only reads: whether the org is suspended, what the kind's schema is.
 const LOOK: Duration = Duration::from_secs(1);
+
 /// Loads aggregates from the log.
 pub(super) struct Aggregates {
     log: Log,

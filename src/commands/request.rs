@@ -4,8 +4,8 @@ use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use orgstream_domain::{Command, Rejection, Requires, Scopes, credentials::key::KeyToken};
 use orgstream_events::{
-    Actor, AggregateId, Cause, Chain, CodecError, CommandId, Context, CorrelationId, EventId, HoldId, LoginMethod,
-    OrgId, Position, RecordId, Role, Timestamp, UserId, cause,
+    Actor, ActorType, AggregateId, Cause, Chain, CodecError, CommandId, Context, CorrelationId, EventId, HoldId,
+    LoginMethod, OrgId, Position, RecordId, Role, Timestamp, UserId, cause,
 };
 use orgstream_stream::{AppendError, StreamError};
 
@@ -63,6 +63,22 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Returns the program itself, with all rights, as the actor of this id.
+    pub fn program(org: OrgId, id: &str) -> Self {
+        Self {
+            org,
+            actor: Actor { actor_type: ActorType::System, id: id.to_owned(), auth: None },
+            role: Role::Owner,
+            scopes: Scopes::ALL,
+            proof: None,
+            right: None,
+            creator: None,
+            context: Context::default(),
+            request_id: None,
+            trace: None,
+        }
+    }
+
     /// Returns the caller with its current rights, if it is still authorized for a command with this requirement: neither a
     /// long array nor a body that comes late extends a lost authorization.
     pub async fn as_now(&self, requires: Requires) -> Result<Cow<'_, Self>, AuthError> {

@@ -9,8 +9,8 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use orgstream_domain::{CloseMonth, Command, Scopes, invoice::final_at};
-use orgstream_events::{Actor, ActorType, Chain, Context, Month, OrgId, Role, Timestamp};
+use orgstream_domain::{CloseMonth, Command, invoice::final_at};
+use orgstream_events::{Chain, Month, OrgId, Timestamp};
 use orgstream_stream::Log;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -101,7 +101,8 @@ async fn close(handler: &CommandHandler, org: OrgId, months: &[Month]) -> Result
         if !handler.owes(org, month).await? {
             continue;
         }
-        let closed = handler.handle(&system(org), Request::from(Command::from(CloseMonth { month }))).await;
+        let closed =
+            handler.handle(&Caller::program(org, "invoices"), Request::from(Command::from(CloseMonth { month }))).await;
         match closed {
             Ok(accepted) if accepted.events.is_empty() => {}
             Ok(_) => tracing::info!(org.id = %org, month = %month, "a month was closed"),
@@ -119,21 +120,6 @@ async fn close(handler: &CommandHandler, org: OrgId, months: &[Month]) -> Result
         }
     }
     Ok(())
-}
-
-fn system(org: OrgId) -> Caller {
-    Caller {
-        org,
-        actor: Actor { actor_type: ActorType::System, id: "invoices".to_owned(), auth: None },
-        role: Role::Owner,
-        scopes: Scopes::ALL,
-        proof: None,
-        right: None,
-        creator: None,
-        context: Context::default(),
-        request_id: None,
-        trace: None,
-    }
 }
 
 #[cfg(test)]
