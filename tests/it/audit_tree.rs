@@ -198,6 +198,31 @@ async fn a_second_root_for_one_size_is_refused_whoever_signs() {
 }
 
 #[tokio::test]
+async fn a_head_that_is_signed_while_a_check_ends_is_compared() {
+    let database = database().await;
+    let history = History::eventful(1);
+    history.apply(&database.db, Pipeline::Audit, lease(&database.db).await, 1_000).await;
+    let mut checking = audit::LogChecking::default();
+    let mut view = database.db.read(history.bound()).await.unwrap();
+    while !checking.go_on(&mut view, 500).await.unwrap() {}
+    drop(view);
+
+    let db = signing(&database).await;
+    let head = note(&db, history.bound()).await;
+    let key = LogSigner::from_seed(format!("tree.test/{}", history.org).parse().unwrap(), &[1; 32]);
+    db.say_policy(&key.verifier().to_string(), "quorum none\n", &[]).await.unwrap();
+    let mut tx = db.begin(history.bound()).await.unwrap();
+    tx.keep(head.size, &key.sign(head).signatures()[0]).await.unwrap();
+    tx.commit().await.unwrap();
+
+    let mut view = database.db.read(history.bound()).await.unwrap();
+    assert!(checking.go_on(&mut view, 500).await.unwrap());
+    let checked = checking.finish(&mut view).await.unwrap();
+    assert_eq!((checked.differences, checked.heads), (Vec::new(), 1));
+    assert_eq!(checked.newest.map(|newest| newest.head), Some(head));
+}
+
+#[tokio::test]
 async fn the_signing_login_reads_no_payload_and_changes_nothing() {
     let database = database().await;
     let mut connection = PgConnection::connect(&database.app_url("app_sign")).await.unwrap();

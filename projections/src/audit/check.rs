@@ -118,10 +118,8 @@ impl LogChecking {
     /// Checks up to `rows` further events. Returns whether the log ends there.
     pub async fn go_on(&mut self, tx: &mut TenantTx, rows: u32) -> Result<bool, DbError> {
         let org = tx.org().uuid();
-        if self.keys.is_none() {
-            self.keys = Some(TrustedKeys::of(tx).await?);
-        }
-        // There may be more of them than at the last read.
+        // There may be more keys and heads than at the last read.
+        self.keys = Some(TrustedKeys::of(tx).await?);
         self.heads.is_end = false;
         let newest = sqlx::query_scalar!("SELECT max(idx) FROM audit.events WHERE org_id = $1", org);
         let end = newest.fetch_one(tx.connection()).await?.map_or(0, |newest| newest + 1);
@@ -180,23 +178,27 @@ impl LogChecking {
         if let Some(what) = self.tiles.add(tx, leaf).await? {
             self.find(|| what);
         }
+        self.check_head(tx).await
+    }
+
+    /// Compares the signed head of as many events as were checked, if there is one.
+    async fn check_head(&mut self, tx: &mut TenantTx) -> Result<(), DbError> {
         let size = self.tree.size();
-        if let Some(head) = self.heads.at(tx, size).await? {
-            if head.head.root == self.tree.root() {
-                if self.signed(&head) {
-                    self.heads.fit(head);
-                }
-            } else {
-                let before = self.heads.newest.as_ref().map_or(0, |head| head.head.size);
-                self.find(|| {
-                    format!(
-                        "the first {size} events are not those that were signed as a head of {size}: one of the events \
-                         {before} to {} is another",
-                        size - 1
-                    )
-                });
-                self.signed(&head);
+        let Some(head) = self.heads.at(tx, size).await? else { return Ok(()) };
+        if head.head.root == self.tree.root() {
+            if self.signed(&head) {
+                self.heads.fit(head);
             }
+        } else {
+            let before = self.heads.newest.as_ref().map_or(0, |head| head.head.size);
+            self.find(|| {
+                format!(
+                    "the first {size} events are not those that were signed as a head of {size}: one of the events \
+                     {before} to {} is another",
+                    size - 1
+                )
+            });
+            self.signed(&head);
         }
         Ok(())
     }
@@ -215,15 +217,16 @@ impl LogChecking {
     /// there.
     pub async fn finish(mut self, tx: &mut TenantTx) -> Result<LogCheck, DbError> {
         let size = self.tree.size();
-        let keys = match self.keys.take() {
-            Some(keys) => keys,
-            None => TrustedKeys::of(tx).await?,
-        };
+        let keys_of = self.keys.insert(TrustedKeys::of(tx).await?).by;
+        if !self.is_broken {
+            // The head of the last events may have been signed after they were checked, in an earlier view of the log.
+            self.check_head(tx).await?;
+        }
         let mut found = LogCheck {
             head: self.tree.head(),
             newest: None,
             heads: self.heads.count,
-            keys_of: keys.by,
+            keys_of,
             differences: self.differences,
         };
         if self.is_broken {
