@@ -23,6 +23,7 @@ use crate::{
         identity_provider::{Auth0, IdentityOrganizations, NoIdentityProvider},
         key_ring::{FileRing, KeyRing, Transit},
         mail::Mailer,
+        payments::{PaymentProvider, Stripe},
         search_target,
     },
     api::http::kit::bounds::Limits,
@@ -543,6 +544,45 @@ impl Auth0Args {
                 Ok(Arc::new(Auth0::new(url, id.clone(), secret.reveal().to_owned())?))
             }
             _ => Ok(Arc::new(NoIdentityProvider)),
+        }
+    }
+}
+
+/// The payment provider, which collects what final invoices say.
+#[derive(Clone, Default, Args)]
+#[command(next_help_heading = "Billing")]
+pub struct PaymentArgs {
+    /// The secret key of an account at Stripe. Without it invoices are settled by hand.
+    #[arg(
+        long,
+        env = "ORGSTREAM_STRIPE_KEY",
+        hide_env_values = true,
+        requires = "stripe_webhook_secret",
+        value_name = "TEXT"
+    )]
+    pub stripe_key: Option<Secret>,
+    /// The secret with which Stripe signs its reports to `POST /v1/payment-reports`.
+    #[arg(
+        long,
+        env = "ORGSTREAM_STRIPE_WEBHOOK_SECRET",
+        hide_env_values = true,
+        requires = "stripe_key",
+        value_name = "TEXT"
+    )]
+    pub stripe_webhook_secret: Option<Secret>,
+    /// Where Stripe's API is.
+    #[arg(long, env = "ORGSTREAM_STRIPE_URL", default_value = "https://api.stripe.com", value_name = "URL")]
+    pub stripe_url: String,
+}
+
+impl PaymentArgs {
+    /// Returns the provider in the settings.
+    pub fn provider(&self) -> anyhow::Result<Option<Arc<dyn PaymentProvider>>> {
+        match (&self.stripe_key, &self.stripe_webhook_secret) {
+            (Some(key), Some(secret)) => {
+                Ok(Some(Arc::new(Stripe::new(&self.stripe_url, key.clone(), secret.clone())?)))
+            }
+            _ => Ok(None),
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::{
         identity_provider::{IdentityOrganizations, NoIdentityProvider},
         key_ring::KeyRing,
         mail::Mailer,
+        payments::PaymentProvider,
     },
     api::{
         http::{self, kit::proxies::TrustedProxies},
@@ -52,6 +53,7 @@ use crate::{
         history::Histories,
         invoices,
         mail::Sender,
+        payments,
         view_builds::ViewBuilds,
     },
     limits::{
@@ -334,6 +336,8 @@ pub struct Adapters {
     pub local_issuers: bool,
     /// The signing keys of producers' NATS credentials, if there are any.
     pub producers: Option<Arc<Producers>>,
+    /// The payment provider, if there is one.
+    pub payments: Option<Arc<dyn PaymentProvider>>,
     /// The limits of HTTP, and who may read the metrics.
     pub http: HttpArgs,
 }
@@ -341,7 +345,7 @@ pub struct Adapters {
 impl Default for Adapters {
     fn default() -> Self {
         let (dns, idp, http) = (Arc::new(SystemDns), Arc::new(NoIdentityProvider), HttpArgs::default());
-        Self { mail: None, dns, idp, key_ring: None, local_issuers: false, producers: None, http }
+        Self { mail: None, dns, idp, key_ring: None, local_issuers: false, producers: None, payments: None, http }
     }
 }
 
@@ -417,6 +421,7 @@ impl Api {
             break_glass_approval: identity.break_glass_approval,
             worker,
             producers: outside.producers.clone(),
+            payments: outside.payments,
             limits: outside.http.limits(),
             metrics_token: outside.http.metrics_token,
         });
@@ -441,6 +446,7 @@ impl Api {
     fn jobs(self) -> (Arc<http::App>, Vec<Job>) {
         let Self { app, gateway, auth, log, peers, sender, webhooks, producers } = self;
         let gateway_of_jobs = Arc::clone(&gateway);
+        let collecting = app.payments.clone().map(|provider| collect(&log, Arc::clone(&gateway), provider));
         let boundary = producers::Boundary { auth, gateway, users: producers, bounds: Arc::clone(&app.bounds) };
         let (client, webhooks) = (log.client().clone(), Arc::new(webhooks));
         let commands_by = client.clone();
@@ -461,6 +467,7 @@ impl Api {
             build_views(&app.db),
             close_months(&log, gateway_of_jobs),
         ];
+        jobs.extend(collecting);
         match sender.map(Arc::new) {
             Some(sender) => jobs.push(Job::new(JobName::Outbox, move |stop| {
                 let sender = Arc::clone(&sender);
@@ -494,6 +501,18 @@ fn close_months(log: &Log, gateway: Arc<Gateway>) -> Job {
         let (log, gateway) = (log.clone(), Arc::clone(&gateway));
         async move {
             invoices::run(&log, gateway.handler(), stop).await;
+            Ok(())
+        }
+    })
+}
+
+/// Tells the payment provider what is owed, until `stop`.
+fn collect(log: &Log, gateway: Arc<Gateway>, provider: Arc<dyn PaymentProvider>) -> Job {
+    let log = log.clone();
+    Job::new(JobName::Payments, move |stop| {
+        let (log, gateway, provider) = (log.clone(), Arc::clone(&gateway), Arc::clone(&provider));
+        async move {
+            payments::run(&log, gateway.handler(), &*provider, stop).await;
             Ok(())
         }
     })

@@ -5,9 +5,11 @@
 //! of a bucket, a late hold) is decided with the next command and in the same commit, so nothing has to run at midnight.
 
 mod commands;
+mod error;
 mod preview;
 #[cfg(test)]
 mod tests;
+mod top_up;
 
 use std::{
     borrow::Cow,
@@ -22,10 +24,14 @@ use orgstream_events::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Aggregate, DecisionContext, FieldError, Rejection, RejectionKind, text::Faults};
+use crate::{Aggregate, DecisionContext, text::Faults};
 
-pub use commands::{ChargeUsage, CreditAccount, ExtendHold, ReleaseHold, ReserveUsage, SettleHold};
+pub use commands::{
+    ChangeTopUp, ChargeUsage, CreditAccount, DeclineTopUp, ExtendHold, PayTopUp, ReleaseHold, ReserveUsage, SettleHold,
+};
+pub use error::AccountError;
 pub use preview::Part;
+pub use top_up::{MAX_DECLINE_REASON, OpenTopUp, TopUps};
 
 /// The maximum number of open holds of an organization, whatever its plan says.
 pub const MAX_HOLDS: usize = 1_000;
@@ -65,6 +71,9 @@ pub struct Account {
     /// What was used, by month: what invoices are made of. It only grows, so that whoever knows what of it was billed knows
     /// what was not.
     used: MonthlyUsage,
+    /// The number of the last top-up.
+    last_top_up: u32,
+    top_ups: BTreeMap<MeterName, TopUps>,
 }
 
 /// What was used in a month of one meter, from one source and at one price.
@@ -228,6 +237,12 @@ pub enum AccountAction {
     Charge(ChargeUsage),
     /// Grants an amount.
     Credit(CreditAccount),
+    /// Changes when more is bought by itself.
+    ChangeTopUp(ChangeTopUp),
+    /// Grants what was bought.
+    PayTopUp(PayTopUp),
+    /// Ends a top-up that was not paid.
+    DeclineTopUp(DeclineTopUp),
 }
 
 /// What there is of one meter.
@@ -366,7 +381,7 @@ impl Account {
             AccountAction::Reserve(ReserveUsage { meter, amount, seconds, kind, model }) => {
                 self.within_concurrency(&terms)?;
                 let draws = self.draw(&meter, amount, now, &terms)?;
-                let warning = self.warning(&meter, amount, now);
+                let little_left = self.little_left(&meter, amount, now, &terms);
                 let reserved = AccountReserved {
                     at: now,
                     hold,
@@ -377,11 +392,11 @@ impl Account {
                     used_for: UsedFor { kind, model },
                     by,
                 };
-                Ok([AccountEvent::Reserved(reserved)].into_iter().chain(warning).collect())
+                Ok([AccountEvent::Reserved(reserved)].into_iter().chain(little_left).collect())
             }
             AccountAction::Charge(ChargeUsage { meter, amount, kind, model }) => {
                 let draws = self.draw(&meter, amount, now, &terms)?;
-                let warning = self.warning(&meter, amount, now);
+                let little_left = self.little_left(&meter, amount, now, &terms);
                 let settled = AccountSettled {
                     at: now,
                     hold: None,
@@ -393,7 +408,7 @@ impl Account {
                     used_for: UsedFor { kind, model },
                     by,
                 };
-                Ok([AccountEvent::Settled(settled)].into_iter().chain(warning).collect())
+                Ok([AccountEvent::Settled(settled)].into_iter().chain(little_left).collect())
             }
             AccountAction::Extend(ExtendHold { hold: id, amount, seconds }) => {
                 let hold = self.open(id)?;
@@ -406,9 +421,9 @@ impl Account {
                     return Ok(Vec::new());
                 }
                 let draws = if amount.is_zero() { Vec::new() } else { self.draw(&hold.meter, amount, now, &terms)? };
-                let warning = self.warning(&hold.meter, amount, now);
+                let little_left = self.little_left(&hold.meter, amount, now, &terms);
                 let extended = AccountExtended { at: now, hold: id, amount, draws, deadline };
-                Ok([AccountEvent::Extended(extended)].into_iter().chain(warning).collect())
+                Ok([AccountEvent::Extended(extended)].into_iter().chain(little_left).collect())
             }
             AccountAction::Settle(SettleHold { hold: id, amount }) => {
                 let hold = self.open(id)?;
@@ -443,9 +458,7 @@ impl Account {
                     faults.add("/expires_at", "in_the_past", format!("must be later than now, {now}"));
                     return Err(AccountError::Invalid(faults.into_vec()));
                 }
-                let of_meter = self.buckets.values().filter(|bucket| bucket.meter == meter);
-                let total = of_meter.map(|bucket| bucket.granted).try_fold(amount, Amount::plus);
-                if total.is_none() {
+                if self.granted(&meter).plus(amount).is_none() {
                     return Err(AccountError::TooMuch { meter });
                 }
                 Ok(vec![AccountEvent::Granted(AccountGranted {
@@ -461,6 +474,9 @@ impl Account {
                     reason: Some(reason),
                 })])
             }
+            AccountAction::ChangeTopUp(command) => self.change_top_up(command, now, &terms),
+            AccountAction::PayTopUp(command) => self.pay_top_up(command, now),
+            AccountAction::DeclineTopUp(command) => self.decline_top_up(command, now),
         }
     }
 
@@ -474,6 +490,12 @@ impl Account {
             return Ok(());
         }
         Err(AccountError::UnknownMeter { meter: meter.clone(), known: known.into_iter().cloned().collect() })
+    }
+
+    /// Returns what was granted of a meter in all open buckets.
+    fn granted(&self, meter: &MeterName) -> Amount {
+        let of_meter = self.buckets.values().filter(|bucket| bucket.meter == *meter);
+        of_meter.map(|bucket| bucket.granted).fold(Amount::ZERO, plus)
     }
 
     fn within_concurrency(&self, terms: &Terms) -> Result<(), AccountError> {
@@ -530,6 +552,17 @@ impl Account {
             available: amount.less(missing),
             resets_at: monthly.iter().any(|amount| !amount.is_zero()).then_some(month_ends),
         })
+    }
+
+    /// Returns the warning and the top-up that are due when this amount is not available any more.
+    fn little_left(
+        &self,
+        meter: &MeterName,
+        taken: Amount,
+        now: Timestamp,
+        terms: &Terms,
+    ) -> impl Iterator<Item = AccountEvent> + use<> {
+        self.warning(meter, taken, now).into_iter().chain(self.top_up_due(meter, taken, now, terms))
     }
 
     /// Returns the warning that is due when this amount is not available any more.
@@ -650,7 +683,7 @@ impl Aggregate for Account {
     type Event = AccountEvent;
     type Error = AccountError;
     const TYPE: AggregateType = AggregateType::Account;
-    const SHAPE: u16 = 2;
+    const SHAPE: u16 = 3;
     // Commands of several callers share a commit, of which only the commands say which are there.
     const KEEPS_EVERY_COMMAND: bool = true;
 
@@ -735,6 +768,10 @@ impl Aggregate for Account {
                 self.at = event.at;
                 self.warned.insert(event.meter.clone(), event.percent);
             }
+            AccountEvent::TopUpChanged(_)
+            | AccountEvent::TopUpRequested(_)
+            | AccountEvent::TopUpPaid(_)
+            | AccountEvent::TopUpDeclined(_) => self.apply_top_up(event),
         }
     }
 
@@ -789,6 +826,13 @@ impl AccountAction {
                 not_zero(*amount, &mut faults);
                 faults.reason("/reason", reason);
             }
+            Self::ChangeTopUp(ChangeTopUp { rule, .. }) => {
+                if let Some(rule) = rule {
+                    top_up::check_rule(rule, &mut faults);
+                }
+            }
+            Self::PayTopUp(PayTopUp { payment, .. }) => top_up::check_payment(payment, &mut faults),
+            Self::DeclineTopUp(DeclineTopUp { reason, .. }) => faults.reason("/reason", reason),
             Self::Settle(_) | Self::Release(_) => {}
         }
         faults.none_or(AccountError::Invalid)
@@ -804,142 +848,5 @@ fn seconds_in_range(seconds: Option<u32>, faults: &mut Faults) {
 fn not_zero(amount: Amount, faults: &mut Faults) {
     if amount.is_zero() {
         faults.add("/amount", "out_of_range", "must be more than 0");
-    }
-}
-
-/// The reasons why a command of an account is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AccountError {
-    /// Fields are malformed.
-    #[error("{} fields are not as they must be", .0.len())]
-    Invalid(Vec<FieldError>),
-    /// The trial is over.
-    #[error("the trial of the plan {} ended at {since}: choose a paid plan, and use goes on at once", plan.plan)]
-    BillingRequired {
-        /// The plan.
-        plan: PlanVersion,
-        /// The end.
-        since: Timestamp,
-    },
-    /// The plan counts no such meter, and nothing of it was granted.
-    #[error("there is no meter {meter}: the plan has {}", names(known))]
-    UnknownMeter {
-        /// The meter.
-        meter: MeterName,
-        /// Those that there are.
-        known: Vec<MeterName>,
-    },
-    /// Less is available than is needed.
-    #[error("{required} {meter} are needed and {available} are available{}", reset(*resets_at))]
-    Insufficient {
-        /// The meter.
-        meter: MeterName,
-        /// What is needed.
-        required: Amount,
-        /// What is available.
-        available: Amount,
-        /// When the plan grants more.
-        resets_at: Option<Timestamp>,
-    },
-    /// The cap of a month would be exceeded.
-    #[error(
-        "{required} {meter} more would exceed the {cap} of a month, of which {used} are used or held, until {resets_at}"
-    )]
-    CapReached {
-        /// The meter.
-        meter: MeterName,
-        /// What is needed.
-        required: Amount,
-        /// The cap.
-        cap: Amount,
-        /// What was used and is held.
-        used: Amount,
-        /// The end of the month.
-        resets_at: Timestamp,
-    },
-    /// As many holds are open as may be.
-    #[error("{most} operations are under way, which is the limit: settle or release one, or wait until {free_at}")]
-    Concurrency {
-        /// The limit.
-        most: usize,
-        /// The earliest deadline.
-        free_at: Timestamp,
-    },
-    /// There is no such hold, or it has ended.
-    #[error("the hold {0} is not open: it was settled or released, its deadline has passed, or it never was")]
-    HoldNotOpen(HoldId),
-    /// The deadline would be too late.
-    #[error("a hold lasts a day at most, and this one began at {reserved_at}: settle it, and reserve again")]
-    TooLong {
-        /// Its beginning.
-        reserved_at: Timestamp,
-    },
-    /// More was used than is held.
-    #[error("{asked} is more than the {held} that are held: extend the hold before more is used")]
-    MoreThanHeld {
-        /// What is held.
-        held: Amount,
-        /// What is asked for.
-        asked: Amount,
-    },
-    /// There are as many buckets as there may be.
-    #[error("an account has at most {MAX_BUCKETS} grants that are not used up; let some of them be used or end first")]
-    TooManyBuckets,
-    /// The sum would be too large.
-    #[error("no more than {} {meter} can be granted in all", Amount::MAX)]
-    TooMuch {
-        /// The meter.
-        meter: MeterName,
-    },
-}
-
-fn names(meters: &[MeterName]) -> String {
-    match meters {
-        [] => "none".to_owned(),
-        meters => meters.iter().map(MeterName::as_str).collect::<Vec<_>>().join(", "),
-    }
-}
-
-fn reset(at: Option<Timestamp>) -> String {
-    at.map_or_else(|| ": ask for credit".to_owned(), |at| format!(": the plan grants more at {at}"))
-}
-
-impl From<AccountError> for Rejection {
-    fn from(error: AccountError) -> Self {
-        let detail = error.to_string();
-        let figure = |name, value: &dyn std::fmt::Display| (name, value.to_string());
-        match error {
-            AccountError::Invalid(errors) => Self::invalid(errors),
-            AccountError::BillingRequired { since, .. } => {
-                Self::new(RejectionKind::PaymentRequired, "billing_required", detail)
-                    .with([figure("trial_ended_at", &since)])
-            }
-            AccountError::UnknownMeter { .. } => Self::field("/meter", "unknown_value", detail),
-            AccountError::Insufficient { required, available, resets_at, .. } => {
-                let figures = [figure("required", &required), figure("available", &available)];
-                let resets = resets_at.map(|at| figure("resets_at", &at));
-                Self::new(RejectionKind::PaymentRequired, "insufficient_balance", detail)
-                    .with(figures.into_iter().chain(resets))
-            }
-            AccountError::CapReached { required, cap, used, resets_at, .. } => {
-                let figures = [
-                    figure("required", &required),
-                    figure("available", &cap.less(used)),
-                    figure("resets_at", &resets_at),
-                ];
-                Self::new(RejectionKind::LimitReached, "usage_cap_reached", detail).with(figures).until(resets_at)
-            }
-            AccountError::Concurrency { most, free_at } => {
-                let figures = [figure("limit", &most), figure("free_at", &free_at)];
-                Self::new(RejectionKind::LimitReached, "hold_limit_exceeded", detail).with(figures).until(free_at)
-            }
-            AccountError::HoldNotOpen(_) => Self::new(RejectionKind::Conflict, "hold_not_open", detail),
-            AccountError::TooLong { .. } => Self::field("/seconds", "out_of_range", detail),
-            AccountError::MoreThanHeld { held, .. } => {
-                Self::new(RejectionKind::Conflict, "more_than_held", detail).with([figure("held", &held)])
-            }
-            AccountError::TooManyBuckets => Self::new(RejectionKind::Conflict, "too_many_grants", detail),
-            AccountError::TooMuch { .. } => Self::field("/amount", "out_of_range", detail),
-        }
     }
 }

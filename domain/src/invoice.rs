@@ -5,15 +5,17 @@
 //! of its own: until it is final, it is what it would be if it became final now.
 
 mod commands;
+mod provider;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 
 use orgstream_events::{
-    AggregateType, Amount, BucketSource, Currency, Event, InvoiceBillingEnded, InvoiceEvent, InvoiceFinalized,
-    InvoiceLine, InvoiceLineType, InvoiceNumber, InvoiceOpened, InvoicePaid, InvoiceVoided, MeterName, Month,
-    PlanVersion, Timestamp,
+    AggregateType, Amount, BucketSource, Currency, Event, InvoiceBillingEnded, InvoiceCustomerLinked,
+    InvoiceCustomerReleased, InvoiceEvent, InvoiceFinalized, InvoiceLine, InvoiceLineType, InvoiceNumber,
+    InvoiceOpened, InvoicePaid, InvoicePushed, InvoiceVoided, InvoiceWithdrawn, MeterName, Month, PlanVersion,
+    Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -24,12 +26,17 @@ use crate::{
     text::Faults,
 };
 
-pub use commands::{CloseMonth, EndBilling, MarkInvoicePaid, VoidInvoice};
+pub use commands::{
+    CloseMonth, EndBilling, LinkBillingCustomer, MarkInvoicePaid, NoteBillingCustomerReleased, NoteInvoicePushed,
+    NoteInvoiceWithdrawn, VoidInvoice,
+};
+use provider::AtProvider;
+pub use provider::{ProviderNote, ProviderStep};
 
 /// The time from the end of a month to its final invoice, in hours: holds of the month last as long.
 pub const FINAL_AFTER_HOURS: i64 = 24;
-/// The longest name of a payment, in characters.
-const MAX_PAYMENT: usize = 200;
+/// The longest name of a payment, a customer or an invoice where it was made, in characters.
+const MAX_NAME: usize = 200;
 const HOUR_MS: i64 = 3_600_000;
 
 /// The state of an organization's invoices.
@@ -46,6 +53,8 @@ pub struct Invoices {
     last_closed: Option<Month>,
     /// When billing ended, if it ever did.
     ended_at: Option<Timestamp>,
+    /// What the payment provider was told.
+    at_provider: AtProvider,
 }
 
 /// An invoice, without its lines: those are in the commit that made it final.
@@ -162,6 +171,8 @@ pub enum InvoiceCommand {
     MarkPaid(MarkInvoicePaid),
     /// Voids an invoice.
     Void(VoidInvoice),
+    /// Notes what the payment provider was told.
+    Note(ProviderNote),
 }
 
 /// The invoices as a decision makes them, and the events of that.
@@ -340,7 +351,7 @@ impl Aggregate for Invoices {
     type Event = InvoiceEvent;
     type Error = InvoiceError;
     const TYPE: AggregateType = AggregateType::Invoice;
-    const SHAPE: u16 = 1;
+    const SHAPE: u16 = 2;
 
     fn apply(&mut self, event: &InvoiceEvent) {
         match event {
@@ -403,6 +414,13 @@ impl Aggregate for Invoices {
                 self.at = event.at;
                 self.ended_at = Some(event.at);
             }
+            InvoiceEvent::CustomerLinked(InvoiceCustomerLinked { at, .. })
+            | InvoiceEvent::Pushed(InvoicePushed { at, .. })
+            | InvoiceEvent::Withdrawn(InvoiceWithdrawn { at, .. })
+            | InvoiceEvent::CustomerReleased(InvoiceCustomerReleased { at, .. }) => {
+                self.at = *at;
+                self.at_provider.apply(event);
+            }
         }
     }
 
@@ -448,10 +466,7 @@ impl Aggregate for Invoices {
                 Ok(billing.events)
             }
             InvoiceCommand::MarkPaid(MarkInvoicePaid { number, payment }) => {
-                let mut faults = Faults::default();
-                faults.length("/payment", &payment, 1, MAX_PAYMENT);
-                faults.lines("/payment", &payment);
-                faults.none_or(InvoiceError::Invalid)?;
+                check_name("/payment", &payment)?;
                 let invoice = self.invoice(number)?;
                 match invoice.status {
                     InvoiceStatus::Draft => Err(InvoiceError::NotFinal(number)),
@@ -462,6 +477,7 @@ impl Aggregate for Invoices {
                     }
                 }
             }
+            InvoiceCommand::Note(note) => Ok(self.note(note, now)?.into_iter().collect()),
             InvoiceCommand::Void(VoidInvoice { number, reason }) => {
                 check_reason(&reason)?;
                 match self.invoice(number)?.status {
@@ -481,6 +497,13 @@ impl Aggregate for Invoices {
     fn event_of(event: &Event) -> Option<&InvoiceEvent> {
         if let Event::Invoice(event) = event { Some(event) } else { None }
     }
+}
+
+fn check_name(pointer: &str, name: &str) -> Result<(), InvoiceError> {
+    let mut faults = Faults::default();
+    faults.length(pointer, name, 1, MAX_NAME);
+    faults.lines(pointer, name);
+    faults.none_or(InvoiceError::Invalid)
 }
 
 fn check_reason(reason: &str) -> Result<(), InvoiceError> {

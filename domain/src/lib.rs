@@ -43,7 +43,9 @@ pub mod text;
 pub mod unique_value;
 pub mod views;
 
-pub use account::{ChargeUsage, CreditAccount, ExtendHold, ReleaseHold, ReserveUsage, SettleHold};
+pub use account::{
+    ChangeTopUp, ChargeUsage, CreditAccount, DeclineTopUp, ExtendHold, PayTopUp, ReleaseHold, ReserveUsage, SettleHold,
+};
 pub use aggregate::{Aggregate, DecisionContext, Place};
 pub use api_key::{IssueApiKey, RevokeApiKey, RotateApiKey};
 pub use catalog_choices::{ChooseCatalogItem, ClearCatalogChoice};
@@ -51,7 +53,10 @@ pub use catalog_item::{PublishCatalogItem, WithdrawCatalogItem};
 pub use command::{About, Command, CommandSpec, Declared, HourlyLimit, Requires, Scope};
 pub use domain::{ClaimDomain, JoinByDomain, ProveDomain, RemoveDomain};
 pub use invitation::{AcceptInvitation, IssueInvitation, ResendInvitation, RevokeInvitation};
-pub use invoice::{CloseMonth, EndBilling, MarkInvoicePaid, VoidInvoice};
+pub use invoice::{
+    CloseMonth, EndBilling, LinkBillingCustomer, MarkInvoicePaid, NoteBillingCustomerReleased, NoteInvoicePushed,
+    NoteInvoiceWithdrawn, VoidInvoice,
+};
 pub use kind::{ChangeKind, RegisterKind, RestoreKind, RetireKind};
 pub use member::{AddMember, ChangeMemberRole, RemoveMember};
 pub use organization::{

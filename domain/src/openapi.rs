@@ -153,6 +153,10 @@ pub fn plan_definition() -> Object {
                 "2.5",
             ),
         )
+        .property(
+            "top_up_price_per_million",
+            text("Price of a million units that are bought before they are used; none are sold without it.", "2"),
+        )
         .property("cap", text("Most that may be used in a month, whatever was granted.", "2000000"))
         .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(false)));
     let limits = ObjectBuilder::new()
@@ -178,6 +182,26 @@ pub fn plan_definition() -> Object {
             number("Days of the trial from the change to this plan on, 1 to 366; no end without it.", 30),
         )
         .required("title")
+        .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(false)))
+        .build()
+}
+
+/// When an amount is bought by itself.
+pub fn top_up_rule() -> Object {
+    let text = |says: &str, example: &str| {
+        ObjectBuilder::new().schema_type(Type::String).description(Some(says)).examples([example])
+    };
+    ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .description(Some("Rule of top-ups, or null. Amounts are decimal texts in units of the meter."))
+        .property("below", text("Amount that is available when more is bought: less than this.", "10000"))
+        .property("amount", text("Amount that is bought; the smallest multiple of it that fills the gap.", "100000"))
+        .property(
+            "monthly_limit",
+            text("Most that is bought by itself in a calendar month (UTC); no limit without it.", "1000000"),
+        )
+        .required("below")
+        .required("amount")
         .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(false)))
         .build()
 }

@@ -201,7 +201,8 @@ fn check(definition: &PlanDefinition) -> Result<(), PlanError> {
     if definition.monthly_fee > Amount::units(MAX_MONEY) {
         faults.add("/definition/monthly_fee", "out_of_range", format!("must be at most {MAX_MONEY}"));
     }
-    for (meter, MeterTerms { included, overage, price_per_million, cap }) in &definition.meters {
+    for (meter, terms) in &definition.meters {
+        let MeterTerms { included, overage, price_per_million, top_up_price_per_million, cap } = terms;
         let at = |field: &str| format!("/definition/meters/{meter}/{field}");
         if !price_per_million.is_zero() && overage.is_zero() {
             faults.add(at("price_per_million"), "out_of_range", "goes with an overage: nothing else has a price");
@@ -209,6 +210,9 @@ fn check(definition: &PlanDefinition) -> Result<(), PlanError> {
         if overage.priced(*price_per_million).is_none_or(|money| money > Amount::units(MAX_MONEY)) {
             let rule = format!("must be so that all of the overage is at most {MAX_MONEY} of money");
             faults.add(at("price_per_million"), "out_of_range", rule);
+        }
+        if *top_up_price_per_million > Amount::units(MAX_MONEY) {
+            faults.add(at("top_up_price_per_million"), "out_of_range", format!("must be at most {MAX_MONEY}"));
         }
         match included.plus(*overage) {
             None => faults.add(

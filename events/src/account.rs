@@ -16,6 +16,10 @@ event_enum! {
         Released(AccountReleased) = "account.released", 1;
         HoldsExpired(AccountHoldsExpired) = "account.holds_expired", 1;
         ThresholdCrossed(AccountThresholdCrossed) = "account.threshold_crossed", 1;
+        TopUpChanged(AccountTopUpChanged) = "account.top_up_changed", 1;
+        TopUpRequested(AccountTopUpRequested) = "account.top_up_requested", 1;
+        TopUpPaid(AccountTopUpPaid) = "account.top_up_paid", 1;
+        TopUpDeclined(AccountTopUpDeclined) = "account.top_up_declined", 1;
     }
 }
 
@@ -241,4 +245,77 @@ pub struct AccountThresholdCrossed {
     pub available: Amount,
     /// What is granted.
     pub granted: Amount,
+}
+
+/// The number of a top-up in its account, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TopUpId(pub u32);
+
+/// When an amount is bought by itself, and how much of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopUpRule {
+    /// The amount that is available when more is bought: less than this.
+    pub below: Amount,
+    /// The amount that is bought; a multiple of it where one is not enough.
+    pub amount: Amount,
+    /// The most that is bought by itself in a calendar month; none for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monthly_limit: Option<Amount>,
+}
+
+/// The organization changed when an amount is bought by itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AccountTopUpChanged {
+    /// When it took effect.
+    pub at: Timestamp,
+    /// The meter.
+    pub meter: MeterName,
+    /// The rule from now on; none when nothing is bought by itself any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<TopUpRule>,
+}
+
+/// An amount is to be bought: the payment provider is asked for its price.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AccountTopUpRequested {
+    /// When it took effect.
+    pub at: Timestamp,
+    /// The top-up.
+    pub top_up: TopUpId,
+    /// The meter.
+    pub meter: MeterName,
+    /// The amount.
+    pub amount: Amount,
+    /// The money for all of it.
+    pub price: Amount,
+}
+
+/// A top-up was paid. What was bought is granted in the same commit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AccountTopUpPaid {
+    /// When it took effect.
+    pub at: Timestamp,
+    /// The top-up.
+    pub top_up: TopUpId,
+    /// The meter.
+    pub meter: MeterName,
+    /// The payment, by the name that it has where it was made.
+    pub payment: String,
+}
+
+/// A top-up was not paid. The next one is requested later.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AccountTopUpDeclined {
+    /// When it took effect.
+    pub at: Timestamp,
+    /// The top-up.
+    pub top_up: TopUpId,
+    /// The meter.
+    pub meter: MeterName,
+    /// The reason, as the payment provider says it.
+    pub reason: String,
+    /// The first moment at which another one may be requested.
+    pub retry_at: Timestamp,
 }

@@ -12,6 +12,10 @@ event_enum! {
         Paid(InvoicePaid) = "invoice.paid", 1;
         Voided(InvoiceVoided) = "invoice.voided", 1;
         BillingEnded(InvoiceBillingEnded) = "invoice.billing_ended", 1;
+        CustomerLinked(InvoiceCustomerLinked) = "invoice.customer_linked", 1;
+        Pushed(InvoicePushed) = "invoice.pushed", 1;
+        Withdrawn(InvoiceWithdrawn) = "invoice.withdrawn", 1;
+        CustomerReleased(InvoiceCustomerReleased) = "invoice.customer_released", 1;
     }
 }
 
@@ -129,4 +133,42 @@ pub struct InvoiceBillingEnded {
     pub at: Timestamp,
     /// The reason, in the operator's words.
     pub reason: String,
+}
+
+/// The payment provider has a customer that stands for the organization.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InvoiceCustomerLinked {
+    /// When it took effect.
+    pub at: Timestamp,
+    /// The customer's id at the provider.
+    pub customer: String,
+}
+
+/// The payment provider has an invoice, and collects it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InvoicePushed {
+    /// When it took effect.
+    pub at: Timestamp,
+    /// The invoice.
+    pub number: InvoiceNumber,
+    /// Its id at the provider.
+    pub id: String,
+}
+
+/// The payment provider does not collect an invoice any more.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InvoiceWithdrawn {
+    /// When it took effect.
+    pub at: Timestamp,
+    /// The invoice.
+    pub number: InvoiceNumber,
+}
+
+/// The payment provider knows that billing ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InvoiceCustomerReleased {
+    /// When it took effect.
+    pub at: Timestamp,
+    /// The customer's id at the provider.
+    pub customer: String,
 }

@@ -49,8 +49,9 @@ pub use access::{
 };
 pub use account::{
     AccountAllowanceChanged, AccountBucketClosed, AccountEvent, AccountExtended, AccountGranted, AccountHoldsExpired,
-    AccountReleased, AccountReserved, AccountSettled, AccountThresholdCrossed, BucketId, BucketSource, Draw,
-    ExpiredHold, UsedBy, UsedFor,
+    AccountReleased, AccountReserved, AccountSettled, AccountThresholdCrossed, AccountTopUpChanged,
+    AccountTopUpDeclined, AccountTopUpPaid, AccountTopUpRequested, BucketId, BucketSource, Draw, ExpiredHold, TopUpId,
+    TopUpRule, UsedBy, UsedFor,
 };
 pub use amount::{Amount, AmountError, AmountSum};
 pub use api_key::{ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, KeyEnvironment};
@@ -77,8 +78,8 @@ pub use ids::{
 };
 pub use invitation::{InvitationAccepted, InvitationEvent, InvitationIssued, InvitationResent, InvitationRevoked};
 pub use invoice::{
-    InvoiceBillingEnded, InvoiceEvent, InvoiceFinalized, InvoiceLine, InvoiceLineType, InvoiceNumber, InvoiceOpened,
-    InvoicePaid, InvoiceVoided,
+    InvoiceBillingEnded, InvoiceCustomerLinked, InvoiceCustomerReleased, InvoiceEvent, InvoiceFinalized, InvoiceLine,
+    InvoiceLineType, InvoiceNumber, InvoiceOpened, InvoicePaid, InvoicePushed, InvoiceVoided, InvoiceWithdrawn,
 };
 pub use kind::{KindChanged, KindDefinition, KindEvent, KindRegistered, KindRestored, KindRetired, Visibility};
 pub use kind_view::{Bucket, Fold, Measure, Scalar, ViewCondition, ViewDefinition};

@@ -64,6 +64,9 @@ pub struct MeterTerms {
     /// The money for a million units of what is used beyond what is included; nothing where that is free.
     #[serde(default, skip_serializing_if = "Amount::is_zero")]
     pub price_per_million: Amount,
+    /// The money for a million units that are bought before they are used; nothing where none are sold.
+    #[serde(default, skip_serializing_if = "Amount::is_zero")]
+    pub top_up_price_per_million: Amount,
     /// The most that may be used in a calendar month, wherever it comes from; none for no cap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cap: Option<Amount>,

@@ -110,9 +110,9 @@ impl EventSubject {
         format!("ev.{shard}.{org}.{}.*", aggregate.name())
     }
 
-    /// Returns the wildcard of the organization aggregates of all orgs in one shard: one subject each.
-    pub fn every_org_in_shard(shard: Shard) -> String {
-        format!("ev.{shard}.*.{}.*", AggregateType::Organization.name())
+    /// Returns the wildcard of the aggregates of a type of all orgs in one shard: one subject each, where an org has one of them.
+    pub fn every_org_in_shard(shard: Shard, aggregate: AggregateType) -> String {
+        format!("ev.{shard}.*.{}.*", aggregate.name())
     }
 
     /// Parses the shard and org of a subject, without the aggregate: all that routing needs.

@@ -70,7 +70,11 @@ impl<'a> Changeset<'a> {
             | AccountEvent::Extended(_)
             | AccountEvent::Released(_)
             | AccountEvent::HoldsExpired(_)
-            | AccountEvent::ThresholdCrossed(_) => {}
+            | AccountEvent::ThresholdCrossed(_)
+            | AccountEvent::TopUpChanged(_)
+            | AccountEvent::TopUpRequested(_)
+            | AccountEvent::TopUpPaid(_)
+            | AccountEvent::TopUpDeclined(_) => {}
         }
     }
 

@@ -5,4 +5,5 @@ pub(crate) mod egress;
 pub mod identity_provider;
 pub mod key_ring;
 pub mod mail;
+pub mod payments;
 pub mod search_target;

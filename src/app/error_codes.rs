@@ -64,6 +64,8 @@ pub const CODES: &[Code] = &[
     code("contention", &[409], "Too many changed the same thing at once. Try again."),
     code("hold_not_open", &[409], "The hold was settled or released, its deadline has passed, or it never was."),
     code("more_than_held", &[409], "More was used than is held: extend the hold before that."),
+    code("top_up_not_sold", &[409], "The plan sells none of the meter beforehand."),
+    code("top_up_not_open", &[409], "The top-up was paid or declined, or it never was."),
     code("too_many_grants", &[409], "The account has as many grants that are not used up as it may have."),
     code("month_not_over", &[409], "The month goes on until `figures.ends_at`; it is closed then."),
     code("invoice_not_final", &[409], "The invoice is a draft until a day after the end of its month."),

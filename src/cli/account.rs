@@ -5,7 +5,7 @@ use std::pin::pin;
 use anyhow::Context;
 use clap::Subcommand;
 use futures_util::TryStreamExt;
-use orgstream_events::{AccountEvent, Amount, MeterName, Timestamp};
+use orgstream_events::{AccountEvent, Amount, MeterName, Timestamp, TopUpRule};
 use orgstream_verifier::account::{Ledger, Line};
 use reqwest::Method;
 use serde::de::DeserializeOwned;
@@ -46,11 +46,41 @@ pub(crate) enum Job {
     },
     /// Grant an organization an amount. For operators.
     Credit(CreditArgs),
+    /// Buy more of a meter by itself when little is left, or stop that.
+    ///
+    /// One top-up is open at a time: the smallest multiple of --amount that fills the gap, at the plan's price for that. After one
+    /// that was declined the next is requested an hour later at the earliest, and twice as late each time.
+    TopUp(TopUpArgs),
     /// List every change of the balances, the oldest first: what was granted, used, lapsed or withdrawn, and the balance after it.
     ///
     /// The balance of a meter is what is left and held of it. It is computed from the events of the audit log, so this needs the
     /// permission audit:read; `orgstream-verify account` does the same with an exported log, without a server.
     Ledger(LedgerArgs),
+}
+
+/// When more is bought, and how much.
+#[derive(clap::Args)]
+pub(crate) struct TopUpArgs {
+    /// The organization, by id or slug; by default the one that the key belongs to.
+    #[arg(long, value_name = "ORG")]
+    org: Option<String>,
+    /// The meter, for example `tokens`.
+    #[arg(value_name = "METER")]
+    meter: MeterName,
+    /// The amount that is available when more is bought: less than this.
+    #[arg(long, value_name = "AMOUNT", requires = "amount", required_unless_present = "off")]
+    below: Option<Amount>,
+    /// The amount that is bought.
+    #[arg(long, value_name = "AMOUNT", requires = "below")]
+    amount: Option<Amount>,
+    /// The most that is bought in a calendar month (UTC); no limit without it.
+    #[arg(long, value_name = "AMOUNT", requires = "below")]
+    monthly_limit: Option<Amount>,
+    /// Buy nothing by itself any more.
+    #[arg(long, conflicts_with = "below")]
+    off: bool,
+    #[command(flatten)]
+    client: ClientArgs,
 }
 
 /// What is granted, and why.
@@ -104,6 +134,7 @@ pub(crate) async fn run(job: Job) -> anyhow::Result<()> {
     match job {
         Job::Show { org, json, client } => show(&Api::new(&client)?, org, json).await,
         Job::Credit(args) => credit(args).await,
+        Job::TopUp(args) => top_up(args).await,
         Job::Ledger(args) => ledger(args).await,
     }
 }
@@ -125,6 +156,35 @@ async fn show(api: &Api, org: Option<String>, json: bool) -> anyhow::Result<()> 
     note!("{} is on the plan {}, at {}", text("org_id"), text("plan"), text("exact_at"));
     if answer.get("billing_required") == Some(&Value::Bool(true)) {
         note!("its trial ended at {}: nothing is used before a paid plan is chosen", text("trial_ends_at"));
+    }
+    for meter in meters {
+        let text = |pointer: &str| meter.pointer(pointer).and_then(Value::as_str);
+        let Some(name) = text("/meter") else { continue };
+        if let (Some(below), Some(amount)) = (text("/top_up/rule/below"), text("/top_up/rule/amount")) {
+            note!("{name}: {amount} are bought when fewer than {below} are available");
+        }
+        if let (Some(amount), Some(price)) = (text("/top_up/open/amount"), text("/top_up/open/price")) {
+            note!("{name}: a top-up of {amount} for {price} is to be paid");
+        }
+        if let Some(at) = text("/top_up/retry_at") {
+            note!("{name}: the last top-up was declined; the next one may be requested at {at}");
+        }
+    }
+    Ok(())
+}
+
+async fn top_up(args: TopUpArgs) -> anyhow::Result<()> {
+    let TopUpArgs { org, meter, below, amount, monthly_limit, off: _, client } = args;
+    let api = Api::new(&client)?;
+    let org = api.org(org).await?;
+    let rule = below.zip(amount).map(|(below, amount)| TopUpRule { below, amount, monthly_limit });
+    let command = json!({"type": "change_top_up", "meter": meter, "rule": rule});
+    api.post(&format!("/v1/organizations/{org}/commands"), &command).await?;
+    match rule {
+        Some(TopUpRule { below, amount, .. }) => {
+            note!("{amount} {meter} are bought when fewer than {below} are available");
+        }
+        None => note!("no {meter} are bought by themselves any more"),
     }
     Ok(())
 }
@@ -218,6 +278,10 @@ fn event_of(line: &Value) -> anyhow::Result<Option<AccountEvent>> {
         "account.released" => AccountEvent::Released(body(line)?),
         "account.holds_expired" => AccountEvent::HoldsExpired(body(line)?),
         "account.threshold_crossed" => AccountEvent::ThresholdCrossed(body(line)?),
+        "account.top_up_changed" => AccountEvent::TopUpChanged(body(line)?),
+        "account.top_up_requested" => AccountEvent::TopUpRequested(body(line)?),
+        "account.top_up_paid" => AccountEvent::TopUpPaid(body(line)?),
+        "account.top_up_declined" => AccountEvent::TopUpDeclined(body(line)?),
         _ => return Ok(None),
     }))
 }

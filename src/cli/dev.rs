@@ -57,7 +57,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         worker.id = Uuid::nil();
     }
     let signing = Some(sign::witnesses(args.witnesses.as_ref())?);
-    let options = StackOptions { http: args.http, worker: Some(worker), signing, ..StackOptions::new(&dir) };
+    let options =
+        StackOptions { http: args.http, worker: Some(worker), signing, payments: true, ..StackOptions::new(&dir) };
     let starting = Stack::start(options, metrics, |step| steps.set_message(step));
     // Half-started parts end with the future that started them: the servers' processes are stopped and waited for.
     let Some(mut stack) = node::unless_asked(&stop, starting).await? else {
@@ -79,6 +80,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         nats_monitor_url: stack.nats.monitor_url.clone(),
         postgres_url: stack.owner_url.clone(),
         issuer_url: stack.issuer.url().to_owned(),
+        payments_url: stack.payments.as_ref().map(|provider| provider.url().to_owned()),
         platform_admin_token: stack.secrets.platform_token.clone(),
         demo,
     };

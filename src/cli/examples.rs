@@ -106,6 +106,11 @@ orgstream break-glass --org acme --close",
         "orgstream account credit --org acme ecu 100 --reason \"ticket 4711: goodwill\" --expires-at 2027-01-01T00:00:00Z",
     ),
     (
+        "account top-up",
+        "orgstream account top-up tokens --below 10000 --amount 100000 --monthly-limit 1000000
+orgstream account top-up tokens --off",
+    ),
+    (
         "account ledger",
         "orgstream account ledger --org acme                     # every change, with the balance after it
 orgstream account ledger --org acme --csv > ledger.csv  # for a spreadsheet
@@ -127,7 +132,11 @@ orgstream usage --step hour --group-by model --watch     # hours, by model, unti
 orgstream usage --from 2026-03-01T00:00:00Z --to 2026-04-01T00:00:00Z --json",
     ),
     ("invoices list", "orgstream invoices list --org acme"),
-    ("invoices show", "orgstream invoices show 3 --org acme # with its lines"),
+    (
+        "invoices show",
+        "orgstream invoices show 3 --org acme                    # with its lines
+orgstream invoices show 3 --org acme --pdf invoice-3.pdf",
+    ),
     ("invoices close", "orgstream invoices close 2026-03 --org acme # the program does it by itself"),
     ("invoices pay", "orgstream invoices pay 3 --org acme --payment \"transfer 2026-04-05\""),
     ("invoices void", "orgstream invoices void 3 --org acme --reason \"ticket 4711: goodwill\""),

@@ -1,7 +1,11 @@
 //! `orgstream invoices`: what an organization owes, and what an operator does about it.
 
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
 use clap::Subcommand;
 use orgstream_events::{InvoiceNumber, Month};
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
@@ -28,6 +32,9 @@ pub(crate) enum Job {
         /// The number of the invoice.
         #[arg(value_name = "NUMBER")]
         number: InvoiceNumber,
+        /// Write it to this file as a PDF.
+        #[arg(long, value_name = "FILE")]
+        pdf: Option<PathBuf>,
         #[command(flatten)]
         common: Common,
     },
@@ -86,7 +93,8 @@ pub(crate) struct Common {
 pub(crate) async fn run(job: Job) -> anyhow::Result<()> {
     let (common, command) = match job {
         Job::List { common } => return list(common).await,
-        Job::Show { number, common } => return show(number, common).await,
+        Job::Show { number, pdf: Some(file), common } => return print(number, &file, common).await,
+        Job::Show { number, pdf: None, common } => return show(number, common).await,
         Job::Close { month, common } => (common, json!({"type": "close_month", "month": month})),
         Job::Pay { number, payment, common } => {
             (common, json!({"type": "mark_invoice_paid", "number": number, "payment": payment}))
@@ -142,6 +150,16 @@ async fn show(number: InvoiceNumber, common: Common) -> anyhow::Result<()> {
     say!("{}", rows_table(&rows, &head, &[4, 5, 6]).trim_fmt())?;
     let text = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or("-");
     note!("invoice {number} of {}: {}, {} {}", text("month"), text("status"), text("total"), text("currency"));
+    Ok(())
+}
+
+async fn print(number: InvoiceNumber, file: &Path, common: Common) -> anyhow::Result<()> {
+    let api = Api::new(&common.client)?;
+    let org = api.org(common.org).await?;
+    let request = api.request(Method::GET, &format!("/v1/organizations/{org}/invoices/{number}/pdf"));
+    let bytes = api.send(request).await?.bytes().await.map_err(|error| api.unreachable(error))?;
+    std::fs::write(file, &bytes).with_context(|| format!("{} cannot be written", file.display()))?;
+    note!("invoice {number} is in {}", file.display());
     Ok(())
 }
 

@@ -3,7 +3,8 @@
 use crate::{
     api::http::platform::health,
     config::{
-        Auth0Args, DatabaseArgs, HttpArgs, IdentityArgs, KeyRingArgs, MailArgs, NatsArgs, SearchArgs, SecretArgs,
+        Auth0Args, DatabaseArgs, HttpArgs, IdentityArgs, KeyRingArgs, MailArgs, NatsArgs, PaymentArgs, SearchArgs,
+        SecretArgs,
     },
     process as node,
     telemetry::{self, metrics::Process},
@@ -39,6 +40,8 @@ pub(crate) struct Args {
     mail: MailArgs,
     #[command(flatten)]
     auth0: Auth0Args,
+    #[command(flatten)]
+    payments: PaymentArgs,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -53,6 +56,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         idp,
         producers,
         key_ring: key_ring.clone(),
+        payments: args.payments.provider()?,
         http: args.bounds,
         ..node::Adapters::default()
     };

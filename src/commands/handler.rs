@@ -20,7 +20,7 @@ use orgstream_domain::{
     credentials::key::Pepper,
     domain::{Domain, DomainCommand},
     invitation::{Invitation, InvitationCommand},
-    invoice::{InvoiceCommand, Invoices},
+    invoice::{InvoiceCommand, Invoices, ProviderNote},
     kind::{Kind, KindCommand},
     member::{MemberCommand, Members},
     organization::{Organization, OrganizationCommand, OrganizationError, Profile},
@@ -458,6 +458,9 @@ impl CommandHandler {
             Command::ReleaseHold(command) => self.account(&attempt, &to, AccountAction::Release(command)).await,
             Command::ChargeUsage(command) => self.account(&attempt, &to, AccountAction::Charge(command)).await,
             Command::CreditAccount(command) => self.account(&attempt, &to, AccountAction::Credit(command)).await,
+            Command::ChangeTopUp(command) => self.account(&attempt, &to, AccountAction::ChangeTopUp(command)).await,
+            Command::PayTopUp(command) => self.account(&attempt, &to, AccountAction::PayTopUp(command)).await,
+            Command::DeclineTopUp(command) => self.account(&attempt, &to, AccountAction::DeclineTopUp(command)).await,
             Command::CloseMonth(command) => {
                 let (terms, used) = Box::pin(self.billing(&placement)).await?;
                 self.execute::<Invoices>(&attempt, &to, InvoiceCommand::Close { command, terms, used }).await
@@ -471,6 +474,18 @@ impl CommandHandler {
             }
             Command::VoidInvoice(command) => {
                 self.execute::<Invoices>(&attempt, &to, InvoiceCommand::Void(command)).await
+            }
+            Command::LinkBillingCustomer(command) => {
+                self.execute::<Invoices>(&attempt, &to, InvoiceCommand::Note(ProviderNote::Customer(command))).await
+            }
+            Command::NoteInvoicePushed(command) => {
+                self.execute::<Invoices>(&attempt, &to, InvoiceCommand::Note(ProviderNote::Pushed(command))).await
+            }
+            Command::NoteInvoiceWithdrawn(command) => {
+                self.execute::<Invoices>(&attempt, &to, InvoiceCommand::Note(ProviderNote::Withdrawn(command))).await
+            }
+            Command::NoteBillingCustomerReleased(command) => {
+                self.execute::<Invoices>(&attempt, &to, InvoiceCommand::Note(ProviderNote::Released(command))).await
             }
             Command::RetryParked(command) => {
                 self.execute::<Parking>(&attempt, &to, ParkingCommand::Retry(command)).await

@@ -45,6 +45,9 @@ pub struct DemoFile {
     pub postgres_url: String,
     /// The URL of the built-in OpenID Connect issuer.
     pub issuer_url: String,
+    /// The URL of the payment provider that moves no money, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payments_url: Option<String>,
     /// The platform operator's bearer token.
     pub platform_admin_token: String,
     /// People and organizations.

@@ -24,7 +24,10 @@ use zeroize::Zeroizing;
 
 use super::issuer::DevIssuer;
 use crate::{
-    adapters::key_ring::RingFile,
+    adapters::{
+        key_ring::RingFile,
+        payments::{FakeProvider, PaymentProvider},
+    },
     app::submit::Gateway,
     audit::{
         keys::KeyFiles,
@@ -46,6 +49,8 @@ const HOST: &str = "localhost";
 pub const KEYS: &str = "keys";
 /// The file of the key ring, inside the data folder.
 const RING: &str = "key-ring.json";
+/// The file of the payment provider, inside the data folder.
+const PAYMENTS: &str = "payments.json";
 /// The polling interval of the servers.
 const WATCH: Duration = Duration::from_millis(300);
 /// The minimum interval between restarts of nats-server for shards that accept nothing: longer than a process reports a
@@ -70,6 +75,8 @@ pub struct StackOptions {
     pub worker: Option<WorkerOptions>,
     /// The policy file with the witnesses of the audit logs, whose heads are then signed. None leaves them unsigned.
     pub signing: Option<String>,
+    /// Whether a payment provider that moves no money collects what is owed.
+    pub payments: bool,
 }
 
 impl StackOptions {
@@ -83,6 +90,7 @@ impl StackOptions {
             shards: 16,
             worker: Some(WorkerOptions::new(Uuid::nil())),
             signing: None,
+            payments: false,
         }
     }
 }
@@ -152,6 +160,8 @@ pub struct Stack {
     pub auth: Arc<Authenticator>,
     /// The issuer of the people.
     pub issuer: DevIssuer,
+    /// The payment provider, which moves no money.
+    pub payments: Option<FakeProvider>,
     stop: CancellationToken,
     stop_worker: CancellationToken,
     worker: Option<JoinHandle<()>>,
@@ -249,7 +259,16 @@ impl Stack {
         let key_ring =
             KeyRingArgs { key_ring: Some(key_ring(&dir.join(RING))?), ..KeyRingArgs::default() }.ring().await?;
         node::check_key_ring(&log, key_ring.clone()).await?;
+        let mut payments = None;
+        if options.payments {
+            let mut provider = FakeProvider::start(Some(dir.join(PAYMENTS))).await?;
+            provider.behave(|behaviour| behaviour.pays_invoices = true);
+            provider.deliver_to(format!("{base_url}/v1/payment-reports"));
+            payments = Some(provider);
+        }
+        let adapter = payments.as_ref().map(FakeProvider::adapter).transpose()?;
         let outside = node::Adapters {
+            payments: adapter.map(|adapter| Arc::new(adapter) as Arc<dyn PaymentProvider>),
             mail: mail.mailer()?,
             key_ring,
             local_issuers: true,
@@ -273,6 +292,7 @@ impl Stack {
             gateway,
             auth,
             issuer,
+            payments,
             stop,
             stop_worker,
             worker,

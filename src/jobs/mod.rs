@@ -18,6 +18,7 @@ pub mod audit_webhook;
 pub mod history;
 pub mod invoices;
 pub mod mail;
+pub mod payments;
 pub mod view_builds;
 
 /// Pause before the first restart; it doubles up to [`MAX_PAUSE`].
@@ -62,6 +63,8 @@ jobs! {
     ViewBuilds = "view_builds";
     /// Closes months. Each process does so for itself; the log decides that there is one invoice.
     Invoices = "invoices";
+    /// Tells the payment provider what is owed. Each process does so for itself; the provider makes each thing once.
+    Payments = "payments";
 }
 
 type Run = Box<dyn Fn(CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;

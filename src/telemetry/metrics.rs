@@ -231,6 +231,14 @@ pub const FIGURES: &[Figure] = &[
     figure(
         Counter,
         Api,
+        "orgstream_payment_failures_total",
+        "failures",
+        &[],
+        "Attempts to tell the payment provider something that failed. Each is repeated later.",
+    ),
+    figure(
+        Counter,
+        Api,
         "orgstream_audit_webhook_posts_total",
         "posts",
         &[("outcome", Known(&["confirmed", "failed"]))],

@@ -44,12 +44,20 @@ impl Log {
 
     /// Returns every organization of the shard, in no order. The platform's own org is not among them.
     pub async fn orgs_of_shard(&self, shard: Shard) -> Result<Vec<OrgId>, StreamError> {
-        let filter = EventSubject::every_org_in_shard(shard);
+        let lengths = self.lengths_of(shard, AggregateType::Organization).await?;
+        Ok(lengths.into_iter().map(|(org, _)| org).collect())
+    }
+
+    /// Returns every organization of the shard that has an aggregate of a type of which there is one, and the number of that
+    /// one's messages, in no order. Who remembers the number sees which of them has changed.
+    pub async fn lengths_of(&self, shard: Shard, aggregate: AggregateType) -> Result<Vec<(OrgId, u64)>, StreamError> {
+        let filter = EventSubject::every_org_in_shard(shard, aggregate);
         let asked = self.stream_of(shard)?.info_with_subjects(filter).await;
         let mut subjects = asked.map_err(|error| unavailable(LIST, error))?;
         let mut orgs = Vec::new();
-        while let Some((subject, _)) = subjects.try_next().await.map_err(|error| unavailable(LIST, error))? {
-            orgs.extend(EventSubject::route(&subject).map(|(_, org)| org).ok());
+        while let Some((subject, length)) = subjects.try_next().await.map_err(|error| unavailable(LIST, error))? {
+            let length = u64::try_from(length).unwrap_or(u64::MAX);
+            orgs.extend(EventSubject::route(&subject).map(|(_, org)| (org, length)).ok());
         }
         Ok(orgs)
     }

@@ -18,6 +18,7 @@ use orgstream::{
         dns::{DnsError, TxtRecords},
         identity_provider::{IdentityOrganizations, NoIdentityProvider},
         key_ring::{FileRing, KeyRing, RingFile},
+        payments::PaymentProvider,
     },
     app::submit::Gateway,
     auth::Authenticator,
@@ -202,24 +203,31 @@ impl Api {
     /// Starts with other settings for sign-ins.
     pub(crate) async fn start_with(change: impl FnOnce(&mut IdentityArgs)) -> Self {
         let mail = |folder| MailArgs { mail_folder: Some(folder), ..mail_args() };
-        Self::start_as(change, mail, Arc::new(NoIdentityProvider), SearchTargets::default()).await
+        Self::start_as(change, mail, Arc::new(NoIdentityProvider), SearchTargets::default(), None).await
     }
 
     /// Starts with an external identity provider.
     pub(crate) async fn start_with_idp(idp: Arc<dyn IdentityOrganizations>) -> Self {
         let mail = |folder| MailArgs { mail_folder: Some(folder), ..mail_args() };
-        Self::start_as(|_| {}, mail, idp, SearchTargets::default()).await
+        Self::start_as(|_| {}, mail, idp, SearchTargets::default(), None).await
+    }
+
+    /// Starts with a payment provider.
+    pub(crate) async fn start_paying(payments: Arc<dyn PaymentProvider>) -> Self {
+        let mail = |folder| MailArgs { mail_folder: Some(folder), ..mail_args() };
+        let (idp, targets) = (Arc::new(NoIdentityProvider), SearchTargets::default());
+        Self::start_as(|_| {}, mail, idp, targets, Some(payments)).await
     }
 
     /// Starts with search targets, for the API and its worker.
     pub(crate) async fn start_searching(targets: SearchTargets) -> Self {
         let mail = |folder| MailArgs { mail_folder: Some(folder), ..mail_args() };
-        Self::start_as(|_| {}, mail, Arc::new(NoIdentityProvider), targets).await
+        Self::start_as(|_| {}, mail, Arc::new(NoIdentityProvider), targets, None).await
     }
 
     /// Starts with a mail transport other than a folder.
     pub(crate) async fn start_mailing(mail: impl FnOnce(PathBuf) -> MailArgs) -> Self {
-        Self::start_as(|_| {}, mail, Arc::new(NoIdentityProvider), SearchTargets::default()).await
+        Self::start_as(|_| {}, mail, Arc::new(NoIdentityProvider), SearchTargets::default(), None).await
     }
 
     async fn start_as(
@@ -227,6 +235,7 @@ impl Api {
         mail: impl FnOnce(PathBuf) -> MailArgs,
         idp: Arc<dyn IdentityOrganizations>,
         targets: SearchTargets,
+        payments: Option<Arc<dyn PaymentProvider>>,
     ) -> Self {
         let nats = Nats::start(false).await;
         let database = database().await;
@@ -271,6 +280,7 @@ impl Api {
             local_issuers: true,
             producers,
             key_ring: Some(ring),
+            payments,
             ..node::Adapters::default()
         };
         let (base, auth, gateway) = serve(&log, db.clone(), &secrets, &identity, &outside, Some(watch), &stop).await;

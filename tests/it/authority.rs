@@ -233,7 +233,7 @@ fn giving(name: &str) -> bool {
         "reason": "x", "data": {}, "items": [{}], "pipeline": "audit", "title": "x", "schema": {}, "visibility": "private",
         "seq": 1, "aggregate": {"type": "record", "id": id("res")}, "choice": "pinned",
         "definition": {"title": "x"}, "meter": "ecu", "amount": "1", "hold": id("hold"),
-        "month": "2026-03", "number": 1, "payment": "transfer",
+        "month": "2026-03", "number": 1, "payment": "transfer", "top_up": 1, "customer": "cus_1",
     });
     // Joining takes what was offered, which is another test.
     // So is the removal of a connection, which takes a person besides (`rights.rs`).

@@ -13,21 +13,21 @@ use crate::{
     cluster::eventually,
 };
 
-async fn send(api: &Api, bearer: &str, org: &Org, command: &Value) -> Answer {
+pub(crate) async fn send(api: &Api, bearer: &str, org: &Org, command: &Value) -> Answer {
     api.post(bearer, &org.path("commands"), command).await
 }
 
-async fn charge(api: &Api, org: &Org, amount: &str) {
+pub(crate) async fn charge(api: &Api, org: &Org, amount: &str) {
     let command = json!({"type": "charge_usage", "meter": "tokens", "amount": amount});
     send(api, &org.owner, org, &command).await.expect(200);
 }
 
-fn end() -> Value {
+pub(crate) fn end() -> Value {
     json!({"type": "end_billing", "reason": "contract ended"})
 }
 
 /// Puts the organization on a plan of its own, on which a million tokens cost 2 beyond the first 100,000.
-async fn on_paid_plan(api: &Api, org: &Org, fee: &str) {
+pub(crate) async fn on_paid_plan(api: &Api, org: &Org, fee: &str) {
     let plan = format!("paid-{}", org.slug);
     let tokens = json!({"included": "100000", "overage": "10000000", "price_per_million": "2"});
     let definition = json!({"title": "Paid", "meters": {"tokens": tokens}, "monthly_fee": fee});
@@ -43,7 +43,7 @@ async fn on_paid_plan(api: &Api, org: &Org, fee: &str) {
     .await;
 }
 
-async fn list(api: &Api, org: &Org) -> Value {
+pub(crate) async fn list(api: &Api, org: &Org) -> Value {
     api.get(&org.owner, &org.path("invoices")).await.expect(200).json()
 }
 
@@ -96,6 +96,16 @@ async fn s1_18_invoices_of_one_organization_are_not_in_another() {
     );
     assert_eq!(list(&api, &other).await, before);
     assert_eq!(before["data"], json!([]));
+    // The same for people.
+    let printed = api.request(Method::GET, &one.path("invoices/1/pdf")).bearer_auth(&one.owner).send().await.unwrap();
+    assert_eq!(
+        (printed.status().as_u16(), &printed.headers()["content-type"]),
+        (200, &"application/pdf".parse().unwrap())
+    );
+    let bytes = printed.bytes().await.unwrap();
+    let shows = |text: &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());
+    assert!(bytes.starts_with(b"%PDF-") && shows("Invoice 1") && shows("usage tokens overage") && shows(&one.id));
+    api.get(&other.owner, &one.path("invoices/1/pdf")).await.expect(404);
     // By its number, another's is as if it were not there; and nobody looks from outside.
     assert_eq!(api.get(&other.owner, &other.path("invoices/1")).await.expect(404).problem(), "not_found");
     for path in ["invoices", "invoices/1"] {

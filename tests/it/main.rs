@@ -53,6 +53,7 @@ mod pages;
 mod papers;
 mod parked_audit;
 mod parking;
+mod payments;
 mod pipelines;
 mod plans;
 mod producers;

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, fmt};
 
 use orgstream_events::{
     AccountEvent, AccountSettled, Amount, AmountSum, BucketId, BucketSource, Draw, HoldId, MeterName, Month, Timestamp,
+    TopUpId,
 };
 use serde::Serialize;
 
@@ -17,6 +18,10 @@ pub struct Ledger {
     holds: BTreeMap<HoldId, Hold>,
     sums: BTreeMap<MeterName, Sums>,
     months: BTreeMap<(MeterName, Month), AmountSum>,
+    /// What is to be paid.
+    top_ups: BTreeMap<TopUpId, (MeterName, Amount)>,
+    /// What was paid and is to be granted next.
+    bought: Option<(MeterName, Amount)>,
 }
 
 #[derive(Debug, Clone)]
@@ -139,6 +144,9 @@ impl Ledger {
                 if had.is_some() {
                     return fault(format!("bucket {} was granted twice", event.bucket.0));
                 }
+                if event.source == BucketSource::Purchase && self.bought.take() != Some((meter, granted)) {
+                    return fault(format!("bucket {} is granted as bought, and was not paid", event.bucket.0));
+                }
                 Ok(Some(Line { source: Some(event.source), ..line }))
             }
             AccountEvent::AllowanceChanged(event) => {
@@ -215,6 +223,24 @@ impl Ledger {
                 Ok(None)
             }
             AccountEvent::ThresholdCrossed(event) => self.pass(event.at).map(|()| None),
+            AccountEvent::TopUpChanged(event) => self.pass(event.at).map(|()| None),
+            AccountEvent::TopUpRequested(event) => {
+                self.pass(event.at)?;
+                let asked = (event.meter.clone(), event.amount);
+                match self.top_ups.insert(event.top_up, asked) {
+                    Some(_) => fault(format!("top-up {} was requested twice", event.top_up.0)),
+                    None => Ok(None),
+                }
+            }
+            AccountEvent::TopUpPaid(event) => {
+                self.pass(event.at)?;
+                self.bought = Some(self.end_top_up(event.top_up)?);
+                Ok(None)
+            }
+            AccountEvent::TopUpDeclined(event) => {
+                self.pass(event.at)?;
+                self.end_top_up(event.top_up).map(|_| None)
+            }
         }
     }
 
@@ -245,6 +271,10 @@ impl Ledger {
         } else {
             Ok(())
         }
+    }
+
+    fn end_top_up(&mut self, id: TopUpId) -> Result<(MeterName, Amount), Fault> {
+        self.top_ups.remove(&id).ok_or_else(|| Fault(format!("top-up {} is not open", id.0)))
     }
 
     fn bucket(&mut self, id: BucketId) -> Result<&mut Bucket, Fault> {

@@ -1,10 +1,10 @@
 //! The commands of an account, as received.
 
-use orgstream_events::{AggregateId, Amount, HoldId, KindName, MeterName, OrgId, Timestamp};
+use orgstream_events::{AggregateId, Amount, HoldId, KindName, MeterName, OrgId, Timestamp, TopUpId, TopUpRule};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{About, CommandSpec, Declared, Permission, Requires, Scope, grants::Grant};
+use crate::{About, CommandSpec, Declared, Permission, Requires, Scope, grants::Grant, openapi};
 
 /// Holds an amount for an operation before it begins: its worst case. It is settled or released afterwards, and returns by
 /// itself at the deadline.
@@ -109,6 +109,44 @@ pub struct CreditAccount {
     pub reason: String,
 }
 
+/// Changes when more of a meter is bought by itself, at the plan's price for that. One top-up is open at a time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeTopUp {
+    /// Name of the meter: 1 to 31 characters of a-z, 0-9 and _, beginning with a letter.
+    #[schema(value_type = String, example = "tokens")]
+    pub meter: MeterName,
+    /// Rule from now on; null or absent so that nothing is bought by itself any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = openapi::top_up_rule)]
+    pub rule: Option<TopUpRule>,
+}
+
+/// Notes that a top-up was paid, and grants what was bought. The program sends it; for platform operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PayTopUp {
+    /// Number of the top-up, from 1.
+    #[schema(value_type = u32, minimum = 1, example = 1)]
+    pub top_up: TopUpId,
+    /// Name of the payment where it was made, 1 to 200 characters.
+    #[schema(max_length = 200, example = "pi_1")]
+    pub payment: String,
+}
+
+/// Notes that a top-up was not paid: the next one is requested an hour later at the earliest, and twice as late each time. The
+/// program sends it; for platform operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeclineTopUp {
+    /// Number of the top-up, from 1.
+    #[schema(value_type = u32, minimum = 1, example = 1)]
+    pub top_up: TopUpId,
+    /// Reason for the audit log, 1 to 500 characters.
+    #[schema(max_length = 500, example = "card_declined")]
+    pub reason: String,
+}
+
 macro_rules! declare {
     ($($command:ident = $name:literal: $permission:ident, $creates:literal, $suspended:literal, [$($event:literal),*];)*) => {$(
         impl Declared for $command {
@@ -140,10 +178,13 @@ macro_rules! declare {
 }
 
 declare! {
-    ReserveUsage = "reserve_usage": UseAccount, true, false, ["account.reserved", "account.threshold_crossed"];
-    ExtendHold = "extend_hold": UseAccount, false, false, ["account.extended", "account.threshold_crossed"];
+    ReserveUsage = "reserve_usage": UseAccount, true, false, ["account.reserved", "account.threshold_crossed", "account.top_up_requested"];
+    ExtendHold = "extend_hold": UseAccount, false, false, ["account.extended", "account.threshold_crossed", "account.top_up_requested"];
     SettleHold = "settle_hold": UseAccount, false, true, ["account.settled"];
     ReleaseHold = "release_hold": UseAccount, false, true, ["account.released"];
-    ChargeUsage = "charge_usage": UseAccount, false, false, ["account.settled", "account.threshold_crossed"];
+    ChargeUsage = "charge_usage": UseAccount, false, false, ["account.settled", "account.threshold_crossed", "account.top_up_requested"];
     CreditAccount = "credit_account": ManagePlan, false, true, [];
+    ChangeTopUp = "change_top_up": ManageOrganization, false, false, ["account.top_up_changed", "account.top_up_requested"];
+    PayTopUp = "pay_top_up": ManagePlan, false, true, ["account.top_up_paid"];
+    DeclineTopUp = "decline_top_up": ManagePlan, false, true, ["account.top_up_declined"];
 }

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use orgstream_events::{ActorType, CommandId, OrgId, PlanName};
+use orgstream_events::{ActorType, CommandId, OrgId, PlanName, TopUpId, TopUpRule};
 use proptest::prelude::*;
 
 use super::*;
@@ -21,7 +21,7 @@ fn time(text: &str) -> Timestamp {
 fn terms(meters: &[(&str, &str, &str, Option<&str>)]) -> Terms {
     let meters = meters.iter().map(|(name, included, overage, cap)| {
         let (included, overage, cap) = (amount(included), amount(overage), cap.map(amount));
-        (meter(name), MeterTerms { included, overage, price_per_million: Amount::ZERO, cap })
+        (meter(name), MeterTerms { included, overage, cap, ..MeterTerms::default() })
     });
     let plan = PlanVersion { plan: PlanName::default(), version: 1 };
     Terms { plan, meters: meters.collect(), concurrency: None, trial_ends_at: None }
@@ -562,6 +562,10 @@ fn check(book: &Book) -> Result<(), TestCaseError> {
                 (event.at, vec![], false)
             }
             AccountEvent::ThresholdCrossed(event) => (event.at, vec![], false),
+            AccountEvent::TopUpChanged(event) => (event.at, vec![], false),
+            AccountEvent::TopUpRequested(event) => (event.at, vec![], false),
+            AccountEvent::TopUpPaid(event) => (event.at, vec![], false),
+            AccountEvent::TopUpDeclined(event) => (event.at, vec![], false),
         };
         for draw in draws {
             let bucket = buckets.get_mut(&draw.bucket).unwrap();
@@ -584,4 +588,121 @@ fn check(book: &Book) -> Result<(), TestCaseError> {
     }
     prop_assert_eq!(open.len(), book.account.holds.len());
     Ok(())
+}
+
+fn selling(price: &str) -> Terms {
+    let mut terms = terms(&[("tokens", "1000", "0", None)]);
+    terms.meters.get_mut(&meter("tokens")).unwrap().top_up_price_per_million = amount(price);
+    terms
+}
+
+fn top_up(below: &str, text: &str, limit: Option<&str>) -> AccountAction {
+    let rule = TopUpRule { below: amount(below), amount: amount(text), monthly_limit: limit.map(amount) };
+    AccountAction::ChangeTopUp(ChangeTopUp { meter: meter("tokens"), rule: Some(rule) })
+}
+
+fn pay(number: u32) -> AccountAction {
+    AccountAction::PayTopUp(PayTopUp { top_up: TopUpId(number), payment: format!("pi_{number}") })
+}
+
+fn decline(number: u32) -> AccountAction {
+    AccountAction::DeclineTopUp(DeclineTopUp { top_up: TopUpId(number), reason: "card_declined".to_owned() })
+}
+
+/// The top-ups that events request: number, amount and price.
+fn requested(events: &[AccountEvent]) -> Vec<(u32, String, String)> {
+    let requests = events.iter().filter_map(|event| match event {
+        AccountEvent::TopUpRequested(event) => Some((event.top_up.0, event.amount, event.price)),
+        _ => None,
+    });
+    requests.map(|(number, amount, price)| (number, amount.to_string(), price.to_string())).collect()
+}
+
+#[test]
+fn one_top_up_fills_the_gap_and_the_next_is_requested_when_little_is_left_again() {
+    let (mut book, terms, now) = (Book::new(), selling("20000"), time(NOON));
+    assert_eq!(requested(&book.send(now, &terms, top_up("200", "300", None)).unwrap()), []);
+    assert_eq!(
+        requested(&book.send(now, &terms, charge("tokens", "800")).unwrap()),
+        [],
+        "200 are left, which is not less"
+    );
+    let asked = requested(&book.send(now, &terms, charge("tokens", "0.5")).unwrap());
+    assert_eq!(asked, [(1, "300".to_owned(), "6".to_owned())]);
+    // One is open at a time, however little is left.
+    assert_eq!(requested(&book.send(now, &terms, charge("tokens", "199.5")).unwrap()), []);
+    book.send(now, &terms, pay(1)).unwrap();
+    assert_eq!(book.available(now, &terms, "tokens"), amount("300"));
+    for again in [pay(1), decline(1), pay(2)] {
+        assert_eq!(rejection(book.send(now, &terms, again)).code, "top_up_not_open");
+    }
+    // A gap that one does not fill.
+    let rule = top_up("1000", "300", None);
+    assert_eq!(requested(&book.send(now, &terms, rule).unwrap()), [(2, "900".to_owned(), "18".to_owned())]);
+    book.send(now, &terms, pay(2)).unwrap();
+    assert_eq!(book.available(now, &terms, "tokens"), amount("1200"));
+    // What was bought does not lapse with the month, and is used after what is included.
+    let april = time("2026-04-01T00:00:00Z");
+    assert_eq!(book.available(april, &terms, "tokens"), amount("2200"));
+    book.send(april, &terms, charge("tokens", "1000")).unwrap();
+    assert_eq!(book.available(april, &terms, "tokens"), amount("1200"));
+}
+
+#[test]
+fn after_a_decline_there_is_one_attempt_an_hour_at_most_and_twice_as_long_each_time() {
+    let (mut book, terms) = (Book::new(), selling("20000"));
+    let at = |minutes: i64| Timestamp::from_unix_ms(time(NOON).unix_ms() + minutes * 60_000);
+    book.send(at(0), &terms, top_up("1500", "1000", None)).unwrap();
+    assert_eq!(book.account.open_top_ups().count(), 1, "1,000 are available");
+    book.send(at(0), &terms, decline(1)).unwrap();
+    let mut attempts = Vec::new();
+    for minute in 1..=60 * 24 {
+        if let [(number, ..)] = requested(&book.send(at(minute), &terms, charge("tokens", "0.1")).unwrap()).as_slice() {
+            attempts.push(minute);
+            book.send(at(minute), &terms, decline(*number)).unwrap();
+        }
+    }
+    assert_eq!(attempts, [60, 180, 420, 900]);
+    let known = book.account.top_ups(&meter("tokens")).unwrap();
+    assert_eq!(known.retry_at, Some(at(900 + 16 * 60)), "it is seen");
+    // Another rule is another attempt; one that is paid ends the pause.
+    assert_eq!(requested(&book.send(at(1_500), &terms, top_up("1400", "1000", None)).unwrap()).len(), 1);
+    book.send(at(1_501), &terms, pay(6)).unwrap();
+    assert_eq!(book.account.top_ups(&meter("tokens")).unwrap().retry_at, None);
+}
+
+#[test]
+fn no_more_is_bought_in_a_month_than_its_limit() {
+    let (mut book, terms, now) = (Book::new(), selling("20000"), time(NOON));
+    let asked = requested(&book.send(now, &terms, top_up("2000", "400", Some("1000"))).unwrap());
+    assert_eq!(asked[0].1, "800", "the gap is 1,000, of which 800 are whole amounts within the limit");
+    book.send(now, &terms, pay(1)).unwrap();
+    assert_eq!(requested(&book.send(now, &terms, charge("tokens", "1800")).unwrap()), []);
+    let april = time("2026-04-01T00:00:00Z");
+    assert_eq!(requested(&book.send(april, &terms, charge("tokens", "1")).unwrap())[0].1, "800");
+    // What was declined is not counted.
+    book.send(april, &terms, decline(2)).unwrap();
+    let later = time("2026-04-01T01:00:00Z");
+    assert_eq!(requested(&book.send(later, &terms, charge("tokens", "1")).unwrap())[0].1, "800");
+}
+
+#[test]
+fn what_is_not_sold_is_not_bought_and_a_rule_is_checked() {
+    let (mut book, now) = (Book::new(), time(NOON));
+    let unsold = selling("0");
+    assert_eq!(rejection(book.send(now, &unsold, top_up("1", "1", None))).code, "top_up_not_sold");
+    let terms = selling("20000");
+    for (rule, pointer) in [
+        (top_up("0", "1", None), "/rule/below"),
+        (top_up("1", "0", None), "/rule/amount"),
+        (top_up("1", "2", Some("1")), "/rule/monthly_limit"),
+    ] {
+        assert_eq!(crate::testing::fields(book.send(now, &terms, rule))[0].0, pointer);
+    }
+    book.send(now, &terms, top_up("500", "100", None)).unwrap();
+    // The plan sells none any more; what is open may still be paid.
+    assert_eq!(requested(&book.send(now, &unsold, charge("tokens", "900")).unwrap()), []);
+    let nothing = ChangeTopUp { meter: meter("tokens"), rule: None };
+    book.send(now, &unsold, AccountAction::ChangeTopUp(nothing)).unwrap();
+    assert_eq!(requested(&book.send(now, &terms, charge("tokens", "10")).unwrap()), []);
 }

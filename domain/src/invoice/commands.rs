@@ -50,6 +50,45 @@ pub struct VoidInvoice {
     pub reason: String,
 }
 
+/// Notes the customer that stands for the organization at the payment provider. The program sends it; for platform operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LinkBillingCustomer {
+    /// Id of the customer at the provider, 1 to 200 characters.
+    #[schema(max_length = 200, example = "cus_1")]
+    pub customer: String,
+}
+
+/// Notes that the payment provider has a final invoice. The program sends it; for platform operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NoteInvoicePushed {
+    /// Number of the invoice, from 1.
+    #[schema(value_type = u32, minimum = 1, example = 1)]
+    pub number: InvoiceNumber,
+    /// Id of the invoice at the provider, 1 to 200 characters.
+    #[schema(max_length = 200, example = "in_1")]
+    pub id: String,
+}
+
+/// Notes that the payment provider does not collect a void invoice any more. The program sends it; for platform operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NoteInvoiceWithdrawn {
+    /// Number of the invoice, from 1.
+    #[schema(value_type = u32, minimum = 1, example = 1)]
+    pub number: InvoiceNumber,
+}
+
+/// Notes that the payment provider knows that billing ended. The program sends it; for platform operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NoteBillingCustomerReleased {
+    /// Id of the customer at the provider, 1 to 200 characters.
+    #[schema(max_length = 200, example = "cus_1")]
+    pub customer: String,
+}
+
 macro_rules! declare {
     ($($command:ident = $name:literal: [$($event:literal),*];)*) => {$(
         impl Declared for $command {
@@ -82,4 +121,8 @@ declare! {
     EndBilling = "end_billing": ["invoice.opened", "invoice.finalized", "invoice.billing_ended"];
     MarkInvoicePaid = "mark_invoice_paid": ["invoice.paid"];
     VoidInvoice = "void_invoice": ["invoice.voided"];
+    LinkBillingCustomer = "link_billing_customer": ["invoice.customer_linked"];
+    NoteInvoicePushed = "note_invoice_pushed": ["invoice.pushed"];
+    NoteInvoiceWithdrawn = "note_invoice_withdrawn": ["invoice.withdrawn"];
+    NoteBillingCustomerReleased = "note_billing_customer_released": ["invoice.customer_released"];
 }

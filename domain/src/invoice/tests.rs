@@ -301,6 +301,7 @@ proptest! {
         let account_terms = |price: &str| {
             let terms = MeterTerms {
                 included: amount("0.3"), overage: amount("5"), price_per_million: amount(price), cap: None,
+                top_up_price_per_million: Amount::ZERO,
             };
             let plan = PlanVersion { plan: PlanName::default(), version: 1 };
             Terms { plan, meters: BTreeMap::from([(tokens(), terms)]), concurrency: None, trial_ends_at: None }

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa_axum::routes;
 
 use crate::{
+    adapters::payments::PaymentProvider,
     app::{
         admit::Admit,
         submit::{Gateway, Origin},
@@ -76,6 +77,8 @@ pub struct Parts {
     pub break_glass_approval: GlassApproval,
     /// The signing keys of producers' NATS credentials, if there are any.
     pub producers: Option<Arc<Producers>>,
+    /// The payment provider, if there is one.
+    pub payments: Option<Arc<dyn PaymentProvider>>,
     /// The worker of this process, if it has one.
     pub worker: Option<watch::Receiver<WorkerStatus>>,
     /// The in-flight limits.
@@ -100,6 +103,7 @@ pub struct App {
     pub(crate) webhook_keys: WebhookKeys,
     pub(crate) break_glass_approval: GlassApproval,
     pub(crate) producers: Option<Arc<Producers>>,
+    pub(crate) payments: Option<Arc<dyn PaymentProvider>>,
     pub(crate) cursors: CursorKey,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) metrics_token: Option<Secret>,
@@ -123,7 +127,17 @@ impl App {
     pub fn new(parts: Parts) -> Arc<Self> {
         let Parts { gateway, auth, db, log, cursor_key, metrics, leak_reporters, .. } = parts;
         let failing = Failing::default();
-        let Parts { proxies, webhook_keys, break_glass_approval, producers, worker, limits, metrics_token, .. } = parts;
+        let Parts {
+            proxies,
+            webhook_keys,
+            break_glass_approval,
+            producers,
+            payments,
+            worker,
+            limits,
+            metrics_token,
+            ..
+        } = parts;
         Arc::new(Self {
             readiness: Readiness::new(log.clone(), db.clone(), worker, failing.clone()),
             failing,
@@ -138,6 +152,7 @@ impl App {
             webhook_keys,
             break_glass_approval,
             producers,
+            payments,
             cursors: CursorKey::new(cursor_key),
             metrics,
             metrics_token,

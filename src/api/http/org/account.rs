@@ -5,10 +5,13 @@ use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
 use axum::{body::Body, extract::State, http::StatusCode, response::Response};
 use orgstream_domain::{
     Permission, Rejection, ReserveUsage,
-    account::{MeterBalance, Part},
+    account::{MeterBalance, OpenTopUp, Part, TopUps},
+    openapi,
     plan::{Entitlements, LimitSource},
 };
-use orgstream_events::{Amount, BucketSource, MeterName, Month, OrgId, PlanName, Timestamp, UsedBy};
+use orgstream_events::{
+    Amount, BucketSource, MeterName, Month, OrgId, PlanName, Timestamp, TopUpId, TopUpRule, UsedBy,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
@@ -88,6 +91,50 @@ pub struct MeterView {
     /// Time of the next month's allowance, RFC 3339 in UTC; null where the plan includes nothing.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub resets_at: Option<Timestamp>,
+    /// Top-ups: when more is bought by itself; null where nothing ever was.
+    pub top_up: Option<TopUpView>,
+}
+
+/// The top-ups of one meter. Amounts are decimal texts in units of the meter.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct TopUpView {
+    /// Rule; null when nothing is bought by itself.
+    #[schema(schema_with = openapi::top_up_rule)]
+    pub rule: Option<TopUpRule>,
+    /// Top-up that is to be paid; null without one.
+    pub open: Option<OpenTopUpView>,
+    /// Time at which the next one may be requested after one that was declined, RFC 3339 in UTC; null without such a pause.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub retry_at: Option<Timestamp>,
+}
+
+/// A top-up that is to be paid.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct OpenTopUpView {
+    /// Number of the top-up, from 1.
+    #[schema(value_type = u32, example = 3)]
+    pub number: TopUpId,
+    /// Amount that is bought.
+    #[schema(value_type = String, example = "100000")]
+    pub amount: Amount,
+    /// Money for all of it, in the currency of the installation.
+    #[schema(value_type = String, example = "0.2")]
+    pub price: Amount,
+    /// Time of the request, RFC 3339 in UTC.
+    #[schema(value_type = String, format = DateTime)]
+    pub requested_at: Timestamp,
+}
+
+impl From<&TopUps> for TopUpView {
+    fn from(TopUps { rule, open, retry_at, .. }: &TopUps) -> Self {
+        let open = open.map(|OpenTopUp { id, amount, price, requested_at }| OpenTopUpView {
+            number: id,
+            amount,
+            price,
+            requested_at,
+        });
+        Self { rule: *rule, open, retry_at: *retry_at }
+    }
 }
 
 /// A limit of open holds.
@@ -249,6 +296,7 @@ impl AccountView {
                 cap: of_plan.and_then(|terms| terms.cap),
                 included,
                 resets_at: (!included.is_zero()).then(|| Month::of(now).end()),
+                top_up: account.top_ups(name).map(TopUpView::from),
             }
         };
         let Entitlements { plan, .. } = entitlements;

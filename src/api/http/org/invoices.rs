@@ -2,19 +2,26 @@
 
 use std::sync::Arc;
 
-use axum::{body::Body, extract::State, http::StatusCode, response::Response};
+use axum::{
+    body::Body,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
 use orgstream_domain::{
     Permission,
     invoice::{Invoice, InvoiceStatus, final_at},
 };
 use orgstream_events::{
-    Amount, BucketSource, Currency, InvoiceLine, InvoiceLineType, InvoiceNumber, MeterName, Month, PlanName, Timestamp,
+    Amount, BucketSource, Currency, InvoiceLine, InvoiceLineType, InvoiceNumber, MeterName, Month, OrgId, PlanName,
+    Timestamp,
 };
 use orgstream_projections::{Listing, Page as Part, Placed};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::routes;
 
+use super::invoice_pdf;
 use crate::{
     api::http::{
         App,
@@ -140,12 +147,11 @@ impl Placed for InvoiceView {
 
 /// The routes, each with its policy.
 pub(super) fn routes() -> Routes {
-    Routes::new().route(routes!(list), Policy::Org(Permission::ReadAccount), READ, AuditTrail::ReadNotAudited).route(
-        routes!(show),
-        Policy::Org(Permission::ReadAccount),
-        READ,
-        AuditTrail::ReadNotAudited,
-    )
+    let reading = Policy::Org(Permission::ReadAccount);
+    Routes::new()
+        .route(routes!(list), reading, READ, AuditTrail::ReadNotAudited)
+        .route(routes!(show), reading, READ, AuditTrail::ReadNotAudited)
+        .route(routes!(print), reading, READ, AuditTrail::ReadNotAudited)
 }
 
 /// List invoices
@@ -208,11 +214,35 @@ pub async fn show(
     caller: OrgAccess,
     Item(number): Item<InvoiceNumber>,
 ) -> Result<Response, Problem> {
+    let body = reply::json_bytes(&details(&app, caller.access.org(), number).await?)?;
+    Ok(reply::json(StatusCode::OK, Body::from(body)))
+}
+
+/// Get an invoice as a PDF
+///
+/// For people: the same lines and total. The fonts have the letters of Western European languages; others are printed as `?`.
+#[utoipa::path(
+    get, path = "/v1/organizations/{org}/invoices/{number}/pdf", operation_id = "print_invoice", tag = "account",
+    responses((status = 200, description = "A PDF", body = Vec<u8>, content_type = "application/pdf")),
+)]
+pub async fn print(
+    State(app): State<Arc<App>>,
+    caller: OrgAccess,
+    Item(number): Item<InvoiceNumber>,
+) -> Result<impl IntoResponse, Problem> {
+    let org = caller.access.org();
+    let details = details(&app, org, number).await?;
+    let profile = app.gateway.handler().profile(org).await?.ok_or_else(Problem::not_found)?;
+    let bytes = invoice_pdf::render(org, &profile.name, &details);
+    let file = format!("attachment; filename=\"invoice-{org}-{number}.pdf\"");
+    Ok(([(header::CONTENT_TYPE, "application/pdf".to_owned()), (header::CONTENT_DISPOSITION, file)], bytes))
+}
+
+async fn details(app: &App, org: OrgId, number: InvoiceNumber) -> Result<InvoiceDetails, Problem> {
     let handler = app.gateway.handler();
-    let state = handler.invoices_of(caller.access.org()).await?.ok_or_else(Problem::not_found)?;
+    let state = handler.invoices_of(org).await?.ok_or_else(Problem::not_found)?;
     let invoice = state.invoices.all().get(&number).ok_or_else(Problem::not_found)?;
     let (lines, total) = handler.lines_of(&state, number).await?.ok_or_else(Problem::not_found)?;
     let invoice = InvoiceView::new(number, invoice, total);
-    let body = reply::json_bytes(&InvoiceDetails { invoice, lines: lines.into_iter().map(Into::into).collect() })?;
-    Ok(reply::json(StatusCode::OK, Body::from(body)))
+    Ok(InvoiceDetails { invoice, lines: lines.into_iter().map(Into::into).collect() })
 }

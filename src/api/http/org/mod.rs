@@ -7,6 +7,7 @@ pub mod commands;
 pub mod domains;
 pub mod events;
 pub mod invitations;
+mod invoice_pdf;
 pub mod invoices;
 pub mod kinds;
 pub mod limits;

@@ -7,6 +7,7 @@ pub mod health;
 pub mod kinds;
 pub mod lag;
 pub mod parking;
+pub mod payment_reports;
 pub mod plans;
 pub mod tenants;
 
@@ -22,5 +23,6 @@ pub(super) fn routes() -> Routes {
         .merge(plans::routes())
         .merge(catalog::routes())
         .merge(parking::routes())
+        .merge(payment_reports::routes())
         .merge(lag::routes())
 }
