@@ -580,6 +580,13 @@ impl PaymentArgs {
     pub fn provider(&self) -> anyhow::Result<Option<Arc<dyn PaymentProvider>>> {
         match (&self.stripe_key, &self.stripe_webhook_secret) {
             (Some(key), Some(secret)) => {
+                // With an empty one, everyone could sign reports.
+                if key.reveal().len() < 16 || secret.reveal().len() < 16 {
+                    anyhow::bail!(
+                        "Stripe's secret key and webhook secret have more than 16 characters: check ORGSTREAM_STRIPE_KEY \
+                         and ORGSTREAM_STRIPE_WEBHOOK_SECRET, or unset both"
+                    );
+                }
                 Ok(Some(Arc::new(Stripe::new(&self.stripe_url, key.clone(), secret.clone())?)))
             }
             _ => Ok(None),

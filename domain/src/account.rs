@@ -19,15 +19,16 @@ use std::{
 use orgstream_events::{
     AccountAllowanceChanged, AccountBucketClosed, AccountEvent, AccountExtended, AccountGranted, AccountHoldsExpired,
     AccountReleased, AccountReserved, AccountSettled, AccountThresholdCrossed, AggregateType, Amount, BucketId,
-    BucketSource, Draw, Event, ExpiredHold, HoldId, MeterName, MeterTerms, Month, PlanVersion, Timestamp, UsedBy,
-    UsedFor,
+    BucketSource, Currency, Draw, Event, ExpiredHold, HoldId, MeterName, MeterTerms, Month, PlanVersion, Timestamp,
+    UsedBy, UsedFor,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{Aggregate, DecisionContext, text::Faults};
 
 pub use commands::{
-    ChangeTopUp, ChargeUsage, CreditAccount, DeclineTopUp, ExtendHold, PayTopUp, ReleaseHold, ReserveUsage, SettleHold,
+    ChangeTopUp, ChargeUsage, CreditAccount, DeclineTopUp, ExtendHold, PayTopUp, ReleaseHold, RequestTopUp,
+    ReserveUsage, SettleHold,
 };
 pub use error::AccountError;
 pub use preview::Part;
@@ -238,7 +239,14 @@ pub enum AccountAction {
     /// Grants an amount.
     Credit(CreditAccount),
     /// Changes when more is bought by itself.
-    ChangeTopUp(ChangeTopUp),
+    ChangeTopUp {
+        /// The command as received.
+        command: ChangeTopUp,
+        /// The currency of the plan's prices.
+        currency: Currency,
+    },
+    /// Requests a top-up if one is due.
+    RequestTopUp(RequestTopUp),
     /// Grants what was bought.
     PayTopUp(PayTopUp),
     /// Ends a top-up that was not paid.
@@ -474,7 +482,11 @@ impl Account {
                     reason: Some(reason),
                 })])
             }
-            AccountAction::ChangeTopUp(command) => self.change_top_up(command, now, &terms),
+            AccountAction::ChangeTopUp { command, currency } => self.change_top_up(command, currency, now, &terms),
+            AccountAction::RequestTopUp(RequestTopUp { meter }) => {
+                self.known(&meter, &terms)?;
+                Ok(self.top_up_due(&meter, Amount::ZERO, now, &terms).into_iter().collect())
+            }
             AccountAction::PayTopUp(command) => self.pay_top_up(command, now),
             AccountAction::DeclineTopUp(command) => self.decline_top_up(command, now),
         }
@@ -826,14 +838,14 @@ impl AccountAction {
                 not_zero(*amount, &mut faults);
                 faults.reason("/reason", reason);
             }
-            Self::ChangeTopUp(ChangeTopUp { rule, .. }) => {
+            Self::ChangeTopUp { command: ChangeTopUp { rule, .. }, .. } => {
                 if let Some(rule) = rule {
                     top_up::check_rule(rule, &mut faults);
                 }
             }
-            Self::PayTopUp(PayTopUp { payment, .. }) => top_up::check_payment(payment, &mut faults),
+            Self::PayTopUp(PayTopUp { payment, .. }) => faults.name_elsewhere("/payment", payment),
             Self::DeclineTopUp(DeclineTopUp { reason, .. }) => faults.reason("/reason", reason),
-            Self::Settle(_) | Self::Release(_) => {}
+            Self::Settle(_) | Self::Release(_) | Self::RequestTopUp(_) => {}
         }
         faults.none_or(AccountError::Invalid)
     }

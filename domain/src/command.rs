@@ -17,10 +17,10 @@ use crate::{
     DefineRole, EndBilling, ExtendHold, IssueApiKey, IssueInvitation, JoinByDomain, JoinBySso, LinkBillingCustomer,
     MarkInvoicePaid, Misfit, NoteBillingCustomerReleased, NoteInvoicePushed, NoteInvoiceWithdrawn, PayTopUp,
     Permission, ProveDomain, PublishCatalogItem, PublishPlan, RegisterKind, ReleaseHold, RemoveDomain, RemoveMember,
-    RemoveRole, RemoveSsoConnection, RenameOrganization, ResendInvitation, ReserveUsage, RestoreKind, RestoreSignIn,
-    ResumeOrganization, RetireKind, RetryParked, RevokeApiKey, RevokeInvitation, RotateApiKey, SetDefaultSsoConnection,
-    SettleHold, SkipParked, SuspendOrganization, UpdateRecord, UpgradeOrganization, VoidInvoice, WithdrawCatalogItem,
-    grants::Grant, openapi, shaped,
+    RemoveRole, RemoveSsoConnection, RenameOrganization, RequestTopUp, ResendInvitation, ReserveUsage, RestoreKind,
+    RestoreSignIn, ResumeOrganization, RetireKind, RetryParked, RevokeApiKey, RevokeInvitation, RotateApiKey,
+    SetDefaultSsoConnection, SettleHold, SkipParked, SuspendOrganization, UpdateRecord, UpgradeOrganization,
+    VoidInvoice, WithdrawCatalogItem, grants::Grant, openapi, shaped,
 };
 
 /// The declaration of a command, besides its fields. There are no defaults: each command decides all of it.
@@ -246,6 +246,7 @@ commands! {
     ChargeUsage,
     CreditAccount,
     ChangeTopUp,
+    RequestTopUp,
     PayTopUp,
     DeclineTopUp,
     CloseMonth,

@@ -35,8 +35,6 @@ pub use provider::{ProviderNote, ProviderStep};
 
 /// The time from the end of a month to its final invoice, in hours: holds of the month last as long.
 pub const FINAL_AFTER_HOURS: i64 = 24;
-/// The longest name of a payment, a customer or an invoice where it was made, in characters.
-const MAX_NAME: usize = 200;
 const HOUR_MS: i64 = 3_600_000;
 
 /// The state of an organization's invoices.
@@ -419,7 +417,7 @@ impl Aggregate for Invoices {
             | InvoiceEvent::Withdrawn(InvoiceWithdrawn { at, .. })
             | InvoiceEvent::CustomerReleased(InvoiceCustomerReleased { at, .. }) => {
                 self.at = *at;
-                self.at_provider.apply(event);
+                self.apply_at_provider(event);
             }
         }
     }
@@ -501,8 +499,7 @@ impl Aggregate for Invoices {
 
 fn check_name(pointer: &str, name: &str) -> Result<(), InvoiceError> {
     let mut faults = Faults::default();
-    faults.length(pointer, name, 1, MAX_NAME);
-    faults.lines(pointer, name);
+    faults.name_elsewhere(pointer, name);
     faults.none_or(InvoiceError::Invalid)
 }
 

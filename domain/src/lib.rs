@@ -44,7 +44,8 @@ pub mod unique_value;
 pub mod views;
 
 pub use account::{
-    ChangeTopUp, ChargeUsage, CreditAccount, DeclineTopUp, ExtendHold, PayTopUp, ReleaseHold, ReserveUsage, SettleHold,
+    ChangeTopUp, ChargeUsage, CreditAccount, DeclineTopUp, ExtendHold, PayTopUp, ReleaseHold, RequestTopUp,
+    ReserveUsage, SettleHold,
 };
 pub use aggregate::{Aggregate, DecisionContext, Place};
 pub use api_key::{IssueApiKey, RevokeApiKey, RotateApiKey};

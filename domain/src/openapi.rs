@@ -194,7 +194,13 @@ pub fn top_up_rule() -> Object {
     ObjectBuilder::new()
         .schema_type(Type::Object)
         .description(Some("Rule of top-ups, or null. Amounts are decimal texts in units of the meter."))
-        .property("below", text("Amount that is available when more is bought: less than this.", "10000"))
+        .property(
+            "below",
+            text(
+                "Amount below which more is bought; what is paid for afterwards is not counted as available.",
+                "10000",
+            ),
+        )
         .property("amount", text("Amount that is bought; the smallest multiple of it that fills the gap.", "100000"))
         .property(
             "monthly_limit",

@@ -6,6 +6,8 @@ use crate::FieldError;
 
 /// The longest name, in characters.
 pub(super) const MAX_NAME: usize = 120;
+/// The longest name of something at another program, in characters.
+const MAX_NAME_ELSEWHERE: usize = 200;
 /// The longest reason, in characters.
 pub(super) const MAX_REASON: usize = 500;
 /// The longest e-mail address, as mail servers limit it.
@@ -29,6 +31,12 @@ impl Faults {
                 "must not contain control characters, nor characters that change the direction of text or are not seen";
             self.add(pointer, "control_character", rule);
         }
+    }
+
+    /// Checks a name that something has at another program, as a payment at its provider.
+    pub(super) fn name_elsewhere(&mut self, pointer: &str, text: &str) {
+        self.length(pointer, text, 1, MAX_NAME_ELSEWHERE);
+        self.lines(pointer, text);
     }
 
     /// Checks a reason: a few lines.

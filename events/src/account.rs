@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ActorType, Amount, HoldId, KindName, MeterName, PlanVersion, Timestamp, codec::event_enum};
+use crate::{ActorType, Amount, Currency, HoldId, KindName, MeterName, PlanVersion, Timestamp, codec::event_enum};
 
 event_enum! {
     /// The events of an organization's account.
@@ -256,7 +256,7 @@ pub struct TopUpId(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TopUpRule {
-    /// The amount that is available when more is bought: less than this.
+    /// More is bought when less than this is available, not counting what is paid for afterwards.
     pub below: Amount,
     /// The amount that is bought; a multiple of it where one is not enough.
     pub amount: Amount,
@@ -275,6 +275,8 @@ pub struct AccountTopUpChanged {
     /// The rule from now on; none when nothing is bought by itself any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<TopUpRule>,
+    /// The currency in which it is paid.
+    pub currency: Currency,
 }
 
 /// An amount is to be bought: the payment provider is asked for its price.
@@ -290,6 +292,8 @@ pub struct AccountTopUpRequested {
     pub amount: Amount,
     /// The money for all of it.
     pub price: Amount,
+    /// Its currency.
+    pub currency: Currency,
 }
 
 /// A top-up was paid. What was bought is granted in the same commit.

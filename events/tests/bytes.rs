@@ -348,6 +348,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
                 amount: Amount::units(100),
                 monthly_limit: Some(Amount::units(500)),
             }),
+            currency: "EUR".parse().unwrap(),
         })),
         account(AccountEvent::TopUpRequested(AccountTopUpRequested {
             at: at(9),
@@ -355,6 +356,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
             meter: meter(),
             amount: Amount::units(100),
             price: Amount::units(2),
+            currency: "EUR".parse().unwrap(),
         })),
         account(AccountEvent::TopUpPaid(AccountTopUpPaid {
             at: at(21),

@@ -67,7 +67,7 @@ pub(crate) struct TopUpArgs {
     /// The meter, for example `tokens`.
     #[arg(value_name = "METER")]
     meter: MeterName,
-    /// The amount that is available when more is bought: less than this.
+    /// More is bought when less than this is available, not counting what is paid for afterwards.
     #[arg(long, value_name = "AMOUNT", requires = "amount", required_unless_present = "off")]
     below: Option<Amount>,
     /// The amount that is bought.

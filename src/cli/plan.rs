@@ -31,5 +31,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         let position = answer.get("position").and_then(Value::as_str).unwrap_or_default();
         note!("{} is on the plan {} from {position} on", args.org, args.plan);
     }
+    let plans = api.get("/v1/plans").await?;
+    let mut published = plans.get("data").and_then(Value::as_array).into_iter().flatten();
+    if !published.any(|plan| plan.get("plan").and_then(Value::as_str) == Some(&args.plan)) {
+        note!("the plan {} was never published, so it includes nothing: see `orgstream plans list`", args.plan);
+    }
     Ok(())
 }

@@ -458,7 +458,11 @@ impl CommandHandler {
             Command::ReleaseHold(command) => self.account(&attempt, &to, AccountAction::Release(command)).await,
             Command::ChargeUsage(command) => self.account(&attempt, &to, AccountAction::Charge(command)).await,
             Command::CreditAccount(command) => self.account(&attempt, &to, AccountAction::Credit(command)).await,
-            Command::ChangeTopUp(command) => self.account(&attempt, &to, AccountAction::ChangeTopUp(command)).await,
+            Command::ChangeTopUp(command) => {
+                let currency = self.currency.clone();
+                self.account(&attempt, &to, AccountAction::ChangeTopUp { command, currency }).await
+            }
+            Command::RequestTopUp(command) => self.account(&attempt, &to, AccountAction::RequestTopUp(command)).await,
             Command::PayTopUp(command) => self.account(&attempt, &to, AccountAction::PayTopUp(command)).await,
             Command::DeclineTopUp(command) => self.account(&attempt, &to, AccountAction::DeclineTopUp(command)).await,
             Command::CloseMonth(command) => {

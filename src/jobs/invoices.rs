@@ -33,11 +33,26 @@ const MAX_CONCURRENCY: usize = 8;
 /// What was done for all organizations: nothing, their invoices were opened, or made final.
 type Done = BTreeMap<Month, bool>;
 
+/// How far a process is.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done: Done,
+    /// The months that could not be closed for some organizations, and which those are: the others are not looked at again.
+    left: Option<(Vec<Month>, BTreeSet<OrgId>)>,
+}
+
+impl Progress {
+    /// Returns the number of months that were seen to for all organizations.
+    pub fn months(&self) -> usize {
+        self.done.len()
+    }
+}
+
 /// Closes months until `stop`.
 pub async fn run(log: &Log, handler: &CommandHandler, stop: CancellationToken) {
-    let mut done = Done::new();
+    let mut progress = Progress::default();
     while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {
-        match stop.run_until_cancelled(round(log, handler, now(), &mut done)).await {
+        match stop.run_until_cancelled(round(log, handler, now(), &mut progress)).await {
             None => return,
             Some(Ok(())) => {}
             Some(Err(error)) => {
@@ -52,23 +67,37 @@ pub async fn round(
     log: &Log,
     handler: &CommandHandler,
     now: Timestamp,
-    done: &mut BTreeMap<Month, bool>,
+    progress: &mut Progress,
 ) -> Result<(), CommandError> {
+    let Progress { done, left } = progress;
     let due: Vec<Month> = months_before(now).into_iter().filter(|month| is_due(*month, now, done)).collect();
     if due.is_empty() {
         return Ok(());
     }
-    let (mut orgs, mut failed) = (BTreeSet::new(), None);
-    for shard in log.shards() {
-        orgs.extend(log.orgs_of_shard(shard).await?);
-    }
+    let orgs = match left.take().filter(|(months, _)| *months == due) {
+        Some((_, orgs)) => orgs,
+        None => {
+            let mut all = BTreeSet::new();
+            for shard in log.shards() {
+                all.extend(log.orgs_of_shard(shard).await?);
+            }
+            all
+        }
+    };
+    let (mut failed, mut reason) = (BTreeSet::new(), None);
     {
-        let mut closing = stream::iter(orgs).map(|org| close(handler, org, &due)).buffer_unordered(MAX_CONCURRENCY);
-        while let Some(closed) = closing.next().await {
-            failed = closed.err().or(failed);
+        let months = &due;
+        let closing = stream::iter(orgs).map(|org| async move { (org, close(handler, org, months).await) });
+        let mut closing = closing.buffer_unordered(MAX_CONCURRENCY);
+        while let Some((org, closed)) = closing.next().await {
+            if let Err(error) = closed {
+                failed.insert(org);
+                reason = Some(error);
+            }
         }
     }
-    if let Some(error) = failed {
+    if let Some(error) = reason {
+        *left = Some((due, failed));
         return Err(error);
     }
     done.retain(|month, _| due.contains(month) || month.end().unix_ms() > now.unix_ms() - 366 * 86_400_000);

@@ -1,4 +1,4 @@
-//! The loop that tells the payment provider what the log says: customers, final invoices, void ones, top-ups, and ends of billing.
+//! The loop that tells the payment provider what the log says: customers, invoices, top-ups, and ends of billing.
 //!
 //! The log is the list of what is to be done: each step that the provider has taken is an event, and what has none is done again.
 //! So nothing is lost while the provider is down, and any number of processes may run it; the provider makes each thing once.
@@ -12,21 +12,23 @@ use futures_util::{StreamExt, stream};
 use metrics::counter;
 use orgstream_domain::{
     Command, DeclineTopUp, LinkBillingCustomer, MarkInvoicePaid, NoteBillingCustomerReleased, NoteInvoicePushed,
-    NoteInvoiceWithdrawn, PayTopUp,
+    NoteInvoiceWithdrawn, PayTopUp, RequestTopUp,
     account::{MAX_DECLINE_REASON, OpenTopUp},
-    invoice::ProviderStep,
+    invoice::{Invoices, ProviderStep},
 };
 use orgstream_events::{AggregateType, Chain, MeterName, OrgId, TopUpId};
 use orgstream_stream::{Log, StreamError};
+use rand::seq::SliceRandom;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    adapters::payments::{Charge, Collected, Collection, Item, Payment, PaymentError, PaymentProvider},
+    adapters::payments::{Charge, Collection, Item, Payable, Payment, PaymentError, PaymentProvider, Withdrawal},
     clock::now,
     commands::{
+        accounts::AccountState,
         handler::CommandHandler,
-        request::{Accepted, Caller, CommandError, Request},
+        request::{Caller, CommandError, Request},
     },
 };
 
@@ -35,11 +37,16 @@ const EVERY: Duration = Duration::from_secs(5);
 /// The pause after a failure, doubled with each, and the longest.
 const PAUSE: Duration = Duration::from_secs(30);
 const MAX_PAUSE: Duration = Duration::from_hours(1);
+/// The time after which an organization with a rule for top-ups is looked at though nothing changed: a pause may have ended, or a
+/// month.
+const TOP_UPS: Duration = Duration::from_secs(60);
+/// The time after which the provider is asked about invoices that it collects: a report may have been lost.
+const ASKED: Duration = Duration::from_hours(6);
 /// The number of organizations that are seen to concurrently.
-const MAX_CONCURRENCY: usize = 4;
-/// The most steps for one organization in one round: a customer, and some invoices.
+const MAX_CONCURRENCY: usize = 8;
+/// The most steps for one organization in one round.
 const MAX_STEPS: usize = 20;
-/// The time after which a top-up that is neither paid nor declined is taken back, in milliseconds: a day.
+/// The time after which a top-up that is neither paid nor declined is withdrawn, in milliseconds: a day.
 const PENDING_MS: i64 = 86_400_000;
 /// The name of the program as the caller of these commands.
 const NAME: &str = "payments";
@@ -61,19 +68,49 @@ pub struct Seen(BTreeMap<OrgId, Known>);
 struct Known {
     /// The messages of both that were seen to.
     lengths: [u64; 2],
-    /// When the provider is asked again, and after which pause.
+    /// When it is looked at again though nothing changed.
+    again: Option<Instant>,
+    /// The pause after a failure: until it is over, nothing is done.
     pause: Option<(Instant, Duration)>,
+    /// When the provider was asked about what it collects.
+    asked: Option<Instant>,
 }
 
 impl Known {
     fn is_due(&self, lengths: [u64; 2], now: Instant) -> bool {
-        self.pause.map_or(lengths != self.lengths, |(at, _)| at <= now)
+        match self.pause {
+            Some((until, _)) => until <= now,
+            None => lengths != self.lengths || self.again.is_some_and(|at| at <= now),
+        }
     }
 
-    fn failed(&mut self, now: Instant) -> Duration {
+    fn wait(&mut self, now: Instant) -> Duration {
         let pause = self.pause.map_or(PAUSE, |(_, pause)| (pause * 2).min(MAX_PAUSE));
         self.pause = Some((now + pause, pause));
         pause
+    }
+
+    fn is_to_ask(&self, now: Instant) -> bool {
+        self.asked.is_none_or(|asked| asked + ASKED <= now)
+    }
+}
+
+/// How an organization was left.
+#[derive(Debug, Default)]
+struct Left {
+    /// The first error. The other steps were taken all the same.
+    error: Option<StepError>,
+    /// Whether something is left to do, or a payment is under way.
+    is_unfinished: bool,
+    /// Whether something may become due by the time alone.
+    has_top_ups: bool,
+    /// Whether the provider collects something.
+    has_collected: bool,
+}
+
+impl Left {
+    fn take<T>(&mut self, taken: Result<T, impl Into<StepError>>) -> Option<T> {
+        taken.map_err(|error| self.error.get_or_insert(error.into())).ok()
     }
 }
 
@@ -100,64 +137,148 @@ pub async fn round(
     seen: &mut Seen,
 ) -> Result<(), StreamError> {
     let mut lengths = BTreeMap::<OrgId, [u64; 2]>::new();
+    let mut missing = None;
     for shard in log.shards() {
         for (nth, aggregate) in [AggregateType::Invoice, AggregateType::Account].into_iter().enumerate() {
-            for (org, length) in log.lengths_of(shard, aggregate).await? {
-                if let Some(place) = lengths.entry(org).or_default().get_mut(nth) {
-                    *place = length;
+            // The organizations of the other shards do not wait for this one.
+            match log.lengths_of(shard, aggregate).await {
+                Ok(found) => {
+                    for (org, length) in found {
+                        if let Some(place) = lengths.entry(org).or_default().get_mut(nth) {
+                            *place = length;
+                        }
+                    }
                 }
+                Err(error) => missing = Some(error),
             }
         }
     }
     lengths.retain(|org, lengths| seen.0.entry(*org).or_default().is_due(*lengths, now));
-    let mut steps = stream::iter(lengths)
-        .map(|(org, lengths)| async move { (org, lengths, take_steps(handler, provider, org).await) })
+    // Several processes begin at different places, and so share the work.
+    let mut due: Vec<_> = lengths.into_iter().collect();
+    due.shuffle(&mut rand::rng());
+    let due: Vec<_> =
+        due.into_iter().map(|(org, lengths)| (org, lengths, seen.0.entry(org).or_default().is_to_ask(now))).collect();
+    let mut steps = stream::iter(due)
+        .map(|(org, lengths, asks)| async move { (org, lengths, asks, see_to(handler, provider, org, asks).await) })
         .buffer_unordered(MAX_CONCURRENCY);
-    while let Some((org, lengths, taken)) = steps.next().await {
+    while let Some((org, lengths, asks, left)) = steps.next().await {
         let known = seen.0.entry(org).or_default();
-        match taken {
-            Ok(is_all) => {
-                known.pause = (!is_all).then_some((now + PAUSE, PAUSE));
-                known.lengths = lengths;
+        let Left { error, is_unfinished, has_top_ups, has_collected } = left;
+        if asks {
+            known.asked = Some(now);
+        }
+        if let Some(error) = error {
+            let pause = known.wait(now);
+            counter!("orgstream_payment_failures_total").increment(1);
+            tracing::warn!(
+                org.id = %org, error = %Chain(&error), pause_s = pause.as_secs(),
+                "a step at the payment provider failed, and is taken again later"
+            );
+        } else if is_unfinished {
+            known.wait(now);
+        } else {
+            (known.pause, known.lengths) = (None, lengths);
+            let again = [(has_top_ups, TOP_UPS), (has_collected, ASKED)];
+            known.again = again.into_iter().filter(|(is, _)| *is).map(|(_, after)| now + after).min();
+        }
+    }
+    missing.map_or(Ok(()), Err)
+}
+
+/// Takes what is due for one organization: a step that fails keeps none of the others from being taken.
+async fn see_to(handler: &CommandHandler, provider: &dyn PaymentProvider, org: OrgId, asks: bool) -> Left {
+    let mut left = Left::default();
+    if let Err(error) = top_up(handler, provider, org, &mut left).await {
+        left.take(Err::<(), _>(error));
+    }
+    if let Err(error) = tell(handler, provider, org, asks, &mut left).await {
+        left.take(Err::<(), _>(error));
+    }
+    left
+}
+
+/// Collects the top-ups that are open, after requesting one that no command has requested.
+async fn top_up(
+    handler: &CommandHandler,
+    provider: &dyn PaymentProvider,
+    org: OrgId,
+    left: &mut Left,
+) -> Result<(), StepError> {
+    let Some(AccountState { account, entitlements, .. }) = handler.account_of(org).await? else { return Ok(()) };
+    left.has_top_ups = account.has_top_ups();
+    let terms = entitlements.terms();
+    let meter =
+        left.has_top_ups.then(|| account.as_of(now(), &terms).meter_to_top_up(now(), &terms).cloned()).flatten();
+    if let Some(meter) = meter {
+        note_step(handler, org, Command::from(RequestTopUp { meter }).into()).await?;
+        // It is collected with the next round, which sees the event.
+    }
+    for (meter, open) in account.open_top_ups() {
+        let customer = match customer_of(handler, org).await? {
+            Some(customer) => customer,
+            None => {
+                let step = take(handler, provider, org, ProviderStep::Customer).await?;
+                note_step(handler, org, step).await?;
+                customer_of(handler, org).await?.unwrap_or_default()
             }
-            Err(error) => {
-                let pause = known.failed(now);
-                counter!("orgstream_payment_failures_total").increment(1);
-                tracing::warn!(
-                    org.id = %org, error = %Chain(&error), pause_s = pause.as_secs(),
-                    "the payment provider is told again later"
-                );
+        };
+        match left.take(charge(handler, provider, org, customer, meter, open).await) {
+            Some(Some(note)) => {
+                left.take(note_step(handler, org, note).await);
             }
+            Some(None) => left.is_unfinished = true,
+            None => {}
         }
     }
     Ok(())
 }
 
-/// Takes what is due for one organization. False if something is left that nothing will report.
-async fn take_steps(handler: &CommandHandler, provider: &dyn PaymentProvider, org: OrgId) -> Result<bool, StepError> {
-    for _ in 0..MAX_STEPS {
-        let Some(invoices) = handler.invoices_of(org).await?.map(|state| state.invoices) else { return Ok(true) };
-        let note = match invoices.next_step() {
-            Some(step) => take(handler, provider, org, step).await?,
-            None => {
-                let Some(state) = handler.account_of(org).await? else { return Ok(true) };
-                let mut open = state.account.open_top_ups();
-                let Some((meter, top_up)) = open.next() else { return Ok(true) };
-                let charged = match invoices.customer() {
-                    Some(customer) => charge(handler, provider, org, customer, meter, top_up).await?,
-                    None => Some(take(handler, provider, org, ProviderStep::Customer).await?),
-                };
-                let Some(note) = charged else { return Ok(false) };
-                note
-            }
-        };
-        match handler.handle(&Caller::program(org, NAME), note).await {
-            // Another process was quicker, and the provider made it once.
-            Ok(_) | Err(CommandError::Contention) => {}
-            Err(error) => return Err(error.into()),
+async fn customer_of(handler: &CommandHandler, org: OrgId) -> Result<Option<String>, StepError> {
+    let state = handler.invoices_of(org).await?;
+    Ok(state.and_then(|state| state.invoices.customer().map(str::to_owned)))
+}
+
+/// Tells the provider of invoices, and asks it about those that it collects.
+async fn tell(
+    handler: &CommandHandler,
+    provider: &dyn PaymentProvider,
+    org: OrgId,
+    asks: bool,
+    left: &mut Left,
+) -> Result<(), StepError> {
+    let Some(mut invoices) = handler.invoices_of(org).await?.map(|state| state.invoices) else { return Ok(()) };
+    if invoices.customer().is_none() && !invoices.steps(1).is_empty() {
+        let step = take(handler, provider, org, ProviderStep::Customer).await?;
+        note_step(handler, org, step).await?;
+        invoices = handler.invoices_of(org).await?.map_or_else(Invoices::default, |state| state.invoices);
+    }
+    let steps = invoices.steps(MAX_STEPS);
+    left.is_unfinished |= steps.len() == MAX_STEPS;
+    for step in steps {
+        let Some(note) = left.take(take(handler, provider, org, step).await) else { continue };
+        left.take(note_step(handler, org, note).await);
+    }
+    left.has_collected = invoices.collected().next().is_some();
+    for (number, id) in invoices.collected().filter(|_| asks).take(MAX_STEPS) {
+        if left.take(provider.is_paid(id).await) == Some(true) {
+            let what = Payable { org, item: Item::Invoice(number) };
+            left.take(note_step(handler, org, paid(Payment { what, id: id.to_owned() })).await);
         }
     }
-    Ok(false)
+    Ok(())
+}
+
+/// Appends what the provider has done.
+async fn note_step(handler: &CommandHandler, org: OrgId, note: Request) -> Result<(), StepError> {
+    match handler.handle(&Caller::program(org, NAME), note).await {
+        Ok(_) | Err(CommandError::Contention) => Ok(()),
+        // Another process was quicker, and the provider made it once.
+        Err(CommandError::Rejected(rejection)) if ["top_up_not_open", "invoice_settled"].contains(&rejection.code) => {
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Takes a step at the provider, and returns the command that notes it.
@@ -174,17 +295,20 @@ async fn take(
             LinkBillingCustomer { customer }.into()
         }
         ProviderStep::Push { number, customer, month, total, currency } => {
-            let what = Collected { org, item: Item::Invoice(number) };
+            let what = Payable { org, item: Item::Invoice(number) };
             let description = Collection::describe_invoice(number, month);
             let id = provider.push_invoice(&Collection { what, customer, money: total, currency, description }).await?;
             NoteInvoicePushed { number, id }.into()
         }
         ProviderStep::Withdraw { number, id } => {
-            provider.void(&id).await?;
+            let what = Payable { org, item: Item::Invoice(number) };
+            if provider.withdraw(&what, id.as_deref()).await? == Withdrawal::Paid {
+                unmatched(&what, "it was paid before it could be withdrawn");
+            }
             NoteInvoiceWithdrawn { number }.into()
         }
-        ProviderStep::Release { customer } => {
-            provider.cancel(&customer).await?;
+        ProviderStep::Release { customer, ended_at } => {
+            provider.release(&customer, ended_at).await?;
             NoteBillingCustomerReleased { customer }.into()
         }
     };
@@ -196,24 +320,32 @@ async fn charge(
     handler: &CommandHandler,
     provider: &dyn PaymentProvider,
     org: OrgId,
-    customer: &str,
+    customer: String,
     meter: &MeterName,
-    top_up: OpenTopUp,
+    top_up: &OpenTopUp,
 ) -> Result<Option<Request>, StepError> {
-    let OpenTopUp { id, amount, price, requested_at } = top_up;
-    let what = Collected { org, item: Item::TopUp(id) };
+    let OpenTopUp { id, amount, price, currency, requested_at } = top_up.clone();
+    if currency != *handler.currency() {
+        return Ok(Some(declined(id, "the currency has changed: set the rule again")));
+    }
+    let what = Payable { org, item: Item::TopUp(id) };
     let description = Collection::describe_top_up(meter, amount);
-    let (customer, currency) = (customer.to_owned(), handler.currency().clone());
+    let is_late = requested_at.unix_ms() + PENDING_MS <= now().unix_ms();
     let collection = Collection { what, customer, money: price, currency, description };
-    Ok(match provider.charge(&collection).await? {
-        Charge::Paid(id) => Some(paid(Payment { what, id })),
-        Charge::Declined(code) => Some(declined(id, &code)),
-        Charge::Pending(there) if requested_at.unix_ms() + PENDING_MS <= now().unix_ms() => {
-            provider.void(&there).await?;
-            Some(declined(id, "not paid within a day"))
-        }
-        Charge::Pending(_) => None,
-    })
+    let there = match provider.charge(&collection).await {
+        Ok(Charge::Paid(id)) => return Ok(Some(paid(Payment { what, id }))),
+        Ok(Charge::Declined(code)) => return Ok(Some(declined(id, &code))),
+        Ok(Charge::Pending(there)) => Some(there),
+        Err(_) if is_late => None,
+        Err(error) => return Err(error.into()),
+    };
+    if !is_late {
+        return Ok(None);
+    }
+    Ok(Some(match provider.withdraw(&what, there.as_deref()).await? {
+        Withdrawal::Done => declined(id, "not paid within a day"),
+        Withdrawal::Paid => paid(Payment { what, id: there.unwrap_or_else(|| what.to_string()) }),
+    }))
 }
 
 fn declined(top_up: TopUpId, code: &str) -> Request {
@@ -231,7 +363,24 @@ fn paid(Payment { what, id }: Payment) -> Request {
     Request { idempotency_key: Some(key), ..Request::from(command) }
 }
 
-/// Notes a payment that the provider reports.
-pub async fn note(handler: &CommandHandler, payment: Payment) -> Result<Accepted, CommandError> {
-    handler.handle(&Caller::program(payment.what.org, NAME), paid(payment)).await
+/// Notes a payment that the provider reports. One of what is not open any more is for an operator to pay back.
+pub async fn note(handler: &CommandHandler, payment: Payment) -> Result<(), CommandError> {
+    let what = payment.what;
+    match handler.handle(&Caller::program(what.org, NAME), paid(payment)).await {
+        Ok(_) => Ok(()),
+        Err(error @ (CommandError::Rejected(_) | CommandError::NoOrganization(_) | CommandError::KeyReused)) => {
+            unmatched(&what, &Chain(&error).to_string());
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Says that money came for nothing.
+fn unmatched(what: &Payable, why: &str) {
+    counter!("orgstream_payments_unmatched_total").increment(1);
+    tracing::error!(
+        org.id = %what.org, paid = %what, why,
+        "the payment provider has a payment of what is not open: look there whether to pay it back"
+    );
 }

@@ -239,6 +239,14 @@ pub const FIGURES: &[Figure] = &[
     figure(
         Counter,
         Api,
+        "orgstream_payments_unmatched_total",
+        "payments",
+        &[],
+        "Payments that the payment provider has of what is not open. Each is in the log, for an operator to pay back.",
+    ),
+    figure(
+        Counter,
+        Api,
         "orgstream_audit_webhook_posts_total",
         "posts",
         &[("outcome", Known(&["confirmed", "failed"]))],

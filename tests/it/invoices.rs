@@ -200,9 +200,9 @@ async fn the_program_looks_at_every_organization_and_invoices_none_that_owes_not
     let api = Api::start().await;
     let org = api.org("free").await;
     charge(&api, &org, "10").await;
-    let mut done = BTreeMap::new();
-    invoices::round(api.log(), api.gateway.handler(), now(), &mut done).await.unwrap();
-    assert_eq!(done.len(), 3);
+    let mut progress = invoices::Progress::default();
+    invoices::round(api.log(), api.gateway.handler(), now(), &mut progress).await.unwrap();
+    assert_eq!(progress.months(), 3);
     assert_eq!(list(&api, &org).await["data"], json!([]));
     // Pages end where there is nothing.
     let page = api.get(&org.owner, &org.path("invoices?limit=1")).await.expect(200).json();

@@ -131,6 +131,9 @@ impl Ledger {
     /// Takes in the next event, and returns the change of a balance, if it is one. After a fault the account is as the event
     /// says as far as it can be.
     pub fn apply(&mut self, event: &AccountEvent) -> Result<Option<Line>, Fault> {
+        if !matches!(event, AccountEvent::Granted(_)) && self.bought.take().is_some() {
+            return fault("what was bought is not granted");
+        }
         match event {
             AccountEvent::Granted(event) => {
                 let meter = event.meter.clone();

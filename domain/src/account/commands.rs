@@ -122,6 +122,16 @@ pub struct ChangeTopUp {
     pub rule: Option<TopUpRule>,
 }
 
+/// Requests a top-up now if the rule says so. Usage requests it by itself; this is for after a pause, when nothing can be used
+/// any more.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RequestTopUp {
+    /// Name of the meter: 1 to 31 characters of a-z, 0-9 and _, beginning with a letter.
+    #[schema(value_type = String, example = "tokens")]
+    pub meter: MeterName,
+}
+
 /// Notes that a top-up was paid, and grants what was bought. The program sends it; for platform operators.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -185,6 +195,7 @@ declare! {
     ChargeUsage = "charge_usage": UseAccount, false, false, ["account.settled", "account.threshold_crossed", "account.top_up_requested"];
     CreditAccount = "credit_account": ManagePlan, false, true, [];
     ChangeTopUp = "change_top_up": ManageOrganization, false, false, ["account.top_up_changed", "account.top_up_requested"];
+    RequestTopUp = "request_top_up": UseAccount, false, false, ["account.top_up_requested"];
     PayTopUp = "pay_top_up": ManagePlan, false, true, ["account.top_up_paid"];
     DeclineTopUp = "decline_top_up": ManagePlan, false, true, ["account.top_up_declined"];
 }

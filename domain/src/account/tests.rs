@@ -598,7 +598,12 @@ fn selling(price: &str) -> Terms {
 
 fn top_up(below: &str, text: &str, limit: Option<&str>) -> AccountAction {
     let rule = TopUpRule { below: amount(below), amount: amount(text), monthly_limit: limit.map(amount) };
-    AccountAction::ChangeTopUp(ChangeTopUp { meter: meter("tokens"), rule: Some(rule) })
+    change_top_up(Some(rule))
+}
+
+fn change_top_up(rule: Option<TopUpRule>) -> AccountAction {
+    let command = ChangeTopUp { meter: meter("tokens"), rule };
+    AccountAction::ChangeTopUp { command, currency: Currency::default() }
 }
 
 fn pay(number: u32) -> AccountAction {
@@ -641,11 +646,17 @@ fn one_top_up_fills_the_gap_and_the_next_is_requested_when_little_is_left_again(
     assert_eq!(requested(&book.send(now, &terms, rule).unwrap()), [(2, "900".to_owned(), "18".to_owned())]);
     book.send(now, &terms, pay(2)).unwrap();
     assert_eq!(book.available(now, &terms, "tokens"), amount("1200"));
+    // What is paid for afterwards is used last, and does not count.
+    let mut later = terms.clone();
+    later.meters.get_mut(&meter("tokens")).unwrap().overage = amount("1000000");
+    let asked = requested(&book.send(now, &later, charge("tokens", "201")).unwrap());
+    assert_eq!(asked, [(3, "300".to_owned(), "6".to_owned())]);
+    book.send(now, &terms, pay(3)).unwrap();
     // What was bought does not lapse with the month, and is used after what is included.
     let april = time("2026-04-01T00:00:00Z");
-    assert_eq!(book.available(april, &terms, "tokens"), amount("2200"));
+    assert_eq!(book.available(april, &terms, "tokens"), amount("2299"));
     book.send(april, &terms, charge("tokens", "1000")).unwrap();
-    assert_eq!(book.available(april, &terms, "tokens"), amount("1200"));
+    assert_eq!(book.available(april, &terms, "tokens"), amount("1299"));
 }
 
 #[test]
@@ -665,9 +676,25 @@ fn after_a_decline_there_is_one_attempt_an_hour_at_most_and_twice_as_long_each_t
     assert_eq!(attempts, [60, 180, 420, 900]);
     let known = book.account.top_ups(&meter("tokens")).unwrap();
     assert_eq!(known.retry_at, Some(at(900 + 16 * 60)), "it is seen");
-    // Another rule is another attempt; one that is paid ends the pause.
-    assert_eq!(requested(&book.send(at(1_500), &terms, top_up("1400", "1000", None)).unwrap()).len(), 1);
-    book.send(at(1_501), &terms, pay(6)).unwrap();
+    // Another rule is another attempt; however often it is changed, there is an hour between two of them.
+    assert_eq!(requested(&book.send(at(1_441), &terms, top_up("1400", "1000", None)).unwrap()).len(), 1);
+    book.send(at(1_441), &terms, decline(6)).unwrap();
+    for minute in 1_442..1_501 {
+        let rule = top_up(&minute.to_string(), "1000", None);
+        assert_eq!(requested(&book.send(at(minute), &terms, rule).unwrap()), []);
+    }
+    assert_eq!(requested(&book.send(at(1_501), &terms, charge("tokens", "0.1")).unwrap()).len(), 1);
+    book.send(at(1_501), &terms, decline(7)).unwrap();
+    // Where nothing can be used any more, it is requested all the same.
+    let left = book.available(at(1_502), &terms, "tokens").to_string();
+    book.send(at(1_502), &terms, charge("tokens", &left)).unwrap();
+    let request = || AccountAction::RequestTopUp(RequestTopUp { meter: meter("tokens") });
+    assert_eq!(book.account.meter_to_top_up(at(1_503), &terms), None);
+    assert_eq!(requested(&book.send(at(1_503), &terms, request()).unwrap()), []);
+    assert_eq!(book.account.meter_to_top_up(at(1_561), &terms), Some(&meter("tokens")));
+    assert_eq!(requested(&book.send(at(1_561), &terms, request()).unwrap()).len(), 1);
+    // One that is paid ends the pause.
+    book.send(at(1_562), &terms, pay(8)).unwrap();
     assert_eq!(book.account.top_ups(&meter("tokens")).unwrap().retry_at, None);
 }
 
@@ -702,7 +729,16 @@ fn what_is_not_sold_is_not_bought_and_a_rule_is_checked() {
     book.send(now, &terms, top_up("500", "100", None)).unwrap();
     // The plan sells none any more; what is open may still be paid.
     assert_eq!(requested(&book.send(now, &unsold, charge("tokens", "900")).unwrap()), []);
-    let nothing = ChangeTopUp { meter: meter("tokens"), rule: None };
-    book.send(now, &unsold, AccountAction::ChangeTopUp(nothing)).unwrap();
+    book.send(now, &unsold, change_top_up(None)).unwrap();
     assert_eq!(requested(&book.send(now, &terms, charge("tokens", "10")).unwrap()), []);
+}
+
+#[test]
+fn however_little_is_bought_it_costs_something() {
+    let (mut book, terms, now) = (Book::new(), selling("2"), time(NOON));
+    // Fewer than half a million tokens cost less than 1.
+    let asked = requested(&book.send(now, &terms, top_up("1000.5", "2400", None)).unwrap());
+    assert_eq!(asked, [(1, "501600".to_owned(), "1.0032".to_owned())]);
+    let (mut book, limited) = (Book::new(), top_up("1000.5", "2400", Some("480000")));
+    assert_eq!(requested(&book.send(now, &terms, limited).unwrap()), [], "the limit does not allow so many");
 }

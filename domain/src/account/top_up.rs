@@ -3,19 +3,18 @@
 
 use orgstream_events::{
     AccountEvent, AccountGranted, AccountTopUpChanged, AccountTopUpDeclined, AccountTopUpPaid, AccountTopUpRequested,
-    Amount, BucketId, BucketSource, MeterName, Month, Timestamp, TopUpId, TopUpRule,
+    Amount, BucketId, BucketSource, Currency, MeterName, Month, Timestamp, TopUpId, TopUpRule,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Account, AccountError, ChangeTopUp, DeclineTopUp, MAX_BUCKETS, PayTopUp, Terms};
+use super::{Account, AccountError, Bucket, ChangeTopUp, DeclineTopUp, MAX_BUCKETS, PayTopUp, Terms, plus};
 use crate::{Aggregate, text::Faults};
 
 /// The pause after a top-up that was declined, in milliseconds. It doubles with each one.
 const PAUSE_MS: i64 = 3_600_000;
 /// The most doublings of it: a bit more than five days.
 const MAX_DOUBLINGS: u32 = 7;
-/// The longest name of a payment, in characters.
-const MAX_PAYMENT: usize = 200;
+const MILLION: u64 = 1_000_000;
 /// The longest reason of the payment provider, in characters. What is longer is cut where it is received.
 pub const MAX_DECLINE_REASON: usize = 200;
 
@@ -24,18 +23,22 @@ pub const MAX_DECLINE_REASON: usize = 200;
 pub struct TopUps {
     /// The rule; none when nothing is bought by itself.
     pub rule: Option<TopUpRule>,
+    /// The currency of the prices when the rule was made.
+    pub currency: Currency,
     /// The one that is to be paid.
     pub open: Option<OpenTopUp>,
     /// The first moment at which another one may be requested, after one that was declined.
     pub retry_at: Option<Timestamp>,
-    /// The number of those that were declined since the last that was paid.
+    /// The number of those that were declined since the last that was paid, or another rule.
     declined: u32,
+    /// When the last one was declined.
+    declined_at: Option<Timestamp>,
     /// The month of the last request, and what was requested in it and not declined.
     month: Option<(Month, Amount)>,
 }
 
 /// A top-up that is to be paid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenTopUp {
     /// Its number.
     pub id: TopUpId,
@@ -43,6 +46,8 @@ pub struct OpenTopUp {
     pub amount: Amount,
     /// The money for all of it.
     pub price: Amount,
+    /// Its currency.
+    pub currency: Currency,
     /// When it was requested.
     pub requested_at: Timestamp,
 }
@@ -60,8 +65,18 @@ impl Account {
     }
 
     /// Returns the top-ups that are to be paid, by meter.
-    pub fn open_top_ups(&self) -> impl Iterator<Item = (&MeterName, OpenTopUp)> {
-        self.top_ups.iter().filter_map(|(meter, top_ups)| Some((meter, top_ups.open?)))
+    pub fn open_top_ups(&self) -> impl Iterator<Item = (&MeterName, &OpenTopUp)> {
+        self.top_ups.iter().filter_map(|(meter, top_ups)| Some((meter, top_ups.open.as_ref()?)))
+    }
+
+    /// Whether more of a meter is bought by itself.
+    pub fn has_top_ups(&self) -> bool {
+        self.top_ups.values().any(|top_ups| top_ups.rule.is_some())
+    }
+
+    /// Returns a meter of which a top-up is due, though no command has requested it: a pause has ended, or a month.
+    pub fn meter_to_top_up(&self, now: Timestamp, terms: &Terms) -> Option<&MeterName> {
+        self.top_ups.keys().find(|meter| self.top_up_due(meter, Amount::ZERO, now, terms).is_some())
     }
 
     /// Returns the request that is due when this amount is not available any more.
@@ -74,7 +89,7 @@ impl Account {
     ) -> Option<AccountEvent> {
         let top_ups = self.top_ups.get(meter)?;
         let rule = top_ups.rule.filter(|_| top_ups.open.is_none() && top_ups.retry_at.is_none_or(|at| at <= now))?;
-        let gap = rule.below.minus(self.balance(meter, now).available.less(taken)).filter(|gap| !gap.is_zero())?;
+        let gap = rule.below.minus(self.paid_for(meter, now).less(taken)).filter(|gap| !gap.is_zero())?;
         let money = terms.meters.get(meter)?.top_up_price_per_million;
         if money.is_zero() || self.buckets.len() >= MAX_BUCKETS || terms.require_billing(now) {
             return None;
@@ -83,19 +98,35 @@ impl Account {
         let most = rule
             .monthly_limit
             .map_or(u64::MAX, |limit| limit.less(top_ups.requested_in(Month::of(now))).micros() / one.max(1));
-        let times = gap.micros().div_ceil(one.max(1)).min(most);
+        // However little is missing, it costs something.
+        let worth = (least_price().micros() * MILLION * MILLION).div_ceil(money.micros().max(1));
+        let times = gap.micros().max(worth).div_ceil(one.max(1)).min(most);
         let amount = Amount::from_micros(one.checked_mul(times)?).filter(|amount| !amount.is_zero())?;
         // What is granted of a meter is one amount, whatever it is granted for.
         self.granted(meter).plus(amount)?;
-        let (price, top_up) = (amount.priced(money)?, TopUpId(self.last_top_up.checked_add(1)?));
-        let meter = meter.clone();
-        Some(AccountEvent::TopUpRequested(AccountTopUpRequested { at: now, top_up, meter, amount, price }))
+        let price = amount.priced(money).filter(|price| *price >= least_price())?;
+        Some(AccountEvent::TopUpRequested(AccountTopUpRequested {
+            at: now,
+            top_up: TopUpId(self.last_top_up.checked_add(1)?),
+            meter: meter.clone(),
+            amount,
+            price,
+            currency: top_ups.currency.clone(),
+        }))
+    }
+
+    /// Returns what is available and need not be paid for afterwards.
+    fn paid_for(&self, meter: &MeterName, now: Timestamp) -> Amount {
+        let usable = self.buckets.values().filter(|bucket| bucket.is_usable(meter, now));
+        let before = usable.filter(|bucket| bucket.source != BucketSource::Overage);
+        before.map(Bucket::left).fold(Amount::ZERO, plus)
     }
 
     /// Returns the events of a change of the rule, and of the request that it leads to.
     pub(super) fn change_top_up(
         &self,
         command: ChangeTopUp,
+        currency: Currency,
         now: Timestamp,
         terms: &Terms,
     ) -> Result<Vec<AccountEvent>, AccountError> {
@@ -105,10 +136,12 @@ impl Account {
         if rule.is_some() && !is_sold {
             return Err(AccountError::NotSold { meter, plan: terms.plan.clone() });
         }
-        if self.top_ups.get(&meter).and_then(|top_ups| top_ups.rule) == rule {
+        let known = self.top_ups.get(&meter);
+        let is_same = known.map_or(rule.is_none(), |known| known.rule == rule && known.currency == currency);
+        if is_same {
             return Ok(Vec::new());
         }
-        let changed = AccountEvent::TopUpChanged(AccountTopUpChanged { at: now, meter: meter.clone(), rule });
+        let changed = AccountEvent::TopUpChanged(AccountTopUpChanged { at: now, meter: meter.clone(), rule, currency });
         let mut account = self.clone();
         account.apply(&changed);
         let requested = account.top_up_due(&meter, Amount::ZERO, now, terms);
@@ -144,41 +177,49 @@ impl Account {
         let DeclineTopUp { top_up, reason } = command;
         let (meter, _) = self.open_top_up(top_up)?;
         let declined = self.top_ups.get(&meter).map_or(0, |top_ups| top_ups.declined);
-        let retry_at = Timestamp::from_unix_ms(now.unix_ms() + (PAUSE_MS << declined.min(MAX_DOUBLINGS)));
+        let retry_at = after_a_decline(now, declined);
         let declined = AccountTopUpDeclined { at: now, top_up, meter, reason, retry_at };
         Ok(vec![AccountEvent::TopUpDeclined(declined)])
     }
 
     fn open_top_up(&self, id: TopUpId) -> Result<(MeterName, OpenTopUp), AccountError> {
         let mut open = self.open_top_ups().filter(|(_, open)| open.id == id);
-        open.next().map(|(meter, open)| (meter.clone(), open)).ok_or(AccountError::TopUpNotOpen(id))
+        open.next().map(|(meter, open)| (meter.clone(), open.clone())).ok_or(AccountError::TopUpNotOpen(id))
     }
 
     pub(super) fn apply_top_up(&mut self, event: &AccountEvent) {
         match event {
-            AccountEvent::TopUpChanged(AccountTopUpChanged { at, meter, rule }) => {
+            AccountEvent::TopUpChanged(AccountTopUpChanged { at, meter, rule, currency }) => {
                 self.at = *at;
                 let top_ups = self.top_ups.entry(meter.clone()).or_default();
-                (top_ups.rule, top_ups.retry_at, top_ups.declined) = (*rule, None, 0);
+                (top_ups.rule, top_ups.currency, top_ups.declined) = (*rule, currency.clone(), 0);
+                // However often the rule is changed, there is an hour between two attempts.
+                top_ups.retry_at = top_ups
+                    .declined_at
+                    .map(|declined_at| after_a_decline(declined_at, 0))
+                    .filter(|retry_at| at < retry_at);
             }
-            AccountEvent::TopUpRequested(AccountTopUpRequested { at, top_up, meter, amount, price }) => {
+            AccountEvent::TopUpRequested(AccountTopUpRequested { at, top_up, meter, amount, price, currency }) => {
                 (self.at, self.last_top_up) = (*at, top_up.0);
                 let top_ups = self.top_ups.entry(meter.clone()).or_default();
                 let month = Month::of(*at);
                 let requested = top_ups.requested_in(month).plus(*amount).unwrap_or(Amount::MAX);
                 top_ups.month = Some((month, requested));
-                top_ups.open = Some(OpenTopUp { id: *top_up, amount: *amount, price: *price, requested_at: *at });
+                let currency = currency.clone();
+                top_ups.open =
+                    Some(OpenTopUp { id: *top_up, amount: *amount, price: *price, currency, requested_at: *at });
             }
             AccountEvent::TopUpPaid(AccountTopUpPaid { at, meter, .. }) => {
                 self.at = *at;
                 let top_ups = self.top_ups.entry(meter.clone()).or_default();
-                (top_ups.open, top_ups.retry_at, top_ups.declined) = (None, None, 0);
+                (top_ups.open, top_ups.retry_at, top_ups.declined, top_ups.declined_at) = (None, None, 0, None);
             }
             AccountEvent::TopUpDeclined(AccountTopUpDeclined { at, meter, retry_at, .. }) => {
                 self.at = *at;
                 let top_ups = self.top_ups.entry(meter.clone()).or_default();
                 let open = top_ups.open.take();
-                (top_ups.retry_at, top_ups.declined) = (Some(*retry_at), top_ups.declined.saturating_add(1));
+                (top_ups.retry_at, top_ups.declined_at) = (Some(*retry_at), Some(*at));
+                top_ups.declined = top_ups.declined.saturating_add(1);
                 let requested = open.map(|open| (Month::of(open.requested_at), open.amount));
                 if let (Some((month, amount)), Some((known, sum))) = (requested, &mut top_ups.month)
                     && month == *known
@@ -189,6 +230,16 @@ impl Account {
             _ => {}
         }
     }
+}
+
+/// Returns the least price of a top-up: what a provider collects must be worth more than collecting it.
+fn least_price() -> Amount {
+    Amount::units(1)
+}
+
+/// Returns the first moment of the next attempt after one that was declined at a moment, and so many before it.
+fn after_a_decline(at: Timestamp, before: u32) -> Timestamp {
+    Timestamp::from_unix_ms(at.unix_ms() + (PAUSE_MS << before.min(MAX_DOUBLINGS)))
 }
 
 /// Notes what is wrong with a rule, whatever the account has.
@@ -202,10 +253,4 @@ pub(super) fn check_rule(rule: &TopUpRule, faults: &mut Faults) {
     if monthly_limit.is_some_and(|limit| limit < *amount) {
         faults.add("/rule/monthly_limit", "out_of_range", "must be at least the amount that is bought");
     }
-}
-
-/// Notes what is wrong with the name of a payment.
-pub(super) fn check_payment(payment: &str, faults: &mut Faults) {
-    faults.length("/payment", payment, 1, MAX_PAYMENT);
-    faults.lines("/payment", payment);
 }

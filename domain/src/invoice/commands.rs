@@ -50,7 +50,8 @@ pub struct VoidInvoice {
     pub reason: String,
 }
 
-/// Notes the customer that stands for the organization at the payment provider. The program sends it; for platform operators.
+/// Notes the customer that stands for the organization at the payment provider, in place of one before. What is owed is collected
+/// there from then on. The program sends it where there is none; for platform operators.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LinkBillingCustomer {
@@ -71,7 +72,7 @@ pub struct NoteInvoicePushed {
     pub id: String,
 }
 
-/// Notes that the payment provider does not collect a void invoice any more. The program sends it; for platform operators.
+/// Notes that the payment provider does not collect an invoice any more that was voided, or paid otherwise. The program sends it; for platform operators.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NoteInvoiceWithdrawn {

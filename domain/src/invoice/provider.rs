@@ -23,7 +23,8 @@ pub(super) struct AtProvider {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Pushed {
-    id: String,
+    /// Its id there; none where it is not known whether it ever was there.
+    id: Option<String>,
     is_withdrawn: bool,
 }
 
@@ -45,17 +46,19 @@ pub enum ProviderStep {
         /// Its currency.
         currency: Currency,
     },
-    /// To collect a void invoice no more.
+    /// To collect no more what was settled otherwise.
     Withdraw {
         /// The invoice.
         number: InvoiceNumber,
-        /// Its id at the provider.
-        id: String,
+        /// Its id at the provider, if that is known.
+        id: Option<String>,
     },
     /// That billing ended.
     Release {
         /// The customer.
         customer: String,
+        /// When it ended.
+        ended_at: Timestamp,
     },
 }
 
@@ -72,62 +75,52 @@ pub enum ProviderNote {
     Released(NoteBillingCustomerReleased),
 }
 
-impl AtProvider {
-    pub(super) fn apply(&mut self, event: &InvoiceEvent) {
-        match event {
-            InvoiceEvent::CustomerLinked(event) => self.customer = Some(event.customer.clone()),
-            InvoiceEvent::Pushed(event) => {
-                self.invoices.insert(event.number, Pushed { id: event.id.clone(), is_withdrawn: false });
-            }
-            InvoiceEvent::Withdrawn(event) => {
-                if let Some(pushed) = self.invoices.get_mut(&event.number) {
-                    pushed.is_withdrawn = true;
-                }
-            }
-            InvoiceEvent::CustomerReleased(event) => self.released_at = Some(event.at),
-            InvoiceEvent::Opened(_)
-            | InvoiceEvent::Finalized(_)
-            | InvoiceEvent::Paid(_)
-            | InvoiceEvent::Voided(_)
-            | InvoiceEvent::BillingEnded(_) => {}
-        }
-    }
-}
-
 impl Invoices {
     /// Returns the customer that stands for the organization at the payment provider.
     pub fn customer(&self) -> Option<&str> {
         self.at_provider.customer.as_deref()
     }
 
-    /// Returns what the payment provider is to be told next; none when it knows all.
-    pub fn next_step(&self) -> Option<ProviderStep> {
-        self.to_push().or_else(|| self.to_withdraw()).or_else(|| self.to_release())
-    }
-
-    fn to_push(&self) -> Option<ProviderStep> {
+    /// Returns what the payment provider is to be told, at most so much: nothing when it knows all. Each step may be taken
+    /// without the others, but a customer comes first.
+    pub fn steps(&self, most: usize) -> Vec<ProviderStep> {
+        let Some(customer) = &self.at_provider.customer else {
+            let is_owed = self.by_number.values().any(|invoice| invoice.status == InvoiceStatus::Final);
+            return if is_owed { vec![ProviderStep::Customer] } else { Vec::new() };
+        };
         let known = &self.at_provider.invoices;
-        let mut open = self.by_number.iter().filter(|(_, invoice)| invoice.status == InvoiceStatus::Final);
-        let (number, invoice) = open.find(|(number, _)| !known.contains_key(number))?;
-        Some(self.at_provider.customer.clone().map_or(ProviderStep::Customer, |customer| ProviderStep::Push {
-            number: *number,
-            customer,
-            month: invoice.month,
-            total: invoice.total,
-            currency: invoice.currency.clone(),
-        }))
+        let of_invoice =
+            self.by_number.iter().filter_map(|(number, invoice)| match (invoice.status, known.get(number)) {
+                (InvoiceStatus::Final, None) => Some(ProviderStep::Push {
+                    number: *number,
+                    customer: customer.clone(),
+                    month: invoice.month,
+                    total: invoice.total,
+                    currency: invoice.currency.clone(),
+                }),
+                // It may have been pushed by a process that died before it said so.
+                (InvoiceStatus::Paid | InvoiceStatus::Void, None) => {
+                    Some(ProviderStep::Withdraw { number: *number, id: None })
+                }
+                (InvoiceStatus::Void, Some(pushed)) if !pushed.is_withdrawn => {
+                    Some(ProviderStep::Withdraw { number: *number, id: pushed.id.clone() })
+                }
+                (InvoiceStatus::Paid, Some(pushed)) if !pushed.is_withdrawn && pushed.id != invoice.payment => {
+                    Some(ProviderStep::Withdraw { number: *number, id: pushed.id.clone() })
+                }
+                _ => None,
+            });
+        let ended = self.ended_at.filter(|_| self.is_to_release());
+        let release = ended.map(|ended_at| ProviderStep::Release { customer: customer.clone(), ended_at });
+        of_invoice.chain(release).take(most).collect()
     }
 
-    fn to_withdraw(&self) -> Option<ProviderStep> {
-        let is_void = |number| self.by_number.get(number).is_some_and(|invoice| invoice.status == InvoiceStatus::Void);
-        let mut collected = self.at_provider.invoices.iter().filter(|(_, pushed)| !pushed.is_withdrawn);
-        let (number, pushed) = collected.find(|(number, _)| is_void(number))?;
-        Some(ProviderStep::Withdraw { number: *number, id: pushed.id.clone() })
-    }
-
-    fn to_release(&self) -> Option<ProviderStep> {
-        let customer = self.at_provider.customer.clone().filter(|_| self.is_to_release())?;
-        Some(ProviderStep::Release { customer })
+    /// Returns the invoices that the payment provider collects and that are not settled, with their ids there.
+    pub fn collected(&self) -> impl Iterator<Item = (InvoiceNumber, &str)> {
+        self.at_provider.invoices.iter().filter_map(|(number, pushed)| {
+            let invoice = self.by_number.get(number)?;
+            Some((*number, pushed.id.as_deref()?)).filter(|_| invoice.status == InvoiceStatus::Final)
+        })
     }
 
     fn is_to_release(&self) -> bool {
@@ -135,13 +128,43 @@ impl Invoices {
         self.ended_at.is_some_and(|ended| released.is_none_or(|released| released < ended))
     }
 
+    pub(super) fn apply_at_provider(&mut self, event: &InvoiceEvent) {
+        let at_provider = &mut self.at_provider;
+        match event {
+            InvoiceEvent::CustomerLinked(event) => {
+                if at_provider.customer.as_ref() != Some(&event.customer) {
+                    // It is another account there: what is owed is pushed to that.
+                    let by_number = &self.by_number;
+                    let is_open = |number: &InvoiceNumber| {
+                        by_number.get(number).is_some_and(|one| one.status == InvoiceStatus::Final)
+                    };
+                    at_provider.invoices.retain(|number, _| !is_open(number));
+                    at_provider.customer = Some(event.customer.clone());
+                }
+            }
+            InvoiceEvent::Pushed(event) => {
+                let pushed = Pushed { id: Some(event.id.clone()), is_withdrawn: false };
+                at_provider.invoices.insert(event.number, pushed);
+            }
+            InvoiceEvent::Withdrawn(event) => {
+                let id = at_provider.invoices.remove(&event.number).and_then(|pushed| pushed.id);
+                at_provider.invoices.insert(event.number, Pushed { id, is_withdrawn: true });
+            }
+            InvoiceEvent::CustomerReleased(event) => at_provider.released_at = Some(event.at),
+            InvoiceEvent::Opened(_)
+            | InvoiceEvent::Finalized(_)
+            | InvoiceEvent::Paid(_)
+            | InvoiceEvent::Voided(_)
+            | InvoiceEvent::BillingEnded(_) => {}
+        }
+    }
+
     /// Returns the event of a note; none where it is known, so that several processes may tell the provider.
     pub(super) fn note(&self, note: ProviderNote, now: Timestamp) -> Result<Option<InvoiceEvent>, InvoiceError> {
         Ok(match note {
             ProviderNote::Customer(LinkBillingCustomer { customer }) => {
                 check_name("/customer", &customer)?;
-                // The first one stays, so that there is one.
-                let is_new = self.at_provider.customer.is_none();
+                let is_new = self.at_provider.customer.as_ref() != Some(&customer);
                 is_new.then_some(InvoiceEvent::CustomerLinked(InvoiceCustomerLinked { at: now, customer }))
             }
             ProviderNote::Pushed(NoteInvoicePushed { number, id }) => {

@@ -44,6 +44,10 @@ pub struct Behaviour {
     pub finds_nothing: bool,
     /// Payments are declined, with this code.
     pub declines: Option<String>,
+    /// Payments are refused as requests that are not valid, with this code: there is no card, or its holder is asked.
+    pub refuses: Option<String>,
+    /// What is added to the amount of each item, as by a person there.
+    pub adds: i64,
     /// A payment is neither made nor declined yet.
     pub is_undecided: bool,
     /// An invoice is paid as soon as it is final.
@@ -229,12 +233,13 @@ async fn answer(State(server): State<Arc<Server>>, request: Request) -> Response
     }
     let key = text("idempotency-key");
     let known = key.as_ref().and_then(|key| books.known.get(key)).cloned();
+    let is_replayed = known.is_some();
     let path = parts.uri.path().trim_start_matches("/v1/");
-    let (status, body) = known.unwrap_or_else(|| books.carry_out(is_get, path, &sent));
+    let (status, body) = known.unwrap_or_else(|| books.carry_out(&parts.method, path, &sent));
     if books.is_full() {
         return StatusCode::INSUFFICIENT_STORAGE.into_response();
     }
-    if let Some(key) = key.filter(|_| status != 404) {
+    if let Some(key) = key {
         books.known.insert(key, (status, body.clone()));
     }
     if let Some(file) = server.file.as_ref().filter(|_| !is_get)
@@ -245,7 +250,8 @@ async fn answer(State(server): State<Arc<Server>>, request: Request) -> Response
     if books.behaviour.loses_answers && !is_get {
         return StatusCode::GATEWAY_TIMEOUT.into_response();
     }
-    (StatusCode::from_u16(status).unwrap_or_default(), Json(body)).into_response()
+    let replayed = [("idempotent-replayed", if is_replayed { "true" } else { "false" })];
+    (StatusCode::from_u16(status).unwrap_or_default(), replayed, Json(body)).into_response()
 }
 
 fn keep(file: &Path, books: &Books) -> std::io::Result<()> {
@@ -261,16 +267,17 @@ impl Books {
         [self.known.len(), self.customers.len(), self.invoices.len()].into_iter().any(|len| len > MAX)
     }
 
-    fn carry_out(&mut self, is_get: bool, path: &str, sent: &BTreeMap<String, String>) -> (u16, Value) {
+    fn carry_out(&mut self, method: &Method, path: &str, sent: &BTreeMap<String, String>) -> (u16, Value) {
         let parts: Vec<&str> = path.split('/').collect();
-        self.request(is_get, &parts, sent).unwrap_or_else(|| (404, json!({"error": {"code": "resource_missing"}})))
+        self.request(method.as_str(), &parts, sent)
+            .unwrap_or_else(|| (404, json!({"error": {"code": "resource_missing"}})))
     }
 
-    fn request(&mut self, is_get: bool, path: &[&str], sent: &BTreeMap<String, String>) -> Option<(u16, Value)> {
+    fn request(&mut self, method: &str, path: &[&str], sent: &BTreeMap<String, String>) -> Option<(u16, Value)> {
         let mark = sent.get("metadata[orgstream]");
         let done = |value: Value| Some((200, value));
-        match (is_get, path) {
-            (true, [what, "search"]) => {
+        match (method, path) {
+            ("GET", [what, "search"]) => {
                 let all = if *what == "customers" { &self.customers } else { &self.invoices };
                 let query = sent.get("query")?;
                 let finds = |one: &&Value| {
@@ -279,19 +286,20 @@ impl Books {
                 };
                 done(json!({"data": all.values().filter(finds).collect::<Vec<_>>()}))
             }
-            (false, ["customers"]) => {
+            ("POST", ["customers"]) => {
                 let id = format!("cus_{}", self.customers.len() + 1);
                 let made = json!({"id": id, "name": sent.get("name")?, "metadata": {"orgstream": mark?}});
                 self.customers.insert(id, made.clone());
                 done(made)
             }
-            (false, ["customers", id]) => {
+            ("POST", ["customers", id]) => {
                 let customer = self.customers.get_mut(*id)?;
                 let metadata = customer.pointer_mut("/metadata")?.as_object_mut()?;
-                metadata.insert("orgstream_billing".to_owned(), json!(sent.get("metadata[orgstream_billing]")?));
+                let ended = sent.get("metadata[orgstream_billing_ended]")?;
+                metadata.insert("orgstream_billing_ended".to_owned(), json!(ended));
                 done(customer.clone())
             }
-            (false, ["invoices"]) => {
+            ("POST", ["invoices"]) => {
                 let customer = sent.get("customer").filter(|id| self.customers.contains_key(*id))?;
                 let id = format!("in_{}", self.invoices.len() + 1);
                 let made = json!({"id": id, "status": "draft", "total": 0, "customer": customer,
@@ -299,16 +307,19 @@ impl Books {
                 self.invoices.insert(id, made.clone());
                 done(made)
             }
-            (false, ["invoiceitems"]) => {
+            ("POST", ["invoiceitems"]) => {
                 let invoice = self.invoices.get_mut(sent.get("invoice")?)?;
                 let amount: i64 = sent.get("amount")?.parse().ok()?;
-                invoice["total"] = json!(invoice["total"].as_i64()? + amount);
+                invoice["total"] = json!(invoice["total"].as_i64()? + amount + self.behaviour.adds);
                 invoice["description"] = json!(sent.get("description")?);
                 self.items += 1;
                 done(json!({"id": format!("ii_{}", self.items)}))
             }
-            (true, ["invoices", id]) => done(self.invoices.get(*id)?.clone()),
-            (false, ["invoices", id, what]) => self.change(id, what, sent),
+            ("GET", ["invoices", id]) => done(self.invoices.get(*id)?.clone()),
+            ("DELETE", ["invoices", id]) if self.invoices.get(*id)?["status"] == "draft" => {
+                done(self.invoices.remove(*id)?)
+            }
+            ("POST", ["invoices", id, what]) => self.change(id, what, sent),
             _ => None,
         }
     }
@@ -318,8 +329,13 @@ impl Books {
         let invoice = self.invoices.get_mut(id)?;
         let refused = |code: &str| Some((400, json!({"error": {"code": code}})));
         let status = match (what, invoice["status"].as_str()?) {
+            // As there is nothing to pay.
+            ("finalize", "draft") if invoice["total"] == 0 => "paid",
             ("finalize", "draft") if is_collected && self.behaviour.pays_invoices => "paid",
             ("finalize", "draft") => "open",
+            ("pay", "open") if self.behaviour.refuses.is_some() => {
+                return refused(self.behaviour.refuses.as_deref().unwrap_or_default());
+            }
             ("pay", "open") => match &self.behaviour.declines {
                 Some(code) => {
                     let error = json!({"code": "card_declined", "decline_code": code});
@@ -328,7 +344,7 @@ impl Books {
                 None if self.behaviour.is_undecided => "open",
                 None => "paid",
             },
-            ("void", "open" | "draft") => "void",
+            ("void", "open") => "void",
             _ => return refused("invoice_not_editable"),
         };
         invoice["status"] = json!(status);

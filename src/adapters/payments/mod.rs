@@ -34,10 +34,10 @@ pub enum ReportError {
     Unreadable,
 }
 
-/// What is collected. As text it is the mark by which the provider knows it: `<organization>:<number>`, or
+/// What an organization has to pay. As text it is the mark by which the provider knows it: `<organization>:<number>`, or
 /// `<organization>:top-up-<number>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Collected {
+pub struct Payable {
     /// The organization.
     pub org: OrgId,
     /// Its invoice, or its top-up.
@@ -55,7 +55,7 @@ pub enum Item {
 
 const TOP_UP: &str = "top-up-";
 
-impl fmt::Display for Collected {
+impl fmt::Display for Payable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.item {
             Item::Invoice(number) => write!(f, "{}:{number}", self.org),
@@ -64,7 +64,7 @@ impl fmt::Display for Collected {
     }
 }
 
-impl FromStr for Collected {
+impl FromStr for Payable {
     type Err = ReportError;
 
     fn from_str(text: &str) -> Result<Self, ReportError> {
@@ -82,7 +82,7 @@ impl FromStr for Collected {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Collection {
     /// What it is for.
-    pub what: Collected,
+    pub what: Payable,
     /// The customer at the provider.
     pub customer: String,
     /// The money.
@@ -116,12 +116,21 @@ pub enum Charge {
     Pending(String),
 }
 
+/// What became of something that is to be collected no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Withdrawal {
+    /// Nothing collects it.
+    Done,
+    /// It was paid before.
+    Paid,
+}
+
 /// A payment that the provider reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Payment {
     /// What was paid.
-    pub what: Collected,
-    /// The payment at the provider, the same however often it is reported.
+    pub what: Payable,
+    /// What was paid at the provider, by its id there: the same however often it is reported.
     pub id: String,
 }
 
@@ -133,33 +142,24 @@ pub trait PaymentProvider: fmt::Debug + Send + Sync + 'static {
     /// Has an invoice collected; returns its id at the provider.
     fn push_invoice<'a>(&'a self, collection: &'a Collection) -> BoxFuture<'a, Result<String, PaymentError>>;
 
-    /// Takes back what is collected, by its id at the provider.
-    fn void<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<(), PaymentError>>;
+    /// Has something collected no more, by its id at the provider, or by its mark where that is not known.
+    fn withdraw<'a>(
+        &'a self,
+        what: &'a Payable,
+        id: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Withdrawal, PaymentError>>;
+
+    /// Whether an invoice that is collected was paid, by its id at the provider.
+    fn is_paid<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<bool, PaymentError>>;
 
     /// Collects at once, with the customer's way of paying.
     fn charge<'a>(&'a self, collection: &'a Collection) -> BoxFuture<'a, Result<Charge, PaymentError>>;
 
-    /// Ends the relationship with a customer.
-    fn cancel<'a>(&'a self, customer: &'a str) -> BoxFuture<'a, Result<(), PaymentError>>;
+    /// Notes at the provider that billing of a customer ended, and when.
+    fn release<'a>(&'a self, customer: &'a str, ended_at: Timestamp) -> BoxFuture<'a, Result<(), PaymentError>>;
 
     /// Reads a report of the provider; none if it is about something else than a payment of ours.
     fn payment(&self, signature: &str, body: &[u8], now: Timestamp) -> Result<Option<Payment>, ReportError>;
-}
-
-/// Returns an amount of money in the smallest units of its currency, rounded once, half of one up.
-pub fn minor_units(amount: Amount, currency: &Currency) -> u64 {
-    const NONE: [&str; 15] =
-        ["BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "VND", "VUV", "XAF", "XOF", "XPF"];
-    const THOUSANDTHS: [&str; 5] = ["BHD", "JOD", "KWD", "OMR", "TND"];
-    let code = currency.as_str();
-    let micros = if NONE.contains(&code) {
-        1_000_000
-    } else if THOUSANDTHS.contains(&code) {
-        1_000
-    } else {
-        10_000
-    };
-    (amount.micros() + micros / 2) / micros
 }
 
 #[cfg(test)]
@@ -167,27 +167,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn money_is_rounded_to_what_its_currency_has() {
-        for (amount, currency, units) in [
-            ("59.3", "EUR", 5_930),
-            ("0.004999", "EUR", 0),
-            ("0.005", "EUR", 1),
-            ("59.5", "JPY", 60),
-            ("1.2345", "KWD", 1_235),
-        ] {
-            assert_eq!(minor_units(amount.parse().unwrap(), &currency.parse().unwrap()), units, "{amount} {currency}");
-        }
-    }
-
-    #[test]
     fn a_mark_says_what_is_collected() {
         let org = OrgId::fresh(1_700_000_000_000, [1; 10]);
         for item in [Item::Invoice(InvoiceNumber(7)), Item::TopUp(TopUpId(7))] {
-            let what = Collected { org, item };
+            let what = Payable { org, item };
             assert_eq!(what.to_string().parse(), Ok(what));
         }
         for text in ["", "7", "org_x:7", &format!("{org}:"), &format!("{org}:top-up-"), &format!("{org}:refund-1")] {
-            assert_eq!(text.parse::<Collected>(), Err(ReportError::Unreadable), "{text}");
+            assert_eq!(text.parse::<Payable>(), Err(ReportError::Unreadable), "{text}");
         }
     }
 }

@@ -8,16 +8,18 @@ use std::{fmt, time::Duration};
 
 use futures_util::future::BoxFuture;
 use hmac::{Hmac, KeyInit, Mac};
-use orgstream_events::{OrgId, Timestamp, cause};
+use orgstream_events::{Amount, Currency, OrgId, Timestamp, cause};
 use reqwest::{Method, Response, StatusCode, header::CONTENT_TYPE};
 use serde::Deserialize;
 use sha2::Sha256;
 
-use super::{Charge, Collection, Payment, PaymentError, PaymentProvider, ReportError, minor_units};
-use crate::secret::Secret;
+use super::{Charge, Collection, Payable, Payment, PaymentError, PaymentProvider, ReportError, Withdrawal};
+use crate::{clock::now, secret::Secret};
 
 /// The version of the API whose fields are read here.
 const VERSION: &str = "2024-06-20";
+/// The header of an answer that a key was remembered with.
+const REPLAYED: &str = "idempotent-replayed";
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest difference between the time of a report's signature and ours, in milliseconds.
 const TOLERANCE_MS: u64 = 300_000;
@@ -50,6 +52,7 @@ struct Customer {
 struct Invoice {
     id: String,
     status: Option<String>,
+    currency: String,
     total: i64,
 }
 
@@ -91,18 +94,26 @@ impl Stripe {
 
     async fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Response, PaymentError> {
         let (query, separator) = (form(query)?, if query.is_empty() { "" } else { "?" });
-        self.send(self.http.get(format!("{}/v1/{path}{separator}{query}", self.url)))
-            .await?
-            .error_for_status()
-            .map_err(failed)
+        checked(self.send(self.http.get(format!("{}/v1/{path}{separator}{query}", self.url))).await?).await
     }
 
     async fn post(&self, path: &str, fields: &[(&str, &str)], key: &str) -> Result<Response, PaymentError> {
-        self.try_post(path, fields, key).await?.error_for_status().map_err(failed)
+        checked(self.try_post(path, fields, key).await?).await
     }
 
-    /// Returns the answer, whatever its status.
+    /// Returns the answer, whatever its status. A key that is remembered with an error is given up for another one, of this
+    /// minute: what is made twice is found by its mark.
     async fn try_post(&self, path: &str, fields: &[(&str, &str)], key: &str) -> Result<Response, PaymentError> {
+        let answer = self.post_once(path, fields, key).await?;
+        let is_replayed = answer.headers().get(REPLAYED).is_some_and(|replayed| replayed == "true");
+        if answer.status().is_success() || !is_replayed {
+            return Ok(answer);
+        }
+        let minute = now().unix_ms() / 60_000;
+        self.post_once(path, fields, &format!("{key}-{minute}")).await
+    }
+
+    async fn post_once(&self, path: &str, fields: &[(&str, &str)], key: &str) -> Result<Response, PaymentError> {
         let request = self.http.request(Method::POST, format!("{}/v1/{path}", self.url));
         let request = request.header("Idempotency-Key", key).header(CONTENT_TYPE, "application/x-www-form-urlencoded");
         self.send(request.body(form(fields)?)).await
@@ -139,7 +150,7 @@ impl Stripe {
     /// collects it by itself from then on.
     async fn make(&self, collection: &Collection, is_collected: bool) -> Result<Invoice, PaymentError> {
         let Collection { what, customer, money, currency, description } = collection;
-        let mark = what.to_string();
+        let (mark, units) = (what.to_string(), minor_units(*money, currency));
         let currency_there = currency.as_str().to_ascii_lowercase();
         let invoice: Invoice = match self.find("invoices", &mark).await? {
             Some(found) => found,
@@ -156,12 +167,8 @@ impl Stripe {
             }
         };
         // A repeated key answers with the invoice as it was when it was made: this asks for it as it is.
-        let invoice = self.invoice(&invoice.id).await?;
-        if !invoice.is("draft") {
-            return Ok(invoice);
-        }
-        let units = minor_units(*money, currency);
-        if invoice.total == 0 && units > 0 {
+        let mut invoice = self.invoice(&invoice.id).await?;
+        if invoice.is("draft") && invoice.total == 0 && units > 0 {
             let units = units.to_string();
             let fields = [
                 ("customer", customer.as_str()),
@@ -171,6 +178,16 @@ impl Stripe {
                 ("description", description),
             ];
             self.post("invoiceitems", &fields, &format!("item-{mark}")).await?;
+            invoice = self.invoice(&invoice.id).await?;
+        }
+        // What was changed there, or is of another history of ours, is not what is owed.
+        if u64::try_from(invoice.total) != Ok(units) || invoice.currency != currency_there {
+            let Invoice { id, total, currency, .. } = invoice;
+            let what = format!("it has {total} {currency} as {id} where {units} {currency_there} are owed");
+            return Err(refused(&what));
+        }
+        if !invoice.is("draft") {
+            return Ok(invoice);
         }
         let path = format!("invoices/{}/finalize", invoice.id);
         let fields = [("auto_advance", if is_collected { "true" } else { "false" })];
@@ -179,23 +196,21 @@ impl Stripe {
     }
 
     async fn collect_at_once(&self, collection: &Collection) -> Result<Charge, PaymentError> {
+        if minor_units(collection.money, &collection.currency) == 0 {
+            return Ok(Charge::Declined("amount_too_small".to_owned()));
+        }
         let invoice = self.make(collection, false).await?;
-        let refusal = if invoice.is("open") {
+        let mut refusal = None;
+        if invoice.is("open") {
             let (path, key) = (format!("invoices/{}/pay", invoice.id), format!("pay-{}", collection.what));
             let answer = self.try_post(&path, &[("off_session", "true")], &key).await?;
-            if answer.status() == StatusCode::PAYMENT_REQUIRED {
-                let Refusal { error: RefusalReason { decline_code, code } } = answer.json().await.map_err(failed)?;
-                Some(decline_code.or(code).unwrap_or_else(|| "declined".to_owned()))
+            if is_refusal(answer.status()) {
+                refusal = Some(reason(answer).await);
+                // Nothing collects it later.
+                self.take_back(&invoice.id).await?;
             } else {
-                answer.error_for_status().map_err(failed)?;
-                None
+                checked(answer).await?;
             }
-        } else {
-            None
-        };
-        if refusal.is_some() {
-            // Nothing collects it later.
-            self.take_back(&invoice.id).await?;
         }
         let invoice = self.invoice(&invoice.id).await?;
         Ok(if invoice.is("paid") {
@@ -207,11 +222,18 @@ impl Stripe {
         })
     }
 
-    async fn take_back(&self, id: &str) -> Result<(), PaymentError> {
-        if self.invoice(id).await?.is("void") {
-            return Ok(());
+    async fn take_back(&self, id: &str) -> Result<Withdrawal, PaymentError> {
+        let invoice = self.invoice(id).await?;
+        if invoice.is("paid") {
+            return Ok(Withdrawal::Paid);
         }
-        self.post(&format!("invoices/{id}/void"), &[], &format!("void-{id}")).await.map(drop)
+        if invoice.is("draft") {
+            let request = self.http.request(Method::DELETE, format!("{}/v1/invoices/{id}", self.url));
+            checked(self.send(request).await?).await?;
+        } else if !invoice.is("void") {
+            self.post(&format!("invoices/{id}/void"), &[], &format!("void-{id}")).await?;
+        }
+        Ok(Withdrawal::Done)
     }
 
     /// Whether one of the signatures is of our secret, over this body and at about this time.
@@ -237,18 +259,36 @@ impl PaymentProvider for Stripe {
         Box::pin(async { Ok(self.make(collection, true).await?.id) })
     }
 
-    fn void<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<(), PaymentError>> {
-        Box::pin(self.take_back(id))
+    fn withdraw<'a>(
+        &'a self,
+        what: &'a Payable,
+        id: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Withdrawal, PaymentError>> {
+        Box::pin(async move {
+            let id = match id {
+                Some(id) => Some(id.to_owned()),
+                None => self.find::<Invoice>("invoices", &what.to_string()).await?.map(|found| found.id),
+            };
+            match id {
+                Some(id) => self.take_back(&id).await,
+                None => Ok(Withdrawal::Done),
+            }
+        })
+    }
+
+    fn is_paid<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<bool, PaymentError>> {
+        Box::pin(async move { Ok(self.invoice(id).await?.is("paid")) })
     }
 
     fn charge<'a>(&'a self, collection: &'a Collection) -> BoxFuture<'a, Result<Charge, PaymentError>> {
         Box::pin(self.collect_at_once(collection))
     }
 
-    fn cancel<'a>(&'a self, customer: &'a str) -> BoxFuture<'a, Result<(), PaymentError>> {
+    fn release<'a>(&'a self, customer: &'a str, ended_at: Timestamp) -> BoxFuture<'a, Result<(), PaymentError>> {
         Box::pin(async move {
-            let fields = [("metadata[orgstream_billing]", "ended")];
-            self.post(&format!("customers/{customer}"), &fields, &format!("cancel-{customer}")).await.map(drop)
+            let (ended, key) = (ended_at.to_string(), format!("release-{customer}-{}", ended_at.unix_ms()));
+            let fields = [("metadata[orgstream_billing_ended]", ended.as_str())];
+            self.post(&format!("customers/{customer}"), &fields, &key).await.map(drop)
         })
     }
 
@@ -291,20 +331,85 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     pairs.collect()
 }
 
+/// Returns an amount of money in the smallest units of its currency as Stripe takes them, rounded once, half of one up.
+fn minor_units(amount: Amount, currency: &Currency) -> u64 {
+    const WHOLE: [&str; 14] =
+        ["BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "VND", "VUV", "XAF", "XOF"];
+    // With two digits that have to be zero.
+    const HUNDREDS: [&str; 2] = ["ISK", "UGX"];
+    // With three digits of which the last has to be zero.
+    const THOUSANDTHS: [&str; 5] = ["BHD", "JOD", "KWD", "OMR", "TND"];
+    let code = currency.as_str();
+    // The millionths of the smallest amount, and its units.
+    let (micros, units) = if WHOLE.contains(&code) || code == "XPF" {
+        (1_000_000, 1)
+    } else if HUNDREDS.contains(&code) {
+        (1_000_000, 100)
+    } else if THOUSANDTHS.contains(&code) {
+        (10_000, 10)
+    } else {
+        (10_000, 1)
+    };
+    (amount.micros() + micros / 2) / micros * units
+}
+
+/// Whether an answer to a payment says that this one will not be made: no card, a declined one, or one that asks its holder.
+/// Others are about the request, the account or the moment.
+fn is_refusal(status: StatusCode) -> bool {
+    status.is_client_error() && !matches!(status.as_u16(), 401 | 403 | 404 | 409 | 429)
+}
+
+/// Returns the provider's code for an error.
+async fn reason(answer: Response) -> String {
+    let status = answer.status();
+    let refusal: Option<Refusal> = answer.json().await.ok();
+    let code = refusal.and_then(|Refusal { error }| error.decline_code.or(error.code));
+    code.unwrap_or_else(|| status.as_u16().to_string())
+}
+
+/// Fails for an answer that is an error, with its code and the number of the request, by which it is found at the provider.
+async fn checked(answer: Response) -> Result<Response, PaymentError> {
+    if answer.status().is_success() {
+        return Ok(answer);
+    }
+    let request = answer.headers().get("request-id").and_then(|id| id.to_str().ok()).unwrap_or("-").to_owned();
+    let status = answer.status();
+    Err(refused(&format!("it answers {status}, {}, request {request}", reason(answer).await)))
+}
+
+fn refused(what: &str) -> PaymentError {
+    PaymentError { what: format!("the payment provider: {what}"), cause: None }
+}
+
 /// Describes an error, without the address: its path identifies what it was about, and its host is in the settings.
 fn failed(error: reqwest::Error) -> PaymentError {
-    let (what, cause) = match error.status() {
-        Some(status) => (format!("it answers {status}"), None),
-        None if error.is_timeout() => ("no answer in time".to_owned(), None),
-        None if error.is_decode() => ("an unreadable answer".to_owned(), None),
-        None => ("it cannot be reached".to_owned(), Some(cause(error.without_url()))),
-    };
-    PaymentError { what: format!("the payment provider: {what}"), cause }
+    if error.is_timeout() {
+        return refused("no answer in time");
+    }
+    if error.is_decode() {
+        return refused("an unreadable answer");
+    }
+    let what = "the payment provider: it cannot be reached".to_owned();
+    PaymentError { what, cause: Some(cause(error.without_url())) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn money_is_rounded_to_what_its_currency_has() {
+        for (amount, currency, units) in [
+            ("59.3", "EUR", 5_930),
+            ("0.004999", "EUR", 0),
+            ("0.005", "EUR", 1),
+            ("59.5", "JPY", 60),
+            ("59.5", "ISK", 6_000),
+            ("1.2345", "KWD", 1_230),
+        ] {
+            assert_eq!(minor_units(amount.parse().unwrap(), &currency.parse().unwrap()), units, "{amount} {currency}");
+        }
+    }
 
     const BODY: &str = r#"{"type":"invoice.paid","data":{"object":{"id":"in_1","payment_intent":"pi_1","metadata":{"orgstream":"org_01h455vb4pex5vsknk084sn02q:3"}}}}"#;
     /// HMAC-SHA256 of `1700000000.` and the body under `whsec_test_secret`, by another implementation.

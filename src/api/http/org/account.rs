@@ -10,7 +10,7 @@ use orgstream_domain::{
     plan::{Entitlements, LimitSource},
 };
 use orgstream_events::{
-    Amount, BucketSource, MeterName, Month, OrgId, PlanName, Timestamp, TopUpId, TopUpRule, UsedBy,
+    Amount, BucketSource, Currency, MeterName, Month, OrgId, PlanName, Timestamp, TopUpId, TopUpRule, UsedBy,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -117,9 +117,12 @@ pub struct OpenTopUpView {
     /// Amount that is bought.
     #[schema(value_type = String, example = "100000")]
     pub amount: Amount,
-    /// Money for all of it, in the currency of the installation.
-    #[schema(value_type = String, example = "0.2")]
+    /// Money for all of it.
+    #[schema(value_type = String, example = "2.5")]
     pub price: Amount,
+    /// Currency of the money, by its code in ISO 4217.
+    #[schema(value_type = String, example = "EUR")]
+    pub currency: Currency,
     /// Time of the request, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub requested_at: Timestamp,
@@ -127,10 +130,11 @@ pub struct OpenTopUpView {
 
 impl From<&TopUps> for TopUpView {
     fn from(TopUps { rule, open, retry_at, .. }: &TopUps) -> Self {
-        let open = open.map(|OpenTopUp { id, amount, price, requested_at }| OpenTopUpView {
+        let open = open.clone().map(|OpenTopUp { id, amount, price, currency, requested_at }| OpenTopUpView {
             number: id,
             amount,
             price,
+            currency,
             requested_at,
         });
         Self { rule: *rule, open, retry_at: *retry_at }

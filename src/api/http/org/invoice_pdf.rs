@@ -12,8 +12,9 @@ const WIDTH: f32 = 595.0;
 const HEIGHT: f32 = 842.0;
 const MARGIN: f32 = 50.0;
 const LEADING: f32 = 13.0;
-/// The size of the text of lines, of whose fixed-width font 85 characters fit between the margins.
+/// The size of the text of lines, and the characters of it that fit between the margins; what is longer is cut.
 const SIZE: f32 = 9.5;
+const COLUMNS: usize = 85;
 /// The lines of a page.
 const LINES: usize = 50;
 
@@ -43,14 +44,14 @@ pub(super) fn render(org: OrgId, name: &str, details: &InvoiceDetails) -> Vec<u8
     }
     text.push(String::new());
     text.push(row("", "month", "quantity", "per million", invoice.currency.as_str()));
-    text.push("-".repeat(85));
+    text.push("-".repeat(COLUMNS));
     for line in lines {
         let (what, price) =
             (describe(line), line.price_per_million.map_or_else(String::new, |price| price.to_string()));
         let (quantity, amount) = (line.quantity.to_string(), line.amount.to_string());
         text.push(row(&what, &line.month.to_string(), &quantity, &price, &amount));
     }
-    text.push("-".repeat(85));
+    text.push("-".repeat(COLUMNS));
     text.push(row("total", "", "", "", &invoice.total.to_string()));
 
     let pages: Vec<&[String]> = text.chunks(LINES).collect();
@@ -76,7 +77,8 @@ pub(super) fn render(org: OrgId, name: &str, details: &InvoiceDetails) -> Vec<u8
         content.show(Str(&encoded(&title))).end_text();
         content.begin_text().set_font(Name(b"Line"), SIZE).next_line(MARGIN, HEIGHT - MARGIN - 48.0);
         for line in *lines {
-            content.show(Str(&encoded(line))).next_line(0.0, -LEADING);
+            let line: String = line.chars().take(COLUMNS).collect();
+            content.show(Str(&encoded(&line))).next_line(0.0, -LEADING);
         }
         content.end_text();
         content.begin_text().set_font(Name(b"Line"), SIZE).next_line(MARGIN, MARGIN);
@@ -127,7 +129,7 @@ mod tests {
     fn rows_are_as_wide_as_the_page_and_letters_are_those_of_the_font() {
         let long = "usage a_meter_with_a_name_of_31_chars allowance";
         let row = row(long, "2026-03", "1000000000000.000001", "1000000000", "1000000000.000001");
-        assert!(row.len() <= 86, "{row}");
+        assert!(row.len() <= COLUMNS + 1, "{row}");
         assert_eq!(encoded("Ä €5 – 日本"), [0xc4, b' ', 0x80, b'5', b' ', 0x96, b' ', b'?', b'?']);
     }
 }

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use utoipa_axum::routes;
 
 use crate::{
+    adapters::payments::ReportError,
     api::http::{
         App,
         kit::{
@@ -23,7 +24,6 @@ use crate::{
     },
     app::problem::Problem,
     clock::now,
-    commands::request::CommandError,
     jobs::payments,
 };
 
@@ -61,24 +61,17 @@ pub async fn report(State(app): State<Arc<App>>, request: Request) -> Result<Sta
     let signature =
         signature.ok_or_else(|| Problem::bad_request(format!("send the header {SIGNATURE}: reports are signed")))?;
     let (_, bytes) = read_body(&app, request).await?;
-    let payment = match provider.payment(&signature, &bytes, now()) {
-        Ok(Some(payment)) => payment,
-        Ok(None) => return Ok(StatusCode::NO_CONTENT),
-        Err(error) => {
+    match provider.payment(&signature, &bytes, now()) {
+        Ok(Some(payment)) => payments::note(app.gateway.handler(), payment).await?,
+        Ok(None) => {}
+        Err(error @ ReportError::Unsigned) => {
             tracing::warn!(error = %Chain(&error), "a report of a payment is not believed");
             return Err(Problem::new(403, "bad_signature", "Not signed by a trusted party", error.to_string()));
         }
-    };
-    let what = payment.what;
-    match payments::note(app.gateway.handler(), payment).await {
-        Ok(_) => Ok(StatusCode::NO_CONTENT),
-        Err(error @ (CommandError::Rejected(_) | CommandError::NoOrganization(_) | CommandError::KeyReused)) => {
-            tracing::error!(
-                org.id = %what.org, paid = %what, error = %Chain(&error),
-                "a payment was reported of what is not open: look at the provider whether to pay it back"
-            );
-            Ok(StatusCode::NO_CONTENT)
+        Err(error @ ReportError::Unreadable) => {
+            tracing::error!(error = %Chain(&error), "a report of the payment provider cannot be read");
+            return Err(Problem::bad_request(error.to_string()));
         }
-        Err(error) => Err(error.into()),
     }
+    Ok(StatusCode::NO_CONTENT)
 }
