@@ -17,6 +17,7 @@ pub mod config;
 pub mod dev;
 pub mod jobs;
 pub mod limits;
+pub mod peers;
 pub mod process;
 pub mod secret;
 pub mod telemetry;

@@ -2,7 +2,6 @@
 
 use std::{
     fmt::Display,
-    num::NonZeroU32,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -42,6 +41,7 @@ use crate::{
     },
     auth::{Authenticator, issuers::Issuers, leaks::LeakReporters},
     commands::{
+        account_peers::AccountPeers,
         handler::CommandHandler,
         request::{Caller, CommandError, Request},
         vault::{Vault, VaultError},
@@ -57,9 +57,10 @@ use crate::{
         view_builds::ViewBuilds,
     },
     limits::{
-        command_rate::{Admission, PlanRates, count_peers},
+        command_rate::{Admission, PlanRates},
         hourly::Quotas,
     },
+    peers::{self, Announcer},
     secret::{Address, Secret},
 };
 
@@ -357,7 +358,7 @@ pub struct Api {
     pub gateway: Arc<Gateway>,
     auth: Arc<Authenticator>,
     log: Log,
-    peers: watch::Sender<NonZeroU32>,
+    peers: Announcer,
     sender: Option<Sender>,
     webhooks: Webhooks,
     producers: Option<Arc<Producers>>,
@@ -393,7 +394,9 @@ impl Api {
         let sender = outside.mail.map(|mailer| Sender::new(db.clone(), mailer, pepper.clone()));
         let webhook_keys = WebhookKeys::new(pepper.clone());
         let webhooks = Webhooks::new(db.clone(), webhook_keys.clone(), outside.local_issuers)?;
+        let (peers, known_peers) = peers::alone();
         let handler = CommandHandler::new(log.clone(), pepper, log.region().to_owned(), outside.dns);
+        let handler = handler.with_account_peers(Arc::new(AccountPeers::new(log.clone(), known_peers.clone())));
         let own_kinds = OwnKindLimits::new(identity.plan_kinds.iter().cloned());
         let own_kinds = own_kinds.context("--plan-own-kinds (ORGSTREAM_PLAN_OWN_KINDS)")?;
         let handler = handler.with_own_kinds(own_kinds).with_currency(identity.currency.clone());
@@ -402,7 +405,6 @@ impl Api {
         let access_log = AccessLog::start(log.clone(), db.clone());
         let rates = PlanRates::new(identity.plan_rates.iter().cloned());
         let rates = rates.context("--plan-commands-per-second (ORGSTREAM_PLAN_COMMANDS_PER_SECOND)")?;
-        let (peers, known_peers) = watch::channel(NonZeroU32::MIN);
         let quotas = Quotas::new(identity.hourly(), known_peers.clone());
         let admission = Admission::new(rates, known_peers);
         let plan = identity.public_plan.clone();
@@ -448,13 +450,18 @@ impl Api {
         let gateway_of_jobs = Arc::clone(&gateway);
         let collecting = app.payments.clone().map(|provider| collect(&log, Arc::clone(&gateway), provider));
         let boundary = producers::Boundary { auth, gateway, users: producers, bounds: Arc::clone(&app.bounds) };
+        let accounts = (Arc::clone(&gateway_of_jobs), Arc::clone(&app.auth));
         let (client, webhooks) = (log.client().clone(), Arc::new(webhooks));
         let commands_by = client.clone();
         let mut jobs = vec![
             Job::new(JobName::NatsCommands, move |stop| producers::serve(commands_by.clone(), boundary.clone(), stop)),
             Job::new(JobName::ApiPeers, move |stop| {
                 let (client, peers) = (client.clone(), peers.clone());
-                async { Ok(count_peers(client, peers, stop).await?) }
+                async move { Ok(peers.run(client, stop).await?) }
+            }),
+            Job::new(JobName::AccountCommands, move |stop| {
+                let (gateway, auth) = (Arc::clone(&accounts.0), Arc::clone(&accounts.1));
+                async move { Ok(gateway.handler().serve_accounts(&auth, stop).await?) }
             }),
             Job::new(JobName::AuditWebhooks, move |stop| {
                 let webhooks = Arc::clone(&webhooks);

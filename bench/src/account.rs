@@ -15,12 +15,15 @@ use clap::Args as ClapArgs;
 use indicatif::{ProgressBar, ProgressStyle};
 use orgstream::{
     adapters::dns::SystemDns,
+    auth::Authenticator,
     client::Api,
     commands::{
+        account_peers::AccountPeers,
         handler::CommandHandler,
         request::{Accepted, Caller, Request},
     },
     config::ClientArgs,
+    peers,
     terminal::{out::say, table::table},
 };
 use orgstream_domain::{
@@ -34,7 +37,8 @@ use reqwest::Method;
 use serde::Serialize;
 use serde_json::json;
 use sqlx::{PgPool, postgres::PgPoolOptions};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     load::{self, Measured},
@@ -48,8 +52,12 @@ const HOLDS: usize = 1_000;
 const CONNECTIONS: u32 = 25;
 /// Processes at the same time, in the row of several.
 const PROCESSES: usize = 4;
+/// That row.
+const SEVERAL: &str = "library x4";
 /// Callers beside which another organization's appends are measured.
 const BESIDE: usize = 200;
+/// How long processes may take to know each other.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Accounts: reservations and settlements of one busy organization.
 #[derive(ClapArgs)]
@@ -74,23 +82,29 @@ struct Row {
     p99_ms: f64,
 }
 
+impl Row {
+    fn new(path: &'static str, callers: usize, measured: Measured) -> Self {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let (p50_ms, p99_ms) = (ms(measured.p50), ms(measured.p99));
+        Self { path, callers, pairs_per_second: measured.rate, p50_ms, p99_ms }
+    }
+}
+
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     warn_of_debug_build();
     let time = Duration::from_secs(args.seconds.max(1));
     // What was answered is on disk.
     let rig = Rig::start(true).await?;
     let bench = Bench::new(&rig).await?;
-    let paths = ["postgres", "naive", "library", "library x4", "http"];
-    let bar = ProgressBar::new((args.callers.len() * paths.len() + 3) as u64);
+    let paths = ["postgres", "naive", "library", "http"];
+    let bar = ProgressBar::new((args.callers.len() * (paths.len() + 1) + 3) as u64);
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len}  {msg}")?);
     let mut rows = Vec::new();
     for callers in &args.callers {
         for path in paths {
             bar.set_message(format!("{callers} callers: {path}"));
             let measured = bench.measure(path, *callers, time).await.with_context(|| path.to_owned())?;
-            let ms = |time: Duration| time.as_secs_f64() * 1e3;
-            let (p50_ms, p99_ms) = (ms(measured.p50), ms(measured.p99));
-            rows.push(Row { path, callers: *callers, pairs_per_second: measured.rate, p50_ms, p99_ms });
+            rows.push(Row::new(path, *callers, measured));
             bar.inc(1);
         }
     }
@@ -98,6 +112,16 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let [alone, beside] = bench.another(time).await?;
     bar.inc(2);
     let (commits, cold) = bench.cold_balance().await?;
+    bar.inc(1);
+    // Last: the API of the run is one of the processes from then on.
+    let several = bench.several(&rig.stack.auth).await?;
+    for callers in &args.callers {
+        bar.set_message(format!("{callers} callers: {SEVERAL}"));
+        let measured = bench.library(several.handlers.clone(), *callers, time).await.context(SEVERAL)?;
+        rows.push(Row::new(SEVERAL, *callers, measured));
+        bar.inc(1);
+    }
+    several.stop().await?;
     bar.finish_and_clear();
     print(&rows)?;
     let ms = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1e3);
@@ -121,7 +145,8 @@ fn print(rows: &[Row]) -> anyhow::Result<()> {
     say!("{}", table.trim_fmt())?;
     say!(
         "a pair is a reservation and its settlement, p50 and p99 are of both. postgres: two updates of one row, {CONNECTIONS} connections; \
-         naive: two appends, each after a read of the last sequence, and again on a conflict; library x4: as {PROCESSES} processes."
+         naive: two appends, each after a read of the last sequence, and again on a conflict; library x4: through {PROCESSES} processes of \
+         five, of which one serves the account."
     )?;
     Ok(())
 }
@@ -131,8 +156,25 @@ struct Bench {
     placement: Placement,
     pool: PgPool,
     api: Api,
-    handlers: Vec<Arc<CommandHandler>>,
+    handler: Arc<CommandHandler>,
     commands: Arc<AtomicU64>,
+}
+
+/// Handlers that send the commands of an account to one of them, as processes do.
+struct Several {
+    handlers: Vec<Arc<CommandHandler>>,
+    tasks: JoinSet<anyhow::Result<()>>,
+    stop: CancellationToken,
+}
+
+impl Several {
+    async fn stop(mut self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            ended??;
+        }
+        Ok(())
+    }
 }
 
 fn handler(log: &Log) -> anyhow::Result<CommandHandler> {
@@ -154,28 +196,48 @@ impl Bench {
             .execute(&pool)
             .await?;
         sqlx::query("INSERT INTO hot_row VALUES (9000000000000000, 0, 0)").execute(&pool).await?;
-        let handlers: Vec<Arc<CommandHandler>> =
-            (0..PROCESSES).map(|_| handler(&log).map(Arc::new)).collect::<anyhow::Result<_>>()?;
-        let first = handlers.first().context("a process")?;
+        let handler = Arc::new(handler(&log)?);
         let limits = ChangeLimits {
             commands_per_second: 1_000_000.try_into().ok(),
             concurrency: (HOLDS as u32).try_into().ok(),
         };
-        send(first, rig.org, limits).await?;
+        send(&handler, rig.org, limits).await?;
         let reason = "for the benchmark".to_owned();
         let credit = CreditAccount { meter: "ecu".parse()?, amount: "1000000000".parse()?, expires_at: None, reason };
-        send(first, rig.org, credit).await?;
+        send(&handler, rig.org, credit).await?;
         let args =
             ClientArgs { url: rig.stack.base_url.clone(), api_key: Some(rig.api_key.clone().into()), session: None };
-        Ok(Self { log, placement, pool, api: Api::new(&args)?, handlers, commands: Arc::default() })
+        Ok(Self { log, placement, pool, api: Api::new(&args)?, handler, commands: Arc::default() })
+    }
+
+    /// Starts the processes, and waits until they know each other and the API of the run.
+    async fn several(&self, auth: &Arc<Authenticator>) -> anyhow::Result<Several> {
+        let mut several = Several { handlers: Vec::new(), tasks: JoinSet::new(), stop: CancellationToken::new() };
+        let mut known = Vec::new();
+        for _ in 0..PROCESSES {
+            let (announcer, peers) = peers::alone();
+            let accounts = AccountPeers::new(self.log.clone(), peers.clone());
+            let handler = Arc::new(handler(&self.log)?.with_account_peers(Arc::new(accounts)));
+            let (client, stop) = (self.log.client().clone(), several.stop.clone());
+            several.tasks.spawn(async move { Ok(announcer.run(client, stop).await?) });
+            let (serving, auth, stop) = (Arc::clone(&handler), Arc::clone(auth), several.stop.clone());
+            several.tasks.spawn(async move { Ok(serving.serve_accounts(&auth, stop).await?) });
+            several.handlers.push(handler);
+            known.push(peers);
+        }
+        for peers in known {
+            timeout(PATIENCE, peers.counted(PROCESSES as u32 + 1))
+                .await
+                .context("the processes do not hear each other")?;
+        }
+        Ok(several)
     }
 
     async fn measure(&self, path: &str, callers: usize, time: Duration) -> anyhow::Result<Measured> {
         match path {
             "postgres" => self.postgres(callers, time).await,
             "naive" => self.naive(callers, time).await,
-            "library" => self.library(1, callers, time).await,
-            "library x4" => self.library(PROCESSES, callers, time).await,
+            "library" => self.library(vec![Arc::clone(&self.handler)], callers, time).await,
             _ => self.http(callers, time).await,
         }
     }
@@ -241,8 +303,12 @@ impl Bench {
         measured
     }
 
-    async fn library(&self, processes: usize, callers: usize, time: Duration) -> anyhow::Result<Measured> {
-        let handlers: Vec<_> = self.handlers.iter().take(processes).cloned().collect();
+    async fn library(
+        &self,
+        handlers: Vec<Arc<CommandHandler>>,
+        callers: usize,
+        time: Duration,
+    ) -> anyhow::Result<Measured> {
         let (org, commands, places) = (self.placement.org, Arc::clone(&self.commands), Arc::new(Semaphore::new(HOLDS)));
         let measured = load::drive(callers, time, move |number| {
             let handler = handlers.get(number as usize % handlers.len().max(1)).cloned();
@@ -296,7 +362,7 @@ impl Bench {
             .await
         };
         let alone = appends().await?.p99;
-        let (beside, busy) = tokio::join!(appends(), self.library(1, BESIDE, time));
+        let (beside, busy) = tokio::join!(appends(), self.library(vec![Arc::clone(&self.handler)], BESIDE, time));
         busy?;
         Ok([alone, beside?.p99])
     }

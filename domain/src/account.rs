@@ -14,6 +14,7 @@ mod top_up;
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
 };
 
 use orgstream_events::{
@@ -215,8 +216,8 @@ impl Terms {
 /// A command of an account, with what was looked up for it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AccountCommand {
-    /// What the organization is entitled to.
-    pub terms: Terms,
+    /// What the organization is entitled to: the same for all commands of a moment.
+    pub terms: Arc<Terms>,
     /// The principal whose usage it is.
     pub by: UsedBy,
     /// The command as received.

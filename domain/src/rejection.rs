@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt};
 
 use orgstream_events::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// A rejection that every caller understands.
@@ -55,7 +55,7 @@ impl RejectionKind {
 }
 
 /// One thing that is wrong with one field.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FieldError {
     /// JSON pointer to the wrong field of the command.
     #[schema(example = "/data/score")]

@@ -6,6 +6,7 @@ pub mod error_codes;
 pub mod event_view;
 pub mod initial_kinds;
 pub mod initial_plans;
+mod key_lookups;
 mod onboarding;
 pub mod problem;
 mod read_your_writes;

@@ -10,13 +10,14 @@ use futures_util::{StreamExt, stream};
 use metrics::counter;
 use orgstream_domain::{Command, HourlyLimit, Permission, RevokeApiKey, Scopes};
 use orgstream_events::{Actor, ActorType, AggregateId, CommandId, Context, Fingerprint, KeyId, OrgId, PlanName, Role};
-use orgstream_projections::{BoundOrg, Database, idempotency};
+use orgstream_projections::{BoundOrg, Database};
 use serde::Serialize;
 use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
 use super::{
     access_log::{AccessLog, DeniedRequest},
+    key_lookups::KeyLookups,
     onboarding::FOUNDING,
     problem::Problem,
     waiting::Waiting,
@@ -135,6 +136,7 @@ pub struct Gateway {
     auth: Arc<Authenticator>,
     pub(super) db: Database,
     pub(super) access_log: AccessLog,
+    key_lookups: KeyLookups,
     admission: Admission,
     pub(super) quotas: Quotas,
     pub(super) waiting: Arc<Waiting>,
@@ -159,8 +161,21 @@ impl Gateway {
     ) -> Self {
         let founding = (0..FOUNDING).map(|_| Mutex::new(())).collect();
         let (last_founding, hasher) = (Mutex::new(()), RandomState::new());
-        let waiting = Waiting::new(db.clone());
-        Self { handler, auth, db, access_log, admission, quotas, waiting, public_plan, founding, last_founding, hasher }
+        let (waiting, key_lookups) = (Waiting::new(db.clone()), KeyLookups::new(db.clone()));
+        Self {
+            handler,
+            auth,
+            db,
+            access_log,
+            key_lookups,
+            admission,
+            quotas,
+            waiting,
+            public_plan,
+            founding,
+            last_founding,
+            hasher,
+        }
     }
 
     /// Returns the recorder of access events.
@@ -396,10 +411,10 @@ impl Gateway {
         if keyed.is_empty() {
             return Ok(known);
         }
-        let ids: Vec<CommandId> = keyed.keys().copied().collect();
-        for done in idempotency::find(&mut self.db.read(org).await?, &ids).await? {
-            if let Some((place, asked)) = keyed.get(&done.command_id) {
-                if *asked == done.fingerprint {
+        let done = self.key_lookups.find(org, keyed.keys().copied().collect()).await?;
+        for (id, (place, asked)) in &keyed {
+            if let Some(fingerprint) = done.get(id) {
+                if asked == fingerprint {
                     known.done.insert(*place)
                 } else {
                     known.reused.insert(*place)

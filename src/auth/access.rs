@@ -13,6 +13,7 @@ use orgstream_events::{
     PLATFORM_ORG, Role, UserId,
 };
 use orgstream_projections::BoundOrg;
+use serde::{Deserialize, Serialize};
 
 use super::{AuthError, Operator, OrgPolicy, session::ActiveSession};
 
@@ -108,6 +109,56 @@ impl Principal {
         match self {
             Self::User { user, .. } => Ok(*user),
             Self::Operator(_) | Self::Sso { .. } | Self::Key { .. } => Err(AuthError::SessionOnly),
+        }
+    }
+}
+
+/// An authenticated principal as another process of the API is told of it, which looks its rights up itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PrincipalReference {
+    /// See [`Principal::Operator`].
+    Operator(Operator),
+    /// See [`Principal::User`].
+    User {
+        /// The login identity.
+        user: UserId,
+        /// The e-mail address that the issuer verified, if it did.
+        email: Option<String>,
+        /// How the person was authenticated.
+        method: LoginMethod,
+        /// Whether that took a second factor.
+        second_factor: bool,
+        /// The session; none with a token of the issuer.
+        session: Option<ActiveSession>,
+    },
+    /// See [`Principal::Sso`].
+    Sso {
+        /// The one org.
+        org: OrgId,
+        /// The connection.
+        connection: ConnectionId,
+        /// The login identity.
+        user: UserId,
+        /// The e-mail address that the issuer verified, if it did.
+        email: Option<String>,
+        /// Whether that took a second factor.
+        second_factor: bool,
+    },
+    /// An API key: the part of its token that identifies it.
+    Key(KeyPublicId),
+}
+
+impl From<Principal> for PrincipalReference {
+    fn from(principal: Principal) -> Self {
+        match principal {
+            Principal::Operator(operator) => Self::Operator(operator),
+            Principal::User { user, email, method, second_factor, session } => {
+                Self::User { user, email, method, second_factor, session }
+            }
+            Principal::Sso { org, connection, user, email, second_factor } => {
+                Self::Sso { org, connection, user, email, second_factor }
+            }
+            Principal::Key { public_id, .. } => Self::Key(public_id),
         }
     }
 }
@@ -212,9 +263,9 @@ impl Access {
         self.org.org()
     }
 
-    /// Returns the principal that has this access.
-    pub(super) fn principal(&self) -> &Principal {
-        &self.principal
+    /// Returns the principal that has this access, for another process of the API.
+    pub fn principal(&self) -> PrincipalReference {
+        self.principal.clone().into()
     }
 
     /// Returns the actor for the org's events.

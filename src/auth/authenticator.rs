@@ -22,7 +22,7 @@ use orgstream_stream::{Log, StreamError};
 
 use super::{
     Operator, OrgPolicy,
-    access::{Access, Principal},
+    access::{Access, Principal, PrincipalReference},
     connections::{Claimed, Connections, SsoLogin},
     decided::{self, Decided},
     issuers::Issuers,
@@ -369,19 +369,25 @@ impl Authenticator {
     /// Returns the current state of the same access, for long operations. A session that has switched to another
     /// organization keeps the operations that it began in this one.
     pub async fn again(&self, access: &Access) -> Result<Access, AuthError> {
-        let before = access.principal();
-        let name = OrgName::Id(access.org());
-        match before {
-            Principal::Key { public_id, .. } => {
-                let principal = self.keys.principal_of(public_id).await?;
-                return self.access(&principal, &name).await;
+        self.access_of(access.principal(), access.org()).await
+    }
+
+    /// Returns the access to `org` that a principal has now, which was authenticated before, here or in another process.
+    pub async fn access_of(&self, principal: PrincipalReference, org: OrgId) -> Result<Access, AuthError> {
+        let principal = match principal {
+            PrincipalReference::Operator(operator) => Principal::Operator(operator),
+            PrincipalReference::User { user, email, method, second_factor, session } => {
+                if let Some(session) = &session {
+                    self.sessions.now(session).await?;
+                }
+                Principal::User { user, email, method, second_factor, session }
             }
-            Principal::User { session: Some(session), .. } => {
-                self.sessions.now(session).await?;
+            PrincipalReference::Sso { org, connection, user, email, second_factor } => {
+                Principal::Sso { org, connection, user, email, second_factor }
             }
-            Principal::User { session: None, .. } | Principal::Sso { .. } | Principal::Operator(_) => {}
-        }
-        self.access(before, &name).await
+            PrincipalReference::Key(public_id) => self.keys.principal_of(&public_id).await?,
+        };
+        self.access(&principal, &OrgName::Id(org)).await
     }
 
     /// Returns the principal's access to that org whatever its rules are, and the input of these rules: how the principal

@@ -14,7 +14,7 @@ pub mod operators;
 pub mod rules;
 pub mod session;
 
-pub use access::{Access, Principal};
+pub use access::{Access, Principal, PrincipalReference};
 pub use authenticator::{AuthError, Authenticator};
 pub use operators::Operator;
 pub use rules::OrgPolicy;

@@ -4,6 +4,7 @@
 use std::str::FromStr;
 
 use orgstream_events::UserId;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -14,7 +15,7 @@ use super::{
 };
 
 /// A platform operator.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operator {
     /// The bearer of the static token.
     Token,

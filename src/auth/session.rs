@@ -18,6 +18,7 @@ use orgstream_projections::{
     identity::{NewSession, Session},
 };
 use quick_cache::sync::Cache;
+use serde::{Deserialize, Serialize};
 
 use super::AuthError;
 use crate::clock::now;
@@ -59,7 +60,7 @@ pub struct Start {
 }
 
 /// The session of a request, with the organization that it acts in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActiveSession {
     /// Its id.
     pub id: SessionId,

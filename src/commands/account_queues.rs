@@ -1,18 +1,19 @@
 //! The commands that wait for an organization's account: decided one after the other, and appended together as one commit.
 //!
 //! An account is one subject, so each commit waits for the one before it to be on disk. The busier an account is, the more
-//! commands share a commit, and no other organization waits for more than that one. Two processes may serve one account: the
-//! expected sequence lets one of them append, and the other decides again.
+//! commands share a commit, and no other organization waits for more than that one. One process serves an account where they know
+//! of each other (`account_peers.rs`). Two may: the expected sequence lets one of them append, and the other decides again.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
     sync::{Arc, Mutex, PoisonError},
 };
 
+use futures_util::future::join_all;
 use metrics::counter;
 use orgstream_domain::{
     Aggregate, Place,
-    account::{Account, AccountAction, AccountCommand, Terms},
+    account::{Account, AccountAction, AccountCommand, AccountError, Terms},
 };
 use orgstream_events::{
     AggregateId, CommandId, Commit, Event, Fingerprint, MAX_COMMIT_BYTES, MAX_EVENTS_PER_COMMIT, OrgId, Salt,
@@ -22,6 +23,7 @@ use orgstream_stream::{AppendError, Freshness, Placement};
 use tokio::sync::oneshot;
 
 use super::{
+    account_peers::AccountPeers,
     aggregates::{Aggregates, unreadable_success},
     cache::{Cached, Loaded, PriorResult},
     handler::CommandContext,
@@ -36,13 +38,42 @@ const TOGETHER: usize = 250;
 const BYTES: usize = MAX_COMMIT_BYTES / 2;
 const EVENTS: usize = MAX_EVENTS_PER_COMMIT / 2;
 /// Commands that wait for one account, at most.
-const WAITING: usize = 10_000;
+pub(super) const WAITING: usize = 10_000;
+/// Callers of a commit whose rights are looked up at the same time, at most.
+const LOOKUPS: usize = 16;
+
+/// Why a command is not carried out.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// The account refuses it.
+    Account(AccountError),
+    /// Another reason.
+    Other(CommandError),
+}
+
+impl From<CommandError> for Refusal {
+    fn from(error: CommandError) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl From<Refusal> for CommandError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Account(error) => Self::Rejected(error.into()),
+            Refusal::Other(error) => error,
+        }
+    }
+}
+
+/// What became of a command.
+pub(super) type Answer = Result<Accepted, Refusal>;
 
 /// A command that waits, with what is needed to answer it.
 struct Waiting {
     context: OwnedContext,
     action: AccountAction,
-    answer: oneshot::Sender<Result<Accepted, CommandError>>,
+    answer: oneshot::Sender<Answer>,
 }
 
 /// The queues of a process, one for each account that has commands waiting.
@@ -51,14 +82,29 @@ pub(super) struct AccountQueues {
     aggregates: Arc<Aggregates>,
     /// Each is served by one task, which removes it when it is empty.
     queues: Arc<Mutex<HashMap<OrgId, VecDeque<Waiting>>>>,
+    /// The other processes; none where there are none.
+    peers: Option<Arc<AccountPeers>>,
 }
 
 impl AccountQueues {
     pub(super) fn new(aggregates: Arc<Aggregates>) -> Self {
-        Self { aggregates, queues: Arc::default() }
+        Self { aggregates, queues: Arc::default(), peers: None }
     }
 
-    /// Carries out a command of the account. It ends although its caller goes away.
+    /// Sends the commands of an account to the process that serves it.
+    pub(super) fn with_peers(self, peers: Arc<AccountPeers>) -> Self {
+        Self { peers: Some(peers), ..self }
+    }
+
+    pub(super) fn peers(&self) -> Option<&Arc<AccountPeers>> {
+        self.peers.as_ref()
+    }
+
+    pub(super) fn aggregates(&self) -> &Aggregates {
+        &self.aggregates
+    }
+
+    /// Carries out a command of the account, here or in the process that serves it. It ends although its caller goes away.
     pub(super) async fn carry_out(
         &self,
         attempt: &CommandContext<'_>,
@@ -67,9 +113,25 @@ impl AccountQueues {
     ) -> Result<Accepted, CommandError> {
         // What is malformed takes no place among those that wait.
         action.check().map_err(|error| CommandError::Rejected(error.into()))?;
+        // A rule of top-ups has the currency of the process that it came to.
+        let is_sent = !matches!(action, AccountAction::ChangeTopUp { .. });
+        if let Some(peers) = self.peers.as_ref().filter(|_| is_sent)
+            && let Some(answer) = peers.carry_out(attempt, placement.org).await
+        {
+            return Ok(answer?);
+        }
+        Ok(self.carry_out_here(OwnedContext::of(attempt), placement, action).await?)
+    }
+
+    /// Carries out a command in this process.
+    pub(super) async fn carry_out_here(
+        &self,
+        context: OwnedContext,
+        placement: &Placement,
+        action: AccountAction,
+    ) -> Answer {
         let (answer, answered) = oneshot::channel();
-        let waiting = Waiting { context: OwnedContext::of(attempt), action, answer };
-        if self.enter(placement.org, waiting)? {
+        if self.enter(placement.org, Waiting { context, action, answer })? {
             let server = Server { queues: self.clone(), placement: placement.clone() };
             tokio::spawn(server.run());
         }
@@ -133,9 +195,9 @@ impl Drop for Guard<'_> {
 /// What became of a command in a round.
 enum Outcome {
     /// It was carried out before, or its caller may not send it.
-    Final(Result<Accepted, CommandError>),
+    Final(Answer),
     /// It appends nothing, which is true if the account is what the round began with.
-    Nothing(Result<Accepted, CommandError>),
+    Nothing(Answer),
     /// These events are to be appended, with the ones of the others.
     Events(Vec<Event>),
     /// It is decided in the next round.
@@ -158,7 +220,7 @@ impl Server {
             if let Err((waiting, error)) = self.serve(waiting).await {
                 Account::cache(self.aggregates().caches_of()).remove(&self.key());
                 for waiting in waiting {
-                    waiting.answer(Err(of_all(&error)));
+                    waiting.answer(Err(of_all(&error).into()));
                 }
             }
         }
@@ -203,7 +265,7 @@ impl Server {
         let mut size = TOGETHER;
         let mut reused = None;
         while !waiting.is_empty() {
-            let terms = or_fail!(self.aggregates().entitlements(&self.placement).await).terms();
+            let terms = Arc::new(or_fail!(self.aggregates().entitlements(&self.placement).await).terms());
             let Round { outcomes, commit } = or_fail!(self.decide(&waiting, (size, reused), &loaded, &terms).await);
             let Some(commit) = commit else {
                 waiting = settle(waiting, outcomes, is_certain);
@@ -254,53 +316,70 @@ impl Server {
         Ok(())
     }
 
+    /// Returns what is known of a command before it is decided: its earlier answer, or that its caller may not send it.
+    async fn known(
+        &self,
+        one: &Waiting,
+        loaded: &Loaded<Account>,
+        reused: Option<CommandId>,
+    ) -> Result<Option<Answer>, CommandError> {
+        let attempt = one.context.borrowed();
+        let known = match self.aggregates().earlier(&attempt, &self.placement, &self.aggregate(), loaded).await {
+            Ok(None) if reused == Some(attempt.command_id) => Err(CommandError::KeyReused),
+            Ok(None) => attempt.confirm().await.map(|()| None),
+            known => known,
+        };
+        match known {
+            Ok(accepted) => Ok(accepted.map(Ok)),
+            Err(error) if error.is_certain() => Ok(Some(Err(error.into()))),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Decides the commands one after the other, each after the events of those before it: so many, and the others later.
     async fn decide(
         &self,
         waiting: &[Waiting],
         (size, reused): (usize, Option<CommandId>),
         loaded: &Loaded<Account>,
-        terms: &Terms,
+        terms: &Arc<Terms>,
     ) -> Result<Round, CommandError> {
+        let mut ids = HashSet::with_capacity(size.min(waiting.len()));
+        let has_turn = |one: &Waiting| ids.len() < size && ids.insert(one.context.command_id);
+        let turns: Vec<bool> = waiting.iter().map(has_turn).collect();
+        let mut known = VecDeque::with_capacity(ids.len());
+        let with_turn: Vec<&Waiting> =
+            waiting.iter().zip(&turns).filter_map(|(one, has_turn)| has_turn.then_some(one)).collect();
+        for some in with_turn.chunks(LOOKUPS) {
+            known.extend(join_all(some.iter().map(|one| self.known(one, loaded, reused))).await);
+        }
         let (org, aggregate) = (self.placement.org, self.aggregate());
         let (mut account, mut version, mut bytes) = (loaded.state.clone(), loaded.version, 0);
         let (mut outcomes, mut commits) = (Vec::with_capacity(waiting.len()), Vec::new());
-        let mut ids = HashSet::with_capacity(waiting.len());
-        for one in waiting {
-            let attempt = one.context.borrowed();
-            let is_full = ids.len() >= size || bytes >= BYTES || version - loaded.version >= EVENTS as u64;
-            if is_full || !ids.insert(attempt.command_id) {
+        for (one, has_turn) in waiting.iter().zip(turns) {
+            let known = if has_turn { known.pop_front() } else { None };
+            let is_full = bytes >= BYTES || version - loaded.version >= EVENTS as u64;
+            let Some(known) = known.filter(|_| !is_full) else {
                 outcomes.push(Outcome::Later);
                 continue;
-            }
-            let known = match self.aggregates().earlier(&attempt, &self.placement, &aggregate, loaded).await {
-                Ok(None) if reused == Some(attempt.command_id) => Err(CommandError::KeyReused),
-                Ok(None) => attempt.confirm().await.map(|()| None),
-                known => known,
             };
-            match known {
-                Ok(None) => {}
-                Ok(Some(accepted)) => {
-                    outcomes.push(Outcome::Final(Ok(accepted)));
-                    continue;
-                }
-                Err(error) if error.is_certain() => {
-                    outcomes.push(Outcome::Final(Err(error)));
-                    continue;
-                }
-                Err(error) => return Err(error),
+            if let Some(answer) = known? {
+                outcomes.push(Outcome::Final(answer));
+                continue;
             }
+            let attempt = one.context.borrowed();
             if let Some(expected) = attempt.request.expected_version
                 && expected != version
             {
-                outcomes.push(Outcome::Nothing(Err(CommandError::VersionConflict { expected, actual: version })));
+                let conflict = CommandError::VersionConflict { expected, actual: version };
+                outcomes.push(Outcome::Nothing(Err(conflict.into())));
                 continue;
             }
             let (actor_type, id) = attempt.by();
             let by = UsedBy { actor_type, id };
-            let command = AccountCommand { terms: terms.clone(), by, command: one.action.clone() };
+            let command = AccountCommand { terms: Arc::clone(terms), by, command: one.action.clone() };
             match account.decide(command, &attempt.decision_context(org)) {
-                Err(error) => outcomes.push(Outcome::Nothing(Err(CommandError::Rejected(error.into())))),
+                Err(error) => outcomes.push(Outcome::Nothing(Err(Refusal::Account(error)))),
                 Ok(events) if events.is_empty() => {
                     let unchanged = attempt.unchanged(org, &aggregate, version, loaded.seq);
                     outcomes.push(Outcome::Nothing(Ok(unchanged)));
@@ -370,7 +449,7 @@ fn settle(waiting: Vec<Waiting>, outcomes: Vec<Outcome>, is_certain: bool) -> Ve
 }
 
 impl Waiting {
-    fn answer(self, answer: Result<Accepted, CommandError>) {
+    fn answer(self, answer: Answer) {
         // The caller may have gone away.
         let _ = self.answer.send(answer);
     }
@@ -389,12 +468,12 @@ fn of_all(error: &CommandError) -> CommandError {
 }
 
 /// The state of one command's execution, without its borrows.
-struct OwnedContext {
-    caller: Caller,
-    request: Request,
-    command_id: CommandId,
-    fingerprint: Option<Fingerprint>,
-    now: Timestamp,
+pub(super) struct OwnedContext {
+    pub(super) caller: Caller,
+    pub(super) request: Request,
+    pub(super) command_id: CommandId,
+    pub(super) fingerprint: Option<Fingerprint>,
+    pub(super) now: Timestamp,
 }
 
 impl OwnedContext {

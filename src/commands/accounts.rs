@@ -1,19 +1,25 @@
 //! Accounts: what an organization is entitled to, and the commands that use it. All of it is read from the log, so that what was
 //! credited, settled or changed a moment ago counts.
 
+use std::sync::Arc;
+
 use orgstream_domain::{
+    Command,
     account::{Account, AccountAction},
     organization::Organization,
     plan::{Entitlements, Plan},
 };
-use orgstream_events::{AggregateId, HoldId, OrgId, PLATFORM_ORG, PlanDefinition, PlanName, Position};
+use orgstream_events::{AggregateId, HoldId, OrgId, PLATFORM_ORG, PlanDefinition, PlanName, Position, cause};
 use orgstream_stream::{Freshness, Placement};
+use tokio_util::sync::CancellationToken;
 
 use super::{
+    account_peers::AccountPeers,
     aggregates::Aggregates,
     handler::{CommandContext, CommandHandler, Target},
     request::{Accepted, CommandError},
 };
+use crate::auth::Authenticator;
 
 /// An account as the log has it.
 pub struct AccountState {
@@ -25,16 +31,61 @@ pub struct AccountState {
     pub position: Position,
 }
 
+/// Returns what a command does to an account; none if it is about something else, or needs to be decided where it came to.
+pub(super) fn action_of(command: &Command) -> Option<AccountAction> {
+    match command.clone() {
+        Command::ReserveUsage(command) => Some(AccountAction::Reserve(command)),
+        Command::ExtendHold(command) => Some(AccountAction::Extend(command)),
+        Command::SettleHold(command) => Some(AccountAction::Settle(command)),
+        Command::ReleaseHold(command) => Some(AccountAction::Release(command)),
+        Command::ChargeUsage(command) => Some(AccountAction::Charge(command)),
+        Command::CreditAccount(command) => Some(AccountAction::Credit(command)),
+        Command::RequestTopUp(command) => Some(AccountAction::RequestTopUp(command)),
+        Command::PayTopUp(command) => Some(AccountAction::PayTopUp(command)),
+        Command::DeclineTopUp(command) => Some(AccountAction::DeclineTopUp(command)),
+        _ => None,
+    }
+}
+
 impl CommandHandler {
+    /// Sends the commands of an account to the process that serves it.
+    pub fn with_account_peers(mut self, peers: Arc<AccountPeers>) -> Self {
+        self.accounts = self.accounts.with_peers(peers);
+        self
+    }
+
+    /// Carries out the commands of accounts that other processes send, until `stop`.
+    pub async fn serve_accounts(
+        &self,
+        auth: &Arc<Authenticator>,
+        stop: CancellationToken,
+    ) -> Result<(), async_nats::SubscribeError> {
+        match self.accounts.peers() {
+            Some(peers) => self.accounts.serve(peers, auth, stop).await,
+            None => {
+                stop.cancelled().await;
+                Ok(())
+            }
+        }
+    }
+
     /// Decides a command of an account.
     pub(super) async fn account(
         &self,
         attempt: &CommandContext<'_>,
         to: &Target<'_>,
-        command: AccountAction,
     ) -> Result<Accepted, CommandError> {
-        let creates = matches!(command, AccountAction::Reserve(_));
-        let accepted = self.accounts.carry_out(attempt, to.placement, command).await?;
+        let action = match &attempt.request.command {
+            Command::ChangeTopUp(command) => {
+                Some(AccountAction::ChangeTopUp { command: command.clone(), currency: self.currency().clone() })
+            }
+            command => action_of(command),
+        };
+        let Some(action) = action else {
+            return Err(CommandError::Internal(cause("the command is about no account")));
+        };
+        let creates = matches!(action, AccountAction::Reserve(_));
+        let accepted = Box::pin(self.accounts.carry_out(attempt, to.placement, action)).await?;
         let hold = creates.then(|| HoldId::derive(accepted.command_id));
         Ok(Accepted { hold, ..accepted })
     }

@@ -98,7 +98,9 @@ impl Aggregates {
         aggregate: &AggregateId,
     ) -> Result<Arc<Loaded<A>>, CommandError> {
         match A::cache(&self.caches).get(&Scoped::new(placement.org, aggregate.clone())) {
-            Some(loaded) if loaded.notes.read_at().elapsed() < LOOK => Ok(loaded),
+            Some(loaded) if loaded.notes.read_at().elapsed() < LOOK && !loaded.notes.is_to_be_renewed(LOOK) => {
+                Ok(loaded)
+            }
             _ => self.load::<A>(placement, aggregate, Freshness::Leader).await,
         }
     }

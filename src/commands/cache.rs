@@ -2,9 +2,12 @@
 //!
 //! A cached aggregate may be stale; see `CommandHandler::execute` for why that is safe.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use orgstream_domain::{
@@ -41,6 +44,8 @@ pub(super) struct Loaded<A> {
 #[derive(Debug)]
 pub(super) struct Notes {
     read_at: Mutex<Instant>,
+    /// When somebody last took it upon them to read it again.
+    renewed_at: Mutex<Instant>,
     /// The version up to which there is a snapshot, or one is being made.
     kept: AtomicU64,
 }
@@ -73,13 +78,16 @@ impl PriorResult {
 
 impl Default for Notes {
     fn default() -> Self {
-        Self { read_at: Mutex::new(Instant::now()), kept: AtomicU64::new(0) }
+        let now = Instant::now();
+        Self { read_at: Mutex::new(now), renewed_at: Mutex::new(now), kept: AtomicU64::new(0) }
     }
 }
 
 impl Clone for Notes {
     fn clone(&self) -> Self {
-        Self { read_at: Mutex::new(self.read_at()), kept: AtomicU64::new(self.kept.load(Ordering::Relaxed)) }
+        let read_at = self.read_at();
+        let kept = AtomicU64::new(self.kept.load(Ordering::Relaxed));
+        Self { read_at: Mutex::new(read_at), renewed_at: Mutex::new(read_at), kept }
     }
 }
 
@@ -92,6 +100,18 @@ impl Notes {
     /// Returns when the aggregate was read last.
     pub(super) fn read_at(&self) -> Instant {
         *self.read_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is to be read again before it is `ttl` old. True for one caller in half of that time, so that many callers do
+    /// not all read it at once.
+    pub(super) fn is_to_be_renewed(&self, ttl: Duration) -> bool {
+        let since = self.read_at();
+        let mut renewed_at = self.renewed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = since.max(*renewed_at).elapsed() >= ttl / 2;
+        if is_due {
+            *renewed_at = Instant::now();
+        }
+        is_due
     }
 
     /// Notes that it was read at this time.
@@ -245,6 +265,23 @@ mod tests {
     use orgstream_events::{OrgId, RecordId};
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_read_often_is_renewed_by_one_of_its_readers() {
+        const TTL: Duration = Duration::from_secs(1);
+        let notes = Notes::default();
+        assert!(!notes.is_to_be_renewed(TTL));
+        tokio::time::advance(TTL / 2).await;
+        let renewing = (0..100).filter(|_| notes.is_to_be_renewed(TTL)).count();
+        assert_eq!(renewing, 1);
+        notes.read(Instant::now());
+        assert!(!notes.is_to_be_renewed(TTL));
+        // One who went away without reading it keeps nobody from doing so.
+        tokio::time::advance(TTL / 2).await;
+        assert!(notes.is_to_be_renewed(TTL) && !notes.is_to_be_renewed(TTL));
+        tokio::time::advance(TTL / 2).await;
+        assert!(notes.is_to_be_renewed(TTL));
+    }
 
     #[test]
     fn what_nobody_else_holds_is_not_copied() {

@@ -13,7 +13,6 @@ use std::{
 use metrics::{counter, histogram};
 use orgstream_domain::{
     ArchiveRecord, Command, CommandSpec, DecisionContext, FieldError, Place, Rejection, Requires, UpdateRecord,
-    account::AccountAction,
     api_key::{ApiKey, ApiKeyCommand},
     catalog_choices::{CatalogChoiceCommand, CatalogChoices},
     catalog_item::{CatalogItem, CatalogItemCommand},
@@ -452,19 +451,16 @@ impl CommandHandler {
                 self.execute::<CatalogChoices>(&attempt, &to, CatalogChoiceCommand::Clear(command)).await
             }
             Command::PublishPlan(command) => self.execute::<Plan>(&attempt, &to, command).await,
-            Command::ReserveUsage(command) => self.account(&attempt, &to, AccountAction::Reserve(command)).await,
-            Command::ExtendHold(command) => self.account(&attempt, &to, AccountAction::Extend(command)).await,
-            Command::SettleHold(command) => self.account(&attempt, &to, AccountAction::Settle(command)).await,
-            Command::ReleaseHold(command) => self.account(&attempt, &to, AccountAction::Release(command)).await,
-            Command::ChargeUsage(command) => self.account(&attempt, &to, AccountAction::Charge(command)).await,
-            Command::CreditAccount(command) => self.account(&attempt, &to, AccountAction::Credit(command)).await,
-            Command::ChangeTopUp(command) => {
-                let currency = self.currency.clone();
-                self.account(&attempt, &to, AccountAction::ChangeTopUp { command, currency }).await
-            }
-            Command::RequestTopUp(command) => self.account(&attempt, &to, AccountAction::RequestTopUp(command)).await,
-            Command::PayTopUp(command) => self.account(&attempt, &to, AccountAction::PayTopUp(command)).await,
-            Command::DeclineTopUp(command) => self.account(&attempt, &to, AccountAction::DeclineTopUp(command)).await,
+            Command::ReserveUsage(_)
+            | Command::ExtendHold(_)
+            | Command::SettleHold(_)
+            | Command::ReleaseHold(_)
+            | Command::ChargeUsage(_)
+            | Command::CreditAccount(_)
+            | Command::ChangeTopUp(_)
+            | Command::RequestTopUp(_)
+            | Command::PayTopUp(_)
+            | Command::DeclineTopUp(_) => self.account(&attempt, &to).await,
             Command::CloseMonth(command) => {
                 let (terms, used) = Box::pin(self.billing(&placement)).await?;
                 self.execute::<Invoices>(&attempt, &to, InvoiceCommand::Close { command, terms, used }).await

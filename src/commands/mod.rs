@@ -3,6 +3,7 @@
 //! The decisions are in the crate `orgstream_domain`, which is pure. The handler here reads the clock, draws the randomness
 //! and talks to the log for it.
 
+pub mod account_peers;
 mod account_queues;
 pub mod accounts;
 mod aggregates;

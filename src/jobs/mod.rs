@@ -51,8 +51,10 @@ macro_rules! jobs {
 jobs! {
     /// Answers commands by NATS. The processes share the requests as one queue group.
     NatsCommands = "nats_commands";
-    /// Counts the processes of the API, which share rates and limits. Each process counts for itself.
+    /// Counts the processes of the API, which share rates, limits and accounts. Each process counts for itself.
     ApiPeers = "api_peers";
+    /// Carries out the commands of accounts that other processes of the API send. Each account has one process, by a hash.
+    AccountCommands = "account_commands";
     /// Sends the mails of the outbox. Each mail is leased by one process at a time, in the database.
     Outbox = "outbox";
     /// Posts audit logs to the addresses of organizations. Each log is leased by one process at a time, in the database.

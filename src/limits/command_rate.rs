@@ -1,20 +1,18 @@
 //! The command rate limit of organizations: admission's part in keeping one organization's burst from the others.
 //!
 //! Each organization has a rate, by its own limits or by its plan, and a bucket that holds ten seconds of it (GCRA). Excess
-//! commands are refused with the time to wait: nothing was read for them but whether they were done before. The processes of
-//! the API announce themselves to each other, and each takes its equal share of every rate; a process that hears no others
-//! takes all of it, so trouble between them loosens the limit and never tightens it.
+//! commands are refused with the time to wait: nothing was read for them but whether they were done before. Each process of
+//! the API takes its equal share of every rate; one that hears no others takes all of it, so trouble between them loosens the
+//! limit and never tightens it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     num::NonZeroU32,
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use async_nats::{Client, Message, SubscribeError};
-use futures_util::StreamExt;
 use governor::{
     DefaultDirectRateLimiter, Quota, RateLimiter,
     clock::{Clock, DefaultClock},
@@ -22,16 +20,12 @@ use governor::{
 };
 use metrics::counter;
 use orgstream_events::{NameError, OrgId, PlanName};
-use tokio::{
-    sync::watch,
-    time::{Instant, interval},
-};
-use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
+use tokio::time::Instant;
 
 use super::{Limit, OverLimit};
 use crate::{
     auth::OrgPolicy,
+    peers::Peers,
     tenant_cache::{OrgCache, Scoped},
 };
 
@@ -39,13 +33,6 @@ use crate::{
 const SAVED_UP: Duration = Duration::from_secs(10);
 /// The maximum number of cached buckets. An evicted one starts again full.
 const BUCKETS: usize = 100_000;
-/// The subject where processes of the API announce themselves to each other.
-const HERE: &str = "orgstream.api.here";
-const TELL: Duration = Duration::from_secs(1);
-/// The time without an announcement after which a process counts as gone.
-const GONE: Duration = Duration::from_millis(3_500);
-/// The maximum number of counted processes.
-const MOST_PEERS: usize = 1_000;
 
 /// The commands per second that the organizations of one plan may send, as an operator writes it: `trial=20`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,13 +177,13 @@ pub struct Admitted {
 pub struct Admission {
     plans: PlanRates,
     buckets: OrgCache<(), Arc<Bucket>>,
-    peers: watch::Receiver<NonZeroU32>,
+    peers: Peers,
     clock: DefaultClock,
 }
 
 impl Admission {
-    /// Admits by these rates; `peers` is the number of processes that share them, this one included.
-    pub fn new(plans: PlanRates, peers: watch::Receiver<NonZeroU32>) -> Self {
+    /// Admits by these rates, which `peers` share.
+    pub fn new(plans: PlanRates, peers: Peers) -> Self {
         Self { plans, buckets: OrgCache::new(BUCKETS), peers, clock: DefaultClock::default() }
     }
 
@@ -236,7 +223,7 @@ impl Admission {
 
     /// Returns what is left of a rate of `org`.
     pub fn state(&self, org: OrgId, rate: CommandRate) -> RateState {
-        let peers = *self.peers.borrow();
+        let peers = self.peers.count();
         let known = self.buckets.get(&Scoped::new(org, ())).filter(|bucket| bucket.is_of(rate, peers));
         // Nothing is changed by looking: without a bucket of this rate, nothing of it is used.
         let (left, full_in) = known.unwrap_or_else(|| Arc::new(Bucket::new(rate, peers))).level(Instant::now());
@@ -245,7 +232,7 @@ impl Admission {
 
     /// Returns the bucket of `org`, or a new one where its rate or the number of processes has changed.
     fn bucket(&self, org: OrgId, rate: CommandRate) -> Arc<Bucket> {
-        let (peers, key) = (*self.peers.borrow(), Scoped::new(org, ()));
+        let (peers, key) = (self.peers.count(), Scoped::new(org, ()));
         if let Some(bucket) = self.buckets.get(&key).filter(|bucket| bucket.is_of(rate, peers)) {
             return bucket;
         }
@@ -255,48 +242,12 @@ impl Admission {
     }
 }
 
-/// Announces this process to the other processes of the API, and counts them, until `stop`.
-pub async fn count_peers(
-    client: Client,
-    count: watch::Sender<NonZeroU32>,
-    stop: CancellationToken,
-) -> Result<(), SubscribeError> {
-    let me = Uuid::now_v7();
-    let mut others: HashMap<Uuid, Instant> = HashMap::new();
-    let mut tick = interval(TELL);
-    // Without it this process takes whole rates for its own.
-    let mut heard = client.subscribe(HERE).await?;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            Some(message) = heard.next() => {
-                if let Some(peer) = peer(&message).filter(|peer| *peer != me)
-                    && (others.contains_key(&peer) || others.len() < MOST_PEERS)
-                {
-                    others.insert(peer, Instant::now());
-                }
-            }
-            _ = tick.tick() => {
-                others.retain(|_, seen| seen.elapsed() < GONE);
-                // An announcement that is lost with the connection is repeated in a second.
-                let _ = client.publish(HERE, me.as_bytes().to_vec().into()).await;
-            }
-        }
-        let now = u32::try_from(others.len()).unwrap_or(u32::MAX).saturating_add(1);
-        let now = NonZeroU32::new(now).unwrap_or(NonZeroU32::MIN);
-        count.send_if_modified(|known| std::mem::replace(known, now) != now);
-    }
-}
-
-fn peer(message: &Message) -> Option<Uuid> {
-    Uuid::from_slice(&message.payload).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use orgstream_events::{OrganizationLimits, PLATFORM_ORG};
 
     use super::*;
+    use crate::peers::{Announcer, alone};
 
     fn rules(plan: &str, own: u32) -> OrgPolicy {
         let limits = OrganizationLimits { commands_per_second: NonZeroU32::new(own), concurrency: None };
@@ -305,10 +256,11 @@ mod tests {
         rules
     }
 
-    fn admission(peers: u32) -> (Admission, watch::Sender<NonZeroU32>) {
-        let (sender, receiver) = watch::channel(NonZeroU32::new(peers).unwrap());
+    fn admission(peers: u32) -> (Admission, Announcer) {
+        let (announcer, known) = alone();
+        announcer.hear(peers - 1);
         let plans = PlanRates::new(["trial=1".parse().unwrap(), "pro=5".parse().unwrap()]).unwrap();
-        (Admission::new(plans, receiver), sender)
+        (Admission::new(plans, known), announcer)
     }
 
     #[test]
@@ -341,7 +293,7 @@ mod tests {
     fn processes_share_a_rate_in_equal_parts() {
         let (admission, peers) = admission(2);
         assert_eq!(admission.admit(PLATFORM_ORG, &rules("pro", 0), 100).taken, 25);
-        peers.send(NonZeroU32::new(100).unwrap()).unwrap();
+        peers.hear(99);
         // Fewer than one each: each process still admits something.
         assert_eq!(admission.admit(PLATFORM_ORG, &rules("pro", 0), 100).taken, 1);
     }

@@ -15,10 +15,12 @@ use std::{
 use metrics::counter;
 use orgstream_events::{OrgId, UserId};
 use quick_cache::sync::Cache;
-use tokio::sync::watch;
 
 use super::{Limit, OverLimit};
-use crate::tenant_cache::{CacheView, OrgCache, Scoped};
+use crate::{
+    peers::Peers,
+    tenant_cache::{CacheView, OrgCache, Scoped},
+};
 
 const HOUR: Duration = Duration::from_hours(1);
 /// The maximum number of cached buckets of a kind. An evicted one starts again full.
@@ -114,12 +116,12 @@ pub struct Quotas {
     invitations: OrgCache<(), Arc<Bucket>>,
     secret_uses: OrgCache<(), Arc<Bucket>>,
     organizations: Cache<UserId, Arc<Bucket>>,
-    peers: watch::Receiver<NonZeroU32>,
+    peers: Peers,
 }
 
 impl Quotas {
-    /// Applies these limits; `peers` is the number of processes that share them, this one included.
-    pub fn new(limits: HourlyLimits, peers: watch::Receiver<NonZeroU32>) -> Self {
+    /// Applies these limits, which `peers` share.
+    pub fn new(limits: HourlyLimits, peers: Peers) -> Self {
         let (invitations, secret_uses, organizations) =
             (OrgCache::new(BUCKETS), OrgCache::new(BUCKETS), Cache::new(BUCKETS));
         Self { limits, invitations, secret_uses, organizations, peers }
@@ -166,7 +168,7 @@ impl Quotas {
         key: K,
         hourly: NonZeroU32,
     ) -> Result<Taken, Duration> {
-        let peers = *self.peers.borrow();
+        let peers = self.peers.count();
         let bucket = match buckets.get(&key).filter(|bucket| bucket.peers == peers) {
             Some(bucket) => bucket,
             None => {
@@ -182,10 +184,12 @@ impl Quotas {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peers::alone;
 
     fn quotas(limits: HourlyLimits, peers: u32) -> Quotas {
-        let (_, peers) = watch::channel(NonZeroU32::new(peers).unwrap());
-        Quotas::new(limits, peers)
+        let (announcer, known) = alone();
+        announcer.hear(peers - 1);
+        Quotas::new(limits, known)
     }
 
     fn org(n: u8) -> OrgId {

@@ -174,6 +174,24 @@ pub const FIGURES: &[Figure] = &[
     figure(
         Counter,
         Api,
+        "orgstream_account_forwards_total",
+        "commands",
+        &[("outcome", Known(&["answered", "declined", "unreachable", "late", "busy", "too_large"]))],
+        "Commands of accounts that were sent to the process that serves the account. All but those `answered` were decided where \
+         they came to: look at that process if they are many.",
+    ),
+    figure(
+        Counter,
+        Api,
+        "orgstream_account_forwards_refused_total",
+        "commands",
+        &[("reason", Known(&["not_authentic", "expired", "no_right", "no_place", "busy"]))],
+        "Commands and answers of other processes that were not taken. One that is `not_authentic` was signed with no commit key of \
+         this process: a key is missing, or somebody writes to the broker.",
+    ),
+    figure(
+        Counter,
+        Api,
         "orgstream_access_events_total",
         "facts",
         &[("fact", Bounded("facts")), ("code", Bounded("codes and routes"))],

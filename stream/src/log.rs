@@ -220,6 +220,13 @@ impl Log {
         self.inner.client.connection_state() == async_nats::connection::State::Connected
     }
 
+    /// Counts lost connections: what was sent before a loss may never be answered.
+    pub fn losses(&self) -> watch::Receiver<u64> {
+        let mut losses = self.inner.losses.clone();
+        losses.mark_unchanged();
+        losses
+    }
+
     /// Closes the connections, so that no client of them reports a server that is stopped afterwards as lost.
     pub async fn close(&self) {
         for client in [&self.inner.client, &self.inner.bulk.client] {

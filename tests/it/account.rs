@@ -6,14 +6,14 @@ use std::{
 };
 
 use futures_util::{StreamExt, future::join_all, stream};
-use orgstream_events::{AccountEvent, AggregateId, Amount, Event, OrgId, PLATFORM_ORG};
+use orgstream_events::{AccountEvent, AggregateId, Amount, Event, HoldId, OrgId, PLATFORM_ORG};
 use orgstream_stream::Log;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
     api::{Answer, Api, OPERATOR, Org},
-    cluster::{Client, Cluster, ClusterOptions, Tenant, eventually},
+    cluster::eventually,
     history::History,
 };
 
@@ -47,16 +47,42 @@ async fn meter(api: &Api, org: &Org, name: &str) -> Value {
 
 /// What an account's log says, whoever wrote it: an independent sum of its events.
 #[derive(Debug, Default)]
-struct Ledger {
-    commits: usize,
-    commands: usize,
+pub(crate) struct Ledger {
+    pub(crate) commits: usize,
+    pub(crate) commands: usize,
     /// The actors of its commands.
     actors: BTreeMap<String, usize>,
     reserved: Amount,
-    settled: Amount,
+    pub(crate) settled: Amount,
+    open: HashSet<HoldId>,
+    /// The most holds that were open at one time.
+    pub(crate) most_open: usize,
 }
 
-async fn ledger(log: &Log, org: OrgId) -> Ledger {
+impl Ledger {
+    fn take_in(&mut self, event: &AccountEvent) {
+        match event {
+            AccountEvent::Reserved(reserved) => {
+                self.reserved = self.reserved.plus(reserved.amount).unwrap();
+                assert!(self.open.insert(reserved.hold), "{} is opened twice", reserved.hold);
+                self.most_open = self.most_open.max(self.open.len());
+            }
+            AccountEvent::Settled(settled) => {
+                self.settled = self.settled.plus(settled.amount).unwrap();
+                assert!(settled.hold.is_none_or(|hold| self.open.remove(&hold)), "{settled:?} ends nothing");
+            }
+            AccountEvent::Released(released) => assert!(self.open.remove(&released.hold), "{released:?} ends nothing"),
+            AccountEvent::HoldsExpired(expired) => {
+                for expired in &expired.holds {
+                    assert!(self.open.remove(&expired.hold), "{expired:?} ends nothing");
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+pub(crate) async fn ledger(log: &Log, org: OrgId) -> Ledger {
     let (history, mut ledger) = (History::read(log, org).await, Ledger::default());
     history.assert_sound();
     let mut known = HashSet::new();
@@ -71,14 +97,8 @@ async fn ledger(log: &Log, org: OrgId) -> Ledger {
             *ledger.actors.entry(first.header.actor.id.clone()).or_default() += 1;
             for event in command.events {
                 assert_eq!(event.header.actor, first.header.actor);
-                match &event.event {
-                    Event::Account(AccountEvent::Reserved(reserved)) => {
-                        ledger.reserved = ledger.reserved.plus(reserved.amount).unwrap();
-                    }
-                    Event::Account(AccountEvent::Settled(settled)) => {
-                        ledger.settled = ledger.settled.plus(settled.amount).unwrap();
-                    }
-                    _ => {}
+                if let Event::Account(event) = &event.event {
+                    ledger.take_in(event);
                 }
             }
         }
@@ -96,11 +116,11 @@ async fn on_plan(api: &Api, org: &Org, plan: &str, definition: &Value) {
         .await;
 }
 
-fn reserve(meter: &str, amount: &str) -> Value {
+pub(crate) fn reserve(meter: &str, amount: &str) -> Value {
     json!({"type": "reserve_usage", "meter": meter, "amount": amount})
 }
 
-fn charge(meter: &str, amount: &str) -> Value {
+pub(crate) fn charge(meter: &str, amount: &str) -> Value {
     json!({"type": "charge_usage", "meter": meter, "amount": amount})
 }
 
@@ -218,77 +238,6 @@ async fn commands_that_share_a_commit_are_each_of_their_own_caller() {
     .await;
     for (id, _) in &keys {
         assert_eq!(entries.iter().filter(|entry| entry["actor"]["id"] == **id).count(), 20);
-    }
-}
-
-/// Organizations that are served at once while processes are killed, and the calls of each.
-const SERVED: usize = 20;
-const CALLS: usize = 60;
-const AT_ONCE: usize = 6;
-
-/// Sends a command until it is answered for good, to one API and then to the other.
-async fn insist(clients: &[Client; 2], tenant: &Tenant, key: &str, command: &Value) -> crate::cluster::Answer {
-    let mut turn = key.len();
-    eventually("an answer", async || {
-        turn += 1;
-        let request = clients[turn % 2].request(Method::POST, &tenant.path("commands"), &tenant.key).json(command);
-        let answer = crate::cluster::Answer::of(request.header("Idempotency-Key", key)).await;
-        answer.filter(|answer| matches!(answer.status, 200 | 201 | 402 | 422))
-    })
-    .await
-}
-
-/// One use of 20,000 tokens: at once, or reserved and then settled.
-async fn call(clients: &[Client; 2], tenant: &Tenant, number: usize) -> u16 {
-    if number.is_multiple_of(2) {
-        return insist(clients, tenant, &format!("call-{number}"), &charge("tokens", "20000")).await.status;
-    }
-    let reserved = insist(clients, tenant, &format!("call-{number}"), &reserve("tokens", "20000")).await;
-    if reserved.status != 201 {
-        return reserved.status;
-    }
-    let settle = json!({"type": "settle_hold", "hold": reserved.body["hold"], "amount": "20000"});
-    insist(clients, tenant, &format!("end-of-{number}"), &settle).await.status
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_processes_serve_accounts_exactly_whatever_is_killed() {
-    let mut cluster = Cluster::start(ClusterOptions::default()).await;
-    cluster.client.expect_trouble();
-    let mut second = cluster.second_api();
-    second.ready().await;
-    let mut tenants = Vec::new();
-    for number in 0..SERVED {
-        tenants.push(cluster.tenant(&format!("killed-{number}")).await);
-    }
-    let clients = [cluster.client.clone(), cluster.client.of(&second)];
-    let of_tenant = async |tenant| {
-        let calls = stream::iter(0..CALLS).map(|number| call(&clients, tenant, number));
-        calls.buffer_unordered(AT_ONCE).collect::<Vec<_>>().await
-    };
-    let kills = async {
-        second.kill9();
-        second.start();
-        second.ready().await;
-        cluster.nats.kill9().await;
-        cluster.nats.restart().await.unwrap();
-        cluster.postgres.kill9().await;
-        cluster.postgres.restart().await.unwrap();
-        second.kill9();
-        second.start();
-        second.ready().await;
-    };
-    let (answers, ()) = tokio::join!(join_all(tenants.iter().map(of_tenant)), kills);
-    // The plan has 1,000,000 tokens a month.
-    let log = cluster.log().await;
-    for (tenant, answers) in tenants.iter().zip(answers) {
-        let count = |status| answers.iter().filter(|answer| **answer == status).count();
-        assert_eq!((count(200), count(402)), (50, 10), "{answers:?}");
-        let ledger = ledger(&log, tenant.id).await;
-        assert_eq!(ledger.settled, "1000000".parse().unwrap(), "{ledger:?}");
-        let account = clients[1].get(&tenant.key, &tenant.path("account")).await.expect(200).body;
-        let tokens = account["meters"].as_array().unwrap().iter().find(|meter| meter["meter"] == "tokens").unwrap();
-        assert_eq!((&tokens["available"], &tokens["used_this_month"]), (&json!("0"), &json!("1000000")));
     }
 }
 

@@ -119,15 +119,16 @@ fn decisions_read_no_projection() {
 }
 
 /// The modules of the program, each with those that it may use, in an order in which none uses a later one.
-const ROOMS: [(&str, &[&str]); 17] = [
+const ROOMS: [(&str, &[&str]); 18] = [
     ("clock", &[]),
     ("secret", &[]),
     ("tenant_cache", &[]),
     ("terminal", &[]),
     ("adapters", &["clock", "secret"]),
     ("auth", &["adapters", "clock", "tenant_cache"]),
-    ("limits", &["auth", "tenant_cache"]),
-    ("commands", &["adapters", "auth", "clock", "tenant_cache"]),
+    ("peers", &[]),
+    ("limits", &["auth", "peers", "tenant_cache"]),
+    ("commands", &["adapters", "auth", "clock", "peers", "tenant_cache"]),
     ("app", &["auth", "clock", "commands", "limits", "secret"]),
     ("jobs", &["adapters", "app", "clock", "commands", "tenant_cache"]),
     ("api", &["adapters", "app", "auth", "clock", "commands", "jobs", "limits", "secret", "tenant_cache"]),
@@ -135,7 +136,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("telemetry", &["config", "jobs", "terminal"]),
     ("client", &["config", "secret", "terminal"]),
     ("audit", &["client", "terminal"]),
-    ("process", &["adapters", "api", "app", "auth", "commands", "config", "jobs", "limits", "secret"]),
+    ("process", &["adapters", "api", "app", "auth", "commands", "config", "jobs", "limits", "peers", "secret"]),
     ("dev", &["adapters", "app", "audit", "auth", "commands", "config", "jobs", "process", "terminal"]),
 ];
 

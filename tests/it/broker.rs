@@ -150,6 +150,8 @@ async fn a_producer_reaches_its_own_organization_only(url: &str, access: &Access
         "cmd.theirs".to_owned(),
         "cmd.mine.more".to_owned(),
         "orgstream.api.here".to_owned(),
+        "orgstream.api.account.one".to_owned(),
+        "orgstream.api.answer.one.1".to_owned(),
         "$JS.API.INFO".to_owned(),
         "$JS.API.STREAM.MSG.GET.EV_0".to_owned(),
         "$JS.API.CONSUMER.CREATE.EV_0.mine".to_owned(),
@@ -178,6 +180,7 @@ async fn a_producer_reaches_its_own_organization_only(url: &str, access: &Access
         "_R_.>",
         "*.>",
         "orgstream.api.here",
+        "orgstream.api.account.*",
         "LOG.API.>",
         "$SYS.>",
         "$JS.>",
@@ -204,6 +207,7 @@ async fn a_worker_reads_and_does_nothing_else(url: &str, access: &AccessFiles) {
         "sys.claim.slug.taken",
         "cmd.mine",
         "orgstream.api.here",
+        "orgstream.api.account.one",
     ] {
         work.cannot_publish(subject, b"forged").await;
     }

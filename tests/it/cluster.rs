@@ -135,8 +135,13 @@ impl Cluster {
 
     /// One more API beside the first: another process, with caches of its own.
     pub(crate) fn second_api(&self) -> Program {
+        self.another_api("second-api")
+    }
+
+    /// One more under a name of its own.
+    pub(crate) fn another_api(&self, name: &str) -> Program {
         let settings = settings(&self.options, &self.nats, &self.postgres, &self.nats.access.serve());
-        let mut api = Program::serve("second-api", self.dir.path(), &settings, self.issuer.url(), &self.options);
+        let mut api = Program::serve(name, self.dir.path(), &settings, self.issuer.url(), &self.options);
         api.start();
         api
     }

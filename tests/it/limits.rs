@@ -1,11 +1,9 @@
 //! An organization's usage, and its rate limits.
 
-use std::num::NonZeroU32;
-
-use orgstream::limits::command_rate::count_peers;
+use orgstream::peers::{Peers, alone};
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::{sync::watch, time::timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -242,19 +240,20 @@ async fn two_processes_of_the_api_share_one_limit() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn processes_of_the_api_count_each_other() {
     let nats = Nats::start(false).await;
-    let one = NonZeroU32::MIN;
     let process = async || {
-        let ((sender, count), stop) = (watch::channel(one), CancellationToken::new());
+        let ((announcer, peers), stop) = (alone(), CancellationToken::new());
         let client = connect_as(&nats.url, &nats.access.serve()).await;
-        tokio::spawn(count_peers(client, sender, stop.clone()));
-        (count, stop)
+        let stopped = stop.clone();
+        tokio::spawn(async move { announcer.run(client, stopped).await });
+        (peers, stop)
     };
-    let until = async |mut count: watch::Receiver<NonZeroU32>, expected: u32| {
-        timeout(PATIENCE, count.wait_for(|count| count.get() == expected)).await.unwrap().unwrap();
+    let until = async |peers: &Peers, expected: u32| {
+        timeout(PATIENCE, peers.counted(expected)).await.unwrap();
+        assert_eq!(peers.count().get(), expected);
     };
     let ((first, _stop), (second, stop)) = (process().await, process().await);
-    until(first.clone(), 2).await;
-    until(second, 2).await;
+    until(&first, 2).await;
+    until(&second, 2).await;
     stop.cancel();
-    until(first, 1).await;
+    until(&first, 1).await;
 }

@@ -1,7 +1,7 @@
 //! A lost acknowledgement: a client that retries a command under its idempotency key gets one effect and the same
 //! answer, whatever happened in between and whichever process answers.
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_nats::client::Request as NatsRequest;
 use futures_util::future::join_all;
@@ -17,6 +17,7 @@ use orgstream::{
         command_rate::{Admission, PlanRates},
         hourly::{HourlyLimits, Quotas},
     },
+    peers::alone,
 };
 use orgstream_domain::{Command, credentials::key::Pepper};
 use orgstream_events::{CommandId, PLATFORM_ORG, Pipeline, PlanName};
@@ -25,7 +26,7 @@ use orgstream_stream::{Log, LogOptions, SyncMode};
 use orgstream_workers::{Worker, WorkerOptions};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
-use tokio::{sync::watch, time::sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -378,8 +379,8 @@ async fn the_ledger_remembers_a_key_when_the_server_has_forgotten_it() {
     let access = auth.platform(&principal).unwrap();
     let notes = AccessLog::start(log.clone(), database.db.clone());
     let handler = CommandHandler::new(log, pepper, "local".to_owned(), Arc::new(SystemDns));
-    let admission = Admission::new(PlanRates::default(), watch::channel(NonZeroU32::MIN).1);
-    let quotas = Quotas::new(HourlyLimits::new(0, 0), watch::channel(NonZeroU32::MIN).1);
+    let admission = Admission::new(PlanRates::default(), alone().1);
+    let quotas = Quotas::new(HourlyLimits::new(0, 0), alone().1);
     let gateway =
         Gateway::new(handler, Arc::new(auth), database.db.clone(), notes, admission, quotas, PlanName::public());
     let register = async |kind: &str, key: &str| {

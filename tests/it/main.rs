@@ -3,6 +3,8 @@
 
 mod access;
 mod account;
+mod account_books;
+mod account_processes;
 mod active_org;
 mod api;
 mod append_only;
@@ -14,6 +16,7 @@ mod auditing;
 mod authority;
 mod break_glass;
 mod broker;
+mod burst;
 mod catalog;
 mod causes;
 mod chaos;

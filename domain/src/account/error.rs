@@ -1,12 +1,13 @@
 //! The reasons why a command of an account is refused, and how they are answered.
 
 use orgstream_events::{Amount, HoldId, MeterName, PlanVersion, Timestamp, TopUpId};
+use serde::{Deserialize, Serialize};
 
 use super::MAX_BUCKETS;
 use crate::{FieldError, Rejection, RejectionKind};
 
 /// The reasons why a command of an account is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum AccountError {
     /// Fields are malformed.
     #[error("{} fields are not as they must be", .0.len())]

@@ -1,5 +1,7 @@
 //! What a reservation would do now: which buckets it would use, or why it would be refused. Nothing happens.
 
+use std::sync::Arc;
+
 use orgstream_events::{AccountEvent, Amount, BucketSource, CommandId, OrgId, Timestamp, UsedBy};
 
 use super::{Account, AccountAction, AccountCommand, AccountError, ReserveUsage, Terms};
@@ -29,7 +31,7 @@ impl Account {
         now: Timestamp,
     ) -> Result<Vec<Part>, AccountError> {
         let context = DecisionContext { now, command_id: CommandId::from_idempotency_key(org, "preview"), org };
-        let command = AccountCommand { terms, by, command: AccountAction::Reserve(reserve) };
+        let command = AccountCommand { terms: Arc::new(terms), by, command: AccountAction::Reserve(reserve) };
         let (mut account, mut parts) = (self.clone(), Vec::new());
         for event in self.decide(command, &context)? {
             account.apply(&event);

@@ -55,7 +55,7 @@ impl Book {
         let context =
             DecisionContext { now, command_id: Self::command_id(self.commands), org: OrgId::fresh(1, [1; 10]) };
         let by = UsedBy { actor_type: ActorType::ApiKey, id: "key_1".to_owned() };
-        let events = self.account.decide(AccountCommand { terms: terms.clone(), by, command }, &context)?;
+        let events = self.account.decide(AccountCommand { terms: Arc::new(terms.clone()), by, command }, &context)?;
         for event in &events {
             self.account.apply(event);
         }

@@ -329,7 +329,7 @@ proptest! {
             let command_id = CommandId::from_idempotency_key(org, &number.to_string());
             if let Some(command) = command {
                 let by = UsedBy { actor_type: ActorType::ApiKey, id: "key_1".to_owned() };
-                let command = AccountCommand { terms: terms.clone(), by, command };
+                let command = AccountCommand { terms: terms.clone().into(), by, command };
                 for event in account.decide(command, &DecisionContext { now, command_id, org }).unwrap_or_default() {
                     if let orgstream_events::AccountEvent::Settled(event) = &event {
                         drawn = event.draws.iter().map(|Draw { amount, .. }| *amount).fold(drawn, plus);
