@@ -187,7 +187,7 @@ pub const FIGURES: &[Figure] = &[
         "commands",
         &[("reason", Known(&["not_authentic", "expired", "no_right", "no_place", "busy"]))],
         "Commands and answers of other processes that were not taken. One that is `not_authentic` was signed with no commit key of \
-         this process: a key is missing, or somebody writes to the broker.",
+         this process: a key is missing, or another program writes to the broker.",
     ),
     figure(
         Counter,
