@@ -102,8 +102,10 @@ enum Reply {
     },
     Contention,
     KeyReused,
-    /// The process that it came to decides it.
+    /// The process that it came to decides it. Nothing was done here.
     Declined,
+    /// The process that it came to finds out what became of it: it may have been carried out, or may still be.
+    Uncertain,
 }
 
 impl From<Answer> for Reply {
@@ -118,8 +120,7 @@ impl From<Answer> for Reply {
             }
             Err(Refusal::Other(CommandError::Contention)) => Self::Contention,
             Err(Refusal::Other(CommandError::KeyReused)) => Self::KeyReused,
-            // Whatever it is, the other process finds it out by itself, or that it has passed.
-            Err(Refusal::Other(_)) => Self::Declined,
+            Err(Refusal::Other(_)) => Self::Uncertain,
         }
     }
 }
@@ -145,9 +146,19 @@ impl Reply {
             }
             Self::Contention => Err(CommandError::Contention.into()),
             Self::KeyReused => Err(CommandError::KeyReused.into()),
-            Self::Declined => return None,
+            Self::Declined | Self::Uncertain => return None,
         })
     }
+}
+
+/// What became of a command that another process serves.
+pub(super) enum Sent {
+    /// It was decided there.
+    Answered(Box<Answer>),
+    /// It is to be decided here, though it may have been carried out there, or may still be.
+    Uncertain,
+    /// It is to be decided here.
+    Not,
 }
 
 /// What comes in place of an answer, or the answer.
@@ -201,37 +212,37 @@ impl AccountPeers {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has a command carried out by the process that serves the account. None where that is this one, or it does not answer: the
-    /// command is then to be decided here, whatever became of it there.
-    pub(super) async fn carry_out(&self, attempt: &CommandContext<'_>, org: OrgId) -> Option<Answer> {
-        let server = self.peers.server_of(org)?;
+    /// Has a command carried out by the process that serves the account, if that is another one.
+    pub(super) async fn carry_out(&self, attempt: &CommandContext<'_>, org: OrgId) -> Sent {
+        let Some(server) = self.peers.server_of(org) else { return Sent::Not };
         if !self.is_listening.load(Ordering::Acquire) || !self.log.is_connected() || self.is_silent(server) {
-            return None;
+            return Sent::Not;
         }
-        let (outcome, answer) = self.ask(server, attempt, org).await;
+        let (outcome, sent) = self.ask(server, attempt, org).await;
         counter!("orgstream_account_forwards_total", "outcome" => outcome).increment(1);
-        answer
+        sent
     }
 
-    async fn ask(&self, server: Uuid, attempt: &CommandContext<'_>, org: OrgId) -> (&'static str, Option<Answer>) {
+    async fn ask(&self, server: Uuid, attempt: &CommandContext<'_>, org: OrgId) -> (&'static str, Sent) {
         let (heard, answer) = oneshot::channel();
         let number = self.last.fetch_add(1, Ordering::Relaxed);
         {
             let mut waiting = self.waiting();
             if waiting.len() >= WAITING {
-                return ("busy", None);
+                return ("busy", Sent::Not);
             }
             waiting.insert(number, heard);
         }
         let _place = Place { peers: self, number };
         let Some(command) = self.sealed(&commands_to(server), &Forwarded::new(attempt, self.peers.me(), number)) else {
-            return ("too_large", None);
+            return ("too_large", Sent::Not);
         };
         let mut losses = self.log.losses();
         let answers = format!("{}.{number}", answers_to(self.peers.me()));
-        let sent = self.log.client().publish_with_reply(commands_to(server), answers, command.into()).await;
-        if sent.is_err() {
-            return ("unreachable", None);
+        // A connection that is lost and not yet known to be takes no more at some point.
+        let sent = self.log.client().publish_with_reply(commands_to(server), answers, command.into());
+        if !matches!(timeout(PATIENCE, sent).await, Ok(Ok(()))) {
+            return ("unreachable", Sent::Uncertain);
         }
         let lost = async {
             if losses.changed().await.is_err() {
@@ -240,23 +251,24 @@ impl AccountPeers {
         };
         let heard = tokio::select! {
             heard = timeout(PATIENCE, answer) => heard,
-            () = self.peers.gone(server) => return ("unreachable", None),
-            () = lost => return ("unreachable", None),
+            () = self.peers.gone(server) => return ("unreachable", Sent::Uncertain),
+            () = lost => return ("unreachable", Sent::Uncertain),
         };
         match heard {
+            Ok(Ok(Heard::Reply(Reply::Uncertain))) => ("declined", Sent::Uncertain),
             Ok(Ok(Heard::Reply(reply))) => match reply.about(attempt.command_id, org) {
-                Some(answer) => ("answered", Some(answer)),
-                None => ("declined", None),
+                Some(answer) => ("answered", Sent::Answered(Box::new(answer))),
+                None => ("declined", Sent::Not),
             },
             Ok(Ok(Heard::NobodyThere)) => {
                 self.note_silence(server);
-                ("unreachable", None)
+                ("unreachable", Sent::Not)
             }
             // This process stops.
-            Ok(Err(_)) => ("unreachable", None),
+            Ok(Err(_)) => ("unreachable", Sent::Uncertain),
             Err(_) => {
                 self.note_silence(server);
-                ("late", None)
+                ("late", Sent::Uncertain)
             }
         }
     }
@@ -396,7 +408,10 @@ impl AccountQueues {
                 Some(command) = commands.next() => {
                     let Some(forwarded) = peers.opened::<Forwarded>(&command) else { continue };
                     if under_way.len() >= WAITING {
-                        peers.answer(&forwarded, &refused("busy")).await;
+                        // What answers are sent by must not keep commands and answers from being read.
+                        if timeout(PAUSE, peers.answer(&forwarded, &refused("busy"))).await.is_err() {
+                            tracing::debug!("an answer about a command of an account could not be sent");
+                        }
                         continue;
                     }
                     let (queues, peers, auth) = (self.clone(), Arc::clone(peers), Arc::clone(auth));
@@ -415,13 +430,16 @@ impl AccountQueues {
     }
 
     async fn reply_to(&self, forwarded: &Forwarded, auth: &Arc<Authenticator>) -> Reply {
-        if forwarded.expires_at <= now() {
+        let left = forwarded.expires_at.unix_ms() - now().unix_ms();
+        let Some(left) = u64::try_from(left).ok().filter(|left| *left > 0).map(Duration::from_millis) else {
             return refused("expired");
-        }
+        };
         let Some(context) = Box::pin(forwarded.context(auth)).await else { return refused("no_right") };
         let Some(action) = action_of(&context.request.command) else { return refused("no_right") };
         let Ok(placement) = self.aggregates().placement(forwarded.org).await else { return refused("no_place") };
-        self.carry_out_here(context, &placement, action).await.into()
+        // What was not begun by then is not begun.
+        let carried_out = timeout(left.min(PATIENCE), self.carry_out_here(context, &placement, action)).await;
+        carried_out.map_or(Reply::Uncertain, Reply::from)
     }
 }
 

@@ -23,7 +23,7 @@ use orgstream_stream::{AppendError, Freshness, Placement};
 use tokio::sync::oneshot;
 
 use super::{
-    account_peers::AccountPeers,
+    account_peers::{AccountPeers, Sent},
     aggregates::{Aggregates, unreadable_success},
     cache::{Cached, Loaded, PriorResult},
     handler::CommandContext,
@@ -113,14 +113,25 @@ impl AccountQueues {
     ) -> Result<Accepted, CommandError> {
         // What is malformed takes no place among those that wait.
         action.check().map_err(|error| CommandError::Rejected(error.into()))?;
+        let mut may_be_there = false;
         // A rule of top-ups has the currency of the process that it came to.
         let is_sent = !matches!(action, AccountAction::ChangeTopUp { .. });
-        if let Some(peers) = self.peers.as_ref().filter(|_| is_sent)
-            && let Some(answer) = peers.carry_out(attempt, placement.org).await
-        {
-            return Ok(answer?);
+        if let Some(peers) = self.peers.as_ref().filter(|_| is_sent) {
+            match peers.carry_out(attempt, placement.org).await {
+                Sent::Answered(answer) => return Ok((*answer)?),
+                Sent::Uncertain => may_be_there = true,
+                Sent::Not => {}
+            }
         }
-        Ok(self.carry_out_here(OwnedContext::of(attempt), placement, action).await?)
+        match self.carry_out_here(OwnedContext::of(attempt), placement, action).await {
+            // The other process may still carry it out, once there is more: this refusal is not the last word.
+            Err(Refusal::Account(error)) if may_be_there => {
+                let uncertain =
+                    cause(format!("the process that serves the account may still carry it out; here: {error}"));
+                Err(CommandError::Unavailable(uncertain))
+            }
+            answer => Ok(answer?),
+        }
     }
 
     /// Carries out a command in this process.

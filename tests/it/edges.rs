@@ -117,13 +117,21 @@ async fn many_large_bodies_take_bounded_memory_and_are_all_carried_out() {
         let (client, tenant) = (cluster.client.clone(), tenant.clone());
         async move {
             let patient = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
-            let request = patient.post(format!("{}{}", client.base, tenant.path("commands"))).bearer_auth(&tenant.key);
-            request.header("idempotency-key", number.to_string()).json(body).send().await.unwrap().status().as_u16()
+            let mut statuses = Vec::new();
+            // Again, as it is asked for, under the same key.
+            eventually("the body to be carried out", async || {
+                let request = patient.post(format!("{}{}", client.base, tenant.path("commands")));
+                let request = request.bearer_auth(&tenant.key).header("idempotency-key", number.to_string());
+                let status = request.json(body).send().await.unwrap().status().as_u16();
+                statuses.push(status);
+                (status == 200).then_some(())
+            })
+            .await;
+            statuses
         }
     });
-    let statuses = join_all(sent).await;
-    assert!(statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
-    assert!(statuses.contains(&200), "{statuses:?}");
+    let statuses: Vec<u16> = join_all(sent).await.concat();
+    assert!(statuses.iter().all(|status| [200, 429, 503].contains(status)), "{statuses:?}");
     let grown = (cluster.api.peak() - before) >> 20;
     assert!(grown < 256, "24 bodies of 1 MiB at once took {grown} MiB");
 }

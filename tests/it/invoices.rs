@@ -100,7 +100,7 @@ async fn s1_18_invoices_of_one_organization_are_not_in_another() {
     let printed = api.request(Method::GET, &one.path("invoices/1/pdf")).bearer_auth(&one.owner).send().await.unwrap();
     assert_eq!(
         (printed.status().as_u16(), &printed.headers()["content-type"]),
-        (200, &"application/pdf".parse().unwrap())
+        (200, &"application/octet-stream".parse().unwrap())
     );
     let bytes = printed.bytes().await.unwrap();
     let shows = |text: &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());

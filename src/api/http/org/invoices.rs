@@ -223,7 +223,7 @@ pub async fn show(
 /// For people: the same lines and total. The fonts have the letters of Western European languages; others are printed as `?`.
 #[utoipa::path(
     get, path = "/v1/organizations/{org}/invoices/{number}/pdf", operation_id = "print_invoice", tag = "account",
-    responses((status = 200, description = "A PDF", body = Vec<u8>, content_type = "application/pdf")),
+    responses((status = 200, description = "A PDF", body = Vec<u8>, content_type = "application/octet-stream")),
 )]
 pub async fn print(
     State(app): State<Arc<App>>,
@@ -235,7 +235,7 @@ pub async fn print(
     let profile = app.gateway.handler().profile(org).await?.ok_or_else(Problem::not_found)?;
     let bytes = invoice_pdf::render(org, &profile.name, &details);
     let file = format!("attachment; filename=\"invoice-{org}-{number}.pdf\"");
-    Ok(([(header::CONTENT_TYPE, "application/pdf".to_owned()), (header::CONTENT_DISPOSITION, file)], bytes))
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream".to_owned()), (header::CONTENT_DISPOSITION, file)], bytes))
 }
 
 async fn details(app: &App, org: OrgId, number: InvoiceNumber) -> Result<InvoiceDetails, Problem> {
