@@ -214,16 +214,13 @@ async fn top_up(
         note_step(handler, org, Command::from(RequestTopUp { meter }).into()).await?;
         // It is collected with the next round, which sees the event.
     }
+    if account.open_top_ups().next().is_none() {
+        return Ok(());
+    }
+    let Some(invoices) = with_customer(handler, provider, org, |_| true).await? else { return Ok(()) };
+    let Some(customer) = invoices.customer() else { return Ok(()) };
     for (meter, open) in account.open_top_ups() {
-        let customer = match customer_of(handler, org).await? {
-            Some(customer) => customer,
-            None => {
-                let step = take(handler, provider, org, ProviderStep::Customer).await?;
-                note_step(handler, org, step).await?;
-                customer_of(handler, org).await?.unwrap_or_default()
-            }
-        };
-        match left.take(charge(handler, provider, org, customer, meter, open).await) {
+        match left.take(charge(handler, provider, org, customer.to_owned(), meter, open).await) {
             Some(Some(note)) => {
                 left.take(note_step(handler, org, note).await);
             }
@@ -234,9 +231,21 @@ async fn top_up(
     Ok(())
 }
 
-async fn customer_of(handler: &CommandHandler, org: OrgId) -> Result<Option<String>, StepError> {
-    let state = handler.invoices_of(org).await?;
-    Ok(state.and_then(|state| state.invoices.customer().map(str::to_owned)))
+/// Returns an organization's invoices, after linking a customer where there is none and `is_needed` says so.
+async fn with_customer(
+    handler: &CommandHandler,
+    provider: &dyn PaymentProvider,
+    org: OrgId,
+    is_needed: impl FnOnce(&Invoices) -> bool,
+) -> Result<Option<Invoices>, StepError> {
+    let read = async || handler.invoices_of(org).await.map(|state| state.map(|state| state.invoices));
+    let Some(invoices) = read().await? else { return Ok(None) };
+    if invoices.customer().is_some() || !is_needed(&invoices) {
+        return Ok(Some(invoices));
+    }
+    let step = take(handler, provider, org, ProviderStep::Customer).await?;
+    note_step(handler, org, step).await?;
+    Ok(read().await?)
 }
 
 /// Tells the provider of invoices, and asks it about those that it collects.
@@ -247,12 +256,8 @@ async fn tell(
     asks: bool,
     left: &mut Left,
 ) -> Result<(), StepError> {
-    let Some(mut invoices) = handler.invoices_of(org).await?.map(|state| state.invoices) else { return Ok(()) };
-    if invoices.customer().is_none() && !invoices.steps(1).is_empty() {
-        let step = take(handler, provider, org, ProviderStep::Customer).await?;
-        note_step(handler, org, step).await?;
-        invoices = handler.invoices_of(org).await?.map_or_else(Invoices::default, |state| state.invoices);
-    }
+    let is_owed = |invoices: &Invoices| !invoices.steps(1).is_empty();
+    let Some(invoices) = with_customer(handler, provider, org, is_owed).await? else { return Ok(()) };
     let steps = invoices.steps(MAX_STEPS);
     left.is_unfinished |= steps.len() == MAX_STEPS;
     for step in steps {
