@@ -1,7 +1,7 @@
 //! Accounts in several processes: one serves each, the others send it what comes to them, and whatever is killed, frozen or
 //! forged, everything is used once.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::{StreamExt, future::join_all, stream};
 use orgstream_events::{Amount, PLATFORM_ORG};
@@ -355,22 +355,27 @@ async fn a_command_between_processes_is_believed_where_it_was_signed_for_and_onc
         .post(&tenant.key, &tenant.path("commands"), Some("real"), &charge("tokens", "5"))
         .await
         .expect(200);
-    // What was sent before this was heard before it.
-    broker.publish("orgstream.api.end", "".into()).await.unwrap();
-    let (mut real, mut ids) = (None, Vec::new());
-    loop {
-        let message = timeout(PATIENCE, heard.next()).await.unwrap().unwrap();
-        match message.subject.as_str() {
-            "orgstream.api.end" => break,
-            "orgstream.api.here" => ids.push(uuid::Uuid::from_slice(&message.payload).unwrap()),
-            subject if subject.starts_with(COMMANDS) => real = Some(message),
-            _ => {}
+    // Every process announces itself again and again; the other one's announcement says where it takes commands.
+    let (mut real, mut ids) = (None, BTreeSet::new());
+    let (real, to_other) = timeout(PATIENCE, async {
+        loop {
+            let message = heard.next().await.unwrap();
+            match message.subject.as_str() {
+                "orgstream.api.here" => drop(ids.insert(uuid::Uuid::from_slice(&message.payload).unwrap())),
+                subject if subject.starts_with(COMMANDS) => real = Some(message),
+                _ => {}
+            }
+            let subject_of = |id: &uuid::Uuid| format!("{COMMANDS}{}", id.simple());
+            if let Some(real) = &real
+                && let Some(other) = ids.iter().map(subject_of).find(|other| *other != real.subject.as_str())
+            {
+                break (real.clone(), other);
+            }
         }
-    }
-    let real = real.expect("a command on its way");
+    })
+    .await
+    .expect("a command on its way and an announcement of the other process");
     let to_server = real.subject.to_string();
-    let to_other = ids.iter().map(|id| format!("{COMMANDS}{}", id.simple())).find(|subject| *subject != to_server);
-    let to_other = to_other.expect("an announcement of the other process");
     let refused =
         async |api: &Program| counted(api, "orgstream_account_forwards_refused_total{reason=\"not_authentic\"}").await;
     let (before, others) = (refused(server).await, refused(other).await);
