@@ -37,6 +37,7 @@ use crate::{
         access_log::AccessLog,
         initial_kinds::{default_kinds, is_earlier_default},
         initial_plans::default_plans,
+        quota_figures::QuotaFigures,
         submit::Gateway,
     },
     auth::{Authenticator, issuers::Issuers, leaks::LeakReporters},
@@ -400,6 +401,7 @@ impl Api {
         let own_kinds = OwnKindLimits::new(identity.plan_kinds.iter().cloned());
         let own_kinds = own_kinds.context("--plan-own-kinds (ORGSTREAM_PLAN_OWN_KINDS)")?;
         let handler = handler.with_own_kinds(own_kinds).with_currency(identity.currency.clone());
+        let handler = handler.with_quotas(Arc::new(QuotaFigures::new(db.clone())));
         let handler = handler.with_identity_provider(outside.idp).with_key_ring(outside.key_ring);
         let handler = if outside.local_issuers { handler.with_local_issuers() } else { handler };
         let access_log = AccessLog::start(log.clone(), db.clone());

@@ -200,6 +200,7 @@ impl Bench {
         let limits = ChangeLimits {
             commands_per_second: 1_000_000.try_into().ok(),
             concurrency: (HOLDS as u32).try_into().ok(),
+            ..ChangeLimits::default()
         };
         send(&handler, rig.org, limits).await?;
         let reason = "for the benchmark".to_owned();

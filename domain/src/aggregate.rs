@@ -1,6 +1,6 @@
 //! A consistency boundary, and the inputs of its decisions.
 
-use orgstream_events::{Actor, AggregateId, AggregateType, CommandId, Event, OrgId, Timestamp};
+use orgstream_events::{Actor, AggregateId, AggregateType, CommandId, Event, OrgId, QuotaName, Timestamp};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{Rejection, unique_value::UniqueValueChange};
@@ -58,6 +58,12 @@ pub trait Aggregate: Default + Clone + Serialize + DeserializeOwned + Send + Syn
 
     /// Returns what these events change about unique values, which are appended together with them; `aggregate` is this one.
     fn unique_changes(&self, _aggregate: &AggregateId, _events: &[Event]) -> Vec<UniqueValueChange> {
+        Vec::new()
+    }
+
+    /// Returns what these events add to what quotas count at this time, or take from it: nothing where the aggregate has all that is
+    /// counted, and decides of it itself.
+    fn quota_changes(&self, _events: &[Event], _now: Timestamp) -> Vec<(QuotaName, i64)> {
         Vec::new()
     }
 

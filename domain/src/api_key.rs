@@ -7,7 +7,7 @@ mod tests;
 use ipnet::IpNet;
 use orgstream_events::{
     ActorType, AggregateType, ApiKeyEvent, ApiKeyIssued, ApiKeyRevoked, ApiKeyRotated, Event, Fingerprint, KeyPublicId,
-    MemberId, Role, Timestamp,
+    MemberId, QuotaName, Role, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -218,6 +218,15 @@ impl Aggregate for ApiKey {
                 Ok(vec![ApiKeyEvent::Revoked(ApiKeyRevoked { reason })])
             }
         }
+    }
+
+    fn quota_changes(&self, events: &[Event], now: Timestamp) -> Vec<(QuotaName, i64)> {
+        let works = |key: &Self| key.issued.is_some() && !key.revoked && key.expires_at.is_none_or(|end| end > now);
+        let mut after = self.clone();
+        for event in events.iter().filter_map(Self::event_of) {
+            after.apply(event);
+        }
+        vec![(QuotaName::ApiKeys, i64::from(works(&after)) - i64::from(works(self)))]
     }
 
     fn wrap(event: ApiKeyEvent) -> Event {

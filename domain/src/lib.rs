@@ -28,6 +28,7 @@ pub mod permission;
 pub mod plan;
 mod public_domains;
 pub mod public_url;
+pub mod quota;
 pub mod record;
 pub mod record_log;
 pub mod rejection;

@@ -7,12 +7,13 @@ mod tests;
 use std::{collections::BTreeMap, sync::Arc};
 
 use orgstream_events::{
-    AggregateType, Event, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, Role, UserId,
+    AggregateType, Event, MemberAdded, MemberEvent, MemberId, MemberRemoved, MemberRoleChanged, QuotaName, Role, UserId,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Aggregate, DecisionContext, FieldError, Place, Rejection, RejectionKind,
+    quota::{OverQuota, QuotaLimit},
     text::{Faults, fold_email},
 };
 
@@ -150,12 +151,20 @@ impl Members {
         Some(member)
     }
 
-    /// Refuses a person who is a member already, and an address that another member has.
-    fn not_here(&self, user: UserId, email: &str) -> Result<(), MemberError> {
+    /// Returns the number of members.
+    pub fn count(&self) -> usize {
+        self.current.len()
+    }
+
+    /// Refuses a person who is a member already, an address that another member has, and more members than there may be.
+    fn has_room_for(&self, user: UserId, email: &str, quota: Option<&QuotaLimit>) -> Result<(), MemberError> {
         if self.of_user(user).is_some() {
             return Err(MemberError::AlreadyMember);
         }
-        if self.of_email(email).is_some() { Err(MemberError::EmailTaken) } else { Ok(()) }
+        if self.of_email(email).is_some() {
+            return Err(MemberError::EmailTaken);
+        }
+        Ok(QuotaLimit::admits_one(quota, QuotaName::Members, self.count())?)
     }
 
     fn existing(&self, id: MemberId) -> Result<&Member, MemberError> {
@@ -186,6 +195,8 @@ pub enum MemberCommand {
         by: Role,
         /// The member that vouches for the calling key.
         voucher: Option<MemberId>,
+        /// The most members.
+        quota: Option<QuotaLimit>,
     },
     /// Adds a member by an accepted invitation.
     Join {
@@ -199,6 +210,8 @@ pub enum MemberCommand {
         sent: u64,
         /// The member that vouches for the key that sent it.
         voucher: Option<MemberId>,
+        /// The most members.
+        quota: Option<QuotaLimit>,
     },
     /// Adds a member by sign-in: with an address of a domain that is the organization's own, or by its own issuer.
     Provision {
@@ -208,6 +221,8 @@ pub enum MemberCommand {
         email: String,
         /// The reason why the organization permits no members by sign-in, if it does not.
         closed: Option<Closed>,
+        /// The most members.
+        quota: Option<QuotaLimit>,
     },
     /// Changes the role.
     ChangeRole {
@@ -272,25 +287,25 @@ impl Aggregate for Members {
                     Err(MemberError::AlreadyFounded)
                 }
             }
-            MemberCommand::Add { command: AddMember { email, user_id, role }, by, voucher } => {
+            MemberCommand::Add { command: AddMember { email, user_id, role }, by, voucher, quota } => {
                 within(by, role)?;
                 let user_id = user_id.unwrap_or_else(|| user_of_email(&email));
                 if self.is_left_behind(voucher) && self.has_left(user_id, &email) {
                     return Err(MemberError::WasRemoved);
                 }
-                self.not_here(user_id, &email)?;
+                self.has_room_for(user_id, &email, quota.as_ref())?;
                 add(user_id, email, role)
             }
-            MemberCommand::Join { user_id, email, role, sent, voucher } => {
+            MemberCommand::Join { user_id, email, role, sent, voucher, quota } => {
                 // The remover knew of no invitation, or meant it to be void.
                 let asks_back = self.is_left_behind(voucher) && self.has_left(user_id, &email);
                 if asks_back || self.left_at(user_id, &email) > sent {
                     return Err(MemberError::WasRemoved);
                 }
-                self.not_here(user_id, &email)?;
+                self.has_room_for(user_id, &email, quota.as_ref())?;
                 add(user_id, email, role)
             }
-            MemberCommand::Provision { user_id, email, closed } => {
+            MemberCommand::Provision { user_id, email, closed, quota } => {
                 match closed {
                     Some(Closed::NotAllowed) => return Err(MemberError::JoiningOff),
                     Some(Closed::NotProven) => return Err(MemberError::DomainNotProven),
@@ -299,7 +314,7 @@ impl Aggregate for Members {
                     None if self.has_left(user_id, &email) => return Err(MemberError::WasRemoved),
                     None => {}
                 }
-                self.not_here(user_id, &email)?;
+                self.has_room_for(user_id, &email, quota.as_ref())?;
                 add(user_id, email, Role::Member)
             }
             MemberCommand::ChangeRole { command: ChangeMemberRole { id, role: to }, by } => {
@@ -367,6 +382,9 @@ pub enum MemberError {
     /// At least one owner must remain.
     #[error("the last owner cannot be removed or lose the role; make another member owner first")]
     LastOwner,
+    /// There are as many members as there may be.
+    #[error(transparent)]
+    OverQuota(#[from] OverQuota),
     /// The role is above the caller's own.
     #[error("a member with role {by} cannot give, change or take the role {role}; ask a member who has it")]
     RoleAboveOwn {
@@ -381,6 +399,7 @@ impl From<MemberError> for Rejection {
     fn from(error: MemberError) -> Self {
         let (kind, code) = match error {
             MemberError::Invalid(errors) => return Self::invalid(errors),
+            MemberError::OverQuota(over) => return over.into(),
             MemberError::AlreadyFounded => (RejectionKind::Conflict, "members_exist"),
             MemberError::AlreadyMember => (RejectionKind::Conflict, "already_member"),
             MemberError::EmailTaken => (RejectionKind::Conflict, "email_taken"),

@@ -163,6 +163,8 @@ pub fn plan_definition() -> Object {
         .schema_type(Type::Object)
         .description(Some("Limits of an organization, where it has none of its own. What is absent has none."))
         .property("concurrency", number("Open holds at the same time, at most 1,000 in any case.", 20))
+        .property("reads_per_second", number("Reads per second on average; ten seconds of that at once.", 200))
+        .property("quotas", quotas())
         .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(false)));
     ObjectBuilder::new()
         .schema_type(Type::Object)
@@ -208,6 +210,26 @@ pub fn top_up_rule() -> Object {
         )
         .required("below")
         .required("amount")
+        .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(false)))
+        .build()
+}
+
+/// The most that there may be of things that stay.
+pub fn quotas() -> Object {
+    let number = |says: &str, example: u64| {
+        let number = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).description(Some(says));
+        number.examples([example])
+    };
+    ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .description(Some("Quotas: the most that there may be. What is absent has no limit of its own."))
+        .property("members", number("Number of members, from 0.", 25))
+        .property("api_keys", number("Number of API keys that are neither revoked nor expired, from 0.", 50))
+        .property("webhooks", number("Number of addresses that the audit log is posted to: 0 or 1.", 1))
+        .property(
+            "storage_bytes",
+            number("Bytes of the content of records that are not archived, as JSON, from 0.", 1_073_741_824),
+        )
         .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(false)))
         .build()
 }

@@ -10,13 +10,14 @@ mod tests;
 use orgstream_events::{
     AggregateType, CURRENT_ORG, Event, MfaPolicy, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
     OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
-    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, PlanName, Slug,
-    TenantType, Timestamp,
+    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, PlanName,
+    QuotaName, Slug, TenantType, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Aggregate, DecisionContext, FieldError, Place, Rejection, RejectionKind,
+    quota::{OverQuota, QuotaLimit},
     settings::{ChangeSettings, METADATA_LIMITS, SignInMethods},
     text::Faults,
 };
@@ -135,6 +136,8 @@ pub enum OrganizationCommand {
         local: bool,
         /// The known sign-in methods.
         methods: SignInMethods,
+        /// The most webhooks.
+        webhooks: Option<QuotaLimit>,
     },
     /// Restores sign-in for all members, by every method.
     RestoreSignIn(RestoreSignIn),
@@ -259,7 +262,7 @@ impl Aggregate for Organization {
                     faults.add("/name", "required", "give a name or a slug");
                 }
             }
-            OrganizationCommand::ChangeSettings { command, local, methods } => {
+            OrganizationCommand::ChangeSettings { command, local, methods, webhooks: _ } => {
                 command.check(*local, methods, &mut faults);
             }
             OrganizationCommand::Suspend(SuspendOrganization { reason })
@@ -294,7 +297,7 @@ impl Aggregate for Organization {
                 let unchanged = renamed.name == profile.name && renamed.slug == profile.slug;
                 Ok(if unchanged { vec![] } else { vec![OrganizationEvent::Renamed(renamed)] })
             }
-            OrganizationCommand::ChangeSettings { command, methods, .. } => {
+            OrganizationCommand::ChangeSettings { command, methods, webhooks, .. } => {
                 let profile = self.must_be_active()?;
                 if profile.tenant_type == TenantType::Personal && command.is_about_others() {
                     return Err(OrganizationError::Personal);
@@ -312,6 +315,9 @@ impl Aggregate for Organization {
                 }
                 if !methods.stays_open(before, &settings) {
                     return Err(OrganizationError::LocksOut);
+                }
+                if settings.audit_webhook.is_some() && before.audit_webhook.is_none() {
+                    QuotaLimit::admits_one(webhooks.as_ref(), QuotaName::Webhooks, 0)?;
                 }
                 let changed = settings != *before;
                 let event = OrganizationEvent::SettingsChanged(OrganizationSettingsChanged { settings, reason: None });
@@ -352,9 +358,11 @@ impl Aggregate for Organization {
                 Some(profile) if profile.plan == plan => Ok(vec![]),
                 Some(_) => Ok(vec![OrganizationEvent::PlanChanged(OrganizationPlanChanged { plan })]),
             },
-            OrganizationCommand::ChangeLimits(ChangeLimits { commands_per_second, concurrency }) => {
+            OrganizationCommand::ChangeLimits(command) => {
+                let ChangeLimits { commands_per_second, concurrency, reads_per_second, quotas } = command;
                 let profile = self.profile.as_ref().ok_or(OrganizationError::NotFound)?;
-                let limits = OrganizationLimits { commands_per_second, concurrency };
+                let quotas = quotas.unwrap_or_default();
+                let limits = OrganizationLimits { commands_per_second, concurrency, reads_per_second, quotas };
                 let changed = profile.limits != limits;
                 let event = OrganizationEvent::LimitsChanged(OrganizationLimitsChanged { limits });
                 Ok(if changed { vec![event] } else { vec![] })
@@ -409,6 +417,9 @@ pub enum OrganizationError {
     /// The organization is personal.
     #[error("this is a personal organization, which is one person's alone: upgrade it first (upgrade_organization)")]
     Personal,
+    /// There are as many webhooks as there may be.
+    #[error(transparent)]
+    OverQuota(#[from] OverQuota),
     /// The organization is not personal.
     #[error("only a personal organization can be upgraded; this one is for several people already")]
     NotPersonal,
@@ -418,6 +429,7 @@ impl From<OrganizationError> for Rejection {
     fn from(error: OrganizationError) -> Self {
         let (kind, code) = match error {
             OrganizationError::Invalid(errors) => return Self::invalid(errors),
+            OrganizationError::OverQuota(over) => return over.into(),
             OrganizationError::AlreadyExists => (RejectionKind::Conflict, "organization_exists"),
             OrganizationError::NotFound => (RejectionKind::NotFound, "not_found"),
             OrganizationError::Suspended(_) => (RejectionKind::Forbidden, "organization_suspended"),

@@ -5,14 +5,14 @@ use std::{num::NonZeroU32, sync::Arc};
 
 use orgstream_events::{
     AggregateId, AggregateType, Amount, Event, MeterTerms, OrgId, OrganizationLimits, PlanDefinition, PlanEvent,
-    PlanName, PlanPublished, PlanVersion, Timestamp,
+    PlanName, PlanPublished, PlanVersion, QuotaName, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
     About, Aggregate, CommandSpec, DecisionContext, Declared, FieldError, Permission, Place, Rejection, Requires,
-    Scope, account::Terms, grants::Grant, openapi, text::Faults,
+    Scope, account::Terms, grants::Grant, openapi, quota::QuotaLimit, text::Faults,
 };
 
 /// The maximum number of meters of a plan.
@@ -91,6 +91,20 @@ impl Entitlements {
     pub fn concurrency(&self) -> Option<(NonZeroU32, LimitSource)> {
         let own = self.own.concurrency.map(|limit| (limit, LimitSource::Organization));
         own.or_else(|| self.definition.limits.concurrency.map(|limit| (limit, LimitSource::Plan)))
+    }
+
+    /// Returns the most reads per second and the source of that.
+    pub fn reads_per_second(&self) -> Option<(NonZeroU32, LimitSource)> {
+        let own = self.own.reads_per_second.map(|limit| (limit, LimitSource::Organization));
+        own.or_else(|| self.definition.limits.reads_per_second.map(|limit| (limit, LimitSource::Plan)))
+    }
+
+    /// Returns a quota, if there is a limit.
+    pub fn quota(&self, name: QuotaName) -> Option<QuotaLimit> {
+        let own = self.own.quotas.get(name).map(|most| (most, LimitSource::Organization));
+        let (most, source) =
+            own.or_else(|| self.definition.limits.quotas.get(name).map(|most| (most, LimitSource::Plan)))?;
+        Some(QuotaLimit { most, source, plan: self.plan.plan.clone() })
     }
 
     /// Returns the end of the trial, if the plan is one.
@@ -251,6 +265,7 @@ impl From<PlanError> for Rejection {
 
 #[cfg(test)]
 mod tests {
+    use orgstream_events::Quotas;
     use serde_json::json;
 
     use super::*;
@@ -315,6 +330,25 @@ mod tests {
             let terms = entitled.terms();
             assert_eq!(terms.trial_ends_at.unwrap().to_string(), "2026-03-02T00:00:00.000Z");
             assert_eq!((terms.concurrency, terms.plan.version), (Some(limit.0), 1));
+        }
+    }
+
+    #[test]
+    fn a_quota_is_the_organizations_own_or_the_plans_each_by_itself() {
+        let quotas = json!({"members": 5, "storage_bytes": 1_u64 << 40});
+        let command = publish(json!({"title": "Trial", "limits": {"reads_per_second": 9, "quotas": quotas}}));
+        let plan = given::<Plan>(&[published(1, &command)]).0;
+        let own = OrganizationLimits {
+            quotas: serde_json::from_value(json!({"members": 0, "webhooks": 1})).unwrap(),
+            ..OrganizationLimits::default()
+        };
+        let entitled = Entitlements::resolve(&command.plan, &plan, own, Timestamp::default());
+        let quotas = QuotaName::ALL.map(|name| entitled.quota(name).map(|limit| (limit.most, limit.source)));
+        let own = |most| Some((most, LimitSource::Organization));
+        assert_eq!(quotas, [own(0), None, own(1), Some((1 << 40, LimitSource::Plan))]);
+        assert_eq!(entitled.reads_per_second().map(|(rate, _)| rate.get()), Some(9));
+        for bad in [json!({"keys": 1}), json!({"members": -1}), json!({"members": 1.5})] {
+            assert!(serde_json::from_value::<Quotas>(bad).is_err());
         }
     }
 }

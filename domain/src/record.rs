@@ -5,8 +5,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use orgstream_events::{
-    AggregateId, AggregateType, Event, KindName, OrgId, RecordArchived, RecordCreated, RecordEvent, RecordId,
-    RecordReference, RecordSecret, RecordUpdated, UniqueField,
+    AggregateId, AggregateType, Event, KindName, OrgId, QuotaName, RecordArchived, RecordCreated, RecordEvent,
+    RecordId, RecordReference, RecordSecret, RecordUpdated, Timestamp, UniqueField, json as json_text,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -26,6 +26,8 @@ use crate::{
 pub struct Record {
     kind: Option<KindName>,
     archived: bool,
+    /// The length of its content, in bytes of JSON.
+    bytes: u64,
     #[serde(default)]
     unique: Vec<UniqueField>,
     /// By the fields that have or had one.
@@ -54,6 +56,11 @@ impl Record {
     /// Whether another record may refer to it, as one of this kind.
     pub fn may_be_referred_to(&self, kind: &KindName) -> bool {
         self.kind.as_ref() == Some(kind) && !self.archived
+    }
+
+    /// Returns what it takes of the storage of its organization, in bytes.
+    fn stored_bytes(&self) -> i64 {
+        if self.archived { 0 } else { i64::try_from(self.bytes).unwrap_or(i64::MAX) }
     }
 
     /// Returns the secrets that it has.
@@ -190,7 +197,7 @@ impl Declared for CreateRecord {
     const SPEC: CommandSpec = CommandSpec {
         name: "create_record",
         requires: Requires::Permission(Permission::WriteRecords),
-        events: &["record.created", "record_log.appended", "unique_value.taken"],
+        events: &["record.created", "record_log.appended", "unique_value.taken", "quota.counted"],
         creates: true,
         scope: Scope::Organization,
         while_suspended: false,
@@ -226,7 +233,7 @@ impl Declared for UpdateRecord {
     const SPEC: CommandSpec = CommandSpec {
         name: "update_record",
         requires: Requires::Permission(Permission::WriteRecords),
-        events: &["record.updated", "unique_value.taken", "unique_value.released"],
+        events: &["record.updated", "unique_value.taken", "unique_value.released", "quota.counted"],
         creates: false,
         scope: Scope::Organization,
         while_suspended: false,
@@ -261,7 +268,7 @@ impl Declared for ArchiveRecord {
     const SPEC: CommandSpec = CommandSpec {
         name: "archive_record",
         requires: Requires::Permission(Permission::WriteRecords),
-        events: &["record.archived", "unique_value.released"],
+        events: &["record.archived", "unique_value.released", "quota.counted"],
         creates: false,
         scope: Scope::Organization,
         while_suspended: false,
@@ -284,16 +291,18 @@ impl Aggregate for Record {
     type Event = RecordEvent;
     type Error = RecordError;
     const TYPE: AggregateType = AggregateType::Record;
-    const SHAPE: u16 = 2;
+    const SHAPE: u16 = 3;
 
     fn apply(&mut self, event: &RecordEvent) {
         match event {
-            RecordEvent::Created(RecordCreated { kind, unique, secrets, .. }) => {
+            RecordEvent::Created(RecordCreated { kind, data, unique, secrets, .. }) => {
                 (self.kind, self.unique) = (Some(kind.clone()), unique.clone());
+                self.bytes = json_text::length(data);
                 self.hold(secrets);
             }
-            RecordEvent::Updated(RecordUpdated { unique, secrets, .. }) => {
+            RecordEvent::Updated(RecordUpdated { data, unique, secrets, .. }) => {
                 self.unique.clone_from(unique);
+                self.bytes = json_text::length(data);
                 self.hold(secrets);
             }
             RecordEvent::Archived(_) => (self.archived, self.unique) = (true, Vec::new()),
@@ -308,6 +317,14 @@ impl Aggregate for Record {
         }
         let Some(kind) = &after.kind else { return Vec::new() };
         unique_value::changes(kind, *id, &self.unique, &after.unique)
+    }
+
+    fn quota_changes(&self, events: &[Event], _: Timestamp) -> Vec<(QuotaName, i64)> {
+        let mut after = self.clone();
+        for event in events.iter().filter_map(Self::event_of) {
+            after.apply(event);
+        }
+        vec![(QuotaName::StorageBytes, after.stored_bytes().saturating_sub(self.stored_bytes()))]
     }
 
     fn decide(&self, command: RecordCommand, context: &DecisionContext) -> Result<Vec<RecordEvent>, RecordError> {

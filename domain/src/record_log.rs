@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use orgstream_events::{
-    AggregateId, AggregateType, Event, KindName, MAX_EVENTS_PER_COMMIT, OrgId, RecordAppended, RecordId,
-    RecordLogEvent, RecordLogId,
+    AggregateId, AggregateType, Event, KindName, MAX_EVENTS_PER_COMMIT, OrgId, QuotaName, RecordAppended, RecordId,
+    RecordLogEvent, RecordLogId, Timestamp, json,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -70,7 +70,7 @@ impl Declared for AppendRecords {
     const SPEC: CommandSpec = CommandSpec {
         name: "append_records",
         requires: Requires::Permission(Permission::WriteRecords),
-        events: &["record_log.appended"],
+        events: &["record_log.appended", "quota.counted"],
         creates: true,
         scope: Scope::Organization,
         while_suspended: false,
@@ -164,6 +164,12 @@ impl Aggregate for RecordLog {
             return Err(RecordError::ReferenceNotFound(missing).into());
         }
         Ok(events)
+    }
+
+    fn quota_changes(&self, events: &[Event], _: Timestamp) -> Vec<(QuotaName, i64)> {
+        let bytes =
+            events.iter().filter_map(Self::event_of).map(|RecordLogEvent::Appended(event)| json::length(&event.data));
+        vec![(QuotaName::StorageBytes, i64::try_from(bytes.sum::<u64>()).unwrap_or(i64::MAX))]
     }
 
     fn wrap(event: RecordLogEvent) -> Event {

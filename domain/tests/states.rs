@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf};
 use orgstream_domain::{
     Aggregate, Place, account::Account, api_key::ApiKey, catalog_choices::CatalogChoices, catalog_item::CatalogItem,
     domain::Domain, invitation::Invitation, invoice::Invoices, kind::Kind, member::Members, organization::Organization,
-    parking::Parking, plan::Plan, record::Record, record_log::RecordLog, role::CustomRoles,
+    parking::Parking, plan::Plan, quota::Quota, record::Record, record_log::RecordLog, role::CustomRoles,
     sso_connection::Connections, unique_value::UniqueValue,
 };
 use orgstream_events::{Commit, OpenedEvent};
@@ -62,6 +62,7 @@ fn a_state_that_changed_has_another_shape() {
         states::<Organization>(),
         states::<Parking>(),
         states::<Plan>(),
+        states::<Quota>(),
         states::<Record>(),
         states::<RecordLog>(),
         states::<UniqueValue>(),

@@ -6,8 +6,9 @@ use serde_json::Value;
 use crate::{
     AccessEvent, AccountEvent, AggregateName, ApiKeyEvent, CatalogChoiceEvent, CatalogItemEvent, CodecError, Context,
     DomainEvent, DomainId, InvitationEvent, InvitationId, InvoiceEvent, KeyId, KindEvent, KindName, MemberEvent, OrgId,
-    OrganizationEvent, Outcome, ParkingEvent, Pipeline, PlanEvent, PlanName, RecordEvent, RecordId, RecordLogEvent,
-    RecordLogId, RoleEvent, SsoConnectionEvent, SubjectError, Target, UniqueValueEvent, UniqueValueId, codec::Targeted,
+    OrganizationEvent, Outcome, ParkingEvent, Pipeline, PlanEvent, PlanName, QuotaEvent, RecordEvent, RecordId,
+    RecordLogEvent, RecordLogId, RoleEvent, SsoConnectionEvent, SubjectError, Target, UniqueValueEvent, UniqueValueId,
+    codec::Targeted,
 };
 
 macro_rules! aggregates {
@@ -146,6 +147,9 @@ aggregates! {
     Plan(PlanName) = "plan": PlanEvent;
     /// What an organization may use and has used. One aggregate, because an amount is used once.
     Account(OrgId) = "account": AccountEvent;
+    /// What is used of an organization's quotas, near their limits. One aggregate, so that commits at once are counted one after
+    /// the other.
+    Quota(OrgId) = "quota": QuotaEvent;
     /// All invoices of an organization. One aggregate, because they are numbered without a gap and usage is billed once.
     Invoice(OrgId) = "invoice": InvoiceEvent;
     /// What an operator decided about the parked events of one pipeline.

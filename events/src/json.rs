@@ -3,7 +3,7 @@
 //! `serde_json::Value` reads an object whose first field has one of its own private names as something else: the field is
 //! gone, or the whole object is. That must not happen to data that is kept permanently, so events are parsed by this.
 
-use std::fmt;
+use std::{fmt, io};
 
 use serde::{
     Deserializer,
@@ -88,11 +88,37 @@ impl<'de> Visitor<'de> for Plain {
     }
 }
 
+/// Returns the length of a value in bytes, as JSON without white space.
+pub fn length(value: &Value) -> u64 {
+    struct Counter(u64);
+    impl io::Write for Counter {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 = self.0.saturating_add(bytes.len() as u64);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut counter = Counter(0);
+    // A value always has a text, and counting cannot fail.
+    let _ = serde_json::to_writer(&mut counter, value);
+    counter.0
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_length_is_that_of_the_text() {
+        for value in [json!(null), json!({"a": [1, 2.5, "ü\n"], "b": {}}), json!("x".repeat(1_000))] {
+            assert_eq!(length(&value), value.to_string().len() as u64);
+        }
+    }
 
     #[test]
     fn every_field_name_means_itself() {

@@ -31,6 +31,7 @@ mod parking;
 mod pipeline;
 mod plan;
 mod position;
+mod quota;
 mod record;
 mod record_log;
 mod role;
@@ -99,6 +100,7 @@ pub use parking::{MessageParked, MessageSettled, ParkedEventsRetried, ParkedEven
 pub use pipeline::{PerPipeline, Pipeline};
 pub use plan::{MeterTerms, PlanDefinition, PlanEvent, PlanLimits, PlanPublished, PlanVersion};
 pub use position::Position;
+pub use quota::{QuotaCounted, QuotaEvent, QuotaName, Quotas};
 pub use record::{
     MAX_LISTED_FIELDS, RecordArchived, RecordCreated, RecordEvent, RecordReference, RecordSecret, RecordUpdated,
     SearchRole, SearchedField, UniqueField, is_listed_name,

@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DomainName, LoginMethod, PlanName, Slug, codec::event_enum};
+use crate::{DomainName, LoginMethod, PlanName, Quotas, Slug, codec::event_enum};
 
 event_enum! {
     /// The events of an organization as a whole.
@@ -213,6 +213,12 @@ pub struct OrganizationLimits {
     /// Open holds of the account at the same time; none means the plan's limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<NonZeroU32>,
+    /// Reads per second, on average; none means the plan's limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reads_per_second: Option<NonZeroU32>,
+    /// What there may be of things that stay; what is absent is the plan's limit.
+    #[serde(default, skip_serializing_if = "Quotas::is_empty")]
+    pub quotas: Quotas,
 }
 
 /// A personal organization became one that others can join. Its id, its data and its keys stay.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, num::NonZeroU32};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Amount, MeterName, PlanName, codec::event_enum};
+use crate::{Amount, MeterName, PlanName, Quotas, codec::event_enum};
 
 event_enum! {
     /// The events of a plan.
@@ -79,4 +79,10 @@ pub struct PlanLimits {
     /// Open holds: operations that run at the same time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<NonZeroU32>,
+    /// Reads per second, on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reads_per_second: Option<NonZeroU32>,
+    /// What there may be of things that stay.
+    #[serde(default, skip_serializing_if = "Quotas::is_empty")]
+    pub quotas: Quotas,
 }

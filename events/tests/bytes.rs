@@ -23,12 +23,12 @@ use orgstream_events::{
     OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
     OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, OutcomeStatus,
     ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Pipeline, PlanDefinition, PlanEvent, PlanLimits,
-    PlanPublished, PlanVersion, RecordAppended, RecordArchived, RecordCreated, RecordEvent, RecordId, RecordLogEvent,
-    RecordLogId, RecordReference, RecordSecret, RecordUpdated, Role, RoleChanged, RoleDefined, RoleEvent, RoleId,
-    RoleRemoved, Salt, SearchRole, SearchedField, SecretId, SecretUsed, Settlement, Shard, SignedIn,
-    SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged, TenantType, Timestamp, TopUpId,
-    TopUpRule, UniqueField, UniqueValueEvent, UniqueValueId, UniqueValueReleased, UniqueValueTaken, UsedBy, UsedFor,
-    UserId, Visibility,
+    PlanPublished, PlanVersion, QuotaCounted, QuotaEvent, QuotaName, Quotas, RecordAppended, RecordArchived,
+    RecordCreated, RecordEvent, RecordId, RecordLogEvent, RecordLogId, RecordReference, RecordSecret, RecordUpdated,
+    Role, RoleChanged, RoleDefined, RoleEvent, RoleId, RoleRemoved, Salt, SearchRole, SearchedField, SecretId,
+    SecretUsed, Settlement, Shard, SignedIn, SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved,
+    SsoDefaultChanged, TenantType, Timestamp, TopUpId, TopUpRule, UniqueField, UniqueValueEvent, UniqueValueId,
+    UniqueValueReleased, UniqueValueTaken, UsedBy, UsedFor, UserId, Visibility,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -113,7 +113,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
         organization(OrganizationEvent::Resumed(OrganizationResumed { reason: "paid".to_owned() })),
         organization(OrganizationEvent::PlanChanged(OrganizationPlanChanged { plan: "enterprise".parse().unwrap() })),
         organization(OrganizationEvent::LimitsChanged(OrganizationLimitsChanged {
-            limits: OrganizationLimits { commands_per_second: NonZeroU32::new(50), concurrency: None },
+            limits: OrganizationLimits { commands_per_second: NonZeroU32::new(50), ..OrganizationLimits::default() },
         })),
         organization(OrganizationEvent::Upgraded(OrganizationUpgraded { tenant_type: TenantType::Organization })),
         organization(OrganizationEvent::IdentityLinked(OrganizationIdentityLinked {
@@ -268,7 +268,7 @@ fn examples() -> Vec<(AggregateId, Event)> {
                         },
                     )]
                     .into(),
-                    limits: PlanLimits { concurrency: NonZeroU32::new(5) },
+                    limits: PlanLimits { concurrency: NonZeroU32::new(5), ..PlanLimits::default() },
                     monthly_fee: Amount::ZERO,
                     trial_days: NonZeroU32::new(30),
                 },
@@ -371,6 +371,14 @@ fn examples() -> Vec<(AggregateId, Event)> {
             reason: "card_declined".to_owned(),
             retry_at: at(20),
         })),
+        (
+            AggregateId::Quota(org()),
+            Event::Quota(QuotaEvent::Counted(QuotaCounted {
+                quota: QuotaName::StorageBytes,
+                change: -1_200,
+                limit: Some(1 << 30),
+            })),
+        ),
         invoice(InvoiceEvent::Opened(InvoiceOpened {
             at: at(1),
             number: InvoiceNumber(1),
@@ -599,6 +607,24 @@ fn what_was_added_has_its_golden_bytes() {
     assert_eq!(rmp_serde::from_slice::<BreakGlassOpened>(&opened).unwrap(), glass);
     assert_eq!(rmp_serde::from_slice::<Auth>(&bytes.0).unwrap(), auth);
     assert_eq!(rmp_serde::from_slice::<OrganizationSettings>(&bytes.1).unwrap(), settings);
+}
+
+#[test]
+fn limits_from_before_there_were_quotas_have_none_and_none_take_no_bytes() {
+    let old = json!({"concurrency": 5});
+    let limits: PlanLimits = rmp_serde::from_slice(&rmp_serde::to_vec_named(&old).unwrap()).unwrap();
+    assert_eq!(limits, PlanLimits { concurrency: NonZeroU32::new(5), ..PlanLimits::default() });
+    assert_eq!(serde_json::to_value(&limits).unwrap(), old);
+    let quotas = Quotas { members: Some(3), storage_bytes: Some(1 << 40), ..Quotas::default() };
+    let limits = OrganizationLimits { quotas, ..OrganizationLimits::default() };
+    let bytes = rmp_serde::to_vec_named(&limits).unwrap();
+    assert_eq!(rmp_serde::from_slice::<OrganizationLimits>(&bytes).unwrap(), limits);
+    let text = serde_json::to_value(&limits).unwrap();
+    assert_eq!(text, json!({"quotas": {"members": 3, "storage_bytes": 1_u64 << 40}}));
+    for name in QuotaName::ALL {
+        assert_eq!(serde_json::to_value(name).unwrap(), name.name());
+        assert_eq!(quotas.get(name), text["quotas"][name.name()].as_u64());
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 
 use crate::{
     ApplyTx, BoundOrg, DbError, api_keys, audit, break_glass, catalog_choices, catalog_items, convert::to_bigint,
-    domains, idempotency, invitations, kinds, members, organizations, plans, records, roles, search, slugs,
+    domains, idempotency, invitations, kinds, members, organizations, plans, quota_uses, records, roles, search, slugs,
     sso_connections, usage_hours,
 };
 
@@ -94,6 +94,7 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
     let mut glasses = break_glass::Changeset::default();
     let mut plans = plans::Changeset::default();
     let mut usage_hours = usage_hours::Changeset::default();
+    let mut quota_uses = quota_uses::Changeset::default();
     for Applied { seq, commit } in commits {
         for (ordinal, event) in commit.events.iter().enumerate() {
             let header = &event.header;
@@ -131,6 +132,7 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                 (Event::Access(event), AggregateId::Access(_)) => glasses.apply(event, &header.actor, row_version),
                 (Event::Plan(event), AggregateId::Plan(name)) => plans.apply(name, event, row_version),
                 (Event::Account(event), AggregateId::Account(_)) => usage_hours.apply(event, row_version),
+                (Event::Quota(event), AggregateId::Quota(_)) => quota_uses.apply(event, row_version),
                 // No rows: the records have their unique values, the worker carries out decisions about parked events, and
                 // invoices are read from the log.
                 (Event::UniqueValue(_), AggregateId::UniqueValue(_))
@@ -152,6 +154,7 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                     | Event::CatalogChoice(_)
                     | Event::Plan(_)
                     | Event::Account(_)
+                    | Event::Quota(_)
                     | Event::Invoice(_)
                     | Event::Parking(_)
                     | Event::Access(_),
@@ -172,12 +175,13 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
     sso_connections.write(connection, org).await?;
     api_keys.write(connection, org).await?;
     kinds.write(connection, org).await?;
-    let folds = records.write(connection, org, &folding).await?;
+    let folds = records.write(connection, org, &folding, &mut quota_uses).await?;
     catalog_items.write(connection, org).await?;
     catalog_choices.write(connection, org).await?;
     glasses.write(connection, org).await?;
     plans.write(connection, org).await?;
     usage_hours.write(connection, org).await?;
+    quota_uses.write(connection, org).await?;
     idempotency::write(connection, org, commits).await?;
     batch.folds_views(folds);
     Ok(())

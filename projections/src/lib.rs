@@ -26,6 +26,7 @@ pub mod organizations;
 pub mod outbox;
 pub mod parked;
 pub mod plans;
+pub mod quota_uses;
 pub mod raw_search;
 pub mod record_references;
 pub mod records;

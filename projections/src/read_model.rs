@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use crate::{
     DbError, Drift, TenantTx, api_keys, break_glass, catalog_choices, catalog_items, convert::from_bigint, domains,
-    idempotency, invitations, kinds, members, organizations, parked, plans, record_fields, record_references, records,
-    roles, search, slugs, sso_connections, usage_hours, views,
+    idempotency, invitations, kinds, members, organizations, parked, plans, quota_uses, record_fields,
+    record_references, records, roles, search, slugs, sso_connections, usage_hours, views,
 };
 
 /// All read models, the largest first.
@@ -40,6 +40,7 @@ pub const READ_MODELS: &[&ReadModel] = &[
     &catalog_items::VERSIONS,
     &catalog_choices::TABLE,
     &plans::TABLE,
+    &quota_uses::TABLE,
     &slugs::TABLE,
     &break_glass::TABLE,
     &organizations::TABLE,

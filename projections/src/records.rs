@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, ops::Bound};
 
 use orgstream_events::{
     Actor, KindName, RecordAppended, RecordCreated, RecordEvent, RecordId, RecordReference, RecordUpdated, Timestamp,
+    json,
 };
 use serde_json::Value;
 use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, types::Json};
@@ -14,6 +15,7 @@ use crate::{
     CreatedBy, DbError, Listing, Page, Placed, SortKey, TenantTx,
     apply::{RowVersion, all_there},
     convert::{Document, Written, column, from_bigint, parsed, to_bigint},
+    quota_uses,
     read_model::ReadModel,
     record_fields, record_references,
     views::{Changes, Folding, InView, Views},
@@ -72,6 +74,7 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
         "created_seq",
         "updated_at",
         "seq",
+        "bytes",
     ],
     &[("id", |id| RecordId::from_uuid(id).to_string())],
 );
@@ -168,13 +171,14 @@ impl<'a> Changeset<'a> {
         connection: &mut PgConnection,
         org: Uuid,
         folding: &Folding,
+        quotas: &mut quota_uses::Changeset,
     ) -> Result<Option<bool>, DbError> {
         if self.changes.is_empty() {
             return Ok(folding.folds);
         }
         let views = Views::begin(connection, org, folding, &self.born_kinds()).await?;
         if views.is_empty() {
-            self.write_rows(connection, org).await?;
+            self.write_rows(connection, org, quotas).await?;
             return Ok(Some(false));
         }
         let before = views.before(connection, org, &self.changed_in(&views)).await?;
@@ -198,7 +202,7 @@ impl<'a> Changeset<'a> {
                 changes.record(*id, None, Some(after));
             }
         }
-        self.write_rows(connection, org).await?;
+        self.write_rows(connection, org, quotas).await?;
         changes.write(connection, org).await?;
         Ok(Some(true))
     }
@@ -223,9 +227,19 @@ impl<'a> Changeset<'a> {
         changed.map(|(id, _)| id.uuid()).collect()
     }
 
-    async fn write_rows(self, connection: &mut PgConnection, org: Uuid) -> Result<(), DbError> {
+    async fn write_rows(
+        self,
+        connection: &mut PgConnection,
+        org: Uuid,
+        quotas: &mut quota_uses::Changeset,
+    ) -> Result<(), DbError> {
         let (born, changed): (Vec<_>, Vec<_>) =
             self.changes.into_iter().partition(|(id, _)| self.inserts.contains_key(id));
+        let bytes = |change: &Change<'_>| change.content.map(|content| to_bigint(json::length(content.data)));
+        let is_active = |change: &&Change<'_>| change.status != Some("archived");
+        let new = born.iter().map(|(_, change)| change).filter(is_active).filter_map(bytes);
+        let mut stored = new.fold(0_i64, i64::saturating_add);
+        let last = born.iter().chain(&changed).map(|(_, change)| change.row_version.seq).max();
         let contents: Vec<Content<'_>> = born
             .iter()
             .chain(&changed)
@@ -236,16 +250,35 @@ impl<'a> Changeset<'a> {
             })
             .collect();
         if !changed.is_empty() {
+            // What they take more than before; what is archived takes nothing.
+            let more = sqlx::query_scalar!(
+                r#"SELECT coalesce(sum(
+                    CASE WHEN change.status = 'archived' THEN 0 ELSE coalesce(change.bytes, old.bytes) END - old.bytes
+                ), 0)::bigint AS "more!"
+                FROM unnest($2::uuid[], $3::bigint[], $4::text[]) AS change (id, bytes, status)
+                CROSS JOIN LATERAL (
+                    SELECT status, bytes FROM rm.records WHERE org_id = $1 AND id BETWEEN change.id AND change.id
+                    ORDER BY id LIMIT 1
+                ) AS old
+                WHERE old.status = 'active'"#,
+                org,
+                &column(&changed, |(id, _)| id.uuid()),
+                column(&changed, |(_, change)| bytes(change)) as _,
+                column(&changed, |(_, change)| change.status) as _,
+            )
+            .fetch_one(&mut *connection)
+            .await?;
+            stored = stored.saturating_add(more);
             let updated = sqlx::query!(
                 "INSERT INTO rm.records (org_id, id, kind, kind_version, data, status, created_by_type, created_by_id,
-                    version, created_at, created_seq, updated_at, seq)
+                    version, created_at, created_seq, updated_at, seq, bytes)
                 SELECT $1, old.id, old.kind, coalesce(change.kind_version, old.kind_version),
                     coalesce(change.data, old.data), coalesce(change.status, old.status), old.created_by_type,
                     old.created_by_id, change.version, old.created_at, old.created_seq, change.updated_at,
-                    change.seq
+                    change.seq, coalesce(change.bytes, old.bytes)
                 FROM unnest($2::uuid[], $3::bigint[], $4::jsonb[], $5::text[], $6::bigint[], $7::timestamptz[],
-                    $8::bigint[])
-                    AS change (id, kind_version, data, status, version, updated_at, seq)
+                    $8::bigint[], $9::bigint[])
+                    AS change (id, kind_version, data, status, version, updated_at, seq, bytes)
                 CROSS JOIN LATERAL (
                     SELECT * FROM rm.records WHERE org_id = $1 AND id BETWEEN change.id AND change.id
                     ORDER BY id LIMIT 1
@@ -256,7 +289,8 @@ impl<'a> Changeset<'a> {
                     status = excluded.status,
                     version = excluded.version,
                     updated_at = excluded.updated_at,
-                    seq = excluded.seq",
+                    seq = excluded.seq,
+                    bytes = excluded.bytes",
                 org,
                 &column(&changed, |(id, _)| id.uuid()),
                 column(&changed, |(_, change)| change.content.map(|content| to_bigint(content.kind_version))) as _,
@@ -265,6 +299,7 @@ impl<'a> Changeset<'a> {
                 &column(&changed, |(_, change)| change.row_version.version),
                 &column(&changed, |(_, change)| change.row_version.at),
                 &column(&changed, |(_, change)| change.row_version.seq),
+                column(&changed, |(_, change)| bytes(change)) as _,
             )
             .execute(&mut *connection)
             .await?;
@@ -274,9 +309,10 @@ impl<'a> Changeset<'a> {
             let inserts: Vec<_> = self.inserts.into_values().collect();
             sqlx::query!(
                 "INSERT INTO rm.records (org_id, id, kind, kind_version, data, status, created_by_type, created_by_id,
-                    version, created_at, created_seq, updated_at, seq)
+                    version, created_at, created_seq, updated_at, seq, bytes)
                 SELECT $1, born.* FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::jsonb[], $6::text[], $7::text[],
-                    $8::text[], $9::bigint[], $10::timestamptz[], $11::bigint[], $12::timestamptz[], $13::bigint[]) AS born
+                    $8::text[], $9::bigint[], $10::timestamptz[], $11::bigint[], $12::timestamptz[], $13::bigint[],
+                    $14::bigint[]) AS born
                 ON CONFLICT (org_id, rm_version, id) DO UPDATE SET
                     kind = excluded.kind,
                     kind_version = excluded.kind_version,
@@ -288,7 +324,8 @@ impl<'a> Changeset<'a> {
                     created_at = excluded.created_at,
                     created_seq = excluded.created_seq,
                     updated_at = excluded.updated_at,
-                    seq = excluded.seq",
+                    seq = excluded.seq,
+                    bytes = excluded.bytes",
                 org,
                 &column(&born, |(id, _)| id.uuid()),
                 column(&inserts, |birth| birth.kind.as_str()) as _,
@@ -302,9 +339,13 @@ impl<'a> Changeset<'a> {
                 &column(&inserts, |birth| birth.place),
                 &column(&born, |(_, change)| change.row_version.at),
                 &column(&born, |(_, change)| change.row_version.seq),
+                &column(&born, |(_, change)| bytes(change).unwrap_or_default()),
             )
             .execute(&mut *connection)
             .await?;
+        }
+        if let Some(seq) = last {
+            quotas.store(stored, seq);
         }
         record_fields::write(connection, org, &contents).await?;
         record_references::write(connection, org, &contents).await?;

@@ -148,8 +148,17 @@ impl AccessLog {
         if access.is_operator() {
             return self.denied(&Principal::Operator(Operator::Token), origin, attempt, problem);
         }
-        if matches!(problem.status, 403 | 429) {
+        if matches!(problem.status, 403 | 429) || problem.is_over_quota() {
             self.record(access.bound(), access.actor(), origin, attempt.denied(origin, problem));
+        }
+    }
+
+    /// Records that a person could not join an organization because of a quota. Inside it they are nobody yet.
+    pub fn not_joined(&self, org: BoundOrg, origin: &Origin, problem: &Problem) {
+        if problem.is_over_quota() {
+            let actor = Actor { actor_type: ActorType::Anonymous, id: "anonymous".to_owned(), auth: None };
+            let attempt = DeniedRequest { target: "members", asked: None };
+            self.record(org, &actor, origin, attempt.denied(origin, problem));
         }
     }
 

@@ -84,7 +84,7 @@ fn permission_for(event: &OpenedEvent) -> Option<Permission> {
         | Event::UniqueValue(_)
         | Event::CatalogItem(_)
         | Event::CatalogChoice(_) => Some(Permission::ReadRecords),
-        Event::Account(_) | Event::Invoice(_) => Some(Permission::ReadAccount),
+        Event::Account(_) | Event::Quota(_) | Event::Invoice(_) => Some(Permission::ReadAccount),
         // The platform's, for operators.
         Event::Plan(_) => Some(Permission::ManagePlan),
         Event::Parking(_) | Event::Access(_) => None,

@@ -196,7 +196,10 @@ impl Gateway {
             request_id: origin.request_id.clone(),
             trace: origin.trace.clone(),
         };
-        let accepted = self.handler.handle(&caller, request).await?;
+        let accepted = self.handler.handle(&caller, request).await.map_err(Problem::from);
+        let accepted = accepted.inspect_err(|problem| {
+            self.access_log.not_joined(BoundOrg::proven_by_credential(org), origin, problem);
+        })?;
         self.wait_for_access(accepted.position).await;
         Ok(accepted)
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, error::Error, fmt, time::Duration};
 
-use orgstream_domain::{FieldError, Misfit, Rejection};
+use orgstream_domain::{FieldError, Misfit, Rejection, quota::QUOTA_CODES};
 use orgstream_events::{Chain, MAX_COMMIT_BYTES, OrgId};
 use orgstream_projections::DbError;
 use orgstream_stream::StreamError;
@@ -16,7 +16,7 @@ use crate::{
     commands::{request::CommandError, vault::VaultError},
     limits::{
         Limit, OverLimit,
-        command_rate::{CommandRate, LimitedBy},
+        command_rate::{CommandRate, LimitedBy, Rated},
     },
 };
 
@@ -50,8 +50,8 @@ pub struct Problem {
     /// Wrong fields of the command, at most 20 of a record's data.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
-    /// Figures of the refusal, where the code has some: `required`, `available`, `held`, `limit`, `resets_at`, `free_at`,
-    /// `ends_at` or `trial_ended_at`, as texts.
+    /// Figures of the refusal, where the code has some: `required`, `available`, `held`, `used`, `limit`, `resets_at`,
+    /// `free_at`, `ends_at` or `trial_ended_at`, as texts.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(required = false, example = json!({"required": "7", "available": "6"}))]
     pub figures: BTreeMap<&'static str, String>,
@@ -208,6 +208,11 @@ impl Problem {
         Self { org_id: org.filter(|_| self.status != 404), ..self }
     }
 
+    /// Whether the organization has as much of something as it may have.
+    pub fn is_over_quota(&self) -> bool {
+        QUOTA_CODES.contains(&self.code)
+    }
+
     /// Whether the same request may succeed later, or already has.
     pub fn may_pass(&self) -> bool {
         self.retry_after.is_some() || self.status >= 500
@@ -236,17 +241,28 @@ impl From<Rejection> for Problem {
 impl From<OverLimit> for Problem {
     fn from(over: OverLimit) -> Self {
         let problem = match over.limit {
-            Limit::Commands(CommandRate { per_second, burst, by }) => {
+            Limit::Commands(CommandRate { of, per_second, burst, by }) => {
                 let whose = match by {
                     LimitedBy::Organization => "this organization",
                     LimitedBy::Plan => "an organization of this plan",
                 };
-                let commands = if per_second.get() == 1 { "command" } else { "commands" };
-                let detail = format!(
-                    "Not tried: {whose} may send {per_second} {commands} a second, and {burst} at once after a pause. \
-                     Send it again later, with the same idempotency key, or ask the platform's operator for a higher limit."
+                let what = of.name();
+                let what = if per_second.get() == 1 { what.trim_end_matches('s') } else { what };
+                let allowed = format!(
+                    "Not tried: {whose} may send {per_second} {what} a second, and {burst} at once after a pause."
                 );
-                Self::new(429, "rate_limit_exceeded", "Too many commands", detail)
+                let or_ask = "or ask the platform's operator for a higher limit.";
+                match of {
+                    Rated::Commands => {
+                        let detail = format!("{allowed} Send it again later, with the same idempotency key, {or_ask}");
+                        Self::new(429, "rate_limit_exceeded", "Too many commands", detail)
+                    }
+                    Rated::Reads => {
+                        let detail =
+                            format!("{allowed} Read again later, follow the events instead of asking, {or_ask}");
+                        Self::new(429, "read_rate_exceeded", "Too many reads", detail)
+                    }
+                }
             }
             Limit::Invitations(hourly) => {
                 let detail = format!(

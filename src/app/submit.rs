@@ -301,9 +301,9 @@ impl Gateway {
             {
                 quota.give_back();
             }
-            // The aggregate's own rules do not permit this caller the command.
+            // The aggregate's own rules, or a quota, do not permit this caller the command.
             if let (Err(problem), Some(attempt)) = (&outcome, targets.get(place))
-                && problem.status == 403
+                && (problem.status == 403 || problem.is_over_quota())
             {
                 self.access_log.not_allowed(access, origin, *attempt, problem);
             }

@@ -33,7 +33,7 @@ const COLUMNS: [&str; 10] = ["at", "meter", "what", "amount", "balance", "source
 /// (`reserve_usage`, `settle_hold`, `charge_usage`); see docs/how-to/use-an-account.md.
 #[derive(Subcommand)]
 pub(crate) enum Job {
-    /// Show the balance of each meter, exact at the moment.
+    /// Show the balance of each meter, exact at the moment, and each limit with what is left of it.
     Show {
         /// The organization, by id or slug; by default the one that the key belongs to.
         #[arg(long, value_name = "ORG")]
@@ -140,7 +140,8 @@ pub(crate) async fn run(job: Job) -> anyhow::Result<()> {
 }
 
 async fn show(api: &Api, org: Option<String>, json: bool) -> anyhow::Result<()> {
-    let answer = api.get(&format!("/v1/organizations/{}/account", api.org(org).await?)).await?;
+    let org = api.org(org).await?;
+    let answer = api.get(&format!("/v1/organizations/{org}/account")).await?;
     if json {
         return Ok(say!("{answer}")?);
     }
@@ -152,6 +153,10 @@ async fn show(api: &Api, org: Option<String>, json: bool) -> anyhow::Result<()> 
             ["meter", "available", "held", "spent", "granted", "included", "used_this_month", "cap", "resets_at"];
         say!("{}", rows_table(meters, &head, &[1, 2, 3, 4, 5, 6, 7]).trim_fmt())?;
     }
+    let limits = api.get(&format!("/v1/organizations/{org}/limits")).await?;
+    let limits = limits.get("data").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let head = ["name", "meter", "limit", "used", "held", "available", "source", "resets_at"];
+    say!("\n{}", rows_table(limits, &head, &[2, 3, 4, 5]).trim_fmt())?;
     let text = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or("-");
     note!("{} is on the plan {}, at {}", text("org_id"), text("plan"), text("exact_at"));
     if answer.get("billing_required") == Some(&Value::Bool(true)) {

@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal as _, num::NonZeroU32, time::Duration};
 
-use orgstream_events::Timestamp;
+use orgstream_events::{Quotas, Timestamp};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -152,12 +152,12 @@ fn bar(row: &Value, step: &str) -> Bar {
     Bar { label: label.join(" "), value: amount.parse().unwrap_or_default(), text: amount.to_owned() }
 }
 
-/// Give an organization limits of its own, or those of its plan again.
+/// Give an organization limits and quotas of its own, or those of its plan again.
 ///
-/// Every process of the API goes by them within a second or so. This needs the platform operator's token in
+/// Those that are not named are what its plan says. Less than there is takes nothing away. Every process of the API goes by them within a second or so. This needs the platform operator's token in
 /// `ORGSTREAM_API_KEY`.
 #[derive(clap::Args)]
-#[command(group(clap::ArgGroup::new("limits").required(true)))]
+#[command(group(clap::ArgGroup::new("limits").required(true).multiple(true)))]
 pub(crate) struct LimitsArgs {
     /// The organization, by id or slug.
     #[arg(long, value_name = "ORG")]
@@ -165,8 +165,28 @@ pub(crate) struct LimitsArgs {
     /// Commands a second that are taken on average; ten seconds of that at once after a pause.
     #[arg(long, value_name = "N", group = "limits")]
     commands_per_second: Option<NonZeroU32>,
-    /// What its plan says (`orgstream serve --plan-commands-per-second`).
-    #[arg(long, group = "limits")]
+    /// Reads a second that are taken on average; ten seconds of that at once after a pause.
+    #[arg(long, value_name = "N", group = "limits")]
+    reads_per_second: Option<NonZeroU32>,
+    /// Open holds of the account at the same time.
+    #[arg(long, value_name = "N", group = "limits")]
+    concurrency: Option<NonZeroU32>,
+    /// Members.
+    #[arg(long, value_name = "N", group = "limits")]
+    members: Option<u32>,
+    /// API keys that are neither revoked nor expired.
+    #[arg(long, value_name = "N", group = "limits")]
+    api_keys: Option<u32>,
+    /// Addresses that the audit log is posted to: 0 or 1.
+    #[arg(long, value_name = "N", group = "limits")]
+    webhooks: Option<u32>,
+    /// Bytes of the content of records that are not archived.
+    #[arg(long, value_name = "N", group = "limits")]
+    storage_bytes: Option<u64>,
+    /// What its plan says (`orgstream plans show`, and `orgstream serve --plan-commands-per-second`).
+    #[arg(long, group = "limits", conflicts_with_all = [
+        "commands_per_second", "reads_per_second", "concurrency", "members", "api_keys", "webhooks", "storage_bytes",
+    ])]
     as_plan: bool,
     #[command(flatten)]
     client: ClientArgs,
@@ -175,15 +195,32 @@ pub(crate) struct LimitsArgs {
 pub(crate) async fn change(args: LimitsArgs) -> anyhow::Result<()> {
     let api = Api::new(&args.client)?;
     let request = api.request(Method::PUT, &format!("/v1/organizations/{}/limits", args.org));
-    let body = json!({"commands_per_second": args.commands_per_second});
+    let LimitsArgs { commands_per_second, reads_per_second, concurrency, .. } = args;
+    let LimitsArgs { members, api_keys, webhooks, storage_bytes, .. } = args;
+    let quotas = Quotas { members, api_keys, webhooks, storage_bytes };
+    let body = json!({
+        "commands_per_second": commands_per_second,
+        "reads_per_second": reads_per_second,
+        "concurrency": concurrency,
+        "quotas": quotas,
+    });
     let answer: Value = api.send(request.json(&body)).await?.json().await?;
-    let what =
-        args.commands_per_second.map_or("what its plan says".to_owned(), |rate| format!("{rate} commands a second"));
+    let own = [
+        commands_per_second.map(|rate| format!("{rate} commands a second")),
+        reads_per_second.map(|rate| format!("{rate} reads a second")),
+        concurrency.map(|holds| format!("{holds} open holds")),
+        members.map(|count| format!("{count} members")),
+        api_keys.map(|count| format!("{count} API keys")),
+        webhooks.map(|count| format!("{count} webhooks")),
+        storage_bytes.map(|bytes| format!("{bytes} bytes of records")),
+    ];
+    let own: Vec<String> = own.into_iter().flatten().collect();
+    let what = if own.is_empty() { "what its plan says".to_owned() } else { own.join(", ") };
     if answer.pointer("/events").and_then(Value::as_array).is_some_and(Vec::is_empty) {
         note!("{} had that already: {what}", args.org);
     } else {
         let position = answer.get("position").and_then(Value::as_str).unwrap_or_default();
-        note!("{} may send {what} from {position} on", args.org);
+        note!("the limits of {} are {what} from {position} on", args.org);
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Accounts: what an organization is entitled to, and the commands that use it. All of it is read from the log, so that what was
 //! credited, settled or changed a moment ago counts.
 
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc};
 
 use orgstream_domain::{
     Command,
@@ -104,6 +104,14 @@ impl CommandHandler {
         let placement = self.aggregates.placement(PLATFORM_ORG).await?;
         let loaded = self.aggregates.look::<Plan>(&placement, &AggregateId::Plan(name.clone())).await?;
         Ok(loaded.state.last().map(|(version, definition)| (version, definition.clone())))
+    }
+}
+
+impl CommandHandler {
+    /// Returns the reads per second that a plan allows; none without a limit.
+    pub async fn reads_of_plan(&self, name: &PlanName) -> Result<Option<NonZeroU32>, CommandError> {
+        let plan = self.plan(name).await?;
+        Ok(plan.and_then(|(_, definition)| definition.limits.reads_per_second))
     }
 }
 

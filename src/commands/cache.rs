@@ -13,7 +13,7 @@ use std::{
 use orgstream_domain::{
     Aggregate, Place, account::Account, api_key::ApiKey, catalog_choices::CatalogChoices, catalog_item::CatalogItem,
     domain::Domain, invitation::Invitation, invoice::Invoices, kind::Kind, member::Members, organization::Organization,
-    parking::Parking, plan::Plan, record::Record, record_log::RecordLog, role::CustomRoles,
+    parking::Parking, plan::Plan, quota::Quota, record::Record, record_log::RecordLog, role::CustomRoles,
     sso_connection::Connections, unique_value::UniqueValue,
 };
 use orgstream_events::{ActorType, AggregateId, CommandId, Event, Fingerprint, OpenedCommand};
@@ -257,6 +257,7 @@ caches! {
     plans: Plan, 1_000;
     accounts: Account, 10_000;
     invoices: Invoices, 2_000;
+    quotas: Quota, 10_000;
     parking: Parking, 1_000;
 }
 

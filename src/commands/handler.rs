@@ -34,7 +34,7 @@ use orgstream_domain::{
 };
 use orgstream_events::{
     Actor, ActorType, AggregateId, CommandId, CommitDraft, Currency, Event, Fingerprint, KindName, OrgId, PLATFORM_ORG,
-    Position, Salt, TenantType, Timestamp, cause,
+    Position, QuotaName, Salt, TenantType, Timestamp, cause,
 };
 use orgstream_stream::{AppendError, Appended, Freshness, Log, Placement};
 use tokio::{
@@ -48,6 +48,7 @@ use super::{
     cache::{Cached, Caches, Loaded, PriorResult},
     patience::Patience,
     personal::creation,
+    quotas::{Admitted, QuotaBook, StoredFigures, note_refusal},
     request::{Accepted, Caller, CommandError, Request},
     vault::Vault,
 };
@@ -146,6 +147,7 @@ pub struct CommandHandler {
     pub(super) region: String,
     pub(super) aggregates: Arc<Aggregates>,
     pub(super) accounts: AccountQueues,
+    pub(super) quotas: QuotaBook,
     vault: Vault,
     pub(super) own_kinds: OwnKindLimits,
     currency: Currency,
@@ -163,6 +165,7 @@ impl CommandHandler {
         Self {
             vault: Vault::new(log.clone(), None),
             accounts: AccountQueues::new(Arc::clone(&aggregates)),
+            quotas: QuotaBook::new(None),
             aggregates,
             log,
             pepper,
@@ -187,6 +190,11 @@ impl CommandHandler {
     /// Limits the kinds that organizations have of their own by their plans.
     pub fn with_own_kinds(self, own_kinds: OwnKindLimits) -> Self {
         Self { own_kinds, ..self }
+    }
+
+    /// Goes by quotas, with these figures of what is used. Without them what is not decided by one aggregate has no limit.
+    pub fn with_quotas(self, figures: Arc<dyn StoredFigures>) -> Self {
+        Self { quotas: QuotaBook::new(Some(figures)), ..self }
     }
 
     /// Bills in this currency.
@@ -219,7 +227,9 @@ impl CommandHandler {
 
     /// Returns the current cache contents.
     pub fn caches(&self) -> Vec<CacheView> {
-        self.caches_of().views()
+        let mut views = self.caches_of().views();
+        views.push(self.quotas.view());
+        views
     }
 
     /// Returns how many messages this handler has read to load aggregates.
@@ -252,6 +262,9 @@ impl CommandHandler {
             ) => "failed",
             Err(_) => "refused",
         };
+        if let Err(error) = &result {
+            note_refusal(error);
+        }
         if let Ok(accepted) = &result {
             debug_assert!(is_declared(spec, &accepted.events), "not declared: {accepted:?}");
         }
@@ -310,7 +323,12 @@ impl CommandHandler {
                 };
                 let narrows = matches!(command.allowed_auth_methods, Patch::Set(_));
                 let methods = SignInMethods { connections, by: caller.proof.clone() };
-                let change = OrganizationCommand::ChangeSettings { command, local: self.local_issuers, methods };
+                let webhooks = match &command.audit_webhook {
+                    Patch::Set(_) => self.quota_limit(&placement, QuotaName::Webhooks).await?,
+                    Patch::Keep | Patch::Clear => None,
+                };
+                let local = self.local_issuers;
+                let change = OrganizationCommand::ChangeSettings { command, local, methods, webhooks };
                 let changed = self.execute::<Organization>(&attempt, &to, change).await;
                 if narrows && changed.is_ok() {
                     self.keep_a_way_in(&attempt, &placement).await;
@@ -335,7 +353,8 @@ impl CommandHandler {
             }
             Command::AddMember(command) => {
                 let voucher = self.vouching(&placement, attempt.actor()).await?;
-                self.execute::<Members>(&attempt, &to, MemberCommand::Add { command, by, voucher }).await
+                let quota = self.quota_limit(&placement, QuotaName::Members).await?;
+                self.execute::<Members>(&attempt, &to, MemberCommand::Add { command, by, voucher, quota }).await
             }
             Command::ChangeMemberRole(command) => {
                 self.execute::<Members>(&attempt, &to, MemberCommand::ChangeRole { command, by }).await
@@ -596,14 +615,28 @@ impl CommandHandler {
         let org = to.placement.org;
         let draft = attempt.draft(org, to.aggregate.clone(), loaded.version, events.clone());
         let changes = loaded.state.unique_changes(&to.aggregate, &events);
-        let appended = if changes.is_empty() {
+        let quotas = loaded.state.quota_changes(&events, attempt.now);
+        let admitted = if quotas.is_empty() {
+            Admitted::Uncounted(None)
+        } else {
+            Box::pin(self.admit(attempt, to.placement, &quotas)).await?
+        };
+        let (counted, taken) = match admitted {
+            Admitted::Counted(counted) => (Some(counted), None),
+            Admitted::Uncounted(taken) => (None, taken),
+        };
+        let appended = if changes.is_empty() && counted.is_none() {
             let commit = draft.seal(salt).map_err(AppendError::from)?;
             let trace = attempt.caller.trace.as_deref();
             attempt.confirm().await?;
             self.log.append(to.placement, &commit, loaded.seq, trace).await?
         } else {
-            Box::pin(self.append_with_values(attempt, to.placement, changes, (draft, loaded.seq))).await?
+            let record = (draft, loaded.seq);
+            Box::pin(self.append_with_others(attempt, to.placement, (changes, counted, &quotas), record)).await?
         };
+        if let Some(taken) = taken {
+            taken.stored(appended.seq);
+        }
         if appended.replayed && attempt.fingerprint.is_some() {
             return Ok(None);
         }

@@ -14,7 +14,7 @@ use orgstream_domain::{
 };
 use orgstream_events::{
     Actor, ActorType, AggregateId, Chain, CommandId, CommitDraft, DomainId, DomainName, Event, Fingerprint,
-    JitProvisioning, MemberId, cause,
+    JitProvisioning, MemberId, QuotaName, cause,
 };
 use orgstream_stream::{AppendError, Freshness, Placement};
 
@@ -107,7 +107,8 @@ impl CommandHandler {
                 Some((kind, id)) => self.vouching(placement, (*kind, id)).await?,
                 None => None,
             };
-            let join = MemberCommand::Join { user_id: user, email: email.clone(), role, sent, voucher };
+            let quota = self.quota_limit(placement, QuotaName::Members).await?;
+            let join = MemberCommand::Join { user_id: user, email: email.clone(), role, sent, voucher, quota };
             let joined = members.state.decide(join, &decision_context).map_err(Rejection::from)?;
             let accepted: Vec<Event> = accepted.into_iter().map(Invitation::wrap).collect();
             let joined: Vec<Event> = joined.into_iter().map(Members::wrap).collect();
@@ -276,7 +277,9 @@ impl CommandHandler {
         let actor = Actor { actor_type: ActorType::Member, id: member_id, ..attempt.caller.actor.clone() };
         let caller = Caller { actor, ..attempt.caller.clone() };
         let attempt = CommandContext { caller: &caller, ..*attempt };
-        self.execute::<Members>(&attempt, to, MemberCommand::Provision { user_id: user, email, closed }).await
+        let quota = self.quota_limit(to.placement, QuotaName::Members).await?;
+        let provision = MemberCommand::Provision { user_id: user, email, closed, quota };
+        self.execute::<Members>(&attempt, to, provision).await
     }
 
     /// Queries the domain's DNS.

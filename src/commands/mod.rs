@@ -20,6 +20,7 @@ mod joining;
 pub mod own_kinds;
 mod patience;
 pub mod personal;
+pub mod quotas;
 mod record_logs;
 pub mod record_secrets;
 mod references;

@@ -1,7 +1,7 @@
-//! The command rate limit of organizations: admission's part in keeping one organization's burst from the others.
+//! The rate limits of organizations, of commands and of reads: admission's part in keeping one organization's burst from the others.
 //!
 //! Each organization has a rate, by its own limits or by its plan, and a bucket that holds ten seconds of it (GCRA). Excess
-//! commands are refused with the time to wait: nothing was read for them but whether they were done before. Each process of
+//! commands and reads are refused with the time to wait: nothing was read for them but whether a command was done before. Each process of
 //! the API takes its equal share of every rate; one that hears no others takes all of it, so trouble between them loosens the
 //! limit and never tightens it.
 
@@ -91,18 +91,44 @@ pub enum LimitedBy {
     Plan,
 }
 
+/// What a rate counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Rated {
+    /// Commands.
+    Commands,
+    /// Requests that read.
+    Reads,
+}
+
+impl Rated {
+    /// Returns its name, in the plural.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Commands => "commands",
+            Self::Reads => "reads",
+        }
+    }
+}
+
 /// The rate and burst, of all processes together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommandRate {
-    /// Commands per second, on average.
+    /// What it counts.
+    pub of: Rated,
+    /// The number of those per second, on average.
     pub per_second: NonZeroU32,
-    /// The number of commands at once after an idle time.
+    /// The number of those at once after an idle time.
     pub burst: NonZeroU32,
     /// The source of the limit.
     pub by: LimitedBy,
 }
 
 impl CommandRate {
+    fn new(of: Rated, per_second: NonZeroU32, by: LimitedBy) -> Option<Self> {
+        let seconds = NonZeroU32::new(u32::try_from(SAVED_UP.as_secs()).unwrap_or(1))?;
+        Some(Self { of, per_second, burst: per_second.saturating_mul(seconds), by })
+    }
+
     /// Returns the time in which the burst is whole again.
     pub fn window(&self) -> Duration {
         SAVED_UP
@@ -176,7 +202,7 @@ pub struct Admitted {
 /// The rate limits of all organizations. One per process.
 pub struct Admission {
     plans: PlanRates,
-    buckets: OrgCache<(), Arc<Bucket>>,
+    buckets: OrgCache<Rated, Arc<Bucket>>,
     peers: Peers,
     clock: DefaultClock,
 }
@@ -191,8 +217,31 @@ impl Admission {
     pub fn rate(&self, rules: &OrgPolicy) -> Option<CommandRate> {
         let own = rules.limits.commands_per_second.map(|rate| (rate, LimitedBy::Organization));
         let (per_second, by) = own.or_else(|| Some((*self.plans.0.get(&rules.plan)?, LimitedBy::Plan)))?;
-        let seconds = u32::try_from(SAVED_UP.as_secs()).unwrap_or(1);
-        Some(CommandRate { per_second, burst: per_second.saturating_mul(NonZeroU32::new(seconds)?), by })
+        CommandRate::new(Rated::Commands, per_second, by)
+    }
+
+    /// Returns the rate of reads of an organization, where its plan says `of_plan`; none when there is no limit.
+    pub fn read_rate(&self, rules: &OrgPolicy, of_plan: Option<NonZeroU32>) -> Option<CommandRate> {
+        let own = rules.limits.reads_per_second.map(|rate| (rate, LimitedBy::Organization));
+        let (per_second, by) = own.or_else(|| Some((of_plan?, LimitedBy::Plan)))?;
+        CommandRate::new(Rated::Reads, per_second, by)
+    }
+
+    /// Admits one read of `org`.
+    pub fn admit_read(&self, org: OrgId, rate: CommandRate) -> Result<(), OverLimit> {
+        let bucket = self.bucket(org, rate);
+        match bucket.limiter.check() {
+            Ok(state) => {
+                bucket.note(state.remaining_burst_capacity());
+                Ok(())
+            }
+            Err(full) => {
+                let retry_after = full.wait_time_from(self.clock.now());
+                bucket.note(0);
+                counter!("orgstream_reads_refused_total", "reason" => "rate").increment(1);
+                Err(OverLimit { limit: Limit::Commands(rate), retry_after })
+            }
+        }
     }
 
     /// Admits as many of `count` commands of `org` as the rate permits now.
@@ -224,7 +273,7 @@ impl Admission {
     /// Returns what is left of a rate of `org`.
     pub fn state(&self, org: OrgId, rate: CommandRate) -> RateState {
         let peers = self.peers.count();
-        let known = self.buckets.get(&Scoped::new(org, ())).filter(|bucket| bucket.is_of(rate, peers));
+        let known = self.buckets.get(&Scoped::new(org, rate.of)).filter(|bucket| bucket.is_of(rate, peers));
         // Nothing is changed by looking: without a bucket of this rate, nothing of it is used.
         let (left, full_in) = known.unwrap_or_else(|| Arc::new(Bucket::new(rate, peers))).level(Instant::now());
         RateState { rate, left, full_in }
@@ -232,7 +281,7 @@ impl Admission {
 
     /// Returns the bucket of `org`, or a new one where its rate or the number of processes has changed.
     fn bucket(&self, org: OrgId, rate: CommandRate) -> Arc<Bucket> {
-        let (peers, key) = (self.peers.count(), Scoped::new(org, ()));
+        let (peers, key) = (self.peers.count(), Scoped::new(org, rate.of));
         if let Some(bucket) = self.buckets.get(&key).filter(|bucket| bucket.is_of(rate, peers)) {
             return bucket;
         }
@@ -250,7 +299,7 @@ mod tests {
     use crate::peers::{Announcer, alone};
 
     fn rules(plan: &str, own: u32) -> OrgPolicy {
-        let limits = OrganizationLimits { commands_per_second: NonZeroU32::new(own), concurrency: None };
+        let limits = OrganizationLimits { commands_per_second: NonZeroU32::new(own), ..OrganizationLimits::default() };
         let mut rules = OrgPolicy::default();
         (rules.plan, rules.limits) = (plan.parse().unwrap(), limits);
         rules
@@ -287,6 +336,24 @@ mod tests {
         assert_eq!(admission.admit(other, &rules("trial", 0), 10).taken, 10);
         assert_eq!(admission.admit(PLATFORM_ORG, &rules("trial", 2), 30).taken, 20);
         assert_eq!(admission.admit(PLATFORM_ORG, &rules("standard", 0), 5_000).taken, 5_000);
+    }
+
+    #[test]
+    fn reads_have_a_rate_of_their_own_and_use_none_of_the_commands() {
+        let (admission, _peers) = admission(1);
+        let mut rules = rules("trial", 0);
+        let rate = |rules: &OrgPolicy, plan| admission.read_rate(rules, NonZeroU32::new(plan));
+        assert_eq!(rate(&rules, 0), None);
+        let of_plan = rate(&rules, 2).unwrap();
+        assert_eq!((of_plan.per_second.get(), of_plan.burst.get(), of_plan.by), (2, 20, LimitedBy::Plan));
+        let taken = (0..40).take_while(|_| admission.admit_read(PLATFORM_ORG, of_plan).is_ok()).count();
+        assert_eq!(taken, 20);
+        let refused = admission.admit_read(PLATFORM_ORG, of_plan).unwrap_err();
+        assert!(refused.retry_after <= Duration::from_millis(500), "{refused:?}");
+        assert_eq!(admission.state(PLATFORM_ORG, of_plan).left, 0);
+        assert_eq!(admission.admit(PLATFORM_ORG, &rules, 25).taken, 10);
+        rules.limits.reads_per_second = NonZeroU32::new(7);
+        assert_eq!(rate(&rules, 2).map(|rate| (rate.per_second.get(), rate.by)), Some((7, LimitedBy::Organization)));
     }
 
     #[test]

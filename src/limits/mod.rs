@@ -19,7 +19,7 @@ pub struct OverLimit {
 /// A limit, and its amount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
-    /// Commands of an organization.
+    /// Commands of an organization, or its reads.
     Commands(CommandRate),
     /// Invitations that an organization sends in an hour.
     Invitations(NonZeroU32),

@@ -423,6 +423,11 @@ impl Api {
         self.http.request(method, format!("{}{path}", self.base))
     }
 
+    /// A request at another process.
+    pub(crate) fn request_at(&self, base: &str, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{base}{path}"))
+    }
+
     pub(crate) async fn get(&self, bearer: &str, path: &str) -> Answer {
         Answer::of(self.request(Method::GET, path).bearer_auth(bearer)).await
     }

@@ -183,7 +183,7 @@ async fn a_plan_has_a_limit_and_a_publisher_goes_on_at_that_pace() {
     let limits =
         async |args: &[&str]| cluster.cli(cluster.operator(), &[&["limits", "--org", "trial"], args].concat()).await;
     let said = limits(&["--commands-per-second", "7"]).await.success();
-    assert!(said.stderr.contains("trial may send 7 commands a second from org_"), "{said:?}");
+    assert!(said.stderr.contains("the limits of trial are 7 commands a second from org_"), "{said:?}");
     let said = limits(&["--commands-per-second", "7"]).await.success();
     assert!(said.stderr.contains("trial had that already"), "{said:?}");
     for (args, shown) in [(None, "7 a second, 70 at once (by its organization)"), (Some("--as-plan"), "(by its plan)")]
@@ -256,4 +256,57 @@ async fn processes_of_the_api_count_each_other() {
     until(&second, 2).await;
     stop.cancel();
     until(&first, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_have_a_rate_of_their_own_which_says_what_is_left_and_when_to_come_back() {
+    let api = Api::start().await;
+    let (org, other) = (api.org("reader").await, api.org("other-reader").await);
+    let set = async |reads: Value| {
+        let request = api.request(Method::PUT, &org.path("limits")).bearer_auth(OPERATOR);
+        Answer::of(request.json(&json!({"reads_per_second": reads}))).await
+    };
+    let read = async |org: &Org| api.get(&org.owner, &org.path("records?limit=1")).await;
+    // The plan's, once this process knows it.
+    let policy = eventually("the plan's rate to be known", async || {
+        read(&org).await.expect(200).headers.get("ratelimit-policy").map(|policy| policy.to_str().unwrap().to_owned())
+    })
+    .await;
+    assert_eq!(policy, "\"reads\";q=50000;w=10");
+    for bad in [json!(0), json!(-1), json!("many")] {
+        set(bad).await.expect(422);
+    }
+    set(json!(1)).await.expect(200);
+    let refused = eventually("the rate to be used up", async || {
+        let answer = read(&org).await;
+        (answer.status == 429).then_some(answer)
+    })
+    .await;
+    assert_eq!((refused.problem().as_str(), refused.header("retry-after")), ("read_rate_exceeded", "1"));
+    assert_eq!(refused.header("ratelimit-policy"), "\"reads\";q=10;w=10");
+    assert!(refused.header("ratelimit").starts_with("\"reads\";r=0;t="), "{refused:?}");
+    // Commands go on, and others read.
+    api.post(&org.owner, &org.path("records"), &model("written")).await.expect(201);
+    for _ in 0..20 {
+        read(&other).await.expect(200);
+    }
+    set(Value::Null).await.expect(200);
+    eventually("the plan's rate to count again", async || {
+        let answer = read(&org).await;
+        (answer.status == 200 && answer.header("ratelimit-policy") == "\"reads\";q=50000;w=10").then_some(())
+    })
+    .await;
+    let limits = api.get(&org.owner, &org.path("limits")).await.expect(200).json();
+    let reads = limits["data"].as_array().unwrap().iter().find(|limit| limit["name"] == "reads").unwrap().clone();
+    assert_eq!(
+        (&reads["source"], &reads["limit"], &reads["window_seconds"]),
+        (&json!("plan"), &json!("50000"), &json!(10))
+    );
+    let denied = eventually("the refusals to be in the audit log", async || {
+        let path = org.path("audit/events?action=access.denied");
+        let denied = api.get(&org.owner, &path).await.expect(200).json()["data"].as_array().unwrap().clone();
+        denied.into_iter().find(|denied| denied["data"]["code"] == "read_rate_exceeded")
+    })
+    .await;
+    assert_eq!(denied["data"]["target"], "reads");
 }

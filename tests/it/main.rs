@@ -58,6 +58,7 @@ mod parked_audit;
 mod parking;
 mod payments;
 mod pipelines;
+mod plan_quotas;
 mod plans;
 mod producers;
 mod projections;

@@ -421,6 +421,7 @@ async fn rows(owner_url: &str) -> Vec<String> {
         "rm.break_glasses",
         "rm.plans",
         "rm.usage_hours",
+        "rm.quota_uses",
         "ops.idempotency",
     ] {
         let query = format!("SELECT '{table} ' || to_jsonb(r)::text FROM {table} AS r ORDER BY 1");

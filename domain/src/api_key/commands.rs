@@ -43,7 +43,7 @@ impl Declared for IssueApiKey {
     const SPEC: CommandSpec = CommandSpec {
         name: "issue_api_key",
         requires: Requires::Permission(Permission::ManageKeys),
-        events: &["api_key.issued"],
+        events: &["api_key.issued", "quota.counted"],
         creates: true,
         scope: Scope::Organization,
         while_suspended: false,
@@ -125,7 +125,7 @@ impl Declared for RevokeApiKey {
     const SPEC: CommandSpec = CommandSpec {
         name: "revoke_api_key",
         requires: Requires::Permission(Permission::ManageKeys),
-        events: &["api_key.revoked"],
+        events: &["api_key.revoked", "quota.counted"],
         creates: false,
         scope: Scope::Organization,
         while_suspended: false,

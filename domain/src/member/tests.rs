@@ -16,7 +16,12 @@ fn added(n: u8, role: Role) -> MemberEvent {
 }
 
 fn add(email: &str, role: Role, by: Role) -> MemberCommand {
-    MemberCommand::Add { command: AddMember { email: email.to_owned(), user_id: None, role }, by, voucher: None }
+    MemberCommand::Add {
+        command: AddMember { email: email.to_owned(), user_id: None, role },
+        by,
+        voucher: None,
+        quota: None,
+    }
 }
 
 fn change(n: u8, role: Role, by: Role) -> MemberCommand {
@@ -56,7 +61,7 @@ fn a_person_without_a_login_is_known_by_the_email() {
 fn nobody_is_a_member_twice() {
     let MemberEvent::Added(one) = added(1, Role::Owner) else { unreachable!() };
     let command = AddMember { email: "other@acme.example".to_owned(), user_id: Some(one.user_id), role: Role::Viewer };
-    let again = MemberCommand::Add { command, by: Role::Owner, voucher: None };
+    let again = MemberCommand::Add { command, by: Role::Owner, voucher: None, quota: None };
     assert_eq!(rejection(given::<Members>(&[added(1, Role::Owner)]).when(again)).code, "already_member");
 }
 
@@ -75,6 +80,7 @@ fn whoever_joins_by_an_invitation_is_nobodys_double() {
         role: Role::Admin,
         sent: 1,
         voucher: None,
+        quota: None,
     };
     assert_eq!(rejection(roster.when(join("1", "other@acme.example"))).code, "already_member");
     assert_eq!(rejection(roster.when(join("2", "m1@acme.example"))).code, "email_taken");
@@ -85,7 +91,8 @@ fn whoever_joins_by_an_invitation_is_nobodys_double() {
 #[test]
 fn whoever_was_removed_does_not_come_back_by_signing_in() {
     let MemberEvent::Added(two) = added(2, Role::Member) else { unreachable!() };
-    let join = |closed| MemberCommand::Provision { user_id: two.user_id, email: two.email.clone(), closed };
+    let join =
+        |closed| MemberCommand::Provision { user_id: two.user_id, email: two.email.clone(), closed, quota: None };
     let founded = given::<Members>(&[added(1, Role::Owner)]);
     assert!(founded.when(join(None)).is_ok_and(|events| events.len() == 1));
     assert_eq!(rejection(founded.when(join(Some(Closed::NotAllowed)))).code, "jit_not_allowed");
@@ -99,6 +106,7 @@ fn whoever_was_removed_does_not_come_back_by_signing_in() {
         role: Role::Viewer,
         sent: 1,
         voucher: None,
+        quota: None,
     };
     assert!(after.when(invited).is_ok(), "an invitation is how they come back");
 }
@@ -114,13 +122,23 @@ fn whoever_was_removed_comes_back_by_no_other_login_and_by_no_older_invitation()
     }
     let other = UserId::from_login("https://another-issuer.example", "two");
     let signs_in = |user_id, email: &str| {
-        roster.decide(MemberCommand::Provision { user_id, email: email.to_owned(), closed: None }, &context())
+        roster.decide(
+            MemberCommand::Provision { user_id, email: email.to_owned(), closed: None, quota: None },
+            &context(),
+        )
     };
     assert_eq!(signs_in(other, "M2@ACME.example"), Err(MemberError::WasRemoved));
     assert_eq!(signs_in(two.user_id, "new@acme.example"), Err(MemberError::WasRemoved));
     assert!(signs_in(other, "new@acme.example").is_ok());
     let accepts = |user_id, email: &str, sent| {
-        let join = MemberCommand::Join { user_id, email: email.to_owned(), role: Role::Admin, sent, voucher: None };
+        let join = MemberCommand::Join {
+            user_id,
+            email: email.to_owned(),
+            role: Role::Admin,
+            sent,
+            voucher: None,
+            quota: None,
+        };
         roster.decide(join, &context())
     };
     for (user, email) in [(other, "m2@acme.example"), (two.user_id, "new@acme.example")] {
@@ -152,10 +170,16 @@ fn nobody_who_was_removed_is_asked_back_by_a_key_that_was_left_behind() {
     let roster = given::<Members>(&[added(1, Role::Owner), added(2, Role::Admin), added(3, Role::Admin), removed]);
     let asked = |email: &str, by| {
         let command = AddMember { email: email.to_owned(), user_id: None, role: Role::Admin };
-        let add = MemberCommand::Add { command, by: Role::Admin, voucher: Some(id(by)) };
+        let add = MemberCommand::Add { command, by: Role::Admin, voucher: Some(id(by)), quota: None };
         let user_id = user_of_email(email);
-        let join =
-            MemberCommand::Join { user_id, email: email.to_owned(), role: Role::Admin, sent: 9, voucher: Some(id(by)) };
+        let join = MemberCommand::Join {
+            user_id,
+            email: email.to_owned(),
+            role: Role::Admin,
+            sent: 9,
+            voucher: Some(id(by)),
+            quota: None,
+        };
         [roster.when(add), roster.when(join)]
     };
     for refused in asked("M2@acme.example", 2) {
@@ -211,4 +235,42 @@ fn somebody_who_is_not_here_is_not_found() {
 fn a_bad_email_is_pointed_at() {
     let bad = add("not an address", Role::Viewer, Role::Owner);
     assert_eq!(fields(given::<Members>(&[]).when(bad)), [("/email".to_owned(), "email".to_owned())]);
+}
+
+#[test]
+fn no_door_leads_past_the_quota_and_a_smaller_one_removes_nobody() {
+    let roster = given::<Members>(&[added(1, Role::Owner), added(2, Role::Member), added(3, Role::Member)]);
+    let limit = |most| QuotaLimit { most, source: crate::plan::LimitSource::Plan, plan: "trial".parse().unwrap() };
+    let (user_id, email) = (user_of_email("new@acme.example"), || "new@acme.example".to_owned());
+    let doors = |most: u64| {
+        let quota = Some(limit(most));
+        [
+            MemberCommand::Add {
+                command: AddMember { email: email(), user_id: None, role: Role::Viewer },
+                by: Role::Owner,
+                voucher: None,
+                quota: quota.clone(),
+            },
+            MemberCommand::Join {
+                user_id,
+                email: email(),
+                role: Role::Viewer,
+                sent: 9,
+                voucher: None,
+                quota: quota.clone(),
+            },
+            MemberCommand::Provision { user_id, email: email(), closed: None, quota },
+        ]
+    };
+    for most in [2, 3] {
+        for door in doors(most) {
+            let refused = rejection(roster.when(door));
+            assert_eq!((refused.code, refused.kind.status()), ("members_quota_exceeded", 409));
+            assert!(refused.detail.contains("has 3 members") && refused.detail.contains("remove a member"));
+        }
+    }
+    for door in doors(4) {
+        assert_eq!(roster.when(door).map(|events| events.len()), Ok(1));
+    }
+    assert!(roster.when(change(2, Role::Admin, Role::Owner)).is_ok());
 }

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use orgstream_events::{AggregateId, OrgId, PlanName, Slug, TenantType};
+use orgstream_events::{AggregateId, OrgId, PlanName, Quotas, Slug, TenantType};
 use serde::{Deserialize, Deserializer, Serialize, de::value::StrDeserializer};
 use utoipa::ToSchema;
 
@@ -257,7 +257,7 @@ impl Declared for ChangePlan {
 }
 
 /// Gives it limits of its own. For platform operators.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeLimits {
     /// Commands per second on average, from 1; ten seconds of that may come at once after a pause. Without it, or with null,
@@ -269,6 +269,15 @@ pub struct ChangeLimits {
     #[serde(default)]
     #[schema(value_type = Option<u32>, minimum = 1, example = 20)]
     pub concurrency: Option<NonZeroU32>,
+    /// Reads per second on average, from 1; ten seconds of that may come at once after a pause. Without it, or with null, the limit
+    /// of the plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>, minimum = 1, example = 200)]
+    pub reads_per_second: Option<NonZeroU32>,
+    /// Quotas; those that are absent are the limits of the plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = openapi::quotas)]
+    pub quotas: Option<Quotas>,
 }
 
 impl Declared for ChangeLimits {

@@ -29,7 +29,12 @@ fn suspended() -> OrganizationEvent {
 
 fn settings_by(patch: serde_json::Value, by: Option<(LoginMethod, bool)>) -> OrganizationCommand {
     let methods = SignInMethods { connections: [sso()].into(), by };
-    OrganizationCommand::ChangeSettings { command: serde_json::from_value(patch).unwrap(), local: false, methods }
+    OrganizationCommand::ChangeSettings {
+        command: serde_json::from_value(patch).unwrap(),
+        local: false,
+        methods,
+        webhooks: None,
+    }
 }
 
 /// The one connection of the organization.
@@ -360,11 +365,11 @@ fn limits_are_its_own_or_those_of_its_plan() {
     let change = |rate| {
         OrganizationCommand::ChangeLimits(ChangeLimits {
             commands_per_second: NonZeroU32::new(rate),
-            concurrency: None,
+            ..ChangeLimits::default()
         })
     };
     let changed = |rate| {
-        let limits = OrganizationLimits { commands_per_second: NonZeroU32::new(rate), concurrency: None };
+        let limits = OrganizationLimits { commands_per_second: NonZeroU32::new(rate), ..OrganizationLimits::default() };
         OrganizationEvent::LimitsChanged(OrganizationLimitsChanged { limits })
     };
     assert_eq!(given::<Organization>(&[created()]).when(change(50)), Ok(vec![changed(50)]));
@@ -386,4 +391,24 @@ fn what_an_organization_has_booked_can_change_while_it_is_suspended() {
 fn nothing_can_be_asked_of_an_organization_that_does_not_exist() {
     let suspend = OrganizationCommand::Suspend(SuspendOrganization { reason: "x".to_owned() });
     assert_eq!(rejection(given::<Organization>(&[]).when(suspend)).code, "not_found");
+}
+
+#[test]
+fn a_webhook_is_set_where_the_quota_has_one_and_a_smaller_quota_takes_none_away() {
+    let set = |url: &str, most: Option<u64>| {
+        let webhooks = most.map(|most| crate::quota::QuotaLimit {
+            most,
+            source: crate::plan::LimitSource::Plan,
+            plan: "public".parse().unwrap(),
+        });
+        let command = serde_json::from_value(serde_json::json!({"audit_webhook": url})).unwrap();
+        OrganizationCommand::ChangeSettings { command, local: false, methods: SignInMethods::default(), webhooks }
+    };
+    let (one, other) = ("https://siem.acme.example/a", "https://siem.acme.example/b");
+    assert_eq!(rejection(given::<Organization>(&[created()]).when(set(one, Some(0)))).code, "webhooks_quota_exceeded");
+    for most in [None, Some(1)] {
+        let events = given::<Organization>(&[created()]).when(set(one, most)).unwrap();
+        let all = [vec![created()], events].concat();
+        assert_eq!(given::<Organization>(&all).when(set(other, Some(0))).map(|events| events.len()), Ok(1));
+    }
 }

@@ -33,6 +33,7 @@ use crate::{
     adapters::payments::PaymentProvider,
     app::{
         admit::Admit,
+        plan_reads::PlanReads,
         submit::{Gateway, Origin},
     },
     auth::{Authenticator, approval::GlassApproval, leaks::LeakReporters},
@@ -110,6 +111,7 @@ pub struct App {
     pub(crate) bounds: Arc<Bounds>,
     pub(crate) looks: Arc<Looks>,
     pub(crate) audit_feed: Arc<AuditFeed>,
+    pub(crate) plan_reads: PlanReads,
     pub(crate) readiness: Readiness,
     /// Background jobs that wait to be started again.
     pub(crate) failing: Failing,
@@ -143,6 +145,7 @@ impl App {
             failing,
             looks: Looks::new(Arc::clone(&auth)),
             audit_feed: AuditFeed::new(db.clone()),
+            plan_reads: PlanReads::default(),
             gateway,
             auth,
             db,

@@ -6,7 +6,7 @@ use std::{fmt::Display, str::FromStr, sync::Arc, time::Duration};
 use axum::{
     body::{Body as HttpBody, BodyDataStream, Bytes},
     extract::{FromRequest, FromRequestParts, MatchedPath, RawPathParams, Request as HttpRequest},
-    http::{HeaderMap, HeaderName, header, request::Parts},
+    http::{HeaderMap, HeaderName, Method, header, request::Parts},
 };
 use futures_util::StreamExt;
 use orgstream_domain::Command;
@@ -184,6 +184,20 @@ impl FromRequestParts<Arc<App>> for OrgAccess {
             && let Some(rate) = access.rules().and_then(|rules| app.gateway.admission().rate(rules))
         {
             info(parts).counts_for(rate);
+        }
+        // What the platform's operators read is not the organization's.
+        if (matches!(shape, Shape::View(_) | Shape::Tail)
+            || shape == Shape::Plain && matches!(parts.method, Method::GET | Method::HEAD))
+            && let Some(rules) = access.rules()
+            && let Some(rate) = app.gateway.admission().read_rate(rules, app.plan_reads.of(&app.gateway, &rules.plan))
+        {
+            info(parts).counts_for(rate);
+            if let Err(over) = app.gateway.admission().admit_read(access.org(), rate) {
+                let problem = Problem::from(over);
+                let attempt = DeniedRequest { target: "reads", asked: None };
+                access_log.not_allowed(&access, &origin, attempt, &problem);
+                return Err(problem);
+            }
         }
         if shape == Shape::Tail {
             info(parts).hold(app.bounds.stream(&principal.actor().id, access.org())?);

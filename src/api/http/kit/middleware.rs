@@ -125,12 +125,12 @@ impl RequestInfo {
         self.0.guard.get()
     }
 
-    /// Records the rate that counts the request's commands.
+    /// Records the rate that counts the request, or its commands.
     pub fn counts_for(&self, rate: CommandRate) {
         let _ = self.0.rate.set(rate);
     }
 
-    /// Returns the organization whose rate counts the request's commands, and the rate, if there is one.
+    /// Returns the organization whose rate counts the request, or its commands, and the rate, if there is one.
     pub fn rate(&self) -> Option<(OrgId, CommandRate)> {
         Some((*self.0.org.get()?, *self.0.rate.get()?))
     }

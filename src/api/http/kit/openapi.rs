@@ -285,6 +285,9 @@ fn complete_operation(operation: &mut Map<String, Value>, path: &str, policy: Po
         Shape::Tail => names.push("LastEventId"),
         Shape::Plain => {}
     }
+    if in_org && matches!(shape, Shape::View(_) | Shape::Tail) {
+        answers.extend(["RateLimitPolicy", "RateLimit"]);
+    }
     if shape == Shape::Commands {
         errors.push("402");
     }
@@ -440,11 +443,11 @@ fn headers() -> Value {
         "IdempotencyReplayed": header("`true` when the command had been accepted before, under the same key.", "true"),
         "RetryAfter": header("When to try again, in seconds.", "1"),
         "RateLimitPolicy": header(
-            "The rate of the organization's commands, where there is one: `q` of them in `w` seconds. A field of              draft-ietf-httpapi-ratelimit-headers.",
+            "The rate of the organization's commands, or of its reads, where there is one: `q` of them in `w` seconds. A field of              draft-ietf-httpapi-ratelimit-headers.",
             "\"commands\";q=200;w=10",
         ),
         "RateLimit": header(
-            "What is left of it at the process that answers: `r` commands at once; `t` seconds until all are there again.",
+            "What is left of it at the process that answers: `r` at once; `t` seconds until all are there again.",
             "\"commands\";r=150;t=3",
         ),
     })

@@ -1,5 +1,5 @@
-//! The header fields `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers) of answers to commands: what the
-//! organization may send, and what of that is left here, before anything is refused.
+//! The header fields `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers) of answers to commands and reads: what
+//! the organization may send, and what of that is left here, before anything is refused.
 
 use std::sync::Arc;
 
@@ -36,7 +36,8 @@ pub async fn show(State(app): State<Arc<App>>, request: Request, next: Next) -> 
 fn fields(RateState { rate, left, full_in }: RateState) -> [String; 2] {
     let window = rate.window().as_secs();
     let full_in = full_in.as_millis().div_ceil(1_000);
-    [format!("\"commands\";q={};w={window}", rate.burst), format!("\"commands\";r={left};t={full_in}")]
+    let name = rate.of.name();
+    [format!("\"{name}\";q={};w={window}", rate.burst), format!("\"{name}\";r={left};t={full_in}")]
 }
 
 #[cfg(test)]
@@ -44,13 +45,15 @@ mod tests {
     use std::{num::NonZeroU32, time::Duration};
 
     use super::*;
-    use crate::limits::command_rate::{CommandRate, LimitedBy};
+    use crate::limits::command_rate::{CommandRate, LimitedBy, Rated};
 
     #[test]
     fn the_fields_are_structured_as_the_draft_has_them() {
         let number = |number| NonZeroU32::new(number).unwrap();
-        let rate = CommandRate { per_second: number(20), burst: number(200), by: LimitedBy::Plan };
+        let rate = CommandRate { of: Rated::Commands, per_second: number(20), burst: number(200), by: LimitedBy::Plan };
         let state = RateState { rate, left: 150, full_in: Duration::from_millis(2_001) };
         assert_eq!(fields(state), ["\"commands\";q=200;w=10", "\"commands\";r=150;t=3"]);
+        let reads = RateState { rate: CommandRate { of: Rated::Reads, ..rate }, ..state };
+        assert_eq!(fields(reads)[0], "\"reads\";q=200;w=10");
     }
 }

@@ -113,6 +113,7 @@ fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
         | AggregateId::SsoConnection(_)
         | AggregateId::RecordLog(_)
         | AggregateId::UniqueValue(_)
+        | AggregateId::Quota(_)
         | AggregateId::Parking(_)
         | AggregateId::Access(_) => None,
     }

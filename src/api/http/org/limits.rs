@@ -21,7 +21,7 @@ use crate::{
     },
     app::problem::Problem,
     clock::now,
-    commands::accounts::AccountState,
+    commands::{accounts::AccountState, quotas::QuotaUse},
     limits::command_rate::{LimitedBy, RateState},
 };
 
@@ -38,8 +38,9 @@ pub struct LimitsView {
 /// One limit. Figures are decimal texts in its unit; what is not known here is null.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct LimitView {
-    /// Name of the limit: `commands` (at once, and again over `window_seconds`), `requests` (under way at one process of the API),
-    /// `holds` (open at the same time), `monthly_usage` (of one meter) or `own_kinds`.
+    /// Name of the limit: `commands` and `reads` (at once, and again over `window_seconds`), `requests` (under way at one process of the API),
+    /// `holds` (open at the same time), `monthly_usage` (of one meter), `own_kinds`, `members`, `api_keys`, `webhooks` or
+    /// `storage_bytes` (content of records).
     #[schema(example = "monthly_usage")]
     pub name: &'static str,
     /// Name of the meter; null where the limit is of none.
@@ -111,8 +112,8 @@ pub(super) fn routes() -> Routes {
 
 /// Show the limits
 ///
-/// Holds and caps are read from the log, so they are exact at `exact_at`. The rate of commands and the requests under way are figures
-/// of the process that answers; processes share a rate in equal parts.
+/// Holds, caps and quotas are exact at `exact_at`. The rates and the requests under way are figures of the
+/// process that answers; processes share a rate in equal parts.
 #[utoipa::path(
     get, path = "/v1/organizations/{org}/limits", operation_id = "show_limits", tag = "account",
     responses((status = 200, description = "Limits", body = LimitsView)),
@@ -125,20 +126,38 @@ pub async fn show(State(app): State<Arc<App>>, caller: OrgAccess) -> Result<Resp
     let rules = app.auth.rules(org).await?;
     let admission = app.gateway.admission();
     let rate = admission.rate(&rules).map(|rate| admission.state(org, rate));
-    let mut data = vec![commands(rate, now)];
+    let reads = admission.read_rate(&rules, Box::pin(handler.reads_of_plan(&rules.plan)).await?);
+    let reads = reads.map(|rate| admission.state(org, rate));
+    let mut data = vec![of_rate("commands", rate, now), of_rate("reads", reads, now)];
     let (under_way, most) = app.bounds.requests_under_way(org);
     data.push(LimitView::new("requests", LimitSource::Default).counted(most as u64, under_way as u64));
     data.extend(of_account(&state, now));
     let source = if kinds.is_plans { LimitSource::Plan } else { LimitSource::Default };
     data.push(LimitView::new("own_kinds", source).counted(kinds.limit.into(), kinds.used));
+    let quotas = Box::pin(handler.quotas_of(org)).await?.ok_or_else(Problem::not_found)?;
+    data.extend(quotas.into_iter().map(of_quota));
     let body = reply::json_bytes(&LimitsView { org_id: org, data })?;
     Ok(reply::json(StatusCode::OK, Body::from(body)))
 }
 
-/// Returns the rate of commands.
-fn commands(state: Option<RateState>, now: Timestamp) -> LimitView {
+/// Returns a quota.
+fn of_quota(QuotaUse { quota, limit, used, at }: QuotaUse) -> LimitView {
+    let source = limit.as_ref().map_or(LimitSource::Default, |limit| limit.source);
+    let figure = |count: u64| count.to_string();
+    let most = limit.map(|limit| limit.most);
+    LimitView {
+        limit: most.map(figure),
+        used: used.map(figure),
+        available: most.zip(used).map(|(most, used)| figure(most.saturating_sub(used))),
+        exact_at: used.and(at).map(|at| at.to_string()),
+        ..LimitView::new(quota.name(), source)
+    }
+}
+
+/// Returns a rate.
+fn of_rate(name: &'static str, state: Option<RateState>, now: Timestamp) -> LimitView {
     let Some(RateState { rate, left, full_in }) = state else {
-        return LimitView::new("commands", LimitSource::Default);
+        return LimitView::new(name, LimitSource::Default);
     };
     let full_ms = i64::try_from(full_in.as_millis()).unwrap_or(i64::MAX);
     LimitView {
@@ -146,7 +165,7 @@ fn commands(state: Option<RateState>, now: Timestamp) -> LimitView {
         window_seconds: Some(rate.window().as_secs()),
         available: Some(left.to_string()),
         resets_at: (full_ms > 0).then(|| Timestamp::from_unix_ms(now.unix_ms().saturating_add(full_ms))),
-        ..LimitView::new("commands", rate.by.into())
+        ..LimitView::new(name, rate.by.into())
     }
 }
 

@@ -78,7 +78,7 @@ pub struct CommandsView {
 }
 
 impl From<CommandRate> for CommandsView {
-    fn from(CommandRate { per_second, burst, by }: CommandRate) -> Self {
+    fn from(CommandRate { of: _, per_second, burst, by }: CommandRate) -> Self {
         let limited_by = match by {
             LimitedBy::Organization => "organization",
             LimitedBy::Plan => "plan",
