@@ -17,6 +17,7 @@ pub mod config;
 pub mod dev;
 pub mod jobs;
 pub mod limits;
+pub(crate) mod org_queues;
 pub mod peers;
 pub mod process;
 pub mod secret;

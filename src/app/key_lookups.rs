@@ -2,23 +2,26 @@
 //! that a busy organization costs the database one query at a time, however many callers it has.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{HashMap, VecDeque},
+    sync::Arc,
 };
 
-use orgstream_events::{CommandId, Fingerprint, OrgId};
+use orgstream_events::{CommandId, Fingerprint};
 use orgstream_projections::{BoundOrg, Database, DbError, idempotency};
 use tokio::sync::oneshot;
 
 use super::problem::Problem;
+use crate::org_queues::{OrgQueues, Turn};
 
 /// Keys in one query, at most, unless one request has more.
 const TOGETHER: usize = 2_000;
+/// Lookups of one organization that wait, at most.
+const WAITING: usize = 10_000;
 
 /// The commands that were carried out, with the hash of each.
 type Done = Arc<HashMap<CommandId, Fingerprint>>;
 
-/// The keys of a request, and where the answer goes. There are no more of them than requests under way.
+/// The keys of a request, and where the answer goes.
 struct Lookup {
     commands: Vec<CommandId>,
     answer: oneshot::Sender<Result<Done, Problem>>,
@@ -28,91 +31,51 @@ struct Lookup {
 #[derive(Clone)]
 pub(super) struct KeyLookups {
     db: Database,
-    /// Each is served by one task, which removes it when it is empty.
-    waiting: Arc<Mutex<HashMap<OrgId, VecDeque<Lookup>>>>,
-}
-
-/// Removes the lookups of a task that ends in a panic, so that those who wait are told.
-struct Guard<'a> {
-    lookups: &'a KeyLookups,
-    org: OrgId,
-    has_ended: bool,
-}
-
-impl Drop for Guard<'_> {
-    fn drop(&mut self) {
-        if !self.has_ended {
-            self.lookups.waiting().remove(&self.org);
-        }
-    }
+    waiting: OrgQueues<Lookup>,
 }
 
 impl KeyLookups {
     pub(super) fn new(db: Database) -> Self {
-        Self { db, waiting: Arc::default() }
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, HashMap<OrgId, VecDeque<Lookup>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { db, waiting: OrgQueues::new(WAITING) }
     }
 
     /// Returns those of `commands` that were carried out, and perhaps others.
     pub(super) async fn find(&self, org: BoundOrg, commands: Vec<CommandId>) -> Result<Done, Problem> {
         let (answer, answered) = oneshot::channel();
-        if self.enter(org.org(), Lookup { commands, answer }) {
-            tokio::spawn(self.clone().serve(org));
+        let entered = self.waiting.enter(org.org(), Lookup { commands, answer }).map_err(|_| Problem::overloaded())?;
+        if let Some(turn) = entered {
+            tokio::spawn(serve(self.db.clone(), org, turn));
         }
         answered.await.map_err(|_| Problem::internal("lookups of idempotency keys have stopped"))?
     }
+}
 
-    /// Adds a lookup. Returns whether nobody serves those of its organization yet.
-    fn enter(&self, org: OrgId, lookup: Lookup) -> bool {
-        match self.waiting().entry(org) {
-            Entry::Vacant(place) => {
-                place.insert(VecDeque::from([lookup]));
-                true
-            }
-            Entry::Occupied(mut waiting) => {
-                waiting.get_mut().push_back(lookup);
-                false
-            }
+async fn serve(db: Database, org: BoundOrg, mut turn: Turn<Lookup>) {
+    // Nothing is looked up for callers who went away.
+    while let Some(lookups) = turn.next(|lookup| !lookup.answer.is_closed(), in_one_query) {
+        let commands: Vec<CommandId> = lookups.iter().flat_map(|lookup| lookup.commands.iter().copied()).collect();
+        let found = look_up(&db, org, &commands).await.map(Arc::new).map_err(Problem::from);
+        for lookup in lookups {
+            // The caller may have gone away.
+            let _ = lookup.answer.send(found.clone());
         }
     }
+}
 
-    /// Takes the next lookups; none when there are no more.
-    fn next(&self, org: OrgId) -> Option<Vec<Lookup>> {
-        let mut waiting = self.waiting();
-        let lookups = waiting.get_mut(&org)?;
-        // Nothing is looked up for callers who went away.
-        lookups.retain(|lookup| !lookup.answer.is_closed());
-        let mut keys = 0;
-        let fits = |lookup: &&Lookup| {
-            keys += lookup.commands.len();
-            keys <= TOGETHER
-        };
-        let count = lookups.iter().take_while(fits).count().max(1).min(lookups.len());
-        if count == 0 {
-            waiting.remove(&org);
-            return None;
-        }
-        Some(lookups.drain(..count).collect())
-    }
+fn in_one_query(lookups: &VecDeque<Lookup>) -> usize {
+    let mut keys = 0;
+    let fits = |lookup: &&Lookup| {
+        keys += lookup.commands.len();
+        keys <= TOGETHER
+    };
+    lookups.iter().take_while(fits).count()
+}
 
-    async fn serve(self, org: BoundOrg) {
-        let mut guard = Guard { lookups: &self, org: org.org(), has_ended: false };
-        while let Some(lookups) = self.next(org.org()) {
-            let commands: Vec<CommandId> = lookups.iter().flat_map(|lookup| lookup.commands.iter().copied()).collect();
-            let found = self.look_up(org, &commands).await.map(Arc::new).map_err(Problem::from);
-            for lookup in lookups {
-                // The caller may have gone away.
-                let _ = lookup.answer.send(found.clone());
-            }
-        }
-        guard.has_ended = true;
-    }
-
-    async fn look_up(&self, org: BoundOrg, commands: &[CommandId]) -> Result<HashMap<CommandId, Fingerprint>, DbError> {
-        let done = idempotency::find(&mut self.db.read(org).await?, commands).await?;
-        Ok(done.into_iter().map(|done| (done.command_id, done.fingerprint)).collect())
-    }
+async fn look_up(
+    db: &Database,
+    org: BoundOrg,
+    commands: &[CommandId],
+) -> Result<HashMap<CommandId, Fingerprint>, DbError> {
+    let done = idempotency::find(&mut db.read(org).await?, commands).await?;
+    Ok(done.into_iter().map(|done| (done.command_id, done.fingerprint)).collect())
 }

@@ -5,8 +5,8 @@
 //! of each other (`account_peers.rs`). Two may: the expected sequence lets one of them append, and the other decides again.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
-    sync::{Arc, Mutex, PoisonError},
+    collections::{HashSet, VecDeque},
+    sync::Arc,
 };
 
 use futures_util::future::join_all;
@@ -16,8 +16,8 @@ use orgstream_domain::{
     account::{Account, AccountAction, AccountCommand, AccountError, Terms},
 };
 use orgstream_events::{
-    AggregateId, CommandId, Commit, Event, Fingerprint, MAX_COMMIT_BYTES, MAX_EVENTS_PER_COMMIT, OrgId, Salt,
-    Timestamp, UsedBy, cause,
+    AggregateId, CommandId, Commit, Event, Fingerprint, MAX_COMMIT_BYTES, MAX_EVENTS_PER_COMMIT, Salt, Timestamp,
+    UsedBy, cause,
 };
 use orgstream_stream::{AppendError, Freshness, Placement};
 use tokio::sync::oneshot;
@@ -30,7 +30,10 @@ use super::{
     patience::Patience,
     request::{Accepted, Caller, CommandError, Request},
 };
-use crate::tenant_cache::Scoped;
+use crate::{
+    org_queues::{OrgQueues, Turn},
+    tenant_cache::Scoped,
+};
 
 /// Commands in one commit, at most.
 const TOGETHER: usize = 250;
@@ -80,15 +83,14 @@ struct Waiting {
 #[derive(Clone)]
 pub(super) struct AccountQueues {
     aggregates: Arc<Aggregates>,
-    /// Each is served by one task, which removes it when it is empty.
-    queues: Arc<Mutex<HashMap<OrgId, VecDeque<Waiting>>>>,
+    queues: OrgQueues<Waiting>,
     /// The other processes; none where there are none.
     peers: Option<Arc<AccountPeers>>,
 }
 
 impl AccountQueues {
     pub(super) fn new(aggregates: Arc<Aggregates>) -> Self {
-        Self { aggregates, queues: Arc::default(), peers: None }
+        Self { aggregates, queues: OrgQueues::new(WAITING), peers: None }
     }
 
     /// Sends the commands of an account to the process that serves it.
@@ -142,65 +144,20 @@ impl AccountQueues {
         action: AccountAction,
     ) -> Answer {
         let (answer, answered) = oneshot::channel();
-        if self.enter(placement.org, Waiting { context, action, answer })? {
-            let server = Server { queues: self.clone(), placement: placement.clone() };
-            tokio::spawn(server.run());
+        let entered = self.queues.enter(placement.org, Waiting { context, action, answer });
+        if let Some(turn) = entered.map_err(|_| CommandError::Contention)? {
+            let server = Server { aggregates: Arc::clone(&self.aggregates), placement: placement.clone() };
+            tokio::spawn(server.run(turn));
         }
         let stopped = |_| CommandError::Unavailable(cause("the queue of the account has stopped"));
         answered.await.map_err(stopped)?
-    }
-
-    /// Adds a command. Returns whether its queue is new, so that nobody serves it yet.
-    fn enter(&self, org: OrgId, waiting: Waiting) -> Result<bool, CommandError> {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        match queues.entry(org) {
-            Entry::Vacant(place) => {
-                place.insert(VecDeque::from([waiting]));
-                Ok(true)
-            }
-            Entry::Occupied(queue) if queue.get().len() >= WAITING => Err(CommandError::Contention),
-            Entry::Occupied(mut queue) => {
-                queue.get_mut().push_back(waiting);
-                Ok(false)
-            }
-        }
-    }
-
-    /// Takes the next commands; none when the queue was empty and is removed.
-    fn next(&self, org: OrgId) -> Option<Vec<Waiting>> {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        let queue = queues.get_mut(&org)?;
-        // Nothing is done for callers who went away before it was begun.
-        queue.retain(|waiting| !waiting.answer.is_closed());
-        if queue.is_empty() {
-            queues.remove(&org);
-            return None;
-        }
-        let count = queue.len().min(TOGETHER);
-        Some(queue.drain(..count).collect())
     }
 }
 
 /// The task that serves one queue.
 struct Server {
-    queues: AccountQueues,
+    aggregates: Arc<Aggregates>,
     placement: Placement,
-}
-
-/// Removes the queue of a task that ends in a panic: those who wait in it are told, and the next command begins another.
-struct Guard<'a> {
-    server: &'a Server,
-    has_ended: bool,
-}
-
-impl Drop for Guard<'_> {
-    fn drop(&mut self) {
-        // Another task may serve a new queue of the organization, once this one has ended.
-        if !self.has_ended {
-            let Server { queues, placement } = self.server;
-            queues.queues.lock().unwrap_or_else(PoisonError::into_inner).remove(&placement.org);
-        }
-    }
 }
 
 /// What became of a command in a round.
@@ -225,9 +182,9 @@ struct Round {
 }
 
 impl Server {
-    async fn run(self) {
-        let mut guard = Guard { server: &self, has_ended: false };
-        while let Some(waiting) = self.queues.next(self.placement.org) {
+    async fn run(self, mut turn: Turn<Waiting>) {
+        // Nothing is done for callers who went away before it was begun.
+        while let Some(waiting) = turn.next(|waiting| !waiting.answer.is_closed(), |_| TOGETHER) {
             if let Err((waiting, error)) = self.serve(waiting).await {
                 Account::cache(self.aggregates().caches_of()).remove(&self.key());
                 for waiting in waiting {
@@ -235,11 +192,10 @@ impl Server {
                 }
             }
         }
-        guard.has_ended = true;
     }
 
     fn aggregates(&self) -> &Aggregates {
-        &self.queues.aggregates
+        &self.aggregates
     }
 
     fn aggregate(&self) -> AggregateId {

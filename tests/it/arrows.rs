@@ -119,17 +119,18 @@ fn decisions_read_no_projection() {
 }
 
 /// The modules of the program, each with those that it may use, in an order in which none uses a later one.
-const ROOMS: [(&str, &[&str]); 18] = [
+const ROOMS: [(&str, &[&str]); 19] = [
     ("clock", &[]),
     ("secret", &[]),
     ("tenant_cache", &[]),
     ("terminal", &[]),
     ("adapters", &["clock", "secret"]),
     ("auth", &["adapters", "clock", "tenant_cache"]),
+    ("org_queues", &[]),
     ("peers", &[]),
     ("limits", &["auth", "peers", "tenant_cache"]),
-    ("commands", &["adapters", "auth", "clock", "peers", "tenant_cache"]),
-    ("app", &["auth", "clock", "commands", "limits", "secret"]),
+    ("commands", &["adapters", "auth", "clock", "org_queues", "peers", "tenant_cache"]),
+    ("app", &["auth", "clock", "commands", "limits", "org_queues", "secret"]),
     ("jobs", &["adapters", "app", "clock", "commands", "tenant_cache"]),
     ("api", &["adapters", "app", "auth", "clock", "commands", "jobs", "limits", "secret", "tenant_cache"]),
     ("config", &["adapters", "api", "auth", "limits", "secret"]),
