@@ -109,6 +109,12 @@ impl CommitKeys {
         Ok(signed.content)
     }
 
+    /// Returns the expectation that stored bytes say they were signed with; none if they say that there was none, or are not
+    /// signed. It is their writer's only if [`CommitKeys::verify`] accepts it.
+    pub fn stated(bytes: &[u8]) -> Option<u64> {
+        from_bytes::<Signed<'_>>("signature", bytes).ok()?.previous
+    }
+
     fn all(&self) -> impl Iterator<Item = &Key> {
         std::iter::once(&self.signing).chain(&self.others)
     }

@@ -53,6 +53,12 @@ orgstream search place org_01h455vb4pex5vsknk084sn02q --target default # back in
         "orgstream history accept EV_9         # after a better copy was brought back
 orgstream history accept EV_9 --lossy # without what is missing, for good",
     ),
+    ("shard list", "orgstream shard list --nats-creds access/admin/nats.creds # what waits to be erased"),
+    (
+        "shard rewrite",
+        "orgstream shard rewrite --shard 7 --dry-run # what would be erased
+orgstream shard rewrite --shard 7           # again after it was interrupted: it goes on",
+    ),
     (
         "publish",
         "orgstream publish commands.ndjson            # one command a line; again changes nothing

@@ -33,6 +33,7 @@ mod search;
 mod secrets;
 mod serve;
 mod session;
+mod shard;
 mod sign;
 mod test_servers;
 mod usage;
@@ -85,6 +86,9 @@ enum Job {
     /// See which streams of the log are not what they were, and decide how to go on.
     #[command(subcommand)]
     History(history::Job),
+    /// See the streams of the shards, and rewrite one without the messages that are to be erased.
+    #[command(subcommand)]
+    Shard(shard::Job),
     /// Send commands from an NDJSON file. Sending the same file again changes nothing.
     Publish(publish::Args),
     /// Print an organization's events, in order, or what it was at some time; or verify what is kept of it.
@@ -172,6 +176,7 @@ impl Cli {
             Job::Secrets(job) => secrets::run(job).await,
             Job::CheckConfig(args) => check_config::run(args).await,
             Job::History(job) => return Box::pin(history::run(job)).await,
+            Job::Shard(job) => Box::pin(shard::run(job)).await,
             Job::Publish(args) => publish::run(args).await,
             Job::Replay(args) => return replay::run(*args).await,
             Job::Audit(job) => return audit::run(job).await,

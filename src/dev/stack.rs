@@ -57,7 +57,7 @@ const WATCH: Duration = Duration::from_millis(300);
 /// failure that is over.
 const AGAIN: Duration = Duration::from_secs(45);
 /// How long API and worker may take to finish their work.
-const GRACE: Duration = Duration::from_secs(15);
+const GRACE: Duration = Duration::from_secs(20);
 
 /// The options of the stack.
 pub struct StackOptions {

@@ -2,12 +2,15 @@
 
 use std::{error::Error, time::Duration};
 
-use async_nats::jetstream::{
-    message::StreamMessage,
-    response::Response,
-    stream::{DirectGetErrorKind, RawMessageErrorKind, Stream},
+use async_nats::{
+    StatusCode,
+    jetstream::{
+        message::StreamMessage,
+        response::Response,
+        stream::{DirectGetErrorKind, RawMessageErrorKind, Stream},
+    },
 };
-use orgstream_events::{Shard, cause};
+use orgstream_events::{Cause, cause};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{Log, StreamError};
@@ -53,6 +56,24 @@ pub(crate) fn unavailable(action: &'static str, error: impl Error + Send + Sync 
     StreamError::Unavailable { action, reason: cause(error) }
 }
 
+/// No stream answered to the name that was asked: it is lost, or its shard is served by another one now.
+#[derive(Debug, thiserror::Error)]
+#[error("no stream of this name answers")]
+struct NoStream(#[source] Cause);
+
+pub(crate) fn gone(action: &'static str, reason: Cause) -> StreamError {
+    StreamError::Unavailable { action, reason: cause(NoStream(reason)) }
+}
+
+/// Whether no stream answered to the name that was asked.
+pub(crate) fn is_gone(error: &StreamError) -> bool {
+    match error {
+        StreamError::Unavailable { reason, .. } => reason.downcast_ref::<NoStream>().is_some(),
+        StreamError::Refused { code, .. } => *code == code::STREAM_NOT_FOUND,
+        _ => false,
+    }
+}
+
 fn refused(action: &'static str, refusal: async_nats::jetstream::Error) -> StreamError {
     let code = refusal.error_code().0;
     if is_passing(refusal.code() as u64, code) {
@@ -74,11 +95,6 @@ impl Log {
             Ok(Response::Err { error }) => Err(refused(action, error)),
             Err(error) => Err(unavailable(action, error)),
         }
-    }
-
-    pub(crate) fn stream_of(&self, shard: Shard) -> Result<&Stream<()>, StreamError> {
-        let unknown = || StreamError::UnknownShard { shard, shards: self.inner.options.shards };
-        self.inner.streams.get(usize::from(shard.0)).ok_or_else(unknown)
     }
 }
 
@@ -111,9 +127,9 @@ fn found(
         Ok(message) => Ok(Some(message)),
         Err(error) => match error.kind() {
             RawMessageErrorKind::NoMessageFound => Ok(None),
-            // Every process ensures the streams at startup, so a missing one was lost since then.
+            // Every process ensures the streams at startup, so a missing one was lost or replaced since then.
             RawMessageErrorKind::JetStream(answer) if answer.error_code().0 == code::STREAM_NOT_FOUND => {
-                Err(unavailable(action, answer))
+                Err(gone(action, cause(answer)))
             }
             RawMessageErrorKind::JetStream(answer) => Err(refused(action, answer)),
             RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => Err(unavailable(action, error)),
@@ -137,7 +153,10 @@ fn direct(
 ) -> Result<Option<StreamMessage>, StreamError> {
     match answer {
         Ok(message) => Ok(Some(message)),
-        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-        Err(error) => Err(unavailable(action, error)),
+        Err(error) => match error.kind() {
+            DirectGetErrorKind::NotFound => Ok(None),
+            DirectGetErrorKind::ErrorResponse(StatusCode::NO_RESPONDERS, _) => Err(gone(action, cause(error))),
+            _ => Err(unavailable(action, error)),
+        },
     }
 }

@@ -7,19 +7,20 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{message::StreamMessage, stream::Stream};
 use orgstream_events::{Cause, Chain, CodecError, Commit, CommitKeys, EventSubject, Shard, cause};
 use tokio::time::Instant;
 
 use crate::{
-    AppendError, Log, Placement, StreamError,
-    api::{backoff, get_on_leader, last_on_leader},
-    message::expected,
+    AppendError, Log, Message, Placement, StreamError,
+    api::backoff,
+    generation::Which,
     publish::{Answer, Write},
 };
 
 /// How long an append is retried before its outcome is reported as unknown.
-const DEADLINE: Duration = Duration::from_secs(10);
+///
+/// A cluster elects a new leader within 9 seconds, after which the append has to be tried once more.
+const DEADLINE: Duration = Duration::from_secs(15);
 /// The most commits in one atomic append. The server accepts 1,000; a command that spans aggregates needs two or three.
 const MAX_TOGETHER: usize = 100;
 
@@ -108,7 +109,6 @@ impl Log {
     }
 
     async fn append_one(&self, placement: &Placement, commit: &Commit, write: Write) -> Result<Appended, AppendError> {
-        let stream = self.stream_of(placement.shard)?;
         let deadline = Instant::now() + DEADLINE;
         let tips = &self.inner.tips;
         let queue = self.inner.queues.get(usize::from(placement.shard.0));
@@ -119,7 +119,7 @@ impl Log {
             (Ok(()), None) => within(deadline, self.inner.publisher.publish_in_turn(&write)).await?,
         };
         for tries in 0.. {
-            let reason = match decided(self.keys(), stream, answer, commit, &write.subject).await? {
+            let reason = match self.decided(placement.shard, answer, commit, &write.subject).await? {
                 Ok(appended) if appended.replayed => return Ok(appended),
                 Ok(appended) => {
                     tips.acknowledged(placement.shard, before, (appended.seq, appended.seq), &write.payload)?;
@@ -149,7 +149,6 @@ impl Log {
                 commits.len()
             )));
         }
-        let stream = self.stream_of(placement.shard)?;
         let mut writes = Vec::with_capacity(commits.len());
         for (ordinal, (commit, expected)) in commits.iter().enumerate() {
             let ordinal = (commits.len() > 1).then_some(ordinal);
@@ -175,7 +174,7 @@ impl Log {
                     return Ok((first..=seq).map(|seq| Appended { seq, replayed: false }).collect());
                 }
                 Answer::Stale | Answer::Duplicate { .. } => {
-                    match found_together(self.keys(), stream, commits, &writes).await? {
+                    match self.found_together(placement.shard, commits, &writes).await? {
                         Ok(appended) => return Ok(appended),
                         Err(reason) => reason,
                     }
@@ -187,6 +186,57 @@ impl Log {
             pause(tries, deadline, reason).await?;
         }
         Err(AppendError::Unavailable { reason: cause("out of tries") })
+    }
+
+    /// Maps an answer to the outcome of the commit. The inner error is the reason for a retry.
+    async fn decided(
+        &self,
+        shard: Shard,
+        answer: Answer,
+        commit: &Commit,
+        subject: &str,
+    ) -> Result<Result<Appended, Cause>, AppendError> {
+        let stored = match answer {
+            Answer::Stored { seq } => return Ok(Ok(Appended { seq, replayed: false })),
+            Answer::Unknown { reason } => return Ok(Err(reason)),
+            Answer::Refused { code, description } => return Err(AppendError::Refused { code, description }),
+            Answer::TooLarge { size, limit } => return Err(CodecError::TooLarge { size, limit }.into()),
+            Answer::Stale => self.on_leader(shard, Which::Last(subject)).await,
+            Answer::Duplicate { seq } => self.on_leader(shard, Which::At(seq)).await,
+        };
+        match stored {
+            Ok(stored) => ours(self.keys(), stored.as_ref(), commit, subject).map(Ok),
+            Err(error) => retry_or_refuse(error),
+        }
+    }
+
+    /// Checks, after a rejected batch, whether all of its commits were stored by an earlier try.
+    async fn found_together(
+        &self,
+        shard: Shard,
+        commits: &[(Commit, u64)],
+        writes: &[Write],
+    ) -> Result<Result<Vec<Appended>, Cause>, AppendError> {
+        let mut found = Vec::with_capacity(commits.len());
+        let mut moved_on = None;
+        for ((commit, expected), write) in commits.iter().zip(writes) {
+            let stored = match self.on_leader(shard, Which::Last(&write.subject)).await {
+                Ok(stored) => stored,
+                Err(error) => return retry_or_refuse(error),
+            };
+            match ours(self.keys(), stored.as_ref(), commit, &write.subject) {
+                Ok(appended) => found.push(appended),
+                Err(error @ AppendError::KeyReused { .. }) => return Err(error),
+                Err(error) if stored.as_ref().map_or(0, |stored| stored.seq) != *expected => return Err(error),
+                Err(error) => moved_on = Some(error),
+            }
+        }
+        match moved_on {
+            None => Ok(Ok(found)),
+            // Every expectation still holds, so the server has seen one of the message ids before.
+            Some(_) if found.is_empty() => Err(AppendError::KeyReused { subject: "another aggregate".to_owned() }),
+            Some(error) => Err(error),
+        }
     }
 }
 
@@ -216,77 +266,21 @@ fn prepare(
     })
 }
 
-/// Maps an answer to the outcome of the commit. The inner error is the reason for a retry.
-async fn decided(
-    keys: &CommitKeys,
-    stream: &Stream<()>,
-    answer: Answer,
-    commit: &Commit,
-    subject: &str,
-) -> Result<Result<Appended, Cause>, AppendError> {
-    let stored = match answer {
-        Answer::Stored { seq } => return Ok(Ok(Appended { seq, replayed: false })),
-        Answer::Unknown { reason } => return Ok(Err(reason)),
-        Answer::Refused { code, description } => return Err(AppendError::Refused { code, description }),
-        Answer::TooLarge { size, limit } => return Err(CodecError::TooLarge { size, limit }.into()),
-        Answer::Stale => last_on_leader(stream, subject).await,
-        Answer::Duplicate { seq } => get_on_leader(stream, seq).await,
-    };
-    match stored {
-        Ok(stored) => ours(keys, stored.as_ref(), commit, subject).map(Ok),
-        Err(error) => retry_or_refuse(error),
-    }
-}
-
 /// Whether `stored` is the message that an earlier try stored.
-fn ours(
-    keys: &CommitKeys,
-    stored: Option<&StreamMessage>,
-    commit: &Commit,
-    subject: &str,
-) -> Result<Appended, AppendError> {
+fn ours(keys: &CommitKeys, stored: Option<&Message>, commit: &Commit, subject: &str) -> Result<Appended, AppendError> {
     let conflict = || AppendError::Conflict { subject: subject.to_owned() };
     let stored = stored.ok_or_else(conflict)?;
-    let content = keys.verify(&stored.subject, expected(&stored.headers), &stored.payload).map_err(|_| conflict())?;
+    let content = stored.content(keys).map_err(|_| conflict())?;
     let found = Commit::decode(content).map_err(|_| conflict())?;
     // One of several commands that was stored alone, or with others, is found by whoever reads the history.
     if found.command_id != commit.command_id || found.following != commit.following {
         return Err(conflict());
     }
     // The idempotency key was used for another aggregate, or with another body.
-    if stored.subject.as_str() != subject || found.fingerprint != commit.fingerprint {
-        return Err(AppendError::KeyReused { subject: stored.subject.to_string() });
+    if stored.subject != subject || found.fingerprint != commit.fingerprint {
+        return Err(AppendError::KeyReused { subject: stored.subject.clone() });
     }
-    Ok(Appended { seq: stored.sequence, replayed: true })
-}
-
-/// Checks, after a rejected batch, whether all of its commits were stored by an earlier try.
-async fn found_together(
-    keys: &CommitKeys,
-    stream: &Stream<()>,
-    commits: &[(Commit, u64)],
-    writes: &[Write],
-) -> Result<Result<Vec<Appended>, Cause>, AppendError> {
-    let mut found = Vec::with_capacity(commits.len());
-    let mut moved_on = None;
-    for ((commit, expected), write) in commits.iter().zip(writes) {
-        let stored = match last_on_leader(stream, &write.subject).await {
-            Ok(stored) => stored,
-            Err(error) => return retry_or_refuse(error),
-        };
-        match ours(keys, stored.as_ref(), commit, &write.subject) {
-            Ok(appended) => found.push(appended),
-            Err(error @ AppendError::KeyReused { .. }) => return Err(error),
-            Err(error) if stored.as_ref().map_or(0, |stored| stored.sequence) != *expected => return Err(error),
-            Err(error) => moved_on = Some(error),
-        }
-    }
-    match moved_on {
-        None => Ok(Ok(found)),
-        // Every expectation still holds, so the server has seen one of the message ids before.
-        Some(_) if found.is_empty() => Err(AppendError::KeyReused { subject: "another aggregate".to_owned() }),
-        Some(error) => Err(error),
-    }
+    Ok(Appended { seq: stored.seq, replayed: true })
 }
 
 fn retry_or_refuse<T>(error: StreamError) -> Result<Result<T, Cause>, AppendError> {

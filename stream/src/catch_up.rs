@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::{
     Chunk, Log, ReadLimit, StreamError,
     api::unavailable,
-    consumer::{self, Place, Reads, SPENT},
+    consumer::{self, Consumer, Place, Reads, SPENT},
     log::Connection,
     read::{MAX_BYTES, MAX_MESSAGES, SILENCE},
 };
@@ -32,8 +32,7 @@ pub struct CatchUpReader {
 
 #[derive(Debug)]
 struct Source {
-    /// The subject for the consumer's requests.
-    ask: String,
+    consumer: Consumer,
     /// The number of messages it has sent.
     sent: u64,
 }
@@ -80,14 +79,14 @@ impl CatchUpReader {
         let mut source = match self.source.take() {
             Some(source) => source,
             None => {
-                let ask = consumer::create(&self.log, self.shard, Reads::Only(self.org), after).await?;
-                Source { ask, sent: 0 }
+                let consumer = consumer::create(&self.log, self.shard, Reads::Only(self.org), after).await?;
+                Source { consumer, sent: 0 }
             }
         };
-        let mut chunk = source.pull(&self.log, self.shard, after, limit).await?;
+        let mut chunk = source.pull(&self.log, after, limit).await?;
         if chunk.messages.is_empty() && !chunk.ended {
             // The next message is larger than the requested bytes.
-            chunk = source.pull(&self.log, self.shard, after, ReadLimit { messages: 1, bytes: MAX_BYTES }).await?;
+            chunk = source.pull(&self.log, after, ReadLimit { messages: 1, bytes: MAX_BYTES }).await?;
         }
         self.source = Some(source);
         Ok(chunk)
@@ -95,7 +94,7 @@ impl CatchUpReader {
 }
 
 impl Source {
-    async fn pull(&mut self, log: &Log, shard: Shard, after: u64, limit: ReadLimit) -> Result<Chunk, StreamError> {
+    async fn pull(&mut self, log: &Log, after: u64, limit: ReadLimit) -> Result<Chunk, StreamError> {
         let broken = |reason: &str| StreamError::Unavailable { action: ACTION, reason: cause(reason) };
         let (batch, bytes) = (limit.messages.clamp(1, MAX_MESSAGES), limit.bytes.clamp(1, MAX_BYTES));
         let request = json!({ "batch": batch, "max_bytes": bytes, "no_wait": true }).to_string();
@@ -105,7 +104,7 @@ impl Source {
         // A new inbox per request, so that a late reply to one request is not taken for a reply to the next.
         let inbox = client.new_inbox();
         let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| unavailable(ACTION, error))?;
-        let sent = client.publish_with_reply(self.ask.clone(), inbox, request.into());
+        let sent = client.publish_with_reply(self.consumer.ask.clone(), inbox, request.into());
         tokio::time::timeout(SILENCE, sent)
             .await
             .map_err(|_| broken("the connection takes no more"))?
@@ -137,7 +136,7 @@ impl Source {
             (self.sent, last) = (place.number, place.seq);
             came += answer.length;
             chunk.ended = place.ahead == 0;
-            chunk.messages.push(place.message(shard, answer));
+            chunk.messages.push(place.message(&self.consumer.generation, answer));
         }
         Ok(chunk)
     }

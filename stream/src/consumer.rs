@@ -1,7 +1,7 @@
 //! Consumers: server-side readers of a worker. Ephemeral, in memory, without acknowledgements, and removed by
 //! inactivity.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream::consumer::{AckPolicy, Config, DeliverPolicy, Info};
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use orgstream_events::{EventSubject, OrgId, Shard};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::{Log, Message, StreamError, streams};
+use crate::{Log, Message, StreamError, api::is_gone, generation::Generation};
 
 /// Inactivity after which the server removes a consumer.
 const INACTIVE: Duration = Duration::from_secs(30);
@@ -24,9 +24,29 @@ pub(crate) enum Reads {
     Only(OrgId),
 }
 
-/// Creates a consumer of the messages after `after`. Returns the subject for its requests.
-pub(crate) async fn create(log: &Log, shard: Shard, reads: Reads, after: u64) -> Result<String, StreamError> {
-    let stream = streams::name(shard);
+/// A consumer on the server. It ends with its stream: who reads on makes another one, at the same sequence of the stream that
+/// serves the shard then.
+#[derive(Debug)]
+pub(crate) struct Consumer {
+    /// The subject for its requests.
+    pub(crate) ask: String,
+    /// The stream that it reads.
+    pub(crate) generation: Arc<Generation>,
+}
+
+/// Creates a consumer of the messages after `after`.
+pub(crate) async fn create(log: &Log, shard: Shard, reads: Reads, after: u64) -> Result<Consumer, StreamError> {
+    let mut generation = log.generation(shard).await?;
+    loop {
+        match create_on(log, &generation, reads, after).await {
+            Err(error) if is_gone(&error) => generation = log.successor(&generation).await?.ok_or(error)?,
+            ask => return Ok(Consumer { ask: ask?, generation }),
+        }
+    }
+}
+
+async fn create_on(log: &Log, generation: &Generation, reads: Reads, after: u64) -> Result<String, StreamError> {
+    let (stream, shard) = (&generation.name, generation.shard);
     let (action, kind, description, filter_subject) = match reads {
         Reads::Everything => ("begin a cursor", "cursor", "an orgstream worker reading its shard", String::new()),
         Reads::Only(org) => {
@@ -74,11 +94,11 @@ impl Place {
     }
 
     /// The message at this position.
-    pub(crate) fn message(self, shard: Shard, message: async_nats::Message) -> Message {
+    pub(crate) fn message(self, generation: &Generation, message: async_nats::Message) -> Message {
         // The payload is a slice of the connection's read buffer; one small message kept in a lane would keep the whole
         // buffer in memory.
         let payload = Bytes::copy_from_slice(&message.payload);
-        Message::new(shard, self.seq, message.subject.into_string(), message.headers.as_ref(), payload)
+        generation.message(self.seq, message.subject.into_string(), message.headers.as_ref(), payload)
     }
 
     fn parse(reply: &str) -> Option<Self> {

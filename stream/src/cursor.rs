@@ -2,7 +2,8 @@
 //!
 //! It reads through an ephemeral, unfiltered pull consumer without acknowledgements. The consumer is never trusted with
 //! the position: the position is the last sequence returned, every message must be the next one, and on any
-//! irregularity the consumer is replaced by one that starts at the cursor's position.
+//! irregularity the consumer is replaced by one that starts at the cursor's position. Messages that were erased are no
+//! irregularity.
 
 use std::fmt;
 
@@ -37,6 +38,12 @@ pub struct Cursor {
 enum Source {
     Subscription(Box<Subscription>),
     Beginning(BoxFuture<'static, Result<Subscription, StreamError>>),
+}
+
+impl Source {
+    fn explains(&self, found: u64) -> bool {
+        matches!(self, Self::Subscription(feed) if feed.explains(found))
+    }
 }
 
 impl fmt::Debug for Cursor {
@@ -94,6 +101,7 @@ impl Cursor {
                 Received::Message(message) if message.seq == self.last + 1 => return Ok(self.hand_out(message)),
                 // A redelivery by the server: it was returned before.
                 Received::Message(message) if message.seq <= self.last => {}
+                Received::Message(message) if self.source.explains(message.seq) => return Ok(self.hand_out(message)),
                 Received::Message(_) if !self.doubted => {
                     self.doubted = true;
                     self.begin_again();

@@ -5,7 +5,8 @@ use orgstream_events::{AggregateType, EventSubject, OrgId, Shard, cause};
 
 use crate::{
     Log, Placement, StreamError,
-    api::{last_on_leader, next_on_leader, unavailable},
+    api::{next_on_leader, unavailable},
+    generation::Which,
 };
 
 const PLACEMENTS: &str = "sys.placement.*";
@@ -38,8 +39,8 @@ impl Log {
 
     /// Returns the same as [`Log::head`], for a caller that knows the shard.
     pub async fn last_of(&self, shard: Shard, org: OrgId) -> Result<u64, StreamError> {
-        let last = last_on_leader(self.stream_of(shard)?, &EventSubject::all_of_org(shard, org)).await?;
-        Ok(last.map_or(0, |message| message.sequence))
+        let last = self.on_leader(shard, Which::Last(&EventSubject::all_of_org(shard, org))).await?;
+        Ok(last.map_or(0, |message| message.seq))
     }
 
     /// Returns every organization of the shard, in no order. The platform's own org is not among them.
@@ -52,33 +53,37 @@ impl Log {
     /// one's messages, in no order. Who remembers the number sees which of them has changed.
     pub async fn lengths_of(&self, shard: Shard, aggregate: AggregateType) -> Result<Vec<(OrgId, u64)>, StreamError> {
         let filter = EventSubject::every_org_in_shard(shard, aggregate);
-        let asked = self.stream_of(shard)?.info_with_subjects(filter).await;
-        let mut subjects = asked.map_err(|error| unavailable(LIST, error))?;
-        let mut orgs = Vec::new();
-        while let Some((subject, length)) = subjects.try_next().await.map_err(|error| unavailable(LIST, error))? {
-            let length = u64::try_from(length).unwrap_or(u64::MAX);
-            orgs.extend(EventSubject::route(&subject).map(|(_, org)| (org, length)).ok());
-        }
-        Ok(orgs)
+        let subjects = self.subjects(shard, filter, LIST).await?;
+        let org = |(subject, length): (String, u64)| Some((EventSubject::route(&subject).ok()?.1, length));
+        Ok(subjects.into_iter().filter_map(org).collect())
     }
 
     /// Returns the number of the org's aggregates of one type, as the shard's leader knows them. For types with few.
     pub async fn count_of_type(&self, placement: &Placement, aggregate: AggregateType) -> Result<u64, StreamError> {
         let Placement { shard, org, .. } = *placement;
         let filter = EventSubject::all_of_type(shard, org, aggregate);
-        let asked = self.stream_of(shard)?.info_with_subjects(filter).await;
-        let mut subjects = asked.map_err(|error| unavailable(COUNT, error))?;
-        let mut count = 0;
-        while subjects.try_next().await.map_err(|error| unavailable(COUNT, error))?.is_some() {
-            count += 1;
-        }
-        Ok(count)
+        Ok(self.subjects(shard, filter, COUNT).await?.len() as u64)
+    }
+
+    /// Returns the subjects of the shard that match, with the number of messages on each.
+    async fn subjects(
+        &self,
+        shard: Shard,
+        filter: String,
+        action: &'static str,
+    ) -> Result<Vec<(String, u64)>, StreamError> {
+        // The look at the stream finds the one that serves the shard now.
+        let (generation, _) = self.shard_info(shard).await?;
+        let asked = generation.stream.info_with_subjects(filter).await;
+        let subjects = asked.map_err(|error| unavailable(action, error))?;
+        let counted = subjects.map_ok(|(subject, count)| (subject, u64::try_from(count).unwrap_or(u64::MAX)));
+        counted.try_collect().await.map_err(|error| unavailable(action, error))
     }
 
     /// Returns the sequence of the org's first message after `after`, as the shard's leader knows it.
     pub async fn next_after(&self, shard: Shard, org: OrgId, after: u64) -> Result<Option<u64>, StreamError> {
         let filter = EventSubject::all_of_org(shard, org);
-        let next = next_on_leader(self.stream_of(shard)?, &filter, after + 1).await?;
-        Ok(next.map(|message| message.sequence))
+        let next = self.on_leader(shard, Which::Next(&filter, after + 1)).await?;
+        Ok(next.map(|message| message.seq))
     }
 }

@@ -163,3 +163,47 @@ pub enum CursorError {
     #[error(transparent)]
     Stream(#[from] StreamError),
 }
+
+/// The reason why a shard was not rewritten.
+#[derive(Debug, thiserror::Error)]
+pub enum RewriteError {
+    /// The server does not copy any further.
+    #[error(
+        "the copy {name} stands still at {at} of {end}, so it was thrown away: see the server's log, and begin again"
+    )]
+    Stalled {
+        /// The copy.
+        name: String,
+        /// The last sequence that was copied.
+        at: u64,
+        /// The last sequence to copy.
+        end: u64,
+    },
+    /// The copy is not what the stream is. The shard is served as before.
+    #[error("the copy of shard {shard} was thrown away: {what}")]
+    Differs {
+        /// The shard.
+        shard: Shard,
+        /// The difference.
+        what: String,
+    },
+    /// More is written to the shard than can be copied meanwhile.
+    #[error(
+        "the copy of shard {shard} is still {behind} messages behind: run it again, and it goes on, when less is written"
+    )]
+    Busy {
+        /// The shard.
+        shard: Shard,
+        /// The messages that it lacks.
+        behind: u64,
+    },
+    /// Another process rewrites the shard.
+    #[error("another process has taken over the rewrite of shard {shard}: let it finish")]
+    TakenOver {
+        /// The shard.
+        shard: Shard,
+    },
+    /// A request failed. The rewrite goes on where it was when it is run again.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}

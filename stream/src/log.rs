@@ -13,6 +13,7 @@ use crate::{
     Credentials, StreamError,
     api::unavailable,
     credentials::{self, Reach},
+    generation::Generations,
     in_flight::InFlightLimiter,
     placement::PlacementCache,
     publish::Publisher,
@@ -100,7 +101,7 @@ pub(crate) struct Inner {
     /// The subject prefix for JetStream requests.
     pub(crate) api: String,
     pub(crate) jetstream: jetstream::Context,
-    pub(crate) streams: Vec<Stream<()>>,
+    pub(crate) generations: Generations,
     pub(crate) system: Stream<()>,
     pub(crate) snapshots: Stream<()>,
     pub(crate) vault: Stream<()>,
@@ -174,26 +175,23 @@ impl Log {
         let api = credentials::api(user).to_owned();
         let jetstream = jetstream::with_prefix(client.clone(), &api);
 
-        let mut streams = Vec::with_capacity(options.shards.into());
-        for shard in (0..options.shards).map(Shard) {
-            streams.push(streams::handle(&jetstream, &streams::name(shard)).await?);
-        }
         let system = streams::handle(&jetstream, streams::SYSTEM).await?;
         let snapshots = streams::handle(&jetstream, streams::SNAPSHOTS).await?;
         let vault = streams::handle(&jetstream, streams::VAULT).await?;
         let publisher = Publisher::new(client.clone(), losses.clone());
         let queues = match options.sync {
-            SyncMode::Durable => streams.iter().map(|_| PublishBatcher::start(publisher.clone())).collect(),
+            SyncMode::Durable => (0..options.shards).map(|_| PublishBatcher::start(publisher.clone())).collect(),
             SyncMode::Relaxed => Vec::new(),
         };
         let (shares, placements) = (InFlightLimiter::new(options.sync), PlacementCache::default());
-        let (troubles, tips) = (Troubles::default(), Tips::new(options.shards));
+        let (troubles, tips, generations) =
+            (Troubles::default(), Tips::new(options.shards), Generations::new(options.shards));
         let options = options.clone();
         let inner = Inner {
             options,
             api,
             jetstream,
-            streams,
+            generations,
             system,
             snapshots,
             vault,

@@ -6,7 +6,7 @@ use async_nats::{HeaderMap, header};
 use bytes::Bytes;
 use orgstream_events::{Chain, CodecError, Commit, CommitKeys, EventSubject, OpenedCommit, Shard, SubjectError, cause};
 
-use crate::{StreamError, publish::TRACE};
+use crate::StreamError;
 
 /// Applies an expectation to another subject, so that the message expects nothing on its own.
 const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
@@ -22,18 +22,14 @@ pub struct Message {
     pub subject: String,
     /// A signed [`Commit`].
     pub payload: Bytes,
-    /// The last sequence of the subject that its publisher expected, as enforced by the server.
+    /// The last sequence of the subject that its publisher expected, as enforced by the server: when it was stored, or of a
+    /// message that was copied into the stream, as checked when it was copied.
     pub expected: Option<u64>,
     /// The W3C `traceparent` of the request that appended it.
     pub trace: Option<String>,
 }
 
 impl Message {
-    pub(crate) fn new(shard: Shard, seq: u64, subject: String, headers: Option<&HeaderMap>, payload: Bytes) -> Self {
-        let trace = headers.and_then(|headers| headers.get_last(TRACE)).map(|trace| trace.as_str().to_owned());
-        Self { shard, seq, subject, payload, expected: headers.and_then(expected), trace }
-    }
-
     /// Returns the bytes of the [`Commit`] after verifying that a process of this installation signed them for this
     /// place.
     pub fn content(&self, keys: &CommitKeys) -> Result<&[u8], CodecError> {
@@ -68,7 +64,7 @@ pub struct StoredCommit {
     pub trace: Option<String>,
 }
 
-/// The last sequence of a message's own subject that the server enforced for its publisher.
+/// The last sequence of a message's own subject that the server enforced for its publisher. Copies of a stream lack it.
 pub(crate) fn expected(headers: &HeaderMap) -> Option<u64> {
     if headers.get_last(EXPECTED_SUBJECT).is_some() {
         return None;

@@ -6,21 +6,18 @@
 
 use std::time::Duration;
 
-use async_nats::{
-    HeaderMap, header,
-    jetstream::{self, message::StreamMessage},
-};
+use async_nats::{HeaderMap, header};
 use futures_util::{Stream, StreamExt, stream};
 use orgstream_events::{AggregateId, Chain, CodecError, EventSubject, Fingerprint, OrgId, Shard, cause};
 use serde::Serialize;
 
 use crate::{
     Log, Message, Placement, StoredCommit, StreamError,
-    api::{backoff, get_on_any, get_on_leader, last_on_any, last_on_leader, next_on_leader, unavailable},
+    api::{backoff, gone, is_gone, unavailable},
+    generation::{Generation, Which, found_on_leader},
     log::Connection,
     message::forged,
     snapshot::{Found, Snapshot, is_short},
-    streams,
     system::unreadable,
 };
 
@@ -32,6 +29,8 @@ pub(crate) const MAX_BYTES: usize = 16 << 20;
 /// Every request costs a count of what is left, up to milliseconds for an org of many aggregates, so a chunk is not too
 /// small.
 const REPLAY_CHUNK: ReadLimit = ReadLimit { messages: 2_000, bytes: 2 << 20 };
+/// Messages in place of a batch, one read each.
+const ONE_BY_ONE: usize = 64;
 /// Commits up to which a history is walked back, one read each; a longer one is read forward from its beginning.
 const WALK: usize = 64;
 /// Tries of a replay, about 15 seconds: it survives a server's restart.
@@ -112,20 +111,16 @@ impl Log {
         freshness: Freshness,
     ) -> Result<History, StreamError> {
         let shard = placement.shard;
-        let stream = self.stream_of(shard)?;
         let subject = EventSubject { shard, org: placement.org, aggregate: aggregate.clone() }.to_string();
-        let newest = match freshness {
-            Freshness::Leader => last_on_leader(stream, &subject).await?,
-            Freshness::Any => last_on_any(stream, &subject).await?,
-        };
-        let newest_seq = newest.as_ref().map_or(0, |message| message.sequence);
+        let newest = self.last_on(shard, &subject, freshness).await?;
+        let newest_seq = newest.as_ref().map_or(0, |message| message.seq);
         if newest_seq < after && freshness == Freshness::Leader {
             return Err(StreamError::Behind { shard, last: newest_seq, expected: after });
         }
-        let Some(newest) = newest.filter(|message| message.sequence > after) else {
+        let Some(newest) = newest.filter(|message| message.seq > after) else {
             return Ok(History { last: after, ended: true, ..History::default() });
         };
-        self.read_since(placement, stored(shard, newest), after).await
+        self.read_since(placement, newest, after).await
     }
 
     /// Returns the aggregate's history from its beginning, or from its snapshot of this shape: the first part.
@@ -138,14 +133,9 @@ impl Log {
         freshness: Freshness,
     ) -> Result<History, StreamError> {
         let Placement { org, shard, .. } = *placement;
-        let stream = self.stream_of(shard)?;
         let of = EventSubject { shard, org, aggregate: aggregate.clone() };
-        let newest = match freshness {
-            Freshness::Leader => last_on_leader(stream, &of.to_string()).await?,
-            Freshness::Any => last_on_any(stream, &of.to_string()).await?,
-        };
+        let newest = self.last_on(shard, &of.to_string(), freshness).await?;
         let Some(newest) = newest else { return Ok(History { ended: true, ..History::default() }) };
-        let newest = stored(shard, newest);
         if !is_short(&newest, self.keys())
             && let Some(found) = self.find_snapshot(&of, shape).await
             && let Some(history) = self.read_on(found, &newest).await?
@@ -155,10 +145,17 @@ impl Log {
         self.read_since(placement, newest, 0).await
     }
 
+    async fn last_on(&self, shard: Shard, subject: &str, freshness: Freshness) -> Result<Option<Message>, StreamError> {
+        match freshness {
+            Freshness::Leader => self.on_leader(shard, Which::Last(subject)).await,
+            Freshness::Any => self.on_any(shard, Which::Last(subject)).await,
+        }
+    }
+
     /// Returns the commits after `after`, of which `newest` is the last; of many the first part.
     async fn read_since(&self, placement: &Placement, newest: Message, after: u64) -> Result<History, StreamError> {
         let (shard, subject, last) = (placement.shard, newest.subject.clone(), newest.seq);
-        match self.walk_back(self.stream_of(shard)?, newest, after).await? {
+        match self.walk_back(newest, after).await? {
             Some(commits) => {
                 let read = commits.len() as u64;
                 Ok(History { snapshot: None, commits, last, ended: true, read })
@@ -190,14 +187,13 @@ impl Log {
     /// on it. Sees every write acknowledged before.
     pub async fn end_of_history(&self, placement: &Placement, aggregate: &AggregateId) -> Result<u64, StreamError> {
         let Placement { org, shard, .. } = *placement;
-        let stream = self.stream_of(shard)?;
         let subject = EventSubject { shard, org, aggregate: aggregate.clone() }.to_string();
         // The leader's copy is the only one, and a direct get is the cheaper request.
         let last = match self.inner.options.replicas {
-            1 => last_on_any(stream, &subject).await?,
-            _ => last_on_leader(stream, &subject).await?,
+            1 => self.on_any(shard, Which::Last(&subject)).await?,
+            _ => self.on_leader(shard, Which::Last(&subject)).await?,
         };
-        Ok(last.map_or(0, |message| message.sequence))
+        Ok(last.map_or(0, |message| message.seq))
     }
 
     /// Returns the access events of an aggregate after `after` (exclusive), oldest first, as many as one read returns:
@@ -229,12 +225,7 @@ impl Log {
 
     /// Returns the commits from the newest back to `after`, by the expectations that the messages hold; none when there
     /// are too many, or one of the messages is not authentic.
-    async fn walk_back(
-        &self,
-        stream: &jetstream::stream::Stream<()>,
-        newest: Message,
-        after: u64,
-    ) -> Result<Option<Vec<StoredCommit>>, StreamError> {
+    async fn walk_back(&self, newest: Message, after: u64) -> Result<Option<Vec<StoredCommit>>, StreamError> {
         let mut commits = Vec::new();
         let (shard, subject) = (newest.shard, newest.subject.clone());
         let mut message = newest;
@@ -255,13 +246,10 @@ impl Log {
                 commits.reverse();
                 return Ok(Some(commits));
             }
-            // A replica may lack a message that its leader has; a message that the leader lacks is gone.
-            let found = match get_on_any(stream, before).await? {
-                Some(found) => Some(found),
-                None => get_on_leader(stream, before).await?,
-            };
+            // A message that the leader lacks is gone.
+            let found = self.on_any(shard, Which::At(before)).await?;
             let gone = || message.corrupt(format!("message {before}, which came before it, is missing"));
-            message = stored(shard, found.ok_or_else(gone)?);
+            message = found.ok_or_else(gone)?;
         }
         Ok(None)
     }
@@ -301,19 +289,58 @@ impl Log {
     /// Returns the org's messages from `from_seq` (inclusive), as many as `limit` allows.
     #[tracing::instrument(level = "debug", skip_all, fields(org.id = %org, %shard))]
     pub async fn read(&self, shard: Shard, org: OrgId, from_seq: u64, limit: ReadLimit) -> Result<Chunk, StreamError> {
-        let stream = self.stream_of(shard)?;
         let filter = EventSubject::all_of_org(shard, org);
         let from_seq = from_seq.max(1);
         let mut chunk = self.batch_get(shard, &filter, from_seq, limit).await?;
-        if chunk.ended && self.inner.options.replicas > 1 {
+        if chunk.ended && (self.inner.options.replicas > 1 || self.generation(shard).await?.has_copies()) {
             // A lagging replica may report an end where there is none.
             let next_seq = chunk.messages.last().map_or(from_seq, |message| message.seq + 1);
-            chunk.ended = next_on_leader(stream, &filter, next_seq).await?.is_none();
+            chunk.ended = self.on_leader(shard, Which::Next(&filter, next_seq)).await?.is_none();
         }
         Ok(chunk)
     }
 
     async fn batch_get(&self, shard: Shard, filter: &str, seq: u64, limit: ReadLimit) -> Result<Chunk, StreamError> {
+        let generation = self.generation(shard).await?;
+        match self.batch_of(&generation, filter, seq, limit).await {
+            Err(error) if is_gone(&error) => match self.successor(&generation).await? {
+                Some(newer) => self.batch_of(&newer, filter, seq, limit).await,
+                None => self.one_by_one(&generation, filter, seq, limit).await,
+            },
+            chunk => chunk,
+        }
+    }
+
+    /// Reads as a batch does, from the leader, with one request for each message: no replica answers while a rewrite prepares
+    /// its copy.
+    pub(crate) async fn one_by_one(
+        &self,
+        generation: &Generation,
+        filter: &str,
+        seq: u64,
+        limit: ReadLimit,
+    ) -> Result<Chunk, StreamError> {
+        let (mut chunk, mut next, mut bytes) = (Chunk::default(), seq, 0);
+        while chunk.messages.len() < limit.messages.clamp(1, ONE_BY_ONE) && bytes < limit.bytes.max(1) {
+            let Some(message) = found_on_leader(generation, Which::Next(filter, next)).await? else {
+                chunk.ended = true;
+                break;
+            };
+            next = message.seq + 1;
+            bytes += message.payload.len();
+            chunk.messages.push(message);
+        }
+        Ok(chunk)
+    }
+
+    /// Reads the messages of one stream from `seq` (inclusive) that match.
+    pub(crate) async fn batch_of(
+        &self,
+        generation: &Generation,
+        filter: &str,
+        seq: u64,
+        limit: ReadLimit,
+    ) -> Result<Chunk, StreamError> {
         let action = "read an org's messages";
         let broken = |reason: &str| StreamError::Unavailable { action, reason: cause(reason) };
         let request = BatchGet {
@@ -328,7 +355,7 @@ impl Log {
         losses.mark_unchanged();
         let inbox = client.new_inbox();
         let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| unavailable(action, error))?;
-        let ask = format!("{}.DIRECT.GET.{}", self.inner.api, streams::name(shard));
+        let ask = format!("{}.DIRECT.GET.{}", self.inner.api, generation.name);
         let sent = client.publish_with_reply(ask, inbox, body.into());
         tokio::time::timeout(SILENCE, sent)
             .await
@@ -352,11 +379,14 @@ impl Log {
                     return Ok(Chunk { messages, ended: left == Some(0), left: left.unwrap_or_default() });
                 }
                 Some(404) => return Ok(Chunk { messages, ended: true, left: 0 }),
-                Some(503) => return Err(broken("no server holds this stream now")),
+                Some(503) => return Err(gone(action, cause("no server holds this stream now"))),
                 Some(code) => {
                     let description = answer.description.unwrap_or_default();
                     return Err(StreamError::Refused { action, code: code.into(), description });
                 }
+            }
+            if !generation.sent(&headers) {
+                return Err(gone(action, cause("a copy answered")));
             }
             let (Some(seq), Some(subject)) =
                 (number(&headers, header::NATS_SEQUENCE.as_ref()), headers.get_last(header::NATS_SUBJECT))
@@ -369,7 +399,7 @@ impl Log {
                 return Err(broken("an answer was lost"));
             }
             let subject = subject.as_str().to_owned();
-            messages.push(Message::new(shard, seq, subject, Some(&headers), answer.payload));
+            messages.push(generation.message(seq, subject, Some(&headers), answer.payload));
         }
     }
 
@@ -444,10 +474,6 @@ impl Reader {
             }
         }
     }
-}
-
-pub(crate) fn stored(shard: Shard, message: StreamMessage) -> Message {
-    Message::new(shard, message.sequence, message.subject.into_string(), Some(&message.headers), message.payload)
 }
 
 fn number(headers: &HeaderMap, name: &str) -> Option<u64> {

@@ -6,7 +6,7 @@ use orgstream_events::{Commit, EventSubject, Shard};
 
 use crate::{
     AppendError, Log, Message, StreamError,
-    api::{get_on_leader, last_on_leader},
+    generation::Which,
     publish::{Answer, Write},
     tips::StreamName,
 };
@@ -14,30 +14,35 @@ use crate::{
 /// The token in the place of the org, for messages of which no copy is left.
 const NOBODY: &str = "lost";
 
-/// Whether a message is a placeholder for a lost one.
+/// The token in the place of the org, for the message that a rewrite writes behind all that it has copied.
+const REWRITE: &str = "rewrite";
+
+/// Whether a message is of no organization, and there for its sequence alone: in the place of a lost one, or at the end of what
+/// a rewrite has copied.
 pub fn is_placeholder(subject: &str) -> bool {
-    subject.split('.').nth(2) == Some(NOBODY)
+    subject.split('.').nth(2).is_some_and(|token| [NOBODY, REWRITE].contains(&token))
+}
+
+/// The subject of the message behind all that a rewrite has copied.
+pub(crate) fn tick_subject(shard: Shard, generation: u32) -> String {
+    format!("ev.{shard}.{REWRITE}.{generation}")
 }
 
 impl Log {
     /// Returns the shard's message `seq`, if it exists.
     pub async fn message(&self, shard: Shard, seq: u64) -> Result<Option<Message>, StreamError> {
-        let found = get_on_leader(self.stream_of(shard)?, seq).await?;
-        Ok(found.map(|found| {
-            Message::new(shard, found.sequence, found.subject.to_string(), Some(&found.headers), found.payload)
-        }))
+        self.on_leader(shard, Which::At(seq)).await
     }
 
     /// Writes the commit, or a placeholder if no copy of it is left, as the shard's message `seq`: nowhere else.
     pub async fn write_back(&self, shard: Shard, seq: u64, commit: Option<&Commit>) -> Result<(), AppendError> {
-        let stream = self.stream_of(shard)?;
         let mut expected = None;
         let (subject, payload) = match commit {
             Some(commit) => {
                 let subject = EventSubject { shard, org: commit.org_id, aggregate: commit.aggregate.clone() };
                 if !commit.aggregate.is_access() {
-                    let last = last_on_leader(stream, &subject.to_string()).await?;
-                    expected = Some(last.map_or(0, |last| last.sequence));
+                    let last = self.on_leader(shard, Which::Last(&subject.to_string())).await?;
+                    expected = Some(last.map_or(0, |last| last.seq));
                 }
                 let payload = commit.sign(self.keys(), &subject, expected)?;
                 (subject.to_string(), payload)

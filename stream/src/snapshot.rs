@@ -13,10 +13,10 @@ use orgstream_events::{
 
 use crate::{
     Log, Message, Placement, StoredCommit, StreamError, StreamName,
-    api::{get_on_any, get_on_leader, last_on_any},
+    api::last_on_any,
+    generation::Which,
     message::forged,
     publish::{Answer, Write},
-    read::stored,
 };
 
 /// The version of an aggregate from which on it may have a snapshot, and the events between two of them at least.
@@ -150,14 +150,9 @@ impl Log {
         message.ok_or_else(lost)?.open(self.keys())
     }
 
-    /// Returns the message at a sequence. A replica may lack one that its leader has; one that the leader lacks is gone.
+    /// Returns the message at a sequence. One that the leader lacks is gone.
     async fn message_at(&self, placement: &Placement, seq: u64) -> Result<Option<Message>, StreamError> {
-        let stream = self.stream_of(placement.shard)?;
-        let found = match get_on_any(stream, seq).await? {
-            Some(found) => Some(found),
-            None => get_on_leader(stream, seq).await?,
-        };
-        Ok(found.map(|message| stored(placement.shard, message)))
+        self.on_any(placement.shard, Which::At(seq)).await
     }
 }
 

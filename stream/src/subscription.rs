@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::{
     Log, Message, StreamError,
     api::unavailable,
-    consumer::{self, Place, Reads, SPENT},
+    consumer::{self, Consumer, Place, Reads, SPENT},
     tips::StreamName,
 };
 
@@ -42,10 +42,14 @@ pub(crate) enum Received {
 #[derive(Debug)]
 pub(crate) struct Subscription {
     client: async_nats::Client,
-    shard: Shard,
     messages: Subscriber,
     inbox: String,
-    ask: String,
+    consumer: Consumer,
+    /// Up to which sequence messages are missing because they were erased.
+    erased_to: u64,
+    /// The number of messages that the consumer has sent, and whether none of them was lost on the way.
+    sent: u64,
+    is_whole: bool,
     /// Messages that exist and were not sent yet, as last reported by the server.
     ahead: u64,
     /// Messages requested and not yet received.
@@ -66,20 +70,28 @@ impl Subscription {
             return Err(StreamError::Behind { shard, last: state.last_seq, expected: after });
         }
         log.look_back(StreamName::Shard(shard)).await?;
-        let ask = consumer::create(log, shard, Reads::Everything, after).await?;
+        let consumer = consumer::create(log, shard, Reads::Everything, after).await?;
         let client = log.client().clone();
         let inbox = client.new_inbox();
         Ok(Self {
-            shard,
             messages: client.subscribe(inbox.clone()).await.map_err(|error| unavailable(action, error))?,
             client,
             inbox,
-            ask,
+            consumer,
+            erased_to: state.erased_to,
+            sent: 0,
+            is_whole: true,
             ahead: 0,
             open: 0,
             came: 0,
             losses,
         })
+    }
+
+    /// Whether what is missing before the message `found`, which came last, was erased: the server has skipped it by itself, in
+    /// the part of the stream where messages are missing that were erased, and no others.
+    pub(crate) fn explains(&self, found: u64) -> bool {
+        self.is_whole && found <= self.erased_to + 1
     }
 
     /// Returns the next event; dropping the future loses nothing.
@@ -117,7 +129,7 @@ impl Subscription {
         if self.open > batch / 2 {
             return Ok(());
         }
-        let asked = self.client.publish_with_reply(self.ask.clone(), self.inbox.clone(), request(batch));
+        let asked = self.client.publish_with_reply(self.consumer.ask.clone(), self.inbox.clone(), request(batch));
         match tokio::time::timeout(HEARTBEAT, asked).await {
             Ok(Ok(())) => self.open += batch,
             Ok(Err(error)) => return Err(Received::Over { reason: cause(error) }),
@@ -131,7 +143,9 @@ impl Subscription {
         self.came += message.length;
         let Some(place) = Place::of(&message) else { return over("a message without a sequence") };
         self.ahead = place.ahead;
-        Received::Message(place.message(self.shard, message))
+        self.is_whole &= place.number == self.sent + 1;
+        self.sent = place.number;
+        Received::Message(place.message(&self.consumer.generation, message))
     }
 
     /// Handles the server's status message about a request.

@@ -16,13 +16,19 @@ use std::{
 use bytes::Bytes;
 use orgstream_events::{Fingerprint, Shard};
 
-use crate::{AppendError, Log, StreamError, api::get_on_leader, streams};
+use crate::{
+    AppendError, Log, StreamError,
+    api::{get_on_leader, is_gone},
+    generation::Which,
+    streams,
+};
 
 /// Tries to read a message from a leader of several copies, and the pause between them, before it counts as gone.
 const COPIES_LOOKS: u32 = 5;
 const COPIES_PAUSE: Duration = Duration::from_millis(500);
 
-/// One of the log's streams, by its name: `EV_<shard>`, or `SYS` for claims and placements.
+/// One of the log's streams, by its first name: `EV_<shard>`, whichever generation serves the shard, or `SYS` for claims and
+/// placements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StreamName {
     /// The stream of a shard.
@@ -34,7 +40,7 @@ pub enum StreamName {
 impl fmt::Display for StreamName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Shard(shard) => f.write_str(&streams::name(*shard)),
+            Self::Shard(shard) => f.write_str(&streams::name(*shard, 1)),
             Self::System => f.write_str(streams::SYSTEM),
         }
     }
@@ -200,7 +206,14 @@ impl Log {
 
     /// Returns the end of the stream, as its leader knows it.
     pub async fn end_of(&self, stream: StreamName) -> Result<StreamEnd, StreamError> {
-        let state = self.stream_info(&stream.to_string()).await?.map(|info| info.state);
+        let info = match stream {
+            StreamName::System => self.stream_info(streams::SYSTEM).await?,
+            StreamName::Shard(shard) => match self.shard_info(shard).await {
+                Err(error) if is_gone(&error) => None,
+                found => Some(found?.1),
+            },
+        };
+        let state = info.map(|info| info.state);
         Ok(state.map_or(StreamEnd { seq: 0, at: 0 }, |state| StreamEnd {
             seq: state.last_sequence,
             at: state.last_timestamp.unix_timestamp_nanos(),
@@ -209,9 +222,9 @@ impl Log {
 
     /// Records the stream's message at `seq` as seen, if it exists: from then on it must exist.
     pub async fn see(&self, stream: StreamName, seq: u64) -> Result<Option<Tip>, StreamError> {
-        let Some(message) = get_on_leader(self.named(stream)?, seq).await? else { return Ok(None) };
-        self.inner.tips.note(stream, message.sequence, &message.payload);
-        Ok(Some(Tip::of(message.sequence, &message.payload)))
+        let Some(payload) = self.payload_at(stream, seq).await? else { return Ok(None) };
+        self.inner.tips.note(stream, seq, &payload);
+        Ok(Some(Tip::of(seq, &payload)))
     }
 
     /// Returns a description of the loss if the stream does not have the message `tip`.
@@ -219,19 +232,23 @@ impl Log {
         let Tip { seq, digest } = tip;
         let copies = if self.replicas() > 1 { COPIES_LOOKS } else { 1 };
         for look in 1..=copies {
-            let found = match get_on_leader(self.named(stream)?, seq).await {
-                Ok(found) => found,
+            let found = match self.payload_at(stream, seq).await {
                 // Every process ensures the streams at startup, so a missing one was lost since then.
-                Err(_) if self.stream_info(&stream.to_string()).await?.is_none() => None,
-                Err(error) => return Err(error),
+                Err(error) if is_gone(&error) => None,
+                found => found?,
             };
             match found {
-                Some(found) if Tip::of(seq, &found.payload).digest == digest => return Ok(None),
+                Some(found) if Tip::of(seq, &found).digest == digest => return Ok(None),
                 Some(_) => return Ok(Some(format!("its message {seq} is another one than was acknowledged"))),
                 // A leader that was just elected may still be applying its log.
                 None if look < copies => tokio::time::sleep(COPIES_PAUSE).await,
                 None => {}
             }
+        }
+        if let StreamName::Shard(shard) = stream
+            && self.shard_state(shard).await.is_ok_and(|state| seq <= state.erased_to)
+        {
+            return Ok(None);
         }
         Ok(Some(match self.end_of(stream).await?.seq {
             end if end < seq => format!("it ends at {end}, but {seq} was acknowledged"),
@@ -271,11 +288,12 @@ impl Log {
         if is_sure() { Ok(()) } else { self.look_back(stream).await }
     }
 
-    fn named(&self, stream: StreamName) -> Result<&async_nats::jetstream::stream::Stream<()>, StreamError> {
-        match stream {
-            StreamName::Shard(shard) => self.stream_of(shard),
-            StreamName::System => Ok(&self.inner.system),
-        }
+    /// Returns the bytes of the message, as the leader holds it.
+    async fn payload_at(&self, stream: StreamName, seq: u64) -> Result<Option<Bytes>, StreamError> {
+        Ok(match stream {
+            StreamName::Shard(shard) => self.on_leader(shard, Which::At(seq)).await?.map(|message| message.payload),
+            StreamName::System => get_on_leader(&self.inner.system, seq).await?.map(|message| message.payload),
+        })
     }
 }
 

@@ -34,8 +34,8 @@ use crate::support::{COMMIT_KEYS, TempDir, any_producer, commit_keys, connect_as
 /// Timeout for something that must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 const POLL: Duration = Duration::from_millis(20);
-/// Timeout after which an answer counts as lost, as for an impatient client.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Timeout after which an answer counts as lost, as for an impatient client: longer than an append is tried.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const DATABASE: &str = "orgstream";
 const DATABASE_PASSWORD: &str = "the password of the cluster";
 const PEPPER: &str = "the pepper of the cluster, which is no secret";

@@ -70,6 +70,8 @@ mod rebuild;
 mod recipe;
 mod record_secrets;
 mod revocation;
+mod rewrite;
+mod rewrite_killed;
 mod rights;
 mod rls;
 mod search;

@@ -20,9 +20,9 @@ use crate::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+pub(crate) const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-fn options(nats: &Nats) -> LogOptions {
+pub(crate) fn options(nats: &Nats) -> LogOptions {
     let options = LogOptions::new(&nats.url, commit_keys());
     LogOptions { creds: Some(nats.access.admin()), shards: 4, sync: SyncMode::Durable, ..options }
 }
@@ -33,22 +33,34 @@ fn ten_bytes(number: u64) -> [u8; 10] {
     bytes
 }
 
-fn org_number(number: u64) -> OrgId {
+pub(crate) fn org_number(number: u64) -> OrgId {
     OrgId::fresh(1_700_000_000_000, ten_bytes(number))
 }
 
-fn record_number(number: u64) -> RecordId {
+pub(crate) fn record_number(number: u64) -> RecordId {
     RecordId::fresh(1_700_000_000_000, ten_bytes(number))
 }
 
 /// Commit number `command` of an org: the same number gives the same commit.
-fn record_commit(org: OrgId, record: RecordId, command: u64, reason: &str) -> Commit {
-    let draft = CommitDraft {
+pub(crate) fn record_commit(org: OrgId, record: RecordId, command: u64, reason: &str) -> Commit {
+    let event = Event::Record(RecordEvent::Archived(RecordArchived { reason: Some(reason.to_owned()) }));
+    let draft = draft(org, AggregateId::Record(record), command, vec![event]);
+    CommitDraft { fingerprint: Some(Fingerprint::of(&[reason.as_bytes()])), ..draft }.seal(|| Salt([7; 32])).unwrap()
+}
+
+/// An access event of an org.
+pub(crate) fn access_commit(org: OrgId, command: u64) -> Commit {
+    let event = Event::Access(AccessEvent::BreakGlassClosed(BreakGlassClosed {}));
+    draft(org, AggregateId::Access(org), command, vec![event]).seal(|| Salt([7; 32])).unwrap()
+}
+
+fn draft(org: OrgId, aggregate: AggregateId, command: u64, events: Vec<Event>) -> CommitDraft {
+    CommitDraft {
         org,
-        aggregate: AggregateId::Record(record),
+        aggregate,
         version_before: 0,
         command_id: CommandId::fresh(1_700_000_000_000, ten_bytes(command)),
-        fingerprint: Some(Fingerprint::of(&[reason.as_bytes()])),
+        fingerprint: None,
         actor: Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None },
         occurred_at: Timestamp::from_unix_ms(1_700_000_000_000),
         recorded_at: Timestamp::from_unix_ms(1_700_000_000_000),
@@ -56,12 +68,11 @@ fn record_commit(org: OrgId, record: RecordId, command: u64, reason: &str) -> Co
         correlation_id: None,
         request_id: None,
         context: Context::default(),
-        events: vec![Event::Record(RecordEvent::Archived(RecordArchived { reason: Some(reason.to_owned()) }))],
-    };
-    draft.seal(|| Salt([7; 32])).unwrap()
+        events,
+    }
 }
 
-async fn open(options: &LogOptions) -> Log {
+pub(crate) async fn open(options: &LogOptions) -> Log {
     let log = Log::connect(options).await.unwrap();
     assert_eq!(log.ensure_streams().await.unwrap(), []);
     log
@@ -74,7 +85,7 @@ async fn started(sync_always: bool) -> (Nats, Log) {
 }
 
 /// Orgs that live in the same shard as each other.
-async fn neighbours(log: &Log, count: usize) -> Vec<Placement> {
+pub(crate) async fn neighbours(log: &Log, count: usize) -> Vec<Placement> {
     let first = log.place(org_number(0)).await.unwrap();
     let mut all = vec![first];
     for number in 1.. {
@@ -89,7 +100,7 @@ async fn neighbours(log: &Log, count: usize) -> Vec<Placement> {
     all
 }
 
-async fn append(log: &Log, placement: &Placement, record: u64, command: u64, expected: u64) -> Appended {
+pub(crate) async fn append(log: &Log, placement: &Placement, record: u64, command: u64, expected: u64) -> Appended {
     let commit = record_commit(placement.org, record_number(record), command, "x");
     log.append(placement, &commit, expected, Some(TRACE)).await.unwrap()
 }
@@ -618,25 +629,7 @@ async fn a_tail_beyond_the_end_of_the_log_ends_with_an_error() {
 async fn facts_share_a_subject_and_expect_nothing() {
     let (_nats, log) = started(true).await;
     let placement = log.place(org_number(1)).await.unwrap();
-    let fact = |command: u64| {
-        let template = record_commit(placement.org, record_number(1), command, "x");
-        let draft = CommitDraft {
-            org: placement.org,
-            aggregate: AggregateId::Access(placement.org),
-            version_before: 0,
-            command_id: template.command_id,
-            fingerprint: None,
-            actor: Actor { actor_type: ActorType::System, id: "system".to_owned(), auth: None },
-            occurred_at: Timestamp::from_unix_ms(1_700_000_000_000),
-            recorded_at: Timestamp::from_unix_ms(1_700_000_000_000),
-            causation_id: None,
-            correlation_id: None,
-            request_id: None,
-            context: Context::default(),
-            events: vec![Event::Access(AccessEvent::BreakGlassClosed(BreakGlassClosed {}))],
-        };
-        draft.seal(|| Salt([7; 32])).unwrap()
-    };
+    let fact = |command: u64| access_commit(placement.org, command);
     // Enough at once for batches, which allow a subject only once.
     let facts: Vec<Commit> = (0..100).map(fact).collect();
     let appends = facts.iter().map(|fact| log.append(&placement, fact, Expected::Any, None));

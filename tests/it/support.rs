@@ -135,7 +135,7 @@ pub(crate) struct Nats {
     pub(crate) monitor_url: String,
     pub(crate) access: AccessFiles,
     server: orgstream_servers::Nats,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Nats {
@@ -143,7 +143,12 @@ impl Nats {
         let dir = TempDir::new();
         let server = orgstream_servers::Nats::start(dir.path(), sync_always).await.unwrap();
         let (url, monitor_url, access) = (server.url.clone(), server.monitor_url.clone(), server.access.clone());
-        Self { url, monitor_url, access, server, _dir: dir }
+        Self { url, monitor_url, access, server, dir }
+    }
+
+    /// The folder that it keeps everything in.
+    pub(crate) fn store(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Kills it as a crash would.

@@ -158,7 +158,10 @@ impl Reader {
         let state = log.shard_state(shard).await?;
         let end = state.last_seq;
         let messages = end.saturating_sub(seen);
-        let has_gaps = state.first_seq > seen + 1 || state.messages != end.saturating_sub(state.first_seq) + 1;
+        let has_gaps = match state.erased_to {
+            0 => state.first_seq > seen + 1 || state.messages != end.saturating_sub(state.first_seq) + 1,
+            erased_to => seen < erased_to,
+        };
         if messages < self.far_behind || has_gaps {
             return Ok(None);
         }

@@ -49,8 +49,8 @@ use kit::proxies::TrustedProxies;
 use kit::routes::Routes;
 use platform::health::Readiness;
 
-/// How long requests in flight may take to end when the server stops.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long requests in flight may take to end when the server stops: longer than an append is tried.
+const GRACE: Duration = Duration::from_secs(16);
 /// The interval at which histograms are emptied into their buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
 
