@@ -10,7 +10,7 @@ use std::{
 
 use orgstream_events::{KindName, PLATFORM_ORG, RecordId, SearchRole, SearchedField};
 use serde_json::{Map, Value};
-use sqlx::{AssertSqlSafe, FromRow, types::Json};
+use sqlx::{AssertSqlSafe, FromRow, postgres::PgRow, types::Json};
 use uuid::Uuid;
 
 use super::{
@@ -49,8 +49,10 @@ const SHORT: usize = 3;
 /// The parameters of BM25.
 const K1: f64 = 1.2;
 const B: f64 = 0.75;
-/// The hits whose phrases are looked for at a time, and the most text that is looked through, in bytes.
-const AT_ONCE: usize = 20;
+/// The hits whose phrases are looked for at a time: the fewest and the most, and their text in bytes, about. And the most text that
+/// is looked through.
+const AT_ONCE: (usize, usize) = (20, 250);
+const TEXT_AT_ONCE: usize = 1 << 20;
 const MAX_PHRASE_TEXT: usize = 8 << 20;
 
 /// Which kinds are searched.
@@ -393,7 +395,9 @@ async fn matching(
             })
         })
         .collect();
-    let statement = statement(!probes.is_empty(), !excluded.is_empty());
+    // One word is once in a record.
+    let is_once = matches!(read.as_slice(), [(_, one)] if one.ranges.len() == 1 && one.is_exact());
+    let statement = statement(is_once, !probes.is_empty(), !excluded.is_empty());
     let rows: Vec<(Option<Vec<u8>>, i32, i64)> = sqlx::query_as(AssertSqlSafe(statement))
         .bind(tx.org().uuid())
         .bind(column(&drivers, |one| one.condition))
@@ -439,7 +443,7 @@ async fn matching(
 ///
 /// Keys of lookups are made in steps of their own: a condition with a function in it, which is not leakproof, is no condition of an
 /// index.
-fn statement(with_probes: bool, with_excluded: bool) -> String {
+fn statement(is_once: bool, with_probes: bool, with_excluded: bool) -> String {
     let score = |posting: &str| {
         format!(
             "CASE WHEN item.idf = 0 THEN 0 ELSE (1000000 * item.idf * {posting}.weight * {} / ({posting}.weight + {K1} * \
@@ -495,6 +499,14 @@ fn statement(with_probes: bool, with_excluded: bool) -> String {
     } else {
         "hit AS MATERIALIZED (SELECT kind, doc, score FROM chosen)"
     };
+    let candidates = if is_once {
+        "candidate AS (SELECT kind, doc, score FROM posting)"
+    } else {
+        "best AS (SELECT condition, kind, doc, max(score) AS score FROM posting GROUP BY condition, kind, doc),
+        candidate AS MATERIALIZED (
+            SELECT kind, doc, sum(score)::bigint AS score FROM best GROUP BY kind, doc HAVING count(*) = $9
+        )"
+    };
     // Parameters of parts that are left out need a type all the same.
     format!(
         "WITH posting AS MATERIALIZED (
@@ -507,16 +519,13 @@ fn statement(with_probes: bool, with_excluded: bool) -> String {
                 WHERE org_id = $1 AND key >= item.low AND key < item.high ORDER BY key LIMIT $8
             ) AS posting
         ),
-        best AS (SELECT condition, kind, doc, max(score) AS score FROM posting GROUP BY condition, kind, doc),
-        candidate AS MATERIALIZED (
-            SELECT kind, doc, sum(score)::bigint AS score FROM best GROUP BY kind, doc HAVING count(*) = $9
-        ),
+        {candidates},
         {probed}
         {excluded}
         SELECT NULL::bytea AS doc, kind, count(*) AS number FROM hit GROUP BY kind
         UNION ALL
         (SELECT doc, kind, score FROM hit
-        WHERE num_nulls($11::integer[], $12::integer[], $13::bytea[], $14::float8[], $15::bigint, $16::integer[], $17::integer[],
+        WHERE num_nulls($9::bigint, $11::integer[], $12::integer[], $13::bytea[], $14::float8[], $15::bigint, $16::integer[], $17::integer[],
             $18::integer[], $19::bytea[]) = 0
         ORDER BY score DESC, doc DESC LIMIT $10)"
     )
@@ -652,33 +661,57 @@ async fn rows(tx: &mut TenantTx, ranked: &[Ranked]) -> Result<BTreeMap<RecordId,
         return Ok(BTreeMap::new());
     }
     let ids = column(ranked, |one| one.id);
-    let indexed = match tx.search_index().await? {
-        Some(index) => index.records(&ids).await?,
-        None => records_here(tx, &ids).await?,
+    let Some(index) = tx.search_index().await? else {
+        let statement =
+            format!("SELECT {INDEXED}, {CONTENT} AS data FROM unnest($2::uuid[]) AS wanted (id) {DOCUMENT} {CONTENTS}");
+        let rows: Vec<ShownRow> = of_ids(tx, statement, &ids).await?;
+        return rows.into_iter().map(|ShownRow { indexed, data }| indexed.row(data)).collect();
     };
-    let contents: Vec<(Uuid, Option<Json<Document>>)> = sqlx::query_as(
-        "SELECT wanted.id, coalesce(record.data, item.data) FROM unnest($2::uuid[]) AS wanted (id)
-        LEFT JOIN LATERAL (
-            SELECT data FROM rm.records WHERE NOT $3 AND org_id = $1 AND id BETWEEN wanted.id AND wanted.id
-            ORDER BY id LIMIT 1
-        ) AS record ON true
-        LEFT JOIN LATERAL (
-            SELECT data FROM rm.catalog_items WHERE $3 AND org_id = $1 AND id BETWEEN wanted.id AND wanted.id
-            AND status = 'published' ORDER BY id LIMIT 1
-        ) AS item ON true",
-    )
-    .bind(tx.org().uuid())
-    .bind(column(&ids, |id| id.uuid()))
-    // What the platform has published is in the catalog.
-    .bind(tx.org() == PLATFORM_ORG)
-    .fetch_all(tx.connection())
-    .await?;
+    let indexed = index.records(&ids).await?;
+    let statement = format!("SELECT wanted.id, {CONTENT} FROM unnest($2::uuid[]) AS wanted (id) {CONTENTS}");
+    let contents: Vec<(Uuid, Option<Json<Document>>)> = of_ids(tx, statement, &ids).await?;
     let mut contents: BTreeMap<Uuid, Option<Json<Document>>> = contents.into_iter().collect();
     let row = |indexed: IndexedRecord| {
         let data = contents.remove(&indexed.id.uuid()).flatten().map(|Json(data)| data);
         (indexed.id, Row { indexed, data })
     };
     Ok(indexed.into_iter().map(row).collect())
+}
+
+/// The steps and columns of a statement that reads records by `wanted`: the index, and the contents. What the platform has published
+/// is in the catalog.
+const DOCUMENT: &str = "CROSS JOIN LATERAL (
+    SELECT * FROM rm.search_documents WHERE org_id = $1 AND id BETWEEN wanted.id AND wanted.id ORDER BY id LIMIT 1
+) AS document";
+const INDEXED: &str =
+    "document.id, document.kind, document.title, document.truncated, document.fields, document.facets, document.seq";
+const CONTENTS: &str = "LEFT JOIN LATERAL (
+    SELECT data FROM rm.records WHERE NOT $3 AND org_id = $1 AND id BETWEEN wanted.id AND wanted.id ORDER BY id LIMIT 1
+) AS record ON true
+LEFT JOIN LATERAL (
+    SELECT data FROM rm.catalog_items WHERE $3 AND org_id = $1 AND id BETWEEN wanted.id AND wanted.id AND status = 'published'
+    ORDER BY id LIMIT 1
+) AS item ON true";
+const CONTENT: &str = "coalesce(record.data, item.data)";
+
+/// Reads the rows of these ids.
+async fn of_ids<T>(tx: &mut TenantTx, statement: String, ids: &[RecordId]) -> Result<Vec<T>, DbError>
+where
+    T: for<'row> FromRow<'row, PgRow> + Send + Unpin,
+{
+    let rows = sqlx::query_as(AssertSqlSafe(statement))
+        .bind(tx.org().uuid())
+        .bind(column(ids, |id| id.uuid()))
+        .bind(tx.org() == PLATFORM_ORG);
+    Ok(rows.fetch_all(tx.connection()).await?)
+}
+
+/// A record of the index with its content.
+#[derive(FromRow)]
+struct ShownRow {
+    #[sqlx(flatten)]
+    indexed: IndexedRow,
+    data: Option<Json<Document>>,
 }
 
 #[derive(FromRow)]
@@ -694,30 +727,30 @@ struct IndexedRow {
 
 /// Reads what the index in the database of `tx` has of these.
 pub(super) async fn records_here(tx: &mut TenantTx, ids: &[RecordId]) -> Result<Vec<IndexedRecord>, DbError> {
-    let rows: Vec<IndexedRow> = sqlx::query_as(
-        "SELECT document.id, document.kind, document.title, document.truncated, document.fields, document.facets, document.seq
-        FROM unnest($2::uuid[]) AS wanted (id)
-        CROSS JOIN LATERAL (
-            SELECT * FROM rm.search_documents WHERE org_id = $1 AND id BETWEEN wanted.id AND wanted.id ORDER BY id LIMIT 1
-        ) AS document",
-    )
-    .bind(tx.org().uuid())
-    .bind(column(ids, |id| id.uuid()))
-    .fetch_all(tx.connection())
-    .await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(IndexedRecord {
-                id: RecordId::from_uuid(row.id),
-                kind: parsed("a kind name", row.kind)?,
-                title: row.title,
-                is_truncated: row.truncated,
-                fields: row.fields.0,
-                facets: row.facets.0,
-                seq: from_bigint(row.seq),
-            })
+    // The last parameter needs a type all the same.
+    let statement =
+        format!("SELECT {INDEXED} FROM unnest($2::uuid[]) AS wanted (id) {DOCUMENT} WHERE $3::boolean IS NOT NULL");
+    let rows: Vec<IndexedRow> = of_ids(tx, statement, ids).await?;
+    rows.into_iter().map(IndexedRow::record).collect()
+}
+
+impl IndexedRow {
+    fn record(self) -> Result<IndexedRecord, DbError> {
+        Ok(IndexedRecord {
+            id: RecordId::from_uuid(self.id),
+            kind: parsed("a kind name", self.kind)?,
+            title: self.title,
+            is_truncated: self.truncated,
+            fields: self.fields.0,
+            facets: self.facets.0,
+            seq: from_bigint(self.seq),
         })
-        .collect()
+    }
+
+    fn row(self, data: Option<Json<Document>>) -> Result<(RecordId, Row), DbError> {
+        let indexed = self.record()?;
+        Ok((indexed.id, Row { indexed, data: data.map(|Json(data)| data) }))
+    }
 }
 
 /// Returns those whose texts have the phrases, and whether the texts of all were looked through.
@@ -728,12 +761,15 @@ async fn with_phrases(
 ) -> Result<(Vec<Match>, bool), DbError> {
     let mut kept = Vec::new();
     let mut left = matches.into_iter();
-    let mut bytes = 0;
+    let (mut bytes, mut seen) = (0, 0);
     loop {
-        let some: Vec<Match> = left.by_ref().take(AT_ONCE).collect();
+        let (fewest, most) = AT_ONCE;
+        let of_such_texts = (TEXT_AT_ONCE * seen).checked_div(bytes).unwrap_or(fewest);
+        let some: Vec<Match> = left.by_ref().take(of_such_texts.clamp(fewest, most)).collect();
         if some.is_empty() {
             return Ok((kept, true));
         }
+        seen += some.len();
         let mut rows = rows(tx, &column(&some, |one| one.ranked)).await?;
         for one in some {
             let Some(row) = rows.remove(&one.ranked.id) else { continue };
