@@ -130,9 +130,9 @@ impl Generation {
         headers.get_last(header::NATS_STREAM).is_none_or(|stream| stream.as_str() == self.name)
     }
 
-    /// Whether another stream than the leader's may answer.
+    /// Whether a mirror may answer in the name of this stream: it has one until the copy has taken its place.
     pub(crate) fn has_copies(&self) -> bool {
-        self.record.rewriting.is_some()
+        self.record.rewriting.as_ref().is_some_and(|rewriting| rewriting.from == self.record.generation)
     }
 }
 
@@ -165,13 +165,13 @@ impl Log {
         let is_sure = |known: &Generation| known.losses == *self.inner.losses.borrow() || self.replicas() > 1;
         match known.filter(|known| is_sure(known)) {
             Some(known) => Ok(known),
-            None => self.look_up(shard).await,
+            None => Box::pin(self.look_up(shard)).await,
         }
     }
 
     /// Returns the stream that serves the shard now, if it is another one than this.
     pub(crate) async fn successor(&self, of: &Generation) -> Result<Option<Arc<Generation>>, StreamError> {
-        let now = self.look_up(of.shard).await?;
+        let now = Box::pin(self.look_up(of.shard)).await?;
         Ok((now.record.generation != of.record.generation).then_some(now))
     }
 

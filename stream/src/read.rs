@@ -304,8 +304,8 @@ impl Log {
         let generation = self.generation(shard).await?;
         match self.batch_of(&generation, filter, seq, limit).await {
             Err(error) if is_gone(&error) => match self.successor(&generation).await? {
-                Some(newer) => self.batch_of(&newer, filter, seq, limit).await,
-                None => self.one_by_one(&generation, filter, seq, limit).await,
+                Some(newer) => Box::pin(self.batch_of(&newer, filter, seq, limit)).await,
+                None => Box::pin(self.one_by_one(&generation, filter, seq, limit)).await,
             },
             chunk => chunk,
         }

@@ -267,6 +267,8 @@ struct Done {
 
 impl<'a, F: FnMut(RewriteStep) + Send> Run<'a, F> {
     async fn begin(log: &'a Log, shard: Shard, told: F) -> Result<Self, RewriteError> {
+        // Nothing is written down of a shard that there is not.
+        log.shard_info(shard).await?;
         let (record, record_seq) = log.shard_record(shard).await?;
         let rewriting = match &record.rewriting {
             Some(rewriting) => Rewriting { run: Uuid::now_v7(), ..rewriting.clone() },
@@ -406,10 +408,6 @@ impl<'a, F: FnMut(RewriteStep) + Send> Run<'a, F> {
         self.tell(RewriteStep::Promote);
         let serving = self.log.serving(self.shard, self.rewriting.to);
         if !differences(&serving, &self.info(&new).await?.config, false).is_empty() {
-            // A stream that is a mirror yet when it gets its subjects drops what comes first without an answer.
-            let subjects = vec![tick_subject(self.shard, self.rewriting.to)];
-            let alone = Config { subjects, ..serving.clone() };
-            let _: Info = self.log.ask("change a stream", format!("STREAM.UPDATE.{new}"), &alone).await?;
             let info: Info = self.log.ask("change a stream", format!("STREAM.UPDATE.{new}"), &serving).await?;
             if let Some(finding) = differences(&serving, &info.config, false).first() {
                 return Err(StreamError::Invalid(finding.to_string()).into());

@@ -62,7 +62,7 @@ impl Log {
     /// An existing stream is never changed here; every differing field is a finding.
     pub async fn ensure_streams(&self) -> Result<Vec<Finding>, StreamError> {
         let mut findings = Vec::new();
-        for Required { config, is_rewritten, may_be_made } in self.required().await? {
+        for Required { config, is_rewritten, may_be_made } in Box::pin(self.required()).await? {
             let info = match self.stream_info(&config.name).await? {
                 Some(info) => info,
                 None if may_be_made => self.create(&config).await?,
@@ -80,7 +80,7 @@ impl Log {
     /// Returns the names of the missing streams.
     pub async fn missing_streams(&self) -> Result<Vec<String>, StreamError> {
         let mut missing = Vec::new();
-        for Required { config, .. } in self.required().await? {
+        for Required { config, .. } in Box::pin(self.required()).await? {
             if self.stream_info(&config.name).await?.is_none() {
                 missing.push(config.name);
             }
@@ -97,7 +97,7 @@ impl Log {
     /// Compares the existing streams with the required configuration, and creates none.
     pub(crate) async fn compare_streams(&self) -> Result<Vec<Finding>, StreamError> {
         let mut findings = Vec::new();
-        for Required { config, is_rewritten, .. } in self.required().await? {
+        for Required { config, is_rewritten, .. } in Box::pin(self.required()).await? {
             if let Some(info) = self.stream_info(&config.name).await? {
                 findings.extend(differences(&config, &info.config, is_rewritten));
             }
@@ -150,7 +150,7 @@ impl Log {
     async fn required(&self) -> Result<Vec<Required>, StreamError> {
         let mut all = Vec::new();
         for shard in self.shards() {
-            let generation = self.look_up(shard).await?;
+            let generation = Box::pin(self.look_up(shard)).await?;
             all.push(Required {
                 config: self.serving(shard, generation.record.generation),
                 is_rewritten: generation.record.rewriting.is_some(),
@@ -222,11 +222,12 @@ fn missing(name: &str) -> Finding {
 pub(crate) fn differences(expected: &Config, actual: &Config, is_rewritten: bool) -> Vec<Finding> {
     // Fields that the server fills in by itself, or that an operator may choose without any harm to history.
     const FREE: [&str; 5] = ["metadata", "description", "placement", "consumer_limits", "compression"];
-    let fix = |name: &str| match is_rewritten {
-        true => {
-            "finish the rewrite of its shard: `orgstream shard rewrite` goes on where it was interrupted".to_owned()
+    let fix = |name: &str| {
+        if is_rewritten {
+            return "finish the rewrite of its shard: `orgstream shard rewrite` goes on where it was interrupted"
+                .to_owned();
         }
-        false => format!("change {name} with `nats stream edit`; an existing stream is never changed by orgstream"),
+        format!("change {name} with `nats stream edit`; an existing stream is never changed by orgstream")
     };
     let fields = |config: &Config| match serde_json::to_value(config) {
         Ok(Value::Object(fields)) => fields,

@@ -16,8 +16,8 @@ use async_nats::HeaderMap;
 use futures_util::{StreamExt, future::join_all, pin_mut};
 use orgstream_events::{AggregateId, Commit, EventSubject, PLATFORM_ORG, Shard};
 use orgstream_stream::{
-    AppendError, Appended, Erased, Expected, Freshness, Log, LogOptions, Message, Placement, ReadLimit, RewriteStep,
-    Snapshot, StreamName, is_placeholder,
+    AppendError, Appended, Erased, Expected, Freshness, Log, LogOptions, Message, Placement, ReadLimit, RewriteError,
+    RewriteStep, Snapshot, StreamError, StreamName, is_placeholder,
 };
 use tokio::time::timeout;
 
@@ -344,6 +344,8 @@ async fn what_cannot_be_erased_is_refused() {
     let waiting = [Erased { org: placement.org, to: 1, messages: None }];
     assert_eq!(log.erased(placement.shard).await.unwrap(), waiting);
     assert_eq!(log.rewrite_plan(placement.shard).await.unwrap().waiting, waiting);
+    let unknown = log.rewrite(Shard(9), |_| {}).await.unwrap_err();
+    assert!(matches!(unknown, RewriteError::Stream(StreamError::UnknownShard { .. })), "{unknown}");
 }
 
 #[tokio::test]

@@ -94,6 +94,14 @@ async fn a_rewrite_may_be_killed_at_every_step() {
     for (message, (_, commit)) in stored.iter().zip(&acknowledged) {
         assert_eq!(message.open(log.keys()).unwrap().commit.command_id, commit.command_id);
     }
+    let list = Command::new(env!("CARGO_BIN_EXE_orgstream"))
+        .args(["shard", "list", "--shards", "4", "--nats-url", &nats.url, "--commit-keys", COMMIT_KEYS])
+        .env("ORGSTREAM_NATS_CREDS", nats.access.admin())
+        .output();
+    let list = String::from_utf8(timeout(PATIENCE, list).await.expect("the command to end").unwrap().stdout).unwrap();
+    let line = list.lines().find(|line| line.contains(&format!(" EV_{shard}_g"))).expect("the line of the shard");
+    let ends: Vec<&str> = line.split_whitespace().rev().take(3).collect();
+    assert_eq!(ends, ["-", "0", "45"], "{list}");
     let state = log.shard_state(shard).await.unwrap();
     assert_eq!(state.messages + 5 * STEPS.len() as u64, state.last_seq);
     assert_eq!(delivered(&log, shard, 0, state.last_seq).await.len() as u64, state.messages);
