@@ -117,8 +117,8 @@ impl NatsArgs {
     }
 }
 
-/// The minimum number of connections that are left for queries, the catalog and sign-ins.
-const LEAST_QUERIES: u32 = 3;
+/// The minimum number of connections that are left for queries, the catalog, sign-ins and deletions.
+const LEAST_QUERIES: u32 = 4;
 const USUAL_QUERIES: u32 = 13;
 /// More concurrent transactions gain nothing.
 const MOST_SLOTS: u32 = 1_000;
@@ -140,7 +140,7 @@ pub struct DatabaseArgs {
     #[arg(long, env = "ORGSTREAM_DATABASE_PASSWORD", hide_env_values = true, value_name = "TEXT")]
     pub database_password: Option<Secret>,
     /// The password of one of those logins, where each has its own: `app_rw`, `app_ro` and `app_public` for `serve` and `work`,
-    /// `app_identity` for `serve`, `app_sign` for `sign`. May be repeated; without commas.
+    /// `app_identity` and `app_eraser` for `serve`, `app_sign` for `sign`. May be repeated; without commas.
     #[arg(
         long = "database-login-password",
         env = "ORGSTREAM_DATABASE_LOGIN_PASSWORDS",
@@ -151,7 +151,7 @@ pub struct DatabaseArgs {
     )]
     pub login_passwords: Vec<LoginPassword>,
     /// Connections of this process, all together: twice `--slots` for slices, three for leases and marks, and the others for
-    /// queries and sign-ins. By default 13 of those: 24 with four slots.
+    /// queries, sign-ins and deletions. By default 13 of those: 24 with four slots.
     #[arg(long, env = "ORGSTREAM_DATABASE_CONNECTIONS", value_name = "N")]
     pub database_connections: Option<u32>,
     /// The public key of the audit logs, `log.vkey`, from wherever `orgstream sign` is: heads that it has not signed are then
@@ -364,6 +364,9 @@ pub struct IdentityArgs {
     /// How many organizations one person makes in an hour; 0 for no limit.
     #[arg(long, env = "ORGSTREAM_ORGANIZATIONS_PER_HOUR", default_value_t = 20, value_name = "N")]
     pub organizations_per_hour: u32,
+    /// How long after its request a deletion of an organization is carried out, in hours: until then an owner can cancel it.
+    #[arg(long, env = "ORGSTREAM_DELETION_GRACE_HOURS", default_value_t = 168, value_name = "N")]
+    pub deletion_grace_hours: u32,
     /// How many mails with invitations an organization sends in an hour; 0 for no limit.
     #[arg(long, env = "ORGSTREAM_INVITATIONS_PER_HOUR", default_value_t = 100, value_name = "N")]
     pub invitations_per_hour: u32,
@@ -432,6 +435,7 @@ impl IdentityArgs {
             session_hours: 720,
             sessions_per_person: 100,
             organizations_per_hour: 20,
+            deletion_grace_hours: 168,
             invitations_per_hour: 100,
             secret_uses_per_hour: 3_600,
             operator_issuer: None,
@@ -464,6 +468,11 @@ impl IdentityArgs {
             }
             _ => Ok(operators),
         }
+    }
+
+    /// Returns the time between the request for a deletion and what cannot be undone.
+    pub fn deletion_grace(&self) -> Duration {
+        Duration::from_secs(u64::from(self.deletion_grace_hours) * 3600)
     }
 
     /// Returns the hourly quotas.
@@ -759,7 +768,7 @@ mod tests {
 
     #[test]
     fn all_connections_of_a_process_are_within_what_it_may_have() {
-        for (slots, all) in [(1, 8), (1, 20), (4, 14), (4, 20), (16, 60)] {
+        for (slots, all) in [(1, 9), (1, 20), (4, 15), (4, 20), (16, 60)] {
             let flags = ["serve", "--database-connections", &all.to_string()];
             let database = Connecting::parse_from(flags).database;
             database.check(slots).unwrap();
@@ -769,7 +778,7 @@ mod tests {
         }
         let few = Connecting::parse_from(["work", "--database-connections", "13"]).database;
         let said = few.check(4).unwrap_err().to_string();
-        assert!(said.contains("is 13") && said.contains("needs 14"), "{said}");
+        assert!(said.contains("is 13") && said.contains("needs 15"), "{said}");
         Connecting::parse_from(["work"]).database.check(16).unwrap();
     }
 

@@ -51,6 +51,7 @@ use crate::{
     jobs::{
         Job, JobName, Jobs,
         audit_webhook::{WebhookKeys, Webhooks},
+        deletions::Deletions,
         history::Histories,
         invoices,
         mail::Sender,
@@ -402,6 +403,7 @@ impl Api {
         let own_kinds = own_kinds.context("--plan-own-kinds (ORGSTREAM_PLAN_OWN_KINDS)")?;
         let handler = handler.with_own_kinds(own_kinds).with_currency(identity.currency.clone());
         let handler = handler.with_quotas(Arc::new(QuotaFigures::new(db.clone())));
+        let handler = handler.with_deletion_grace(identity.deletion_grace());
         let handler = handler.with_identity_provider(outside.idp).with_key_ring(outside.key_ring);
         let handler = if outside.local_issuers { handler.with_local_issuers() } else { handler };
         let access_log = AccessLog::start(log.clone(), db.clone());
@@ -474,7 +476,8 @@ impl Api {
             }),
             watch_history(&log, &app.db),
             build_views(&app.db),
-            close_months(&log, gateway_of_jobs),
+            close_months(&log, Arc::clone(&gateway_of_jobs)),
+            delete_organizations(&app.db, gateway_of_jobs, app.payments.is_some()),
         ];
         jobs.extend(collecting);
         match sender.map(Arc::new) {
@@ -510,6 +513,18 @@ fn close_months(log: &Log, gateway: Arc<Gateway>) -> Job {
         let (log, gateway) = (log.clone(), Arc::clone(&gateway));
         async move {
             invoices::run(&log, gateway.handler(), stop).await;
+            Ok(())
+        }
+    })
+}
+
+/// Deletes organizations, until `stop`.
+fn delete_organizations(db: &Database, gateway: Arc<Gateway>, collects: bool) -> Job {
+    let db = db.clone();
+    Job::new(JobName::Deletions, move |stop| {
+        let (db, gateway) = (db.clone(), Arc::clone(&gateway));
+        async move {
+            Deletions::new(&db, gateway.handler(), collects).run(stop).await;
             Ok(())
         }
     })

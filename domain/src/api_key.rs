@@ -31,6 +31,7 @@ pub struct ApiKey {
     expires_at: Option<Timestamp>,
     revoked: bool,
     issued_by: Option<(ActorType, String)>,
+    issued_at: Option<Timestamp>,
     /// The token that is valid as long as the key.
     current: Option<KeyPublicId>,
     /// The previous token, and when it expires.
@@ -46,6 +47,11 @@ impl ApiKey {
     /// Returns the principal that issued it.
     pub fn issued_by(&self) -> Option<&(ActorType, String)> {
         self.issued_by.as_ref()
+    }
+
+    /// Returns when it was issued.
+    pub fn issued_at(&self) -> Option<Timestamp> {
+        self.issued_at
     }
 
     /// Returns the member that vouches for the key: the one that issued it, or that issued the key that did, and so on.
@@ -122,7 +128,7 @@ impl Aggregate for ApiKey {
     type Event = ApiKeyEvent;
     type Error = ApiKeyError;
     const TYPE: AggregateType = AggregateType::ApiKey;
-    const SHAPE: u16 = 1;
+    const SHAPE: u16 = 2;
 
     fn apply(&mut self, event: &ApiKeyEvent) {
         match event {
@@ -143,6 +149,7 @@ impl Aggregate for ApiKey {
     fn apply_at(&mut self, event: &ApiKeyEvent, place: Place<'_>) {
         if let ApiKeyEvent::Issued(_) = event {
             self.issued_by = Some((place.actor.actor_type, place.actor.id.clone()));
+            self.issued_at = Some(place.recorded_at);
         }
         self.apply(event);
     }

@@ -11,16 +11,17 @@ use utoipa::{
 };
 
 use crate::{
-    AcceptInvitation, AddMember, AddSsoConnection, AppendRecords, ArchiveRecord, ChangeKind, ChangeLimits,
-    ChangeMemberRole, ChangePlan, ChangeRole, ChangeSettings, ChangeTopUp, ChargeUsage, ChooseCatalogItem, ClaimDomain,
-    ClearCatalogChoice, CloseMonth, CreateOrganization, CreateRecord, CreditAccount, DecisionContext, DeclineTopUp,
-    DefineRole, EndBilling, ExtendHold, IssueApiKey, IssueInvitation, JoinByDomain, JoinBySso, LinkBillingCustomer,
-    MarkInvoicePaid, Misfit, NoteBillingCustomerReleased, NoteInvoicePushed, NoteInvoiceWithdrawn, PayTopUp,
-    Permission, ProveDomain, PublishCatalogItem, PublishPlan, RegisterKind, ReleaseHold, RemoveDomain, RemoveMember,
-    RemoveRole, RemoveSsoConnection, RenameOrganization, RequestTopUp, ResendInvitation, ReserveUsage, RestoreKind,
-    RestoreSignIn, ResumeOrganization, RetireKind, RetryParked, RevokeApiKey, RevokeInvitation, RotateApiKey,
-    SetDefaultSsoConnection, SettleHold, SkipParked, SuspendOrganization, UpdateRecord, UpgradeOrganization,
-    VoidInvoice, WithdrawCatalogItem, grants::Grant, openapi, shaped,
+    AcceptInvitation, AddMember, AddSsoConnection, AppendRecords, ArchiveRecord, CancelDeletion, ChangeKind,
+    ChangeLimits, ChangeMemberRole, ChangePlan, ChangeRole, ChangeSettings, ChangeTopUp, ChargeUsage,
+    ChooseCatalogItem, ClaimDomain, ClearCatalogChoice, CloseMonth, CreateOrganization, CreateRecord, CreditAccount,
+    DecisionContext, DeclineTopUp, DefineRole, EndBilling, ExtendHold, IssueApiKey, IssueInvitation, JoinByDomain,
+    JoinBySso, LinkBillingCustomer, MarkInvoicePaid, Misfit, NoteBillingCustomerReleased, NoteInvoicePushed,
+    NoteInvoiceWithdrawn, PayTopUp, Permission, ProveDomain, PublishCatalogItem, PublishPlan, RegisterKind,
+    ReleaseHold, RemoveDomain, RemoveMember, RemoveRole, RemoveSsoConnection, RenameOrganization, RequestDeletion,
+    RequestTopUp, ResendInvitation, ReserveUsage, RestoreKind, RestoreSignIn, ResumeOrganization, RetireKind,
+    RetryParked, RevokeApiKey, RevokeInvitation, RotateApiKey, SetDefaultSsoConnection, SettleHold, SkipParked,
+    SuspendOrganization, UpdateRecord, UpgradeOrganization, VoidInvoice, WithdrawCatalogItem, grants::Grant, openapi,
+    shaped,
 };
 
 /// The declaration of a command, besides its fields. There are no defaults: each command decides all of it.
@@ -205,6 +206,8 @@ commands! {
     RestoreSignIn,
     ChangePlan,
     ChangeLimits,
+    RequestDeletion,
+    CancelDeletion,
     AddMember,
     ChangeMemberRole,
     RemoveMember,

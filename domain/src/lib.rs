@@ -14,6 +14,7 @@ pub mod catalog_choices;
 pub mod catalog_item;
 mod command;
 pub mod credentials;
+pub mod deletion;
 pub mod domain;
 pub mod grants;
 pub mod invitation;
@@ -62,8 +63,8 @@ pub use invoice::{
 pub use kind::{ChangeKind, RegisterKind, RestoreKind, RetireKind};
 pub use member::{AddMember, ChangeMemberRole, RemoveMember};
 pub use organization::{
-    ChangeLimits, ChangePlan, CreateOrganization, RenameOrganization, RestoreSignIn, ResumeOrganization,
-    SuspendOrganization, UpgradeOrganization,
+    CancelDeletion, ChangeLimits, ChangePlan, CreateOrganization, RenameOrganization, RequestDeletion, RestoreSignIn,
+    ResumeOrganization, SuspendOrganization, UpgradeOrganization,
 };
 pub use parking::{RetryParked, SkipParked};
 pub use permission::{Permission, Scopes};

@@ -8,10 +8,11 @@ mod commands;
 mod tests;
 
 use orgstream_events::{
-    AggregateType, CURRENT_ORG, Event, MfaPolicy, OrganizationCreated, OrganizationEvent, OrganizationIdentityLinked,
-    OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed,
-    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, PlanName,
-    QuotaName, Slug, TenantType, Timestamp,
+    AggregateType, CURRENT_ORG, Event, MfaPolicy, OrgId, OrganizationCreated, OrganizationDeletionCancelled,
+    OrganizationDeletionRequested, OrganizationEvent, OrganizationIdentityLinked, OrganizationLimits,
+    OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSealed,
+    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, PLATFORM_ORG,
+    PlanName, QuotaName, Role, Slug, TenantType, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,8 +24,8 @@ use crate::{
 };
 
 pub use commands::{
-    ChangeLimits, ChangePlan, CreateOrganization, RenameOrganization, RestoreSignIn, ResumeOrganization,
-    SuspendOrganization, UpgradeOrganization, organization, tenant_type,
+    CancelDeletion, ChangeLimits, ChangePlan, CreateOrganization, RenameOrganization, RequestDeletion, RestoreSignIn,
+    ResumeOrganization, SuspendOrganization, UpgradeOrganization, organization, tenant_type,
 };
 
 /// Slugs that could be mistaken for something else: a part of this product's addresses, or a privileged party. An
@@ -91,6 +92,23 @@ pub struct Profile {
     pub external_id: Option<String>,
     /// The reason for a suspension, which only the platform's commands pass, while there is one.
     pub suspended: Option<String>,
+    /// The deletion that was requested and not cancelled.
+    pub deletion: Option<Deletion>,
+    /// When all API keys of that time ended, for good: when a deletion was last requested.
+    pub keys_ended_at: Option<Timestamp>,
+}
+
+/// A deletion that was requested.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deletion {
+    /// When it was requested.
+    pub requested_at: Timestamp,
+    /// Who requested it: the id of a member.
+    pub requested_by: String,
+    /// When it is carried out.
+    pub grace_until: Timestamp,
+    /// When the organization ended, if it has.
+    pub sealed_at: Option<Timestamp>,
 }
 
 impl Organization {
@@ -104,10 +122,26 @@ impl Organization {
         self.profile.as_ref().and_then(|profile| profile.suspended.as_deref())
     }
 
-    /// Refuses everything but the platform's own commands while the organization is suspended or does not exist.
+    /// Whether a key that was issued then has ended because a deletion was requested later.
+    pub fn has_ended_key_of(&self, issued_at: Option<Timestamp>) -> bool {
+        let ended_at = self.profile.as_ref().and_then(|profile| profile.keys_ended_at);
+        issued_at.is_some_and(|issued_at| ended_at.is_some_and(|ended_at| issued_at <= ended_at))
+    }
+
+    /// Whether it has ended: nobody acts in it any more, the platform neither.
+    pub fn is_sealed(&self) -> bool {
+        self.profile.as_ref().and_then(|profile| profile.deletion.as_ref()).is_some_and(|one| one.sealed_at.is_some())
+    }
+
+    /// Refuses everything but the platform's own commands while the organization is suspended, being deleted, or does not
+    /// exist.
     pub fn must_be_active(&self) -> Result<&Profile, OrganizationError> {
         match &self.profile {
             None => Err(OrganizationError::NotFound),
+            Some(Profile { deletion: Some(Deletion { sealed_at: Some(_), .. }), .. }) => {
+                Err(OrganizationError::Deleted)
+            }
+            Some(Profile { deletion: Some(_), .. }) => Err(OrganizationError::BeingDeleted),
             Some(Profile { suspended: Some(reason), .. }) => Err(OrganizationError::Suspended(reason.clone())),
             Some(profile) => Ok(profile),
         }
@@ -156,6 +190,19 @@ pub enum OrganizationCommand {
     ChangePlan(ChangePlan),
     /// Changes the limits.
     ChangeLimits(ChangeLimits),
+    /// Requests its deletion.
+    RequestDeletion {
+        /// The command as received.
+        command: RequestDeletion,
+        /// The caller's role.
+        by: Role,
+        /// The grace period, in milliseconds.
+        grace_ms: i64,
+    },
+    /// Cancels its deletion.
+    CancelDeletion,
+    /// Ends it, once its grace period is over.
+    Seal,
 }
 
 /// An organization of an external identity provider.
@@ -179,7 +226,7 @@ impl Aggregate for Organization {
     type Event = OrganizationEvent;
     type Error = OrganizationError;
     const TYPE: AggregateType = AggregateType::Organization;
-    const SHAPE: u16 = 2;
+    const SHAPE: u16 = 3;
 
     fn apply(&mut self, event: &OrganizationEvent) {
         if let OrganizationEvent::Created(event) = event {
@@ -194,6 +241,8 @@ impl Aggregate for Organization {
                 limits: OrganizationLimits::default(),
                 external_id: None,
                 suspended: None,
+                deletion: None,
+                keys_ended_at: None,
             });
         }
         let Some(profile) = &mut self.profile else { return };
@@ -210,23 +259,48 @@ impl Aggregate for Organization {
             OrganizationEvent::LimitsChanged(event) => profile.limits.clone_from(&event.limits),
             OrganizationEvent::Upgraded(event) => profile.tenant_type = event.tenant_type,
             OrganizationEvent::IdentityLinked(event) => profile.external_id = Some(event.external_id.clone()),
+            OrganizationEvent::DeletionRequested(event) => {
+                profile.deletion = Some(Deletion {
+                    requested_at: Timestamp::default(),
+                    requested_by: String::new(),
+                    grace_until: event.grace_until,
+                    sealed_at: None,
+                });
+            }
+            OrganizationEvent::DeletionCancelled(_) => profile.deletion = None,
+            OrganizationEvent::Sealed(_) => {
+                if let Some(deletion) = &mut profile.deletion {
+                    deletion.sealed_at = Some(Timestamp::default());
+                }
+            }
         }
     }
 
     fn apply_at(&mut self, event: &OrganizationEvent, place: Place<'_>) {
         self.apply(event);
-        if matches!(event, OrganizationEvent::Created(_) | OrganizationEvent::PlanChanged(_))
-            && let Some(profile) = &mut self.profile
-        {
-            profile.plan_since = place.recorded_at;
+        let Some(profile) = &mut self.profile else { return };
+        match (event, &mut profile.deletion) {
+            (OrganizationEvent::Created(_) | OrganizationEvent::PlanChanged(_), _) => {
+                profile.plan_since = place.recorded_at;
+            }
+            (OrganizationEvent::DeletionRequested(_), Some(deletion)) => {
+                deletion.requested_at = place.recorded_at;
+                deletion.requested_by.clone_from(&place.actor.id);
+                profile.keys_ended_at = Some(place.recorded_at);
+            }
+            (OrganizationEvent::Sealed(_), Some(deletion)) => deletion.sealed_at = Some(place.recorded_at),
+            _ => {}
         }
     }
 
     fn decide(
         &self,
         command: OrganizationCommand,
-        _: &DecisionContext,
+        context: &DecisionContext,
     ) -> Result<Vec<OrganizationEvent>, OrganizationError> {
+        if self.is_sealed() && command != OrganizationCommand::Seal {
+            return Err(OrganizationError::Deleted);
+        }
         let mut faults = Faults::default();
         match &command {
             OrganizationCommand::Create { command, .. } => {
@@ -274,7 +348,11 @@ impl Aggregate for Organization {
                 }
             }
             // The name of a plan and a limit are valid by their types.
-            OrganizationCommand::ChangePlan(_) | OrganizationCommand::ChangeLimits(_) => {}
+            OrganizationCommand::ChangePlan(_)
+            | OrganizationCommand::ChangeLimits(_)
+            | OrganizationCommand::RequestDeletion { .. }
+            | OrganizationCommand::CancelDeletion
+            | OrganizationCommand::Seal => {}
         }
         faults.none_or(OrganizationError::Invalid)?;
         match command {
@@ -367,6 +445,23 @@ impl Aggregate for Organization {
                 let event = OrganizationEvent::LimitsChanged(OrganizationLimitsChanged { limits });
                 Ok(if changed { vec![event] } else { vec![] })
             }
+            OrganizationCommand::RequestDeletion { command: RequestDeletion { slug }, by, grace_ms } => {
+                self.may_be_deleted(context.org, &slug, by)?;
+                let grace_until = Timestamp::from_unix_ms(context.now.unix_ms().saturating_add(grace_ms));
+                let requested = OrganizationDeletionRequested { grace_until };
+                Ok(vec![OrganizationEvent::DeletionRequested(requested)])
+            }
+            OrganizationCommand::CancelDeletion => {
+                self.deletion()?.ok_or(OrganizationError::DeletionNotRequested)?;
+                Ok(vec![OrganizationEvent::DeletionCancelled(OrganizationDeletionCancelled {})])
+            }
+            OrganizationCommand::Seal => match self.deletion()? {
+                Some(Deletion { sealed_at: Some(_), .. }) => Ok(vec![]),
+                Some(deletion) if deletion.grace_until <= context.now => {
+                    Ok(vec![OrganizationEvent::Sealed(OrganizationSealed {})])
+                }
+                _ => Err(OrganizationError::DeletionNotRequested),
+            },
         }
     }
 
@@ -376,6 +471,30 @@ impl Aggregate for Organization {
 
     fn event_of(event: &Event) -> Option<&OrganizationEvent> {
         if let Event::Organization(event) = event { Some(event) } else { None }
+    }
+}
+
+impl Organization {
+    /// Returns the deletion that was requested, if one was.
+    fn deletion(&self) -> Result<Option<&Deletion>, OrganizationError> {
+        Ok(self.profile.as_ref().ok_or(OrganizationError::NotFound)?.deletion.as_ref())
+    }
+
+    /// Refuses a deletion that is not an owner's, or of another organization than the caller typed.
+    fn may_be_deleted(&self, org: OrgId, slug: &Slug, by: Role) -> Result<(), OrganizationError> {
+        let profile = self.must_be_active()?;
+        if org == PLATFORM_ORG {
+            return Err(OrganizationError::OfThePlatform);
+        }
+        if by != Role::Owner {
+            return Err(OrganizationError::OwnersOnly);
+        }
+        if *slug == profile.slug {
+            return Ok(());
+        }
+        let mut faults = Faults::default();
+        faults.add("/slug", "slug_differs", format!("must be the slug of the organization, which is {}", profile.slug));
+        faults.none_or(OrganizationError::Invalid)
     }
 }
 
@@ -423,6 +542,24 @@ pub enum OrganizationError {
     /// The organization is not personal.
     #[error("only a personal organization can be upgraded; this one is for several people already")]
     NotPersonal,
+    /// Its deletion was requested.
+    #[error(
+        "this organization is being deleted: an owner can cancel that until it is sealed \
+         (POST /v1/deletions/{{organization id}}/cancel)"
+    )]
+    BeingDeleted,
+    /// It has ended.
+    #[error("this organization was deleted, for good")]
+    Deleted,
+    /// There is no deletion to cancel or to carry out.
+    #[error("no deletion of this organization was requested, or its grace period goes on")]
+    DeletionNotRequested,
+    /// Another role than the owner's, whatever its permissions are.
+    #[error("only an owner can delete an organization")]
+    OwnersOnly,
+    /// The platform's own organization.
+    #[error("the platform's own organization cannot be deleted")]
+    OfThePlatform,
 }
 
 impl From<OrganizationError> for Rejection {
@@ -437,6 +574,10 @@ impl From<OrganizationError> for Rejection {
             OrganizationError::LocksOut => (RejectionKind::Conflict, "would_lock_out"),
             OrganizationError::Personal => (RejectionKind::Conflict, "personal_organization"),
             OrganizationError::NotPersonal => (RejectionKind::Conflict, "not_a_personal_organization"),
+            OrganizationError::BeingDeleted => (RejectionKind::Forbidden, "organization_being_deleted"),
+            OrganizationError::Deleted => (RejectionKind::Conflict, "organization_deleted"),
+            OrganizationError::DeletionNotRequested => (RejectionKind::Conflict, "deletion_not_requested"),
+            OrganizationError::OwnersOnly | OrganizationError::OfThePlatform => (RejectionKind::Forbidden, "forbidden"),
         };
         Self::new(kind, code, error)
     }

@@ -42,6 +42,8 @@ permissions! {
     ReadOrganization = "organization:read": Owner, Admin, Member, Viewer;
     /// Rename the organization, change its settings.
     ManageOrganization = "organization:manage": Owner, Admin;
+    /// Delete the organization, and cancel that.
+    DeleteOrganization = "organization:delete": Owner;
     /// List its domains; claim, prove and remove them.
     ManageDomains = "domains:manage": Owner, Admin;
     /// List, add and remove its SSO connections.

@@ -5,9 +5,9 @@ use std::{fs, path::PathBuf};
 
 use orgstream_domain::{
     Aggregate, Place, account::Account, api_key::ApiKey, catalog_choices::CatalogChoices, catalog_item::CatalogItem,
-    domain::Domain, invitation::Invitation, invoice::Invoices, kind::Kind, member::Members, organization::Organization,
-    parking::Parking, plan::Plan, quota::Quota, record::Record, record_log::RecordLog, role::CustomRoles,
-    sso_connection::Connections, unique_value::UniqueValue,
+    deletion::CompletedDeletion, domain::Domain, invitation::Invitation, invoice::Invoices, kind::Kind,
+    member::Members, organization::Organization, parking::Parking, plan::Plan, quota::Quota, record::Record,
+    record_log::RecordLog, role::CustomRoles, sso_connection::Connections, unique_value::UniqueValue,
 };
 use orgstream_events::{Commit, OpenedEvent};
 
@@ -52,6 +52,7 @@ fn a_state_that_changed_has_another_shape() {
         states::<ApiKey>(),
         states::<CatalogChoices>(),
         states::<CatalogItem>(),
+        states::<CompletedDeletion>(),
         states::<Connections>(),
         states::<CustomRoles>(),
         states::<Domain>(),

@@ -5,10 +5,10 @@ use serde_json::Value;
 
 use crate::{
     AccessEvent, AccountEvent, AggregateName, ApiKeyEvent, CatalogChoiceEvent, CatalogItemEvent, CodecError, Context,
-    DomainEvent, DomainId, InvitationEvent, InvitationId, InvoiceEvent, KeyId, KindEvent, KindName, MemberEvent, OrgId,
-    OrganizationEvent, Outcome, ParkingEvent, Pipeline, PlanEvent, PlanName, QuotaEvent, RecordEvent, RecordId,
-    RecordLogEvent, RecordLogId, RoleEvent, SsoConnectionEvent, SubjectError, Target, UniqueValueEvent, UniqueValueId,
-    codec::Targeted,
+    DeletionEvent, DomainEvent, DomainId, InvitationEvent, InvitationId, InvoiceEvent, KeyId, KindEvent, KindName,
+    MemberEvent, OrgId, OrganizationEvent, Outcome, ParkingEvent, Pipeline, PlanEvent, PlanName, QuotaEvent,
+    RecordEvent, RecordId, RecordLogEvent, RecordLogId, RoleEvent, SsoConnectionEvent, SubjectError, Target,
+    UniqueValueEvent, UniqueValueId, codec::Targeted,
 };
 
 macro_rules! aggregates {
@@ -152,6 +152,8 @@ aggregates! {
     Quota(OrgId) = "quota": QuotaEvent;
     /// All invoices of an organization. One aggregate, because they are numbered without a gap and usage is billed once.
     Invoice(OrgId) = "invoice": InvoiceEvent;
+    /// The deletion of one organization (in the log of the platform's own organization).
+    Deletion(OrgId) = "deletion": DeletionEvent;
     /// What an operator decided about the parked events of one pipeline.
     Parking(Pipeline) = "parking": ParkingEvent;
     /// What happened at the API boundary: access events, which are in no order and have no versions.

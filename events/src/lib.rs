@@ -14,6 +14,7 @@ mod chain;
 mod codec;
 mod commit;
 mod connection;
+mod deletion;
 mod domain;
 mod envelope;
 mod event;
@@ -67,6 +68,7 @@ pub use commit::{
     OpenedEvent, SealedEvent,
 };
 pub use connection::{SsoConnectionAdded, SsoConnectionEvent, SsoConnectionRemoved, SsoDefaultChanged};
+pub use deletion::{DeletionCompleted, DeletionEvent, DeletionReceipt, IdentityKept, RowsErased};
 pub use domain::{DomainClaimed, DomainEvent, DomainProven, DomainRemoved};
 pub use envelope::{
     Actor, ActorType, AggregateVersion, Auth, AuthMethod, Context, Fingerprint, Header, Outcome, OutcomeStatus, Salt,
@@ -91,10 +93,10 @@ pub use names::{
     Slug,
 };
 pub use organization::{
-    Branding, InvitePolicy, JitProvisioning, MfaPolicy, OrganizationCreated, OrganizationEvent,
-    OrganizationIdentityLinked, OrganizationLimits, OrganizationLimitsChanged, OrganizationPlanChanged,
-    OrganizationRenamed, OrganizationResumed, OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended,
-    OrganizationUpgraded, TenantType,
+    Branding, InvitePolicy, JitProvisioning, MfaPolicy, OrganizationCreated, OrganizationDeletionCancelled,
+    OrganizationDeletionRequested, OrganizationEvent, OrganizationIdentityLinked, OrganizationLimits,
+    OrganizationLimitsChanged, OrganizationPlanChanged, OrganizationRenamed, OrganizationResumed, OrganizationSealed,
+    OrganizationSettings, OrganizationSettingsChanged, OrganizationSuspended, OrganizationUpgraded, TenantType,
 };
 pub use parking::{MessageParked, MessageSettled, ParkedEventsRetried, ParkedEventsSkipped, ParkingEvent, Settlement};
 pub use pipeline::{PerPipeline, Pipeline};

@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DomainName, LoginMethod, PlanName, Quotas, Slug, codec::event_enum};
+use crate::{DomainName, LoginMethod, PlanName, Quotas, Slug, Timestamp, codec::event_enum};
 
 event_enum! {
     /// The events of an organization as a whole.
@@ -21,6 +21,9 @@ event_enum! {
         LimitsChanged(OrganizationLimitsChanged) = "organization.limits_changed", 1;
         Upgraded(OrganizationUpgraded) = "organization.upgraded", 1;
         IdentityLinked(OrganizationIdentityLinked) = "organization.identity_linked", 1;
+        DeletionRequested(OrganizationDeletionRequested) = "organization.deletion_requested", 1;
+        DeletionCancelled(OrganizationDeletionCancelled) = "organization.deletion_cancelled", 1;
+        Sealed(OrganizationSealed) = "organization.sealed", 1;
     }
 }
 
@@ -236,3 +239,18 @@ pub struct OrganizationIdentityLinked {
     /// The organization's id there.
     pub external_id: String,
 }
+
+/// An owner requested the deletion. From now on nobody acts in the organization but the platform, and its API keys have ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrganizationDeletionRequested {
+    /// When the grace period ends, and the deletion is carried out.
+    pub grace_until: Timestamp,
+}
+
+/// The deletion was cancelled: people act in the organization again. API keys that have ended stay ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrganizationDeletionCancelled {}
+
+/// The organization ended: its last event. Nothing that comes after it in its log counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrganizationSealed {}

@@ -43,6 +43,14 @@ impl SnapshotPart {
         Ok(keys.sign(&subject.to_string(), None, &rmp_serde::to_vec_named(self)?)?.into())
     }
 
+    /// Returns the signed bytes of a snapshot of no shape and without content, in the place of any part.
+    pub fn nothing(keys: &CommitKeys, subject: &str) -> Result<Bytes, CodecError> {
+        let nothing = Fingerprint::of(&[]);
+        let part =
+            Self { v: VERSION, shape: 0, seq: 0, message: nothing, parts: 1, whole: nothing, content: Bytes::new() };
+        Ok(keys.sign(subject, None, &rmp_serde::to_vec_named(&part)?)?.into())
+    }
+
     /// Returns the part whose stored bytes were signed for `subject` by a process of this installation.
     pub fn open(keys: &CommitKeys, subject: &SnapshotSubject<'_>, bytes: &[u8]) -> Result<Self, CodecError> {
         let part: Self = from_bytes("snapshot", keys.verify(&subject.to_string(), None, bytes)?)?;

@@ -134,9 +134,10 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                 (Event::Account(event), AggregateId::Account(_)) => usage_hours.apply(event, row_version),
                 (Event::Quota(event), AggregateId::Quota(_)) => quota_uses.apply(event, row_version),
                 // No rows: the records have their unique values, the worker carries out decisions about parked events, and
-                // invoices are read from the log.
+                // invoices and receipts of deletions are read from the log.
                 (Event::UniqueValue(_), AggregateId::UniqueValue(_))
                 | (Event::Invoice(_), AggregateId::Invoice(_))
+                | (Event::Deletion(_), AggregateId::Deletion(_))
                 | (Event::Parking(_), AggregateId::Parking(_)) => {}
                 (
                     Event::Organization(_)
@@ -156,6 +157,7 @@ pub async fn apply_read_models(batch: &mut ApplyTx, org: BoundOrg, commits: &[Ap
                     | Event::Account(_)
                     | Event::Quota(_)
                     | Event::Invoice(_)
+                    | Event::Deletion(_)
                     | Event::Parking(_)
                     | Event::Access(_),
                     aggregate,

@@ -31,6 +31,8 @@ pub enum BatchStart {
     },
     /// The shard has another owner. Nothing has changed.
     Fenced,
+    /// The org was deleted. Nothing has changed, and nothing is to be applied.
+    Deleted,
 }
 
 /// A batch to be opened: of one pipeline, from its current checkpoint to the next.
@@ -156,6 +158,7 @@ impl ApplyTx {
                 }
                 "moved" => BatchStart::Moved { stored_seq: from_bigint(row.stored_seq) },
                 "fenced" => BatchStart::Fenced,
+                "deleted" => BatchStart::Deleted,
                 _ => return Err(DbError::Unreadable { what: "the state of a batch", value: row.state }),
             });
         }

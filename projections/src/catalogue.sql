@@ -1,7 +1,7 @@
 -- One row for each thing that breaks the rules of tenancy.
 WITH
 app_roles AS (
-    SELECT oid, rolname FROM pg_roles WHERE rolname IN ('app_rw', 'app_ro', 'app_public', 'app_audit', 'app_sign', 'app_identity') OR rolname = current_user
+    SELECT oid, rolname FROM pg_roles WHERE rolname IN ('app_rw', 'app_ro', 'app_public', 'app_audit', 'app_sign', 'app_identity', 'app_eraser') OR rolname = current_user
 ),
 tables AS (
     SELECT c.oid, c.relowner, c.relrowsecurity, c.relforcerowsecurity, n.nspname,
@@ -41,6 +41,16 @@ FROM tenant_tables AS t WHERE NOT EXISTS (
     WHERE p.polrelid = t.oid AND p.polpermissive AND p.polcmd = '*'
         AND p.reads LIKE '%org_id = ( SELECT app.org()%' AND p.writes LIKE '%org_id = ( SELECT app.org()%'
 )
+UNION ALL
+SELECT name || ' cannot be erased when its org is deleted',
+    'CREATE POLICY erasure ... TO app_eraser, and GRANT SELECT, DELETE, as the migration 0222 does'
+FROM tenant_tables AS t JOIN pg_roles AS eraser ON eraser.rolname = 'app_eraser'
+WHERE NOT has_table_privilege(eraser.oid, t.oid, 'SELECT') OR NOT has_table_privilege(eraser.oid, t.oid, 'DELETE')
+    OR NOT EXISTS (
+        SELECT FROM policies AS p
+        WHERE p.polrelid = t.oid AND p.polpermissive AND p.polcmd = '*' AND p.polroles = ARRAY[eraser.oid]
+            AND p.reads LIKE '%org_id = ( SELECT app.org()%' AND p.reads LIKE '%app.is_erasing()%' AND p.writes = 'false'
+    )
 UNION ALL
 SELECT name || ' has no restrictive floor for everybody', 'CREATE POLICY floor AS RESTRICTIVE FOR ALL TO PUBLIC'
 FROM tenant_tables AS t WHERE NOT EXISTS (
@@ -104,7 +114,8 @@ SELECT format('the role %I may %s %s', a.rolname, p.privilege, log.name), 'REVOK
 FROM app_roles AS a
 CROSS JOIN unnest(ARRAY['UPDATE', 'DELETE']) AS p (privilege)
 CROSS JOIN append_only AS log
-WHERE has_table_privilege(a.oid, to_regclass(log.name), p.privilege)
+-- The trigger lets the eraser delete the rows of an org that is being erased, and nobody else.
+WHERE NOT (a.rolname = 'app_eraser' AND p.privilege = 'DELETE') AND has_table_privilege(a.oid, to_regclass(log.name), p.privilege)
 UNION ALL
 SELECT log.name || ' may be changed: its trigger is missing or off', 'create or enable the trigger append_only'
 FROM append_only AS log WHERE NOT EXISTS (
@@ -132,7 +143,7 @@ UNION ALL
 SELECT format('the role %I may use the schema identity', a.rolname),
     'REVOKE USAGE: what organizations have is kept apart from who signs in'
 FROM pg_roles AS a JOIN pg_namespace AS n ON n.nspname = 'identity'
-WHERE a.rolname IN ('app_rw', 'app_ro', 'app_public', 'app_audit', 'app_resolver') AND has_schema_privilege(a.oid, n.oid, 'USAGE')
+WHERE a.rolname IN ('app_rw', 'app_ro', 'app_public', 'app_audit', 'app_resolver', 'app_eraser') AND has_schema_privilege(a.oid, n.oid, 'USAGE')
 UNION ALL
 SELECT format('the role app_public may read %s', t.name), 'REVOKE it: that login is for what is published'
 FROM tables AS t JOIN pg_roles AS a ON a.rolname = 'app_public'

@@ -62,6 +62,14 @@ const IDENTITY_PART: u32 = 4;
 const PUBLIC_PART: u32 = 6;
 const IDENTITY_SETTINGS: [(&str, &str); 3] =
     [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
+const ERASER_SETTINGS: [(&str, &str); 4] = [
+    ("statement_timeout", "15s"),
+    ("lock_timeout", "5s"),
+    ("idle_in_transaction_session_timeout", "15s"),
+    ("jit", "off"),
+];
+/// Erasures have one connection: they are rare, and in no hurry.
+const ERASER_CONNECTIONS: u32 = 1;
 /// How long a batch waits for another transaction's lock, unless its statements have less time altogether.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -75,7 +83,7 @@ pub struct DatabaseOptions {
     pub passwords: Passwords,
     /// For batches of either class: the most concurrent commits.
     pub rw_connections: u32,
-    /// For queries, the catalog and sign-ins, together.
+    /// For queries, the catalog, sign-ins and deletions, together.
     pub ro_connections: u32,
 }
 
@@ -131,6 +139,7 @@ pub struct Database {
     ro: Pool,
     public: Pool,
     identity: Pool,
+    eraser: Pool,
     alarm: Alarm,
     pin: Pin,
     plain_kinds: Arc<PlainKinds>,
@@ -156,11 +165,17 @@ impl Database {
             batches: pool("app_rw", &light, options.rw_connections)?,
             backlog: pool("app_rw", &SLICE_SETTINGS, options.rw_connections)?,
             ops: pool("app_rw", &OPS_SETTINGS, OPS_CONNECTIONS)?,
-            ro: pool("app_ro", &READ_SETTINGS, options.ro_connections.saturating_sub(identity + public))?,
+            ro: pool(
+                "app_ro",
+                &READ_SETTINGS,
+                options.ro_connections.saturating_sub(identity + public + ERASER_CONNECTIONS),
+            )?,
             // Connects with the first query of the catalog: workers never do.
             public: pool("app_public", &READ_SETTINGS, public)?,
             // Connects on the first sign-in: workers never do.
             identity: pool("app_identity", &IDENTITY_SETTINGS, identity)?,
+            // Connects with the first deletion: workers never do.
+            eraser: pool("app_eraser", &ERASER_SETTINGS, ERASER_CONNECTIONS)?,
             alarm: Alarm::default(),
             pin: Pin::default(),
             plain_kinds: Arc::default(),
@@ -187,6 +202,7 @@ impl Database {
         self.ro.close().await;
         self.public.close().await;
         self.identity.close().await;
+        self.eraser.close().await;
     }
 
     /// Returns everything that must be corrected before this database is used; empty when it is ready.
@@ -310,6 +326,15 @@ impl Database {
     /// For users and sessions, and for nothing else.
     pub(crate) fn identity_pool(&self) -> &Pool {
         &self.identity
+    }
+
+    /// For deletions, and for nothing else.
+    pub(crate) fn eraser_pool(&self) -> &Pool {
+        &self.eraser
+    }
+
+    pub(crate) fn search_targets(&self) -> &SearchTargets {
+        &self.search_targets
     }
 
     /// For the functions of `resolve`, and for nothing else.

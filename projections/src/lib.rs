@@ -15,6 +15,7 @@ pub mod break_glass;
 pub mod catalog_choices;
 pub mod catalog_items;
 pub mod checkpoints;
+pub mod deletions;
 pub mod domains;
 pub mod idempotency;
 pub mod identity;

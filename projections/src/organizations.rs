@@ -41,6 +41,10 @@ pub struct Organization {
     pub limits: OrganizationLimits,
     /// Its organization id at an external identity provider.
     pub external_id: Option<String>,
+    /// When its deletion is carried out, once it was requested and while it is not cancelled.
+    pub delete_at: Option<Timestamp>,
+    /// When all API keys of that time ended.
+    pub keys_ended_at: Option<Timestamp>,
     /// The aggregate's version.
     pub version: u64,
     /// When it was created.
@@ -68,6 +72,8 @@ pub(crate) const TABLE: ReadModel = ReadModel::by_id(
         "seq",
         "external_id",
         "limits",
+        "delete_at",
+        "keys_ended_at",
     ],
     &[],
 );
@@ -84,6 +90,9 @@ pub(crate) struct Changeset<'a> {
     limits: Option<&'a OrganizationLimits>,
     tenant_type: Option<TenantType>,
     external_id: Option<&'a str>,
+    /// When a deletion is carried out; none for one that was cancelled.
+    deletion: Option<Option<OffsetDateTime>>,
+    keys_ended_at: Option<OffsetDateTime>,
     row_version: Option<RowVersion>,
 }
 
@@ -124,6 +133,13 @@ impl<'a> Changeset<'a> {
             OrganizationEvent::LimitsChanged(event) => self.limits = Some(&event.limits),
             OrganizationEvent::Upgraded(event) => self.tenant_type = Some(event.tenant_type),
             OrganizationEvent::IdentityLinked(event) => self.external_id = Some(&event.external_id),
+            OrganizationEvent::DeletionRequested(event) => {
+                self.deletion = Some(Some(event.grace_until.to_datetime()));
+                self.keys_ended_at = Some(row_version.at);
+            }
+            OrganizationEvent::DeletionCancelled(_) => self.deletion = Some(None),
+            // What is here goes once the organization is deleted.
+            OrganizationEvent::Sealed(_) => {}
         }
         self.row_version = Some(row_version);
     }
@@ -153,6 +169,8 @@ impl<'a> Changeset<'a> {
                     tenant_type = coalesce($10, tenant_type),
                     external_id = coalesce($11, external_id),
                     limits = coalesce($12, limits),
+                    delete_at = CASE WHEN $13 THEN $14 ELSE delete_at END,
+                    keys_ended_at = coalesce($15, keys_ended_at),
                     version = $7,
                     updated_at = $8,
                     seq = $9
@@ -169,6 +187,9 @@ impl<'a> Changeset<'a> {
                 self.tenant_type.as_ref().map(wire_name),
                 self.external_id,
                 self.limits.map(Json) as _,
+                self.deletion.is_some(),
+                self.deletion.flatten(),
+                self.keys_ended_at,
             )
             .execute(connection)
             .await?;
@@ -178,8 +199,8 @@ impl<'a> Changeset<'a> {
         sqlx::query!(
             "INSERT INTO rm.organizations
                 (org_id, slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at, seq,
-                external_id, limits)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                external_id, limits, delete_at, keys_ended_at)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
             ON CONFLICT (org_id, rm_version) DO UPDATE SET
                 slug = excluded.slug,
                 name = excluded.name,
@@ -192,7 +213,9 @@ impl<'a> Changeset<'a> {
                 updated_at = excluded.updated_at,
                 seq = excluded.seq,
                 external_id = excluded.external_id,
-                limits = excluded.limits",
+                limits = excluded.limits,
+                delete_at = excluded.delete_at,
+                keys_ended_at = excluded.keys_ended_at",
             org,
             self.slug.map(Slug::as_str),
             self.name,
@@ -206,6 +229,8 @@ impl<'a> Changeset<'a> {
             row_version.seq,
             self.external_id,
             Json(self.limits.unwrap_or(&no_limits)) as _,
+            self.deletion.flatten(),
+            self.keys_ended_at,
         )
         .execute(connection)
         .await?;
@@ -218,7 +243,7 @@ pub async fn get(tx: &mut TenantTx) -> Result<Option<Organization>, DbError> {
     let org = tx.org();
     let row = sqlx::query!(
         "SELECT slug, name, tenant_type, region, suspended_reason, settings, version, created_at, updated_at, seq,
-            external_id, limits, (SELECT plan FROM ops.plans WHERE org_id = $1) AS plan
+            external_id, limits, delete_at, keys_ended_at, (SELECT plan FROM ops.plans WHERE org_id = $1) AS plan
         FROM rm.organizations WHERE org_id = $1",
         org.uuid(),
     )
@@ -236,6 +261,8 @@ pub async fn get(tx: &mut TenantTx) -> Result<Option<Organization>, DbError> {
             plan: row.plan.map(|plan| parsed("a plan", plan)).transpose()?.unwrap_or_default(),
             limits: from_json("an organization's limits", &row.limits)?,
             external_id: row.external_id,
+            delete_at: row.delete_at.map(Into::into),
+            keys_ended_at: row.keys_ended_at.map(Into::into),
             version: from_bigint(row.version),
             created_at: row.created_at.into(),
             updated_at: row.updated_at.into(),

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 /// The logins that `orgstream migrate` makes. Their rights are in the migrations.
-pub(crate) const LOGINS: [&str; 6] = ["app_rw", "app_ro", "app_public", "app_audit", "app_sign", "app_identity"];
+pub(crate) const LOGINS: [&str; 7] =
+    ["app_rw", "app_ro", "app_public", "app_audit", "app_sign", "app_identity", "app_eraser"];
 
 /// The password of one login, in the form of settings: `LOGIN=TEXT`.
 #[derive(Clone, PartialEq, Eq)]

@@ -30,7 +30,10 @@ impl<'a> Changeset<'a> {
             | OrganizationEvent::PlanChanged(_)
             | OrganizationEvent::LimitsChanged(_)
             | OrganizationEvent::Upgraded(_)
-            | OrganizationEvent::IdentityLinked(_) => {}
+            | OrganizationEvent::IdentityLinked(_)
+            | OrganizationEvent::DeletionRequested(_)
+            | OrganizationEvent::DeletionCancelled(_)
+            | OrganizationEvent::Sealed(_) => {}
         }
     }
 

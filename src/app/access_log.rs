@@ -20,7 +20,7 @@ use orgstream_events::{
     AccessDenied, AccessEvent, Actor, ActorType, AggregateId, Auth, AuthMethod, Chain, CommandId, CommitDraft, Event,
     IsolationFailed, KeyRefused, OrgId, PLATFORM_ORG, Position, Salt, UserId, cause,
 };
-use orgstream_projections::{BoundOrg, Database, IsolationViolation, members};
+use orgstream_projections::{BoundOrg, Database, DbError, IsolationViolation, deletions::DeletionStep, members};
 use orgstream_stream::{AppendError, Expected, Log};
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
@@ -73,6 +73,7 @@ enum Message {
 pub struct AccessLog {
     sender: mpsc::Sender<Message>,
     log: Log,
+    db: Database,
 }
 
 /// The request that was denied.
@@ -101,8 +102,8 @@ impl AccessLog {
     pub fn start(log: Log, db: Database) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
         tokio::spawn(report_isolation_violations(db.isolation_violations(), sender.downgrade()));
-        tokio::spawn(Writer { log: log.clone(), db, floods: HashMap::new() }.run(receiver));
-        Self { sender, log }
+        tokio::spawn(Writer { log: log.clone(), db: db.clone(), floods: HashMap::new() }.run(receiver));
+        Self { sender, log, db }
     }
 
     /// Records an access event of `actor` in `org`. It will be in the log soon.
@@ -119,6 +120,9 @@ impl AccessLog {
         fact: AccessEvent,
     ) -> Result<Position, Problem> {
         count(&fact);
+        if is_closed(&self.db, org.org()).await? {
+            return Err(Problem::not_found());
+        }
         Ok(append(&self.log, org.org(), actor.clone(), origin.clone(), fact).await?)
     }
 
@@ -347,6 +351,8 @@ impl Writer {
         async move {
             let Entry { place, actor, origin, fact } = note;
             let written = match place {
+                // What is unknown of it is written down.
+                Place::Org(org) if is_closed(&db, org).await.unwrap_or_default() => Ok(()),
                 Place::Org(org) => append(&log, org, actor, origin, fact).await.map(|_| ()),
                 Place::HomeOf(user) => match home(&db, user, &actor).await {
                     Ok(Some((org, actor))) => append(&log, org, actor, origin, fact).await.map(|_| ()),
@@ -362,12 +368,13 @@ impl Writer {
     }
 }
 
+/// Whether an organization has ended, or is about to: nothing is written down in it any more.
+async fn is_closed(db: &Database, org: OrgId) -> Result<bool, DbError> {
+    Ok(org != PLATFORM_ORG && db.deletion_step(org).await?.is_some_and(DeletionStep::is_closed))
+}
+
 /// Returns the first organization of a person, and their member there: their identity outside is not disclosed.
-async fn home(
-    db: &Database,
-    user: UserId,
-    outside: &Actor,
-) -> Result<Option<(OrgId, Actor)>, orgstream_projections::DbError> {
+async fn home(db: &Database, user: UserId, outside: &Actor) -> Result<Option<(OrgId, Actor)>, DbError> {
     let Some(org) = db.orgs_of_user(user).await?.into_iter().next() else { return Ok(None) };
     let mut tx = db.read(BoundOrg::proven_by_credential(org)).await?;
     let member = members::get_by_user(&mut tx, user).await?;

@@ -87,6 +87,7 @@ fn permission_for(event: &OpenedEvent) -> Option<Permission> {
         Event::Account(_) | Event::Quota(_) | Event::Invoice(_) => Some(Permission::ReadAccount),
         // The platform's, for operators.
         Event::Plan(_) => Some(Permission::ManagePlan),
+        Event::Deletion(_) => Some(Permission::Suspend),
         Event::Parking(_) | Event::Access(_) => None,
     }
 }

@@ -9,7 +9,7 @@ use orgstream_domain::{
     AcceptInvitation, Command, JoinByDomain, JoinBySso, Scopes, credentials::invitation::InvitationToken,
 };
 use orgstream_events::{DomainName, OrgId, PLATFORM_ORG, Role, TenantType, UserId};
-use orgstream_projections::{BoundOrg, invitations};
+use orgstream_projections::{BoundOrg, deletions::DeletionStep, invitations};
 use tokio::sync::MutexGuard;
 
 use super::{access_log::DeniedRequest, problem::Problem};
@@ -23,6 +23,8 @@ use crate::{
 
 use super::submit::{Gateway, Origin};
 
+/// The most personal organizations that a person has had deleted.
+const PERSONAL: u32 = 1_000;
 /// The number of locks for first sign-ins, to each of which persons are assigned.
 pub(super) const FOUNDING: usize = 256;
 
@@ -44,7 +46,11 @@ impl Gateway {
             let attempt = DeniedRequest { target: "organization", asked: None };
             self.access_log.denied(principal, origin, attempt, problem);
         })?;
-        let personal = self.handler.profile(personal_org(creator.user)).await.map_err(Problem::from)?;
+        let personal = match self.db.personal_org(creator.user).await? {
+            Some(org) => org,
+            None => personal_org(creator.user, 0),
+        };
+        let personal = self.handler.profile(personal).await.map_err(Problem::from)?;
         if let Some(plan) = personal.map(|profile| profile.plan).filter(|plan| *plan == self.public_plan) {
             let detail = format!("your plan is {plan}, which has no organizations: choose another plan first");
             return Err(Problem::new(403, "plan_required", "Not on this plan", detail));
@@ -75,22 +81,37 @@ impl Gateway {
         self.founding.get(place).unwrap_or(&self.last_founding).lock().await
     }
 
-    /// Returns the person's personal organization, which is created when they first sign in.
+    /// Whether an organization was deleted, so that its person has none.
+    async fn is_deleted(&self, org: OrgId) -> Result<bool, Problem> {
+        let step = self.db.deletion_step(org).await?;
+        Ok(matches!(step, Some(DeletionStep::Signing | DeletionStep::Done)))
+    }
+
+    /// Returns the person's personal organization, which is created when they first sign in, and when they sign in after it was
+    /// deleted.
     ///
     /// Concurrent callers wait here, so that a thousand browser tabs are one command; several processes or a crash repeat
     /// the same command, and its id follows from the person.
     pub async fn personal_organization(&self, principal: &Principal, origin: &Origin) -> Result<OrgId, Problem> {
         let user = principal.person()?;
         let _turn = self.founding_turn(user).await;
-        if let Some(org) = self.db.personal_org(user).await? {
+        let known = self.db.personal_org(user).await?;
+        if let Some(org) = known
+            && !self.is_deleted(org).await?
+        {
             return Ok(org);
+        }
+        let mut deleted = 0;
+        while deleted < PERSONAL && self.is_deleted(personal_org(user, deleted)).await? {
+            deleted += 1;
         }
         let email = match principal {
             Principal::User { email: Some(email), .. } => email.clone(),
             _ => no_address(user),
         };
-        let accepted =
-            self.enter(PLATFORM_ORG, principal, Creator { user, email }, origin, create_personal(user)).await?;
+        let accepted = self
+            .enter(PLATFORM_ORG, principal, Creator { user, email }, origin, create_personal(user, deleted))
+            .await?;
         let org = accepted.position.org;
         self.db.note_personal_org(user, org).await?;
         Ok(org)

@@ -306,6 +306,8 @@ impl From<AuthError> for Problem {
             AuthError::NotFound => Self::not_found(),
             AuthError::Forbidden { .. } => Self::new(403, "forbidden", "Not allowed", detail),
             AuthError::Suspended => Self::new(403, "organization_suspended", "Suspended", detail),
+            AuthError::BeingDeleted => Self::new(403, "organization_being_deleted", "Being deleted", detail),
+            AuthError::FreshSignInRequired => Self::new(403, "fresh_sign_in_required", "Not with this sign-in", detail),
             AuthError::SessionOnly => Self::new(403, "session_only", "Not with an API key", detail),
             AuthError::KeyOnly => Self::new(403, "key_only", "Not without an API key", detail),
             AuthError::SessionRequired => Self::new(403, "session_required", "Not without a session", detail),

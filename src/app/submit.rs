@@ -198,6 +198,30 @@ impl Gateway {
         &self.handler
     }
 
+    /// Cancels a deletion for an owner, or for an operator, whose accesses lead to nothing else meanwhile.
+    pub async fn cancel_deletion(
+        &self,
+        access: &Access,
+        origin: &Origin,
+        request: Request,
+    ) -> Result<Accepted, Problem> {
+        let caller = Caller {
+            org: access.org(),
+            actor: access.actor().clone(),
+            role: access.role(),
+            scopes: access.scopes().clone(),
+            proof: None,
+            right: None,
+            creator: None,
+            context: origin.context.clone(),
+            request_id: origin.request_id.clone(),
+            trace: origin.trace.clone(),
+        };
+        let accepted = self.handler.handle(&caller, request).await?;
+        self.wait_for_access(accepted.position).await;
+        Ok(accepted)
+    }
+
     /// Carries out one command for a principal in an org.
     pub async fn submit(&self, access: &Access, origin: &Origin, request: Request) -> Result<Accepted, Problem> {
         self.submit_all(access, origin, vec![request])

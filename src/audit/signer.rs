@@ -7,12 +7,12 @@
 use std::{collections::HashSet, time::Duration};
 
 use metrics::counter;
-use orgstream_events::{Chain, OrgId, cause};
+use orgstream_events::{Chain, DeletionReceipt, OrgId, cause};
 use orgstream_projections::{
     BoundOrg, DbError,
     audit::{SigningDatabase, Wishes},
 };
-use orgstream_transparency::{FormatError, LogSigner, PolicyFile, SignedNote, TreeHead};
+use orgstream_transparency::{FormatError, LogSigner, PolicyFile, Receipt, SignedNote, TreeHead};
 use tokio::{
     sync::mpsc,
     task::JoinSet,
@@ -106,6 +106,9 @@ impl Signer {
                     if wishes.is_none() {
                         wishes = self.start().await;
                     }
+                    if let Err(error) = self.sign_receipts().await {
+                        tracing::warn!(error = %Chain(&error), "receipts of deletions cannot be signed at the moment");
+                    }
                     waited += LOOK;
                     let is_round = waited >= self.pace.wait;
                     if is_round {
@@ -146,6 +149,20 @@ impl Signer {
                 None
             }
         }
+    }
+
+    /// Signs the receipts of deletions that wait for it. A text that is no receipt of its organization is not signed.
+    pub async fn sign_receipts(&self) -> Result<(), DbError> {
+        for (org, text) in self.db.receipts().await? {
+            let is_receipt = serde_json::from_str::<DeletionReceipt>(&text).is_ok_and(|receipt| {
+                receipt.org_id == org && serde_json::to_string(&receipt).is_ok_and(|same| same == text)
+            });
+            match Receipt::sign(&self.key, &text) {
+                Ok(note) if is_receipt => self.db.keep_receipt(org, &text, &note.to_string()).await?,
+                _ => tracing::error!(org.id = %org, "what is to be signed is no receipt of the organization"),
+            }
+        }
+        Ok(())
     }
 
     /// Signs, and returns whether there is a signed head.

@@ -1,6 +1,10 @@
 //! From an `Authorization` header to a principal, and from a principal to an org.
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use orgstream_domain::{
@@ -37,6 +41,8 @@ use crate::{
 };
 
 const CACHE_CAPACITY: usize = 100_000;
+/// The age up to which a session counts as a sign-in of a moment ago.
+const FRESH: Duration = Duration::from_mins(10);
 /// The maximum number of concurrent membership lookups.
 const MAX_CONCURRENCY: usize = 4;
 
@@ -74,6 +80,18 @@ pub enum AuthError {
     /// The organization is suspended for all but the platform.
     #[error("this organization is suspended: ask the platform's operator")]
     Suspended,
+    /// The deletion of the organization was requested.
+    #[error(
+        "this organization is being deleted: an owner can cancel that until it is sealed \
+         (POST /v1/deletions/{{organization id}}/cancel)"
+    )]
+    BeingDeleted,
+    /// The person signed in too long ago for this.
+    #[error(
+        "this takes a session that began in the last {} minutes: sign in again (POST /v1/sessions), and send it with that",
+        FRESH.as_secs() / 60
+    )]
+    FreshSignInRequired,
     /// This requires a signed-in person, not a key.
     #[error("an API key cannot do this: sign in as a person")]
     SessionOnly,
@@ -366,6 +384,38 @@ impl Authenticator {
         Ok(access.with_rules(rules, (method, second_factor)))
     }
 
+    /// Returns the access of an owner of `org` to its deletion, which nothing else of the organization takes; none for any other
+    /// caller. Whatever organization a session acts in, it is the person's.
+    pub async fn owner_of(&self, principal: &Principal, org: OrgId) -> Result<Option<Access>, AuthError> {
+        let Principal::User { method, second_factor, .. } = principal else { return Ok(None) };
+        let Some(member) = self.member(principal, org).await?.filter(|member| member.role == Role::Owner) else {
+            return Ok(None);
+        };
+        self.rules(org).await?.check_sign_in(method, *second_factor)?;
+        Ok(Some(Access::member(org, member.id, member.role, principal)))
+    }
+
+    /// Returns an operator's access to `org`, for its deletion.
+    pub fn operator_of(&self, principal: &Principal, org: OrgId) -> Access {
+        Access::operator(org, None, principal)
+    }
+
+    /// Fails unless the principal is a person with a session that began a moment ago.
+    pub async fn signed_in_now(&self, principal: &PrincipalReference) -> Result<(), AuthError> {
+        let session = match principal {
+            PrincipalReference::User { session, .. } => session.as_ref(),
+            PrincipalReference::Sso { .. } => None,
+            PrincipalReference::Operator(_) | PrincipalReference::Key(_) => return Err(AuthError::SessionOnly),
+        };
+        let session = self.sessions.show(session.ok_or(AuthError::FreshSignInRequired)?).await?;
+        let age = now().unix_ms().saturating_sub(session.created_at.unix_ms());
+        if u128::try_from(age).unwrap_or_default() <= FRESH.as_millis() {
+            Ok(())
+        } else {
+            Err(AuthError::FreshSignInRequired)
+        }
+    }
+
     /// Returns the current state of the same access, for long operations. A session that has switched to another
     /// organization keeps the operations that it began in this one.
     pub async fn again(&self, access: &Access) -> Result<Access, AuthError> {
@@ -576,7 +626,7 @@ impl Authenticator {
             Ok(Found { value: Arc::new(rules), at })
         });
         // A resumed organization is accessible as soon as the change is known.
-        self.rules.get(&Scoped::new(org, ()), |rules| !rules.suspended, lookup).await
+        self.rules.get(&Scoped::new(org, ()), |rules| !rules.suspended && !rules.is_being_deleted, lookup).await
     }
 
     async fn membership(&self, org: OrgId, user: UserId) -> Result<Option<members::Member>, AuthError> {

@@ -46,6 +46,8 @@ struct Known {
     token_ends_at: Option<Timestamp>,
     /// The voucher is no longer a member, and the organization revokes the keys of former members.
     creator_left: bool,
+    /// A deletion of the organization was requested after it was issued.
+    ended_with_all: bool,
     at: Instant,
 }
 
@@ -193,12 +195,17 @@ impl Keys {
         let at = Instant::now();
         let reach = decided::reach(&mut tx).await?;
         let mut key = api_keys::get_by_public_id(&mut tx, public_id).await?.ok_or_else(refused)?;
+        let mut ended_at = organizations::get(&mut tx).await?.and_then(|organization| organization.keys_ended_at);
         let creator = match key.created_by.member() {
             Some(member) => Some(Creator::find(&mut tx, member, reach).await?),
             None => None,
         };
         // The log is queried without holding a connection that others wait for.
         drop(tx);
+        if let Some(organization) = self.decided.organization(org, reach).await? {
+            ended_at = organization.profile().and_then(|profile| profile.keys_ended_at);
+        }
+        let ended_with_all = ended_at.is_some_and(|ended_at| key.created_at <= ended_at);
         // The voucher of a key that a key issued is in its own history.
         let by_a_key = key.created_by.actor_type == ActorType::ApiKey;
         let decided = self.decided.key(org, key.id, Some(reach).filter(|_| !by_a_key)).await?;
@@ -222,16 +229,18 @@ impl Keys {
             key.expires_at = decided.expires_at();
             token_ends_at = decided.token_ends_at(public_id);
         }
-        Ok((org, Known { key, token_ends_at, creator_left, at }))
+        Ok((org, Known { key, token_ends_at, creator_left, ended_with_all, at }))
     }
 }
 
 /// Returns the reason why the key is invalid, for its organization's log; none when it is valid.
 fn fault(public_id: &KeyPublicId, known: &Known, now: Timestamp) -> Option<&'static str> {
-    let Known { key, token_ends_at, creator_left, .. } = known;
+    let Known { key, token_ends_at, creator_left, ended_with_all, .. } = known;
     let is_past = |end: Option<Timestamp>| end.is_some_and(|end| end <= now);
     if key.revoked_at.is_some() {
         Some("revoked")
+    } else if *ended_with_all {
+        Some("organization_being_deleted")
     } else if is_past(key.expires_at) {
         Some("expired")
     } else if is_past(*token_ends_at)

@@ -13,6 +13,8 @@ use super::AuthError;
 pub struct OrgPolicy {
     /// The organization is suspended for all but the platform.
     pub(super) suspended: bool,
+    /// Its deletion was requested.
+    pub(super) is_being_deleted: bool,
     /// Its plan.
     pub plan: PlanName,
     /// The limits that override its plan's.
@@ -23,24 +25,37 @@ pub struct OrgPolicy {
 
 impl From<Organization> for OrgPolicy {
     fn from(organization: Organization) -> Self {
-        let Organization { suspended_reason, plan, limits, settings, .. } = organization;
-        let suspended = suspended_reason.is_some();
-        Self { suspended, plan, limits, allowed: settings.allowed_auth_methods, mfa: settings.mfa_policy }
+        let Organization { suspended_reason, delete_at, plan, limits, settings, .. } = organization;
+        let (suspended, is_being_deleted) = (suspended_reason.is_some(), delete_at.is_some());
+        let (allowed, mfa) = (settings.allowed_auth_methods, settings.mfa_policy);
+        Self { suspended, is_being_deleted, plan, limits, allowed, mfa }
     }
 }
 
 impl From<&Profile> for OrgPolicy {
     fn from(profile: &Profile) -> Self {
-        let Profile { suspended, plan, limits, settings, .. } = profile;
+        let Profile { suspended, deletion, plan, limits, settings, .. } = profile;
         let (allowed, mfa) = (settings.allowed_auth_methods.clone(), settings.mfa_policy);
-        Self { suspended: suspended.is_some(), plan: plan.clone(), limits: limits.clone(), allowed, mfa }
+        let (suspended, is_being_deleted) = (suspended.is_some(), deletion.is_some());
+        Self { suspended, is_being_deleted, plan: plan.clone(), limits: limits.clone(), allowed, mfa }
     }
 }
 
 impl OrgPolicy {
     /// Refuses a sign-in method that the organization does not allow, a person without the second factor that it requires,
-    /// and every principal while it is suspended. A key has no second factor: its issuing principal had to have one.
+    /// and every principal while it is suspended or being deleted.
     pub(super) fn check(&self, method: &LoginMethod, second_factor: bool) -> Result<(), AuthError> {
+        self.check_sign_in(method, second_factor)?;
+        match (self.is_being_deleted, self.suspended) {
+            (true, _) => Err(AuthError::BeingDeleted),
+            (false, true) => Err(AuthError::Suspended),
+            (false, false) => Ok(()),
+        }
+    }
+
+    /// Refuses a sign-in method that the organization does not allow, and a person without the second factor that it requires. A
+    /// key has no second factor: its issuing principal had to have one.
+    pub(super) fn check_sign_in(&self, method: &LoginMethod, second_factor: bool) -> Result<(), AuthError> {
         if let Some(allowed) = &self.allowed
             && !allowed.contains(method)
         {
@@ -48,11 +63,7 @@ impl OrgPolicy {
             return Err(AuthError::MethodNotAllowed { method: method.clone(), allowed: allowed.join(", ") });
         }
         let needs_another = self.mfa == MfaPolicy::Required && method.is_for_people() && !second_factor;
-        match (needs_another, self.suspended) {
-            (true, _) => Err(AuthError::MfaRequired),
-            (false, true) => Err(AuthError::Suspended),
-            (false, false) => Ok(()),
-        }
+        if needs_another { Err(AuthError::MfaRequired) } else { Ok(()) }
     }
 }
 
@@ -84,6 +95,15 @@ mod tests {
     fn nobody_acts_where_it_is_suspended() {
         let rules = OrgPolicy { suspended: true, ..OrgPolicy::default() };
         assert!(matches!(rules.check(&LoginMethod::api_key(), false), Err(AuthError::Suspended)));
+    }
+
+    #[test]
+    fn nobody_acts_where_it_is_being_deleted() {
+        let rules = OrgPolicy { is_being_deleted: true, suspended: true, ..OrgPolicy::default() };
+        for method in [LoginMethod::oidc(), LoginMethod::api_key()] {
+            assert!(matches!(rules.check(&method, true), Err(AuthError::BeingDeleted)));
+            assert!(rules.check_sign_in(&method, true).is_ok());
+        }
     }
 
     #[test]

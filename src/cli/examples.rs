@@ -137,6 +137,14 @@ orgstream limits --org acme --as-plan",
 orgstream usage --step hour --group-by model --watch     # hours, by model, until Ctrl-C
 orgstream usage --from 2026-03-01T00:00:00Z --to 2026-04-01T00:00:00Z --json",
     ),
+    (
+        "delete-organization",
+        "orgstream delete-organization acme --slug acme # with a session of the last ten minutes: orgstream login",
+    ),
+    ("deletions list", "orgstream deletions list # with the operator's token"),
+    ("deletions show", "orgstream deletions show org_01h455vb4pex5vsknk084sn02q"),
+    ("deletions cancel", "orgstream deletions cancel org_01h455vb4pex5vsknk084sn02q"),
+    ("deletions receipt", "orgstream deletions receipt org_01h455vb4pex5vsknk084sn02q --out receipt.txt"),
     ("invoices list", "orgstream invoices list --org acme"),
     (
         "invoices show",

@@ -17,7 +17,7 @@ pub(crate) struct Args {
     /// The password that `serve` and `work` log in with.
     #[arg(long, env = "ORGSTREAM_DATABASE_PASSWORD", hide_env_values = true, value_name = "TEXT")]
     database_password: Option<String>,
-    /// The password of one login, where each has its own: `app_rw`, `app_ro`, `app_public`, `app_identity`, `app_sign` or
+    /// The password of one login, where each has its own: `app_rw`, `app_ro`, `app_public`, `app_identity`, `app_eraser`, `app_sign` or
     /// `app_audit`. May be repeated; without commas.
     #[arg(
         long = "database-login-password",

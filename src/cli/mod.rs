@@ -11,7 +11,8 @@ mod break_glass;
 mod catalog;
 mod check_config;
 mod completions;
-pub(crate) mod demo;
+pub(crate) mod deletions;
+mod demo;
 mod dev;
 mod examples;
 mod history;
@@ -133,6 +134,11 @@ enum Job {
     /// See what an organization owes; close a month, note a payment, void an invoice, or end billing.
     #[command(subcommand)]
     Invoices(invoices::Job),
+    /// Delete an organization, for good.
+    DeleteOrganization(deletions::DeleteArgs),
+    /// See how far deletions of organizations are, cancel one, or fetch its receipt.
+    #[command(subcommand)]
+    Deletions(deletions::Job),
     /// Build the read models of an organization, or of all, again from the audit log, beside those that are shown.
     Rebuild(rebuild::Args),
     /// See the search targets, and place the index of words of an organization in one.
@@ -195,6 +201,8 @@ impl Cli {
             Job::Limits(args) => usage::change(args).await,
             Job::Usage(args) => Box::pin(usage::show(args)).await,
             Job::Invoices(job) => invoices::run(job).await,
+            Job::DeleteOrganization(args) => deletions::delete(args).await,
+            Job::Deletions(job) => deletions::run(job).await,
             Job::Rebuild(args) => rebuild::run(args).await,
             Job::Search(job) => Box::pin(search::run(job)).await,
             Job::Bench(args) => return bench::run(&args),

@@ -12,9 +12,9 @@ use std::{
 
 use orgstream_domain::{
     Aggregate, Place, account::Account, api_key::ApiKey, catalog_choices::CatalogChoices, catalog_item::CatalogItem,
-    domain::Domain, invitation::Invitation, invoice::Invoices, kind::Kind, member::Members, organization::Organization,
-    parking::Parking, plan::Plan, quota::Quota, record::Record, record_log::RecordLog, role::CustomRoles,
-    sso_connection::Connections, unique_value::UniqueValue,
+    deletion::CompletedDeletion, domain::Domain, invitation::Invitation, invoice::Invoices, kind::Kind,
+    member::Members, organization::Organization, parking::Parking, plan::Plan, quota::Quota, record::Record,
+    record_log::RecordLog, role::CustomRoles, sso_connection::Connections, unique_value::UniqueValue,
 };
 use orgstream_events::{ActorType, AggregateId, CommandId, Event, Fingerprint, OpenedCommand};
 use orgstream_stream::SNAPSHOT_EVERY;
@@ -258,6 +258,7 @@ caches! {
     accounts: Account, 10_000;
     invoices: Invoices, 2_000;
     quotas: Quota, 10_000;
+    deletions: CompletedDeletion, 1_000;
     parking: Parking, 1_000;
 }
 

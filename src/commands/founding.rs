@@ -130,6 +130,6 @@ impl CommandHandler {
 
 /// Encodes a slug as a claim, whose subject is divided at dots: a slug has no capitals, so they can stand for the characters
 /// that a claim cannot have, and no two slugs become the same.
-fn claimable(slug: &Slug) -> String {
+pub(super) fn claimable(slug: &Slug) -> String {
     slug.as_str().replace('.', "D").replace('~', "T")
 }

@@ -173,9 +173,12 @@ impl CommandHandler {
     ) -> Result<Option<(Role, Scopes)>, CommandError> {
         let key = self.aggregates.load::<ApiKey>(placement, &AggregateId::ApiKey(id), Freshness::Leader).await?;
         let Some(issued) = key.state.issued().filter(|_| !key.state.is_revoked()) else { return Ok(None) };
+        let organization =
+            self.aggregates.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
+        if organization.state.has_ended_key_of(key.state.issued_at()) {
+            return Ok(None);
+        }
         if key.state.creator().is_some_and(|creator| members.get(creator).is_none()) {
-            let organization =
-                self.aggregates.look::<Organization>(placement, &AggregateId::Organization(placement.org)).await?;
             if organization.state.profile().is_none_or(|profile| profile.settings.revoke_keys_on_creator_exit) {
                 return Ok(None);
             }

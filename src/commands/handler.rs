@@ -62,6 +62,8 @@ use crate::{
     tenant_cache::{CacheView, Scoped},
 };
 
+/// The time in which a deletion can be cancelled, unless the settings say otherwise.
+pub const DELETION_GRACE: Duration = Duration::from_hours(7 * 24);
 /// The tolerated clock skew of a producer, into the future.
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
 /// Writers to one aggregate take turns inside this process, so that only other processes can conflict.
@@ -151,6 +153,7 @@ pub struct CommandHandler {
     vault: Vault,
     pub(super) own_kinds: OwnKindLimits,
     currency: Currency,
+    pub(super) deletion_grace: Duration,
     turns: Box<[Mutex<()>]>,
     registration_turns: Box<[Mutex<()>]>,
     last_turn: Mutex<()>,
@@ -175,6 +178,7 @@ impl CommandHandler {
             region,
             own_kinds: OwnKindLimits::default(),
             currency: Currency::default(),
+            deletion_grace: DELETION_GRACE,
             turns,
             registration_turns: (0..REGISTRATION_TURNS).map(|_| Mutex::new(())).collect(),
             last_turn: Mutex::new(()),
@@ -200,6 +204,11 @@ impl CommandHandler {
     /// Bills in this currency.
     pub fn with_currency(self, currency: Currency) -> Self {
         Self { currency, ..self }
+    }
+
+    /// Lets so much time pass between the request for a deletion and what cannot be undone.
+    pub fn with_deletion_grace(self, deletion_grace: Duration) -> Self {
+        Self { deletion_grace, ..self }
     }
 
     /// Returns the currency of prices, fees and invoices.
@@ -350,6 +359,10 @@ impl CommandHandler {
             }
             Command::ChangeLimits(command) => {
                 self.execute::<Organization>(&attempt, &to, OrganizationCommand::ChangeLimits(command)).await
+            }
+            Command::RequestDeletion(command) => self.request_deletion(&attempt, &to, command).await,
+            Command::CancelDeletion(_) => {
+                self.execute::<Organization>(&attempt, &to, OrganizationCommand::CancelDeletion).await
             }
             Command::AddMember(command) => {
                 let voucher = self.vouching(&placement, attempt.actor()).await?;
@@ -659,8 +672,14 @@ impl CommandHandler {
         let organization = self.aggregates.look::<Organization>(placement, &aggregate).await?;
         match organization.state.must_be_active() {
             Ok(_) => Ok(()),
-            // The platform's commands about an organization work while no others do.
-            Err(_) if organization.state.profile().is_some() && command.spec().while_suspended => Ok(()),
+            // The platform's commands about an organization work while no others do, and none once it has ended.
+            Err(_)
+                if organization.state.profile().is_some()
+                    && !organization.state.is_sealed()
+                    && command.spec().while_suspended =>
+            {
+                Ok(())
+            }
             Err(error) => Err(Rejection::from(error).into()),
         }
     }

@@ -26,9 +26,9 @@ use super::{
 };
 
 /// The claims of pairs of issuer and audience.
-const SSO: &str = "sso";
+pub(super) const SSO: &str = "sso";
 
-fn pair(issuer: &str, audience: &str) -> String {
+pub(super) fn pair(issuer: &str, audience: &str) -> String {
     Fingerprint::of(&[issuer.as_bytes(), b"\0", audience.as_bytes()]).to_string()
 }
 

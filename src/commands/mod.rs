@@ -11,6 +11,7 @@ mod cache;
 mod catalog;
 mod claiming;
 mod command_index;
+pub mod deletions;
 mod founding;
 mod grants;
 pub mod handler;

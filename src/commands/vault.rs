@@ -209,6 +209,25 @@ impl Vault {
         Err(VaultError::Contention(subject.secret))
     }
 
+    /// Leaves tombstones in place of all values of an organization; returns how many it has.
+    pub(super) async fn destroy_all(&self, org: OrgId) -> Result<u64, VaultError> {
+        let (mut next, mut count) = (1, 0);
+        while let Some((seq, stored)) = self.log.next_secret_of(org, next).await? {
+            next = seq + 1;
+            // One that cannot be read has no key that could be destroyed here: an operator has to see to it.
+            let StoredSecret { subject, entry, seq, .. } = stored?;
+            if entry.sealed.is_some() {
+                // The tombstone comes behind all others, and is found once more.
+                if self.log.keep_secret(&subject, seq, &entry.destroyed()).await?.is_some() {
+                    crate::commands::vault::count("destroyed");
+                }
+            } else {
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
     /// Returns what there is, of one organization or of all.
     pub async fn status(&self, org: Option<OrgId>) -> Result<VaultStatus, VaultError> {
         let mut status = VaultStatus::default();

@@ -15,6 +15,7 @@ use tokio::{task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 pub mod audit_webhook;
+pub mod deletions;
 pub mod history;
 pub mod invoices;
 pub mod mail;
@@ -67,6 +68,8 @@ jobs! {
     Invoices = "invoices";
     /// Tells the payment provider what is owed. Each process does so for itself; the provider makes each thing once.
     Payments = "payments";
+    /// Deletes organizations. Each deletion is leased by one process at a time, in the database.
+    Deletions = "deletions";
 }
 
 type Run = Box<dyn Fn(CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;

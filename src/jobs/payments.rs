@@ -48,6 +48,10 @@ const MAX_CONCURRENCY: usize = 8;
 const MAX_STEPS: usize = 20;
 /// The time after which a top-up that is neither paid nor declined is withdrawn, in milliseconds: a day.
 const PENDING_MS: i64 = 86_400_000;
+/// The code of a top-up of an organization that is being deleted, which needs none.
+const BEING_DELETED: &str = "organization_being_deleted";
+/// The code of a command to an organization that has ended.
+const DELETED: &str = "organization_deleted";
 /// The name of the program as the caller of these commands.
 const NAME: &str = "payments";
 
@@ -279,7 +283,9 @@ async fn note_step(handler: &CommandHandler, org: OrgId, note: Request) -> Resul
     match handler.handle(&Caller::program(org, NAME), note).await {
         Ok(_) | Err(CommandError::Contention) => Ok(()),
         // Another process was quicker, and the provider made it once.
-        Err(CommandError::Rejected(rejection)) if ["top_up_not_open", "invoice_settled"].contains(&rejection.code) => {
+        Err(CommandError::Rejected(rejection))
+            if ["top_up_not_open", "invoice_settled", BEING_DELETED, DELETED].contains(&rejection.code) =>
+        {
             Ok(())
         }
         Err(error) => Err(error.into()),
@@ -373,6 +379,11 @@ pub async fn note(handler: &CommandHandler, payment: Payment) -> Result<(), Comm
     let what = payment.what;
     match handler.handle(&Caller::program(what.org, NAME), paid(payment)).await {
         Ok(_) => Ok(()),
+        // Its last invoice is paid at the provider, and has no log any more to be noted in.
+        Err(CommandError::Rejected(rejection)) if rejection.code == DELETED => {
+            tracing::info!(org.id = %what.org, paid = %what, "an organization that was deleted has paid");
+            Ok(())
+        }
         Err(error @ (CommandError::Rejected(_) | CommandError::NoOrganization(_) | CommandError::KeyReused)) => {
             unmatched(&what, &Chain(&error).to_string());
             Ok(())

@@ -282,6 +282,15 @@ pub const FIGURES: &[Figure] = &[
         &[],
         "Attempts to tell the payment provider something that failed. Each is repeated later.",
     ),
+    figure(Counter, Api, "orgstream_deletions_total", "organizations", &[], "Organizations that were deleted."),
+    figure(
+        Counter,
+        Api,
+        "orgstream_deletion_failures_total",
+        "failures",
+        &[],
+        "Steps of deletions that failed. Each is taken again.",
+    ),
     figure(
         Counter,
         Api,

@@ -22,6 +22,16 @@ struct Claim {
     at: Timestamp,
     #[serde(default)]
     state: State,
+    /// When it becomes free for any org, for a claim of an org that was deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    held_until: Option<Timestamp>,
+}
+
+impl Claim {
+    fn is_free(&self) -> bool {
+        let now: Timestamp = OffsetDateTime::now_utc().into();
+        self.state == State::Released || self.held_until.is_some_and(|until| until <= now)
+    }
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -59,7 +69,7 @@ impl Log {
     /// Returns the sequence of the claim of `org` on `value`, for [`Log::release`]; none if it has none.
     pub async fn claim_of(&self, scope: &str, value: &str, org: OrgId) -> Result<Option<u64>, StreamError> {
         let found = self.find_claim(&subject(scope, value)?).await?;
-        let is_own = |claim: &Claim| claim.org == org && claim.state != State::Released;
+        let is_own = |claim: &Claim| claim.org == org && !claim.is_free();
         Ok(found.filter(|found| found.claim.as_ref().is_some_and(is_own)).map(|found| found.seq))
     }
 
@@ -74,12 +84,13 @@ impl Log {
                 write.expected = Some(0);
                 continue;
             };
-            if let Some(Claim { org: by, state, .. }) = found.claim {
-                if by == org && state == State::Kept && !anew {
+            if let Some(claim @ Claim { org: by, state, .. }) = &found.claim {
+                let (by, is_free) = (*by, claim.is_free());
+                if by == org && *state == State::Kept && !is_free && !anew {
                     return Ok(None);
                 }
-                is_own = by == org && state != State::Released;
-                if is_own || state == State::Released {
+                is_own = by == org && !is_free;
+                if is_own || is_free {
                     let state = if is_own { State::Kept } else { State::New };
                     write = Write { expected: Some(found.seq), ..claim_write(scope, value, org, state)? };
                     continue;
@@ -100,10 +111,40 @@ impl Log {
         self.write_system(&write).await.map(|_| ())
     }
 
+    /// Ends a claim of an org that was deleted: it is free at once, or when it was held for long enough. False if it is not the
+    /// org's own.
+    pub async fn end_claim(
+        &self,
+        scope: &str,
+        value: &str,
+        org: OrgId,
+        held_until: Option<Timestamp>,
+    ) -> Result<bool, StreamError> {
+        for _ in 0..TRIES {
+            let Some(Found { claim: Some(claim), seq, .. }) = self.find_claim(&subject(scope, value)?).await? else {
+                return Ok(false);
+            };
+            if claim.org != org || claim.is_free() {
+                return Ok(false);
+            }
+            if held_until.is_some() && claim.held_until.is_some() {
+                return Ok(true);
+            }
+            let state = if held_until.is_some() { State::Kept } else { State::Released };
+            let claim = Claim { state, held_until, ..claim };
+            let payload = serde_json::to_vec(&claim).map_err(StreamError::Unencodable)?.into();
+            let write = Write { payload, expected: Some(seq), ..system_write(subject(scope, value)?) };
+            if self.write_system(&write).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Err(StreamError::Unavailable { action: "end a claim", reason: cause("others keep writing it") })
+    }
+
     /// Returns the org that has claimed `value` within `scope`.
     pub async fn claimed_by(&self, scope: &str, value: &str) -> Result<Option<OrgId>, StreamError> {
         let claim = self.find_claim(&subject(scope, value)?).await?.and_then(|found| found.claim);
-        Ok(claim.filter(|claim| claim.state != State::Released).map(|claim| claim.org))
+        Ok(claim.filter(|claim| !claim.is_free()).map(|claim| claim.org))
     }
 
     async fn find_claim(&self, subject: &str) -> Result<Option<Found>, StreamError> {
@@ -122,7 +163,7 @@ impl Log {
 
 /// The first claim of `value`, to be written.
 fn claim_write(scope: &str, value: &str, org: OrgId, state: State) -> Result<Write, StreamError> {
-    let claim = Claim { org, at: OffsetDateTime::now_utc().into(), state };
+    let claim = Claim { org, at: OffsetDateTime::now_utc().into(), state, held_until: None };
     let payload = serde_json::to_vec(&claim).map_err(StreamError::Unencodable)?;
     Ok(Write { payload: payload.into(), ..system_write(subject(scope, value)?) })
 }

@@ -1,7 +1,7 @@
 //! The directory: every org that was placed, the orgs of a shard, and the end of an org's history.
 
 use futures_util::TryStreamExt;
-use orgstream_events::{AggregateType, EventSubject, OrgId, Shard, cause};
+use orgstream_events::{AggregateId, AggregateType, EventSubject, OrgId, Shard, cause};
 
 use crate::{
     Log, Placement, StreamError,
@@ -78,6 +78,19 @@ impl Log {
         let subjects = asked.map_err(|error| unavailable(action, error))?;
         let counted = subjects.map_ok(|(subject, count)| (subject, u64::try_from(count).unwrap_or(u64::MAX)));
         counted.try_collect().await.map_err(|error| unavailable(action, error))
+    }
+
+    /// Returns the org's aggregates of one type, as the shard's leader knows them. For types with few.
+    pub async fn aggregates_of_type(
+        &self,
+        placement: &Placement,
+        aggregate: AggregateType,
+    ) -> Result<Vec<AggregateId>, StreamError> {
+        let Placement { shard, org, .. } = *placement;
+        let filter = EventSubject::all_of_type(shard, org, aggregate);
+        let subjects = self.subjects(shard, filter, COUNT).await?;
+        let found = subjects.into_iter();
+        Ok(found.filter_map(|(subject, _)| Some(subject.parse::<EventSubject>().ok()?.aggregate)).collect())
     }
 
     /// Returns the sequence of the org's first message after `after`, as the shard's leader knows it.

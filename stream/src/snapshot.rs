@@ -6,14 +6,14 @@
 //! time and nothing else.
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::{TryStreamExt, future::join_all};
 use orgstream_events::{
     AggregateId, Chain, CodecError, Commit, CommitKeys, EventSubject, Fingerprint, SnapshotPart, SnapshotSubject, cause,
 };
 
 use crate::{
     Log, Message, Placement, StoredCommit, StreamError, StreamName,
-    api::last_on_any,
+    api::{last_on_any, unavailable},
     generation::Which,
     message::forged,
     publish::{Answer, Write},
@@ -26,6 +26,7 @@ const PART_BYTES: usize = 512 << 10;
 /// The most parts. An aggregate whose snapshot is larger, 32 MiB, has none.
 const MAX_PARTS: u16 = 64;
 const ACTION: &str = "keep a snapshot";
+const LIST: &str = "list the snapshots of an organization";
 
 /// What a process made of a history up to a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,13 +81,37 @@ impl Log {
             // All or none, so that no reader finds parts of two.
             writes => self.inner.publisher.publish_batch(&writes.iter().collect::<Vec<_>>()).await,
         };
-        let unavailable = |reason| StreamError::Unavailable { action: ACTION, reason };
+        let not_now = |reason| StreamError::Unavailable { action: ACTION, reason };
         match answer {
             Answer::Stored { .. } => Ok(true),
-            Answer::Unknown { reason } => Err(unavailable(reason)),
+            Answer::Unknown { reason } => Err(not_now(reason)),
             Answer::Refused { code, description } => Err(StreamError::Refused { action: ACTION, code, description }),
-            other => Err(unavailable(cause(format!("{other:?}")))),
+            other => Err(not_now(cause(format!("{other:?}")))),
         }
+    }
+
+    /// Leaves nothing in all snapshots of an org: each is replaced by one of no shape. Returns how many messages they had.
+    pub async fn forget_snapshots(&self, placement: &Placement) -> Result<u64, StreamError> {
+        let Placement { shard, org, .. } = *placement;
+        let filter = format!("snap.{shard}.{org}.>");
+        let listed = self.inner.snapshots.info_with_subjects(filter).await;
+        let mut subjects = listed.map_err(|error| unavailable(LIST, error))?;
+        let mut forgotten = 0;
+        while let Some((subject, _)) = subjects.try_next().await.map_err(|error| unavailable(LIST, error))? {
+            let payload = SnapshotPart::nothing(self.keys(), &subject).map_err(StreamError::Unsigned)?;
+            let write = Write { subject, payload, message_id: None, expected: None, trace: None };
+            match self.inner.publisher.publish_in_turn(&write).await {
+                Answer::Stored { .. } | Answer::Duplicate { .. } => forgotten += 1,
+                Answer::Refused { code, description } => {
+                    return Err(StreamError::Refused { action: ACTION, code, description });
+                }
+                Answer::Unknown { reason } => return Err(StreamError::Unavailable { action: ACTION, reason }),
+                other @ (Answer::Stale | Answer::TooLarge { .. }) => {
+                    return Err(StreamError::Unavailable { action: ACTION, reason: cause(format!("{other:?}")) });
+                }
+            }
+        }
+        Ok(forgotten)
     }
 
     /// Returns the aggregate's snapshot of this shape, if there is one that a process of ours signed.

@@ -4,7 +4,7 @@
 //! who stores an old message again can bring back what was destroyed.
 
 use async_nats::jetstream::message::StreamMessage;
-use orgstream_events::{SubjectError, VaultEntry, VaultSubject, cause};
+use orgstream_events::{OrgId, SubjectError, VaultEntry, VaultSubject, cause};
 use time::OffsetDateTime;
 
 use crate::{
@@ -41,7 +41,24 @@ impl Log {
 
     /// Returns the first secret whose message has this sequence or a later one; with an error about one, its sequence.
     pub async fn next_secret(&self, seq: u64) -> Result<Option<(u64, Result<StoredSecret, StreamError>)>, StreamError> {
-        let Some(message) = next_on_leader(&self.inner.vault, "vault.>", seq).await? else { return Ok(None) };
+        self.next_secret_on("vault.>", seq).await
+    }
+
+    /// Returns the same as [`Log::next_secret`], of the secrets of one org.
+    pub async fn next_secret_of(
+        &self,
+        org: OrgId,
+        seq: u64,
+    ) -> Result<Option<(u64, Result<StoredSecret, StreamError>)>, StreamError> {
+        self.next_secret_on(&format!("vault.{org}.*"), seq).await
+    }
+
+    async fn next_secret_on(
+        &self,
+        filter: &str,
+        seq: u64,
+    ) -> Result<Option<(u64, Result<StoredSecret, StreamError>)>, StreamError> {
+        let Some(message) = next_on_leader(&self.inner.vault, filter, seq).await? else { return Ok(None) };
         let corrupt = |error: SubjectError| StreamError::Corrupt {
             subject: message.subject.to_string(),
             seq: message.sequence,

@@ -219,6 +219,27 @@ impl Api {
         Self::start_as(|_| {}, mail, idp, targets, Some(payments)).await
     }
 
+    /// Starts with another grace period of deletions, in hours.
+    pub(crate) async fn start_deleting(
+        grace_hours: u32,
+        idp: Arc<dyn IdentityOrganizations>,
+        payments: Option<Arc<dyn PaymentProvider>>,
+    ) -> Self {
+        let mail = |folder| MailArgs { mail_folder: Some(folder), ..mail_args() };
+        let grace = |identity: &mut IdentityArgs| identity.deletion_grace_hours = grace_hours;
+        Self::start_as(grace, mail, idp, SearchTargets::default(), payments).await
+    }
+
+    /// The options of its database.
+    pub(crate) fn database_options(&self) -> orgstream_projections::DatabaseOptions {
+        self.database.options()
+    }
+
+    /// The URL of its database for one of the program's logins.
+    pub(crate) fn login_url(&self, login: &str) -> String {
+        self.database.app_url(login)
+    }
+
     /// Starts with search targets, for the API and its worker.
     pub(crate) async fn start_searching(targets: SearchTargets) -> Self {
         let mail = |folder| MailArgs { mail_folder: Some(folder), ..mail_args() };

@@ -204,7 +204,13 @@ impl Cluster {
         let id: OrgId = made.text("id").parse().unwrap();
         let path = format!("/v1/organizations/{id}/api-keys");
         let issue = json!({"name": "test", "role": "admin"});
-        let issued = self.client.post(&owner, &path, Some("first-key"), &issue).await.expect(201);
+        // An organization is answered before its owner is seen where that takes longer than seconds.
+        let issued = eventually("the owner to be known", async || {
+            let issued = self.client.post(&owner, &path, Some("first-key"), &issue).await;
+            (issued.status != 404).then_some(issued)
+        })
+        .await
+        .expect(201);
         Tenant { id, slug: slug.to_owned(), owner, key: issued.text("token"), key_id: issued.text("id") }
     }
 

@@ -22,7 +22,7 @@ use crate::api::{Answer, Api, OPERATOR};
 
 /// Auth0 as far as organizations go, with a record of all requests.
 #[derive(Clone, Default)]
-struct FakeAuth0(Arc<Mutex<Asked>>);
+pub(crate) struct FakeAuth0(Arc<Mutex<Asked>>);
 
 #[derive(Default)]
 struct Asked {
@@ -33,7 +33,7 @@ struct Asked {
 }
 
 impl FakeAuth0 {
-    async fn start() -> (Self, String) {
+    pub(crate) async fn start() -> (Self, String) {
         let fake = Self::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -42,7 +42,7 @@ impl FakeAuth0 {
         (fake, url)
     }
 
-    fn asked(&self, method: &str) -> Vec<String> {
+    pub(crate) fn asked(&self, method: &str) -> Vec<String> {
         let asked = self.0.lock().unwrap();
         asked.requests.iter().filter(|(m, _)| m == method).map(|(_, path)| path.clone()).collect()
     }

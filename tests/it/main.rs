@@ -24,6 +24,7 @@ mod cli;
 mod cluster;
 mod compose;
 mod contention;
+mod deletion;
 mod edges;
 mod evidence;
 mod figures;

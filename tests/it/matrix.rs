@@ -86,6 +86,7 @@ impl Items {
             ("session", SessionId::fresh(1_700_000_000_000, [5; 10]).to_string()),
             ("kind", "no_such_kind".to_owned()),
             ("plan", "no_such_plan".to_owned()),
+            ("deletion", OrgId::derive(command).to_string()),
             ("view", "no_such_view".to_owned()),
             ("number", "999999".to_owned()),
             // A tile of the audit log.

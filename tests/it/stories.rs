@@ -65,6 +65,8 @@ fn every_route_and_every_command_has_an_audit_story() {
     assert!(Command::SPECS.iter().all(|spec| !spec.events.is_empty()));
     // The treatment of requests that no route allows: it is recorded wherever it happens.
     told.extend(["access.denied", "access.key_refused", "access.break_glass_used", "access.isolation_failed"]);
+    // What the program does of itself: the end of an organization that was requested, and its receipt.
+    told.extend(["organization.sealed", "deletion.completed"]);
     // The audit log's own entries.
     told.extend(["parking.parked", "parking.settled"]);
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("events/tests/golden");

@@ -52,6 +52,7 @@ mod note;
 mod plan;
 mod policy;
 mod policy_file;
+mod receipt;
 mod text;
 mod tile;
 mod verify;
@@ -69,6 +70,7 @@ pub use note::{KeyName, MAX_NAME_BYTES, MAX_NOTE_BYTES, MAX_SIGNATURES, Signatur
 pub use plan::{MissingTile, Plan};
 pub use policy::{Distrust, MAX_WITNESSES, Policy, PolicyError, Witnessed};
 pub use policy_file::{KnownWitness, PolicyCheckError, PolicyFile, PolicyFileError};
+pub use receipt::{Receipt, ReceiptError};
 pub use text::FormatError;
 pub use tile::{TILE_WIDTH, Tile, Tiles, subtree_root};
 pub use verify::{ProofError, verify_consistency, verify_inclusion};

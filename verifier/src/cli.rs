@@ -3,7 +3,8 @@
 use std::{fs, path::PathBuf};
 
 use anyhow::Context;
-use orgstream_transparency::{PolicyFile, SignedNote};
+use orgstream_events::{Chain, DeletionReceipt};
+use orgstream_transparency::{PolicyFile, Receipt, SignedNote};
 
 use crate::{
     KnownHead, Outcome, Report, Request,
@@ -87,6 +88,66 @@ impl AccountArgs {
         let text = if json { account_to_json(&report, &ledger)? } else { format!("{report}\n{}", in_words(&ledger)) };
         Ok(output::told(report.outcome(), output::say(format_args!("{}", text.trim_end()))))
     }
+}
+
+/// Verify the receipt of a deletion: no network, no database, no account, and nothing is written.
+///
+/// Exit codes: 0 it is signed by the key, and says that no row is left; 40 it is not, or does not. 2 means that the command itself could
+/// not be carried out.
+#[derive(Debug, clap::Args)]
+pub struct ReceiptArgs {
+    /// The receipt.
+    #[arg(value_name = "FILE")]
+    receipt: PathBuf,
+    /// The public key of the audit logs (`log.vkey`), which you got from elsewhere than with the receipt.
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// Print what the receipt says as JSON, as it was signed.
+    #[arg(long)]
+    json: bool,
+}
+
+impl ReceiptArgs {
+    /// Verifies, prints what the receipt says to standard output, and returns the outcome, whether or not it could be written.
+    pub fn run(self) -> anyhow::Result<Outcome> {
+        let read = |path: &PathBuf| fs::read(path).with_context(|| format!("{} cannot be read", path.display()));
+        let key = String::from_utf8(read(&self.key)?).with_context(|| format!("{} is no key", self.key.display()))?;
+        let key = key.trim_end().parse().with_context(|| format!("{} is not the key of a log", self.key.display()))?;
+        let verified = SignedNote::parse(&read(&self.receipt)?).map_err(anyhow::Error::from).and_then(|note| {
+            let statement = Receipt::read(&note, &key)?.statement;
+            let receipt: DeletionReceipt = serde_json::from_str(&statement)?;
+            anyhow::ensure!(serde_json::to_string(&receipt)? == statement, "the receipt is not in its canonical form");
+            anyhow::ensure!(receipt.rows.values().all(|rows| rows.left == 0), "the receipt says that rows are left");
+            Ok((receipt, statement))
+        });
+        Ok(match verified {
+            Ok((_, statement)) if self.json => output::told(Outcome::Valid, output::say(format_args!("{statement}"))),
+            Ok((receipt, _)) => output::told(Outcome::Valid, output::say(format_args!("{}", told(&receipt)))),
+            Err(error) => {
+                output::note(format_args!("invalid: {}", Chain(error.as_ref())));
+                Outcome::Invalid
+            }
+        })
+    }
+}
+
+/// Returns what a receipt says, for people.
+fn told(receipt: &DeletionReceipt) -> String {
+    let rows: u64 = receipt.rows.values().map(|rows| rows.erased).sum();
+    let mut lines = vec![
+        format!("valid: {} was deleted", receipt.org_id),
+        format!("requested {}, sealed {}, done {}", receipt.requested_at, receipt.sealed_at, receipt.completed_at),
+        format!("audit log: {} events, root {}; last event {}", receipt.log_size, receipt.log_root, receipt.fence),
+        format!("{rows} rows erased of {} tables, 0 left", receipt.rows.len()),
+        format!("{} secrets destroyed", receipt.secrets_destroyed),
+    ];
+    lines.extend(receipt.invoice.map(|number| format!("last invoice: {number}")));
+    lines.extend(receipt.identity_kept.as_ref().map(|kept| format!("kept: {} at {}", kept.external_id, kept.provider)));
+    lines.push(match receipt.stream_bytes_removed_at {
+        Some(at) => format!("the bytes of its events were removed {at}"),
+        None => "the bytes of its events wait for the next rewrite of their stream".to_owned(),
+    });
+    lines.join("\n")
 }
 
 fn account_to_json(report: &Report, ledger: &Ledger) -> anyhow::Result<String> {

@@ -18,7 +18,7 @@ pub use bundle::{
     CHECKPOINTS, CSV, FORMAT, HANDOVERS, JSONL, ListedFile, MANIFEST, Manifest, OCSF, POLICY, Payload, Without,
     decode_entries, decode_payloads, encode_entries, encode_payloads, log_key, payloads_path,
 };
-pub use cli::{AccountArgs, VerifyArgs};
+pub use cli::{AccountArgs, ReceiptArgs, VerifyArgs};
 pub use render::{CSV_HEAD, Entry};
 pub use report::{Finding, Outcome, Report};
 pub use verify::{KnownHead, Request, verify, verify_account};

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 use orgstream_events::Chain;
-use orgstream_verifier::{AccountArgs, VerifyArgs, output};
+use orgstream_verifier::{AccountArgs, ReceiptArgs, VerifyArgs, output};
 
 /// Verify an exported audit log, or compute the balances of an account again from it.
 #[derive(Parser)]
@@ -21,11 +21,14 @@ struct Cli {
 enum Job {
     /// Compute an organization's balances again from its exported audit log.
     Account(AccountArgs),
+    /// Verify the receipt of a deletion.
+    Receipt(ReceiptArgs),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse() {
         Cli { job: Some(Job::Account(args)), .. } => args.run(),
+        Cli { job: Some(Job::Receipt(args)), .. } => args.run(),
         Cli { job: None, args: Some(args) } => args.run(),
         Cli { job: None, args: None } => {
             Cli::command().error(ErrorKind::MissingRequiredArgument, "give --bundle and --pin").exit()

@@ -234,6 +234,9 @@ async fn run_batch(
         BatchStart::Open { parked } => parked,
         BatchStart::Moved { stored_seq } => return Ok(BatchOutcome::Moved { stored: stored_seq }),
         BatchStart::Fenced => return Ok(BatchOutcome::Fenced),
+        BatchStart::Deleted => {
+            return Ok(BatchOutcome::Applied { cost: Cost::default(), plan: PlanName::default(), elsewhere: false });
+        }
     };
     let (plan, working) = (tx.plan(), Instant::now());
     tx.turn_to(key.pipeline);

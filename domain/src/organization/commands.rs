@@ -301,3 +301,49 @@ impl Declared for ChangeLimits {
         Vec::new()
     }
 }
+
+/// Requests the deletion of the organization, for good. For owners who signed in a moment ago. At once nobody acts in it any more,
+/// and its API keys end; until the grace period is over, an owner can cancel the deletion.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RequestDeletion {
+    /// Slug of the organization, typed as a confirmation.
+    #[schema(value_type = String, example = "acme")]
+    pub slug: Slug,
+}
+
+/// Cancels the deletion of the organization. API keys that it has ended stay ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CancelDeletion {}
+
+macro_rules! deletions {
+    ($($command:ident = $name:literal: $event:literal, $suspended:literal;)*) => {$(
+        impl Declared for $command {
+            const SPEC: CommandSpec = CommandSpec {
+                name: $name,
+                requires: Requires::Permission(Permission::DeleteOrganization),
+                events: &[$event],
+                creates: false,
+                scope: Scope::Organization,
+                while_suspended: $suspended,
+                in_personal: true,
+                gives_access: $suspended,
+                hourly_limit: None,
+            };
+
+            fn about(&self, org: OrgId) -> About {
+                About::One(AggregateId::Organization(org))
+            }
+
+            fn grants(&self) -> Vec<Grant> {
+                Vec::new()
+            }
+        }
+    )*};
+}
+
+deletions! {
+    RequestDeletion = "request_deletion": "organization.deletion_requested", false;
+    CancelDeletion = "cancel_deletion": "organization.deletion_cancelled", true;
+}

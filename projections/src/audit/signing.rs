@@ -88,6 +88,27 @@ impl SigningDatabase {
         Ok((keys.fetch_all(&self.pool).await?, notes.fetch_all(&self.pool).await?))
     }
 
+    /// Returns the receipts of deletions that are to be signed; at most 100.
+    pub async fn receipts(&self) -> Result<Vec<(OrgId, String)>, DbError> {
+        let rows: Vec<(Uuid, String)> = sqlx::query_as(
+            "SELECT org, receipt FROM ops.deletions WHERE receipt IS NOT NULL AND note IS NULL ORDER BY org LIMIT 100",
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.into_iter().map(|(org, receipt)| (OrgId::from_uuid(org), receipt)).collect())
+    }
+
+    /// Stores a signed receipt. The first one counts.
+    pub async fn keep_receipt(&self, org: OrgId, receipt: &str, note: &str) -> Result<(), DbError> {
+        sqlx::query("UPDATE ops.deletions SET note = $3 WHERE org = $1 AND receipt = $2 AND note IS NULL")
+            .bind(org.uuid())
+            .bind(receipt)
+            .bind(note)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
     /// Returns the requests of readers that do not wait for the next round.
     pub async fn wishes(&self) -> Result<Wishes, DbError> {
         let mut listener = PgListener::connect_with(self.pool.inner()).await?;

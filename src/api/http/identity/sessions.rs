@@ -158,7 +158,6 @@ pub async fn start(State(app): State<Arc<App>>, parts: Parts) -> Result<Response
         email: login.email.as_deref(),
         email_verified: login.verified_email.is_some(),
     };
-    let known = app.db.note_sign_in(&noted).await?;
     let method = LoginMethod::oidc();
     let principal = Principal::User {
         user: login.user,
@@ -168,10 +167,8 @@ pub async fn start(State(app): State<Arc<App>>, parts: Parts) -> Result<Response
         session: None,
     };
     let origin = info(&parts).origin();
-    let personal = match known.personal_org {
-        Some(org) => org,
-        None => app.gateway.personal_organization(&principal, &origin).await?,
-    };
+    app.db.note_sign_in(&noted).await?;
+    let personal = app.gateway.personal_organization(&principal, &origin).await?;
     app.gateway.signed_in(&principal, &origin).await?;
     let active_org = match app.db.last_active_org(login.user).await? {
         Some(last) if last == personal || app.auth.member(&principal, last).await?.is_some() => last,

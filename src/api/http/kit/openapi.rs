@@ -358,6 +358,7 @@ fn path_parameters(path: &str) -> Vec<Value> {
                 "event" => ("The event", "evt_01h455vb4pex5vsknk084sn02q"),
                 "kind" => ("The kind", "evaluation"),
                 "plan" => ("The plan", "premium"),
+                "deletion" => ("The organization of the deletion, by its id", "org_01h455vb4pex5vsknk084sn02q"),
                 "path" => ("Which tile, or which bundle", "0/000"),
                 _ => ("", ""),
             };

@@ -105,6 +105,7 @@ fn location(org: OrgId, aggregate: &AggregateId) -> Option<String> {
         AggregateId::Domain(id) => Some(format!("/v1/organizations/{org}/domains/{id}")),
         AggregateId::Account(_) => Some(format!("/v1/organizations/{org}/account")),
         AggregateId::Invoice(_) => Some(format!("/v1/organizations/{org}/invoices")),
+        AggregateId::Deletion(id) => Some(format!("/v1/deletions/{id}")),
         AggregateId::Plan(_)
         | AggregateId::Member(_)
         | AggregateId::CatalogItem(_)

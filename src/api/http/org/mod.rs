@@ -4,6 +4,7 @@ pub mod account;
 pub mod api_keys;
 pub mod catalog;
 pub mod commands;
+pub mod deletions;
 pub mod domains;
 pub mod events;
 pub mod invitations;
@@ -32,6 +33,7 @@ use super::kit::routes::Routes;
 pub(super) fn routes() -> Routes {
     Routes::new()
         .merge(organizations::routes())
+        .merge(deletions::routes())
         .merge(usage::routes())
         .merge(usage_series::routes())
         .merge(limits::routes())

@@ -162,6 +162,9 @@ impl From<Organization> for OrganizationView {
             plan,
             limits: _,
             external_id: auth0_organization_id,
+            // Nobody reads an organization that is being deleted here, and the end of its keys is a matter of the keys.
+            delete_at: _,
+            keys_ended_at: _,
             version,
             created_at,
             updated_at,
