@@ -92,12 +92,23 @@ impl Gateway {
     ///
     /// Concurrent callers wait here, so that a thousand browser tabs are one command; several processes or a crash repeat
     /// the same command, and its id follows from the person.
-    pub async fn personal_organization(&self, principal: &Principal, origin: &Origin) -> Result<OrgId, Problem> {
+    /// `known` is the one that the person had a moment ago.
+    pub async fn personal_organization(
+        &self,
+        principal: &Principal,
+        origin: &Origin,
+        known: Option<OrgId>,
+    ) -> Result<OrgId, Problem> {
         let user = principal.person()?;
-        let _turn = self.founding_turn(user).await;
-        let known = self.db.personal_org(user).await?;
         if let Some(org) = known
             && !self.is_deleted(org).await?
+        {
+            return Ok(org);
+        }
+        let _turn = self.founding_turn(user).await;
+        // It may have been made meanwhile.
+        if let Some(org) = self.db.personal_org(user).await?
+            && known != Some(org)
         {
             return Ok(org);
         }

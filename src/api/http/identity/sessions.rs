@@ -167,8 +167,8 @@ pub async fn start(State(app): State<Arc<App>>, parts: Parts) -> Result<Response
         session: None,
     };
     let origin = info(&parts).origin();
-    app.db.note_sign_in(&noted).await?;
-    let personal = app.gateway.personal_organization(&principal, &origin).await?;
+    let known = app.db.note_sign_in(&noted).await?;
+    let personal = app.gateway.personal_organization(&principal, &origin, known.personal_org).await?;
     app.gateway.signed_in(&principal, &origin).await?;
     let active_org = match app.db.last_active_org(login.user).await? {
         Some(last) if last == personal || app.auth.member(&principal, last).await?.is_some() => last,
