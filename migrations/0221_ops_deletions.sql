@@ -62,4 +62,23 @@ BEGIN
     END IF;
     RAISE EXCEPTION 'the audit log is append-only' USING ERRCODE = '42501';
 END $$;
+
+-- The orgs whose deletion was requested and not taken up yet: ids and nothing else, as in 0018.
+GRANT SELECT (org, step) ON ops.deletions TO app_resolver;
+CREATE FUNCTION app.orgs_to_delete() RETURNS SETOF uuid LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT org.org_id FROM rm.organizations AS org
+    JOIN ops.checkpoints AS shown USING (org_id)
+    WHERE org.delete_at IS NOT NULL
+        AND shown.pipeline = 'read_models' AND shown.active AND shown.version = org.rm_version
+        AND NOT EXISTS (
+            SELECT FROM ops.deletions AS known WHERE known.org = org.org_id AND known.step <> 'cancelled'
+        )
+    ORDER BY org.delete_at LIMIT 1000
+$$;
+REVOKE ALL ON FUNCTION app.orgs_to_delete FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION app.orgs_to_delete TO app_ro;
+GRANT CREATE ON SCHEMA app TO app_resolver;
 RESET ROLE;
+ALTER FUNCTION app.orgs_to_delete OWNER TO app_resolver;
+REVOKE CREATE ON SCHEMA app FROM app_resolver;

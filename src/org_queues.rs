@@ -116,6 +116,6 @@ mod tests {
         let turn = queues.enter(ORG, 1).unwrap();
         drop(turn);
         let mut next = queues.enter(ORG, 2).unwrap().unwrap();
-        assert_eq!(next.next(|_| true, |queue| queue.len()), Some(vec![2]));
+        assert_eq!(next.next(|_| true, VecDeque::len), Some(vec![2]));
     }
 }

@@ -524,7 +524,7 @@ fn delete_organizations(db: &Database, gateway: Arc<Gateway>, collects: bool) ->
     Job::new(JobName::Deletions, move |stop| {
         let (db, gateway) = (db.clone(), Arc::clone(&gateway));
         async move {
-            Deletions::new(&db, gateway.handler(), collects).run(stop).await;
+            Box::pin(Deletions::new(&db, gateway.handler(), collects).run(stop)).await;
             Ok(())
         }
     })

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How long a process has a deletion before another takes it.
-const LEASE: Duration = Duration::from_secs(10);
+pub const LEASE: Duration = Duration::from_secs(10);
 /// The most deletions that are listed.
 const LISTED: i64 = 1_000;
 /// The columns of a deletion, in the order of [`Deletion`].
@@ -94,7 +94,7 @@ pub struct Deletion {
     /// How far it is.
     pub step: DeletionStep,
     /// The number of its taking.
-    epoch: u64,
+    pub epoch: u64,
     /// The person who requested it, who may read of it when the org has no members any more.
     pub requested_by: Option<UserId>,
     /// When it was requested.
@@ -158,7 +158,7 @@ pub struct TenantTable {
 }
 
 impl Database {
-    /// Returns the orgs whose deletion was requested and not cancelled, as the read models have them; at most 1,000.
+    /// Returns the orgs whose deletion was requested and is not taken up yet, as the read models have them; at most 1,000.
     pub async fn orgs_to_delete(&self) -> Result<Vec<OrgId>, DbError> {
         let orgs: Vec<uuid::Uuid> =
             sqlx::query_scalar("SELECT app.orgs_to_delete()").fetch_all(self.resolver_pool()).await?;
@@ -247,6 +247,19 @@ impl Database {
         .execute(self.eraser_pool())
         .await?;
         Ok(kept.rows_affected() == 1)
+    }
+
+    /// Goes on holding a deletion. False if another process has taken it.
+    pub async fn hold_deletion(&self, org: OrgId, epoch: u64) -> Result<bool, DbError> {
+        let held = sqlx::query(
+            "UPDATE ops.deletions SET due_at = now() + make_interval(secs => $3) WHERE org = $1 AND epoch = $2",
+        )
+        .bind(org.uuid())
+        .bind(to_bigint(epoch))
+        .bind(LEASE.as_secs_f64())
+        .execute(self.eraser_pool())
+        .await?;
+        Ok(held.rows_affected() == 1)
     }
 
     /// Stores it and keeps it.
@@ -370,10 +383,10 @@ impl Database {
         Ok(from_bigint(count))
     }
 
-    /// Erases up to `rows` of the org's rows of one version of a table; returns how many there were.
+    /// Erases up to `rows` of the org's rows of one version of a table, and counts them; returns how many there were.
     pub async fn erase_rows(
         &self,
-        deletion: &Deletion,
+        deletion: &mut Deletion,
         table: &TenantTable,
         version: i32,
         rows: u32,
@@ -384,11 +397,20 @@ impl Database {
             format!("DELETE FROM {name} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {name} WHERE org_id = $1 LIMIT $2))");
         let erased = sqlx::query(AssertSqlSafe(erase)).bind(deletion.org.uuid()).bind(i64::from(rows));
         let erased = erased.execute(&mut *tx).await?.rows_affected();
+        if erased > 0 {
+            // In the same transaction: what was erased is counted once.
+            deletion.facts.rows.entry(name.clone()).or_default().erased += erased;
+            sqlx::query("UPDATE ops.deletions SET facts = $2 WHERE org = $1")
+                .bind(deletion.org.uuid())
+                .bind(serde_json::to_value(&deletion.facts).unwrap_or_default())
+                .execute(&mut *tx)
+                .await?;
+        }
         tx.commit().await?;
         Ok(erased)
     }
 
-    /// Drops the org's indexes of words in search targets, and what is kept of its rebuilds. False while something is left.
+    /// Drops the org's indexes of words in search targets. False while something is left.
     pub async fn drop_indexes_elsewhere(&self, deletion: &Deletion, rows: u32) -> Result<bool, DbError> {
         let indexes: Vec<(i32, String)> =
             sqlx::query_as("SELECT version, target FROM ops.search_indexes WHERE org = $1 ORDER BY version")
@@ -406,10 +428,13 @@ impl Database {
                 .execute(self.eraser_pool())
                 .await?;
         }
-        sqlx::query("DELETE FROM ops.rebuilds WHERE org = $1")
-            .bind(deletion.org.uuid())
-            .execute(self.eraser_pool())
-            .await?;
         Ok(true)
+    }
+
+    /// Ends the rebuilds of an org that is erased, after a step that is under way.
+    pub async fn end_rebuilds(&self, deletion: &Deletion) -> Result<(), DbError> {
+        let end = sqlx::query("DELETE FROM ops.rebuilds WHERE org = $1");
+        end.bind(deletion.org.uuid()).execute(self.eraser_pool()).await?;
+        Ok(())
     }
 }

@@ -90,10 +90,24 @@ pub(crate) struct Changeset<'a> {
     limits: Option<&'a OrganizationLimits>,
     tenant_type: Option<TenantType>,
     external_id: Option<&'a str>,
-    /// When a deletion is carried out; none for one that was cancelled.
-    deletion: Option<Option<OffsetDateTime>>,
+    deletion: Option<DeletionChange>,
     keys_ended_at: Option<OffsetDateTime>,
     row_version: Option<RowVersion>,
+}
+
+#[derive(Clone, Copy)]
+enum DeletionChange {
+    At(OffsetDateTime),
+    Cancelled,
+}
+
+impl DeletionChange {
+    fn at(self) -> Option<OffsetDateTime> {
+        match self {
+            Self::At(at) => Some(at),
+            Self::Cancelled => None,
+        }
+    }
 }
 
 enum Suspension<'a> {
@@ -134,10 +148,10 @@ impl<'a> Changeset<'a> {
             OrganizationEvent::Upgraded(event) => self.tenant_type = Some(event.tenant_type),
             OrganizationEvent::IdentityLinked(event) => self.external_id = Some(&event.external_id),
             OrganizationEvent::DeletionRequested(event) => {
-                self.deletion = Some(Some(event.grace_until.to_datetime()));
+                self.deletion = Some(DeletionChange::At(event.grace_until.to_datetime()));
                 self.keys_ended_at = Some(row_version.at);
             }
-            OrganizationEvent::DeletionCancelled(_) => self.deletion = Some(None),
+            OrganizationEvent::DeletionCancelled(_) => self.deletion = Some(DeletionChange::Cancelled),
             // What is here goes once the organization is deleted.
             OrganizationEvent::Sealed(_) => {}
         }
@@ -188,7 +202,7 @@ impl<'a> Changeset<'a> {
                 self.external_id,
                 self.limits.map(Json) as _,
                 self.deletion.is_some(),
-                self.deletion.flatten(),
+                self.deletion.and_then(DeletionChange::at),
                 self.keys_ended_at,
             )
             .execute(connection)
@@ -229,7 +243,7 @@ impl<'a> Changeset<'a> {
             row_version.seq,
             self.external_id,
             Json(self.limits.unwrap_or(&no_limits)) as _,
-            self.deletion.flatten(),
+            self.deletion.and_then(DeletionChange::at),
             self.keys_ended_at,
         )
         .execute(connection)

@@ -10,7 +10,7 @@ use orgstream_events::{
     AggregateId, AggregateType, CommandId, Event, IdentityKept, InvoiceNumber, MemberEvent, MemberId, OrgId,
     OrganizationEvent, PLATFORM_ORG, Slug, SsoConnectionEvent, Timestamp, UserId, cause,
 };
-use orgstream_stream::{Freshness, Placement};
+use orgstream_stream::{Freshness, Placement, StreamName};
 
 use super::{
     founding::claimable,
@@ -169,10 +169,21 @@ impl CommandHandler {
         Ok(identity)
     }
 
-    /// Marks the messages of an organization up to its seal, so that the next rewrite of its shard leaves them out.
-    pub async fn mark_erased(&self, org: OrgId, fence: u64) -> Result<(), CommandError> {
-        let Some(placement) = self.log.placement(org).await? else { return Ok(()) };
-        Ok(self.log.mark_erased(placement.shard, org, fence).await?)
+    /// Marks all messages of an organization that is deleted, those behind its seal too, so that the next rewrite of its shard leaves
+    /// them out.
+    pub async fn mark_erased(&self, org: OrgId) -> Result<(), CommandError> {
+        let Some(Placement { shard, .. }) = self.log.placement(org).await? else { return Ok(()) };
+        let end = self.log.end_of(StreamName::Shard(shard)).await?;
+        Ok(self.log.mark_erased(shard, org, end.seq).await?)
+    }
+
+    /// Whether an organization has ended, and nothing of it begins again.
+    pub(super) async fn has_ended(&self, org: OrgId) -> Result<bool, CommandError> {
+        if self.log.placement(org).await?.is_none() {
+            return Ok(false);
+        }
+        let is_sealed = self.deletion(org).await?.is_some_and(|deletion| deletion.sealed_at.is_some());
+        Ok(is_sealed || self.receipt(org).await?.is_some())
     }
 
     /// Returns the organizations whose messages a rewrite has left out: their bytes are in no stream.

@@ -3,7 +3,7 @@
 use orgstream_domain::{
     CreateOrganization, DecisionContext, RenameOrganization,
     member::{MemberCommand, Members},
-    organization::{Organization, OrganizationCommand},
+    organization::{Organization, OrganizationCommand, OrganizationError},
 };
 use orgstream_events::{Actor, ActorType, AggregateId, CommitDraft, Event, MemberId, OrgId, Slug, TenantType, cause};
 use orgstream_stream::{AppendError, ClaimError, Freshness};
@@ -32,6 +32,10 @@ impl CommandHandler {
         // A refused command leaves nothing behind, here or elsewhere.
         Self::first::<Organization>(create(None), &decision_context)?;
         let founded = Self::first::<Members>(MemberCommand::Found { user_id: user, email }, &decision_context)?;
+        // Its id is never given again, and it claims nothing.
+        if self.has_ended(org).await? {
+            return Err(CommandError::Rejected(OrganizationError::Deleted.into()));
+        }
         if command.tenant_type == TenantType::Personal {
             // Its id follows from the person already; the claim records that for readers of the log alone.
             match self.log.claim("personal", &user.to_string(), org).await {

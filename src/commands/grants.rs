@@ -178,10 +178,10 @@ impl CommandHandler {
         if organization.state.has_ended_key_of(key.state.issued_at()) {
             return Ok(None);
         }
-        if key.state.creator().is_some_and(|creator| members.get(creator).is_none()) {
-            if organization.state.profile().is_none_or(|profile| profile.settings.revoke_keys_on_creator_exit) {
-                return Ok(None);
-            }
+        if key.state.creator().is_some_and(|creator| members.get(creator).is_none())
+            && organization.state.profile().is_none_or(|profile| profile.settings.revoke_keys_on_creator_exit)
+        {
+            return Ok(None);
         }
         Ok(Some((issued.role, Scopes::named(issued.scopes.as_deref()))))
     }

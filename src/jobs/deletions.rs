@@ -13,7 +13,7 @@ use metrics::counter;
 use orgstream_events::{Chain, DeletionReceipt, OrgId, Pipeline, RowsErased};
 use orgstream_projections::{
     Database, DbError, audit, checkpoints,
-    deletions::{Deletion, DeletionStep, TenantTable},
+    deletions::{Deletion, DeletionStep, LEASE, TenantTable},
 };
 use orgstream_transparency::SignedNote;
 use tokio::time::sleep;
@@ -89,7 +89,7 @@ impl<'a> Deletions<'a> {
     /// Deletes until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {
-            match stop.run_until_cancelled(self.round()).await {
+            match stop.run_until_cancelled(Box::pin(self.round())).await {
                 None => return,
                 Some(Ok(())) => {}
                 Some(Err(error)) => {
@@ -102,13 +102,17 @@ impl<'a> Deletions<'a> {
     /// Takes every step that is due.
     pub async fn round(&mut self) -> Result<(), DeletionError> {
         if self.compared.is_none_or(|compared| compared.elapsed() >= COMPARED) {
-            self.compare_with_receipts().await?;
-            self.compared = Some(Instant::now());
+            match self.compare_with_receipts().await {
+                Ok(()) => self.compared = Some(Instant::now()),
+                Err(error) => {
+                    tracing::warn!(error = %Chain(&error), "receipts of deletions cannot be compared at the moment");
+                }
+            }
         }
         for org in self.db.orgs_to_delete().await? {
-            if let Some(requested) = self.handler.deletion(org).await? {
-                let by = self.handler.person_behind(org, &requested.requested_by).await?;
-                self.db.note_deletion(org, by, requested.requested_at, requested.grace_until).await?;
+            // What is wrong with one of them is nothing to the others.
+            if let Err(error) = self.take_up(org).await {
+                tracing::warn!(org.id = %org, error = %Chain(&error), "a deletion cannot be taken up at the moment");
             }
         }
         while let Some(mut deletion) = self.db.take_deletion().await? {
@@ -123,12 +127,23 @@ impl<'a> Deletions<'a> {
         Ok(())
     }
 
+    /// Takes up the deletion of an organization that has requested it.
+    async fn take_up(&self, org: OrgId) -> Result<(), DeletionError> {
+        if let Some(requested) = self.handler.deletion(org).await? {
+            let by = self.handler.person_behind(org, &requested.requested_by).await?;
+            self.db.note_deletion(org, by, requested.requested_at, requested.grace_until).await?;
+        }
+        Ok(())
+    }
+
     /// Finds organizations that are deleted, and of which the database does not know that: an older backup was restored. And those
     /// whose bytes a rewrite has removed.
     async fn compare_with_receipts(&self) -> Result<(), DeletionError> {
         for org in self.handler.completed_deletions().await? {
-            if self.db.deletion_step(org).await? != Some(DeletionStep::Done) {
-                self.erase_again(org).await?;
+            if self.db.deletion_step(org).await? != Some(DeletionStep::Done)
+                && let Err(error) = self.erase_again(org).await
+            {
+                tracing::warn!(org.id = %org, error = %Chain(&error), "a deletion cannot be carried out again at the moment");
             }
         }
         self.db.note_bytes_removed(&self.handler.left_out().await?).await?;
@@ -150,24 +165,19 @@ impl<'a> Deletions<'a> {
             return Ok(());
         }
         loop {
-            let taken = match deletion.step {
-                DeletionStep::Requested => self.wait_for_grace(deletion).await?,
-                DeletionStep::Billing => self.bill(deletion).await?,
-                DeletionStep::Sealing => self.seal(deletion).await?,
-                DeletionStep::Shredding => {
-                    deletion.facts.secrets_destroyed = self.handler.shred(deletion.org).await?;
-                    Taken::Next(DeletionStep::Erasing)
-                }
-                DeletionStep::Erasing => self.erase(deletion).await?,
-                DeletionStep::Releasing => self.release(deletion).await?,
-                DeletionStep::Signing => self.complete(deletion).await?,
-                DeletionStep::Done | DeletionStep::Cancelled => return Ok(()),
+            let (org, epoch) = (deletion.org, deletion.epoch);
+            let taken = tokio::select! {
+                taken = self.take_step(deletion) => taken?,
+                lost = self.hold(org, epoch) => return Err(lost),
             };
             match taken {
                 Taken::Next(step) => {
                     tracing::info!(org.id = %deletion.org, step = step.name(), "a deletion has come to its next step");
                     (deletion.step, deletion.waits_for) = (step, None);
                     self.keep(deletion).await?;
+                    if matches!(step, DeletionStep::Done | DeletionStep::Cancelled) {
+                        return Ok(());
+                    }
                 }
                 Taken::Waits(what, pause) => {
                     deletion.waits_for = Some(what.to_owned());
@@ -177,6 +187,34 @@ impl<'a> Deletions<'a> {
                         Err(DeletionError::Taken)
                     };
                 }
+            }
+        }
+    }
+
+    async fn take_step(&self, deletion: &mut Deletion) -> Result<Taken, DeletionError> {
+        match deletion.step {
+            DeletionStep::Requested => self.wait_for_grace(deletion).await,
+            DeletionStep::Billing => self.bill(deletion).await,
+            DeletionStep::Sealing => self.seal(deletion).await,
+            DeletionStep::Shredding => {
+                deletion.facts.secrets_destroyed = self.handler.shred(deletion.org).await?;
+                Ok(Taken::Next(DeletionStep::Erasing))
+            }
+            DeletionStep::Erasing => self.erase(deletion).await,
+            DeletionStep::Releasing => self.release(deletion).await,
+            DeletionStep::Signing => self.complete(deletion).await,
+            // It is not looked at again.
+            DeletionStep::Done | DeletionStep::Cancelled => Ok(Taken::Waits("nothing", LONGEST)),
+        }
+    }
+
+    /// Holds a deletion while a step goes on; ends when another process has it.
+    async fn hold(&self, org: OrgId, epoch: u64) -> DeletionError {
+        loop {
+            sleep(LEASE / 4).await;
+            // A step that counts rows holds it itself, so that this one fails.
+            if matches!(self.db.hold_deletion(org, epoch).await, Ok(false)) {
+                return DeletionError::Taken;
             }
         }
     }
@@ -202,6 +240,8 @@ impl<'a> Deletions<'a> {
         match self.handler.deletion(deletion.org).await? {
             None => return Ok(Taken::Next(DeletionStep::Cancelled)),
             Some(requested) if requested.sealed_at.is_some() => return Ok(Taken::Next(DeletionStep::Sealing)),
+            // It was cancelled meanwhile, and requested again.
+            Some(requested) if requested.grace_until > now() => return Ok(Taken::Next(DeletionStep::Requested)),
             Some(_) => {}
         }
         Ok(match self.handler.bill_finally(deletion.org, self.collects).await? {
@@ -216,8 +256,12 @@ impl<'a> Deletions<'a> {
 
     /// Seals it, and waits until everything up to the seal is applied and signed.
     async fn seal(&self, deletion: &mut Deletion) -> Result<Taken, DeletionError> {
-        if self.handler.deletion(deletion.org).await?.is_none() {
-            return Ok(Taken::Next(DeletionStep::Cancelled));
+        match self.handler.deletion(deletion.org).await? {
+            None => return Ok(Taken::Next(DeletionStep::Cancelled)),
+            Some(requested) if requested.sealed_at.is_none() && requested.grace_until > now() => {
+                return Ok(Taken::Next(DeletionStep::Requested));
+            }
+            Some(_) => {}
         }
         let sealed = self.handler.seal(deletion.org).await?;
         (deletion.fence, deletion.facts.sealed_at) = (Some(sealed.fence), Some(sealed.at));
@@ -244,7 +288,7 @@ impl<'a> Deletions<'a> {
     /// Erases the rows of every table, until a round finds none.
     async fn erase(&self, deletion: &mut Deletion) -> Result<Taken, DeletionError> {
         let tables = self.db.tenant_tables().await?;
-        let newest = match deletion.facts.versions {
+        let mut newest = match deletion.facts.versions {
             Some(newest) => newest,
             None => {
                 // Found out before anything that says it is gone.
@@ -260,6 +304,9 @@ impl<'a> Deletions<'a> {
             }
         };
         for round in 0.. {
+            // A rebuild may have begun another version meanwhile.
+            newest = newest.max(self.db.newest_version(deletion).await?);
+            self.db.end_rebuilds(deletion).await?;
             let mut last = None;
             for table in &tables {
                 if self.erase_table(deletion, table, newest).await? > 0 {
@@ -276,6 +323,7 @@ impl<'a> Deletions<'a> {
         }
         for table in &tables {
             let left = self.count(deletion, table, newest).await?;
+            deletion.facts.rows.entry(table.name.clone()).or_default().left = left;
             if left > 0 {
                 return Err(DeletionError::RowsComeBack { table: table.name.clone() });
             }
@@ -295,10 +343,6 @@ impl<'a> Deletions<'a> {
                 let began = Instant::now();
                 let rows = self.db.erase_rows(deletion, table, version, ROWS).await?;
                 erased += rows;
-                if rows > 0 {
-                    deletion.facts.rows.entry(table.name.clone()).or_default().erased += rows;
-                    self.keep(deletion).await?;
-                }
                 if rows < u64::from(ROWS) {
                     break;
                 }
@@ -327,8 +371,8 @@ impl<'a> Deletions<'a> {
 
     /// Has the receipt signed, and appends it to the platform's log.
     async fn complete(&self, deletion: &mut Deletion) -> Result<Taken, DeletionError> {
-        self.handler.mark_erased(deletion.org, deletion.fence.unwrap_or_default()).await?;
         if self.handler.receipt(deletion.org).await?.is_some() {
+            self.handler.mark_erased(deletion.org).await?;
             return Ok(Taken::Next(DeletionStep::Done));
         }
         if deletion.receipt.is_none() {
@@ -353,6 +397,8 @@ impl<'a> Deletions<'a> {
         }
         let Some(note) = &deletion.note else { return Ok(Taken::Waits("the signing process", PAUSE)) };
         self.handler.complete_deletion(deletion.org, note.clone()).await?;
+        // Not before: without its history and without a receipt an organization could not be told from one that never was.
+        self.handler.mark_erased(deletion.org).await?;
         counter!("orgstream_deletions_total").increment(1);
         tracing::info!(org.id = %deletion.org, "an organization was deleted");
         Ok(Taken::Next(DeletionStep::Done))
@@ -366,8 +412,8 @@ fn versions(table: &TenantTable, newest: i32) -> std::ops::RangeInclusive<i32> {
 
 /// Reads what a receipt says, which is in a log whose messages are signed themselves.
 fn read(note: &str) -> Result<DeletionReceipt, DeletionError> {
-    let unreadable = |cause| DeletionError::Receipt(cause);
-    let note = SignedNote::parse(note.as_bytes()).map_err(|error| unreadable(orgstream_events::cause(error)))?;
+    let note =
+        SignedNote::parse(note.as_bytes()).map_err(|error| DeletionError::Receipt(orgstream_events::cause(error)))?;
     let statement = note.text().lines().nth(1).unwrap_or_default();
-    serde_json::from_str(statement).map_err(|error| unreadable(orgstream_events::cause(error)))
+    serde_json::from_str(statement).map_err(|error| DeletionError::Receipt(orgstream_events::cause(error)))
 }

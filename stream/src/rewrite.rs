@@ -285,7 +285,11 @@ impl<'a, F: FnMut(RewriteStep) + Send> Run<'a, F> {
         };
         let mut run = Self { log, shard, told, record: record.clone(), record_seq, rewriting, fenced: None };
         let record = ShardRecord { begun: run.rewriting.to, rewriting: Some(run.rewriting.clone()), ..record };
+        let given_up = (record.generation + 1)..run.rewriting.to;
         run.write_record(record).await?;
+        for generation in given_up {
+            run.delete_copies(generation).await?;
+        }
         Ok(run)
     }
 
@@ -295,7 +299,7 @@ impl<'a, F: FnMut(RewriteStep) + Send> Run<'a, F> {
 
     /// The mirror from which is purged.
     fn copy_name(&self) -> String {
-        format!("{}_copy", self.new_name())
+        copy_of(&self.new_name())
     }
 
     fn new_name(&self) -> String {
@@ -480,12 +484,20 @@ impl<'a, F: FnMut(RewriteStep) + Send> Run<'a, F> {
             config.allow_direct = true;
         })
         .await?;
-        for name in [self.new_name(), self.copy_name()] {
+        // First of all the copies are nobody's: a run that goes on with them would have them deleted under it.
+        self.write_record(ShardRecord { rewriting: None, ..self.record.clone() }).await?;
+        self.delete_copies(self.rewriting.to).await
+    }
+
+    /// Deletes what an earlier run has left of a generation that serves nothing.
+    async fn delete_copies(&self, generation: u32) -> Result<(), RewriteError> {
+        let name = streams::name(self.shard, generation);
+        for name in [copy_of(&name), name] {
             if self.log.stream_info(&name).await?.is_some() {
                 self.done("delete a stream", format!("STREAM.DELETE.{name}"), &json!({})).await?;
             }
         }
-        self.write_record(ShardRecord { rewriting: None, ..self.record.clone() }).await
+        Ok(())
     }
 
     async fn write_record(&mut self, record: ShardRecord) -> Result<(), RewriteError> {
@@ -672,6 +684,10 @@ impl<'a, F: FnMut(RewriteStep) + Send> Run<'a, F> {
     fn differs(&self, what: String) -> RewriteError {
         RewriteError::Differs { shard: self.shard, what }
     }
+}
+
+fn copy_of(name: &str) -> String {
+    format!("{name}_copy")
 }
 
 fn mark_subject(shard: Shard, org: &str) -> String {

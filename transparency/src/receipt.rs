@@ -2,7 +2,7 @@
 //!
 //! The first line says what the note is, so that no head of a log is a receipt and no receipt a head: a head's second line is a number.
 
-use crate::{BadSignature, FormatError, LogKey, LogSigner, SignedNote, text::line};
+use crate::{BadSignature, FormatError, KeyName, LogKey, LogSigner, SignedNote, text::line};
 
 /// The first line of the note.
 const MAGIC: &str = "orgstream.dev/deletion-receipt@v1";
@@ -25,7 +25,7 @@ pub enum ReceiptError {
     BadSignature(#[from] BadSignature),
     /// The key has not signed it.
     #[error("the receipt is not signed by the key {0}")]
-    Unsigned(LogKey),
+    Unsigned(KeyName),
 }
 
 impl Receipt {
@@ -48,7 +48,7 @@ impl Receipt {
         }
         match key.verify(note)? {
             Some(()) => Ok(Self { statement: statement.to_owned() }),
-            None => Err(ReceiptError::Unsigned(key.clone())),
+            None => Err(ReceiptError::Unsigned(key.name().clone())),
         }
     }
 }

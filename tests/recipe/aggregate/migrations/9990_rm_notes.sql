@@ -22,6 +22,9 @@ CREATE POLICY floor ON rm.notes AS RESTRICTIVE FOR ALL TO PUBLIC
     USING (org_id = (SELECT app.org())) WITH CHECK (org_id = (SELECT app.org()));
 CREATE POLICY version ON rm.notes AS RESTRICTIVE FOR ALL TO PUBLIC
     USING (rm_version = (SELECT app.rm_version())) WITH CHECK (rm_version = (SELECT app.rm_version()));
+CREATE POLICY erasure ON rm.notes AS PERMISSIVE FOR ALL TO app_eraser
+    USING (org_id = (SELECT app.org()) AND (SELECT app.is_erasing())) WITH CHECK (false);
+GRANT SELECT, DELETE ON rm.notes TO app_eraser;
 GRANT SELECT, INSERT, UPDATE, DELETE ON rm.notes TO app_rw;
 GRANT SELECT ON rm.notes TO app_ro;
 RESET ROLE;
