@@ -81,13 +81,13 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.benchmark {
         Benchmark::Access(args) => access::run(args).await,
         Benchmark::Account(args) => Box::pin(account::run(args)).await,
-        Benchmark::Append(args) => append::run(args).await,
+        Benchmark::Append(args) => Box::pin(append::run(args)).await,
         Benchmark::AppendOnly(args) => Box::pin(append_only::run(args)).await,
-        Benchmark::Audit(args) => audit::run(args).await,
+        Benchmark::Audit(args) => Box::pin(audit::run(args)).await,
         Benchmark::Fairness(args) => fairness::run(*args).await,
         Benchmark::History(args) => Box::pin(history::run(args)).await,
-        Benchmark::Project(args) => project::run(args).await,
-        Benchmark::Search(args) => search::run(args).await,
+        Benchmark::Project(args) => Box::pin(project::run(args)).await,
+        Benchmark::Search(args) => Box::pin(search::run(args)).await,
         Benchmark::Views(args) => Box::pin(views::run(args)).await,
     }
 }
