@@ -260,7 +260,10 @@ async fn s3_5_a_thousand_tenants_share_one_set_of_processes() {
     let (more_memory, more_connections) = held(&cluster).await;
     // No tenant has a connection, a stream or a task of its own: what is under way at once may have one. The growth of caches per
     // tenant is bounded, and small.
-    assert!(more_connections <= connections + AT_ONCE as i64, "{connections} connections became {more_connections}");
+    assert!(
+        more_connections <= connections + i64::try_from(AT_ONCE).unwrap(),
+        "{connections} connections became {more_connections}"
+    );
     let each = more_memory.saturating_sub(memory) / 900;
     assert!(each < 128 << 10, "every tenant takes {each} bytes: {memory} became {more_memory}");
 }
